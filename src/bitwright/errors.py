@@ -1,0 +1,61 @@
+"""Everything that Bitwright raises on purpose.
+
+    BitwrightError
+    ├── InputError          the command, its options, or the user's data are wrong
+    │   ├── RecipeError     an unknown key, a rule that matches nothing, a scheme nobody knows
+    │   └── DataError       calibration or evaluation data that cannot be used
+    ├── ModelError          a model directory that is missing, incomplete or of an unknown architecture
+    ├── CheckpointError     a file whose bytes do not say what they should
+    ├── NumericsError       NaN or infinity where numbers are needed; shapes or codes that break an invariant
+    ├── KernelError         a kernel variant that this machine lacks, or arguments it cannot take
+    ├── TargetError         a plan that a target runtime cannot run
+    └── BudgetError         the accuracy budget is not met, or the sample cannot decide it
+
+A message says what, where, the numbers, and what to do. The command line prints it in one line; --debug adds the traceback.
+"""
+
+
+class BitwrightError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class InputError(BitwrightError):
+    """The command, an option or the user's data are wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe with an unknown key, an unknown scheme, or a rule that matches nothing."""
+
+
+class DataError(InputError):
+    """Calibration or evaluation data that cannot be used."""
+
+
+class ModelError(BitwrightError):
+    """A model directory that is missing, incomplete or of an unknown architecture."""
+
+
+class CheckpointError(BitwrightError):
+    """A file whose bytes do not say what they should."""
+
+
+class NumericsError(BitwrightError):
+    """NaN or infinity where numbers are needed; shapes or codes that break an invariant."""
+
+
+class KernelError(BitwrightError):
+    """A kernel variant that this machine lacks, or arguments that it cannot take."""
+
+
+class TargetError(BitwrightError):
+    """A plan that a target runtime cannot run."""
+
+
+class BudgetError(BitwrightError):
+    """The accuracy budget is not met, or the sample is too small to decide it."""
+
+    exit_code = 3

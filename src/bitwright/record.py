@@ -1,0 +1,100 @@
+"""The Record: everything that a run measured, as JSON (`record.json`). The report is rebuilt from it alone.
+
+Keys of version 1 (a key is absent, or null, when its step did not run; times in seconds, sizes in bytes, losses as fractions):
+
+    record_version 1 · bitwright_version · created (UTC, ISO 8601) · command (what reproduces the run) · exit_code
+    model        name, model_type, architectures [..], task ("embedding" | "sequence-classification" | "token-classification" |
+                 "question-answering"), n_parameters, n_blocks, license (or null), source_sha256, dtype
+    recipe       the resolved recipe
+    plan         [{name, block (or null), role, unit, shape [N, K], scheme, method, bytes_before, bytes_after, reason}], one per
+                 linear and per embedding table; scheme "16bit" is a fallback or an exclusion, and reason says which
+    evaluation   metric {name, kind, label_free, higher_is_better}, n_tuning, n_held_out, float_score, quantized_score,
+                 loss, loss_lower, loss_upper (one-sided 95 % bounds), confidence 0.95, max_loss, verdict ("met" | "not met" |
+                 "undecided"), needed_samples (or null), companions {name: value}, seed
+    steps        [{n_fallback, unit (or null for the first), loss, loss_upper, bytes, decided_on "tuning"}] in order: the fallback search
+    sensitivity  {n_samples, spearman_with_metric_loss (or null), metric, rows [{name, block, role, unit, mode ("one" | "all but one"),
+                 emd, sqnr_db, cosine, rank_flips, metric_loss}], units [...same keys...], groups [...same keys, name = role]}
+    distributions [{name, role, weight {edges, before, after}, activation {edges, before, after} or null}], counts as fractions
+    size         {source_bytes, checkpoint_bytes, weights_before, weights_after}
+    speed        {threads, rows [{runtime, batch, tokens, median_ms, min_ms, per_second, ratio_to_fp32}], peak_rss_mib {runtime: ..}}
+    verify       [{target ("bitwright" | "transformers" | "sentence-transformers"), ok, checks {name: value}, detail}]
+    warnings     [text]
+    environment  {cpu, cores, isa, os, python, torch, transformers, bitwright, threads}
+    timings_s    {step: seconds}
+"""
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import CheckpointError
+
+RECORD_VERSION = 1
+RECORD_FILE = "record.json"
+
+Record = dict[str, Any]
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write a record, all or nothing. Infinity and NaN, which JSON lacks, become the strings "inf", "-inf" and "nan"."""
+    write_text_atomically(path, json.dumps(_jsonable(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Read a record (a file, or a directory that holds `record.json`).
+
+    Raises:
+        CheckpointError: no such file, not JSON, or a version that this release cannot read.
+    """
+    path = path / RECORD_FILE if path.is_dir() else path
+    try:
+        record = _restored(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no record here; is this a directory that `bitwright quantize` wrote?") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a record ({error})") from None
+    version = record.get("record_version") if isinstance(record, dict) else None
+    if version != RECORD_VERSION:
+        raise CheckpointError(f"{path}: record_version is {version!r}, this release reads {RECORD_VERSION}")
+    return dict(record)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file by way of a temporary one beside it, so that a reader never sees half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+_NAMED_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NAMED_FLOATS.get(value, value)
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    return value
