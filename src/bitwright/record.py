@@ -40,7 +40,7 @@ Record = dict[str, Any]
 
 def write_record(record: Record, path: Path) -> None:
     """Write a record, all or nothing. Infinity and NaN, which JSON lacks, become the strings "inf", "-inf" and "nan"."""
-    write_text_atomically(path, json.dumps(_jsonable(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text_atomically(path, json.dumps(plain_data(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_record(path: Path) -> Record:
@@ -80,13 +80,14 @@ def write_text_atomically(path: Path, text: str) -> None:
 _NAMED_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
-def _jsonable(value: Any) -> Any:
+def plain_data(value: Any) -> Any:
+    """`value` as JSON can hold it: infinity and NaN become the strings "inf", "-inf" and "nan"; tuples become lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [plain_data(item) for item in value]
     return value
 
 

@@ -1,0 +1,27 @@
+"""bitwright compare: two results side by side."""
+
+from pathlib import Path
+
+import click
+
+from bitwright.cli.terminal import out, print_json, table
+from bitwright.record import read_record, write_text_atomically
+
+
+@click.command("compare")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Also write the comparison as a page.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def command(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
+    """Compare two results (directories that `bitwright quantize` wrote, or their record.json)."""
+    from bitwright.report import compare_records, render_comparison
+
+    first, second = read_record(a), read_record(b)
+    if html:
+        write_text_atomically(html, render_comparison(first, second))
+    rows = compare_records(first, second)
+    if as_json:
+        print_json(rows)
+        return
+    out.print(rows)

@@ -1,0 +1,16 @@
+"""bitwright report: rebuild the page from the record."""
+
+from pathlib import Path
+
+import click
+
+from bitwright.cli.terminal import out
+
+
+@click.command("report")
+@click.argument("directory", type=click.Path(path_type=Path))
+def command(directory: Path) -> None:
+    """Rebuild DIRECTORY/report.html from DIRECTORY/record.json."""
+    from bitwright.report import write_report
+
+    out.print(str(write_report(directory)), soft_wrap=True, markup=False)

@@ -1,0 +1,108 @@
+"""`Model`: a float or quantized model that is ready to run."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError, ModelError, NumericsError
+from bitwright.models.load import LoadedModel, max_tokens
+from bitwright.models.pooling import Pooling, pool, read_pooling
+
+Track = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(slots=True)
+class Model:
+    """A model with the Hugging Face forward and `encode`.
+
+    hf: the transformers module, in eval mode; for a quantized checkpoint its linears are ours.
+    task: what it was trained for; it decides what `encode` returns.
+    backend: what runs the linears: "torch" (float) or "kernels:<isa>".
+    max_tokens: longer texts are cut there, as the tokenizer and the model say.
+    """
+
+    hf: nn.Module
+    tokenizer: Any
+    task: str
+    pooling: Pooling
+    max_tokens: int
+    backend: str
+    path: Path
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The Hugging Face forward, without gradients."""
+        with torch.inference_mode():
+            return self.hf(**inputs)
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 32, track: Track = iter) -> np.ndarray:
+        """One vector per text: float32 (n, H) embeddings, or (n, labels) logits of a sequence classifier.
+
+        Embeddings are pooled and normalised as the model's own sentence-transformers files say. Token-level models
+        (token classification, question answering) give their logits averaged over the tokens; for the logits of each
+        token call the model. Texts are batched by length, so that little of the work is padding; the order of the
+        result is that of `texts`.
+
+        Raises:
+            InputError: `texts` is a single string, or holds something that is no string; batch_size < 1.
+            ModelError: the directory has no tokenizer.
+            NumericsError: the model produced NaN or infinity.
+        """
+        tokens = self.tokenize(texts, batch_size=batch_size)
+        order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), i))
+        rows: list[np.ndarray] = [np.empty(0)] * len(tokens)
+        starts = range(0, len(order), batch_size)
+        for start in track(starts):
+            chosen = order[start : start + batch_size]
+            batch = self.tokenizer.pad({"input_ids": [tokens[i] for i in chosen]}, return_tensors="pt")
+            vectors = self.vectors(batch["input_ids"], batch["attention_mask"]).numpy()
+            if not np.isfinite(vectors).all():
+                raise NumericsError(
+                    f"{self.path}: the model's output has {int((~np.isfinite(vectors)).sum())} values of "
+                    f"{vectors.size} that are NaN or infinite"
+                )
+            for i, vector in zip(chosen, vectors, strict=True):
+                rows[i] = vector
+        if not rows:
+            return np.empty((0, 0), dtype=np.float32)
+        return np.stack(rows).astype(np.float32, copy=False)
+
+    def tokenize(self, texts: Sequence[str], *, batch_size: int = 32) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut at `max_tokens`. Raises as `encode`."""
+        if isinstance(texts, str):
+            raise InputError("encode takes a list of texts, this is one string; pass [text]")
+        wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise InputError(f"text {wrong} is {type(texts[wrong]).__name__}, not str")
+        if batch_size < 1:
+            raise InputError(f"batch_size = {batch_size}: at least 1")
+        if self.tokenizer is None:
+            raise ModelError(f"{self.path}: has no tokenizer that transformers can build; call the model with token ids")
+        if not texts:
+            return []
+        return list(self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"])
+
+    def vectors(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Float32 (B, H): what `encode` gives for a padded batch of token ids and its 0/1 mask."""
+        with torch.inference_mode():
+            out = self.hf(input_ids=ids_BT, attention_mask=mask_BT)
+            if self.task == "embedding":
+                return pool(out.last_hidden_state.float(), mask_BT, self.pooling)
+            if self.task == "sequence-classification":
+                return out.logits.float()  # type: ignore[no-any-return]
+            logits = out.logits if self.task == "token-classification" else torch.stack(
+                (out.start_logits, out.end_logits), dim=-1
+            )  # fmt: skip
+            weights = mask_BT.unsqueeze(-1).to(torch.float32)
+            return (logits.float() * weights).sum(1) / weights.sum(1)
+
+
+def float_model(loaded: LoadedModel) -> Model:
+    """A source model, as loaded, ready to run in float."""
+    return Model(
+        loaded.model, loaded.tokenizer, loaded.task, read_pooling(loaded.path), max_tokens(loaded), "torch", loaded.path
+    )

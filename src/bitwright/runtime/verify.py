@@ -1,0 +1,147 @@
+"""Load a finished checkpoint in a clean process, in each runtime that claims it, and compare what comes out.
+
+The parent hands over token ids and what our model, still in memory, made of them. The child (this file, run as a module)
+loads the directory as a user of that runtime would: only the "bitwright" target imports our code.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_CHILD_SECONDS = 600
+
+# The least mean cosine with our own output that passes. Ours must be equal. Plain readers simulate the activation codes with
+# their own zero-point rounding, and run 16-bit layers in float32, so they are close, not equal.
+LEAST_COSINE = {"bitwright": 1.0, "transformers": 0.999, "sentence-transformers": 0.999}
+# Packages that a target needs besides transformers.
+NEEDS = {"transformers": ("compressed_tensors",), "sentence-transformers": ("compressed_tensors", "sentence_transformers")}
+
+
+def verify(
+    directory: Path, targets: Sequence[str], ids_BT: np.ndarray, mask_BT: np.ndarray, ours: np.ndarray, n_integer: int
+) -> list[dict[str, Any]]:
+    """Check `directory` in every target; one row per target, as the Record documents.
+
+    Args:
+        ids_BT, mask_BT: int64 token ids and their 0/1 mask.
+        ours: (B, H) what the model in memory gives for them: pooled embeddings or logits.
+        n_integer: linears that must run on integer kernels in one forward of the "bitwright" target.
+    """
+    rows = []
+    for target in targets:
+        missing = [name for name in NEEDS.get(target, ()) if not _importable(name)]
+        if target not in LEAST_COSINE:
+            rows.append(_row(target, None, {}, "this release cannot check this runtime"))
+        elif missing:
+            rows.append(_row(target, None, {}, f"not checked: {', '.join(missing)} not installed"))
+        else:
+            rows.append(_verify_one(directory, target, ids_BT, mask_BT, ours, n_integer))
+    return rows
+
+
+def _verify_one(
+    directory: Path, target: str, ids_BT: np.ndarray, mask_BT: np.ndarray, ours: np.ndarray, n_integer: int
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
+        given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
+        np.savez(given, ids=ids_BT, mask=mask_BT)
+        command = [sys.executable, "-m", "bitwright.runtime.verify", target, str(directory), str(given), str(result)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        try:
+            child = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, env=environment)
+        except subprocess.TimeoutExpired:
+            return _row(target, False, {}, f"no answer within {_CHILD_SECONDS} s")
+        if child.returncode != 0 or not result.exists():
+            last = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+            return _row(target, False, {}, f"loading or running failed: {last[:300]}")
+        with np.load(result) as found:
+            theirs, integer_calls = found["vectors"], int(found["integer_calls"])
+    if theirs.shape != ours.shape:
+        return _row(target, False, {}, f"output shape {theirs.shape}, expected {ours.shape}")
+    cosines = _cosines(ours, theirs)
+    checks: dict[str, Any] = {
+        "mean_cosine": float(cosines.mean()),
+        "min_cosine": float(cosines.min()),
+        "max_abs_diff": float(np.abs(ours - theirs).max()),
+    }
+    ok = bool(cosines.mean() >= LEAST_COSINE[target])
+    if target == "bitwright":
+        checks |= {"integer_kernel_calls": integer_calls, "integer_kernel_calls_expected": n_integer}
+        ok = checks["max_abs_diff"] == 0.0 and integer_calls == n_integer
+    wanted = "equal outputs, integer kernels counted" if target == "bitwright" else f"cosine ≥ {LEAST_COSINE[target]}"
+    return _row(target, ok, checks, f"reloaded in a clean process; {wanted}")
+
+
+def _row(target: str, ok: bool | None, checks: dict[str, Any], detail: str) -> dict[str, Any]:
+    return {"target": target, "ok": ok, "checks": checks, "detail": detail}
+
+
+def _importable(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    equal = (a == b).all(axis=1)
+    return np.where(equal, 1.0, (a * b).sum(1) / np.where(norms > 0, norms, 1.0))
+
+
+def _child(target: str, directory: str, given: str, result: str) -> None:
+    """Run `directory` in `target` on the given ids; write the vectors and the count of integer kernel calls."""
+    import torch
+
+    with np.load(given) as file:
+        ids, mask = torch.from_numpy(file["ids"]), torch.from_numpy(file["mask"])
+    integer_calls = 0
+    if target == "bitwright":
+        from bitwright.kernels import cpu
+        from bitwright.runtime.load import load
+
+        model = load(directory)
+        before = cpu.kernel_calls()
+        vectors = model.vectors(ids, mask)
+        integer_calls = cpu.kernel_calls() - before
+    elif target == "sentence-transformers":
+        from sentence_transformers import SentenceTransformer
+
+        with torch.inference_mode():
+            encoder = SentenceTransformer(directory, device="cpu")
+            vectors = encoder({"input_ids": ids, "attention_mask": mask})["sentence_embedding"].float()
+    else:
+        vectors = _plain_transformers(directory, ids, mask)
+    np.savez(result, vectors=vectors.numpy(), integer_calls=integer_calls)
+
+
+def _plain_transformers(directory: str, ids: Any, mask: Any) -> Any:
+    """The same vectors from the transformers library alone; only the pooling is ours."""
+    import torch
+    import transformers
+
+    from bitwright.models.load import task_of
+    from bitwright.models.pooling import read_pooling
+    from bitwright.runtime.model import Model
+
+    config = transformers.AutoConfig.from_pretrained(directory)
+    task = task_of(config)
+    classes = {
+        "embedding": transformers.AutoModel,
+        "sequence-classification": transformers.AutoModelForSequenceClassification,
+        "token-classification": transformers.AutoModelForTokenClassification,
+        "question-answering": transformers.AutoModelForQuestionAnswering,
+    }
+    hf = classes[task].from_pretrained(directory, dtype=torch.float32).eval()
+    path = Path(directory)
+    return Model(hf, None, task, read_pooling(path), ids.shape[1], "transformers", path).vectors(ids, mask)
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])
