@@ -1,0 +1,1 @@
+"""Model families as data, loading with validation, and pooling."""

@@ -1,0 +1,275 @@
+"""A model, loaded and checked. The only file that imports transformers at module level.
+
+Weights come from safetensors where there are some; a .bin is read by torch's restricted unpickler, which builds tensors
+and nothing else. Nothing that the checkpoint lacks is filled in silently.
+"""
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from bitwright.errors import CheckpointError, ModelError
+from bitwright.models.architectures import Architecture, architecture_of, base_prefix
+from bitwright.models.hub import fetch
+from bitwright.models.source import (
+    check_source,
+    fingerprint,
+    license_of,
+    read_config,
+    source_bytes,
+    source_files,
+    weight_files,
+)
+
+__all__ = [
+    "LoadedModel",
+    "Task",
+    "fetch",
+    "fingerprint",
+    "license_of",
+    "load_model",
+    "max_tokens",
+    "read_config",
+    "source_bytes",
+    "source_files",
+    "task_of",
+    "weight_files",
+]
+
+Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering"]
+
+_AUTO_CLASSES: dict[Task, Any] = {
+    "embedding": transformers.AutoModel,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+}
+
+# End of a class name in config.architectures -> task. What was only pretrained is used as an embedding model.
+_TASK_OF_CLASS: dict[str, Task] = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "embedding",
+    "ForPreTraining": "embedding",
+    "Model": "embedding",
+}
+
+_NO_LIMIT = 1_000_000  # tokenizers without a limit answer with a number around 1e30
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode with what is needed to feed it.
+
+    tokenizer: None where the directory's files cannot build the one that its model type names (said in a warning).
+    path: the local directory. name: what the user called it.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    config: Any
+    path: Path
+    task: Task
+    architecture: Architecture
+    name: str
+
+
+def load_model(
+    name_or_dir: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
+    task: Task | None = None,
+) -> LoadedModel:
+    """Load a model directory or a hub name, after checking all that can be checked beforehand.
+
+    task: what the model is for; by default what `architectures` in its config.json says.
+
+    Raises:
+        ModelError: not a model, an architecture without a row, no weights, weights that are not those of the config, or
+            NaN or infinity in them.
+        CheckpointError: a file whose bytes do not say what they should.
+    """
+    path = fetch(name_or_dir)
+    raw = check_source(path)
+    architecture = architecture_of(raw["model_type"])
+    task = task_of(raw, path) if task is None else task
+    if task not in _AUTO_CLASSES:
+        raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
+    for file in weight_files(path):
+        if file.suffix == ".bin":
+            _check_pickle(file)
+    model, report = _from_pretrained(path, task, dtype, trust_remote_code)
+    _check_report(path, model, report, architecture, task)
+    _check_finite(path, model)
+    tokenizer = _load_tokenizer(path, trust_remote_code)
+    return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir))
+
+
+def task_of(config: dict[str, Any], path: Path) -> Task:
+    """The task that a config.json names by its `architectures`; without any, the model is an embedding model.
+
+    Raises:
+        ModelError: a class that stands for another task.
+    """
+    classes = config.get("architectures") or ["Model"]
+    for ending, task in _TASK_OF_CLASS.items():
+        if str(classes[0]).endswith(ending):
+            return task
+    raise ModelError(
+        f"{path}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; say which is meant "
+        "with task=, if one of them is"
+    )
+
+
+def max_tokens(loaded: LoadedModel) -> int:
+    """The longest sequence, in tokens, special ones included, that the model was meant for and can take.
+
+    The least of max_seq_length in sentence_bert_config.json, the tokenizer's model_max_length and the number of
+    positions. RoBERTa and MPNet count positions from padding_idx + 1: so many rows of their table are never used.
+    """
+    limits = [int(loaded.config.max_position_embeddings)]
+    for name, module in loaded.model.named_modules():
+        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - unused)
+    if loaded.tokenizer is not None:
+        limits.append(int(loaded.tokenizer.model_max_length))
+    sentence_config = loaded.path / "sentence_bert_config.json"
+    if sentence_config.is_file():
+        limits.append(int(json.loads(sentence_config.read_text(encoding="utf-8")).get("max_seq_length") or _NO_LIMIT))
+    return min(limits)
+
+
+def _from_pretrained(path: Path, task: Task, dtype: torch.dtype, trust: bool) -> tuple[nn.Module, dict[str, Any]]:
+    # Sizes that differ are collected rather than raised, to be reported with their numbers in _check_report.
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
+    try:
+        with _quiet():
+            loaded = _AUTO_CLASSES[task].from_pretrained(path, dtype=dtype, trust_remote_code=trust, **options)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {_one_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        # What transformers raises on a config.json whose values contradict each other.
+        raise ModelError(f"{path}: transformers cannot build this model: {_one_line(error)}") from error
+    model, report = loaded
+    return model, report
+
+
+def _check_pickle(file: Path) -> None:
+    """Go through a .bin without reading its tensors; the restricted unpickler refuses anything that is not one."""
+    try:
+        content = torch.load(file, map_location="meta", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: not a plain file of tensors, and nothing else is unpickled ({_one_line(error)[:200]}); "
+            "ask for the model as safetensors"
+        ) from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{file}: holds something other than tensors by name; ask for the model as safetensors")
+
+
+def _check_report(path: Path, model: nn.Module, report: dict[str, Any], architecture: Architecture, task: Task) -> None:
+    """Hold what transformers could not match between checkpoint and model against what may differ.
+
+    A pooler that an embedding model's checkpoint lacks is removed: pooling does not use it. Nothing else is mutated.
+    """
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, stored, built = mismatched[0]
+        raise ModelError(
+            f"{path}: {key} is {tuple(stored)} in the weights and {tuple(built)} by config.json"
+            f"{_and_more(len(mismatched) - 1)}; config and weights are of different models"
+        )
+    base = base_prefix(model)
+    poolers: list[str] = []
+    heads: list[str] = []
+    broken: list[str] = []
+    for key in sorted(report["missing_keys"]):
+        if key.removeprefix(base).startswith("pooler."):
+            poolers.append(key)
+        else:
+            (heads if base and not key.startswith(base) else broken).append(key)
+    if broken:
+        raise ModelError(
+            f"{path}: the weights lack {_listed(broken)} that config.json calls for; config and weights are of "
+            "different models, or the download is incomplete"
+        )
+    blocks = re.compile(r"(^|\.)" + re.escape(architecture.blocks).replace(r"\*", r"\d+") + r"\.\d+\.")
+    if surplus := sorted(key for key in report["unexpected_keys"] if blocks.search(key)):
+        raise ModelError(
+            f"{path}: the weights hold {_listed(surplus)} for which config.json has no place; config and weights are "
+            "of different models"
+        )
+    if poolers and task == "embedding":
+        model.pooler = None  # type: ignore[assignment]  # transformers' own way of having none
+    elif poolers or heads:
+        warnings.warn(
+            f"{path}: the weights lack {_listed(poolers + heads)}, which starts from random values: its outputs mean "
+            "nothing until it is trained. For embeddings, load the model with task='embedding'",
+            stacklevel=3,
+        )
+
+
+def _check_finite(path: Path, model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{path}: {name} holds {count} NaN or infinite values of {tensor.numel()} as {tensor.dtype}; "
+                "the checkpoint is damaged, or its values do not fit this type"
+            )
+
+
+def _load_tokenizer(path: Path, trust: bool) -> Any:
+    """The tokenizer, or None with a warning: also where its vocabulary file is absent, and it would be built empty."""
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        why = f"AutoTokenizer cannot build it: {_one_line(error)[:200]}"
+    else:
+        wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
+        if any((path / file).is_file() for file in wanted):
+            return tokenizer
+        why = f"{type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"
+    warnings.warn(f"{path}: no tokenizer ({why}); the model takes token ids, not texts", stacklevel=3)
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from logging and drawing progress bars; what they would say is reported as our own errors."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + _and_more(len(keys) - 3)
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""

@@ -1,0 +1,123 @@
+"""Safetensors headers, read and checked without touching a tensor.
+
+A file is: 8 bytes, the header's length as a little-endian integer; the header, JSON that maps each tensor's name to its
+dtype, shape and [begin, end) in the buffer; the buffer. Tensors fill the buffer without holes or overlaps
+(https://huggingface.co/docs/safetensors, "Format").
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+
+# Bits per value of each dtype that the format names.
+DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file: dtype as the format spells it, shape, its bytes [begin, end) from the buffer's start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def check_safetensors(path: Path) -> dict[str, TensorEntry]:
+    """Read a file's header and check everything that it claims. Returns the entries in the order of the buffer.
+
+    Raises:
+        CheckpointError: the file is too short for its header or its tensors, the header is oversized or not what the
+            format asks for, a name occurs twice, or a tensor's range does not fit its dtype, shape or neighbours.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise CheckpointError(
+                    f"{path}: the file has {size} bytes but its first 8 announce a header of {length}; "
+                    "it is truncated or not a safetensors file: download it again"
+                )
+            if length > MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"{path}: a header of {length} bytes, over the format's limit of {MAX_HEADER_BYTES}"
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    header = _parse(path, text)
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, value) for name, value in header.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+    _check_coverage(path, ordered, size - 8 - length)
+    return ordered
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"{path}: the header names {twice!r} twice; which one is meant cannot be known")
+        return keys
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is a JSON {type(header).__name__}, not an object")
+    return header
+
+
+def _entry(path: Path, name: str, value: Any) -> TensorEntry:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{path}: {name}: expected exactly dtype, shape and data_offsets, got {str(value)[:80]}")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise CheckpointError(f"{path}: {name}: dtype {str(dtype)[:80]!r} is none of {', '.join(DTYPE_BITS)}")
+    if not _sizes(shape):
+        raise CheckpointError(f"{path}: {name}: shape {str(shape)[:80]} is not a list of sizes")
+    if not _sizes(offsets) or len(offsets) != 2:
+        raise CheckpointError(f"{path}: {name}: data_offsets {str(offsets)[:80]} are not [begin, end]")
+    begin, end = offsets
+    need, odd = divmod(math.prod(shape) * DTYPE_BITS[dtype], 8)
+    if odd or end - begin != need:
+        raise CheckpointError(
+            f"{path}: {name}: data_offsets [{begin}, {end}] hold {end - begin} bytes, but {dtype} of shape {shape} "
+            f"needs {need}{' and a fraction' if odd else ''}"
+        )
+    return TensorEntry(dtype, tuple(shape), begin, end)
+
+
+def _sizes(value: Any) -> bool:
+    """Whether this is a list of non-negative integers that fit 64 bits. `True` is an int to Python but not to JSON."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _check_coverage(path: Path, ordered: dict[str, TensorEntry], buffer: int) -> None:
+    reached, before = 0, "the start"
+    for name, entry in ordered.items():
+        if entry.begin != reached:
+            fault = "overlaps" if entry.begin < reached else "leaves a hole after"
+            raise CheckpointError(
+                f"{path}: {name} begins at byte {entry.begin} and {fault} {before}, which ends at {reached}"
+            )
+        reached, before = entry.end, name
+    if reached != buffer:
+        fault = "it is truncated: download it again" if reached > buffer else "the rest belongs to no tensor"
+        raise CheckpointError(f"{path}: tensors need {reached} bytes, the file holds {buffer}; {fault}")
