@@ -1,0 +1,201 @@
+"""The model card: README.md of a quantized checkpoint, written from its record."""
+
+import html
+import re
+from typing import Any
+
+import yaml
+
+from bitwright.record import Record
+from bitwright.report.tables import decisions
+from bitwright.report.verdict import metric_words, verdict_sentence
+from bitwright.report.wording import is_number, number, percent, ratio, scheme_words, short_name, size, words
+
+PIPELINE_TAGS = {
+    "embedding": "sentence-similarity",
+    "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
+    "question-answering": "question-answering",
+}
+AUTO_CLASSES = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def render_model_card(record: Record, source_readme: str | None) -> str:
+    """README.md in Markdown: front matter, what it is, how to load it, what was measured, how it was made, its limits.
+
+    source_readme: the original model's card; only its license is taken from it, before the record's.
+    """
+    model = record.get("model") or {}
+    sections = [
+        _front_matter(record, source_readme),
+        f"# {_text(short_name(model.get('name')))}, quantized",
+        _text(verdict_sentence(record)),
+        _what_it_is(record),
+        _how_to_load(record),
+        _results(record),
+        _how_it_was_made(record),
+        _limits(record),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def license_of(readme: str | None) -> dict[str, Any]:
+    """The license fields (license, license_name, license_link) of a card's YAML front matter; empty where there are none."""
+    match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", readme or "", flags=re.DOTALL)
+    if not match:
+        return {}
+    try:
+        fields = yaml.safe_load(match[1])
+    except yaml.YAMLError:
+        return {}  # a card that is not valid YAML says nothing about the license; the record may
+    if not isinstance(fields, dict):
+        return {}
+    return {key: fields[key] for key in ("license", "license_name", "license_link") if fields.get(key)}
+
+
+def _front_matter(record: Record, source_readme: str | None) -> str:
+    model = record.get("model") or {}
+    task = str(model.get("task"))
+    fields: dict[str, Any] = license_of(source_readme)
+    if not fields and model.get("license"):
+        fields = {"license": model["license"]}
+    if _HUB_NAME.fullmatch(str(model.get("name"))):
+        fields |= {"base_model": model["name"], "base_model_relation": "quantized"}
+    fields["library_name"] = _library(record)
+    if task in PIPELINE_TAGS:
+        fields["pipeline_tag"] = PIPELINE_TAGS[task]
+    fields["tags"] = ["bitwright", "quantized", *sorted(_weight_tags(record))]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
+
+
+def _what_it_is(record: Record) -> str:
+    model = record.get("model") or {}
+    lines = ["## What it is", "", f"A quantized copy of {_code(model.get('name') or 'a model')}."]
+    plan = decisions(record.get("plan") or [])
+    for group in plan:
+        roles = ", ".join(words(role) for role in group["roles"])
+        n = len(group["names"])
+        reason = f": {_text(group['reason'])}" if group["reason"] else ""
+        lines.append(f"- {n} layer{'s' * (n != 1)} ({_text(roles)}): {_text(scheme_words(group['scheme']))}{reason}")
+    if plan:
+        lines.insert(3, "")
+    return "\n".join(lines)
+
+
+def _how_to_load(record: Record) -> str:
+    task = (record.get("model") or {}).get("task")
+    use = 'model.encode(["A sentence to embed."])' if task == "embedding" else "# model.hf is the transformers model"
+    blocks = [
+        "## How to load it",
+        "`MODEL` is this directory, or its name on the Hub.",
+        "On Bitwright's CPU kernels (`pip install bitwright`):",
+        f"```python\nimport bitwright\n\nmodel = bitwright.load(MODEL)\n{use}\n```",
+    ]
+    if _library(record) == "sentence-transformers":
+        blocks += [
+            "In Sentence Transformers (`pip install sentence-transformers compressed-tensors`):",
+            "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+            'model = SentenceTransformer(MODEL)\nmodel.encode(["A sentence to embed."])\n```',
+        ]
+    else:
+        loader = AUTO_CLASSES.get(str(task), "AutoModel")
+        blocks += [
+            "In Transformers (`pip install transformers compressed-tensors`):",
+            f"```python\nfrom transformers import AutoTokenizer, {loader}\n\n"
+            f"model = {loader}.from_pretrained(MODEL)\ntokenizer = AutoTokenizer.from_pretrained(MODEL)\n```",
+        ]
+    return "\n\n".join(blocks)
+
+
+def _results(record: Record) -> str:
+    rows = [("what", "original", "quantized", "change")]
+    sizes, evaluation = record.get("size") or {}, record.get("evaluation") or {}
+    before, after = sizes.get("source_bytes"), sizes.get("checkpoint_bytes")
+    if before and after:
+        rows.append(("size on disk", size(before), size(after), f"{ratio(before / after)} smaller"))
+    if is_number(evaluation.get("loss")):
+        scores = (number(evaluation.get("float_score")), number(evaluation.get("quantized_score")))
+        bound = evaluation.get("loss_upper")
+        at_most = f", at most {percent(bound)} (95 %)" if is_number(bound) else ""
+        metric = metric_words(evaluation).removeprefix("the ")
+        rows.append((metric, *scores, f"loss {percent(evaluation['loss'])}{at_most}"))
+    speed = record.get("speed") or {}
+    for row in speed.get("rows") or []:
+        if is_number(row.get("ratio_to_fp32")):
+            what = f"{row.get('runtime')}, batch {number(row.get('batch'))} × {number(row.get('tokens'))} tokens, ms"
+            median, factor = row.get("median_ms"), row["ratio_to_fp32"]
+            fp32 = number(median * factor) if is_number(median) else number(None)
+            rows.append((what, fp32, number(median), f"{ratio(factor)} the speed of fp32"))
+    if len(rows) == 1:
+        return ""
+    header, *body = ("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
+    environment = record.get("environment") or {}
+    where = [_text(environment[key]) for key in ("cpu", "isa") if environment.get(key)]
+    where += [f"{speed['threads']} threads"] if speed.get("threads") else []
+    samples = evaluation.get("n_held_out")
+    notes = [f"Accuracy on {number(samples)} held-out samples."] if samples else []
+    notes += [f"Measured on {', '.join(where)}."] if where else []
+    return "\n".join(["## Measured", "", header, "|---|---:|---:|---:|", *body, "", " ".join(notes)]).rstrip()
+
+
+def _how_it_was_made(record: Record) -> str:
+    command = record.get("command")
+    version = record.get("bitwright_version")
+    made = f"With Bitwright {_text(version)}" if version else "With Bitwright"
+    closing = "`record.json` holds everything that was measured, and `report.html` shows it."
+    if not command:
+        return f"## How it was made\n\n{made}. {closing}"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+    return f"## How it was made\n\n{made}:\n\n{fence}sh\n{command}\n{fence}\n\n{closing}"
+
+
+def _limits(record: Record) -> str:
+    evaluation = record.get("evaluation") or {}
+    lines = ["## Limits", ""]
+    if not is_number(evaluation.get("loss")):
+        lines.append("- The accuracy was not measured.")
+    elif (evaluation.get("metric") or {}).get("label_free"):
+        lines.append("- The loss compares the answers with the original model's own, without labels; it says nothing about "
+                     "how right either is.")  # fmt: skip
+    if is_number(evaluation.get("loss")):
+        lines.append("- The loss holds for data like the evaluation data. Other languages, domains and lengths may differ.")
+    if evaluation.get("verdict") == "undecided":
+        lines.append("- The sample was too small to decide whether the accuracy budget is met.")
+    if evaluation.get("verdict") == "not met":
+        lines.append("- The accuracy budget that was asked for is not met.")
+    lines += [f"- {_text(warning)}" for warning in record.get("warnings") or []]
+    lines.append("- The limits and biases of the original model remain; see its card.")
+    return "\n".join(lines)
+
+
+def _library(record: Record) -> str:
+    targets = {row.get("target") for row in record.get("verify") or []}
+    return "sentence-transformers" if "sentence-transformers" in targets else "transformers"
+
+
+def _weight_tags(record: Record) -> set[str]:
+    """"int8" and the like, for every weight width that the plan uses."""
+    matches = (re.match(r"w(\d+)", str(row.get("scheme"))) for row in record.get("plan") or [])
+    return {f"int{match[1]}" for match in matches if match}
+
+
+def _text(value: Any) -> str:
+    """Text that Markdown and HTML leave alone, on one line."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
+
+
+def _cell(value: str) -> str:
+    return _text(value)
+
+
+def _code(value: Any) -> str:
+    """An inline code span, delimited by more backticks than it contains."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"

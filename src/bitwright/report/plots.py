@@ -1,0 +1,317 @@
+"""The report's figures, as Bokeh models. No toolbar and no widgets: hovering is the only interaction, so pages scroll.
+
+Every figure stretches to its container and stands on white, so that it reads the same on a light and a dark page. Colours
+are Okabe and Ito's, which stay apart for colour-blind readers; the heat map's are cividis, made for the same purpose.
+"""
+
+import math
+from typing import Any
+
+from bokeh.models import BasicTicker, BasicTickFormatter, ColorBar, ColumnDataSource, FactorRange, HoverTool, Span, Whisker
+from bokeh.models.mappers import LogColorMapper
+from bokeh.palettes import Cividis256
+from bokeh.core.properties import value
+from bokeh.plotting import figure
+from bokeh.transform import dodge
+
+from bitwright.report.tables import HEAT_COLUMNS, HeatCell, Row, badness
+from bitwright.report.wording import is_number, number, percent, ratio, size, words
+
+BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#767676"
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", VERMILION, GREY)
+INFINITE = "#B00058"  # far from every cividis colour
+_INK, _FAINT = "#33373c", "#e6e8eb"
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
+
+
+def heat_map(cells: list[HeatCell]) -> figure:
+    """Blocks as rows, groups as columns, EMD as colour (logarithmic) and as text. Infinite cells have their own colour."""
+    columns = [role for role in HEAT_COLUMNS if any(cell.role == role for cell in cells)]
+    rows = list(dict.fromkeys(cell.block for cell in cells))
+    finite = [cell.emd for cell in cells if math.isfinite(cell.emd) and cell.emd > 0]
+    low, high = (min(finite), max(finite)) if finite else (1e-9, 1.0)
+    high = max(high, low * 1.001)
+    mapper = LogColorMapper(palette=_PALETTE, low=low, high=high, low_color=_PALETTE[0], high_color=INFINITE)
+    colors = [_heat_color(cell.emd, low, high) for cell in cells]
+    source = ColumnDataSource(
+        {
+            "column": [words(cell.role) for cell in cells],
+            "row": [cell.block for cell in cells],
+            "color": colors,
+            "ink": ["#ffffff" if _luminance(color) < 0.18 else "#14171a" for color in colors],
+            "text": [_short(cell.emd) for cell in cells],
+            "emd": [number(cell.emd) for cell in cells],
+            "members": [cell.members for cell in cells],
+        }
+    )
+    plot = _figure(
+        height=90 + 30 * len(rows),
+        x_range=FactorRange(*map(words, columns)),
+        y_range=FactorRange(*reversed(rows)),
+        x_axis_location="above",
+        y_axis_label="block",
+    )
+    cell = plot.rect("column", "row", 0.97, 0.94, source=source, fill_color="color", line_color=None)
+    plot.text("column", "row", "text", source=source, text_color="ink", **_CENTERED)
+    plot.add_tools(_hover([("group", "@column"), ("block", "@row"), ("EMD", "@emd"), ("linears", "@members")], cell))
+    plot.grid.visible = False
+    plot.add_layout(
+        ColorBar(
+            color_mapper=mapper,
+            title="EMD (no unit; logarithmic)",
+            title_text_font=_FONT,
+            title_text_font_style="normal",
+            title_text_color=_INK,
+            major_label_text_font=_FONT,
+            height=10,
+            padding=6,
+            border_line_color=None,
+        ),
+        "below",
+    )
+    return plot
+
+
+def emd_against_loss(rows: list[Row]) -> figure:
+    """One point per ranked layer: does a large EMD mean a large loss of the metric?"""
+    rows = [row for row in rows if is_number(row.get("metric_loss")) and 0 < badness(row.get("emd")) < math.inf]
+    plot = _figure(
+        height=300,
+        x_axis_type="log",
+        x_axis_label="EMD (no unit)",
+        y_axis_label="loss of the metric, %",
+    )
+    for role, color in zip(HEAT_COLUMNS, SERIES, strict=False):
+        chosen = [row for row in rows if row.get("role") == role]
+        if chosen:
+            source = ColumnDataSource(
+                {
+                    "emd": [row["emd"] for row in chosen],
+                    "loss": [100 * row["metric_loss"] for row in chosen],
+                    "name": [str(row.get("name")) for row in chosen],
+                }
+            )
+            points = plot.scatter(
+                "emd", "loss", size=9, source=source, color=color, alpha=0.8, legend_label=words(role)
+            )
+            plot.add_tools(_hover([("layer", "@name"), ("EMD", "@emd{0.0000}"), ("loss", "@loss{0.000} %")], points))
+    _legend_above(plot)
+    return plot
+
+
+def loss_against_size(steps: list[Row], max_loss: float | None) -> figure:
+    """The fallback search: each step's size and loss, with a whisker up to the bound, and the budget as a line."""
+    source = ColumnDataSource(
+        {
+            "megabytes": [step["bytes"] / 1e6 for step in steps],
+            "loss": [100 * step["loss"] for step in steps],
+            "upper": [100 * _number_or(step.get("loss_upper"), step["loss"]) for step in steps],
+            "step": [str(i) for i in range(len(steps))],
+            "unit": [str(step.get("unit") or "everything that the recipe quantizes") for step in steps],
+            "size": [size(step["bytes"]) for step in steps],
+            "loss_text": [percent(step["loss"]) for step in steps],
+            "upper_text": [percent(step.get("loss_upper")) for step in steps],
+        }
+    )
+    plot = _figure(height=320, x_axis_label="size, MB", y_axis_label="loss on the tuning data, %")
+    plot.line("megabytes", "loss", source=source, color=BLUE, line_alpha=0.45, line_width=2)
+    whisker = Whisker(base="megabytes", upper="upper", lower="loss", source=source, line_color=BLUE, line_width=1.5)
+    whisker.upper_head.size = 9
+    whisker.lower_head.size = 0
+    plot.add_layout(whisker)
+    points = plot.scatter("megabytes", "loss", source=source, size=10, color=BLUE, legend_label="step, with its 95 % bound")
+    plot.scatter(
+        [source.data["megabytes"][-1]],
+        [source.data["loss"][-1]],
+        size=17,
+        fill_color=None,
+        line_color=VERMILION,
+        line_width=2.5,
+        legend_label="chosen",
+    )
+    tops = [0.0, *source.data["upper"], *source.data["loss"]]
+    if is_number(max_loss):
+        plot.add_layout(Span(location=100 * max_loss, dimension="width", line_color=GREY, line_dash="6 4", line_width=2))
+        plot.line([], [], color=GREY, line_dash="6 4", line_width=2, legend_label=f"budget, {percent(max_loss)}")
+        tops.append(100 * max_loss)
+    margin = 0.08 * (max(tops) - min(tops) or 1.0)
+    plot.y_range.start, plot.y_range.end = min(tops) - margin, max(tops) + margin
+    plot.add_tools(
+        _hover(
+            [
+                ("step", "@step"),
+                ("put back to 16 bit", "@unit"),
+                ("size", "@size"),
+                ("loss", "@loss_text"),
+                ("at most (95 %)", "@upper_text"),
+            ],
+            points,
+        )
+    )
+    _legend_above(plot)
+    return plot
+
+
+def speed_bars(rows: list[Row]) -> figure:
+    """Speed relative to fp32 by input shape and runtime; the line at 1 is the original."""
+    rows = [row for row in rows if is_number(row.get("ratio_to_fp32"))]
+    shapes = list(dict.fromkeys(_shape(row) for row in rows))
+    runtimes = list(dict.fromkeys(str(row.get("runtime")) for row in rows))
+    plot = _figure(
+        height=100 + len(shapes) * (16 + 18 * len(runtimes)),
+        y_range=FactorRange(*reversed(shapes)),
+        x_axis_label="speed relative to fp32 (higher is faster)",
+    )
+    thickness = 0.8 / max(len(runtimes), 1)
+    for i, runtime in enumerate(runtimes):
+        chosen = [row for row in rows if str(row.get("runtime")) == runtime]
+        source = ColumnDataSource(
+            {
+                "shape": [_shape(row) for row in chosen],
+                "ratio": [row["ratio_to_fp32"] for row in chosen],
+                "ratio_text": [ratio(row["ratio_to_fp32"]) for row in chosen],
+                "runtime": [runtime] * len(chosen),
+                "median": [number(row.get("median_ms")) for row in chosen],
+                "min": [number(row.get("min_ms")) for row in chosen],
+            }
+        )
+        bars = plot.hbar(
+            dodge("shape", 0.4 - thickness * (i + 0.5), range=plot.y_range),
+            right="ratio",
+            height=thickness * 0.86,
+            source=source,
+            color=SERIES[i % len(SERIES)],
+            legend_label=runtime,
+        )
+        tips = [("runtime", "@runtime"), ("input", "@shape"), ("relative speed", "@ratio_text")]
+        plot.add_tools(_hover([*tips, ("median", "@median ms"), ("fastest", "@min ms")], bars))
+    plot.add_layout(Span(location=1, dimension="height", line_color=_INK, line_width=1.5, line_dash="4 3"))
+    plot.x_range.start = 0
+    plot.ygrid.visible = False
+    _legend_above(plot)
+    return plot
+
+
+def histogram(kind: str, columns: dict[str, list[float]]) -> figure:
+    """One layer's values before (bars) and after (line) quantization, shares on a logarithmic axis to show the outliers.
+
+    kind: "weight" or "activation"; names the data source, which the page replaces when another layer is chosen.
+    columns: as `histogram_columns` returns them.
+    """
+    source = ColumnDataSource(columns, name=f"{kind}-values")
+    plot = _figure(
+        height=280,
+        y_axis_type="log",
+        x_axis_label=f"{kind} value (no unit)",
+        y_axis_label="share of the values",
+    )
+    bars = plot.quad(
+        "left", "right", "before", "floor", source=source, color=BLUE, alpha=0.35, line_color=None, legend_label="before"
+    )
+    plot.step("middle", "after", source=source, mode="center", color=VERMILION, line_width=1.5, legend_label="after")
+    tips = [("values", "@left{0.0000} to @right{0.0000}"), ("before", "@before{0.0000%}"), ("after", "@after{0.0000%}")]
+    plot.add_tools(_hover(tips, bars))
+    _legend_above(plot)
+    return plot
+
+
+def histogram_columns(distribution: dict[str, Any] | None) -> dict[str, list[float]]:
+    """{edges [n + 1], before [n], after [n]} -> the columns of `histogram`. Empty bins sit on the floor of the log axis."""
+    if not distribution:
+        return {name: [] for name in ("left", "right", "middle", "before", "after", "floor")}
+    edges, before, after = (distribution[key] for key in ("edges", "before", "after"))
+    floor = 10.0 ** math.floor(math.log10(min((v for v in (*before, *after) if v > 0), default=1.0)))
+    pairs = list(zip(edges, edges[1:], strict=False))
+    return {
+        "left": [_rounded(left) for left, _ in pairs],
+        "right": [_rounded(right) for _, right in pairs],
+        "middle": [_rounded((left + right) / 2) for left, right in pairs],
+        "before": [_rounded(max(value, floor)) for value in before],
+        "after": [_rounded(max(value, floor)) for value in after],
+        "floor": [floor] * len(pairs),
+    }
+
+
+_PALETTE = list(reversed(Cividis256))[24:-16]  # light is harmless, dark is sensitive; the extremes drown the text
+_CENTERED: dict[str, Any] = {
+    "text_align": "center",
+    "text_baseline": "middle",
+    "text_font": value(_FONT),
+    "text_font_size": "12px",
+}
+
+
+def _figure(*, height: int, **options: Any) -> figure:
+    plot = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        toolbar_location=None,
+        tools="",
+        background_fill_color="#ffffff",
+        border_fill_color="#ffffff",
+        outline_line_color=None,
+        min_border_right=14,
+        **options,
+    )
+    plot.axis.axis_label_text_font = plot.axis.major_label_text_font = _FONT
+    plot.axis.axis_label_text_font_style = "normal"
+    plot.axis.axis_label_text_font_size = plot.axis.major_label_text_font_size = "12px"
+    plot.axis.axis_label_text_color = plot.axis.major_label_text_color = _INK
+    plot.axis.axis_line_color = plot.axis.major_tick_line_color = "#b5bac0"
+    plot.axis.minor_tick_line_color = None
+    plot.grid.grid_line_color = _FAINT
+    for axis in plot.axis:
+        if isinstance(axis.formatter, BasicTickFormatter):
+            axis.ticker = BasicTicker(desired_num_ticks=5)
+    return plot
+
+
+def _hover(tips: list[tuple[str, str]], renderer: Any) -> HoverTool:
+    return HoverTool(tooltips=tips, renderers=[renderer])
+
+
+def _legend_above(plot: figure) -> None:
+    """Move the legend out of the data, to a row above it."""
+    if not plot.legend:
+        return
+    legend = plot.legend[0]
+    plot.center.remove(legend)
+    plot.add_layout(legend, "above")
+    legend.orientation = "horizontal"
+    legend.border_line_color = legend.background_fill_color = None
+    legend.padding, legend.margin, legend.spacing = 4, 2, 14
+    legend.label_text_font, legend.label_text_font_size, legend.label_text_color = _FONT, "12px", _INK
+
+
+def _heat_color(emd: float, low: float, high: float) -> str:
+    if not math.isfinite(emd):
+        return INFINITE
+    if emd <= low:
+        return _PALETTE[0]
+    position = math.log(emd / low) / math.log(high / low)
+    return _PALETTE[min(int(position * len(_PALETTE)), len(_PALETTE) - 1)]
+
+
+def _luminance(color: str) -> float:
+    """Relative luminance of "#rrggbb" (WCAG 2.2): white text on less than 0.18 has the better contrast."""
+    channels = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _short(emd: float) -> str:
+    """Two significant digits, to fit a cell of a phone."""
+    return f"{emd:.2g}".replace("e-0", "e-") if math.isfinite(emd) else "∞"
+
+
+def _shape(row: Row) -> str:
+    return f"{number(row.get('batch'))} × {number(row.get('tokens'))}"
+
+
+def _number_or(value: Any, otherwise: float) -> float:
+    return float(value) if is_number(value) and math.isfinite(value) else otherwise
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits: enough for a screen, and it keeps the page small."""
+    return float(f"{value:.4g}")

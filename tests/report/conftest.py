@@ -1,0 +1,258 @@
+"""Records for the report's tests, as a run on a six-block MiniLM would write them, and a headless browser."""
+
+import copy
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+Record = dict[str, Any]
+
+BLOCKS = 6
+LINEARS = (  # path in the block, role, unit, shape [N, K]
+    ("attention.self.query", "qkv", "attention.self.qkv", (384, 384)),
+    ("attention.self.key", "qkv", "attention.self.qkv", (384, 384)),
+    ("attention.self.value", "qkv", "attention.self.qkv", (384, 384)),
+    ("attention.output.dense", "attention_output", "attention.output.dense", (384, 384)),
+    ("intermediate.dense", "ffn", "intermediate.dense", (1536, 384)),
+    ("output.dense", "ffn", "output.dense", (384, 1536)),
+)
+KEPT = "encoder.layer.0.output.dense"
+
+
+def minilm_record() -> Record:
+    """A full record: 36 linears, one unit put back to 16 bit, budget met."""
+    rng = np.random.default_rng(0)
+    plan, rows, units, distributions = [], [], {}, []
+    for block in range(BLOCKS):
+        for path, role, unit, (n, k) in LINEARS:
+            name, unit_name = f"encoder.layer.{block}.{path}", f"encoder.layer.{block}.{unit}"
+            kept = name == KEPT
+            plan.append(
+                {
+                    "name": name,
+                    "block": block,
+                    "role": role,
+                    "unit": unit_name,
+                    "shape": [n, k],
+                    "scheme": "16bit" if kept else "w8a8",
+                    "method": None if kept else "rtn",
+                    "bytes_before": 4 * n * k,
+                    "bytes_after": 2 * n * k if kept else n * k + 4 * n,
+                    "reason": "put back by the fallback search: largest EMD, 0.0112" if kept else "rule 1: all linears",
+                }
+            )
+            emd = float(np.exp(rng.normal(-6.4, 0.5))) * (3.0 if path == "output.dense" else 1.0) / (1 + block / 4)
+            row = _sensitivity(name, block, role, unit_name, emd, rng)
+            rows.append(row)
+            rows.append({**row, "mode": "all but one", "emd": 0.016 - 0.4 * emd})
+            units.setdefault(unit_name, _sensitivity(unit_name, block, role, unit_name, 0.0, rng))["emd"] += emd
+            distributions.append(_distribution(name, role, rng))
+    groups = [_sensitivity(role, None, role, role, emd, rng) for role, emd in
+              (("qkv", 0.0062), ("attention_output", 0.0041), ("ffn", 0.0168))]  # fmt: skip
+    plan.append(
+        {
+            "name": "embeddings.word_embeddings",
+            "block": None,
+            "role": "embedding",
+            "unit": "embeddings.word_embeddings",
+            "shape": [30522, 384],
+            "scheme": "16bit",
+            "method": None,
+            "bytes_before": 4 * 30522 * 384,
+            "bytes_after": 2 * 30522 * 384,
+            "reason": "embedding tables are looked up, not multiplied: int8 saves no time",
+        }
+    )
+    return {
+        "record_version": 1,
+        "bitwright_version": "0.1.0",
+        "created": "2025-03-04T10:20:30Z",
+        "command": "bitwright quantize sentence-transformers/all-MiniLM-L6-v2 --max-loss 1% --seed 0 --out minilm-int8",
+        "exit_code": 0,
+        "model": {
+            "name": "sentence-transformers/all-MiniLM-L6-v2",
+            "model_type": "bert",
+            "architectures": ["BertModel"],
+            "task": "embedding",
+            "n_parameters": 22_713_216,
+            "n_blocks": BLOCKS,
+            "license": "apache-2.0",
+            "source_sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "dtype": "float32",
+        },
+        "recipe": {"rules": [{"match": "*", "scheme": "w8a8", "method": "rtn"}], "calibration": {"seed": 0}},
+        "plan": plan,
+        "evaluation": {
+            "metric": {"name": "STS Spearman", "kind": "sts", "label_free": False, "higher_is_better": True},
+            "n_tuning": 500,
+            "n_held_out": 1379,
+            "float_score": 0.8203,
+            "quantized_score": 0.81964,
+            "loss": 0.0008,
+            "loss_lower": -0.0005,
+            "loss_upper": 0.0021,
+            "confidence": 0.95,
+            "max_loss": 0.01,
+            "verdict": "met",
+            "needed_samples": None,
+            "companions": {"cosine": 0.99871, "kendall": 0.9772, "rank_flips": 0.0114, "emd": 0.0141, "sqnr_db": 25.8},
+            "seed": 0,
+        },
+        "steps": [
+            {"n_fallback": 0, "unit": None, "loss": 0.0031, "loss_upper": 0.0104, "bytes": 34_400_000, "decided_on": "tuning"},
+            {"n_fallback": 1, "unit": KEPT, "loss": 0.0012, "loss_upper": 0.0052, "bytes": 34_980_000, "decided_on": "tuning"},
+        ],
+        "sensitivity": {
+            "n_samples": 200,
+            "spearman_with_metric_loss": 0.81,
+            "metric": "STS Spearman",
+            "rows": rows,
+            "units": list(units.values()),
+            "groups": groups,
+        },
+        "distributions": distributions,
+        "size": {
+            "source_bytes": 90_868_376,
+            "checkpoint_bytes": 23_300_000,
+            "weights_before": 90_852_864,
+            "weights_after": 22_900_000,
+        },
+        "speed": {"threads": 2, "rows": _speed_rows(), "peak_rss_mib": {"torch fp32": 612.0, "bitwright": 148.0}},
+        "verify": [
+            {"target": "bitwright", "ok": True, "checks": {"min_cosine": 1.0, "integer_kernels": 35}, "detail": "35 linears ran on int8 kernels"},
+            {"target": "transformers", "ok": True, "checks": {"min_cosine": 0.99994}, "detail": "loaded in a clean process"},
+            {"target": "sentence-transformers", "ok": False, "checks": {"min_cosine": 0.71}, "detail": "cosine 0.71 is below 0.999"},
+        ],
+        "warnings": ["calibration: 3 of 128 texts are longer than 256 tokens and were cut"],
+        "environment": {
+            "cpu": "Intel(R) Xeon(R) Platinum 8481C",
+            "cores": 2,
+            "isa": "avx512vnni",
+            "os": "Linux 6.1",
+            "python": "3.11.9",
+            "torch": "2.13.0",
+            "transformers": "5.1.0",
+            "bitwright": "0.1.0",
+            "threads": 2,
+        },
+        "timings_s": {"calibrate": 8.2, "quantize": 3.1, "evaluate": 41.0, "sensitivity": 95.4, "verify": 22.7},
+    }  # fmt: skip
+
+
+def _sensitivity(name: str, block: int | None, role: str, unit: str, emd: float, rng: np.random.Generator) -> Record:
+    return {
+        "name": name,
+        "block": block,
+        "role": role,
+        "unit": unit,
+        "mode": "one",
+        "emd": emd,
+        "sqnr_db": float(rng.uniform(28, 46)),
+        "cosine": 1 - float(rng.uniform(1e-5, 8e-4)),
+        "rank_flips": float(rng.uniform(1e-3, 2e-2)),
+        "metric_loss": 0.3 * emd * float(rng.uniform(0.4, 1.6)) - 2e-4,
+    }
+
+
+def _distribution(name: str, role: str, rng: np.random.Generator) -> Record:
+    def histogram(values: np.ndarray, step: float) -> Record:
+        edges = np.linspace(values.min(), values.max(), 65)
+        before, after = (np.histogram(v, edges)[0] / v.size for v in (values, np.round(values / step) * step))
+        return {"edges": edges.tolist(), "before": before.tolist(), "after": after.tolist()}
+
+    weight, activation = rng.standard_t(5, 4000) * 0.04, rng.standard_t(3, 4000) * 0.4
+    return {
+        "name": name,
+        "role": role,
+        "weight": histogram(weight, float(np.abs(weight).max()) / 127),
+        "activation": histogram(activation, float(np.ptp(activation)) / 255),
+    }
+
+
+def _speed_rows() -> list[Record]:
+    rows = []
+    for batch, tokens, fp32 in ((1, 16, 3.1), (1, 128, 10.4), (8, 128, 78.0), (32, 256, 690.0)):
+        for runtime, factor in (("torch fp32", 1.0), ("onnxruntime int8", 1.7), ("bitwright", 2.6 - batch / 60)):
+            median = fp32 / factor
+            rows.append(
+                {
+                    "runtime": runtime,
+                    "batch": batch,
+                    "tokens": tokens,
+                    "median_ms": median,
+                    "min_ms": 0.94 * median,
+                    "per_second": 1000 * batch / median,
+                    "ratio_to_fp32": factor,
+                }
+            )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def _full_record() -> Record:
+    return minilm_record()
+
+
+@pytest.fixture
+def record(_full_record: Record) -> Record:
+    """A full record whose budget is met."""
+    return copy.deepcopy(_full_record)
+
+
+@pytest.fixture
+def undecided(record: Record) -> Record:
+    """Too few samples to decide."""
+    record["evaluation"] |= {
+        "verdict": "undecided",
+        "n_held_out": 120,
+        "loss": 0.006,
+        "loss_lower": -0.004,
+        "loss_upper": 0.016,
+        "needed_samples": 620,
+    }
+    return record
+
+
+@pytest.fixture
+def not_met(record: Record) -> Record:
+    """Over the budget, with one layer that breaks the model and a slower runtime."""
+    record["evaluation"] |= {"verdict": "not met", "loss": 0.031, "loss_lower": 0.022, "loss_upper": 0.04}
+    for rows in (record["sensitivity"]["rows"], record["sensitivity"]["units"]):
+        rows[0] |= {"emd": math.inf, "sqnr_db": -math.inf, "cosine": math.nan}
+    for row in record["speed"]["rows"]:
+        if row["runtime"] == "bitwright":
+            row["ratio_to_fp32"] = 0.5
+    return record
+
+
+@pytest.fixture
+def minimal() -> Record:
+    """What a run leaves that stopped at the start."""
+    return {"record_version": 1}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by playwright. Skips where there is none, but fails under CI=true."""
+    missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("needs playwright: pip install playwright")
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    executable = os.environ.get("BITWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        missing(
+            "needs a Chromium: apt-get install chromium-headless-shell (or chromium), or set BITWRIGHT_CHROMIUM to its path"
+        )
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--no-first-run"]  # fmt: skip
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=flags)
+        yield chromium
+        chromium.close()
