@@ -46,7 +46,7 @@ class LinearSite:
     """One quantizable linear of one model.
 
     name: its path in the model as loaded. block: index of its block, None for heads. unit: name of the set of linears
-    that share its input: the unit of fallback. calls: how often one forward runs it (ALBERT passes through one layer many
+    that share its input: the unit of fallback. calls: how often one forward runs it (ALBERT runs one layer many
     times). Linears of one unit with the same number of calls see exactly the same inputs.
     """
 

@@ -67,6 +67,7 @@ _TASK_OF_CLASS: dict[str, Task] = {
     "Model": "embedding",
 }
 
+_LOCAL = {"local_files_only": True}
 _NO_LIMIT = 1_000_000  # tokenizers without a limit answer with a number around 1e30
 
 
@@ -106,31 +107,43 @@ def load_model(
     path = fetch(name_or_dir)
     raw = check_source(path)
     architecture = architecture_of(raw["model_type"])
-    task = task_of(raw, path) if task is None else task
-    if task not in _AUTO_CLASSES:
+    if task is not None and task not in _AUTO_CLASSES:
         raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
     for file in weight_files(path):
         if file.suffix == ".bin":
             _check_pickle(file)
-    model, report = _from_pretrained(path, task, dtype, trust_remote_code)
+    with _building(path):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
+    task = task_of(config) if task is None else task
+    with _building(path):
+        # Sizes that differ are collected rather than raised, to be reported with their numbers.
+        model, report = _AUTO_CLASSES[task].from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_LOCAL,
+        )
     _check_report(path, model, report, architecture, task)
     _check_finite(path, model)
     tokenizer = _load_tokenizer(path, trust_remote_code)
     return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir))
 
 
-def task_of(config: dict[str, Any], path: Path) -> Task:
-    """The task that a config.json names by its `architectures`; without any, the model is an embedding model.
+def task_of(config: Any) -> Task:
+    """The task that a transformers config names by its `architectures`; without any, the model is an embedding model.
 
     Raises:
         ModelError: a class that stands for another task.
     """
-    classes = config.get("architectures") or ["Model"]
+    classes = config.architectures or ["Model"]
     for ending, task in _TASK_OF_CLASS.items():
         if str(classes[0]).endswith(ending):
             return task
     raise ModelError(
-        f"{path}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; say which is meant "
+        f"{config.name_or_path}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; say which is meant "
         "with task=, if one of them is"
     )
 
@@ -152,21 +165,6 @@ def max_tokens(loaded: LoadedModel) -> int:
     if sentence_config.is_file():
         limits.append(int(json.loads(sentence_config.read_text(encoding="utf-8")).get("max_seq_length") or _NO_LIMIT))
     return min(limits)
-
-
-def _from_pretrained(path: Path, task: Task, dtype: torch.dtype, trust: bool) -> tuple[nn.Module, dict[str, Any]]:
-    # Sizes that differ are collected rather than raised, to be reported with their numbers in _check_report.
-    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
-    try:
-        with _quiet():
-            loaded = _AUTO_CLASSES[task].from_pretrained(path, dtype=dtype, trust_remote_code=trust, **options)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        # What transformers raises on a config.json whose values contradict each other.
-        raise ModelError(f"{path}: transformers cannot build this model: {_one_line(error)}") from error
-    model, report = loaded
-    return model, report
 
 
 def _check_pickle(file: Path) -> None:
@@ -237,7 +235,7 @@ def _load_tokenizer(path: Path, trust: bool) -> Any:
     """The tokenizer, or None with a warning: also where its vocabulary file is absent, and it would be built empty."""
     try:
         with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         why = f"AutoTokenizer cannot build it: {_one_line(error)[:200]}"
     else:
@@ -247,6 +245,27 @@ def _load_tokenizer(path: Path, trust: bool) -> Any:
         why = f"{type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"
     warnings.warn(f"{path}: no tokenizer ({why}); the model takes token ids, not texts", stacklevel=3)
     return None
+
+
+@contextmanager
+def _building(path: Path) -> Iterator[None]:
+    """What transformers raises on files that contradict each other, as our errors; and quiet."""
+    try:
+        with _quiet():
+            yield
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {_one_line(error)}") from error
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        ArithmeticError,
+    ) as error:
+        raise ModelError(f"{path}: transformers cannot build this model: {_one_line(error)}") from error
 
 
 @contextmanager

@@ -1,0 +1,120 @@
+"""From token vectors to one vector per text, as the model's own sentence-transformers files say.
+
+B batch · T sequence · H hidden size.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bitwright.errors import ModelError
+
+Mode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+# Older files have one flag per mode. Several that are set are concatenated in this order.
+_FLAGS: dict[str, Mode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """What becomes of the token vectors: pooled by each mode, concatenated, then scaled to unit length if `normalize`."""
+
+    modes: tuple[Mode, ...] = ("mean",)
+    normalize: bool = False
+
+
+def read_pooling(path: Path) -> Pooling:
+    """The pooling of a model directory: modules.json and the files it points to; the mean of the tokens without one.
+
+    Raises:
+        ModelError: a file that is not what it should be, or a module (such as Dense) that is neither pooling nor
+            normalization.
+    """
+    if not (path / "modules.json").is_file():
+        return Pooling()
+    modules = _read_json(path / "modules.json")
+    if not isinstance(modules, list) or not all(
+        isinstance(module, dict) and {"type", "path"} <= module.keys() for module in modules
+    ):
+        raise ModelError(f"{path / 'modules.json'}: not a list of modules with a type and a path")
+    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    odd = [kind for kind in kinds[2:] if kind not in ("Normalize", "Dropout")]
+    if kinds[:2] != ["Transformer", "Pooling"] or odd:
+        raise ModelError(
+            f"{path / 'modules.json'}: the modules are {', '.join(kinds)}; supported is Transformer, Pooling and then "
+            f"Normalize. Without {', '.join(odd) or 'that order'} the embeddings would differ from the model's own"
+        )
+    for module, kind in zip(modules, kinds, strict=True):
+        if kind == "Normalize":
+            _check_normalize(path / str(module["path"]) / "config.json")
+    return Pooling(_modes(path / str(modules[1]["path"]) / "config.json"), "Normalize" in kinds)
+
+
+def pool(hidden_BTH: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:
+    """One vector per text: floating (B, H · number of modes), in the dtype of the hidden states.
+
+    hidden_BTH: floating token vectors. mask_BT: 0/1, at least one 1 in each row; what it excludes has no influence.
+    Sums over tokens are taken in float32 or wider.
+    """
+    wide_BTH = hidden_BTH.to(torch.promote_types(hidden_BTH.dtype, torch.float32))
+    kept_BT = mask_BT.bool()
+    vectors = torch.cat([_pool_one(wide_BTH, kept_BT, mode) for mode in pooling.modes], dim=-1)
+    if pooling.normalize:
+        vectors = functional.normalize(vectors, dim=-1)
+    return vectors.to(hidden_BTH.dtype)
+
+
+def _pool_one(hidden_BTH: Tensor, kept_BT: Tensor, mode: Mode) -> Tensor:
+    rows = torch.arange(len(hidden_BTH), device=hidden_BTH.device)
+    if mode == "cls":
+        return hidden_BTH[rows, kept_BT.int().argmax(1)]
+    if mode == "lasttoken":
+        return hidden_BTH[rows, kept_BT.shape[1] - 1 - kept_BT.flip(1).int().argmax(1)]
+    if mode == "max":
+        return hidden_BTH.masked_fill(~kept_BT.unsqueeze(-1), -torch.inf).amax(1)
+    # Position weights of weightedmean: 1, 2, 3 … from the first token that is not padding, wherever that is.
+    weights_BT = (kept_BT.cumsum(1) if mode == "weightedmean" else kept_BT).to(hidden_BTH.dtype) * kept_BT
+    sums_BH = (hidden_BTH.masked_fill(~kept_BT.unsqueeze(-1), 0) * weights_BT.unsqueeze(-1)).sum(1)
+    total_B1 = weights_BT.sum(1, keepdim=True)
+    return sums_BH / (total_B1.sqrt() if mode == "mean_sqrt_len_tokens" else total_B1)
+
+
+def _modes(file: Path) -> tuple[Mode, ...]:
+    config = _read_json(file)
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: not a JSON object")
+    named = config.get("pooling_mode")
+    if named is None:
+        named = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
+    modes = (named,) if isinstance(named, str) else tuple(named)
+    unknown = [mode for mode in modes if mode not in get_args(Mode)]
+    if unknown or not modes:
+        raise ModelError(f"{file}: pooling_mode {unknown or named}; known are {', '.join(get_args(Mode))}")
+    return modes
+
+
+def _check_normalize(file: Path) -> None:
+    """Older models have no file for this module; newer ones can point it at something other than the pooled vector."""
+    config = _read_json(file) if file.is_file() else {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key, "sentence_embedding") not in (None, "sentence_embedding"):
+            raise ModelError(f"{file}: {key} is {config[key]!r}; only sentence_embedding is normalized here")
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error})") from None
