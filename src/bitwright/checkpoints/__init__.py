@@ -1,0 +1,1 @@
+"""Checkpoints on disk: quantized model directories, written all or nothing and checked before they are believed."""

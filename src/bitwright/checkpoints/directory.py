@@ -1,0 +1,159 @@
+"""A directory that appears complete or not at all, and what of a source model belongs into it."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitwright.errors import CheckpointError, InputError
+from bitwright.models.source import CONFIG_FILE, source_files
+
+# Weights of any format, and other files that only a framework's pickle reader understands.
+_WEIGHT_SUFFIXES = frozenset(
+    ".safetensors .bin .pt .pth .ckpt .h5 .msgpack .ot .gguf .onnx .onnx_data .tflite .mlmodel .npz .pkl".split()
+)
+# Folders in which model hubs keep the same model for other runtimes.
+_OTHER_RUNTIMES = frozenset({"onnx", "openvino", "coreml", "tflite", "gguf", "original"})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def split_source_files(source: Path, module_folders: frozenset[str]) -> tuple[list[Path], list[Path]]:
+    """(files that a quantized copy of `source` keeps, files that it leaves out), relative, sorted; hidden files in neither.
+
+    Kept: tokenizer, vocabulary, configurations, license, code. Left out: weights of the model in any format, because the
+    copy has its own, and exports for other runtimes. The weights of a sentence-transformers module in a folder of its own
+    ("2_Dense") belong to the pipeline and are kept.
+
+    Args:
+        module_folders: names of the folders of those modules.
+    """
+    kept, left_out = [], []
+    for file in source_files(source):
+        relative = file.relative_to(source)
+        folder = relative.parts[0] if len(relative.parts) > 1 else ""
+        weights = relative.suffix in _WEIGHT_SUFFIXES or relative.name.endswith(
+            (".safetensors.index.json", ".bin.index.json")
+        )
+        drop = folder not in module_folders and (weights or folder in _OTHER_RUNTIMES)
+        (left_out if drop else kept).append(relative)
+    return kept, left_out
+
+
+def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse a destination that would destroy something.
+
+    Raises:
+        InputError: `out` exists and `overwrite` is off; `out` is the source, holds it, or lies in it; `out` exists and is
+            not a model directory.
+    """
+    here, there = out.resolve(), source.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise InputError(f"{out}: is, holds, or lies inside the source model {source}; choose another directory")
+    if not out.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{out}: exists already; choose another directory, or replace it with --overwrite")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG_FILE).is_file()):
+        raise InputError(
+            f"{out}: is not a model directory (no {CONFIG_FILE}), so it is not overwritten; remove it by hand"
+        )
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        CheckpointError: fewer than `needed` bytes are free where `folder` is.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(f"{folder}: needs {needed} bytes, {free} are free; free some or write to another disk")
+
+
+@contextmanager
+def atomic_directory(out: Path, needed: int) -> Iterator[Path]:
+    """Give an empty directory beside `out` to write into; rename it to `out` at the end, or remove it on any exception.
+
+    An `out` that exists is moved aside before the rename and removed after it; it comes back if the rename fails. A process
+    killed outright leaves a hidden ".<name>.….partial" folder behind, never a half-written `out`.
+
+    Args:
+        needed: bytes that will be written; checked first, and quoted when the disk is full all the same.
+
+    Raises:
+        CheckpointError: the disk is full, or writing fails otherwise.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        check_space(out.parent, needed)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be created ({error.strerror})") from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            _sync(folder)
+        _replace(temporary, out)
+    except OSError as error:
+        free = shutil.disk_usage(out.parent).free
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno in _NO_SPACE:
+            raise CheckpointError(
+                f"{out}: the disk is full or a size limit is reached ({error.strerror}): {needed} bytes are needed, "
+                f"{free} are free; nothing was left behind"
+            ) from error
+        raise CheckpointError(f"{out}: cannot be written ({error}); nothing was left behind") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one new file, its folders included, and fsync it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy the content of one file (through links), its folders included, and fsync it."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as original, destination.open("xb") as copy:
+        shutil.copyfileobj(original, copy, 1 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    if not out.exists():
+        os.rename(temporary, out)
+        _sync(out.parent)
+        return
+    # mkdtemp only to get a free name: the old directory takes the place of the empty one.
+    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".old"))
+    try:
+        os.rename(out, aside)
+    except BaseException:
+        aside.rmdir()
+        raise
+    try:
+        os.rename(temporary, out)
+    except BaseException:
+        os.rename(aside, out)
+        raise
+    _sync(out.parent)
+    shutil.rmtree(aside)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,102 @@
+"""Writing safetensors files tensor by tensor, so that no second copy of a model is ever in memory.
+
+The bytes are those of the format's own writer: dtypes from wide to narrow, so that every tensor is aligned, names in order
+within a dtype, the header padded with spaces to a multiple of 8.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitwright.checkpoints.tensor_files import TORCH_DTYPES
+
+_SPELLED = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_RANK = {dtype: rank for rank, dtype in enumerate(TORCH_DTYPES.values())}
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTensor:
+    """A tensor that is to be written: what the header says about it, and how to get it when its turn comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    load: Callable[[], Tensor]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+Pending = Mapping[str, PendingTensor]
+
+
+def pending(tensor: Tensor) -> PendingTensor:
+    """A tensor that is in memory already."""
+    return PendingTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def write_safetensors(path: Path, tensors: Pending) -> None:
+    """Write one file and fsync it.
+
+    Raises:
+        OSError: as the file system says, `ENOSPC` among others.
+    """
+    order = sorted(tensors, key=lambda name: (-_RANK[tensors[name].dtype], name))
+    with path.open("xb") as file:
+        file.write(_header(order, tensors))
+        for name in order:
+            promised = tensors[name]
+            tensor = promised.load().detach().contiguous()
+            assert (tensor.dtype, tuple(tensor.shape)) == (promised.dtype, promised.shape), name
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def shard(tensors: Pending, max_bytes: int) -> dict[str, Pending]:
+    """Distribute tensors, by name, over files of at most `max_bytes` (more where a single tensor is larger).
+
+    Returns file name -> its tensors: "model.safetensors" alone if all fit in it.
+    """
+    shards: list[dict[str, PendingTensor]] = [{}]
+    size = 0
+    for name in sorted(tensors):
+        if shards[-1] and size + tensors[name].n_bytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensors[name]
+        size += tensors[name].n_bytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": part for i, part in enumerate(shards, start=1)}
+
+
+def shard_index(shards: Mapping[str, Pending]) -> str:
+    """`model.safetensors.index.json` of several files."""
+    weight_map = {name: file for file, part in shards.items() for name in part}
+    total = sum(tensor.n_bytes for part in shards.values() for tensor in part.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(index, indent=2) + "\n"
+
+
+def _header(order: list[str], tensors: Pending) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name in order:
+        end = begin + tensors[name].n_bytes
+        entries[name] = {
+            "dtype": _SPELLED[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

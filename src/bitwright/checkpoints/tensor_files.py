@@ -1,0 +1,96 @@
+"""Tensors of a model directory by name, read one at a time from safetensors or .bin files."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor
+
+from bitwright.errors import CheckpointError
+from bitwright.models.safetensors_check import TensorEntry, check_safetensors
+from bitwright.models.source import weight_files
+
+# dtype as safetensors spells it -> torch's. In the order in which the format's own writer lays tensors out, last first.
+TORCH_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
+    "C64": torch.complex64, "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
+}  # fmt: skip
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """Name -> tensor, loaded when asked for and not kept. Shapes and dtypes are known without loading.
+
+    Files: `model.safetensors`, its shards, or `pytorch_model.bin`, in the order in which transformers prefers them.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Open the weights of `directory`.
+
+        Raises:
+            CheckpointError: a file's bytes do not say what they should, or two shards hold the same name.
+            ModelError: there are no weights.
+        """
+        self.directory = directory
+        self._file_of: dict[str, Path] = {}
+        self._entries: dict[str, TensorEntry] = {}
+        self._pickled: dict[str, Tensor] = {}
+        for file in weight_files(directory):
+            found = self._open(file)
+            twice = found & self._file_of.keys()
+            if twice:
+                name = min(twice)
+                raise CheckpointError(
+                    f"{file}: {name} is also in {self._file_of[name].name}; which is meant is unknown"
+                )
+            self._file_of |= dict.fromkeys(found, file)
+
+    def _open(self, file: Path) -> set[str]:
+        if file.suffix == ".safetensors":
+            entries = check_safetensors(file)
+            self._entries |= entries
+            return set(entries)
+        try:
+            # weights_only: tensors are rebuilt by torch's restricted reader, no code in the file runs.
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            raise CheckpointError(f"{file}: cannot be read as tensors ({str(error).splitlines()[0]})") from None
+        if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+            raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a mapping of names to tensors")
+        self._pickled |= loaded
+        return set(loaded)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._pickled:
+            return self._pickled[name]
+        with safetensors.safe_open(self._file_of[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._pickled[name].shape) if name in self._pickled else self._entries[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor.
+
+        Raises:
+            CheckpointError: a dtype that torch lacks.
+        """
+        if name in self._pickled:
+            return self._pickled[name].dtype
+        spelled = self._entries[name].dtype
+        if spelled not in TORCH_DTYPES:
+            raise CheckpointError(f"{self._file_of[name]}: {name}: dtype {spelled} cannot be read")
+        return TORCH_DTYPES[spelled]

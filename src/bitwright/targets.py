@@ -1,0 +1,117 @@
+"""What each target runtime accepts, and how many bytes a tensor takes in the checkpoint."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from bitwright.errors import TargetError
+from bitwright.numerics.qtensor import scale_shape
+from bitwright.numerics.spec import SCHEMES, Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One runtime that loads the checkpoint.
+
+    schemes: scheme names that it runs, or at least reads exactly. int8_embeddings: whether it reads int8 tables.
+    fuses_shared_inputs: it runs linears that share an input as one, so they must share a scheme.
+    note: what it does with the checkpoint.
+    """
+
+    schemes: frozenset[str]
+    int8_embeddings: bool
+    fuses_shared_inputs: bool
+    note: str
+
+
+_ALL = frozenset(SCHEMES)
+
+TARGETS: dict[str, Target] = {
+    "bitwright": Target(_ALL, True, True, "integer kernels on CPU"),
+    "transformers": Target(
+        _ALL, False, False, "decompresses while loading (needs compressed-tensors), then runs in float"
+    ),
+    "sentence-transformers": Target(_ALL, False, False, "as transformers"),
+    # W8A8: symmetric 8-bit weights per channel or tensor, inputs static per tensor or dynamic per token; a fused linear whose
+    # shards differ is refused with "Found a different quantization schemes". int8 W8A8 needs a GPU below compute capability 10.
+    "vllm": Target(
+        _ALL, False, True, "integer kernels on GPU (not on Blackwell) and CPU, for the model types that it knows"
+    ),
+}
+
+
+def check_target(
+    target: str, schemes: Mapping[str, str], *, int8_embeddings: bool, units: Mapping[str, str] | None = None
+) -> None:
+    """Refuse what a target cannot load.
+
+    Args:
+        schemes: linear or table -> scheme name. The scheme "int8" stands for an int8 embedding table.
+        units: linear -> name of the set of linears that share its input. Not given: not checked.
+
+    Raises:
+        TargetError: an unknown target, a scheme or int8 tables that it does not accept, or shared inputs with mixed schemes.
+    """
+    if target not in TARGETS:
+        near = get_close_matches(target, TARGETS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise TargetError(f"target {target!r} is unknown{hint}; known: {', '.join(TARGETS)}")
+    row = TARGETS[target]
+    if int8_embeddings and not row.int8_embeddings:
+        tables = [name for name, scheme in schemes.items() if scheme == "int8"]
+        raise TargetError(
+            f"{target}: cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); use embeddings: 16bit, "
+            f"or drop {target!r} from the targets"
+        )
+    refused = {name: scheme for name, scheme in schemes.items() if scheme != "int8" and scheme not in row.schemes}
+    if refused:
+        name, scheme = next(iter(refused.items()))
+        raise TargetError(
+            f"{name}: {target} does not accept the scheme {scheme!r} ({len(refused)} of {len(schemes)} rows); "
+            f"it accepts {', '.join(sorted(row.schemes))}"
+        )
+    if row.fuses_shared_inputs and units is not None:
+        _check_units(target, schemes, units)
+
+
+def stored_bytes(shape: tuple[int, int], scheme: Scheme, *, bias: bool, source_bytes_per_value: int) -> int:
+    """Bytes that the tensors of one linear take in the checkpoint: codes, scales, zero points, bias.
+
+    Args:
+        shape: (N, K). source_bytes_per_value: 4 for a float32 source, 2 for a 16-bit one; the bias keeps it.
+    """
+    total = shape[0] * source_bytes_per_value if bias else 0
+    if scheme.weight is None:
+        return total + math.prod(shape) * 2
+    n_scales = math.prod(scale_shape(*shape, scheme.weight))
+    total += math.prod(shape) * scheme.weight.bits // 8 + n_scales * (4 if scheme.weight.symmetric else 5)
+    if scheme.input is not None and not scheme.input.dynamic:
+        total += 4 if scheme.input.symmetric else 5
+    return total
+
+
+def stored_embedding_bytes(shape: tuple[int, int], mode: str, *, source_bytes_per_value: int) -> int:
+    """Bytes that one embedding table of shape (V, H) takes.
+
+    Args:
+        mode: "16bit", "int8" (a float32 scale per row) or "float" (as in the source).
+
+    Raises:
+        TargetError: another mode.
+    """
+    per_row = {"16bit": 2 * shape[1], "int8": shape[1] + 4, "float": source_bytes_per_value * shape[1]}
+    if mode not in per_row:
+        raise TargetError(f"embedding mode {mode!r} is unknown; known: {', '.join(per_row)}")
+    return shape[0] * per_row[mode]
+
+
+def _check_units(target: str, schemes: Mapping[str, str], units: Mapping[str, str]) -> None:
+    first: dict[str, str] = {}
+    for name, unit in units.items():
+        other = first.setdefault(unit, name)
+        if schemes[other] != schemes[name]:
+            raise TargetError(
+                f"{unit}: {other} is {schemes[other]!r} and {name} is {schemes[name]!r}, but {target} runs linears that share "
+                f"an input as one; give all of {unit!r} one scheme"
+            )

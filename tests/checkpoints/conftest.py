@@ -1,0 +1,99 @@
+"""Small models with random weights, and their linears quantized by rounding to nearest."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bitwright.checkpoints.stored import StoredLinear
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import SCHEMES, QuantSpec
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def round_to_nearest(w_NK: Tensor, spec: QuantSpec) -> QTensor:
+    """Absmax, symmetric."""
+    absmax = w_NK.abs().amax() if spec.per_tensor else w_NK.abs().amax(1, keepdim=True)
+    scale_NG = (absmax.clamp(min=1e-8) / 127).float().reshape((1, 1) if spec.per_tensor else (-1, 1))
+    return QTensor((w_NK / scale_NG).round().clamp(-127, 127).to(torch.int8), scale_NG, None, spec)
+
+
+def stored_linear(w_NK: Tensor, scheme: str) -> StoredLinear:
+    """A weight in one of the named schemes, with a made-up static range where the scheme has one."""
+    weight, inputs = SCHEMES[scheme].weight, SCHEMES[scheme].input
+    assert weight is not None
+    assert inputs is not None
+    static = not inputs.dynamic
+    zero = torch.tensor([-3], dtype=torch.int8) if static and not inputs.symmetric else None
+    return StoredLinear(round_to_nearest(w_NK.float(), weight), inputs, torch.tensor([0.03]) if static else None, zero)
+
+
+@pytest.fixture
+def quantize_linears() -> Callable[..., dict[str, StoredLinear]]:
+    """`quantize(model, scheme, skip=...)`: every nn.Linear of a model, but for names that contain one of `skip`."""
+
+    def quantize(
+        model: nn.Module, scheme: str = "w8a8", skip: tuple[str, ...] = ("pooler", "classifier")
+    ) -> dict[str, StoredLinear]:
+        return {
+            name: stored_linear(module.weight.detach(), scheme)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and not any(part in name for part in skip)
+        }
+
+    return quantize
+
+
+@pytest.fixture
+def tiny_bert(tmp_path: Path) -> Path:
+    """A model directory: a random BERT of two blocks, with files of the kinds that hubs hold."""
+    return save_bert(tmp_path / "source", "BertModel")
+
+
+def save_bert(path: Path, class_name: str) -> Path:
+    """A random BERT of the given class, saved as transformers saves it, plus side files."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=60,
+        max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    getattr(transformers, class_name)(config).eval().save_pretrained(path)
+    (path / "tokenizer_config.json").write_text('{"model_max_length": 16}\n')
+    (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(55))]))
+    (path / "LICENSE").write_text("Apache License\n")
+    (path / "README.md").write_text("the original card\n")
+    return path
+
+
+@pytest.fixture
+def tiny_classifier(tmp_path: Path) -> Path:
+    """As `tiny_bert`, with a classification head: its names carry the prefix "bert."."""
+    return save_bert(tmp_path / "source", "BertForSequenceClassification")
+
+
+@pytest.fixture
+def sentence_bert(tiny_bert: Path) -> Path:
+    """`tiny_bert` as a sentence-transformers pipeline whose last module has weights of its own."""
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Dense", "Dense")]
+    rows = [
+        {"idx": int(i), "name": i, "path": path, "type": f"sentence_transformers.models.{kind}"} for i, path, kind in modules
+    ]
+    (tiny_bert / "modules.json").write_text(json.dumps(rows))
+    (tiny_bert / "sentence_bert_config.json").write_text('{"max_seq_length": 12, "do_lower_case": false}')
+    (tiny_bert / "1_Pooling").mkdir()
+    (tiny_bert / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": true}')
+    (tiny_bert / "2_Dense").mkdir()
+    dense = {"in_features": 32, "out_features": 8, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+    (tiny_bert / "2_Dense" / "config.json").write_text(json.dumps(dense))
+    save_file({"linear.weight": torch.randn(8, 32), "linear.bias": torch.zeros(8)}, tiny_bert / "2_Dense" / "model.safetensors")
+    return tiny_bert
