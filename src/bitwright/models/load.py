@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -67,6 +68,11 @@ _TASK_OF_CLASS: dict[str, Task] = {
     "Model": "embedding",
 }
 
+# What transformers raises on files whose values are wrong or contradict each other.
+_BUILD_ERRORS = (
+    StrictDataclassError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
+    ArithmeticError,
+)  # fmt: skip
 _LOCAL = {"local_files_only": True}
 _NO_LIMIT = 1_000_000  # tokenizers without a limit answer with a number around 1e30
 
@@ -143,8 +149,8 @@ def task_of(config: Any) -> Task:
         if str(classes[0]).endswith(ending):
             return task
     raise ModelError(
-        f"{config.name_or_path}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; say which is meant "
-        "with task=, if one of them is"
+        f"{config.name_or_path}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; "
+        "say which is meant with task=, if one of them is"
     )
 
 
@@ -236,7 +242,7 @@ def _load_tokenizer(path: Path, trust: bool) -> Any:
     try:
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+    except _BUILD_ERRORS as error:
         why = f"AutoTokenizer cannot build it: {_one_line(error)[:200]}"
     else:
         wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
@@ -255,16 +261,7 @@ def _building(path: Path) -> Iterator[None]:
             yield
     except SafetensorError as error:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        ArithmeticError,
-    ) as error:
+    except _BUILD_ERRORS as error:
         raise ModelError(f"{path}: transformers cannot build this model: {_one_line(error)}") from error
 
 

@@ -29,7 +29,7 @@ _FLAGS: dict[str, Mode] = {
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """What becomes of the token vectors: pooled by each mode, concatenated, then scaled to unit length if `normalize`."""
+    """What becomes of the token vectors: pooled by each mode, concatenated, scaled to unit length if `normalize`."""
 
     modes: tuple[Mode, ...] = ("mean",)
     normalize: bool = False
