@@ -1,0 +1,18 @@
+// Instruction sets, best last, and whether this processor and this operating system run them.
+#pragma once
+
+enum Isa { kScalar = 0, kAvx2 = 1, kAvx512Vnni = 2, kAmx = 3, kIsaCount = 4 };
+
+inline constexpr const char* kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "amx"};
+
+struct CpuFeature {
+    const char* name;
+    bool present;
+};
+
+// True if the processor has the instructions and the operating system saves their registers. For amx it also asks Linux
+// for the permission to use tile data, which a process must do once before its first tile instruction.
+bool isa_supported(Isa isa);
+
+// The features that kernels, here and in torch, choose by. Ends with a null name.
+const CpuFeature* cpu_features();

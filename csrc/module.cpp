@@ -1,0 +1,140 @@
+// The Python binding: addresses and sizes in, nothing allocated, the GIL released. kernels/cpu.py checks the arguments.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu.h"
+#include "linear_w8a8/contract.h"
+#include "parallel.h"
+#include "peak_int8/contract.h"
+#include "quantize_rows/contract.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+// Below this many multiply-adds a second thread costs more than it brings (measured: waking it takes about 2 us).
+constexpr size_t kWorthAThread = 1 << 19;
+// Linear calls so far, so that a verification can count the integer kernels that a model really ran.
+std::atomic<uint64_t> calls{0};
+
+constexpr size_t kRowGrain = 32, kBlockGrain = 4;
+
+template <class T>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Codes of rows that are a multiple of 512 bytes apart would share few L1 sets; a line more spreads them.
+size_t code_stride(size_t k) {
+    const size_t padded = round_up(k, kPadK);
+    return padded % 512 ? padded : padded + 64;
+}
+
+// Scratch of one linear call: codes [M16, code_stride] u8, scale [M16] f32, zero_point [M16] i32.
+size_t scratch_bytes(size_t m, size_t k) { return round_up(m, kBlock) * (code_stride(k) + sizeof(float) + sizeof(int32_t)); }
+
+int useful_threads(int threads, size_t multiply_adds) {
+    const size_t useful = multiply_adds / kWorthAThread + 1;
+    return size_t(threads) < useful ? threads : int(useful);
+}
+
+void quantize_rows(int isa, uintptr_t x, size_t x_stride, size_t m, size_t k, int mode, float static_scale, int static_zero_point,
+                   int code_min, uintptr_t codes, size_t stride, uintptr_t scale, uintptr_t zero_point, size_t row_begin) {
+    const QuantizeRows op{at<float>(x),      x_stride,           k,
+                          at<uint8_t>(codes), stride,            at<float>(scale),
+                          at<int32_t>(zero_point), QuantizeMode(mode), static_scale,
+                          static_zero_point, code_min};
+    quantize_rows_for(isa)(&op, row_begin, m);
+}
+
+// Quantize the rows of x and multiply, in one parallel region: by rows when there are enough of them, else by columns.
+void linear_w8a8(int isa, int threads, uintptr_t x, size_t x_stride, size_t m, size_t k, int mode, float static_scale,
+                 int static_zero_point, int code_min, uintptr_t scratch, uintptr_t weight, uintptr_t colsum, uintptr_t scale_n,
+                 uintptr_t bias, uintptr_t y, size_t n, bool gelu) {
+    const size_t stride = code_stride(k), rows = round_up(m, kBlock), blocks = round_up(n, kBlock) / kBlock;
+    uint8_t* codes = at<uint8_t>(scratch);
+    float* scale_m = reinterpret_cast<float*>(codes + rows * stride);
+    int32_t* zero_m = reinterpret_cast<int32_t*>(scale_m + rows);
+    const QuantizeRows quantize{at<float>(x), x_stride, k, codes, stride, scale_m, zero_m, QuantizeMode(mode),
+                                static_scale, static_zero_point, code_min};
+    const LinearW8A8 multiply{codes, stride, scale_m, zero_m, at<int8_t>(weight), at<int32_t>(colsum), at<float>(scale_n),
+                              at<float>(bias), at<float>(y), nullptr, n, n, round_up(k, kPadK), gelu};
+    const QuantizeRowsFn quantize_fn = quantize_rows_for(isa);
+    const LinearW8A8Fn multiply_fn = linear_w8a8_for(isa);
+    ++calls;
+    threads = useful_threads(threads, m * n * k);
+    const bool by_rows = m >= kRowGrain * size_t(threads);
+    parallel(threads, [&](int index, int count) {
+        if (by_rows) {
+            const Share mine = share_of(m, kRowGrain, index, count);
+            quantize_fn(&quantize, mine.begin, mine.end);
+            multiply_fn(&multiply, mine.begin, mine.end, 0, blocks);
+        } else {
+            const Share mine = share_of(m, 1, index, count);
+            quantize_fn(&quantize, mine.begin, mine.end);
+            if (count > 1) barrier();
+            const Share columns = share_of(blocks, kBlockGrain, index, count);
+            multiply_fn(&multiply, 0, m, columns.begin, columns.end);
+        }
+    });
+}
+
+// The multiplication alone on one thread, rows [row_begin, row_end) of column blocks [block_begin, block_end).
+// With sums = 0 the output is y with its epilogue, else the int32 sums.
+void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, uintptr_t zero_m, size_t k, uintptr_t weight,
+                   uintptr_t colsum, uintptr_t scale_n, uintptr_t bias, uintptr_t y, uintptr_t sums, size_t out_stride, size_t n,
+                   bool gelu, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
+    const LinearW8A8 op{at<uint8_t>(codes), stride, at<float>(scale_m), at<int32_t>(zero_m), at<int8_t>(weight),
+                        at<int32_t>(colsum), at<float>(scale_n), at<float>(bias), at<float>(y), at<int32_t>(sums),
+                        out_stride, n, round_up(k, kPadK), gelu};
+    linear_w8a8_for(isa)(&op, row_begin, row_end, block_begin, block_end);
+}
+
+// Operations per nanosecond of one core, the best of ten runs of a few milliseconds; 0 where there is no such loop.
+double peak_int8_gops(int isa) {
+    using Fn = uint64_t (*)(uint64_t);
+    static constexpr Fn loops[kIsaCount] = {nullptr, peak_int8_avx2, peak_int8_avx512vnni, peak_int8_amx};
+    if (!loops[isa] || !isa_supported(Isa(isa))) return 0.0;
+    double best = 0.0;
+    for (int run = 0; run < 10; ++run) {
+        const auto start = std::chrono::steady_clock::now();
+        const uint64_t operations = loops[isa](200000);
+        const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - start;
+        best = std::max(best, double(operations) / took.count());
+    }
+    return best;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    const nb::call_guard<nb::gil_scoped_release> released;
+    m.def("isas", [] {
+        std::vector<std::pair<std::string, bool>> table;  // best last: (name, supported)
+        for (int isa = 0; isa < kIsaCount; ++isa) table.emplace_back(kIsaNames[isa], isa_supported(Isa(isa)));
+        return table;
+    });
+    m.def("cpu_features", [] {
+        std::vector<std::pair<std::string, bool>> table;
+        for (const CpuFeature* f = cpu_features(); f->name; ++f) table.emplace_back(f->name, f->present);
+        return table;
+    });
+    m.def("kernel_calls", [] { return calls.load(); });
+    m.def("max_threads", [] { return omp_get_max_threads(); });
+    m.def("code_stride", &code_stride);
+    m.def("scratch_bytes", &scratch_bytes);
+    m.def("quantize_rows", &quantize_rows, released);
+    m.def("linear_w8a8", &linear_w8a8, released);
+    m.def("multiply_w8a8", &multiply_w8a8, released);
+    m.def("peak_int8_gops", &peak_int8_gops, released);
+}

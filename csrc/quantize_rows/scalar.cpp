@@ -1,0 +1,48 @@
+// quantize_rows, the definition in C++. See contract.h.
+#include <float.h>
+#include <math.h>
+
+#include "contract.h"
+
+static void quantize_row(const QuantizeRows& p, const float* x, uint8_t* codes, float* scale_out, int32_t* zero_out) {
+    float lo = 0.0f, hi = 0.0f;
+    bool finite = true;
+    for (size_t i = 0; i < p.k; ++i) {
+        finite = finite && isfinite(x[i]);
+        lo = x[i] < lo ? x[i] : lo;
+        hi = x[i] > hi ? x[i] : hi;
+    }
+    const float absmax = hi > -lo ? hi : -lo;
+    const float range = p.mode == kSymmetric ? absmax : hi - lo;
+    finite = finite && (p.mode == kStatic || isfinite(range));
+
+    float scale = p.mode == kSymmetric ? range / 127.0f : range / 255.0f;
+    if (range == 0.0f) scale = 1.0f;
+    if (scale < FLT_MIN) scale = FLT_MIN;
+    if (p.mode == kStatic) scale = p.static_scale;
+    const float inv = 1.0f / scale;
+
+    int32_t zero = p.static_zero_point;
+    if (p.mode == kSymmetric) zero = 0;
+    if (p.mode == kAsymmetric) {
+        const float z = rintf(-128.0f - lo * inv);
+        zero = z < -128.0f ? -128 : z > 127.0f ? 127 : (int32_t)z;
+    }
+
+    for (size_t i = 0; i < p.k; ++i) {
+        float r = finite ? rintf(x[i] * inv) : 0.0f;
+        r = r < -512.0f ? -512.0f : r > 512.0f ? 512.0f : r;  // so that the integer sum below cannot overflow
+        int32_t code = (int32_t)r + (finite ? zero : 0);
+        code = code < p.code_min ? p.code_min : code > 127 ? 127 : code;
+        codes[i] = (uint8_t)(code + 128);
+    }
+    for (size_t i = p.k; i % 64 != 0; ++i) codes[i] = 128;
+    *scale_out = finite ? scale : NAN;
+    *zero_out = finite ? zero : 0;
+}
+
+void quantize_rows_scalar(const QuantizeRows* p, size_t row_begin, size_t row_end) {
+    for (size_t m = row_begin; m < row_end; ++m) {
+        quantize_row(*p, p->x + m * p->x_stride, p->codes + m * p->code_stride, p->scale + m, p->zero_point + m);
+    }
+}

@@ -1,0 +1,1 @@
+"""Operators: their definition in torch, the native CPU kernels, and the modules that call them."""

@@ -1,0 +1,249 @@
+"""The CPU kernels: which instruction set runs, and one call per operator.
+
+The best instruction set that this processor and this operating system support is chosen at the first call;
+BITWRIGHT_ISA=scalar|avx2|avx512vnni|amx forces one. There is no fallback: what cannot run raises KernelError.
+"""
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import KernelError
+from bitwright.kernels import layouts, native
+from bitwright.numerics.spec import QuantSpec
+
+ISAS = ("amx", "avx512vnni", "avx2", "scalar")  # best first
+_MAX_K = 65793  # 255 · 128 · K must stay below 2^31
+_ASYMMETRIC, _SYMMETRIC, _STATIC = 0, 1, 2  # as in quantize_rows/contract.h
+
+
+class IsaRow(NamedTuple):
+    """One instruction set: compiled into this build, supported by this machine, active in this process."""
+
+    name: str
+    compiled: bool
+    supported: bool
+    active: bool
+
+
+def available() -> bool:
+    """Whether the native module loads. Where it does not, `load_error` says why, and every kernel call raises."""
+    return native.load_error() is None
+
+
+def load_error() -> str | None:
+    """Why the native module does not load, or None."""
+    return native.load_error()
+
+
+def isa_table() -> list[IsaRow]:
+    """Every instruction set, best first."""
+    supported = _supported() if available() else {}
+    active = active_isa() if available() else None
+    return [IsaRow(name, name in supported, supported.get(name, False), name == active) for name in ISAS]
+
+
+@functools.cache
+def active_isa() -> str:
+    """The instruction set in use.
+
+    Raises:
+        KernelError: BITWRIGHT_ISA names one that is unknown, or that this machine lacks; or the module does not load.
+    """
+    supported = _supported()
+    usable = [name for name in ISAS if supported[name]]
+    wanted = os.environ.get("BITWRIGHT_ISA")
+    if wanted is None:
+        return usable[0]
+    if wanted not in ISAS:
+        raise KernelError(f"BITWRIGHT_ISA={wanted}: unknown; known are {', '.join(ISAS)}")
+    if wanted not in usable:
+        raise KernelError(f"BITWRIGHT_ISA={wanted}: this machine lacks it; it supports {', '.join(usable)}")
+    return wanted
+
+
+def cpu_features() -> dict[str, bool]:
+    """The processor features that kernels, here and in torch, are chosen by. Empty where the module does not load."""
+    return dict(native.load().cpu_features()) if available() else {}
+
+
+def kernel_calls() -> int:
+    """How many native linear kernels this process has run so far."""
+    return native.load().kernel_calls() if available() else 0
+
+
+@functools.cache
+def _supported() -> dict[str, bool]:
+    return dict(native.load().isas())
+
+
+@functools.cache
+def isa_index(name: str | None = None) -> int:
+    """The number by which native functions know an instruction set; of the active one by default."""
+    return [isa for isa, _ in native.load().isas()].index(name or active_isa())
+
+
+@dataclass(frozen=True, slots=True)
+class InputGrid:
+    """How a kernel turns float rows into codes: a dynamic grid per row, or one static scale and zero point."""
+
+    mode: int
+    scale: float = 1.0
+    zero_point: int = 0
+    code_min: int = -128
+
+    @classmethod
+    def of(cls, spec: QuantSpec, scale: Tensor | None = None, zero_point: Tensor | None = None) -> "InputGrid":
+        """The grid of an input spec.
+
+        Raises:
+            KernelError: `runs_natively` says no; or a static scale is missing, or not a normal positive float32.
+        """
+        if not input_runs_natively(spec):
+            raise KernelError(
+                f"no int8 kernel for the input spec {spec}: it takes 8 bits, dynamic per row or static per tensor"
+            )
+        if spec.dynamic:
+            return cls(_SYMMETRIC if spec.symmetric else _ASYMMETRIC, code_min=spec.code_min)
+        if scale is None or scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
+            raise KernelError("a static input spec needs one scale and at most one zero point for the whole tensor")
+        value = float(scale.float())
+        zero = 0 if zero_point is None else int(zero_point)
+        if not torch.finfo(torch.float32).tiny <= value <= torch.finfo(torch.float32).max or not -128 <= zero <= 127:
+            raise KernelError(
+                f"a static input grid with scale {value}, zero_point {zero}: the scale must be a normal positive "
+                "float32, the zero point within [-128, 127]"
+            )
+        return cls(_STATIC, value, zero, spec.code_min)
+
+
+def input_runs_natively(spec: QuantSpec) -> bool:
+    """Whether the int8 kernels quantize to this spec: 8 bits, dynamic per row or static per tensor, a narrow symmetric grid."""
+    narrow = not (spec.symmetric and spec.uses_full_range)
+    return (
+        spec.bits == 8 and spec.group_size is None and spec.dynamic != spec.per_tensor and (narrow or not spec.dynamic)
+    )
+
+
+def weight_runs_natively(spec: QuantSpec) -> bool:
+    """Whether the int8 kernels multiply by such a weight: 8 bits, symmetric, one scale per row or per tensor."""
+    return spec.bits == 8 and spec.symmetric and spec.group_size is None
+
+
+def linear_w8a8(
+    x_MK: Tensor,
+    weight: Tensor,
+    colsum: Tensor,
+    scale_n: Tensor,
+    bias: Tensor,
+    n: int,
+    grid: InputGrid,
+    gelu: bool = False,
+) -> Tensor:
+    """Quantize the rows of x and multiply by a packed int8 weight: float32 (M, N). `reference.linear_w8a8` defines it.
+
+    Args:
+        x_MK: float32 on the CPU; rows may be strided, the values of a row are contiguous.
+        weight: `layouts.pack` of the codes; colsum: their `layouts.column_sums`.
+        scale_n, bias: float32, `layouts.pad_columns`.
+        n: output features, before padding.
+
+    Raises:
+        KernelError: shapes, dtypes or strides are not these; K is so large that an int32 sum could overflow.
+    """
+    if torch.compiler.is_compiling():
+        y: Tensor = torch.ops.bitwright.linear_w8a8(
+            x_MK, weight, colsum, scale_n, bias, n, grid.mode, grid.scale, grid.zero_point, grid.code_min, gelu
+        )
+        return y
+    return _linear_w8a8(
+        x_MK, weight, colsum, scale_n, bias, n, grid.mode, grid.scale, grid.zero_point, grid.code_min, gelu
+    )
+
+
+def _linear_w8a8(
+    x: Tensor,
+    weight: Tensor,
+    colsum: Tensor,
+    scale_n: Tensor,
+    bias: Tensor,
+    n: int,
+    mode: int,
+    static_scale: float,
+    static_zero_point: int,
+    code_min: int,
+    gelu: bool,
+) -> Tensor:
+    if x.ndim != 2 or x.dtype != torch.float32 or x.device.type != "cpu":
+        raise KernelError(f"x must be float32 (M, K) on the CPU, got {x.dtype} {tuple(x.shape)} on {x.device}")
+    m, k = x.shape
+    _check_weight(weight, colsum, scale_n, bias, n, k)
+    if x.stride(1) != 1 and k > 1:
+        x = x.contiguous()
+    y = torch.empty((m, n))
+    if m == 0:
+        return y
+    module = native.load()
+    scratch = torch.empty(module.scratch_bytes(m, k), dtype=torch.uint8)
+    module.linear_w8a8(
+        isa_index(),
+        torch.get_num_threads(),  # in a thread where torch has not yet run, OpenMP alone would not know torch's setting
+        x.data_ptr(),
+        x.stride(0),
+        m,
+        k,
+        mode,
+        static_scale,
+        static_zero_point,
+        code_min,
+        scratch.data_ptr(),
+        weight.data_ptr(),
+        colsum.data_ptr(),
+        scale_n.data_ptr(),
+        bias.data_ptr(),
+        y.data_ptr(),
+        n,
+        gelu,
+    )
+    return y
+
+
+def _check_weight(weight: Tensor, colsum: Tensor, scale_n: Tensor, bias: Tensor, n: int, k: int) -> None:
+    blocks = -(-n // layouts.BLOCK)
+    want = (blocks, -(-k // layouts.PAD_K) * layouts.PAD_K // layouts.GROUP, layouts.BLOCK, layouts.GROUP)
+    if weight.shape != want or weight.dtype != torch.int8 or not weight.is_contiguous():
+        raise KernelError(
+            f"N = {n}, K = {k}: the packed weight must be int8 {want}, got {weight.dtype} {tuple(weight.shape)}"
+        )
+    if not 1 <= k <= _MAX_K:
+        raise KernelError(f"K = {k}: int8 sums are exact in int32 for K from 1 to {_MAX_K}; keep this layer in 16 bit")
+    columns = {"colsum": (colsum, torch.int32), "scale": (scale_n, torch.float32), "bias": (bias, torch.float32)}
+    for name, (values, dtype) in columns.items():
+        if values.shape != (blocks * layouts.BLOCK,) or values.dtype != dtype or values.data_ptr() % 64:
+            raise KernelError(
+                f"{name} must be {dtype} ({blocks * layouts.BLOCK},), 64-byte aligned, got {values.dtype} {tuple(values.shape)}"
+            )
+
+
+_operator = torch.library.custom_op("bitwright::linear_w8a8", _linear_w8a8, mutates_args=(), device_types="cpu")
+
+
+@_operator.register_fake
+def _shape_of_linear_w8a8(
+    x: Tensor,
+    weight: Tensor,
+    colsum: Tensor,
+    scale_n: Tensor,
+    bias: Tensor,
+    n: int,
+    mode: int,
+    static_scale: float,
+    static_zero_point: int,
+    code_min: int,
+    gelu: bool,
+) -> Tensor:
+    return x.new_empty((x.shape[0], n), dtype=torch.float32)

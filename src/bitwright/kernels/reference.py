@@ -1,0 +1,88 @@
+"""Every operator in a few lines of torch: the definition that the native kernels equal, bit by bit in the integers.
+
+M tokens · N output features · K input features.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu as exact_gelu
+
+from bitwright.errors import KernelError
+from bitwright.numerics.spec import QuantSpec
+
+
+def quantize_rows(
+    x_MK: Tensor, spec: QuantSpec, scale: Tensor | None = None, zero_point: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of float rows on the grid of an input spec: x ≈ (codes − zero_point) · scale.
+
+    Dynamic specs take the range of each row, widened to include zero. Asymmetric: scale = (max − min) / (2^b − 1),
+    zero_point = clip(rint(code_min − min · inv)). Symmetric: scale = max|x| / half_steps, zero_point = 0. In both
+    code = clip(rint(x · inv) + zero_point), with inv = 1 / scale; every step one float32 operation, rint half to even.
+
+    A row of zeros has scale 1; a scale below the smallest normal float is raised to it. A row that holds a NaN or an
+    infinity, or whose range overflows, has scale NaN: whatever is computed from it is NaN, never silently wrong.
+
+    Args:
+        x_MK: float; computed in float32.
+        scale, zero_point: of a static spec, one value each; absent for dynamic ones. zero_point absent means 0.
+
+    Returns:
+        codes int8 (M, K), scale float32 (M, 1), zero_point int32 (M, 1).
+
+    Raises:
+        KernelError: the spec has groups, or is dynamic and per tensor, or is static and has no scale.
+    """
+    if spec.group_size is not None or spec.dynamic == spec.per_tensor:
+        raise KernelError(f"an input needs a dynamic scale per row or a static one per tensor, got {spec}")
+    x = x_MK.float()
+    finite = x.isfinite().all(dim=1, keepdim=True)
+    if spec.dynamic:
+        scale_M1, zero_M1 = _dynamic_grid(x, spec)
+        finite &= scale_M1.isfinite()
+    elif scale is None:
+        raise KernelError("a static input spec needs a scale")
+    else:
+        scale_M1 = scale.float().reshape(1, 1).expand(len(x), 1)
+        zero_M1 = (torch.zeros_like(scale) if zero_point is None else zero_point).reshape(1, 1).expand(len(x), 1)
+    codes_MK = ((x * (1.0 / scale_M1)).round() + zero_M1).clamp(spec.code_min, spec.code_max)
+    return (
+        codes_MK.where(finite, 0.0).to(torch.int8),
+        scale_M1.where(finite, torch.nan),
+        zero_M1.where(finite, 0).to(torch.int32),
+    )
+
+
+def _dynamic_grid(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    low = x.amin(dim=1, keepdim=True).clamp(max=0.0)
+    high = x.amax(dim=1, keepdim=True).clamp(min=0.0)
+    if spec.symmetric:
+        scale = torch.maximum(-low, high) / spec.half_steps
+    else:
+        scale = (high - low) / (spec.code_max - spec.code_min)
+    scale = scale.where((low != 0.0) | (high != 0.0), 1.0).clamp(min=torch.finfo(torch.float32).tiny)
+    if spec.symmetric:
+        return scale, torch.zeros_like(scale)
+    return scale, (spec.code_min - low * (1.0 / scale)).round().clamp(spec.code_min, spec.code_max)
+
+
+def integer_sums(codes_MK: Tensor, zero_M1: Tensor, weight_NK: Tensor) -> Tensor:
+    """sum_k (codes[m, k] − zero[m]) · weight[n, k], exactly: int32 (M, N). float64 holds every product sum below 2^53."""
+    return ((codes_MK.double() - zero_M1.double()) @ weight_NK.double().T).to(torch.int32)
+
+
+def linear_w8a8(
+    codes_MK: Tensor,
+    scale_M1: Tensor,
+    zero_M1: Tensor,
+    weight_NK: Tensor,
+    scale_N: Tensor,
+    bias_N: Tensor | None,
+    *,
+    gelu: bool = False,
+) -> Tensor:
+    """y[m, n] = scale_m · scale_n · sum_k (codes[m, k] − zero_m) · weight[n, k] + bias_n, then exact GELU: float32 (M, N)."""
+    y_MN = integer_sums(codes_MK, zero_M1, weight_NK).float() * (scale_M1 * scale_N)
+    if bias_N is not None:
+        y_MN = y_MN + bias_N
+    return exact_gelu(y_MN) if gelu else y_MN
