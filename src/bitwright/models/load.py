@@ -19,6 +19,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, ModelError
@@ -37,6 +38,7 @@ from bitwright.models.source import (
 __all__ = [
     "LoadedModel",
     "Task",
+    "build_model",
     "fetch",
     "fingerprint",
     "license_of",
@@ -136,6 +138,25 @@ def load_model(
     _check_finite(path, model)
     tokenizer = _load_tokenizer(path, trust_remote_code)
     return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir))
+
+
+def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:
+    """The float32 model that a directory's config.json describes, its weights not set: the caller fills all of them.
+
+    What the config says of quantization is left out.
+
+    Raises:
+        ModelError: an architecture without a row, or a config that transformers cannot build.
+    """
+    with _building(path):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
+    architecture, task = architecture_of(config.model_type), task_of(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with _building(path), no_init_weights():
+        model = _AUTO_CLASSES[task].from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    tokenizer = _load_tokenizer(path, trust_remote_code)
+    return LoadedModel(model.eval(), tokenizer, config, path, task, architecture, str(path))
 
 
 def task_of(config: Any) -> Task:
