@@ -33,8 +33,8 @@ TARGETS: dict[str, Target] = {
         _ALL, False, False, "decompresses while loading (needs compressed-tensors), then runs in float"
     ),
     "sentence-transformers": Target(_ALL, False, False, "as transformers"),
-    # W8A8: symmetric 8-bit weights per channel or tensor, inputs static per tensor or dynamic per token; a fused linear whose
-    # shards differ is refused with "Found a different quantization schemes". int8 W8A8 needs a GPU below compute capability 10.
+    # W8A8: symmetric 8-bit weights per channel or tensor, inputs static per tensor or dynamic per token; linears that
+    # it fuses must agree ("Found a different quantization schemes"); on GPUs, compute capability below 10.0 only.
     "vllm": Target(
         _ALL, False, True, "integer kernels on GPU (not on Blackwell) and CPU, for the model types that it knows"
     ),
@@ -51,7 +51,7 @@ def check_target(
         units: linear -> name of the set of linears that share its input. Not given: not checked.
 
     Raises:
-        TargetError: an unknown target, a scheme or int8 tables that it does not accept, or shared inputs with mixed schemes.
+        TargetError: an unknown target, a scheme or int8 tables that it does not accept, or mixed schemes on one input.
     """
     if target not in TARGETS:
         near = get_close_matches(target, TARGETS, n=1)
@@ -61,8 +61,8 @@ def check_target(
     if int8_embeddings and not row.int8_embeddings:
         tables = [name for name, scheme in schemes.items() if scheme == "int8"]
         raise TargetError(
-            f"{target}: cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); use embeddings: 16bit, "
-            f"or drop {target!r} from the targets"
+            f"{target}: cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); "
+            f"use embeddings: 16bit, or drop {target!r} from the targets"
         )
     refused = {name: scheme for name, scheme in schemes.items() if scheme != "int8" and scheme not in row.schemes}
     if refused:
@@ -112,6 +112,6 @@ def _check_units(target: str, schemes: Mapping[str, str], units: Mapping[str, st
         other = first.setdefault(unit, name)
         if schemes[other] != schemes[name]:
             raise TargetError(
-                f"{unit}: {other} is {schemes[other]!r} and {name} is {schemes[name]!r}, but {target} runs linears that share "
-                f"an input as one; give all of {unit!r} one scheme"
+                f"{unit}: {other} is {schemes[other]!r} and {name} is {schemes[name]!r}, but {target} runs linears "
+                f"that share an input as one; give all of {unit!r} one scheme"
             )

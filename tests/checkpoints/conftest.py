@@ -86,14 +86,17 @@ def sentence_bert(tiny_bert: Path) -> Path:
     """`tiny_bert` as a sentence-transformers pipeline whose last module has weights of its own."""
     modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Dense", "Dense")]
     rows = [
-        {"idx": int(i), "name": i, "path": path, "type": f"sentence_transformers.models.{kind}"} for i, path, kind in modules
+        {"idx": int(i), "name": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, path, kind in modules
     ]
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    activation = "torch.nn.modules.activation.Tanh"
+    dense = {"in_features": 32, "out_features": 8, "bias": True, "activation_function": activation}
     (tiny_bert / "modules.json").write_text(json.dumps(rows))
     (tiny_bert / "sentence_bert_config.json").write_text('{"max_seq_length": 12, "do_lower_case": false}')
-    (tiny_bert / "1_Pooling").mkdir()
-    (tiny_bert / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": true}')
-    (tiny_bert / "2_Dense").mkdir()
-    dense = {"in_features": 32, "out_features": 8, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
-    (tiny_bert / "2_Dense" / "config.json").write_text(json.dumps(dense))
-    save_file({"linear.weight": torch.randn(8, 32), "linear.bias": torch.zeros(8)}, tiny_bert / "2_Dense" / "model.safetensors")
+    for folder, config in (("1_Pooling", pooling), ("2_Dense", dense)):
+        (tiny_bert / folder).mkdir()
+        (tiny_bert / folder / "config.json").write_text(json.dumps(config))
+    weights = {"linear.weight": torch.randn(8, 32), "linear.bias": torch.zeros(8)}
+    save_file(weights, tiny_bert / "2_Dense" / "model.safetensors")
     return tiny_bert

@@ -7,11 +7,13 @@ Tensors of a quantized linear `<m>` (N outputs, K inputs):
     <m>.input_scale        float32 (1,); static inputs only
     <m>.input_zero_point   int8 (1,); static asymmetric inputs only
     <m>.bias               as in the source
-Everything else keeps the source's names. Linears kept in 16 bit and embedding tables are bf16 (fp16 if they were), the rest is
-as it was. config.json says float32, so that readers upcast what is 16 bit and decompress int8 without another rounding.
+Everything else keeps the source's names. Linears kept in 16 bit and embedding tables are bf16 (fp16 if they were), the
+rest is as it was. config.json says float32, so that readers upcast what is 16 bit and decompress int8 without another
+rounding.
 
-An int8 embedding table is `<m>.weight` int8 (V, 1, H) and `<m>.weight_scale` float32 (V, 1). The 1 in the middle makes readers
-that ignore an unknown quant_method (transformers logs it and goes on) stop at the shape, rather than take codes for numbers.
+An int8 embedding table is `<m>.weight` int8 (V, 1, H) and `<m>.weight_scale` float32 (V, 1). The 1 in the middle makes
+readers that ignore an unknown quant_method (transformers logs it and goes on) stop at the shape, rather than take codes
+for numbers.
 """
 
 import json
@@ -94,15 +96,12 @@ def write_checkpoint(
     """
     check_out(out, source, overwrite=overwrite)
     config = read_config(source)
-    extra = {CARD_FILE: model_card, **(extra_files or {})}
-    files = {name: content.encode() if isinstance(content, str) else content for name, content in extra.items()}
-    tensors, tables_on_disk = plan_tensors(TensorFiles(source), parts, names)
+    tensors = plan_tensors(TensorFiles(source), parts, names)
     shards = shard(tensors, max_shard_bytes)
+    text = {CONFIG_FILE: _config_json(config, tensors, parts, names), CARD_FILE: model_card, **(extra_files or {})}
     if len(shards) > 1:
-        files["model.safetensors.index.json"] = shard_index(shards).encode()
-    quantization = make_quantization_config(parts.layers, tables_on_disk, names.linears, names.prefix)
-    files[CONFIG_FILE] = (json.dumps(_config(config, quantization), indent=2, ensure_ascii=False) + "\n").encode()
-
+        text["model.safetensors.index.json"] = shard_index(shards)
+    files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
     kept, left_out = split_source_files(source, _module_folders(source))
     copied = [file for file in kept if str(file) not in files]
     tensor_bytes = sum(tensor.n_bytes for tensor in tensors.values())
@@ -118,47 +117,33 @@ def write_checkpoint(
     return Written(out, tensor_bytes, total_bytes, tuple(str(file) for file in left_out))
 
 
-def plan_tensors(source: TensorFiles, parts: QuantizedParts, names: ModelNames) -> tuple[Pending, tuple[str, ...]]:
-    """(every tensor that will be written, names on disk of the int8 tables). Nothing is loaded yet.
+def plan_tensors(source: TensorFiles, parts: QuantizedParts, names: ModelNames) -> dict[str, PendingTensor]:
+    """Every tensor that will be written, by name on disk. Nothing is loaded yet.
 
     Raises:
-        CheckpointError: `parts` name a linear or a table that the source lacks, or whose shape differs; or a linear that is
-            quantized shares its weight with an embedding.
+        CheckpointError: `parts` name a linear or a table that the source lacks, or whose shape differs, or that shares
+            its weight with another module.
     """
-    where = str(source.directory)
-    dropped = {
-        name_in(source, name, names.prefix) for name, kept in names.tied.items() if name_in(source, kept, names.prefix)
-    }
-    tensors = {
-        name: PendingTensor(source.dtype(name), source.shape(name), lambda name=name: source[name])  # type: ignore[misc]
-        for name in source
-        if name not in dropped
-    }
-
-    def weight_of(module: str) -> str:
-        return require_name_in(source, f"{module}.weight", names.prefix, where)
-
-    tied = names.tied.keys() | set(names.tied.values())
-    for module in (*parts.layers, *parts.tables):
-        if f"{module}.weight" in tied:
-            raise CheckpointError(f"{module}: shares its weight with another module; keep it in 16 bit")
+    tensors = {name: _as_is(source, name) for name in source.keys() - _repeated(source, names)}
     tables = names.embeddings if parts.embeddings == "16bit" else ()
     for module in (*parts.half, *tables):
         # A tied head, or a module that the file lacks and transformers initializes, has nothing of its own to write.
         name = name_in(tensors, f"{module}.weight", names.prefix)
         if name is not None:
             tensors[name] = _in_16_bit(tensors[name])
-    for module, layer in parts.layers.items():
-        name = weight_of(module)
-        _check_shape(name, layer.qtensor, source.shape(name))
-        tensors |= linear_tensors(name.removesuffix(".weight"), layer)
-    tables_on_disk = []
-    for module, table in parts.tables.items():
-        name = weight_of(module)
-        _check_shape(name, table, source.shape(name))
-        tables_on_disk.append(name.removesuffix(".weight"))
-        tensors |= {name: pending(table.codes_NK.unsqueeze(1)), f"{name}_scale": pending(table.scale_NG.float())}
-    return tensors, tuple(tables_on_disk)
+    tied = names.tied.keys() | set(names.tied.values())
+    for module in (*parts.layers, *parts.tables):
+        weight = parts.layers[module].qtensor if module in parts.layers else parts.tables[module]
+        name = require_name_in(tensors, f"{module}.weight", names.prefix, str(source.directory))
+        if f"{module}.weight" in tied:
+            raise CheckpointError(f"{module}: shares its weight with another module; keep it in 16 bit")
+        if weight.shape != source.shape(name):
+            raise CheckpointError(
+                f"{module}: the source has shape {list(source.shape(name))}, the quantized tensor {list(weight.shape)}"
+            )
+        stem = name.removesuffix(".weight")
+        tensors |= linear_tensors(stem, parts.layers[module]) if module in parts.layers else table_tensors(stem, weight)
+    return tensors
 
 
 def linear_tensors(module: str, layer: StoredLinear) -> dict[str, PendingTensor]:
@@ -175,6 +160,23 @@ def linear_tensors(module: str, layer: StoredLinear) -> dict[str, PendingTensor]
     return {f"{module}.{name}": pending(tensor) for name, tensor in tensors.items() if tensor is not None}
 
 
+def table_tensors(module: str, table: QTensor) -> dict[str, PendingTensor]:
+    """The tensors of one int8 embedding table."""
+    codes_V1H = table.codes_NK.unsqueeze(1)
+    return {f"{module}.weight": pending(codes_V1H), f"{module}.weight_scale": pending(table.scale_NG.float())}
+
+
+def _repeated(source: TensorFiles, names: ModelNames) -> set[str | None]:
+    """Names in the source of parameters that only repeat another one that it holds."""
+    return {
+        name_in(source, name, names.prefix) for name, kept in names.tied.items() if name_in(source, kept, names.prefix)
+    }
+
+
+def _as_is(source: TensorFiles, name: str) -> PendingTensor:
+    return PendingTensor(source.dtype(name), source.shape(name), lambda: source[name])
+
+
 def _in_16_bit(tensor: PendingTensor) -> PendingTensor:
     """fp16 stays fp16; wider floats become bf16, which has their range."""
     if tensor.dtype not in (torch.float32, torch.float64):
@@ -182,15 +184,24 @@ def _in_16_bit(tensor: PendingTensor) -> PendingTensor:
     return PendingTensor(torch.bfloat16, tensor.shape, lambda: tensor.load().to(torch.bfloat16))
 
 
-def _check_shape(name: str, tensor: QTensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise CheckpointError(f"{name}: the source has shape {list(shape)}, the quantized tensor {list(tensor.shape)}")
-
-
-def _config(source: Mapping[str, Any], quantization: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json: all that the source says, but for the dtype."""
-    kept = {key: value for key, value in source.items() if key not in ("torch_dtype", "dtype")}
-    return {**kept, "dtype": "float32", "quantization_config": quantization}
+def _config_json(config: Mapping[str, Any], tensors: Pending, parts: QuantizedParts, names: ModelNames) -> str:
+    """config.json: all that the source says, but for the dtype, and what is quantized."""
+    kept = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")} | {"dtype": "float32"}
+    if parts.layers or parts.tables:
+        tables = [
+            require_name_in(tensors, f"{table}.weight", names.prefix, CONFIG_FILE).removesuffix(".weight")
+            for table in parts.tables
+        ]
+        # Matrices of the file that the model lacks too: they are linears of the class that config.json names.
+        matrices = {
+            name.removesuffix(".weight")
+            for name, tensor in tensors.items()
+            if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype.is_floating_point
+        }
+        spellings = {name_in(matrices, table, names.prefix) for table in names.embeddings}
+        ignored = (set(names.linears) - parts.layers.keys()) | {name for name in matrices if name not in spellings}
+        kept["quantization_config"] = make_quantization_config(parts.layers, tables, ignored, names.prefix)
+    return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
 
 
 def _module_folders(source: Path) -> frozenset[str]:

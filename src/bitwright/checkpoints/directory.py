@@ -12,25 +12,27 @@ from bitwright.errors import CheckpointError, InputError
 from bitwright.models.source import CONFIG_FILE, source_files
 
 # Weights of any format, and other files that only a framework's pickle reader understands.
-_WEIGHT_SUFFIXES = frozenset(
-    ".safetensors .bin .pt .pth .ckpt .h5 .msgpack .ot .gguf .onnx .onnx_data .tflite .mlmodel .npz .pkl".split()
-)
+_WEIGHT_SUFFIXES = frozenset({
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".onnx_data", ".tflite",
+    ".mlmodel", ".npz", ".pkl",
+})  # fmt: skip
 # Folders in which model hubs keep the same model for other runtimes.
 _OTHER_RUNTIMES = frozenset({"onnx", "openvino", "coreml", "tflite", "gguf", "original"})
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def split_source_files(source: Path, module_folders: frozenset[str]) -> tuple[list[Path], list[Path]]:
-    """(files that a quantized copy of `source` keeps, files that it leaves out), relative, sorted; hidden files in neither.
+    """(files that a quantized copy of `source` keeps, files that it leaves out), relative and sorted; no hidden ones.
 
-    Kept: tokenizer, vocabulary, configurations, license, code. Left out: weights of the model in any format, because the
-    copy has its own, and exports for other runtimes. The weights of a sentence-transformers module in a folder of its own
-    ("2_Dense") belong to the pipeline and are kept.
+    Kept: tokenizer, vocabulary, configurations, license, code. Left out: weights of the model in any format, because
+    the copy has its own, and exports for other runtimes. The weights of a sentence-transformers module in a folder of
+    its own ("2_Dense") belong to the pipeline and are kept.
 
     Args:
         module_folders: names of the folders of those modules.
     """
-    kept, left_out = [], []
+    kept: list[Path] = []
+    left_out: list[Path] = []
     for file in source_files(source):
         relative = file.relative_to(source)
         folder = relative.parts[0] if len(relative.parts) > 1 else ""
@@ -46,8 +48,8 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
     """Refuse a destination that would destroy something.
 
     Raises:
-        InputError: `out` exists and `overwrite` is off; `out` is the source, holds it, or lies in it; `out` exists and is
-            not a model directory.
+        InputError: `out` exists and `overwrite` is off; `out` is the source, holds it, or lies in it; `out` exists and
+            is not a model directory.
     """
     here, there = out.resolve(), source.resolve()
     if here == there or here in there.parents or there in here.parents:
@@ -77,8 +79,8 @@ def check_space(folder: Path, needed: int) -> None:
 def atomic_directory(out: Path, needed: int) -> Iterator[Path]:
     """Give an empty directory beside `out` to write into; rename it to `out` at the end, or remove it on any exception.
 
-    An `out` that exists is moved aside before the rename and removed after it; it comes back if the rename fails. A process
-    killed outright leaves a hidden ".<name>.….partial" folder behind, never a half-written `out`.
+    An `out` that exists is moved aside before the rename and removed after it; it comes back if the rename fails. A
+    process killed outright leaves a hidden ".<name>.….partial" folder behind, never a half-written `out`.
 
     Args:
         needed: bytes that will be written; checked first, and quoted when the disk is full all the same.

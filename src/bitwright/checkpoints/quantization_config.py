@@ -1,7 +1,7 @@
 """`quantization_config` of config.json, written and read: which modules are quantized, and how.
 
-The vocabulary is compressed-tensors' (https://github.com/vllm-project/compressed-tensors): config groups with targets, a list of
-modules to ignore. Only keys that every release knows are written: its readers refuse keys that they do not know.
+The vocabulary is that of compressed-tensors (https://github.com/vllm-project/compressed-tensors): config groups with
+targets, and a list of modules to ignore. Only keys that every release knows are written: readers refuse unknown ones.
 """
 
 import re
@@ -36,7 +36,7 @@ class QuantizationConfig:
     embeddings: tuple[str, ...] = ()
 
     def group_of(self, module: str) -> Group | None:
-        """The group of a linear: named targets win over classes, as in compressed-tensors. None if ignored or unnamed."""
+        """The group of a linear: names win over classes, as in compressed-tensors. None if ignored or unnamed."""
         if any(_names(entry, module) for entry in self.ignore):
             return None
         named = (group for group in self.groups if any(_names(target, module) for target in group.targets))
@@ -45,16 +45,20 @@ class QuantizationConfig:
 
 
 def make_quantization_config(
-    layers: Mapping[str, StoredLinear], tables: Collection[str], linears: Iterable[str], prefix: str
+    layers: Mapping[str, StoredLinear], tables: Collection[str], ignored: Iterable[str], prefix: str
 ) -> dict[str, Any]:
-    """The `quantization_config` of a checkpoint that quantizes `layers` of all the model's `linears`.
+    """The `quantization_config` of a checkpoint.
 
-    Linears with the same scheme form a group. A single group targets the class Linear, several name their modules. Names
-    match with and without the base model's prefix, because the same file loads into the base model and into a model with a
-    head. int8 embedding `tables` (names on disk), which plain readers cannot represent, change the quant_method.
+    Linears with the same scheme form a group. A single group targets the class Linear, several name their modules.
+    Names match with and without the base model's prefix, because the same file loads into the base model and into a
+    model with a head. int8 embedding `tables`, which plain readers cannot represent, change the quant_method.
 
-    `dequantize` makes transformers decompress while loading. Without it compressed-tensors decompresses in a hook on the first
-    forward, which leaves the model with two kinds of weights until then and runs float simulations of the integer arithmetic.
+    `dequantize` makes transformers decompress while loading. Without it compressed-tensors decompresses in a hook on
+    the first forward; sentence-transformers (6.2) then fails on int8 weights.
+
+    Args:
+        layers: the quantized linears. tables: names on disk of the int8 embedding tables.
+        ignored: every other linear; embeddings in it do no harm.
 
     Raises:
         CheckpointError: a scheme that the format cannot say.
@@ -72,7 +76,7 @@ def make_quantization_config(
         "format": FORMAT,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": [_pattern(name, prefix) for name in sorted(set(linears) - layers.keys())],
+        "ignore": sorted({_pattern(name, prefix) for name in ignored}),
         "dequantize": True,
     }
     if tables:
@@ -84,7 +88,7 @@ def make_quantization_config(
 
 
 def parse_quantization_config(config: Any, where: str) -> QuantizationConfig:
-    """Read a `quantization_config` of ours, or of another tool's int-quantized checkpoint. Absent keys take their defaults.
+    """Read a `quantization_config` of ours, or of another tool's int-quantized checkpoint; absent keys have defaults.
 
     Raises:
         CheckpointError: another method or format, a key of the wrong type, or a scheme that is not 8-bit integers.
@@ -94,13 +98,14 @@ def parse_quantization_config(config: Any, where: str) -> QuantizationConfig:
     method, stored_as = config.get("quant_method"), config.get("format", FORMAT)
     if method not in (PORTABLE, OURS) or stored_as != FORMAT:
         raise CheckpointError(
-            f"{where}: quant_method {method!r}, format {stored_as!r}; this release reads {PORTABLE!r} and {OURS!r} in {FORMAT!r}"
+            f"{where}: quant_method {method!r}, format {stored_as!r}; this release reads {PORTABLE!r} and {OURS!r} "
+            f"in {FORMAT!r}"
         )
     for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         if config.get(key):
             raise CheckpointError(f"{where}: {key} is set; this release cannot read such checkpoints")
     groups = config.get("config_groups")
-    if not isinstance(groups, dict) or not groups:
+    if not isinstance(groups, dict) or (not groups and method == PORTABLE):
         raise CheckpointError(f"{where}: config_groups is missing or empty")
     embeddings = config.get("embeddings", {"targets": []})
     return QuantizationConfig(
@@ -137,7 +142,8 @@ def _input_args(name: str, layer: StoredLinear) -> dict[str, Any]:
     spec = layer.input_spec
     if spec.bits != 8 or spec.group_size is not None or (not spec.dynamic and not spec.per_tensor):
         raise CheckpointError(
-            f"{name}: {spec} does not fit {FORMAT}; inputs are 8-bit, dynamic per token or per tensor, or static per tensor"
+            f"{name}: {spec} does not fit {FORMAT}; inputs are 8-bit, dynamic per token or per tensor, or static per "
+            "tensor"
         )
     return _args(spec.symmetric, "tensor" if spec.per_tensor else "token", dynamic=spec.dynamic)
 

@@ -21,7 +21,7 @@ from bitwright.numerics.spec import QuantSpec
 _SUFFIXES = ("weight", "weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
 # Suffixes that only other formats and schemes use: not to be mistaken for parameters of the model.
 _FOREIGN = ("weight_packed", "weight_shape", "weight_g_idx", "weight_global_scale", "input_global_scale",
-            "output_scale", "output_zero_point", "k_scale", "v_scale", "qweight", "qzeros", "scales", "g_idx")  # fmt: skip
+            "output_scale", "output_zero_point", "k_scale", "v_scale", "qweight", "qzeros", "g_idx")  # fmt: skip
 
 _Stored = TypeVar("_Stored", StoredLinear, QTensor)
 
@@ -30,8 +30,8 @@ _Stored = TypeVar("_Stored", StoredLinear, QTensor)
 class Checkpoint:
     """A quantized checkpoint, by names on disk.
 
-    config: config.json. layers: the quantized linears. tables: int8 embedding tables. others: every other tensor, loaded
-    when asked for.
+    config: config.json. layers: the quantized linears. tables: int8 embedding tables. others: every other tensor,
+    loaded when asked for.
     """
 
     directory: Path
@@ -57,7 +57,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     config = parse_quantization_config(
         raw.get("quantization_config"), f"{directory / CONFIG_FILE}: quantization_config"
     )
-    files = TensorFiles(directory)
+    files = TensorFiles(directory, pickles=False)
     modules = _quantized_modules(files)
     taken = {f"{module}.{suffix}" for module in modules for suffix in _SUFFIXES} & files.keys()
     _check_others(files, taken)
@@ -87,7 +87,8 @@ def _renamed(
     lost = stored.keys() - by_disk_name.keys()
     if lost:
         raise CheckpointError(
-            f"{checkpoint.directory}: {min(lost)} is quantized in the file but is not in the model ({len(lost)} such modules)"
+            f"{checkpoint.directory}: {min(lost)} is quantized in the file but is not in the model "
+            f"({len(lost)} such modules)"
         )
     return {by_disk_name[name]: value for name, value in stored.items()}
 

@@ -1,7 +1,7 @@
 """Writing safetensors files tensor by tensor, so that no second copy of a model is ever in memory.
 
-The bytes are those of the format's own writer: dtypes from wide to narrow, so that every tensor is aligned, names in order
-within a dtype, the header padded with spaces to a multiple of 8.
+The bytes are those of the format's own writer: dtypes from wide to narrow, so that every tensor is aligned, names in
+order within a dtype, the header padded with spaces to a multiple of 8.
 """
 
 import json

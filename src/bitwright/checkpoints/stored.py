@@ -73,8 +73,8 @@ def model_names(model: nn.Module) -> ModelNames:
 def name_in(names: Collection[str], name: str, prefix: str) -> str | None:
     """`name` as `names` spell it: as it is, with the base model's prefix, or without it. None if it is not there.
 
-    A head on top of the base model adds the prefix ("bert.encoder…"), the base model alone has none ("encoder…"); either may
-    be loaded from the other's file.
+    A head on top of the base model adds the prefix ("bert.encoder…"), the base model alone has none ("encoder…");
+    either may be loaded from the other's file.
     """
     if name in names:
         return name

@@ -1,5 +1,7 @@
 """Tensors of a model directory by name, read one at a time from safetensors or .bin files."""
 
+import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from bitwright.models.source import weight_files
 
 # dtype as safetensors spells it -> torch's. In the order in which the format's own writer lays tensors out, last first.
 TORCH_DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
     "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16, "BF16": torch.bfloat16,
     "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
     "C64": torch.complex64, "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
@@ -26,11 +29,15 @@ class TensorFiles(Mapping[str, Tensor]):
     Files: `model.safetensors`, its shards, or `pytorch_model.bin`, in the order in which transformers prefers them.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, pickles: bool = True) -> None:
         """Open the weights of `directory`.
 
+        Args:
+            pickles: whether .bin files are read (by torch's restricted reader, which runs no code) or refused.
+
         Raises:
-            CheckpointError: a file's bytes do not say what they should, or two shards hold the same name.
+            CheckpointError: a file's bytes do not say what they should, two shards hold the same name, or a .bin file
+                is not wanted.
             ModelError: there are no weights.
         """
         self.directory = directory
@@ -38,6 +45,8 @@ class TensorFiles(Mapping[str, Tensor]):
         self._entries: dict[str, TensorEntry] = {}
         self._pickled: dict[str, Tensor] = {}
         for file in weight_files(directory):
+            if file.suffix == ".bin" and not pickles:
+                raise CheckpointError(f"{file}: quantized checkpoints are read from safetensors only")
             found = self._open(file)
             twice = found & self._file_of.keys()
             if twice:
@@ -53,10 +62,11 @@ class TensorFiles(Mapping[str, Tensor]):
             self._entries |= entries
             return set(entries)
         try:
-            # weights_only: tensors are rebuilt by torch's restricted reader, no code in the file runs.
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
-            raise CheckpointError(f"{file}: cannot be read as tensors ({str(error).splitlines()[0]})") from None
+            # Files older than torch 1.6 are no zip archives and cannot be mapped.
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{file}: cannot be read as tensors ({reason})") from None
         if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
             raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a mapping of names to tensors")
         self._pickled |= loaded

@@ -1,0 +1,255 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.stored import ModelNames, StoredLinear, model_names
+from bitwright.errors import CheckpointError, InputError, ModelError
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import QuantSpec
+
+Quantize = Callable[..., dict[str, StoredLinear]]
+
+
+def write(
+    source: Path, out: Path, quantize: Quantize, scheme: str = "w8a8", **options: Any
+) -> transformers.PreTrainedModel:
+    model = transformers.AutoModel.from_pretrained(source)
+    parts = QuantizedParts(quantize(model, scheme), half=("pooler.dense",))
+    write_checkpoint(source, out, parts, model_names(model), model_card="our card\n", **options)
+    return model
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_config_says_what_is_quantized(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    write(tiny_bert, tmp_path / "out", quantize_linears)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    source = json.loads((tiny_bert / "config.json").read_text())
+    assert config.pop("quantization_config") == {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
+                "input_activations": {
+                    "num_bits": 8, "type": "int", "symmetric": False, "strategy": "token", "dynamic": True,
+                },
+            }
+        },
+        "ignore": ["re:(?:bert\\.)?pooler\\.dense$"],
+        "dequantize": True,
+    }  # fmt: skip
+    assert config.pop("dtype") == "float32"
+    assert config == {key: value for key, value in source.items() if key != "dtype"}
+
+
+def test_tensors_by_name_dtype_and_value(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    model = write(tiny_bert, tmp_path / "out", quantize_linears, "w8a8_static")
+    layers = quantize_linears(model, "w8a8_static")
+    source, out = load_file(tiny_bert / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    for name, layer in layers.items():
+        assert torch.equal(out.pop(f"{name}.weight"), layer.qtensor.codes_NK)
+        assert torch.equal(out.pop(f"{name}.weight_scale"), layer.qtensor.scale_NG)
+        assert torch.equal(out.pop(f"{name}.input_scale"), layer.input_scale)
+        assert torch.equal(out.pop(f"{name}.input_zero_point"), layer.input_zero_point)
+        del source[f"{name}.weight"]
+    assert out.keys() == source.keys()
+    for name, tensor in source.items():
+        half = "embeddings.weight" in name or name == "pooler.dense.weight"
+        assert out[name].dtype == (torch.bfloat16 if half else torch.float32), name
+        assert torch.equal(out[name], tensor.to(out[name].dtype)), name
+
+
+def test_every_other_file_is_the_sources(sentence_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    extra = {"recipe.yaml": "scheme: w8a8\n", "report.html": b"<html>"}
+    write(sentence_bert, tmp_path / "out", quantize_linears, extra_files=extra)
+    source, out = files_of(sentence_bert), files_of(tmp_path / "out")
+    assert out.pop("README.md") == b"our card\n"
+    assert out.pop("recipe.yaml") == b"scheme: w8a8\n"
+    assert out.pop("report.html") == b"<html>"
+    assert out.keys() == source.keys() - {"README.md"}
+    differing = {name for name in out if out[name] != source[name]}
+    assert differing == {"config.json", "model.safetensors"}
+
+
+def test_the_same_input_gives_the_same_bytes(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    write(tiny_bert, tmp_path / "a", quantize_linears)
+    write(tiny_bert, tmp_path / "b", quantize_linears)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("max_shard_bytes", [1, 5000])
+def test_shards_hold_what_one_file_holds(
+    tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize, max_shard_bytes: int
+) -> None:
+    write(tiny_bert, tmp_path / "one", quantize_linears)
+    write(tiny_bert, tmp_path / "many", quantize_linears, max_shard_bytes=max_shard_bytes)
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    shards = sorted((tmp_path / "many").glob("model-*.safetensors"))
+    many = {name: tensor for path in shards for name, tensor in load_file(path).items()}
+    assert len(shards) > 1
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == one.keys()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_bin_source_gives_the_tensors_of_a_safetensors_source(
+    tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize, legacy: bool
+) -> None:
+    write(tiny_bert, tmp_path / "a", quantize_linears)
+    tensors = load_file(tiny_bert / "model.safetensors")
+    torch.save(tensors, tiny_bert / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    (tiny_bert / "model.safetensors").unlink()
+    write(tiny_bert, tmp_path / "b", quantize_linears)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_an_fp16_source_keeps_fp16(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    half = {name: tensor.half() for name, tensor in load_file(tiny_bert / "model.safetensors").items()}
+    save_file(half, tiny_bert / "model.safetensors", {"format": "pt"})
+    write(tiny_bert, tmp_path / "out", quantize_linears)
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in out.values()} == {torch.float16, torch.int8, torch.float32}
+    assert torch.equal(out["embeddings.word_embeddings.weight"], half["embeddings.word_embeddings.weight"])
+
+
+def test_names_on_disk_are_the_sources(tiny_classifier: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    """The base model says "encoder…", the file "bert.encoder…"; the other way round for a classifier on a plain file."""
+    model = write(tiny_classifier, tmp_path / "out", quantize_linears)
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    for name in quantize_linears(model):
+        assert out[f"bert.{name}.weight"].dtype == torch.int8
+    assert out["bert.pooler.dense.weight"].dtype == torch.bfloat16
+    ignore = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert ignore == ["re:(?:bert\\.)?classifier$", "re:(?:bert\\.)?pooler\\.dense$"]
+
+    plain = {
+        name.removeprefix("bert."): tensor for name, tensor in load_file(tiny_classifier / "model.safetensors").items()
+    }
+    save_file(plain, tiny_classifier / "model.safetensors", {"format": "pt"})
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_classifier)
+    parts = QuantizedParts(quantize_linears(whole), half=("bert.pooler.dense", "classifier"))
+    write_checkpoint(tiny_classifier, tmp_path / "plain", parts, model_names(whole), model_card="")
+    codes = load_file(tmp_path / "plain" / "model.safetensors")["encoder.layer.0.output.dense.weight"]
+    assert torch.equal(codes, parts.layers["bert.encoder.layer.0.output.dense"].qtensor.codes_NK)
+
+
+def test_a_tied_weight_is_written_once(tmp_path: Path, quantize_linears: Quantize) -> None:
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20
+    )
+    model = transformers.BertForMaskedLM(config)
+    model.save_pretrained(tmp_path / "source")
+    both = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(both, tmp_path / "source" / "model.safetensors", {"format": "pt"})
+    parts = QuantizedParts(quantize_linears(model, skip=("cls",)))
+    write_checkpoint(tmp_path / "source", tmp_path / "out", parts, model_names(model), model_card="")
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    assert "bert.embeddings.word_embeddings.weight" in out
+    assert "cls.predictions.decoder.weight" not in out
+    tied = quantize_linears(model, skip=("transform", "encoder"))
+    with pytest.raises(CheckpointError, match="shares its weight"):
+        write_checkpoint(tmp_path / "source", tmp_path / "no", QuantizedParts(tied), model_names(model), model_card="")
+
+
+def test_several_schemes_name_their_modules(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_bert)
+    layers = quantize_linears(model, "w8a8") | quantize_linears(model, "w8a8_static", skip=("pooler", "attention"))
+    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(layers), model_names(model), model_card="")
+    groups = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
+    assert len(groups) == 2
+    targets = [target for group in groups.values() for target in group["targets"]]
+    assert len(targets) == len(set(targets)) == len(layers)
+
+
+def test_int8_tables_change_the_quant_method(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_bert)
+    table = QTensor(torch.ones(60, 32, dtype=torch.int8), torch.full((60, 1), 0.5), None, QuantSpec())
+    parts = QuantizedParts(quantize_linears(model), tables={"embeddings.word_embeddings": table})
+    write_checkpoint(tiny_bert, tmp_path / "out", parts, model_names(model), model_card="")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "bitwright"
+    assert config["embeddings"]["targets"] == ["embeddings.word_embeddings"]
+    assert load_file(tmp_path / "out" / "model.safetensors")["embeddings.word_embeddings.weight"].shape == (60, 1, 32)
+
+
+def test_all_in_16_bit_is_a_plain_model(tiny_bert: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_bert)
+    parts = QuantizedParts({}, half=model_names(model).linears)
+    write_checkpoint(tiny_bert, tmp_path / "out", parts, model_names(model), model_card="")
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.pooler.dense.weight, model.pooler.dense.weight.bfloat16().float())
+
+
+def test_what_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_bert)
+    names, layers = model_names(model), quantize_linears(model)
+    layer = layers["encoder.layer.0.output.dense"]
+
+    def attempt(layers: dict[str, StoredLinear], names: ModelNames = names) -> None:
+        write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(layers), names, model_card="")
+
+    with pytest.raises(CheckpointError, match=r"holds no 'encoder.layer.9.*nearest"):
+        attempt({"encoder.layer.9.output.dense": layer})
+    with pytest.raises(CheckpointError, match=r"shape \[64, 32\], the quantized tensor \[32, 64\]"):
+        attempt({"encoder.layer.0.intermediate.dense": layer})
+    four = QTensor(torch.zeros(32, 64, dtype=torch.int8), torch.ones(32, 1), None, QuantSpec(bits=4))
+    with pytest.raises(CheckpointError, match="4-bit weights"):
+        attempt({"encoder.layer.0.output.dense": StoredLinear(four, layer.input_spec)})
+    attempt(layers)
+    with pytest.raises(ModelError, match="already quantized"):
+        write_checkpoint(tmp_path / "out", tmp_path / "again", QuantizedParts({}), names, model_card="")
+    with pytest.raises(InputError, match="--overwrite"):
+        attempt(layers)
+
+
+def test_overwrite_leaves_nothing_of_the_old(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    write(tiny_bert, tmp_path / "out", quantize_linears, extra_files={"stale.txt": "x"})
+    write(tiny_bert, tmp_path / "out", quantize_linears, overwrite=True)
+    assert not (tmp_path / "out" / "stale.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_killed_while_writing_tensors(tiny_bert: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of the weights: there is no output."""
+    script = f"""
+from pathlib import Path
+from bitwright.checkpoints import compressed_tensors, safetensors_file
+from bitwright.checkpoints.stored import ModelNames
+original = compressed_tensors.TensorFiles.__getitem__
+def slow(self, name):
+    print("reading", name, flush=True)
+    time.sleep(30)
+    return original(self, name)
+compressed_tensors.TensorFiles.__getitem__ = slow
+names = ModelNames("bert", (), (), {{}})
+compressed_tensors.write_checkpoint(
+    Path({str(tiny_bert)!r}), Path({str(tmp_path / "out")!r}), compressed_tensors.QuantizedParts({{}}), names,
+    model_card="",
+)
+"""
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith("reading")
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not (tmp_path / "out").exists()
