@@ -1,0 +1,233 @@
+"""How fast, how large: a quantized checkpoint against its float source and against other runtimes, on this machine.
+
+Other work, clock changes and caches move absolute times by tens of percent from minute to minute. So the runtimes are
+interleaved: one process each, loaded once; shape by shape, and inside a shape round by round, A B C A B C. Only one
+process computes at a time. A ratio is taken between blocks of the same round, which met the same conditions, and its
+median over the rounds is reported.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+
+from bitwright.errors import InputError, TargetError
+from bitwright.models.source import source_bytes
+from bitwright.runtime.bench_inputs import read_model_shape
+from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
+from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime
+from bitwright.runtime.bench_summary import Block, Shape, summarize
+
+PREPARE_TIMEOUT_S = 3600.0
+LOAD_TIMEOUT_S = 900.0
+BLOCK_TIMEOUT_S = 900.0
+
+PEAK_RSS_INCLUDES = (
+    "largest resident memory of the runtime's own process over all shapes: interpreter, libraries, model, activations "
+    "and mapped file pages; a rival's conversion runs in another process and is not in it"
+)
+LOAD_INCLUDES = (
+    "importing the runtime's libraries and opening the model, files in the page cache or not as it came; "
+    "a rival's conversion is not in it"
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A runtime whose model is loaded. note: how a rival was converted."""
+
+    name: str
+    worker: Worker
+    load_s: float
+    note: str | None
+
+
+def run_bench(
+    directory: Path,
+    *,
+    source: Path | None,
+    shapes: Sequence[Shape] = ((1, 16), (8, 128)),
+    threads: int,
+    rounds: int = 5,
+    block_s: float = 0.3,
+    rivals: bool = True,
+    progress: Say | None = None,
+) -> dict[str, Any]:
+    """Measure the checkpoint `directory`, and with `source` (the float model) fp32, bf16 and, with `rivals`, others.
+
+    A sample is one forward of `batch` sequences of `tokens` random tokens without padding, up to the first output.
+    A block warms up for block_s / 3 and then runs for block_s. Runtimes stay loaded side by side: memory must hold
+    them all.
+
+    Returns the `speed` of a Record (`bitwright.record`) with the key `size` added:
+        threads, rounds, block_s
+        rows [{runtime, batch, tokens, median_ms, min_ms, per_second, ratio_to_fp32, ratio_to_bf16, note}]: `summarize`
+        blocks [the fields of `Block`] in the order in which they ran; other_load_cores, the median over them
+        peak_rss_mib {runtime: MiB}, peak_rss_includes; load_s {runtime: s}, load_includes
+        cosine_to_fp32 {runtime: cosine} of outputs for one input: evidence that the same thing was timed
+        skipped [{runtime, reason}], runtime "all" for a shape that the model cannot take
+        size {source_bytes (None without a source), checkpoint_bytes}: weight files only
+
+    Raises:
+        InputError: an option out of range, or no shape that the model can take.
+        ModelError: a directory without a readable config.json, or without weights.
+        TargetError: torch or Bitwright cannot load the model, or any runtime fails, dies or hangs while it is measured.
+            A rival that cannot be converted or loaded is an entry of `skipped` instead.
+    """
+    _check_options(shapes, threads=threads, rounds=rounds, block_s=block_s)
+    say = progress or (lambda text: None)
+    size = {
+        "source_bytes": None if source is None else source_bytes(source),
+        "checkpoint_bytes": source_bytes(directory),
+    }
+    shapes, skipped = _fitting(shapes, read_model_shape(source or directory).max_tokens)
+    running: list[_Running] = []
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitwright-bench-")))
+        for name, runtime in RUNTIMES.items():
+            if runtime.prepare is not None and not rivals:
+                continue
+            reason = _why_not(runtime, source)
+            if reason is None:
+                files = source if source is not None and not runtime.reads_checkpoint else directory
+                try:
+                    running.append(_start(name, runtime, files, scratch, threads, stack, say))
+                except TargetError as error:
+                    if runtime.prepare is None:
+                        raise
+                    reason = str(error).splitlines()[0]
+            if reason is not None:
+                say(f"{name}: skipped: {reason}")
+                skipped.append({"runtime": name, "reason": reason})
+        cosines = _compare_outputs(running, shapes[0], scratch)
+        blocks: list[Block] = []
+        samples_ms: dict[tuple[str, Shape], list[float]] = {}
+        for block, samples in _measure(running, shapes, rounds, block_s, say):
+            blocks.append(block)
+            samples_ms.setdefault((block.runtime, (block.batch, block.tokens)), []).extend(samples)
+        memory = {each.name: each.worker.ask({"do": "memory"}, BLOCK_TIMEOUT_S) for each in running}
+    return {
+        "threads": threads,
+        "rounds": rounds,
+        "block_s": block_s,
+        "rows": summarize(blocks, samples_ms, {each.name: each.note for each in running}),
+        "blocks": [asdict(block) for block in blocks],
+        "other_load_cores": median(block.other_load_cores for block in blocks),
+        "peak_rss_mib": {name: reply["peak_rss_mib"] for name, reply in memory.items()},
+        "peak_rss_includes": PEAK_RSS_INCLUDES,
+        "load_s": {each.name: each.load_s for each in running},
+        "load_includes": LOAD_INCLUDES,
+        "cosine_to_fp32": cosines,
+        "skipped": skipped,
+        "size": size,
+    }
+
+
+def _check_options(shapes: Sequence[Shape], *, threads: int, rounds: int, block_s: float) -> None:
+    if threads < 1 or rounds < 1 or not block_s > 0:
+        raise InputError(f"threads = {threads}, rounds = {rounds}, block_s = {block_s}: all must be positive")
+    if not shapes or any(batch < 1 or tokens < 1 for batch, tokens in shapes):
+        raise InputError(f"shapes = {list(shapes)}: give at least one pair of batch and tokens, each at least 1")
+
+
+def _fitting(shapes: Sequence[Shape], max_tokens: int | None) -> tuple[list[Shape], list[dict[str, str]]]:
+    """The shapes that the model can take, once each, and the entries of `skipped` for the others."""
+    distinct = list(dict.fromkeys(shapes))
+    too_long = [shape for shape in distinct if max_tokens is not None and shape[1] > max_tokens]
+    fitting = [shape for shape in distinct if shape not in too_long]
+    if not fitting:
+        raise InputError(f"shapes = {distinct}: the model takes at most {max_tokens} tokens; ask for shorter texts")
+    reason = "shape {0} × {1}: {1} tokens are more than the model's {2}"
+    return fitting, [{"runtime": "all", "reason": reason.format(*shape, max_tokens)} for shape in too_long]
+
+
+def _why_not(runtime: Runtime, source: Path | None) -> str | None:
+    """Why a runtime cannot be measured here, or None."""
+    if source is None and not runtime.reads_checkpoint:
+        return "it runs the float model, and no source directory was given"
+    missing = [package for package in runtime.needs if find_spec(package) is None]
+    return f"not installed: {', '.join(missing)}; pip install 'bitwright[rivals]'" if missing else None
+
+
+def _start(
+    name: str, runtime: Runtime, directory: Path, scratch: Path, threads: int, stack: ExitStack, say: Say
+) -> _Running:
+    """Convert the model in a process of its own if the runtime needs that; load it in another, which `stack` ends."""
+    file_name = name.replace(" ", "-")
+    log, environment, note = scratch / f"{file_name}.log", worker_environment(threads), None
+    files = directory
+    if runtime.prepare is not None:
+        say(f"{name}: converting the model")
+        files = scratch / file_name
+        files.mkdir()
+        command = worker_command(name, directory, config_from=directory, threads=threads, prepare=files)
+        with Worker(name, command, environment, log) as worker:
+            note = worker.answer(PREPARE_TIMEOUT_S)["note"]
+    say(f"{name}: loading")
+    command = worker_command(name, files, config_from=directory, threads=threads)
+    with ExitStack() as loading:
+        worker = loading.enter_context(Worker(name, command, environment, log))
+        load_s = worker.answer(LOAD_TIMEOUT_S)["load_s"]
+        stack.push(loading.pop_all())
+    return _Running(name, worker, load_s, note)
+
+
+def _compare_outputs(running: Sequence[_Running], shape: Shape, scratch: Path) -> dict[str, float]:
+    """Cosine between each runtime's output and fp32's, for the same input; empty without fp32."""
+    outputs = {}
+    for each in running:
+        path = scratch / f"{each.name.replace(' ', '-')}.npy"
+        request = {"do": "output", "batch": shape[0], "tokens": shape[1], "seed": 0, "path": str(path)}
+        each.worker.ask(request, BLOCK_TIMEOUT_S)
+        outputs[each.name] = np.load(path).astype(np.float64).ravel()
+    reference = outputs.get("torch fp32")
+    if reference is None:
+        return {}
+    return {
+        name: float(output @ reference / (np.linalg.norm(output) * np.linalg.norm(reference)))
+        for name, output in outputs.items()
+    }
+
+
+def _measure(
+    running: Sequence[_Running], shapes: Sequence[Shape], rounds: int, block_s: float, say: Say
+) -> Iterator[tuple[Block, list[float]]]:
+    """Yield the blocks with their samples in ms, as they are measured: by shape, then round, then runtime."""
+    origin_s: float | None = None
+    for batch, tokens in shapes:
+        for round_ in range(rounds):
+            for each in running:
+                request = {"do": "block", "batch": batch, "tokens": tokens, "seed": round_, "block_s": block_s}
+                busy_s, wall_s = _busy_cpu_s(), time.monotonic()
+                reply = each.worker.ask(request, BLOCK_TIMEOUT_S)
+                busy_s, wall_s = _busy_cpu_s() - busy_s, time.monotonic() - wall_s
+                origin_s = reply["start_s"] if origin_s is None else origin_s
+                block = Block(
+                    runtime=each.name,
+                    batch=batch,
+                    tokens=tokens,
+                    round=round_,
+                    start_s=reply["start_s"] - origin_s,
+                    end_s=reply["end_s"] - origin_s,
+                    median_ms=median(reply["samples_ms"]),
+                    other_load_cores=max(0.0, (busy_s - reply["cpu_s"]) / wall_s),
+                    idle_cores=reply["idle_cores"],
+                )
+                say(f"{batch} × {tokens}, round {round_ + 1} of {rounds}: {each.name} {block.median_ms:.2f} ms")
+                yield block, reply["samples_ms"]
+
+
+def _busy_cpu_s() -> float:
+    """CPU time that this machine has spent on anything, all cores together. Linux counts a guest's in user time too."""
+    times = psutil.cpu_times()._asdict()
+    return float(sum(times.values()) - sum(times.get(name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice")))

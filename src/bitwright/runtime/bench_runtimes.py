@@ -1,0 +1,199 @@
+"""What the benchmark compares: one row per runtime, each with a way to open a model and to run it.
+
+    runtime            reads                              arithmetic
+    torch fp32         the float source                   fp32, transformers, scaled-dot-product attention
+    torch bf16         the float source                   the same in bf16
+    bitwright          the quantized checkpoint           what the checkpoint says, through the Hugging Face forward
+    onnxruntime int8   an ONNX file made from the source  int8 weights per channel, activations quantized at run time
+    openvino int8      an IR file made from the source    int8 by NNCF, the rest in the CPU plugin's default
+
+A rival is converted in a process of its own, so that the memory of the exporter does not count as the runtime's.
+Libraries are imported where they are used: the process of one runtime holds nothing of the others.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitwright.runtime.bench_inputs import ModelShape, random_tokens, read_model_shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# (input_ids_BT, attention_mask_BT), int64 -> the first output (hidden states or logits), a torch tensor or numpy array
+Forward = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
+
+INPUT_NAMES = ("input_ids", "attention_mask")
+CALIBRATION_SAMPLES = 100
+CALIBRATION_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One runtime.
+
+    open: (directory, threads) -> forward. The directory is the source, the checkpoint, or what `prepare` wrote.
+    prepare: (source, output directory) -> a remark about how it was converted, or None. Rivals have it, and only they.
+    needs: the packages that `prepare` and `open` import beyond our own dependencies.
+    reads_checkpoint: whether it runs the quantized checkpoint; the others start from the float source.
+    """
+
+    open: Callable[[Path, int], Forward]
+    prepare: Callable[[Path, Path], str | None] | None = None
+    needs: tuple[str, ...] = ()
+    reads_checkpoint: bool = False
+
+
+def _open_torch_fp32(directory: Path, threads: int) -> Forward:
+    return _torch_forward(_load_source(directory, "float32"), threads)
+
+
+def _open_torch_bf16(directory: Path, threads: int) -> Forward:
+    return _torch_forward(_load_source(directory, "bfloat16"), threads)
+
+
+def _open_bitwright(directory: Path, threads: int) -> Forward:
+    from bitwright.runtime.load import load
+
+    return _torch_forward(load(directory).hf, threads)
+
+
+def _torch_forward(model: "nn.Module", threads: int) -> Forward:
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
+        with torch.inference_mode():
+            return model(input_ids=torch.from_numpy(ids_BT), attention_mask=torch.from_numpy(mask_BT))[0]
+
+    return forward
+
+
+def _load_source(directory: Path, dtype: str) -> "nn.Module":
+    """The float model as Bitwright itself loads it, so that all runtimes compute the same outputs."""
+    import torch
+
+    from bitwright.models.load import load_model
+
+    return load_model(directory, dtype=getattr(torch, dtype)).model
+
+
+def _for_export(model: "nn.Module", shape: ModelShape) -> "tuple[nn.Module, tuple[Any, Any]]":
+    """The model as a module of two positional inputs and one output, and an example of those inputs."""
+    import torch
+
+    class FirstOutput(torch.nn.Module):
+        def __init__(self, model: "nn.Module") -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
+
+    ids_BT, mask_BT = random_tokens(shape, batch=2, tokens=8, seed=0)
+    return FirstOutput(model).eval(), (torch.from_numpy(ids_BT), torch.from_numpy(mask_BT))
+
+
+def _prepare_onnxruntime(source: Path, output: Path) -> str | None:
+    """Export, fuse attention, layer norm and GELU as ONNX Runtime's own optimizer does, then quantize the weights."""
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
+
+    shape = read_model_shape(source)
+    source_model: Any = _load_source(source, "float32")
+    # The optimizer's patterns know eager attention; it becomes one fused operator.
+    source_model.set_attn_implementation("eager")
+    module, example = _for_export(source_model, shape)
+    exported, fused = output / "exported.onnx", output / "fused.onnx"
+    torch.onnx.export(
+        module,
+        example,
+        str(exported),
+        input_names=list(INPUT_NAMES),
+        output_names=["output"],
+        dynamic_axes={name: {0: "batch", 1: "tokens"} for name in INPUT_NAMES},
+        opset_version=17,
+        dynamo=False,
+    )
+    model_type = shape.model_type if shape.model_type in MODEL_TYPES else "bert"
+    model = optimize_model(
+        str(exported), model_type=model_type, num_heads=shape.n_heads, hidden_size=shape.hidden_size, opt_level=0
+    )
+    statistics = model.get_fused_operator_statistics()
+    model.save_model_to_file(str(fused))
+    # The type inference behind the quantizer does not know the fused operators: DefaultTensorType 1 is ONNX's FLOAT.
+    quantize_dynamic(
+        fused,
+        output / "model.onnx",
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"DefaultTensorType": 1},
+    )
+    exported.unlink()
+    fused.unlink()
+    found = ", ".join(f"{count} {name}" for name, count in sorted(statistics.items()) if count)
+    return f"dynamic int8 per channel; fused: {found or 'nothing'}"
+
+
+def _open_onnxruntime(directory: Path, threads: int) -> Forward:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+    def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
+        return session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})[0]
+
+    return forward
+
+
+def _prepare_openvino(source: Path, output: Path) -> str | None:
+    """Convert, then quantize with NNCF's defaults for transformers. Random tokens calibrate: only speed is asked."""
+    import nncf
+    import openvino
+
+    shape = read_model_shape(source)
+    module, example = _for_export(_load_source(source, "float32"), shape)
+    model = openvino.convert_model(module, example_input=dict(zip(INPUT_NAMES, example, strict=True)))
+    length = min(CALIBRATION_TOKENS, shape.max_tokens or CALIBRATION_TOKENS)
+    samples = [
+        dict(zip(INPUT_NAMES, random_tokens(shape, batch=1, tokens=length, seed=seed), strict=True))
+        for seed in range(CALIBRATION_SAMPLES)
+    ]
+    quantized = nncf.quantize(
+        model, nncf.Dataset(samples), subset_size=CALIBRATION_SAMPLES, model_type=nncf.ModelType.TRANSFORMER
+    )
+    openvino.save_model(quantized, output / "model.xml")
+    return (
+        f"NNCF {nncf.__version__} post-training quantization, {CALIBRATION_SAMPLES} samples of {length} random tokens"
+    )
+
+
+def _open_openvino(directory: Path, threads: int) -> Forward:
+    import openvino
+
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    request = openvino.Core().compile_model(directory / "model.xml", "CPU", settings).create_infer_request()
+
+    def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
+        return request.infer([ids_BT, mask_BT], share_inputs=True, share_outputs=True)[0]
+
+    return forward
+
+
+# The order of the rows, and of the blocks within a round.
+RUNTIMES: dict[str, Runtime] = {
+    "torch fp32": Runtime(_open_torch_fp32),
+    "torch bf16": Runtime(_open_torch_bf16),
+    "bitwright": Runtime(_open_bitwright, reads_checkpoint=True),
+    "onnxruntime int8": Runtime(_open_onnxruntime, _prepare_onnxruntime, needs=("onnx", "onnxruntime")),
+    "openvino int8": Runtime(_open_openvino, _prepare_openvino, needs=("openvino", "nncf")),
+}

@@ -1,0 +1,61 @@
+"""From measured blocks to the rows of a benchmark's table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Shape = tuple[int, int]  # (batch, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One uninterrupted run of one runtime. Times in s on one clock, since the first block began.
+
+    median_ms: over the block's own samples. other_load_cores: cores that other processes kept busy meanwhile.
+    idle_cores: cores that the runtime itself still burned, at most 2 s later, when it had nothing to do.
+    """
+
+    runtime: str
+    batch: int
+    tokens: int
+    round: int
+    start_s: float
+    end_s: float
+    median_ms: float
+    other_load_cores: float
+    idle_cores: float
+
+
+def summarize(
+    blocks: Sequence[Block],
+    samples_ms: Mapping[tuple[str, Shape], Sequence[float]],
+    notes: Mapping[str, str | None],
+) -> list[dict[str, Any]]:
+    """One row per runtime and shape, in the order of `samples_ms`, which pools the samples of all rounds.
+
+    A ratio is the median over rounds of (block median of fp32 or bf16) / (block median of the runtime): above 1 is
+    faster. It is None where the other was not measured. `per_second` is batch / median, in sequences.
+    """
+    block_ms = {(block.runtime, (block.batch, block.tokens), block.round): block.median_ms for block in blocks}
+    rounds = sorted({block.round for block in blocks})
+
+    def times_faster(runtime: str, other: str, shape: Shape) -> float | None:
+        if (other, shape) not in samples_ms:
+            return None
+        return median(block_ms[other, shape, r] / block_ms[runtime, shape, r] for r in rounds)
+
+    return [
+        {
+            "runtime": runtime,
+            "batch": shape[0],
+            "tokens": shape[1],
+            "median_ms": median(samples),
+            "min_ms": min(samples),
+            "per_second": 1e3 * shape[0] / median(samples),
+            "ratio_to_fp32": times_faster(runtime, "torch fp32", shape),
+            "ratio_to_bf16": times_faster(runtime, "torch bf16", shape),
+            "note": notes[runtime],
+        }
+        for (runtime, shape), samples in samples_ms.items()
+    ]

@@ -1,0 +1,151 @@
+"""One runtime in a process of its own, driven by JSON lines (`python -m bitwright.runtime.bench_worker --help`).
+
+    first line out                                          {"load_s"} once the model is ready
+    {"do": "block", "batch", "tokens", "seed", "block_s"}   {"samples_ms", "start_s", "end_s", "cpu_s", "idle_cores"}
+    {"do": "output", "batch", "tokens", "seed", "path"}     {} once the first output is in that .npy file, as fp32
+    {"do": "memory"}                                        {"peak_rss_mib"}
+    end of input                                            the process ends
+
+With `--prepare OUT` it converts DIRECTORY for the runtime into OUT, answers {"note"} and ends. Whatever goes wrong is
+answered as {"error": one line}, with the traceback on stderr, and ends the process. Clocks are `time.monotonic`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from bitwright.runtime.bench_inputs import ModelShape, random_tokens, read_model_shape
+from bitwright.runtime.bench_runtimes import RUNTIMES, Forward
+
+Request = dict[str, Any]
+Reply = dict[str, Any]
+
+# The threads of OpenMP, ONNX Runtime and others spin for a while when a run ends. None of their settings is changed,
+# since that spinning is part of how fast they are; a reply waits until it is over, and the next runtime is undisturbed.
+_PARKED_CORES = 0.1
+_PARKING_LIMIT_S = 2.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until the input ends; the exit code is 1 after an error."""
+    parser = argparse.ArgumentParser(prog="bitwright.runtime.bench_worker")
+    parser.add_argument("runtime", choices=RUNTIMES)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--config-from", type=Path, required=True, help="directory of the config.json")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--prepare", type=Path, metavar="OUT")
+    options = parser.parse_args(arguments)
+    requests, replies = _claim_standard_streams()
+
+    def reply(message: Reply) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    runtime = RUNTIMES[options.runtime]
+    try:
+        if options.prepare is not None:
+            if runtime.prepare is None:
+                raise ValueError(f"{options.runtime} needs no preparation")
+            reply({"note": runtime.prepare(options.directory, options.prepare)})
+            return 0
+        shape = read_model_shape(options.config_from)
+        started = time.monotonic()
+        forward = runtime.open(options.directory, options.threads)
+        reply({"load_s": time.monotonic() - started})
+        for line in requests:
+            request = json.loads(line)
+            reply(_ANSWERS[request["do"]](forward, shape, request))
+    except Exception as error:  # the boundary of the process: the driver decides what a failure means
+        traceback.print_exc()
+        reply({"error": " ".join(f"{type(error).__name__}: {error}".split())})
+        return 1
+    return 0
+
+
+def _claim_standard_streams() -> tuple[TextIO, TextIO]:
+    """Keep stdin and stdout for the protocol; what libraries print goes to stderr, and what they read is empty."""
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _measure_block(forward: Forward, shape: ModelShape, request: Request) -> Reply:
+    """Run for `block_s` / 3 to warm up, then for `block_s`, at least once each; a sample is one forward in ms."""
+    cpu_before, block_s = time.process_time(), request["block_s"]
+    ids_BT, mask_BT = random_tokens(shape, batch=request["batch"], tokens=request["tokens"], seed=request["seed"])
+
+    def run_for(seconds: float) -> list[float]:
+        samples_ms: list[float] = []
+        end = time.perf_counter() + seconds
+        while not samples_ms or time.perf_counter() < end:
+            started = time.perf_counter()
+            forward(ids_BT, mask_BT)
+            samples_ms.append(1e3 * (time.perf_counter() - started))
+        return samples_ms
+
+    start_s = time.monotonic()
+    run_for(block_s / 3)
+    samples_ms = run_for(block_s)
+    end_s = time.monotonic()
+    idle_cores = _wait_until_parked()
+    cpu_s = time.process_time() - cpu_before
+    return {"samples_ms": samples_ms, "start_s": start_s, "end_s": end_s, "cpu_s": cpu_s, "idle_cores": idle_cores}
+
+
+def _wait_until_parked() -> float:
+    """Sleep until this process's threads have stopped spinning; returns the cores that they still burn (about 0)."""
+    deadline = time.monotonic() + _PARKING_LIMIT_S
+    while True:
+        cpu, wall = time.process_time(), time.monotonic()
+        time.sleep(0.01)
+        cores = (time.process_time() - cpu) / (time.monotonic() - wall)
+        if cores < _PARKED_CORES or time.monotonic() > deadline:
+            return cores
+
+
+def _save_output(forward: Forward, shape: ModelShape, request: Request) -> Reply:
+    output = forward(*random_tokens(shape, batch=request["batch"], tokens=request["tokens"], seed=request["seed"]))
+    np.save(request["path"], output.float().numpy() if hasattr(output, "float") else np.asarray(output, np.float32))
+    return {}
+
+
+def _report_memory(forward: Forward, shape: ModelShape, request: Request) -> Reply:
+    return {"peak_rss_mib": peak_rss_mib()}
+
+
+def peak_rss_mib() -> float:
+    """Largest resident set of this process so far, in MiB.
+
+    Linux keeps it per address space as VmHWM. `ru_maxrss` would be wrong there: it survives exec, and so starts at the
+    size of the process that started us. Elsewhere it is what there is, in bytes on macOS.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii", errors="replace").splitlines())
+        return int(fields["VmHWM"].split()[0]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+_ANSWERS: dict[str, Callable[[Forward, ModelShape, Request], Reply]] = {
+    "block": _measure_block,
+    "output": _save_output,
+    "memory": _report_memory,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""Laws of the benchmark: what its table holds, that runtimes take turns, and that nothing outlives it."""
+
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+import psutil
+import pytest
+
+from bitwright.errors import InputError, ModelError, TargetError
+from bitwright.runtime import bench
+from bitwright.runtime.bench import run_bench
+from bitwright.runtime.bench_inputs import random_tokens, read_model_shape
+from bitwright.runtime.bench_process import Worker, worker_command
+from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime
+from bitwright.runtime.bench_summary import Block, summarize
+
+FLOAT_RUNTIMES = ("torch fp32", "torch bf16")
+SHAPES = [(1, 4), (2, 8)]
+ROUNDS = 2
+
+# A worker whose runtimes are a function of numpy, started in 0.2 s; {action} is what opening the model does first.
+FAKE_WORKER = """
+import os, sys, threading
+from bitwright.runtime import bench_worker
+from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime
+def open_fake(directory, threads):
+    {action}
+    return lambda ids, mask: ids * 0.5
+RUNTIMES["fake"] = RUNTIMES["other fake"] = RUNTIMES["rival"] = Runtime(open_fake)
+sys.exit(bench_worker.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def float_model(tiny_model):
+    """Directory of a random BERT of two blocks with 66 positions."""
+    return tiny_model("bert")
+
+
+def short_bench(model, **options):
+    defaults = {"source": model, "shapes": SHAPES, "threads": 1, "rounds": ROUNDS, "block_s": 0.01}
+    return run_bench(model, **(defaults | options))
+
+
+@pytest.fixture(scope="module")
+def result(float_model):
+    """A benchmark of the two float runtimes in real workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "RUNTIMES", {name: RUNTIMES[name] for name in FLOAT_RUNTIMES})
+        return short_bench(float_model, shapes=[*SHAPES, (1, 67)])
+
+
+@pytest.fixture
+def fake_runtimes(monkeypatch, tmp_path):
+    """Two runtimes of ours with fake workers; returns the table, to add to. Scratch directories go to tmp_path."""
+    ours = Runtime(RUNTIMES["bitwright"].open, reads_checkpoint=True)
+    table = {"fake": ours, "other fake": ours}
+    monkeypatch.setattr(bench, "RUNTIMES", table)
+    monkeypatch.setattr(bench, "worker_command", fake_command)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return table
+
+
+def fake_command(runtime, directory, *, config_from, threads, prepare=None, action="pass"):
+    real = worker_command(runtime, directory, config_from=config_from, threads=threads, prepare=prepare)
+    return [sys.executable, "-c", FAKE_WORKER.format(action=action), *real[real.index(runtime) :]]
+
+
+def start_worker(command, log):
+    return Worker("some runtime", command, os.environ, log)
+
+
+def workers_alive():
+    """The workers among this process's children."""
+    return [each for each in psutil.Process().children() if any("bench_worker" in word for word in each.cmdline())]
+
+
+def test_every_runtime_has_a_row_for_every_shape_that_fits(result):
+    rows = [(row["runtime"], row["batch"], row["tokens"]) for row in result["rows"]]
+    assert sorted(rows) == sorted((name, *shape) for name in FLOAT_RUNTIMES for shape in SHAPES)
+
+
+def test_a_shape_longer_than_the_model_is_skipped_with_the_numbers(result):
+    (entry,) = result["skipped"]
+    assert entry["runtime"] == "all"
+    assert "67" in entry["reason"]
+    assert "66" in entry["reason"]
+
+
+def test_rows_agree_with_the_blocks_they_summarize(result):
+    def block_medians(runtime, row):
+        shape = (row["batch"], row["tokens"])
+        blocks = result["blocks"]
+        return [b["median_ms"] for b in blocks if b["runtime"] == runtime and (b["batch"], b["tokens"]) == shape]
+
+    for row in result["rows"]:
+        own = block_medians(row["runtime"], row)
+        assert len(own) == ROUNDS
+        assert 0 < row["min_ms"] <= row["median_ms"] <= max(own)
+        assert row["per_second"] == pytest.approx(1e3 * row["batch"] / row["median_ms"])
+        for key, other in (("ratio_to_fp32", "torch fp32"), ("ratio_to_bf16", "torch bf16")):
+            paired = [theirs / mine for theirs, mine in zip(block_medians(other, row), own, strict=True)]
+            assert row[key] == pytest.approx(median(paired))
+
+
+def test_runtimes_take_turns_and_never_overlap(result):
+    blocks = result["blocks"]
+    turns = [((b["batch"], b["tokens"]), b["round"], b["runtime"]) for b in blocks]
+    assert turns == [(shape, r, name) for shape in SHAPES for r in range(ROUNDS) for name in FLOAT_RUNTIMES]
+    assert all(block["start_s"] < block["end_s"] for block in blocks)
+    assert all(before["end_s"] <= after["start_s"] for before, after in pairwise(blocks))
+
+
+def test_memory_load_time_agreement_and_size_are_reported(result, float_model):
+    for key in ("peak_rss_mib", "load_s", "cosine_to_fp32"):
+        assert tuple(result[key]) == FLOAT_RUNTIMES
+        assert all(0 < value < math.inf for value in result[key].values())
+    # bf16 has rounded something: it is not fp32 under another name.
+    assert 0.99 < result["cosine_to_fp32"]["torch bf16"] < 1 - 1e-9 < result["cosine_to_fp32"]["torch fp32"]
+    n_bytes = (float_model / "model.safetensors").stat().st_size
+    assert result["size"] == {"source_bytes": n_bytes, "checkpoint_bytes": n_bytes}
+    json.dumps(result, allow_nan=False)
+
+
+def test_ratios_pair_the_blocks_of_one_round():
+    # In round 1 the machine is ten times slower. fp32 takes twice as long in every round; pooled medians say otherwise.
+    def block(runtime, round_, median_ms):
+        return Block(runtime, 1, 4, round_, 0.0, 1.0, median_ms, 0.0, 0.0)
+
+    blocks = [block("torch fp32", 0, 2.0), block("x", 0, 1.0), block("torch fp32", 1, 20.0), block("x", 1, 10.0)]
+    samples = {("torch fp32", (1, 4)): [2.0, 2.0, 20.0], ("x", (1, 4)): [1.0, 10.0, 10.0]}
+    fp32, x = summarize(blocks, samples, {"torch fp32": None, "x": "as it is"})
+    assert (fp32["ratio_to_fp32"], x["ratio_to_fp32"]) == (1.0, 2.0)
+    assert (fp32["median_ms"], x["median_ms"]) == (2.0, 10.0)
+    assert (x["ratio_to_bf16"], x["note"]) == (None, "as it is")
+
+
+def test_rivals_that_cannot_be_measured_are_skipped_with_a_reason(float_model, fake_runtimes):
+    prepare = RUNTIMES["onnxruntime int8"].prepare
+    fake_runtimes["absent"] = Runtime(RUNTIMES["torch fp32"].open, prepare, needs=("json", "no_such_package"))
+    fake_runtimes["rival"] = Runtime(RUNTIMES["torch fp32"].open, prepare)  # the fake worker has no way to prepare it
+    fake_runtimes["unknown"] = Runtime(RUNTIMES["torch fp32"].open, prepare)  # the fake worker ends at once
+    measured = short_bench(float_model)
+    assert {row["runtime"] for row in measured["rows"]} == {"fake", "other fake"}
+    reasons = {entry["runtime"]: entry["reason"] for entry in measured["skipped"]}
+    assert reasons["absent"] == "not installed: no_such_package; pip install 'bitwright[rivals]'"
+    assert "ValueError: rival needs no preparation" in reasons["rival"]
+    assert "ended unexpectedly with exit code 2" in reasons["unknown"]
+    assert all("\n" not in reason for reason in reasons.values())
+
+
+def test_rivals_are_left_out_on_request(float_model, fake_runtimes):
+    fake_runtimes["rival"] = Runtime(RUNTIMES["torch fp32"].open, RUNTIMES["onnxruntime int8"].prepare)
+    assert short_bench(float_model, rivals=False)["skipped"] == []
+
+
+def test_without_a_source_only_the_checkpoint_is_measured(float_model, fake_runtimes):
+    fake_runtimes["torch fp32"] = RUNTIMES["torch fp32"]
+    measured = short_bench(float_model, source=None)
+    assert {row["runtime"] for row in measured["rows"]} == {"fake", "other fake"}
+    assert all(row["ratio_to_fp32"] is None for row in measured["rows"])
+    (entry,) = measured["skipped"]
+    assert entry["runtime"] == "torch fp32"
+    assert "no source directory" in entry["reason"]
+    assert measured["size"]["source_bytes"] is None
+
+
+def test_nothing_outlives_a_benchmark(float_model, fake_runtimes, tmp_path):
+    seen = []
+    short_bench(float_model, progress=lambda text: seen.append((len(workers_alive()), len(list(tmp_path.iterdir())))))
+    assert (2, 1) in seen
+    assert (workers_alive(), list(tmp_path.iterdir())) == ([], [])
+
+
+def test_an_interrupt_ends_the_workers_and_removes_the_files(float_model, fake_runtimes, tmp_path):
+    def interrupt(text):
+        if "round 1" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        short_bench(float_model, progress=interrupt)
+    assert (workers_alive(), list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_worker_that_dies_while_it_is_measured_is_named(float_model, fake_runtimes, tmp_path):
+    def kill_one(text):
+        if "round 1" in text and ": fake " in text:
+            [each.kill() for each in workers_alive() if "other fake" in each.cmdline()]
+
+    with pytest.raises(TargetError, match=r"'other fake' ended unexpectedly with exit code -9"):
+        short_bench(float_model, progress=kill_one)
+    assert (workers_alive(), list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_runtime_of_ours_that_cannot_load_is_an_error_with_its_last_messages(float_model, fake_runtimes, monkeypatch):
+    def broken(*arguments, **options):
+        return fake_command(*arguments, **options, action="print('reading', flush=True); raise OSError('no weights')")
+
+    monkeypatch.setattr(bench, "worker_command", broken)
+    with pytest.raises(TargetError, match=r"(?s)'fake' failed: OSError: no weights\n.*reading.*Traceback"):
+        short_bench(float_model)
+    assert workers_alive() == []
+
+
+def test_a_worker_that_hangs_is_named_and_killed(tmp_path):
+    command = [sys.executable, "-c", "import sys, time; print('busy', file=sys.stderr, flush=True); time.sleep(60)"]
+    with start_worker(command, tmp_path / "log") as worker:
+        child = psutil.Process().children()[-1]
+        with pytest.raises(TargetError, match=r"(?s)'some runtime' gave no answer in 2 s.*busy"):
+            worker.ask({"do": "memory"}, timeout_s=2)
+    assert not child.is_running()
+
+
+def test_an_answer_that_is_not_json_is_an_error(tmp_path):
+    with (
+        start_worker([sys.executable, "-c", "print('hello')"], tmp_path / "log") as worker,
+        pytest.raises(TargetError, match="'hello', which is not a JSON object"),
+    ):
+        worker.answer(timeout_s=20)
+
+
+def test_what_libraries_print_or_read_does_not_reach_the_protocol(float_model, tmp_path):
+    action = "print('noise'); os.system('echo noise'); assert sys.stdin.read() == ''"
+    command = fake_command("fake", float_model, config_from=float_model, threads=1, action=action)
+    with start_worker(command, tmp_path / "log") as worker:
+        assert worker.answer(timeout_s=20)["load_s"] > 0
+        assert worker.ask({"do": "memory"}, timeout_s=20)["peak_rss_mib"] > 0
+        assert (tmp_path / "log").read_text().count("noise") >= 1
+
+
+@pytest.mark.parametrize("allocated_mib", [0, 200])
+def test_peak_memory_is_the_workers_own_and_includes_what_it_has_freed(float_model, tmp_path, allocated_mib):
+    ballast = np.ones(400 << 17)  # 400 MiB of this process: a child that counted its parent's peak would report more
+    command = fake_command(
+        "fake", float_model, config_from=float_model, threads=1, action=f"b'x' * ({allocated_mib} << 20)"
+    )
+    with start_worker(command, tmp_path / "log") as worker:
+        worker.answer(timeout_s=20)
+        peak_mib = worker.ask({"do": "memory"}, timeout_s=20)["peak_rss_mib"]
+    assert allocated_mib + 5 < peak_mib < allocated_mib + 195 < ballast.nbytes / (1 << 20)
+
+
+def test_threads_that_go_on_spinning_are_reported(float_model, tmp_path):
+    action = "threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()"
+    command = fake_command("fake", float_model, config_from=float_model, threads=1, action=action)
+    block = {"do": "block", "batch": 1, "tokens": 4, "seed": 0, "block_s": 0.01}
+    with start_worker(command, tmp_path / "log") as worker:
+        worker.answer(timeout_s=20)
+        assert worker.ask(block, timeout_s=20)["idle_cores"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads = 0"),
+        ({"rounds": 0}, "rounds = 0"),
+        ({"block_s": math.nan}, "block_s = nan"),
+        ({"shapes": []}, "at least one pair"),
+        ({"shapes": [(0, 8)]}, "at least 1"),
+        ({"shapes": [(1, 67)]}, "at most 66 tokens"),
+    ],
+)
+def test_options_out_of_range_are_refused(float_model, options, message):
+    with pytest.raises(InputError, match=message):
+        short_bench(float_model, **options)
+
+
+def test_random_tokens_are_ordinary_repeatable_and_within_the_vocabulary(tmp_path):
+    for vocabulary in (8, 300, 30522):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": vocabulary}))
+        shape = read_model_shape(tmp_path)
+        ids_BT, mask_BT = random_tokens(shape, batch=4, tokens=500, seed=1)
+        assert ids_BT.dtype == mask_BT.dtype == np.int64
+        assert min(1000, vocabulary // 2) <= ids_BT.min() <= ids_BT.max() < vocabulary
+        assert mask_BT.all()
+        assert np.array_equal(ids_BT, random_tokens(shape, batch=4, tokens=500, seed=1)[0])
+        assert not np.array_equal(ids_BT, random_tokens(shape, batch=4, tokens=500, seed=2)[0])
+
+
+def test_positions_that_start_after_padding_do_not_count(tmp_path):
+    config = {"vocab_size": 9, "max_position_embeddings": 514, "pad_token_id": 1}
+    for model_type, longest in (("bert", 514), ("roberta", 512)):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+        assert read_model_shape(tmp_path).max_tokens == longest
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"model_type": "bert"}'])
+def test_a_directory_without_a_usable_config_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        read_model_shape(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.prepare is not None])
+def test_a_rival_computes_what_fp32_computes(float_model, monkeypatch, name):
+    for package in RUNTIMES[name].needs:
+        pytest.importorskip(package)
+    monkeypatch.setattr(bench, "RUNTIMES", {each: RUNTIMES[each] for each in ("torch fp32", name)})
+    measured = short_bench(float_model)
+    assert measured["skipped"] == []
+    assert {row["runtime"] for row in measured["rows"]} == {"torch fp32", name}
+    assert 0.95 < measured["cosine_to_fp32"][name] < 1 - 1e-9  # int8: close, and not the same
