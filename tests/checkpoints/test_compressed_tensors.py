@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -131,7 +130,7 @@ def test_an_fp16_source_keeps_fp16(tiny_bert: Path, tmp_path: Path, quantize_lin
 
 
 def test_names_on_disk_are_the_sources(tiny_classifier: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
-    """The base model says "encoder…", the file "bert.encoder…"; the other way round for a classifier on a plain file."""
+    """The base model says "encoder…", the file "bert.encoder…"; the other way round for a head on a plain file."""
     model = write(tiny_classifier, tmp_path / "out", quantize_linears)
     out = load_file(tmp_path / "out" / "model.safetensors")
     for name in quantize_linears(model):
@@ -246,7 +245,7 @@ compressed_tensors.write_checkpoint(
     model_card="",
 )
 """
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline().startswith("reading")
     child.send_signal(signal.SIGKILL)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import CheckpointError, NumericsError
+from bitwright.models.architectures import find_embeddings
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
@@ -48,7 +49,7 @@ class ModelNames:
     """Module names of a model as transformers builds it, taken before anything in it is replaced.
 
     prefix: `base_model_prefix`, "bert" for the BERT family: a file may or may not carry it.
-    linears, embeddings: every nn.Linear and every nn.Embedding.
+    linears: every nn.Linear. embeddings: the tables that turn ids into vectors.
     tied: parameters that only repeat another one, as `name -> the name that is kept`.
     """
 
@@ -65,7 +66,7 @@ def model_names(model: nn.Module) -> ModelNames:
     return ModelNames(
         prefix=str(getattr(model, "base_model_prefix", "")),
         linears=tuple(name for name, module in modules.items() if isinstance(module, nn.Linear)),
-        embeddings=tuple(name for name, module in modules.items() if isinstance(module, nn.Embedding)),
+        embeddings=tuple(find_embeddings(model)),
         tied={str(name): str(kept) for name, kept in tied.items()},
     )
 

@@ -1,0 +1,126 @@
+"""Replacing a model's linears and embeddings by modules that compute with codes."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitwright.checkpoints.stored import StoredLinear
+from bitwright.errors import ModelError
+from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
+from bitwright.models.architectures import Architecture, find_blocks
+from bitwright.numerics.qtensor import QTensor
+
+# Far below what separates exact GELU from its tanh and sigmoid approximations (4e-4, 2e-2), far above float32 rounding.
+_GELU_TOLERANCE = 1e-6
+
+
+def swap_linears(
+    model: nn.Module,
+    layers: Mapping[str, StoredLinear],
+    half: Collection[str],
+    architecture: Architecture,
+    *,
+    tables: Mapping[str, QTensor] | None = None,
+    fuse_gelu: bool = True,
+) -> list[tuple[str, nn.Module]]:
+    """Replace, in `model`, linears by quantized or 16-bit ones, and embeddings by int8 tables. Biases are taken over.
+
+    Where an exact GELU alone consumes a quantized linear (`architecture.activations`), the linear applies it, and the
+    activation module becomes the identity.
+
+    Args:
+        half: linears kept in 16 bit; their weights are rounded to bf16, or to fp16 if only that holds them exactly.
+
+    Returns:
+        (name, module that was there), in the order of replacement: what `undo` takes.
+
+    Raises:
+        ModelError: a name that is not a linear (or, of a table, an embedding) of this model, or of another shape.
+    """
+    fused = _fusable(model, layers, architecture) if fuse_gelu else {}
+    before: list[tuple[str, nn.Module]] = []
+    for name, layer in layers.items():
+        linear = _linear(model, name, layer.qtensor.shape)
+        quantized = quant_linear(layer, linear.bias, gelu=name in fused, name=name)
+        before.append((name, swap_one(model, name, quantized)))
+    for name in fused.values():
+        before.append((name, swap_one(model, name, nn.Identity())))
+    for name in half:
+        linear = _linear(model, name, None)
+        weight = linear.weight.detach()
+        before.append((name, swap_one(model, name, HalfLinear(weight.to(_half_dtype(weight)), linear.bias))))
+    for name, table in (tables or {}).items():
+        embedding = model.get_submodule(name)
+        if not isinstance(embedding, nn.Embedding) or tuple(embedding.weight.shape) != table.shape:
+            raise ModelError(f"{name}: an int8 table of shape {table.shape} cannot replace {embedding}")
+        before.append((name, swap_one(model, name, QuantEmbedding(table, embedding.padding_idx))))
+    return before
+
+
+def undo(model: nn.Module, before: list[tuple[str, nn.Module]]) -> None:
+    """Put back, in `model`, what `swap_linears` replaced."""
+    for name, module in reversed(before):
+        swap_one(model, name, module)
+
+
+def swap_one(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put `module` in the place `name` of `model`, with the training flag of the module that was there; that module."""
+    old = model.get_submodule(name)
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module.train(old.training))
+    return old
+
+
+def quant_linear(layer: StoredLinear, bias: Tensor | None, *, gelu: bool = False, name: str = "") -> QuantLinear:
+    """The module that runs a stored linear."""
+    return QuantLinear.from_qtensor(
+        layer.qtensor,
+        bias,
+        layer.input_spec,
+        input_scale=layer.input_scale,
+        input_zero_point=layer.input_zero_point,
+        gelu=gelu,
+        name=name,
+    )
+
+
+def is_exact_gelu(module: nn.Module) -> bool:
+    """Whether a module computes x·Φ(x). It is asked for values: names and classes of activations vary."""
+    probe = torch.linspace(-6.0, 6.0, 97)
+    with torch.inference_mode():
+        got = module(probe)
+    return isinstance(got, Tensor) and torch.allclose(got, functional.gelu(probe), rtol=0.0, atol=_GELU_TOLERANCE)
+
+
+def _fusable(model: nn.Module, layers: Collection[str], architecture: Architecture) -> dict[str, str]:
+    """Quantized linear -> the exact GELU that alone consumes its output."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    pairs = (
+        (f"{block}.{linear}", f"{block}.{activation}")
+        for block, _ in find_blocks(model, architecture)
+        for linear, activation in architecture.activations.items()
+    )
+    return {
+        linear: activation
+        for linear, activation in pairs
+        if linear in layers and activation in modules and is_exact_gelu(modules[activation])
+    }
+
+
+def _linear(model: nn.Module, name: str, shape: tuple[int, int] | None) -> nn.Linear:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise ModelError(f"{name}: no such module in {type(model).__name__}") from None
+    if not isinstance(module, nn.Linear) or shape not in (None, tuple(module.weight.shape)):
+        raise ModelError(f"{name}: {module} cannot be replaced by a linear with a weight of shape {shape}")
+    return module
+
+
+def _half_dtype(weight: Tensor) -> torch.dtype:
+    """fp16 for weights that come from an fp16 source, told by their values; else bf16."""
+    in_bf16 = torch.equal(weight.to(torch.bfloat16).to(weight.dtype), weight)
+    in_fp16 = torch.equal(weight.to(torch.float16).to(weight.dtype), weight)
+    return torch.float16 if in_fp16 and not in_bf16 else torch.bfloat16
