@@ -1,0 +1,1 @@
+"""Calibration: the texts, and what a model's linears see of them."""

@@ -1,0 +1,20 @@
+"""Evaluation: metrics, tasks, and whether a loss is inside its budget. Models are callables here: texts to arrays."""
+
+from bitwright.evaluate.budget import Interval, Verdict, judge, paired_bootstrap
+from bitwright.evaluate.custom import load_custom
+from bitwright.evaluate.loaders import load_task, similarity_matrix_task
+from bitwright.evaluate.tasks import Task, label_free_task, shared_texts, split
+
+__all__ = [
+    "Interval",
+    "Task",
+    "Verdict",
+    "judge",
+    "label_free_task",
+    "load_custom",
+    "load_task",
+    "paired_bootstrap",
+    "shared_texts",
+    "similarity_matrix_task",
+    "split",
+]

@@ -1,0 +1,179 @@
+"""The accuracy budget: is the loss within the limit, outside it, or is the sample too small to tell?
+
+The loss is bounded from both sides by a paired bootstrap: units of the sample are drawn with replacement, both models
+are scored on the same draw, and the spread of the relative losses is the uncertainty. Bounds are BCa (Efron 1987,
+*Better bootstrap confidence intervals*): corrected for the bias and the skew that losses near zero have.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from bitwright.errors import DataError
+from bitwright.evaluate.kinds import Outputs
+from bitwright.evaluate.statistic import FloatArray, MacroF1, Mean, Statistic
+from bitwright.evaluate.tasks import Task, relative_loss
+
+Pair = tuple[Statistic, Statistic]  # the scores of the float and of the quantized model
+
+_NORMAL = NormalDist()
+_MAX_JACKKNIFE = 200  # left-out parts of the sample; their number hardly moves the skew that is estimated from them
+_COUNTS_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A loss (fraction of the float score) with its one-sided bounds: each holds alone with probability `confidence`.
+
+    The bounds are infinite where the sample is a single number, which has no spread.
+    """
+
+    loss: float
+    lower: float
+    upper: float
+    n_units: int
+    unit: str = "units"
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a budget is met. needed_samples: units that would probably decide an undecided one, else None."""
+
+    verdict: Literal["met", "not met", "undecided"]
+    needed_samples: int | None
+    sentence: str
+
+
+def paired_bootstrap(
+    task: Task,
+    float_outputs: Outputs,
+    quant_outputs: Outputs,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """The loss of the quantized model with one-sided bounds from `n` seeded resamples.
+
+    Scores on a resample are exact (see `statistic`). Where documents or texts are the units, a pair counts the product
+    of its members' counts and a text is never paired with its own duplicate. The skew is estimated by a jackknife that
+    leaves out one unit at a time, or one of 200 parts of a larger sample.
+
+    A score that is a mean of right and wrong answers often has no or few units that differ between the models, and
+    resampling cannot invent one. The upper bound therefore counts one unit more, which the float model got right
+    and the quantized one lost as far as any unit did (entirely, where none changed). Without any change it is about
+    3 / n_units, the rule of three; with few changes it follows the exact binomial (Clopper-Pearson) bound.
+
+    Raises:
+        DataError: the float model scores 0.
+    """
+    loss = task.loss(float_outputs, quant_outputs)
+    pair = task.statistics(float_outputs, quant_outputs)
+    units = pair[0].n_units
+    if units < 2:
+        return Interval(loss, -math.inf, math.inf, units, task.kind.unit, confidence)
+    better = task.kind.higher_is_better
+    lower, upper = _bca_bounds(pair, better, n, seed, confidence)
+    cautious = _with_lost_unit(pair, better)
+    if cautious is not None:
+        _, upper = _bca_bounds(cautious, better, n, seed, confidence)
+    return Interval(loss, min(lower, loss), max(upper, loss), units, task.kind.unit, confidence)
+
+
+def judge(interval: Interval, max_loss: float) -> Verdict:
+    """Hold a loss against the limit: met if the upper bound is inside it, not met if the lower bound is outside.
+
+    Otherwise undecided, with the sample that would decide if the loss stayed what it is: bounds close in by 1/√n.
+
+    Raises:
+        DataError: max_loss is not a positive number.
+    """
+    if not (max_loss > 0 and math.isfinite(max_loss)):
+        raise DataError(f"max_loss = {max_loss}: a fraction above 0 is needed, such as 0.01 for 1 %")
+    found = f"loss {_percent(interval.loss)} on {interval.n_units} {interval.unit}"
+    limit = f"the budget of {_percent(max_loss)}"
+    level = f"{100 * interval.confidence:g} % bound"
+    if interval.upper <= max_loss:
+        return Verdict("met", None, f"{found}, upper {level} {_percent(interval.upper)}: within {limit}")
+    if interval.lower > max_loss:
+        return Verdict("not met", None, f"{found}, lower {level} {_percent(interval.lower)}: outside {limit}")
+    if not math.isfinite(interval.upper):
+        return Verdict(
+            "undecided", None, f"{found}: a single number has no interval; return a value per example to decide {limit}"
+        )
+    between = f"{found}, {level}s {_percent(interval.lower)} and {_percent(interval.upper)}: {limit} lies between them"
+    if interval.loss >= max_loss:
+        return Verdict("undecided", None, f"{between}, and the loss itself is not inside it")
+    ratio = (interval.upper - interval.loss) / (max_loss - interval.loss)
+    needed = math.ceil(interval.n_units * ratio**2)
+    return Verdict("undecided", needed, f"{between}; about {needed} {interval.unit} would decide")
+
+
+def _bca_bounds(pair: Pair, better: bool, n: int, seed: int, confidence: float) -> tuple[float, float]:
+    """The BCa quantiles of the loss at 1 − confidence and at confidence."""
+    units = pair[0].n_units
+    point = _losses(pair, better, np.ones((1, units)))[0]
+    resampled = _resampled_losses(pair, better, n, seed)
+    # Ties count half, so that a loss which never moves is unbiased; the ends are kept off infinite quantiles.
+    below = float(np.mean(resampled < point) + np.mean(resampled == point) / 2)
+    bias = _NORMAL.inv_cdf(min(max(below, 0.5 / n), 1 - 0.5 / n))
+    skew = _acceleration(pair, better)
+    lower, upper = (bias + _NORMAL.inv_cdf(level) for level in (1 - confidence, confidence))
+    adjusted = [_NORMAL.cdf(bias + z / max(1 - skew * z, 1e-9)) for z in (lower, upper)]
+    lower, upper = np.quantile(resampled, adjusted)
+    return float(lower), float(upper)
+
+
+def _resampled_losses(pair: Pair, better: bool, n: int, seed: int) -> FloatArray:
+    rng = np.random.default_rng(seed)
+    units = pair[0].n_units
+    step = max(1, _COUNTS_AT_ONCE // units)
+    share = np.full(units, 1 / units)
+    pieces = []
+    for start in range(0, n, step):
+        counts_BU = rng.multinomial(units, share, size=min(step, n - start)).astype(np.float64)
+        pieces.append(_losses(pair, better, counts_BU))
+    return np.concatenate(pieces)
+
+
+def _acceleration(pair: Pair, better: bool) -> float:
+    """Σd³ / (6·(Σd²)^1.5) of the jackknife's deviations d = mean − value: how skewed the loss is."""
+    units = pair[0].n_units
+    parts = min(units, _MAX_JACKKNIFE)
+    part_U = np.arange(units) * parts // units
+    values = _losses(pair, better, (part_U != np.arange(parts)[:, None]).astype(np.float64))
+    if not np.isfinite(values).all():
+        return 0.0
+    deviations = values.mean() - values
+    spread = float(np.square(deviations).sum())
+    return float((deviations**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+
+
+def _losses(pair: Pair, better: bool, weights_BU: FloatArray) -> FloatArray:
+    return relative_loss(pair[0](weights_BU), pair[1](weights_BU), better)
+
+
+def _with_lost_unit(pair: Pair, better: bool) -> Pair | None:
+    """The same sample and one lost unit, for scores that are means of the units' own; None for correlations."""
+    match pair:
+        case (Mean(left), Mean(right)):
+            change = float(np.abs(left - right).max()) or float(np.abs(left).max())
+            return Mean(np.append(left, left.mean())), Mean(
+                np.append(right, left.mean() + (-change if better else change))
+            )
+        case (MacroF1(gold, left), MacroF1(_, right)):
+            frequent = np.bincount(gold).argmax()
+            right_U = np.append(right, -1)
+            return MacroF1(np.append(gold, frequent), np.append(left, frequent)), MacroF1(
+                np.append(gold, frequent), right_U
+            )
+        case _:
+            return None
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"

@@ -1,0 +1,38 @@
+"""A metric of the user's own, from a file: `--metric path/to/file.py:function`."""
+
+import runpy
+from pathlib import Path
+
+from bitwright.errors import DataError
+from bitwright.evaluate.kinds import Custom
+from bitwright.evaluate.tasks import USER_ERRORS, Task
+
+
+def load_custom(spec: str) -> Task:
+    """The task of "file.py:function".
+
+    The function receives `encode`, which turns a list of texts into an array of outputs (texts, values), and returns
+
+        one number           the score of the model; no interval can be given for it
+        one number per       an array, in the same order for every model; their mean is the score, and the examples are
+        example              what the bootstrap resamples and what a split divides
+
+    It is called once for each variant of the model. Higher is better, unless the file sets
+    `function.higher_is_better = False`. The file is executed as Python code, with its own directory not on the path.
+
+    Raises:
+        DataError: no such file or function, or the file raises when it is executed.
+    """
+    file, _, name = spec.rpartition(":")
+    if not Path(file).is_file():
+        raise DataError(f"{spec}: no such file; a metric is given as path/to/file.py:function")
+    try:
+        names = runpy.run_path(file)
+    except (*USER_ERRORS, SyntaxError) as error:
+        raise DataError(f"{file}: raised {type(error).__name__} when executed: {error}") from error
+    function = names.get(name)
+    if not callable(function):
+        functions = [key for key, value in names.items() if callable(value) and not key.startswith("_")]
+        raise DataError(f"{file}: no function {name!r}; it defines {', '.join(functions) or 'none'}")
+    better = bool(getattr(function, "higher_is_better", True))
+    return Task(name, (), Custom(function, spec, better))

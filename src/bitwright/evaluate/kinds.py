@@ -1,0 +1,336 @@
+"""The kinds of evaluation: what a model's outputs are scored against, and which units its sample consists of.
+
+Each kind is a frozen dataclass with the same few members (`Kind`). Outputs are embeddings (texts, dim) or logits
+(texts, classes). A score is a `Statistic` over units, so that the bootstrap can weigh them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bitwright.errors import DataError
+from bitwright.evaluate import metrics
+from bitwright.evaluate.statistic import FloatArray, IntArray, MacroF1, Mean, Spearman, Statistic
+
+Outputs = NDArray[np.floating] | Sequence[NDArray[np.floating]]
+Encode = Callable[[list[str]], Outputs]
+OutputSort = Literal["embeddings", "logits", "scores"]
+
+MAX_PAIRS = 50_000  # pairs of texts compared without labels; more would cost time and hardly narrow the interval
+_QUERIES_AT_ONCE = 64
+
+
+class Kind(Protocol):
+    """What every kind of evaluation has."""
+
+    name: ClassVar[str]
+    unit: ClassVar[str]  # plural, for messages
+    outputs: ClassVar[OutputSort]
+    label_free: ClassVar[bool]
+
+    @property
+    def metric(self) -> str:
+        """Name of the score."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger score is a better one."""
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        """The scores of the float and of the quantized model (label-free: agreement with float, so the first is 1)."""
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        """A number per unit; units of the same number share a text and stay on one side of a split."""
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Kind, tuple[str, ...]]":
+        """The same evaluation of some units only, with the texts that it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs of texts with a human score each: Spearman's correlation of cosine and score. Units: pairs."""
+
+    first_P: IntArray  # index of a text
+    second_P: IntArray
+    gold_P: FloatArray
+    name: ClassVar[str] = "similarity"
+    unit: ClassVar[str] = "pairs"
+    outputs: ClassVar[OutputSort] = "embeddings"
+    label_free: ClassVar[bool] = False
+    metric: ClassVar[str] = "Spearman of cosine"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        return self._statistic(float_outputs), self._statistic(quant_outputs)
+
+    def _statistic(self, outputs: Outputs) -> Spearman:
+        rows = metrics.unit_rows(_matrix(outputs))
+        return Spearman((rows[self.first_P] * rows[self.second_P]).sum(axis=1), self.gold_P)
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return _connected(self.first_P, self.second_P, len(texts))[self.first_P]
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Pairs, tuple[str, ...]]":
+        kept, index = np.unique(np.concatenate([self.first_P[units], self.second_P[units]]), return_inverse=True)
+        first_P, second_P = np.split(index, 2)
+        return Pairs(first_P, second_P, self.gold_P[units]), tuple(texts[i] for i in kept)
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarityMatrix:
+    """Documents with a human score for every two of them: Spearman's correlation over pairs. Units: documents."""
+
+    gold_UU: FloatArray  # symmetric
+    name: ClassVar[str] = "similarity matrix"
+    unit: ClassVar[str] = "documents"
+    outputs: ClassVar[OutputSort] = "embeddings"
+    label_free: ClassVar[bool] = False
+    metric: ClassVar[str] = "Spearman of cosine"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        pairs_P2 = spread_pairs(len(self.gold_UU), max_pairs=None)
+        gold_P = self.gold_UU[pairs_P2[:, 0], pairs_P2[:, 1]]
+        return (
+            Spearman(pair_cosines(float_outputs, pairs_P2), gold_P, pairs_P2),
+            Spearman(pair_cosines(quant_outputs, pairs_P2), gold_P, pairs_P2),
+        )
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return _same_text(texts)
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[SimilarityMatrix, tuple[str, ...]]":
+        return SimilarityMatrix(self.gold_UU[np.ix_(units, units)]), tuple(texts[i] for i in units)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """Queries, documents and judgements: nDCG@10 of the cosine ranking, mean over queries. Units: queries.
+
+    The texts are the documents, then the queries. relevant: per query, documents' indices and their gains (> 0).
+    """
+
+    n_documents: int
+    relevant: tuple[tuple[IntArray, FloatArray], ...]
+    name: ClassVar[str] = "retrieval"
+    unit: ClassVar[str] = "queries"
+    outputs: ClassVar[OutputSort] = "embeddings"
+    label_free: ClassVar[bool] = False
+    metric: ClassVar[str] = "nDCG@10"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        return self._statistic(float_outputs), self._statistic(quant_outputs)
+
+    def _statistic(self, outputs: Outputs) -> Mean:
+        rows = metrics.unit_rows(_matrix(outputs))
+        documents, queries = rows[: self.n_documents], rows[self.n_documents :]
+        values = []
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            some = queries[start : start + _QUERIES_AT_ONCE]
+            gains_QD = np.zeros((len(some), self.n_documents))
+            for gains_D, (found, gain) in zip(gains_QD, self.relevant[start:], strict=False):
+                gains_D[found] = gain
+            ndcg = metrics.ndcg_at_k(some @ documents.T, gains_QD, k=10)
+            values.append(np.where(np.isfinite(some).all(axis=1), ndcg, 0.0))  # a query without a vector finds nothing
+        return Mean(np.concatenate(values))
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return _same_text(texts[self.n_documents :])
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Retrieval, tuple[str, ...]]":
+        queries = tuple(texts[self.n_documents + i] for i in units)
+        return replace(self, relevant=tuple(self.relevant[i] for i in units)), texts[: self.n_documents] + queries
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Texts with a class each, for a model that puts out logits: accuracy or macro F1. Units: examples."""
+
+    gold_U: IntArray  # class index, as in the logits
+    n_classes: int | None = None  # logits per text that the model must put out, where known
+    macro_f1: bool = False
+    name: ClassVar[str] = "classification"
+    unit: ClassVar[str] = "examples"
+    outputs: ClassVar[OutputSort] = "logits"
+    label_free: ClassVar[bool] = False
+    higher_is_better: ClassVar[bool] = True
+
+    @property
+    def metric(self) -> str:
+        return "macro F1" if self.macro_f1 else "accuracy"
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        return self._statistic(float_outputs), self._statistic(quant_outputs)
+
+    def _statistic(self, outputs: Outputs) -> Statistic:
+        logits = _matrix(outputs)
+        classes, largest = logits.shape[1], int(self.gold_U.max())
+        if largest >= classes or classes != (self.n_classes or classes):
+            raise DataError(
+                f"the labels are classes 0…{largest}"
+                + (f" of {self.n_classes}" if self.n_classes else "")
+                + f", the model puts out {classes} values per text: is it the classifier that these labels are for?"
+            )
+        predicted_U = _classes(logits)
+        return MacroF1(self.gold_U, predicted_U) if self.macro_f1 else Mean((self.gold_U == predicted_U).astype(float))
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return _same_text(texts)
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Classification, tuple[str, ...]]":
+        return replace(self, gold_U=self.gold_U[units]), tuple(texts[i] for i in units)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingAgreement:
+    """Texts without labels: Spearman's correlation of the two models' pairwise cosines. Units: texts.
+
+    Up to MAX_PAIRS pairs are compared: all of them up to 316 texts, and an even spread of them beyond.
+    """
+
+    name: ClassVar[str] = "label-free"
+    unit: ClassVar[str] = "texts"
+    outputs: ClassVar[OutputSort] = "embeddings"
+    label_free: ClassVar[bool] = True
+    metric: ClassVar[str] = "Spearman of pairwise similarities with float"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        pairs_P2 = spread_pairs(len(float_outputs))
+        x_P, y_P = pair_cosines(float_outputs, pairs_P2), pair_cosines(quant_outputs, pairs_P2)
+        return Mean(np.ones(len(float_outputs))), Spearman(x_P, y_P, pairs_P2)
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return _same_text(texts)
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[EmbeddingAgreement, tuple[str, ...]]":
+        return self, tuple(texts[i] for i in units)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAgreement:
+    """Texts without labels for a classifier: share of top-1 classes that are as in the float model. Units: texts.
+
+    A text's output is logits (classes,), or (rows, classes) for a token classifier (rows are tokens) and for question
+    answering (rows are start and end, classes are positions); then its agreement is the mean over its rows.
+    """
+
+    name: ClassVar[str] = "label-free"
+    unit: ClassVar[str] = "texts"
+    outputs: ClassVar[OutputSort] = "logits"
+    label_free: ClassVar[bool] = True
+    metric: ClassVar[str] = "top-1 agreement with float"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        both = zip(float_outputs, quant_outputs, strict=True)
+        agreement = [metrics.top1_agreement(np.atleast_2d(left), np.atleast_2d(right)) for left, right in both]
+        return Mean(np.ones(len(agreement))), Mean(np.array(agreement))
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return _same_text(texts)
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[ClassAgreement, tuple[str, ...]]":
+        return self, tuple(texts[i] for i in units)
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """A metric of the user's own: a function of `encode` that returns one number, or one per example (units).
+
+    side: which share of the examples counts, as (seed, tuning fraction, whether it is the tuning side); None for all.
+    """
+
+    function: Callable[[Encode], ArrayLike]
+    metric: str
+    higher_is_better: bool = True
+    side: tuple[int, float, bool] | None = None
+    name: ClassVar[str] = "custom"
+    unit: ClassVar[str] = "examples"
+    outputs: ClassVar[OutputSort] = "scores"
+    label_free: ClassVar[bool] = False
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        if len(float_outputs) != len(quant_outputs):
+            raise DataError(
+                f"{self.metric}: {len(float_outputs)} values for the float model, {len(quant_outputs)} for the "
+                "quantized one; return the value of the same examples in the same order for both"
+            )
+        units = self._units(len(float_outputs))
+        return Mean(_values(float_outputs)[units]), Mean(_values(quant_outputs)[units])
+
+    def _units(self, n: int) -> IntArray:
+        if self.side is None or n == 1:
+            return np.arange(n)
+        seed, fraction, tuning = self.side
+        order = np.random.default_rng(seed).permutation(n)
+        n_tuning = min(max(round(n * fraction), 1), n - 1)
+        return order[:n_tuning] if tuning else order[n_tuning:]
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return np.arange(0)
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Custom, tuple[str, ...]]":
+        return self, texts
+
+
+def spread_pairs(n: int, max_pairs: int | None = MAX_PAIRS) -> IntArray:
+    """Pairs (i, j) of n texts, i ≠ j, none twice, shape (pairs, 2): all, or about `max_pairs` with each text as often.
+
+    Beyond that, text i is paired with its successors at evenly spread distances, cyclically.
+    """
+    if max_pairs is None or n * (n - 1) // 2 <= max_pairs:
+        return np.stack(np.triu_indices(n, 1), axis=1)
+    distances = np.unique(np.linspace(1, (n - 1) // 2, max(1, max_pairs // n)).astype(int))
+    first = np.tile(np.arange(n), len(distances))
+    return np.stack([first, (first + np.repeat(distances, n)) % n], axis=1)
+
+
+def pair_cosines(outputs: Outputs, pairs_P2: IntArray) -> FloatArray:
+    """Cosine of each pair of embeddings; NaN where one is zero or not finite."""
+    rows = metrics.unit_rows(_matrix(outputs))
+    n, dim = rows.shape
+    if len(pairs_P2) * 4 > n * n:  # most of the matrix is wanted: one product is faster than gathering rows
+        result: FloatArray = (rows @ rows.T)[pairs_P2[:, 0], pairs_P2[:, 1]]
+        return result
+    step = max(1, (1 << 22) // dim)
+    pieces = [pairs_P2[start : start + step] for start in range(0, len(pairs_P2), step)]
+    return np.concatenate([np.einsum("pk,pk->p", rows[piece[:, 0]], rows[piece[:, 1]]) for piece in pieces])
+
+
+def _matrix(outputs: Outputs) -> NDArray[np.floating]:
+    array = np.asarray(outputs)
+    if array.ndim != 2 or array.size == 0:
+        raise DataError(f"outputs of shape {array.shape}: one vector per text, (texts, values), is needed")
+    return array
+
+
+def _values(outputs: Outputs) -> FloatArray:
+    return np.asarray(outputs, dtype=np.float64)
+
+
+def _classes(logits: NDArray[np.floating]) -> IntArray:
+    """The class of each row, −1 (which no label is) where a logit is not finite."""
+    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+
+
+def _same_text(texts: tuple[str, ...]) -> IntArray:
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.intp)
+
+
+def _connected(first: IntArray, second: IntArray, n: int) -> IntArray:
+    """The connected component of each of n nodes (the number of its smallest node), given edges."""
+    component = np.arange(n)
+    while True:
+        before = component.copy()
+        smaller = np.minimum(component[first], component[second])
+        np.minimum.at(component, first, smaller)
+        np.minimum.at(component, second, smaller)
+        component = component[component]
+        if np.array_equal(component, before):
+            return component

@@ -1,0 +1,352 @@
+"""Tasks from files.
+
+    retrieval          a directory: corpus.jsonl (_id or id, title, text), queries.jsonl (_id or id, text),
+                       qrels.tsv or qrels/test.tsv (query, document, gain; with a header or the four columns of TREC)
+    similarity         .tsv, .csv, .jsonl, .parquet: sentence1, sentence2, score (or a label 0/1)
+    classification     the same files: text (or sentence), label; .label as TREC's questions: "COARSE:fine question"
+    similarity matrix  .npz with `texts` and `matrix`, or a directory: texts.txt or texts.jsonl, and matrix.csv, .tsv,
+                       .txt or .npy (n × n; only the upper triangle is needed)
+    label-free         any file of texts
+    custom             "file.py:function"; see `load_custom`
+
+Columns are found by name, whatever their case, or by place where there is no header.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bitwright.calibration.data import load_texts
+from bitwright.calibration.tables import Row, read_lines, read_rows
+from bitwright.errors import DataError
+from bitwright.evaluate.custom import load_custom
+from bitwright.evaluate.kinds import Classification, Pairs, Retrieval, SimilarityMatrix
+from bitwright.evaluate.tasks import Task, label_free_task
+
+KINDS = ("similarity", "similarity matrix", "retrieval", "classification", "label-free", "custom")
+
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "sentence1": ("sentence1", "sentence_1", "text1", "text_a", "question1", "s1", "query"),
+    "sentence2": ("sentence2", "sentence_2", "text2", "text_b", "question2", "s2", "candidate"),
+    "score": ("score", "similarity", "similarity_score", "relatedness_score", "gold", "label", "is_duplicate"),
+    "text": ("text", "sentence", "content", "question", "review", "document"),
+    "label": ("label", "labels", "class", "category", "target"),
+}
+_WANTED = {"similarity": ("sentence1", "sentence2", "score"), "classification": ("text", "label")}
+_MATRIX_FILES = ("matrix.npy", "matrix.csv", "matrix.tsv", "matrix.txt")
+_TEXT_FILES = ("texts.txt", "texts.jsonl")
+
+
+def load_task(
+    spec: str | Path, kind: str | None = None, *, label_names: Sequence[str] | None = None, macro_f1: bool = False
+) -> Task:
+    """The task that a file, a directory or "file.py:function" describes. Without `kind`, its layout decides.
+
+    Args:
+        kind: one of KINDS.
+        label_names: the classifier's classes in the order of its logits (id2label): labels that are words need them.
+        macro_f1: score a classification by macro F1 instead of accuracy.
+
+    Raises:
+        DataError: nothing there, no layout above, columns missing, no rows, a score that is no number, labels that are
+            all equal or unknown to the classifier.
+    """
+    if kind is not None and kind not in KINDS:
+        raise DataError(f"{kind}: no kind of task; known are {', '.join(KINDS)}")
+    path = Path(spec)
+    if kind == "custom" or (kind is None and ".py:" in str(spec)):
+        return load_custom(str(spec))
+    if not path.exists():
+        raise DataError(f"{path}: no such file or directory")
+    if kind == "label-free":
+        return label_free_task(load_texts(str(path)), name=path.stem)
+    if path.is_dir():
+        return _load_directory(path, kind)
+    if path.suffix == ".npz":
+        return _load_npz(path)
+    return _load_table(path, kind, label_names, macro_f1)
+
+
+def similarity_matrix_task(texts: Sequence[str], matrix: ArrayLike, *, name: str = "similarity matrix") -> Task:
+    """A task from documents and the human similarity of every two of them, (n, n).
+
+    The diagonal is ignored; the lower triangle is either all zero or equal to the upper one.
+
+    Raises:
+        DataError: fewer than three documents, another shape, values that are not finite, contradict or never vary.
+    """
+    gold_UU = np.asarray(matrix, dtype=np.float64)
+    if len(texts) < 3 or gold_UU.shape != (len(texts), len(texts)):
+        raise DataError(
+            f"{name}: a matrix of shape {gold_UU.shape} for {len(texts)} texts; n × n is needed, n at least 3"
+        )
+    upper, lower = np.triu(gold_UU, 1), np.tril(gold_UU, -1)
+    if not np.isfinite(gold_UU).all():
+        raise DataError(f"{name}: the matrix has values that are not finite")
+    if lower.any() and not np.allclose(lower.T, upper):
+        row, column = (int(i) for i in np.argwhere(~np.isclose(lower.T, upper))[0])
+        raise DataError(
+            f"{name}: the matrix is not symmetric: {gold_UU[row, column]:g} at ({row}, {column}), "
+            f"{gold_UU[column, row]:g} at ({column}, {row}); leave the lower triangle 0, or make it equal"
+        )
+    _refuse_constant(upper[np.triu_indices(len(texts), 1)], name)
+    return Task(name, tuple(texts), SimilarityMatrix(upper + upper.T))
+
+
+def _load_directory(path: Path, kind: str | None) -> Task:
+    has_retrieval = (path / "corpus.jsonl").exists()
+    if kind == "retrieval" or (kind is None and has_retrieval):
+        return _load_retrieval(path)
+    if kind in (None, "similarity matrix"):
+        texts_file = next((path / name for name in _TEXT_FILES if (path / name).exists()), None)
+        matrix_file = next((path / name for name in _MATRIX_FILES if (path / name).exists()), None)
+        if texts_file and matrix_file:
+            return similarity_matrix_task(_plain_texts(texts_file), _plain_matrix(matrix_file), name=path.name)
+    found = ", ".join(sorted(item.name for item in path.iterdir())[:10])
+    raise DataError(
+        f"{path}: a directory with corpus.jsonl, queries.jsonl and qrels.tsv (retrieval), or "
+        f"{' or '.join(_TEXT_FILES)} and {' or '.join(_MATRIX_FILES)} (similarity matrix) is needed; "
+        f"found {found or 'nothing'}"
+    )
+
+
+def _load_npz(path: Path) -> Task:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            texts, matrix = arrays["texts"], arrays["matrix"]
+    except (KeyError, ValueError, OSError) as error:
+        raise DataError(f"{path}: arrays `texts` (strings) and `matrix` (n × n) are needed ({error})") from None
+    return similarity_matrix_task([str(text) for text in texts], matrix, name=path.stem)
+
+
+def _plain_texts(path: Path) -> list[str]:
+    if path.suffix == ".txt":
+        return [line for _, line in read_lines(path) if line.strip()]
+    return [_text(row, path, number) for number, row in _dicts(path)]
+
+
+def _plain_matrix(path: Path) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix)
+        return np.loadtxt((line for _, line in read_lines(path)), delimiter=delimiter, ndmin=2)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: not a matrix of numbers ({error})") from None
+
+
+# -- retrieval --------------------------------------------------------------------------------------------------------
+
+
+def _load_retrieval(path: Path) -> Task:
+    qrels = next(
+        (path / name for name in ("qrels.tsv", "qrels/test.tsv") if (path / name).exists()), path / "qrels.tsv"
+    )
+    documents = _identified(path / "corpus.jsonl")
+    queries = _identified(path / "queries.jsonl")
+    document_index = {key: i for i, key in enumerate(documents)}
+    gains: dict[str, dict[int, float]] = {}
+    n_judged, n_unknown = 0, 0
+    for query, document, gain in _judgements(qrels):
+        n_judged += 1
+        if query not in queries or document not in document_index:
+            n_unknown += 1
+        elif gain > 0:
+            gains.setdefault(query, {})[document_index[document]] = gain
+    if n_unknown == n_judged:
+        raise DataError(f"{qrels}: none of its {n_judged} judgements names a query and a document of {path}")
+    judged = [key for key in queries if key in gains]
+    if not judged:
+        raise DataError(f"{qrels}: no query has a document with a gain above 0")
+    relevant = tuple((np.array(list(gains[key])), np.array(list(gains[key].values()))) for key in judged)
+    texts = (*documents.values(), *(queries[key] for key in judged))
+    return Task(path.name, texts, Retrieval(len(documents), relevant))
+
+
+def _identified(path: Path) -> dict[str, str]:
+    """id -> title and text, a space between them."""
+    texts: dict[str, str] = {}
+    for number, row in _dicts(path):
+        key = row.get("_id", row.get("id"))
+        if key is None:
+            raise DataError(f"{path}, line {number}: no _id or id; found {', '.join(row)}")
+        title = row.get("title") or ""
+        texts[str(key)] = f"{title} {_text(row, path, number)}".strip()
+    if not texts:
+        raise DataError(f"{path}: empty")
+    return texts
+
+
+def _judgements(path: Path) -> Iterator[tuple[str, str, float]]:
+    """query id, document id, gain; four columns are TREC's, whose second is unused."""
+    empty = True
+    for number, line in read_lines(path):
+        cells = line.split("\t") if "\t" in line else line.split()
+        if not cells:
+            continue
+        if len(cells) not in (3, 4):
+            raise DataError(f"{path}, line {number}: {len(cells)} columns; query, document and gain are needed")
+        try:
+            gain = float(cells[-1])
+        except ValueError:
+            if empty and number == 1:
+                continue  # the header
+            raise DataError(f"{path}, line {number}: gain {cells[-1]!r} is not a number") from None
+        empty = False
+        yield cells[0], cells[-2], gain
+    if empty:
+        raise DataError(f"{path}: no judgements in it")
+
+
+# -- tables of sentences ----------------------------------------------------------------------------------------------
+
+
+def _load_table(path: Path, kind: str | None, label_names: Sequence[str] | None, macro_f1: bool) -> Task:
+    if kind in ("retrieval", "similarity matrix"):
+        raise DataError(f"{path}: a file; a task of kind {kind} is a directory")
+    kind, rows = _table(path, kind)
+    if not rows:
+        raise DataError(f"{path}: no rows in it")
+    if kind == "similarity":
+        return _pairs(path, rows)
+    return _classification(path, rows, label_names, macro_f1)
+
+
+def _pairs(path: Path, rows: list[tuple[int, dict[str, str]]]) -> Task:
+    texts: dict[str, int] = {}
+    first, second = (
+        np.array([texts.setdefault(row[column], len(texts)) for _, row in rows])
+        for column in ("sentence1", "sentence2")
+    )
+    gold = np.array([_number(row["score"], path, number) for number, row in rows])
+    _refuse_constant(gold, str(path))
+    return Task(path.stem, tuple(texts), Pairs(first, second, gold))
+
+
+def _classification(
+    path: Path, rows: list[tuple[int, dict[str, str]]], label_names: Sequence[str] | None, macro_f1: bool
+) -> Task:
+    index = {name.casefold(): i for i, name in enumerate(label_names or ())}
+    gold = np.array([_class(row["label"], index, path, number) for number, row in rows])
+    n_classes = len(label_names) if label_names else None
+    return Task(path.stem, tuple(row["text"] for _, row in rows), Classification(gold, n_classes, macro_f1))
+
+
+def _class(label: str, index: Mapping[str, int], path: Path, number: int) -> int:
+    if label.casefold() in index:
+        return index[label.casefold()]
+    if label.isdecimal() and (not index or int(label) < len(index)):
+        return int(label)
+    raise DataError(
+        f"{path}, line {number}: label {label!r} is no class of the model; "
+        + (
+            f"its classes are {', '.join(index)}"
+            if index
+            else "a class index (0, 1, …) or the names of its classes are needed"
+        )
+    )
+
+
+def _table(path: Path, kind: str | None) -> tuple[str, list[tuple[int, dict[str, str]]]]:
+    """The kind of task a table is for, and its rows by canonical column name, with line numbers."""
+    if path.suffix == ".label":
+        return "classification", [
+            (number, _labelled_line(line, path, number)) for number, line in read_lines(path) if line
+        ]
+    numbered = list(read_rows(path))
+    if not numbered:
+        raise DataError(f"{path}: empty")
+    header, rows = _header(path, kind, numbered)
+    columns = {name.strip().casefold(): name for name in header}
+    kinds = [kind] if kind in _WANTED else list(_WANTED)
+    for candidate in kinds:
+        found = {want: _find(columns, _COLUMNS[want]) for want in _WANTED[candidate]}
+        if all(found.values()):
+            return candidate, [
+                (number, {want: _cell(row, str(name), path, number) for want, name in found.items()})
+                for number, row in rows
+            ]
+    wanted = "; or ".join(f"{', '.join(_WANTED[candidate])} ({candidate})" for candidate in kinds)
+    raise DataError(f"{path}: columns {', '.join(header)}; needed are {wanted}")
+
+
+def _header(
+    path: Path, kind: str | None, numbered: list[tuple[int, Row]]
+) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """Column names and rows as dicts. A list of cells of which none is a known name is no header, but the first row."""
+    first = numbered[0][1]
+    if isinstance(first, dict):
+        return list(first), [(number, row) for number, row in numbered if isinstance(row, dict)]
+    known = {name for names in _COLUMNS.values() for name in names}
+    if any(cell.strip().casefold() in known for cell in first):
+        header, numbered = [cell.strip() for cell in first], numbered[1:]
+    else:
+        header = _guessed_header(path, first)
+    return header, [(number, dict(zip(header, row, strict=False))) for number, row in numbered if isinstance(row, list)]
+
+
+def _guessed_header(path: Path, first: list[str]) -> list[str]:
+    """Names for the columns of a file without a header, from its first row."""
+    match first:
+        case [_, _, score] if _is_number(score):
+            return ["sentence1", "sentence2", "score"]
+        case [_, label] if _is_number(label):
+            return ["text", "label"]
+        case [label, _] if _is_number(label):
+            return ["label", "text"]
+    raise DataError(
+        f"{path}: the first row ({len(first)} columns) is neither a header nor sentence1, sentence2, score nor "
+        "text, label; add a header"
+    )
+
+
+def _labelled_line(line: str, path: Path, number: int) -> dict[str, str]:
+    label, _, text = line.partition(" ")
+    if not text.strip():
+        raise DataError(f"{path}, line {number}: a label and a text with a space between them are needed")
+    return {"text": text.strip(), "label": label.partition(":")[0]}
+
+
+def _find(columns: Mapping[str, str], names: Sequence[str]) -> str | None:
+    return next((columns[name] for name in names if name in columns), None)
+
+
+def _cell(row: Mapping[str, Any], name: str, path: Path, number: int) -> str:
+    value = row.get(name)
+    if value is None or not str(value).strip():
+        raise DataError(f"{path}, line {number}: {name} is missing or empty; found {', '.join(map(str, row))}")
+    return str(value).strip()
+
+
+def _dicts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in read_rows(path):
+        if isinstance(row, dict):
+            yield number, row
+
+
+def _text(row: Mapping[str, Any], path: Path, number: int) -> str:
+    if not isinstance(row.get("text"), str):
+        raise DataError(f"{path}, line {number}: no text; found {', '.join(row)}")
+    return str(row["text"])
+
+
+def _number(cell: str, path: Path, number: int) -> float:
+    if not _is_number(cell):
+        raise DataError(f"{path}, line {number}: score {cell!r} is not a number")
+    return float(cell)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _refuse_constant(gold: np.ndarray, where: str) -> None:
+    if len(gold) and (gold == gold[0]).all():
+        raise DataError(f"{where}: all {len(gold)} scores are {gold[0]:g}; nothing can be ranked by them")

@@ -1,0 +1,207 @@
+"""A task: texts to encode and a way to score what a model makes of them.
+
+    task = load_task("stsb-test.tsv")
+    tuning, held_out = split(task, seed=0)
+    float_outputs, quant_outputs = (held_out.run(encode) for encode in (float_encode, quant_encode))
+    held_out.loss(float_outputs, quant_outputs)
+
+Each model variant encodes the texts once; scores and thousands of bootstrap resamples then come from the outputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bitwright.errors import DataError
+from bitwright.evaluate import metrics
+from bitwright.evaluate.kinds import (
+    ClassAgreement,
+    Custom,
+    EmbeddingAgreement,
+    Encode,
+    Kind,
+    Outputs,
+    pair_cosines,
+    spread_pairs,
+)
+from bitwright.evaluate.statistic import FloatArray, Statistic
+
+_MAX_COMPANION_TEXTS = 1000
+
+# What goes wrong in a user's own code. Bitwright's own errors, which `encode` may raise, pass as they are.
+USER_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
+    NameError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Texts, and what the outputs for them are scored against. A custom metric brings its own texts: none here."""
+
+    name: str
+    texts: tuple[str, ...]
+    kind: Kind
+
+    def run(self, encode: Encode) -> Outputs:
+        """The outputs of one model: what `encode` makes of the texts, or what a custom metric makes of `encode`.
+
+        Raises:
+            DataError: not one output per text; a custom metric that raises, or returns what is not finite numbers.
+        """
+        if isinstance(self.kind, Custom):
+            return _custom_values(self.kind, encode)
+        outputs = encode(list(self.texts))
+        if len(outputs) != len(self.texts):
+            raise DataError(f"{self.name}: {len(outputs)} outputs for {len(self.texts)} texts")
+        return outputs
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        """The scores of both models as functions of unit weights, for the bootstrap."""
+        return self.kind.statistics(float_outputs, quant_outputs)
+
+    def scores(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[float, float]:
+        """Score of the float and of the quantized model (without labels: agreement with float, so the first is 1)."""
+        float_score, quant_score = (
+            float(statistic(np.ones((1, statistic.n_units)))[0])
+            for statistic in self.statistics(float_outputs, quant_outputs)
+        )
+        return float_score, quant_score
+
+    def score(self, outputs: Outputs) -> float:
+        """Score of one model against the labels (without labels: its agreement with itself, 1)."""
+        return self.scores(outputs, outputs)[1]
+
+    def loss(self, float_outputs: Outputs, quant_outputs: Outputs) -> float:
+        """Loss of the quantized model relative to float, as a fraction; negative where it is better.
+
+        Raises:
+            DataError: the float model scores 0, so that no loss is relative to it.
+        """
+        float_score, quant_score = self.scores(float_outputs, quant_outputs)
+        if float_score == 0:
+            raise DataError(f"{self.name}: the float model's {self.kind.metric} is 0, so no loss is relative to it")
+        return float(relative_loss(np.array(float_score), np.array(quant_score), self.kind.higher_is_better))
+
+    def companions(self, float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
+        """Other distances between the two models' outputs, to be read beside the loss. Empty for a custom metric.
+
+        Beyond a thousand texts, a thousand evenly spread ones are compared.
+        """
+        kept = np.unique(np.linspace(0, len(float_outputs) - 1, _MAX_COMPANION_TEXTS).astype(int))
+        left, right = (
+            [np.asarray(outputs[i], dtype=np.float64) for i in kept] for outputs in (float_outputs, quant_outputs)
+        )
+        if self.kind.outputs == "embeddings":
+            return _embedding_companions(np.stack(left), np.stack(right))
+        if self.kind.outputs == "logits":
+            return _logit_companions(left, right)
+        return {}
+
+
+def label_free_task(texts: Sequence[str], *, logits: bool = False, name: str = "label-free") -> Task:
+    """A task without labels: agreement of pairwise similarities with float, or of top-1 classes if `logits`.
+
+    Raises:
+        DataError: fewer than three different texts.
+    """
+    unique = tuple(dict.fromkeys(texts))
+    if len(unique) < 3:
+        raise DataError(f"{name}: {len(unique)} different texts; an evaluation needs three at the very least")
+    return Task(name, unique, ClassAgreement() if logits else EmbeddingAgreement())
+
+
+def relative_loss(float_score: FloatArray, quant_score: FloatArray, higher_is_better: bool = True) -> FloatArray:
+    """(float − quant) / |float| of scores where higher is better, its negative where lower is; ±∞ where float is 0."""
+    lost = float_score - quant_score if higher_is_better else quant_score - float_score
+    scale = np.abs(float_score)
+    return np.divide(lost, scale, out=np.where(lost == 0, 0.0, np.copysign(np.inf, lost)), where=scale > 0)
+
+
+def split(task: Task, *, seed: int, tuning_fraction: float = 0.5) -> tuple[Task, Task]:
+    """Two tasks of disjoint units: one to make choices on, one to judge by.
+
+    Units that share a text stay together, so that no text is on both sides (but a retrieval corpus is, whole). Where a
+    chain of shared texts ties most units together, that is impossible and units are drawn singly; `shared_texts` tells.
+    A custom metric's examples are drawn singly too, and one that returns a single number is the same on both sides.
+
+    Raises:
+        DataError: fewer than two units for a side.
+    """
+    if not 0 < tuning_fraction < 1:
+        raise DataError(f"tuning_fraction = {tuning_fraction}: a fraction between 0 and 1 is needed")
+    if isinstance(task.kind, Custom):
+        tuning, held_out = (replace(task.kind, side=(seed, tuning_fraction, side)) for side in (True, False))
+        return Task(task.name, task.texts, tuning), Task(task.name, task.texts, held_out)
+    group_U = task.kind.groups(task.texts)
+    target = round(len(group_U) * tuning_fraction)
+    if min(target, len(group_U) - target) < 2:
+        raise DataError(f"{task.name}: {len(group_U)} {task.kind.unit} cannot be split into two samples; give more")
+    rng = np.random.default_rng(seed)
+    _, index_U, size_G = np.unique(group_U, return_inverse=True, return_counts=True)
+    chosen_G, total = np.zeros(len(size_G), dtype=bool), 0
+    for group in rng.permutation(len(size_G)):
+        if total + size_G[group] <= target:
+            chosen_G[group] = True
+            total += size_G[group]
+    chosen_U = chosen_G[index_U] if 2 * total >= target else rng.permutation(len(group_U)) < target
+    return _part(task, chosen_U), _part(task, ~chosen_U)
+
+
+def shared_texts(left: Task, right: Task) -> set[str]:
+    """Texts that both tasks encode, retrieval corpora aside: empty after a clean split."""
+    return set(_own_texts(left)) & set(_own_texts(right))
+
+
+def _own_texts(task: Task) -> tuple[str, ...]:
+    return task.texts[getattr(task.kind, "n_documents", 0) :]
+
+
+def _part(task: Task, chosen_U: np.ndarray) -> Task:
+    kind, texts = task.kind.select(np.flatnonzero(chosen_U), task.texts)
+    return Task(task.name, texts, kind)
+
+
+def _custom_values(kind: Custom, encode: Encode) -> FloatArray:
+    try:
+        values = np.atleast_1d(np.asarray(kind.function(encode), dtype=np.float64))
+    except USER_ERRORS as error:
+        raise DataError(f"{kind.metric}: the function raised {type(error).__name__}: {error}") from error
+    if values.ndim != 1 or values.size == 0:
+        raise DataError(
+            f"{kind.metric}: returned an array of shape {values.shape}; return a number, or one per example"
+        )
+    if not np.isfinite(values).all():
+        broken = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise DataError(f"{kind.metric}: value {broken} of {len(values)} is {values[broken]}; return finite numbers")
+    return values
+
+
+def _embedding_companions(left: FloatArray, right: FloatArray) -> dict[str, float]:
+    pairs_P2 = spread_pairs(len(left))
+    x_P, y_P = pair_cosines(left, pairs_P2), pair_cosines(right, pairs_P2)
+    mean, smallest = metrics.cosine(left, right)
+    return {
+        "cosine_mean": mean,
+        "cosine_min": smallest,
+        "spearman": metrics.spearman(x_P, y_P),
+        "kendall": metrics.kendall(x_P, y_P),
+        "rank_flips": metrics.rank_flips(x_P, y_P),
+        "top1_neighbour_agreement": metrics.neighbour_agreement(left, right),
+        "emd": metrics.emd(left, right),
+        "sqnr_db": metrics.sqnr_db(left, right),
+    }
+
+
+def _logit_companions(left: list[FloatArray], right: list[FloatArray]) -> dict[str, float]:
+    """A text may have several rows of logits; what needs rows of one length is averaged text by text."""
+    rows = [(np.atleast_2d(u), np.atleast_2d(v)) for u, v in zip(left, right, strict=True)]
+    flat = np.concatenate([u.ravel() for u in left]), np.concatenate([v.ravel() for v in right])
+    return {
+        "top1_agreement": float(np.mean([metrics.top1_agreement(u, v) for u, v in rows])),
+        "kl": float(np.mean([metrics.kl(u, v) for u, v in rows])),
+        "emd": metrics.emd(left, right),
+        "max_abs": metrics.max_abs(*flat),
+        "sqnr_db": metrics.sqnr_db(*flat),
+    }
