@@ -31,7 +31,7 @@ def fetch(name_or_dir: str | Path) -> Path:
             model is not in the cache.
     """
     name, path = str(name_or_dir), Path(name_or_dir).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path.resolve()
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: neither a directory here nor a hub name of the form org/name")

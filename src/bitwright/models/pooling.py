@@ -98,11 +98,11 @@ def _modes(file: Path) -> tuple[Mode, ...]:
     named = config.get("pooling_mode")
     if named is None:
         named = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
-    modes = (named,) if isinstance(named, str) else tuple(named)
+    modes = named if isinstance(named, list) else [named]
     unknown = [mode for mode in modes if mode not in get_args(Mode)]
     if unknown or not modes:
         raise ModelError(f"{file}: pooling_mode {unknown or named}; known are {', '.join(get_args(Mode))}")
-    return modes
+    return tuple(modes)
 
 
 def _check_normalize(file: Path) -> None:

@@ -1,0 +1,238 @@
+"""Loading: real models, the task, limits; and what must be refused rather than filled in, guessed or unpickled."""
+
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bitwright.errors import CheckpointError, ModelError
+from bitwright.models.load import load_model, max_tokens
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture
+def copy(tiny_model, tmp_path) -> Callable[..., Path]:
+    """A copy of a tiny model, with its tensors and its config.json changed."""
+
+    def make(
+        task: str = "embedding", tensors: Callable[[Tensors], Any] | None = None, family: str = "bert", **config: Any
+    ) -> Path:
+        path = Path(shutil.copytree(tiny_model(family, task), tmp_path / "model"))
+        if tensors is not None:
+            weights = load_file(path / "model.safetensors")
+            tensors(weights)
+            save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+        content = json.loads((path / "config.json").read_text()) | config
+        (path / "config.json").write_text(json.dumps(content))
+        return path
+
+    return make
+
+
+def test_real_model(minilm_dir, capfd):
+    loaded = load_model(minilm_dir)
+    assert (loaded.task, loaded.path, loaded.name) == ("embedding", minilm_dir.resolve(), str(minilm_dir))
+    assert not loaded.model.training
+    assert next(loaded.model.parameters()).dtype == torch.float32
+    assert loaded.tokenizer("Hello")["input_ids"] == [101, 7592, 102]
+    assert max_tokens(loaded) == 256  # its sentence_bert_config.json; the positions would allow 512
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("task", ["embedding", "sequence-classification", "token-classification", "question-answering"])
+def test_task_comes_from_the_config(tiny_model, task):
+    assert load_model(tiny_model("roberta", task)).task == task
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining", None])
+def test_what_was_only_pretrained_is_an_embedding_model(copy, name):
+    assert load_model(copy(architectures=name and [name])).task == "embedding"
+
+
+def test_a_class_for_another_task_is_refused_unless_the_task_is_given(copy):
+    path = copy(architectures=["BertForMultipleChoice"])
+    with pytest.raises(ModelError, match=r"BertForMultipleChoice in config\.json is for none of the tasks embedding, "):
+        load_model(path)
+    assert load_model(path, task="embedding").task == "embedding"
+    with pytest.raises(ModelError, match="task 'poetry' is none of embedding, "):
+        load_model(path, task="poetry")
+
+
+def test_dtype(tiny_model):
+    assert load_model(tiny_model("bert"), dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("family", "positions"), [("bert", 66), ("roberta", 64), ("mpnet", 64), ("modernbert", 66)])
+def test_max_tokens_is_what_the_model_can_really_take(tiny_model, family, positions):
+    loaded = load_model(tiny_model(family))
+    assert max_tokens(loaded) == 64  # the tokenizer's
+    loaded.tokenizer.model_max_length = int(1e30)
+    assert max_tokens(loaded) == positions
+    loaded.model(input_ids=torch.full((1, positions), 7))
+    if family == "roberta":
+        with pytest.raises((IndexError, RuntimeError)):
+            loaded.model(input_ids=torch.full((1, positions + 1), 7))
+
+
+def test_a_bin_loads_as_safetensors_do(copy):
+    path = copy()
+    want = load_model(path).model.state_dict()
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    got = load_model(path).model.state_dict()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_real_albert_bin_of_rxnmapper_loads_without_a_tokenizer():
+    spec = importlib.util.find_spec("rxnmapper")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package rxnmapper is not installed")
+    path = next(Path(spec.origin).parent.glob("models/transformers/albert*"))
+    # A vocab.txt is all it has; ALBERT's tokenizer reads other files and would come out empty.
+    with pytest.warns(UserWarning, match=r"no tokenizer \(AlbertTokenizer reads spiece\.model or tokenizer\.json"):
+        loaded = load_model(path)
+    assert loaded.tokenizer is None
+    assert (loaded.task, max_tokens(loaded)) == ("embedding", 512)
+    with torch.no_grad():
+        assert loaded.model(input_ids=torch.tensor([[12, 24, 44, 13]])).last_hidden_state.shape == (1, 4, 256)
+
+
+class Payload:
+    """Unpickled without care, this leaves a file behind."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_a_bin_is_executed(copy, tmp_path, zipped):
+    path = copy()
+    (path / "model.safetensors").unlink()
+    torch.save({"a": Payload(tmp_path / "trace")}, path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: not a plain file of tensors"):
+        load_model(path)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x02", pickle.dumps([1, 2], 2), pickle.dumps({"a": 1}, 2), b"PK\x03\x04rest"]
+)
+def test_a_bin_that_is_not_tensors_is_refused(copy, content):
+    path = copy()
+    (path / "model.safetensors").unlink()
+    (path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: (not a plain file|holds something other)"):
+        load_model(path)
+
+
+def test_every_truncation_of_a_bin_is_refused(copy):
+    path = copy()
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    whole = (path / "pytorch_model.bin").read_bytes()
+    for part in range(10):
+        (path / "pytorch_model.bin").write_bytes(whole[: len(whole) * part // 10])
+        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+            load_model(path)
+
+
+def pop(*names: str) -> Callable[[Tensors], None]:
+    return lambda tensors: [tensors.pop(name) for name in names] and None
+
+
+def test_missing_weights_are_listed(copy):
+    names = ("encoder.layer.0.output.dense.bias", "encoder.layer.1.output.dense.weight")
+    with pytest.raises(ModelError, match=rf"the weights lack {names[0]}, {names[1]} that config.json calls for"):
+        load_model(copy(tensors=pop(*names)))
+
+
+def test_more_blocks_than_the_config_says(copy):
+    with pytest.raises(ModelError, match=r"hold encoder\.layer\.1\..* and 13 more for which config.json has no place"):
+        load_model(copy(num_hidden_layers=1))
+
+
+def test_fewer_blocks_than_the_config_says(copy):
+    with pytest.raises(ModelError, match=r"the weights lack encoder\.layer\.2\..* and 13 more"):
+        load_model(copy(num_hidden_layers=3))
+
+
+def test_a_shape_that_differs_is_told_with_both(copy):
+    with pytest.raises(ModelError, match=r"intermediate\.dense\.bias is \(64,\) in the weights and \(48,\) by config"):
+        load_model(copy(intermediate_size=48))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_numbers_are_counted(copy, value):
+    def spoil(tensors: Tensors) -> None:
+        tensors["encoder.layer.1.output.dense.weight"][3, :2] = value
+
+    with pytest.raises(
+        ModelError, match=r"encoder\.layer\.1\.output\.dense\.weight holds 2 NaN or infinite .* of 2048"
+    ):
+        load_model(copy(tensors=spoil))
+
+
+def test_values_that_do_not_fit_the_type_are_counted(copy):
+    def enlarge(tensors: Tensors) -> None:
+        tensors["pooler.dense.bias"][0] = 1e6
+
+    path = copy(tensors=enlarge)
+    load_model(path)
+    with pytest.raises(ModelError, match=r"pooler\.dense\.bias holds 1 NaN or infinite .* as torch\.float16"):
+        load_model(path, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "mpnet"])
+def test_a_pooler_that_is_not_there_is_not_invented(copy, family):
+    names = {"albert": ("pooler.weight", "pooler.bias")}.get(family, ("pooler.dense.weight", "pooler.dense.bias"))
+    loaded = load_model(copy(tensors=pop(*names), family=family))
+    assert not [name for name in loaded.model.state_dict() if "pooler" in name]
+    with torch.no_grad():
+        assert loaded.model(input_ids=torch.tensor([[7, 8]])).last_hidden_state.shape == (1, 2, 32)
+
+
+def test_a_head_that_is_not_there_is_told(tiny_model):
+    with pytest.warns(UserWarning, match=r"lack classifier\.bias, classifier\.weight, which starts from random values"):
+        loaded = load_model(tiny_model("bert"), task="sequence-classification")
+    assert loaded.task == "sequence-classification"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is not in the architecture table"),
+        ({"model_type": "bart"}, "did you mean 'bert'"),
+        ({"num_attention_heads": 5}, "transformers cannot build this model: .*32.*5"),
+        ({"hidden_size": "wide"}, "transformers cannot build this model: .*hidden_size"),
+        ({"hidden_act": "wobble"}, "transformers cannot build this model: .*wobble"),
+        ({"num_attention_heads": 0}, "transformers cannot build this model: "),
+        ({"vocab_size": -1}, "transformers cannot build this model: "),
+        ({"quantization_config": {"quant_method": "bitwright"}}, "already quantized"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_one_line(copy, config, message):
+    path = copy(**config)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_safetensors_are_refused_before_transformers_sees_them(copy):
+    path = copy()
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensors need .*truncated"):
+        load_model(path)

@@ -1,0 +1,148 @@
+"""Files of a model directory: what is read of them, and what is refused before anything is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bitwright.errors import CheckpointError, ModelError
+from bitwright.models.load import load_model
+from bitwright.models.source import (
+    check_source,
+    fingerprint,
+    license_of,
+    read_config,
+    source_bytes,
+    source_files,
+    weight_files,
+)
+
+
+@pytest.fixture
+def copy(tiny_model, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_model("bert"), tmp_path / "model"))
+
+
+def shard(path: Path) -> list[str]:
+    """Split the weights of a model directory in two, with an index."""
+    tensors = load_file(path / "model.safetensors")
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    where = {tensor: names[i % 2] for i, tensor in enumerate(sorted(tensors))}
+    for name in names:
+        save_file({t: tensors[t] for t in tensors if where[t] == name}, path / name, metadata={"format": "pt"})
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (path / "model.safetensors").unlink()
+    return names
+
+
+def test_sharded_weights_load_as_the_single_file_does(tiny_model, copy):
+    names = shard(copy)
+    assert [file.name for file in weight_files(copy)] == names
+    ours, whole = load_model(copy).model.state_dict(), load_model(tiny_model("bert")).model.state_dict()
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "not an index of shards"),
+        ("[]", "not an index of shards"),
+        ('{"weight_map": []}', "not an index of shards"),
+        ('{"weight_map": {"a": ["b"]}}', "not an index of shards"),
+        ('{"weight_map": {}}', "names no shard"),
+        ('{"weight_map": {"a": "../secret.safetensors"}}', "not the name of a weight file in this directory"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "not the name of a weight file in this directory"),
+        ('{"weight_map": {"a": 1}}', "not the name of a weight file in this directory"),
+        ('{"weight_map": {"a": "absent.safetensors"}}', "shard absent.safetensors of 1 is missing"),
+    ],
+)
+def test_an_index_that_lies_is_refused(copy, index, message):
+    shard(copy)
+    (copy / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=message):
+        check_source(copy)
+
+
+def test_size_counts_only_what_is_loaded(copy):
+    size = (copy / "model.safetensors").stat().st_size
+    torch.save({}, copy / "pytorch_model.bin")
+    (copy / "onnx").mkdir()
+    (copy / "onnx" / "model.onnx").write_bytes(bytes(1000))
+    assert source_bytes(copy) == size
+
+
+def test_files_are_all_but_the_hidden_ones(copy):
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "lock").touch()
+    (copy / "1_Pooling").mkdir()
+    (copy / "1_Pooling" / "config.json").touch()
+    names = [file.relative_to(copy).as_posix() for file in source_files(copy)]
+    assert "1_Pooling/config.json" in names
+    assert not any(name.startswith(".") for name in names)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(names)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_fingerprint_changes_with_one_byte_of_config_or_weights(copy, name):
+    before = fingerprint(copy)
+    assert before == fingerprint(copy)
+    content = bytearray((copy / name).read_bytes())
+    content[-1] ^= 1
+    (copy / name).write_bytes(content)
+    assert fingerprint(copy) != before
+
+
+def test_fingerprint_is_of_the_model_not_of_its_place_or_readme(tiny_model, copy):
+    (copy / "README.md").write_text("hello")
+    assert fingerprint(copy) == fingerprint(tiny_model("bert"))
+
+
+@pytest.mark.parametrize(
+    ("files", "license_"),
+    [
+        ({"README.md": "---\ntags:\n- x\nlicense: apache-2.0\n---\n# T"}, "apache-2.0"),
+        ({"README.md": '---\nlicense: "mit"\n---\n', "LICENSE": "Apache License"}, "mit"),
+        ({"README.md": "license: mit", "LICENSE.txt": "  Apache License\n Version 2.0"}, "apache-2.0"),
+        ({"LICENSE": "Ask my aunt."}, "LICENSE"),
+        ({"README.md": "---\nlanguage: en\n---\n"}, None),
+        ({}, None),
+    ],
+)
+def test_license(tmp_path, files, license_):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert license_of(tmp_path) == license_
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "no config.json"),
+        ("{", "not JSON"),
+        ("\ud800", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "no model_type"),
+        ("{}", "no model_type"),
+        ('{"model_type": 5}', "no model_type"),
+        (
+            '{"model_type": "bert", "quantization_config": {"quant_method": "gptq"}}',
+            r"already quantized \(quant_method 'gptq'\); give the original",
+        ),
+    ],
+)
+def test_a_config_that_is_none_is_refused(tmp_path, config, message):
+    if config is not None:
+        (tmp_path / "config.json").write_bytes(config.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ModelError, match=message):
+        read_config(tmp_path)
+
+
+def test_missing_directory_and_missing_weights_say_what_to_do(tmp_path, copy):
+    with pytest.raises(ModelError, match="no such directory; give a model directory or a hub name"):
+        check_source(tmp_path / "absent")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no weights; expected one of model\.safetensors, "):
+        check_source(copy)
