@@ -134,9 +134,9 @@ def plan_tensors(source: TensorFiles, parts: QuantizedParts, names: ModelNames) 
     tied = names.tied.keys() | set(names.tied.values())
     for module in (*parts.layers, *parts.tables):
         weight = parts.layers[module].qtensor if module in parts.layers else parts.tables[module]
-        name = require_name_in(tensors, f"{module}.weight", names.prefix, str(source.directory))
         if f"{module}.weight" in tied:
             raise CheckpointError(f"{module}: shares its weight with another module; keep it in 16 bit")
+        name = require_name_in(tensors, f"{module}.weight", names.prefix, str(source.directory))
         if weight.shape != source.shape(name):
             raise CheckpointError(
                 f"{module}: the source has shape {list(source.shape(name))}, the quantized tensor {list(weight.shape)}"

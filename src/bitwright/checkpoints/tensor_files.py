@@ -22,6 +22,18 @@ TORCH_DTYPES = {
     "C64": torch.complex64, "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
 }  # fmt: skip
 
+# What torch's restricted reader raises on bytes that are none of its own.
+_LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+
 
 class TensorFiles(Mapping[str, Tensor]):
     """Name -> tensor, loaded when asked for and not kept. Shapes and dtypes are known without loading.
@@ -64,7 +76,7 @@ class TensorFiles(Mapping[str, Tensor]):
         try:
             # Files older than torch 1.6 are no zip archives and cannot be mapped.
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError) as error:
+        except _LOAD_ERRORS as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{file}: cannot be read as tensors ({reason})") from None
         if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
