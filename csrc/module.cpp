@@ -100,19 +100,15 @@ void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, u
     linear_w8a8_for(isa)(&op, row_begin, row_end, block_begin, block_end);
 }
 
-// Operations per nanosecond of one core, the best of ten runs of a few milliseconds; 0 where there is no such loop.
-double peak_int8_gops(int isa) {
+// int8 operations per nanosecond of one core over `repeats` rounds of its multiply-add; 0 where there is no such loop.
+double peak_int8_gops(int isa, uint64_t repeats) {
     using Fn = uint64_t (*)(uint64_t);
     static constexpr Fn loops[kIsaCount] = {nullptr, peak_int8_avx2, peak_int8_avx512vnni, peak_int8_amx};
     if (!loops[isa] || !isa_supported(Isa(isa))) return 0.0;
-    double best = 0.0;
-    for (int run = 0; run < 10; ++run) {
-        const auto start = std::chrono::steady_clock::now();
-        const uint64_t operations = loops[isa](200000);
-        const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - start;
-        best = std::max(best, double(operations) / took.count());
-    }
-    return best;
+    const auto start = std::chrono::steady_clock::now();
+    const uint64_t operations = loops[isa](repeats);
+    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - start;
+    return double(operations) / took.count();
 }
 
 }  // namespace

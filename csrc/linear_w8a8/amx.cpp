@@ -1,4 +1,5 @@
 // linear_w8a8, AMX: 2 x 2 tiles of 16 x 16 int32 sums, so that each tile of codes and of weights that is loaded is used twice.
+// While one 32 x 32 square is multiplied, the one before is written: the tile unit and the vector units work at the same time.
 // Layout: contract.h; a B tile is one column block and 64 K values, 1 KiB contiguous.
 // Bound: compute. tdpbusd is 32768 operations in 16 cycles.
 #include <immintrin.h>
@@ -8,8 +9,8 @@
 
 namespace {
 
-constexpr int kRows = 32, kCols = 2;        // of a 2 x 2 tile: rows, column blocks
-constexpr size_t kChunkBytes = 512 * 1024;  // of codes, which stay in L2 while all the weights pass by
+constexpr size_t kRows = 32, kCols = 2;       // of a square: rows, column blocks
+constexpr size_t kWeightBytes = 768 * 1024;  // of weights, which stay in L2 while all the rows pass by
 
 // Eight tiles of 16 rows x 64 bytes. A constant in memory: GCC's _tile_loadconfig tells the compiler of 8 of its 64 bytes
 // only, so that the stores that build a local one are dropped.
@@ -21,63 +22,83 @@ struct TileConfig {
 alignas(64) const TileConfig kTileConfig = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-// Sums of R row tiles x C column blocks into out [R * 16, C * 16]. Tiles 0-3 sums, 4-5 codes, 6-7 weights.
+// Sums waiting to be written: `rows` rows of `cols` column blocks at row m, column n of the output; none if rows is 0.
+struct Square {
+    const int32_t* sums;
+    size_t rows, cols, m, n;
+};
+
+void write(const LinearW8A8& p, const Square& s, size_t begin, size_t end) {
+    end = end < s.rows ? end : s.rows;
+    if (begin >= end) return;
+    if (s.cols == 2) {
+        write_rows<2>(p, s.sums, begin, end, s.m, s.n);
+    } else {
+        write_rows<1>(p, s.sums, begin, end, s.m, s.n);
+    }
+}
+
+// Sums of R row tiles x C column blocks into out [R * 16, C * 16]; meanwhile `before` is written, some rows in each step.
+// Tiles 0-3 sums, 4-5 codes, 6-7 weights.
 template <int R, int C>
-void tile_sums(const uint8_t* a, size_t a_stride, const int8_t* b, size_t k_padded, int32_t* out) {
-    const uint8_t* a1 = a + 16 * a_stride;
-    const int8_t* b1 = b + kBlock * k_padded;
+void multiply(const LinearW8A8& p, size_t m, size_t block, int32_t* out, const Square& before) {
+    const size_t stride = p.code_stride;
+    const uint8_t* a = p.codes + m * stride;
+    const int8_t* b = p.weight + block * kBlock * p.k_padded;
+    const size_t steps = p.k_padded / kPadK, rows_a_step = (before.rows + steps - 1) / steps;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (size_t k = 0; k < k_padded; k += kPadK) {
-        _tile_loadd(6, b + k * kBlock, 64);
-        _tile_loadd(4, a + k, a_stride);
+    for (size_t step = 0; step < steps; ++step) {
+        const uint8_t* a0 = a + step * kPadK;
+        const int8_t* b0 = b + step * kPadK * kBlock;
+        _tile_loadd(6, b0, 64);
+        _tile_loadd(4, a0, stride);
         _tile_dpbusd(0, 4, 6);
         if (C == 2) {
-            _tile_loadd(7, b1 + k * kBlock, 64);
+            _tile_loadd(7, b0 + kBlock * p.k_padded, 64);
             _tile_dpbusd(1, 4, 7);
         }
         if (R == 2) {
-            _tile_loadd(5, a1 + k, a_stride);
+            _tile_loadd(5, a0 + 16 * stride, stride);
             _tile_dpbusd(2, 5, 6);
             if (C == 2) _tile_dpbusd(3, 5, 7);
         }
+        write(p, before, step * rows_a_step, (step + 1) * rows_a_step);
     }
-    constexpr size_t stride = C * 16 * sizeof(int32_t);
-    _tile_stored(0, out, stride);
-    if (C == 2) _tile_stored(1, out + 16, stride);
-    if (R == 2) _tile_stored(2, out + 16 * C * 16, stride);
-    if (R == 2 && C == 2) _tile_stored(3, out + 16 * C * 16 + 16, stride);
+    constexpr size_t row = C * 16, row_bytes = row * sizeof(int32_t);
+    _tile_stored(0, out, row_bytes);
+    if (C == 2) _tile_stored(1, out + 16, row_bytes);
+    if (R == 2) _tile_stored(2, out + 16 * row, row_bytes);
+    if (R == 2 && C == 2) _tile_stored(3, out + 16 * row + 16, row_bytes);
 }
 
-template <int R, int C>
-void tile(const LinearW8A8& p, size_t rows, size_t m, size_t block) {
-    alignas(64) int32_t sums[R * C * 256];
-    tile_sums<R, C>(p.codes + m * p.code_stride, p.code_stride, p.weight + block * kBlock * p.k_padded, p.k_padded, sums);
-    write_tile<C>(p, sums, rows, m, block * kBlock);
-}
+using MultiplyFn = void (*)(const LinearW8A8&, size_t m, size_t block, int32_t* out, const Square& before);
+
+const MultiplyFn kMultiply[2][2] = {{multiply<1, 1>, multiply<1, 2>}, {multiply<2, 1>, multiply<2, 2>}};
 
 inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 }  // namespace
 
 void linear_w8a8_amx(const LinearW8A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
+    alignas(64) int32_t sums[2][kRows * kCols * kBlock];
+    Square before = {sums[1], 0, 0, 0, 0};
     _tile_loadconfig(&kTileConfig);
-    const size_t chunk = (kChunkBytes / p->k_padded / kRows + 1) * kRows;
-    for (size_t first = row_begin; first < row_end; first += chunk) {
-        const size_t last = least(first + chunk, row_end);
-        for (size_t block = block_begin; block < block_end; block += kCols) {
-            const bool pair = block + 1 < block_end;
-            for (size_t m = first; m < last; m += kRows) {
-                const size_t rows = least(kRows, last - m);
-                if (rows > 16) {
-                    pair ? tile<2, 2>(*p, rows, m, block) : tile<2, 1>(*p, rows, m, block);
-                } else {
-                    pair ? tile<1, 2>(*p, rows, m, block) : tile<1, 1>(*p, rows, m, block);
-                }
+    const size_t chunk = (kWeightBytes / (p->k_padded * kBlock) / kCols + 1) * kCols;
+    for (size_t first = block_begin; first < block_end; first += chunk) {
+        const size_t last = least(first + chunk, block_end);
+        for (size_t m = row_begin; m < row_end; m += kRows) {
+            const size_t rows = least(kRows, row_end - m);
+            for (size_t block = first; block < last; block += kCols) {
+                const size_t cols = least(kCols, last - block);
+                int32_t* out = before.sums == sums[0] ? sums[1] : sums[0];
+                kMultiply[rows > 16][cols == 2](*p, m, block, out, before);
+                before = {out, rows, cols, m, block * kBlock};
             }
         }
     }
+    write(*p, before, 0, before.rows);
     _tile_release();
 }

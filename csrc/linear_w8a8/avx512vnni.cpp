@@ -56,7 +56,7 @@ template <int R, int C>
 void tile(const LinearW8A8& p, size_t m, size_t block) {
     alignas(64) int32_t sums[R * C * 16];
     tile_sums<R, C>(p.codes + m * p.code_stride, p.code_stride, p.weight + block * kBlock * p.k_padded, p.k_padded, sums);
-    write_tile<C>(p, sums, R, m, block * kBlock);
+    write_rows<C>(p, sums, 0, R, m, block * kBlock);
 }
 
 using TileFn = void (*)(const LinearW8A8&, size_t m, size_t block);
