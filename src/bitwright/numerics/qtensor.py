@@ -15,7 +15,7 @@ class QTensor:
 
     Conditions that hold (checked on construction):
       * codes_NK is int8, two-dimensional, within [spec.code_min, spec.code_max];
-      * scale_NG is floating, finite and positive, of shape (N, G) with G = K / group_size, (N, 1) per row, (1, 1) per tensor;
+      * scale_NG is floating, finite and positive: (N, G) with G = K / group_size, (N, 1) per row, (1, 1) per tensor;
       * zero_point_NG is int8 and shaped like scale_NG if the spec is asymmetric, else None.
     """
 
@@ -34,7 +34,9 @@ class QTensor:
         if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
             raise NumericsError("every scale must be finite and positive")
         if (zero is None) != spec.symmetric:
-            raise NumericsError(f"symmetric = {spec.symmetric} but zero_point is {'absent' if zero is None else 'given'}")
+            raise NumericsError(
+                f"symmetric = {spec.symmetric} but zero_point is {'absent' if zero is None else 'given'}"
+            )
         if zero is not None and (zero.dtype != torch.int8 or zero.shape != scale.shape):
             raise NumericsError(f"zero_point must be int8 of shape {want}, got {zero.dtype} {tuple(zero.shape)}")
         if codes.numel() and (int(codes.min()) < spec.code_min or int(codes.max()) > spec.code_max):

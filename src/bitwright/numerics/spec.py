@@ -35,7 +35,7 @@ class QuantSpec:
     @property
     def code_min(self) -> int:
         """The smallest code."""
-        return -(2 ** (self.bits - 1)) + (self.symmetric and not self.uses_full_range)
+        return -int(2 ** (self.bits - 1)) + (0 if self.uses_full_range else 1)
 
     @property
     def code_max(self) -> int:

@@ -1,0 +1,51 @@
+"""The conditions that a QTensor promises are checked when it is built."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bitwright.errors import NumericsError
+from bitwright.numerics import QTensor, QuantSpec
+
+
+def valid(group_size: int | None = 4) -> QTensor:
+    groups = 1 if group_size is None else 8 // group_size
+    return QTensor(
+        torch.arange(-12, 12, dtype=torch.int8).reshape(3, 8),
+        torch.rand(3, groups) + 0.5,
+        torch.zeros(3, groups, dtype=torch.int8) + 2,
+        QuantSpec(symmetric=False, group_size=group_size),
+    )
+
+
+@pytest.mark.parametrize("group_size", [None, 2, 4, 8])
+def test_dequantize_is_code_minus_zero_times_scale(group_size: int | None) -> None:
+    q = valid(group_size)
+    assert q.zero_point_NG is not None
+    for n in range(3):
+        for k in range(8):
+            g = 0 if group_size is None else k // group_size
+            want = (q.codes_NK[n, k].float() - q.zero_point_NG[n, g]) * q.scale_NG[n, g]
+            assert q.dequantize()[n, k] == want
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda q: replace(q, codes_NK=q.codes_NK.int()), "codes must be int8"),
+        (lambda q: replace(q, codes_NK=q.codes_NK[0]), "codes must be int8"),
+        (lambda q: replace(q, scale_NG=q.scale_NG[:, :1]), "scale must be floating of shape"),
+        (lambda q: replace(q, scale_NG=q.scale_NG * 0), "finite and positive"),
+        (lambda q: replace(q, scale_NG=q.scale_NG / 0), "finite and positive"),
+        (lambda q: replace(q, zero_point_NG=None), "zero_point is absent"),
+        (lambda q: replace(q, zero_point_NG=q.zero_point_NG.int()), "zero_point must be int8"),
+        (lambda q: replace(q, spec=replace(q.spec, symmetric=True)), "zero_point is given"),
+        (lambda q: replace(q, spec=replace(q.spec, bits=4)), "outside"),
+        (lambda q: replace(q, spec=replace(q.spec, group_size=3)), "not a multiple"),
+    ],
+)
+def test_broken_conditions_are_refused(spoil: Callable[[QTensor], QTensor], message: str) -> None:
+    with pytest.raises(NumericsError, match=message):
+        spoil(valid())

@@ -1,0 +1,50 @@
+"""Laws of specs: the grid's ends and its number of steps."""
+
+import subprocess
+import sys
+
+import pytest
+
+import bitwright.numerics
+from bitwright.errors import NumericsError
+from bitwright.numerics import SCHEMES, QuantSpec
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_are_signed_and_at_most_two_to_the_bits(bits: int, symmetric: bool) -> None:
+    spec = QuantSpec(bits=bits, symmetric=symmetric)
+    n_codes = spec.code_max - spec.code_min + 1
+    assert n_codes == 2**bits - (not spec.uses_full_range)
+    assert spec.code_min < 0 <= spec.code_max < 2 ** (bits - 1)
+
+
+def test_symmetric_conventions() -> None:
+    assert (QuantSpec().code_min, QuantSpec().half_steps) == (-127, 127)
+    assert (QuantSpec(bits=4).code_min, QuantSpec(bits=4).half_steps) == (-8, 7.5)
+    assert QuantSpec(bits=4, full_range=False).half_steps == 7
+    assert QuantSpec(full_range=True).code_min == -128
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"bits": 5}, {"group_size": 0}, {"group_size": 32, "per_tensor": True}, {"symmetric": False, "full_range": False}],
+)
+def test_contradictions_are_refused(arguments: dict[str, int]) -> None:
+    with pytest.raises(NumericsError):
+        QuantSpec(**arguments)
+
+
+def test_schemes_are_keyed_by_their_names() -> None:
+    assert all(name == scheme.name for name, scheme in SCHEMES.items())
+
+
+def test_every_public_name_exists() -> None:
+    assert all(hasattr(bitwright.numerics, name) for name in bitwright.numerics.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Qtensor'"):
+        _ = bitwright.numerics.Qtensor
+
+
+def test_specs_do_not_import_torch() -> None:
+    code = "import sys; from bitwright.numerics import SCHEMES, QuantSpec; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
