@@ -8,8 +8,9 @@ For the linears of MiniLM and BERT-base, three pairs, each in GOP/s (a multiply 
     linear  u8 x s8 -> float32, scale, bias           ours | the measured peak of the instruction set
     whole   float32 -> quantize, multiply -> float32  ours | com.microsoft DynamicQuantizeMatMul
 
-Rivals run turn by turn in short blocks (A B C A B C), so that all see the same noise; a ratio is the median over rounds of
-the ratio inside a round, a speed the median over rounds. The peak is measured in every round too. Needs onnx and onnxruntime.
+Rivals run turn by turn in short blocks (A B C A B C), so that all see the same noise; a ratio is the median over rounds
+of the ratio inside a round, a speed the median over rounds. The peak is measured in every round too. Needs onnx and
+onnxruntime.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 from rich.console import Console
 from rich.table import Table
 
@@ -68,7 +69,7 @@ def measure(m: int, n: int, k: int, isas: list[str], rounds: int) -> dict[str, o
     }
     for isa in isas:
         contestants |= ours(isa, x_MK, codes_MK, weight_NK)
-    found: dict[str, list[float]] = {name: [] for name in contestants} | {f"{isa} peak": [] for isa in isas}
+    found: dict[str, list[float]] = {name: [] for name in (*contestants, *(f"{isa} peak" for isa in isas))}
     for run in contestants.values():
         run()
     for _ in range(rounds):
@@ -123,7 +124,7 @@ def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray
 def ort_sums(codes_MK: np.ndarray, weight_NK: np.ndarray) -> Run:
     """ONNX Runtime's MatMulInteger, u8 x s8 -> int32."""
     node = helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])
-    constants = {"w": np.ascontiguousarray(weight_NK.T), "zero": np.uint8(128)}
+    constants = {"w": np.ascontiguousarray(weight_NK.T), "zero": np.array(128, np.uint8)}
     return ort_session(node, codes_MK, constants, np.empty((len(codes_MK), len(weight_NK)), np.int32))
 
 
@@ -141,7 +142,7 @@ def ort_whole(x_MK: np.ndarray, weight_NK: np.ndarray) -> Run:
 
 def ort_session(node: onnx.NodeProto, x: np.ndarray, constants: dict[str, np.ndarray], y: np.ndarray) -> Run:
     """One node as a session on one thread, input and output bound to preallocated memory."""
-    initializers = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    initializers = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
     described = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in (("x", x), ("y", y))

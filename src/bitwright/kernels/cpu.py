@@ -18,6 +18,7 @@ from bitwright.numerics.spec import QuantSpec
 
 ISAS = ("amx", "avx512vnni", "avx2", "scalar")  # best first
 _MAX_K = 65793  # 255 · 128 · K must stay below 2^31
+_ALIGNMENT = 64
 _ASYMMETRIC, _SYMMETRIC, _STATIC = 0, 1, 2  # as in quantize_rows/contract.h
 
 
@@ -122,7 +123,7 @@ class InputGrid:
 
 
 def input_runs_natively(spec: QuantSpec) -> bool:
-    """Whether the int8 kernels quantize to this spec: 8 bits, dynamic per row or static per tensor, a narrow symmetric grid."""
+    """Whether the int8 kernels quantize to this spec: 8 bits, static per tensor or, on a narrow grid, dynamic per row."""
     narrow = not (spec.symmetric and spec.uses_full_range)
     return (
         spec.bits == 8 and spec.group_size is None and spec.dynamic != spec.per_tensor and (narrow or not spec.dynamic)
@@ -213,20 +214,24 @@ def _linear_w8a8(
 
 
 def _check_weight(weight: Tensor, colsum: Tensor, scale_n: Tensor, bias: Tensor, n: int, k: int) -> None:
-    blocks = -(-n // layouts.BLOCK)
-    want = (blocks, -(-k // layouts.PAD_K) * layouts.PAD_K // layouts.GROUP, layouts.BLOCK, layouts.GROUP)
-    if weight.shape != want or weight.dtype != torch.int8 or not weight.is_contiguous():
-        raise KernelError(
-            f"N = {n}, K = {k}: the packed weight must be int8 {want}, got {weight.dtype} {tuple(weight.shape)}"
-        )
     if not 1 <= k <= _MAX_K:
         raise KernelError(f"K = {k}: int8 sums are exact in int32 for K from 1 to {_MAX_K}; keep this layer in 16 bit")
-    columns = {"colsum": (colsum, torch.int32), "scale": (scale_n, torch.float32), "bias": (bias, torch.float32)}
-    for name, (values, dtype) in columns.items():
-        if values.shape != (blocks * layouts.BLOCK,) or values.dtype != dtype or values.data_ptr() % 64:
+    blocks = -(-n // layouts.BLOCK)
+    columns = (blocks * layouts.BLOCK,)
+    packed = (blocks, -(-k // layouts.PAD_K) * layouts.PAD_K // layouts.GROUP, layouts.BLOCK, layouts.GROUP)
+    for name, tensor, dtype, shape in (
+        ("weight", weight, torch.int8, packed),
+        ("colsum", colsum, torch.int32, columns),
+        ("scale", scale_n, torch.float32, columns),
+        ("bias", bias, torch.float32, columns),
+    ):
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
             raise KernelError(
-                f"{name} must be {dtype} ({blocks * layouts.BLOCK},), 64-byte aligned, got {values.dtype} {tuple(values.shape)}"
+                f"N = {n}, K = {k}: {name} must be a contiguous {dtype} {shape} on the CPU, "
+                f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
+        if tensor.data_ptr() % _ALIGNMENT:
+            raise KernelError(f"{name} must begin at a multiple of {_ALIGNMENT} bytes; copy it with .clone()")
 
 
 _operator = torch.library.custom_op("bitwright::linear_w8a8", _linear_w8a8, mutates_args=(), device_types="cpu")

@@ -1,8 +1,8 @@
 """How the kernels hold an int8 weight in memory: defined here, once. Never written to disk.
 
-N output features, K input features; both are padded, N to a multiple of 16, K to a multiple of 64. One layout serves every
-instruction set: four K values of sixteen columns are 64 contiguous bytes, the operand of one vpdpbusd, and sixteen of those
-are the 16 x 64 byte B tile of one tdpbusd.
+N output features, K input features; both are padded, N to a multiple of 16, K to a multiple of 64. One layout serves
+every instruction set: four K values of sixteen columns are 64 contiguous bytes, the operand of one vpdpbusd; sixteen of
+those are the 16 x 64 byte B tile of one tdpbusd.
 """
 
 import torch
@@ -29,10 +29,13 @@ def unpack(packed: Tensor, n: int, k: int) -> Tensor:
 
 
 def column_sums(codes_NK: Tensor) -> Tensor:
-    """Sum over K of each output feature's codes: int32, (N padded to 16,). It takes the input's zero point off the products."""
+    """Sum over K of each feature's codes: int32, (N padded to 16,). With it the input's zero point is taken off."""
     return pad_columns(codes_NK.sum(dim=1, dtype=torch.int32))
 
 
 def pad_columns(values_N: Tensor) -> Tensor:
-    """One value per output feature, padded by zeros to a multiple of 16, contiguous."""
-    return pad(values_N, (0, -values_N.shape[0] % BLOCK)).contiguous()
+    """One value per output feature, padded by zeros to a multiple of 16: a copy, so that it is aligned as torch allocates."""
+    n = values_N.shape[0]
+    padded = values_N.new_zeros(n + -n % BLOCK)
+    padded[:n] = values_N
+    return padded

@@ -1,9 +1,11 @@
 """The modules that replace a model's linears and embeddings: `QuantLinear`, `HalfLinear`, `QuantEmbedding`.
 
-All are for inference: `QuantLinear` detaches its input, no gradient flows through codes. All return the dtype they were given
-(`QuantEmbedding`: float32).
+All are for inference: inputs are detached, since no gradient flows through codes. `QuantLinear` and `HalfLinear` return
+the dtype they were given, `QuantEmbedding` float32. Codes, scales and 16-bit weights keep their dtypes under `.half()` and
+`.to(dtype)`: those would change what the numbers mean.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Self
 
@@ -17,57 +19,68 @@ from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
 
-class _Buffers(nn.Module):
-    """A module whose buffers are its numbers' exact representation: they follow `.to(device)`, never `.to(dtype)`."""
+class _ExactModule(nn.Module):
+    """A module whose buffers follow `.to(device)`, never `.to(dtype)`."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._buffers = {name: None if b is None else b.to(fn(b).device) for name, b in self._buffers.items()}
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(fn(buffer).device)
         return self
 
 
-class QuantLinear(_Buffers):
-    """y = x Wᵀ + b with a quantized weight, and quantized inputs if the input spec says so; then GELU if asked.
+class QuantLinear(_ExactModule):
+    """y = x Wᵀ + b with a quantized weight, and quantized inputs if the input spec says so; then exact GELU if asked.
 
-    W8A8 (`runs_natively`) is packed for the int8 CPU kernels, and on a CPU only they run it: a missing library is an error.
-    Everything else, and other devices, take the reference path: inputs rounded to their grid, weight dequantized, float matmul.
+    A W8A8 linear (`runs_natively`) is packed for the int8 kernels, and nothing else runs it on a CPU: if they are not
+    available, forward raises. Any other linear, and any other device, takes the reference path: inputs rounded to their
+    grid, weight dequantized, float matmul.
 
     Attributes:
-        in_features, out_features: K, N. name: for messages. gelu: whether the output goes through exact GELU.
-        input_spec: None for float inputs. input_scale, input_zero_point: of a static input spec, tensors of one value.
+        in_features, out_features: K, N. gelu: whether the output goes through GELU. name: for messages.
+        weight: the codes, int8, packed if `native`. weight_spec: their spec.
+        input_spec: None for float inputs. input_scale, input_zero_point: of a static one, tensors of one value.
     """
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    bias: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    colsum: Tensor
+    scale_n: Tensor
+    bias_n: Tensor
 
     def __init__(
         self,
         qtensor: QTensor,
         bias: Tensor | None,
         input_spec: QuantSpec | None,
-        *,
         input_scale: Tensor | None = None,
         input_zero_point: Tensor | None = None,
+        *,
         gelu: bool = False,
         name: str = "",
     ) -> None:
         super().__init__()
         n, k = qtensor.shape
-        where = f"{name}: " if name else ""
         if bias is not None and bias.shape != (n,):
-            raise KernelError(f"{where}the bias must have shape ({n},), got {tuple(bias.shape)}")
+            raise KernelError(f"{name or 'QuantLinear'}: the bias must have shape ({n},), got {tuple(bias.shape)}")
         self.in_features, self.out_features, self.gelu, self.name = k, n, gelu, name
         self.weight_spec, self.input_spec = qtensor.spec, input_spec
-        self.runs_natively = runs_natively(qtensor.spec, input_spec)
+        self.native = runs_natively(qtensor.spec, input_spec)
         self._grid = None
-        if self.runs_natively and input_spec is not None:
+        bias = None if bias is None else bias.detach()
+        if self.native and input_spec is not None:
             self._grid = cpu.InputGrid.of(input_spec, input_scale, input_zero_point)
-            scale_N = qtensor.scale_NG.float().flatten().expand(n)
-            self._keep("codes", layouts.pack(qtensor.codes_NK))
             self._keep("colsum", layouts.column_sums(qtensor.codes_NK))
-            self._keep("scale_n", layouts.pad_columns(scale_N))
-            self._keep("bias_n", layouts.pad_columns(torch.zeros(n) if bias is None else bias.detach().float()))
-        else:
-            self._keep("codes", qtensor.codes_NK)
+            self._keep("scale_n", layouts.pad_columns(qtensor.scale_NG.float().flatten().expand(n)))
+            self._keep("bias_n", layouts.pad_columns(torch.zeros(n) if bias is None else bias.float()))
+        self._keep("weight", layouts.pack(qtensor.codes_NK) if self.native else qtensor.codes_NK)
         self._keep("weight_scale", qtensor.scale_NG)
         self._keep("weight_zero_point", qtensor.zero_point_NG)
-        self._keep("bias", None if bias is None else bias.detach())
+        self._keep("bias", bias)
         self._keep("input_scale", input_scale)
         self._keep("input_zero_point", input_zero_point)
 
@@ -82,44 +95,31 @@ class QuantLinear(_Buffers):
         gelu: bool = False,
         name: str = "",
     ) -> Self:
-        """The module of a quantized weight.
+        """The module of a quantized weight (N, K), with a float bias (N,) if there is one.
 
         Raises:
-            KernelError: the bias has another length than the weight has rows; a static input spec lacks its scale.
+            KernelError: the bias has another shape; a static input spec lacks its scale.
         """
-        return cls(
-            qtensor,
-            bias,
-            input_spec,
-            input_scale=input_scale,
-            input_zero_point=input_zero_point,
-            gelu=gelu,
-            name=name,
-        )
-
-    def _keep(self, name: str, value: Tensor | None) -> None:
-        self.register_buffer(name, value, persistent=False)
+        return cls(qtensor, bias, input_spec, input_scale, input_zero_point, gelu=gelu, name=name)
 
     def qtensor(self) -> QTensor:
         """The quantized weight, unpacked."""
-        codes = self.codes
-        if self.runs_natively:
-            codes = layouts.unpack(codes, self.out_features, self.in_features)
+        codes = layouts.unpack(self.weight, self.out_features, self.in_features) if self.native else self.weight
         return QTensor(codes, self.weight_scale, self.weight_zero_point, self.weight_spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """x float (..., K) -> (..., N) of the same dtype.
 
         Raises:
-            KernelError: the last dimension of x is not K; or the kernels are needed and not available.
+            KernelError: the last dimension of x is not K; the int8 kernels are needed and not available.
         """
         if x.shape[-1] != self.in_features:
             raise KernelError(f"{self.name or 'QuantLinear'}: K = {self.in_features}, got an input {tuple(x.shape)}")
-        x_MK = x.detach().reshape(-1, self.in_features)
+        x_MK = x.detach().reshape(-1, self.in_features).float()
         if self._grid is not None and x.device.type == "cpu":
             y_MN = cpu.linear_w8a8(
-                x_MK.float(),
-                self.codes,
+                x_MK,
+                self.weight,
                 self.colsum,
                 self.scale_n,
                 self.bias_n,
@@ -128,21 +128,25 @@ class QuantLinear(_Buffers):
                 self.gelu,
             )
         else:
-            y_MN = self._forward_by_definition(x_MK.float())
+            y_MN = self._forward_by_reference(x_MK)
         return y_MN.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def _forward_by_definition(self, x_MK: Tensor) -> Tensor:
+    def _forward_by_reference(self, x_MK: Tensor) -> Tensor:
         if self.input_spec is not None:
             codes, scale, zero = reference.quantize_rows(x_MK, self.input_spec, self.input_scale, self.input_zero_point)
             x_MK = (codes - zero).float() * scale
         y_MN = functional.linear(x_MK, self.qtensor().dequantize(), None if self.bias is None else self.bias.float())
         return functional.gelu(y_MN) if self.gelu else y_MN
 
+    def _keep(self, name: str, value: Tensor | None) -> None:
+        self.register_buffer(name, value, persistent=False)  # a checkpoint is written from `qtensor()`
+
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         inputs = "float" if self.input_spec is None else f"{self.input_spec.bits} bit"
-        path = f"int8 kernel {cpu.active_isa()}" if self.runs_natively and cpu.available() else "reference"
-        return f"{self.in_features} -> {self.out_features}, weight {self.weight_spec.bits} bit, input {inputs}, {path}"
+        path = "int8 kernel" if self.native else "reference"
+        fused = ", GELU" if self.gelu else ""
+        return f"{self.in_features} -> {self.out_features}, {self.weight_spec.bits} bit, input {inputs}, {path}{fused}"
 
 
 def runs_natively(weight: QuantSpec, input_spec: QuantSpec | None) -> bool:
@@ -150,13 +154,16 @@ def runs_natively(weight: QuantSpec, input_spec: QuantSpec | None) -> bool:
     return input_spec is not None and cpu.weight_runs_natively(weight) and cpu.input_runs_natively(input_spec)
 
 
-class HalfLinear(_Buffers):
-    """A linear kept in 16 bit: bf16 or fp16 weight and bias, the input's dtype in and out.
+class HalfLinear(_ExactModule):
+    """A linear kept in 16 bit: bf16 or fp16 weight (N, K) and bias (N,), the input's dtype in and out.
 
-    On a CPU that multiplies bf16 (AVX512-BF16, AMX) a bf16 layer rounds its input to bf16 and sums in float32; elsewhere, and for
-    fp16 on any CPU, weight and input are raised to float32: bf16 emulation in torch is slower than that, and fp16 -> bf16 would lose three
-    bits of the weight. On other devices the layer computes in its own dtype.
+    On a CPU that multiplies bf16 (AVX512-BF16, AMX) a bf16 layer rounds its input to bf16 and sums in float32. On other
+    CPUs, and for fp16 on any, weight and input are raised to float32: torch's bf16 emulation is slower than that, and
+    fp16 -> bf16 would lose three bits of the weight. On other devices a layer computes in its own dtype.
     """
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight_NK: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -169,29 +176,35 @@ class HalfLinear(_Buffers):
     def forward(self, x: Tensor) -> Tensor:
         """x float (..., K) -> (..., N) of the same dtype."""
         dtype = self.weight.dtype
-        if x.device.type == "cpu" and not (dtype == torch.bfloat16 and _multiplies_bf16()):
+        if x.device.type == "cpu" and not (dtype == torch.bfloat16 and _cpu_multiplies_bf16()):
             dtype = torch.float32
         bias = None if self.bias is None else self.bias.to(dtype)
-        return functional.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
+        return functional.linear(x.detach().to(dtype), self.weight.to(dtype), bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"{self.in_features} -> {self.out_features}, {self.weight.dtype}"
 
 
-def _multiplies_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+@functools.cache
+def _cpu_multiplies_bf16() -> bool:
+    features = cpu.cpu_features()
+    return features.get("avx512_bf16", False) or features.get("amx_bf16", False)
 
 
-class QuantEmbedding(_Buffers):
-    """Rows of an int8 table: codes[ids] · scale[ids], float32."""
+class QuantEmbedding(_ExactModule):
+    """Rows of an int8 table (V, D): codes[ids] · scale[ids], float32."""
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, qtensor: QTensor, padding_idx: int | None = None) -> None:
         super().__init__()
-        if qtensor.spec.group_size is not None or qtensor.spec.per_tensor or not qtensor.spec.symmetric:
-            raise KernelError(f"an embedding takes a symmetric spec with one scale per row, got {qtensor.spec}")
+        spec = qtensor.spec
+        if spec.group_size is not None or spec.per_tensor or not spec.symmetric:
+            raise KernelError(f"an embedding takes a symmetric spec with one scale per row, got {spec}")
         self.num_embeddings, self.embedding_dim = qtensor.shape
-        self.padding_idx, self.spec = padding_idx, qtensor.spec
+        self.padding_idx, self.spec = padding_idx, spec
         self.register_buffer("weight", qtensor.codes_NK)
         self.register_buffer("scale", qtensor.scale_NG)
 
@@ -201,7 +214,7 @@ class QuantEmbedding(_Buffers):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids integer (...) -> float32 (..., D)."""
-        return functional.embedding(ids, self.weight).float() * functional.embedding(ids, self.scale.float())
+        return functional.embedding(ids, self.weight).float() * functional.embedding(ids, self.scale).float()
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

@@ -67,7 +67,7 @@ def _dynamic_grid(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
 
 
 def integer_sums(codes_MK: Tensor, zero_M1: Tensor, weight_NK: Tensor) -> Tensor:
-    """sum_k (codes[m, k] − zero[m]) · weight[n, k], exactly: int32 (M, N). float64 holds every product sum below 2^53."""
+    """sum_k (codes[m, k] − zero[m]) · weight[n, k], exactly: int32 (M, N). float64 holds every such sum."""
     return ((codes_MK.double() - zero_M1.double()) @ weight_NK.double().T).to(torch.int32)
 
 
@@ -81,7 +81,7 @@ def linear_w8a8(
     *,
     gelu: bool = False,
 ) -> Tensor:
-    """y[m, n] = scale_m · scale_n · sum_k (codes[m, k] − zero_m) · weight[n, k] + bias_n, then exact GELU: float32 (M, N)."""
+    """y[m, n] = scale_m · scale_n · sum_k (codes[m, k] − zero_m) · weight[n, k] + bias_n, then GELU: float32 (M, N)."""
     y_MN = integer_sums(codes_MK, zero_M1, weight_NK).float() * (scale_M1 * scale_N)
     if bias_N is not None:
         y_MN = y_MN + bias_N
