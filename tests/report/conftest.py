@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitwright.report import render_report
+
 Record = dict[str, Any]
 
 BLOCKS = 6
@@ -40,10 +42,10 @@ def minilm_record() -> Record:
                     "unit": unit_name,
                     "shape": [n, k],
                     "scheme": "16bit" if kept else "w8a8",
-                    "method": None if kept else "rtn",
+                    "method": "cast" if kept else "rtn",
                     "bytes_before": 4 * n * k,
                     "bytes_after": 2 * n * k if kept else n * k + 4 * n,
-                    "reason": "put back by the fallback search: largest EMD, 0.0112" if kept else "rule 1: all linears",
+                    "reason": "fallback: among the most sensitive by EMD" if kept else "scheme of the recipe",
                 }
             )
             emd = float(np.exp(rng.normal(-6.4, 0.5))) * (3.0 if path == "output.dense" else 1.0) / (1 + block / 4)
@@ -52,8 +54,11 @@ def minilm_record() -> Record:
             rows.append({**row, "mode": "all but one", "emd": 0.016 - 0.4 * emd})
             units.setdefault(unit_name, _sensitivity(unit_name, block, role, unit_name, 0.0, rng))["emd"] += emd
             distributions.append(_distribution(name, role, rng))
-    groups = [_sensitivity(role, None, role, role, emd, rng) for role, emd in
-              (("qkv", 0.0062), ("attention_output", 0.0041), ("ffn", 0.0168))]  # fmt: skip
+    groups = []
+    for role in ("qkv", "attention_output", "ffn"):
+        blocks = [sum(u["emd"] for u in units.values() if (u["block"], u["role"]) == (b, role)) for b in range(BLOCKS)]
+        groups.append(_sensitivity(role, None, role, None, sum(blocks), rng))
+        groups += [_sensitivity(role, block, role, None, 0.9 * emd, rng) for block, emd in enumerate(blocks)]
     plan.append(
         {
             "name": "embeddings.word_embeddings",
@@ -62,10 +67,10 @@ def minilm_record() -> Record:
             "unit": "embeddings.word_embeddings",
             "shape": [30522, 384],
             "scheme": "16bit",
-            "method": None,
+            "method": "cast",
             "bytes_before": 4 * 30522 * 384,
             "bytes_after": 2 * 30522 * 384,
-            "reason": "embedding tables are looked up, not multiplied: int8 saves no time",
+            "reason": "portable: loads anywhere",
         }
     )
     return {
@@ -88,7 +93,12 @@ def minilm_record() -> Record:
         "recipe": {"rules": [{"match": "*", "scheme": "w8a8", "method": "rtn"}], "calibration": {"seed": 0}},
         "plan": plan,
         "evaluation": {
-            "metric": {"name": "STS Spearman", "kind": "sts", "label_free": False, "higher_is_better": True},
+            "metric": {
+                "name": "Spearman of cosine",
+                "kind": "similarity",
+                "label_free": False,
+                "higher_is_better": True,
+            },
             "n_tuning": 500,
             "n_held_out": 1379,
             "float_score": 0.8203,
@@ -100,17 +110,26 @@ def minilm_record() -> Record:
             "max_loss": 0.01,
             "verdict": "met",
             "needed_samples": None,
-            "companions": {"cosine": 0.99871, "kendall": 0.9772, "rank_flips": 0.0114, "emd": 0.0141, "sqnr_db": 25.8},
+            "companions": {
+                "cosine_mean": 0.99871,
+                "cosine_min": 0.99214,
+                "spearman": 0.99934,
+                "kendall": 0.9772,
+                "rank_flips": 0.0114,
+                "top1_neighbour_agreement": 0.964,
+                "emd": 0.0141,
+                "sqnr_db": 25.8,
+            },
             "seed": 0,
         },
         "steps": [
-            {"n_fallback": 0, "unit": None, "loss": 0.0031, "loss_upper": 0.0104, "bytes": 34_400_000, "decided_on": "tuning"},
-            {"n_fallback": 1, "unit": KEPT, "loss": 0.0012, "loss_upper": 0.0052, "bytes": 34_980_000, "decided_on": "tuning"},
+            _step(0, None, 0.0031, 0.0104, 34_400_000),
+            _step(1, KEPT, 0.0012, 0.0052, 34_980_000),
         ],
         "sensitivity": {
             "n_samples": 200,
             "spearman_with_metric_loss": 0.81,
-            "metric": "STS Spearman",
+            "metric": "Spearman of cosine",
             "rows": rows,
             "units": list(units.values()),
             "groups": groups,
@@ -122,11 +141,17 @@ def minilm_record() -> Record:
             "weights_before": 90_852_864,
             "weights_after": 22_900_000,
         },
-        "speed": {"threads": 2, "rows": _speed_rows(), "peak_rss_mib": {"torch fp32": 612.0, "bitwright": 148.0}},
+        "speed": {
+            "threads": 2,
+            "rows": _speed_rows(),
+            "peak_rss_mib": {"torch fp32": 612.0, "bitwright": 148.0},
+            "skipped": [{"runtime": "openvino int8", "reason": "nncf is not installed"}],
+        },
         "verify": [
-            {"target": "bitwright", "ok": True, "checks": {"min_cosine": 1.0, "integer_kernels": 35}, "detail": "35 linears ran on int8 kernels"},
-            {"target": "transformers", "ok": True, "checks": {"min_cosine": 0.99994}, "detail": "loaded in a clean process"},
-            {"target": "sentence-transformers", "ok": False, "checks": {"min_cosine": 0.71}, "detail": "cosine 0.71 is below 0.999"},
+            _check("bitwright", True, "equal outputs", min_cosine=1.0, max_abs_diff=0.0, integer_kernel_calls=35),
+            _check("transformers", True, "cosine ≥ 0.999", min_cosine=0.99994),
+            _check("sentence-transformers", False, "cosine ≥ 0.999", min_cosine=0.71),
+            _check("vllm", None, "not checked: vllm not installed"),
         ],
         "warnings": ["calibration: 3 of 128 texts are longer than 256 tokens and were cut"],
         "environment": {
@@ -141,10 +166,27 @@ def minilm_record() -> Record:
             "threads": 2,
         },
         "timings_s": {"calibrate": 8.2, "quantize": 3.1, "evaluate": 41.0, "sensitivity": 95.4, "verify": 22.7},
-    }  # fmt: skip
+    }
 
 
-def _sensitivity(name: str, block: int | None, role: str, unit: str, emd: float, rng: np.random.Generator) -> Record:
+def _step(n_fallback: int, unit: str | None, loss: float, upper: float, n_bytes: int) -> Record:
+    return {
+        "n_fallback": n_fallback,
+        "unit": unit,
+        "loss": loss,
+        "loss_upper": upper,
+        "bytes": n_bytes,
+        "decided_on": "tuning",
+    }
+
+
+def _check(target: str, ok: bool | None, detail: str, **checks: float) -> Record:
+    return {"target": target, "ok": ok, "checks": checks, "detail": detail}
+
+
+def _sensitivity(
+    name: str, block: int | None, role: str, unit: str | None, emd: float, rng: np.random.Generator
+) -> Record:
     return {
         "name": name,
         "block": block,
@@ -177,7 +219,8 @@ def _distribution(name: str, role: str, rng: np.random.Generator) -> Record:
 def _speed_rows() -> list[Record]:
     rows = []
     for batch, tokens, fp32 in ((1, 16, 3.1), (1, 128, 10.4), (8, 128, 78.0), (32, 256, 690.0)):
-        for runtime, factor in (("torch fp32", 1.0), ("onnxruntime int8", 1.7), ("bitwright", 2.6 - batch / 60)):
+        factors = {"torch fp32": 1.0, "torch bf16": 1.3, "bitwright": 2.6 - batch / 60, "onnxruntime int8": 1.7}
+        for runtime, factor in factors.items():
             median = fp32 / factor
             rows.append(
                 {
@@ -196,6 +239,12 @@ def _speed_rows() -> list[Record]:
 @pytest.fixture(scope="session")
 def _full_record() -> Record:
     return minilm_record()
+
+
+@pytest.fixture(scope="session")
+def full_page(_full_record: Record) -> str:
+    """The report of the full record."""
+    return render_report(_full_record)
 
 
 @pytest.fixture
@@ -222,8 +271,9 @@ def undecided(record: Record) -> Record:
 def not_met(record: Record) -> Record:
     """Over the budget, with one layer that breaks the model and a slower runtime."""
     record["evaluation"] |= {"verdict": "not met", "loss": 0.031, "loss_lower": 0.022, "loss_upper": 0.04}
-    for rows in (record["sensitivity"]["rows"], record["sensitivity"]["units"]):
-        rows[0] |= {"emd": math.inf, "sqnr_db": -math.inf, "cosine": math.nan}
+    sensitivity = record["sensitivity"]
+    for row in (sensitivity["rows"][0], sensitivity["units"][0], sensitivity["groups"][0], sensitivity["groups"][1]):
+        row |= {"emd": math.inf, "sqnr_db": -math.inf, "cosine": math.nan, "metric_loss": math.inf}
     for row in record["speed"]["rows"]:
         if row["runtime"] == "bitwright":
             row["ratio_to_fp32"] = 0.5
@@ -247,9 +297,7 @@ def browser() -> Iterator[Any]:
     names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
     executable = os.environ.get("BITWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if executable is None:
-        missing(
-            "needs a Chromium: apt-get install chromium-headless-shell (or chromium), or set BITWRIGHT_CHROMIUM to its path"
-        )
+        missing("needs a Chromium: apt-get install chromium-headless-shell, or name one in BITWRIGHT_CHROMIUM")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
              "--disable-sync", "--no-first-run"]  # fmt: skip
     with sync_playwright() as playwright:

@@ -8,8 +8,19 @@ import yaml
 
 from bitwright.record import Record
 from bitwright.report.tables import decisions
-from bitwright.report.verdict import metric_words, verdict_sentence
-from bitwright.report.wording import is_number, number, percent, ratio, scheme_words, short_name, size, words
+from bitwright.report.verdict import is_bitwright, metric_name, verdict_sentence
+from bitwright.report.wording import (
+    is_number,
+    milliseconds,
+    number,
+    percent,
+    ratio,
+    scheme_words,
+    short_name,
+    size,
+    times,
+    words,
+)
 
 PIPELINE_TAGS = {
     "embedding": "sentence-similarity",
@@ -22,6 +33,7 @@ AUTO_CLASSES = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
 }
+FP32 = "torch fp32"  # the runtime that every speed is relative to
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -45,7 +57,7 @@ def render_model_card(record: Record, source_readme: str | None) -> str:
 
 
 def license_of(readme: str | None) -> dict[str, Any]:
-    """The license fields (license, license_name, license_link) of a card's YAML front matter; empty where there are none."""
+    """The license fields (license, license_name, license_link) of a card's YAML front matter, if any."""
     match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", readme or "", flags=re.DOTALL)
     if not match:
         return {}
@@ -75,7 +87,7 @@ def _front_matter(record: Record, source_readme: str | None) -> str:
 
 def _what_it_is(record: Record) -> str:
     model = record.get("model") or {}
-    lines = ["## What it is", "", f"A quantized copy of {_code(model.get('name') or 'a model')}."]
+    lines = ["## What it is", "", f"A quantized copy of {_code(_public_name(model.get('name')))}."]
     plan = decisions(record.get("plan") or [])
     for group in plan:
         roles = ", ".join(words(role) for role in group["roles"])
@@ -85,6 +97,11 @@ def _what_it_is(record: Record) -> str:
     if plan:
         lines.insert(3, "")
     return "\n".join(lines)
+
+
+def _public_name(name: Any) -> str:
+    """A model's name on the Hub, or the last part of its path: where it lies on someone's disk concerns nobody."""
+    return str(name) if _HUB_NAME.fullmatch(str(name)) else short_name(name)
 
 
 def _how_to_load(record: Record) -> str:
@@ -117,20 +134,21 @@ def _results(record: Record) -> str:
     sizes, evaluation = record.get("size") or {}, record.get("evaluation") or {}
     before, after = sizes.get("source_bytes"), sizes.get("checkpoint_bytes")
     if before and after:
-        rows.append(("size on disk", size(before), size(after), f"{ratio(before / after)} smaller"))
+        rows.append(("size on disk", size(before), size(after), times(before / after, "smaller", "larger")))
     if is_number(evaluation.get("loss")):
         scores = (number(evaluation.get("float_score")), number(evaluation.get("quantized_score")))
         bound = evaluation.get("loss_upper")
         at_most = f", at most {percent(bound)} (95 %)" if is_number(bound) else ""
-        metric = metric_words(evaluation).removeprefix("the ")
-        rows.append((metric, *scores, f"loss {percent(evaluation['loss'])}{at_most}"))
+        rows.append((metric_name(record), *scores, f"loss {percent(evaluation['loss'])}{at_most}"))
     speed = record.get("speed") or {}
-    for row in speed.get("rows") or []:
-        if is_number(row.get("ratio_to_fp32")):
-            what = f"{row.get('runtime')}, batch {number(row.get('batch'))} × {number(row.get('tokens'))} tokens, ms"
-            median, factor = row.get("median_ms"), row["ratio_to_fp32"]
-            fp32 = number(median * factor) if is_number(median) else number(None)
-            rows.append((what, fp32, number(median), f"{ratio(factor)} the speed of fp32"))
+    timed = speed.get("rows") or []
+    fp32 = {(row.get("batch"), row.get("tokens")): row.get("median_ms") for row in timed if row.get("runtime") == FP32}
+    for row in timed:
+        if is_bitwright(row) and is_number(row.get("ratio_to_fp32")):
+            what = f"latency, batch {number(row.get('batch'))} × {number(row.get('tokens'))} tokens, ms"
+            before_ms, after_ms = fp32.get((row.get("batch"), row.get("tokens"))), row.get("median_ms")
+            change = f"{ratio(row['ratio_to_fp32'])} the speed"
+            rows.append((what, milliseconds(before_ms), milliseconds(after_ms), change))
     if len(rows) == 1:
         return ""
     header, *body = ("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
@@ -160,10 +178,14 @@ def _limits(record: Record) -> str:
     if not is_number(evaluation.get("loss")):
         lines.append("- The accuracy was not measured.")
     elif (evaluation.get("metric") or {}).get("label_free"):
-        lines.append("- The loss compares the answers with the original model's own, without labels; it says nothing about "
-                     "how right either is.")  # fmt: skip
+        lines.append(
+            "- The loss compares the answers with the original model's own, without labels; it says nothing about how "
+            "right either is."
+        )
     if is_number(evaluation.get("loss")):
-        lines.append("- The loss holds for data like the evaluation data. Other languages, domains and lengths may differ.")
+        lines.append(
+            "- The loss holds for data like the evaluation data. Other languages, domains and lengths may differ."
+        )
     if evaluation.get("verdict") == "undecided":
         lines.append("- The sample was too small to decide whether the accuracy budget is met.")
     if evaluation.get("verdict") == "not met":
@@ -179,7 +201,7 @@ def _library(record: Record) -> str:
 
 
 def _weight_tags(record: Record) -> set[str]:
-    """"int8" and the like, for every weight width that the plan uses."""
+    """ "int8" and the like, for every weight width that the plan uses."""
     matches = (re.match(r"w(\d+)", str(row.get("scheme"))) for row in record.get("plan") or [])
     return {f"int{match[1]}" for match in matches if match}
 

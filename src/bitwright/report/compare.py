@@ -1,6 +1,5 @@
 """Two records side by side: what changed, in the order in which a reader asks."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from bitwright.record import Record
 from bitwright.report.page import content_policy, environment, packaged_style
 from bitwright.report.verdict import verdict_sentence
-from bitwright.report.wording import ABSENT, is_number, number, percent, ratio, short_name, size, words
+from bitwright.report.wording import ABSENT, is_finite, number, percent, ratio, short_name, size, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +30,16 @@ def compare_records(a: Record, b: Record) -> list[ComparisonRow]:
 
 def render_comparison(a: Record, b: Record) -> str:
     """The comparison as one self-contained HTML page, without scripts."""
-    return environment().get_template("comparison.html.j2").render(
-        names=[_title(record) for record in (a, b)],
-        sentences=[verdict_sentence(record) for record in (a, b)],
-        rows=compare_records(a, b),
-        style=packaged_style(),
-        policy=content_policy([]),
+    return (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            names=[_title(record) for record in (a, b)],
+            sentences=[verdict_sentence(record) for record in (a, b)],
+            rows=compare_records(a, b),
+            style=packaged_style(),
+            policy=content_policy([]),
+        )
     )
 
 
@@ -82,12 +85,12 @@ def _rows(a: Record, b: Record) -> Iterator[ComparisonRow]:
 
 
 def _by_ratio(name: str, show: Callable[[Any], str], a: Any, b: Any) -> ComparisonRow:
-    known = is_number(a) and is_number(b) and a > 0 and math.isfinite(a) and math.isfinite(b)
+    known = is_finite(a) and is_finite(b) and a > 0
     return ComparisonRow(name, show(a), show(b), ratio(b / a) if known else ABSENT)
 
 
 def _by_difference(name: str, show: Callable[[Any], str], a: Any, b: Any) -> ComparisonRow:
-    if not (is_number(a) and is_number(b) and math.isfinite(a) and math.isfinite(b)):
+    if not (is_finite(a) and is_finite(b)):
         return ComparisonRow(name, show(a), show(b), ABSENT)
     change = b - a
     return ComparisonRow(name, show(a), show(b), ("+" if change > 0 else "") + show(change))

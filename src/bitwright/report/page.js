@@ -18,7 +18,6 @@ if (layer) {
   };
   layer.disabled = false;
   layer.addEventListener("change", show);
-  show();
 }
 
 const valueOf = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();

@@ -1,12 +1,13 @@
 """Record -> one HTML page that needs nothing else: no network, no server, no other file.
 
-The page forbids itself every request and every script but its own (a Content-Security-Policy with the scripts' hashes), so
-that a model name that tries to be HTML stays text even where a template or a plotting library forgets to escape it.
+The page forbids itself every request and every script but its own (a Content-Security-Policy with the scripts' hashes),
+so that a model name that tries to be HTML stays text even where a template or a plotting library forgets to escape it.
 """
 
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +23,7 @@ from bitwright.record import Record, read_record, write_text_atomically
 from bitwright.report import plots, tables, verdict, wording
 
 REPORT_FILE = "report.html"
+MAX_LAYERS_DRAWN = 96  # distributions in one page, the most sensitive first: they are most of what the page weighs
 
 
 def render_report(record: Record) -> str:
@@ -29,27 +31,36 @@ def render_report(record: Record) -> str:
     sensitivity = record.get("sensitivity") or {}
     ranked = tables.ranked(sensitivity.get("rows"))
     distributions = tables.distributions_by_sensitivity(record)
-    figures = _figures(record, ranked, distributions)
-    shown = [{kind: plots.histogram_columns(row.get(kind)) for kind in ("weight", "activation")} for row in distributions]
-    scripts = [_bokeh_source(), _packaged("page.js")] if figures else [_packaged("page.js")]
-    return environment().get_template("page.html.j2").render(
-        record=record,
-        title=f"{wording.short_name((record.get('model') or {}).get('name'))}: quantization report",
-        sentence=verdict.verdict_sentence(record),
-        state=verdict.state(record),
-        facts=verdict.facts(record),
-        decisions=tables.decisions(record.get("plan") or []),
-        layers=tables.layer_rows(record),
-        ranked=ranked,
-        ranked_units=tables.ranked(sensitivity.get("units")),
-        ranked_groups=tables.ranked(sensitivity.get("groups")),
-        distributions=distributions,
-        recipe=yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True) if record.get("recipe") else "",
-        figures=set(figures),
-        data=_json_in_html({"figures": list(figures.values()), "distributions": shown}),
-        style=_packaged("style.css"),
-        scripts=[Markup(script) for script in scripts],
-        policy=content_policy(scripts),
+    drawn = distributions[:MAX_LAYERS_DRAWN]
+    pictures = _pictures(record, ranked, drawn)
+    figures = [json_item(picture.model, target) for target, picture in pictures.items()]
+    shown = [{kind: plots.histogram_columns(row.get(kind)) for kind in ("weight", "activation")} for row in drawn]
+    scripts = [_bokeh_source(), _packaged("page.js")] if pictures else [_packaged("page.js")]
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            record=record,
+            title=f"{wording.short_name((record.get('model') or {}).get('name'))}: quantization report",
+            sentence=verdict.verdict_sentence(record),
+            state=verdict.state(record),
+            facts=verdict.facts(record),
+            decisions=tables.decisions(record.get("plan") or []),
+            layers=tables.layer_rows(record),
+            ranked=ranked,
+            ranked_units=tables.ranked(sensitivity.get("units")),
+            ranked_groups=tables.whole_groups(sensitivity),
+            drawn=drawn,
+            n_distributions=len(distributions),
+            recipe=yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True)
+            if record.get("recipe")
+            else "",
+            legends={target: picture.legend for target, picture in pictures.items()},
+            data=_json_in_html({"figures": figures, "distributions": shown}),
+            style=_packaged("style.css"),
+            scripts=[Markup(script) for script in scripts],
+            policy=content_policy(scripts),
+        )
     )
 
 
@@ -71,17 +82,31 @@ def environment() -> Environment:
     env = Environment(
         loader=loader, autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    named = (wording.percent, wording.size, wording.number, wording.ratio, wording.seconds, wording.words)
-    env.filters |= {function.__name__: function for function in (*named, wording.short_name, wording.scheme_words)}
-    env.globals["companion_meaning"] = wording.companion_meaning
+    filters = (
+        wording.breakable,
+        wording.companion,
+        wording.fixed,
+        wording.method_words,
+        wording.milliseconds,
+        wording.moment,
+        wording.number,
+        wording.percent,
+        wording.ratio,
+        wording.scheme_words,
+        wording.seconds,
+        wording.size,
+        wording.words,
+    )
+    env.filters |= {function.__name__: function for function in filters}
     return env
 
 
-def content_policy(scripts: list[str]) -> str:
+def content_policy(scripts: Sequence[str]) -> str:
     """The Content-Security-Policy of a page whose only scripts are these, given by their text."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     return (
-        f"default-src 'none'; script-src {hashes or chr(39) + 'none' + chr(39)}; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -91,25 +116,28 @@ def packaged_style() -> Markup:
     return _packaged("style.css")
 
 
-def _figures(record: Record, ranked: list[tables.Row], distributions: list[tables.Row]) -> dict[str, Any]:
-    """Target element -> Bokeh's JSON, for each figure whose data is there."""
-    models: dict[str, Any] = {}
+def _pictures(record: Record, ranked: list[tables.Row], distributions: list[tables.Row]) -> dict[str, plots.Picture]:
+    """Target element -> figure, for each figure whose data is there."""
+    pictures: dict[str, plots.Picture] = {}
     if cells := tables.heat_cells(record.get("sensitivity") or {}):
-        models["heat-map"] = plots.heat_map(cells)
-    if any(wording.is_number(row.get("metric_loss")) and tables.badness(row.get("emd")) > 0 for row in ranked):
-        models["emd-loss"] = plots.emd_against_loss(ranked)
+        pictures["heat-map"] = plots.heat_map(cells)
+    if plots.comparable(ranked):
+        pictures["emd-loss"] = plots.emd_against_loss(ranked)
     if distributions:
-        models["weights"] = plots.histogram("weight", plots.histogram_columns(distributions[0]["weight"]))
-        models["activations"] = plots.histogram(
-            "activation", plots.histogram_columns(distributions[0].get("activation"))
-        )
-    steps = [s for s in record.get("steps") or [] if wording.is_number(s.get("bytes")) and wording.is_number(s.get("loss"))]
-    if steps:
-        models["loss-size"] = plots.loss_against_size(steps, (record.get("evaluation") or {}).get("max_loss"))
+        first = distributions[0]
+        pictures["weights"] = plots.histogram("weight", plots.histogram_columns(first["weight"]))
+        pictures["activations"] = plots.histogram("activation", plots.histogram_columns(first.get("activation")))
+    if steps := [
+        step
+        for step in record.get("steps") or []
+        if wording.is_finite(step.get("bytes")) and wording.is_finite(step.get("loss"))
+    ]:
+        max_loss = (record.get("evaluation") or {}).get("max_loss")
+        pictures["loss-size"] = plots.loss_against_size(steps, tables.chosen_step(steps, max_loss), max_loss)
     speed = (record.get("speed") or {}).get("rows") or []
-    if any(wording.is_number(row.get("ratio_to_fp32")) for row in speed):
-        models["speed-bars"] = plots.speed_bars(speed)
-    return {target: json_item(model, target) for target, model in models.items()}
+    if any(wording.is_finite(row.get("ratio_to_fp32")) for row in speed):
+        pictures["speed-bars"] = plots.speed_bars(speed)
+    return pictures
 
 
 @cache

@@ -1,31 +1,62 @@
 """The report's figures, as Bokeh models. No toolbar and no widgets: hovering is the only interaction, so pages scroll.
 
-Every figure stretches to its container and stands on white, so that it reads the same on a light and a dark page. Colours
-are Okabe and Ito's, which stay apart for colour-blind readers; the heat map's are cividis, made for the same purpose.
+Legends are left to the page, where they wrap on a phone: each figure comes with the marks that it uses.
+
+Every figure stretches to its container and stands on white, so that it reads the same on a light and a dark page. The
+colours are Okabe and Ito's, which colour-blind readers can tell apart; so is the heat map's cividis.
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
 
-from bokeh.models import BasicTicker, BasicTickFormatter, ColorBar, ColumnDataSource, FactorRange, HoverTool, Span, Whisker
+from bokeh.core.properties import value
+from bokeh.models import (
+    BasicTicker,
+    BasicTickFormatter,
+    ColorBar,
+    ColumnDataSource,
+    FactorRange,
+    FixedTicker,
+    HoverTool,
+    Span,
+    Whisker,
+)
 from bokeh.models.mappers import LogColorMapper
 from bokeh.palettes import Cividis256
-from bokeh.core.properties import value
 from bokeh.plotting import figure
 from bokeh.transform import dodge
 
 from bitwright.report.tables import HEAT_COLUMNS, HeatCell, Row, badness
-from bitwright.report.wording import is_number, number, percent, ratio, size, words
+from bitwright.report.wording import is_finite, milliseconds, number, percent, ratio, size, words
 
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#767676"
-SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", VERMILION, GREY)
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", VERMILION)
 INFINITE = "#B00058"  # far from every cividis colour
 _INK, _FAINT = "#33373c", "#e6e8eb"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
 
 
-def heat_map(cells: list[HeatCell]) -> figure:
-    """Blocks as rows, groups as columns, EMD as colour (logarithmic) and as text. Infinite cells have their own colour."""
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One entry of a legend: what a mark means, and how it looks."""
+
+    label: str
+    color: str
+    mark: Literal["bar", "dot", "line", "ring", "dash"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure and its legend."""
+
+    model: figure
+    legend: tuple[Key, ...] = ()
+
+
+def heat_map(cells: list[HeatCell]) -> Picture:
+    """Blocks as rows, groups as columns, EMD as colour (logarithmic) and text. Infinity has its own colour."""
     columns = [role for role in HEAT_COLUMNS if any(cell.role == role for cell in cells)]
     rows = list(dict.fromkeys(cell.block for cell in cells))
     finite = [cell.emd for cell in cells if math.isfinite(cell.emd) and cell.emd > 0]
@@ -41,7 +72,7 @@ def heat_map(cells: list[HeatCell]) -> figure:
             "ink": ["#ffffff" if _luminance(color) < 0.18 else "#14171a" for color in colors],
             "text": [_short(cell.emd) for cell in cells],
             "emd": [number(cell.emd) for cell in cells],
-            "members": [cell.members for cell in cells],
+            "what": [cell.what for cell in cells],
         }
     )
     plot = _figure(
@@ -53,11 +84,14 @@ def heat_map(cells: list[HeatCell]) -> figure:
     )
     cell = plot.rect("column", "row", 0.97, 0.94, source=source, fill_color="color", line_color=None)
     plot.text("column", "row", "text", source=source, text_color="ink", **_CENTERED)
-    plot.add_tools(_hover([("group", "@column"), ("block", "@row"), ("EMD", "@emd"), ("linears", "@members")], cell))
+    plot.add_tools(_hover([("group", "@column"), ("block", "@row"), ("EMD", "@emd"), ("quantized", "@what")], cell))
     plot.grid.visible = False
+    ticks = _log_ticks(low, high)
     plot.add_layout(
         ColorBar(
             color_mapper=mapper,
+            ticker=FixedTicker(ticks=list(ticks)),
+            major_label_overrides=ticks,
             title="EMD (no unit; logarithmic)",
             title_text_font=_FONT,
             title_text_font_style="normal",
@@ -69,18 +103,19 @@ def heat_map(cells: list[HeatCell]) -> figure:
         ),
         "below",
     )
-    return plot
+    broken = any(not math.isfinite(cell.emd) for cell in cells)
+    return Picture(plot, (Key("∞: the output broke", INFINITE, "bar"),) if broken else ())
 
 
-def emd_against_loss(rows: list[Row]) -> figure:
-    """One point per ranked layer: does a large EMD mean a large loss of the metric?"""
-    rows = [row for row in rows if is_number(row.get("metric_loss")) and 0 < badness(row.get("emd")) < math.inf]
-    plot = _figure(
-        height=300,
-        x_axis_type="log",
-        x_axis_label="EMD (no unit)",
-        y_axis_label="loss of the metric, %",
-    )
+def emd_against_loss(rows: list[Row]) -> Picture:
+    """One point per layer: does a large EMD mean a large loss of the metric? Infinite ones have no place."""
+    rows = comparable(rows)
+    plot = _figure(height=300, x_axis_type="log", x_axis_label="EMD (no unit)", y_axis_label="loss of the metric, %")
+    emds = [row["emd"] for row in rows]
+    ticks = _log_ticks(min(emds), max(emds))
+    plot.xaxis.ticker = FixedTicker(ticks=list(ticks))
+    plot.xaxis.major_label_overrides = ticks
+    legend = []
     for role, color in zip(HEAT_COLUMNS, SERIES, strict=False):
         chosen = [row for row in rows if row.get("role") == role]
         if chosen:
@@ -89,17 +124,22 @@ def emd_against_loss(rows: list[Row]) -> figure:
                     "emd": [row["emd"] for row in chosen],
                     "loss": [100 * row["metric_loss"] for row in chosen],
                     "name": [str(row.get("name")) for row in chosen],
+                    "emd_text": [number(row["emd"]) for row in chosen],
+                    "loss_text": [percent(row["metric_loss"]) for row in chosen],
                 }
             )
-            points = plot.scatter(
-                "emd", "loss", size=9, source=source, color=color, alpha=0.8, legend_label=words(role)
-            )
-            plot.add_tools(_hover([("layer", "@name"), ("EMD", "@emd{0.0000}"), ("loss", "@loss{0.000} %")], points))
-    _legend_above(plot)
-    return plot
+            points = plot.scatter("emd", "loss", size=9, source=source, color=color, alpha=0.8)
+            plot.add_tools(_hover([("layer", "@name"), ("EMD", "@emd_text"), ("loss", "@loss_text")], points))
+            legend.append(Key(words(role), color, "dot"))
+    return Picture(plot, tuple(legend))
 
 
-def loss_against_size(steps: list[Row], max_loss: float | None) -> figure:
+def comparable(rows: list[Row]) -> list[Row]:
+    """The rows with a finite EMD above zero and a finite metric loss."""
+    return [row for row in rows if 0 < badness(row.get("emd")) < math.inf and is_finite(row.get("metric_loss"))]
+
+
+def loss_against_size(steps: list[Row], chosen: int, max_loss: float | None) -> Picture:
     """The fallback search: each step's size and loss, with a whisker up to the bound, and the budget as a line."""
     source = ColumnDataSource(
         {
@@ -107,62 +147,48 @@ def loss_against_size(steps: list[Row], max_loss: float | None) -> figure:
             "loss": [100 * step["loss"] for step in steps],
             "upper": [100 * _number_or(step.get("loss_upper"), step["loss"]) for step in steps],
             "step": [str(i) for i in range(len(steps))],
-            "unit": [str(step.get("unit") or "everything that the recipe quantizes") for step in steps],
+            "unit": [str(step.get("unit") or "nothing yet") for step in steps],
             "size": [size(step["bytes"]) for step in steps],
             "loss_text": [percent(step["loss"]) for step in steps],
             "upper_text": [percent(step.get("loss_upper")) for step in steps],
         }
     )
-    plot = _figure(height=320, x_axis_label="size, MB", y_axis_label="loss on the tuning data, %")
+    plot = _figure(height=300, x_axis_label="size, MB", y_axis_label="loss on the tuning data, %")
     plot.line("megabytes", "loss", source=source, color=BLUE, line_alpha=0.45, line_width=2)
     whisker = Whisker(base="megabytes", upper="upper", lower="loss", source=source, line_color=BLUE, line_width=1.5)
-    whisker.upper_head.size = 9
-    whisker.lower_head.size = 0
+    whisker.upper_head.size, whisker.lower_head.size = 9, 0
     plot.add_layout(whisker)
-    points = plot.scatter("megabytes", "loss", source=source, size=10, color=BLUE, legend_label="step, with its 95 % bound")
-    plot.scatter(
-        [source.data["megabytes"][-1]],
-        [source.data["loss"][-1]],
-        size=17,
-        fill_color=None,
-        line_color=VERMILION,
-        line_width=2.5,
-        legend_label="chosen",
-    )
-    tops = [0.0, *source.data["upper"], *source.data["loss"]]
-    if is_number(max_loss):
-        plot.add_layout(Span(location=100 * max_loss, dimension="width", line_color=GREY, line_dash="6 4", line_width=2))
-        plot.line([], [], color=GREY, line_dash="6 4", line_width=2, legend_label=f"budget, {percent(max_loss)}")
-        tops.append(100 * max_loss)
-    margin = 0.08 * (max(tops) - min(tops) or 1.0)
-    plot.y_range.start, plot.y_range.end = min(tops) - margin, max(tops) + margin
-    plot.add_tools(
-        _hover(
-            [
-                ("step", "@step"),
-                ("put back to 16 bit", "@unit"),
-                ("size", "@size"),
-                ("loss", "@loss_text"),
-                ("at most (95 %)", "@upper_text"),
-            ],
-            points,
+    points = plot.scatter("megabytes", "loss", source=source, size=10, color=BLUE)
+    at = ([source.data["megabytes"][chosen]], [source.data["loss"][chosen]])
+    plot.scatter(*at, size=17, fill_color=None, line_color=VERMILION, line_width=2.5)
+    legend = [Key("a step; the whisker is its 95 % bound", BLUE, "dot"), Key("chosen", VERMILION, "ring")]
+    heights = [0.0, *source.data["upper"], *source.data["loss"]]
+    if max_loss is not None:
+        plot.add_layout(
+            Span(location=100 * max_loss, dimension="width", line_color=GREY, line_dash="6 4", line_width=2)
         )
-    )
-    _legend_above(plot)
-    return plot
+        legend.append(Key(f"budget, {percent(max_loss)}", GREY, "dash"))
+        heights.append(100 * max_loss)
+    margin = 0.08 * (max(heights) - min(heights) or 1.0)
+    plot.y_range.start, plot.y_range.end = min(heights) - margin, max(heights) + margin
+    tips = [("step", "@step"), ("put back to 16 bit", "@unit"), ("size", "@size"), ("loss", "@loss_text")]
+    plot.add_tools(_hover([*tips, ("at most (95 %)", "@upper_text")], points))
+    return Picture(plot, tuple(legend))
 
 
-def speed_bars(rows: list[Row]) -> figure:
+def speed_bars(rows: list[Row]) -> Picture:
     """Speed relative to fp32 by input shape and runtime; the line at 1 is the original."""
-    rows = [row for row in rows if is_number(row.get("ratio_to_fp32"))]
+    rows = [row for row in rows if is_finite(row.get("ratio_to_fp32"))]
     shapes = list(dict.fromkeys(_shape(row) for row in rows))
     runtimes = list(dict.fromkeys(str(row.get("runtime")) for row in rows))
+    colors = _runtime_colors(runtimes)
     plot = _figure(
-        height=100 + len(shapes) * (16 + 18 * len(runtimes)),
+        height=70 + len(shapes) * (14 + 16 * len(runtimes)),
         y_range=FactorRange(*reversed(shapes)),
         x_axis_label="speed relative to fp32 (higher is faster)",
+        y_axis_label="batch × tokens",
     )
-    thickness = 0.8 / max(len(runtimes), 1)
+    thickness = 0.8 / len(runtimes)
     for i, runtime in enumerate(runtimes):
         chosen = [row for row in rows if str(row.get("runtime")) == runtime]
         source = ColumnDataSource(
@@ -171,57 +197,44 @@ def speed_bars(rows: list[Row]) -> figure:
                 "ratio": [row["ratio_to_fp32"] for row in chosen],
                 "ratio_text": [ratio(row["ratio_to_fp32"]) for row in chosen],
                 "runtime": [runtime] * len(chosen),
-                "median": [number(row.get("median_ms")) for row in chosen],
-                "min": [number(row.get("min_ms")) for row in chosen],
+                "median": [milliseconds(row.get("median_ms")) for row in chosen],
+                "min": [milliseconds(row.get("min_ms")) for row in chosen],
             }
         )
-        bars = plot.hbar(
-            dodge("shape", 0.4 - thickness * (i + 0.5), range=plot.y_range),
-            right="ratio",
-            height=thickness * 0.86,
-            source=source,
-            color=SERIES[i % len(SERIES)],
-            legend_label=runtime,
-        )
-        tips = [("runtime", "@runtime"), ("input", "@shape"), ("relative speed", "@ratio_text")]
+        place = dodge("shape", 0.4 - thickness * (i + 0.5), range=plot.y_range)
+        bars = plot.hbar(place, right="ratio", height=thickness * 0.86, source=source, color=colors[runtime])
+        tips = [("runtime", "@runtime"), ("batch × tokens", "@shape"), ("relative speed", "@ratio_text")]
         plot.add_tools(_hover([*tips, ("median", "@median ms"), ("fastest", "@min ms")], bars))
     plot.add_layout(Span(location=1, dimension="height", line_color=_INK, line_width=1.5, line_dash="4 3"))
     plot.x_range.start = 0
     plot.ygrid.visible = False
-    _legend_above(plot)
-    return plot
+    return Picture(plot, (*(Key(name, colors[name], "bar") for name in runtimes), Key("as fast as fp32", _INK, "dash")))
 
 
-def histogram(kind: str, columns: dict[str, list[float]]) -> figure:
-    """One layer's values before (bars) and after (line) quantization, shares on a logarithmic axis to show the outliers.
+def histogram(kind: str, columns: dict[str, list[float]]) -> Picture:
+    """One layer's values before (bars) and after (line) quantization; the axis is logarithmic to show outliers.
 
     kind: "weight" or "activation"; names the data source, which the page replaces when another layer is chosen.
     columns: as `histogram_columns` returns them.
     """
     source = ColumnDataSource(columns, name=f"{kind}-values")
     plot = _figure(
-        height=280,
-        y_axis_type="log",
-        x_axis_label=f"{kind} value (no unit)",
-        y_axis_label="share of the values",
+        height=270, y_axis_type="log", x_axis_label=f"{kind} value (no unit)", y_axis_label="share of the values"
     )
-    bars = plot.quad(
-        "left", "right", "before", "floor", source=source, color=BLUE, alpha=0.35, line_color=None, legend_label="before"
-    )
-    plot.step("middle", "after", source=source, mode="center", color=VERMILION, line_width=1.5, legend_label="after")
+    bars = plot.quad("left", "right", "before", "floor", source=source, color=BLUE, alpha=0.35, line_color=None)
+    plot.step("middle", "after", source=source, mode="center", color=VERMILION, line_width=1.5)
     tips = [("values", "@left{0.0000} to @right{0.0000}"), ("before", "@before{0.0000%}"), ("after", "@after{0.0000%}")]
     plot.add_tools(_hover(tips, bars))
-    _legend_above(plot)
-    return plot
+    return Picture(plot, (Key("before", "#a6cfe6", "bar"), Key("after", VERMILION, "line")))
 
 
 def histogram_columns(distribution: dict[str, Any] | None) -> dict[str, list[float]]:
-    """{edges [n + 1], before [n], after [n]} -> the columns of `histogram`. Empty bins sit on the floor of the log axis."""
+    """{edges [n + 1], before [n], after [n]} -> the columns of `histogram`. Empty bins sit on the floor of the axis."""
     if not distribution:
         return {name: [] for name in ("left", "right", "middle", "before", "after", "floor")}
     edges, before, after = (distribution[key] for key in ("edges", "before", "after"))
     floor = 10.0 ** math.floor(math.log10(min((v for v in (*before, *after) if v > 0), default=1.0)))
-    pairs = list(zip(edges, edges[1:], strict=False))
+    pairs = list(pairwise(edges))
     return {
         "left": [_rounded(left) for left, _ in pairs],
         "right": [_rounded(right) for _, right in pairs],
@@ -232,7 +245,9 @@ def histogram_columns(distribution: dict[str, Any] | None) -> dict[str, list[flo
     }
 
 
-_PALETTE = list(reversed(Cividis256))[24:-16]  # light is harmless, dark is sensitive; the extremes drown the text
+_PALETTE: list[str] = list(reversed(Cividis256))[
+    24:-16
+]  # light is harmless, dark is sensitive; the extremes drown the text
 _CENTERED: dict[str, Any] = {
     "text_align": "center",
     "text_baseline": "middle",
@@ -270,17 +285,21 @@ def _hover(tips: list[tuple[str, str]], renderer: Any) -> HoverTool:
     return HoverTool(tooltips=tips, renderers=[renderer])
 
 
-def _legend_above(plot: figure) -> None:
-    """Move the legend out of the data, to a row above it."""
-    if not plot.legend:
-        return
-    legend = plot.legend[0]
-    plot.center.remove(legend)
-    plot.add_layout(legend, "above")
-    legend.orientation = "horizontal"
-    legend.border_line_color = legend.background_fill_color = None
-    legend.padding, legend.margin, legend.spacing = 4, 2, 14
-    legend.label_text_font, legend.label_text_font_size, legend.label_text_color = _FONT, "12px", _INK
+def _log_ticks(low: float, high: float) -> dict[float, str]:
+    """Ticks of a logarithmic axis and their labels: few enough for a phone."""
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades <= 1.7 else (1, 3) if decades <= 3 else (1,)
+    stride = max(1, round(decades / 6))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{step}e{power}") for power in powers if power % stride == 0 for step in steps]
+    return {tick: number(tick) for tick in ticks}
+
+
+def _runtime_colors(runtimes: list[str]) -> dict[str, str]:
+    """Bitwright in blue, the original's precisions in greys, others in the order of the palette."""
+    fixed = {"bitwright": BLUE, "torch fp32": GREY, "torch bf16": "#b3b8bd"}
+    others = iter(SERIES[1:] * len(runtimes))
+    return {name: fixed.get(name) or next(others) for name in runtimes}
 
 
 def _heat_color(emd: float, low: float, high: float) -> str:
@@ -309,7 +328,7 @@ def _shape(row: Row) -> str:
 
 
 def _number_or(value: Any, otherwise: float) -> float:
-    return float(value) if is_number(value) and math.isfinite(value) else otherwise
+    return float(value) if is_finite(value) else otherwise
 
 
 def _rounded(value: float) -> float:

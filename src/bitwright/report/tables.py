@@ -14,16 +14,16 @@ HEAT_COLUMNS = ("qkv", "attention_output", "ffn", "head")
 
 @dataclass(frozen=True, slots=True)
 class HeatCell:
-    """One block × group: the largest EMD of the linears in it, and which they are."""
+    """One block × group: its EMD, and what was quantized to measure it."""
 
     block: str
     role: str
     emd: float
-    members: str
+    what: str
 
 
 def decisions(plan: list[Row]) -> list[Row]:
-    """The plan with equal decisions merged: {roles, scheme, method, reason, count, names, bytes_before, bytes_after}."""
+    """The plan with equal decisions merged: {scheme, method, reason, roles, names, bytes_before, bytes_after}."""
     merged: dict[tuple[str, str, str], Row] = {}
     for row in plan:
         key = (str(row.get("scheme")), str(row.get("method")), str(row.get("reason") or ""))
@@ -48,24 +48,56 @@ def decisions(plan: list[Row]) -> list[Row]:
 
 
 def heat_cells(sensitivity: Row) -> list[HeatCell]:
-    """Block × group cells from the sensitivity of single units, or of single linears where units were not measured."""
+    """Block × group cells: the group of the block quantized alone, else the worst of its units, else of its linears."""
+    for kind in ("groups", "units", "rows"):
+        rows = [row for row in _quantized_alone(sensitivity.get(kind)) if _has_cell(row)]
+        if any(row.get("block") is not None for row in rows):
+            break
+    else:
+        return []
     members: dict[tuple[int | None, str], list[Row]] = {}
-    for row in _quantized_alone(sensitivity.get("units")) or _quantized_alone(sensitivity.get("rows")):
-        if is_number(row.get("emd")) and row.get("role") in HEAT_COLUMNS:
-            members.setdefault((row.get("block"), row["role"]), []).append(row)
+    for row in rows:
+        members.setdefault((row.get("block"), row["role"]), []).append(row)
+    order = sorted(members, key=lambda key: (key[0] is None, key[0] or 0))
     return [
         HeatCell(
-            "head" if block is None else str(block),
-            role,
-            max((float(row["emd"]) for row in rows), key=badness),
-            ", ".join(str(row.get("name")) for row in rows),
+            block="head" if block is None else str(block),
+            role=role,
+            emd=max((float(row["emd"]) for row in members[block, role]), key=badness),
+            what="the whole group"
+            if kind == "groups"
+            else ", ".join(str(row.get("name")) for row in members[block, role]),
         )
-        for (block, role), rows in sorted(members.items(), key=lambda item: (item[0][0] is None, item[0][0] or 0))
+        for block, role in order
     ]
 
 
+def _has_cell(row: Row) -> bool:
+    """Whether a row belongs into the map: of one block, or of the head, which has none."""
+    role = row.get("role")
+    return is_number(row.get("emd")) and role in HEAT_COLUMNS and (row.get("block") is not None or role == "head")
+
+
+def whole_groups(sensitivity: Row) -> list[Row]:
+    """The groups over all blocks, most sensitive first."""
+    rows = [row for row in ranked(sensitivity.get("groups")) if row.get("block") is None]
+    return list({row.get("name"): row for row in rows}.values())
+
+
+def chosen_step(steps: list[Row], max_loss: float | None) -> int:
+    """The index of the step that the fallback search settled on.
+
+    The search ends with the first step whose bound is inside the budget; where none is, it goes back to the first whose
+    estimate is, and else stays with the last.
+    """
+    last = len(steps) - 1
+    if max_loss is None or (steps[last].get("loss_upper") or 0.0) <= max_loss:
+        return last
+    return next((i for i, step in enumerate(steps) if step["loss"] <= max_loss), last)
+
+
 def ranked(rows: list[Row] | None) -> list[Row]:
-    """Sensitivity rows, worst EMD first; `emd_all_but` is the EMD with everything but this row quantized, where measured."""
+    """Sensitivity rows, worst EMD first; `emd_all_but` is the EMD with all but this row quantized, if measured."""
     all_but = {row.get("name"): row.get("emd") for row in rows or [] if row.get("mode") == "all but one"}
     alone = [{**row, "emd_all_but": all_but.get(row.get("name"))} for row in _quantized_alone(rows)]
     return sorted(alone, key=lambda row: -badness(row.get("emd")))

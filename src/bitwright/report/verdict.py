@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitwright.record import Record
-from bitwright.report.wording import ABSENT, is_number, number, percent, ratio, short_name, size, times, words
+from bitwright.report.wording import (
+    ABSENT,
+    is_finite,
+    is_number,
+    metric_phrase,
+    number,
+    percent,
+    ratio,
+    short_name,
+    size,
+    times,
+)
 
 # The verdict -> (CSS class, symbol, heading). The symbol repeats what the colour says.
 STATES = {
@@ -37,8 +48,8 @@ def state(record: Record) -> tuple[str, str, str]:
 def verdict_sentence(record: Record) -> str:
     """The verdict in one plain sentence, such as
 
-    "MiniLM is 3.9 times smaller and 2.4 times faster; it loses 0.08 % (at most 0.21 % with 95 % confidence) of the
-    STS rank correlation, inside the 1 % budget."
+    "MiniLM is 3.9 times smaller and 2.4 times faster; it loses 0.08 % (at most 0.21 % with 95 % confidence) of its
+    agreement with human judgement of similarity, inside the 1 % budget."
     """
     name = short_name((record.get("model") or {}).get("name"))
     gains = []
@@ -62,37 +73,48 @@ def size_ratio(record: Record) -> float | None:
     return before / after if before and after else None
 
 
-def metric_words(evaluation: dict[str, Any]) -> str:
-    """The metric as a noun: "the STS Spearman", "the agreement with the original model's answers"."""
-    metric = evaluation.get("metric") or {}
-    name = words(metric.get("name") or "the metric")
-    return name if name.startswith("the ") else f"the {name}"
+def metric_name(record: Record) -> str:
+    """The metric's own name, such as "nDCG@10"."""
+    return str(((record.get("evaluation") or {}).get("metric") or {}).get("name") or "the metric")
+
+
+def is_bitwright(row: dict[str, Any]) -> bool:
+    """Whether a row of the speed table is one of Bitwright's own runtimes."""
+    return str(row.get("runtime", "")).startswith("bitwright")
 
 
 def _loss_clause(evaluation: dict[str, Any] | None) -> str:
     if not evaluation or not is_number(evaluation.get("loss")):
         return "its accuracy was not measured"
-    loss, upper, budget = (evaluation.get(key) for key in ("loss", "loss_upper", "max_loss"))
-    confidence = percent(evaluation.get("confidence") or 0.95)
-    verdict = evaluation.get("verdict")
-    bound = f" (at most {percent(upper)} with {confidence} confidence)" if is_number(upper) else ""
-    metric = metric_words(evaluation)
-    verb = "appears to lose" if verdict == "undecided" else "loses"
-    if loss > 0:
-        clause = f"it {verb} {percent(loss)}{bound} of {metric}"
-    else:
-        clause = f"it loses nothing measurable{bound} of {metric}"
+    budget, verdict = f"the {percent(evaluation.get('max_loss'))} budget", evaluation.get("verdict")
+    clause = _measured_loss(evaluation)
     if verdict == "met":
-        return f"{clause}, inside the {percent(budget)} budget"
+        return f"{clause}, inside {budget}"
     if verdict == "not met":
-        return f"{clause}, over the {percent(budget)} budget"
-    if verdict == "undecided":
-        needed = evaluation.get("needed_samples")
-        enough = f"; about {number(needed)} would be enough" if needed else ""
-        samples = evaluation.get("n_held_out")
-        few = f"{number(samples)} samples are" if samples else "the sample is"
-        return f"{clause}, but {few} too few to decide whether that is inside the {percent(budget)} budget{enough}"
-    return f"{clause}; no budget was set"
+        return f"{clause}, over {budget}"
+    if verdict != "undecided":
+        return f"{clause}; no budget was set"
+    samples, needed = (evaluation.get(key) for key in ("n_held_out", "needed_samples"))
+    few = f"{number(samples)} samples are" if samples else "the sample is"
+    enough = f"; about {number(needed)} would be enough" if needed else ""
+    return f"{clause}, but {few} too few to tell whether that is inside {budget}{enough}"
+
+
+def _measured_loss(evaluation: dict[str, Any]) -> str:
+    """ "it loses 0.08 % (at most 0.21 % with 95 % confidence) of its accuracy": the bound that the verdict rests on."""
+    loss, verdict = evaluation["loss"], evaluation.get("verdict")
+    side, bound = ("at least", "loss_lower") if verdict == "not met" else ("at most", "loss_upper")
+    limit = evaluation.get(bound)
+    confidence = percent(evaluation.get("confidence") or 0.95)
+    aside = f" ({side} {percent(limit)} with {confidence} confidence)" if is_finite(limit) else ""
+    metric = evaluation.get("metric") or {}
+    if metric.get("higher_is_better") is False:
+        name = metric.get("name") or "metric"
+        return f"its {name} gets {percent(loss)}{aside} worse" if loss > 0 else f"its {name} does not get worse{aside}"
+    what = metric_phrase(metric.get("name"))
+    if loss <= 0:
+        return f"it loses nothing measurable{aside} of {what}"
+    return f"it {'appears to lose' if verdict == 'undecided' else 'loses'} {percent(loss)}{aside} of {what}"
 
 
 def _size_fact(record: Record) -> Fact:
@@ -109,23 +131,27 @@ def _speed_fact(record: Record) -> Fact:
     threads = (record.get("speed") or {}).get("threads")
     on = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
     if len(ratios) == 1:
-        return Fact("Speed", ratio(ratios[0]), f"that of the fp32 original{on}")
-    spread = f"{ratio(min(ratios))} to {ratio(max(ratios))}"
-    return Fact("Speed", ratio(_geometric_mean(ratios)), f"that of the fp32 original; {spread} by input shape{on}")
+        return Fact("Speed", ratio(ratios[0], 1), f"that of the fp32 original{on}")
+    spread = f"{ratio(min(ratios), 1)} to {ratio(max(ratios), 1)}"
+    return Fact("Speed", ratio(_geometric_mean(ratios), 1), f"that of the fp32 original; {spread} by input shape{on}")
 
 
 def _loss_facts(evaluation: dict[str, Any]) -> tuple[Fact, Fact]:
     loss, lower, upper, budget = (evaluation.get(key) for key in ("loss", "loss_lower", "loss_upper", "max_loss"))
     if not is_number(loss):
         return Fact("Loss", ABSENT, "not measured"), Fact("Budget", percent(budget), "not checked")
-    context = f"of {metric_words(evaluation)}"
-    if is_number(lower) and is_number(upper):
-        context += f"; at least {percent(lower)}, at most {percent(upper)} (each with 95 % confidence)"
+    context = f"of {metric_phrase((evaluation.get('metric') or {}).get('name'))}"
+    if is_finite(lower) and is_finite(upper):
+        context += f"; 95 % sure of at most {percent(upper)}, and of at least {percent(lower)}"
     if not is_number(budget):
         return Fact("Loss", percent(loss), context), Fact("Budget", ABSENT, "none was set")
-    room = budget - upper if is_number(upper) else budget - loss
-    left = f"the bound leaves {percent(room)}" if room >= 0 else f"the bound is {percent(-room)} over"
-    return Fact("Loss", percent(loss), context), Fact("Budget", percent(budget), left)
+    outcome = {
+        "met": "met: with 95 % confidence the loss is inside it",
+        "not met": "not met: with 95 % confidence the loss is over it",
+        "undecided": "undecided: it lies between the two bounds of the loss",
+    }
+    said = outcome.get(str(evaluation.get("verdict")), "not checked")
+    return Fact("Loss", percent(loss), context), Fact("Budget", percent(budget), said)
 
 
 def _speed_ratios(record: Record) -> list[float]:
@@ -133,7 +159,7 @@ def _speed_ratios(record: Record) -> list[float]:
     by_runtime: dict[str, list[float]] = {}
     for row in (record.get("speed") or {}).get("rows") or []:
         factor = row.get("ratio_to_fp32")
-        if str(row.get("runtime", "")).lower().startswith("bitwright") and is_number(factor) and factor > 0:
+        if is_bitwright(row) and is_number(factor) and factor > 0:
             by_runtime.setdefault(row["runtime"], []).append(factor)
     return max(by_runtime.values(), key=_geometric_mean, default=[])
 

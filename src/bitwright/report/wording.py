@@ -1,8 +1,11 @@
 """Numbers and names as a reader sees them. Absent numbers are a dash, never an error: a step may not have run."""
 
 import math
+import re
 from pathlib import PurePosixPath
 from typing import Any
+
+from markupsafe import Markup
 
 from bitwright.numerics.spec import SCHEMES
 
@@ -17,21 +20,46 @@ ROLE_NAMES = {
     "embedding": "embedding",
 }
 
-# What each number beside the main metric means, for readers who do not work with quantization.
-COMPANION_MEANING = {
-    "cosine": "How parallel the outputs before and after are; 1 is identical. Insensitive: small losses hide near 1.",
-    "emd": "Earth mover's distance between the outputs before and after, each standardised; 0 is identical. "
-    "It sees a change of shape, not one of order.",
-    "kendall": "Share of pairs in the same order minus the share of swapped pairs; 1 means that no pair swapped. "
-    "The strictest of the rank measures: near ties swap easily.",
-    "kl": "Kullback–Leibler divergence of the predicted probabilities from the original ones, in nats; 0 is identical.",
-    "max_abs_error": "The largest difference of any single output value.",
-    "pearson": "Linear correlation of the scores before and after; 1 is identical up to scale.",
-    "rank_flips": "Share of pairs whose order the quantized model swaps; 0 is best.",
-    "spearman": "Rank correlation of the scores before and after; 1 means the same order.",
-    "sqnr_db": "Signal-to-quantization-noise ratio of the outputs in decibels; 6 dB more is half the error.",
-    "top1": "Share of inputs whose best answer is unchanged; 1 is best.",
+# A number beside the main metric -> its label, and what it means to a reader who does not work with quantization.
+COMPANIONS = {
+    "cosine_mean": (
+        "cosine, mean",
+        "How parallel the outputs before and after are; 1 is identical. Losses hide close to 1.",
+    ),
+    "cosine_min": ("cosine, worst", "The same for the sample that changed most."),
+    "spearman": ("Spearman", "Rank correlation of the scores before and after; 1 means the same order."),
+    "kendall": (
+        "Kendall",
+        "Share of pairs in the same order minus the share in the opposite one; 1 means that none swapped. "
+        "The strictest of the rank measures, because near ties swap easily.",
+    ),
+    "rank_flips": ("rank flips", "Share of pairs whose order the quantized model swaps; 0 is best."),
+    "top1_neighbour_agreement": (
+        "same nearest neighbour",
+        "Share of samples whose nearest neighbour is unchanged; 1 is best.",
+    ),
+    "top1_agreement": ("same answer", "Share of samples whose most probable class is unchanged; 1 is best."),
+    "kl": ("KL divergence", "Distance between the predicted probabilities before and after, in nats; 0 is identical."),
+    "emd": (
+        "EMD",
+        "Earth mover’s distance between the output values before and after, each standardised; 0 is identical. "
+        "It sees that values moved, not that they changed places.",
+    ),
+    "sqnr_db": ("SQNR, dB", "Signal-to-quantization-noise ratio of the outputs; 6 dB more is half the error."),
+    "max_abs": ("largest difference", "The largest change of any single output value."),
+}  # fmt: skip
+
+# A metric -> what the quantized model loses a share of, as a phrase for the verdict.
+METRIC_PHRASES = {
+    "Spearman of cosine": "its agreement with human judgement of similarity",
+    "nDCG@10": "its search quality (nDCG@10)",
+    "accuracy": "its accuracy",
+    "macro F1": "its classification quality (macro F1)",
+    "Spearman of pairwise similarities with float": "the original’s ranking of similarities",
+    "top-1 agreement with float": "the original’s answers",
 }
+
+METHOD_WORDS = {"rtn": "rounded to nearest"}
 
 
 def is_number(value: Any) -> bool:
@@ -39,9 +67,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a number other than NaN and infinity."""
+    return is_number(value) and math.isfinite(value)
+
+
 def percent(fraction: Any) -> str:
     """A fraction as a percentage: 0.0008 -> "0.08 %", 0.01 -> "1 %", 0.123 -> "12.3 %"."""
-    if not is_number(fraction) or not math.isfinite(fraction):
+    if not is_finite(fraction):
         return number(fraction)
     value = 100 * fraction
     if 0 < abs(value) < 0.001:
@@ -52,13 +85,13 @@ def percent(fraction: Any) -> str:
 
 def size(n_bytes: Any) -> str:
     """Bytes in decimal units with three significant digits: 90_870_000 -> "90.9 MB"."""
-    if not is_number(n_bytes) or not math.isfinite(n_bytes):
+    if not is_finite(n_bytes):
         return number(n_bytes)
     value, unit = float(n_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007 - the unit reached is the result
-        if abs(value) < 999.5 or unit == "TB":
+    for larger in ("kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5:
             break
-        value /= 1000
+        value, unit = value / 1000, larger
     digits = 0 if unit == "B" or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{_signed(value, digits, keep_zeros=True)}{_NBSP}{unit}"
 
@@ -68,7 +101,7 @@ def number(value: Any) -> str:
     if not is_number(value):
         return ABSENT if value is None or not str(value) else str(value)
     if math.isnan(value):
-        return "not a number"
+        return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if value == int(value) and abs(value) < 1e15:
@@ -78,11 +111,14 @@ def number(value: Any) -> str:
     return text.replace("e-0", "e-").replace("-", "−")
 
 
-def ratio(value: Any) -> str:
-    """A factor: 3.88 -> "3.9×"."""
-    if not is_number(value) or not math.isfinite(value):
-        return number(value)
-    return f"{value:.2f}×" if value < 2 else f"{value:.1f}×"
+def ratio(value: Any, digits: int = 2) -> str:
+    """A factor: 3.876 -> "3.88×"."""
+    return fixed(value, digits) + "×" if is_finite(value) else number(value)
+
+
+def fixed(value: Any, digits: int) -> str:
+    """A number with as many decimals as the column's others."""
+    return _signed(value, digits, keep_zeros=True) if is_finite(value) else number(value)
 
 
 def times(factor: float, better: str, worse: str) -> str:
@@ -94,9 +130,27 @@ def times(factor: float, better: str, worse: str) -> str:
 _POSITIVE = {"smaller": "large", "faster": "fast"}
 
 
+def milliseconds(value: Any) -> str:
+    """A latency, with decimals that keep a column aligned: 1.2 -> "1.20", 333.9 -> "333.9"."""
+    if not is_finite(value):
+        return number(value)
+    return f"{value:.2f}" if value < 100 else f"{value:,.1f}"
+
+
+def method_words(name: Any) -> str:
+    """A method in words: "rtn" -> "round to nearest"."""
+    return METHOD_WORDS.get(name, words(name))
+
+
+def moment(created: Any) -> str:
+    """An ISO 8601 time in UTC as people write it: "2025-03-04T10:20:30Z" -> "2025-03-04 10:20 UTC"."""
+    match = re.match(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:[\d.]+)?(Z|\+00:00)?$", str(created or ""))
+    return f"{match[1]} {match[2]} UTC" if match else str(created or "")
+
+
 def seconds(value: Any) -> str:
     """A duration: 0.25 -> "0.25 s", 75 -> "1 min 15 s"."""
-    if not is_number(value) or not math.isfinite(value):
+    if not is_finite(value):
         return number(value)
     if value < 60:
         return f"{value:.2g}{_NBSP}s" if value < 10 else f"{value:.0f}{_NBSP}s"
@@ -118,6 +172,8 @@ def short_name(model_name: Any) -> str:
 
 def scheme_words(name: str) -> str:
     """What a scheme stores: "w8a8" -> "int8 weights, int8 activations (scaled at run time)"."""
+    if name == "int8":
+        return "int8 with one scale per row"
     scheme = SCHEMES.get(name)
     if scheme is None:
         return name
@@ -130,15 +186,23 @@ def scheme_words(name: str) -> str:
     return f"{weights}, int{scheme.input.bits} activations ({how})"
 
 
-def companion_meaning(name: str) -> str:
-    """The explanation of a companion: by its name, else by the known name that it contains, else empty."""
-    key = name.lower().replace("-", "_").replace(" ", "_")
-    known = sorted((known for known in COMPANION_MEANING if known in key), key=len)
-    return COMPANION_MEANING[known[-1]] if known else ""
+def companion(name: str) -> tuple[str, str]:
+    """The label and the explanation of a companion; a name that nobody knows is its own label, unexplained."""
+    return COMPANIONS.get(name, (words(name), ""))
+
+
+def metric_phrase(name: Any) -> str:
+    """What a loss is a share of: "nDCG@10" -> "its search quality (nDCG@10)"."""
+    return METRIC_PHRASES.get(str(name), f"the {words(name)}" if name else "the metric")
+
+
+def breakable(name: Any) -> Markup:
+    """A dotted name that may break after its dots, where a table is narrow."""
+    return Markup(".<wbr>").join(str(name).split("."))
 
 
 def _signed(value: float, digits: int, *, keep_zeros: bool = False) -> str:
     text = f"{value:.{digits}f}"
     if "." in text and not keep_zeros:
         text = text.rstrip("0").rstrip(".")
-    return "0" if text in ("-0", "-0.0", "-0.00") else text.replace("-", "−")
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")

@@ -1,0 +1,113 @@
+"""The report in a real browser, at the widths of a desk and of a phone."""
+
+import pytest
+
+from bitwright.report import render_comparison, render_report
+
+pytestmark = pytest.mark.browser
+
+WIDTHS = [1280, 400]
+BROKEN = "$$x$$</script><img src=http://example.invalid/x onerror=document.title='taken'><b>"
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    """open_page(html, width) -> a loaded page, whose console and requests were watched from the start."""
+    pages = []
+
+    def opened(html: str, width: int):
+        path = tmp_path / "report.html"
+        path.write_text(html, encoding="utf-8")
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        pages.append(page)
+        page.problems, page.requests = [], []
+        page.on(
+            "console",
+            lambda message: page.problems.append(message.text) if message.type in ("error", "warning") else None,
+        )
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+
+
+def drawn(page, target: str):
+    """Wait until the figure in `target` is drawn; the size of its canvas."""
+    canvas = page.locator(f"#{target} canvas").first
+    canvas.wait_for(state="attached", timeout=20_000)
+    return canvas.evaluate("c => [c.width, c.height]")
+
+
+@pytest.mark.parametrize(("name", "width"), [("record", 1280), ("record", 400), ("not_met", 400)])
+def test_report_is_drawn_without_errors_or_requests(open_page, request, name, width):
+    page = open_page(render_report(request.getfixturevalue(name)), width)
+    for target in ("heat-map", "emd-loss", "loss-size", "weights", "activations", "speed-bars"):
+        assert min(drawn(page, target)) > 100, target
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.problems == []
+    assert all(url.startswith(("file:", "data:")) for url in page.requests)
+    assert len([url for url in page.requests if url.startswith("file:")]) == 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_missing_steps_leave_a_clean_page(open_page, minimal, width):
+    page = open_page(render_report(minimal), width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("canvas").count() == 0
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_comparison_fits(open_page, record, undecided, width):
+    page = open_page(render_comparison(record, undecided), width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.problems == []
+
+
+def test_heat_map_fills_its_card(open_page, full_page):
+    page = open_page(full_page, 400)
+    drawn(page, "heat-map")
+    figure, card = (page.locator(where).bounding_box() for where in ("#heat-map > *", "#heat-map"))
+    assert card["width"] * 0.95 <= figure["width"] <= card["width"]
+
+
+def test_tables_sort_both_ways(open_page, full_page):
+    page = open_page(full_page, 1280)
+    header = page.locator("#layers th", has_text="before")
+    column = "rows => rows.map(row => Number(row.cells[4].dataset.value))"
+    for order, descending in (("ascending", False), ("descending", True)):
+        header.locator("button").click()
+        values = page.locator("#layers tbody tr").evaluate_all(column)
+        assert values == sorted(values, reverse=descending)
+        assert header.get_attribute("aria-sort") == order
+
+
+def test_choosing_a_layer_changes_its_distributions(open_page, record):
+    record["distributions"][7]["activation"] = None
+    name = record["distributions"][7]["name"]
+    page = open_page(render_report(record), 1280)
+    drawn(page, "weights")
+    left = """kind => Bokeh.documents.map(d => d.get_model_by_name(`${kind}-values`)).find(s => s).data.left.length"""
+    assert page.evaluate(left, "activation") > 0
+    page.select_option("#layer", label=name)
+    assert page.evaluate(left, "activation") == 0
+    assert page.evaluate(left, "weight") > 0
+    assert page.locator("#no-activation").is_visible()
+
+
+def test_hostile_names_do_not_run(open_page, record):
+    record["model"]["name"] = BROKEN
+    for row in (*record["plan"], *record["sensitivity"]["rows"], *record["distributions"], *record["speed"]["rows"]):
+        row["name"] = row["runtime"] = BROKEN
+    page = open_page(render_report(record), 1280)
+    drawn(page, "emd-loss")
+    box = page.locator("#speed-bars").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 3)  # hovering puts names into a tooltip
+    page.wait_for_timeout(300)
+    assert page.title() != "taken"
+    assert page.locator("img").count() == 0
+    assert not [url for url in page.requests if url.startswith("http")]

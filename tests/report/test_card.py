@@ -1,0 +1,85 @@
+"""The model card: front matter that parses, and only what was measured."""
+
+import re
+
+import pytest
+import yaml
+
+from bitwright.report import render_model_card
+from bitwright.report.card import license_of
+
+SOURCE = "---\nlicense: mit\ntags: [original]\n---\n# Original\nSecret sauce.\n"
+
+
+def front_matter(card):
+    _, fields, body = card.split("---\n", 2)
+    return yaml.safe_load(fields), body
+
+
+def test_front_matter(record):
+    fields, _ = front_matter(render_model_card(record, SOURCE))
+    assert fields["license"] == "mit"
+    assert fields["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert fields["base_model_relation"] == "quantized"
+    assert fields["library_name"] == "sentence-transformers"
+    assert {"bitwright", "int8"} <= set(fields["tags"])
+    assert "original" not in fields["tags"]
+
+
+def test_only_the_license_comes_from_the_source(record):
+    assert "Secret sauce" not in render_model_card(record, SOURCE)
+
+
+@pytest.mark.parametrize("readme", [None, "# no front matter", "---\n[broken: yaml\n---\n", "---\njust text\n---\n"])
+def test_record_knows_the_license_where_the_card_does_not(record, readme):
+    fields, _ = front_matter(render_model_card(record, readme))
+    assert fields["license"] == "apache-2.0"
+
+
+def test_license_fields_of_a_named_license():
+    text = "---\r\nlicense: other\r\nlicense_name: x\r\nlicense_link: LICENSE\r\n---\r\n"
+    assert license_of(text) == {"license": "other", "license_name": "x", "license_link": "LICENSE"}
+
+
+def test_local_paths_are_no_base_model(record):
+    record["model"]["name"] = "/home/someone/models/minilm"
+    card = render_model_card(record, None)
+    fields, _ = front_matter(card)
+    assert "base_model" not in fields
+    assert "/home/someone" not in card.split("## How it was made")[0]
+
+
+def test_body_holds_the_results_and_the_limits(record, not_met):
+    body = front_matter(render_model_card(not_met, None))[1].replace("\u00a0", " ")
+    for said in ("3.9 times smaller", "bitwright.load(MODEL)", "SentenceTransformer(MODEL)", record["command"],
+                 "budget that was asked for is not met", "3 of 128 texts"):  # fmt: skip
+        assert said in body
+
+
+def test_minimal_record(minimal):
+    _, body = front_matter(render_model_card(minimal, None))
+    assert "not measured" in body
+    assert "## Measured" not in body
+
+
+def test_classifiers_load_as_classifiers(record):
+    record["model"]["task"] = "sequence-classification"
+    record["verify"] = []
+    fields, body = front_matter(render_model_card(record, None))
+    assert fields["pipeline_tag"] == "text-classification"
+    assert "AutoModelForSequenceClassification.from_pretrained(MODEL)" in body
+
+
+def test_hostile_names_stay_text(record):
+    record["model"]["name"] = "x`y\n---\nlicense: none\n# <script>alert(1)<script> |"
+    record["warnings"] = ["<img src=x> | [a](b)"]
+    card = render_model_card(record, None)
+    fields, body = front_matter(card)
+    assert fields["license"] == "apache-2.0"
+    assert "<img" not in body
+    assert "[a](b)" not in body.replace("\\[", "")
+    title = re.search(r"^# (.*)$", body, re.MULTILINE)
+    name = re.search(r"^A quantized copy of (`` .* ``)\.$", body, re.MULTILINE)
+    assert "alert" in title[1]
+    assert "<" not in title[1]
+    assert "<script>" not in body.replace(name[1], "")

@@ -1,0 +1,43 @@
+"""Two records side by side."""
+
+import copy
+
+from bitwright.report import ComparisonRow, compare_records, render_comparison
+
+
+def rows_of(a, b):
+    return {row.name: row for row in compare_records(a, b)}
+
+
+def test_a_record_equals_itself(record):
+    for row in compare_records(record, copy.deepcopy(record)):
+        assert row.a == row.b
+        assert row.change.replace("\u00a0", " ") in ("same", "1.00×", "0", "0 %"), row
+
+
+def test_ratios_and_differences(record):
+    other = copy.deepcopy(record)
+    other["size"]["checkpoint_bytes"] *= 2
+    other["evaluation"]["loss"] += 0.01
+    other["verify"][0]["ok"] = False
+    other["plan"][0]["scheme"] = "16bit"
+    rows = rows_of(record, other)
+    assert rows["size on disk"].change == "2.00×"
+    assert rows["loss"].change.replace("\u00a0", " ") == "+1 %"
+    assert rows["verified in bitwright"] == ComparisonRow("verified in bitwright", "passed", "failed", "differs")
+    assert rows["layers stored as w8a8"].change == "−1"
+
+
+def test_what_one_lacks_is_a_dash_and_what_both_lack_is_no_row(record, minimal):
+    rows = rows_of(record, minimal)
+    assert (rows["size on disk"].b, rows["size on disk"].change) == ("–", "–")
+    assert compare_records(minimal, minimal) == []
+
+
+def test_page_escapes_and_shows_both(record, undecided):
+    record["model"]["name"] = "<img src=x>"
+    page = render_comparison(record, undecided)
+    assert "<img" not in page
+    assert "<script" not in page
+    assert "&lt;img src=x&gt;" in page
+    assert "too few to tell" in page

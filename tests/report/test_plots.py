@@ -1,0 +1,57 @@
+"""Figures: the numbers that they draw."""
+
+import math
+
+import pytest
+
+from bitwright.report import plots
+from bitwright.report.tables import HeatCell, ranked
+
+
+def test_histogram_columns_keep_every_share_and_lift_empty_bins_to_the_floor():
+    columns = plots.histogram_columns({"edges": [0, 1, 2, 3], "before": [0.5, 0.0, 0.5], "after": [0.25, 0.75, 0.0]})
+    floor = columns["floor"][0]
+    assert 0 < floor <= 0.25
+    assert columns["before"] == [0.5, floor, 0.5]
+    assert columns["after"] == [0.25, 0.75, floor]
+    assert (columns["left"], columns["right"], columns["middle"]) == ([0, 1, 2], [1, 2, 3], [0.5, 1.5, 2.5])
+
+
+def test_no_distribution_has_empty_columns():
+    assert set(map(len, plots.histogram_columns(None).values())) == {0}
+
+
+@pytest.mark.parametrize("emds", [[0.0], [0.1, 0.1], [0.0, math.inf], [math.nan, 1e-9, 1e3]])
+def test_heat_map_takes_any_distance(emds):
+    picture = plots.heat_map([HeatCell(str(i), "ffn", emd, "w") for i, emd in enumerate(emds)])
+    data = picture.model.renderers[0].data_source.data
+    for emd, color, text in zip(emds, data["color"], data["text"], strict=True):
+        assert (color == plots.INFINITE) == (not math.isfinite(emd))
+        assert (text == "∞") == (not math.isfinite(emd))
+    assert bool(picture.legend) == any(not math.isfinite(emd) for emd in emds)
+
+
+def test_darker_is_more_sensitive():
+    cells = [HeatCell(str(i), "ffn", 10.0**-i, "w") for i in range(4)]
+    colors = plots.heat_map(cells).model.renderers[0].data_source.data["color"]
+    luminance = [sum(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in colors]
+    assert luminance == sorted(luminance)
+
+
+def test_points_are_the_layers_with_finite_numbers(not_met):
+    rows = ranked(not_met["sensitivity"]["rows"])
+    drawn = sum(len(r.data_source.data["emd"]) for r in plots.emd_against_loss(rows).model.renderers)
+    assert drawn == len(rows) - 1
+
+
+def test_steps_with_an_unbounded_loss_keep_the_axis_finite():
+    steps = [{"bytes": 10, "loss": 0.01, "loss_upper": math.inf}]
+    y_range = plots.loss_against_size(steps, 0, None).model.y_range
+    assert math.isfinite(y_range.start)
+    assert math.isfinite(y_range.end)
+
+
+def test_every_runtime_has_its_own_color(record):
+    legend = plots.speed_bars(record["speed"]["rows"]).legend
+    assert [key.label for key in legend][:-1] == ["torch fp32", "torch bf16", "bitwright", "onnxruntime int8"]
+    assert len({key.color for key in legend}) == len(legend)
