@@ -42,17 +42,18 @@ def command(
 
     recipe = build_recipe(max_loss=max_loss, accept_point_estimate=accept_point_estimate, **schemes)
     progress = TerminalProgress()
-    texts = pipeline.Texts(data=data, evaluation=evaluation, kind=kind, metric=metric, samples=samples)
     if dry_run:
+        texts = pipeline.Texts(data, evaluation, kind, metric, samples)
         preview = pipeline.preview(
             model, recipe=recipe, texts=texts, trust_remote_code=trust_remote_code, sensitivity=sensitivity, progress=progress
         )
         print_json(preview) if as_json else print_preview(preview)
         return 0
     assert out_dir is not None
-    result = pipeline.run(
-        model, out_dir, recipe=recipe, texts=texts, overwrite=overwrite, sensitivity=sensitivity, speed=speed,
-        trust_remote_code=trust_remote_code, command=shlex.join(["bitwright", *sys.argv[1:]]), progress=progress,
+    result = pipeline.quantize(
+        model, out=out_dir, recipe=recipe, data=data, evaluation=evaluation, kind=kind, metric=metric, samples=samples,
+        overwrite=overwrite, sensitivity=sensitivity, speed=speed, trust_remote_code=trust_remote_code,
+        command=shlex.join(["bitwright", *sys.argv[1:]]), progress=progress,
     )  # fmt: skip
     if as_json:
         print_json(result.record)

@@ -62,7 +62,7 @@ def table(title: str, columns: Sequence[str | tuple[str, str]], rows: Sequence[S
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
     for column in columns:
         name, justify = (column, "left") if isinstance(column, str) else column
-        made.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        made.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         made.add_row(*row)
     return made

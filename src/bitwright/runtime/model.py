@@ -39,13 +39,19 @@ class Model:
         with torch.inference_mode():
             return self.hf(**inputs)
 
-    def encode(self, texts: Sequence[str], *, batch_size: int = 32, track: Track = iter) -> np.ndarray:
-        """One vector per text: float32 (n, H) embeddings, or (n, labels) logits of a sequence classifier.
+    def encode(
+        self, texts: Sequence[str], *, batch_size: int = 32, track: Track = iter
+    ) -> np.ndarray | list[np.ndarray]:
+        """What the model makes of each text.
 
-        Embeddings are pooled and normalised as the model's own sentence-transformers files say. Token-level models
-        (token classification, question answering) give their logits averaged over the tokens; for the logits of each
-        token call the model. Texts are batched by length, so that little of the work is padding; the order of the
-        result is that of `texts`.
+        Embedding models: float32 (n, H), pooled and normalised as the model's own sentence-transformers files say.
+        Sequence classifiers: logits, float32 (n, labels). Token classifiers: a list of n arrays (tokens, labels);
+        question answering: a list of n arrays (2, tokens), the start and end logits.
+
+        Texts are batched by length, so that little of the work is padding; the order of the result is that of `texts`.
+
+        Args:
+            track: wraps the loop over batches, for a progress bar.
 
         Raises:
             InputError: `texts` is a single string, or holds something that is no string; batch_size < 1.
@@ -54,22 +60,20 @@ class Model:
         """
         tokens = self.tokenize(texts, batch_size=batch_size)
         order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), i))
-        rows: list[np.ndarray] = [np.empty(0)] * len(tokens)
-        starts = range(0, len(order), batch_size)
-        for start in track(starts):
+        rows: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(tokens)
+        for start in track(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]
             batch = self.tokenizer.pad({"input_ids": [tokens[i] for i in chosen]}, return_tensors="pt")
-            vectors = self.vectors(batch["input_ids"], batch["attention_mask"]).numpy()
-            if not np.isfinite(vectors).all():
-                raise NumericsError(
-                    f"{self.path}: the model's output has {int((~np.isfinite(vectors)).sum())} values of "
-                    f"{vectors.size} that are NaN or infinite"
-                )
-            for i, vector in zip(chosen, vectors, strict=True):
-                rows[i] = vector
-        if not rows:
-            return np.empty((0, 0), dtype=np.float32)
-        return np.stack(rows).astype(np.float32, copy=False)
+            for i, row in zip(chosen, self.rows(batch["input_ids"], batch["attention_mask"]), strict=True):
+                if not np.isfinite(row).all():
+                    raise NumericsError(
+                        f"{self.path}: the output for text {i} has {int((~np.isfinite(row)).sum())} values of {row.size} "
+                        "that are NaN or infinite"
+                    )
+                rows[i] = row
+        if self.task in ("embedding", "sequence-classification"):
+            return np.stack(rows) if rows else np.empty((0, 0), dtype=np.float32)
+        return rows
 
     def tokenize(self, texts: Sequence[str], *, batch_size: int = 32) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `max_tokens`. Raises as `encode`."""
@@ -86,19 +90,18 @@ class Model:
             return []
         return list(self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"])
 
-    def vectors(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Float32 (B, H): what `encode` gives for a padded batch of token ids and its 0/1 mask."""
-        with torch.inference_mode():
-            out = self.hf(input_ids=ids_BT, attention_mask=mask_BT)
-            if self.task == "embedding":
-                return pool(out.last_hidden_state.float(), mask_BT, self.pooling)
-            if self.task == "sequence-classification":
-                return out.logits.float()  # type: ignore[no-any-return]
-            logits = out.logits if self.task == "token-classification" else torch.stack(
-                (out.start_logits, out.end_logits), dim=-1
-            )  # fmt: skip
-            weights = mask_BT.unsqueeze(-1).to(torch.float32)
-            return (logits.float() * weights).sum(1) / weights.sum(1)
+    def rows(self, ids_BT: Tensor, mask_BT: Tensor) -> list[np.ndarray]:
+        """What `encode` gives for each sequence of a padded batch of token ids with its 0/1 mask: float32 arrays."""
+        out = self(input_ids=ids_BT, attention_mask=mask_BT)
+        if self.task == "embedding":
+            return list(pool(out.last_hidden_state.float(), mask_BT, self.pooling).numpy())
+        if self.task == "sequence-classification":
+            return list(out.logits.float().numpy())
+        if self.task == "token-classification":
+            per_token, real = out.logits, mask_BT.bool()
+            return [logits[keep].float().numpy() for logits, keep in zip(per_token, real, strict=True)]
+        per_token = torch.stack((out.start_logits, out.end_logits), dim=1)
+        return [logits[:, keep].float().numpy() for logits, keep in zip(per_token, mask_BT.bool(), strict=True)]
 
 
 def float_model(loaded: LoadedModel) -> Model:

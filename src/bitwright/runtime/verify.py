@@ -4,7 +4,6 @@ The parent hands over token ids and what our model, still in memory, made of the
 loads the directory as a user of that runtime would: only the "bitwright" target imports our code.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -25,13 +24,13 @@ NEEDS = {"transformers": ("compressed_tensors",), "sentence-transformers": ("com
 
 
 def verify(
-    directory: Path, targets: Sequence[str], ids_BT: np.ndarray, mask_BT: np.ndarray, ours: np.ndarray, n_integer: int
+    directory: Path, targets: Sequence[str], ids_BT: np.ndarray, ours: np.ndarray, n_integer: int
 ) -> list[dict[str, Any]]:
     """Check `directory` in every target; one row per target, as the Record documents.
 
     Args:
-        ids_BT, mask_BT: int64 token ids and their 0/1 mask.
-        ours: (B, H) what the model in memory gives for them: pooled embeddings or logits.
+        ids_BT: int64 token ids, sequences of equal length.
+        ours: (B, values) what the model in memory gives for them: pooled embeddings or logits, flattened.
         n_integer: linears that must run on integer kernels in one forward of the "bitwright" target.
     """
     rows = []
@@ -42,16 +41,16 @@ def verify(
         elif missing:
             rows.append(_row(target, None, {}, f"not checked: {', '.join(missing)} not installed"))
         else:
-            rows.append(_verify_one(directory, target, ids_BT, mask_BT, ours, n_integer))
+            rows.append(_verify_one(directory, target, ids_BT, ours, n_integer))
     return rows
 
 
 def _verify_one(
-    directory: Path, target: str, ids_BT: np.ndarray, mask_BT: np.ndarray, ours: np.ndarray, n_integer: int
+    directory: Path, target: str, ids_BT: np.ndarray, ours: np.ndarray, n_integer: int
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
         given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
-        np.savez(given, ids=ids_BT, mask=mask_BT)
+        np.savez(given, ids=ids_BT)
         command = [sys.executable, "-m", "bitwright.runtime.verify", target, str(directory), str(given), str(result)]
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         try:
@@ -100,7 +99,8 @@ def _child(target: str, directory: str, given: str, result: str) -> None:
     import torch
 
     with np.load(given) as file:
-        ids, mask = torch.from_numpy(file["ids"]), torch.from_numpy(file["mask"])
+        ids = torch.from_numpy(file["ids"])
+    mask = torch.ones_like(ids)
     integer_calls = 0
     if target == "bitwright":
         from bitwright.kernels import cpu
@@ -108,17 +108,17 @@ def _child(target: str, directory: str, given: str, result: str) -> None:
 
         model = load(directory)
         before = cpu.kernel_calls()
-        vectors = model.vectors(ids, mask)
+        vectors = _flat(model.rows(ids, mask))
         integer_calls = cpu.kernel_calls() - before
     elif target == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
 
         with torch.inference_mode():
             encoder = SentenceTransformer(directory, device="cpu")
-            vectors = encoder({"input_ids": ids, "attention_mask": mask})["sentence_embedding"].float()
+            vectors = encoder({"input_ids": ids, "attention_mask": mask})["sentence_embedding"].float().numpy()
     else:
         vectors = _plain_transformers(directory, ids, mask)
-    np.savez(result, vectors=vectors.numpy(), integer_calls=integer_calls)
+    np.savez(result, vectors=vectors, integer_calls=integer_calls)
 
 
 def _plain_transformers(directory: str, ids: Any, mask: Any) -> Any:
@@ -130,8 +130,8 @@ def _plain_transformers(directory: str, ids: Any, mask: Any) -> Any:
     from bitwright.models.pooling import read_pooling
     from bitwright.runtime.model import Model
 
-    config = transformers.AutoConfig.from_pretrained(directory)
-    task = task_of(config)
+    path = Path(directory)
+    task = task_of(transformers.AutoConfig.from_pretrained(directory))
     classes = {
         "embedding": transformers.AutoModel,
         "sequence-classification": transformers.AutoModelForSequenceClassification,
@@ -139,8 +139,12 @@ def _plain_transformers(directory: str, ids: Any, mask: Any) -> Any:
         "question-answering": transformers.AutoModelForQuestionAnswering,
     }
     hf = classes[task].from_pretrained(directory, dtype=torch.float32).eval()
-    path = Path(directory)
-    return Model(hf, None, task, read_pooling(path), ids.shape[1], "transformers", path).vectors(ids, mask)
+    return _flat(Model(hf, None, task, read_pooling(path), ids.shape[1], "transformers", path).rows(ids, mask))
+
+
+def _flat(rows: list[np.ndarray]) -> np.ndarray:
+    """(B, values): what the model gives for each of B sequences of equal length."""
+    return np.stack([row.reshape(-1) for row in rows])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 from scipy.stats import spearmanr
 
+from bitwright.evaluate import metrics
+from bitwright.evaluate.kinds import Outputs, pair_cosines, spread_pairs
 from bitwright.models.architectures import LinearSite
 from bitwright.search.journal import Journal
 
@@ -95,6 +98,26 @@ def measure_sensitivity(
 def ranked_units(sensitivity: dict[str, Any]) -> tuple[str, ...]:
     """Names of the units, most sensitive first."""
     return tuple(row["name"] for row in sensitivity["units"])
+
+
+def read_outputs(float_rows: Outputs, quant_rows: Outputs, metric_loss: float) -> Reading:
+    """Compare the outputs of two models for the same texts: one row per text, of any shape.
+
+    The pair orders that may flip are, for one vector per text, those of the texts' cosine similarities; for several rows
+    of logits per text, those of all the logits.
+    """
+    left, right = ([np.asarray(row, dtype=np.float64) for row in rows] for rows in (float_rows, quant_rows))
+    flat_left, flat_right = (np.concatenate([row.ravel() for row in rows]) for rows in (left, right))
+    if not np.isfinite(flat_right).all():
+        return Reading(math.inf, -math.inf, -1.0, 1.0, math.inf)
+    per_text = [metrics.cosine(u.reshape(1, -1), v.reshape(1, -1))[0] for u, v in zip(left, right, strict=True)]
+    if left[0].ndim == 1:
+        pairs = spread_pairs(len(left))
+        flips = metrics.rank_flips(pair_cosines(np.stack(left), pairs), pair_cosines(np.stack(right), pairs))
+    else:
+        flips = metrics.rank_flips(flat_left, flat_right)
+    emd = metrics.emd([row.ravel() for row in left], [row.ravel() for row in right])
+    return Reading(emd, metrics.sqnr_db(flat_left, flat_right), float(np.mean(per_text)), flips, metric_loss)
 
 
 def _plain(reading: Reading) -> dict[str, str]:

@@ -1,0 +1,205 @@
+"""Variants of a model: its linears quantized, any subset of them swapped in, and what the outputs then are."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bitwright.calibration.data import token_batches
+from bitwright.calibration.observers import LayerStats, observe
+from bitwright.calibration.stream import stream_blocks
+from bitwright.checkpoints.stored import StoredLinear
+from bitwright.errors import NumericsError, RecipeError
+from bitwright.evaluate import Task
+from bitwright.evaluate.distributions import linear_distributions
+from bitwright.evaluate.kinds import Outputs
+from bitwright.kernels.linear import QuantLinear
+from bitwright.methods import ROUNDINGS
+from bitwright.numerics import RANGES
+from bitwright.numerics.grids import fake_quantize
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.pipeline.job import Job, Progress
+from bitwright.plan import Plan, half_names, quantized_names
+from bitwright.runtime.model import Model
+from bitwright.runtime.swap import swap_linears, swap_one
+from bitwright.search.sensitivity import Reading, read_outputs
+
+_SAMPLE_ROWS = 512  # tokens per linear whose values the report's histograms show
+
+
+def quantize_linears(job: Job, plan: Plan, progress: Progress) -> dict[str, StoredLinear]:
+    """Round the weights of every linear that `plan` quantizes, and choose its input range where that is static.
+
+    Raises:
+        NumericsError: NaN or infinity in a weight or in what enters a linear; the message names the linear.
+    """
+    schemes = {row.name: SCHEMES[row.scheme] for row in plan if row.name in quantized_names(plan)}
+    static = [name for name, scheme in schemes.items() if scheme.input is not None and not scheme.input.dynamic]
+    stats = _observe(job, set(static), progress) if static else {}
+    layers = {}
+    for name, scheme in progress.track(list(schemes.items()), "rounding weights"):
+        assert scheme.weight is not None
+        assert scheme.input is not None
+        weight = job.loaded.model.get_submodule(name).weight.detach()
+        with _named(name):
+            rounded = ROUNDINGS["rtn"](weight, stats.get(name), scheme.weight, RANGES["absmax"])
+            scale, zero = _input_grid(stats[name], scheme.input, job.recipe.range) if name in stats else (None, None)
+        layers[name] = StoredLinear(rounded, scheme.input, scale, zero)
+    return layers
+
+
+def quantize_tables(job: Job) -> dict[str, QTensor]:
+    """The embedding tables as int8, one scale per row, if the recipe asks for it."""
+    if job.recipe.embeddings != "int8":
+        return {}
+    tables = {}
+    for name in job.embeddings:
+        with _named(name):
+            weight = job.loaded.model.get_submodule(name).weight.detach()
+            tables[name] = ROUNDINGS["rtn"](weight, None, QuantSpec(), RANGES["absmax"])
+    return tables
+
+
+def candidate(job: Job, plan: Plan, layers: dict[str, StoredLinear], tables: dict[str, QTensor]) -> Model:
+    """A copy of the model with everything that `plan` says done to it: what the checkpoint will hold, in memory."""
+    hf = copy.deepcopy(job.loaded.model)
+    half = half_names(plan)
+    kept = torch.float16 if job.source_dtype == torch.float16 else torch.bfloat16
+    with torch.no_grad():
+        for name in job.embeddings:
+            if name not in tables:
+                weight = hf.get_submodule(name).weight
+                weight.copy_(weight.to(kept))
+        for name in half:
+            weight = hf.get_submodule(name).weight
+            weight.copy_(weight.to(kept))
+    chosen = {name: layers[name] for name in quantized_names(plan)}
+    swap_linears(hf, chosen, half, job.loaded.architecture, tables=tables)
+    source = job.model
+    return Model(hf, source.tokenizer, source.task, source.pooling, source.max_tokens, "kernels", source.path)
+
+
+@contextmanager
+def only_quantized(job: Job, modules: dict[str, nn.Module], names: frozenset[str]) -> Iterator[None]:
+    """The float model with just these linears replaced by their quantized modules, until the end of the block."""
+    before = {name: swap_one(job.loaded.model, name, modules[name]) for name in names}
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            swap_one(job.loaded.model, name, module)
+
+
+def sensitivity_measure(job: Job, layers: dict[str, StoredLinear]) -> Callable[[frozenset[str]], Reading]:
+    """A function from a set of linears to how the outputs move when just these are quantized.
+
+    The distance is taken over the outputs of the probe texts, the metric loss over the whole tuning task.
+    """
+    modules: dict[str, nn.Module] = {
+        name: QuantLinear.from_qtensor(
+            layer.qtensor, job.loaded.model.get_submodule(name).bias, layer.input_spec, layer.input_scale,
+            layer.input_zero_point, name=name,
+        )
+        for name, layer in layers.items()
+    }  # fmt: skip
+    task = job.tuning
+    float_encode = _remembering(job.model)
+    float_probe, float_outputs = float_encode(list(job.probe)), task.run(float_encode)
+
+    def measure(names: frozenset[str]) -> Reading:
+        encode = _remembering(job.model)
+        with only_quantized(job, modules, names):
+            try:
+                probe = encode(list(job.probe))
+                loss = task.loss(float_outputs, task.run(encode))
+            except NumericsError:  # the outputs are not finite: as far away as can be
+                probe, loss = [np.full_like(row, np.nan) for row in float_probe], np.inf
+        return read_outputs(float_probe, probe, float(loss))
+
+    return measure
+
+
+def describe_distributions(job: Job, layers: dict[str, StoredLinear]) -> list[dict[str, Any]]:
+    """The Record's histograms: weights and inputs of every quantized linear, before and after."""
+    batches = token_batches(job.model.tokenizer, job.probe[:32], max_tokens=job.model.max_tokens, batch_size=8)
+    sites = [site for site in job.sites if site.name in layers]
+    samples: dict[str, Tensor] = {}
+
+    def keep(seen: Tensor | None, x_MK: Tensor) -> Tensor:
+        return x_MK[:_SAMPLE_ROWS] if seen is None else torch.cat((seen, x_MK))[:_SAMPLE_ROWS]
+
+    for _, found in stream_blocks(job.loaded.model, job.loaded.architecture, sites, batches, keep):
+        samples |= found
+    rows = []
+    for site in sites:
+        layer, x = layers[site.name], samples.get(site.name)
+        weight = job.loaded.model.get_submodule(site.name).weight.detach()
+        inputs = None if x is None else (x, _rounded_inputs(x, layer))
+        rows.append(linear_distributions(site.name, site.role, (weight, layer.qtensor.dequantize()), inputs))
+    return rows
+
+
+def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs:
+    """The outputs of `model` for the texts of `task`."""
+    return task.run(lambda texts: model.encode(texts, track=lambda steps: progress.track(steps, what)))
+
+
+def _remembering(model: Model) -> Callable[[list[str]], Outputs]:
+    """`encode` that does not run a text twice."""
+    known: dict[str, np.ndarray] = {}
+
+    def encode(texts: list[str]) -> Outputs:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known.update(zip(new, model.encode(new), strict=True))
+        rows = [known[text] for text in texts]
+        return np.stack(rows) if model.task in ("embedding", "sequence-classification") else rows
+
+    return encode
+
+
+def _observe(job: Job, names: set[str], progress: Progress) -> dict[str, LayerStats]:
+    """Statistics of what enters these linears, over the calibration texts, one block at a time."""
+    if not job.calibration:
+        raise RecipeError("a static scheme needs calibration texts, and there are none; give some with --data")
+    settings = job.recipe.calibration
+    limit = min(settings.max_tokens, job.model.max_tokens)
+    batches = token_batches(
+        job.model.tokenizer, job.calibration, max_tokens=limit, batch_size=settings.batch_size, seed=job.recipe.seed
+    )
+    sites = [site for site in job.sites if site.name in names]
+    stats: dict[str, LayerStats] = {}
+    progress.say(f"observing {len(sites)} linears on {len(job.calibration)} texts, block by block")
+    for _, found in stream_blocks(job.loaded.model, job.loaded.architecture, sites, batches, observe):
+        stats |= found
+    return stats
+
+
+def _input_grid(stats: LayerStats, spec: QuantSpec, range_: str) -> tuple[Tensor, Tensor | None]:
+    """float32 (1,) scale and int8 (1,) zero point of a static input."""
+    if range_ not in RANGES:
+        raise RecipeError(f"range {range_!r} is unknown; known: {', '.join(RANGES)}")
+    scale, zero = RANGES[range_](stats.histogram, spec)
+    return scale.float().reshape(1), None if zero is None else zero.reshape(1)
+
+
+def _rounded_inputs(x_MK: Tensor, layer: StoredLinear) -> Tensor:
+    scale = None if layer.input_scale is None else layer.input_scale.reshape(1, 1)
+    zero = None if layer.input_zero_point is None else layer.input_zero_point.reshape(1, 1)
+    if scale is None:
+        scale, zero = RANGES["min_max"](x_MK, layer.input_spec)
+    return fake_quantize(x_MK, scale, zero, layer.input_spec)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the linear's name in front of what goes wrong with it."""
+    try:
+        yield
+    except NumericsError as error:
+        raise NumericsError(f"{name}: {error}") from None

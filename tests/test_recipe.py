@@ -1,0 +1,84 @@
+"""A recipe is data: the first rule that matches decides, and what cannot be meant is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from bitwright.errors import RecipeError
+from bitwright.models.architectures import LinearSite
+from bitwright.recipe import Recipe, check_rules, make_recipe, read_recipe, recipe_yaml, scheme_of
+
+QUERY = LinearSite("encoder.layer.0.attention.self.query", 0, "qkv", "encoder.layer.0.qkv")
+FFN = LinearSite("encoder.layer.0.output.dense", 0, "ffn", "encoder.layer.0.output.dense")
+POOLER = LinearSite("pooler.dense", None, "head", "pooler.dense")
+
+
+def test_first_rule_that_matches_decides() -> None:
+    recipe = make_recipe({"rules": [{"match": "*.query", "scheme": "16bit"}, {"role": "qkv", "scheme": "w8a8_static"}]})
+    assert scheme_of(recipe, QUERY)[0] == "16bit"
+    swapped = make_recipe({"rules": list(reversed(recipe.model_dump()["rules"]))})
+    assert scheme_of(swapped, QUERY)[0] == "w8a8_static"
+    assert scheme_of(recipe, FFN) == ("w8a8", "default scheme")
+
+
+def test_heads_stay_in_16_bit_unless_a_rule_says_otherwise() -> None:
+    assert scheme_of(Recipe(), POOLER)[0] == "16bit"
+    assert scheme_of(make_recipe({"rules": [{"role": "head", "scheme": "w8a8"}]}), POOLER)[0] == "w8a8"
+
+
+def test_match_and_role_must_both_hold() -> None:
+    recipe = make_recipe({"rules": [{"match": "encoder.layer.0.*", "role": "ffn", "scheme": "16bit"}]})
+    assert scheme_of(recipe, FFN)[0] == "16bit"
+    assert scheme_of(recipe, QUERY)[0] == "w8a8"
+
+
+def test_fallback_names_its_units_literally() -> None:
+    odd = LinearSite("a[0].b*", 0, "ffn", "a[0].b*")
+    other = LinearSite("a0.bc", 0, "ffn", "a0.bc")
+    recipe = Recipe().with_fallback(("a[0].b*",), "sensitive")
+    assert scheme_of(recipe, odd) == ("16bit", "sensitive")
+    assert scheme_of(recipe, other)[0] == "w8a8"
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    recipe = make_recipe(
+        {"scheme": "w8a8_static", "rules": [{"role": "head", "scheme": "16bit", "reason": "ü: why"}], "budget": {"max_loss": 0.02}}
+    )
+    (tmp_path / "r.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
+    assert read_recipe(tmp_path / "r.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shceme: w8a8", r"unknown key `shceme` \(did you mean 'scheme'\?\)"),
+        ("rules: [{rol: ffn, scheme: 16bit}]", r"unknown key `rules.0.rol` \(did you mean 'role'\?\)"),
+        ("budget: {max_los: 1}", r"did you mean 'max_loss'"),
+        ("scheme: w8a9", r"'w8a9' is unknown \(did you mean 'w8a8'\?\)"),
+        ("rules: [{role: fnn, scheme: 16bit}]", r"`rules.0.role`"),
+        ("rules: [{scheme: 16bit}]", r"needs `match`"),
+        ("budget: {max_loss: 3}", r"`budget.max_loss`"),
+        ("- a\n- b", r"a recipe is a mapping"),
+        ("a: [", r"is not YAML"),
+    ],
+)
+def test_malformed_recipes_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_recipe(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_a_rule_that_matches_nothing_names_the_nearest() -> None:
+    recipe = make_recipe({"rules": [{"match": "encoder.layer.0.output.dens", "scheme": "16bit"}]})
+    with pytest.raises(RecipeError, match=r"did you mean 'encoder\.layer\.0\.output\.dense'"):
+        check_rules(recipe, [QUERY, FFN])
+    with pytest.raises(RecipeError, match="role head matches nothing; this model has ffn, qkv"):
+        check_rules(make_recipe({"rules": [{"role": "head", "scheme": "16bit"}]}), [QUERY, FFN])
