@@ -6,8 +6,19 @@ from typing import Any
 
 from bitwright.record import Record
 from bitwright.report.page import content_policy, environment, packaged_style
-from bitwright.report.verdict import verdict_sentence
-from bitwright.report.wording import ABSENT, is_finite, number, percent, ratio, short_name, size, words
+from bitwright.report.verdict import is_bitwright, verdict_sentence
+from bitwright.report.wording import (
+    ABSENT,
+    companion,
+    is_finite,
+    milliseconds,
+    moment,
+    number,
+    percent,
+    ratio,
+    short_name,
+    size,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +76,13 @@ def _rows(a: Record, b: Record) -> Iterator[ComparisonRow]:
     yield difference("score, original", number, "evaluation", "float_score")
     yield difference("score, quantized", number, "evaluation", "quantized_score")
     for name in _keys(a, b, "evaluation", "companions"):
-        yield difference(words(name), number, "evaluation", "companions", name)
+        yield difference(companion(name)[0], number, "evaluation", "companions", name)
     for scheme in _ordered(str(row.get("scheme")) for record in (a, b) for row in record.get("plan") or []):
         counts = [_count_scheme(record, scheme) for record in (a, b)]
         yield _by_difference(f"layers stored as {scheme}", number, *counts)
     speeds = [_speeds(record) for record in (a, b)]
     for key in _ordered(key for speed in speeds for key in speed):
-        yield _by_ratio(f"{key}, median ms", number, *(speed.get(key) for speed in speeds))
+        yield _by_ratio(f"{key}, ms", milliseconds, *(speed.get(key) for speed in speeds))
     for runtime in _keys(a, b, "speed", "peak_rss_mib"):
         yield factor(f"{runtime}, peak memory MiB", number, "speed", "peak_rss_mib", runtime)
     yield difference("Spearman of EMD with the metric loss", number, "sensitivity", "spearman_with_metric_loss")
@@ -121,8 +132,12 @@ def _count_scheme(record: Record, scheme: str) -> int | None:
 
 
 def _speeds(record: Record) -> dict[str, Any]:
+    """Median latency of Bitwright's own runtimes in ms, by shape."""
     rows = (record.get("speed") or {}).get("rows") or []
-    return {f"{row.get('runtime')} {row.get('batch')} × {row.get('tokens')}": row.get("median_ms") for row in rows}
+    ours = (row for row in rows if is_bitwright(row))
+    return {
+        f"{row['runtime']}, batch {row.get('batch')} × {row.get('tokens')} tokens": row.get("median_ms") for row in ours
+    }
 
 
 def _verification(record: Record) -> dict[str, str]:
@@ -131,4 +146,4 @@ def _verification(record: Record) -> dict[str, str]:
 
 def _title(record: Record) -> str:
     name, created = short_name(_at(record, "model", "name")), record.get("created")
-    return f"{name}, {created}" if created else name
+    return f"{name}, {moment(created)}" if created else name
