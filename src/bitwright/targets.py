@@ -15,43 +15,34 @@ class Target:
     """One runtime that loads the checkpoint.
 
     schemes: scheme names that it runs, or at least reads exactly. int8_embeddings: whether it reads int8 tables.
-    fuses_shared_inputs: it runs linears that share an input as one, so they must share a scheme.
     note: what it does with the checkpoint.
     """
 
     schemes: frozenset[str]
     int8_embeddings: bool
-    fuses_shared_inputs: bool
     note: str
 
 
-_ALL = frozenset(SCHEMES)
+_W8A8 = frozenset({"16bit", "w8a8", "w8a8_symmetric", "w8a8_static", "w8a8_static_symmetric"})
 
 TARGETS: dict[str, Target] = {
-    "bitwright": Target(_ALL, True, True, "integer kernels on CPU"),
-    "transformers": Target(
-        _ALL, False, False, "decompresses while loading (needs compressed-tensors), then runs in float"
-    ),
-    "sentence-transformers": Target(_ALL, False, False, "as transformers"),
-    # W8A8: symmetric 8-bit weights per channel or tensor, inputs static per tensor or dynamic per token; linears that
-    # it fuses must agree ("Found a different quantization schemes"); on GPUs, compute capability below 10.0 only.
-    "vllm": Target(
-        _ALL, False, True, "integer kernels on GPU (not on Blackwell) and CPU, for the model types that it knows"
-    ),
+    "bitwright": Target(frozenset(SCHEMES), True, "integer kernels on CPU"),
+    "transformers": Target(_W8A8, False, "decompresses while loading (needs compressed-tensors), then runs in float"),
+    "sentence-transformers": Target(_W8A8, False, "as transformers"),
+    # Symmetric 8-bit weights per channel or tensor, inputs static per tensor or dynamic per token. Linears that it
+    # fuses must agree; they share an input, so a plan gives them one scheme.
+    "vllm": Target(_W8A8, False, "integer kernels on CPU and GPU (compute capability below 10.0), for models it knows"),
 }
 
 
-def check_target(
-    target: str, schemes: Mapping[str, str], *, int8_embeddings: bool, units: Mapping[str, str] | None = None
-) -> None:
+def check_target(target: str, schemes: Mapping[str, str], *, int8_embeddings: bool) -> None:
     """Refuse what a target cannot load.
 
     Args:
         schemes: linear or table -> scheme name. The scheme "int8" stands for an int8 embedding table.
-        units: linear -> name of the set of linears that share its input. Not given: not checked.
 
     Raises:
-        TargetError: an unknown target, a scheme or int8 tables that it does not accept, or mixed schemes on one input.
+        TargetError: an unknown target, or a scheme or int8 tables that it does not accept.
     """
     if target not in TARGETS:
         near = get_close_matches(target, TARGETS, n=1)
@@ -71,8 +62,6 @@ def check_target(
             f"{name}: {target} does not accept the scheme {scheme!r} ({len(refused)} of {len(schemes)} rows); "
             f"it accepts {', '.join(sorted(row.schemes))}"
         )
-    if row.fuses_shared_inputs and units is not None:
-        _check_units(target, schemes, units)
 
 
 def stored_bytes(shape: tuple[int, int], scheme: Scheme, *, bias: bool, source_bytes_per_value: int) -> int:
@@ -104,14 +93,3 @@ def stored_embedding_bytes(shape: tuple[int, int], mode: str, *, source_bytes_pe
     if mode not in per_row:
         raise TargetError(f"embedding mode {mode!r} is unknown; known: {', '.join(per_row)}")
     return shape[0] * per_row[mode]
-
-
-def _check_units(target: str, schemes: Mapping[str, str], units: Mapping[str, str]) -> None:
-    first: dict[str, str] = {}
-    for name, unit in units.items():
-        other = first.setdefault(unit, name)
-        if schemes[other] != schemes[name]:
-            raise TargetError(
-                f"{unit}: {other} is {schemes[other]!r} and {name} is {schemes[name]!r}, but {target} runs linears "
-                f"that share an input as one; give all of {unit!r} one scheme"
-            )

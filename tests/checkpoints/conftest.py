@@ -65,7 +65,7 @@ def save_bert(path: Path, class_name: str) -> Path:
     torch.manual_seed(0)
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=60,
-        max_position_embeddings=16, num_labels=3,
+        max_position_embeddings=16, num_labels=3, initializer_range=0.2,
     )  # fmt: skip
     getattr(transformers, class_name)(config).eval().save_pretrained(path)
     (path / "tokenizer_config.json").write_text('{"model_max_length": 16}\n')

@@ -64,6 +64,8 @@ def test_tensors_by_name_dtype_and_value(tiny_bert: Path, tmp_path: Path, quanti
     for name, layer in layers.items():
         assert torch.equal(out.pop(f"{name}.weight"), layer.qtensor.codes_NK)
         assert torch.equal(out.pop(f"{name}.weight_scale"), layer.qtensor.scale_NG)
+        assert layer.input_scale is not None
+        assert layer.input_zero_point is not None
         assert torch.equal(out.pop(f"{name}.input_scale"), layer.input_scale)
         assert torch.equal(out.pop(f"{name}.input_zero_point"), layer.input_zero_point)
         del source[f"{name}.weight"]

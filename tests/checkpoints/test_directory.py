@@ -3,8 +3,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,8 +72,7 @@ def test_a_failed_rename_puts_the_old_directory_back(tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")(1000, 900, 100)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1000, used=900, free=100))
     with pytest.raises(CheckpointError, match="needs 101 bytes, 100 are free"), atomic_directory(tmp_path / "out", 101):
         pytest.fail("not reached")
     assert names(tmp_path) == []
@@ -86,6 +85,7 @@ def test_a_write_that_fails_half_way_says_how_much_is_needed(tmp_path: Path) -> 
     script = f"""
 import resource, signal
 from pathlib import Path
+from types import SimpleNamespace
 from bitwright.checkpoints.directory import atomic_directory, write_file
 from bitwright.errors import CheckpointError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -106,6 +106,7 @@ except CheckpointError as error:
 def test_a_killed_process_leaves_no_output(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
+from types import SimpleNamespace
 from bitwright.checkpoints.directory import atomic_directory, write_file
 with atomic_directory(Path({str(tmp_path / "out")!r}), 10) as folder:
     write_file(folder / "config.json", b"half")
@@ -170,8 +171,17 @@ def test_every_file_of_the_source_is_accounted_for(tmp_path: Path) -> None:
 def test_files_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     fsync, rename = os.fsync, os.rename
-    monkeypatch.setattr(directory.os, "fsync", lambda handle: (steps.append("fsync"), fsync(handle))[1])
-    monkeypatch.setattr(directory.os, "rename", lambda a, b: (steps.append("rename"), rename(a, b))[1])
+
+    def noted_fsync(handle: int) -> None:
+        steps.append("fsync")
+        fsync(handle)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        steps.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
     with atomic_directory(tmp_path / "out", 10) as folder:
         write_file(folder / "x", b"abc")
     assert steps == ["fsync", "fsync", "rename", "fsync"]  # the file, its folder, the rename, the folder around it
