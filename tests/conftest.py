@@ -4,7 +4,7 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,17 @@ def eval_data() -> Path:
     if not directory:
         pytest.skip("BITWRIGHT_EVAL_DATA does not name a directory of evaluation data")
     return Path(directory)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: on tiny tensors a second one only waits, for long where other work shares the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from bitwright.errors import ModelError
 from bitwright.models.architectures import ARCHITECTURES, LinearSite, find_blocks, find_linears
 from bitwright.models.load import LoadedModel, load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASES = [(family, "embedding", {}) for family in ARCHITECTURES] + [
     ("albert", "token-classification", {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}),
     ("bert", "sequence-classification", {}),

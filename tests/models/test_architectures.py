@@ -19,6 +19,8 @@ from bitwright.models.architectures import (
 )
 from bitwright.models.load import LoadedModel, Task, load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TASKS = get_args(Task)
 VARIANTS = [(family, {}, task) for family in ARCHITECTURES for task in TASKS] + [
     ("albert", {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}, "embedding"),

@@ -17,6 +17,8 @@ from torch import Tensor
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.models.load import load_model, max_tokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Tensors = dict[str, Tensor]
 
 
