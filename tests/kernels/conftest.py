@@ -1,0 +1,155 @@
+"""Every variant of an operator, called directly on chosen rows and columns, into outputs that are poisoned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitwright.kernels import cpu, layouts, native
+from bitwright.numerics.spec import QuantSpec
+
+POISON_CODE, POISON_SUM = 77, -(2**31) + 5
+
+
+@dataclass(frozen=True, slots=True)
+class Multiply:
+    """`multiply_w8a8` of one instruction set. Outputs are NaN, or POISON_SUM, wherever the kernel wrote nothing."""
+
+    isa: str
+
+    def __call__(
+        self,
+        codes_MK: Tensor,
+        weight_NK: Tensor,
+        scale_M: Tensor,
+        zero_M: Tensor,
+        scale_N: Tensor,
+        bias_N: Tensor,
+        *,
+        sums: bool = False,
+        gelu: bool = False,
+        rows: slice = slice(None),
+        blocks: slice = slice(None),
+        offset: int = 0,
+    ) -> Tensor:
+        """float32 (M, N), or int32 sums of u8 codes. offset: elements between an aligned address and the output's."""
+        (m, k), n = codes_MK.shape, weight_NK.shape[0]
+        module = native.load()
+        packed = layouts.pack(weight_NK)
+        codes = torch.full((m + -m % 16, module.code_stride(k)), POISON_CODE, dtype=torch.uint8)
+        codes[:m, :k] = codes_MK
+        columns = layouts.column_sums(weight_NK), layouts.pad_columns(scale_N), layouts.pad_columns(bias_N)
+        stride = n + 3
+        flat = torch.full((offset + m * stride,), POISON_SUM, dtype=torch.int32)
+        if not sums:
+            flat = torch.full((offset + m * stride,), torch.nan)
+        out = flat[offset:]
+        row_begin, row_end, _ = rows.indices(m)
+        block_begin, block_end, _ = blocks.indices(packed.shape[0])
+        module.multiply_w8a8(
+            cpu.isa_index(self.isa),
+            codes.data_ptr(),
+            codes.shape[1],
+            scale_M.data_ptr(),
+            zero_M.data_ptr(),
+            k,
+            packed.data_ptr(),
+            *(values.data_ptr() for values in columns),
+            0 if sums else out.data_ptr(),
+            out.data_ptr() if sums else 0,
+            stride,
+            n,
+            gelu,
+            row_begin,
+            row_end,
+            block_begin,
+            block_end,
+        )
+        beyond = out.view(m, stride)[:, n:]
+        assert (beyond == POISON_SUM).all() if sums else beyond.isnan().all(), "wrote past the last column"
+        return out.view(m, stride)[:, :n]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeRows:
+    """`quantize_rows` of one instruction set: (codes, scale, zero_point) shaped like the reference's."""
+
+    isa: str
+
+    def __call__(
+        self,
+        x_MK: Tensor,
+        spec: QuantSpec,
+        scale: Tensor | None = None,
+        zero_point: Tensor | None = None,
+        begin: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        m, k = x_MK.shape
+        module = native.load()
+        stride = module.code_stride(k)
+        codes = torch.full((m, stride), POISON_CODE, dtype=torch.uint8)
+        scales, zeros = torch.full((m, 1), -7.0), torch.full((m, 1), 1000, dtype=torch.int32)
+        grid = cpu.InputGrid.of(spec, scale, zero_point)
+        module.quantize_rows(
+            cpu.isa_index(self.isa),
+            x_MK.data_ptr(),
+            x_MK.stride(0),
+            m,
+            k,
+            grid.mode,
+            grid.scale,
+            grid.zero_point,
+            grid.code_min,
+            codes.data_ptr(),
+            stride,
+            scales.data_ptr(),
+            zeros.data_ptr(),
+            begin,
+        )
+        padded = k + -k % 64
+        assert (codes[begin:, k:padded] == 128).all(), "the padding of a row is code 0"
+        assert (codes[begin:, padded:] == POISON_CODE).all(), "wrote past the padding of a row"
+        return (codes[:, :k].to(torch.int16) - 128).to(torch.int8), scales, zeros
+
+
+@pytest.fixture(params=cpu.ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    """An instruction set that this machine supports; the others are skipped by name."""
+    if not {row.name: row.supported for row in cpu.isa_table()}[request.param]:
+        pytest.skip(f"this machine lacks {request.param}")
+    return str(request.param)
+
+
+@pytest.fixture
+def multiply(isa: str) -> Multiply:
+    """linear_w8a8 without the quantizer, of one instruction set."""
+    return Multiply(isa)
+
+
+@pytest.fixture
+def multiply_scalar() -> Multiply:
+    """The variant that the others must equal bit for bit."""
+    return Multiply("scalar")
+
+
+@pytest.fixture
+def quantize(isa: str) -> QuantizeRows:
+    """quantize_rows of one instruction set."""
+    return QuantizeRows(isa)
+
+
+@pytest.fixture
+def problem() -> Callable[..., tuple[Tensor, ...]]:
+    """make(m, n, k) -> codes_MK u8, weight_NK s8, scale_M, zero_M, scale_N, bias_N; same sizes, same numbers."""
+
+    def make(m: int, n: int, k: int) -> tuple[Tensor, ...]:
+        g = torch.Generator().manual_seed(m * 1_000_000 + n * 1000 + k)
+        codes = torch.randint(0, 256, (m, k), dtype=torch.uint8, generator=g)
+        weight = torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=g)
+        scale_m = torch.rand(m, generator=g) * 0.02 + 1e-3
+        zero_m = torch.randint(-128, 128, (m,), dtype=torch.int32, generator=g)
+        return codes, weight, scale_m, zero_m, torch.rand(n, generator=g) * 0.01, torch.randn(n, generator=g)
+
+    return make

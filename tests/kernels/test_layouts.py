@@ -1,0 +1,37 @@
+"""The packed layout: unpack(pack(q)) = q, and it lies in memory as the kernels read it."""
+
+import pytest
+import torch
+
+from bitwright.kernels import layouts
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (15, 3), (16, 64), (17, 65), (100, 385)])
+def test_unpack_inverts_pack(n, k):
+    codes = torch.randint(-128, 128, (n, k), dtype=torch.int8)
+    packed = layouts.pack(codes)
+    assert torch.equal(layouts.unpack(packed, n, k), codes)
+    assert packed.is_contiguous()
+    assert packed.numel() == (n + -n % 16) * (k + -k % 64)
+    assert int(packed.sum(dtype=torch.int32)) == int(codes.sum(dtype=torch.int32)), "padding is zero"
+
+
+def test_four_values_of_sixteen_columns_are_neighbours():
+    n, k = 33, 70
+    codes = torch.randint(-128, 128, (n, k), dtype=torch.int8)
+    flat = layouts.pack(codes).flatten()
+    for row, column in ((0, 0), (5, 3), (16, 4), (32, 69)):
+        block, group = divmod(row, 16)[0], column // 4
+        assert flat[((block * 32 + group) * 16 + row % 16) * 4 + column % 4] == codes[row, column]
+
+
+def test_columns_are_padded_copies():
+    values = torch.arange(17.0)
+    padded = layouts.pad_columns(values)
+    assert torch.equal(padded, torch.cat([values, torch.zeros(15)]))
+    aligned = torch.arange(16.0)
+    assert layouts.pad_columns(aligned).data_ptr() != aligned.data_ptr()
+
+
+def test_column_sums_do_not_wrap():
+    assert torch.equal(layouts.column_sums(torch.full((16, 1000), -128, dtype=torch.int8)), torch.full((16,), -128_000))

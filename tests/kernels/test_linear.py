@@ -1,0 +1,181 @@
+"""The modules that are swapped in: kernel and reference path agree, and nothing changes their numbers unasked."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bitwright.errors import KernelError
+from bitwright.kernels import cpu, reference
+from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import SCHEMES, QuantSpec
+
+W8A8 = [scheme.input for scheme in SCHEMES.values() if scheme.input is not None]
+
+
+def quantized(n=48, k=70, spec=None, dtype=torch.float32):
+    """A random quantized weight."""
+    spec = spec or QuantSpec()
+    g = torch.Generator().manual_seed(n + k)
+    codes = torch.randint(spec.code_min, spec.code_max + 1, (n, k), dtype=torch.int8, generator=g)
+    shape = (1, 1) if spec.per_tensor else (n, k // (spec.group_size or k))
+    zero = None if spec.symmetric else torch.randint(-8, 8, shape, dtype=torch.int8, generator=g)
+    return QTensor(codes, (torch.rand(shape, generator=g) * 0.01 + 1e-3).to(dtype), zero, spec)
+
+
+def input_grid(spec):
+    """The scale and zero point of a static spec."""
+    if spec is None or spec.dynamic:
+        return None, None
+    return torch.tensor([0.03]), None if spec.symmetric else torch.tensor([5], dtype=torch.int8)
+
+
+def inputs(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("spec", W8A8)
+@pytest.mark.parametrize("weight_spec", [QuantSpec(), QuantSpec(per_tensor=True), QuantSpec(full_range=True)])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_w8a8_runs_the_kernel_and_equals_the_definition(spec, weight_spec, gelu):
+    q, bias, x = quantized(spec=weight_spec), inputs(48), inputs(2, 5, 70)
+    layer = QuantLinear.from_qtensor(q, bias, spec, *input_grid(spec), gelu=gelu, name="a.b")
+    before = cpu.kernel_calls()
+    y = layer(x)
+    assert cpu.kernel_calls() == before + 1
+    codes = reference.quantize_rows(x.view(10, 70), spec, *input_grid(spec))
+    scale_N = q.scale_NG.flatten().expand(48)
+    want = reference.linear_w8a8(*codes, q.codes_NK, scale_N, bias, gelu=gelu).view(2, 5, 48)
+    torch.testing.assert_close(y, want, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight_spec", "spec"),
+    [
+        (QuantSpec(), None),
+        (QuantSpec(bits=4, group_size=10), None),
+        (QuantSpec(bits=4, group_size=10, symmetric=False), None),
+        (QuantSpec(bits=4, group_size=10), SCHEMES["w8a8"].input),
+        (QuantSpec(symmetric=False), SCHEMES["w8a8"].input),
+        (QuantSpec(), QuantSpec(dynamic=True, full_range=True)),
+        (QuantSpec(), QuantSpec(bits=4, dynamic=True)),
+    ],
+)
+def test_everything_else_runs_the_reference_path(weight_spec, spec):
+    q, bias, x = quantized(spec=weight_spec), inputs(48), inputs(3, 70)
+    before = cpu.kernel_calls()
+    y = QuantLinear(q, bias, spec, gelu=True)(x)
+    assert cpu.kernel_calls() == before
+    if spec is not None:
+        codes, scale, zero = reference.quantize_rows(x, spec)
+        x = (codes - zero).float() * scale
+    torch.testing.assert_close(y, functional.gelu(functional.linear(x, q.dequantize(), bias)))
+
+
+@pytest.mark.parametrize("spec", [None, *W8A8])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_gives_its_quantized_weight_back(spec, weight_dtype):
+    q = quantized(dtype=weight_dtype)
+    back = QuantLinear(q, None, spec, *input_grid(spec)).qtensor()
+    assert torch.equal(back.codes_NK, q.codes_NK)
+    assert torch.equal(back.scale_NG, q.scale_NG)
+    assert back.scale_NG.dtype == weight_dtype
+    assert back.spec == q.spec
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_output_has_the_dtype_of_the_input(dtype):
+    layer, x = QuantLinear(quantized(), None, W8A8[0]), inputs(4, 70).to(dtype)
+    assert torch.equal(layer(x), layer(x.float()).to(dtype))
+
+
+def test_leading_dimensions_of_any_number():
+    layer, x = QuantLinear(quantized(), None, W8A8[0]), inputs(2, 3, 4, 70)
+    flat = layer(x.view(24, 70))
+    assert torch.equal(layer(x), flat.view(2, 3, 4, 48))
+    assert torch.equal(layer(x[1, 2, 3]), flat[23])
+    assert torch.equal(layer(x[:, 0]), flat.view(2, 3, 4, 48)[:, 0]), "a view that is not contiguous"
+    assert layer(x[:0]).shape == (0, 3, 4, 48)
+
+
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double", "deepcopy", "pickle"])
+def test_numbers_survive(change):
+    layer, x = QuantLinear(quantized(), inputs(48), W8A8[2], *input_grid(W8A8[2])), inputs(4, 70)
+    want = layer(x)
+    if change == "deepcopy":
+        layer = copy.deepcopy(layer)
+    elif change == "pickle":
+        layer = pickle.loads(pickle.dumps(layer))
+    else:
+        layer = getattr(nn.Sequential(layer), change)()[0]
+    assert torch.equal(layer(x), want)
+
+
+def test_state_dict_is_empty_since_checkpoints_come_from_qtensors():
+    assert QuantLinear(quantized(), inputs(48), W8A8[0]).state_dict() == {}
+
+
+def test_gradient_stops_here():
+    x = inputs(2, 70).requires_grad_()
+    assert not QuantLinear(quantized(), None, W8A8[0])(x).requires_grad
+
+
+def test_compiles_into_one_graph():
+    torch.compiler.reset()
+    layer, x = QuantLinear(quantized(), inputs(48), W8A8[0], gelu=True), inputs(2, 5, 70)
+    before = cpu.kernel_calls()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), layer(x))
+    assert cpu.kernel_calls() == before + 2
+
+
+def test_what_does_not_fit_says_so():
+    layer = QuantLinear(quantized(), None, W8A8[0], name="encoder.0.dense")
+    with pytest.raises(KernelError, match=r"encoder.0.dense: K = 70, got an input \(2, 71\)"):
+        layer(torch.zeros(2, 71))
+    with pytest.raises(KernelError, match=r"encoder.0.dense: the bias must have shape \(48,\), got \(47,\)"):
+        QuantLinear(quantized(), torch.zeros(47), W8A8[0], name="encoder.0.dense")
+    with pytest.raises(KernelError, match="static input spec needs one scale"):
+        QuantLinear(quantized(), None, SCHEMES["w8a8_static"].input)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_linear_is_close_to_float(dtype):
+    weight, bias, x = inputs(48, 70), inputs(48), inputs(3, 70)
+    layer = HalfLinear(weight.to(dtype), bias)
+    y, want = layer(x), functional.linear(x, weight, bias)
+    assert y.dtype == x.dtype
+    step = torch.finfo(dtype).eps
+    assert (y - want).abs().max() < 4 * step * (x.abs() @ weight.abs().T).max()
+    assert layer.half().weight.dtype == dtype
+    assert layer(x.half()).dtype == torch.float16
+
+
+def test_half_linear_takes_16_bit_only():
+    with pytest.raises(KernelError, match=r"got torch.float32"):
+        HalfLinear(torch.zeros(2, 2), None)
+
+
+def test_embedding_looks_up_dequantized_rows():
+    table, ids = quantized(n=20, k=8), torch.tensor([[0, 3, 19], [7, 7, 1]])
+    layer = QuantEmbedding(table, padding_idx=0)
+    assert torch.equal(layer(ids), table.dequantize()[ids])
+    assert torch.equal(layer.half()(ids), table.dequantize()[ids])
+    assert layer.qtensor() is not table
+    assert torch.equal(layer.qtensor().codes_NK, table.codes_NK)
+    assert set(layer.state_dict()) == {"weight", "scale"}
+
+
+def test_embedding_has_one_scale_per_row():
+    with pytest.raises(KernelError, match="one scale per row"):
+        QuantEmbedding(quantized(spec=QuantSpec(per_tensor=True)))
+
+
+def test_print_says_what_runs():
+    text = str(nn.Sequential(QuantLinear(quantized(), None, W8A8[0], gelu=True), QuantLinear(quantized(), None, None)))
+    assert "70 -> 48, 8 bit, input 8 bit, int8 kernel, GELU" in text
+    assert "70 -> 48, 8 bit, input float, reference" in text

@@ -1,0 +1,111 @@
+"""Every variant of linear_w8a8 against its definition: integers exactly, floats as well as torch does."""
+
+import pytest
+import torch
+from torch.nn.functional import gelu as torch_gelu
+
+from bitwright.kernels import reference
+
+SIZES = [1, 3, 15, 16, 17, 31, 64, 100, 385]
+# Each size in each of the three places, the other two awkward as well.
+SHAPES = sorted({(a, SIZES[i - 3], SIZES[i - 6]) for i, a in enumerate(SIZES)} | {(33, n, 65) for n in SIZES})
+EPS = torch.finfo(torch.float32).eps
+
+
+def exact(codes, weight, scale_m, zero_m, scale_n, bias):
+    """float64, with the reference's integers."""
+    sums = reference.integer_sums(codes.int() - 128, zero_m[:, None], weight)
+    return sums.double() * (scale_m[:, None].double() * scale_n.double()) + bias.double()
+
+
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_integer_sums_are_exact(multiply, problem, m, n, k):
+    codes, weight, *rest = problem(m, n, k)
+    want = reference.integer_sums(codes.int(), torch.zeros(m, 1), weight)
+    assert torch.equal(multiply(codes, weight, *rest, sums=True), want)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+@pytest.mark.parametrize("gelu", [False, True])
+def test_floats_are_as_good_as_the_definition(multiply, problem, m, n, k, gelu):
+    codes, weight, scale_m, zero_m, scale_n, bias = numbers = problem(m, n, k)
+    want = exact(*numbers)
+    signed = (codes.int() - 128).to(torch.int8)
+    torchs = reference.linear_w8a8(signed, scale_m[:, None], zero_m[:, None], weight, scale_n, bias, gelu=gelu)
+    if gelu:
+        want = torch_gelu(want)
+    allowed = 2 * (torchs - want).abs().max() + EPS * want.abs().max()
+    assert (multiply(*numbers, gelu=gelu) - want).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_variants_agree_bit_by_bit(multiply, multiply_scalar, problem, gelu):
+    numbers = problem(37, 71, 130)
+    assert torch.equal(multiply(*numbers, gelu=gelu), multiply_scalar(*numbers, gelu=gelu))
+
+
+@pytest.mark.parametrize("sums", [False, True])
+def test_only_the_asked_rows_and_blocks_are_written(multiply, problem, sums):
+    numbers = problem(70, 100, 40)
+    whole = multiply(*numbers, sums=sums)
+    part = multiply(*numbers, sums=sums, rows=slice(33, 68), blocks=slice(1, 4))
+    assert torch.equal(part[33:68, 16:64], whole[33:68, 16:64])
+    untouched = part[0, 0]
+    outside = torch.ones(70, 100, dtype=torch.bool)
+    outside[33:68, 16:64] = False
+    poisoned = part.isnan() if not sums else part == untouched
+    assert torch.equal(poisoned, outside)
+
+
+@pytest.mark.parametrize("sums", [False, True])
+def test_output_address_may_be_unaligned(multiply, problem, sums):
+    numbers = problem(19, 50, 33)
+    want = multiply(*numbers, sums=sums)
+    assert all(torch.equal(multiply(*numbers, sums=sums, offset=offset), want) for offset in (1, 7))
+
+
+@pytest.mark.parametrize("weight_code", [-128, 127])
+@pytest.mark.parametrize("k", [64, 4096, 65793])
+def test_largest_sums_neither_saturate_nor_overflow(multiply, weight_code, k):
+    m, n = 2, 17
+    codes = torch.full((m, k), 255, dtype=torch.uint8)
+    weight = torch.full((n, k), weight_code, dtype=torch.int8)
+    ones = torch.ones(max(m, n))
+    zero = torch.full((m,), -128, dtype=torch.int32)
+    sums = multiply(codes, weight, ones, zero, ones[:n], ones[:n], sums=True)
+    assert (sums == 255 * weight_code * k).all()
+    y = multiply(codes, weight, ones, zero, ones[:n], torch.zeros(n))
+    assert (y == torch.tensor(255 * weight_code * k, dtype=torch.int32).float()).all()
+
+
+def gelu_of(multiply, x):
+    """GELU alone: no product reaches the output, the bias does."""
+    n = len(x)
+    numbers = torch.full((1, 1), 128, dtype=torch.uint8), torch.zeros(n, 1, dtype=torch.int8)
+    return multiply(*numbers, torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.ones(n), x, gelu=True)[0]
+
+
+def test_gelu_is_closer_than_torchs(multiply):
+    x = torch.linspace(-12, 12, 40_001)
+    want = torch_gelu(x.double())
+    error, torchs = ((y - want).abs() for y in (gelu_of(multiply, x), torch_gelu(x)))
+    assert error.max() < torchs.max()
+    tail = x < -3  # where 1 + erf cancels
+    assert error[tail].max() < torchs[tail].max()
+
+
+def test_gelu_of_the_extremes(multiply):
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3e38, -3e38, 1e-40])
+    y = gelu_of(multiply, x)
+    assert torch.equal(y[[0, 3, 4, 5]], x[[0, 3, 4, 5]])
+    assert y[2].isnan()
+    assert (y[[1, 6]].abs() < 1e-10).all()
+    assert y[7] <= x[7]
+
+
+def test_row_with_scale_nan_gives_nan_and_no_other_row_does(multiply, problem):
+    codes, weight, scale_m, *rest = problem(20, 20, 20)
+    scale_m[7] = torch.nan
+    y = multiply(codes, weight, scale_m, *rest)
+    assert y[7].isnan().all()
+    assert y.isnan().sum() == 20
