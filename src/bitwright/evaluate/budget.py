@@ -1,8 +1,7 @@
 """The accuracy budget: is the loss within the limit, outside it, or is the sample too small to tell?
 
 The loss is bounded from both sides by a paired bootstrap: units of the sample are drawn with replacement, both models
-are scored on the same draw, and the spread of the relative losses is the uncertainty. Bounds are BCa (Efron 1987,
-*Better bootstrap confidence intervals*): corrected for the bias and the skew that losses near zero have.
+are scored on the same draw, and the spread of the relative losses is the uncertainty.
 """
 
 import math
@@ -60,13 +59,16 @@ def paired_bootstrap(
     """The loss of the quantized model with one-sided bounds from `n` seeded resamples.
 
     Scores on a resample are exact (see `statistic`). Where documents or texts are the units, a pair counts the product
-    of its members' counts and a text is never paired with its own duplicate. The skew is estimated by a jackknife that
-    leaves out one unit at a time, or one of 200 parts of a larger sample.
+    of its members' counts and a text is never paired with its own duplicate.
 
-    A score that is a mean of right and wrong answers often has no or few units that differ between the models, and
-    resampling cannot invent one. The upper bound therefore counts one unit more, which the float model got right
-    and the quantized one lost as far as any unit did (entirely, where none changed). Without any change it is about
-    3 / n_units, the rule of three; with few changes it follows the exact binomial (Clopper-Pearson) bound.
+    Rank correlations, whose losses near zero are biased and skewed, get BCa bounds (Efron 1987, *Better bootstrap
+    confidence intervals*); the skew is estimated by a jackknife that leaves out one unit at a time, or one of 200 parts
+    of a larger sample.
+
+    Means of the units' own scores (accuracy, nDCG) get plain quantiles, and the upper one is that of a sample with one
+    unit more, which the quantized model lost as far as any unit changed (entirely, where none did): often few units
+    differ between the models, or none, and resampling cannot invent one. Without a change the bound is 3 / n_units, the
+    rule of three; with few it follows the exact binomial (Clopper-Pearson) bound; with many it is a little cautious.
 
     Raises:
         DataError: the float model scores 0.
@@ -77,10 +79,12 @@ def paired_bootstrap(
     if units < 2:
         return Interval(loss, -math.inf, math.inf, units, task.kind.unit, confidence)
     better = task.kind.higher_is_better
-    lower, upper = _bca_bounds(pair, better, n, seed, confidence)
     cautious = _with_lost_unit(pair, better)
-    if cautious is not None:
-        _, upper = _bca_bounds(cautious, better, n, seed, confidence)
+    if cautious is None:
+        lower, upper = _bca_bounds(pair, better, n, seed, confidence)
+    else:
+        lower = float(np.quantile(_resampled_losses(pair, better, n, seed), 1 - confidence))
+        upper = float(np.quantile(_resampled_losses(cautious, better, n, seed), confidence))
     return Interval(loss, min(lower, loss), max(upper, loss), units, task.kind.unit, confidence)
 
 

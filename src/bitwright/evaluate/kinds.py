@@ -21,6 +21,7 @@ OutputSort = Literal["embeddings", "logits", "scores"]
 
 MAX_PAIRS = 50_000  # pairs of texts compared without labels; more would cost time and hardly narrow the interval
 _QUERIES_AT_ONCE = 64
+_MAX_MATRIX = 4096  # texts whose similarities to each other, all of them, are 128 MB
 
 
 class Kind(Protocol):
@@ -294,7 +295,7 @@ def pair_cosines(outputs: Outputs, pairs_P2: IntArray) -> FloatArray:
     """Cosine of each pair of embeddings; NaN where one is zero or not finite."""
     rows = metrics.unit_rows(_matrix(outputs))
     n, dim = rows.shape
-    if len(pairs_P2) * 4 > n * n:  # most of the matrix is wanted: one product is faster than gathering rows
+    if n <= _MAX_MATRIX:  # one product is faster than gathering the rows of every pair
         result: FloatArray = (rows @ rows.T)[pairs_P2[:, 0], pairs_P2[:, 1]]
         return result
     step = max(1, (1 << 22) // dim)

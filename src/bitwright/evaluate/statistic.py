@@ -95,16 +95,20 @@ class _WeightedRanks:
 
     order_P: IntArray
     group_P: IntArray  # of each value, in its own place: the index of its set of equal values
-    last_G: IntArray  # of each set of equal values: its last place in the order
+    last_G: IntArray | None  # of each set of equal values: its last place in the order; None if there are no ties
 
     @staticmethod
     def of(values_P: FloatArray) -> "_WeightedRanks":
         _, group_P, counts_G = np.unique(values_P, return_inverse=True, return_counts=True)
-        return _WeightedRanks(np.argsort(group_P, kind="stable"), group_P, np.cumsum(counts_G) - 1)
+        last_G = None if len(counts_G) == len(values_P) else np.cumsum(counts_G) - 1
+        return _WeightedRanks(np.argsort(group_P, kind="stable"), group_P, last_G)
 
     def __call__(self, weights_P: FloatArray) -> FloatArray:
-        upto_G = np.cumsum(weights_P[self.order_P])[self.last_G]
-        equal_G = np.diff(upto_G, prepend=0)
+        equal_G = weights_P[self.order_P]
+        upto_G = np.cumsum(equal_G)
+        if self.last_G is not None:
+            upto_G = upto_G[self.last_G]
+            equal_G = np.diff(upto_G, prepend=0)
         result: FloatArray = (upto_G - equal_G / 2)[self.group_P]
         return result
 
