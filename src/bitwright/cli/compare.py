@@ -1,5 +1,6 @@
 """bitwright compare: two results side by side."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ def command(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
         write_text_atomically(html, render_comparison(first, second))
     rows = compare_records(first, second)
     if as_json:
-        print_json(rows)
+        print_json([asdict(row) for row in rows])
         return
-    out.print(rows)
+    columns = ["", a.name, b.name, ("change", "right")]
+    out.print(table("", columns, [[row.name, row.a, row.b, row.change] for row in rows]))

@@ -369,11 +369,9 @@ def _size(job: Job, staged: Path, plan: Plan) -> dict[str, int]:
 
 
 def _verify(job: Job, final: Model, staged: Path, plan: Plan) -> list[dict[str, Any]]:
-    batch, tokens = _VERIFY_SHAPE
-    limit = min(tokens, job.model.max_tokens)
-    rng = np.random.default_rng(job.recipe.seed)
-    vocabulary = int(job.loaded.config.vocab_size)
-    ids = rng.integers(vocabulary // 10, vocabulary, size=(batch, limit), dtype=np.int64)
+    batch, limit = _VERIFY_SHAPE[0], min(_VERIFY_SHAPE[1], job.model.max_tokens)
+    pool = [i for ids in job.model.tokenize(job.probe) for i in ids]  # real tokens: random ones are far from what it knows
+    ids = np.resize(np.array(pool, dtype=np.int64), (batch, limit))
     rows = final.rows(torch.from_numpy(ids), torch.ones(batch, limit, dtype=torch.int64))
     ours = np.stack([row.reshape(-1) for row in rows])
     calls = sum(site.calls for site in job.sites if site.name in quantized_names(plan))

@@ -16,9 +16,9 @@ import numpy as np
 
 _CHILD_SECONDS = 600
 
-# The least mean cosine with our own output that passes. Ours must be equal. Plain readers simulate the activation codes with
-# their own zero-point rounding, and run 16-bit layers in float32, so they are close, not equal.
-LEAST_COSINE = {"bitwright": 1.0, "transformers": 0.999, "sentence-transformers": 0.999}
+# The least mean cosine with our own output that passes. Ours must be equal. Plain readers dequantize the weights and run in
+# float, or simulate the activation codes with their own rounding of the zero point: they differ by the activations' noise.
+LEAST_COSINE = {"bitwright": 1.0, "transformers": 0.99, "sentence-transformers": 0.99}
 # Packages that a target needs besides transformers.
 NEEDS = {"transformers": ("compressed_tensors",), "sentence-transformers": ("compressed_tensors", "sentence_transformers")}
 

@@ -1,0 +1,280 @@
+"""The main job on small models: what it writes, what it promises, what it refuses."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import bitwright
+from bitwright.errors import InputError, ModelError, NumericsError, RecipeError, TargetError
+from bitwright.pipeline import Texts, analyze, preview, quantize
+from bitwright.recipe import make_recipe, read_recipe
+from bitwright.record import read_record
+from bitwright.report import write_report
+
+TinyModel = Callable[..., Path]
+
+# Verification reloads in new processes, seconds each: once for all targets, elsewhere only our own, or none.
+HERE = make_recipe({"targets": ["bitwright"], "budget": {"max_loss": 0.5}})
+QUICK: dict[str, Any] = {"samples": 60, "speed": False, "sensitivity": False}
+
+
+@pytest.fixture(scope="module")
+def unverified(monkeypatch_module: pytest.MonkeyPatch) -> None:
+    """Leave out the clean-process checks, which `test_result_is_complete` makes."""
+    monkeypatch_module.setattr("bitwright.pipeline.run.verify", lambda *args, **kwargs: [])
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def digest(directory: Path) -> dict[str, str]:
+    """SHA-256 by file name, but for what holds times."""
+    timed = {"record.json", "report.html", "README.md"}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir() if p.is_file() and p.name not in timed}
+
+
+def copied(source: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a model with its tensors changed in place."""
+    to.mkdir()
+    for file in source.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    tensors = {name: tensor.clone() for name, tensor in load_file(to / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+def plant(tensors: dict[str, torch.Tensor]) -> None:
+    """Outliers in one linear: its input 0 shrinks, the weights that read it grow as much; the rest loses its int8 steps."""
+    block, factor = "encoder.layer.1", 100
+    for name in ("weight", "bias"):
+        tensors[f"{block}.attention.output.LayerNorm.{name}"][0] /= factor
+    tensors[f"{block}.intermediate.dense.weight"][:, 0] *= factor
+
+
+def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
+    source = tiny_model("bert")
+    recipe = make_recipe({"budget": {"max_loss": 0.5}})
+    result = quantize(source, out=tmp_path / "out", recipe=recipe, samples=60, speed=False)
+    record = read_record(tmp_path / "out")
+    assert record == json.loads(json.dumps(result.record)) | {"created": record["created"]}
+    assert result.exit_code == 0
+    assert record["evaluation"]["verdict"] == "met"
+    assert [(row["target"], row["ok"]) for row in record["verify"]] == [
+        ("bitwright", True), ("transformers", True), ("sentence-transformers", True),
+    ]  # fmt: skip
+    assert record["verify"][0]["checks"]["integer_kernel_calls"] == 12
+    assert {p.name for p in source.iterdir()} - {p.name for p in (tmp_path / "out").iterdir()} == set()
+    assert {"report.html", "record.json", "recipe.yaml", "README.md"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # no work directory is left
+    assert sum(row["bytes_after"] for row in record["plan"]) == record["size"]["weights_after"]
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written["encoder.layer.0.output.dense.weight"].dtype == torch.int8
+    assert read_recipe(tmp_path / "out" / "recipe.yaml").scheme == "w8a8"
+    numbered = re.compile(r"\bp\d{4,}\b")  # bokeh numbers its models through the life of a process
+    before = numbered.sub("", (tmp_path / "out" / "report.html").read_text())
+    assert numbered.sub("", write_report(tmp_path / "out").read_text()) == before
+
+
+@pytest.mark.usefixtures("unverified", "one_thread")
+class TestRuns:
+    def test_loaded_model_gives_what_was_measured(self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
+        source = tiny_model("bert")
+        quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
+        ours, original = bitwright.load(tmp_path / "out"), bitwright.load(source)
+        a, b = ours.encode(texts[:20]), original.encode(texts[:20])
+        cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert cosines.mean() > 0.98
+        assert ours.backend.startswith("kernels:")
+        assert original.backend == "torch"
+
+    def test_same_input_same_bytes(self, tiny_model: TinyModel, tmp_path: Path) -> None:
+        source = tiny_model("bert")
+        for name in ("one", "two"):
+            quantize(source, out=tmp_path / name, recipe=HERE, **QUICK)
+        assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+    def test_planted_sensitive_linear_is_the_only_fallback(self, tiny_model: TinyModel, tmp_path: Path) -> None:
+        name = "encoder.layer.1.intermediate.dense"
+        source = copied(tiny_model("bert"), tmp_path / "planted", plant)
+        found = analyze(source, recipe=HERE, texts=Texts(samples=100))
+        assert found["rows"][0]["name"] == name
+        more = QUICK | {"samples": 200}
+        loss = quantize(source, out=tmp_path / "loose", recipe=HERE, **more).record["evaluation"]["loss"]
+        result = quantize(source, out=tmp_path / "out", recipe=HERE, max_loss=loss / 3, **more)
+        kept = [r["name"] for r in result.record["plan"] if r["scheme"] == "16bit" and r["role"] not in ("embedding", "head")]
+        assert kept == [name]
+        assert result.record["evaluation"]["verdict"] == "met"
+        assert [step["n_fallback"] for step in result.record["steps"]] == [0, 1]
+
+    @pytest.mark.parametrize("scheme", ["w8a8_symmetric", "w8a8_static", "w8a8_static_symmetric"])
+    def test_schemes(self, tiny_model: TinyModel, tmp_path: Path, scheme: str) -> None:
+        recipe = make_recipe({"scheme": scheme, "targets": ["bitwright"], "budget": {"max_loss": 0.5}})
+        result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=recipe, **QUICK)
+        assert result.record["evaluation"]["companions"]["cosine_mean"] > 0.97
+        stored = load_file(tmp_path / "out" / "model.safetensors")
+        assert ("encoder.layer.0.output.dense.input_scale" in stored) == ("static" in scheme)
+
+    def test_int8_embeddings_run_here_and_nowhere_else(self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
+        source = tiny_model("bert")
+        with pytest.raises(TargetError, match="transformers: cannot read int8 embedding tables"):
+            quantize(source, out=tmp_path / "out", recipe=make_recipe({"embeddings": "int8"}), **QUICK)
+        recipe = make_recipe({"embeddings": "int8", "targets": ["bitwright"], "budget": {"max_loss": 0.5}})
+        result = quantize(source, out=tmp_path / "out", recipe=recipe, **QUICK)
+        assert result.record["evaluation"]["companions"]["cosine_mean"] > 0.98
+        assert bitwright.load(tmp_path / "out").encode(texts[:2]).shape == (2, 32)
+
+    @pytest.mark.parametrize("family", ["albert", "deberta-v2", "distilbert", "electra", "ernie", "modernbert", "mpnet", "roberta", "xlm-roberta"])
+    def test_every_family(self, tiny_model: TinyModel, tmp_path: Path, family: str, texts: list[str]) -> None:
+        result = quantize(tiny_model(family), out=tmp_path / "out", recipe=HERE, **QUICK)
+        assert result.record["evaluation"]["companions"]["cosine_mean"] > 0.95
+        assert bitwright.load(tmp_path / "out").encode(texts[:3]).shape[0] == 3
+
+    @pytest.mark.parametrize("task", ["sequence-classification", "token-classification", "question-answering"])
+    def test_every_head(self, tiny_model: TinyModel, tmp_path: Path, task: str, texts: list[str]) -> None:
+        source = tiny_model("bert", task)
+        result = quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
+        assert result.record["evaluation"]["metric"]["label_free"]
+        heads = [row for row in result.record["plan"] if row["role"] == "head"]
+        assert heads
+        assert {row["scheme"] for row in heads} == {"16bit"}
+        mine, theirs = (bitwright.load(path).encode(texts[:4]) for path in (tmp_path / "out", source))
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.shape == b.shape
+            assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
+
+    def test_existing_result_is_kept_unless_told(self, tiny_model: TinyModel, tmp_path: Path) -> None:
+        source = tiny_model("bert")
+        quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
+        before = digest(tmp_path / "out")
+        with pytest.raises(InputError, match="--overwrite"):
+            quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
+        assert digest(tmp_path / "out") == before
+        quantize(source, out=tmp_path / "out", recipe=HERE, overwrite=True, **QUICK)
+        with pytest.raises(InputError, match="choose another directory"):
+            quantize(source, out=source, recipe=HERE, overwrite=True, **QUICK)
+
+    def test_own_metric_decides(self, tiny_model: TinyModel, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(
+            "import numpy as np\n"
+            "TEXTS = [f'the list holds item {i} of the class' for i in range(40)]\n"
+            "def score(encode):\n"
+            "    v = encode(TEXTS)\n"
+            "    return (v[:-1] * v[1:]).sum(1) / np.linalg.norm(v[:-1], axis=1) / np.linalg.norm(v[1:], axis=1)\n"
+        )
+        result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, metric=f"{tmp_path}/mine.py:score", **QUICK)
+        assert not result.record["evaluation"]["metric"]["label_free"]
+        assert result.record["evaluation"]["n_held_out"] in (19, 20)
+
+    def test_labelled_pairs_decide(self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
+        lines = ["sentence1\tsentence2\tscore"]
+        lines += [f"{a}\t{b}\t{i % 6}" for i, (a, b) in enumerate(zip(texts[::2], texts[1::2], strict=False))]
+        (tmp_path / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
+        result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, evaluation=str(tmp_path / "pairs.tsv"), **QUICK)
+        facts = result.record["evaluation"]
+        assert facts["metric"]["kind"] == "similarity"
+        assert facts["n_tuning"] + facts["n_held_out"] == 120
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        assert not [text for text in texts if len(text) > 40 and text in page]  # no user text in the report
+        assert not [text for text in texts if len(text) > 40 and text in (tmp_path / "out" / "record.json").read_text()]
+
+    def test_budget_that_the_sample_cannot_decide(self, tiny_model: TinyModel, tmp_path: Path) -> None:
+        (tmp_path / "one.py").write_text("def number(encode):\n    return float(encode(['a list', 'a class'])[0, 0]) ** 2 + 1\n")
+        for accept, code in ((False, 3), (True, 0)):
+            budget = {"max_loss": 0.5, "accept_point_estimate": accept}
+            recipe = make_recipe({"targets": ["bitwright"], "budget": budget})
+            out = tmp_path / f"out{code}"
+            result = quantize(tiny_model("bert"), out=out, recipe=recipe, metric=f"{tmp_path}/one.py:number", **QUICK)
+            assert result.record["evaluation"]["verdict"] == "undecided"
+            assert result.exit_code == code
+
+    def test_preview_writes_nothing(self, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = tiny_model("bert")
+        monkeypatch.chdir(tmp_path)
+        seen = preview(source, texts=Texts(samples=60))
+        assert list(tmp_path.iterdir()) == []
+        assert len([row for row in seen["plan"] if row["scheme"] == "w8a8"]) == 12
+        assert seen["estimate"]["seconds"] > 0
+
+    def test_bad_weights_and_bad_models(self, tiny_model: TinyModel, tmp_path: Path) -> None:
+        source = tiny_model("bert")
+
+        def poison(tensors: dict[str, torch.Tensor]) -> None:
+            tensors["encoder.layer.0.output.dense.weight"][3, 4] = float("nan")
+
+        out = tmp_path / "out"
+        with pytest.raises(ModelError, match=r"encoder\.layer\.0\.output\.dense\.weight holds 1 NaN"):
+            quantize(copied(source, tmp_path / "nan", poison), out=out, recipe=HERE, **QUICK)
+        with pytest.raises(ModelError, match="neither a directory here nor a hub name"):
+            quantize(tmp_path / "none", out=out, recipe=HERE, **QUICK)
+        typo = make_recipe({"rules": [{"match": "encoder.layer.0.output.dens", "scheme": "16bit"}]})
+        with pytest.raises(RecipeError, match="did you mean"):
+            quantize(source, out=out, recipe=typo, **QUICK)
+        assert not out.exists()
+
+    def test_activations_that_overflow_are_reported(self, tiny_model: TinyModel, tmp_path: Path) -> None:
+        def overflow(tensors: dict[str, torch.Tensor]) -> None:
+            tensors["encoder.layer.1.output.LayerNorm.weight"].fill_(3e38)
+
+        with pytest.raises(NumericsError, match="NaN or infinite"):
+            quantize(copied(tiny_model("bert"), tmp_path / "big", overflow), out=tmp_path / "out", recipe=HERE, **QUICK)
+        assert not (tmp_path / "out").exists()
+
+    def test_constant_and_zero_weights_are_exact(self, tiny_model: TinyModel, tmp_path: Path) -> None:
+        def flatten(tensors: dict[str, torch.Tensor]) -> None:
+            tensors["encoder.layer.0.output.dense.weight"].zero_()
+            tensors["encoder.layer.1.output.dense.weight"].fill_(0.25)
+
+        source = copied(tiny_model("bert"), tmp_path / "flat", flatten)
+        result = quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
+        assert np.isfinite(result.record["evaluation"]["loss"])
+        stored = load_file(tmp_path / "out" / "model.safetensors")
+        assert not stored["encoder.layer.0.output.dense.weight"].any()
+        assert (stored["encoder.layer.1.output.dense.weight"] == 127).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(tiny_model: TinyModel, tmp_path: Path, stop: signal.Signals) -> None:
+    source = tiny_model("bert")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("targets: [bitwright]\nbudget: {max_loss: 0.5}\n")
+    command = [sys.executable, "-m", "bitwright", "quantize", str(source), "--recipe", str(recipe), "--samples", "80", "--no-speed"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, env=environment)
+    journal = tmp_path / ".out.bitwright" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_text().count("\n") >= 3):
+        assert child.poll() is None, child.stderr.read() if child.stderr else ""
+        assert time.monotonic() < deadline, "no measurement was written"
+        time.sleep(0.01)
+    child.send_signal(stop)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == (130 if stop is signal.SIGINT else -signal.SIGKILL)
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+    again = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert "going on where an earlier run stopped" in again.stderr
+    fresh = subprocess.run([*command, "--out", str(tmp_path / "fresh")], capture_output=True, text=True, check=False, env=environment)
+    assert fresh.returncode == 0, fresh.stderr
+    assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
+    one, two = read_record(tmp_path / "out"), read_record(tmp_path / "fresh")
+    assert one["sensitivity"] == two["sensitivity"]
+    assert any("interrupted" in text for text in one["warnings"])
