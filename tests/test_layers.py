@@ -11,10 +11,29 @@ import pytest
 import bitwright
 
 ROOT = Path(bitwright.__file__).parent
-LAYERS = (
-    "errors numerics kernels models calibration methods recipe targets plan record evaluate search training checkpoints engine "
-    "runtime pipeline report serve integrations cli"
-).split()
+LAYERS = [
+    "errors",
+    "numerics",
+    "kernels",
+    "models",
+    "calibration",
+    "methods",
+    "recipe",
+    "targets",
+    "plan",
+    "record",
+    "evaluate",
+    "search",
+    "training",
+    "checkpoints",
+    "engine",
+    "runtime",
+    "pipeline",
+    "report",
+    "serve",
+    "integrations",
+    "cli",
+]
 # `report` turns a Record into pages; the pipeline writes them last.
 EXCEPTIONS = {("pipeline", "report")}
 

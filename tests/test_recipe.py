@@ -42,7 +42,11 @@ def test_fallback_names_its_units_literally() -> None:
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
     recipe = make_recipe(
-        {"scheme": "w8a8_static", "rules": [{"role": "head", "scheme": "16bit", "reason": "ü: why"}], "budget": {"max_loss": 0.02}}
+        {
+            "scheme": "w8a8_static",
+            "rules": [{"role": "head", "scheme": "16bit", "reason": "ü: why"}],
+            "budget": {"max_loss": 0.02},
+        }
     )
     (tmp_path / "r.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
     assert read_recipe(tmp_path / "r.yaml") == recipe

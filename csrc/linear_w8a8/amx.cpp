@@ -26,21 +26,22 @@ alignas(64) const TileConfig kTileConfig = {
 struct Square {
     const int32_t* sums;
     size_t rows, cols, m, n;
+    __mmask16 masks[kCols];
 };
 
-void write(const LinearW8A8& p, const Square& s, size_t begin, size_t end) {
+template <Output kind>
+inline void write(const LinearW8A8& p, const Square& s, size_t begin, size_t end) {
     end = end < s.rows ? end : s.rows;
-    if (begin >= end) return;
     if (s.cols == 2) {
-        write_rows<2>(p, s.sums, begin, end, s.m, s.n);
+        for (size_t r = begin; r < end; ++r) write_row<2, kind>(p, s.sums + r * 32, s.m + r, s.n, s.masks);
     } else {
-        write_rows<1>(p, s.sums, begin, end, s.m, s.n);
+        for (size_t r = begin; r < end; ++r) write_row<1, kind>(p, s.sums + r * 16, s.m + r, s.n, s.masks);
     }
 }
 
 // Sums of R row tiles x C column blocks into out [R * 16, C * 16]; meanwhile `before` is written, some rows in each step.
 // Tiles 0-3 sums, 4-5 codes, 6-7 weights.
-template <int R, int C>
+template <int R, int C, Output kind>
 void multiply(const LinearW8A8& p, size_t m, size_t block, int32_t* out, const Square& before) {
     const size_t stride = p.code_stride;
     const uint8_t* a = p.codes + m * stride;
@@ -65,7 +66,7 @@ void multiply(const LinearW8A8& p, size_t m, size_t block, int32_t* out, const S
             _tile_dpbusd(2, 5, 6);
             if (C == 2) _tile_dpbusd(3, 5, 7);
         }
-        write(p, before, step * rows_a_step, (step + 1) * rows_a_step);
+        write<kind>(p, before, step * rows_a_step, (step + 1) * rows_a_step);
     }
     constexpr size_t row = C * 16, row_bytes = row * sizeof(int32_t);
     _tile_stored(0, out, row_bytes);
@@ -74,31 +75,35 @@ void multiply(const LinearW8A8& p, size_t m, size_t block, int32_t* out, const S
     if (R == 2 && C == 2) _tile_stored(3, out + 16 * row + 16, row_bytes);
 }
 
-using MultiplyFn = void (*)(const LinearW8A8&, size_t m, size_t block, int32_t* out, const Square& before);
-
-const MultiplyFn kMultiply[2][2] = {{multiply<1, 1>, multiply<1, 2>}, {multiply<2, 1>, multiply<2, 2>}};
-
 inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-}  // namespace
-
-void linear_w8a8_amx(const LinearW8A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
+template <Output kind>
+void run(const LinearW8A8& p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     alignas(64) int32_t sums[2][kRows * kCols * kBlock];
-    Square before = {sums[1], 0, 0, 0, 0};
-    _tile_loadconfig(&kTileConfig);
-    const size_t chunk = (kWeightBytes / (p->k_padded * kBlock) / kCols + 1) * kCols;
+    Square before = {sums[1], 0, 0, 0, 0, {0, 0}};
+    static constexpr decltype(&multiply<1, 1, kind>) table[2][2] = {{multiply<1, 1, kind>, multiply<1, 2, kind>},
+                                                                     {multiply<2, 1, kind>, multiply<2, 2, kind>}};
+    const size_t chunk = (kWeightBytes / (p.k_padded * kBlock) / kCols + 1) * kCols;
     for (size_t first = block_begin; first < block_end; first += chunk) {
         const size_t last = least(first + chunk, block_end);
         for (size_t m = row_begin; m < row_end; m += kRows) {
             const size_t rows = least(kRows, row_end - m);
             for (size_t block = first; block < last; block += kCols) {
-                const size_t cols = least(kCols, last - block);
+                const size_t cols = least(kCols, last - block), n = block * kBlock;
                 int32_t* out = before.sums == sums[0] ? sums[1] : sums[0];
-                kMultiply[rows > 16][cols == 2](*p, m, block, out, before);
-                before = {out, rows, cols, m, block * kBlock};
+                table[rows > 16][cols == 2](p, m, block, out, before);
+                before = {out, rows, cols, m, n, {column_mask(p, n), column_mask(p, n + kBlock)}};
             }
         }
     }
-    write(*p, before, 0, before.rows);
+    write<kind>(p, before, 0, before.rows);
+}
+
+}  // namespace
+
+void linear_w8a8_amx(const LinearW8A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
+    static constexpr decltype(&run<kSums>) table[] = {run<kSums>, run<kLinear>, run<kGelu>};
+    _tile_loadconfig(&kTileConfig);
+    table[output_of(*p)](*p, row_begin, row_end, block_begin, block_end);
     _tile_release();
 }

@@ -52,11 +52,19 @@ void tile_sums(const uint8_t* a, size_t a_stride, const int8_t* b, size_t k_padd
     });
 }
 
+template <int C, Output kind>
+void write_rows(const LinearW8A8& p, const int32_t* sums, size_t rows, size_t m, size_t n) {
+    __mmask16 masks[C];
+    for (int c = 0; c < C; ++c) masks[c] = column_mask(p, n + c * 16);
+    for (size_t r = 0; r < rows; ++r) write_row<C, kind>(p, sums + r * C * 16, m + r, n, masks);
+}
+
 template <int R, int C>
 void tile(const LinearW8A8& p, size_t m, size_t block) {
     alignas(64) int32_t sums[R * C * 16];
     tile_sums<R, C>(p.codes + m * p.code_stride, p.code_stride, p.weight + block * kBlock * p.k_padded, p.k_padded, sums);
-    write_rows<C>(p, sums, 0, R, m, block * kBlock);
+    static constexpr decltype(&write_rows<C, kSums>) write[] = {write_rows<C, kSums>, write_rows<C, kLinear>, write_rows<C, kGelu>};
+    write[output_of(p)](p, sums, R, m, block * kBlock);
 }
 
 using TileFn = void (*)(const LinearW8A8&, size_t m, size_t block);

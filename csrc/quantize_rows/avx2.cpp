@@ -42,37 +42,33 @@ inline __m128i codes_of(__m256 x, __m256 inv, __m256i shift, __m128i lowest) {
     return _mm_max_epu8(_mm_packus_epi16(words, words), lowest);
 }
 
-inline void quantize_row(const QuantizeRows& p, const float* x, uint8_t* codes, float* scale, int32_t* zero) {
-    const size_t padded = (p.k + 63) / 64 * 64;
-    Range r = range_of(x, p.k);
-    const Grid g = grid_of(p, r);
-    if (!r.finite) {
-        fill(codes, 0, padded);
-        *scale = __builtin_nanf("");
-        *zero = 0;
-        return;
-    }
-    *scale = g.scale;
-    *zero = g.zero;
+inline void write_codes(const float* x, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
     const __m256 inv = _mm256_set1_ps(g.inv);
     const __m256i shift = _mm256_set1_epi32(g.zero + 128);
-    const __m128i lowest = _mm_set1_epi8((char)(p.code_min + 128));
+    const __m128i lowest = _mm_set1_epi8((char)(code_min + 128));
     size_t i = 0;
-    for (; i + 8 <= p.k; i += 8) {
+    for (; i + 8 <= k; i += 8) {
         _mm_storel_epi64((__m128i*)(codes + i), codes_of(_mm256_loadu_ps(x + i), inv, shift, lowest));
     }
-    if (i < p.k) {  // the row's padding has room for 8 codes; what lies past K is overwritten by fill
+    for (; i % 64 != 0; i += 8) {  // the end of the row and its padding
         alignas(32) float rest[8] = {0};
-        for (size_t j = 0; j < p.k - i; ++j) rest[j] = x[i + j];
+        for (size_t j = i; j < k && j < i + 8; ++j) rest[j - i] = x[j];
         _mm_storel_epi64((__m128i*)(codes + i), codes_of(_mm256_load_ps(rest), inv, shift, lowest));
     }
-    fill(codes, p.k, padded);
 }
 
 }  // namespace
 
 void quantize_rows_avx2(const QuantizeRows* p, size_t row_begin, size_t row_end) {
     for (size_t m = row_begin; m < row_end; ++m) {
-        quantize_row(*p, p->x + m * p->x_stride, p->codes + m * p->code_stride, p->scale + m, p->zero_point + m);
+        const float* x = p->x + m * p->x_stride;
+        const Grid g = grid_of(*p, range_of(x, p->k));
+        if (!g.finite) {
+            poison_row(*p, m);
+            continue;
+        }
+        p->scale[m] = g.scale;
+        p->zero_point[m] = g.zero;
+        write_codes(x, p->k, g, p->code_min, p->codes + m * p->code_stride);
     }
 }

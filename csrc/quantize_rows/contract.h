@@ -1,7 +1,7 @@
 // quantize_rows: float rows -> unsigned 8-bit codes, with one scale and one zero point per row.
 //
 //   x           [M, K] f32, row m starts at x + m * x_stride (stride in elements, any alignment)
-//   codes       [M, >=K] u8 = code + 128, row m at codes + m * code_stride; bytes [K, K rounded up to 64) become 128
+//   codes       [M, >=K] u8 = code + 128, row m at codes + m * code_stride; bytes [K, K rounded up to 64) get the code of 0
 //   scale       [M] f32; zero_point [M] i32 in [-128, 127]
 //
 //   kAsymmetric  lo = min(x, 0), hi = max(x, 0), scale = (hi - lo) / 255, zero_point = clip(rint(-128 - lo * inv), -128, 127)

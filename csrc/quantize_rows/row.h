@@ -9,26 +9,31 @@ struct Range {
     bool finite;
 };
 
+// inv = 1 / scale; finite as in Range, and false too where hi - lo overflows.
 struct Grid {
     float scale, inv;
     int32_t zero;
+    bool finite;
 };
 
-inline Grid grid_of(const QuantizeRows& p, Range& r) {
-    if (p.mode == kStatic) return {p.static_scale, 1.0f / p.static_scale, p.static_zero_point};
+inline Grid grid_of(const QuantizeRows& p, const Range& r) {
+    if (p.mode == kStatic) return {p.static_scale, 1.0f / p.static_scale, p.static_zero_point, r.finite};
     const float absmax = r.hi > -r.lo ? r.hi : -r.lo;
     const float width = p.mode == kSymmetric ? absmax : r.hi - r.lo;
-    r.finite = r.finite && width <= __FLT_MAX__;
     float scale = width == 0.0f ? 1.0f : width / (p.mode == kSymmetric ? 127.0f : 255.0f);
     if (scale < __FLT_MIN__) scale = __FLT_MIN__;
     const float inv = 1.0f / scale;
-    if (p.mode == kSymmetric) return {scale, inv, 0};
+    const bool finite = r.finite && width <= __FLT_MAX__;
+    if (p.mode == kSymmetric) return {scale, inv, 0, finite};
     const float z = __builtin_rintf(-128.0f - r.lo * inv);
-    return {scale, inv, z < -128.0f ? -128 : z > 127.0f ? 127 : (int32_t)z};
+    return {scale, inv, z < -128.0f ? -128 : z > 127.0f ? 127 : (int32_t)z, finite};
 }
 
-inline void fill(uint8_t* codes, size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) codes[i] = 128;
+// A row that is not finite: scale NaN, every code 0.
+inline void poison_row(const QuantizeRows& p, size_t m) {
+    for (size_t i = 0; i < (p.k + 63) / 64 * 64; ++i) p.codes[m * p.code_stride + i] = 128;
+    p.scale[m] = __builtin_nanf("");
+    p.zero_point[m] = 0;
 }
 
 }  // namespace

@@ -36,9 +36,9 @@ static void quantize_row(const QuantizeRows& p, const float* x, uint8_t* codes, 
         code = code < p.code_min ? p.code_min : code > 127 ? 127 : code;
         codes[i] = (uint8_t)(code + 128);
     }
-    for (size_t i = p.k; i % 64 != 0; ++i) codes[i] = 128;
     *scale_out = finite ? scale : NAN;
     *zero_out = finite ? zero : 0;
+    for (size_t i = p.k; i % 64 != 0; ++i) codes[i] = (uint8_t)(*zero_out + 128);
 }
 
 void quantize_rows_scalar(const QuantizeRows* p, size_t row_begin, size_t row_end) {

@@ -11,7 +11,8 @@
     ├── TargetError         a plan that a target runtime cannot run
     └── BudgetError         the accuracy budget is not met, or the sample cannot decide it
 
-A message says what, where, the numbers, and what to do. The command line prints it in one line; --debug adds the traceback.
+A message says what, where, the numbers, and what to do. The command line prints it in one line; --debug adds the
+traceback.
 """
 
 

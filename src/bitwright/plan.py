@@ -1,4 +1,4 @@
-"""`Plan`: a recipe resolved against one model. One row per linear and embedding table, with scheme, bytes and reason."""
+"""`Plan`: a recipe resolved against one model: a row per linear and embedding table, with scheme, bytes and reason."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,9 +83,13 @@ def _embedding_row(name: str, module: nn.Module, mode: str, source_bytes_per_val
     assert isinstance(weight, nn.Parameter)
     shape = (weight.shape[0], weight.shape[1])
     after = stored_embedding_bytes(shape, mode, source_bytes_per_value=source_bytes_per_value)
-    scheme, reason = ("int8", "one scale per row, as asked") if mode == "int8" else ("16bit", "portable: loads anywhere")
+    scheme, reason = (
+        ("int8", "one scale per row, as asked") if mode == "int8" else ("16bit", "portable: loads anywhere")
+    )
     before = shape[0] * shape[1] * source_bytes_per_value
-    return PlanRow(name, None, "embedding", name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason)
+    return PlanRow(
+        name, None, "embedding", name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason
+    )
 
 
 def _check_units(rows: list[PlanRow]) -> None:

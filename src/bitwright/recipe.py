@@ -1,13 +1,13 @@
 """`Recipe`: what the user asks for, as data. Written in YAML, or built from the options of the command line.
 
-    scheme: w8a8                     # what linears get that no rule names
-    rules:                           # the first that matches a linear decides; one that matches nothing is an error
-      - {match: "encoder.layer.0.*", scheme: 16bit, reason: "first block"}
-      - {role: head, scheme: 16bit}
-    embeddings: 16bit                # or int8
-    range: absmax                    # how a static activation range is chosen
-    calibration: {samples: 256, max_tokens: 256}
-    budget: {max_loss: 0.01}
+scheme: w8a8                     # what linears get that no rule names
+rules:                           # the first that matches a linear decides; one that matches nothing is an error
+  - {match: "encoder.layer.0.*", scheme: 16bit, reason: "first block"}
+  - {role: head, scheme: 16bit}
+embeddings: 16bit                # or int8
+range: absmax                    # how a static activation range is chosen
+calibration: {samples: 256, max_tokens: 256}
+budget: {max_loss: 0.01}
 """
 
 from difflib import get_close_matches
@@ -52,15 +52,15 @@ class Rule(_Strict):
 class Calibration(_Strict):
     """The texts that static ranges are chosen on."""
 
-    samples: int = Field(256, ge=1)
-    max_tokens: int = Field(256, ge=2)
-    batch_size: int = Field(16, ge=1)
+    samples: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=256, ge=2)
+    batch_size: int = Field(default=16, ge=1)
 
 
 class Budget(_Strict):
     """The loss, relative to the float model, that is allowed."""
 
-    max_loss: float = Field(0.01, gt=0, lt=1)
+    max_loss: float = Field(default=0.01, gt=0, lt=1)
     accept_point_estimate: bool = False
 
 
@@ -131,7 +131,7 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str]:
-    """(scheme name, reason) of one linear: the first rule that matches, else heads in 16 bit, else the default scheme."""
+    """(scheme, reason) of one linear: the first rule that matches; else heads in 16 bit, others the default scheme."""
     for rule in recipe.rules:
         if rule.matches(site):
             chosen_by = f"match {rule.match!r}" if rule.match is not None else f"role {rule.role}"
@@ -162,7 +162,7 @@ def check_rules(recipe: Recipe, sites: list[LinearSite]) -> None:
 
 def _keys_at(path: tuple[int | str, ...]) -> list[str]:
     """The keys allowed where pydantic found an unknown one."""
-    models = {"rules": Rule, "calibration": Calibration, "budget": Budget}
+    models: dict[str, type[BaseModel]] = {"rules": Rule, "calibration": Calibration, "budget": Budget}
     model = models.get(str(path[0]), Recipe) if path else Recipe
     return list(model.model_fields)
 

@@ -1,26 +1,33 @@
 """The Record: everything that a run measured, as JSON (`record.json`). The report is rebuilt from it alone.
 
-Keys of version 1 (a key is absent, or null, when its step did not run; times in seconds, sizes in bytes, losses as fractions):
+Keys of version 1. A key is absent, or null, when its step did not run. Times in seconds, sizes in bytes, losses as
+fractions.
 
     record_version 1 · bitwright_version · created (UTC, ISO 8601) · command (what reproduces the run) · exit_code
-    model        name, model_type, architectures [..], task ("embedding" | "sequence-classification" | "token-classification" |
-                 "question-answering"), n_parameters, n_blocks, license (or null), source_sha256, dtype
-    recipe       the resolved recipe
-    plan         [{name, block (or null), role, unit, shape [N, K], scheme, method, bytes_before, bytes_after, reason}], one per
-                 linear and per embedding table; scheme "16bit" is a fallback or an exclusion, and reason says which
-    evaluation   metric {name, kind, label_free, higher_is_better}, n_tuning, n_held_out, float_score, quantized_score,
-                 loss, loss_lower, loss_upper (one-sided 95 % bounds), confidence 0.95, max_loss, verdict ("met" | "not met" |
-                 "undecided"), needed_samples (or null), companions {name: value}, seed
-    steps        [{n_fallback, unit (or null for the first), loss, loss_upper, bytes, decided_on "tuning"}] in order: the fallback search
-    sensitivity  {n_samples, spearman_with_metric_loss (or null), metric, rows [{name, block, role, unit, mode ("one" | "all but one"),
-                 emd, sqnr_db, cosine, rank_flips, metric_loss}], units [...same keys...], groups [...same keys, name = role]}
-    distributions [{name, role, weight {edges, before, after}, activation {edges, before, after} or null}], counts as fractions
-    size         {source_bytes, checkpoint_bytes, weights_before, weights_after}
-    speed        {threads, rows [{runtime, batch, tokens, median_ms, min_ms, per_second, ratio_to_fp32}], peak_rss_mib {runtime: ..}}
-    verify       [{target ("bitwright" | "transformers" | "sentence-transformers"), ok, checks {name: value}, detail}]
-    warnings     [text]
-    environment  {cpu, cores, isa, os, python, torch, transformers, bitwright, threads}
-    timings_s    {step: seconds}
+    model          name, source (as it was typed), model_type, architectures, n_parameters, n_blocks, license, dtype,
+                   source_sha256, task ("embedding" | "sequence-classification" | "token-classification" |
+                   "question-answering")
+    recipe         the resolved recipe, fallbacks included
+    plan           a row per linear and embedding table: name, block (or null), role, unit, shape [N, K], scheme,
+                   method, bytes_before, bytes_after, reason; "16bit" is a fallback or an exclusion: the reason says
+    evaluation     metric {name, kind, task, unit, label_free, higher_is_better}, n_tuning, n_held_out, float_score,
+                   quantized_score, loss, loss_lower, loss_upper (one-sided bounds), confidence (0.95), max_loss,
+                   verdict ("met" | "not met" | "undecided"), sentence, needed_samples (or null),
+                   accepted_point_estimate, companions {name: value}, seed
+    steps          the fallback search in order: n_fallback, unit (null for the first), loss, loss_upper, bytes,
+                   decided_on ("tuning")
+    sensitivity    n_samples, metric, spearman_with_metric_loss (or null), and rows (linears), units, groups (roles of a
+                   block, or with block null of the whole model), each with name, block, role, unit, mode ("one" | "all
+                   but one"), emd, sqnr_db, cosine, rank_flips, metric_loss
+    distributions  per quantized linear: name, role, weight and activation (or null), each {edges, before, after},
+                   counts as fractions
+    size           source_bytes, checkpoint_bytes (weight files), weights_before, weights_after (what the plan covers)
+    speed          threads, rows [{runtime, batch, tokens, median_ms, min_ms, per_second, ratio_to_fp32, ratio_to_bf16,
+                   note}], peak_rss_mib {runtime: MiB}, load_s, skipped [{runtime, reason}], and what `run_bench` adds
+    verify         per target: target, ok (null: not checked), checks {name: value}, detail
+    warnings       texts
+    environment    cpu, cores, isa, os, python, torch, transformers, bitwright, threads
+    timings_s      {step: seconds}
 """
 
 import json
@@ -39,7 +46,7 @@ Record = dict[str, Any]
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write a record, all or nothing. Infinity and NaN, which JSON lacks, become the strings "inf", "-inf" and "nan"."""
+    """Write a record, all or nothing. Infinity and NaN, which JSON lacks, are written as strings (`plain_data`)."""
     write_text_atomically(path, json.dumps(plain_data(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -109,7 +109,7 @@ class QuantizeRows:
             begin,
         )
         padded = k + -k % 64
-        assert (codes[begin:, k:padded] == 128).all(), "the padding of a row is code 0"
+        assert (codes[begin:, k:padded] == zeros[begin:] + 128).all(), "the padding of a row is the code of 0"
         assert (codes[begin:, padded:] == POISON_CODE).all(), "wrote past the padding of a row"
         return (codes[:, :k].to(torch.int16) - 128).to(torch.int8), scales, zeros
 

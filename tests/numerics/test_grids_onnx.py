@@ -23,7 +23,8 @@ def onnx_codes_and_values(
 ) -> tuple[Tensor, Tensor]:
     """Codes (read out by DequantizeLinear with scale 1) and dequantized values: float32 (N, K) each."""
     helper, kind = onnx.helper, getattr(onnx.TensorProto, f"{'' if signed else 'U'}INT{bits}")
-    shape = {(1, 1): (), (N, 1): (N,)}.get(tuple(scale_NG.shape), tuple(scale_NG.shape))
+    per_tensor, per_row = scale_NG.numel() == 1, scale_NG.shape[1] == 1
+    shape = () if per_tensor else (N,) if per_row else tuple(scale_NG.shape)
     layout = {"axis": 1, "block_size": GROUP} if len(shape) == 2 else {"axis": 0}
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], **layout),

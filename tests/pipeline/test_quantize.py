@@ -46,7 +46,11 @@ def monkeypatch_module() -> Any:
 def digest(directory: Path) -> dict[str, str]:
     """SHA-256 by file name, but for what holds times."""
     timed = {"record.json", "report.html", "README.md"}
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir() if p.is_file() and p.name not in timed}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in directory.iterdir()
+        if p.is_file() and p.name not in timed
+    }
 
 
 def copied(source: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
@@ -94,7 +98,9 @@ def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unverified", "one_thread")
 class TestRuns:
-    def test_loaded_model_gives_what_was_measured(self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
+    def test_loaded_model_gives_what_was_measured(
+        self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]
+    ) -> None:
         source = tiny_model("bert")
         quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK)
         ours, original = bitwright.load(tmp_path / "out"), bitwright.load(source)
@@ -118,7 +124,11 @@ class TestRuns:
         more = QUICK | {"samples": 200}
         loss = quantize(source, out=tmp_path / "loose", recipe=HERE, **more).record["evaluation"]["loss"]
         result = quantize(source, out=tmp_path / "out", recipe=HERE, max_loss=loss / 3, **more)
-        kept = [r["name"] for r in result.record["plan"] if r["scheme"] == "16bit" and r["role"] not in ("embedding", "head")]
+        kept = [
+            r["name"]
+            for r in result.record["plan"]
+            if r["scheme"] == "16bit" and r["role"] not in ("embedding", "head")
+        ]
         assert kept == [name]
         assert result.record["evaluation"]["verdict"] == "met"
         assert [step["n_fallback"] for step in result.record["steps"]] == [0, 1]
@@ -131,7 +141,9 @@ class TestRuns:
         stored = load_file(tmp_path / "out" / "model.safetensors")
         assert ("encoder.layer.0.output.dense.input_scale" in stored) == ("static" in scheme)
 
-    def test_int8_embeddings_run_here_and_nowhere_else(self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
+    def test_int8_embeddings_run_here_and_nowhere_else(
+        self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]
+    ) -> None:
         source = tiny_model("bert")
         with pytest.raises(TargetError, match="transformers: cannot read int8 embedding tables"):
             quantize(source, out=tmp_path / "out", recipe=make_recipe({"embeddings": "int8"}), **QUICK)
@@ -140,7 +152,10 @@ class TestRuns:
         assert result.record["evaluation"]["companions"]["cosine_mean"] > 0.98
         assert bitwright.load(tmp_path / "out").encode(texts[:2]).shape == (2, 32)
 
-    @pytest.mark.parametrize("family", ["albert", "deberta-v2", "distilbert", "electra", "ernie", "modernbert", "mpnet", "roberta", "xlm-roberta"])
+    @pytest.mark.parametrize(
+        "family",
+        ["albert", "deberta-v2", "distilbert", "electra", "ernie", "modernbert", "mpnet", "roberta", "xlm-roberta"],
+    )
     def test_every_family(self, tiny_model: TinyModel, tmp_path: Path, family: str, texts: list[str]) -> None:
         result = quantize(tiny_model(family), out=tmp_path / "out", recipe=HERE, **QUICK)
         assert result.record["evaluation"]["companions"]["cosine_mean"] > 0.95
@@ -178,7 +193,9 @@ class TestRuns:
             "    v = encode(TEXTS)\n"
             "    return (v[:-1] * v[1:]).sum(1) / np.linalg.norm(v[:-1], axis=1) / np.linalg.norm(v[1:], axis=1)\n"
         )
-        result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, metric=f"{tmp_path}/mine.py:score", **QUICK)
+        result = quantize(
+            tiny_model("bert"), out=tmp_path / "out", recipe=HERE, metric=f"{tmp_path}/mine.py:score", **QUICK
+        )
         assert not result.record["evaluation"]["metric"]["label_free"]
         assert result.record["evaluation"]["n_held_out"] in (19, 20)
 
@@ -186,7 +203,9 @@ class TestRuns:
         lines = ["sentence1\tsentence2\tscore"]
         lines += [f"{a}\t{b}\t{i % 6}" for i, (a, b) in enumerate(zip(texts[::2], texts[1::2], strict=False))]
         (tmp_path / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
-        result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, evaluation=str(tmp_path / "pairs.tsv"), **QUICK)
+        result = quantize(
+            tiny_model("bert"), out=tmp_path / "out", recipe=HERE, evaluation=str(tmp_path / "pairs.tsv"), **QUICK
+        )
         facts = result.record["evaluation"]
         assert facts["metric"]["kind"] == "similarity"
         assert facts["n_tuning"] + facts["n_held_out"] == 120
@@ -195,7 +214,9 @@ class TestRuns:
         assert not [text for text in texts if len(text) > 40 and text in (tmp_path / "out" / "record.json").read_text()]
 
     def test_budget_that_the_sample_cannot_decide(self, tiny_model: TinyModel, tmp_path: Path) -> None:
-        (tmp_path / "one.py").write_text("def number(encode):\n    return float(encode(['a list', 'a class'])[0, 0]) ** 2 + 1\n")
+        (tmp_path / "one.py").write_text(
+            "def number(encode):\n    return float(encode(['a list', 'a class'])[0, 0]) ** 2 + 1\n"
+        )
         for accept, code in ((False, 3), (True, 0)):
             budget = {"max_loss": 0.5, "accept_point_estimate": accept}
             recipe = make_recipe({"targets": ["bitwright"], "budget": budget})
@@ -204,7 +225,9 @@ class TestRuns:
             assert result.record["evaluation"]["verdict"] == "undecided"
             assert result.exit_code == code
 
-    def test_preview_writes_nothing(self, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_preview_writes_nothing(
+        self, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         source = tiny_model("bert")
         monkeypatch.chdir(tmp_path)
         seen = preview(source, texts=Texts(samples=60))
@@ -251,13 +274,28 @@ class TestRuns:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(tiny_model: TinyModel, tmp_path: Path, stop: signal.Signals) -> None:
+def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(
+    tiny_model: TinyModel, tmp_path: Path, stop: signal.Signals
+) -> None:
     source = tiny_model("bert")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("targets: [bitwright]\nbudget: {max_loss: 0.5}\n")
-    command = [sys.executable, "-m", "bitwright", "quantize", str(source), "--recipe", str(recipe), "--samples", "80", "--no-speed"]
+    command = [
+        sys.executable,
+        "-m",
+        "bitwright",
+        "quantize",
+        str(source),
+        "--recipe",
+        str(recipe),
+        "--samples",
+        "80",
+        "--no-speed",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, env=environment)
+    child = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, env=environment
+    )
     journal = tmp_path / ".out.bitwright" / "journal.jsonl"
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.read_text().count("\n") >= 3):
@@ -269,10 +307,14 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(tiny_model: TinyModel
     assert child.returncode == (130 if stop is signal.SIGINT else -signal.SIGKILL)
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
-    again = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False, env=environment)
+    again = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False, env=environment
+    )
     assert again.returncode == 0, again.stderr
     assert "going on where an earlier run stopped" in again.stderr
-    fresh = subprocess.run([*command, "--out", str(tmp_path / "fresh")], capture_output=True, text=True, check=False, env=environment)
+    fresh = subprocess.run(
+        [*command, "--out", str(tmp_path / "fresh")], capture_output=True, text=True, check=False, env=environment
+    )
     assert fresh.returncode == 0, fresh.stderr
     assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
     one, two = read_record(tmp_path / "out"), read_record(tmp_path / "fresh")

@@ -13,8 +13,11 @@ from bitwright.cli.terminal import TerminalProgress, out, print_json, shorten, t
 @click.argument("model")
 @scheme_options
 @data_options
-@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False),
-              help="Keep measurements here: the same command goes on where a stopped one was.")
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep measurements here: the same command goes on where a stopped one was.",
+)
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
@@ -35,7 +38,11 @@ def command(
         print_json(found)
         return
     columns = ["", ("EMD", "right"), ("SQNR dB", "right"), ("cosine", "right"), ("flips", "right"), ("loss", "right")]
-    for kind_, title in (("groups", "Groups"), ("rows", "Linears, quantized alone"), ("reverse", "All but one quantized")):
+    for kind_, title in (
+        ("groups", "Groups"),
+        ("rows", "Linears, quantized alone"),
+        ("reverse", "All but one quantized"),
+    ):
         rows = found["rows"] if kind_ != "groups" else [r for r in found["groups"] if r["block"] is None]
         mode = "all but one" if kind_ == "reverse" else "one"
         rows = [row for row in rows if row["mode"] == mode][:top]

@@ -10,14 +10,30 @@ from bitwright.cli.terminal import TerminalProgress, megabytes, out, print_json,
 
 @click.command("bench")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--source", type=click.Path(path_type=Path), help="The float model. Default: where the record says it came from.")
-@click.option("--shape", "shapes", multiple=True, default=("1x16", "1x128", "8x128"), show_default=True, metavar="BATCHxTOKENS")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of every runtime. Default: as many as torch takes.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Interleaved rounds per shape.")
-@click.option("--rivals/--no-rivals", default=True, show_default=True, help="Also ONNX Runtime and OpenVINO, where installed.")
+@click.option(
+    "--source", type=click.Path(path_type=Path), help="The float model. Default: where the record says it came from."
+)
+@click.option(
+    "--shape", "shapes", multiple=True, default=("1x16", "1x128", "8x128"), show_default=True, metavar="BATCHxTOKENS"
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of every runtime. Default: as many as torch takes."
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Interleaved rounds per shape."
+)
+@click.option(
+    "--rivals/--no-rivals", default=True, show_default=True, help="Also ONNX Runtime and OpenVINO, where installed."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
-    directory: Path, source: Path | None, shapes: tuple[str, ...], threads: int | None, rounds: int, rivals: bool, as_json: bool
+    directory: Path,
+    source: Path | None,
+    shapes: tuple[str, ...],
+    threads: int | None,
+    rounds: int,
+    rivals: bool,
+    as_json: bool,
 ) -> None:
     """Measure latency, throughput, memory and size of DIRECTORY against float32 and bfloat16 of the same model."""
     from bitwright import pipeline
@@ -29,7 +45,14 @@ def command(
     if as_json:
         print_json(found)
         return
-    columns = ["runtime", ("batch×tokens", "right"), ("median ms", "right"), ("per s", "right"), ("× fp32", "right"), ("× bf16", "right")]
+    columns = [
+        "runtime",
+        ("batch×tokens", "right"),
+        ("median ms", "right"),
+        ("per s", "right"),
+        ("× fp32", "right"),
+        ("× bf16", "right"),
+    ]
     rows = [
         [row["runtime"], f"{row['batch']}×{row['tokens']}", f"{row['median_ms']:.2f}", f"{row['per_second']:.1f}",
          _ratio(row.get("ratio_to_fp32")), _ratio(row.get("ratio_to_bf16"))]

@@ -29,7 +29,9 @@ def command(as_json: bool) -> None:
     settings = found["environment"]
     out.print(table("This machine", ["", ""], [[key, str(value)] for key, value in settings.items()]))
     out.print(f"features     {' '.join(found['cpu_features'])}\n", markup=False)
-    rows = [[k["isa"], *("yes" if k[c] else "–" for c in ("compiled", "supported", "active"))] for k in found["kernels"]]
+    rows = [
+        [k["isa"], *("yes" if k[c] else "–" for c in ("compiled", "supported", "active"))] for k in found["kernels"]
+    ]
     out.print(table("Kernel variants, best first", ["isa", "compiled", "supported", "active"], rows))
     out.print("BITWRIGHT_ISA=<isa> forces one.\n", markup=False)
     rows = [[name, version or "not installed", OPTIONAL[name]] for name, version in found["optional"].items()]

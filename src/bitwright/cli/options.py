@@ -59,7 +59,9 @@ def build_recipe(
     if symmetric or static:
         base["scheme"] = "w8a8" + "_static" * static + "_symmetric" * symmetric
     if embeddings == "int8":
-        base["targets"] = [target for target in base["targets"] if target != "transformers"] if not recipe else base["targets"]
+        base["targets"] = (
+            [target for target in base["targets"] if target != "transformers"] if not recipe else base["targets"]
+        )
     for key, value in {"range": range_, "embeddings": embeddings, "seed": seed}.items():
         if value is not None:
             base[key] = value

@@ -17,11 +17,19 @@ from bitwright.cli.terminal import Percent, TerminalProgress, err, megabytes, ou
 @click.option("--max-loss", type=Percent(), help="The loss you allow, relative to the float model.  [default: 1%]")
 @scheme_options
 @data_options
-@click.option("--accept-point-estimate", is_flag=True, default=None,
-              help="Exit with 0 where the sample is too small to be sure, if the estimate itself is inside the budget.")
+@click.option(
+    "--accept-point-estimate",
+    is_flag=True,
+    default=None,
+    help="Exit with 0 where the sample is too small to be sure, if the estimate itself is inside the budget.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing result.")
-@click.option("--sensitivity/--no-sensitivity", default=True, show_default=True,
-              help="Measure every layer for the report; without it only if the budget needs it.")
+@click.option(
+    "--sensitivity/--no-sensitivity",
+    default=True,
+    show_default=True,
+    help="Measure every layer for the report; without it only if the budget needs it.",
+)
 @click.option("--speed/--no-speed", default=True, show_default=True, help="Time the result against the float model.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what the run would cost, and stop.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
@@ -45,7 +53,12 @@ def command(
     if dry_run:
         texts = pipeline.Texts(data, evaluation, kind, metric, samples)
         preview = pipeline.preview(
-            model, recipe=recipe, texts=texts, trust_remote_code=trust_remote_code, sensitivity=sensitivity, progress=progress
+            model,
+            recipe=recipe,
+            texts=texts,
+            trust_remote_code=trust_remote_code,
+            sensitivity=sensitivity,
+            progress=progress,
         )
         print_json(preview) if as_json else print_preview(preview)
         return 0
@@ -90,7 +103,9 @@ def print_result(record: dict[str, Any], directory: Path) -> None:
     ]  # fmt: skip
     for row in record.get("speed", {}).get("rows", []):
         if row["runtime"] == "bitwright":
-            rows.append(["speed", f"{row['ratio_to_fp32']:.2f} × float32 at batch {row['batch']}, {row['tokens']} tokens"])
+            rows.append(
+                ["speed", f"{row['ratio_to_fp32']:.2f} × float32 at batch {row['batch']}, {row['tokens']} tokens"]
+            )
     kept = [row for row in record["plan"] if row["scheme"] == "16bit" and row["role"] != "embedding"]
     rows.append(["16 bit", f"{len(kept)} of {sum(r['role'] != 'embedding' for r in record['plan'])} linears"])
     rows += [["checked", f"{row['target']}: {'ok' if row['ok'] else row['detail']}"] for row in record["verify"]]

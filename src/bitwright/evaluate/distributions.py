@@ -25,7 +25,9 @@ def distribution(before: Tensor, after: Tensor) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "before": shares[0].tolist(), "after": shares[1].tolist()}
 
 
-def linear_distributions(name: str, role: str, weight: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+def linear_distributions(
+    name: str, role: str, weight: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor] | None
+) -> dict[str, Any]:
     """The Record's entry for one linear; `weight` and `inputs` are (before, after)."""
     activation = distribution(*inputs) if inputs is not None else None
     return {"name": name, "role": role, "weight": distribution(*weight), "activation": activation}

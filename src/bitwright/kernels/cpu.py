@@ -123,7 +123,7 @@ class InputGrid:
 
 
 def input_runs_natively(spec: QuantSpec) -> bool:
-    """Whether the int8 kernels quantize to this spec: 8 bits, static per tensor or, on a narrow grid, dynamic per row."""
+    """Whether the kernels quantize to this spec: 8 bits, static per tensor or, on a narrow grid, dynamic per row."""
     narrow = not (spec.symmetric and spec.uses_full_range)
     return (
         spec.bits == 8 and spec.group_size is None and spec.dynamic != spec.per_tensor and (narrow or not spec.dynamic)

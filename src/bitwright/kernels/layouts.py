@@ -34,7 +34,7 @@ def column_sums(codes_NK: Tensor) -> Tensor:
 
 
 def pad_columns(values_N: Tensor) -> Tensor:
-    """One value per output feature, padded by zeros to a multiple of 16: a copy, so that it is aligned as torch allocates."""
+    """One value per feature, padded by zeros to a multiple of 16; a copy, so that it is aligned as torch allocates."""
     n = values_N.shape[0]
     padded = values_N.new_zeros(n + -n % BLOCK)
     padded[:n] = values_N

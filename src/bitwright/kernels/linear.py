@@ -1,8 +1,8 @@
 """The modules that replace a model's linears and embeddings: `QuantLinear`, `HalfLinear`, `QuantEmbedding`.
 
 All are for inference: inputs are detached, since no gradient flows through codes. `QuantLinear` and `HalfLinear` return
-the dtype they were given, `QuantEmbedding` float32. Codes, scales and 16-bit weights keep their dtypes under `.half()` and
-`.to(dtype)`: those would change what the numbers mean.
+the dtype they were given, `QuantEmbedding` float32. Codes, scales and 16-bit weights keep their dtypes under `.half()`
+and `.to(dtype)`: those would change what the numbers mean.
 """
 
 import functools

@@ -72,7 +72,8 @@ class Texts:
 class Job:
     """A model with all that is decided before anything is measured.
 
-    sites: the linears that the architecture row names. calibration: texts for static ranges, on neither side of the split.
+    sites: the linears that the architecture row names. calibration: texts for static ranges, on neither side of the
+    split.
     probe: texts whose outputs sensitivity compares; from the tuning side. source_dtype: of the weights on disk.
     """
 
@@ -107,7 +108,11 @@ class Job:
     def context(self) -> str:
         """A digest of everything that measurements depend on: model, recipe, texts, machine's arithmetic, versions."""
         digest = hashlib.sha256()
-        parts: list[Any] = [self.source_sha256, self.recipe.model_dump(mode="json", exclude={"budget"}), self.tuning.name]
+        parts: list[Any] = [
+            self.source_sha256,
+            self.recipe.model_dump(mode="json", exclude={"budget"}),
+            self.tuning.name,
+        ]
         parts += [self.tuning.texts, self.probe, self.calibration, cpu.active_isa(), torch.get_num_threads()]
         parts += [version_of(package) for package in ("bitwright", "torch", "transformers")]
         digest.update(json.dumps(parts).encode("utf-8", "surrogatepass"))
@@ -128,7 +133,9 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
     plan = make_plan(recipe, loaded.model, sites, embeddings, source_dtype.itemsize)
     model = float_model(loaded)
     if loaded.tokenizer is None:
-        raise InputError(f"{loaded.path}: there is no tokenizer, so texts cannot be encoded; add its files to the directory")
+        raise InputError(
+            f"{loaded.path}: there is no tokenizer, so texts cannot be encoded; add its files to the directory"
+        )
     pool, calibration = _draw_texts(texts, recipe, needs_calibration=_needs_calibration(plan))
     task = _task(texts, loaded, pool)
     tuning, held_out = split(task, seed=recipe.seed)

@@ -1,6 +1,7 @@
 """The order of the work: the only file that knows it.
 
-    open ▸ (calibrate) quantize ▸ search on tuning data ▸ write ▸ reload ▸ judge on held-out data ▸ verify ▸ time ▸ report
+    open ▸ (calibrate) quantize ▸ search on tuning data ▸ write ▸ reload ▸ judge on held-out data ▸ verify ▸ time ▸
+    report
 
 What is measured before an interruption is kept in a journal beside the result and used again; the result itself appears
 complete or not at all.
@@ -46,6 +47,7 @@ from bitwright.search.fallback import Step, find_fallback, step_rows
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import measure_sensitivity, parts_of, ranked_units
 
+_DEFAULT_TEXTS = Texts()
 JOURNAL = "journal.jsonl"
 _EXIT_OVER_BUDGET = 3
 _BENCH_SHAPES = ((1, 16), (8, 128))
@@ -170,7 +172,7 @@ def quantize(
 
 
 def preview(
-    model: str | Path, *, recipe: Recipe | None = None, texts: Texts = Texts(), sensitivity: bool = True,
+    model: str | Path, *, recipe: Recipe | None = None, texts: Texts = _DEFAULT_TEXTS, sensitivity: bool = True,
     trust_remote_code: bool = False, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The plan of `quantize` and what it would cost in time, memory and disk. Writes nothing.
@@ -187,7 +189,9 @@ def preview(
     job.model.encode(sample)
     per_text = (time.perf_counter() - start) / len(sample)
     names = quantized_names(job.plan)
-    parts = {part.members for part in parts_of([site for site in job.sites if site.name in names])} if sensitivity else ()
+    parts = (
+        {part.members for part in parts_of([site for site in job.sites if site.name in names])} if sensitivity else ()
+    )
     tuning, held_out = (max(len(task.texts), 1) for task in (job.tuning, job.held_out))
     encoded = len(parts) * max(tuning, len(job.probe)) + 2 * (tuning + held_out)
     source, after = source_bytes(job.loaded.path), sum(row.bytes_after for row in job.plan)
@@ -205,8 +209,8 @@ def preview(
 
 
 def analyze(
-    model: str | Path, *, recipe: Recipe | str | Path | None = None, texts: Texts = Texts(), journal: str | Path | None = None,
-    trust_remote_code: bool = False, progress: Progress | None = None,
+    model: str | Path, *, recipe: Recipe | str | Path | None = None, texts: Texts = _DEFAULT_TEXTS,
+    journal: str | Path | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Rank the linears of a model by the Earth Mover's Distance that quantizing each puts between the outputs.
 
@@ -228,7 +232,7 @@ def bench(
     directory: str | Path, *, source: str | Path | None = None, shapes: Sequence[tuple[int, int]] = _BENCH_SHAPES,
     threads: int | None = None, rounds: int = 5, rivals: bool = True, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure a result against its float original; `source` is where that lies if the record's path does not hold it."""
+    """Measure a result against its float original, which lies at `source`, or where the record says it was."""
     directory = Path(directory)
     if source is None and (directory / RECORD_FILE).is_file():
         recorded = Path(str(read_record(directory)["model"].get("source", "")))  # as it was typed: may be relative
@@ -370,7 +374,9 @@ def _size(job: Job, staged: Path, plan: Plan) -> dict[str, int]:
 
 def _verify(job: Job, final: Model, staged: Path, plan: Plan) -> list[dict[str, Any]]:
     batch, limit = _VERIFY_SHAPE[0], min(_VERIFY_SHAPE[1], job.model.max_tokens)
-    pool = [i for ids in job.model.tokenize(job.probe) for i in ids]  # real tokens: random ones are far from what it knows
+    pool = [
+        i for ids in job.model.tokenize(job.probe) for i in ids
+    ]  # real tokens: random ones are far from what it knows
     ids = np.resize(np.array(pool, dtype=np.int64), (batch, limit))
     rows = final.rows(torch.from_numpy(ids), torch.ones(batch, limit, dtype=torch.int64))
     ours = np.stack([row.reshape(-1) for row in rows])

@@ -1,7 +1,7 @@
 """Variants of a model: its linears quantized, any subset of them swapped in, and what the outputs then are."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from bitwright.errors import NumericsError, RecipeError
 from bitwright.evaluate import Task
 from bitwright.evaluate.distributions import linear_distributions
 from bitwright.evaluate.kinds import Outputs
-from bitwright.kernels.linear import QuantLinear
 from bitwright.methods import ROUNDINGS
 from bitwright.numerics import RANGES
 from bitwright.numerics.grids import fake_quantize
@@ -26,7 +25,7 @@ from bitwright.numerics.spec import SCHEMES, QuantSpec
 from bitwright.pipeline.job import Job, Progress
 from bitwright.plan import Plan, half_names, quantized_names
 from bitwright.runtime.model import Model
-from bitwright.runtime.swap import swap_linears, swap_one
+from bitwright.runtime.swap import quant_linear, swap_linears, swap_one
 from bitwright.search.sensitivity import Reading, read_outputs
 
 _SAMPLE_ROWS = 512  # tokens per linear whose values the report's histograms show
@@ -45,7 +44,7 @@ def quantize_linears(job: Job, plan: Plan, progress: Progress) -> dict[str, Stor
     for name, scheme in progress.track(list(schemes.items()), "rounding weights"):
         assert scheme.weight is not None
         assert scheme.input is not None
-        weight = job.loaded.model.get_submodule(name).weight.detach()
+        weight = _weight(job.loaded.model, name)
         with _named(name):
             rounded = ROUNDINGS["rtn"](weight, stats.get(name), scheme.weight, RANGES["absmax"])
             scale, zero = _input_grid(stats[name], scheme.input, job.recipe.range) if name in stats else (None, None)
@@ -60,7 +59,7 @@ def quantize_tables(job: Job) -> dict[str, QTensor]:
     tables = {}
     for name in job.embeddings:
         with _named(name):
-            weight = job.loaded.model.get_submodule(name).weight.detach()
+            weight = _weight(job.loaded.model, name)
             tables[name] = ROUNDINGS["rtn"](weight, None, QuantSpec(), RANGES["absmax"])
     return tables
 
@@ -73,11 +72,8 @@ def candidate(job: Job, plan: Plan, layers: dict[str, StoredLinear], tables: dic
     with torch.no_grad():
         for name in job.embeddings:
             if name not in tables:
-                weight = hf.get_submodule(name).weight
+                weight = _weight(hf, name)
                 weight.copy_(weight.to(kept))
-        for name in half:
-            weight = hf.get_submodule(name).weight
-            weight.copy_(weight.to(kept))
     chosen = {name: layers[name] for name in quantized_names(plan)}
     swap_linears(hf, chosen, half, job.loaded.architecture, tables=tables)
     source = job.model
@@ -101,12 +97,8 @@ def sensitivity_measure(job: Job, layers: dict[str, StoredLinear]) -> Callable[[
     The distance is taken over the outputs of the probe texts, the metric loss over the whole tuning task.
     """
     modules: dict[str, nn.Module] = {
-        name: QuantLinear.from_qtensor(
-            layer.qtensor, job.loaded.model.get_submodule(name).bias, layer.input_spec, layer.input_scale,
-            layer.input_zero_point, name=name,
-        )
-        for name, layer in layers.items()
-    }  # fmt: skip
+        name: quant_linear(layer, _bias(job.loaded.model, name), name=name) for name, layer in layers.items()
+    }
     task = job.tuning
     float_encode = _remembering(job.model)
     float_probe, float_outputs = float_encode(list(job.probe)), task.run(float_encode)
@@ -138,7 +130,7 @@ def describe_distributions(job: Job, layers: dict[str, StoredLinear]) -> list[di
     rows = []
     for site in sites:
         layer, x = layers[site.name], samples.get(site.name)
-        weight = job.loaded.model.get_submodule(site.name).weight.detach()
+        weight = _weight(job.loaded.model, site.name)
         inputs = None if x is None else (x, _rounded_inputs(x, layer))
         rows.append(linear_distributions(site.name, site.role, (weight, layer.qtensor.dequantize()), inputs))
     return rows
@@ -146,7 +138,20 @@ def describe_distributions(job: Job, layers: dict[str, StoredLinear]) -> list[di
 
 def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs:
     """The outputs of `model` for the texts of `task`."""
-    return task.run(lambda texts: model.encode(texts, track=lambda steps: progress.track(steps, what)))
+    return task.run(lambda texts: model.encode(texts, track=lambda steps: progress.track(list(steps), what)))
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    """The weight of a linear or a table, detached; shares its memory."""
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def _bias(model: nn.Module, name: str) -> Tensor | None:
+    bias = model.get_submodule(name).bias
+    assert bias is None or isinstance(bias, Tensor)
+    return bias
 
 
 def _remembering(model: Model) -> Callable[[list[str]], Outputs]:

@@ -30,9 +30,9 @@ def load(directory: str | Path, *, trust_remote_code: bool = False) -> Model:
         return float_model(load_model(directory, trust_remote_code=trust_remote_code))
     checkpoint = read_checkpoint(path)
     loaded = build_model(path, trust_remote_code=trust_remote_code)
-    if loaded.task == "embedding" and getattr(loaded.model, "pooler", None) is not None:
-        if not any("pooler." in name for name in checkpoint.others):
-            loaded.model.pooler = None  # type: ignore[assignment]  # the source had none, and pooling does not use it
+    has_pooler = any("pooler." in name for name in checkpoint.others)
+    if loaded.task == "embedding" and not has_pooler and hasattr(loaded.model, "pooler"):
+        loaded.model.pooler = None  # type: ignore[assignment]  # the source had none, and pooling does not use it
     names = model_names(loaded.model)
     layers, tables = for_model(checkpoint, names)
     half = _fill(loaded.model, checkpoint, names.prefix, skip=layers.keys() | tables.keys())
@@ -57,7 +57,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, prefix: str, skip: set[str])
     half = []
     for name, target in targets.items():
         module = name.rpartition(".")[0]
-        if name.endswith(".weight") and module in skip or name in tied:
+        if (name.endswith(".weight") and module in skip) or name in tied:
             continue
         found = name_in(stored, name, prefix)
         if found is None:
@@ -65,10 +65,11 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, prefix: str, skip: set[str])
         value = stored[found]
         if value.shape != target.shape:
             raise CheckpointError(
-                f"{checkpoint.directory}: {found} is {tuple(value.shape)} in the files and {tuple(target.shape)} by config.json"
+                f"{checkpoint.directory}: {found} is {tuple(value.shape)} in the files and {tuple(target.shape)} "
+                "by config.json"
             )
         target.data.copy_(value)
-        if value.dtype in (torch.bfloat16, torch.float16) and isinstance(model.get_submodule(module), nn.Linear):
-            if name.endswith(".weight"):
-                half.append(module)
+        in_16_bit = value.dtype in (torch.bfloat16, torch.float16)
+        if in_16_bit and name.endswith(".weight") and isinstance(model.get_submodule(module), nn.Linear):
+            half.append(module)
     return half

@@ -67,8 +67,8 @@ class Model:
             for i, row in zip(chosen, self.rows(batch["input_ids"], batch["attention_mask"]), strict=True):
                 if not np.isfinite(row).all():
                     raise NumericsError(
-                        f"{self.path}: the output for text {i} has {int((~np.isfinite(row)).sum())} values of {row.size} "
-                        "that are NaN or infinite"
+                        f"{self.path}: the output for text {i} has {int((~np.isfinite(row)).sum())} values of "
+                        f"{row.size} that are NaN or infinite"
                     )
                 rows[i] = row
         if self.task in ("embedding", "sequence-classification"):
@@ -85,7 +85,9 @@ class Model:
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size}: at least 1")
         if self.tokenizer is None:
-            raise ModelError(f"{self.path}: has no tokenizer that transformers can build; call the model with token ids")
+            raise ModelError(
+                f"{self.path}: has no tokenizer that transformers can build; call the model with token ids"
+            )
         if not texts:
             return []
         return list(self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"])

@@ -1,6 +1,7 @@
 """Load a finished checkpoint in a clean process, in each runtime that claims it, and compare what comes out.
 
-The parent hands over token ids and what our model, still in memory, made of them. The child (this file, run as a module)
+The parent hands over token ids and what our model, still in memory, made of them. The child (this file, run as a
+module)
 loads the directory as a user of that runtime would: only the "bitwright" target imports our code.
 """
 
@@ -16,11 +17,16 @@ import numpy as np
 
 _CHILD_SECONDS = 600
 
-# The least mean cosine with our own output that passes. Ours must be equal. Plain readers dequantize the weights and run in
-# float, or simulate the activation codes with their own rounding of the zero point: they differ by the activations' noise.
+# The least mean cosine with our own output that passes. Ours must be equal. Plain readers dequantize the weights and
+# run in
+# float, or simulate the activation codes with their own rounding of the zero point: they differ by the activations'
+# noise.
 LEAST_COSINE = {"bitwright": 1.0, "transformers": 0.99, "sentence-transformers": 0.99}
 # Packages that a target needs besides transformers.
-NEEDS = {"transformers": ("compressed_tensors",), "sentence-transformers": ("compressed_tensors", "sentence_transformers")}
+NEEDS = {
+    "transformers": ("compressed_tensors",),
+    "sentence-transformers": ("compressed_tensors", "sentence_transformers"),
+}
 
 
 def verify(
@@ -45,9 +51,7 @@ def verify(
     return rows
 
 
-def _verify_one(
-    directory: Path, target: str, ids_BT: np.ndarray, ours: np.ndarray, n_integer: int
-) -> dict[str, Any]:
+def _verify_one(directory: Path, target: str, ids_BT: np.ndarray, ours: np.ndarray, n_integer: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
         given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
         np.savez(given, ids=ids_BT)

@@ -1,4 +1,4 @@
-"""Which units to keep in 16 bit so that the loss fits the budget: the most sensitive first, each combination measured."""
+"""Which units to keep in 16 bit so that the loss fits the budget: most sensitive first, every combination measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ def find_fallback(
         max_loss: the budget, a fraction.
 
     Returns:
-        (units to keep, every step measured, in order). If no step's bound is inside the budget, the first whose estimate
+        (units to keep, every step measured, in order). If no step's bound is inside the budget, the first whose
+        estimate
         is; if there is none either, everything is kept. The caller judges the outcome on other data.
     """
     steps = [measure(())]

@@ -1,7 +1,9 @@
 """Sensitivity by Earth Mover's Distance: how far the outputs move when a part of the model is quantized.
 
-Every linear, every set of linears that share an input, every group (role) of a block and of the whole model is quantized
-alone ("one"), and everything but one linear is ("all but one"). The distance is the 1-D Wasserstein distance between the
+Every linear, every set of linears that share an input, every group (role) of a block and of the whole model is
+quantized
+alone ("one"), and everything but one linear is ("all but one"). The distance is the 1-D Wasserstein distance between
+the
 outputs of the original and of the changed model; because it is blind to permutations, paired measures stand beside it.
 """
 
@@ -24,7 +26,11 @@ ROW_KINDS = ("rows", "units", "groups")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How outputs moved: EMD (≥ 0, inf if not finite), SQNR in dB, mean cosine, share of flipped pair orders, metric loss."""
+    """How outputs moved.
+
+    emd: Earth Mover's Distance, ≥ 0, infinite if outputs are not finite. sqnr_db: decibels. cosine: mean over texts.
+    rank_flips: share of pair orders that turned round. metric_loss: loss of the metric that decides, a fraction.
+    """
 
     emd: float
     sqnr_db: float
@@ -103,7 +109,8 @@ def ranked_units(sensitivity: dict[str, Any]) -> tuple[str, ...]:
 def read_outputs(float_rows: Outputs, quant_rows: Outputs, metric_loss: float) -> Reading:
     """Compare the outputs of two models for the same texts: one row per text, of any shape.
 
-    The pair orders that may flip are, for one vector per text, those of the texts' cosine similarities; for several rows
+    The pair orders that may flip are, for one vector per text, those of the texts' cosine similarities; for several
+    rows
     of logits per text, those of all the logits.
     """
     left, right = ([np.asarray(row, dtype=np.float64) for row in rows] for rows in (float_rows, quant_rows))
