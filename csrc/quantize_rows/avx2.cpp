@@ -50,7 +50,7 @@ inline void write_codes(const float* x, size_t k, const Grid& g, int32_t code_mi
     for (; i + 8 <= k; i += 8) {
         _mm_storel_epi64((__m128i*)(codes + i), codes_of(_mm256_loadu_ps(x + i), inv, shift, lowest));
     }
-    for (; i % 64 != 0; i += 8) {  // the end of the row and its padding
+    for (const size_t padded = (k + 63) / 64 * 64; i < padded; i += 8) {  // the end of the row and its padding
         alignas(32) float rest[8] = {0};
         for (size_t j = i; j < k && j < i + 8; ++j) rest[j - i] = x[j];
         _mm_storel_epi64((__m128i*)(codes + i), codes_of(_mm256_load_ps(rest), inv, shift, lowest));
