@@ -177,6 +177,12 @@ def test_entropy_searches_each_row_alone() -> None:
     assert torch.equal(entropy(x, QuantSpec())[0], torch.cat(rows))
 
 
+def test_entropy_takes_the_widest_of_equals() -> None:
+    """With two distinct values, keeping both loses nothing, and neither does moving the rare one onto the other."""
+    x, spec = torch.tensor([1.0] * 3000 + [2.0] * 100)[None], QuantSpec(per_tensor=True)
+    assert torch.equal(entropy(x, spec)[0], absmax(x, spec)[0])
+
+
 def test_entropy_of_few_values_is_refused() -> None:
     with pytest.raises(NumericsError, match="at least 2048 values per scale to fill its histogram, got 32"):
         entropy(DISTRIBUTIONS["normal"], QuantSpec())
