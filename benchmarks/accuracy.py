@@ -3,9 +3,9 @@
     BITWRIGHT_EVAL_DATA=data python benchmarks/accuracy.py QUANTIZED --float ORIGINAL --json accuracy.json
 
 Rows: STS-B test, Spearman × 100 (`stsb/stsb-en-test.tsv`); Medline and Cranfield, nDCG@10 × 100 with linear gains and
-"title text" as a document (`medline/`, `cranfield/`: corpus.jsonl, queries.jsonl, qrels.tsv), each with its relative loss
-and the one-sided 95 % bounds of it; and the mean and smallest cosine to float on the first 200 sentences of 40 to 200
-characters of Python's documentation, in batches of 25. A data set that the directory lacks is named and left out.
+"title text" as a document (`medline/`, `cranfield/`: corpus.jsonl, queries.jsonl, qrels.tsv), each with its relative
+loss and that one's one-sided 95 % bounds; and the mean and smallest cosine to float on the first 200 sentences of 40
+to 200 characters of Python's documentation, in batches of 25. A data set that the directory lacks is named and left out.
 
 The quantized model runs in Bitwright, the float one in sentence-transformers (which pools by the mean where the model
 does not say how).
@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,15 @@ def main() -> None:
     if data is None:
         sys.exit("BITWRIGHT_EVAL_DATA is not set: the directory that holds stsb/, medline/ and cranfield/")
     quantized = bitwright.load(options.directory)
-    rows = measure(
+    rows = []
+    for row in measure(
         Path(data),
         lambda texts: quantized.encode(texts, batch_size=SENTENCES_PER_BATCH),
         float_encode(options.original) if options.original else None,
-    )
-    for row in rows:
-        print(
-            "  ".join(
-                f"{key} {value:.4f}" if isinstance(value, float) else f"{value:<12}" for key, value in row.items()
-            )
-        )
+    ):
+        rows.append(row)
+        cells = (f"{key} {value:.4f}" if isinstance(value, float) else f"{value:<12}" for key, value in row.items())
+        print("  ".join(cells), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
@@ -66,9 +64,8 @@ def float_encode(model: str) -> Encode:
     return lambda texts: np.asarray(original.encode(texts, batch_size=SENTENCES_PER_BATCH, show_progress_bar=False))
 
 
-def measure(data: Path, quant_encode: Encode, float_encode: Encode | None) -> list[dict[str, Any]]:
+def measure(data: Path, quant_encode: Encode, float_encode: Encode | None) -> Iterator[dict[str, Any]]:
     """One row per data set that is there, and one for the cosine; without a float model, the quantized scores alone."""
-    rows: list[dict[str, Any]] = []
     for name, place in TASKS.items():
         if not (data / place).exists():
             print(f"{name}: {data / place} is not there, left out", file=sys.stderr)
@@ -81,12 +78,11 @@ def measure(data: Path, quant_encode: Encode, float_encode: Encode | None) -> li
             interval = paired_bootstrap(task, float_outputs, quant_outputs)
             row |= {"float": 100 * task.score(float_outputs), "loss_percent": 100 * interval.loss}
             row |= {"lower_percent": 100 * interval.lower, "upper_percent": 100 * interval.upper}
-        rows.append(row)
+        yield row
     if float_encode is not None:
         sentences = builtin_texts(N_SENTENCES)
         mean, smallest = metrics.cosine(np.asarray(float_encode(sentences)), np.asarray(quant_encode(sentences)))
-        rows.append({"data": f"{N_SENTENCES} sentences", "metric": "cosine", "mean": mean, "smallest": smallest})
-    return rows
+        yield {"data": f"{N_SENTENCES} sentences", "metric": "cosine", "mean": mean, "smallest": smallest}
 
 
 if __name__ == "__main__":
