@@ -5,7 +5,7 @@
 Rows: STS-B test, Spearman × 100 (`stsb/stsb-en-test.tsv`); Medline and Cranfield, nDCG@10 × 100 with linear gains and
 "title text" as a document (`medline/`, `cranfield/`: corpus.jsonl, queries.jsonl, qrels.tsv), each with its relative
 loss and that one's one-sided 95 % bounds; and the mean and smallest cosine to float on the first 200 sentences of 40
-to 200 characters of Python's documentation, in batches of 25. A data set that the directory lacks is named and left out.
+to 200 characters of Python's documentation, in batches of 25. A data set that is not there is named and left out.
 
 The quantized model runs in Bitwright, the float one in sentence-transformers (which pools by the mean where the model
 does not say how).
