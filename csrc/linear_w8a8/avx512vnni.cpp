@@ -11,22 +11,7 @@ namespace {
 constexpr int kRows = 6, kCols = 4;              // of a tile: rows, column blocks
 constexpr size_t kChunkBytes = 384 * 1024;       // of codes, which stay in L2 while all the weights pass by
 
-#define INLINE inline __attribute__((always_inline))
-
-template <int I>
-struct Index {
-    static constexpr int value = I;
-};
-
-// f(Index<0>), ..., f(Index<N - 1>). GCC 12 keeps an array in registers only if every subscript is a constant before
-// its loops are unrolled; in a plain loop it stores each accumulator to the stack after each instruction.
-template <int N, class F>
-INLINE void unroll(F f) {
-    if constexpr (N > 1) unroll<N - 1>(f);
-    f(Index<N - 1>{});
-}
-
-INLINE int32_t four(const uint8_t* a) {
+ALWAYS_INLINE int32_t four(const uint8_t* a) {
     int32_t v;
     __builtin_memcpy(&v, a, 4);
     return v;
@@ -35,28 +20,27 @@ INLINE int32_t four(const uint8_t* a) {
 template <int R, int C>
 void tile_sums(const uint8_t* a, size_t a_stride, const int8_t* b, size_t k_padded, int32_t* out) {
     __m512i acc[R][C];
-    unroll<R>([&](auto r) { unroll<C>([&](auto c) __attribute__((always_inline)) { acc[r.value][c.value] = _mm512_setzero_si512(); }); });
+    unroll<R>([&](auto r) FLATTEN { unroll<C>([&](auto c) FLATTEN { acc[r.value][c.value] = _mm512_setzero_si512(); }); });
     const size_t b_stride = k_padded * kBlock;
     for (size_t k = 0; k < k_padded; k += kGroup) {
         __m512i w[C];
-        unroll<C>([&](auto c) __attribute__((always_inline)) { w[c.value] = _mm512_load_si512(b + c.value * b_stride + k * kBlock); });
-        unroll<R>([&](auto r) __attribute__((always_inline)) {
+        unroll<C>([&](auto c) FLATTEN { w[c.value] = _mm512_load_si512(b + c.value * b_stride + k * kBlock); });
+        unroll<R>([&](auto r) FLATTEN {
             const __m512i x = _mm512_set1_epi32(four(a + r.value * a_stride + k));
-            unroll<C>([&](auto c) __attribute__((always_inline)) {
+            unroll<C>([&](auto c) FLATTEN {
                 acc[r.value][c.value] = _mm512_dpbusd_epi32(acc[r.value][c.value], x, w[c.value]);
             });
         });
     }
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-        unroll<C>([&](auto c) __attribute__((always_inline)) { _mm512_store_si512(out + (r.value * C + c.value) * 16, acc[r.value][c.value]); });
+    unroll<R>([&](auto r) FLATTEN {
+        unroll<C>([&](auto c) FLATTEN { _mm512_store_si512(out + (r.value * C + c.value) * 16, acc[r.value][c.value]); });
     });
 }
 
 template <int C, Output kind>
 void write_rows(const LinearW8A8& p, const int32_t* sums, size_t rows, size_t m, size_t n) {
-    __mmask16 masks[C];
-    for (int c = 0; c < C; ++c) masks[c] = column_mask(p, n + c * 16);
-    for (size_t r = 0; r < rows; ++r) write_row<C, kind>(p, sums + r * C * 16, m + r, n, masks);
+    const Writer<C, kind> writer(p, m, n, p.n);
+    for (size_t r = 0; r < rows; ++r) writer.write(r, sums + r * C * 16);
 }
 
 template <int R, int C>
