@@ -65,7 +65,7 @@ def copied(source: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], N
 
 
 def plant(tensors: dict[str, torch.Tensor]) -> None:
-    """Outliers in one linear: its input 0 shrinks, the weights that read it grow as much; the rest loses its int8 steps."""
+    """Outliers in one linear: its input 0 shrinks, the weights that read it grow as much, the rest loses its steps."""
     block, factor = "encoder.layer.1", 100
     for name in ("weight", "bias"):
         tensors[f"{block}.attention.output.LayerNorm.{name}"][0] /= factor
