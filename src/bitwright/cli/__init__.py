@@ -1,7 +1,10 @@
 """The command line: one thin file per command. Only this layer prints and exits."""
 
 import sys
+import traceback
+import warnings
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -11,12 +14,15 @@ from bitwright.errors import BitwrightError
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
     "quantize": "Quantize a model within an accuracy budget, and write a report.",
-    "analyze": "Rank the layers of a model by what quantizing them does to its outputs.",
+    "analyze": "Rank the layers of a model by what quantizing them does to it.",
     "bench": "Measure a quantized model against its float original.",
     "report": "Rebuild report.html from the record of a result.",
     "compare": "Put two results side by side.",
     "doctor": "Show what this machine can run.",
 }
+
+# What is wrong with the world rather than with this program: told in one line.
+_TOLD = (click.ClickException, click.Abort, KeyboardInterrupt, BitwrightError, OSError, MemoryError)
 
 
 class _Commands(click.Group):
@@ -43,47 +49,77 @@ class _Commands(click.Group):
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"There is no command {args[0]!r}.{hint} `bitwright --help` lists them.")
+            hint = f" Did you mean {near[0]}?" if near else f" There are {', '.join(COMMANDS)}."
+            raise click.UsageError(f"No such command: {args[0]}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(bitwright.__version__, prog_name="bitwright")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error. Allowed anywhere.")
 def app(debug: bool) -> None:
     """Make a transformer cheaper to serve, within an accuracy loss you set.
 
     \b
-    bitwright quantize MODEL --max-loss 1% --out DIR
+      bitwright quantize MODEL --max-loss 1% --out DIR
+
+    \b
+    Exit codes: 0 done; 1 failed; 2 wrong input; 3 budget not met, or the
+    sample cannot decide it; 130 stopped by Ctrl-C.
     """
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 3 budget not met, 130 stopped by Ctrl-C."""
+    """Run the command line and exit. An error is one line on stderr; --debug adds the traceback."""
     debug = "--debug" in sys.argv
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]  # allowed anywhere
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        sys.exit(app.main(args=arguments, standalone_mode=False) or 0)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = app.main(args=arguments, prog_name="bitwright", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _say_error("stopped. Nothing half-written is left; the same command goes on where this one stopped")
-        sys.exit(130)
-    except BitwrightError as error:
+    except _TOLD as error:
         if debug:
-            raise
-        _say_error(str(error))
-        sys.exit(error.exit_code)
-    except (OSError, MemoryError) as error:
-        if debug:
-            raise
-        _say_error(f"{type(error).__name__}: {error or 'not enough memory'}")
-        sys.exit(1)
+            traceback.print_exc()
+        text, code = _told(error, arguments)
+        _say(text)
+    sys.exit(code or 0)
 
 
-def _say_error(text: str) -> None:
+def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
+    """(what to tell a person, exit code)."""
+    match error:
+        case KeyboardInterrupt() | click.Abort():
+            resumes = arguments[:1] == ["quantize"]
+            goes_on = "; the same command goes on where this one stopped" if resumes else ""
+            return f"stopped; nothing half-written is left{goes_on}", 130
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else "bitwright"
+            return f"{error.format_message().rstrip('.')} (`{path} --help` shows what can be given)", error.exit_code
+        case click.ClickException():
+            return error.format_message(), error.exit_code
+        case BitwrightError():
+            return str(error), error.exit_code
+        case MemoryError():
+            return "not enough memory; free some, or choose a smaller model", 1
+        case OSError(filename=str() as name, strerror=str() as why):
+            return f"{name}: {why}", 1
+        case _:
+            return f"{type(error).__name__}: {error}", 1
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
+) -> None:
+    _say(f"warning: {message}")
+
+
+def _say(text: str) -> None:
     print(f"bitwright: {' '.join(text.split())}", file=sys.stderr)

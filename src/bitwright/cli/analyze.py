@@ -5,8 +5,15 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, data_options, scheme_options
-from bitwright.cli.terminal import TerminalProgress, out, print_json, shorten, table
+from bitwright.cli.options import build_recipe, data_options, scheme_options, texts_given
+from bitwright.cli.terminal import Column, TerminalProgress, out, print_json, table
+
+# heading, rows of the finding, mode: "groups" of the whole model, then single linears from both sides.
+_TABLES = (
+    ("Groups, each quantized alone", "group", "groups", "one"),
+    ("Linears, each quantized alone", "linear", "rows", "one"),
+    ("Linears, everything quantized but one", "linear left in float", "rows", "all but one"),
+)
 
 
 @click.command("analyze")
@@ -18,7 +25,9 @@ from bitwright.cli.terminal import TerminalProgress, out, print_json, shorten, t
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep measurements here: the same command goes on where a stopped one was.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print per table."
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
@@ -26,34 +35,44 @@ def command(
     data: tuple[str, ...], evaluation: str | None, kind: str | None, metric: str | None, samples: int,
     **schemes: Any,
 ) -> None:  # fmt: skip
-    """Rank the linears of MODEL by the Earth Mover's Distance that quantizing each alone puts between the outputs."""
+    """Rank the linears of MODEL by how far quantizing each alone moves its outputs.
+
+    The distance is the Earth Mover's Distance between the outputs of the two
+    models. Beside it: SQNR (higher is better), cosine, the share of flipped
+    pair orders, and the loss of the metric.
+    """
     from bitwright import pipeline
 
-    texts = pipeline.Texts(data=data, evaluation=evaluation, kind=kind, metric=metric, samples=samples)
-    found = pipeline.analyze(
-        model, recipe=build_recipe(**schemes), texts=texts, journal=journal, trust_remote_code=trust_remote_code,
-        progress=TerminalProgress(),
-    )  # fmt: skip
+    recipe = build_recipe(**schemes)
+    texts = texts_given(evaluation, kind, data=data, metric=metric, samples=samples)
+    with TerminalProgress() as progress:
+        progress.say(f"loading {model}")
+        found = pipeline.analyze(
+            model, recipe=recipe, texts=texts, journal=journal, trust_remote_code=trust_remote_code, progress=progress
+        )
     if as_json:
         print_json(found)
-        return
-    columns = ["", ("EMD", "right"), ("SQNR dB", "right"), ("cosine", "right"), ("flips", "right"), ("loss", "right")]
-    for kind_, title in (
-        ("groups", "Groups"),
-        ("rows", "Linears, quantized alone"),
-        ("reverse", "All but one quantized"),
-    ):
-        rows = found["rows"] if kind_ != "groups" else [r for r in found["groups"] if r["block"] is None]
-        mode = "all but one" if kind_ == "reverse" else "one"
-        rows = [row for row in rows if row["mode"] == mode][:top]
-        out.print(table(title, ["#", *columns], [[str(i), *_cells(row)] for i, row in enumerate(rows, 1)]), "")
+    else:
+        print_ranking(found, top)
+
+
+def print_ranking(found: dict[str, Any], top: int) -> None:
+    """The `top` of each ranking, and whether the distance ranks as the metric does."""
+    for title, what, key, mode in _TABLES:
+        rows = [row for row in found[key] if row["mode"] == mode and (key == "rows" or row["block"] is None)]
+        shown = f"{title} (first {top} of {len(rows)})" if len(rows) > top else title
+        columns: list[Column] = [("#", "right"), (what, "name")]
+        columns += [(name, "right") for name in ("EMD", "SQNR dB", "cosine", "flips", "loss")]
+        out.print(table(shown, columns, [[str(i), *_cells(row)] for i, row in enumerate(rows[:top], 1)]), "")
     agreement = found["spearman_with_metric_loss"]
-    shown = "not defined (one of them is constant)" if agreement is None else f"{agreement:.2f}"
-    out.print(f"Spearman of the EMD ranking with the loss of {found['metric']}: {shown}", markup=False)
+    said = "not defined, one of them is constant" if agreement is None else f"{agreement:.2f}"
+    out.print(f"Spearman of EMD with the loss of {found['metric']}: {said}", markup=False)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    from bitwright.report.wording import fixed, words
+
     return [
-        shorten(row["name"], 36), f"{row['emd']:.4f}", f"{row['sqnr_db']:.1f}", f"{row['cosine']:.5f}",
-        f"{row['rank_flips'] * 100:.2f}%", f"{row['metric_loss'] * 100:.3f}%",
+        row["name"] if row["unit"] else words(row["name"]), fixed(row["emd"], 4), fixed(row["sqnr_db"], 1),
+        fixed(row["cosine"], 5), f"{fixed(row['rank_flips'] * 100, 2)} %", f"{fixed(row['metric_loss'] * 100, 2)} %",
     ]  # fmt: skip

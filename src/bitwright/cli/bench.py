@@ -5,74 +5,92 @@ from typing import Any
 
 import click
 
-from bitwright.cli.terminal import TerminalProgress, megabytes, out, print_json, table
+from bitwright.cli.terminal import Column, TerminalProgress, out, print_json, table
+
+Shape = tuple[int, int]
+
+
+def shape(text: str) -> Shape:
+    """(batch, tokens) of "8x128".
+
+    Raises:
+        click.BadParameter: anything but two whole numbers of at least 1.
+    """
+    batch, _, tokens = text.partition("x")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in (batch, tokens)):
+        raise click.BadParameter(f"{text!r} is no shape; write BATCHxTOKENS, such as 8x128")
+    return int(batch), int(tokens)
 
 
 @click.command("bench")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
-    "--source", type=click.Path(path_type=Path), help="The float model. Default: where the record says it came from."
+    "--source",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="The float model. Default: where the record says it came from.",
 )
 @click.option(
-    "--shape", "shapes", multiple=True, default=("1x16", "1x128", "8x128"), show_default=True, metavar="BATCHxTOKENS"
+    "--shape",
+    "shapes",
+    type=shape,
+    multiple=True,
+    default=("1x16", "1x128", "8x128"),
+    show_default=True,
+    metavar="BATCHxTOKENS",
+    help="Input to time. Repeat it for several.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of every runtime. Default: as many as torch takes."
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads of every runtime. Default: as many as torch takes.",
 )
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Interleaved rounds per shape."
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Interleaved rounds per shape.",
 )
 @click.option(
     "--rivals/--no-rivals", default=True, show_default=True, help="Also ONNX Runtime and OpenVINO, where installed."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
-    directory: Path,
-    source: Path | None,
-    shapes: tuple[str, ...],
-    threads: int | None,
-    rounds: int,
-    rivals: bool,
+    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, rivals: bool,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Measure latency, throughput, memory and size of DIRECTORY against float32 and bfloat16 of the same model."""
     from bitwright import pipeline
 
-    found = pipeline.bench(
-        directory, source=source, shapes=[_shape(text) for text in shapes], threads=threads, rounds=rounds, rivals=rivals,
-        progress=TerminalProgress(),
-    )  # fmt: skip
+    with TerminalProgress() as progress:
+        found = pipeline.bench(
+            directory, source=source, shapes=shapes, threads=threads, rounds=rounds, rivals=rivals, progress=progress
+        )
     if as_json:
         print_json(found)
-        return
-    columns = [
-        "runtime",
-        ("batch×tokens", "right"),
-        ("median ms", "right"),
-        ("per s", "right"),
-        ("× fp32", "right"),
-        ("× bf16", "right"),
-    ]
+    else:
+        print_measurements(found)
+
+
+def print_measurements(found: dict[str, Any]) -> None:
+    """Speed, memory and size."""
+    from bitwright.report.wording import milliseconds, number, ratio, size
+
+    columns: list[Column] = [("runtime", "name")]
+    columns += [(name, "right") for name in ("batch", "tokens", "median ms", "per s", "× fp32", "× bf16")]
     rows = [
-        [row["runtime"], f"{row['batch']}×{row['tokens']}", f"{row['median_ms']:.2f}", f"{row['per_second']:.1f}",
-         _ratio(row.get("ratio_to_fp32")), _ratio(row.get("ratio_to_bf16"))]
+        [row["runtime"], str(row["batch"]), str(row["tokens"]), milliseconds(row["median_ms"]),
+         f"{row['per_second']:,.1f}", *(ratio(row.get(f"ratio_to_{other}")) for other in ("fp32", "bf16"))]
         for row in found["rows"]
     ]  # fmt: skip
-    out.print(table(f"Speed, {found['threads']} threads, median of interleaved blocks", columns, rows))
-    memory = [[name, f"{mib:.0f} MiB"] for name, mib in found["peak_rss_mib"].items()]
-    out.print("", table("Peak memory of a process that loads and runs it", ["runtime", ("RSS", "right")], memory))
-    size = found["size"]
-    out.print(f"\nOn disk: {megabytes(size['source_bytes'])} → {megabytes(size['checkpoint_bytes'])}")
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    out.print(table(f"Speed with {threads}; × is how many times as fast", columns, rows), "")
+    memory = [[name, f"{number(round(mib))} MiB"] for name, mib in found["peak_rss_mib"].items()]
+    out.print(table("Peak memory of a process that loads and runs it", [("runtime", "name"), ("RSS", "right")], memory))
+    sizes = found["size"]
+    out.print(f"\nOn disk: {size(sizes['source_bytes'])} → {size(sizes['checkpoint_bytes'])}")
     for skipped in found["skipped"]:
         out.print(f"not measured: {skipped['runtime']}: {skipped['reason']}", style="dim", markup=False)
-
-
-def _shape(text: str) -> tuple[int, int]:
-    batch, cross, tokens = text.partition("x")
-    if not (cross and batch.isdigit() and tokens.isdigit() and int(batch) and int(tokens)):
-        raise click.UsageError(f"--shape {text!r}: write BATCHxTOKENS, such as 8x128")
-    return int(batch), int(tokens)
-
-
-def _ratio(value: Any) -> str:
-    return "–" if value is None else f"{value:.2f}"

@@ -12,10 +12,17 @@ from bitwright.record import read_record, write_text_atomically
 @click.command("compare")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), help="Also write the comparison as a page.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the comparison as a page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
-    """Compare two results (directories that `bitwright quantize` wrote, or their record.json)."""
+    """Compare two results: directories that `bitwright quantize` wrote, or their record.json."""
+    if html and not html.absolute().parent.is_dir():
+        raise click.UsageError(f"--html {html}: there is no directory {html.absolute().parent}")
     from bitwright.report import compare_records, render_comparison
 
     first, second = read_record(a), read_record(b)
@@ -25,5 +32,13 @@ def command(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    columns = ["", a.name, b.name, ("change", "right")]
-    out.print(table("", columns, [[row.name, row.a, row.b, row.change] for row in rows]))
+    left, right = _names(a.resolve(), b.resolve())
+    cells = [[row.name, row.a, row.b, row.change] for row in rows]
+    out.print(table("", [("", "prose"), (left, "prose"), (right, "prose"), ("change", "right")], cells))
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """Headings: the names of the directories, with as many of their parents as it takes to tell them apart."""
+    a, b = (path if path.is_dir() else path.parent for path in (a, b))
+    depth = next((n for n in range(1, len(a.parts)) if a.parts[-n:] != b.parts[-n:]), 1)
+    return "/".join(a.parts[-depth:]), "/".join(b.parts[-depth:])

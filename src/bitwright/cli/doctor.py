@@ -26,13 +26,11 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    settings = found["environment"]
-    out.print(table("This machine", ["", ""], [[key, str(value)] for key, value in settings.items()]))
-    out.print(f"features     {' '.join(found['cpu_features'])}\n", markup=False)
-    rows = [
-        [k["isa"], *("yes" if k[c] else "–" for c in ("compiled", "supported", "active"))] for k in found["kernels"]
-    ]
-    out.print(table("Kernel variants, best first", ["isa", "compiled", "supported", "active"], rows))
-    out.print("BITWRIGHT_ISA=<isa> forces one.\n", markup=False)
-    rows = [[name, version or "not installed", OPTIONAL[name]] for name, version in found["optional"].items()]
-    out.print(table("Optional packages", ["package", "version", "used for"], rows))
+    machine = [[key, str(value)] for key, value in found["environment"].items()]
+    machine.append(["features", " ".join(found["cpu_features"])])
+    out.print(table("This machine", ["", ("", "prose")], machine, header=False), "")
+    facts = ("compiled", "supported", "active")
+    kernels = [[row["isa"], *("yes" if row[fact] else "–" for fact in facts)] for row in found["kernels"]]
+    out.print(table("Kernel variants, best first; BITWRIGHT_ISA=<isa> forces one", ["isa", *facts], kernels), "")
+    packages = [[name, version or "not installed", OPTIONAL[name]] for name, version in found["optional"].items()]
+    out.print(table("Optional packages", ["package", "version", ("used for", "prose")], packages))

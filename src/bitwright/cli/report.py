@@ -8,7 +8,7 @@ from bitwright.cli.terminal import out
 
 
 @click.command("report")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 def command(directory: Path) -> None:
     """Rebuild DIRECTORY/report.html from DIRECTORY/record.json."""
     from bitwright.report import write_report

@@ -1,89 +1,177 @@
-"""What the commands share: the console, progress bars, tables that fit 80 columns, percentages."""
+"""What the commands share: the consoles, progress, tables that fit the terminal, percentages, JSON."""
 
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Literal, TextIO, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column as RichColumn
 from rich.table import Table
+from rich.text import Text
 
 from bitwright.record import plain_data
 
 T = TypeVar("T")
 
-# Results go to stdout; progress and remarks to stderr, so that --json can be piped. NO_COLOR is honoured by rich.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What a column holds. Only names and prose give way where the terminal is narrow: prose wraps between words, a name
+# loses its head.
+Kind = Literal["left", "right", "name", "prose"]
+Column = str | tuple[str, Kind]  # a heading, with the kind "left" unless given
+_LEAST_WIDTH: dict[Kind, int] = {"prose": 16, "name": 12}
+_GAP = 2  # characters between columns
+
+# "round 2 of 5": such a remark is out of date as soon as the next one comes.
+_COUNTS = re.compile(r"\b\d+ of \d+\b")
+_WORTH_TELLING_S = 2.0
+
+
+def console(*, stderr: bool = False, file: TextIO | None = None) -> Console:
+    """A console without highlighting. With NO_COLOR set it writes no styles at all: not even bold."""
+    return Console(
+        stderr=stderr, file=file, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
+    )
+
+
+# Results go to stdout; progress, remarks and errors to stderr, so that --json can be piped.
+out = console()
+err = console(stderr=True)
 
 
 class TerminalProgress:
-    """Progress bars with the time left; plain lines where stderr is no terminal."""
+    """Bars with the time left, and for work that cannot be counted a clock; plain lines where stderr is no terminal.
+
+    A context manager: leaving it takes what still moves off the screen, whatever happened.
+    """
+
+    def __init__(self) -> None:
+        self._live: Progress | None = None
+        self._doing: str | None = None  # what the clock runs for
+
+    def __enter__(self) -> "TerminalProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._settle()
 
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Yield the items, showing how far along they are."""
+        """Yield the items, showing how far along they are and how long the rest will take."""
         if not err.is_terminal:
             self.say(f"{what} …")
             yield from items
             return
-        columns = (
-            TextColumn("{task.description:<34.34}"), BarColumn(bar_width=16), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        self._settle()
+        self._live = Progress(
+            TextColumn("{task.description:<32.32}", markup=False), BarColumn(bar_width=12), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err, transient=True,
         )  # fmt: skip
-        with Progress(*columns, console=err, transient=True) as progress:
-            yield from progress.track(items, total=len(items), description=what)
+        with self._live as bar:
+            yield from bar.track(items, total=len(items), description=what)
 
     def say(self, text: str) -> None:
-        """One remark."""
-        err.print(text, style="dim", markup=False, soft_wrap=False)
+        """What is being done now. On a terminal a clock runs beside it, and a line stays when it is over."""
+        if not err.is_terminal:
+            err.print(text, markup=False, soft_wrap=True)
+            return
+        self._settle()
+        self._doing = text
+        column = RichColumn(no_wrap=True, overflow="ellipsis")
+        self._live = Progress(
+            SpinnerColumn(), TextColumn("{task.description}", style="dim", markup=False, table_column=column),
+            TimeElapsedColumn(), console=err, transient=True,
+        )  # fmt: skip
+        self._live.add_task(text, total=None)
+        self._live.start()
+
+    def _settle(self) -> None:
+        """End what moves. A remark stays on the screen with the time it took, unless it was one of a count."""
+        live, doing = self._live, self._doing
+        self._live = self._doing = None
+        if live is None:
+            return
+        live.stop()
+        if doing is not None and not _COUNTS.search(doing):
+            seconds = live.tasks[0].elapsed or 0.0
+            took = f" ({seconds:.0f} s)" if seconds >= _WORTH_TELLING_S else ""
+            err.print(doing + took, style="dim", markup=False)
 
 
-class Percent(click.ParamType):
-    """A fraction, given as 1% or 0.01."""
+def fraction(text: str) -> float:
+    """The fraction that "1%" or "0.01" writes.
 
-    name = "percent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        text = str(value).strip()
-        try:
-            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            self.fail(f"{value!r} is no percentage; write 1% or 0.01", param, ctx)
-        if not 0 < number < 1:
-            self.fail(f"{value!r} must lie between 0 and 100 % (0.01 and 1% mean the same; 1 means 100 %)", param, ctx)
-        return number
+    Raises:
+        click.BadParameter: no number, or not between 0 and 1, both excluded.
+    """
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no percentage; write 1% or 0.01") from None
+    if not 0 < number < 1:
+        raise click.BadParameter(f"{text!r} must lie between 0 and 100 % (0.01 and 1% mean the same; 1 means 100 %)")
+    return number
 
 
-def table(title: str, columns: Sequence[str | tuple[str, str]], rows: Sequence[Sequence[str]]) -> Table:
-    """A table; a column given as (name, "right") is right-aligned. Long names are cut in the middle by the caller."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
-    for column in columns:
-        name, justify = (column, "left") if isinstance(column, str) else column
-        made.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+def table(
+    title: str,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    *,
+    header: bool = True,
+    width: int | None = None,
+) -> Group:
+    """A table no wider than `width` characters, by default the terminal.
+
+    Prose gives way first, by wrapping, then names, by losing their heads (`shorten`); numbers are never cut. Cells are
+    text: markup in them is shown, not obeyed.
+    """
+    headings = [column if isinstance(column, str) else column[0] for column in columns]
+    kinds: list[Kind] = ["left" if isinstance(column, str) else column[1] for column in columns]
+    shown = [headings, *rows] if header else list(rows)
+    widths = _fitted([[cell_len(row[i]) for row in shown] for i in range(len(kinds))], kinds, width or out.width)
+    made = Table(show_header=header, box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for heading, kind, room in zip(headings, kinds, widths, strict=True):
+        made.add_column(
+            Text(shorten(heading, room)), justify="right" if kind == "right" else "left", width=room,
+            no_wrap=kind != "prose", overflow="fold",
+        )  # fmt: skip
     for row in rows:
-        made.add_row(*row)
-    return made
+        made.add_row(*(Text(shorten(c, w) if k == "name" else c) for c, k, w in zip(row, kinds, widths, strict=True)))
+    return Group(Text(title, style="bold"), made) if title else Group(made)
+
+
+def _fitted(lengths: list[list[int]], kinds: list[Kind], width: int) -> list[int]:
+    """Widths of columns whose cells are so long, within `width` together if what may give way can make it so."""
+    widths = [max(column, default=0) for column in lengths]
+    for kind, least in _LEAST_WIDTH.items():
+        soft = [i for i, found in enumerate(kinds) if found == kind and widths[i] > least]
+        while soft and sum(widths) + _GAP * (len(widths) - 1) > width:
+            widest = max(soft, key=widths.__getitem__)
+            widths[widest] -= 1
+            soft = [i for i in soft if widths[i] > least]
+    return widths
 
 
 def shorten(name: str, width: int) -> str:
-    """A dotted name cut in the middle to `width` characters: its head says which block, its tail which linear."""
-    if len(name) <= width:
+    """A dotted name in at most `width` characters. It loses parts of its head: the tail says which layer it is."""
+    if cell_len(name) <= width:
         return name
-    tail = (width - 1) * 2 // 3
-    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
-
-
-def megabytes(bytes_: float) -> str:
-    """Bytes as megabytes of 10^6."""
-    return f"{bytes_ / 1e6:.1f} MB"
-
-
-def percent(fraction: float, digits: int = 2) -> str:
-    """A fraction as a percentage."""
-    return f"{fraction * 100:.{digits}f} %"
+    tail = name[-(width - 1) :]
+    return "…" + (tail[tail.index(".") + 1 :] if "." in tail[:-1] else tail)
 
 
 def print_json(value: Any) -> None:
