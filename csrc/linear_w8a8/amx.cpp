@@ -39,6 +39,8 @@ void multiply(const LinearW8A8& p, size_t m, size_t block, int32_t* out, const S
     const int8_t* b = p.weight + block * next_block;
     const Writer<kCols, kind> writer(p, before.m, before.n, before.end);
     const int32_t* waiting = before.sums;
+    const char* soon = output_at(p, m, block * kBlock);
+    const size_t soon_stride = p.out_stride * (is_bf16(kind) ? 2 : 4), fetches_a_step = (kRows + steps - 1) / steps;
     const size_t rows = before.rows, rows_a_step = (rows + steps - 1) / steps;
     size_t row = 0;
     _tile_zero(0);
@@ -60,6 +62,10 @@ void multiply(const LinearW8A8& p, size_t m, size_t block, int32_t* out, const S
         }
         a += kPadK;
         b += kPadK * kBlock;
+        for (size_t i = 0; i < fetches_a_step; ++i, soon += soon_stride) {  // what the next call will write
+            __builtin_prefetch(soon, 1);
+            __builtin_prefetch(soon + 64, 1);
+        }
         for (const size_t end = least(row + rows_a_step, rows); row < end; ++row) writer.write(row, waiting + row * 32);
     }
     _tile_stored(0, out, 128);
@@ -94,7 +100,7 @@ void run(const LinearW8A8& p, size_t row_begin, size_t row_end, size_t block_beg
 }  // namespace
 
 void linear_w8a8_amx(const LinearW8A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
-    static constexpr decltype(&run<kSums>) table[] = {run<kSums>, run<kLinear>, run<kGelu>};
+    static constexpr decltype(&run<kSums>) table[] = {run<kSums>, run<kLinear>, run<kGelu>, run<kLinearBf16>, run<kGeluBf16>};
     _tile_loadconfig(&kTileConfig);
     table[output_of(*p)](*p, row_begin, row_end, block_begin, block_end);
     _tile_release();

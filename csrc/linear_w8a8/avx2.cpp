@@ -68,6 +68,20 @@ inline __m256i lane_mask(size_t count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(count < 8 ? count : 8)), lane);
 }
 
+// To the nearest bf16, half to even; a NaN stays one. The first `count` of eight.
+inline void write_bf16(__m256 x, size_t count, uint16_t* out) {
+    const __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    if (count >= 8) return _mm_storeu_si128((__m128i*)out, packed);
+    alignas(16) uint16_t all[8];
+    _mm_store_si128((__m128i*)all, packed);
+    for (size_t i = 0; i < count; ++i) out[i] = all[i];
+}
+
 inline void write_row(const LinearW8A8& p, const int32_t* sums, size_t m, size_t n) {
     for (size_t half = 0; half < kBlock && n + half < p.n; half += 8) {
         const __m256i mask = lane_mask(p.n - n - half);
@@ -80,8 +94,13 @@ inline void write_row(const LinearW8A8& p, const int32_t* sums, size_t m, size_t
         const __m256i offset = _mm256_mullo_epi32(_mm256_set1_epi32(p.zero_m[m] + 128), colsum);
         const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(p.scale_m[m]), _mm256_load_ps(p.scale_n + n + half));
         const __m256 t = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
-        const __m256 y = _mm256_fmadd_ps(t, scale, _mm256_load_ps(p.bias + n + half));
-        _mm256_maskstore_ps(p.y + m * p.out_stride + n + half, mask, p.gelu ? gelu(y) : y);
+        const __m256 linear = _mm256_fmadd_ps(t, scale, _mm256_load_ps(p.bias + n + half)), y = p.gelu ? gelu(linear) : linear;
+        const size_t at = m * p.out_stride + n + half;
+        if (p.bf16) {
+            write_bf16(y, p.n - n - half, (uint16_t*)p.y + at);
+        } else {
+            _mm256_maskstore_ps((float*)p.y + at, mask, y);
+        }
     }
 }
 

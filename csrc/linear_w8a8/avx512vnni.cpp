@@ -47,7 +47,8 @@ template <int R, int C>
 void tile(const LinearW8A8& p, size_t m, size_t block) {
     alignas(64) int32_t sums[R * C * 16];
     tile_sums<R, C>(p.codes + m * p.code_stride, p.code_stride, p.weight + block * kBlock * p.k_padded, p.k_padded, sums);
-    static constexpr decltype(&write_rows<C, kSums>) write[] = {write_rows<C, kSums>, write_rows<C, kLinear>, write_rows<C, kGelu>};
+    static constexpr decltype(&write_rows<C, kSums>) write[] = {
+        write_rows<C, kSums>, write_rows<C, kLinear>, write_rows<C, kGelu>, write_rows<C, kLinearBf16>, write_rows<C, kGeluBf16>};
     write[output_of(p)](p, sums, R, m, block * kBlock);
 }
 

@@ -6,7 +6,8 @@
 //   weight   [N16 / 16, K64 / 4, 16, 4] s8, zero where padded: four K values of sixteen columns are 64 contiguous bytes.
 //            This is what vpdpbusd wants, and sixteen such groups are the B tile of tdpbusd. 64-byte aligned
 //   colsum   [N16] i32 = sum_k weight[n, k];  scale_n, bias [N16] f32;  all 64-byte aligned, any value where padded
-//   y        [M, N] f32, row m at y + m * out_stride;  or, if sums is not null, sums [M, N] i32 gets sum_k codes * weight
+//   y        [M, N] f32, or bf16 (nearest, half to even) if bf16 is set, row m at y + m * out_stride;
+//            if sums is not null, sums [M, N] i32 gets sum_k codes * weight instead
 //
 // Order of operations, the same in every variant: the integer sum is exact, t = f32(sum - (zero_m + 128) * colsum),
 // y = fma(t, scale_m * scale_n, bias). |sum| <= 255 * 128 * K stays inside int32 up to K = 65793; the sum with the zero point
@@ -26,12 +27,12 @@ struct LinearW8A8 {
     const int32_t* colsum;
     const float* scale_n;
     const float* bias;
-    float* y;
+    void* y;
     int32_t* sums;
     size_t out_stride;  // elements
     size_t n;
     size_t k_padded;  // K64
-    bool gelu;
+    bool gelu, bf16;
 };
 
 // Columns of a block, K values of a group, and the number to which K is padded.

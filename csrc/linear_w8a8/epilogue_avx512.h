@@ -49,9 +49,30 @@ ALWAYS_INLINE void gelu(__m512 (&x)[N]) {
     });
 }
 
-enum Output { kSums, kLinear, kGelu };
+enum Output { kSums, kLinear, kGelu, kLinearBf16, kGeluBf16 };
 
-inline Output output_of(const LinearW8A8& p) { return p.sums ? kSums : p.gelu ? kGelu : kLinear; }
+constexpr bool is_gelu(Output kind) { return kind == kGelu || kind == kGeluBf16; }
+constexpr bool is_bf16(Output kind) { return kind == kLinearBf16 || kind == kGeluBf16; }
+
+inline Output output_of(const LinearW8A8& p) {
+    if (p.sums) return kSums;
+    return p.bf16 ? (p.gelu ? kGeluBf16 : kLinearBf16) : (p.gelu ? kGelu : kLinear);
+}
+
+// Where row m, column n of the output lies.
+inline char* output_at(const LinearW8A8& p, size_t m, size_t n) {
+    return (p.sums ? (char*)p.sums : (char*)p.y) + (m * p.out_stride + n) * (!p.sums && p.bf16 ? 2 : 4);
+}
+
+// To the nearest bf16, half to even; a NaN stays one. In integers, because vcvtneps2bf16 is missing on the first VNNI
+// processors and flushes subnormals on the others.
+ALWAYS_INLINE __m256i to_bf16(__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
+}
 
 // Lanes of the column block at column n that come before column `end`.
 inline __mmask16 column_mask(size_t n, size_t end) {
@@ -62,9 +83,8 @@ inline __mmask16 column_mask(size_t n, size_t end) {
 // row: the stores of the output could alias those, as far as the compiler knows.
 template <int C, Output kind>
 struct Writer {
-    int32_t* sums;
-    float* y;
-    size_t stride;
+    char* out;
+    size_t row_bytes;
     const float* scale_m;
     const int32_t* zero_m;
     __m512i colsum[C];
@@ -72,9 +92,8 @@ struct Writer {
     __mmask16 mask[C];
 
     ALWAYS_INLINE Writer(const LinearW8A8& p, size_t m, size_t n, size_t end)
-        : sums(p.sums + m * p.out_stride + n),
-          y(p.y + m * p.out_stride + n),
-          stride(p.out_stride),
+        : out(output_at(p, m, n)),
+          row_bytes(p.out_stride * (is_bf16(kind) ? 2 : 4)),
           scale_m(p.scale_m + m),
           zero_m(p.zero_m + m) {
 #pragma GCC unroll 4
@@ -92,22 +111,26 @@ struct Writer {
     ALWAYS_INLINE void write(size_t r, const int32_t* tile) const {
         const __m512i zero = _mm512_set1_epi32(kind == kSums ? 0 : zero_m[r] + 128);
         const __m512 scale = _mm512_set1_ps(kind == kSums ? 0.0f : scale_m[r]);
+        char* at = out + r * row_bytes;
         __m512 v[C];
         unroll<C>([&](auto c) FLATTEN {
             const __m512i sum = _mm512_load_si512(tile + c.value * 16);
             if constexpr (kind == kSums) {
-                _mm512_mask_storeu_epi32(sums + r * stride + c.value * 16, mask[c.value], sum);
+                _mm512_mask_storeu_epi32(at + c.value * 64, mask[c.value], sum);
             } else {
                 const __m512 t = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, colsum[c.value])));
                 v[c.value] = _mm512_fmadd_ps(t, _mm512_mul_ps(scale, scale_n[c.value]), bias[c.value]);
             }
         });
-        if constexpr (kind == kGelu) gelu(v);
-        if constexpr (kind != kSums) {
-            unroll<C>([&](auto c) FLATTEN {
-                _mm512_mask_storeu_ps(y + r * stride + c.value * 16, mask[c.value], v[c.value]);
-            });
-        }
+        if constexpr (is_gelu(kind)) gelu(v);
+        if constexpr (kind == kSums) return;
+        unroll<C>([&](auto c) FLATTEN {
+            if constexpr (is_bf16(kind)) {
+                _mm256_mask_storeu_epi16(at + c.value * 32, mask[c.value], to_bf16(v[c.value]));
+            } else {
+                _mm512_mask_storeu_ps(at + c.value * 64, mask[c.value], v[c.value]);
+            }
+        });
     }
 };
 

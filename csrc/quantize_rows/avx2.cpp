@@ -7,28 +7,38 @@
 
 namespace {
 
-inline Range range_of(const float* x, size_t k) {
+inline __m256 load8(const float* x) { return _mm256_loadu_ps(x); }
+
+inline __m256 load8(const uint16_t* x) {  // bf16 is the upper half of f32
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x)), 16));
+}
+
+// The values before `end` of the eight at x, zero for the others, which zero does not disturb: ranges include it.
+template <class T>
+inline __m256 load(const T* x, const T* end) {
+    if (x + 8 <= end) return load8(x);
+    T rest[8] = {0};
+    for (int i = 0; x + i < end; ++i) rest[i] = x[i];
+    return load8(rest);
+}
+
+template <class T>
+inline Range range_of(const T* x, size_t k) {
     __m256 lo8 = _mm256_setzero_ps(), hi8 = lo8, nan8 = lo8;
-    size_t i = 0;
-    for (; i + 8 <= k; i += 8) {
-        const __m256 v = _mm256_loadu_ps(x + i);
+    for (size_t i = 0; i < k; i += 8) {
+        const __m256 v = load(x + i, x + k);
         lo8 = _mm256_min_ps(lo8, v);
         hi8 = _mm256_max_ps(hi8, v);
         nan8 = _mm256_or_ps(nan8, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     }
-    bool finite = !_mm256_movemask_ps(nan8);
+    const bool finite = !_mm256_movemask_ps(nan8);
     alignas(32) float lows[8], highs[8];
     _mm256_store_ps(lows, lo8);
     _mm256_store_ps(highs, hi8);
     float lo = 0.0f, hi = 0.0f;
-    for (int j = 0; j < 8; ++j) {
-        lo = lows[j] < lo ? lows[j] : lo;
-        hi = highs[j] > hi ? highs[j] : hi;
-    }
-    for (; i < k; ++i) {
-        finite = finite && x[i] == x[i];
-        lo = x[i] < lo ? x[i] : lo;
-        hi = x[i] > hi ? x[i] : hi;
+    for (int i = 0; i < 8; ++i) {
+        lo = lows[i] < lo ? lows[i] : lo;
+        hi = highs[i] > hi ? highs[i] : hi;
     }
     return {lo, hi, finite && lo >= -__FLT_MAX__ && hi <= __FLT_MAX__};
 }
@@ -42,33 +52,34 @@ inline __m128i codes_of(__m256 x, __m256 inv, __m256i shift, __m128i lowest) {
     return _mm_max_epu8(_mm_packus_epi16(words, words), lowest);
 }
 
-inline void write_codes(const float* x, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
+template <class T>
+inline void write_codes(const T* x, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
     const __m256 inv = _mm256_set1_ps(g.inv);
     const __m256i shift = _mm256_set1_epi32(g.zero + 128);
     const __m128i lowest = _mm_set1_epi8((char)(code_min + 128));
-    size_t i = 0;
-    for (; i + 8 <= k; i += 8) {
-        _mm_storel_epi64((__m128i*)(codes + i), codes_of(_mm256_loadu_ps(x + i), inv, shift, lowest));
+    for (size_t i = 0; i < (k + 63) / 64 * 64; i += 8) {  // the padding too
+        _mm_storel_epi64((__m128i*)(codes + i), codes_of(load(x + i, x + k), inv, shift, lowest));
     }
-    for (const size_t padded = (k + 63) / 64 * 64; i < padded; i += 8) {  // the end of the row and its padding
-        alignas(32) float rest[8] = {0};
-        for (size_t j = i; j < k && j < i + 8; ++j) rest[j - i] = x[j];
-        _mm_storel_epi64((__m128i*)(codes + i), codes_of(_mm256_load_ps(rest), inv, shift, lowest));
+}
+
+template <class T>
+void quantize_rows(const QuantizeRows& p, size_t row_begin, size_t row_end) {
+    for (size_t m = row_begin; m < row_end; ++m) {
+        const T* x = (const T*)p.x + m * p.x_stride;
+        const Grid g = grid_of(p, range_of(x, p.k));
+        if (!g.finite) {
+            poison_row(p, m);
+            continue;
+        }
+        p.scale[m] = g.scale;
+        p.zero_point[m] = g.zero;
+        write_codes(x, p.k, g, p.code_min, p.codes + m * p.code_stride);
     }
 }
 
 }  // namespace
 
 void quantize_rows_avx2(const QuantizeRows* p, size_t row_begin, size_t row_end) {
-    for (size_t m = row_begin; m < row_end; ++m) {
-        const float* x = p->x + m * p->x_stride;
-        const Grid g = grid_of(*p, range_of(x, p->k));
-        if (!g.finite) {
-            poison_row(*p, m);
-            continue;
-        }
-        p->scale[m] = g.scale;
-        p->zero_point[m] = g.zero;
-        write_codes(x, p->k, g, p->code_min, p->codes + m * p->code_stride);
-    }
+    if (p->bf16) return quantize_rows<uint16_t>(*p, row_begin, row_end);
+    quantize_rows<float>(*p, row_begin, row_end);
 }

@@ -15,6 +15,11 @@ inline __m512 load(const float* x, uint64_t mask, int part) {
     return _mm512_maskz_loadu_ps((__mmask16)(mask >> (16 * part)), x + 16 * part);
 }
 
+inline __m512 load(const uint16_t* x, uint64_t mask, int part) {  // bf16 is the upper half of f32
+    const __m256i upper = _mm256_maskz_loadu_epi16((__mmask16)(mask >> (16 * part)), x + 16 * part);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
+}
+
 struct Running {
     __m512 lo, hi, poison;  // poison becomes NaN with the first value that is not finite: 0 * value is not 0 then
 
@@ -25,7 +30,8 @@ struct Running {
     }
 };
 
-inline Range range_of(const float* x, size_t k) {
+template <class T>
+inline Range range_of(const T* x, size_t k) {
     const __m512 zero = _mm512_setzero_ps();
     Running a = {zero, zero, zero}, b = a;  // two chains hide the latency
     for (size_t i = 0; i < k; i += 64) {
@@ -48,7 +54,8 @@ inline __m512i round32(__m512 a, __m512 b, __m512 inv) {
     return _mm512_packs_epi32(low, high);
 }
 
-inline void write_codes(const float* x, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
+template <class T>
+inline void write_codes(const T* x, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
     const __m512 inv = _mm512_set1_ps(g.inv);
     const __m512i shift = _mm512_set1_epi16((short)(g.zero + 128));
     const __m512i lowest = _mm512_set1_epi8((char)(code_min + 128));
@@ -64,18 +71,24 @@ inline void write_codes(const float* x, size_t k, const Grid& g, int32_t code_mi
     }
 }
 
+template <class T>
+void quantize_rows(const QuantizeRows& p, size_t row_begin, size_t row_end) {
+    for (size_t m = row_begin; m < row_end; ++m) {
+        const T* x = (const T*)p.x + m * p.x_stride;
+        const Grid g = grid_of(p, range_of(x, p.k));
+        if (!g.finite) {
+            poison_row(p, m);
+            continue;
+        }
+        p.scale[m] = g.scale;
+        p.zero_point[m] = g.zero;
+        write_codes(x, p.k, g, p.code_min, p.codes + m * p.code_stride);
+    }
+}
+
 }  // namespace
 
 void quantize_rows_avx512vnni(const QuantizeRows* p, size_t row_begin, size_t row_end) {
-    for (size_t m = row_begin; m < row_end; ++m) {
-        const float* x = p->x + m * p->x_stride;
-        const Grid g = grid_of(*p, range_of(x, p->k));
-        if (!g.finite) {
-            poison_row(*p, m);
-            continue;
-        }
-        p->scale[m] = g.scale;
-        p->zero_point[m] = g.zero;
-        write_codes(x, p->k, g, p->code_min, p->codes + m * p->code_stride);
-    }
+    if (p->bf16) return quantize_rows<uint16_t>(*p, row_begin, row_end);
+    quantize_rows<float>(*p, row_begin, row_end);
 }

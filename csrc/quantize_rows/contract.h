@@ -1,6 +1,6 @@
 // quantize_rows: float rows -> unsigned 8-bit codes, with one scale and one zero point per row.
 //
-//   x           [M, K] f32, row m starts at x + m * x_stride (stride in elements, any alignment)
+//   x           [M, K] f32, or bf16 if that is set, row m starts at x + m * x_stride (in elements, any alignment)
 //   codes       [M, >=K] u8 = code + 128, row m at codes + m * code_stride; bytes [K, K rounded up to 64) get the code of 0
 //   scale       [M] f32; zero_point [M] i32 in [-128, 127]
 //
@@ -19,7 +19,8 @@
 enum QuantizeMode { kAsymmetric = 0, kSymmetric = 1, kStatic = 2 };
 
 struct QuantizeRows {
-    const float* x;
+    const void* x;
+    bool bf16;
     size_t x_stride;
     size_t k;
     uint8_t* codes;

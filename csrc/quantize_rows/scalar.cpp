@@ -1,16 +1,28 @@
 // quantize_rows, the definition in C++. See contract.h.
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 #include "contract.h"
 
-static void quantize_row(const QuantizeRows& p, const float* x, uint8_t* codes, float* scale_out, int32_t* zero_out) {
+static float value(const QuantizeRows& p, size_t m, size_t i) {
+    const size_t at = m * p.x_stride + i;
+    if (!p.bf16) return ((const float*)p.x)[at];
+    const uint32_t bits = (uint32_t)((const uint16_t*)p.x)[at] << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static void quantize_row(const QuantizeRows& p, size_t m) {
+    uint8_t* codes = p.codes + m * p.code_stride;
     float lo = 0.0f, hi = 0.0f;
     bool finite = true;
     for (size_t i = 0; i < p.k; ++i) {
-        finite = finite && isfinite(x[i]);
-        lo = x[i] < lo ? x[i] : lo;
-        hi = x[i] > hi ? x[i] : hi;
+        const float x = value(p, m, i);
+        finite = finite && isfinite(x);
+        lo = x < lo ? x : lo;
+        hi = x > hi ? x : hi;
     }
     const float absmax = hi > -lo ? hi : -lo;
     const float range = p.mode == kSymmetric ? absmax : hi - lo;
@@ -30,19 +42,17 @@ static void quantize_row(const QuantizeRows& p, const float* x, uint8_t* codes, 
     }
 
     for (size_t i = 0; i < p.k; ++i) {
-        float r = finite ? rintf(x[i] * inv) : 0.0f;
+        float r = finite ? rintf(value(p, m, i) * inv) : 0.0f;
         r = r < -512.0f ? -512.0f : r > 512.0f ? 512.0f : r;  // so that the integer sum below cannot overflow
         int32_t code = (int32_t)r + (finite ? zero : 0);
         code = code < p.code_min ? p.code_min : code > 127 ? 127 : code;
         codes[i] = (uint8_t)(code + 128);
     }
-    *scale_out = finite ? scale : NAN;
-    *zero_out = finite ? zero : 0;
-    for (size_t i = p.k; i % 64 != 0; ++i) codes[i] = (uint8_t)(*zero_out + 128);
+    p.scale[m] = finite ? scale : NAN;
+    p.zero_point[m] = finite ? zero : 0;
+    for (size_t i = p.k; i % 64 != 0; ++i) codes[i] = (uint8_t)(p.zero_point[m] + 128);
 }
 
 void quantize_rows_scalar(const QuantizeRows* p, size_t row_begin, size_t row_end) {
-    for (size_t m = row_begin; m < row_end; ++m) {
-        quantize_row(*p, p->x + m * p->x_stride, p->codes + m * p->code_stride, p->scale + m, p->zero_point + m);
-    }
+    for (size_t m = row_begin; m < row_end; ++m) quantize_row(*p, m);
 }

@@ -30,11 +30,12 @@ class Multiply:
         *,
         sums: bool = False,
         gelu: bool = False,
+        dtype: torch.dtype = torch.float32,
         rows: slice = slice(None),
         blocks: slice = slice(None),
         offset: int = 0,
     ) -> Tensor:
-        """float32 (M, N), or int32 sums of u8 codes. offset: elements between an aligned address and the output's."""
+        """(M, N) of dtype, or int32 sums of u8 codes. offset: elements between an aligned address and the output's."""
         (m, k), n = codes_MK.shape, weight_NK.shape[0]
         module = native.load()
         packed = layouts.pack(weight_NK)
@@ -44,7 +45,7 @@ class Multiply:
         stride = n + 3
         flat = torch.full((offset + m * stride,), POISON_SUM, dtype=torch.int32)
         if not sums:
-            flat = torch.full((offset + m * stride,), torch.nan)
+            flat = torch.full((offset + m * stride,), torch.nan, dtype=dtype)
         out = flat[offset:]
         row_begin, row_end, _ = rows.indices(m)
         block_begin, block_end, _ = blocks.indices(packed.shape[0])
@@ -62,6 +63,7 @@ class Multiply:
             stride,
             n,
             gelu,
+            dtype == torch.bfloat16,
             row_begin,
             row_end,
             block_begin,
@@ -95,6 +97,7 @@ class QuantizeRows:
         module.quantize_rows(
             cpu.isa_index(self.isa),
             x_MK.data_ptr(),
+            x_MK.dtype == torch.bfloat16,
             x_MK.stride(0),
             m,
             k,

@@ -47,6 +47,13 @@ def test_same_bits_on_one_and_two_threads(shape):
     assert torch.equal(cpu.linear_w8a8(*arguments), both)
 
 
+@pytest.mark.parametrize("shape", [(5, 100, 385), (200, 96, 100)])
+def test_bf16_in_bf16_out(shape):
+    (x, *rest), _ = packed_problem(*shape)
+    y = cpu.linear_w8a8(x.bfloat16(), *rest)
+    assert torch.equal(y, cpu.linear_w8a8(x.bfloat16().float(), *rest).bfloat16())
+
+
 def test_no_rows_give_no_rows():
     arguments, want = packed_problem(0, 20, 30)
     assert cpu.linear_w8a8(*arguments).shape == want.shape == (0, 20)
@@ -91,7 +98,7 @@ def test_every_call_is_counted():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: torch.zeros(2, 30, dtype=torch.float16)}, r"x must be float32 .* got torch.float16"),
+        ({0: torch.zeros(2, 30, dtype=torch.float16)}, r"x must be float32 or bfloat16 .* got torch.float16"),
         ({0: torch.zeros(2, 2, 30)}, r"\(2, 2, 30\)"),
         ({0: torch.zeros(2, 65)}, r"K = 65: weight must be .*\(2, 32, 16, 4\).* got torch.int8 \(2, 16, 16, 4\)"),
         ({0: torch.zeros(2, 0)}, "K = 0"),

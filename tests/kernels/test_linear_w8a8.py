@@ -44,6 +44,17 @@ def test_variants_agree_bit_by_bit(multiply, multiply_scalar, problem, gelu):
     assert torch.equal(multiply(*numbers, gelu=gelu), multiply_scalar(*numbers, gelu=gelu))
 
 
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("n", [3, 16, 71])
+def test_bf16_output_is_float32_rounded_once(multiply, problem, n, gelu):
+    codes, weight, scale_m, *rest = problem(37, n, 130)
+    scale_m[5], scale_m[6], scale_m[7] = torch.nan, torch.inf, 1e-40
+    want = multiply(codes, weight, scale_m, *rest, gelu=gelu)
+    for offset in (0, 1):
+        y = multiply(codes, weight, scale_m, *rest, gelu=gelu, dtype=torch.bfloat16, offset=offset)
+        assert torch.equal(y.nan_to_num(7), want.bfloat16().nan_to_num(7))
+
+
 @pytest.mark.parametrize("sums", [False, True])
 def test_only_the_asked_rows_and_blocks_are_written(multiply, problem, sums):
     numbers = problem(70, 100, 40)

@@ -41,6 +41,14 @@ def test_variant_equals_definition(quantize, spec, k):
     assert_same(quantize(x, spec, *grid(spec)), reference.quantize_rows(x, spec, *grid(spec)))
 
 
+@pytest.mark.parametrize("k", SIZES)
+@pytest.mark.parametrize("spec", DYNAMIC + STATIC)
+def test_bf16_rows_are_their_float32_values(quantize, spec, k):
+    x = rows(k).bfloat16()
+    x[6, k // 2] = torch.nan
+    assert_same(quantize(x, spec, *grid(spec)), reference.quantize_rows(x, spec, *grid(spec)))
+
+
 @pytest.mark.parametrize("spec", DYNAMIC + STATIC)
 def test_rows_may_be_strided_and_unaligned(quantize, spec):
     wide = rows(103)

@@ -7,6 +7,7 @@ def scratch_bytes(m: int, k: int, /) -> int: ...
 def quantize_rows(
     isa: int,
     x: int,
+    bf16: bool,
     x_stride: int,
     m: int,
     k: int,
@@ -25,6 +26,7 @@ def linear_w8a8(
     isa: int,
     threads: int,
     x: int,
+    bf16: bool,
     x_stride: int,
     m: int,
     k: int,
@@ -58,6 +60,7 @@ def multiply_w8a8(
     out_stride: int,
     n: int,
     gelu: bool,
+    bf16: bool,
     row_begin: int,
     row_end: int,
     block_begin: int,

@@ -145,10 +145,10 @@ def linear_w8a8(
     grid: InputGrid,
     gelu: bool = False,
 ) -> Tensor:
-    """Quantize the rows of x and multiply by a packed int8 weight: float32 (M, N). `reference.linear_w8a8` defines it.
+    """Quantize the rows of x, multiply by a packed int8 weight: (M, N) of x's dtype. `reference.linear_w8a8` defines it.
 
     Args:
-        x_MK: float32 on the CPU; rows may be strided, the values of a row are contiguous.
+        x_MK: float32, or bfloat16 (then only input and output are rounded to it), on the CPU. Rows may be strided.
         weight: `layouts.pack` of the codes; colsum: their `layouts.column_sums`.
         scale_n, bias: float32, `layouts.pad_columns`.
         n: output features, before padding.
@@ -179,13 +179,15 @@ def _linear_w8a8(
     code_min: int,
     gelu: bool,
 ) -> Tensor:
-    if x.ndim != 2 or x.dtype != torch.float32 or x.device.type != "cpu":
-        raise KernelError(f"x must be float32 (M, K) on the CPU, got {x.dtype} {tuple(x.shape)} on {x.device}")
+    if x.ndim != 2 or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
+        raise KernelError(
+            f"x must be float32 or bfloat16 (M, K) on the CPU, got {x.dtype} {tuple(x.shape)} on {x.device}"
+        )
     m, k = x.shape
     _check_weight(weight, colsum, scale_n, bias, n, k)
     if x.stride(1) != 1 and k > 1:
         x = x.contiguous()
-    y = torch.empty((m, n))
+    y = torch.empty((m, n), dtype=x.dtype)
     if m == 0:
         return y
     module = native.load()
@@ -194,6 +196,7 @@ def _linear_w8a8(
         isa_index(),
         torch.get_num_threads(),  # in a thread where torch has not yet run, OpenMP alone would not know torch's setting
         x.data_ptr(),
+        x.dtype == torch.bfloat16,
         x.stride(0),
         m,
         k,
@@ -251,4 +254,4 @@ def _shape_of_linear_w8a8(
     code_min: int,
     gelu: bool,
 ) -> Tensor:
-    return x.new_empty((x.shape[0], n), dtype=torch.float32)
+    return x.new_empty((x.shape[0], n))

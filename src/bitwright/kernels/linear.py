@@ -115,7 +115,9 @@ class QuantLinear(_ExactModule):
         """
         if x.shape[-1] != self.in_features:
             raise KernelError(f"{self.name or 'QuantLinear'}: K = {self.in_features}, got an input {tuple(x.shape)}")
-        x_MK = x.detach().reshape(-1, self.in_features).float()
+        x_MK = x.detach().reshape(-1, self.in_features)
+        if x.dtype != torch.bfloat16:  # which the kernels read and write themselves
+            x_MK = x_MK.float()
         if self._grid is not None and x.device.type == "cpu":
             y_MN = cpu.linear_w8a8(
                 x_MK,
@@ -128,7 +130,7 @@ class QuantLinear(_ExactModule):
                 self.gelu,
             )
         else:
-            y_MN = self._forward_by_reference(x_MK)
+            y_MN = self._forward_by_reference(x_MK.float())
         return y_MN.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _forward_by_reference(self, x_MK: Tensor) -> Tensor:
