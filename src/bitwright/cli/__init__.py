@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import bitwright
-from bitwright.errors import BitwrightError
+from bitwright.errors import BitwrightError, InputError
 
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
@@ -49,8 +49,8 @@ class _Commands(click.Group):
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" There are {', '.join(COMMANDS)}."
-            raise click.UsageError(f"No such command: {args[0]}.{hint}", ctx)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise InputError(f"no such command {args[0]!r}; {hint} (`bitwright --help` describes them)")
         return super().resolve_command(ctx, args)
 
 
@@ -95,9 +95,9 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
             resumes = arguments[:1] == ["quantize"]
             goes_on = "; the same command goes on where this one stopped" if resumes else ""
             return f"stopped; nothing half-written is left{goes_on}", 130
-        case click.UsageError():
+        case click.NoSuchOption() | click.MissingParameter():
             path = error.ctx.command_path if error.ctx else "bitwright"
-            return f"{error.format_message().rstrip('.')} (`{path} --help` shows what can be given)", error.exit_code
+            return f"{error.format_message().rstrip('.')} (`{path} --help` lists what can be given)", error.exit_code
         case click.ClickException():
             return error.format_message(), error.exit_code
         case BitwrightError():

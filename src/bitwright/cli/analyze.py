@@ -66,7 +66,7 @@ def print_ranking(found: dict[str, Any], top: int) -> None:
         out.print(table(shown, columns, [[str(i), *_cells(row)] for i, row in enumerate(rows[:top], 1)]), "")
     agreement = found["spearman_with_metric_loss"]
     said = "not defined, one of them is constant" if agreement is None else f"{agreement:.2f}"
-    out.print(f"Spearman of EMD with the loss of {found['metric']}: {said}", markup=False)
+    out.print(f"EMD ranks the linears as the loss does: Spearman {said}\nloss: of {found['metric']}", markup=False)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from bitwright.cli.terminal import out, print_json, table
+from bitwright.errors import InputError
 from bitwright.record import read_record, write_text_atomically
 
 
@@ -22,7 +23,7 @@ from bitwright.record import read_record, write_text_atomically
 def command(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
     """Compare two results: directories that `bitwright quantize` wrote, or their record.json."""
     if html and not html.absolute().parent.is_dir():
-        raise click.UsageError(f"--html {html}: there is no directory {html.absolute().parent}")
+        raise InputError(f"--html {html}: there is no directory {html.absolute().parent}; make it first")
     from bitwright.report import compare_records, render_comparison
 
     first, second = read_record(a), read_record(b)

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from bitwright.errors import InputError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Copies of names that other layers own: importing those takes torch, and --help must not.
@@ -78,12 +80,12 @@ def texts_given(evaluation: str | None, kind: str | None, **others: Any) -> Any:
     """`pipeline.Texts` of the data options.
 
     Raises:
-        click.UsageError: --kind without --eval.
+        InputError: --kind without --eval.
     """
     from bitwright.pipeline import Texts
 
     if kind is not None and evaluation is None:
-        raise click.UsageError("--kind says what --eval holds, and there is no --eval")
+        raise InputError("--kind says what --eval holds, and there is no --eval")
     return Texts(evaluation=evaluation, kind=kind, **others)
 
 
@@ -95,7 +97,7 @@ def build_recipe(
 
     Raises:
         RecipeError: the file cannot be used.
-        click.UsageError: a range, and no static scheme that would use it.
+        InputError: a range, and no static scheme that would use it.
     """
     from bitwright.recipe import Recipe, make_recipe, read_recipe
 
@@ -105,7 +107,7 @@ def build_recipe(
         static, symmetric = static or "_static" in scheme, symmetric or "_symmetric" in scheme
         base["scheme"] = "w8a8" + "_static" * static + "_symmetric" * symmetric
     if range_ and not any("_static" in part["scheme"] for part in (base, *base["rules"])):
-        raise click.UsageError("--range chooses static activation scales, and there are none; add --static")
+        raise InputError("--range chooses static activation scales, and there are none; add --static")
     if embeddings == "int8" and not recipe:
         base["targets"] = [target for target in base["targets"] if target != "transformers"]
     given = {"range": range_, "embeddings": embeddings, "seed": seed}

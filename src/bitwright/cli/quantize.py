@@ -10,6 +10,7 @@ import click
 
 from bitwright.cli.options import build_recipe, data_options, scheme_options, texts_given
 from bitwright.cli.terminal import Column, TerminalProgress, err, fraction, out, print_json, table
+from bitwright.errors import InputError
 
 
 @click.command("quantize")
@@ -52,7 +53,7 @@ def command(
     sure.
     """
     if out_dir is None and not dry_run:
-        raise click.UsageError("say where the result goes: --out DIR (or --dry-run to see the plan only)")
+        raise InputError("say where the result goes: --out DIR (or --dry-run to see the plan only)")
     from bitwright import pipeline
 
     recipe = build_recipe(max_loss=max_loss, accept_point_estimate=accept_point_estimate, **schemes)
@@ -93,14 +94,14 @@ def print_preview(preview: dict[str, Any]) -> None:
          size(row["bytes_after"])]
         for row in plan
     ]  # fmt: skip
-    columns: list[Column] = [("layer", "name"), "role", "scheme", ("why", "right"), ("size", "right")]
+    columns: list[Column] = [("layer", "name"), "role", "scheme", ("#", "right"), ("size", "right")]
     out.print(table(f"Plan for {preview['model']}", columns, rows), "")
     counts = [sum((row["scheme"], row["reason"]) == reason for row in plan) for reason in reasons]
     legend = [
         [str(i), f"{count} × {scheme}", reason]
         for i, ((scheme, reason), count) in enumerate(zip(reasons, counts, strict=True), 1)
     ]
-    out.print(table("", [("why", "right"), "layers", ("", "prose")], legend))
+    out.print(table("", [("#", "right"), "layers", ("", "prose")], legend))
     out.print(
         f"\nAbout {seconds(cost['seconds'])} and {size(cost['memory_bytes'])} of memory. "
         f"On disk {size(cost['source_bytes'])} → {size(cost['disk_bytes'])}."

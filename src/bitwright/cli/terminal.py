@@ -31,7 +31,8 @@ T = TypeVar("T")
 # loses its head.
 Kind = Literal["left", "right", "name", "prose"]
 Column = str | tuple[str, Kind]  # a heading, with the kind "left" unless given
-_LEAST_WIDTH: dict[Kind, int] = {"prose": 16, "name": 12}
+_LEAST_NAME = 12
+_LONGEST_WORD = 22  # in prose; longer ones are broken
 _GAP = 2  # characters between columns
 
 # "round 2 of 5": such a remark is out of date as soon as the next one comes.
@@ -88,6 +89,9 @@ class TerminalProgress:
         if not err.is_terminal:
             err.print(text, markup=False, soft_wrap=True)
             return
+        if self._live and self._doing and _COUNTS.search(self._doing) and _COUNTS.search(text):
+            self._live.update(self._live.task_ids[0], description=text)  # the clock goes on
+            return
         self._settle()
         self._doing = text
         column = RichColumn(no_wrap=True, overflow="ellipsis")
@@ -142,36 +146,50 @@ def table(
     headings = [column if isinstance(column, str) else column[0] for column in columns]
     kinds: list[Kind] = ["left" if isinstance(column, str) else column[1] for column in columns]
     shown = [headings, *rows] if header else list(rows)
-    widths = _fitted([[cell_len(row[i]) for row in shown] for i in range(len(kinds))], kinds, width or out.width)
+    widths = _fitted([[row[i] for row in shown] for i in range(len(kinds))], kinds, width or out.width)
     made = Table(show_header=header, box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     for heading, kind, room in zip(headings, kinds, widths, strict=True):
-        made.add_column(
-            Text(shorten(heading, room)), justify="right" if kind == "right" else "left", width=room,
-            no_wrap=kind != "prose", overflow="fold",
-        )  # fmt: skip
+        shown_heading = Text(shorten(heading, room) if kind == "name" else heading)
+        justify: Literal["left", "right"] = "right" if kind == "right" else "left"
+        made.add_column(shown_heading, justify=justify, width=room, no_wrap=kind != "prose", overflow="fold")
     for row in rows:
         made.add_row(*(Text(shorten(c, w) if k == "name" else c) for c, k, w in zip(row, kinds, widths, strict=True)))
     return Group(Text(title, style="bold"), made) if title else Group(made)
 
 
-def _fitted(lengths: list[list[int]], kinds: list[Kind], width: int) -> list[int]:
-    """Widths of columns whose cells are so long, within `width` together if what may give way can make it so."""
-    widths = [max(column, default=0) for column in lengths]
-    for kind, least in _LEAST_WIDTH.items():
-        soft = [i for i, found in enumerate(kinds) if found == kind and widths[i] > least]
-        while soft and sum(widths) + _GAP * (len(widths) - 1) > width:
-            widest = max(soft, key=widths.__getitem__)
-            widths[widest] -= 1
-            soft = [i for i in soft if widths[i] > least]
+def _fitted(columns: list[list[str]], kinds: list[Kind], width: int) -> list[int]:
+    """Widths of columns with these cells: within `width` together, if what may give way can make it so."""
+    widths = [max(map(cell_len, cells), default=0) for cells in columns]
+    words = [max((cell_len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
+    for soft_kind in ("prose", "name"):
+        soft = [i for i, kind in enumerate(kinds) if kind == soft_kind]
+        least = [min(words[i], _LONGEST_WORD) if soft_kind == "prose" else _LEAST_NAME for i in soft]
+        excess = sum(widths) + _GAP * (len(widths) - 1) - width
+        while excess > 0 and (wide := [i for i, room in zip(soft, least, strict=True) if widths[i] > room]):
+            widths[max(wide, key=widths.__getitem__)] -= 1
+            excess -= 1
     return widths
 
 
 def shorten(name: str, width: int) -> str:
-    """A dotted name in at most `width` characters. It loses parts of its head: the tail says which layer it is."""
+    """A dotted name in at most `width` characters. Its head goes first, but the number of the block stays if it can:
+
+    "bert.encoder.layer.11.attention.output.dense" -> "…11.attention.output.dense" -> "…11…output.dense"
+    """
     if cell_len(name) <= width:
         return name
-    tail = name[-(width - 1) :]
-    return "…" + (tail[tail.index(".") + 1 :] if "." in tail[:-1] else tail)
+    tail = _tail(name, width - 1)
+    numbers = [part for part in name.split(".") if part.isdigit()]
+    if not numbers or numbers[-1] in tail.split(".") or width < len(numbers[-1]) + _LEAST_NAME:
+        return f"…{tail}"
+    return f"…{numbers[-1]}…{_tail(name, width - len(numbers[-1]) - 2)}"
+
+
+def _tail(name: str, width: int) -> str:
+    """The last `width` characters of a dotted name, without the part that they begin amid."""
+    tail = name[-width:]
+    begins_a_part = name[-width - 1] == "."
+    return tail if begins_a_part or "." not in tail[:-1] else tail[tail.index(".") + 1 :]
 
 
 def print_json(value: Any) -> None:

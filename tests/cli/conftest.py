@@ -1,0 +1,121 @@
+"""Running the command line inside the test's process."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitwright.cli
+from bitwright.cli import terminal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def remarks(self) -> list[str]:
+        """The lines of stderr that are neither empty nor progress."""
+        return [line for line in self.err.splitlines() if line.startswith("bitwright: ")]
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_each(one_thread: None) -> None:
+    """Tiny models: a second thread only waits."""
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both consoles 80 characters wide, whatever the terminal of whoever runs the tests."""
+    for console in (terminal.out, terminal.err):
+        monkeypatch.setattr(console, "width", 80)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("quantize", model, "--out", out)`: the command line as a person starts it."""
+
+    def call(*arguments: Any) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["bitwright", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            bitwright.cli.main()
+        written = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), written.out, written.err)
+
+    return call
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the checks in other processes, seconds each; tests/pipeline makes them."""
+    monkeypatch.setattr("bitwright.pipeline.run.verify", lambda *args, **kwargs: [])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, so that anything left behind is seen."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def record() -> dict[str, Any]:
+    """A record with the longest names that models of everyday use have."""
+    linears = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+    plan = [
+        {
+            "name": f"bert.encoder.layer.{block}.{name}", "block": block, "role": "attention_output", "unit": name,
+            "shape": [3072, 768], "scheme": "w8a8_static_symmetric", "method": "rtn", "bytes_before": 9_437_184,
+            "bytes_after": 2_371_584, "reason": "default scheme",
+        }
+        for block in range(12)
+        for name in linears
+    ]  # fmt: skip
+    plan.append(
+        plan[0]
+        | {
+            "name": "bert.embeddings.word_embeddings",
+            "role": "embedding",
+            "scheme": "16bit",
+            "reason": "a long reason " * 9,
+        }
+    )
+    return {
+        "record_version": 1, "bitwright_version": "0.1.0", "created": "2025-03-04T10:20:30+00:00",
+        "command": "bitwright quantize m", "exit_code": 3,
+        "model": {"name": "sentence-transformers/paraphrase-multilingual-mpnet-base-v2", "model_type": "bert"},
+        "recipe": {"scheme": "w8a8"}, "plan": plan,
+        "evaluation": {
+            "metric": {"name": "Spearman of pairwise similarities with float", "kind": "label-free", "unit": "texts",
+                       "label_free": True, "higher_is_better": True},
+            "n_tuning": 500, "n_held_out": 500, "float_score": 1.0, "quantized_score": 0.98, "loss": 0.0123,
+            "loss_lower": 0.0101, "loss_upper": 0.0149, "confidence": 0.95, "max_loss": 0.01, "verdict": "not met",
+            "sentence": "loss 1.23 %", "needed_samples": None, "companions": {"top1_neighbour_agreement": 0.9333},
+        },
+        "size": {"source_bytes": 1_112_345_678, "checkpoint_bytes": 412_345_678},
+        "speed": {"threads": 16, "peak_rss_mib": {"bitwright": 1388.6}, "rows": [
+            {"runtime": "bitwright", "batch": 64, "tokens": 512, "median_ms": 12345.6, "min_ms": 12000.0,
+             "per_second": 5.2, "ratio_to_fp32": 2.41}]},
+        "verify": [
+            {"target": "bitwright", "ok": True, "checks": {}, "detail": "reloaded"},
+            {"target": "transformers", "ok": None, "checks": {},
+             "detail": "not checked: compressed_tensors not installed"},
+            {"target": "sentence-transformers", "ok": False, "checks": {},
+             "detail": "loading or running failed: " + "x " * 80},
+        ],
+        "warnings": [], "timings_s": {"total": 754.2},
+        "environment": {"cpu": "Intel(R) Xeon(R) Platinum 8480+ Processor @ 2.00GHz", "isa": "avx512vnni"},
+    }  # fmt: skip

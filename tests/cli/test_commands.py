@@ -1,0 +1,283 @@
+"""What each command prints: within 80 columns for people, as JSON for machines, its help at once."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
+from typing import Any
+
+import pytest
+
+import bitwright
+from bitwright.cli import COMMANDS
+from bitwright.cli.analyze import print_ranking
+from bitwright.cli.bench import print_measurements
+from bitwright.cli.options import KIND_NAMES, RANGE_NAMES, build_recipe
+from bitwright.cli.quantize import print_preview, print_result
+from bitwright.errors import InputError
+from bitwright.evaluate.loaders import KINDS
+from bitwright.numerics.ranges import RANGES
+
+Run = Callable[..., Any]
+TinyModel = Callable[..., Path]
+
+HELP_CPU_S = 0.3
+OPTIONS: dict[str, Any] = {
+    "recipe": None,
+    "symmetric": False,
+    "static": False,
+    "range_": None,
+    "embeddings": None,
+    "seed": None,
+}
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was printed, which must fit 80 columns."""
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+def test_plan_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = {"seconds": 12345.0, "memory_bytes": 2.2e9, "disk_bytes": 1e8, "source_bytes": 4e8}
+    print_preview({"model": record["model"]["name"], "plan": record["plan"], "estimate": estimate})
+    lines = lines_of(capsys)
+    assert lines[1].split() == ["layer", "role", "scheme", "#", "size"]
+    for block in range(12):  # no two layers look the same
+        assert sum(line.startswith(f"…{block}.attention.output.dense ") for line in lines) == 1
+    text = " ".join(" ".join(lines).split())
+    assert "48 × w8a8_static_symmetric default scheme" in text
+    assert ("1 × 16bit " + "a long reason " * 9).strip() in text
+    assert "3 h 25 min" in text.replace("\u00a0", " ")
+
+
+def test_ranking_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {"emd": 12.3456, "sqnr_db": -12.3, "cosine": -0.12345, "rank_flips": 1.0, "metric_loss": float("inf")}
+    rows = [
+        measured | {"name": row["name"], "block": row["block"], "unit": row["unit"], "mode": mode}
+        for mode in ("one", "all but one")
+        for row in record["plan"]
+    ]
+    groups = [measured | {"name": "attention_output", "block": None, "unit": None, "mode": "one"}]
+    found = {
+        "rows": rows,
+        "groups": groups,
+        "spearman_with_metric_loss": None,
+        "metric": "Spearman of pairwise similarities",
+    }
+    print_ranking(found, top=15)
+    lines = lines_of(capsys)
+    headings = [line.split()[-6:] for line in lines if line.startswith(" #")]
+    assert headings == [["EMD", "SQNR", "dB", "cosine", "flips", "loss"]] * 2
+    assert sum("first 15 of 49" in line for line in lines) == 2
+    assert sum("11.attention.output.dense" in line for line in lines) == 0
+    assert sum(line.startswith("12 ") for line in lines) == 2
+
+
+def test_measurements_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"runtime": runtime, "batch": 128, "tokens": 8192, "median_ms": 123456.7, "per_second": 98765.4,
+         "ratio_to_fp32": 12.34, "ratio_to_bf16": None}
+        for runtime in ("onnxruntime int8", "bitwright")
+    ]  # fmt: skip
+    print_measurements({
+        "rows": rows, "threads": 1, "peak_rss_mib": {"bitwright": 12345.6},
+        "size": {"source_bytes": None, "checkpoint_bytes": 22_900_000},
+        "skipped": [{"runtime": "openvino int8", "reason": "not installed: nncf; pip install 'bitwright[rivals]'"}],
+    })  # fmt: skip
+    lines = lines_of(capsys)
+    assert lines[0] == "Speed with 1 thread; × is how many times as fast"
+    assert lines[1].split("  ")[0] == "runtime"
+    assert "onnxruntime int8" in lines[2]
+    assert "bitwright[rivals]" in " ".join(lines)
+
+
+def test_result_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(record, Path("out"))
+    lines = lines_of(capsys)
+    text = " ".join(" ".join(lines).split()).replace("\u00a0", " ")
+    assert "budget not met: 1 % allowed" in text
+    assert "loss 1.23 %, between 1.01 % and 1.49 %" in text
+    assert "size 1.11 GB → 412 MB" in text
+    assert "16 bit 0 of 48 linears" in text
+    assert "2.41× float32" in text
+    assert "checked bitwright: ok" in text
+    assert "transformers: not checked: compressed_tensors not installed" in text
+    assert "sentence-transformers: FAILED: loading or running failed" in text
+    assert lines[-1] == "out/report.html"
+
+
+def test_comparison(record: dict[str, Any], here: Path, run: Run) -> None:
+    for name in ("one", "two"):
+        folder = here / name / "quantized-multilingual-mpnet"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(record))
+    first, second = (f"{name}/quantized-multilingual-mpnet" for name in ("one", "two"))
+    outcome = run("compare", first, f"{second}/record.json", "--html", "page.html")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heading = "".join("".join(lines[:2]).split())
+    assert "one/" in heading  # equal names are told apart by their parents
+    assert "two/" in heading
+    assert (here / "page.html").read_text().startswith("<!")
+    rows = json.loads(run("compare", first, second, "--json").out)
+    assert {row["change"] for row in rows if row["name"] == "verdict"} == {"same"}
+
+
+def test_doctor(run: Run) -> None:
+    outcome = run("doctor")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    found = json.loads(run("doctor", "--json").out)
+    assert sum(kernel["active"] for kernel in found["kernels"]) == 1
+    assert all(kernel["isa"] in outcome.out for kernel in found["kernels"])
+    assert all(feature in outcome.out for feature in found["cpu_features"])
+
+
+@pytest.mark.usefixtures("unverified")
+def test_quantize_for_people_and_for_machines(tiny_model: TinyModel, here: Path, run: Run) -> None:
+    model = tiny_model("bert")
+    quick = ("--samples", "60", "--max-loss", "50%", "--no-speed")
+    shown = run("quantize", model, "--out", "out", "--no-sensitivity", *quick)
+    assert shown.code == 0
+    assert shown.out.splitlines()[-1] == "out/report.html"
+    assert "inside the 50 % budget" in " ".join(shown.out.replace("\u00a0", " ").split())
+    assert "rounding weights" in shown.err
+
+    outcome = run("quantize", model, "--out", "again", *quick, "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == json.loads((here / "again" / "record.json").read_text())
+    assert "sensitivity of every layer" in outcome.err
+    assert "\x1b" not in shown.out + shown.err + outcome.out + outcome.err
+
+    plan = run("quantize", model, "--dry-run", "--json", *quick)
+    assert [row["scheme"] for row in json.loads(plan.out)["plan"]].count("w8a8") == 12
+    assert plan.err.startswith("loading ")
+
+    rebuilt = run("report", "out")
+    assert (rebuilt.code, rebuilt.out, rebuilt.err) == (0, "out/report.html\n", "")
+
+
+def test_analyze_for_machines(tiny_model: TinyModel, here: Path, run: Run) -> None:
+    outcome = run("analyze", tiny_model("bert"), "--samples", "30", "--journal", "journal.jsonl", "--json")
+    assert outcome.code == 0
+    assert len([row for row in json.loads(outcome.out)["rows"] if row["mode"] == "one"]) == 12
+    assert [path.name for path in here.iterdir()] == ["journal.jsonl"]
+    again = run("analyze", tiny_model("bert"), "--samples", "30", "--journal", "journal.jsonl", "--top", "3")
+    assert "first 3 of 12" in again.out
+
+
+@pytest.mark.usefixtures("unverified")
+@pytest.mark.parametrize(("accept", "code"), [((), 3), (("--accept-point-estimate",), 0)])
+def test_undecided_budget(tiny_model: TinyModel, here: Path, run: Run, accept: tuple[str, ...], code: int) -> None:
+    (here / "one.py").write_text(
+        "def number(encode):\n    return float(encode(['a list', 'a class'])[0, 0]) ** 2 + 1\n"
+    )
+    outcome = run(
+        "quantize", tiny_model("bert"), "--out", "out", "--metric", "one.py:number", "--max-loss", "50%", "--samples",
+        "30", "--no-speed", "--no-sensitivity", "--json", *accept,
+    )  # fmt: skip
+    assert outcome.code == code
+    assert json.loads(outcome.out)["evaluation"]["verdict"] == "undecided"
+    assert any(line.startswith("bitwright: budget undecided: loss") for line in outcome.remarks) == (code == 3)
+
+
+def test_bench_hands_on_what_was_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def bench(directory: Path, **options: Any) -> dict[str, Any]:
+        asked.update(options)
+        return {"rows": [], "ratio": float("inf")}
+
+    monkeypatch.setattr("bitwright.pipeline.bench", bench)
+    outcome = run("bench", "d", "--shape", "1x2", "--shape", "3x4", "--rounds", "2", "--no-rivals", "--json")
+    assert json.loads(outcome.out) == {"rows": [], "ratio": "inf"}
+    assert asked["shapes"] == ((1, 2), (3, 4))
+    assert (asked["rounds"], asked["rivals"], asked["threads"]) == (2, False, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "scheme"),
+    [
+        ("{}", {}, "w8a8"),
+        ("{}", {"static": True, "range_": "mse"}, "w8a8_static"),
+        ("scheme: w8a8_static", {"symmetric": True}, "w8a8_static_symmetric"),
+        ("scheme: w8a8_symmetric", {"static": True}, "w8a8_static_symmetric"),
+        ("scheme: 16bit", {"symmetric": True}, "w8a8_symmetric"),
+        ("scheme: w8a8_static", {"range_": "entropy"}, "w8a8_static"),
+    ],
+)
+def test_options_lie_over_the_recipe(text: str, options: dict[str, Any], scheme: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        text + "\nseed: 7\nbudget: {max_loss: 0.2}\n" if text != "{}" else "seed: 7\n"
+    )
+    given = OPTIONS | options | {"recipe": tmp_path / "recipe.yaml"}
+    recipe = build_recipe(**given, max_loss=0.03)
+    assert recipe.scheme == scheme
+    assert recipe.range == options.get("range_", "min_max")
+    assert (recipe.seed, recipe.budget.max_loss) == (7, 0.03)
+
+
+def test_int8_tables_leave_only_our_own_target() -> None:
+    assert build_recipe(**OPTIONS | {"embeddings": "int8"}).targets == ("bitwright",)
+    with pytest.raises(InputError, match="--static"):
+        build_recipe(**OPTIONS | {"range_": "mse", "symmetric": True})
+
+
+def test_copied_names_are_those_of_their_owners() -> None:
+    assert list(RANGES) == list(RANGE_NAMES)
+    assert set(KIND_NAMES) == set(KINDS) - {"label-free", "custom"}
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_is_complete_and_fits(command: tuple[str, ...], run: Run) -> None:
+    outcome = run(*command, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    described = lines[lines.index("Options:") + 1 :]
+    names = [i for i, line in enumerate(described) if line.startswith("  -")]
+    for i in names:  # a text beside each option, or on the line below it
+        assert len(described[i].strip().split("  ", 1)) == 2 or described[i + 1].startswith(" " * 10), described[i]
+    if not command:
+        assert all(f"  {name}  " in outcome.out for name in COMMANDS)
+
+
+def test_no_arguments_show_the_help(run: Run) -> None:
+    outcome = run()
+    assert outcome.code == 2
+    assert "quantize" in outcome.err
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(3):
+        before = getrusage(RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "bitwright", "--help"], check=True, capture_output=True)
+        after = getrusage(RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) < HELP_CPU_S
+
+
+def test_help_of_no_command_imports_torch() -> None:
+    code = (
+        "import sys\n"
+        "from bitwright.cli import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    sys.argv = ['bitwright', name, '--help']\n"
+        "    try:\n        main()\n    except SystemExit as stop:\n        assert not stop.code\n"
+        "assert not {'torch', 'transformers', 'bokeh', 'scipy'} & set(sys.modules)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+
+
+def test_module_is_the_command_line() -> None:
+    child = subprocess.run([sys.executable, "-m", "bitwright", "--version"], check=True, capture_output=True, text=True)
+    assert child.stdout == f"bitwright, version {bitwright.__version__}\n"
+    assert child.stderr == ""
