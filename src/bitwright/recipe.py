@@ -100,7 +100,9 @@ def read_recipe(path: Path) -> Recipe:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+        found, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{where}: is not YAML ({found})") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys such as `scheme` and `rules`, this is {data!r:.60}")
     return make_recipe(data, where=str(path))
