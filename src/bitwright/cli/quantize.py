@@ -131,7 +131,7 @@ def _result_rows(record: dict[str, Any]) -> list[Sequence[str]]:
                  "(each 95 % sure)"],
         ["metric", f"{found['metric']['name']}, {found['n_held_out']} held-out {found['metric']['unit']}"],
         ["size", f"{size(sizes['source_bytes'])} → {size(sizes['checkpoint_bytes'])}"],
-        ["16 bit", f"{kept} of {len(linears)} linears; the others are int8"],
+        ["16 bit", f"{kept} of {len(linears)} linears" + "; the others are int8" * (kept < len(linears))],
     ]  # fmt: skip
     for row in record.get("speed", {}).get("rows", []):
         if row["runtime"] == "bitwright":
