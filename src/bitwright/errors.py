@@ -55,6 +55,8 @@ class KernelError(BitwrightError):
 class TargetError(BitwrightError):
     """A plan that a target runtime cannot run."""
 
+    exit_code = 2
+
 
 class BudgetError(BitwrightError):
     """The accuracy budget is not met, or the sample is too small to decide it."""

@@ -5,7 +5,7 @@ rules:                           # the first that matches a linear decides; one 
   - {match: "encoder.layer.0.*", scheme: 16bit, reason: "first block"}
   - {role: head, scheme: 16bit}
 embeddings: 16bit                # or int8
-range: absmax                    # how a static activation range is chosen
+range: min_max                   # how a static activation range is chosen
 calibration: {samples: 256, max_tokens: 256}
 budget: {max_loss: 0.01}
 """
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bitwright.errors import RecipeError
 from bitwright.models.architectures import LinearSite, Role
+from bitwright.numerics.ranges import RANGES
 from bitwright.numerics.spec import SCHEMES
 
 
@@ -81,6 +82,10 @@ class Recipe(_Strict):
         for name in (self.scheme, *(rule.scheme for rule in self.rules)):
             if name not in SCHEMES:
                 raise ValueError(f"scheme {name!r} is unknown{_nearest(name, SCHEMES)}; known: {', '.join(SCHEMES)}")
+        if self.range not in RANGES:
+            raise ValueError(
+                f"range {self.range!r} is unknown{_nearest(self.range, RANGES)}; known: {', '.join(RANGES)}"
+            )
         return self
 
     def with_fallback(self, units: tuple[str, ...], reason: str) -> "Recipe":

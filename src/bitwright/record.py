@@ -62,10 +62,12 @@ def read_record(path: Path) -> Record:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no record here; is this a directory that `bitwright quantize` wrote?") from None
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a record ({error})") from None
+        raise CheckpointError(f"{path}: cannot be read as a record ({error}); run `bitwright quantize` again") from None
     version = record.get("record_version") if isinstance(record, dict) else None
     if version != RECORD_VERSION:
-        raise CheckpointError(f"{path}: record_version is {version!r}, this release reads {RECORD_VERSION}")
+        raise CheckpointError(
+            f"{path}: record_version is {version!r}, this release reads {RECORD_VERSION}; update Bitwright"
+        )
     return dict(record)
 
 

@@ -90,6 +90,7 @@ class Job:
     probe: tuple[str, ...]
     source_dtype: torch.dtype
     source_sha256: str
+    trust_remote_code: bool = False
     warnings: list[str] = field(default_factory=list)
     timings_s: dict[str, float] = field(default_factory=dict)
 
@@ -142,7 +143,7 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
     probe = (tuning.texts or tuple(pool))[:_MAX_PROBE]
     job = Job(
         loaded, model, model_names(loaded.model), sites, embeddings, recipe, plan, tuning, held_out, calibration, probe,
-        source_dtype, fingerprint(loaded.path),
+        source_dtype, fingerprint(loaded.path), trust_remote_code,
     )  # fmt: skip
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
     return job

@@ -9,7 +9,8 @@ complete or not at all.
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +21,8 @@ import torch
 
 import bitwright
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.directory import atomic_directory, check_out, write_file
-from bitwright.errors import ModelError, RecipeError
+from bitwright.checkpoints.directory import atomic_directory, check_out, check_space, write_file
+from bitwright.errors import InputError, RecipeError
 from bitwright.evaluate import Interval, judge, paired_bootstrap
 from bitwright.evaluate.kinds import Outputs
 from bitwright.models.load import license_of, source_bytes
@@ -48,15 +49,18 @@ from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import measure_sensitivity, parts_of, ranked_units
 
 _DEFAULT_TEXTS = Texts()
-JOURNAL = "journal.jsonl"
-_EXIT_OVER_BUDGET = 3
+JOURNAL, STAGED = "journal.jsonl", "checkpoint"  # in the work directory
+_EXIT_UNVERIFIED, _EXIT_OVER_BUDGET = 1, 3
 _BENCH_SHAPES = ((1, 16), (8, 128))
 _VERIFY_SHAPE = (4, 32)  # sequences × tokens that every runtime must agree on
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run made. exit_code: 0, or 3 if the budget is not met or the sample cannot decide it."""
+    """What a run made.
+
+    exit_code: 0; 3 if the budget is not met or the sample cannot decide it; 1 if a target runtime failed the check.
+    """
 
     directory: Path
     record: Record
@@ -104,7 +108,18 @@ def quantize(
     progress.say(f"loading {model}")
     job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code)
     check_out(out, job.loaded.path, overwrite=overwrite)
-    work = _work_directory(out)
+    with _work_directory(out, sum(row.bytes_after for row in job.plan), progress) as work:
+        return _run(
+            job, work, out, sensitivity=sensitivity, speed=speed, command=command, begun=begun, progress=progress
+        )
+
+
+def _run(
+    job: Job, work: Path, out: Path, *, sensitivity: bool, speed: bool, command: str | None, begun: float,
+    progress: Progress,
+) -> Result:  # fmt: skip
+    """All of `quantize` that comes after what can be refused beforehand."""
+    recipe, trust = job.recipe, job.trust_remote_code
     journal = Journal(work / JOURNAL, job.context())
     if journal.values:
         progress.say(f"going on where an earlier run stopped: {len(journal.values)} measurements are there")
@@ -126,14 +141,14 @@ def quantize(
 
     final_recipe = recipe.with_fallback(kept, "sensitive: kept in 16 bit to stay inside the budget")
     plan = job.plan_for(final_recipe)
-    staged = work / "checkpoint"
+    staged = work / STAGED
     with job.timed("write"):
-        _discard(staged)
+        shutil.rmtree(staged, ignore_errors=True)
         kept_layers = {name: layers[name] for name in quantized_names(plan)}
         parts = QuantizedParts(kept_layers, half_names(plan), tables)
         write_checkpoint(job.loaded.path, staged, parts, job.names, model_card="")
     with job.timed("evaluate"):
-        final = load(staged, trust_remote_code=trust_remote_code)
+        final = load(staged, trust_remote_code=trust)
         float_outputs = run_task(job.held_out, job.model, progress, "held-out texts, float")
         quant_outputs = run_task(job.held_out, final, progress, "held-out texts, quantized")
         interval = paired_bootstrap(job.held_out, float_outputs, quant_outputs, seed=recipe.seed)
@@ -156,18 +171,19 @@ def quantize(
     with job.timed("verify"):
         progress.say("reloading the result in a clean process, in every target runtime")
         record["verify"] = _verify(job, final, staged, plan)
+    if exit_code == 0 and any(row["ok"] is False for row in record["verify"]):
+        record["exit_code"] = exit_code = _EXIT_UNVERIFIED
     if speed:
         del final  # the timed processes need the memory
         with job.timed("speed"):
             measured = run_bench(
                 staged, source=job.loaded.path, shapes=_BENCH_SHAPES, threads=torch.get_num_threads(), rounds=3,
-                rivals=False, progress=progress.say,
+                rivals=False, progress=progress.say, track=progress.track,
             )  # fmt: skip
         record["speed"] = {key: value for key, value in measured.items() if key not in ("size", "blocks")}
     job.timings_s["total"] = round(time.perf_counter() - begun, 3)
     record |= {"warnings": _warnings(record, journal), "environment": environment(), "timings_s": dict(job.timings_s)}
     _publish(staged, out, record, final_recipe, job)
-    shutil.rmtree(work, ignore_errors=True)
     return Result(out, record, exit_code)
 
 
@@ -233,13 +249,13 @@ def bench(
     threads: int | None = None, rounds: int = 5, rivals: bool = True, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a result against its float original, which lies at `source`, or where the record says it was."""
-    directory = Path(directory)
+    directory, progress = Path(directory), progress or Quiet()
     if source is None and (directory / RECORD_FILE).is_file():
         recorded = Path(str(read_record(directory)["model"].get("source", "")))  # as it was typed: may be relative
         source = recorded if (recorded / "config.json").is_file() else None
     return run_bench(
         directory, source=None if source is None else Path(source), shapes=shapes, rounds=rounds, rivals=rivals,
-        threads=threads or torch.get_num_threads(), progress=(progress or Quiet()).say,
+        threads=threads or torch.get_num_threads(), progress=progress.say, track=progress.track,
     )  # fmt: skip
 
 
@@ -258,19 +274,28 @@ def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
         check_out(out, source, overwrite=overwrite)
 
 
-def _work_directory(out: Path) -> Path:
-    """Where measurements and the staged checkpoint lie until the result is complete."""
+@contextmanager
+def _work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]:
+    """Where measurements and the staged checkpoint lie until the result is complete.
+
+    It goes when the work is done. Of a run that ends early the measurements stay, if there are any.
+    """
     work = out.parent / f".{out.name}.bitwright"
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"{work}: cannot be created ({error.strerror}); choose another --out") from None
-    return work
-
-
-def _discard(staged: Path) -> None:
-    if staged.exists():
-        shutil.rmtree(staged)
+        raise InputError(f"{work}: cannot be created ({error.strerror}); choose another --out") from None
+    try:
+        check_space(work, needed)
+        yield work
+    except BaseException:
+        shutil.rmtree(work / STAGED, ignore_errors=True)
+        if (work / JOURNAL).exists():
+            progress.say(f"what was measured is kept in {work}; the same command goes on from there")
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _sensitivity(job: Job, layers: dict[str, Any], journal: Journal, progress: Progress) -> dict[str, Any]:

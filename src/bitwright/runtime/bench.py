@@ -40,6 +40,7 @@ LOAD_INCLUDES = (
 )
 
 Say = Callable[[str], None]
+Track = Callable[[Sequence[Any], str], Iterator[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,13 @@ def run_bench(
     block_s: float = 0.3,
     rivals: bool = True,
     progress: Say | None = None,
+    track: Track | None = None,
 ) -> dict[str, Any]:
     """Measure the checkpoint `directory`, and with `source` (the float model) fp32, bf16 and, with `rivals`, others.
 
     A sample is one forward of `batch` sequences of `tokens` random tokens without padding, up to the first output.
     A block warms up for block_s / 3 and then runs for block_s. Runtimes stay loaded side by side: memory must hold
-    them all.
+    them all. `progress` is told each step; `track(items, what)` wraps the loop over blocks instead, for a progress bar.
 
     Returns the `speed` of a Record (`bitwright.record`) with the key `size` added:
         threads, rounds, block_s
@@ -112,7 +114,7 @@ def run_bench(
         cosines = _compare_outputs(running, shapes[0], scratch)
         blocks: list[Block] = []
         samples_ms: dict[tuple[str, Shape], list[float]] = {}
-        for block, samples in _measure(running, shapes, rounds, block_s, say):
+        for block, samples in _measure(running, shapes, rounds, block_s, say, track):
             blocks.append(block)
             samples_ms.setdefault((block.runtime, (block.batch, block.tokens)), []).extend(samples)
         memory = {each.name: each.worker.ask({"do": "memory"}, BLOCK_TIMEOUT_S) for each in running}
@@ -200,31 +202,31 @@ def _compare_outputs(running: Sequence[_Running], shape: Shape, scratch: Path) -
 
 
 def _measure(
-    running: Sequence[_Running], shapes: Sequence[Shape], rounds: int, block_s: float, say: Say
+    running: Sequence[_Running], shapes: Sequence[Shape], rounds: int, block_s: float, say: Say, track: Track | None
 ) -> Iterator[tuple[Block, list[float]]]:
     """Yield the blocks with their samples in ms, as they are measured: by shape, then round, then runtime."""
+    schedule = [(*shape, round_, each) for shape in shapes for round_ in range(rounds) for each in running]
     origin_s: float | None = None
-    for batch, tokens in shapes:
-        for round_ in range(rounds):
-            for each in running:
-                request = {"do": "block", "batch": batch, "tokens": tokens, "seed": round_, "block_s": block_s}
-                busy_s, wall_s = _busy_cpu_s(), time.monotonic()
-                reply = each.worker.ask(request, BLOCK_TIMEOUT_S)
-                busy_s, wall_s = _busy_cpu_s() - busy_s, time.monotonic() - wall_s
-                origin_s = reply["start_s"] if origin_s is None else origin_s
-                block = Block(
-                    runtime=each.name,
-                    batch=batch,
-                    tokens=tokens,
-                    round=round_,
-                    start_s=reply["start_s"] - origin_s,
-                    end_s=reply["end_s"] - origin_s,
-                    median_ms=median(reply["samples_ms"]),
-                    other_load_cores=max(0.0, (busy_s - reply["cpu_s"]) / wall_s),
-                    idle_cores=reply["idle_cores"],
-                )
-                say(f"{batch} × {tokens}, round {round_ + 1} of {rounds}: {each.name} {block.median_ms:.2f} ms")
-                yield block, reply["samples_ms"]
+    for batch, tokens, round_, each in schedule if track is None else track(schedule, "timing"):
+        request = {"do": "block", "batch": batch, "tokens": tokens, "seed": round_, "block_s": block_s}
+        busy_s, wall_s = _busy_cpu_s(), time.monotonic()
+        reply = each.worker.ask(request, BLOCK_TIMEOUT_S)
+        busy_s, wall_s = _busy_cpu_s() - busy_s, time.monotonic() - wall_s
+        origin_s = reply["start_s"] if origin_s is None else origin_s
+        block = Block(
+            runtime=each.name,
+            batch=batch,
+            tokens=tokens,
+            round=round_,
+            start_s=reply["start_s"] - origin_s,
+            end_s=reply["end_s"] - origin_s,
+            median_ms=median(reply["samples_ms"]),
+            other_load_cores=max(0.0, (busy_s - reply["cpu_s"]) / wall_s),
+            idle_cores=reply["idle_cores"],
+        )
+        if track is None:
+            say(f"{batch} × {tokens}, round {round_ + 1} of {rounds}: {each.name} {block.median_ms:.2f} ms")
+        yield block, reply["samples_ms"]
 
 
 def _busy_cpu_s() -> float:

@@ -12,12 +12,14 @@ class Journal:
 
     `context` says what the values depend on (model, texts, schemes, instruction set …). Entries of another context are
     ignored, not deleted. A last line that a kill cut short is ignored too. `path=None` keeps nothing on disk.
+    `reused` counts the values that an earlier process measured and this one asked for.
     """
 
     def __init__(self, path: Path | None, context: str) -> None:
         self.path, self.context = path, context
         self.values: dict[str, Any] = {}
         self.reused = 0
+        self._earlier: frozenset[str] = frozenset()
         if path is None or not path.exists():
             return
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -31,11 +33,12 @@ class Journal:
                     self.values[entry["key"]] = entry["value"]
             except (ValueError, KeyError, TypeError):
                 continue
+        self._earlier = frozenset(self.values)
 
     def remember(self, key: str, measure: Callable[[], Any]) -> Any:
         """The value of `key`: from the journal, or measured now and written down. It must be plain data."""
         if key in self.values:
-            self.reused += 1
+            self.reused += key in self._earlier
             return self.values[key]
         value = measure()
         self.values[key] = value
