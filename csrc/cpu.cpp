@@ -39,11 +39,16 @@ bool avx512vnni() {
 
 bool isa_supported(Isa isa) {
     switch (isa) {
-        case kScalar: return true;
-        case kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-        case kAvx512Vnni: return avx512vnni();
-        case kAmx: return avx512vnni() && amx_int8_usable();
-        default: return false;
+        case kScalar:
+            return true;
+        case kAvx2:
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case kAvx512Vnni:
+            return avx512vnni();
+        case kAmx:
+            return avx512vnni() && amx_int8_usable();
+        default:
+            return false;
     }
 }
 

@@ -3,7 +3,6 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-
 #include <time.h>
 
 #include <atomic>
@@ -21,8 +20,9 @@ namespace nb = nanobind;
 
 namespace {
 
-// Below this many multiply-adds a second thread costs more than it brings (measured: waking it takes about 2 us).
-constexpr size_t kWorthAThread = 1 << 19;
+// Multiply-adds that repay waking one more thread. Two threads broke even with one at 5 to 9 million in all with AMX,
+// earlier with slower instruction sets.
+constexpr size_t kWorthAThread = 1 << 21;
 // Linear calls so far, so that a verification can count the integer kernels that a model really ran.
 std::atomic<uint64_t> calls{0};
 
@@ -42,32 +42,51 @@ size_t code_stride(size_t k) {
 }
 
 // Scratch of one linear call: codes [M16, code_stride] u8, scale [M16] f32, zero_point [M16] i32.
-size_t scratch_bytes(size_t m, size_t k) { return round_up(m, kBlock) * (code_stride(k) + sizeof(float) + sizeof(int32_t)); }
-
-int useful_threads(int threads, size_t multiply_adds) {
-    const size_t useful = multiply_adds / kWorthAThread + 1;
-    return size_t(threads) < useful ? threads : int(useful);
+size_t scratch_bytes(size_t m, size_t k) {
+    return round_up(m, kBlock) * (code_stride(k) + sizeof(float) + sizeof(int32_t));
 }
 
-void quantize_rows(int isa, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, int mode, float static_scale, int static_zero_point,
-                   int code_min, uintptr_t codes, size_t stride, uintptr_t scale, uintptr_t zero_point, size_t row_begin) {
-    const QuantizeRows op{at<void>(x), bf16, x_stride, k, at<uint8_t>(codes), stride, at<float>(scale),
-                          at<int32_t>(zero_point), QuantizeMode(mode), static_scale, static_zero_point, code_min};
+int useful_threads(int threads, size_t multiply_adds) {
+    const size_t useful = multiply_adds / kWorthAThread;
+    return useful < 1 ? 1 : size_t(threads) < useful ? threads : int(useful);
+}
+
+void quantize_rows(int isa, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, int mode, float static_scale,
+                   int static_zero_point, int code_min, uintptr_t codes, size_t stride, uintptr_t scale,
+                   uintptr_t zero_point, size_t row_begin) {
+    const QuantizeRows op{at<void>(x),        bf16,         x_stride,          k,
+                          at<uint8_t>(codes), stride,       at<float>(scale),  at<int32_t>(zero_point),
+                          QuantizeMode(mode), static_scale, static_zero_point, code_min};
     quantize_rows_for(isa)(&op, row_begin, m);
 }
 
-// Quantize the rows of x and multiply; x and y are f32, or both bf16. In one parallel region: by rows when there are enough of them, else by columns.
-void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, int mode, float static_scale,
-                 int static_zero_point, int code_min, uintptr_t scratch, uintptr_t weight, uintptr_t colsum, uintptr_t scale_n,
-                 uintptr_t bias, uintptr_t y, size_t n, bool gelu) {
+// Quantize the rows of x and multiply; x and y are f32, or both bf16. In one parallel region: by rows when there are
+// enough of them, else by columns.
+void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, int mode,
+                 float static_scale, int static_zero_point, int code_min, uintptr_t scratch, uintptr_t weight,
+                 uintptr_t colsum, uintptr_t scale_n, uintptr_t bias, uintptr_t y, size_t n, bool gelu) {
     const size_t stride = code_stride(k), rows = round_up(m, kBlock), blocks = round_up(n, kBlock) / kBlock;
     uint8_t* codes = at<uint8_t>(scratch);
     float* scale_m = reinterpret_cast<float*>(codes + rows * stride);
     int32_t* zero_m = reinterpret_cast<int32_t*>(scale_m + rows);
-    const QuantizeRows quantize{at<void>(x), bf16, x_stride, k, codes, stride, scale_m, zero_m, QuantizeMode(mode),
-                                static_scale, static_zero_point, code_min};
-    const LinearW8A8 multiply{codes, stride, scale_m, zero_m, at<int8_t>(weight), at<int32_t>(colsum), at<float>(scale_n),
-                              at<float>(bias), at<void>(y), nullptr, n, n, round_up(k, kPadK), gelu, bf16};
+    const QuantizeRows quantize{
+        at<void>(x),        bf16,         x_stride,          k,       codes, stride, scale_m, zero_m,
+        QuantizeMode(mode), static_scale, static_zero_point, code_min};
+    const LinearW8A8 multiply{codes,
+                              stride,
+                              scale_m,
+                              zero_m,
+                              at<int8_t>(weight),
+                              at<int32_t>(colsum),
+                              at<float>(scale_n),
+                              at<float>(bias),
+                              at<void>(y),
+                              nullptr,
+                              n,
+                              n,
+                              round_up(k, kPadK),
+                              gelu,
+                              bf16};
     const QuantizeRowsFn quantize_fn = quantize_rows_for(isa);
     const LinearW8A8Fn multiply_fn = linear_w8a8_for(isa);
     ++calls;
@@ -90,12 +109,25 @@ void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, 
 
 // The multiplication alone on one thread, rows [row_begin, row_end) of column blocks [block_begin, block_end).
 // With sums = 0 the output is y with its epilogue, else the int32 sums.
-void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, uintptr_t zero_m, size_t k, uintptr_t weight,
-                   uintptr_t colsum, uintptr_t scale_n, uintptr_t bias, uintptr_t y, uintptr_t sums, size_t out_stride, size_t n,
-                   bool gelu, bool bf16, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
-    const LinearW8A8 op{at<uint8_t>(codes), stride, at<float>(scale_m), at<int32_t>(zero_m), at<int8_t>(weight),
-                        at<int32_t>(colsum), at<float>(scale_n), at<float>(bias), at<void>(y), at<int32_t>(sums),
-                        out_stride, n, round_up(k, kPadK), gelu, bf16};
+void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, uintptr_t zero_m, size_t k,
+                   uintptr_t weight, uintptr_t colsum, uintptr_t scale_n, uintptr_t bias, uintptr_t y, uintptr_t sums,
+                   size_t out_stride, size_t n, bool gelu, bool bf16, size_t row_begin, size_t row_end,
+                   size_t block_begin, size_t block_end) {
+    const LinearW8A8 op{at<uint8_t>(codes),
+                        stride,
+                        at<float>(scale_m),
+                        at<int32_t>(zero_m),
+                        at<int8_t>(weight),
+                        at<int32_t>(colsum),
+                        at<float>(scale_n),
+                        at<float>(bias),
+                        at<void>(y),
+                        at<int32_t>(sums),
+                        out_stride,
+                        n,
+                        round_up(k, kPadK),
+                        gelu,
+                        bf16};
     linear_w8a8_for(isa)(&op, row_begin, row_end, block_begin, block_end);
 }
 

@@ -1,7 +1,8 @@
-// linear_w8a8, AMX: 2 x 2 tiles of 16 x 16 int32 sums, so that each tile of codes and of weights that is loaded is used twice.
-// While one 32 x 32 square is multiplied, the one before is written: the tile unit and the vector units work at the same time.
+// linear_w8a8, AMX: 2 x 2 tiles of 16 x 16 int32 sums, so that each tile of codes and of weights is used twice.
+// While one 32 x 32 square is multiplied, the one before is written: tile and vector units work at the same time.
 // Layout: contract.h; a B tile is one column block and 64 K values, 1 KiB contiguous.
-// Bound: compute. tdpbusd is 32768 operations in 16 cycles.
+// Bound: compute, tdpbusd is 32768 operations in 16 cycles. Squares with a short K are bound by L2: 128 lines of codes
+// and weights for every 64 values of K, and 64 of output.
 #include <immintrin.h>
 
 #include "contract.h"
@@ -9,13 +10,13 @@
 
 namespace {
 
-constexpr size_t kRows = 32, kCols = 2;       // of a square: rows, column blocks
+constexpr size_t kRows = 32, kCols = 2;      // of a square: rows, column blocks
 constexpr size_t kWeightBytes = 768 * 1024;  // of weights, which stay in L2 while all the rows pass by
 
 inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-// Eight tiles of 16 rows x 64 bytes. A constant in memory: GCC's _tile_loadconfig tells the compiler of 8 of its 64 bytes
-// only, so that the stores that build a local one are dropped.
+// Eight tiles of 16 rows x 64 bytes. A constant in memory: GCC's _tile_loadconfig tells the compiler of 8 of its 64
+// bytes only, so that the stores that build a local one are dropped.
 struct TileConfig {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
@@ -30,8 +31,8 @@ struct Square {
     size_t rows, m, n, end;
 };
 
-// Sums of R row tiles x C column blocks into out [32, 32]; meanwhile `before` is written, some of its rows in each step.
-// Tiles 0-3 sums, 4-5 codes, 6-7 weights.
+// Sums of R row tiles x C column blocks into out [32, 32]; meanwhile `before` is written, some of its rows in each
+// step. Tiles 0-3 sums, 4-5 codes, 6-7 weights.
 template <int R, int C, Output kind>
 void multiply(const LinearW8A8& p, size_t m, size_t block, int32_t* out, const Square& before) {
     const size_t stride = p.code_stride, steps = p.k_padded / kPadK, next_block = kBlock * p.k_padded;
@@ -78,7 +79,7 @@ template <Output kind>
 void run(const LinearW8A8& p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     alignas(64) int32_t sums[2][kRows * kCols * kBlock];
     static constexpr decltype(&multiply<1, 1, kind>) table[2][2] = {{multiply<1, 1, kind>, multiply<1, 2, kind>},
-                                                                     {multiply<2, 1, kind>, multiply<2, 2, kind>}};
+                                                                    {multiply<2, 1, kind>, multiply<2, 2, kind>}};
     const size_t end = least(block_end * kBlock, p.n);
     Square before = {sums[1], 0, row_begin, block_begin * kBlock, end};
     const size_t chunk = (kWeightBytes / (p.k_padded * kBlock) / kCols + 1) * kCols;
@@ -100,7 +101,8 @@ void run(const LinearW8A8& p, size_t row_begin, size_t row_end, size_t block_beg
 }  // namespace
 
 void linear_w8a8_amx(const LinearW8A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
-    static constexpr decltype(&run<kSums>) table[] = {run<kSums>, run<kLinear>, run<kGelu>, run<kLinearBf16>, run<kGeluBf16>};
+    static constexpr decltype(&run<kSums>) table[] = {run<kSums>, run<kLinear>, run<kGelu>, run<kLinearBf16>,
+                                                      run<kGeluBf16>};
     _tile_loadconfig(&kTileConfig);
     table[output_of(*p)](*p, row_begin, row_end, block_begin, block_end);
     _tile_release();

@@ -18,7 +18,9 @@ INLINE __m256i widen_codes(const uint8_t* a) {
     return _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
 }
 
-INLINE __m256i multiply_add(__m256i acc, __m256i a, __m256i w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, w)); }
+INLINE __m256i multiply_add(__m256i acc, __m256i a, __m256i w) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, w));
+}
 
 // Columns 0-3 and 4-7 in pairs of half sums -> eight column sums in order.
 INLINE __m256i join(__m256i low, __m256i high) {
@@ -60,7 +62,8 @@ inline __m256 gelu(__m256 x) {
     // P(a) >= -41, so 2^whole is normal and its exponent can be added as an integer
     const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
     q = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(q), exponent));
-    return _mm256_fnmadd_ps(a, q, _mm256_max_ps(_mm256_setzero_ps(), x));  // max returns its second operand if either is NaN
+    return _mm256_fnmadd_ps(a, q,
+                            _mm256_max_ps(_mm256_setzero_ps(), x));  // max returns its second operand if either is NaN
 }
 
 inline __m256i lane_mask(size_t count) {
@@ -94,7 +97,8 @@ inline void write_row(const LinearW8A8& p, const int32_t* sums, size_t m, size_t
         const __m256i offset = _mm256_mullo_epi32(_mm256_set1_epi32(p.zero_m[m] + 128), colsum);
         const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(p.scale_m[m]), _mm256_load_ps(p.scale_n + n + half));
         const __m256 t = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
-        const __m256 linear = _mm256_fmadd_ps(t, scale, _mm256_load_ps(p.bias + n + half)), y = p.gelu ? gelu(linear) : linear;
+        const __m256 linear = _mm256_fmadd_ps(t, scale, _mm256_load_ps(p.bias + n + half)),
+                     y = p.gelu ? gelu(linear) : linear;
         const size_t at = m * p.out_stride + n + half;
         if (p.bf16) {
             write_bf16(y, p.n - n - half, (uint16_t*)p.y + at);

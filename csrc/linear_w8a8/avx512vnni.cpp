@@ -8,8 +8,8 @@
 
 namespace {
 
-constexpr int kRows = 6, kCols = 4;              // of a tile: rows, column blocks
-constexpr size_t kChunkBytes = 384 * 1024;       // of codes, which stay in L2 while all the weights pass by
+constexpr int kRows = 6, kCols = 4;         // of a tile: rows, column blocks
+constexpr size_t kChunkBytes = 384 * 1024;  // of codes, which stay in L2 while all the weights pass by
 
 ALWAYS_INLINE int32_t four(const uint8_t* a) {
     int32_t v;
@@ -20,20 +20,22 @@ ALWAYS_INLINE int32_t four(const uint8_t* a) {
 template <int R, int C>
 void tile_sums(const uint8_t* a, size_t a_stride, const int8_t* b, size_t k_padded, int32_t* out) {
     __m512i acc[R][C];
-    unroll<R>([&](auto r) FLATTEN { unroll<C>([&](auto c) FLATTEN { acc[r.value][c.value] = _mm512_setzero_si512(); }); });
+    unroll<R>([&](auto r)
+                  INLINED { unroll<C>([&](auto c) INLINED { acc[r.value][c.value] = _mm512_setzero_si512(); }); });
     const size_t b_stride = k_padded * kBlock;
     for (size_t k = 0; k < k_padded; k += kGroup) {
         __m512i w[C];
-        unroll<C>([&](auto c) FLATTEN { w[c.value] = _mm512_load_si512(b + c.value * b_stride + k * kBlock); });
-        unroll<R>([&](auto r) FLATTEN {
+        unroll<C>([&](auto c) INLINED { w[c.value] = _mm512_load_si512(b + c.value * b_stride + k * kBlock); });
+        unroll<R>([&](auto r) INLINED {
             const __m512i x = _mm512_set1_epi32(four(a + r.value * a_stride + k));
-            unroll<C>([&](auto c) FLATTEN {
+            unroll<C>([&](auto c) INLINED {
                 acc[r.value][c.value] = _mm512_dpbusd_epi32(acc[r.value][c.value], x, w[c.value]);
             });
         });
     }
-    unroll<R>([&](auto r) FLATTEN {
-        unroll<C>([&](auto c) FLATTEN { _mm512_store_si512(out + (r.value * C + c.value) * 16, acc[r.value][c.value]); });
+    unroll<R>([&](auto r) INLINED {
+        unroll<C>([&](auto c)
+                      INLINED { _mm512_store_si512(out + (r.value * C + c.value) * 16, acc[r.value][c.value]); });
     });
 }
 
@@ -46,9 +48,11 @@ void write_rows(const LinearW8A8& p, const int32_t* sums, size_t rows, size_t m,
 template <int R, int C>
 void tile(const LinearW8A8& p, size_t m, size_t block) {
     alignas(64) int32_t sums[R * C * 16];
-    tile_sums<R, C>(p.codes + m * p.code_stride, p.code_stride, p.weight + block * kBlock * p.k_padded, p.k_padded, sums);
-    static constexpr decltype(&write_rows<C, kSums>) write[] = {
-        write_rows<C, kSums>, write_rows<C, kLinear>, write_rows<C, kGelu>, write_rows<C, kLinearBf16>, write_rows<C, kGeluBf16>};
+    tile_sums<R, C>(p.codes + m * p.code_stride, p.code_stride, p.weight + block * kBlock * p.k_padded, p.k_padded,
+                    sums);
+    static constexpr decltype(&write_rows<C, kSums>) write[] = {write_rows<C, kSums>, write_rows<C, kLinear>,
+                                                                write_rows<C, kGelu>, write_rows<C, kLinearBf16>,
+                                                                write_rows<C, kGeluBf16>};
     write[output_of(p)](p, sums, R, m, block * kBlock);
 }
 
@@ -64,7 +68,8 @@ inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 }  // namespace
 
-void linear_w8a8_avx512vnni(const LinearW8A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
+void linear_w8a8_avx512vnni(const LinearW8A8* p, size_t row_begin, size_t row_end, size_t block_begin,
+                            size_t block_end) {
     const size_t chunk = (kChunkBytes / p->k_padded / kRows + 1) * kRows;
     for (size_t first = row_begin; first < row_end; first += chunk) {
         const size_t last = least(first + chunk, row_end);

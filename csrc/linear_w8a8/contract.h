@@ -1,19 +1,21 @@
-// linear_w8a8: y[m, n] = scale_m[m] * scale_n[n] * sum_k (codes[m, k] - 128 - zero_m[m]) * weight[n, k] + bias[n], then GELU if asked
+// linear_w8a8: y[m, n] = scale_m[m] * scale_n[n] * sum_k (codes[m, k] - 128 - zero_m[m]) * weight[n, k] + bias[n], then
+// GELU if asked
 //
 //   codes    [M up to 16, K64] u8, row m at codes + m * code_stride; K64 = K rounded up to 64, M up to 16 likewise. The
 //            padding must be readable; its content does not matter (the weight is zero there, surplus rows are dropped)
 //   scale_m  [M] f32; zero_m [M] i32 in [-128, 127]
-//   weight   [N16 / 16, K64 / 4, 16, 4] s8, zero where padded: four K values of sixteen columns are 64 contiguous bytes.
+//   weight   [N16 / 16, K64 / 4, 16, 4] s8, zero where padded: 64 contiguous bytes are four K values of sixteen
+//   columns.
 //            This is what vpdpbusd wants, and sixteen such groups are the B tile of tdpbusd. 64-byte aligned
 //   colsum   [N16] i32 = sum_k weight[n, k];  scale_n, bias [N16] f32;  all 64-byte aligned, any value where padded
 //   y        [M, N] f32, or bf16 (nearest, half to even) if bf16 is set, row m at y + m * out_stride;
 //            if sums is not null, sums [M, N] i32 gets sum_k codes * weight instead
 //
 // Order of operations, the same in every variant: the integer sum is exact, t = f32(sum - (zero_m + 128) * colsum),
-// y = fma(t, scale_m * scale_n, bias). |sum| <= 255 * 128 * K stays inside int32 up to K = 65793; the sum with the zero point
-// taken off obeys the same bound.
-// Only rows [row_begin, row_end) of column blocks [block_begin, block_end) of 16 are written. No allocation, threads or
-// state. Shapes and alignment are checked in Python.
+// y = fma(t, scale_m * scale_n, bias). |sum| <= 255 * 128 * K stays inside int32 up to K = 65793; the sum with the zero
+// point taken off obeys the same bound. row_begin is a multiple of 16. Only rows [row_begin, row_end) of column blocks
+// [block_begin, block_end) of 16 are written. No allocation, threads or state. Shapes and alignment are checked in
+// Python.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -38,7 +40,8 @@ struct LinearW8A8 {
 // Columns of a block, K values of a group, and the number to which K is padded.
 enum { kBlock = 16, kGroup = 4, kPadK = 64 };
 
-using LinearW8A8Fn = void (*)(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
+using LinearW8A8Fn = void (*)(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin,
+                              size_t block_end);
 
 extern "C" {
 void linear_w8a8_scalar(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
@@ -50,13 +53,13 @@ void linear_w8a8_amx(const LinearW8A8*, size_t row_begin, size_t row_end, size_t
 // The variant of an instruction set (cpu.h).
 LinearW8A8Fn linear_w8a8_for(int isa);
 
-// GELU(x) = x * Phi(x) = max(x, 0) - a * Q(a), a = |x|, Q = 1 - Phi the Gaussian tail. log2 Q is smooth, so Q = 2^P(a) with a
-// polynomial P on [0, kGeluEnd]; 2^P splits into an exponent and a polynomial on [-1/2, 1/2]. No cancellation: the
-// absolute error stays below 3e-7 everywhere, a quarter of what 0.5 * x * (1 + erf(x / sqrt 2)) has in f32.
+// GELU(x) = x * Phi(x) = max(x, 0) - a * Q(a), a = |x|, Q = 1 - Phi the Gaussian tail. log2 Q is smooth, so Q = 2^P(a)
+// with a polynomial P on [0, kGeluEnd]; 2^P splits into an exponent and a polynomial on [-1/2, 1/2]. No cancellation:
+// the absolute error stays below 3e-7 everywhere, a quarter of what 0.5 * x * (1 + erf(x / sqrt 2)) has in f32.
 // Weighted minimax fits (Lawson's iteration); lowest power first.
 static constexpr float kGeluEnd = 7.0f;
-static constexpr float kGeluTail[9] = {-0.999998152256012f,    -1.1511338949203491f,    -0.459063857793808f,
-                                       -0.05283050611615181f,  0.007472931407392025f,   -0.00041741758468560874f,
+static constexpr float kGeluTail[9] = {-0.999998152256012f,     -1.1511338949203491f,    -0.459063857793808f,
+                                       -0.05283050611615181f,   0.007472931407392025f,   -0.00041741758468560874f,
                                        -7.891355198808014e-05f, 1.8090640878654085e-05f, -1.1356544291629689e-06f};
 static constexpr float kExp2[6] = {1.0000001192092896f,  0.6931469440460205f,   0.24022120237350464f,
                                    0.05550713464617729f, 0.009675547480583191f, 0.0013276472454890609f};

@@ -1,12 +1,12 @@
-// From int32 sums in a small tile (L1) to the output. Shared by the AVX-512 VNNI and the AMX variant; everything is internal
-// to the file that includes it.
+// From int32 sums in a small tile (L1) to the output. Shared by the AVX-512 VNNI and the AMX variant; everything is
+// internal to the file that includes it.
 #pragma once
 #include <immintrin.h>
 
 #include "contract.h"
 
-#define FLATTEN __attribute__((always_inline))  // after a lambda's parameters
-#define ALWAYS_INLINE inline FLATTEN
+#define INLINED __attribute__((always_inline))  // after a lambda's parameters
+#define ALWAYS_INLINE inline INLINED
 
 namespace {
 
@@ -27,23 +27,23 @@ ALWAYS_INLINE void unroll(F f) {
 template <int N>
 ALWAYS_INLINE void gelu(__m512 (&x)[N]) {
     __m512 a[N], p[N], q[N];
-    unroll<N>([&](auto i) FLATTEN { a[i.value] = _mm512_min_ps(_mm512_abs_ps(x[i.value]), _mm512_set1_ps(kGeluEnd)); });
-    unroll<N>([&](auto i) FLATTEN { p[i.value] = _mm512_set1_ps(kGeluTail[8]); });
-    unroll<8>([&](auto term) FLATTEN {
+    unroll<N>([&](auto i) INLINED { a[i.value] = _mm512_min_ps(_mm512_abs_ps(x[i.value]), _mm512_set1_ps(kGeluEnd)); });
+    unroll<N>([&](auto i) INLINED { p[i.value] = _mm512_set1_ps(kGeluTail[8]); });
+    unroll<8>([&](auto term) INLINED {
         const __m512 c = _mm512_set1_ps(kGeluTail[7 - term.value]);
-        unroll<N>([&](auto i) FLATTEN { p[i.value] = _mm512_fmadd_ps(p[i.value], a[i.value], c); });
+        unroll<N>([&](auto i) INLINED { p[i.value] = _mm512_fmadd_ps(p[i.value], a[i.value], c); });
     });
-    unroll<N>([&](auto i) FLATTEN { q[i.value] = _mm512_set1_ps(kExp2[5]); });
+    unroll<N>([&](auto i) INLINED { q[i.value] = _mm512_set1_ps(kExp2[5]); });
     __m512 whole[N];
-    unroll<N>([&](auto i) FLATTEN {
+    unroll<N>([&](auto i) INLINED {
         whole[i.value] = _mm512_roundscale_ps(p[i.value], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         p[i.value] = _mm512_sub_ps(p[i.value], whole[i.value]);
     });
-    unroll<5>([&](auto term) FLATTEN {
+    unroll<5>([&](auto term) INLINED {
         const __m512 c = _mm512_set1_ps(kExp2[4 - term.value]);
-        unroll<N>([&](auto i) FLATTEN { q[i.value] = _mm512_fmadd_ps(q[i.value], p[i.value], c); });
+        unroll<N>([&](auto i) INLINED { q[i.value] = _mm512_fmadd_ps(q[i.value], p[i.value], c); });
     });
-    unroll<N>([&](auto i) FLATTEN {
+    unroll<N>([&](auto i) INLINED {
         const __m512 positive = _mm512_max_ps(_mm512_setzero_ps(), x[i.value]);  // its second operand if either is NaN
         x[i.value] = _mm512_fnmadd_ps(a[i.value], _mm512_scalef_ps(q[i.value], whole[i.value]), positive);
     });
@@ -79,8 +79,8 @@ inline __mmask16 column_mask(size_t n, size_t end) {
     return n + 16 <= end ? (__mmask16)0xffff : n >= end ? (__mmask16)0 : (__mmask16)((1u << (end - n)) - 1);
 }
 
-// Writes C column blocks from row m, column n of the output on, up to column `end`. A value of its own, not a set of loads from LinearW8A8 in each
-// row: the stores of the output could alias those, as far as the compiler knows.
+// Writes C column blocks from row m, column n of the output on, up to column `end`. A value of its own, not a set of
+// loads from LinearW8A8 in each row: the stores of the output could alias those, as far as the compiler knows.
 template <int C, Output kind>
 struct Writer {
     char* out;
@@ -113,7 +113,7 @@ struct Writer {
         const __m512 scale = _mm512_set1_ps(kind == kSums ? 0.0f : scale_m[r]);
         char* at = out + r * row_bytes;
         __m512 v[C];
-        unroll<C>([&](auto c) FLATTEN {
+        unroll<C>([&](auto c) INLINED {
             const __m512i sum = _mm512_load_si512(tile + c.value * 16);
             if constexpr (kind == kSums) {
                 _mm512_mask_storeu_epi32(at + c.value * 64, mask[c.value], sum);
@@ -124,7 +124,7 @@ struct Writer {
         });
         if constexpr (is_gelu(kind)) gelu(v);
         if constexpr (kind == kSums) return;
-        unroll<C>([&](auto c) FLATTEN {
+        unroll<C>([&](auto c) INLINED {
             if constexpr (is_bf16(kind)) {
                 _mm256_mask_storeu_epi16(at + c.value * 32, mask[c.value], to_bf16(v[c.value]));
             } else {

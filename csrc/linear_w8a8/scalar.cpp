@@ -35,7 +35,8 @@ void linear_w8a8_scalar(const LinearW8A8* p, size_t row_begin, size_t row_end, s
                 continue;
             }
             const float t = (float)(sum - (p->zero_m[m] + 128) * p->colsum[n]);
-            const float linear = fmaf(t, p->scale_m[m] * p->scale_n[n], p->bias[n]), y = p->gelu ? gelu(linear) : linear;
+            const float linear = fmaf(t, p->scale_m[m] * p->scale_n[n], p->bias[n]),
+                        y = p->gelu ? gelu(linear) : linear;
             if (p->bf16) {
                 ((uint16_t*)p->y)[m * p->out_stride + n] = to_bf16(y);
             } else {

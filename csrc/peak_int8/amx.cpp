@@ -3,8 +3,8 @@
 
 #include "contract.h"
 
-// Eight tiles of 16 rows x 64 bytes. A constant in memory: GCC's _tile_loadconfig tells the compiler of 8 of its 64 bytes
-// only, so that the stores that build a local one are dropped.
+// Eight tiles of 16 rows x 64 bytes. A constant in memory: GCC's _tile_loadconfig tells the compiler of 8 of its 64
+// bytes only, so that the stores that build a local one are dropped.
 struct TileConfig {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];

@@ -6,7 +6,8 @@
 uint64_t peak_int8_avx512vnni(uint64_t repeats) {
     for (uint64_t i = 0; i < repeats; ++i) {
         __asm__ volatile(DOT(0) DOT(1) DOT(2) DOT(3) DOT(4) DOT(5) DOT(6) DOT(7) DOT(8) DOT(9) DOT(10) DOT(11)::
-                             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11");
+                             : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+                               "xmm11");
     }
     __asm__ volatile("vzeroupper" ::: "xmm0");
     return repeats * 12 * 128;

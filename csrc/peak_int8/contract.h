@@ -1,5 +1,5 @@
-// peak_int8: the most int8 operations (a multiply or an add) that one core can do in an instruction set: its widest int8
-// multiply-add on registers alone, enough independent sums to hide the latency. What a GEMM is measured against.
+// peak_int8: the most int8 operations (a multiply or an add) that one core can do in an instruction set: its widest
+// int8 multiply-add on registers alone, enough independent sums to hide the latency. What a GEMM is measured against.
 // Returns the operations that `repeats` rounds do; the caller times it. No allocation, threads or state.
 #pragma once
 #include <stddef.h>

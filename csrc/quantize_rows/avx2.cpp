@@ -46,7 +46,8 @@ inline Range range_of(const T* x, size_t k) {
 // 8 codes in the low half. packs and packus saturate to [-32768, 32767] and [0, 255], which is the upper clip.
 inline __m128i codes_of(__m256 x, __m256 inv, __m256i shift, __m128i lowest) {
     const __m256 bound = _mm256_set1_ps(512.0f);  // of a static grid's x * inv, so that the integer sum cannot overflow
-    const __m256 v = _mm256_max_ps(_mm256_min_ps(_mm256_mul_ps(x, inv), bound), _mm256_sub_ps(_mm256_setzero_ps(), bound));
+    const __m256 v =
+        _mm256_max_ps(_mm256_min_ps(_mm256_mul_ps(x, inv), bound), _mm256_sub_ps(_mm256_setzero_ps(), bound));
     const __m256i c = _mm256_add_epi32(_mm256_cvtps_epi32(v), shift);
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
     return _mm_max_epu8(_mm_packus_epi16(words, words), lowest);

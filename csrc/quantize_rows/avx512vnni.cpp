@@ -1,5 +1,6 @@
 // quantize_rows, AVX-512. One pass for the range, one for the codes; the row stays in L1 between them.
-// Bound: memory. 64 values cost 4 loads + 12 operations in the first pass, 4 loads + 18 operations + 1 store in the second.
+// Bound: memory. 64 values cost 4 loads + 12 operations in the first pass, 4 loads + 18 operations + 1 store in the
+// second.
 #include <immintrin.h>
 
 #include "contract.h"
@@ -46,7 +47,8 @@ inline Range range_of(const T* x, size_t k) {
     return {_mm512_reduce_min_ps(_mm512_min_ps(a.lo, b.lo)), _mm512_reduce_max_ps(_mm512_max_ps(a.hi, b.hi)), finite};
 }
 
-// rint(x * inv) as 16-bit pairs of vectors. Conversion makes INT_MIN of what is too large: right below, so only the top is clipped.
+// rint(x * inv) as 16-bit pairs of vectors. Conversion makes INT_MIN of what is too large: right below, so only the top
+// is clipped.
 inline __m512i round32(__m512 a, __m512 b, __m512 inv) {
     const __m512 top = _mm512_set1_ps(32767.0f);
     const __m512i low = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(a, inv), top));

@@ -38,7 +38,7 @@ def test_linear_is_quantize_then_multiply(m, n, k):
     torch.testing.assert_close(cpu.linear_w8a8(*arguments), want, rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, 4096, 512), (7, 2048, 512), (65, 512, 512), (1024, 384, 384)])
+@pytest.mark.parametrize("shape", [(1, 8192, 1024), (7, 2048, 512), (65, 512, 512), (1024, 384, 384)])
 @pytest.mark.usefixtures("two_threads")
 def test_same_bits_on_one_and_two_threads(shape):
     arguments, _ = packed_problem(*shape)

@@ -59,11 +59,11 @@ def test_bf16_output_is_float32_rounded_once(multiply, problem, n, gelu):
 def test_only_the_asked_rows_and_blocks_are_written(multiply, problem, sums):
     numbers = problem(70, 100, 40)
     whole = multiply(*numbers, sums=sums)
-    part = multiply(*numbers, sums=sums, rows=slice(33, 68), blocks=slice(1, 4))
-    assert torch.equal(part[33:68, 16:64], whole[33:68, 16:64])
+    part = multiply(*numbers, sums=sums, rows=slice(32, 68), blocks=slice(1, 4))
+    assert torch.equal(part[32:68, 16:64], whole[32:68, 16:64])
     untouched = part[0, 0]
     outside = torch.ones(70, 100, dtype=torch.bool)
-    outside[33:68, 16:64] = False
+    outside[32:68, 16:64] = False
     poisoned = part.isnan() if not sums else part == untouched
     assert torch.equal(poisoned, outside)
 

@@ -145,7 +145,7 @@ def linear_w8a8(
     grid: InputGrid,
     gelu: bool = False,
 ) -> Tensor:
-    """Quantize the rows of x, multiply by a packed int8 weight: (M, N) of x's dtype. `reference.linear_w8a8` defines it.
+    """Quantize the rows of x, multiply by a packed int8 weight: (M, N) of x's dtype. See `reference.linear_w8a8`.
 
     Args:
         x_MK: float32, or bfloat16 (then only input and output are rounded to it), on the CPU. Rows may be strided.

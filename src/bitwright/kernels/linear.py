@@ -34,7 +34,8 @@ class QuantLinear(_ExactModule):
 
     A W8A8 linear (`runs_natively`) is packed for the int8 kernels, and nothing else runs it on a CPU: if they are not
     available, forward raises. Any other linear, and any other device, takes the reference path: inputs rounded to their
-    grid, weight dequantized, float matmul.
+    grid, weight dequantized, float matmul. The kernels read and write float32 and bfloat16; in a bfloat16 model what
+    lies between the linears (attention, norms) is cheaper too.
 
     Attributes:
         in_features, out_features: K, N. gelu: whether the output goes through GELU. name: for messages.
