@@ -4,9 +4,8 @@
 //   codes    [M up to 16, K64] u8, row m at codes + m * code_stride; K64 = K rounded up to 64, M up to 16 likewise. The
 //            padding must be readable; its content does not matter (the weight is zero there, surplus rows are dropped)
 //   scale_m  [M] f32; zero_m [M] i32 in [-128, 127]
-//   weight   [N16 / 16, K64 / 4, 16, 4] s8, zero where padded: 64 contiguous bytes are four K values of sixteen
-//   columns.
-//            This is what vpdpbusd wants, and sixteen such groups are the B tile of tdpbusd. 64-byte aligned
+//   weight   [N16 / 16, K64 / 4, 16, 4] s8, zero where padded, 64-byte aligned: four K values of sixteen columns
+//            are the 64 bytes that one vpdpbusd takes, and sixteen of those are the B tile of tdpbusd
 //   colsum   [N16] i32 = sum_k weight[n, k];  scale_n, bias [N16] f32;  all 64-byte aligned, any value where padded
 //   y        [M, N] f32, or bf16 (nearest, half to even) if bf16 is set, row m at y + m * out_stride;
 //            if sums is not null, sums [M, N] i32 gets sum_k codes * weight instead
