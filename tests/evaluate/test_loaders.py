@@ -170,6 +170,50 @@ def test_labels_must_be_classes_of_the_model(write):
         load_task(path, label_names=["no", "yes"])
 
 
+def damaged_npz(path, damage):
+    np.savez(path, texts=np.array(["one", "two", "three"]), matrix=GOLD)
+    whole = path.read_bytes()
+    if damage == "an .npy":
+        with path.open("wb") as file:
+            np.save(file, GOLD)
+    elif damage == "texts of no shape":
+        np.savez(path, texts=np.array("one"), matrix=GOLD)
+    elif damage == "words":
+        np.savez(path, texts=np.array(["one", "two", "three"]), matrix=np.full((3, 3), "x"))
+    else:
+        path.write_bytes(
+            {"empty": b"", "truncated": whole[:-40], "damaged": whole.replace(b"t\0\0\0w", b"w\0\0\0t")}[damage]
+        )
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "damaged", "an .npy", "texts of no shape", "words"])
+def test_an_npz_that_is_none_is_refused(tmp_path, damage):
+    damaged_npz(tmp_path / "a.npz", damage)
+    with pytest.raises(DataError, match=r"a\.npz: arrays `texts`|a: not a matrix of numbers"):
+        load_task(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["classification", "similarity", "retrieval"])
+def test_an_npz_is_only_a_similarity_matrix(tmp_path, kind):
+    np.savez(tmp_path / "a.npz", texts=np.array(["one", "two", "three"]), matrix=GOLD)
+    with pytest.raises(DataError, match=f"a\\.npz: an .npz is read as a similarity matrix, .* of kind {kind}"):
+        load_task(tmp_path / "a.npz", kind)
+    assert isinstance(load_task(tmp_path / "a.npz", "similarity matrix").kind, SimilarityMatrix)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "words", "an .npz"])
+def test_a_matrix_file_that_is_none_is_refused(write, damage):
+    path = write("set/texts.txt", "one\ntwo\nthree\n").with_name("matrix.npy")
+    np.save(path, np.full((3, 3), "x") if damage == "words" else GOLD)
+    if damage == "an .npz":
+        with path.open("wb") as file:
+            np.savez(file, GOLD)
+    elif damage != "words":
+        path.write_bytes(path.read_bytes()[: {"empty": 0, "truncated": -8}[damage]])
+    with pytest.raises(DataError, match="not a matrix of numbers"):
+        load_task(path.parent)
+
+
 def test_what_is_no_task(write, tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.tsv: no such file or directory"):
         load_task(tmp_path / "nowhere.tsv")
@@ -221,6 +265,7 @@ def test_a_metric_of_ones_own(write):
         ("own = 3\n", "no function 'own'; it defines none"),
         ("import no_such_module\n", "raised ModuleNotFoundError when executed"),
         ("def own(:\n", "raised SyntaxError when executed"),
+        ("class Odd(Exception): pass\nraise Odd('no')\n", "raised Odd when executed: no"),
     ],
 )
 def test_files_without_a_metric(write, text, message):

@@ -6,15 +6,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bitwright.errors import DataError
-from bitwright.evaluate import Task, label_free_task, metrics, shared_texts, similarity_matrix_task, split
+from bitwright.errors import DataError, KernelError
+from bitwright.evaluate import (
+    Task,
+    label_free_task,
+    metrics,
+    paired_bootstrap,
+    shared_texts,
+    similarity_matrix_task,
+    split,
+)
 from bitwright.evaluate.kinds import (
     MAX_PAIRS,
     ClassAgreement,
     Classification,
     Custom,
+    LabelAgreement,
     Pairs,
     Retrieval,
+    ScoreAgreement,
     pair_cosines,
     spread_pairs,
 )
@@ -66,6 +76,14 @@ def test_similarity_matrix_is_spearman_over_the_upper_triangle(rng):
     upper = np.triu_indices(20, 1)
     expected = stats.spearmanr((outputs @ outputs.T)[upper], task.kind.gold_UU[upper]).statistic
     assert task.score(outputs) == pytest.approx(expected)
+
+
+def test_a_large_similarity_matrix_counts_no_more_pairs_than_the_label_free_metric(rng):
+    task = matrix_task(rng, n=1000)
+    outputs = rng.normal(size=(1000, 8))
+    float_score, quant_score = task.statistics(outputs, outputs)
+    assert (float_score.n_units, quant_score.n_units) == (1000, 1000)
+    assert 0.9 * MAX_PAIRS < len(float_score.x_P) == len(quant_score.x_P) <= MAX_PAIRS
 
 
 def test_retrieval_is_the_mean_ndcg_of_the_queries_however_many_there_are(rng):
@@ -126,6 +144,48 @@ def test_label_free_loss_of_a_classifier_is_the_disagreement(rng):
     right = [np.eye(3), np.eye(3)[[0, 0]], np.eye(3)[[1]], np.eye(3)]
     assert task.loss(left, right) == pytest.approx((0 + 1 / 2 + 1 + 0) / 4)
     assert task.companions(left, right)["top1_agreement"] == pytest.approx(1 - (0 + 1 / 2 + 1 + 0) / 4)
+
+
+def test_label_free_loss_of_a_model_of_one_score_is_one_minus_spearman(rng):
+    task = label_free_task(texts_of(30), logits=True, n_labels=1)
+    assert task.kind == ScoreAgreement()
+    scores = rng.normal(size=(30, 1))
+    noisy = scores + 0.3 * rng.normal(size=(30, 1))
+    assert task.loss(scores, 2 * scores + 1) == pytest.approx(0)
+    assert task.loss(scores, noisy) == pytest.approx(1 - stats.spearmanr(scores, noisy).statistic)
+    assert task.loss(scores, np.full_like(scores, np.nan)) == 2
+    interval = paired_bootstrap(task, scores, noisy, n=100)
+    assert (interval.n_units, interval.unit) == (30, "texts")
+    assert 0 < interval.lower < interval.loss < interval.upper
+    companions = task.companions(scores, -scores)
+    assert (companions["kendall"], companions["rank_flips"]) == (pytest.approx(-1), 1)
+    assert "top1_agreement" not in companions  # it would be 1 whatever the model does
+
+
+def test_a_model_of_one_score_has_no_classes_to_agree_on(rng):
+    with pytest.raises(DataError, match="one value, so it has no classes"):
+        label_free_task(texts_of(5), logits=True).loss(np.ones((5, 1)), np.zeros((5, 1)))
+    with pytest.raises(DataError, match="3 to 3 values per text: one score"):
+        label_free_task(texts_of(5), logits=True, n_labels=1).loss(np.ones((5, 3)), np.zeros((5, 3)))
+
+
+def test_label_free_loss_of_a_multi_label_classifier_is_the_share_of_labels_that_change(rng):
+    task = label_free_task(texts_of(4), logits=True, multi_label=True)
+    assert task.kind == LabelAgreement()
+    logits = np.array([[3.0, -1, 2], [-1, -2, -3], [5, 4, 3], [-1, 2, -3]])
+    changed = logits.copy()
+    changed[0, 0], changed[2, 1] = 1.0, -0.1  # the first stays positive, though another is now the largest
+    assert task.loss(logits, changed) == pytest.approx(1 / 12)
+    changed[1] = np.nan
+    assert task.loss(logits, changed) == pytest.approx(4 / 12)
+    assert set(task.companions(logits, changed)) == {"emd", "max_abs", "sqnr_db"}
+
+
+def test_the_units_of_a_task_are_those_of_its_statistics(rng):
+    for task in embedding_tasks(rng):
+        outputs = rng.normal(size=(len(task.texts), 8))
+        assert task.n_units == task.statistics(outputs, outputs)[0].n_units, task.name
+    assert Task("own", (), Custom(lambda encode: 1.0, "metric.py:own")).n_units is None
 
 
 @pytest.mark.parametrize("n", [3, 316, 317, 1000, 5001])
@@ -236,6 +296,27 @@ def test_what_a_custom_metric_must_not_return(returned, message):
     task = Task("own", (), Custom(lambda encode: returned, "metric.py:own"))
     with pytest.raises(DataError, match=f"metric.py:own.*{message}"):
         task.run(lambda texts: np.ones((len(texts), 2)))
+
+
+class OwnError(Exception):
+    """What the author of a metric may define."""
+
+
+def test_whatever_a_custom_metric_raises_is_told(rng):
+    def own(encode):
+        raise OwnError("no such thing")
+
+    with pytest.raises(DataError, match=r"metric\.py:own: the function raised OwnError: no such thing") as caught:
+        Task("own", (), Custom(own, "metric.py:own")).run(len)
+    assert isinstance(caught.value.__cause__, OwnError)
+
+
+def test_what_the_model_raises_inside_a_custom_metric_stays_what_it_is(rng):
+    def encode(texts):
+        raise KernelError("no such variant")
+
+    with pytest.raises(KernelError, match=r"^no such variant$"):
+        Task("own", (), Custom(lambda encode: encode(["a"]), "metric.py:own")).run(encode)
 
 
 def test_outputs_that_do_not_fit_are_refused(rng):

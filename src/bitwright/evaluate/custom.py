@@ -3,9 +3,9 @@
 import runpy
 from pathlib import Path
 
-from bitwright.errors import DataError
+from bitwright.errors import BitwrightError, DataError
 from bitwright.evaluate.kinds import Custom
-from bitwright.evaluate.tasks import USER_ERRORS, Task
+from bitwright.evaluate.tasks import Task
 
 
 def load_custom(spec: str) -> Task:
@@ -28,7 +28,9 @@ def load_custom(spec: str) -> Task:
         raise DataError(f"{spec}: no such file; a metric is given as path/to/file.py:function")
     try:
         names = runpy.run_path(file)
-    except (*USER_ERRORS, SyntaxError) as error:
+    except BitwrightError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
         raise DataError(f"{file}: raised {type(error).__name__} when executed: {error}") from error
     function = names.get(name)
     if not callable(function):

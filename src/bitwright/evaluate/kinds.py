@@ -19,7 +19,7 @@ Outputs = NDArray[np.floating] | Sequence[NDArray[np.floating]]
 Encode = Callable[[list[str]], Outputs]
 OutputSort = Literal["embeddings", "logits", "scores"]
 
-MAX_PAIRS = 50_000  # pairs of texts compared without labels; more would cost time and hardly narrow the interval
+MAX_PAIRS = 50_000  # pairs of texts compared; more would cost time and hardly narrow the interval
 _QUERIES_AT_ONCE = 64
 _MAX_MATRIX = 4096  # texts whose similarities to each other, all of them, are 128 MB
 
@@ -82,7 +82,10 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class SimilarityMatrix:
-    """Documents with a human score for every two of them: Spearman's correlation over pairs. Units: documents."""
+    """Documents with a human score for every two of them: Spearman's correlation over pairs. Units: documents.
+
+    As in `EmbeddingAgreement`, an even spread of MAX_PAIRS pairs counts where there are more.
+    """
 
     gold_UU: FloatArray  # symmetric
     name: ClassVar[str] = "similarity matrix"
@@ -93,7 +96,7 @@ class SimilarityMatrix:
     higher_is_better: ClassVar[bool] = True
 
     def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
-        pairs_P2 = spread_pairs(len(self.gold_UU), max_pairs=None)
+        pairs_P2 = spread_pairs(len(self.gold_UU))
         gold_P = self.gold_UU[pairs_P2[:, 0], pairs_P2[:, 1]]
         return (
             Spearman(pair_cosines(float_outputs, pairs_P2), gold_P, pairs_P2),
@@ -228,6 +231,8 @@ class ClassAgreement:
     higher_is_better: ClassVar[bool] = True
 
     def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        if all(np.atleast_1d(row).shape[-1] == 1 for row in float_outputs):
+            raise DataError("the model puts out one value, so it has no classes that could differ; give n_labels=1")
         both = zip(float_outputs, quant_outputs, strict=True)
         agreement = [metrics.top1_agreement(np.atleast_2d(left), np.atleast_2d(right)) for left, right in both]
         return Mean(np.ones(len(agreement))), Mean(np.array(agreement))
@@ -236,6 +241,53 @@ class ClassAgreement:
         return _same_text(texts)
 
     def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[ClassAgreement, tuple[str, ...]]":
+        return self, tuple(texts[i] for i in units)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreAgreement:
+    """Texts without labels for a model of one score each (a reranker, a regression): Spearman's correlation of the two
+    models' scores. Units: texts.
+    """
+
+    name: ClassVar[str] = "label-free"
+    unit: ClassVar[str] = "texts"
+    outputs: ClassVar[OutputSort] = "logits"
+    label_free: ClassVar[bool] = True
+    metric: ClassVar[str] = "Spearman of scores with float"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        return Mean(np.ones(len(float_outputs))), Spearman(_scores(float_outputs), _scores(quant_outputs))
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return _same_text(texts)
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[ScoreAgreement, tuple[str, ...]]":
+        return self, tuple(texts[i] for i in units)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelAgreement:
+    """Texts without labels for a multi-label classifier, which assigns every label whose logit is above 0: share of the
+    labels that are assigned, or not, as in the float model. Units: texts.
+    """
+
+    name: ClassVar[str] = "label-free"
+    unit: ClassVar[str] = "texts"
+    outputs: ClassVar[OutputSort] = "logits"
+    label_free: ClassVar[bool] = True
+    metric: ClassVar[str] = "agreement of labels with float"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        agreement = metrics.label_agreement(_matrix(float_outputs), _matrix(quant_outputs))
+        return Mean(np.ones(len(agreement))), Mean(agreement)
+
+    def groups(self, texts: tuple[str, ...]) -> IntArray:
+        return _same_text(texts)
+
+    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[LabelAgreement, tuple[str, ...]]":
         return self, tuple(texts[i] for i in units)
 
 
@@ -279,14 +331,14 @@ class Custom:
         return self, texts
 
 
-def spread_pairs(n: int, max_pairs: int | None = MAX_PAIRS) -> IntArray:
-    """Pairs (i, j) of n texts, i ≠ j, none twice, shape (pairs, 2): all, or about `max_pairs` with each text as often.
+def spread_pairs(n: int) -> IntArray:
+    """Pairs (i, j) of n texts, i ≠ j, none twice, shape (pairs, 2): all, or about MAX_PAIRS with each text as often.
 
     Beyond that, text i is paired with its successors at evenly spread distances, cyclically.
     """
-    if max_pairs is None or n * (n - 1) // 2 <= max_pairs:
+    if n * (n - 1) // 2 <= MAX_PAIRS:
         return np.stack(np.triu_indices(n, 1), axis=1)
-    distances = np.unique(np.linspace(1, (n - 1) // 2, max(1, max_pairs // n)).astype(int))
+    distances = np.unique(np.linspace(1, (n - 1) // 2, max(1, MAX_PAIRS // n)).astype(int))
     first = np.tile(np.arange(n), len(distances))
     return np.stack([first, (first + np.repeat(distances, n)) % n], axis=1)
 
@@ -308,6 +360,14 @@ def _matrix(outputs: Outputs) -> NDArray[np.floating]:
     if array.ndim != 2 or array.size == 0:
         raise DataError(f"outputs of shape {array.shape}: one vector per text, (texts, values), is needed")
     return array
+
+
+def _scores(outputs: Outputs) -> FloatArray:
+    """One value per text, of outputs (texts, 1)."""
+    sizes = {np.size(row) for row in outputs}
+    if sizes != {1}:
+        raise DataError(f"outputs of {min(sizes)} to {max(sizes)} values per text: one score per text is needed")
+    return _values(outputs).ravel()
 
 
 def _values(outputs: Outputs) -> FloatArray:

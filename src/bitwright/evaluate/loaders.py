@@ -13,6 +13,8 @@ Columns are found by name, whatever their case, or by place where there is no he
 """
 
 import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 _WANTED = {"similarity": ("sentence1", "sentence2", "score"), "classification": ("text", "label")}
 _MATRIX_FILES = ("matrix.npy", "matrix.csv", "matrix.tsv", "matrix.txt")
 _TEXT_FILES = ("texts.txt", "texts.jsonl")
+# What numpy raises on a file of arrays that is truncated, damaged or another kind of file.
+_ARRAY_ERRORS = (KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def load_task(
@@ -67,7 +71,7 @@ def load_task(
     if path.is_dir():
         return _load_directory(path, kind)
     if path.suffix == ".npz":
-        return _load_npz(path)
+        return _load_npz(path, kind)
     return _load_table(path, kind, label_names, macro_f1)
 
 
@@ -77,9 +81,13 @@ def similarity_matrix_task(texts: Sequence[str], matrix: ArrayLike, *, name: str
     The diagonal is ignored; the lower triangle is either all zero or equal to the upper one.
 
     Raises:
-        DataError: fewer than three documents, another shape, values that are not finite, contradict or never vary.
+        DataError: fewer than three documents, another shape, no numbers, values that are not finite, contradict or
+            never vary.
     """
-    gold_UU = np.asarray(matrix, dtype=np.float64)
+    try:
+        gold_UU = np.asarray(matrix, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name}: not a matrix of numbers ({error})") from None
     if len(texts) < 3 or gold_UU.shape != (len(texts), len(texts)):
         raise DataError(
             f"{name}: a matrix of shape {gold_UU.shape} for {len(texts)} texts; n × n is needed, n at least 3"
@@ -114,12 +122,18 @@ def _load_directory(path: Path, kind: str | None) -> Task:
     )
 
 
-def _load_npz(path: Path) -> Task:
+def _load_npz(path: Path, kind: str | None) -> Task:
+    if kind not in (None, "similarity matrix"):
+        raise DataError(f"{path}: an .npz is read as a similarity matrix, not as a task of kind {kind}")
+    needed = f"{path}: arrays `texts` (strings) and `matrix` (n × n) are needed"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # np.load alone would give a bare array where the file is really an .npy.
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
             texts, matrix = arrays["texts"], arrays["matrix"]
-    except (KeyError, ValueError, OSError) as error:
-        raise DataError(f"{path}: arrays `texts` (strings) and `matrix` (n × n) are needed ({error})") from None
+    except _ARRAY_ERRORS as error:
+        raise DataError(f"{needed} ({error})") from None
+    if texts.ndim != 1:
+        raise DataError(f"{needed}; texts has the shape {texts.shape}")
     return similarity_matrix_task([str(text) for text in texts], matrix, name=path.stem)
 
 
@@ -132,10 +146,11 @@ def _plain_texts(path: Path) -> list[str]:
 def _plain_matrix(path: Path) -> np.ndarray:
     try:
         if path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
+            with path.open("rb") as file:
+                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
         delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix)
         return np.loadtxt((line for _, line in read_lines(path)), delimiter=delimiter, ndmin=2)
-    except (ValueError, OSError) as error:
+    except _ARRAY_ERRORS as error:
         raise DataError(f"{path}: not a matrix of numbers ({error})") from None
 
 

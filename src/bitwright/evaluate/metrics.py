@@ -105,6 +105,16 @@ def top1_agreement(float_logits: ArrayLike, quant_logits: ArrayLike) -> float:
     return float((finite & (left.argmax(axis=1) == right.argmax(axis=1))).mean())
 
 
+def label_agreement(float_logits: ArrayLike, quant_logits: ArrayLike) -> FloatArray:
+    """Per sample (row of logits), the share of the labels whose logit has the same sign; one with NaN agrees with none.
+
+    A multi-label classifier assigns the labels with a logit above 0, a probability above ½.
+    """
+    left, right = _arrays(float_logits, quant_logits)
+    finite = np.isfinite(left) & np.isfinite(right)
+    return np.asarray((finite & ((left > 0) == (right > 0))).mean(axis=1), dtype=np.float64)
+
+
 def neighbour_agreement(float_embeddings: ArrayLike, quant_embeddings: ArrayLike) -> float:
     """Share of the texts (rows) whose nearest other text by cosine is the same in both models."""
     left, right = _arrays(float_embeddings, quant_embeddings)

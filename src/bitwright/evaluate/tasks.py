@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bitwright.errors import DataError
+from bitwright.errors import BitwrightError, DataError
 from bitwright.evaluate import metrics
 from bitwright.evaluate.kinds import (
     ClassAgreement,
@@ -21,19 +21,15 @@ from bitwright.evaluate.kinds import (
     EmbeddingAgreement,
     Encode,
     Kind,
+    LabelAgreement,
     Outputs,
+    ScoreAgreement,
     pair_cosines,
     spread_pairs,
 )
 from bitwright.evaluate.statistic import FloatArray, Statistic
 
 _MAX_COMPANION_TEXTS = 1000
-
-# What goes wrong in a user's own code. Bitwright's own errors, which `encode` may raise, pass as they are.
-USER_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
-    NameError, OSError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +39,11 @@ class Task:
     name: str
     texts: tuple[str, ...]
     kind: Kind
+
+    @property
+    def n_units(self) -> int | None:
+        """Units that the score is made of; None for a custom metric, which tells them only when it has run."""
+        return None if isinstance(self.kind, Custom) else len(self.kind.groups(self.texts))
 
     def run(self, encode: Encode) -> Outputs:
         """The outputs of one model: what `encode` makes of the texts, or what a custom metric makes of `encode`.
@@ -96,12 +97,23 @@ class Task:
         if self.kind.outputs == "embeddings":
             return _embedding_companions(np.stack(left), np.stack(right))
         if self.kind.outputs == "logits":
-            return _logit_companions(left, right)
+            return _logit_companions(left, right, self.kind)
         return {}
 
 
-def label_free_task(texts: Sequence[str], *, logits: bool = False, name: str = "label-free") -> Task:
-    """A task without labels: agreement of pairwise similarities with float, or of top-1 classes if `logits`.
+def label_free_task(
+    texts: Sequence[str],
+    *,
+    logits: bool = False,
+    multi_label: bool = False,
+    n_labels: int | None = None,
+    name: str = "label-free",
+) -> Task:
+    """A task without labels: agreement with float of pairwise similarities, or of what the model decides if `logits`.
+
+    Args:
+        logits: the model is a classifier. multi_label: it assigns each label by the sign of its logit, else the class
+            of the largest. n_labels: logits per text, where known; the ranks of the texts are compared if it is 1.
 
     Raises:
         DataError: fewer than three different texts.
@@ -109,7 +121,10 @@ def label_free_task(texts: Sequence[str], *, logits: bool = False, name: str = "
     unique = tuple(dict.fromkeys(texts))
     if len(unique) < 3:
         raise DataError(f"{name}: {len(unique)} different texts; an evaluation needs three at the very least")
-    return Task(name, unique, ClassAgreement() if logits else EmbeddingAgreement())
+    kind: Kind = EmbeddingAgreement()
+    if logits:
+        kind = LabelAgreement() if multi_label else ScoreAgreement() if n_labels == 1 else ClassAgreement()
+    return Task(name, unique, kind)
 
 
 def relative_loss(float_score: FloatArray, quant_score: FloatArray, higher_is_better: bool = True) -> FloatArray:
@@ -166,7 +181,9 @@ def _part(task: Task, chosen_U: np.ndarray) -> Task:
 def _custom_values(kind: Custom, encode: Encode) -> FloatArray:
     try:
         values = np.atleast_1d(np.asarray(kind.function(encode), dtype=np.float64))
-    except USER_ERRORS as error:
+    except BitwrightError:  # of `encode`, which says itself what is wrong
+        raise
+    except Exception as error:  # the user's own code may raise anything
         raise DataError(f"{kind.metric}: the function raised {type(error).__name__}: {error}") from error
     if values.ndim != 1 or values.size == 0:
         raise DataError(
@@ -194,14 +211,18 @@ def _embedding_companions(left: FloatArray, right: FloatArray) -> dict[str, floa
     }
 
 
-def _logit_companions(left: list[FloatArray], right: list[FloatArray]) -> dict[str, float]:
+def _logit_companions(left: list[FloatArray], right: list[FloatArray], kind: Kind) -> dict[str, float]:
     """A text may have several rows of logits; what needs rows of one length is averaged text by text."""
     rows = [(np.atleast_2d(u), np.atleast_2d(v)) for u, v in zip(left, right, strict=True)]
     flat = np.concatenate([u.ravel() for u in left]), np.concatenate([v.ravel() for v in right])
+    distances = {
+        "emd": metrics.emd(left, right), "max_abs": metrics.max_abs(*flat), "sqnr_db": metrics.sqnr_db(*flat)
+    }  # fmt: skip
+    if isinstance(kind, ScoreAgreement):
+        return {"kendall": metrics.kendall(*flat), "rank_flips": metrics.rank_flips(*flat)} | distances
+    if isinstance(kind, LabelAgreement):  # its logits are no distribution over classes
+        return distances
     return {
         "top1_agreement": float(np.mean([metrics.top1_agreement(u, v) for u, v in rows])),
         "kl": float(np.mean([metrics.kl(u, v) for u, v in rows])),
-        "emd": metrics.emd(left, right),
-        "max_abs": metrics.max_abs(*flat),
-        "sqnr_db": metrics.sqnr_db(*flat),
-    }
+    } | distances
