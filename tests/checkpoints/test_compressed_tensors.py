@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, quantize_
 
 
 def test_overwrite_leaves_nothing_of_the_old(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
-    write(tiny_bert, tmp_path / "out", quantize_linears, extra_files={"stale.txt": "x"})
+    write(tiny_bert, tmp_path / "out", quantize_linears, extra_files={"stale.txt": "x", "record.json": "{}"})
     write(tiny_bert, tmp_path / "out", quantize_linears, overwrite=True)
     assert not (tmp_path / "out" / "stale.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]

@@ -130,9 +130,44 @@ def test_overwrite_rules(tmp_path: Path) -> None:
     source.mkdir()
     check_out(out, source, overwrite=False)
     write_file(out / "config.json", b"{}")
+    write_file(out / "record.json", b"{}")
     with pytest.raises(InputError, match="--overwrite"):
         check_out(out, source, overwrite=False)
     check_out(out, source, overwrite=True)
+
+
+def test_an_empty_directory_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    check_out(tmp_path / "out", tmp_path / "source", overwrite=True)
+
+
+def test_a_model_that_somebody_else_wrote_is_never_overwritten(tmp_path: Path) -> None:
+    write_file(tmp_path / "bert" / "config.json", b"{}")
+    with pytest.raises(InputError, match=r"bert: is not a model directory that Bitwright wrote \(no record\.json\)"):
+        check_out(tmp_path / "bert", tmp_path / "source", overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", [".", "..", "sub/..", "../other/..", "link", "dangling"])
+def test_what_cannot_be_renamed_is_refused_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, overwrite: bool
+) -> None:
+    write_file(tmp_path / "up" / "here" / "record.json", b"{}")
+    for folder in ("up/here/sub", "up/other", "result"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "up" / "here")
+    Path("link").symlink_to(tmp_path / "result")
+    Path("dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="cannot be replaced by the finished result; choose another directory"):
+        check_out(Path(place), tmp_path / "source", overwrite=overwrite)
+
+
+def test_a_mount_point_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(InputError, match="disk: is a link, a mount point"):
+        check_out(tmp_path / "disk", tmp_path / "source", overwrite=True)
+    check_out(tmp_path / "disk" / "out", tmp_path / "source", overwrite=True)
 
 
 @pytest.mark.parametrize("place", ["source", "source/out", "."])

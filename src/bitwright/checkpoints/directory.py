@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitwright.errors import CheckpointError, InputError
-from bitwright.models.source import CONFIG_FILE, source_files
+from bitwright.models.source import source_files
+from bitwright.record import RECORD_FILE
 
 # Weights of any format, and other files that only a framework's pickle reader understands.
 _WEIGHT_SUFFIXES = frozenset({
@@ -48,19 +49,27 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
     """Refuse a destination that would destroy something.
 
     Raises:
-        InputError: `out` exists and `overwrite` is off; `out` is the source, holds it, or lies in it; `out` exists and
-            is not a model directory.
+        InputError: `out` is the source, holds it, or lies in it; `out` is a link, a mount point, or holds the current
+            directory, so that it cannot be replaced; `out` exists and `overwrite` is off, or it holds something other
+            than what `bitwright quantize` wrote.
     """
     here, there = out.resolve(), source.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise InputError(f"{out}: is, holds, or lies inside the source model {source}; choose another directory")
+    current = Path.cwd()
+    if here == current or here in current.parents or out.name == ".." or out.is_symlink() or os.path.ismount(out):
+        raise InputError(
+            f"{out}: is a link, a mount point, or holds the current directory, and cannot be replaced by the finished "
+            "result; choose another directory"
+        )
     if not out.exists():
         return
     if not overwrite:
         raise InputError(f"{out}: exists already; choose another directory, or replace it with --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG_FILE).is_file()):
+    if not out.is_dir() or (any(out.iterdir()) and not (out / RECORD_FILE).is_file()):
         raise InputError(
-            f"{out}: is not a model directory (no {CONFIG_FILE}), so it is not overwritten; remove it by hand"
+            f"{out}: is not a model directory that Bitwright wrote (no {RECORD_FILE}), so it is not overwritten; "
+            "remove it by hand, or choose another directory"
         )
 
 
