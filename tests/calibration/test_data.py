@@ -7,7 +7,16 @@ from types import ModuleType
 
 import pytest
 
-from bitwright.calibration.data import Source, builtin_texts, load_texts, mix, parse_sources, token_batches
+from bitwright.calibration.data import (
+    LEAST_CALIBRATION_TEXTS,
+    Source,
+    builtin_texts,
+    load_texts,
+    mix,
+    parse_sources,
+    require_texts,
+    token_batches,
+)
 from bitwright.errors import DataError
 
 LINES = [f"This is line number {i}." for i in range(100)]
@@ -236,6 +245,14 @@ def test_token_batches_hold_every_text_once_with_little_padding():
 def test_token_batches_of_nothing():
     with pytest.raises(DataError, match="0 texts in batches of 4"):
         token_batches(WordTokenizer(), [], max_tokens=5, batch_size=4)
+
+
+def test_too_few_texts_are_refused_with_the_numbers():
+    with pytest.raises(DataError, match=r"^2 texts; static ranges need at least 8; give more with --data$"):
+        require_texts(["one", "two"], LEAST_CALIBRATION_TEXTS, "static ranges")
+    with pytest.raises(DataError, match=r"^1 text; an evaluation .* 3;"):
+        require_texts(["one"], 3, "an evaluation and its split")
+    require_texts(LINES[:LEAST_CALIBRATION_TEXTS], LEAST_CALIBRATION_TEXTS, "static ranges")
 
 
 def test_json_lines_are_read_as_a_stream(write, monkeypatch):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 TEXT_FIELDS = ("text", "sentence", "content", "sentence1", "question", "query", "document", "passage", "body")
 
+LEAST_CALIBRATION_TEXTS = 8  # a static range from fewer depends on which texts they happen to be
+
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _DATA_SET = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MIN_LENGTH = 3
@@ -93,6 +95,17 @@ def mix(sources: Sequence[Source], n: int, *, seed: int = 0) -> list[str]:
             chosen[text] = None
             taken[behind] += 1
     return sorted(chosen, key=lambda text: _priority(text, seed))
+
+
+def require_texts(texts: Sequence[str], least: int, what: str) -> None:
+    """Refuse a sample that is too small. what: what the texts are for, in the plural ("static ranges").
+
+    Raises:
+        DataError: fewer than `least` texts.
+    """
+    if len(texts) < least:
+        noun = "text" if len(texts) == 1 else "texts"
+        raise DataError(f"{len(texts)} {noun}; {what} need at least {least}; give more with --data")
 
 
 def builtin_texts(n: int | None = None, *, seed: int | None = None) -> list[str]:
