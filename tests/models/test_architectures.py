@@ -138,6 +138,13 @@ def test_missing_path_is_named(tiny_model):
         find_linears(loaded.model, architecture_of("modernbert"))
 
 
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_a_model_without_blocks_is_refused(tiny_model, family):
+    loaded = load_model(tiny_model(family, num_hidden_layers=0))
+    with pytest.raises(ModelError, match=r"layers?: no blocks, so there are no linears"):
+        find_linears(loaded.model, loaded.architecture)
+
+
 def test_unknown_model_type_names_the_nearest_and_where_to_add_it():
     with pytest.raises(ModelError, match=r"'robert' .*did you mean 'roberta'.*architectures\.py"):
         architecture_of("robert")

@@ -32,7 +32,14 @@ def cached(tiny_model, cache: Path) -> Path:
 def test_a_directory_is_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
-    assert fetch("org/name") == (tmp_path / "org" / "name").resolve()  # a directory wins over the hub
+    assert fetch("org/name") == tmp_path / "org" / "name"  # a directory wins over the hub
+
+
+def test_a_link_keeps_its_name(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "all-MiniLM-L6-v2").symlink_to(tiny_model("bert"))
+    assert fetch("all-MiniLM-L6-v2") == tmp_path / "all-MiniLM-L6-v2"
+    assert load_model("./all-MiniLM-L6-v2").path == tmp_path / "all-MiniLM-L6-v2"
 
 
 @pytest.mark.parametrize("name", ["bert", "./absent", "/absent/model", "a/b/c", "", "../x", "org/", "org/na me"])

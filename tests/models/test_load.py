@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.models.load import load_model, max_tokens
+from bitwright.models.load import build_model, load_model, max_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +44,7 @@ def copy(tiny_model, tmp_path) -> Callable[..., Path]:
 
 def test_real_model(minilm_dir, capfd):
     loaded = load_model(minilm_dir)
-    assert (loaded.task, loaded.path, loaded.name) == ("embedding", minilm_dir.resolve(), str(minilm_dir))
+    assert (loaded.task, loaded.path, loaded.name) == ("embedding", minilm_dir, str(minilm_dir))
     assert not loaded.model.training
     assert next(loaded.model.parameters()).dtype == torch.float32
     assert loaded.tokenizer("Hello")["input_ids"] == [101, 7592, 102]
@@ -101,9 +102,9 @@ def test_real_albert_bin_of_rxnmapper_loads_without_a_tokenizer():
         pytest.skip("the package rxnmapper is not installed")
     path = next(Path(spec.origin).parent.glob("models/transformers/albert*"))
     # A vocab.txt is all it has; ALBERT's tokenizer reads other files and would come out empty.
-    with pytest.warns(UserWarning, match=r"no tokenizer \(AlbertTokenizer reads spiece\.model or tokenizer\.json"):
-        loaded = load_model(path)
+    loaded = load_model(path)
     assert loaded.tokenizer is None
+    assert "AlbertTokenizer reads spiece.model or tokenizer.json, and neither is there" in str(loaded.tokenizer_problem)
     assert (loaded.task, max_tokens(loaded)) == ("embedding", 512)
     with torch.no_grad():
         assert loaded.model(input_ids=torch.tensor([[12, 24, 44, 13]])).last_hidden_state.shape == (1, 4, 256)
@@ -206,10 +207,88 @@ def test_a_pooler_that_is_not_there_is_not_invented(copy, family):
         assert loaded.model(input_ids=torch.tensor([[7, 8]])).last_hidden_state.shape == (1, 2, 32)
 
 
-def test_a_head_that_is_not_there_is_told(tiny_model):
-    with pytest.warns(UserWarning, match=r"lack classifier\.bias, classifier\.weight, which starts from random values"):
-        loaded = load_model(tiny_model("bert"), task="sequence-classification")
-    assert loaded.task == "sequence-classification"
+HEADLESS = {
+    "BertForSequenceClassification": r"classifier\.bias, classifier\.weight",
+    "BertForTokenClassification": r"classifier\.bias, classifier\.weight",
+    "BertForQuestionAnswering": r"qa_outputs\.bias, qa_outputs\.weight",
+}
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_a_head_that_is_not_there_is_not_invented(copy, name):
+    path = copy(architectures=[name])
+    with pytest.raises(ModelError, match=rf"lack {HEADLESS[name]}, .* random; give the fine-tuned .* task='embedding'"):
+        load_model(path)
+    assert load_model(path, task="embedding").task == "embedding"
+
+
+def test_a_classifier_whose_pooler_is_not_there_is_refused(copy):
+    path = copy("sequence-classification", tensors=pop("bert.pooler.dense.weight"))
+    with pytest.raises(ModelError, match=r"the weights lack bert\.pooler\.dense\.weight, .* random"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("value", ["BertModel", {"0": "BertModel"}, 5, [1]])
+def test_architectures_that_are_no_list_of_names(copy, value):
+    path = copy(architectures=value)
+    with pytest.raises(ModelError, match=r"architectures in config\.json is .*a list is needed, such as"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[128]", "not a JSON object"),
+        ('{"max_seq_length": "many"}', "max_seq_length is 'many'; a number of tokens"),
+        ('{"max_seq_length": 12.5}', r"max_seq_length is 12\.5; a number of tokens"),
+        ('{"max_seq_length": true}', "max_seq_length is True; a number of tokens"),
+        ('{"max_seq_length": 0}', "max_seq_length is 0; a number of tokens"),
+    ],
+)
+def test_a_sentence_config_that_is_none_is_named(copy, content, message):
+    path = copy()
+    (path / "sentence_bert_config.json").write_text(content)
+    with pytest.raises(ModelError, match=rf"sentence_bert_config\.json: {message}"):
+        max_tokens(load_model(path))
+
+
+def test_a_sentence_config_without_a_length_sets_no_limit(copy):
+    path = copy()
+    before = max_tokens(load_model(path))
+    (path / "sentence_bert_config.json").write_text('{"max_seq_length": null, "do_lower_case": false}')
+    assert max_tokens(load_model(path)) == before
+
+
+def test_a_tokenizer_that_works_has_no_problem(tiny_model):
+    assert load_model(tiny_model("bert")).tokenizer_problem is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:500], r"tokenizer\.json: cannot be read as JSON \(Unterminated string"),
+        (lambda text: "", r"tokenizer\.json: cannot be read as JSON"),
+        (lambda text: "[]", r"tokenizer\.json: not a JSON object"),
+        (lambda text: "{}", r"the tokenizer cannot be built \(KeyError: 'added_tokens'\)"),
+        (lambda text: text.replace('"WordPiece"', '"Sorcery"'), r"the tokenizer cannot be built \(Exception: "),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_built_says_why(copy, damage, message):
+    path = copy()
+    file = path / "tokenizer.json"
+    file.write_text(damage(file.read_text()))
+    loaded = load_model(path)
+    assert loaded.tokenizer is None
+    assert re.match(rf"{re.escape(str(path))}.*{message}", loaded.tokenizer_problem)
+
+
+def test_a_model_to_be_filled_tells_its_tokenizer_problem_too(copy):
+    path = copy()
+    (path / "tokenizer_config.json").write_text("{")
+    problem = build_model(path).tokenizer_problem
+    assert problem is not None
+    assert problem.startswith(f"{path / 'tokenizer_config.json'}: cannot be read as JSON")
 
 
 @pytest.mark.parametrize(

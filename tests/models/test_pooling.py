@@ -104,6 +104,7 @@ def test_without_files_the_mean(tiny_model):
         ([TRANSFORMER, POOLING], {"pooling_mode": 5}, None, r"\[5\]; known are cls"),
         ([TRANSFORMER, POOLING], [1], None, "not a JSON object"),
         ([TRANSFORMER, POOLING], None, None, "cannot be read as JSON"),
+        ([TRANSFORMER, POOLING, NORMALIZE], {}, [1], "not a JSON object"),
         ([TRANSFORMER, POOLING, NORMALIZE], {}, {"module_input_name": "token_embeddings"}, "only sentence_embedding"),
     ],
 )

@@ -221,11 +221,14 @@ def find_linears(model: nn.Module, architecture: Architecture) -> list[LinearSit
     """Every linear of `model` that the row names, in forward order, heads last.
 
     Raises:
-        ModelError: a path of the row is not in the model, or leads to something other than a linear.
+        ModelError: a path of the row is not in the model, or leads to something other than a linear; there is no block.
     """
     modules = dict(model.named_modules())
     sites: list[LinearSite] = []
-    for index, (block, calls) in enumerate(find_blocks(model, architecture)):
+    blocks = find_blocks(model, architecture)
+    if not any(calls for _, calls in blocks):
+        raise ModelError(f"{base_prefix(model)}{architecture.blocks}: no blocks, so there are no linears to quantize")
+    for index, (block, calls) in enumerate(blocks):
         for path, role in architecture.roles.items():
             name = f"{block}.{path}"
             if not isinstance(modules.get(name), nn.Linear):

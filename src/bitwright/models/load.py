@@ -4,10 +4,8 @@ Weights come from safetensors where there are some; a .bin is read by torch's re
 and nothing else. Nothing that the checkpoint lacks is filled in silently.
 """
 
-import json
 import pickle
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from bitwright.models.source import (
     fingerprint,
     license_of,
     read_config,
+    read_object,
     source_bytes,
     source_files,
     weight_files,
@@ -83,8 +82,8 @@ _NO_LIMIT = 1_000_000  # tokenizers without a limit answer with a number around 
 class LoadedModel:
     """A model in evaluation mode with what is needed to feed it.
 
-    tokenizer: None where the directory's files cannot build the one that its model type names (said in a warning).
-    path: the local directory. name: what the user called it.
+    tokenizer: None where the directory's files cannot build the one that its model type names; tokenizer_problem: then
+    what is wrong with which file. path: the local directory. name: what the user called it.
     """
 
     model: nn.Module
@@ -94,6 +93,7 @@ class LoadedModel:
     task: Task
     architecture: Architecture
     name: str
+    tokenizer_problem: str | None = None
 
 
 def load_model(
@@ -108,8 +108,8 @@ def load_model(
     task: what the model is for; by default what `architectures` in its config.json says.
 
     Raises:
-        ModelError: not a model, an architecture without a row, no weights, weights that are not those of the config, or
-            NaN or infinity in them.
+        ModelError: not a model, an architecture without a row, no weights, weights that are not those of the config or
+            lack the head that the task needs, or NaN or infinity in them.
         CheckpointError: a file whose bytes do not say what they should.
     """
     path = fetch(name_or_dir)
@@ -136,8 +136,8 @@ def load_model(
         )
     _check_report(path, model, report, architecture, task)
     _check_finite(path, model)
-    tokenizer = _load_tokenizer(path, trust_remote_code)
-    return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir))
+    tokenizer, problem = _load_tokenizer(path, trust_remote_code)
+    return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir), problem)
 
 
 def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:
@@ -155,19 +155,24 @@ def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:
         del config.quantization_config
     with _building(path), no_init_weights():
         model = _AUTO_CLASSES[task].from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    tokenizer = _load_tokenizer(path, trust_remote_code)
-    return LoadedModel(model.eval(), tokenizer, config, path, task, architecture, str(path))
+    tokenizer, problem = _load_tokenizer(path, trust_remote_code)
+    return LoadedModel(model.eval(), tokenizer, config, path, task, architecture, str(path), problem)
 
 
 def task_of(config: Any) -> Task:
     """The task that a transformers config names by its `architectures`; without any, the model is an embedding model.
 
     Raises:
-        ModelError: a class that stands for another task.
+        ModelError: a class that stands for another task, or no list of names of classes.
     """
     classes = config.architectures or ["Model"]
+    if not isinstance(classes, list) or not isinstance(classes[0], str):
+        raise ModelError(
+            f"{config.name_or_path}: architectures in config.json is {classes!r}; "
+            'a list is needed, such as ["BertModel"]'
+        )
     for ending, task in _TASK_OF_CLASS.items():
-        if str(classes[0]).endswith(ending):
+        if classes[0].endswith(ending):
             return task
     raise ModelError(
         f"{config.name_or_path}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; "
@@ -180,6 +185,9 @@ def max_tokens(loaded: LoadedModel) -> int:
 
     The least of max_seq_length in sentence_bert_config.json, the tokenizer's model_max_length and the number of
     positions. RoBERTa and MPNet count positions from padding_idx + 1: so many rows of their table are never used.
+
+    Raises:
+        ModelError: a sentence_bert_config.json that does not hold what it should.
     """
     limits = [int(loaded.config.max_position_embeddings)]
     for name, module in loaded.model.named_modules():
@@ -190,8 +198,17 @@ def max_tokens(loaded: LoadedModel) -> int:
         limits.append(int(loaded.tokenizer.model_max_length))
     sentence_config = loaded.path / "sentence_bert_config.json"
     if sentence_config.is_file():
-        limits.append(int(json.loads(sentence_config.read_text(encoding="utf-8")).get("max_seq_length") or _NO_LIMIT))
+        limits.append(_max_seq_length(sentence_config))
     return min(limits)
+
+
+def _max_seq_length(file: Path) -> int:
+    length = read_object(file).get("max_seq_length")
+    if length is None:
+        return _NO_LIMIT
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise ModelError(f"{file}: max_seq_length is {length!r}; a number of tokens is needed, or null for no limit")
+    return length
 
 
 def _check_pickle(file: Path) -> None:
@@ -238,14 +255,13 @@ def _check_report(path: Path, model: nn.Module, report: dict[str, Any], architec
             f"{path}: the weights hold {_listed(surplus)} for which config.json has no place; config and weights are "
             "of different models"
         )
-    if poolers and task == "embedding":
-        model.pooler = None  # type: ignore[assignment]  # transformers' own way of having none
-    elif poolers or heads:
-        warnings.warn(
-            f"{path}: the weights lack {_listed(poolers + heads)}, which starts from random values: its outputs mean "
-            "nothing until it is trained. For embeddings, load the model with task='embedding'",
-            stacklevel=3,
+    if heads or (poolers and task != "embedding"):
+        raise ModelError(
+            f"{path}: the weights lack {_listed(heads + poolers)}, without which the model's {task} outputs would be "
+            "random; give the fine-tuned model, or load this one with task='embedding'"
         )
+    if poolers:
+        model.pooler = None  # type: ignore[assignment]  # transformers' own way of having none
 
 
 def _check_finite(path: Path, model: nn.Module) -> None:
@@ -258,20 +274,22 @@ def _check_finite(path: Path, model: nn.Module) -> None:
             )
 
 
-def _load_tokenizer(path: Path, trust: bool) -> Any:
-    """The tokenizer, or None with a warning: also where its vocabulary file is absent, and it would be built empty."""
+def _load_tokenizer(path: Path, trust: bool) -> tuple[Any, str | None]:
+    """(tokenizer, None) or (None, why): also where its vocabulary file is absent, and it would be built empty."""
     try:
+        for file in (path / "tokenizer.json", path / "tokenizer_config.json"):
+            if file.is_file():
+                read_object(file)
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
-    except _BUILD_ERRORS as error:
-        why = f"AutoTokenizer cannot build it: {_one_line(error)[:200]}"
-    else:
-        wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
-        if any((path / file).is_file() for file in wanted):
-            return tokenizer
-        why = f"{type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"
-    warnings.warn(f"{path}: no tokenizer ({why}); the model takes token ids, not texts", stacklevel=3)
-    return None
+    except ModelError as error:
+        return None, str(error)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        return None, f"{path}: the tokenizer cannot be built ({type(error).__name__}: {_one_line(error)[:200]})"
+    wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
+    if any((path / file).is_file() for file in wanted):
+        return tokenizer, None
+    return None, f"{path}: no vocabulary: {type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"
 
 
 @contextmanager

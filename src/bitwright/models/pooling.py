@@ -3,16 +3,16 @@
 B batch · T sequence · H hidden size.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bitwright.errors import ModelError
+from bitwright.models.source import read_json, read_object
 
 Mode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -44,7 +44,7 @@ def read_pooling(path: Path) -> Pooling:
     """
     if not (path / "modules.json").is_file():
         return Pooling()
-    modules = _read_json(path / "modules.json")
+    modules = read_json(path / "modules.json")
     if not isinstance(modules, list) or not all(
         isinstance(module, dict) and {"type", "path"} <= module.keys() for module in modules
     ):
@@ -92,9 +92,7 @@ def _pool_one(hidden_BTH: Tensor, kept_BT: Tensor, mode: Mode) -> Tensor:
 
 
 def _modes(file: Path) -> tuple[Mode, ...]:
-    config = _read_json(file)
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: not a JSON object")
+    config = read_object(file)
     named = config.get("pooling_mode")
     if named is None:
         named = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
@@ -107,14 +105,7 @@ def _modes(file: Path) -> tuple[Mode, ...]:
 
 def _check_normalize(file: Path) -> None:
     """Older models have no file for this module; newer ones can point it at something other than the pooled vector."""
-    config = _read_json(file) if file.is_file() else {}
+    config = read_object(file) if file.is_file() else {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key, "sentence_embedding") not in (None, "sentence_embedding"):
             raise ModelError(f"{file}: {key} is {config[key]!r}; only sentence_embedding is normalized here")
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error})") from None

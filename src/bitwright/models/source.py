@@ -54,6 +54,26 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_json(file: Path) -> Any:
+    """The content of one of a model's side files.
+
+    Raises:
+        ModelError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error})") from None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """As `read_json`, for a file that must hold an object."""
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: not a JSON object")
+    return content
+
+
 def weight_files(path: Path) -> list[Path]:
     """The weight files that loading reads: safetensors before .bin, one file before an index of shards.
 
