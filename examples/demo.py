@@ -27,6 +27,7 @@ def main() -> None:
     out = parser.parse_args().out
     model = out.parent / "all-MiniLM-L6-v2"
     if not model.exists():
+        model.unlink(missing_ok=True)  # a link that leads nowhere, of an environment that is gone
         model.symlink_to(minilm(), target_is_directory=True)  # a short name for the commands and the report
     if not (out / "report.html").exists():
         command = ["quantize", str(model), "--max-loss", "1%", "--out", str(out)]

@@ -11,7 +11,7 @@ import bitwright
 from bitwright.calibration.data import builtin_texts
 from bitwright.evaluate import load_task
 from bitwright.evaluate.metrics import cosines
-from bitwright.pipeline import Texts, analyze, quantize
+from bitwright.pipeline import analyze, quantize
 from bitwright.recipe import make_recipe
 from bitwright.runtime.model import Model
 
@@ -83,6 +83,6 @@ def test_analysis_finds_planted_outliers_first(minilm_dir: Path, tmp_path: Path)
         tensors[f"encoder.layer.3.attention.self.value.{part}"][7] /= 500
     tensors[f"{name}.weight"][:, 7] *= 500
     save_file(tensors, planted / "model.safetensors", metadata={"format": "pt"})
-    found = analyze(planted, recipe=make_recipe(HERE), texts=Texts(samples=24))
+    found = analyze(planted, recipe=make_recipe(HERE), samples=24)
     assert found["rows"][0]["name"] == name
     assert found["units"][0]["name"] == name

@@ -57,6 +57,9 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     [
         ("shceme: w8a8", r"unknown key `shceme` \(did you mean 'scheme'\?\)"),
         ("rules: [{rol: ffn, scheme: 16bit}]", r"unknown key `rules.0.rol` \(did you mean 'role'\?\)"),
+        ("rules: [{role: ffn, shceme: 16bit}]", r"unknown key `rules.0.shceme` \(did you mean 'scheme'\?\)"),
+        ("seed: -1", r"`seed`"),
+        ("range: absmux", r"'absmux' is unknown \(did you mean 'absmax'\?\)"),
         ("budget: {max_los: 1}", r"did you mean 'max_loss'"),
         ("scheme: w8a9", r"'w8a9' is unknown \(did you mean 'w8a8'\?\)"),
         ("rules: [{role: fnn, scheme: 16bit}]", r"`rules.0.role`"),

@@ -75,7 +75,7 @@ class Recipe(_Strict):
     targets: tuple[str, ...] = ("bitwright", "transformers")
     calibration: Calibration = Calibration()
     budget: Budget = Budget()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Recipe":
@@ -122,7 +122,8 @@ def make_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # An unknown key is the cause of most other complaints: a misspelt `scheme` is also a missing one.
+        problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         path = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = _keys_at(problem["loc"][:-1])

@@ -119,7 +119,7 @@ class TestRuns:
     def test_planted_sensitive_linear_is_the_only_fallback(self, tiny_model: TinyModel, tmp_path: Path) -> None:
         name = "encoder.layer.1.intermediate.dense"
         source = copied(tiny_model("bert"), tmp_path / "planted", plant)
-        found = analyze(source, recipe=HERE, texts=Texts(samples=100))
+        found = analyze(source, recipe=HERE, samples=100)
         assert found["rows"][0]["name"] == name
         more = QUICK | {"samples": 200}
         loss = quantize(source, out=tmp_path / "loose", recipe=HERE, **more).record["evaluation"]["loss"]

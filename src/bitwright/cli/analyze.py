@@ -48,8 +48,9 @@ def command(
     with TerminalProgress() as progress:
         progress.say(f"loading {model}")
         found = pipeline.analyze(
-            model, recipe=recipe, texts=texts, journal=journal, trust_remote_code=trust_remote_code, progress=progress
-        )
+            model, recipe=recipe, data=texts.data, evaluation=texts.evaluation, kind=texts.kind, metric=texts.metric,
+            samples=texts.samples, journal=journal, trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
     if as_json:
         print_json(found)
     else:

@@ -179,7 +179,7 @@ class HalfLinear(_ExactModule):
     def forward(self, x: Tensor) -> Tensor:
         """x float (..., K) -> (..., N) of the same dtype."""
         dtype = self.weight.dtype
-        if x.device.type == "cpu" and not (dtype == torch.bfloat16 and _cpu_multiplies_bf16()):
+        if x.device.type == "cpu" and not (dtype == torch.bfloat16 and cpu_multiplies_bf16()):
             dtype = torch.float32
         bias = None if self.bias is None else self.bias.to(dtype)
         return functional.linear(x.detach().to(dtype), self.weight.to(dtype), bias).to(x.dtype)
@@ -190,14 +190,16 @@ class HalfLinear(_ExactModule):
 
 
 @functools.cache
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions that multiply bf16 (AVX512-BF16 or AMX)."""
     features = cpu.cpu_features()
     return features.get("avx512_bf16", False) or features.get("amx_bf16", False)
 
 
 class QuantEmbedding(_ExactModule):
-    """Rows of an int8 table (V, D): codes[ids] · scale[ids], float32."""
+    """Rows of an int8 table (V, D): codes[ids] · scale[ids], in float32, then rounded to the attribute `dtype`."""
 
+    dtype = torch.float32
     weight: Tensor
     scale: Tensor
 
@@ -216,8 +218,9 @@ class QuantEmbedding(_ExactModule):
         return QTensor(self.weight, self.scale, None, self.spec)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids integer (...) -> float32 (..., D)."""
-        return functional.embedding(ids, self.weight).float() * functional.embedding(ids, self.scale).float()
+        """ids integer (...) -> `dtype` (..., D)."""
+        rows = functional.embedding(ids, self.weight).float() * functional.embedding(ids, self.scale).float()
+        return rows.to(self.dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

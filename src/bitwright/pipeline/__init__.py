@@ -1,6 +1,7 @@
 """From a model directory to a proven result."""
 
-from bitwright.pipeline.job import Texts
-from bitwright.pipeline.run import Result, analyze, bench, preview, quantize
+from bitwright.pipeline.request import Texts
+from bitwright.pipeline.run import Result, quantize
+from bitwright.pipeline.study import analyze, bench, preview
 
 __all__ = ["Result", "Texts", "analyze", "bench", "preview", "quantize"]

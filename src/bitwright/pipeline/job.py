@@ -3,23 +3,24 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from bitwright.calibration.data import mix, parse_sources
+from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, mix, parse_sources, require_texts
 from bitwright.checkpoints.stored import ModelNames, model_names, require_name_in
 from bitwright.checkpoints.tensor_files import TensorFiles
 from bitwright.errors import DataError, InputError
-from bitwright.evaluate import Task, label_free_task, load_custom, load_task, split
-from bitwright.kernels import cpu
+from bitwright.evaluate import Task, label_free_task, load_custom, load_task, shared_texts, split
+from bitwright.kernels import cpu, native
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
-from bitwright.models.load import LoadedModel, fingerprint, load_model
+from bitwright.models.load import LoadedModel, fingerprint, load_model, source_files
 from bitwright.numerics.spec import SCHEMES
+from bitwright.pipeline.request import Texts
 from bitwright.plan import Plan, make_plan
 from bitwright.recipe import Recipe
 from bitwright.runtime.environment import version_of
@@ -29,43 +30,7 @@ T = TypeVar("T")
 
 BUILTIN_DATA = ("builtin",)
 _MAX_PROBE = 200  # texts whose outputs sensitivity compares
-
-
-class Progress(Protocol):
-    """Tells a person how far the work is."""
-
-    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Yield the items while showing how many are done."""
-
-    def say(self, text: str) -> None:
-        """One remark."""
-
-
-class Quiet:
-    """Tells nobody."""
-
-    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Yield the items."""
-        return iter(items)
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Where texts and the metric come from.
-
-    data: sources for the label-free metric and for calibration, as `--data` takes them; () means built-in prose.
-    evaluation: labelled data; metric: "file.py:function". With neither, agreement with the float model decides.
-    samples: texts for the label-free metric, tuning and held-out together.
-    """
-
-    data: tuple[str, ...] = ()
-    evaluation: str | None = None
-    kind: str | None = None
-    metric: str | None = None
-    samples: int = 1000
+_LARGE_FILE = 64 << 20  # bytes; larger files of a model are weights, which have a digest of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +38,8 @@ class Job:
     """A model with all that is decided before anything is measured.
 
     sites: the linears that the architecture row names. calibration: texts for static ranges, on neither side of the
-    split.
-    probe: texts whose outputs sensitivity compares; from the tuning side. source_dtype: of the weights on disk.
+    split. probe: texts whose outputs sensitivity compares; from the tuning side. source_dtype: of the weights on disk.
+    evaluation_sha256: of the labels, or of the user's metric. warnings: what a reader of the result should know.
     """
 
     loaded: LoadedModel
@@ -90,8 +55,9 @@ class Job:
     probe: tuple[str, ...]
     source_dtype: torch.dtype
     source_sha256: str
-    trust_remote_code: bool = False
-    warnings: list[str] = field(default_factory=list)
+    evaluation_sha256: str
+    trust_remote_code: bool
+    warnings: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -107,16 +73,18 @@ class Job:
         return make_plan(recipe, self.loaded.model, self.sites, self.embeddings, width)
 
     def context(self) -> str:
-        """A digest of everything that measurements depend on: model, recipe, texts, machine's arithmetic, versions."""
+        """A digest of everything that measurements depend on: every file of the model, the recipe, the texts and what
+        they are scored against, the kernels and the threads that run them, versions.
+        """
         digest = hashlib.sha256()
-        parts: list[Any] = [
-            self.source_sha256,
-            self.recipe.model_dump(mode="json", exclude={"budget"}),
-            self.tuning.name,
-        ]
-        parts += [self.tuning.texts, self.probe, self.calibration, cpu.active_isa(), torch.get_num_threads()]
-        parts += [version_of(package) for package in ("bitwright", "torch", "transformers")]
+        parts: list[Any] = [self.source_sha256, self.recipe.model_dump(mode="json", exclude={"budget"})]
+        parts += [self.tuning.name, self.tuning.texts, self.probe, self.calibration, self.evaluation_sha256]
+        parts += [cpu.active_isa(), torch.get_num_threads(), *map(version_of, ("bitwright", "torch", "transformers"))]
         digest.update(json.dumps(parts).encode("utf-8", "surrogatepass"))
+        small = [file for file in source_files(self.loaded.path) if file.stat().st_size < _LARGE_FILE]
+        kernels = Path(str(native.load().__file__))
+        for file in (*sorted(small), kernels):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
         return digest.hexdigest()
 
 
@@ -135,15 +103,16 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
     model = float_model(loaded)
     if loaded.tokenizer is None:
         raise InputError(
-            f"{loaded.path}: there is no tokenizer, so texts cannot be encoded; add its files to the directory"
+            f"{loaded.path}: texts cannot be encoded without a tokenizer ({loaded.tokenizer_problem}); mend its files"
         )
-    pool, calibration = _draw_texts(texts, recipe, needs_calibration=_needs_calibration(plan))
-    task = _task(texts, loaded, pool)
+    labelled = _labelled_task(texts, loaded)
+    pool, calibration = _draw_texts(texts, recipe, labelled, needs_calibration=_needs_calibration(plan))
+    task = labelled or label_free_task(pool, logits=loaded.task != "embedding", multi_label=_multi_label(loaded))
     tuning, held_out = split(task, seed=recipe.seed)
     probe = (tuning.texts or tuple(pool))[:_MAX_PROBE]
     job = Job(
         loaded, model, model_names(loaded.model), sites, embeddings, recipe, plan, tuning, held_out, calibration, probe,
-        source_dtype, fingerprint(loaded.path), trust_remote_code,
+        source_dtype, fingerprint(loaded.path), _evaluation_sha256(texts), trust_remote_code, _doubts(tuning, held_out),
     )  # fmt: skip
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
     return job
@@ -154,32 +123,69 @@ def _needs_calibration(plan: Plan) -> bool:
     return any(spec is not None and not spec.dynamic for spec in inputs)
 
 
-def _draw_texts(texts: Texts, recipe: Recipe, *, needs_calibration: bool) -> tuple[list[str], list[str]]:
-    """(texts for the label-free metric and the probe, texts for calibration): disjoint."""
+def _draw_texts(
+    texts: Texts, recipe: Recipe, labelled: Task | None, *, needs_calibration: bool
+) -> tuple[list[str], list[str]]:
+    """(texts for the label-free metric or the probe, texts for calibration): disjoint, and none that is scored.
+
+    Raises:
+        DataError: fewer calibration texts than make sense.
+    """
+    n_pool = texts.samples if labelled is None else 0 if labelled.texts else _MAX_PROBE
     n_calibration = recipe.calibration.samples if needs_calibration else 0
-    drawn = mix(parse_sources(texts.data or BUILTIN_DATA), texts.samples + n_calibration, seed=recipe.seed)
-    wanted = texts.samples + n_calibration
-    if n_calibration and len(drawn) < wanted:  # share what there is
-        n_calibration = max(1, len(drawn) * n_calibration // wanted)
+    if n_pool + n_calibration == 0:
+        return [], []
+    scored = set(labelled.texts) if labelled else set()
+    wanted = n_pool + n_calibration
+    drawn = mix(parse_sources(texts.data or BUILTIN_DATA), wanted + len(scored), seed=recipe.seed)
+    drawn = [text for text in drawn if text not in scored][:wanted]
+    if len(drawn) < wanted:  # both get their share of what there is
+        n_calibration = len(drawn) * n_calibration // wanted
+    if needs_calibration:
+        require_texts(drawn[:n_calibration], LEAST_CALIBRATION_TEXTS, "static ranges")
     return drawn[n_calibration:], drawn[:n_calibration]
 
 
-def _task(texts: Texts, loaded: LoadedModel, pool: list[str]) -> Task:
-    """The metric that decides."""
+def _labelled_task(texts: Texts, loaded: LoadedModel) -> Task | None:
+    """The metric that the user gave, if any."""
     if texts.metric is not None:
         if texts.evaluation is not None:
             raise InputError("--metric and --eval both say what decides; give one of them")
         return load_custom(texts.metric)
-    if texts.evaluation is not None:
-        labels = getattr(loaded.config, "id2label", None) or {}
-        task = load_task(texts.evaluation, texts.kind, label_names=[labels[i] for i in sorted(labels)])
-        wanted = {"embedding": "embeddings", "sequence-classification": "logits"}.get(loaded.task)
-        if task.kind.outputs != wanted:
-            raise DataError(
-                f"{texts.evaluation}: {task.kind.name} scores {task.kind.outputs}, and this is a {loaded.task} model"
-            )
-        return task
-    return label_free_task(pool, logits=loaded.task != "embedding")
+    if texts.evaluation is None:
+        return None
+    labels = getattr(loaded.config, "id2label", None) or {}
+    task = load_task(texts.evaluation, texts.kind, label_names=[labels[i] for i in sorted(labels)])
+    wanted = {"embedding": "embeddings", "sequence-classification": "logits"}.get(loaded.task)
+    if task.kind.outputs != wanted:
+        raise DataError(
+            f"{texts.evaluation}: {task.kind.name} scores {task.kind.outputs}, and this is a {loaded.task} model"
+        )
+    return task
+
+
+def _multi_label(loaded: LoadedModel) -> bool:
+    return getattr(loaded.config, "problem_type", None) == "multi_label_classification"
+
+
+def _doubts(tuning: Task, held_out: Task) -> list[str]:
+    """What a reader of the verdict should know of the split."""
+    if tuning.n_units is None:
+        return ["the metric gives a single number: choices were made on the same data that the verdict is about"]
+    if shared := len(shared_texts(tuning, held_out)):
+        return [f"{shared} texts occur in the tuning and in the held-out data: they tie too many examples together"]
+    return []
+
+
+def _evaluation_sha256(texts: Texts) -> str:
+    """A digest of the files that hold the labels, or the code of the user's metric."""
+    digest = hashlib.sha256(str(texts.kind).encode())
+    place = texts.evaluation or (texts.metric or "").rpartition(":")[0]
+    path = Path(place)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files if place else []:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _dtype_on_disk(loaded: LoadedModel, site: LinearSite) -> torch.dtype:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,24 @@ from bitwright.calibration.observers import LayerStats, observe
 from bitwright.calibration.stream import stream_blocks
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import NumericsError, RecipeError
-from bitwright.evaluate import Task
+from bitwright.evaluate import Task, label_free_task
 from bitwright.evaluate.distributions import linear_distributions
 from bitwright.evaluate.kinds import Outputs
+from bitwright.kernels import cpu
 from bitwright.methods import ROUNDINGS
 from bitwright.numerics import RANGES
 from bitwright.numerics.grids import fake_quantize
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
-from bitwright.pipeline.job import Job, Progress
+from bitwright.pipeline.job import Job
+from bitwright.pipeline.request import Progress
 from bitwright.plan import Plan, half_names, quantized_names
 from bitwright.runtime.model import Model
-from bitwright.runtime.swap import quant_linear, swap_linears, swap_one
-from bitwright.search.sensitivity import Reading, read_outputs
+from bitwright.runtime.swap import quant_linear, set_compute, swap_linears, swap_one
+from bitwright.search.journal import Journal
+from bitwright.search.sensitivity import Reading, measure_sensitivity, read_outputs
 
+_MAX_TASK_TEXTS = 400  # texts that every variant of the model encodes for its metric loss
 _SAMPLE_ROWS = 512  # tokens per linear whose values the report's histograms show
 
 
@@ -68,16 +73,27 @@ def candidate(job: Job, plan: Plan, layers: dict[str, StoredLinear], tables: dic
     """A copy of the model with everything that `plan` says done to it: what the checkpoint will hold, in memory."""
     hf = copy.deepcopy(job.loaded.model)
     half = half_names(plan)
-    kept = torch.float16 if job.source_dtype == torch.float16 else torch.bfloat16
     with torch.no_grad():
-        for name in job.embeddings:
-            if name not in tables:
-                weight = _weight(hf, name)
-                weight.copy_(weight.to(kept))
+        for name in set(job.embeddings) - tables.keys():
+            weight = _weight(hf, name)
+            weight.copy_(weight.to(_half_dtype(job)))
     chosen = {name: layers[name] for name in quantized_names(plan)}
     swap_linears(hf, chosen, half, job.loaded.architecture, tables=tables)
-    source = job.model
-    return Model(hf, source.tokenizer, source.task, source.pooling, source.max_tokens, "kernels", source.path)
+    set_compute(hf, "auto")  # as `load` does
+    return replace(job.model, hf=hf, backend=f"kernels:{cpu.active_isa()}")
+
+
+def dequantized(job: Job, plan: Plan, layers: dict[str, StoredLinear], tables: dict[str, QTensor]) -> Model:
+    """A float copy of the model whose weights are the numbers that the checkpoint's codes stand for."""
+    hf = copy.deepcopy(job.loaded.model)
+    weights = {name: layers[name].qtensor.dequantize() for name in quantized_names(plan)}
+    weights |= {name: table.dequantize() for name, table in tables.items()}
+    kept = half_names(plan) | (set(job.embeddings) - tables.keys())
+    weights |= {name: _weight(hf, name).to(_half_dtype(job)) for name in kept}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            _weight(hf, name).copy_(weight)
+    return replace(job.model, hf=hf)
 
 
 @contextmanager
@@ -91,15 +107,29 @@ def only_quantized(job: Job, modules: dict[str, nn.Module], names: frozenset[str
             swap_one(job.loaded.model, name, module)
 
 
+def sensitivity_task(job: Job) -> Task:
+    """The task whose loss stands beside the distance: the tuning task, or so much of it that a hundred variants of the
+    model can be measured. One that needs its whole corpus gives way to agreement with float on the probe texts.
+    """
+    task = job.tuning
+    if len(task.texts) <= _MAX_TASK_TEXTS:
+        return task
+    units = np.arange(min(task.n_units or 0, _MAX_TASK_TEXTS // 2))
+    kind, texts = task.kind.select(units, task.texts)
+    if len(texts) <= _MAX_TASK_TEXTS:
+        return Task(task.name, texts, kind)
+    return label_free_task(job.probe, logits=job.loaded.task != "embedding", name="agreement with float on probe texts")
+
+
 def sensitivity_measure(job: Job, layers: dict[str, StoredLinear]) -> Callable[[frozenset[str]], Reading]:
     """A function from a set of linears to how the outputs move when just these are quantized.
 
-    The distance is taken over the outputs of the probe texts, the metric loss over the whole tuning task.
+    The distance is taken over the outputs of the probe texts, the metric loss over `sensitivity_task`.
     """
     modules: dict[str, nn.Module] = {
         name: quant_linear(layer, _bias(job.loaded.model, name), name=name) for name, layer in layers.items()
     }
-    task = job.tuning
+    task = sensitivity_task(job)
     float_encode = _remembering(job.model)
     float_probe, float_outputs = float_encode(list(job.probe)), task.run(float_encode)
 
@@ -114,6 +144,18 @@ def sensitivity_measure(job: Job, layers: dict[str, StoredLinear]) -> Callable[[
         return read_outputs(float_probe, probe, float(loss))
 
     return measure
+
+
+def measure_parts(job: Job, layers: dict[str, StoredLinear], journal: Journal, progress: Progress) -> dict[str, Any]:
+    """The Record's `sensitivity`: every linear, unit and group of the model."""
+    sites = [site for site in job.sites if site.name in layers]
+    found = measure_sensitivity(
+        sites,
+        sensitivity_measure(job, layers),
+        journal,
+        track=lambda parts: progress.track(list(parts), "sensitivity of every layer"),
+    )
+    return found | {"n_samples": len(job.probe), "metric": sensitivity_task(job).kind.metric}
 
 
 def describe_distributions(job: Job, layers: dict[str, StoredLinear]) -> list[dict[str, Any]]:
@@ -139,6 +181,11 @@ def describe_distributions(job: Job, layers: dict[str, StoredLinear]) -> list[di
 def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs:
     """The outputs of `model` for the texts of `task`."""
     return task.run(lambda texts: model.encode(texts, track=lambda steps: progress.track(list(steps), what)))
+
+
+def _half_dtype(job: Job) -> torch.dtype:
+    """What "16 bit" is for this model."""
+    return torch.float16 if job.source_dtype == torch.float16 else torch.bfloat16
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

@@ -12,22 +12,27 @@ from bitwright.kernels import cpu
 from bitwright.models.load import build_model, load_model, max_tokens
 from bitwright.models.pooling import read_pooling
 from bitwright.runtime.model import Model, float_model
-from bitwright.runtime.swap import swap_linears
+from bitwright.runtime.swap import set_compute, swap_linears
 
 
-def load(directory: str | Path, *, trust_remote_code: bool = False) -> Model:
+def load(directory: str | Path, *, compute: str = "auto", trust_remote_code: bool = False) -> Model:
     """Load a checkpoint in compressed-tensors' int-quantized format, or a float model (a directory or a hub name).
 
     The linears of a quantized checkpoint run on our integer kernels; `model.backend` says which variant. `model.hf` is
     the transformers module, `model.encode(texts)` gives embeddings or logits.
 
+    Args:
+        compute: what the parts of a quantized model that are not quantized compute in: "float32", "bfloat16", or
+            "auto": bfloat16 where the CPU multiplies it. A float model is always loaded in float32.
+
     Raises:
+        InputError: another `compute`.
         ModelError: no model there, or an architecture without a row in the table.
         CheckpointError: files whose bytes contradict one another.
     """
-    path = Path(directory)
+    path = Path(directory).expanduser()
     if not (path / "config.json").is_file() or not is_quantized(path):
-        return float_model(load_model(directory, trust_remote_code=trust_remote_code))
+        return float_model(load_model(path if path.is_dir() else directory, trust_remote_code=trust_remote_code))
     checkpoint = read_checkpoint(path)
     loaded = build_model(path, trust_remote_code=trust_remote_code)
     has_pooler = any("pooler." in name for name in checkpoint.others)
@@ -37,7 +42,8 @@ def load(directory: str | Path, *, trust_remote_code: bool = False) -> Model:
     layers, tables = for_model(checkpoint, names)
     half = _fill(loaded.model, checkpoint, names.prefix, skip=layers.keys() | tables.keys())
     swap_linears(loaded.model, layers, half, loaded.architecture, tables=tables)
-    backend = f"kernels:{cpu.active_isa()}"
+    dtype = set_compute(loaded.model, compute)
+    backend = f"kernels:{cpu.active_isa()}, {str(dtype).removeprefix('torch.')}"
     return Model(
         loaded.model, loaded.tokenizer, loaded.task, read_pooling(path), max_tokens(loaded), backend, path
     )  # fmt: skip

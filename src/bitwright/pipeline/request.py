@@ -1,0 +1,83 @@
+"""What a person asks of the pipeline, before any of it is done."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from bitwright.errors import RecipeError
+from bitwright.recipe import Recipe, read_recipe
+
+T = TypeVar("T")
+
+RECIPE_FILE = "recipe.yaml"
+
+
+class Progress(Protocol):
+    """Tells a person how far the work is."""
+
+    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Yield the items while showing how many are done."""
+
+    def say(self, text: str) -> None:
+        """One remark."""
+
+
+class Quiet:
+    """Tells nobody."""
+
+    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Yield the items."""
+        return iter(items)
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Where texts and the metric come from.
+
+    data: sources for the label-free metric and for calibration, as `--data` takes them; () means built-in prose.
+    evaluation: labelled data; metric: "file.py:function". With neither, agreement with the float model decides.
+    samples: texts for the label-free metric, tuning and held-out together.
+    """
+
+    data: tuple[str, ...] = ()
+    evaluation: str | None = None
+    kind: str | None = None
+    metric: str | None = None
+    samples: int = 1000
+
+
+def make_texts(
+    data: str | Sequence[str], evaluation: str | Path | None, kind: str | None, metric: str | None, samples: int
+) -> Texts:
+    """`Texts` from what the public functions take: one source may be given as a plain string."""
+    sources = (data,) if isinstance(data, str) else tuple(map(str, data))
+    return Texts(sources, None if evaluation is None else str(evaluation), kind, metric, samples)
+
+
+def resolve_recipe(recipe: Recipe | str | Path | None, max_loss: float | None = None) -> Recipe:
+    """The recipe that is meant: as it is, read from a path, or the default; with another budget if one is given.
+
+    Raises:
+        RecipeError: unreadable, malformed, or a budget that is no fraction.
+    """
+    resolved = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read_recipe(Path(recipe))
+    if max_loss is None:
+        return resolved
+    if not (isinstance(max_loss, float) and 0 < max_loss < 1):
+        raise RecipeError(f"max_loss = {max_loss!r}: a fraction between 0 and 1, such as 0.01 for 1 %")
+    return resolved.model_copy(update={"budget": resolved.budget.model_copy(update={"max_loss": max_loss})})
+
+
+def reproducing_command(model: str | Path, out: Path, recipe: Recipe, texts: Texts) -> str:
+    """What a person would type to get the same result; the recipe is read from the result itself."""
+    words = ["bitwright", "quantize", str(model), "--out", str(out), "--samples", str(texts.samples)]
+    words += ["--recipe", str(out / RECIPE_FILE)] if recipe != Recipe() else []
+    words += [word for source in texts.data for word in ("--data", source)]
+    for option, value in (("--eval", texts.evaluation), ("--kind", texts.kind), ("--metric", texts.metric)):
+        words += [option, value] if value else []
+    return shlex.join(words)

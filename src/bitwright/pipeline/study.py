@@ -1,0 +1,112 @@
+"""What can be learnt about a model, or about a result, without making one."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitwright.errors import InputError
+from bitwright.models.load import fingerprint, source_bytes
+from bitwright.pipeline.job import Job, open_job
+from bitwright.pipeline.request import Progress, Quiet, Texts, make_texts, resolve_recipe
+from bitwright.pipeline.variants import measure_parts, quantize_linears, sensitivity_task
+from bitwright.plan import plan_rows, quantized_names
+from bitwright.recipe import Recipe
+from bitwright.record import RECORD_FILE, read_record
+from bitwright.runtime.bench import run_bench
+from bitwright.search.journal import Journal
+from bitwright.search.sensitivity import parts_of
+
+BENCH_SHAPES = ((1, 16), (8, 128))  # batch, tokens
+_DEFAULT_TEXTS = Texts()
+
+
+def preview(
+    model: str | Path, *, recipe: Recipe | None = None, texts: Texts = _DEFAULT_TEXTS, sensitivity: bool = True,
+    trust_remote_code: bool = False, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The plan of `quantize` and what it would cost in time, memory and disk. Writes nothing.
+
+    Returns:
+        {"model", "plan": rows as in the Record, "estimate": {"seconds", "memory_bytes", "disk_bytes", "source_bytes"}}.
+        The time is extrapolated from one timed batch; within a factor of two if no fallback search is needed.
+    """
+    progress = progress or Quiet()
+    job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code)
+    sample = list(job.probe[:32])
+    job.model.encode(sample[:2])
+    start = time.perf_counter()
+    job.model.encode(sample)
+    per_text = (time.perf_counter() - start) / len(sample)
+    names = quantized_names(job.plan)
+    parts = (
+        {part.members for part in parts_of([site for site in job.sites if site.name in names])} if sensitivity else ()
+    )
+    # A metric of the user's own says nothing of its texts: as many as the probe's are assumed.
+    tuning, held_out = (len(task.texts) or len(job.probe) for task in (job.tuning, job.held_out))
+    each = max(len(sensitivity_task(job).texts), len(job.probe))
+    encoded = len(parts) * each + 2 * (tuning + held_out)
+    source, after = source_bytes(job.loaded.path), sum(row.bytes_after for row in job.plan)
+    in_float32 = sum(p.numel() * 4 for p in job.loaded.model.parameters())
+    return {
+        "model": job.loaded.name,
+        "plan": plan_rows(job.plan),
+        "estimate": {
+            "seconds": 30 + encoded * per_text,
+            "memory_bytes": 2 * in_float32 + 2 * after,
+            "disk_bytes": after,
+            "source_bytes": source,
+        },
+    }
+
+
+def analyze(
+    model: str | Path, *, recipe: Recipe | str | Path | None = None, data: str | Sequence[str] = (),
+    evaluation: str | Path | None = None, kind: str | None = None, metric: str | None = None, samples: int = 1000,
+    journal: str | Path | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Rank the linears of a model by the Earth Mover's Distance that quantizing each puts between the outputs.
+
+    Args:
+        data, evaluation, kind, metric, samples: as `quantize` takes them.
+        journal: a file that keeps the measurements, so that a stopped analysis goes on.
+
+    Returns:
+        The Record's `sensitivity`, with "model".
+    """
+    progress = progress or Quiet()
+    texts = make_texts(data, evaluation, kind, metric, samples)
+    job = open_job(model, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code)
+    notes = _open_journal(journal, job)
+    layers = quantize_linears(job, job.plan, progress)
+    return {"model": job.loaded.name} | measure_parts(job, layers, notes, progress)
+
+
+def bench(
+    directory: str | Path, *, source: str | Path | None = None, shapes: Sequence[tuple[int, int]] = BENCH_SHAPES,
+    threads: int | None = None, rounds: int = 5, rivals: bool = True, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a result against its float original, which lies at `source`, or where the record says it was."""
+    directory, progress = Path(directory), progress or Quiet()
+    if source is None and (directory / RECORD_FILE).is_file():
+        recorded = Path(str(read_record(directory)["model"].get("source", "")))  # as it was typed: may be relative
+        source = recorded if (recorded / "config.json").is_file() else None
+        if source and fingerprint(source) != read_record(directory)["model"].get("source_sha256"):
+            raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
+    return run_bench(
+        directory, source=None if source is None else Path(source), shapes=shapes, rounds=rounds, rivals=rivals,
+        threads=threads or torch.get_num_threads(), progress=progress.say, track=progress.track,
+    )  # fmt: skip
+
+
+def _open_journal(journal: str | Path | None, job: Job) -> Journal:
+    """The journal at a place that the user chose, who may have mistaken it for something else."""
+    path = None if journal is None else Path(journal)
+    begins = path.read_bytes()[:11] if path is not None and path.is_file() else b""
+    if begins not in (b"", b'{"context":'):
+        raise InputError(f"{path}: is not a journal of measurements, so nothing is added to it; choose another file")
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"{path}: there is no directory {path.parent}")
+    return Journal(path, job.context())

@@ -1,0 +1,166 @@
+"""What the verdict rests on: data on one side only, measurements that are never mistaken for others."""
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitwright
+from bitwright.errors import DataError, InputError, RecipeError
+from bitwright.pipeline import analyze, quantize
+from bitwright.pipeline.job import Job, open_job
+from bitwright.pipeline.request import Texts, make_texts, reproducing_command, resolve_recipe
+from bitwright.recipe import Recipe, make_recipe
+
+TinyModel = Callable[..., Path]
+HERE = make_recipe({"targets": ["bitwright"], "budget": {"max_loss": 0.5}})
+STATIC = make_recipe({"scheme": "w8a8_static", "targets": ["bitwright"], "calibration": {"samples": 40}})
+QUICK: dict[str, Any] = {"samples": 60, "speed": False, "sensitivity": False}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write_pairs(path: Path, pairs: list[tuple[str, str]], score: Callable[[int], int] = lambda i: i % 6) -> str:
+    rows = "\n".join(f"{a}\t{b}\t{score(i)}" for i, (a, b) in enumerate(pairs))
+    path.write_text(f"sentence1\tsentence2\tscore\n{rows}\n", encoding="utf-8")
+    return str(path)
+
+
+def scored(job: Job) -> set[str]:
+    return set(job.tuning.texts) | set(job.held_out.texts)
+
+
+def test_no_text_is_on_two_sides(tiny_model: TinyModel) -> None:
+    job = open_job(tiny_model("bert"), STATIC, Texts(samples=100))
+    sides = [set(job.tuning.texts), set(job.held_out.texts), set(job.calibration)]
+    assert [len(side) for side in sides] == [50, 50, 40]
+    assert len(set.union(*sides)) == 140
+    assert set(job.probe) <= sides[0]
+    assert job.warnings == []
+
+
+def test_calibration_avoids_the_labelled_texts(tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
+    pairs = write_pairs(tmp_path / "pairs.tsv", list(zip(texts[:80:2], texts[1:80:2], strict=True)))
+    (tmp_path / "all.txt").write_text("\n".join(texts[:150]), encoding="utf-8")
+    job = open_job(tiny_model("bert"), STATIC, Texts((str(tmp_path / "all.txt"),), evaluation=pairs))
+    assert len(job.calibration) == 40  # all of what was asked for: none goes to a metric that is not used
+    assert not scored(job) & set(job.calibration)
+
+
+def test_too_few_calibration_texts_are_refused(tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
+    (tmp_path / "few.txt").write_text("\n".join(texts[:10]), encoding="utf-8")
+    with pytest.raises(DataError, match="static ranges"):
+        open_job(tiny_model("bert"), STATIC, Texts((str(tmp_path / "few.txt"),)))
+
+
+def test_texts_that_no_split_can_part_are_mentioned(tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
+    pairs = write_pairs(tmp_path / "pairs.tsv", [(texts[0], text) for text in texts[1:60]])
+    job = open_job(tiny_model("bert"), HERE, Texts(evaluation=pairs))
+    assert "1 texts occur in the tuning and in the held-out data" in job.warnings[0]
+
+
+def test_measurements_are_keyed_by_everything_they_depend_on(
+    tiny_model: TinyModel, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, metric, pairs = tiny_model("bert"), tmp_path / "m.py", list(zip(texts[:40], texts[40:80], strict=True))
+    seen = set()
+
+    def context(recipe: Recipe = HERE, **given: Any) -> None:
+        seen.add(open_job(source, recipe, Texts(**given)).context())
+
+    context(samples=60)
+    context(samples=60)
+    assert len(seen) == 1
+    context(samples=62)
+    context(evaluation=write_pairs(tmp_path / "a.tsv", pairs))
+    context(evaluation=write_pairs(tmp_path / "a.tsv", pairs, score=lambda i: (i + 1) % 6))
+    for factor in (1, 2):
+        metric.write_text(f"def f(encode):\n    return {factor} * encode(['a list', 'a class'])[:, 0] ** 2\n")
+        context(metric=f"{metric}:f")
+    context(make_recipe({"scheme": "w8a8_symmetric"}), samples=60)
+    context(HERE.with_fallback(("encoder.layer.0.qkv",), ""), samples=60)
+    assert len(seen) == 8
+    context(make_recipe({"targets": ["bitwright"], "budget": {"max_loss": 0.1}}), samples=60)
+    assert len(seen) == 8  # a budget changes what is decided, not what is measured
+    (source / "sentence_bert_config.json").write_text('{"max_seq_length": 8}')
+    try:
+        context(samples=60)
+    finally:
+        (source / "sentence_bert_config.json").unlink()
+    assert len(seen) == 9
+
+
+def test_two_runs_do_not_share_a_destination(tiny_model: TinyModel, tmp_path: Path) -> None:
+    (tmp_path / ".out.bitwright").mkdir()
+    with (tmp_path / ".out.bitwright" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another run is writing there"):
+            quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
+
+
+def test_what_appears_at_the_destination_meanwhile_is_kept(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*args: Any) -> list[Any]:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "precious.txt").write_text("mine")
+        return []
+
+    monkeypatch.setattr("bitwright.pipeline.run.verify", meanwhile)
+    with pytest.raises(InputError, match="exists already"):
+        quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
+    assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
+
+
+def test_a_target_that_fails_the_check_fails_the_run(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"target": "transformers", "ok": False, "checks": {}, "detail": "broken"}
+    monkeypatch.setattr("bitwright.pipeline.run.verify", lambda *args: [row])
+    result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
+    assert (result.exit_code, result.record["exit_code"]) == (1, 1)
+    assert "transformers: broken" in result.record["warnings"]
+
+
+def test_a_model_that_computes_otherwise_is_caught(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The clean process must give the same bits as the model in memory: damage the staged file and it does not."""
+    from safetensors.torch import load_file, save_file
+
+    import bitwright.pipeline.run as run
+
+    def damage(*args: Any, **kwargs: Any) -> Any:
+        written = run_write(*args, **kwargs)
+        file = args[1] / "model.safetensors"
+        tensors = load_file(file)
+        tensors["encoder.layer.1.output.dense.weight"][0] += 1
+        save_file(tensors, file, metadata={"format": "pt"})
+        return written
+
+    run_write = run.write_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_checkpoint", damage)
+        result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
+    assert [row["ok"] for row in result.record["verify"]] == [False]
+    assert result.exit_code == 1
+
+
+def test_short_names_for_short_calls(tiny_model: TinyModel, tmp_path: Path) -> None:
+    assert make_texts("a.txt", None, None, None, 10).data == ("a.txt",)
+    for wrong in ("1%", 1.5, 0.0):
+        with pytest.raises(RecipeError, match="a fraction between 0 and 1"):
+            resolve_recipe(None, wrong)  # type: ignore[arg-type]
+    assert resolve_recipe(None, 0.02).budget.max_loss == 0.02
+    (tmp_path / "data.jsonl").write_text('{"text": "mine"}\n')
+    with pytest.raises(InputError, match="is not a journal"):
+        bitwright.analyze(tiny_model("bert"), recipe=HERE, samples=60, journal=tmp_path / "data.jsonl")
+    assert (tmp_path / "data.jsonl").read_text() == '{"text": "mine"}\n'
+    assert "--eval 'my pairs.tsv'" in reproducing_command("m", Path("o"), Recipe(), Texts(evaluation="my pairs.tsv"))
+
+
+def test_analysis_goes_on_from_its_journal(tiny_model: TinyModel, tmp_path: Path) -> None:
+    first = analyze(tiny_model("bert"), recipe=HERE, samples=40, journal=tmp_path / "j")
+    lines = (tmp_path / "j").read_text().splitlines()
+    (tmp_path / "j").write_text("\n".join(lines[:5]) + "\n" + lines[5][:20])  # stopped while writing the sixth
+    assert analyze(tiny_model("bert"), recipe=HERE, samples=40, journal=tmp_path / "j") == first
