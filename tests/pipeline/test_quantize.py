@@ -161,6 +161,13 @@ class TestRuns:
         assert result.record["evaluation"]["companions"]["cosine_mean"] > 0.95
         assert bitwright.load(tmp_path / "out").encode(texts[:3]).shape[0] == 3
 
+    @pytest.mark.parametrize("head", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}])
+    def test_heads_without_a_best_class(self, tiny_model: TinyModel, tmp_path: Path, head: dict[str, Any]) -> None:
+        source = tiny_model("bert", "sequence-classification", **head)
+        facts = quantize(source, out=tmp_path / "out", recipe=HERE, **QUICK).record["evaluation"]
+        assert "top-1" not in facts["metric"]["name"]
+        assert facts["companions"]["max_abs"] > 0
+
     @pytest.mark.parametrize("task", ["sequence-classification", "token-classification", "question-answering"])
     def test_every_head(self, tiny_model: TinyModel, tmp_path: Path, task: str, texts: list[str]) -> None:
         source = tiny_model("bert", task)
@@ -223,6 +230,7 @@ class TestRuns:
             out = tmp_path / f"out{code}"
             result = quantize(tiny_model("bert"), out=out, recipe=recipe, metric=f"{tmp_path}/one.py:number", **QUICK)
             assert result.record["evaluation"]["verdict"] == "undecided"
+            assert any("single number" in text for text in result.record["warnings"])
             assert result.exit_code == code
 
     def test_preview_writes_nothing(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,11 +103,11 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
     model = float_model(loaded)
     if loaded.tokenizer is None:
         raise InputError(
-            f"{loaded.path}: texts cannot be encoded without a tokenizer ({loaded.tokenizer_problem}); mend its files"
+            f"texts cannot be encoded without a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}"
         )
     labelled = _labelled_task(texts, loaded)
     pool, calibration = _draw_texts(texts, recipe, labelled, needs_calibration=_needs_calibration(plan))
-    task = labelled or label_free_task(pool, logits=loaded.task != "embedding", multi_label=_multi_label(loaded))
+    task = labelled or agreement_task(loaded, pool)
     tuning, held_out = split(task, seed=recipe.seed)
     probe = (tuning.texts or tuple(pool))[:_MAX_PROBE]
     job = Job(
@@ -116,6 +116,17 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
     )  # fmt: skip
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
     return job
+
+
+def agreement_task(loaded: LoadedModel, texts: Sequence[str], name: str = "label-free") -> Task:
+    """Agreement with the float model on `texts`, in the way that fits what the model puts out."""
+    return label_free_task(
+        texts,
+        logits=loaded.task != "embedding",
+        multi_label=getattr(loaded.config, "problem_type", None) == "multi_label_classification",
+        n_labels=loaded.config.num_labels,
+        name=name,
+    )
 
 
 def _needs_calibration(plan: Plan) -> bool:
@@ -164,14 +175,8 @@ def _labelled_task(texts: Texts, loaded: LoadedModel) -> Task | None:
     return task
 
 
-def _multi_label(loaded: LoadedModel) -> bool:
-    return getattr(loaded.config, "problem_type", None) == "multi_label_classification"
-
-
 def _doubts(tuning: Task, held_out: Task) -> list[str]:
     """What a reader of the verdict should know of the split."""
-    if tuning.n_units is None:
-        return ["the metric gives a single number: choices were made on the same data that the verdict is about"]
     if shared := len(shared_texts(tuning, held_out)):
         return [f"{shared} texts occur in the tuning and in the held-out data: they tie too many examples together"]
     return []

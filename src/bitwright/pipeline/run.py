@@ -323,6 +323,8 @@ def _verify(
 
 def _warnings(job: Job, record: Record, journal: Journal) -> list[str]:
     texts = list(job.warnings)
+    if record["evaluation"]["n_held_out"] < 2:
+        texts.append("the metric gives a single number: choices were made on the same data that the verdict is about")
     texts += [f"{row['target']}: {row['detail']}" for row in record["verify"] if row["ok"] is not True]
     if journal.reused:
         texts.append(f"{journal.reused} measurements were taken by an earlier run that was interrupted")

@@ -15,7 +15,7 @@ from bitwright.calibration.observers import LayerStats, observe
 from bitwright.calibration.stream import stream_blocks
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import NumericsError, RecipeError
-from bitwright.evaluate import Task, label_free_task
+from bitwright.evaluate import Task
 from bitwright.evaluate.distributions import linear_distributions
 from bitwright.evaluate.kinds import Outputs
 from bitwright.kernels import cpu
@@ -24,7 +24,7 @@ from bitwright.numerics import RANGES
 from bitwright.numerics.grids import fake_quantize
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
-from bitwright.pipeline.job import Job
+from bitwright.pipeline.job import Job, agreement_task
 from bitwright.pipeline.request import Progress
 from bitwright.plan import Plan, half_names, quantized_names
 from bitwright.runtime.model import Model
@@ -118,7 +118,7 @@ def sensitivity_task(job: Job) -> Task:
     kind, texts = task.kind.select(units, task.texts)
     if len(texts) <= _MAX_TASK_TEXTS:
         return Task(task.name, texts, kind)
-    return label_free_task(job.probe, logits=job.loaded.task != "embedding", name="agreement with float on probe texts")
+    return agreement_task(job.loaded, job.probe, name="agreement with float on probe texts")
 
 
 def sensitivity_measure(job: Job, layers: dict[str, StoredLinear]) -> Callable[[frozenset[str]], Reading]:

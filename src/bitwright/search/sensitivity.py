@@ -109,16 +109,15 @@ def ranked_units(sensitivity: dict[str, Any]) -> tuple[str, ...]:
 def read_outputs(float_rows: Outputs, quant_rows: Outputs, metric_loss: float) -> Reading:
     """Compare the outputs of two models for the same texts: one row per text, of any shape.
 
-    The pair orders that may flip are, for one vector per text, those of the texts' cosine similarities; for several
-    rows
-    of logits per text, those of all the logits.
+    The pair orders that may flip are, for one vector per text, those of the texts' cosine similarities; for one
+    score, or several rows of logits per text, those of all the numbers.
     """
     left, right = ([np.asarray(row, dtype=np.float64) for row in rows] for rows in (float_rows, quant_rows))
     flat_left, flat_right = (np.concatenate([row.ravel() for row in rows]) for rows in (left, right))
     if not np.isfinite(flat_right).all():
         return Reading(math.inf, -math.inf, -1.0, 1.0, math.inf)
     per_text = [metrics.cosine(u.reshape(1, -1), v.reshape(1, -1))[0] for u, v in zip(left, right, strict=True)]
-    if left[0].ndim == 1:
+    if left[0].ndim == 1 and left[0].size > 1:
         pairs = spread_pairs(len(left))
         flips = metrics.rank_flips(pair_cosines(np.stack(left), pairs), pair_cosines(np.stack(right), pairs))
     else:
