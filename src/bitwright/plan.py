@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.errors import RecipeError
+from bitwright.errors import RecipeError, TargetError
 from bitwright.models.architectures import LinearSite
 from bitwright.numerics.spec import SCHEMES
 from bitwright.recipe import Recipe, check_rules, scheme_of
@@ -38,7 +38,7 @@ def make_plan(
 
     Raises:
         RecipeError: a rule matches nothing, or gives linears that share an input different schemes.
-        TargetError: a target cannot run the plan.
+        TargetError: a target cannot run the plan, or would compute something else.
     """
     check_rules(recipe, sites)
     modules = dict(model.named_modules())
@@ -58,6 +58,7 @@ def make_plan(
     for name in embeddings:
         rows.append(_embedding_row(name, modules[name], recipe.embeddings, source_bytes_per_value))
     _check_units(rows)
+    _check_heads(rows, recipe.targets)
     for target in recipe.targets:
         check_target(target, {row.name: row.scheme for row in rows}, int8_embeddings=recipe.embeddings == "int8")
     return tuple(rows)
@@ -90,6 +91,22 @@ def _embedding_row(name: str, module: nn.Module, mode: str, source_bytes_per_val
     return PlanRow(
         name, None, "embedding", name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason
     )
+
+
+def _check_heads(rows: list[PlanRow], targets: tuple[str, ...]) -> None:
+    """A pooler or a head reads one vector per text, and compressed-tensors then takes one scale for the whole batch: one
+    text would change another's result.
+
+    Raises:
+        TargetError: a head is quantized, and a target other than our own runtime is asked for.
+    """
+    others = [target for target in targets if target != "bitwright"]
+    head = next((row for row in rows if row.role == "head" and SCHEMES[row.scheme].weight is not None), None)
+    if head and others:
+        raise TargetError(
+            f"{head.name}: {', '.join(others)} would quantize its 2-D input as one tensor, text by text different from "
+            f"{head.scheme}; keep heads in 16bit, or set targets: [bitwright]"
+        )
 
 
 def _check_units(rows: list[PlanRow]) -> None:

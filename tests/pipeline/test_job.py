@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import bitwright
-from bitwright.errors import DataError, InputError, RecipeError
+from bitwright.errors import DataError, InputError, RecipeError, TargetError
 from bitwright.pipeline import analyze, quantize
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.request import Texts, make_texts, reproducing_command, resolve_recipe
@@ -157,6 +157,17 @@ def test_short_names_for_short_calls(tiny_model: TinyModel, tmp_path: Path) -> N
         bitwright.analyze(tiny_model("bert"), recipe=HERE, samples=60, journal=tmp_path / "data.jsonl")
     assert (tmp_path / "data.jsonl").read_text() == '{"text": "mine"}\n'
     assert "--eval 'my pairs.tsv'" in reproducing_command("m", Path("o"), Recipe(), Texts(evaluation="my pairs.tsv"))
+
+
+def test_heads_are_not_quantized_for_runtimes_that_would_do_it_otherwise(
+    tiny_model: TinyModel, texts: list[str]
+) -> None:
+    source = tiny_model("bert", "sequence-classification")
+    rules: dict[str, Any] = {"rules": [{"role": "head", "scheme": "w8a8"}]}
+    with pytest.raises(TargetError, match=r"would quantize its 2-D input as one tensor"):
+        open_job(source, make_recipe(rules), Texts(samples=60))
+    plan = open_job(source, make_recipe(rules | {"targets": ["bitwright"]}), Texts(samples=60)).plan
+    assert {row.scheme for row in plan if row.role == "head"} == {"w8a8"}
 
 
 def test_analysis_goes_on_from_its_journal(tiny_model: TinyModel, tmp_path: Path) -> None:

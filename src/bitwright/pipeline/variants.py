@@ -42,7 +42,9 @@ def quantize_linears(job: Job, plan: Plan, progress: Progress) -> dict[str, Stor
     Raises:
         NumericsError: NaN or infinity in a weight or in what enters a linear; the message names the linear.
     """
-    schemes = {row.name: SCHEMES[row.scheme] for row in plan if row.name in quantized_names(plan)}
+    names = quantized_names(plan)
+    schemes = {row.name: SCHEMES[row.scheme] for row in plan if row.name in names}
+    methods = {row.name: ROUNDINGS[row.method] for row in plan if row.name in names}
     static = [name for name, scheme in schemes.items() if scheme.input is not None and not scheme.input.dynamic]
     stats = _observe(job, set(static), progress) if static else {}
     layers = {}
@@ -51,7 +53,7 @@ def quantize_linears(job: Job, plan: Plan, progress: Progress) -> dict[str, Stor
         assert scheme.input is not None
         weight = _weight(job.loaded.model, name)
         with _named(name):
-            rounded = ROUNDINGS["rtn"](weight, stats.get(name), scheme.weight, RANGES["absmax"])
+            rounded = methods[name](weight, stats.get(name), scheme.weight, RANGES["absmax"])
             scale, zero = _input_grid(stats[name], scheme.input, job.recipe.range) if name in stats else (None, None)
         layers[name] = StoredLinear(rounded, scheme.input, scale, zero)
     return layers
