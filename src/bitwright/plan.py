@@ -94,8 +94,8 @@ def _embedding_row(name: str, module: nn.Module, mode: str, source_bytes_per_val
 
 
 def _check_heads(rows: list[PlanRow], targets: tuple[str, ...]) -> None:
-    """A pooler or a head reads one vector per text, and compressed-tensors then takes one scale for the whole batch: one
-    text would change another's result.
+    """A pooler or a head reads one vector per text, and compressed-tensors then takes one scale for the whole batch:
+    one text would change another's result.
 
     Raises:
         TargetError: a head is quantized, and a target other than our own runtime is asked for.
@@ -104,8 +104,8 @@ def _check_heads(rows: list[PlanRow], targets: tuple[str, ...]) -> None:
     head = next((row for row in rows if row.role == "head" and SCHEMES[row.scheme].weight is not None), None)
     if head and others:
         raise TargetError(
-            f"{head.name}: {', '.join(others)} would quantize its 2-D input as one tensor, text by text different from "
-            f"{head.scheme}; keep heads in 16bit, or set targets: [bitwright]"
+            f"{head.name}: {', '.join(others)} would quantize its 2-D input as one tensor, which {head.scheme} does "
+            f"text by text; keep heads in 16bit, or set targets: [bitwright]"
         )
 
 
