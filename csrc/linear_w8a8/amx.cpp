@@ -67,7 +67,9 @@ void multiply(const LinearW8A8& p, size_t m, size_t block, int32_t* out, const S
             __builtin_prefetch(soon, 1);
             __builtin_prefetch(soon + 64, 1);
         }
-        for (const size_t end = least(row + rows_a_step, rows); row < end; ++row) writer.write(row, waiting + row * 32);
+        const size_t end = least(row + rows_a_step, rows);
+        for (; row + 2 <= end; row += 2) writer.template write<2>(row, waiting + row * 32);
+        for (; row < end; ++row) writer.write(row, waiting + row * 32);
     }
     _tile_stored(0, out, 128);
     if (C == 2) _tile_stored(1, out + 16, 128);

@@ -107,31 +107,40 @@ struct Writer {
         }
     }
 
-    // Row r, from C * 16 sums.
+    // Rows r to r + R - 1, from R * C * 16 sums. A GELU is one long chain of dependent operations: R * C of them side by
+    // side hide its latency.
+    template <int R = 1>
     ALWAYS_INLINE void write(size_t r, const int32_t* tile) const {
-        const __m512i zero = _mm512_set1_epi32(kind == kSums ? 0 : zero_m[r] + 128);
-        const __m512 scale = _mm512_set1_ps(kind == kSums ? 0.0f : scale_m[r]);
-        char* at = out + r * row_bytes;
-        __m512 v[C];
-        unroll<C>([&](auto c) INLINED {
-            const __m512i sum = _mm512_load_si512(tile + c.value * 16);
-            if constexpr (kind == kSums) {
-                _mm512_mask_storeu_epi32(at + c.value * 64, mask[c.value], sum);
-            } else {
-                const __m512 t = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, colsum[c.value])));
-                v[c.value] = _mm512_fmadd_ps(t, _mm512_mul_ps(scale, scale_n[c.value]), bias[c.value]);
-            }
+        __m512 v[R * C];
+        unroll<R>([&](auto i) INLINED {
+            const __m512i zero = _mm512_set1_epi32(kind == kSums ? 0 : zero_m[r + i.value] + 128);
+            const __m512 scale = _mm512_set1_ps(kind == kSums ? 0.0f : scale_m[r + i.value]);
+            unroll<C>([&](auto c) INLINED {
+                const __m512i sum = _mm512_load_si512(tile + (i.value * C + c.value) * 16);
+                if constexpr (kind == kSums) {
+                    _mm512_mask_storeu_epi32(at(r + i.value, c.value), mask[c.value], sum);
+                } else {
+                    const __m512i exact = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, colsum[c.value]));
+                    v[i.value * C + c.value] = _mm512_fmadd_ps(
+                        _mm512_cvtepi32_ps(exact), _mm512_mul_ps(scale, scale_n[c.value]), bias[c.value]);
+                }
+            });
         });
-        if constexpr (is_gelu(kind)) gelu(v);
         if constexpr (kind == kSums) return;
-        unroll<C>([&](auto c) INLINED {
-            if constexpr (is_bf16(kind)) {
-                _mm256_mask_storeu_epi16(at + c.value * 32, mask[c.value], to_bf16(v[c.value]));
-            } else {
-                _mm512_mask_storeu_ps(at + c.value * 64, mask[c.value], v[c.value]);
-            }
+        if constexpr (is_gelu(kind)) gelu(v);
+        unroll<R>([&](auto i) INLINED {
+            unroll<C>([&](auto c) INLINED {
+                const __m512 y = v[i.value * C + c.value];
+                if constexpr (is_bf16(kind)) {
+                    _mm256_mask_storeu_epi16(at(r + i.value, c.value), mask[c.value], to_bf16(y));
+                } else {
+                    _mm512_mask_storeu_ps(at(r + i.value, c.value), mask[c.value], y);
+                }
+            });
         });
     }
+
+    ALWAYS_INLINE char* at(size_t r, int c) const { return out + r * row_bytes + c * (is_bf16(kind) ? 32 : 64); }
 };
 
 }  // namespace
