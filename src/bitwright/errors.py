@@ -8,9 +8,9 @@
     ├── CheckpointError     a file whose bytes do not say what they should
     ├── NumericsError       NaN or infinity where numbers are needed; shapes or codes that break an invariant
     ├── KernelError         a kernel variant that this machine lacks, or arguments it cannot take
-    ├── TargetError         a plan that a target runtime cannot run
-    └── BudgetError         the accuracy budget is not met, or the sample cannot decide it
+    └── TargetError         a plan that a target runtime cannot run
 
+A budget that is not met is no error but a result: see `pipeline.Result`.
 A message says what, where, the numbers, and what to do. The command line prints it in one line; --debug adds the
 traceback.
 """
@@ -56,9 +56,3 @@ class TargetError(BitwrightError):
     """A plan that a target runtime cannot run."""
 
     exit_code = 2
-
-
-class BudgetError(BitwrightError):
-    """The accuracy budget is not met, or the sample is too small to decide it."""
-
-    exit_code = 3

@@ -146,6 +146,13 @@ def test_a_model_that_computes_otherwise_is_caught(tiny_model: TinyModel, tmp_pa
     assert result.exit_code == 1
 
 
+def test_a_plan_that_quantizes_nothing_is_still_checked(tiny_model: TinyModel, tmp_path: Path) -> None:
+    recipe = make_recipe({"scheme": "16bit", "targets": ["bitwright"]})
+    result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=recipe, **QUICK)
+    assert [(row["ok"], row["checks"]["integer_kernel_calls"]) for row in result.record["verify"]] == [(True, 0)]
+    assert result.exit_code == 0
+
+
 def test_short_names_for_short_calls(tiny_model: TinyModel, tmp_path: Path) -> None:
     assert make_texts("a.txt", None, None, None, 10).data == ("a.txt",)
     for wrong in ("1%", 1.5, 0.0):

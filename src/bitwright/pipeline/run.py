@@ -308,9 +308,11 @@ def _verify(
     ]  # real tokens: random ones are far from what it knows
     ids = np.resize(np.array(pool, dtype=np.int64), (batch, limit))
     mask = torch.ones(batch, limit, dtype=torch.int64)
+    # With nothing quantized the directory is an ordinary float model, and is loaded as one.
+    ours = candidate if quantized_names(plan) or tables else dequantized
     expected = [
         np.stack([row.reshape(-1) for row in make(job, plan, layers, tables).rows(torch.from_numpy(ids), mask)])
-        for make in (candidate, dequantized)
+        for make in (ours, dequantized)
     ]
     calls = sum(site.calls for site in job.sites if site.name in quantized_names(plan))
     targets = list(job.recipe.targets)
