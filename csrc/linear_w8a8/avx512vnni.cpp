@@ -48,6 +48,10 @@ void write_rows(const LinearW8A8& p, const int32_t* sums, size_t rows, size_t m,
 template <int R, int C>
 void tile(const LinearW8A8& p, size_t m, size_t block) {
     alignas(64) int32_t sums[R * C * 16];
+    const char* y = output_at(p, m, block * kBlock);  // fetched while the sums are made: a large output is not in L2
+    for (int r = 0; r < R; ++r, y += p.out_stride * (p.bf16 ? 2 : 4)) {
+        for (int c = 0; c < C; ++c) __builtin_prefetch(y + c * 64, 1);
+    }
     tile_sums<R, C>(p.codes + m * p.code_stride, p.code_stride, p.weight + block * kBlock * p.k_padded, p.k_padded,
                     sums);
     static constexpr decltype(&write_rows<C, kSums>) write[] = {write_rows<C, kSums>, write_rows<C, kLinear>,
