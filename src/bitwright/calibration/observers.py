@@ -2,8 +2,8 @@
 
     merge(observe(None, a), observe(None, b))  =  observe(observe(None, a), b)
 
-exactly in counts, extremes and batch ranges; the float64 sums differ by their rounding alone. Observing a‖b at once
-gives the same, but as one batch.
+exactly in counts, extremes and batch ranges; the sums differ by their rounding alone. Observing a‖b at once gives the
+same, but as one batch.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
+from bitwright.numerics.grids import check_finite
 from bitwright.numerics.histogram import Histogram
 
 
@@ -21,15 +22,20 @@ class LayerStats:
 
     n_tokens: tokens seen.
     min_K, max_K: float32, extremes of each input feature.
-    sum_abs_K: float64, Σ|x| of each input feature.
-    histogram: of all values, all features together.
+    sum_K, sum_abs_K, sum_sq_K: float64, Σx, Σ|x| and Σx² of each input feature. sum_abs_K is None once a shift was
+        taken out: it does not follow from the rest.
+    histogram: of all values, all features together; None once features were scaled: it takes a second pass.
+    gram_KK: float32, Σ x xᵀ, where asked for.
     """
 
     n_tokens: int
     min_K: Tensor
     max_K: Tensor
-    sum_abs_K: Tensor
-    histogram: Histogram
+    sum_K: Tensor
+    sum_abs_K: Tensor | None
+    sum_sq_K: Tensor
+    histogram: Histogram | None
+    gram_KK: Tensor | None = None
 
     @property
     def absmax_K(self) -> Tensor:
@@ -37,33 +43,49 @@ class LayerStats:
         return torch.maximum(-self.min_K, self.max_K)
 
     @property
+    def mean_K(self) -> Tensor:
+        """Mean of each input feature: float64 (K,)."""
+        return self.sum_K / self.n_tokens
+
+    @property
     def mean_abs_K(self) -> Tensor:
         """Mean magnitude of each input feature: float64 (K,)."""
+        if self.sum_abs_K is None:
+            raise NumericsError("mean magnitudes are not known after a shift; observe again")
         return self.sum_abs_K / self.n_tokens
 
 
-def observe(stats: LayerStats | None, x_MK: Tensor) -> LayerStats:
+def observe(stats: LayerStats | None, x_MK: Tensor, *, gram: bool = False, histogram: bool = True) -> LayerStats:
     """Add one batch to the statistics; neither argument is changed.
 
     Args:
         stats: what was seen so far, None at first.
         x_MK: floating (M, K), real tokens only: the caller drops padding rows.
+        gram: keep Σ x xᵀ (K² floats). histogram: keep the histogram (a pass of its own over the values).
 
     Raises:
         NumericsError: no tokens, NaN or infinity among them, or another K than before.
     """
-    if x_MK.ndim != 2:
+    if x_MK.ndim != 2 or len(x_MK) == 0:
         raise NumericsError(f"statistics need rows of tokens (M, K), got shape {tuple(x_MK.shape)}")
     x_MK = x_MK.detach().float()
-    histogram = Histogram.of(x_MK)
     min_K, max_K = torch.aminmax(x_MK, dim=0)
-    sum_abs_K = x_MK.abs().sum(0, dtype=torch.float64)
-    batch = LayerStats(len(x_MK), min_K.cpu(), max_K.cpu(), sum_abs_K.cpu(), histogram)
+    check_finite(min_K - max_K, "the extremes of the input features")  # NaN and infinity spread to them
+    batch = LayerStats(
+        len(x_MK),
+        min_K.cpu(),
+        max_K.cpu(),
+        x_MK.sum(0, dtype=torch.float64).cpu(),
+        x_MK.abs().sum(0, dtype=torch.float64).cpu(),
+        x_MK.square().sum(0, dtype=torch.float64).cpu(),
+        Histogram.of(x_MK) if histogram else None,
+        (x_MK.T @ x_MK).cpu() if gram else None,
+    )
     return batch if stats is None else merge(stats, batch)
 
 
 def merge(a: LayerStats, b: LayerStats) -> LayerStats:
-    """Statistics of both; the batches of `a` come first.
+    """Statistics of both; the batches of `a` come first. What one of them lacks, the result lacks.
 
     Raises:
         NumericsError: they are of layers with different numbers of input features.
@@ -74,6 +96,37 @@ def merge(a: LayerStats, b: LayerStats) -> LayerStats:
         a.n_tokens + b.n_tokens,
         torch.minimum(a.min_K, b.min_K),
         torch.maximum(a.max_K, b.max_K),
-        a.sum_abs_K + b.sum_abs_K,
-        a.histogram + b.histogram,
+        a.sum_K + b.sum_K,
+        None if a.sum_abs_K is None or b.sum_abs_K is None else a.sum_abs_K + b.sum_abs_K,
+        a.sum_sq_K + b.sum_sq_K,
+        None if a.histogram is None or b.histogram is None else a.histogram + b.histogram,
+        None if a.gram_KK is None or b.gram_KK is None else a.gram_KK + b.gram_KK,
+    )
+
+
+def rescaled(stats: LayerStats, scale_K: Tensor, shift_K: Tensor | None = None) -> LayerStats:
+    """Statistics of (x − shift) / scale, from those of x: exact, but the histogram is lost.
+
+    With n tokens, sum s = Σx and D = diag(scale):  Σx̂ = D⁻¹(s − n z),  Σx̂x̂ᵀ = D⁻¹(Σxxᵀ − s zᵀ − z sᵀ + n z zᵀ)D⁻¹.
+
+    Args:
+        scale_K: positive, (K,). shift_K: (K,), or None for 0.
+    """
+    scale = scale_K.double().cpu()
+    z = torch.zeros_like(scale) if shift_K is None else shift_K.double().cpu()
+    n, s = stats.n_tokens, stats.sum_K
+    gram = stats.gram_KK
+    if gram is not None:
+        if shift_K is not None:
+            gram = gram.double() - torch.outer(s, z) - torch.outer(z, s) + n * torch.outer(z, z)
+        gram = (gram / scale.to(gram.dtype)[:, None] / scale.to(gram.dtype)).float()
+    return LayerStats(
+        n,
+        ((stats.min_K - z) / scale).float(),
+        ((stats.max_K - z) / scale).float(),
+        (s - n * z) / scale,
+        None if stats.sum_abs_K is None or shift_K is not None else stats.sum_abs_K / scale,
+        (stats.sum_sq_K - 2 * z * s + n * z.square()) / scale.square(),
+        None,
+        gram,
     )

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from bitwright.calibration.observers import LayerStats
+from bitwright.methods.slots import Rounded
 from bitwright.numerics.grids import quantize
-from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
 from bitwright.numerics.spec import QuantSpec
 
 
-def rtn(w_NK: Tensor, stats: LayerStats | None, spec: QuantSpec, range_function: RangeFunction) -> QTensor:
+def rtn(w_NK: Tensor, stats: LayerStats | None, spec: QuantSpec, range_function: RangeFunction) -> Rounded:
     """Choose a range, then round.
 
     Args:
@@ -20,4 +20,4 @@ def rtn(w_NK: Tensor, stats: LayerStats | None, spec: QuantSpec, range_function:
         NumericsError: NaN or infinite weights, or a shape that does not fit the spec.
     """
     scale_NG, zero_point_NG = range_function(w_NK, spec)
-    return quantize(w_NK, scale_NG, zero_point_NG, spec)
+    return Rounded(quantize(w_NK, scale_NG, zero_point_NG, spec))

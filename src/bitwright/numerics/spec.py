@@ -1,8 +1,12 @@
 """How a tensor, and how a layer, is represented. Frozen data; nothing here touches a tensor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from bitwright.errors import NumericsError
+
+Grid = Literal["uniform", "pot", "apot", "nf4", "kmeans", "ternary", "binary"]
+GROUP_SIZES = (128, 64, 32)  # tried in this order where a scheme leaves the choice open
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,11 @@ class QuantSpec:
     Codes are kept signed: [−2^(b−1), 2^(b−1)−1]; a format that stores them unsigned shifts codes and zero point alike.
     A symmetric grid is narrow (−127…127) at 8 bits and full (−8…7) below, unless `full_range` says otherwise.
     `dynamic` specs compute scale and zero point from the values at run time (activations only).
+
+    `grid` is where the levels lie. "uniform": at whole multiples of the scale. "ternary": −1, 0 and 1 times the scale,
+    in 2 bits. The others give each code a level of a codebook, which the scale multiplies: "pot" and "apot" (sums of)
+    powers of two, "nf4" quantiles of a normal distribution, "kmeans" levels fitted to the tensor, "binary" −1 and 1.
+    They are symmetric, and for weights only.
     """
 
     bits: int = 8
@@ -23,10 +32,17 @@ class QuantSpec:
     per_tensor: bool = False
     dynamic: bool = False
     full_range: bool | None = None
+    grid: Grid = "uniform"
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 3, 4, 8):
-            raise NumericsError(f"bits = {self.bits}: 8, 4, 3 and 2 are supported")
+        if self.bits not in (1, 2, 3, 4, 8) or (self.bits == 1) != (self.grid == "binary"):
+            raise NumericsError(f"bits = {self.bits}: 8, 4, 3 and 2 are supported, and 1 on the binary grid")
+        if self.grid not in get_args(Grid):
+            raise NumericsError(f"grid {self.grid!r} is unknown; known: {', '.join(get_args(Grid))}")
+        if self.grid != "uniform" and (not self.symmetric or self.dynamic or self.per_tensor):
+            raise NumericsError(f"the {self.grid} grid is for weights, symmetric, with a scale per row or group")
+        if {"ternary": 2, "nf4": 4}.get(self.grid, self.bits) != self.bits:
+            raise NumericsError(f"the {self.grid} grid does not have {self.bits} bits")
         if self.group_size is not None and (self.group_size < 1 or self.per_tensor):
             raise NumericsError(f"group_size = {self.group_size} with per_tensor = {self.per_tensor}: choose one")
         if not self.symmetric and self.full_range is False:
@@ -55,23 +71,76 @@ class QuantSpec:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How one linear layer is represented. `weight=None` keeps it in 16 bit; `input=None` leaves activations float."""
+    """How one linear layer is represented. `weight=None` keeps it in 16 bit; `input=None` leaves activations float.
+
+    `choose_group`: the weight's group size is the largest of `GROUP_SIZES` that divides K; if none does, a row is one
+    group (`fit_group`).
+    """
 
     name: str
     weight: QuantSpec | None
     input: QuantSpec | None = None
+    choose_group: bool = False
 
 
-_INT8 = QuantSpec(bits=8, symmetric=True)
+_DYNAMIC = QuantSpec(bits=8, symmetric=False, dynamic=True)
+_DYNAMIC_SYMMETRIC = replace(_DYNAMIC, symmetric=True)
+_STATIC = QuantSpec(bits=8, symmetric=False, per_tensor=True)
+
+
+def _family(stem: str, weight: QuantSpec, input_spec: QuantSpec | None, *, asymmetric: bool = True) -> list[Scheme]:
+    """`stem` (the group size is chosen), `stem_g128` … `stem_channel`, and the asymmetric ones of each."""
+    sizes: tuple[tuple[str, int | None], ...] = (("", GROUP_SIZES[0]), *((f"_g{g}", g) for g in GROUP_SIZES))
+    return [
+        Scheme(stem + size + suffix, replace(weight, group_size=group, symmetric=not suffix), input_spec, size == "")
+        for suffix in (("", "_asym") if asymmetric else ("",))
+        for size, group in (*sizes, ("_channel", None))
+    ]
+
 
 # Every scheme that a recipe can name. bf16 stands for "16 bit": fp16 sources keep fp16.
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
         Scheme("16bit", None),
-        Scheme("w8a8", _INT8, QuantSpec(bits=8, symmetric=False, dynamic=True)),
-        Scheme("w8a8_symmetric", _INT8, QuantSpec(bits=8, symmetric=True, dynamic=True)),
-        Scheme("w8a8_static", _INT8, QuantSpec(bits=8, symmetric=False, per_tensor=True)),
-        Scheme("w8a8_static_symmetric", _INT8, QuantSpec(bits=8, symmetric=True, per_tensor=True)),
+        Scheme("w8a8", QuantSpec(), _DYNAMIC),
+        Scheme("w8a8_symmetric", QuantSpec(), _DYNAMIC_SYMMETRIC),
+        Scheme("w8a8_static", QuantSpec(), _STATIC),
+        Scheme("w8a8_static_symmetric", QuantSpec(), replace(_STATIC, symmetric=True)),
+        Scheme("w8a16", QuantSpec()),
+        *_family("w4a16", QuantSpec(bits=4), None),
+        *_family("w4a8", QuantSpec(bits=4), _DYNAMIC),
+        *_family("w3a16", QuantSpec(bits=3), None),
+        *_family("w2a16", QuantSpec(bits=2), None),
+        *_family("log4", QuantSpec(bits=4, grid="apot"), None, asymmetric=False),
+        *_family("nf4", QuantSpec(bits=4, grid="nf4"), None, asymmetric=False),
+        *_family("kmeans4", QuantSpec(bits=4, grid="kmeans"), None, asymmetric=False),
+        *_family("ternary", QuantSpec(bits=2, grid="ternary"), None, asymmetric=False),
+        *_family("binary", QuantSpec(bits=1, grid="binary"), None, asymmetric=False),
     )
 }
+
+
+def fit_group(scheme: Scheme, k: int) -> tuple[Scheme, str]:
+    """The scheme that a linear with K = `k` inputs gets, and why if it is another: "" if it is `scheme` itself.
+
+    Raises:
+        NumericsError: a group size that was named does not divide K.
+    """
+    weight = scheme.weight
+    if weight is None or weight.group_size is None:
+        return scheme, ""
+    if not scheme.choose_group:
+        if k % weight.group_size:
+            fitting = ", ".join(f"g{g}" for g in GROUP_SIZES if k % g == 0)
+            raise NumericsError(
+                f"K = {k} is not a multiple of group_size = {weight.group_size}; use {fitting or 'channel'}, "
+                f"or a scheme without a size, which chooses one"
+            )
+        return scheme, ""
+    size = next((g for g in GROUP_SIZES if k % g == 0), None)
+    suffix = "_channel" if size is None else f"_g{size}"
+    stem, asym = scheme.name.removesuffix("_asym"), "_asym" if scheme.name.endswith("_asym") else ""
+    refused = [g for g in GROUP_SIZES if k % g]
+    why = f"K = {k} is no multiple of {' or '.join(map(str, refused))}" if refused else f"K = {k} is a multiple of 128"
+    return SCHEMES[stem + suffix + asym], why

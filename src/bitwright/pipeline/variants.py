@@ -53,7 +53,7 @@ def quantize_linears(job: Job, plan: Plan, progress: Progress) -> dict[str, Stor
         assert scheme.input is not None
         weight = _weight(job.loaded.model, name)
         with _named(name):
-            rounded = methods[name](weight, stats.get(name), scheme.weight, RANGES["absmax"])
+            rounded = methods[name](weight, stats.get(name), scheme.weight, RANGES["absmax"]).qtensor
             scale, zero = _input_grid(stats[name], scheme.input, job.recipe.range) if name in stats else (None, None)
         layers[name] = StoredLinear(rounded, scheme.input, scale, zero)
     return layers
@@ -67,7 +67,7 @@ def quantize_tables(job: Job) -> dict[str, QTensor]:
     for name in job.embeddings:
         with _named(name):
             weight = _weight(job.loaded.model, name)
-            tables[name] = ROUNDINGS["rtn"](weight, None, QuantSpec(), RANGES["absmax"])
+            tables[name] = ROUNDINGS["rtn"](weight, None, QuantSpec(), RANGES["absmax"]).qtensor
     return tables
 
 
