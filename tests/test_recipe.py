@@ -18,7 +18,7 @@ def test_first_rule_that_matches_decides() -> None:
     assert scheme_of(recipe, QUERY)[0] == "16bit"
     swapped = make_recipe({"rules": list(reversed(recipe.model_dump()["rules"]))})
     assert scheme_of(swapped, QUERY)[0] == "w8a8_static"
-    assert scheme_of(recipe, FFN) == ("w8a8", "default scheme")
+    assert scheme_of(recipe, FFN) == ("w8a8", "rtn", "default scheme")
 
 
 def test_heads_stay_in_16_bit_unless_a_rule_says_otherwise() -> None:
@@ -32,11 +32,17 @@ def test_match_and_role_must_both_hold() -> None:
     assert scheme_of(recipe, QUERY)[0] == "w8a8"
 
 
+def test_scheme_and_method_are_decided_apart() -> None:
+    recipe = make_recipe({"rules": [{"role": "qkv", "method": "rtn"}, {"match": "*.query", "scheme": "w4a16"}]})
+    assert scheme_of(recipe, QUERY)[:2] == ("w4a16", "rtn")
+    assert scheme_of(recipe, FFN)[:2] == ("w8a8", "rtn")
+
+
 def test_fallback_names_its_units_literally() -> None:
     odd = LinearSite("a[0].b*", 0, "ffn", "a[0].b*")
     other = LinearSite("a0.bc", 0, "ffn", "a0.bc")
     recipe = Recipe().with_fallback(("a[0].b*",), "sensitive")
-    assert scheme_of(recipe, odd) == ("16bit", "sensitive")
+    assert scheme_of(recipe, odd) == ("16bit", "cast", "sensitive")
     assert scheme_of(recipe, other)[0] == "w8a8"
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from bitwright.errors import RecipeError, TargetError
+from bitwright.errors import NumericsError, RecipeError, TargetError
 from bitwright.models.architectures import LinearSite
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.spec import SCHEMES, fit_group
 from bitwright.recipe import Recipe, check_rules, scheme_of
 from bitwright.targets import check_target, stored_bytes, stored_embedding_bytes
 
@@ -44,13 +44,13 @@ def make_plan(
     modules = dict(model.named_modules())
     rows = []
     for site in sites:
-        scheme, reason = scheme_of(recipe, site)
+        name, method, reason = scheme_of(recipe, site)
         weight = modules[site.name].weight
         shape = (weight.shape[0], weight.shape[1])
+        scheme, reason = _fitted(site.name, name, shape[1], reason)
         bias = getattr(modules[site.name], "bias", None) is not None
         values = shape[0] * (shape[1] + bias)
         after = stored_bytes(shape, SCHEMES[scheme], bias=bias, source_bytes_per_value=source_bytes_per_value)
-        method = "rtn" if SCHEMES[scheme].weight else "cast"
         rows.append(
             PlanRow(site.name, site.block, site.role, site.unit, shape, scheme, method,
                     values * source_bytes_per_value, after, reason)
@@ -62,6 +62,15 @@ def make_plan(
     for target in recipe.targets:
         check_target(target, {row.name: row.scheme for row in rows}, int8_embeddings=recipe.embeddings == "int8")
     return tuple(rows)
+
+
+def _fitted(name: str, scheme: str, k: int, reason: str) -> tuple[str, str]:
+    """(scheme, reason) with a group size that divides K, if the scheme leaves the size open."""
+    try:
+        fitted, why = fit_group(SCHEMES[scheme], k)
+    except NumericsError as error:
+        raise RecipeError(f"{name}: {error}") from None
+    return fitted.name, f"{reason}; {why}, so {fitted.name.removeprefix(scheme + '_')}" if why else reason
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:

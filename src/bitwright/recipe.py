@@ -1,12 +1,16 @@
 """`Recipe`: what the user asks for, as data. Written in YAML, or built from the options of the command line.
 
-scheme: w8a8                     # what linears get that no rule names
+scheme: w4a16                    # what linears get that no rule names
+method: gptq                     # how their codes are chosen; `auto` lets the measured model decide
 rules:                           # the first that matches a linear decides; one that matches nothing is an error
   - {match: "encoder.layer.0.*", scheme: 16bit, reason: "first block"}
+  - {role: ffn, scheme: w8a8, method: smoothquant}
   - {role: head, scheme: 16bit}
 embeddings: 16bit                # or int8
 range: min_max                   # how a static activation range is chosen
-calibration: {samples: 256, max_tokens: 256}
+weight_range: mse                # how a weight's range is chosen; by default as the method says
+options: {alpha: search}         # of the methods
+calibration: {samples: 128, max_tokens: 512}
 budget: {max_loss: 0.01}
 """
 
@@ -19,9 +23,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bitwright.errors import RecipeError
+from bitwright.methods import METHODS
 from bitwright.models.architectures import LinearSite, Role
 from bitwright.numerics.ranges import RANGES
 from bitwright.numerics.spec import SCHEMES
+
+
+AUTO = "auto"  # the method that lets the decision engine choose
+FLOAT = "16bit"
 
 
 class _Strict(BaseModel):
@@ -31,17 +40,20 @@ class _Strict(BaseModel):
 
 
 class Rule(_Strict):
-    """Linears chosen by name or unit (shell pattern), by role, or both, and the scheme they get."""
+    """Linears chosen by name or unit (shell pattern), by role, or both, and the scheme or the method they get."""
 
     match: str | None = None
     role: Role | None = None
-    scheme: str
+    scheme: str | None = None
+    method: str | None = None
     reason: str = ""
 
     @model_validator(mode="after")
     def _chooses_something(self) -> "Rule":
         if self.match is None and self.role is None:
             raise ValueError("a rule needs `match` (a name pattern) or `role`")
+        if self.scheme is None and self.method is None:
+            raise ValueError("a rule needs `scheme`, `method` or both")
         return self
 
     def matches(self, site: LinearSite) -> bool:
@@ -51,11 +63,32 @@ class Rule(_Strict):
 
 
 class Calibration(_Strict):
-    """The texts that static ranges are chosen on."""
+    """The texts that methods look at: whole texts for encoders, windows of running text for language models."""
 
     samples: int = Field(default=256, ge=1)
     max_tokens: int = Field(default=256, ge=2)
     batch_size: int = Field(default=16, ge=1)
+
+
+class Options(_Strict):
+    """Options of the methods.
+
+    alpha: SmoothQuant's exponent, or "search" by the block's output error. act_order: GPTQ rounds the columns with the
+    largest inputs first. damping: of GPTQ's Gram matrix, relative to its mean diagonal. sequential: observe again after
+    each shared input of a block, instead of once per block. bias_correction: add the mean output error to biases.
+    """
+
+    alpha: float | Literal["search"] = 0.5
+    act_order: bool = True
+    damping: float = Field(default=0.01, gt=0, lt=1)
+    sequential: bool = False
+    bias_correction: bool = False
+
+    @model_validator(mode="after")
+    def _alpha_is_a_share(self) -> "Options":
+        if self.alpha != "search" and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha = {self.alpha}: from 0 to 1, or search")
+        return self
 
 
 class Budget(_Strict):
@@ -69,9 +102,12 @@ class Recipe(_Strict):
     """All that a run is asked to do with a model."""
 
     scheme: str = "w8a8"
+    method: str = "rtn"
     rules: tuple[Rule, ...] = ()
     embeddings: Literal["16bit", "int8"] = "16bit"
     range: str = "min_max"
+    weight_range: str | None = None
+    options: Options = Options()
     targets: tuple[str, ...] = ("bitwright", "transformers")
     calibration: Calibration = Calibration()
     budget: Budget = Budget()
@@ -79,18 +115,18 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Recipe":
-        for name in (self.scheme, *(rule.scheme for rule in self.rules)):
-            if name not in SCHEMES:
-                raise ValueError(f"scheme {name!r} is unknown{_nearest(name, SCHEMES)}; known: {', '.join(SCHEMES)}")
-        if self.range not in RANGES:
-            raise ValueError(
-                f"range {self.range!r} is unknown{_nearest(self.range, RANGES)}; known: {', '.join(RANGES)}"
-            )
+        known = {"scheme": SCHEMES, "method": {**METHODS, AUTO: None}, "range": RANGES}
+        used = [("scheme", self.scheme), ("method", self.method), ("range", self.range), ("range", self.weight_range)]
+        used += [(kind, getattr(rule, kind)) for rule in self.rules for kind in ("scheme", "method")]
+        for kind, name in used:
+            if name is not None and name not in known[kind]:
+                words = ", ".join(known[kind]) if kind != "scheme" else ", ".join(_scheme_families())
+                raise ValueError(f"{kind} {name!r} is unknown{_nearest(name, known[kind])}; known: {words}")
         return self
 
     def with_fallback(self, units: tuple[str, ...], reason: str) -> "Recipe":
         """This recipe with `units` kept in 16 bit, ahead of all other rules."""
-        kept = tuple(Rule(match=_literal(unit), scheme="16bit", reason=reason) for unit in units)
+        kept = tuple(Rule(match=_literal(unit), scheme=FLOAT, reason=reason) for unit in units)
         return self.model_copy(update={"rules": kept + self.rules})
 
 
@@ -138,15 +174,37 @@ def recipe_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str]:
-    """(scheme, reason) of one linear: the first rule that matches; else heads in 16 bit, others the default scheme."""
-    for rule in recipe.rules:
-        if rule.matches(site):
-            chosen_by = f"match {rule.match!r}" if rule.match is not None else f"role {rule.role}"
-            return rule.scheme, rule.reason or f"rule: {chosen_by}"
-    if site.role == "head":
-        return "16bit", "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently"
-    return recipe.scheme, "default scheme"
+def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str, str]:
+    """(scheme, method, reason) of one linear: of each the first rule that matches and names one, else the default's.
+    Heads that no rule names stay in 16 bit.
+    """
+    rules = [rule for rule in recipe.rules if rule.matches(site)]
+    by_scheme = next((rule for rule in rules if rule.scheme is not None), None)
+    by_method = next((rule for rule in rules if rule.method is not None), None)
+    method = by_method.method if by_method and by_method.method else recipe.method
+    if by_scheme is None or by_scheme.scheme is None:
+        if site.role == "head":
+            return FLOAT, "cast", "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently"
+        reason = "default scheme" if by_method is None else _why(by_method)
+        return recipe.scheme, method, reason
+    return by_scheme.scheme, method if by_scheme.scheme != FLOAT else "cast", _why(by_scheme)
+
+
+def _why(rule: Rule) -> str:
+    chosen_by = f"match {rule.match!r}" if rule.match is not None else f"role {rule.role}"
+    return rule.reason or f"rule: {chosen_by}"
+
+
+def _scheme_families() -> list[str]:
+    """The names of the schemes, those of one family together: "w4a16[_g128|_g64|_g32|_channel][_asym]"."""
+    words: list[str] = []
+    for scheme in SCHEMES.values():
+        if scheme.choose_group and not scheme.name.endswith("_asym"):
+            asym = "[_asym]" if f"{scheme.name}_asym" in SCHEMES else ""
+            words.append(f"{scheme.name}[_g128|_g64|_g32|_channel]{asym}")
+        elif scheme.weight is None or scheme.weight.bits == 8:
+            words.append(scheme.name)
+    return words
 
 
 def check_rules(recipe: Recipe, sites: list[LinearSite]) -> None:
@@ -170,7 +228,9 @@ def check_rules(recipe: Recipe, sites: list[LinearSite]) -> None:
 
 def _keys_at(path: tuple[int | str, ...]) -> list[str]:
     """The keys allowed where pydantic found an unknown one."""
-    models: dict[str, type[BaseModel]] = {"rules": Rule, "calibration": Calibration, "budget": Budget}
+    models: dict[str, type[BaseModel]] = {
+        "rules": Rule, "calibration": Calibration, "budget": Budget, "options": Options
+    }  # fmt: skip
     model = models.get(str(path[0]), Recipe) if path else Recipe
     return list(model.model_fields)
 

@@ -119,6 +119,20 @@ def builtin_texts(n: int | None = None, *, seed: int | None = None) -> list[str]
     return list(islice(_builtin_sentences(), n))
 
 
+def plain_text(path: Path) -> str | None:
+    """The whole of a file of plain text; None for tables, and where there is no such file.
+
+    Raises:
+        DataError: unreadable, or not UTF-8.
+    """
+    if path.suffix.lower() in (*_TABLES, ".json") or not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
 def token_batches(
     tokenizer: Any, texts: Sequence[str], *, max_tokens: int, batch_size: int, seed: int = 0
 ) -> "list[dict[str, Tensor]]":

@@ -1,0 +1,74 @@
+"""Windows of running text, for language models: equally long runs of tokens, none of them padded.
+
+A source is what `calibration.data` reads. A file of plain text is taken whole and in order; of a table, a data set or the
+built-in prose the texts are put one after another.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bitwright.calibration.data import BUILTIN, Source, load_texts, plain_text
+from bitwright.errors import DataError
+
+Window = tuple[int, ...]
+
+
+def running_text(source: Source, *, seed: int = 0) -> str:
+    """All of a source as one text.
+
+    Raises:
+        DataError: missing, unreadable, not UTF-8, or without any text.
+    """
+    path = Path(source.name)
+    if source.name == BUILTIN:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics.values())
+    text = plain_text(path)
+    if text is not None:
+        return text
+    field = f"#{source.field}" if source.field else ""
+    return "\n\n".join(load_texts(source.name + field, seed=seed))
+
+
+def token_windows(tokenizer: Any, text: str, length: int, what: str) -> list[Window]:
+    """The non-overlapping windows of `length` tokens that a text fills, in order; no special tokens, the rest dropped.
+
+    what: the text's name, for the message.
+
+    Raises:
+        DataError: the text is shorter than one window.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < length:
+        raise DataError(
+            f"{what}: {len(ids)} tokens, and a window takes {length}; give more text, or ask for shorter windows"
+        )
+    return [tuple(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
+
+
+def mix_windows(tokenizer: Any, sources: Sequence[Source], n: int, length: int, *, seed: int = 0) -> list[Window]:
+    """`n` windows of several sources in proportion to their weights, drawn without replacement, in a seeded order.
+
+    A source that is too small gives all that it has; all together may have fewer than `n`.
+
+    Raises:
+        DataError: as `running_text` and `token_windows`.
+    """
+    rng = random.Random(seed)
+    pools: dict[Source, list[Window]] = {}
+    for source in sources:
+        windows = token_windows(tokenizer, running_text(source, seed=seed), length, source.name)
+        pools[source] = rng.sample(windows, len(windows))
+    taken = dict.fromkeys(pools, 0)
+    drawn: list[Window] = []
+    while pools and len(drawn) < n:
+        behind = min(pools, key=lambda source: (taken[source] + 0.5) / source.weight)
+        if not pools[behind]:
+            del pools[behind]
+            continue
+        drawn.append(pools[behind].pop())
+        taken[behind] += 1
+    return rng.sample(drawn, len(drawn))
