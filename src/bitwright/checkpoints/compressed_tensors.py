@@ -36,9 +36,9 @@ from bitwright.checkpoints.safetensors_file import (
     write_safetensors,
 )
 from bitwright.checkpoints.stored import ModelNames, StoredLinear, name_in, require_name_in
-from bitwright.checkpoints.tensor_files import TensorFiles
 from bitwright.errors import CheckpointError
 from bitwright.models.source import CONFIG_FILE, read_config
+from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.qtensor import QTensor
 
 DEFAULT_SHARD_BYTES = 5_000_000_000

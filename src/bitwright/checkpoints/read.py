@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bitwright.checkpoints.quantization_config import Group, QuantizationConfig, parse_quantization_config
 from bitwright.checkpoints.stored import ModelNames, StoredLinear, name_in
-from bitwright.checkpoints.tensor_files import TensorFiles
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.models.source import CONFIG_FILE
+from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 

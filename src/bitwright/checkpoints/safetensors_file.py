@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitwright.checkpoints.tensor_files import TORCH_DTYPES
+from bitwright.models.tensor_files import TORCH_DTYPES
 
 _SPELLED = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(TORCH_DTYPES.values())}

@@ -13,12 +13,12 @@ import torch
 
 from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, mix, parse_sources, require_texts
 from bitwright.checkpoints.stored import ModelNames, model_names, require_name_in
-from bitwright.checkpoints.tensor_files import TensorFiles
 from bitwright.errors import DataError, InputError
 from bitwright.evaluate import Task, label_free_task, load_custom, load_task, shared_texts, split
 from bitwright.kernels import cpu, native
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
 from bitwright.models.load import LoadedModel, fingerprint, load_model, source_files
+from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.request import Texts
 from bitwright.plan import Plan, make_plan
