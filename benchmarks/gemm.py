@@ -108,7 +108,8 @@ def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray
     inputs = (codes.data_ptr(), stride, scale_m.data_ptr(), zero_m.data_ptr(), k)
     everything = (n, n, False, False, 0, m, 0, packed.shape[0])
     grid = cpu.InputGrid.of(SCHEMES["w8a8"].input)  # type: ignore[arg-type]
-    quantize = (x.data_ptr(), False, k, m, k, grid.mode, grid.scale, grid.zero_point, grid.code_min, scratch.data_ptr())
+    static = (grid.mode, grid.scale, grid.zero_point, grid.code_min)
+    quantize = (x.data_ptr(), False, k, m, k, 0, 0, *static, scratch.data_ptr())  # no shift, no multiplier
     keep = (packed, colsum, scale_n, bias, codes, x, scale_m, zero_m, y, sums, scratch)  # alive as long as the closures
 
     def multiply(sums_only: bool) -> Run:

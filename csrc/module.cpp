@@ -51,27 +51,43 @@ int useful_threads(int threads, size_t multiply_adds) {
     return useful < 1 ? 1 : size_t(threads) < useful ? threads : int(useful);
 }
 
-void quantize_rows(int isa, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, int mode, float static_scale,
-                   int static_zero_point, int code_min, uintptr_t codes, size_t stride, uintptr_t scale,
-                   uintptr_t zero_point, size_t row_begin) {
-    const QuantizeRows op{at<void>(x),        bf16,         x_stride,          k,
-                          at<uint8_t>(codes), stride,       at<float>(scale),  at<int32_t>(zero_point),
-                          QuantizeMode(mode), static_scale, static_zero_point, code_min};
+void quantize_rows(int isa, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, uintptr_t shift,
+                   uintptr_t multiplier, int mode, float static_scale, int static_zero_point, int code_min,
+                   uintptr_t codes, size_t stride, uintptr_t scale, uintptr_t zero_point, size_t row_begin) {
+    const QuantizeRows op{at<void>(x),        bf16,
+                          x_stride,           k,
+                          at<float>(shift),   at<float>(multiplier),
+                          at<uint8_t>(codes), stride,
+                          at<float>(scale),   at<int32_t>(zero_point),
+                          QuantizeMode(mode), static_scale,
+                          static_zero_point,  code_min};
     quantize_rows_for(isa)(&op, row_begin, m);
 }
 
 // Quantize the rows of x and multiply; x and y are f32, or both bf16. In one parallel region: by rows when there are
 // enough of them, else by columns.
-void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, int mode,
-                 float static_scale, int static_zero_point, int code_min, uintptr_t scratch, uintptr_t weight,
-                 uintptr_t colsum, uintptr_t scale_n, uintptr_t bias, uintptr_t y, size_t n, bool gelu) {
+void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, uintptr_t shift,
+                 uintptr_t multiplier, int mode, float static_scale, int static_zero_point, int code_min,
+                 uintptr_t scratch, uintptr_t weight, uintptr_t colsum, uintptr_t scale_n, uintptr_t bias, uintptr_t y,
+                 size_t n, bool gelu) {
     const size_t stride = code_stride(k), rows = round_up(m, kBlock), blocks = round_up(n, kBlock) / kBlock;
     uint8_t* codes = at<uint8_t>(scratch);
     float* scale_m = reinterpret_cast<float*>(codes + rows * stride);
     int32_t* zero_m = reinterpret_cast<int32_t*>(scale_m + rows);
-    const QuantizeRows quantize{
-        at<void>(x),        bf16,         x_stride,          k,       codes, stride, scale_m, zero_m,
-        QuantizeMode(mode), static_scale, static_zero_point, code_min};
+    const QuantizeRows quantize{at<void>(x),
+                                bf16,
+                                x_stride,
+                                k,
+                                at<float>(shift),
+                                at<float>(multiplier),
+                                codes,
+                                stride,
+                                scale_m,
+                                zero_m,
+                                QuantizeMode(mode),
+                                static_scale,
+                                static_zero_point,
+                                code_min};
     const LinearW8A8 multiply{codes,
                               stride,
                               scale_m,

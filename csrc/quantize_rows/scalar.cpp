@@ -5,13 +5,18 @@
 
 #include "contract.h"
 
-static float value(const QuantizeRows& p, size_t m, size_t i) {
+static float stored(const QuantizeRows& p, size_t m, size_t i) {
     const size_t at = m * p.x_stride + i;
     if (!p.bf16) return ((const float*)p.x)[at];
     const uint32_t bits = (uint32_t)((const uint16_t*)p.x)[at] << 16;
     float x;
     memcpy(&x, &bits, 4);
     return x;
+}
+
+static float value(const QuantizeRows& p, size_t m, size_t i) {
+    const float x = stored(p, m, i);
+    return p.multiplier ? (x - p.shift[i]) * p.multiplier[i] : x;
 }
 
 static void quantize_row(const QuantizeRows& p, size_t m) {

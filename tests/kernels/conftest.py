@@ -87,6 +87,9 @@ class QuantizeRows:
         scale: Tensor | None = None,
         zero_point: Tensor | None = None,
         begin: int = 0,
+        *,
+        shift_K: Tensor | None = None,
+        multiplier_K: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         m, k = x_MK.shape
         module = native.load()
@@ -94,6 +97,7 @@ class QuantizeRows:
         codes = torch.full((m, stride), POISON_CODE, dtype=torch.uint8)
         scales, zeros = torch.full((m, 1), -7.0), torch.full((m, 1), 1000, dtype=torch.int32)
         grid = cpu.InputGrid.of(spec, scale, zero_point)
+        transform = [layouts.pad_inputs(values) for values in (shift_K, multiplier_K) if values is not None]
         module.quantize_rows(
             cpu.isa_index(self.isa),
             x_MK.data_ptr(),
@@ -101,6 +105,7 @@ class QuantizeRows:
             x_MK.stride(0),
             m,
             k,
+            *([values.data_ptr() for values in transform] or (0, 0)),
             grid.mode,
             grid.scale,
             grid.zero_point,

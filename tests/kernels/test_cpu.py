@@ -54,6 +54,31 @@ def test_bf16_in_bf16_out(shape):
     assert torch.equal(y, cpu.linear_w8a8(x.bfloat16().float(), *rest).bfloat16())
 
 
+@pytest.mark.parametrize("shape", [(3, 20, 30), (70, 40, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_are_shifted_and_multiplied_before_they_are_quantized(shape, dtype):
+    (x, weight, colsum, scale, bias, n, _), _ = packed_problem(*shape)
+    x, g = x.to(dtype), torch.Generator().manual_seed(3)
+    transform = torch.randn(shape[2], generator=g), torch.rand(shape[2], generator=g) + 0.1
+    y = cpu.linear_w8a8(x, weight, colsum, scale, bias, n, GRID, False, *map(layouts.pad_inputs, transform))
+    by_hand = reference.transform_inputs(x, *transform)
+    assert torch.equal(y, cpu.linear_w8a8(by_hand, weight, colsum, scale, bias, n, GRID).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ((torch.ones(64), None), "needs both a shift and a multiplier"),
+        ((torch.ones(64), torch.ones(30)), r"K = 30: the input's multiplier must be .* \(64,\) .* got .* \(30,\)"),
+        ((torch.ones(64).double(), torch.ones(64)), "the input's shift must be .* got torch.float64"),
+    ],
+)
+def test_input_transforms_are_checked(transform, message):
+    arguments, _ = packed_problem(2, 20, 30)
+    with pytest.raises(KernelError, match=message):
+        cpu.linear_w8a8(*arguments, False, *transform)
+
+
 def test_no_rows_give_no_rows():
     arguments, want = packed_problem(0, 20, 30)
     assert cpu.linear_w8a8(*arguments).shape == want.shape == (0, 20)
@@ -133,7 +158,8 @@ def test_operator_is_what_torch_compile_needs():
     (x, *rest), _ = packed_problem(3, 20, 30)
     numbers = (*rest[:5], GRID.mode, GRID.scale, GRID.zero_point, GRID.code_min, False)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.bitwright.linear_w8a8.default, (x, *numbers), test_utils=checks)
+    for transform in ((None, None), (torch.ones(64), torch.ones(64))):
+        torch.library.opcheck(torch.ops.bitwright.linear_w8a8.default, (x, *numbers, *transform), test_utils=checks)
 
 
 @pytest.fixture

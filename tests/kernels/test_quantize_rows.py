@@ -81,6 +81,41 @@ def test_row_that_is_not_finite_has_scale_nan(quantize, spec, place, bad):
     assert_same(found, reference.quantize_rows(x, spec, *grid(spec)))
 
 
+def transform(k):
+    """A shift and a multiplier per feature, of very different sizes."""
+    g = torch.Generator().manual_seed(k + 1)
+    return {"shift_K": torch.randn(k, generator=g), "multiplier_K": 1.0 / (torch.rand(k, generator=g) * 8 + 1e-3)}
+
+
+@pytest.mark.parametrize("k", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec", DYNAMIC + STATIC)
+def test_shift_and_multiplier_come_before_the_range(quantize, spec, dtype, k):
+    x = rows(k).to(dtype)
+    x[6, k // 2] = torch.nan
+    found = quantize(x, spec, *grid(spec), **transform(k))
+    assert_same(found, reference.quantize_rows(x, spec, *grid(spec), **transform(k)))
+    by_hand = (x.float() - transform(k)["shift_K"]) * transform(k)["multiplier_K"]
+    assert_same(found, reference.quantize_rows(by_hand, spec, *grid(spec)))
+
+
+@pytest.mark.parametrize("spec", DYNAMIC + STATIC)
+def test_identity_transform_changes_nothing(quantize, spec):
+    x = rows(100)
+    identity = {"shift_K": torch.zeros(100), "multiplier_K": torch.ones(100)}
+    assert_same(quantize(x, spec, *grid(spec), **identity), quantize(x, spec, *grid(spec)))
+
+
+@pytest.mark.parametrize("spec", DYNAMIC + STATIC)
+def test_row_that_a_multiplier_takes_out_of_range_has_scale_nan(quantize, spec):
+    x = torch.ones(2, 37)
+    x[1, 5] = 1e38
+    changed = {"shift_K": torch.zeros(37), "multiplier_K": torch.full((37,), 10.0)}
+    found = quantize(x, spec, *grid(spec), **changed)
+    assert found[1].isnan().flatten().tolist() == [False, True]
+    assert_same(found, reference.quantize_rows(x, spec, *grid(spec), **changed))
+
+
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, -3e-39, 1.2e-38, 3e38, -3e38])
 @pytest.mark.parametrize("spec", DYNAMIC + STATIC)
 def test_extreme_rows_are_defined(quantize, spec, value):

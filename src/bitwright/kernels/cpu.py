@@ -144,6 +144,8 @@ def linear_w8a8(
     n: int,
     grid: InputGrid,
     gelu: bool = False,
+    shift: Tensor | None = None,
+    multiplier: Tensor | None = None,
 ) -> Tensor:
     """Quantize the rows of x, multiply by a packed int8 weight: (M, N) of x's dtype. See `reference.linear_w8a8`.
 
@@ -152,18 +154,16 @@ def linear_w8a8(
         weight: `layouts.pack` of the codes; colsum: their `layouts.column_sums`.
         scale_n, bias: float32, `layouts.pad_columns`.
         n: output features, before padding.
+        shift, multiplier: both or neither, float32, `layouts.pad_inputs`; (x − shift) · multiplier is quantized then.
 
     Raises:
         KernelError: shapes, dtypes or strides are not these; K is so large that an int32 sum could overflow.
     """
+    arguments = (x_MK, weight, colsum, scale_n, bias, n, grid.mode, grid.scale, grid.zero_point, grid.code_min, gelu)
     if torch.compiler.is_compiling():
-        y: Tensor = torch.ops.bitwright.linear_w8a8(
-            x_MK, weight, colsum, scale_n, bias, n, grid.mode, grid.scale, grid.zero_point, grid.code_min, gelu
-        )
+        y: Tensor = torch.ops.bitwright.linear_w8a8(*arguments, shift, multiplier)
         return y
-    return _linear_w8a8(
-        x_MK, weight, colsum, scale_n, bias, n, grid.mode, grid.scale, grid.zero_point, grid.code_min, gelu
-    )
+    return _linear_w8a8(*arguments, shift, multiplier)
 
 
 def _linear_w8a8(
@@ -178,6 +178,8 @@ def _linear_w8a8(
     static_zero_point: int,
     code_min: int,
     gelu: bool,
+    shift: Tensor | None,
+    multiplier: Tensor | None,
 ) -> Tensor:
     if x.ndim != 2 or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
         raise KernelError(
@@ -185,6 +187,7 @@ def _linear_w8a8(
         )
     m, k = x.shape
     _check_weight(weight, colsum, scale_n, bias, n, k)
+    _check_input_transform(shift, multiplier, k)
     if x.stride(1) != 1 and k > 1:
         x = x.contiguous()
     y = torch.empty((m, n), dtype=x.dtype)
@@ -200,6 +203,8 @@ def _linear_w8a8(
         x.stride(0),
         m,
         k,
+        0 if shift is None else shift.data_ptr(),
+        0 if multiplier is None else multiplier.data_ptr(),
         mode,
         static_scale,
         static_zero_point,
@@ -237,6 +242,20 @@ def _check_weight(weight: Tensor, colsum: Tensor, scale_n: Tensor, bias: Tensor,
             raise KernelError(f"{name} must begin at a multiple of {_ALIGNMENT} bytes; copy it with .clone()")
 
 
+def _check_input_transform(shift: Tensor | None, multiplier: Tensor | None, k: int) -> None:
+    if (shift is None) != (multiplier is None):
+        raise KernelError("an input transform needs both a shift and a multiplier; pass zeros or ones for the other")
+    columns = (-(-k // layouts.PAD_K) * layouts.PAD_K,)
+    for name, tensor in (("shift", shift), ("multiplier", multiplier)):
+        if tensor is not None and (
+            tensor.shape != columns or tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu
+        ):
+            raise KernelError(
+                f"K = {k}: the input's {name} must be a contiguous torch.float32 {columns} on the CPU, "
+                f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+            )
+
+
 _operator = torch.library.custom_op("bitwright::linear_w8a8", _linear_w8a8, mutates_args=(), device_types="cpu")
 
 
@@ -253,5 +272,7 @@ def _shape_of_linear_w8a8(
     static_zero_point: int,
     code_min: int,
     gelu: bool,
+    shift: Tensor | None,
+    multiplier: Tensor | None,
 ) -> Tensor:
     return x.new_empty((x.shape[0], n))

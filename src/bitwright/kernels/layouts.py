@@ -39,3 +39,8 @@ def pad_columns(values_N: Tensor) -> Tensor:
     padded = values_N.new_zeros(n + -n % BLOCK)
     padded[:n] = values_N
     return padded
+
+
+def pad_inputs(values_K: Tensor) -> Tensor:
+    """One value per input feature, padded by zeros to a multiple of 64: float32."""
+    return pad(values_K.float(), (0, -values_K.shape[0] % PAD_K))

@@ -11,10 +11,26 @@ from bitwright.errors import KernelError
 from bitwright.numerics.spec import QuantSpec
 
 
+def transform_inputs(x_MK: Tensor, shift_K: Tensor | None, multiplier_K: Tensor | None) -> Tensor:
+    """(x − shift) · multiplier, two float32 operations per value; an absent one changes nothing. float32 (M, K)."""
+    x_MK = x_MK.float()
+    if shift_K is not None:
+        x_MK = x_MK - shift_K
+    return x_MK if multiplier_K is None else x_MK * multiplier_K
+
+
 def quantize_rows(
-    x_MK: Tensor, spec: QuantSpec, scale: Tensor | None = None, zero_point: Tensor | None = None
+    x_MK: Tensor,
+    spec: QuantSpec,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    shift_K: Tensor | None = None,
+    multiplier_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of float rows on the grid of an input spec: x ≈ (codes − zero_point) · scale.
+
+    With a shift or a multiplier per feature, x stands for `transform_inputs(x, …)`, here and below.
 
     Dynamic specs take the range of each row, widened to include zero. Asymmetric: scale = (max − min) / (2^b − 1),
     zero_point = clip(rint(code_min − min · inv)). Symmetric: scale = max|x| / half_steps, zero_point = 0. In both
@@ -26,6 +42,7 @@ def quantize_rows(
     Args:
         x_MK: float; computed in float32.
         scale, zero_point: of a static spec, one value each; absent for dynamic ones. zero_point absent means 0.
+        shift_K, multiplier_K: float32 (K,).
 
     Returns:
         codes int8 (M, K), scale float32 (M, 1), zero_point int32 (M, 1).
@@ -35,7 +52,7 @@ def quantize_rows(
     """
     if spec.group_size is not None or spec.dynamic == spec.per_tensor:
         raise KernelError(f"an input needs a dynamic scale per row or a static one per tensor, got {spec}")
-    x = x_MK.float()
+    x = transform_inputs(x_MK, shift_K, multiplier_K)
     finite = x.isfinite().all(dim=1, keepdim=True)
     if spec.dynamic:
         scale_M1, zero_M1 = _dynamic_grid(x, spec)
