@@ -9,7 +9,8 @@ import pytest
 
 from bitwright.errors import DataError
 from bitwright.evaluate import load_custom, load_task, similarity_matrix_task
-from bitwright.evaluate.kinds import Classification, EmbeddingAgreement, Pairs, Retrieval, SimilarityMatrix
+from bitwright.evaluate.agreement import EmbeddingAgreement
+from bitwright.evaluate.kinds import Classification, Pairs, Retrieval, SimilarityMatrix
 
 
 @pytest.fixture

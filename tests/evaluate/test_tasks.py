@@ -16,15 +16,13 @@ from bitwright.evaluate import (
     similarity_matrix_task,
     split,
 )
+from bitwright.evaluate.agreement import ClassAgreement, LabelAgreement, ScoreAgreement
 from bitwright.evaluate.kinds import (
     MAX_PAIRS,
-    ClassAgreement,
     Classification,
     Custom,
-    LabelAgreement,
     Pairs,
     Retrieval,
-    ScoreAgreement,
     pair_cosines,
     spread_pairs,
 )

@@ -2,15 +2,18 @@
 
 from bitwright.evaluate.budget import Interval, Verdict, judge, paired_bootstrap
 from bitwright.evaluate.custom import load_custom
+from bitwright.evaluate.language import LanguageModel, language_task
 from bitwright.evaluate.loaders import load_task, similarity_matrix_task
 from bitwright.evaluate.tasks import Task, label_free_task, shared_texts, split
 
 __all__ = [
     "Interval",
+    "LanguageModel",
     "Task",
     "Verdict",
     "judge",
     "label_free_task",
+    "language_task",
     "load_custom",
     "load_task",
     "paired_bootstrap",

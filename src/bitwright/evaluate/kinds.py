@@ -1,7 +1,9 @@
 """The kinds of evaluation: what a model's outputs are scored against, and which units its sample consists of.
 
-Each kind is a frozen dataclass with the same few members (`Kind`). Outputs are embeddings (texts, dim) or logits
-(texts, classes). A score is a `Statistic` over units, so that the bootstrap can weigh them.
+Each kind is a frozen dataclass with the same few members (`Kind`). Outputs are embeddings (texts, dim), logits
+(texts, classes), or what a language model makes of each token (`language`). A score is a `Statistic` over units, so
+that the bootstrap can weigh them. Here are the kinds with labels; those without are in `agreement`, perplexity is in
+`language`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +18,10 @@ from bitwright.evaluate import metrics
 from bitwright.evaluate.statistic import FloatArray, IntArray, MacroF1, Mean, Spearman, Statistic
 
 Outputs = NDArray[np.floating] | Sequence[NDArray[np.floating]]
-Encode = Callable[[list[str]], Outputs]
-OutputSort = Literal["embeddings", "logits", "scores"]
+Item = str | tuple[int, ...]  # what a model reads: a text, or the ids of its tokens
+Items = tuple[Item, ...]
+Encode = Callable[[Sequence[Item]], Outputs]
+OutputSort = Literal["embeddings", "logits", "tokens", "scores"]
 
 MAX_PAIRS = 50_000  # pairs of texts compared; more would cost time and hardly narrow the interval
 _QUERIES_AT_ONCE = 64
@@ -43,16 +47,21 @@ class Kind(Protocol):
     def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
         """The scores of the float and of the quantized model (label-free: agreement with float, so the first is 1)."""
 
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
+    def groups(self, texts: Items) -> IntArray:
         """A number per unit; units of the same number share a text and stay on one side of a split."""
 
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Kind, tuple[str, ...]]":
+    def select(self, units: IntArray, texts: Items) -> "tuple[Kind, Items]":
         """The same evaluation of some units only, with the texts that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Pairs of texts with a human score each: Spearman's correlation of cosine and score. Units: pairs."""
+    """Pairs of texts with a human score each: Spearman's correlation of cosine and score. Units: pairs.
+
+    The score may be a label 0 or 1 (same meaning or not: LCQMC, AFQMC, BQ). Spearman's correlation is what C-MTEB
+    reports for those, too: without ties among the cosines it is √(3pq) · (2·AUC − 1) · n/√(n² − 1), p and q being the
+    shares of the labels, so it ranks models as the area under the ROC curve does, and needs no threshold.
+    """
 
     first_P: IntArray  # index of a text
     second_P: IntArray
@@ -68,13 +77,18 @@ class Pairs:
         return self._statistic(float_outputs), self._statistic(quant_outputs)
 
     def _statistic(self, outputs: Outputs) -> Spearman:
-        rows = metrics.unit_rows(_matrix(outputs))
-        return Spearman((rows[self.first_P] * rows[self.second_P]).sum(axis=1), self.gold_P)
+        return Spearman(self.cosines(outputs), self.gold_P)
 
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
+    def cosines(self, outputs: Outputs) -> FloatArray:
+        """The cosine of each pair, (pairs,); NaN where an embedding is zero or not finite."""
+        rows = metrics.unit_rows(matrix(outputs))
+        result: FloatArray = (rows[self.first_P] * rows[self.second_P]).sum(axis=1)
+        return result
+
+    def groups(self, texts: Items) -> IntArray:
         return _connected(self.first_P, self.second_P, len(texts))[self.first_P]
 
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Pairs, tuple[str, ...]]":
+    def select(self, units: IntArray, texts: Items) -> "tuple[Pairs, Items]":
         kept, index = np.unique(np.concatenate([self.first_P[units], self.second_P[units]]), return_inverse=True)
         first_P, second_P = np.split(index, 2)
         return Pairs(first_P, second_P, self.gold_P[units]), tuple(texts[i] for i in kept)
@@ -103,10 +117,10 @@ class SimilarityMatrix:
             Spearman(pair_cosines(quant_outputs, pairs_P2), gold_P, pairs_P2),
         )
 
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
-        return _same_text(texts)
+    def groups(self, texts: Items) -> IntArray:
+        return same_items(texts)
 
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[SimilarityMatrix, tuple[str, ...]]":
+    def select(self, units: IntArray, texts: Items) -> "tuple[SimilarityMatrix, Items]":
         return SimilarityMatrix(self.gold_UU[np.ix_(units, units)]), tuple(texts[i] for i in units)
 
 
@@ -130,7 +144,7 @@ class Retrieval:
         return self._statistic(float_outputs), self._statistic(quant_outputs)
 
     def _statistic(self, outputs: Outputs) -> Mean:
-        rows = metrics.unit_rows(_matrix(outputs))
+        rows = metrics.unit_rows(matrix(outputs))
         documents, queries = rows[: self.n_documents], rows[self.n_documents :]
         values = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
@@ -142,10 +156,10 @@ class Retrieval:
             values.append(np.where(np.isfinite(some).all(axis=1), ndcg, 0.0))  # a query without a vector finds nothing
         return Mean(np.concatenate(values))
 
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
-        return _same_text(texts[self.n_documents :])
+    def groups(self, texts: Items) -> IntArray:
+        return same_items(texts[self.n_documents :])
 
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Retrieval, tuple[str, ...]]":
+    def select(self, units: IntArray, texts: Items) -> "tuple[Retrieval, Items]":
         queries = tuple(texts[self.n_documents + i] for i in units)
         return replace(self, relevant=tuple(self.relevant[i] for i in units)), texts[: self.n_documents] + queries
 
@@ -171,7 +185,7 @@ class Classification:
         return self._statistic(float_outputs), self._statistic(quant_outputs)
 
     def _statistic(self, outputs: Outputs) -> Statistic:
-        logits = _matrix(outputs)
+        logits = matrix(outputs)
         classes, largest = logits.shape[1], int(self.gold_U.max())
         if largest >= classes or classes != (self.n_classes or classes):
             raise DataError(
@@ -182,113 +196,11 @@ class Classification:
         predicted_U = _classes(logits)
         return MacroF1(self.gold_U, predicted_U) if self.macro_f1 else Mean((self.gold_U == predicted_U).astype(float))
 
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
-        return _same_text(texts)
+    def groups(self, texts: Items) -> IntArray:
+        return same_items(texts)
 
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Classification, tuple[str, ...]]":
+    def select(self, units: IntArray, texts: Items) -> "tuple[Classification, Items]":
         return replace(self, gold_U=self.gold_U[units]), tuple(texts[i] for i in units)
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingAgreement:
-    """Texts without labels: Spearman's correlation of the two models' pairwise cosines. Units: texts.
-
-    Up to MAX_PAIRS pairs are compared: all of them up to 316 texts, and an even spread of them beyond.
-    """
-
-    name: ClassVar[str] = "label-free"
-    unit: ClassVar[str] = "texts"
-    outputs: ClassVar[OutputSort] = "embeddings"
-    label_free: ClassVar[bool] = True
-    metric: ClassVar[str] = "Spearman of pairwise similarities with float"
-    higher_is_better: ClassVar[bool] = True
-
-    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
-        pairs_P2 = spread_pairs(len(float_outputs))
-        x_P, y_P = pair_cosines(float_outputs, pairs_P2), pair_cosines(quant_outputs, pairs_P2)
-        return Mean(np.ones(len(float_outputs))), Spearman(x_P, y_P, pairs_P2)
-
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
-        return _same_text(texts)
-
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[EmbeddingAgreement, tuple[str, ...]]":
-        return self, tuple(texts[i] for i in units)
-
-
-@dataclass(frozen=True, slots=True)
-class ClassAgreement:
-    """Texts without labels for a classifier: share of top-1 classes that are as in the float model. Units: texts.
-
-    A text's output is logits (classes,), or (rows, classes) for a token classifier (rows are tokens) and for question
-    answering (rows are start and end, classes are positions); then its agreement is the mean over its rows.
-    """
-
-    name: ClassVar[str] = "label-free"
-    unit: ClassVar[str] = "texts"
-    outputs: ClassVar[OutputSort] = "logits"
-    label_free: ClassVar[bool] = True
-    metric: ClassVar[str] = "top-1 agreement with float"
-    higher_is_better: ClassVar[bool] = True
-
-    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
-        if all(np.atleast_1d(row).shape[-1] == 1 for row in float_outputs):
-            raise DataError("the model puts out one value, so it has no classes that could differ; give n_labels=1")
-        both = zip(float_outputs, quant_outputs, strict=True)
-        agreement = [metrics.top1_agreement(np.atleast_2d(left), np.atleast_2d(right)) for left, right in both]
-        return Mean(np.ones(len(agreement))), Mean(np.array(agreement))
-
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
-        return _same_text(texts)
-
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[ClassAgreement, tuple[str, ...]]":
-        return self, tuple(texts[i] for i in units)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreAgreement:
-    """Texts without labels for a model of one score each (a reranker, a regression): Spearman's correlation of the two
-    models' scores. Units: texts.
-    """
-
-    name: ClassVar[str] = "label-free"
-    unit: ClassVar[str] = "texts"
-    outputs: ClassVar[OutputSort] = "logits"
-    label_free: ClassVar[bool] = True
-    metric: ClassVar[str] = "Spearman of scores with float"
-    higher_is_better: ClassVar[bool] = True
-
-    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
-        return Mean(np.ones(len(float_outputs))), Spearman(_scores(float_outputs), _scores(quant_outputs))
-
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
-        return _same_text(texts)
-
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[ScoreAgreement, tuple[str, ...]]":
-        return self, tuple(texts[i] for i in units)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelAgreement:
-    """Texts without labels for a multi-label classifier, which assigns every label whose logit is above 0: share of the
-    labels that are assigned, or not, as in the float model. Units: texts.
-    """
-
-    name: ClassVar[str] = "label-free"
-    unit: ClassVar[str] = "texts"
-    outputs: ClassVar[OutputSort] = "logits"
-    label_free: ClassVar[bool] = True
-    metric: ClassVar[str] = "agreement of labels with float"
-    higher_is_better: ClassVar[bool] = True
-
-    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
-        agreement = metrics.label_agreement(_matrix(float_outputs), _matrix(quant_outputs))
-        return Mean(np.ones(len(agreement))), Mean(agreement)
-
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
-        return _same_text(texts)
-
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[LabelAgreement, tuple[str, ...]]":
-        return self, tuple(texts[i] for i in units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,10 +236,10 @@ class Custom:
         n_tuning = min(max(round(n * fraction), 1), n - 1)
         return order[:n_tuning] if tuning else order[n_tuning:]
 
-    def groups(self, texts: tuple[str, ...]) -> IntArray:
+    def groups(self, texts: Items) -> IntArray:
         return np.arange(0)
 
-    def select(self, units: IntArray, texts: tuple[str, ...]) -> "tuple[Custom, tuple[str, ...]]":
+    def select(self, units: IntArray, texts: Items) -> "tuple[Custom, Items]":
         return self, texts
 
 
@@ -345,7 +257,7 @@ def spread_pairs(n: int) -> IntArray:
 
 def pair_cosines(outputs: Outputs, pairs_P2: IntArray) -> FloatArray:
     """Cosine of each pair of embeddings; NaN where one is zero or not finite."""
-    rows = metrics.unit_rows(_matrix(outputs))
+    rows = metrics.unit_rows(matrix(outputs))
     n, dim = rows.shape
     if n <= _MAX_MATRIX:  # one product is faster than gathering the rows of every pair
         result: FloatArray = (rows @ rows.T)[pairs_P2[:, 0], pairs_P2[:, 1]]
@@ -355,19 +267,22 @@ def pair_cosines(outputs: Outputs, pairs_P2: IntArray) -> FloatArray:
     return np.concatenate([np.einsum("pk,pk->p", rows[piece[:, 0]], rows[piece[:, 1]]) for piece in pieces])
 
 
-def _matrix(outputs: Outputs) -> NDArray[np.floating]:
+def matrix(outputs: Outputs) -> NDArray[np.floating]:
+    """Outputs (texts, values) as one array.
+
+    Raises:
+        DataError: an array of another shape, or an empty one.
+    """
     array = np.asarray(outputs)
     if array.ndim != 2 or array.size == 0:
         raise DataError(f"outputs of shape {array.shape}: one vector per text, (texts, values), is needed")
     return array
 
 
-def _scores(outputs: Outputs) -> FloatArray:
-    """One value per text, of outputs (texts, 1)."""
-    sizes = {np.size(row) for row in outputs}
-    if sizes != {1}:
-        raise DataError(f"outputs of {min(sizes)} to {max(sizes)} values per text: one score per text is needed")
-    return _values(outputs).ravel()
+def same_items(texts: Items) -> IntArray:
+    """Of each item, the index of the first that equals it: the groups of a kind whose units are its items."""
+    first: dict[Item, int] = {}
+    return np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.intp)
 
 
 def _values(outputs: Outputs) -> FloatArray:
@@ -377,11 +292,6 @@ def _values(outputs: Outputs) -> FloatArray:
 def _classes(logits: NDArray[np.floating]) -> IntArray:
     """The class of each row, −1 (which no label is) where a logit is not finite."""
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
-
-
-def _same_text(texts: tuple[str, ...]) -> IntArray:
-    first: dict[str, int] = {}
-    return np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.intp)
 
 
 def _connected(first: IntArray, second: IntArray, n: int) -> IntArray:

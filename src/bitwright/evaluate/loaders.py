@@ -33,7 +33,7 @@ KINDS = ("similarity", "similarity matrix", "retrieval", "classification", "labe
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "sentence1": ("sentence1", "sentence_1", "text1", "text_a", "question1", "s1", "query"),
-    "sentence2": ("sentence2", "sentence_2", "text2", "text_b", "question2", "s2", "candidate"),
+    "sentence2": ("sentence2", "sentence_2", "text2", "text_b", "question2", "s2", "candidate", "title"),
     "score": ("score", "similarity", "similarity_score", "relatedness_score", "gold", "label", "is_duplicate"),
     "text": ("text", "sentence", "content", "question", "review", "document"),
     "label": ("label", "labels", "class", "category", "target"),

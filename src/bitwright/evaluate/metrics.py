@@ -193,6 +193,39 @@ def f1(gold: ArrayLike, predicted: ArrayLike) -> float:
     return float((2 * hits / seen).mean())
 
 
+def roc_auc(gold: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve: the probability that a pair labelled 1 (`gold` > 0) scores above one labelled 0.
+
+    Equal scores count half (Mann-Whitney). 0 if a score is not finite.
+
+    Raises:
+        DataError: all labels are equal.
+    """
+    positive, values = _binary(gold, scores)
+    if not np.isfinite(values).all():
+        return 0.0
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    return float(ranks(values)[positive].sum() / n_positive - (n_positive + 1) / 2) / n_negative
+
+
+def best_accuracy(gold: ArrayLike, scores: ArrayLike) -> float:
+    """Accuracy of the best of all rules "1 if score ≥ threshold", for labels 0 and 1. 0 if a score is not finite.
+
+    The threshold is chosen on the very data that it is scored on, so small samples flatter.
+
+    Raises:
+        DataError: all labels are equal.
+    """
+    positive, values = _binary(gold, scores)
+    if not np.isfinite(values).all():
+        return 0.0
+    order = np.argsort(-values, kind="stable")
+    # After the i best: positives among them, and negatives below; only between different scores can a threshold lie.
+    right = np.cumsum(np.where(positive[order], 1, -1)) + (~positive).sum()
+    possible = np.append(np.diff(values[order]) != 0, True)
+    return max(int(right[possible].max()), int((~positive).sum())) / len(values)
+
+
 def ndcg_at_k(scores_QD: ArrayLike, gains_QD: ArrayLike, k: int = 10) -> FloatArray:
     """Normalised discounted cumulative gain of each query at rank k, shape (queries,).
 
@@ -232,6 +265,13 @@ def unit_rows(vectors: ArrayLike) -> FloatArray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: FloatArray = np.divide(rows, norms, out=np.full_like(rows, np.nan), where=(norms > 0) & np.isfinite(norms))
     return scaled
+
+
+def _binary(gold: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], FloatArray]:
+    positive, values = np.asarray(gold) > 0, np.asarray(scores, dtype=np.float64)
+    if positive.all() or not positive.any():
+        raise DataError(f"all {positive.size} labels are {int(positive.all())}: nothing can be told apart by them")
+    return positive, values
 
 
 def _nearest(embeddings: FloatArray) -> NDArray[np.intp]:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.integer]
 
+_MAX_MEAN_NLL = 100.0  # nats per token; a uniform guess among 150,000 tokens costs 12
+_HUGE = 1e30  # nats; more than _MAX_MEAN_NLL for every token there is
+
 
 @dataclass(frozen=True, slots=True)
 class Mean:
@@ -57,6 +60,29 @@ class MacroF1:
 
 
 @dataclass(frozen=True, slots=True)
+class Perplexity:
+    """exp(Σ nll / Σ tokens): e to the mean negative log-likelihood of a token, over the tokens of all units.
+
+    nll_U: of each window, the sum over its tokens in nats; tokens_U: how many those are. A mean above 100 nats, or one
+    that is not finite, counts as 100: what is that wrong is wrong enough, and stays a number that can be subtracted.
+    """
+
+    nll_U: FloatArray
+    tokens_U: FloatArray
+
+    @property
+    def n_units(self) -> int:
+        """Units in the sample."""
+        return len(self.nll_U)
+
+    def __call__(self, weights_BU: FloatArray) -> FloatArray:
+        nll_U = np.nan_to_num(self.nll_U, nan=_HUGE, posinf=_HUGE)  # infinity would make NaN of a count of 0
+        mean_B = weights_BU @ nll_U / (weights_BU @ self.tokens_U)
+        result: FloatArray = np.exp(np.minimum(mean_B, _MAX_MEAN_NLL))
+        return result
+
+
+@dataclass(frozen=True, slots=True)
 class Spearman:
     """Spearman's correlation of two vectors over pairs, −1 if one of their values is not finite.
 
@@ -86,7 +112,7 @@ class Spearman:
         return np.array([_correlation(rank_x, rank_y, w_U[first_P] * w_U[second_P]) for w_U in weights_BU])
 
 
-Statistic = Mean | MacroF1 | Spearman
+Statistic = Mean | MacroF1 | Perplexity | Spearman
 
 
 @dataclass(frozen=True, slots=True)

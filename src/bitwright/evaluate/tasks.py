@@ -14,30 +14,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitwright.errors import BitwrightError, DataError
-from bitwright.evaluate import metrics
-from bitwright.evaluate.kinds import (
-    ClassAgreement,
-    Custom,
-    EmbeddingAgreement,
-    Encode,
-    Kind,
-    LabelAgreement,
-    Outputs,
-    ScoreAgreement,
-    pair_cosines,
-    spread_pairs,
-)
+from bitwright.evaluate.agreement import ClassAgreement, EmbeddingAgreement, LabelAgreement, ScoreAgreement
+from bitwright.evaluate.companions import companions
+from bitwright.evaluate.kinds import Custom, Encode, Item, Items, Kind, Outputs
 from bitwright.evaluate.statistic import FloatArray, Statistic
-
-_MAX_COMPANION_TEXTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Texts, and what the outputs for them are scored against. A custom metric brings its own texts: none here."""
+    """Texts (of a language model: windows of token ids), and what the outputs for them are scored against.
+
+    A custom metric brings its own texts: none here.
+    """
 
     name: str
-    texts: tuple[str, ...]
+    texts: Items
     kind: Kind
 
     @property
@@ -86,19 +77,8 @@ class Task:
         return float(relative_loss(np.array(float_score), np.array(quant_score), self.kind.higher_is_better))
 
     def companions(self, float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
-        """Other distances between the two models' outputs, to be read beside the loss. Empty for a custom metric.
-
-        Beyond a thousand texts, a thousand evenly spread ones are compared.
-        """
-        kept = np.unique(np.linspace(0, len(float_outputs) - 1, _MAX_COMPANION_TEXTS).astype(int))
-        left, right = (
-            [np.asarray(outputs[i], dtype=np.float64) for i in kept] for outputs in (float_outputs, quant_outputs)
-        )
-        if self.kind.outputs == "embeddings":
-            return _embedding_companions(np.stack(left), np.stack(right))
-        if self.kind.outputs == "logits":
-            return _logit_companions(left, right, self.kind)
-        return {}
+        """Other distances between the two models' outputs, to be read beside the loss. Empty for a custom metric."""
+        return companions(self.kind, float_outputs, quant_outputs)
 
 
 def label_free_task(
@@ -164,12 +144,12 @@ def split(task: Task, *, seed: int, tuning_fraction: float = 0.5) -> tuple[Task,
     return _part(task, chosen_U), _part(task, ~chosen_U)
 
 
-def shared_texts(left: Task, right: Task) -> set[str]:
+def shared_texts(left: Task, right: Task) -> set[Item]:
     """Texts that both tasks encode, retrieval corpora aside: empty after a clean split."""
     return set(_own_texts(left)) & set(_own_texts(right))
 
 
-def _own_texts(task: Task) -> tuple[str, ...]:
+def _own_texts(task: Task) -> Items:
     return task.texts[getattr(task.kind, "n_documents", 0) :]
 
 
@@ -193,36 +173,3 @@ def _custom_values(kind: Custom, encode: Encode) -> FloatArray:
         broken = int(np.flatnonzero(~np.isfinite(values))[0])
         raise DataError(f"{kind.metric}: value {broken} of {len(values)} is {values[broken]}; return finite numbers")
     return values
-
-
-def _embedding_companions(left: FloatArray, right: FloatArray) -> dict[str, float]:
-    pairs_P2 = spread_pairs(len(left))
-    x_P, y_P = pair_cosines(left, pairs_P2), pair_cosines(right, pairs_P2)
-    mean, smallest = metrics.cosine(left, right)
-    return {
-        "cosine_mean": mean,
-        "cosine_min": smallest,
-        "spearman": metrics.spearman(x_P, y_P),
-        "kendall": metrics.kendall(x_P, y_P),
-        "rank_flips": metrics.rank_flips(x_P, y_P),
-        "top1_neighbour_agreement": metrics.neighbour_agreement(left, right),
-        "emd": metrics.emd(left, right),
-        "sqnr_db": metrics.sqnr_db(left, right),
-    }
-
-
-def _logit_companions(left: list[FloatArray], right: list[FloatArray], kind: Kind) -> dict[str, float]:
-    """A text may have several rows of logits; what needs rows of one length is averaged text by text."""
-    rows = [(np.atleast_2d(u), np.atleast_2d(v)) for u, v in zip(left, right, strict=True)]
-    flat = np.concatenate([u.ravel() for u in left]), np.concatenate([v.ravel() for v in right])
-    distances = {
-        "emd": metrics.emd(left, right), "max_abs": metrics.max_abs(*flat), "sqnr_db": metrics.sqnr_db(*flat)
-    }  # fmt: skip
-    if isinstance(kind, ScoreAgreement):
-        return {"kendall": metrics.kendall(*flat), "rank_flips": metrics.rank_flips(*flat)} | distances
-    if isinstance(kind, LabelAgreement):  # its logits are no distribution over classes
-        return distances
-    return {
-        "top1_agreement": float(np.mean([metrics.top1_agreement(u, v) for u, v in rows])),
-        "kl": float(np.mean([metrics.kl(u, v) for u, v in rows])),
-    } | distances

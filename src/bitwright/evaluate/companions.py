@@ -1,0 +1,85 @@
+"""Companions: other distances between the two models' outputs, to be read beside the loss."""
+
+import numpy as np
+
+from bitwright.evaluate import metrics
+from bitwright.evaluate.agreement import LabelAgreement, ScoreAgreement
+from bitwright.evaluate.kinds import Kind, Outputs, Pairs, pair_cosines, spread_pairs
+from bitwright.evaluate.statistic import FloatArray
+
+_MAX_TEXTS = 1000
+
+
+def companions(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
+    """Distances by name; none for a custom metric. Beyond a thousand texts, a thousand evenly spread ones count.
+
+    Pairs with two labels add how well the cosine of either model tells these apart: `roc_auc` and `best_accuracy`.
+    Language models: `next_token_agreement`, the share of the tokens after which both expect the same one, and
+    `mean_nll_difference`, how much more surprised the quantized one is, in nats per token.
+    """
+    if kind.outputs == "tokens":
+        return _token_companions(float_outputs, quant_outputs)
+    kept = np.unique(np.linspace(0, len(float_outputs) - 1, _MAX_TEXTS).astype(int))
+    left, right = (
+        [np.asarray(outputs[i], dtype=np.float64) for i in kept] for outputs in (float_outputs, quant_outputs)
+    )
+    if kind.outputs == "embeddings":
+        told_apart = _label_companions(kind, float_outputs, quant_outputs) if isinstance(kind, Pairs) else {}
+        return told_apart | _embedding_companions(np.stack(left), np.stack(right))
+    if kind.outputs == "logits":
+        return _logit_companions(left, right, kind)
+    return {}
+
+
+def _label_companions(kind: Pairs, float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
+    labels = np.unique(kind.gold_P)
+    if len(labels) != 2:
+        return {}
+    positive_P = kind.gold_P == labels[1]
+    found = {}
+    for model, outputs in (("float", float_outputs), ("quantized", quant_outputs)):
+        cosines_P = kind.cosines(outputs)
+        found[f"roc_auc_{model}"] = metrics.roc_auc(positive_P, cosines_P)
+        found[f"best_accuracy_{model}"] = metrics.best_accuracy(positive_P, cosines_P)
+    return found
+
+
+def _token_companions(float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
+    left, right = (np.concatenate(list(outputs), axis=1) for outputs in (float_outputs, quant_outputs))
+    return {
+        "next_token_agreement": float((left[1] == right[1]).mean()),
+        "mean_nll_difference": float((right[0].astype(np.float64) - left[0]).mean()),
+    }
+
+
+def _embedding_companions(left: FloatArray, right: FloatArray) -> dict[str, float]:
+    pairs_P2 = spread_pairs(len(left))
+    x_P, y_P = pair_cosines(left, pairs_P2), pair_cosines(right, pairs_P2)
+    mean, smallest = metrics.cosine(left, right)
+    return {
+        "cosine_mean": mean,
+        "cosine_min": smallest,
+        "spearman": metrics.spearman(x_P, y_P),
+        "kendall": metrics.kendall(x_P, y_P),
+        "rank_flips": metrics.rank_flips(x_P, y_P),
+        "top1_neighbour_agreement": metrics.neighbour_agreement(left, right),
+        "emd": metrics.emd(left, right),
+        "sqnr_db": metrics.sqnr_db(left, right),
+    }
+
+
+def _logit_companions(left: list[FloatArray], right: list[FloatArray], kind: Kind) -> dict[str, float]:
+    """A text may have several rows of logits; what needs rows of one length is averaged text by text."""
+    rows = [(np.atleast_2d(u), np.atleast_2d(v)) for u, v in zip(left, right, strict=True)]
+    flat = np.concatenate([u.ravel() for u in left]), np.concatenate([v.ravel() for v in right])
+    distances = {
+        "emd": metrics.emd(left, right), "max_abs": metrics.max_abs(*flat), "sqnr_db": metrics.sqnr_db(*flat)
+    }  # fmt: skip
+    if isinstance(kind, ScoreAgreement):
+        return {"kendall": metrics.kendall(*flat), "rank_flips": metrics.rank_flips(*flat)} | distances
+    if isinstance(kind, LabelAgreement):  # its logits are no distribution over classes
+        return distances
+    return {
+        "top1_agreement": float(np.mean([metrics.top1_agreement(u, v) for u, v in rows])),
+        "kl": float(np.mean([metrics.kl(u, v) for u, v in rows])),
+    } | distances
