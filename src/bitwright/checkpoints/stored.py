@@ -1,6 +1,6 @@
 """What a checkpoint stores for one linear, and how a model's module names relate to the names in its files."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -17,31 +17,64 @@ from bitwright.numerics.spec import QuantSpec
 class StoredLinear:
     """One quantized linear: its weight, and how its input is quantized. The bias is kept apart, in its own dtype.
 
+    Where there is an input transform, the linear computes on x̂ = (x − input_shift_K) / input_scale_K, and that is what
+    the input spec rounds: the weight and the bias have taken up the inverse.
+
     Conditions that hold (checked on construction):
+      * input_spec is None for float inputs;
       * input_scale is float32 (1,), finite and positive, if the input is static, else None;
-      * input_zero_point is int8 (1,) if the input is static and asymmetric, else None.
+      * input_zero_point is int8 (1,) if the input is static and asymmetric, else None;
+      * input_scale_K is float32 (K,), finite and positive, or None; input_shift_K is float32 (K,), finite, or None.
     """
 
     qtensor: QTensor
-    input_spec: QuantSpec
+    input_spec: QuantSpec | None
     input_scale: Tensor | None = None
     input_zero_point: Tensor | None = None
+    input_scale_K: Tensor | None = None
+    input_shift_K: Tensor | None = None
 
     def __post_init__(self) -> None:
-        spec, scale, zero = self.input_spec, self.input_scale, self.input_zero_point
-        if (scale is None) != spec.dynamic:
-            raise NumericsError(f"dynamic = {spec.dynamic} but input_scale is {'absent' if scale is None else 'given'}")
-        if scale is not None and (scale.dtype != torch.float32 or tuple(scale.shape) != (1,)):
-            raise NumericsError(f"input_scale must be float32 of shape (1,), got {scale.dtype} {tuple(scale.shape)}")
-        if scale is not None and not (bool(torch.isfinite(scale)) and float(scale) > 0):
-            raise NumericsError(f"input_scale = {float(scale)}: must be finite and positive")
-        if (zero is not None) != (not spec.dynamic and not spec.symmetric):
-            raise NumericsError(
-                f"dynamic = {spec.dynamic}, symmetric = {spec.symmetric} but input_zero_point is "
-                f"{'absent' if zero is None else 'given'}"
-            )
-        if zero is not None and (zero.dtype != torch.int8 or tuple(zero.shape) != (1,)):
-            raise NumericsError(f"input_zero_point must be int8 of shape (1,), got {zero.dtype} {tuple(zero.shape)}")
+        spec = self.input_spec
+        static = spec is not None and not spec.dynamic
+        asymmetric = static and spec is not None and not spec.symmetric
+        k = self.qtensor.shape[1]
+        _check("input_scale", self.input_scale, spec, torch.float32, 1, wanted=static)
+        _check("input_zero_point", self.input_zero_point, spec, torch.int8, 1, wanted=asymmetric)
+        _check("input_scale_K", self.input_scale_K, spec, torch.float32, k)
+        _check("input_shift_K", self.input_shift_K, spec, torch.float32, k)
+        for name, scale in (("input_scale", self.input_scale), ("input_scale_K", self.input_scale_K)):
+            if scale is not None and not bool((torch.isfinite(scale) & (scale > 0)).all()):
+                raise NumericsError(f"{name} = {_extremes(scale)}: must be finite and positive")
+        if self.input_shift_K is not None and not bool(torch.isfinite(self.input_shift_K).all()):
+            raise NumericsError(f"input_shift_K = {_extremes(self.input_shift_K)}: must be finite")
+
+
+@dataclass(frozen=True, slots=True)
+class LazyLinear:
+    """What is known of a `StoredLinear` before it is loaded. `load` gives it; nothing keeps what it gave.
+
+    shape: (N, K). has_scale_K, has_shift_K: whether it has an input transform.
+    """
+
+    shape: tuple[int, int]
+    weight_spec: QuantSpec
+    input_spec: QuantSpec | None
+    has_scale_K: bool
+    has_shift_K: bool
+    load: Callable[[], StoredLinear]
+
+
+def ready(layer: StoredLinear) -> LazyLinear:
+    """A layer that is in memory already."""
+    return LazyLinear(
+        layer.qtensor.shape,
+        layer.qtensor.spec,
+        layer.input_spec,
+        layer.input_scale_K is not None,
+        layer.input_shift_K is not None,
+        lambda: layer,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +130,18 @@ def require_name_in(names: Collection[str], name: str, prefix: str, where: str) 
             + (f"; the nearest of its {len(names)} names is {near[0]!r}" if near else "; it is empty")
         )
     return found
+
+
+def _check(
+    name: str, value: Tensor | None, spec: QuantSpec | None, dtype: torch.dtype, size: int, *, wanted: bool | None = None
+) -> None:
+    """Refuse a tensor that is there or not against what is `wanted`, or that has another dtype or shape."""
+    if wanted is not None and (value is not None) != wanted:
+        how = "float inputs" if spec is None else f"dynamic = {spec.dynamic}, symmetric = {spec.symmetric}"
+        raise NumericsError(f"{how} but {name} is {'absent' if value is None else 'given'}")
+    if value is not None and (value.dtype != dtype or tuple(value.shape) != (size,)):
+        raise NumericsError(f"{name} must be {dtype} of shape ({size},), got {value.dtype} {tuple(value.shape)}")
+
+
+def _extremes(values: Tensor) -> str:
+    return f"{float(values.min())} … {float(values.max())}" if values.numel() > 1 else f"{float(values)}"
