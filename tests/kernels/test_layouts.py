@@ -35,3 +35,9 @@ def test_columns_are_padded_copies():
 
 def test_column_sums_do_not_wrap():
     assert torch.equal(layouts.column_sums(torch.full((16, 1000), -128, dtype=torch.int8)), torch.full((16,), -128_000))
+
+
+def test_inputs_are_padded_by_zeros_in_float32():
+    padded = layouts.pad_inputs(torch.arange(1.0, 71.0).bfloat16())
+    assert padded.dtype == torch.float32
+    assert torch.equal(padded, torch.cat([torch.arange(1.0, 71.0), torch.zeros(58)]))

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from bitwright.errors import KernelError
 from bitwright.kernels import cpu, reference
-from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
+from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, runs_natively
+from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
@@ -43,7 +44,7 @@ def inputs(*shape):
 @pytest.mark.parametrize("gelu", [False, True])
 def test_w8a8_runs_the_kernel_and_equals_the_definition(spec, weight_spec, gelu):
     q, bias, x = quantized(spec=weight_spec), inputs(48), inputs(2, 5, 70)
-    layer = QuantLinear.from_qtensor(q, bias, spec, *input_grid(spec), gelu=gelu, name="a.b")
+    layer = QuantLinear(q, bias, spec, *input_grid(spec), gelu=gelu, name="a.b")
     before = cpu.kernel_calls()
     y = layer(x)
     assert cpu.kernel_calls() == before + 1
@@ -74,6 +75,64 @@ def test_everything_else_runs_the_reference_path(weight_spec, spec):
         codes, scale, zero = reference.quantize_rows(x, spec)
         x = (codes - zero).float() * scale
     torch.testing.assert_close(y, functional.gelu(functional.linear(x, q.dequantize(), bias)))
+
+
+def scheme_layer(name, *, bias=True, transformed=False, gelu=False):
+    """A linear of 384 inputs and 24 outputs in a scheme, and what it should compute, in float64 from x float64."""
+    scheme = SCHEMES[name]
+    g = torch.Generator().manual_seed(5)
+    w = torch.randn(24, 384, generator=g)
+    ends = torch.aminmax(grouped(w, scheme.weight), dim=-1)
+    q = quantize(w, *scale_and_zero_point(ends.min, ends.max, scheme.weight), scheme.weight)
+    transform = {}
+    if transformed:
+        transform["input_scale_K"] = torch.rand(384, generator=g) * 4 + 0.1
+        transform["input_shift_K"] = torch.randn(384, generator=g)
+    b = inputs(24) if bias else None
+    layer = QuantLinear(q, b, scheme.input, *input_grid(scheme.input), gelu=gelu, **transform)
+
+    def expected(x):
+        if transformed:
+            x = (x.float() - transform["input_shift_K"]) * (1.0 / transform["input_scale_K"])
+        if scheme.input is not None:
+            codes, scale, zero = reference.quantize_rows(x, scheme.input, *input_grid(scheme.input))
+            x = (codes - zero).double() * scale.double()
+        y = functional.linear(x.double(), q.dequantize().double(), None if b is None else b.double())
+        return functional.gelu(y) if gelu else y
+
+    return layer, expected
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("transformed", [False, True])
+@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if scheme.weight is not None])
+def test_every_scheme_computes_what_its_codes_say(name, transformed, gelu):
+    layer, expected = scheme_layer(name, transformed=transformed, gelu=gelu)
+    x = inputs(2, 3, 384)
+    before = cpu.kernel_calls()
+    y = layer(x)
+    assert cpu.kernel_calls() - before == layer.native == runs_natively(SCHEMES[name].weight, SCHEMES[name].input)
+    torch.testing.assert_close(y.double(), expected(x.view(6, 384)).view(2, 3, 24), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["w4a16_g128", "w4a16_g32_asym", "nf4_g64", "ternary_channel", "w4a8_g128", "w8a8"])
+@pytest.mark.parametrize("transformed", [False, True])
+def test_bf16_in_bf16_out_within_its_rounding(name, transformed):
+    layer, expected = scheme_layer(name, transformed=transformed)
+    x = inputs(6, 384).bfloat16()
+    y, want = layer(x), expected(x)
+    assert y.dtype == torch.bfloat16
+    # Of input, weight and output: three roundings of 2⁻⁹ each, the first two averaged over 384 products.
+    assert (y.double() - want).norm() < 2**-8 * want.norm()
+
+
+@pytest.mark.parametrize("half", ["input_scale_K", "input_shift_K"])
+@pytest.mark.parametrize("spec", [None, W8A8[0]])
+def test_scale_or_shift_alone(half, spec):
+    q, x, values = quantized(), inputs(4, 70), inputs(70).abs() + 0.2
+    y = QuantLinear(q, None, spec, **{half: values})(x)
+    by_hand = x - values if half == "input_shift_K" else x * (1.0 / values)
+    assert torch.equal(y, QuantLinear(q, None, spec)(by_hand))
 
 
 @pytest.mark.parametrize("spec", [None, *W8A8])

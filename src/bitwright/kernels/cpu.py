@@ -131,8 +131,10 @@ def input_runs_natively(spec: QuantSpec) -> bool:
 
 
 def weight_runs_natively(spec: QuantSpec) -> bool:
-    """Whether the int8 kernels multiply by such a weight: 8 bits, symmetric, one scale per row or per tensor."""
-    return spec.bits == 8 and spec.symmetric and spec.group_size is None
+    """Whether the int8 kernels multiply by such a weight: symmetric, one scale per row or per tensor, and codes that are
+    multiples of it. Codes of fewer bits are int8 numbers too.
+    """
+    return spec.symmetric and spec.group_size is None and not spec.has_codebook
 
 
 def linear_w8a8(

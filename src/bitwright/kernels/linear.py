@@ -30,25 +30,34 @@ class _ExactModule(nn.Module):
 
 
 class QuantLinear(_ExactModule):
-    """y = x Wᵀ + b with a quantized weight, and quantized inputs if the input spec says so; then exact GELU if asked.
+    """y = x̂ Wᵀ + b with a quantized weight; then exact GELU if asked.
 
-    A W8A8 linear (`runs_natively`) is packed for the int8 kernels, and nothing else runs it on a CPU: if they are not
-    available, forward raises. Any other linear, and any other device, takes the reference path: inputs rounded to their
-    grid, weight dequantized, float matmul. The kernels read and write float32 and bfloat16; in a bfloat16 model what
-    lies between the linears (attention, norms) is cheaper too.
+    x̂ is x, or (x − input_shift_K) / input_scale_K where these are given (computed as a product with the float32
+    reciprocal), rounded to the grid of the input spec if there is one.
+
+    A linear that `runs_natively` is packed for the int8 kernels, and nothing else runs it on a CPU: if they are not
+    available, forward raises. Any other linear, and any other device, takes the reference path: the weight is
+    dequantized at each call, and multiplied in bfloat16 if x is that and the device multiplies it, else in float32.
+    Codes of inputs are multiplied as whole numbers, which both hold exactly; their scale comes after the sum. The
+    kernels read and write float32 and bfloat16; in a bfloat16 model what lies between the linears (attention, norms) is
+    cheaper too.
 
     Attributes:
         in_features, out_features: K, N. gelu: whether the output goes through GELU. name: for messages.
         weight: the codes, int8, packed if `native`. weight_spec: their spec.
         input_spec: None for float inputs. input_scale, input_zero_point: of a static one, tensors of one value.
+        input_shift, input_multiplier: `layouts.pad_inputs`, or None.
     """
 
     weight: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None
+    codebook: Tensor | None
     bias: Tensor | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
+    input_shift: Tensor | None
+    input_multiplier: Tensor | None
     colsum: Tensor
     scale_n: Tensor
     bias_n: Tensor
@@ -61,9 +70,16 @@ class QuantLinear(_ExactModule):
         input_scale: Tensor | None = None,
         input_zero_point: Tensor | None = None,
         *,
+        input_scale_K: Tensor | None = None,
+        input_shift_K: Tensor | None = None,
         gelu: bool = False,
         name: str = "",
     ) -> None:
+        """The module of a quantized weight (N, K), with a float bias (N,) if there is one.
+
+        Raises:
+            KernelError: the bias has another shape; a static input spec lacks its scale.
+        """
         super().__init__()
         n, k = qtensor.shape
         if bias is not None and bias.shape != (n,):
@@ -81,32 +97,17 @@ class QuantLinear(_ExactModule):
         self._keep("weight", layouts.pack(qtensor.codes_NK) if self.native else qtensor.codes_NK)
         self._keep("weight_scale", qtensor.scale_NG)
         self._keep("weight_zero_point", qtensor.zero_point_NG)
+        self._keep("codebook", qtensor.codebook)
         self._keep("bias", bias)
         self._keep("input_scale", input_scale)
         self._keep("input_zero_point", input_zero_point)
-
-    @classmethod
-    def from_qtensor(
-        cls,
-        qtensor: QTensor,
-        bias: Tensor | None,
-        input_spec: QuantSpec | None,
-        input_scale: Tensor | None = None,
-        input_zero_point: Tensor | None = None,
-        gelu: bool = False,
-        name: str = "",
-    ) -> Self:
-        """The module of a quantized weight (N, K), with a float bias (N,) if there is one.
-
-        Raises:
-            KernelError: the bias has another shape; a static input spec lacks its scale.
-        """
-        return cls(qtensor, bias, input_spec, input_scale, input_zero_point, gelu=gelu, name=name)
+        shift, multiplier = _input_transform(input_scale_K, input_shift_K)
+        self._keep("input_shift", shift)
+        self._keep("input_multiplier", multiplier)
 
     def qtensor(self) -> QTensor:
         """The quantized weight, unpacked."""
-        codes = layouts.unpack(self.weight, self.out_features, self.in_features) if self.native else self.weight
-        return QTensor(codes, self.weight_scale, self.weight_zero_point, self.weight_spec)
+        return QTensor(self._codes(), self.weight_scale, self.weight_zero_point, self.weight_spec, self.codebook)
 
     def forward(self, x: Tensor) -> Tensor:
         """x float (..., K) -> (..., N) of the same dtype.
@@ -129,17 +130,42 @@ class QuantLinear(_ExactModule):
                 self.out_features,
                 self._grid,
                 self.gelu,
+                self.input_shift,
+                self.input_multiplier,
             )
         else:
-            y_MN = self._forward_by_reference(x_MK.float())
+            y_MN = self._forward_by_reference(x_MK)
         return y_MN.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _forward_by_reference(self, x_MK: Tensor) -> Tensor:
-        if self.input_spec is not None:
-            codes, scale, zero = reference.quantize_rows(x_MK, self.input_spec, self.input_scale, self.input_zero_point)
-            x_MK = (codes - zero).float() * scale
-        y_MN = functional.linear(x_MK, self.qtensor().dequantize(), None if self.bias is None else self.bias.float())
+        """x_MK float32 or bfloat16 -> (M, N) of either."""
+        k, dtype = self.in_features, _matmul_dtype(x_MK)
+        weight_NK = reference.dequantize(
+            self._codes(), self.weight_scale, self.weight_zero_point, self.weight_spec, self.codebook, dtype
+        )
+        shift_K = None if self.input_shift is None else self.input_shift[:k]
+        multiplier_K = None if self.input_multiplier is None else self.input_multiplier[:k]
+        if self.input_spec is None:
+            if multiplier_K is not None:
+                x_MK = reference.transform_inputs(x_MK, shift_K, multiplier_K)
+            bias_N = None if self.bias is None else self.bias.to(dtype)
+            y_MN = functional.linear(x_MK.to(dtype), weight_NK, bias_N)
+        else:
+            codes_MK, scale_M1, zero_M1 = reference.quantize_rows(
+                x_MK,
+                self.input_spec,
+                self.input_scale,
+                self.input_zero_point,
+                shift_K=shift_K,
+                multiplier_K=multiplier_K,
+            )
+            steps_MK = codes_MK.to(dtype) - zero_M1.to(dtype)
+            y_MN = functional.linear(steps_MK, weight_NK) * scale_M1
+            y_MN = y_MN if self.bias is None else y_MN + self.bias
         return functional.gelu(y_MN) if self.gelu else y_MN
+
+    def _codes(self) -> Tensor:
+        return layouts.unpack(self.weight, self.out_features, self.in_features) if self.native else self.weight
 
     def _keep(self, name: str, value: Tensor | None) -> None:
         self.register_buffer(name, value, persistent=False)  # a checkpoint is written from `qtensor()`
@@ -155,6 +181,23 @@ class QuantLinear(_ExactModule):
 def runs_natively(weight: QuantSpec, input_spec: QuantSpec | None) -> bool:
     """Whether the int8 CPU kernels run a linear with these specs."""
     return input_spec is not None and cpu.weight_runs_natively(weight) and cpu.input_runs_natively(input_spec)
+
+
+def _input_transform(scale_K: Tensor | None, shift_K: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """(shift, multiplier) as the kernels take them: both, or neither if the input is taken as it is."""
+    if scale_K is None and shift_K is None:
+        return None, None
+    given = shift_K if scale_K is None else scale_K
+    assert given is not None
+    shift = torch.zeros_like(given) if shift_K is None else shift_K
+    multiplier = torch.ones_like(given) if scale_K is None else 1.0 / scale_K.float()
+    return layouts.pad_inputs(shift), layouts.pad_inputs(multiplier)
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """bfloat16 for a bfloat16 x where the device multiplies it; else float32."""
+    fast = x.device.type != "cpu" or cpu_multiplies_bf16()
+    return torch.bfloat16 if x.dtype == torch.bfloat16 and fast else torch.float32
 
 
 class HalfLinear(_ExactModule):

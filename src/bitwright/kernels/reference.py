@@ -8,11 +8,36 @@ from torch import Tensor
 from torch.nn.functional import gelu as exact_gelu
 
 from bitwright.errors import KernelError
+from bitwright.numerics.qtensor import code_values
 from bitwright.numerics.spec import QuantSpec
+
+_CHUNK = 2**20  # values dequantized at a time: what is computed on the way stays in the cache
+
+
+def dequantize(
+    codes_NK: Tensor,
+    scale_NG: Tensor,
+    zero_NG: Tensor | None,
+    spec: QuantSpec,
+    codebook: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The numbers that a weight's codes stand for, computed in float32, then rounded to `dtype`: (N, K)."""
+    n, k = codes_NK.shape
+    out_NK = torch.empty(n, k, dtype=dtype, device=codes_NK.device)
+    scale_NG1 = scale_NG.expand(n, -1)[..., None]
+    zero_NG1 = None if zero_NG is None else zero_NG.expand(n, -1)[..., None]
+    rows = max(_CHUNK // k, 1)
+    for begin in range(0, n, rows):
+        part = slice(begin, begin + rows)
+        scale, zero = scale_NG1[part], None if zero_NG1 is None else zero_NG1[part]
+        codes = codes_NK[part].view(*scale.shape[:2], -1)
+        out_NK[part] = code_values(codes, scale, zero, spec, codebook).view(-1, k)
+    return out_NK
 
 
 def transform_inputs(x_MK: Tensor, shift_K: Tensor | None, multiplier_K: Tensor | None) -> Tensor:
-    """(x − shift) · multiplier, two float32 operations per value; an absent one changes nothing. float32 (M, K)."""
+    """(x − shift) · multiplier, two float32 operations per value; where one is absent, no such operation: (M, K)."""
     x_MK = x_MK.float()
     if shift_K is not None:
         x_MK = x_MK - shift_K

@@ -98,12 +98,14 @@ def swap_one(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 def quant_linear(layer: StoredLinear, bias: Tensor | None, *, gelu: bool = False, name: str = "") -> QuantLinear:
     """The module that runs a stored linear."""
-    return QuantLinear.from_qtensor(
+    return QuantLinear(
         layer.qtensor,
         bias,
         layer.input_spec,
-        input_scale=layer.input_scale,
-        input_zero_point=layer.input_zero_point,
+        layer.input_scale,
+        layer.input_zero_point,
+        input_scale_K=layer.input_scale_K,
+        input_shift_K=layer.input_shift_K,
         gelu=gelu,
         name=name,
     )
