@@ -1,44 +1,46 @@
-"""The architecture table: one row of data per model family.
+"""The architecture table, and what it says about a given model.
 
-A row says where the blocks are and what each linear in a block is for. Nothing else in Bitwright knows a family by
-name. Paths are relative: block linears to their block, `blocks` and `left_out` to the base model (the part that
-`AutoModel` returns, found through `base_model_prefix`), heads to the base model or to the whole one.
+A row (`models/row.py`) says where a family's blocks are, what each linear is for, and what the linears read. The rows
+are in `models/encoders.py` and `models/decoders.py`; nothing else in Bitwright knows a family by name.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from itertools import groupby
 
 from torch import nn
 
 from bitwright.errors import ModelError
+from bitwright.models.decoders import DECODERS
+from bitwright.models.encoders import ENCODERS
+from bitwright.models.row import ROLES, Architecture, Input, Role
 
-Role = Literal["qkv", "attention_output", "ffn", "head", "embedding"]
-ROLES: tuple[Role, ...] = ("qkv", "attention_output", "ffn", "head", "embedding")
+__all__ = [
+    "ARCHITECTURES",
+    "ROLES",
+    "Architecture",
+    "Input",
+    "LinearSite",
+    "Role",
+    "architecture_of",
+    "base_prefix",
+    "block_linears",
+    "file_name",
+    "find_blocks",
+    "find_embeddings",
+    "find_linears",
+    "find_routers",
+    "is_transposed",
+]
 
+# model_type of config.json -> row.
+ARCHITECTURES: dict[str, Architecture] = ENCODERS | DECODERS
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """Where the quantizable linears of one family are.
-
-    blocks: path of the list of blocks in the base model, e.g. "encoder.layer"; `*` goes through a list of lists.
-    roles: role of each linear, by its path inside a block, in forward order.
-    shared_inputs: sets of linears that read the same tensor (they quantize, and fall back to 16 bit, together).
-    activations: linear -> path (inside the block) of the elementwise activation that alone consumes its output.
-    heads: paths that are pooler or head linears, present or not, depending on the task.
-    run_twice: linear -> flags of config.json that, when all are true, make a block run it a second time.
-    left_out: paths of linears that stay float, the reason beside them in the row; `*` stands for one part of a path.
-    """
-
-    blocks: str
-    roles: dict[str, Role]
-    shared_inputs: tuple[tuple[str, ...], ...]
-    activations: dict[str, str] = field(default_factory=dict)
-    heads: tuple[str, ...] = ()
-    run_twice: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+# Last names of tables that are not inside a module called "embeddings".
+_TABLES = ("embed_tokens", "embed_positions", "wte", "wpe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,9 @@ class LinearSite:
     """One quantizable linear of one model.
 
     name: its path in the model as loaded. block: index of its block, None for heads. unit: name of the set of linears
-    that share its input: the unit of fallback. calls: how often one forward runs it (ALBERT runs one layer many
-    times). Linears of one unit with the same number of calls see exactly the same inputs.
+    that are quantized alike, the unit of fallback: those that share an input, or all experts of a block. calls: how
+    often one forward runs it (ALBERT runs one layer many times), experts at most. input: name of the tensor it reads,
+    by default the unit: linears with equal inputs and equal calls see exactly the same.
     """
 
     name: str
@@ -55,123 +58,11 @@ class LinearSite:
     role: Role
     unit: str
     calls: int = 1
+    input: str = ""
 
-
-_BERT = Architecture(
-    blocks="encoder.layer",
-    roles={
-        "attention.self.query": "qkv",
-        "attention.self.key": "qkv",
-        "attention.self.value": "qkv",
-        "attention.output.dense": "attention_output",
-        "intermediate.dense": "ffn",
-        "output.dense": "ffn",
-    },
-    shared_inputs=(("attention.self.query", "attention.self.key", "attention.self.value"),),
-    activations={"intermediate.dense": "intermediate.intermediate_act_fn"},
-    heads=("pooler.dense", "classifier", "qa_outputs"),
-)
-
-_ROBERTA = replace(_BERT, heads=("pooler.dense", "classifier", "classifier.dense", "classifier.out_proj", "qa_outputs"))
-
-# The projection between narrow embeddings and the first block: small, and its input is the embedding itself.
-_ELECTRA = replace(_ROBERTA, left_out=("embeddings_project",))
-
-_DISTILBERT = Architecture(
-    blocks="transformer.layer",
-    roles={
-        "attention.q_lin": "qkv",
-        "attention.k_lin": "qkv",
-        "attention.v_lin": "qkv",
-        "attention.out_lin": "attention_output",
-        "ffn.lin1": "ffn",
-        "ffn.lin2": "ffn",
-    },
-    shared_inputs=(("attention.q_lin", "attention.k_lin", "attention.v_lin"),),
-    activations={"ffn.lin1": "ffn.activation"},
-    heads=("pre_classifier", "classifier", "qa_outputs"),
-)
-
-_ALBERT = Architecture(
-    blocks="encoder.albert_layer_groups.*.albert_layers",
-    roles={
-        "attention.query": "qkv",
-        "attention.key": "qkv",
-        "attention.value": "qkv",
-        "attention.dense": "attention_output",
-        "ffn": "ffn",
-        "ffn_output": "ffn",
-    },
-    shared_inputs=(("attention.query", "attention.key", "attention.value"),),
-    activations={"ffn": "activation"},
-    heads=("pooler", "classifier", "qa_outputs"),
-    # As in ELECTRA: the projection from narrow embeddings.
-    left_out=("encoder.embedding_hidden_mapping_in",),
-)
-
-_MPNET = Architecture(
-    blocks="encoder.layer",
-    roles={
-        "attention.attn.q": "qkv",
-        "attention.attn.k": "qkv",
-        "attention.attn.v": "qkv",
-        "attention.attn.o": "attention_output",
-        "intermediate.dense": "ffn",
-        "output.dense": "ffn",
-    },
-    shared_inputs=(("attention.attn.q", "attention.attn.k", "attention.attn.v"),),
-    activations={"intermediate.dense": "intermediate.intermediate_act_fn"},
-    heads=_ROBERTA.heads,
-)
-
-_DEBERTA_V2 = Architecture(
-    blocks="encoder.layer",
-    roles={
-        "attention.self.query_proj": "qkv",
-        "attention.self.key_proj": "qkv",
-        "attention.self.value_proj": "qkv",
-        "attention.output.dense": "attention_output",
-        "intermediate.dense": "ffn",
-        "output.dense": "ffn",
-    },
-    shared_inputs=(("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),),
-    activations={"intermediate.dense": "intermediate.intermediate_act_fn"},
-    heads=("pooler.dense", "classifier", "qa_outputs"),
-    # With share_att_key the projections of the content also project the table of relative positions.
-    run_twice={
-        "attention.self.query_proj": ("relative_attention", "share_att_key"),
-        "attention.self.key_proj": ("relative_attention", "share_att_key"),
-    },
-    # Without it the table has projections of its own, whose result is the same for every text.
-    # embed_proj: as in ELECTRA.
-    left_out=(
-        "encoder.layer.*.attention.self.pos_key_proj",
-        "encoder.layer.*.attention.self.pos_query_proj",
-        "embeddings.embed_proj",
-    ),
-)
-
-_MODERNBERT = Architecture(
-    blocks="layers",
-    # Wi computes value and gate of a gated unit at once: the activation sees half of its output, so none is listed.
-    roles={"attn.Wqkv": "qkv", "attn.Wo": "attention_output", "mlp.Wi": "ffn", "mlp.Wo": "ffn"},
-    shared_inputs=(),
-    heads=("head.dense", "classifier"),
-)
-
-# model_type of config.json -> row. Add a family here, and its small random config to tests/models/conftest.py.
-ARCHITECTURES: dict[str, Architecture] = {
-    "albert": _ALBERT,
-    "bert": _BERT,
-    "deberta-v2": _DEBERTA_V2,
-    "distilbert": _DISTILBERT,
-    "electra": _ELECTRA,
-    "ernie": _BERT,
-    "modernbert": _MODERNBERT,
-    "mpnet": _MPNET,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-}
+    def __post_init__(self) -> None:
+        if not self.input:
+            object.__setattr__(self, "input", self.unit)
 
 
 def architecture_of(model_type: str) -> Architecture:
@@ -186,8 +77,8 @@ def architecture_of(model_type: str) -> Architecture:
     raise ModelError(
         f"model_type {model_type!r} is not in the architecture table"
         + (f" (did you mean {near[0]!r}?)" if near else "")
-        + f"; known: {', '.join(sorted(ARCHITECTURES))}. To add it, write a row in bitwright/models/architectures.py: "
-        "the path of its blocks and the role of each linear"
+        + f"; known: {', '.join(sorted(ARCHITECTURES))}. To add it, write a row in bitwright/models/encoders.py "
+        "or decoders.py: the path of its blocks and the role of each linear"
     )
 
 
@@ -218,7 +109,7 @@ def find_blocks(model: nn.Module, architecture: Architecture) -> list[tuple[str,
 
 
 def find_linears(model: nn.Module, architecture: Architecture) -> list[LinearSite]:
-    """Every linear of `model` that the row names, in forward order, heads last.
+    """Every linear of `model` that the row names, but routers, in forward order, heads last.
 
     Raises:
         ModelError: a path of the row is not in the model, or leads to something other than a linear; there is no block.
@@ -229,24 +120,87 @@ def find_linears(model: nn.Module, architecture: Architecture) -> list[LinearSit
     if not any(calls for _, calls in blocks):
         raise ModelError(f"{base_prefix(model)}{architecture.blocks}: no blocks, so there are no linears to quantize")
     for index, (block, calls) in enumerate(blocks):
-        for path, role in architecture.roles.items():
-            name = f"{block}.{path}"
+        for name, path in block_linears(modules, block, architecture).items():
+            role = architecture.roles[path]
+            if role == "router":
+                continue
             if not isinstance(modules.get(name), nn.Linear):
                 raise ModelError(f"{name}: {_what(modules.get(name))} where the architecture table expects a linear")
-            shared = any(path in group for group in architecture.shared_inputs)
             flags = architecture.run_twice.get(path, ())
             twice = bool(flags) and all(getattr(model.config, flag, False) for flag in flags)
-            sites.append(LinearSite(name, index, role, f"{block}.{role}" if shared else name, calls * (1 + twice)))
+            shared = any(path in entry.readers and len(entry.readers) > 1 for entry in architecture.inputs)
+            read = f"{block}.{role}" if shared else name
+            if role == "expert":
+                own = name.rpartition(".")[0] if shared else name  # the tokens routed to it, or what it made of them
+                sites.append(LinearSite(name, index, role, f"{block}.{role}", calls, own))
+            else:
+                sites.append(LinearSite(name, index, role, read, calls * (1 + twice)))
     return sites + [LinearSite(name, None, "head", name) for name in _heads(model, architecture)]
+
+
+def find_routers(model: nn.Module, architecture: Architecture) -> list[str]:
+    """Names of the modules that choose experts. They stay float: a token sent to other experts is another token."""
+    modules = dict(model.named_modules())
+    return [
+        name
+        for block, _ in find_blocks(model, architecture)
+        for name, path in block_linears(modules, block, architecture).items()
+        if architecture.roles[path] == "router"
+    ]
+
+
+def block_linears(modules: Mapping[str, nn.Module], block: str, architecture: Architecture) -> dict[str, str]:
+    """Name in the model -> path in the row, of each linear and router that the row gives to one block, in forward
+    order: of two alternatives the one that the block has, and each expert's own.
+
+    modules: the model's, by name.
+
+    Raises:
+        ModelError: experts that are not a list of modules.
+    """
+    absent: set[str] = set()
+    for one, other in architecture.either:
+        absent.update(other if f"{block}.{one[0]}" in modules else one)
+    linears: dict[str, str] = {}
+    present = [path for path in architecture.roles if path not in absent]
+    for stem, paths in groupby(present, key=lambda path: path.partition(".*.")[0] if ".*." in path else ""):
+        if not stem:
+            linears.update({f"{block}.{path}": path for path in paths})
+            continue
+        experts = modules.get(f"{block}.{stem}")
+        if not isinstance(experts, nn.ModuleList):
+            raise ModelError(
+                f"{block}.{stem}: {_what(experts)} where a list of experts is needed; call "
+                "bitwright.models.experts.linearize on the model first"
+            )
+        each = list(paths)
+        linears.update({f"{block}.{p.replace('*', str(i))}": p for i in range(len(experts)) for p in each})
+    return linears
 
 
 def find_embeddings(model: nn.Module) -> list[str]:
     """Names of the tables that turn ids into vectors: words, positions, token types.
 
-    Tables of relative positions belong to the attention, not to the embeddings, and are not among them.
+    Tables of relative positions belong to the attention, and those of a vision tower to it, not to the embeddings.
     """
-    inside = base_prefix(model) + "embeddings."
-    return [n for n, module in model.named_modules() if isinstance(module, nn.Embedding) and n.startswith(inside)]
+    prefix = base_prefix(model)
+    tables = [n for n, m in model.named_modules() if isinstance(m, nn.Embedding) and n.startswith(prefix)]
+    return [n for n in tables if n.startswith(f"{prefix}embeddings.") or n.rpartition(".")[2] in _TABLES]
+
+
+def file_name(architecture: Architecture, name: str) -> str:
+    """Name in the published files of a parameter of the linearized model.
+
+    Files of a bare base model may lack, or have, the base model's prefix beyond that.
+    """
+    for pattern, replacement in architecture.renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def is_transposed(architecture: Architecture, name: str) -> bool:
+    """Whether the files store a parameter of the linearized model as (K, N)."""
+    return any(name.endswith(f".{path}.weight") for path in architecture.transposed)
 
 
 def _heads(model: nn.Module, architecture: Architecture) -> Iterator[str]:

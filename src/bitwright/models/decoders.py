@@ -1,0 +1,228 @@
+"""The rows of the decoders, dense and mixtures of experts. All but one size of OPT normalize before each linear."""
+
+from dataclasses import replace
+
+from bitwright.models.row import Architecture, Input, Role
+
+# A task's head: next token, class of a text, class of each token, span.
+_HEADS = ("lm_head", "score", "classifier", "qa_outputs")
+
+_ATTENTION: dict[str, Role] = {
+    "self_attn.q_proj": "qkv",
+    "self_attn.k_proj": "qkv",
+    "self_attn.v_proj": "qkv",
+    "self_attn.o_proj": "attention_output",
+}
+_ATTENTION_INPUTS = (
+    Input(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
+    Input(("self_attn.o_proj",), "self_attn.v_proj", "value"),
+)
+_FFN: dict[str, Role] = {"mlp.gate_proj": "ffn", "mlp.up_proj": "ffn", "mlp.down_proj": "ffn"}
+_DOWN = Input(("mlp.down_proj",), "mlp.up_proj", "up")
+
+_LLAMA = Architecture(
+    blocks="layers",
+    roles=_ATTENTION | _FFN,
+    inputs=(*_ATTENTION_INPUTS, Input(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"), _DOWN),
+    activations={"mlp.gate_proj": "mlp.act_fn"},
+    heads=_HEADS,
+)
+
+# Norms after attention and FFN as well, before the residual: they make no linear's input.
+_GEMMA3 = replace(
+    _LLAMA,
+    inputs=(
+        replace(_ATTENTION_INPUTS[0], made_by="norm_plus_1"),
+        _ATTENTION_INPUTS[1],
+        Input(("mlp.gate_proj", "mlp.up_proj"), "pre_feedforward_layernorm", "norm_plus_1"),
+        _DOWN,
+    ),
+)
+
+# The language tower of the model that also reads images.
+_GEMMA3_WITH_IMAGES = replace(
+    _GEMMA3,
+    blocks="language_model.layers",
+    renames=(
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^lm_head\.", "language_model.lm_head."),
+        (r"^model\.vision_tower\.", "vision_tower."),
+        (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+    ),
+    # Calibration on texts never runs it.
+    left_out=("vision_tower.*",),
+)
+
+_FUSED_FFN: dict[str, Role] = {"mlp.gate_up_proj": "ffn", "mlp.down_proj": "ffn"}
+_FUSED_FFN_INPUTS = (
+    Input(("mlp.gate_up_proj",), "post_attention_layernorm"),
+    Input(("mlp.down_proj",), "mlp.gate_up_proj", "up"),
+)
+
+_PHI3 = Architecture(
+    blocks="layers",
+    roles={"self_attn.qkv_proj": "qkv", "self_attn.o_proj": "attention_output", **_FUSED_FFN},
+    inputs=(
+        Input(("self_attn.qkv_proj",), "input_layernorm"),
+        Input(("self_attn.o_proj",), "self_attn.qkv_proj", "value"),
+        *_FUSED_FFN_INPUTS,
+    ),
+    heads=_HEADS,
+)
+
+# Norms after attention and FFN as in Gemma; the one before the FFN is called as in Llama.
+_GLM4 = Architecture(
+    blocks="layers",
+    roles=_ATTENTION | _FUSED_FFN,
+    inputs=(*_ATTENTION_INPUTS, *_FUSED_FFN_INPUTS),
+    heads=_HEADS,
+)
+
+_GPT2 = Architecture(
+    blocks="h",
+    roles={"attn.c_attn": "qkv", "attn.c_proj": "attention_output", "mlp.c_fc": "ffn", "mlp.c_proj": "ffn"},
+    inputs=(
+        Input(("attn.c_attn",), "ln_1"),
+        Input(("attn.c_proj",), "attn.c_attn", "value"),
+        Input(("mlp.c_fc",), "ln_2"),
+        Input(("mlp.c_proj",), "mlp.c_fc", "relu"),
+    ),
+    activations={"mlp.c_fc": "mlp.act"},
+    heads=_HEADS,
+    transposed=(
+        "attn.c_attn",
+        "attn.c_proj",
+        "mlp.c_fc",
+        "mlp.c_proj",
+        "crossattention.q_attn",
+        "crossattention.c_attn",
+        "crossattention.c_proj",
+    ),
+    # Runs only beside an encoder, whose states calibration on texts does not have.
+    left_out=("h.*.crossattention.*",),
+)
+
+_OPT = Architecture(
+    blocks="decoder.layers",
+    roles={
+        "self_attn.q_proj": "qkv",
+        "self_attn.k_proj": "qkv",
+        "self_attn.v_proj": "qkv",
+        "self_attn.out_proj": "attention_output",
+        "fc1": "ffn",
+        "fc2": "ffn",
+    },
+    inputs=(
+        # The size 350m normalizes after the residual is added.
+        Input(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "self_attn_layer_norm",
+            only_if="do_layer_norm_before",
+        ),
+        Input(("self_attn.out_proj",), "self_attn.v_proj", "value"),
+        Input(("fc1",), "final_layer_norm", only_if="do_layer_norm_before"),
+        Input(("fc2",), "fc1", "relu"),
+    ),
+    activations={"fc1": "activation_fn"},
+    heads=_HEADS,
+    # Between narrow embeddings and the blocks, and back, in the size 350m: small.
+    left_out=("decoder.project_in", "decoder.project_out"),
+)
+
+_EXPERTS: dict[str, Role] = {
+    "mlp.gate": "router",
+    "mlp.experts.*.gate_proj": "expert",
+    "mlp.experts.*.up_proj": "expert",
+    "mlp.experts.*.down_proj": "expert",
+}
+_SHARED_EXPERTS: dict[str, Role] = {
+    "mlp.shared_experts.gate_proj": "ffn",
+    "mlp.shared_experts.up_proj": "ffn",
+    "mlp.shared_experts.down_proj": "ffn",
+}
+_EXPERT_READERS = ("mlp.gate", "mlp.experts.*.gate_proj", "mlp.experts.*.up_proj")
+_EXPERT_DOWN = Input(("mlp.experts.*.down_proj",), "mlp.experts.*.up_proj", "up")
+
+_MIXTRAL = Architecture(
+    blocks="layers",
+    roles=_ATTENTION | _EXPERTS,
+    inputs=(*_ATTENTION_INPUTS, Input(_EXPERT_READERS, "post_attention_layernorm"), _EXPERT_DOWN),
+    heads=_HEADS,
+    renames=(
+        (r"\.mlp\.", ".block_sparse_moe."),
+        (r"(\.experts\.\d+)\.gate_proj\.", r"\1.w1."),
+        (r"(\.experts\.\d+)\.up_proj\.", r"\1.w3."),
+        (r"(\.experts\.\d+)\.down_proj\.", r"\1.w2."),
+    ),
+)
+
+# Some blocks have experts, the others the FFN of Llama.
+_QWEN3_MOE = replace(
+    _LLAMA,
+    roles=_ATTENTION | _FFN | _EXPERTS,
+    inputs=(*_LLAMA.inputs, *_MIXTRAL.inputs[2:]),
+    either=((tuple(_FFN), tuple(_EXPERTS)),),
+    activations={},
+)
+
+_MOE_WITH_SHARED_INPUTS = (
+    *_LLAMA.inputs[2:],
+    Input(
+        (*_EXPERT_READERS, "mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+        "post_attention_layernorm",
+    ),
+    _EXPERT_DOWN,
+    Input(("mlp.shared_experts.down_proj",), "mlp.shared_experts.up_proj", "up"),
+)
+
+# The layers of multi-token prediction that follow the last block in some checkpoints are not part of the model that
+# transformers runs; they have no row.
+_GLM4_MOE = replace(
+    _QWEN3_MOE,
+    roles=_ATTENTION | _FFN | _EXPERTS | _SHARED_EXPERTS,
+    inputs=(*_ATTENTION_INPUTS, *_MOE_WITH_SHARED_INPUTS),
+    either=((tuple(_FFN), tuple(_EXPERTS | _SHARED_EXPERTS)),),
+)
+
+# Multi-head latent attention: queries (but in the small models) and keys with values each go through a narrow,
+# normalized vector.
+_DEEPSEEK_V3 = replace(
+    _GLM4_MOE,
+    roles={
+        "self_attn.q_proj": "qkv",
+        "self_attn.q_a_proj": "qkv",
+        "self_attn.q_b_proj": "qkv",
+        "self_attn.kv_a_proj_with_mqa": "qkv",
+        "self_attn.kv_b_proj": "qkv",
+        "self_attn.o_proj": "attention_output",
+        **_FFN,
+        **_EXPERTS,
+        **_SHARED_EXPERTS,
+    },
+    inputs=(
+        Input(("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"), "input_layernorm"),
+        Input(("self_attn.q_b_proj",), "self_attn.q_a_layernorm"),
+        Input(("self_attn.kv_b_proj",), "self_attn.kv_a_layernorm"),
+        Input(("self_attn.o_proj",), "self_attn.kv_b_proj", "latent_value"),
+        *_MOE_WITH_SHARED_INPUTS,
+    ),
+    either=(*_GLM4_MOE.either, (("self_attn.q_proj",), ("self_attn.q_a_proj", "self_attn.q_b_proj"))),
+)
+
+# model_type of config.json -> row.
+DECODERS: dict[str, Architecture] = {
+    "deepseek_v3": _DEEPSEEK_V3,
+    "gemma3": _GEMMA3_WITH_IMAGES,
+    "gemma3_text": _GEMMA3,
+    "glm4": _GLM4,
+    "glm4_moe": _GLM4_MOE,
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": _MIXTRAL,
+    "opt": _OPT,
+    "phi3": _PHI3,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _QWEN3_MOE,
+}

@@ -1,0 +1,262 @@
+"""Scaling the features of the tensors that linears read, without changing what the model puts out.
+
+With x̂ = (x − z) / s per feature:  W x + b = (W · diag(s)) x̂ + (b + W z).  `fold` has the module that makes x make x̂
+instead (SmoothQuant, https://arxiv.org/abs/2211.10438, section 4; the shift z: Outlier Suppression+,
+https://arxiv.org/abs/2304.09145, section 4.1; values and gated units: AWQ, https://arxiv.org/abs/2306.00978); where
+none can, `scale_readers` changes the readers alone, and x̂ is computed where x is quantized.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import ModelError, NumericsError
+from bitwright.models.architectures import Architecture, LinearSite, block_linears, find_blocks
+from bitwright.models.row import Input
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """The module that makes a tensor, and which of its outputs is which feature.
+
+    name: in the model. Feature (g · repeats + r) · size + d of the K is made by row first + g · stride + d, g < heads,
+    r < repeats, d < size: query heads that share a head of values repeat it. offset: a norm multiplies by
+    offset + weight.
+    """
+
+    name: str
+    first: int
+    heads: int
+    stride: int
+    repeats: int
+    size: int
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedInput:
+    """One tensor of one model, the linears that read it, and the module that makes it.
+
+    unit: its name, unlike any other's: that of the readers' unit if they have one in common, a router's block and
+    "router" for what router and experts read, else the reader. readers: names of all modules that read it; the first
+    sees every token. sites: the quantizable ones among them. producer: None where no fold is exact. shiftable: whether
+    there are biases to take a shift.
+    """
+
+    unit: str
+    block: int | None
+    readers: tuple[str, ...]
+    sites: tuple[str, ...]
+    producer: Producer | None
+    shiftable: bool
+
+
+def find_inputs(model: nn.Module, architecture: Architecture, sites: Sequence[LinearSite]) -> list[SharedInput]:
+    """The tensors that `sites` read, in forward order. Weights are not looked at and may be on the meta device.
+
+    A head whose weight is the embedding's is not among them: scaling it would change the embedding.
+
+    Raises:
+        ModelError: a producer that the row names is not in the model.
+    """
+    modules = dict(model.named_modules())
+    wanted = {site.name: order for order, site in enumerate(sites)}
+    tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    found: list[SharedInput] = []
+    for index, (block, _) in enumerate(find_blocks(model, architecture)):
+        linears = block_linears(modules, block, architecture)
+        for unit, readers, entry in _tensors(block, linears, architecture):
+            chosen = tuple(reader for reader in readers if reader in wanted)
+            if chosen:
+                k = _weight(modules[readers[0]]).shape[-1]
+                producer = _producer(model, modules, architecture, block, readers[0], entry, k) if entry else None
+                shiftable = _shiftable(modules, readers if producer else chosen, producer)
+                found.append(SharedInput(unit, index, readers, chosen, producer, shiftable))
+    found.sort(key=lambda shared: min(wanted[name] for name in shared.sites))
+    for site in sites:
+        if site.block is None and id(modules[site.name].weight) not in tables:
+            names = (site.name,)
+            found.append(SharedInput(site.unit, None, names, names, None, _shiftable(modules, names, None)))
+    return found
+
+
+def legal_scale(shared: SharedInput, scale_K: Tensor) -> Tensor:
+    """The nearest scale, in ratio, that folds: features made by one row get the geometric mean of theirs. (K,)"""
+    made_by = shared.producer
+    if made_by is None or made_by.repeats == 1:
+        return scale_K
+    mean = scale_K.log().view(made_by.heads, made_by.repeats, made_by.size).mean(1, keepdim=True).exp()
+    return mean.expand(-1, made_by.repeats, -1).reshape(-1)
+
+
+def fold(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor | None = None) -> list[str]:
+    """Have the producer make (x − shift) / scale, and the readers expect it. Mutates `model`, whose outputs stay.
+
+    Args:
+        scale_K: positive, floating (K,), equal where `legal_scale` makes it so. shift_K: floating (K,), or None for 0.
+
+    Returns:
+        Names of the parameters that changed.
+
+    Raises:
+        ModelError: the input has no producer, or takes no shift.
+        NumericsError: a scale or shift that is not finite and positive, or of another shape, or that cannot fold.
+    """
+    made_by = shared.producer
+    if made_by is None:
+        raise ModelError(f"{shared.unit}: nothing makes this input that could take a scale; scale the readers alone")
+    if not torch.equal(scale_K, legal_scale(shared, scale_K)) and not torch.allclose(
+        scale_K, legal_scale(shared, scale_K), rtol=1e-5, atol=0.0
+    ):
+        raise NumericsError(
+            f"{shared.unit}: {made_by.repeats} features share each row of {made_by.name}, but their scales differ; "
+            "pass the scale through legal_scale first"
+        )
+    changed = _scale(model, shared, shared.readers, scale_K, shift_K)
+    rows, each = _rows(made_by)
+    producer = model.get_submodule(made_by.name)
+    weight = _weight(producer)
+    with torch.no_grad():
+        _divide(weight, rows, _wide(scale_K, weight)[each], None, made_by.offset)
+        changed.append(f"{made_by.name}.weight")
+        bias = getattr(producer, "bias", None)
+        if isinstance(bias, Tensor):
+            shift = None if shift_K is None else _wide(shift_K, bias)[each]
+            _divide(bias, rows, _wide(scale_K, bias)[each], shift, 0.0)
+            changed.append(f"{made_by.name}.bias")
+    return changed
+
+
+def scale_readers(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor | None = None) -> list[str]:
+    """Have the sites expect (x − shift) / scale, which the caller has to give them. Mutates `model`.
+
+    Readers that are not sites (a router) go on reading x. Arguments, result and errors as of `fold`, but any positive
+    scale will do.
+    """
+    return _scale(model, shared, shared.sites, scale_K, shift_K)
+
+
+def _tensors(
+    block: str, linears: dict[str, str], architecture: Architecture
+) -> Iterator[tuple[str, tuple[str, ...], Input | None]]:
+    """(name, readers, entry of the row or None) of every tensor that linears of a block read."""
+    left = dict(linears)
+    for entry in architecture.inputs:
+        readers = [name for path in entry.readers for name, p in linears.items() if p == path]
+        for name in readers:
+            left.pop(name)
+        if "*" in entry.readers[0]:
+            yield from ((name, (name,), entry) for name in readers)
+        elif readers:
+            shared = len(entry.readers) > 1
+            yield f"{block}.{architecture.roles[linears[readers[0]]]}" if shared else readers[0], tuple(readers), entry
+    yield from ((name, (name,), None) for name, path in left.items() if architecture.roles[path] != "router")
+
+
+def _producer(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    architecture: Architecture,
+    block: str,
+    reader: str,
+    entry: Input,
+    k: int,
+) -> Producer | None:
+    """Where the K features of an input are among its producer's rows; None if the config rules the fold out."""
+    config: Any = model.config
+    config = config.get_text_config()
+    if entry.producer is None or (entry.only_if and not getattr(config, entry.only_if)):
+        return None
+    path = entry.producer
+    name = f"{block}.{path}"
+    if "*" in path:  # the expert that the reader belongs to
+        stem, _, leaf = path.partition(".*.")
+        expert = reader.removeprefix(f"{block}.{stem}.").partition(".")[0]
+        name = f"{block}.{stem}.{expert}.{leaf}"
+    if name not in modules:
+        raise ModelError(f"{name}: nothing where the architecture table expects what makes the input of {reader}")
+    if entry.made_by == "relu":
+        activation = modules.get(f"{block}.{architecture.activations[path]}")
+        if not isinstance(activation, nn.ReLU):
+            return None
+    weight = getattr(modules[name], "weight", None)
+    if not isinstance(weight, Tensor):  # a norm without a weight, or the identity in its place
+        return None
+    n, heads = weight.shape[0], int(config.num_attention_heads)
+    size = k // heads
+    if entry.made_by == "value":
+        n_values = n if n <= k else (n - k) // 2  # rows of queries (K), keys and values, if they are fused
+        producer = Producer(name, n - n_values, n_values // size, size, k // n_values, size)
+    elif entry.made_by == "latent_value":
+        producer = Producer(name, n // heads - size, heads, n // heads, 1, size)
+    else:
+        producer = Producer(name, n - k, 1, k, 1, k, 1.0 if entry.made_by == "norm_plus_1" else 0.0)
+    fits = producer.first >= 0 and producer.heads * producer.repeats * producer.size == k
+    return producer if fits else None
+
+
+def _shiftable(modules: dict[str, nn.Module], readers: tuple[str, ...], producer: Producer | None) -> bool:
+    names = readers if producer is None else (*readers, producer.name)
+    is_linear = producer is not None and isinstance(modules[producer.name], nn.Linear)
+    return not is_linear and all(isinstance(getattr(modules[name], "bias", None), Tensor) for name in names)
+
+
+def _scale(
+    model: nn.Module, shared: SharedInput, names: tuple[str, ...], scale_K: Tensor, shift_K: Tensor | None
+) -> list[str]:
+    modules = {name: model.get_submodule(name) for name in names}
+    _check(shared, _weight(modules[names[0]]).shape[-1], scale_K, shift_K)
+    changed: list[str] = []
+    with torch.no_grad():
+        for name, module in modules.items():
+            weight = _weight(module)
+            bias = getattr(module, "bias", None)
+            wide = _wide(weight, weight)
+            if shift_K is not None and isinstance(bias, Tensor):
+                bias.copy_(_wide(bias, bias) + (wide @ _wide(shift_K, weight)).to(bias.device))
+                changed.append(f"{name}.bias")
+            weight.copy_(wide * _wide(scale_K, weight))
+            changed.append(f"{name}.weight")
+    return changed
+
+
+def _check(shared: SharedInput, k: int, scale_K: Tensor, shift_K: Tensor | None) -> None:
+    for what, tensor in (("scale", scale_K), ("shift", shift_K)):
+        if tensor is not None and tuple(tensor.shape) != (k,):
+            raise NumericsError(f"{shared.unit}: a {what} of shape {tuple(tensor.shape)} for K = {k} input features")
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise NumericsError(f"{shared.unit}: the {what} holds NaN or infinity")
+    if not bool((scale_K > 0).all()):
+        raise NumericsError(f"{shared.unit}: the scale is {float(scale_K.min()):.3g} somewhere; it must be positive")
+    if shift_K is not None and not shared.shiftable:
+        raise ModelError(f"{shared.unit}: a shift needs a bias in every reader and in the norm that makes the input")
+
+
+def _rows(producer: Producer) -> tuple[Tensor, Tensor]:
+    """(rows of the producer, a feature that each of them makes), int64."""
+    heads, features = torch.arange(producer.heads)[:, None], torch.arange(producer.size)
+    rows = producer.first + heads * producer.stride + features
+    first = heads * producer.repeats * producer.size + features
+    return rows.flatten(), first.flatten()
+
+
+def _divide(parameter: Tensor, rows: Tensor, scale: Tensor, shift: Tensor | None, offset: float) -> None:
+    rows = rows.to(parameter.device)
+    part = _wide(parameter[rows], parameter) + offset
+    part = part if shift is None else part - shift
+    parameter[rows] = (part / scale.view(-1, *[1] * (part.ndim - 1)) - offset).to(parameter.dtype)
+
+
+def _wide(tensor: Tensor, like: Tensor) -> Tensor:
+    """At least float32, on the device of `like`: bfloat16 would round twice."""
+    return tensor.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight: Any = module.weight
+    if not isinstance(weight, Tensor):
+        raise ModelError(f"{type(module).__name__}: no float weight to scale; fold before the linear is replaced")
+    return weight
