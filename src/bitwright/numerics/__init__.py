@@ -10,20 +10,27 @@ from typing import TYPE_CHECKING, Any
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 
 if TYPE_CHECKING:
-    from bitwright.numerics.grids import fake_quantize, quantize, scale_and_zero_point
+    from bitwright.numerics.codebooks import codebook_of, fit_codebook
+    from bitwright.numerics.grids import fake_quantize, nearest_codes, quantize, scale_and_zero_point
     from bitwright.numerics.histogram import Histogram
-    from bitwright.numerics.qtensor import QTensor
+    from bitwright.numerics.importance import Importance
+    from bitwright.numerics.qtensor import QTensor, code_values
     from bitwright.numerics.ranges import RANGES, RangeFunction
 
 __all__ = [
     "RANGES",
     "SCHEMES",
     "Histogram",
+    "Importance",
     "QTensor",
     "QuantSpec",
     "RangeFunction",
     "Scheme",
+    "code_values",
+    "codebook_of",
     "fake_quantize",
+    "fit_codebook",
+    "nearest_codes",
     "quantize",
     "scale_and_zero_point",
 ]
@@ -31,9 +38,14 @@ __all__ = [
 _HOME = {
     "RANGES": "ranges",
     "Histogram": "histogram",
+    "Importance": "importance",
     "QTensor": "qtensor",
     "RangeFunction": "ranges",
+    "code_values": "qtensor",
+    "codebook_of": "codebooks",
     "fake_quantize": "grids",
+    "fit_codebook": "codebooks",
+    "nearest_codes": "grids",
     "quantize": "grids",
     "scale_and_zero_point": "grids",
 }

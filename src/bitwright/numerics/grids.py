@@ -1,8 +1,10 @@
-"""The uniform affine grid: real ≈ (code − zero_point) · scale.
+"""From values to codes and back: the rounding rule of every grid, and the scales that cover a range.
 
 Pure functions, the definition for weights and for static activations:
 
-    code = clip(round(x / scale) + zero_point, code_min, code_max)        ties to even
+    uniform     code = clip(round(x / scale) + zero_point, code_min, code_max)        ties to even
+    ternary     the same, between −1 and 1
+    the others  code = index of the level next to x / scale                           ties to the higher level
 
 The *division* makes codes bit-exact with ONNX QuantizeLinear. Kernels that quantize rows at run time multiply by the
 float32 reciprocal of the scale instead, and may differ by one code where x / scale lies next to a tie.
@@ -12,17 +14,22 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
-from bitwright.numerics.qtensor import QTensor, scale_shape
+from bitwright.numerics.codebooks import fit_codebook
+from bitwright.numerics.qtensor import QTensor, levels_of, scale_shape
+from bitwright.numerics.qtensor import code_values as code_values  # the way back; part of this file's interface
 from bitwright.numerics.spec import QuantSpec
 
 
-def quantize(w_NK: Tensor, scale_NG: Tensor, zero_point_NG: Tensor | None, spec: QuantSpec) -> QTensor:
+def quantize(
+    w_NK: Tensor, scale_NG: Tensor, zero_point_NG: Tensor | None, spec: QuantSpec, codebook: Tensor | None = None
+) -> QTensor:
     """Round every value to the nearest code; values beyond the grid's ends take its end codes.
 
     Args:
         w_NK: floating (N, K). Arithmetic is in float32, in float64 if w_NK is.
         scale_NG: floating, positive, of the shape that `scale_shape` gives.
         zero_point_NG: int8, shaped like the scale; None if the spec is symmetric.
+        codebook: the levels of the kmeans grid; None fits them to the values (`fit_codebook`).
 
     Raises:
         NumericsError: NaN or infinite values, or shapes that do not fit the spec.
@@ -33,20 +40,34 @@ def quantize(w_NK: Tensor, scale_NG: Tensor, zero_point_NG: Tensor | None, spec:
         raise NumericsError(
             f"a tensor of shape {tuple(w_NK.shape)} needs scales of shape {want}, got {tuple(scale_NG.shape)}"
         )
+    if spec.grid == "kmeans" and codebook is None:
+        codebook = fit_codebook(w_NK, scale_NG, spec)
     zero_NG1 = None if zero_point_NG is None else zero_point_NG[..., None]
-    codes = round_to_codes(grouped(w_NK, spec), scale_NG[..., None], zero_NG1, spec)
-    return QTensor(codes.to(torch.int8).reshape(w_NK.shape), scale_NG, zero_point_NG, spec)
+    codes = nearest_codes(grouped(w_NK, spec), scale_NG[..., None], zero_NG1, spec, codebook)
+    return QTensor(codes.to(torch.int8).reshape(w_NK.shape), scale_NG, zero_point_NG, spec, codebook)
 
 
-def fake_quantize(w_NK: Tensor, scale_NG: Tensor, zero_point_NG: Tensor | None, spec: QuantSpec) -> Tensor:
+def fake_quantize(
+    w_NK: Tensor, scale_NG: Tensor, zero_point_NG: Tensor | None, spec: QuantSpec, codebook: Tensor | None = None
+) -> Tensor:
     """What is left of the values after quantization: float32 (N, K). Arguments and errors as for `quantize`."""
-    return quantize(w_NK, scale_NG, zero_point_NG, spec).dequantize()
+    return quantize(w_NK, scale_NG, zero_point_NG, spec, codebook).dequantize()
 
 
-def round_to_codes(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec) -> Tensor:
-    """The rounding rule alone: codes as whole floats. Scale and zero point broadcast against x; nothing is checked."""
+def nearest_codes(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec, codebook: Tensor | None = None
+) -> Tensor:
+    """The rounding rule alone: codes as whole floats, float64 if x is, else float32.
+
+    Scale and zero point broadcast against x. Nothing is checked, but that a kmeans grid comes with its codebook.
+    """
     x = _at_least_float32(x)
-    codes = (x / scale.to(x.dtype)).round_()
+    steps = x / scale.to(x.dtype)
+    if spec.has_codebook:
+        levels = levels_of(spec, codebook).to(steps)
+        middles = (levels[1:] + levels[:-1]) / 2
+        return torch.bucketize(steps, middles, out_int32=True, right=True).to(steps.dtype)
+    codes = steps.round_()
     if zero_point is not None:
         codes += zero_point.to(x.dtype)
     return codes.clamp_(spec.code_min, spec.code_max)
@@ -57,12 +78,13 @@ def scale_and_zero_point(
 ) -> tuple[Tensor, Tensor | None]:
     """The grid that covers [lo, hi].
 
-        symmetric     scale = max(|lo|, |hi|) / half_steps
+        symmetric     scale = max(|lo|, |hi|) / half_steps                (half_steps is 1 but on the uniform grid)
         asymmetric    scale = (hi − lo) / (2^b − 1),   zero_point = clip(round(code_min − lo / scale))
 
     An asymmetric range is first widened to include 0, so that zero (padding, ReLU, pruned weights) is exact; the zero
-    point is chosen for the scale as stored. A range of zeros alone gets scale 1. A scale too small to be stored, or
-    whose float32 reciprocal would overflow, becomes the smallest that is neither.
+    point is chosen for the scale as stored. A range of zeros alone gets scale 1, but where 0 is no level the smallest,
+    so that next to nothing is left of it. A scale too small to be stored, or whose float32 reciprocal would overflow,
+    becomes the smallest that is neither.
 
     Args:
         lo, hi: ends of the ranges, floating, equal shapes, lo ≤ hi; usually (N, G).
@@ -81,7 +103,7 @@ def scale_and_zero_point(
         raise NumericsError(f"{int((lo > hi).sum())} of {lo.numel()} ranges have their lower end above their upper end")
     lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     ideal = torch.maximum(-lo, hi) / spec.half_steps if spec.symmetric else (hi - lo) / (2**spec.bits - 1)
-    scale = _stored(torch.where(ideal == 0, 1.0, ideal), dtype)
+    scale = _stored(torch.where(ideal == 0, 1.0, ideal) if spec.has_zero else ideal, dtype)
     if spec.symmetric:
         return scale, None
     zero = torch.round(spec.code_min - lo / scale.double()).clamp(spec.code_min, spec.code_max)

@@ -1,4 +1,4 @@
-"""`QTensor`: the quantized tensor, with invariants that are checked."""
+"""`QTensor`: the quantized tensor, with invariants that are checked; and what its codes stand for."""
 
 from dataclasses import dataclass
 
@@ -6,23 +6,26 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
+from bitwright.numerics.codebooks import codebook_of
 from bitwright.numerics.spec import QuantSpec
 
 
 @dataclass(frozen=True, slots=True)
 class QTensor:
-    """Integer codes with what turns them back into numbers: w_NK ≈ (codes_NK − zero_point_NG) · scale_NG.
+    """Integer codes with what turns them back into numbers (see `code_values`).
 
     Conditions that hold (checked on construction):
       * codes_NK is int8, two-dimensional, within [spec.code_min, spec.code_max];
       * scale_NG is floating, finite and positive: (N, G) with G = K / group_size, (N, 1) per row, (1, 1) per tensor;
-      * zero_point_NG is int8 and shaped like scale_NG if the spec is asymmetric, else None.
+      * zero_point_NG is int8 and shaped like scale_NG if the spec is asymmetric, else None;
+      * codebook is float32 (L,), finite and ascending (equals may follow each other) on the kmeans grid, else None.
     """
 
     codes_NK: Tensor
     scale_NG: Tensor
     zero_point_NG: Tensor | None
     spec: QuantSpec
+    codebook: Tensor | None = None
 
     def __post_init__(self) -> None:
         codes, scale, zero, spec = self.codes_NK, self.scale_NG, self.zero_point_NG, self.spec
@@ -43,6 +46,10 @@ class QTensor:
             raise NumericsError(
                 f"codes lie in [{int(codes.min())}, {int(codes.max())}], outside [{spec.code_min}, {spec.code_max}]"
             )
+        if (self.codebook is None) == (spec.grid == "kmeans"):
+            raise NumericsError(f"grid {spec.grid} but a codebook is {'absent' if self.codebook is None else 'given'}")
+        if self.codebook is not None:
+            check_codebook(self.codebook, spec)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,10 +58,55 @@ class QTensor:
 
     def dequantize(self) -> Tensor:
         """The numbers that the codes stand for: float32 (N, K)."""
-        scale = _spread(self.scale_NG.float(), self.shape)
-        if self.zero_point_NG is None:
-            return self.codes_NK.float() * scale
-        return (self.codes_NK.float() - _spread(self.zero_point_NG.float(), self.shape)) * scale
+        codes_NGg = self.codes_NK.reshape(*self.scale_NG.shape, -1)
+        zero_NG1 = None if self.zero_point_NG is None else self.zero_point_NG[..., None]
+        values = code_values(codes_NGg, self.scale_NG.float()[..., None], zero_NG1, self.spec, self.codebook)
+        return values.reshape(self.shape)
+
+
+def code_values(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QuantSpec, codebook: Tensor | None = None
+) -> Tensor:
+    """What codes stand for:
+
+        uniform, ternary      (code − zero_point) · scale
+        the others            codebook[code] · scale
+
+    Args:
+        codes: whole numbers of any dtype, in the spec's range. scale, zero_point: broadcast against them.
+        codebook: (L,) on the kmeans grid; the levels of the others are known.
+
+    Returns:
+        The scale's dtype, at least float32.
+    """
+    scale = scale if scale.dtype == torch.float64 else scale.float()
+    if spec.has_codebook:
+        return levels_of(spec, codebook).to(scale)[codes.long()] * scale
+    steps = codes.to(scale.dtype)
+    return (steps if zero_point is None else steps - zero_point.to(scale.dtype)) * scale
+
+
+def levels_of(spec: QuantSpec, codebook: Tensor | None) -> Tensor:
+    """The levels of a codebook grid: `codebook` on the kmeans grid, the fixed ones on the others.
+
+    Raises:
+        NumericsError: kmeans without a codebook.
+    """
+    levels = codebook if spec.grid == "kmeans" else codebook_of(spec)
+    if levels is None:
+        raise NumericsError(f"the {spec.grid} grid needs its codebook; fit one with fit_codebook")
+    return levels
+
+
+def check_codebook(codebook: Tensor, spec: QuantSpec) -> None:
+    """Raise NumericsError unless these can be the levels of the spec's codes."""
+    if codebook.dtype != torch.float32 or tuple(codebook.shape) != (spec.code_max + 1,):
+        raise NumericsError(
+            f"a codebook of {spec.bits} bits is float32 ({spec.code_max + 1},), got {codebook.dtype} "
+            f"{tuple(codebook.shape)}"
+        )
+    if not bool(torch.isfinite(codebook).all()) or not bool((codebook.diff() >= 0).all()):
+        raise NumericsError("the levels of a codebook must be finite and ascending")
 
 
 def scale_shape(n: int, k: int, spec: QuantSpec) -> tuple[int, int]:
@@ -70,10 +122,3 @@ def scale_shape(n: int, k: int, spec: QuantSpec) -> tuple[int, int]:
     if k % spec.group_size:
         raise NumericsError(f"K = {k} is not a multiple of group_size = {spec.group_size}")
     return n, k // spec.group_size
-
-
-def _spread(per_group: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Repeat one value per group (or row, or tensor) over the (N, K) values that it governs."""
-    if per_group.shape[1] > 1:
-        per_group = per_group.repeat_interleave(shape[1] // per_group.shape[1], dim=1)
-    return per_group.expand(shape)

@@ -1,12 +1,23 @@
 """How a tensor, and how a layer, is represented. Frozen data; nothing here touches a tensor."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from bitwright.errors import NumericsError
 
 Grid = Literal["uniform", "pot", "apot", "nf4", "kmeans", "ternary", "binary"]
 GROUP_SIZES = (128, 64, 32)  # tried in this order where a scheme leaves the choice open
+
+# The bits that each grid can have. Indices into a codebook are kept as int8 too, so there are none of 8 bits.
+_BITS: dict[Grid, tuple[int, ...]] = {
+    "uniform": (8, 4, 3, 2),
+    "pot": (4, 3, 2),
+    "apot": (4, 3),
+    "nf4": (4,),
+    "kmeans": (4, 3, 2),
+    "ternary": (2,),
+    "binary": (1,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +32,9 @@ class QuantSpec:
     `dynamic` specs compute scale and zero point from the values at run time (activations only).
 
     `grid` is where the levels lie. "uniform": at whole multiples of the scale. "ternary": −1, 0 and 1 times the scale,
-    in 2 bits. The others give each code a level of a codebook, which the scale multiplies: "pot" and "apot" (sums of)
-    powers of two, "nf4" quantiles of a normal distribution, "kmeans" levels fitted to the tensor, "binary" −1 and 1.
-    They are symmetric, and for weights only.
+    in 2 bits. On the others a code is the index, from 0, of a level in a codebook, which the scale multiplies: "pot"
+    and "apot" (sums of) powers of two, "nf4" quantiles of a normal distribution, "kmeans" levels fitted to the tensor,
+    "binary" −1 and 1. All but the uniform grid are symmetric, and for weights only.
     """
 
     bits: int = 8
@@ -35,37 +46,64 @@ class QuantSpec:
     grid: Grid = "uniform"
 
     def __post_init__(self) -> None:
-        if self.bits not in (1, 2, 3, 4, 8) or (self.bits == 1) != (self.grid == "binary"):
-            raise NumericsError(f"bits = {self.bits}: 8, 4, 3 and 2 are supported, and 1 on the binary grid")
-        if self.grid not in get_args(Grid):
-            raise NumericsError(f"grid {self.grid!r} is unknown; known: {', '.join(get_args(Grid))}")
+        if self.grid not in _BITS:
+            raise NumericsError(f"grid {self.grid!r} is unknown; known: {', '.join(_BITS)}")
+        if self.bits not in _BITS[self.grid]:
+            known = " or ".join(map(str, _BITS[self.grid]))
+            raise NumericsError(f"bits = {self.bits}: the {self.grid} grid has {known} bits")
         if self.grid != "uniform" and (not self.symmetric or self.dynamic or self.per_tensor):
             raise NumericsError(f"the {self.grid} grid is for weights, symmetric, with a scale per row or group")
-        if {"ternary": 2, "nf4": 4}.get(self.grid, self.bits) != self.bits:
-            raise NumericsError(f"the {self.grid} grid does not have {self.bits} bits")
         if self.group_size is not None and (self.group_size < 1 or self.per_tensor):
             raise NumericsError(f"group_size = {self.group_size} with per_tensor = {self.per_tensor}: choose one")
         if not self.symmetric and self.full_range is False:
             raise NumericsError("an asymmetric grid always uses its full range; leave full_range unset")
 
     @property
+    def has_codebook(self) -> bool:
+        """Whether codes are indices of a codebook's levels."""
+        return self.grid not in ("uniform", "ternary")
+
+    @property
+    def is_mean_scaled(self) -> bool:
+        """Whether the scale stands for the mean magnitude of what it scales, not for the largest."""
+        return self.grid in ("ternary", "binary")
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether 0 is a level whatever the scale, so that zeros stay zeros."""
+        return self.grid not in ("kmeans", "binary")
+
+    @property
     def code_min(self) -> int:
         """The smallest code."""
+        if self.grid == "ternary":
+            return -1
+        if self.has_codebook:
+            return 0
         return -int(2 ** (self.bits - 1)) + (0 if self.uses_full_range else 1)
 
     @property
     def code_max(self) -> int:
-        """The largest code."""
-        return int(2 ** (self.bits - 1)) - 1
+        """The largest code. Signed powers of two leave one of the 2^b unused: 0 and −0 are one level."""
+        if self.grid in ("pot", "apot"):
+            return int(2**self.bits) - 2
+        return int(2**self.bits) - 1 if self.has_codebook else int(2 ** (self.bits - 1)) - 1
 
     @property
     def uses_full_range(self) -> bool:
-        """Whether code −2^(b−1) is used: always if asymmetric, below 8 bits if symmetric, unless set by hand."""
+        """Whether code −2^(b−1) of a uniform grid is used: always if asymmetric, below 8 bits if symmetric, unless set
+        by hand.
+        """
         return not self.symmetric or (self.bits < 8 if self.full_range is None else self.full_range)
 
     @property
     def half_steps(self) -> float:
-        """Steps between zero and absmax on a symmetric grid: 127 if narrow at 8 bits, 2^(b−1) − ½ if full."""
+        """Steps between zero and absmax on a symmetric grid: 127 if narrow at 8 bits, 2^(b−1) − ½ if full.
+
+        Other grids than the uniform one end at the scale itself: 1.
+        """
+        if self.grid != "uniform":
+            return 1.0
         return 2.0 ** (self.bits - 1) - (0.5 if self.uses_full_range else 1.0)
 
 

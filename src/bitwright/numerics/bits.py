@@ -1,0 +1,110 @@
+"""Codes packed into as few bits as they need. The only file that knows the order of bits.
+
+There is one order, dense and from the lowest bit up: along a row, code i takes the bits i·b … i·b + b − 1 of a stream
+whose bit j is bit j mod 8 of byte j // 8. Codes of 3 bits straddle bytes. The last byte (or word) is filled with zeros.
+
+    pack_words    int32, the stream read as little-endian words; code −2^(b−1) is stored as 0. What compressed-tensors
+                  calls pack-quantized: weights along K, zero points along N.
+    pack_bytes    uint8, the smallest code of the spec is stored as 0. For grids that only Bitwright reads.
+"""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import NumericsError
+from bitwright.numerics.spec import QuantSpec
+
+if sys.byteorder != "little":
+    raise NumericsError("packed codes are read as little-endian words; this machine's are big-endian")
+
+_PER_UNIT = 8  # codes of b bits fill b bytes exactly, whatever b is
+
+
+def pack_words(codes: Tensor, bits: int, *, dim: int = 1) -> Tensor:
+    """Codes of a signed grid as compressed-tensors stores them.
+
+    Args:
+        codes: int8 (N, C), each in [−2^(b−1), 2^(b−1) − 1].
+        dim: 1 packs along rows, giving (N, ⌈C·b / 32⌉); 0 along columns, giving (⌈N·b / 32⌉, C).
+
+    Returns:
+        int32, contiguous.
+
+    Raises:
+        NumericsError: codes that do not fit into so many bits.
+    """
+    rows = codes if dim == 1 else codes.T
+    stream = _pack(rows, bits, lowest=-(2 ** (bits - 1)))
+    padded = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 4))
+    words = padded.contiguous().view(torch.int32)
+    return words if dim == 1 else words.T.contiguous()
+
+
+def unpack_words(words: Tensor, bits: int, count: int, *, dim: int = 1) -> Tensor:
+    """The inverse of `pack_words`: int8, with `count` codes along `dim`.
+
+    Raises:
+        NumericsError: another number of words than `count` codes take.
+    """
+    rows = words if dim == 1 else words.T
+    want = -(-count * bits // 32)
+    if words.dtype != torch.int32 or rows.ndim != 2 or rows.shape[1] != want:
+        raise NumericsError(
+            f"{count} codes of {bits} bits take {want} int32 words along axis {dim}, got {words.dtype} "
+            f"{tuple(words.shape)}"
+        )
+    codes = _unpack(rows.contiguous().view(torch.uint8), bits, count, lowest=-(2 ** (bits - 1)))
+    return codes if dim == 1 else codes.T.contiguous()
+
+
+def pack_bytes(codes_NK: Tensor, spec: QuantSpec) -> Tensor:
+    """Codes of any grid: uint8 (N, ⌈K·b / 8⌉).
+
+    Raises:
+        NumericsError: codes outside [spec.code_min, spec.code_max].
+    """
+    return _pack(codes_NK, spec.bits, lowest=spec.code_min)
+
+
+def unpack_bytes(packed: Tensor, spec: QuantSpec, k: int) -> Tensor:
+    """The inverse of `pack_bytes`: int8 (N, K) with K = `k`.
+
+    Raises:
+        NumericsError: another number of bytes than `k` codes take.
+    """
+    want = -(-k * spec.bits // 8)
+    if packed.dtype != torch.uint8 or packed.ndim != 2 or packed.shape[1] != want:
+        raise NumericsError(
+            f"{k} codes of {spec.bits} bits take {want} bytes a row, got {packed.dtype} {tuple(packed.shape)}"
+        )
+    return _unpack(packed, spec.bits, k, lowest=spec.code_min)
+
+
+def _pack(codes: Tensor, bits: int, lowest: int) -> Tensor:
+    """Eight codes at a time are put together in an int64, of which the first `bits` bytes are kept."""
+    if codes.dtype != torch.int8 or codes.ndim != 2:
+        raise NumericsError(f"codes to pack are int8 (N, K), got {codes.dtype} {tuple(codes.shape)}")
+    if codes.numel() and (int(codes.min()) < lowest or int(codes.max()) >= lowest + 2**bits):
+        raise NumericsError(
+            f"codes lie in [{int(codes.min())}, {int(codes.max())}], and {bits} bits hold "
+            f"[{lowest}, {lowest + 2**bits - 1}]"
+        )
+    n, count = codes.shape
+    units = torch.nn.functional.pad(codes, (0, -count % _PER_UNIT), value=lowest).reshape(n, -1, _PER_UNIT)
+    packed = torch.zeros(units.shape[:2], dtype=torch.int64, device=codes.device)
+    for i in range(_PER_UNIT):
+        packed |= (units[..., i].long() - lowest) << (bits * i)
+    stream = packed.view(torch.uint8).reshape(n, -1, 8)[..., :bits]
+    return stream.reshape(n, -1)[:, : -(-count * bits // 8)].contiguous()
+
+
+def _unpack(stream: Tensor, bits: int, count: int, lowest: int) -> Tensor:
+    n, n_units = stream.shape[0], -(-count // _PER_UNIT)
+    padded = torch.nn.functional.pad(stream, (0, max(n_units * bits - stream.shape[1], 0)))[:, : n_units * bits]
+    units = torch.nn.functional.pad(padded.reshape(n, n_units, bits), (0, 8 - bits)).view(torch.int64)
+    codes = torch.empty(n, n_units, _PER_UNIT, dtype=torch.int8, device=stream.device)
+    for i in range(_PER_UNIT):
+        codes[..., i] = ((units[..., 0] >> (bits * i)) & (2**bits - 1)) + lowest
+    return codes.reshape(n, -1)[:, :count].contiguous()
