@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitwright.calibration.observers import observe
+from bitwright.calibration.observers import LayerStats, observe
 from bitwright.errors import NumericsError
 from bitwright.methods import ROUNDINGS
 from bitwright.numerics import RANGES, QuantSpec
@@ -17,6 +17,12 @@ SPECS = [
 ]
 
 
+def stats() -> LayerStats:
+    """Of inputs that differ in size, for the ranges that ask."""
+    x = torch.randn(50, 32, generator=torch.Generator().manual_seed(1)) * torch.logspace(-2, 2, 32)
+    return observe(None, x, gram=True)
+
+
 def weight() -> torch.Tensor:
     return torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
 
@@ -25,7 +31,7 @@ def weight() -> torch.Tensor:
 @pytest.mark.parametrize("name", [name for name in RANGES if name != "entropy"])  # which wants thousands of values
 def test_no_other_code_is_nearer(name: str, spec: QuantSpec) -> None:
     w = weight()
-    q = ROUNDINGS["rtn"](w, None, spec, RANGES[name])
+    q = ROUNDINGS["rtn"](w, stats(), spec, RANGES[name]).qtensor
     codes = torch.arange(spec.code_min, spec.code_max + 1).double()
     zero = 0 if q.zero_point_NG is None else q.zero_point_NG[..., None, None].double()
     every_value = (codes - zero) * q.scale_NG[..., None, None].double()  # (N, G, 1, codes)
@@ -35,11 +41,13 @@ def test_no_other_code_is_nearer(name: str, spec: QuantSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_inputs_do_not_matter(spec: QuantSpec) -> None:
-    stats = observe(None, torch.randn(5, 32))
-    with_stats, without = (ROUNDINGS["rtn"](weight(), s, spec, RANGES["mse"]) for s in (stats, None))
-    assert torch.equal(with_stats.codes_NK, without.codes_NK)
-    assert torch.equal(with_stats.scale_NG, without.scale_NG)
+def test_the_inputs_do_not_matter_but_to_the_range(spec: QuantSpec) -> None:
+    with_stats, without = (ROUNDINGS["rtn"](weight(), s, spec, RANGES["mse"]) for s in (stats(), None))
+    assert torch.equal(with_stats.qtensor.codes_NK, without.qtensor.codes_NK)
+    assert torch.equal(with_stats.qtensor.scale_NG, without.qtensor.scale_NG)
+    if spec.bits < 8:  # else the widest range is the best of all, whatever the weights
+        weighed = ROUNDINGS["rtn"](weight(), stats(), spec, RANGES["imatrix"])
+        assert not torch.equal(weighed.qtensor.scale_NG, without.qtensor.scale_NG)
 
 
 def test_the_weight_is_left_alone() -> None:
