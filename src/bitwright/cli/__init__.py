@@ -15,6 +15,7 @@ from bitwright.errors import BitwrightError, InputError
 COMMANDS = {
     "quantize": "Quantize a model within an accuracy budget, and write a report.",
     "analyze": "Rank the layers of a model by what quantizing them does to it.",
+    "eval": "Score a model: perplexity, or a task; with a reference, what it lost.",
     "bench": "Measure a quantized model against its float original.",
     "report": "Rebuild report.html from the record of a result.",
     "compare": "Put two results side by side.",

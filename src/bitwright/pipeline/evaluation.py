@@ -1,0 +1,225 @@
+"""One model on one metric: a float or a quantized one, alone or against its float original."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.calibration.data import mix, parse_sources
+from bitwright.errors import DataError, InputError
+from bitwright.evaluate import Task, label_free_task, language_task, load_custom, load_task, paired_bootstrap
+from bitwright.evaluate.kinds import Outputs
+from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel
+from bitwright.evaluate.logits import Window, compare_windows, token_outputs
+from bitwright.pipeline.job import BUILTIN_DATA
+from bitwright.pipeline.request import Progress, Quiet, Texts, make_texts
+from bitwright.runtime.load import load
+from bitwright.runtime.model import Model
+
+Track = Callable[[Iterable[Any]], Iterable[Any]]
+
+_OUTPUTS_OF = {"embedding": "embeddings", "sequence-classification": "logits"}  # task -> what labels can score
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Outputs of the model, and of the reference, if there is one; `extra` are companions that outputs do not tell."""
+
+    outputs: Outputs
+    reference_outputs: Outputs | None
+    extra: dict[str, float]
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    reference: str | Path | None = None,
+    data: str | Sequence[str] = (),
+    evaluation: str | Path | None = None,
+    kind: str | None = None,
+    metric: str | None = None,
+    samples: int = 1000,
+    window: int | None = None,
+    windows: int | None = None,
+    bos: bool = False,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a model, and where a reference is given, what it lost against that.
+
+    A language model is scored by its perplexity on the first windows of a text, `evaluation` or `data`; an encoder by
+    the labels in `evaluation`, by the user's `metric`, or without either by its agreement with the reference.
+
+    Args:
+        model: a directory, float or quantized, or a hub name. reference: the float model to compare it with.
+        data, evaluation, kind, metric, samples: as `quantize` takes them.
+        window, windows, bos: for language models: tokens per window (1024, or what the model can take), windows (40),
+            and whether each begins with BOS.
+
+    Returns:
+        {"model", "reference", "task", "metric": as in the Record's `evaluation`, "protocol": what was scored, in words,
+        "n_units", "score", "reference_score", "loss", "loss_lower", "loss_upper", "confidence", "companions",
+        "seconds"}; without a reference those that compare are None, and there are no companions.
+
+    Raises:
+        InputError: no labels and no reference, options that do not fit the model, models that do not fit one another.
+        BitwrightError: a model or data that cannot be used.
+    """
+    begun = time.perf_counter()
+    progress, texts = progress or Quiet(), make_texts(data, evaluation, kind, metric, samples)
+    opened = partial(_open, trust_remote_code=trust_remote_code, progress=progress)
+    subject = opened(model)
+    if subject.task == "text-generation" and texts.metric is None:
+        task = _language_task(subject, texts, window, windows, bos)
+        measured = _measure_language(subject, task, reference, opened, progress)
+        protocol = task.kind.protocol if isinstance(task.kind, LanguageModel) else ""
+    else:
+        if window or windows or bos:
+            raise InputError(f"{model}: windows are for language models, and this is a {subject.task} model")
+        task, protocol = _text_task(subject, texts, seed, has_reference=reference is not None)
+        measured = _measure(subject, task, reference, opened, progress)
+    return {
+        "model": str(model),
+        "reference": None if reference is None else str(reference),
+        "task": subject.task,
+        "metric": {
+            "name": task.kind.metric, "kind": task.kind.name, "task": task.name, "unit": task.kind.unit,
+            "label_free": task.kind.label_free, "higher_is_better": task.kind.higher_is_better,
+        },
+        "protocol": protocol,
+        **_scores(task, measured, seed),
+        "seconds": round(time.perf_counter() - begun, 3),
+    }  # fmt: skip
+
+
+def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> Model:
+    progress.say(f"loading {name}")
+    model = load(name, trust_remote_code=trust_remote_code)
+    if model.tokenizer is None:
+        raise InputError(f"{name}: texts cannot be scored without a tokenizer, and the model's files build none")
+    return model
+
+
+def _language_task(model: Model, texts: Texts, window: int | None, windows: int | None, bos: bool) -> Task:
+    """Perplexity on the text that was given, or on built-in prose."""
+    given = [source for source in (texts.evaluation, *texts.data) if source is not None]
+    if texts.kind is not None:
+        raise InputError(f"--kind {texts.kind}: a language model is scored by its perplexity on plain text")
+    if len(given) > 1:
+        raise InputError(f"perplexity is that of one text, and there are {len(given)}: {', '.join(given)}")
+    if window is not None and window > model.max_tokens:
+        raise InputError(f"windows of {window} tokens: {model.path.name} takes at most {model.max_tokens}")
+    length = min(WINDOW, model.max_tokens) if window is None else window
+    source = given[0] if given else BUILTIN_DATA[0]
+    return language_task(
+        source, model.tokenizer, window=length, windows=WINDOWS if windows is None else windows, bos=bos
+    )
+
+
+def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) -> tuple[Task, str]:
+    """(the task, what it scores in words): labels, the user's metric, or agreement with the reference."""
+    if texts.metric is not None:
+        if texts.evaluation is not None:
+            raise InputError("--metric and --eval both say what is scored; give one of them")
+        return load_custom(texts.metric), f"what {texts.metric} returns"
+    config: Any = model.hf.config
+    if texts.evaluation is not None:
+        labels = getattr(config, "id2label", None) or {}
+        task = load_task(texts.evaluation, texts.kind, label_names=[labels[i] for i in sorted(labels)])
+        if task.kind.outputs != _OUTPUTS_OF.get(model.task):
+            raise DataError(
+                f"{texts.evaluation}: {task.kind.name} scores {task.kind.outputs}, and this is a {model.task} model"
+            )
+        return task, f"{Path(texts.evaluation).name}, all {task.n_units} {task.kind.unit}"
+    if not has_reference:
+        raise InputError(
+            "without labels a model can only be compared: give labelled data with --eval, or the float model with "
+            "--reference"
+        )
+    sources = texts.data or BUILTIN_DATA
+    task = label_free_task(
+        mix(parse_sources(sources), texts.samples, seed=seed),
+        logits=model.task != "embedding",
+        multi_label=getattr(config, "problem_type", None) == "multi_label_classification",
+        n_labels=config.num_labels,
+    )
+    return task, f"{len(task.texts)} texts of {' and '.join(sources)}, drawn with seed {seed}, without labels"
+
+
+def _measure(
+    model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
+) -> _Measured:
+    """Outputs for texts, of one model after the other."""
+
+    def outputs(of: Model, name: str) -> Outputs:
+        return task.run(lambda texts: of.encode(texts, track=_track(progress, f"texts, {name}")))
+
+    found = outputs(model, "the model")
+    if reference is None:
+        return _Measured(found, None, {})
+    original = opened(reference)
+    _check_alike(model, original)
+    return _Measured(found, outputs(original, "reference"), {})
+
+
+def _measure_language(
+    model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
+) -> _Measured:
+    """Outputs for windows of tokens; with a reference both models run side by side, for the KL of their logits."""
+    windows: list[Window] = [ids for ids in task.texts if isinstance(ids, tuple)]
+    if reference is None:
+        track = _track(progress, "windows")
+        return _Measured([token_outputs(_logits(model, ids), ids) for ids in track(windows)], None, {})
+    original = opened(reference)
+    _check_alike(model, original)
+    compared = compare_windows(
+        windows, partial(_logits, original), partial(_logits, model), track=_track(progress, "windows, both models")
+    )
+    return _Measured(compared.quant_outputs, compared.float_outputs, {"kl": compared.mean_kl})
+
+
+def _logits(model: Model, ids: Window) -> Tensor:
+    logits: Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return logits
+
+
+def _check_alike(model: Model, reference: Model) -> None:
+    """Refuse a reference for which the same texts are another input, or which puts out something else."""
+    if model.task != reference.task:
+        raise InputError(f"{reference.path}: a {reference.task} model is no reference for a {model.task} model")
+    if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise InputError(
+            f"{reference.path}: its tokenizer has another vocabulary than that of {model.path}; give the float model "
+            "that the other one was made from"
+        )
+
+
+def _scores(task: Task, measured: _Measured, seed: int) -> dict[str, Any]:
+    """The scores, and if there is a reference the loss with its bounds."""
+    outputs, reference = measured.outputs, measured.reference_outputs
+    if reference is None:
+        compared = dict.fromkeys(("reference_score", "loss", "loss_lower", "loss_upper", "confidence"))
+        n_units = task.statistics(outputs, outputs)[0].n_units
+        return {"n_units": n_units, "score": task.score(outputs), **compared, "companions": {}}
+    interval = paired_bootstrap(task, reference, outputs, seed=seed)
+    reference_score, score = task.scores(reference, outputs)
+    return {
+        "n_units": interval.n_units,
+        "score": score,
+        "reference_score": reference_score,
+        "loss": interval.loss,
+        "loss_lower": interval.lower,
+        "loss_upper": interval.upper,
+        "confidence": interval.confidence,
+        "companions": measured.extra | task.companions(reference, outputs),
+    }
+
+
+def _track(progress: Progress, what: str) -> Track:
+    return lambda items: progress.track(list(items), what)
