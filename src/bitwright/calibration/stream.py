@@ -1,75 +1,272 @@
-"""Calibration block by block: statistics of what a block's linears read, then the next block on what this one became.
+"""A model run block by block: what a block's linears read, what it puts out, then the next block on what it became.
 
-The only file with hooks. Memory: the output of one block per batch, and the statistics of one block.
+The only file with hooks. Memory: the output of one block per batch, what the caller keeps of one block, and, where
+blocks are filled and emptied by the caller, the weights of one block.
 
 A block's inputs are more than hidden states: masks, rotary tables or position biases that the model computes, in some
 families differently per layer; and DeBERTa may convolve between two blocks. So no block is called from here. Instead
 the model runs its own forward, in which every block that is done is replaced by what it put out, and which ends at the
 block under way. What precedes the blocks is computed anew each time: embeddings, about a hundredth of a block.
 
-A block that runs several times in one forward (ALBERT) gets statistics merged over all its runs, and is handed out
-after the last; blocks whose runs interleave are observed together.
+A stage is as many block calls as have to be run together: one block; of blocks that run several times in one forward
+(ALBERT), all runs, and all blocks whose runs interleave with them.
 """
 
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError
+from bitwright.kernels.linear import cpu_multiplies_bf16
 from bitwright.models.architectures import Architecture, LinearSite, find_blocks
+from bitwright.models.lazy import materialise, release
+from bitwright.models.load import LoadedModel
 
 Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]
 Observe = Callable[[Stats | None, Tensor], Stats]
+Paths = Callable[[Sequence[str]], object]
+
+_EXPERT = re.compile(r"\.experts\.(?P<index>\d+)\.")
 
 
-def stream_blocks(
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """How one model is run in parts.
+
+    blocks: its blocks. order: index of the block of each block call of one forward. options: keyword arguments of every
+    forward beside the batch. fast: whether matrices are multiplied in bf16.
+    """
+
+    model: nn.Module
+    blocks: list[nn.Module]
+    order: list[int]
+    options: dict[str, Any]
+    fast: bool
+
+    def run(self, batch: Batch, before: Any, begin: int, end: int | None) -> Any:
+        """Run the block calls [begin, end) of one forward on what call begin − 1 put out; return the output of end − 1.
+
+        All earlier calls give that output too: only the last one's matters, since none looks at its input. `end=None`
+        goes on to the end of the forward and returns the model's output.
+
+        Raises:
+            ModelError: the forward calls other blocks than the architecture table says.
+        """
+        calls = 0
+
+        def stand_in(index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            call, calls = calls, calls + 1
+            if call >= len(self.order) or self.order[call] != index:
+                expected = f"block {self.order[call]}" if call < len(self.order) else "no more"
+                raise ModelError(
+                    f"call {call} of a forward runs block {index} where the architecture table expects {expected}; "
+                    "its path of blocks, or how often they run, is wrong for this model"
+                )
+            if call < begin:
+                return before
+            output = forward(*args, **kwargs)
+            if call + 1 == end:
+                raise _Reached(output)
+            return output
+
+        try:
+            with _around(self.blocks, stand_in), torch.no_grad(), fast_matmul() if self.fast else nullcontext():
+                output = self.model(**batch, **self.options)
+        except _Reached as reached:
+            return reached.output
+        if end is not None or calls < len(self.order):
+            raise ModelError(
+                f"a forward ended after {calls} block calls where the architecture table expects {len(self.order)}; "
+                "its path of blocks, or how often they run, is wrong for this model"
+            )
+        return output
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Blocks that run together, or, last, what follows the blocks.
+
+    index: of the stage. blocks: indices of its blocks, () for the last stage: poolers and heads. sites: its linears.
+    inputs: what it starts from, by batch: the output of the stage before; None for the first. The list is filled anew
+        when the next stage begins. Saved, they let `stream_stages` resume here.
+    """
+
+    index: int
+    blocks: tuple[int, ...]
+    sites: tuple[LinearSite, ...]
+    inputs: list[Any]
+    _walk: _Walk = field(repr=False)
+    _batches: Sequence[Batch] = field(repr=False)
+    _span: tuple[int, int | None] = field(repr=False)
+
+    def outputs(self, indices: Sequence[int] | None = None) -> list[Any]:
+        """What the stage, as its modules are now, makes of its inputs: a block's output, in the last stage the model's.
+
+        indices: of the batches to run; by default all.
+        """
+        chosen = range(len(self._batches)) if indices is None else indices
+        return [self._walk.run(self._batches[index], self.inputs[index], *self._span) for index in chosen]
+
+    def observe(self, sites: Sequence[LinearSite], observe: Observe[Stats]) -> dict[str, Stats]:
+        """Statistics of what these linears of the stage read, by name, from one run over all batches.
+
+        Linears that read the same tensors share one statistics object. An expert that no token reaches has no entry.
+
+        observe: `observe(stats or None, x_MK) -> stats`, x_MK the inputs of one call, floating, without those of
+            padding tokens.
+        """
+        leaders: dict[tuple[str, int], str] = {}
+        for site in sites:
+            leaders.setdefault((site.input, site.calls), site.name)
+        stats: dict[str, Stats] = {}
+        kept = _Kept()
+
+        def note(_: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
+            rows_MK = kept.rows(args[0], name)
+            if len(rows_MK):
+                stats[name] = observe(stats.get(name), rows_MK)
+
+        model = self._walk.model
+        hooks = [
+            model.get_submodule(name).register_forward_pre_hook(partial(note, name=name)) for name in leaders.values()
+        ]
+        experts = {site.name.rsplit(".", 2)[0] for site in sites if site.role == "expert"}
+        hooks += [model.get_submodule(name).register_forward_pre_hook(kept.route) for name in experts]
+        try:
+            for batch, before in zip(self._batches, self.inputs, strict=True):
+                kept.mask_BT = batch["attention_mask"].bool() if "attention_mask" in batch else None
+                self._walk.run(batch, before, *self._span)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found = {site.name: leaders[site.input, site.calls] for site in sites}
+        return {name: stats[leader] for name, leader in found.items() if leader in stats}
+
+
+class _Kept:
+    """Which of the tokens that a linear reads are no padding: under the mask of the batch, and the choice of experts in
+    the block that runs."""
+
+    mask_BT: Tensor | None = None
+    chosen_MS: Tensor
+
+    def route(self, _: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Note, before the experts of a block run, which of them each token goes to."""
+        self.chosen_MS = args[1]
+
+    def rows(self, x: Tensor, name: str) -> Tensor:
+        """The inputs (M, K) of a linear without those of padding tokens. A tensor that is neither one row per token nor
+        an expert's share of them (a pooled text, DeBERTa's table of relative positions) is taken whole."""
+        x_MK = x.reshape(-1, x.shape[-1])
+        if self.mask_BT is None:
+            return x_MK
+        if match := _EXPERT.search(name):
+            mine_M = (self.chosen_MS == int(match["index"])).any(-1)
+            return x_MK[self.mask_BT.reshape(-1)[mine_M]]
+        flat = x.shape[:-1] in (self.mask_BT.shape, self.mask_BT.reshape(-1).shape)
+        return x_MK[self.mask_BT.reshape(-1)] if flat else x_MK
+
+
+def stream_stages(
     model: nn.Module,
     architecture: Architecture,
     sites: Sequence[LinearSite],
     batches: Sequence[Batch],
-    observe: Observe[Stats],
-) -> Iterator[tuple[int | None, dict[str, Stats]]]:
-    """Yield (block, statistics by linear name) for each block that has sites, in forward order; poolers and heads, as
-    block None, last.
+    *,
+    enter: Paths | None = None,
+    leave: Paths | None = None,
+    begin: int = 0,
+    inputs: Sequence[Any] | None = None,
+    fast: bool = False,
+) -> Iterator[Stage]:
+    """The stages of `model` in forward order, poolers and heads last.
 
-    Whatever the caller does to a block before asking for the next one (swapping its linears, rounding their weights)
-    the next one sees in its inputs. Linears that read the same tensors share one statistics object.
+    When the caller asks for the next stage, this one is run once more, with whatever the caller has made of its
+    modules: the next one sees that in its inputs. A caller that needs no more stops asking, and saves that run.
 
-    model: in evaluation mode; the same after the last block as before the first, but for what the caller does.
-    sites: the linears to observe, from `find_linears`.
-    batches: keyword arguments of the model's forward: token ids (B, T), and their 0/1 attention_mask (B, T) where there
-        is padding; what the mask excludes is not observed.
-    observe: `observe(stats or None, x_MK) -> stats`, x_MK the inputs of one call, floating.
+    Args:
+        model: in evaluation mode; the same after the last stage as before the first, but for what the caller does.
+        sites: linears, from `find_linears`, to be handed out with their stage.
+        batches: keyword arguments of the model's forward: token ids (B, T), and their 0/1 attention_mask (B, T) where
+            there is padding; what the mask excludes is not observed.
+        enter: called with the paths of a stage's blocks before it runs; () for the last. leave: called after it.
+        begin, inputs: resume at this stage, with the `inputs` that it had.
+        fast: multiply matrices in bf16 where the CPU can (`fast_matmul`): for calibration, never to judge a model.
 
     Raises:
-        ModelError: there are no batches, or two batches run different blocks.
+        ModelError: there are no batches, the blocks are not run as the architecture table says, or there is no such
+            stage or there are not its inputs.
     """
     if not batches:
         raise ModelError("calibration needs at least one batch")
-    blocks = [model.get_submodule(path) for path, _ in find_blocks(model, architecture)]
-    calls = _calls(model, blocks, batches[0])
-    outputs: list[Any] = [None] * len(batches)
-    for begin, end in _stages(calls):
-        here = [site for site in sites if site.block in calls[begin:end]]
-        if here:
-            run = partial(_run, model, blocks, begin=begin, end=end)
-            stats = _observed(model, here, batches, outputs, observe, run)
-            for block in dict.fromkeys(site.block for site in here):
-                yield block, {site.name: stats[site.name] for site in here if site.block == block}
-        outputs = [
-            _run(model, blocks, batch, before, begin=begin, end=end)
-            for batch, before in zip(batches, outputs, strict=True)
-        ]
-    heads = [site for site in sites if site.block is None]
-    if heads:
-        run = partial(_run, model, blocks, begin=len(calls), end=None)
-        yield None, _observed(model, heads, batches, outputs, observe, run)
+    found = find_blocks(model, architecture)
+    order = _order(found)
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    walk = _Walk(model, [model.get_submodule(path) for path, _ in found], order, options, fast)
+    spans: list[tuple[int, int | None]] = [*_spans(order), (len(order), None)]
+    if not 0 <= begin < len(spans):
+        raise ModelError(f"there is no stage {begin} to resume at: the model has {len(spans)}, counted from 0")
+    if begin and (inputs is None or len(inputs) != len(batches)):
+        n_inputs = "no" if inputs is None else str(len(inputs))
+        raise ModelError(f"resuming at stage {begin} takes its inputs for {len(batches)} batches, got {n_inputs}")
+    state: list[Any] = [None] * len(batches) if inputs is None else list(inputs)
+    for index in range(begin, len(spans)):
+        first, last = spans[index]
+        blocks = tuple(dict.fromkeys(order[first:last]))
+        here = tuple(site for site in sites if (site.block in blocks if blocks else site.block is None))
+        paths = [found[block][0] for block in blocks]
+        if enter is not None:
+            enter(paths)
+        try:
+            yield Stage(index, blocks, here, state, walk, batches, (first, last))
+            if last is not None:
+                for number, batch in enumerate(batches):
+                    state[number] = walk.run(batch, state[number], first, last)
+        finally:
+            if leave is not None:
+                leave(paths)
+
+
+def stream_outputs(
+    loaded: LoadedModel,
+    batches: Sequence[Batch],
+    enter: Paths | None = None,
+    leave: Paths | None = None,
+) -> Iterator[Any]:
+    """The model's outputs, batch by batch, in the memory of one block and the hidden states of all batches.
+
+    enter, leave: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from its
+        files and emptied again.
+    """
+    if loaded.source is not None and enter is None and leave is None:
+        enter, leave = partial(_each, materialise, loaded), partial(_each, release, loaded)
+    for stage in stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave):
+        if not stage.blocks:
+            for index in range(len(batches)):
+                yield stage.outputs([index])[0]
+
+
+@contextmanager
+def fast_matmul() -> Iterator[None]:
+    """Float32 matrices are multiplied in bf16 and summed in float32, where the CPU has instructions for it."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch does not declare it
+    before = settings.fp32_precision
+    if cpu_multiplies_bf16():
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 class _Reached(Exception):
@@ -79,62 +276,38 @@ class _Reached(Exception):
         self.output = output
 
 
-def _run(model: nn.Module, blocks: list[nn.Module], batch: Batch, before: Any, *, begin: int, end: int | None) -> Any:
-    """Run the block calls [begin, end) of one forward on what call begin − 1 put out; return the output of end − 1.
+def _each(act: Callable[[LoadedModel, str], None], loaded: LoadedModel, paths: Sequence[str]) -> None:
+    for path in paths:
+        act(loaded, path)
 
-    All earlier calls give that output too: only the last one's matters, since none looks at its input. `end=None` goes
-    on to the end of the forward and returns nothing.
+
+def _order(blocks: Sequence[tuple[str, int]]) -> list[int]:
+    """Index of the block of each block call of one forward: every list of blocks is run through so many times, one
+    list after the other.
+
+    blocks: (path, number of calls), from `find_blocks`.
     """
-    counter = count()
-
-    def stand_in(_: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = next(counter)
-        if call < begin:
-            return before
-        output = forward(*args, **kwargs)
-        if end is not None and call == end - 1:
-            raise _Reached(output)
-        return output
-
-    try:
-        with _around(blocks, stand_in), torch.no_grad():
-            model(**batch)
-    except _Reached as reached:
-        return reached.output
-    if end is not None:
-        raise ModelError(
-            f"a forward ended after {next(counter)} block calls; on the first batch it made at least {end}"
-        )
-    return None
+    order = []
+    for _, members in groupby(enumerate(blocks), key=lambda item: item[1][0].rpartition(".")[0]):
+        entries = list(members)
+        order += [index for index, _ in entries] * entries[0][1][1]
+    return order
 
 
-def _calls(model: nn.Module, blocks: list[nn.Module], batch: Batch) -> list[int]:
-    """Index of the block of each block call of one forward, in order."""
-    calls: list[int] = []
-
-    def note(index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        calls.append(index)
-        return forward(*args, **kwargs)
-
-    with _around(blocks, note), torch.no_grad():
-        model(**batch)
-    return calls
-
-
-def _stages(calls: list[int]) -> list[tuple[int, int]]:
+def _spans(order: Sequence[int]) -> list[tuple[int, int]]:
     """Cut the calls into the shortest ranges [begin, end) such that all calls of a block lie in one range."""
-    last = {block: call for call, block in enumerate(calls)}
-    stages, begin, reach = [], 0, 0
-    for call, block in enumerate(calls):
+    last = {block: call for call, block in enumerate(order)}
+    spans, begin, reach = [], 0, 0
+    for call, block in enumerate(order):
         reach = max(reach, last[block])
         if call == reach:
-            stages.append((begin, call + 1))
+            spans.append((begin, call + 1))
             begin = call + 1
-    return stages
+    return spans
 
 
 @contextmanager
-def _around(blocks: list[nn.Module], wrapper: Callable[..., Any]) -> Iterator[None]:
+def _around(blocks: Sequence[nn.Module], wrapper: Callable[..., Any]) -> Iterator[None]:
     """Have `wrapper(index, forward, *args, **kwargs)` called in place of each block's forward.
 
     Through the instance, not by a hook: a hook cannot keep the forward from running.
@@ -146,40 +319,3 @@ def _around(blocks: list[nn.Module], wrapper: Callable[..., Any]) -> Iterator[No
     finally:
         for block in blocks:
             del block.__dict__["forward"]
-
-
-def _observed(
-    model: nn.Module,
-    sites: Sequence[LinearSite],
-    batches: Sequence[Batch],
-    outputs: Sequence[Any],
-    observe: Observe[Stats],
-    run: Callable[[Batch, Any], Any],
-) -> dict[str, Stats]:
-    """Statistics of every site. Linears of one unit and as many calls read the same; one is observed."""
-    leaders: dict[tuple[str, int], str] = {}
-    for site in sites:
-        leaders.setdefault((site.unit, site.calls), site.name)
-    stats: dict[str, Stats] = {}
-    kept_BT: Tensor | None = None
-
-    def note(_: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
-        stats[name] = observe(stats.get(name), _rows(args[0], kept_BT))
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(note, name=name)) for name in leaders.values()]
-    try:
-        for batch, before in zip(batches, outputs, strict=True):
-            kept_BT = batch["attention_mask"].bool() if "attention_mask" in batch else None
-            run(batch, before)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {site.name: stats[leaders[site.unit, site.calls]] for site in sites}
-
-
-def _rows(x: Tensor, kept_BT: Tensor | None) -> Tensor:
-    """The inputs (M, K) of a linear, without those of padding tokens. A tensor that is not one row per token (a pooled
-    text, DeBERTa's table of relative positions) is taken whole."""
-    if kept_BT is not None and x.shape[:-1] == kept_BT.shape:
-        return x[kept_BT]
-    return x.reshape(-1, x.shape[-1])

@@ -6,9 +6,9 @@ and nothing else. Nothing that the checkpoint lacks is filled in silently.
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,11 +17,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.models.architectures import Architecture, architecture_of, base_prefix
+from bitwright.models.architectures import Architecture, architecture_of, base_prefix, find_blocks
+from bitwright.models.experts import linearize
 from bitwright.models.hub import fetch
 from bitwright.models.source import (
     check_source,
@@ -33,15 +35,20 @@ from bitwright.models.source import (
     source_files,
     weight_files,
 )
+from bitwright.models.source_tensors import SourceTensors
 
 __all__ = [
     "LoadedModel",
     "Task",
+    "build_empty",
     "build_model",
+    "check_finite",
+    "check_names",
     "fetch",
     "fingerprint",
     "license_of",
     "load_model",
+    "load_tokenizer",
     "max_tokens",
     "read_config",
     "source_bytes",
@@ -50,13 +57,14 @@ __all__ = [
     "weight_files",
 ]
 
-Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering"]
+Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
 
 _AUTO_CLASSES: dict[Task, Any] = {
     "embedding": transformers.AutoModel,
     "sequence-classification": transformers.AutoModelForSequenceClassification,
     "token-classification": transformers.AutoModelForTokenClassification,
     "question-answering": transformers.AutoModelForQuestionAnswering,
+    "text-generation": transformers.AutoModelForCausalLM,
 }
 
 # End of a class name in config.architectures -> task. What was only pretrained is used as an embedding model.
@@ -64,6 +72,8 @@ _TASK_OF_CLASS: dict[str, Task] = {
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
     "ForMaskedLM": "embedding",
     "ForPreTraining": "embedding",
     "Model": "embedding",
@@ -78,12 +88,20 @@ _LOCAL = {"local_files_only": True}
 _NO_LIMIT = 1_000_000  # tokenizers without a limit answer with a number around 1e30
 
 
+# A module's parameters as they were when it was built, without values.
+Built = Mapping[str, tuple[nn.Module, dict[str, nn.Parameter | None]]]
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model in evaluation mode with what is needed to feed it.
 
+    Fused experts and transposed linears in it have become plain linears (`experts.linearize`).
+
     tokenizer: None where the directory's files cannot build the one that its model type names; tokenizer_problem: then
     what is wrong with which file. path: the local directory. name: what the user called it.
+    kept: names of the files' tensors that are not in the model.
+    source, built: of a model that is filled block by block, its tensors, and its modules as they are without values.
     """
 
     model: nn.Module
@@ -94,6 +112,9 @@ class LoadedModel:
     architecture: Architecture
     name: str
     tokenizer_problem: str | None = None
+    kept: tuple[str, ...] = ()
+    source: SourceTensors | None = None
+    built: Built = field(default_factory=dict)
 
 
 def load_model(
@@ -115,8 +136,7 @@ def load_model(
     path = fetch(name_or_dir)
     raw = check_source(path)
     architecture = architecture_of(raw["model_type"])
-    if task is not None and task not in _AUTO_CLASSES:
-        raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
+    _check_task(task)
     for file in weight_files(path):
         if file.suffix == ".bin":
             _check_pickle(file)
@@ -134,10 +154,55 @@ def load_model(
             ignore_mismatched_sizes=True,
             **_LOCAL,
         )
-    _check_report(path, model, report, architecture, task)
-    _check_finite(path, model)
-    tokenizer, problem = _load_tokenizer(path, trust_remote_code)
-    return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir), problem)
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, stored, built = mismatched[0]
+        raise ModelError(
+            f"{path}: {key} is {tuple(stored)} in the weights and {tuple(built)} by config.json"
+            f"{_and_more(len(mismatched) - 1)}; config and weights are of different models"
+        )
+    kept = tuple(sorted(report["unexpected_keys"]))
+    check_names(path, model, report["missing_keys"], kept, architecture, task)
+    for name, tensor in model.state_dict().items():
+        check_finite(tensor, f"{path}: {name}")
+    linearize(model, architecture)
+    tokenizer, problem = load_tokenizer(path, trust_remote_code)
+    return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir), problem, kept)
+
+
+def build_empty(
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    task: Task | None = None,
+    buffers: bool = True,
+) -> LoadedModel:
+    """The model that a config.json describes, its parameters on the meta device: without values or memory.
+
+    Parameters that are tied are one and the same. There is no tokenizer.
+
+    Args:
+        path: a model directory, or its config.json.
+        dtype: of the parameters.
+        buffers: whether the buffers (tables of rotary angles) are computed, or on the meta device too.
+
+    Raises:
+        ModelError: an architecture without a row, or a config that transformers cannot build.
+    """
+    _check_task(task)
+    with _building(path):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
+    architecture = architecture_of(config.model_type)
+    task = task_of(config) if task is None else task
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with _building(path), no_init_weights(), _parameters_on_meta() if buffers else torch.device("meta"):
+        model = _AUTO_CLASSES[task].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.tie_weights(recompute_mapping=False)
+    if buffers and (empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]):
+        raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {_listed(empty)}")
+    linearize(model, architecture)
+    return LoadedModel(model.eval(), None, model.config, path, task, architecture, str(path))
 
 
 def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:
@@ -155,7 +220,8 @@ def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:
         del config.quantization_config
     with _building(path), no_init_weights():
         model = _AUTO_CLASSES[task].from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    tokenizer, problem = _load_tokenizer(path, trust_remote_code)
+    linearize(model, architecture)
+    tokenizer, problem = load_tokenizer(path, trust_remote_code)
     return LoadedModel(model.eval(), tokenizer, config, path, task, architecture, str(path), problem)
 
 
@@ -224,22 +290,30 @@ def _check_pickle(file: Path) -> None:
         raise CheckpointError(f"{file}: holds something other than tensors by name; ask for the model as safetensors")
 
 
-def _check_report(path: Path, model: nn.Module, report: dict[str, Any], architecture: Architecture, task: Task) -> None:
-    """Hold what transformers could not match between checkpoint and model against what may differ.
+def check_names(
+    path: Path,
+    model: nn.Module,
+    missing: Collection[str],
+    kept: Collection[str],
+    architecture: Architecture,
+    task: Task,
+) -> None:
+    """Hold what could not be matched between checkpoint and model against what may differ.
 
     A pooler that an embedding model's checkpoint lacks is removed: pooling does not use it. Nothing else is mutated.
+    What the files hold beyond the last block of a language model (layers that predict further tokens) is kept.
+
+    Args:
+        missing: names of the model that the files lack. kept: names of the files that the model lacks.
+
+    Raises:
+        ModelError: weights that config.json calls for are missing, or a block's weights have no place in the model.
     """
-    if mismatched := sorted(report["mismatched_keys"]):
-        key, stored, built = mismatched[0]
-        raise ModelError(
-            f"{path}: {key} is {tuple(stored)} in the weights and {tuple(built)} by config.json"
-            f"{_and_more(len(mismatched) - 1)}; config and weights are of different models"
-        )
     base = base_prefix(model)
     poolers: list[str] = []
     heads: list[str] = []
     broken: list[str] = []
-    for key in sorted(report["missing_keys"]):
+    for key in sorted(missing):
         if key.removeprefix(base).startswith("pooler."):
             poolers.append(key)
         else:
@@ -249,8 +323,7 @@ def _check_report(path: Path, model: nn.Module, report: dict[str, Any], architec
             f"{path}: the weights lack {_listed(broken)} that config.json calls for; config and weights are of "
             "different models, or the download is incomplete"
         )
-    blocks = re.compile(r"(^|\.)" + re.escape(architecture.blocks).replace(r"\*", r"\d+") + r"\.\d+\.")
-    if surplus := sorted(key for key in report["unexpected_keys"] if blocks.search(key)):
+    if surplus := sorted(key for key in kept if _is_surplus(key, model, architecture, task)):
         raise ModelError(
             f"{path}: the weights hold {_listed(surplus)} for which config.json has no place; config and weights are "
             "of different models"
@@ -264,17 +337,69 @@ def _check_report(path: Path, model: nn.Module, report: dict[str, Any], architec
         model.pooler = None  # type: ignore[assignment]  # transformers' own way of having none
 
 
-def _check_finite(path: Path, model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
-            raise ModelError(
-                f"{path}: {name} holds {count} NaN or infinite values of {tensor.numel()} as {tensor.dtype}; "
-                "the checkpoint is damaged, or its values do not fit this type"
-            )
+def _is_surplus(key: str, model: nn.Module, architecture: Architecture, task: Task) -> bool:
+    """Whether a tensor that the model lacks belongs to a block, and not to one beyond a language model's last."""
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    if any(re.search(pattern, key) for pattern in ignored):
+        return False
+    blocks = r"(^|\.)" + re.escape(architecture.blocks).replace(r"\*", r"\d+") + r"\.(?P<index>\d+)\."
+    if (match := re.search(blocks, key)) is None:
+        return False
+    return task != "text-generation" or int(match["index"]) < len(find_blocks(model, architecture))
 
 
-def _load_tokenizer(path: Path, trust: bool) -> tuple[Any, str | None]:
+def check_finite(tensor: Tensor, where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        where: file and name, for the message.
+
+    Raises:
+        ModelError: there are some; how many, and in which dtype.
+    """
+    # The sum is finite unless a value is not, or it overflows: then a second look decides.
+    if tensor.is_floating_point() and not bool(tensor.sum().isfinite()) and not bool(torch.isfinite(tensor).all()):
+        count = int((~torch.isfinite(tensor)).sum())
+        raise ModelError(
+            f"{where} holds {count} NaN or infinite values of {tensor.numel()} as {tensor.dtype}; "
+            "the checkpoint is damaged, or its values do not fit this type"
+        )
+
+
+def _check_task(task: Task | None) -> None:
+    if task is not None and task not in _AUTO_CLASSES:
+        raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty` without a device makes a tensor without memory: parameters begin so, computed tables do not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs.setdefault("device", "meta")
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules built here have their parameters on the meta device, and their buffers where they were computed."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        with _EmptyOnMeta():
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def load_tokenizer(path: Path, trust: bool) -> tuple[Any, str | None]:
     """(tokenizer, None) or (None, why): also where its vocabulary file is absent, and it would be built empty."""
     try:
         for file in (path / "tokenizer.json", path / "tokenizer_config.json"):

@@ -1,11 +1,15 @@
-"""Tensors of a model directory by name, read one at a time from safetensors or .bin files."""
+"""Tensors of a model directory by name, read one at a time from safetensors or .bin files.
 
+Safetensors are read by plain file input, not mapped: pages of a mapped file count as the process's memory until the
+system wants them back, so that a model twice the size of the memory would seem to fill it.
+"""
+
+import math
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import Tensor
 
@@ -55,6 +59,7 @@ class TensorFiles(Mapping[str, Tensor]):
         self.directory = directory
         self._file_of: dict[str, Path] = {}
         self._entries: dict[str, TensorEntry] = {}
+        self._buffer_start: dict[Path, int] = {}
         self._pickled: dict[str, Tensor] = {}
         for file in weight_files(directory):
             if file.suffix == ".bin" and not pickles:
@@ -72,6 +77,8 @@ class TensorFiles(Mapping[str, Tensor]):
         if file.suffix == ".safetensors":
             entries = check_safetensors(file)
             self._entries |= entries
+            # The tensors fill the file to its end.
+            self._buffer_start[file] = file.stat().st_size - max((entry.end for entry in entries.values()), default=0)
             return set(entries)
         try:
             # Files older than torch 1.6 are no zip archives and cannot be mapped.
@@ -85,11 +92,33 @@ class TensorFiles(Mapping[str, Tensor]):
         return set(loaded)
 
     def __getitem__(self, name: str) -> Tensor:
+        """The whole tensor, contiguous.
+
+        Raises:
+            KeyError: no such name.
+            CheckpointError: a dtype that torch lacks, or a file that has changed since it was opened.
+        """
+        return self.values_at(name, 0, self.shape(name))
+
+    def values_at(self, name: str, start: int, shape: tuple[int, ...]) -> Tensor:
+        """Consecutive values of a tensor, from its flat position `start` on, in the given shape; only they are read.
+
+        Raises:
+            As `tensors[name]`.
+        """
+        dtype, count = self.dtype(name), math.prod(shape)
         if name in self._pickled:
-            return self._pickled[name]
-        with safetensors.safe_open(self._file_of[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
+            return self._pickled[name].reshape(-1)[start : start + count].reshape(shape).contiguous()
+        file = self._file_of[name]
+        raw = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(self._buffer_start[file] + self._entries[name].begin + start * dtype.itemsize)
+            view = raw.numpy().data
+            while view:
+                if not (n_read := stream.readinto(view)):
+                    raise CheckpointError(f"{file}: {name}: ends {len(view)} bytes early; the file has changed")
+                view = view[n_read:]
+        return raw.view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
@@ -99,6 +128,10 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._file_of
+
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._file_of[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
