@@ -50,6 +50,31 @@ def test_pairs(write, name, text):
     assert len(task.texts) == 5  # each different text once
 
 
+QUESTIONS = [
+    ("喜欢打篮球的男生喜欢什么样的女生", "爱打篮球的男生喜欢什么样的女生", 1),
+    ("我手机丢了，我想换个手机", "我想买个新手机，求推荐", 1),
+    ("大家觉得她好看吗", "大家觉得跑男好看吗？", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lcqmc.tsv", "\n".join(f"{a}\t{b}\t{label}" for a, b, label in QUESTIONS)),
+        ("lcqmc.tsv", "text_a\ttext_b\tlabel\r\n" + "\r\n".join(f"{a}\t{b}\t{label}" for a, b, label in QUESTIONS)),
+        ("lcqmc.csv", "query,title,label\n" + "\n".join(f"{a},{b},{label}" for a, b, label in QUESTIONS)),
+        ("afqmc.jsonl", jsonl(*({"sentence1": a, "sentence2": b, "label": str(label)} for a, b, label in QUESTIONS))),
+    ],
+)
+def test_questions_that_mean_the_same_or_not(write, name, text):
+    """The layouts of LCQMC and AFQMC."""
+    task = load_task(write(name, text))
+    assert task.kind.name == "similarity"
+    assert [task.texts[i] for i in task.kind.first_P] == [a for a, _, _ in QUESTIONS]
+    assert [task.texts[i] for i in task.kind.second_P] == [b for _, b, _ in QUESTIONS]
+    assert task.kind.gold_P.tolist() == [1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

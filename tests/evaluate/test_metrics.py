@@ -171,3 +171,22 @@ def test_outputs_that_do_not_match_are_refused():
         metrics.emd(np.ones((3, 4)), np.ones((2, 4)))
     with pytest.raises(DataError, match=r"\(3, 4\) and \(3, 5\)"):
         metrics.cosine(np.ones((3, 4)), np.ones((3, 5)))
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_auc_and_best_accuracy_are_what_counting_gives(rng, levels):
+    for size in (2, 3, 40):
+        gold = np.array([0, 1, *rng.integers(0, 2, size - 2)])
+        scores = rng.integers(0, levels, size).astype(float) + 0.5 * gold
+        above = scores[gold == 1][:, None] - scores[gold == 0]
+        assert metrics.roc_auc(gold, scores) == pytest.approx(((above > 0) + (above == 0) / 2).mean())
+        thresholds = (*scores, np.inf)
+        assert metrics.best_accuracy(gold, scores) == max(((scores >= t) == gold).mean() for t in thresholds)
+
+
+def test_labels_without_a_difference_and_broken_scores_tell_nothing_apart():
+    broken = np.array([0.1, np.nan, 0.3])
+    assert metrics.roc_auc([0, 1, 1], broken) == metrics.best_accuracy([0, 1, 1], broken) == 0
+    for metric in (metrics.roc_auc, metrics.best_accuracy):
+        with pytest.raises(DataError, match="all 2 labels are 1"):
+            metric([1, 1], [0.1, 0.2])

@@ -6,7 +6,7 @@ from scipy import stats
 
 from bitwright.evaluate import metrics
 from bitwright.evaluate.kinds import spread_pairs
-from bitwright.evaluate.statistic import MacroF1, Mean, Spearman
+from bitwright.evaluate.statistic import MacroF1, Mean, Perplexity, Spearman
 
 
 @pytest.fixture
@@ -30,6 +30,21 @@ def test_macro_f1(rng):
     weights, drawn = resamples(rng, 30)
     expected = [metrics.f1(gold[i], predicted[i]) for i in drawn]
     np.testing.assert_allclose(MacroF1(gold, predicted)(weights), expected)
+
+
+def test_perplexity_of_windows_of_different_length(rng):
+    tokens = rng.integers(1, 9, 30).astype(float)
+    nll = tokens * rng.uniform(1, 5, 30)
+    weights, drawn = resamples(rng, 30)
+    expected = [np.exp(nll[i].sum() / tokens[i].sum()) for i in drawn]
+    np.testing.assert_allclose(Perplexity(nll, tokens)(weights), expected)
+
+
+def test_perplexity_is_bounded_and_a_broken_window_that_was_not_drawn_does_not_matter():
+    statistic = Perplexity(np.array([np.nan, 2.0, 1e9]), np.ones(3))
+    broken, whole, wrong = statistic(np.eye(3))
+    assert whole == pytest.approx(np.exp(2))
+    assert broken == wrong == pytest.approx(np.exp(100))
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -68,6 +68,20 @@ def test_similarity_is_spearman_of_cosine_and_score(rng):
     assert task.score(outputs) == pytest.approx(stats.spearmanr(cosine, task.kind.gold_P).statistic)
 
 
+def test_labels_of_two_kinds_are_scored_by_rank_and_told_apart_by_either_model(rng):
+    """Spearman is the area under the ROC curve in other units; the companions give that area itself."""
+    gold = (rng.random(40) > 0.6).astype(float)
+    task = Task("labels", texts_of(80), Pairs(np.arange(40), np.arange(40) + 40, gold))
+    outputs, quantized = rng.normal(size=(2, 80, 8))
+    found = task.companions(outputs, quantized)
+    n, p = len(gold), gold.mean()
+    for score, model in zip(task.scores(outputs, quantized), ("float", "quantized"), strict=True):
+        auc = found[f"roc_auc_{model}"]
+        assert score == pytest.approx(math.sqrt(3 * p * (1 - p)) * (2 * auc - 1) * n / math.sqrt(n**2 - 1))
+        assert max(p, 1 - p) <= found[f"best_accuracy_{model}"] <= 1
+    assert "roc_auc_float" not in pairs_task(rng).companions(outputs, quantized)
+
+
 def test_similarity_matrix_is_spearman_over_the_upper_triangle(rng):
     task = matrix_task(rng)
     outputs = metrics.unit_rows(rng.normal(size=(20, 8)))

@@ -18,6 +18,8 @@ from bitwright.errors import DataError
 Window = tuple[int, ...]
 Logits = Callable[[Window], Tensor]  # token ids -> logits (T, V)
 
+_Float32 = NDArray[np.float32]
+
 _ROWS_AT_ONCE = 128  # of logits; temporaries are that times the vocabulary
 
 
@@ -30,9 +32,9 @@ class Comparison:
     logit is NaN. It is exact to about 10⁻⁶.
     """
 
-    float_outputs: list[NDArray[np.float32]]
-    quant_outputs: list[NDArray[np.float32]]
-    kl: list[NDArray[np.float32]]
+    float_outputs: list[_Float32]
+    quant_outputs: list[_Float32]
+    kl: list[_Float32]
 
     @property
     def mean_kl(self) -> float:
@@ -57,19 +59,15 @@ def compare_windows(
     """
     result = Comparison([], [], [])
     for ids in track(windows):
-        left_TV, right_TV = float_logits(ids), quant_logits(ids)
-        if left_TV.shape != right_TV.shape:
-            raise DataError(
-                f"logits of shape {tuple(left_TV.shape)} by the float model and {tuple(right_TV.shape)} by the "
-                "quantized one: they do not share a vocabulary, so no token of one compares with a token of the other"
-            )
-        result.float_outputs.append(token_outputs(left_TV, ids))
-        result.quant_outputs.append(token_outputs(right_TV, ids))
-        result.kl.append(_kl(left_TV[:-1], right_TV[:-1]))
+        # A function of its own, so that this window's logits are gone before the next one's are computed.
+        float_output, quant_output, kl = _compared(ids, float_logits(ids), quant_logits(ids))
+        result.float_outputs.append(float_output)
+        result.quant_outputs.append(quant_output)
+        result.kl.append(kl)
     return result
 
 
-def token_outputs(logits_TV: Tensor, ids: Sequence[int]) -> NDArray[np.float32]:
+def token_outputs(logits_TV: Tensor, ids: Sequence[int]) -> _Float32:
     """What is kept of a window: float32 (2, T − 1), NLL in nats of each token after the first, and the likeliest id.
 
     Args:
@@ -93,7 +91,16 @@ def token_outputs(logits_TV: Tensor, ids: Sequence[int]) -> NDArray[np.float32]:
     return kept.numpy()
 
 
-def _kl(left_TV: Tensor, right_TV: Tensor) -> NDArray[np.float32]:
+def _compared(ids: Window, left_TV: Tensor, right_TV: Tensor) -> tuple[_Float32, _Float32, _Float32]:
+    if left_TV.shape != right_TV.shape:
+        raise DataError(
+            f"logits of shape {tuple(left_TV.shape)} by the float model and {tuple(right_TV.shape)} by the quantized "
+            "one: they do not share a vocabulary, so no token of one compares with a token of the other"
+        )
+    return token_outputs(left_TV, ids), token_outputs(right_TV, ids), _kl(left_TV[:-1], right_TV[:-1])
+
+
+def _kl(left_TV: Tensor, right_TV: Tensor) -> _Float32:
     pieces = []
     for some, others in zip(*(torch.split(side, _ROWS_AT_ONCE) for side in (left_TV, right_TV)), strict=True):
         p, q = some.float().log_softmax(dim=1), others.float().log_softmax(dim=1)
