@@ -2,7 +2,7 @@
 
 import re
 from fnmatch import fnmatchcase
-from typing import get_args
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,42 +16,58 @@ from bitwright.models.architectures import (
     find_blocks,
     find_embeddings,
     find_linears,
+    find_routers,
 )
-from bitwright.models.load import LoadedModel, Task, load_model
+from bitwright.models.decoders import DECODERS
+from bitwright.models.encoders import ENCODERS
+from bitwright.models.experts import linearize
+from bitwright.models.load import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TASKS = get_args(Task)
-VARIANTS = [(family, {}, task) for family in ARCHITECTURES for task in TASKS] + [
+TASKS = ("embedding", "sequence-classification", "token-classification", "question-answering")
+VARIANTS = [(family, {}, task) for family in ENCODERS for task in TASKS] + [
     ("albert", {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}, "embedding"),
     ("deberta-v2", {"share_att_key": False}, "embedding"),
     ("deberta-v2", {"relative_attention": False, "pos_att_type": []}, "embedding"),
     ("electra", {"embedding_size": 32}, "embedding"),
+    *((family, {}, "text-generation") for family in DECODERS),
+    *((family, {}, "embedding") for family in DECODERS),
+    *((family, {}, "sequence-classification") for family in ("gemma3", "gpt2", "llama", "opt")),
+    ("deepseek_v3", {"q_lora_rank": None}, "text-generation"),
+    ("gpt2", {"add_cross_attention": True}, "text-generation"),
+    ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}, "text-generation"),
 ]
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda p: "-".join([p[0], *p[1], p[2]]))
-def loaded(request, tiny_model) -> LoadedModel:
-    """A model that tests read but do not change."""
+def loaded(request, tiny_model, tiny_decoder) -> SimpleNamespace:
+    """A model, its row and its task, that tests read but do not change."""
     family, config, task = request.param
-    return load_model(tiny_model(family, task, **config))
+    if family in ENCODERS:
+        model = load_model(tiny_model(family, task, **config)).model
+    else:
+        model = tiny_decoder(family, task, **config).float()
+        linearize(model, architecture_of(family))
+    return SimpleNamespace(model=model, architecture=architecture_of(family), task=task)
 
 
-def batch(loaded: LoadedModel, n: int = 3) -> dict[str, Tensor]:
+def batch(model: nn.Module, n: int = 3) -> dict[str, Tensor]:
     ids = torch.randint(5, 200, (n, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, 7:] = 0
-    ids[mask == 0] = loaded.config.pad_token_id
+    ids[mask == 0] = model.config.get_text_config().pad_token_id
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def outputs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def forward(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        return torch.cat([value.flatten() for value in model(**inputs).values() if isinstance(value, Tensor)])
+        found = model(**batch(model))
+    return torch.cat([value.flatten() for value in found.values() if isinstance(value, Tensor)])
 
 
-def test_every_row_has_a_tiny_model(families):
-    assert families == sorted(ARCHITECTURES)
+def test_every_row_has_a_tiny_model(families, decoder_families):
+    assert sorted({*families, *decoder_families}) == sorted(ARCHITECTURES)
 
 
 def test_every_linear_is_found_or_left_out(loaded):
@@ -59,11 +75,23 @@ def test_every_linear_is_found_or_left_out(loaded):
     found = {site.name for site in find_linears(loaded.model, loaded.architecture)}
     linears = {name for name, module in loaded.model.named_modules() if isinstance(module, nn.Linear)}
     left_out = {n for n in linears for pattern in loaded.architecture.left_out if fnmatchcase(n, prefix + pattern)}
-    assert found | left_out == linears
+    assert (found | left_out) - set(find_routers(loaded.model, loaded.architecture)) == linears
     assert not found & left_out
 
 
-def inputs_of_linears(loaded: LoadedModel) -> list[tuple[str, Tensor]]:
+def test_every_matrix_in_a_block_is_a_linear_a_router_or_left_out(loaded):
+    """Also those that are no module's of their own, such as fused experts."""
+    prefix = base_prefix(loaded.model)
+    known = {site.name for site in find_linears(loaded.model, loaded.architecture)}
+    known.update(find_routers(loaded.model, loaded.architecture))
+    for block, _ in find_blocks(loaded.model, loaded.architecture):
+        for name, parameter in loaded.model.get_submodule(block).named_parameters(block):
+            module = name.rpartition(".")[0]
+            left_out = any(fnmatchcase(module, prefix + pattern) for pattern in loaded.architecture.left_out)
+            assert parameter.ndim == 1 or module in known or left_out
+
+
+def inputs_of_linears(loaded: SimpleNamespace) -> list[tuple[str, Tensor]]:
     """(name of a site, its input) for each call of one forward, in order."""
     calls: list[tuple[str, Tensor]] = []
     hooks = [
@@ -72,7 +100,7 @@ def inputs_of_linears(loaded: LoadedModel) -> list[tuple[str, Tensor]]:
         )
         for site in find_linears(loaded.model, loaded.architecture)
     ]
-    outputs(loaded.model, batch(loaded))
+    forward(loaded.model)
     for hook in hooks:
         hook.remove()
     return calls
@@ -81,18 +109,31 @@ def inputs_of_linears(loaded: LoadedModel) -> list[tuple[str, Tensor]]:
 def test_sites_are_in_forward_order_and_run_as_often_as_they_say(loaded):
     sites = find_linears(loaded.model, loaded.architecture)
     calls = [name for name, _ in inputs_of_linears(loaded)]
-    assert list(dict.fromkeys(calls)) == [site.name for site in sites]
-    assert {site.name: site.calls for site in sites} == {name: calls.count(name) for name in calls}
+    idle = {site.name for site in sites if site.role == "expert"} - set(calls)  # experts that no token was sent to
+    assert list(dict.fromkeys(calls)) == [site.name for site in sites if site.name not in idle]
+    assert all(calls.count(site.name) == (0 if site.name in idle else site.calls) for site in sites)
 
 
-def test_linears_of_one_unit_and_equal_calls_read_the_same_tensors(loaded):
+def test_linears_of_one_input_and_equal_calls_read_the_same_tensors(loaded):
     seen: dict[str, list[Tensor]] = {}
     for name, x in inputs_of_linears(loaded):
         seen.setdefault(name, []).append(x)
     first: dict[tuple[str, int], str] = {}
     for site in find_linears(loaded.model, loaded.architecture):
-        leader = first.setdefault((site.unit, site.calls), site.name)
-        assert all(torch.equal(a, b) for a, b in zip(seen[leader], seen[site.name], strict=True))
+        leader = first.setdefault((site.input, site.calls), site.name)
+        assert all(torch.equal(a, b) for a, b in zip(seen.get(leader, []), seen.get(site.name, []), strict=True))
+        assert site.input == site.unit or site.role == "expert"
+
+
+def test_the_experts_of_a_block_are_one_unit_and_never_the_router(loaded):
+    sites = find_linears(loaded.model, loaded.architecture)
+    routers = find_routers(loaded.model, loaded.architecture)
+    assert len(routers) == len({site.unit for site in sites if site.role == "expert"})
+    assert all(site.unit == f"{router.rpartition('.mlp')[0]}.expert" for site, router in (
+        (site, router) for site in sites for router in routers
+        if site.name.startswith(f"{router.rpartition('.')[0]}.experts.")
+    ))  # fmt: skip
+    assert not {site.name for site in sites} & set(routers)
 
 
 def test_heads_come_last_and_have_no_block(loaded):
@@ -106,27 +147,26 @@ def test_heads_come_last_and_have_no_block(loaded):
 
 def test_embeddings_are_all_tables_but_relative_positions(loaded):
     tables = {name for name, module in loaded.model.named_modules() if isinstance(module, nn.Embedding)}
-    relative = {name for name in tables if re.search(r"rel_embeddings|relative_attention_bias", name)}
-    assert set(find_embeddings(loaded.model)) == tables - relative
+    others = {name for name in tables if re.search(r"rel_embeddings|relative_attention_bias|vision_tower", name)}
+    assert set(find_embeddings(loaded.model)) == tables - others
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
-def test_activation_alone_consumes_its_linear(tiny_model, family):
+@pytest.mark.parametrize("family", [family for family, row in ARCHITECTURES.items() if row.activations])
+def test_activation_alone_consumes_its_linear(model_of, outputs, family):
     """Replacing "linear, then activation" by "linear with activation, then identity" changes nothing (float64)."""
-    loaded = load_model(tiny_model(family), dtype=torch.float64)
-    inputs = batch(loaded)
-    before = outputs(loaded.model, inputs)
-    for block, _ in find_blocks(loaded.model, loaded.architecture):
-        for linear, activation in loaded.architecture.activations.items():
-            fused = nn.Sequential(*(loaded.model.get_submodule(f"{block}.{path}") for path in (linear, activation)))
-            loaded.model.set_submodule(f"{block}.{linear}", fused)
-            loaded.model.set_submodule(f"{block}.{activation}", nn.Identity())
-    assert torch.allclose(outputs(loaded.model, inputs), before, rtol=0, atol=1e-9)
-    assert loaded.architecture.activations or family == "modernbert"
+    row = architecture_of(family)
+    model = model_of(family)
+    before = outputs(model)
+    for block, _ in find_blocks(model, row):
+        for linear, activation in row.activations.items():
+            fused = nn.Sequential(*(model.get_submodule(f"{block}.{path}") for path in (linear, activation)))
+            model.set_submodule(f"{block}.{linear}", fused)
+            model.set_submodule(f"{block}.{activation}", nn.Identity())
+    torch.testing.assert_close(outputs(model), before, rtol=0.0, atol=1e-9)
 
 
 def test_forward_runs_and_is_finite(loaded):
-    assert bool(torch.isfinite(outputs(loaded.model, batch(loaded))).all())
+    assert bool(torch.isfinite(forward(loaded.model)).all())
 
 
 def test_missing_path_is_named(tiny_model):
@@ -138,6 +178,14 @@ def test_missing_path_is_named(tiny_model):
         find_linears(loaded.model, architecture_of("modernbert"))
 
 
+def test_a_block_with_neither_alternative_is_refused(tiny_decoder):
+    model, row = tiny_decoder("qwen3_moe"), architecture_of("qwen3_moe")
+    linearize(model, row)
+    model.set_submodule("model.layers.0.mlp", nn.Identity())
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.experts: nothing where a list of experts is needed"):
+        find_linears(model, row)
+
+
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_a_model_without_blocks_is_refused(tiny_model, family):
     loaded = load_model(tiny_model(family, num_hidden_layers=0))
@@ -146,10 +194,10 @@ def test_a_model_without_blocks_is_refused(tiny_model, family):
 
 
 def test_unknown_model_type_names_the_nearest_and_where_to_add_it():
-    with pytest.raises(ModelError, match=r"'robert' .*did you mean 'roberta'.*architectures\.py"):
+    with pytest.raises(ModelError, match=r"'robert' .*did you mean 'roberta'.*encoders\.py"):
         architecture_of("robert")
     with pytest.raises(ModelError, match="known: albert, bert"):
-        architecture_of("gpt2")
+        architecture_of("bloom")
 
 
 def test_names_carry_the_prefix_of_the_model_as_loaded(tiny_model):

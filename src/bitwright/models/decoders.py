@@ -46,7 +46,7 @@ _GEMMA3_WITH_IMAGES = replace(
     renames=(
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
-        (r"^model\.vision_tower\.", "vision_tower."),
+        (r"^model\.vision_tower\.", "vision_tower.vision_model."),
         (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
     ),
     # Calibration on texts never runs it.

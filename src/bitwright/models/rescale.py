@@ -108,14 +108,15 @@ def fold(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor
     made_by = shared.producer
     if made_by is None:
         raise ModelError(f"{shared.unit}: nothing makes this input that could take a scale; scale the readers alone")
-    if not torch.equal(scale_K, legal_scale(shared, scale_K)) and not torch.allclose(
-        scale_K, legal_scale(shared, scale_K), rtol=1e-5, atol=0.0
-    ):
+    _check(model, shared, scale_K, shift_K)
+    legal_K = legal_scale(shared, scale_K)
+    if not torch.allclose(scale_K, legal_K, rtol=1e-5, atol=0.0):
         raise NumericsError(
             f"{shared.unit}: {made_by.repeats} features share each row of {made_by.name}, but their scales differ; "
             "pass the scale through legal_scale first"
         )
-    changed = _scale(model, shared, shared.readers, scale_K, shift_K)
+    scale_K = legal_K
+    changed = _scale(model, shared.readers, scale_K, shift_K)
     rows, each = _rows(made_by)
     producer = model.get_submodule(made_by.name)
     weight = _weight(producer)
@@ -136,7 +137,8 @@ def scale_readers(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_
     Readers that are not sites (a router) go on reading x. Arguments, result and errors as of `fold`, but any positive
     scale will do.
     """
-    return _scale(model, shared, shared.sites, scale_K, shift_K)
+    _check(model, shared, scale_K, shift_K)
+    return _scale(model, shared.sites, scale_K, shift_K)
 
 
 def _tensors(
@@ -204,11 +206,9 @@ def _shiftable(modules: dict[str, nn.Module], readers: tuple[str, ...], producer
     return not is_linear and all(isinstance(getattr(modules[name], "bias", None), Tensor) for name in names)
 
 
-def _scale(
-    model: nn.Module, shared: SharedInput, names: tuple[str, ...], scale_K: Tensor, shift_K: Tensor | None
-) -> list[str]:
+def _scale(model: nn.Module, names: tuple[str, ...], scale_K: Tensor, shift_K: Tensor | None) -> list[str]:
+    """W · diag(scale) and b + W · shift in each of the linears. Returns what changed."""
     modules = {name: model.get_submodule(name) for name in names}
-    _check(shared, _weight(modules[names[0]]).shape[-1], scale_K, shift_K)
     changed: list[str] = []
     with torch.no_grad():
         for name, module in modules.items():
@@ -223,7 +223,8 @@ def _scale(
     return changed
 
 
-def _check(shared: SharedInput, k: int, scale_K: Tensor, shift_K: Tensor | None) -> None:
+def _check(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor | None) -> None:
+    k = _weight(model.get_submodule(shared.readers[0])).shape[-1]
     for what, tensor in (("scale", scale_K), ("shift", shift_K)):
         if tensor is not None and tuple(tensor.shape) != (k,):
             raise NumericsError(f"{shared.unit}: a {what} of shape {tuple(tensor.shape)} for K = {k} input features")
