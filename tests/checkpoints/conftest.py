@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitwright.checkpoints.stored import StoredLinear
-from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.codebooks import codebook_of
+from bitwright.numerics.qtensor import QTensor, scale_shape
+from bitwright.numerics.spec import SCHEMES, QuantSpec, fit_group
 
 
 @pytest.fixture(autouse=True)
@@ -19,21 +20,52 @@ def _few_threads() -> None:
     torch.set_num_threads(2)
 
 
-def round_to_nearest(w_NK: Tensor, spec: QuantSpec) -> QTensor:
-    """Absmax, symmetric."""
-    absmax = w_NK.abs().amax() if spec.per_tensor else w_NK.abs().amax(1, keepdim=True)
-    scale_NG = (absmax.clamp(min=1e-8) / 127).float().reshape((1, 1) if spec.per_tensor else (-1, 1))
-    return QTensor((w_NK / scale_NG).round().clamp(-127, 127).to(torch.int8), scale_NG, None, spec)
+def rounded(w_NK: Tensor, spec: QuantSpec) -> QTensor:
+    """The nearest codes, with a scale that spans each group."""
+    shape = scale_shape(*w_NK.shape, spec)
+    w_NGg = w_NK.float().reshape(*shape, -1)
+    low, high = w_NGg.amin(-1, keepdim=True).clamp(max=0), w_NGg.amax(-1, keepdim=True).clamp(min=1e-8)
+    zero, codebook = None, None
+    if not spec.symmetric:
+        scale = (high - low) / (spec.code_max - spec.code_min)
+        zero = (spec.code_min - low / scale).round()
+        codes = (w_NGg / scale + zero).round().clamp(spec.code_min, spec.code_max)
+    elif spec.has_codebook:
+        scale = torch.maximum(-low, high)
+        fixed = codebook_of(spec)
+        codebook = torch.linspace(-1, 1, spec.code_max + 1) if fixed is None else None
+        levels = codebook if fixed is None else fixed
+        assert levels is not None
+        codes = (w_NGg.unsqueeze(-1) / scale.unsqueeze(-1) - levels).abs().argmin(-1)
+    else:
+        scale = torch.maximum(-low, high) / (1 if spec.grid == "ternary" else spec.half_steps)
+        codes = (w_NGg / scale).round().clamp(spec.code_min, spec.code_max)
+    zero_NG = None if zero is None else zero.reshape(shape).to(torch.int8)
+    return QTensor(codes.reshape(w_NK.shape).to(torch.int8), scale.reshape(shape), zero_NG, spec, codebook)
 
 
-def stored_linear(w_NK: Tensor, scheme: str) -> StoredLinear:
-    """A weight in one of the named schemes, with a made-up static range where the scheme has one."""
-    weight, inputs = SCHEMES[scheme].weight, SCHEMES[scheme].input
+def stored_linear(w_NK: Tensor, scheme: str, *, transform: bool = False) -> StoredLinear:
+    """A weight in one of the named schemes, its group size one that fits, with a made-up range where inputs are static,
+    and a made-up input transform if asked for."""
+    k = w_NK.shape[1]
+    weight, inputs = fit_group(SCHEMES[scheme], k)[0].weight, SCHEMES[scheme].input
     assert weight is not None
-    assert inputs is not None
-    static = not inputs.dynamic
-    zero = torch.tensor([-3], dtype=torch.int8) if static and not inputs.symmetric else None
-    return StoredLinear(round_to_nearest(w_NK.float(), weight), inputs, torch.tensor([0.03]) if static else None, zero)
+    static = inputs is not None and not inputs.dynamic
+    zero = torch.tensor([-3], dtype=torch.int8) if static and inputs is not None and not inputs.symmetric else None
+    return StoredLinear(
+        rounded(w_NK, weight),
+        inputs,
+        torch.tensor([0.03]) if static else None,
+        zero,
+        torch.linspace(0.5, 2.0, k) if transform else None,
+        torch.linspace(-1.0, 1.0, k) if transform else None,
+    )
+
+
+@pytest.fixture
+def make_linear() -> Callable[..., StoredLinear]:
+    """`make_linear(w_NK, scheme, transform=False)`."""
+    return stored_linear
 
 
 @pytest.fixture
@@ -41,7 +73,7 @@ def quantize_linears() -> Callable[..., dict[str, StoredLinear]]:
     """`quantize(model, scheme, skip=...)`: every nn.Linear of a model, but for names that contain one of `skip`."""
 
     def quantize(
-        model: nn.Module, scheme: str = "w8a8", skip: tuple[str, ...] = ("pooler", "classifier")
+        model: nn.Module, scheme: str = "w8a8", skip: tuple[str, ...] = ("pooler", "classifier", "lm_head")
     ) -> dict[str, StoredLinear]:
         return {
             name: stored_linear(module.weight.detach(), scheme)

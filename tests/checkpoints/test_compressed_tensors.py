@@ -12,20 +12,29 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import ModelNames, StoredLinear, model_names
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, InputError, ModelError
+from bitwright.models.architectures import architecture_of
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
 Quantize = Callable[..., dict[str, StoredLinear]]
 
 
+def names_of(model: Any) -> ModelNames:
+    return model_names(model, architecture_of(model.config.model_type))
+
+
+def lazy(layers: dict[str, StoredLinear]) -> dict[str, LazyLinear]:
+    return {name: ready(layer) for name, layer in layers.items()}
+
+
 def write(
     source: Path, out: Path, quantize: Quantize, scheme: str = "w8a8", **options: Any
 ) -> transformers.PreTrainedModel:
     model = transformers.AutoModel.from_pretrained(source)
-    parts = QuantizedParts(quantize(model, scheme), half=("pooler.dense",))
-    write_checkpoint(source, out, parts, model_names(model), model_card="our card\n", **options)
+    parts = QuantizedParts(lazy(quantize(model, scheme)), half=("pooler.dense",))
+    write_checkpoint(source, out, parts, names_of(model), model_card="our card\n", **options)
     return model
 
 
@@ -146,10 +155,10 @@ def test_names_on_disk_are_the_sources(tiny_classifier: Path, tmp_path: Path, qu
     }
     save_file(plain, tiny_classifier / "model.safetensors", {"format": "pt"})
     whole = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_classifier)
-    parts = QuantizedParts(quantize_linears(whole), half=("bert.pooler.dense", "classifier"))
-    write_checkpoint(tiny_classifier, tmp_path / "plain", parts, model_names(whole), model_card="")
+    parts = QuantizedParts(lazy(quantize_linears(whole)), half=("bert.pooler.dense", "classifier"))
+    write_checkpoint(tiny_classifier, tmp_path / "plain", parts, names_of(whole), model_card="")
     codes = load_file(tmp_path / "plain" / "model.safetensors")["encoder.layer.0.output.dense.weight"]
-    assert torch.equal(codes, parts.layers["bert.encoder.layer.0.output.dense"].qtensor.codes_NK)
+    assert torch.equal(codes, parts.layers["bert.encoder.layer.0.output.dense"].load().qtensor.codes_NK)
 
 
 def test_a_tied_weight_is_written_once(tmp_path: Path, quantize_linears: Quantize) -> None:
@@ -160,20 +169,22 @@ def test_a_tied_weight_is_written_once(tmp_path: Path, quantize_linears: Quantiz
     model.save_pretrained(tmp_path / "source")
     both = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save_file(both, tmp_path / "source" / "model.safetensors", {"format": "pt"})
-    parts = QuantizedParts(quantize_linears(model, skip=("cls",)))
-    write_checkpoint(tmp_path / "source", tmp_path / "out", parts, model_names(model), model_card="")
+    parts = QuantizedParts(lazy(quantize_linears(model, skip=("cls",))))
+    write_checkpoint(tmp_path / "source", tmp_path / "out", parts, names_of(model), model_card="")
     out = load_file(tmp_path / "out" / "model.safetensors")
     assert "bert.embeddings.word_embeddings.weight" in out
     assert "cls.predictions.decoder.weight" not in out
     tied = quantize_linears(model, skip=("transform", "encoder"))
     with pytest.raises(CheckpointError, match="shares its weight"):
-        write_checkpoint(tmp_path / "source", tmp_path / "no", QuantizedParts(tied), model_names(model), model_card="")
+        write_checkpoint(
+            tmp_path / "source", tmp_path / "no", QuantizedParts(lazy(tied)), names_of(model), model_card=""
+        )
 
 
 def test_several_schemes_name_their_modules(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     layers = quantize_linears(model, "w8a8") | quantize_linears(model, "w8a8_static", skip=("pooler", "attention"))
-    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(layers), model_names(model), model_card="")
+    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
     groups = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
     assert len(groups) == 2
     targets = [target for group in groups.values() for target in group["targets"]]
@@ -183,8 +194,8 @@ def test_several_schemes_name_their_modules(tiny_bert: Path, tmp_path: Path, qua
 def test_int8_tables_change_the_quant_method(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     table = QTensor(torch.ones(60, 32, dtype=torch.int8), torch.full((60, 1), 0.5), None, QuantSpec())
-    parts = QuantizedParts(quantize_linears(model), tables={"embeddings.word_embeddings": table})
-    write_checkpoint(tiny_bert, tmp_path / "out", parts, model_names(model), model_card="")
+    parts = QuantizedParts(lazy(quantize_linears(model)), tables={"embeddings.word_embeddings": table})
+    write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "bitwright"
     assert config["embeddings"]["targets"] == ["embeddings.word_embeddings"]
@@ -193,8 +204,8 @@ def test_int8_tables_change_the_quant_method(tiny_bert: Path, tmp_path: Path, qu
 
 def test_all_in_16_bit_is_a_plain_model(tiny_bert: Path, tmp_path: Path) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
-    parts = QuantizedParts({}, half=model_names(model).linears)
-    write_checkpoint(tiny_bert, tmp_path / "out", parts, model_names(model), model_card="")
+    parts = QuantizedParts({}, half=names_of(model).linears)
+    write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     loaded = transformers.AutoModel.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded.pooler.dense.weight, model.pooler.dense.weight.bfloat16().float())
@@ -202,19 +213,19 @@ def test_all_in_16_bit_is_a_plain_model(tiny_bert: Path, tmp_path: Path) -> None
 
 def test_what_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
-    names, layers = model_names(model), quantize_linears(model)
+    names, layers = names_of(model), quantize_linears(model)
     layer = layers["encoder.layer.0.output.dense"]
 
     def attempt(layers: dict[str, StoredLinear], names: ModelNames = names) -> None:
-        write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(layers), names, model_card="")
+        write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(lazy(layers)), names, model_card="")
 
     with pytest.raises(CheckpointError, match=r"holds no 'encoder.layer.9.*nearest"):
         attempt({"encoder.layer.9.output.dense": layer})
     with pytest.raises(CheckpointError, match=r"shape \[64, 32\], the quantized tensor \[32, 64\]"):
         attempt({"encoder.layer.0.intermediate.dense": layer})
-    four = QTensor(torch.zeros(32, 64, dtype=torch.int8), torch.ones(32, 1), None, QuantSpec(bits=4))
-    with pytest.raises(CheckpointError, match="4-bit weights"):
-        attempt({"encoder.layer.0.output.dense": StoredLinear(four, layer.input_spec)})
+    four = QuantSpec(bits=4, dynamic=True)
+    with pytest.raises(CheckpointError, match=r"output.dense: inputs with .*bits=4"):
+        attempt({"encoder.layer.0.output.dense": StoredLinear(layer.qtensor, four)})
     attempt(layers)
     with pytest.raises(ModelError, match="already quantized"):
         write_checkpoint(tmp_path / "out", tmp_path / "again", QuantizedParts({}), names, model_card="")
@@ -241,7 +252,7 @@ def slow(self, name):
     time.sleep(30)
     return original(self, name)
 compressed_tensors.TensorFiles.__getitem__ = slow
-names = ModelNames("bert", (), (), {{}})
+names = ModelNames("bert", (), (), {{}}, {{}})
 compressed_tensors.write_checkpoint(
     Path({str(tiny_bert)!r}), Path({str(tmp_path / "out")!r}), compressed_tensors.QuantizedParts({{}}), names,
     model_card="",

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, read_checkpoint
-from bitwright.checkpoints.stored import StoredLinear, model_names
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.kernels.reference import quantize_rows
 from bitwright.models.architectures import architecture_of, find_linears
 from bitwright.numerics.qtensor import QTensor
@@ -27,12 +27,20 @@ IDS = torch.tensor([[2, 7, 9, 30, 3, 0], [2, 50, 8, 3, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]])
 
 
+def names_of(model: Any) -> ModelNames:
+    return model_names(model, architecture_of(model.config.model_type))
+
+
+def lazy(layers: dict[str, StoredLinear]) -> dict[str, LazyLinear]:
+    return {name: ready(layer) for name, layer in layers.items()}
+
+
 def write(
     source: Path, out: Path, quantize: Quantize, scheme: str, skip: tuple[str, ...] = ("pooler",)
 ) -> QuantizedParts:
     model = transformers.AutoModel.from_pretrained(source)
-    parts = QuantizedParts(quantize(model, scheme, skip=skip), half=skip and ("pooler.dense",))
-    write_checkpoint(source, out, parts, model_names(model), model_card="")
+    parts = QuantizedParts(lazy(quantize(model, scheme, skip=skip)), half=skip and ("pooler.dense",))
+    write_checkpoint(source, out, parts, names_of(model), model_card="")
     return parts
 
 
@@ -41,8 +49,8 @@ def dense(source: Path, parts: QuantizedParts) -> Any:
     model = transformers.AutoModel.from_pretrained(source).eval()
     with torch.no_grad():
         for name, layer in parts.layers.items():
-            model.get_submodule(name).weight.copy_(layer.qtensor.dequantize())
-        for name in (*parts.half, *model_names(model).embeddings):
+            model.get_submodule(name).weight.copy_(layer.load().qtensor.dequantize())
+        for name in (*parts.half, *names_of(model).embeddings):
             weight = model.get_submodule(name).weight
             weight.copy_(weight.bfloat16())
     return model
@@ -81,8 +89,8 @@ def test_the_same_file_loads_with_and_without_a_head(
     base = transformers.AutoModel.from_pretrained(tmp_path / "out")
     whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     for name, layer in parts.layers.items():
-        assert torch.equal(base.get_submodule(name).weight, layer.qtensor.dequantize())
-        assert torch.equal(whole.bert.get_submodule(name).weight, layer.qtensor.dequantize())
+        assert torch.equal(base.get_submodule(name).weight, layer.load().qtensor.dequantize())
+        assert torch.equal(whole.bert.get_submodule(name).weight, layer.load().qtensor.dequantize())
 
 
 def simulate(model: nn.Module, layers: dict[str, StoredLinear]) -> nn.Module:
@@ -166,8 +174,8 @@ def test_readers_without_our_code_refuse_int8_tables(
 ) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     table = QTensor(torch.ones(60, 32, dtype=torch.int8), torch.full((60, 1), 0.5), None, QuantSpec())
-    parts = QuantizedParts(quantize_linears(model), tables={"embeddings.word_embeddings": table})
-    write_checkpoint(tiny_bert, tmp_path / "out", parts, model_names(model), model_card="")
+    parts = QuantizedParts(lazy(quantize_linears(model)), tables={"embeddings.word_embeddings": table})
+    write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         transformers.AutoModel.from_pretrained(tmp_path / "out")
 
@@ -199,7 +207,9 @@ def test_we_read_what_compressed_tensors_writes(tiny_bert: Path, tmp_path: Path)
     assert found.layers.keys() == expected.keys()
     for name, weight in expected.items():
         layer = found.layers[name]
-        assert bool(((layer.qtensor.dequantize() - weight).abs() <= 0.5001 * layer.qtensor.scale_NG.float()).all())
+        assert bool(
+            ((layer.load().qtensor.dequantize() - weight).abs() <= 0.5001 * layer.qtensor.scale_NG.float()).all()
+        )
 
 
 def test_minilm(minilm_dir: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
@@ -234,9 +244,9 @@ def test_every_family(
         chosen = {site.name for site in sites if site.role != "head"}
         layers = {name: layer for name, layer in quantize_linears(model).items() if name in chosen}
         half = [site.name for site in sites if site.role == "head"]
-        write_checkpoint(source, out, QuantizedParts(layers, half=half), model_names(model), model_card="")
-        assert for_model(read_checkpoint(out), model_names(model))[0].keys() == layers.keys() == chosen, family
+        write_checkpoint(source, out, QuantizedParts(lazy(layers), half=half), names_of(model), model_card="")
+        assert for_model(read_checkpoint(out), names_of(model))[0].keys() == layers.keys() == chosen, family
         loaded, report = auto.from_pretrained(out, output_loading_info=True)
         assert not any(report.values()), family
         for name, layer in layers.items():
-            assert torch.equal(loaded.get_submodule(name).weight, layer.qtensor.dequantize()), (family, name)
+            assert torch.equal(loaded.get_submodule(name).weight, layer.load().qtensor.dequantize()), (family, name)

@@ -12,14 +12,25 @@ from safetensors.torch import load_file, save_file
 
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
-from bitwright.checkpoints.stored import ModelNames, StoredLinear, model_names
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, NumericsError
+from bitwright.models.architectures import architecture_of
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
 Quantize = Callable[..., dict[str, StoredLinear]]
+WORDS = "embeddings.word_embeddings"
 NAME = "encoder.layer.0.output.dense"
-INT8_SCHEMES = [name for name, scheme in SCHEMES.items() if scheme.weight is not None]
+# The tiny model's K are 32 and 64.
+SCHEME_NAMES = [name for name, s in SCHEMES.items() if s.weight is not None and s.weight.group_size in (None, 32)]
+
+
+def names_of(model: Any) -> ModelNames:
+    return model_names(model, architecture_of(model.config.model_type))
+
+
+def lazy(layers: dict[str, StoredLinear]) -> dict[str, LazyLinear]:
+    return {name: ready(layer) for name, layer in layers.items()}
 
 
 def same(a: StoredLinear, b: StoredLinear) -> bool:
@@ -32,8 +43,11 @@ def same(a: StoredLinear, b: StoredLinear) -> bool:
             (a.qtensor.codes_NK, b.qtensor.codes_NK),
             (a.qtensor.scale_NG, b.qtensor.scale_NG),
             (a.qtensor.zero_point_NG, b.qtensor.zero_point_NG),
+            (a.qtensor.codebook, b.qtensor.codebook),
             (a.input_scale, b.input_scale),
             (a.input_zero_point, b.input_zero_point),
+            (a.input_scale_K, b.input_scale_K),
+            (a.input_shift_K, b.input_shift_K),
         )
     )
 
@@ -42,18 +56,18 @@ def same(a: StoredLinear, b: StoredLinear) -> bool:
 def checkpoint(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> Path:
     """A dynamic W8A8 checkpoint."""
     model = transformers.AutoModel.from_pretrained(tiny_bert)
-    parts = QuantizedParts(quantize_linears(model))
-    write_checkpoint(tiny_bert, tmp_path / "out", parts, model_names(model), model_card="")
+    parts = QuantizedParts(lazy(quantize_linears(model)))
+    write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("scheme", INT8_SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEME_NAMES)
 def test_reading_gives_back_what_was_written(
     tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize, scheme: str
 ) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     layers = quantize_linears(model, scheme)
-    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(layers), model_names(model), model_card="")
+    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
     found = read_checkpoint(tmp_path / "out")
     assert found.layers.keys() == layers.keys()
     assert all(same(found.layers[name], layers[name]) for name in layers)
@@ -82,9 +96,9 @@ def test_every_kind_of_part_comes_back(
     per_tensor = QTensor(narrow, torch.full((1, 1), 0.5), None, QuantSpec(per_tensor=True))
     layers["encoder.layer.0.attention.self.key"] = replace(inputs, qtensor=per_tensor)
     table = QTensor(torch.randint(-127, 128, (60, 32), dtype=torch.int8), torch.rand(60, 1) + 0.1, None, QuantSpec())
-    parts = QuantizedParts(layers, tables={"embeddings.word_embeddings": table})
+    parts = QuantizedParts(lazy(layers), tables={"embeddings.word_embeddings": table})
     write_checkpoint(
-        tiny_bert, tmp_path / "out", parts, model_names(model), model_card="", max_shard_bytes=max_shard_bytes
+        tiny_bert, tmp_path / "out", parts, names_of(model), model_card="", max_shard_bytes=max_shard_bytes
     )
     found = read_checkpoint(tmp_path / "out")
     assert found.layers.keys() == layers.keys()
@@ -96,15 +110,15 @@ def test_every_kind_of_part_comes_back(
 
 def test_names_follow_the_model(tiny_classifier: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
     base = transformers.AutoModel.from_pretrained(tiny_classifier)
-    parts = QuantizedParts(quantize_linears(base))
-    write_checkpoint(tiny_classifier, tmp_path / "out", parts, model_names(base), model_card="")
+    parts = QuantizedParts(lazy(quantize_linears(base)))
+    write_checkpoint(tiny_classifier, tmp_path / "out", parts, names_of(base), model_card="")
     found = read_checkpoint(tmp_path / "out")
     assert found.layers.keys() == {f"bert.{name}" for name in parts.layers}
     whole = transformers.BertForSequenceClassification(base.config)
-    assert for_model(found, model_names(base))[0].keys() == parts.layers.keys()
-    assert for_model(found, model_names(whole))[0].keys() == found.layers.keys()
+    assert for_model(found, names_of(base))[0].keys() == parts.layers.keys()
+    assert for_model(found, names_of(whole))[0].keys() == found.layers.keys()
     with pytest.raises(CheckpointError, match="is not in the model"):
-        for_model(found, ModelNames("bert", ("pooler.dense",), (), {}))
+        for_model(found, ModelNames("bert", ("pooler.dense",), (), {}, {}))
 
 
 def foreign(folder: Path, args: dict[str, Any], inputs: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
@@ -152,6 +166,10 @@ def test_another_tools_static_asymmetric_checkpoint(tmp_path: Path) -> None:
     assert (layer.input_scale.tolist(), layer.input_zero_point.tolist()) == ([0.5], [-7])
 
 
+def load_all(folder: Path) -> dict[str, StoredLinear]:
+    return dict(read_checkpoint(folder).layers)
+
+
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -166,8 +184,12 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 TENSOR_LIES: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
     ("missing scale", lambda t: t.pop(f"{NAME}.weight_scale"), "holds codes, but"),
-    ("missing codes", lambda t: t.pop(f"{NAME}.weight"), "is missing"),
-    ("float codes", lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].float()}), "torch.float32, expected"),
+    ("missing codes", lambda t: t.pop(f"{NAME}.weight"), "weight is missing"),
+    (
+        "float codes",
+        lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].float()}),
+        r"weight is torch.float32 .* expected torch.int8",
+    ),
     (
         "integer scale",
         lambda t: t.update({f"{NAME}.weight_scale": torch.ones(32, 1, dtype=torch.int32)}),
@@ -176,13 +198,29 @@ TENSOR_LIES: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
     ("NaN scale", lambda t: t[f"{NAME}.weight_scale"].fill_(torch.nan), "finite and positive"),
     ("negative scale", lambda t: t[f"{NAME}.weight_scale"].neg_(), "finite and positive"),
     ("zero scale", lambda t: t[f"{NAME}.weight_scale"].zero_(), "finite and positive"),
-    ("short scale", lambda t: t.update({f"{NAME}.weight_scale": torch.ones(31, 1)}), r"weight_scale \[31, 1\]"),
-    ("one scale for all", lambda t: t.update({f"{NAME}.weight_scale": torch.ones(1)}), r"weight_scale \[1\]"),
-    ("flat codes", lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].flatten()}), r"weight \[2048\]"),
+    (
+        "short scale",
+        lambda t: t.update({f"{NAME}.weight_scale": torch.ones(31, 1)}),
+        r"weight_scale is torch.float32 \[31, 1\]; expected torch.float32 \[32, 1\]",
+    ),
+    (
+        "one scale for all",
+        lambda t: t.update({f"{NAME}.weight_scale": torch.ones(1)}),
+        r"weight_scale is torch.float32 \[1\]",
+    ),
+    (
+        "flat codes",
+        lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].flatten()}),
+        r"weight is torch.int8 \[2048\]",
+    ),
     ("zero point", lambda t: t.update({f"{NAME}.weight_zero_point": torch.ones(32, 1, dtype=torch.int8)}), "not zero"),
-    ("stray input scale", lambda t: t.update({f"{NAME}.input_scale": torch.ones(1)}), "says dynamic"),
-    ("packed", lambda t: t.update({f"{NAME}.weight_packed": torch.ones(1, dtype=torch.int32)}), "unexpected"),
-    ("orphan scale", lambda t: t.update({"nowhere.weight_scale": torch.ones(1)}), "nowhere.weight is missing"),
+    ("stray input scale", lambda t: t.update({f"{NAME}.input_scale": torch.ones(1)}), "input_scale is unexpected"),
+    (
+        "packed",
+        lambda t: t.update({f"{NAME}.weight_packed": torch.ones(1, dtype=torch.int32)}),
+        "weight_packed is unexpected",
+    ),
+    ("orphan scale", lambda t: t.update({"nowhere.weight_scale": torch.ones(1)}), "nowhere: weight is missing"),
     ("orphan input", lambda t: t.update({"pooler.dense.input_scale": torch.ones(1)}), "unexpected"),
 ]
 
@@ -191,7 +229,7 @@ TENSOR_LIES: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
 def test_tensors_that_contradict_one_another(checkpoint: Path, change: Any, message: str) -> None:
     edit(checkpoint, change)
     with pytest.raises(CheckpointError, match=message):
-        read_checkpoint(checkpoint)
+        load_all(checkpoint)
 
 
 def group(config: dict[str, Any]) -> dict[str, Any]:
@@ -201,15 +239,28 @@ def group(config: dict[str, Any]) -> dict[str, Any]:
 
 CONFIG_LIES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("method", lambda c: c.update(quant_method="awq"), "quant_method 'awq'"),
-    ("format", lambda c: c.update(format="pack-quantized"), "pack-quantized"),
+    ("format", lambda c: c.update(format="pack-quantized"), "weight_shape is missing"),
     ("no groups", lambda c: c.update(config_groups={}), "config_groups"),
     ("groups as a list", lambda c: c.update(config_groups=[]), "config_groups"),
     ("targets as a string", lambda c: group(c).update(targets="Linear"), "list of names"),
     ("no weights", lambda c: group(c).update(weights=None), "expected an object"),
-    ("float inputs", lambda c: group(c).update(input_activations=None), "expected an object"),
-    ("4 bit", lambda c: group(c)["weights"].update(num_bits=4), "4-bit int"),
+    ("no inputs", lambda c: group(c).update(input_activations=7), "expected an object"),
+    ("4-bit inputs", lambda c: group(c)["input_activations"].update(num_bits=4), "4-bit inputs"),
+    ("5 bit", lambda c: group(c)["weights"].update(num_bits=5), "bits = 5"),
+    ("bits as text", lambda c: group(c)["weights"].update(num_bits="8"), "8-bit int"),
+    ("group of text", lambda c: group(c)["weights"].update(strategy="group", group_size="32"), "a number is needed"),
+    ("group without size", lambda c: group(c)["weights"].update(strategy="group"), "group_size None"),
+    ("columns in any order", lambda c: group(c)["weights"].update(actorder="group"), "actorder 'group'"),
+    ("grid", lambda c: group(c)["weights"].update(grid="nf4"), "nf4"),
+    ("transform", lambda c: group(c).update(input_transform=["scale"]), "of 'bitwright' alone"),
+    ("unknown transform", lambda c: group(c).update(input_transform=["rotate"]), "known: shift, scale"),
+    ("4 bit", lambda c: group(c)["weights"].update(num_bits=4), r"outside \[-8, 7\]"),
     ("fp8", lambda c: group(c)["weights"].update(type="float"), "8-bit float"),
-    ("groups of 32", lambda c: group(c)["weights"].update(strategy="group", group_size=32), "per group"),
+    (
+        "groups of 32",
+        lambda c: group(c)["weights"].update(strategy="group", group_size=32),
+        r"expected torch.float32 \[32, 2\]",
+    ),
     ("dynamic weights", lambda c: group(c)["weights"].update(dynamic=True), "dynamic weights"),
     ("symmetric as text", lambda c: group(c)["weights"].update(symmetric="yes"), "must be true or false"),
     ("static tokens", lambda c: group(c)["input_activations"].update(dynamic=False), "per token"),
@@ -220,8 +271,8 @@ CONFIG_LIES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("untargeted", lambda c: group(c).update(targets=["re:.*attention.*"]), "no scheme"),
     ("named and absent", lambda c: group(c).update(targets=["Linear", "encoder.layer.7.x"]), "layer.7.x"),
     ("bad pattern", lambda c: c.update(ignore=["re:("]), "not a regular expression"),
-    ("absent table", lambda c: c.update(embeddings={"targets": ["embeddings.word_embeddings"]}), "no scale for it"),
-    ("linear as table", lambda c: c.update(embeddings={"targets": [NAME]}), r"\(V, 1, H\)"),
+    ("absent table", lambda c: c.update(quant_method="bitwright", embeddings={"targets": [WORDS]}), "no scale for it"),
+    ("linear as table", lambda c: c.update(quant_method="bitwright", embeddings={"targets": [NAME]}), r"\(V, 1, H\)"),
 ]
 
 
@@ -229,7 +280,7 @@ CONFIG_LIES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
 def test_configurations_that_contradict_the_file(checkpoint: Path, change: Any, message: str) -> None:
     edit_config(checkpoint, change)
     with pytest.raises(CheckpointError, match=message):
-        read_checkpoint(checkpoint)
+        load_all(checkpoint)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "bert"}', "[" * 100_000, "\x00"])
@@ -272,4 +323,4 @@ def test_nothing_is_unpickled(checkpoint: Path, tiny_bert: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match="safetensors only"):
         read_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match="cannot be read as tensors"):
-        write_checkpoint(tiny_bert, tmp_path / "new", QuantizedParts({}), ModelNames("", (), (), {}), model_card="")
+        write_checkpoint(tiny_bert, tmp_path / "new", QuantizedParts({}), ModelNames("", (), (), {}, {}), model_card="")

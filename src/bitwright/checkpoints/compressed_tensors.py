@@ -1,24 +1,19 @@
-"""Writing a model directory in compressed-tensors' int-quantized layout.
+"""Writing a quantized model directory: readable by compressed-tensors wherever it has words for what is in it.
 
-Tensors of a quantized linear `<m>` (N outputs, K inputs):
-    <m>.weight             int8 (N, K)
-    <m>.weight_scale       float32 (N, 1), or (1,) per tensor
-    <m>.weight_zero_point  int8, shaped like the scale; asymmetric weights only
-    <m>.input_scale        float32 (1,); static inputs only
-    <m>.input_zero_point   int8 (1,); static asymmetric inputs only
-    <m>.bias               as in the source
-Everything else keeps the source's names. Linears kept in 16 bit and embedding tables are bf16 (fp16 if they were), the
-rest is as it was. config.json says float32, so that readers upcast what is 16 bit and decompress int8 without another
-rounding.
+The tensors of a quantized linear are those of `linear_tensors`. Everything else keeps the source's names and values:
+parameters that the model does not have (layers that predict further tokens, say) included. Linears kept in 16 bit and
+embedding tables are bf16 (fp16 if they were). What a fold changed is float32, or 16 bit if its linear is. Experts that
+the source stacks into one tensor are written one by one as soon as one of them is another. config.json says float32, so
+that readers upcast what is 16 bit and decompress codes without another rounding.
 
-An int8 embedding table is `<m>.weight` int8 (V, 1, H) and `<m>.weight_scale` float32 (V, 1). The 1 in the middle makes
-readers that ignore an unknown quant_method (transformers logs it and goes on) stop at the shape, rather than take codes
-for numbers.
+An int8 embedding table is `<m>.weight` int8 (V, 1, H) and `<m>.weight_scale` float32 (V, 1), guarded like the linears
+that plain readers cannot represent.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,18 +21,19 @@ import torch
 from torch import Tensor
 
 from bitwright.checkpoints.directory import atomic_directory, check_out, copy_file, split_source_files, write_file
+from bitwright.checkpoints.linear_tensors import is_portable, linear_entries, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.checkpoints.safetensors_file import (
-    Pending,
     PendingTensor,
     pending,
     shard,
     shard_index,
     write_safetensors,
 )
-from bitwright.checkpoints.stored import ModelNames, StoredLinear, name_in, require_name_in
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, name_in, require_name_in
 from bitwright.errors import CheckpointError
 from bitwright.models.source import CONFIG_FILE, read_config
+from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.qtensor import QTensor
 
@@ -47,15 +43,17 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class QuantizedParts:
-    """What differs from the source, by module name of the model as transformers builds it.
+    """What differs from the source, by name in the model as Bitwright holds it (its experts are linears).
 
-    layers: the quantized linears. half: linears kept in 16 bit. tables: embedding tables as int8, a scale per row.
-    embeddings: what happens to the other tables: "16bit", or "float" to leave them as they are.
+    layers: the quantized linears, loaded one at a time. half: linears kept in 16 bit. tables: embedding tables as int8,
+    a scale per row. changed: float parameters that are others than the source's. embeddings: what happens to the other
+    tables: "16bit", or "float" to leave them as they are.
     """
 
-    layers: Mapping[str, StoredLinear]
+    layers: Mapping[str, LazyLinear]
     half: Collection[str] = ()
     tables: Mapping[str, QTensor] = field(default_factory=dict)
+    changed: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     embeddings: Literal["16bit", "float"] = "16bit"
 
 
@@ -67,6 +65,19 @@ class Written:
     tensor_bytes: int
     total_bytes: int
     left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """Every tensor that will be written, by name on disk; nothing is loaded yet.
+
+    layers: the quantized linears by name on disk. portable: whether plain readers can represent all of it.
+    """
+
+    tensors: dict[str, PendingTensor]
+    layers: dict[str, LazyLinear]
+    tables: tuple[str, ...]
+    portable: bool
 
 
 def write_checkpoint(
@@ -82,29 +93,29 @@ def write_checkpoint(
 ) -> Written:
     """Write the quantized copy of the model directory `source` to `out`, complete or not at all.
 
-    The same input gives the same bytes. Besides `parts`, one tensor of the source at a time is in memory.
+    The same input gives the same bytes. One linear, or one tensor of the source, is in memory at a time.
 
     Args:
-        names: module names of the float model (`model_names`), taken before any module was replaced.
+        names: names of the float model (`model_names`), taken before any module was replaced.
         model_card: text of README.md, in place of the source's.
         extra_files: name -> content of files to add, such as recipe.yaml and record.json.
 
     Raises:
         InputError: `out` exists and `overwrite` is off, or it is no place to write to.
-        ModelError: `source` is not an unquantized model directory.
+        ModelError: `source` is not an unquantized model directory, or its tensors are not those of `names`.
         CheckpointError: the disk is full, `parts` do not fit the source, or a scheme does not fit the format.
     """
     check_out(out, source, overwrite=overwrite)
     config = read_config(source)
-    tensors = plan_tensors(TensorFiles(source), parts, names)
-    shards = shard(tensors, max_shard_bytes)
-    text = {CONFIG_FILE: _config_json(config, tensors, parts, names), CARD_FILE: model_card, **(extra_files or {})}
+    plan = plan_tensors(names.tensors_of(TensorFiles(source)), parts, names)
+    shards = shard(plan.tensors, max_shard_bytes)
+    text = {CONFIG_FILE: _config_json(config, plan, parts, names), CARD_FILE: model_card, **(extra_files or {})}
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
     kept, left_out = split_source_files(source, _module_folders(source))
     copied = [file for file in kept if str(file) not in files]
-    tensor_bytes = sum(tensor.n_bytes for tensor in tensors.values())
+    tensor_bytes = sum(tensor.n_bytes for tensor in plan.tensors.values())
     other_bytes = sum(map(len, files.values())) + sum((source / file).stat().st_size for file in copied)
     with atomic_directory(out, tensor_bytes + other_bytes) as folder:
         for name, part in shards.items():
@@ -117,47 +128,70 @@ def write_checkpoint(
     return Written(out, tensor_bytes, total_bytes, tuple(str(file) for file in left_out))
 
 
-def plan_tensors(source: TensorFiles, parts: QuantizedParts, names: ModelNames) -> dict[str, PendingTensor]:
-    """Every tensor that will be written, by name on disk. Nothing is loaded yet.
+def plan_tensors(source: SourceTensors, parts: QuantizedParts, names: ModelNames) -> TensorPlan:
+    """What will be written.
 
     Raises:
-        CheckpointError: `parts` name a linear or a table that the source lacks, or whose shape differs, or that shares
-            its weight with another module.
+        CheckpointError: `parts` name a linear, a table or a parameter that the source lacks, or whose shape differs, or
+            that shares its weight with another module.
     """
-    tensors = {name: _as_is(source, name) for name in source.keys() - _repeated(source, names)}
+    tensors = {name: _as_is(source.files, name) for name in source.files.keys() - _repeated(source, names)}
+    unstacked = _unstack(source, tensors, {f"{name}.weight" for name in parts.layers} | parts.changed.keys())
+
+    def on_disk(name: str) -> str:
+        return unstacked.get(name) or source.file_name(name)
+
     tables = names.embeddings if parts.embeddings == "16bit" else ()
-    for module in (*parts.half, *tables):
-        # A tied head, or a module that the file lacks and transformers initializes, has nothing of its own to write.
-        name = name_in(tensors, f"{module}.weight", names.prefix)
-        if name is not None:
-            tensors[name] = _in_16_bit(tensors[name])
-    tied = names.tied.keys() | set(names.tied.values())
+    in_16_bit = {f"{module}.weight" for module in (*parts.half, *tables)}
+    for name, load in parts.changed.items():
+        _require(source, name)
+        before = tensors[on_disk(name)]
+        tensors[on_disk(name)] = _changed(before, load, transposed=name in names.transposed, half=name in in_16_bit)
+    for name in in_16_bit & source.keys():
+        # A module that the file lacks and transformers initializes has nothing of its own to write.
+        tensors[on_disk(name)] = _in_16_bit(tensors[on_disk(name)])
+    tied = {name for pair in names.tied.items() for name in pair if pair[0] not in source.untied}
+    portable = not parts.tables and not unstacked and not (parts.layers.keys() & names.fused)
+    portable = portable and all(map(is_portable, parts.layers.values()))
+    layers: dict[str, LazyLinear] = {}
     for module in (*parts.layers, *parts.tables):
-        weight = parts.layers[module].qtensor if module in parts.layers else parts.tables[module]
-        if f"{module}.weight" in tied:
+        weight = f"{module}.weight"
+        if weight in tied:
             raise CheckpointError(f"{module}: shares its weight with another module; keep it in 16 bit")
-        name = require_name_in(tensors, f"{module}.weight", names.prefix, str(source.directory))
-        if weight.shape != source.shape(name):
+        _require(source, weight)
+        shape = parts.layers[module].shape if module in parts.layers else parts.tables[module].shape
+        if shape != source.shape(weight):
             raise CheckpointError(
-                f"{module}: the source has shape {list(source.shape(name))}, the quantized tensor {list(weight.shape)}"
+                f"{module}: the source has shape {list(source.shape(weight))}, the quantized tensor {list(shape)}"
             )
-        stem = name.removesuffix(".weight")
-        tensors |= linear_tensors(stem, parts.layers[module]) if module in parts.layers else table_tensors(stem, weight)
-    return tensors
+        if module in parts.layers:
+            layers[on_disk(weight).removesuffix(".weight")] = parts.layers[module]
+        else:
+            tensors |= table_tensors(on_disk(weight).removesuffix(".weight"), parts.tables[module])
+    for module in layers:
+        del tensors[f"{module}.weight"]
+    tensors |= pending_linears(layers, guarded=not portable)
+    on_disk_tables = tuple(on_disk(f"{module}.weight").removesuffix(".weight") for module in parts.tables)
+    return TensorPlan(tensors, layers, on_disk_tables, portable)
 
 
-def linear_tensors(module: str, layer: StoredLinear) -> dict[str, PendingTensor]:
-    """The tensors of one quantized linear, without its bias."""
-    weight = layer.qtensor
-    shape = (1,) if weight.spec.per_tensor else tuple(weight.scale_NG.shape)
-    tensors: dict[str, Tensor | None] = {
-        "weight": weight.codes_NK,
-        "weight_scale": weight.scale_NG.float().reshape(shape),
-        "weight_zero_point": None if weight.zero_point_NG is None else weight.zero_point_NG.reshape(shape),
-        "input_scale": layer.input_scale,
-        "input_zero_point": layer.input_zero_point,
+def pending_linears(layers: Mapping[str, LazyLinear], *, guarded: bool) -> dict[str, PendingTensor]:
+    """The tensors of quantized linears, by name on disk. A linear is loaded when the first of its tensors is asked for,
+    and kept until one of another linear is."""
+
+    @lru_cache(maxsize=1)
+    def load(module: str) -> dict[str, Tensor]:
+        return linear_tensors(layers[module].load(), guarded=guarded)
+
+    return {
+        f"{module}.{suffix}": PendingTensor(dtype, shape, partial(_pick, load, module, suffix))
+        for module, layer in layers.items()
+        for suffix, (dtype, shape) in linear_entries(layer, guarded=guarded).items()
     }
-    return {f"{module}.{name}": pending(tensor) for name, tensor in tensors.items() if tensor is not None}
+
+
+def _pick(load: Callable[[str], dict[str, Tensor]], module: str, suffix: str) -> Tensor:
+    return load(module)[suffix]
 
 
 def table_tensors(module: str, table: QTensor) -> dict[str, PendingTensor]:
@@ -166,15 +200,57 @@ def table_tensors(module: str, table: QTensor) -> dict[str, PendingTensor]:
     return {f"{module}.weight": pending(codes_V1H), f"{module}.weight_scale": pending(table.scale_NG.float())}
 
 
-def _repeated(source: TensorFiles, names: ModelNames) -> set[str | None]:
-    """Names in the source of parameters that only repeat another one that it holds."""
+def _repeated(source: SourceTensors, names: ModelNames) -> set[str | None]:
+    """Names in the files of parameters that only repeat another one that they hold."""
     return {
-        name_in(source, name, names.prefix) for name, kept in names.tied.items() if name_in(source, kept, names.prefix)
+        name_in(source.files, name, names.prefix)
+        for name, kept in names.tied.items()
+        if name not in source.untied and name_in(source.files, kept, names.prefix)
     }
 
 
-def _as_is(source: TensorFiles, name: str) -> PendingTensor:
+def _unstack(source: SourceTensors, tensors: dict[str, PendingTensor], replaced: Collection[str]) -> dict[str, str]:
+    """Split, in `tensors`, what the files stack into one tensor wherever a part of it is replaced.
+
+    Returns:
+        Parameter -> its name on disk, of those that have a tensor of their own now.
+    """
+    stacked = {source.file_name(name) for name in replaced if name in source and _is_part(source, name)}
+    own = {}
+    for name in source:
+        stack = source.file_name(name)
+        if stack in stacked:
+            expert, part, leaf = name.rsplit(".", 3)[1:]
+            own[name] = f"{stack.rpartition('.')[0]}.{expert}.{part}.{leaf}"
+            tensors[own[name]] = _from_source(source, name)
+    for stack in stacked:
+        del tensors[stack]
+    return own
+
+
+def _is_part(source: SourceTensors, name: str) -> bool:
+    """Whether the files stack a parameter with others in one tensor."""
+    return len(source.files.shape(source.file_name(name))) != len(source.shape(name))
+
+
+def _require(source: SourceTensors, name: str) -> None:
+    if name not in source:
+        require_name_in(source, name, "", str(source.files.directory))
+
+
+def _as_is(files: TensorFiles, name: str) -> PendingTensor:
+    return PendingTensor(files.dtype(name), files.shape(name), lambda: files[name])
+
+
+def _from_source(source: SourceTensors, name: str) -> PendingTensor:
     return PendingTensor(source.dtype(name), source.shape(name), lambda: source[name])
+
+
+def _changed(before: PendingTensor, load: Callable[[], Tensor], *, transposed: bool, half: bool) -> PendingTensor:
+    """A float parameter with other values: float32, because a fold's factors do not fit 16 bit, unless it is said to
+    be kept in 16 bit."""
+    dtype = before.dtype if half else torch.float32
+    return PendingTensor(dtype, before.shape, lambda: (load().t() if transposed else load()).to(dtype))
 
 
 def _in_16_bit(tensor: PendingTensor) -> PendingTensor:
@@ -184,23 +260,21 @@ def _in_16_bit(tensor: PendingTensor) -> PendingTensor:
     return PendingTensor(torch.bfloat16, tensor.shape, lambda: tensor.load().to(torch.bfloat16))
 
 
-def _config_json(config: Mapping[str, Any], tensors: Pending, parts: QuantizedParts, names: ModelNames) -> str:
+def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
     """config.json: all that the source says, but for the dtype, and what is quantized."""
     kept = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")} | {"dtype": "float32"}
-    if parts.layers or parts.tables:
-        tables = [
-            require_name_in(tensors, f"{table}.weight", names.prefix, CONFIG_FILE).removesuffix(".weight")
-            for table in parts.tables
-        ]
+    if plan.layers or plan.tables:
         # Matrices of the file that the model lacks too: they are linears of the class that config.json names.
         matrices = {
             name.removesuffix(".weight")
-            for name, tensor in tensors.items()
+            for name, tensor in plan.tensors.items()
             if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype.is_floating_point
         }
         spellings = {name_in(matrices, table, names.prefix) for table in names.embeddings}
         ignored = (set(names.linears) - parts.layers.keys()) | {name for name in matrices if name not in spellings}
-        kept["quantization_config"] = make_quantization_config(parts.layers, tables, ignored, names.prefix)
+        kept["quantization_config"] = make_quantization_config(
+            plan.layers, plan.tables, ignored, names.prefix, portable=plan.portable
+        )
     return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -2,20 +2,37 @@
 
 The vocabulary is that of compressed-tensors (https://github.com/vllm-project/compressed-tensors): config groups with
 targets, and a list of modules to ignore. Only keys that every release knows are written: readers refuse unknown ones.
+
+What plain readers cannot represent changes the quant_method to "bitwright", and only there groups say more:
+    "grid" in "weights"   a grid other than the uniform one
+    "input_transform"     what happens to the input first: "shift", "scale" or both, in that order
+    "embeddings"          beside the groups: the tables stored as int8
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from bitwright.checkpoints.stored import StoredLinear
+from bitwright.checkpoints.schemes import (
+    MIXED,
+    Format,
+    format_of,
+    input_args,
+    parse_format,
+    parse_input,
+    parse_weight,
+    weight_args,
+)
+from bitwright.checkpoints.stored import LazyLinear
 from bitwright.errors import CheckpointError
 from bitwright.numerics.spec import QuantSpec
 
 PORTABLE = "compressed-tensors"
 OURS = "bitwright"  # what plain readers cannot represent
-FORMAT = "int-quantized"
+_TRANSFORMS = ("shift", "scale")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,62 +40,85 @@ class Group:
     """Modules that share one scheme. `targets` are class names, module names, or "re:" and a pattern."""
 
     targets: tuple[str, ...]
-    weight: QuantSpec
-    input: QuantSpec
+    format: Format
+    weight_spec: QuantSpec
+    input_spec: QuantSpec | None
+    has_scale_K: bool = False
+    has_shift_K: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """A parsed `quantization_config`: its groups, what they leave alone, and the embedding tables stored as int8."""
+    """A parsed `quantization_config`: its groups, what they leave alone, and the embedding tables stored as int8.
+
+    portable: whether plain readers understand it, so that nothing of ours may occur.
+    """
 
     groups: tuple[Group, ...]
     ignore: tuple[str, ...]
-    embeddings: tuple[str, ...] = ()
+    embeddings: tuple[str, ...]
+    portable: bool
 
-    def group_of(self, module: str) -> Group | None:
-        """The group of a linear: names win over classes, as in compressed-tensors. None if ignored or unnamed."""
-        if any(_names(entry, module) for entry in self.ignore):
-            return None
-        named = (group for group in self.groups if any(_names(target, module) for target in group.targets))
-        by_class = (group for group in self.groups if "Linear" in group.targets)
-        return next(named, next(by_class, None))
+    def group_finder(self) -> Callable[[str], Group | None]:
+        """A function from a linear to its group: names win over classes, as in compressed-tensors; None if ignored or
+        unnamed."""
+        ignored = _matcher((entry, True) for entry in self.ignore)
+        named = _matcher((target, group) for group in self.groups for target in group.targets)
+        by_class = next((group for group in self.groups if "Linear" in group.targets), None)
+        return lambda module: None if ignored(module) else named(module) or by_class
 
 
 def make_quantization_config(
-    layers: Mapping[str, StoredLinear], tables: Collection[str], ignored: Iterable[str], prefix: str
+    layers: Mapping[str, LazyLinear],
+    tables: Collection[str],
+    ignored: Iterable[str],
+    prefix: str,
+    *,
+    portable: bool,
 ) -> dict[str, Any]:
     """The `quantization_config` of a checkpoint.
 
     Linears with the same scheme form a group. A single group targets the class Linear, several name their modules.
     Names match with and without the base model's prefix, because the same file loads into the base model and into a
-    model with a head. int8 embedding `tables`, which plain readers cannot represent, change the quant_method.
+    model with a head.
 
     `dequantize` makes transformers decompress while loading. Without it compressed-tensors decompresses in a hook on
-    the first forward; sentence-transformers (6.2) then fails on int8 weights.
+    the first forward; sentence-transformers (6.2) then fails on int8 weights. While loading, transformers (5.23) takes
+    every module's weight to be of the first group's scheme: it is asked for only where all are alike.
 
     Args:
-        layers: the quantized linears. tables: names on disk of the int8 embedding tables.
+        layers: the quantized linears, by name on disk. tables: names on disk of the int8 embedding tables.
         ignored: every other linear; embeddings in it do no harm.
+        portable: whether plain readers can represent all of it.
 
     Raises:
         CheckpointError: a scheme that the format cannot say.
     """
     by_scheme: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for name in sorted(layers):
-        scheme = {"weights": _weight_args(name, layers[name]), "input_activations": _input_args(name, layers[name])}
+        scheme = _scheme(name, layers[name])
         by_scheme.setdefault(repr(scheme), (scheme, []))[1].append(name)
+    schemes = [scheme for scheme, _ in by_scheme.values()]
+    formats = {scheme["format"] for scheme in schemes} or {"int-quantized"}
     groups = {}
     for i, (scheme, names) in enumerate(by_scheme.values()):
-        targets = ["Linear"] if len(by_scheme) == 1 else [_pattern(name, prefix) for name in names]
+        targets = ["Linear"] if len(by_scheme) == 1 else _patterns(names, prefix)
+        # Older releases do not know a group's format, and infer int-quantized wherever inputs are quantized.
+        inferred = len(formats) == 1 and (scheme["format"] == "int-quantized" or not scheme["input_activations"])
         groups[f"group_{i}"] = {"targets": targets, **scheme}
+        if inferred:
+            del groups[f"group_{i}"]["format"]
     config: dict[str, Any] = {
-        "quant_method": OURS if tables else PORTABLE,
-        "format": FORMAT,
+        "quant_method": PORTABLE if portable else OURS,
+        "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": sorted({_pattern(name, prefix) for name in ignored}),
-        "dequantize": True,
+        "ignore": _patterns(ignored, prefix),
     }
+    if all(
+        (scheme["weights"], scheme["format"]) == (schemes[0]["weights"], schemes[0]["format"]) for scheme in schemes
+    ):
+        config["dequantize"] = True
     if tables:
         config["embeddings"] = {
             "targets": sorted(tables),
@@ -88,101 +128,95 @@ def make_quantization_config(
 
 
 def parse_quantization_config(config: Any, where: str) -> QuantizationConfig:
-    """Read a `quantization_config` of ours, or of another tool's int-quantized checkpoint; absent keys have defaults.
+    """Read a `quantization_config` of ours or of another tool's; absent keys have defaults.
 
     Raises:
-        CheckpointError: another method or format, a key of the wrong type, or a scheme that is not 8-bit integers.
+        CheckpointError: another method or format, a key of the wrong type, or a scheme that this release lacks.
     """
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: no quantization_config; this is not a quantized checkpoint")
-    method, stored_as = config.get("quant_method"), config.get("format", FORMAT)
-    if method not in (PORTABLE, OURS) or stored_as != FORMAT:
-        raise CheckpointError(
-            f"{where}: quant_method {method!r}, format {stored_as!r}; this release reads {PORTABLE!r} and {OURS!r} "
-            f"in {FORMAT!r}"
-        )
+    method = config.get("quant_method")
+    if method not in (PORTABLE, OURS):
+        raise CheckpointError(f"{where}: quant_method {method!r}; this release reads {PORTABLE!r} and {OURS!r}")
     for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         if config.get(key):
             raise CheckpointError(f"{where}: {key} is set; this release cannot read such checkpoints")
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or (not groups and method == PORTABLE):
         raise CheckpointError(f"{where}: config_groups is missing or empty")
-    embeddings = config.get("embeddings", {"targets": []})
-    return QuantizationConfig(
-        groups=tuple(_parse_group(group, f"{where}: {name}") for name, group in groups.items()),
+    embeddings = _mapping(config.get("embeddings", {"targets": []}), f"{where}: embeddings")
+    default = config.get("format", "int-quantized")
+    parsed = QuantizationConfig(
+        groups=tuple(_parse_group(group, default, f"{where}: {name}") for name, group in groups.items()),
         ignore=_strings(config.get("ignore") or [], f"{where}: ignore"),
-        embeddings=_strings(
-            _mapping(embeddings, f"{where}: embeddings").get("targets"), f"{where}: embeddings.targets"
-        ),
+        embeddings=_strings(embeddings.get("targets"), f"{where}: embeddings.targets"),
+        portable=method == PORTABLE,
     )
+    ours = (group.format == "grid-quantized" or group.has_scale_K or group.has_shift_K for group in parsed.groups)
+    if parsed.portable and (parsed.embeddings or any(ours)):
+        raise CheckpointError(f"{where}: quant_method {PORTABLE!r} with grids, transforms or tables of {OURS!r} alone")
+    return parsed
+
+
+def _scheme(name: str, layer: LazyLinear) -> dict[str, Any]:
+    """What a config group says of its linears."""
+    transform = [word for word, has in zip(_TRANSFORMS, (layer.has_shift_K, layer.has_scale_K), strict=True) if has]
+    return {
+        "format": format_of(layer.weight_spec, layer.input_spec),
+        "weights": weight_args(name, layer.weight_spec),
+        "input_activations": input_args(name, layer.input_spec),
+        **({"input_transform": transform} if transform else {}),
+    }
+
+
+def _patterns(names: Iterable[str], prefix: str) -> list[str]:
+    """What matches modules of the base model with and without its prefix."""
+    return sorted({_pattern(name, prefix) for name in names})
 
 
 def _pattern(name: str, prefix: str) -> str:
-    """What matches a module of the base model with and without its prefix."""
     if not prefix:
         return name
     return f"re:(?:{re.escape(prefix)}\\.)?{re.escape(name.removeprefix(f'{prefix}.'))}$"
 
 
-def _names(entry: str, module: str) -> bool:
-    return re.match(entry[3:], module) is not None if entry.startswith("re:") else entry == module
+def _matcher(entries: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
+    """A function from a module's name to what belongs to the first entry that names it."""
+    plain: dict[str, T] = {}
+    patterns: list[tuple[re.Pattern[str], T]] = []
+    for entry, value in entries:
+        if entry.startswith("re:"):
+            patterns.append((re.compile(entry[3:]), value))
+        else:
+            plain.setdefault(entry, value)
+
+    def find(module: str) -> T | None:
+        if module in plain:
+            return plain[module]
+        return next((value for pattern, value in patterns if pattern.match(module)), None)
+
+    return find
 
 
-def _weight_args(name: str, layer: StoredLinear) -> dict[str, Any]:
-    spec = layer.qtensor.spec
-    if spec.bits != 8 or spec.group_size is not None:
-        raise CheckpointError(
-            f"{name}: {spec.bits}-bit weights with group_size {spec.group_size} do not fit {FORMAT}; "
-            "it holds 8-bit weights with a scale per row or per tensor"
-        )
-    return _args(spec.symmetric, "tensor" if spec.per_tensor else "channel", dynamic=False)
-
-
-def _input_args(name: str, layer: StoredLinear) -> dict[str, Any]:
-    spec = layer.input_spec
-    if spec.bits != 8 or spec.group_size is not None or (not spec.dynamic and not spec.per_tensor):
-        raise CheckpointError(
-            f"{name}: {spec} does not fit {FORMAT}; inputs are 8-bit, dynamic per token or per tensor, or static per "
-            "tensor"
-        )
-    return _args(spec.symmetric, "tensor" if spec.per_tensor else "token", dynamic=spec.dynamic)
-
-
-def _args(symmetric: bool, strategy: str, *, dynamic: bool) -> dict[str, Any]:
-    return {"num_bits": 8, "type": "int", "symmetric": symmetric, "strategy": strategy, "dynamic": dynamic}
-
-
-def _parse_group(group: Any, where: str) -> Group:
+def _parse_group(group: Any, default_format: Any, where: str) -> Group:
     group = _mapping(group, where)
-    if group.get("format") not in (None, FORMAT) or group.get("output_activations"):
-        raise CheckpointError(
-            f"{where}: format {group.get('format')!r}, or quantized outputs; this release reads neither"
-        )
-    weight = _parse_args(group.get("weights"), f"{where}.weights", ("channel", "tensor"))
-    if weight.dynamic:
-        raise CheckpointError(f"{where}.weights: dynamic weights are not a stored scheme")
+    if group.get("output_activations"):
+        raise CheckpointError(f"{where}: quantized outputs; this release cannot read such checkpoints")
+    transform = _strings(group.get("input_transform") or [], f"{where}.input_transform")
+    if not set(transform) <= set(_TRANSFORMS):
+        raise CheckpointError(f"{where}.input_transform: {list(transform)}; known: {', '.join(_TRANSFORMS)}")
+    weight = parse_weight(group.get("weights"), f"{where}.weights")
+    format_ = parse_format(group.get("format") or default_format, where)
+    if (format_ == "grid-quantized") != (weight.grid != "uniform"):
+        raise CheckpointError(f"{where}: format {format_!r} with the {weight.grid} grid")
     return Group(
         targets=_strings(group.get("targets"), f"{where}.targets"),
-        weight=weight,
-        input=_parse_args(group.get("input_activations"), f"{where}.input_activations", ("token", "tensor")),
+        format=format_,
+        weight_spec=weight,
+        input_spec=parse_input(group.get("input_activations"), f"{where}.input_activations"),
+        has_scale_K="scale" in transform,
+        has_shift_K="shift" in transform,
     )
-
-
-def _parse_args(args: Any, where: str, strategies: tuple[str, str]) -> QuantSpec:
-    args = _mapping(args, where)
-    bits, kind = args.get("num_bits", 8), args.get("type", "int")
-    symmetric, dynamic = args.get("symmetric", True), args.get("dynamic", False)
-    strategy = args.get("strategy") or ("channel" if args.get("group_size") == -1 else "tensor")
-    if bits != 8 or kind != "int" or strategy not in strategies or args.get("group_size") not in (None, -1):
-        raise CheckpointError(
-            f"{where}: {bits}-bit {kind} per {strategy}, group_size {args.get('group_size')}; "
-            f"this release reads 8-bit int per {' or per '.join(strategies)}"
-        )
-    if not isinstance(symmetric, bool) or not isinstance(dynamic, bool):
-        raise CheckpointError(f"{where}: symmetric = {symmetric!r}, dynamic = {dynamic!r}; both must be true or false")
-    if strategy == "token" and not dynamic:
-        raise CheckpointError(f"{where}: static scales per token cannot be stored")
-    return QuantSpec(symmetric=symmetric, per_tensor=strategy == "tensor", dynamic=dynamic)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

@@ -1,42 +1,71 @@
-"""Reading an int-quantized checkpoint, ours or another tool's: everything is checked before it is believed."""
+"""Reading a quantized checkpoint, ours or another tool's: everything is checked before it is believed.
+
+What config.json and the files' headers say is checked when a checkpoint is opened, the values of a linear when it is
+loaded.
+"""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitwright.checkpoints.linear_tensors import SUFFIXES, described, read_linear
 from bitwright.checkpoints.quantization_config import Group, QuantizationConfig, parse_quantization_config
-from bitwright.checkpoints.stored import ModelNames, StoredLinear, name_in
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, name_in
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.models.source import CONFIG_FILE
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
-# What a quantized module may store, besides its bias.
-_SUFFIXES = ("weight", "weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
-# Suffixes that only other formats and schemes use: not to be mistaken for parameters of the model.
-_FOREIGN = ("weight_packed", "weight_shape", "weight_g_idx", "weight_global_scale", "input_global_scale",
-            "output_scale", "output_zero_point", "k_scale", "v_scale", "qweight", "qzeros", "g_idx")  # fmt: skip
+# Ends of names that only other formats and schemes use: not to be mistaken for parameters of the model.
+_FOREIGN = ("weight_g_idx", "weight_global_scale", "input_global_scale", "output_scale", "output_zero_point", "k_scale",
+            "v_scale", "qweight", "qzeros", "g_idx")  # fmt: skip
 
-_Stored = TypeVar("_Stored", StoredLinear, QTensor)
+
+class StoredLinears(Mapping[str, StoredLinear]):
+    """Name -> quantized linear, loaded and checked when asked for, and not kept.
+
+    described: what is known of each without loading it.
+    """
+
+    def __init__(self, described: Mapping[str, LazyLinear]) -> None:
+        self.described = described
+
+    def __getitem__(self, name: str) -> StoredLinear:
+        """Raises:
+        KeyError: no such linear.
+        CheckpointError: its values contradict one another.
+        """
+        return self.described[name].load()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.described)
+
+    def __len__(self) -> int:
+        return len(self.described)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.described
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A quantized checkpoint, by names on disk.
 
-    config: config.json. layers: the quantized linears. tables: int8 embedding tables. others: every other tensor,
-    loaded when asked for.
+    config: config.json. layers: the quantized linears, loaded one by one. tables: int8 embedding tables. others: every
+    other tensor, loaded when asked for.
     """
 
     directory: Path
     config: dict[str, Any]
-    layers: dict[str, StoredLinear]
+    layers: StoredLinears
     tables: dict[str, QTensor]
     others: Mapping[str, Tensor]
 
@@ -47,7 +76,8 @@ def is_quantized(directory: Path) -> bool:
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """Read a checkpoint that `write_checkpoint` or another tool wrote in compressed-tensors' int-quantized format.
+    """Read a checkpoint that `write_checkpoint` or another tool wrote in compressed-tensors' int-quantized or
+    pack-quantized format.
 
     Raises:
         ModelError: there are no weights.
@@ -58,39 +88,51 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         raw.get("quantization_config"), f"{directory / CONFIG_FILE}: quantization_config"
     )
     files = TensorFiles(directory, pickles=False)
-    modules = _quantized_modules(files)
-    taken = {f"{module}.{suffix}" for module in modules for suffix in _SUFFIXES} & files.keys()
+    modules = {name.removesuffix(".weight_scale") for name in files if name.endswith(".weight_scale")}
+    taken = {f"{module}.{suffix}" for module in modules for suffix in SUFFIXES} & files.keys()
     _check_others(files, taken)
     missing = set(config.embeddings) - modules
     if missing:
         raise CheckpointError(f"{directory}: {min(missing)}: config.json says int8, the file holds no scale for it")
     tables = {module: _read_table(files, module) for module in sorted(modules & set(config.embeddings))}
-    layers = {module: _read_linear(files, module, config) for module in sorted(modules - set(config.embeddings))}
+    group_of = config.group_finder()
+    layers = {module: _open_linear(files, module, group_of(module)) for module in sorted(modules - tables.keys())}
+    if config.portable:
+        _refuse_guarded(directory, layers, files)
     _check_targets(directory, config, modules)
-    return Checkpoint(directory, raw, layers, tables, _Others(files, files.keys() - taken))
+    return Checkpoint(directory, raw, StoredLinears(layers), tables, _Others(files, files.keys() - taken))
 
 
-def for_model(checkpoint: Checkpoint, names: ModelNames) -> tuple[dict[str, StoredLinear], dict[str, QTensor]]:
+def for_model(checkpoint: Checkpoint, names: ModelNames) -> tuple[StoredLinears, dict[str, QTensor]]:
     """(linears, tables) of `checkpoint` by the module names of a model, which may add or lack the base model's prefix.
 
     Raises:
         CheckpointError: a quantized module of the file is not in the model.
     """
-    linears = _renamed(checkpoint, checkpoint.layers, names.linears, names.prefix)
-    return linears, _renamed(checkpoint, checkpoint.tables, names.embeddings, names.prefix)
+    linears = _model_names(checkpoint, checkpoint.layers, names.linears, names)
+    tables = _model_names(checkpoint, checkpoint.tables, names.embeddings, names)
+    return (
+        StoredLinears({linears[name]: layer for name, layer in checkpoint.layers.described.items()}),
+        {tables[name]: table for name, table in checkpoint.tables.items()},
+    )
 
 
-def _renamed(
-    checkpoint: Checkpoint, stored: Mapping[str, _Stored], modules: tuple[str, ...], prefix: str
-) -> dict[str, _Stored]:
-    by_disk_name = {name_in(stored, module, prefix): module for module in modules}
-    lost = stored.keys() - by_disk_name.keys()
+def _model_names(
+    checkpoint: Checkpoint, stored: Mapping[str, object], modules: tuple[str, ...], names: ModelNames
+) -> dict[str | None, str]:
+    """Name on disk -> name in the model, of everything `stored`."""
+    on_disk = {}
+    for module in modules:
+        renamed = names.renames.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
+        found = name_in(stored, renamed, names.prefix) or name_in(stored, module, names.prefix)
+        on_disk[found] = module
+    lost = stored.keys() - on_disk.keys()
     if lost:
         raise CheckpointError(
             f"{checkpoint.directory}: {min(lost)} is quantized in the file but is not in the model "
             f"({len(lost)} such modules)"
         )
-    return {by_disk_name[name]: value for name, value in stored.items()}
+    return on_disk
 
 
 class _Others(Mapping[str, Tensor]):
@@ -124,17 +166,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _quantized_modules(files: TensorFiles) -> set[str]:
-    """Modules with a weight scale."""
-    return {name.removesuffix(".weight_scale") for name in files if name.endswith(".weight_scale")}
-
-
 def _check_others(files: TensorFiles, taken: set[str]) -> None:
     for name in sorted(files.keys() - taken):
         suffix = name.rpartition(".")[2]
-        if suffix in _FOREIGN or suffix in _SUFFIXES[1:]:
-            raise CheckpointError(f"{files.directory}: {name} is unexpected: no tensor of int-quantized uses it here")
-        if suffix == "weight" and files.dtype(name) == torch.int8:
+        if suffix in _FOREIGN:
+            raise CheckpointError(f"{files.directory}: {name} is of a format or a scheme that this release cannot read")
+        if suffix in SUFFIXES[1:]:
+            raise CheckpointError(f"{files.directory}: {name} is unexpected: there is no weight_scale beside it")
+        if suffix == "weight" and files.dtype(name) in (torch.int8, torch.uint8, torch.int32):
             raise CheckpointError(f"{files.directory}: {name} holds codes, but {name}_scale is missing")
 
 
@@ -147,31 +186,39 @@ def _check_targets(directory: Path, config: QuantizationConfig, modules: set[str
                 raise CheckpointError(f"{directory}: {target}: config.json names it, the file holds no codes for it")
 
 
-def _read_linear(files: TensorFiles, module: str, config: QuantizationConfig) -> StoredLinear:
-    group = config.group_of(module)
+def _refuse_guarded(directory: Path, layers: Mapping[str, LazyLinear], files: TensorFiles) -> None:
+    for module in layers:
+        if f"{module}.weight" in files and len(files.shape(f"{module}.weight")) == 3:
+            raise CheckpointError(f"{directory}: {module}.weight has the shape of a guarded weight, not a portable one")
+
+
+def _open_linear(files: TensorFiles, module: str, group: Group | None) -> LazyLinear:
+    """A linear as its header and its group describe it.
+
+    Raises:
+        CheckpointError: they contradict one another.
+    """
     if group is None:
         raise CheckpointError(
             f"{files.directory}: {module} is stored as codes, but config.json ignores it or has no scheme for it"
         )
+    there = [suffix for suffix in SUFFIXES if f"{module}.{suffix}" in files]
+    header = {suffix: (files.dtype(f"{module}.{suffix}"), files.shape(f"{module}.{suffix}")) for suffix in there}
+    shape_name = f"{module}.weight_shape"
+    weight_shape = files[shape_name] if math.prod(header.get("weight_shape", (0, (0,)))[1]) == 2 else None
     try:
-        return StoredLinear(_read_weight(files, module, group.weight), *_read_input(files, module, group))
+        layer, guarded = described(group, header, weight_shape)
     except NumericsError as error:
         raise CheckpointError(f"{files.directory}: {module}: {error}") from None
+    return replace(layer, load=partial(_load, files, module, group, layer, guarded=guarded))
 
 
-def _read_weight(files: TensorFiles, module: str, spec: QuantSpec) -> QTensor:
-    codes = _tensor(files, module, "weight", {torch.int8})
-    scale = _tensor(files, module, "weight_scale", {torch.float32, torch.bfloat16, torch.float16})
-    shape = (1, 1) if spec.per_tensor else (codes.shape[0], 1)
-    if codes.ndim != 2 or tuple(scale.shape) not in (shape, shape[:1]):
-        raise CheckpointError(
-            f"{files.directory}: {module}: weight {list(codes.shape)} with weight_scale {list(scale.shape)}; "
-            f"expected 2 dimensions and a scale of shape {list(shape)}"
-        )
-    if spec.symmetric and codes.numel() and int(codes.min()) == -128:
-        spec = replace(spec, full_range=True)  # other tools use −128 too
-    zero = _zero_point(files, module, "weight_zero_point", spec.symmetric)
-    return QTensor(codes, scale.reshape(shape), None if zero is None else zero.reshape(shape), spec)
+def _load(files: TensorFiles, module: str, group: Group, layer: LazyLinear, *, guarded: bool) -> StoredLinear:
+    tensors = {suffix: files[f"{module}.{suffix}"] for suffix in SUFFIXES if f"{module}.{suffix}" in files}
+    try:
+        return read_linear(tensors, group, layer, guarded=guarded)
+    except NumericsError as error:
+        raise CheckpointError(f"{files.directory}: {module}: {error}") from None
 
 
 def _read_table(files: TensorFiles, module: str) -> QTensor:
@@ -186,30 +233,6 @@ def _read_table(files: TensorFiles, module: str) -> QTensor:
         return QTensor(codes.squeeze(1), scale, None, QuantSpec())
     except NumericsError as error:
         raise CheckpointError(f"{files.directory}: {module}: {error}") from None
-
-
-def _read_input(files: TensorFiles, module: str, group: Group) -> tuple[QuantSpec, Tensor | None, Tensor | None]:
-    spec = group.input
-    if spec.dynamic:
-        stray = sorted({f"{module}.input_scale", f"{module}.input_zero_point"} & files.keys())
-        if stray:
-            raise CheckpointError(f"{files.directory}: {stray[0]} is stored, but config.json says dynamic inputs")
-        return spec, None, None
-    scale = _tensor(files, module, "input_scale", {torch.float32, torch.bfloat16, torch.float16})
-    zero = _zero_point(files, module, "input_zero_point", spec.symmetric)
-    if scale.numel() != 1 or (zero is not None and zero.numel() != 1):
-        raise CheckpointError(f"{files.directory}: {module}: input_scale {list(scale.shape)}; expected one value")
-    return spec, scale.float().reshape(1), None if zero is None else zero.reshape(1)
-
-
-def _zero_point(files: TensorFiles, module: str, suffix: str, symmetric: bool) -> Tensor | None:
-    """The zero point of an asymmetric tensor. Older tools store one, all zero, with symmetric tensors too."""
-    name = f"{module}.{suffix}"
-    if not symmetric:
-        return _tensor(files, module, suffix, {torch.int8})
-    if name in files and bool((files[name] != 0).any()):
-        raise CheckpointError(f"{files.directory}: {name} is not zero, but config.json says symmetric")
-    return None
 
 
 def _tensor(files: TensorFiles, module: str, suffix: str, dtypes: set[torch.dtype]) -> Tensor:

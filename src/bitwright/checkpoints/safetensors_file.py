@@ -45,16 +45,25 @@ def pending(tensor: Tensor) -> PendingTensor:
 def write_safetensors(path: Path, tensors: Pending) -> None:
     """Write one file and fsync it.
 
+    Tensors are loaded in the order of their names, so that those of one module follow each other, and written each to
+    its place.
+
     Raises:
         OSError: as the file system says, `ENOSPC` among others.
     """
     order = sorted(tensors, key=lambda name: (-_RANK[tensors[name].dtype], name))
+    begins: dict[str, int] = {}
+    end = 0
+    for name in order:
+        begins[name], end = end, end + tensors[name].n_bytes
     with path.open("xb") as file:
-        file.write(_header(order, tensors))
-        for name in order:
+        header = _header(begins, tensors)
+        file.write(header)
+        for name in sorted(tensors):
             promised = tensors[name]
             tensor = promised.load().detach().contiguous()
             assert (tensor.dtype, tuple(tensor.shape)) == (promised.dtype, promised.shape), name
+            file.seek(len(header) + begins[name])
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
@@ -86,17 +95,14 @@ def shard_index(shards: Mapping[str, Pending]) -> str:
     return json.dumps(index, indent=2) + "\n"
 
 
-def _header(order: list[str], tensors: Pending) -> bytes:
+def _header(begins: Mapping[str, int], tensors: Pending) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for name in order:
-        end = begin + tensors[name].n_bytes
+    for name, begin in begins.items():
         entries[name] = {
             "dtype": _SPELLED[tensors[name].dtype],
             "shape": list(tensors[name].shape),
-            "data_offsets": [begin, end],
+            "data_offsets": [begin, begin + tensors[name].n_bytes],
         }
-        begin = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

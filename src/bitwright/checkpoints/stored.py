@@ -1,16 +1,21 @@
 """What a checkpoint stores for one linear, and how a model's module names relate to the names in its files."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import CheckpointError, NumericsError
-from bitwright.models.architectures import find_embeddings
+from bitwright.models.architectures import Architecture, file_name, find_embeddings, is_transposed
+from bitwright.models.experts import Experts
+from bitwright.models.source_tensors import SourceTensors, name_in
+from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
+
+__all__ = ["LazyLinear", "ModelNames", "StoredLinear", "model_names", "name_in", "ready", "require_name_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,41 +84,57 @@ def ready(layer: StoredLinear) -> LazyLinear:
 
 @dataclass(frozen=True, slots=True)
 class ModelNames:
-    """Module names of a model as transformers builds it, taken before anything in it is replaced.
+    """Names in a model as Bitwright holds it (its experts are linears), taken before anything in it is quantized.
 
     prefix: `base_model_prefix`, "bert" for the BERT family: a file may or may not carry it.
     linears: every nn.Linear. embeddings: the tables that turn ids into vectors.
     tied: parameters that only repeat another one, as `name -> the name that is kept`.
+    shapes: of every parameter and stored buffer.
+    renames: parameter -> its name in the files, where the family has one of its own.
+    transposed: parameters that the files store as (K, N).
+    fused: linears that are none in the model as transformers builds it: experts, and those stored transposed.
     """
 
     prefix: str
     linears: tuple[str, ...]
     embeddings: tuple[str, ...]
-    tied: dict[str, str]
+    tied: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    renames: Mapping[str, str] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()
+    fused: frozenset[str] = frozenset()
+
+    def tensors_of(self, files: TensorFiles) -> SourceTensors:
+        """The float tensors in `files`, by the model's names.
+
+        Raises:
+            ModelError: a tensor has another shape than the model's.
+        """
+        return SourceTensors(
+            files, self.shapes, prefix=self.prefix, renames=self.renames, transposed=self.transposed, tied=self.tied
+        )
 
 
-def model_names(model: nn.Module) -> ModelNames:
-    """The names that a checkpoint of `model` needs."""
+def model_names(model: nn.Module, architecture: Architecture) -> ModelNames:
+    """The names that a checkpoint of `model` needs. The row says which names a family's files have of their own, and
+    what they store transposed."""
     modules = dict(model.named_modules())
+    linears = tuple(name for name, module in modules.items() if isinstance(module, nn.Linear))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
+    renames = {name: file_name(architecture, name) for name in shapes}
+    transposed = frozenset(name for name in shapes if is_transposed(architecture, name))
+    experts = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Experts))
     return ModelNames(
         prefix=str(getattr(model, "base_model_prefix", "")),
-        linears=tuple(name for name, module in modules.items() if isinstance(module, nn.Linear)),
+        linears=linears,
         embeddings=tuple(find_embeddings(model)),
         tied={str(name): str(kept) for name, kept in tied.items()},
+        shapes=shapes,
+        renames={name: renamed for name, renamed in renames.items() if renamed != name},
+        transposed=transposed,
+        fused=frozenset(n for n in linears if n.startswith(experts) or f"{n}.weight" in transposed),
     )
-
-
-def name_in(names: Collection[str], name: str, prefix: str) -> str | None:
-    """`name` as `names` spell it: as it is, with the base model's prefix, or without it. None if it is not there.
-
-    A head on top of the base model adds the prefix ("bert.encoder…"), the base model alone has none ("encoder…");
-    either may be loaded from the other's file.
-    """
-    if name in names:
-        return name
-    other = name.removeprefix(f"{prefix}.") if name.startswith(f"{prefix}.") else f"{prefix}.{name}"
-    return other if prefix and other in names else None
 
 
 def require_name_in(names: Collection[str], name: str, prefix: str, where: str) -> str:
@@ -133,7 +154,13 @@ def require_name_in(names: Collection[str], name: str, prefix: str, where: str) 
 
 
 def _check(
-    name: str, value: Tensor | None, spec: QuantSpec | None, dtype: torch.dtype, size: int, *, wanted: bool | None = None
+    name: str,
+    value: Tensor | None,
+    spec: QuantSpec | None,
+    dtype: torch.dtype,
+    size: int,
+    *,
+    wanted: bool | None = None,
 ) -> None:
     """Refuse a tensor that is there or not against what is `wanted`, or that has another dtype or shape."""
     if wanted is not None and (value is not None) != wanted:

@@ -1,81 +1,97 @@
 """`load()`: a directory that `bitwright quantize` wrote, or a float one, as a model that runs."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from bitwright.checkpoints.read import Checkpoint, for_model, is_quantized, read_checkpoint
-from bitwright.checkpoints.stored import model_names, name_in
+from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
+from bitwright.checkpoints.stored import ModelNames, model_names
 from bitwright.errors import CheckpointError
 from bitwright.kernels import cpu
-from bitwright.models.load import build_model, load_model, max_tokens
+from bitwright.models.lazy import materialise
+from bitwright.models.load import build_empty, load_model, load_tokenizer, max_tokens
 from bitwright.models.pooling import read_pooling
+from bitwright.models.source_tensors import SourceTensors
+from bitwright.models.tensor_files import TensorFiles
 from bitwright.runtime.model import Model, float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 
 
 def load(directory: str | Path, *, compute: str = "auto", trust_remote_code: bool = False) -> Model:
-    """Load a checkpoint in compressed-tensors' int-quantized format, or a float model (a directory or a hub name).
+    """Load a quantized checkpoint, Bitwright's or compressed-tensors', or a float model (a directory or a hub name).
 
-    The linears of a quantized checkpoint run on our integer kernels; `model.backend` says which variant. `model.hf` is
-    the transformers module, `model.encode(texts)` gives embeddings or logits.
+    The int8 linears of a quantized checkpoint run on our integer kernels; `model.backend` says which variant. Other
+    schemes are dequantized at each call. `model.hf` is the transformers module, `model.encode(texts)` gives embeddings,
+    logits, or what a language model makes of each token. A linear's float weight is never in memory.
 
     Args:
-        compute: what the parts of a quantized model that are not quantized compute in: "float32", "bfloat16", or
-            "auto": bfloat16 where the CPU multiplies it. A float model is always loaded in float32.
+        compute: what the parts of a quantized model that are not quantized compute in: "float32", "bfloat16", or "auto"
+            (see `set_compute`). A float model is always loaded in float32.
 
     Raises:
         InputError: another `compute`.
-        ModelError: no model there, or an architecture without a row in the table.
-        CheckpointError: files whose bytes contradict one another.
+        ModelError: no model there, an architecture without a row in the table, or weights that are not those of
+            config.json, or hold NaN or infinity.
+        CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
     path = Path(directory).expanduser()
     if not (path / "config.json").is_file() or not is_quantized(path):
         return float_model(load_model(path if path.is_dir() else directory, trust_remote_code=trust_remote_code))
     checkpoint = read_checkpoint(path)
-    loaded = build_model(path, trust_remote_code=trust_remote_code)
-    has_pooler = any("pooler." in name for name in checkpoint.others)
-    if loaded.task == "embedding" and not has_pooler and hasattr(loaded.model, "pooler"):
-        loaded.model.pooler = None  # type: ignore[assignment]  # the source had none, and pooling does not use it
-    names = model_names(loaded.model)
+    loaded = build_empty(path, trust_remote_code=trust_remote_code)
+    model, architecture = loaded.model, loaded.architecture
+    if loaded.task == "embedding" and not any("pooler." in name for name in checkpoint.others):
+        _leave_out_pooler(model)
+    names = model_names(model, architecture)
     layers, tables = for_model(checkpoint, names)
-    half = _fill(loaded.model, checkpoint, names.prefix, skip=layers.keys() | tables.keys())
-    swap_linears(loaded.model, layers, half, loaded.architecture, tables=tables)
-    dtype = set_compute(loaded.model, compute)
+    source = _float_tensors(path, names, {*layers, *tables})
+    for name in layers:
+        linear = model.get_submodule(name)
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(source[f"{name}.bias"].float(), requires_grad=False)
+    swap_linears(model, layers, (), architecture, tables=tables)
+    half = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_16_bit(source, name)
+    ]
+    tokenizer, problem = load_tokenizer(path, trust_remote_code)
+    loaded = replace(loaded, source=source, tokenizer=tokenizer, tokenizer_problem=problem)
+    materialise(loaded, "")
+    for name, buffer in model.named_buffers():
+        if name in source:
+            buffer.copy_(source[name])
+    swap_linears(model, {}, half, architecture)
+    dtype = set_compute(model, compute)
     backend = f"kernels:{cpu.active_isa()}, {str(dtype).removeprefix('torch.')}"
-    return Model(
-        loaded.model, loaded.tokenizer, loaded.task, read_pooling(path), max_tokens(loaded), backend, path
-    )  # fmt: skip
+    return Model(model, tokenizer, loaded.task, read_pooling(path), max_tokens(loaded), backend, path)
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint, prefix: str, skip: set[str]) -> list[str]:
-    """Copy every tensor that is not quantized into `model`, in float32; names of the linears stored in 16 bit.
+def _leave_out_pooler(model: nn.Module) -> None:
+    """As transformers itself has none: the source had none either, and pooling does not use it."""
+    if hasattr(model, "pooler"):
+        model.pooler = None  # type: ignore[assignment]
+
+
+def _float_tensors(path: Path, names: ModelNames, quantized: Collection[str]) -> SourceTensors:
+    """Every tensor of the model that is not quantized, by the model's names; nothing is read yet.
 
     Raises:
-        CheckpointError: a tensor of the model is not in the files, or has another shape there.
+        CheckpointError: the files lack one.
+        ModelError: one has another shape than config.json says.
     """
-    stored = checkpoint.others
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    targets = dict(model.named_parameters(remove_duplicate=False)) | {
-        name: buffer for name, buffer in model.named_buffers() if name_in(stored, name, prefix)
-    }
-    half = []
-    for name, target in targets.items():
-        module = name.rpartition(".")[0]
-        if (name.endswith(".weight") and module in skip) or name in tied:
-            continue
-        found = name_in(stored, name, prefix)
-        if found is None:
-            raise CheckpointError(f"{checkpoint.directory}: the files hold no {name!r} ({tuple(target.shape)})")
-        value = stored[found]
-        if value.shape != target.shape:
-            raise CheckpointError(
-                f"{checkpoint.directory}: {found} is {tuple(value.shape)} in the files and {tuple(target.shape)} "
-                "by config.json"
-            )
-        target.data.copy_(value)
-        in_16_bit = value.dtype in (torch.bfloat16, torch.float16)
-        if in_16_bit and name.endswith(".weight") and isinstance(model.get_submodule(module), nn.Linear):
-            half.append(module)
-    return half
+    codes = {f"{name}.weight" for name in quantized}
+    shapes = {name: shape for name, shape in names.shapes.items() if name not in codes}
+    source = replace(names, shapes=shapes).tensors_of(TensorFiles(path, pickles=False))
+    if source.missing:
+        name = source.missing[0]
+        raise CheckpointError(
+            f"{path}: the files hold no {name!r} {shapes[name]}, nor {len(source.missing) - 1} others that config.json "
+            "calls for; the download is incomplete, or config and weights are of different models"
+        )
+    return source
+
+
+def _is_16_bit(source: SourceTensors, linear: str) -> bool:
+    return source.dtype(f"{linear}.weight") in (torch.bfloat16, torch.float16)

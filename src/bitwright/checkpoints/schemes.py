@@ -1,0 +1,142 @@
+"""How `quantization_config` says what a linear is: the arguments of its weight and of its input, and the format.
+
+    int-quantized    8-bit codes with quantized inputs, one code a byte
+    pack-quantized   any other codes of the uniform grid, packed into 32-bit words
+    grid-quantized   codes of the other grids, packed into bytes; ours alone
+A checkpoint with several of them is "mixed-precision", and its groups say which.
+"""
+
+from typing import Any, Literal, get_args
+
+from bitwright.errors import CheckpointError, NumericsError
+from bitwright.numerics.spec import QuantSpec
+
+Format = Literal["int-quantized", "pack-quantized", "grid-quantized"]
+MIXED = "mixed-precision"
+
+
+def format_of(weight: QuantSpec, input_spec: QuantSpec | None) -> Format:
+    """The format in which a linear of this scheme is written."""
+    if weight.grid != "uniform":
+        return "grid-quantized"
+    return "int-quantized" if weight.bits == 8 and input_spec is not None else "pack-quantized"
+
+
+def weight_args(name: str, spec: QuantSpec) -> dict[str, Any]:
+    """The "weights" of a config group.
+
+    Raises:
+        CheckpointError: a scheme that the vocabulary cannot say.
+    """
+    if spec.dynamic:
+        raise CheckpointError(f"{name}: {spec}: a weight's scale is stored, so it cannot be dynamic")
+    args: dict[str, Any] = {"num_bits": spec.bits, "type": "int", "symmetric": spec.symmetric}
+    if spec.group_size is None:
+        args["strategy"] = "tensor" if spec.per_tensor else "channel"
+    else:
+        args |= {"strategy": "group", "group_size": spec.group_size}
+    return args | {"dynamic": False} | ({} if spec.grid == "uniform" else {"grid": spec.grid})
+
+
+def input_args(name: str, spec: QuantSpec | None) -> dict[str, Any] | None:
+    """The "input_activations" of a config group.
+
+    Raises:
+        CheckpointError: a scheme that the vocabulary cannot say.
+    """
+    if spec is None:
+        return None
+    if spec.bits != 8 or spec.group_size is not None or (not spec.dynamic and not spec.per_tensor):
+        raise CheckpointError(
+            f"{name}: inputs with {spec} cannot be stored: they are 8-bit, dynamic per token or per tensor, or static "
+            "per tensor"
+        )
+    strategy = "tensor" if spec.per_tensor else "token"
+    return {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": spec.symmetric,
+        "strategy": strategy,
+        "dynamic": spec.dynamic,
+    }
+
+
+def parse_weight(args: Any, where: str) -> QuantSpec:
+    """The spec that "weights" of a config group say; absent keys have compressed-tensors' defaults.
+
+    Raises:
+        CheckpointError: keys of the wrong type, or a scheme that this release lacks.
+    """
+    args = _checked(args, where, ("channel", "tensor", "group"))
+    if args["dynamic"]:
+        raise CheckpointError(f"{where}: dynamic weights are not a stored scheme")
+    if args.get("actorder") in ("group", "dynamic"):
+        raise CheckpointError(
+            f"{where}: actorder {args['actorder']!r}: columns assigned to groups by an index cannot be read; quantize "
+            "with actorder 'static', which keeps groups contiguous"
+        )
+    try:
+        return QuantSpec(
+            bits=args["num_bits"],
+            symmetric=args["symmetric"],
+            group_size=args["group_size"],
+            per_tensor=args["strategy"] == "tensor",
+            grid=args.get("grid", "uniform"),
+        )
+    except (NumericsError, TypeError) as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def parse_input(args: Any, where: str) -> QuantSpec | None:
+    """The spec that "input_activations" of a config group say: None for float inputs.
+
+    Raises:
+        CheckpointError: keys of the wrong type, or a scheme that this release lacks.
+    """
+    if args is None:
+        return None
+    args = _checked(args, where, ("token", "tensor"))
+    if args["num_bits"] != 8 or "grid" in args:
+        raise CheckpointError(f"{where}: {args['num_bits']}-bit inputs; this release reads inputs of 8-bit integers")
+    if args["strategy"] == "token" and not args["dynamic"]:
+        raise CheckpointError(f"{where}: static scales per token cannot be stored")
+    return QuantSpec(symmetric=args["symmetric"], per_tensor=args["strategy"] == "tensor", dynamic=args["dynamic"])
+
+
+def parse_format(value: Any, where: str) -> Format:
+    """The format of a group.
+
+    Raises:
+        CheckpointError: none that this release reads.
+    """
+    for known in get_args(Format):
+        if value == known:
+            return known  # type: ignore[no-any-return]  # get_args gives the literal's own members
+    raise CheckpointError(f"{where}: format {value!r}; this release reads {', '.join(get_args(Format))}")
+
+
+def _checked(args: Any, where: str, strategies: tuple[str, ...]) -> dict[str, Any]:
+    """`args` with every key that decides, of the right type."""
+    if not isinstance(args, dict):
+        raise CheckpointError(f"{where}: expected an object, got {str(args)[:80]!r}")
+    bits, kind, size = args.get("num_bits", 8), args.get("type", "int"), args.get("group_size")
+    symmetric, dynamic = args.get("symmetric", True), args.get("dynamic", False)
+    size = None if size == -1 else size
+    inferred = "channel" if args.get("group_size") == -1 else "tensor" if size is None else "group"
+    strategy = args.get("strategy") or inferred
+    if kind != "int" or strategy not in strategies or type(bits) is not int or (size is None) == (strategy == "group"):
+        raise CheckpointError(
+            f"{where}: {bits}-bit {kind} per {strategy}, group_size {args.get('group_size')}; this release reads "
+            f"integers per {' or per '.join(strategies)}"
+        )
+    if not isinstance(symmetric, bool) or not isinstance(dynamic, bool):
+        raise CheckpointError(f"{where}: symmetric = {symmetric!r}, dynamic = {dynamic!r}; both must be true or false")
+    if size is not None and type(size) is not int:
+        raise CheckpointError(f"{where}: group_size = {size!r}; a number is needed")
+    return args | {
+        "num_bits": bits,
+        "symmetric": symmetric,
+        "dynamic": dynamic,
+        "strategy": strategy,
+        "group_size": size,
+    }
