@@ -153,7 +153,7 @@ def rescaled(stats: LayerStats, scale_K: Tensor, shift_K: Tensor | None = None) 
         ((stats.max_K - z) / scale).float(),
         (s - n * z) / scale,
         None if stats.sum_abs_K is None or shift_K is not None else stats.sum_abs_K / scale,
-        (stats.sum_sq_K - 2 * z * s + n * z.square()) / scale.square(),
+        (stats.sum_sq_K - 2 * z * s + n * z.square()).clamp(min=0) / scale.square(),
         None,
         gram,
     )

@@ -20,7 +20,7 @@ from bitwright.errors import NumericsError
 from bitwright.methods.importance import importance_of
 from bitwright.methods.slots import Notes, Rounded
 from bitwright.numerics.codebooks import fit_codebook
-from bitwright.numerics.grids import check_finite, nearest_codes, quantize
+from bitwright.numerics.grids import nearest_codes, quantize
 from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.ranges import RangeFunction
 from bitwright.numerics.spec import QuantSpec
@@ -62,17 +62,16 @@ def gptq(
     if damping <= 0 or block_size < 1:
         raise NumericsError(f"damping = {damping} and block_size = {block_size} must be positive")
     w_NK = w_NK.detach() if w_NK.dtype == torch.float64 else w_NK.detach().float()
-    check_finite(w_NK, "the values to quantize")
     gram_KK = _gram(stats, w_NK)
-    dead_K = gram_KK.diagonal() == 0
-    live_NK = w_NK.masked_fill(dead_K, 0)
+    alive_K = gram_KK.diagonal() != 0
+    live_NK = w_NK * alive_K  # a product, not a mask, lets the range find NaN and infinity anywhere
     importance = importance_of(stats)
     scale_NG, zero_point_NG = range_function(live_NK, spec, importance=importance)
     codebook = fit_codebook(live_NK, scale_NG, spec) if spec.grid == "kmeans" else None
-    notes: Notes = {"dead_inputs": int(dead_K.sum())}
+    notes: Notes = {"dead_inputs": int((~alive_K).sum())}
 
     order_K = _order(gram_KK.diagonal(), act_order)
-    lower_KK, tried = _factor(gram_KK[order_K][:, order_K], damping)
+    lower_KK, tried = _factor(gram_KK.index_select(0, order_K).index_select(1, order_K), damping)
     if len(tried) > 1:
         notes["damping_failed"] = ", ".join(f"{share:g}" for share in tried[: None if lower_KK is None else -1])
     if lower_KK is None:
@@ -85,7 +84,7 @@ def gptq(
     scale_KN = _columns(scale_NG, group_K, w_NK.dtype)
     zero_KN = None if zero_point_NG is None else _columns(zero_point_NG, group_K, w_NK.dtype)
     codes_KN = torch.empty(live_NK.T.shape, dtype=torch.int8, device=w_NK.device)
-    codes_KN[order_K] = _round(live_NK.T[order_K], lower_KK, scale_KN, zero_KN, spec, codebook, block_size)
+    codes_KN[order_K] = _round(live_NK.T[order_K], lower_KK.T, scale_KN, zero_KN, spec, codebook, block_size)
     return Rounded(QTensor(codes_KN.T.contiguous(), scale_NG, zero_point_NG, spec, codebook), notes=notes)
 
 
@@ -114,8 +113,9 @@ def _factor(gram_KK: Tensor, damping: float) -> tuple[Tensor | None, list[float]
         damped_KK = gram_KK.clone()
         damped_KK.diagonal().add_(tried[-1] * mean)
         lower_KK, info = torch.linalg.cholesky_ex(damped_KK)
-        if not bool(info) and bool(torch.isfinite(lower_KK).all()):
-            return lower_KK.div_(lower_KK.diagonal().clone()), tried
+        diagonal_K = lower_KK.diagonal().clone()
+        if not bool(info) and bool(torch.isfinite(diagonal_K).all()):  # NaN anywhere in a row reaches its diagonal
+            return lower_KK.div_(diagonal_K), tried
     return None, tried
 
 
@@ -127,26 +127,29 @@ def _columns(per_group_NG: Tensor, group_K: Tensor, dtype: torch.dtype) -> list[
 
 def _round(
     w_KN: Tensor,
-    lower_KK: Tensor,
+    share_KK: Tensor,
     scale_KN: Sequence[Tensor],
     zero_KN: Sequence[Tensor] | None,
     spec: QuantSpec,
     codebook: Tensor | None,
     block_size: int,
 ) -> Tensor:
-    """The codes, int8 (K, N), from the last row to the first.
+    """The codes, int8 (K, N), from the last row of w_KN to the first.
 
-    A block takes what the blocks behind it ask for in one product, and within it column by column.
+    share_KK: L_jk / L_kk in row k, column j > k: how much of error j weight k has to make up for.
+
+    A block takes from all errors behind it in one product, a row in it from those in the block.
     """
     codes_KN = torch.empty(w_KN.shape, dtype=torch.int8, device=w_KN.device)
     error_KN = torch.empty_like(w_KN)
     for end in range(len(w_KN), 0, -block_size):
         begin = max(end - block_size, 0)
-        wanted_BN = torch.addmm(w_KN[begin:end], lower_KK[end:, begin:end].T, error_KN[end:])
+        wanted_BN = torch.addmm(w_KN[begin:end], share_KK[begin:end, end:], error_KN[end:])
         for k in range(end - 1, begin - 1, -1):
-            wanted_N = torch.addmv(wanted_BN[k - begin], error_KN[k + 1 : end].T, lower_KK[k + 1 : end, k])
+            wanted_1N = wanted_BN[k - begin : k - begin + 1]
+            wanted_1N.addmm_(share_KK[k : k + 1, k + 1 : end], error_KN[k + 1 : end])
             zero_N = None if zero_KN is None else zero_KN[k]
-            codes_N = nearest_codes(wanted_N, scale_KN[k], zero_N, spec, codebook)
-            codes_KN[k] = codes_N
-            torch.sub(w_KN[k], code_values(codes_N, scale_KN[k], zero_N, spec, codebook), out=error_KN[k])
+            codes_1N = nearest_codes(wanted_1N, scale_KN[k], zero_N, spec, codebook)
+            codes_KN[k] = codes_1N
+            torch.sub(w_KN[k], code_values(codes_1N[0], scale_KN[k], zero_N, spec, codebook), out=error_KN[k])
     return codes_KN
