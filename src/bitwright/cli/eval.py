@@ -1,6 +1,5 @@
 """bitwright eval: how good a model is, or how much of its original's quality it kept."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -52,19 +51,16 @@ def print_scores(found: dict[str, Any]) -> None:
     """The scores, what they are scores of, and what stands beside them."""
     from bitwright.report.wording import companion, number, percent, seconds
 
-    metric, names = found["metric"], [Path(found["model"]).name, Path(found["reference"] or "").name]
-    if names[0] == names[1]:
-        names = ["the model", "the reference"]
+    metric, title = found["metric"], found["model"]
     better = "higher" if metric["higher_is_better"] else "lower"
     rows = [[metric["name"], f"{number(found['score'])} ({better} is better)"]]
     if found["reference"]:
-        level = f"{100 * found['confidence']:g} %"
-        rows = [
-            [f"{metric['name']}, {names[0]}", f"{number(found['score'])} ({better} is better)"],
-            [f"{metric['name']}, {names[1]}", number(found["reference_score"])],
-            ["loss", f"{percent(found['loss'])}, between {percent(found['loss_lower'])} and "
-                     f"{percent(found['loss_upper'])} (each {level} sure)"],
-        ]  # fmt: skip
+        title += f" against {found['reference']}"
+        bounds = f"between {percent(found['loss_lower'])} and {percent(found['loss_upper'])}"
+        rows += [
+            ["reference", number(found["reference_score"])],
+            ["loss", f"{percent(found['loss'])}, {bounds} (each {100 * found['confidence']:g} % sure)"],
+        ]
     rows += [[companion(name)[0], number(value)] for name, value in found["companions"].items()]
     rows += [["measured on", found["protocol"]], ["time", seconds(found["seconds"])]]
-    out.print(table(found["model"], [("", "prose"), ("", "prose")], rows, header=False))
+    out.print(table(title, [("", "prose"), ("", "prose")], rows, header=False))
