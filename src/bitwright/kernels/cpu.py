@@ -131,8 +131,8 @@ def input_runs_natively(spec: QuantSpec) -> bool:
 
 
 def weight_runs_natively(spec: QuantSpec) -> bool:
-    """Whether the int8 kernels multiply by such a weight: symmetric, one scale per row or per tensor, and codes that are
-    multiples of it. Codes of fewer bits are int8 numbers too.
+    """Whether the int8 kernels multiply by such a weight: symmetric, with one scale per row or per tensor, of which its
+    values are whole multiples. Codes of fewer bits are int8 numbers too.
     """
     return spec.symmetric and spec.group_size is None and not spec.has_codebook
 

@@ -53,9 +53,8 @@ def load(directory: str | Path, *, compute: str = "auto", trust_remote_code: boo
         if linear.bias is not None:
             linear.bias = nn.Parameter(source[f"{name}.bias"].float(), requires_grad=False)
     swap_linears(model, layers, (), architecture, tables=tables)
-    half = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_16_bit(source, name)
-    ]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    half = [name for name in linears if source.dtype(f"{name}.weight") in (torch.bfloat16, torch.float16)]
     tokenizer, problem = load_tokenizer(path, trust_remote_code)
     loaded = replace(loaded, source=source, tokenizer=tokenizer, tokenizer_problem=problem)
     materialise(loaded, "")
@@ -91,7 +90,3 @@ def _float_tensors(path: Path, names: ModelNames, quantized: Collection[str]) ->
             "calls for; the download is incomplete, or config and weights are of different models"
         )
     return source
-
-
-def _is_16_bit(source: SourceTensors, linear: str) -> bool:
-    return source.dtype(f"{linear}.weight") in (torch.bfloat16, torch.float16)

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError, ModelError, NumericsError
+from bitwright.evaluate.logits import token_outputs
 from bitwright.models.load import LoadedModel, max_tokens
 from bitwright.models.pooling import Pooling, pool, read_pooling
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]
+Items = Sequence[str] | Sequence[Sequence[int]]
+
+_TOKENS_AT_ONCE = 1024  # of a language model: their logits, float32 times the vocabulary, are in memory together
 
 
 @dataclass(slots=True)
@@ -39,32 +43,33 @@ class Model:
         with torch.inference_mode():
             return self.hf(**inputs)
 
-    def encode(
-        self, texts: Sequence[str], *, batch_size: int = 32, track: Track = iter
-    ) -> np.ndarray | list[np.ndarray]:
-        """What the model makes of each text.
+    def encode(self, items: Items, *, batch_size: int = 32, track: Track = iter) -> np.ndarray | list[np.ndarray]:
+        """What the model makes of each text, or of each sequence of token ids.
 
         Embedding models: float32 (n, H), pooled and normalised as the model's own sentence-transformers files say.
         Sequence classifiers: logits, float32 (n, labels). Token classifiers: a list of n arrays (tokens, labels);
-        question answering: a list of n arrays (2, tokens), the start and end logits.
+        question answering: a list of n arrays (2, tokens), the start and end logits. Language models: a list of n
+        arrays (2, tokens − 1): the negative log-likelihood of each token after the first, in nats, and the id of the
+        token held most likely in its place.
 
-        Texts are batched by length, so that little of the work is padding; the order of the result is that of `texts`.
+        Items are batched by length, so that little of the work is padding, and none of a language model's; the order of
+        the result is that of `items`. Texts are cut at `max_tokens`.
 
         Args:
             track: wraps the loop over batches, for a progress bar.
 
         Raises:
-            InputError: `texts` is a single string, or holds something that is no string; batch_size < 1.
-            ModelError: the directory has no tokenizer.
+            InputError: `items` is a single string, or holds something that is neither text nor token ids, or ids that
+                are more than `max_tokens`; batch_size < 1.
+            ModelError: the directory has no tokenizer, and texts or different lengths need one.
             NumericsError: the model produced NaN or infinity.
         """
-        tokens = self.tokenize(texts, batch_size=batch_size)
+        tokens = self.tokenize(items, batch_size=batch_size)
         order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), i))
         rows: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(tokens)
-        for start in track(range(0, len(order), batch_size)):
-            chosen = order[start : start + batch_size]
-            batch = self.tokenizer.pad({"input_ids": [tokens[i] for i in chosen]}, return_tensors="pt")
-            for i, row in zip(chosen, self.rows(batch["input_ids"], batch["attention_mask"]), strict=True):
+        for chosen in track(list(self._batches([len(tokens[i]) for i in order], order, batch_size))):
+            ids_BT, mask_BT = self._padded([tokens[i] for i in chosen])
+            for i, row in zip(chosen, self.rows(ids_BT, mask_BT), strict=True):
                 if not np.isfinite(row).all():
                     raise NumericsError(
                         f"{self.path}: the output for text {i} has {int((~np.isfinite(row)).sum())} values of "
@@ -75,25 +80,63 @@ class Model:
             return np.stack(rows) if rows else np.empty((0, 0), dtype=np.float32)
         return rows
 
-    def tokenize(self, texts: Sequence[str], *, batch_size: int = 32) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at `max_tokens`. Raises as `encode`."""
-        if isinstance(texts, str):
+    def tokenize(self, items: Items, *, batch_size: int = 32) -> list[list[int]]:
+        """Token ids of each text, special tokens included, cut at `max_tokens`; ids as they are. Raises as `encode`."""
+        if isinstance(items, str):
             raise InputError("encode takes a list of texts, this is one string; pass [text]")
-        wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise InputError(f"text {wrong} is {type(texts[wrong]).__name__}, not str")
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size}: at least 1")
-        if self.tokenizer is None:
-            raise ModelError(
-                f"{self.path}: has no tokenizer that transformers can build; call the model with token ids"
-            )
-        if not texts:
+        if not items:
             return []
-        return list(self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"])
+        if not isinstance(items[0], str):
+            return [self._checked(i, item) for i, item in enumerate(items)]
+        wrong = next((i for i, text in enumerate(items) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise InputError(f"text {wrong} is {type(items[wrong]).__name__}, not str")
+        if self.tokenizer is None:
+            raise ModelError(f"{self.path}: has no tokenizer that transformers can build; give token ids instead")
+        return list(self.tokenizer(list(items), truncation=True, max_length=self.max_tokens)["input_ids"])
+
+    def _checked(self, index: int, item: Any) -> list[int]:
+        if isinstance(item, str) or not isinstance(item, Sequence) or not all(isinstance(i, int) for i in item):
+            raise InputError(f"item {index} is {type(item).__name__}: texts, or sequences of token ids, are taken")
+        if not 1 <= len(item) <= self.max_tokens:
+            raise InputError(f"item {index} has {len(item)} tokens; this model takes 1 to {self.max_tokens}")
+        return list(item)
+
+    def _batches(self, lengths: Sequence[int], order: Sequence[int], batch_size: int) -> Iterable[Sequence[int]]:
+        """Cut `order`, with these lengths in tokens, into batches; those of a language model are of one length."""
+        start = 0
+        while start < len(order):
+            end = start + batch_size
+            if self.task == "text-generation":
+                end = min(end, start + max(_TOKENS_AT_ONCE // lengths[start], 1))
+                end = next((i for i in range(start, end) if i == len(order) or lengths[i] != lengths[start]), end)
+            yield order[start:end]
+            start = end
+
+    def _padded(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask, int64 (B, T)."""
+        if len({len(ids) for ids in tokens}) == 1:
+            ids_BT = torch.tensor(tokens)
+            return ids_BT, torch.ones_like(ids_BT)
+        if self.tokenizer is None:
+            raise ModelError(f"{self.path}: has no tokenizer, whose padding different lengths need; use batch_size=1")
+        batch = self.tokenizer.pad({"input_ids": [list(ids) for ids in tokens]}, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
+
+    def logits(self, ids_BT: Tensor) -> Tensor:
+        """The logits of a language model for sequences of equal length, in the dtype that it computes in: (B, T, V)."""
+        logits: Tensor = self(input_ids=ids_BT, use_cache=False).logits
+        return logits
 
     def rows(self, ids_BT: Tensor, mask_BT: Tensor) -> list[np.ndarray]:
-        """What `encode` gives for each sequence of a padded batch of token ids with its 0/1 mask: float32 arrays."""
+        """What `encode` gives for each sequence of a batch of token ids with its 0/1 mask: float32 arrays.
+
+        Sequences of a language model have one length; the mask is not looked at.
+        """
+        if self.task == "text-generation":
+            return next_token_rows(self.logits(ids_BT), ids_BT)
         out = self(input_ids=ids_BT, attention_mask=mask_BT)
         if self.task == "embedding":
             return list(pool(out.last_hidden_state.float(), mask_BT, self.pooling).numpy())
@@ -104,6 +147,11 @@ class Model:
             return [logits[keep].float().numpy() for logits, keep in zip(per_token, real, strict=True)]
         per_token = torch.stack((out.start_logits, out.end_logits), dim=1)
         return [logits[:, keep].float().numpy() for logits, keep in zip(per_token, mask_BT.bool(), strict=True)]
+
+
+def next_token_rows(logits_BTV: Tensor, ids_BT: Tensor) -> list[np.ndarray]:
+    """Per sequence, float32 (2, T − 1): NLL in nats of each token after the first, and the id held most likely."""
+    return [token_outputs(logits, ids) for logits, ids in zip(logits_BTV, ids_BT.tolist(), strict=True)]
 
 
 def float_model(loaded: LoadedModel) -> Model:
