@@ -89,7 +89,7 @@ def tiny_decoder() -> TinyDecoder:
             settings["num_labels"] = 3
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            model = getattr(transformers, _CLASSES[task]).from_config(
+            model: nn.Module = getattr(transformers, _CLASSES[task]).from_config(
                 transformers.AutoConfig.for_model(family, **settings), experts_implementation="eager"
             )
             model.double()

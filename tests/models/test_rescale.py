@@ -152,11 +152,16 @@ def test_only_inputs_of_the_given_sites_are_found_and_all_readers_follow(model_o
     ]  # fmt: skip
 
 
-def test_a_head_tied_to_the_embedding_is_not_scaled(model_of):
-    tied = model_of("llama", tie_word_embeddings=True)
-    assert "lm_head" in {site.name for site in find_linears(tied, architecture_of("llama"))}
-    assert "lm_head" not in {shared.unit for shared in inputs_of(tied, "llama")}
-    assert "lm_head" in {shared.unit for shared in inputs_of(model_of("llama"), "llama")}
+def test_a_head_tied_to_the_embedding_is_scaled_without_it(model_of):
+    model = model_of("llama", tie_word_embeddings=True)
+    embedding, head = model.get_submodule("model.embed_tokens"), model.get_submodule("lm_head")
+    assert head.weight is embedding.weight
+    before = embedding.weight.clone()
+    shared = inputs_of(model, "llama")[-1]
+    assert shared.sites == ("lm_head",)
+    assert scale_readers(model, shared, torch.full((32,), 2.0)) == ["lm_head.weight"]
+    assert torch.equal(embedding.weight, before)
+    assert torch.equal(head.weight, 2 * before)
 
 
 def test_inputs_are_found_on_the_meta_device(tiny_decoder):

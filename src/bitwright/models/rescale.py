@@ -57,27 +57,23 @@ class SharedInput:
 def find_inputs(model: nn.Module, architecture: Architecture, sites: Sequence[LinearSite]) -> list[SharedInput]:
     """The tensors that `sites` read, in forward order. Weights are not looked at and may be on the meta device.
 
-    A head whose weight is the embedding's is not among them: scaling it would change the embedding.
-
     Raises:
         ModelError: a producer that the row names is not in the model.
     """
     modules = dict(model.named_modules())
     wanted = {site.name: order for order, site in enumerate(sites)}
-    tables = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     found: list[SharedInput] = []
     for index, (block, _) in enumerate(find_blocks(model, architecture)):
         linears = block_linears(modules, block, architecture)
         for unit, readers, entry in _tensors(block, linears, architecture):
             chosen = tuple(reader for reader in readers if reader in wanted)
             if chosen:
-                k = _weight(modules[readers[0]]).shape[-1]
-                producer = _producer(model, modules, architecture, block, readers[0], entry, k) if entry else None
+                producer = _producer(modules, architecture, block, readers[0], entry) if entry else None
                 shiftable = _shiftable(modules, readers if producer else chosen, producer)
                 found.append(SharedInput(unit, index, readers, chosen, producer, shiftable))
     found.sort(key=lambda shared: min(wanted[name] for name in shared.sites))
     for site in sites:
-        if site.block is None and id(modules[site.name].weight) not in tables:
+        if site.block is None:
             names = (site.name,)
             found.append(SharedInput(site.unit, None, names, names, None, _shiftable(modules, names, None)))
     return found
@@ -115,18 +111,17 @@ def fold(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor
             f"{shared.unit}: {made_by.repeats} features share each row of {made_by.name}, but their scales differ; "
             "pass the scale through legal_scale first"
         )
-    scale_K = legal_K
-    changed = _scale(model, shared.readers, scale_K, shift_K)
+    changed = _scale(model, shared.readers, legal_K, shift_K)
     rows, each = _rows(made_by)
     producer = model.get_submodule(made_by.name)
     weight = _weight(producer)
     with torch.no_grad():
-        _divide(weight, rows, _wide(scale_K, weight)[each], None, made_by.offset)
+        _divide(weight, rows, _wide(legal_K, weight)[each], None, made_by.offset)
         changed.append(f"{made_by.name}.weight")
         bias = getattr(producer, "bias", None)
         if isinstance(bias, Tensor):
             shift = None if shift_K is None else _wide(shift_K, bias)[each]
-            _divide(bias, rows, _wide(scale_K, bias)[each], shift, 0.0)
+            _divide(bias, rows, _wide(legal_K, bias)[each], shift, 0.0)
             changed.append(f"{made_by.name}.bias")
     return changed
 
@@ -134,10 +129,16 @@ def fold(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor
 def scale_readers(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor | None = None) -> list[str]:
     """Have the sites expect (x − shift) / scale, which the caller has to give them. Mutates `model`.
 
-    Readers that are not sites (a router) go on reading x. Arguments, result and errors as of `fold`, but any positive
-    scale will do.
+    Readers that are not sites (a router) go on reading x. A head that shares its weight with the embedding gets one of
+    its own. Arguments, result and errors as of `fold`, but any positive scale will do.
     """
     _check(model, shared, scale_K, shift_K)
+    if shared.block is None:
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        for name in shared.sites:
+            head = model.get_submodule(name)
+            if id(head.weight) in tables:
+                head.weight = nn.Parameter(_weight(head).detach().clone(), requires_grad=False)
     return _scale(model, shared.sites, scale_K, shift_K)
 
 
@@ -159,16 +160,10 @@ def _tensors(
 
 
 def _producer(
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    architecture: Architecture,
-    block: str,
-    reader: str,
-    entry: Input,
-    k: int,
+    modules: dict[str, nn.Module], architecture: Architecture, block: str, reader: str, entry: Input
 ) -> Producer | None:
     """Where the K features of an input are among its producer's rows; None if the config rules the fold out."""
-    config: Any = model.config
+    config: Any = modules[""].config
     config = config.get_text_config()
     if entry.producer is None or (entry.only_if and not getattr(config, entry.only_if)):
         return None
@@ -187,7 +182,7 @@ def _producer(
     weight = getattr(modules[name], "weight", None)
     if not isinstance(weight, Tensor):  # a norm without a weight, or the identity in its place
         return None
-    n, heads = weight.shape[0], int(config.num_attention_heads)
+    n, k, heads = len(weight), _weight(modules[reader]).shape[-1], int(config.num_attention_heads)
     size = k // heads
     if entry.made_by == "value":
         n_values = n if n <= k else (n - k) // 2  # rows of queries (K), keys and values, if they are fused
@@ -245,6 +240,7 @@ def _rows(producer: Producer) -> tuple[Tensor, Tensor]:
 
 
 def _divide(parameter: Tensor, rows: Tensor, scale: Tensor, shift: Tensor | None, offset: float) -> None:
+    """(p + offset − shift) / scale − offset in these rows, in place."""
     rows = rows.to(parameter.device)
     part = _wide(parameter[rows], parameter) + offset
     part = part if shift is None else part - shift
@@ -257,7 +253,7 @@ def _wide(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _weight(module: nn.Module) -> Tensor:
-    weight: Any = module.weight
+    weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         raise ModelError(f"{type(module).__name__}: no float weight to scale; fold before the linear is replaced")
     return weight
