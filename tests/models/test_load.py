@@ -294,7 +294,7 @@ def test_a_model_to_be_filled_tells_its_tokenizer_problem_too(copy):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is not in the architecture table"),
+        ({"model_type": "mamba"}, "'mamba' is not in the architecture table"),
         ({"model_type": "bart"}, "did you mean 'bert'"),
         ({"num_attention_heads": 5}, "transformers cannot build this model: .*32.*5"),
         ({"hidden_size": "wide"}, "transformers cannot build this model: .*hidden_size"),

@@ -50,7 +50,7 @@ def open_lazily(
     files = TensorFiles(path)
     loaded = build_empty(path, dtype=dtype, trust_remote_code=trust_remote_code, task=task)
     model, architecture = loaded.model, loaded.architecture
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     state = model.state_dict(keep_vars=True)
     source = SourceTensors(
         files,
@@ -58,9 +58,10 @@ def open_lazily(
         prefix=str(getattr(model, "base_model_prefix", "")),
         renames={name: file_name(architecture, name) for name in state},
         transposed=[name for name in state if is_transposed(architecture, name)],
-        tied={str(name): str(kept) for name, kept in tied.items()},
+        tied=tied,
     )
     for name in source.untied:
+        del tied[name]
         module, _, last = name.rpartition(".")
         setattr(model.get_submodule(module), last, nn.Parameter(torch.empty_like(state[name])))
     check_names(path, model, source.missing, source.kept, architecture, loaded.task)

@@ -54,6 +54,7 @@ __all__ = [
     "source_bytes",
     "source_files",
     "task_of",
+    "task_of_classes",
     "weight_files",
 ]
 
@@ -74,6 +75,7 @@ _TASK_OF_CLASS: dict[str, Task] = {
     "ForQuestionAnswering": "question-answering",
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
+    "ForConditionalGeneration": "text-generation",  # of the families in the table: those that also read images
     "ForMaskedLM": "embedding",
     "ForPreTraining": "embedding",
     "Model": "embedding",
@@ -199,6 +201,10 @@ def build_empty(
     with _building(path), no_init_weights(), _parameters_on_meta() if buffers else torch.device("meta"):
         model = _AUTO_CLASSES[task].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights(recompute_mapping=False)
+    exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] in exact:
+            buffer.data = buffer.float()
     if buffers and (empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]):
         raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {_listed(empty)}")
     linearize(model, architecture)
@@ -231,17 +237,21 @@ def task_of(config: Any) -> Task:
     Raises:
         ModelError: a class that stands for another task, or no list of names of classes.
     """
-    classes = config.architectures or ["Model"]
+    return task_of_classes(config.architectures, str(config.name_or_path))
+
+
+def task_of_classes(classes: Any, where: str) -> Task:
+    """`task_of`, from the value of `architectures` in the config.json at `where`."""
+    classes = classes or ["Model"]
     if not isinstance(classes, list) or not isinstance(classes[0], str):
         raise ModelError(
-            f"{config.name_or_path}: architectures in config.json is {classes!r}; "
-            'a list is needed, such as ["BertModel"]'
+            f'{where}: architectures in config.json is {classes!r}; a list is needed, such as ["BertModel"]'
         )
     for ending, task in _TASK_OF_CLASS.items():
         if classes[0].endswith(ending):
             return task
     raise ModelError(
-        f"{config.name_or_path}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; "
+        f"{where}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; "
         "say which is meant with task=, if one of them is"
     )
 
@@ -339,7 +349,8 @@ def check_names(
 
 def _is_surplus(key: str, model: nn.Module, architecture: Architecture, task: Task) -> bool:
     """Whether a tensor that the model lacks belongs to a block, and not to one beyond a language model's last."""
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    # What the model class knows that old files hold, and the rotary tables that every layer once stored.
+    ignored = (*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq")
     if any(re.search(pattern, key) for pattern in ignored):
         return False
     blocks = r"(^|\.)" + re.escape(architecture.blocks).replace(r"\*", r"\d+") + r"\.(?P<index>\d+)\."

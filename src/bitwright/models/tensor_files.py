@@ -92,7 +92,7 @@ class TensorFiles(Mapping[str, Tensor]):
         return set(loaded)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The whole tensor, contiguous.
+        """The whole tensor, contiguous, the caller's own.
 
         Raises:
             KeyError: no such name.
@@ -108,7 +108,7 @@ class TensorFiles(Mapping[str, Tensor]):
         """
         dtype, count = self.dtype(name), math.prod(shape)
         if name in self._pickled:
-            return self._pickled[name].reshape(-1)[start : start + count].reshape(shape).contiguous()
+            return self._pickled[name].reshape(-1)[start : start + count].view(shape).clone()
         file = self._file_of[name]
         raw = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
         with file.open("rb", buffering=0) as stream:
