@@ -10,7 +10,7 @@ nearest to w_k + Σ_{j>k} e_j L_jk / L_kk. The paper instead inverts H, factors 
 columns that are left, to the same codes (Chee et al. 2023, 2307.13304, theorem 6).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -80,11 +80,17 @@ def gptq(
         return Rounded(quantize(w_NK, scale_NG, zero_point_NG, spec), notes=notes)
     notes["damping"] = tried[-1]
 
-    group_K = order_K * scale_NG.shape[1] // len(order_K)
-    scale_KN = _columns(scale_NG, group_K, w_NK.dtype)
-    zero_KN = None if zero_point_NG is None else _columns(zero_point_NG, group_K, w_NK.dtype)
+    group_K = (order_K * scale_NG.shape[1] // len(order_K)).tolist()
+    scale_GN = scale_NG.T.to(w_NK.dtype).contiguous().unbind()
+    zero_GN = None if zero_point_NG is None else zero_point_NG.T.to(w_NK.dtype).contiguous().unbind()
+
+    def nearest(wanted_N: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scale_N, zero_N = scale_GN[group_K[k]], None if zero_GN is None else zero_GN[group_K[k]]
+        codes_N = nearest_codes(wanted_N, scale_N, zero_N, spec, codebook)
+        return codes_N, code_values(codes_N, scale_N, zero_N, spec, codebook)
+
     codes_KN = torch.empty(live_NK.T.shape, dtype=torch.int8, device=w_NK.device)
-    codes_KN[order_K] = _round(live_NK.T[order_K], lower_KK.T, scale_KN, zero_KN, spec, codebook, block_size)
+    codes_KN[order_K] = _round(live_NK.T[order_K], lower_KK.T, nearest, block_size)
     return Rounded(QTensor(codes_KN.T.contiguous(), scale_NG, zero_point_NG, spec, codebook), notes=notes)
 
 
@@ -119,24 +125,13 @@ def _factor(gram_KK: Tensor, damping: float) -> tuple[Tensor | None, list[float]
     return None, tried
 
 
-def _columns(per_group_NG: Tensor, group_K: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """For each column k what is of its group: (N,), or (1,) if the whole tensor shares it."""
-    per_group = per_group_NG.T.to(dtype).contiguous().unbind()
-    return [per_group[group] for group in group_K.tolist()]
-
-
 def _round(
-    w_KN: Tensor,
-    share_KK: Tensor,
-    scale_KN: Sequence[Tensor],
-    zero_KN: Sequence[Tensor] | None,
-    spec: QuantSpec,
-    codebook: Tensor | None,
-    block_size: int,
+    w_KN: Tensor, share_KK: Tensor, nearest: Callable[[Tensor, int], tuple[Tensor, Tensor]], block_size: int
 ) -> Tensor:
     """The codes, int8 (K, N), from the last row of w_KN to the first.
 
     share_KK: L_jk / L_kk in row k, column j > k: how much of error j weight k has to make up for.
+    nearest: from the values wanted in row k to their codes, and to what those stand for.
 
     A block takes from all errors behind it in one product, a row in it from those in the block.
     """
@@ -148,8 +143,6 @@ def _round(
         for k in range(end - 1, begin - 1, -1):
             wanted_1N = wanted_BN[k - begin : k - begin + 1]
             wanted_1N.addmm_(share_KK[k : k + 1, k + 1 : end], error_KN[k + 1 : end])
-            zero_N = None if zero_KN is None else zero_KN[k]
-            codes_1N = nearest_codes(wanted_1N, scale_KN[k], zero_N, spec, codebook)
-            codes_KN[k] = codes_1N
-            torch.sub(w_KN[k], code_values(codes_1N[0], scale_KN[k], zero_N, spec, codebook), out=error_KN[k])
+            codes_KN[k], values_N = nearest(wanted_1N[0], k)
+            torch.sub(w_KN[k], values_N, out=error_KN[k])
     return codes_KN
