@@ -11,9 +11,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from bitwright.runtime.model import Model
 
 _CHILD_SECONDS = 600
 
@@ -39,9 +42,10 @@ def verify(
 
     Args:
         ids_BT: int64 token ids, sequences of equal length.
-        quantized: float32 (B, values), what the quantized model gives for them: pooled embeddings or logits, flattened.
+        quantized: float32 (B, values), what `compared` says of the quantized model.
         dequantized: the same of the float model with every weight replaced by the number that its code stands for.
-        n_integer: linears that must run on integer kernels in one forward of the "bitwright" target.
+        n_integer: calls of integer kernels that one forward of the "bitwright" target must make: one for each such
+            linear, but for experts to which no token is routed.
     """
     rows = []
     for target in targets:
@@ -56,14 +60,34 @@ def verify(
     return rows
 
 
+def compared(model: "Model", ids_BT: Any) -> tuple[np.ndarray, int]:
+    """What is compared of a model, float32 (B, values), and how many calls of integer kernels it took.
+
+    Pooled embeddings or logits, flattened; of a language model the logits after the last token.
+    """
+    import torch
+
+    from bitwright.kernels import cpu
+
+    before = cpu.kernel_calls()
+    if model.task == "text-generation":
+        rows = list(model.logits(ids_BT)[:, -1].float().numpy())
+    else:
+        rows = model.rows(ids_BT, torch.ones_like(ids_BT))
+    return np.stack([row.reshape(-1) for row in rows]), cpu.kernel_calls() - before
+
+
 def _verify_one(
     directory: Path, target: str, ids_BT: np.ndarray, expected: np.ndarray, n_integer: int
 ) -> dict[str, Any]:
+    import torch
+
     with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
         given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
         np.savez(given, ids=ids_BT)
         command = [sys.executable, "-m", "bitwright.runtime.verify", target, str(directory), str(given), str(result)]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        # As many threads as here: their number may decide in which order a float sum is made.
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
         try:
             child = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, env=environment)
         except subprocess.TimeoutExpired:
@@ -101,28 +125,24 @@ def _child(target: str, directory: str, given: str, result: str) -> None:
 
     with np.load(given) as file:
         ids = torch.from_numpy(file["ids"])
-    mask = torch.ones_like(ids)
     integer_calls = 0
     if target == "bitwright":
-        from bitwright.kernels import cpu
         from bitwright.runtime.load import load
 
-        model = load(directory)
-        before = cpu.kernel_calls()
-        vectors = _flat(model.rows(ids, mask))
-        integer_calls = cpu.kernel_calls() - before
+        vectors, integer_calls = compared(load(directory), ids)
     elif target == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
 
         with torch.inference_mode():
             encoder = SentenceTransformer(directory, device="cpu")
-            vectors = encoder({"input_ids": ids, "attention_mask": mask})["sentence_embedding"].float().numpy()
+            given_ids = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            vectors = encoder(given_ids)["sentence_embedding"].float().numpy()
     else:
-        vectors = _plain_transformers(directory, ids, mask)
+        vectors = _plain_transformers(directory, ids)
     np.savez(result, vectors=vectors, integer_calls=integer_calls)
 
 
-def _plain_transformers(directory: str, ids: Any, mask: Any) -> Any:
+def _plain_transformers(directory: str, ids: Any) -> Any:
     """The same vectors from the transformers library alone; only the pooling is ours."""
     import torch
     import transformers
@@ -138,14 +158,10 @@ def _plain_transformers(directory: str, ids: Any, mask: Any) -> Any:
         "sequence-classification": transformers.AutoModelForSequenceClassification,
         "token-classification": transformers.AutoModelForTokenClassification,
         "question-answering": transformers.AutoModelForQuestionAnswering,
+        "text-generation": transformers.AutoModelForCausalLM,
     }
     hf = classes[task].from_pretrained(directory, dtype=torch.float32).eval()
-    return _flat(Model(hf, None, task, read_pooling(path), ids.shape[1], "transformers", path).rows(ids, mask))
-
-
-def _flat(rows: list[np.ndarray]) -> np.ndarray:
-    """(B, values): what the model gives for each of B sequences of equal length."""
-    return np.stack([row.reshape(-1) for row in rows])
+    return compared(Model(hf, None, task, read_pooling(path), ids.shape[1], "transformers", path), ids)[0]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""A language model in a clean process, in our runtime and in plain transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.stored import StoredLinear, model_names, ready
+from bitwright.kernels import cpu
+from bitwright.models.load import load_model
+from bitwright.runtime.model import float_model
+from bitwright.runtime.swap import set_compute, swap_linears
+from bitwright.runtime.verify import compared, verify
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not cpu.available(), reason="the native kernels are not built"),
+]
+
+
+def test_a_decoder_gives_the_same_logits_in_a_clean_process(
+    tiny_decoder: Callable[..., Path],
+    round_linears: Callable[..., dict[str, StoredLinear]],
+    tmp_path: Path,
+) -> None:
+    ids = np.random.default_rng(1).integers(5, 200, (3, 9))
+    source, out = tiny_decoder("llama", torch.bfloat16), tmp_path / "out"
+    quantized, dequantized = load_model(source), load_model(source)
+    layers = round_linears(quantized.model, "llama", "w8a8")
+    parts = QuantizedParts({name: ready(layer) for name, layer in layers.items()})
+    write_checkpoint(source, out, parts, model_names(quantized.model, quantized.architecture), model_card="card")
+    swap_linears(quantized.model, layers, (), quantized.architecture)
+    set_compute(quantized.model, "auto")
+    with torch.no_grad():
+        for name, layer in layers.items():
+            dequantized.model.get_submodule(name).get_parameter("weight").copy_(layer.qtensor.dequantize())
+    ours, calls = compared(float_model(quantized), torch.from_numpy(ids))
+    theirs, none = compared(float_model(dequantized), torch.from_numpy(ids))
+    assert ours.shape == theirs.shape == (3, 200)
+    assert (calls, none) == (14, 0)
+    assert not np.allclose(ours, theirs, rtol=1e-3)
+    rows = verify(out, ("bitwright", "transformers"), ids, ours, theirs, calls)
+    assert [(row["target"], row["ok"]) for row in rows] == [("bitwright", True), ("transformers", True)], rows
+    assert rows[0]["checks"]["relative_error"] == 0.0
