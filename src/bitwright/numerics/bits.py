@@ -1,25 +1,20 @@
 """Codes packed into as few bits as they need. The only file that knows the order of bits.
 
 There is one order, dense and from the lowest bit up: along a row, code i takes the bits i·b … i·b + b − 1 of a stream
-whose bit j is bit j mod 8 of byte j // 8. Codes of 3 bits straddle bytes. The last byte (or word) is filled with zeros.
+whose bit j is bit j mod 8 of byte j // 8. Codes of 3 bits straddle bytes. The last byte or word ends in zeros.
+Rows are viewed as bytes and as words by turns, which is right on little-endian machines, the only ones there are kernels
+for.
 
     pack_words    int32, the stream read as little-endian words; code −2^(b−1) is stored as 0. What compressed-tensors
                   calls pack-quantized: weights along K, zero points along N.
     pack_bytes    uint8, the smallest code of the spec is stored as 0. For grids that only Bitwright reads.
 """
 
-import sys
-
 import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
 from bitwright.numerics.spec import QuantSpec
-
-if sys.byteorder != "little":
-    raise NumericsError("packed codes are read as little-endian words; this machine's are big-endian")
-
-_PER_UNIT = 8  # codes of b bits fill b bytes exactly, whatever b is
 
 
 def pack_words(codes: Tensor, bits: int, *, dim: int = 1) -> Tensor:
@@ -83,7 +78,7 @@ def unpack_bytes(packed: Tensor, spec: QuantSpec, k: int) -> Tensor:
 
 
 def _pack(codes: Tensor, bits: int, lowest: int) -> Tensor:
-    """Eight codes at a time are put together in an int64, of which the first `bits` bytes are kept."""
+    """The stream of each row: uint8 (N, ⌈C·b / 8⌉)."""
     if codes.dtype != torch.int8 or codes.ndim != 2:
         raise NumericsError(f"codes to pack are int8 (N, K), got {codes.dtype} {tuple(codes.shape)}")
     if codes.numel() and (int(codes.min()) < lowest or int(codes.max()) >= lowest + 2**bits):
@@ -92,19 +87,28 @@ def _pack(codes: Tensor, bits: int, lowest: int) -> Tensor:
             f"[{lowest}, {lowest + 2**bits - 1}]"
         )
     n, count = codes.shape
-    units = torch.nn.functional.pad(codes, (0, -count % _PER_UNIT), value=lowest).reshape(n, -1, _PER_UNIT)
-    packed = torch.zeros(units.shape[:2], dtype=torch.int64, device=codes.device)
-    for i in range(_PER_UNIT):
-        packed |= (units[..., i].long() - lowest) << (bits * i)
-    stream = packed.view(torch.uint8).reshape(n, -1, 8)[..., :bits]
+    stored = codes.contiguous().view(torch.uint8) + -lowest  # wraps around, as it must
+    eights = torch.nn.functional.pad(stored, (0, -count % 8)).view(torch.int64)
+    for lane in (8, 16, 32):  # two lanes of so many bits hold `width` each: push the upper's down to the lower's
+        width = bits * lane // 8
+        eights = (eights & _mask(width, lane)) | ((eights >> (lane - width)) & _mask(width, lane, width))
+    stream = eights.view(torch.uint8).reshape(n, -1, 8)[..., :bits]
     return stream.reshape(n, -1)[:, : -(-count * bits // 8)].contiguous()
 
 
 def _unpack(stream: Tensor, bits: int, count: int, lowest: int) -> Tensor:
-    n, n_units = stream.shape[0], -(-count // _PER_UNIT)
-    padded = torch.nn.functional.pad(stream, (0, max(n_units * bits - stream.shape[1], 0)))[:, : n_units * bits]
-    units = torch.nn.functional.pad(padded.reshape(n, n_units, bits), (0, 8 - bits)).view(torch.int64)
-    codes = torch.empty(n, n_units, _PER_UNIT, dtype=torch.int8, device=stream.device)
-    for i in range(_PER_UNIT):
-        codes[..., i] = ((units[..., 0] >> (bits * i)) & (2**bits - 1)) + lowest
-    return codes.reshape(n, -1)[:, :count].contiguous()
+    """Each step of `_pack` undone, in reverse: int8 (N, `count`)."""
+    n, n_bytes = stream.shape[0], -(-count // 8) * bits
+    whole = torch.nn.functional.pad(stream, (0, n_bytes - stream.shape[1]))  # cuts off what words have too many
+    eights = torch.nn.functional.pad(whole.reshape(n, -1, bits), (0, 8 - bits)).view(torch.int64)[..., 0]
+    for lane in (32, 16, 8):
+        width = bits * lane // 8
+        eights = (eights & _mask(width, lane)) | ((eights & _mask(width, lane, width)) << (lane - width))
+    stored = eights.contiguous().view(torch.uint8)[:, :count]
+    return (stored + lowest % 256).view(torch.int8).contiguous()
+
+
+def _mask(width: int, lane: int, shift: int = 0) -> int:
+    """`width` ones, `shift` bits up, in every other lane of an int64."""
+    mask = sum(((1 << width) - 1) << (start + shift) for start in range(0, 64, 2 * lane))
+    return mask - (1 << 64) if mask >> 63 else mask

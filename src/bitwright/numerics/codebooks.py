@@ -22,7 +22,7 @@ from bitwright.numerics.spec import QuantSpec
 _APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1, 2, 3),), 3: ((1, 2, 4), (3,))}
 _BINS = 8192
 _ROUNDS = 100
-_CHUNK = 2**20  # values taken at a time, so that what is computed on the way stays small
+_CHUNK = 2**17  # values taken at a time, so that what is computed on the way stays small
 
 
 @cache
@@ -66,8 +66,8 @@ def fit_codebook(w_NK: Tensor, scale_NG: Tensor, spec: QuantSpec) -> Tensor:
     mass, moment = _histogram(w_NK, scale_NG)
     area = mass.pow(1 / 3).cumsum(0)
     n_levels, one = spec.code_max + 1, area.new_ones(1)
-    start = torch.searchsorted(area, area[-1] * (torch.arange(n_levels, dtype=area.dtype) + 0.5) / n_levels)
-    levels, ends = moment[start] / mass[start], torch.empty(0)
+    start = torch.searchsorted(area, area[-1] * (torch.arange(n_levels).to(area) + 0.5) / n_levels)
+    levels, ends = moment[start] / mass[start], start[:0]
     mass_below, moment_below = _prefix(mass), _prefix(moment)
     for _ in range(_ROUNDS):
         middles = (levels[1:] + levels[:-1]) / 2
@@ -76,17 +76,17 @@ def fit_codebook(w_NK: Tensor, scale_NG: Tensor, spec: QuantSpec) -> Tensor:
             break
         level_mass, level_moment = mass_below[ends].diff(), moment_below[ends].diff()
         levels = torch.where(level_mass > 0, level_moment / level_mass, levels)
-    return levels.float()
+    return levels.float().sort().values  # those without values may have been overtaken by a rounding
 
 
 def _histogram(w_NK: Tensor, scale_NG: Tensor) -> tuple[Tensor, Tensor]:
     """Σ scale² and Σ scale² · (w / scale) of the values in each bin: float64 (bins,)."""
-    mass, moment = torch.zeros(2, _BINS, dtype=torch.float64)
+    mass, moment = torch.zeros(2, _BINS, dtype=torch.float64, device=w_NK.device)
     rows = max(_CHUNK // w_NK.shape[1], 1)
-    for w, scale in zip(torch.split(w_NK, rows), torch.split(scale_NG.double(), rows), strict=True):
-        x = (w.reshape(*scale.shape, -1) / scale[..., None]).clamp(-1, 1)
+    for w, scale in zip(torch.split(w_NK, rows), torch.split(scale_NG.float(), rows), strict=True):
+        x = (w.reshape(*scale.shape, -1).float() / scale[..., None]).clamp_(-1, 1)
         weight = (scale / scale_NG.max()).square()[..., None].expand_as(x).flatten()
-        index = ((x.flatten() + 1) * (_BINS / 2)).long().clamp(max=_BINS - 1)
+        index = ((x.flatten() + 1) * (_BINS / 2)).clamp_(max=_BINS - 1).long()
         mass += torch.bincount(index, weight, minlength=_BINS)
         moment += torch.bincount(index, weight * x.flatten(), minlength=_BINS)
     return mass, moment
@@ -98,8 +98,9 @@ def _prefix(x: Tensor) -> Tensor:
 
 
 def _normal_quantiles() -> Tensor:
-    """The 16 levels of NF4: 8 quantiles of the normal distribution from 0 up, 9 from 0 down with 0 in common, over the
-    largest. The outermost probability is the mean of 1 − 1/32 and 1 − 1/30, as QLoRA's.
+    """The 16 levels of NF4: float64. 9 quantiles of the normal distribution from 0 up and 8 from 0 down, over the largest.
+
+    They are evenly spaced in probability; the outermost, as QLoRA's, is the mean of 1 − 1/32 and 1 − 1/30.
     """
     outermost = 1 - (1 / 32 + 1 / 30) / 2
     up, down = (torch.linspace(0.5, outermost, n, dtype=torch.float64) for n in (9, 8))

@@ -81,7 +81,8 @@ def code_values(
     """
     scale = scale if scale.dtype == torch.float64 else scale.float()
     if spec.has_codebook:
-        return levels_of(spec, codebook).to(scale)[codes.long()] * scale
+        levels = levels_of(spec, codebook).to(scale)
+        return levels.index_select(0, codes.flatten().int()).reshape(codes.shape) * scale
     steps = codes.to(scale.dtype)
     return (steps if zero_point is None else steps - zero_point.to(scale.dtype)) * scale
 
