@@ -172,11 +172,11 @@ def test_a_metric_of_ones_own(tiny_model: TinyModel, tmp_path: Path) -> None:
 def test_what_does_not_fit_an_encoder(
     tiny_model: TinyModel, decoder: Callable[..., Path], tmp_path: Path, texts: list[str]
 ) -> None:
-    with pytest.raises(InputError, match="windows are for language models, and this is a embedding model"):
+    with pytest.raises(InputError, match="windows are for language models; this model's task is embedding"):
         evaluate(tiny_model("bert"), window=32)
-    with pytest.raises(DataError, match="similarity scores embeddings, and this is a sequence-classification model"):
+    with pytest.raises(DataError, match="similarity scores embeddings; this model's task is sequence-classification"):
         evaluate(tiny_model("bert", "sequence-classification"), evaluation=pairs_file(tmp_path / "a.tsv", texts))
-    with pytest.raises(InputError, match="a text-generation model is no reference for a embedding model"):
+    with pytest.raises(InputError, match=r"its task is text-generation, that of .* is embedding"):
         evaluate(tiny_model("bert"), reference=decoder(), samples=30)
 
 

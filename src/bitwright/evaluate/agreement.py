@@ -10,7 +10,7 @@ import numpy as np
 
 from bitwright.errors import DataError
 from bitwright.evaluate import metrics
-from bitwright.evaluate.kinds import Items, Outputs, OutputSort, matrix, pair_cosines, same_items, spread_pairs
+from bitwright.evaluate.kinds import Items, Outputs, OutputSort, chosen, matrix, pair_cosines, same_items, spread_pairs
 from bitwright.evaluate.statistic import FloatArray, IntArray, Mean, Spearman, Statistic
 
 
@@ -37,7 +37,7 @@ class EmbeddingAgreement:
         return same_items(texts)
 
     def select(self, units: IntArray, texts: Items) -> "tuple[EmbeddingAgreement, Items]":
-        return self, tuple(texts[i] for i in units)
+        return self, chosen(texts, units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class ClassAgreement:
         return same_items(texts)
 
     def select(self, units: IntArray, texts: Items) -> "tuple[ClassAgreement, Items]":
-        return self, tuple(texts[i] for i in units)
+        return self, chosen(texts, units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class ScoreAgreement:
         return same_items(texts)
 
     def select(self, units: IntArray, texts: Items) -> "tuple[ScoreAgreement, Items]":
-        return self, tuple(texts[i] for i in units)
+        return self, chosen(texts, units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class LabelAgreement:
         return same_items(texts)
 
     def select(self, units: IntArray, texts: Items) -> "tuple[LabelAgreement, Items]":
-        return self, tuple(texts[i] for i in units)
+        return self, chosen(texts, units)
 
 
 def _scores(outputs: Outputs) -> FloatArray:

@@ -8,7 +8,7 @@ that the bootstrap can weigh them. Here are the kinds with labels; those without
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,9 +18,9 @@ from bitwright.evaluate import metrics
 from bitwright.evaluate.statistic import FloatArray, IntArray, MacroF1, Mean, Spearman, Statistic
 
 Outputs = NDArray[np.floating] | Sequence[NDArray[np.floating]]
-Item = str | tuple[int, ...]  # what a model reads: a text, or the ids of its tokens
-Items = tuple[Item, ...]
-Encode = Callable[[Sequence[Item]], Outputs]
+Window = tuple[int, ...]
+Items = tuple[str, ...] | tuple[Window, ...]  # what a model reads: texts, or of a language model the ids of tokens
+Encode = Callable[[Sequence[str] | Sequence[Window]], Outputs]
 OutputSort = Literal["embeddings", "logits", "tokens", "scores"]
 
 MAX_PAIRS = 50_000  # pairs of texts compared; more would cost time and hardly narrow the interval
@@ -91,7 +91,7 @@ class Pairs:
     def select(self, units: IntArray, texts: Items) -> "tuple[Pairs, Items]":
         kept, index = np.unique(np.concatenate([self.first_P[units], self.second_P[units]]), return_inverse=True)
         first_P, second_P = np.split(index, 2)
-        return Pairs(first_P, second_P, self.gold_P[units]), tuple(texts[i] for i in kept)
+        return Pairs(first_P, second_P, self.gold_P[units]), chosen(texts, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class SimilarityMatrix:
         return same_items(texts)
 
     def select(self, units: IntArray, texts: Items) -> "tuple[SimilarityMatrix, Items]":
-        return SimilarityMatrix(self.gold_UU[np.ix_(units, units)]), tuple(texts[i] for i in units)
+        return SimilarityMatrix(self.gold_UU[np.ix_(units, units)]), chosen(texts, units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,8 @@ class Retrieval:
         return same_items(texts[self.n_documents :])
 
     def select(self, units: IntArray, texts: Items) -> "tuple[Retrieval, Items]":
-        queries = tuple(texts[self.n_documents + i] for i in units)
-        return replace(self, relevant=tuple(self.relevant[i] for i in units)), texts[: self.n_documents] + queries
+        kept = [*range(self.n_documents), *(self.n_documents + units)]
+        return replace(self, relevant=tuple(self.relevant[i] for i in units)), chosen(texts, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class Classification:
         return same_items(texts)
 
     def select(self, units: IntArray, texts: Items) -> "tuple[Classification, Items]":
-        return replace(self, gold_U=self.gold_U[units]), tuple(texts[i] for i in units)
+        return replace(self, gold_U=self.gold_U[units]), chosen(texts, units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,9 +279,14 @@ def matrix(outputs: Outputs) -> NDArray[np.floating]:
     return array
 
 
+def chosen(texts: Items, indices: IntArray | Sequence[int]) -> Items:
+    """Those of the texts, or of the windows."""
+    return cast(Items, tuple(texts[i] for i in indices))
+
+
 def same_items(texts: Items) -> IntArray:
     """Of each item, the index of the first that equals it: the groups of a kind whose units are its items."""
-    first: dict[Item, int] = {}
+    first: dict[object, int] = {}
     return np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.intp)
 
 

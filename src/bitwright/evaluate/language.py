@@ -17,7 +17,7 @@ import numpy as np
 from bitwright.calibration.data import BUILTIN, Source
 from bitwright.calibration.windows import running_text, token_windows
 from bitwright.errors import DataError
-from bitwright.evaluate.kinds import Items, Outputs, OutputSort, same_items
+from bitwright.evaluate.kinds import Items, Outputs, OutputSort, chosen, same_items
 from bitwright.evaluate.statistic import FloatArray, IntArray, Perplexity
 from bitwright.evaluate.tasks import Task
 
@@ -48,7 +48,7 @@ class LanguageModel:
         return same_items(texts)
 
     def select(self, units: IntArray, texts: Items) -> "tuple[LanguageModel, Items]":
-        return self, tuple(texts[i] for i in units)
+        return self, chosen(texts, units)
 
 
 def language_task(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitwright.errors import DataError
+from bitwright.evaluate.kinds import Window
 
-Window = tuple[int, ...]
 Logits = Callable[[Window], Tensor]  # token ids -> logits (T, V)
 
 _Float32 = NDArray[np.float32]

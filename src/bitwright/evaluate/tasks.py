@@ -16,7 +16,7 @@ import numpy as np
 from bitwright.errors import BitwrightError, DataError
 from bitwright.evaluate.agreement import ClassAgreement, EmbeddingAgreement, LabelAgreement, ScoreAgreement
 from bitwright.evaluate.companions import companions
-from bitwright.evaluate.kinds import Custom, Encode, Item, Items, Kind, Outputs
+from bitwright.evaluate.kinds import Custom, Encode, Items, Kind, Outputs
 from bitwright.evaluate.statistic import FloatArray, Statistic
 
 
@@ -44,7 +44,7 @@ class Task:
         """
         if isinstance(self.kind, Custom):
             return _custom_values(self.kind, encode)
-        outputs = encode(list(self.texts))
+        outputs = encode(self.texts)
         if len(outputs) != len(self.texts):
             raise DataError(f"{self.name}: {len(outputs)} outputs for {len(self.texts)} texts")
         return outputs
@@ -144,9 +144,10 @@ def split(task: Task, *, seed: int, tuning_fraction: float = 0.5) -> tuple[Task,
     return _part(task, chosen_U), _part(task, ~chosen_U)
 
 
-def shared_texts(left: Task, right: Task) -> set[Item]:
-    """Texts that both tasks encode, retrieval corpora aside: empty after a clean split."""
-    return set(_own_texts(left)) & set(_own_texts(right))
+def shared_texts(left: Task, right: Task) -> set[object]:
+    """Texts or windows that both tasks encode, retrieval corpora aside: empty after a clean split."""
+    own: set[object] = set(_own_texts(left))
+    return own.intersection(_own_texts(right))
 
 
 def _own_texts(task: Task) -> Items:

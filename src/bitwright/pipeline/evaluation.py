@@ -13,9 +13,9 @@ from torch import Tensor
 from bitwright.calibration.data import mix, parse_sources
 from bitwright.errors import DataError, InputError
 from bitwright.evaluate import Task, label_free_task, language_task, load_custom, load_task, paired_bootstrap
-from bitwright.evaluate.kinds import Outputs
+from bitwright.evaluate.kinds import Outputs, Window
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel
-from bitwright.evaluate.logits import Window, compare_windows, token_outputs
+from bitwright.evaluate.logits import compare_windows, token_outputs
 from bitwright.pipeline.job import BUILTIN_DATA
 from bitwright.pipeline.request import Progress, Quiet, Texts, make_texts
 from bitwright.runtime.load import load
@@ -81,7 +81,7 @@ def evaluate(
         protocol = task.kind.protocol if isinstance(task.kind, LanguageModel) else ""
     else:
         if window or windows or bos:
-            raise InputError(f"{model}: windows are for language models, and this is a {subject.task} model")
+            raise InputError(f"{model}: windows are for language models; this model's task is {subject.task}")
         task, protocol = _text_task(subject, texts, seed, has_reference=reference is not None)
         measured = _measure(subject, task, reference, opened, progress)
     return {
@@ -134,7 +134,7 @@ def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) ->
         task = load_task(texts.evaluation, texts.kind, label_names=[labels[i] for i in sorted(labels)])
         if task.kind.outputs != _OUTPUTS_OF.get(model.task):
             raise DataError(
-                f"{texts.evaluation}: {task.kind.name} scores {task.kind.outputs}, and this is a {model.task} model"
+                f"{texts.evaluation}: {task.kind.name} scores {task.kind.outputs}; this model's task is {model.task}"
             )
         return task, f"{Path(texts.evaluation).name}, all {task.n_units} {task.kind.unit}"
     if not has_reference:
@@ -158,7 +158,7 @@ def _measure(
     """Outputs for texts, of one model after the other."""
 
     def outputs(of: Model, name: str) -> Outputs:
-        return task.run(lambda texts: of.encode(texts, track=_track(progress, f"texts, {name}")))
+        return task.run(partial(of.encode, track=_track(progress, f"texts, {name}")))
 
     found = outputs(model, "the model")
     if reference is None:
@@ -192,7 +192,7 @@ def _logits(model: Model, ids: Window) -> Tensor:
 def _check_alike(model: Model, reference: Model) -> None:
     """Refuse a reference for which the same texts are another input, or which puts out something else."""
     if model.task != reference.task:
-        raise InputError(f"{reference.path}: a {reference.task} model is no reference for a {model.task} model")
+        raise InputError(f"{reference.path}: its task is {reference.task}, that of {model.path} is {model.task}")
     if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise InputError(
             f"{reference.path}: its tokenizer has another vocabulary than that of {model.path}; give the float model "
