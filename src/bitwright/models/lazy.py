@@ -13,10 +13,9 @@ from bitwright.models.load import (
     LoadedModel,
     Task,
     build_empty,
-    check_finite,
-    check_names,
     load_tokenizer,
 )
+from bitwright.models.matching import check_finite, check_names
 from bitwright.models.source import check_source
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles

@@ -5,8 +5,7 @@ and nothing else. Nothing that the checkpoint lacks is filled in silently.
 """
 
 import pickle
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +16,15 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.models.architectures import Architecture, architecture_of, base_prefix, find_blocks
+from bitwright.models.architectures import Architecture, architecture_of
 from bitwright.models.experts import linearize
 from bitwright.models.hub import fetch
+from bitwright.models.matching import and_more, check_finite, check_names, listed
+from bitwright.models.meta import parameters_on_meta
 from bitwright.models.source import (
     check_source,
     fingerprint,
@@ -42,8 +42,6 @@ __all__ = [
     "Task",
     "build_empty",
     "build_model",
-    "check_finite",
-    "check_names",
     "fetch",
     "fingerprint",
     "license_of",
@@ -160,7 +158,7 @@ def load_model(
         key, stored, built = mismatched[0]
         raise ModelError(
             f"{path}: {key} is {tuple(stored)} in the weights and {tuple(built)} by config.json"
-            f"{_and_more(len(mismatched) - 1)}; config and weights are of different models"
+            f"{and_more(len(mismatched) - 1)}; config and weights are of different models"
         )
     kept = tuple(sorted(report["unexpected_keys"]))
     check_names(path, model, report["missing_keys"], kept, architecture, task)
@@ -198,7 +196,7 @@ def build_empty(
     task = task_of(config) if task is None else task
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with _building(path), no_init_weights(), _parameters_on_meta() if buffers else torch.device("meta"):
+    with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
         model = _AUTO_CLASSES[task].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights(recompute_mapping=False)
     exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
@@ -206,7 +204,7 @@ def build_empty(
         if name.rpartition(".")[2] in exact:
             buffer.data = buffer.float()
     if buffers and (empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]):
-        raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {_listed(empty)}")
+        raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {listed(empty)}")
     linearize(model, architecture)
     return LoadedModel(model.eval(), None, model.config, path, task, architecture, str(path))
 
@@ -300,114 +298,9 @@ def _check_pickle(file: Path) -> None:
         raise CheckpointError(f"{file}: holds something other than tensors by name; ask for the model as safetensors")
 
 
-def check_names(
-    path: Path,
-    model: nn.Module,
-    missing: Collection[str],
-    kept: Collection[str],
-    architecture: Architecture,
-    task: Task,
-) -> None:
-    """Hold what could not be matched between checkpoint and model against what may differ.
-
-    A pooler that an embedding model's checkpoint lacks is removed: pooling does not use it. Nothing else is mutated.
-    What the files hold beyond the last block of a language model (layers that predict further tokens) is kept.
-
-    Args:
-        missing: names of the model that the files lack. kept: names of the files that the model lacks.
-
-    Raises:
-        ModelError: weights that config.json calls for are missing, or a block's weights have no place in the model.
-    """
-    base = base_prefix(model)
-    poolers: list[str] = []
-    heads: list[str] = []
-    broken: list[str] = []
-    for key in sorted(missing):
-        if key.removeprefix(base).startswith("pooler."):
-            poolers.append(key)
-        else:
-            (heads if base and not key.startswith(base) else broken).append(key)
-    if broken:
-        raise ModelError(
-            f"{path}: the weights lack {_listed(broken)} that config.json calls for; config and weights are of "
-            "different models, or the download is incomplete"
-        )
-    if surplus := sorted(key for key in kept if _is_surplus(key, model, architecture, task)):
-        raise ModelError(
-            f"{path}: the weights hold {_listed(surplus)} for which config.json has no place; config and weights are "
-            "of different models"
-        )
-    if heads or (poolers and task != "embedding"):
-        raise ModelError(
-            f"{path}: the weights lack {_listed(heads + poolers)}, without which the model's {task} outputs would be "
-            "random; give the fine-tuned model, or load this one with task='embedding'"
-        )
-    if poolers:
-        model.pooler = None  # type: ignore[assignment]  # transformers' own way of having none
-
-
-def _is_surplus(key: str, model: nn.Module, architecture: Architecture, task: Task) -> bool:
-    """Whether a tensor that the model lacks belongs to a block, and not to one beyond a language model's last."""
-    # What the model class knows that old files hold, and the rotary tables that every layer once stored.
-    ignored = (*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq")
-    if any(re.search(pattern, key) for pattern in ignored):
-        return False
-    blocks = r"(^|\.)" + re.escape(architecture.blocks).replace(r"\*", r"\d+") + r"\.(?P<index>\d+)\."
-    if (match := re.search(blocks, key)) is None:
-        return False
-    return task != "text-generation" or int(match["index"]) < len(find_blocks(model, architecture))
-
-
-def check_finite(tensor: Tensor, where: str) -> None:
-    """Refuse NaN and infinity.
-
-    Args:
-        where: file and name, for the message.
-
-    Raises:
-        ModelError: there are some; how many, and in which dtype.
-    """
-    # The sum is finite unless a value is not, or it overflows: then a second look decides.
-    if tensor.is_floating_point() and not bool(tensor.sum().isfinite()) and not bool(torch.isfinite(tensor).all()):
-        count = int((~torch.isfinite(tensor)).sum())
-        raise ModelError(
-            f"{where} holds {count} NaN or infinite values of {tensor.numel()} as {tensor.dtype}; "
-            "the checkpoint is damaged, or its values do not fit this type"
-        )
-
-
 def _check_task(task: Task | None) -> None:
     if task is not None and task not in _AUTO_CLASSES:
         raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
-
-
-class _EmptyOnMeta(TorchFunctionMode):
-    """`torch.empty` without a device makes a tensor without memory: parameters begin so, computed tables do not."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty:
-            kwargs.setdefault("device", "meta")
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Modules built here have their parameters on the meta device, and their buffers where they were computed."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
-    try:
-        with _EmptyOnMeta():
-            yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def load_tokenizer(path: Path, trust: bool) -> tuple[Any, str | None]:
@@ -456,11 +349,3 @@ def _quiet() -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _listed(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + _and_more(len(keys) - 3)
-
-
-def _and_more(count: int) -> str:
-    return f" and {count} more" if count > 0 else ""
