@@ -22,7 +22,7 @@ def _few_threads() -> None:
 
 def rounded(w_NK: Tensor, spec: QuantSpec) -> QTensor:
     """The nearest codes, with a scale that spans each group."""
-    shape = scale_shape(*w_NK.shape, spec)
+    shape = scale_shape(w_NK.shape[0], w_NK.shape[1], spec)
     w_NGg = w_NK.float().reshape(*shape, -1)
     low, high = w_NGg.amin(-1, keepdim=True).clamp(max=0), w_NGg.amax(-1, keepdim=True).clamp(min=1e-8)
     zero, codebook = None, None

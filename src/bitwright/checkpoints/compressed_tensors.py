@@ -30,6 +30,7 @@ from bitwright.checkpoints.safetensors_file import (
     shard_index,
     write_safetensors,
 )
+from bitwright.checkpoints.schemes import format_of
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, name_in, require_name_in
 from bitwright.errors import CheckpointError
 from bitwright.models.source import CONFIG_FILE, read_config
@@ -151,8 +152,7 @@ def plan_tensors(source: SourceTensors, parts: QuantizedParts, names: ModelNames
         # A module that the file lacks and transformers initializes has nothing of its own to write.
         tensors[on_disk(name)] = _in_16_bit(tensors[on_disk(name)])
     tied = {name for pair in names.tied.items() for name in pair if pair[0] not in source.untied}
-    portable = not parts.tables and not unstacked and not (parts.layers.keys() & names.fused)
-    portable = portable and all(map(is_portable, parts.layers.values()))
+    portable = not parts.tables and not unstacked and _linears_are_portable(parts.layers, names)
     layers: dict[str, LazyLinear] = {}
     for module in (*parts.layers, *parts.tables):
         weight = f"{module}.weight"
@@ -198,6 +198,22 @@ def table_tensors(module: str, table: QTensor) -> dict[str, PendingTensor]:
     """The tensors of one int8 embedding table."""
     codes_V1H = table.codes_NK.unsqueeze(1)
     return {f"{module}.weight": pending(codes_V1H), f"{module}.weight_scale": pending(table.scale_NG.float())}
+
+
+def _linears_are_portable(layers: Mapping[str, LazyLinear], names: ModelNames) -> bool:
+    """Whether compressed-tensors has words for all linears, and transformers a place for them.
+
+    transformers (5.23) has none for what it transposes. It stacks experts while loading, and decompresses them there
+    only if all are packed, symmetric, and like everything else that is quantized.
+    """
+    if not all(map(is_portable, layers.values())):
+        return False
+    fused = layers.keys() & names.fused
+    schemes = {(format_of(layer.weight_spec, layer.input_spec), layer.weight_spec) for layer in layers.values()}
+    like_one = (
+        all(format_ == "pack-quantized" and weight.symmetric for format_, weight in schemes) and len(schemes) == 1
+    )
+    return not fused or (like_one and not names.transposed and fused == names.fused)
 
 
 def _repeated(source: SourceTensors, names: ModelNames) -> set[str | None]:

@@ -62,7 +62,9 @@ def linear_tensors(layer: StoredLinear, *, guarded: bool) -> dict[str, Tensor]:
     scale = weight.scale_NG.float()
     zero = weight.zero_point_NG
     if zero is not None and format_ == "pack-quantized" and not spec.per_tensor:
-        zero = pack_words(zero, spec.bits, dim=0)
+        # A copy whose one row, where a row of the weight is one group, has the stride of a row.
+        zero_GN = zero.T.clone(memory_format=torch.contiguous_format)
+        zero = pack_words(zero_GN, spec.bits).T.contiguous()
     codes = _pack(weight.codes_NK, spec, format_)
     tensors = {
         _codes_name(format_, guarded=guarded): codes.unsqueeze(1) if guarded else codes,
@@ -172,7 +174,8 @@ def _entries(layer: LazyLinear, format_: Format, *, guarded: bool) -> dict[str, 
     }
     dtype, (_, width) = codes[format_]
     scale: tuple[int, ...] = (1,) if weight.per_tensor else scale_shape(n, k, weight)
-    entries: dict[str, Entry] = {_codes_name(format_, guarded=guarded): (dtype, (n, 1, width) if guarded else (n, width))}
+    entries: dict[str, Entry] = {}
+    entries[_codes_name(format_, guarded=guarded)] = (dtype, (n, 1, width) if guarded else (n, width))
     if format_ != "int-quantized":
         entries["weight_shape"] = (torch.int64, (2,))
     entries["weight_scale"] = (torch.float32, scale)

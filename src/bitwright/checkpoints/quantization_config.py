@@ -170,14 +170,42 @@ def _scheme(name: str, layer: LazyLinear) -> dict[str, Any]:
 
 
 def _patterns(names: Iterable[str], prefix: str) -> list[str]:
-    """What matches modules of the base model with and without its prefix."""
-    return sorted({_pattern(name, prefix) for name in names})
+    """What matches these modules, of the base model with and without its prefix, and no others.
 
-
-def _pattern(name: str, prefix: str) -> str:
+    Names that differ in their numbers alone become one pattern where they can: a large mixture of experts has ten
+    thousands of linears, and readers try every pattern on every module.
+    """
     if not prefix:
-        return name
-    return f"re:(?:{re.escape(prefix)}\\.)?{re.escape(name.removeprefix(f'{prefix}.'))}$"
+        return sorted(set(names))
+    numbers_of: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for name in names:
+        words = name.removeprefix(f"{prefix}.").split(".")
+        form = tuple("" if word.isdecimal() else re.escape(word) for word in words)
+        numbers_of.setdefault(form, set()).add(tuple(word for word in words if word.isdecimal()))
+    patterns = []
+    for form, rows in numbers_of.items():
+        for choice in _products(rows):
+            numbers = iter(choice)
+            path = "\\.".join(word or next(numbers) for word in form)
+            patterns.append(f"re:(?:{re.escape(prefix)}\\.)?{path}$")
+    return sorted(patterns)
+
+
+def _products(rows: Collection[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Rows of numbers, all of one length, as products of alternatives: (0, 5), (1, 5), (2, 6) are (0|1, 5), (2, 6)."""
+    if not all(rows):
+        return [()]
+    tails: dict[str, set[tuple[str, ...]]] = {}
+    for first, *tail in sorted(rows, key=lambda row: list(map(int, row))):
+        tails.setdefault(first, set()).add(tuple(tail))
+    firsts: dict[frozenset[tuple[str, ...]], list[str]] = {}
+    for first, tail_rows in tails.items():
+        firsts.setdefault(frozenset(tail_rows), []).append(first)
+    return [
+        (numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})", *tail)
+        for tail_rows, numbers in firsts.items()
+        for tail in _products(tail_rows)
+    ]
 
 
 def _matcher(entries: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
