@@ -5,38 +5,63 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, linear_tensors, table_tensors, write_checkpoint
-from bitwright.checkpoints.stored import ModelNames, StoredLinear
+from bitwright.checkpoints.compressed_tensors import QuantizedParts, pending_linears, table_tensors, write_checkpoint
+from bitwright.checkpoints.stored import ModelNames, StoredLinear, ready
 from bitwright.errors import TargetError
 from bitwright.numerics.qtensor import QTensor, scale_shape
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.targets import TARGETS, check_target, stored_bytes, stored_embedding_bytes
 
-INT8_SCHEMES = [scheme for scheme in SCHEMES.values() if scheme.weight is not None]
-SHAPES = [(1, 1), (3, 8), (64, 32)]
+QUANTIZED = {name: scheme for name, scheme in SCHEMES.items() if scheme.weight is not None}
+SHAPES = [(1, 1), (3, 8), (5, 37), (64, 128)]
 
 
-def stored(shape: tuple[int, int], scheme: Scheme) -> StoredLinear:
+def stored(shape: tuple[int, int], scheme: Scheme, *, scale_K: bool = False, shift_K: bool = False) -> StoredLinear:
     assert scheme.weight is not None
-    assert scheme.input is not None
-    weight = QTensor(
-        torch.zeros(shape, dtype=torch.int8), torch.ones(scale_shape(*shape, scheme.weight)), None, scheme.weight
+    spec, size = scheme.weight, scale_shape(*shape, scheme.weight)
+    codebook = torch.linspace(-1, 1, spec.code_max + 1) if spec.grid == "kmeans" else None
+    zero = None if spec.symmetric else torch.zeros(size, dtype=torch.int8)
+    weight = QTensor(torch.zeros(shape, dtype=torch.int8), torch.ones(size), zero, spec, codebook)
+    static = scheme.input is not None and not scheme.input.dynamic
+    input_zero = torch.zeros(1, dtype=torch.int8) if static and scheme.input and not scheme.input.symmetric else None
+    return StoredLinear(
+        weight,
+        scheme.input,
+        torch.ones(1) if static else None,
+        input_zero,
+        torch.ones(shape[1]) if scale_K else None,
+        torch.ones(shape[1]) if shift_K else None,
     )
-    static = not scheme.input.dynamic
-    zero = torch.zeros(1, dtype=torch.int8) if static and not scheme.input.symmetric else None
-    return StoredLinear(weight, scheme.input, torch.ones(1) if static else None, zero)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scheme", [*INT8_SCHEMES, Scheme("t", QuantSpec(per_tensor=True), QuantSpec(dynamic=True))])
+def fits(scheme: Scheme, k: int) -> bool:
+    return scheme.weight is not None and (scheme.weight.group_size is None or k % scheme.weight.group_size == 0)
+
+
+PER_TENSOR = Scheme("per tensor", QuantSpec(per_tensor=True), QuantSpec(dynamic=True))
+CASES = [(shape, scheme) for scheme in (*QUANTIZED.values(), PER_TENSOR) for shape in SHAPES if fits(scheme, shape[1])]
+
+
+@pytest.mark.parametrize(("shape", "scheme"), CASES, ids=lambda value: getattr(value, "name", str(value)))
 def test_predicted_bytes_are_the_bytes_written_for_a_linear(shape: tuple[int, int], scheme: Scheme) -> None:
-    written = sum(tensor.n_bytes for tensor in linear_tensors("m", stored(shape, scheme)).values())
-    assert stored_bytes(shape, scheme, bias=False, source_bytes_per_value=4) == written
-    assert stored_bytes(shape, scheme, bias=True, source_bytes_per_value=4) == written + 4 * shape[0]
-    assert stored_bytes(shape, scheme, bias=True, source_bytes_per_value=2) == written + 2 * shape[0]
+    for scale_K, shift_K in ((False, False), (True, False), (True, True)):
+        for guarded in (False, True):
+            linear = {"m": ready(stored(shape, scheme, scale_K=scale_K, shift_K=shift_K))}
+            tensors = pending_linears(linear, guarded=guarded)
+            written = sum(tensor.load().nbytes for tensor in tensors.values())
+            assert written == sum(tensor.n_bytes for tensor in tensors.values())
+
+            def predicted(*, bias: bool, width: int, scale_K: bool = scale_K, shift_K: bool = shift_K) -> int:
+                return stored_bytes(
+                    shape, scheme, bias=bias, source_bytes_per_value=width, scale_K=scale_K, shift_K=shift_K
+                )
+
+            assert predicted(bias=False, width=4) == written
+            assert predicted(bias=True, width=4) == written + 4 * shape[0]
+            assert predicted(bias=True, width=2) == written + 2 * shape[0]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (64, 32)])
 def test_predicted_bytes_of_a_table(shape: tuple[int, int]) -> None:
     table = QTensor(torch.zeros(shape, dtype=torch.int8), torch.ones(shape[0], 1), None, QuantSpec())
     written = sum(tensor.n_bytes for tensor in table_tensors("m", table).values())
@@ -50,27 +75,29 @@ def test_predicted_bytes_of_a_table(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_predicted_bytes_are_the_bytes_in_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
     """Every kind of row at once, summed over the tensors of the file that was written."""
+    k = 128
     model = nn.ModuleDict({
         "embeddings": nn.ModuleDict({"a": nn.Embedding(11, 8), "b": nn.Embedding(5, 8)}),
-        **{scheme.name: nn.Linear(8, 6, bias=i % 2 == 0) for i, scheme in enumerate(SCHEMES.values())},
+        **{scheme.name: nn.Linear(k, 6, bias=i % 2 == 0) for i, scheme in enumerate(SCHEMES.values())},
     }).to(dtype)  # fmt: skip
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text('{"model_type": "bert"}')
     save_file(model.state_dict(), tmp_path / "source" / "model.safetensors")
     table = QTensor(torch.zeros(11, 8, dtype=torch.int8), torch.ones(11, 1), None, QuantSpec())
     parts = QuantizedParts(
-        {scheme.name: stored((6, 8), scheme) for scheme in INT8_SCHEMES},
+        {name: ready(stored((6, k), scheme)) for name, scheme in QUANTIZED.items()},
         half=("16bit",),
         tables={"embeddings.a": table},
     )
-    names = ModelNames("", tuple(SCHEMES), ("embeddings.a", "embeddings.b"), {})
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    names = ModelNames("", tuple(SCHEMES), ("embeddings.a", "embeddings.b"), {}, shapes)
     write_checkpoint(tmp_path / "source", tmp_path / "out", parts, names, model_card="")
 
     size = dtype.itemsize
     predicted = stored_embedding_bytes((11, 8), "int8", source_bytes_per_value=size)
     predicted += stored_embedding_bytes((5, 8), "16bit", source_bytes_per_value=size)
     for i, scheme in enumerate(SCHEMES.values()):
-        predicted += stored_bytes((6, 8), scheme, bias=i % 2 == 0, source_bytes_per_value=size)
+        predicted += stored_bytes((6, k), scheme, bias=i % 2 == 0, source_bytes_per_value=size)
     assert sum(tensor.nbytes for tensor in load_file(tmp_path / "out" / "model.safetensors").values()) == predicted
 
 
@@ -95,3 +122,80 @@ def test_an_unknown_target_names_the_nearest() -> None:
 def test_a_scheme_that_is_not_accepted_is_named_with_its_layer() -> None:
     with pytest.raises(TargetError, match=r"layer.3: vllm does not accept the scheme 'w2a2' \(1 of 2 rows\)"):
         check_target("vllm", {"layer.2": "w8a8", "layer.3": "w2a2"}, int8_embeddings=False)
+
+
+DENSE = {"a": "w4a16_g32", "b": "w4a16_g32"}
+
+
+@pytest.mark.parametrize("scheme", QUANTIZED)
+def test_grids_are_for_our_runtime_alone(scheme: str) -> None:
+    check_target("bitwright", {"a": scheme}, int8_embeddings=False)
+    uniform = QUANTIZED[scheme].weight.grid == "uniform"  # type: ignore[union-attr]  # it has a weight
+    for target in ("transformers", "sentence-transformers"):
+        if uniform:
+            check_target(target, {"a": scheme, "b": "16bit"}, int8_embeddings=False)
+        else:
+            with pytest.raises(TargetError, match=f"a: {target} does not accept the scheme '{scheme}'"):
+                check_target(target, {"a": scheme}, int8_embeddings=False)
+
+
+def test_what_vllm_has_kernels_for() -> None:
+    for scheme in ("w8a8", "w8a8_static", "w8a16", "w4a16", "w4a16_g32", "w4a16_channel"):
+        check_target("vllm", {"a": scheme, "b": "w8a8"}, int8_embeddings=False)
+    for scheme in ("w4a16_asym", "w4a8", "w3a16", "w2a16", "nf4"):
+        with pytest.raises(TargetError, match="vllm does not accept"):
+            check_target("vllm", {"a": scheme}, int8_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("target", "first", "second", "accepted"),
+    [
+        ("bitwright", "nf4", "w4a16_asym", True),
+        ("vllm", "w4a16", "w8a8", True),
+        ("transformers", "w4a16", "w8a8", True),
+        ("transformers", "w4a16_asym", "w8a8", False),
+        ("transformers", "w8a8", "w8a8_static", True),
+        ("sentence-transformers", "w4a16", "w8a8", False),
+        ("sentence-transformers", "w4a16", "w4a8", True),
+        ("sentence-transformers", "w8a8", "w8a8_static", True),
+        ("sentence-transformers", "w4a16_g32", "w4a16_g64", False),
+    ],
+)
+def test_schemes_side_by_side(target: str, first: str, second: str, accepted: bool) -> None:
+    plan = {"a": first, "b": second, "c": "16bit"}
+    if accepted:
+        check_target(target, plan, int8_embeddings=False)
+    else:
+        with pytest.raises(TargetError, match=f"does not read '{first}' beside {second}"):
+            check_target(target, plan, int8_embeddings=False)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("what", ["transformed", "transposed"])
+def test_transforms_and_transposed_linears_are_for_our_runtime_alone(target: str, what: str) -> None:
+    options: dict[str, tuple[str, ...]] = {what: ("b",)}
+    check_target(target, {"a": "w8a8", "b": "16bit"}, int8_embeddings=False, **options)
+    if target == "bitwright":
+        check_target(target, DENSE, int8_embeddings=False, **options)
+        return
+    with pytest.raises(TargetError, match=rf"b: .*drop '{target}'"):
+        check_target(target, DENSE, int8_embeddings=False, **options)
+
+
+def test_experts_are_packed_alike_or_not_portable() -> None:
+    def check(target: str, expert: str, dense: str = "w4a16_g32") -> None:
+        check_target(
+            target, {"dense": dense, "e.0": expert, "e.1": expert}, int8_embeddings=False, experts=["e.0", "e.1"]
+        )
+
+    for target in ("transformers", "vllm"):
+        check(target, "w4a16_g32")
+        check(target, "16bit", "16bit")
+        for expert, dense in (("w8a8", "w8a8"), ("w4a16_g32", "w8a16"), ("w4a16_g32", "w8a8")):
+            with pytest.raises(TargetError, match=f"{target} reads a mixture of experts only if"):
+                check(target, expert, dense)
+    check("bitwright", "w8a8")
+    check("transformers", "w4a16_g32", "16bit")
+    check("vllm", "16bit")
+    with pytest.raises(TargetError, match=r"e.0 \(16bit\): transformers reads a mixture"):
+        check("transformers", "16bit")

@@ -1,55 +1,88 @@
 """What each target runtime accepts, and how many bytes a tensor takes in the checkpoint."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Literal
 
 from bitwright.errors import TargetError
 from bitwright.numerics.qtensor import scale_shape
-from bitwright.numerics.spec import SCHEMES, Scheme
+from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """One runtime that loads the checkpoint.
 
-    schemes: scheme names that it runs, or at least reads exactly. int8_embeddings: whether it reads int8 tables.
+    schemes: scheme names that it runs, or at least reads exactly.
+    mixtures: which schemes it reads side by side. "same": those whose weights are stored alike; "symmetric": any
+        without zero points in packed words; "any".
     note: what it does with the checkpoint.
     """
 
     schemes: frozenset[str]
-    int8_embeddings: bool
+    mixtures: Literal["same", "symmetric", "any"]
     note: str
 
 
-_W8A8 = frozenset({"16bit", "w8a8", "w8a8_symmetric", "w8a8_static", "w8a8_static_symmetric"})
+# A scheme without a group size stands for one of those with a size (`fit_group`), and the other way round.
+_PORTABLE = frozenset(
+    name for name, scheme in SCHEMES.items() if scheme.weight is None or scheme.weight.grid == "uniform"
+)
+_W8A8 = frozenset(name for name in _PORTABLE if name.startswith("w8a8"))
+# Weight-only kernels for 4 and 8 bits. Zero points are left out: not every kernel takes them. So is W4A8: it is read
+# only where every 4-bit code has a byte of its own.
+_WEIGHT_ONLY = frozenset(
+    name for name in _PORTABLE if name.startswith(("w4a16", "w8a16")) and not name.endswith("_asym")
+)
 
 TARGETS: dict[str, Target] = {
-    "bitwright": Target(frozenset(SCHEMES), True, "integer kernels on CPU"),
-    "transformers": Target(_W8A8, False, "decompresses while loading (needs compressed-tensors), then runs in float"),
-    "sentence-transformers": Target(_W8A8, False, "as transformers"),
-    # Symmetric 8-bit weights per channel or tensor, inputs static per tensor or dynamic per token. Linears that it
-    # fuses must agree; they share an input, so a plan gives them one scheme.
-    "vllm": Target(_W8A8, False, "integer kernels on CPU and GPU (compute capability below 10.0), for models it knows"),
+    "bitwright": Target(frozenset(SCHEMES), "any", "integer kernels on CPU"),
+    # While loading it decompresses with the first group's scheme for all; without that, on the first forward, it finds
+    # no place for packed zero points.
+    "transformers": Target(
+        _PORTABLE, "symmetric", "decompresses while loading (needs compressed-tensors), then runs in float"
+    ),
+    # Goes around the first forward's hook, so it needs what is decompressed while loading.
+    "sentence-transformers": Target(_PORTABLE, "same", "as transformers"),
+    # Symmetric 8-bit weights per channel or tensor, inputs static per tensor or dynamic per token; or symmetric weights
+    # alone. Linears that it fuses must agree; they share an input, so a plan gives them one scheme.
+    "vllm": Target(
+        frozenset({"16bit"}) | _W8A8 | _WEIGHT_ONLY,
+        "any",
+        "integer kernels on CPU and GPU (compute capability below 10.0), for models it knows",
+    ),
 }
 
 
-def check_target(target: str, schemes: Mapping[str, str], *, int8_embeddings: bool) -> None:
+def check_target(
+    target: str,
+    schemes: Mapping[str, str],
+    *,
+    int8_embeddings: bool,
+    transformed: Collection[str] = (),
+    experts: Collection[str] = (),
+    transposed: Collection[str] = (),
+) -> None:
     """Refuse what a target cannot load.
 
     Args:
         schemes: linear or table -> scheme name. The scheme "int8" stands for an int8 embedding table.
+        transformed: linears with an input transform.
+        experts: linears of experts, which transformers stacks. transposed: linears that transformers keeps as (K, N).
 
     Raises:
-        TargetError: an unknown target, or a scheme or int8 tables that it does not accept.
+        TargetError: an unknown target, or something that it does not accept.
     """
     if target not in TARGETS:
         near = get_close_matches(target, TARGETS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise TargetError(f"target {target!r} is unknown{hint}; known: {', '.join(TARGETS)}")
     row = TARGETS[target]
-    if int8_embeddings and not row.int8_embeddings:
+    if target == "bitwright":
+        return
+    if int8_embeddings:
         tables = [name for name, scheme in schemes.items() if scheme == "int8"]
         raise TargetError(
             f"{target}: cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); "
@@ -62,22 +95,94 @@ def check_target(target: str, schemes: Mapping[str, str], *, int8_embeddings: bo
             f"{name}: {target} does not accept the scheme {scheme!r} ({len(refused)} of {len(schemes)} rows); "
             f"it accepts {', '.join(sorted(row.schemes))}"
         )
+    quantized = {name: s for name, s in schemes.items() if s != "int8" and SCHEMES[s].weight is not None}
+    for names, what in (
+        (transformed, "its input goes through a transform, for which the format has no words"),
+        (transposed, "transformers keeps its weight transposed, and finds no place for codes"),
+    ):
+        if found := [name for name in names if name in quantized]:
+            raise TargetError(f"{found[0]}: {what} ({len(found)} such linears); drop {target!r} from the targets")
+    _check_mixture(target, row, quantized)
+    _check_experts(target, quantized, experts)
 
 
-def stored_bytes(shape: tuple[int, int], scheme: Scheme, *, bias: bool, source_bytes_per_value: int) -> int:
-    """Bytes that the tensors of one linear take in the checkpoint: codes, scales, zero points, bias.
+def _check_mixture(target: str, row: Target, quantized: Mapping[str, str]) -> None:
+    """Refuse schemes that a target does not read side by side."""
+    if row.mixtures == "any" or len({_stored_as(scheme) for scheme in quantized.values()}) < 2:
+        return
+    asymmetric = [name for name, scheme in quantized.items() if scheme.endswith("_asym")]
+    if row.mixtures == "same" or asymmetric:
+        name = asymmetric[0] if row.mixtures == "symmetric" else next(iter(quantized))
+        others = ", ".join(sorted(set(quantized.values()) - {quantized[name]}))
+        raise TargetError(
+            f"{name}: {target} does not read {quantized[name]!r} beside {others}; use one scheme, or drop {target!r} "
+            "from the targets"
+        )
+
+
+def _check_experts(target: str, quantized: Mapping[str, str], experts: Collection[str]) -> None:
+    """Refuse what transformers cannot stack. It unpacks experts only if all are packed, symmetric, and like everything
+    else that is quantized; and where anything is quantized it takes experts to be.
+    """
+    floats = [name for name in experts if name not in quantized]
+    if not quantized or not experts or (target == "vllm" and len(floats) == len(experts)):
+        return
+    wrong = floats or [name for name, s in quantized.items() if s.endswith("_asym") or not _is_packed(SCHEMES[s])]
+    if wrong or len({_stored_as(scheme) for scheme in quantized.values()}) > 1:
+        name = wrong[0] if wrong else next(iter(quantized))
+        raise TargetError(
+            f"{name} ({quantized.get(name, '16bit')}): {target} reads a mixture of experts only if every expert, and "
+            "all else that is quantized, has the same symmetric scheme of packed weights, such as w4a16 or w8a16; use "
+            f"one, or drop {target!r} from the targets"
+        )
+
+
+def _is_packed(scheme: Scheme) -> bool:
+    """Whether several codes share a word or a byte: all but 8-bit ones with quantized inputs."""
+    weight = scheme.weight
+    return weight is not None and (weight.grid != "uniform" or weight.bits < 8 or scheme.input is None)
+
+
+def _stored_as(name: str) -> tuple[bool, QuantSpec | None]:
+    return _is_packed(SCHEMES[name]), SCHEMES[name].weight
+
+
+def stored_bytes(
+    shape: tuple[int, int],
+    scheme: Scheme,
+    *,
+    bias: bool,
+    source_bytes_per_value: int,
+    scale_K: bool = False,
+    shift_K: bool = False,
+) -> int:
+    """Bytes that the tensors of one linear take in the checkpoint: codes, scales, zero points, levels of a codebook,
+    the input's static range and transform, bias.
 
     Args:
         shape: (N, K). source_bytes_per_value: 4 for a float32 source, 2 for a 16-bit one; the bias keeps it.
+        scale_K, shift_K: whether the input is scaled and shifted before it is quantized.
     """
-    total = shape[0] * source_bytes_per_value if bias else 0
-    if scheme.weight is None:
-        return total + math.prod(shape) * 2
-    n_scales = math.prod(scale_shape(*shape, scheme.weight))
-    total += math.prod(shape) * scheme.weight.bits // 8 + n_scales * (4 if scheme.weight.symmetric else 5)
+    n, k = shape
+    weight = scheme.weight
+    total = n * source_bytes_per_value if bias else 0
+    if weight is None:
+        return total + n * k * 2
+    n_groups = math.prod(scale_shape(n, k, weight))
+    total += n_groups * 4
+    if not _is_packed(scheme):
+        total += n * k
+    else:
+        unit = 32 if weight.grid == "uniform" else 8
+        total += n * math.ceil(k * weight.bits / unit) * unit // 8 + 16  # N and K are stored too
+    if not weight.symmetric:
+        words = math.ceil(n * weight.bits / 32) * (n_groups // n)
+        total += words * 4 if _is_packed(scheme) and not weight.per_tensor else n_groups
+    if weight.has_codebook:
+        total += (weight.code_max + 1) * 4
     if scheme.input is not None and not scheme.input.dynamic:
         total += 4 if scheme.input.symmetric else 5
-    return total
+    return total + 4 * k * (scale_K + shift_K)
 
 
 def stored_embedding_bytes(shape: tuple[int, int], mode: str, *, source_bytes_per_value: int) -> int:

@@ -62,9 +62,7 @@ def linear_tensors(layer: StoredLinear, *, guarded: bool) -> dict[str, Tensor]:
     scale = weight.scale_NG.float()
     zero = weight.zero_point_NG
     if zero is not None and format_ == "pack-quantized" and not spec.per_tensor:
-        # A copy whose one row, where a row of the weight is one group, has the stride of a row.
-        zero_GN = zero.T.clone(memory_format=torch.contiguous_format)
-        zero = pack_words(zero_GN, spec.bits).T.contiguous()
+        zero = pack_words(zero, spec.bits, dim=0)
     codes = _pack(weight.codes_NK, spec, format_)
     tensors = {
         _codes_name(format_, guarded=guarded): codes.unsqueeze(1) if guarded else codes,
