@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from bitwright.errors import NumericsError
 from bitwright.numerics import QTensor, QuantSpec
@@ -18,6 +19,18 @@ def valid(group_size: int | None = 4) -> QTensor:
         torch.zeros(3, groups, dtype=torch.int8) + 2,
         QuantSpec(symmetric=False, group_size=group_size),
     )
+
+
+def fitted(codebook: Tensor | None) -> QTensor:
+    spec = QuantSpec(bits=4, grid="kmeans", group_size=4)
+    return QTensor(torch.arange(16, dtype=torch.int8).reshape(2, 8), torch.rand(2, 2) + 0.5, None, spec, codebook)
+
+
+def test_dequantize_is_level_times_scale() -> None:
+    q = fitted(torch.linspace(-0.9, 1, 16))
+    assert q.codebook is not None
+    want = [[q.codebook[8 * n + k] * q.scale_NG[n, k // 4] for k in range(8)] for n in range(2)]
+    assert q.dequantize().tolist() == torch.tensor(want).tolist()
 
 
 @pytest.mark.parametrize("group_size", [None, 2, 4, 8])
@@ -44,6 +57,12 @@ def test_dequantize_is_code_minus_zero_times_scale(group_size: int | None) -> No
         (lambda q: replace(q, spec=replace(q.spec, symmetric=True)), "zero_point is given"),
         (lambda q: replace(q, spec=replace(q.spec, bits=4)), "outside"),
         (lambda q: replace(q, spec=replace(q.spec, group_size=3)), "not a multiple"),
+        (lambda q: replace(q, codebook=torch.linspace(-1, 1, 16)), "grid uniform but a codebook is given"),
+        (lambda q: fitted(None), "grid kmeans but a codebook is absent"),
+        (lambda q: fitted(torch.linspace(-1, 1, 15)), r"float32 \(16,\), got torch.float32 \(15,\)"),
+        (lambda q: fitted(torch.linspace(-1, 1, 16).double()), r"float32 \(16,\), got torch.float64"),
+        (lambda q: fitted(torch.linspace(1, -1, 16)), "finite and ascending"),
+        (lambda q: fitted(torch.full((16,), torch.nan)), "finite and ascending"),
     ],
 )
 def test_broken_conditions_are_refused(spoil: Callable[[QTensor], QTensor], message: str) -> None:

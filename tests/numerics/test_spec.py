@@ -28,8 +28,38 @@ def test_symmetric_conventions() -> None:
 
 
 @pytest.mark.parametrize(
+    ("grid", "bits", "ends"),
+    [
+        ("ternary", 2, (-1, 1)),
+        ("binary", 1, (0, 1)),
+        ("nf4", 4, (0, 15)),
+        ("kmeans", 3, (0, 7)),
+        ("pot", 4, (0, 14)),
+        ("apot", 3, (0, 6)),
+    ],
+)
+def test_codes_of_other_grids(grid: Any, bits: int, ends: tuple[int, int]) -> None:
+    spec = QuantSpec(bits=bits, grid=grid)
+    assert (spec.code_min, spec.code_max) == ends
+    assert spec.half_steps == 1
+
+
+@pytest.mark.parametrize(
     "arguments",
-    [{"bits": 5}, {"group_size": 0}, {"group_size": 32, "per_tensor": True}, {"symmetric": False, "full_range": False}],
+    [
+        {"bits": 5},
+        {"bits": 1},
+        {"group_size": 0},
+        {"group_size": 32, "per_tensor": True},
+        {"symmetric": False, "full_range": False},
+        {"grid": "octonary"},
+        {"grid": "nf4"},
+        {"grid": "nf4", "bits": 4, "symmetric": False},
+        {"grid": "nf4", "bits": 4, "per_tensor": True},
+        {"grid": "ternary", "bits": 2, "dynamic": True},
+        {"grid": "apot", "bits": 2},
+    ],
+    ids=str,
 )
 def test_contradictions_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(NumericsError):

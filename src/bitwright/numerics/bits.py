@@ -2,8 +2,7 @@
 
 There is one order, dense and from the lowest bit up: along a row, code i takes the bits i·b … i·b + b − 1 of a stream
 whose bit j is bit j mod 8 of byte j // 8. Codes of 3 bits straddle bytes. The last byte or word ends in zeros.
-Rows are viewed as bytes and as words by turns, which is right on little-endian machines, the only ones there are kernels
-for.
+Rows are viewed as bytes and as words by turns: right on little-endian machines, the only ones with kernels.
 
     pack_words    int32, the stream read as little-endian words; code −2^(b−1) is stored as 0. What compressed-tensors
                   calls pack-quantized: weights along K, zero points along N.
@@ -32,8 +31,7 @@ def pack_words(codes: Tensor, bits: int, *, dim: int = 1) -> Tensor:
     """
     rows = codes if dim == 1 else codes.T
     stream = _pack(rows, bits, lowest=-(2 ** (bits - 1)))
-    padded = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 4))
-    words = padded.contiguous().view(torch.int32)
+    words = _filled(stream, -(-stream.shape[1] // 4) * 4).view(torch.int32)
     return words if dim == 1 else words.T.contiguous()
 
 
@@ -50,7 +48,7 @@ def unpack_words(words: Tensor, bits: int, count: int, *, dim: int = 1) -> Tenso
             f"{count} codes of {bits} bits take {want} int32 words along axis {dim}, got {words.dtype} "
             f"{tuple(words.shape)}"
         )
-    codes = _unpack(rows.contiguous().view(torch.uint8), bits, count, lowest=-(2 ** (bits - 1)))
+    codes = _unpack(_filled(rows, want).view(torch.uint8), bits, count, lowest=-(2 ** (bits - 1)))
     return codes if dim == 1 else codes.T.contiguous()
 
 
@@ -87,25 +85,36 @@ def _pack(codes: Tensor, bits: int, lowest: int) -> Tensor:
             f"[{lowest}, {lowest + 2**bits - 1}]"
         )
     n, count = codes.shape
-    stored = codes.contiguous().view(torch.uint8) + -lowest  # wraps around, as it must
-    eights = torch.nn.functional.pad(stored, (0, -count % 8)).view(torch.int64)
+    n_eights = -(-count // 8)
+    eights = _filled(codes.view(torch.uint8) + -lowest, n_eights * 8).view(torch.int64)  # wraps around, as it must
     for lane in (8, 16, 32):  # two lanes of so many bits hold `width` each: push the upper's down to the lower's
         width = bits * lane // 8
         eights = (eights & _mask(width, lane)) | ((eights >> (lane - width)) & _mask(width, lane, width))
-    stream = eights.view(torch.uint8).reshape(n, -1, 8)[..., :bits]
-    return stream.reshape(n, -1)[:, : -(-count * bits // 8)].contiguous()
+    stream = eights.view(torch.uint8).reshape(n, n_eights, 8)[..., :bits].reshape(n, n_eights * bits)
+    return stream[:, : -(-count * bits // 8)].contiguous()
 
 
 def _unpack(stream: Tensor, bits: int, count: int, lowest: int) -> Tensor:
     """Each step of `_pack` undone, in reverse: int8 (N, `count`)."""
-    n, n_bytes = stream.shape[0], -(-count // 8) * bits
-    whole = torch.nn.functional.pad(stream, (0, n_bytes - stream.shape[1]))  # cuts off what words have too many
-    eights = torch.nn.functional.pad(whole.reshape(n, -1, bits), (0, 8 - bits)).view(torch.int64)[..., 0]
+    n, n_eights = stream.shape[0], -(-count // 8)
+    spread = stream.new_zeros(n, n_eights, 8)
+    spread[..., :bits] = _filled(stream, n_eights * bits).reshape(n, n_eights, bits)
+    eights = spread.view(torch.int64)[..., 0]
     for lane in (32, 16, 8):
         width = bits * lane // 8
         eights = (eights & _mask(width, lane)) | ((eights & _mask(width, lane, width)) << (lane - width))
-    stored = eights.contiguous().view(torch.uint8)[:, :count]
-    return (stored + lowest % 256).view(torch.int8).contiguous()
+    stored = eights.view(torch.uint8)[:, :count]
+    return (stored + lowest % 256).view(torch.int8)
+
+
+def _filled(rows: Tensor, n_columns: int) -> Tensor:
+    """A copy whose rows end at, or are filled with zeros up to, so many columns.
+
+    Its strides are those of its shape. `contiguous` leaves any stride to an axis of length 1, and `view` refuses that.
+    """
+    copy = rows.new_zeros(len(rows), n_columns)
+    copy[:, : rows.shape[1]] = rows[:, :n_columns]
+    return copy
 
 
 def _mask(width: int, lane: int, shift: int = 0) -> int:

@@ -21,7 +21,7 @@ from bitwright.numerics.spec import QuantSpec
 # The exponents of the terms that an additive level may take, one from each set or none, by bits of the magnitude.
 _APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1, 2, 3),), 3: ((1, 2, 4), (3,))}
 _BINS = 8192
-_ROUNDS = 100
+_ROUNDS = 300
 _CHUNK = 2**17  # values taken at a time, so that what is computed on the way stays small
 
 
@@ -29,17 +29,17 @@ _CHUNK = 2**17  # values taken at a time, so that what is computed on the way st
 def codebook_of(spec: QuantSpec) -> Tensor | None:
     """The levels of a grid whose levels are fixed: float32 (L,); None on the uniform, ternary and kmeans grids.
 
-    Do not write to it: every caller gets the same tensor.
+    On the CPU, whatever the default device. Do not write to it: every caller gets the same tensor.
     """
     match spec.grid:
         case "binary":
-            levels = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+            levels = _tensor([-1.0, 1.0])
         case "nf4":
             levels = _normal_quantiles()
         case "pot":
-            levels = _signed([2.0**-k for k in range(2 ** (spec.bits - 1) - 1)])
+            levels = _tensor(_signed([2.0**-k for k in range(2 ** (spec.bits - 1) - 1)]))
         case "apot":
-            levels = _signed(_sums(_APOT_TERMS[spec.bits - 1]))
+            levels = _tensor(_signed(_sums(_APOT_TERMS[spec.bits - 1])))
         case _:
             return None
     return levels.float()
@@ -53,7 +53,7 @@ def fit_codebook(w_NK: Tensor, scale_NG: Tensor, spec: QuantSpec) -> Tensor:
     over all values at once. It works on a histogram of w / scale in 8192 bins between −1 and 1 (values beyond count as
     those) with the exact mean of every bin, so a value next to the middle between two levels may be counted with the
     other. It starts where the density to the power ⅓ has equal areas, the optimum for many levels (Panter & Dite 1951),
-    and stops when no bin moves, or after 100 rounds. Nothing is random. A level that gets no values stays.
+    and stops when no bin moves, or after 300 rounds. Nothing is random. A level that gets no values stays.
 
     Args:
         w_NK: finite, floating (N, K). scale_NG: positive, as `scale_shape` says.
@@ -98,12 +98,12 @@ def _prefix(x: Tensor) -> Tensor:
 
 
 def _normal_quantiles() -> Tensor:
-    """The 16 levels of NF4: float64. 9 quantiles of the normal distribution from 0 up and 8 from 0 down, over the largest.
+    """The 16 levels of NF4, float64: normal quantiles, 9 from 0 up and 8 from 0 down, over the largest.
 
-    They are evenly spaced in probability; the outermost, as QLoRA's, is the mean of 1 − 1/32 and 1 − 1/30.
+    Each side is evenly spaced in probability; the outermost, as QLoRA's, is the mean of 1 − 1/32 and 1 − 1/30.
     """
     outermost = 1 - (1 / 32 + 1 / 30) / 2
-    up, down = (torch.linspace(0.5, outermost, n, dtype=torch.float64) for n in (9, 8))
+    up, down = (torch.linspace(0.5, outermost, n, dtype=torch.float64, device="cpu") for n in (9, 8))
     levels = torch.cat([-torch.special.ndtri(down).flip(0)[:-1], torch.special.ndtri(up)])
     return levels / levels.max()
 
@@ -114,6 +114,10 @@ def _sums(terms: tuple[tuple[int, ...], ...]) -> list[float]:
     return [value / max(sums) for value in sums]
 
 
-def _signed(magnitudes: list[float]) -> Tensor:
-    """The magnitudes, their negatives and 0, once each, ascending: float64."""
-    return torch.tensor(sorted({sign * value for value in [0.0, *magnitudes] for sign in (1, -1)}), dtype=torch.float64)
+def _signed(magnitudes: list[float]) -> list[float]:
+    """The magnitudes, their negatives and 0, once each, ascending."""
+    return sorted({sign * value for value in [0.0, *magnitudes] for sign in (1, -1)})
+
+
+def _tensor(levels: list[float]) -> Tensor:
+    return torch.tensor(levels, dtype=torch.float64, device="cpu")

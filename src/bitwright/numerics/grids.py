@@ -1,10 +1,12 @@
-"""From values to codes and back: the rounding rule of every grid, and the scales that cover a range.
+"""From values to codes: the rounding rule of every grid, and the scales that cover a range.
 
 Pure functions, the definition for weights and for static activations:
 
     uniform     code = clip(round(x / scale) + zero_point, code_min, code_max)        ties to even
     ternary     the same, between −1 and 1
-    the others  code = index of the level next to x / scale                           ties to the higher level
+    the others  code = index of the level nearest to x / scale                        ties to the higher level
+
+The way back is `qtensor.code_values`.
 
 The *division* makes codes bit-exact with ONNX QuantizeLinear. Kernels that quantize rows at run time multiply by the
 float32 reciprocal of the scale instead, and may differ by one code where x / scale lies next to a tie.
@@ -16,7 +18,6 @@ from torch import Tensor
 from bitwright.errors import NumericsError
 from bitwright.numerics.codebooks import fit_codebook
 from bitwright.numerics.qtensor import QTensor, levels_of, scale_shape
-from bitwright.numerics.qtensor import code_values as code_values  # the way back; part of this file's interface
 from bitwright.numerics.spec import QuantSpec
 
 

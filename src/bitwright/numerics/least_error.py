@@ -40,7 +40,8 @@ def mse(
     1.00, 0.92, …, 0.20 are, then those 0.04, 0.02 and 0.01 beside the best so far. On the ternary and binary grids the
     optimum is known: see `_best_mean`. Never worse than `absmax` (`min_max` if asymmetric) on what it measures.
 
-    On the kmeans grid the levels are fitted for the full range, and again for the range chosen when it is quantized.
+    On the kmeans grid the levels are fitted to the full range first, and then to the ranges that are best with those
+    levels; unless that lost more, these are taken.
 
     importance: part of the slot's signature; all values count alike here.
     """
@@ -85,13 +86,7 @@ def awq_clip(
         if importance.gram_KK is None
         else _change_of_output(importance.gram_KK.to(w_NK.device), size)
     )
-    percents = _MULTIPLES if spec.is_mean_scaled else _CLIPS
-    table = _nearest_levels(w_NK, spec)
-    return _in_chunks(
-        w_NK,
-        spec,
-        lambda w_nK: _search(grouped(w_nK, spec), full_range(w_nK, spec), spec, dtype, table, measure, percents),
-    )
+    return _least(w_NK, spec, dtype, measure, _MULTIPLES if spec.is_mean_scaled else _CLIPS)
 
 
 def _least_squares(w_NK: Tensor, spec: QuantSpec, weight_K: Tensor | None, dtype: torch.dtype) -> ScaleAndZero:
@@ -99,14 +94,35 @@ def _least_squares(w_NK: Tensor, spec: QuantSpec, weight_K: Tensor | None, dtype
     root = None if weight_K is None else _root_weights(weight_K.to(w_NK.device), spec.group_size or len(weight_K))
     if spec.is_mean_scaled:
         return _in_chunks(w_NK, spec, lambda w_nK: _best_mean(w_nK, spec, root, dtype))
-    table, measure = _nearest_levels(w_NK, spec), _weighted_squares(root)
-    return _in_chunks(
-        w_NK,
-        spec,
-        lambda w_nK: _search(
-            grouped(w_nK, spec), full_range(w_nK, spec), spec, dtype, table, measure, _COARSE, steps=_STEPS
-        ),
-    )
+    return _least(w_NK, spec, dtype, _weighted_squares(root), _COARSE, _STEPS)
+
+
+def _least(
+    w_NK: Tensor,
+    spec: QuantSpec,
+    dtype: torch.dtype,
+    measure: Measure,
+    percents: Iterable[int],
+    steps: Iterable[int] = (),
+) -> ScaleAndZero:
+    """`_search` on every group of a weight, in float32."""
+    full = scale_and_zero_point(*full_range(w_NK, spec), spec, dtype)
+    table = _nearest_levels(w_NK, full[0], spec)
+
+    def choose(w_nK: Tensor) -> ScaleAndZero:
+        x_nGg = grouped(w_nK.float(), spec)
+        return _search(x_nGg, full_range(w_nK, spec), spec, dtype, table, measure, percents, steps)
+
+    best = _in_chunks(w_NK, spec, choose)
+    if spec.grid != "kmeans":
+        return best
+    x_NGg, unit = grouped(w_NK.float(), spec), full[0].max()
+
+    def loss(grid: ScaleAndZero) -> float:
+        table = _nearest_levels(w_NK, grid[0], spec)
+        return float(measure(_difference(x_NGg / unit, grid[0][..., None] / unit, None, spec, table)).sum())
+
+    return min(full, best, key=loss)  # the levels will be fitted to the scales chosen, all groups together
 
 
 def _search(
@@ -123,7 +139,7 @@ def _search(
     lo_NG, hi_NG = ends
     # Powers of two change no rounding, and keep squares from vanishing or overflowing.
     _, exponent = torch.frexp(torch.maximum(-lo_NG, hi_NG))
-    unit_NG = torch.ldexp(torch.ones_like(lo_NG), -exponent.clamp(-126, 126)).to(_working_dtype(x_NGg))
+    unit_NG = torch.ldexp(torch.ones_like(lo_NG), -exponent.clamp(-126, 126)).to(x_NGg.dtype)
     x_NGg = x_NGg * unit_NG[..., None]
 
     def shrunk(percent_NG: Tensor) -> ScaleAndZero:
@@ -132,23 +148,23 @@ def _search(
     def loss(percent_NG: Tensor) -> Tensor:
         scale, zero = shrunk(percent_NG)
         zero_NG1 = None if zero is None else zero[..., None]
-        return measure(_difference(x_NGg, (scale * unit_NG)[..., None], zero_NG1, spec, table))
+        scale_NG1 = (scale * unit_NG).to(x_NGg.dtype)[..., None]
+        return measure(_difference(x_NGg, scale_NG1, zero_NG1, spec, table))
 
     best = torch.full_like(lo_NG, 100)
     least = loss(best)
 
-    def offer(percent_NG: Tensor) -> None:
-        nonlocal best, least
+    def best_with(percent_NG: Tensor) -> tuple[Tensor, Tensor]:
         error = loss(percent_NG)
         better = error < least
-        best, least = torch.where(better, percent_NG, best), torch.where(better, error, least)
+        return torch.where(better, percent_NG, best), torch.where(better, error, least)
 
     for percent in percents:
-        offer(torch.full_like(best, percent))
+        best, least = best_with(torch.full_like(best, percent))
     for step in steps:
         centre = best
-        offer((centre + step).clamp(max=100))
-        offer(centre - step)
+        best, least = best_with((centre + step).clamp(max=100))
+        best, least = best_with(centre - step)
     return shrunk(best)
 
 
@@ -161,13 +177,11 @@ def _difference(x: Tensor, scale: Tensor, zero: Tensor | None, spec: QuantSpec, 
     return table.index_select(0, index.flatten()).reshape(x.shape).sub_(steps).mul_(scale)
 
 
-def _nearest_levels(w_NK: Tensor, spec: QuantSpec) -> Tensor | None:
+def _nearest_levels(w_NK: Tensor, scale_NG: Tensor, spec: QuantSpec) -> Tensor | None:
     """The level nearest to the middle of each of 8192 bins from −1 to 1 (looking it up beats searching three times)."""
     if not spec.has_codebook:
         return None
-    codebook = None
-    if spec.grid == "kmeans":
-        codebook = fit_codebook(w_NK, scale_and_zero_point(*full_range(w_NK, spec), spec)[0], spec)
+    codebook = fit_codebook(w_NK, scale_NG, spec) if spec.grid == "kmeans" else None
     one = torch.ones((), device=w_NK.device)
     centres = (torch.arange(_BINS, device=w_NK.device) + 0.5) * (2 / _BINS) - 1
     return code_values(nearest_codes(centres, one, None, spec, codebook), one, None, spec, codebook)
@@ -180,7 +194,7 @@ def _best_mean(w_NK: Tensor, spec: QuantSpec, root_Gg: Tensor | None, dtype: tor
     s² Σ h off the error. On the binary grid that is all values; on the ternary one the best set is the m largest for
     some m, so all of those are compared. Where all weights are 0, the plain mean of all.
     """
-    x_NGg = grouped(w_NK, spec).abs().to(_working_dtype(w_NK))
+    x_NGg = grouped(w_NK, spec).abs().float()
     h_NGg = torch.ones_like(x_NGg) if root_Gg is None else root_Gg.square().expand_as(x_NGg)
     if spec.grid == "ternary":
         x_NGg, order = x_NGg.sort(dim=-1, descending=True)
@@ -240,7 +254,3 @@ def _checked(name: str, values: Values, spec: QuantSpec, importance: Importance 
     if len(importance.mean_square_K) != values.shape[-1]:
         raise NumericsError(f"importance has K = {len(importance.mean_square_K)}, the weight {values.shape[-1]}")
     return values, importance
-
-
-def _working_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

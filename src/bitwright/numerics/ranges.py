@@ -20,7 +20,7 @@ from bitwright.numerics.entropy import entropy
 from bitwright.numerics.extremes import ScaleAndZero, Values, clipped, extremes, full_range
 from bitwright.numerics.grids import grouped, scale_and_zero_point
 from bitwright.numerics.histogram import Histogram
-from bitwright.numerics.importance import Importance as Importance  # part of the slot's signature
+from bitwright.numerics.importance import Importance
 from bitwright.numerics.least_error import awq_clip, imatrix, mse
 from bitwright.numerics.spec import QuantSpec
 

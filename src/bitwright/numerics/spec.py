@@ -22,7 +22,7 @@ _BITS: dict[Grid, tuple[int, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class QuantSpec:
-    """How one tensor is represented by integers: real ≈ (code − zero_point) · scale.
+    """How one tensor is represented by integers: real ≈ (code − zero_point) · scale, or codebook[code] · scale.
 
     Granularity is the shape of the scale. `group_size=None` gives a row (an output channel of a weight, a token of
     an activation) one scale, a number gives each run of that many values along K one, `per_tensor` gives all one.
