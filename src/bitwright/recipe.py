@@ -28,7 +28,6 @@ from bitwright.models.architectures import LinearSite, Role
 from bitwright.numerics.ranges import RANGES
 from bitwright.numerics.spec import SCHEMES
 
-
 AUTO = "auto"  # the method that lets the decision engine choose
 FLOAT = "16bit"
 
@@ -184,7 +183,11 @@ def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str, str]:
     method = by_method.method if by_method and by_method.method else recipe.method
     if by_scheme is None or by_scheme.scheme is None:
         if site.role == "head":
-            return FLOAT, "cast", "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently"
+            return (
+                FLOAT,
+                "cast",
+                "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently",
+            )
         reason = "default scheme" if by_method is None else _why(by_method)
         return recipe.scheme, method, reason
     return by_scheme.scheme, method if by_scheme.scheme != FLOAT else "cast", _why(by_scheme)

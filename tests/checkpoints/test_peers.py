@@ -28,7 +28,7 @@ PORTABLE = [
     for name, scheme in SCHEMES.items()
     if scheme.weight is not None and scheme.weight.grid == "uniform" and scheme.weight.group_size in (None, 32)
 ]
-# Those whose inputs are rounded too, without packed zero points: compressed-tensors loads these only to decompress them.
+# Those whose inputs are rounded too, without packed zero points, for which its simulation has no place.
 INTEGER = [name for name in PORTABLE if SCHEMES[name].input is not None and not name.endswith("_asym")]
 IDS = torch.tensor([[2, 7, 9, 30, 3, 0], [2, 50, 8, 3, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]])
@@ -216,9 +216,7 @@ def test_we_read_what_compressed_tensors_writes(tiny_bert: Path, tmp_path: Path)
     assert found.layers.keys() == expected.keys()
     for name, weight in expected.items():
         layer = found.layers[name]
-        assert bool(
-            ((layer.qtensor.dequantize() - weight).abs() <= 0.5001 * layer.qtensor.scale_NG.float()).all()
-        )
+        assert bool(((layer.qtensor.dequantize() - weight).abs() <= 0.5001 * layer.qtensor.scale_NG.float()).all())
 
 
 def test_minilm(minilm_dir: Path, tmp_path: Path, quantize_linears: Quantize) -> None:

@@ -59,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the checks in other processes, seconds each; tests/pipeline makes them."""
-    monkeypatch.setattr("bitwright.pipeline.run.verify", lambda *args, **kwargs: [])
+    monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_measurements_are_keyed_by_everything_they_depend_on(
     seen = set()
 
     def context(recipe: Recipe = HERE, **given: Any) -> None:
-        seen.add(open_job(source, recipe, Texts(**given)).context())
+        seen.add(tuple(open_job(source, recipe, Texts(**given)).context().values()))
 
     context(samples=60)
     context(samples=60)
@@ -108,7 +108,7 @@ def test_what_appears_at_the_destination_meanwhile_is_kept(
         (tmp_path / "out" / "precious.txt").write_text("mine")
         return []
 
-    monkeypatch.setattr("bitwright.pipeline.run.verify", meanwhile)
+    monkeypatch.setattr("bitwright.pipeline.facts.verify", meanwhile)
     with pytest.raises(InputError, match="exists already"):
         quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
     assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
@@ -118,7 +118,7 @@ def test_a_target_that_fails_the_check_fails_the_run(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"target": "transformers", "ok": False, "checks": {}, "detail": "broken"}
-    monkeypatch.setattr("bitwright.pipeline.run.verify", lambda *args: [row])
+    monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args: [row])
     result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
     assert (result.exit_code, result.record["exit_code"]) == (1, 1)
     assert "transformers: broken" in result.record["warnings"]

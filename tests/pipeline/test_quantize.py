@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = {"samples": 60, "speed": False, "sensitivity": False}
 @pytest.fixture(scope="module")
 def unverified(monkeypatch_module: pytest.MonkeyPatch) -> None:
     """Leave out the clean-process checks, which `test_result_is_complete` makes."""
-    monkeypatch_module.setattr("bitwright.pipeline.run.verify", lambda *args, **kwargs: [])
+    monkeypatch_module.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
 
 
 @pytest.fixture(scope="module")

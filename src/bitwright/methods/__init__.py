@@ -5,21 +5,30 @@ function, a **range** chooses scale and zero point (`numerics.RANGES`), a **roun
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+from bitwright.methods.awq import awq
+from bitwright.methods.bias_correction import with_bias_correction
+from bitwright.methods.gptq import gptq
 from bitwright.methods.rtn import rtn
-from bitwright.methods.slots import Rounded, Rounding, Transform, Transformed
+from bitwright.methods.shift import shift
+from bitwright.methods.slots import Error, Rounded, Rounding, Transform, Transformed
+from bitwright.methods.smoothquant import smoothquant
 
-__all__ = ["METHODS", "ROUNDINGS", "TRANSFORMS", "Method", "Rounded", "Rounding", "Transform", "Transformed"]
+__all__ = [
+    "METHODS", "ROUNDINGS", "TRANSFORMS", "Error", "Method", "Rounded", "Rounding", "Transform", "Transformed",
+    "rounding_of", "transform_of",
+]  # fmt: skip
 
-ROUNDINGS: dict[str, Rounding] = {"rtn": rtn}
-TRANSFORMS: dict[str, Transform] = {}
+ROUNDINGS: dict[str, Rounding] = {"rtn": rtn, "gptq": gptq}
+TRANSFORMS: dict[str, Transform] = {"smoothquant": smoothquant, "shift": shift, "awq": awq}
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """One choice per slot. transform: name in TRANSFORMS, or None. range: the weight's range. rounding: in ROUNDINGS.
 
-    note: when it is the right one, for `bitwright plan`.
+    note: when it is the right one, for whoever has to choose.
     """
 
     transform: str | None
@@ -30,4 +39,34 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "rtn": Method(None, "absmax", "rtn", "no calibration; 8-bit weights rarely need more"),
+    "rtn_mse": Method(None, "mse", "rtn", "no calibration; ranges clipped to the least squared error"),
+    "imatrix": Method(None, "imatrix", "rtn", "ranges clipped to the error weighted by the inputs' mean square"),
+    "gptq": Method(None, "mse", "gptq", "weights below 8 bits: later columns make up for the error of earlier ones"),
+    "awq": Method("awq", "awq_clip", "rtn", "weights below 8 bits: columns that meet large inputs lose less"),
+    "awq_gptq": Method("awq", "mse", "gptq", "4 bits and less: scaling and compensation together"),
+    "smoothquant": Method("smoothquant", "absmax", "rtn", "8-bit activations with outlier features"),
+    "smoothquant_gptq": Method("smoothquant", "absmax", "gptq", "8-bit activations and weights, the most accurate"),
+    "smoothquant_shift": Method("shift", "absmax", "rtn", "activations that lie off centre, in models with biases"),
 }
+
+
+def transform_of(method: str, *, alpha: float | None, shiftable: bool) -> Transform | None:
+    """The transform of a method with its options bound.
+
+    alpha: SmoothQuant's; None searches it. shiftable: whether the input can be shifted; else it is only scaled.
+    """
+    smooth: Transform = partial(smoothquant, alpha=alpha)
+    name = METHODS[method].transform
+    if name is None:
+        return None
+    bound: dict[str, Transform] = {
+        "smoothquant": smooth, "shift": partial(shift, then=smooth) if shiftable else smooth
+    }  # fmt: skip
+    return bound.get(name, TRANSFORMS[name])
+
+
+def rounding_of(method: str, *, act_order: bool, damping: float, bias_correction: bool) -> Rounding:
+    """The rounding of a method with its options bound."""
+    name = METHODS[method].rounding
+    rounding: Rounding = partial(gptq, act_order=act_order, damping=damping) if name == "gptq" else ROUNDINGS[name]
+    return with_bias_correction(rounding) if bias_correction else rounding

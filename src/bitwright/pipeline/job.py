@@ -5,30 +5,46 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, mix, parse_sources, require_texts
+from bitwright.calibration.windows import Window, mix_windows
 from bitwright.checkpoints.stored import ModelNames, model_names, require_name_in
 from bitwright.errors import DataError, InputError
 from bitwright.evaluate import Task, label_free_task, load_custom, load_task, shared_texts, split
+from bitwright.evaluate.kinds import Items
+from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
 from bitwright.kernels import cpu, native
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
-from bitwright.models.load import LoadedModel, fingerprint, load_model, source_files
+from bitwright.models.hub import fetch
+from bitwright.models.lazy import open_lazily
+from bitwright.models.load import (
+    LoadedModel,
+    fingerprint,
+    load_model,
+    max_tokens,
+    read_config,
+    source_files,
+    task_of_classes,
+)
 from bitwright.models.tensor_files import TensorFiles
-from bitwright.numerics.spec import SCHEMES
+from bitwright.pipeline.layers import needs_inputs
 from bitwright.pipeline.request import Texts
+from bitwright.pipeline.streamed import StreamedModel
 from bitwright.plan import Plan, make_plan
 from bitwright.recipe import Recipe
 from bitwright.runtime.environment import version_of
 from bitwright.runtime.model import Model, float_model
 
 T = TypeVar("T")
+AnyModel = Model | StreamedModel
 
 BUILTIN_DATA = ("builtin",)
+_MAX_WINDOWS = 64  # of a language model, tuning and held-out together
 _MAX_PROBE = 200  # texts whose outputs sensitivity compares
 _LARGE_FILE = 64 << 20  # bytes; larger files of a model are weights, which have a digest of their own
 
@@ -37,13 +53,14 @@ _LARGE_FILE = 64 << 20  # bytes; larger files of a model are weights, which have
 class Job:
     """A model with all that is decided before anything is measured.
 
-    sites: the linears that the architecture row names. calibration: texts for static ranges, on neither side of the
+    loaded: whole; of a language model, which runs block by block, without values. sites: the linears that the
+    architecture row names. calibration: texts, or windows of token ids, that methods look at, on neither side of the
     split. probe: texts whose outputs sensitivity compares; from the tuning side. source_dtype: of the weights on disk.
     evaluation_sha256: of the labels, or of the user's metric. warnings: what a reader of the result should know.
     """
 
     loaded: LoadedModel
-    model: Model
+    model: AnyModel
     names: ModelNames
     sites: list[LinearSite]
     embeddings: list[str]
@@ -51,14 +68,19 @@ class Job:
     plan: Plan
     tuning: Task
     held_out: Task
-    calibration: list[str]
-    probe: tuple[str, ...]
+    calibration: list[str] | list[Window]
+    probe: Items
     source_dtype: torch.dtype
     source_sha256: str
     evaluation_sha256: str
     trust_remote_code: bool
     warnings: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model is a language model: such run block by block, and see windows of running text."""
+        return self.loaded.task == "text-generation"
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -72,20 +94,23 @@ class Job:
         width = self.source_dtype.itemsize
         return make_plan(recipe, self.loaded.model, self.sites, self.embeddings, width)
 
-    def context(self) -> str:
-        """A digest of everything that measurements depend on: every file of the model, the recipe, the texts and what
-        they are scored against, the kernels and the threads that run them, versions.
-        """
-        digest = hashlib.sha256()
-        parts: list[Any] = [self.source_sha256, self.recipe.model_dump(mode="json", exclude={"budget"})]
-        parts += [self.tuning.name, self.tuning.texts, self.probe, self.calibration, self.evaluation_sha256]
-        parts += [cpu.active_isa(), torch.get_num_threads(), *map(version_of, ("bitwright", "torch", "transformers"))]
-        digest.update(json.dumps(parts).encode("utf-8", "surrogatepass"))
+    def context(self) -> dict[str, str]:
+        """Digests of everything that measurements depend on, by what it is."""
+        texts = [self.tuning.name, self.tuning.texts, self.probe, self.calibration, self.evaluation_sha256]
+        machine = [cpu.active_isa(), torch.get_num_threads(), *map(version_of, ("bitwright", "torch", "transformers"))]
         small = [file for file in source_files(self.loaded.path) if file.stat().st_size < _LARGE_FILE]
         kernels = Path(str(native.load().__file__))
-        for file in (*sorted(small), kernels):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-        return digest.hexdigest()
+        files = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in (*sorted(small), kernels)]
+        return {
+            "model": _digest([self.source_sha256, files[:-1]]),
+            "recipe": _digest(self.recipe.model_dump(mode="json", exclude={"budget"})),
+            "texts": _digest(texts),
+            "machine or release": _digest([machine, files[-1]]),
+        }
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False) -> Job:
@@ -95,23 +120,31 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
         BitwrightError: of any kind; whatever can be known to fail later fails here.
     """
     start = time.perf_counter()
-    loaded = load_model(name, trust_remote_code=trust_remote_code)
+    loaded = _open(name, trust_remote_code=trust_remote_code)
+    names = model_names(loaded.model, loaded.architecture)
     sites = find_linears(loaded.model, loaded.architecture)
     source_dtype = _dtype_on_disk(loaded, sites[0])
     embeddings = find_embeddings(loaded.model)
     plan = make_plan(recipe, loaded.model, sites, embeddings, source_dtype.itemsize)
-    model = float_model(loaded)
     if loaded.tokenizer is None:
         raise InputError(
             f"texts cannot be encoded without a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}"
         )
-    labelled = _labelled_task(texts, loaded)
-    pool, calibration = _draw_texts(texts, recipe, labelled, needs_calibration=_needs_calibration(plan))
-    task = labelled or agreement_task(loaded, pool)
+    calibrates = any(map(needs_inputs, plan))
+    model: AnyModel
+    if loaded.task == "text-generation":
+        model = StreamedModel(loaded, max_tokens(loaded), trust_remote_code=trust_remote_code)
+        task, calibration = _draw_windows(texts, recipe, model, needs_calibration=calibrates)
+        pool: Items = ()
+    else:
+        model = float_model(loaded)
+        labelled = _labelled_task(texts, loaded)
+        pool, calibration = _draw_texts(texts, recipe, labelled, needs_calibration=calibrates)
+        task = labelled or agreement_task(loaded, pool)
     tuning, held_out = split(task, seed=recipe.seed)
     probe = (tuning.texts or tuple(pool))[:_MAX_PROBE]
     job = Job(
-        loaded, model, model_names(loaded.model), sites, embeddings, recipe, plan, tuning, held_out, calibration, probe,
+        loaded, model, names, sites, embeddings, recipe, plan, tuning, held_out, calibration, probe,
         source_dtype, fingerprint(loaded.path), _evaluation_sha256(texts), trust_remote_code, _doubts(tuning, held_out),
     )  # fmt: skip
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
@@ -129,9 +162,46 @@ def agreement_task(loaded: LoadedModel, texts: Sequence[str], name: str = "label
     )
 
 
-def _needs_calibration(plan: Plan) -> bool:
-    inputs = (SCHEMES[row.scheme].input for row in plan if row.role != "embedding")
-    return any(spec is not None and not spec.dynamic for spec in inputs)
+def _open(name: str | Path, *, trust_remote_code: bool) -> LoadedModel:
+    """The model: whole, or without values if it is a language model, since those run block by block."""
+    path = fetch(name)
+    if task_of_classes(read_config(path).get("architectures"), str(path)) == "text-generation":
+        return replace(open_lazily(path, trust_remote_code=trust_remote_code, runnable=False), name=str(name))
+    return load_model(name, trust_remote_code=trust_remote_code)
+
+
+def _draw_windows(
+    texts: Texts, recipe: Recipe, model: StreamedModel, *, needs_calibration: bool
+) -> tuple[Task, list[Window]]:
+    """(perplexity on windows of text, windows for calibration): disjoint.
+
+    Raises:
+        DataError: a text shorter than a window, or fewer calibration windows than make sense.
+    """
+    if texts.metric is not None:
+        raise InputError(
+            "--metric is for models that encode texts; a language model is judged by perplexity: give --eval"
+        )
+    length = min(recipe.calibration.max_tokens, model.max_tokens)
+    n_calibration = recipe.calibration.samples if needs_calibration else 0
+    n_scored = 0 if texts.evaluation else min(texts.samples, _MAX_WINDOWS)
+    sources = parse_sources(texts.data or BUILTIN_DATA)
+    drawn = mix_windows(model.tokenizer, sources, n_calibration + n_scored, length, seed=recipe.seed)
+    if len(drawn) < n_calibration + n_scored:  # both get their share of what there is
+        n_calibration = len(drawn) * n_calibration // (n_calibration + n_scored)
+    if needs_calibration and n_calibration < LEAST_CALIBRATION_TEXTS:
+        raise DataError(
+            f"{n_calibration} windows of {length} tokens for calibration; at least {LEAST_CALIBRATION_TEXTS} are needed: "
+            "give more text with --data, or a smaller calibration.max_tokens in the recipe"
+        )
+    if texts.evaluation:
+        window = min(WINDOW, model.max_tokens)
+        task = language_task(texts.evaluation, model.tokenizer, window=window, windows=WINDOWS)
+    else:
+        names = " and ".join(source.name for source in sources)
+        protocol = f"{names}, {len(drawn) - n_calibration} windows of {length} tokens drawn at random, no BOS"
+        task = Task(names, tuple(drawn[n_calibration:]), LanguageModel(protocol))
+    return task, drawn[:n_calibration]
 
 
 def _draw_texts(
@@ -195,6 +265,8 @@ def _evaluation_sha256(texts: Texts) -> str:
 
 def _dtype_on_disk(loaded: LoadedModel, site: LinearSite) -> torch.dtype:
     """The dtype of the linear weights as the source stores them."""
+    if loaded.source is not None:
+        return loaded.source.dtype(f"{site.name}.weight")
     files = TensorFiles(loaded.path)
     prefix = str(getattr(loaded.model, "base_model_prefix", ""))
     return files.dtype(require_name_in(files, f"{site.name}.weight", prefix, str(loaded.path)))

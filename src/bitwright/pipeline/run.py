@@ -12,33 +12,39 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import bitwright
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.directory import atomic_directory, check_out, write_file
-from bitwright.checkpoints.stored import StoredLinear
-from bitwright.evaluate import Interval, judge, paired_bootstrap
+from bitwright.evaluate import paired_bootstrap
 from bitwright.evaluate.kinds import Outputs
-from bitwright.models.load import license_of, source_bytes
 from bitwright.numerics.qtensor import QTensor
+from bitwright.pipeline.facts import (
+    evaluation_facts,
+    layer_rows,
+    model_facts,
+    size_facts,
+    verify_in_runtimes,
+    warnings_of,
+)
 from bitwright.pipeline.job import Job, open_job
+from bitwright.pipeline.layers import Quantized
 from bitwright.pipeline.request import RECIPE_FILE, Progress, Quiet, make_texts, reproducing_command, resolve_recipe
 from bitwright.pipeline.study import BENCH_SHAPES
 from bitwright.pipeline.variants import (
     candidate,
-    dequantized,
     describe_distributions,
     measure_parts,
-    quantize_linears,
+    quantize_model,
     quantize_tables,
     run_task,
 )
-from bitwright.pipeline.workspace import JOURNAL, STAGED, work_directory
+from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
 from bitwright.plan import Plan, half_names, plan_rows, quantized_names
 from bitwright.recipe import Recipe, recipe_yaml
 from bitwright.record import RECORD_FILE, RECORD_VERSION, Record, write_record
@@ -46,13 +52,11 @@ from bitwright.report import render_model_card, write_report
 from bitwright.runtime.bench import run_bench
 from bitwright.runtime.environment import environment
 from bitwright.runtime.load import load
-from bitwright.runtime.verify import verify
-from bitwright.search.fallback import Step, find_fallback, step_rows
+from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import ranked_units
 
 _EXIT_UNVERIFIED, _EXIT_OVER_BUDGET = 1, 3
-_VERIFY_SHAPE = (4, 32)  # sequences × tokens that every runtime must agree on
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ def quantize(
     metric: str | None = None,
     samples: int = 1000,
     overwrite: bool = False,
+    judged: bool = True,
     sensitivity: bool = True,
     speed: bool = True,
     trust_remote_code: bool = False,
@@ -93,6 +98,7 @@ def quantize(
         max_loss: loss allowed, as a fraction of the float model's score; overrides the recipe's.
         recipe: a Recipe, or the path of one; by default all linears W8A8 with dynamic asymmetric activations.
         data, evaluation, kind, metric, samples: see `Texts`.
+        judged: evaluate the result, search for a fallback, verify and time it. Without, it is quantized and written.
         sensitivity: measure every layer even if the budget does not need it; speed: time the result.
         command: what a person would type to do this again; for the record.
 
@@ -114,6 +120,7 @@ def quantize(
             job,
             work,
             out,
+            judged=judged,
             sensitivity=sensitivity,
             speed=speed,
             overwrite=overwrite,
@@ -124,66 +131,93 @@ def quantize(
 
 
 def _run(
-    job: Job, work: Path, out: Path, *, sensitivity: bool, speed: bool, overwrite: bool, command: str, begun: float,
-    progress: Progress,
+    job: Job, work: Path, out: Path, *, judged: bool, sensitivity: bool, speed: bool, overwrite: bool, command: str,
+    begun: float, progress: Progress,
 ) -> Result:  # fmt: skip
     """All of `quantize` that comes after what can be refused beforehand."""
-    recipe, trust = job.recipe, job.trust_remote_code
-    journal = Journal(work / JOURNAL, job.context())
+    claim(work, job.context())
+    journal = Journal(work / JOURNAL, "")
     if journal.values:
         progress.say(f"going on where an earlier run stopped: {len(journal.values)} measurements are there")
 
     with job.timed("quantize"):
-        layers, tables = quantize_linears(job, job.plan, progress), quantize_tables(job)
+        quantized, tables = quantize_model(job, work, progress), quantize_tables(job)
     found: dict[str, Any] = {}
 
-    def ranking() -> tuple[str, ...]:
+    def by_sensitivity() -> tuple[str, ...]:
         if not found:
             with job.timed("sensitivity"):
-                found.update(measure_parts(job, layers, journal, progress))
+                found.update(measure_parts(job, quantized, journal, progress))
         return ranked_units(found)
 
-    with job.timed("search"):
-        kept, steps = _search(job, layers, tables, ranking, journal, progress)
-    job.timings_s["search"] = round(job.timings_s["search"] - job.timings_s.get("sensitivity", 0.0), 3)
-    if sensitivity:
-        ranking()
+    # Of a language model a variant costs a pass of the whole: it is ranked by what was measured while quantizing.
+    ranking = partial(units_by_error, quantized.account) if job.streams else by_sensitivity
+    kept: tuple[str, ...] = ()
+    steps: list[Step] = []
+    if judged:
+        with job.timed("search"):
+            kept, steps = _search(job, quantized, tables, ranking, journal, progress)
+        job.timings_s["search"] = round(job.timings_s["search"] - job.timings_s.get("sensitivity", 0.0), 3)
+        if sensitivity and not job.streams:
+            by_sensitivity()
 
-    final_recipe = recipe.with_fallback(kept, "sensitive: kept in 16 bit to stay inside the budget")
-    plan = job.plan_for(final_recipe)
+    recipe = job.recipe.with_fallback(kept, "sensitive: kept in 16 bit to stay inside the budget")
+    plan = job.plan_for(recipe)
     staged = work / STAGED
     with job.timed("write"):
         shutil.rmtree(staged, ignore_errors=True)
-        kept_layers = {name: layers[name] for name in quantized_names(plan)}
-        parts = QuantizedParts(kept_layers, half_names(plan), tables)
+        layers = {name: quantized.layers[name] for name in quantized_names(plan)}
+        parts = QuantizedParts(layers, half_names(plan), tables, changed=quantized.changed_for(plan))
         write_checkpoint(job.loaded.path, staged, parts, job.names, model_card="")
-    with job.timed("evaluate"):
-        final = load(staged, trust_remote_code=trust)
-        float_outputs = run_task(job.held_out, job.model, progress, "held-out texts, float")
-        quant_outputs = run_task(job.held_out, final, progress, "held-out texts, quantized")
-        interval = paired_bootstrap(job.held_out, float_outputs, quant_outputs, seed=recipe.seed)
-    evaluation_record, exit_code = _evaluation(job, interval, float_outputs, quant_outputs, recipe)
     record: Record = {
         "record_version": RECORD_VERSION,
         "bitwright_version": bitwright.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "exit_code": exit_code,
-        "model": _model_facts(job),
-        "recipe": final_recipe.model_dump(mode="json"),
+        "exit_code": 0,
+        "model": model_facts(job),
+        "recipe": recipe.model_dump(mode="json"),
         "plan": plan_rows(plan),
-        "evaluation": evaluation_record,
+        "layers": layer_rows(quantized.account, plan),
         "steps": step_rows(steps),
         "sensitivity": found or None,
-        "distributions": describe_distributions(job, kept_layers),
-        "size": _size(job, staged, plan),
+        "size": size_facts(job, staged, plan),
     }
+    if judged:
+        record |= _judged(job, staged, plan, quantized, tables, speed=speed, progress=progress)
+    job.timings_s["total"] = round(time.perf_counter() - begun, 3)
+    record |= {
+        "warnings": warnings_of(job, record, journal),
+        "environment": environment(),
+        "timings_s": dict(job.timings_s),
+    }
+    _publish(staged, out, record, recipe, job, overwrite=overwrite)
+    return Result(out, record, record["exit_code"])
+
+
+def _judged(
+    job: Job, staged: Path, plan: Plan, quantized: Quantized, tables: dict[str, QTensor], *, speed: bool,
+    progress: Progress,
+) -> Record:  # fmt: skip
+    """What the Record says of a result that was written: its loss on held-out data, its outputs in each runtime, its
+    speed.
+    """
+    record: Record = {}
+    with job.timed("evaluate"):
+        # Perplexity is a matter of small differences, and nothing here is timed: float32 around the integers.
+        final = load(staged, trust_remote_code=job.trust_remote_code, compute="float32" if job.streams else "auto")
+        float_outputs = run_task(job.held_out, job.model, progress, "held-out texts, float")
+        quant_outputs = run_task(job.held_out, final, progress, "held-out texts, quantized")
+        interval = paired_bootstrap(job.held_out, float_outputs, quant_outputs, seed=job.recipe.seed)
+    record["evaluation"], met = evaluation_facts(job, interval, float_outputs, quant_outputs)
+    record["exit_code"] = 0 if met else _EXIT_OVER_BUDGET
+    record["distributions"] = None if job.streams else describe_distributions(job, plan, quantized)
     with job.timed("verify"):
         progress.say("reloading the result in a clean process, in every target runtime")
-        record["verify"] = _verify(job, staged, plan, layers, tables)
-    if exit_code == 0 and any(row["ok"] is False for row in record["verify"]):
-        record["exit_code"] = exit_code = _EXIT_UNVERIFIED
-    if speed:
+        record["verify"] = verify_in_runtimes(job, staged, plan, quantized, tables)
+    if met and any(row["ok"] is False for row in record["verify"]):
+        record["exit_code"] = _EXIT_UNVERIFIED
+    if speed and not job.streams:
         del final  # the timed processes need the memory
         with job.timed("speed"):
             measured = run_bench(
@@ -191,14 +225,7 @@ def _run(
                 rivals=False, progress=progress.say, track=progress.track,
             )  # fmt: skip
         record["speed"] = {key: value for key, value in measured.items() if key not in ("size", "blocks")}
-    job.timings_s["total"] = round(time.perf_counter() - begun, 3)
-    record |= {
-        "warnings": _warnings(job, record, journal),
-        "environment": environment(),
-        "timings_s": dict(job.timings_s),
-    }
-    _publish(staged, out, record, final_recipe, job, overwrite=overwrite)
-    return Result(out, record, exit_code)
+    return record
 
 
 def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
@@ -209,7 +236,7 @@ def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
 
 def _search(
     job: Job,
-    layers: dict[str, StoredLinear],
+    quantized: Quantized,
     tables: dict[str, QTensor],
     ranking: Callable[[], tuple[str, ...]],
     journal: Journal,
@@ -224,7 +251,7 @@ def _search(
         def bounds() -> list[float]:
             if not float_outputs:
                 float_outputs.append(run_task(job.tuning, job.model, progress, "tuning texts, float"))
-            model = candidate(job, plan, layers, tables)
+            model = candidate(job, plan, quantized, tables)
             what = f"tuning texts, {len(kept)} units in 16 bit"
             outputs = run_task(job.tuning, model, progress, what)
             interval = paired_bootstrap(job.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
@@ -234,103 +261,6 @@ def _search(
         return Step(kept, loss, upper, sum(row.bytes_after for row in plan))
 
     return find_fallback(ranking, measure, job.recipe.budget.max_loss)
-
-
-def _evaluation(
-    job: Job, interval: Interval, float_outputs: Outputs, quant_outputs: Outputs, recipe: Recipe
-) -> tuple[dict[str, Any], int]:
-    task, budget = job.held_out, recipe.budget
-    verdict = judge(interval, budget.max_loss)
-    float_score, quantized_score = task.scores(float_outputs, quant_outputs)
-    met = verdict.verdict == "met" or (
-        verdict.verdict == "undecided" and budget.accept_point_estimate and interval.loss <= budget.max_loss
-    )
-    facts = {
-        "metric": {
-            "name": task.kind.metric,
-            "kind": task.kind.name,
-            "task": task.name,
-            "unit": task.kind.unit,
-            "label_free": task.kind.label_free,
-            "higher_is_better": task.kind.higher_is_better,
-        },
-        "n_tuning": job.tuning.n_units,
-        "n_held_out": interval.n_units,
-        "float_score": float_score,
-        "quantized_score": quantized_score,
-        "loss": interval.loss,
-        "loss_lower": interval.lower,
-        "loss_upper": interval.upper,
-        "confidence": interval.confidence,
-        "max_loss": budget.max_loss,
-        "verdict": verdict.verdict,
-        "sentence": verdict.sentence,
-        "needed_samples": verdict.needed_samples,
-        "accepted_point_estimate": met and verdict.verdict != "met",
-        "companions": task.companions(float_outputs, quant_outputs),
-        "seed": recipe.seed,
-    }
-    return facts, 0 if met else _EXIT_OVER_BUDGET
-
-
-def _model_facts(job: Job) -> dict[str, Any]:
-    loaded = job.loaded
-    blocks = {site.block for site in job.sites if site.block is not None}
-    return {
-        "name": loaded.path.name if Path(loaded.name).is_dir() else loaded.name,
-        "source": loaded.name,
-        "model_type": loaded.config.model_type,
-        "architectures": list(loaded.config.architectures or []),
-        "task": loaded.task,
-        "n_parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "n_blocks": len(blocks),
-        "license": license_of(loaded.path),
-        "source_sha256": job.source_sha256,
-        "dtype": str(job.source_dtype).removeprefix("torch."),
-    }
-
-
-def _size(job: Job, staged: Path, plan: Plan) -> dict[str, int]:
-    return {
-        "source_bytes": source_bytes(job.loaded.path),
-        "checkpoint_bytes": sum(file.stat().st_size for file in staged.glob("*.safetensors")),
-        "weights_before": sum(row.bytes_before for row in plan),
-        "weights_after": sum(row.bytes_after for row in plan),
-    }
-
-
-def _verify(
-    job: Job, staged: Path, plan: Plan, layers: dict[str, StoredLinear], tables: dict[str, QTensor]
-) -> list[dict[str, Any]]:
-    batch, limit = _VERIFY_SHAPE[0], min(_VERIFY_SHAPE[1], job.model.max_tokens)
-    pool = [
-        i for ids in job.model.tokenize(job.probe) for i in ids
-    ]  # real tokens: random ones are far from what it knows
-    ids = np.resize(np.array(pool, dtype=np.int64), (batch, limit))
-    mask = torch.ones(batch, limit, dtype=torch.int64)
-    # With nothing quantized the directory is an ordinary float model, and is loaded as one.
-    ours = candidate if quantized_names(plan) or tables else dequantized
-    expected = [
-        np.stack([row.reshape(-1) for row in make(job, plan, layers, tables).rows(torch.from_numpy(ids), mask)])
-        for make in (ours, dequantized)
-    ]
-    calls = sum(site.calls for site in job.sites if site.name in quantized_names(plan))
-    targets = list(job.recipe.targets)
-    if job.loaded.task != "embedding":
-        targets = [target for target in targets if target != "sentence-transformers"]
-    elif "transformers" in targets and "sentence-transformers" not in targets:
-        targets.append("sentence-transformers")
-    return verify(staged, targets, ids, expected[0], expected[1], calls)
-
-
-def _warnings(job: Job, record: Record, journal: Journal) -> list[str]:
-    texts = list(job.warnings)
-    if record["evaluation"]["n_held_out"] < 2:
-        texts.append("the metric gives a single number: choices were made on the same data that the verdict is about")
-    texts += [f"{row['target']}: {row['detail']}" for row in record["verify"] if row["ok"] is not True]
-    if journal.reused:
-        texts.append(f"{journal.reused} measurements were taken by an earlier run that was interrupted")
-    return texts
 
 
 def _publish(staged: Path, out: Path, record: Record, recipe: Recipe, job: Job, *, overwrite: bool) -> None:

@@ -1,8 +1,10 @@
 """What can be learnt about a model, or about a result, without making one."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from bitwright.errors import InputError
 from bitwright.models.load import fingerprint, source_bytes
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.request import Progress, Quiet, Texts, make_texts, resolve_recipe
-from bitwright.pipeline.variants import measure_parts, quantize_linears, sensitivity_task
+from bitwright.pipeline.variants import measure_parts, quantize_model, sensitivity_task
 from bitwright.plan import plan_rows, quantized_names
 from bitwright.recipe import Recipe
 from bitwright.record import RECORD_FILE, read_record
@@ -80,8 +82,9 @@ def analyze(
     texts = make_texts(data, evaluation, kind, metric, samples)
     job = open_job(model, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code)
     notes = _open_journal(journal, job)
-    layers = quantize_linears(job, job.plan, progress)
-    return {"model": job.loaded.name} | measure_parts(job, layers, notes, progress)
+    with TemporaryDirectory() as folder:
+        quantized = quantize_model(job, Path(folder), progress)
+        return {"model": job.loaded.name} | measure_parts(job, quantized, notes, progress)
 
 
 def bench(
@@ -109,4 +112,4 @@ def _open_journal(journal: str | Path | None, job: Job) -> Journal:
         raise InputError(f"{path}: is not a journal of measurements, so nothing is added to it; choose another file")
     if path is not None and not path.parent.is_dir():
         raise InputError(f"{path}: there is no directory {path.parent}")
-    return Journal(path, job.context())
+    return Journal(path, json.dumps(job.context()))

@@ -4,6 +4,8 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.calibration.data import token_batches
-from bitwright.calibration.observers import LayerStats, observe
-from bitwright.calibration.stream import stream_blocks
-from bitwright.checkpoints.stored import StoredLinear
+from bitwright.calibration.stream import stream_stages
+from bitwright.checkpoints.stored import StoredLinear, ready
 from bitwright.errors import NumericsError, RecipeError
 from bitwright.evaluate import Task
 from bitwright.evaluate.distributions import linear_distributions
@@ -23,9 +24,11 @@ from bitwright.methods import ROUNDINGS
 from bitwright.numerics import RANGES
 from bitwright.numerics.grids import fake_quantize
 from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.spec import SCHEMES, QuantSpec
-from bitwright.pipeline.job import Job, agreement_task
+from bitwright.numerics.spec import QuantSpec
+from bitwright.pipeline.job import AnyModel, Job, agreement_task
+from bitwright.pipeline.layers import Quantized, named, needs_inputs, quantize_linears
 from bitwright.pipeline.request import Progress
+from bitwright.pipeline.streamed import Changes, StreamedModel
 from bitwright.plan import Plan, half_names, quantized_names
 from bitwright.runtime.model import Model
 from bitwright.runtime.swap import quant_linear, set_compute, swap_linears, swap_one
@@ -36,27 +39,38 @@ _MAX_TASK_TEXTS = 400  # texts that every variant of the model encodes for its m
 _SAMPLE_ROWS = 512  # tokens per linear whose values the report's histograms show
 
 
-def quantize_linears(job: Job, plan: Plan, progress: Progress) -> dict[str, StoredLinear]:
-    """Round the weights of every linear that `plan` quantizes, and choose its input range where that is static.
+def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantized:
+    """Quantize every linear of the job's plan. What is done is kept in `folder`, if the model must be run for it.
 
     Raises:
         NumericsError: NaN or infinity in a weight or in what enters a linear; the message names the linear.
     """
-    names = quantized_names(plan)
-    schemes = {row.name: SCHEMES[row.scheme] for row in plan if row.name in names}
-    methods = {row.name: ROUNDINGS[row.method] for row in plan if row.name in names}
-    static = [name for name, scheme in schemes.items() if scheme.input is not None and not scheme.input.dynamic]
-    stats = _observe(job, set(static), progress) if static else {}
-    layers = {}
-    for name, scheme in progress.track(list(schemes.items()), "rounding weights"):
-        assert scheme.weight is not None
-        assert scheme.input is not None
-        weight = _weight(job.loaded.model, name)
-        with _named(name):
-            rounded = methods[name](weight, stats.get(name), scheme.weight, RANGES["absmax"]).qtensor
-            scale, zero = _input_grid(stats[name], scheme.input, job.recipe.range) if name in stats else (None, None)
-        layers[name] = StoredLinear(rounded, scheme.input, scale, zero)
-    return layers
+    batches = calibration_batches(job) if any(map(needs_inputs, job.plan)) else []
+    quantized = quantize_linears(
+        job.loaded, job.plan, job.recipe, batches, folder, half_dtype(job), progress,
+        trust_remote_code=job.trust_remote_code,
+    )  # fmt: skip
+    if job.streams:
+        return quantized
+    layers = {
+        name: ready(lazy.load()) for name, lazy in progress.track(list(quantized.layers.items()), "rounding weights")
+    }
+    changed = {name: partial(_same, load()) for name, load in quantized.changed.items()}
+    return replace(quantized, layers=layers, changed=changed)
+
+
+def calibration_batches(job: Job) -> list[dict[str, Tensor]]:
+    """The calibration texts as token batches; windows of a language model are equally long and need no mask."""
+    if not job.calibration:
+        raise RecipeError("a method that looks at inputs needs calibration texts, and there are none; give --data")
+    settings = job.recipe.calibration
+    if job.streams:
+        ids = torch.tensor(job.calibration)
+        return [{"input_ids": part} for part in ids.split(settings.batch_size)]
+    limit = min(settings.max_tokens, job.model.max_tokens)
+    return token_batches(
+        job.model.tokenizer, job.calibration, max_tokens=limit, batch_size=settings.batch_size, seed=job.recipe.seed
+    )
 
 
 def quantize_tables(job: Job) -> dict[str, QTensor]:
@@ -65,48 +79,96 @@ def quantize_tables(job: Job) -> dict[str, QTensor]:
         return {}
     tables = {}
     for name in job.embeddings:
-        with _named(name):
+        with named(name):
             weight = _weight(job.loaded.model, name)
             tables[name] = ROUNDINGS["rtn"](weight, None, QuantSpec(), RANGES["absmax"]).qtensor
     return tables
 
 
-def candidate(job: Job, plan: Plan, layers: dict[str, StoredLinear], tables: dict[str, QTensor]) -> Model:
-    """A copy of the model with everything that `plan` says done to it: what the checkpoint will hold, in memory."""
+def candidate(job: Job, plan: Plan, quantized: Quantized, tables: dict[str, QTensor]) -> AnyModel:
+    """The model with everything that `plan` says done to it: what the checkpoint will hold. A copy in memory, or, of a
+    language model, block by block.
+    """
+    names, half = quantized_names(plan), half_names(plan)
+    if isinstance(job.model, StreamedModel):
+        layers = {name: quantized.layers[name].load for name in names}
+        in_16_bit = tuple(f"{name}.weight" for name in job.embeddings)
+        return replace(
+            job.model, changes=Changes(layers, half, quantized.changed_for(plan), in_16_bit, half_dtype(job))
+        )
     hf = copy.deepcopy(job.loaded.model)
-    half = half_names(plan)
     with torch.no_grad():
+        for name, load in quantized.changed_for(plan).items():
+            hf.get_parameter(name).copy_(load())
         for name in set(job.embeddings) - tables.keys():
             weight = _weight(hf, name)
-            weight.copy_(weight.to(_half_dtype(job)))
-    chosen = {name: layers[name] for name in quantized_names(plan)}
+            weight.copy_(weight.to(half_dtype(job)))
+    chosen = {name: quantized.layers[name].load() for name in names}
     swap_linears(hf, chosen, half, job.loaded.architecture, tables=tables)
     set_compute(hf, "auto")  # as `load` does
     return replace(job.model, hf=hf, backend=f"kernels:{cpu.active_isa()}")
 
 
-def dequantized(job: Job, plan: Plan, layers: dict[str, StoredLinear], tables: dict[str, QTensor]) -> Model:
+def dequantized(job: Job, plan: Plan, quantized: Quantized, tables: dict[str, QTensor]) -> AnyModel:
     """A float copy of the model whose weights are the numbers that the checkpoint's codes stand for."""
+    if isinstance(job.model, StreamedModel):
+        return _dequantized_stream(job, job.model, plan, quantized)
     hf = copy.deepcopy(job.loaded.model)
-    weights = {name: layers[name].qtensor.dequantize() for name in quantized_names(plan)}
-    weights |= {name: table.dequantize() for name, table in tables.items()}
+    weights = {f"{name}.weight": table.dequantize() for name, table in tables.items()}
     kept = half_names(plan) | (set(job.embeddings) - tables.keys())
-    weights |= {name: _weight(hf, name).to(_half_dtype(job)) for name in kept}
     with torch.no_grad():
+        for name, load in quantized.changed_for(plan).items():
+            hf.get_parameter(name).copy_(load())
+        weights |= {f"{name}.weight": _weight(hf, name).to(half_dtype(job)) for name in kept}
+        for name in quantized_names(plan):
+            weights |= _effective(name, quantized.layers[name].load(), _bias(hf, name))
         for name, weight in weights.items():
-            _weight(hf, name).copy_(weight)
+            hf.get_parameter(name).copy_(weight)
     return replace(job.model, hf=hf)
 
 
+def _dequantized_stream(job: Job, model: StreamedModel, plan: Plan, quantized: Quantized) -> StreamedModel:
+    changed = quantized.changed_for(plan)
+
+    def weight(name: str) -> Tensor:
+        return _effective(name, quantized.layers[name].load(), None)[f"{name}.weight"]
+
+    def bias(name: str) -> Tensor:
+        layer = quantized.layers[name].load()
+        return _effective(name, layer, changed[f"{name}.bias"]())[f"{name}.bias"]
+
+    names = quantized_names(plan)
+    shifted = {name for name in names if quantized.layers[name].has_shift_K}
+    changed |= {f"{name}.weight": partial(weight, name) for name in names}
+    changed |= {f"{name}.bias": partial(bias, name) for name in shifted}
+    rounded = tuple(f"{name}.weight" for name in (*job.embeddings, *half_names(plan)))
+    return replace(model, changes=Changes(changed=changed, in_16_bit=rounded, dtype=half_dtype(job)))
+
+
+def _effective(name: str, layer: StoredLinear, bias: Tensor | None) -> dict[str, Tensor]:
+    """The float weight, and bias if it is another, of a linear that computes what `layer` does on an input as it is."""
+    weight = layer.qtensor.dequantize()
+    if layer.input_scale_K is not None:
+        weight = weight / layer.input_scale_K
+    if layer.input_shift_K is None:
+        return {f"{name}.weight": weight}
+    assert bias is not None
+    return {f"{name}.weight": weight, f"{name}.bias": bias.detach() - weight @ layer.input_shift_K}
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
 @contextmanager
-def only_quantized(job: Job, modules: dict[str, nn.Module], names: frozenset[str]) -> Iterator[None]:
-    """The float model with just these linears replaced by their quantized modules, until the end of the block."""
-    before = {name: swap_one(job.loaded.model, name, modules[name]) for name in names}
+def only_quantized(model: nn.Module, modules: dict[str, nn.Module], names: frozenset[str]) -> Iterator[None]:
+    """`model` with just these linears replaced by their quantized modules, until the end of the block."""
+    before = {name: swap_one(model, name, modules[name]) for name in names}
     try:
         yield
     finally:
         for name, module in before.items():
-            swap_one(job.loaded.model, name, module)
+            swap_one(model, name, module)
 
 
 def sensitivity_task(job: Job) -> Task:
@@ -123,21 +185,24 @@ def sensitivity_task(job: Job) -> Task:
     return agreement_task(job.loaded, job.probe, name="agreement with float on probe texts")
 
 
-def sensitivity_measure(job: Job, layers: dict[str, StoredLinear]) -> Callable[[frozenset[str]], Reading]:
+def sensitivity_measure(job: Job, quantized: Quantized) -> Callable[[frozenset[str]], Reading]:
     """A function from a set of linears to how the outputs move when just these are quantized.
 
     The distance is taken over the outputs of the probe texts, the metric loss over `sensitivity_task`.
     """
-    modules: dict[str, nn.Module] = {
-        name: quant_linear(layer, _bias(job.loaded.model, name), name=name) for name, layer in layers.items()
-    }
+    assert isinstance(job.model, Model)
+    base = replace(job.model, hf=_folded(job, quantized))
+    modules: dict[str, nn.Module] = {}
+    for name, lazy in quantized.layers.items():
+        bias = quantized.biases[name]() if name in quantized.biases else _bias(base.hf, name)
+        modules[name] = quant_linear(lazy.load(), bias, name=name)
     task = sensitivity_task(job)
     float_encode = _remembering(job.model)
     float_probe, float_outputs = float_encode(list(job.probe)), task.run(float_encode)
 
     def measure(names: frozenset[str]) -> Reading:
-        encode = _remembering(job.model)
-        with only_quantized(job, modules, names):
+        encode = _remembering(base)
+        with only_quantized(base.hf, modules, names):
             try:
                 probe = encode(list(job.probe))
                 loss = task.loss(float_outputs, task.run(encode))
@@ -148,44 +213,60 @@ def sensitivity_measure(job: Job, layers: dict[str, StoredLinear]) -> Callable[[
     return measure
 
 
-def measure_parts(job: Job, layers: dict[str, StoredLinear], journal: Journal, progress: Progress) -> dict[str, Any]:
+def _folded(job: Job, quantized: Quantized) -> nn.Module:
+    """The float model after folding: the same function in other numbers. The model itself if nothing was folded."""
+    if not quantized.changed:
+        return job.loaded.model
+    hf = copy.deepcopy(job.loaded.model)
+    with torch.no_grad():
+        for name, load in quantized.changed.items():
+            hf.get_parameter(name).copy_(load())
+    return hf
+
+
+def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> dict[str, Any]:
     """The Record's `sensitivity`: every linear, unit and group of the model."""
-    sites = [site for site in job.sites if site.name in layers]
+    sites = [site for site in job.sites if site.name in quantized.layers]
     found = measure_sensitivity(
         sites,
-        sensitivity_measure(job, layers),
+        sensitivity_measure(job, quantized),
         journal,
         track=lambda parts: progress.track(list(parts), "sensitivity of every layer"),
     )
     return found | {"n_samples": len(job.probe), "metric": sensitivity_task(job).kind.metric}
 
 
-def describe_distributions(job: Job, layers: dict[str, StoredLinear]) -> list[dict[str, Any]]:
+def describe_distributions(job: Job, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
     """The Record's histograms: weights and inputs of every quantized linear, before and after."""
     batches = token_batches(job.model.tokenizer, job.probe[:32], max_tokens=job.model.max_tokens, batch_size=8)
+    layers = {name: quantized.layers[name].load() for name in quantized_names(plan)}
     sites = [site for site in job.sites if site.name in layers]
     samples: dict[str, Tensor] = {}
 
     def keep(seen: Tensor | None, x_MK: Tensor) -> Tensor:
         return x_MK[:_SAMPLE_ROWS] if seen is None else torch.cat((seen, x_MK))[:_SAMPLE_ROWS]
 
-    for _, found in stream_blocks(job.loaded.model, job.loaded.architecture, sites, batches, keep):
-        samples |= found
+    base = _folded(job, quantized)
+    for stage in stream_stages(base, job.loaded.architecture, sites, batches):
+        samples |= stage.observe(stage.sites, keep)
     rows = []
     for site in sites:
         layer, x = layers[site.name], samples.get(site.name)
-        weight = _weight(job.loaded.model, site.name)
+        weight = _weight(base, site.name)
+        if layer.input_scale_K is not None:
+            shift = 0 if layer.input_shift_K is None else layer.input_shift_K
+            weight, x = weight * layer.input_scale_K, None if x is None else (x - shift) / layer.input_scale_K
         inputs = None if x is None else (x, _rounded_inputs(x, layer))
         rows.append(linear_distributions(site.name, site.role, (weight, layer.qtensor.dequantize()), inputs))
     return rows
 
 
-def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs:
+def run_task(task: Task, model: AnyModel, progress: Progress, what: str) -> Outputs:
     """The outputs of `model` for the texts of `task`."""
     return task.run(lambda texts: model.encode(texts, track=lambda steps: progress.track(list(steps), what)))
 
 
-def _half_dtype(job: Job) -> torch.dtype:
+def half_dtype(job: Job) -> torch.dtype:
     """What "16 bit" is for this model."""
     return torch.float16 if job.source_dtype == torch.float16 else torch.bfloat16
 
@@ -217,41 +298,11 @@ def _remembering(model: Model) -> Callable[[list[str]], Outputs]:
     return encode
 
 
-def _observe(job: Job, names: set[str], progress: Progress) -> dict[str, LayerStats]:
-    """Statistics of what enters these linears, over the calibration texts, one block at a time."""
-    if not job.calibration:
-        raise RecipeError("a static scheme needs calibration texts, and there are none; give some with --data")
-    settings = job.recipe.calibration
-    limit = min(settings.max_tokens, job.model.max_tokens)
-    batches = token_batches(
-        job.model.tokenizer, job.calibration, max_tokens=limit, batch_size=settings.batch_size, seed=job.recipe.seed
-    )
-    sites = [site for site in job.sites if site.name in names]
-    stats: dict[str, LayerStats] = {}
-    progress.say(f"observing {len(sites)} linears on {len(job.calibration)} texts, block by block")
-    for _, found in stream_blocks(job.loaded.model, job.loaded.architecture, sites, batches, observe):
-        stats |= found
-    return stats
-
-
-def _input_grid(stats: LayerStats, spec: QuantSpec, range_: str) -> tuple[Tensor, Tensor | None]:
-    """float32 (1,) scale and int8 (1,) zero point of a static input."""
-    scale, zero = RANGES[range_](stats.histogram, spec)
-    return scale.float().reshape(1), None if zero is None else zero.reshape(1)
-
-
 def _rounded_inputs(x_MK: Tensor, layer: StoredLinear) -> Tensor:
+    if layer.input_spec is None:
+        return x_MK
     scale = None if layer.input_scale is None else layer.input_scale.reshape(1, 1)
     zero = None if layer.input_zero_point is None else layer.input_zero_point.reshape(1, 1)
     if scale is None:
         scale, zero = RANGES["min_max"](x_MK, layer.input_spec)
     return fake_quantize(x_MK, scale, zero, layer.input_spec)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Put the linear's name in front of what goes wrong with it."""
-    try:
-        yield
-    except NumericsError as error:
-        raise NumericsError(f"{name}: {error}") from None

@@ -1,6 +1,7 @@
 """The hidden directory beside a result in the making."""
 
 import fcntl
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,9 @@ from pathlib import Path
 from bitwright.checkpoints.directory import check_space
 from bitwright.errors import InputError
 from bitwright.pipeline.request import Progress
+from bitwright.record import write_text_atomically
 
-JOURNAL, STAGED, LOCK = "journal.jsonl", "checkpoint", "lock"
+JOURNAL, STAGED, LOCK, CONTEXT = "journal.jsonl", "checkpoint", "lock", "context.json"
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]
         yield work
     except BaseException:
         shutil.rmtree(work / STAGED, ignore_errors=True)
-        if (work / JOURNAL).exists():
+        if (work / JOURNAL).exists() or any(work.glob("shard-*")):
             progress.say(f"what was measured is kept in {work}; the same command goes on from there")
         else:
             shutil.rmtree(work, ignore_errors=True)
@@ -44,3 +46,27 @@ def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]
         shutil.rmtree(work, ignore_errors=True)
     finally:
         lock.close()
+
+
+def claim(work: Path, context: dict[str, str]) -> None:
+    """Note in a work directory what its content depends on; an earlier run's content must depend on the same.
+
+    Args:
+        context: digests, by what they are of ("model", "recipe" …).
+
+    Raises:
+        InputError: it depends on something else; the message says on what.
+    """
+    file = work / CONTEXT
+    if not file.is_file():
+        write_text_atomically(file, json.dumps(context))
+        return
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); delete {work} to start over") from None
+    if different := [name for name, digest in context.items() if earlier.get(name) != digest]:
+        raise InputError(
+            f"{work} holds the work of an interrupted run with another {' and another '.join(different)}; repeat that "
+            "run's command to finish it, choose another --out, or delete the directory to start over"
+        )

@@ -37,6 +37,7 @@ def verify(
     quantized: np.ndarray,
     dequantized: np.ndarray,
     n_integer: int,
+    compute: str = "auto",
 ) -> list[dict[str, Any]]:
     """Check `directory` in every target; one row per target, as the Record documents.
 
@@ -56,7 +57,7 @@ def verify(
             rows.append(_row(target, None, {}, f"not checked: {', '.join(missing)} not installed"))
         else:
             expected = quantized if target == "bitwright" else dequantized
-            rows.append(_verify_one(directory, target, ids_BT, expected, n_integer))
+            rows.append(_verify_one(directory, target, ids_BT, expected, n_integer, compute))
     return rows
 
 
@@ -78,14 +79,15 @@ def compared(model: "Model", ids_BT: Any) -> tuple[np.ndarray, int]:
 
 
 def _verify_one(
-    directory: Path, target: str, ids_BT: np.ndarray, expected: np.ndarray, n_integer: int
+    directory: Path, target: str, ids_BT: np.ndarray, expected: np.ndarray, n_integer: int, compute: str
 ) -> dict[str, Any]:
     import torch
 
     with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
         given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
         np.savez(given, ids=ids_BT)
-        command = [sys.executable, "-m", "bitwright.runtime.verify", target, str(directory), str(given), str(result)]
+        places = map(str, (directory, given, result))
+        command = [sys.executable, "-m", "bitwright.runtime.verify", target, compute, *places]
         # As many threads as here: their number may decide in which order a float sum is made.
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
         try:
@@ -119,7 +121,7 @@ def _importable(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def _child(target: str, directory: str, given: str, result: str) -> None:
+def _child(target: str, compute: str, directory: str, given: str, result: str) -> None:
     """Run `directory` in `target` on the given ids; write the vectors and the count of integer kernel calls."""
     import torch
 
@@ -129,7 +131,7 @@ def _child(target: str, directory: str, given: str, result: str) -> None:
     if target == "bitwright":
         from bitwright.runtime.load import load
 
-        vectors, integer_calls = compared(load(directory), ids)
+        vectors, integer_calls = compared(load(directory, compute=compute), ids)
     elif target == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
 

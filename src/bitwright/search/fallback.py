@@ -1,6 +1,6 @@
 """Which units to keep in 16 bit so that the loss fits the budget: most sensitive first, every combination measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,16 @@ def find_fallback(
             return steps[-1].kept, steps
     inside = [step for step in steps if step.loss <= max_loss]
     return (inside[0] if inside else steps[-1]).kept, steps
+
+
+def units_by_error(account: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of the units, largest relative output error of one of their linears first: what is known of every layer
+    that was calibrated, without running the model once more. Rows without an error come last, in their order.
+    """
+    worst: dict[str, float] = {}
+    for row in account:
+        worst[row["unit"]] = max(worst.get(row["unit"], -1.0), row.get("error", -1.0))
+    return tuple(sorted(worst, key=lambda unit: -worst[unit]))
 
 
 def step_rows(steps: Sequence[Step]) -> list[dict[str, Any]]:

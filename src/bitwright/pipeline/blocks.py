@@ -1,0 +1,435 @@
+"""Quantizing one stage of a model: observe, transform, round, account, leave the rounded weights in place.
+
+A stage is a block, or several that must be observed together. Its linears come in sets that read the same input: a
+transform is chosen for such a set, a rounding for each linear.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bitwright.calibration.observers import LayerStats, merge, observe, rescaled
+from bitwright.calibration.stream import Stage
+from bitwright.checkpoints.stored import StoredLinear
+from bitwright.errors import NumericsError
+from bitwright.evaluate import metrics
+from bitwright.methods import METHODS, Rounded, Transformed, rounding_of, transform_of
+from bitwright.methods.rtn import rtn
+from bitwright.models.architectures import LinearSite
+from bitwright.models.rescale import SharedInput, fold, legal_scale, scale_readers
+from bitwright.numerics import RANGES
+from bitwright.numerics.grids import fake_quantize, scale_and_zero_point
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
+from bitwright.pipeline.shards import Made
+from bitwright.plan import PlanRow
+from bitwright.recipe import Recipe
+
+_COMPARED_BATCHES = 1  # whose block outputs are compared, before and after
+_COMPARED_VALUES = 1 << 16  # of each of them
+_FEWEST_TOKENS = 32  # an expert that saw fewer is starved: its own statistics say little
+_EXACT_RANGES = ("absmax", "min_max")  # static input ranges that follow from each feature's extremes
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be done with a stage.
+
+    rows: the plan's rows of the linears to quantize, by name. inputs: the sets that read one input, in forward order.
+    half: what "16 bit" is for this model.
+    """
+
+    rows: Mapping[str, PlanRow]
+    inputs: Sequence[SharedInput]
+    recipe: Recipe
+    half: torch.dtype
+
+
+@dataclass(slots=True)
+class _Work:
+    """A stage under way. stats: of every linear's input, transformed. applied: transforms that did not fold."""
+
+    model: nn.Module
+    stage: Stage
+    task: Task
+    sites: list[LinearSite]
+    stats: dict[str, LayerStats] = field(default_factory=dict)
+    applied: dict[str, Transformed] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+
+    def scheme(self, name: str) -> Scheme:
+        return SCHEMES[self.task.rows[name].scheme]
+
+    def linear(self, name: str) -> nn.Linear:
+        module = self.model.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+
+def quantize_stage(model: nn.Module, stage: Stage, task: Task) -> Made:
+    """Quantize the linears of a stage. Mutates `model`: afterwards it computes with the rounded weights.
+
+    Raises:
+        NumericsError: NaN or infinity in a weight or among the inputs; the message names the linear.
+    """
+    work = _Work(model, stage, task, [site for site in stage.sites if site.name in task.rows])
+    here = {site.name for site in work.sites}
+    inputs = [shared for shared in task.inputs if here.intersection(shared.sites)]
+    sample = range(min(_COMPARED_BATCHES, len(stage.inputs)))
+    before = stage.outputs(sample)
+    _observe(work, work.sites)
+    _lend_to_starved(work, inputs)
+    for site in work.sites:
+        work.notes[site.name] |= {"error_rtn": _rtn_error(work, site.name)}
+    for shared in inputs:
+        _transform(work, shared, sample, before)
+    float_weights = {name: _kept(work, name) for name in work.changed}
+    layers: dict[str, StoredLinear] = {}
+    biases: dict[str, Tensor] = {}
+    for number, shared in enumerate(inputs):
+        if task.recipe.options.sequential and number:
+            _observe(work, [site for site in work.sites if site.name in shared.sites])
+        _round(work, shared, layers, biases)
+    distance = _distance(before, stage.outputs(sample))
+    account = [_account_row(work, site, distance) for site in work.sites]
+    return Made(layers, float_weights, biases, account)
+
+
+def _observe(work: _Work, sites: Sequence[LinearSite]) -> None:
+    """Statistics of what enters these linears, as their transformed selves will see it."""
+    needs_histogram = work.task.recipe.range not in _EXACT_RANGES and any(
+        (spec := work.scheme(site.name).input) is not None and not spec.dynamic for site in sites
+    )
+    with _named_stage(work.stage):
+        found = work.stage.observe(sites, partial(observe, gram=True, histogram=needs_histogram))
+    for site in sites:
+        work.notes.setdefault(site.name, {"n_tokens": found[site.name].n_tokens if site.name in found else 0})
+    for name, stats in found.items():
+        applied = work.applied.get(name)
+        work.stats[name] = stats if applied is None else rescaled(stats, applied.scale_K, applied.shift_K)
+
+
+def _lend_to_starved(work: _Work, inputs: Sequence[SharedInput]) -> None:
+    """Give experts that saw too few tokens the statistics of all experts that read the same input; where there are
+    none (an expert's second linear), it will be rounded to nearest. Both are noted.
+    """
+    experts = {site.name for site in work.sites if site.role == "expert"}
+    for shared in inputs:
+        names = [name for name in shared.sites if name in experts]
+        starved = [name for name in names if work.notes[name]["n_tokens"] < _FEWEST_TOKENS]
+        fed = [work.stats[name] for name in names if name not in starved]
+        if not starved:
+            continue
+        lent = None
+        for stats in {id(stats): stats for stats in fed}.values():
+            lent = stats if lent is None else merge(lent, stats)
+        for name in starved:
+            saw = f"saw {work.notes[name]['n_tokens']} calibration tokens, fewer than {_FEWEST_TOKENS}"
+            if lent is not None:
+                work.stats[name] = lent
+                work.notes[name]["starved"] = f"{saw}: uses what all experts of the block saw"
+            else:
+                work.stats.pop(name, None)
+                work.notes[name]["starved"] = f"{saw}: rounded to nearest"
+
+
+def _transform(work: _Work, shared: SharedInput, sample: Sequence[int], before: Sequence[Any]) -> None:
+    """Choose the transform of one input, and apply it: folded where that is exact, else kept for the input."""
+    names = [name for name in shared.sites if name in work.task.rows]
+    row = work.task.rows[names[0]]
+    known = [name for name in names if name in work.stats]
+    if METHODS[row.method].transform is None or not known:
+        return
+    stats = work.stats[known[0]]
+    for other in {id(work.stats[name]): work.stats[name] for name in known[1:]}.values():
+        stats = stats if other is stats else merge(stats, other)
+    weights = [_float_weight(work.model, reader) for reader in shared.readers]
+    scheme = SCHEMES[row.scheme]
+    error = partial(_block_error, work, shared, names, scheme, stats, sample, before)
+    alpha = work.task.recipe.options.alpha
+    choose = transform_of(row.method, alpha=None if alpha == "search" else alpha, shiftable=shared.shiftable)
+    assert choose is not None
+    by_block = METHODS[row.method].transform != "awq"  # AWQ's own estimate, from the Gram matrix, needs no forward
+    transformed = choose(weights, stats, scheme, error if by_block and alpha == "search" else None)
+    if transformed is None:
+        work.notes[names[0]]["transform"] = "none: no candidate is better"
+        return
+    transformed = replace(transformed, scale_K=legal_scale(shared, transformed.scale_K))
+    scale, shift = transformed.scale_K, transformed.shift_K
+    if shared.producer is not None:
+        for name in fold(work.model, shared, scale, shift):
+            work.changed[name] = scale  # its value is taken once all transforms are in
+    else:
+        scale_readers(work.model, shared, scale, shift)
+        work.applied |= dict.fromkeys(names, transformed)
+    for name in known:
+        work.stats[name] = rescaled(work.stats[name], scale, shift)
+    where = "folded" if shared.producer is not None else "at the input"
+    for name in names:
+        work.notes[name] |= {"transform": where} | {
+            f"transform_{key}": value for key, value in transformed.notes.items()
+        }
+
+
+def _round(work: _Work, shared: SharedInput, layers: dict[str, StoredLinear], biases: dict[str, Tensor]) -> None:
+    """Round the linears that read one input; those with the same statistics and spec as one matrix."""
+    names = [name for name in shared.sites if name in work.task.rows]
+    together: dict[tuple[int, str, str], list[str]] = {}
+    for name in names:
+        row = work.task.rows[name]
+        together.setdefault((id(work.stats.get(name)), row.scheme, row.method), []).append(name)
+    for group in together.values():
+        scheme, stats = work.scheme(group[0]), work.stats.get(group[0])
+        assert scheme.weight is not None
+        for name, rounded in zip(group, _rounded(work, group, stats, scheme.weight), strict=True):
+            work.notes[name] |= rounded.notes
+            work.notes[name] |= _errors(work.linear(name).weight.detach(), rounded.qtensor.dequantize(), stats)
+            grid = _input_grid(work, name, scheme)
+            layers[name] = _stored(work, name, rounded.qtensor, scheme, grid)
+            bias = _new_bias(work, name, rounded)
+            if bias is not None:
+                biases[name] = bias
+            _put_in_place(work, name, rounded.qtensor, bias)
+
+
+def _rounded(work: _Work, names: Sequence[str], stats: LayerStats | None, spec: QuantSpec) -> list[Rounded]:
+    """The rounded weights of linears that share their statistics."""
+    row, recipe = work.task.rows[names[0]], work.task.recipe
+    method = METHODS[row.method]
+    has_bias = all(work.linear(name).bias is not None for name in names)
+    options = recipe.options
+    rounding = rtn if stats is None else rounding_of(
+        row.method, act_order=options.act_order, damping=options.damping,
+        bias_correction=options.bias_correction and has_bias,
+    )  # fmt: skip
+    range_function = RANGES[recipe.weight_range or method.range]
+    weights = [work.linear(name).weight.detach().float() for name in names]
+    with _named(", ".join(names)):
+        if spec.per_tensor or spec.grid == "kmeans" or len(names) == 1:
+            return [rounding(weight, stats, spec, range_function) for weight in weights]
+        whole = rounding(torch.cat(weights), stats, spec, range_function)
+    return _split(whole, [len(weight) for weight in weights])
+
+
+def _split(whole: Rounded, sizes: Sequence[int]) -> list[Rounded]:
+    """The parts of a weight that was rounded as one matrix."""
+    weight = whole.qtensor
+    parts = (
+        torch.split(tensor, list(sizes)) if tensor is not None else [None] * len(sizes)
+        for tensor in (weight.codes_NK, weight.scale_NG, weight.zero_point_NG, whole.bias_N)
+    )
+    return [
+        Rounded(QTensor(codes.contiguous(), scale.contiguous(), zero, weight.spec, weight.codebook), bias, whole.notes)
+        for codes, scale, zero, bias in zip(*parts, strict=True)
+    ]
+
+
+def _stored(
+    work: _Work, name: str, weight: QTensor, scheme: Scheme, grid: tuple[Tensor, Tensor | None] | None
+) -> StoredLinear:
+    applied = work.applied.get(name)
+    scale, zero = (None, None) if grid is None else grid
+    return StoredLinear(
+        weight,
+        scheme.input,
+        None if scale is None else scale.float().reshape(1),
+        None if zero is None else zero.reshape(1),
+        None if applied is None else applied.scale_K.float(),
+        None if applied is None or applied.shift_K is None else applied.shift_K.float(),
+    )
+
+
+def _input_grid(work: _Work, name: str, scheme: Scheme) -> tuple[Tensor, Tensor | None] | None:
+    """Scale and zero point of a static input. Ranges that look at more than extremes need the histogram of the
+    transformed input, which takes a pass of its own."""
+    spec = scheme.input
+    if spec is None or spec.dynamic:
+        return None
+    stats = work.stats.get(name)
+    if stats is None:
+        raise NumericsError(f"{name}: no calibration token reached it, so it has no static range; use a dynamic scheme")
+    range_ = work.task.recipe.range
+    if range_ in _EXACT_RANGES:
+        lo, hi = stats.min_K.min().reshape(1, 1), stats.max_K.max().reshape(1, 1)
+        reach = torch.maximum(-lo, hi)
+        return scale_and_zero_point(*((-reach, reach) if range_ == "absmax" else (lo, hi)), spec)
+    histogram = stats.histogram
+    if histogram is None:
+        applied = work.applied.get(name)
+        site = next(site for site in work.sites if site.name == name)
+        see = partial(_observe_transformed, applied=applied)
+        histogram = work.stage.observe([site], see)[name].histogram
+    assert histogram is not None
+    return RANGES[range_](histogram, spec)
+
+
+def _observe_transformed(stats: LayerStats | None, x_MK: Tensor, *, applied: Transformed | None) -> LayerStats:
+    if applied is not None:
+        shift = 0 if applied.shift_K is None else applied.shift_K
+        x_MK = (x_MK - shift) / applied.scale_K
+    return observe(stats, x_MK)
+
+
+def _new_bias(work: _Work, name: str, rounded: Rounded) -> Tensor | None:
+    """The bias that belongs to the rounded weight, if it is another than the model's: float32 (N,)."""
+    bias, applied = work.linear(name).bias, work.applied.get(name)
+    shifted = applied is not None and applied.shift_K is not None
+    if rounded.bias_N is None and not shifted:
+        return None
+    now = torch.zeros(work.linear(name).out_features) if bias is None else bias.detach().float()
+    return now if rounded.bias_N is None else now + rounded.bias_N
+
+
+def _put_in_place(work: _Work, name: str, weight: QTensor, bias: Tensor | None) -> None:
+    """Let the float linear compute what the quantized one will, but for the rounding of its input."""
+    linear, applied = work.linear(name), work.applied.get(name)
+    w_NK = weight.dequantize()
+    if applied is not None:
+        w_NK /= applied.scale_K
+        if applied.shift_K is not None:
+            assert bias is not None
+            bias = bias - w_NK @ applied.shift_K
+    with torch.no_grad():
+        linear.weight.copy_(w_NK)
+        if bias is not None:
+            linear.bias.copy_(bias)
+
+
+def _block_error(
+    work: _Work, shared: SharedInput, names: Sequence[str], scheme: Scheme, stats: LayerStats, sample: Sequence[int],
+    before: Sequence[Any], candidate: Transformed | None,
+) -> float:  # fmt: skip
+    """Mean squared error of the block's output when the linears of one input are quantized with a transform."""
+    if candidate is None:
+        candidate = Transformed(torch.ones_like(stats.min_K))
+    candidate = replace(candidate, scale_K=legal_scale(shared, candidate.scale_K))
+    with _simulated(work.model, names, scheme, stats, candidate):
+        after = work.stage.outputs(sample)
+    pairs = [(_tensor(u).float(), _tensor(v).float()) for u, v in zip(before, after, strict=True)]
+    return float(sum((u - v).square().mean(dtype=torch.float64) for u, v in pairs) / len(pairs))
+
+
+@contextmanager
+def _simulated(
+    model: nn.Module, names: Sequence[str], scheme: Scheme, stats: LayerStats, transformed: Transformed
+) -> Iterator[None]:
+    """The model with these linears rounded to nearest, weight and input, in float; as before at the end."""
+    scale_K = transformed.scale_K
+    shift_K = torch.zeros_like(scale_K) if transformed.shift_K is None else transformed.shift_K
+    seen = rescaled(stats, scale_K, transformed.shift_K)
+    spec = scheme.input
+    static = None
+    if spec is not None and not spec.dynamic:
+        static = scale_and_zero_point(seen.min_K.min().reshape(1, 1), seen.max_K.max().reshape(1, 1), spec)
+
+    def round_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert spec is not None
+        x_MK = (args[0].reshape(-1, args[0].shape[-1]) - shift_K) / scale_K
+        grid = static or RANGES["min_max"](x_MK, spec)
+        x_MK = fake_quantize(x_MK, *grid, spec) * scale_K + shift_K
+        return (x_MK.reshape(args[0].shape), *args[1:])
+
+    assert scheme.weight is not None
+    before, hooks = {}, []
+    try:
+        for name in names:
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            before[name] = linear.weight.detach().clone()
+            rounded = rtn(before[name] * scale_K, None, scheme.weight, RANGES["absmax"]).qtensor
+            with torch.no_grad():
+                linear.weight.copy_(rounded.dequantize() / scale_K)
+            if spec is not None:
+                hooks.append(linear.register_forward_pre_hook(round_input))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, weight in before.items():
+            with torch.no_grad():
+                model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator, union-attr]
+
+
+def _rtn_error(work: _Work, name: str) -> float | None:
+    """Relative output error that rounding to nearest would leave."""
+    spec, stats = work.scheme(name).weight, work.stats.get(name)
+    weight = work.linear(name).weight.detach().float()
+    assert spec is not None
+    with _named(name):
+        rounded = rtn(weight, None, spec, RANGES["absmax"]).qtensor.dequantize()
+    return float(_errors(weight, rounded, stats)["error"])
+
+
+def _errors(weight_NK: Tensor, rounded_NK: Tensor, stats: LayerStats | None) -> dict[str, float]:
+    """How far a linear's outputs move over the calibration tokens: with G = Σ x xᵀ and D = W − Ŵ
+
+        error² = tr(D G Dᵀ) / tr(W G Wᵀ),   sqnr = −20 log₁₀ error,   cosine = tr(W G Ŵᵀ) / √(tr(W G Wᵀ) tr(Ŵ G Ŵᵀ))
+
+    Without statistics, of the weights themselves.
+    """
+    w, v = weight_NK.float(), rounded_NK.float()
+    seen = (lambda m: m) if stats is None or stats.gram_KK is None else (lambda m: m @ stats.gram_KK)
+    ww, dd, vv = (float(((seen(m)) * m).sum(dtype=torch.float64)) for m in (w, w - v, v))
+    if ww <= 0 or vv <= 0:
+        return {"error": 0.0 if dd <= 0 else 1.0, "sqnr_db": float("inf") if dd <= 0 else 0.0, "cosine": 1.0}
+    error = (max(dd, 0.0) / ww) ** 0.5
+    cosine = (ww + vv - dd) / 2 / (ww * vv) ** 0.5  # ⟨u, v⟩ from three squared lengths
+    return {"error": error, "sqnr_db": float("inf") if error == 0 else -20 * float(np.log10(error)), "cosine": cosine}
+
+
+def _account_row(work: _Work, site: LinearSite, distance: float) -> dict[str, Any]:
+    row = work.task.rows[site.name]
+    facts = {"name": site.name, "block": site.block, "role": site.role, "unit": site.unit, "block_emd": distance}
+    return facts | {"scheme": row.scheme, "method": row.method} | work.notes[site.name]
+
+
+def _kept(work: _Work, name: str) -> Tensor:
+    """A changed parameter as a checkpoint keeps it if it stays float: matrices of linears in 16 bit, the rest as is."""
+    value = work.model.get_parameter(name).detach()
+    quantized = name.removesuffix(".weight") in work.task.rows
+    return value.to(work.task.half) if quantized and value.ndim == 2 else value.clone()
+
+
+def _distance(before: Sequence[Any], after: Sequence[Any]) -> float:
+    """Earth Mover's Distance between outputs of the block, over an even sample of their values."""
+    return metrics.emd([_spread(output) for output in before], [_spread(output) for output in after])
+
+
+def _spread(output: Any) -> np.ndarray:
+    values = _tensor(output).detach().float().flatten()
+    return values[:: max(1, values.numel() // _COMPARED_VALUES)].numpy()
+
+
+def _tensor(output: Any) -> Tensor:
+    """The first tensor of what a block, or a model, puts out."""
+    while not isinstance(output, Tensor):
+        output = output[0]
+    return output
+
+
+def _float_weight(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().float()
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the linear's name in front of what goes wrong with it."""
+    try:
+        yield
+    except NumericsError as error:
+        raise NumericsError(f"{name}: {error}") from None
+
+
+@contextmanager
+def _named_stage(stage: Stage) -> Iterator[None]:
+    with _named(f"block {', '.join(map(str, stage.blocks))}" if stage.blocks else "heads"):
+        yield

@@ -1,0 +1,136 @@
+"""What the Record says of a finished job."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitwright.evaluate import Interval, judge
+from bitwright.evaluate.kinds import Outputs
+from bitwright.models.load import license_of, source_bytes
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import SCHEMES
+from bitwright.pipeline.job import Job
+from bitwright.pipeline.layers import Quantized
+from bitwright.pipeline.variants import candidate, dequantized
+from bitwright.plan import Plan, quantized_names
+from bitwright.record import Record
+from bitwright.runtime.model import Model
+from bitwright.runtime.verify import compared, verify
+from bitwright.search.journal import Journal
+
+_VERIFY_SHAPE = (4, 32)  # sequences × tokens that every runtime must agree on
+
+
+def evaluation_facts(
+    job: Job, interval: Interval, float_outputs: Outputs, quant_outputs: Outputs
+) -> tuple[dict[str, Any], bool]:
+    """The Record's `evaluation`, and whether the budget is met."""
+    task, budget = job.held_out, job.recipe.budget
+    verdict = judge(interval, budget.max_loss)
+    float_score, quantized_score = task.scores(float_outputs, quant_outputs)
+    met = verdict.verdict == "met" or (
+        verdict.verdict == "undecided" and budget.accept_point_estimate and interval.loss <= budget.max_loss
+    )
+    facts = {
+        "metric": {
+            "name": task.kind.metric,
+            "kind": task.kind.name,
+            "task": task.name,
+            "unit": task.kind.unit,
+            "label_free": task.kind.label_free,
+            "higher_is_better": task.kind.higher_is_better,
+        },
+        "n_tuning": job.tuning.n_units,
+        "n_held_out": interval.n_units,
+        "float_score": float_score,
+        "quantized_score": quantized_score,
+        "loss": interval.loss,
+        "loss_lower": interval.lower,
+        "loss_upper": interval.upper,
+        "confidence": interval.confidence,
+        "max_loss": budget.max_loss,
+        "verdict": verdict.verdict,
+        "sentence": verdict.sentence,
+        "needed_samples": verdict.needed_samples,
+        "accepted_point_estimate": met and verdict.verdict != "met",
+        "companions": task.companions(float_outputs, quant_outputs),
+        "seed": job.recipe.seed,
+    }
+    return facts, met
+
+
+def model_facts(job: Job) -> dict[str, Any]:
+    """The Record's `model`."""
+    loaded = job.loaded
+    blocks = {site.block for site in job.sites if site.block is not None}
+    return {
+        "name": loaded.path.name if Path(loaded.name).is_dir() else loaded.name,
+        "source": loaded.name,
+        "model_type": loaded.config.model_type,
+        "architectures": list(loaded.config.architectures or []),
+        "task": loaded.task,
+        "n_parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "n_blocks": len(blocks),
+        "license": license_of(loaded.path),
+        "source_sha256": job.source_sha256,
+        "dtype": str(job.source_dtype).removeprefix("torch."),
+    }
+
+
+def size_facts(job: Job, staged: Path, plan: Plan) -> dict[str, int]:
+    """The Record's `size`."""
+    return {
+        "source_bytes": source_bytes(job.loaded.path),
+        "checkpoint_bytes": sum(file.stat().st_size for file in staged.glob("*.safetensors")),
+        "weights_before": sum(row.bytes_before for row in plan),
+        "weights_after": sum(row.bytes_after for row in plan),
+    }
+
+
+def verify_in_runtimes(
+    job: Job, staged: Path, plan: Plan, quantized: Quantized, tables: dict[str, QTensor]
+) -> list[dict[str, Any]]:
+    """The Record's `verify`: the written files against models in memory that never saw them."""
+    batch, limit = _VERIFY_SHAPE[0], min(_VERIFY_SHAPE[1], job.model.max_tokens)
+    # Real tokens: random ones are far from what the model knows.
+    pool = [i for ids in (job.probe if job.streams else _tokens(job)) for i in ids]
+    ids = torch.from_numpy(np.resize(np.array(pool, dtype=np.int64), (batch, limit)))
+    # With nothing quantized the directory is an ordinary float model, and is loaded as one.
+    ours = candidate if quantized_names(plan) or tables else dequantized
+    expected, calls = compared(ours(job, plan, quantized, tables), ids)
+    plain, _ = compared(dequantized(job, plan, quantized, tables), ids)
+    targets = list(job.recipe.targets)
+    if job.loaded.task != "embedding":
+        targets = [target for target in targets if target != "sentence-transformers"]
+    elif "transformers" in targets and "sentence-transformers" not in targets:
+        targets.append("sentence-transformers")
+    compute = "float32" if job.streams else "auto"
+    return verify(staged, targets, ids.numpy(), expected, plain, calls, compute)
+
+
+def warnings_of(job: Job, record: Record, journal: Journal) -> list[str]:
+    """The Record's `warnings`."""
+    texts = list(job.warnings)
+    evaluation = record.get("evaluation")
+    if evaluation is None:
+        return [*texts, "nothing was evaluated: how much accuracy this costs is not known"]
+    if evaluation["n_held_out"] < 2:
+        texts.append("the metric gives a single number: choices were made on the same data that the verdict is about")
+    texts += [f"{row['target']}: {row['detail']}" for row in record["verify"] if row["ok"] is not True]
+    if journal.reused:
+        texts.append(f"{journal.reused} measurements were taken by an earlier run that was interrupted")
+    return texts
+
+
+def _tokens(job: Job) -> list[list[int]]:
+    assert isinstance(job.model, Model)
+    return job.model.tokenize(job.probe)
+
+
+def layer_rows(account: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """The Record's `layers`: how each linear was quantized, and how well; those that fell back say so."""
+    kept = {row.name for row in plan if SCHEMES.get(row.scheme) and SCHEMES[row.scheme].weight is None}
+    return [{**row, "fallback": row["name"] in kept} for row in account]

@@ -1,0 +1,167 @@
+"""From a plan to quantized linears: by running the model block by block where a method needs to see inputs, else tensor
+by tensor without running it at all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.calibration.stream import stream_stages
+from bitwright.checkpoints.stored import LazyLinear, StoredLinear
+from bitwright.errors import NumericsError
+from bitwright.methods import METHODS
+from bitwright.methods.rtn import rtn
+from bitwright.models.architectures import find_linears
+from bitwright.models.lazy import materialise, open_lazily, release
+from bitwright.models.load import LoadedModel
+from bitwright.models.rescale import find_inputs
+from bitwright.numerics import RANGES
+from bitwright.numerics.spec import SCHEMES
+from bitwright.pipeline.blocks import Task, quantize_stage
+from bitwright.pipeline.request import Progress
+from bitwright.pipeline.shards import Shards
+from bitwright.plan import Plan, PlanRow, quantized_names
+from bitwright.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """The quantized linears of a model, each loaded when it is asked for.
+
+    changed: float parameters that were changed by folding. biases: of quantized linears, by the linear's name; they
+    belong to the quantized weight. account: the Record's rows of how each linear was quantized, and how well.
+    """
+
+    layers: Mapping[str, LazyLinear]
+    changed: Mapping[str, Callable[[], Tensor]]
+    biases: Mapping[str, Callable[[], Tensor]]
+    account: Sequence[dict[str, Any]]
+
+    def changed_for(self, plan: Plan) -> dict[str, Callable[[], Tensor]]:
+        """Every float parameter that is another than the source's if `plan` is carried out."""
+        names = quantized_names(plan)
+        folded = {name: load for name, load in self.changed.items() if name.removesuffix(".weight") not in names}
+        return folded | {f"{name}.bias": load for name, load in self.biases.items() if name in names}
+
+
+def needs_inputs(row: PlanRow) -> bool:
+    """Whether a row's method or scheme looks at what enters the linear."""
+    if row.role == "embedding" or SCHEMES[row.scheme].weight is None:
+        return False
+    scheme = SCHEMES[row.scheme]
+    method = METHODS[row.method]
+    static = scheme.input is not None and not scheme.input.dynamic
+    return static or method.transform is not None or method.rounding != "rtn" or method.range in ("imatrix", "awq_clip")
+
+
+def quantize_linears(
+    loaded: LoadedModel, plan: Plan, recipe: Recipe, batches: Sequence[Mapping[str, Tensor]], folder: Path | None,
+    half: torch.dtype, progress: Progress, *, trust_remote_code: bool = False,
+) -> Quantized:  # fmt: skip
+    """Quantize every linear that `plan` says.
+
+    Args:
+        loaded: where the model lies; its own modules are neither used nor changed.
+        batches: calibration batches, if a row needs inputs.
+        folder: keeps what is done, so that a stopped run goes on; needed if a row needs inputs.
+        half: what "16 bit" is for this model.
+
+    Raises:
+        NumericsError: NaN or infinity in a weight or among the inputs; the message names the linear.
+    """
+    rows = {row.name: row for row in plan if row.name in quantized_names(plan)}
+    if not any(map(needs_inputs, rows.values())):
+        return _tensor_by_tensor(loaded, rows, recipe)
+    assert folder is not None
+    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task)
+    return _block_by_block(opened, rows, recipe, batches, Shards(folder), half, progress)
+
+
+def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:
+    """Each weight is read and rounded when it is asked for."""
+
+    def make(row: PlanRow) -> StoredLinear:
+        scheme = SCHEMES[row.scheme]
+        assert scheme.weight is not None
+        range_ = RANGES[recipe.weight_range or METHODS[row.method].range]
+        with named(row.name):
+            return StoredLinear(
+                rtn(weights[f"{row.name}.weight"].float(), None, scheme.weight, range_).qtensor, scheme.input
+            )
+
+    weights = loaded.source if loaded.source is not None else loaded.model.state_dict()
+    layers = {name: _lazy(row, partial(make, row)) for name, row in rows.items()}
+    account = [
+        {"name": row.name, "block": row.block, "role": row.role, "unit": row.unit, "scheme": row.scheme, "method": row.method}
+        for row in rows.values()
+    ]  # fmt: skip
+    return Quantized(layers, {}, {}, account)
+
+
+def _block_by_block(
+    opened: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe, batches: Sequence[Mapping[str, Tensor]],
+    shards: Shards, half: torch.dtype, progress: Progress,
+) -> Quantized:  # fmt: skip
+    model, architecture = opened.model, opened.architecture
+    sites = [site for site in find_linears(model, architecture) if site.name in rows]
+    task = Task(rows, find_inputs(model, architecture, sites), recipe, half)
+    begin, inputs = shards.resume()
+    if begin:
+        progress.say(f"going on with block {begin}: an earlier run did those before it")
+    stages = stream_stages(
+        model, architecture, sites, batches, begin=begin, inputs=inputs,
+        enter=lambda paths: [materialise(opened, path) for path in paths],
+        leave=lambda paths: [release(opened, path) for path in paths],
+        fast=True,
+    )  # fmt: skip
+    count = begin
+    for stage in stages:
+        if stage.index > begin:
+            shards.save_inputs(stage.index, stage.inputs)
+        progress.say(f"quantizing block {stage.index}")
+        shards.write(stage.index, quantize_stage(model, stage, task))
+        count = stage.index + 1
+        if not stage.blocks:
+            break
+        done = max(stage.blocks)
+        if not any(site.block is None or site.block > done for site in sites):
+            break  # what this stage puts out is nobody's input
+    shards.index(count)
+    return Quantized(
+        {name: _from_shard(shards, row) for name, row in rows.items()},
+        {name: partial(shards.changed, name) for name in shards.changed_names()},
+        {name: partial(shards.bias, name) for name in rows if shards.has_part(name, "bias")},
+        shards.account(count),
+    )
+
+
+def _from_shard(shards: Shards, row: PlanRow) -> LazyLinear:
+    return _lazy(
+        row,
+        partial(shards.layer, row.name, SCHEMES[row.scheme]),
+        has_scale_K=shards.has_part(row.name, "input_scale_K"),
+        has_shift_K=shards.has_part(row.name, "input_shift_K"),
+    )
+
+
+def _lazy(
+    row: PlanRow, load: Callable[[], StoredLinear], *, has_scale_K: bool = False, has_shift_K: bool = False
+) -> LazyLinear:
+    scheme = SCHEMES[row.scheme]
+    assert scheme.weight is not None
+    return LazyLinear(row.shape, scheme.weight, scheme.input, has_scale_K, has_shift_K, load)
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Put the linear's name in front of what goes wrong with it."""
+    try:
+        yield
+    except NumericsError as error:
+        raise NumericsError(f"{name}: {error}") from None
