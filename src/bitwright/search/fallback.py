@@ -1,48 +1,68 @@
-"""Which units to keep in 16 bit so that the loss fits the budget: most sensitive first, every combination measured."""
+"""Which units to keep in 16 bit so that the loss fits the budget.
+
+The units come ranked, most sensitive first. The search finds a length of the ranking whose first units suffice, by
+doubling and halving, and then lets go of those among them that are not needed, because rankings err. Of n units that
+takes O(log n) measurements, and every combination that is returned was measured.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+Units = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One combination that was measured: the units in 16 bit, and the loss on the tuning data with its upper bound."""
 
-    kept: tuple[str, ...]
+    kept: Units
     loss: float
     loss_upper: float
     bytes_: int
 
 
 def find_fallback(
-    ranking: Callable[[], Sequence[str]], measure: Callable[[tuple[str, ...]], Step], max_loss: float
-) -> tuple[tuple[str, ...], list[Step]]:
-    """Keep more and more of the ranking in 16 bit until the upper bound of the loss is inside the budget.
+    ranking: Callable[[], Sequence[str]], measure: Callable[[Units], Step], max_loss: float
+) -> tuple[Units, list[Step]]:
+    """Few units that, kept in 16 bit, bring the upper bound of the loss inside the budget.
+
+    Where keeping more never loses more, they are the shortest sufficient beginning of the ranking without those of
+    its units that can be spared; where it may, still a combination that was measured to be inside.
 
     Args:
         ranking: units, most sensitive first; called only if everything quantized is over the budget.
-        measure: the loss with these units in 16 bit.
+        measure: the loss with these units, in the order of the ranking, in 16 bit. No combination is asked for twice.
         max_loss: the budget, a fraction.
 
     Returns:
-        (units to keep, every step measured, in order). If no step's bound is inside the budget, the first whose
-        estimate
-        is; if there is none either, everything is kept. The caller judges the outcome on other data.
+        (units to keep, every step measured, in order). If no bound comes inside the budget, the estimates decide; if
+        none of them does either, everything is kept. The caller judges the outcome on other data.
     """
-    steps = [measure(())]
-    if steps[0].loss_upper <= max_loss:
-        return (), steps
-    units = ranking()
-    for count in range(1, len(units) + 1):
-        steps.append(measure(tuple(units[:count])))
-        if steps[-1].loss_upper <= max_loss:
-            return steps[-1].kept, steps
-    inside = [step for step in steps if step.loss <= max_loss]
-    return (inside[0] if inside else steps[-1]).kept, steps
+    steps: dict[Units, Step] = {}
+
+    def step(kept: Units) -> Step:
+        if kept not in steps:
+            steps[kept] = measure(kept)
+        return steps[kept]
+
+    def bound_inside(kept: Units) -> bool:
+        return step(kept).loss_upper <= max_loss
+
+    def estimate_inside(kept: Units) -> bool:
+        return step(kept).loss <= max_loss
+
+    if bound_inside(()):
+        return (), list(steps.values())
+    units = tuple(ranking())
+    for inside in (bound_inside, estimate_inside):
+        enough = _enough(units, inside)
+        if enough is not None:
+            return _needed(enough, inside, limit=2 * len(units).bit_length()), list(steps.values())
+    return units, list(steps.values())
 
 
-def units_by_error(account: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def units_by_error(account: Sequence[Mapping[str, Any]]) -> Units:
     """Names of the units, largest relative output error of one of their linears first: what is known of every layer
     that was calibrated, without running the model once more. Rows without an error come last, in their order.
     """
@@ -52,12 +72,14 @@ def units_by_error(account: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted(worst, key=lambda unit: -worst[unit]))
 
 
-def step_rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """The steps as plain data, for the Record."""
+def step_rows(steps: Sequence[Step], kept: Units | None = None) -> list[dict[str, Any]]:
+    """The steps as plain data, for the Record. kept: the outcome of the search; its step is marked `chosen`."""
     return [
         {
             "n_fallback": len(step.kept),
             "unit": step.kept[-1] if step.kept else None,
+            "units": list(step.kept),
+            "chosen": step.kept == kept,
             "loss": step.loss,
             "loss_upper": step.loss_upper,
             "bytes": step.bytes_,
@@ -65,3 +87,39 @@ def step_rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
         }
         for step in steps
     ]
+
+
+def _enough(units: Units, inside: Callable[[Units], bool]) -> Units | None:
+    """A beginning of `units` that is inside while the one shorter by one is not: the shortest, if longer ones are never
+    worse. None if not even all of them are, nor any beginning that doubling meets.
+    """
+    outside, length = -1, 0
+    while not inside(units[:length]):
+        if length == len(units):
+            return None
+        outside, length = length, min(max(1, 2 * length), len(units))
+    while length - outside > 1:
+        middle = (outside + length) // 2
+        outside, length = (outside, middle) if inside(units[:middle]) else (middle, length)
+    return units[:length]
+
+
+def _needed(units: Units, inside: Callable[[Units], bool], limit: int) -> Units:
+    """`units` without those that can be spared, the least sensitive tried first; the last one is known to be needed.
+
+    All but the last are tried at once, and what cannot be spared whole is tried in halves, so that few needed among
+    many cost few tries. After `limit` tries the rest is kept.
+    """
+    kept = units
+    groups = [units[:-1]] if len(units) > 1 else []
+    for _ in range(limit):
+        if not groups:
+            break
+        group = groups.pop()
+        fewer = tuple(unit for unit in kept if unit not in group)
+        if inside(fewer):
+            kept = fewer
+        elif len(group) > 1:
+            half = len(group) // 2
+            groups += [group[:half], group[half:]]
+    return kept

@@ -1,10 +1,9 @@
 """Sensitivity by Earth Mover's Distance: how far the outputs move when a part of the model is quantized.
 
 Every linear, every set of linears that share an input, every group (role) of a block and of the whole model is
-quantized
-alone ("one"), and everything but one linear is ("all but one"). The distance is the 1-D Wasserstein distance between
-the
-outputs of the original and of the changed model; because it is blind to permutations, paired measures stand beside it.
+quantized alone ("one"), and everything but one linear is ("all but one"). The distance is the 1-D Wasserstein distance
+between the outputs of the original and of the changed model; because it is blind to permutations, paired measures stand
+beside it.
 """
 
 import math

@@ -1,0 +1,116 @@
+"""The fallback search sees two callables, so that its laws can be stated on oracles."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
+
+Units = tuple[str, ...]
+
+
+def units_of(n: int) -> Units:
+    return tuple(f"u{i:03}" for i in range(n))
+
+
+def additive(weights: dict[str, float], margin: float = 0.0) -> Callable[[Units], Step]:
+    """The loss is the sum of what is not kept; the bound lies `margin` above it."""
+
+    def measure(kept: Units) -> Step:
+        loss = sum(weight for unit, weight in weights.items() if unit not in kept)
+        return Step(kept, loss, loss + margin, 100 + len(kept))
+
+    return measure
+
+
+def test_everything_quantized_is_tried_first_and_ranking_is_not_asked() -> None:
+    def never() -> Units:
+        raise AssertionError("ranking was asked for")
+
+    kept, steps = find_fallback(never, lambda kept: Step(kept, 0.001, 0.002, 10), 0.01)
+    assert (kept, len(steps)) == ((), 1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 33, 240])
+def test_shortest_beginning_of_the_ranking_in_logarithmically_many_measurements(n: int) -> None:
+    units = units_of(n)
+    for needed in {1, 2, n // 2 or 1, n}:
+        # Only the number of units kept matters, so that none can be spared in favour of another.
+        kept, steps = find_fallback(lambda: units, lambda kept: Step(kept, n - len(kept), n - len(kept), 1), n - needed)
+        assert kept == units[:needed]
+        assert len(steps) <= 2 + 4 * math.ceil(math.log2(n + 1))
+        assert len({step.kept for step in steps}) == len(steps)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 6, 19, 63])
+def test_planted_bad_unit_is_the_only_one_kept_wherever_it_is_ranked(rank: int) -> None:
+    units = units_of(64)
+    weights = dict.fromkeys(units, 1e-5) | {units[rank]: 1.0}
+    kept, steps = find_fallback(lambda: units, additive(weights), 0.01)
+    assert kept == (units[rank],)
+    assert len(steps) <= 3 * math.ceil(math.log2(64)) + 2
+
+
+def test_two_planted_units_far_down_the_ranking_are_kept_alone() -> None:
+    units = units_of(24)
+    weights = dict.fromkeys(units, 1e-5) | {units[4]: 1.0, units[17]: 0.5}
+    kept, _ = find_fallback(lambda: units, additive(weights), 0.01)
+    assert kept == (units[4], units[17])
+
+
+def test_what_is_returned_was_measured_inside_even_if_keeping_more_can_lose_more() -> None:
+    rng, units = np.random.default_rng(0), units_of(17)
+    for _ in range(200):
+        losses: dict[Units, float] = {}
+
+        def measure(kept: Units, losses: dict[Units, float] = losses) -> Step:
+            loss = losses.setdefault(kept, float(rng.random()))
+            return Step(kept, loss, loss, 1)
+
+        kept, steps = find_fallback(lambda: units, measure, 0.2)
+        assert kept == tuple(unit for unit in units if unit in kept)
+        if any(step.loss <= 0.2 for step in steps):
+            assert losses[kept] <= 0.2
+        else:
+            assert kept == units
+
+
+def test_estimates_decide_where_no_bound_comes_inside() -> None:
+    units = units_of(6)
+    weights = dict.fromkeys(units, 0.01)
+    kept, steps = find_fallback(lambda: units, additive(weights, margin=math.inf), 0.025)
+    assert kept == units[:4]
+    assert max(len(step.kept) for step in steps) == 6
+    kept, _ = find_fallback(lambda: units, additive(weights, margin=math.inf), 0.07)
+    assert kept == ()
+
+
+def test_everything_is_kept_where_nothing_helps() -> None:
+    units = units_of(5)
+    kept, steps = find_fallback(lambda: units, lambda kept: Step(kept, 0.5, 1.0, 1), 0.01)
+    assert kept == units
+    assert [len(step.kept) for step in steps] == [0, 1, 2, 4, 5]
+    assert find_fallback(lambda: (), lambda kept: Step(kept, 0.5, 1.0, 1), 0.01)[0] == ()
+
+
+def test_rows_name_what_was_kept_and_what_was_chosen() -> None:
+    weights = {"a": 0.001, "b": 0.5, "c": 0.001}
+    kept, steps = find_fallback(lambda: ("a", "b", "c"), additive(weights), 0.01)
+    rows = step_rows(steps, kept)
+    assert [row["units"] for row in rows] == [[], ["a"], ["a", "b"], ["b"]]
+    assert [row["n_fallback"] for row in rows] == [0, 1, 2, 1]
+    assert [row["unit"] for row in rows] == [None, "a", "b", "b"]
+    assert [row["chosen"] for row in rows] == [False, False, False, True]
+
+
+def test_units_are_ranked_by_the_worst_error_of_their_linears() -> None:
+    account = [
+        {"unit": "0.qkv", "error": 0.1},
+        {"unit": "0.qkv", "error": 0.3},
+        {"unit": "0.down"},
+        {"unit": "0.gate_up", "error": 0.2},
+        {"unit": "1.down"},
+    ]
+    assert units_by_error(account) == ("0.qkv", "0.gate_up", "0.down", "1.down")
