@@ -24,7 +24,7 @@ from bitwright.numerics.spec import QuantSpec
 Measure = Callable[[Tensor], Tensor]
 """From the differences (N, G, K/G), which it may overwrite, to the error (N, G), in any unit that grows with it."""
 
-_CHUNK = 2**17  # weights searched at a time: they, and what is computed from them, stay in the cores' caches
+_CHUNK = 2**19  # weights searched at a time: few enough for the caches, enough to be worth waking every core
 _COARSE, _STEPS = range(88, 27, -12), (6, 3, 1)  # % of the full range; then around the best so far
 _CLIPS = range(95, 54, -5)  # %, as AWQ's published code
 _MULTIPLES = range(250, 49, -10)  # % of the mean magnitude, where that is the full range
