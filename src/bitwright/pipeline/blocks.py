@@ -19,6 +19,7 @@ from bitwright.calibration.stream import Stage
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import NumericsError
 from bitwright.evaluate import metrics
+from bitwright.evaluate.output_errors import output_errors
 from bitwright.methods import METHODS, Rounded, Transformed, rounding_of, transform_of
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import LinearSite
@@ -190,7 +191,7 @@ def _round(work: _Work, shared: SharedInput, layers: dict[str, StoredLinear], bi
         assert scheme.weight is not None
         for name, rounded in zip(group, _rounded(work, group, stats, scheme.weight), strict=True):
             work.notes[name] |= rounded.notes
-            work.notes[name] |= _errors(work.linear(name).weight.detach(), rounded.qtensor.dequantize(), stats)
+            work.notes[name] |= output_errors(work.linear(name).weight.detach(), rounded.qtensor.dequantize(), stats)
             grid = _input_grid(work, name, scheme)
             layers[name] = _stored(work, name, rounded.qtensor, scheme, grid)
             bias = _new_bias(work, name, rounded)
@@ -364,24 +365,7 @@ def _rtn_error(work: _Work, name: str) -> float | None:
     assert spec is not None
     with _named(name):
         rounded = rtn(weight, None, spec, RANGES["absmax"]).qtensor.dequantize()
-    return float(_errors(weight, rounded, stats)["error"])
-
-
-def _errors(weight_NK: Tensor, rounded_NK: Tensor, stats: LayerStats | None) -> dict[str, float]:
-    """How far a linear's outputs move over the calibration tokens: with G = Σ x xᵀ and D = W − Ŵ
-
-        error² = tr(D G Dᵀ) / tr(W G Wᵀ),   sqnr = −20 log₁₀ error,   cosine = tr(W G Ŵᵀ) / √(tr(W G Wᵀ) tr(Ŵ G Ŵᵀ))
-
-    Without statistics, of the weights themselves.
-    """
-    w, v = weight_NK.float(), rounded_NK.float()
-    seen = (lambda m: m) if stats is None or stats.gram_KK is None else (lambda m: m @ stats.gram_KK)
-    ww, dd, vv = (float(((seen(m)) * m).sum(dtype=torch.float64)) for m in (w, w - v, v))
-    if ww <= 0 or vv <= 0:
-        return {"error": 0.0 if dd <= 0 else 1.0, "sqnr_db": float("inf") if dd <= 0 else 0.0, "cosine": 1.0}
-    error = (max(dd, 0.0) / ww) ** 0.5
-    cosine = (ww + vv - dd) / 2 / (ww * vv) ** 0.5  # ⟨u, v⟩ from three squared lengths
-    return {"error": error, "sqnr_db": float("inf") if error == 0 else -20 * float(np.log10(error)), "cosine": cosine}
+    return float(output_errors(weight, rounded, stats)["error"])
 
 
 def _account_row(work: _Work, site: LinearSite, distance: float) -> dict[str, Any]:
