@@ -3,7 +3,10 @@ import re
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +178,10 @@ def test_a_tied_weight_is_written_once(tmp_path: Path, quantize_linears: Quantiz
     out = load_file(tmp_path / "out" / "model.safetensors")
     assert "bert.embeddings.word_embeddings.weight" in out
     assert "cls.predictions.decoder.weight" not in out
+    for name in ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"):
+        changed = QuantizedParts({}, changed={name: lambda: torch.ones(20, 16)})
+        with pytest.raises(CheckpointError, match=f"{name}: is also the weight of another module"):
+            write_checkpoint(tmp_path / "source", tmp_path / "no", changed, names_of(model), model_card="")
     tied = quantize_linears(model, skip=("transform", "encoder"))
     with pytest.raises(CheckpointError, match="shares its weight"):
         write_checkpoint(
@@ -195,6 +202,7 @@ def test_several_schemes_name_their_modules(tiny_bert: Path, tmp_path: Path, qua
             for target in group["targets"]
             if re.match(target.removeprefix("re:"), name) and re.match(target.removeprefix("re:"), f"bert.{name}")
         ]
+        assert layer.input_spec is not None
         assert [group["input_activations"]["dynamic"] for group in matching] == [layer.input_spec.dynamic], name
     targets = [target for group in groups.values() for target in group["targets"]]
     assert not any(re.match(target.removeprefix("re:"), "pooler.dense") for target in targets)
@@ -274,3 +282,70 @@ compressed_tensors.write_checkpoint(
     child.wait()
     child.stdout.close()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_linear_is_loaded_once_and_alone(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
+    """Whatever the shards: one linear is in memory at a time, and none is loaded twice."""
+    model = transformers.AutoModel.from_pretrained(tiny_bert)
+    layers = quantize_linears(model, "w4a16_g32_asym")
+    for name, max_shard_bytes in (("one", 5_000_000), ("many", 1)):
+        loaded: list[str] = []
+        alive: list[weakref.ref[torch.Tensor]] = []
+
+        def load(
+            module: str,
+            loaded: list[str] = loaded,
+            alive: list[weakref.ref[torch.Tensor]] = alive,
+        ) -> StoredLinear:
+            loaded.append(module)
+            assert sum(reference() is not None for reference in alive) == 0
+            layer = layers[module]
+            weight = QTensor(
+                layer.qtensor.codes_NK.clone(),
+                layer.qtensor.scale_NG,
+                layer.qtensor.zero_point_NG,
+                layer.qtensor.spec,
+            )
+            alive.append(weakref.ref(weight.codes_NK))
+            return StoredLinear(weight, layer.input_spec)
+
+        parts = {name: replace(ready(layer), load=partial(load, name)) for name, layer in layers.items()}
+        write_checkpoint(
+            tiny_bert, tmp_path / name, QuantizedParts(parts), names_of(model), model_card="",
+            max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+        assert sorted(loaded) == sorted(layers)
+
+
+def test_a_change_of_what_is_not_there_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_bert)
+    parts = QuantizedParts({}, changed={"encoder.layer.0.output.dense.offset": lambda: torch.ones(32)})
+    with pytest.raises(CheckpointError, match=r"holds no 'encoder.layer.0.output.dense.offset'.*nearest"):
+        write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
+
+
+def test_transforms_change_the_quant_method(
+    tiny_bert: Path, tmp_path: Path, make_linear: Callable[..., StoredLinear], quantize_linears: Quantize
+) -> None:
+    """Every linear is guarded then, and groups say which transform theirs has."""
+    model = transformers.AutoModel.from_pretrained(tiny_bert)
+    layers = quantize_linears(model)
+    changed = "encoder.layer.0.intermediate.dense"
+    layers[changed] = make_linear(model.get_parameter(f"{changed}.weight").detach(), "w8a8", transform=True)
+    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "bitwright"
+    groups = {
+        group.get("input_transform", ["none"])[-1]: group["targets"] for group in config["config_groups"].values()
+    }
+    assert groups["scale"] == ["re:(?:bert\\.)?encoder\\.layer\\.0\\.intermediate\\.dense$"]
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    for name, layer in layers.items():
+        assert torch.equal(out[f"{name}.weight"].squeeze(1), layer.qtensor.codes_NK)
+        assert out[f"{name}.weight"].ndim == 3
+    assert torch.equal(out[f"{changed}.input_scale_K"], torch.linspace(0.5, 2.0, 32))
+    assert torch.equal(out[f"{changed}.input_shift_K"], torch.linspace(-1.0, 1.0, 32))
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        transformers.AutoModel.from_pretrained(tmp_path / "out")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")

@@ -31,7 +31,7 @@ MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size"
 FIRST_DENSE = {"first_k_dense_replace": 1, "n_shared_experts": 1, "n_group": 2, "topk_group": 1}
 LATENT = {"q_lora_rank": 20, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 12}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "deepseek_v3": MOE | FIRST_DENSE | LATENT,
+    "deepseek_v3": MOE | FIRST_DENSE | LATENT | {"head_dim": 8},
     "gemma3_text": {},
     "glm4": {},
     "glm4_moe": MOE | FIRST_DENSE,
@@ -96,6 +96,8 @@ def write(loaded: LoadedModel, out: Path, parts: QuantizedParts) -> str:
 def assert_transformers_gives(out: Path, loaded: LoadedModel, layers: dict[str, LazyLinear]) -> None:
     model, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(report.values())
+    with torch.no_grad():
+        model(input_ids=torch.arange(8)[None])  # what was not decompressed while loading is now
     linearize(model, loaded.architecture)
     for name, layer in layers.items():
         assert torch.equal(model.get_parameter(f"{name}.weight"), layer.load().qtensor.dequantize()), name
@@ -105,7 +107,7 @@ def assert_transformers_gives(out: Path, loaded: LoadedModel, layers: dict[str, 
 def test_every_family_comes_back(source: Source, make_linear: Make, tmp_path: Path, family: str) -> None:
     """Packed and symmetric: portable but for Conv1D. Tensors that the model has no place for are kept."""
     loaded = source(family)
-    layers = quantized(loaded, make_linear, "w4a16")
+    layers = quantized(loaded, make_linear, "w4a16_channel")
     method = write(loaded, tmp_path / "out", QuantizedParts(layers))
     found = read_checkpoint(tmp_path / "out")
     linears, _ = for_model(found, names_of(loaded))
@@ -122,6 +124,31 @@ def test_every_family_comes_back(source: Source, make_linear: Make, tmp_path: Pa
             transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     else:
         assert_transformers_gives(tmp_path / "out", loaded, layers)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("w8a8", "w4a16_g32"), ("w8a8", "w4a8_channel"), ("w8a16", "w3a16_channel")]
+)
+def test_transformers_decompresses_several_schemes(
+    source: Source, make_linear: Make, tmp_path: Path, one: str, other: str
+) -> None:
+    loaded = source("llama")
+    layers = quantized(loaded, make_linear, one, lambda name: "self_attn" in name)
+    layers |= quantized(loaded, make_linear, other, lambda name: "self_attn" not in name)
+    assert write(loaded, tmp_path / "out", QuantizedParts(layers)) == "compressed-tensors"
+    assert_transformers_gives(tmp_path / "out", loaded, layers)
+
+
+def test_transformers_stops_at_packed_zero_points_beside_another_scheme(
+    source: Source, make_linear: Make, tmp_path: Path
+) -> None:
+    """Which is why the targets refuse it."""
+    loaded = source("llama")
+    layers = quantized(loaded, make_linear, "w8a8", lambda name: "self_attn" in name)
+    layers |= quantized(loaded, make_linear, "w4a16_g32_asym", lambda name: "self_attn" not in name)
+    assert write(loaded, tmp_path / "out", QuantizedParts(layers)) == "compressed-tensors"
+    with pytest.raises(RuntimeError):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 @pytest.mark.parametrize("scheme", ["w8a16", "w3a16_channel", "w2a16_channel", "w4a8_channel"])

@@ -189,7 +189,20 @@ def test_readers_without_our_code_refuse_int8_tables(
         transformers.AutoModel.from_pretrained(tmp_path / "out")
 
 
-def test_we_read_what_compressed_tensors_writes(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weights", "inputs"),
+    [
+        ({"num_bits": 8, "strategy": "channel"}, {"num_bits": 8, "strategy": "token", "dynamic": True}),
+        ({"num_bits": 4, "strategy": "channel"}, {"num_bits": 8, "strategy": "token", "dynamic": True}),
+        ({"num_bits": 4, "strategy": "group", "group_size": 32}, None),
+        ({"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False}, None),
+        ({"num_bits": 3, "strategy": "channel", "symmetric": False, "actorder": "weight"}, None),
+    ],
+    ids=["W8A8", "W4A8, a byte for each code", "W4 symmetric", "W4 with zero points", "W3 with zero points"],
+)
+def test_we_read_what_compressed_tensors_writes(
+    tiny_bert: Path, tmp_path: Path, weights: dict[str, Any], inputs: dict[str, Any] | None
+) -> None:
     """compressed-tensors quantizes and compresses a model by itself; its bytes give its numbers."""
     compressors = pytest.importorskip("compressed_tensors.compressors")
     quantization = pytest.importorskip("compressed_tensors.quantization")
@@ -197,8 +210,8 @@ def test_we_read_what_compressed_tensors_writes(tiny_bert: Path, tmp_path: Path)
     args = quantization.QuantizationArgs
     scheme = quantization.QuantizationScheme(
         targets=["Linear"],
-        weights=args(num_bits=8, strategy="channel"),
-        input_activations=args(num_bits=8, strategy="token", dynamic=True),
+        weights=args(**weights),
+        input_activations=None if inputs is None else args(**inputs),
     )
     config = quantization.QuantizationConfig(config_groups={"group_0": scheme}, ignore=["pooler.dense"])
     quantization.apply_quantization_config(model, config)
@@ -206,7 +219,15 @@ def test_we_read_what_compressed_tensors_writes(tiny_bert: Path, tmp_path: Path)
     for name, module in model.named_modules():
         if getattr(module, "quantization_scheme", None) is not None:
             weight = module.weight.detach()
-            module.weight_scale.data = weight.abs().amax(1, keepdim=True) / 127.5
+            groups = weight.reshape(*module.weight_scale.shape, -1)
+            low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+            steps = 2 ** weights["num_bits"] - 1
+            if weights.get("symmetric", True):
+                module.weight_scale.data = torch.maximum(-low, high) / (steps / 2)
+            else:
+                module.weight_scale.data = (high - low) / steps
+                zero = (-(steps + 1) // 2 - low / module.weight_scale).round()
+                module.weight_zero_point.data = zero.to(torch.int8)
             expected[name] = weight
     compressor: Any = compressors.ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
@@ -216,7 +237,11 @@ def test_we_read_what_compressed_tensors_writes(tiny_bert: Path, tmp_path: Path)
     assert found.layers.keys() == expected.keys()
     for name, weight in expected.items():
         layer = found.layers[name]
-        assert bool(((layer.qtensor.dequantize() - weight).abs() <= 0.5001 * layer.qtensor.scale_NG.float()).all())
+        assert layer.qtensor.spec.bits == weights["num_bits"]
+        error = (layer.qtensor.dequantize() - weight).abs().reshape(*layer.qtensor.scale_NG.shape, -1)
+        # Where a zero point was rounded, the end of the range is cut by as much.
+        limit = 0.5001 if layer.qtensor.spec.symmetric else 1.0001
+        assert bool((error.amax(-1) <= limit * layer.qtensor.scale_NG.float()).all())
 
 
 def test_minilm(minilm_dir: Path, tmp_path: Path, quantize_linears: Quantize) -> None:

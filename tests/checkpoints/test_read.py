@@ -283,6 +283,19 @@ def test_configurations_that_contradict_the_file(checkpoint: Path, change: Any, 
         load_all(checkpoint)
 
 
+def test_linears_are_loaded_when_asked_for(checkpoint: Path) -> None:
+    """Damage in one linear's values is no matter of another's."""
+    edit(checkpoint, lambda t: t[f"{NAME}.weight_scale"].fill_(torch.nan))
+    found = read_checkpoint(checkpoint)
+    assert found.layers.described[NAME].shape == (32, 64)
+    for name in found.layers.keys() - {NAME}:
+        assert found.layers[name].qtensor.spec == QuantSpec()
+    with pytest.raises(CheckpointError, match=rf"{NAME}: every scale must be finite"):
+        found.layers[NAME]
+    with pytest.raises(KeyError):
+        found.layers["nowhere"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "bert"}', "[" * 100_000, "\x00"])
 def test_config_that_is_none(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text)

@@ -143,15 +143,18 @@ def plan_tensors(source: SourceTensors, parts: QuantizedParts, names: ModelNames
         return unstacked.get(name) or source.file_name(name)
 
     tables = names.embeddings if parts.embeddings == "16bit" else ()
-    in_16_bit = {f"{module}.weight" for module in (*parts.half, *tables)}
+    repeats = names.tied.keys() - set(source.untied)
+    tied = repeats | {names.tied[name] for name in repeats}
+    in_16_bit = {f"{module}.weight" for module in (*parts.half, *tables)} - repeats
     for name, load in parts.changed.items():
         _require(source, name)
+        if name in tied:
+            raise CheckpointError(f"{name}: is also the weight of another module, which must not change with it")
         before = tensors[on_disk(name)]
         tensors[on_disk(name)] = _changed(before, load, transposed=name in names.transposed, half=name in in_16_bit)
     for name in in_16_bit & source.keys():
         # A module that the file lacks and transformers initializes has nothing of its own to write.
         tensors[on_disk(name)] = _in_16_bit(tensors[on_disk(name)])
-    tied = {name for pair in names.tied.items() for name in pair if pair[0] not in source.untied}
     portable = not parts.tables and not unstacked and _linears_are_portable(parts.layers, names)
     layers: dict[str, LazyLinear] = {}
     for module in (*parts.layers, *parts.tables):
