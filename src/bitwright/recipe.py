@@ -14,6 +14,7 @@ calibration: {samples: 128, max_tokens: 512}
 budget: {max_loss: 0.01}
 """
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,6 +31,7 @@ from bitwright.numerics.spec import SCHEMES
 
 AUTO = "auto"  # the method that lets the decision engine choose
 FLOAT = "16bit"
+_HEADS_STAY = "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently"
 
 
 class _Strict(BaseModel):
@@ -114,7 +116,7 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Recipe":
-        known = {"scheme": SCHEMES, "method": {**METHODS, AUTO: None}, "range": RANGES}
+        known: dict[str, Collection[str]] = {"scheme": SCHEMES, "method": [*METHODS, AUTO], "range": RANGES}
         used = [("scheme", self.scheme), ("method", self.method), ("range", self.range), ("range", self.weight_range)]
         used += [(kind, getattr(rule, kind)) for rule in self.rules for kind in ("scheme", "method")]
         for kind, name in used:
@@ -183,11 +185,7 @@ def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str, str]:
     method = by_method.method if by_method and by_method.method else recipe.method
     if by_scheme is None or by_scheme.scheme is None:
         if site.role == "head":
-            return (
-                FLOAT,
-                "cast",
-                "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently",
-            )
+            return FLOAT, "cast", _HEADS_STAY
         reason = "default scheme" if by_method is None else _why(by_method)
         return recipe.scheme, method, reason
     return by_scheme.scheme, method if by_scheme.scheme != FLOAT else "cast", _why(by_scheme)

@@ -249,7 +249,7 @@ def stream_outputs(
         files and emptied again.
     """
     if loaded.source is not None and enter is None and leave is None:
-        enter, leave = partial(_each, materialise, loaded), partial(_each, release, loaded)
+        enter, leave = partial(each, materialise, loaded), partial(each, release, loaded)
     for stage in stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave):
         if not stage.blocks:
             for index in range(len(batches)):
@@ -276,7 +276,8 @@ class _Reached(Exception):
         self.output = output
 
 
-def _each(act: Callable[[LoadedModel, str], None], loaded: LoadedModel, paths: Sequence[str]) -> None:
+def each(act: Callable[[LoadedModel, str], None], loaded: LoadedModel, paths: Sequence[str]) -> None:
+    """`materialise` or `release` several blocks of a model that was opened lazily."""
     for path in paths:
         act(loaded, path)
 

@@ -1,7 +1,7 @@
 """Windows of running text, for language models: equally long runs of tokens, none of them padded.
 
-A source is what `calibration.data` reads. A file of plain text is taken whole and in order; of a table, a data set or the
-built-in prose the texts are put one after another.
+A source is what `calibration.data` reads. A file of plain text is taken whole and in order; of a table, a data set or
+the built-in prose the texts are put one after another.
 """
 
 import random

@@ -41,7 +41,7 @@ class Rounding(Protocol):
 class Transformed:
     """A change of the input: x̂ = (x − shift) / scale, so that Ŵ = W · diag(scale) and bias += W · shift.
 
-    scale_K: float32, positive. shift_K: float32 or None. notes: what the Record keeps (α, exponent, error before/after).
+    scale_K: float32, positive. shift_K: float32 or None. notes: what the Record keeps (α, exponent, errors).
     """
 
     scale_K: Tensor

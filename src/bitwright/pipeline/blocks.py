@@ -355,7 +355,7 @@ def _simulated(
             hook.remove()
         for name, weight in before.items():
             with torch.no_grad():
-                model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator, union-attr]
+                model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]
 
 
 def _rtn_error(work: _Work, name: str) -> float | None:

@@ -68,7 +68,7 @@ class Job:
     plan: Plan
     tuning: Task
     held_out: Task
-    calibration: list[str] | list[Window]
+    calibration: Items
     probe: Items
     source_dtype: torch.dtype
     source_sha256: str
@@ -132,23 +132,30 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
         )
     calibrates = any(map(needs_inputs, plan))
     model: AnyModel
+    calibration: Items
+    pool: list[str] = []
     if loaded.task == "text-generation":
         model = StreamedModel(loaded, max_tokens(loaded), trust_remote_code=trust_remote_code)
-        task, calibration = _draw_windows(texts, recipe, model, needs_calibration=calibrates)
-        pool: Items = ()
+        task, windows = _draw_windows(texts, recipe, model, needs_calibration=calibrates)
+        calibration = tuple(windows)
     else:
         model = float_model(loaded)
         labelled = _labelled_task(texts, loaded)
-        pool, calibration = _draw_texts(texts, recipe, labelled, needs_calibration=calibrates)
-        task = labelled or agreement_task(loaded, pool)
+        pool, drawn = _draw_texts(texts, recipe, labelled, needs_calibration=calibrates)
+        task, calibration = labelled or agreement_task(loaded, pool), tuple(drawn)
     tuning, held_out = split(task, seed=recipe.seed)
-    probe = (tuning.texts or tuple(pool))[:_MAX_PROBE]
+    probe: Items = tuning.texts[:_MAX_PROBE] or tuple(pool[:_MAX_PROBE])
     job = Job(
         loaded, model, names, sites, embeddings, recipe, plan, tuning, held_out, calibration, probe,
         source_dtype, fingerprint(loaded.path), _evaluation_sha256(texts), trust_remote_code, _doubts(tuning, held_out),
     )  # fmt: skip
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
     return job
+
+
+def as_texts(items: Items) -> list[str]:
+    """The items of a model that reads texts."""
+    return [item for item in items if isinstance(item, str)]
 
 
 def agreement_task(loaded: LoadedModel, texts: Sequence[str], name: str = "label-free") -> Task:
@@ -185,14 +192,14 @@ def _draw_windows(
     length = min(recipe.calibration.max_tokens, model.max_tokens)
     n_calibration = recipe.calibration.samples if needs_calibration else 0
     n_scored = 0 if texts.evaluation else min(texts.samples, _MAX_WINDOWS)
-    sources = parse_sources(texts.data or BUILTIN_DATA)
-    drawn = mix_windows(model.tokenizer, sources, n_calibration + n_scored, length, seed=recipe.seed)
-    if len(drawn) < n_calibration + n_scored:  # both get their share of what there is
-        n_calibration = len(drawn) * n_calibration // (n_calibration + n_scored)
+    sources, wanted = parse_sources(texts.data or BUILTIN_DATA), n_calibration + n_scored
+    drawn = mix_windows(model.tokenizer, sources, wanted, length, seed=recipe.seed) if wanted else []
+    if len(drawn) < wanted:  # both get their share of what there is
+        n_calibration = len(drawn) * n_calibration // wanted
     if needs_calibration and n_calibration < LEAST_CALIBRATION_TEXTS:
         raise DataError(
-            f"{n_calibration} windows of {length} tokens for calibration; at least {LEAST_CALIBRATION_TEXTS} are needed: "
-            "give more text with --data, or a smaller calibration.max_tokens in the recipe"
+            f"{n_calibration} windows of {length} tokens for calibration; at least {LEAST_CALIBRATION_TEXTS} are "
+            "needed: give more text with --data, or a smaller calibration.max_tokens in the recipe"
         )
     if texts.evaluation:
         window = min(WINDOW, model.max_tokens)

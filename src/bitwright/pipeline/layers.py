@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.calibration.stream import stream_stages
+from bitwright.calibration.stream import each, stream_stages
 from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from bitwright.errors import NumericsError
 from bitwright.methods import METHODS
@@ -98,7 +98,7 @@ def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: 
     weights = loaded.source if loaded.source is not None else loaded.model.state_dict()
     layers = {name: _lazy(row, partial(make, row)) for name, row in rows.items()}
     account = [
-        {"name": row.name, "block": row.block, "role": row.role, "unit": row.unit, "scheme": row.scheme, "method": row.method}
+        {key: getattr(row, key) for key in ("name", "block", "role", "unit", "scheme", "method")}
         for row in rows.values()
     ]  # fmt: skip
     return Quantized(layers, {}, {}, account)
@@ -116,8 +116,8 @@ def _block_by_block(
         progress.say(f"going on with block {begin}: an earlier run did those before it")
     stages = stream_stages(
         model, architecture, sites, batches, begin=begin, inputs=inputs,
-        enter=lambda paths: [materialise(opened, path) for path in paths],
-        leave=lambda paths: [release(opened, path) for path in paths],
+        enter=partial(each, materialise, opened),
+        leave=partial(each, release, opened),
         fast=True,
     )  # fmt: skip
     count = begin

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitwright.calibration.stream import stream_outputs
 from bitwright.checkpoints.stored import StoredLinear
-from bitwright.evaluate.kinds import Items
+from bitwright.evaluate.kinds import Window
 from bitwright.evaluate.logits import token_outputs
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
@@ -57,7 +57,7 @@ class StreamedModel:
         """The source's."""
         return self.loaded.tokenizer
 
-    def encode(self, items: Items, *, track: Track = iter) -> list[np.ndarray]:
+    def encode(self, items: Sequence[str] | Sequence[Window], *, track: Track = iter) -> list[np.ndarray]:
         """Per window of token ids: float32 (2, T − 1), the negative log-likelihood (nats) of each next token, and the
         token held most likely in its place. Texts are not taken: a language model is judged on windows.
         """

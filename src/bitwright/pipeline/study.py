@@ -37,7 +37,7 @@ def preview(
     """
     progress = progress or Quiet()
     job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code)
-    sample = list(job.probe[:32])
+    sample = job.probe[:32]
     job.model.encode(sample[:2])
     start = time.perf_counter()
     job.model.encode(sample)

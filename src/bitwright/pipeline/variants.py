@@ -1,7 +1,7 @@
 """Variants of a model: its linears quantized, any subset of them swapped in, and what the outputs then are."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,14 +18,14 @@ from bitwright.checkpoints.stored import StoredLinear, ready
 from bitwright.errors import NumericsError, RecipeError
 from bitwright.evaluate import Task
 from bitwright.evaluate.distributions import linear_distributions
-from bitwright.evaluate.kinds import Outputs
+from bitwright.evaluate.kinds import Encode, Outputs, Window
 from bitwright.kernels import cpu
 from bitwright.methods import ROUNDINGS
 from bitwright.numerics import RANGES
 from bitwright.numerics.grids import fake_quantize
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
-from bitwright.pipeline.job import AnyModel, Job, agreement_task
+from bitwright.pipeline.job import AnyModel, Job, agreement_task, as_texts
 from bitwright.pipeline.layers import Quantized, named, needs_inputs, quantize_linears
 from bitwright.pipeline.request import Progress
 from bitwright.pipeline.streamed import Changes, StreamedModel
@@ -66,11 +66,12 @@ def calibration_batches(job: Job) -> list[dict[str, Tensor]]:
     settings = job.recipe.calibration
     if job.streams:
         ids = torch.tensor(job.calibration)
-        return [{"input_ids": part} for part in ids.split(settings.batch_size)]
+        return [{"input_ids": part} for part in torch.split(ids, settings.batch_size)]
     limit = min(settings.max_tokens, job.model.max_tokens)
     return token_batches(
-        job.model.tokenizer, job.calibration, max_tokens=limit, batch_size=settings.batch_size, seed=job.recipe.seed
-    )
+        job.model.tokenizer, as_texts(job.calibration), max_tokens=limit, batch_size=settings.batch_size,
+        seed=job.recipe.seed,
+    )  # fmt: skip
 
 
 def quantize_tables(job: Job) -> dict[str, QTensor]:
@@ -182,7 +183,7 @@ def sensitivity_task(job: Job) -> Task:
     kind, texts = task.kind.select(units, task.texts)
     if len(texts) <= _MAX_TASK_TEXTS:
         return Task(task.name, texts, kind)
-    return agreement_task(job.loaded, job.probe, name="agreement with float on probe texts")
+    return agreement_task(job.loaded, as_texts(job.probe), name="agreement with float on probe texts")
 
 
 def sensitivity_measure(job: Job, quantized: Quantized) -> Callable[[frozenset[str]], Reading]:
@@ -198,13 +199,13 @@ def sensitivity_measure(job: Job, quantized: Quantized) -> Callable[[frozenset[s
         modules[name] = quant_linear(lazy.load(), bias, name=name)
     task = sensitivity_task(job)
     float_encode = _remembering(job.model)
-    float_probe, float_outputs = float_encode(list(job.probe)), task.run(float_encode)
+    float_probe, float_outputs = float_encode(as_texts(job.probe)), task.run(float_encode)
 
     def measure(names: frozenset[str]) -> Reading:
         encode = _remembering(base)
         with only_quantized(base.hf, modules, names):
             try:
-                probe = encode(list(job.probe))
+                probe = encode(as_texts(job.probe))
                 loss = task.loss(float_outputs, task.run(encode))
             except NumericsError:  # the outputs are not finite: as far away as can be
                 probe, loss = [np.full_like(row, np.nan) for row in float_probe], np.inf
@@ -238,7 +239,8 @@ def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Pr
 
 def describe_distributions(job: Job, plan: Plan, quantized: Quantized) -> list[dict[str, Any]]:
     """The Record's histograms: weights and inputs of every quantized linear, before and after."""
-    batches = token_batches(job.model.tokenizer, job.probe[:32], max_tokens=job.model.max_tokens, batch_size=8)
+    texts = as_texts(job.probe[:32])
+    batches = token_batches(job.model.tokenizer, texts, max_tokens=job.model.max_tokens, batch_size=8)
     layers = {name: quantized.layers[name].load() for name in quantized_names(plan)}
     sites = [site for site in job.sites if site.name in layers]
     samples: dict[str, Tensor] = {}
@@ -284,11 +286,12 @@ def _bias(model: nn.Module, name: str) -> Tensor | None:
     return bias
 
 
-def _remembering(model: Model) -> Callable[[list[str]], Outputs]:
+def _remembering(model: Model) -> Encode:
     """`encode` that does not run a text twice."""
     known: dict[str, np.ndarray] = {}
 
-    def encode(texts: list[str]) -> Outputs:
+    def encode(items: Sequence[str] | Sequence[Window]) -> Outputs:
+        texts = [item for item in items if isinstance(item, str)]
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
             known.update(zip(new, model.encode(new), strict=True))

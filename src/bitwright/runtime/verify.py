@@ -11,12 +11,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from bitwright.runtime.model import Model
 
 _CHILD_SECONDS = 600
 
@@ -61,10 +58,12 @@ def verify(
     return rows
 
 
-def compared(model: "Model", ids_BT: Any) -> tuple[np.ndarray, int]:
+def compared(model: Any, ids_BT: Any) -> tuple[np.ndarray, int]:
     """What is compared of a model, float32 (B, values), and how many calls of integer kernels it took.
 
     Pooled embeddings or logits, flattened; of a language model the logits after the last token.
+
+    model: a `Model`, or, of a language model, one that has `task` and `logits` too.
     """
     import torch
 
