@@ -12,8 +12,9 @@ What plain readers cannot represent changes the quant_method to "bitwright", and
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from bitwright.checkpoints.module_patterns import matcher, patterns
 from bitwright.checkpoints.schemes import (
     MIXED,
     Format,
@@ -31,8 +32,6 @@ from bitwright.numerics.spec import QuantSpec
 PORTABLE = "compressed-tensors"
 OURS = "bitwright"  # what plain readers cannot represent
 _TRANSFORMS = ("shift", "scale")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,8 @@ class QuantizationConfig:
     def group_finder(self) -> Callable[[str], Group | None]:
         """A function from a linear to its group: names win over classes, as in compressed-tensors; None if ignored or
         unnamed."""
-        ignored = _matcher((entry, True) for entry in self.ignore)
-        named = _matcher((target, group) for group in self.groups for target in group.targets)
+        ignored = matcher((entry, True) for entry in self.ignore)
+        named = matcher((target, group) for group in self.groups for target in group.targets)
         by_class = next((group for group in self.groups if "Linear" in group.targets), None)
         return lambda module: None if ignored(module) else named(module) or by_class
 
@@ -102,7 +101,7 @@ def make_quantization_config(
     formats = {scheme["format"] for scheme in schemes} or {"int-quantized"}
     groups = {}
     for i, (scheme, names) in enumerate(by_scheme.values()):
-        targets = ["Linear"] if len(by_scheme) == 1 else _patterns(names, prefix)
+        targets = ["Linear"] if len(by_scheme) == 1 else patterns(names, prefix)
         # Older releases do not know a group's format, and infer int-quantized wherever inputs are quantized.
         inferred = len(formats) == 1 and (scheme["format"] == "int-quantized" or not scheme["input_activations"])
         groups[f"group_{i}"] = {"targets": targets, **scheme}
@@ -113,7 +112,7 @@ def make_quantization_config(
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": _patterns(ignored, prefix),
+        "ignore": patterns(ignored, prefix),
     }
     if all(
         (scheme["weights"], scheme["format"]) == (schemes[0]["weights"], schemes[0]["format"]) for scheme in schemes
@@ -167,63 +166,6 @@ def _scheme(name: str, layer: LazyLinear) -> dict[str, Any]:
         "input_activations": input_args(name, layer.input_spec),
         **({"input_transform": transform} if transform else {}),
     }
-
-
-def _patterns(names: Iterable[str], prefix: str) -> list[str]:
-    """What matches these modules, of the base model with and without its prefix, and no others.
-
-    Names that differ in their numbers alone become one pattern where they can: a large mixture of experts has ten
-    thousands of linears, and readers try every pattern on every module.
-    """
-    if not prefix:
-        return sorted(set(names))
-    numbers_of: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-    for name in names:
-        words = name.removeprefix(f"{prefix}.").split(".")
-        form = tuple("" if word.isdecimal() else re.escape(word) for word in words)
-        numbers_of.setdefault(form, set()).add(tuple(word for word in words if word.isdecimal()))
-    patterns = []
-    for form, rows in numbers_of.items():
-        for choice in _products(rows):
-            numbers = iter(choice)
-            path = "\\.".join(word or next(numbers) for word in form)
-            patterns.append(f"re:(?:{re.escape(prefix)}\\.)?{path}$")
-    return sorted(patterns)
-
-
-def _products(rows: Collection[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Rows of numbers, all of one length, as products of alternatives: (0, 5), (1, 5), (2, 6) are (0|1, 5), (2, 6)."""
-    if not all(rows):
-        return [()]
-    tails: dict[str, set[tuple[str, ...]]] = {}
-    for first, *tail in sorted(rows, key=lambda row: list(map(int, row))):
-        tails.setdefault(first, set()).add(tuple(tail))
-    firsts: dict[frozenset[tuple[str, ...]], list[str]] = {}
-    for first, tail_rows in tails.items():
-        firsts.setdefault(frozenset(tail_rows), []).append(first)
-    return [
-        (numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})", *tail)
-        for tail_rows, numbers in firsts.items()
-        for tail in _products(tail_rows)
-    ]
-
-
-def _matcher(entries: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
-    """A function from a module's name to what belongs to the first entry that names it."""
-    plain: dict[str, T] = {}
-    patterns: list[tuple[re.Pattern[str], T]] = []
-    for entry, value in entries:
-        if entry.startswith("re:"):
-            patterns.append((re.compile(entry[3:]), value))
-        else:
-            plain.setdefault(entry, value)
-
-    def find(module: str) -> T | None:
-        if module in plain:
-            return plain[module]
-        return next((value for pattern, value in patterns if pattern.match(module)), None)
-
-    return find
 
 
 def _parse_group(group: Any, default_format: Any, where: str) -> Group:
