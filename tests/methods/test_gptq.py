@@ -228,3 +228,9 @@ def test_what_cannot_be_rounded_is_refused() -> None:
         gptq(weight(), stats, spec, RANGES["absmax"], damping=0)
     with refused(match="block_size = 0"):
         gptq(weight(), stats, spec, RANGES["absmax"], block_size=0)
+
+
+def test_the_number_of_threads_is_left_alone() -> None:
+    torch.set_num_threads(2)
+    gptq(weight(), stats_of(tokens()), QuantSpec(bits=4), RANGES["absmax"])
+    assert torch.get_num_threads() == 2

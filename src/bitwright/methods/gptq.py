@@ -10,7 +10,8 @@ nearest to w_k + Σ_{j>k} e_j L_jk / L_kk. The paper instead inverts H, factors 
 columns that are left, to the same codes (Chee et al. 2023, 2307.13304, theorem 6).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def gptq(
     *,
     act_order: bool = True,
     damping: float = 0.01,
-    block_size: int = 128,
+    block_size: int = 64,
 ) -> Rounded:
     """Choose a range, then round column after column.
 
@@ -90,7 +91,8 @@ def gptq(
         return codes_N, code_values(codes_N, scale_N, zero_N, spec, codebook)
 
     codes_KN = torch.empty(live_NK.T.shape, dtype=torch.int8, device=w_NK.device)
-    codes_KN[order_K] = _round(live_NK.T[order_K], lower_KK.T, nearest, block_size)
+    with _one_thread():
+        codes_KN[order_K] = _round(live_NK.T[order_K], lower_KK.T, nearest, block_size)
     return Rounded(QTensor(codes_KN.T.contiguous(), scale_NG, zero_point_NG, spec, codebook), notes=notes)
 
 
@@ -146,3 +148,16 @@ def _round(
             codes_KN[k], values_N = nearest(wanted_1N[0], k)
             torch.sub(w_KN[k], values_N, out=error_KN[k])
     return codes_KN
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread. Products of one row gain little from a second, and where other programs share the cores each
+    would wait for it: at every column, which took twenty times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
