@@ -3,7 +3,7 @@
     python benchmarks/llm_rival.py MODEL JOB.json     with JOB: {"recipe", "calibration": [[ids]], "windows": [[ids]],
                                                        "threads", "dtype"}
 
-    python benchmarks/llm_rival.py MODEL JOB.json     with JOB: {"recipe", "calibration": [[ids]], "windows": [[ids]],
+Imports nothing of Bitwright; `benchmarks/llm.py` starts it, with the same windows that Bitwright gets. Prints one
 line of JSON: seconds (of quantizing alone), peak RSS in MiB (of this process until then), perplexity of the quantized
 model on the windows, in float32.
 """
