@@ -4,7 +4,7 @@ A stage is a block, or several that must be observed together. Its linears come 
 transform is chosen for such a set, a rounding for each linear.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,6 +36,7 @@ _COMPARED_BATCHES = 1  # whose block outputs are compared, before and after
 _COMPARED_VALUES = 1 << 16  # of each of them
 _FEWEST_TOKENS = 32  # an expert that saw fewer is starved: its own statistics say little
 _EXACT_RANGES = ("absmax", "min_max")  # static input ranges that follow from each feature's extremes
+_WEIGHED_RANGES = ("imatrix", "awq_clip")  # of weights: they look at what the linear reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ def quantize_stage(model: nn.Module, stage: Stage, task: Task) -> Made:
         NumericsError: NaN or infinity in a weight or among the inputs; the message names the linear.
     """
     work = _Work(model, stage, task, [site for site in stage.sites if site.name in task.rows])
+    if not work.sites:
+        return Made({}, {}, {}, [])
     here = {site.name for site in work.sites}
     inputs = [shared for shared in task.inputs if here.intersection(shared.sites)]
     sample = range(min(_COMPARED_BATCHES, len(stage.inputs)))
@@ -97,6 +100,7 @@ def quantize_stage(model: nn.Module, stage: Stage, task: Task) -> Made:
     for number, shared in enumerate(inputs):
         if task.recipe.options.sequential and number:
             _observe(work, [site for site in work.sites if site.name in shared.sites])
+            _lend_to_starved(work, [shared])
         _round(work, shared, layers, biases)
     distance = _distance(before, stage.outputs(sample))
     account = [_account_row(work, site, distance) for site in work.sites]
@@ -111,10 +115,31 @@ def _observe(work: _Work, sites: Sequence[LinearSite]) -> None:
     with _named_stage(work.stage):
         found = work.stage.observe(sites, partial(observe, gram=True, histogram=needs_histogram))
     for site in sites:
-        work.notes.setdefault(site.name, {"n_tokens": found[site.name].n_tokens if site.name in found else 0})
-    for name, stats in found.items():
-        applied = work.applied.get(name)
-        work.stats[name] = stats if applied is None else rescaled(stats, applied.scale_K, applied.shift_K)
+        seen = found[site.name].n_tokens if site.name in found else 0
+        work.notes[site.name] = work.notes.get(site.name, {}) | {"n_tokens": seen}
+        work.stats.pop(site.name, None)
+    work.stats |= found
+    for transformed, names in _by_transform(work.applied, found):
+        _rescale(work, names, transformed)
+
+
+def _by_transform(applied: Mapping[str, Transformed], names: Iterable[str]) -> list[tuple[Transformed, list[str]]]:
+    """These linears by the transform at their input, but those without one."""
+    groups: dict[int, tuple[Transformed, list[str]]] = {}
+    for name in names:
+        if name in applied:
+            groups.setdefault(id(applied[name]), (applied[name], []))[1].append(name)
+    return list(groups.values())
+
+
+def _rescale(work: _Work, names: Iterable[str], transformed: Transformed) -> None:
+    """Bring the statistics of linears to their transformed input. Those that share statistics go on sharing them."""
+    done: dict[int, LayerStats] = {}
+    for name in names:
+        stats = work.stats[name]
+        if id(stats) not in done:
+            done[id(stats)] = rescaled(stats, transformed.scale_K, transformed.shift_K)
+        work.stats[name] = done[id(stats)]
 
 
 def _lend_to_starved(work: _Work, inputs: Sequence[SharedInput]) -> None:
@@ -144,9 +169,10 @@ def _lend_to_starved(work: _Work, inputs: Sequence[SharedInput]) -> None:
 def _transform(work: _Work, shared: SharedInput, sample: Sequence[int], before: Sequence[Any]) -> None:
     """Choose the transform of one input, and apply it: folded where that is exact, else kept for the input."""
     names = [name for name in shared.sites if name in work.task.rows]
-    row = work.task.rows[names[0]]
+    rows = [work.task.rows[name] for name in names]
+    row = next((row for row in rows if METHODS[row.method].transform is not None), None)
     known = [name for name in names if name in work.stats]
-    if METHODS[row.method].transform is None or not known:
+    if row is None or not known:
         return
     stats = work.stats[known[0]]
     for other in {id(work.stats[name]): work.stats[name] for name in known[1:]}.values():
@@ -170,8 +196,7 @@ def _transform(work: _Work, shared: SharedInput, sample: Sequence[int], before: 
     else:
         scale_readers(work.model, shared, scale, shift)
         work.applied |= dict.fromkeys(names, transformed)
-    for name in known:
-        work.stats[name] = rescaled(work.stats[name], scale, shift)
+    _rescale(work, known, transformed)
     where = "folded" if shared.producer is not None else "at the input"
     for name in names:
         work.notes[name] |= {"transform": where} | {
@@ -203,14 +228,16 @@ def _round(work: _Work, shared: SharedInput, layers: dict[str, StoredLinear], bi
 def _rounded(work: _Work, names: Sequence[str], stats: LayerStats | None, spec: QuantSpec) -> list[Rounded]:
     """The rounded weights of linears that share their statistics."""
     row, recipe = work.task.rows[names[0]], work.task.recipe
-    method = METHODS[row.method]
+    range_ = recipe.weight_range or METHODS[row.method].range
+    if stats is None and range_ in _WEIGHED_RANGES:
+        range_ = "mse"
     has_bias = all(work.linear(name).bias is not None for name in names)
     options = recipe.options
     rounding = rtn if stats is None else rounding_of(
         row.method, act_order=options.act_order, damping=options.damping,
         bias_correction=options.bias_correction and has_bias,
     )  # fmt: skip
-    range_function = RANGES[recipe.weight_range or method.range]
+    range_function = RANGES[range_]
     weights = [work.linear(name).weight.detach().float() for name in names]
     with _named(", ".join(names)):
         if spec.per_tensor or spec.grid == "kmeans" or len(names) == 1:
@@ -284,7 +311,7 @@ def _new_bias(work: _Work, name: str, rounded: Rounded) -> Tensor | None:
     shifted = applied is not None and applied.shift_K is not None
     if rounded.bias_N is None and not shifted:
         return None
-    now = torch.zeros(work.linear(name).out_features) if bias is None else bias.detach().float()
+    now = torch.zeros(work.linear(name).out_features) if bias is None else bias.detach().float().clone()
     return now if rounded.bias_N is None else now + rounded.bias_N
 
 

@@ -1,27 +1,35 @@
-"""What became of one stage of a model, on disk: a shard appears complete or not at all, and is read tensor by tensor.
+"""What became of one stage of a model, on disk: a file appears complete or not at all, and is read tensor by tensor.
 
 A work directory holds `shard-00007.safetensors` for every stage that is done, and `inputs-00008.safetensors`: what the
-next stage starts from. A run that was killed goes on from there; what it computes anew comes out the same to the bit.
+next stage starts from. A run that is killed goes on from there, and loses the stage under way at most; what it computes
+anew comes out the same to the bit.
+
+Files are written and read tensor by tensor, so that neither takes memory. They are not mapped: tensors in a mapped file
+lie at any address, and sums over them may then be added up in another order.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
+import torch
 from torch import Tensor
 
+from bitwright.checkpoints.safetensors_file import pending, write_safetensors
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import CheckpointError
+from bitwright.models.safetensors_check import TensorEntry, check_safetensors
+from bitwright.models.tensor_files import TORCH_DTYPES
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import Scheme
 
 _CHANGED = "changed/"
 _LAYER = "layer/"
+_FACTS = "facts"  # a tensor of bytes: JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +52,35 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._home: dict[str, Path] = {}  # key of a tensor -> its shard
+        self._home: dict[str, _File] = {}  # key of a tensor -> its shard
 
     def write(self, index: int, made: Made) -> None:
         """Keep what stage `index` gave."""
-        tensors = {f"{_CHANGED}{name}": value.contiguous() for name, value in made.changed.items()}
+        tensors = {f"{_CHANGED}{name}": value for name, value in made.changed.items()}
         for name, layer in made.layers.items():
             parts = _parts(layer) | ({"bias": made.biases[name]} if name in made.biases else {})
-            tensors |= {f"{_LAYER}{name}/{part}": value.contiguous() for part, value in parts.items()}
-        _write(self._path(index), tensors, {"account": json.dumps(list(made.account))})
+            tensors |= {f"{_LAYER}{name}/{part}": value for part, value in parts.items()}
+        _write(self._path(index), tensors, list(made.account))
 
     def account(self, count: int) -> list[dict[str, Any]]:
-        """What the Record keeps, of the first `count` stages."""
-        rows = []
-        for index in range(count):
-            with self._open(self._path(index)) as file:
-                rows += json.loads(file.metadata()["account"])
-        return rows
+        """What the Record keeps, of the first `count` stages.
+
+        Raises:
+            CheckpointError: a shard is damaged. So do all that read.
+        """
+        return [row for index in range(count) for row in self._open(self._path(index)).facts()]
 
     def index(self, count: int) -> None:
         """Look up what the first `count` stages hold; needed before `layer` and `changed`."""
         for number in range(count):
-            with self._open(self._path(number)) as file:
-                self._home |= dict.fromkeys(file.keys(), self._path(number))
+            file = self._open(self._path(number))
+            self._home |= dict.fromkeys(file.entries, file)
 
     def layer(self, name: str, scheme: Scheme) -> StoredLinear:
         """One quantized linear, whose scheme the plan says."""
         prefix = f"{_LAYER}{name}/"
-        with self._open(self._home[f"{prefix}codes"]) as file:
-            parts = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+        file = self._home[f"{prefix}codes"]
+        parts = {key.removeprefix(prefix): file.tensor(key) for key in file.entries if key.startswith(prefix)}
         assert scheme.weight is not None
         weight = QTensor(parts["codes"], parts["scale"], parts.get("zero_point"), scheme.weight, parts.get("codebook"))
         return StoredLinear(
@@ -87,16 +95,7 @@ class Shards:
     def bias(self, name: str) -> Tensor:
         """The bias of a quantized linear that `has_part(name, "bias")`."""
         key = f"{_LAYER}{name}/bias"
-        with self._open(self._home[key]) as file:
-            value: Tensor = file.get_tensor(key)
-        return value
-
-    def layer_names(self) -> frozenset[str]:
-        """Names of the linears that the shards hold."""
-        suffix = "/codes"
-        return frozenset(
-            key[len(_LAYER) : -len(suffix)] for key in self._home if key.startswith(_LAYER) and key.endswith(suffix)
-        )
+        return self._home[key].tensor(key)
 
     def has_part(self, name: str, part: str) -> bool:
         """Whether a linear has e.g. an "input_scale_K"."""
@@ -108,15 +107,13 @@ class Shards:
 
     def changed(self, name: str) -> Tensor:
         """A changed float parameter."""
-        with self._open(self._home[_CHANGED + name]) as file:
-            value: Tensor = file.get_tensor(_CHANGED + name)
-        return value
+        return self._home[_CHANGED + name].tensor(_CHANGED + name)
 
     def save_inputs(self, index: int, inputs: Sequence[Any]) -> None:
         """Keep what stage `index` starts from, in place of what was kept before."""
         tensors: dict[str, Tensor] = {}
-        shapes = [_flatten(value, f"{number}", tensors) for number, value in enumerate(inputs)]
-        _write(self._inputs_path(index), tensors, {"structure": json.dumps(shapes)}, sync=False)
+        structure = [_flatten(value, f"{number}", tensors) for number, value in enumerate(inputs)]
+        _write(self._inputs_path(index), tensors, structure)
         for path in self._saved_inputs():
             if path != self._inputs_path(index):
                 path.unlink()
@@ -126,9 +123,10 @@ class Shards:
         for path in reversed(self._saved_inputs()):
             index = int(path.stem.removeprefix("inputs-"))
             if all(self._path(done).is_file() for done in range(index)):
-                with self._open(path) as file:
-                    structure = json.loads(file.metadata()["structure"])
-                    return index, [_restore(shape, file) for shape in structure]
+                for done in range(index):
+                    self._open(self._path(done))  # what is damaged is better known now than after all other blocks
+                file = self._open(path)
+                return index, [_restored(value, file) for value in file.facts()]
         return 0, None
 
     def _path(self, index: int) -> Path:
@@ -141,13 +139,54 @@ class Shards:
         return sorted(self.folder.glob("inputs-*.safetensors"))
 
     @staticmethod
-    def _open(path: Path) -> Any:
-        try:
-            return safetensors.safe_open(path, framework="pt")
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                f"{path}: what an earlier run kept is damaged ({error}); delete {path.parent} to start over"
-            ) from None
+    def _open(path: Path) -> "_File":
+        with _reading(path):
+            entries = check_safetensors(path)
+        end = max((entry.end for entry in entries.values()), default=0)
+        return _File(path, entries, path.stat().st_size - end)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file, its header checked. start: of the bytes that the entries count."""
+
+    path: Path
+    entries: Mapping[str, TensorEntry]
+    start: int
+
+    def tensor(self, key: str) -> Tensor:
+        """The whole tensor, in memory of its own."""
+        entry = self.entries[key]
+        return self._bytes(key).view(TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def facts(self) -> Any:
+        """What is no tensor."""
+        with _reading(self.path):
+            return json.loads(self._bytes(_FACTS).numpy().tobytes())
+
+    def _bytes(self, key: str) -> Tensor:
+        with _reading(self.path), self.path.open("rb", buffering=0) as stream:
+            entry = self.entries[key]
+            raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
+            stream.seek(self.start + entry.begin)
+            view = raw.numpy().data
+            while view:
+                if not (n_read := stream.readinto(view)):
+                    raise ValueError(f"{key} ends {len(view)} bytes early")
+                view = view[n_read:]
+        return raw
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What a damaged file makes go wrong, as one error that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, CheckpointError) as error:
+        found = str(error).removeprefix(f"{path}: ").partition("; ")[0]
+        raise CheckpointError(
+            f"{path}: what an earlier run kept is damaged ({found}); delete {path.parent} to start over"
+        ) from None
 
 
 def _parts(layer: StoredLinear) -> dict[str, Tensor]:
@@ -165,23 +204,39 @@ def _parts(layer: StoredLinear) -> dict[str, Tensor]:
     return {name: value for name, value in parts.items() if value is not None}
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, sync: bool = True) -> None:
-    """Through a temporary file, so that a reader sees all of it or nothing.
+def _write(path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    """Through a temporary file, so that a reader sees all of it or nothing, also after a loss of power.
 
-    sync: also through a loss of power; without it, through the death of this process.
+    Raises:
+        CheckpointError: the disk is full, or writing fails otherwise.
     """
     temporary = path.with_name(f".{path.name}.part")
-    safetensors.torch.save_file(tensors, temporary, metadata)
-    if sync:
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    told = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    try:
+        temporary.unlink(missing_ok=True)  # of a run that was killed
+        write_safetensors(temporary, {key: pending(value) for key, value in tensors.items()} | {_FACTS: pending(told)})
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); what was done before is kept: make room, and repeat the "
+            "command to go on from there"
+        ) from None
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _flatten(value: Any, key: str, into: dict[str, Tensor]) -> Any:
     """Put the tensors of a block's output under keys of their own; its structure as plain data."""
     if isinstance(value, Tensor):
-        into[key] = value.contiguous()
+        into[key] = value
         return key
     if isinstance(value, tuple | list):
         return [_flatten(part, f"{key}.{number}", into) for number, part in enumerate(value)]
@@ -190,7 +245,7 @@ def _flatten(value: Any, key: str, into: dict[str, Tensor]) -> Any:
     raise CheckpointError(f"a block put out a {type(value).__name__}; tensors and tuples of them can be kept")
 
 
-def _restore(structure: Any, file: Any) -> Any:
+def _restored(structure: Any, file: _File) -> Any:
     if isinstance(structure, list):
-        return tuple(_restore(part, file) for part in structure)
-    return None if structure is None else file.get_tensor(structure)
+        return tuple(_restored(part, file) for part in structure)
+    return None if structure is None else file.tensor(structure)

@@ -19,7 +19,8 @@ JOURNAL, STAGED, LOCK, CONTEXT = "journal.jsonl", "checkpoint", "lock", "context
 def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]:
     """Where measurements and the staged checkpoint lie until the result is complete.
 
-    It goes when the work is done. Of a run that ends early the measurements stay, if there are any.
+    It goes when the work is done. Of a run that ends early stay the measurements and the blocks that were done, if
+    there are any.
     """
     work = out.parent / f".{out.name}.bitwright"
     try:
@@ -32,15 +33,17 @@ def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]
     except BlockingIOError:
         lock.close()
         raise InputError(f"{out}: another run is writing there now; wait for it, or choose another --out") from None
+    for leftover in work.glob(".*"):  # what a run was writing when it was killed
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     try:
         check_space(work, needed)
         yield work
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work / STAGED, ignore_errors=True)
-        if (work / JOURNAL).exists() or any(work.glob("shard-*")):
-            progress.say(f"what was measured is kept in {work}; the same command goes on from there")
-        else:
+        if not _kept(work):
             shutil.rmtree(work, ignore_errors=True)
+        elif not isinstance(error, InputError):  # such a command is not to be repeated as it is
+            progress.say(f"what was done is kept in {work}; the same command goes on from there")
         raise
     else:
         shutil.rmtree(work, ignore_errors=True)
@@ -51,14 +54,18 @@ def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]
 def claim(work: Path, context: dict[str, str]) -> None:
     """Note in a work directory what its content depends on; an earlier run's content must depend on the same.
 
+    What lies there without such a note is what the removal of a finished run's directory left: it goes.
+
     Args:
         context: digests, by what they are of ("model", "recipe" …).
 
     Raises:
-        InputError: it depends on something else; the message says on what.
+        InputError: it depends on something else, and the message says on what; or the note cannot be read.
     """
     file = work / CONTEXT
     if not file.is_file():
+        for leftover in _kept(work):
+            leftover.unlink()
         write_text_atomically(file, json.dumps(context))
         return
     try:
@@ -67,6 +74,11 @@ def claim(work: Path, context: dict[str, str]) -> None:
         raise InputError(f"{file}: cannot be read ({error}); delete {work} to start over") from None
     if different := [name for name, digest in context.items() if earlier.get(name) != digest]:
         raise InputError(
-            f"{work} holds the work of an interrupted run with another {' and another '.join(different)}; repeat that "
-            "run's command to finish it, choose another --out, or delete the directory to start over"
+            f"{work}: holds the work of an interrupted run that differs from this one in its {' and its '.join(different)}"
+            "; repeat that run's command to finish it, choose another --out, or delete the directory to start over"
         )
+
+
+def _kept(work: Path) -> list[Path]:
+    """The files that a run keeps for the next."""
+    return [*work.glob(JOURNAL), *work.glob("shard-*"), *work.glob("inputs-*")]
