@@ -27,7 +27,7 @@ from bitwright.pipeline.blocks import Task, quantize_stage
 from bitwright.pipeline.request import Progress
 from bitwright.pipeline.shards import Shards
 from bitwright.plan import Plan, PlanRow, quantized_names
-from bitwright.recipe import Recipe
+from bitwright.recipe import AUTO, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ def needs_inputs(row: PlanRow) -> bool:
     """Whether a row's method or scheme looks at what enters the linear."""
     if row.role == "embedding" or SCHEMES[row.scheme].weight is None:
         return False
+    if row.method == AUTO:
+        return True
     scheme = SCHEMES[row.scheme]
     method = METHODS[row.method]
     static = scheme.input is not None and not scheme.input.dynamic
