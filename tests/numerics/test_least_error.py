@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
-from bitwright.numerics import RANGES, Histogram, Importance, QuantSpec, quantize, scale_and_zero_point
+from bitwright.numerics import RANGES, WEIGHT_RANGES, Histogram, Importance, QuantSpec, quantize, scale_and_zero_point
 from bitwright.numerics.ranges import absmax, awq_clip, imatrix, min_max, mse
 
 N, K = 12, 64
@@ -194,7 +194,7 @@ def test_scales_are_stored_as_asked_and_other_dtypes_read(name: str, dtype: torc
         assert torch.equal(w, weight().to(dtype))
 
 
-@pytest.mark.parametrize("name", ["imatrix", "awq_clip"])
+@pytest.mark.parametrize("name", WEIGHT_RANGES)
 def test_ranges_that_weigh_errors_want_something_to_weigh_them_by(name: str) -> None:
     with pytest.raises(NumericsError, match="calibrate, or use mse"):
         RANGES[name](weight(), QuantSpec())

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
-from bitwright.numerics import RANGES, Histogram, QuantSpec, fake_quantize
+from bitwright.numerics import RANGES, WEIGHT_RANGES, Histogram, QuantSpec, fake_quantize
 from bitwright.numerics.grids import grouped
 from bitwright.numerics.ranges import absmax, entropy, min_max, moving_average, mse, percentile
 
 BITS = (8, 4, 3, 2)
-WEIGHTS_ONLY = ("imatrix", "awq_clip")  # tested with the search that they share with mse
-NAMES = [name for name in RANGES if name not in WEIGHTS_ONLY]
+NAMES = [name for name in RANGES if name not in WEIGHT_RANGES]  # those are tested with the search that mse shares
 ALL = {name: RANGES[name] for name in NAMES} | {"percentile 95": functools.partial(percentile, percent=95)}
 ON_FEW_VALUES = [name for name in ALL if name != "entropy"]  # which wants thousands
 FULL = ("absmax", "min_max", "moving_average")

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from bitwright.numerics.histogram import Histogram
     from bitwright.numerics.importance import Importance
     from bitwright.numerics.qtensor import QTensor, code_values
-    from bitwright.numerics.ranges import RANGES, RangeFunction
+    from bitwright.numerics.ranges import RANGES, WEIGHT_RANGES, RangeFunction
 
 __all__ = [
     "RANGES",
     "SCHEMES",
+    "WEIGHT_RANGES",
     "Histogram",
     "Importance",
     "QTensor",
@@ -41,6 +42,7 @@ _HOME = {
     "Importance": "importance",
     "QTensor": "qtensor",
     "RangeFunction": "ranges",
+    "WEIGHT_RANGES": "ranges",
     "code_values": "qtensor",
     "codebook_of": "codebooks",
     "fake_quantize": "grids",

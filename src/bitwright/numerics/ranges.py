@@ -146,10 +146,12 @@ RANGES: dict[str, RangeFunction] = {
     "percentile": percentile,
     "entropy": entropy,
     "mse": mse,
+    "moving_average": moving_average,
     "imatrix": imatrix,
     "awq_clip": awq_clip,
-    "moving_average": moving_average,
 }
+# Those of them that weigh errors by the inputs a weight meets: for calibrated weights, not for the inputs themselves.
+WEIGHT_RANGES = ("imatrix", "awq_clip")
 
 
 def _largest_kept(x_NGg: Tensor, share: Fraction) -> Tensor:
