@@ -73,9 +73,10 @@ def claim(work: Path, context: dict[str, str]) -> None:
     except (ValueError, OSError) as error:
         raise InputError(f"{file}: cannot be read ({error}); delete {work} to start over") from None
     if different := [name for name, digest in context.items() if earlier.get(name) != digest]:
+        what = " and its ".join(different)
         raise InputError(
-            f"{work}: holds the work of an interrupted run that differs from this one in its {' and its '.join(different)}"
-            "; repeat that run's command to finish it, choose another --out, or delete the directory to start over"
+            f"{work}: holds the work of an interrupted run that differs from this one in its {what}; repeat that run's "
+            "command to finish it, choose another --out, or delete the directory to start over"
         )
 
 
