@@ -1,0 +1,143 @@
+"""Sensitivity by Fisher information: how far quantizing a linear moves the model's output, to first order, from
+gradients of the float model alone.
+
+Let e be what quantizing a linear adds to its outputs: e = x ΔWᵀ where only the weight W is rounded. A scalar s that is
+computed from them changes by ⟨δ, e⟩ = Σ δ·e with δ = ∂s/∂y, which for a rounded weight is ⟨∂s/∂W, ΔW⟩. The score is the
+mean of ⟨δ, e⟩² over texts and over scalars drawn from the output:
+
+    a distribution p:   s = log p(y), y ~ p      ΔWᵀ F ΔW with the Fisher information F: twice the KL divergence
+    a vector f:         s = v·f, v ~ N(0, I)     ‖J e‖²: the squared change of f
+
+Fisher information as the curvature of a distance between outputs: Martens, https://arxiv.org/abs/1412.1193; why labels
+are drawn from the model and not taken from data: Kunstner et al., https://arxiv.org/abs/1905.12558.
+
+The diagonal approximation Σ (δ·e)² (of weights Σ g²·ΔW², as in Optimal Brain Damage and, for quantization, in
+SqueezeLLM, https://arxiv.org/abs/2306.07629) takes errors of different outputs and tokens for independent. On MiniLM
+they cancel by two orders of magnitude. It needs the same gradients, so that nothing is saved by it either: the full
+form is what ranks, the diagonal stands beside it for comparison.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitwright.errors import InputError
+
+Draw = Callable[[Tensor, torch.Generator], Tensor]
+LinearError = Callable[[Tensor], Tensor]
+
+_KEPT_PER_OUTPUT = 8  # values that a gradient needs per output of a linear: of norms, activations, attention, errors
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Of a unit. fisher: the mean of ⟨δ, e⟩², its linears' changes added up first. diagonal: the mean of Σ (δ·e)²."""
+
+    fisher: float
+    diagonal: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of a linear: its output, of which gradients are taken, and what quantizing it would have added."""
+
+    name: str
+    output: Tensor
+    error: Tensor
+
+
+def fisher_scores(
+    model: nn.Module, units: Mapping[str, Sequence[str]], errors: Mapping[str, LinearError],
+    texts: Iterable[Callable[[], Tensor]], draw: Draw, *, draws: int = 4, seed: int = 0,
+) -> dict[str, Score]:  # fmt: skip
+    """The score of each unit. One text is in memory at a time: its activations, but no gradient of a weight.
+
+    Args:
+        model: the float model. Its linears are hooked while a text runs; nothing in it is changed.
+        units: names of linears, by unit.
+        errors: of each of these, what quantizing it adds to its output for an input: float (..., K) to (..., N).
+        texts: each runs the model on one text and returns its output.
+        draw: a scalar drawn from an output: `log_likelihood` or `projection`.
+        draws: scalars per text; more texts say more than more scalars.
+
+    Raises:
+        InputError: no text.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = [name for members in units.values() for name in members]
+    fisher, diagonal = dict.fromkeys(units, 0.0), dict.fromkeys(units, 0.0)
+    count = 0
+    for text in texts:
+        calls: list[_Call] = []
+        with torch.enable_grad(), _hooked(model, names, errors, calls):
+            output = text()
+        for _ in range(draws):
+            change, square = _first_order(draw(output, generator), calls)
+            for unit, members in units.items():
+                fisher[unit] += sum(change.get(name, 0.0) for name in members) ** 2
+                diagonal[unit] += sum(square.get(name, 0.0) for name in members)
+            count += 1
+    if not count:
+        raise InputError("Fisher scores are means over texts, and there is none")
+    return {unit: Score(fisher[unit] / count, diagonal[unit] / count) for unit in units}
+
+
+def log_likelihood(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Σ log p(y), a label y drawn from each row's own distribution. logits: float (..., classes)."""
+    log_p_RC = functional.log_softmax(logits.float().reshape(-1, logits.shape[-1]), dim=-1)
+    drawn_R1 = torch.multinomial(log_p_RC.detach().exp(), 1, generator=generator)
+    return log_p_RC.gather(1, drawn_R1).sum()
+
+
+def projection(output: Tensor, generator: torch.Generator) -> Tensor:
+    """v·f with v ~ N(0, I). output: float, of any shape, taken as one vector f."""
+    return (torch.randn(output.shape, generator=generator) * output.float()).sum()
+
+
+def memory_needed(model: nn.Module, names: Iterable[str], tokens: int) -> int:
+    """Bytes, roughly: the model in float32, and what the gradients of a text of so many tokens need.
+
+    model: its parameters may be on the meta device. names: of its linears.
+    """
+    outputs = sum(model.get_parameter(f"{name}.weight").shape[0] for name in names)
+    return 4 * (sum(p.numel() for p in model.parameters()) + _KEPT_PER_OUTPUT * tokens * outputs)
+
+
+@contextmanager
+def _hooked(
+    model: nn.Module, names: Sequence[str], errors: Mapping[str, LinearError], calls: list[_Call]
+) -> Iterator[None]:
+    """Note every call of these linears, until the end of the block."""
+
+    def note(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, *, name: str) -> Tensor:
+        if not output.requires_grad:  # nothing before it is differentiated: the gradient ends here
+            output = output.detach().requires_grad_()
+        with torch.no_grad():
+            calls.append(_Call(name, output, errors[name](args[0].detach())))
+        return output
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(note, name=name)) for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _first_order(scalar: Tensor, calls: Sequence[_Call]) -> tuple[dict[str, float], dict[str, float]]:
+    """(Σ δ·e, Σ (δ·e)²) of each linear, over all its calls."""
+    outputs = [call.output for call in calls]
+    gradients: Sequence[Any] = torch.autograd.grad(scalar, outputs, retain_graph=True, materialize_grads=True)
+    change: dict[str, float] = {}
+    square: dict[str, float] = {}
+    for call, gradient in zip(calls, gradients, strict=True):
+        product = gradient.double() * call.error.double()
+        change[call.name] = change.get(call.name, 0.0) + float(product.sum())
+        square[call.name] = square.get(call.name, 0.0) + float(product.square().sum())
+    return change, square
