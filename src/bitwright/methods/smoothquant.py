@@ -2,9 +2,18 @@
 
 Xiao et al., 2211.10438, equation 4. Rounding a token to 8 bits costs every feature what the largest one needs; weights
 have room to spare.
+
+The paper measures features by their largest magnitude over all tokens. That is what sets a static range. A dynamic one
+is each token's own, and a maximum over many thousand tokens says little about it. Its rounding leaves, at the output,
+
+    E[max_j (x_j / s_j)²] · Σ_j s_j² ‖W_j‖²   ≤   Σ_j E[x_j²] / s_j² · Σ_j s_j² ‖W_j‖²
+
+which s_j = √(rms(X_j) / ‖W_j‖) makes least: the same formula at α = ½, of root mean squares instead of maxima. (With a
+p-norm in place of the sum, α = p / (p + 2).)
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +25,7 @@ from bitwright.methods.slots import Error, Transformed
 from bitwright.numerics.grids import check_finite
 from bitwright.numerics.spec import Scheme
 
+Statistic = Literal["absmax", "rms"]
 _SEARCHED = tuple(step / 20 for step in range(21))
 _SMALLEST = 1e-5  # relative to the largest: a weight column of zeros would ask for an infinite scale
 
@@ -27,8 +37,9 @@ def smoothquant(
     error: Error | None,
     *,
     alpha: float | None = 0.5,
+    statistic: Statistic | None = None,
 ) -> Transformed | None:
-    """scale_j = max|X_j|^α / max|W_j|^(1−α), W_j the column j of all readers together.
+    """scale_j = |X_j|^α / |W_j|^(1−α), |·| the largest magnitude or the root mean square, W_j column j of all readers.
 
     α = 0 makes the columns of the weights equally large, α = 1 the features of the input. Features that were always 0
     keep scale 1.
@@ -36,10 +47,12 @@ def smoothquant(
     Args:
         weights: (N, K) each, every reader of the input, quantized or not.
         alpha: in [0, 1]; None tries 0, 0.05, … 1.
+        statistic: None takes "absmax" where the scheme's input is static, "rms" elsewhere.
         error: what the candidates are judged by; None takes `expected_error` of the statistics.
 
     Returns:
-        The scale, with alpha, error_before and error_after in its notes; None where the error is not reduced.
+        The scale, with alpha, statistic, error_before and error_after in its notes; None where the error is not
+        reduced.
 
     Raises:
         NumericsError: alpha outside [0, 1]; NaN or infinite weights, or readers with another K than the statistics.
@@ -47,16 +60,18 @@ def smoothquant(
     if alpha is not None and not 0 <= alpha <= 1:
         raise NumericsError(f"alpha = {alpha}: choose one in [0, 1], or None to search")
     error = error or expected_error(weights, stats, scheme)
-    x_K, w_K = stats.absmax_K.double(), _column_absmax(weights)
+    if statistic is None:
+        statistic = "absmax" if scheme.input is not None and not scheme.input.dynamic else "rms"
+    x_K, w_K = magnitudes(weights, stats, statistic)
     candidates = (
-        Transformed(smoothing_scale(x_K, w_K, a), notes={"alpha": a})
+        Transformed(smoothing_scale(x_K, w_K, a), notes={"alpha": a, "statistic": statistic})
         for a in (_SEARCHED if alpha is None else (alpha,))
     )
     return best_of(candidates, error)
 
 
 def smoothing_scale(x_K: Tensor, w_K: Tensor, alpha: float) -> Tensor:
-    """The scale from the largest magnitude of each input feature and of each weight column: float32 (K,)."""
+    """The scale from the magnitude of each input feature and of each weight column: float32 (K,)."""
     alive_K = x_K > 0
     if not bool(alive_K.any()) or not bool(w_K.any()):
         return torch.ones_like(x_K, dtype=torch.float32)
@@ -64,8 +79,13 @@ def smoothing_scale(x_K: Tensor, w_K: Tensor, alpha: float) -> Tensor:
     return centred((x_K**alpha / w_K ** (1 - alpha)).clamp(min=_SMALLEST), alive_K)
 
 
-def _column_absmax(weights: Sequence[Tensor]) -> Tensor:
-    """Largest magnitude in each column of all weights: float64 (K,)."""
+def magnitudes(weights: Sequence[Tensor], stats: LayerStats, statistic: Statistic) -> tuple[Tensor, Tensor]:
+    """Of each input feature, and of each column of all weights together: float64 (K,) both."""
     for w in weights:
         check_finite(w, "the weights that read the input")
-    return torch.stack([w.abs().amax(0).double().cpu() for w in weights]).amax(0)
+    if statistic == "absmax":
+        return stats.absmax_K.double(), torch.stack([w.abs().amax(0).double().cpu() for w in weights]).amax(0)
+    sum_sq_K = torch.stack([w.float().square().sum(0, dtype=torch.float64).cpu() for w in weights]).sum(0)
+    # Extremes are exact where sums are not: a feature that a shift made 0 throughout is told by them.
+    x_K = torch.where(stats.absmax_K > 0, (stats.sum_sq_K / stats.n_tokens).sqrt(), 0.0)
+    return x_K, (sum_sq_K / sum(len(w) for w in weights)).sqrt()
