@@ -15,7 +15,7 @@ from bitwright.errors import NumericsError
 from bitwright.methods.scaling import best_of, centred, expected_error
 from bitwright.methods.slots import Error, Transformed
 from bitwright.numerics.grids import check_finite, grouped
-from bitwright.numerics.ranges import RangeFunction, absmax
+from bitwright.numerics.ranges import RangeFunction, min_max
 from bitwright.numerics.spec import QuantSpec, Scheme, fit_group
 
 _SMALLEST = 1e-4
@@ -29,7 +29,7 @@ def awq(
     *,
     grid: int = 20,
     duo: bool | Literal["both"] = "both",
-    range_function: RangeFunction = absmax,
+    range_function: RangeFunction = min_max,
 ) -> Transformed | None:
     """scale_j = x̄_j^r, or with `duo` x̄_j^r / (w̄_j^(1−r) + 1e-4), for the r of 0, 1/grid, … with the least error.
 

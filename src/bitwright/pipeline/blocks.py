@@ -24,7 +24,7 @@ from bitwright.methods import METHODS, Rounded, Transformed, rounding_of, transf
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import LinearSite
 from bitwright.models.rescale import SharedInput, fold, legal_scale, scale_readers
-from bitwright.numerics import RANGES
+from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.grids import fake_quantize, scale_and_zero_point
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
@@ -36,7 +36,6 @@ _COMPARED_BATCHES = 1  # whose block outputs are compared, before and after
 _COMPARED_VALUES = 1 << 16  # of each of them
 _FEWEST_TOKENS = 32  # an expert that saw fewer is starved: its own statistics say little
 _EXACT_RANGES = ("absmax", "min_max")  # static input ranges that follow from each feature's extremes
-_WEIGHED_RANGES = ("imatrix", "awq_clip")  # of weights: they look at what the linear reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +228,7 @@ def _rounded(work: _Work, names: Sequence[str], stats: LayerStats | None, spec: 
     """The rounded weights of linears that share their statistics."""
     row, recipe = work.task.rows[names[0]], work.task.recipe
     range_ = recipe.weight_range or METHODS[row.method].range
-    if stats is None and range_ in _WEIGHED_RANGES:
+    if stats is None and range_ in WEIGHT_RANGES:
         range_ = "mse"
     has_bias = all(work.linear(name).bias is not None for name in names)
     options = recipe.options
@@ -371,7 +370,7 @@ def _simulated(
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             before[name] = linear.weight.detach().clone()
-            rounded = rtn(before[name] * scale_K, None, scheme.weight, RANGES["absmax"]).qtensor
+            rounded = rtn(before[name] * scale_K, None, scheme.weight, RANGES["min_max"]).qtensor
             with torch.no_grad():
                 linear.weight.copy_(rounded.dequantize() / scale_K)
             if spec is not None:
@@ -391,7 +390,7 @@ def _rtn_error(work: _Work, name: str) -> float | None:
     weight = work.linear(name).weight.detach().float()
     assert spec is not None
     with _named(name):
-        rounded = rtn(weight, None, spec, RANGES["absmax"]).qtensor.dequantize()
+        rounded = rtn(weight, None, spec, RANGES["min_max"]).qtensor.dequantize()
     return float(output_errors(weight, rounded, stats)["error"])
 
 

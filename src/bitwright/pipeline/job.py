@@ -130,7 +130,7 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
         raise InputError(
             f"texts cannot be encoded without a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}"
         )
-    calibrates = any(map(needs_inputs, plan))
+    calibrates = any(needs_inputs(row, recipe) for row in plan)
     model: AnyModel
     calibration: Items
     pool: list[str] = []

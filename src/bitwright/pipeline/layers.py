@@ -21,7 +21,7 @@ from bitwright.models.architectures import find_linears
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
 from bitwright.models.rescale import find_inputs
-from bitwright.numerics import RANGES
+from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.blocks import Task, quantize_stage
 from bitwright.pipeline.request import Progress
@@ -50,8 +50,8 @@ class Quantized:
         return folded | {f"{name}.bias": load for name, load in self.biases.items() if name in names}
 
 
-def needs_inputs(row: PlanRow) -> bool:
-    """Whether a row's method or scheme looks at what enters the linear."""
+def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
+    """Whether a row's method, range or scheme looks at what enters the linear."""
     if row.role == "embedding" or SCHEMES[row.scheme].weight is None:
         return False
     if row.method == AUTO:
@@ -59,7 +59,8 @@ def needs_inputs(row: PlanRow) -> bool:
     scheme = SCHEMES[row.scheme]
     method = METHODS[row.method]
     static = scheme.input is not None and not scheme.input.dynamic
-    return static or method.transform is not None or method.rounding != "rtn" or method.range in ("imatrix", "awq_clip")
+    weighed = (recipe.weight_range or method.range) in WEIGHT_RANGES
+    return static or weighed or method.transform is not None or method.rounding != "rtn"
 
 
 def quantize_linears(
@@ -78,7 +79,7 @@ def quantize_linears(
         NumericsError: NaN or infinity in a weight or among the inputs; the message names the linear.
     """
     rows = {row.name: row for row in plan if row.name in quantized_names(plan)}
-    if not any(map(needs_inputs, rows.values())):
+    if not any(needs_inputs(row, recipe) for row in rows.values()):
         return _tensor_by_tensor(loaded, rows, recipe)
     assert folder is not None
     opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task)

@@ -45,7 +45,7 @@ def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantiz
     Raises:
         NumericsError: NaN or infinity in a weight or in what enters a linear; the message names the linear.
     """
-    batches = calibration_batches(job) if any(map(needs_inputs, job.plan)) else []
+    batches = calibration_batches(job) if any(needs_inputs(row, job.recipe) for row in job.plan) else []
     quantized = quantize_linears(
         job.loaded, job.plan, job.recipe, batches, folder, half_dtype(job), progress,
         trust_remote_code=job.trust_remote_code,
