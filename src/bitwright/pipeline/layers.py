@@ -22,12 +22,16 @@ from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
 from bitwright.models.rescale import find_inputs
 from bitwright.numerics import RANGES, WEIGHT_RANGES
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.ranges import RangeFunction
+from bitwright.numerics.spec import SCHEMES, QuantSpec
 from bitwright.pipeline.blocks import Task, quantize_stage
 from bitwright.pipeline.request import Progress
 from bitwright.pipeline.shards import Shards
 from bitwright.plan import Plan, PlanRow, quantized_names
 from bitwright.recipe import AUTO, Recipe
+
+_VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Quantized:
 
 
 def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
-    """Whether a row's method, range or scheme looks at what enters the linear."""
+    """Whether a row's method, range, options or scheme look at what enters the linear."""
     if row.role == "embedding" or SCHEMES[row.scheme].weight is None:
         return False
     if row.method == AUTO:
@@ -59,7 +63,7 @@ def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
     scheme = SCHEMES[row.scheme]
     method = METHODS[row.method]
     static = scheme.input is not None and not scheme.input.dynamic
-    weighed = (recipe.weight_range or method.range) in WEIGHT_RANGES
+    weighed = (recipe.weight_range or method.range) in WEIGHT_RANGES or recipe.options.bias_correction
     return static or weighed or method.transform is not None or method.rounding != "rtn"
 
 
@@ -94,9 +98,7 @@ def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: 
         assert scheme.weight is not None
         range_ = RANGES[recipe.weight_range or METHODS[row.method].range]
         with named(row.name):
-            return StoredLinear(
-                rtn(weights[f"{row.name}.weight"].float(), None, scheme.weight, range_).qtensor, scheme.input
-            )
+            return StoredLinear(_nearest(weights[f"{row.name}.weight"], scheme.weight, range_), scheme.input)
 
     weights = loaded.source if loaded.source is not None else loaded.model.state_dict()
     layers = {name: _lazy(row, partial(make, row)) for name, row in rows.items()}
@@ -105,6 +107,21 @@ def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: 
         for row in rows.values()
     ]  # fmt: skip
     return Quantized(layers, {}, {}, account)
+
+
+def _nearest(w_NK: Tensor, spec: QuantSpec, range_function: RangeFunction) -> QTensor:
+    """A weight rounded to nearest: some rows at a time, where they have scales and levels of their own, so that only
+    the codes are ever there whole."""
+    at_once = len(w_NK) if spec.per_tensor or spec.grid == "kmeans" else max(1, _VALUES_AT_ONCE // w_NK.shape[1])
+    parts = [rtn(rows.float(), None, spec, range_function).qtensor for rows in torch.split(w_NK, at_once)]
+    zeros = [part.zero_point_NG for part in parts if part.zero_point_NG is not None]
+    return QTensor(
+        torch.cat([part.codes_NK for part in parts]),
+        torch.cat([part.scale_NG for part in parts]),
+        torch.cat(zeros) if zeros else None,
+        spec,
+        parts[0].codebook,
+    )
 
 
 def _block_by_block(
