@@ -45,8 +45,15 @@ def deltas(net: Net) -> dict[str, Tensor]:
     return {n: STEP * torch.randn(6, 6, generator=generator, dtype=torch.float64) for n in ("a", "b", "c")}
 
 
-def errors(net: Net) -> dict[str, Callable[[Tensor], Tensor]]:
-    return {name: lambda x, d=delta: x @ d.T for name, delta in deltas(net).items()}
+def added(net: Net, error: Callable[[str, Tensor], Tensor]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Linears whose outputs are off by an error that depends on the linear and its input."""
+    own = {name: (net.get_parameter(f"{name}.weight"), net.get_parameter(f"{name}.bias")) for name in ("a", "b", "c")}
+    return {name: lambda x, n=name, w=w, b=b: functional.linear(x, w, b) + error(n, x) for name, (w, b) in own.items()}
+
+
+def rounded(net: Net, factor: float = 1) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Linears whose weights are off."""
+    return added(net, lambda name, x: x @ (factor * deltas(net)[name]).T)
 
 
 def changed(net: Net, members: tuple[str, ...], inputs: list[Tensor]) -> list[Tensor]:
@@ -62,7 +69,7 @@ def changed(net: Net, members: tuple[str, ...], inputs: list[Tensor]) -> list[Te
 
 def test_projections_give_the_squared_change_of_the_output(net: Net, inputs: list[Tensor]) -> None:
     texts = [partial(net, x) for x in inputs]
-    scores = fisher_scores(net, UNITS, errors(net), texts, projection, draws=400)
+    scores = fisher_scores(net, UNITS, rounded(net), texts, projection, draws=400)
     for unit, members in UNITS.items():
         pairs = zip(changed(net, members, inputs), [net(x) for x in inputs], strict=True)
         squared = sum(float((after - before).square().sum()) for after, before in pairs) / len(inputs)
@@ -71,7 +78,7 @@ def test_projections_give_the_squared_change_of_the_output(net: Net, inputs: lis
 
 def test_labels_drawn_from_the_model_give_twice_the_divergence(net: Net, inputs: list[Tensor]) -> None:
     texts = [partial(net, x) for x in inputs]
-    scores = fisher_scores(net, UNITS, errors(net), texts, log_likelihood, draws=400)
+    scores = fisher_scores(net, UNITS, rounded(net), texts, log_likelihood, draws=400)
     for unit, members in UNITS.items():
         divergence = 0.0
         for after, x in zip(changed(net, members, inputs), inputs, strict=True):
@@ -81,7 +88,7 @@ def test_labels_drawn_from_the_model_give_twice_the_divergence(net: Net, inputs:
 
 
 def test_a_score_is_the_squared_product_of_weight_gradient_and_weight_error(net: Net, inputs: list[Tensor]) -> None:
-    score = fisher_scores(net, {"c": ("c",)}, errors(net), [partial(net, inputs[0])], projection, draws=1)["c"]
+    score = fisher_scores(net, {"c": ("c",)}, rounded(net), [partial(net, inputs[0])], projection, draws=1)["c"]
     net.requires_grad_(True)
     scalar = projection(net(inputs[0]), torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad(scalar, [net.c.weight])
@@ -89,25 +96,24 @@ def test_a_score_is_the_squared_product_of_weight_gradient_and_weight_error(net:
 
 
 def test_the_diagonal_is_the_whole_where_errors_meet_one_output_only(net: Net, inputs: list[Tensor]) -> None:
-    def one_output(x: Tensor) -> Tensor:
+    def one_output(_: str, x: Tensor) -> Tensor:
         error = torch.zeros_like(x)
         error[0, 2] = STEP
         return error
 
-    texts = [lambda: net(inputs[0])]
-    only, both = (
-        fisher_scores(net, {"b": ("b",)}, {"b": error}, texts, projection)["b"]
-        for error in (one_output, lambda x: torch.full_like(x, STEP))
+    texts = [partial(net, inputs[0])]
+    only, every = (
+        fisher_scores(net, {"b": ("b",)}, added(net, error), texts, projection)["b"]
+        for error in (one_output, lambda _, x: torch.full_like(x, STEP))
     )
     assert only.diagonal == pytest.approx(only.fisher, rel=1e-9)
-    assert both.diagonal != pytest.approx(both.fisher, rel=0.1)
+    assert every.diagonal != pytest.approx(every.fisher, rel=0.1)
 
 
 def test_errors_twice_as_large_score_four_times_as_much(net: Net, inputs: list[Tensor]) -> None:
     texts = [partial(net, x) for x in inputs]
-    once = fisher_scores(net, UNITS, errors(net), texts, projection)
-    doubled = {name: lambda x, e=error: 2 * e(x) for name, error in errors(net).items()}
-    twice = fisher_scores(net, UNITS, doubled, texts, projection)
+    once = fisher_scores(net, UNITS, rounded(net), texts, projection)
+    twice = fisher_scores(net, UNITS, rounded(net, 2), texts, projection)
     for unit in UNITS:
         assert twice[unit].fisher == pytest.approx(4 * once[unit].fisher, rel=1e-9)
         assert twice[unit].diagonal == pytest.approx(4 * once[unit].diagonal, rel=1e-9)
@@ -115,7 +121,7 @@ def test_errors_twice_as_large_score_four_times_as_much(net: Net, inputs: list[T
 
 def test_nothing_is_left_behind(net: Net, inputs: list[Tensor]) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    fisher_scores(net, UNITS, errors(net), [partial(net, inputs[0])], projection)
+    fisher_scores(net, UNITS, rounded(net), [partial(net, inputs[0])], projection)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert not [module for module in net.modules() if module._forward_hooks]
     assert all(p.grad is None for p in net.parameters())
@@ -124,12 +130,14 @@ def test_nothing_is_left_behind(net: Net, inputs: list[Tensor]) -> None:
 
 def test_linears_that_a_text_does_not_reach_score_nothing(net: Net, inputs: list[Tensor]) -> None:
     net.add_module("expert", nn.Linear(6, 6))
-    found = fisher_scores(net, {"expert": ("expert",), "c": ("c",)}, errors(net), [partial(net, inputs[0])], projection)
+    found = fisher_scores(
+        net, {"expert": ("expert",), "c": ("c",)}, rounded(net), [partial(net, inputs[0])], projection
+    )
     assert found["expert"].fisher == found["expert"].diagonal == 0 < found["c"].fisher
 
 
 def test_no_text_is_refused_and_more_tokens_need_more_memory(net: Net) -> None:
     with pytest.raises(InputError, match="there is none"):
-        fisher_scores(net, UNITS, errors(net), [], projection)
+        fisher_scores(net, UNITS, rounded(net), [], projection)
     weights = 4 * sum(p.numel() for p in net.parameters())
     assert weights < memory_needed(net, "abc", 10) < memory_needed(net, "abc", 100)

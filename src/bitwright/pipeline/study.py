@@ -11,7 +11,9 @@ import torch
 
 from bitwright.errors import InputError
 from bitwright.models.load import fingerprint, source_bytes
+from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
+from bitwright.pipeline.layer_errors import layers_by_error
 from bitwright.pipeline.request import Progress, Quiet, Texts, make_texts, resolve_recipe
 from bitwright.pipeline.variants import measure_parts, quantize_model, sensitivity_task
 from bitwright.plan import plan_rows, quantized_names
@@ -67,24 +69,41 @@ def preview(
 def analyze(
     model: str | Path, *, recipe: Recipe | str | Path | None = None, data: str | Sequence[str] = (),
     evaluation: str | Path | None = None, kind: str | None = None, metric: str | None = None, samples: int = 1000,
-    journal: str | Path | None = None, trust_remote_code: bool = False, progress: Progress | None = None,
+    fisher: bool = False, journal: str | Path | None = None, trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Rank the linears of a model by the Earth Mover's Distance that quantizing each puts between the outputs.
+    """How sensitive the linears of a model are to being quantized.
 
     Args:
         data, evaluation, kind, metric, samples: as `quantize` takes them.
+        fisher: measure Fisher sensitivity too, which takes gradients and the whole model in memory.
         journal: a file that keeps the measurements, so that a stopped analysis goes on.
 
     Returns:
-        The Record's `sensitivity`, with "model".
+        {"model"} and, of a model that encodes texts, the Record's `sensitivity`: how far its outputs move when a part
+        of it is quantized. "layers": the Record's rows of how each linear was quantized, largest output error first; of
+        a language model always, else where the recipe looks at inputs. "fisher": a row {name, block, role, fisher,
+        diagonal} per unit, largest first.
+
+    Raises:
+        InputError: a language model that is too large for `fisher`.
     """
     progress = progress or Quiet()
     texts = make_texts(data, evaluation, kind, metric, samples)
     job = open_job(model, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code)
     notes = _open_journal(journal, job)
+    if fisher:
+        require_memory(job)
+    found: dict[str, Any] = {"model": job.loaded.name}
     with TemporaryDirectory() as folder:
         quantized = quantize_model(job, Path(folder), progress)
-        return {"model": job.loaded.name} | measure_parts(job, quantized, notes, progress)
+        if job.streams or any("error" in row for row in quantized.account):
+            found["layers"] = layers_by_error(job, quantized, progress)
+        if not job.streams:
+            found |= measure_parts(job, quantized, notes, progress)
+        if fisher:
+            found["fisher"] = fisher_rows(job, quantized, progress)
+        return found
 
 
 def bench(

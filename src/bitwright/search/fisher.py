@@ -30,7 +30,7 @@ from torch.nn import functional
 from bitwright.errors import InputError
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
-LinearError = Callable[[Tensor], Tensor]
+Linear = Callable[[Tensor], Tensor]
 
 _KEPT_PER_OUTPUT = 8  # values that a gradient needs per output of a linear: of norms, activations, attention, errors
 
@@ -53,7 +53,7 @@ class _Call:
 
 
 def fisher_scores(
-    model: nn.Module, units: Mapping[str, Sequence[str]], errors: Mapping[str, LinearError],
+    model: nn.Module, units: Mapping[str, Sequence[str]], quantized: Mapping[str, Linear],
     texts: Iterable[Callable[[], Tensor]], draw: Draw, *, draws: int = 4, seed: int = 0,
 ) -> dict[str, Score]:  # fmt: skip
     """The score of each unit. One text is in memory at a time: its activations, but no gradient of a weight.
@@ -61,7 +61,7 @@ def fisher_scores(
     Args:
         model: the float model. Its linears are hooked while a text runs; nothing in it is changed.
         units: names of linears, by unit.
-        errors: of each of these, what quantizing it adds to its output for an input: float (..., K) to (..., N).
+        quantized: what each of these would put out if it were quantized: float (..., K) to (..., N).
         texts: each runs the model on one text and returns its output.
         draw: a scalar drawn from an output: `log_likelihood` or `projection`.
         draws: scalars per text; more texts say more than more scalars.
@@ -75,7 +75,7 @@ def fisher_scores(
     count = 0
     for text in texts:
         calls: list[_Call] = []
-        with torch.enable_grad(), _hooked(model, names, errors, calls):
+        with torch.enable_grad(), _hooked(model, names, quantized, calls):
             output = text()
         for _ in range(draws):
             change, square = _first_order(draw(output, generator), calls)
@@ -111,7 +111,7 @@ def memory_needed(model: nn.Module, names: Iterable[str], tokens: int) -> int:
 
 @contextmanager
 def _hooked(
-    model: nn.Module, names: Sequence[str], errors: Mapping[str, LinearError], calls: list[_Call]
+    model: nn.Module, names: Sequence[str], quantized: Mapping[str, Linear], calls: list[_Call]
 ) -> Iterator[None]:
     """Note every call of these linears, until the end of the block."""
 
@@ -119,7 +119,7 @@ def _hooked(
         if not output.requires_grad:  # nothing before it is differentiated: the gradient ends here
             output = output.detach().requires_grad_()
         with torch.no_grad():
-            calls.append(_Call(name, output, errors[name](args[0].detach())))
+            calls.append(_Call(name, output, quantized[name](args[0].detach()) - output))
         return output
 
     hooks = [model.get_submodule(name).register_forward_hook(partial(note, name=name)) for name in names]

@@ -1,0 +1,223 @@
+"""Which measure ranks the units of a model as the true loss does, and which of them finds the units to keep?
+
+    BITWRIGHT_EVAL_DATA=data python benchmarks/sensitivity.py MODEL --scheme w3a16_g64 --json sensitivity.json
+    python benchmarks/sensitivity.py LANGUAGE_MODEL --scheme w3a16_g64 --text train.txt --held-out test.txt --blocks
+
+Units are the sets of linears that share an input, or whole blocks. Weights are rounded to nearest; what is not
+quantized stays float32. The true loss is that of held-out data: Spearman's correlation on pairs of the STS-B
+development set (`stsb/stsb-en-dev.tsv`), or perplexity on the first windows of a text. The measures see other texts:
+sentences of the STS-B training set, or windows of `--text`:
+
+    emd        Earth Mover's Distance of the outputs with only the unit quantized
+    cosine     1 − mean cosine of the outputs with only the unit quantized
+    fisher     squared first-order change of the output (of a language model: twice the KL divergence)
+    diagonal   its diagonal approximation
+    error      relative error of the unit's own outputs, of its worst linear
+
+First, Spearman's rank correlation of each measure with the true loss of a unit that is quantized alone. Second, what
+counts for the fallback search: everything is quantized but the first units of each ranking, as many as fit into a share
+of all weights, so that rankings are compared at equal effective bits; "loss" ranks by the true losses themselves.
+A journal keeps what was measured, so that a stopped run goes on.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from bitwright.calibration.data import token_batches
+from bitwright.evaluate import Task, language_task, load_task
+from bitwright.evaluate.kinds import Items, Outputs
+from bitwright.models.architectures import LinearSite, find_linears
+from bitwright.models.load import load_model
+from bitwright.pipeline.gradients import fisher_of, quantized_modules
+from bitwright.pipeline.job import as_texts
+from bitwright.pipeline.layer_errors import output_error_rows
+from bitwright.pipeline.layers import Quantized, quantize_linears
+from bitwright.pipeline.request import Quiet
+from bitwright.pipeline.variants import only_quantized
+from bitwright.plan import make_plan
+from bitwright.recipe import make_recipe
+from bitwright.runtime.model import Model, float_model
+from bitwright.search.journal import Journal
+from bitwright.search.sensitivity import read_outputs
+
+SHARES = (1 / 12, 1 / 6, 1 / 3)  # of the weights that stay float
+PROBES, GRADIENT_PROBES = 200, 48  # texts whose outputs are compared; whose gradients are taken
+WINDOW, WINDOWS = 256, 8  # of a language model: tokens, and windows on either side
+
+Units = dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A float model, its quantized linears as modules, and the texts: held out to be scored, and those measures see."""
+
+    model: Model
+    modules: Mapping[str, nn.Module]
+    units: Units
+    held_out: Task
+    probe: Items
+
+    def outputs(self, quantized: Sequence[str], texts: Items) -> Outputs:
+        """What the model makes of `texts` with just these units quantized."""
+        names = frozenset(name for unit in quantized for name in self.units[unit])
+        with only_quantized(self.model.hf, dict(self.modules), names):
+            return self.model.encode(texts)
+
+    def weights(self, unit: str) -> int:
+        """How many numbers a unit's weights are."""
+        return sum(self.model.hf.get_parameter(f"{name}.weight").numel() for name in self.units[unit])
+
+
+def main() -> None:
+    """Measure, print the tables, and write JSON on request."""
+    parser = argparse.ArgumentParser(description="Which measure ranks the units of a model as the true loss does.")
+    parser.add_argument("model", type=Path, help="directory of a float model")
+    parser.add_argument("--scheme", default="w3a16_g64")
+    parser.add_argument("--blocks", action="store_true", help="whole blocks as units")
+    parser.add_argument("--pairs", type=int, default=750, help="pairs of STS-B that are scored (default 750)")
+    parser.add_argument("--text", type=Path, help="of a language model: the text that measures see")
+    parser.add_argument("--held-out", type=Path, help="of a language model: the text that is scored")
+    parser.add_argument("--journal", type=Path, help="keep measurements there")
+    parser.add_argument("--json", type=Path, help="write all that was measured there")
+    options = parser.parse_args()
+    subject, measures = prepare(options)
+    arguments = {key: str(value) for key, value in vars(options).items() if key not in ("journal", "json")}
+    journal = Journal(options.journal, json.dumps(arguments))
+    rows = measure(subject, measures, journal)
+    kept = compare(subject, rows, journal)
+    agreement = {name: rank_agreement(rows, name) for name in rows[0] if name not in ("unit", "weights", "loss")}
+    print(f"\n{options.scheme}: {len(rows)} units, all quantized: loss {100 * kept[0]['loss']:.2f} %")
+    print("rank correlation with the true loss:", ", ".join(f"{name} {rho:+.2f}" for name, rho in agreement.items()))
+    for row in kept[1:]:
+        print(
+            f"{row['share']:6.1%} kept float by {row['ranking']:<9} {row['units']:3} units  {100 * row['loss']:7.2f} %"
+        )
+    if options.json:
+        found = {"arguments": arguments, "units": rows, "rank_correlation": agreement, "kept": kept}
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def prepare(options: argparse.Namespace) -> tuple[Subject, dict[str, dict[str, float]]]:
+    """The model quantized, and the measures that need no variant of it: {measure: {unit: value}}."""
+    loaded = load_model(options.model)
+    model, sites = float_model(loaded), find_linears(loaded.model, loaded.architecture)
+    held_out, probe = texts_of(model, options)
+    recipe = make_recipe({"scheme": options.scheme, "targets": ["bitwright"]})
+    plan = make_plan(recipe, loaded.model, sites, [], 4)
+    quantized = quantize_linears(loaded, plan, recipe, [], None, torch.bfloat16, Quiet())
+    sites = [site for site in sites if site.name in quantized.layers]
+    modules = quantized_modules(loaded.model, quantized)
+    subject = Subject(model, modules, units_of(sites, blocks=options.blocks), held_out, probe)
+    scores = fisher_of(model, modules, subject.units, probe[:GRADIENT_PROBES])
+    errors = own_errors(loaded, quantized, model, probe)
+    return subject, {
+        "fisher": {unit: score.fisher for unit, score in scores.items()},
+        "diagonal": {unit: score.diagonal for unit, score in scores.items()},
+        "error": {unit: max(errors[name] for name in names) for unit, names in subject.units.items()},
+    }
+
+
+def texts_of(model: Model, options: argparse.Namespace) -> tuple[Task, Items]:
+    """(the task that is scored, the texts or windows that the measures see)."""
+    if model.task == "text-generation":
+        if options.text is None or options.held_out is None:
+            sys.exit("a language model needs --text and --held-out")
+        scored, seen = (
+            language_task(path, model.tokenizer, window=WINDOW, windows=WINDOWS)
+            for path in (options.held_out, options.text)
+        )
+        return scored, seen.texts
+    data = os.environ.get("BITWRIGHT_EVAL_DATA")
+    if data is None:
+        sys.exit("BITWRIGHT_EVAL_DATA is not set: the directory that holds stsb/")
+    scored, seen = (load_task(Path(data) / "stsb" / f"stsb-en-{part}.tsv") for part in ("dev", "train"))
+    chosen = np.sort(np.random.default_rng(0).permutation(scored.n_units or 0)[: options.pairs])
+    kind, texts = scored.kind.select(chosen, scored.texts)
+    taken = set(scored.texts)
+    others = [text for text in as_texts(seen.texts) if text not in taken]
+    every = max(1, len(others) // PROBES)
+    return Task(scored.name, texts, kind), tuple(others[::every][:PROBES])
+
+
+def units_of(sites: Sequence[LinearSite], *, blocks: bool) -> Units:
+    """Names of linears, by unit or by block."""
+    units: Units = {}
+    for site in sites:
+        units.setdefault(f"block {site.block}" if blocks else site.unit, []).append(site.name)
+    return units
+
+
+def own_errors(loaded: Any, quantized: Quantized, model: Model, probe: Items) -> dict[str, float]:
+    """Relative error of each linear's outputs, by name."""
+    if model.task == "text-generation":
+        batches = [{"input_ids": torch.tensor([window])} for window in probe]
+    else:
+        batches = token_batches(model.tokenizer, as_texts(probe), max_tokens=model.max_tokens, batch_size=16)
+    return {row["name"]: row["error"] for row in output_error_rows(loaded, quantized, batches)}
+
+
+def measure(subject: Subject, measures: Mapping[str, Mapping[str, float]], journal: Journal) -> list[dict[str, Any]]:
+    """A row per unit: its true loss when it alone is quantized, and every measure."""
+    float_rows = subject.outputs((), subject.held_out.texts), _compared(subject.outputs((), subject.probe))
+    rows = []
+    for unit in subject.units:
+
+        def alone(unit: str = unit) -> list[float]:
+            loss = subject.held_out.loss(float_rows[0], subject.outputs([unit], subject.held_out.texts))
+            reading = read_outputs(float_rows[1], _compared(subject.outputs([unit], subject.probe)), loss)
+            return [reading.metric_loss, reading.emd, 1 - reading.cosine]
+
+        loss, emd, cosine = journal.remember(f"alone:{unit}", alone)
+        row = {"unit": unit, "weights": subject.weights(unit), "loss": loss, "emd": emd, "cosine": cosine}
+        rows.append(row | {name: values[unit] for name, values in measures.items()})
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
+    return rows
+
+
+def compare(subject: Subject, rows: Sequence[Mapping[str, Any]], journal: Journal) -> list[dict[str, Any]]:
+    """The loss with everything quantized, and with the first units of each ranking kept float, at equal bits."""
+    total = sum(row["weights"] for row in rows)
+    float_outputs = subject.outputs((), subject.held_out.texts)
+
+    def loss(kept: Sequence[str]) -> float:
+        def run() -> float:
+            rest = [unit for unit in subject.units if unit not in kept]
+            return subject.held_out.loss(float_outputs, subject.outputs(rest, subject.held_out.texts))
+
+        return float(journal.remember("kept:" + "\0".join(sorted(kept)), run))
+
+    found = [{"ranking": "none", "share": 0.0, "units": 0, "loss": loss(())}]
+    for share in SHARES:
+        for ranking in [name for name in rows[0] if name not in ("unit", "weights")]:
+            kept, free = [], share * total * (1 + 1e-9)
+            for row in sorted(rows, key=lambda row: -row[ranking]):
+                if row["weights"] <= free:
+                    kept.append(row["unit"])
+                    free -= row["weights"]
+            found.append({"ranking": ranking, "share": share, "units": len(kept), "loss": loss(kept)})
+    return found
+
+
+def rank_agreement(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Spearman's rank correlation of a measure with the true loss over units."""
+    return float(spearmanr([row[name] for row in rows], [row["loss"] for row in rows]).statistic)
+
+
+def _compared(outputs: Outputs) -> list[np.ndarray]:
+    """What distances are taken of: embeddings; of a language model the likelihoods of the tokens, not the argmax."""
+    return [np.asarray(row)[0] if np.ndim(row) == 2 else np.asarray(row) for row in outputs]
+
+
+if __name__ == "__main__":
+    main()
