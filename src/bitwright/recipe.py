@@ -30,6 +30,7 @@ from bitwright.numerics.ranges import RANGES
 from bitwright.numerics.spec import SCHEMES
 
 AUTO = "auto"  # the method that lets the decision engine choose
+SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
 FLOAT = "16bit"
 _HEADS_STAY = "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently"
 
@@ -132,15 +133,19 @@ class Recipe(_Strict):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe from YAML.
+    """Read a recipe from YAML. path: of a file, or the name of a recipe that Bitwright brings ("llm-int4").
 
     Raises:
         RecipeError: unreadable, not YAML, an unknown key (the message names the nearest), or a value out of range.
     """
+    names = shipped_recipes()
+    if str(path) in names and not path.exists():
+        path = names[str(path)]
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+        hint = "" if path.suffix else f", and no recipe has that name{_nearest(str(path), names)}"
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         found, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -148,6 +153,11 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys such as `scheme` and `rules`, this is {data!r:.60}")
     return make_recipe(data, where=str(path))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that Bitwright brings, by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def make_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:

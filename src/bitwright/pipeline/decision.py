@@ -1,10 +1,12 @@
 """`method: auto`: a small calibration sample goes once through the model, and what is seen decides the methods."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -13,23 +15,27 @@ from torch import Tensor, nn
 
 from bitwright.calibration.observers import LayerStats, observe
 from bitwright.calibration.stream import fast_matmul, stream_stages
+from bitwright.evaluate.logits import compare_windows
 from bitwright.models.architectures import LinearSite, find_linears
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
 from bitwright.models.rescale import SharedInput, find_inputs
 from bitwright.numerics.spec import SCHEMES
-from bitwright.pipeline.job import Job, open_job
+from bitwright.pipeline.job import Job, agreement_task, open_job
 from bitwright.pipeline.layers import named
 from bitwright.pipeline.request import Progress, Quiet, Texts
-from bitwright.pipeline.variants import calibration_batches
+from bitwright.pipeline.streamed import StreamedModel
+from bitwright.pipeline.variants import calibration_batches, candidate, quantize_model, run_task
 from bitwright.plan import plan_rows
 from bitwright.recipe import AUTO, Recipe, recipe_yaml, scheme_of
 from bitwright.search import cost as costs
 from bitwright.search.decide import Decision, decide, too_expensive
 from bitwright.search.features import Features, Seen, measure
+from bitwright.search.rules import with_method
 
 _SAMPLE_TEXTS = 64
 _SAMPLE_TOKENS = 2048  # of windows of running text
+_LOSS_TEXTS, _LOSS_WINDOWS, _LOSS_TOKENS = 128, 4, 128  # on which the loss of rounding to nearest is measured
 _SAMPLE_EXPERTS = 4  # of a block: errors of the others are alike
 _PROBE = (512, 2048, 2048)  # M, N, K of the product that is timed
 _PATIENCE_S = 6 * 3600.0
@@ -69,12 +75,14 @@ def resolve_auto(
     progress, available = progress or Quiet(), available or resources()
     cost = _cost(job, available)
     features: list[Features] = []
+    rtn_loss = None
     if not too_expensive(cost, available):
         sites = [site for site in job.sites if scheme_of(job.recipe, site)[1] == AUTO and _is_quantized(job, site)]
         features = measure_features(
             job.loaded, sites, job.recipe, _sample(job), progress, trust_remote_code=job.trust_remote_code
         )
-    decision = decide(features, job.recipe, job.sites, cost=cost, resources=available)
+        rtn_loss = _rtn_loss(job, progress)
+    decision = decide(features, job.recipe, job.sites, rtn_loss=rtn_loss, cost=cost, resources=available)
     progress.say(f"decided: {decision.reason}")
     return replace(job, recipe=decision.recipe, plan=job.plan_for(decision.recipe)), decision
 
@@ -107,6 +115,7 @@ def decision_facts(decision: Decision) -> dict[str, Any]:
         units.append(facts | {"method": choice.method, "reason": choice.reason})
     return {
         "reason": decision.reason,
+        "rtn_loss": decision.rtn_loss,
         "tolerable_error": decision.tolerable,
         "overruled": decision.overruled,
         "units": units,
@@ -134,8 +143,7 @@ def measure_features(
     found: list[Features] = []
     stages = stream_stages(
         model, opened.architecture, here, batches, fast=True,
-        enter=lambda paths: [materialise(opened, path) for path in paths],
-        leave=lambda paths: [release(opened, path) for path in paths],
+        enter=partial(_each, materialise, opened), leave=partial(_each, release, opened),
     )  # fmt: skip
     for stage in stages:
         progress.say(f"looking at block {stage.index}")
@@ -166,6 +174,38 @@ def _seen(
     return [
         Seen(seen, [_weight(model, name) for name in readers], foldable) for seen, readers, foldable in read[::step]
     ]
+
+
+def _each(act: Callable[[LoadedModel, str], None], opened: LoadedModel, paths: Sequence[str]) -> None:
+    for path in paths:
+        act(opened, path)
+
+
+def _rtn_loss(job: Job, progress: Progress) -> float:
+    """What the model loses on a few tuning texts if all that is open is rounded to nearest: by the label-free metric,
+    and of a language model e^KL − 1, the rise of perplexity on text that the float model itself would write.
+
+    Where the metric counts answers, less than one of the texts cannot be told from none: it counts as one.
+    """
+    recipe = with_method(job.recipe, "rtn")
+    rounded = replace(job, recipe=recipe, plan=job.plan_for(recipe))
+    with TemporaryDirectory() as folder:
+        quantized = quantize_model(rounded, Path(folder), progress)
+        model = candidate(rounded, rounded.plan, quantized, {})
+        if isinstance(job.model, StreamedModel) and isinstance(model, StreamedModel):
+            windows = [
+                tuple(ids[:_LOSS_TOKENS]) for ids in job.tuning.texts[:_LOSS_WINDOWS] if not isinstance(ids, str)
+            ]
+            ids = torch.tensor(windows)
+            pairs = dict(zip(windows, zip(job.model.logits(ids), model.logits(ids), strict=True), strict=True))
+            compared = compare_windows(windows, lambda window: pairs[window][0], lambda window: pairs[window][1])
+            return math.expm1(compared.mean_kl)
+        texts = [text for text in job.probe[:_LOSS_TEXTS] if isinstance(text, str)]
+        task = agreement_task(job.loaded, texts)
+        loss = task.loss(
+            run_task(task, job.model, progress, "sample, float"), run_task(task, model, progress, "sample")
+        )
+        return float(loss) if task.kind.outputs == "embeddings" else max(float(loss), 1 / len(texts))
 
 
 def _sample(job: Job) -> list[dict[str, Tensor]]:

@@ -4,7 +4,8 @@ rejected. Nothing here touches a model or a tensor.
 In this order, for every unit (linears that share an input) that the recipe leaves to `method: auto`:
 
   1. Too large: if calibration would take more time or memory than there is, everything is rounded to nearest.
-  2. Robust: where rounding to nearest leaves no more error than the budget tolerates, it is enough.
+  2. Robust: where the whole model, rounded to nearest, loses little of what the budget allows, that is enough. So it is
+     for a single unit whose outputs move no more than the units of such a model may.
   3. Else the method with the least error that is expected from the unit's weights and inputs, or one that takes less
      work and does about as well: smoothing where the inputs' long tails are what costs, scaling and compensation where
      the weights are.
@@ -13,35 +14,35 @@ Units that come out alike share a rule. A method that the recipe names stays.
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitwright.methods import METHODS
 from bitwright.models.architectures import LinearSite
 from bitwright.numerics.spec import SCHEMES
-from bitwright.recipe import AUTO, Recipe, Rule, scheme_of
+from bitwright.recipe import AUTO, Recipe, scheme_of
 from bitwright.search.cost import Cost, Resources
 from bitwright.search.features import COMPARED, Features, candidates
+from bitwright.search.rules import with_methods
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The numbers that decide, and where each comes from.
+    """The numbers that decide."""
 
-    loss_per_squared_error: the model's loss for a mean squared relative error of its linears' outputs.
-    robust_share: how much of the budget rounding to nearest may use up before more is done.
-    worth: the least gain in error that pays for more work.
-    memory_share: of the memory there is, what a calibration may plan with: the estimate leaves out what libraries take.
-    long_tail, long_channel: from which a tail, or the ratio of the largest channel, is called long in a reason.
-    """
-
-    loss_per_squared_error: float = 40.0
+    # How much of the budget rounding to nearest may use up before more is done. The loss comes from a small sample,
+    # which is off by half of it at times; and what a better method could have saved stays below 0.25 % of the default
+    # budget of 1 %.
     robust_share: float = 0.25
+    # The least relative gain in expected error that pays for more work. Below it the ranking of two methods on other
+    # data is a matter of luck: benchmarks/regret.py.
     worth: float = 0.03
+    # Of the memory that is free, what a calibration may plan with: the estimate leaves out what libraries take.
     memory_share: float = 0.8
+    # From where reasons call a tail long: eight times the 99.9th percentile, or a feature eight times as large as the
+    # median one, costs three of eight bits.
     long_tail: float = 8.0
-    long_channel: float = 8.0
 
 
 THRESHOLDS = Thresholds()
@@ -49,14 +50,9 @@ THRESHOLDS = Thresholds()
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The method of one unit, with the errors that were expected of all that could be had, and why it is this one."""
+    """The method of one unit, and why it is this one."""
 
-    unit: str
-    role: str
-    block: int | None
-    scheme: str
     method: str
-    expected: Mapping[str, float]
     reason: str
 
 
@@ -72,12 +68,14 @@ class Rejected:
 class Decision:
     """What was decided, and on what grounds.
 
-    recipe: the one asked for, with `auto` resolved. reason: of the decision as a whole. tolerable: relative error of a
-    linear's outputs that the budget allows. overruled: linears whose method the recipe itself names.
+    recipe: the one asked for, with `auto` resolved. reason: of the decision as a whole. rtn_loss: what the whole model
+    loses if it is rounded to nearest, a fraction; None if not measured. tolerable: relative error of a unit's outputs
+    that the budget allows. choices: one for each of the features. overruled: linears whose method the recipe names.
     """
 
     recipe: Recipe
     reason: str
+    rtn_loss: float | None
     tolerable: float
     choices: tuple[Choice, ...]
     rejected: tuple[Rejected, ...]
@@ -87,9 +85,16 @@ class Decision:
     overruled: int
 
 
-def tolerable_error(max_loss: float, thresholds: Thresholds = THRESHOLDS) -> float:
-    """The relative error of the linears' outputs that uses up `robust_share` of the loss allowed."""
-    return math.sqrt(max_loss * thresholds.robust_share / thresholds.loss_per_squared_error)
+def tolerable_error(
+    features: Sequence[Features], rtn_loss: float | None, max_loss: float, thresholds: Thresholds = THRESHOLDS
+) -> float:
+    """The relative error of the units' outputs that uses up `robust_share` of the loss allowed. The loss grows with the
+    mean of the squared errors; how fast, this model's own `rtn_loss` says.
+    """
+    if not features or rtn_loss is None or rtn_loss <= 0:
+        return math.inf
+    error = _rms([unit.expected["rtn"] for unit in features])
+    return error * math.sqrt(thresholds.robust_share * max_loss / rtn_loss)
 
 
 def too_expensive(cost: Cost, resources: Resources, thresholds: Thresholds = THRESHOLDS) -> str:
@@ -113,6 +118,7 @@ def decide(
     recipe: Recipe,
     sites: Sequence[LinearSite],
     *,
+    rtn_loss: float | None,
     cost: Cost,
     resources: Resources,
     thresholds: Thresholds = THRESHOLDS,
@@ -124,31 +130,28 @@ def decide(
             without them.
         recipe: its scheme, budget, targets and rules hold; methods that it names do too.
         sites: all linears of the model.
+        rtn_loss: what the whole model loses if it is rounded to nearest, a fraction; None where that was not measured.
         cost: of calibrating as the recipe says. resources: what there is.
     """
-    tolerable = tolerable_error(recipe.budget.max_loss, thresholds)
     open_sites = [site for site in sites if _is_open(recipe, site)]
     overruled = sum(SCHEMES[scheme_of(recipe, site)[0]].weight is not None for site in sites) - len(open_sites)
-    expensive = too_expensive(cost, resources, thresholds)
-    if expensive or not open_sites:
-        wanted = {site.name: ("rtn", expensive) for site in open_sites}
-        choices = tuple(Choice(f.unit, f.role, f.block, f.scheme, "rtn", f.expected, expensive) for f in features)
-        others = {name for site in open_sites for name in _candidates(recipe, site)} - {"rtn"}
-        rejected = tuple(Rejected(name, expensive) for name in sorted(others, key=COMPARED.index))
-        reason = f"rtn for everything: {expensive}" if open_sites else "the recipe names every method itself"
-        return Decision(
-            _resolved(recipe, wanted, sites), reason, tolerable, choices, rejected, tuple(features), cost, resources,
-            overruled,
-        )  # fmt: skip
-    portable = any(target != "bitwright" for target in recipe.targets)
-    choices = tuple(_choose(unit, tolerable, portable, thresholds) for unit in features)
-    by_name = {
-        site.name: choice for unit, choice in zip(features, choices, strict=True) for site in unit.sites
-    }  # fmt: skip
-    wanted = {site.name: (by_name[site.name].method, by_name[site.name].reason) for site in open_sites}
+    tolerable = tolerable_error(features, rtn_loss, recipe.budget.max_loss, thresholds)
+    if why := too_expensive(cost, resources, thresholds) or _robust(rtn_loss, recipe, thresholds):
+        choices = tuple(Choice("rtn", why) for _ in features)
+        others = {name for site in open_sites for name in candidates(SCHEMES[scheme_of(recipe, site)[0]])} - {"rtn"}
+        rejected = tuple(Rejected(name, why) for name in sorted(others, key=COMPARED.index))
+        reason = f"rtn for everything: {why}"
+    else:
+        portable = any(target != "bitwright" for target in recipe.targets)
+        choices = tuple(_choose(unit, tolerable, portable, thresholds) for unit in features)
+        rejected = _rejected(features, choices, portable)
+        reason = _summary(features, choices, tolerable)
+    wanted = {site.name: ("rtn", why) for site in open_sites}
+    for unit, choice in zip(features, choices, strict=True):
+        wanted |= {site.name: (choice.method, choice.reason) for site in unit.sites}
     return Decision(
-        _resolved(recipe, wanted, sites), _summary(choices, tolerable), tolerable, choices,
-        _rejected(features, choices, tolerable, portable), tuple(features), cost, resources, overruled,
+        with_methods(recipe, wanted, sites), reason, rtn_loss, tolerable, choices, rejected, tuple(features), cost,
+        resources, overruled,
     )  # fmt: skip
 
 
@@ -157,20 +160,13 @@ def _is_open(recipe: Recipe, site: LinearSite) -> bool:
     return method == AUTO and SCHEMES[scheme].weight is not None
 
 
-def _candidates(recipe: Recipe, site: LinearSite) -> tuple[str, ...]:
-    return candidates(SCHEMES[scheme_of(recipe, site)[0]])
-
-
 def _choose(unit: Features, tolerable: float, portable: bool, thresholds: Thresholds) -> Choice:
     """The method of one unit. portable: whether a transform must fold, since other runtimes cannot apply it."""
     allowed = {name: error for name, error in unit.expected.items() if not _unreadable(unit, name, portable)}
     least = min(allowed.values())
     enough = max(tolerable, least / (1 - thresholds.worth))
     method = min((name for name, error in allowed.items() if error <= enough), key=COMPARED.index)
-    return Choice(
-        unit.unit, unit.role, unit.block, unit.scheme, method, dict(unit.expected),
-        _why(unit, method, tolerable, thresholds),
-    )  # fmt: skip
+    return Choice(method, _why(unit, method, tolerable, thresholds))
 
 
 def _unreadable(unit: Features, method: str, portable: bool) -> bool:
@@ -186,7 +182,7 @@ def _why(unit: Features, method: str, tolerable: float, thresholds: Thresholds) 
         return f"nothing gains {_percent(thresholds.worth)} on the {_percent(rtn)} that rounding to nearest leaves"
     causes = []
     if METHODS[method].transform is not None:
-        long = unit.tail >= thresholds.long_tail or unit.channel_ratio >= thresholds.long_channel
+        long = unit.tail >= thresholds.long_tail or unit.channel_ratio >= thresholds.long_tail
         what = "long-tailed inputs" if long else "inputs of uneven size"
         causes.append(f"{what} (largest feature {unit.channel_ratio:.0f} × the median one)")
     if METHODS[method].rounding == "gptq":
@@ -194,25 +190,33 @@ def _why(unit: Features, method: str, tolerable: float, thresholds: Thresholds) 
     return f"{' and '.join(causes)}: {_percent(error)} expected, {_percent(rtn)} by rounding to nearest"
 
 
-def _summary(choices: Sequence[Choice], tolerable: float) -> str:
-    counts: dict[str, int] = {}
-    for choice in choices:
-        counts[choice.method] = counts.get(choice.method, 0) + 1
-    parts = sorted(counts.items(), key=lambda item: -item[1])
-    words = ", ".join(f"{method} for {count}" for method, count in parts)
-    before, after = (_rms([c.expected[name or c.method] for c in choices]) for name in ("rtn", ""))
+def _summary(features: Sequence[Features], choices: Sequence[Choice], tolerable: float) -> str:
+    counts = Counter(choice.method for choice in choices).most_common()
+    words = ", ".join(f"{method} for {count}" for method, count in counts)
+    before = _rms([unit.expected["rtn"] for unit in features])
     return (
         f"{words} of {len(choices)} sets of linears: rounding to nearest moves their outputs by {_percent(before)}, "
-        f"this by {_percent(after)}; {_percent(tolerable)} is tolerable"
+        f"this by {_percent(_left(features, choices))}; {_percent(tolerable)} is tolerable"
     )
 
 
-def _rejected(
-    features: Sequence[Features], choices: Sequence[Choice], tolerable: float, portable: bool
-) -> tuple[Rejected, ...]:
+def _left(features: Sequence[Features], choices: Sequence[Choice]) -> float:
+    """The error expected of all that was chosen."""
+    return _rms([unit.expected[choice.method] for unit, choice in zip(features, choices, strict=True)])
+
+
+def _robust(rtn_loss: float | None, recipe: Recipe, thresholds: Thresholds) -> str:
+    """Why rounding everything to nearest is enough; "" if it is not, or if that is not known."""
+    room = thresholds.robust_share * recipe.budget.max_loss
+    if rtn_loss is None or rtn_loss > room:
+        return ""
+    return f"robust: rounding to nearest loses {_percent(rtn_loss)} on the sample, and {_percent(room)} is tolerable"
+
+
+def _rejected(features: Sequence[Features], choices: Sequence[Choice], portable: bool) -> tuple[Rejected, ...]:
     """Methods that no unit got."""
     chosen = {choice.method for choice in choices}
-    ours = _rms([choice.expected[choice.method] for choice in choices])
+    ours = _left(features, choices)
     found = []
     for method in sorted({name for unit in features for name in unit.expected} - chosen, key=COMPARED.index):
         of_this = [unit for unit in features if method in unit.expected]
@@ -234,53 +238,6 @@ def _rejected(
     if features and "awq" not in every:
         found.append(Rejected("awq", "scaling is for weights below 8 bits"))
     return tuple(found)
-
-
-def _resolved(recipe: Recipe, wanted: Mapping[str, tuple[str, str]], sites: Sequence[LinearSite]) -> Recipe:
-    """The recipe with methods in place of `auto`: a default, and rules ahead of all others for what differs from it.
-
-    wanted: (method, reason) of every linear that was open. No rule touches another linear.
-    """
-    counts: dict[str, int] = {}
-    for method, _ in wanted.values():
-        counts[method] = counts.get(method, 0) + 1
-    default = max(counts, key=lambda method: counts[method], default="rtn")
-    kept = tuple(
-        rule.model_copy(update={"method": None}) if rule.method == AUTO else rule
-        for rule in recipe.rules
-        if rule.method != AUTO or rule.scheme is not None
-    )
-    base = recipe.model_copy(
-        update={"rules": kept, "method": default if recipe.method == AUTO else recipe.method}
-    )  # fmt: skip
-    rules: list[Rule] = []
-    done: set[str] = set()
-    for site in sites:
-        if site.name not in wanted or site.name in done or scheme_of(base, site)[1] == wanted[site.name][0]:
-            continue
-        method = wanted[site.name][0]
-        alike = {name for name, (other, _) in wanted.items() if other == method}
-        tried = [(rule, [other.name for other in sites if rule.matches(other)]) for rule in _rules_for(site, method)]
-        rule, covered = next((rule, covered) for rule, covered in tried if alike.issuperset(covered))
-        rules.append(rule.model_copy(update={"reason": _common([wanted[name][1] for name in covered])}))
-        done |= set(covered)
-    return base.model_copy(update={"rules": (*rules, *kept)})
-
-
-def _rules_for(site: LinearSite, method: str) -> tuple[Rule, ...]:
-    """Rules for a linear, the widest first: its role, its place in every block, its unit, itself."""
-    everywhere = re.sub(r"(?<=\.)\d+(?=\.)", "*", site.name)
-    return (
-        Rule(role=site.role, method=method),
-        *(Rule(match=pattern, method=method) for pattern in (everywhere, site.unit, site.name)),
-    )
-
-
-def _common(reasons: Sequence[str]) -> str:
-    """One reason for linears that share a rule: the most frequent, with how many it speaks for."""
-    if len(set(reasons)) == 1:
-        return reasons[0]
-    return f"{reasons[0]} (the first of {len(reasons)} linears)"
 
 
 def _rms(errors: Sequence[float]) -> float:

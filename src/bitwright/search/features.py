@@ -103,7 +103,7 @@ def measure(
     if not seen:
         raise NumericsError(f"{unit}: no token of the sample reached it; give more text")
     k = len(seen[0].stats.min_K)
-    shapes = [_shape_of(tensor.stats) for tensor in seen]
+    tails, kurtoses, ratios = zip(*(_shape_of(tensor.stats) for tensor in seen), strict=True)
     sampled = [_sampled_rows(tensor.weights) for tensor in seen]
     float_outputs = sum(squared_outputs(w, tensor.stats) for w, tensor in zip(sampled, seen, strict=True))
 
@@ -123,10 +123,22 @@ def measure(
         for method in candidates(SCHEMES[scheme])
     }
     return Features(
-        unit, sites[0].role, sites[0].block, scheme, tuple(sites), n_weights, k,
-        sum(tensor.stats.n_tokens for tensor in seen), *(max(column) for column in zip(*shapes, strict=True)),
-        rounded("w4a16"), rounded("w8a16"), expected, all(tensor.foldable for tensor in seen),
-    )  # fmt: skip
+        unit=unit,
+        role=sites[0].role,
+        block=sites[0].block,
+        scheme=scheme,
+        sites=tuple(sites),
+        n_weights=n_weights,
+        k=k,
+        n_tokens=sum(tensor.stats.n_tokens for tensor in seen),
+        tail=max(tails),
+        kurtosis=max(kurtoses),
+        channel_ratio=max(ratios),
+        error_int4=rounded("w4a16"),
+        error_int8=rounded("w8a16"),
+        expected=expected,
+        foldable=all(tensor.foldable for tensor in seen),
+    )
 
 
 def _squared_error(method: str, w_NK: Tensor, stats: LayerStats, scheme: Scheme, alpha: float | None) -> float:
