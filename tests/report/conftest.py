@@ -169,6 +169,53 @@ def minilm_record() -> Record:
     }
 
 
+def language_record(*, n_experts: int = 0) -> Record:
+    """A language model of two blocks, with `n_experts` in each, quantized by GPTQ and judged by perplexity."""
+    plan, layers = [], []
+    linears = [("self_attn.q_proj", "qkv"), ("self_attn.o_proj", "attention_output")]
+    places = ("gate_proj", "up_proj", "down_proj")
+    if n_experts:
+        linears += [(f"mlp.experts.{i}.{place}", "expert") for i in range(n_experts) for place in places]
+    else:
+        linears += [(f"mlp.{place}", "ffn") for place in places]
+    for block in range(2):
+        for path, role in linears:
+            row = {"name": f"model.layers.{block}.{path}", "block": block, "role": role, "unit": f"{block}.{role}",
+                   "scheme": "w4a16_g64", "method": "gptq"}  # fmt: skip
+            plan.append(row | {"shape": [64, 64], "bytes_before": 16384, "bytes_after": 2320, "reason": "default"})
+            layers.append(row | _account(block, path, len(layers)))
+    return minilm_record() | {
+        "model": {"name": "org/tiny-llama", "model_type": "llama", "task": "text-generation", "n_blocks": 2},
+        "recipe": {"scheme": "w4a16", "method": "gptq", "targets": ["bitwright", "transformers"]},
+        "plan": plan, "layers": layers, "sensitivity": None, "distributions": None, "speed": None,
+        "evaluation": {
+            "metric": {"name": "perplexity", "kind": "language model", "task": "wiki", "unit": "windows",
+                       "label_free": False, "higher_is_better": False,
+                       "protocol": "wiki.test.raw, first 40 non-overlapping windows of 1024 tokens, no BOS"},
+            "n_tuning": 20, "n_held_out": 20, "float_score": 24.1, "quantized_score": 24.823, "loss": 0.03,
+            "loss_lower": 0.02, "loss_upper": 0.04, "confidence": 0.95, "max_loss": 0.05, "verdict": "met",
+            "needed_samples": None, "companions": {"next_token_agreement": 0.91, "mean_nll_difference": 0.0296},
+        },
+        "steps": [_step(0, None, 0.031, 0.042, 34_400_000) | {"units": [], "chosen": True}],
+        "verify": [_check("bitwright", True, "same bits"), _check("transformers", True, "cosine")],
+    }  # fmt: skip
+
+
+def _account(block: int, path: str, number: int) -> Record:
+    """How one linear was quantized. Every odd expert starves; of its linears the last has no statistics at all."""
+    expert = int(path.split(".")[2]) if "experts" in path else 0
+    starved = expert % 2 == 1
+    policy = "rounded to nearest" if path.endswith("down_proj") else "uses what all experts of the block saw"
+    n_tokens = 4 + expert if starved else 1000 + expert
+    trouble = {"starved": f"saw {n_tokens} calibration tokens, fewer than 32: {policy}"} if starved else {}
+    error = 0.02 + 0.001 * number
+    return {
+        "n_tokens": n_tokens, "error_rtn": 1.5 * error, "error": error, "sqnr_db": -20 * math.log10(error),
+        "cosine": 1 - error**2 / 2, "block_emd": 0.003 * (block + 1), "fallback": False, "damping": 0.01,
+        "dead_inputs": 0, "transform": "folded", "transform_alpha": 0.5,
+    } | trouble  # fmt: skip
+
+
 def _step(n_fallback: int, unit: str | None, loss: float, upper: float, n_bytes: int) -> Record:
     return {
         "n_fallback": n_fallback,
@@ -278,6 +325,26 @@ def not_met(record: Record) -> Record:
         if row["runtime"] == "bitwright":
             row["ratio_to_fp32"] = 0.5
     return record
+
+
+@pytest.fixture
+def language() -> Record:
+    """A record of a dense language model whose budget is met."""
+    return language_record()
+
+
+@pytest.fixture
+def experts() -> Record:
+    """A record of a mixture of eight experts a block, every other one starved."""
+    return language_record(n_experts=8)
+
+
+@pytest.fixture
+def unjudged(language: Record) -> Record:
+    """What `quantize(judged=False)` leaves."""
+    return {
+        key: value for key, value in language.items() if key not in ("evaluation", "verify", "speed", "distributions")
+    }
 
 
 @pytest.fixture

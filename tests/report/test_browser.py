@@ -53,6 +53,25 @@ def test_report_is_drawn_without_errors_or_requests(open_page, request, name, wi
     assert len([url for url in page.requests if url.startswith("file:")]) == 1
 
 
+@pytest.mark.parametrize(("name", "width"), [("experts", 1280), ("experts", 400), ("language", 400)])
+def test_layer_errors_are_drawn_and_fit(open_page, request, name, width):
+    page = open_page(render_report(request.getfixturevalue(name)), width)
+    assert min(drawn(page, "layer-errors")) > 100
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.problems == []
+
+
+def test_errors_sort_by_size_not_by_text(open_page, experts):
+    page = open_page(render_report(experts), 1280)
+    header = page.locator("#errors th button").nth(3)
+    header.click()
+    values = page.locator("#errors tbody tr").evaluate_all(
+        "rows => rows.map(row => Number(row.cells[3].dataset.value))"
+    )
+    assert values == sorted(values)
+    assert len(set(values)) > 5
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_missing_steps_leave_a_clean_page(open_page, minimal, width):
     page = open_page(render_report(minimal), width)

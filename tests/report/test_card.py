@@ -58,7 +58,7 @@ def test_body_holds_the_results_and_the_limits(record, not_met):
 
 def test_minimal_record(minimal):
     _, body = front_matter(render_model_card(minimal, None))
-    assert "not measured" in body
+    assert "not evaluated" in body
     assert "## Measured" not in body
 
 
@@ -68,6 +68,28 @@ def test_classifiers_load_as_classifiers(record):
     fields, body = front_matter(render_model_card(record, None))
     assert fields["pipeline_tag"] == "text-classification"
     assert "AutoModelForSequenceClassification.from_pretrained(MODEL)" in body
+
+
+def test_language_models_generate_and_name_their_protocol(language):
+    fields, body = front_matter(render_model_card(language, None))
+    assert fields["pipeline_tag"] == "text-generation"
+    assert "int4" in fields["tags"]
+    for said in ("AutoModelForCausalLM.from_pretrained(MODEL)", "model.hf.generate", "perplexity, lower is better",
+                 "20 held-out windows (wiki.test.raw, first 40", "by gptq"):  # fmt: skip
+        assert said in body
+
+
+def test_starved_experts_are_a_limit(experts, language):
+    limits = [front_matter(render_model_card(record, None))[1].split("## Limits")[1] for record in (experts, language)]
+    assert "8 of 16 experts" in limits[0]
+    assert "experts" not in limits[1]
+
+
+def test_no_other_runtime_is_promised_than_was_asked_for(language):
+    language["recipe"]["targets"], language["verify"] = ["bitwright"], language["verify"][:1]
+    fields, body = front_matter(render_model_card(language, None))
+    assert fields["library_name"] == "bitwright"
+    assert "from_pretrained" not in body
 
 
 def test_hostile_names_stay_text(record):

@@ -28,6 +28,28 @@ def test_ratios_and_differences(record):
     assert rows["layers stored as w8a8"].change == "−1"
 
 
+def test_language_models_compare_by_protocol_method_and_error(language, experts, unjudged):
+    other = copy.deepcopy(language)
+    other["evaluation"]["metric"]["protocol"] = "another"
+    for row in (*other["plan"], *other["layers"]):
+        row["method"] = "awq"
+    for row in other["layers"]:
+        row["error"] /= 2
+    rows = rows_of(language, other)
+    assert rows["protocol"].change == "differs"
+    assert rows["layers by gptq"].change == f"−{len(language['plan'])}"
+    assert rows["layers by awq"].change == f"+{len(language['plan'])}"
+    assert rows["error of the worst layer"].change == "0.50×"
+    assert rows["bits per weight"].change == "0"
+    assert "experts starved" not in rows
+    assert rows_of(language, experts)["experts starved"].b == "8"
+    assert rows_of(language, unjudged)["loss"].b == "–"
+
+
+def test_what_was_not_checked_did_not_fail(record):
+    assert rows_of(record, record)["verified in vllm"].a == "not checked"
+
+
 def test_what_one_lacks_is_a_dash_and_what_both_lack_is_no_row(record, minimal):
     rows = rows_of(record, minimal)
     assert (rows["size on disk"].b, rows["size on disk"].change) == ("–", "–")

@@ -23,6 +23,7 @@ SECTIONS = [
     "speed",
     "verification",
     "layers",
+    "not-run",
     "reproduce",
 ]
 FIGURES = {"heat-map", "emd-loss", "loss-size", "weights", "activations", "speed-bars"}
@@ -59,7 +60,7 @@ def test_sections_in_order_and_figures(record, full_page):
     page = Page(full_page)
     assert [a["id"] for tag, a in page.elements if tag == "section"] == SECTIONS
     assert page.ids() >= FIGURES
-    for said in ("Budget met", "inside the 1 % budget", "int8 weights", "put back to 16 bit", "0.81", "Kendall"):
+    for said in ("Budget met", "inside the 1 % budget", "int8 weights", "back to 16 bit", "0.81", "Kendall"):
         assert said in page.text
     for said in (record["command"], "avx512vnni", "nncf is not installed", "not checked"):
         assert said in page.text
@@ -73,8 +74,76 @@ def test_every_verdict_has_its_badge(verdict, request):
 
 def test_minimal_record_says_what_did_not_run(minimal):
     page = Page(render_report(minimal))
-    assert page.text.count("did not run") == 8
+    assert [a["id"] for tag, a in page.elements if tag == "section"] == [
+        "decisions",
+        "accuracy",
+        "not-run",
+        "reproduce",
+    ]
+    for said in ("Not evaluated", "fallback search", "layer errors", "sensitivity", "timing", "verification"):
+        assert said in page.text
     assert not page.ids() & FIGURES
+
+
+def test_language_models_have_their_protocol_and_the_error_of_every_layer(language):
+    page = Page(render_report(language))
+    sections = [a["id"] for tag, a in page.elements if tag == "section"]
+    assert sections == [
+        "decisions",
+        "accuracy",
+        "accuracy-size",
+        "errors",
+        "verification",
+        "layers",
+        "not-run",
+        "reproduce",
+    ]
+    assert "layer-errors" in page.ids()
+    assert not {"heat-map", "loss-size"} & page.ids()  # nothing was ranked, and one step is no curve
+    for said in (language["evaluation"]["metric"]["protocol"], "20 held-out windows", "same next token",
+                 "24.10", "24.82",
+                 "int4 weights in groups of 64", "weights below 8 bits", "α = 0.5"):  # fmt: skip
+        assert said in page.text, said
+
+
+def test_experts_are_told_block_by_block(experts):
+    page = Page(render_report(experts))
+    assert "experts" in [a["id"] for tag, a in page.elements if tag == "section"]
+    assert "8 × uses what all experts of the block saw" in page.text
+    assert "model.layers.1.mlp.experts.*.down_proj" in page.text
+    many = page.text.count("mlp.experts.")
+    experts["layers"] += [
+        {**row, "name": row["name"].replace("experts.", "experts.1")} for row in experts["layers"] * 4
+        if row["role"] == "expert"
+    ]  # fmt: skip
+    assert Page(render_report(experts)).text.count("mlp.experts.") == many + 2 * 8
+
+
+def test_unjudged_results_are_not_green(unjudged):
+    text = render_report(unjudged)
+    page = Page(text)
+    assert "Not evaluated" in page.text
+    assert "Budget met" not in page.text
+    assert not any("met" in (attributes.get("class") or "").split() for _, attributes in page.elements)
+    assert "errors" in [a["id"] for tag, a in page.elements if tag == "section"]
+
+
+def test_evidence_is_shown_whatever_its_shape(language):
+    units = [{"unit": f"{i}.ffn", "tail": i / 3, "expected": {"rtn": 0.1, "gptq": 0.05}} for i in range(5)]
+    language["decision"] = {"reason": "sensitive weights", "units": units, "rejected": ["awq: no better", "rtn: worse"]}
+    page = Page(render_report(language))
+    assert [a["id"] for tag, a in page.elements if tag == "section"][1] == "evidence"
+    for said in ("sensitive weights", "4.ffn", "rtn 0.1, gptq 0.05", "awq: no better"):
+        assert said in page.text
+
+
+def test_steps_name_few_units_and_count_many(record):
+    names = [f"encoder.layer.{i}.output.dense" for i in range(6)]
+    for step, units in zip(record["steps"], (names[:2], names), strict=True):
+        step |= {"units": units, "chosen": units == names[:2]}
+    page = Page(render_report(record))
+    assert "chosen: " + ", ".join(names[:2]) in page.text
+    assert "6 units" in page.text
 
 
 def test_any_step_may_be_missing(record, monkeypatch):
@@ -120,7 +189,8 @@ def poisoned(value, path=()):
     return HOSTILE + value if isinstance(value, str) else value
 
 
-def test_hostile_text_stays_text(record, full_page):
+def test_hostile_text_stays_text(record, full_page, experts):
+    record |= {"layers": experts["layers"], "decision": {"why": ["a", "b"], "units": [{"a": "b"}], "cost": {"a": "b"}}}
     clean, page = Page(full_page), Page(render_report(poisoned(record)))
     assert [tag for tag, _ in page.elements if tag in ("script", "img")] == ["script"] * 3
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)

@@ -1,10 +1,12 @@
 """Figures: the numbers that they draw."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from bitwright.report import plots
+from bitwright.report.account import ErrorPoint, error_points
 from bitwright.report.tables import HeatCell, ranked
 
 
@@ -55,3 +57,32 @@ def test_every_runtime_has_its_own_color(record):
     legend = plots.speed_bars(record["speed"]["rows"]).legend
     assert [key.label for key in legend][:-1] == ["torch fp32", "torch bf16", "bitwright", "onnxruntime int8"]
     assert len({key.color for key in legend}) == len(legend)
+
+
+def test_errors_are_drawn_for_every_role_and_plain_rounding_where_it_differs(experts):
+    points = error_points(experts)
+    picture = plots.layer_errors(points)
+    drawn = [r.data_source.data for r in picture.model.renderers if r.glyph.__class__.__name__ == "Scatter"]
+    assert sum(len(data["block"]) for data in drawn) == len(points)
+    assert [key.label for key in picture.legend] == ["qkv", "attention output", "expert", "rounded to nearest"]
+    same = [replace(point, error_rtn=point.error) for point in points]
+    assert "rounded to nearest" not in [key.label for key in plots.layer_errors(same).legend]
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-9, 5.0])
+def test_any_error_can_be_drawn(error):
+    picture = plots.layer_errors([ErrorPoint(0, "ffn", error, None, "w")])
+    assert picture.legend
+
+
+@pytest.mark.parametrize("high", [1.2, 4.0, 30.0, 1e3, 1e9])
+def test_logarithmic_axes_have_ticks_inside(high):
+    ticks = [tick for tick in plots._log_ticks(1.0, high) if 1.0 <= tick <= high]
+    assert 1 <= len(ticks) <= 12
+
+
+def test_steps_are_drawn_by_size_whatever_their_order():
+    steps = [{"bytes": 10, "loss": 0.3}, {"bytes": 40, "loss": 0.1}, {"bytes": 20, "loss": 0.2}]
+    renderers = plots.loss_against_size(steps, 2, None).model.renderers
+    assert renderers[0].data_source.data["step"] == ["0", "2", "1"]
+    assert renderers[-1].data_source.data["x"] == [20 / 1e6]

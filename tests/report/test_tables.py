@@ -11,6 +11,7 @@ from bitwright.report.tables import (
     heat_cells,
     layer_rows,
     ranked,
+    step_units,
     whole_groups,
 )
 
@@ -72,6 +73,7 @@ def test_distributions_come_in_the_order_of_the_ranking(record):
     ("losses", "bounds", "chosen"),
     [
         ([0.03, 0.01], [0.04, 0.015], 1),  # the last one's bound is inside
+        ([0.03, 0.01, 0.03], [0.04, 0.015, 0.04], 1),  # one between is, and fewer units were tried in vain
         ([0.03, 0.018, 0.012], [0.05, 0.04, 0.03], 1),  # no bound is: the first whose estimate is
         ([0.05, 0.04], [0.06, 0.05], 1),  # nothing is: the last
     ],
@@ -79,3 +81,15 @@ def test_distributions_come_in_the_order_of_the_ranking(record):
 def test_chosen_step(losses, bounds, chosen):
     steps = [{"loss": loss, "loss_upper": bound} for loss, bound in zip(losses, bounds, strict=True)]
     assert chosen_step(steps, 0.02) == chosen
+
+
+def test_the_step_that_is_marked_was_chosen():
+    steps = [{"loss": 0.01, "loss_upper": 0.01, "chosen": chosen} for chosen in (False, True, False)]
+    assert chosen_step(steps, 0.02) == 1
+    assert chosen_step([{"loss": 0.5}], None) == 0
+
+
+def test_units_of_a_step_in_records_of_both_kinds():
+    assert step_units({"unit": None}) == step_units({"unit": None, "units": []}) == []
+    assert step_units({"unit": "b"}) == ["b"]
+    assert step_units({"unit": "b", "units": ["a", "b"]}) == ["a", "b"]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bitwright.report.verdict import facts, state, verdict_sentence
+from bitwright.report.verdict import bits_per_weight, facts, state, verdict_sentence
 
 
 def plain(text: str) -> str:
@@ -48,9 +48,38 @@ def test_gain_is_no_loss(record):
     assert "it loses nothing measurable (at most 0.21 %" in plain(verdict_sentence(record))
 
 
-def test_metric_where_lower_is_better_gets_worse(record):
+def test_perplexity_rises(language):
+    sentence = plain(verdict_sentence(language))
+    assert "its perplexity rises from 24.10 to 24.82, by 3 % (at most 4 % with 95 % confidence)" in sentence
+    assert sentence.endswith("inside the 5 % budget.")
+    language["evaluation"] |= {"verdict": "undecided"}
+    sentence = plain(verdict_sentence(language))
+    assert "appears to rise" in sentence
+    assert "20 windows are too few" in sentence
+    language["evaluation"] |= {"verdict": "met", "loss": -0.01, "quantized_score": 23.859}
+    assert "does not rise, going from 24.10 to 23.86 (at most" in plain(verdict_sentence(language))
+
+
+def test_scores_may_be_missing_where_lower_is_better(record):
     record["evaluation"]["metric"] = {"name": "perplexity", "higher_is_better": False}
-    assert "its perplexity gets 0.08 % (at most" in plain(verdict_sentence(record))
+    record["evaluation"] |= {"float_score": None}
+    assert "its perplexity rises by 0.08 % (at most" in plain(verdict_sentence(record))
+
+
+def test_what_was_not_evaluated_is_never_met(unjudged, language):
+    for evaluation in (None, {}, {"verdict": "met"}):
+        assert state(unjudged | {"evaluation": evaluation})[0] == "no-budget"
+    assert state(unjudged)[2] == "Not evaluated"
+    assert "not evaluated" in verdict_sentence(unjudged)
+    assert "budget" not in verdict_sentence(unjudged)
+    assert state(language)[0] == "met"
+
+
+def test_bits_per_weight_take_the_place_of_an_unmeasured_speed(language, record):
+    assert bits_per_weight(language["plan"]) == 8 * 2320 / 64**2
+    assert [fact.label for fact in facts(language)] == ["Size on disk", "Bits per weight", "Loss", "Budget"]
+    assert facts(record)[1].label == "Speed"
+    assert bits_per_weight([row for row in record["plan"] if row["role"] == "embedding"]) is None
 
 
 @pytest.mark.parametrize(
@@ -58,7 +87,7 @@ def test_metric_where_lower_is_better_gets_worse(record):
     [
         ("speed", "is 3.9 times smaller; it"),
         ("size", "is 2.4 times faster; it"),
-        ("evaluation", "its accuracy was not measured."),
+        ("evaluation", "it was not evaluated"),
     ],
 )
 def test_sentence_claims_only_what_was_measured(record, missing, says):

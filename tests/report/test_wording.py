@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from bitwright.numerics.spec import SCHEMES
 from bitwright.report.wording import (
+    alike,
     breakable,
     companion,
     fixed,
@@ -13,7 +13,6 @@ from bitwright.report.wording import (
     number,
     percent,
     ratio,
-    scheme_words,
     seconds,
     short_name,
     size,
@@ -100,6 +99,16 @@ def test_names():
     assert companion("my_measure") == ("my measure", "")
 
 
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
-def test_every_scheme_has_words(scheme):
-    assert scheme_words(scheme) != scheme
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ((44.2287, 44.4), ("44.23", "44.40")),
+        ((1.0, 0.99913), ("1.0000", "0.9991")),
+        ((0.0, 0.5), ("0.0000", "0.5000")),
+        ((12345.6, 2.0), ("12,346", "2")),
+        ((math.inf, 24.1), ("∞", "24.10")),
+        ((None, None), ("–", "–")),
+    ],
+)
+def test_numbers_to_be_compared_look_alike(values, texts):
+    assert alike(*values) == texts

@@ -7,15 +7,17 @@ from typing import Any
 import yaml
 
 from bitwright.record import Record
+from bitwright.report.experts import expert_blocks
+from bitwright.report.schemes import scheme_tag, scheme_words
 from bitwright.report.tables import decisions
-from bitwright.report.verdict import is_bitwright, metric_name, verdict_sentence
+from bitwright.report.verdict import held_out, is_bitwright, metric_name, verdict_sentence
 from bitwright.report.wording import (
+    alike,
     is_number,
     milliseconds,
     number,
     percent,
     ratio,
-    scheme_words,
     short_name,
     size,
     times,
@@ -27,11 +29,18 @@ PIPELINE_TAGS = {
     "sequence-classification": "text-classification",
     "token-classification": "token-classification",
     "question-answering": "question-answering",
+    "text-generation": "text-generation",
 }
 AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
+    "text-generation": "AutoModelForCausalLM",
+}
+_USES = {
+    "embedding": 'model.encode(["A sentence to embed."])',
+    "text-generation": 'ids = model.tokenizer("Once upon a time", return_tensors="pt").input_ids\n'
+    "print(model.tokenizer.decode(model.hf.generate(ids, max_new_tokens=40)[0]))",
 }
 FP32 = "torch fp32"  # the runtime that every speed is relative to
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -92,8 +101,10 @@ def _what_it_is(record: Record) -> str:
     for group in plan:
         roles = ", ".join(words(role) for role in group["roles"])
         n = len(group["names"])
+        by = f", by {_text(group['method'])}" if group["method"] not in (None, "cast", "rtn") else ""
         reason = f": {_text(group['reason'])}" if group["reason"] else ""
-        lines.append(f"- {n} layer{'s' * (n != 1)} ({_text(roles)}): {_text(scheme_words(group['scheme']))}{reason}")
+        stored = _text(scheme_words(group["scheme"]))
+        lines.append(f"- {n} layer{'s' * (n != 1)} ({_text(roles)}): {stored}{by}{reason}")
     if plan:
         lines.insert(3, "")
     return "\n".join(lines)
@@ -106,14 +117,16 @@ def _public_name(name: Any) -> str:
 
 def _how_to_load(record: Record) -> str:
     task = (record.get("model") or {}).get("task")
-    use = 'model.encode(["A sentence to embed."])' if task == "embedding" else "# model.hf is the transformers model"
+    use = _USES.get(str(task), "# model.hf is the transformers model")
     blocks = [
         "## How to load it",
         "`MODEL` is this directory, or its name on the Hub.",
         "On Bitwright's CPU kernels (`pip install bitwright`):",
         f"```python\nimport bitwright\n\nmodel = bitwright.load(MODEL)\n{use}\n```",
     ]
-    if _library(record) == "sentence-transformers":
+    if _library(record) == "bitwright":
+        blocks.append("It was made for Bitwright alone, and tried in no other runtime.")
+    elif _library(record) == "sentence-transformers":
         blocks += [
             "In Sentence Transformers (`pip install sentence-transformers compressed-tensors`):",
             "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
@@ -136,10 +149,11 @@ def _results(record: Record) -> str:
     if before and after:
         rows.append(("size on disk", size(before), size(after), times(before / after, "smaller", "larger")))
     if is_number(evaluation.get("loss")):
-        scores = (number(evaluation.get("float_score")), number(evaluation.get("quantized_score")))
+        before, after = alike(evaluation.get("float_score"), evaluation.get("quantized_score"))
         bound = evaluation.get("loss_upper")
         at_most = f", at most {percent(bound)} (95 %)" if is_number(bound) else ""
-        rows.append((metric_name(record), *scores, f"loss {percent(evaluation['loss'])}{at_most}"))
+        better = ", lower is better" if (evaluation.get("metric") or {}).get("higher_is_better") is False else ""
+        rows.append((metric_name(record) + better, before, after, f"loss {percent(evaluation['loss'])}{at_most}"))
     speed = record.get("speed") or {}
     timed = speed.get("rows") or []
     fp32 = {(row.get("batch"), row.get("tokens")): row.get("median_ms") for row in timed if row.get("runtime") == FP32}
@@ -155,8 +169,8 @@ def _results(record: Record) -> str:
     environment = record.get("environment") or {}
     where = [_text(environment[key]) for key in ("cpu", "isa") if environment.get(key)]
     where += [f"{speed['threads']} threads"] if speed.get("threads") else []
-    samples = evaluation.get("n_held_out")
-    notes = [f"Accuracy on {number(samples)} held-out samples."] if samples else []
+    sample = f"Accuracy on {_text(held_out(evaluation))}{_protocol(evaluation)}."
+    notes = [sample] if evaluation.get("n_held_out") else []
     notes += [f"Measured on {', '.join(where)}."] if where else []
     return "\n".join(["## Measured", "", header, "|---|---:|---:|---:|", *body, "", " ".join(notes)]).rstrip()
 
@@ -176,7 +190,7 @@ def _limits(record: Record) -> str:
     evaluation = record.get("evaluation") or {}
     lines = ["## Limits", ""]
     if not is_number(evaluation.get("loss")):
-        lines.append("- The accuracy was not measured.")
+        lines.append("- It was not evaluated: what quantizing costs in accuracy is not known.")
     elif (evaluation.get("metric") or {}).get("label_free"):
         lines.append(
             "- The loss compares the answers with the original model's own, without labels; it says nothing about how "
@@ -190,20 +204,36 @@ def _limits(record: Record) -> str:
         lines.append("- The sample was too small to decide whether the accuracy budget is met.")
     if evaluation.get("verdict") == "not met":
         lines.append("- The accuracy budget that was asked for is not met.")
+    blocks = expert_blocks(record)
+    if starved := sum(block.n_starved for block in blocks):
+        experts = sum(len(block.tokens) for block in blocks)
+        lines.append(
+            f"- {number(starved)} of {number(experts)} experts saw too little of the calibration texts to be quantized "
+            "by what they see; `report.html` says what was done instead."
+        )
     lines += [f"- {_text(warning)}" for warning in record.get("warnings") or []]
     lines.append("- The limits and biases of the original model remain; see its card.")
     return "\n".join(lines)
 
 
+def _protocol(evaluation: Record) -> str:
+    protocol = (evaluation.get("metric") or {}).get("protocol")
+    return f" ({_text(protocol)})" if protocol else ""
+
+
 def _library(record: Record) -> str:
-    targets = {row.get("target") for row in record.get("verify") or []}
-    return "sentence-transformers" if "sentence-transformers" in targets else "transformers"
+    """The library that loads it: Bitwright's own where no other was asked for, and none was tried."""
+    tried = {row.get("target") for row in record.get("verify") or []}
+    targets = tried | set((record.get("recipe") or {}).get("targets") or ())
+    if targets == {"bitwright"}:
+        return "bitwright"
+    embeds = (record.get("model") or {}).get("task") == "embedding"
+    return "sentence-transformers" if "sentence-transformers" in tried or (embeds and not tried) else "transformers"
 
 
 def _weight_tags(record: Record) -> set[str]:
-    """ "int8" and the like, for every weight width that the plan uses."""
-    matches = (re.match(r"w(\d+)", str(row.get("scheme"))) for row in record.get("plan") or [])
-    return {f"int{match[1]}" for match in matches if match}
+    """ "int8" and the like, for every grid and width that the plan uses."""
+    return {tag for row in record.get("plan") or [] if (tag := scheme_tag(row.get("scheme")))}
 
 
 def _text(value: Any) -> str:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitwright.record import Record
+from bitwright.report.account import worst_of
+from bitwright.report.experts import expert_blocks
 from bitwright.report.page import content_policy, environment, packaged_style
-from bitwright.report.verdict import is_bitwright, verdict_sentence
+from bitwright.report.verdict import bits_per_weight, is_bitwright, verdict_sentence
 from bitwright.report.wording import (
     ABSENT,
     companion,
@@ -70,6 +72,7 @@ def _rows(a: Record, b: Record) -> Iterator[ComparisonRow]:
     yield factor("size on disk", size, "size", "checkpoint_bytes")
     yield factor("size of the weights", size, "size", "weights_after")
     yield text("metric", "evaluation", "metric", "name")
+    yield text("protocol", "evaluation", "metric", "protocol")
     yield difference("loss", percent, "evaluation", "loss")
     yield difference("loss, at most (95 %)", percent, "evaluation", "loss_upper")
     yield difference("budget", percent, "evaluation", "max_loss")
@@ -78,8 +81,14 @@ def _rows(a: Record, b: Record) -> Iterator[ComparisonRow]:
     for name in _keys(a, b, "evaluation", "companions"):
         yield difference(companion(name)[0], number, "evaluation", "companions", name)
     for scheme in _ordered(str(row.get("scheme")) for record in (a, b) for row in record.get("plan") or []):
-        counts = [_count_scheme(record, scheme) for record in (a, b)]
-        yield _by_difference(f"layers stored as {scheme}", number, *counts)
+        yield _by_difference(
+            f"layers stored as {scheme}", number, *(_count(record, "scheme", scheme) for record in (a, b))
+        )
+    for method in _ordered(str(row.get("method")) for record in (a, b) for row in _linears(record)):
+        yield _by_difference(f"layers by {method}", number, *(_count(record, "method", method) for record in (a, b)))
+    yield _by_difference("bits per weight", number, *(bits_per_weight(record.get("plan") or []) for record in (a, b)))
+    yield _by_ratio("error of the worst layer", percent, *(_worst_error(record) for record in (a, b)))
+    yield _by_difference("experts starved", number, *(_starved(record) for record in (a, b)))
     speeds = [_speeds(record) for record in (a, b)]
     for key in _ordered(key for speed in speeds for key in speed):
         yield _by_ratio(f"{key}, ms", milliseconds, *(speed.get(key) for speed in speeds))
@@ -126,9 +135,24 @@ def _ordered(names: Iterator[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _count_scheme(record: Record, scheme: str) -> int | None:
+def _linears(record: Record) -> list[dict[str, Any]]:
+    """The rows of the plan that a method, not a cast, made."""
+    return [row for row in record.get("plan") or [] if row.get("method") not in (None, "cast")]
+
+
+def _count(record: Record, key: str, value: str) -> int | None:
     plan = record.get("plan")
-    return sum(str(row.get("scheme")) == scheme for row in plan) if plan else None
+    return sum(str(row.get(key)) == value for row in plan) if plan else None
+
+
+def _worst_error(record: Record) -> float | None:
+    """The largest relative output error among the linears that are stored as integers."""
+    return worst_of([row for row in record.get("layers") or [] if not row.get("fallback")], "error")
+
+
+def _starved(record: Record) -> int | None:
+    blocks = expert_blocks(record)
+    return sum(block.n_starved for block in blocks) if blocks else None
 
 
 def _speeds(record: Record) -> dict[str, Any]:
@@ -141,7 +165,8 @@ def _speeds(record: Record) -> dict[str, Any]:
 
 
 def _verification(record: Record) -> dict[str, str]:
-    return {str(row.get("target")): "passed" if row.get("ok") else "failed" for row in record.get("verify") or []}
+    said = {True: "passed", False: "failed"}
+    return {str(row.get("target")): said.get(row.get("ok"), "not checked") for row in record.get("verify") or []}
 
 
 def _title(record: Record) -> str:

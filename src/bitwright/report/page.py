@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -20,18 +21,22 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
 from bitwright.record import Record, read_record, write_text_atomically
-from bitwright.report import plots, tables, verdict, wording
+from bitwright.report import account, evidence, plots, schemes, tables, verdict, wording
+from bitwright.report.experts import expert_blocks, expert_rows
 
 REPORT_FILE = "report.html"
+MAX_EXPERTS_LISTED = 100  # in one page, those that saw least first
 MAX_LAYERS_DRAWN = 96  # distributions in one page, the most sensitive first: they are most of what the page weighs
 
 
 def render_report(record: Record) -> str:
-    """The report as one self-contained HTML page. A step that did not run has a section that says so."""
+    """The report as one self-contained HTML page. It names the steps that did not run."""
     sensitivity = record.get("sensitivity") or {}
     ranked = tables.ranked(sensitivity.get("rows"))
     distributions = tables.distributions_by_sensitivity(record)
     drawn = distributions[:MAX_LAYERS_DRAWN]
+    experts = expert_rows(record)
+    evaluation = record.get("evaluation") or {}
     pictures = _pictures(record, ranked, drawn)
     figures = [json_item(picture.model, target) for target, picture in pictures.items()]
     shown = [{kind: plots.histogram_columns(row.get(kind)) for kind in ("weight", "activation")} for row in drawn]
@@ -46,7 +51,21 @@ def render_report(record: Record) -> str:
             state=verdict.state(record),
             facts=verdict.facts(record),
             decisions=tables.decisions(record.get("plan") or []),
-            layers=tables.layer_rows(record),
+            exhibits=evidence.exhibits(record.get("decision")),
+            evaluation=evaluation,
+            evaluated=wording.is_number(evaluation.get("loss")),
+            held_out=verdict.held_out(evaluation),
+            unit=verdict.unit(evaluation),
+            scores=wording.alike(evaluation.get("float_score"), evaluation.get("quantized_score")),
+            chosen=tables.chosen_step(record.get("steps") or [], evaluation.get("max_loss")),
+            errors=account.error_rows(record) if account.has_errors(record) else [],
+            n_tokens=max((row.get("n_tokens") or 0 for row in record.get("layers") or []), default=0),
+            rounds_inputs=any(schemes.rounds_inputs(row.get("scheme")) for row in record.get("layers") or []),
+            expert_blocks=expert_blocks(record),
+            experts=experts[:MAX_EXPERTS_LISTED],
+            n_experts=len(experts),
+            layers=account.collapsed(tables.layer_rows(record)),
+            not_run=_not_run(record),
             ranked=ranked,
             ranked_units=tables.ranked(sensitivity.get("units")),
             ranked_groups=tables.whole_groups(sensitivity),
@@ -83,16 +102,20 @@ def environment() -> Environment:
         loader=loader, autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
     filters = (
+        evidence.cell,
+        median,
+        schemes.method_note,
+        schemes.method_words,
+        schemes.scheme_words,
+        tables.step_units,
         wording.breakable,
         wording.companion,
         wording.fixed,
-        wording.method_words,
         wording.milliseconds,
         wording.moment,
         wording.number,
         wording.percent,
         wording.ratio,
-        wording.scheme_words,
         wording.seconds,
         wording.size,
         wording.words,
@@ -121,23 +144,41 @@ def _pictures(record: Record, ranked: list[tables.Row], distributions: list[tabl
     pictures: dict[str, plots.Picture] = {}
     if cells := tables.heat_cells(record.get("sensitivity") or {}):
         pictures["heat-map"] = plots.heat_map(cells)
+    if points := account.error_points(record):
+        pictures["layer-errors"] = plots.layer_errors(points)
     if plots.comparable(ranked):
         pictures["emd-loss"] = plots.emd_against_loss(ranked)
     if distributions:
         first = distributions[0]
         pictures["weights"] = plots.histogram("weight", plots.histogram_columns(first["weight"]))
         pictures["activations"] = plots.histogram("activation", plots.histogram_columns(first.get("activation")))
-    if steps := [
+    measured = [
         step
         for step in record.get("steps") or []
         if wording.is_finite(step.get("bytes")) and wording.is_finite(step.get("loss"))
-    ]:
+    ]
+    if len(measured) > 1:
         max_loss = (record.get("evaluation") or {}).get("max_loss")
-        pictures["loss-size"] = plots.loss_against_size(steps, tables.chosen_step(steps, max_loss), max_loss)
+        pictures["loss-size"] = plots.loss_against_size(measured, tables.chosen_step(measured, max_loss), max_loss)
     speed = (record.get("speed") or {}).get("rows") or []
     if any(wording.is_finite(row.get("ratio_to_fp32")) for row in speed):
         pictures["speed-bars"] = plots.speed_bars(speed)
     return pictures
+
+
+def _not_run(record: Record) -> list[str]:
+    """The steps that left nothing to show; without an evaluation the page says so where it would stand."""
+    sensitivity = record.get("sensitivity") or {}
+    ran = {
+        "The fallback search": record.get("steps"),
+        "the measurement of layer errors": account.has_errors(record),
+        "the sensitivity analysis": any(sensitivity.get(kind) for kind in ("rows", "units", "groups")),
+        "the recording of distributions": record.get("distributions"),
+        "the timing": (record.get("speed") or {}).get("rows"),
+        "the verification in other processes": record.get("verify"),
+    }
+    names = [name for name, left in ran.items() if not left]
+    return [name[0].upper() + name[1:] if i == 0 else name for i, name in enumerate(names)]
 
 
 @cache

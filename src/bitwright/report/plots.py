@@ -28,7 +28,8 @@ from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from bokeh.transform import dodge
 
-from bitwright.report.tables import HEAT_COLUMNS, HeatCell, Row, badness
+from bitwright.report.account import ErrorPoint
+from bitwright.report.tables import HEAT_COLUMNS, HeatCell, Row, badness, step_units
 from bitwright.report.wording import is_finite, milliseconds, number, percent, ratio, size, words
 
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#767676"
@@ -139,15 +140,52 @@ def comparable(rows: list[Row]) -> list[Row]:
     return [row for row in rows if 0 < badness(row.get("emd")) < math.inf and is_finite(row.get("metric_loss"))]
 
 
+def layer_errors(points: list[ErrorPoint]) -> Picture:
+    """Relative output error by block, one line per role; dashed, where it differs, what rounding to nearest leaves."""
+    plot = _figure(height=300, y_axis_type="log", x_axis_label="block", y_axis_label="relative error")
+    plot.xaxis.ticker = BasicTicker(desired_num_ticks=8, min_interval=1)
+    roles = list(dict.fromkeys(point.role for point in points))
+    values = [error for point in points for error in (point.error, point.error_rtn) if error and is_finite(error)]
+    if values:
+        ticks = _log_ticks(min(values), max(max(values), min(values) * 1.5))
+        plot.yaxis.ticker = FixedTicker(ticks=list(ticks))
+        plot.yaxis.major_label_overrides = ticks
+    differs = any(point.error_rtn is not None and point.error_rtn != point.error for point in points)
+    legend = []
+    for role, color in zip(roles, SERIES * len(roles), strict=False):
+        chosen = [point for point in points if point.role == role]
+        source = ColumnDataSource(
+            {
+                "block": [point.block for point in chosen],
+                "error": [point.error or math.nan for point in chosen],
+                "rtn": [point.error_rtn or math.nan for point in chosen],
+                "name": [point.name for point in chosen],
+                "error_text": [percent(point.error) for point in chosen],
+                "rtn_text": [percent(point.error_rtn) for point in chosen],
+            }
+        )
+        if differs:
+            plot.line("block", "rtn", source=source, color=color, line_width=1.5, line_dash="3 4", line_alpha=0.8)
+        plot.line("block", "error", source=source, color=color, line_width=2)
+        dots = plot.scatter("block", "error", source=source, color=color, size=7)
+        tips = [("block", "@block"), ("worst", "@name"), ("error", "@error_text"), ("rounded to nearest", "@rtn_text")]
+        plot.add_tools(_hover(tips, dots))
+        legend.append(Key(words(role), color, "dot"))
+    return Picture(plot, (*legend, *([Key("rounded to nearest", GREY, "dash")] if differs else ())))
+
+
 def loss_against_size(steps: list[Row], chosen: int, max_loss: float | None) -> Picture:
     """The fallback search: each step's size and loss, with a whisker up to the bound, and the budget as a line."""
+    at = ([steps[chosen]["bytes"] / 1e6], [100 * steps[chosen]["loss"]])
+    order = sorted(range(len(steps)), key=lambda i: steps[i]["bytes"])  # the search goes up and down
+    steps = [steps[i] for i in order]
     source = ColumnDataSource(
         {
             "megabytes": [step["bytes"] / 1e6 for step in steps],
             "loss": [100 * step["loss"] for step in steps],
             "upper": [100 * _number_or(step.get("loss_upper"), step["loss"]) for step in steps],
-            "step": [str(i) for i in range(len(steps))],
-            "unit": [str(step.get("unit") or "nothing yet") for step in steps],
+            "step": [str(i) for i in order],
+            "unit": [", ".join(step_units(step)[:3]) + " …" * (len(step_units(step)) > 3) or "none" for step in steps],
             "size": [size(step["bytes"]) for step in steps],
             "loss_text": [percent(step["loss"]) for step in steps],
             "upper_text": [percent(step.get("loss_upper")) for step in steps],
@@ -159,7 +197,6 @@ def loss_against_size(steps: list[Row], chosen: int, max_loss: float | None) -> 
     whisker.upper_head.size, whisker.lower_head.size = 9, 0
     plot.add_layout(whisker)
     points = plot.scatter("megabytes", "loss", source=source, size=10, color=BLUE)
-    at = ([source.data["megabytes"][chosen]], [source.data["loss"][chosen]])
     plot.scatter(*at, size=17, fill_color=None, line_color=VERMILION, line_width=2.5)
     legend = [Key("a step; the whisker is its 95 % bound", BLUE, "dot"), Key("chosen", VERMILION, "ring")]
     heights = [0.0, *source.data["upper"], *source.data["loss"]]
@@ -171,7 +208,7 @@ def loss_against_size(steps: list[Row], chosen: int, max_loss: float | None) -> 
         heights.append(100 * max_loss)
     margin = 0.08 * (max(heights) - min(heights) or 1.0)
     plot.y_range.start, plot.y_range.end = min(heights) - margin, max(heights) + margin
-    tips = [("step", "@step"), ("put back to 16 bit", "@unit"), ("size", "@size"), ("loss", "@loss_text")]
+    tips = [("step", "@step"), ("in 16 bit", "@unit"), ("size", "@size"), ("loss", "@loss_text")]
     plot.add_tools(_hover([*tips, ("at most (95 %)", "@upper_text")], points))
     return Picture(plot, tuple(legend))
 
@@ -256,6 +293,10 @@ _CENTERED: dict[str, Any] = {
 }
 
 
+# Decades that a logarithmic axis spans, at most -> the ticks of each.
+_TICKS = ((0.7, (1, 1.5, 2, 3, 5, 7)), (1.7, (1, 2, 5)), (3, (1, 3)), (math.inf, (1,)))
+
+
 def _figure(*, height: int, **options: Any) -> figure:
     plot = figure(
         height=height,
@@ -288,7 +329,7 @@ def _hover(tips: list[tuple[str, str]], renderer: Any) -> HoverTool:
 def _log_ticks(low: float, high: float) -> dict[float, str]:
     """Ticks of a logarithmic axis and their labels: few enough for a phone."""
     decades = math.log10(high / low)
-    steps = (1, 2, 5) if decades <= 1.7 else (1, 3) if decades <= 3 else (1,)
+    steps = next(steps for most, steps in _TICKS if decades <= most)
     stride = max(1, round(decades / 6))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{step}e{power}") for power in powers if power % stride == 0 for step in steps]

@@ -85,15 +85,20 @@ def whole_groups(sensitivity: Row) -> list[Row]:
 
 
 def chosen_step(steps: list[Row], max_loss: float | None) -> int:
-    """The index of the step that the fallback search settled on.
-
-    The search ends with the first step whose bound is inside the budget; where none is, it goes back to the first whose
-    estimate is, and else stays with the last.
+    """The index of the step that the fallback search settled on: the one that is marked, else the last whose bound is
+    inside the budget, else the first whose estimate is, else the last.
     """
-    last = len(steps) - 1
-    if max_loss is None or (steps[last].get("loss_upper") or 0.0) <= max_loss:
-        return last
-    return next((i for i, step in enumerate(steps) if step["loss"] <= max_loss), last)
+    marked = [i for i, step in enumerate(steps) if step.get("chosen")]
+    if marked or max_loss is None:
+        return marked[-1] if marked else len(steps) - 1
+    bounded = [i for i, step in enumerate(steps) if (step.get("loss_upper") or 0.0) <= max_loss]
+    estimated = [i for i, step in enumerate(steps) if step["loss"] <= max_loss]
+    return bounded[-1] if bounded else estimated[0] if estimated else len(steps) - 1
+
+
+def step_units(step: Row) -> list[str]:
+    """The units that a step keeps in 16 bit; of records that name only the last of them, that one."""
+    return list(step.get("units") or ([step["unit"]] if step.get("unit") else []))
 
 
 def ranked(rows: list[Row] | None) -> list[Row]:
@@ -117,11 +122,11 @@ def distributions_by_sensitivity(record: Record) -> list[Row]:
     return sorted(rows, key=lambda row: rank.get(row.get("name"), len(rank)))
 
 
-def badness(emd: Any) -> float:
-    """EMD as a sort key: NaN, the distance to an output that is not a number, is as bad as infinity."""
-    if not is_number(emd):
+def badness(distance: Any) -> float:
+    """An EMD or an error as a sort key: NaN, the distance to what is not a number, is as bad as infinity."""
+    if not is_number(distance):
         return -1.0
-    return math.inf if math.isnan(emd) else float(emd)
+    return math.inf if math.isnan(distance) else float(distance)
 
 
 def _quantized_alone(rows: list[Row] | None) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 from bitwright.record import Record
 from bitwright.report.wording import (
     ABSENT,
+    alike,
     is_finite,
     is_number,
     metric_phrase,
@@ -25,7 +26,7 @@ STATES = {
     "undecided": ("undecided", "?", "Undecided"),
 }
 NO_BUDGET = ("no-budget", "–", "No budget set")
-NOT_MEASURED = ("no-budget", "–", "Accuracy not measured")
+NOT_EVALUATED = ("no-budget", "–", "Not evaluated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class Fact:
 def state(record: Record) -> tuple[str, str, str]:
     """(CSS class, symbol, heading) of the record's verdict."""
     evaluation = record.get("evaluation")
-    if not evaluation:
-        return NOT_MEASURED
+    if not evaluation or not is_number(evaluation.get("loss")):
+        return NOT_EVALUATED
     return STATES.get(evaluation.get("verdict"), NO_BUDGET)
 
 
@@ -62,7 +63,7 @@ def verdict_sentence(record: Record) -> str:
 
 
 def facts(record: Record) -> tuple[Fact, Fact, Fact, Fact]:
-    """Size, speed, loss and budget."""
+    """Size, speed (bits per weight where it was not measured), loss and budget."""
     return (_size_fact(record), _speed_fact(record), *_loss_facts(record.get("evaluation") or {}))
 
 
@@ -71,6 +72,23 @@ def size_ratio(record: Record) -> float | None:
     sizes = record.get("size") or {}
     before, after = sizes.get("source_bytes"), sizes.get("checkpoint_bytes")
     return before / after if before and after else None
+
+
+def bits_per_weight(rows: list[dict[str, Any]]) -> float | None:
+    """Bits that the plan's linears take per weight, with their scales, zero points and biases; None for none."""
+    linears = [row for row in rows if row.get("role") != "embedding" and row.get("shape") and row.get("bytes_after")]
+    values = sum(math.prod(row["shape"]) for row in linears)
+    return 8 * sum(row["bytes_after"] for row in linears) / values if values else None
+
+
+def held_out(evaluation: dict[str, Any]) -> str:
+    """What the loss was measured on: "40 held-out windows"."""
+    return f"{number(evaluation.get('n_held_out'))} held-out {unit(evaluation)}"
+
+
+def unit(evaluation: dict[str, Any]) -> str:
+    """What a sample consists of, in the plural: "windows"."""
+    return str((evaluation.get("metric") or {}).get("unit") or "samples")
 
 
 def metric_name(record: Record) -> str:
@@ -85,7 +103,7 @@ def is_bitwright(row: dict[str, Any]) -> bool:
 
 def _loss_clause(evaluation: dict[str, Any] | None) -> str:
     if not evaluation or not is_number(evaluation.get("loss")):
-        return "its accuracy was not measured"
+        return "it was not evaluated, so what that costs in accuracy is not known"
     budget, verdict = f"the {percent(evaluation.get('max_loss'))} budget", evaluation.get("verdict")
     clause = _measured_loss(evaluation)
     if verdict == "met":
@@ -95,7 +113,7 @@ def _loss_clause(evaluation: dict[str, Any] | None) -> str:
     if verdict != "undecided":
         return f"{clause}; no budget was set"
     samples, needed = (evaluation.get(key) for key in ("n_held_out", "needed_samples"))
-    few = f"{number(samples)} samples are" if samples else "the sample is"
+    few = f"{number(samples)} {unit(evaluation)} are" if samples else "the sample is"
     enough = f"; about {number(needed)} would be enough" if needed else ""
     return f"{clause}, but {few} too few to tell whether that is inside {budget}{enough}"
 
@@ -109,12 +127,22 @@ def _measured_loss(evaluation: dict[str, Any]) -> str:
     aside = f" ({side} {percent(limit)} with {confidence} confidence)" if is_finite(limit) else ""
     metric = evaluation.get("metric") or {}
     if metric.get("higher_is_better") is False:
-        name = metric.get("name") or "metric"
-        return f"its {name} gets {percent(loss)}{aside} worse" if loss > 0 else f"its {name} does not get worse{aside}"
+        return _rise(evaluation) + aside
     what = metric_phrase(metric.get("name"))
     if loss <= 0:
         return f"it loses nothing measurable{aside} of {what}"
     return f"it {'appears to lose' if verdict == 'undecided' else 'loses'} {percent(loss)}{aside} of {what}"
+
+
+def _rise(evaluation: dict[str, Any]) -> str:
+    """ "its perplexity rises from 24.10 to 24.82, by 3 %": the loss of a metric where lower is better."""
+    name = (evaluation.get("metric") or {}).get("name") or "metric"
+    scores = evaluation.get("float_score"), evaluation.get("quantized_score")
+    change = " from {} to {}".format(*alike(*scores)) if all(map(is_finite, scores)) else ""
+    if evaluation["loss"] <= 0:
+        return f"its {name} does not rise{change and ', going' + change}"
+    rises = "appears to rise" if evaluation.get("verdict") == "undecided" else "rises"
+    return f"its {name} {rises}{change}{',' * bool(change)} by {percent(evaluation['loss'])}"
 
 
 def _size_fact(record: Record) -> Fact:
@@ -127,7 +155,10 @@ def _size_fact(record: Record) -> Fact:
 def _speed_fact(record: Record) -> Fact:
     ratios = _speed_ratios(record)
     if not ratios:
-        return Fact("Speed", ABSENT, "not measured")
+        bits = bits_per_weight(record.get("plan") or [])
+        if bits is None:
+            return Fact("Speed", ABSENT, "not measured")
+        return Fact("Bits per weight", f"{bits:.2f}", "of the linears, with scales and biases; speed was not measured")
     threads = (record.get("speed") or {}).get("threads")
     on = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
     if len(ratios) == 1:
@@ -138,9 +169,12 @@ def _speed_fact(record: Record) -> Fact:
 
 def _loss_facts(evaluation: dict[str, Any]) -> tuple[Fact, Fact]:
     loss, lower, upper, budget = (evaluation.get(key) for key in ("loss", "loss_lower", "loss_upper", "max_loss"))
+    metric = evaluation.get("metric") or {}
     if not is_number(loss):
-        return Fact("Loss", ABSENT, "not measured"), Fact("Budget", percent(budget), "not checked")
-    context = f"of {metric_phrase((evaluation.get('metric') or {}).get('name'))}"
+        return Fact("Loss", ABSENT, "not evaluated"), Fact("Budget", percent(budget), "not checked")
+    context = f"of {metric_phrase(metric.get('name'))}"
+    if metric.get("higher_is_better") is False:
+        context = f"rise of {metric.get('name')}, relative to the original"
     if is_finite(lower) and is_finite(upper):
         context += f"; 95 % sure of at most {percent(upper)}, and of at least {percent(lower)}"
     if not is_number(budget):

@@ -7,8 +7,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bitwright.numerics.spec import SCHEMES
-
 ABSENT = "–"
 _NBSP = "\u00a0"
 
@@ -47,6 +45,25 @@ COMPANIONS = {
     ),
     "sqnr_db": ("SQNR, dB", "Signal-to-quantization-noise ratio of the outputs; 6 dB more is half the error."),
     "max_abs": ("largest difference", "The largest change of any single output value."),
+    "next_token_agreement": (
+        "same next token",
+        "Share of the tokens after which both models hold the same token most likely; 1 is best.",
+    ),
+    "mean_nll_difference": (
+        "rise of the NLL, nats",
+        "How much more each token surprises the quantized model, on average; 0 is no change. "
+        "e to the power of it is the factor by which perplexity grows.",
+    ),
+    "roc_auc_float": ("ROC AUC, original", "How often a pair labelled 1 has a higher cosine than one labelled 0."),
+    "roc_auc_quantized": ("ROC AUC, quantized", "The same for the quantized model."),
+    "best_accuracy_float": (
+        "accuracy at the best threshold, original",
+        "Share of the pairs that one cosine, chosen on these very pairs, tells apart.",
+    ),
+    "best_accuracy_quantized": (
+        "accuracy at the best threshold, quantized",
+        "The same for the quantized model, with a threshold of its own.",
+    ),
 }  # fmt: skip
 
 # A metric -> what the quantized model loses a share of, as a phrase for the verdict.
@@ -57,9 +74,9 @@ METRIC_PHRASES = {
     "macro F1": "its classification quality (macro F1)",
     "Spearman of pairwise similarities with float": "the original’s ranking of similarities",
     "top-1 agreement with float": "the original’s answers",
+    "Spearman of scores with float": "the original’s ranking by score",
+    "agreement of labels with float": "the original’s labels",
 }
-
-METHOD_WORDS = {"rtn": "rounded to nearest"}
 
 
 def is_number(value: Any) -> bool:
@@ -121,6 +138,14 @@ def fixed(value: Any, digits: int) -> str:
     return _signed(value, digits, keep_zeros=True) if is_finite(value) else number(value)
 
 
+def alike(*values: Any) -> tuple[str, ...]:
+    """Numbers to be compared, with equally many decimals: (44.2287, 44.4) -> "44.23", "44.40"."""
+    sizes = [abs(value) for value in values if is_finite(value) and value]
+    if not sizes or min(sizes) < 1e-3 or max(sizes) >= 1000:
+        return tuple(map(number, values))
+    return tuple(fixed(value, 3 - math.floor(math.log10(min(sizes)))) for value in values)
+
+
 def times(factor: float, better: str, worse: str) -> str:
     """A factor in words: (3.88, "smaller", "larger") -> "3.9 times smaller"; (0.5, ...) -> "2.0 times larger"."""
     word, factor = (better, factor) if factor >= 1 else (worse, 1 / factor)
@@ -135,11 +160,6 @@ def milliseconds(value: Any) -> str:
     if not is_finite(value):
         return number(value)
     return f"{value:.2f}" if value < 100 else f"{value:,.1f}"
-
-
-def method_words(name: Any) -> str:
-    """A method in words: "rtn" -> "round to nearest"."""
-    return METHOD_WORDS.get(name, words(name))
 
 
 def moment(created: Any) -> str:
@@ -168,22 +188,6 @@ def words(name: Any) -> str:
 def short_name(model_name: Any) -> str:
     """The last part of a model's name or path: "sentence-transformers/all-MiniLM-L6-v2" -> "all-MiniLM-L6-v2"."""
     return PurePosixPath(str(model_name or "")).name or "The model"
-
-
-def scheme_words(name: str) -> str:
-    """What a scheme stores: "w8a8" -> "int8 weights, int8 activations (scaled at run time)"."""
-    if name == "int8":
-        return "int8 with one scale per row"
-    scheme = SCHEMES.get(name)
-    if scheme is None:
-        return name
-    if scheme.weight is None:
-        return "kept in 16 bit"
-    weights = f"int{scheme.weight.bits} weights"
-    if scheme.input is None:
-        return f"{weights}, float activations"
-    how = "scaled at run time" if scheme.input.dynamic else "scaled by calibration"
-    return f"{weights}, int{scheme.input.bits} activations ({how})"
 
 
 def companion(name: str) -> tuple[str, str]:
