@@ -42,6 +42,7 @@ def evaluation_facts(
             "unit": task.kind.unit,
             "label_free": task.kind.label_free,
             "higher_is_better": task.kind.higher_is_better,
+            "protocol": getattr(task.kind, "protocol", None),
         },
         "n_tuning": job.tuning.n_units,
         "n_held_out": interval.n_units,
