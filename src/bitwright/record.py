@@ -1,21 +1,30 @@
 """The Record: everything that a run measured, as JSON (`record.json`). The report is rebuilt from it alone.
 
-Keys of version 1. A key is absent, or null, when its step did not run. Times in seconds, sizes in bytes, losses as
-fractions.
+Keys of version 1. A key is absent, or null, when its step did not run: `evaluation`, `distributions`, `speed` and
+`verify` of a result that was not judged; `sensitivity`, `distributions` and `speed` of a language model. Times in
+seconds, sizes in bytes, losses and errors as fractions.
 
     record_version 1 · bitwright_version · created (UTC, ISO 8601) · command (what reproduces the run) · exit_code
     model          name, source (as it was typed), model_type, architectures, n_parameters, n_blocks, license, dtype,
                    source_sha256, task ("embedding" | "sequence-classification" | "token-classification" |
-                   "question-answering")
+                   "question-answering" | "text-generation")
     recipe         the resolved recipe, fallbacks included
+    decision       what `method: auto` was decided on: evidence, what was rejected, and reasons, as plain data
     plan           a row per linear and embedding table: name, block (or null), role, unit, shape [N, K], scheme,
                    method, bytes_before, bytes_after, reason; "16bit" is a fallback or an exclusion: the reason says
-    evaluation     metric {name, kind, task, unit, label_free, higher_is_better}, n_tuning, n_held_out, float_score,
-                   quantized_score, loss, loss_lower, loss_upper (one-sided bounds), confidence (0.95), max_loss,
-                   verdict ("met" | "not met" | "undecided"), sentence, needed_samples (or null),
-                   accepted_point_estimate, companions {name: value}, seed
-    steps          the fallback search in order: n_fallback, unit (null for the first), loss, loss_upper, bytes,
-                   decided_on ("tuning")
+    layers         a row per linear that a method quantized: name, block, role, unit, scheme, method, fallback (whether
+                   it went back to 16 bit). Where inputs were looked at also n_tokens (calibration tokens that reached
+                   it), error (‖XWᵀ − XŴᵀ‖ / ‖XWᵀ‖ over them, before inputs are rounded), error_rtn (the same of plain
+                   rounding to nearest), sqnr_db, cosine, block_emd (Earth Mover's Distance between outputs of the
+                   block), and what methods note: transform ("folded" | "at the input" | "none: …"), transform_alpha,
+                   transform_exponent, damping, damping_failed, dead_inputs, reason (of a method that gave way to
+                   rounding to nearest); starved (of experts that saw too few tokens: how few, and the policy)
+    evaluation     metric {name, kind, task, unit, label_free, higher_is_better, protocol (of perplexity; or null)},
+                   n_tuning, n_held_out, float_score, quantized_score, loss, loss_lower, loss_upper (one-sided bounds),
+                   confidence (0.95), max_loss, verdict ("met" | "not met" | "undecided"), sentence, needed_samples (or
+                   null), accepted_point_estimate, companions {name: value}, seed
+    steps          the fallback search in order: n_fallback, units (kept in 16 bit), unit (the last of them, or null),
+                   chosen (whether the search settled on it), loss, loss_upper, bytes, decided_on ("tuning")
     sensitivity    n_samples, metric, spearman_with_metric_loss (or null), and rows (linears), units, groups (roles of a
                    block, or with block null of the whole model), each with name, block, role, unit, mode ("one" | "all
                    but one"), emd, sqnr_db, cosine, rank_flips, metric_loss

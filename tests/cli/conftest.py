@@ -72,6 +72,51 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_llama(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a small random language model with the tokenizer of the small encoders."""
+    import torch
+    import transformers
+
+    path = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        vocab_size=200, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=96, max_position_embeddings=64, initializer_range=0.2, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(path)
+    for file in tiny_model("bert").glob("tokenizer*"):
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def language_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of a mixture of experts with long names, some starved, judged by perplexity."""
+    rows = [
+        {
+            "name": f"model.layers.{block}.{name}", "block": block, "role": "expert" if "experts" in name else "qkv",
+            "unit": name, "scheme": "w4a16_g128_asym", "method": "awq_gptq",
+        }
+        for block in range(12)
+        for name in ("self_attn.q_proj", *(f"mlp.experts.{i}.gate_up_proj" for i in range(10)))
+    ]  # fmt: skip
+    cost = {"shape": [3072, 768], "bytes_before": 9_437_184, "bytes_after": 1_371_584, "reason": "default scheme"}
+    account = {"fallback": False, "error_rtn": 0.123456, "error": 0.1012, "sqnr_db": 19.9, "cosine": 0.99487}
+    starved = "saw 3 calibration tokens, fewer than 32: rounded to nearest"
+    layers = [row | account | ({"starved": starved} if "experts.7" in row["name"] else {}) for row in rows]
+    metric = {"name": "perplexity", "kind": "language model", "unit": "windows", "label_free": False,
+              "higher_is_better": False,
+              "protocol": "wiki.test.raw, first 40 non-overlapping windows of 1024 tokens, no BOS"}  # fmt: skip
+    scores = {"metric": metric, "float_score": 24.13, "quantized_score": 24.5, "n_held_out": 20}
+    return record | {
+        "model": {"name": "org/a-language-model-with-a-rather-long-name", "task": "text-generation"},
+        "plan": [row | cost for row in rows], "layers": layers, "speed": None, "sensitivity": None,
+        "evaluation": record["evaluation"] | scores,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def record() -> dict[str, Any]:
     """A record with the longest names that models of everyday use have."""
     linears = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")

@@ -14,11 +14,14 @@ import bitwright
 from bitwright.cli import COMMANDS
 from bitwright.cli.analyze import print_ranking
 from bitwright.cli.bench import print_measurements
-from bitwright.cli.options import KIND_NAMES, RANGE_NAMES, build_recipe
+from bitwright.cli.options import KIND_NAMES, METHOD_NAMES, RANGE_NAMES, SCHEME_STEMS, build_recipe
 from bitwright.cli.quantize import print_preview, print_result
-from bitwright.errors import InputError
+from bitwright.errors import InputError, RecipeError
 from bitwright.evaluate.loaders import KINDS
-from bitwright.numerics.ranges import RANGES
+from bitwright.methods import METHODS
+from bitwright.numerics.ranges import RANGES, WEIGHT_RANGES
+from bitwright.numerics.spec import SCHEMES
+from bitwright.recipe import AUTO
 
 Run = Callable[..., Any]
 TinyModel = Callable[..., Path]
@@ -26,6 +29,8 @@ TinyModel = Callable[..., Path]
 HELP_CPU_S = 0.3
 OPTIONS: dict[str, Any] = {
     "recipe": None,
+    "scheme": None,
+    "method": None,
     "symmetric": False,
     "static": False,
     "range_": None,
@@ -50,8 +55,8 @@ def test_plan_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -
     for block in range(12):  # no two layers look the same
         assert sum(line.startswith(f"…{block}.attention.output.dense ") for line in lines) == 1
     text = " ".join(" ".join(lines).split())
-    assert "48 × w8a8_static_symmetric default scheme" in text
-    assert ("1 × 16bit " + "a long reason " * 9).strip() in text
+    assert "48 × w8a8_static_symmetric, rtn default scheme" in text
+    assert ("1 × 16bit, rtn " + "a long reason " * 9).strip() in text
     assert "3 h 25 min" in text.replace("\u00a0", " ")
 
 
@@ -103,12 +108,56 @@ def test_result_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str])
     assert "budget not met: 1 % allowed" in text
     assert "loss 1.23 %, between 1.01 % and 1.49 %" in text
     assert "size 1.11 GB → 412 MB" in text
-    assert "16 bit 0 of 48 linears" in text
+    assert "linears 48 of 48: w8a8_static_symmetric, rtn" in text
     assert "2.41× float32" in text
     assert "checked bitwright: ok" in text
     assert "transformers: not checked: compressed_tensors not installed" in text
     assert "sentence-transformers: FAILED: loading or running failed" in text
     assert lines[-1] == "out/report.html"
+
+
+def test_result_of_a_language_model_fits(language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(language_record, Path("out"))
+    text = " ".join(" ".join(lines_of(capsys)).split()).replace("\u00a0", " ")
+    assert "metric perplexity 24.13 → 24.50, 20 held-out windows" in text
+    assert "protocol wiki.test.raw, first 40 non-overlapping windows of 1024 tokens, no BOS" in text
+    assert "linears 132 of 132: w4a16_g128_asym, awq_gptq" in text
+    assert "outputs move by 10.1 %, 12.3 % by rtn" in text
+    assert "experts 12 of 120 saw too few calibration tokens" in text
+
+
+def test_what_was_not_judged_claims_nothing(
+    language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = ("evaluation", "verify", "speed")
+    print_result({key: value for key, value in language_record.items() if key not in judged}, Path("out"))
+    text = " ".join(" ".join(lines_of(capsys)).split())
+    assert "loss not evaluated" in text
+    assert "budget" not in text
+    assert "checked" not in text
+
+
+def test_plan_of_experts_is_short(language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = {"seconds": 1.0, "memory_bytes": 2.2e9, "disk_bytes": 1e8, "source_bytes": 4e8}
+    print_preview({"model": "m", "plan": language_record["plan"], "estimate": estimate})
+    lines = lines_of(capsys)
+    assert sum("experts.*.gate_up_proj × 10" in line for line in lines) == 12
+    assert any("132 × w4a16_g128_asym, awq_gptq" in line for line in lines)
+
+
+def test_layer_errors_fit(language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    fisher = [
+        {"name": row["name"], "block": 0, "role": "attention_output", "fisher": 1.2345e-7, "diagonal": 3.3e-9}
+        for row in language_record["layers"]
+    ]
+    print_ranking({"model": "m", "layers": language_record["layers"], "fisher": fisher}, top=15)
+    lines = lines_of(capsys)
+    assert "awq_gptq (first 15 of 24)" in lines[0]
+    assert "12.35 %" in " ".join(lines).replace("\u00a0", " ")
+    assert any("first 15 of 132" in line for line in lines)
+    unmeasured = [{k: v for k, v in row.items() if k != "error_rtn"} for row in language_record["layers"]]
+    print_ranking({"model": "m", "layers": unmeasured}, top=2)
+    assert "by rtn" not in " ".join(lines_of(capsys))
 
 
 def test_comparison(record: dict[str, Any], here: Path, run: Run) -> None:
@@ -173,6 +222,25 @@ def test_analyze_for_machines(tiny_model: TinyModel, here: Path, run: Run) -> No
 
 
 @pytest.mark.usefixtures("unverified")
+def test_language_models_from_the_command_line(tiny_llama: Path, here: Path, run: Run) -> None:
+    quick = ("--method", "gptq", "--samples", "20", "--max-loss", "90%")
+    (here / "small.yaml").write_text("calibration: {samples: 32, max_tokens: 32}\n")
+    judged = run("quantize", tiny_llama, "--out", "out", "--recipe", "small.yaml", "--scheme", "w4a16_g32", *quick)
+    assert judged.code == 0
+    assert "14 of 15: w4a16_g32, gptq" in judged.out
+    assert "protocol" in judged.out
+    written = run("quantize", tiny_llama, "--out", "only", "--scheme", "nf4", "--no-judge", "--json")
+    record = json.loads(written.out)
+    assert written.code == 0
+    assert record["recipe"]["targets"] == ["bitwright"]
+    assert not record.get("evaluation")
+    assert "Budget met" not in (here / "only" / "report.html").read_text()
+    found = json.loads(run("analyze", tiny_llama, "--scheme", "w8a8", "--json").out)
+    assert len(found["layers"]) == 14
+    assert run("compare", "out", "only").code == 0
+
+
+@pytest.mark.usefixtures("unverified")
 @pytest.mark.parametrize(("accept", "code"), [((), 3), (("--accept-point-estimate",), 0)])
 def test_undecided_budget(tiny_model: TinyModel, here: Path, run: Run, accept: tuple[str, ...], code: int) -> None:
     (here / "one.py").write_text(
@@ -210,6 +278,9 @@ def test_bench_hands_on_what_was_asked(run: Run, monkeypatch: pytest.MonkeyPatch
         ("scheme: w8a8_symmetric", {"static": True}, "w8a8_static_symmetric"),
         ("scheme: 16bit", {"symmetric": True}, "w8a8_symmetric"),
         ("scheme: w8a8_static", {"range_": "entropy"}, "w8a8_static"),
+        ("scheme: w4a16", {}, "w4a16"),
+        ("scheme: w4a16", {"scheme": "nf4"}, "nf4"),
+        ("{}", {"scheme": "w8a8_static", "range_": "mse"}, "w8a8_static"),
     ],
 )
 def test_options_lie_over_the_recipe(text: str, options: dict[str, Any], scheme: str, tmp_path: Path) -> None:
@@ -223,6 +294,36 @@ def test_options_lie_over_the_recipe(text: str, options: dict[str, Any], scheme:
     assert (recipe.seed, recipe.budget.max_loss) == (7, 0.03)
 
 
+def test_targets_are_those_that_read_the_scheme() -> None:
+    assert build_recipe(**OPTIONS | {"scheme": "w4a16", "method": "gptq"}).targets == ("bitwright", "transformers")
+    assert build_recipe(**OPTIONS | {"scheme": "ternary"}).targets == ("bitwright",)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": "w4a16", "static": True},
+        {"scheme": "w8a8", "symmetric": True},
+        {"recipe": Path("llm-int4"), "static": True},
+        {"scheme": "w4a16", "range_": "mse"},
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--s"):
+        build_recipe(**OPTIONS | options)
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    for option, name, near in (("scheme", "w4a61", "w4a16"), ("method", "gtpq", "gptq")):
+        with pytest.raises(RecipeError, match=near):
+            build_recipe(**OPTIONS | {option: name})
+
+
+def test_recipes_by_name_or_file() -> None:
+    recipe = build_recipe(**OPTIONS | {"recipe": Path("llm-int4"), "seed": 3})
+    assert (recipe.scheme, recipe.seed) == ("w4a16", 3)
+
+
 def test_int8_tables_leave_only_our_own_target() -> None:
     assert build_recipe(**OPTIONS | {"embeddings": "int8"}).targets == ("bitwright",)
     with pytest.raises(InputError, match="--static"):
@@ -230,8 +331,10 @@ def test_int8_tables_leave_only_our_own_target() -> None:
 
 
 def test_copied_names_are_those_of_their_owners() -> None:
-    assert list(RANGES) == list(RANGE_NAMES)
+    assert [name for name in RANGES if name not in WEIGHT_RANGES] == list(RANGE_NAMES)
     assert set(KIND_NAMES) == set(KINDS) - {"label-free", "custom"}
+    assert list(METHOD_NAMES) == [*METHODS, AUTO]
+    assert {name.partition("_")[0] for name in SCHEMES} - {"16bit"} == set(SCHEME_STEMS)
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])

@@ -20,6 +20,7 @@ _TABLES = (
 @click.argument("model")
 @scheme_options
 @data_options
+@click.option("--fisher", is_flag=True, help="Also rank by gradients. Takes the whole model in memory.")
 @click.option(
     "--journal",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -31,15 +32,18 @@ _TABLES = (
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
-    model: str, journal: Path | None, top: int, trust_remote_code: bool, as_json: bool,
+    model: str, fisher: bool, journal: Path | None, top: int, trust_remote_code: bool, as_json: bool,
     data: tuple[str, ...], evaluation: str | None, kind: str | None, metric: str | None, samples: int,
     **schemes: Any,
 ) -> None:  # fmt: skip
-    """Rank the linears of MODEL by how far quantizing each alone moves its outputs.
+    """Rank the linears of MODEL by what quantizing them does.
 
-    The distance is the Earth Mover's Distance between the outputs of the two
-    models. Beside it: SQNR (higher is better), cosine, the share of flipped
-    pair orders, and the loss of the metric.
+    Of an encoder: how far quantizing each alone moves the outputs of the model,
+    as Earth Mover's Distance. Beside it: SQNR (higher is better), cosine, the
+    share of flipped pair orders, and the loss of the metric.
+
+    Of a language model, and of every model whose method looks at inputs: the
+    error that rounding leaves in the outputs of each linear.
     """
     from bitwright import pipeline
 
@@ -49,7 +53,8 @@ def command(
         progress.say(f"loading {model}")
         found = pipeline.analyze(
             model, recipe=recipe, data=texts.data, evaluation=texts.evaluation, kind=texts.kind, metric=texts.metric,
-            samples=texts.samples, journal=journal, trust_remote_code=trust_remote_code, progress=progress,
+            samples=texts.samples, fisher=fisher, journal=journal, trust_remote_code=trust_remote_code,
+            progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(found)
@@ -59,15 +64,66 @@ def command(
 
 def print_ranking(found: dict[str, Any], top: int) -> None:
     """The `top` of each ranking, and whether the distance ranks as the metric does."""
+    if "layers" in found:
+        _print_errors(found, top)
+    if "fisher" in found:
+        _print_fisher(found["fisher"], top)
+    if "rows" in found:
+        _print_distances(found, top)
+
+
+def _print_distances(found: dict[str, Any], top: int) -> None:
+    """Distances between the model's outputs when a part of it is quantized."""
     for title, what, key, mode in _TABLES:
         rows = [row for row in found[key] if row["mode"] == mode and (key == "rows" or row["block"] is None)]
-        shown = f"{title} (first {top} of {len(rows)})" if len(rows) > top else title
+        shown = _titled(title, len(rows), top)
         columns: list[Column] = [("#", "right"), (what, "name")]
         columns += [(name, "right") for name in ("EMD", "SQNR dB", "cosine", "flips", "loss")]
         out.print(table(shown, columns, [[str(i), *_cells(row)] for i, row in enumerate(rows[:top], 1)]), "")
     agreement = found["spearman_with_metric_loss"]
     said = "not defined, one of them is constant" if agreement is None else f"{agreement:.2f}"
     out.print(f"EMD ranks the linears as the loss does: Spearman {said}\nloss: of {found['metric']}", markup=False)
+
+
+def _print_errors(found: dict[str, Any], top: int) -> None:
+    """The error of every linear's own outputs; experts of one place in a block together."""
+    from bitwright.report.account import error_rows
+    from bitwright.report.wording import fixed
+
+    def share(value: float | None) -> str:
+        return fixed(value, 2) if value is None else f"{fixed(100 * value, 2)} %"
+
+    rows = error_rows(found)
+    methods = sorted({row["method"] for row in rows})
+    compares = any(row.get("error_rtn") is not None for row in rows)
+    columns: list[Column] = [("#", "right"), ("linear", "name"), "stored as", ("error", "right")]
+    columns += [(name, "right") for name in (*["by rtn"] * compares, "SQNR dB", "cosine")]
+    cells = [
+        [str(i), row["name"] + (f" × {row['count']}" if row.get("count") else ""), row["scheme"],
+         share(row.get("error")), *[share(row.get("error_rtn"))] * compares,
+         fixed(row.get("sqnr_db"), 1), fixed(row.get("cosine"), 5)]
+        for i, row in enumerate(rows[:top], 1)
+    ]  # fmt: skip
+    title = _titled(f"Error of each linear's outputs by {', '.join(methods)}", len(rows), top)
+    out.print(table(title, columns, cells))
+    out.print("error: relative to the outputs, by the weights alone; activations not yet rounded\n", markup=False)
+
+
+def _print_fisher(rows: list[dict[str, Any]], top: int) -> None:
+    """Fisher sensitivity of every unit."""
+    from bitwright.report.wording import number, words
+
+    columns: list[Column] = [("#", "right"), ("linears that share an input", "name"), "role"]
+    columns += [("Fisher", "right"), ("its diagonal", "right")]
+    cells = [
+        [str(i), row["name"], words(row["role"]), number(row["fisher"]), number(row["diagonal"])]
+        for i, row in enumerate(rows[:top], 1)
+    ]
+    out.print(table(_titled("Squared gradient along the rounding", len(rows), top), columns, cells), "")
+
+
+def _titled(title: str, n_rows: int, top: int) -> str:
+    return f"{title} (first {top} of {n_rows})" if n_rows > top else title
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

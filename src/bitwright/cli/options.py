@@ -13,6 +13,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Copies of names that other layers own: importing those takes torch, and --help must not.
 RANGE_NAMES = ("absmax", "min_max", "percentile", "entropy", "mse", "moving_average")
 KIND_NAMES = ("similarity", "similarity matrix", "retrieval", "classification")
+METHOD_NAMES = (
+    "rtn", "rtn_mse", "imatrix", "gptq", "awq", "awq_gptq", "smoothquant", "smoothquant_gptq", "smoothquant_shift",
+    "auto",
+)  # fmt: skip
+SCHEME_STEMS = ("w8a8", "w8a16", "w4a16", "w4a8", "w3a16", "w2a16", "log4", "nf4", "kmeans4", "ternary", "binary")
 
 
 def data_options(command: F) -> F:
@@ -21,13 +26,14 @@ def data_options(command: F) -> F:
         (
             click.option(
                 "--data", "data", multiple=True, metavar="SOURCE[:WEIGHT]",
-                help="Texts: .txt, .jsonl, .csv, .parquet or a datasets name. Repeat it to mix. "
-                "Default: built-in English prose.",
+                help="Texts: .txt, .jsonl, .csv, .parquet or a datasets name; of language models, running text. "
+                "Repeat it to mix. Default: built-in English prose.",
             ),
             click.option(
                 "--eval", "evaluation", metavar="PATH",
-                help="Labelled data: pairs with scores, texts with labels, or a corpus/queries/qrels directory. "
-                "Default: agreement with the float model, without labels.",
+                help="Labelled data: pairs with scores, texts with labels, or a corpus/queries/qrels directory; for "
+                "a language model, plain text, whose perplexity decides. Default: agreement with the float model, "
+                "without labels; perplexity on --data.",
             ),
             click.option(
                 "--kind", type=click.Choice(KIND_NAMES), metavar="KIND",
@@ -38,7 +44,7 @@ def data_options(command: F) -> F:
             ),
             click.option(
                 "--samples", type=click.IntRange(min=8), default=1000, show_default=True, metavar="N",
-                help="Texts for the label-free metric.",
+                help="Texts for the label-free metric; of a language model, windows, 64 at most.",
             ),
             click.option(
                 "--seed", type=int, metavar="N", help="Seed of every random choice. Default: the recipe's, or 0."
@@ -50,12 +56,23 @@ def data_options(command: F) -> F:
 
 
 def scheme_options(command: F) -> F:
-    """--recipe, --symmetric, --static, --range, --embeddings: how linears are represented."""
+    """--recipe, --scheme, --method, --symmetric, --static, --range, --embeddings: how linears are represented."""
     for option in reversed(
         (
             click.option(
-                "--recipe", type=click.Path(path_type=Path, dir_okay=False),
-                help="A recipe in YAML. Options given beside it win.",
+                "--recipe", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE|NAME",
+                help="A recipe in YAML, or one that `bitwright recipes` lists. Options given beside it win.",
+            ),
+            click.option(
+                "--scheme", metavar="NAME",
+                help=f"How linears are stored: {', '.join(SCHEME_STEMS)}. Below 8 bits with _g128, _g64, _g32 or "
+                "_channel, else a group size that fits, and with _asym for zero points. "
+                "Default: the recipe's, or w8a8.",
+            ),
+            click.option(
+                "--method", metavar="NAME",
+                help=f"How codes are chosen: {', '.join(METHOD_NAMES)} (decided by measuring the model). "
+                "Default: the recipe's, or rtn.",
             ),
             click.option("--symmetric", is_flag=True, help="Symmetric activation codes. Default: asymmetric."),
             click.option(
@@ -90,27 +107,40 @@ def texts_given(evaluation: str | None, kind: str | None, **others: Any) -> Any:
 
 
 def build_recipe(
-    recipe: Path | None, symmetric: bool, static: bool, range_: str | None, embeddings: str | None, seed: int | None,
-    **budget: Any,
+    recipe: Path | None, scheme: str | None, method: str | None, symmetric: bool, static: bool, range_: str | None,
+    embeddings: str | None, seed: int | None, **budget: Any,
 ) -> Any:  # fmt: skip
-    """The recipe of the file, if any, with the options laid over it.
+    """The recipe of the file, if any, with the options laid over it. Without a file, its targets are the runtimes that
+    read what the options ask for.
 
     Raises:
         RecipeError: the file cannot be used.
-        InputError: a range, and no static scheme that would use it.
+        InputError: a range, and no static scheme that would use it; options that contradict one another.
     """
     from bitwright.recipe import Recipe, make_recipe, read_recipe
+    from bitwright.targets import TARGETS
 
     base = (read_recipe(recipe) if recipe else Recipe()).model_dump()
-    scheme = base["scheme"]
     if static or symmetric:
-        static, symmetric = static or "_static" in scheme, symmetric or "_symmetric" in scheme
-        base["scheme"] = "w8a8" + "_static" * static + "_symmetric" * symmetric
-    if range_ and not any("_static" in part["scheme"] for part in (base, *base["rules"])):
-        raise InputError("--range chooses static activation scales, and there are none; add --static")
-    if embeddings == "int8" and not recipe:
-        base["targets"] = [target for target in base["targets"] if target != "transformers"]
-    given = {"range": range_, "embeddings": embeddings, "seed": seed}
+        asked = scheme or base["scheme"]
+        if scheme is not None or not asked.startswith(("w8a8", "16bit")):
+            meant = "w8a8" + "_static" * static + "_symmetric" * symmetric
+            raise InputError(
+                f"--static and --symmetric choose among the w8a8 schemes, and {asked} is asked for; leave them out, or "
+                f"give --scheme {meant}"
+            )
+        static, symmetric = static or "_static" in base["scheme"], symmetric or "_symmetric" in base["scheme"]
+        scheme = "w8a8" + "_static" * static + "_symmetric" * symmetric
+    given = {"scheme": scheme, "method": method, "range": range_, "embeddings": embeddings, "seed": seed}
     base |= {key: value for key, value in given.items() if value is not None}
+    if range_ and not any("_static" in (part["scheme"] or "") for part in (base, *base["rules"])):
+        raise InputError("--range chooses static activation scales, and there are none; add --static")
+    if recipe is None:
+        ours_only = embeddings == "int8"
+        base["targets"] = [
+            target
+            for target in base["targets"]
+            if target == "bitwright" or (not ours_only and base["scheme"] in TARGETS[target].schemes)
+        ]
     base["budget"] |= {key: value for key, value in budget.items() if value is not None}
     return make_recipe(base, where=f"{recipe} with the options given" if recipe else "the options given")

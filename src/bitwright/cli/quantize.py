@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import click
 from bitwright.cli.options import build_recipe, data_options, scheme_options, texts_given
 from bitwright.cli.terminal import Column, TerminalProgress, err, fraction, out, print_json, table
 from bitwright.errors import InputError
+
+_OVER_BUDGET = 3  # the exit code
 
 
 @click.command("quantize")
@@ -32,25 +34,37 @@ from bitwright.errors import InputError
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing result.")
 @click.option(
+    "--judge/--no-judge",
+    "judged",
+    default=True,
+    show_default=True,
+    help="Evaluate the result, put back what breaks the budget, verify and time it; without it, it is only written.",
+)
+@click.option(
     "--sensitivity/--no-sensitivity",
     default=True,
     show_default=True,
-    help="Measure every layer for the report; without it only if the budget needs it.",
+    help="Measure every layer of an encoder for the report; without it only if the budget needs it.",
 )
-@click.option("--speed/--no-speed", default=True, show_default=True, help="Time the result against the float model.")
+@click.option("--speed/--no-speed", default=True, show_default=True, help="Time an encoder against its float original.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what the run would cost, and stop.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON.")
 def command(
     model: str, out_dir: Path | None, max_loss: float | None, accept_point_estimate: bool | None, dry_run: bool,
-    as_json: bool, overwrite: bool, sensitivity: bool, speed: bool, trust_remote_code: bool,
+    as_json: bool, overwrite: bool, judged: bool, sensitivity: bool, speed: bool, trust_remote_code: bool,
     data: tuple[str, ...], evaluation: str | None, kind: str | None, metric: str | None, samples: int,
     **schemes: Any,
 ) -> int:  # fmt: skip
     """Quantize MODEL (a directory or a hub name) within an accuracy budget.
 
-    Exits with 3 if the budget is not met, or the sample is too small to be
-    sure.
+    \b
+      bitwright quantize ENCODER --max-loss 1% --out DIR
+      bitwright quantize LLM --recipe llm-int4 --eval wiki.txt --out DIR
+
+    A language model runs block by block, in the memory of one block; its loss
+    is the relative rise of perplexity. Exits with 3 if the budget is not met,
+    or the sample is too small to be sure.
     """
     if out_dir is None and not dry_run:
         raise InputError("say where the result goes: --out DIR (or --dry-run to see the plan only)")
@@ -70,12 +84,12 @@ def command(
     with TerminalProgress() as progress:
         result = pipeline.quantize(
             model, out=out_dir, recipe=recipe, data=data, evaluation=evaluation, kind=kind, metric=metric,
-            samples=samples, overwrite=overwrite, sensitivity=sensitivity, speed=speed,
+            samples=samples, overwrite=overwrite, judged=judged, sensitivity=sensitivity, speed=speed,
             trust_remote_code=trust_remote_code, command=shlex.join(["bitwright", *sys.argv[1:]]), progress=progress,
         )  # fmt: skip
     print_json(result.record) if as_json else print_result(result.record, result.directory)
     remarks = [f"warning: {text}" for text in result.record["warnings"]]
-    if result.exit_code:
+    if result.exit_code == _OVER_BUDGET:
         evaluation_ = result.record["evaluation"]
         remarks.append(f"budget {evaluation_['verdict']}: {evaluation_['sentence']}")
     for remark in remarks:
@@ -85,23 +99,27 @@ def command(
 
 def print_preview(preview: dict[str, Any]) -> None:
     """The plan, why it is so, and what the run would cost."""
-    from bitwright.report.wording import seconds, size, words
+    from bitwright.report.account import collapsed
+    from bitwright.report.wording import number, seconds, size, words
+
+    def decision(row: dict[str, Any]) -> tuple[str, str]:
+        return (row["scheme"] if row["method"] == "cast" else f"{row['scheme']}, {row['method']}", row["reason"])
 
     plan, cost = preview["plan"], preview["estimate"]
-    reasons = list(dict.fromkeys((row["scheme"], row["reason"]) for row in plan))
+    decisions = list(dict.fromkeys(map(decision, plan)))
     rows = [
-        [row["name"], words(row["role"]), row["scheme"], str(reasons.index((row["scheme"], row["reason"])) + 1),
-         size(row["bytes_after"])]
-        for row in plan
+        [f"{row['name']} × {number(row['count'])}" if row.get("count") else row["name"], words(row["role"]),
+         row["scheme"], str(decisions.index(decision(row)) + 1), size(row["bytes_after"])]
+        for row in collapsed(plan)
     ]  # fmt: skip
     columns: list[Column] = [("layer", "name"), "role", "scheme", ("#", "right"), ("size", "right")]
     out.print(table(f"Plan for {preview['model']}", columns, rows), "")
-    counts = [sum((row["scheme"], row["reason"]) == reason for row in plan) for reason in reasons]
+    counts = [sum(decision(row) == made for row in plan) for made in decisions]
     legend = [
-        [str(i), f"{count} × {scheme}", reason]
-        for i, ((scheme, reason), count) in enumerate(zip(reasons, counts, strict=True), 1)
+        [str(i), f"{number(count)} × {how}", reason]
+        for i, ((how, reason), count) in enumerate(zip(decisions, counts, strict=True), 1)
     ]
-    out.print(table("", [("#", "right"), "layers", ("", "prose")], legend))
+    out.print(table("", [("#", "right"), ("layers", "prose"), ("", "prose")], legend))
     out.print(
         f"\nAbout {seconds(cost['seconds'])} and {size(cost['memory_bytes'])} of memory. "
         f"On disk {size(cost['source_bytes'])} → {size(cost['disk_bytes'])}."
@@ -114,31 +132,66 @@ def print_result(record: dict[str, Any], directory: Path) -> None:
     from bitwright.report.wording import seconds
 
     out.print(f"\n{verdict_sentence(record)}\n", markup=False)
-    rows = [*_result_rows(record), ["time", seconds(record["timings_s"]["total"])]]
-    out.print(table("", ["", ("", "prose")], rows, header=False))
+    rows = [*_loss_rows(record), *_layer_rows(record), *_runtime_rows(record)]
+    rows.append(["time", seconds(record["timings_s"]["total"])])
+    shown = [[row[0] if i == 0 or row[0] != rows[i - 1][0] else "", row[1]] for i, row in enumerate(rows)]
+    out.print(table("", ["", ("", "prose")], shown, header=False))
     out.print(f"\n{directory}/report.html", soft_wrap=True, markup=False)
 
 
-def _result_rows(record: dict[str, Any]) -> list[Sequence[str]]:
-    from bitwright.report.wording import milliseconds, percent, ratio, size
+def _loss_rows(record: dict[str, Any]) -> list[list[str]]:
+    from bitwright.report.verdict import held_out
+    from bitwright.report.wording import alike, percent, size
 
-    sizes, found = record["size"], record["evaluation"]
-    linears = [row for row in record["plan"] if row["role"] != "embedding"]
-    kept = sum(row["scheme"] == "16bit" for row in linears)
+    sizes, found = record["size"], record.get("evaluation")
+    on_disk = ["size", f"{size(sizes['source_bytes'])} → {size(sizes['checkpoint_bytes'])}"]
+    if not found:
+        return [["loss", "not evaluated: what this costs in accuracy is not known"], on_disk]
+    metric = found["metric"]
+    scores = " → ".join(alike(found["float_score"], found["quantized_score"]))
+    bounds = f"between {percent(found['loss_lower'])} and {percent(found['loss_upper'])} (each 95 % sure)"
     rows = [
         ["budget", f"{found['verdict']}: {percent(found['max_loss'])} allowed"],
-        ["loss", f"{percent(found['loss'])}, between {percent(found['loss_lower'])} and {percent(found['loss_upper'])} "
-                 "(each 95 % sure)"],
-        ["metric", f"{found['metric']['name']}, {found['n_held_out']} held-out {found['metric']['unit']}"],
-        ["size", f"{size(sizes['source_bytes'])} → {size(sizes['checkpoint_bytes'])}"],
-        ["16 bit", f"{kept} of {len(linears)} linears" + "; the others are int8" * (kept < len(linears))],
+        ["loss", f"{percent(found['loss'])}, {bounds}"],
+        ["metric", f"{metric['name']} {scores}, {held_out(found)}"],
+    ]
+    if metric.get("protocol"):
+        rows.append(["protocol", metric["protocol"]])
+    return [*rows, on_disk]
+
+
+def _layer_rows(record: dict[str, Any]) -> list[list[str]]:
+    """How the linears are stored, and which came out worst."""
+    from bitwright.report.account import error_rows, has_errors
+    from bitwright.report.experts import expert_blocks
+    from bitwright.report.wording import number, percent
+
+    linears = [row for row in record["plan"] if row["role"] != "embedding"]
+    stored = Counter("16 bit" if row["method"] == "cast" else f"{row['scheme']}, {row['method']}" for row in linears)
+    rows = [["linears", f"{number(count)} of {number(len(linears))}: {how}"] for how, count in stored.most_common()]
+    if has_errors(record):
+        worst = next((row for row in error_rows(record) if not row.get("fallback")), None)
+        if worst is not None:
+            plain = f", {percent(worst['error_rtn'])} by rtn" if worst.get("error_rtn") is not None else ""
+            rows.append(["worst", f"{worst['name']}: outputs move by {percent(worst['error'])}{plain}"])
+    blocks = expert_blocks(record)
+    if starved := sum(block.n_starved for block in blocks):
+        n_experts = sum(len(block.tokens) for block in blocks)
+        too_few = f"{number(starved)} of {number(n_experts)} saw too few calibration tokens"
+        rows.append(["experts", f"{too_few}; the report says what was done"])
+    return rows
+
+
+def _runtime_rows(record: dict[str, Any]) -> list[list[str]]:
+    from bitwright.report.wording import milliseconds, ratio
+
+    rows = [
+        ["speed", f"{ratio(row['ratio_to_fp32'])} float32, {milliseconds(row['median_ms'])} ms, "
+                  f"batch {row['batch']} × {row['tokens']} tokens"]
+        for row in (record.get("speed") or {}).get("rows", [])
+        if row["runtime"] == "bitwright"
     ]  # fmt: skip
-    for row in record.get("speed", {}).get("rows", []):
-        if row["runtime"] == "bitwright":
-            shape = f"batch {row['batch']} × {row['tokens']} tokens"
-            rows.append(
-                ["speed", f"{ratio(row['ratio_to_fp32'])} float32, {milliseconds(row['median_ms'])} ms, {shape}"]
-            )
     words = {True: "ok", False: "FAILED: {detail}", None: "{detail}"}
-    rows += [["checked", f"{row['target']}: {words[row['ok']].format(**row)}"] for row in record["verify"]]
-    return [[row[0] if i == 0 or row[0] != rows[i - 1][0] else "", row[1]] for i, row in enumerate(rows)]
+    return rows + [
+        ["checked", f"{row['target']}: {words[row['ok']].format(**row)}"] for row in record.get("verify") or []
+    ]
