@@ -21,6 +21,7 @@ from bitwright.errors import NumericsError
 from bitwright.evaluate import metrics
 from bitwright.evaluate.output_errors import output_errors
 from bitwright.methods import METHODS, Rounded, Transformed, rounding_of, transform_of
+from bitwright.methods.rows import round_together
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import LinearSite
 from bitwright.models.rescale import SharedInput, fold, legal_scale, scale_readers
@@ -236,26 +237,9 @@ def _rounded(work: _Work, names: Sequence[str], stats: LayerStats | None, spec: 
         row.method, act_order=options.act_order, damping=options.damping,
         bias_correction=options.bias_correction and has_bias,
     )  # fmt: skip
-    range_function = RANGES[range_]
     weights = [work.linear(name).weight.detach().float() for name in names]
     with _named(", ".join(names)):
-        if spec.per_tensor or spec.grid == "kmeans" or len(names) == 1:
-            return [rounding(weight, stats, spec, range_function) for weight in weights]
-        whole = rounding(torch.cat(weights), stats, spec, range_function)
-    return _split(whole, [len(weight) for weight in weights])
-
-
-def _split(whole: Rounded, sizes: Sequence[int]) -> list[Rounded]:
-    """The parts of a weight that was rounded as one matrix."""
-    weight = whole.qtensor
-    parts = (
-        torch.split(tensor, list(sizes)) if tensor is not None else [None] * len(sizes)
-        for tensor in (weight.codes_NK, weight.scale_NG, weight.zero_point_NG, whole.bias_N)
-    )
-    return [
-        Rounded(QTensor(codes.contiguous(), scale.contiguous(), zero, weight.spec, weight.codebook), bias, whole.notes)
-        for codes, scale, zero, bias in zip(*parts, strict=True)
-    ]
+        return round_together(rounding, weights, stats, spec, RANGES[range_])
 
 
 def _stored(
