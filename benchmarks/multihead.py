@@ -100,7 +100,11 @@ def main() -> None:
     tasks = {subject: load_subject(subject, Path(data)) for subject in SUBJECTS}
     heads = [train(subject, *tasks[subject], encode) for subject in SUBJECTS]
     floats = [head.test.run(encode) for head in heads]
-    print("float:", ", ".join(f"{h.name} {_points(h, rows)[0]:.2f}" for h, rows in zip(heads, floats, strict=True)))
+    print(
+        "float:",
+        ", ".join(f"{h.name} {_points(h, rows)[0]:.2f}" for h, rows in zip(heads, floats, strict=True)),
+        flush=True,
+    )
     found = []
     with TemporaryDirectory() as scratch:
         files = write_texts({subject.name: texts for subject, (texts, _, _) in tasks.items()}, Path(scratch))
@@ -269,10 +273,11 @@ def _interval(values_B: Array) -> dict[str, float]:
 
 def print_matrices(found: Mapping[str, Any], names: list[str]) -> None:
     """Both matrices, the gains, and what they say."""
-    print(f"\n{found['setting']}: change of the score in points [90 %]; 1 − cosine to float, in 1e-4")
-    print(f"{'calibrated with':<16}" + "".join(f"{name:<24}" for name in (*names, "mean", "worst head")))
+    print(f"\n{found['setting']}: change of the score in points [90 %]; on the right 1 − cosine to float, in 1e-4")
+    header = "".join(f"{name:<24}" for name in (*names, "mean", "worst head")) + "".join(f"{n:>8}" for n in names)
+    print(f"{'calibrated with':<16}{header}")
     for source, cells in found["change"].items():
-        distance = [f"{1e4 * value:7.1f}" for value in found["distance"][source]]
+        distance = [f"{1e4 * value:8.1f}" for value in found["distance"][source]]
         print(f"{source:<16}" + "".join(f"{_cell(cell):<24}" for cell in cells) + "".join(distance))
     for what, gains in found["gain_of_mix"].items():
         print(f"mix ahead of … in the {what}: " + "; ".join(f"{name} {_cell(cell)}" for name, cell in gains.items()))
