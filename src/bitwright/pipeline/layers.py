@@ -32,6 +32,7 @@ from bitwright.plan import Plan, PlanRow, quantized_names
 from bitwright.recipe import AUTO, Recipe
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
+_TOKENS_AT_ONCE = 2048  # of a batch: more make an FFN's activations larger than all else that a block needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,11 @@ def _block_by_block(
     model, architecture = opened.model, opened.architecture
     sites = [site for site in find_linears(model, architecture) if site.name in rows]
     task = Task(rows, find_inputs(model, architecture, sites), recipe, half)
+    heads = [site.name for site in find_linears(model, architecture) if site.block is None]
+    if not any(name in rows for name in heads):
+        for name in heads:  # never run: a language model's is as large as several blocks
+            release(opened, name)
+    batches = [part for batch in batches for part in _split(batch)]
     begin, inputs = shards.resume()
     if begin:
         progress.say(f"going on with block {begin}: an earlier run did those before it")
@@ -159,6 +165,14 @@ def _block_by_block(
         {name: partial(shards.bias, name) for name in rows if shards.has_part(name, "bias")},
         shards.account(count),
     )
+
+
+def _split(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """A batch in parts of no more than `_TOKENS_AT_ONCE`, or of one sequence if that is longer."""
+    sequences, tokens = next(iter(batch.values())).shape
+    at_once = max(1, _TOKENS_AT_ONCE // tokens)
+    for start in range(0, sequences, at_once):
+        yield {name: values[start : start + at_once] for name, values in batch.items()}
 
 
 def _from_shard(shards: Shards, row: PlanRow) -> LazyLinear:
