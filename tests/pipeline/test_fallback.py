@@ -1,0 +1,82 @@
+"""A unit that the scheme destroys is found, is all that is kept in 16 bit, and the budget holds on held-out data."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitwright.pipeline import analyze, quantize
+from bitwright.recipe import Recipe, make_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread", "unverified")
+
+SAMPLES = 32
+FFN = "model.layers.1.mlp"
+
+
+@pytest.fixture(scope="module")
+def unverified() -> Iterator[None]:
+    """Without the clean-process checks, seconds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def bad_decoder(trained_decoder: Path, planted: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("bad") / "decoder"
+    readers = [f"{FFN}.gate_proj", f"{FFN}.up_proj"]
+    return planted(trained_decoder, to, "model.layers.1.post_attention_layernorm", readers, (5, 40), 200)
+
+
+def recipe_of(scheme: str, method: str, max_loss: float) -> Recipe:
+    """Ranges that take every weight in: clipped ones would give up the planted weights, and save the others."""
+    settings = {"scheme": scheme, "method": method, "weight_range": "absmax", "targets": ["bitwright"]}
+    calibration = {"samples": 16, "max_tokens": 64, "batch_size": 8}
+    return make_recipe(settings | {"budget": {"max_loss": max_loss}, "calibration": calibration})
+
+
+def kept_of(record: dict[str, Any]) -> set[str]:
+    """The linears that fell back."""
+    return {row["name"] for row in record["plan"] if row["scheme"] == "16bit" and row["role"] in ("ffn", "qkv")}
+
+
+@pytest.mark.parametrize("method", ["rtn", "imatrix"])  # without errors from quantizing, and with them
+def test_bad_gate_and_up_of_a_decoder_fall_back_together_and_alone(
+    bad_decoder: Path, trained_decoder: Path, tmp_path: Path, method: str
+) -> None:
+    recipe = recipe_of("w4a16_g32", method, 0.005)
+    result = quantize(bad_decoder, out=tmp_path / "out", recipe=recipe, samples=SAMPLES, speed=False)
+    assert kept_of(result.record) == {f"{FFN}.gate_proj", f"{FFN}.up_proj"}
+    assert result.record["steps"][0]["loss"] > 0.01  # with everything quantized
+    assert result.record["evaluation"]["verdict"] == "met"
+    assert result.record["evaluation"]["loss_upper"] <= 0.005
+    if method == "rtn":
+        good = quantize(trained_decoder, out=tmp_path / "good", recipe=recipe, samples=SAMPLES, speed=False)
+        assert kept_of(good.record) == set()
+        assert good.record["evaluation"]["verdict"] == "met"
+
+
+def test_bad_unit_of_a_decoder_ranks_first_by_error_and_by_fisher(bad_decoder: Path) -> None:
+    found = analyze(bad_decoder, recipe=recipe_of("w4a16_g32", "rtn", 0.005), samples=SAMPLES, fisher=True)
+    assert {row["name"] for row in found["layers"][:2]} == {f"{FFN}.gate_proj", f"{FFN}.up_proj"}
+    assert found["layers"][0]["error"] > 3 * found["layers"][2]["error"]
+    assert found["fisher"][0]["name"] == found["layers"][0]["unit"]
+    assert found["fisher"][0]["fisher"] > 3 * found["fisher"][1]["fisher"]
+
+
+@pytest.mark.parametrize(("scheme", "max_loss"), [("w8a8", 0.004), ("w4a16_g32", 0.08)])
+def test_bad_ffn_of_an_encoder_is_the_only_fallback(
+    tiny_model: Callable[..., Path], planted: Callable[..., Path], tmp_path: Path, scheme: str, max_loss: float
+) -> None:
+    name = "encoder.layer.1.intermediate.dense"
+    source = planted(
+        tiny_model("bert"), tmp_path / "bad", "encoder.layer.1.attention.output.LayerNorm", [name], [0], 100
+    )
+    recipe = recipe_of(scheme, "rtn", max_loss)
+    result = quantize(source, out=tmp_path / "out", recipe=recipe, samples=200, speed=False, sensitivity=False)
+    assert kept_of(result.record) == {name}
+    assert result.record["evaluation"]["verdict"] == "met"
+    assert [step["units"] for step in result.record["steps"]] == [[], [name]]
+    assert result.record["steps"][0]["loss"] > max_loss
