@@ -17,6 +17,10 @@ sentences of the STS-B training set, or windows of `--text`:
 First, Spearman's rank correlation of each measure with the true loss of a unit that is quantized alone. Second, what
 counts for the fallback search: everything is quantized but the first units of each ranking, as many as fit into a share
 of all weights, so that rankings are compared at equal effective bits; "loss" ranks by the true losses themselves.
+
+One unit alone hardly moves a labelled score, whose sample then decides the sign. So of embedding models there is a
+second truth, "change": 1 − Spearman's correlation of the similarities of all pairs of held-out texts with those of the
+float model, the loss that counts where there are no labels.
 A journal keeps what was measured, so that a stopped run goes on.
 """
 
@@ -35,7 +39,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from bitwright.calibration.data import token_batches
-from bitwright.evaluate import Task, language_task, load_task
+from bitwright.evaluate import Task, label_free_task, language_task, load_task
 from bitwright.evaluate.kinds import Items, Outputs
 from bitwright.models.architectures import LinearSite, find_linears
 from bitwright.models.load import load_model
@@ -60,12 +64,15 @@ Units = dict[str, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A float model, its quantized linears as modules, and the texts: held out to be scored, and those measures see."""
+    """A float model, its quantized linears as modules, and the texts: held out to be scored, and those measures see.
+
+    truths: the losses, by name, on one and the same texts.
+    """
 
     model: Model
     modules: Mapping[str, nn.Module]
     units: Units
-    held_out: Task
+    truths: Mapping[str, Task]
     probe: Items
 
     def outputs(self, quantized: Sequence[str], texts: Items) -> Outputs:
@@ -73,6 +80,16 @@ class Subject:
         names = frozenset(name for unit in quantized for name in self.units[unit])
         with only_quantized(self.model.hf, dict(self.modules), names):
             return self.model.encode(texts)
+
+    def losses(self, float_outputs: Outputs, quantized: Sequence[str]) -> list[float]:
+        """Each true loss with just these units quantized."""
+        outputs = self.outputs(quantized, self.held_out)
+        return [task.loss(float_outputs, outputs) for task in self.truths.values()]
+
+    @property
+    def held_out(self) -> Items:
+        """The texts that are scored."""
+        return next(iter(self.truths.values())).texts
 
     def weights(self, unit: str) -> int:
         """How many numbers a unit's weights are."""
@@ -96,13 +113,17 @@ def main() -> None:
     journal = Journal(options.journal, json.dumps(arguments))
     rows = measure(subject, measures, journal)
     kept = compare(subject, rows, journal)
-    agreement = {name: rank_agreement(rows, name) for name in rows[0] if name not in ("unit", "weights", "loss")}
-    print(f"\n{options.scheme}: {len(rows)} units, all quantized: loss {100 * kept[0]['loss']:.2f} %")
-    print("rank correlation with the true loss:", ", ".join(f"{name} {rho:+.2f}" for name, rho in agreement.items()))
-    for row in kept[1:]:
-        print(
-            f"{row['share']:6.1%} kept float by {row['ranking']:<9} {row['units']:3} units  {100 * row['loss']:7.2f} %"
-        )
+    agreement = {
+        truth: {name: rank_agreement(rows, name, truth) for name in ("emd", "cosine", *measures)}
+        for truth in subject.truths
+    }
+    print(f"\n{options.scheme}, {len(rows)} units")
+    for truth, correlations in agreement.items():
+        cells = ", ".join(f"{name} {rho:+.2f}" for name, rho in correlations.items())
+        print(f"rank correlation with the true {truth}: {cells}")
+    for row in kept:
+        cells = "  ".join(f"{truth} {100 * row[truth]:7.3f} %" for truth in subject.truths)
+        print(f"{row['share']:6.1%} kept float by {row['ranking']:<9} {row['units']:3} units  {cells}")
     if options.json:
         found = {"arguments": arguments, "units": rows, "rank_correlation": agreement, "kept": kept}
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -112,13 +133,16 @@ def prepare(options: argparse.Namespace) -> tuple[Subject, dict[str, dict[str, f
     """The model quantized, and the measures that need no variant of it: {measure: {unit: value}}."""
     loaded = load_model(options.model)
     model, sites = float_model(loaded), find_linears(loaded.model, loaded.architecture)
-    held_out, probe = texts_of(model, options)
+    truth, probe = texts_of(model, options)
+    truths = {"loss": truth}
+    if model.task == "embedding":
+        truths["change"] = label_free_task(as_texts(truth.texts))
     recipe = make_recipe({"scheme": options.scheme, "targets": ["bitwright"]})
     plan = make_plan(recipe, loaded.model, sites, [], 4)
     quantized = quantize_linears(loaded, plan, recipe, [], None, torch.bfloat16, Quiet())
     sites = [site for site in sites if site.name in quantized.layers]
     modules = quantized_modules(loaded.model, quantized)
-    subject = Subject(model, modules, units_of(sites, blocks=options.blocks), held_out, probe)
+    subject = Subject(model, modules, units_of(sites, blocks=options.blocks), truths, probe)
     scores = fisher_of(model, modules, subject.units, probe[:GRADIENT_PROBES])
     errors = own_errors(loaded, quantized, model, probe)
     return subject, {
@@ -169,35 +193,33 @@ def own_errors(loaded: Any, quantized: Quantized, model: Model, probe: Items) ->
 
 def measure(subject: Subject, measures: Mapping[str, Mapping[str, float]], journal: Journal) -> list[dict[str, Any]]:
     """A row per unit: its true loss when it alone is quantized, and every measure."""
-    float_rows = subject.outputs((), subject.held_out.texts), _compared(subject.outputs((), subject.probe))
+    float_outputs, float_probe = subject.outputs((), subject.held_out), _compared(subject.outputs((), subject.probe))
     rows = []
     for unit in subject.units:
 
         def alone(unit: str = unit) -> list[float]:
-            loss = subject.held_out.loss(float_rows[0], subject.outputs([unit], subject.held_out.texts))
-            reading = read_outputs(float_rows[1], _compared(subject.outputs([unit], subject.probe)), loss)
-            return [reading.metric_loss, reading.emd, 1 - reading.cosine]
+            reading = read_outputs(float_probe, _compared(subject.outputs([unit], subject.probe)), 0.0)
+            return [*subject.losses(float_outputs, [unit]), reading.emd, 1 - reading.cosine]
 
-        loss, emd, cosine = journal.remember(f"alone:{unit}", alone)
-        row = {"unit": unit, "weights": subject.weights(unit), "loss": loss, "emd": emd, "cosine": cosine}
-        rows.append(row | {name: values[unit] for name, values in measures.items()})
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
+        *losses, emd, cosine = journal.remember(f"alone:{unit}", alone)
+        row = {"unit": unit, "weights": subject.weights(unit)} | dict(zip(subject.truths, losses, strict=True))
+        row |= {"emd": emd, "cosine": cosine} | {name: values[unit] for name, values in measures.items()}
+        rows.append(row)
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()), flush=True)
     return rows
 
 
 def compare(subject: Subject, rows: Sequence[Mapping[str, Any]], journal: Journal) -> list[dict[str, Any]]:
-    """The loss with everything quantized, and with the first units of each ranking kept float, at equal bits."""
+    """The losses with everything quantized, and with the first units of each ranking kept float, at equal bits."""
     total = sum(row["weights"] for row in rows)
-    float_outputs = subject.outputs((), subject.held_out.texts)
+    float_outputs = subject.outputs((), subject.held_out)
 
-    def loss(kept: Sequence[str]) -> float:
-        def run() -> float:
-            rest = [unit for unit in subject.units if unit not in kept]
-            return subject.held_out.loss(float_outputs, subject.outputs(rest, subject.held_out.texts))
+    def losses(kept: Sequence[str]) -> dict[str, float]:
+        rest = [unit for unit in subject.units if unit not in kept]
+        found = journal.remember("kept:" + "\0".join(sorted(kept)), lambda: subject.losses(float_outputs, rest))
+        return dict(zip(subject.truths, found, strict=True))
 
-        return float(journal.remember("kept:" + "\0".join(sorted(kept)), run))
-
-    found = [{"ranking": "none", "share": 0.0, "units": 0, "loss": loss(())}]
+    found: list[dict[str, Any]] = [{"ranking": "none", "share": 0.0, "units": 0} | losses(())]
     for share in SHARES:
         for ranking in [name for name in rows[0] if name not in ("unit", "weights")]:
             kept, free = [], share * total * (1 + 1e-9)
@@ -205,13 +227,13 @@ def compare(subject: Subject, rows: Sequence[Mapping[str, Any]], journal: Journa
                 if row["weights"] <= free:
                     kept.append(row["unit"])
                     free -= row["weights"]
-            found.append({"ranking": ranking, "share": share, "units": len(kept), "loss": loss(kept)})
+            found.append({"ranking": ranking, "share": share, "units": len(kept)} | losses(kept))
     return found
 
 
-def rank_agreement(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    """Spearman's rank correlation of a measure with the true loss over units."""
-    return float(spearmanr([row[name] for row in rows], [row["loss"] for row in rows]).statistic)
+def rank_agreement(rows: Sequence[Mapping[str, Any]], measure: str, truth: str) -> float:
+    """Spearman's rank correlation of a measure with a true loss, over units."""
+    return float(spearmanr([row[measure] for row in rows], [row[truth] for row in rows]).statistic)
 
 
 def _compared(outputs: Outputs) -> list[np.ndarray]:

@@ -12,9 +12,9 @@ Fisher information as the curvature of a distance between outputs: Martens, http
 are drawn from the model and not taken from data: Kunstner et al., https://arxiv.org/abs/1905.12558.
 
 The diagonal approximation Σ (δ·e)² (of weights Σ g²·ΔW², as in Optimal Brain Damage and, for quantization, in
-SqueezeLLM, https://arxiv.org/abs/2306.07629) takes errors of different outputs and tokens for independent. On MiniLM
-they cancel by two orders of magnitude. It needs the same gradients, so that nothing is saved by it either: the full
-form is what ranks, the diagonal stands beside it for comparison.
+SqueezeLLM, https://arxiv.org/abs/2306.07629) takes errors of different outputs and tokens for independent. Errors of
+plain rounding nearly are, those of a few broken inputs are not: they push every output the same way. It needs the same
+gradients, so that nothing is saved by it: the full form is what ranks, the diagonal stands beside it for comparison.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
