@@ -37,7 +37,7 @@ def make_plan(
     """Resolve `recipe` for `model`, and check it against the targets that the recipe names.
 
     Raises:
-        RecipeError: a rule matches nothing, or gives linears that share an input different schemes.
+        RecipeError: a rule matches nothing, or gives linears that share an input different schemes or methods.
         TargetError: a target cannot run the plan, or would compute something else.
     """
     check_rules(recipe, sites)
@@ -119,12 +119,13 @@ def _check_heads(rows: list[PlanRow], targets: tuple[str, ...]) -> None:
 
 
 def _check_units(rows: list[PlanRow]) -> None:
-    """Linears that share an input share its codes, so they must share one scheme."""
+    """Linears that share an input share its codes and its transform, so they must share one scheme and one method."""
     first: dict[str, PlanRow] = {}
     for row in rows:
         other = first.setdefault(row.unit, row)
-        if other.scheme != row.scheme:
-            raise RecipeError(
-                f"{other.name} ({other.scheme}) and {row.name} ({row.scheme}) share their input and must share one "
-                f"scheme; write the rule for the unit {row.unit!r}"
-            )
+        for what, one, two in (("scheme", other.scheme, row.scheme), ("method", other.method, row.method)):
+            if one != two:
+                raise RecipeError(
+                    f"{other.name} ({one}) and {row.name} ({two}) share their input and must share one {what}; write "
+                    f"the rule for the unit {row.unit!r}"
+                )

@@ -7,7 +7,7 @@ transform is chosen for such a set, a rounding for each linear.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from bitwright.models.architectures import LinearSite
 from bitwright.models.rescale import SharedInput, fold, legal_scale, scale_readers
 from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.grids import fake_quantize, scale_and_zero_point
+from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.pipeline.shards import Made
@@ -55,7 +56,8 @@ class Task:
 
 @dataclass(slots=True)
 class _Work:
-    """A stage under way. stats: of every linear's input, transformed. applied: transforms that did not fold."""
+    """A stage under way. stats: of every linear's input, transformed. applied: transforms that did not fold.
+    histograms: of transformed inputs, where a static range needs them."""
 
     model: nn.Module
     stage: Stage
@@ -65,6 +67,7 @@ class _Work:
     applied: dict[str, Transformed] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
     def scheme(self, name: str) -> Scheme:
         return SCHEMES[self.task.rows[name].scheme]
@@ -109,9 +112,7 @@ def quantize_stage(model: nn.Module, stage: Stage, task: Task) -> Made:
 
 def _observe(work: _Work, sites: Sequence[LinearSite]) -> None:
     """Statistics of what enters these linears, as their transformed selves will see it."""
-    needs_histogram = work.task.recipe.range not in _EXACT_RANGES and any(
-        (spec := work.scheme(site.name).input) is not None and not spec.dynamic for site in sites
-    )
+    needs_histogram = _needs_histogram(work, [site.name for site in sites])
     with _named_stage(work.stage):
         found = work.stage.observe(sites, partial(observe, gram=True, histogram=needs_histogram))
     for site in sites:
@@ -153,9 +154,7 @@ def _lend_to_starved(work: _Work, inputs: Sequence[SharedInput]) -> None:
         fed = [work.stats[name] for name in names if name not in starved]
         if not starved:
             continue
-        lent = None
-        for stats in {id(stats): stats for stats in fed}.values():
-            lent = stats if lent is None else merge(lent, stats)
+        lent = reduce(merge, {id(stats): stats for stats in fed}.values()) if fed else None
         for name in starved:
             saw = f"saw {work.notes[name]['n_tokens']} calibration tokens, fewer than {_FEWEST_TOKENS}"
             if lent is not None:
@@ -207,6 +206,7 @@ def _transform(work: _Work, shared: SharedInput, sample: Sequence[int], before: 
 def _round(work: _Work, shared: SharedInput, layers: dict[str, StoredLinear], biases: dict[str, Tensor]) -> None:
     """Round the linears that read one input; those with the same statistics and spec as one matrix."""
     names = [name for name in shared.sites if name in work.task.rows]
+    _see_histograms(work, names)
     together: dict[tuple[int, str, str], list[str]] = {}
     for name in names:
         row = work.task.rows[name]
@@ -258,27 +258,46 @@ def _stored(
 
 
 def _input_grid(work: _Work, name: str, scheme: Scheme) -> tuple[Tensor, Tensor | None] | None:
-    """Scale and zero point of a static input. Ranges that look at more than extremes need the histogram of the
-    transformed input, which takes a pass of its own."""
+    """Scale and zero point of a static input."""
     spec = scheme.input
     if spec is None or spec.dynamic:
         return None
     stats = work.stats.get(name)
     if stats is None:
-        raise NumericsError(f"{name}: no calibration token reached it, so it has no static range; use a dynamic scheme")
+        seen = work.notes[name]["n_tokens"]
+        raise NumericsError(
+            f"{name}: {seen} calibration tokens reached it, too few for a static range; calibrate on more, or use a "
+            "dynamic scheme"
+        )
     range_ = work.task.recipe.range
     if range_ in _EXACT_RANGES:
         lo, hi = stats.min_K.min().reshape(1, 1), stats.max_K.max().reshape(1, 1)
         reach = torch.maximum(-lo, hi)
         return scale_and_zero_point(*((-reach, reach) if range_ == "absmax" else (lo, hi)), spec)
-    histogram = stats.histogram
-    if histogram is None:
-        applied = work.applied.get(name)
-        site = next(site for site in work.sites if site.name == name)
-        see = partial(_observe_transformed, applied=applied)
-        histogram = work.stage.observe([site], see)[name].histogram
+    histogram = work.histograms.get(name, stats.histogram)
     assert histogram is not None
     return RANGES[range_](histogram, spec)
+
+
+def _see_histograms(work: _Work, names: Sequence[str]) -> None:
+    """The histograms of a transformed input, which do not follow from those of the input as it was. A starved expert
+    gets that of all experts."""
+    lost = [name for name in names if name in work.stats and work.stats[name].histogram is None]
+    if not lost or not _needs_histogram(work, lost):
+        return
+    sites = [site for site in work.sites if site.name in lost]
+    found = work.stage.observe(sites, partial(_observe_transformed, applied=work.applied.get(lost[0])))
+    every = reduce(merge, {id(stats): stats for stats in found.values()}.values()).histogram
+    for name in lost:
+        seen = every if "starved" in work.notes[name] else found[name].histogram
+        assert seen is not None
+        work.histograms[name] = seen
+
+
+def _needs_histogram(work: _Work, names: Iterable[str]) -> bool:
+    """Whether a range of these linears' inputs is static and follows from more than extremes."""
+    specs = [work.scheme(name).input for name in names]
+    return work.task.recipe.range not in _EXACT_RANGES and any(spec and not spec.dynamic for spec in specs)
 
 
 def _observe_transformed(stats: LayerStats | None, x_MK: Tensor, *, applied: Transformed | None) -> LayerStats:
