@@ -133,7 +133,7 @@ def test_evidence_is_shown_whatever_its_shape(language):
     language["decision"] = {"reason": "sensitive weights", "units": units, "rejected": ["awq: no better", "rtn: worse"]}
     page = Page(render_report(language))
     assert [a["id"] for tag, a in page.elements if tag == "section"][1] == "evidence"
-    for said in ("sensitive weights", "4.ffn", "rtn 0.1, gptq 0.05", "awq: no better"):
+    for said in ("sensitive weights", "4.ffn", "rtn 10 %, gptq 5 %", "awq: no better"):
         assert said in page.text
 
 

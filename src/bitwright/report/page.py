@@ -102,7 +102,6 @@ def environment() -> Environment:
         loader=loader, autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
     filters = (
-        evidence.cell,
         median,
         schemes.method_note,
         schemes.method_words,
