@@ -157,7 +157,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that Bitwright brings, by name."""
-    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"), key=lambda file: file.stem)}
 
 
 def make_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:

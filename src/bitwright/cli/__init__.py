@@ -14,9 +14,11 @@ from bitwright.errors import BitwrightError, InputError
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
     "quantize": "Quantize a model within an accuracy budget, and write a report.",
+    "plan": "Decide how to quantize a model, and show why; or its size by config.json.",
     "analyze": "Rank the layers of a model by what quantizing them does to it.",
     "eval": "Score a model: perplexity, or a task; with a reference, what it lost.",
     "bench": "Measure a quantized model against its float original.",
+    "recipes": "List the recipes that come with Bitwright.",
     "report": "Rebuild report.html from the record of a result.",
     "compare": "Put two results side by side.",
     "doctor": "Show what this machine can run.",

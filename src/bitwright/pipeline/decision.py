@@ -62,16 +62,14 @@ def is_open(recipe: Recipe) -> bool:
     return AUTO in (recipe.method, *(rule.method for rule in recipe.rules))
 
 
-def resolve_auto(
-    job: Job, progress: Progress | None = None, available: costs.Resources | None = None
-) -> tuple[Job, Decision | None]:
-    """The job with every `method: auto` of its recipe decided, and the decision; None if there was nothing to decide.
+def resolve_auto(job: Job, progress: Progress | None = None, available: costs.Resources | None = None) -> Job:
+    """The job with every `method: auto` of its recipe decided; the same job if there is none.
 
     Raises:
         NumericsError: NaN or infinity in a weight or among the inputs; the message names the linear.
     """
     if not is_open(job.recipe):
-        return job, None
+        return job
     progress, available = progress or Quiet(), available or resources()
     cost = _cost(job, available)
     features: list[Features] = []
@@ -84,7 +82,7 @@ def resolve_auto(
         rtn_loss = _rtn_loss(job, progress)
     decision = decide(features, job.recipe, job.sites, rtn_loss=rtn_loss, cost=cost, resources=available)
     progress.say(f"decided: {decision.reason}")
-    return replace(job, recipe=decision.recipe, plan=job.plan_for(decision.recipe)), decision
+    return replace(job, recipe=decision.recipe, plan=job.plan_for(decision.recipe), decision=decision)
 
 
 def plan(
@@ -97,10 +95,10 @@ def plan(
         {"model", "decision": `decision_facts` or None, "plan": rows as in the Record, "recipe": YAML}
     """
     job = open_job(model, recipe, texts or Texts(), trust_remote_code=trust_remote_code)
-    job, decision = resolve_auto(job, progress, available)
+    job = resolve_auto(job, progress, available)
     return {
         "model": job.loaded.name,
-        "decision": None if decision is None else decision_facts(decision),
+        "decision": None if job.decision is None else decision_facts(job.decision),
         "plan": plan_rows(job.plan),
         "recipe": recipe_yaml(job.recipe),
     }
@@ -110,9 +108,9 @@ def decision_facts(decision: Decision) -> dict[str, Any]:
     """The Record's `decision`: features of every unit with the method that it got, and what was rejected."""
     units = []
     for features, choice in zip(decision.features, decision.choices, strict=True):
-        facts = asdict(replace(features, sites=()))
-        facts["linears"] = [site.name for site in features.sites]
-        units.append(facts | {"method": choice.method, "reason": choice.reason})
+        facts = {key: value for key, value in asdict(features).items() if key != "sites"}
+        linears = [site.name for site in features.sites]
+        units.append({**facts, "linears": linears, "method": choice.method, "reason": choice.reason})
     return {
         "reason": decision.reason,
         "rtn_loss": decision.rtn_loss,

@@ -39,6 +39,7 @@ from bitwright.plan import Plan, make_plan
 from bitwright.recipe import Recipe
 from bitwright.runtime.environment import version_of
 from bitwright.runtime.model import Model, float_model
+from bitwright.search.decide import Decision
 
 T = TypeVar("T")
 AnyModel = Model | StreamedModel
@@ -57,6 +58,7 @@ class Job:
     architecture row names. calibration: texts, or windows of token ids, that methods look at, on neither side of the
     split. probe: texts whose outputs sensitivity compares; from the tuning side. source_dtype: of the weights on disk.
     evaluation_sha256: of the labels, or of the user's metric. warnings: what a reader of the result should know.
+    decision: what `method: auto` became, and why; None where the recipe names every method.
     """
 
     loaded: LoadedModel
@@ -76,6 +78,7 @@ class Job:
     trust_remote_code: bool
     warnings: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
+    decision: Decision | None = None
 
     @property
     def streams(self) -> bool:

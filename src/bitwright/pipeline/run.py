@@ -24,6 +24,7 @@ from bitwright.checkpoints.directory import atomic_directory, check_out, write_f
 from bitwright.evaluate import paired_bootstrap
 from bitwright.evaluate.kinds import Outputs
 from bitwright.numerics.qtensor import QTensor
+from bitwright.pipeline.decision import decision_facts, resolve_auto
 from bitwright.pipeline.facts import (
     evaluation_facts,
     layer_rows,
@@ -113,7 +114,7 @@ def quantize(
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, out, recipe, texts)
     progress.say(f"loading {model}")
-    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code)
+    job = resolve_auto(open_job(model, recipe, texts, trust_remote_code=trust_remote_code), progress)
     check_out(out, job.loaded.path, overwrite=overwrite)
     with work_directory(out, sum(row.bytes_after for row in job.plan), progress) as work:
         return _run(
@@ -183,6 +184,8 @@ def _run(
         "sensitivity": found or None,
         "size": size_facts(job, staged, plan),
     }
+    if job.decision is not None:
+        record["decision"] = decision_facts(job.decision)
     if judged:
         record |= _judged(job, staged, plan, quantized, tables, speed=speed, progress=progress)
     job.timings_s["total"] = round(time.perf_counter() - begun, 3)

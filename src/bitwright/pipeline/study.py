@@ -11,6 +11,7 @@ import torch
 
 from bitwright.errors import InputError
 from bitwright.models.load import fingerprint, source_bytes
+from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
@@ -38,7 +39,7 @@ def preview(
         The time is extrapolated from one timed batch; within a factor of two if no fallback search is needed.
     """
     progress = progress or Quiet()
-    job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code)
+    job = resolve_auto(open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code), progress)
     sample = job.probe[:32]
     job.model.encode(sample[:2])
     start = time.perf_counter()
@@ -90,7 +91,7 @@ def analyze(
     """
     progress = progress or Quiet()
     texts = make_texts(data, evaluation, kind, metric, samples)
-    job = open_job(model, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code)
+    job = resolve_auto(open_job(model, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code), progress)
     notes = _open_journal(journal, job)
     if fisher:
         require_memory(job)

@@ -192,10 +192,10 @@ def _why(unit: Features, method: str, tolerable: float, thresholds: Thresholds) 
 
 def _summary(features: Sequence[Features], choices: Sequence[Choice], tolerable: float) -> str:
     counts = Counter(choice.method for choice in choices).most_common()
-    words = ", ".join(f"{method} for {count}" for method, count in counts)
+    words = " and ".join(f"{method} for {count if len(counts) > 1 else 'all'}" for method, count in counts)
     before = _rms([unit.expected["rtn"] for unit in features])
     return (
-        f"{words} of {len(choices)} sets of linears: rounding to nearest moves their outputs by {_percent(before)}, "
+        f"{words} of {len(choices)} sets of linears; rounding to nearest moves their outputs by {_percent(before)}, "
         f"this by {_percent(_left(features, choices))}; {_percent(tolerable)} is tolerable"
     )
 
@@ -224,7 +224,7 @@ def _rejected(features: Sequence[Features], choices: Sequence[Choice], portable:
         error = _rms([unit.expected[method] for unit in of_this])
         if barred:
             why = (
-                f"{barred} of {len(of_this)} units would need their inputs transformed at run time, which only the "
+                f"{barred} of {len(of_this)} sets would need their inputs transformed at run time, which only the "
                 f"target bitwright does ({_percent(error)} expected)"
             )
         elif error > ours:

@@ -1,0 +1,174 @@
+"""bitwright plan: what would be done with a model, and why."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from bitwright.cli.options import build_recipe, scheme_options
+from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, table
+
+_SHORT = {"attention_output": "attn. output", "expert": "experts"}  # roles in columns
+_METHODS = {"smoothquant": "smooth", "smoothquant_gptq": "smooth+gptq", "awq_gptq": "awq+gptq"}
+
+
+@click.command("plan")
+@click.argument("model")
+@scheme_options
+@click.option("--max-loss", type=fraction, metavar="PERCENT", help="The loss you allow. Default: the recipe's, or 1%.")
+@click.option("--data", multiple=True, metavar="SOURCE[:WEIGHT]", help="Calibration texts. Default: built-in prose.")
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="H",
+    help="How long calibration may take. Default: 6.",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="Memory to plan with. Default: what is free.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+def command(
+    model: str, max_loss: float | None, data: tuple[str, ...], hours: float | None, memory: float | None,
+    trust_remote_code: bool, as_json: bool, **schemes: Any,
+) -> None:  # fmt: skip
+    """Decide how MODEL would be quantized, and show the evidence.
+
+    A small sample of text goes once through the model. For each set of linears
+    that share an input it shows how long the tails of the inputs are and how
+    far each method would move the outputs; then the choice, what was rejected,
+    and the plan with its bytes.
+
+    Without --recipe and --method, the method is auto. MODEL may be a
+    config.json alone: then its size in every scheme is shown.
+    """
+    asked = {key: value for key, value in schemes.items() if value}
+    if not asked.keys() & {"recipe", "method"}:
+        schemes["method"] = "auto"
+    recipe = build_recipe(seed=None, max_loss=max_loss, **schemes)
+    if Path(model).is_file():
+        from bitwright.pipeline.size import size_plan
+
+        sizes = size_plan(Path(model), recipe if asked else None)
+        print_json(sizes) if as_json else print_sizes(sizes)
+        return
+    from bitwright.pipeline import decision
+    from bitwright.pipeline.request import Texts
+
+    with TerminalProgress() as progress:
+        progress.say(f"loading {model}")
+        available = decision.resources(
+            memory_bytes=None if memory is None else int(memory * 1e9), seconds=None if hours is None else hours * 3600
+        )
+        found = decision.plan(
+            model, recipe=recipe, texts=Texts(data=data), available=available, trust_remote_code=trust_remote_code,
+            progress=progress,
+        )  # fmt: skip
+    print_json(found) if as_json else print_plan(found)
+
+
+def print_plan(found: dict[str, Any]) -> None:
+    """Evidence, decision, what was rejected, and the plan by group."""
+    decision = found["decision"]
+    if decision is None:
+        out.print("Nothing to decide: the recipe names every method (`--method auto` lets the model decide).\n")
+    else:
+        if decision["units"]:
+            _print_evidence(decision["units"])
+        rows = [["decision", decision["reason"]]]
+        if decision["overruled"]:
+            rows.append(["overruled", f"the recipe itself names the method of {decision['overruled']} linears"])
+        rows += [[f"not {row['method']}", row["why"]] for row in decision["rejected"]]
+        out.print(table("", ["", ("", "prose")], [*rows, ["cost", _cost(decision)]], header=False), "")
+    _print_groups(found)
+
+
+def _print_evidence(units: Sequence[dict[str, Any]]) -> None:
+    """What was seen, by role: features, and the error that each method would leave."""
+    from bitwright.report.wording import fixed, percent, words
+
+    roles = list(dict.fromkeys(unit["role"] for unit in units))
+    of = {role: [unit for unit in units if unit["role"] == role] for role in roles}
+    columns: list[Column] = ["sets of linears", *((title, "right") for title in (
+        "sets", "weights", "tail", "kurtosis", "channel", "INT4", "INT8"
+    ))]  # fmt: skip
+    rows = [
+        [
+            words(role), str(len(group)), f"{sum(unit['n_weights'] for unit in group) / 1e6:.3g} M",
+            *(fixed(max(unit[key] for unit in group), 1) for key in ("tail", "kurtosis", "channel_ratio")),
+            *(percent(median(unit[key] for unit in group)) for key in ("error_int4", "error_int8")),
+        ]
+        for role, group in of.items()
+    ]  # fmt: skip
+    out.print(table("Evidence", columns, rows))
+    out.print(
+        "Of the worst set, tail: largest input / 99.9th percentile; channel: largest\n"
+        "feature / median one. INT4, INT8: how far rounding the weights moves outputs.\n",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    chosen = Counter((unit["role"], unit["method"]) for unit in units)
+    methods = list(dict.fromkeys(method for unit in units for method in unit["expected"]))
+    columns = ["method", *((_SHORT.get(role, words(role)), "right") for role in roles), ("chosen for", "right")]
+    rows = [
+        [
+            _METHODS.get(method, method),
+            *(percent(median(u["expected"][method] for u in of[role] if method in u["expected"])) for role in roles),
+            f"{sum(chosen[role, method] for role in roles)} sets",
+        ]
+        for method in methods
+    ]
+    out.print(table("Expected error of outputs, weights and inputs together (median)", columns, rows), "")
+
+
+def _cost(decision: dict[str, Any]) -> str:
+    from bitwright.report.wording import seconds, size
+
+    cost, there = decision["cost"], decision["resources"]
+    took, had = (f"{seconds(found['seconds'])} and {size(found['memory_bytes'])}" for found in (cost, there))
+    return f"calibrating on at most {cost['n_tokens']:,} tokens takes {took} of memory; there are {had}"
+
+
+def _print_groups(found: dict[str, Any]) -> None:
+    """The plan by role, scheme and method."""
+    from bitwright.report.wording import size, words
+
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in found["plan"]:
+        groups.setdefault((row["role"], row["scheme"], row["method"]), []).append(row)
+    rows = [
+        [words(role), str(len(members)), scheme, method, *(
+            size(sum(row[key] for row in members)) for key in ("bytes_before", "bytes_after")
+        )]
+        for (role, scheme, method), members in groups.items()
+    ]  # fmt: skip
+    total = [size(sum(row[key] for row in found["plan"])) for key in ("bytes_before", "bytes_after")]
+    columns: list[Column] = ["group", ("n", "right"), "scheme", "method", ("before", "right"), ("after", "right")]
+    out.print(table(f"Plan for {found['model']}", columns, [*rows, ["all", str(len(found["plan"])), "", "", *total]]))
+
+
+def print_sizes(sizes: dict[str, Any]) -> None:
+    """The bytes of every scheme, by group."""
+    from bitwright.report.wording import fixed, size, words
+
+    groups = list(sizes["rows"][0]["groups"])
+    columns: list[Column] = ["scheme", ("total", "right"), ("bits", "right"), *((words(g), "right") for g in groups)]
+    rows = [
+        [
+            row["scheme"],
+            size(row["bytes"]),
+            fixed(row["bits_per_parameter"], 2),
+            *(size(row["groups"][g]) for g in groups),
+        ]
+        for row in sizes["rows"]
+    ]
+    title = f"{sizes['model_type']}, {sizes['n_parameters'] / 1e9:.3g} billion parameters"
+    out.print(table(title, columns, rows))
+    out.print("\nScales included; embeddings, head and norms in 16 bit from the third row on.", soft_wrap=True)
+    if (cache := sizes["kv_cache_bytes_per_token"]) is not None:
+        out.print(f"Each token of context adds {size(cache)} of keys and values in 16 bit.", soft_wrap=True)
