@@ -6,7 +6,9 @@ from typing import Any
 from torch import nn
 
 from bitwright.errors import NumericsError, RecipeError, TargetError
-from bitwright.models.architectures import LinearSite
+from bitwright.methods import METHODS
+from bitwright.models.architectures import Architecture, LinearSite, is_transposed
+from bitwright.models.rescale import find_inputs
 from bitwright.numerics.spec import SCHEMES, fit_group
 from bitwright.recipe import Recipe, check_rules, scheme_of
 from bitwright.targets import check_target, stored_bytes, stored_embedding_bytes
@@ -32,8 +34,9 @@ Plan = tuple[PlanRow, ...]
 
 
 def make_plan(
-    recipe: Recipe, model: nn.Module, sites: list[LinearSite], embeddings: list[str], source_bytes_per_value: int
-) -> Plan:
+    recipe: Recipe, model: nn.Module, architecture: Architecture, sites: list[LinearSite], embeddings: list[str],
+    source_bytes_per_value: int,
+) -> Plan:  # fmt: skip
     """Resolve `recipe` for `model`, and check it against the targets that the recipe names.
 
     Raises:
@@ -59,9 +62,27 @@ def make_plan(
         rows.append(_embedding_row(name, modules[name], recipe.embeddings, source_bytes_per_value))
     _check_units(rows)
     _check_heads(rows, recipe.targets)
+    if tuple(recipe.targets) != ("bitwright",):
+        transformed = _transformed(rows, model, architecture, sites)
+        transposed = [site.name for site in sites if is_transposed(architecture, f"{site.name}.weight")]
     for target in recipe.targets:
-        check_target(target, {row.name: row.scheme for row in rows}, int8_embeddings=recipe.embeddings == "int8")
+        if target == "bitwright":
+            continue
+        check_target(
+            target, {row.name: row.scheme for row in rows}, int8_embeddings=recipe.embeddings == "int8",
+            transformed=transformed, transposed=transposed,
+            experts=[row.name for row in rows if row.role == "expert"],
+        )  # fmt: skip
     return tuple(rows)
+
+
+def _transformed(
+    rows: list[PlanRow], model: nn.Module, architecture: Architecture, sites: list[LinearSite]
+) -> list[str]:
+    """Linears whose method transforms their input where nothing before it can take the inverse."""
+    methods = {row.name: row.method for row in rows if row.method in METHODS and METHODS[row.method].transform}
+    chosen = [site for site in sites if site.name in methods]
+    return [name for shared in find_inputs(model, architecture, chosen) if not shared.producer for name in shared.sites]
 
 
 def _fitted(name: str, scheme: str, k: int, reason: str) -> tuple[str, str]:

@@ -186,7 +186,7 @@ def test_when_no_damping_helps_weights_are_rounded_to_nearest_and_it_is_noted() 
     for stats in (indefinite(-50.0), with_gram(torch.zeros(K, K))):
         rounded = gptq(w, stats, spec, RANGES["absmax"])
         assert_equal(rounded.qtensor, rtn(w, stats, spec, RANGES["absmax"]).qtensor)
-        assert rounded.notes["fallback"] == "rtn"
+        assert rounded.notes["gave_way_to"] == "rtn"
         assert rounded.notes["damping_failed"] == "0.01, 0.1, 1, 10"
         assert "calibrate on more tokens" in str(rounded.notes["reason"])
         assert "damping" not in rounded.notes

@@ -1,4 +1,5 @@
-"""Small random language models on disk, and one way to quantize a model twice: in memory, and to a directory."""
+"""Small language models, random or trained a little; models with a bad unit; and one way to quantize a model twice: in
+memory, and to a directory."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bitwright.calibration.data import BUILTIN, Source
 from bitwright.calibration.stream import Stage, stream_stages
+from bitwright.calibration.windows import running_text, token_windows
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import model_names
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
@@ -25,6 +29,8 @@ from bitwright.plan import Plan, half_names, make_plan, quantized_names
 from bitwright.recipe import Recipe, make_recipe
 
 Batches = Sequence[Mapping[str, Tensor]]
+
+_STEPS, _BATCH, _WINDOW, _CHARACTERS = 60, 16, 48, 1 << 18
 
 _SIZE = {
     "vocab_size": 200,
@@ -142,7 +148,7 @@ def opened() -> Callable[..., Opened]:
         loaded = open_lazily(path)
         materialise(loaded, "")
         sites = find_linears(loaded.model, loaded.architecture)
-        plan = make_plan(recipe, loaded.model, sites, find_embeddings(loaded.model), 4)
+        plan = make_plan(recipe, loaded.model, loaded.architecture, sites, find_embeddings(loaded.model), 4)
         chosen = [site for site in sites if site.name in quantized_names(plan)]
         return Opened(loaded, plan, recipe, chosen)
 
@@ -161,3 +167,56 @@ def inputs_of() -> Callable[[Stage, str], Tensor]:
         return stage.observe([site], keep)[name]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def trained_decoder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Path:
+    """Directory of a llama of 3 blocks (hidden 64, 4 heads, 200 words), trained for a few seconds on English prose."""
+    import transformers
+
+    path, tokenizer = tmp_path_factory.mktemp("trained"), tiny_model("bert")
+    config = transformers.LlamaConfig(
+        vocab_size=200, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=128, max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    text = running_text(Source(BUILTIN))[:_CHARACTERS]
+    windows = torch.tensor(token_windows(transformers.AutoTokenizer.from_pretrained(tokenizer), text, _WINDOW, BUILTIN))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(_STEPS):
+            ids = windows[torch.randint(len(windows), (_BATCH,))]
+            optimizer.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+    torch.set_num_threads(threads)
+    model.eval().save_pretrained(path)
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copy(file, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def planted() -> Callable[..., Path]:
+    """`planted(source, to, norm, readers, features, factor)`: a copy of a model, the same function, in which a norm
+    puts out less of some features and its readers weigh them more: the steps that those weights need are far too coarse
+    for the others of their groups.
+    """
+
+    def make(source: Path, to: Path, norm: str, readers: Sequence[str], features: Sequence[int], factor: float) -> Path:
+        shutil.copytree(source, to)
+        tensors = load_file(to / "model.safetensors")
+        columns = list(features)
+        for name in (f"{norm}.weight", f"{norm}.bias"):
+            if name in tensors:
+                tensors[name][columns] /= factor
+        for reader in readers:
+            tensors[f"{reader}.weight"][:, columns] *= factor
+        save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+        return to
+
+    return make

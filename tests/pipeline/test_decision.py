@@ -14,9 +14,10 @@ from bitwright.models.architectures import find_embeddings, find_linears
 from bitwright.models.load import LoadedModel, load_model
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import preview, quantize
-from bitwright.pipeline.decision import decision_facts, plan, resolve_auto, resources
+from bitwright.pipeline.decision import decision_facts, plan, resolve_auto
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.request import Quiet, Texts
+from bitwright.pipeline.resources import resources
 from bitwright.pipeline.size import LISTED, kv_cache_bytes, size_plan
 from bitwright.pipeline.variants import quantize_model
 from bitwright.plan import make_plan, quantized_names
@@ -92,7 +93,7 @@ def test_named_methods_stay_beside_auto(tiny_model: TinyModel) -> None:
 
 
 def test_a_model_too_large_to_calibrate_is_not_run(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitwright.pipeline.decision.stream_stages", lambda *args, **kwargs: pytest.fail("ran"))
+    monkeypatch.setattr("bitwright.pipeline.features.stream_stages", lambda *args, **kwargs: pytest.fail("ran"))
     job = job_of(tiny_model("bert"), auto("w8a8"))
     decided = resolve_auto(job, available=replace(ROOMY, flops_per_second=1.0))
     decision = decided.decision
@@ -193,7 +194,7 @@ def test_every_shipped_recipe_plans_a_model(name: str, models: dict[str, LoadedM
     kind = name.partition("-")[0]
     for loaded in [models[kind]] if kind in models else models.values():
         sites = find_linears(loaded.model, loaded.architecture)
-        made = make_plan(recipe, loaded.model, sites, find_embeddings(loaded.model), 4)
+        made = make_plan(recipe, loaded.model, loaded.architecture, sites, find_embeddings(loaded.model), 4)
         schemes = {row.scheme for row in made if row.role not in ("head", "embedding")}
         assert all(scheme.startswith(recipe.scheme) for scheme in schemes)
         assert {row.method for row in made if row.name in quantized_names(made)} == {recipe.method}

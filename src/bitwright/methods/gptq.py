@@ -76,7 +76,7 @@ def gptq(
     if len(tried) > 1:
         notes["damping_failed"] = ", ".join(f"{share:g}" for share in tried[: None if lower_KK is None else -1])
     if lower_KK is None:
-        notes |= {"fallback": "rtn", "reason": "the Gram matrix has no Cholesky factor; calibrate on more tokens"}
+        notes |= {"gave_way_to": "rtn", "reason": "the Gram matrix has no Cholesky factor; calibrate on more tokens"}
         scale_NG, zero_point_NG = range_function(w_NK, spec, importance=importance)
         return Rounded(quantize(w_NK, scale_NG, zero_point_NG, spec), notes=notes)
     notes["damping"] = tried[-1]

@@ -95,7 +95,8 @@ class Job:
     def plan_for(self, recipe: Recipe) -> Plan:
         """The plan that another recipe makes of the same model."""
         width = self.source_dtype.itemsize
-        return make_plan(recipe, self.loaded.model, self.sites, self.embeddings, width)
+        loaded = self.loaded
+        return make_plan(recipe, loaded.model, loaded.architecture, self.sites, self.embeddings, width)
 
     def context(self) -> dict[str, str]:
         """Digests of everything that measurements depend on, by what it is."""
@@ -128,7 +129,7 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
     sites = find_linears(loaded.model, loaded.architecture)
     source_dtype = _dtype_on_disk(loaded, sites[0])
     embeddings = find_embeddings(loaded.model)
-    plan = make_plan(recipe, loaded.model, sites, embeddings, source_dtype.itemsize)
+    plan = make_plan(recipe, loaded.model, loaded.architecture, sites, embeddings, source_dtype.itemsize)
     if loaded.tokenizer is None:
         raise InputError(
             f"texts cannot be encoded without a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}"
