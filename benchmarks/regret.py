@@ -39,9 +39,10 @@ from torch import Tensor, nn
 
 from bitwright.evaluate.logits import compare_windows
 from bitwright.numerics.spec import SCHEMES
-from bitwright.pipeline.decision import resolve_auto, resources
+from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.request import Quiet, Texts
+from bitwright.pipeline.resources import resources
 from bitwright.pipeline.streamed import StreamedModel
 from bitwright.pipeline.variants import candidate, quantize_model, run_task
 from bitwright.recipe import AUTO, make_recipe
@@ -50,7 +51,7 @@ from bitwright.search.features import candidates
 SCHEMES_COMPARED = ("w8a8", "w4a16")
 N_TEXTS, N_CALIBRATION_TEXTS = 200, 64
 N_WINDOWS, N_CALIBRATION_WINDOWS, WINDOW = 8, 16, 128
-N_LAYERS = 3  # of the real model, in those made from its first layers
+N_LAYERS = 2  # of the real model, in those made from its first layers
 FULL = "SmolLM2-135M-Instruct"  # takes ten times as long as the others: only with --full
 PLANTED, FACTOR = 4, 30.0  # features that become outliers, and how large
 

@@ -13,7 +13,7 @@ from bitwright.errors import NumericsError
 from bitwright.evaluate.output_errors import output_errors
 from bitwright.methods.gptq import gptq
 from bitwright.methods.rtn import rtn
-from bitwright.models.architectures import LinearSite
+from bitwright.models.architectures import LinearSite, Role
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.recipe import AUTO, Recipe, Rule, check_rules, scheme_of
@@ -27,10 +27,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CHEAP = Cost(1000, 1e12, 10.0, 10**9)
 ROOMY = Resources(10**10, 3600.0, 1e11)
+_LINEARS: tuple[tuple[str, Role, str], ...] = (
+    ("q", "qkv", "qkv"), ("k", "qkv", "qkv"), ("up", "ffn", "up"), ("down", "ffn", "down")
+)  # fmt: skip
 SITES = [
     LinearSite(f"layer.{block}.{name}", block, role, f"layer.{block}.{unit}")
     for block in range(3)
-    for name, role, unit in (("q", "qkv", "qkv"), ("k", "qkv", "qkv"), ("up", "ffn", "up"), ("down", "ffn", "down"))
+    for name, role, unit in _LINEARS
 ]
 ONLY_HERE: dict[str, Any] = {"targets": ("bitwright",)}
 AUTO_W8A8 = Recipe(method=AUTO, scheme="w8a8", **ONLY_HERE)
@@ -99,7 +102,7 @@ def test_what_is_tolerable_uses_up_its_share_of_the_budget() -> None:
     units = [features("layer.0.qkv", rtn=0.3), features("layer.0.up", rtn=0.1)]
     mean_square = (0.3**2 + 0.1**2) / 2
     loss_at_tolerable = 0.04 * tolerable_error(units, 0.04, 0.01) ** 2 / mean_square
-    assert loss_at_tolerable == pytest.approx(THRESHOLDS.robust_share * 0.01)
+    assert loss_at_tolerable == pytest.approx(THRESHOLDS.unit_share * 0.01)
     assert tolerable_error(units, 0.0, 0.01) == math.inf
 
 

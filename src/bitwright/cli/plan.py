@@ -60,10 +60,11 @@ def command(
         return
     from bitwright.pipeline import decision
     from bitwright.pipeline.request import Texts
+    from bitwright.pipeline.resources import resources
 
     with TerminalProgress() as progress:
         progress.say(f"loading {model}")
-        available = decision.resources(
+        available = resources(
             memory_bytes=None if memory is None else int(memory * 1e9), seconds=None if hours is None else hours * 3600
         )
         found = decision.plan(

@@ -35,6 +35,9 @@ class Thresholds:
     # which is off by half of it at times; and what a better method could have saved stays below 0.25 % of the default
     # budget of 1 %.
     robust_share: float = 0.25
+    # And how much of it a unit may, as if all units moved as far, in a model that is not robust as a whole: what is
+    # spent on one is missing for the others, and calibration runs anyway.
+    unit_share: float = 0.05
     # The least relative gain in expected error that pays for more work. Below it the ranking of two methods on other
     # data is a matter of luck: benchmarks/regret.py.
     worth: float = 0.03
@@ -88,13 +91,13 @@ class Decision:
 def tolerable_error(
     features: Sequence[Features], rtn_loss: float | None, max_loss: float, thresholds: Thresholds = THRESHOLDS
 ) -> float:
-    """The relative error of the units' outputs that uses up `robust_share` of the loss allowed. The loss grows with the
-    mean of the squared errors; how fast, this model's own `rtn_loss` says.
+    """The relative error of a unit's outputs that would use up `unit_share` of the loss allowed if all units moved as
+    far. The loss grows with the mean of the squared errors; how fast, this model's own `rtn_loss` says.
     """
     if not features or rtn_loss is None or rtn_loss <= 0:
         return math.inf
     error = _rms([unit.expected["rtn"] for unit in features])
-    return error * math.sqrt(thresholds.robust_share * max_loss / rtn_loss)
+    return error * math.sqrt(thresholds.unit_share * max_loss / rtn_loss)
 
 
 def too_expensive(cost: Cost, resources: Resources, thresholds: Thresholds = THRESHOLDS) -> str:
