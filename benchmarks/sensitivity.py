@@ -57,7 +57,7 @@ from bitwright.search.sensitivity import read_outputs
 
 SHARES = (1 / 12, 1 / 6, 1 / 3)  # of the weights that stay float
 PROBES, GRADIENT_PROBES = 200, 48  # texts whose outputs are compared; whose gradients are taken
-WINDOW, WINDOWS = 256, 8  # of a language model: tokens, and windows on either side
+WINDOW = 128  # tokens, of a language model
 
 Units = dict[str, list[str]]
 
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=750, help="pairs of STS-B that are scored (default 750)")
     parser.add_argument("--text", type=Path, help="of a language model: the text that measures see")
     parser.add_argument("--held-out", type=Path, help="of a language model: the text that is scored")
+    parser.add_argument("--windows", type=int, default=8, help=f"windows of {WINDOW} tokens, of either (default 8)")
     parser.add_argument("--journal", type=Path, help="keep measurements there")
     parser.add_argument("--json", type=Path, help="write all that was measured there")
     options = parser.parse_args()
@@ -158,7 +159,7 @@ def texts_of(model: Model, options: argparse.Namespace) -> tuple[Task, Items]:
         if options.text is None or options.held_out is None:
             sys.exit("a language model needs --text and --held-out")
         scored, seen = (
-            language_task(path, model.tokenizer, window=WINDOW, windows=WINDOWS)
+            language_task(path, model.tokenizer, window=WINDOW, windows=options.windows)
             for path in (options.held_out, options.text)
         )
         return scored, seen.texts
