@@ -100,7 +100,7 @@ CASES: dict[str, Case] = {
     "NaN in the weights": quantizing(
         lambda m, t: [with_nan(m, t)], 1, r"encoder\.layer\.0\.output\.dense\.weight holds 1 NaN"
     ),
-    "unsupported architecture": quantizing(lambda m, t: [with_config(m, t, model_type="gpt2")], 1, "gpt2", "bert"),
+    "unsupported architecture": quantizing(lambda m, t: [with_config(m, t, model_type="t5")], 1, "t5", "bert"),
     "config of another model": quantizing(
         lambda m, t: [with_config(m, t, intermediate_size=128)], 1, "config and weights are of different models"
     ),
@@ -164,7 +164,7 @@ CASES: dict[str, Case] = {
     ),
     "benchmark of no model": Case(lambda m, t: ["bench", t], 1, ("config.json|weights",)),
     "unknown command": misusing("quantise", "m", says=("quantise", "did you mean 'quantize'", "bitwright --help")),
-    "unknown command, like none": misusing("xyz", says=("xyz", "quantize, analyze, bench")),
+    "unknown command, like none": misusing("xyz", says=("xyz", "quantize, plan, analyze")),
     "unknown option": misusing("quantize", "m", "--max-los", "1%", says=("--max-los", "--max-loss", "quantize --help")),
     "unknown choice": misusing("quantize", "m", "--range", "mean", says=("--range", "'mean'", "absmax")),
     "missing argument": misusing("quantize", says=("MODEL", "quantize --help")),
