@@ -83,7 +83,7 @@ def test_alpha_0_evens_the_weights_and_alpha_1_the_inputs() -> None:
 @pytest.mark.parametrize("statistic", ["absmax", "rms"])
 def test_at_alpha_one_half_inputs_and_weights_share_the_difficulty(statistic: Statistic) -> None:
     x, weights = tokens(outlier=50), readers()
-    transformed = smoothquant(weights, statistics(x), W8A8, always, statistic=statistic)
+    transformed = smoothquant(weights, statistics(x), W8A8, always, alpha=0.5, statistic=statistic)
     assert transformed is not None
     x_hat, w_hat = x / transformed.scale_K, torch.cat(weights) * transformed.scale_K
     if statistic == "absmax":

@@ -49,17 +49,19 @@ def expected_error(
     """
     w_NK, share = _sampled(weights, len(stats.min_K), rows)
     spec = fit_group(scheme, w_NK.shape[1])[0].weight
+    ones_K = torch.ones_like(stats.min_K)
 
     def error(transformed: Transformed | None) -> float:
-        x, w = stats, w_NK
-        if transformed is not None:
-            x, w = rescaled(stats, transformed.scale_K, transformed.shift_K), w_NK * transformed.scale_K.to(w_NK)
+        scale_K, shift_K = (ones_K, None) if transformed is None else (transformed.scale_K, transformed.shift_K)
+        w = w_NK * scale_K.to(w_NK)
         total = 0.0
-        if spec is not None:
-            delta = fake_quantize(w, *range_function(w, spec), spec) - w
-            total += _quadratic(delta, x) / x.n_tokens
+        if spec is not None:  # Δ is taken back to x − shift, whose Gram matrix all scales share
+            delta = (fake_quantize(w, *range_function(w, spec), spec) - w) / scale_K.to(w)
+            seen = stats if shift_K is None else rescaled(stats, ones_K, shift_K)
+            total += _quadratic(delta, seen) / stats.n_tokens
         if scheme.input is not None:
-            total += float(w.square().sum(0).double().cpu() @ input_noise(x, scheme.input))
+            seen = rescaled(replace(stats, gram_KK=None), scale_K, shift_K)
+            total += float(w.square().sum(0).double().cpu() @ input_noise(seen, scheme.input))
         return total * share
 
     return error

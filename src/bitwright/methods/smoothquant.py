@@ -36,7 +36,7 @@ def smoothquant(
     scheme: Scheme,
     error: Error | None,
     *,
-    alpha: float | None = 0.5,
+    alpha: float | None = 0.4,
     statistic: Statistic | None = None,
 ) -> Transformed | None:
     """scale_j = |X_j|^α / |W_j|^(1−α), |·| the largest magnitude or the root mean square, W_j column j of all readers.
@@ -46,7 +46,8 @@ def smoothquant(
 
     Args:
         weights: (N, K) each, every reader of the input, quantized or not.
-        alpha: in [0, 1]; None tries 0, 0.05, … 1.
+        alpha: in [0, 1]; None tries 0, 0.05, … 1. Measured on a small Llama: for dynamic inputs 0.35 to 0.45 is best,
+            below ½ because the weights are rounded as well; for static ones 0.9.
         statistic: None takes "absmax" where the scheme's input is static, "rms" elsewhere.
         error: what the candidates are judged by; None takes `expected_error` of the statistics.
 
