@@ -80,7 +80,7 @@ class Options(_Strict):
     each shared input of a block, instead of once per block. bias_correction: add the mean output error to biases.
     """
 
-    alpha: float | Literal["search"] = 0.5
+    alpha: float | Literal["search"] = 0.4
     act_order: bool = True
     damping: float = Field(default=0.01, gt=0, lt=1)
     sequential: bool = False
