@@ -217,7 +217,7 @@ def test_equal_tokens_make_a_gram_matrix_of_rank_one(opened, tiny_decoder, dampi
     assert torch.isfinite(outputs(job.model)).all()
     assert len(rows) == 14
     for row in rows:
-        assert row.get("fallback") == ("rtn" if falls_back else None)
+        assert row.get("gave_way_to") == ("rtn" if falls_back else None)
         assert "calibrate on more tokens" in row["reason"] if falls_back else row["damping"] == damping
 
 
