@@ -1,0 +1,246 @@
+"""A run that is stopped, at whatever moment, goes on to the same bytes; what belongs to another run is left alone."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitwright.calibration import observers
+from bitwright.errors import CheckpointError, InputError, NumericsError
+from bitwright.pipeline import blocks, quantize, run
+from bitwright.pipeline.request import Quiet
+from bitwright.pipeline.workspace import claim, work_directory
+from bitwright.recipe import make_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RECIPE = {
+    "scheme": "w4a16_g32", "method": "awq_gptq", "targets": ["bitwright"], "budget": {"max_loss": 0.9},
+    "calibration": {"samples": 32, "max_tokens": 16, "batch_size": 8},
+}  # fmt: skip
+TIMED = {"report.html", "README.md", "record.json"}
+# Of the record: when it was made, how long it took, and that an earlier run was interrupted.
+PASSING = ("created", "timings_s", "warnings", "command")
+
+
+@pytest.fixture(scope="module")
+def source(tiny_decoder: Callable[..., Path]) -> Path:
+    return tiny_decoder("llama", num_hidden_layers=4)
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
+    path = tmp_path_factory.mktemp("prose") / "prose.txt"
+    path.write_text(" ".join(texts), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def start(source: Path, prose: str, tmp_path: Path) -> Callable[..., Any]:
+    """`start(**options)`: quantize to tmp_path / "out"."""
+
+    def call(model: Path = source, recipe: dict[str, Any] = RECIPE, **options: Any) -> Any:
+        defaults: dict[str, Any] = {"data": prose, "samples": 16, "judged": False, "out": tmp_path / "out"}
+        return quantize(model, recipe=make_recipe(recipe), **(defaults | options))
+
+    return call
+
+
+def content(out: Path) -> dict[str, Any]:
+    """Everything in a result that does not tell the time."""
+    found: dict[str, Any] = {p.name: p.read_bytes() for p in out.iterdir() if p.name not in TIMED}
+    record = json.loads((out / "record.json").read_text())
+    return found | {key: value for key, value in record.items() if key not in PASSING}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, prose: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    quantize(source, recipe=make_recipe(RECIPE), data=prose, samples=16, judged=False, out=out)
+    return content(out)
+
+
+class Stopping(Quiet):
+    """Stops the run at the remark that begins so; keeps all remarks."""
+
+    def __init__(self, at: str = "never") -> None:
+        self.at = at
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+        if text.startswith(self.at):
+            raise KeyboardInterrupt
+
+
+def work(tmp_path: Path) -> Path:
+    return tmp_path / ".out.bitwright"
+
+
+def test_stopped_before_every_block(start: Callable[..., Any], undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """In one go: each time the block under way is all that was lost."""
+    for block in range(4):
+        progress = Stopping(f"quantizing block {block}")
+        with pytest.raises(KeyboardInterrupt):
+            start(progress=progress)
+        assert len(list(work(tmp_path).glob("shard-*"))) == block
+        begun = [text for text in progress.said if text.startswith("quantizing block")]
+        assert begun == [f"quantizing block {i}" for i in range(max(0, block - 1), block + 1)]
+        assert any("the same command goes on from there" in text for text in progress.said) == (block > 0)
+    progress = Stopping()
+    start(progress=progress)
+    assert "going on with block 3: an earlier run did those before it" in progress.said
+    assert content(tmp_path / "out") == undisturbed
+    assert not work(tmp_path).exists()
+
+
+@pytest.mark.parametrize("where", ["write_checkpoint", "write_report"])
+def test_stopped_while_writing(
+    start: Callable[..., Any], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def stop(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, where, stop)
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    assert not (tmp_path / "out").exists()
+    assert len(list(work(tmp_path).glob("shard-*"))) == 4
+    start()
+    assert content(tmp_path / "out") == undisturbed
+
+
+def test_nan_in_a_batch_loses_nothing(
+    start: Callable[..., Any], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def poisoned(stats: Any, x_MK: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return observers.observe(stats, x_MK * float("nan") if calls == 4 * 4 * 2 + 1 else x_MK, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "observe", poisoned)
+        with pytest.raises(NumericsError, match=r"block 2: .*NaN"):
+            start()
+    assert len(list(work(tmp_path).glob("shard-*"))) == 2
+    progress = Stopping()
+    start(progress=progress)
+    assert any(text.startswith("going on with block 2") for text in progress.said)
+    assert content(tmp_path / "out") == undisturbed
+
+
+def test_another_run_s_work_is_refused(
+    start: Callable[..., Any], undisturbed: dict[str, Any], tiny_decoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        start(progress=Stopping("quantizing block 2"))
+    before = {path.name: path.read_bytes() for path in work(tmp_path).iterdir()}
+    other_model = tiny_decoder("llama", num_hidden_layers=4, rms_norm_eps=1e-4)
+    other_recipe = RECIPE | {"options": {"damping": 0.02}}
+    for options, what in (
+        ({"recipe": other_recipe}, "recipe"),
+        ({"model": other_model}, "model"),
+        ({"data": "builtin"}, "texts"),
+        ({"model": other_model, "recipe": other_recipe}, "model and its recipe"),
+    ):
+        progress = Stopping()
+        with pytest.raises(InputError, match=rf"differs from this one in its {what}; repeat that run's command"):
+            start(progress=progress, **options)
+        assert not any("the same command" in text for text in progress.said)
+        assert {path.name: path.read_bytes() for path in work(tmp_path).iterdir()} == before
+    start(recipe=RECIPE | {"budget": {"max_loss": 0.5}}, out=tmp_path / "elsewhere")  # undisturbed by the other
+    start()
+    assert content(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("name", ["shard-00000", "inputs-00002"])
+def test_damaged_work_is_refused(start: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        start(progress=Stopping("quantizing block 2"))
+    damaged = work(tmp_path) / f"{name}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=rf"{name}.*damaged.*delete .*\.out\.bitwright to start over"):
+        start()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_run_was_writing_goes(tmp_path: Path) -> None:
+    out, folder = tmp_path / "out", work(tmp_path)
+    (folder / ".checkpoint.abcdefgh.partial").mkdir(parents=True)
+    (folder / ".checkpoint.abcdefgh.partial" / "model.safetensors").write_bytes(b"half")
+    (folder / ".shard-00001.safetensors.part").write_bytes(b"half")
+    (folder / ".context.json.abc").write_text("{")
+    with work_directory(out, 0, Quiet()) as opened:
+        assert [path.name for path in opened.iterdir()] == ["lock"]
+    assert not folder.exists()
+
+
+def test_what_is_left_of_a_finished_run_is_not_used(tmp_path: Path) -> None:
+    """A kill while the directory of a finished run is removed may leave shards, but not what they depend on."""
+    (tmp_path / "shard-00000.safetensors").write_bytes(b"of whatever")
+    (tmp_path / "inputs-00001.safetensors").write_bytes(b"of whatever")
+    claim(tmp_path, {"model": "a"})
+    assert [path.name for path in tmp_path.iterdir()] == ["context.json"]
+    (tmp_path / "shard-00000.safetensors").write_bytes(b"of this run")
+    claim(tmp_path, {"model": "a"})
+    assert (tmp_path / "shard-00000.safetensors").exists()
+    (tmp_path / "context.json").write_text("{")
+    with pytest.raises(InputError, match=r"context\.json: cannot be read .*; delete .* to start over"):
+        claim(tmp_path, {"model": "a"})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("judged", [False, True])
+def test_killed_at_ten_random_moments(
+    source: Path, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: bool
+) -> None:
+    """By SIGKILL, which nothing can prepare for. A killed run is started again until it finishes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bitwright.pipeline", "transformers.models.llama.modeling_llama"])
+    options = {
+        "recipe": make_recipe(RECIPE), "data": prose, "samples": 16, "judged": judged, "speed": False,
+        "out": tmp_path / "out",
+    }  # fmt: skip
+
+    def run_for(seconds: float | None) -> float | None:
+        """How long the run took, or None if it was killed after so many seconds."""
+        process = context.Process(target=quantize, args=(source,), kwargs=options)
+        begun = time.monotonic()
+        process.start()
+        process.join(seconds)
+        took, killed = time.monotonic() - begun, process.is_alive()
+        process.kill()
+        process.join()
+        assert killed or process.exitcode == 0
+        return None if killed else took
+
+    def finished() -> dict[str, Any]:
+        found = content(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+        return found
+
+    run_for(None)  # which also starts the server
+    wanted = finished()
+    whole = run_for(None)
+    assert whole is not None
+    assert finished() == wanted
+    rng, kills, reached = random.Random(4), 0, set()
+    while kills < 10:
+        kills += run_for(whole * rng.random() ** 2) is None  # the checks at the end take longest
+        reached.add(len(list(work(tmp_path).glob("shard-*"))))
+        if (tmp_path / "out").exists():  # it was faster, or was killed while it tidied up
+            assert finished() == wanted
+    run_for(None)
+    assert finished() == wanted
+    assert judged or len(reached) > 2, "the kills fell on too few different blocks to show much"
