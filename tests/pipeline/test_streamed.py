@@ -1,0 +1,111 @@
+"""A language model that runs block by block gives what the same model gives whole, float or changed."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bitwright.checkpoints.stored import StoredLinear
+from bitwright.kernels import cpu
+from bitwright.methods.rtn import rtn
+from bitwright.models.architectures import find_linears
+from bitwright.models.load import LoadedModel, load_model
+from bitwright.numerics import RANGES
+from bitwright.numerics.spec import SCHEMES
+from bitwright.pipeline import streamed
+from bitwright.pipeline.streamed import Changes, StreamedModel
+from bitwright.runtime.model import float_model
+from bitwright.runtime.swap import swap_linears
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WINDOWS = torch.randint(5, 200, (3, 21), generator=torch.Generator().manual_seed(2))
+FAMILIES = ["llama", "gpt2", "mixtral"]
+
+
+def logits_of(loaded: LoadedModel) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = loaded.model(input_ids=WINDOWS, use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float(tiny_decoder: Callable[..., Path], family: str) -> None:
+    whole = load_model(tiny_decoder(family))
+    model = StreamedModel(whole, 64)
+    assert torch.allclose(model.logits(WINDOWS), logits_of(whole), atol=1e-5)
+    for mine, theirs in zip(model.encode(WINDOWS.tolist()), float_model(whole).encode(WINDOWS.tolist()), strict=True):
+        assert mine.shape == (2, 20)
+        assert np.allclose(mine[0], theirs[0], atol=1e-5)
+        assert (mine[1] == theirs[1]).all()
+    assert model.tokenizer is whole.tokenizer
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the native kernels are not built")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_changed(tiny_decoder: Callable[..., Path], family: str, tied: bool) -> None:
+    """Quantized linears, others in 16 bit, changed norms and biases, tables in 16 bit, an input transform."""
+    whole = load_model(tiny_decoder(family, tie_word_embeddings=tied))
+    model, scheme = whole.model, SCHEMES["w4a16_g32"]
+    assert scheme.weight is not None
+    sites = [site.name for site in find_linears(model, whole.architecture) if site.block is not None]
+    quantized, half = sites[::2], frozenset(sites[1::4])
+    changed = {
+        name: (parameter.detach() * 1.25).clone()
+        for name, parameter in model.named_parameters()
+        if "norm" in name or "ln_" in name or name.endswith(".bias")
+    }
+    assert changed
+    layers = {
+        name: StoredLinear(
+            rtn(model.get_parameter(f"{name}.weight").detach(), None, scheme.weight, RANGES["mse"]).qtensor,
+            None,
+            input_scale_K=torch.linspace(0.5, 2, model.get_parameter(f"{name}.weight").shape[1]),
+        )
+        for name in quantized
+    }
+    tables = [name for name, _ in model.named_parameters() if "embed" in name or "wte" in name or "lm_head" in name]
+    changes = Changes(
+        {name: partial(layers.__getitem__, name) for name in layers}, half,
+        {name: partial(changed.__getitem__, name) for name in changed}, tuple(tables),
+    )  # fmt: skip
+    found = StreamedModel(whole, 64, changes).logits(WINDOWS)
+    before = logits_of(whole)  # which streaming left alone
+    with torch.no_grad():
+        for name, value in changed.items():
+            model.get_parameter(name).copy_(value)
+        for name in tables:
+            model.get_parameter(name).copy_(model.get_parameter(name).bfloat16())
+    swap_linears(model, layers, half, whole.architecture)
+    assert torch.allclose(found, logits_of(whole), atol=1e-4)
+    assert not torch.allclose(found, before, atol=1e-2)
+
+
+def test_one_block_is_there_at_a_time(
+    tiny_decoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, opened: Any
+) -> None:
+    """And the outputs come window by window."""
+    whole = opened(tiny_decoder("llama", num_hidden_layers=3)).loaded
+    kept, most = [], 0
+
+    def watching(loaded: LoadedModel, path: str, *, act: Callable[..., None]) -> None:
+        nonlocal most
+        act(loaded, path)
+        real = [p for name, p in loaded.model.named_parameters() if ".layers." in name and not p.is_meta]
+        most = max(most, sum(p.numel() for p in real))
+        kept.append(path)
+
+    for name in ("materialise", "release"):
+        monkeypatch.setattr(streamed, name, partial(watching, act=getattr(streamed, name)))
+    rows = StreamedModel(whole, 64).encode(WINDOWS.tolist())
+    assert kept == [f"model.layers.{i}" for i in (0, 0, 1, 1, 2, 2)]
+    assert most == sum(p.numel() for p in whole.model.model.layers[0].parameters())
+    assert len(rows) == 3
+    assert all(math.isfinite(row[0].sum()) for row in rows)
