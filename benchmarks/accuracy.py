@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,10 @@ import numpy as np
 import bitwright
 from bitwright.calibration.data import builtin_texts
 from bitwright.evaluate import load_task, metrics, paired_bootstrap
-from bitwright.evaluate.kinds import Outputs
+from bitwright.evaluate.kinds import Encode
 
 TASKS = {"STS-B test": "stsb/stsb-en-test.tsv", "Medline": "medline", "Cranfield": "cranfield"}
 N_SENTENCES, SENTENCES_PER_BATCH = 200, 25
-
-Encode = Callable[[list[str]], Outputs]
 
 
 def main() -> None:

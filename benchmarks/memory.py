@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = {name: PendingTensor(torch.bfloat16, shape, lambda s=shape: make(s)) for name, shape in shapes(config)}
+    tensors = {name: PendingTensor(torch.bfloat16, shape, partial(make, shape)) for name, shape in shapes(config)}
     write_safetensors(folder / "model.safetensors", tensors)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
