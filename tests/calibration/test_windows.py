@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from bitwright.calibration import tokens
 from bitwright.calibration.data import Source
 from bitwright.calibration.windows import mix_windows, running_text, token_windows
 from bitwright.errors import DataError
@@ -46,3 +49,40 @@ def test_a_source_that_is_too_small_gives_all_it_has(tmp_path: Path) -> None:
     drawn = mix_windows(_Words(), [small, large], 30, 10)
     assert len(drawn) == 30
     assert sum(window[0] < 1000 for window in drawn) == 2
+
+
+def test_a_long_text_read_in_pieces_gives_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = running_text(Source("builtin"))[:60_000]
+    tokenizer = _byte_level(text)
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    asked: list[int] = []
+
+    class Counting:
+        is_fast = True
+
+        def __call__(self, piece: str, **options: object) -> object:
+            asked.append(len(piece))
+            return tokenizer(piece, **options)
+
+    monkeypatch.setattr(tokens, "_PIECE", 5000)
+    monkeypatch.setattr(tokens, "_OVERLAP", 400)
+    assert tokens.token_ids(Counting(), text) == whole
+    assert max(asked) == 5400
+    assert len(asked) == 12
+
+
+def test_pieces_that_never_agree_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long word, of which every piece starts anew."""
+    text = "abcdefghi" * 1000
+    tokenizer = _byte_level(text)
+    monkeypatch.setattr(tokens, "_PIECE", 1000)
+    monkeypatch.setattr(tokens, "_OVERLAP", 40)
+    assert tokens.token_ids(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _byte_level(text: str) -> PreTrainedTokenizerFast:
+    """A small byte-level BPE, trained on the text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=600, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)

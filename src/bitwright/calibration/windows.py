@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.calibration.data import BUILTIN, Source, load_texts, plain_text
+from bitwright.calibration.tokens import token_ids
 from bitwright.errors import DataError
 
 Window = tuple[int, ...]
@@ -41,7 +42,7 @@ def token_windows(tokenizer: Any, text: str, length: int, what: str) -> list[Win
     Raises:
         DataError: the text is shorter than one window.
     """
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = token_ids(tokenizer, text)
     if len(ids) < length:
         raise DataError(
             f"{what}: {len(ids)} tokens, and a window takes {length}; give more text, or ask for shorter windows"

@@ -264,13 +264,15 @@ def _doubts(tuning: Task, held_out: Task) -> list[str]:
 
 
 def _evaluation_sha256(texts: Texts) -> str:
-    """A digest of the files that hold the labels, or the code of the user's metric."""
+    """A digest of the files that hold the labels or the text, or the code of the user's metric."""
     digest = hashlib.sha256(str(texts.kind).encode())
-    place = texts.evaluation or (texts.metric or "").rpartition(":")[0]
-    path = Path(place)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    for file in files if place else []:
-        digest.update(file.read_bytes())
+    if place := texts.evaluation or (texts.metric or "").rpartition(":")[0]:
+        path = Path(place)
+        if not path.exists():  # a name, as of the built-in prose
+            digest.update(place.encode())
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
