@@ -182,3 +182,10 @@ def test_analysis_goes_on_from_its_journal(tiny_model: TinyModel, tmp_path: Path
     lines = (tmp_path / "j").read_text().splitlines()
     (tmp_path / "j").write_text("\n".join(lines[:5]) + "\n" + lines[5][:20])  # stopped while writing the sixth
     assert analyze(tiny_model("bert"), recipe=HERE, samples=40, journal=tmp_path / "j") == first
+
+
+def test_a_language_model_judged_on_the_built_in_prose(tiny_decoder: Callable[..., Path]) -> None:
+    """The one evaluation text that is no file."""
+    recipe = make_recipe({"scheme": "w8a16", "targets": ["bitwright"]})
+    job = open_job(tiny_decoder("llama"), recipe, Texts(evaluation="builtin"))
+    assert job.tuning.kind.name == "language model"
