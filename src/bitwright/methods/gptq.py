@@ -55,7 +55,7 @@ def gptq(
         block_size: columns per block. It changes the speed, not the result.
 
     Returns:
-        Notes: `damping` used, `dead_inputs`; `damping_failed` if it was raised; `fallback` and `reason` if all failed.
+        Notes: `damping` used, `dead_inputs`; `damping_failed` if it was raised; `gave_way_to`, `reason` if all failed.
 
     Raises:
         NumericsError: no Gram matrix, or one of another K; NaN or infinite weights; a shape that does not fit the spec.

@@ -114,7 +114,7 @@ def verify_in_runtimes(
 
 def warnings_of(job: Job, record: Record, journal: Journal) -> list[str]:
     """The Record's `warnings`."""
-    texts = list(job.warnings)
+    texts = [*job.warnings, *_methods_gave_way(record["layers"])]
     evaluation = record.get("evaluation")
     if evaluation is None:
         return [*texts, "nothing was evaluated: how much accuracy this costs is not known"]
@@ -123,6 +123,22 @@ def warnings_of(job: Job, record: Record, journal: Journal) -> list[str]:
     texts += [f"{row['target']}: {row['detail']}" for row in record["verify"] if row["ok"] is not True]
     if journal.reused:
         texts.append(f"{journal.reused} measurements were taken by an earlier run that was interrupted")
+    return texts
+
+
+def _methods_gave_way(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader should know of linears that did not get what the recipe asks for."""
+    texts = []
+    starved = [row for row in rows if "starved" in row]
+    if starved:
+        texts.append(
+            f"{len(starved)} linears of experts saw too few calibration tokens ({starved[0]['name']} "
+            f"{starved[0]['n_tokens']}): the report says what was used instead; calibrate on more text"
+        )
+    for reason in dict.fromkeys(row["reason"] for row in rows if "gave_way_to" in row):
+        names = [row["name"] for row in rows if row.get("reason") == reason and "gave_way_to" in row]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        texts.append(f"{names[0]}{more}: rounded to nearest: {reason}")
     return texts
 
 
