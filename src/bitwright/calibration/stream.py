@@ -43,7 +43,7 @@ class _Walk:
     """How one model is run in parts.
 
     blocks: its blocks. order: index of the block of each block call of one forward. options: keyword arguments of every
-    forward beside the batch. fast: whether matrices are multiplied in bf16.
+    forward beside the batch. fast: compute in bf16 where the CPU can, but for what adds up and normalises.
     """
 
     model: nn.Module
@@ -80,7 +80,7 @@ class _Walk:
             return output
 
         try:
-            with _around(self.blocks, stand_in), torch.no_grad(), fast_matmul() if self.fast else nullcontext():
+            with _around(self.blocks, stand_in), torch.no_grad(), _in_bf16() if self.fast else nullcontext():
                 output = self.model(**batch, **self.options)
         except _Reached as reached:
             return reached.output
@@ -131,10 +131,18 @@ class Stage:
         stats: dict[str, Stats] = {}
         kept = _Kept()
 
+        # Once everything that is asked for was seen, the rest of the stage is not worth running.
+        stops = all(site.calls == 1 and site.role != "expert" for site in sites)
+        unseen: set[str] = set()
+
         def note(_: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
             rows_MK = kept.rows(args[0], name)
             if len(rows_MK):
-                stats[name] = observe(stats.get(name), rows_MK)
+                with torch.autocast("cpu", enabled=False):  # whose products would come out in bf16
+                    stats[name] = observe(stats.get(name), rows_MK)
+            unseen.discard(name)
+            if stops and not unseen:
+                raise _Reached(None)
 
         model = self._walk.model
         hooks = [
@@ -145,6 +153,7 @@ class Stage:
         try:
             for batch, before in zip(self._batches, self.inputs, strict=True):
                 kept.mask_BT = batch["attention_mask"].bool() if "attention_mask" in batch else None
+                unseen.update(leaders.values())
                 self._walk.run(batch, before, *self._span)
         finally:
             for hook in hooks:
@@ -201,7 +210,8 @@ def stream_stages(
             there is padding; what the mask excludes is not observed.
         enter: called with the paths of a stage's blocks before it runs; () for the last. leave: called after it.
         begin, inputs: resume at this stage, with the `inputs` that it had.
-        fast: multiply matrices in bf16 where the CPU can (`fast_matmul`): for calibration, never to judge a model.
+        fast: what linears and attention put out is bf16 where the CPU multiplies that; the residual stream and the
+            norms stay float32. For calibration, never to judge a model.
 
     Raises:
         ModelError: there are no batches, the blocks are not run as the architecture table says, or there is no such
@@ -267,6 +277,13 @@ def fast_matmul() -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
+
+
+@contextmanager
+def _in_bf16() -> Iterator[None]:
+    """Linears and attention in bf16, on a CPU that multiplies it."""
+    with fast_matmul(), torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16(), cache_enabled=False):
+        yield
 
 
 class _Reached(Exception):
