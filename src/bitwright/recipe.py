@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bitwright.errors import RecipeError
-from bitwright.methods import METHODS
+from bitwright.methods import METHODS, Alpha
 from bitwright.models.architectures import LinearSite, Role
 from bitwright.numerics.ranges import RANGES
 from bitwright.numerics.spec import SCHEMES
@@ -75,12 +75,13 @@ class Calibration(_Strict):
 class Options(_Strict):
     """Options of the methods.
 
-    alpha: SmoothQuant's exponent, or "search" by the block's output error. act_order: GPTQ rounds the columns with the
-    largest inputs first. damping: of GPTQ's Gram matrix, relative to its mean diagonal. sequential: observe again after
-    each shared input of a block, instead of once per block. bias_correction: add the mean output error to biases.
+    alpha: SmoothQuant's exponent, or "search" by the block's output error; None takes 0.4 for dynamic inputs, and
+    searches by the expected error for static ones. act_order: GPTQ rounds the columns with the largest inputs first.
+    damping: of GPTQ's Gram matrix, relative to its mean diagonal. sequential: observe again after each shared input of
+    a block, instead of once per block. bias_correction: add the mean output error to biases.
     """
 
-    alpha: float | Literal["search"] = 0.4
+    alpha: Alpha = None
     act_order: bool = True
     damping: float = Field(default=0.01, gt=0, lt=1)
     sequential: bool = False
@@ -88,7 +89,7 @@ class Options(_Strict):
 
     @model_validator(mode="after")
     def _alpha_is_a_share(self) -> "Options":
-        if self.alpha != "search" and not 0 <= self.alpha <= 1:
+        if isinstance(self.alpha, float) and not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha = {self.alpha}: from 0 to 1, or search")
         return self
 

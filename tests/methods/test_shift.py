@@ -15,7 +15,7 @@ from bitwright.methods.smoothquant import smoothquant
 from bitwright.numerics.spec import SCHEMES
 
 STATIC = SCHEMES["w8a8_static_symmetric"]
-SEARCH = partial(smoothquant, alpha=None)
+SEARCH = partial(smoothquant, alpha="search")
 
 
 def tokens(seed: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ from bitwright.calibration.observers import LayerStats, observe
 from bitwright.errors import NumericsError
 from bitwright.methods.scaling import expected_error, input_noise
 from bitwright.methods.slots import Transformed
-from bitwright.methods.smoothquant import Statistic, magnitudes, smoothing_scale, smoothquant
+from bitwright.methods.smoothquant import Alpha, Statistic, magnitudes, smoothing_scale, smoothquant
 from bitwright.numerics.grids import fake_quantize
 from bitwright.numerics.ranges import absmax, min_max
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
@@ -62,8 +62,8 @@ def always(transformed: Transformed | None) -> float:
     return float(transformed is None)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0, None])
-def test_the_float_function_is_unchanged(alpha: float | None) -> None:
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0, None, "search"])
+def test_the_float_function_is_unchanged(alpha: Alpha) -> None:
     x = tokens(outlier=100)
     transformed = smoothquant(readers(), statistics(x), W8A8, always, alpha=alpha)
     assert transformed is not None
@@ -123,8 +123,8 @@ def test_columns_are_those_of_all_readers_together(statistic: Statistic) -> None
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w8a8_symmetric", "w8a8_static", "w8a8_static_symmetric"])
-@pytest.mark.parametrize("alpha", [0.5, None])
-def test_a_planted_outlier_feature_costs_far_less(name: str, alpha: float | None) -> None:
+@pytest.mark.parametrize("alpha", [0.5, None, "search"])
+def test_a_planted_outlier_feature_costs_far_less(name: str, alpha: Alpha) -> None:
     x, weights, scheme = tokens(outlier=200), readers(), SCHEMES[name]
     transformed = smoothquant(weights, statistics(x), scheme, None, alpha=alpha)
     before, after = (measured_error(weights, x, scheme, t) for t in (None, transformed))
@@ -138,7 +138,7 @@ def test_a_search_is_at_least_as_good_as_any_fixed_alpha(seed: int) -> None:
     def error(transformed: Transformed | None) -> float:
         return measured_error(weights, x, W8A8, transformed)
 
-    found = smoothquant(weights, statistics(x), W8A8, error, alpha=None)
+    found = smoothquant(weights, statistics(x), W8A8, error, alpha="search")
     assert found is not None
     for alpha in (0.0, 0.25, 0.5, 0.75, 1.0):
         fixed = smoothquant(weights, statistics(x), W8A8, error, alpha=alpha)
@@ -150,8 +150,8 @@ def test_a_search_is_at_least_as_good_as_any_fixed_alpha(seed: int) -> None:
 
 def test_nothing_is_done_where_nothing_helps() -> None:
     stats = statistics(tokens())
-    assert smoothquant(readers(), stats, W8A8, lambda t: float(t is not None), alpha=None) is None
-    assert smoothquant(readers(), stats, SCHEMES["16bit"], None, alpha=None) is None
+    assert smoothquant(readers(), stats, W8A8, lambda t: float(t is not None), alpha="search") is None
+    assert smoothquant(readers(), stats, SCHEMES["16bit"], None, alpha="search") is None
 
 
 def test_dead_features_and_dead_columns_keep_finite_positive_scales() -> None:
@@ -174,7 +174,7 @@ def test_scales_ignore_the_units_of_inputs_and_weights() -> None:
 
 def test_nothing_that_is_given_changes() -> None:
     x, weights = statistics(tokens()), readers()
-    smoothquant(weights, x, W8A8, None, alpha=None)
+    smoothquant(weights, x, W8A8, None, alpha="search")
     assert all(torch.equal(w, v) for w, v in zip(weights, readers(), strict=True))
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
@@ -223,3 +223,14 @@ def test_rounding_to_zero_costs_no_more_than_the_value() -> None:
     mean_square_K = x.double().square().mean(0)
     torch.testing.assert_close(noise_K[:3], mean_square_K[:3], rtol=1e-5, atol=0)
     assert noise_K[3] < mean_square_K[3]
+
+
+def test_without_alpha_dynamic_inputs_get_a_fixed_one_and_static_ones_the_best() -> None:
+    stats = statistics(tokens(outlier=9))
+    dynamic, static = (smoothquant(readers(), stats, SCHEMES[name], None) for name in ("w8a8", "w8a8_static"))
+    searched = smoothquant(readers(), stats, SCHEMES["w8a8_static"], None, alpha="search")
+    assert dynamic is not None
+    assert static is not None
+    assert searched is not None
+    assert dynamic.notes["alpha"] == 0.4
+    assert static.notes["alpha"] == searched.notes["alpha"]

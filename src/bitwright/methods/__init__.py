@@ -13,10 +13,10 @@ from bitwright.methods.gptq import gptq
 from bitwright.methods.rtn import rtn
 from bitwright.methods.shift import shift
 from bitwright.methods.slots import Error, Rounded, Rounding, Transform, Transformed
-from bitwright.methods.smoothquant import smoothquant
+from bitwright.methods.smoothquant import Alpha, smoothquant
 
 __all__ = [
-    "METHODS", "ROUNDINGS", "TRANSFORMS", "Error", "Method", "Rounded", "Rounding", "Transform", "Transformed",
+    "METHODS", "ROUNDINGS", "TRANSFORMS", "Alpha", "Error", "Method", "Rounded", "Rounding", "Transform", "Transformed",
     "rounding_of", "transform_of",
 ]  # fmt: skip
 
@@ -50,10 +50,10 @@ METHODS: dict[str, Method] = {
 }
 
 
-def transform_of(method: str, *, alpha: float | None, shiftable: bool) -> Transform | None:
+def transform_of(method: str, *, alpha: Alpha, shiftable: bool) -> Transform | None:
     """The transform of a method with its options bound.
 
-    alpha: SmoothQuant's; None searches it. shiftable: whether the input can be shifted; else it is only scaled.
+    alpha: SmoothQuant's, as that takes it. shiftable: whether the input can be shifted; else it is only scaled.
     """
     smooth: Transform = partial(smoothquant, alpha=alpha)
     name = METHODS[method].transform

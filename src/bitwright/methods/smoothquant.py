@@ -25,7 +25,9 @@ from bitwright.methods.slots import Error, Transformed
 from bitwright.numerics.grids import check_finite
 from bitwright.numerics.spec import Scheme
 
+Alpha = float | Literal["search"] | None
 Statistic = Literal["absmax", "rms"]
+_DYNAMIC = 0.4  # measured on a small Llama: 0.35 to 0.45 is best, below ½ because the weights are rounded as well
 _SEARCHED = tuple(step / 20 for step in range(21))
 _SMALLEST = 1e-5  # relative to the largest: a weight column of zeros would ask for an infinite scale
 
@@ -36,7 +38,7 @@ def smoothquant(
     scheme: Scheme,
     error: Error | None,
     *,
-    alpha: float | None = 0.4,
+    alpha: Alpha = None,
     statistic: Statistic | None = None,
 ) -> Transformed | None:
     """scale_j = |X_j|^α / |W_j|^(1−α), |·| the largest magnitude or the root mean square, W_j column j of all readers.
@@ -46,8 +48,8 @@ def smoothquant(
 
     Args:
         weights: (N, K) each, every reader of the input, quantized or not.
-        alpha: in [0, 1]; None tries 0, 0.05, … 1. Measured on a small Llama: for dynamic inputs 0.35 to 0.45 is best,
-            below ½ because the weights are rounded as well; for static ones 0.9.
+        alpha: in [0, 1]; "search" tries 0, 0.05, … 1; None takes 0.4 with root mean squares and searches with
+            largest magnitudes, where the best differs from model to model.
         statistic: None takes "absmax" where the scheme's input is static, "rms" elsewhere.
         error: what the candidates are judged by; None takes `expected_error` of the statistics.
 
@@ -58,15 +60,17 @@ def smoothquant(
     Raises:
         NumericsError: alpha outside [0, 1]; NaN or infinite weights, or readers with another K than the statistics.
     """
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise NumericsError(f"alpha = {alpha}: choose one in [0, 1], or None to search")
+    if isinstance(alpha, float | int) and not 0 <= alpha <= 1:
+        raise NumericsError(f"alpha = {alpha}: choose one in [0, 1], or search")
     error = error or expected_error(weights, stats, scheme)
     if statistic is None:
         statistic = "absmax" if scheme.input is not None and not scheme.input.dynamic else "rms"
+    if alpha is None:
+        alpha = _DYNAMIC if statistic == "rms" else "search"
     x_K, w_K = magnitudes(weights, stats, statistic)
     candidates = (
         Transformed(smoothing_scale(x_K, w_K, a), notes={"alpha": a, "statistic": statistic})
-        for a in (_SEARCHED if alpha is None else (alpha,))
+        for a in (_SEARCHED if alpha == "search" else (alpha,))
     )
     return best_of(candidates, error)
 

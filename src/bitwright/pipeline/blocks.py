@@ -180,7 +180,7 @@ def _transform(work: _Work, shared: SharedInput, sample: Sequence[int], before: 
     scheme = SCHEMES[row.scheme]
     error = partial(_block_error, work, shared, names, scheme, stats, sample, before)
     alpha = work.task.recipe.options.alpha
-    choose = transform_of(row.method, alpha=None if alpha == "search" else alpha, shiftable=shared.shiftable)
+    choose = transform_of(row.method, alpha=alpha, shiftable=shared.shiftable)
     assert choose is not None
     by_block = METHODS[row.method].transform != "awq"  # AWQ's own estimate, from the Gram matrix, needs no forward
     transformed = choose(weights, stats, scheme, error if by_block and alpha == "search" else None)

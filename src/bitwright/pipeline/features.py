@@ -33,7 +33,6 @@ def measure_features(
     model, wanted = opened.model, {site.name for site in sites}
     here = [site for site in find_linears(model, opened.architecture) if site.name in wanted]
     inputs = find_inputs(model, opened.architecture, here)
-    alpha = recipe.options.alpha if recipe.options.alpha != "search" else None
     found: list[Features] = []
     stages = stream_stages(
         model, opened.architecture, here, batches, fast=True,
@@ -48,7 +47,7 @@ def measure_features(
             n_weights = sum(_weight(model, site.name).numel() for site in members)
             scheme = scheme_of(recipe, members[0])[0]
             with named(unit), fast_matmul():
-                found.append(measure(unit, members, scheme, n_weights, seen, alpha=alpha))
+                found.append(measure(unit, members, scheme, n_weights, seen, alpha=recipe.options.alpha))
         if len(found) == len({site.unit for site in here}):
             break  # what this stage puts out is nobody's input
     return found

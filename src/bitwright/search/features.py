@@ -14,7 +14,7 @@ from torch import Tensor
 from bitwright.calibration.observers import LayerStats, rescaled
 from bitwright.errors import NumericsError
 from bitwright.evaluate.output_errors import squared_outputs
-from bitwright.methods import METHODS, transform_of
+from bitwright.methods import METHODS, Alpha, transform_of
 from bitwright.methods.awq import awq
 from bitwright.methods.rtn import rtn
 from bitwright.methods.scaling import expected_error, input_noise
@@ -88,14 +88,14 @@ def candidates(scheme: Scheme) -> tuple[str, ...]:
 
 
 def measure(
-    unit: str, sites: Sequence[LinearSite], scheme: str, n_weights: int, seen: Sequence[Seen], *, alpha: float | None
+    unit: str, sites: Sequence[LinearSite], scheme: str, n_weights: int, seen: Sequence[Seen], *, alpha: Alpha
 ) -> Features:
     """The features of one unit.
 
     Args:
         sites: its linears. scheme: name of the one that they get. n_weights: values in all of them.
         seen: the tensors that they read; of many experts a few will do.
-        alpha: SmoothQuant's exponent; None takes ½, which the search starts from.
+        alpha: SmoothQuant's exponent, as `smoothquant` takes it; where it is to be searched, its default counts.
 
     Raises:
         NumericsError: nothing was seen; NaN or infinity in weights or inputs.
@@ -141,7 +141,7 @@ def measure(
     )
 
 
-def _squared_error(method: str, w_NK: Tensor, stats: LayerStats, scheme: Scheme, alpha: float | None) -> float:
+def _squared_error(method: str, w_NK: Tensor, stats: LayerStats, scheme: Scheme, alpha: Alpha) -> float:
     """Σ over tokens of ‖W x − Ŵ x̂‖² that a method is expected to leave: rounding of weights and of inputs, as if the
     two were independent.
     """
@@ -151,7 +151,7 @@ def _squared_error(method: str, w_NK: Tensor, stats: LayerStats, scheme: Scheme,
     assert spec is not None
     if row.transform is not None:
         judge = expected_error([w_NK], stats, scheme, rows=_SEARCHED_ROWS)
-        choose = transform_of(method, alpha=0.5 if alpha is None else alpha, shiftable=False)
+        choose = transform_of(method, alpha=None if alpha == "search" else alpha, shiftable=False)
         assert choose is not None
         scaled = awq([w_NK], stats, scheme, judge, grid=_EXPONENTS) if row.transform == "awq" else choose(
             [w_NK], stats, scheme, judge
