@@ -28,6 +28,7 @@ def open_lazily(
     trust_remote_code: bool = False,
     task: Task | None = None,
     runnable: bool = True,
+    tokenizes: bool = True,
 ) -> LoadedModel:
     """A model directory or a hub name as a model whose blocks are empty: parameters on the meta device, no memory.
 
@@ -38,6 +39,7 @@ def open_lazily(
         dtype: of the parameters, whatever the files have.
         task: what the model is for; by default what `architectures` in its config.json says.
         runnable: False leaves what is outside the blocks empty too, for who reads tensors and runs nothing.
+        tokenizes: False leaves the tokenizer out, for who has tokens already.
 
     Raises:
         ModelError: not a model, an architecture without a row, no weights, weights that are not those of the config or
@@ -64,7 +66,7 @@ def open_lazily(
         module, _, last = name.rpartition(".")
         setattr(model.get_submodule(module), last, nn.Parameter(torch.empty_like(state[name])))
     check_names(path, model, source.missing, source.kept, architecture, loaded.task)
-    tokenizer, problem = load_tokenizer(path, trust_remote_code)
+    tokenizer, problem = load_tokenizer(path, trust_remote_code) if tokenizes else (None, None)
     loaded = replace(
         loaded,
         tokenizer=tokenizer,

@@ -263,7 +263,7 @@ def max_tokens(loaded: LoadedModel) -> int:
     Raises:
         ModelError: a sentence_bert_config.json that does not hold what it should.
     """
-    limits = [int(loaded.config.max_position_embeddings)]
+    limits = [int(loaded.config.get_text_config().max_position_embeddings)]
     for name, module in loaded.model.named_modules():
         if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1

@@ -29,7 +29,7 @@ def measure_features(
         loaded: where the model lies; its own modules are neither used nor changed.
         recipe: says which scheme each linear gets, and SmoothQuant's exponent.
     """
-    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task)
+    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task, tokenizes=False)
     model, wanted = opened.model, {site.name for site in sites}
     here = [site for site in find_linears(model, opened.architecture) if site.name in wanted]
     inputs = find_inputs(model, opened.architecture, here)

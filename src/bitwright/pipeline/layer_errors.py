@@ -44,7 +44,7 @@ def output_error_rows(
     loaded: where the model lies; its own modules are neither used nor changed. Of an expert that no token reached, the
     error is that of its weight.
     """
-    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task)
+    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task, tokenizes=False)
     sites = [site for site in find_linears(opened.model, opened.architecture) if site.name in quantized.layers]
 
     def fill(paths: Sequence[str]) -> None:

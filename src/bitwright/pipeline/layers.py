@@ -87,7 +87,7 @@ def quantize_linears(
     if not any(needs_inputs(row, recipe) for row in rows.values()):
         return _tensor_by_tensor(loaded, rows, recipe)
     assert folder is not None
-    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task)
+    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task, tokenizes=False)
     return _block_by_block(opened, rows, recipe, batches, Shards(folder), half, progress)
 
 

@@ -71,7 +71,9 @@ class StreamedModel:
 
     def _logits(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The logits of each batch, one at a time."""
-        opened = open_lazily(self.loaded.path, trust_remote_code=self.trust_remote_code, task=self.loaded.task)
+        opened = open_lazily(
+            self.loaded.path, trust_remote_code=self.trust_remote_code, task=self.loaded.task, tokenizes=False
+        )
         _change(opened, self.changes, "")
         enter, leave = partial(_enter, opened, self.changes), partial(_leave, opened)
         for output in stream_outputs(opened, [{"input_ids": ids} for ids in batches], enter=enter, leave=leave):
