@@ -58,22 +58,26 @@ def ours(model: str, name: str, calibration: str, text: str, out: str, extra: st
 
 
 def rival_job(model: str, name: str, calibration: str, text: str, threads: int, folder: Path) -> Path:
-    """The job file of a rival: the very windows that ours calibrates and is judged on."""
+    """The job file of a rival: the very windows that ours calibrates and is judged on.
+
+    name: of a recipe, then perhaps a dtype to calibrate in: "gptq_w4g64:bfloat16".
+    """
     from transformers import AutoTokenizer
 
     from bitwright.calibration.data import Source
     from bitwright.calibration.windows import mix_windows, running_text, token_windows
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+    recipe, _, dtype = name.partition(":")
     n, length = CALIBRATION["samples"], CALIBRATION["max_tokens"]
     job = {
-        "recipe": name,
+        "recipe": recipe,
         "calibration": mix_windows(tokenizer, [Source(calibration)], n, length),
         "windows": token_windows(tokenizer, running_text(Source(text)), 1024, text)[:40],
         "threads": threads,
-        "dtype": "float32",
+        "dtype": dtype or "float32",
     }
-    path = folder / f"{name}.json"
+    path = folder / "rival.json"
     path.write_text(json.dumps(job), encoding="utf-8")
     return path
 

@@ -15,7 +15,8 @@ seconds, sizes in bytes, losses and errors as fractions.
     layers         a row per linear that a method quantized: name, block, role, unit, scheme, method, fallback (whether
                    it went back to 16 bit). Where inputs were looked at also n_tokens (calibration tokens that reached
                    it), error (‖XWᵀ − XŴᵀ‖ / ‖XWᵀ‖ over them, before inputs are rounded), error_rtn (the same of plain
-                   rounding to nearest), sqnr_db, cosine, block_emd (Earth Mover's Distance between outputs of the
+                   rounding to nearest), error_input (what rounding the inputs is expected to add for an ordinary token,
+                   relative to its output), sqnr_db, cosine, block_emd (Earth Mover's Distance between outputs of the
                    block), and what methods note: transform ("folded" | "at the input" | "none: …"), transform_alpha,
                    transform_exponent, damping, damping_failed, dead_inputs, reason (of a method that gave way to
                    rounding to nearest); starved (of experts that saw too few tokens: how few, and the policy)

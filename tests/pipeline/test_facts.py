@@ -23,6 +23,14 @@ def test_starved_experts_are_announced_with_numbers() -> None:
     assert text.startswith("2 linears of experts saw too few calibration tokens (experts.3.up_proj 3): ")
 
 
+def test_inputs_that_no_static_range_suits_are_announced_unless_they_fell_back() -> None:
+    large = {"name": "down_proj", "error_input": 0.87}
+    (text,) = warnings(FINE | {"error_input": 0.04}, large, {"name": "b", "error_input": 0.4})
+    assert text.startswith("down_proj: ")
+    assert "an error of 87% (so 2 linears, over 30%)" in text
+    assert warnings(large | {"fallback": True}) == []
+
+
 def test_a_method_that_gave_way_is_announced_once_with_its_reason() -> None:
     failed = {"gave_way_to": "rtn", "reason": "the Gram matrix has no Cholesky factor"}
     (text,) = warnings({"name": "b"} | failed, FINE, {"name": "c"} | failed)

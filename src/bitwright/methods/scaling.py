@@ -85,6 +85,22 @@ def input_noise(stats: LayerStats, spec: QuantSpec) -> Tensor:
     return mean_square_K.clamp(max=width_sq / steps**2 / 12)
 
 
+def input_error(weight_NK: Tensor, stats: LayerStats, spec: QuantSpec) -> float:
+    """How far rounding the input is expected to move the outputs of an ordinary token, relative to their length:
+
+        √(Σ_j ‖W_j‖² E[e_j²] / Σ_j ‖W_j‖² E|x_j|²)
+
+    The mean magnitude stands for the typical value: a mean square would be that of a few tokens a thousand times as
+    large as the others, which some models have, and which a static range rounds well at the cost of all others.
+    """
+    typical_K = (
+        stats.sum_sq_K if stats.sum_abs_K is None else stats.sum_abs_K.square() / stats.n_tokens
+    ) / stats.n_tokens
+    columns_K = weight_NK.float().square().sum(0).double().cpu()
+    signal = float(columns_K @ typical_K)
+    return math.sqrt(float(columns_K @ input_noise(stats, spec)) / signal) if signal > 0 else 0.0
+
+
 def best_of(candidates: Iterable[Transformed], error: Error) -> Transformed | None:
     """The candidate with the least error, with `error_before` and `error_after` in its notes; None if none helps.
 

@@ -23,6 +23,7 @@ from bitwright.evaluate.output_errors import output_errors
 from bitwright.methods import METHODS, Rounded, Transformed, rounding_of, transform_of
 from bitwright.methods.rows import round_together
 from bitwright.methods.rtn import rtn
+from bitwright.methods.scaling import input_error
 from bitwright.models.architectures import LinearSite
 from bitwright.models.rescale import SharedInput, fold, legal_scale, scale_readers
 from bitwright.numerics import RANGES, WEIGHT_RANGES
@@ -217,6 +218,8 @@ def _round(work: _Work, shared: SharedInput, layers: dict[str, StoredLinear], bi
         for name, rounded in zip(group, _rounded(work, group, stats, scheme.weight), strict=True):
             work.notes[name] |= rounded.notes
             work.notes[name] |= output_errors(work.linear(name).weight.detach(), rounded.qtensor.dequantize(), stats)
+            if scheme.input is not None and stats is not None:
+                work.notes[name] |= {"error_input": input_error(work.linear(name).weight.detach(), stats, scheme.input)}
             grid = _input_grid(work, name, scheme)
             layers[name] = _stored(work, name, rounded.qtensor, scheme, grid)
             bias = _new_bias(work, name, rounded)

@@ -21,6 +21,7 @@ from bitwright.runtime.model import Model
 from bitwright.runtime.verify import compared, verify
 from bitwright.search.journal import Journal
 
+_CRUSHED = 0.3  # error of an ordinary token from rounding the input alone; 8 bits usually leave a few percent
 _VERIFY_SHAPE = (4, 32)  # sequences × tokens that every runtime must agree on
 
 
@@ -114,7 +115,7 @@ def verify_in_runtimes(
 
 def warnings_of(job: Job, record: Record, journal: Journal) -> list[str]:
     """The Record's `warnings`."""
-    texts = [*job.warnings, *_methods_gave_way(record["layers"])]
+    texts = [*job.warnings, *_not_as_asked(record["layers"])]
     evaluation = record.get("evaluation")
     if evaluation is None:
         return [*texts, "nothing was evaluated: how much accuracy this costs is not known"]
@@ -126,7 +127,7 @@ def warnings_of(job: Job, record: Record, journal: Journal) -> list[str]:
     return texts
 
 
-def _methods_gave_way(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _not_as_asked(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader should know of linears that did not get what the recipe asks for."""
     texts = []
     starved = [row for row in rows if "starved" in row]
@@ -139,6 +140,13 @@ def _methods_gave_way(rows: Sequence[dict[str, Any]]) -> list[str]:
         names = [row["name"] for row in rows if row.get("reason") == reason and "gave_way_to" in row]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         texts.append(f"{names[0]}{more}: rounded to nearest: {reason}")
+    if crushed := [row for row in rows if not row.get("fallback") and row.get("error_input", 0.0) > _CRUSHED]:
+        worst = max(crushed, key=lambda row: float(row["error_input"]))
+        texts.append(
+            f"{worst['name']}: a few tokens are so large that its input range leaves an ordinary token an error of "
+            f"{worst['error_input']:.0%} (so {len(crushed)} linears, over {_CRUSHED:.0%}): give them a dynamic scheme "
+            "by a rule"
+        )
     return texts
 
 

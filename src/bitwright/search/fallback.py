@@ -5,6 +5,7 @@ doubling and halving, and then lets go of those among them that are not needed, 
 takes O(log n) measurements, and every combination that is returned was measured.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,12 +64,14 @@ def find_fallback(
 
 
 def units_by_error(account: Sequence[Mapping[str, Any]]) -> Units:
-    """Names of the units, largest relative output error of one of their linears first: what is known of every layer
-    that was calibrated, without running the model once more. Rows without an error come last, in their order.
+    """Names of the units, largest relative output error of one of their linears first, of rounding its weight and its
+    input together: what is known of every layer that was calibrated, without running the model once more. Rows without
+    an error come last, in their order.
     """
     worst: dict[str, float] = {}
     for row in account:
-        worst[row["unit"]] = max(worst.get(row["unit"], -1.0), row.get("error", -1.0))
+        error = math.hypot(row["error"], row.get("error_input", 0.0)) if "error" in row else -1.0
+        worst[row["unit"]] = max(worst.get(row["unit"], -1.0), error)
     return tuple(sorted(worst, key=lambda unit: -worst[unit]))
 
 
