@@ -13,7 +13,7 @@ import pytest
 
 from bitwright.calibration import observers
 from bitwright.errors import CheckpointError, InputError, NumericsError
-from bitwright.pipeline import blocks, quantize, run
+from bitwright.pipeline import blocks, layers, quantize, run
 from bitwright.pipeline.request import Quiet
 from bitwright.pipeline.workspace import claim, work_directory
 from bitwright.recipe import make_recipe
@@ -27,6 +27,12 @@ RECIPE = {
 TIMED = {"report.html", "README.md", "record.json"}
 # Of the record: when it was made, how long it took, and that an earlier run was interrupted.
 PASSING = ("created", "timings_s", "warnings", "command")
+
+
+@pytest.fixture(autouse=True)
+def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: these blocks take no time."""
+    monkeypatch.setattr(layers, "_SAVING", float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +250,18 @@ def test_killed_at_ten_random_moments(
     run_for(None)
     assert finished() == wanted
     assert judged or len(reached) > 2, "the kills fell on too few different blocks to show much"
+
+
+def test_saving_takes_a_small_share_of_the_time(
+    start: Callable[..., Any], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it takes long it is done seldom, and a stopped run goes on from further back, to the same bytes."""
+    monkeypatch.setattr(layers, "_SAVING", 1e-9)  # after the first, which might be free, never again
+    monkeypatch.setattr(layers, "_QUICK_SAVE", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        start(progress=Stopping("quantizing block 3"))
+    assert [path.stem for path in work(tmp_path).glob("inputs-*")] == ["inputs-00001"]
+    progress = Stopping()
+    start(progress=progress)
+    assert "going on with block 1: an earlier run did those before it" in progress.said
+    assert content(tmp_path / "out") == undisturbed

@@ -2,6 +2,7 @@
 by tensor without running it at all.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from bitwright.plan import Plan, PlanRow, quantized_names
 from bitwright.recipe import AUTO, Recipe
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
+# What a killed run goes on from is as large as all hidden states. Keeping it takes at most this share of the time, or
+# these seconds.
+_SAVING, _QUICK_SAVE = 0.1, 0.1
 _TOKENS_AT_ONCE = 2048  # of a batch: more make an FFN's activations larger than all else that a block needs
 
 
@@ -146,10 +150,13 @@ def _block_by_block(
         leave=partial(each, release, opened),
         fast=True,
     )  # fmt: skip
-    count = begin
+    count, kept, cost = begin, time.monotonic(), 0.0
     for stage in stages:
-        if stage.index > begin:
+        if stage.index > begin and cost <= max(_SAVING * (time.monotonic() - kept), _QUICK_SAVE):
+            started = time.monotonic()
             shards.save_inputs(stage.index, stage.inputs)
+            kept = time.monotonic()
+            cost = kept - started
         progress.say(f"quantizing block {stage.index}")
         shards.write(stage.index, quantize_stage(model, stage, task))
         count = stage.index + 1
