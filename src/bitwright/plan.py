@@ -1,5 +1,7 @@
 """`Plan`: a recipe resolved against one model: a row per linear and embedding table, with scheme, bytes and reason."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,12 +47,15 @@ def make_plan(
     """
     check_rules(recipe, sites)
     modules = dict(model.named_modules())
+    read: dict[str, set[int]] = {}  # by unit: the K of its linears, which differ among those of an expert
+    for site in sites:
+        read.setdefault(site.unit, set()).add(int(modules[site.name].weight.shape[1]))
     rows = []
     for site in sites:
         name, method, reason = scheme_of(recipe, site)
         weight = modules[site.name].weight
         shape = (weight.shape[0], weight.shape[1])
-        scheme, reason = _fitted(site.name, name, shape[1], reason)
+        scheme, reason = _fitted(site.name, name, sorted(read[site.unit]), reason)
         bias = getattr(modules[site.name], "bias", None) is not None
         values = shape[0] * (shape[1] + bias)
         after = stored_bytes(shape, SCHEMES[scheme], bias=bias, source_bytes_per_value=source_bytes_per_value)
@@ -85,12 +90,14 @@ def _transformed(
     return [name for shared in find_inputs(model, architecture, chosen) if not shared.producer for name in shared.sites]
 
 
-def _fitted(name: str, scheme: str, k: int, reason: str) -> tuple[str, str]:
-    """(scheme, reason) with a group size that divides K, if the scheme leaves the size open."""
+def _fitted(name: str, scheme: str, ks: Sequence[int], reason: str) -> tuple[str, str]:
+    """(scheme, reason) with a group size that divides every K of the unit, if the scheme leaves the size open."""
     try:
-        fitted, why = fit_group(SCHEMES[scheme], k)
+        fitted, why = fit_group(SCHEMES[scheme], math.gcd(*ks))
     except NumericsError as error:
         raise RecipeError(f"{name}: {error}") from None
+    if why and len(ks) > 1:
+        why = f"the unit's K are {' and '.join(map(str, ks))}"
     return fitted.name, f"{reason}; {why}, so {fitted.name.removeprefix(scheme + '_')}" if why else reason
 
 

@@ -189,3 +189,13 @@ def test_a_language_model_judged_on_the_built_in_prose(tiny_decoder: Callable[..
     recipe = make_recipe({"scheme": "w8a16", "targets": ["bitwright"]})
     job = open_job(tiny_decoder("llama"), recipe, Texts(evaluation="builtin"))
     assert job.tuning.kind.name == "language model"
+
+
+def test_experts_share_a_group_size_that_suits_all_their_linears(tiny_decoder: Callable[..., Path]) -> None:
+    source = tiny_decoder("mixtral", hidden_size=64, intermediate_size=96)
+    plan = open_job(source, make_recipe({"scheme": "w4a16", "targets": ["bitwright"]}), Texts()).plan
+    experts = [row for row in plan if row.role == "expert"]
+    assert {row.shape[1] for row in experts} == {64, 96}
+    assert {row.scheme for row in experts} == {"w4a16_g32"}
+    assert "the unit's K are 64 and 96, so g32" in experts[0].reason
+    assert {row.scheme for row in plan if row.role == "qkv"} == {"w4a16_g64"}
