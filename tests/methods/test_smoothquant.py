@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bitwright.calibration.observers import LayerStats, observe
 from bitwright.errors import NumericsError
-from bitwright.methods.scaling import expected_error, input_noise
+from bitwright.methods.scaling import expected_error, input_error, input_noise
 from bitwright.methods.slots import Transformed
 from bitwright.methods.smoothquant import Alpha, Statistic, magnitudes, smoothing_scale, smoothquant
-from bitwright.numerics.grids import fake_quantize
+from bitwright.numerics.grids import fake_quantize, scale_and_zero_point
 from bitwright.numerics.ranges import absmax, min_max
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 
@@ -234,3 +234,18 @@ def test_without_alpha_dynamic_inputs_get_a_fixed_one_and_static_ones_the_best()
     assert searched is not None
     assert dynamic.notes["alpha"] == 0.4
     assert static.notes["alpha"] == searched.notes["alpha"]
+
+
+@pytest.mark.parametrize(("largest", "least", "most"), [(1, 0.005, 0.03), (1000, 0.5, 2)])
+def test_the_error_of_a_rounded_input_is_that_of_an_ordinary_token(largest: float, least: float, most: float) -> None:
+    """Also where one token of a thousand is so large that it makes up all of the mean square."""
+    x_MK, w_NK = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)), readers(64)[0]
+    x_MK[::1000] *= largest
+    spec = SCHEMES["w8a8_static_symmetric"].input
+    assert spec is not None
+    reach = x_MK.abs().max().reshape(1, 1)
+    rounded = fake_quantize(x_MK, *scale_and_zero_point(-reach, reach, spec), spec)
+    y_MN, moved_MN = x_MK @ w_NK.T, (rounded - x_MK) @ w_NK.T
+    measured = float((moved_MN.norm(dim=1) / y_MN.norm(dim=1)).median())
+    assert least < measured < most
+    assert 0.7 < input_error(w_NK, statistics(x_MK), spec) / measured < 1.5

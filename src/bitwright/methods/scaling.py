@@ -88,17 +88,18 @@ def input_noise(stats: LayerStats, spec: QuantSpec) -> Tensor:
 def input_error(weight_NK: Tensor, stats: LayerStats, spec: QuantSpec) -> float:
     """How far rounding the input is expected to move the outputs of an ordinary token, relative to their length:
 
-        √(Σ_j ‖W_j‖² E[e_j²] / Σ_j ‖W_j‖² E|x_j|²)
+        √(Σ_j ‖W_j‖² E[e_j²] / Σ_j ‖W_j‖² (E|x_j|)²)
 
     The mean magnitude stands for the typical value: a mean square would be that of a few tokens a thousand times as
-    large as the others, which some models have, and which a static range rounds well at the cost of all others.
+    large as the others, which some models have, and which a static range rounds well at the cost of all others. So
+    E[e²] is no more than that value squared, which is what rounding to zero costs: the result is from 0 to 1.
     """
     typical_K = (
         stats.sum_sq_K if stats.sum_abs_K is None else stats.sum_abs_K.square() / stats.n_tokens
     ) / stats.n_tokens
     columns_K = weight_NK.float().square().sum(0).double().cpu()
-    signal = float(columns_K @ typical_K)
-    return math.sqrt(float(columns_K @ input_noise(stats, spec)) / signal) if signal > 0 else 0.0
+    signal, noise = (float(columns_K @ part) for part in (typical_K, input_noise(stats, spec).minimum(typical_K)))
+    return math.sqrt(noise / signal) if signal > 0 else 0.0
 
 
 def best_of(candidates: Iterable[Transformed], error: Error) -> Transformed | None:
