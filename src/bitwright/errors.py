@@ -15,6 +15,9 @@ A message says what, where, the numbers, and what to do. The command line prints
 traceback.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BitwrightError(Exception):
     """Base of every error raised on purpose."""
@@ -56,3 +59,12 @@ class TargetError(BitwrightError):
     """A plan that a target runtime cannot run."""
 
     exit_code = 2
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Put `name`, of a linear or a block, in front of a NumericsError that is raised inside."""
+    try:
+        yield
+    except NumericsError as error:
+        raise NumericsError(f"{name}: {error}") from None

@@ -1,16 +1,18 @@
-"""Streaming sees what hooks on a plain forward see, and shows each block what the blocks before it became."""
+"""Streaming sees what hooks on a plain forward see, and shows each block what the blocks before it became.
+
+One file although long: two fifths are the definition that every test compares with (hooks on whole forwards) and the
+models that differ in how their blocks run; parted, both halves would need all of that.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bitwright.calibration import stream
-from bitwright.calibration.stream import Stage, fast_matmul, stream_outputs, stream_stages
+from bitwright.calibration.stream import Stage, stream_outputs, stream_stages
 from bitwright.errors import ModelError
 from bitwright.models.architectures import LinearSite, find_blocks, find_linears
 from bitwright.models.encoders import ENCODERS
@@ -453,25 +455,3 @@ def test_a_language_model_keeps_no_keys_and_values(open_as):
 def test_no_batches_is_an_error(open_as):
     with pytest.raises(ModelError, match="at least one batch"):
         next(stages_of(open_as(load_model, "bert"), []))
-
-
-@pytest.mark.parametrize("able", [True, False])
-def test_fast_matmul_sets_the_precision_and_puts_it_back(monkeypatch, able):
-    monkeypatch.setattr(stream, "cpu_multiplies_bf16", lambda: able)
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    with fast_matmul():
-        assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if able else before)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-
-
-def test_only_fast_stages_multiply_fast(open_as, monkeypatch):
-    monkeypatch.setattr(stream, "cpu_multiplies_bf16", lambda: True)
-    loaded = open_as(load_model, "bert")
-    seen = []
-    note = partial(lambda *_: seen.append(torch.backends.mkldnn.matmul.fp32_precision))
-    hook = loaded.model.encoder.layer[0].register_forward_pre_hook(note)
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    for fast in (True, False):
-        next(stages_of(loaded, batches(loaded)[:1], fast=fast)).outputs()
-    hook.remove()
-    assert seen == ["bf16", before]

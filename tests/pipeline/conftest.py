@@ -59,6 +59,14 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
+def prose(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
+    """A file of running text."""
+    path = tmp_path_factory.mktemp("prose") / "prose.txt"
+    path.write_text(" ".join(texts), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def tiny_decoder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Callable[..., Path]:
     """`tiny_decoder(family, **config)`: directory of a small random language model with a tokenizer, written once. 2
     blocks (1 with experts), hidden 32, vocabulary 200, at most 64 tokens.

@@ -30,13 +30,6 @@ RECIPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def prose(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
-    path = tmp_path_factory.mktemp("prose") / "prose.txt"
-    path.write_text(" ".join(texts), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture
 def result(tmp_path: Path, prose: str) -> Callable[..., dict[str, bytes]]:
     """`result(source, method, **recipe)`: tensors and config of the quantized model, by file name."""

@@ -40,13 +40,6 @@ def source(tiny_decoder: Callable[..., Path]) -> Path:
     return tiny_decoder("llama", num_hidden_layers=4)
 
 
-@pytest.fixture(scope="module")
-def prose(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
-    path = tmp_path_factory.mktemp("prose") / "prose.txt"
-    path.write_text(" ".join(texts), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture
 def start(source: Path, prose: str, tmp_path: Path) -> Callable[..., Any]:
     """`start(**options)`: quantize to tmp_path / "out"."""

@@ -10,15 +10,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bitwright.calibration.observers import LayerStats, merge, observe, rescaled
 from bitwright.calibration.stream import Stage
 from bitwright.checkpoints.stored import StoredLinear
-from bitwright.errors import NumericsError
-from bitwright.evaluate import metrics
+from bitwright.errors import NumericsError, named
 from bitwright.evaluate.output_errors import output_errors
 from bitwright.methods import METHODS, Rounded, Transformed, rounding_of, transform_of
 from bitwright.methods.rows import round_together
@@ -27,16 +25,16 @@ from bitwright.methods.scaling import input_error
 from bitwright.models.architectures import LinearSite
 from bitwright.models.rescale import SharedInput, fold, legal_scale, scale_readers
 from bitwright.numerics import RANGES, WEIGHT_RANGES
-from bitwright.numerics.grids import fake_quantize, scale_and_zero_point
+from bitwright.numerics.grids import scale_and_zero_point
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
+from bitwright.pipeline.block_outputs import distance, mean_squared_error, rounded_to_nearest
 from bitwright.pipeline.shards import Made
 from bitwright.plan import PlanRow
 from bitwright.recipe import Recipe
 
 _COMPARED_BATCHES = 1  # whose block outputs are compared, before and after
-_COMPARED_VALUES = 1 << 16  # of each of them
 _FEWEST_TOKENS = 32  # an expert that saw fewer is starved: its own statistics say little
 _EXACT_RANGES = ("absmax", "min_max")  # static input ranges that follow from each feature's extremes
 
@@ -106,8 +104,8 @@ def quantize_stage(model: nn.Module, stage: Stage, task: Task) -> Made:
             _observe(work, [site for site in work.sites if site.name in shared.sites])
             _lend_to_starved(work, [shared])
         _round(work, shared, layers, biases)
-    distance = _distance(before, stage.outputs(sample))
-    account = [_account_row(work, site, distance) for site in work.sites]
+    moved = distance(before, stage.outputs(sample))
+    account = [_account_row(work, site, moved) for site in work.sites]
     return Made(layers, float_weights, biases, account)
 
 
@@ -241,7 +239,7 @@ def _rounded(work: _Work, names: Sequence[str], stats: LayerStats | None, spec: 
         bias_correction=options.bias_correction and has_bias,
     )  # fmt: skip
     weights = [work.linear(name).weight.detach().float() for name in names]
-    with _named(", ".join(names)):
+    with named(", ".join(names)):
         return round_together(rounding, weights, stats, spec, RANGES[range_])
 
 
@@ -343,51 +341,8 @@ def _block_error(
     if candidate is None:
         candidate = Transformed(torch.ones_like(stats.min_K))
     candidate = replace(candidate, scale_K=legal_scale(shared, candidate.scale_K))
-    with _simulated(work.model, names, scheme, stats, candidate):
-        after = work.stage.outputs(sample)
-    pairs = [(_tensor(u).float(), _tensor(v).float()) for u, v in zip(before, after, strict=True)]
-    return float(sum((u - v).square().mean(dtype=torch.float64) for u, v in pairs) / len(pairs))
-
-
-@contextmanager
-def _simulated(
-    model: nn.Module, names: Sequence[str], scheme: Scheme, stats: LayerStats, transformed: Transformed
-) -> Iterator[None]:
-    """The model with these linears rounded to nearest, weight and input, in float; as before at the end."""
-    scale_K = transformed.scale_K
-    shift_K = torch.zeros_like(scale_K) if transformed.shift_K is None else transformed.shift_K
-    seen = rescaled(stats, scale_K, transformed.shift_K)
-    spec = scheme.input
-    static = None
-    if spec is not None and not spec.dynamic:
-        static = scale_and_zero_point(seen.min_K.min().reshape(1, 1), seen.max_K.max().reshape(1, 1), spec)
-
-    def round_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        assert spec is not None
-        x_MK = (args[0].reshape(-1, args[0].shape[-1]) - shift_K) / scale_K
-        grid = static or RANGES["min_max"](x_MK, spec)
-        x_MK = fake_quantize(x_MK, *grid, spec) * scale_K + shift_K
-        return (x_MK.reshape(args[0].shape), *args[1:])
-
-    assert scheme.weight is not None
-    before, hooks = {}, []
-    try:
-        for name in names:
-            linear = model.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
-            before[name] = linear.weight.detach().clone()
-            rounded = rtn(before[name] * scale_K, None, scheme.weight, RANGES["min_max"]).qtensor
-            with torch.no_grad():
-                linear.weight.copy_(rounded.dequantize() / scale_K)
-            if spec is not None:
-                hooks.append(linear.register_forward_pre_hook(round_input))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for name, weight in before.items():
-            with torch.no_grad():
-                model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]
+    with rounded_to_nearest(work.model, names, scheme, stats, candidate):
+        return mean_squared_error(before, work.stage.outputs(sample))
 
 
 def _rtn_error(work: _Work, name: str) -> float | None:
@@ -395,7 +350,7 @@ def _rtn_error(work: _Work, name: str) -> float | None:
     spec, stats = work.scheme(name).weight, work.stats.get(name)
     weight = work.linear(name).weight.detach().float()
     assert spec is not None
-    with _named(name):
+    with named(name):
         rounded = rtn(weight, None, spec, RANGES["min_max"]).qtensor.dequantize()
     return float(output_errors(weight, rounded, stats)["error"])
 
@@ -413,23 +368,6 @@ def _kept(work: _Work, name: str) -> Tensor:
     return value.to(work.task.half) if quantized and value.ndim == 2 else value.clone()
 
 
-def _distance(before: Sequence[Any], after: Sequence[Any]) -> float:
-    """Earth Mover's Distance between outputs of the block, over an even sample of their values."""
-    return metrics.emd([_spread(output) for output in before], [_spread(output) for output in after])
-
-
-def _spread(output: Any) -> np.ndarray:
-    values = _tensor(output).detach().float().flatten()
-    return values[:: max(1, values.numel() // _COMPARED_VALUES)].numpy()
-
-
-def _tensor(output: Any) -> Tensor:
-    """The first tensor of what a block, or a model, puts out."""
-    while not isinstance(output, Tensor):
-        output = output[0]
-    return output
-
-
 def _float_weight(model: nn.Module, name: str) -> Tensor:
     weight = model.get_submodule(name).weight
     assert isinstance(weight, Tensor)
@@ -437,15 +375,6 @@ def _float_weight(model: nn.Module, name: str) -> Tensor:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Put the linear's name in front of what goes wrong with it."""
-    try:
-        yield
-    except NumericsError as error:
-        raise NumericsError(f"{name}: {error}") from None
-
-
-@contextmanager
 def _named_stage(stage: Stage) -> Iterator[None]:
-    with _named(f"block {', '.join(map(str, stage.blocks))}" if stage.blocks else "heads"):
+    with named(f"block {', '.join(map(str, stage.blocks))}" if stage.blocks else "heads"):
         yield

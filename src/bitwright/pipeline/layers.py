@@ -4,7 +4,6 @@ by tensor without running it at all.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from bitwright.calibration.stream import each, stream_stages
 from bitwright.checkpoints.stored import LazyLinear, StoredLinear
-from bitwright.errors import NumericsError
+from bitwright.errors import named
 from bitwright.methods import METHODS
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import find_linears
@@ -197,12 +196,3 @@ def _lazy(
     scheme = SCHEMES[row.scheme]
     assert scheme.weight is not None
     return LazyLinear(row.shape, scheme.weight, scheme.input, has_scale_K, has_shift_K, load)
-
-
-@contextmanager
-def named(name: str) -> Iterator[None]:
-    """Put the linear's name in front of what goes wrong with it."""
-    try:
-        yield
-    except NumericsError as error:
-        raise NumericsError(f"{name}: {error}") from None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bitwright.calibration.data import token_batches
 from bitwright.calibration.stream import stream_stages
 from bitwright.checkpoints.stored import StoredLinear, ready
-from bitwright.errors import NumericsError, RecipeError
+from bitwright.errors import NumericsError, RecipeError, named
 from bitwright.evaluate import Task
 from bitwright.evaluate.distributions import linear_distributions
 from bitwright.evaluate.kinds import Encode, Outputs, Window
@@ -26,7 +26,7 @@ from bitwright.numerics.grids import fake_quantize
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.pipeline.job import AnyModel, Job, agreement_task, as_texts
-from bitwright.pipeline.layers import Quantized, named, needs_inputs, quantize_linears
+from bitwright.pipeline.layers import Quantized, needs_inputs, quantize_linears
 from bitwright.pipeline.request import Progress
 from bitwright.pipeline.streamed import Changes, StreamedModel
 from bitwright.plan import Plan, half_names, quantized_names
