@@ -5,10 +5,9 @@
 #include <immintrin.h>
 
 #include "contract.h"
+#include "output_avx2.h"
 
 namespace {
-
-#define INLINE inline __attribute__((always_inline))
 
 INLINE __m256i widen_weights(const int8_t* w) { return _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i*)w)); }
 
@@ -50,61 +49,19 @@ INLINE void block_sums(const uint8_t* a0, const uint8_t* a1, const int8_t* w, si
     _mm256_store_si256((__m256i*)(out + 24), join(s12, s13));
 }
 
-inline __m256 gelu(__m256 x) {
-    const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
-    const __m256 a = _mm256_min_ps(magnitude, _mm256_set1_ps(kGeluEnd));
-    __m256 log2_q = _mm256_set1_ps(kGeluTail[8]);
-    for (int i = 7; i >= 0; --i) log2_q = _mm256_fmadd_ps(log2_q, a, _mm256_set1_ps(kGeluTail[i]));
-    const __m256 whole = _mm256_round_ps(log2_q, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m256 part = _mm256_sub_ps(log2_q, whole);
-    __m256 q = _mm256_set1_ps(kExp2[5]);
-    for (int i = 4; i >= 0; --i) q = _mm256_fmadd_ps(q, part, _mm256_set1_ps(kExp2[i]));
-    // P(a) >= -41, so 2^whole is normal and its exponent can be added as an integer
-    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
-    q = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(q), exponent));
-    return _mm256_fnmadd_ps(a, q,
-                            _mm256_max_ps(_mm256_setzero_ps(), x));  // max returns its second operand if either is NaN
-}
-
-inline __m256i lane_mask(size_t count) {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(count < 8 ? count : 8)), lane);
-}
-
-// To the nearest bf16, half to even; a NaN stays one. The first `count` of eight.
-inline void write_bf16(__m256 x, size_t count, uint16_t* out) {
-    const __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
-    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
-    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    if (count >= 8) return _mm_storeu_si128((__m128i*)out, packed);
-    alignas(16) uint16_t all[8];
-    _mm_store_si128((__m128i*)all, packed);
-    for (size_t i = 0; i < count; ++i) out[i] = all[i];
-}
-
 inline void write_row(const LinearW8A8& p, const int32_t* sums, size_t m, size_t n) {
     for (size_t half = 0; half < kBlock && n + half < p.n; half += 8) {
-        const __m256i mask = lane_mask(p.n - n - half);
         const __m256i sum = _mm256_load_si256((const __m256i*)(sums + half));
         if (p.sums) {
-            _mm256_maskstore_epi32(p.sums + m * p.out_stride + n + half, mask, sum);
+            _mm256_maskstore_epi32(p.sums + m * p.out_stride + n + half, lane_mask(p.n - n - half), sum);
             continue;
         }
         const __m256i colsum = _mm256_load_si256((const __m256i*)(p.colsum + n + half));
         const __m256i offset = _mm256_mullo_epi32(_mm256_set1_epi32(p.zero_m[m] + 128), colsum);
         const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(p.scale_m[m]), _mm256_load_ps(p.scale_n + n + half));
         const __m256 t = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
-        const __m256 linear = _mm256_fmadd_ps(t, scale, _mm256_load_ps(p.bias + n + half)),
-                     y = p.gelu ? gelu(linear) : linear;
-        const size_t at = m * p.out_stride + n + half;
-        if (p.bf16) {
-            write_bf16(y, p.n - n - half, (uint16_t*)p.y + at);
-        } else {
-            _mm256_maskstore_ps((float*)p.y + at, mask, y);
-        }
+        const __m256 linear = _mm256_fmadd_ps(t, scale, _mm256_load_ps(p.bias + n + half));
+        write_output(p, linear, p.n - n - half, m * p.out_stride + n + half);
     }
 }
 

@@ -1,0 +1,108 @@
+// From sums in a small tile (L1) to a linear's output. Everything is internal to the file that includes it.
+#pragma once
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gelu.h"
+#include "unroll.h"
+
+namespace {
+
+// GELU of N vectors, whose chains of fused multiply-adds run side by side.
+template <int N>
+ALWAYS_INLINE void gelu(__m512 (&x)[N]) {
+    __m512 a[N], p[N], q[N];
+    unroll<N>([&](auto i) INLINED { a[i.value] = _mm512_min_ps(_mm512_abs_ps(x[i.value]), _mm512_set1_ps(kGeluEnd)); });
+    unroll<N>([&](auto i) INLINED { p[i.value] = _mm512_set1_ps(kGeluTail[8]); });
+    unroll<8>([&](auto term) INLINED {
+        const __m512 c = _mm512_set1_ps(kGeluTail[7 - term.value]);
+        unroll<N>([&](auto i) INLINED { p[i.value] = _mm512_fmadd_ps(p[i.value], a[i.value], c); });
+    });
+    unroll<N>([&](auto i) INLINED { q[i.value] = _mm512_set1_ps(kExp2[5]); });
+    __m512 whole[N];
+    unroll<N>([&](auto i) INLINED {
+        whole[i.value] = _mm512_roundscale_ps(p[i.value], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        p[i.value] = _mm512_sub_ps(p[i.value], whole[i.value]);
+    });
+    unroll<5>([&](auto term) INLINED {
+        const __m512 c = _mm512_set1_ps(kExp2[4 - term.value]);
+        unroll<N>([&](auto i) INLINED { q[i.value] = _mm512_fmadd_ps(q[i.value], p[i.value], c); });
+    });
+    unroll<N>([&](auto i) INLINED {
+        const __m512 positive = _mm512_max_ps(_mm512_setzero_ps(), x[i.value]);  // its second operand if either is NaN
+        x[i.value] = _mm512_fnmadd_ps(a[i.value], _mm512_scalef_ps(q[i.value], whole[i.value]), positive);
+    });
+}
+
+// kSums: the sums as they are.
+enum Output { kLinear, kGelu, kLinearBf16, kGeluBf16, kSums };
+
+constexpr bool is_gelu(Output kind) { return kind == kGelu || kind == kGeluBf16; }
+constexpr bool is_bf16(Output kind) { return kind == kLinearBf16 || kind == kGeluBf16; }
+constexpr size_t value_bytes(Output kind) { return is_bf16(kind) ? 2 : 4; }
+
+inline Output output_of(bool gelu, bool bf16) {
+    return bf16 ? (gelu ? kGeluBf16 : kLinearBf16) : (gelu ? kGelu : kLinear);
+}
+
+// To the nearest bf16, half to even; a NaN stays one. In integers, because vcvtneps2bf16 is missing on the first VNNI
+// processors and flushes subnormals on the others.
+ALWAYS_INLINE __m256i to_bf16(__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
+}
+
+// Lanes of the column block at column n that come before column `end`.
+inline __mmask16 column_mask(size_t n, size_t end) {
+    return n + 16 <= end ? (__mmask16)0xffff : n >= end ? (__mmask16)0 : (__mmask16)((1u << (end - n)) - 1);
+}
+
+// Writes C column blocks from row m, column n of the output on, up to column `end`. Op::Values<C, kind>
+// (linear_avx512.h) says what a sum is worth. A value of its own, not a set of loads from the problem in each row: the
+// stores of the output could alias those, as far as the compiler knows.
+template <class Op, int C, Output kind>
+struct Writer {
+    char* out;
+    size_t row_bytes;
+    typename Op::template Values<C, kind> values;
+    __mmask16 mask[C];
+
+    ALWAYS_INLINE Writer(const typename Op::Problem& p, size_t m, size_t n, size_t end)
+        : out(Op::output(p) + (m * p.out_stride + n) * value_bytes(kind)),
+          row_bytes(p.out_stride * value_bytes(kind)),
+          values(p, m, n, end) {
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) mask[c] = column_mask(n + c * 16, end);
+    }
+
+    // Rows r to r + R - 1, from R * C * 16 sums. A GELU is one long chain of dependent operations: R * C of them side
+    // by side hide its latency.
+    template <int R = 1>
+    ALWAYS_INLINE void write(size_t r, const typename Op::Sum* tile) const {
+        __m512 v[R * C];
+        unroll<R>([&](auto i) INLINED {
+            unroll<C>([&](auto c) INLINED {
+                constexpr int at = i.value * C + c.value;
+                v[at] = values.of(tile + at * 16, r + i.value, c);
+            });
+        });
+        if constexpr (is_gelu(kind)) gelu(v);
+        unroll<R>([&](auto i) INLINED {
+            unroll<C>([&](auto c) INLINED {
+                const __m512 y = v[i.value * C + c.value];
+                char* at = out + (r + i.value) * row_bytes + c.value * 16 * value_bytes(kind);
+                if constexpr (is_bf16(kind)) {
+                    _mm256_mask_storeu_epi16(at, mask[c.value], to_bf16(y));
+                } else {
+                    _mm512_mask_storeu_ps(at, mask[c.value], y);
+                }
+            });
+        });
+    }
+};
+
+}  // namespace

@@ -1,0 +1,35 @@
+// From f32 to a linear's output: GELU and bf16, their definition. Everything is internal to the file that includes it.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "gelu.h"
+
+static float gelu(float x) {
+    const float a = fabsf(x) < kGeluEnd ? fabsf(x) : kGeluEnd;
+    float log2_q = kGeluTail[8];
+    for (int i = 7; i >= 0; --i) log2_q = fmaf(log2_q, a, kGeluTail[i]);
+    const float whole = rintf(log2_q), part = log2_q - whole;
+    float q = kExp2[5];
+    for (int i = 4; i >= 0; --i) q = fmaf(q, part, kExp2[i]);
+    return fmaf(-a, ldexpf(q, (int)whole), x < 0.0f ? 0.0f : x);  // a NaN is not below zero, and stays
+}
+
+static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return isnan(x) ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Element `at` of y.
+template <class Linear>
+static void write_output(const Linear& p, float linear, size_t at) {
+    const float y = p.gelu ? gelu(linear) : linear;
+    if (p.bf16) {
+        ((uint16_t*)p.y)[at] = to_bf16(y);
+    } else {
+        ((float*)p.y)[at] = y;
+    }
+}
