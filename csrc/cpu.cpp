@@ -52,6 +52,17 @@ bool isa_supported(Isa isa) {
     }
 }
 
+bool multiplies_bf16(Isa isa) {
+    switch (isa) {
+        case kAvx512Vnni:
+            return isa_supported(isa) && __builtin_cpu_supports("avx512bf16");
+        case kAmx:
+            return isa_supported(isa) && leaf7_edx(22);
+        default:
+            return false;
+    }
+}
+
 const CpuFeature* cpu_features() {
     static const CpuFeature features[] = {
         {"avx2", bool(__builtin_cpu_supports("avx2"))},

@@ -14,5 +14,8 @@ struct CpuFeature {
 // for the permission to use tile data, which a process must do once before its first tile instruction.
 bool isa_supported(Isa isa);
 
+// Whether what an instruction set multiplies with, AVX-512's vectors or AMX's tiles, multiplies bf16 too.
+bool multiplies_bf16(Isa isa);
+
 // The features that kernels, here and in torch, choose by. Ends with a null name.
 const CpuFeature* cpu_features();

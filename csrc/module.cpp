@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
 #include "parallel.h"
 #include "peak_int8/contract.h"
@@ -147,6 +148,25 @@ void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, u
     linear_w8a8_for(isa)(&op, row_begin, row_end, block_begin, block_end);
 }
 
+// On one thread, rows [row_begin, row_end) of column blocks [block_begin, block_end). With `widen` as on a processor
+// without vdpbf16ps.
+void linear_bf16(int isa, bool widen, uintptr_t x, size_t x_stride, size_t k, uintptr_t weight, uintptr_t bias,
+                 uintptr_t y, size_t out_stride, size_t n, bool gelu, bool bf16, size_t row_begin, size_t row_end,
+                 size_t block_begin, size_t block_end) {
+    const LinearBf16 op{at<uint16_t>(x),
+                        x_stride,
+                        at<uint16_t>(weight),
+                        at<float>(bias),
+                        at<void>(y),
+                        out_stride,
+                        n,
+                        round_up(k, 32),
+                        gelu,
+                        bf16};
+    const LinearBf16Fn fn = widen && isa == kAvx512Vnni ? linear_bf16_avx512vnni : linear_bf16_for(isa);
+    fn(&op, row_begin, row_end, block_begin, block_end);
+}
+
 double thread_nanoseconds() {
     timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -184,5 +204,6 @@ NB_MODULE(_native, m) {
     m.def("quantize_rows", &quantize_rows, released);
     m.def("linear_w8a8", &linear_w8a8, released);
     m.def("multiply_w8a8", &multiply_w8a8, released);
+    m.def("linear_bf16", &linear_bf16, released);
     m.def("peak_int8_gops", &peak_int8_gops, released);
 }

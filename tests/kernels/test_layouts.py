@@ -25,6 +25,25 @@ def test_four_values_of_sixteen_columns_are_neighbours():
         assert flat[((block * 32 + group) * 16 + row % 16) * 4 + column % 4] == codes[row, column]
 
 
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (15, 3), (16, 32), (17, 33), (100, 385)])
+def test_bf16_unpack_inverts_pack(n, k):
+    weight = torch.randn(n, k).bfloat16()
+    packed = layouts.pack_bf16(weight)
+    assert packed.dtype == torch.bfloat16
+    assert packed.is_contiguous()
+    assert torch.equal(layouts.unpack_bf16(packed, n, k), weight)
+    assert torch.equal(layouts.pack_bf16(weight.float()), packed)
+    assert packed.numel() == (n + -n % 16) * (k + -k % 32)
+    assert packed.count_nonzero() == weight.count_nonzero(), "padding is zero"
+
+
+def test_two_bf16_values_of_sixteen_columns_are_neighbours():
+    weight = torch.randn(33, 70).bfloat16()
+    flat = layouts.pack_bf16(weight).flatten()
+    for row, column in ((0, 0), (5, 3), (16, 4), (32, 69)):
+        assert flat[((row // 16 * 48 + column // 2) * 16 + row % 16) * 2 + column % 2] == weight[row, column]
+
+
 def test_columns_are_padded_copies():
     values = torch.arange(17.0)
     padded = layouts.pad_columns(values)

@@ -71,4 +71,23 @@ def multiply_w8a8(
     block_end: int,
     /,
 ) -> None: ...
+def linear_bf16(
+    isa: int,
+    widen: bool,
+    x: int,
+    x_stride: int,
+    k: int,
+    weight: int,
+    bias: int,
+    y: int,
+    out_stride: int,
+    n: int,
+    gelu: bool,
+    bf16: bool,
+    row_begin: int,
+    row_end: int,
+    block_begin: int,
+    block_end: int,
+    /,
+) -> None: ...
 def peak_int8_gops(isa: int, repeats: int, /) -> float: ...

@@ -128,3 +128,13 @@ def linear_w8a8(
     if bias_N is not None:
         y_MN = y_MN + bias_N
     return exact_gelu(y_MN) if gelu else y_MN
+
+
+def linear_bf16(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """y[m, n] = sum_k x[m, k] · weight[n, k] + bias_n, then GELU: float32 (M, N). x and weight are rounded to bfloat16,
+    their products summed in float32.
+    """
+    y_MN = x_MK.bfloat16().float() @ weight_NK.bfloat16().float().T
+    if bias_N is not None:
+        y_MN = y_MN + bias_N
+    return exact_gelu(y_MN) if gelu else y_MN
