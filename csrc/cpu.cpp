@@ -63,6 +63,10 @@ bool multiplies_bf16(Isa isa) {
     }
 }
 
+bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
+
+bool has_amx_bf16() { return leaf7_edx(22) && tiles_saved_by_os(); }
+
 const CpuFeature* cpu_features() {
     static const CpuFeature features[] = {
         {"avx2", bool(__builtin_cpu_supports("avx2"))},
@@ -70,8 +74,8 @@ const CpuFeature* cpu_features() {
         {"avx512f", bool(__builtin_cpu_supports("avx512f"))},
         {"avx512bw", bool(__builtin_cpu_supports("avx512bw"))},
         {"avx512vnni", bool(__builtin_cpu_supports("avx512vnni"))},
-        {"avx512_bf16", bool(__builtin_cpu_supports("avx512bf16"))},
-        {"amx_bf16", leaf7_edx(22) && tiles_saved_by_os()},
+        {"avx512_bf16", has_avx512_bf16()},
+        {"amx_bf16", has_amx_bf16()},
         {"amx_int8", leaf7_edx(25) && tiles_saved_by_os()},
         {nullptr, false},
     };

@@ -17,5 +17,9 @@ bool isa_supported(Isa isa);
 // Whether what an instruction set multiplies with, AVX-512's vectors or AMX's tiles, multiplies bf16 too.
 bool multiplies_bf16(Isa isa);
 
+// Products of bf16, in vectors and in tiles: beyond what their instruction sets, avx512vnni and amx, promise.
+bool has_avx512_bf16();
+bool has_amx_bf16();
+
 // The features that kernels, here and in torch, choose by. Ends with a null name.
 const CpuFeature* cpu_features();

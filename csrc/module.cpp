@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention/contract.h"
 #include "cpu.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
@@ -167,6 +168,39 @@ void linear_bf16(int isa, bool widen, uintptr_t x, size_t x_stride, size_t k, ui
     fn(&op, row_begin, row_end, block_begin, block_end);
 }
 
+// Variants of attention: one more than instruction sets, because bf16 products came after VNNI.
+struct AttentionVariant {
+    const char* name;
+    AttentionFn fn;
+    bool supported;
+};
+
+constexpr int kAttentionVariants = 5;
+
+AttentionVariant attention_variant(int index) {
+    const bool avx512 = isa_supported(kAvx512Vnni), bf16 = avx512 && has_avx512_bf16();
+    const AttentionVariant variants[kAttentionVariants] = {
+        {"scalar", attention_scalar, true},
+        {"avx2", attention_avx2, isa_supported(kAvx2)},
+        {"avx512vnni", attention_avx512vnni, avx512},
+        {"avx512bf16", attention_avx512bf16, bf16},
+        {"amx", attention_amx, bf16 && isa_supported(kAmx) && has_amx_bf16()},
+    };
+    return variants[index];
+}
+
+// One sequence on one thread: queries [query_begin, query_end) of heads [head_begin, head_end). bias may be 0; a window
+// below 0 is none.
+void attention(int variant, uintptr_t q, uintptr_t k, uintptr_t v, size_t stride, uintptr_t out, size_t out_stride,
+               size_t tokens, size_t head_size, float scale, uintptr_t bias, size_t bias_stride, int64_t window,
+               uintptr_t scratch, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end) {
+    const Attention op{at<uint16_t>(q), at<uint16_t>(k),  at<uint16_t>(v),
+                       stride,          at<uint16_t>(out), out_stride,
+                       tokens,          head_size,        scale,
+                       at<float>(bias), bias_stride,      window < 0 ? kNoWindow : size_t(window)};
+    attention_variant(variant).fn(&op, head_begin, head_end, query_begin, query_end, at<void>(scratch));
+}
+
 double thread_nanoseconds() {
     timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -201,6 +235,16 @@ NB_MODULE(_native, m) {
     m.def("max_threads", [] { return omp_get_max_threads(); });
     m.def("code_stride", &code_stride);
     m.def("scratch_bytes", &scratch_bytes);
+    m.def("attention_variants", [] {
+        std::vector<std::pair<std::string, bool>> table;  // best last: (name, supported)
+        for (int i = 0; i < kAttentionVariants; ++i) {
+            const AttentionVariant variant = attention_variant(i);
+            table.emplace_back(variant.name, variant.supported);
+        }
+        return table;
+    });
+    m.def("attention_scratch_bytes", &attention_scratch_bytes);
+    m.def("attention", &attention, released);
     m.def("quantize_rows", &quantize_rows, released);
     m.def("linear_w8a8", &linear_w8a8, released);
     m.def("multiply_w8a8", &multiply_w8a8, released);

@@ -122,6 +122,81 @@ class QuantizeRows:
         return (codes[:, :k].to(torch.int16) - 128).to(torch.int8), scales, zeros
 
 
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """`attention` of one variant on q, k, v (T, H, D), which become one buffer with NaN after the last token, or not.
+
+    The output is NaN wherever the kernel wrote nothing; scratch is NaN before.
+    """
+
+    variant: int
+
+    def __call__(
+        self,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        scale: float,
+        *,
+        bias_HR: Tensor | None = None,
+        window: int | None = None,
+        heads: slice = slice(None),
+        queries: slice = slice(None),
+        offset: int = 0,
+    ) -> Tensor:
+        """(T, H, D) bfloat16. offset: elements between an aligned address and those of q, k, v and the output."""
+        tokens, n_heads, size = q_THD.shape
+        module = native.load()
+        width = n_heads * size
+        stride, out_stride = 3 * width + 8, width + 8
+        buffer = torch.full((offset + (tokens + 1) * stride,), torch.nan, dtype=torch.bfloat16)
+        rows = buffer[offset : offset + tokens * stride].view(tokens, stride)
+        for part, x in enumerate((q_THD, k_THD, v_THD)):
+            rows[:, part * width : (part + 1) * width] = x.reshape(tokens, width)
+        out = torch.full((offset + tokens * out_stride,), torch.nan, dtype=torch.bfloat16)
+        scratch = torch.full((module.attention_scratch_bytes(tokens, size) // 4 + 1024,), torch.nan)
+        address = -(-scratch.data_ptr() // 64) * 64
+        end = (address - scratch.data_ptr() + module.attention_scratch_bytes(tokens, size)) // 4
+        bias = 0 if bias_HR is None else bias_HR.data_ptr() + (tokens - 1) * bias_HR.element_size()
+        q = rows.data_ptr()
+        module.attention(
+            self.variant,
+            q,
+            q + 2 * width,
+            q + 4 * width,
+            stride,
+            out.data_ptr() + 2 * offset,
+            out_stride,
+            tokens,
+            size,
+            scale,
+            bias,
+            0 if bias_HR is None else bias_HR.stride(0),
+            -1 if window is None else window,
+            address,
+            *heads.indices(n_heads)[:2],
+            *queries.indices(tokens)[:2],
+        )
+        assert scratch[end:].isnan().all(), "wrote past its scratch"
+        written = out[offset:].view(tokens, out_stride)
+        assert written[:, width:].isnan().all(), "wrote past the last head"
+        return written[:, :width].reshape(tokens, n_heads, size)
+
+
+ATTENTION = ("scalar", "avx2", "avx512vnni", "avx512bf16", "amx")
+
+
+@pytest.fixture(params=ATTENTION)
+def attention(request: pytest.FixtureRequest) -> Attention:
+    """A variant of attention that this machine supports; the others are skipped by name."""
+    variants = native.load().attention_variants()
+    assert tuple(name for name, _ in variants) == ATTENTION
+    index = ATTENTION.index(request.param)
+    if not variants[index][1]:
+        pytest.skip(f"this machine lacks {request.param}")
+    return Attention(index)
+
+
 @pytest.fixture(params=cpu.ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
     """An instruction set that this machine supports; the others are skipped by name."""

@@ -4,6 +4,29 @@ def kernel_calls() -> int: ...
 def max_threads() -> int: ...
 def code_stride(k: int, /) -> int: ...
 def scratch_bytes(m: int, k: int, /) -> int: ...
+def attention_variants() -> list[tuple[str, bool]]: ...
+def attention_scratch_bytes(tokens: int, head_size: int, /) -> int: ...
+def attention(
+    variant: int,
+    q: int,
+    k: int,
+    v: int,
+    stride: int,
+    out: int,
+    out_stride: int,
+    tokens: int,
+    head_size: int,
+    scale: float,
+    bias: int,
+    bias_stride: int,
+    window: int,
+    scratch: int,
+    head_begin: int,
+    head_end: int,
+    query_begin: int,
+    query_end: int,
+    /,
+) -> None: ...
 def quantize_rows(
     isa: int,
     x: int,

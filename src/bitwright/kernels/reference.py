@@ -1,6 +1,6 @@
 """Every operator in a few lines of torch: the definition that the native kernels equal, bit by bit in the integers.
 
-M tokens · N output features · K input features.
+M tokens · N output features · K input features; in attention T tokens · H heads · D head dimensions · R distances.
 """
 
 import torch
@@ -138,3 +138,28 @@ def linear_bf16(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu:
     if bias_N is not None:
         y_MN = y_MN + bias_N
     return exact_gelu(y_MN) if gelu else y_MN
+
+
+def attention(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    scale: float,
+    *,
+    bias_HR: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Per head softmax(scale · q kᵀ + bias) · v of one sequence, in the dtype of its inputs: (T, H, D).
+
+    Args:
+        bias_HR: what is added to a score by the distance of its key from its query, from −(T − 1) to T − 1.
+        window: keys further than this from the query, on either side, are left out.
+    """
+    tokens = torch.arange(len(q_THD))
+    distance_QK = tokens - tokens[:, None]
+    scores_HQK = torch.einsum("qhd,khd->hqk", q_THD, k_THD) * scale
+    if bias_HR is not None:
+        scores_HQK = scores_HQK + bias_HR[:, distance_QK + len(tokens) - 1]
+    if window is not None:
+        scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
+    return torch.einsum("hqk,khd->qhd", scores_HQK.softmax(dim=-1), v_THD)

@@ -1,0 +1,17 @@
+#include "common.h"
+#include "contract.h"
+#include "cpu.h"
+
+// Of the variant that takes most: keys and values of a head in f32, scores of 32 queries in f32, their packed queries.
+size_t attention_scratch_bytes(size_t tokens, size_t head_size) {
+    const size_t rows = round_up(tokens, 32) + 32, size = round_up(head_size, 32);
+    return (2 * rows * size + 32 * rows + 64 * size + 1024) * sizeof(float);
+}
+
+AttentionFn attention_for(int isa) {
+    // Servers with VNNI came before those with bf16 products; with AMX they have them, unless a hypervisor hides them.
+    const AttentionFn avx512 = has_avx512_bf16() ? attention_avx512bf16 : attention_avx512vnni;
+    const AttentionFn variants[] = {attention_scalar, attention_avx2, avx512,
+                                    has_avx512_bf16() && has_amx_bf16() ? attention_amx : avx512};
+    return variants[isa];
+}

@@ -1,0 +1,52 @@
+// attention, the definition in C++. See contract.h.
+#include <math.h>
+#include <string.h>
+
+#include "common.h"
+#include "contract.h"
+
+static float widen(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return isnan(x) ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static void attend(const Attention& p, size_t head, size_t query, float* weights) {
+    const size_t column = head * p.head_size;
+    const uint16_t* q = p.q + query * p.stride + column;
+    const Range keys = seen_by(p, query, query + 1);
+    float largest = -INFINITY, sum = 0.0f;
+    for (size_t j = keys.begin; j < keys.end; ++j) {
+        const uint16_t* k = p.k + j * p.stride + column;
+        float dot = 0.0f;
+        for (size_t i = 0; i < p.head_size; ++i) dot += widen(q[i]) * widen(k[i]);
+        const ptrdiff_t distance = (ptrdiff_t)j - (ptrdiff_t)query;
+        const float score = dot * p.scale + (p.bias ? (p.bias + head * p.bias_stride)[distance] : 0.0f);
+        weights[j] = score;
+        largest = score > largest ? score : largest;
+    }
+    for (size_t j = keys.begin; j < keys.end; ++j) {
+        weights[j] = widen(to_bf16(expf(weights[j] - largest)));
+        sum += weights[j];
+    }
+    for (size_t i = 0; i < p.head_size; ++i) {
+        float mean = 0.0f;
+        for (size_t j = keys.begin; j < keys.end; ++j) mean += weights[j] * widen(p.v[j * p.stride + column + i]);
+        p.out[query * p.out_stride + column + i] = to_bf16(mean / sum);
+    }
+}
+
+void attention_scalar(const Attention* p, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
+                      void* scratch) {
+    for (size_t head = head_begin; head < head_end; ++head) {
+        for (size_t query = query_begin; query < query_end; ++query) attend(*p, head, query, (float*)scratch);
+        poison(*p, head, query_begin, query_end);
+    }
+}
