@@ -1,12 +1,13 @@
-"""Our int8 GEMM on one core, against ONNX Runtime's and against what the core can do.
+"""Our GEMMs on one core: int8 against ONNX Runtime's and against what the core can do, bf16 against torch's.
 
     python benchmarks/gemm.py [--json FILE] [--rounds N] [--isa NAME ...]
 
-For the linears of MiniLM and BERT-base, three pairs, each in GOP/s (a multiply or an add is one operation):
+For the linears of MiniLM and BERT-base, four pairs, each in GOP/s (a multiply or an add is one operation):
 
     sums    u8 x s8 -> int32                          ours | MatMulInteger
     linear  u8 x s8 -> float32, scale, bias           ours | the measured peak of the instruction set
     whole   float32 -> quantize, multiply -> float32  ours | com.microsoft DynamicQuantizeMatMul
+    bf16    bf16 x bf16 -> bf16, bias                 ours | torch's linear
 
 Rivals run turn by turn in short blocks (A B C A B C), so that all see the same noise; a ratio is the median over rounds
 of the ratio inside a round, a speed the median over rounds. The peak is measured in every round too. Needs onnx and
@@ -52,6 +53,7 @@ def main() -> None:
     rows = [measure(m, n, k, isas, options.rounds) for m in ROWS for n, k in SHAPES_NK]
     for isa in isas:
         Console(width=80).print(table_of(rows, isa))
+    Console(width=80).print(table_of_bf16(rows, isas))
     if options.json:
         facts = {"cpu": cpu_model(), "threads": 1, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
         options.json.write_text(json.dumps({**facts, "isas": isas, "rows": rows}, indent=1) + "\n")
@@ -66,9 +68,11 @@ def measure(m: int, n: int, k: int, isas: list[str], rounds: int) -> dict[str, o
     contestants: dict[str, Run] = {
         "ort sums": ort_sums(codes_MK, weight_NK),
         "ort whole": ort_whole(x_MK, weight_NK),
+        "torch bf16": torch_bf16(x_MK, weight_NK),
     }
     for isa in isas:
         contestants |= ours(isa, x_MK, codes_MK, weight_NK)
+        contestants[f"{isa} bf16"] = ours_bf16(isa, x_MK, weight_NK)
     found: dict[str, list[float]] = {name: [] for name in (*contestants, *(f"{isa} peak" for isa in isas))}
     for run in contestants.values():
         run()
@@ -121,6 +125,28 @@ def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray
         f"{isa} linear": multiply(False),
         f"{isa} whole": lambda: module.linear_w8a8(index, 1, *quantize, *columns, y.data_ptr(), n, False),
     }
+
+
+def ours_bf16(isa: str, x_MK: np.ndarray, weight_NK: np.ndarray) -> Run:
+    """linear_bf16 on preallocated memory; the weight is packed beforehand."""
+    (m, k), n = x_MK.shape, len(weight_NK)
+    module, index = native.load(), cpu.isa_index(isa)
+    x, y = torch.from_numpy(x_MK).bfloat16(), torch.empty(m, n, dtype=torch.bfloat16)
+    packed = layouts.pack_bf16(torch.from_numpy(weight_NK))
+    bias = layouts.pad_columns(torch.ones(n))
+    assert m % layouts.BLOCK == 0, "rows of x up to the next multiple of 16 must be readable"
+    assert k % layouts.PAD_K_BF16 == 0, "so must values, to the next multiple of 32"
+    operands = (x.data_ptr(), k, k, packed.data_ptr(), bias.data_ptr(), y.data_ptr(), n, n)
+    everything = (False, True, 0, m, 0, packed.shape[0])  # no GELU, bf16 output
+    keep = (x, y, packed, bias)  # alive as long as the closure
+    return lambda: (module.linear_bf16(index, False, *operands, *everything), keep)
+
+
+def torch_bf16(x_MK: np.ndarray, weight_NK: np.ndarray) -> Run:
+    """torch's linear on bf16 tensors."""
+    x, weight = torch.from_numpy(x_MK).bfloat16(), torch.from_numpy(weight_NK).bfloat16()
+    bias = torch.ones(len(weight), dtype=torch.bfloat16)
+    return lambda: torch.nn.functional.linear(x, weight, bias)
 
 
 def ort_sums(codes_MK: np.ndarray, weight_NK: np.ndarray) -> Run:
@@ -182,6 +208,21 @@ def table_of(rows: list[dict[str, object]], isa: str) -> Table:
             f"{median(found['ort whole']):.0f}",
             f"{ratio(whole, found['ort whole']):.2f}",
         )
+    return table
+
+
+def table_of_bf16(rows: list[dict[str, object]], isas: list[str]) -> Table:
+    """One line per shape, every instruction set beside torch."""
+    table = Table(title="bf16, one core, GOP/s; x = ours / torch's", box=None, header_style="bold", pad_edge=False)
+    for column in ("M", "N", "K", "torch", *(column for isa in isas for column in (isa, "x"))):
+        table.add_column(column, justify="right")
+    for row in rows:
+        found: dict[str, list[float]] = row["rounds"]  # type: ignore[assignment]
+        torchs = found["torch bf16"]
+        cells = [str(row[size]) for size in "MNK"] + [f"{median(torchs):.0f}"]
+        for isa in isas:
+            cells += [f"{median(found[f'{isa} bf16']):.0f}", f"{ratio(found[f'{isa} bf16'], torchs):.2f}"]
+        table.add_row(*cells)
     return table
 
 

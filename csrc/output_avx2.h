@@ -47,7 +47,7 @@ inline void write_bf16(__m256 x, size_t count, uint16_t* out) {
 
 // The first `count` of eight columns, from element `at` of y on.
 template <class Linear>
-inline void write_output(const Linear& p, __m256 linear, size_t count, size_t at) {
+INLINE void write_output(const Linear& p, __m256 linear, size_t count, size_t at) {
     const __m256 y = p.gelu ? gelu(linear) : linear;
     if (p.bf16) {
         write_bf16(y, count, (uint16_t*)p.y + at);

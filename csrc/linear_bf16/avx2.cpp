@@ -17,6 +17,11 @@ constexpr size_t kChunkBytes = 160 * 1024;  // of x, which stay in L2 while all 
 
 inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
+// acc += a * b. Not the intrinsic: with it GCC 12 lets the sum move into the register of a, and runs out of registers.
+INLINE void multiply_add(__m256& acc, __m256 a, __m256 b) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+}
+
 // Adds `count` K values of R rows of x, and of one column block, to sums [R, 16].
 template <int R>
 void add_block(const float (*x)[kStretch], const uint16_t* weight, size_t count, float* sums) {
@@ -37,9 +42,7 @@ void add_block(const float (*x)[kStretch], const uint16_t* weight, size_t count,
             });
             unroll<R>([&](auto r) INLINED {
                 const __m256 value = _mm256_broadcast_ss(x[r.value] + k + odd.value);
-                unroll<2>([&](auto c) INLINED {
-                    acc[r.value][c.value] = _mm256_fmadd_ps(value, w[c.value], acc[r.value][c.value]);
-                });
+                unroll<2>([&](auto c) INLINED { multiply_add(acc[r.value][c.value], value, w[c.value]); });
             });
         });
     }
