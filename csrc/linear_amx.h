@@ -22,12 +22,13 @@ alignas(64) const TileConfig kTileConfig = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 // Tiles are named in the instructions, not passed: a macro.
-#define MULTIPLY_ADD(sums, a, b)                \
-    if constexpr (std::is_same_v<Sum, float>) { \
-        _tile_dpbf16ps(sums, a, b);             \
-    } else {                                    \
-        _tile_dpbusd(sums, a, b);               \
-    }
+#define MULTIPLY_ADD(sums, a, b)                  \
+    do {                                          \
+        if constexpr (std::is_same_v<Sum, float>) \
+            _tile_dpbf16ps(sums, a, b);           \
+        else                                      \
+            _tile_dpbusd(sums, a, b);             \
+    } while (0)
 
 // Sums [32, 32] of which `rows` rows wait to be written from row m, column n of the output on, up to column `end`.
 template <class Sum>

@@ -1,6 +1,7 @@
 // linear_bf16, AMX: 2 x 2 tiles of 16 x 16 sums by tdpbf16ps; linear_amx.h.
 // Layout: contract.h; a B tile is one column block and 32 K values.
-// Bound: L2. tdpbf16ps is 16384 operations in 16 cycles, four of them take 64 lines of x and weights.
+// Bound: L2. Four tdpbf16ps are 65536 operations in 64 cycles and take 64 lines of x and weights; a short K leaves x in
+// L1.
 #include <immintrin.h>
 
 #include "contract.h"

@@ -1,8 +1,8 @@
 // linear_bf16, AVX2: x and weights are widened to f32. Tiles of 6 rows x 16 columns in 12 registers.
-// Layout: contract.h. A pair of K values is two halves of a 32-bit lane: one shift, one mask. x is widened beforehand,
-// a stretch of K for four column blocks at a time, so that a value is a broadcast from L1. One step of two K values is
-// 2 loads and 4 operations for the weights, 12 broadcasts of x, 24 vfmadd. Bound: compute. vfmadd is 16 operations, two
-// a cycle.
+// Layout: contract.h. A pair of K values is the two halves of a 32-bit lane: one shift, one mask. x is widened
+// beforehand, a stretch of K for four column blocks at a time, so that a value is a broadcast from L1. One step of two
+// K values is 2 loads and 4 operations for the weights, 12 broadcasts of x, 24 vfmadd.
+// Bound: compute. vfmadd is 16 operations, two a cycle.
 #include <immintrin.h>
 
 #include "contract.h"

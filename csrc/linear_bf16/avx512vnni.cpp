@@ -1,8 +1,9 @@
 // linear_bf16, AVX-512 without vdpbf16ps: x and weights are widened to f32. Tiles of 6 rows x 64 columns in 24
-// registers; linear_avx512.h. Layout: contract.h. A pair of K values is two halves of a 32-bit lane: one shift, one
-// mask. x is widened beforehand, a stretch of K at a time, so that a value is a broadcast from L1. One step of two K
-// values is 8 loads and 8 operations for the weights, 12 broadcasts of x, 48 vfmadd. Bound: compute. vfmadd is 32
-// operations; one or two a cycle.
+// registers; linear_avx512.h.
+// Layout: contract.h. A pair of K values is the two halves of a 32-bit lane: one shift, one mask. x is widened
+// beforehand, a stretch of K at a time, so that a value is a broadcast from L1. One step of two K values is 8 loads and
+// 8 operations for the weights, 12 broadcasts of x, 48 vfmadd.
+// Bound: compute. vfmadd is 32 operations; one or two a cycle.
 #include <immintrin.h>
 
 #include "contract.h"
