@@ -30,7 +30,7 @@ from onnx import helper
 from rich.console import Console
 from rich.table import Table
 
-from bitwright.kernels import cpu, layouts, native
+from bitwright.kernels import cpu, dispatch, layouts, native
 from bitwright.numerics.spec import SCHEMES
 
 ROWS = (128, 1024)
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--isa", nargs="+", default=["avx512vnni", "amx"], choices=list(PEAK_REPEATS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    supported = {row.name for row in cpu.isa_table() if row.supported}
+    supported = {row.name for row in dispatch.isa_table() if row.supported}
     isas = [isa for isa in options.isa if isa in supported]
     rows = [measure(m, n, k, isas, options.rounds) for m in ROWS for n, k in SHAPES_NK]
     for isa in isas:
@@ -80,7 +80,7 @@ def measure(m: int, n: int, k: int, isas: list[str], rounds: int) -> dict[str, o
         for name, run in contestants.items():
             found[name].append(2e-9 * m * n * k / seconds_per_call(run))
         for isa in isas:
-            found[f"{isa} peak"].append(native.load().peak_int8_gops(cpu.isa_index(isa), PEAK_REPEATS[isa]))
+            found[f"{isa} peak"].append(native.load().peak_int8_gops(dispatch.isa_index(isa), PEAK_REPEATS[isa]))
     return {"M": m, "N": n, "K": k, "rounds": found}
 
 
@@ -97,7 +97,7 @@ def seconds_per_call(run: Run) -> float:
 def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray) -> dict[str, Run]:
     """Our three contestants on preallocated memory, as the rivals have it."""
     (m, k), n = x_MK.shape, len(weight_NK)
-    module, index = native.load(), cpu.isa_index(isa)
+    module, index = native.load(), dispatch.isa_index(isa)
     weight = torch.from_numpy(weight_NK)
     packed, colsum = layouts.pack(weight), layouts.column_sums(weight)
     scale_n = layouts.pad_columns(torch.full((n,), 0.01))
@@ -130,7 +130,7 @@ def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray
 def ours_bf16(isa: str, x_MK: np.ndarray, weight_NK: np.ndarray) -> Run:
     """linear_bf16 on preallocated memory; the weight is packed beforehand."""
     (m, k), n = x_MK.shape, len(weight_NK)
-    module, index = native.load(), cpu.isa_index(isa)
+    module, index = native.load(), dispatch.isa_index(isa)
     x, y = torch.from_numpy(x_MK).bfloat16(), torch.empty(m, n, dtype=torch.bfloat16)
     packed = layouts.pack_bf16(torch.from_numpy(weight_NK))
     bias = layouts.pad_columns(torch.ones(n))

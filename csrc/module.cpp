@@ -11,36 +11,30 @@
 #include <vector>
 
 #include "attention/contract.h"
+#include "count.h"
 #include "cpu.h"
+#include "engine/binding.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
 #include "parallel.h"
 #include "peak_int8/contract.h"
 #include "quantize_rows/contract.h"
+#include "share.h"
 
 namespace nb = nanobind;
+
+std::atomic<uint64_t> integer_linears{0};
 
 namespace {
 
 // Multiply-adds that repay waking one more thread. Two threads broke even with one at 5 to 9 million in all with AMX,
 // earlier with slower instruction sets.
 constexpr size_t kWorthAThread = 1 << 21;
-// Linear calls so far, so that a verification can count the integer kernels that a model really ran.
-std::atomic<uint64_t> calls{0};
-
 constexpr size_t kRowGrain = 32, kBlockGrain = 4;
 
 template <class T>
 T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
-}
-
-size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Codes of rows that are a multiple of 512 bytes apart would share few L1 sets; a line more spreads them.
-size_t code_stride(size_t k) {
-    const size_t padded = round_up(k, kPadK);
-    return padded % 512 ? padded : padded + 64;
 }
 
 // Scratch of one linear call: codes [M16, code_stride] u8, scale [M16] f32, zero_point [M16] i32.
@@ -107,7 +101,7 @@ void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, 
                               bf16};
     const QuantizeRowsFn quantize_fn = quantize_rows_for(isa);
     const LinearW8A8Fn multiply_fn = linear_w8a8_for(isa);
-    ++calls;
+    ++integer_linears;
     threads = useful_threads(threads, m * n * k);
     const bool by_rows = m >= kRowGrain * size_t(threads);
     parallel(threads, [&](int index, int count) {
@@ -231,7 +225,7 @@ NB_MODULE(_native, m) {
         for (const CpuFeature* f = cpu_features(); f->name; ++f) table.emplace_back(f->name, f->present);
         return table;
     });
-    m.def("kernel_calls", [] { return calls.load(); });
+    m.def("kernel_calls", [] { return integer_linears.load(); });
     m.def("max_threads", [] { return omp_get_max_threads(); });
     m.def("code_stride", &code_stride);
     m.def("scratch_bytes", &scratch_bytes);
@@ -250,4 +244,5 @@ NB_MODULE(_native, m) {
     m.def("multiply_w8a8", &multiply_w8a8, released);
     m.def("linear_bf16", &linear_bf16, released);
     m.def("peak_int8_gops", &peak_int8_gops, released);
+    bind_engine(m);
 }

@@ -1,19 +1,8 @@
-// The only file that knows threads. OpenMP, because torch's workers are OpenMP's too: a second pool beside them,
+// The only file that knows OpenMP's threads. OpenMP, because torch's workers are OpenMP's too: a second pool beside them,
 // spinning, costs several times the work. The runtime is not linked; native.py loads torch's copy first (see there).
 #pragma once
 #include <omp.h>
 #include <stddef.h>
-
-struct Share {
-    size_t begin, end;
-};
-
-// Part `index` of `count` of the range [0, total), cut at multiples of `grain`.
-inline Share share_of(size_t total, size_t grain, size_t index, size_t count) {
-    const size_t grains = (total + grain - 1) / grain;
-    const size_t begin = grains * index / count * grain, end = grains * (index + 1) / count * grain;
-    return {begin < total ? begin : total, end < total ? end : total};
-}
 
 // Run work(index, count) on `threads` threads at once, index 0 to count - 1. count may be less than asked for.
 template <class Work>

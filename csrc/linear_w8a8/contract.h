@@ -39,6 +39,12 @@ struct LinearW8A8 {
 // Columns of a block, K values of a group, and the number to which K is padded.
 enum { kBlock = 16, kGroup = 4, kPadK = 64 };
 
+// Bytes between rows of codes. Rows a multiple of 512 bytes apart would share few L1 sets; a line more spreads them.
+inline size_t code_stride(size_t k) {
+    const size_t padded = (k + kPadK - 1) / kPadK * kPadK;
+    return padded % 512 ? padded : padded + 64;
+}
+
 using LinearW8A8Fn = void (*)(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin,
                               size_t block_end);
 

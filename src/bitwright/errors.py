@@ -8,6 +8,7 @@
     ├── CheckpointError     a file whose bytes do not say what they should
     ├── NumericsError       NaN or infinity where numbers are needed; shapes or codes that break an invariant
     ├── KernelError         a kernel variant that this machine lacks, or arguments it cannot take
+    ├── EngineError         a model, or a part of one, that the engine has no operator for
     └── TargetError         a plan that a target runtime cannot run
 
 A budget that is not met is no error but a result: see `pipeline.Result`.
@@ -53,6 +54,10 @@ class NumericsError(BitwrightError):
 
 class KernelError(BitwrightError):
     """A kernel variant that this machine lacks, or arguments that it cannot take."""
+
+
+class EngineError(BitwrightError):
+    """A model, or a part of one, that the engine has no operator for; the generic path runs it."""
 
 
 class TargetError(BitwrightError):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitwright.kernels import cpu, layouts, native
+from bitwright.kernels import cpu, dispatch, layouts, native
 from bitwright.numerics.spec import QuantSpec
 
 POISON_CODE, POISON_SUM = 77, -(2**31) + 5
@@ -50,7 +50,7 @@ class Multiply:
         row_begin, row_end, _ = rows.indices(m)
         block_begin, block_end, _ = blocks.indices(packed.shape[0])
         module.multiply_w8a8(
-            cpu.isa_index(self.isa),
+            dispatch.isa_index(self.isa),
             codes.data_ptr(),
             codes.shape[1],
             scale_M.data_ptr(),
@@ -99,7 +99,7 @@ class QuantizeRows:
         grid = cpu.InputGrid.of(spec, scale, zero_point)
         transform = [layouts.pad_inputs(values) for values in (shift_K, multiplier_K) if values is not None]
         module.quantize_rows(
-            cpu.isa_index(self.isa),
+            dispatch.isa_index(self.isa),
             x_MK.data_ptr(),
             x_MK.dtype == torch.bfloat16,
             x_MK.stride(0),
@@ -197,10 +197,10 @@ def attention(request: pytest.FixtureRequest) -> Attention:
     return Attention(index)
 
 
-@pytest.fixture(params=cpu.ISAS)
+@pytest.fixture(params=dispatch.ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
     """An instruction set that this machine supports; the others are skipped by name."""
-    if not {row.name: row.supported for row in cpu.isa_table()}[request.param]:
+    if not {row.name: row.supported for row in dispatch.isa_table()}[request.param]:
         pytest.skip(f"this machine lacks {request.param}")
     return str(request.param)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bitwright.errors import KernelError
-from bitwright.kernels import cpu, layouts, native, reference
+from bitwright.kernels import cpu, dispatch, layouts, native, reference
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
 GRID = cpu.InputGrid.of(SCHEMES["w8a8"].input)
@@ -114,10 +114,10 @@ def test_calls_from_several_python_threads_do_not_meet():
 
 def test_every_call_is_counted():
     arguments, _ = packed_problem(2, 20, 30)
-    before = cpu.kernel_calls()
+    before = dispatch.kernel_calls()
     cpu.linear_w8a8(*arguments)
     cpu.linear_w8a8(*arguments)
-    assert cpu.kernel_calls() == before + 2
+    assert dispatch.kernel_calls() == before + 2
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def choose_again():
     """Call it to forget the instruction set chosen so far; what the test chose is forgotten after it."""
 
     def forget():
-        cpu.active_isa.cache_clear()
-        cpu.isa_index.cache_clear()
+        dispatch.active_isa.cache_clear()
+        dispatch.isa_index.cache_clear()
 
     yield forget
     forget()
@@ -177,7 +177,7 @@ def choose_again():
 def test_environment_forces_an_instruction_set(monkeypatch, choose_again, isa):
     monkeypatch.setenv("BITWRIGHT_ISA", isa)
     choose_again()
-    assert [row.name for row in cpu.isa_table() if row.active] == [isa]
+    assert [row.name for row in dispatch.isa_table() if row.active] == [isa]
     arguments, want = packed_problem(3, 20, 30)
     torch.testing.assert_close(cpu.linear_w8a8(*arguments), want, rtol=1e-6, atol=1e-5)
 
@@ -185,8 +185,8 @@ def test_environment_forces_an_instruction_set(monkeypatch, choose_again, isa):
 def test_best_supported_is_active_by_default(monkeypatch, choose_again):
     monkeypatch.delenv("BITWRIGHT_ISA", raising=False)
     choose_again()
-    table = cpu.isa_table()
-    assert [row.name for row in table] == list(cpu.ISAS)
+    table = dispatch.isa_table()
+    assert [row.name for row in table] == list(dispatch.ISAS)
     assert next(row for row in table if row.supported).active
     assert sum(row.active for row in table) == 1
     assert table[-1] == ("scalar", True, True, table[-1].active)
@@ -202,15 +202,15 @@ def test_best_supported_is_active_by_default(monkeypatch, choose_again):
 def test_forcing_what_is_not_there_raises(monkeypatch, choose_again, name, message):
     monkeypatch.setenv("BITWRIGHT_ISA", name)
     lacking = {"amx": False, "avx512vnni": False, "avx2": True, "scalar": True}
-    monkeypatch.setattr(cpu, "_supported", lambda: lacking)
+    monkeypatch.setattr(dispatch, "_supported", lambda: lacking)
     choose_again()
     with pytest.raises(KernelError, match=message):
-        cpu.active_isa()
+        dispatch.active_isa()
 
 
 def test_features_agree_with_the_table():
-    features = cpu.cpu_features()
-    supported = {row.name: row.supported for row in cpu.isa_table()}
+    features = dispatch.cpu_features()
+    supported = {row.name: row.supported for row in dispatch.isa_table()}
     assert supported["avx2"] <= features["avx2"]
     assert supported["avx512vnni"] <= features["avx512vnni"]
     assert supported["amx"] <= features["amx_int8"]
@@ -223,6 +223,6 @@ def test_without_the_module_every_call_says_why(monkeypatch, choose_again):
     choose_again()
     with pytest.raises(KernelError, match=r"libsomething.so: not found.*pip install"):
         cpu.linear_w8a8(*arguments)
-    assert not cpu.available()
-    assert cpu.isa_table() == [(name, False, False, False) for name in cpu.ISAS]
-    assert cpu.cpu_features() == {}
+    assert not dispatch.available()
+    assert dispatch.isa_table() == [(name, False, False, False) for name in dispatch.ISAS]
+    assert dispatch.cpu_features() == {}

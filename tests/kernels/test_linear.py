@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from bitwright.errors import KernelError
-from bitwright.kernels import cpu, reference
+from bitwright.kernels import dispatch, reference
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, runs_natively
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.qtensor import QTensor
@@ -45,9 +45,9 @@ def inputs(*shape):
 def test_w8a8_runs_the_kernel_and_equals_the_definition(spec, weight_spec, gelu):
     q, bias, x = quantized(spec=weight_spec), inputs(48), inputs(2, 5, 70)
     layer = QuantLinear(q, bias, spec, *input_grid(spec), gelu=gelu, name="a.b")
-    before = cpu.kernel_calls()
+    before = dispatch.kernel_calls()
     y = layer(x)
-    assert cpu.kernel_calls() == before + 1
+    assert dispatch.kernel_calls() == before + 1
     codes = reference.quantize_rows(x.view(10, 70), spec, *input_grid(spec))
     scale_N = q.scale_NG.flatten().expand(48)
     want = reference.linear_w8a8(*codes, q.codes_NK, scale_N, bias, gelu=gelu).view(2, 5, 48)
@@ -68,9 +68,9 @@ def test_w8a8_runs_the_kernel_and_equals_the_definition(spec, weight_spec, gelu)
 )
 def test_everything_else_runs_the_reference_path(weight_spec, spec):
     q, bias, x = quantized(spec=weight_spec), inputs(48), inputs(3, 70)
-    before = cpu.kernel_calls()
+    before = dispatch.kernel_calls()
     y = QuantLinear(q, bias, spec, gelu=True)(x)
-    assert cpu.kernel_calls() == before
+    assert dispatch.kernel_calls() == before
     if spec is not None:
         codes, scale, zero = reference.quantize_rows(x, spec)
         x = (codes - zero).float() * scale
@@ -109,9 +109,9 @@ def scheme_layer(name, *, bias=True, transformed=False, gelu=False):
 def test_every_scheme_computes_what_its_codes_say(name, transformed, gelu):
     layer, expected = scheme_layer(name, transformed=transformed, gelu=gelu)
     x = inputs(2, 3, 384)
-    before = cpu.kernel_calls()
+    before = dispatch.kernel_calls()
     y = layer(x)
-    assert cpu.kernel_calls() - before == layer.native == runs_natively(SCHEMES[name].weight, SCHEMES[name].input)
+    assert dispatch.kernel_calls() - before == layer.native == runs_natively(SCHEMES[name].weight, SCHEMES[name].input)
     torch.testing.assert_close(y.double(), expected(x.view(6, 384)).view(2, 3, 24), rtol=1e-5, atol=1e-4)
 
 
@@ -186,10 +186,10 @@ def test_gradient_stops_here():
 def test_compiles_into_one_graph():
     torch.compiler.reset()
     layer, x = QuantLinear(quantized(), inputs(48), W8A8[0], gelu=True), inputs(2, 5, 70)
-    before = cpu.kernel_calls()
+    before = dispatch.kernel_calls()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), layer(x))
-    assert cpu.kernel_calls() == before + 2
+    assert dispatch.kernel_calls() == before + 2
 
 
 def test_what_does_not_fit_says_so():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu as torch_gelu
 
-from bitwright.kernels import cpu, layouts, native, reference
+from bitwright.kernels import dispatch, layouts, native, reference
 
 M = [1, 2, 15, 17, 33, 100]
 N = [1, 15, 17, 40, 384]
@@ -53,7 +53,7 @@ class Linear:
         row_begin, row_end, _ = rows.indices(m)
         block_begin, block_end, _ = blocks.indices(packed.shape[0])
         native.load().linear_bf16(
-            cpu.isa_index(self.variant.replace("bf16", "vnni")),
+            dispatch.isa_index(self.variant.replace("bf16", "vnni")),
             self.variant == "avx512vnni",
             x.data_ptr(),
             x_stride,
@@ -77,8 +77,8 @@ class Linear:
 @pytest.fixture(params=VARIANTS)
 def linear(request):
     """The operator by one variant that this machine supports; the others are skipped by name."""
-    supported = {row.name: row.supported for row in cpu.isa_table()}
-    features = cpu.cpu_features()
+    supported = {row.name: row.supported for row in dispatch.isa_table()}
+    features = dispatch.cpu_features()
     supported["avx512bf16"] = supported["avx512vnni"] and features["avx512_bf16"]
     supported["amx"] &= features["amx_bf16"]
     if not supported[request.param]:

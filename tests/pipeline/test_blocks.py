@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bitwright.calibration.observers import merge, observe
 from bitwright.errors import NumericsError, RecipeError
-from bitwright.kernels import cpu
+from bitwright.kernels import dispatch
 from bitwright.methods import METHODS
 from bitwright.methods.gptq import gptq
 from bitwright.methods.rtn import rtn
@@ -24,7 +24,7 @@ from bitwright.runtime.load import load
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 W4 = "w4a16_g32"
-needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the native kernels are not built")
+needs_kernels = pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 
 
 def outputs(model: Any) -> Tensor:

@@ -107,7 +107,7 @@ class TestRuns:
         a, b = ours.encode(texts[:20]), original.encode(texts[:20])
         cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         assert cosines.mean() > 0.98
-        assert ours.backend.startswith("kernels:")
+        assert ours.backend.startswith("engine:")
         assert original.backend == "torch"
 
     def test_same_input_same_bytes(self, tiny_model: TinyModel, tmp_path: Path) -> None:

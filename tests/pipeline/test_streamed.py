@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitwright.checkpoints.stored import StoredLinear
-from bitwright.kernels import cpu
+from bitwright.kernels import dispatch
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import find_linears
 from bitwright.models.load import LoadedModel, load_model
@@ -47,7 +47,7 @@ def test_float(tiny_decoder: Callable[..., Path], family: str) -> None:
     assert model.tokenizer is whole.tokenizer
 
 
-@pytest.mark.skipif(not cpu.available(), reason="the native kernels are not built")
+@pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_changed(tiny_decoder: Callable[..., Path], family: str, tied: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, InputError
-from bitwright.kernels import cpu
+from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantLinear
 from bitwright.models.load import load_model
 from bitwright.runtime.load import load
@@ -19,7 +19,7 @@ from bitwright.runtime.swap import set_compute, swap_linears
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not cpu.available(), reason="the native kernels are not built"),
+    pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
 ]
 IDS = torch.randint(5, 200, (2, 11), generator=torch.Generator().manual_seed(2))
 

@@ -9,14 +9,14 @@ from torch.nn import functional
 
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import ModelError
-from bitwright.kernels import cpu
+from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
 from bitwright.models.architectures import architecture_of, find_linears
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.swap import is_exact_gelu, quant_linear, swap_linears, swap_one, undo
 
-needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the native kernels are not built")
+needs_kernels = pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 IDS = torch.tensor([[2, 7, 9, 30, 3], [2, 50, 8, 44, 3]])
 WORDS = "embeddings.word_embeddings"
 

@@ -9,7 +9,7 @@ import torch
 
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import StoredLinear, model_names, ready
-from bitwright.kernels import cpu
+from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from bitwright.runtime.model import float_model
 from bitwright.runtime.swap import set_compute, swap_linears
@@ -17,7 +17,7 @@ from bitwright.runtime.verify import compared, verify
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not cpu.available(), reason="the native kernels are not built"),
+    pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
 ]
 
 

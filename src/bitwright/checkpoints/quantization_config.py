@@ -12,7 +12,7 @@ What plain readers cannot represent changes the quant_method to "bitwright", and
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitwright.checkpoints.module_patterns import matcher, patterns
 from bitwright.checkpoints.schemes import (
@@ -25,9 +25,11 @@ from bitwright.checkpoints.schemes import (
     parse_weight,
     weight_args,
 )
-from bitwright.checkpoints.stored import LazyLinear
 from bitwright.errors import CheckpointError
 from bitwright.numerics.spec import QuantSpec
+
+if TYPE_CHECKING:  # torch stays out: the engine reads this too
+    from bitwright.checkpoints.stored import LazyLinear
 
 PORTABLE = "compressed-tensors"
 OURS = "bitwright"  # what plain readers cannot represent
@@ -68,7 +70,7 @@ class QuantizationConfig:
 
 
 def make_quantization_config(
-    layers: Mapping[str, LazyLinear],
+    layers: Mapping[str, "LazyLinear"],
     tables: Collection[str],
     ignored: Iterable[str],
     prefix: str,
@@ -157,7 +159,7 @@ def parse_quantization_config(config: Any, where: str) -> QuantizationConfig:
     return parsed
 
 
-def _scheme(name: str, layer: LazyLinear) -> dict[str, Any]:
+def _scheme(name: str, layer: "LazyLinear") -> dict[str, Any]:
     """What a config group says of its linears."""
     transform = [word for word, has in zip(_TRANSFORMS, (layer.has_shift_K, layer.has_scale_K), strict=True) if has]
     return {

@@ -11,15 +11,15 @@ from bitwright.cli.terminal import out, print_json, table
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
 def command(as_json: bool) -> None:
     """Show the processor, the kernel variants, and which libraries are found."""
-    from bitwright.kernels import cpu
+    from bitwright.kernels import dispatch
     from bitwright.runtime.environment import OPTIONAL, environment, version_of
 
     found: dict[str, Any] = {
         "environment": environment(),
-        "cpu_features": list(cpu.cpu_features()),
+        "cpu_features": list(dispatch.cpu_features()),
         "kernels": [
             {"isa": name, "compiled": compiled, "supported": supported, "active": active}
-            for name, compiled, supported, active in cpu.isa_table()
+            for name, compiled, supported, active in dispatch.isa_table()
         ],
         "optional": {name: version_of(name) for name in OPTIONAL},
     }

@@ -6,9 +6,15 @@ contiguous bytes, the operand of one vpdpbusd or vdpbf16ps; sixteen of those are
 or tdpbf16ps.
 """
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A torch tensor or a numpy array; what comes out is what went in. The engine packs without torch.
+Array = TypeVar("Array", bound=Any)
 
 BLOCK = 16
 GROUP = 4
@@ -17,44 +23,51 @@ GROUP_BF16 = 2
 PAD_K_BF16 = 32
 
 
-def pack(codes_NK: Tensor) -> Tensor:
+def pack(codes_NK: Array) -> Array:
     """Weight codes int8 (N, K) -> int8 (N/16, K/4, 16, 4), zero where padded."""
-    return _pack(codes_NK, GROUP, PAD_K)
+    packed: Array = _pack(codes_NK, GROUP, PAD_K)
+    return packed
 
 
-def unpack(packed: Tensor, n: int, k: int) -> Tensor:
+def unpack(packed: Array, n: int, k: int) -> Array:
     """The inverse of `pack`: int8 (n, k), contiguous."""
-    return _unpack(packed, n, k)
+    codes: Array = _unpack(packed, n, k)
+    return codes
 
 
-def pack_bf16(weight_NK: Tensor) -> Tensor:
-    """A weight, rounded to bfloat16 if it is not that, (N, K) -> bfloat16 (N/16, K/2, 16, 2), zero where padded."""
-    return _pack(weight_NK.to(torch.bfloat16), GROUP_BF16, PAD_K_BF16)
+def pack_bf16(weight_NK: Array) -> Array:
+    """A bfloat16 weight, in numpy its bits as uint16, (N, K) -> (N/16, K/2, 16, 2), zero where padded."""
+    packed: Array = _pack(weight_NK, GROUP_BF16, PAD_K_BF16)
+    return packed
 
 
-def unpack_bf16(packed: Tensor, n: int, k: int) -> Tensor:
-    """The inverse of `pack_bf16`: bfloat16 (n, k), contiguous."""
-    return _unpack(packed, n, k)
+def unpack_bf16(packed: Array, n: int, k: int) -> Array:
+    """The inverse of `pack_bf16`: (n, k), contiguous."""
+    weight: Array = _unpack(packed, n, k)
+    return weight
 
 
-def _pack(values_NK: Tensor, group: int, pad_k: int) -> Tensor:
+def _pack(values_NK: Any, group: int, pad_k: int) -> Any:
     n, k = values_NK.shape
-    padded = pad(values_NK, (0, -k % pad_k, 0, -n % BLOCK))
-    blocks = padded.view(-1, BLOCK, padded.shape[1] // group, group)
-    return blocks.permute(0, 2, 1, 3).contiguous()
+    shape = (n + -n % BLOCK, k + -k % pad_k)
+    padded = np.zeros(shape, values_NK.dtype) if isinstance(values_NK, np.ndarray) else values_NK.new_zeros(shape)
+    padded[:n, :k] = values_NK
+    blocks = padded.reshape(-1, BLOCK, shape[1] // group, group).swapaxes(1, 2)
+    return blocks.reshape(-1).reshape(blocks.shape)  # flattened, so that it is contiguous
 
 
-def _unpack(packed: Tensor, n: int, k: int) -> Tensor:
+def _unpack(packed: Any, n: int, k: int) -> Any:
     blocks, groups, _, group = packed.shape
-    return packed.permute(0, 2, 1, 3).reshape(blocks * BLOCK, groups * group)[:n, :k].contiguous()
+    rows = packed.swapaxes(1, 2).reshape(blocks * BLOCK, groups * group)[:n, :k]
+    return rows.reshape(-1).reshape(n, k)
 
 
-def column_sums(codes_NK: Tensor) -> Tensor:
+def column_sums(codes_NK: "Tensor") -> "Tensor":
     """Sum over K of each feature's codes: int32, (N padded to 16,). With it the input's zero point is taken off."""
-    return pad_columns(codes_NK.sum(dim=1, dtype=torch.int32))
+    return pad_columns(codes_NK.sum(dim=1).int())
 
 
-def pad_columns(values_N: Tensor) -> Tensor:
+def pad_columns(values_N: "Tensor") -> "Tensor":
     """One value per feature, padded by zeros to a multiple of 16; a copy, so that it is aligned as torch allocates."""
     n = values_N.shape[0]
     padded = values_N.new_zeros(n + -n % BLOCK)
@@ -62,6 +75,9 @@ def pad_columns(values_N: Tensor) -> Tensor:
     return padded
 
 
-def pad_inputs(values_K: Tensor) -> Tensor:
+def pad_inputs(values_K: "Tensor") -> "Tensor":
     """One value per input feature, padded by zeros to a multiple of 64: float32."""
-    return pad(values_K.float(), (0, -values_K.shape[0] % PAD_K))
+    k = values_K.shape[0]
+    padded = values_K.new_zeros(k + -k % PAD_K).float()
+    padded[:k] = values_K
+    return padded

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitwright.errors import KernelError
-from bitwright.kernels import cpu, layouts, reference
+from bitwright.kernels import cpu, dispatch, layouts, reference
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
@@ -235,7 +235,7 @@ class HalfLinear(_ExactModule):
 @functools.cache
 def cpu_multiplies_bf16() -> bool:
     """Whether this CPU has instructions that multiply bf16 (AVX512-BF16 or AMX)."""
-    features = cpu.cpu_features()
+    features = dispatch.cpu_features()
     return features.get("avx512_bf16", False) or features.get("amx_bf16", False)
 
 

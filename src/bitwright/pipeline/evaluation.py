@@ -18,10 +18,12 @@ from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel
 from bitwright.evaluate.logits import compare_windows, token_outputs
 from bitwright.pipeline.job import BUILTIN_DATA
 from bitwright.pipeline.request import Progress, Quiet, Texts, make_texts
+from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]
+Loaded = Model | EngineModel
 
 _OUTPUTS_OF = {"embedding": "embeddings", "sequence-classification": "logits"}  # task -> what labels can score
 
@@ -98,7 +100,7 @@ def evaluate(
     }  # fmt: skip
 
 
-def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> Model:
+def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> Loaded:
     progress.say(f"loading {name}")
     model = load(name, trust_remote_code=trust_remote_code)
     if model.tokenizer is None:
@@ -106,7 +108,7 @@ def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> M
     return model
 
 
-def _language_task(model: Model, texts: Texts, window: int | None, windows: int | None, bos: bool) -> Task:
+def _language_task(model: Loaded, texts: Texts, window: int | None, windows: int | None, bos: bool) -> Task:
     """Perplexity on the text that was given, or on built-in prose."""
     given = [source for source in (texts.evaluation, *texts.data) if source is not None]
     if texts.kind is not None:
@@ -122,7 +124,7 @@ def _language_task(model: Model, texts: Texts, window: int | None, windows: int 
     )
 
 
-def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) -> tuple[Task, str]:
+def _text_task(model: Loaded, texts: Texts, seed: int, *, has_reference: bool) -> tuple[Task, str]:
     """(the task, what it scores in words): labels, the user's metric, or agreement with the reference."""
     if texts.metric is not None:
         if texts.evaluation is not None:
@@ -153,11 +155,11 @@ def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) ->
 
 
 def _measure(
-    model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
+    model: Loaded, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Loaded], progress: Progress
 ) -> _Measured:
     """Outputs for texts, of one model after the other."""
 
-    def outputs(of: Model, name: str) -> Outputs:
+    def outputs(of: Loaded, name: str) -> Outputs:
         return task.run(partial(of.encode, track=_track(progress, f"texts, {name}")))
 
     found = outputs(model, "the model")
@@ -169,7 +171,7 @@ def _measure(
 
 
 def _measure_language(
-    model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
+    model: Loaded, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Loaded], progress: Progress
 ) -> _Measured:
     """Outputs for windows of tokens; with a reference both models run side by side, for the KL of their logits."""
     windows: list[Window] = [ids for ids in task.texts if isinstance(ids, tuple)]
@@ -184,12 +186,12 @@ def _measure_language(
     return _Measured(compared.quant_outputs, compared.float_outputs, {"kl": compared.mean_kl})
 
 
-def _logits(model: Model, ids: Window) -> Tensor:
+def _logits(model: Loaded, ids: Window) -> Tensor:
     logits: Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
     return logits
 
 
-def _check_alike(model: Model, reference: Model) -> None:
+def _check_alike(model: Loaded, reference: Loaded) -> None:
     """Refuse a reference for which the same texts are another input, or which puts out something else."""
     if model.task != reference.task:
         raise InputError(f"{reference.path}: its task is {reference.task}, that of {model.path} is {model.task}")

@@ -14,7 +14,7 @@ from torch.nn import functional
 from bitwright.errors import InputError
 from bitwright.evaluate.kinds import Items
 from bitwright.models.load import load_model
-from bitwright.models.pooling import pool
+from bitwright.models.pool import pool
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.layers import Quantized
 from bitwright.pipeline.request import Progress

@@ -18,7 +18,7 @@ from bitwright.errors import DataError, InputError
 from bitwright.evaluate import Task, label_free_task, load_custom, load_task, shared_texts, split
 from bitwright.evaluate.kinds import Items
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
-from bitwright.kernels import cpu, native
+from bitwright.kernels import dispatch, native
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
 from bitwright.models.hub import fetch
 from bitwright.models.lazy import open_lazily
@@ -101,7 +101,11 @@ class Job:
     def context(self) -> dict[str, str]:
         """Digests of everything that measurements depend on, by what it is."""
         texts = [self.tuning.name, self.tuning.texts, self.probe, self.calibration, self.evaluation_sha256]
-        machine = [cpu.active_isa(), torch.get_num_threads(), *map(version_of, ("bitwright", "torch", "transformers"))]
+        machine = [
+            dispatch.active_isa(),
+            torch.get_num_threads(),
+            *map(version_of, ("bitwright", "torch", "transformers")),
+        ]
         small = [file for file in source_files(self.loaded.path) if file.stat().st_size < _LARGE_FILE]
         kernels = Path(str(native.load().__file__))
         files = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in (*sorted(small), kernels)]

@@ -19,7 +19,7 @@ from bitwright.errors import NumericsError, RecipeError, named
 from bitwright.evaluate import Task
 from bitwright.evaluate.distributions import linear_distributions
 from bitwright.evaluate.kinds import Encode, Outputs, Window
-from bitwright.kernels import cpu
+from bitwright.kernels import dispatch
 from bitwright.methods import ROUNDINGS
 from bitwright.numerics import RANGES
 from bitwright.numerics.grids import fake_quantize
@@ -30,6 +30,7 @@ from bitwright.pipeline.layers import Quantized, needs_inputs, quantize_linears
 from bitwright.pipeline.request import Progress
 from bitwright.pipeline.streamed import Changes, StreamedModel
 from bitwright.plan import Plan, half_names, quantized_names
+from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.model import Model
 from bitwright.runtime.swap import quant_linear, set_compute, swap_linears, swap_one
 from bitwright.search.journal import Journal
@@ -107,7 +108,7 @@ def candidate(job: Job, plan: Plan, quantized: Quantized, tables: dict[str, QTen
     chosen = {name: quantized.layers[name].load() for name in names}
     swap_linears(hf, chosen, half, job.loaded.architecture, tables=tables)
     set_compute(hf, "auto")  # as `load` does
-    return replace(job.model, hf=hf, backend=f"kernels:{cpu.active_isa()}")
+    return replace(job.model, hf=hf, backend=f"kernels:{dispatch.active_isa()}")
 
 
 def dequantized(job: Job, plan: Plan, quantized: Quantized, tables: dict[str, QTensor]) -> AnyModel:
@@ -263,7 +264,7 @@ def describe_distributions(job: Job, plan: Plan, quantized: Quantized) -> list[d
     return rows
 
 
-def run_task(task: Task, model: AnyModel, progress: Progress, what: str) -> Outputs:
+def run_task(task: Task, model: AnyModel | EngineModel, progress: Progress, what: str) -> Outputs:
     """The outputs of `model` for the texts of `task`."""
     return task.run(lambda texts: model.encode(texts, track=lambda steps: progress.track(list(steps), what)))
 

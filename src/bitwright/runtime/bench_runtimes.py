@@ -3,7 +3,7 @@
     runtime            reads                              arithmetic
     torch fp32         the float source                   fp32, transformers, scaled-dot-product attention
     torch bf16         the float source                   the same in bf16
-    bitwright          the quantized checkpoint           what the checkpoint says, through the Hugging Face forward
+    bitwright          the quantized checkpoint           what the checkpoint says, on the engine if that can run it
     onnxruntime int8   an ONNX file made from the source  int8 weights per channel, activations quantized at run time
     openvino int8      an IR file made from the source    int8 by NNCF, the rest in the CPU plugin's default
 
@@ -57,9 +57,25 @@ def _open_torch_bf16(directory: Path, threads: int) -> Forward:
 
 
 def _open_bitwright(directory: Path, threads: int) -> Forward:
-    from bitwright.runtime.load import load
+    from bitwright.engine.encoders import lower_encoder
+    from bitwright.engine.executor import Executor
+    from bitwright.engine.weights import Weights
+    from bitwright.errors import EngineError
+    from bitwright.kernels.dispatch import isa_index
 
-    return _torch_forward(load(directory).hf, threads)
+    try:
+        executor = Executor(lower_encoder(Weights(directory), pooling=None), isa_index())
+    except EngineError:
+        from bitwright.runtime.generic import load_generic
+
+        return _torch_forward(load_generic(directory).hf, threads)
+
+    def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
+        lengths = mask_BT.sum(axis=1)
+        out = executor.run_packed(ids_BT[mask_BT.astype(bool)], lengths, threads)
+        return out if len(set(lengths)) > 1 else out.reshape(*ids_BT.shape, -1)
+
+    return forward
 
 
 def _torch_forward(model: "nn.Module", threads: int) -> Forward:

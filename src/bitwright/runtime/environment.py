@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import bitwright
-from bitwright.kernels import cpu
+from bitwright.kernels import dispatch
 
 # Optional runtimes and readers: package -> what it is for.
 OPTIONAL = {
@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "isa": cpu.active_isa(),
+        "isa": dispatch.active_isa(),
         "os": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,92 +1,57 @@
-"""`load()`: a directory that `bitwright quantize` wrote, or a float one, as a model that runs."""
+"""`load()`: a directory that `bitwright quantize` wrote, or a float one, as a model that runs. Imports no torch."""
 
-from collections.abc import Collection
-from dataclasses import replace
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from bitwright.errors import EngineError
+from bitwright.models.source import CONFIG_FILE
 
-from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
-from bitwright.checkpoints.stored import ModelNames, model_names
-from bitwright.errors import CheckpointError
-from bitwright.kernels import cpu
-from bitwright.models.lazy import materialise
-from bitwright.models.load import build_empty, load_model, load_tokenizer, max_tokens
-from bitwright.models.pooling import read_pooling
-from bitwright.models.source_tensors import SourceTensors
-from bitwright.models.tensor_files import TensorFiles
-from bitwright.runtime.model import Model, float_model
-from bitwright.runtime.swap import set_compute, swap_linears
+if TYPE_CHECKING:
+    from bitwright.runtime.engine_model import EngineModel
+    from bitwright.runtime.model import Model
 
 
-def load(directory: str | Path, *, compute: str = "auto", trust_remote_code: bool = False) -> Model:
+def load(
+    directory: str | Path, *, compute: str = "auto", threads: int | None = None, trust_remote_code: bool = False
+) -> "Model | EngineModel":
     """Load a quantized checkpoint, Bitwright's or compressed-tensors', or a float model (a directory or a hub name).
 
-    The int8 linears of a quantized checkpoint run on our integer kernels; `model.backend` says which variant. Other
-    schemes are dequantized at each call. `model.hf` is the transformers module, `model.encode(texts)` gives embeddings,
-    logits, or what a language model makes of each token. A linear's float weight is never in memory.
+    A quantized encoder runs on the engine if that has an operator for every part of it: `model.backend` begins with
+    "engine". Anything else takes the generic path, a transformers module in which the int8 linears run on our integer
+    kernels and other schemes are dequantized at each call; `model.backend` then says why the engine does not run it.
+    `model.encode(texts)` gives embeddings, logits, or what a language model makes of each token; `model.hf` is the
+    transformers module, for the engine's models loaded when it is asked for.
 
     Args:
-        compute: what the parts of a quantized model that are not quantized compute in: "float32", "bfloat16", or "auto"
+        compute: "auto"; or "float32" or "bfloat16" to take the generic path with what is not quantized in that dtype
             (see `set_compute`). A float model is always loaded in float32.
+        threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. The
+            generic path uses torch's setting.
 
     Raises:
-        InputError: another `compute`.
+        InputError: another `compute`; threads < 1.
         ModelError: no model there, an architecture without a row in the table, or weights that are not those of
             config.json, or hold NaN or infinity.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
-    path = Path(directory).expanduser()
-    if not (path / "config.json").is_file() or not is_quantized(path):
-        return float_model(load_model(path if path.is_dir() else directory, trust_remote_code=trust_remote_code))
-    checkpoint = read_checkpoint(path)
-    loaded = build_empty(path, trust_remote_code=trust_remote_code)
-    model, architecture = loaded.model, loaded.architecture
-    if loaded.task == "embedding" and not any("pooler." in name for name in checkpoint.others):
-        _leave_out_pooler(model)
-    names = model_names(model, architecture)
-    layers, tables = for_model(checkpoint, names)
-    source = _float_tensors(path, names, {*layers, *tables})
-    for name in layers:
-        linear = model.get_submodule(name)
-        if linear.bias is not None:
-            linear.bias = nn.Parameter(source[f"{name}.bias"].float(), requires_grad=False)
-    swap_linears(model, layers, (), architecture, tables=tables)
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    half = [name for name in linears if source.dtype(f"{name}.weight") in (torch.bfloat16, torch.float16)]
-    tokenizer, problem = load_tokenizer(path, trust_remote_code)
-    loaded = replace(loaded, source=source, tokenizer=tokenizer, tokenizer_problem=problem)
-    materialise(loaded, "")
-    for name, buffer in model.named_buffers():
-        if name in source:
-            buffer.copy_(source[name])
-    swap_linears(model, {}, half, architecture)
-    dtype = set_compute(model, compute)
-    backend = f"kernels:{cpu.active_isa()}, {str(dtype).removeprefix('torch.')}"
-    return Model(model, tokenizer, loaded.task, read_pooling(path), max_tokens(loaded), backend, path)
+    path, why = Path(directory).expanduser(), ""
+    if compute == "auto" and _is_quantized(path):
+        from bitwright.runtime.engine_model import EngineModel
+
+        try:
+            return EngineModel(path, threads=threads)
+        except EngineError as error:
+            why = f"not on the engine: {error}"
+    from bitwright.runtime.generic import load_generic
+
+    return load_generic(directory, compute=compute, trust_remote_code=trust_remote_code, why=why)
 
 
-def _leave_out_pooler(model: nn.Module) -> None:
-    """As transformers itself has none: the source had none either, and pooling does not use it."""
-    if hasattr(model, "pooler"):
-        model.pooler = None  # type: ignore[assignment]
-
-
-def _float_tensors(path: Path, names: ModelNames, quantized: Collection[str]) -> SourceTensors:
-    """Every tensor of the model that is not quantized, by the model's names; nothing is read yet.
-
-    Raises:
-        CheckpointError: the files lack one.
-        ModelError: one has another shape than config.json says.
-    """
-    codes = {f"{name}.weight" for name in quantized}
-    shapes = {name: shape for name, shape in names.shapes.items() if name not in codes}
-    source = replace(names, shapes=shapes).tensors_of(TensorFiles(path, pickles=False))
-    if source.missing:
-        name = source.missing[0]
-        raise CheckpointError(
-            f"{path}: the files hold no {name!r} {shapes[name]}, nor {len(source.missing) - 1} others that config.json "
-            "calls for; the download is incomplete, or config and weights are of different models"
-        )
-    return source
+def _is_quantized(path: Path) -> bool:
+    """Whether config.json speaks of quantization; what is wrong with it is said by who reads it."""
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and "quantization_config" in config

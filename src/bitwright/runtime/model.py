@@ -1,6 +1,6 @@
 """`Model`: a float or quantized model that is ready to run."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from bitwright.errors import InputError, ModelError, NumericsError
 from bitwright.evaluate.logits import token_outputs
 from bitwright.models.load import LoadedModel, max_tokens
-from bitwright.models.pooling import Pooling, pool, read_pooling
-
-Track = Callable[[Iterable[Any]], Iterable[Any]]
-Items = Sequence[str] | Sequence[Sequence[int]]
+from bitwright.models.pool import pool
+from bitwright.models.pooling import Pooling, read_pooling
+from bitwright.runtime.items import Items, Track, check_ids, check_texts
 
 _TOKENS_AT_ONCE = 1024  # of a language model: their logits, float32 times the vocabulary, are in memory together
 
@@ -82,27 +81,13 @@ class Model:
 
     def tokenize(self, items: Items, *, batch_size: int = 32) -> list[list[int]]:
         """Token ids of each text, special tokens included, cut at `max_tokens`; ids as they are. Raises as `encode`."""
-        if isinstance(items, str):
-            raise InputError("encode takes a list of texts, this is one string; pass [text]")
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size}: at least 1")
-        if not items:
-            return []
-        if not isinstance(items[0], str):
-            return [self._checked(i, item) for i, item in enumerate(items)]
-        wrong = next((i for i, text in enumerate(items) if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise InputError(f"text {wrong} is {type(items[wrong]).__name__}, not str")
+        if not check_texts(items):
+            return check_ids(items, self.max_tokens)
         if self.tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer that transformers can build; give token ids instead")
         return list(self.tokenizer(list(items), truncation=True, max_length=self.max_tokens)["input_ids"])
-
-    def _checked(self, index: int, item: Any) -> list[int]:
-        if isinstance(item, str) or not isinstance(item, Sequence) or not all(isinstance(i, int) for i in item):
-            raise InputError(f"item {index} is {type(item).__name__}: texts, or sequences of token ids, are taken")
-        if not 1 <= len(item) <= self.max_tokens:
-            raise InputError(f"item {index} has {len(item)} tokens; this model takes 1 to {self.max_tokens}")
-        return list(item)
 
     def _batches(self, lengths: Sequence[int], order: Sequence[int], batch_size: int) -> Iterable[Sequence[int]]:
         """Cut `order`, with these lengths in tokens, into batches; those of a language model are of one length."""

@@ -1,0 +1,109 @@
+#include "binding.h"
+
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <new>
+#include <tuple>
+
+#include "program.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+const T* at(Address address) {
+    return reinterpret_cast<const T*>(address);
+}
+
+// kind, width, offset, per_sequence
+using BufferTuple = std::tuple<int, size_t, size_t, bool>;
+// shift, multiplier, mode, scale, zero point, least code
+using GridTuple = std::tuple<Address, Address, int, float, int, int>;
+
+Grid grid_of(const GridTuple& g) {
+    return {at<float>(std::get<0>(g)), at<float>(std::get<1>(g)), QuantizeMode(std::get<2>(g)),
+            std::get<3>(g),            std::get<4>(g),            std::get<5>(g)};
+}
+
+void construct(Program* self, int isa, const std::vector<BufferTuple>& tuples, size_t arena_row, int out,
+               size_t group_tokens) {
+    std::vector<Buffer> buffers;
+    for (const auto& [kind, width, offset, per_sequence] : tuples) {
+        buffers.push_back({Kind(kind), width, offset, per_sequence});
+    }
+    new (self) Program(isa, std::move(buffers), arena_row, out, group_tokens);
+}
+
+void run(Program& self, Address ids, Address types, Address starts, size_t sequences, int threads, Address out,
+         Address seconds) {
+    bool done;
+    {
+        nb::gil_scoped_release released;
+        done = self.run({at<int32_t>(ids), at<int32_t>(types), at<int64_t>(starts), sequences}, threads,
+                        reinterpret_cast<float*>(out), reinterpret_cast<double*>(seconds));
+    }
+    if (!done) throw std::bad_alloc();
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+    m.def("row_bytes", [](int kind, size_t width) {
+        const Buffer buffer{Kind(kind), width, 0, false};
+        switch (buffer.kind) {
+            case Kind::kF32:
+                return row_stride(buffer) * 4;
+            case Kind::kBf16:
+                return row_stride(buffer) * 2;
+            default:
+                return row_stride(buffer) + sizeof(float) + sizeof(int32_t);
+        }
+    });
+    nb::class_<Program>(m, "Program")
+        .def("__init__", &construct)
+        .def("embed",
+             [](Program& p, Address words, Address word_scale, bool bf16, Address positions, size_t first,
+                Address types, int out) {
+                 p.add(Embed{at<void>(words), at<float>(word_scale), bf16, at<float>(positions), first, at<float>(types),
+                             out});
+             })
+        .def("norm",
+             [](Program& p, int x, int residual, int sum, int y, int codes, Address weight, Address bias, float eps,
+                const GridTuple& grid) {
+                 p.add(NormRows{x, residual, sum, y, codes, at<float>(weight), at<float>(bias), eps, grid_of(grid)});
+             })
+        .def("quantize",
+             [](Program& p, int in, int out, const GridTuple& grid) { p.add(Quantize{in, out, grid_of(grid)}); })
+        .def("round", [](Program& p, int in, int out) { p.add(Round{in, out}); })
+        .def("linear_w8a8",
+             [](Program& p, int in, int out, size_t column, size_t n, size_t linears, Address weight, Address colsum,
+                Address scale, Address bias, bool gelu) {
+                 p.add(MultiplyW8A8{in, out, column, n, linears, at<int8_t>(weight), at<int32_t>(colsum), at<float>(scale),
+                                    at<float>(bias), gelu});
+             })
+        .def("linear_bf16",
+             [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias, bool gelu) {
+                 p.add(MultiplyBf16{in, out, column, n, at<uint16_t>(weight), at<float>(bias), gelu});
+             })
+        .def("attention",
+             [](Program& p, int in, int out, size_t heads, size_t head_size, float scale, Address bias,
+                size_t bias_stride, size_t window) {
+                 p.add(Attend{in, out, heads, head_size, scale, at<float>(bias), bias_stride, window});
+             })
+        .def("pool", [](Program& p, int in, int out, int mode, size_t column) {
+            p.add(Pool{in, out, Pooling(mode), column});
+        })
+        .def("normalize", [](Program& p, int rows) { p.add(Normalize{rows}); })
+        .def("activate", [](Program& p, int rows, int function) { p.add(Activate{rows, Function(function)}); })
+        .def("rotate",
+             [](Program& p, int rows, size_t heads, size_t head_size, Address cos, Address sin) {
+                 p.add(Rotate{rows, heads, head_size, at<float>(cos), at<float>(sin)});
+             })
+        .def("gate", [](Program& p, int in, int out) { p.add(Gate{in, out}); })
+        .def("run", &run)
+        .def_prop_ro("memory", &Program::memory);
+}

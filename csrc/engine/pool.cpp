@@ -1,0 +1,143 @@
+#include "pool.h"
+
+#include <immintrin.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace {
+
+// Rounds of waiting before a thread lets others have its core: about 20 microseconds, longer than any operator's end
+// is apart on threads that all run, shorter than a time slice where one does not.
+constexpr int kSpins = 1 << 10;
+// Times a worker without work yields its core before it parks: about a millisecond of a quiet machine.
+constexpr int kYields = 1 << 6;
+
+constexpr size_t kMostThreads = 512;
+
+struct Job {
+    void (*work)(void*, size_t, size_t);
+    void* argument;
+    size_t count;
+    std::atomic<size_t> left;
+};
+
+struct Worker {
+    std::atomic<Job*> job{nullptr};
+    size_t index = 0;  // of this worker in its job
+    std::mutex mutex;
+    std::condition_variable wake;
+    bool parked = false;  // under the mutex
+
+    void start(Job* given, size_t as) {
+        index = as;
+        job.store(given, std::memory_order_seq_cst);
+        std::lock_guard<std::mutex> lock(mutex);
+        if (parked) wake.notify_one();
+    }
+
+    Job* next() {
+        for (int yields = 0; yields < kYields; ++yields) {
+            for (int spins = 0; spins < kSpins; ++spins) {
+                if (Job* given = job.load(std::memory_order_acquire)) return given;
+                _mm_pause();
+            }
+            sched_yield();
+        }
+        std::unique_lock<std::mutex> lock(mutex);
+        parked = true;
+        wake.wait(lock, [this] { return job.load(std::memory_order_acquire) != nullptr; });
+        parked = false;
+        return job.load(std::memory_order_acquire);
+    }
+
+    void run() {
+        for (;;) {
+            Job* given = next();
+            const size_t as = index;
+            job.store(nullptr, std::memory_order_relaxed);
+            given->work(given->argument, as, given->count);
+            given->left.fetch_sub(1, std::memory_order_release);  // the last thing done with the job
+        }
+    }
+};
+
+struct Pool {
+    std::mutex mutex;
+    std::vector<Worker*> idle;
+    size_t workers = 0;
+
+    // Up to `wanted` idle workers, new ones as long as there are no more than the machine has processors, or than one
+    // call ever wanted. Returns their number.
+    size_t borrow(size_t wanted, Worker** out) {
+        std::lock_guard<std::mutex> lock(mutex);
+        const size_t processors = std::thread::hardware_concurrency();
+        const size_t most = processors > wanted ? processors : wanted;
+        size_t count = 0;
+        for (; count < wanted && !idle.empty(); idle.pop_back()) out[count++] = idle.back();
+        for (; count < wanted && workers < most; ++workers) {
+            Worker* worker = new Worker;
+            try {
+                std::thread([worker] { worker->run(); }).detach();
+            } catch (const std::system_error&) {  // the system gives no more threads: work with those there are
+                delete worker;
+                break;
+            }
+            out[count++] = worker;
+        }
+        return count;
+    }
+
+    void give_back(Worker* const* workers_back, size_t count) {
+        std::lock_guard<std::mutex> lock(mutex);
+        idle.insert(idle.end(), workers_back, workers_back + count);
+    }
+};
+
+// Never destroyed: workers are parked in it when the process ends. After a fork the child has none of the threads, and
+// starts with a new pool; the old one's memory is left alone, since another thread may have held its locks.
+std::atomic<Pool*> pool{nullptr};
+
+Pool& the_pool() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        pool = new Pool;
+        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    });
+    return *pool;
+}
+
+}  // namespace
+
+void Barrier::wait() {
+    const size_t round = round_.load(std::memory_order_acquire);
+    if (here_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
+        here_.store(0, std::memory_order_relaxed);
+        round_.store(round + 1, std::memory_order_release);
+        return;
+    }
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+        _mm_pause();
+        if (spins >= kSpins) sched_yield();  // another program has a core that one of us needs
+    }
+}
+
+void run_in_pool(int threads, void (*work)(void*, size_t, size_t), void* argument) {
+    if (threads <= 1) return work(argument, 0, 1);
+    Pool& mine = the_pool();
+    Worker* helpers[kMostThreads];
+    const size_t found = mine.borrow((size_t(threads) < kMostThreads ? threads : kMostThreads) - 1, helpers);
+    Job job{work, argument, found + 1, {found}};
+    for (size_t i = 0; i < found; ++i) helpers[i]->start(&job, i + 1);
+    work(argument, 0, job.count);
+    for (int spins = 0; job.left.load(std::memory_order_acquire); ++spins) {
+        _mm_pause();
+        if (spins >= kSpins) sched_yield();
+    }
+    mine.give_back(helpers, found);
+}

@@ -1,0 +1,31 @@
+// Threads of the engine: workers of one process-wide pool that spin for a while after their work, then park.
+//
+// A call borrows as many idle workers as it asked for and can have, so that calls from several Python threads share the
+// machine instead of waiting for each other. Nothing here runs inside torch's own pool, nor beside it: torch's workers
+// park between its operators, and the engine calls none.
+#pragma once
+#include <stddef.h>
+
+#include <atomic>
+
+// Waits until `count` threads are here; may be used again at once. Spins: between two operators lie microseconds.
+class Barrier {
+   public:
+    explicit Barrier(size_t count) : count_(count) {}
+    void wait();
+
+   private:
+    const size_t count_;
+    std::atomic<size_t> here_{0}, round_{0};
+};
+
+// Run work(argument, index, count) on up to `threads` threads at once, the caller's among them: index 0 to count - 1.
+// Returns when all are done. `work` must not throw.
+void run_in_pool(int threads, void (*work)(void* argument, size_t index, size_t count), void* argument);
+
+template <class Work>
+void run_in_pool(int threads, Work& work) {
+    run_in_pool(
+        threads, [](void* argument, size_t index, size_t count) { (*static_cast<Work*>(argument))(index, count); },
+        &work);
+}

@@ -1,0 +1,192 @@
+// A model as a flat list of operators over buffers, and its execution. Knows no model: builders in Python write programs.
+//
+// A batch is any number of sequences of any lengths, laid end to end: there is no padding. Buffers have a row for each
+// token, or for each sequence; how many rows is known when a batch comes, so a buffer's place in the arena is given per
+// row. Weights belong to the caller and outlive the program.
+#pragma once
+#include <stdint.h>
+
+#include <atomic>
+#include <mutex>
+#include <variant>
+#include <vector>
+
+#include "attention/contract.h"
+#include "linear_bf16/contract.h"
+#include "linear_w8a8/contract.h"
+#include "norm/contract.h"
+#include "quantize_rows/contract.h"
+
+// Rows of f32 or bf16 values, or of 8-bit codes with a scale and a zero point for each row.
+enum class Kind { kF32, kBf16, kCodes };
+
+// width: values of a row. offset: of the buffer, in bytes per row of capacity; the same for buffers that are never alive
+// together.
+struct Buffer {
+    Kind kind;
+    size_t width, offset;
+    bool per_sequence;
+};
+
+// Values, or bytes of codes, from one row of a buffer to the next: whole cache lines.
+size_t row_stride(const Buffer& buffer);
+
+enum : int { kNone = -1 };  // in place of a buffer
+
+// How float rows become codes: the fields of QuantizeRows that do not depend on a batch.
+struct Grid {
+    const float* shift;
+    const float* multiplier;
+    QuantizeMode mode;
+    float static_scale;
+    int32_t static_zero_point, code_min;
+};
+
+// out[t] = words[id] + positions[first + place in the sequence] + types[type]; the last two may be null. Words are f32,
+// bf16, or int8 with a scale per row.
+struct Embed {
+    const void* words;
+    const float* word_scale;  // of int8 rows
+    bool words_bf16;
+    const float* positions;
+    size_t first_position;
+    const float* types;
+    int out;
+};
+
+// See norm/contract.h. residual, sum, y may be kNone (not both of the last); codes: quantized y.
+struct NormRows {
+    int x, residual, sum, y, codes;
+    const float* weight;
+    const float* bias;
+    float eps;
+    Grid grid;
+};
+
+// f32 or bf16 rows -> codes.
+struct Quantize {
+    int in, out;
+    Grid grid;
+};
+
+// f32 rows -> bf16 rows.
+struct Round {
+    int in, out;
+};
+
+// See linear_w8a8/contract.h and linear_bf16/contract.h. Columns [column, column + n) of out are written; column is a
+// multiple of 16. linears: of the model, that are computed together.
+struct MultiplyW8A8 {
+    int in, out;
+    size_t column, n, linears;
+    const int8_t* weight;
+    const int32_t* colsum;
+    const float* scale_n;
+    const float* bias;
+    bool gelu;
+};
+
+struct MultiplyBf16 {
+    int in, out;
+    size_t column, n;
+    const uint16_t* weight;
+    const float* bias;
+    bool gelu;
+};
+
+// Rows of in: q, k and v of every head. See attention/contract.h.
+struct Attend {
+    int in, out;
+    size_t heads, head_size;
+    float scale;
+    const float* bias;
+    size_t bias_stride, window;
+};
+
+enum class Pooling { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLast };
+
+// One f32 row per sequence, of its rows of `in`, into columns [column, column + width of in).
+struct Pool {
+    int in, out;
+    Pooling mode;
+    size_t column;
+};
+
+// Rows scaled to unit length, in place; a row of zeros stays.
+struct Normalize {
+    int rows;
+};
+
+// x -> f(x), in place, f32 or bf16.
+enum class Function { kRelu, kTanh, kGeluTanh, kSilu, kGelu };
+
+struct Activate {
+    int rows;
+    Function function;
+};
+
+// a * b of the halves [a, b] of bf16 rows -> bf16 rows.
+struct Gate {
+    int in, out;
+};
+
+// q and k of each head rotated by position, in place, bf16: the first half of a head's values with the second.
+// cos, sin [positions, head_size / 2]. heads: of q and k together, from the first column on.
+struct Rotate {
+    int rows;
+    size_t heads, head_size;
+    const float* cos;
+    const float* sin;
+};
+
+using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, Attend, Pool, Normalize, Activate,
+                        Gate, Rotate>;
+
+// starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null; each
+// has at least one token.
+struct Batch {
+    const int32_t* ids;
+    const int32_t* types;
+    const int64_t* starts;
+    size_t sequences;
+};
+
+struct Memory;
+
+class Program {
+   public:
+    // arena_row: bytes of all buffers, per row. out: the buffer that a run returns. group_tokens: see `run`.
+    Program(int isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens);
+    ~Program();
+    Program(const Program&) = delete;
+    Program& operator=(const Program&) = delete;
+
+    void add(Op op) { ops_.push_back(op); }
+
+    // The rows of the output buffer of all sequences, in order, into out. Any number of calls may run at once.
+    //
+    // Sequences are taken in groups of up to `group_tokens` tokens, or of one if that is longer, so that a group's
+    // buffers stay in L2. If the groups keep all threads busy each thread runs whole groups; else all threads share each
+    // operator, and wait for each other between two. seconds: null, or [ops] gets the time that thread 0 spent in each.
+    //
+    // Returns false, having done nothing, if memory runs out.
+    bool run(const Batch& batch, int threads, float* out, double* seconds);
+
+    size_t op_count() const { return ops_.size(); }
+    // Bytes that arenas hold now.
+    size_t memory() const;
+
+   private:
+    friend struct Run;
+    Memory* borrow(size_t rows, size_t scratch);
+    void give_back(Memory* memory);
+
+    const int isa_;
+    const std::vector<Buffer> buffers_;
+    const size_t arena_row_, group_tokens_;
+    const int out_;
+    std::vector<Op> ops_;
+    mutable std::mutex mutex_;
+    std::vector<Memory*> idle_;
+    std::atomic<size_t> bytes_{0};
+};

@@ -1,0 +1,292 @@
+"""How each family of encoders becomes a program: one short builder per way of building a block, a row per family."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bitwright.engine.lowering import Lowering, Value
+from bitwright.engine.program import Program
+from bitwright.engine.weights import Weights
+from bitwright.errors import EngineError
+
+Config = dict[str, Any]
+
+# End of the class in config.json -> task.
+_TASKS = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+# What follows the blocks, beside the classifier: (linear, activation); a path that begins with a dot is in the base
+# model.
+_POOLER = ((".pooler.dense", "tanh"),)
+_ROBERTA_HEAD = (("classifier.dense", "tanh"),)
+
+
+@dataclass(frozen=True, slots=True)
+class PostNorm:
+    """A family whose blocks normalise after the residual is added. Paths of a block's parts are below `block`.
+
+    prefix: of the base model in the files of a model with a head. types: the table of token types, if the family has
+    one. head, classifier: of a sequence classifier, after the first token; `head` is (linear, activation) each.
+    projection: of narrow embeddings. heads, layers, activation: keys of config.json. after_padding: positions count
+    from pad_token_id + 1. distance_bias: a table of attention biases by bucket of distance, shared by all blocks.
+    """
+
+    prefix: str
+    block: str
+    qkv: tuple[str, str, str]
+    attention_output: str
+    attention_norm: str
+    ffn: tuple[str, str]
+    ffn_norm: str
+    head: tuple[tuple[str, str], ...] = _POOLER
+    classifier: str = "classifier"
+    types: str | None = "embeddings.token_type_embeddings.weight"
+    projection: str | None = None
+    heads: str = "num_attention_heads"
+    layers: str = "num_hidden_layers"
+    activation: str = "hidden_act"
+    default_eps: float = 1e-12
+    after_padding: bool = False
+    distance_bias: str | None = None
+
+
+_BERT = PostNorm(
+    prefix="bert.",
+    block="encoder.layer.{}",
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+    attention_output="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    ffn=("intermediate.dense", "output.dense"),
+    ffn_norm="output.LayerNorm",
+)
+_ROBERTA = replace(
+    _BERT, prefix="roberta.", head=_ROBERTA_HEAD, classifier="classifier.out_proj", default_eps=1e-5, after_padding=True
+)
+
+# model_type of config.json -> row.
+_POST_NORM: dict[str, PostNorm] = {
+    "bert": _BERT,
+    "ernie": replace(_BERT, prefix="ernie."),
+    "electra": replace(
+        _BERT, prefix="electra.", head=(("classifier.dense", "gelu"),), classifier="classifier.out_proj",
+        projection="embeddings_project",
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "distilbert": PostNorm(
+        prefix="distilbert.",
+        block="transformer.layer.{}",
+        qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        attention_output="attention.out_lin",
+        attention_norm="sa_layer_norm",
+        ffn=("ffn.lin1", "ffn.lin2"),
+        ffn_norm="output_layer_norm",
+        head=(("pre_classifier", "relu"),),
+        types=None,
+        heads="n_heads",
+        layers="n_layers",
+        activation="activation",
+    ),
+    "albert": PostNorm(
+        prefix="albert.",
+        block="encoder.albert_layer_groups.0.albert_layers.0",  # the same for all layers
+        qkv=("attention.query", "attention.key", "attention.value"),
+        attention_output="attention.dense",
+        attention_norm="attention.LayerNorm",
+        ffn=("ffn", "ffn_output"),
+        ffn_norm="full_layer_layer_norm",
+        head=((".pooler", "tanh"),),
+        projection="encoder.embedding_hidden_mapping_in",
+    ),
+    "mpnet": PostNorm(
+        prefix="mpnet.",
+        block="encoder.layer.{}",
+        qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        attention_output="attention.attn.o",
+        attention_norm="attention.LayerNorm",
+        ffn=("intermediate.dense", "output.dense"),
+        ffn_norm="output.LayerNorm",
+        head=_ROBERTA_HEAD,
+        classifier="classifier.out_proj",
+        types=None,
+        after_padding=True,
+        distance_bias="encoder.relative_attention_bias.weight",
+    ),
+}  # fmt: skip
+
+
+def task_of(weights: Weights) -> str:
+    """What a model was trained for: "embedding" if it has no head.
+
+    Raises:
+        EngineError: a head without a builder.
+    """
+    name = str((weights.config.get("architectures") or [""])[0])
+    task = next((task for end, task in _TASKS.items() if name.endswith(end)), "embedding")
+    if task == "embedding" and "For" in name and not name.endswith(("ForMaskedLM", "ForPreTraining")):
+        raise EngineError(f"{name} has no builder")
+    return task
+
+
+def lower_encoder(weights: Weights, *, pooling: Sequence[str] | None = ("mean",), normalize: bool = False) -> Program:
+    """The program of an encoder, with its head if it has one.
+
+    It puts out a row for each text, pooled embeddings or logits; of a token classifier, of a question answering model,
+    and without `pooling`, one for each token.
+
+    Args:
+        pooling, normalize: of an embedding model (`models/pooling.py`); None puts out what the last block gives.
+
+    Raises:
+        EngineError: a family, or a setting of one, without a builder; a linear that no operator runs.
+    """
+    family, task = str(weights.config.get("model_type")), task_of(weights)
+    if family not in _BUILDERS:
+        raise EngineError(f"no builder for model_type {family!r}; there are: {', '.join(sorted(_BUILDERS))}")
+    lower = Lowering(weights)
+    x, head = _BUILDERS[family](lower)
+    if task == "embedding":
+        out = x if pooling is None else lower.pool(x, pooling, normalize=normalize)
+    elif task == "sequence-classification":
+        out = head.layers(lower.pool(x, (head.pooling,), normalize=False))
+        out = lower.linears([head.classifier], out, out="f32")
+    else:
+        x = head.layers(x) if head.for_tokens else x
+        out = lower.linears([head.spans if task == "question-answering" else "classifier"], x, out="f32")
+    return lower.finish(out, max_tokens=head.max_tokens, types=head.types)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a builder knows of the rest.
+
+    layers: what comes between a pooled text and `classifier`; for_tokens: and between each token and its classifier.
+    spans: the linear of a question answering model.
+    """
+
+    layers: Callable[[Value], Value]
+    classifier: str
+    max_tokens: int
+    types: int = 1
+    pooling: str = "cls"
+    for_tokens: bool = False
+    spans: str = "qa_outputs"
+
+
+def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
+    def build(lower: Lowering) -> tuple[Value, Head]:
+        weights, config = lower.weights, lower.weights.config
+        _refuse(config)
+        eps, heads = float(config.get("layer_norm_eps", row.default_eps)), int(config[row.heads])
+        activation = str(config[row.activation])
+        words = "embeddings.word_embeddings.weight"
+        base = next((p for p in (row.prefix, "") if p + words in weights), None)
+        if base is None:
+            raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {row.prefix!r}")
+        first = int(config.get("pad_token_id", 1)) + 1 if row.after_padding else 0
+        limit = int(config["max_position_embeddings"]) - first
+        types = base + row.types if row.types and base + row.types in weights else None
+        x = lower.embed(base + words, f"{base}embeddings.position_embeddings.weight", types, first)
+        x = lower.norm(f"{base}embeddings.LayerNorm", x, eps=eps)
+        if row.projection and f"{base}{row.projection}.weight" in weights:
+            x = lower.linears([base + row.projection], x, out="f32")
+        bias_HD = _distance_bias(weights.floats(base + row.distance_bias), limit) if row.distance_bias else None
+        for layer in range(int(config[row.layers])):
+            block = base + row.block.format(layer)
+            qkv = lower.linears([f"{block}.{part}" for part in row.qkv], x, out="bf16")
+            mixed = lower.attention(block, qkv, heads, bias_HD=bias_HD)
+            y = lower.linears([f"{block}.{row.attention_output}"], mixed, out="f32")
+            x = lower.norm(f"{block}.{row.attention_norm}", y, x, eps=eps)
+            inner = lower.linears([f"{block}.{row.ffn[0]}"], x, out="bf16", activation=activation)
+            y = lower.linears([f"{block}.{row.ffn[1]}"], inner, out="f32")
+            x = lower.norm(f"{block}.{row.ffn_norm}", y, x, eps=eps)
+
+        def head(x: Value) -> Value:
+            for path, function in row.head:
+                name = base + path[1:] if path[0] == "." else path
+                x = lower.linears([name], x, out="f32", activation=function)
+            return x
+
+        return x, Head(head, row.classifier, limit, len(weights.floats(types)) if types else 1)
+
+    return build
+
+
+def _modernbert(lower: Lowering) -> tuple[Value, Head]:
+    """Norms before the linears, rotary positions, a gated FFN, and attention that in most blocks is local."""
+    weights, config = lower.weights, lower.weights.config
+    base = "model." if "model.embeddings.tok_embeddings.weight" in weights else ""
+    eps, heads, layers = float(config["norm_eps"]), int(config["num_attention_heads"]), int(config["num_hidden_layers"])
+    limit, activation = int(config["max_position_embeddings"]), str(config["hidden_activation"])
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if layer % int(config["global_attn_every_n_layers"]) else "full_attention"
+        for layer in range(layers)
+    ]
+    angles = {kind: _angles(config, kind, limit, int(config["hidden_size"]) // heads) for kind in set(kinds)}
+    x = lower.norm(
+        f"{base}embeddings.norm", lower.embed(f"{base}embeddings.tok_embeddings.weight", None, None), eps=eps
+    )
+    normed = x
+    for layer, kind in enumerate(kinds):
+        block = f"{base}layers.{layer}"
+        qkv = lower.linears([f"{block}.attn.Wqkv"], normed, out="bf16")
+        qkv = lower.rotate(f"{block}.attn", qkv, heads, angles[kind])
+        window = int(config["local_attention"]) // 2 if kind == "sliding_attention" else None
+        y = lower.linears([f"{block}.attn.Wo"], lower.attention(block, qkv, heads, window=window), out="f32")
+        x, normed = lower.norm_of_sum(f"{block}.mlp_norm", y, x, eps=eps)
+        y = lower.linears([f"{block}.mlp.Wo"], lower.gated(f"{block}.mlp.Wi", normed, activation), out="f32")
+        if layer + 1 < layers:
+            x, normed = lower.norm_of_sum(f"{base}layers.{layer + 1}.attn_norm", y, x, eps=eps)
+    x = lower.norm(f"{base}final_norm", y, x, eps=eps)
+
+    def head(x: Value) -> Value:
+        y = lower.linears(["head.dense"], x, out="f32", activation=str(config["classifier_activation"]))
+        return lower.norm("head.norm", y, eps=eps)
+
+    return x, Head(
+        head, "classifier", limit, pooling=str(config["classifier_pooling"]), for_tokens=True, spans="classifier"
+    )
+
+
+def _angles(config: Config, kind: str, limit: int, head_size: int) -> np.ndarray:
+    """Rotary angles in radians: float64 (limit, head_size / 2)."""
+    rope = (config.get("rope_parameters") or {}).get(kind)
+    if rope is None:
+        rope = {"rope_theta": config["local_rope_theta" if kind == "sliding_attention" else "global_rope_theta"]}
+    if rope.get("rope_type", "default") != "default":
+        raise EngineError(f"rope_type {rope['rope_type']!r} has no builder")
+    frequency = float(rope["rope_theta"]) ** (-np.arange(0, head_size, 2) / head_size)
+    return np.arange(limit)[:, None] * frequency
+
+
+def _refuse(config: Config) -> None:
+    """Settings that change the computation and that no builder knows."""
+    plain = {"position_embedding_type": "absolute", "is_decoder": False, "num_hidden_groups": 1, "inner_group_num": 1,
+             "use_task_id": False}  # fmt: skip
+    for key, value in plain.items():
+        if config.get(key, value) != value:
+            raise EngineError(f"{key} = {config[key]!r} has no builder")
+
+
+def _distance_bias(table_BH: np.ndarray, limit: int) -> np.ndarray:
+    """T5's buckets of distance, spelled out: float32 (heads, 2 · limit − 1), by key − query from −(limit − 1) on.
+
+    Half of the buckets are for keys behind the query, half for those before it. In each, half are single distances, the
+    other half grow as the logarithm, up to 128 (Raffel et al. 2020, 1910.10683, section 2.1).
+    """
+    half = len(table_BH) // 2
+    distance = np.arange(-(limit - 1), limit)
+    near, far = half // 2, np.abs(distance)
+    growth = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(near)) / np.log(np.float32(128 / near))
+    bucket = np.where(far < near, far, np.minimum(near + (growth * (half - near)).astype(np.int64), half - 1))
+    return np.ascontiguousarray(table_BH[bucket + half * (distance > 0)].T)
+
+
+_BUILDERS: dict[str, Callable[[Lowering], tuple[Value, Head]]] = {
+    **{family: _post_norm(row) for family, row in _POST_NORM.items()},
+    "modernbert": _modernbert,
+}

@@ -1,0 +1,172 @@
+"""A program bound to native code: operators by number, weights by address."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
+from bitwright.engine.packing import aligned
+from bitwright.engine.program import KINDS, Buffer, Grid, Op, Program, place_buffers
+from bitwright.errors import InputError
+from bitwright.kernels import native
+
+_FUNCTIONS = ("relu", "tanh", "gelu_tanh", "silu", "gelu")  # as in csrc/engine/program.h
+_NO_WINDOW = 2**64 - 1
+_L2_BYTES = 1 << 20  # of a group's buffers
+_LEAST_GROUP = 128  # tokens: fewer would read the weights too often
+
+
+class Executor:
+    """Runs one program. Any number of threads may call `run` at once."""
+
+    def __init__(self, program: Program, isa: int, *, group_tokens: int | None = None) -> None:
+        """group_tokens: sequences are taken in groups of this many tokens; by default as many as keep within L2."""
+        module = native.load()
+        row_bytes = {b.index: module.row_bytes(KINDS.index(b.kind), b.width) for b in program.buffers}
+        offsets, size = place_buffers(program.ops, program.buffers, program.output, row_bytes)
+        self.program = program
+        self.group_tokens = group_tokens or max(_LEAST_GROUP, _L2_BYTES // size // 32 * 32)
+        self._kept: list[np.ndarray] = []  # what native code points at
+        self._native = module.Program(
+            isa,
+            [
+                (KINDS.index(b.kind), b.width, offset, b.per_sequence)
+                for b, offset in zip(program.buffers, offsets, strict=True)
+            ],
+            size,
+            program.output.index,
+            self.group_tokens,
+        )
+        for op in program.ops:
+            _ADD[op.kind](self, op)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of buffers that are held now."""
+        return int(self._native.memory)
+
+    def run(self, sequences: Sequence[Sequence[int]], threads: int, seconds: np.ndarray | None = None) -> np.ndarray:
+        """The program's output for token ids: float32 (sequences, width), or (all tokens, width).
+
+        seconds: float64 (ops,), gets the time of each operator added.
+
+        Raises:
+            InputError: an empty sequence, one that is too long, an id that is no token; threads < 1.
+        """
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        ids = np.fromiter(chain.from_iterable(sequences), np.int64, int(lengths.sum()))
+        return self.run_packed(ids, lengths, threads, seconds)
+
+    def run_packed(
+        self, ids: np.ndarray, lengths: np.ndarray, threads: int, seconds: np.ndarray | None = None
+    ) -> np.ndarray:
+        """As `run`, of sequences laid end to end: integers (all tokens,) and (sequences,)."""
+        if threads < 1:
+            raise InputError(f"threads = {threads}: at least 1")
+        starts = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        if ids.shape != (starts[-1],):
+            raise InputError(f"{ids.shape} token ids for sequences of {starts[-1]} tokens in all")
+        self._check(np.asarray(lengths), ids)
+        output = self.program.output
+        out = np.empty((len(lengths) if output.per_sequence else len(ids), output.width), np.float32)
+        ids = np.ascontiguousarray(ids, np.int32)
+        self._native.run(
+            ids.ctypes.data, 0, starts.ctypes.data, len(lengths), threads, out.ctypes.data,
+            0 if seconds is None else seconds.ctypes.data,
+        )  # fmt: skip
+        return out
+
+    def _check(self, lengths: np.ndarray, ids: np.ndarray) -> None:
+        program = self.program
+        if len(lengths) and (lengths.min() < 1 or lengths.max() > program.max_tokens):
+            worst = int(lengths.argmin() if lengths.min() < 1 else lengths.argmax())
+            raise InputError(
+                f"sequence {worst} has {lengths[worst]} tokens; this model takes 1 to {program.max_tokens}"
+            )
+        if len(ids) and not 0 <= ids.min() <= ids.max() < program.vocabulary:
+            wrong = int(ids[(ids < 0) | (ids >= program.vocabulary)][0])
+            raise InputError(f"token id {wrong}: this model has 0 to {program.vocabulary - 1}")
+
+    def _address(self, values: np.ndarray | None) -> int:
+        if values is None:
+            return 0
+        if not values.flags.c_contiguous or values.ctypes.data % 64:
+            values = aligned(values)
+        self._kept.append(values)
+        return int(values.ctypes.data)
+
+    def _grid(self, grid: Grid | None) -> tuple[int, int, int, float, int, int]:
+        if grid is None:
+            return (0, 0, 0, 1.0, 0, -128)
+        shift, multiplier = self._address(grid.shift_K), self._address(grid.multiplier_K)
+        return (shift, multiplier, grid.mode, grid.scale, grid.zero_point, grid.code_min)
+
+    def _embed(self, op: Op) -> None:
+        words = op.weights["words"]
+        assert words is not None
+        self._native.embed(
+            *(self._address(op.weights[name]) for name in ("words", "word_scale")), words.dtype == np.uint16,
+            self._address(op.weights["positions"]), op.settings["first_position"], self._address(op.weights["types"]),
+            _index(op.writes[0]),
+        )  # fmt: skip
+
+    def _norm(self, op: Op) -> None:
+        (x, residual), (y, codes, kept) = op.reads, op.writes
+        self._native.norm(
+            _index(x), _index(residual), _index(kept), _index(y), _index(codes), self._address(op.weights["weight"]),
+            self._address(op.weights["bias"]), op.settings["eps"], self._grid(op.settings["grid"]),
+        )  # fmt: skip
+
+    def _quantize(self, op: Op) -> None:
+        self._native.quantize(_index(op.reads[0]), _index(op.writes[0]), self._grid(op.settings["grid"]))
+
+    def _round(self, op: Op) -> None:
+        self._native.round(_index(op.reads[0]), _index(op.writes[0]))
+
+    def _linear(self, op: Op) -> None:
+        settings = op.settings
+        place = (_index(op.reads[0]), _index(op.writes[0]), settings["column"], settings["n"])
+        weights = [self._address(values) for values in op.weights.values()]
+        if "colsum" in op.weights:
+            self._native.linear_w8a8(*place, settings["linears"], *weights, settings["gelu"])
+        else:
+            self._native.linear_bf16(*place, *weights, settings["gelu"])
+
+    def _attention(self, op: Op) -> None:
+        settings, bias_HD = op.settings, op.weights["bias"]
+        stride, middle = (0, 0) if bias_HD is None else (bias_HD.shape[1], bias_HD.shape[1] // 2)
+        window = _NO_WINDOW if settings["window"] is None else settings["window"]
+        address = self._address(bias_HD)
+        self._native.attention(
+            _index(op.reads[0]), _index(op.writes[0]), settings["heads"], settings["head_size"], settings["scale"],
+            address + 4 * middle, stride, window,
+        )  # fmt: skip
+
+    def _pool(self, op: Op) -> None:
+        self._native.pool(_index(op.reads[0]), _index(op.writes[0]), op.settings["mode"], op.settings["column"])
+
+    def _normalize(self, op: Op) -> None:
+        self._native.normalize(_index(op.reads[0]))
+
+    def _activate(self, op: Op) -> None:
+        self._native.activate(_index(op.reads[0]), _FUNCTIONS.index(op.settings["function"]))
+
+    def _rotate(self, op: Op) -> None:
+        tables = [self._address(op.weights[name]) for name in ("cos", "sin")]
+        self._native.rotate(_index(op.reads[0]), op.settings["heads"], op.settings["head_size"], *tables)
+
+    def _gate(self, op: Op) -> None:
+        self._native.gate(_index(op.reads[0]), _index(op.writes[0]))
+
+
+_ADD = {
+    "embed": Executor._embed, "norm": Executor._norm, "quantize": Executor._quantize, "round": Executor._round,
+    "linear": Executor._linear, "attention": Executor._attention, "pool": Executor._pool,
+    "normalize": Executor._normalize, "activate": Executor._activate, "gate": Executor._gate,
+    "rotate": Executor._rotate,
+}  # fmt: skip
+
+
+def _index(buffer: Buffer | None) -> int:
+    return -1 if buffer is None else buffer.index

@@ -1,0 +1,239 @@
+"""A program under construction: what a builder says in the words of a model becomes fused operators.
+
+A builder speaks of values: "the linears q, k and v of x", "the norm of x + y". What a linear reads (codes on some grid,
+bf16) is derived from a value once, by the norm that makes it where there is one, else by an operator of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bitwright.engine.packing import pack_bf16, pack_int8
+from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check
+from bitwright.engine.weights import Linear, Weights
+from bitwright.errors import EngineError
+
+# Activations by their names in config.json -> the function.
+_FUNCTIONS = {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
+             "swish": "silu", "tanh": "tanh"}  # fmt: skip
+_MAX_K = 65793  # 255 · 128 · K must stay below 2^31
+_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """Float rows, and what was derived from them. maker: the norm whose last output they are."""
+
+    buffer: Buffer
+    maker: Op | None = None
+    codes: list[tuple[Grid, Buffer]] = field(default_factory=list)
+    bf16: Buffer | None = None
+
+
+class Lowering:
+    """Operators in order, and their buffers."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self._ops: list[Op] = []
+        self._buffers: list[Buffer] = []
+
+    def embed(self, words: str, positions: str | None, types: str | None, first_position: int = 0) -> Value:
+        """The sum of a token's embeddings; None where a model has none of a kind."""
+        table, scale = self.weights.table(words)
+        out = self._buffer("f32", table.shape[1])
+        self._add(
+            Op(
+                "embed", words.removesuffix(".weight"), (), (out,), {"first_position": first_position},
+                {
+                    "words": table, "word_scale": scale,
+                    "positions": self.weights.floats(positions) if positions else None,
+                    "types": self.weights.floats(types) if types else None,
+                },
+            )
+        )  # fmt: skip
+        return Value(out)
+
+    def norm(self, name: str, x: Value, residual: Value | None = None, *, eps: float) -> Value:
+        """The layer norm of x + residual."""
+        return self._norm(name, x, residual, None, eps)
+
+    def norm_of_sum(self, name: str, x: Value, residual: Value, *, eps: float) -> tuple[Value, Value]:
+        """x + residual, and its layer norm."""
+        kept = self._buffer("f32", x.buffer.width, per_sequence=x.buffer.per_sequence)
+        return Value(kept), self._norm(name, x, residual, kept, eps)
+
+    def linears(self, names: Sequence[str], x: Value, *, out: Kind, activation: str | None = None) -> Value:
+        """The outputs of linears that read x, side by side, through an activation. out: how they are kept."""
+        layers = [self.weights.linear(name) for name in names]
+        target = self._buffer(out, sum(layer.shape[0] for layer in layers), per_sequence=x.buffer.per_sequence)
+        column, function = 0, function_of(activation) if activation else None
+        for run in _alike(layers):
+            group, label = [layers[i] for i in run], ", ".join(names[i] for i in run)
+            self._linear(label, group, x, target, column, gelu=function == "gelu")
+            column += sum(layer.shape[0] for layer in group)
+        if function not in (None, "gelu"):
+            self._add(Op("activate", f"{names[0]}: {function}", (target,), (target,), {"function": function}))
+        return Value(target)
+
+    def gated(self, name: str, x: Value, activation: str) -> Value:
+        """f(a) · b of a linear whose outputs are a, then b."""
+        layer, function = self.weights.linear(name), function_of(activation)
+        if function != "gelu":
+            raise EngineError(f"{name}: a gate through {activation!r} has no operator")
+        half = layer.shape[0] // 2
+        both = self._buffer("bf16", 2 * half)
+        self._linear(f"{name}, the activated half", [_rows(layer, 0, half)], x, both, 0, gelu=True)
+        self._linear(f"{name}, the other half", [_rows(layer, half, 2 * half)], x, both, half, gelu=False)
+        out = self._buffer("bf16", half)
+        self._add(Op("gate", name, (both,), (out,)))
+        return Value(out)
+
+    def rotate(self, name: str, qkv: Value, heads: int, angles_TF: np.ndarray) -> Value:
+        """q and k rotated by position (Su et al. 2021, 2104.09864): of each head the first half of the values with the
+        second. angles_TF: radians, a row for each position, half a head size wide."""
+        settings = {"heads": 2 * heads, "head_size": qkv.buffer.width // 3 // heads}
+        tables: dict[str, np.ndarray | None] = {
+            "cos": np.cos(angles_TF).astype(np.float32), "sin": np.sin(angles_TF).astype(np.float32),
+        }  # fmt: skip
+        self._add(Op("rotate", name, (qkv.buffer,), (qkv.buffer,), settings, tables))
+        return qkv
+
+    def attention(
+        self, name: str, qkv: Value, heads: int, *, window: int | None = None, bias_HD: np.ndarray | None = None
+    ) -> Value:
+        """Attention over rows of q, k and v.
+
+        window: how far a token sees on either side. bias_HD: float32 (heads, 2 · T − 1), added by distance key − query.
+        """
+        width = qkv.buffer.width // 3
+        out = self._buffer("bf16", width)
+        size = width // heads
+        if size % 8 or size > 256:
+            raise EngineError(f"{name}: a head size of {size}; the operator takes multiples of 8 up to 256")
+        self._add(
+            Op(
+                "attention", name, (qkv.buffer,), (out,),
+                {"heads": heads, "head_size": size, "scale": size**-0.5, "window": window}, {"bias": bias_HD},
+            )
+        )  # fmt: skip
+        return Value(out)
+
+    def pool(self, x: Value, modes: Sequence[str], *, normalize: bool) -> Value:
+        """One row for each sequence: by each mode, side by side; to unit length if asked."""
+        width = x.buffer.width
+        out = self._buffer("f32", width * len(modes), per_sequence=True)
+        for number, mode in enumerate(modes):
+            self._add(Op("pool", mode, (x.buffer,), (out,), {"mode": _MODES.index(mode), "column": number * width}))
+        if normalize:
+            self._add(Op("normalize", "unit length", (out,), (out,)))
+        return Value(out)
+
+    def finish(self, output: Value, *, max_tokens: int, types: int = 1) -> Program:
+        """The program that returns this value."""
+        words = self._ops[0].weights["words"]
+        assert words is not None
+        program = Program(tuple(self._ops), tuple(self._buffers), output.buffer, max_tokens, len(words), types)
+        check(program)
+        return program
+
+    def _norm(self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float) -> Value:
+        out = self._buffer("f32", x.buffer.width, per_sequence=x.buffer.per_sequence)
+        op = Op(
+            "norm", name, (x.buffer, residual.buffer if residual else None), (out, None, kept),
+            {"eps": eps, "grid": None},
+            {
+                "weight": self.weights.floats(f"{name}.weight"),
+                "bias": self.weights.floats(f"{name}.bias") if f"{name}.bias" in self.weights else None,
+            },
+        )  # fmt: skip
+        self._add(op)
+        return Value(out, op)
+
+    def _linear(self, name: str, group: list[Linear], x: Value, out: Buffer, column: int, *, gelu: bool) -> None:
+        """Linears that are alike, into columns [column, …) of out."""
+        k = group[0].shape[1]
+        if k != x.buffer.width or k > _MAX_K or column % 16:
+            raise EngineError(
+                f"{name}: K = {k} of an input of {x.buffer.width} values, at column {column}; there are operators for "
+                f"K up to {_MAX_K} of as many, at multiples of 16"
+            )
+        bias_N = np.concatenate([np.zeros(g.shape[0], np.float32) if g.bias_N is None else g.bias_N for g in group])
+        grid = group[0].grid
+        settings = {"column": column, "n": len(bias_N), "linears": len(group), "gelu": gelu}
+        if grid is None:
+            values_NK = np.concatenate([layer.values_NK for layer in group if layer.values_NK is not None])
+            source, weights = self._bf16(x), pack_bf16(values_NK, bias_N)
+        else:
+            codes_NK = np.concatenate([layer.codes_NK for layer in group if layer.codes_NK is not None])
+            scale_N = np.concatenate([layer.scale_N for layer in group if layer.scale_N is not None])
+            source, weights = self._codes(x, grid), pack_int8(codes_NK, scale_N, bias_N)
+        self._add(Op("linear", name, (source,), (out,), settings, weights))
+
+    def _codes(self, x: Value, grid: Grid) -> Buffer:
+        """x on a grid: by the norm that makes it, if that quantizes nothing yet."""
+        for known, buffer in x.codes:
+            if known.same(grid):
+                return buffer
+        out = self._buffer("codes", x.buffer.width, per_sequence=x.buffer.per_sequence)
+        maker = x.maker
+        if maker is not None and maker.writes[1] is None:
+            maker.writes = (maker.writes[0], out, maker.writes[2])
+            maker.settings["grid"] = grid
+        else:
+            self._add(Op("quantize", f"of {x.buffer.kind} rows", (x.buffer,), (out,), {"grid": grid}))
+        x.codes.append((grid, out))
+        return out
+
+    def _bf16(self, x: Value) -> Buffer:
+        if x.buffer.kind == "bf16":
+            return x.buffer
+        if x.bf16 is None:
+            x.bf16 = self._buffer("bf16", x.buffer.width, per_sequence=x.buffer.per_sequence)
+            self._add(Op("round", "to bf16", (x.buffer,), (x.bf16,)))
+        return x.bf16
+
+    def _buffer(self, kind: Kind, width: int, *, per_sequence: bool = False) -> Buffer:
+        self._buffers.append(Buffer(len(self._buffers), kind, width, per_sequence))
+        return self._buffers[-1]
+
+    def _add(self, op: Op) -> None:
+        self._ops.append(op)
+
+
+def function_of(activation: str) -> str:
+    """What the operators call an activation of config.json.
+
+    Raises:
+        EngineError: there is no operator for it.
+    """
+    if activation not in _FUNCTIONS:
+        raise EngineError(f"activation {activation!r} has no operator; there are {', '.join(sorted(_FUNCTIONS))}")
+    return _FUNCTIONS[activation]
+
+
+def _rows(layer: Linear, begin: int, end: int) -> Linear:
+    """Outputs [begin, end) of a linear."""
+
+    def of(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else values[begin:end]
+
+    shape = (end - begin, layer.shape[1])
+    return Linear(shape, of(layer.bias_N), of(layer.codes_NK), of(layer.scale_N), layer.grid, of(layer.values_NK))
+
+
+def _alike(layers: Sequence[Linear]) -> list[list[int]]:
+    """Neighbours that one operator can compute: float ones, or quantized ones with inputs on the same grid."""
+    runs: list[list[int]] = []
+    for i, layer in enumerate(layers):
+        before = layers[runs[-1][0]] if runs else None
+        together = before is not None and (
+            (layer.grid is None and before.grid is None)
+            or (layer.grid is not None and before.grid is not None and layer.grid.same(before.grid))
+        )
+        if together:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs

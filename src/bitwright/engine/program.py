@@ -1,0 +1,179 @@
+"""`Program`: a model as a list of operators over buffers, with a static memory plan. Builders write it, one native call
+runs it.
+
+    op          reads          writes                what
+    embed       -              f32                   word + position + type embedding of each token
+    norm        f32 [f32]      f32 [f32] [codes]     layer norm of a sum, and its quantized rows
+    quantize    f32 or bf16    codes                 rows -> 8-bit codes with a scale and a zero point
+    round       f32            bf16
+    linear      codes          f32 or bf16           int8 x int8, then bias and GELU
+    linear      bf16           f32 or bf16           bf16 x bf16, the same
+    attention   bf16           bf16                  softmax(q kᵀ) v of each head; a row holds q, k and v
+    rotate      bf16           in place              q and k by position
+    gate        bf16           bf16                  the product of a row's halves
+    activate    f32 or bf16    in place              an elementwise function
+    pool        f32            f32, per sequence     one row for each sequence
+    normalize   f32            in place              rows to unit length
+
+A buffer has a row for each token, or for each sequence. Buffers that are never alive together share memory.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from bitwright.errors import ModelError
+
+Kind = Literal["f32", "bf16", "codes"]
+KINDS: tuple[Kind, ...] = ("f32", "bf16", "codes")  # as in csrc/engine/program.h
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """How float rows become codes (`quantize_rows/contract.h`).
+
+    mode: 0 asymmetric, 1 symmetric, both dynamic per row; 2 static, with this scale and zero point. code_min: -128, or
+    -127 on a symmetric grid. shift_K, multiplier_K: both or neither, float32, padded to a multiple of 64.
+    """
+
+    mode: int
+    scale: float = 1.0
+    zero_point: int = 0
+    code_min: int = -128
+    shift_K: np.ndarray | None = None
+    multiplier_K: np.ndarray | None = None
+
+    def same(self, other: "Grid") -> bool:
+        """Whether both give the same codes."""
+        numbers = ("mode", "scale", "zero_point", "code_min")
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in numbers)
+            and _equal(self.shift_K, other.shift_K)
+            and _equal(self.multiplier_K, other.multiplier_K)
+        )
+
+
+def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Rows of `width` values each, one row per token or per sequence."""
+
+    index: int
+    kind: Kind
+    width: int
+    per_sequence: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One operator. reads, writes: buffers; None where an optional one is left out. settings: numbers and grids, as the
+    native side takes them. weights: constants, by their role."""
+
+    kind: str
+    name: str
+    reads: tuple[Buffer | None, ...]
+    writes: tuple[Buffer | None, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, np.ndarray | None] = field(default_factory=dict)
+
+    def operations(self, tokens: int) -> int:
+        """Multiplications and additions for one sequence of this many tokens; 0 where they do not count."""
+        if self.kind == "linear":
+            source = self.reads[0]
+            assert source is not None
+            return 2 * (1 if source.per_sequence else tokens) * source.width * int(self.settings["n"])
+        if self.kind == "attention":
+            return 4 * tokens * tokens * int(self.settings["heads"]) * int(self.settings["head_size"])
+        return 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """What the executor runs.
+
+    output: the buffer that a run returns. max_tokens: of a sequence. vocabulary: token ids below it exist. types: token
+    types below it exist.
+    """
+
+    ops: tuple[Op, ...]
+    buffers: tuple[Buffer, ...]
+    output: Buffer
+    max_tokens: int
+    vocabulary: int
+    types: int = 1
+
+    def text(self) -> str:
+        """One line per operator."""
+        rows = [("", "operator", "reads", "writes", "what")]
+        for number, op in enumerate(self.ops):
+            rows.append((str(number), op.kind, _names(op.reads), _names(op.writes), f"{op.name}{_details(op)}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = ["  ".join((*(cell.ljust(width) for cell, width in zip(row, widths)), row[4])).rstrip() for row in rows]  # noqa: B905
+        return "\n".join(lines)
+
+
+def place_buffers(
+    ops: Sequence[Op], buffers: Sequence[Buffer], output: Buffer, row_bytes: Mapping[int, int]
+) -> tuple[list[int], int]:
+    """Offsets of the buffers in the arena, and its size, all in bytes per row: first fit, in the order of first use.
+
+    row_bytes: of each buffer.
+    """
+    first: dict[int, int] = {}
+    last: dict[int, int] = {output.index: len(ops)}
+    for number, op in enumerate(ops):
+        for buffer in _present((*op.reads, *op.writes)):
+            first.setdefault(buffer.index, number)
+            last[buffer.index] = max(last.get(buffer.index, 0), number)
+    offsets, size = [0] * len(buffers), 0
+    placed: list[Buffer] = []
+    for buffer in sorted(buffers, key=lambda b: (first[b.index], -row_bytes[b.index])):
+        index = buffer.index
+        alive = [b.index for b in placed if first[b.index] <= last[index] and first[index] <= last[b.index]]
+        offset = 0
+        for begin, end in sorted((offsets[other], offsets[other] + row_bytes[other]) for other in alive):
+            if offset + row_bytes[index] <= begin:
+                break
+            offset = max(offset, end)
+        offsets[index] = offset
+        size = max(size, offset + row_bytes[index])
+        placed.append(buffer)
+    return offsets, size
+
+
+def check(program: Program) -> None:
+    """Raises:
+    ModelError: an operator reads what none has written, or shapes or kinds do not fit.
+    """
+    written: set[int] = set()
+    for op in program.ops:
+        for buffer in _present(op.reads):
+            if buffer.index not in written:
+                raise ModelError(f"{op.name}: {op.kind} reads {_name(buffer)}, which nothing has written")
+        written |= {buffer.index for buffer in _present(op.writes)}
+    if program.output.index not in written or program.output.kind != "f32":
+        raise ModelError(f"the output {_name(program.output)} is not f32, or nothing writes it")
+
+
+def _present(buffers: Iterable[Buffer | None]) -> list[Buffer]:
+    return [buffer for buffer in buffers if buffer is not None]
+
+
+def _name(buffer: Buffer) -> str:
+    return f"{'s' if buffer.per_sequence else 't'}{buffer.index}:{buffer.kind}[{buffer.width}]"
+
+
+def _names(buffers: Iterable[Buffer | None]) -> str:
+    return " ".join(_name(buffer) for buffer in _present(buffers)) or "-"
+
+
+def _details(op: Op) -> str:
+    shown = {
+        key: value for key, value in op.settings.items() if not isinstance(value, Grid) and value not in (None, False)
+    }
+    return "".join(f"  {key}={value}" for key, value in shown.items())

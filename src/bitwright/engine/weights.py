@@ -1,0 +1,197 @@
+"""The tensors of a model directory as numpy arrays: what programs are built from, without torch.
+
+Files are mapped, not read; values are copied when they are packed.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitwright.checkpoints.quantization_config import Group, QuantizationConfig, parse_quantization_config
+from bitwright.engine.program import Grid
+from bitwright.errors import CheckpointError, EngineError
+from bitwright.models.safetensors_check import TensorEntry, check_safetensors
+from bitwright.models.source import CONFIG_FILE
+
+# As stored; bf16 comes as its bits.
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8, "I32": np.int32,
+           "I64": np.int64, "F64": np.float64}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """One linear. Quantized: codes_NK int8, scale_N float32 and the grid of its input. Float: values_NK float32.
+    bias_N: float32 or None."""
+
+    shape: tuple[int, int]
+    bias_N: np.ndarray | None
+    codes_NK: np.ndarray | None = None
+    scale_N: np.ndarray | None = None
+    grid: Grid | None = None
+    values_NK: np.ndarray | None = None
+
+
+class Weights:
+    """What a directory holds, by the names in its files."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises:
+        CheckpointError: files that contradict themselves. EngineError: weights in files other than safetensors.
+        """
+        self.directory = directory
+        self.config: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        self._entries: dict[str, tuple[np.ndarray, TensorEntry]] = {}
+        for file in _files(directory):
+            entries = check_safetensors(file)
+            data = np.memmap(file, mode="r")
+            begin = 8 + int.from_bytes(bytes(data[:8]), "little")
+            self._entries |= {name: (data[begin:], entry) for name, entry in entries.items()}
+        raw = self.config.get("quantization_config")
+        self._quantization: QuantizationConfig | None = None
+        if raw is not None:
+            where = f"{directory / CONFIG_FILE}: quantization_config"
+            self._quantization = parse_quantization_config(raw, where)
+        self._group_of = self._quantization.group_finder() if self._quantization else lambda _: None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return sorted(self._entries)
+
+    def raw(self, name: str) -> tuple[np.ndarray, str]:
+        """A tensor as it lies in the file, and its dtype as the format spells it.
+
+        Raises:
+            CheckpointError: there is none. EngineError: of a dtype that no program holds.
+        """
+        if name not in self._entries:
+            raise CheckpointError(
+                f"{self.directory}: the files hold no {name!r}; the download is incomplete, or config and weights are "
+                "of different models"
+            )
+        data, entry = self._entries[name]
+        if entry.dtype not in _DTYPES:
+            raise EngineError(f"{name} is stored as {entry.dtype}")
+        return np.frombuffer(data[entry.begin : entry.end], dtype=_DTYPES[entry.dtype]).reshape(
+            entry.shape
+        ), entry.dtype
+
+    def floats(self, name: str) -> np.ndarray:
+        """A float tensor in float32."""
+        values, dtype = self.raw(name)
+        if dtype == "BF16":
+            return widen(values)
+        if dtype not in ("F32", "F16", "F64"):
+            raise CheckpointError(f"{self.directory}: {name} is {dtype}, a float tensor is expected")
+        return values.astype(np.float32)
+
+    def table(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """An embedding table (V, H): float32 or the bits of bf16, and None; or int8 with its scale (V,)."""
+        module = name.removesuffix(".weight")
+        values, dtype = self.raw(name)
+        if self._quantization and module in self._quantization.embeddings:
+            scale, _ = self.raw(f"{module}.weight_scale")
+            if dtype != "I8" or values.ndim != 3 or scale.shape != (len(values), 1):
+                raise CheckpointError(
+                    f"{self.directory}: {name} is {dtype} {list(values.shape)} with scales {list(scale.shape)}; an "
+                    "int8 table has (V, 1, H) codes and (V, 1) scales"
+                )
+            return values[:, 0], scale[:, 0]
+        return (values if dtype in ("BF16", "F32") else self.floats(name)), None
+
+    def linear(self, module: str) -> Linear:
+        """Raises:
+        EngineError: of a scheme that no operator runs. CheckpointError: its tensors contradict one another.
+        """
+        bias_N = self.floats(f"{module}.bias") if f"{module}.bias" in self else None
+        if f"{module}.weight_scale" not in self:
+            values_NK = self.floats(f"{module}.weight")
+            return Linear(_matrix(values_NK.shape, module), bias_N, values_NK=values_NK)
+        group = self._group_of(module)
+        if group is None:
+            raise CheckpointError(f"{self.directory}: {module} has scales, but config.json has no scheme for it")
+        return self._quantized(module, group, bias_N)
+
+    def _quantized(self, module: str, group: Group, bias_N: np.ndarray | None) -> Linear:
+        weight, inputs = group.weight_spec, group.input_spec
+        if group.format != "int-quantized" or not weight.symmetric or weight.group_size is not None or inputs is None:
+            kind = "symmetric" if weight.symmetric else "asymmetric"
+            groups = "" if weight.group_size is None else f" in groups of {weight.group_size}"
+            raise EngineError(
+                f"{module}: {weight.bits}-bit {kind} {weight.grid} weights{groups} with "
+                f"{'float' if inputs is None else 'int8'} inputs have no operator"
+            )
+        codes, dtype = self.raw(f"{module}.weight")
+        shape = (codes.shape[0], codes.shape[-1]) if codes.ndim in (2, 3) else (0, 0)
+        scale = self.floats(f"{module}.weight_scale").reshape(-1)
+        if dtype != "I8" or codes.size != math.prod(shape) or scale.size not in (1, shape[0]):
+            raise CheckpointError(
+                f"{self.directory}: {module}.weight is {dtype} {list(codes.shape)} with {scale.size} scales; it "
+                "should be int8 (N, K) with N of them, or one"
+            )
+        grid = self._grid(module, group, shape[1])
+        return Linear(shape, bias_N, codes.reshape(shape), np.broadcast_to(scale, shape[:1]), grid)
+
+    def _grid(self, module: str, group: Group, k: int) -> Grid:
+        spec = group.input_spec
+        assert spec is not None
+        shift_K = multiplier_K = None
+        if group.has_scale_K or group.has_shift_K:
+            zeros, ones = np.zeros(k, np.float32), np.ones(k, np.float32)
+            scale_K = self._per_input(module, "input_scale_K", k) if group.has_scale_K else ones
+            shift_K = _padded(self._per_input(module, "input_shift_K", k) if group.has_shift_K else zeros)
+            multiplier_K = _padded(np.float32(1.0) / scale_K)
+        if spec.dynamic:
+            return Grid(1 if spec.symmetric else 0, 1.0, 0, spec.code_min, shift_K, multiplier_K)
+        scale = float(self.floats(f"{module}.input_scale").reshape(-1)[0])
+        zero = 0
+        if not spec.symmetric:
+            zero = int(self.raw(f"{module}.input_zero_point")[0].reshape(-1)[0])
+        if not np.finfo(np.float32).tiny <= scale <= np.finfo(np.float32).max or not -128 <= zero <= 127:
+            raise CheckpointError(f"{self.directory}: {module}: input_scale = {scale}, input_zero_point = {zero}")
+        return Grid(2, scale, zero, spec.code_min, shift_K, multiplier_K)
+
+    def _per_input(self, module: str, suffix: str, k: int) -> np.ndarray:
+        values_K = self.floats(f"{module}.{suffix}")
+        if values_K.shape != (k,) or not np.isfinite(values_K).all():
+            raise CheckpointError(f"{self.directory}: {module}.{suffix} is not {k} finite numbers")
+        return values_K
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    """bf16, given as its bits, in float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(values: np.ndarray) -> np.ndarray:
+    """float32 rounded to bf16, to nearest, half to even, as its bits; a NaN stays one."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded[np.isnan(values)] = 0x7FC0
+    return rounded
+
+
+def _padded(values_K: np.ndarray) -> np.ndarray:
+    return np.pad(values_K, (0, -len(values_K) % 64))
+
+
+def _matrix(shape: tuple[int, ...], name: str) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise CheckpointError(f"{name}.weight has the shape {list(shape)}; a linear has (N, K)")
+    return shape[0], shape[1]
+
+
+def _files(directory: Path) -> list[Path]:
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
+        return [directory / Path(name).name for name in sorted(set(names))]
+    raise EngineError(f"{directory}: there is no model.safetensors")

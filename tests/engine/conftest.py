@@ -1,0 +1,33 @@
+"""What tests of the engine share: executors of a model directory, and sequences of token ids."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.executor import Executor
+from bitwright.engine.weights import Weights
+from bitwright.kernels import dispatch
+
+Open = Callable[..., Executor]
+
+
+@pytest.fixture(scope="session")
+def opened() -> Open:
+    """`opened(directory, isa=None, group_tokens=None, **of lower_encoder)`: the directory on the engine."""
+
+    def open_(directory: Path, isa: str | None = None, group_tokens: int | None = None, **how: Any) -> Executor:
+        program = lower_encoder(Weights(directory), **how)
+        return Executor(program, dispatch.isa_index(isa), group_tokens=group_tokens)
+
+    return open_
+
+
+@pytest.fixture(scope="session")
+def sequences() -> list[list[int]]:
+    """Token ids of the tiny models, of every length from 1 to 40 that matters to a kernel."""
+    generator = np.random.default_rng(0)
+    return [generator.integers(5, 200, length).tolist() for length in (7, 1, 16, 40, 2, 17, 31, 15, 33, 16, 3)]

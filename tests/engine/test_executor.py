@@ -1,0 +1,123 @@
+"""Running programs: the same bits however the work is cut, on every instruction set, from several threads at once."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitwright.engine.executor import Executor
+from bitwright.errors import InputError
+from bitwright.kernels import dispatch
+from tests.engine.conftest import Open
+
+TinyModel = Callable[..., Path]
+ISAS = [row.name for row in dispatch.isa_table() if row.supported]
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_model: TinyModel, opened: Open) -> Executor:
+    return opened(tiny_model("bert"))
+
+
+def test_threads_groups_and_company_change_no_bit(
+    tiny_model: TinyModel, opened: Open, sequences: list[list[int]]
+) -> None:
+    many = sequences * 30  # enough for threads to take whole groups
+    want = opened(tiny_model("bert"), group_tokens=1 << 20).run(many, 1)
+    for group_tokens in (1, 48, 4096):
+        executor = opened(tiny_model("bert"), group_tokens=group_tokens)
+        for threads in (1, 2, 3, 5):
+            assert np.array_equal(executor.run(many, threads), want), (group_tokens, threads)
+    alone = [executor.run([ids], 2)[0] for ids in sequences]
+    assert np.array_equal(np.stack(alone), want[: len(sequences)])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set(tiny_model: TinyModel, opened: Open, sequences: list[list[int]], isa: str) -> None:
+    got = opened(tiny_model("bert"), isa).run(sequences, 2)
+    want = opened(tiny_model("bert"), "scalar").run(sequences, 1)
+    assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "message"),
+    [
+        ([[5, 6], []], 1, "sequence 1 has 0 tokens; this model takes 1 to 66"),
+        ([[5] * 67], 1, "sequence 0 has 67 tokens; this model takes 1 to 66"),
+        ([[5, 200]], 1, "token id 200: this model has 0 to 199"),
+        ([[-1]], 1, "token id -1: this model has 0 to 199"),
+        ([[5]], 0, "threads = 0: at least 1"),
+    ],
+)
+def test_bad_batches_say_so_and_the_executor_stays_usable(
+    bert: Executor, batch: list[list[int]], threads: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        bert.run(batch, threads)
+    assert np.isfinite(bert.run([[5, 6, 7]], 1)).all()
+
+
+def test_ids_and_lengths_that_do_not_fit(bert: Executor) -> None:
+    with pytest.raises(InputError, match=r"\(3,\) token ids for sequences of 4 tokens in all"):
+        bert.run_packed(np.array([5, 6, 7]), np.array([2, 2]), 1)
+
+
+def test_no_sequences(bert: Executor) -> None:
+    assert bert.run([], 2).shape == (0, 32)
+
+
+def test_buffers_are_kept_and_do_not_grow(bert: Executor, sequences: list[list[int]]) -> None:
+    bert.run(sequences, 2)
+    before = bert.memory
+    for _ in range(20):
+        bert.run(sequences, 2)
+    assert bert.memory == before
+
+
+def test_several_python_threads_at_once(bert: Executor, sequences: list[list[int]]) -> None:
+    want = bert.run(sequences, 1)
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(40):
+            if not np.array_equal(bert.run(sequences, 1 + number % 3), want):
+                wrong.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_a_forked_child_has_threads_of_its_own(bert: Executor, sequences: list[list[int]]) -> None:
+    want = bert.run(sequences, 2)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(bert.run(sequences, 2), want) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(bert.run(sequences, 2), want)
+
+
+def test_seconds_are_those_of_the_operators(bert: Executor, sequences: list[list[int]]) -> None:
+    seconds = np.zeros(len(bert.program.ops))
+    bert.run(sequences, 1, seconds)
+    assert (seconds > 0).all()
+    assert seconds.sum() < 10
+
+
+def test_the_engines_door_needs_no_torch(tiny_model: TinyModel) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from bitwright.runtime.engine_model import EngineModel\n"
+        f"model = EngineModel(pathlib.Path({str(tiny_model('bert'))!r}))\n"
+        "assert model.encode(['a text', 'another, longer text']).shape == (2, 32)\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
