@@ -188,10 +188,10 @@ AttentionVariant attention_variant(int index) {
 void attention(int variant, uintptr_t q, uintptr_t k, uintptr_t v, size_t stride, uintptr_t out, size_t out_stride,
                size_t tokens, size_t head_size, float scale, uintptr_t bias, size_t bias_stride, int64_t window,
                uintptr_t scratch, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end) {
-    const Attention op{at<uint16_t>(q), at<uint16_t>(k),  at<uint16_t>(v),
+    const Attention op{at<uint16_t>(q), at<uint16_t>(k),   at<uint16_t>(v),
                        stride,          at<uint16_t>(out), out_stride,
-                       tokens,          head_size,        scale,
-                       at<float>(bias), bias_stride,      window < 0 ? kNoWindow : size_t(window)};
+                       tokens,          head_size,         scale,
+                       at<float>(bias), bias_stride,       window < 0 ? kNoWindow : size_t(window)};
     attention_variant(variant).fn(&op, head_begin, head_end, query_begin, query_end, at<void>(scratch));
 }
 

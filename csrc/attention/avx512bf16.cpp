@@ -67,7 +67,8 @@ struct Avx512Bf16 : Vectors {
             for (size_t i = 0; i < size; i += kLanes) {
                 const __mmask16 mask = (__mmask16)lowest(size - i);
                 const __m256i even = _mm256_maskz_loadu_epi16(mask, v + i);
-                const __m256i odd = _mm256_maskz_loadu_epi16(row + 1 < rows ? mask : (__mmask16)0, v + stride + i);
+                const __m256i odd =
+                    row + 1 < rows ? _mm256_maskz_loadu_epi16(mask, v + stride + i) : _mm256_setzero_si256();
                 const __m512i both = _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16);
                 _mm512_storeu_si512(out + i * kCell, _mm512_or_si512(_mm512_cvtepu16_epi32(even), both));
             }

@@ -71,6 +71,25 @@ typename M::V biases(const Block& block, size_t j, size_t lane) {
     return M::load((const char*)some);
 }
 
+// Scores of `count` keys that are products as yet, with scale and bias, minus infinity where not seen; and the largest.
+template <class M, int C>
+__attribute__((noinline)) void adjust(const Block& block, size_t j, size_t count) {
+    using V = typename M::V;
+    const Attention& p = block.p;
+    float* at = block.scores + (j - block.keys.begin) * C * M::kLanes;
+    for (size_t end = j + count; j < end; ++j) {
+        const Range seen = seen_by(p, j, j + 1);
+        for (size_t lane = 0; lane < C * M::kLanes; lane += M::kLanes, at += M::kLanes) {
+            V score = M::load((const char*)at);
+            if (p.bias) score = M::fma(score, M::all(p.scale), biases<M>(block, j, lane));
+            const ptrdiff_t first = (ptrdiff_t)(block.query + lane);
+            score = M::between(score, (ptrdiff_t)seen.begin - first, (ptrdiff_t)seen.end - first, M::all(-INFINITY));
+            M::store(at, score);
+            M::store(block.largest + lane, M::max(score, M::load((const char*)(block.largest + lane))));
+        }
+    }
+}
+
 // Scores of R keys, and the largest so far. They are products still, not scaled, if no bias is added.
 template <class M, int R, int C>
 void score(const Block& block, size_t j) {
@@ -80,34 +99,14 @@ void score(const Block& block, size_t j) {
     const size_t row = j - block.keys.begin;
     multiply<M, R, C>(block.key + row * block.key_bytes, block.key_bytes, kCell, block.queries, C * sizeof(V),
                       p.head_size / M::kPerCell, sum);
-    if (p.bias) {
-        const V scale = M::all(p.scale);
-        unroll<R>([&](auto r) INLINED {
-            unroll<C>([&](auto c) INLINED {
-                V& s = sum[r.value][c.value];
-                s = M::fma(s, scale, biases<M>(block, j + r.value, c.value * M::kLanes));
-            });
-        });
-    }
-    if (!all_seen(p, block.query, block.query + block.count, {j, j + R})) {
-        unroll<R>([&](auto r) INLINED {
-            const Range lanes = seen_by(p, j + r.value, j + r.value + 1);
-            const ptrdiff_t begin = (ptrdiff_t)lanes.begin - (ptrdiff_t)block.query,
-                            end = (ptrdiff_t)lanes.end - (ptrdiff_t)block.query;
-            unroll<C>([&](auto c) INLINED {
-                constexpr ptrdiff_t first = c.value * M::kLanes;
-                sum[r.value][c.value] =
-                    M::between(sum[r.value][c.value], begin - first, end - first, M::all(-INFINITY));
-            });
-        });
-    }
-    unroll<C>([&](auto c) INLINED { largest[c.value] = M::load((const char*)(block.largest + c.value * M::kLanes)); });
     float* out = block.scores + row * C * M::kLanes;
     unroll<R>([&](auto r) INLINED {
-        unroll<C>([&](auto c) INLINED {
-            M::store(out + (r.value * C + c.value) * M::kLanes, sum[r.value][c.value]);
-            largest[c.value] = M::max(sum[r.value][c.value], largest[c.value]);
-        });
+        unroll<C>([&](auto c) INLINED { M::store(out + (r.value * C + c.value) * M::kLanes, sum[r.value][c.value]); });
+    });
+    if (p.bias || !all_seen(p, block.query, block.query + block.count, {j, j + R})) return adjust<M, C>(block, j, R);
+    unroll<C>([&](auto c) INLINED { largest[c.value] = M::load((const char*)(block.largest + c.value * M::kLanes)); });
+    unroll<R>([&](auto r) INLINED {
+        unroll<C>([&](auto c) INLINED { largest[c.value] = M::max(sum[r.value][c.value], largest[c.value]); });
     });
     unroll<C>([&](auto c) INLINED { M::store(block.largest + c.value * M::kLanes, largest[c.value]); });
 }

@@ -1,0 +1,116 @@
+"""Our bf16 attention on one core, against torch's.
+
+    python benchmarks/attention.py [--json FILE] [--rounds N] [--variant NAME ...] [--tokens T ...] [--size D ...]
+
+One sequence, twelve heads, queries, keys and values side by side in one buffer, as the linear before leaves them. GOP/s
+of one core: a multiply or an add is one operation, 4 · T² · D of them for each head, the softmax not counted. torch's is
+scaled_dot_product_attention on the same buffer, on one thread.
+
+Contestants run turn by turn in short blocks (A B C A B C), so that all see the same noise; a ratio is the median over
+rounds of the ratio inside a round, a speed the median over rounds.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn.functional import scaled_dot_product_attention
+
+from bitwright.kernels import native
+
+TOKENS, SIZES, HEADS = (16, 128, 512), (32, 64), 12
+BLOCK_SECONDS = 0.02
+Run = Callable[[], object]
+
+
+def main() -> None:
+    """Measure every shape, print one table, write the numbers."""
+    variants = [name for name, supported in native.load().attention_variants() if supported]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write every number there")
+    parser.add_argument("--rounds", type=int, default=15, help="blocks per contestant and shape")
+    parser.add_argument(
+        "--variant", nargs="+", default=[name for name in variants if name != "scalar"], choices=variants
+    )
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="of a head")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [measure(t, d, options.variant, options.rounds) for d in options.size for t in options.tokens]
+    Console(width=100).print(table_of(rows, options.variant))
+    if options.json:
+        facts = {"threads": 1, "torch": torch.__version__, "heads": HEADS}
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+
+
+def measure(tokens: int, size: int, variants: list[str], rounds: int) -> dict[str, object]:
+    """GOP/s of every contestant in every round: {"T", "D", "rounds": {contestant: [GOP/s, ...]}}."""
+    qkv = torch.randn(tokens, 3 * HEADS * size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    contestants = {"torch": torchs(qkv, size), **{name: ours(name, qkv, size) for name in variants}}
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            found[name].append(4e-9 * HEADS * tokens**2 * size / seconds_per_call(run))
+    return {"T": tokens, "D": size, "rounds": found}
+
+
+def seconds_per_call(run: Run) -> float:
+    """CPU time of the fastest call of one block: what else runs on the machine can only slow a call down."""
+    fastest, stop = float("inf"), time.perf_counter() + BLOCK_SECONDS
+    while time.perf_counter() < stop:
+        start = time.thread_time()
+        run()
+        fastest = min(fastest, time.thread_time() - start)
+    return fastest
+
+
+def ours(variant: str, qkv: torch.Tensor, size: int) -> Run:
+    """One call for all heads, on preallocated memory."""
+    module, tokens, width = native.load(), len(qkv), HEADS * size
+    index = [name for name, _ in module.attention_variants()].index(variant)
+    out = torch.empty(tokens, width, dtype=torch.bfloat16)
+    scratch = torch.empty(module.attention_scratch_bytes(tokens, size) + 64, dtype=torch.uint8)
+    aligned = -(-scratch.data_ptr() // 64) * 64
+    inputs = [qkv.data_ptr() + 2 * part * width for part in range(3)]
+    shape = (qkv.stride(0), out.data_ptr(), width, tokens, size, size**-0.5, 0, 0, -1)
+    keep = (qkv, out, scratch)  # alive as long as the closure
+    return lambda: (module.attention(index, *inputs, *shape, aligned, 0, HEADS, 0, tokens), keep)
+
+
+def torchs(qkv: torch.Tensor, size: int) -> Run:
+    """torch's attention, on views of the buffer."""
+    q, k, v = (part.view(1, len(qkv), HEADS, size).transpose(1, 2) for part in qkv.chunk(3, dim=1))
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            return scaled_dot_product_attention(q, k, v)
+
+    return run
+
+
+def table_of(rows: list[dict[str, object]], variants: list[str]) -> Table:
+    """One line per shape: the speed of each contestant, and beside ours its ratio to torch's."""
+    title = "attention, one core, GOP/s; x = ours / torch's"
+    table = Table(title=title, box=None, header_style="bold", pad_edge=False)
+    for column in ("T", "D", "torch", *(name for variant in variants for name in (variant, "x"))):
+        table.add_column(column, justify="right")
+    for row in rows:
+        found: dict[str, list[float]] = row["rounds"]  # type: ignore[assignment]
+        cells = [str(row["T"]), str(row["D"]), f"{median(found['torch']):.0f}"]
+        for variant in variants:
+            pairs = zip(found[variant], found["torch"], strict=True)
+            cells += [f"{median(found[variant]):.0f}", f"{median(a / b for a, b in pairs):.2f}"]
+        table.add_row(*cells)
+    return table
+
+
+if __name__ == "__main__":
+    main()
