@@ -3,7 +3,7 @@
     python benchmarks/attention.py [--json FILE] [--rounds N] [--variant NAME ...] [--tokens T ...] [--size D ...]
 
 One sequence, twelve heads, queries, keys and values side by side in one buffer, as the linear before leaves them. GOP/s
-of one core: a multiply or an add is one operation, 4 · T² · D of them for each head, the softmax not counted. torch's is
+of one core: a multiply or an add is one operation, 4 · T² · D of them for each head, the softmax not counted. Against
 scaled_dot_product_attention on the same buffer, on one thread.
 
 Contestants run turn by turn in short blocks (A B C A B C), so that all see the same noise; a ratio is the median over

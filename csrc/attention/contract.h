@@ -1,20 +1,26 @@
-// attention: out[q, h, :] = sum_j softmax_j(scale * q[q, h, :] . k[j, h, :] + bias_h(j - q)) v[j, h, :], of one sequence
+// attention: out[q, h, :] = sum_j softmax_j(scale * q[q, h, :] . k[j, h, :] + bias_h(j - q)) v[j, h, :], of one
+// sequence
 //
 //   q, k, v      bf16, token t of the sequence at q + t * stride, head h of it head_size elements at h * head_size; the
 //                three may lie in one buffer; any alignment
 //   out          bf16 [tokens, heads * head_size], row t at out + t * out_stride (elements)
-//   bias         null, or f32: what is added to a score of head h is bias[h * bias_stride + (j - q)], so that bias points at
-//                distance 0 and distances -(tokens - 1) to tokens - 1 are readable; added after the scale
+//   scale        positive
+//   bias         null, or f32: what is added to a score of head h is bias[h * bias_stride + (j - q)], so that bias
+//   points
+//                at distance 0 and distances -(tokens - 1) to tokens - 1 are readable; added after the scale; finite
 //   window       keys further than this many tokens from the query, on either side, are left out; kNoWindow for none
 //   scratch      attention_scratch_bytes(tokens, head_size) bytes, 64-byte aligned, of the calling thread; any content
 //
-// Arithmetic: products of bf16 values (exact in f32) summed in f32, in any order; softmax in f32, of scores less the row's
-// largest, by 2^x with a relative error below 2^-12; the weights exp(.) are rounded to bf16 before they multiply v; the row's
-// sum is that of the same weights in f32; the result is divided by it and rounded to bf16, to nearest, half to even. A NaN or
-// an infinity among the inputs of a row gives NaN in what depends on it.
+// Arithmetic: products of bf16 values (exact in f32) summed in f32, in any order; softmax in f32, of scores less the
+// row's largest, by 2^x with a relative error below 2^-12; the weights 2^x are rounded to bf16 before they multiply v;
+// the row's sum is that of the weights in f32, rounded or not; the result is divided by it, or multiplied by its
+// reciprocal, and rounded to bf16, to nearest, half to even. Subnormal numbers may be taken for zero. A NaN or an
+// infinity in q gives NaN in the query's row, in k in the rows of the queries that see the key, in v in its dimension
+// of those rows.
 //
-// head_size is a multiple of 8, at most kMaxHeadSize. Queries [query_begin, query_end) of heads [head_begin, head_end) are
-// computed, the others not touched. A query's result does not depend on how the range is cut. No allocation, threads or state.
+// head_size is a multiple of 8, at most kMaxHeadSize. Queries [query_begin, query_end) of heads [head_begin, head_end)
+// are computed, the others not touched. A query's result does not depend on how the range is cut. No allocation,
+// threads or state. Keys and values are packed once per head and call: a cut by heads costs less than one by queries.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -40,13 +46,16 @@ using AttentionFn = void (*)(const Attention*, size_t head_begin, size_t head_en
                              void* scratch);
 
 extern "C" {
-void attention_scalar(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end, void* scratch);
-void attention_avx2(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end, void* scratch);
+void attention_scalar(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
+                      void* scratch);
+void attention_avx2(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
+                    void* scratch);
 void attention_avx512vnni(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
                           void* scratch);
 void attention_avx512bf16(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
                           void* scratch);
-void attention_amx(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end, void* scratch);
+void attention_amx(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
+                   void* scratch);
 }
 
 // Enough for every variant.
