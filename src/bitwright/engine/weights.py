@@ -83,8 +83,12 @@ class Weights:
         ), entry.dtype
 
     def floats(self, name: str) -> np.ndarray:
-        """A float tensor in float32."""
+        """A float tensor, or the values of an int8 table, in float32."""
         values, dtype = self.raw(name)
+        if self._is_table(name):
+            codes_VH, scale_V = self.table(name)
+            assert scale_V is not None
+            return codes_VH.astype(np.float32) * scale_V[:, None].astype(np.float32)
         if dtype == "BF16":
             return widen(values)
         if dtype not in ("F32", "F16", "F64"):
@@ -95,7 +99,7 @@ class Weights:
         """An embedding table (V, H): float32 or the bits of bf16, and None; or int8 with its scale (V,)."""
         module = name.removesuffix(".weight")
         values, dtype = self.raw(name)
-        if self._quantization and module in self._quantization.embeddings:
+        if self._is_table(name):
             scale, _ = self.raw(f"{module}.weight_scale")
             if dtype != "I8" or values.ndim != 3 or scale.shape != (len(values), 1):
                 raise CheckpointError(
@@ -104,6 +108,9 @@ class Weights:
                 )
             return values[:, 0], scale[:, 0]
         return (values if dtype in ("BF16", "F32") else self.floats(name)), None
+
+    def _is_table(self, name: str) -> bool:
+        return self._quantization is not None and name.removesuffix(".weight") in self._quantization.embeddings
 
     def linear(self, module: str) -> Linear:
         """Raises:
