@@ -14,6 +14,7 @@
 #include "count.h"
 #include "cpu.h"
 #include "engine/binding.h"
+#include "gram/contract.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
 #include "parallel.h"
@@ -31,6 +32,8 @@ namespace {
 // earlier with slower instruction sets.
 constexpr size_t kWorthAThread = 1 << 21;
 constexpr size_t kRowGrain = 32, kBlockGrain = 4;
+// Of the Gram matrix: column blocks that one thread packs at least, and rows of a pass.
+constexpr size_t kPackGrain = 2, kPassRows = 4 * kRun;
 
 template <class T>
 T* at(uintptr_t address) {
@@ -195,6 +198,44 @@ void attention(int variant, uintptr_t q, uintptr_t k, uintptr_t v, size_t stride
     attention_variant(variant).fn(&op, head_begin, head_end, query_begin, query_end, at<void>(scratch));
 }
 
+// Scratch of one Gram call: a pass of packed rows.
+size_t gram_scratch_bytes(size_t m, size_t k) {
+    return round_up(m < kPassRows ? m : kPassRows, kSquare) * round_up(k, kSquare) * sizeof(uint16_t);
+}
+
+bool has_gram(int isa) { return gram_for(isa) != nullptr; }
+
+// Add the rows of x to the Gram matrix, and what its features are to the rest; pass by pass, so that the scratch is
+// small. Threads share a pass's columns, then its squares.
+void add_gram(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, size_t m, size_t k, uintptr_t scratch,
+              uintptr_t low, uintptr_t high, uintptr_t sum, uintptr_t sum_abs, uintptr_t gram) {
+    const GramVariant variant = *gram_for(isa);
+    const size_t squares = gram_squares(k), blocks = gram_panels(k) * (kSquare / kColumns);
+    threads = useful_threads(threads, m * squares * kSquare * kSquare);
+    parallel(threads, [&](int index, int count) {
+        const Share columns = share_of(blocks, kPackGrain, index, count);
+        const Share mine = share_of(squares, 1, index, count);
+        for (size_t begin = 0; begin < m; begin += kPassRows) {
+            if (begin > 0 && count > 1) barrier();
+            const size_t rows = m - begin < kPassRows ? m - begin : kPassRows;
+            const Gram pass{at<char>(x) + begin * x_stride * (bf16 ? 2 : 4),
+                            bf16,
+                            x_stride,
+                            rows,
+                            k,
+                            at<uint16_t>(scratch),
+                            at<float>(low),
+                            at<float>(high),
+                            at<double>(sum),
+                            at<double>(sum_abs),
+                            at<float>(gram)};
+            variant.pack(&pass, columns.begin, columns.end);
+            if (count > 1) barrier();
+            variant.multiply(&pass, mine.begin, mine.end);
+        }
+    });
+}
+
 double thread_nanoseconds() {
     timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -243,6 +284,9 @@ NB_MODULE(_native, m) {
     m.def("linear_w8a8", &linear_w8a8, released);
     m.def("multiply_w8a8", &multiply_w8a8, released);
     m.def("linear_bf16", &linear_bf16, released);
+    m.def("gram_scratch_bytes", &gram_scratch_bytes);
+    m.def("has_gram", &has_gram);
+    m.def("add_gram", &add_gram, released);
     m.def("peak_int8_gops", &peak_int8_gops, released);
     bind_engine(m);
 }

@@ -1,6 +1,7 @@
 """Laws of observation: batches merge, and padding that the caller dropped leaves no trace."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from bitwright.calibration.observers import LayerStats, merge, observe, rescaled
 from bitwright.errors import NumericsError
+from bitwright.kernels import cpu
 
 
 def tokens(seed: int, m: int, magnitude: float = 1.0) -> Tensor:
@@ -66,6 +68,51 @@ def test_sums_are_those_of_float64(k: int, gram: bool) -> None:
     if stats.gram_KK is not None:
         assert stats.gram_KK.dtype == torch.float32
         assert torch.equal(stats.gram_KK[:384, 384:], stats.gram_KK[384:, :384].T)
+
+
+needs_bf16 = pytest.mark.skipif(not cpu.has_gram(), reason="this machine does not multiply bf16")
+
+
+@needs_bf16
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fast_statistics_are_those_of_tokens_rounded_for_the_gram_matrix_alone(dtype: torch.dtype) -> None:
+    parts = [tokens(i, m, 2.0**exponent).to(dtype) for i, (m, exponent) in enumerate([(700, 0), (1, 3), (90, -4)])]
+    fast = functools.reduce(functools.partial(observe, gram=True, fast=True), parts, None)
+    plain = functools.reduce(functools.partial(observe, gram=True), parts, None)
+    rounded = functools.reduce(functools.partial(observe, gram=True), [x.bfloat16() for x in parts], None)
+    assert_equal(fast, replace(plain, gram_KK=rounded.gram_KK, sum_sq_K=rounded.sum_sq_K))
+    assert torch.equal(fast.gram_KK, fast.gram_KK.T)
+    assert torch.equal(fast.sum_sq_K, fast.gram_KK.diagonal().double())
+
+
+@needs_bf16
+def test_fast_takes_the_gram_matrix_over_and_leaves_the_rest() -> None:
+    first = observe(None, tokens(0, 30), gram=True, fast=True)
+    low_K, sum_K = first.min_K.clone(), first.sum_K.clone()
+    second = observe(first, 4 * tokens(1, 30), gram=True, fast=True)
+    assert second.gram_KK is first.gram_KK
+    assert torch.equal(first.min_K, low_K)
+    assert torch.equal(first.sum_K, sum_K)
+    x = tokens(2, 5)
+    before = x.clone()
+    observe(None, x, gram=True, fast=True)
+    assert torch.equal(x, before)
+
+
+@needs_bf16
+def test_fast_without_a_gram_matrix_to_add_to_lacks_it_as_a_merge_does() -> None:
+    plain = observe(None, tokens(0, 30))
+    assert observe(plain, tokens(1, 30), gram=True, fast=True).gram_KK is None
+    assert_equal(observe(plain, tokens(1, 30), fast=True), observe(plain, tokens(1, 30)))
+
+
+def test_fast_on_a_cpu_that_does_not_multiply_bf16_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_gram", lambda: False)
+    first = observe(None, tokens(0, 30), gram=True)
+    gram_KK = first.gram_KK.clone()
+    fast, plain = (observe(first, tokens(1, 30), gram=True, fast=fast) for fast in (True, False))
+    assert torch.equal(fast.gram_KK, plain.gram_KK)
+    assert torch.equal(first.gram_KK, gram_KK)
 
 
 @pytest.mark.parametrize("shifted", [True, False])
@@ -131,12 +178,15 @@ def test_arguments_are_left_alone_and_gradients_are_not_kept() -> None:
     assert not second.sum_abs_K.requires_grad
 
 
-def test_what_cannot_be_observed_is_refused() -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_cannot_be_observed_is_refused(fast: bool) -> None:
+    observing = functools.partial(observe, gram=True, fast=fast)
     with pytest.raises(NumericsError, match="rows of tokens"):
-        observe(None, torch.ones(2, 3, 4))
+        observing(None, torch.ones(2, 3, 4))
     with pytest.raises(NumericsError, match=r"shape \(0, 4\); drop"):
-        observe(None, torch.ones(0, 4))
-    with pytest.raises(NumericsError, match="1 of 8 are NaN"):
-        observe(None, torch.tensor([[1.0] * 7 + [torch.nan]]))
+        observing(None, torch.ones(0, 4))
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(NumericsError, match="1 of 8 are NaN"):
+            observing(None, torch.tensor([[1.0] * 8, [1.0] * 7 + [bad]]))
     with pytest.raises(NumericsError, match="K = 4 and K = 5"):
-        observe(observe(None, torch.ones(1, 4)), torch.ones(1, 5))
+        observing(observing(None, torch.ones(1, 4)), torch.ones(1, 5))

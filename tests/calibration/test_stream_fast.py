@@ -53,13 +53,28 @@ def test_linears_put_out_bf16_and_the_residual_stream_stays_float32(
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_products_that_a_model_keeps_in_float32_are_not_rounded(loaded: LoadedModel) -> None:
+    """Rotary tables are products of positions, of which bf16 no longer tells those beyond 256 apart."""
+    positions_B1T, frequencies_BK1 = torch.arange(300.0).expand(2, 1, -1), torch.rand(2, 16, 1)
+    found: list[Tensor] = []
+
+    def multiply(*_: object) -> None:
+        with torch.autocast("cpu", enabled=False):
+            found.append(frequencies_BK1 @ positions_B1T)
+
+    hook = loaded.model.get_submodule("model.layers.0").register_forward_pre_hook(multiply)
+    first_stage(loaded, fast=True).outputs()
+    hook.remove()
+    torch.testing.assert_close(found[0], frequencies_BK1 * positions_B1T)
+
+
 def test_statistics_are_summed_in_float32(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs may be rounded; a Gram matrix in bf16 would lose what GPTQ needs."""
     monkeypatch.setattr(stream, "cpu_multiplies_bf16", lambda: True)
     grams = {}
     for fast in (True, False):
         stage = first_stage(loaded, fast=fast)
-        stats = stage.observe(stage.sites, partial(observe, gram=True))
+        stats = stage.observe(stage.sites, partial(observe, gram=True, fast=stage.fast))
         grams[fast] = stats["model.layers.0.mlp.gate_proj"].gram_KK
     assert grams[True] is not None
     assert grams[False] is not None

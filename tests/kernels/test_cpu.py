@@ -169,6 +169,7 @@ def choose_again():
     def forget():
         dispatch.active_isa.cache_clear()
         dispatch.isa_index.cache_clear()
+        cpu.has_gram.cache_clear()
 
     yield forget
     forget()

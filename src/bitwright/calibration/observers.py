@@ -6,16 +6,17 @@ exactly in counts, extremes and batch ranges; the sums differ by their rounding 
 same, but as one batch.
 
 A large calibration passes through here once per layer, so `observe` costs little more than the product that makes the
-Gram matrix.
+Gram matrix. Its fast way reads the tokens once, multiplies them in bf16 and adds to the Gram matrix where it lies.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
+from bitwright.kernels import cpu
 from bitwright.numerics.grids import check_finite
 from bitwright.numerics.histogram import Histogram
 
@@ -59,13 +60,17 @@ class LayerStats:
         return self.sum_abs_K / self.n_tokens
 
 
-def observe(stats: LayerStats | None, x_MK: Tensor, *, gram: bool = False, histogram: bool = True) -> LayerStats:
-    """Add one batch to the statistics; neither argument is changed.
+def observe(
+    stats: LayerStats | None, x_MK: Tensor, *, gram: bool = False, histogram: bool = True, fast: bool = False
+) -> LayerStats:
+    """Add one batch to the statistics; neither argument is changed, unless `fast`.
 
     Args:
         stats: what was seen so far, None at first.
         x_MK: floating (M, K), real tokens only: the caller drops padding rows.
         gram: keep Σ x xᵀ (K² floats). histogram: keep the histogram (a pass of its own over the values).
+        fast: where the CPU multiplies bf16, the Gram matrix is that of x rounded to bf16, summed in float32, and is
+            added to that of `stats` in place: `stats` is used up, also if this raises.
 
     Raises:
         NumericsError: no tokens, NaN or infinity among them, or another K than before.
@@ -74,9 +79,12 @@ def observe(stats: LayerStats | None, x_MK: Tensor, *, gram: bool = False, histo
         raise NumericsError(
             f"statistics need rows of tokens (M, K), got shape {tuple(x_MK.shape)}; drop padding and empty batches"
         )
-    x_MK = x_MK.detach().float()
+    x_MK = x_MK.detach()
+    if fast and gram and x_MK.is_cpu and cpu.has_gram() and (stats is None or stats.gram_KK is not None):
+        return _observe_fast(stats, x_MK, histogram)
+    x_MK = x_MK.float()
     min_K, max_K = x_MK.amin(0), x_MK.amax(0)  # `aminmax` over rows is ten times slower
-    check_finite(min_K - max_K, "the extremes of the input features")  # NaN and infinity spread to them
+    check_finite(min_K - max_K, _EXTREMES)  # NaN and infinity spread to them
     gram_KK = _gram(x_MK) if gram else None
     batch = LayerStats(
         len(x_MK),
@@ -91,6 +99,23 @@ def observe(stats: LayerStats | None, x_MK: Tensor, *, gram: bool = False, histo
     return batch if stats is None else merge(stats, batch)
 
 
+def _observe_fast(stats: LayerStats | None, x_MK: Tensor, histogram: bool) -> LayerStats:
+    """`observe` with a Gram matrix, which is taken over from `stats`."""
+    k = x_MK.shape[1]
+    gram_KK = None if stats is None else stats.gram_KK
+    if gram_KK is None:
+        gram_KK = torch.zeros(k, k)
+    _check_features(len(gram_KK), k)
+    seen = cpu.add_gram(x_MK if x_MK.dtype == torch.bfloat16 else x_MK.float(), gram_KK)
+    check_finite(seen.min_K, _EXTREMES)
+    batch = LayerStats(
+        len(x_MK), *seen, torch.zeros(k, dtype=torch.float64), Histogram.of(x_MK) if histogram else None
+    )  # fmt: skip
+    merged = batch if stats is None else merge(stats, batch)
+    return replace(merged, sum_sq_K=gram_KK.diagonal().double(), gram_KK=gram_KK)
+
+
+_EXTREMES = "the extremes of the input features"
 _ROWS = 512  # of a run: what a core's cache holds at the usual widths
 _COLUMNS = 384  # of a block of the Gram matrix: wide enough for a fast product
 
@@ -117,8 +142,7 @@ def merge(a: LayerStats, b: LayerStats) -> LayerStats:
     Raises:
         NumericsError: they are of layers with different numbers of input features.
     """
-    if a.min_K.shape != b.min_K.shape:
-        raise NumericsError(f"cannot merge statistics of K = {len(a.min_K)} and K = {len(b.min_K)} input features")
+    _check_features(len(a.min_K), len(b.min_K))
     return LayerStats(
         a.n_tokens + b.n_tokens,
         torch.minimum(a.min_K, b.min_K),
@@ -129,6 +153,11 @@ def merge(a: LayerStats, b: LayerStats) -> LayerStats:
         None if a.histogram is None or b.histogram is None else a.histogram + b.histogram,
         None if a.gram_KK is None or b.gram_KK is None else a.gram_KK + b.gram_KK,
     )
+
+
+def _check_features(ours: int, theirs: int) -> None:
+    if ours != theirs:
+        raise NumericsError(f"cannot merge statistics of K = {ours} and K = {theirs} input features")
 
 
 def rescaled(stats: LayerStats, scale_K: Tensor, shift_K: Tensor | None = None) -> LayerStats:

@@ -97,6 +97,7 @@ class Stage:
     """Blocks that run together, or, last, what follows the blocks.
 
     index: of the stage. blocks: indices of its blocks, () for the last stage: poolers and heads. sites: its linears.
+    fast: whether it computes in bf16 where the CPU can.
     inputs: what it starts from, by batch: the output of the stage before; None for the first. The list is filled anew
         when the next stage begins. Saved, they let `stream_stages` resume here.
     """
@@ -108,6 +109,10 @@ class Stage:
     _walk: _Walk = field(repr=False)
     _batches: Sequence[Batch] = field(repr=False)
     _span: tuple[int, int | None] = field(repr=False)
+
+    @property
+    def fast(self) -> bool:
+        return self._walk.fast
 
     def outputs(self, indices: Sequence[int] | None = None) -> list[Any]:
         """What the stage, as its modules are now, makes of its inputs: a block's output, in the last stage the model's.
@@ -282,7 +287,7 @@ def fast_matmul() -> Iterator[None]:
 @contextmanager
 def _in_bf16() -> Iterator[None]:
     """Linears and attention in bf16, on a CPU that multiplies it."""
-    with fast_matmul(), torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16(), cache_enabled=False):
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16(), cache_enabled=False):
         yield
 
 

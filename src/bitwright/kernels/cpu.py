@@ -1,18 +1,26 @@
 """The CPU kernels on torch's tensors: one call per operator. What cannot run raises KernelError."""
 
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitwright.errors import KernelError
 from bitwright.kernels import layouts, native
-from bitwright.kernels.dispatch import isa_index
+from bitwright.kernels.dispatch import active_isa, available, isa_index
 from bitwright.numerics.spec import QuantSpec
 
 _MAX_K = 65793  # 255 · 128 · K must stay below 2^31
 _ALIGNMENT = 64
 _ASYMMETRIC, _SYMMETRIC, _STATIC = 0, 1, 2  # as in quantize_rows/contract.h
+
+
+@functools.cache
+def has_gram() -> bool:
+    """Whether `add_gram` runs: the module loads, and the active instruction set, on this machine, multiplies bf16."""
+    return available() and bool(native.load().has_gram(isa_index()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +118,7 @@ def _linear_w8a8(
     shift: Tensor | None,
     multiplier: Tensor | None,
 ) -> Tensor:
-    if x.ndim != 2 or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
-        raise KernelError(
-            f"x must be float32 or bfloat16 (M, K) on the CPU, got {x.dtype} {tuple(x.shape)} on {x.device}"
-        )
+    _check_float_rows(x)
     m, k = x.shape
     _check_weight(weight, colsum, scale_n, bias, n, k)
     _check_input_transform(shift, multiplier, k)
@@ -148,6 +153,70 @@ def _linear_w8a8(
         gelu,
     )
     return y
+
+
+class FeatureStats(NamedTuple):
+    """What rows showed of each of their K features.
+
+    min_K, max_K: float32, NaN for a feature that holds a NaN or an infinity. sum_K, sum_abs_K: float64, Σx and Σ|x|.
+    """
+
+    min_K: Tensor
+    max_K: Tensor
+    sum_K: Tensor
+    sum_abs_K: Tensor
+
+
+def add_gram(x_MK: Tensor, gram_KK: Tensor) -> FeatureStats:
+    """Add Σ x xᵀ to a Gram matrix in place, x rounded to bf16 and summed in float32, and look at x as it is. See
+    `reference.gram`.
+
+    Args:
+        x_MK: float32 or bfloat16, on the CPU, at least one row. Rows may be strided.
+        gram_KK: float32, contiguous, symmetric; of zeros at first. Lost if x holds a NaN or an infinity.
+
+    Raises:
+        KernelError: shapes, dtypes or strides are not these; `has_gram` says no.
+    """
+    _check_float_rows(x_MK)
+    m, k = x_MK.shape
+    if not (m and k and gram_KK.shape == (k, k) and gram_KK.dtype == torch.float32 and gram_KK.is_contiguous()):
+        raise KernelError(
+            f"rows {tuple(x_MK.shape)} are added to a contiguous float32 Gram matrix ({k}, {k}), "
+            f"got {gram_KK.dtype} {tuple(gram_KK.shape)}"
+        )
+    if not has_gram():
+        raise KernelError(f"{active_isa()} on this machine does not multiply bf16; multiply in float32 by torch")
+    if x_MK.stride(1) != 1 and k > 1:
+        x_MK = x_MK.contiguous()
+    seen = FeatureStats(
+        torch.full((k,), torch.inf),
+        torch.full((k,), -torch.inf),
+        torch.zeros(k, dtype=torch.float64),
+        torch.zeros(k, dtype=torch.float64),
+    )
+    module = native.load()
+    scratch = torch.empty(module.gram_scratch_bytes(m, k), dtype=torch.uint8)
+    module.add_gram(
+        isa_index(),
+        torch.get_num_threads(),
+        x_MK.data_ptr(),
+        x_MK.dtype == torch.bfloat16,
+        x_MK.stride(0),
+        m,
+        k,
+        scratch.data_ptr(),
+        *(values.data_ptr() for values in seen),
+        gram_KK.data_ptr(),
+    )
+    return seen
+
+
+def _check_float_rows(x: Tensor) -> None:
+    if x.ndim != 2 or x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
+        raise KernelError(
+            f"x must be float32 or bfloat16 (M, K) on the CPU, got {x.dtype} {tuple(x.shape)} on {x.device}"
+        )
 
 
 def _check_weight(weight: Tensor, colsum: Tensor, scale_n: Tensor, bias: Tensor, n: int, k: int) -> None:

@@ -108,6 +108,12 @@ def _dynamic_grid(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     return scale, (spec.code_min - low * (1.0 / scale)).round().clamp(spec.code_min, spec.code_max)
 
 
+def gram(x_MK: Tensor) -> Tensor:
+    """Σ x xᵀ over the rows, x rounded to bf16, products summed in float32: float32 (K, K)."""
+    x_MK = x_MK.bfloat16().float()
+    return x_MK.T @ x_MK
+
+
 def integer_sums(codes_MK: Tensor, zero_M1: Tensor, weight_NK: Tensor) -> Tensor:
     """sum_k (codes[m, k] − zero[m]) · weight[n, k], exactly: int32 (M, N). float64 holds every such sum."""
     return ((codes_MK.double() - zero_M1.double()) @ weight_NK.double().T).to(torch.int32)

@@ -113,7 +113,8 @@ def _observe(work: _Work, sites: Sequence[LinearSite]) -> None:
     """Statistics of what enters these linears, as their transformed selves will see it."""
     needs_histogram = _needs_histogram(work, [site.name for site in sites])
     with _named_stage(work.stage):
-        found = work.stage.observe(sites, partial(observe, gram=True, histogram=needs_histogram))
+        see = partial(observe, gram=True, histogram=needs_histogram, fast=work.stage.fast)
+        found = work.stage.observe(sites, see)
     for site in sites:
         seen = found[site.name].n_tokens if site.name in found else 0
         work.notes[site.name] = work.notes.get(site.name, {}) | {"n_tokens": seen}

@@ -40,7 +40,7 @@ def measure_features(
     )  # fmt: skip
     for stage in stages:
         progress.say(f"looking at block {stage.index}")
-        stats = stage.observe(stage.sites, partial(observe, gram=True))
+        stats = stage.observe(stage.sites, partial(observe, gram=True, fast=stage.fast))
         for unit in dict.fromkeys(site.unit for site in stage.sites):
             members = [site for site in stage.sites if site.unit == unit]
             seen = _seen(model, [site.name for site in members], inputs, stats)

@@ -58,7 +58,7 @@ def output_error_rows(
     stages = stream_stages(opened.model, opened.architecture, sites, batches, enter=fill, leave=empty, fast=True)
     rows: list[dict[str, Any]] = []
     for stage in stages:
-        seen = stage.observe(stage.sites, partial(observe, gram=True, histogram=False))
+        seen = stage.observe(stage.sites, partial(observe, gram=True, histogram=False, fast=stage.fast))
         for site in stage.sites:
             weight, stats = opened.model.get_parameter(f"{site.name}.weight").detach(), seen.get(site.name)
             rounded = quantized.layers[site.name].load().qtensor.dequantize()
