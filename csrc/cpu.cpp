@@ -45,8 +45,8 @@ bool isa_supported(Isa isa) {
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
         case kAvx512Vnni:
             return avx512vnni();
-        case kAmx:
-            return avx512vnni() && amx_int8_usable();
+        case kAmx:  // every processor with int8 tiles so far multiplies bf16 too, in tiles and in vectors
+            return avx512vnni() && has_avx512_bf16() && has_amx_bf16() && amx_int8_usable();
         default:
             return false;
     }
@@ -55,9 +55,9 @@ bool isa_supported(Isa isa) {
 bool multiplies_bf16(Isa isa) {
     switch (isa) {
         case kAvx512Vnni:
-            return isa_supported(isa) && __builtin_cpu_supports("avx512bf16");
+            return isa_supported(isa) && has_avx512_bf16();
         case kAmx:
-            return isa_supported(isa) && leaf7_edx(22);
+            return isa_supported(isa);
         default:
             return false;
     }

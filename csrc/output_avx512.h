@@ -35,6 +35,33 @@ ALWAYS_INLINE void gelu(__m512 (&x)[N]) {
     });
 }
 
+// The same for values that will be bf16, with fewer terms: 2^P = 2^floor(P) * 2^(the rest in [0, 1)), and vscalefps takes
+// the floor by itself.
+template <int N>
+ALWAYS_INLINE void gelu_for_bf16(__m512 (&x)[N]) {
+    __m512 a[N], p[N], q[N], rest[N];
+    unroll<N>([&](auto i) INLINED {
+        a[i.value] = _mm512_min_ps(_mm512_abs_ps(x[i.value]), _mm512_set1_ps(kGeluBf16End));
+        p[i.value] = _mm512_set1_ps(kGeluBf16Tail[4]);
+    });
+    unroll<4>([&](auto term) INLINED {
+        const __m512 c = _mm512_set1_ps(kGeluBf16Tail[3 - term.value]);
+        unroll<N>([&](auto i) INLINED { p[i.value] = _mm512_fmadd_ps(p[i.value], a[i.value], c); });
+    });
+    unroll<N>([&](auto i) INLINED {
+        rest[i.value] = _mm512_reduce_ps(p[i.value], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        q[i.value] = _mm512_set1_ps(kExp2Bf16[3]);
+    });
+    unroll<3>([&](auto term) INLINED {
+        const __m512 c = _mm512_set1_ps(kExp2Bf16[2 - term.value]);
+        unroll<N>([&](auto i) INLINED { q[i.value] = _mm512_fmadd_ps(q[i.value], rest[i.value], c); });
+    });
+    unroll<N>([&](auto i) INLINED {
+        const __m512 positive = _mm512_max_ps(_mm512_setzero_ps(), x[i.value]);  // its second operand if either is NaN
+        x[i.value] = _mm512_fnmadd_ps(a[i.value], _mm512_scalef_ps(q[i.value], p[i.value]), positive);
+    });
+}
+
 // kSums: the sums as they are.
 enum Output { kLinear, kGelu, kLinearBf16, kGeluBf16, kSums };
 
@@ -46,14 +73,18 @@ inline Output output_of(bool gelu, bool bf16) {
     return bf16 ? (gelu ? kGeluBf16 : kLinearBf16) : (gelu ? kGelu : kLinear);
 }
 
-// To the nearest bf16, half to even; a NaN stays one. In integers, because vcvtneps2bf16 is missing on the first VNNI
-// processors and flushes subnormals on the others.
+// To the nearest bf16, half to even; a NaN stays one. vcvtneps2bf16 makes 0 of subnormals; the first VNNI processors lack
+// it.
 ALWAYS_INLINE __m256i to_bf16(__m512 x) {
+#ifdef __AVX512BF16__
+    return (__m256i)_mm512_cvtneps_pbh(x);
+#else
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
+#endif
 }
 
 // Lanes of the column block at column n that come before column `end`.
@@ -90,7 +121,8 @@ struct Writer {
                 v[at] = values.of(tile + at * 16, r + i.value, c);
             });
         });
-        if constexpr (is_gelu(kind)) gelu(v);
+        if constexpr (kind == kGelu) gelu(v);
+        if constexpr (kind == kGeluBf16) gelu_for_bf16(v);
         unroll<R>([&](auto i) INLINED {
             unroll<C>([&](auto c) INLINED {
                 const __m512 y = v[i.value * C + c.value];

@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "Decide how to quantize a model, and show why; or its size by config.json.",
     "analyze": "Rank the layers of a model by what quantizing them does to it.",
     "eval": "Score a model: perplexity, or a task; with a reference, what it lost.",
+    "inspect": "Show the program of native operators that a checkpoint runs as.",
     "bench": "Measure a quantized model against its float original.",
     "recipes": "List the recipes that come with Bitwright.",
     "report": "Rebuild report.html from the record of a result.",

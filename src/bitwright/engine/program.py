@@ -18,8 +18,10 @@ runs it.
 A buffer has a row for each token, or for each sequence. Buffers that are never alive together share memory.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
@@ -108,13 +110,18 @@ class Program:
     types: int = 1
 
     def text(self) -> str:
-        """One line per operator."""
-        rows = [("", "operator", "reads", "writes", "what")]
+        """The operators, a line each, by the block that they belong to; then the buffers."""
+        lines, before = [], None
         for number, op in enumerate(self.ops):
-            rows.append((str(number), op.kind, _names(op.reads), _names(op.writes), f"{op.name}{_details(op)}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["  ".join((*(cell.ljust(width) for cell, width in zip(row, widths)), row[4])).rstrip() for row in rows]  # noqa: B905
-        return "\n".join(lines)
+            block, name = _split(op.name)
+            if block != before and block:
+                lines.append(block)
+            before = block
+            places = f"{_names(op.reads)} → {_names(op.writes)}"
+            lines.append(f"{number:>4} {op.kind:<10}{places:<15} {_what(op):<18} {name}".rstrip())
+        buffers = ", ".join(f"{_name(b)} {b.kind}[{b.width}]" for b in self.buffers)
+        per = "a row per token (t) or per sequence (s)"
+        return "\n".join([*lines, *wrap(f"buffers, {per}: {buffers}", 80)])
 
 
 def place_buffers(
@@ -165,15 +172,33 @@ def _present(buffers: Iterable[Buffer | None]) -> list[Buffer]:
 
 
 def _name(buffer: Buffer) -> str:
-    return f"{'s' if buffer.per_sequence else 't'}{buffer.index}:{buffer.kind}[{buffer.width}]"
+    return f"{'s' if buffer.per_sequence else 't'}{buffer.index}"
 
 
 def _names(buffers: Iterable[Buffer | None]) -> str:
     return " ".join(_name(buffer) for buffer in _present(buffers)) or "-"
 
 
-def _details(op: Op) -> str:
-    shown = {
-        key: value for key, value in op.settings.items() if not isinstance(value, Grid) and value not in (None, False)
-    }
-    return "".join(f"  {key}={value}" for key, value in shown.items())
+def _split(name: str) -> tuple[str, str]:
+    """(block, the rest) of an operator's name, which may be that of several linears: "a.0.b.c, a.0.b.d" is "a.0" and
+    "b.c, d"."""
+    first, *others = name.split(", ")
+    found = re.match(r"(.*?\.\d+)(?:\.|$)(.*)", first)
+    block, rest = (found[1], found[2]) if found else ("", first)
+    return block, ", ".join([rest or first, *(other.rpartition(".")[2] for other in others)])
+
+
+def _what(op: Op) -> str:
+    """The shape of an operator and what it does on the way."""
+    settings = op.settings
+    if op.kind == "linear":
+        source = op.reads[0]
+        assert source is not None
+        dtype = "int8" if "colsum" in op.weights else "bf16"
+        return f"{source.width}→{settings['n']} {dtype}{' gelu' * settings['gelu']}"
+    if op.kind == "attention":
+        window = "" if settings["window"] is None else f" ±{settings['window']}"
+        return f"{settings['heads']} × {settings['head_size']}{window}{' biased' * (op.weights['bias'] is not None)}"
+    if op.kind in ("norm", "quantize") and settings["grid"] is not None:
+        return ("asymmetric", "symmetric", "static")[settings["grid"].mode]
+    return str(settings.get("function", ""))

@@ -31,14 +31,21 @@ _LICENSES = {  # how the first lines of a license text name it -> SPDX identifie
 }
 
 
+def check_directory(path: Path) -> None:
+    """Raises:
+    ModelError: no such directory.
+    """
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such directory; give a model directory or a hub name such as org/name")
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model directory.
 
     Raises:
         ModelError: no directory, no config.json, not a JSON object, no model_type, or the model is quantized already.
     """
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such directory; give a model directory or a hub name such as org/name")
+    check_directory(path)
     try:
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:

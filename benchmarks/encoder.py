@@ -1,0 +1,106 @@
+"""The engine beside its rivals on encoders: all-MiniLM-L6-v2 (real weights) and the shape of BERT-base (random ones).
+
+    python benchmarks/encoder.py MINILM --json encoder.json [--threads 1 --threads 2] [--shape 1x128] [--rounds 5]
+
+MINILM is the float model's directory. Both models are quantized to W8A8, dynamic; OpenVINO's and ONNX Runtime's INT8
+are made from the same float models (`bitwright.runtime.bench_runtimes` says how). Every runtime has a process of its
+own, stays loaded, and is timed in turn, round after round; a ratio is the median over rounds of the ratio of a round's
+medians. Inputs are random tokens without padding; the output is the last hidden states.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import bitwright
+from bitwright.cli.bench import shape
+from bitwright.recipe import make_recipe
+from bitwright.runtime.bench import run_bench
+
+SHAPES = ((1, 16), (1, 128), (8, 128), (32, 128), (1, 512), (8, 512))
+OURS = "bitwright"
+
+
+def write_bert_base(folder: Path, tokenizer_from: Path) -> Path:
+    """A random BERT-base with the tokenizer of MiniLM, whose vocabulary is BERT's."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        (folder / name).write_bytes((tokenizer_from / name).read_bytes())
+    return folder
+
+
+def measure(
+    name: str, source: Path, scratch: Path, threads: int, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """A row per shape: {model, threads, batch, tokens, ms: {runtime: median}, ratio: {runtime: theirs / ours}}."""
+    quantized = scratch / f"{name}-int8"
+    if not quantized.is_dir():
+        recipe = make_recipe({"scheme": "w8a8", "targets": ["bitwright"]})
+        bitwright.quantize(source, out=quantized, recipe=recipe, samples=64, judged=False)
+    found = run_bench(
+        quantized, source=source, shapes=options.shape or SHAPES, threads=threads, rounds=options.rounds,
+        progress=lambda text: print(f"{name}, {threads} threads: {text}", file=sys.stderr, flush=True),
+    )  # fmt: skip
+    for size in dict.fromkeys((row["batch"], row["tokens"]) for row in found["rows"]):
+        here = [block for block in found["blocks"] if (block["batch"], block["tokens"]) == size]
+        rounds: dict[int, dict[str, float]] = {}
+        for block in here:
+            rounds.setdefault(block["round"], {})[block["runtime"]] = block["median_ms"]
+        runtimes = [name for name in rounds[min(rounds)] if name != OURS]
+        yield {
+            "model": name, "threads": threads, "batch": size[0], "tokens": size[1],
+            "ms": {r: median(times[r] for times in rounds.values()) for r in (OURS, *runtimes)},
+            "ratio": {r: median(times[r] / times[OURS] for times in rounds.values()) for r in runtimes},
+            "other_load_cores": median(block["other_load_cores"] for block in here),
+        }  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line per cell, and the geometric means."""
+    runtimes = list(rows[0]["ratio"])
+    heading = " | ".join(("model", "threads", "batch × tokens", f"{OURS}, ms", *runtimes))
+    lines = [f"| {heading} |", "|---|---|---|---:|" + "---:|" * len(runtimes)]
+    for row in rows:
+        ratios = " | ".join(f"{row['ratio'][name]:.2f}×" for name in runtimes)
+        size = f"{row['batch']} × {row['tokens']}"
+        lines.append(f"| {row['model']} | {row['threads']} | {size} | {row['ms'][OURS]:.2f} | {ratios} |")
+    means = (math.exp(sum(math.log(row["ratio"][name]) for row in rows) / len(rows)) for name in runtimes)
+    return "\n".join([*lines, "| geometric mean | | | | " + " | ".join(f"**{mean:.2f}×**" for mean in means) + " |"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 1 if a rival is faster anywhere."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("minilm", type=Path)
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--threads", type=int, action="append")
+    parser.add_argument("--shape", type=shape, action="append")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", choices=("MiniLM", "BERT-base"), action="append")
+    options = parser.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        for name in options.model or ("MiniLM", "BERT-base"):
+            source = options.minilm if name == "MiniLM" else write_bert_base(scratch / "bert-base", options.minilm)
+            for threads in options.threads or (1, 2):
+                rows += measure(name, source, scratch, threads, options)
+                if options.json:
+                    options.json.write_text(json.dumps(rows, indent=1))
+    print(table(rows))
+    return int(any(ratio < 1.0 for row in rows for ratio in row["ratio"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""bitwright inspect: what a checkpoint becomes on this machine."""
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from bitwright.cli.terminal import Column, out, table
+
+
+@click.command("inspect")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--program", "whole", is_flag=True, help="List every operator with its buffers.")
+def command(directory: Path, whole: bool) -> None:
+    """Show the program of native operators that DIRECTORY, an encoder, runs as.
+
+    Without an operator for every part of the model there is no program: the
+    error says what is missing, and `load` takes the generic path.
+    """
+    from bitwright.engine.encoders import lower_encoder, task_of
+    from bitwright.engine.weights import Weights
+    from bitwright.models.pooling import read_pooling
+    from bitwright.models.source import check_directory
+
+    check_directory(directory)
+    weights, pooling = Weights(directory), read_pooling(directory)
+    program = lower_encoder(weights, pooling=pooling.modes, normalize=pooling.normalize)
+    if whole:
+        click.echo(program.text())
+        return
+    counts = Counter(
+        op.kind if op.kind != "linear" else f"linear, {'int8' if 'colsum' in op.weights else 'bf16'}"
+        for op in program.ops
+    )
+    columns: list[Column] = [("operator", "name"), ("number", "right")]
+    rows = [[kind, str(count)] for kind, count in counts.most_common()]
+    out.print(table(f"{weights.config['model_type']}, {task_of(weights)}", columns, rows))
+    out.print(f"texts of up to {program.max_tokens} tokens; --program lists the operators")
