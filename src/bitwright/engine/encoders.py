@@ -181,21 +181,21 @@ def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
     def build(lower: Lowering) -> tuple[Value, Head]:
         weights, config = lower.weights, lower.weights.config
         _refuse(config)
-        eps, heads = float(config.get("layer_norm_eps", row.default_eps)), int(config[row.heads])
-        activation = str(config[row.activation])
+        eps, heads = float(config.get("layer_norm_eps", row.default_eps)), weights.number(row.heads)
+        activation = str(config.get(row.activation))
         words = "embeddings.word_embeddings.weight"
         base = next((p for p in (row.prefix, "") if p + words in weights), None)
         if base is None:
             raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {row.prefix!r}")
         first = int(config.get("pad_token_id", 1)) + 1 if row.after_padding else 0
-        limit = int(config["max_position_embeddings"]) - first
+        limit = weights.number("max_position_embeddings") - first
         types = base + row.types if row.types and base + row.types in weights else None
         x = lower.embed(base + words, f"{base}embeddings.position_embeddings.weight", types, first)
         x = lower.norm(f"{base}embeddings.LayerNorm", x, eps=eps)
         if row.projection and f"{base}{row.projection}.weight" in weights:
             x = lower.linears([base + row.projection], x, out="f32")
-        bias_HD = _distance_bias(weights.floats(base + row.distance_bias), limit) if row.distance_bias else None
-        for layer in range(int(config[row.layers])):
+        bias_HD = _distance_bias(weights.rows(base + row.distance_bias, heads), limit) if row.distance_bias else None
+        for layer in range(weights.number(row.layers)):
             block = base + row.block.format(layer)
             qkv = lower.linears([f"{block}.{part}" for part in row.qkv], x, out="bf16")
             mixed = lower.attention(block, qkv, heads, bias_HD=bias_HD)
@@ -220,13 +220,16 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
     """Norms before the linears, rotary positions, a gated FFN, and attention that in most blocks is local."""
     weights, config = lower.weights, lower.weights.config
     base = "model." if "model.embeddings.tok_embeddings.weight" in weights else ""
-    eps, heads, layers = float(config["norm_eps"]), int(config["num_attention_heads"]), int(config["num_hidden_layers"])
-    limit, activation = int(config["max_position_embeddings"]), str(config["hidden_activation"])
+    eps, heads = float(config.get("norm_eps", 1e-5)), weights.number("num_attention_heads")
+    layers, limit = weights.number("num_hidden_layers"), weights.number("max_position_embeddings")
+    activation = str(config.get("hidden_activation"))
     kinds = config.get("layer_types") or [
-        "sliding_attention" if layer % int(config["global_attn_every_n_layers"]) else "full_attention"
+        "sliding_attention" if layer % weights.number("global_attn_every_n_layers") else "full_attention"
         for layer in range(layers)
     ]
-    angles = {kind: _angles(config, kind, limit, int(config["hidden_size"]) // heads) for kind in set(kinds)}
+    if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise EngineError(f"layer_types {sorted(set(map(str, kinds)))} of {len(kinds)} blocks have no builder")
+    angles = {kind: _angles(config, kind, limit, weights.number("hidden_size") // heads) for kind in set(kinds)}
     x = lower.norm(
         f"{base}embeddings.norm", lower.embed(f"{base}embeddings.tok_embeddings.weight", None, None), eps=eps
     )
@@ -235,7 +238,7 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
         block = f"{base}layers.{layer}"
         qkv = lower.linears([f"{block}.attn.Wqkv"], normed, out="bf16")
         qkv = lower.rotate(f"{block}.attn", qkv, heads, angles[kind])
-        window = int(config["local_attention"]) // 2 if kind == "sliding_attention" else None
+        window = weights.number("local_attention") // 2 if kind == "sliding_attention" else None
         y = lower.linears([f"{block}.attn.Wo"], lower.attention(block, qkv, heads, window=window), out="f32")
         x, normed = lower.norm_of_sum(f"{block}.mlp_norm", y, x, eps=eps)
         y = lower.linears([f"{block}.mlp.Wo"], lower.gated(f"{block}.mlp.Wi", normed, activation), out="f32")
@@ -244,12 +247,11 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
     x = lower.norm(f"{base}final_norm", y, x, eps=eps)
 
     def head(x: Value) -> Value:
-        y = lower.linears(["head.dense"], x, out="f32", activation=str(config["classifier_activation"]))
+        y = lower.linears(["head.dense"], x, out="f32", activation=str(config.get("classifier_activation")))
         return lower.norm("head.norm", y, eps=eps)
 
-    return x, Head(
-        head, "classifier", limit, pooling=str(config["classifier_pooling"]), for_tokens=True, spans="classifier"
-    )
+    pooling = str(config.get("classifier_pooling", "cls"))
+    return x, Head(head, "classifier", limit, pooling=pooling, for_tokens=True, spans="classifier")
 
 
 def _angles(config: Config, kind: str, limit: int, head_size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from bitwright.engine.packing import pack_bf16, pack_int8
 from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check
 from bitwright.engine.weights import Linear, Weights
-from bitwright.errors import EngineError
+from bitwright.errors import CheckpointError, EngineError
 
 # Activations by their names in config.json -> the function.
 _FUNCTIONS = {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
@@ -36,20 +36,25 @@ class Lowering:
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
+        self._most_tokens = 1 << 31  # that position tables have rows for
         self._ops: list[Op] = []
         self._buffers: list[Buffer] = []
 
     def embed(self, words: str, positions: str | None, types: str | None, first_position: int = 0) -> Value:
         """The sum of a token's embeddings; None where a model has none of a kind."""
         table, scale = self.weights.table(words)
-        out = self._buffer("f32", table.shape[1])
+        width = table.shape[1]
+        out = self._buffer("f32", width)
+        position_rows = self.weights.rows(positions, width) if positions else None
+        if position_rows is not None:
+            self._most_tokens = len(position_rows) - first_position
         self._add(
             Op(
                 "embed", words.removesuffix(".weight"), (), (out,), {"first_position": first_position},
                 {
                     "words": table, "word_scale": scale,
-                    "positions": self.weights.floats(positions) if positions else None,
-                    "types": self.weights.floats(types) if types else None,
+                    "positions": position_rows,
+                    "types": self.weights.rows(types, width) if types else None,
                 },
             )
         )  # fmt: skip
@@ -108,10 +113,13 @@ class Lowering:
         window: how far a token sees on either side. bias_HD: float32 (heads, 2 · T − 1), added by distance key − query.
         """
         width = qkv.buffer.width // 3
-        out = self._buffer("bf16", width)
         size = width // heads
-        if size % 8 or size > 256:
-            raise EngineError(f"{name}: a head size of {size}; the operator takes multiples of 8 up to 256")
+        if 3 * heads * size != qkv.buffer.width or not size or size % 8 or size > 256:
+            raise EngineError(
+                f"{name}: {heads} heads of {qkv.buffer.width} / 3 values; the operator takes head sizes that are "
+                "multiples of 8, up to 256"
+            )
+        out = self._buffer("bf16", width)
         self._add(
             Op(
                 "attention", name, (qkv.buffer,), (out,),
@@ -132,6 +140,11 @@ class Lowering:
 
     def finish(self, output: Value, *, max_tokens: int, types: int = 1) -> Program:
         """The program that returns this value."""
+        if not 1 <= max_tokens <= self._most_tokens:
+            raise CheckpointError(
+                f"{self.weights.directory}: config.json speaks of {max_tokens} tokens, the table of positions has "
+                f"{self._most_tokens} rows for them"
+            )
         words = self._ops[0].weights["words"]
         assert words is not None
         program = Program(tuple(self._ops), tuple(self._buffers), output.buffer, max_tokens, len(words), types)
@@ -139,13 +152,16 @@ class Lowering:
         return program
 
     def _norm(self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float) -> Value:
+        width = x.buffer.width
+        if residual is not None and residual.buffer.width != width:
+            raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}")
         out = self._buffer("f32", x.buffer.width, per_sequence=x.buffer.per_sequence)
         op = Op(
             "norm", name, (x.buffer, residual.buffer if residual else None), (out, None, kept),
             {"eps": eps, "grid": None},
             {
-                "weight": self.weights.floats(f"{name}.weight"),
-                "bias": self.weights.floats(f"{name}.bias") if f"{name}.bias" in self.weights else None,
+                "weight": self.weights.vector(f"{name}.weight", width),
+                "bias": self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None,
             },
         )  # fmt: skip
         self._add(op)

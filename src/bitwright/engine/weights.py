@@ -3,7 +3,6 @@
 Files are mapped, not read; values are copied when they are packed.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,14 @@ from bitwright.checkpoints.quantization_config import Group, QuantizationConfig,
 from bitwright.engine.program import Grid
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.models.safetensors_check import TensorEntry, check_safetensors
-from bitwright.models.source import CONFIG_FILE
+from bitwright.models.source import CONFIG_FILE, read_object, weight_files
 
 # As stored; bf16 comes as its bits.
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8, "I32": np.int32,
            "I64": np.int64, "F64": np.float64}  # fmt: skip
+
+
+_MOST = 1 << 20  # blocks, heads or positions that a model may have
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,12 +42,15 @@ class Weights:
 
     def __init__(self, directory: Path) -> None:
         """Raises:
-        CheckpointError: files that contradict themselves. EngineError: weights in files other than safetensors.
+        ModelError: there are none. CheckpointError: files that contradict themselves.
+        EngineError: weights in files other than safetensors.
         """
         self.directory = directory
-        self.config: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = read_object(directory / CONFIG_FILE)
         self._entries: dict[str, tuple[np.ndarray, TensorEntry]] = {}
-        for file in _files(directory):
+        for file in weight_files(directory):
+            if file.suffix != ".safetensors":
+                raise EngineError(f"{file.name} is no safetensors file")
             entries = check_safetensors(file)
             data = np.memmap(file, mode="r")
             begin = 8 + int.from_bytes(bytes(data[:8]), "little")
@@ -63,6 +68,17 @@ class Weights:
     def names(self) -> list[str]:
         """Names of all tensors."""
         return sorted(self._entries)
+
+    def number(self, key: str) -> int:
+        """A whole number of config.json, from 1 to `_MOST`.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        value = self.config.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+            raise CheckpointError(f"{self.directory / CONFIG_FILE}: {key} is {value!r}, not a number from 1 to {_MOST}")
+        return value
 
     def raw(self, name: str) -> tuple[np.ndarray, str]:
         """A tensor as it lies in the file, and its dtype as the format spells it.
@@ -95,6 +111,22 @@ class Weights:
             raise CheckpointError(f"{self.directory}: {name} is {dtype}, a float tensor is expected")
         return values.astype(np.float32)
 
+    def vector(self, name: str, size: int) -> np.ndarray:
+        """A float tensor of this many values, in float32."""
+        values = self.floats(name)
+        if values.shape != (size,):
+            raise CheckpointError(f"{self.directory}: {name} has the shape {list(values.shape)}; ({size},) is expected")
+        return values
+
+    def rows(self, name: str, width: int) -> np.ndarray:
+        """A float tensor of rows this wide, in float32."""
+        values = self.floats(name)
+        if values.ndim != 2 or values.shape[1] != width or not len(values):
+            raise CheckpointError(
+                f"{self.directory}: {name} has the shape {list(values.shape)}; rows of {width} values are expected"
+            )
+        return values
+
     def table(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         """An embedding table (V, H): float32 or the bits of bf16, and None; or int8 with its scale (V,)."""
         module = name.removesuffix(".weight")
@@ -107,6 +139,8 @@ class Weights:
                     "int8 table has (V, 1, H) codes and (V, 1) scales"
                 )
             return values[:, 0], scale[:, 0]
+        if values.ndim != 2 or not values.size:
+            raise CheckpointError(f"{self.directory}: {name} has the shape {list(values.shape)}; a table has (V, H)")
         return (values if dtype in ("BF16", "F32") else self.floats(name)), None
 
     def _is_table(self, name: str) -> bool:
@@ -116,16 +150,22 @@ class Weights:
         """Raises:
         EngineError: of a scheme that no operator runs. CheckpointError: its tensors contradict one another.
         """
-        bias_N = self.floats(f"{module}.bias") if f"{module}.bias" in self else None
         if f"{module}.weight_scale" not in self:
             values_NK = self.floats(f"{module}.weight")
-            return Linear(_matrix(values_NK.shape, module), bias_N, values_NK=values_NK)
+            if values_NK.ndim != 2 or not values_NK.size:
+                shape = list(values_NK.shape)
+                raise CheckpointError(f"{self.directory}: {module}.weight has the shape {shape}; a linear has (N, K)")
+            n, k = values_NK.shape
+            return Linear((n, k), self._bias(module, n), values_NK=values_NK)
         group = self._group_of(module)
         if group is None:
             raise CheckpointError(f"{self.directory}: {module} has scales, but config.json has no scheme for it")
-        return self._quantized(module, group, bias_N)
+        return self._quantized(module, group)
 
-    def _quantized(self, module: str, group: Group, bias_N: np.ndarray | None) -> Linear:
+    def _bias(self, module: str, n: int) -> np.ndarray | None:
+        return self.vector(f"{module}.bias", n) if f"{module}.bias" in self else None
+
+    def _quantized(self, module: str, group: Group) -> Linear:
         weight, inputs = group.weight_spec, group.input_spec
         if group.format != "int-quantized" or not weight.symmetric or weight.group_size is not None or inputs is None:
             kind = "symmetric" if weight.symmetric else "asymmetric"
@@ -137,13 +177,14 @@ class Weights:
         codes, dtype = self.raw(f"{module}.weight")
         shape = (codes.shape[0], codes.shape[-1]) if codes.ndim in (2, 3) else (0, 0)
         scale = self.floats(f"{module}.weight_scale").reshape(-1)
-        if dtype != "I8" or codes.size != math.prod(shape) or scale.size not in (1, shape[0]):
+        if dtype != "I8" or not codes.size or codes.size != math.prod(shape) or scale.size not in (1, shape[0]):
             raise CheckpointError(
                 f"{self.directory}: {module}.weight is {dtype} {list(codes.shape)} with {scale.size} scales; it "
                 "should be int8 (N, K) with N of them, or one"
             )
         grid = self._grid(module, group, shape[1])
-        return Linear(shape, bias_N, codes.reshape(shape), np.broadcast_to(scale, shape[:1]), grid)
+        scale_N = np.broadcast_to(scale, shape[:1])
+        return Linear(shape, self._bias(module, shape[0]), codes.reshape(shape), scale_N, grid)
 
     def _grid(self, module: str, group: Group, k: int) -> Grid:
         spec = group.input_spec
@@ -186,19 +227,3 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 def _padded(values_K: np.ndarray) -> np.ndarray:
     return np.pad(values_K, (0, -len(values_K) % 64))
-
-
-def _matrix(shape: tuple[int, ...], name: str) -> tuple[int, int]:
-    if len(shape) != 2:
-        raise CheckpointError(f"{name}.weight has the shape {list(shape)}; a linear has (N, K)")
-    return shape[0], shape[1]
-
-
-def _files(directory: Path) -> list[Path]:
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
-        return [directory / Path(name).name for name in sorted(set(names))]
-    raise EngineError(f"{directory}: there is no model.safetensors")
