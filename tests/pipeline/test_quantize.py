@@ -83,7 +83,9 @@ def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     assert [(row["target"], row["ok"]) for row in record["verify"]] == [
         ("bitwright", True), ("transformers", True), ("sentence-transformers", True),
     ]  # fmt: skip
-    assert record["verify"][0]["checks"]["integer_kernel_calls"] == 12
+    checks = record["verify"][0]["checks"]
+    assert checks["integer_kernel_calls"] == checks["engine_integer_kernel_calls"] == 12
+    assert checks["engine_distance"] < checks["engine_distance_allowed"]
     assert {p.name for p in source.iterdir()} - {p.name for p in (tmp_path / "out").iterdir()} == set()
     assert {"report.html", "record.json", "recipe.yaml", "README.md"} <= {p.name for p in (tmp_path / "out").iterdir()}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]  # no work directory is left
