@@ -57,12 +57,21 @@ def shape(text: str) -> Shape:
 @click.option(
     "--rivals/--no-rivals", default=True, show_default=True, help="Also ONNX Runtime and OpenVINO, where installed."
 )
+@click.option(
+    "--profile", "by_operator", is_flag=True, help="Only the engine's operators: time, GOP/s, share. 1 thread."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
     directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, rivals: bool,
-    as_json: bool,
+    by_operator: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure latency, throughput, memory and size of DIRECTORY against float32 and bfloat16 of the same model."""
+    if by_operator:
+        from bitwright.runtime.profile import profile
+
+        rows = profile(directory, shapes)
+        print_json(rows) if as_json else print_profile(rows)
+        return
     from bitwright import pipeline
 
     with TerminalProgress() as progress:
@@ -73,6 +82,19 @@ def command(
         print_json(found)
     else:
         print_measurements(found)
+
+
+def print_profile(rows: list[dict[str, Any]]) -> None:
+    """A table for each shape."""
+    columns: list[Column] = [("operator", "name")]
+    columns += [(name, "right") for name in ("number", "ms", "GOP/s", "share")]
+    for batch, tokens in dict.fromkeys((row["batch"], row["tokens"]) for row in rows):
+        cells = [
+            [row["operator"], str(row["number"]), f"{row['ms']:.3f}",
+             "" if row["gops"] is None else f"{row['gops']:.0f}", f"{row['share']:.1%}"]
+            for row in rows if (row["batch"], row["tokens"]) == (batch, tokens)
+        ]  # fmt: skip
+        out.print(table(f"{batch} × {tokens} tokens, 1 thread", columns, cells), "")
 
 
 def print_measurements(found: dict[str, Any]) -> None:

@@ -180,15 +180,15 @@ class Lowering:
         settings = {"column": column, "n": len(bias_N), "linears": len(group), "gelu": gelu}
         if grid is None:
             values_NK = np.concatenate([layer.values_NK for layer in group if layer.values_NK is not None])
-            source, weights = self._bf16(x), pack_bf16(values_NK, bias_N)
+            source, weights = self._bf16(x, name), pack_bf16(values_NK, bias_N)
         else:
             codes_NK = np.concatenate([layer.codes_NK for layer in group if layer.codes_NK is not None])
             scale_N = np.concatenate([layer.scale_N for layer in group if layer.scale_N is not None])
-            source, weights = self._codes(x, grid), pack_int8(codes_NK, scale_N, bias_N)
+            source, weights = self._codes(x, grid, name), pack_int8(codes_NK, scale_N, bias_N)
         self._add(Op("linear", name, (source,), (out,), settings, weights))
 
-    def _codes(self, x: Value, grid: Grid) -> Buffer:
-        """x on a grid: by the norm that makes it, if that quantizes nothing yet."""
+    def _codes(self, x: Value, grid: Grid, reader: str) -> Buffer:
+        """x on a grid, for a linear: by the norm that makes it, if that quantizes nothing yet."""
         for known, buffer in x.codes:
             if known.same(grid):
                 return buffer
@@ -198,16 +198,16 @@ class Lowering:
             maker.writes = (maker.writes[0], out, maker.writes[2])
             maker.settings["grid"] = grid
         else:
-            self._add(Op("quantize", f"of {x.buffer.kind} rows", (x.buffer,), (out,), {"grid": grid}))
+            self._add(Op("quantize", f"{reader.split(', ')[0]}: input", (x.buffer,), (out,), {"grid": grid}))
         x.codes.append((grid, out))
         return out
 
-    def _bf16(self, x: Value) -> Buffer:
+    def _bf16(self, x: Value, reader: str) -> Buffer:
         if x.buffer.kind == "bf16":
             return x.buffer
         if x.bf16 is None:
             x.bf16 = self._buffer("bf16", x.buffer.width, per_sequence=x.buffer.per_sequence)
-            self._add(Op("round", "to bf16", (x.buffer,), (x.bf16,)))
+            self._add(Op("round", f"{reader.split(', ')[0]}: input", (x.buffer,), (x.bf16,)))
         return x.bf16
 
     def _buffer(self, kind: Kind, width: int, *, per_sequence: bool = False) -> Buffer:

@@ -185,7 +185,7 @@ def _split(name: str) -> tuple[str, str]:
     first, *others = name.split(", ")
     found = re.match(r"(.*?\.\d+)(?:\.|$)(.*)", first)
     block, rest = (found[1], found[2]) if found else ("", first)
-    return block, ", ".join([rest or first, *(other.rpartition(".")[2] for other in others)])
+    return block, ", ".join([rest, *(other.rpartition(".")[2] for other in others)])
 
 
 def _what(op: Op) -> str:

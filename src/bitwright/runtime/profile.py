@@ -1,0 +1,66 @@
+"""Where the engine's time goes, by operator, on one core."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.executor import Executor
+from bitwright.engine.program import Op
+from bitwright.engine.weights import Weights
+from bitwright.kernels.dispatch import isa_index
+from bitwright.runtime.bench_inputs import random_tokens, read_model_shape
+
+_RUNS = 15
+
+
+def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Rows {batch, tokens, operator, number, ms, gops, share}, the slowest operators of a shape first.
+
+    Operators of one kind and width are taken together. ms: of all of them, on one thread, in the fastest of several
+    runs; share: of the sum. gops: multiplications and additions per nanosecond, None where none are counted.
+
+    Raises:
+        EngineError: the engine does not run this model. InputError: it does not take so many tokens.
+    """
+    executor = Executor(lower_encoder(Weights(directory), pooling=None), isa_index())
+    ops, model = executor.program.ops, read_model_shape(directory)
+    rows: list[dict[str, Any]] = []
+    for batch, tokens in shapes:
+        ids_BT, _ = random_tokens(model, batch=batch, tokens=tokens, seed=0)
+        lengths = np.full(batch, tokens)
+        runs = []
+        for _ in range(_RUNS):
+            seconds = np.zeros(len(ops))
+            executor.run_packed(ids_BT.reshape(-1), lengths, 1, seconds)
+            runs.append(seconds)
+        best = min(runs, key=lambda seconds: float(seconds.sum()))
+        rows += _rows(ops, best, batch, tokens)
+    return rows
+
+
+def _rows(ops: Sequence[Op], seconds: np.ndarray, batch: int, tokens: int) -> list[dict[str, Any]]:
+    found: dict[str, list[int]] = {}
+    for number, op in enumerate(ops):
+        found.setdefault(_label(op), []).append(number)
+    rows = []
+    for label, numbers in found.items():
+        spent, operations = float(seconds[numbers].sum()), batch * sum(ops[i].operations(tokens) for i in numbers)
+        rows.append(
+            {
+                "batch": batch, "tokens": tokens, "operator": label, "number": len(numbers), "ms": spent * 1e3,
+                "gops": operations / spent / 1e9 if operations else None, "share": spent / float(seconds.sum()),
+            }
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: -row["ms"])
+
+
+def _label(op: Op) -> str:
+    if op.kind != "linear":
+        return op.kind
+    source = op.reads[0]
+    assert source is not None
+    dtype, gelu = "int8" if "colsum" in op.weights else "bf16", ", gelu" * op.settings["gelu"]
+    return f"linear {source.width} → {op.settings['n']}, {dtype}{gelu}"
