@@ -17,6 +17,7 @@
 #include "gram/contract.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
+#include "norm/contract.h"
 #include "parallel.h"
 #include "peak_int8/contract.h"
 #include "quantize_rows/contract.h"
@@ -236,6 +237,14 @@ void add_gram(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, siz
     });
 }
 
+// residual, sum and bias may be 0.
+void norm(int isa, uintptr_t x, uintptr_t residual, uintptr_t sum, uintptr_t y, uintptr_t weight, uintptr_t bias,
+          size_t stride, size_t n, float eps, size_t row_begin, size_t row_end) {
+    const Norm op{at<float>(x),    at<float>(residual), at<float>(sum), at<float>(y), at<float>(weight),
+                  at<float>(bias), stride,              n,              eps};
+    norm_for(isa)(&op, row_begin, row_end);
+}
+
 double thread_nanoseconds() {
     timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -287,6 +296,7 @@ NB_MODULE(_native, m) {
     m.def("gram_scratch_bytes", &gram_scratch_bytes);
     m.def("has_gram", &has_gram);
     m.def("add_gram", &add_gram, released);
+    m.def("norm", &norm, released);
     m.def("peak_int8_gops", &peak_int8_gops, released);
     bind_engine(m);
 }

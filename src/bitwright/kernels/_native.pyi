@@ -131,6 +131,21 @@ def add_gram(
     gram: int,
     /,
 ) -> None: ...
+def norm(
+    isa: int,
+    x: int,
+    residual: int,
+    sum: int,
+    y: int,
+    weight: int,
+    bias: int,
+    stride: int,
+    n: int,
+    eps: float,
+    row_begin: int,
+    row_end: int,
+    /,
+) -> None: ...
 def peak_int8_gops(isa: int, repeats: int, /) -> float: ...
 def row_bytes(kind: int, width: int, /) -> int: ...
 

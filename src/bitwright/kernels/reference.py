@@ -6,6 +6,7 @@ M tokens · N output features · K input features; in attention T tokens · H he
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu as exact_gelu
+from torch.nn.functional import layer_norm
 
 from bitwright.errors import KernelError
 from bitwright.numerics.qtensor import code_values
@@ -169,3 +170,11 @@ def attention(
     if window is not None:
         scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
     return torch.einsum("hqk,khd->qhd", scores_HQK.softmax(dim=-1), v_THD)
+
+
+def norm(
+    x_MN: Tensor, residual_MN: Tensor | None, weight_N: Tensor, bias_N: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """s = x + residual, and (s − mean) / √(variance + eps) · weight + bias, by rows, in the dtype of x: (M, N) each."""
+    sum_MN = x_MN if residual_MN is None else x_MN + residual_MN
+    return sum_MN, layer_norm(sum_MN, weight_N.shape, weight_N, bias_N, eps)
