@@ -1,4 +1,5 @@
-// Running a program: how a batch is cut into groups, and each operator among the threads that share it.
+// Running a program: how a batch is cut into groups, and each operator among the threads that share it. Longer than other
+// files, because each operator is a few lines on the same view of a group, and reads best beside the others.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
