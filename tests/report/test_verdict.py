@@ -111,3 +111,10 @@ def test_no_budget(record):
 def test_facts(record, minimal):
     assert [plain(fact.value) for fact in facts(record)] == ["23.3 MB", "2.4×", "0.08 %", "1 %"]
     assert {fact.value for fact in facts(minimal)} == {"–"}
+
+
+def test_a_busy_machine_is_told(record):
+    record["speed"]["other_load_cores"] = 0.1
+    assert "busy" not in verdict_sentence(record)
+    record["speed"]["other_load_cores"] = 0.98
+    assert "times faster (timed while other programs kept 1.0 cores busy" in plain(verdict_sentence(record))

@@ -38,6 +38,9 @@ class Fact:
     context: str
 
 
+_BUSY_CORES = 0.25  # with so many kept busy by others, ratios are no longer those of a quiet machine
+
+
 def state(record: Record) -> tuple[str, str, str]:
     """(CSS class, symbol, heading) of the record's verdict."""
     evaluation = record.get("evaluation")
@@ -57,9 +60,17 @@ def verdict_sentence(record: Record) -> str:
     if (smaller := size_ratio(record)) is not None:
         gains.append(times(smaller, "smaller", "larger"))
     if speed_ratios := _speed_ratios(record):
-        gains.append(times(_geometric_mean(speed_ratios), "faster", "slower"))
+        gains.append(times(_geometric_mean(speed_ratios), "faster", "slower") + _while_busy(record))
     opening = f"{name} is {' and '.join(gains)}" if gains else f"{name} was processed"
     return f"{opening}; {_loss_clause(record.get('evaluation'))}."
+
+
+def _while_busy(record: Record) -> str:
+    """A word of caution if other programs held the cores: runtimes whose threads wait for each other suffer most."""
+    cores = (record.get("speed") or {}).get("other_load_cores")
+    if cores is None or not is_number(cores) or cores < _BUSY_CORES:
+        return ""
+    return f" (timed while other programs kept {cores:.1f} cores busy: `bitwright bench` times it again)"
 
 
 def facts(record: Record) -> tuple[Fact, Fact, Fact, Fact]:
