@@ -66,6 +66,7 @@ def test_a_linear_of_another_input(copy: Path) -> None:
         ("num_attention_heads", "2", CheckpointError, "num_attention_heads is '2', not a number from 1 to"),
         ("num_hidden_layers", 3, CheckpointError, "the files hold no 'encoder.layer.2"),
         ("max_position_embeddings", 10**12, CheckpointError, "max_position_embeddings is 1000000000000, not a number"),
+        ("layer_norm_eps", "small", CheckpointError, "layer_norm_eps is 'small', not a positive number"),
         ("architectures", ["BertForMultipleChoice"], EngineError, "BertForMultipleChoice has no builder"),
     ],
 )
@@ -87,3 +88,29 @@ def test_truncated(copy: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
         Weights(copy)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "error", "message"),
+    [
+        ("roberta", "pad_token_id", -5, EngineError, "pad_token_id is -5, so positions have no beginning"),
+        ("roberta", "pad_token_id", None, EngineError, "pad_token_id is None"),
+        ("modernbert", "hidden_size", 16, CheckpointError, "heads of 16 values, and 4 angles for each"),
+        ("modernbert", "layer_types", ["full_attention"], EngineError, "of 1 blocks have no builder"),
+    ],
+)
+def test_configs_of_other_families(
+    tiny_model: TinyModel, tmp_path: Path, family: str, key: str, value: object, error: type[Exception], message: str
+) -> None:
+    copy = Path(shutil.copytree(tiny_model(family), tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(error, match=message):
+        lower_encoder(Weights(copy))
+
+
+def test_a_block_that_runs_again_has_its_weights_once(tiny_model: TinyModel) -> None:
+    program = lower_encoder(Weights(tiny_model("albert")))
+    weights = [op.weights["weight"] for op in program.ops if op.kind == "linear" and "ffn_output" in op.name]
+    assert len(weights) == 2
+    assert weights[0] is weights[1]

@@ -181,13 +181,13 @@ def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
     def build(lower: Lowering) -> tuple[Value, Head]:
         weights, config = lower.weights, lower.weights.config
         _refuse(config)
-        eps, heads = float(config.get("layer_norm_eps", row.default_eps)), weights.number(row.heads)
+        eps, heads = weights.real("layer_norm_eps", row.default_eps), weights.number(row.heads)
         activation = str(config.get(row.activation))
         words = "embeddings.word_embeddings.weight"
         base = next((p for p in (row.prefix, "") if p + words in weights), None)
         if base is None:
             raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {row.prefix!r}")
-        first = int(config.get("pad_token_id", 1)) + 1 if row.after_padding else 0
+        first = _first_position(config) if row.after_padding else 0
         limit = weights.number("max_position_embeddings") - first
         types = base + row.types if row.types and base + row.types in weights else None
         x = lower.embed(base + words, f"{base}embeddings.position_embeddings.weight", types, first)
@@ -220,7 +220,7 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
     """Norms before the linears, rotary positions, a gated FFN, and attention that in most blocks is local."""
     weights, config = lower.weights, lower.weights.config
     base = "model." if "model.embeddings.tok_embeddings.weight" in weights else ""
-    eps, heads = float(config.get("norm_eps", 1e-5)), weights.number("num_attention_heads")
+    eps, heads = weights.real("norm_eps", 1e-5), weights.number("num_attention_heads")
     layers, limit = weights.number("num_hidden_layers"), weights.number("max_position_embeddings")
     activation = str(config.get("hidden_activation"))
     kinds = config.get("layer_types") or [
@@ -229,7 +229,7 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
     ]
     if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
         raise EngineError(f"layer_types {sorted(set(map(str, kinds)))} of {len(kinds)} blocks have no builder")
-    angles = {kind: _angles(config, kind, limit, weights.number("hidden_size") // heads) for kind in set(kinds)}
+    angles = {kind: _angles(weights, kind, limit, weights.number("hidden_size") // heads) for kind in set(kinds)}
     x = lower.norm(
         f"{base}embeddings.norm", lower.embed(f"{base}embeddings.tok_embeddings.weight", None, None), eps=eps
     )
@@ -254,15 +254,26 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
     return x, Head(head, "classifier", limit, pooling=pooling, for_tokens=True, spans="classifier")
 
 
-def _angles(config: Config, kind: str, limit: int, head_size: int) -> np.ndarray:
+def _angles(weights: Weights, kind: str, limit: int, head_size: int) -> np.ndarray:
     """Rotary angles in radians: float64 (limit, head_size / 2)."""
-    rope = (config.get("rope_parameters") or {}).get(kind)
-    if rope is None:
-        rope = {"rope_theta": config["local_rope_theta" if kind == "sliding_attention" else "global_rope_theta"]}
+    local = kind == "sliding_attention"
+    rope = (weights.config.get("rope_parameters") or {}).get(kind, {})
     if rope.get("rope_type", "default") != "default":
         raise EngineError(f"rope_type {rope['rope_type']!r} has no builder")
-    frequency = float(rope["rope_theta"]) ** (-np.arange(0, head_size, 2) / head_size)
+    older = weights.real("local_rope_theta" if local else "global_rope_theta", 10_000.0 if local else 160_000.0)
+    theta = rope.get("rope_theta", older)
+    if not isinstance(theta, int | float) or not theta > 0:
+        raise EngineError(f"rope_theta is {theta!r}, not a positive number")
+    frequency = float(theta) ** (-np.arange(0, head_size, 2) / head_size)
     return np.arange(limit)[:, None] * frequency
+
+
+def _first_position(config: Config) -> int:
+    """The position of a text's first token where positions count from the padding token's id on."""
+    padding = config.get("pad_token_id", 1)
+    if type(padding) is not int or padding < 0:
+        raise EngineError(f"pad_token_id is {padding!r}, so positions have no beginning")
+    return padding + 1
 
 
 def _refuse(config: Config) -> None:
@@ -281,6 +292,8 @@ def _distance_bias(table_BH: np.ndarray, limit: int) -> np.ndarray:
     other half grow as the logarithm, up to 128 (Raffel et al. 2020, 1910.10683, section 2.1).
     """
     half = len(table_BH) // 2
+    if half < 4 or limit < 1:
+        raise EngineError(f"{len(table_BH)} buckets of distance for {limit} tokens have no builder")
     distance = np.arange(-(limit - 1), limit)
     near, far = half // 2, np.abs(distance)
     growth = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(near)) / np.log(np.float32(128 / near))

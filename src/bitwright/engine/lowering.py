@@ -37,6 +37,7 @@ class Lowering:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self._most_tokens = 1 << 31  # that position tables have rows for
+        self._packed: dict[str, dict[str, np.ndarray | None]] = {}  # a block that runs twice has its weights once
         self._ops: list[Op] = []
         self._buffers: list[Buffer] = []
 
@@ -89,8 +90,9 @@ class Lowering:
             raise EngineError(f"{name}: a gate through {activation!r} has no operator")
         half = layer.shape[0] // 2
         both = self._buffer("bf16", 2 * half)
-        self._linear(f"{name}, the activated half", [_rows(layer, 0, half)], x, both, 0, gelu=True)
-        self._linear(f"{name}, the other half", [_rows(layer, half, 2 * half)], x, both, half, gelu=False)
+        self._linear(f"{name}: activated half", [_rows(layer, 0, half)], x, both, 0, gelu=True)
+        self._linear(f"{name}: other half", [_rows(layer, half, 2 * half)], x, both, half, gelu=False)
+        self._ops[-1].settings["linears"] = 0  # one linear of the model, not two
         out = self._buffer("bf16", half)
         self._add(Op("gate", name, (both,), (out,)))
         return Value(out)
@@ -98,7 +100,10 @@ class Lowering:
     def rotate(self, name: str, qkv: Value, heads: int, angles_TF: np.ndarray) -> Value:
         """q and k rotated by position (Su et al. 2021, 2104.09864): of each head the first half of the values with the
         second. angles_TF: radians, a row for each position, half a head size wide."""
-        settings = {"heads": 2 * heads, "head_size": qkv.buffer.width // 3 // heads}
+        size = qkv.buffer.width // 3 // heads
+        if angles_TF.shape[1] * 2 != size:
+            raise CheckpointError(f"{name}: heads of {size} values, and {angles_TF.shape[1]} angles for each")
+        settings = {"heads": 2 * heads, "head_size": size}
         tables: dict[str, np.ndarray | None] = {
             "cos": np.cos(angles_TF).astype(np.float32), "sin": np.sin(angles_TF).astype(np.float32),
         }  # fmt: skip
@@ -131,6 +136,9 @@ class Lowering:
     def pool(self, x: Value, modes: Sequence[str], *, normalize: bool) -> Value:
         """One row for each sequence: by each mode, side by side; to unit length if asked."""
         width = x.buffer.width
+        unknown = [mode for mode in modes if mode not in _MODES]
+        if unknown:
+            raise EngineError(f"pooling by {unknown[0]!r} has no operator; there are {', '.join(_MODES)}")
         out = self._buffer("f32", width * len(modes), per_sequence=True)
         for number, mode in enumerate(modes):
             self._add(Op("pool", mode, (x.buffer,), (out,), {"mode": _MODES.index(mode), "column": number * width}))
@@ -178,14 +186,16 @@ class Lowering:
         bias_N = np.concatenate([np.zeros(g.shape[0], np.float32) if g.bias_N is None else g.bias_N for g in group])
         grid = group[0].grid
         settings = {"column": column, "n": len(bias_N), "linears": len(group), "gelu": gelu}
-        if grid is None:
-            values_NK = np.concatenate([layer.values_NK for layer in group if layer.values_NK is not None])
-            source, weights = self._bf16(x, name), pack_bf16(values_NK, bias_N)
-        else:
-            codes_NK = np.concatenate([layer.codes_NK for layer in group if layer.codes_NK is not None])
-            scale_N = np.concatenate([layer.scale_N for layer in group if layer.scale_N is not None])
-            source, weights = self._codes(x, grid, name), pack_int8(codes_NK, scale_N, bias_N)
-        self._add(Op("linear", name, (source,), (out,), settings, weights))
+        source = self._bf16(x, name) if grid is None else self._codes(x, grid, name)
+        if name not in self._packed:
+            if grid is None:
+                values_NK = np.concatenate([layer.values_NK for layer in group if layer.values_NK is not None])
+                self._packed[name] = pack_bf16(values_NK, bias_N)
+            else:
+                codes_NK = np.concatenate([layer.codes_NK for layer in group if layer.codes_NK is not None])
+                scale_N = np.concatenate([layer.scale_N for layer in group if layer.scale_N is not None])
+                self._packed[name] = pack_int8(codes_NK, scale_N, bias_N)
+        self._add(Op("linear", name, (source,), (out,), settings, self._packed[name]))
 
     def _codes(self, x: Value, grid: Grid, reader: str) -> Buffer:
         """x on a grid, for a linear: by the norm that makes it, if that quantizes nothing yet."""

@@ -80,6 +80,17 @@ class Weights:
             raise CheckpointError(f"{self.directory / CONFIG_FILE}: {key} is {value!r}, not a number from 1 to {_MOST}")
         return value
 
+    def real(self, key: str, default: float) -> float:
+        """A positive number of config.json, or the default where it says nothing.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        value = self.config.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise CheckpointError(f"{self.directory / CONFIG_FILE}: {key} is {value!r}, not a positive number")
+        return float(value)
+
     def raw(self, name: str) -> tuple[np.ndarray, str]:
         """A tensor as it lies in the file, and its dtype as the format spells it.
 

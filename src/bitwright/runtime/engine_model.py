@@ -37,6 +37,8 @@ class EngineModel:
         """Raises:
         EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads = {threads}: at least 1")
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = Weights(directory)
