@@ -11,6 +11,7 @@ medians. Inputs are random tokens without padding; the output is the last hidden
 import argparse
 import json
 import math
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,21 @@ def measure(
         }  # fmt: skip
 
 
+def startup(quantized: Path) -> dict[str, Any]:
+    """Seconds of import, load and the first embedding in a fresh process, median of five, and its peak RSS in MiB."""
+    code = (
+        "import time; begun = time.perf_counter()\n"
+        "import bitwright\n"
+        f"bitwright.load({str(quantized)!r}).encode(['a first text'])\n"
+        "took = time.perf_counter() - begun\n"
+        "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "print(took, int(peak) / 1024)\n"  # getrusage would begin from the parent's
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    seconds, mib = zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
+    return {"seconds": median(seconds), "peak_rss_mib": max(mib)}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line per cell, and the geometric means."""
     runtimes = list(rows[0]["ratio"])
@@ -87,8 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--shape", type=shape, action="append")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--startup", type=Path, metavar="INT8", help="only time a fresh process that loads this result")
     parser.add_argument("--model", choices=("MiniLM", "BERT-base"), action="append")
     options = parser.parse_args(arguments)
+    if options.startup:
+        print(json.dumps(startup(options.startup)))
+        return 0
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
