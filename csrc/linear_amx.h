@@ -4,22 +4,13 @@
 // contiguous. Everything is internal to the file that includes it.
 #pragma once
 #include "linear_avx512.h"
+#include "tiles.h"
 
 namespace {
 
 constexpr size_t kRows = 32, kCols = 2;      // of a square: rows, column blocks
 constexpr size_t kStep = 64;                 // bytes of K
 constexpr size_t kWeightBytes = 768 * 1024;  // of weights, which stay in L2 while all the rows pass by
-
-// Eight tiles of 16 rows x 64 bytes. A constant in memory: GCC's _tile_loadconfig tells the compiler of 8 of its 64
-// bytes only, so that the stores that build a local one are dropped.
-struct TileConfig {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
-alignas(64) const TileConfig kTileConfig = {
-    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 // Tiles are named in the instructions, not passed: a macro.
 #define MULTIPLY_ADD(sums, a, b)                  \

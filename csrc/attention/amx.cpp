@@ -9,6 +9,7 @@
 
 #include "common.h"
 #include "contract.h"
+#include "tiles.h"
 #include "vectors_avx512.h"
 
 namespace {
@@ -19,15 +20,6 @@ constexpr size_t kTile = 512;                         // bf16 of a tile
 
 // 2^x for x in [0, 1]: minimax, relative error 7.5e-5. Lowest power first.
 constexpr float kPowerOfFraction[4] = {0.9999252f, 0.6958335f, 0.22606717f, 0.07802452f};
-
-// Eight tiles of 16 rows x 64 bytes. In memory: see linear_w8a8/amx.cpp.
-struct TileConfig {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
-alignas(64) const TileConfig kTileConfig = {
-    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 // A head's packed operands, and a block's results on the way, all in scratch.
 struct Work {

@@ -7,19 +7,11 @@
 
 #include "contract.h"
 #include "squares.h"
+#include "tiles.h"
 
 namespace {
 
 constexpr size_t kTile = 256;  // words
-
-// Eight tiles of 16 rows x 64 bytes. A constant in memory: see linear_w8a8/amx.cpp.
-struct TileConfig {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
-alignas(64) const TileConfig kTileConfig = {
-    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 // Tiles 0-3 sums, 4-5 row features, 6-7 column features.
 struct Tiles {

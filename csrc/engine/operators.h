@@ -1,0 +1,252 @@
+// Each operator on one group of sequences: which part of it one of the threads that share the group computes.
+// Everything is internal to the file that includes it.
+#pragma once
+#include <string.h>
+
+#include "count.h"
+#include "program.h"
+#include "rows.h"
+#include "share.h"
+
+namespace {
+
+// Rows per thread from which on a linear is cut by rows: fewer, and each thread reading all the weights costs more than
+// the wait that a cut by columns brings.
+constexpr size_t kRowsPerThread = 48;
+
+// A group of sequences on its way through the program, as one of the threads that share it sees it.
+struct Work {
+    const Batch& batch;
+    size_t first, last;  // sequences
+    const std::vector<Buffer>& buffers;
+    int isa;
+    char* arena;
+    size_t capacity;  // rows, a multiple of 16
+    char* scratch;    // of this thread
+    size_t index, count;
+
+    size_t tokens() const { return batch.starts[last] - batch.starts[first]; }
+    size_t rows(int buffer) const { return buffers[buffer].per_sequence ? last - first : tokens(); }
+    // This thread's rows of a buffer.
+    Share mine(int buffer, size_t grain = 1) const { return share_of(rows(buffer), grain, index, count); }
+
+    template <class T>
+    T* at(int buffer) const {
+        return buffer == kNone ? nullptr : reinterpret_cast<T*>(arena + buffers[buffer].offset * capacity);
+    }
+    // Where the first row's values from `column` on lie.
+    void* column(int buffer, size_t column) const {
+        return at<char>(buffer) + column * (buffers[buffer].kind == Kind::kBf16 ? 2 : 4);
+    }
+    size_t stride(int buffer) const { return row_stride(buffers[buffer]); }
+    float* scale(int buffer) const { return reinterpret_cast<float*>(at<char>(buffer) + stride(buffer) * capacity); }
+    int32_t* zero(int buffer) const { return reinterpret_cast<int32_t*>(scale(buffer) + capacity); }
+
+    // bf16 rows end in what a linear may read beyond their width: made finite by whoever writes such rows.
+    void clear_padding(int buffer) const {
+        const Buffer& b = buffers[buffer];
+        if (b.kind != Kind::kBf16 || b.width % 32 == 0) return;
+        const Share rows = mine(buffer);
+        for (size_t row = rows.begin; row < rows.end; ++row) {
+            uint16_t* values = at<uint16_t>(buffer) + row * stride(buffer);
+            memset(values + b.width, 0, (stride(buffer) - b.width) * sizeof(uint16_t));
+        }
+    }
+
+    QuantizeRows quantizer(int in, int out, const Grid& g) const {
+        return {at<void>(in), buffers[in].kind == Kind::kBf16, stride(in),     buffers[in].width,
+                g.shift,      g.multiplier,                    at<uint8_t>(out), stride(out),
+                scale(out),   zero(out),                       g.mode,           g.static_scale,
+                g.static_zero_point, g.code_min};
+    }
+};
+
+void run(const Embed& op, const Work& w) {
+    const Share mine = w.mine(op.out);
+    const size_t width = w.buffers[op.out].width, stride = w.stride(op.out);
+    const int64_t origin = w.batch.starts[w.first];
+    size_t s = w.first;
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        const int64_t token = origin + row;
+        while (w.batch.starts[s + 1] <= token) ++s;
+        float* out = w.at<float>(op.out) + row * stride;
+        const size_t id = w.batch.ids[token];
+        if (op.word_scale) {
+            from_int8(static_cast<const int8_t*>(op.words) + id * width, op.word_scale[id], out, width);
+        } else if (op.words_bf16) {
+            from_bf16(static_cast<const uint16_t*>(op.words) + id * width, out, width);
+        } else {
+            memcpy(out, static_cast<const float*>(op.words) + id * width, width * sizeof(float));
+        }
+        if (op.positions) add(out, op.positions + (op.first_position + token - w.batch.starts[s]) * width, width);
+        if (op.types) add(out, op.types + (w.batch.types ? w.batch.types[token] : 0) * width, width);
+    }
+}
+
+void run(const NormRows& op, const Work& w) {
+    constexpr size_t kRows = 8;  // that stay in L1 until they are quantized
+    const Share mine = w.mine(op.x);
+    const Norm norm{w.at<float>(op.x), w.at<float>(op.residual), w.at<float>(op.sum),     w.at<float>(op.y), op.weight,
+                    op.bias,           w.stride(op.x),           w.buffers[op.x].width, op.eps};
+    const NormFn norm_fn = norm_for(w.isa);
+    if (op.codes == kNone) return norm_fn(&norm, mine.begin, mine.end);
+    const QuantizeRows quantize = w.quantizer(op.y, op.codes, op.grid);
+    const QuantizeRowsFn quantize_fn = quantize_rows_for(w.isa);
+    for (size_t row = mine.begin; row < mine.end; row += kRows) {
+        const size_t end = row + kRows < mine.end ? row + kRows : mine.end;
+        norm_fn(&norm, row, end);
+        quantize_fn(&quantize, row, end);
+    }
+}
+
+void run(const Quantize& op, const Work& w) {
+    const QuantizeRows quantize = w.quantizer(op.in, op.out, op.grid);
+    const Share mine = w.mine(op.in);
+    quantize_rows_for(w.isa)(&quantize, mine.begin, mine.end);
+}
+
+void run(const Round& op, const Work& w) {
+    w.clear_padding(op.out);
+    const Share mine = w.mine(op.in);
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        to_bf16(w.at<float>(op.in) + row * w.stride(op.in), w.at<uint16_t>(op.out) + row * w.stride(op.out),
+                w.buffers[op.in].width);
+    }
+}
+
+// By rows if there are enough of them, else by columns.
+template <class Op, class Fn>
+void cut_multiply(const Op& op, Fn fn, const Work& w, int in, size_t n) {
+    const size_t rows = w.rows(in), blocks = (n + kBlock - 1) / kBlock;
+    if (w.count == 1 || rows >= kRowsPerThread * w.count) {
+        const Share mine = w.mine(in, 32);
+        fn(&op, mine.begin, mine.end, 0, blocks);
+    } else {
+        const Share mine = share_of(blocks, 4, w.index, w.count);
+        fn(&op, 0, rows, mine.begin, mine.end);
+    }
+}
+
+void run(const MultiplyW8A8& op, const Work& w) {
+    w.clear_padding(op.out);
+    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
+    const LinearW8A8 linear{w.at<uint8_t>(op.in), w.stride(op.in),    w.scale(op.in), w.zero(op.in),
+                            op.weight,            op.colsum,          op.scale_n,     op.bias,
+                            w.column(op.out, op.column), nullptr,     w.stride(op.out), op.n,
+                            round_up(in.width, kPadK), op.gelu,       out.kind == Kind::kBf16};
+    if (w.index == 0 && w.first == 0) integer_linears += op.linears;  // once a batch, as without the engine
+    cut_multiply(linear, linear_w8a8_for(w.isa), w, op.in, op.n);
+}
+
+void run(const MultiplyBf16& op, const Work& w) {
+    w.clear_padding(op.out);
+    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
+    const LinearBf16 linear{w.at<uint16_t>(op.in), w.stride(op.in),  op.weight,
+                            op.bias,               w.column(op.out, op.column), w.stride(op.out),
+                            op.n,                  round_up(in.width, 32), op.gelu, out.kind == Kind::kBf16};
+    cut_multiply(linear, linear_bf16_for(w.isa), w, op.in, op.n);
+}
+
+// Heads of sequences are handed out by what they cost, the square of the length.
+void run(const Attend& op, const Work& w) {
+    w.clear_padding(op.out);
+    const AttentionFn attention = attention_for(w.isa);
+    const size_t stride = w.stride(op.in), width = op.heads * op.head_size;
+    const int64_t *starts = w.batch.starts, origin = starts[w.first];
+    const auto cost = [&](size_t s) { return double(starts[s + 1] - starts[s]) * (starts[s + 1] - starts[s]); };
+    double total = 0.0, before = 0.0;
+    for (size_t s = w.first; s < w.last; ++s) total += cost(s) * op.heads;
+    const double begin = total * w.index / w.count, end = w.index + 1 == w.count ? 2 * total : total * (w.index + 1) / w.count;
+    for (size_t s = w.first; s < w.last; ++s) {
+        const size_t row = starts[s] - origin, tokens = starts[s + 1] - starts[s];
+        const uint16_t* q = w.at<uint16_t>(op.in) + row * stride;
+        const Attention one{q,      q + width, q + 2 * width, stride,         w.at<uint16_t>(op.out) + row * w.stride(op.out),
+                            w.stride(op.out), tokens,  op.head_size, op.scale, op.bias, op.bias_stride, op.window};
+        // Heads whose middle lies in this thread's part of the whole.
+        size_t head = 0, last = op.heads;
+        if (w.count > 1) {
+            while (head < op.heads && before + (head + 0.5) * cost(s) < begin) ++head;
+            last = head;
+            while (last < op.heads && before + (last + 0.5) * cost(s) < end) ++last;
+        }
+        if (head < last) attention(&one, head, last, 0, tokens, w.scratch);
+        before += cost(s) * op.heads;
+    }
+}
+
+void run(const Pool& op, const Work& w) {
+    const Share mine = w.mine(op.out);
+    const size_t width = w.buffers[op.in].width, stride = w.stride(op.in);
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        const int64_t *start = w.batch.starts + w.first + row, tokens = start[1] - start[0];
+        const float* in = w.at<float>(op.in) + (start[0] - w.batch.starts[w.first]) * stride;
+        float* out = w.at<float>(op.out) + row * w.stride(op.out) + op.column;
+        switch (op.mode) {
+            case Pooling::kCls:
+                memcpy(out, in, width * sizeof(float));
+                break;
+            case Pooling::kLast:
+                memcpy(out, in + (tokens - 1) * stride, width * sizeof(float));
+                break;
+            case Pooling::kMax:
+                memcpy(out, in, width * sizeof(float));
+                for (int64_t t = 1; t < tokens; ++t) maximum(out, in + t * stride, width);
+                break;
+            default:
+                memset(out, 0, width * sizeof(float));
+                for (int64_t t = 0; t < tokens; ++t) {
+                    add_scaled(out, in + t * stride, op.mode == Pooling::kWeightedMean ? float(t + 1) : 1.0f, width);
+                }
+                const double weights = op.mode == Pooling::kWeightedMean ? tokens * (tokens + 1) / 2.0
+                                       : op.mode == Pooling::kMean       ? double(tokens)
+                                                                         : __builtin_sqrt(double(tokens));
+                multiply(out, float(1.0 / weights), width);
+        }
+    }
+}
+
+void run(const Normalize& op, const Work& w) {
+    const Share mine = w.mine(op.rows);
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        to_unit_length(w.at<float>(op.rows) + row * w.stride(op.rows), w.buffers[op.rows].width);
+    }
+}
+
+void run(const Activate& op, const Work& w) {
+    const Share mine = w.mine(op.rows);
+    const Buffer& buffer = w.buffers[op.rows];
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        if (buffer.kind == Kind::kBf16) {
+            activate_bf16(w.at<uint16_t>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
+        } else {
+            activate(w.at<float>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
+        }
+    }
+}
+
+void run(const Gate& op, const Work& w) {
+    w.clear_padding(op.out);
+    const Share mine = w.mine(op.in);
+    const size_t width = w.buffers[op.out].width;
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        const uint16_t* in = w.at<uint16_t>(op.in) + row * w.stride(op.in);
+        gate(in, in + width, w.at<uint16_t>(op.out) + row * w.stride(op.out), width);
+    }
+}
+
+void run(const Rotate& op, const Work& w) {
+    const Share mine = w.mine(op.rows);
+    const size_t half = op.head_size / 2;
+    const int64_t origin = w.batch.starts[w.first];
+    size_t s = w.first;
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        while (w.batch.starts[s + 1] - origin <= int64_t(row)) ++s;
+        const size_t position = row - (w.batch.starts[s] - origin);
+        uint16_t* values = w.at<uint16_t>(op.rows) + row * w.stride(op.rows);
+        for (size_t head = 0; head < op.heads; ++head) {
+            rotate(values + head * op.head_size, op.cos + position * half, op.sin + position * half, half);
+        }
+    }
+}
+
+}  // namespace
