@@ -95,10 +95,12 @@ class Options(_Strict):
 
 
 class Budget(_Strict):
-    """The loss, relative to the float model, that is allowed."""
+    """The loss, relative to the float model, that is allowed; and how many times as fast as the faster of float32 and
+    bf16 the result should be."""
 
     max_loss: float = Field(default=0.01, gt=0, lt=1)
     accept_point_estimate: bool = False
+    min_speedup: float | None = Field(default=None, gt=0, le=100)
 
 
 class Recipe(_Strict):

@@ -26,6 +26,9 @@ seconds, sizes in bytes, losses and errors as fractions.
                    null), accepted_point_estimate, companions {name: value}, seed
     steps          the fallback search in order: n_fallback, units (kept in 16 bit), unit (the last of them, or null),
                    chosen (whether the search settled on it), loss, loss_upper, bytes, decided_on ("tuning")
+    front          with a min_speedup: min_speedup, met, n_units, rows [{n_fallback, units (in 16 bit), speedup (the
+                   geometric mean over shapes, against the faster of torch fp32 and bf16), loss, loss_upper (tuning:
+                   these decide), held_out {loss, lower, upper}, bytes, on_front, chosen}]
     sensitivity    n_samples, metric, spearman_with_metric_loss (or null), and rows (linears), units, groups (roles of a
                    block, or with block null of the whole model), each with name, block, role, unit, mode ("one" | "all
                    but one"), emd, sqnr_db, cosine, rank_flips, metric_loss

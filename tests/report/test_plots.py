@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from bitwright.report import plots
+from bitwright.report import plots, search_plots
 from bitwright.report.account import ErrorPoint, error_points
 from bitwright.report.tables import HeatCell, ranked
 
@@ -48,7 +48,7 @@ def test_points_are_the_layers_with_finite_numbers(not_met):
 
 def test_steps_with_an_unbounded_loss_keep_the_axis_finite():
     steps = [{"bytes": 10, "loss": 0.01, "loss_upper": math.inf}]
-    y_range = plots.loss_against_size(steps, 0, None).model.y_range
+    y_range = search_plots.loss_against_size(steps, 0, None).model.y_range
     assert math.isfinite(y_range.start)
     assert math.isfinite(y_range.end)
 
@@ -83,6 +83,6 @@ def test_logarithmic_axes_have_ticks_inside(high):
 
 def test_steps_are_drawn_by_size_whatever_their_order():
     steps = [{"bytes": 10, "loss": 0.3}, {"bytes": 40, "loss": 0.1}, {"bytes": 20, "loss": 0.2}]
-    renderers = plots.loss_against_size(steps, 2, None).model.renderers
+    renderers = search_plots.loss_against_size(steps, 2, None).model.renderers
     assert renderers[0].data_source.data["step"] == ["0", "2", "1"]
     assert renderers[-1].data_source.data["x"] == [20 / 1e6]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -169,6 +170,16 @@ def test_without_a_source_only_the_checkpoint_is_measured(float_model, fake_runt
     assert entry["runtime"] == "torch fp32"
     assert "no source directory" in entry["reason"]
     assert measured["size"]["source_bytes"] is None
+
+
+def test_other_checkpoints_of_the_model_are_rows_of_their_own(float_model, fake_runtimes, tmp_path):
+    del fake_runtimes["other fake"]
+    other = tmp_path / "other"
+    shutil.copytree(float_model, other)
+    loaded = []
+    measured = short_bench(float_model, others={"fake 1": other}, progress=loaded.append)
+    assert [row["runtime"] for row in measured["rows"]] == ["fake", "fake 1"] * len(SHAPES)
+    assert loaded[:2] == ["fake: loading", "fake 1: loading"]
 
 
 def test_nothing_outlives_a_benchmark(float_model, fake_runtimes, tmp_path):

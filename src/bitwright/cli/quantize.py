@@ -24,6 +24,13 @@ _OVER_BUDGET = 3  # the exit code
     metavar="PERCENT",
     help="The loss you allow, relative to the float model. Default: the recipe's, or 1%.",
 )
+@click.option(
+    "--min-speedup",
+    type=click.FloatRange(min=0, max=100, min_open=True),
+    metavar="FACTOR",
+    help="How many times as fast as the faster of float32 and bf16 an encoder should be, such as 1.3; "
+    "measures the front of speed and loss.",
+)
 @scheme_options
 @data_options
 @click.option(
@@ -51,8 +58,9 @@ _OVER_BUDGET = 3  # the exit code
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON.")
 def command(
-    model: str, out_dir: Path | None, max_loss: float | None, accept_point_estimate: bool | None, dry_run: bool,
-    as_json: bool, overwrite: bool, judged: bool, sensitivity: bool, speed: bool, trust_remote_code: bool,
+    model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None,
+    accept_point_estimate: bool | None, dry_run: bool, as_json: bool, overwrite: bool, judged: bool,
+    sensitivity: bool, speed: bool, trust_remote_code: bool,
     data: tuple[str, ...], evaluation: str | None, kind: str | None, metric: str | None, samples: int,
     **schemes: Any,
 ) -> int:  # fmt: skip
@@ -70,7 +78,9 @@ def command(
         raise InputError("say where the result goes: --out DIR (or --dry-run to see the plan only)")
     from bitwright import pipeline
 
-    recipe = build_recipe(max_loss=max_loss, accept_point_estimate=accept_point_estimate, **schemes)
+    recipe = build_recipe(
+        max_loss=max_loss, min_speedup=min_speedup, accept_point_estimate=accept_point_estimate, **schemes
+    )
     texts = texts_given(evaluation, kind, data=data, metric=metric, samples=samples)
     if out_dir is None or dry_run:
         with TerminalProgress() as progress:
@@ -89,9 +99,11 @@ def command(
         )  # fmt: skip
     print_json(result.record) if as_json else print_result(result.record, result.directory)
     remarks = [f"warning: {text}" for text in result.record["warnings"]]
-    if result.exit_code == _OVER_BUDGET:
-        evaluation_ = result.record["evaluation"]
+    evaluation_, front = result.record.get("evaluation"), result.record.get("front")
+    if evaluation_ and result.exit_code == _OVER_BUDGET and evaluation_["verdict"] != "met":
         remarks.append(f"budget {evaluation_['verdict']}: {evaluation_['sentence']}")
+    if front and not front["met"]:
+        remarks.append(f"no variant is {front['min_speedup']:g} times as fast with its loss inside the budget")
     for remark in remarks:
         err.print(f"bitwright: {remark}", markup=False, soft_wrap=True)
     return int(result.exit_code)
@@ -136,7 +148,28 @@ def print_result(record: dict[str, Any], directory: Path) -> None:
     rows.append(["time", seconds(record["timings_s"]["total"])])
     shown = [[row[0] if i == 0 or row[0] != rows[i - 1][0] else "", row[1]] for i, row in enumerate(rows)]
     out.print(table("", ["", ("", "prose")], shown, header=False))
+    if front := record.get("front"):
+        out.print("", _front_table(front))
     out.print(f"\n{directory}/report.html", soft_wrap=True, markup=False)
+
+
+def _front_table(front: dict[str, Any]) -> Any:
+    """What more and fewer units in 16 bit bring and cost."""
+    from bitwright.report.wording import number, percent, ratio, size
+
+    rows = [
+        [
+            f"{number(row['n_fallback'])} of {number(front['n_units'])}",
+            ratio(row["speedup"]), percent(row["loss"]), percent(row["held_out"]["loss"]), size(row["bytes"]),
+            "chosen" if row["chosen"] else "" if row["on_front"] else "dominated",
+        ]
+        for row in front["rows"]
+    ]  # fmt: skip
+    columns: list[Column] = [
+        ("in 16 bit", "right"), ("speed", "right"), ("loss, tuning", "right"), ("held out", "right"), ("size", "right"),
+        "",
+    ]  # fmt: skip
+    return table("Speed (against the faster of float32 and bf16) and loss", columns, rows)
 
 
 def _loss_rows(record: dict[str, Any]) -> list[list[str]]:

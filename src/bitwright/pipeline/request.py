@@ -59,18 +59,22 @@ def make_texts(
     return Texts(sources, None if evaluation is None else str(evaluation), kind, metric, samples)
 
 
-def resolve_recipe(recipe: Recipe | str | Path | None, max_loss: float | None = None) -> Recipe:
+def resolve_recipe(
+    recipe: Recipe | str | Path | None, max_loss: float | None = None, min_speedup: float | None = None
+) -> Recipe:
     """The recipe that is meant: as it is, read from a path, or the default; with another budget if one is given.
 
     Raises:
-        RecipeError: unreadable, malformed, or a budget that is no fraction.
+        RecipeError: unreadable, malformed, or a budget out of range.
     """
     resolved = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read_recipe(Path(recipe))
-    if max_loss is None:
-        return resolved
-    if not (isinstance(max_loss, float) and 0 < max_loss < 1):
+    if max_loss is not None and not (isinstance(max_loss, float) and 0 < max_loss < 1):
         raise RecipeError(f"max_loss = {max_loss!r}: a fraction between 0 and 1, such as 0.01 for 1 %")
-    return resolved.model_copy(update={"budget": resolved.budget.model_copy(update={"max_loss": max_loss})})
+    if min_speedup is not None and not (isinstance(min_speedup, int | float) and 0 < min_speedup <= 100):
+        raise RecipeError(f"min_speedup = {min_speedup!r}: a factor between 0 and 100, such as 1.3")
+    given = {"max_loss": max_loss, "min_speedup": min_speedup}
+    changed = {key: value for key, value in given.items() if value is not None}
+    return resolved.model_copy(update={"budget": resolved.budget.model_copy(update=changed)})
 
 
 def reproducing_command(model: str | Path, out: Path, recipe: Recipe, texts: Texts) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 import bitwright
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.directory import atomic_directory, check_out, write_file
+from bitwright.errors import InputError
 from bitwright.evaluate import paired_bootstrap
 from bitwright.evaluate.kinds import Outputs
 from bitwright.numerics.qtensor import QTensor
@@ -33,6 +33,7 @@ from bitwright.pipeline.facts import (
     verify_in_runtimes,
     warnings_of,
 )
+from bitwright.pipeline.front import measure_front
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layers import Quantized
 from bitwright.pipeline.request import RECIPE_FILE, Progress, Quiet, make_texts, reproducing_command, resolve_recipe
@@ -44,16 +45,17 @@ from bitwright.pipeline.variants import (
     quantize_model,
     quantize_tables,
     run_task,
+    write_variant,
 )
 from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
-from bitwright.plan import Plan, half_names, plan_rows, quantized_names
+from bitwright.plan import Plan, plan_rows
 from bitwright.recipe import Recipe, recipe_yaml
 from bitwright.record import RECORD_FILE, RECORD_VERSION, Record, write_record
 from bitwright.report import render_model_card, write_report
 from bitwright.runtime.bench import run_bench
 from bitwright.runtime.environment import environment
 from bitwright.runtime.load import load
-from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
+from bitwright.search.fallback import Step, Units, find_fallback, step_rows, units_by_error
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import ranked_units
 
@@ -64,7 +66,8 @@ _EXIT_UNVERIFIED, _EXIT_OVER_BUDGET = 1, 3
 class Result:
     """What a run made.
 
-    exit_code: 0; 3 if the budget is not met or the sample cannot decide it; 1 if a target runtime failed the check.
+    exit_code: 0; 3 if the budget is not met, the sample cannot decide it, or the result is not fast enough; 1 if a
+    target runtime failed the check.
     """
 
     directory: Path
@@ -77,6 +80,7 @@ def quantize(
     *,
     out: str | Path,
     max_loss: float | None = None,
+    min_speedup: float | None = None,
     recipe: Recipe | str | Path | None = None,
     data: str | Sequence[str] = (),
     evaluation: str | Path | None = None,
@@ -97,6 +101,8 @@ def quantize(
         model: a model directory or a hub name.
         out: directory of the result. While the work goes on, a hidden directory beside it keeps what was measured.
         max_loss: loss allowed, as a fraction of the float model's score; overrides the recipe's.
+        min_speedup: how many times as fast as the faster of float32 and bf16 (torch) the result should be; the
+            front of speed and loss is then measured. Overrides the recipe's.
         recipe: a Recipe, or the path of one; by default all linears W8A8 with dynamic asymmetric activations.
         data, evaluation, kind, metric, samples: see `Texts`.
         judged: evaluate the result, search for a fallback, verify and time it. Without, it is quantized and written.
@@ -108,7 +114,7 @@ def quantize(
             `exit_code`, or `record["evaluation"]["verdict"]`.
     """
     progress, out = progress or Quiet(), Path(out)
-    recipe = resolve_recipe(recipe, max_loss)
+    recipe = resolve_recipe(recipe, max_loss, min_speedup)
     begun = time.perf_counter()
     _check_destination(out, Path(model), overwrite=overwrite)
     texts = make_texts(data, evaluation, kind, metric, samples)
@@ -116,6 +122,9 @@ def quantize(
     progress.say(f"loading {model}")
     job = resolve_auto(open_job(model, recipe, texts, trust_remote_code=trust_remote_code), progress)
     check_out(out, job.loaded.path, overwrite=overwrite)
+    if recipe.budget.min_speedup is not None and (job.streams or not judged or not speed):
+        why = "language models are not timed" if job.streams else "this run times nothing"
+        raise InputError(f"min_speedup = {recipe.budget.min_speedup:g}: {why}; leave it out")
     with work_directory(out, sum(row.bytes_after for row in job.plan), progress) as work:
         return _run(
             job,
@@ -153,11 +162,18 @@ def _run(
 
     # Of a language model a variant costs a pass of the whole: it is ranked by what was measured while quantizing.
     ranking = partial(units_by_error, quantized.account) if job.streams else by_sensitivity
-    kept: tuple[str, ...] = ()
-    steps: list[Step] = []
+    kept: Units = ()
+    steps: dict[Units, Step] = {}
+    front: Record = {}
     if judged:
+        measure = _on_tuning_data(job, quantized, tables, steps, journal, progress)
+        budget = job.recipe.budget
         with job.timed("search"):
-            kept, steps = _search(job, quantized, tables, ranking, journal, progress)
+            kept, _ = find_fallback(ranking, measure, budget.max_loss)
+            if budget.min_speedup is not None:
+                kept, front = measure_front(
+                    job, quantized, tables, ranking(), kept, measure, budget.min_speedup, work, progress
+                )
         job.timings_s["search"] = round(job.timings_s["search"] - job.timings_s.get("sensitivity", 0.0), 3)
         if sensitivity and not job.streams:
             by_sensitivity()
@@ -167,9 +183,7 @@ def _run(
     staged = work / STAGED
     with job.timed("write"):
         shutil.rmtree(staged, ignore_errors=True)
-        layers = {name: quantized.layers[name] for name in quantized_names(plan)}
-        parts = QuantizedParts(layers, half_names(plan), tables, changed=quantized.changed_for(plan))
-        write_checkpoint(job.loaded.path, staged, parts, job.names, model_card="")
+        write_variant(job, plan, quantized, tables, staged)
     record: Record = {
         "record_version": RECORD_VERSION,
         "bitwright_version": bitwright.__version__,
@@ -180,14 +194,16 @@ def _run(
         "recipe": recipe.model_dump(mode="json"),
         "plan": plan_rows(plan),
         "layers": layer_rows(quantized.account, plan),
-        "steps": step_rows(steps),
+        "steps": step_rows(list(steps.values()), kept),
         "sensitivity": found or None,
         "size": size_facts(job, staged, plan),
     }
     if job.decision is not None:
         record["decision"] = decision_facts(job.decision)
     if judged:
-        record |= _judged(job, staged, plan, quantized, tables, speed=speed, progress=progress)
+        record |= _judged(job, staged, plan, quantized, tables, speed=speed and not front, progress=progress) | front
+        if front and not front["front"]["met"] and record["exit_code"] == 0:
+            record["exit_code"] = _EXIT_OVER_BUDGET
     job.timings_s["total"] = round(time.perf_counter() - begun, 3)
     record |= {
         "warnings": warnings_of(job, record, journal),
@@ -237,18 +253,14 @@ def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
         check_out(out, source, overwrite=overwrite)
 
 
-def _search(
-    job: Job,
-    quantized: Quantized,
-    tables: dict[str, QTensor],
-    ranking: Callable[[], tuple[str, ...]],
-    journal: Journal,
+def _on_tuning_data(
+    job: Job, quantized: Quantized, tables: dict[str, QTensor], steps: dict[Units, Step], journal: Journal,
     progress: Progress,
-) -> tuple[tuple[str, ...], list[Step]]:
-    """Units to keep in 16 bit, decided on the tuning data."""
+) -> Callable[[Units], Step]:  # fmt: skip
+    """A function of the units that stay in 16 bit: the loss on tuning data. `steps` gets what it measures."""
     float_outputs: list[Outputs] = []
 
-    def measure(kept: tuple[str, ...]) -> Step:
+    def measure(kept: Units) -> Step:
         plan = job.plan_for(job.recipe.with_fallback(kept, "tried"))
 
         def bounds() -> list[float]:
@@ -261,9 +273,10 @@ def _search(
             return [interval.loss, interval.upper]
 
         loss, upper = journal.remember("step:" + "\0".join(kept), bounds)
-        return Step(kept, loss, upper, sum(row.bytes_after for row in plan))
+        steps[kept] = Step(kept, loss, upper, sum(row.bytes_after for row in plan))
+        return steps[kept]
 
-    return find_fallback(ranking, measure, job.recipe.budget.max_loss)
+    return measure
 
 
 def _publish(staged: Path, out: Path, record: Record, recipe: Recipe, job: Job, *, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bitwright.calibration.data import token_batches
 from bitwright.calibration.stream import stream_stages
+from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import StoredLinear, ready
 from bitwright.errors import NumericsError, RecipeError, named
 from bitwright.evaluate import Task
@@ -109,6 +110,13 @@ def candidate(job: Job, plan: Plan, quantized: Quantized, tables: dict[str, QTen
     swap_linears(hf, chosen, half, job.loaded.architecture, tables=tables)
     set_compute(hf, "auto")  # as `load` does
     return replace(job.model, hf=hf, backend=f"kernels:{dispatch.active_isa()}")
+
+
+def write_variant(job: Job, plan: Plan, quantized: Quantized, tables: dict[str, QTensor], directory: Path) -> None:
+    """Write the checkpoint of what `plan` says, without a model card."""
+    layers = {name: quantized.layers[name] for name in quantized_names(plan)}
+    parts = QuantizedParts(layers, half_names(plan), tables, changed=quantized.changed_for(plan))
+    write_checkpoint(job.loaded.path, directory, parts, job.names, model_card="")
 
 
 def dequantized(job: Job, plan: Plan, quantized: Quantized, tables: dict[str, QTensor]) -> AnyModel:

@@ -21,7 +21,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
 from bitwright.record import Record, read_record, write_text_atomically
-from bitwright.report import account, evidence, plots, schemes, tables, verdict, wording
+from bitwright.report import account, evidence, plots, schemes, search_plots, tables, verdict, wording
 from bitwright.report.experts import expert_blocks, expert_rows
 
 REPORT_FILE = "report.html"
@@ -151,6 +151,7 @@ def _pictures(record: Record, ranked: list[tables.Row], distributions: list[tabl
         first = distributions[0]
         pictures["weights"] = plots.histogram("weight", plots.histogram_columns(first["weight"]))
         pictures["activations"] = plots.histogram("activation", plots.histogram_columns(first.get("activation")))
+    max_loss = (record.get("evaluation") or {}).get("max_loss")
     measured = [
         step
         for step in record.get("steps") or []
@@ -158,7 +159,11 @@ def _pictures(record: Record, ranked: list[tables.Row], distributions: list[tabl
     ]
     if len(measured) > 1:
         max_loss = (record.get("evaluation") or {}).get("max_loss")
-        pictures["loss-size"] = plots.loss_against_size(measured, tables.chosen_step(measured, max_loss), max_loss)
+        pictures["loss-size"] = search_plots.loss_against_size(
+            measured, tables.chosen_step(measured, max_loss), max_loss
+        )
+    if front := record.get("front"):
+        pictures["loss-speed"] = search_plots.loss_against_speed(front["rows"], front["min_speedup"], max_loss)
     speed = (record.get("speed") or {}).get("rows") or []
     if any(wording.is_finite(row.get("ratio_to_fp32")) for row in speed):
         pictures["speed-bars"] = plots.speed_bars(speed)

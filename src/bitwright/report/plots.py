@@ -21,7 +21,6 @@ from bokeh.models import (
     FixedTicker,
     HoverTool,
     Span,
-    Whisker,
 )
 from bokeh.models.mappers import LogColorMapper
 from bokeh.palettes import Cividis256
@@ -29,8 +28,8 @@ from bokeh.plotting import figure
 from bokeh.transform import dodge
 
 from bitwright.report.account import ErrorPoint
-from bitwright.report.tables import HEAT_COLUMNS, HeatCell, Row, badness, step_units
-from bitwright.report.wording import is_finite, milliseconds, number, percent, ratio, size, words
+from bitwright.report.tables import HEAT_COLUMNS, HeatCell, Row, badness
+from bitwright.report.wording import is_finite, milliseconds, number, percent, ratio, words
 
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#767676"
 SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", VERMILION)
@@ -76,7 +75,7 @@ def heat_map(cells: list[HeatCell]) -> Picture:
             "what": [cell.what for cell in cells],
         }
     )
-    plot = _figure(
+    plot = blank(
         height=90 + 30 * len(rows),
         x_range=FactorRange(*map(words, columns)),
         y_range=FactorRange(*reversed(rows)),
@@ -85,7 +84,7 @@ def heat_map(cells: list[HeatCell]) -> Picture:
     )
     cell = plot.rect("column", "row", 0.97, 0.94, source=source, fill_color="color", line_color=None)
     plot.text("column", "row", "text", source=source, text_color="ink", **_CENTERED)
-    plot.add_tools(_hover([("group", "@column"), ("block", "@row"), ("EMD", "@emd"), ("quantized", "@what")], cell))
+    plot.add_tools(hover([("group", "@column"), ("block", "@row"), ("EMD", "@emd"), ("quantized", "@what")], cell))
     plot.grid.visible = False
     ticks = _log_ticks(low, high)
     plot.add_layout(
@@ -111,7 +110,7 @@ def heat_map(cells: list[HeatCell]) -> Picture:
 def emd_against_loss(rows: list[Row]) -> Picture:
     """One point per layer: does a large EMD mean a large loss of the metric? Infinite ones have no place."""
     rows = comparable(rows)
-    plot = _figure(height=300, x_axis_type="log", x_axis_label="EMD (no unit)", y_axis_label="loss of the metric, %")
+    plot = blank(height=300, x_axis_type="log", x_axis_label="EMD (no unit)", y_axis_label="loss of the metric, %")
     emds = [row["emd"] for row in rows]
     ticks = _log_ticks(min(emds), max(emds))
     plot.xaxis.ticker = FixedTicker(ticks=list(ticks))
@@ -130,7 +129,7 @@ def emd_against_loss(rows: list[Row]) -> Picture:
                 }
             )
             points = plot.scatter("emd", "loss", size=9, source=source, color=color, alpha=0.8)
-            plot.add_tools(_hover([("layer", "@name"), ("EMD", "@emd_text"), ("loss", "@loss_text")], points))
+            plot.add_tools(hover([("layer", "@name"), ("EMD", "@emd_text"), ("loss", "@loss_text")], points))
             legend.append(Key(words(role), color, "dot"))
     return Picture(plot, tuple(legend))
 
@@ -142,7 +141,7 @@ def comparable(rows: list[Row]) -> list[Row]:
 
 def layer_errors(points: list[ErrorPoint]) -> Picture:
     """Relative output error by block, one line per role; dashed, where it differs, what rounding to nearest leaves."""
-    plot = _figure(height=300, y_axis_type="log", x_axis_label="block", y_axis_label="relative error")
+    plot = blank(height=300, y_axis_type="log", x_axis_label="block", y_axis_label="relative error")
     plot.xaxis.ticker = BasicTicker(desired_num_ticks=8, min_interval=1)
     roles = list(dict.fromkeys(point.role for point in points))
     values = [error for point in points for error in (point.error, point.error_rtn) if error and is_finite(error)]
@@ -169,48 +168,9 @@ def layer_errors(points: list[ErrorPoint]) -> Picture:
         plot.line("block", "error", source=source, color=color, line_width=2)
         dots = plot.scatter("block", "error", source=source, color=color, size=7)
         tips = [("block", "@block"), ("worst", "@name"), ("error", "@error_text"), ("rounded to nearest", "@rtn_text")]
-        plot.add_tools(_hover(tips, dots))
+        plot.add_tools(hover(tips, dots))
         legend.append(Key(words(role), color, "dot"))
     return Picture(plot, (*legend, *([Key("rounded to nearest", GREY, "dash")] if differs else ())))
-
-
-def loss_against_size(steps: list[Row], chosen: int, max_loss: float | None) -> Picture:
-    """The fallback search: each step's size and loss, with a whisker up to the bound, and the budget as a line."""
-    at = ([steps[chosen]["bytes"] / 1e6], [100 * steps[chosen]["loss"]])
-    order = sorted(range(len(steps)), key=lambda i: steps[i]["bytes"])  # the search goes up and down
-    steps = [steps[i] for i in order]
-    source = ColumnDataSource(
-        {
-            "megabytes": [step["bytes"] / 1e6 for step in steps],
-            "loss": [100 * step["loss"] for step in steps],
-            "upper": [100 * _number_or(step.get("loss_upper"), step["loss"]) for step in steps],
-            "step": [str(i) for i in order],
-            "unit": [", ".join(step_units(step)[:3]) + " …" * (len(step_units(step)) > 3) or "none" for step in steps],
-            "size": [size(step["bytes"]) for step in steps],
-            "loss_text": [percent(step["loss"]) for step in steps],
-            "upper_text": [percent(step.get("loss_upper")) for step in steps],
-        }
-    )
-    plot = _figure(height=300, x_axis_label="size, MB", y_axis_label="loss on the tuning data, %")
-    plot.line("megabytes", "loss", source=source, color=BLUE, line_alpha=0.45, line_width=2)
-    whisker = Whisker(base="megabytes", upper="upper", lower="loss", source=source, line_color=BLUE, line_width=1.5)
-    whisker.upper_head.size, whisker.lower_head.size = 9, 0
-    plot.add_layout(whisker)
-    points = plot.scatter("megabytes", "loss", source=source, size=10, color=BLUE)
-    plot.scatter(*at, size=17, fill_color=None, line_color=VERMILION, line_width=2.5)
-    legend = [Key("a step; the whisker is its 95 % bound", BLUE, "dot"), Key("chosen", VERMILION, "ring")]
-    heights = [0.0, *source.data["upper"], *source.data["loss"]]
-    if max_loss is not None:
-        plot.add_layout(
-            Span(location=100 * max_loss, dimension="width", line_color=GREY, line_dash="6 4", line_width=2)
-        )
-        legend.append(Key(f"budget, {percent(max_loss)}", GREY, "dash"))
-        heights.append(100 * max_loss)
-    margin = 0.08 * (max(heights) - min(heights) or 1.0)
-    plot.y_range.start, plot.y_range.end = min(heights) - margin, max(heights) + margin
-    tips = [("step", "@step"), ("in 16 bit", "@unit"), ("size", "@size"), ("loss", "@loss_text")]
-    plot.add_tools(_hover([*tips, ("at most (95 %)", "@upper_text")], points))
-    return Picture(plot, tuple(legend))
 
 
 def speed_bars(rows: list[Row]) -> Picture:
@@ -219,7 +179,7 @@ def speed_bars(rows: list[Row]) -> Picture:
     shapes = list(dict.fromkeys(_shape(row) for row in rows))
     runtimes = list(dict.fromkeys(str(row.get("runtime")) for row in rows))
     colors = _runtime_colors(runtimes)
-    plot = _figure(
+    plot = blank(
         height=70 + len(shapes) * (14 + 16 * len(runtimes)),
         y_range=FactorRange(*reversed(shapes)),
         x_axis_label="speed relative to fp32 (higher is faster)",
@@ -241,7 +201,7 @@ def speed_bars(rows: list[Row]) -> Picture:
         place = dodge("shape", 0.4 - thickness * (i + 0.5), range=plot.y_range)
         bars = plot.hbar(place, right="ratio", height=thickness * 0.86, source=source, color=colors[runtime])
         tips = [("runtime", "@runtime"), ("batch × tokens", "@shape"), ("relative speed", "@ratio_text")]
-        plot.add_tools(_hover([*tips, ("median", "@median ms"), ("fastest", "@min ms")], bars))
+        plot.add_tools(hover([*tips, ("median", "@median ms"), ("fastest", "@min ms")], bars))
     plot.add_layout(Span(location=1, dimension="height", line_color=_INK, line_width=1.5, line_dash="4 3"))
     plot.x_range.start = 0
     plot.ygrid.visible = False
@@ -255,13 +215,13 @@ def histogram(kind: str, columns: dict[str, list[float]]) -> Picture:
     columns: as `histogram_columns` returns them.
     """
     source = ColumnDataSource(columns, name=f"{kind}-values")
-    plot = _figure(
+    plot = blank(
         height=270, y_axis_type="log", x_axis_label=f"{kind} value (no unit)", y_axis_label="share of the values"
     )
     bars = plot.quad("left", "right", "before", "floor", source=source, color=BLUE, alpha=0.35, line_color=None)
     plot.step("middle", "after", source=source, mode="center", color=VERMILION, line_width=1.5)
     tips = [("values", "@left{0.0000} to @right{0.0000}"), ("before", "@before{0.0000%}"), ("after", "@after{0.0000%}")]
-    plot.add_tools(_hover(tips, bars))
+    plot.add_tools(hover(tips, bars))
     return Picture(plot, (Key("before", "#a6cfe6", "bar"), Key("after", VERMILION, "line")))
 
 
@@ -297,7 +257,7 @@ _CENTERED: dict[str, Any] = {
 _TICKS = ((0.7, (1, 1.5, 2, 3, 5, 7)), (1.7, (1, 2, 5)), (3, (1, 3)), (math.inf, (1,)))
 
 
-def _figure(*, height: int, **options: Any) -> figure:
+def blank(*, height: int, **options: Any) -> figure:
     plot = figure(
         height=height,
         sizing_mode="stretch_width",
@@ -322,7 +282,7 @@ def _figure(*, height: int, **options: Any) -> figure:
     return plot
 
 
-def _hover(tips: list[tuple[str, str]], renderer: Any) -> HoverTool:
+def hover(tips: list[tuple[str, str]], renderer: Any) -> HoverTool:
     return HoverTool(tooltips=tips, renderers=[renderer])
 
 
@@ -366,10 +326,6 @@ def _short(emd: float) -> str:
 
 def _shape(row: Row) -> str:
     return f"{number(row.get('batch'))} × {number(row.get('tokens'))}"
-
-
-def _number_or(value: Any, otherwise: float) -> float:
-    return float(value) if is_finite(value) else otherwise
 
 
 def _rounded(value: float) -> float:

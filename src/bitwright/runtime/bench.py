@@ -8,7 +8,7 @@ median over the rounds is reported.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -57,6 +57,7 @@ def run_bench(
     directory: Path,
     *,
     source: Path | None,
+    others: Mapping[str, Path] | None = None,
     shapes: Sequence[Shape] = ((1, 16), (8, 128)),
     threads: int,
     rounds: int = 5,
@@ -66,6 +67,8 @@ def run_bench(
     track: Track | None = None,
 ) -> dict[str, Any]:
     """Measure the checkpoint `directory`, and with `source` (the float model) fp32, bf16 and, with `rivals`, others.
+
+    others: more checkpoints of the same model, by the names of their rows.
 
     A sample is one forward of `batch` sequences of `tokens` random tokens without padding, up to the first output.
     A block warms up for block_s / 3 and then runs for block_s. Runtimes stay loaded side by side: memory must hold
@@ -100,10 +103,11 @@ def run_bench(
             if runtime.prepare is not None and not rivals:
                 continue
             reason = _why_not(runtime, source)
-            if reason is None:
-                files = source if source is not None and not runtime.reads_checkpoint else directory
+            checkpoints = {name: directory, **(others or {})} if runtime.reads_checkpoint else {name: source}
+            for label, files in checkpoints.items() if reason is None else ():
+                assert files is not None  # or there were a reason
                 try:
-                    running.append(_start(name, runtime, files, scratch, threads, stack, say))
+                    running.append(_start(label, name, files, scratch, threads, stack, say))
                 except TargetError as error:
                     if runtime.prepare is None:
                         raise
@@ -161,27 +165,27 @@ def _why_not(runtime: Runtime, source: Path | None) -> str | None:
     return f"not installed: {', '.join(missing)}; pip install 'bitwright[rivals]'" if missing else None
 
 
-def _start(
-    name: str, runtime: Runtime, directory: Path, scratch: Path, threads: int, stack: ExitStack, say: Say
-) -> _Running:
-    """Convert the model in a process of its own if the runtime needs that; load it in another, which `stack` ends."""
-    file_name = name.replace(" ", "-")
+def _start(label: str, name: str, directory: Path, scratch: Path, threads: int, stack: ExitStack, say: Say) -> _Running:
+    """Convert the model in a process of its own if the runtime needs that; load it in another, which `stack` ends.
+
+    label: of the row; name: of the runtime."""
+    runtime, file_name = RUNTIMES[name], label.replace(" ", "-")
     log, environment, note = scratch / f"{file_name}.log", worker_environment(threads), None
     files = directory
     if runtime.prepare is not None:
-        say(f"{name}: converting the model")
+        say(f"{label}: converting the model")
         files = scratch / file_name
         files.mkdir()
         command = worker_command(name, directory, config_from=directory, threads=threads, prepare=files)
-        with Worker(name, command, environment, log) as worker:
+        with Worker(label, command, environment, log) as worker:
             note = worker.answer(PREPARE_TIMEOUT_S)["note"]
-    say(f"{name}: loading")
+    say(f"{label}: loading")
     command = worker_command(name, files, config_from=directory, threads=threads)
     with ExitStack() as loading:
-        worker = loading.enter_context(Worker(name, command, environment, log))
+        worker = loading.enter_context(Worker(label, command, environment, log))
         load_s = worker.answer(LOAD_TIMEOUT_S)["load_s"]
         stack.push(loading.pop_all())
-    return _Running(name, worker, load_s, note)
+    return _Running(label, worker, load_s, note)
 
 
 def _compare_outputs(running: Sequence[_Running], shape: Shape, scratch: Path) -> dict[str, float]:

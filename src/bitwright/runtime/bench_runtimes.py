@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # (input_ids_BT, attention_mask_BT), int64 -> the first output (hidden states or logits), a torch tensor or numpy array
 Forward = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
 
+OURS = "bitwright"
+
 INPUT_NAMES = ("input_ids", "attention_mask")
 CALIBRATION_SAMPLES = 100
 CALIBRATION_TOKENS = 128
@@ -209,7 +211,7 @@ def _open_openvino(directory: Path, threads: int) -> Forward:
 RUNTIMES: dict[str, Runtime] = {
     "torch fp32": Runtime(_open_torch_fp32),
     "torch bf16": Runtime(_open_torch_bf16),
-    "bitwright": Runtime(_open_bitwright, reads_checkpoint=True),
+    OURS: Runtime(_open_bitwright, reads_checkpoint=True),
     "onnxruntime int8": Runtime(_open_onnxruntime, _prepare_onnxruntime, needs=("onnx", "onnxruntime")),
     "openvino int8": Runtime(_open_openvino, _prepare_openvino, needs=("openvino", "nncf")),
 }

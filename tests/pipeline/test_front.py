@@ -1,0 +1,77 @@
+"""`--min-speedup`: variants are written, timed and judged, and what is taken is what was measured to be best."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitwright.errors import InputError
+from bitwright.models.tensor_files import TensorFiles
+from bitwright.pipeline import quantize
+from bitwright.recipe import make_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread", "timed")
+
+RECIPE = {"targets": ["bitwright"], "budget": {"max_loss": 0.5, "min_speedup": 1.3}}
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Speeds that depend on how many linears a checkpoint holds in int8, in place of a clock; returns those counts."""
+    counts: list[int] = []
+
+    def bench(directory: Path, *, others: dict[str, Path], **options: Any) -> dict[str, Any]:
+        rows = [{"runtime": "torch fp32", "ratio_to_fp32": 1.0, "ratio_to_bf16": 0.5}]
+        for name, place in {"bitwright": directory, **others}.items():
+            quantized = sum(tensor.endswith("weight_scale") for tensor in TensorFiles(place))
+            counts.append(quantized)
+            rows += [{"runtime": name, "ratio_to_fp32": 8.0, "ratio_to_bf16": 1.0 + quantized / 12}] * 2
+        per_runtime = {row["runtime"]: 1.0 for row in rows}
+        return {"rows": rows} | dict.fromkeys(("peak_rss_mib", "load_s", "cosine_to_fp32"), per_runtime)
+
+    monkeypatch.setattr("bitwright.pipeline.front.run_bench", bench)
+    monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
+    return counts
+
+
+def test_the_front_is_measured_and_the_result_is_its_chosen_point(
+    tiny_model: Callable[..., Path], tmp_path: Path, timed: list[int]
+) -> None:
+    result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), samples=60)
+    front, rows = result.record["front"], result.record["front"]["rows"]
+    assert (result.exit_code, front["met"], front["n_units"]) == (0, True, 8)
+    assert [row["n_fallback"] for row in rows] == [0, 1, 2, 4, 8]
+    assert timed == [12 - sum(3 if "qkv" in unit or "query" in unit else 1 for unit in row["units"]) for row in rows]
+    assert [row["speedup"] for row in rows] == [pytest.approx(1.0 + n / 12) for n in timed]
+    for row in rows:
+        assert row["held_out"]["lower"] <= row["held_out"]["loss"] <= row["held_out"]["upper"]
+    assert abs(rows[-1]["held_out"]["loss"]) < 1e-3  # nothing is quantized there
+    (chosen,) = [row for row in rows if row["chosen"]]
+    kept = {row["name"] for row in result.record["plan"] if row["scheme"] == "16bit" and row["block"] is not None}
+    assert len(kept) == 12 - timed[rows.index(chosen)]
+    assert {row["runtime"] for row in result.record["speed"]["rows"]} == {"torch fp32", "bitwright"}
+    ours = [row for row in result.record["speed"]["rows"] if row["runtime"] == "bitwright"]
+    assert [row["ratio_to_bf16"] for row in ours] == [chosen["speedup"]] * 2
+    assert result.record["evaluation"]["loss"] == pytest.approx(chosen["held_out"]["loss"])
+    assert "Accuracy against speed" in (tmp_path / "out" / "report.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_result_that_is_not_fast_enough_is_written_and_said_to_be_slow(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), min_speedup=9.0, samples=60)
+    assert (result.exit_code, result.record["front"]["met"]) == (3, False)
+    assert result.record["evaluation"]["verdict"] == "met"
+    assert "no variant reaches it" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_speed_that_nothing_would_measure_is_refused(
+    tiny_model: Callable[..., Path], trained_decoder: Path, tmp_path: Path
+) -> None:
+    for options in ({"speed": False}, {"judged": False}):
+        with pytest.raises(InputError, match=r"min_speedup = 1\.3: this run times nothing"):
+            quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), **options)
+    with pytest.raises(InputError, match="language models are not timed"):
+        quantize(trained_decoder, out=tmp_path / "out", recipe=make_recipe(RECIPE))
