@@ -51,6 +51,7 @@ def measure(
         bitwright.quantize(source, out=quantized, recipe=recipe, samples=64, judged=False)
     found = run_bench(
         quantized, source=source, shapes=options.shape or SHAPES, threads=threads, rounds=options.rounds,
+        slow=True,
         progress=lambda text: print(f"{name}, {threads} threads: {text}", file=sys.stderr, flush=True),
     )  # fmt: skip
     for size in dict.fromkeys((row["batch"], row["tokens"]) for row in found["rows"]):

@@ -156,6 +156,12 @@ def test_rivals_that_cannot_be_measured_are_skipped_with_a_reason(float_model, f
     assert all("\n" not in reason for reason in reasons.values())
 
 
+def test_slow_rivals_are_measured_on_request_only(float_model, fake_runtimes):
+    fake_runtimes["compiled"] = Runtime(RUNTIMES["torch fp32"].open, None, needs=("no_such_package",), slow=True)
+    assert short_bench(float_model)["skipped"] == []
+    assert [entry["runtime"] for entry in short_bench(float_model, slow=True)["skipped"]] == ["compiled"]
+
+
 def test_rivals_are_left_out_on_request(float_model, fake_runtimes):
     fake_runtimes["rival"] = Runtime(RUNTIMES["torch fp32"].open, RUNTIMES["onnxruntime int8"].prepare)
     assert short_bench(float_model, rivals=False)["skipped"] == []
@@ -316,7 +322,7 @@ def test_a_rival_computes_what_fp32_computes(float_model, monkeypatch, name):
     if missing := [package for package in RUNTIMES[name].needs if find_spec(package) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     monkeypatch.setattr(bench, "RUNTIMES", {each: RUNTIMES[each] for each in ("torch fp32", name)})
-    measured = short_bench(float_model)
+    measured = short_bench(float_model, slow=True)
     assert measured["skipped"] == []
     assert {row["runtime"] for row in measured["rows"]} == {"torch fp32", name}
     assert 0.95 < measured["cosine_to_fp32"][name] < 1 - 1e-9  # int8: close, and not the same

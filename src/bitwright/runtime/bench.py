@@ -63,12 +63,13 @@ def run_bench(
     rounds: int = 5,
     block_s: float = 0.3,
     rivals: bool = True,
+    slow: bool = False,
     progress: Say | None = None,
     track: Track | None = None,
 ) -> dict[str, Any]:
     """Measure the checkpoint `directory`, and with `source` (the float model) fp32, bf16 and, with `rivals`, others.
 
-    others: more checkpoints of the same model, by the names of their rows.
+    others: more checkpoints of the same model, by the names of their rows. slow: also rivals that take minutes.
 
     A sample is one forward of `batch` sequences of `tokens` random tokens without padding, up to the first output.
     A block warms up for block_s / 3 and then runs for block_s. Runtimes stay loaded side by side: memory must hold
@@ -100,7 +101,7 @@ def run_bench(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitwright-bench-")))
         for name, runtime in RUNTIMES.items():
-            if runtime.prepare is not None and not rivals:
+            if (runtime.prepare is not None and not rivals) or (runtime.slow and not slow):
                 continue
             reason = _why_not(runtime, source)
             checkpoints = {name: directory, **(others or {})} if runtime.reads_checkpoint else {name: source}

@@ -6,11 +6,14 @@
     bitwright          the quantized checkpoint           what the checkpoint says, on the engine if that can run it
     onnxruntime int8   an ONNX file made from the source  int8 weights per channel, activations quantized at run time
     openvino int8      an IR file made from the source    int8 by NNCF, the rest in the CPU plugin's default
+    ctranslate2 int8   files made from the source         int8 weights, activations quantized at run time, the rest fp32
+    torch compiled     the float source                   bf16, compiled for each shape, weights frozen into the code
 
 A rival is converted in a process of its own, so that the memory of the exporter does not count as the runtime's.
 Libraries are imported where they are used: the process of one runtime holds nothing of the others.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +45,14 @@ class Runtime:
     prepare: (source, output directory) -> a remark about how it was converted, or None. Rivals have it, and only they.
     needs: the packages that `prepare` and `open` import beyond our own dependencies.
     reads_checkpoint: whether it runs the quantized checkpoint; the others start from the float source.
+    slow: whether it takes minutes to get ready; measured only when asked for.
     """
 
     open: Callable[[Path, int], Forward]
     prepare: Callable[[Path, Path], str | None] | None = None
     needs: tuple[str, ...] = ()
     reads_checkpoint: bool = False
+    slow: bool = False
 
 
 def _open_torch_fp32(directory: Path, threads: int) -> Forward:
@@ -207,6 +212,49 @@ def _open_openvino(directory: Path, threads: int) -> Forward:
     return forward
 
 
+def _prepare_ctranslate2(source: Path, output: Path) -> str | None:
+    from ctranslate2.converters import TransformersConverter
+
+    # Its converter asks for a setting that newer transformers no longer write.
+    copy = output / "source"
+    copy.mkdir()
+    for file in source.iterdir():
+        (copy / file.name).symlink_to(file.resolve())
+    config = {"position_embedding_type": "absolute"} | json.loads((source / "config.json").read_bytes())
+    (copy / "config.json").unlink()
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    TransformersConverter(str(copy)).convert(str(output), quantization="int8", force=True)
+    return "int8 weights per channel"
+
+
+def _open_ctranslate2(directory: Path, threads: int) -> Forward:
+    import ctranslate2
+
+    encoder = ctranslate2.Encoder(str(directory), compute_type="int8", intra_threads=threads, inter_threads=1)
+
+    def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
+        ids, lengths = ids_BT.astype(np.int32), mask_BT.sum(axis=1).astype(np.int32)
+        views = map(ctranslate2.StorageView.from_array, (ids, lengths))
+        return np.array(encoder.forward_batch(*views).last_hidden_state)
+
+    return forward
+
+
+def _prepare_torch_compiled(source: Path, output: Path) -> str | None:
+    (output / "source").symlink_to(source.resolve(), target_is_directory=True)
+    return "torch.compile, a graph for each shape, constants folded (freezing)"
+
+
+def _open_torch_compiled(directory: Path, threads: int) -> Forward:
+    import torch
+    from torch._inductor import config
+
+    torch.set_num_threads(threads)
+    config.freezing = True
+    model: Any = torch.compile(_load_source(directory / "source", "bfloat16"), dynamic=False)
+    return _torch_forward(model, threads)
+
+
 # The order of the rows, and of the blocks within a round.
 RUNTIMES: dict[str, Runtime] = {
     "torch fp32": Runtime(_open_torch_fp32),
@@ -214,4 +262,6 @@ RUNTIMES: dict[str, Runtime] = {
     OURS: Runtime(_open_bitwright, reads_checkpoint=True),
     "onnxruntime int8": Runtime(_open_onnxruntime, _prepare_onnxruntime, needs=("onnx", "onnxruntime")),
     "openvino int8": Runtime(_open_openvino, _prepare_openvino, needs=("openvino", "nncf")),
+    "ctranslate2 int8": Runtime(_open_ctranslate2, _prepare_ctranslate2, needs=("ctranslate2",), slow=True),
+    "torch compiled": Runtime(_open_torch_compiled, _prepare_torch_compiled, slow=True),
 }
