@@ -110,7 +110,7 @@ def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray
     scratch = torch.empty(module.scratch_bytes(m, k), dtype=torch.uint8)
     columns = (packed.data_ptr(), colsum.data_ptr(), scale_n.data_ptr(), bias.data_ptr())
     inputs = (codes.data_ptr(), stride, scale_m.data_ptr(), zero_m.data_ptr(), k)
-    everything = (n, n, False, False, 0, m, 0, packed.shape[0])
+    everything = (n, n, False, False, None, 0, m, 0, packed.shape[0])
     grid = cpu.InputGrid.of(SCHEMES["w8a8"].input)  # type: ignore[arg-type]
     static = (grid.mode, grid.scale, grid.zero_point, grid.code_min)
     quantize = (x.data_ptr(), False, k, m, k, 0, 0, *static, scratch.data_ptr())  # no shift, no multiplier

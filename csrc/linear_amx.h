@@ -103,15 +103,10 @@ void run_kind(const typename Op::Problem& p, size_t row_begin, size_t row_end, s
 template <class Op>
 void run_squares(const typename Op::Problem& p, size_t row_begin, size_t row_end, size_t block_begin,
                  size_t block_end) {
-    static constexpr decltype(&run_kind<Op, kLinear>) table[] = {run_kind<Op, kLinear>, run_kind<Op, kGelu>,
-                                                                 run_kind<Op, kLinearBf16>, run_kind<Op, kGeluBf16>};
-    const Output kind = Op::kind(p);
     _tile_loadconfig(&kTileConfig);
-    if (kind != kSums) {
-        table[kind](p, row_begin, row_end, block_begin, block_end);
-    } else if constexpr (std::is_same_v<typename Op::Sum, int32_t>) {
-        run_kind<Op, kSums>(p, row_begin, row_end, block_begin, block_end);
-    }
+    for_kind<typename Op::Sum>(Op::kind(p), [&](auto kind) {
+        run_kind<Op, kind.value>(p, row_begin, row_end, block_begin, block_end);
+    });
     _tile_release();
 }
 

@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "output_avx512.h"
+#include "sizes.h"
 
 namespace {
 
@@ -27,7 +28,22 @@ struct Operands {
     size_t k;
 };
 
-inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
+template <Output kind>
+using Kind = std::integral_constant<Output, kind>;
+
+// f of the output's kind as a type.
+template <class Sum, class F>
+ALWAYS_INLINE void for_kind(Output kind, F f) {
+    if constexpr (std::is_same_v<Sum, int32_t>) {
+        if (kind == kCodes) return f(Kind<kCodes>{});
+        if (kind == kGeluCodes) return f(Kind<kGeluCodes>{});
+        if (kind == kSums) return f(Kind<kSums>{});
+    }
+    if (kind == kLinear) return f(Kind<kLinear>{});
+    if (kind == kGelu) return f(Kind<kGelu>{});
+    if (kind == kLinearBf16) return f(Kind<kLinearBf16>{});
+    f(Kind<kGeluBf16>{});
+}
 
 constexpr int kTileRows = 6, kTileBlocks = 4;
 constexpr size_t kChunkBytes = 384 * 1024;  // of x, which stay in L2 while all the weights pass by
@@ -71,13 +87,7 @@ void tile(const typename Op::Problem& p, const Operands& o, size_t m, size_t blo
         for (int c = 0; c < C; ++c) __builtin_prefetch(y + c * 64, 1);
     }
     Op::template sums<R, C>(o.x + m * o.x_stride, o.x_stride, o.weight + n * o.k, o.k, sums);
-    if constexpr (std::is_same_v<typename Op::Sum, int32_t>) {
-        if (kind == kSums) return write_rows<Op, C, kSums>(p, sums, R, m, n);
-    }
-    static constexpr decltype(&write_rows<Op, C, kLinear>) write[] = {
-        write_rows<Op, C, kLinear>, write_rows<Op, C, kGelu>, write_rows<Op, C, kLinearBf16>,
-        write_rows<Op, C, kGeluBf16>};
-    write[kind](p, sums, R, m, n);
+    for_kind<typename Op::Sum>(kind, [&](auto known) { write_rows<Op, C, known.value>(p, sums, R, m, n); });
 }
 
 template <class Op>

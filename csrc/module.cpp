@@ -1,12 +1,16 @@
 // The Python binding: addresses and sizes in, nothing allocated, the GIL released. kernels/cpu.py checks the arguments.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 #include <time.h>
 
 #include <atomic>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -22,6 +26,7 @@
 #include "peak_int8/contract.h"
 #include "quantize_rows/contract.h"
 #include "share.h"
+#include "sizes.h"
 
 namespace nb = nanobind;
 
@@ -102,7 +107,8 @@ void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, 
                               n,
                               round_up(k, kPadK),
                               gelu,
-                              bf16};
+                              bf16,
+                              nullptr};
     const QuantizeRowsFn quantize_fn = quantize_rows_for(isa);
     const LinearW8A8Fn multiply_fn = linear_w8a8_for(isa);
     ++integer_linears;
@@ -123,12 +129,20 @@ void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, 
     });
 }
 
+// shift, multiplier, scale, zero point, least code of a static grid
+using GridTuple = std::tuple<uintptr_t, uintptr_t, float, int, int>;
+
 // The multiplication alone on one thread, rows [row_begin, row_end) of column blocks [block_begin, block_end).
-// With sums = 0 the output is y with its epilogue, else the int32 sums.
+// With sums = 0 the output is y with its epilogue, else the int32 sums. With a grid, y gets codes.
 void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, uintptr_t zero_m, size_t k,
                    uintptr_t weight, uintptr_t colsum, uintptr_t scale_n, uintptr_t bias, uintptr_t y, uintptr_t sums,
-                   size_t out_stride, size_t n, bool gelu, bool bf16, size_t row_begin, size_t row_end,
-                   size_t block_begin, size_t block_end) {
+                   size_t out_stride, size_t n, bool gelu, bool bf16, std::optional<GridTuple> grid, size_t row_begin,
+                   size_t row_end, size_t block_begin, size_t block_end) {
+    OutputGrid codes_of_y{};
+    if (grid) {
+        const auto [shift, multiplier, scale, zero_point, code_min] = *grid;
+        codes_of_y = {at<float>(shift), at<float>(multiplier), scale, zero_point, code_min};
+    }
     const LinearW8A8 op{at<uint8_t>(codes),
                         stride,
                         at<float>(scale_m),
@@ -143,7 +157,8 @@ void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, u
                         n,
                         round_up(k, kPadK),
                         gelu,
-                        bf16};
+                        bf16,
+                        grid ? &codes_of_y : nullptr};
     linear_w8a8_for(isa)(&op, row_begin, row_end, block_begin, block_end);
 }
 

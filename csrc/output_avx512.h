@@ -4,7 +4,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "gelu.h"
+#include "masks_avx512.h"
 #include "unroll.h"
 
 namespace {
@@ -35,10 +38,10 @@ ALWAYS_INLINE void gelu(__m512 (&x)[N]) {
     });
 }
 
-// The same for values that will be bf16, with fewer terms: 2^P = 2^floor(P) * 2^(the rest in [0, 1)), and vscalefps takes
+// The same for values that will be bf16 or codes, with fewer terms: 2^P = 2^floor(P) * 2^(the rest in [0, 1)), and vscalefps takes
 // the floor by itself.
 template <int N>
-ALWAYS_INLINE void gelu_for_bf16(__m512 (&x)[N]) {
+ALWAYS_INLINE void short_gelu(__m512 (&x)[N]) {
     __m512 a[N], p[N], q[N], rest[N];
     unroll<N>([&](auto i) INLINED {
         a[i.value] = _mm512_min_ps(_mm512_abs_ps(x[i.value]), _mm512_set1_ps(kGeluBf16End));
@@ -62,12 +65,12 @@ ALWAYS_INLINE void gelu_for_bf16(__m512 (&x)[N]) {
     });
 }
 
-// kSums: the sums as they are.
-enum Output { kLinear, kGelu, kLinearBf16, kGeluBf16, kSums };
+// kSums: the sums as they are. Those from kCodes on are for operators with integer sums.
+enum Output { kLinear, kGelu, kLinearBf16, kGeluBf16, kCodes, kGeluCodes, kSums };
 
-constexpr bool is_gelu(Output kind) { return kind == kGelu || kind == kGeluBf16; }
 constexpr bool is_bf16(Output kind) { return kind == kLinearBf16 || kind == kGeluBf16; }
-constexpr size_t value_bytes(Output kind) { return is_bf16(kind) ? 2 : 4; }
+constexpr bool is_codes(Output kind) { return kind == kCodes || kind == kGeluCodes; }
+constexpr size_t value_bytes(Output kind) { return is_codes(kind) ? 1 : is_bf16(kind) ? 2 : 4; }
 
 inline Output output_of(bool gelu, bool bf16) {
     return bf16 ? (gelu ? kGeluBf16 : kLinearBf16) : (gelu ? kGelu : kLinear);
@@ -87,10 +90,56 @@ ALWAYS_INLINE __m256i to_bf16(__m512 x) {
 #endif
 }
 
-// Lanes of the column block at column n that come before column `end`.
-inline __mmask16 column_mask(size_t n, size_t end) {
-    return n + 16 <= end ? (__mmask16)0xffff : n >= end ? (__mmask16)0 : (__mmask16)((1u << (end - n)) - 1);
-}
+// Codes on a static grid, of C column blocks from column n on.
+template <int C>
+struct Coder {
+    bool transformed;
+    __m512 shift[C], multiplier[C], inv;
+    __m512i zero, lowest;  // in 16 and in 8 bits
+
+    template <class Problem>
+    ALWAYS_INLINE Coder(const Problem& p, size_t n, size_t end)
+        : transformed(p.grid->multiplier != nullptr),
+          inv(_mm512_set1_ps(1.0f / p.grid->scale)),
+          zero(_mm512_set1_epi16((short)(p.grid->zero_point + 128))),
+          lowest(_mm512_set1_epi8((char)(p.grid->code_min + 128))) {
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            const size_t at = n + c * 16 < end ? n + c * 16 : n;
+            shift[c] = transformed ? _mm512_loadu_ps(p.grid->shift + at) : _mm512_setzero_ps();
+            multiplier[c] = transformed ? _mm512_loadu_ps(p.grid->multiplier + at) : _mm512_setzero_ps();
+        }
+    }
+
+    // Codes of up to four vectors, of rows of C, in order.
+    template <int N>
+    ALWAYS_INLINE __m512i of(__m512 (&y)[N]) const {
+        if (transformed) {
+            unroll<N>([&](auto i) INLINED {
+                constexpr int c = i.value % C;
+                y[i.value] = _mm512_mul_ps(_mm512_sub_ps(y[i.value], shift[c]), multiplier[c]);
+            });
+        }
+        __m512i whole[4];
+        unroll<4>([&](auto i) INLINED {
+            // Conversion makes INT_MIN of what is too large: right below, so only the top is clipped
+            const __m512 v = _mm512_min_ps(_mm512_mul_ps(y[i.value % N], inv), _mm512_set1_ps(32767.0f));
+            whole[i.value] = i.value < N ? _mm512_cvtps_epi32(v) : _mm512_undefined_epi32();
+        });
+        // Every step saturates, which is the clip to [-128, 127]
+        const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(whole[0], whole[1]), zero);
+        const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(whole[2], whole[3]), zero);
+        const __m512i bytes = _mm512_max_epu8(_mm512_packus_epi16(low, high), lowest);
+        // The packs work within 128-bit lanes; this undoes their shuffle of four-byte groups.
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        return _mm512_permutexvar_epi32(order, bytes);
+    }
+};
+
+struct NoCoder {
+    template <class Problem>
+    ALWAYS_INLINE NoCoder(const Problem&, size_t, size_t) {}
+};
 
 // Writes C column blocks from row m, column n of the output on, up to column `end`. Op::Values<C, kind>
 // (linear_avx512.h) says what a sum is worth. A value of its own, not a set of loads from the problem in each row: the
@@ -100,12 +149,14 @@ struct Writer {
     char* out;
     size_t row_bytes;
     typename Op::template Values<C, kind> values;
+    std::conditional_t<is_codes(kind), Coder<C>, NoCoder> coder;
     __mmask16 mask[C];
 
     ALWAYS_INLINE Writer(const typename Op::Problem& p, size_t m, size_t n, size_t end)
         : out(Op::output(p) + (m * p.out_stride + n) * value_bytes(kind)),
           row_bytes(p.out_stride * value_bytes(kind)),
-          values(p, m, n, end) {
+          values(p, m, n, end),
+          coder(p, n, end) {
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) mask[c] = column_mask(n + c * 16, end);
     }
@@ -122,7 +173,22 @@ struct Writer {
             });
         });
         if constexpr (kind == kGelu) gelu(v);
-        if constexpr (kind == kGeluBf16) gelu_for_bf16(v);
+        if constexpr (kind == kGeluBf16 || kind == kGeluCodes) short_gelu(v);
+        if constexpr (is_codes(kind)) {
+            const __m512i codes = coder.of(v);
+            uint64_t columns = 0;
+            unroll<C>([&](auto c) INLINED { columns |= (uint64_t)mask[c.value] << 16 * c.value; });
+            unroll<R>([&](auto i) INLINED {
+                const __m512i row = _mm512_alignr_epi64(codes, codes, 2 * C * i.value);
+                char* at = out + (r + i.value) * row_bytes;
+                if constexpr (C <= 2) {
+                    _mm256_mask_storeu_epi8(at, (__mmask32)columns, _mm512_castsi512_si256(row));
+                } else {
+                    _mm512_mask_storeu_epi8(at, columns, row);
+                }
+            });
+            return;
+        }
         unroll<R>([&](auto i) INLINED {
             unroll<C>([&](auto c) INLINED {
                 const __m512 y = v[i.value * C + c.value];

@@ -12,5 +12,3 @@ inline Share share_of(size_t total, size_t grain, size_t index, size_t count) {
     const size_t begin = grains * index / count * grain, end = grains * (index + 1) / count * grain;
     return {begin < total ? begin : total, end < total ? end : total};
 }
-
-inline size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }

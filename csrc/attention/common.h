@@ -2,15 +2,13 @@
 // it.
 #pragma once
 #include "contract.h"
+#include "sizes.h"
 
 namespace {
 
 // 2^x for x in [-1/2, 1/2]: minimax, relative error 7.5e-5. Lowest power first.
 constexpr float kPower[4] = {0.99992806f, 0.69326097f, 0.24261113f, 0.05517167f};
 constexpr float kLog2E = 1.44269504f;
-
-inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
-inline size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 struct Range {
     size_t begin, end;

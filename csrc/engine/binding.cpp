@@ -81,9 +81,9 @@ void bind_engine(nb::module_& m) {
         .def("round", [](Program& p, int in, int out) { p.add(Round{in, out}); })
         .def("linear_w8a8",
              [](Program& p, int in, int out, size_t column, size_t n, size_t linears, Address weight, Address colsum,
-                Address scale, Address bias, bool gelu) {
+                Address scale, Address bias, bool gelu, const GridTuple& grid) {
                  p.add(MultiplyW8A8{in, out, column, n, linears, at<int8_t>(weight), at<int32_t>(colsum), at<float>(scale),
-                                    at<float>(bias), gelu});
+                                    at<float>(bias), gelu, grid_of(grid)});
              })
         .def("linear_bf16",
              [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias, bool gelu) {

@@ -11,6 +11,7 @@
 #include "pool.h"
 #include "program.h"
 #include "share.h"
+#include "sizes.h"
 
 struct Memory {
     char* data;

@@ -7,6 +7,7 @@
 #include "program.h"
 #include "rows.h"
 #include "share.h"
+#include "sizes.h"
 
 namespace {
 
@@ -36,7 +37,8 @@ struct Work {
     }
     // Where the first row's values from `column` on lie.
     void* column(int buffer, size_t column) const {
-        return at<char>(buffer) + column * (buffers[buffer].kind == Kind::kBf16 ? 2 : 4);
+        const Kind kind = buffers[buffer].kind;
+        return at<char>(buffer) + column * (kind == Kind::kCodes ? 1 : kind == Kind::kBf16 ? 2 : 4);
     }
     size_t stride(int buffer) const { return row_stride(buffers[buffer]); }
     float* scale(int buffer) const { return reinterpret_cast<float*>(at<char>(buffer) + stride(buffer) * capacity); }
@@ -50,6 +52,16 @@ struct Work {
         for (size_t row = rows.begin; row < rows.end; ++row) {
             uint16_t* values = at<uint16_t>(buffer) + row * stride(buffer);
             memset(values + b.width, 0, (stride(buffer) - b.width) * sizeof(uint16_t));
+        }
+    }
+
+    // Scale and zero point of rows of codes on a static grid, computed from rows of codes: where those are NaN, these are.
+    void mark_rows(int in, int out, const Grid& g) const {
+        const Share rows = mine(out);
+        for (size_t row = rows.begin; row < rows.end; ++row) {
+            const bool finite = scale(in)[row] == scale(in)[row];
+            scale(out)[row] = finite ? g.static_scale : __builtin_nanf("");
+            zero(out)[row] = g.static_zero_point;
         }
     }
 
@@ -130,10 +142,15 @@ void cut_multiply(const Op& op, Fn fn, const Work& w, int in, size_t n) {
 void run(const MultiplyW8A8& op, const Work& w) {
     w.clear_padding(op.out);
     const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
+    const bool codes = out.kind == Kind::kCodes;
+    const OutputGrid grid{op.grid.shift, op.grid.multiplier, op.grid.static_scale, op.grid.static_zero_point,
+                          op.grid.code_min};
+    if (codes) w.mark_rows(op.in, op.out, op.grid);
     const LinearW8A8 linear{w.at<uint8_t>(op.in), w.stride(op.in),    w.scale(op.in), w.zero(op.in),
                             op.weight,            op.colsum,          op.scale_n,     op.bias,
                             w.column(op.out, op.column), nullptr,     w.stride(op.out), op.n,
-                            round_up(in.width, kPadK), op.gelu,       out.kind == Kind::kBf16};
+                            round_up(in.width, kPadK), op.gelu,       out.kind == Kind::kBf16,
+                            codes ? &grid : nullptr};
     if (w.index == 0 && w.first == 0) integer_linears += op.linears;  // once a batch, as without the engine
     cut_multiply(linear, linear_w8a8_for(w.isa), w, op.in, op.n);
 }

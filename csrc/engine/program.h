@@ -75,7 +75,7 @@ struct Round {
 };
 
 // See linear_w8a8/contract.h and linear_bf16/contract.h. Columns [column, column + n) of out are written; column is a
-// multiple of 16. linears: of the model, that are computed together.
+// multiple of 16. linears: of the model, that are computed together. grid: static, of an out that holds codes.
 struct MultiplyW8A8 {
     int in, out;
     size_t column, n, linears;
@@ -84,6 +84,7 @@ struct MultiplyW8A8 {
     const float* scale_n;
     const float* bias;
     bool gelu;
+    Grid grid;
 };
 
 struct MultiplyBf16 {

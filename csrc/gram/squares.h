@@ -4,6 +4,8 @@
 #include <immintrin.h>
 
 #include "contract.h"
+#include "masks_avx512.h"
+#include "sizes.h"
 #include "unroll.h"
 
 namespace {
@@ -12,8 +14,6 @@ namespace {
 // multiplied, its part of the Gram matrix (576 KiB) and a run of its columns' features (384 KiB) stay in L2.
 constexpr size_t kGroup = 12;
 
-inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
-
 // Pairs of rows of the run that begins at row m, and where it is packed.
 inline size_t pairs_of_run(const Gram& p, size_t m) {
     return (least(kRun, p.m - m) + kSquare - 1) / kSquare * (kSquare / 2);
@@ -21,11 +21,6 @@ inline size_t pairs_of_run(const Gram& p, size_t m) {
 
 inline uint32_t* packed_run(const Gram& p, size_t m) {
     return (uint32_t*)p.packed + m / 2 * gram_panels(p.k) * kSquare;
-}
-
-// Lanes of the sixteen columns at n that come before column `end`.
-inline __mmask16 column_mask(size_t n, size_t end) {
-    return n + 16 <= end ? (__mmask16)0xffff : n >= end ? (__mmask16)0 : (__mmask16)((1u << (end - n)) - 1);
 }
 
 // out[c * out_stride + r] = in[r * in_stride + c], 16 x 16 words; only `rows` rows of out are written.

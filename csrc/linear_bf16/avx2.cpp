@@ -7,6 +7,7 @@
 
 #include "contract.h"
 #include "output_avx2.h"
+#include "sizes.h"
 #include "unroll.h"
 
 namespace {
@@ -14,8 +15,6 @@ namespace {
 constexpr size_t kBlock = 16, kRows = 6, kBlocks = 4;
 constexpr size_t kStretch = 256;            // K values of x that are widened at a time
 constexpr size_t kChunkBytes = 160 * 1024;  // of x, which stay in L2 while all the weights pass by
-
-inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 // acc += a * b. Not the intrinsic: with it GCC 12 lets the sum move into the register of a, and runs out of registers.
 INLINE void multiply_add(__m256& acc, __m256 a, __m256 b) {

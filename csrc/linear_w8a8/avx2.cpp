@@ -49,6 +49,23 @@ INLINE void block_sums(const uint8_t* a0, const uint8_t* a1, const int8_t* w, si
     _mm256_store_si256((__m256i*)(out + 24), join(s12, s13));
 }
 
+// Codes of the columns from n on, the first `count` of eight.
+inline void write_codes(const OutputGrid& g, __m256 y, size_t n, size_t count, uint8_t* out) {
+    if (g.multiplier) {
+        y = _mm256_mul_ps(_mm256_sub_ps(y, _mm256_loadu_ps(g.shift + n)), _mm256_loadu_ps(g.multiplier + n));
+    }
+    const __m256 bound = _mm256_set1_ps(512.0f);  // so that the integer sum cannot overflow
+    y = _mm256_mul_ps(y, _mm256_set1_ps(1.0f / g.scale));
+    y = _mm256_max_ps(_mm256_min_ps(y, bound), _mm256_sub_ps(_mm256_setzero_ps(), bound));
+    const __m256i c = _mm256_add_epi32(_mm256_cvtps_epi32(y), _mm256_set1_epi32(g.zero_point + 128));
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+    const __m128i bytes = _mm_max_epu8(_mm_packus_epi16(words, words), _mm_set1_epi8((char)(g.code_min + 128)));
+    if (count >= 8) return _mm_storel_epi64((__m128i*)out, bytes);
+    uint8_t all[16];
+    _mm_storeu_si128((__m128i*)all, bytes);
+    for (size_t i = 0; i < count; ++i) out[i] = all[i];
+}
+
 inline void write_row(const LinearW8A8& p, const int32_t* sums, size_t m, size_t n) {
     for (size_t half = 0; half < kBlock && n + half < p.n; half += 8) {
         const __m256i sum = _mm256_load_si256((const __m256i*)(sums + half));
@@ -61,7 +78,12 @@ inline void write_row(const LinearW8A8& p, const int32_t* sums, size_t m, size_t
         const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(p.scale_m[m]), _mm256_load_ps(p.scale_n + n + half));
         const __m256 t = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
         const __m256 linear = _mm256_fmadd_ps(t, scale, _mm256_load_ps(p.bias + n + half));
-        write_output(p, linear, p.n - n - half, m * p.out_stride + n + half);
+        const size_t count = p.n - n - half, at = m * p.out_stride + n + half;
+        if (p.grid) {
+            write_codes(*p.grid, p.gelu ? gelu(linear) : linear, n + half, count, (uint8_t*)p.y + at);
+        } else {
+            write_output(p, linear, count, at);
+        }
     }
 }
 

@@ -14,7 +14,11 @@ struct W8A8 {
         return {(const char*)p.codes, p.code_stride, (const char*)p.weight, p.k_padded};
     }
     static char* output(const LinearW8A8& p) { return p.sums ? (char*)p.sums : (char*)p.y; }
-    static Output kind(const LinearW8A8& p) { return p.sums ? kSums : output_of(p.gelu, p.bf16); }
+    static Output kind(const LinearW8A8& p) {
+        if (p.sums) return kSums;
+        if (p.grid) return p.gelu ? kGeluCodes : kCodes;
+        return output_of(p.gelu, p.bf16);
+    }
 
     template <int C, Output kind>
     struct Values {

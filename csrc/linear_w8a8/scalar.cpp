@@ -2,6 +2,15 @@
 #include "contract.h"
 #include "output_scalar.h"
 
+// The code of column n.
+static uint8_t to_code(const OutputGrid& g, float y, size_t n) {
+    if (g.multiplier) y = (y - g.shift[n]) * g.multiplier[n];
+    float r = rintf(y * (1.0f / g.scale));
+    r = r > -512.0f ? (r < 512.0f ? r : 512.0f) : -512.0f;  // the integer sum cannot overflow; a NaN is some number
+    const int32_t code = (int32_t)r + g.zero_point;
+    return (uint8_t)((code < g.code_min ? g.code_min : code > 127 ? 127 : code) + 128);
+}
+
 void linear_w8a8_scalar(const LinearW8A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     const size_t end = block_end * kBlock < p->n ? block_end * kBlock : p->n;
     for (size_t m = row_begin; m < row_end; ++m) {
@@ -17,7 +26,13 @@ void linear_w8a8_scalar(const LinearW8A8* p, size_t row_begin, size_t row_end, s
                 continue;
             }
             const float t = (float)(sum - (p->zero_m[m] + 128) * p->colsum[n]);
-            write_output(*p, fmaf(t, p->scale_m[m] * p->scale_n[n], p->bias[n]), m * p->out_stride + n);
+            const float linear = fmaf(t, p->scale_m[m] * p->scale_n[n], p->bias[n]);
+            const size_t at = m * p->out_stride + n;
+            if (p->grid) {
+                ((uint8_t*)p->y)[at] = to_code(*p->grid, p->gelu ? gelu(linear) : linear, n);
+            } else {
+                write_output(*p, linear, at);
+            }
         }
     }
 }

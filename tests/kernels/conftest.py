@@ -31,11 +31,16 @@ class Multiply:
         sums: bool = False,
         gelu: bool = False,
         dtype: torch.dtype = torch.float32,
+        grid: cpu.InputGrid | None = None,
+        shift_N: Tensor | None = None,
+        multiplier_N: Tensor | None = None,
         rows: slice = slice(None),
         blocks: slice = slice(None),
         offset: int = 0,
     ) -> Tensor:
-        """(M, N) of dtype, or int32 sums of u8 codes. offset: elements between an aligned address and the output's."""
+        """(M, N) of dtype, or int32 sums of u8 codes, or with a static grid u8 codes, POISON_CODE if not written.
+        offset: elements between an aligned address and the output's.
+        """
         (m, k), n = codes_MK.shape, weight_NK.shape[0]
         module = native.load()
         packed = layouts.pack(weight_NK)
@@ -43,10 +48,12 @@ class Multiply:
         codes[:m, :k] = codes_MK
         columns = layouts.column_sums(weight_NK), layouts.pad_columns(scale_N), layouts.pad_columns(bias_N)
         stride = n + 3
-        flat = torch.full((offset + m * stride,), POISON_SUM, dtype=torch.int32)
-        if not sums:
-            flat = torch.full((offset + m * stride,), torch.nan, dtype=dtype)
-        out = flat[offset:]
+        poison, kind = (POISON_CODE, torch.uint8) if grid else (torch.nan, dtype)
+        if sums:
+            poison, kind = POISON_SUM, torch.int32
+        out = torch.full((offset + m * stride,), poison, dtype=kind)[offset:]
+        transform = [layouts.pad_columns(values) for values in (shift_N, multiplier_N) if values is not None]
+        addresses = [values.data_ptr() for values in transform] or [0, 0]
         row_begin, row_end, _ = rows.indices(m)
         block_begin, block_end, _ = blocks.indices(packed.shape[0])
         module.multiply_w8a8(
@@ -64,13 +71,14 @@ class Multiply:
             n,
             gelu,
             dtype == torch.bfloat16,
+            (*addresses, grid.scale, grid.zero_point, grid.code_min) if grid else None,
             row_begin,
             row_end,
             block_begin,
             block_end,
         )
         beyond = out.view(m, stride)[:, n:]
-        assert (beyond == POISON_SUM).all() if sums else beyond.isnan().all(), "wrote past the last column"
+        assert (beyond.isnan() if kind.is_floating_point else beyond == poison).all(), "wrote past the last column"
         return out.view(m, stride)[:, :n]
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import gelu as torch_gelu
 
-from bitwright.kernels import reference
+from bitwright.kernels import cpu, reference
+from bitwright.numerics.spec import SCHEMES
+from tests.kernels.conftest import POISON_CODE
 
 SIZES = [1, 3, 15, 16, 17, 31, 64, 100, 385]
 # Each size in each of the three places, the other two awkward as well.
@@ -130,3 +132,61 @@ def test_row_with_scale_nan_gives_nan_and_no_other_row_does(multiply, problem):
     y = multiply(codes, weight, scale_m, *rest)
     assert y[7].isnan().all()
     assert y.isnan().sum() == 20
+
+
+GRIDS = [cpu.InputGrid(2, 0.031, -11, -128), cpu.InputGrid(2, 0.2, 0, -127)]
+
+
+def quantized(y, grid, shift, multiplier):
+    """Codes + 128 of float32 values by the definition of the quantizer."""
+    spec = SCHEMES["w8a8_static" if grid.code_min == -128 else "w8a8_static_symmetric"].input
+    given = torch.tensor([grid.scale]), torch.tensor([grid.zero_point], dtype=torch.int8)
+    codes, *_ = reference.quantize_rows(y, spec, *given, shift_K=shift, multiplier_K=multiplier)
+    return codes.int() + 128
+
+
+def transform(n):
+    g = torch.Generator().manual_seed(n)
+    return {"shift_N": torch.randn(n, generator=g), "multiplier_N": torch.rand(n, generator=g) * 3 + 0.01}
+
+
+@pytest.mark.parametrize("n", [3, 16, 71])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("transformed", [False, True])
+def test_codes_are_those_of_the_float_output(multiply, problem, n, grid, transformed):
+    numbers = problem(37, n, 130)
+    by = transform(n) if transformed else {}
+    want = quantized(multiply(*numbers), grid, by.get("shift_N"), by.get("multiplier_N"))
+    assert len(want.unique()) > 50, "a test of more than clipping"
+    for offset in (0, 5):
+        assert torch.equal(multiply(*numbers, grid=grid, **by, offset=offset).int(), want)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("transformed", [False, True])
+def test_codes_after_a_gelu_are_seldom_a_neighbour(multiply, problem, grid, transformed):
+    numbers = problem(37, 71, 130)
+    by = transform(71) if transformed else {}
+    want = quantized(multiply(*numbers, gelu=True), grid, by.get("shift_N"), by.get("multiplier_N"))
+    assert len(want.unique()) > 50
+    off = (multiply(*numbers, grid=grid, gelu=True, **by).int() - want).abs()
+    assert off.max() <= 1
+    assert off.float().mean() < 0.03
+
+
+def test_codes_are_clipped_whatever_the_value(multiply):
+    x = torch.tensor([torch.inf, 3e38, 1e9, 127.4, 0.5, 1.5, -0.0, -127.6, -1e9, -3e38, -torch.inf, 2.5])
+    n = len(x)
+    numbers = torch.full((1, 1), 128, dtype=torch.uint8), torch.zeros(n, 1, dtype=torch.int8)
+    rest = torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.ones(n), x
+    codes = multiply(*numbers, *rest, grid=cpu.InputGrid(2, 1.0, 0, -127))[0].int() - 128
+    assert codes.tolist() == [127, 127, 127, 127, 0, 2, 0, -127, -127, -127, -127, 2]
+
+
+def test_only_the_asked_codes_are_written(multiply, problem):
+    numbers, grid = problem(70, 100, 40), GRIDS[0]
+    whole = multiply(*numbers, grid=grid)
+    part = multiply(*numbers, grid=grid, rows=slice(32, 68), blocks=slice(1, 4))
+    assert torch.equal(part[32:68, 16:64], whole[32:68, 16:64])
+    part[32:68, 16:64] = POISON_CODE
+    assert (part == POISON_CODE).all()

@@ -129,7 +129,8 @@ class Executor:
         place = (_index(op.reads[0]), _index(op.writes[0]), settings["column"], settings["n"])
         weights = [self._address(values) for values in op.weights.values()]
         if "colsum" in op.weights:
-            self._native.linear_w8a8(*place, settings["linears"], *weights, settings["gelu"])
+            grid = self._grid(settings["grid"])
+            self._native.linear_w8a8(*place, settings["linears"], *weights, settings["gelu"], grid)
         else:
             self._native.linear_bf16(*place, *weights, settings["gelu"])
 

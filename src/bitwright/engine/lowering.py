@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bitwright.engine.fusion import fuse_codes
 from bitwright.engine.packing import pack_bf16, pack_int8
 from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check
 from bitwright.engine.weights import Linear, Weights
@@ -155,7 +156,8 @@ class Lowering:
             )
         words = self._ops[0].weights["words"]
         assert words is not None
-        program = Program(tuple(self._ops), tuple(self._buffers), output.buffer, max_tokens, len(words), types)
+        ops, buffers, out = fuse_codes(self._ops, self._buffers, output.buffer)
+        program = Program(ops, buffers, out, max_tokens, len(words), types)
         check(program)
         return program
 
@@ -185,7 +187,7 @@ class Lowering:
             )
         bias_N = np.concatenate([np.zeros(g.shape[0], np.float32) if g.bias_N is None else g.bias_N for g in group])
         grid = group[0].grid
-        settings = {"column": column, "n": len(bias_N), "linears": len(group), "gelu": gelu}
+        settings = {"column": column, "n": len(bias_N), "linears": len(group), "gelu": gelu, "grid": None}
         source = self._bf16(x, name) if grid is None else self._codes(x, grid, name)
         if name not in self._packed:
             if grid is None:

@@ -6,8 +6,8 @@ runs it.
     norm        f32 [f32]      f32 [f32] [codes]     layer norm of a sum, and its quantized rows
     quantize    f32 or bf16    codes                 rows -> 8-bit codes with a scale and a zero point
     round       f32            bf16
-    linear      codes          f32 or bf16           int8 x int8, then bias and GELU
-    linear      bf16           f32 or bf16           bf16 x bf16, the same
+    linear      codes          f32, bf16 or codes    int8 x int8, then bias and GELU; codes on a static grid
+    linear      bf16           f32 or bf16           bf16 x bf16, then bias and GELU
     attention   bf16           bf16                  softmax(q kᵀ) v of each head; a row holds q, k and v
     rotate      bf16           in place              q and k by position
     gate        bf16           bf16                  the product of a row's halves
@@ -195,7 +195,8 @@ def _what(op: Op) -> str:
         source = op.reads[0]
         assert source is not None
         dtype = "int8" if "colsum" in op.weights else "bf16"
-        return f"{source.width}→{settings['n']} {dtype}{' gelu' * settings['gelu']}"
+        codes = " static" * (settings["grid"] is not None)
+        return f"{source.width}→{settings['n']} {dtype}{' gelu' * settings['gelu']}{codes}"
     if op.kind == "attention":
         window = "" if settings["window"] is None else f" ±{settings['window']}"
         return f"{settings['heads']} × {settings['head_size']}{window}{' biased' * (op.weights['bias'] is not None)}"

@@ -88,6 +88,7 @@ def multiply_w8a8(
     n: int,
     gelu: bool,
     bf16: bool,
+    grid: tuple[int, int, float, int, int] | None,
     row_begin: int,
     row_end: int,
     block_begin: int,
@@ -165,7 +166,7 @@ class Program:
     def round(self, source: int, out: int, /) -> None: ...
     def linear_w8a8(
         self, source: int, out: int, column: int, n: int, linears: int, weight: int, colsum: int, scale: int,
-        bias: int, gelu: bool, /,
+        bias: int, gelu: bool, grid: _Grid, /,
     ) -> None: ...  # fmt: skip
     def linear_bf16(
         self, source: int, out: int, column: int, n: int, weight: int, bias: int, gelu: bool, /
