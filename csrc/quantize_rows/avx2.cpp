@@ -1,6 +1,7 @@
-// quantize_rows, AVX2. One pass for the range, one for the codes; the row stays in L1 between them.
-// Bound: memory. 8 values cost 1 load + 4 operations in the first pass, 1 load + 7 operations in the second; a shift
-// and a multiplier per feature add 2 loads (from L1) and 2 operations to each.
+// quantize_rows, AVX2. One pass for the range unless the grid is static, one for the codes; the row stays in L1 between
+// them.
+// Bound: memory. 8 values cost 1 load + 4 operations in the first pass (16 bf16: 1 + 5), 1 load + 7 operations in the
+// second; a shift and a multiplier per feature add 2 loads (from L1) and 2 operations to each.
 #include <immintrin.h>
 
 #include "contract.h"
@@ -55,6 +56,29 @@ inline Range range_of(const Row& row, size_t k) {
     return {lo, hi, finite && lo >= -__FLT_MAX__ && hi <= __FLT_MAX__};
 }
 
+// The least of 16 signed words.
+inline int16_t least_word(__m256i words) {
+    const __m128i rest = _mm_min_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    const __m128i top = _mm_set1_epi16((int16_t)0x8000);  // between signed order and that of vphminposuw
+    return (int16_t)_mm_extract_epi16(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(rest, top)), top), 0);
+}
+
+// Of bf16 without a transform, 16 at a time, as integers (row.h).
+inline Range range_of(const Row<uint16_t, false>& row, size_t k) {
+    __m256i lo = _mm256_setzero_si256(), hi = lo;
+    for (size_t i = 0; i < k; i += 16) {
+        alignas(32) uint16_t rest[16] = {0};
+        const uint16_t* x = row.x + i;
+        if (i + 16 > k) x = (const uint16_t*)__builtin_memcpy(rest, x, (k - i) * sizeof(uint16_t));
+        const __m256i bits = _mm256_loadu_si256((const __m256i*)x);
+        const __m256i flipped = _mm256_and_si256(_mm256_srai_epi16(bits, 15), _mm256_set1_epi16(0x7fff));
+        const __m256i word = _mm256_xor_si256(bits, flipped);
+        lo = _mm256_min_epi16(lo, word);
+        hi = _mm256_max_epi16(hi, word);
+    }
+    return bf16_range(least_word(lo), (int16_t)~least_word(_mm256_xor_si256(hi, _mm256_set1_epi16(-1))));
+}
+
 // 8 codes in the low half. packs and packus saturate to [-32768, 32767] and [0, 255], which is the upper clip.
 inline __m128i codes_of(__m256 x, __m256 inv, __m256i shift, __m128i lowest) {
     const __m256 bound = _mm256_set1_ps(512.0f);  // of a static grid's x * inv, so that the integer sum cannot overflow
@@ -65,28 +89,35 @@ inline __m128i codes_of(__m256 x, __m256 inv, __m256i shift, __m128i lowest) {
     return _mm_max_epu8(_mm_packus_epi16(words, words), lowest);
 }
 
-template <class Row>
-inline void write_codes(const Row& row, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
+// Whether all values are finite, if that is to be looked at.
+template <bool looks, class Row>
+inline bool write_codes(const Row& row, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
+    __m256 poison = _mm256_setzero_ps();  // NaN once 0 * value is not 0
     const __m256 inv = _mm256_set1_ps(g.inv);
     const __m256i shift = _mm256_set1_epi32(g.zero + 128);
     const __m128i lowest = _mm_set1_epi8((char)(code_min + 128));
     for (size_t i = 0; i < (k + 63) / 64 * 64; i += 8) {  // the padding too
-        _mm_storel_epi64((__m128i*)(codes + i), codes_of(row.load(i, k), inv, shift, lowest));
+        const __m256 v = row.load(i, k);
+        if constexpr (looks) poison = _mm256_fmadd_ps(v, _mm256_setzero_ps(), poison);
+        _mm_storel_epi64((__m128i*)(codes + i), codes_of(v, inv, shift, lowest));
     }
+    return !_mm256_movemask_ps(_mm256_cmp_ps(poison, poison, _CMP_UNORD_Q));
 }
 
 template <class T, bool transformed>
 void quantize_rows(const QuantizeRows& p, size_t row_begin, size_t row_end) {
     for (size_t m = row_begin; m < row_end; ++m) {
         const Row<T, transformed> row = {(const T*)p.x + m * p.x_stride, p.shift, p.multiplier};
-        const Grid g = grid_of(p, range_of(row, p.k));
-        if (!g.finite) {
+        uint8_t* codes = p.codes + m * p.code_stride;
+        const bool is_static = p.mode == kStatic;
+        const Grid g = is_static ? static_grid(p) : grid_of(p, range_of(row, p.k));
+        if (!g.finite || !(is_static ? write_codes<true>(row, p.k, g, p.code_min, codes)
+                                     : write_codes<false>(row, p.k, g, p.code_min, codes))) {
             poison_row(p, m);
             continue;
         }
         p.scale[m] = g.scale;
         p.zero_point[m] = g.zero;
-        write_codes(row, p.k, g, p.code_min, p.codes + m * p.code_stride);
     }
 }
 

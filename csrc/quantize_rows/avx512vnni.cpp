@@ -1,6 +1,7 @@
-// quantize_rows, AVX-512. One pass for the range, one for the codes; the row stays in L1 between them.
-// Bound: memory. 64 values cost 4 loads + 12 operations in the first pass, 4 loads + 18 operations + 1 store in the
-// second; a shift and a multiplier per feature add 8 loads (from L1) and 8 operations to each.
+// quantize_rows, AVX-512. One pass for the range unless the grid is static, one for the codes; the row stays in L1
+// between them.
+// Bound: memory. 64 values cost 4 loads + 12 operations in the first pass (bf16: 2 + 8), 4 loads + 18 operations + 1
+// store in the second; a shift and a multiplier per feature add 8 loads (from L1) and 8 operations to each.
 #include <immintrin.h>
 
 #include "contract.h"
@@ -33,20 +34,29 @@ struct Row {
     }
 };
 
+// NaN once it has taken a value that is not finite: 0 * value is not 0 then.
+struct Poison {
+    __m512 sum;
+
+    inline void take(__m512 v) { sum = _mm512_fmadd_ps(v, _mm512_setzero_ps(), sum); }
+    inline bool none() const { return _mm512_cmp_ps_mask(sum, sum, _CMP_UNORD_Q) == 0; }
+};
+
 struct Running {
-    __m512 lo, hi, poison;  // poison becomes NaN with the first value that is not finite: 0 * value is not 0 then
+    __m512 lo, hi;
+    Poison poison;
 
     inline void take(__m512 v) {
         lo = _mm512_min_ps(lo, v);
         hi = _mm512_max_ps(hi, v);
-        poison = _mm512_fmadd_ps(v, _mm512_setzero_ps(), poison);
+        poison.take(v);
     }
 };
 
 template <class Row>
 inline Range range_of(const Row& row, size_t k) {
     const __m512 zero = _mm512_setzero_ps();
-    Running a = {zero, zero, zero}, b = a;  // two chains hide the latency
+    Running a = {zero, zero, {zero}}, b = a;  // two chains hide the latency
     for (size_t i = 0; i < k; i += 64) {
         const uint64_t mask = tail_mask(k - i);
         a.take(row.load(i, mask, 0));
@@ -54,9 +64,29 @@ inline Range range_of(const Row& row, size_t k) {
         a.take(row.load(i, mask, 2));
         b.take(row.load(i, mask, 3));
     }
-    const __m512 poison = _mm512_add_ps(a.poison, b.poison);
-    const bool finite = _mm512_cmp_ps_mask(poison, poison, _CMP_UNORD_Q) == 0;
-    return {_mm512_reduce_min_ps(_mm512_min_ps(a.lo, b.lo)), _mm512_reduce_max_ps(_mm512_max_ps(a.hi, b.hi)), finite};
+    return {_mm512_reduce_min_ps(_mm512_min_ps(a.lo, b.lo)), _mm512_reduce_max_ps(_mm512_max_ps(a.hi, b.hi)),
+            a.poison.none() && b.poison.none()};
+}
+
+// The least of 32 signed words.
+inline int16_t least_word(__m512i words) {
+    const __m256i half = _mm256_min_epi16(_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64(words, 1));
+    const __m128i rest = _mm_min_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i top = _mm_set1_epi16((int16_t)0x8000);  // between signed order and that of vphminposuw
+    return (int16_t)_mm_extract_epi16(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(rest, top)), top), 0);
+}
+
+// Of bf16 without a transform, 32 at a time, as integers (row.h).
+inline Range range_of(const Row<uint16_t, false>& row, size_t k) {
+    __m512i lo = _mm512_setzero_si512(), hi = lo;
+    for (size_t i = 0; i < k; i += 32) {
+        const __m512i bits = _mm512_maskz_loadu_epi16((__mmask32)tail_mask(k - i), row.x + i);
+        const __m512i sign = _mm512_srai_epi16(bits, 15);
+        const __m512i word = _mm512_ternarylogic_epi32(bits, sign, _mm512_set1_epi16(0x7fff), 0x78);  // a ^ (b & c)
+        lo = _mm512_min_epi16(lo, word);
+        hi = _mm512_max_epi16(hi, word);
+    }
+    return bf16_range(least_word(lo), (int16_t)~least_word(_mm512_xor_si512(hi, _mm512_set1_epi16(-1))));
 }
 
 // rint(x * inv) as 16-bit pairs of vectors. Conversion makes INT_MIN of what is too large: right below, so only the top
@@ -68,8 +98,10 @@ inline __m512i round32(__m512 a, __m512 b, __m512 inv) {
     return _mm512_packs_epi32(low, high);
 }
 
-template <class Row>
-inline void write_codes(const Row& row, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
+// Whether all values are finite, if that is to be looked at.
+template <bool looks, class Row>
+inline bool write_codes(const Row& row, size_t k, const Grid& g, int32_t code_min, uint8_t* codes) {
+    Poison poison = {_mm512_setzero_ps()};
     const __m512 inv = _mm512_set1_ps(g.inv);
     const __m512i shift = _mm512_set1_epi16((short)(g.zero + 128));
     const __m512i lowest = _mm512_set1_epi8((char)(code_min + 128));
@@ -77,26 +109,36 @@ inline void write_codes(const Row& row, size_t k, const Grid& g, int32_t code_mi
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     for (size_t i = 0; i < k; i += 64) {
         const uint64_t mask = tail_mask(k - i);
-        const __m512i low = round32(row.load(i, mask, 0), row.load(i, mask, 1), inv);
-        const __m512i high = round32(row.load(i, mask, 2), row.load(i, mask, 3), inv);
+        const __m512 v0 = row.load(i, mask, 0), v1 = row.load(i, mask, 1);
+        const __m512 v2 = row.load(i, mask, 2), v3 = row.load(i, mask, 3);
+        if constexpr (looks) {
+            poison.take(v0);
+            poison.take(v1);
+            poison.take(v2);
+            poison.take(v3);
+        }
+        const __m512i low = round32(v0, v1, inv), high = round32(v2, v3, inv);
         // Every step saturates, which is the clip to [-128, 127]
         const __m512i bytes = _mm512_packus_epi16(_mm512_adds_epi16(low, shift), _mm512_adds_epi16(high, shift));
         _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, _mm512_max_epu8(bytes, lowest)));
     }
+    return poison.none();
 }
 
 template <class T, bool transformed>
 void quantize_rows(const QuantizeRows& p, size_t row_begin, size_t row_end) {
     for (size_t m = row_begin; m < row_end; ++m) {
         const Row<T, transformed> row = {(const T*)p.x + m * p.x_stride, p.shift, p.multiplier};
-        const Grid g = grid_of(p, range_of(row, p.k));
-        if (!g.finite) {
+        uint8_t* codes = p.codes + m * p.code_stride;
+        const bool is_static = p.mode == kStatic;
+        const Grid g = is_static ? static_grid(p) : grid_of(p, range_of(row, p.k));
+        if (!g.finite || !(is_static ? write_codes<true>(row, p.k, g, p.code_min, codes)
+                                     : write_codes<false>(row, p.k, g, p.code_min, codes))) {
             poison_row(p, m);
             continue;
         }
         p.scale[m] = g.scale;
         p.zero_point[m] = g.zero;
-        write_codes(row, p.k, g, p.code_min, p.codes + m * p.code_stride);
     }
 }
 

@@ -9,6 +9,18 @@ struct Range {
     bool finite;
 };
 
+// Of bf16 by the least and the largest of their words, in which the lower bits of negative ones are flipped, so that
+// their order as signed integers is that of the values. NaNs lie beyond the infinities, on either side.
+inline Range bf16_range(int16_t lo, int16_t hi) {
+    const auto value = [](int16_t word) {
+        const uint32_t bits = (uint32_t)(uint16_t)(word < 0 ? word ^ 0x7fff : word) << 16;
+        float f;
+        __builtin_memcpy(&f, &bits, 4);
+        return f;
+    };
+    return {value(lo), value(hi), lo >= -0x7f80 && hi < 0x7f80};
+}
+
 // inv = 1 / scale; finite as in Range, and false too where hi - lo overflows.
 struct Grid {
     float scale, inv;
@@ -16,8 +28,11 @@ struct Grid {
     bool finite;
 };
 
+inline Grid static_grid(const QuantizeRows& p) {
+    return {p.static_scale, 1.0f / p.static_scale, p.static_zero_point, true};
+}
+
 inline Grid grid_of(const QuantizeRows& p, const Range& r) {
-    if (p.mode == kStatic) return {p.static_scale, 1.0f / p.static_scale, p.static_zero_point, r.finite};
     const float absmax = r.hi > -r.lo ? r.hi : -r.lo;
     const float width = p.mode == kSymmetric ? absmax : r.hi - r.lo;
     float scale = width == 0.0f ? 1.0f : width / (p.mode == kSymmetric ? 127.0f : 255.0f);

@@ -71,14 +71,24 @@ def test_only_the_asked_rows_are_written(quantize, spec):
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", [0, 16, 31, 36])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("spec", DYNAMIC + STATIC)
-def test_row_that_is_not_finite_has_scale_nan(quantize, spec, place, bad):
-    x = rows(37)
+def test_row_that_is_not_finite_has_scale_nan(quantize, spec, dtype, place, bad):
+    x = rows(37).to(dtype)
     x[5, place] = bad
     found = quantize(x, spec, *grid(spec))
     assert found[1][5].isnan()
     assert found[1].isnan().sum() == 1
     assert_same(found, reference.quantize_rows(x, spec, *grid(spec)))
+
+
+@pytest.mark.parametrize("bits", [0x7F81, 0x7FFF, -0x7F, -1])  # either sign, least and largest payload
+@pytest.mark.parametrize("spec", DYNAMIC + STATIC)
+def test_every_nan_of_bf16_is_seen(quantize, spec, bits):
+    x = rows(37).bfloat16()
+    x.view(torch.int16)[5, 11] = bits
+    assert x.isnan().sum() == 1
+    assert_same(quantize(x, spec, *grid(spec)), reference.quantize_rows(x, spec, *grid(spec)))
 
 
 def transform(k):
@@ -117,9 +127,10 @@ def test_row_that_a_multiplier_takes_out_of_range_has_scale_nan(quantize, spec):
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, -3e-39, 1.2e-38, 3e38, -3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("spec", DYNAMIC + STATIC)
-def test_extreme_rows_are_defined(quantize, spec, value):
-    x = torch.full((2, 20), value)
+def test_extreme_rows_are_defined(quantize, spec, dtype, value):
+    x = torch.full((2, 20), value, dtype=dtype)
     x[1, ::2] = 0.0
     found = quantize(x, spec, *grid(spec))
     assert_same(found, reference.quantize_rows(x, spec, *grid(spec)))
