@@ -25,6 +25,7 @@
 #include "parallel.h"
 #include "peak_int8/contract.h"
 #include "quantize_rows/contract.h"
+#include "rows/contract.h"
 #include "share.h"
 #include "sizes.h"
 
@@ -260,6 +261,28 @@ void norm(int isa, uintptr_t x, uintptr_t residual, uintptr_t sum, uintptr_t y, 
     norm_for(isa)(&op, row_begin, row_end);
 }
 
+// One row of each of the engine's elementwise operators.
+void embed_row(int isa, uintptr_t word, int kind, float scale, uintptr_t position, uintptr_t type, uintptr_t y,
+               size_t n) {
+    rows_for(isa).embed({at<void>(word), WordKind(kind), scale, at<float>(position), at<float>(type)}, at<float>(y), n);
+}
+
+void round_row(int isa, uintptr_t x, uintptr_t y, size_t n) { rows_for(isa).round(at<float>(x), at<uint16_t>(y), n); }
+
+void activate_row(int isa, uintptr_t x, bool bf16, int function, size_t n) {
+    const RowOperators& rows = rows_for(isa);
+    if (bf16) return rows.activate_bf16(at<uint16_t>(x), Function(function), n);
+    rows.activate(at<float>(x), Function(function), n);
+}
+
+void gate_row(int isa, uintptr_t a, uintptr_t b, uintptr_t y, size_t n) {
+    rows_for(isa).gate(at<uint16_t>(a), at<uint16_t>(b), at<uint16_t>(y), n);
+}
+
+void rotate_row(int isa, uintptr_t x, size_t heads, size_t head_size, uintptr_t cos, uintptr_t sin) {
+    rows_for(isa).rotate(at<uint16_t>(x), heads, head_size, at<float>(cos), at<float>(sin));
+}
+
 double thread_nanoseconds() {
     timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -312,6 +335,11 @@ NB_MODULE(_native, m) {
     m.def("has_gram", &has_gram);
     m.def("add_gram", &add_gram, released);
     m.def("norm", &norm, released);
+    m.def("embed_row", &embed_row, released);
+    m.def("round_row", &round_row, released);
+    m.def("activate_row", &activate_row, released);
+    m.def("gate_row", &gate_row, released);
+    m.def("rotate_row", &rotate_row, released);
     m.def("peak_int8_gops", &peak_int8_gops, released);
     bind_engine(m);
 }

@@ -5,7 +5,7 @@
 
 #include "count.h"
 #include "program.h"
-#include "rows.h"
+#include "pooling.h"
 #include "share.h"
 #include "sizes.h"
 
@@ -76,6 +76,9 @@ struct Work {
 void run(const Embed& op, const Work& w) {
     const Share mine = w.mine(op.out);
     const size_t width = w.buffers[op.out].width, stride = w.stride(op.out);
+    const RowOperators& rows = rows_for(w.isa);
+    const WordKind kind = op.word_scale ? WordKind::kInt8 : op.words_bf16 ? WordKind::kBf16 : WordKind::kF32;
+    const size_t word_bytes = width * (op.word_scale ? 1 : op.words_bf16 ? 2 : 4);
     const int64_t origin = w.batch.starts[w.first];
     size_t s = w.first;
     for (size_t row = mine.begin; row < mine.end; ++row) {
@@ -83,15 +86,12 @@ void run(const Embed& op, const Work& w) {
         while (w.batch.starts[s + 1] <= token) ++s;
         float* out = w.at<float>(op.out) + row * stride;
         const size_t id = w.batch.ids[token];
-        if (op.word_scale) {
-            from_int8(static_cast<const int8_t*>(op.words) + id * width, op.word_scale[id], out, width);
-        } else if (op.words_bf16) {
-            from_bf16(static_cast<const uint16_t*>(op.words) + id * width, out, width);
-        } else {
-            memcpy(out, static_cast<const float*>(op.words) + id * width, width * sizeof(float));
-        }
-        if (op.positions) add(out, op.positions + (op.first_position + token - w.batch.starts[s]) * width, width);
-        if (op.types) add(out, op.types + (w.batch.types ? w.batch.types[token] : 0) * width, width);
+        const size_t position = op.first_position + token - w.batch.starts[s];
+        const size_t type = w.batch.types ? w.batch.types[token] : 0;
+        rows.embed({static_cast<const char*>(op.words) + id * word_bytes, kind, op.word_scale ? op.word_scale[id] : 1.0f,
+                    op.positions ? op.positions + position * width : nullptr,
+                    op.types ? op.types + type * width : nullptr},
+                   out, width);
     }
 }
 
@@ -119,10 +119,11 @@ void run(const Quantize& op, const Work& w) {
 
 void run(const Round& op, const Work& w) {
     w.clear_padding(op.out);
+    const RowOperators& rows = rows_for(w.isa);
     const Share mine = w.mine(op.in);
     for (size_t row = mine.begin; row < mine.end; ++row) {
-        to_bf16(w.at<float>(op.in) + row * w.stride(op.in), w.at<uint16_t>(op.out) + row * w.stride(op.out),
-                w.buffers[op.in].width);
+        rows.round(w.at<float>(op.in) + row * w.stride(op.in), w.at<uint16_t>(op.out) + row * w.stride(op.out),
+                   w.buffers[op.in].width);
     }
 }
 
@@ -232,37 +233,38 @@ void run(const Normalize& op, const Work& w) {
 void run(const Activate& op, const Work& w) {
     const Share mine = w.mine(op.rows);
     const Buffer& buffer = w.buffers[op.rows];
+    const RowOperators& rows = rows_for(w.isa);
     for (size_t row = mine.begin; row < mine.end; ++row) {
         if (buffer.kind == Kind::kBf16) {
-            activate_bf16(w.at<uint16_t>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
+            rows.activate_bf16(w.at<uint16_t>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
         } else {
-            activate(w.at<float>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
+            rows.activate(w.at<float>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
         }
     }
 }
 
 void run(const Gate& op, const Work& w) {
     w.clear_padding(op.out);
+    const RowOperators& rows = rows_for(w.isa);
     const Share mine = w.mine(op.in);
     const size_t width = w.buffers[op.out].width;
     for (size_t row = mine.begin; row < mine.end; ++row) {
         const uint16_t* in = w.at<uint16_t>(op.in) + row * w.stride(op.in);
-        gate(in, in + width, w.at<uint16_t>(op.out) + row * w.stride(op.out), width);
+        rows.gate(in, in + width, w.at<uint16_t>(op.out) + row * w.stride(op.out), width);
     }
 }
 
 void run(const Rotate& op, const Work& w) {
     const Share mine = w.mine(op.rows);
     const size_t half = op.head_size / 2;
+    const RowOperators& rows = rows_for(w.isa);
     const int64_t origin = w.batch.starts[w.first];
     size_t s = w.first;
     for (size_t row = mine.begin; row < mine.end; ++row) {
         while (w.batch.starts[s + 1] - origin <= int64_t(row)) ++s;
         const size_t position = row - (w.batch.starts[s] - origin);
         uint16_t* values = w.at<uint16_t>(op.rows) + row * w.stride(op.rows);
-        for (size_t head = 0; head < op.heads; ++head) {
-            rotate(values + head * op.head_size, op.cos + position * half, op.sin + position * half, half);
-        }
+        rows.rotate(values, op.heads, op.head_size, op.cos + position * half, op.sin + position * half);
     }
 }
 

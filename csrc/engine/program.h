@@ -16,6 +16,7 @@
 #include "linear_w8a8/contract.h"
 #include "norm/contract.h"
 #include "quantize_rows/contract.h"
+#include "rows/contract.h"
 
 // Rows of f32 or bf16 values, or of 8-bit codes with a scale and a zero point for each row.
 enum class Kind { kF32, kBf16, kCodes };
@@ -119,8 +120,6 @@ struct Normalize {
 };
 
 // x -> f(x), in place, f32 or bf16.
-enum class Function { kRelu, kTanh, kGeluTanh, kSilu, kGelu };
-
 struct Activate {
     int rows;
     Function function;

@@ -10,7 +10,7 @@ from bitwright.engine.program import KINDS, Buffer, Grid, Op, Program, place_buf
 from bitwright.errors import InputError
 from bitwright.kernels import native
 
-_FUNCTIONS = ("relu", "tanh", "gelu_tanh", "silu", "gelu")  # as in csrc/engine/program.h
+_FUNCTIONS = ("relu", "tanh", "gelu_tanh", "silu")  # as in csrc/rows/contract.h
 _NO_WINDOW = 2**64 - 1
 _L2_BYTES = 1 << 20  # of a group's buffers
 _LEAST_GROUP = 128  # tokens: fewer would read the weights too often

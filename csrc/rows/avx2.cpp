@@ -1,0 +1,4 @@
+// rows, AVX2: see rows.h.
+#include "rows.h"
+
+const RowOperators kRowsAvx2 = kRows;

@@ -1,0 +1,4 @@
+// rows, AVX-512: see rows.h.
+#include "rows.h"
+
+const RowOperators kRowsAvx512Vnni = kRows;

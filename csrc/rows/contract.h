@@ -1,0 +1,41 @@
+// rows: what operators of the engine do value by value, one row a call. Any alignment; no allocation, threads or state.
+//
+//   embed         y = word + position + type [n] f32; the word is f32, bf16, or int8 with a scale; the others may be null
+//   round         y = x, to the nearest bf16, half to even; a NaN stays one
+//   activate      x = f(x), in place, f32 or bf16
+//   gate          y = a * b, bf16
+//   rotate        of each head's values the first half with the second, in place, bf16:
+//                 a, b = a * cos - b * sin, b * cos + a * sin; cos, sin [head_size / 2] f32
+//
+// The operations on a value are f32, in the same order in every variant: all give the same bits. Functions err by less
+// than 5e-7 where their result is below 1, by as much of it where it is above; tanh by as much of itself. What bf16
+// rounds away comes on top.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+enum class Function { kRelu, kTanh, kGeluTanh, kSilu };
+
+enum class WordKind { kF32, kBf16, kInt8 };
+
+struct EmbedRow {
+    const void* word;
+    WordKind kind;
+    float scale;  // of int8
+    const float* position;
+    const float* type;
+};
+
+struct RowOperators {
+    void (*embed)(const EmbedRow& row, float* y, size_t n);
+    void (*round)(const float* x, uint16_t* y, size_t n);
+    void (*activate)(float* x, Function function, size_t n);
+    void (*activate_bf16)(uint16_t* x, Function function, size_t n);
+    void (*gate)(const uint16_t* a, const uint16_t* b, uint16_t* y, size_t n);
+    void (*rotate)(uint16_t* x, size_t heads, size_t head_size, const float* cos, const float* sin);
+};
+
+extern const RowOperators kRowsScalar, kRowsAvx2, kRowsAvx512Vnni;
+
+// The best variant that needs no more than `isa` (cpu.h).
+const RowOperators& rows_for(int isa);

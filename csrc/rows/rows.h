@@ -1,0 +1,129 @@
+// The loops over a row, written for one value: the including file's flags make vectors of them.
+// Bound: memory, but for tanh, SiLU and GELU: about 20 operations a value.
+// Everything is internal to the file that includes it.
+#pragma once
+#include <string.h>
+
+#include "contract.h"
+#include "gelu.h"
+#include "unroll.h"
+
+namespace {
+
+ALWAYS_INLINE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+ALWAYS_INLINE float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+ALWAYS_INLINE float wide(uint16_t bf16) { return float_of((uint32_t)bf16 << 16); }
+ALWAYS_INLINE float wide(float x) { return x; }
+
+ALWAYS_INLINE void narrow(float x, uint16_t& out) {
+    const uint32_t bits = bits_of(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    out = (uint16_t)(x != x ? 0x7fc0 : rounded);
+}
+ALWAYS_INLINE void narrow(float x, float& out) { out = x; }
+
+// A polynomial, unrolled by hand: the compiler looks for vectors before it would do that. Lowest power first.
+ALWAYS_INLINE float polynomial(const float (&c)[6], float x) {
+    float y = c[5];
+    unroll<5>([&](auto i) INLINED { y = __builtin_fmaf(y, x, c[4 - i.value]); });
+    return y;
+}
+
+// 2^x; 0 below -127, infinite above 128; a NaN stays one. The lowest bits of `shifted` are the integer nearest to x, plus
+// 127: an exponent.
+ALWAYS_INLINE float power(float x) {
+    constexpr float magic = 0x1.8p23f + 127.0f;
+    x = x < -127.0f ? -127.0f : x;
+    x = x > 128.0f ? 128.0f : x;
+    const float shifted = x + magic, part = x - (shifted - magic);
+    return polynomial(kExp2, part) * float_of(bits_of(shifted) << 23);
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// tanh x / x for x up to 0.6, in powers of x^2: a minimax fit of the relative error, 3e-9. Lowest power first.
+constexpr float kTanh[6] = {1.0f,
+                            -0.3333328366279602f,
+                            0.13331688940525055f,
+                            -0.05376870557665825f,
+                            0.020753629505634308f,
+                            -0.005852168425917625f};
+
+template <Function function>
+ALWAYS_INLINE float apply(float x) {
+    if constexpr (function == Function::kRelu) return x < 0.0f ? 0.0f : x;
+    if constexpr (function == Function::kSilu) return x / (1.0f + power(-kLog2E * x));
+    if constexpr (function == Function::kGeluTanh) {  // (1 + tanh u) / 2 = 1 / (1 + exp(-2 u))
+        const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+        return x / (1.0f + power(-2.0f * kLog2E * u));
+    }
+    const float a = float_of(bits_of(x) & 0x7fffffff), near = polynomial(kTanh, x * x) * x;
+    const float far = 1.0f - 2.0f / (1.0f + power(2.0f * kLog2E * a));  // cancels where x is small
+    return a < 0.6f ? near : float_of(bits_of(far) | (bits_of(x) & 0x80000000));
+}
+
+template <Function function, class T>
+void apply_all(T* x, size_t n) {
+    for (size_t i = 0; i < n; ++i) narrow(apply<function>(wide(x[i])), x[i]);
+}
+
+template <class T>
+void activate(T* x, Function function, size_t n) {
+    static constexpr void (*table[])(T*, size_t) = {apply_all<Function::kRelu, T>, apply_all<Function::kTanh, T>,
+                                                    apply_all<Function::kGeluTanh, T>, apply_all<Function::kSilu, T>};
+    table[(int)function](x, n);
+}
+
+void add(float* __restrict y, const float* __restrict x, size_t n) {
+    for (size_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+void embed(const EmbedRow& row, float* __restrict y, size_t n) {
+    if (row.kind == WordKind::kF32) memcpy(y, row.word, n * sizeof(float));
+    if (row.kind == WordKind::kBf16) {
+        const uint16_t* __restrict word = (const uint16_t*)row.word;
+        for (size_t i = 0; i < n; ++i) y[i] = wide(word[i]);
+    }
+    if (row.kind == WordKind::kInt8) {
+        const int8_t* __restrict word = (const int8_t*)row.word;
+        const float scale = row.scale;
+        for (size_t i = 0; i < n; ++i) y[i] = (float)word[i] * scale;
+    }
+    if (row.position) add(y, row.position, n);
+    if (row.type) add(y, row.type, n);
+}
+
+void round(const float* __restrict x, uint16_t* __restrict y, size_t n) {
+    for (size_t i = 0; i < n; ++i) narrow(x[i], y[i]);
+}
+
+void gate(const uint16_t* __restrict a, const uint16_t* __restrict b, uint16_t* __restrict y, size_t n) {
+    for (size_t i = 0; i < n; ++i) narrow(wide(a[i]) * wide(b[i]), y[i]);
+}
+
+ALWAYS_INLINE void rotate_head(uint16_t* __restrict first, uint16_t* __restrict second, const float* __restrict cos,
+                        const float* __restrict sin, size_t half) {
+    for (size_t i = 0; i < half; ++i) {
+        const float a = wide(first[i]), b = wide(second[i]);
+        narrow(a * cos[i] - b * sin[i], first[i]);
+        narrow(b * cos[i] + a * sin[i], second[i]);
+    }
+}
+
+void rotate(uint16_t* x, size_t heads, size_t head_size, const float* cos, const float* sin) {
+    const size_t half = head_size / 2;
+    for (size_t head = 0; head < heads; ++head, x += head_size) rotate_head(x, x + half, cos, sin, half);
+}
+
+constexpr RowOperators kRows = {embed, round, activate<float>, activate<uint16_t>, gate, rotate};
+
+}  // namespace
