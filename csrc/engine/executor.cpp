@@ -42,8 +42,10 @@ double cost_of(const Batch& batch, size_t s) {
     return tokens * (1.0 + tokens / 1024.0);
 }
 
-std::vector<Group> cut(const Batch& batch, size_t tokens) {
-    std::vector<Group> groups;
+// The groups of one call, in memory that the calling thread keeps: a call allocates nothing once it has been as large.
+const std::vector<Group>& cut(const Batch& batch, size_t tokens) {
+    thread_local std::vector<Group> groups;
+    groups.clear();
     for (size_t first = 0; first < batch.sequences;) {
         size_t last = first + 1;
         while (last < batch.sequences && size_t(batch.starts[last + 1] - batch.starts[first]) <= tokens) ++last;
@@ -56,7 +58,8 @@ std::vector<Group> cut(const Batch& batch, size_t tokens) {
 // Whether threads that take groups in order as they come free finish at about the same time.
 bool balanced(const Batch& batch, const std::vector<Group>& groups, size_t threads) {
     if (groups.size() < threads) return false;
-    std::vector<double> busy(threads, 0.0);
+    thread_local std::vector<double> busy;
+    busy.assign(threads, 0.0);
     double total = 0.0, longest = 0.0;
     for (const Group& group : groups) {
         size_t next = 0;
@@ -87,7 +90,7 @@ struct Run {
     const Batch& batch;
     float* out;
     double* seconds;
-    std::vector<Group> groups;
+    const std::vector<Group>& groups;
     size_t capacity, scratch;  // rows of a group; bytes per thread
 
     void through(const Group& group, char* memory, size_t index, size_t count, Barrier* barrier) {
@@ -123,7 +126,7 @@ struct Run {
             Memory* memory = program.borrow(capacity, scratch);
             if (!memory) failed = true;
             for (size_t i; memory && (i = next.fetch_add(1)) < groups.size();) {
-                Run alone{program, batch, out, index == 0 ? seconds : nullptr, {}, capacity, scratch};
+                Run alone{program, batch, out, index == 0 ? seconds : nullptr, groups, capacity, scratch};
                 alone.through(groups[i], memory->data, 0, 1, nullptr);
             }
             if (memory) program.give_back(memory);
@@ -222,15 +225,15 @@ bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {
     const size_t scratch = head_size ? round_up(attention_scratch_bytes(longest, head_size), 64) : 0;
     if (threads > 1 && tokens >= kTokensPerThread * threads) {
         const size_t share = (tokens + threads - 1) / threads;
-        std::vector<Group> groups = cut(batch, share < group_tokens_ ? share : group_tokens_);
+        const std::vector<Group>& groups = cut(batch, least(share, group_tokens_));
         if (balanced(batch, groups, threads)) {
             const size_t rows = most_rows(batch, groups);
-            return Run{*this, batch, out, seconds, std::move(groups), rows, scratch}.each_takes_groups(threads);
+            return Run{*this, batch, out, seconds, groups, rows, scratch}.each_takes_groups(threads);
         }
     }
-    std::vector<Group> groups = cut(batch, group_tokens_ * threads);
+    const std::vector<Group>& groups = cut(batch, group_tokens_ * threads);
     const size_t rows = most_rows(batch, groups);
-    return Run{*this, batch, out, seconds, std::move(groups), rows, scratch}.all_share(threads);
+    return Run{*this, batch, out, seconds, groups, rows, scratch}.all_share(threads);
 }
 
 size_t Program::memory() const { return bytes_; }
