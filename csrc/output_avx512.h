@@ -93,31 +93,31 @@ ALWAYS_INLINE __m256i to_bf16(__m512 x) {
 // Codes on a static grid, of C column blocks from column n on.
 template <int C>
 struct Coder {
-    bool transformed;
-    __m512 shift[C], multiplier[C], inv;
+    const float *shift[C], *multiplier[C];  // not their values: registers are short
+    __m512 inv;
     __m512i zero, lowest;  // in 16 and in 8 bits
 
     template <class Problem>
     ALWAYS_INLINE Coder(const Problem& p, size_t n, size_t end)
-        : transformed(p.grid->multiplier != nullptr),
-          inv(_mm512_set1_ps(1.0f / p.grid->scale)),
+        : inv(_mm512_set1_ps(1.0f / p.grid->scale)),
           zero(_mm512_set1_epi16((short)(p.grid->zero_point + 128))),
           lowest(_mm512_set1_epi8((char)(p.grid->code_min + 128))) {
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
             const size_t at = n + c * 16 < end ? n + c * 16 : n;
-            shift[c] = transformed ? _mm512_loadu_ps(p.grid->shift + at) : _mm512_setzero_ps();
-            multiplier[c] = transformed ? _mm512_loadu_ps(p.grid->multiplier + at) : _mm512_setzero_ps();
+            shift[c] = p.grid->shift ? p.grid->shift + at : nullptr;
+            multiplier[c] = p.grid->multiplier ? p.grid->multiplier + at : nullptr;
         }
     }
 
     // Codes of up to four vectors, of rows of C, in order.
     template <int N>
     ALWAYS_INLINE __m512i of(__m512 (&y)[N]) const {
-        if (transformed) {
+        if (multiplier[0]) {
             unroll<N>([&](auto i) INLINED {
                 constexpr int c = i.value % C;
-                y[i.value] = _mm512_mul_ps(_mm512_sub_ps(y[i.value], shift[c]), multiplier[c]);
+                y[i.value] = _mm512_sub_ps(y[i.value], _mm512_loadu_ps(shift[c]));
+                y[i.value] = _mm512_mul_ps(y[i.value], _mm512_loadu_ps(multiplier[c]));
             });
         }
         __m512i whole[4];
