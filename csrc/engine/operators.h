@@ -55,7 +55,7 @@ struct Work {
         }
     }
 
-    // Scale and zero point of rows of codes on a static grid, computed from rows of codes: where those are NaN, these are.
+    // Scale and zero point of rows of codes on a static grid, computed from rows of codes: NaN where their scale is.
     void mark_rows(int in, int out, const Grid& g) const {
         const Share rows = mine(out);
         for (size_t row = rows.begin; row < rows.end; ++row) {
