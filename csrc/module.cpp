@@ -206,12 +206,14 @@ AttentionVariant attention_variant(int index) {
 // One sequence on one thread: queries [query_begin, query_end) of heads [head_begin, head_end). bias may be 0; a window
 // below 0 is none.
 void attention(int variant, uintptr_t q, uintptr_t k, uintptr_t v, size_t stride, uintptr_t out, size_t out_stride,
-               size_t tokens, size_t head_size, float scale, uintptr_t bias, size_t bias_stride, int64_t window,
-               uintptr_t scratch, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end) {
+               size_t tokens, size_t head_size, float scale, uintptr_t bias, size_t bias_stride,
+               ptrdiff_t bias_query_step, int64_t window, uintptr_t scratch, size_t head_begin, size_t head_end,
+               size_t query_begin, size_t query_end) {
     const Attention op{at<uint16_t>(q), at<uint16_t>(k),   at<uint16_t>(v),
                        stride,          at<uint16_t>(out), out_stride,
                        tokens,          head_size,         scale,
-                       at<float>(bias), bias_stride,       window < 0 ? kNoWindow : size_t(window)};
+                       at<float>(bias), bias_stride,       bias_query_step,
+                       window < 0 ? kNoWindow : size_t(window)};
     attention_variant(variant).fn(&op, head_begin, head_end, query_begin, query_end, at<void>(scratch));
 }
 

@@ -154,7 +154,7 @@ void add_bias(const Work& w, const Block& block) {
     const size_t begin = w.keys.begin + block.first * kKeys;
     for (size_t row = 0; row < block.count; ++row) {
         float* at = w.scores + row * w.score_stride;
-        const float* bias = p.bias + block.head * p.bias_stride + ((ptrdiff_t)begin - (ptrdiff_t)(block.query + row));
+        const float* bias = bias_of(p, block.head, block.query + row) + begin;
         for (size_t i = 0; i < block.steps * kKeys; i += 16) {
             const __mmask16 mask = begin + i < w.keys.end ? (__mmask16)lowest(w.keys.end - begin - i) : (__mmask16)0;
             _mm512_store_ps(at + i,

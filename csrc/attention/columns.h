@@ -60,14 +60,16 @@ ALWAYS_INLINE void multiply(const char* a, size_t a_row, size_t a_step, const ch
     }
 }
 
-// What is added to the scores of key j, one query a lane: bias[j - query], its last lanes zero.
+// What is added to the scores of key j, one query a lane, the last lanes zero. Rows of queries are read one by one: a
+// gather is no faster, and on some processors far slower.
 template <class M>
 typename M::V biases(const Block& block, size_t j, size_t lane) {
-    const float* at =
-        block.p.bias + block.head * block.p.bias_stride + ((ptrdiff_t)j - (ptrdiff_t)(block.query + lane));
-    if (lane + M::kLanes <= block.count) return M::reversed(at - (M::kLanes - 1));
+    const ptrdiff_t step = block.p.bias_query_step;
+    const float* at = bias_of(block.p, block.head, block.query + lane) + j;
+    const size_t count = least(M::kLanes, block.count > lane ? block.count - lane : 0);
+    if (step == -1 && count == M::kLanes) return M::reversed(at - (M::kLanes - 1));
     alignas(kAlignment) float some[M::kLanes] = {0};
-    for (size_t i = 0; lane + i < block.count; ++i) some[i] = *(at - i);
+    for (size_t i = 0; i < count; ++i) some[i] = at[(ptrdiff_t)i * step];
     return M::load((const char*)some);
 }
 

@@ -25,6 +25,11 @@ inline bool all_seen(const Attention& p, size_t begin, size_t end, Range keys) {
            (keys.end - 1 <= begin || keys.end - 1 - begin <= p.window);
 }
 
+// What is added to a query's score of key 0; that of key j is j floats on.
+inline const float* bias_of(const Attention& p, size_t head, size_t query) {
+    return p.bias + head * p.bias_stride + (ptrdiff_t)query * p.bias_query_step;
+}
+
 inline bool is_finite(uint16_t x) { return (x & 0x7f80) != 0x7f80; }
 
 // A packed value is multiplied by zero for each query of the block that does not see its key, and must not make it NaN.

@@ -1,13 +1,13 @@
-// attention: out[q, h, :] = sum_j softmax_j(scale * q[q, h, :] . k[j, h, :] + bias_h(j - q)) v[j, h, :], of one
+// attention: out[q, h, :] = sum_j softmax_j(scale * q[q, h, :] . k[j, h, :] + bias_h(q, j)) v[j, h, :], of one
 // sequence
 //
 //   q, k, v      bf16, token t of the sequence at q + t * stride, head h of it head_size elements at h * head_size; the
 //                three may lie in one buffer; any alignment
 //   out          bf16 [tokens, heads * head_size], row t at out + t * out_stride (elements)
 //   scale        positive
-//   bias         null, or f32: what is added to a score of head h is bias[h * bias_stride + (j - q)], so that bias
-//   points
-//                at distance 0 and distances -(tokens - 1) to tokens - 1 are readable; added after the scale; finite
+//   bias         null, or f32: bias[h * bias_stride + q * bias_query_step + j] is added to a score of head h after the
+//                scale; finite. A step of -1 is a table by distance: bias points at distance 0, and distances
+//                -(tokens - 1) to tokens - 1 are readable. Else a row for each query, readable up to the last token
 //   window       keys further than this many tokens from the query, on either side, are left out; kNoWindow for none
 //   scratch      attention_scratch_bytes(tokens, head_size) bytes, 64-byte aligned, of the calling thread; any content
 //
@@ -39,6 +39,7 @@ struct Attention {
     float scale;
     const float* bias;
     size_t bias_stride;
+    ptrdiff_t bias_query_step;
     size_t window;
 };
 

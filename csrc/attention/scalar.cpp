@@ -22,13 +22,13 @@ static void attend(const Attention& p, size_t head, size_t query, float* weights
     const size_t column = head * p.head_size;
     const uint16_t* q = p.q + query * p.stride + column;
     const Range keys = seen_by(p, query, query + 1);
+    const float* bias = p.bias ? bias_of(p, head, query) : nullptr;
     float largest = -INFINITY, sum = 0.0f;
     for (size_t j = keys.begin; j < keys.end; ++j) {
         const uint16_t* k = p.k + j * p.stride + column;
         float dot = 0.0f;
         for (size_t i = 0; i < p.head_size; ++i) dot += widen(q[i]) * widen(k[i]);
-        const ptrdiff_t distance = (ptrdiff_t)j - (ptrdiff_t)query;
-        const float score = dot * p.scale + (p.bias ? (p.bias + head * p.bias_stride)[distance] : 0.0f);
+        const float score = dot * p.scale + (bias ? bias[j] : 0.0f);
         weights[j] = score;
         largest = score > largest ? score : largest;
     }

@@ -147,6 +147,7 @@ class Attention:
         scale: float,
         *,
         bias_HR: Tensor | None = None,
+        bias_HQK: Tensor | None = None,
         window: int | None = None,
         heads: slice = slice(None),
         queries: slice = slice(None),
@@ -165,7 +166,12 @@ class Attention:
         scratch = torch.full((module.attention_scratch_bytes(tokens, size) // 4 + 1024,), torch.nan)
         address = -(-scratch.data_ptr() // 64) * 64
         end = (address - scratch.data_ptr() + module.attention_scratch_bytes(tokens, size)) // 4
-        bias = 0 if bias_HR is None else bias_HR.data_ptr() + (tokens - 1) * bias_HR.element_size()
+        if bias_HQK is not None:
+            bias, bias_strides = bias_HQK.data_ptr(), bias_HQK.stride()[:2]
+        elif bias_HR is not None:
+            bias, bias_strides = bias_HR.data_ptr() + (tokens - 1) * bias_HR.element_size(), (bias_HR.stride(0), -1)
+        else:
+            bias, bias_strides = 0, (0, 0)
         q = rows.data_ptr()
         module.attention(
             self.variant,
@@ -179,7 +185,7 @@ class Attention:
             size,
             scale,
             bias,
-            0 if bias_HR is None else bias_HR.stride(0),
+            *bias_strides,
             -1 if window is None else window,
             address,
             *heads.indices(n_heads)[:2],

@@ -28,17 +28,27 @@ def biases(tokens, heads=3):
     return (slope * distance.abs() + noise).bfloat16().float().contiguous()
 
 
+def matrices(tokens, heads=3):
+    """A bias for each query and key, exact in bf16; between rows and heads lies NaN."""
+    g = torch.Generator().manual_seed(tokens)
+    wider = torch.full((heads, tokens + 1, tokens + 3), torch.nan)
+    wider[:, :tokens, :tokens] = torch.randn(heads, tokens, tokens, generator=g).mul(2).bfloat16().float()
+    return wider[:, :tokens, :tokens]
+
+
 def exact(q, k, v, scale, **options):
     options = {name: x.double() if torch.is_tensor(x) else x for name, x in options.items()}
     return reference.attention(q.double(), k.double(), v.double(), scale, **options)
 
 
-def torchs(q, k, v, scale, *, bias_HR=None, window=None):
+def torchs(q, k, v, scale, *, bias_HR=None, bias_HQK=None, window=None):
     tokens = torch.arange(len(q))
     distance = tokens - tokens[:, None]
-    mask = None
-    if bias_HR is not None or window is not None:
-        mask = torch.zeros(1, len(q), len(q)) if bias_HR is None else bias_HR[:, distance + len(q) - 1]
+    mask = bias_HQK
+    if bias_HR is not None:
+        mask = bias_HR[:, distance + len(q) - 1]
+    if mask is not None or window is not None:
+        mask = torch.zeros(1, len(q), len(q)) if mask is None else mask
         if window is not None:
             mask = mask.masked_fill(distance.abs() > window, -torch.inf)
         mask = mask.bfloat16()[None]
@@ -65,6 +75,22 @@ def test_as_good_as_torch(attention, tokens, size):
 def test_bias_is_added_by_distance(attention, tokens, size):
     problem, bias = qkv(tokens, size), biases(tokens)
     assert_as_good_as_torch(attention(*problem, bias_HR=bias), *problem, bias_HR=bias)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("tokens", "size"), [(1, 32), *SHORT_AND_LONG])
+def test_bias_of_each_query_and_key_is_added(attention, tokens, size, window):
+    problem, options = qkv(tokens, size), {"bias_HQK": matrices(tokens), "window": window}
+    whole = attention(*problem, **options)
+    assert_as_good_as_torch(whole, *problem, **options)
+    part = attention(*problem, **options, heads=slice(2, 3), queries=slice(tokens // 2, tokens))
+    assert same(part[tokens // 2 :, 2], whole[tokens // 2 :, 2])
+
+
+def test_a_bias_by_distance_is_one_of_each_query_and_key(attention):
+    problem, bias = qkv(70, 32), biases(70)
+    distance = torch.arange(70) - torch.arange(70)[:, None]
+    assert same(attention(*problem, bias_HR=bias), attention(*problem, bias_HQK=bias[:, distance + 69].contiguous()))
 
 
 @pytest.mark.parametrize("window", [0, 1, 7, 31, 64, 150])

@@ -19,6 +19,7 @@ def attention(
     scale: float,
     bias: int,
     bias_stride: int,
+    bias_query_step: int,
     window: int,
     scratch: int,
     head_begin: int,
@@ -179,6 +180,10 @@ class Program:
     def attention(
         self, source: int, out: int, heads: int, head_size: int, scale: float, bias: int, bias_stride: int,
         window: int, /,
+    ) -> None: ...  # fmt: skip
+    def attention_disentangled(
+        self, source: int, out: int, heads: int, head_size: int, scale: float, key_table: int, query_table: int,
+        table_rows: int, row: int, /,
     ) -> None: ...  # fmt: skip
     def pool(self, source: int, out: int, mode: int, column: int, /) -> None: ...
     def normalize(self, rows: int, /) -> None: ...

@@ -154,12 +154,14 @@ def attention(
     scale: float,
     *,
     bias_HR: Tensor | None = None,
+    bias_HQK: Tensor | None = None,
     window: int | None = None,
 ) -> Tensor:
     """Per head softmax(scale · q kᵀ + bias) · v of one sequence, in the dtype of its inputs: (T, H, D).
 
     Args:
         bias_HR: what is added to a score by the distance of its key from its query, from −(T − 1) to T − 1.
+        bias_HQK: what is added to each score.
         window: keys further than this from the query, on either side, are left out.
     """
     tokens = torch.arange(len(q_THD))
@@ -167,6 +169,8 @@ def attention(
     scores_HQK = torch.einsum("qhd,khd->hqk", q_THD, k_THD) * scale
     if bias_HR is not None:
         scores_HQK = scores_HQK + bias_HR[:, distance_QK + len(tokens) - 1]
+    if bias_HQK is not None:
+        scores_HQK = scores_HQK + bias_HQK
     if window is not None:
         scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
     return torch.einsum("hqk,khd->qhd", scores_HQK.softmax(dim=-1), v_THD)
