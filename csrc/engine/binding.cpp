@@ -94,6 +94,12 @@ void bind_engine(nb::module_& m) {
                 size_t bias_stride, size_t window) {
                  p.add(Attend{in, out, heads, head_size, scale, at<float>(bias), bias_stride, window});
              })
+        .def("attention_disentangled",
+             [](Program& p, int in, int out, size_t heads, size_t head_size, float scale, Address key_table,
+                Address query_table, size_t table_rows, Address row) {
+                 p.add(AttendDisentangled{in, out, heads, head_size, scale, at<uint16_t>(key_table),
+                                          at<uint16_t>(query_table), table_rows, at<int32_t>(row)});
+             })
         .def("pool", [](Program& p, int in, int out, int mode, size_t column) {
             p.add(Pool{in, out, Pooling(mode), column});
         })

@@ -212,17 +212,15 @@ void Program::give_back(Memory* memory) {
 bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {
     if (batch.sequences == 0) return true;
     const size_t tokens = batch.starts[batch.sequences];
-    size_t threads = wanted, longest = 0, head_size = 0;
+    size_t threads = wanted, longest = 0, scratch = 0;
     for (size_t s = 0; s < batch.sequences; ++s) {
         const size_t length = batch.starts[s + 1] - batch.starts[s];
         longest = length > longest ? length : longest;
     }
     for (const Op& op : ops_) {
-        if (const Attend* attend = std::get_if<Attend>(&op)) {
-            head_size = attend->head_size > head_size ? attend->head_size : head_size;
-        }
+        const size_t bytes = std::visit([&](const auto& known) { return scratch_of(known, longest); }, op);
+        scratch = bytes > scratch ? round_up(bytes, 64) : scratch;
     }
-    const size_t scratch = head_size ? round_up(attention_scratch_bytes(longest, head_size), 64) : 0;
     if (threads > 1 && tokens >= kTokensPerThread * threads) {
         const size_t share = (tokens + threads - 1) / threads;
         const std::vector<Group>& groups = cut(batch, least(share, group_tokens_));

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "count.h"
+#include "disentangled.h"
 #include "program.h"
 #include "pooling.h"
 #include "share.h"
@@ -165,31 +166,77 @@ void run(const MultiplyBf16& op, const Work& w) {
     cut_multiply(linear, linear_bf16_for(w.isa), w, op.in, op.n);
 }
 
-// Heads of sequences are handed out by what they cost, the square of the length.
-void run(const Attend& op, const Work& w) {
-    w.clear_padding(op.out);
-    const AttentionFn attention = attention_for(w.isa);
-    const size_t stride = w.stride(op.in), width = op.heads * op.head_size;
+// Heads of sequences are handed out by what they cost, the square of the length. attend(row, tokens, first head, end of
+// heads): of the sequence whose first token is this row of the group.
+template <class Fn>
+void share_heads(const Work& w, size_t heads, Fn attend) {
     const int64_t *starts = w.batch.starts, origin = starts[w.first];
     const auto cost = [&](size_t s) { return double(starts[s + 1] - starts[s]) * (starts[s + 1] - starts[s]); };
     double total = 0.0, before = 0.0;
-    for (size_t s = w.first; s < w.last; ++s) total += cost(s) * op.heads;
+    for (size_t s = w.first; s < w.last; ++s) total += cost(s) * heads;
     const double begin = total * w.index / w.count, end = w.index + 1 == w.count ? 2 * total : total * (w.index + 1) / w.count;
     for (size_t s = w.first; s < w.last; ++s) {
-        const size_t row = starts[s] - origin, tokens = starts[s + 1] - starts[s];
-        const uint16_t* q = w.at<uint16_t>(op.in) + row * stride;
-        const Attention one{q,      q + width, q + 2 * width, stride,         w.at<uint16_t>(op.out) + row * w.stride(op.out),
-                            w.stride(op.out), tokens,  op.head_size, op.scale, op.bias, op.bias_stride, op.window};
         // Heads whose middle lies in this thread's part of the whole.
-        size_t head = 0, last = op.heads;
+        size_t head = 0, last = heads;
         if (w.count > 1) {
-            while (head < op.heads && before + (head + 0.5) * cost(s) < begin) ++head;
+            while (head < heads && before + (head + 0.5) * cost(s) < begin) ++head;
             last = head;
-            while (last < op.heads && before + (last + 0.5) * cost(s) < end) ++last;
+            while (last < heads && before + (last + 0.5) * cost(s) < end) ++last;
         }
-        if (head < last) attention(&one, head, last, 0, tokens, w.scratch);
-        before += cost(s) * op.heads;
+        if (head < last) attend(size_t(starts[s] - origin), size_t(starts[s + 1] - starts[s]), head, last);
+        before += cost(s) * heads;
     }
+}
+
+// One sequence of an operator's rows, without bias or window.
+template <class Op>
+Attention attention_of(const Op& op, const Work& w, size_t row, size_t tokens) {
+    const size_t stride = w.stride(op.in), out_stride = w.stride(op.out), width = op.heads * op.head_size;
+    const uint16_t* q = w.at<uint16_t>(op.in) + row * stride;
+    return {q,          q + width, q + 2 * width, stride,   w.at<uint16_t>(op.out) + row * out_stride,
+            out_stride, tokens,    op.head_size,  op.scale, nullptr,
+            0,          0,         kNoWindow};
+}
+
+void run(const Attend& op, const Work& w) {
+    w.clear_padding(op.out);
+    const AttentionFn attention = attention_for(w.isa);
+    share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
+        Attention one = attention_of(op, w, row, tokens);
+        one.bias = op.bias;
+        one.bias_stride = op.bias_stride;
+        one.bias_query_step = -1;
+        one.window = op.window;
+        attention(&one, head, last, 0, tokens, w.scratch);
+    });
+}
+
+void run(const AttendDisentangled& op, const Work& w) {
+    w.clear_padding(op.out);
+    const AttentionFn attention = attention_for(w.isa);
+    const LinearBf16Fn multiply = linear_bf16_for(w.isa);
+    share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
+        const BiasScratch scratch = bias_scratch(op, tokens);
+        Attention one = attention_of(op, w, row, tokens);
+        one.bias = reinterpret_cast<const float*>(w.scratch);
+        one.bias_query_step = ptrdiff_t(scratch.bias_stride);
+        for (; head < last; ++head) {
+            disentangle(op, multiply, one.q, one.stride, head, tokens, w.scratch);
+            attention(&one, head, head + 1, 0, tokens, w.scratch + scratch.bytes);
+        }
+    });
+}
+
+// Scratch that a thread needs for sequences of up to this many tokens.
+template <class Op>
+size_t scratch_of(const Op&, size_t) {
+    return 0;
+}
+
+size_t scratch_of(const Attend& op, size_t tokens) { return attention_scratch_bytes(tokens, op.head_size); }
+
+size_t scratch_of(const AttendDisentangled& op, size_t tokens) {
+    return bias_scratch(op, tokens).bytes + attention_scratch_bytes(tokens, op.head_size);
 }
 
 void run(const Pool& op, const Work& w) {

@@ -105,6 +105,19 @@ struct Attend {
     size_t bias_stride, window;
 };
 
+// Attention with DeBERTa's biases, see disentangled.h. Tables are packed as the weights of linear_bf16, scaled, a linear of
+// table_rows outputs (a multiple of 16) for each head; either may be null. row[key - query]: the row of a distance, which
+// never falls as the distance grows; row points at distance 0.
+struct AttendDisentangled {
+    int in, out;
+    size_t heads, head_size;
+    float scale;
+    const uint16_t* key_table;
+    const uint16_t* query_table;
+    size_t table_rows;
+    const int32_t* row;
+};
+
 enum class Pooling { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLast };
 
 // One f32 row per sequence, of its rows of `in`, into columns [column, column + width of in).
@@ -139,8 +152,8 @@ struct Rotate {
     const float* sin;
 };
 
-using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, Attend, Pool, Normalize, Activate,
-                        Gate, Rotate>;
+using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, Attend, AttendDisentangled, Pool,
+                        Normalize, Activate, Gate, Rotate>;
 
 // starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null; each
 // has at least one token.

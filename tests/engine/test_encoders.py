@@ -1,5 +1,7 @@
 """What the engine computes is what the transformers model computes, for every family and every kind of head."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,18 @@ from tests.engine.conftest import Open
 
 # The engine multiplies in bf16 and keeps what lies between linears in it: each of these rounds to 8 bits, 2^-9 at most.
 TOLERANCE = 0.015
-FAMILIES = ("albert", "bert", "distilbert", "electra", "ernie", "modernbert", "mpnet", "roberta", "xlm-roberta")
+FAMILIES = (
+    "albert",
+    "bert",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "ernie",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
 TASKS = ("sequence-classification", "token-classification", "question-answering")
 
 TinyModel = Callable[..., Path]
@@ -83,13 +96,20 @@ def test_every_head(tiny_model: TinyModel, opened: Open, sequences: list[list[in
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        ("deberta-v2", {}, "no builder for model_type 'deberta-v2'; there are: albert, bert"),
         ("bert", {"hidden_act": "gelu_fast"}, "activation 'gelu_fast' has no operator; there are gelu"),
         ("albert", {"num_hidden_groups": 2}, "num_hidden_groups = 2 has no builder"),
     ],
 )
-def test_what_has_no_builder_says_so(
+def test_settings_without_a_builder_say_so(
     tiny_model: TinyModel, family: str, config: dict[str, object], message: str
 ) -> None:
     with pytest.raises(EngineError, match=message):
         lower_encoder(Weights(tiny_model(family, **config)))
+
+
+def test_a_family_without_a_builder_says_so(tiny_model: TinyModel, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model("bert"), tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "funnel"}))
+    with pytest.raises(EngineError, match="no builder for model_type 'funnel'; there are: albert, bert, deberta-v2"):
+        lower_encoder(Weights(copy))

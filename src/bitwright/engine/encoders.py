@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.engine.disentangled import attention_kinds, positions_of, tables_of
 from bitwright.engine.lowering import Lowering, Value
 from bitwright.engine.program import Program
 from bitwright.engine.weights import Weights
@@ -182,11 +183,8 @@ def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
         weights, config = lower.weights, lower.weights.config
         _refuse(config)
         eps, heads = weights.real("layer_norm_eps", row.default_eps), weights.number(row.heads)
-        activation = str(config.get(row.activation))
         words = "embeddings.word_embeddings.weight"
-        base = next((p for p in (row.prefix, "") if p + words in weights), None)
-        if base is None:
-            raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {row.prefix!r}")
+        base = _base(weights, row.prefix, words)
         first = _first_position(config) if row.after_padding else 0
         limit = weights.number("max_position_embeddings") - first
         types = base + row.types if row.types and base + row.types in weights else None
@@ -198,12 +196,7 @@ def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
         for layer in range(weights.number(row.layers)):
             block = base + row.block.format(layer)
             qkv = lower.linears([f"{block}.{part}" for part in row.qkv], x, out="bf16")
-            mixed = lower.attention(block, qkv, heads, bias_HD=bias_HD)
-            y = lower.linears([f"{block}.{row.attention_output}"], mixed, out="f32")
-            x = lower.norm(f"{block}.{row.attention_norm}", y, x, eps=eps)
-            inner = lower.linears([f"{block}.{row.ffn[0]}"], x, out="bf16", activation=activation)
-            y = lower.linears([f"{block}.{row.ffn[1]}"], inner, out="f32")
-            x = lower.norm(f"{block}.{row.ffn_norm}", y, x, eps=eps)
+            x = _rest_of_block(lower, row, block, lower.attention(block, qkv, heads, bias_HD=bias_HD), x, eps)
 
         def head(x: Value) -> Value:
             for path, function in row.head:
@@ -214,6 +207,59 @@ def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
         return x, Head(head, row.classifier, limit, len(weights.floats(types)) if types else 1)
 
     return build
+
+
+def _rest_of_block(lower: Lowering, row: PostNorm, block: str, mixed: Value, x: Value, eps: float) -> Value:
+    """What a block does after attention has mixed its tokens."""
+    activation = str(lower.weights.config.get(row.activation))
+    y = lower.linears([f"{block}.{row.attention_output}"], mixed, out="f32")
+    x = lower.norm(f"{block}.{row.attention_norm}", y, x, eps=eps)
+    inner = lower.linears([f"{block}.{row.ffn[0]}"], x, out="bf16", activation=activation)
+    y = lower.linears([f"{block}.{row.ffn[1]}"], inner, out="f32")
+    return lower.norm(f"{block}.{row.ffn_norm}", y, x, eps=eps)
+
+
+def _deberta(lower: Lowering) -> tuple[Value, Head]:
+    """BERT's blocks with disentangled attention; absolute positions and token types only where the config says so."""
+    weights, config = lower.weights, lower.weights.config
+    _refuse(config)
+    row, words = replace(_BERT, prefix="deberta."), "embeddings.word_embeddings.weight"
+    base = _base(weights, row.prefix, words)
+    eps, heads = weights.real("layer_norm_eps", 1e-7), weights.number(row.heads)
+    limit = weights.number("max_position_embeddings")
+    absolute = f"{base}embeddings.position_embeddings.weight" if config.get("position_biased_input", True) else None
+    types = base + str(row.types) if config.get("type_vocab_size", 0) else None
+    x = lower.embed(base + words, absolute, types)
+    if f"{base}embeddings.embed_proj.weight" in weights:
+        x = lower.linears([f"{base}embeddings.embed_proj"], x, out="f32")
+    x = lower.norm(f"{base}embeddings.LayerNorm", x, eps=eps)
+    positions = positions_of(weights, f"{base}encoder", limit, eps)
+    for layer in range(weights.number(row.layers)):
+        block = base + row.block.format(layer)
+        attention = f"{block}.attention.self"
+        qkv = lower.linears([f"{attention}.{part}_proj" for part in ("query", "key", "value")], x, out="bf16")
+        if positions is None:
+            mixed = lower.attention(block, qkv, heads, terms=1 + len(attention_kinds(weights)))
+        else:
+            mixed = lower.disentangled(block, qkv, heads, tables_of(weights, attention, positions))
+        x = _rest_of_block(lower, row, block, mixed, x, eps)
+
+    def head(x: Value) -> Value:
+        return lower.linears(["pooler.dense"], x, out="f32", activation=str(config.get("pooler_hidden_act", "gelu")))
+
+    return x, Head(head, "classifier", limit, len(weights.floats(types)) if types else 1)
+
+
+def _base(weights: Weights, prefix: str, words: str) -> str:
+    """What the names of the base model begin with.
+
+    Raises:
+        EngineError: the table of words has neither name.
+    """
+    base = next((p for p in (prefix, "") if p + words in weights), None)
+    if base is None:
+        raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {prefix!r}")
+    return base
 
 
 def _modernbert(lower: Lowering) -> tuple[Value, Head]:
@@ -279,7 +325,7 @@ def _first_position(config: Config) -> int:
 def _refuse(config: Config) -> None:
     """Settings that change the computation and that no builder knows."""
     plain = {"position_embedding_type": "absolute", "is_decoder": False, "num_hidden_groups": 1, "inner_group_num": 1,
-             "use_task_id": False}  # fmt: skip
+             "use_task_id": False, "conv_kernel_size": 0}  # fmt: skip
     for key, value in plain.items():
         if config.get(key, value) != value:
             raise EngineError(f"{key} = {config[key]!r} has no builder")
@@ -303,5 +349,6 @@ def _distance_bias(table_BH: np.ndarray, limit: int) -> np.ndarray:
 
 _BUILDERS: dict[str, Callable[[Lowering], tuple[Value, Head]]] = {
     **{family: _post_norm(row) for family, row in _POST_NORM.items()},
+    "deberta-v2": _deberta,
     "modernbert": _modernbert,
 }

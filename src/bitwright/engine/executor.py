@@ -9,6 +9,7 @@ from bitwright.engine.packing import aligned
 from bitwright.engine.program import KINDS, Buffer, Grid, Op, Program, place_buffers
 from bitwright.errors import InputError
 from bitwright.kernels import native
+from bitwright.kernels.layouts import BLOCK
 
 _FUNCTIONS = ("relu", "tanh", "gelu_tanh", "silu")  # as in csrc/rows/contract.h
 _NO_WINDOW = 2**64 - 1
@@ -135,14 +136,25 @@ class Executor:
             self._native.linear_bf16(*place, *weights, settings["gelu"])
 
     def _attention(self, op: Op) -> None:
-        settings, bias_HD = op.settings, op.weights["bias"]
+        settings = op.settings
+        place = (_index(op.reads[0]), _index(op.writes[0]), settings["heads"], settings["head_size"], settings["scale"])
+        if "row" in op.weights:
+            self._disentangled(op, place)
+            return
+        bias_HD = op.weights["bias"]
         stride, middle = (0, 0) if bias_HD is None else (bias_HD.shape[1], bias_HD.shape[1] // 2)
         window = _NO_WINDOW if settings["window"] is None else settings["window"]
         address = self._address(bias_HD)
-        self._native.attention(
-            _index(op.reads[0]), _index(op.writes[0]), settings["heads"], settings["head_size"], settings["scale"],
-            address + 4 * middle, stride, window,
-        )  # fmt: skip
+        self._native.attention(*place, address + 4 * middle, stride, window)
+
+    def _disentangled(self, op: Op, place: tuple[int, int, int, int, float]) -> None:
+        tables, row = (op.weights["keys"], op.weights["queries"]), op.weights["row"]
+        assert row is not None
+        blocks = next(table.shape[1] for table in tables if table is not None)
+        addresses = [self._address(table) for table in tables]
+        self._native.attention_disentangled(
+            *place, *addresses, blocks * BLOCK, self._address(row) + row.itemsize * (len(row) // 2)
+        )
 
     def _pool(self, op: Op) -> None:
         self._native.pool(_index(op.reads[0]), _index(op.writes[0]), op.settings["mode"], op.settings["column"])

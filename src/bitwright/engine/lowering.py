@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
-from bitwright.engine.packing import pack_bf16, pack_int8
+from bitwright.engine.packing import pack_bf16, pack_heads, pack_int8
 from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check
 from bitwright.engine.weights import Linear, Weights
 from bitwright.errors import CheckpointError, EngineError
@@ -112,26 +113,33 @@ class Lowering:
         return qkv
 
     def attention(
-        self, name: str, qkv: Value, heads: int, *, window: int | None = None, bias_HD: np.ndarray | None = None
-    ) -> Value:
+        self, name: str, qkv: Value, heads: int, *, window: int | None = None, bias_HD: np.ndarray | None = None,
+        terms: int = 1,
+    ) -> Value:  # fmt: skip
         """Attention over rows of q, k and v.
 
         window: how far a token sees on either side. bias_HD: float32 (heads, 2 · T − 1), added by distance key − query.
+        terms: of a score, which is divided by √(head size · terms).
         """
-        width = qkv.buffer.width // 3
-        size = width // heads
-        if 3 * heads * size != qkv.buffer.width or not size or size % 8 or size > 256:
-            raise EngineError(
-                f"{name}: {heads} heads of {qkv.buffer.width} / 3 values; the operator takes head sizes that are "
-                "multiples of 8, up to 256"
-            )
-        out = self._buffer("bf16", width)
-        self._add(
-            Op(
-                "attention", name, (qkv.buffer,), (out,),
-                {"heads": heads, "head_size": size, "scale": size**-0.5, "window": window}, {"bias": bias_HD},
-            )
-        )  # fmt: skip
+        size = _head_size(name, qkv, heads)
+        settings = {"heads": heads, "head_size": size, "scale": (size * terms) ** -0.5, "window": window}
+        out = self._buffer("bf16", heads * size)
+        self._add(Op("attention", name, (qkv.buffer,), (out,), settings, {"bias": bias_HD}))
+        return Value(out)
+
+    def disentangled(self, name: str, qkv: Value, heads: int, tables: Tables) -> Value:
+        """Attention over rows of q, k and v, with the products of queries, keys, or both with tables of positions."""
+        size = _head_size(name, qkv, heads)
+        made = {"keys": tables.keys_PN, "queries": tables.queries_PN}
+        scale = (size * (1 + sum(table is not None for table in made.values()))) ** -0.5
+        weights: dict[str, np.ndarray | None] = {"row": tables.row_R}
+        for kind, table_PN in made.items():
+            if table_PN is not None and table_PN.shape[1] != heads * size:
+                raise CheckpointError(f"{name}: positions of {table_PN.shape[1]} values for {heads} heads of {size}")
+            weights[kind] = None if table_PN is None else pack_heads(table_PN * np.float32(scale), heads)
+        settings = {"heads": heads, "head_size": size, "scale": scale, "folded": tables.folded}
+        out = self._buffer("bf16", heads * size)
+        self._add(Op("attention", name, (qkv.buffer,), (out,), settings, weights))
         return Value(out)
 
     def pool(self, x: Value, modes: Sequence[str], *, normalize: bool) -> Value:
@@ -239,6 +247,21 @@ def function_of(activation: str) -> str:
     if activation not in _FUNCTIONS:
         raise EngineError(f"activation {activation!r} has no operator; there are {', '.join(sorted(_FUNCTIONS))}")
     return _FUNCTIONS[activation]
+
+
+def _head_size(name: str, qkv: Value, heads: int) -> int:
+    """Values of a head of q, k or v.
+
+    Raises:
+        EngineError: there is no operator for it.
+    """
+    size = qkv.buffer.width // 3 // heads
+    if 3 * heads * size != qkv.buffer.width or not size or size % 8 or size > 256:
+        raise EngineError(
+            f"{name}: {heads} heads of {qkv.buffer.width} / 3 values; the operator takes head sizes that are "
+            "multiples of 8, up to 256"
+        )
+    return size
 
 
 def _rows(layer: Linear, begin: int, end: int) -> Linear:

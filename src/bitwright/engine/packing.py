@@ -21,6 +21,12 @@ def pack_bf16(values_NK: np.ndarray, bias_N: np.ndarray) -> dict[str, np.ndarray
     return {"weight": aligned(layouts.pack_bf16(narrow(values_NK))), "bias": _columns(bias_N)}
 
 
+def pack_heads(table_PN: np.ndarray, heads: int) -> np.ndarray:
+    """A packed bf16 weight for each head, of its part of the columns of a float32 table: (heads, …)."""
+    parts = np.split(table_PN, heads, axis=1)
+    return aligned(np.stack([layouts.pack_bf16(narrow(part_PD)) for part_PD in parts]))
+
+
 def aligned(values: np.ndarray) -> np.ndarray:
     """A contiguous copy that begins at a multiple of 64 bytes."""
     memory = np.empty(values.nbytes + 64, np.uint8)

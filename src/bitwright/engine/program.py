@@ -8,7 +8,7 @@ runs it.
     round       f32            bf16
     linear      codes          f32, bf16 or codes    int8 x int8, then bias and GELU; codes on a static grid
     linear      bf16           f32 or bf16           bf16 x bf16, then bias and GELU
-    attention   bf16           bf16                  softmax(q kᵀ) v of each head; a row holds q, k and v
+    attention   bf16           bf16                  softmax(q kᵀ + bias) v of each head; a row holds q, k and v
     rotate      bf16           in place              q and k by position
     gate        bf16           bf16                  the product of a row's halves
     activate    f32 or bf16    in place              an elementwise function
@@ -90,7 +90,12 @@ class Op:
             assert source is not None
             return 2 * (1 if source.per_sequence else tokens) * source.width * int(self.settings["n"])
         if self.kind == "attention":
-            return 4 * tokens * tokens * int(self.settings["heads"]) * int(self.settings["head_size"])
+            products = 2 * tokens  # with keys, of values with weights; then with the rows of tables in use
+            row = self.weights.get("row")
+            if row is not None:
+                used = int(row[len(row) // 2 + tokens - 1] - row[len(row) // 2 - tokens + 1]) + 1
+                products += used * sum(self.weights[kind] is not None for kind in ("keys", "queries"))
+            return 2 * tokens * products * int(self.settings["heads"]) * int(self.settings["head_size"])
         return 0
 
 
@@ -108,6 +113,11 @@ class Program:
     max_tokens: int
     vocabulary: int
     types: int = 1
+
+    @property
+    def folded(self) -> int:
+        """Runs of int8 linears that a forward of the model has and the program does not: their result is a constant."""
+        return sum(op.settings.get("folded", 0) for op in self.ops)
 
     def text(self) -> str:
         """The operators, a line each, by the block that they belong to; then the buffers."""
@@ -198,8 +208,10 @@ def _what(op: Op) -> str:
         codes = " static" * (settings["grid"] is not None)
         return f"{source.width}→{settings['n']} {dtype}{' gelu' * settings['gelu']}{codes}"
     if op.kind == "attention":
-        window = "" if settings["window"] is None else f" ±{settings['window']}"
-        return f"{settings['heads']} × {settings['head_size']}{window}{' biased' * (op.weights['bias'] is not None)}"
+        shape, found = f"{settings['heads']} × {settings['head_size']}", op.weights.get
+        window = "" if settings.get("window") is None else f" ±{settings['window']}"
+        tables = " c2p" * (found("keys") is not None) + " p2c" * (found("queries") is not None)
+        return f"{shape}{window}{' biased' * (found('bias') is not None)}{tables}"
     if op.kind in ("norm", "quantize") and settings["grid"] is not None:
         return ("asymmetric", "symmetric", "static")[settings["grid"].mode]
     return str(settings.get("function", ""))

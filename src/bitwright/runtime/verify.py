@@ -103,6 +103,7 @@ def _verify_one(
         with np.load(result) as found:
             vectors, integer_calls = found["vectors"], int(found["integer_calls"])
             engine_vectors, engine_calls = found["engine_vectors"], int(found["engine_calls"])
+            engine_folded = int(found["engine_folded"])
     if vectors.shape != expected.shape:
         return _row(target, False, {}, f"output shape {vectors.shape}, expected {expected.shape}")
     error = float(np.abs(expected - vectors).max() / np.abs(expected).max())
@@ -117,8 +118,8 @@ def _verify_one(
         length = np.linalg.norm(expected, axis=1)
         distance = float((np.linalg.norm(engine_vectors - expected, axis=1) / length).mean())
         checks |= {"engine_distance": distance, "engine_distance_allowed": ENGINE_TOLERANCE}
-        checks |= {"engine_integer_kernel_calls": engine_calls}
-        ok = ok and distance <= ENGINE_TOLERANCE and engine_calls == n_integer
+        checks |= {"engine_integer_kernel_calls": engine_calls, "engine_folded_calls": engine_folded}
+        ok = ok and distance <= ENGINE_TOLERANCE and engine_calls + engine_folded == n_integer
         detail += "; so does the engine, within the rounding of activations"
     return _row(target, ok, checks, detail)
 
@@ -139,7 +140,7 @@ def _child(target: str, compute: str, directory: str, given: str, result: str) -
 
     with np.load(given) as file:
         ids = torch.from_numpy(file["ids"])
-    integer_calls = engine_calls = 0
+    integer_calls = engine_calls = engine_folded = 0
     engine_vectors: Any = np.empty((0, 0), np.float32)
     if target == "bitwright":
         from bitwright.runtime.engine_model import EngineModel
@@ -150,6 +151,7 @@ def _child(target: str, compute: str, directory: str, given: str, result: str) -
         model = load(directory, compute=compute)
         if isinstance(model, EngineModel):
             engine_vectors, engine_calls = compared(model, ids)
+            engine_folded = model.executor.program.folded
     elif target == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
 
@@ -165,6 +167,7 @@ def _child(target: str, compute: str, directory: str, given: str, result: str) -
         integer_calls=integer_calls,
         engine_vectors=engine_vectors,
         engine_calls=engine_calls,
+        engine_folded=engine_folded,
     )
 
 

@@ -1,0 +1,108 @@
+// Disentangled attention (He et al. 2021, 2006.03654): what a head adds to the score of query i and key j,
+//
+//   q[i] . key_table[row[j - i]] + k[j] . query_table[row[j - i]]
+//
+// or one of the two. The products of tokens with all rows of a table that a sequence uses are one linear; gathered by
+// distance they become the bias [tokens, tokens] that attention takes. Everything is internal to the file that includes
+// it.
+#pragma once
+#include <string.h>
+
+#include "program.h"
+#include "share.h"
+#include "sizes.h"
+
+namespace {
+
+constexpr size_t kTokensAtOnce = 64;  // whose products are gathered before they leave L2
+constexpr size_t kApart = 16;         // floats between rows: those a multiple of 1 KiB apart would share their L1 sets
+
+// The rows of a table that distances -(tokens - 1) to tokens - 1 use: whole blocks, as a linear computes them.
+struct TableRows {
+    size_t first, count;
+};
+
+inline TableRows rows_used(const AttendDisentangled& op, size_t tokens) {
+    const ptrdiff_t last = ptrdiff_t(tokens) - 1;
+    const size_t first = op.row[-last] / kBlock * kBlock;
+    return {first, round_up(op.row[last] + 1, kBlock) - first};
+}
+
+// Where the parts of a head's scratch begin, in bytes, each at a multiple of 64.
+struct BiasScratch {
+    size_t bias_stride, stride;  // of a row of the bias, of products, in floats
+    size_t products;             // f32 [kTokensAtOnce, stride]; the bias lies before them
+    size_t zeros;                // f32 [rows used]
+    size_t x;                    // bf16 [kTokensAtOnce, head size padded]
+    size_t bytes;
+};
+
+inline BiasScratch bias_scratch(const AttendDisentangled& op, size_t tokens) {
+    const size_t rows = rows_used(op, tokens).count, stride = rows + kApart;
+    const size_t bias_stride = round_up(tokens, 16) + kApart;
+    const size_t products = tokens * bias_stride * sizeof(float);
+    const size_t zeros = products + kTokensAtOnce * stride * sizeof(float), x = zeros + rows * sizeof(float);
+    return {bias_stride, stride, products, zeros, x, x + kTokensAtOnce * round_up(op.head_size, 32) * sizeof(uint16_t)};
+}
+
+// A head on its way: products [tokens begin to begin + count, rows from `first` on] are added to a bias.
+struct Gather {
+    const int32_t* row;
+    const float* products;
+    ptrdiff_t first;
+    size_t stride, begin, count, tokens;
+    float* bias;
+    size_t bias_stride;
+};
+
+// Products of queries, to their rows of the bias.
+inline void gather_queries(const Gather& g) {
+    for (size_t i = 0; i < g.count; ++i) {
+        const int32_t* row = g.row - ptrdiff_t(g.begin + i);
+        const float* products = g.products + i * g.stride;
+        float* out = g.bias + (g.begin + i) * g.bias_stride;
+        for (size_t j = 0; j < g.tokens; ++j) out[j] += products[row[j] - g.first];
+    }
+}
+
+// Products of keys, to their columns: row by row, in which the same lines of products are read again.
+inline void gather_keys(const Gather& g) {
+    for (size_t q = 0; q < g.tokens; ++q) {
+        const int32_t* row = g.row + (ptrdiff_t(g.begin) - ptrdiff_t(q));
+        float* out = g.bias + q * g.bias_stride + g.begin;
+        for (size_t i = 0; i < g.count; ++i) out[i] += g.products[ptrdiff_t(i * g.stride) + row[i] - g.first];
+    }
+}
+
+// The bias of one head, into the beginning of the scratch. in: the rows of q, k and v of a sequence.
+inline void disentangle(const AttendDisentangled& op, LinearBf16Fn multiply, const uint16_t* in, size_t in_stride,
+                        size_t head, size_t tokens, char* scratch) {
+    const TableRows used = rows_used(op, tokens);
+    const BiasScratch w = bias_scratch(op, tokens);
+    float *bias = reinterpret_cast<float*>(scratch), *products = reinterpret_cast<float*>(scratch + w.products);
+    float* zeros = reinterpret_cast<float*>(scratch + w.zeros);
+    uint16_t* x = reinterpret_cast<uint16_t*>(scratch + w.x);
+    const size_t k_padded = round_up(op.head_size, 32), table = (head * op.table_rows + used.first) * k_padded;
+    memset(bias, 0, w.products);
+    memset(zeros, 0, w.x - w.zeros);
+    memset(x, 0, w.bytes - w.x);  // what lies beyond the head size stays zero
+    for (const bool of_queries : {true, false}) {
+        const uint16_t* tables = of_queries ? op.key_table : op.query_table;
+        if (!tables) continue;
+        const uint16_t* from = in + ((of_queries ? 0 : op.heads) + head) * op.head_size;
+        const LinearBf16 linear{x,          k_padded, tables + table, zeros, products, w.stride,
+                                used.count, k_padded, false,          false};
+        for (size_t begin = 0; begin < tokens; begin += kTokensAtOnce) {
+            const size_t count = tokens - begin < kTokensAtOnce ? tokens - begin : kTokensAtOnce;
+            for (size_t i = 0; i < count; ++i) {
+                memcpy(x + i * k_padded, from + (begin + i) * in_stride, op.head_size * sizeof(uint16_t));
+            }
+            multiply(&linear, 0, count, 0, used.count / kBlock);
+            const Gather gather{op.row, products, ptrdiff_t(used.first), w.stride, begin, count, tokens, bias,
+                                w.bias_stride};
+            (of_queries ? gather_queries : gather_keys)(gather);
+        }
+    }
+}
+
+}  // namespace

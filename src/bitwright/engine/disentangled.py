@@ -1,0 +1,134 @@
+"""Disentangled attention (He et al. 2021, 2006.03654): what DeBERTa knows of positions, as constants of a program.
+
+A score is (q_i · k_j + q_i · K[δ(i − j)] + k_j · Q[δ(i − j)]) / √(d · terms), over keys K and queries Q that a layer
+projects from one table of relative embeddings. They are the same for every text, so a program holds them projected, a
+row for each bucket δ of distance that a text can have, in the order of key − query.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitwright.engine.weights import Linear, Weights
+from bitwright.errors import CheckpointError, EngineError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """What the layers of a model share.
+
+    rows_PH: relative embeddings, float32, a row for each bucket that occurs, in the order of key − query. row_R: int32,
+    the bucket's row by key − query from −(T − 1) to T − 1. kinds: "c2p" (q · K), "p2c" (k · Q), or both.
+    """
+
+    rows_PH: np.ndarray
+    row_R: np.ndarray
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables:
+    """One layer's constants: keys_PN for c2p and queries_PN for p2c, float32 (P, heads · head size), or None; row_R as
+    in `Positions`. folded: linears of the model with int8 inputs that would have run once more to make them."""
+
+    keys_PN: np.ndarray | None
+    queries_PN: np.ndarray | None
+    row_R: np.ndarray
+    folded: int
+
+
+def attention_kinds(weights: Weights) -> tuple[str, ...]:
+    """pos_att_type of config.json, a list or "p2c|c2p"; each adds a term to the scale, also of a model without
+    relative positions.
+
+    Raises:
+        EngineError: it holds something else.
+    """
+    value = weights.config.get("pos_att_type") or []
+    parts = value.lower().split("|") if isinstance(value, str) else value
+    kinds = tuple(dict.fromkeys(str(part).strip() for part in parts)) if isinstance(parts, list) else ("",)
+    if not set(kinds) <= {"c2p", "p2c"}:
+        raise EngineError(f"pos_att_type = {value!r} has no builder; there are c2p and p2c")
+    return kinds
+
+
+def positions_of(weights: Weights, encoder: str, limit: int, eps: float) -> Positions | None:
+    """The relative positions of texts of up to `limit` tokens; None of a model that has none.
+
+    Raises:
+        EngineError, CheckpointError: settings that make no buckets, or a table that does not fit them.
+    """
+    config, kinds = weights.config, attention_kinds(weights)
+    if not config.get("relative_attention", False):
+        return None
+    if not kinds:
+        raise EngineError("relative_attention without a pos_att_type has no builder")
+    buckets = config.get("position_buckets", -1)
+    furthest = config.get("max_relative_positions", -1)
+    if type(buckets) is not int or type(furthest) is not int:
+        raise CheckpointError(f"position_buckets = {buckets!r}, max_relative_positions = {furthest!r}: not numbers")
+    furthest = furthest if furthest >= 1 else weights.number("max_position_embeddings")
+    span = buckets if buckets > 0 else furthest
+    table_PH = weights.rows(f"{encoder}.rel_embeddings.weight", weights.number("hidden_size"))
+    if len(table_PH) != 2 * span:
+        raise CheckpointError(f"{encoder}.rel_embeddings has {len(table_PH)} rows; {span} on each side are expected")
+    if "layer_norm" in (part.strip() for part in str(config.get("norm_rel_ebd", "none")).lower().split("|")):
+        table_PH = _layer_norm(weights, f"{encoder}.LayerNorm", table_PH, eps)
+    distance_R = np.arange(limit - 1, -limit, -1)  # query − key
+    bucket_R = distance_R if buckets <= 0 else log_buckets(distance_R, buckets, furthest)
+    at_R = np.clip(bucket_R + span, 0, 2 * span - 1)
+    rows_PH = np.ascontiguousarray(table_PH[at_R[-1] : at_R[0] + 1][::-1])
+    return Positions(rows_PH, (at_R[0] - at_R).astype(np.int32), kinds)
+
+
+def log_buckets(distance_R: np.ndarray, buckets: int, furthest: int) -> np.ndarray:
+    """Buckets of distance: single ones up to half of `buckets`, then as the logarithm, up to `furthest`; of its sign.
+
+    In float32, as the models were trained: where a bucket ends depends on it.
+
+    Raises:
+        EngineError: no distance is left for the logarithm.
+    """
+    middle = buckets // 2
+    if middle < 1 or furthest - 1 <= middle:
+        raise EngineError(f"position_buckets = {buckets} of up to {furthest} positions have no builder")
+    far_R = np.append(np.maximum(np.abs(distance_R), middle), furthest - 1).astype(np.float32)
+    growth_R = np.log(far_R / np.float32(middle))
+    steps_R = np.ceil(growth_R[:-1] / growth_R[-1] * np.float32(middle - 1)).astype(np.int64)
+    return np.where(np.abs(distance_R) <= middle, distance_R, (steps_R + middle) * np.sign(distance_R))
+
+
+def tables_of(weights: Weights, attention: str, positions: Positions) -> Tables:
+    """The constants of one layer's attention, whose linears are below this path."""
+    shared = bool(weights.config.get("share_att_key", False))
+    names = {"c2p": "key_proj" if shared else "pos_key_proj", "p2c": "query_proj" if shared else "pos_query_proj"}
+    # What the model runs: both of the content's, whether one or two kinds use them.
+    run = names if shared else positions.kinds
+    linears = {kind: weights.linear(f"{attention}.{names[kind]}") for kind in run}
+    made = {kind: _project(linears[kind], positions.rows_PH) for kind in positions.kinds}
+    folded = sum(linear.grid is not None for linear in linears.values())
+    return Tables(made.get("c2p"), made.get("p2c"), positions.row_R, folded)
+
+
+def _project(linear: Linear, x_PH: np.ndarray) -> np.ndarray:
+    """A linear in float32, its weight as its codes say, its input not rounded: (P, N)."""
+    values_NK, grid = linear.values_NK, linear.grid
+    if values_NK is None:
+        assert linear.codes_NK is not None
+        assert linear.scale_N is not None
+        values_NK = linear.codes_NK.astype(np.float32) * linear.scale_N[:, None].astype(np.float32)
+    k = x_PH.shape[1]
+    if values_NK.shape[1] != k:
+        raise CheckpointError(f"a linear of {values_NK.shape[1]} inputs reads relative embeddings of {k} values")
+    if grid is not None and grid.shift_K is not None and grid.multiplier_K is not None:
+        x_PH = (x_PH - grid.shift_K[:k]) * grid.multiplier_K[:k]
+    y_PN: np.ndarray = x_PH @ values_NK.T
+    return y_PN if linear.bias_N is None else y_PN + linear.bias_N
+
+
+def _layer_norm(weights: Weights, name: str, x_PH: np.ndarray, eps: float) -> np.ndarray:
+    width = x_PH.shape[1]
+    centred_PH = x_PH - x_PH.mean(axis=1, keepdims=True)
+    normed_PH = centred_PH / np.sqrt((centred_PH**2).mean(axis=1, keepdims=True) + np.float32(eps))
+    y_PH: np.ndarray = normed_PH * weights.vector(f"{name}.weight", width) + weights.vector(f"{name}.bias", width)
+    return y_PH
