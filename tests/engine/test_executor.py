@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bitwright.engine.executor import Executor
 from bitwright.errors import InputError
 from bitwright.kernels import dispatch
+from bitwright.models.load import load_model
 from tests.engine.conftest import Open
 
 TinyModel = Callable[..., Path]
@@ -60,6 +62,43 @@ def test_bad_batches_say_so_and_the_executor_stays_usable(
     with pytest.raises(InputError, match=message):
         bert.run(batch, threads)
     assert np.isfinite(bert.run([[5, 6, 7]], 1)).all()
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_types_are_those_of_the_model(
+    tiny_model: TinyModel, opened: Open, sequences: list[list[int]], family: str
+) -> None:
+    directory = tiny_model(family, type_vocab_size=3)
+    types = [np.random.default_rng(i).integers(0, 3, len(ids)).tolist() for i, ids in enumerate(sequences)]
+    executor, model = opened(directory, pooling=None), load_model(directory).model
+    want = []
+    with torch.inference_mode():
+        for ids, kinds in zip(sequences, types, strict=True):
+            out = model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([kinds]))
+            want.append(out.last_hidden_state[0].numpy())
+    got = executor.run(sequences, 1, types=types)
+    assert np.linalg.norm(got - np.concatenate(want)) < 0.015 * np.linalg.norm(got)
+    untyped = executor.run(sequences, 1)
+    assert np.linalg.norm(got - untyped) > 0.1 * np.linalg.norm(got)
+    assert np.array_equal(executor.run(sequences, 3, types=types), got)
+    assert np.array_equal(executor.run(sequences, 1, types=[[0] * len(ids) for ids in sequences]), untyped)
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        ([[0, 0, 2]], "token type 2: this model has 0 to 1"),
+        ([[0, -1, 0]], "token type -1: this model has 0 to 1"),
+        ([[0, 0]], r"sequences of \[3\] tokens with \[2\] token types"),
+        ([[0], [0, 0]], r"sequences of \[3\] tokens with \[1, 2\] token types"),
+    ],
+)
+def test_types_that_do_not_fit(bert: Executor, types: list[list[int]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        bert.run([[5, 6, 7]], 1, types=types)
+    with pytest.raises(InputError, match=r"\(2,\) token types for \(3,\) token ids"):
+        bert.run_packed(np.array([5, 6, 7]), np.array([3]), 1, types=np.array([0, 1]))
+    assert np.isfinite(bert.run([[5, 6, 7]], 1, types=[[0, 1, 1]])).all()
 
 
 def test_ids_and_lengths_that_do_not_fit(bert: Executor) -> None:

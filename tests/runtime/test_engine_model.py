@@ -63,6 +63,52 @@ def test_disentangled_attention(
     assert compared(model, ids)[1] + model.executor.program.folded == compared(model.generic, ids)[1] > 0
 
 
+@pytest.mark.parametrize("task", ["embedding", "sequence-classification", "token-classification", "question-answering"])
+@pytest.mark.parametrize(("family", "n_types"), [("bert", 2), ("deberta-v2", 2), ("deberta-v2", 0), ("mpnet", None)])
+def test_pairs_of_texts(
+    quantized: Callable[..., EngineModel], texts: list[str], family: str, n_types: int | None, task: str
+) -> None:
+    model = quantized(family, task, **({} if n_types is None else {"type_vocab_size": n_types}))
+    pairs = [*zip(texts[:20], texts[20:40], strict=True), (texts[0], ""), ("", texts[0])]
+    pairs += [(" ".join(texts[:9]), texts[9]), (texts[9], " ".join(texts[:9]))]  # cut
+    ids = model.tokenize(pairs)
+    assert ids == model.generic.tokenize(pairs)
+    assert max(map(len, ids)) == model.max_tokens
+    mine = model.encode(pairs)
+    for got, want in zip(mine, model.generic.encode(pairs), strict=True):
+        assert got.shape == want.shape
+        assert np.linalg.norm(got - want) < ENGINE_TOLERANCE * np.linalg.norm(want)
+    untyped = model.encode(ids)
+    if not n_types:
+        assert all(map(np.array_equal, mine, untyped))
+        return
+    assert not any(map(np.array_equal, mine, untyped))
+    types = [[int(i > row.index(3)) for i in range(len(row))] for row in ids]  # 1 after the first separator
+    assert all(map(np.array_equal, mine, model.encode(ids, types=types)))
+    length = max(map(len, ids))
+    ids_BT, types_BT, mask_BT = (
+        np.array([row + [0] * (length - len(row)) for row in rows])
+        for rows in (ids, types, [[1] * len(row) for row in ids])
+    )
+    assert all(map(np.array_equal, mine, model.rows(ids_BT, mask_BT, types_BT)))
+
+
+def test_bad_types(quantized: Callable[..., EngineModel]) -> None:
+    model = quantized("bert")
+    for other in (model, model.generic):
+        for items, types, message in (
+            (["a text"], [[0]], "types are those of token ids"),
+            ([[5, 6]], [[0, 2]], "item 0: token type 2; this model has 0 to 1"),
+            ([[5, 6], [7]], [[0, 1], [0, 1]], "item 1 has 1 tokens and 2 token types"),
+            ([[5, 6]], [[0, 1], [0]], "token types of 2 items for 1"),
+            ([("a", "b"), "c"], None, "pair 1 is str, not two texts"),
+            ([("a", "b"), ("c",)], None, "pair 1 is tuple, not two texts"),
+        ):
+            with pytest.raises(InputError, match=message):
+                other.encode(items, types=types)
+        assert np.isfinite(other.encode([[5, 6]], types=[[0, 1]])).all()
+
+
 def test_bad_input(quantized: Callable[..., EngineModel]) -> None:
     model = quantized("bert")
     for items, message in (("text", "one string"), ([[1, 300]], "token id 300"), ([[]], "item 0 has 0 tokens")):

@@ -66,8 +66,8 @@ def test_texts_are_tokenized_and_cut(llama: Model) -> None:
     [
         ("a text", "this is one string"),
         (["a", 3], "text 1 is int, not str"),
-        ([[3, 4], "a"], "item 1 is str: texts, or sequences of token ids"),
-        ([[3, 0.5]], "item 0 is list: texts, or sequences of token ids"),
+        ([[3, 4], "a"], "item 1 is str: texts, pairs of texts or sequences of token ids"),
+        ([[3, 0.5]], "item 0 is list: texts, pairs of texts or sequences"),
         ([None], "item 0 is NoneType"),
         ([[3], []], "item 1 has 0 tokens; this model takes 1 to 64"),
         ([[3] * 65], "item 0 has 65 tokens; this model takes 1 to 64"),
@@ -76,6 +76,20 @@ def test_texts_are_tokenized_and_cut(llama: Model) -> None:
 def test_items_that_are_neither_texts_nor_ids_say_so(llama: Model, items: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         llama.encode(items)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("family", "n_types"), [("bert", 2), ("roberta", 1), ("deberta-v2", 2), ("distilbert", None)])
+def test_pairs_get_their_types(tiny_model: Callable[..., Path], family: str, n_types: int | None) -> None:
+    directory = tiny_model(
+        family, "sequence-classification", **({} if n_types is None else {"type_vocab_size": n_types})
+    )
+    model, typed = float_model(load_model(directory)), n_types == 2
+    pairs = [("a class is an object", "names"), ("names", "a module binds names to objects"), ("", "a")]
+    for pair, got in zip(pairs, model.encode(pairs), strict=True):
+        inputs = model.tokenizer(*pair, return_tensors="pt", return_token_type_ids=typed)
+        assert not typed or inputs["token_type_ids"].max() == 1
+        with torch.inference_mode():
+            np.testing.assert_allclose(got, model.hf(**inputs).logits[0], rtol=1e-4, atol=1e-5)
 
 
 def test_encoders_take_token_ids_too(tiny_model: Callable[..., Path]) -> None:

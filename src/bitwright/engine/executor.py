@@ -46,48 +46,61 @@ class Executor:
         """Bytes of buffers that are held now."""
         return int(self._native.memory)
 
-    def run(self, sequences: Sequence[Sequence[int]], threads: int, seconds: np.ndarray | None = None) -> np.ndarray:
+    def run(
+        self, sequences: Sequence[Sequence[int]], threads: int, seconds: np.ndarray | None = None, *,
+        types: Sequence[Sequence[int]] | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """The program's output for token ids: float32 (sequences, width), or (all tokens, width).
 
-        seconds: float64 (ops,), gets the time of each operator added.
+        seconds: float64 (ops,), gets the time of each operator added. types: of the tokens; by default all of type 0.
 
         Raises:
-            InputError: an empty sequence, one that is too long, an id that is no token; threads < 1.
+            InputError: an empty sequence, one that is too long, an id that is no token, a type that the model does not
+                have, or not one for each token; threads < 1.
         """
-        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-        ids = np.fromiter(chain.from_iterable(sequences), np.int64, int(lengths.sum()))
-        return self.run_packed(ids, lengths, threads, seconds)
+        lengths, ids = _packed(sequences)
+        if types is None:
+            return self.run_packed(ids, lengths, threads, seconds)
+        type_lengths, packed = _packed(types)
+        if not np.array_equal(type_lengths, lengths):
+            raise InputError(f"sequences of {lengths.tolist()} tokens with {type_lengths.tolist()} token types")
+        return self.run_packed(ids, lengths, threads, seconds, types=packed)
 
     def run_packed(
-        self, ids: np.ndarray, lengths: np.ndarray, threads: int, seconds: np.ndarray | None = None
-    ) -> np.ndarray:
-        """As `run`, of sequences laid end to end: integers (all tokens,) and (sequences,)."""
+        self, ids: np.ndarray, lengths: np.ndarray, threads: int, seconds: np.ndarray | None = None, *,
+        types: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """As `run`, of sequences laid end to end: integers (all tokens,) and (sequences,); types as ids."""
         if threads < 1:
             raise InputError(f"threads = {threads}: at least 1")
         starts = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
         if ids.shape != (starts[-1],):
             raise InputError(f"{ids.shape} token ids for sequences of {starts[-1]} tokens in all")
-        self._check(np.asarray(lengths), ids)
+        if types is not None and types.shape != ids.shape:
+            raise InputError(f"{types.shape} token types for {ids.shape} token ids")
+        self._check(np.asarray(lengths), ids, types)
         output = self.program.output
         out = np.empty((len(lengths) if output.per_sequence else len(ids), output.width), np.float32)
         ids = np.ascontiguousarray(ids, np.int32)
+        types = None if types is None else np.ascontiguousarray(types, np.int32)
         self._native.run(
-            ids.ctypes.data, 0, starts.ctypes.data, len(lengths), threads, out.ctypes.data,
-            0 if seconds is None else seconds.ctypes.data,
+            ids.ctypes.data, 0 if types is None else types.ctypes.data, starts.ctypes.data, len(lengths), threads,
+            out.ctypes.data, 0 if seconds is None else seconds.ctypes.data,
         )  # fmt: skip
         return out
 
-    def _check(self, lengths: np.ndarray, ids: np.ndarray) -> None:
+    def _check(self, lengths: np.ndarray, ids: np.ndarray, types: np.ndarray | None) -> None:
         program = self.program
         if len(lengths) and (lengths.min() < 1 or lengths.max() > program.max_tokens):
             worst = int(lengths.argmin() if lengths.min() < 1 else lengths.argmax())
             raise InputError(
                 f"sequence {worst} has {lengths[worst]} tokens; this model takes 1 to {program.max_tokens}"
             )
-        if len(ids) and not 0 <= ids.min() <= ids.max() < program.vocabulary:
-            wrong = int(ids[(ids < 0) | (ids >= program.vocabulary)][0])
-            raise InputError(f"token id {wrong}: this model has 0 to {program.vocabulary - 1}")
+        for what, values, end in (("id", ids, program.vocabulary), ("type", types, program.types)):
+            if values is not None and len(values) and not 0 <= values.min() <= values.max() < end:
+                wrong = int(values[(values < 0) | (values >= end)][0])
+                raise InputError(f"token {what} {wrong}: this model has 0 to {end - 1}")
 
     def _address(self, values: np.ndarray | None) -> int:
         if values is None:
@@ -179,6 +192,12 @@ _ADD = {
     "normalize": Executor._normalize, "activate": Executor._activate, "gate": Executor._gate,
     "rotate": Executor._rotate,
 }  # fmt: skip
+
+
+def _packed(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths, and all numbers end to end, int64."""
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    return lengths, np.fromiter(chain.from_iterable(sequences), np.int64, int(lengths.sum()))
 
 
 def _index(buffer: Buffer | None) -> int:

@@ -20,7 +20,7 @@ from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, isa_index
 from bitwright.models.pooling import Pooling, read_pooling
 from bitwright.models.source import read_object
-from bitwright.runtime.items import Items, Track, check_ids, check_texts
+from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_types, texts_of
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
@@ -53,32 +53,36 @@ class EngineModel:
         self._generic: Model | None = None
 
     def encode(
-        self, items: Items, *, batch_size: int = 32, threads: int | None = None, track: Track = iter
-    ) -> np.ndarray | list[np.ndarray]:
-        """What the model makes of each text, or of each sequence of token ids.
+        self, items: Items, *, types: Sequence[Sequence[int]] | None = None, batch_size: int = 32,
+        threads: int | None = None, track: Track = iter,
+    ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
+        """What the model makes of each text, each pair (text, text), or each sequence of token ids.
 
         Embedding models: float32 (n, H), pooled and normalised as the model's own sentence-transformers files say.
         Sequence classifiers: logits, float32 (n, labels). Token classifiers: a list of n arrays (tokens, labels);
         question answering: a list of n arrays (2, tokens), the start and end logits.
 
         Items are taken `batch_size` at a time, those of like length together; the result is in the order of `items`.
-        Sequences are never padded. Texts are cut at `max_tokens`.
+        Sequences are never padded. Texts are cut at `max_tokens`, of a pair the longer one first. The tokens of a pair
+        have the types that the tokenizer gives them, if the model has more than one.
 
         Args:
+            types: of the tokens of each item, where items are ids; by default all of type 0.
             threads: of the CPU; by default the model's.
             track: wraps the loop over batches, for a progress bar.
 
         Raises:
-            InputError: `items` is a single string, or holds something that is neither text nor token ids, or ids that
-                the model does not have, or more of them than `max_tokens`; batch_size or threads < 1.
+            InputError: `items` is a single string, or holds something else than `Items` says, or ids or types that the
+                model does not have, or more of them than `max_tokens`; types of texts, or not one for each id;
+                batch_size or threads < 1.
             NumericsError: the model produced NaN or infinity.
         """
-        tokens = self.tokenize(items, batch_size=batch_size)
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
+        tokens = self._tokens(items, types, batch_size)
+        order = sorted(range(len(tokens.ids)), key=lambda i: -len(tokens.ids[i]))
         batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-        rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(tokens)
+        rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(order)
         for chosen in track(batches):
-            for i, row in zip(chosen, self._run([tokens[i] for i in chosen], threads), strict=True):
+            for i, row in zip(chosen, self._run(tokens.of(chosen), threads), strict=True):
                 rows[i] = row
         for i, row in enumerate(rows):
             if not np.isfinite(row).all():
@@ -91,26 +95,46 @@ class EngineModel:
         return rows
 
     def tokenize(self, items: Items, *, batch_size: int = 32) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at `max_tokens`; ids as they are. Raises as `encode`."""
+        """Token ids of each text or pair, special tokens included, cut at `max_tokens`; ids as they are.
+
+        Raises as `encode`.
+        """
+        return self._tokens(items, None, batch_size).ids
+
+    def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int) -> Tokens:
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size}: at least 1")
-        if not check_texts(items):
-            return check_ids(items, self.max_tokens)
+        texts, n_types = texts_of(items), self.executor.program.types
+        if texts is None:
+            return check_types(types, check_ids(items, self.max_tokens), n_types)
+        refuse_types(types)
         if self._tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer.json; give token ids instead")
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(items))]
+        first, second = texts
+        given = first if second is None else list(zip(first, second, strict=True))
+        encodings = self._tokenizer.encode_batch_fast(given)
+        ids = [encoding.ids for encoding in encodings]
+        if second is None or n_types < 2:
+            return Tokens(ids)
+        return check_types([encoding.type_ids for encoding in encodings], ids, n_types)
 
-    def rows(self, ids_BT: Any, mask_BT: Any) -> list[np.ndarray]:
-        """What `encode` gives for each sequence of a batch of token ids with its 0/1 mask: float32 arrays."""
-        ids, mask = np.asarray(ids_BT), np.asarray(mask_BT).astype(bool)
-        sequences = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
-        return self._run(sequences, None)
+    def rows(self, ids_BT: Any, mask_BT: Any, types_BT: Any = None) -> list[np.ndarray]:
+        """What `encode` gives for each sequence of a batch of token ids with its 0/1 mask: float32 arrays.
 
-    def _run(self, sequences: Sequence[Sequence[int]], threads: int | None) -> list[np.ndarray]:
-        out = self.executor.run(sequences, self.threads if threads is None else threads)
+        types_BT: of tokens; None for all of type 0.
+        """
+        mask = np.asarray(mask_BT).astype(bool)
+
+        def kept(values_BT: Any) -> list[list[int]]:
+            return [row[keep].tolist() for row, keep in zip(np.asarray(values_BT), mask, strict=True)]
+
+        return self._run(Tokens(kept(ids_BT), None if types_BT is None else kept(types_BT)), None)
+
+    def _run(self, tokens: Tokens, threads: int | None) -> list[np.ndarray]:
+        out = self.executor.run(tokens.ids, self.threads if threads is None else threads, types=tokens.types)
         if self.executor.program.output.per_sequence:
             return list(out)
-        ends = np.cumsum([len(ids) for ids in sequences])
+        ends = np.cumsum([len(ids) for ids in tokens.ids])
         rows = np.split(out, ends[:-1])
         return [row.T for row in rows] if self.task == "question-answering" else rows
 

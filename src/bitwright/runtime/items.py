@@ -1,28 +1,46 @@
-"""What `encode` takes: texts, or sequences of token ids."""
+"""What `encode` takes: texts, pairs of texts, or sequences of token ids."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bitwright.errors import InputError
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]
-Items = Sequence[str] | Sequence[Sequence[int]]
+Pair = tuple[str, str]
+Items = Sequence[str] | Sequence[Pair] | Sequence[Sequence[int]]
 
 
-def check_texts(items: Items) -> bool:
-    """Whether these are texts; False for anything else, and for no items at all.
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Of each item, token ids and their types; types None: all are of type 0."""
+
+    ids: list[list[int]]
+    types: list[list[int]] | None = None
+
+    def of(self, chosen: Sequence[int]) -> "Tokens":
+        """Those of some items."""
+        types = self.types
+        return Tokens([self.ids[i] for i in chosen], None if types is None else [types[i] for i in chosen])
+
+
+def texts_of(items: Items) -> tuple[list[str], list[str] | None] | None:
+    """The texts, and with what each is paired; None for anything else, and for no items at all.
 
     Raises:
-        InputError: a single string, or texts with something else among them.
+        InputError: a single string, or texts or pairs with something else among them.
     """
     if isinstance(items, str):
         raise InputError("encode takes a list of texts, this is one string; pass [text]")
-    if len(items) == 0 or not isinstance(items[0], str):
-        return False
-    wrong = next((i for i, text in enumerate(items) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise InputError(f"text {wrong} is {type(items[wrong]).__name__}, not str")
-    return True
+    if len(items) == 0:
+        return None
+    if isinstance(items[0], str):
+        _check_all(items, lambda item: isinstance(item, str), "text", "str")
+        return [str(text) for text in items], None
+    if _is_pair(items[0]):
+        _check_all(items, _is_pair, "pair", "two texts")
+        return [str(pair[0]) for pair in items], [str(pair[1]) for pair in items]
+    return None
 
 
 def check_ids(items: Items, max_tokens: int) -> list[list[int]]:
@@ -33,7 +51,48 @@ def check_ids(items: Items, max_tokens: int) -> list[list[int]]:
     """
     for index, item in enumerate(items):
         if isinstance(item, str) or not isinstance(item, Sequence) or not all(isinstance(i, int) for i in item):
-            raise InputError(f"item {index} is {type(item).__name__}: texts, or sequences of token ids, are taken")
+            raise InputError(
+                f"item {index} is {type(item).__name__}: texts, pairs of texts or sequences of token ids are taken"
+            )
         if not 1 <= len(item) <= max_tokens:
             raise InputError(f"item {index} has {len(item)} tokens; this model takes 1 to {max_tokens}")
     return [list(map(int, item)) for item in items]
+
+
+def check_types(types: Sequence[Sequence[int]] | None, ids: list[list[int]], n_types: int) -> Tokens:
+    """Ids with the types of their tokens.
+
+    n_types: of the model; types below it exist.
+
+    Raises:
+        InputError: not a type for each token, or one that the model does not have.
+    """
+    if types is None:
+        return Tokens(ids)
+    if len(types) != len(ids):
+        raise InputError(f"token types of {len(types)} items for {len(ids)}")
+    for index, (row, of) in enumerate(zip(types, ids, strict=True)):
+        if len(row) != len(of):
+            raise InputError(f"item {index} has {len(of)} tokens and {len(row)} token types")
+        wrong = next((kind for kind in row if not isinstance(kind, int) or not 0 <= kind < n_types), None)
+        if wrong is not None:
+            raise InputError(f"item {index}: token type {wrong!r}; this model has 0 to {n_types - 1}")
+    return Tokens(ids, [list(row) for row in types])
+
+
+def refuse_types(types: object) -> None:
+    """Raises:
+    InputError: token types were given with texts.
+    """
+    if types is not None:
+        raise InputError("types are those of token ids; the tokens of texts get theirs from the tokenizer")
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(text, str) for text in item)
+
+
+def _check_all(items: Items, fits: Callable[[Any], bool], what: str, kind: str) -> None:
+    wrong = next((i for i, item in enumerate(items) if not fits(item)), None)
+    if wrong is not None:
+        raise InputError(f"{what} {wrong} is {type(items[wrong]).__name__}, not {kind}")

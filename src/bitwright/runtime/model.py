@@ -14,7 +14,7 @@ from bitwright.evaluate.logits import token_outputs
 from bitwright.models.load import LoadedModel, max_tokens
 from bitwright.models.pool import pool
 from bitwright.models.pooling import Pooling, read_pooling
-from bitwright.runtime.items import Items, Track, check_ids, check_texts
+from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_types, texts_of
 
 _TOKENS_AT_ONCE = 1024  # of a language model: their logits, float32 times the vocabulary, are in memory together
 
@@ -42,8 +42,10 @@ class Model:
         with torch.inference_mode():
             return self.hf(**inputs)
 
-    def encode(self, items: Items, *, batch_size: int = 32, track: Track = iter) -> np.ndarray | list[np.ndarray]:
-        """What the model makes of each text, or of each sequence of token ids.
+    def encode(
+        self, items: Items, *, types: Sequence[Sequence[int]] | None = None, batch_size: int = 32, track: Track = iter
+    ) -> np.ndarray | list[np.ndarray]:
+        """What the model makes of each text, each pair (text, text), or each sequence of token ids.
 
         Embedding models: float32 (n, H), pooled and normalised as the model's own sentence-transformers files say.
         Sequence classifiers: logits, float32 (n, labels). Token classifiers: a list of n arrays (tokens, labels);
@@ -52,23 +54,24 @@ class Model:
         token held most likely in its place.
 
         Items are batched by length, so that little of the work is padding, and none of a language model's; the order of
-        the result is that of `items`. Texts are cut at `max_tokens`.
+        the result is that of `items`. Texts are cut at `max_tokens`, of a pair the longer one first. The tokens of a
+        pair have the types that the tokenizer gives them, if the model has more than one.
 
         Args:
+            types: of the tokens of each item, where items are ids; by default all of type 0.
             track: wraps the loop over batches, for a progress bar.
 
         Raises:
-            InputError: `items` is a single string, or holds something that is neither text nor token ids, or ids that
-                are more than `max_tokens`; batch_size < 1.
+            InputError: `items` is a single string, or holds something else than `Items` says, or ids that are more than
+                `max_tokens`; types of texts, not one for each id, or that the model does not have; batch_size < 1.
             ModelError: the directory has no tokenizer, and texts or different lengths need one.
             NumericsError: the model produced NaN or infinity.
         """
-        tokens = self.tokenize(items, batch_size=batch_size)
-        order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), i))
-        rows: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(tokens)
-        for chosen in track(list(self._batches([len(tokens[i]) for i in order], order, batch_size))):
-            ids_BT, mask_BT = self._padded([tokens[i] for i in chosen])
-            for i, row in zip(chosen, self.rows(ids_BT, mask_BT), strict=True):
+        tokens = self._tokens(items, types, batch_size)
+        order = sorted(range(len(tokens.ids)), key=lambda i: (-len(tokens.ids[i]), i))
+        rows: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(order)
+        for chosen in track(list(self._batches([len(tokens.ids[i]) for i in order], order, batch_size))):
+            for i, row in zip(chosen, self.rows(*self._padded(tokens.of(chosen))), strict=True):
                 if not np.isfinite(row).all():
                     raise NumericsError(
                         f"{self.path}: the output for text {i} has {int((~np.isfinite(row)).sum())} values of "
@@ -80,14 +83,30 @@ class Model:
         return rows
 
     def tokenize(self, items: Items, *, batch_size: int = 32) -> list[list[int]]:
-        """Token ids of each text, special tokens included, cut at `max_tokens`; ids as they are. Raises as `encode`."""
+        """Token ids of each text or pair, special tokens included, cut at `max_tokens`; ids as they are.
+
+        Raises as `encode`.
+        """
+        return self._tokens(items, None, batch_size).ids
+
+    def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int) -> Tokens:
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size}: at least 1")
-        if not check_texts(items):
-            return check_ids(items, self.max_tokens)
+        texts, n_types = texts_of(items), self._n_types
+        if texts is None:
+            return check_types(types, check_ids(items, self.max_tokens), n_types)
+        refuse_types(types)
         if self.tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer that transformers can build; give token ids instead")
-        return list(self.tokenizer(list(items), truncation=True, max_length=self.max_tokens)["input_ids"])
+        # The types that the tokenizer's file gives, also where its class would not hand them out.
+        typed = texts[1] is not None and n_types > 1
+        found = self.tokenizer(*texts, truncation=True, max_length=self.max_tokens, return_token_type_ids=typed)
+        return check_types(found["token_type_ids"] if typed else None, found["input_ids"], n_types)
+
+    @property
+    def _n_types(self) -> int:
+        """Token types that the model has; 1 where it knows of none."""
+        return max(int(getattr(self.hf.config, "type_vocab_size", 1)), 1)
 
     def _batches(self, lengths: Sequence[int], order: Sequence[int], batch_size: int) -> Iterable[Sequence[int]]:
         """Cut `order`, with these lengths in tokens, into batches; those of a language model are of one length."""
@@ -100,29 +119,33 @@ class Model:
             yield order[start:end]
             start = end
 
-    def _padded(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Ids and mask, int64 (B, T)."""
-        if len({len(ids) for ids in tokens}) == 1:
-            ids_BT = torch.tensor(tokens)
-            return ids_BT, torch.ones_like(ids_BT)
+    def _padded(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Ids, mask and types if there are some, int64 (B, T)."""
+        types = tokens.types
+        if len({len(ids) for ids in tokens.ids}) == 1:
+            ids_BT = torch.tensor(tokens.ids)
+            return ids_BT, torch.ones_like(ids_BT), None if types is None else torch.tensor(types)
         if self.tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer, whose padding different lengths need; use batch_size=1")
-        batch = self.tokenizer.pad({"input_ids": [list(ids) for ids in tokens]}, return_tensors="pt")
-        return batch["input_ids"], batch["attention_mask"]
+        given = {"input_ids": tokens.ids} | ({} if types is None else {"token_type_ids": types})
+        batch = self.tokenizer.pad(given, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """The logits of a language model for sequences of equal length, in the dtype that it computes in: (B, T, V)."""
         logits: Tensor = self(input_ids=ids_BT, use_cache=False).logits
         return logits
 
-    def rows(self, ids_BT: Tensor, mask_BT: Tensor) -> list[np.ndarray]:
+    def rows(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None = None) -> list[np.ndarray]:
         """What `encode` gives for each sequence of a batch of token ids with its 0/1 mask: float32 arrays.
 
+        types_BT: of tokens; None for all of type 0.
         Sequences of a language model have one length; the mask is not looked at.
         """
         if self.task == "text-generation":
             return next_token_rows(self.logits(ids_BT), ids_BT)
-        out = self(input_ids=ids_BT, attention_mask=mask_BT)
+        types = {} if types_BT is None else {"token_type_ids": types_BT}
+        out = self(input_ids=ids_BT, attention_mask=mask_BT, **types)
         if self.task == "embedding":
             return list(pool(out.last_hidden_state.float(), mask_BT, self.pooling).numpy())
         if self.task == "sequence-classification":
