@@ -7,6 +7,7 @@
 // it.
 #pragma once
 #include <string.h>
+#include <xmmintrin.h>
 
 #include "program.h"
 #include "share.h"
@@ -49,28 +50,63 @@ inline BiasScratch bias_scratch(const AttendDisentangled& op, size_t tokens) {
 struct Gather {
     const int32_t* row;
     const float* products;
-    ptrdiff_t first;
-    size_t stride, begin, count, tokens;
+    ptrdiff_t first, near;  // of distances -near to near each has the row after that of the one before
+    ptrdiff_t stride, begin, count, tokens;
     float* bias;
-    size_t bias_stride;
+    ptrdiff_t bias_stride;
 };
+
+inline ptrdiff_t near_of(const AttendDisentangled& op, ptrdiff_t tokens) {
+    ptrdiff_t d = 0;
+    while (d + 1 < tokens && op.row[d + 1] - op.row[d] == 1 && op.row[-d] - op.row[-d - 1] == 1) ++d;
+    return d;
+}
 
 // Products of queries, to their rows of the bias.
 inline void gather_queries(const Gather& g) {
-    for (size_t i = 0; i < g.count; ++i) {
-        const int32_t* row = g.row - ptrdiff_t(g.begin + i);
+    for (ptrdiff_t i = 0; i < g.count; ++i) {
+        const ptrdiff_t q = g.begin + i;
+        const ptrdiff_t from = q > g.near ? q - g.near : 0, to = q + g.near < g.tokens ? q + g.near + 1 : g.tokens;
+        const int32_t* row = g.row - q;
         const float* products = g.products + i * g.stride;
-        float* out = g.bias + (g.begin + i) * g.bias_stride;
-        for (size_t j = 0; j < g.tokens; ++j) out[j] += products[row[j] - g.first];
+        const float* near = products + (row[from] - g.first);
+        float* out = g.bias + q * g.bias_stride;
+        for (ptrdiff_t j = 0; j < from; ++j) out[j] += products[row[j] - g.first];
+        for (ptrdiff_t j = from; j < to; ++j) out[j] += near[j - from];
+        for (ptrdiff_t j = to; j < g.tokens; ++j) out[j] += products[row[j] - g.first];
     }
 }
 
-// Products of keys, to their columns: row by row, in which the same lines of products are read again.
+// Products of keys [i, i + 4), to their columns of queries [q, q + 4). A key's products of near queries lie in a row,
+// the last query first: four such rows, transposed.
+inline void gather_square(const Gather& g, ptrdiff_t q, ptrdiff_t i) {
+    const float* products = g.products + i * g.stride + (g.row[g.begin + i - (q + 3)] - g.first);
+    __m128 a = _mm_loadu_ps(products), b = _mm_loadu_ps(products + g.stride + 1),
+           c = _mm_loadu_ps(products + 2 * (g.stride + 1)), d = _mm_loadu_ps(products + 3 * (g.stride + 1));
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    float* out = g.bias + q * g.bias_stride + g.begin + i;
+    for (const __m128 of_query : {d, c, b, a}) {
+        _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), of_query));
+        out += g.bias_stride;
+    }
+}
+
+// Products of keys, to their columns of the bias.
 inline void gather_keys(const Gather& g) {
-    for (size_t q = 0; q < g.tokens; ++q) {
-        const int32_t* row = g.row + (ptrdiff_t(g.begin) - ptrdiff_t(q));
-        float* out = g.bias + q * g.bias_stride + g.begin;
-        for (size_t i = 0; i < g.count; ++i) out[i] += g.products[ptrdiff_t(i * g.stride) + row[i] - g.first];
+    for (ptrdiff_t q = 0; q < g.tokens; q += 4) {
+        for (ptrdiff_t i = 0; i < g.count; i += 4) {
+            const ptrdiff_t distance = g.begin + i - q;  // of the first two; others are up to 3 more or less
+            const ptrdiff_t q_end = q + 4 < g.tokens ? q + 4 : g.tokens, i_end = i + 4 < g.count ? i + 4 : g.count;
+            if (distance - 3 >= -g.near && distance + 3 <= g.near && q_end == q + 4 && i_end == i + 4) {
+                gather_square(g, q, i);
+                continue;
+            }
+            for (ptrdiff_t query = q; query < q_end; ++query) {
+                const int32_t* row = g.row + (g.begin - query);
+                float* out = g.bias + query * g.bias_stride + g.begin;
+                for (ptrdiff_t key = i; key < i_end; ++key) out[key] += g.products[key * g.stride + row[key] - g.first];
+            }
+        }
     }
 }
 
@@ -83,6 +119,8 @@ inline void disentangle(const AttendDisentangled& op, LinearBf16Fn multiply, con
     float* zeros = reinterpret_cast<float*>(scratch + w.zeros);
     uint16_t* x = reinterpret_cast<uint16_t*>(scratch + w.x);
     const size_t k_padded = round_up(op.head_size, 32), table = (head * op.table_rows + used.first) * k_padded;
+    Gather gather{op.row, products, ptrdiff_t(used.first), near_of(op, tokens), ptrdiff_t(w.stride), 0, 0,
+                  ptrdiff_t(tokens), bias, ptrdiff_t(w.bias_stride)};
     memset(bias, 0, w.products);
     memset(zeros, 0, w.x - w.zeros);
     memset(x, 0, w.bytes - w.x);  // what lies beyond the head size stays zero
@@ -98,8 +136,8 @@ inline void disentangle(const AttendDisentangled& op, LinearBf16Fn multiply, con
                 memcpy(x + i * k_padded, from + (begin + i) * in_stride, op.head_size * sizeof(uint16_t));
             }
             multiply(&linear, 0, count, 0, used.count / kBlock);
-            const Gather gather{op.row, products, ptrdiff_t(used.first), w.stride, begin, count, tokens, bias,
-                                w.bias_stride};
+            gather.begin = ptrdiff_t(begin);
+            gather.count = ptrdiff_t(count);
             (of_queries ? gather_queries : gather_keys)(gather);
         }
     }

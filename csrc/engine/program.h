@@ -105,9 +105,9 @@ struct Attend {
     size_t bias_stride, window;
 };
 
-// Attention with DeBERTa's biases, see disentangled.h. Tables are packed as the weights of linear_bf16, scaled, a linear of
-// table_rows outputs (a multiple of 16) for each head; either may be null. row[key - query]: the row of a distance, which
-// never falls as the distance grows; row points at distance 0.
+// Attention with DeBERTa's biases, see disentangled.h. Tables are packed as the weights of linear_bf16, scaled, a linear
+// of table_rows outputs (a multiple of 16) for each head; either may be null. row[key - query]: the row of a distance,
+// which never falls as the distance grows; row points at distance 0.
 struct AttendDisentangled {
     int in, out;
     size_t heads, head_size;

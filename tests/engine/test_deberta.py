@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "written as text": {"pos_att_type": "p2c|c2p"},
     "no buckets": NO_BUCKETS,
     "no buckets, long": {**LONG, **NO_BUCKETS},
+    "every distance": {**LONG, "position_buckets": -1},
     "no relative positions": {"relative_attention": False, "position_biased_input": True},
     "positions and types": {"position_biased_input": True, "type_vocab_size": 2},
     "narrow embeddings": {"embedding_size": 16},
