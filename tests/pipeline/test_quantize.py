@@ -98,6 +98,17 @@ def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     assert numbered.sub("", write_report(tmp_path / "out").read_text()) == before
 
 
+@pytest.mark.parametrize("config", [{}, {"pos_att_type": ["c2p"]}, {"share_att_key": False}])
+def test_what_the_engine_folds_is_verified(tiny_model: TinyModel, tmp_path: Path, config: dict[str, Any]) -> None:
+    result = quantize(tiny_model("deberta-v2", **config), out=tmp_path / "out", recipe=HERE, **QUICK)
+    (row,) = result.record["verify"]
+    checks = row["checks"]
+    assert row["ok"], row
+    assert checks["engine_integer_kernel_calls"] == 12
+    assert checks["engine_folded_calls"] == (0 if config == {"share_att_key": False} else 4)
+    assert checks["integer_kernel_calls"] == 12 + checks["engine_folded_calls"]
+
+
 @pytest.mark.usefixtures("unverified", "one_thread")
 class TestRuns:
     def test_loaded_model_gives_what_was_measured(
