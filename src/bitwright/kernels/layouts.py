@@ -50,10 +50,17 @@ def unpack_bf16(packed: Array, n: int, k: int) -> Array:
 def _pack(values_NK: Any, group: int, pad_k: int) -> Any:
     n, k = values_NK.shape
     shape = (n + -n % BLOCK, k + -k % pad_k)
-    padded = np.zeros(shape, values_NK.dtype) if isinstance(values_NK, np.ndarray) else values_NK.new_zeros(shape)
+    padded: Any
+    word: Any  # a group is four bytes, and moves as one number
+    if isinstance(values_NK, np.ndarray):
+        padded, word = np.zeros(shape, values_NK.dtype), np.int32
+    else:
+        import torch
+
+        padded, word = values_NK.new_zeros(shape), torch.int32
     padded[:n, :k] = values_NK
-    blocks = padded.reshape(-1, BLOCK, shape[1] // group, group).swapaxes(1, 2)
-    return blocks.reshape(-1).reshape(blocks.shape)  # flattened, so that it is contiguous
+    groups = padded.view(word).reshape(-1, BLOCK, shape[1] // group).swapaxes(1, 2)
+    return groups.reshape(-1).view(padded.dtype).reshape(*groups.shape, group)
 
 
 def _unpack(packed: Any, n: int, k: int) -> Any:
