@@ -21,6 +21,7 @@
 #include "gram/contract.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
+#include "linear_wna16/contract.h"
 #include "norm/contract.h"
 #include "parallel.h"
 #include "peak_int8/contract.h"
@@ -182,6 +183,24 @@ void linear_bf16(int isa, bool widen, uintptr_t x, size_t x_stride, size_t k, ui
     fn(&op, row_begin, row_end, block_begin, block_end);
 }
 
+// A panel of a weight in 4 bits, or in 8 if levels is 0.
+void unpack_wna16(int isa, uintptr_t codes, uintptr_t levels, uintptr_t scale, uintptr_t zero, size_t k, size_t group,
+                  size_t block, size_t count, uintptr_t panel) {
+    const Wna16 weight{at<uint8_t>(codes), at<float>(levels), at<float>(scale), at<int8_t>(zero), k, group};
+    unpack_wna16_for(isa)(&weight, block, count, at<uint16_t>(panel));
+}
+
+// As linear_bf16.
+void multiply_wna16(int isa, uintptr_t x, size_t x_stride, size_t k, uintptr_t codes, uintptr_t levels,
+                    uintptr_t scale, uintptr_t zero, size_t group, uintptr_t bias, uintptr_t y, size_t out_stride,
+                    size_t n, bool gelu, bool bf16, uintptr_t scratch, size_t row_begin, size_t row_end,
+                    size_t block_begin, size_t block_end) {
+    const LinearWna16 op{
+        {at<uint16_t>(x), x_stride, nullptr, at<float>(bias), at<void>(y), out_stride, n, round_up(k, 32), gelu, bf16},
+        {at<uint8_t>(codes), at<float>(levels), at<float>(scale), at<int8_t>(zero), k, group}};
+    linear_wna16(isa, &op, row_begin, row_end, block_begin, block_end, at<void>(scratch));
+}
+
 // Variants of attention: one more than instruction sets, because bf16 products came after VNNI.
 struct AttentionVariant {
     const char* name;
@@ -333,6 +352,9 @@ NB_MODULE(_native, m) {
     m.def("linear_w8a8", &linear_w8a8, released);
     m.def("multiply_w8a8", &multiply_w8a8, released);
     m.def("linear_bf16", &linear_bf16, released);
+    m.def("wna16_scratch_bytes", &wna16_scratch_bytes);
+    m.def("unpack_wna16", &unpack_wna16, released);
+    m.def("linear_wna16", &multiply_wna16, released);
     m.def("gram_scratch_bytes", &gram_scratch_bytes);
     m.def("has_gram", &has_gram);
     m.def("add_gram", &add_gram, released);

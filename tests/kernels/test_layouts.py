@@ -71,3 +71,32 @@ def test_inputs_are_padded_by_zeros_in_float32():
     padded = layouts.pad_inputs(torch.arange(1.0, 71.0).bfloat16())
     assert padded.dtype == torch.float32
     assert torch.equal(padded, torch.cat([torch.arange(1.0, 71.0), torch.zeros(58)]))
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (15, 3), (16, 32), (17, 33), (100, 385)])
+def test_int4_unpack_inverts_pack(n, k):
+    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8)
+    packed = layouts.pack_int4(codes)
+    assert packed.is_contiguous()
+    assert packed.numel() == (n + -n % 16) * (k + -k % 32) // 2
+    assert torch.equal(layouts.unpack_int4(packed, n, k), codes)
+    assert int(((packed & 15) + (packed >> 4)).sum()) == int(codes.sum()), "padding is zero"
+    assert np.array_equal(layouts.pack_int4(codes.numpy()), packed.numpy())
+    assert np.array_equal(layouts.unpack_int4(packed.numpy(), n, k), codes.numpy())
+
+
+def test_eight_codes_of_a_column_are_four_bytes():
+    codes = torch.randint(0, 16, (33, 70), dtype=torch.uint8)
+    flat = layouts.pack_int4(codes).flatten()
+    for row, column in ((0, 0), (5, 3), (16, 4), (32, 69)):
+        byte = int(flat[((row // 16 * 12 + column // 8) * 16 + row % 16) * 4 + column % 8 // 2])
+        assert (byte >> 4 if column % 2 else byte & 15) == codes[row, column]
+
+
+def test_groups_of_sixteen_columns_are_neighbours():
+    values = torch.randn(33, 3)
+    packed = layouts.pack_groups(values)
+    assert packed.shape == (3, 3, 16)
+    assert packed.is_contiguous()
+    assert packed[2, 1, 0] == values[32, 1]
+    assert not packed[2, :, 1:].any()

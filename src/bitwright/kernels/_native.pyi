@@ -115,6 +115,43 @@ def linear_bf16(
     block_end: int,
     /,
 ) -> None: ...
+def wna16_scratch_bytes(k: int, /) -> int: ...
+def unpack_wna16(
+    isa: int,
+    codes: int,
+    levels: int,
+    scale: int,
+    zero: int,
+    k: int,
+    group: int,
+    block: int,
+    count: int,
+    panel: int,
+    /,
+) -> None: ...
+def linear_wna16(
+    isa: int,
+    x: int,
+    x_stride: int,
+    k: int,
+    codes: int,
+    levels: int,
+    scale: int,
+    zero: int,
+    group: int,
+    bias: int,
+    y: int,
+    out_stride: int,
+    n: int,
+    gelu: bool,
+    bf16: bool,
+    scratch: int,
+    row_begin: int,
+    row_end: int,
+    block_begin: int,
+    block_end: int,
+    /,
+) -> None: ...
 def gram_scratch_bytes(m: int, k: int, /) -> int: ...
 def has_gram(isa: int, /) -> bool: ...
 def add_gram(

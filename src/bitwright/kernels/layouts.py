@@ -1,9 +1,9 @@
 """How the kernels hold a weight in memory: defined here, once. Never written to disk.
 
-N output features, K input features; both are padded, N to a multiple of 16, K to a multiple of 64 (int8) or 32 (bf16).
-One layout serves every instruction set: four bytes of K (four codes, two bf16 values) of sixteen columns are 64
-contiguous bytes, the operand of one vpdpbusd or vdpbf16ps; sixteen of those are the 16 x 64 byte B tile of one tdpbusd
-or tdpbf16ps.
+N output features, K input features; both are padded, N to a multiple of 16, K to a multiple of 64 (int8) or 32 (bf16,
+four bits). One layout serves every instruction set: four bytes of K (four codes, two bf16 values) of sixteen columns
+are 64 contiguous bytes, the operand of one vpdpbusd or vdpbf16ps; sixteen of those are the 16 x 64 byte B tile of one
+tdpbusd or tdpbf16ps. In four bits those four bytes are eight codes of a column, to be unpacked into bf16.
 """
 
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ GROUP = 4
 PAD_K = 64
 GROUP_BF16 = 2
 PAD_K_BF16 = 32
+PAD_K_INT4 = 32
 
 
 def pack(codes_NK: Array) -> Array:
@@ -47,20 +48,60 @@ def unpack_bf16(packed: Array, n: int, k: int) -> Array:
     return weight
 
 
+def pack_int4(codes_NK: Array) -> Array:
+    """Codes below 16, uint8 (N, K) -> (N/16, K/8, 16, 4): two of K in a byte, the first in its lower half; zero where
+    padded.
+    """
+    n, k = codes_NK.shape
+    even = _padded(codes_NK, n, k + k % 2)
+    packed: Array = _pack(even[:, 0::2] | even[:, 1::2] << 4, GROUP, PAD_K_INT4 // 2)
+    return packed
+
+
+def unpack_int4(packed: Array, n: int, k: int) -> Array:
+    """The inverse of `pack_int4`: uint8 (n, k), contiguous."""
+    pairs: Any = _unpack(packed, n, k // 2 + k % 2)
+    codes: Any = _zeros(pairs, n, k)
+    codes[:, 0::2] = pairs & 15
+    codes[:, 1::2] = (pairs >> 4)[:, : k // 2]
+    out: Array = codes
+    return out
+
+
+def pack_groups(values_NG: Array) -> Array:
+    """One value for each group of K of each feature, (N, G) -> (N/16, G, 16), zero where padded."""
+    packed: Array = _pack(values_NG, 1, 1)[..., 0]
+    return packed
+
+
 def _pack(values_NK: Any, group: int, pad_k: int) -> Any:
     n, k = values_NK.shape
-    shape = (n + -n % BLOCK, k + -k % pad_k)
-    padded: Any
-    word: Any  # a group is four bytes, and moves as one number
-    if isinstance(values_NK, np.ndarray):
-        padded, word = np.zeros(shape, values_NK.dtype), np.int32
-    else:
-        import torch
+    padded = _padded(values_NK, n + -n % BLOCK, k + -k % pad_k)
+    if group * padded.itemsize == 4:  # it moves as one number
+        groups = padded.view(_int32_of(padded)).reshape(-1, BLOCK, padded.shape[1] // group).swapaxes(1, 2)
+        return groups.reshape(-1).view(padded.dtype).reshape(*groups.shape, group)
+    blocks = padded.reshape(-1, BLOCK, padded.shape[1] // group, group).swapaxes(1, 2)
+    return blocks.reshape(-1).reshape(blocks.shape)  # flattened, so that it is contiguous
 
-        padded, word = values_NK.new_zeros(shape), torch.int32
+
+def _int32_of(like: Any) -> Any:
+    if isinstance(like, np.ndarray):
+        return np.int32
+    import torch
+
+    return torch.int32
+
+
+def _padded(values_NK: Any, height: int, width: int) -> Any:
+    n, k = values_NK.shape
+    padded = _zeros(values_NK, height, width)
     padded[:n, :k] = values_NK
-    groups = padded.view(word).reshape(-1, BLOCK, shape[1] // group).swapaxes(1, 2)
-    return groups.reshape(-1).view(padded.dtype).reshape(*groups.shape, group)
+    return padded
+
+
+def _zeros(like: Any, height: int, width: int) -> Any:
+    shape = (height, width)
+    return np.zeros(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_zeros(shape)
 
 
 def _unpack(packed: Any, n: int, k: int) -> Any:

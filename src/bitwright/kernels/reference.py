@@ -9,7 +9,7 @@ from torch.nn.functional import gelu as exact_gelu
 from torch.nn.functional import layer_norm
 
 from bitwright.errors import KernelError
-from bitwright.numerics.qtensor import code_values
+from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.spec import QuantSpec
 
 _CHUNK = 2**20  # values dequantized at a time: what is computed on the way stays in the cache
@@ -145,6 +145,14 @@ def linear_bf16(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu:
     if bias_N is not None:
         y_MN = y_MN + bias_N
     return exact_gelu(y_MN) if gelu else y_MN
+
+
+def linear_wna16(x_MK: Tensor, weight: QTensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """`linear_bf16` of the numbers that the codes of a weight stand for: float32 (M, N)."""
+    w_NK = dequantize(
+        weight.codes_NK, weight.scale_NG.float(), weight.zero_point_NG, weight.spec, weight.codebook, torch.bfloat16
+    )
+    return linear_bf16(x_MK, w_NK, bias_N, gelu=gelu)
 
 
 def attention(

@@ -1,0 +1,46 @@
+// A panel at a time: unpacked by the variant, then multiplied by linear_bf16 as any weight.
+#include "contract.h"
+#include "share.h"
+
+namespace {
+
+// Columns of a panel: as many as fit, since each panel reads all of x again, but whole tiles of linear_bf16.
+constexpr size_t kPanelBytes = 256 * 1024, kGrain = 4;
+
+size_t block_bytes(size_t k) { return round_up(k, 32) * 16 * sizeof(uint16_t); }
+
+size_t panel_blocks(size_t k) {
+    const size_t blocks = kPanelBytes / block_bytes(k) / kGrain * kGrain;
+    return blocks > kGrain ? blocks : kGrain;
+}
+
+}  // namespace
+
+UnpackWna16Fn unpack_wna16_for(int isa) {
+    static constexpr UnpackWna16Fn variants[] = {
+        unpack_wna16_scalar,
+        unpack_wna16_avx2,
+        unpack_wna16_avx512vnni,
+        unpack_wna16_avx512vnni,  // amx: nothing in unpacking for tiles
+    };
+    return variants[isa];
+}
+
+size_t wna16_scratch_bytes(size_t k) { return panel_blocks(k) * block_bytes(k); }
+
+void linear_wna16(int isa, const LinearWna16* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end,
+                  void* scratch) {
+    const UnpackWna16Fn unpack = unpack_wna16_for(isa);
+    const LinearBf16Fn multiply = linear_bf16_for(isa);
+    const size_t most = panel_blocks(p->weight.k);
+    for (size_t block = block_begin; block < block_end; block += most) {
+        const size_t count = block_end - block < most ? block_end - block : most, column = block * 16;
+        unpack(&p->weight, block, count, static_cast<uint16_t*>(scratch));
+        LinearBf16 panel = p->linear;
+        panel.weight = static_cast<uint16_t*>(scratch);
+        panel.bias += column;
+        panel.y = static_cast<char*>(panel.y) + column * (panel.bf16 ? sizeof(uint16_t) : sizeof(float));
+        panel.n -= column;
+        multiply(&panel, row_begin, row_end, 0, count);
+    }
+}
