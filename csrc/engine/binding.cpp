@@ -78,7 +78,10 @@ void bind_engine(nb::module_& m) {
              })
         .def("quantize",
              [](Program& p, int in, int out, const GridTuple& grid) { p.add(Quantize{in, out, grid_of(grid)}); })
-        .def("round", [](Program& p, int in, int out) { p.add(Round{in, out}); })
+        .def("round",
+             [](Program& p, int in, int out, bool on_grid, const GridTuple& grid) {
+                 p.add(Round{in, out, on_grid, grid_of(grid)});
+             })
         .def("linear_w8a8",
              [](Program& p, int in, int out, size_t column, size_t n, size_t linears, Address weight, Address colsum,
                 Address scale, Address bias, bool gelu, const GridTuple& grid) {
@@ -88,6 +91,13 @@ void bind_engine(nb::module_& m) {
         .def("linear_bf16",
              [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias, bool gelu) {
                  p.add(MultiplyBf16{in, out, column, n, at<uint16_t>(weight), at<float>(bias), gelu});
+             })
+        .def("linear_wna16",
+             [](Program& p, int in, int out, size_t column, size_t n, size_t group, Address codes, Address levels,
+                Address scale, Address zero, Address bias, bool gelu) {
+                 const Wna16 weight{at<uint8_t>(codes), at<float>(levels), at<float>(scale), at<int8_t>(zero), p.width(in),
+                                    group};
+                 p.add(MultiplyWna16{in, out, column, n, weight, at<float>(bias), gelu});
              })
         .def("attention",
              [](Program& p, int in, int out, size_t heads, size_t head_size, float scale, Address bias,

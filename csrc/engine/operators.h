@@ -15,6 +15,8 @@ namespace {
 // Rows per thread from which on a linear is cut by rows: fewer, and each thread reading all the weights costs more than
 // the wait that a cut by columns brings.
 constexpr size_t kRowsPerThread = 48;
+// The same where each thread would unpack all the weights too, which takes as long as some 50 rows with AMX.
+constexpr size_t kRowsPerUnpacking = 256;
 
 // A group of sequences on its way through the program, as one of the threads that share it sees it.
 struct Work {
@@ -74,6 +76,28 @@ struct Work {
     }
 };
 
+// Bytes of scratch that an operator takes, for sequences of up to `tokens` tokens.
+template <class Op>
+size_t scratch_bytes(const Op&, const std::vector<Buffer>&, size_t) {
+    return 0;
+}
+
+size_t scratch_bytes(const Round& op, const std::vector<Buffer>& buffers, size_t) {
+    return code_stride(buffers[op.in].width) * sizeof(float);  // codes, or values
+}
+
+size_t scratch_bytes(const MultiplyWna16& op, const std::vector<Buffer>&, size_t) {
+    return wna16_scratch_bytes(op.weight.k);
+}
+
+size_t scratch_bytes(const Attend& op, const std::vector<Buffer>&, size_t tokens) {
+    return attention_scratch_bytes(tokens, op.head_size);
+}
+
+size_t scratch_bytes(const AttendDisentangled& op, const std::vector<Buffer>&, size_t tokens) {
+    return bias_scratch(op, tokens).bytes + attention_scratch_bytes(tokens, op.head_size);
+}
+
 void run(const Embed& op, const Work& w) {
     const Share mine = w.mine(op.out);
     const size_t width = w.buffers[op.out].width, stride = w.stride(op.out);
@@ -122,17 +146,41 @@ void run(const Round& op, const Work& w) {
     w.clear_padding(op.out);
     const RowOperators& rows = rows_for(w.isa);
     const Share mine = w.mine(op.in);
+    const Buffer& in = w.buffers[op.in];
+    const size_t row_bytes = w.stride(op.in) * (in.kind == Kind::kBf16 ? 2 : 4);
+    const QuantizeRowsFn quantize_fn = quantize_rows_for(w.isa);
     for (size_t row = mine.begin; row < mine.end; ++row) {
-        rows.round(w.at<float>(op.in) + row * w.stride(op.in), w.at<uint16_t>(op.out) + row * w.stride(op.out),
-                   w.buffers[op.in].width);
+        const char* x = w.at<char>(op.in) + row * row_bytes;
+        uint16_t* out = w.at<uint16_t>(op.out) + row * w.stride(op.out);
+        if (op.on_grid) {
+            uint8_t* codes = reinterpret_cast<uint8_t*>(w.scratch);
+            float scale;
+            int32_t zero;
+            QuantizeRows one = w.quantizer(op.in, op.in, op.grid);
+            one.x = x, one.codes = codes, one.scale = &scale, one.zero_point = &zero;
+            quantize_fn(&one, 0, 1);
+            rows.place(codes, scale, zero, out, in.width);
+        } else {
+            const float* values = reinterpret_cast<const float*>(x);
+            float* changed = reinterpret_cast<float*>(w.scratch);
+            if (in.kind == Kind::kBf16) {
+                rows.widen(reinterpret_cast<const uint16_t*>(x), changed, in.width);
+                values = changed;
+            }
+            if (op.grid.shift) {
+                rows.transform(values, op.grid.shift, op.grid.multiplier, changed, in.width);
+                values = changed;
+            }
+            rows.round(values, out, in.width);
+        }
     }
 }
 
-// By rows if there are enough of them, else by columns.
+// By rows if there are enough of them for each thread, else by columns.
 template <class Op, class Fn>
-void cut_multiply(const Op& op, Fn fn, const Work& w, int in, size_t n) {
+void cut_multiply(const Op& op, Fn fn, const Work& w, int in, size_t n, size_t least_rows = kRowsPerThread) {
     const size_t rows = w.rows(in), blocks = (n + kBlock - 1) / kBlock;
-    if (w.count == 1 || rows >= kRowsPerThread * w.count) {
+    if (w.count == 1 || rows >= least_rows * w.count) {
         const Share mine = w.mine(in, 32);
         fn(&op, mine.begin, mine.end, 0, blocks);
     } else {
@@ -164,6 +212,18 @@ void run(const MultiplyBf16& op, const Work& w) {
                             op.bias,               w.column(op.out, op.column), w.stride(op.out),
                             op.n,                  round_up(in.width, 32), op.gelu, out.kind == Kind::kBf16};
     cut_multiply(linear, linear_bf16_for(w.isa), w, op.in, op.n);
+}
+
+void run(const MultiplyWna16& op, const Work& w) {
+    w.clear_padding(op.out);
+    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
+    const LinearWna16 linear{{w.at<uint16_t>(op.in), w.stride(op.in), nullptr, op.bias, w.column(op.out, op.column),
+                              w.stride(op.out), op.n, round_up(in.width, 32), op.gelu, out.kind == Kind::kBf16},
+                             op.weight};
+    const auto multiply = [&](const LinearWna16* p, size_t row_begin, size_t row_end, size_t begin, size_t end) {
+        linear_wna16(w.isa, p, row_begin, row_end, begin, end, w.scratch);
+    };
+    cut_multiply(linear, multiply, w, op.in, op.n, kRowsPerUnpacking);
 }
 
 // Heads of sequences are handed out by what they cost, the square of the length. attend(row, tokens, first head, end of
@@ -225,18 +285,6 @@ void run(const AttendDisentangled& op, const Work& w) {
             attention(&one, head, head + 1, 0, tokens, w.scratch + scratch.bytes);
         }
     });
-}
-
-// Scratch that a thread needs for sequences of up to this many tokens.
-template <class Op>
-size_t scratch_of(const Op&, size_t) {
-    return 0;
-}
-
-size_t scratch_of(const Attend& op, size_t tokens) { return attention_scratch_bytes(tokens, op.head_size); }
-
-size_t scratch_of(const AttendDisentangled& op, size_t tokens) {
-    return bias_scratch(op, tokens).bytes + attention_scratch_bytes(tokens, op.head_size);
 }
 
 void run(const Pool& op, const Work& w) {

@@ -14,6 +14,7 @@
 #include "attention/contract.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
+#include "linear_wna16/contract.h"
 #include "norm/contract.h"
 #include "quantize_rows/contract.h"
 #include "rows/contract.h"
@@ -70,13 +71,17 @@ struct Quantize {
     Grid grid;
 };
 
-// f32 rows -> bf16 rows.
+// f32 or bf16 rows -> bf16 rows: their place on the grid, (code - zero point) * scale; or, not on_grid, the values
+// themselves, after the grid's shift and multiplier if it has them.
 struct Round {
     int in, out;
+    bool on_grid;
+    Grid grid;
 };
 
-// See linear_w8a8/contract.h and linear_bf16/contract.h. Columns [column, column + n) of out are written; column is a
-// multiple of 16. linears: of the model, that are computed together. grid: static, of an out that holds codes.
+// See linear_w8a8/contract.h, linear_bf16/contract.h and linear_wna16/contract.h. Columns [column, column + n) of out are
+// written; column is a multiple of 16. linears: of the model, that are computed together. grid: static, of an out that
+// holds codes.
 struct MultiplyW8A8 {
     int in, out;
     size_t column, n, linears;
@@ -92,6 +97,14 @@ struct MultiplyBf16 {
     int in, out;
     size_t column, n;
     const uint16_t* weight;
+    const float* bias;
+    bool gelu;
+};
+
+struct MultiplyWna16 {
+    int in, out;
+    size_t column, n;
+    Wna16 weight;
     const float* bias;
     bool gelu;
 };
@@ -152,7 +165,8 @@ struct Rotate {
     const float* sin;
 };
 
-using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, Attend, AttendDisentangled, Pool,
+using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyWna16, Attend,
+                        AttendDisentangled, Pool,
                         Normalize, Activate, Gate, Rotate>;
 
 // starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null; each
@@ -185,6 +199,8 @@ class Program {
     // Returns false, having done nothing, if memory runs out.
     bool run(const Batch& batch, int threads, float* out, double* seconds);
 
+    // Of a buffer.
+    size_t width(int buffer) const { return buffers_[buffer].width; }
     size_t op_count() const { return ops_.size(); }
     // Bytes that arenas hold now.
     size_t memory() const;

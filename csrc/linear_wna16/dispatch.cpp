@@ -1,6 +1,6 @@
 // A panel at a time: unpacked by the variant, then multiplied by linear_bf16 as any weight.
 #include "contract.h"
-#include "share.h"
+#include "sizes.h"
 
 namespace {
 

@@ -2,6 +2,9 @@
 //
 //   embed         y = word + position + type [n] f32; the word is f32, bf16, or int8 with a scale; others may be null
 //   round         y = x, to the nearest bf16, half to even; a NaN stays one
+//   widen         y = x, bf16 to f32
+//   transform     y = (x - shift) * multiplier, f32; y may be x
+//   place         y = bf16((code - 128 - zero) * scale) of u8 codes
 //   activate      x = f(x), in place, f32 or bf16
 //   gate          y = a * b, bf16
 //   rotate        of each head's values the first half with the second, in place, bf16:
@@ -29,6 +32,9 @@ struct EmbedRow {
 struct RowOperators {
     void (*embed)(const EmbedRow& row, float* y, size_t n);
     void (*round)(const float* x, uint16_t* y, size_t n);
+    void (*widen)(const uint16_t* x, float* y, size_t n);
+    void (*transform)(const float* x, const float* shift, const float* multiplier, float* y, size_t n);
+    void (*place)(const uint8_t* codes, float scale, int32_t zero, uint16_t* y, size_t n);
     void (*activate)(float* x, Function function, size_t n);
     void (*activate_bf16)(uint16_t* x, Function function, size_t n);
     void (*gate)(const uint16_t* a, const uint16_t* b, uint16_t* y, size_t n);

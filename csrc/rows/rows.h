@@ -106,6 +106,18 @@ void round(const float* __restrict x, uint16_t* __restrict y, size_t n) {
     for (size_t i = 0; i < n; ++i) narrow(x[i], y[i]);
 }
 
+void widen(const uint16_t* __restrict x, float* __restrict y, size_t n) {
+    for (size_t i = 0; i < n; ++i) y[i] = wide(x[i]);
+}
+
+void transform(const float* x, const float* __restrict shift, const float* __restrict multiplier, float* y, size_t n) {
+    for (size_t i = 0; i < n; ++i) y[i] = (x[i] - shift[i]) * multiplier[i];
+}
+
+void place(const uint8_t* __restrict codes, float scale, int32_t zero, uint16_t* __restrict y, size_t n) {
+    for (size_t i = 0; i < n; ++i) narrow((float)((int32_t)codes[i] - 128 - zero) * scale, y[i]);
+}
+
 void gate(const uint16_t* __restrict a, const uint16_t* __restrict b, uint16_t* __restrict y, size_t n) {
     for (size_t i = 0; i < n; ++i) narrow(wide(a[i]) * wide(b[i]), y[i]);
 }
@@ -124,6 +136,6 @@ void rotate(uint16_t* x, size_t heads, size_t head_size, const float* cos, const
     for (size_t head = 0; head < heads; ++head, x += head_size) rotate_head(x, x + half, cos, sin, half);
 }
 
-constexpr RowOperators kRows = {embed, round, activate<float>, activate<uint16_t>, gate, rotate};
+constexpr RowOperators kRows = {embed, round, widen, transform, place, activate<float>, activate<uint16_t>, gate, rotate};
 
 }  // namespace

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.models.architectures import architecture_of, find_linears
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 
 _SIZE = {
     "vocab_size": 200,
@@ -82,11 +82,11 @@ def _write_decoder(path: Path, family: str, dtype: torch.dtype, config: dict[str
 @pytest.fixture(scope="session")
 def round_linears() -> Callable[..., dict[str, StoredLinear]]:
     """`round_linears(model, family, scheme, transformed=False)`: every linear but heads and routers, to nearest codes;
-    `transformed` gives each an input transform that its weight has taken up.
+    a scheme, or its name; `transformed` gives each an input transform that its weight has taken up.
     """
 
     def make(
-        model: nn.Module, family: str, scheme: str = "w4a16_g32", *, transformed: bool = False
+        model: nn.Module, family: str, scheme: str | Scheme = "w4a16_g32", *, transformed: bool = False
     ) -> dict[str, StoredLinear]:
         layers = {}
         for site in find_linears(model, architecture_of(family)):
@@ -98,8 +98,8 @@ def round_linears() -> Callable[..., dict[str, StoredLinear]]:
     return make
 
 
-def _stored(w_NK: Tensor, scheme_name: str, transformed: bool) -> StoredLinear:
-    scheme = SCHEMES[scheme_name]
+def _stored(w_NK: Tensor, scheme: str | Scheme, transformed: bool) -> StoredLinear:
+    scheme = SCHEMES[scheme] if isinstance(scheme, str) else scheme
     assert isinstance(scheme.weight, QuantSpec)
     scale_K = torch.linspace(0.5, 2.0, w_NK.shape[1]) if transformed else None
     w_NK = w_NK if scale_K is None else w_NK * scale_K

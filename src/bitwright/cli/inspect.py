@@ -28,10 +28,7 @@ def command(directory: Path, whole: bool) -> None:
     if whole:
         click.echo(program.text())
         return
-    counts = Counter(
-        op.kind if op.kind != "linear" else f"linear, {'int8' if 'colsum' in op.weights else 'bf16'}"
-        for op in program.ops
-    )
+    counts = Counter(op.kind if op.kind != "linear" else f"linear, {op.settings['dtype']}" for op in program.ops)
     columns: list[Column] = [("operator", "name"), ("number", "right")]
     rows = [[kind, str(count)] for kind, count in counts.most_common()]
     out.print(table(f"{weights.config['model_type']}, {task_of(weights)}", columns, rows))

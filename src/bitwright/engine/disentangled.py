@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitwright.engine.weights import Linear, Weights
+from bitwright.engine.linears import Linear, dequantized
+from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
 
 
@@ -106,17 +107,14 @@ def tables_of(weights: Weights, attention: str, positions: Positions) -> Tables:
     run = names if shared else positions.kinds
     linears = {kind: weights.linear(f"{attention}.{names[kind]}") for kind in run}
     made = {kind: _project(linears[kind], positions.rows_PH) for kind in positions.kinds}
-    folded = sum(linear.grid is not None for linear in linears.values())
+    folded = sum(linear.operator == "linear_w8a8" for linear in linears.values())
     return Tables(made.get("c2p"), made.get("p2c"), positions.row_R, folded)
 
 
 def _project(linear: Linear, x_PH: np.ndarray) -> np.ndarray:
     """A linear in float32, its weight as its codes say, its input not rounded: (P, N)."""
-    values_NK, grid = linear.values_NK, linear.grid
-    if values_NK is None:
-        assert linear.codes_NK is not None
-        assert linear.scale_N is not None
-        values_NK = linear.codes_NK.astype(np.float32) * linear.scale_N[:, None].astype(np.float32)
+    values_NK, grid = (linear if linear.codes_NK is None else dequantized(linear)).values_NK, linear.grid
+    assert values_NK is not None
     k = x_PH.shape[1]
     if values_NK.shape[1] != k:
         raise CheckpointError(f"a linear of {values_NK.shape[1]} inputs reads relative embeddings of {k} values")

@@ -190,7 +190,7 @@ def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
         types = base + row.types if row.types and base + row.types in weights else None
         x = lower.embed(base + words, f"{base}embeddings.position_embeddings.weight", types, first)
         x = lower.norm(f"{base}embeddings.LayerNorm", x, eps=eps)
-        if row.projection and f"{base}{row.projection}.weight" in weights:
+        if row.projection and weights.has_linear(base + row.projection):
             x = lower.linears([base + row.projection], x, out="f32")
         bias_HD = _distance_bias(weights.rows(base + row.distance_bias, heads), limit) if row.distance_bias else None
         for layer in range(weights.number(row.layers)):

@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 
 from bitwright.engine.packing import aligned
-from bitwright.engine.program import KINDS, Buffer, Grid, Op, Program, place_buffers
+from bitwright.engine.program import KINDS, NOT_ROUNDED, Buffer, Grid, Op, Program, place_buffers
 from bitwright.errors import InputError
 from bitwright.kernels import native
 from bitwright.kernels.layouts import BLOCK
@@ -114,7 +114,8 @@ class Executor:
         if grid is None:
             return (0, 0, 0, 1.0, 0, -128)
         shift, multiplier = self._address(grid.shift_K), self._address(grid.multiplier_K)
-        return (shift, multiplier, grid.mode, grid.scale, grid.zero_point, grid.code_min)
+        mode = 0 if grid.mode == NOT_ROUNDED else grid.mode
+        return (shift, multiplier, mode, grid.scale, grid.zero_point, grid.code_min)
 
     def _embed(self, op: Op) -> None:
         words = op.weights["words"]
@@ -136,17 +137,22 @@ class Executor:
         self._native.quantize(_index(op.reads[0]), _index(op.writes[0]), self._grid(op.settings["grid"]))
 
     def _round(self, op: Op) -> None:
-        self._native.round(_index(op.reads[0]), _index(op.writes[0]))
+        grid = op.settings["grid"]
+        on_grid = grid is not None and grid.mode != NOT_ROUNDED
+        self._native.round(_index(op.reads[0]), _index(op.writes[0]), on_grid, self._grid(grid))
 
     def _linear(self, op: Op) -> None:
         settings = op.settings
         place = (_index(op.reads[0]), _index(op.writes[0]), settings["column"], settings["n"])
-        weights = [self._address(values) for values in op.weights.values()]
-        if "colsum" in op.weights:
-            grid = self._grid(settings["grid"])
-            self._native.linear_w8a8(*place, settings["linears"], *weights, settings["gelu"], grid)
-        else:
-            self._native.linear_bf16(*place, *weights, settings["gelu"])
+        weights, gelu = [self._address(values) for values in op.weights.values()], settings["gelu"]
+        match settings["operator"]:
+            case "linear_w8a8":
+                grid = self._grid(settings["grid"])
+                self._native.linear_w8a8(*place, settings["linears"], *weights, gelu, grid)
+            case "linear_wna16":
+                self._native.linear_wna16(*place, settings["group"], *weights, gelu)
+            case _:
+                self._native.linear_bf16(*place, *weights, gelu)
 
     def _attention(self, op: Op) -> None:
         settings = op.settings

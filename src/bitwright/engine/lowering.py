@@ -11,9 +11,10 @@ import numpy as np
 
 from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
-from bitwright.engine.packing import pack_bf16, pack_heads, pack_int8
-from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check
-from bitwright.engine.weights import Linear, Weights
+from bitwright.engine.linears import Linear
+from bitwright.engine.packing import Packed, pack, pack_heads
+from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check, same_grid
+from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
 
 # Activations by their names in config.json -> the function.
@@ -30,7 +31,7 @@ class Value:
     buffer: Buffer
     maker: Op | None = None
     codes: list[tuple[Grid, Buffer]] = field(default_factory=list)
-    bf16: Buffer | None = None
+    bf16: list[tuple[Grid | None, Buffer]] = field(default_factory=list)
 
 
 class Lowering:
@@ -39,7 +40,7 @@ class Lowering:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self._most_tokens = 1 << 31  # that position tables have rows for
-        self._packed: dict[str, dict[str, np.ndarray | None]] = {}  # a block that runs twice has its weights once
+        self._packed: dict[str, Packed] = {}  # a block that runs twice has its weights once
         self._ops: list[Op] = []
         self._buffers: list[Buffer] = []
 
@@ -92,8 +93,8 @@ class Lowering:
             raise EngineError(f"{name}: a gate through {activation!r} has no operator")
         half = layer.shape[0] // 2
         both = self._buffer("bf16", 2 * half)
-        self._linear(f"{name}: activated half", [_rows(layer, 0, half)], x, both, 0, gelu=True)
-        self._linear(f"{name}: other half", [_rows(layer, half, 2 * half)], x, both, half, gelu=False)
+        self._linear(f"{name}: activated half", [layer.rows(0, half)], x, both, 0, gelu=True)
+        self._linear(f"{name}: other half", [layer.rows(half, 2 * half)], x, both, half, gelu=False)
         self._ops[-1].settings["linears"] = 0  # one linear of the model, not two
         out = self._buffer("bf16", half)
         self._add(Op("gate", name, (both,), (out,)))
@@ -193,24 +194,26 @@ class Lowering:
                 f"{name}: K = {k} of an input of {x.buffer.width} values, at column {column}; there are operators for "
                 f"K up to {_MAX_K} of as many, at multiples of 16"
             )
-        bias_N = np.concatenate([np.zeros(g.shape[0], np.float32) if g.bias_N is None else g.bias_N for g in group])
-        grid = group[0].grid
-        settings = {"column": column, "n": len(bias_N), "linears": len(group), "gelu": gelu, "grid": None}
-        source = self._bf16(x, name) if grid is None else self._codes(x, grid, name)
+        first, n = group[0], sum(layer.shape[0] for layer in group)
+        settings = {
+            "operator": first.operator, "dtype": first.dtype, "column": column, "n": n, "linears": len(group),
+            "gelu": gelu, "grid": None,
+            "group": k if first.scale_NG is None else k // first.scale_NG.shape[1],
+        }  # fmt: skip
+        grid = first.grid
+        if first.operator == "linear_w8a8":
+            assert grid is not None
+            source = self._codes(x, grid, name)
+        else:
+            source = self._bf16(x, grid, name)
         if name not in self._packed:
-            if grid is None:
-                values_NK = np.concatenate([layer.values_NK for layer in group if layer.values_NK is not None])
-                self._packed[name] = pack_bf16(values_NK, bias_N)
-            else:
-                codes_NK = np.concatenate([layer.codes_NK for layer in group if layer.codes_NK is not None])
-                scale_N = np.concatenate([layer.scale_N for layer in group if layer.scale_N is not None])
-                self._packed[name] = pack_int8(codes_NK, scale_N, bias_N)
+            self._packed[name] = pack(group)
         self._add(Op("linear", name, (source,), (out,), settings, self._packed[name]))
 
     def _codes(self, x: Value, grid: Grid, reader: str) -> Buffer:
         """x on a grid, for a linear: by the norm that makes it, if that quantizes nothing yet."""
         for known, buffer in x.codes:
-            if known.same(grid):
+            if same_grid(known, grid):
                 return buffer
         out = self._buffer("codes", x.buffer.width, per_sequence=x.buffer.per_sequence)
         maker = x.maker
@@ -222,13 +225,17 @@ class Lowering:
         x.codes.append((grid, out))
         return out
 
-    def _bf16(self, x: Value, reader: str) -> Buffer:
-        if x.buffer.kind == "bf16":
+    def _bf16(self, x: Value, grid: Grid | None, reader: str) -> Buffer:
+        """x in bf16, transformed and rounded as a grid says."""
+        if grid is None and x.buffer.kind == "bf16":
             return x.buffer
-        if x.bf16 is None:
-            x.bf16 = self._buffer("bf16", x.buffer.width, per_sequence=x.buffer.per_sequence)
-            self._add(Op("round", f"{reader.split(', ')[0]}: input", (x.buffer,), (x.bf16,)))
-        return x.bf16
+        for known, buffer in x.bf16:
+            if same_grid(known, grid):
+                return buffer
+        out = self._buffer("bf16", x.buffer.width, per_sequence=x.buffer.per_sequence)
+        self._add(Op("round", f"{reader.split(', ')[0]}: input", (x.buffer,), (out,), {"grid": grid}))
+        x.bf16.append((grid, out))
+        return out
 
     def _buffer(self, kind: Kind, width: int, *, per_sequence: bool = False) -> Buffer:
         self._buffers.append(Buffer(len(self._buffers), kind, width, per_sequence))
@@ -264,26 +271,11 @@ def _head_size(name: str, qkv: Value, heads: int) -> int:
     return size
 
 
-def _rows(layer: Linear, begin: int, end: int) -> Linear:
-    """Outputs [begin, end) of a linear."""
-
-    def of(values: np.ndarray | None) -> np.ndarray | None:
-        return None if values is None else values[begin:end]
-
-    shape = (end - begin, layer.shape[1])
-    return Linear(shape, of(layer.bias_N), of(layer.codes_NK), of(layer.scale_N), layer.grid, of(layer.values_NK))
-
-
 def _alike(layers: Sequence[Linear]) -> list[list[int]]:
-    """Neighbours that one operator can compute: float ones, or quantized ones with inputs on the same grid."""
+    """Neighbours that one operator can compute."""
     runs: list[list[int]] = []
     for i, layer in enumerate(layers):
-        before = layers[runs[-1][0]] if runs else None
-        together = before is not None and (
-            (layer.grid is None and before.grid is None)
-            or (layer.grid is not None and before.grid is not None and layer.grid.same(before.grid))
-        )
-        if together:
+        if runs and layer.joins(layers[runs[-1][0]]):
             runs[-1].append(i)
         else:
             runs.append([i])

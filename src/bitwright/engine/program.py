@@ -5,9 +5,10 @@ runs it.
     embed       -              f32                   word + position + type embedding of each token
     norm        f32 [f32]      f32 [f32] [codes]     layer norm of a sum, and its quantized rows
     quantize    f32 or bf16    codes                 rows -> 8-bit codes with a scale and a zero point
-    round       f32            bf16
+    round       f32 or bf16    bf16                  rows through an input transform, or to a grid, or only to bf16
     linear      codes          f32, bf16 or codes    int8 x int8, then bias and GELU; codes on a static grid
-    linear      bf16           f32 or bf16           bf16 x bf16, then bias and GELU
+    linear      bf16           f32 or bf16           bf16 x bf16, then bias and GELU; weights of other grids, held in
+                                                     4 or 8 bits, become bf16 on the way
     attention   bf16           bf16                  softmax(q kᵀ + bias) v of each head; a row holds q, k and v
     rotate      bf16           in place              q and k by position
     gate        bf16           bf16                  the product of a row's halves
@@ -30,14 +31,16 @@ from bitwright.errors import ModelError
 
 Kind = Literal["f32", "bf16", "codes"]
 KINDS: tuple[Kind, ...] = ("f32", "bf16", "codes")  # as in csrc/engine/program.h
+NOT_ROUNDED = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
     """How float rows become codes (`quantize_rows/contract.h`).
 
-    mode: 0 asymmetric, 1 symmetric, both dynamic per row; 2 static, with this scale and zero point. code_min: -128, or
-    -127 on a symmetric grid. shift_K, multiplier_K: both or neither, float32, padded to a multiple of 64.
+    mode: 0 asymmetric, 1 symmetric, both dynamic per row; 2 static, with this scale and zero point; NOT_ROUNDED, the
+    transform alone. code_min: -128, or -127 on a symmetric grid. shift_K, multiplier_K: the transform, both or neither,
+    float32, padded to a multiple of 64.
     """
 
     mode: int
@@ -47,17 +50,21 @@ class Grid:
     shift_K: np.ndarray | None = None
     multiplier_K: np.ndarray | None = None
 
-    def same(self, other: "Grid") -> bool:
-        """Whether both give the same codes."""
-        numbers = ("mode", "scale", "zero_point", "code_min")
-        return (
-            all(getattr(self, name) == getattr(other, name) for name in numbers)
-            and _equal(self.shift_K, other.shift_K)
-            and _equal(self.multiplier_K, other.multiplier_K)
-        )
+
+def same_grid(a: Grid | None, b: Grid | None) -> bool:
+    """Whether both make the same of a row."""
+    if a is None or b is None:
+        return a is b
+    numbers = ("mode", "scale", "zero_point", "code_min")
+    return (
+        all(getattr(a, name) == getattr(b, name) for name in numbers)
+        and same_values(a.shift_K, b.shift_K)
+        and same_values(a.multiplier_K, b.multiplier_K)
+    )
 
 
-def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+def same_values(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether both are left out, or equal."""
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
@@ -204,14 +211,13 @@ def _what(op: Op) -> str:
     if op.kind == "linear":
         source = op.reads[0]
         assert source is not None
-        dtype = "int8" if "colsum" in op.weights else "bf16"
         codes = " static" * (settings["grid"] is not None)
-        return f"{source.width}→{settings['n']} {dtype}{' gelu' * settings['gelu']}{codes}"
+        return f"{source.width}→{settings['n']} {settings['dtype']}{' gelu' * settings['gelu']}{codes}"
     if op.kind == "attention":
         shape, found = f"{settings['heads']} × {settings['head_size']}", op.weights.get
         window = "" if settings.get("window") is None else f" ±{settings['window']}"
         tables = " c2p" * (found("keys") is not None) + " p2c" * (found("queries") is not None)
         return f"{shape}{window}{' biased' * (found('bias') is not None)}{tables}"
-    if op.kind in ("norm", "quantize") and settings["grid"] is not None:
-        return ("asymmetric", "symmetric", "static")[settings["grid"].mode]
+    if op.kind in ("norm", "quantize", "round") and settings["grid"] is not None:
+        return {0: "asymmetric", 1: "symmetric", 2: "static", NOT_ROUNDED: "transform"}[settings["grid"].mode]
     return str(settings.get("function", ""))

@@ -4,14 +4,13 @@ Files are mapped, not read; values are copied when they are packed.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitwright.checkpoints.quantization_config import Group, QuantizationConfig, parse_quantization_config
-from bitwright.engine.program import Grid
+from bitwright.checkpoints.quantization_config import QuantizationConfig, parse_quantization_config
+from bitwright.engine.linears import Linear, float_linear, quantized_linear
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.models.safetensors_check import TensorEntry, check_safetensors
 from bitwright.models.source import CONFIG_FILE, read_object, weight_files
@@ -22,19 +21,6 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int
 
 
 _MOST = 1 << 20  # blocks, heads or positions that a model may have
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Linear:
-    """One linear. Quantized: codes_NK int8, scale_N float32 and the grid of its input. Float: values_NK float32.
-    bias_N: float32 or None."""
-
-    shape: tuple[int, int]
-    bias_N: np.ndarray | None
-    codes_NK: np.ndarray | None = None
-    scale_N: np.ndarray | None = None
-    grid: Grid | None = None
-    values_NK: np.ndarray | None = None
 
 
 class Weights:
@@ -157,70 +143,20 @@ class Weights:
     def _is_table(self, name: str) -> bool:
         return self._quantization is not None and name.removesuffix(".weight") in self._quantization.embeddings
 
+    def has_linear(self, module: str) -> bool:
+        """Whether there is such a linear, whatever its scheme."""
+        return f"{module}.weight" in self or f"{module}.weight_packed" in self
+
     def linear(self, module: str) -> Linear:
         """Raises:
-        EngineError: of a scheme that no operator runs. CheckpointError: its tensors contradict one another.
+        CheckpointError: there is none, or its tensors contradict one another.
         """
         if f"{module}.weight_scale" not in self:
-            values_NK = self.floats(f"{module}.weight")
-            if values_NK.ndim != 2 or not values_NK.size:
-                shape = list(values_NK.shape)
-                raise CheckpointError(f"{self.directory}: {module}.weight has the shape {shape}; a linear has (N, K)")
-            n, k = values_NK.shape
-            return Linear((n, k), self._bias(module, n), values_NK=values_NK)
+            return float_linear(self, module)
         group = self._group_of(module)
         if group is None:
             raise CheckpointError(f"{self.directory}: {module} has scales, but config.json has no scheme for it")
-        return self._quantized(module, group)
-
-    def _bias(self, module: str, n: int) -> np.ndarray | None:
-        return self.vector(f"{module}.bias", n) if f"{module}.bias" in self else None
-
-    def _quantized(self, module: str, group: Group) -> Linear:
-        weight, inputs = group.weight_spec, group.input_spec
-        if group.format != "int-quantized" or not weight.symmetric or weight.group_size is not None or inputs is None:
-            kind = "symmetric" if weight.symmetric else "asymmetric"
-            groups = "" if weight.group_size is None else f" in groups of {weight.group_size}"
-            raise EngineError(
-                f"{module}: {weight.bits}-bit {kind} {weight.grid} weights{groups} with "
-                f"{'float' if inputs is None else 'int8'} inputs have no operator"
-            )
-        codes, dtype = self.raw(f"{module}.weight")
-        shape = (codes.shape[0], codes.shape[-1]) if codes.ndim in (2, 3) else (0, 0)
-        scale = self.floats(f"{module}.weight_scale").reshape(-1)
-        if dtype != "I8" or not codes.size or codes.size != math.prod(shape) or scale.size not in (1, shape[0]):
-            raise CheckpointError(
-                f"{self.directory}: {module}.weight is {dtype} {list(codes.shape)} with {scale.size} scales; it "
-                "should be int8 (N, K) with N of them, or one"
-            )
-        grid = self._grid(module, group, shape[1])
-        scale_N = np.broadcast_to(scale, shape[:1])
-        return Linear(shape, self._bias(module, shape[0]), codes.reshape(shape), scale_N, grid)
-
-    def _grid(self, module: str, group: Group, k: int) -> Grid:
-        spec = group.input_spec
-        assert spec is not None
-        shift_K = multiplier_K = None
-        if group.has_scale_K or group.has_shift_K:
-            zeros, ones = np.zeros(k, np.float32), np.ones(k, np.float32)
-            scale_K = self._per_input(module, "input_scale_K", k) if group.has_scale_K else ones
-            shift_K = _padded(self._per_input(module, "input_shift_K", k) if group.has_shift_K else zeros)
-            multiplier_K = _padded(np.float32(1.0) / scale_K)
-        if spec.dynamic:
-            return Grid(1 if spec.symmetric else 0, 1.0, 0, spec.code_min, shift_K, multiplier_K)
-        scale = float(self.floats(f"{module}.input_scale").reshape(-1)[0])
-        zero = 0
-        if not spec.symmetric:
-            zero = int(self.raw(f"{module}.input_zero_point")[0].reshape(-1)[0])
-        if not np.finfo(np.float32).tiny <= scale <= np.finfo(np.float32).max or not -128 <= zero <= 127:
-            raise CheckpointError(f"{self.directory}: {module}: input_scale = {scale}, input_zero_point = {zero}")
-        return Grid(2, scale, zero, spec.code_min, shift_K, multiplier_K)
-
-    def _per_input(self, module: str, suffix: str, k: int) -> np.ndarray:
-        values_K = self.floats(f"{module}.{suffix}")
-        if values_K.shape != (k,) or not np.isfinite(values_K).all():
-            raise CheckpointError(f"{self.directory}: {module}.{suffix} is not {k} finite numbers")
-        return values_K
+        return quantized_linear(self, module, group)
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
@@ -234,7 +170,3 @@ def narrow(values: np.ndarray) -> np.ndarray:
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     rounded[np.isnan(values)] = 0x7FC0
     return rounded
-
-
-def _padded(values_K: np.ndarray) -> np.ndarray:
-    return np.pad(values_K, (0, -len(values_K) % 64))

@@ -206,7 +206,7 @@ class Program:
         self, x: int, residual: int, sum: int, y: int, codes: int, weight: int, bias: int, eps: float, grid: _Grid, /
     ) -> None: ...
     def quantize(self, source: int, out: int, grid: _Grid, /) -> None: ...
-    def round(self, source: int, out: int, /) -> None: ...
+    def round(self, source: int, out: int, on_grid: bool, grid: _Grid, /) -> None: ...
     def linear_w8a8(
         self, source: int, out: int, column: int, n: int, linears: int, weight: int, colsum: int, scale: int,
         bias: int, gelu: bool, grid: _Grid, /,
@@ -214,6 +214,10 @@ class Program:
     def linear_bf16(
         self, source: int, out: int, column: int, n: int, weight: int, bias: int, gelu: bool, /
     ) -> None: ...
+    def linear_wna16(
+        self, source: int, out: int, column: int, n: int, group: int, codes: int, levels: int, scale: int, zero: int,
+        bias: int, gelu: bool, /,
+    ) -> None: ...  # fmt: skip
     def attention(
         self, source: int, out: int, heads: int, head_size: int, scale: float, bias: int, bias_stride: int,
         window: int, /,

@@ -62,5 +62,5 @@ def _label(op: Op) -> str:
         return op.kind
     source = op.reads[0]
     assert source is not None
-    dtype, gelu = "int8" if "colsum" in op.weights else "bf16", ", gelu" * op.settings["gelu"]
-    return f"linear {source.width} → {op.settings['n']}, {dtype}{gelu}"
+    gelu = ", gelu" * op.settings["gelu"]
+    return f"linear {source.width} → {op.settings['n']}, {op.settings['dtype']}{gelu}"
