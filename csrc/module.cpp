@@ -191,10 +191,10 @@ void unpack_wna16(int isa, uintptr_t codes, uintptr_t levels, uintptr_t scale, u
 }
 
 // As linear_bf16.
-void multiply_wna16(int isa, uintptr_t x, size_t x_stride, size_t k, uintptr_t codes, uintptr_t levels,
-                    uintptr_t scale, uintptr_t zero, size_t group, uintptr_t bias, uintptr_t y, size_t out_stride,
-                    size_t n, bool gelu, bool bf16, uintptr_t scratch, size_t row_begin, size_t row_end,
-                    size_t block_begin, size_t block_end) {
+void multiply_wna16(int isa, uintptr_t x, size_t x_stride, size_t k, uintptr_t codes, uintptr_t levels, uintptr_t scale,
+                    uintptr_t zero, size_t group, uintptr_t bias, uintptr_t y, size_t out_stride, size_t n, bool gelu,
+                    bool bf16, uintptr_t scratch, size_t row_begin, size_t row_end, size_t block_begin,
+                    size_t block_end) {
     const LinearWna16 op{
         {at<uint16_t>(x), x_stride, nullptr, at<float>(bias), at<void>(y), out_stride, n, round_up(k, 32), gelu, bf16},
         {at<uint8_t>(codes), at<float>(levels), at<float>(scale), at<int8_t>(zero), k, group}};

@@ -95,8 +95,8 @@ void bind_engine(nb::module_& m) {
         .def("linear_wna16",
              [](Program& p, int in, int out, size_t column, size_t n, size_t group, Address codes, Address levels,
                 Address scale, Address zero, Address bias, bool gelu) {
-                 const Wna16 weight{at<uint8_t>(codes), at<float>(levels), at<float>(scale), at<int8_t>(zero), p.width(in),
-                                    group};
+                 const Wna16 weight{at<uint8_t>(codes), at<float>(levels), at<float>(scale),
+                                    at<int8_t>(zero),   p.width(in),       group};
                  p.add(MultiplyWna16{in, out, column, n, weight, at<float>(bias), gelu});
              })
         .def("attention",

@@ -218,8 +218,7 @@ bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {
         longest = length > longest ? length : longest;
     }
     for (const Op& op : ops_) {
-        const size_t bytes =
-            std::visit([&](const auto& known) { return scratch_bytes(known, buffers_, longest); }, op);
+        const size_t bytes = std::visit([&](const auto& known) { return scratch_bytes(known, buffers_, longest); }, op);
         scratch = bytes > scratch ? round_up(bytes, 64) : scratch;
     }
     if (threads > 1 && tokens >= kTokensPerThread * threads) {

@@ -14,7 +14,8 @@ constexpr size_t kHalf = 8;  // columns
 struct Grid {
     __m256 zero, scale;
 
-    ALWAYS_INLINE Grid(const Group& g, size_t column) : zero(_mm256_setzero_ps()), scale(_mm256_load_ps(g.scale + column)) {
+    ALWAYS_INLINE Grid(const Group& g, size_t column)
+        : zero(_mm256_setzero_ps()), scale(_mm256_load_ps(g.scale + column)) {
         if (g.zero) zero = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(g.zero + column))));
     }
 
@@ -26,7 +27,8 @@ struct Grid {
     }
 
     ALWAYS_INLINE void store(__m256 even, __m256 odd, uint16_t* pairs) const {
-        _mm256_store_si256((__m256i*)pairs, _mm256_blend_epi16(_mm256_srli_epi32(rounded(even), 16), rounded(odd), 0xaa));
+        _mm256_store_si256((__m256i*)pairs,
+                           _mm256_blend_epi16(_mm256_srli_epi32(rounded(even), 16), rounded(odd), 0xaa));
     }
 };
 

@@ -1,6 +1,6 @@
 // unpack_wna16, AVX-512: a vector is a word of each of sixteen columns, and becomes four or two vectors of pairs.
 // Layout: contract.h. Four bits: the levels are one register, and vpermps looks at the lowest four bits of a lane only,
-// so that a value is a shift and a lookup. A pair is then 2 vsubps, or none, 2 vmulps, 8 operations to round, one store.
+// so that a value is a shift and a lookup. A pair is then 2 vsubps or none, 2 vmulps, 8 operations to round, a store.
 // Bound: compute, 8 or 9 cycles for the 32 values of a pair on two ports.
 #include <immintrin.h>
 

@@ -1,5 +1,5 @@
-// What the variants have in common: the order of blocks and groups, and the zeros beyond K. Everything is internal to the
-// file that includes it.
+// What the variants have in common: the order of blocks and groups, and the zeros beyond K. Everything is internal to
+// the file that includes it.
 #pragma once
 #include <string.h>
 

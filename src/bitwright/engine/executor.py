@@ -15,6 +15,7 @@ _FUNCTIONS = ("relu", "tanh", "gelu_tanh", "silu")  # as in csrc/rows/contract.h
 _NO_WINDOW = 2**64 - 1
 _L2_BYTES = 1 << 20  # of a group's buffers
 _LEAST_GROUP = 128  # tokens: fewer would read the weights too often
+_LEAST_UNPACKING_GROUP = 256  # where each group unpacks the weights too, which takes as long as some 50 tokens with AMX
 
 
 class Executor:
@@ -26,7 +27,9 @@ class Executor:
         row_bytes = {b.index: module.row_bytes(KINDS.index(b.kind), b.width) for b in program.buffers}
         offsets, size = place_buffers(program.ops, program.buffers, program.output, row_bytes)
         self.program = program
-        self.group_tokens = group_tokens or max(_LEAST_GROUP, _L2_BYTES // size // 32 * 32)
+        unpacks = any(op.settings.get("operator") == "linear_wna16" for op in program.ops)
+        least = _LEAST_UNPACKING_GROUP if unpacks else _LEAST_GROUP
+        self.group_tokens = group_tokens or max(least, _L2_BYTES // size // 32 * 32)
         self._kept: list[np.ndarray] = []  # what native code points at
         self._native = module.Program(
             isa,

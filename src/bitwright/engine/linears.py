@@ -112,9 +112,10 @@ def unpack_bits(rows_NB: np.ndarray, bits: int, count: int) -> np.ndarray:
     words = np.zeros((len(padded), padded.shape[1] // stride), dtype)
     for i in range(stride):
         words |= np.left_shift(padded[:, i::stride].astype(dtype), 8 * i)
-    codes = np.right_shift(words[..., None], np.arange(0, 8 * stride, bits, dtype=dtype))
-    unpacked = np.bitwise_and(codes, (1 << bits) - 1).astype(np.uint8, copy=False)
-    return unpacked.reshape(len(rows_NB), -1)[:, :count]
+    codes = np.empty((*words.shape, 8 * stride // bits), np.uint8)
+    for i in range(codes.shape[2]):
+        codes[..., i] = np.bitwise_and(np.right_shift(words, i * bits), (1 << bits) - 1)
+    return codes.reshape(len(rows_NB), -1)[:, :count]
 
 
 def dequantized(linear: Linear) -> Linear:
