@@ -4,8 +4,9 @@
 
 namespace {
 
-// Columns of a panel: as many as fit, since each panel reads all of x again, but whole tiles of linear_bf16.
-constexpr size_t kPanelBytes = 256 * 1024, kGrain = 4;
+// Columns of a panel: many, since each panel reads all of x again, but no more than stay in L2 (as linear_amx.h has it
+// of weights), and whole tiles of linear_bf16.
+constexpr size_t kPanelBytes = 768 * 1024, kGrain = 4;
 
 size_t block_bytes(size_t k) { return round_up(k, 32) * 16 * sizeof(uint16_t); }
 
