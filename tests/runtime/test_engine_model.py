@@ -63,6 +63,20 @@ def test_disentangled_attention(
     assert compared(model, ids)[1] + model.executor.program.folded == compared(model.generic, ids)[1] > 0
 
 
+def test_texts_that_are_too_long_are_cut_or_refused(quantized: Callable[..., EngineModel], texts: list[str]) -> None:
+    model = quantized("bert")
+    short, long = ["a class", "a function"], " ".join(texts[:20])
+    assert len(model.tokenize([long])[0]) == model.max_tokens
+    for path in (model, model.generic):
+        np.testing.assert_array_equal(path.encode(short, truncate=False), path.encode(short))
+        with pytest.raises(
+            InputError, match=f"text 2 has more than the {model.max_tokens} tokens that this model takes"
+        ):
+            path.encode([*short, long], truncate=False)
+        with pytest.raises(InputError, match="text 0 has more than"):
+            path.encode([(short[0], long)], truncate=False)
+
+
 @pytest.mark.parametrize("task", ["embedding", "sequence-classification", "token-classification", "question-answering"])
 @pytest.mark.parametrize(("family", "n_types"), [("bert", 2), ("deberta-v2", 2), ("deberta-v2", 0), ("mpnet", None)])
 def test_pairs_of_texts(

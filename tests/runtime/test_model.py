@@ -59,6 +59,8 @@ def test_texts_are_tokenized_and_cut(llama: Model) -> None:
     assert rows[0].shape == (2, llama.max_tokens - 1)
     ids = llama.tokenize(["a class"])[0]
     np.testing.assert_array_equal(llama.encode([ids])[0], rows[1])
+    with pytest.raises(InputError, match=f"text 1 has more than the {llama.max_tokens} tokens"):
+        llama.encode(["a class", text], truncate=False)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, isa_index
 from bitwright.models.pooling import Pooling, read_pooling
 from bitwright.models.source import read_object
-from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_types, texts_of
+from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_long, refuse_types, texts_of
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
@@ -54,7 +54,7 @@ class EngineModel:
 
     def encode(
         self, items: Items, *, types: Sequence[Sequence[int]] | None = None, batch_size: int = 32,
-        threads: int | None = None, track: Track = iter,
+        threads: int | None = None, truncate: bool = True, track: Track = iter,
     ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
         """What the model makes of each text, each pair (text, text), or each sequence of token ids.
 
@@ -67,17 +67,18 @@ class EngineModel:
         have the types that the tokenizer gives them, if the model has more than one.
 
         Args:
+            truncate: cut texts that are too long, instead of refusing them.
             types: of the tokens of each item, where items are ids; by default all of type 0.
             threads: of the CPU; by default the model's.
             track: wraps the loop over batches, for a progress bar.
 
         Raises:
             InputError: `items` is a single string, or holds something else than `Items` says, or ids or types that the
-                model does not have, or more of them than `max_tokens`; types of texts, or not one for each id;
-                batch_size or threads < 1.
+                model does not have, or more of them than `max_tokens`; a text that is longer, unless it may be cut;
+                types of texts, or not one for each id; batch_size or threads < 1.
             NumericsError: the model produced NaN or infinity.
         """
-        tokens = self._tokens(items, types, batch_size)
+        tokens = self._tokens(items, types, batch_size, truncate)
         order = sorted(range(len(tokens.ids)), key=lambda i: -len(tokens.ids[i]))
         batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
         rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(order)
@@ -99,9 +100,9 @@ class EngineModel:
 
         Raises as `encode`.
         """
-        return self._tokens(items, None, batch_size).ids
+        return self._tokens(items, None, batch_size, True).ids
 
-    def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int) -> Tokens:
+    def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool) -> Tokens:
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size}: at least 1")
         texts, n_types = texts_of(items), self.executor.program.types
@@ -113,6 +114,8 @@ class EngineModel:
         first, second = texts
         given = first if second is None else list(zip(first, second, strict=True))
         encodings = self._tokenizer.encode_batch_fast(given)
+        if not truncate:
+            refuse_long((bool(encoding.overflowing) for encoding in encodings), self.max_tokens)
         ids = [encoding.ids for encoding in encodings]
         if second is None or n_types < 2:
             return Tokens(ids)

@@ -88,6 +88,20 @@ def refuse_types(types: object) -> None:
         raise InputError("types are those of token ids; the tokens of texts get theirs from the tokenizer")
 
 
+def refuse_long(longer: Iterable[bool], max_tokens: int) -> None:
+    """longer: of each text, whether it has more tokens than the model takes.
+
+    Raises:
+        InputError: one has.
+    """
+    index = next((i for i, too_long in enumerate(longer) if too_long), None)
+    if index is not None:
+        raise InputError(
+            f"text {index} has more than the {max_tokens} tokens that this model takes; shorten it, or let it be cut "
+            "with truncate=True"
+        )
+
+
 def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(text, str) for text in item)
 

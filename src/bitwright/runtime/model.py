@@ -14,7 +14,7 @@ from bitwright.evaluate.logits import token_outputs
 from bitwright.models.load import LoadedModel, max_tokens
 from bitwright.models.pool import pool
 from bitwright.models.pooling import Pooling, read_pooling
-from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_types, texts_of
+from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_long, refuse_types, texts_of
 
 _TOKENS_AT_ONCE = 1024  # of a language model: their logits, float32 times the vocabulary, are in memory together
 
@@ -43,8 +43,9 @@ class Model:
             return self.hf(**inputs)
 
     def encode(
-        self, items: Items, *, types: Sequence[Sequence[int]] | None = None, batch_size: int = 32, track: Track = iter
-    ) -> np.ndarray | list[np.ndarray]:
+        self, items: Items, *, types: Sequence[Sequence[int]] | None = None, batch_size: int = 32,
+        truncate: bool = True, track: Track = iter,
+    ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
         """What the model makes of each text, each pair (text, text), or each sequence of token ids.
 
         Embedding models: float32 (n, H), pooled and normalised as the model's own sentence-transformers files say.
@@ -58,16 +59,18 @@ class Model:
         pair have the types that the tokenizer gives them, if the model has more than one.
 
         Args:
+            truncate: cut texts that are too long, instead of refusing them.
             types: of the tokens of each item, where items are ids; by default all of type 0.
             track: wraps the loop over batches, for a progress bar.
 
         Raises:
             InputError: `items` is a single string, or holds something else than `Items` says, or ids that are more than
-                `max_tokens`; types of texts, not one for each id, or that the model does not have; batch_size < 1.
+                `max_tokens`; a text that is longer, unless it may be cut; types of texts, not one for each id, or that
+                the model does not have; batch_size < 1.
             ModelError: the directory has no tokenizer, and texts or different lengths need one.
             NumericsError: the model produced NaN or infinity.
         """
-        tokens = self._tokens(items, types, batch_size)
+        tokens = self._tokens(items, types, batch_size, truncate)
         order = sorted(range(len(tokens.ids)), key=lambda i: (-len(tokens.ids[i]), i))
         rows: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(order)
         for chosen in track(list(self._batches([len(tokens.ids[i]) for i in order], order, batch_size))):
@@ -87,9 +90,9 @@ class Model:
 
         Raises as `encode`.
         """
-        return self._tokens(items, None, batch_size).ids
+        return self._tokens(items, None, batch_size, True).ids
 
-    def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int) -> Tokens:
+    def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool) -> Tokens:
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size}: at least 1")
         texts, n_types = texts_of(items), self._n_types
@@ -100,7 +103,9 @@ class Model:
             raise ModelError(f"{self.path}: has no tokenizer that transformers can build; give token ids instead")
         # The types that the tokenizer's file gives, also where its class would not hand them out.
         typed = texts[1] is not None and n_types > 1
-        found = self.tokenizer(*texts, truncation=True, max_length=self.max_tokens, return_token_type_ids=typed)
+        limit = {"truncation": True, "max_length": self.max_tokens} if truncate else {"verbose": False}
+        found = self.tokenizer(*texts, return_token_type_ids=typed, **limit)
+        refuse_long((len(ids) > self.max_tokens for ids in found["input_ids"]), self.max_tokens)
         return check_types(found["token_type_ids"] if typed else None, found["input_ids"], n_types)
 
     @property
