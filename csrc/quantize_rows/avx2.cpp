@@ -104,28 +104,10 @@ inline bool write_codes(const Row& row, size_t k, const Grid& g, int32_t code_mi
     return !_mm256_movemask_ps(_mm256_cmp_ps(poison, poison, _CMP_UNORD_Q));
 }
 
-template <class T, bool transformed>
-void quantize_rows(const QuantizeRows& p, size_t row_begin, size_t row_end) {
-    for (size_t m = row_begin; m < row_end; ++m) {
-        const Row<T, transformed> row = {(const T*)p.x + m * p.x_stride, p.shift, p.multiplier};
-        uint8_t* codes = p.codes + m * p.code_stride;
-        const bool is_static = p.mode == kStatic;
-        const Grid g = is_static ? static_grid(p) : grid_of(p, range_of(row, p.k));
-        if (!g.finite || !(is_static ? write_codes<true>(row, p.k, g, p.code_min, codes)
-                                     : write_codes<false>(row, p.k, g, p.code_min, codes))) {
-            poison_row(p, m);
-            continue;
-        }
-        p.scale[m] = g.scale;
-        p.zero_point[m] = g.zero;
-    }
-}
-
 }  // namespace
 
+#include "loop.h"
+
 void quantize_rows_avx2(const QuantizeRows* p, size_t row_begin, size_t row_end) {
-    static constexpr decltype(&quantize_rows<float, false>) table[2][2] = {
-        {quantize_rows<float, false>, quantize_rows<float, true>},
-        {quantize_rows<uint16_t, false>, quantize_rows<uint16_t, true>}};
-    table[p->bf16][p->multiplier != nullptr](*p, row_begin, row_end);
+    quantize_any_rows(*p, row_begin, row_end);
 }
