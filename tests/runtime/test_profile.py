@@ -16,6 +16,7 @@ def test_shares_and_operations(tiny_model: Callable[..., Path]) -> None:
         assert sum(row["share"] for row in here) == pytest.approx(1.0)
         operations = sum(row["gops"] * row["ms"] * 1e6 for row in here if row["gops"] is not None)
         linears = 2 * (4 * 32 * 32 + 2 * 32 * 64) * tokens
+        assert all(0 < row["of_peak"] < 2 for row in here if row["gops"] is not None)
         assert operations == pytest.approx(2 * batch * (linears + 4 * tokens * tokens * 32))  # 2 blocks
     assert {row["operator"] for row in rows} >= {"embed", "norm", "attention", "linear 32 → 64, bf16, gelu"}
 

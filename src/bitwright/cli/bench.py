@@ -94,7 +94,13 @@ def print_profile(rows: list[dict[str, Any]]) -> None:
              "" if row["gops"] is None else f"{row['gops']:.0f}", f"{row['share']:.1%}"]
             for row in rows if (row["batch"], row["tokens"]) == (batch, tokens)
         ]  # fmt: skip
-        out.print(table(f"{batch} × {tokens} tokens, 1 thread", columns, cells), "")
+        out.print(table(f"{batch} × {tokens} tokens, 1 thread", columns, cells))
+        counted = [row for row in rows if (row["batch"], row["tokens"]) == (batch, tokens)]
+        ms = sum(row["ms"] for row in counted)
+        gops = sum(row["gops"] * row["ms"] for row in counted if row["gops"] is not None) / ms
+        peak = next((row["gops"] / row["of_peak"] for row in counted if row["of_peak"]), None)
+        of_peak = f", {gops / peak:.0%} of the {peak:.0f} of int8 products alone" if peak else ""
+        out.print(f"all: {ms:.3f} ms, {gops:.0f} GOP/s{of_peak}\n")
 
 
 def print_measurements(found: dict[str, Any]) -> None:

@@ -10,17 +10,20 @@ from bitwright.engine.encoders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.program import Op
 from bitwright.engine.weights import Weights
+from bitwright.kernels import native
 from bitwright.kernels.dispatch import isa_index
 from bitwright.runtime.bench_inputs import random_tokens, read_model_shape
 
 _RUNS = 15
+_PEAK_REPEATS = 100_000  # a few milliseconds
 
 
 def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Rows {batch, tokens, operator, number, ms, gops, share}, the slowest operators of a shape first.
+    """Rows {batch, tokens, operator, number, ms, gops, share, of_peak}, the slowest operators of a shape first.
 
     Operators of one kind and width are taken together. ms: of all of them, on one thread, in the fastest of several
-    runs; share: of the sum. gops: multiplications and additions per nanosecond, None where none are counted.
+    runs; share: of the sum. gops: multiplications and additions per nanosecond, None where none are counted;
+    of_peak: that as a part of what int8 products alone reach on this core, measured between the runs (None without a peak).
 
     Raises:
         EngineError: the engine does not run this model. InputError: it does not take so many tokens.
@@ -31,27 +34,29 @@ def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str
     for batch, tokens in shapes:
         ids_BT, _ = random_tokens(model, batch=batch, tokens=tokens, seed=0)
         lengths = np.full(batch, tokens)
-        runs = []
+        runs, peak = [], 0.0
         for _ in range(_RUNS):
+            peak = max(peak, native.load().peak_int8_gops(isa_index(), _PEAK_REPEATS))
             seconds = np.zeros(len(ops))
             executor.run_packed(ids_BT.reshape(-1), lengths, 1, seconds)
             runs.append(seconds)
         best = min(runs, key=lambda seconds: float(seconds.sum()))
-        rows += _rows(ops, best, batch, tokens)
+        rows += _rows(ops, best, batch, tokens, peak)
     return rows
 
 
-def _rows(ops: Sequence[Op], seconds: np.ndarray, batch: int, tokens: int) -> list[dict[str, Any]]:
+def _rows(ops: Sequence[Op], seconds: np.ndarray, batch: int, tokens: int, peak: float) -> list[dict[str, Any]]:
     found: dict[str, list[int]] = {}
     for number, op in enumerate(ops):
         found.setdefault(_label(op), []).append(number)
     rows = []
     for label, numbers in found.items():
         spent, operations = float(seconds[numbers].sum()), batch * sum(ops[i].operations(tokens) for i in numbers)
+        gops = operations / spent / 1e9 if operations else None
         rows.append(
             {
                 "batch": batch, "tokens": tokens, "operator": label, "number": len(numbers), "ms": spent * 1e3,
-                "gops": operations / spent / 1e9 if operations else None, "share": spent / float(seconds.sum()),
+                "gops": gops, "share": spent / float(seconds.sum()), "of_peak": gops / peak if gops and peak else None,
             }
         )  # fmt: skip
     return sorted(rows, key=lambda row: -row["ms"])
