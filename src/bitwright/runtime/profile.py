@@ -23,7 +23,7 @@ def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str
 
     Operators of one kind and width are taken together. ms: of all of them, on one thread, in the fastest of several
     runs; share: of the sum. gops: multiplications and additions per nanosecond, None where none are counted;
-    of_peak: that as a part of what int8 products alone reach on this core, measured between the runs (None without a peak).
+    of_peak: that as a part of what int8 products alone reach on this core, measured between the runs, or None.
 
     Raises:
         EngineError: the engine does not run this model. InputError: it does not take so many tokens.
