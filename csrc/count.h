@@ -4,4 +4,4 @@
 
 #include <atomic>
 
-extern std::atomic<uint64_t> integer_linears;
+inline std::atomic<uint64_t> integer_linears{0};

@@ -32,8 +32,6 @@
 
 namespace nb = nanobind;
 
-std::atomic<uint64_t> integer_linears{0};
-
 namespace {
 
 // Multiply-adds that repay waking one more thread. Two threads broke even with one at 5 to 9 million in all with AMX,

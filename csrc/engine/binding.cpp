@@ -52,17 +52,7 @@ void run(Program& self, Address ids, Address types, Address starts, size_t seque
 }  // namespace
 
 void bind_engine(nb::module_& m) {
-    m.def("row_bytes", [](int kind, size_t width) {
-        const Buffer buffer{Kind(kind), width, 0, false};
-        switch (buffer.kind) {
-            case Kind::kF32:
-                return row_stride(buffer) * 4;
-            case Kind::kBf16:
-                return row_stride(buffer) * 2;
-            default:
-                return row_stride(buffer) + sizeof(float) + sizeof(int32_t);
-        }
-    });
+    m.def("row_bytes", [](int kind, size_t width) { return row_bytes({Kind(kind), width, 0, false}); });
     nb::class_<Program>(m, "Program")
         .def("__init__", &construct)
         .def("embed",

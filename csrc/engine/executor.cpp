@@ -1,8 +1,6 @@
 // Running a program: how a batch is cut into groups, and groups are given to threads. Where all threads share a group,
 // operators.h says what is whose.
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include <new>
@@ -13,14 +11,8 @@
 #include "share.h"
 #include "sizes.h"
 
-struct Memory {
-    char* data;
-    size_t bytes;
-};
-
 namespace {
 
-constexpr size_t kHugePage = 2 << 20;
 // Tokens per thread from which on a thread takes whole groups.
 constexpr size_t kTokensPerThread = 96;
 // A cut into whole groups is good enough if its longest thread takes no more than this times the mean.
@@ -94,9 +86,8 @@ struct Run {
     size_t capacity, scratch;  // rows of a group; bytes per thread
 
     void through(const Group& group, char* memory, size_t index, size_t count, Barrier* barrier) {
-        const size_t arena = program.arena_row_ * capacity;
-        Work work{batch,  group.first, group.last, program.buffers_,                  program.isa_,
-                  memory, capacity,    memory + round_up(arena, 64) + index * scratch, index, count};
+        Work work{batch,  group.first, group.last, program.buffers_,       program.isa_,
+                  memory, capacity,    memory + bytes(0) + index * scratch, index, count};
         size_t op = 0;
         for (const Op& each : program.ops_) {
             const double start = seconds && index == 0 ? now() : 0.0;
@@ -119,24 +110,25 @@ struct Run {
         }
     }
 
+    size_t bytes(size_t threads) const { return round_up(program.arena_row_ * capacity, 64) + threads * scratch; }
+
     bool each_takes_groups(size_t threads) {
         std::atomic<size_t> next{0};
-        std::atomic<bool> failed{false};
         auto work = [&](size_t index, size_t) {
-            Memory* memory = program.borrow(capacity, scratch);
-            if (!memory) failed = true;
-            for (size_t i; memory && (i = next.fetch_add(1)) < groups.size();) {
+            Memory* memory = program.memories_.borrow(bytes(1));
+            if (!memory) return;  // the others do it all, if there are any
+            for (size_t i; (i = next.fetch_add(1)) < groups.size();) {
                 Run alone{program, batch, out, index == 0 ? seconds : nullptr, groups, capacity, scratch};
                 alone.through(groups[i], memory->data, 0, 1, nullptr);
             }
-            if (memory) program.give_back(memory);
+            program.memories_.give_back(memory);
         };
         run_in_pool(int(threads), work);
-        return !failed;
+        return next >= groups.size();
     }
 
     bool all_share(size_t threads) {
-        Memory* memory = program.borrow(capacity, scratch * threads);
+        Memory* memory = program.memories_.borrow(bytes(threads));
         if (!memory) return false;
         std::atomic<Barrier*> barrier{nullptr};
         alignas(Barrier) char place[sizeof(Barrier)];
@@ -150,7 +142,7 @@ struct Run {
             for (const Group& group : groups) through(group, memory->data, index, count, count > 1 ? all : nullptr);
         };
         run_in_pool(int(threads), work);
-        program.give_back(memory);
+        program.memories_.give_back(memory);
         return true;
     }
 };
@@ -166,53 +158,24 @@ size_t row_stride(const Buffer& buffer) {
     }
 }
 
+size_t row_bytes(const Buffer& buffer) {
+    switch (buffer.kind) {
+        case Kind::kF32:
+            return row_stride(buffer) * sizeof(float);
+        case Kind::kBf16:
+            return row_stride(buffer) * sizeof(uint16_t);
+        default:
+            return row_stride(buffer) + sizeof(float) + sizeof(int32_t);
+    }
+}
+
 Program::Program(int isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens)
     : isa_(isa), buffers_(std::move(buffers)), arena_row_(arena_row), group_tokens_(group_tokens), out_(out) {}
-
-Program::~Program() {
-    for (Memory* memory : idle_) {
-        munmap(memory->data, memory->bytes);
-        delete memory;
-    }
-}
-
-Memory* Program::borrow(size_t rows, size_t scratch) {
-    const size_t bytes = round_up(round_up(arena_row_ * rows, 64) + scratch, kHugePage);
-    Memory* memory = nullptr;
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (!idle_.empty()) {
-            memory = idle_.back();
-            idle_.pop_back();
-        }
-    }
-    if (memory && memory->bytes >= bytes) return memory;
-    if (memory) {
-        munmap(memory->data, memory->bytes);
-        bytes_ -= memory->bytes;
-    } else {
-        memory = new Memory;
-    }
-    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) {
-        delete memory;
-        return nullptr;
-    }
-    madvise(data, bytes, MADV_HUGEPAGE);  // advice: without it the rest works as well
-    *memory = {static_cast<char*>(data), bytes};
-    bytes_ += bytes;
-    return memory;
-}
-
-void Program::give_back(Memory* memory) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    idle_.push_back(memory);
-}
 
 bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {
     if (batch.sequences == 0) return true;
     const size_t tokens = batch.starts[batch.sequences];
-    size_t threads = wanted, longest = 0, scratch = 0;
+    size_t threads = least(wanted, kMostThreads), longest = 0, scratch = 0;
     for (size_t s = 0; s < batch.sequences; ++s) {
         const size_t length = batch.starts[s + 1] - batch.starts[s];
         longest = length > longest ? length : longest;
@@ -233,5 +196,3 @@ bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {
     const size_t rows = most_rows(batch, groups);
     return Run{*this, batch, out, seconds, groups, rows, scratch}.all_share(threads);
 }
-
-size_t Program::memory() const { return bytes_; }

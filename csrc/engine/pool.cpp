@@ -6,9 +6,8 @@
 
 #include <condition_variable>
 #include <mutex>
-#include <system_error>
+#include <new>
 #include <thread>
-#include <vector>
 
 namespace {
 
@@ -18,7 +17,9 @@ constexpr int kSpins = 1 << 10;
 // Times a worker without work yields its core before it parks: about a millisecond of a quiet machine.
 constexpr int kYields = 1 << 6;
 
-constexpr size_t kMostThreads = 512;
+// Of a worker's stack: kernels keep their tiles there, at most some tens of KiB. The system's default is 8 MiB of
+// addresses, which is much where addresses are limited.
+constexpr size_t kStackBytes = 1 << 20;
 
 struct Job {
     void (*work)(void*, size_t, size_t);
@@ -32,7 +33,8 @@ struct Worker {
     size_t index = 0;  // of this worker in its job
     std::mutex mutex;
     std::condition_variable wake;
-    bool parked = false;  // under the mutex
+    bool parked = false;     // under the mutex
+    Worker* next = nullptr;  // of those that are idle
 
     void start(Job* given, size_t as) {
         index = as;
@@ -41,7 +43,7 @@ struct Worker {
         if (parked) wake.notify_one();
     }
 
-    Job* next() {
+    Job* wait() {
         for (int yields = 0; yields < kYields; ++yields) {
             for (int spins = 0; spins < kSpins; ++spins) {
                 if (Job* given = job.load(std::memory_order_acquire)) return given;
@@ -58,7 +60,7 @@ struct Worker {
 
     void run() {
         for (;;) {
-            Job* given = next();
+            Job* given = wait();
             const size_t as = index;
             job.store(nullptr, std::memory_order_relaxed);
             given->work(given->argument, as, given->count);
@@ -67,9 +69,28 @@ struct Worker {
     }
 };
 
+// A thread that runs a new worker, or null where the system gives none.
+Worker* start_worker() {
+    Worker* worker = new (std::nothrow) Worker;
+    pthread_attr_t attributes;
+    if (!worker || pthread_attr_init(&attributes)) return nullptr;
+    pthread_attr_setstacksize(&attributes, kStackBytes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_t thread;
+    const auto run = [](void* given) -> void* {
+        static_cast<Worker*>(given)->run();
+        return nullptr;
+    };
+    const int error = pthread_create(&thread, &attributes, run, worker);
+    pthread_attr_destroy(&attributes);
+    if (!error) return worker;
+    delete worker;
+    return nullptr;
+}
+
 struct Pool {
     std::mutex mutex;
-    std::vector<Worker*> idle;
+    Worker* idle = nullptr;
     size_t workers = 0;
 
     // Up to `wanted` idle workers, new ones as long as there are no more than the machine has processors, or than one
@@ -79,15 +100,10 @@ struct Pool {
         const size_t processors = std::thread::hardware_concurrency();
         const size_t most = processors > wanted ? processors : wanted;
         size_t count = 0;
-        for (; count < wanted && !idle.empty(); idle.pop_back()) out[count++] = idle.back();
+        for (; count < wanted && idle; idle = idle->next) out[count++] = idle;
         for (; count < wanted && workers < most; ++workers) {
-            Worker* worker = new Worker;
-            try {
-                std::thread([worker] { worker->run(); }).detach();
-            } catch (const std::system_error&) {  // the system gives no more threads: work with those there are
-                delete worker;
-                break;
-            }
+            Worker* worker = start_worker();
+            if (!worker) break;  // work with those there are
             out[count++] = worker;
         }
         return count;
@@ -95,22 +111,23 @@ struct Pool {
 
     void give_back(Worker* const* workers_back, size_t count) {
         std::lock_guard<std::mutex> lock(mutex);
-        idle.insert(idle.end(), workers_back, workers_back + count);
+        for (size_t i = 0; i < count; ++i) {
+            workers_back[i]->next = idle;
+            idle = workers_back[i];
+        }
     }
 };
 
-// Never destroyed: workers are parked in it when the process ends. After a fork the child has none of the threads, and
-// starts with a new pool; the old one's memory is left alone, since another thread may have held its locks.
-std::atomic<Pool*> pool{nullptr};
+// Never destroyed: workers are parked in it when the process ends.
+Pool& pool = *new Pool;
 
-Pool& the_pool() {
-    static std::once_flag once;
-    std::call_once(once, [] {
-        pool = new Pool;
-        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
-    });
-    return *pool;
-}
+// A fork waits until nobody changes the pool; the child has none of its threads, and begins with an empty one.
+const int at_fork = pthread_atfork([] { pool.mutex.lock(); }, [] { pool.mutex.unlock(); },
+                                   [] {
+                                       pool.idle = nullptr;
+                                       pool.workers = 0;
+                                       pool.mutex.unlock();
+                                   });
 
 }  // namespace
 
@@ -129,9 +146,8 @@ void Barrier::wait() {
 
 void run_in_pool(int threads, void (*work)(void*, size_t, size_t), void* argument) {
     if (threads <= 1) return work(argument, 0, 1);
-    Pool& mine = the_pool();
     Worker* helpers[kMostThreads];
-    const size_t found = mine.borrow((size_t(threads) < kMostThreads ? threads : kMostThreads) - 1, helpers);
+    const size_t found = pool.borrow((size_t(threads) < kMostThreads ? size_t(threads) : kMostThreads) - 1, helpers);
     Job job{work, argument, found + 1, {found}};
     for (size_t i = 0; i < found; ++i) helpers[i]->start(&job, i + 1);
     work(argument, 0, job.count);
@@ -139,5 +155,5 @@ void run_in_pool(int threads, void (*work)(void*, size_t, size_t), void* argumen
         _mm_pause();
         if (spins >= kSpins) sched_yield();
     }
-    mine.give_back(helpers, found);
+    pool.give_back(helpers, found);
 }

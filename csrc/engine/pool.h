@@ -8,6 +8,9 @@
 
 #include <atomic>
 
+// That a call may use: more are not asked of the system.
+constexpr size_t kMostThreads = 512;
+
 // Waits until `count` threads are here; may be used again at once. Spins: between two operators lie microseconds.
 class Barrier {
    public:
@@ -20,6 +23,7 @@ class Barrier {
 };
 
 // Run work(argument, index, count) on up to `threads` threads at once, the caller's among them: index 0 to count - 1.
+// Fewer if others have them, or if the system gives no more.
 // Returns when all are done. `work` must not throw.
 void run_in_pool(int threads, void (*work)(void* argument, size_t index, size_t count), void* argument);
 

@@ -6,8 +6,6 @@
 #pragma once
 #include <stdint.h>
 
-#include <atomic>
-#include <mutex>
 #include <variant>
 #include <vector>
 
@@ -15,6 +13,7 @@
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
 #include "linear_wna16/contract.h"
+#include "memory.h"
 #include "norm/contract.h"
 #include "quantize_rows/contract.h"
 #include "rows/contract.h"
@@ -32,6 +31,8 @@ struct Buffer {
 
 // Values, or bytes of codes, from one row of a buffer to the next: whole cache lines.
 size_t row_stride(const Buffer& buffer);
+// Bytes that a row takes in the arena, with the scale and the zero point of codes.
+size_t row_bytes(const Buffer& buffer);
 
 enum : int { kNone = -1 };  // in place of a buffer
 
@@ -178,13 +179,10 @@ struct Batch {
     size_t sequences;
 };
 
-struct Memory;
-
 class Program {
    public:
     // arena_row: bytes of all buffers, per row. out: the buffer that a run returns. group_tokens: see `run`.
     Program(int isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens);
-    ~Program();
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
@@ -196,26 +194,21 @@ class Program {
     // buffers stay in L2. If the groups keep all threads busy each thread runs whole groups; else all threads share each
     // operator, and wait for each other between two. seconds: null, or [ops] gets the time that thread 0 spent in each.
     //
-    // Returns false, having done nothing, if memory runs out.
+    // Returns false if memory runs out: nothing is lost then, but what is in out.
     bool run(const Batch& batch, int threads, float* out, double* seconds);
 
     // Of a buffer.
     size_t width(int buffer) const { return buffers_[buffer].width; }
     size_t op_count() const { return ops_.size(); }
     // Bytes that arenas hold now.
-    size_t memory() const;
+    size_t memory() const { return memories_.bytes(); }
 
    private:
     friend struct Run;
-    Memory* borrow(size_t rows, size_t scratch);
-    void give_back(Memory* memory);
-
     const int isa_;
     const std::vector<Buffer> buffers_;
     const size_t arena_row_, group_tokens_;
     const int out_;
     std::vector<Op> ops_;
-    mutable std::mutex mutex_;
-    std::vector<Memory*> idle_;
-    std::atomic<size_t> bytes_{0};
+    Memories memories_;
 };
