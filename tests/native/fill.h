@@ -1,0 +1,62 @@
+// Random operands as the contracts want them.
+#pragma once
+#include "engine/rows.h"
+#include "exact.h"
+#include "share.h"
+
+inline Exact floats(Random& random, size_t count, float deviation, float mean = 0.0f, size_t grain = sizeof(float)) {
+    Exact out = room<float>(random, count, grain);
+    for (size_t i = 0; i < count; ++i) *out.at<float>(i) = mean + random.normal(deviation);
+    return out;
+}
+
+inline Exact bf16s(Random& random, size_t count, float deviation, size_t grain = sizeof(uint16_t)) {
+    Exact out = room<uint16_t>(random, count, grain);
+    for (size_t i = 0; i < count; ++i) *out.at<uint16_t>(i) = narrow(random.normal(deviation));
+    return out;
+}
+
+// A weight in the packed layout of the linears, of `group` values of K to a word of 32 bits; zero where padded.
+// make() gives a value.
+template <class T, class Make>
+Exact packed(Random& random, size_t n, size_t k, size_t k_padded, Make make) {
+    constexpr size_t group = 4 / sizeof(T);
+    Exact out = room<T>(random, round_up(n, 16) * k_padded, 64);
+    memset(out.at<T>(), 0, out.bytes());
+    for (size_t row = 0; row < n; ++row) {
+        for (size_t i = 0; i < k; ++i) {
+            *out.at<T>((row / 16 * k_padded + i / group * group) * 16 + row % 16 * group + i % group) = make();
+        }
+    }
+    return out;
+}
+
+// What linear_w8a8 takes beside codes.
+struct Int8Weight {
+    Exact weight, colsum, scale, bias;
+
+    Int8Weight(Random& random, size_t n, size_t k)
+        : weight(packed<int8_t>(random, n, k, round_up(k, 64),
+                                [&] { return int8_t(int(random.between(0, 254)) - 127); })),
+          colsum(room<int32_t>(random, round_up(n, 16), 64)),
+          scale(floats(random, round_up(n, 16), 0.0f, 0.005f / sqrtf(float(k)), 64)),
+          bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)) {
+        const size_t k_padded = round_up(k, 64);
+        for (size_t row = 0; row < round_up(n, 16); ++row) {
+            int32_t sum = 0;
+            for (size_t i = 0; i < k_padded; ++i) {
+                sum += *weight.at<int8_t>((row / 16 * k_padded + i / 4 * 4) * 16 + row % 16 * 4 + i % 4);
+            }
+            *colsum.at<int32_t>(row) = sum;
+        }
+    }
+};
+
+struct Bf16Weight {
+    Exact weight, bias;
+
+    Bf16Weight(Random& random, size_t n, size_t k)
+        : weight(packed<uint16_t>(random, n, k, round_up(k, 32),
+                                  [&] { return narrow(random.normal(0.5f / sqrtf(float(k)))); })),
+          bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)) {}
+};

@@ -1,0 +1,303 @@
+// Random programs: an embedding, one to three blocks of attention and two linears, then rows of tokens or a pooled head,
+// each of random widths, kinds and settings, the buffers placed as Python places them.
+#include "model.h"
+
+#include <algorithm>
+
+#include "cpu.h"
+#include "engine/rows.h"
+#include "fill.h"
+
+namespace {
+
+// Tokens of a sequence, values of a row, and outputs of a block's first linear, at most.
+struct Sizes {
+    size_t longest, width, inner;
+};
+
+// The scalar variants, plain loops, are a hundred times as slow as the others.
+Sizes sizes_of(int isa) { return isa == kScalar ? Sizes{80, 40, 60} : Sizes{700, 150, 260}; }
+
+class Builder {
+   public:
+    Builder(Random& random, int isa, size_t number)
+        : random_(random), isa_(isa), number_(number), most_(sizes_of(isa)), model_(new Model) {}
+
+    std::unique_ptr<Model> build() {
+        const size_t width = random_.between(1, most_.width);
+        int x = embed(width);
+        for (size_t blocks = random_.between(1, 3); blocks > 0; --blocks) x = feed_forward(attention(x));
+        const int out = number_ % 4 ? head(x) : x;
+        buffers_[out].last = ops_.size();
+        model_->width = buffers_[out].buffer.width;
+        model_->per_sequence = buffers_[out].buffer.per_sequence;
+        static constexpr size_t groups[] = {1, 32, 100, 500, 1 << 20};
+        const size_t arena_row = place();
+        std::vector<Buffer> placed;
+        for (const Placed& each : buffers_) placed.push_back(each.buffer);
+        model_->program = std::make_unique<Program>(isa_, placed, arena_row, out, groups[random_.between(0, 4)]);
+        for (const Op& op : ops_) {
+            model_->program->add(op);
+            ++model_->operators[op.index()];
+        }
+        return std::move(model_);
+    }
+
+    size_t vocabulary = 0, types = 0;
+
+   private:
+    struct Placed {
+        Buffer buffer;
+        size_t first, last;  // operators between which it is alive
+    };
+
+    int buffer(Kind kind, size_t width, bool per_sequence = false) {
+        buffers_.push_back({{kind, width, 0, per_sequence}, ops_.size(), ops_.size()});
+        return int(buffers_.size()) - 1;
+    }
+
+    const Buffer& at(int index) const { return buffers_[index].buffer; }
+
+    void add(Op op, std::initializer_list<int> touched) {
+        for (int index : touched) {
+            if (index != kNone) buffers_[index].last = ops_.size();
+        }
+        ops_.push_back(op);
+    }
+
+    template <class T>
+    const T* keep(Exact values) {
+        model_->weights.push_back(std::move(values));
+        return model_->weights.back().at<T>();
+    }
+
+    int embed(size_t width) {
+        vocabulary = random_.between(1, 60);
+        types = random_.one_in(2) ? random_.between(1, 3) : 0;
+        const size_t first = random_.between(0, 2), count = vocabulary * width;
+        Embed op{nullptr, nullptr, number_ % 3 == 1, nullptr, first, nullptr, buffer(Kind::kF32, width)};
+        if (number_ % 3 == 0) {
+            Exact codes = room<int8_t>(random_, count);
+            for (size_t i = 0; i < count; ++i) *codes.at<int8_t>(i) = int8_t(random_.bits());
+            op.words = keep<void>(std::move(codes));
+            op.word_scale = keep<float>(floats(random_, vocabulary, 0.001f, 0.02f));
+        } else {
+            op.words = keep<void>(op.words_bf16 ? bf16s(random_, count, 1.0f) : floats(random_, count, 1.0f));
+        }
+        if (random_.one_in(2)) op.positions = keep<float>(floats(random_, (first + most_.longest) * width, 0.5f));
+        if (types) op.types = keep<float>(floats(random_, types * width, 0.5f));
+        add(op, {op.out});
+        return op.out;
+    }
+
+    Grid grid(size_t k) {
+        const QuantizeMode mode = QuantizeMode(random_.between(0, 2));
+        const bool symmetric = mode == kSymmetric || (mode == kStatic && random_.one_in(2));
+        Grid grid{nullptr, nullptr, mode, 0.03f,
+                  symmetric ? 0 : int32_t(random_.between(0, 255)) - 128, symmetric ? -127 : -128};
+        if (random_.one_in(3)) {
+            Exact shift = floats(random_, round_up(k, 64), 0.1f), multiplier = floats(random_, round_up(k, 64), 0.1f, 1.0f);
+            std::fill(shift.at<float>(k), shift.at<float>(round_up(k, 64)), 0.0f);
+            std::fill(multiplier.at<float>(k), multiplier.at<float>(round_up(k, 64)), 0.0f);
+            grid.shift = keep<float>(std::move(shift));
+            grid.multiplier = keep<float>(std::move(multiplier));
+        }
+        return grid;
+    }
+
+    // What a linear reads of x: codes, or bf16.
+    int operand(int x, bool codes) {
+        const Buffer from = at(x);
+        if (from.kind == Kind::kCodes || (from.kind == Kind::kBf16 && !codes)) return x;
+        const int out = buffer(codes ? Kind::kCodes : Kind::kBf16, from.width, from.per_sequence);
+        if (codes) {
+            add(Quantize{x, out, grid(from.width)}, {x, out});
+        } else {
+            add(Round{x, out}, {x, out});
+        }
+        return out;
+    }
+
+    int operand(int x) { return operand(x, random_.one_in(2)); }
+
+    // Columns [column, column + n) of out from x, codes or bf16.
+    void linear(int x, int out, size_t column, size_t n, bool gelu) {
+        const size_t k = at(x).width;
+        if (at(x).kind == Kind::kCodes) {
+            Int8Weight w(random_, n, k);
+            const int8_t* weight = keep<int8_t>(std::move(w.weight));
+            const int32_t* colsum = keep<int32_t>(std::move(w.colsum));
+            const float* scale = keep<float>(std::move(w.scale));
+            add(MultiplyW8A8{x, out, column, n, 1, weight, colsum, scale, keep<float>(std::move(w.bias)), gelu}, {x, out});
+        } else {
+            Bf16Weight w(random_, n, k);
+            const uint16_t* weight = keep<uint16_t>(std::move(w.weight));
+            add(MultiplyBf16{x, out, column, n, weight, keep<float>(std::move(w.bias)), gelu}, {x, out});
+        }
+    }
+
+    // The norm of x + residual; now and then also its codes, or the sum, which then is what later blocks add to.
+    int norm(int x, int residual) {
+        const size_t width = at(x).width;
+        const bool in_place = random_.one_in(4);
+        NormRows op{x, random_.one_in(4) ? int(kNone) : residual, kNone, kNone, kNone, nullptr, nullptr, 1e-5f, {}};
+        op.weight = keep<float>(floats(random_, width, 0.1f, 1.0f));
+        if (random_.one_in(2)) op.bias = keep<float>(floats(random_, width, 0.1f));
+        op.y = in_place ? x : buffer(Kind::kF32, width);
+        if (random_.one_in(2)) {
+            op.grid = grid(width);
+            op.codes = codes_ = buffer(Kind::kCodes, width);
+        }
+        if (random_.one_in(3)) op.sum = buffer(Kind::kF32, width);
+        add(op, {op.x, op.residual, op.sum, op.y, op.codes});
+        return op.sum != kNone && random_.one_in(2) ? op.sum : op.y;
+    }
+
+    // What the last norm quantized, if anything has not read it yet; else x.
+    int newest(int x) {
+        const int codes = codes_;
+        codes_ = kNone;
+        return codes == kNone ? x : codes;
+    }
+
+    int attention(int x) {
+        const size_t heads = random_.between(1, 4), size = 8 * random_.between(1, random_.one_in(6) ? 12 : 5),
+                     width = heads * size;
+        const int qkv = buffer(Kind::kBf16, 3 * width), source = newest(x);
+        if (width % 16 || random_.one_in(2)) {
+            linear(operand(source), qkv, 0, 3 * width, false);
+        } else {
+            for (size_t i = 0; i < 3; ++i) linear(operand(source), qkv, i * width, width, false);
+        }
+        if (random_.one_in(2)) {
+            const float* cos = keep<float>(floats(random_, most_.longest * size / 2, 0.5f));
+            add(Rotate{qkv, 2 * heads, size, cos, keep<float>(floats(random_, most_.longest * size / 2, 0.5f))}, {qkv});
+        }
+        Attend op{qkv, buffer(Kind::kBf16, width), heads, size, 1.0f / sqrtf(float(size)), nullptr, 0, kNoWindow};
+        if (number_ & 1) {
+            op.bias_stride = 2 * most_.longest - 1;
+            op.bias = keep<float>(floats(random_, heads * op.bias_stride, 1.0f)) + (most_.longest - 1);
+        }
+        if (number_ & 2) op.window = random_.between(0, 64);
+        add(op, {op.in, op.out});
+        return output(op.out, x);
+    }
+
+    int feed_forward(int x) {
+        const size_t inner = random_.between(1, most_.inner);
+        const bool gated = random_.one_in(2);
+        const int up = buffer(gated || random_.one_in(2) ? Kind::kBf16 : Kind::kF32, gated ? 2 * inner : inner);
+        linear(operand(newest(x)), up, 0, at(up).width, random_.one_in(2));
+        if (random_.one_in(2)) add(Activate{up, Function(random_.between(0, 4))}, {up});
+        if (!gated) return output(up, x);
+        const int down = buffer(Kind::kBf16, inner);
+        add(Gate{up, down}, {up, down});
+        return output(down, x);
+    }
+
+    // Back to the width of the stream, to which it is added.
+    int output(int in, int x) {
+        const int h = buffer(Kind::kF32, at(x).width);
+        linear(operand(in), h, 0, at(x).width, false);
+        return norm(h, x);
+    }
+
+    int head(int x) {
+        const size_t width = at(x).width, modes = random_.between(1, 3);
+        const int pooled = buffer(Kind::kF32, width * modes, true);
+        for (size_t i = 0; i < modes; ++i) add(Pool{x, pooled, Pooling((number_ + i) % 6), i * width}, {x, pooled});
+        if (random_.one_in(2)) add(Normalize{pooled}, {pooled});
+        if (random_.one_in(2)) return pooled;
+        const size_t labels = random_.between(1, 70);
+        const int out = buffer(Kind::kF32, labels, true);
+        linear(operand(pooled), out, 0, labels, false);
+        if (random_.one_in(2)) add(Activate{out, Function(random_.between(0, 4))}, {out});
+        return out;
+    }
+
+    // First fit, in the order of first use; returns the arena's bytes per row.
+    size_t place() {
+        size_t size = 0;
+        for (size_t i = 0; i < buffers_.size(); ++i) {
+            Placed& mine = buffers_[i];
+            const size_t bytes = row_bytes(mine.buffer);
+            std::vector<std::pair<size_t, size_t>> taken;
+            for (size_t j = 0; j < i; ++j) {
+                const Placed& other = buffers_[j];
+                if (other.first > mine.last || mine.first > other.last) continue;
+                taken.emplace_back(other.buffer.offset, other.buffer.offset + row_bytes(other.buffer));
+            }
+            std::sort(taken.begin(), taken.end());
+            size_t offset = 0;
+            for (const auto& [begin, end] : taken) {
+                if (offset + bytes <= begin) break;
+                offset = std::max(offset, end);
+            }
+            mine.buffer.offset = offset;
+            size = std::max(size, offset + bytes);
+        }
+        return size;
+    }
+
+    Random& random_;
+    const int isa_;
+    const size_t number_;
+    const Sizes most_;
+    std::unique_ptr<Model> model_;
+    std::vector<Placed> buffers_;
+    std::vector<Op> ops_;
+    int codes_ = kNone;  // of the last norm
+};
+
+// Lengths around what kernels take at once, mostly short.
+size_t random_length(Random& random, size_t longest) {
+    const size_t most = random.one_in(12) ? longest : random.one_in(3) ? 140 : 34;
+    return random.between(1, std::min(most, longest));
+}
+
+}  // namespace
+
+std::unique_ptr<Model> random_model(Random& random, int isa, size_t number) {
+    Builder builder(random, isa, number);
+    std::unique_ptr<Model> model = builder.build();
+    for (size_t sequences = random.between(4, 12); sequences > 0; --sequences) {
+        for (size_t left = random_length(random, sizes_of(isa).longest); left > 0; --left) {
+            model->pool.ids.push_back(int32_t(random.between(0, builder.vocabulary - 1)));
+            if (builder.types) model->pool.types.push_back(int32_t(random.between(0, builder.types - 1)));
+        }
+        model->pool.starts.push_back(int64_t(model->pool.ids.size()));
+    }
+    for (size_t s = 0; s + 1 < model->pool.starts.size(); ++s) model->alone.push_back(model->compute(random, {s}, 1));
+    return model;
+}
+
+std::vector<float> Model::compute(Random& random, const std::vector<size_t>& chosen, int threads) const {
+    Sequences batch;
+    size_t values = 0;
+    for (size_t s : chosen) {
+        const size_t begin = pool.starts[s], end = pool.starts[s + 1];
+        batch.ids.insert(batch.ids.end(), pool.ids.begin() + begin, pool.ids.begin() + end);
+        if (!pool.types.empty()) batch.types.insert(batch.types.end(), pool.types.begin() + begin, pool.types.begin() + end);
+        batch.starts.push_back(batch.starts.back() + int64_t(end - begin));
+        values += (per_sequence ? 1 : end - begin) * width;
+    }
+    const Exact out = room<float>(random, values);
+    std::vector<double> seconds(program->op_count());
+    if (!program->run({batch.ids.data(), batch.types.empty() ? nullptr : batch.types.data(), batch.starts.data(),
+                       chosen.size()},
+                      threads, out.at<float>(), random.one_in(8) ? seconds.data() : nullptr)) {
+        fail("run", "out of memory");
+    }
+    return {out.at<float>(), out.at<float>(values)};
+}
+
+void Model::check(Random& random, size_t most, int most_threads) const {
+    std::vector<size_t> chosen;
+    for (size_t i = random.between(1, most); i > 0; --i) chosen.push_back(random.between(0, alone.size() - 1));
+    const std::vector<float> got = compute(random, chosen, int(random.between(1, most_threads)));
+    const float* row = got.data();
+    for (size_t s : chosen) {
+        if (memcmp(row, alone[s].data(), alone[s].size() * sizeof(float))) fail("run", "a result depends on its batch");
+        row += alone[s].size();
+    }
+}

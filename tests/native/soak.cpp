@@ -1,0 +1,127 @@
+// A soak of the native code for sanitizers: random operands for every kernel, random programs called by several threads
+// at once, forks between them. Ends with an error at the first wrong byte; the sanitizer watches the rest.
+//
+//     soak SECONDS [SEED [ISA]]     by default every instruction set of this processor; SECONDS are shared among them
+#include "soak.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+#include "cpu.h"
+#include "model.h"
+
+namespace {
+
+constexpr int kCallers = 3, kMostThreads = 4;
+constexpr size_t kShared = 3;        // programs that all callers use
+constexpr size_t kLeastRounds = 2;   // of an instruction set, however short the time: they reach every operator
+constexpr unsigned kPatience = 120;  // seconds that a forked child may take
+
+#ifdef __SANITIZE_THREAD__
+constexpr int kKernels = 0;  // rounds of kernels alone, on one thread
+#else
+constexpr int kKernels = 8;
+#endif
+// The locks of AddressSanitizer's allocator do not know of forks.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kForksMeanwhile = false;
+#else
+constexpr bool kForksMeanwhile = true;
+#endif
+
+double now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+size_t operators[std::variant_size_v<Op>];  // of all programs
+size_t kernels, programs, forks;
+std::atomic<size_t> calls;
+
+std::unique_ptr<Model> next_model(Random& random, int isa) {
+    std::unique_ptr<Model> model = random_model(random, isa, programs++);
+    for (size_t i = 0; i < std::variant_size_v<Op>; ++i) operators[i] += model->operators[i];
+    return model;
+}
+
+// A child runs the programs too, on threads of its own. Its parent's other threads may be anywhere meanwhile.
+void fork_once(Random& random, const std::vector<std::unique_ptr<Model>>& models) {
+    const pid_t child = fork();
+    if (child < 0) fail("fork", "no process");
+    if (child == 0) {
+        alarm(kPatience);
+        for (const auto& model : models) model->check(random, 8, kMostThreads);
+        _exit(0);
+    }
+    int status = 0;
+    if (waitpid(child, &status, 0) != child || status != 0) fail("fork", "the child failed, or hung");
+    ++forks;
+}
+
+// Callers share programs, and each makes and destroys one of its own; the main thread forks meanwhile.
+void soak_engine(Random& random, int isa) {
+    std::vector<std::unique_ptr<Model>> shared, own;
+    for (size_t i = 0; i < kShared; ++i) shared.push_back(next_model(random, isa));
+    for (int i = 0; i < kCallers; ++i) own.push_back(next_model(random, isa));
+    std::vector<std::thread> callers;
+    for (int i = 0; i < kCallers; ++i) {
+        callers.emplace_back([&shared, mine = std::move(own[i]), seed = random.bits()]() mutable {
+            Random dice{seed};
+            for (size_t call = 0; call < 8; ++call) {
+                if (call == 4) mine.reset();
+                const Model& model = mine && dice.one_in(3) ? *mine : *shared[dice.between(0, kShared - 1)];
+                model.check(dice, dice.one_in(4) ? 40 : 4, kMostThreads);
+                ++calls;
+            }
+        });
+    }
+    if (kForksMeanwhile) fork_once(random, shared);
+    for (std::thread& caller : callers) caller.join();
+    fork_once(random, shared);
+}
+
+void soak(Random& random, int isa, double seconds) {
+    const double end = now() + seconds;
+    for (size_t round = 0; round < kLeastRounds || now() < end; ++round) {
+        for (int i = 0; i < kKernels; ++i, ++kernels) soak_kernels(random, isa);
+        soak_engine(random, isa);
+    }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    if (count < 2) fail("usage", "soak SECONDS [SEED [ISA]]");
+    const double seconds = atof(arguments[1]);
+    const uint64_t seed = count > 2 ? strtoull(arguments[2], nullptr, 10) : 0;
+    std::vector<int> isas;
+    for (int isa = 0; isa < kIsaCount; ++isa) {
+        if (count > 3 && strcmp(arguments[3], kIsaNames[isa])) continue;
+        if (isa_supported(Isa(isa))) isas.push_back(isa);
+    }
+    if (isas.empty()) fail(arguments[3], "this processor has no such instruction set");
+    for (int isa : isas) {
+        Random random{seed * kIsaCount + isa};
+        const double begun = now();
+        soak(random, isa, seconds / isas.size());
+        printf("%-12s%7.1f s: %zu rounds of kernels, %zu programs, %zu calls, %zu forks so far\n", kIsaNames[isa],
+               now() - begun, kernels, programs, calls.load(), forks);
+        fflush(stdout);
+    }
+    for (size_t i = 0; i < std::variant_size_v<Op>; ++i) {
+        if (!operators[i]) fail("operators", "one is in no program");
+    }
+    return 0;
+}
+
+#ifdef __SANITIZE_THREAD__
+// ThreadSanitizer would end a forked child that starts threads.
+extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
+#endif
