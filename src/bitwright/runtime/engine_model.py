@@ -112,8 +112,11 @@ class EngineModel:
         if self._tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer.json; give token ids instead")
         first, second = texts
-        given = first if second is None else list(zip(first, second, strict=True))
-        encodings = self._tokenizer.encode_batch_fast(given)
+        if len(first) == 1:  # of several it makes a pool of threads, one for each core, that stays
+            encodings = [self._tokenizer.encode(first[0], None if second is None else second[0])]
+        else:
+            given = first if second is None else list(zip(first, second, strict=True))
+            encodings = self._tokenizer.encode_batch_fast(given)
         if not truncate:
             refuse_long((bool(encoding.overflowing) for encoding in encodings), self.max_tokens)
         ids = [encoding.ids for encoding in encodings]
