@@ -57,7 +57,7 @@ struct Embed {
     int out;
 };
 
-// See norm/contract.h. residual, sum, y may be kNone (not both of the last); codes: quantized y.
+// See norm/contract.h. residual, sum and codes may be kNone; codes: quantized y.
 struct NormRows {
     int x, residual, sum, y, codes;
     const float* weight;

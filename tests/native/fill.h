@@ -1,8 +1,24 @@
 // Random operands as the contracts want them.
 #pragma once
-#include "engine/rows.h"
+#include <math.h>
+
 #include "exact.h"
-#include "share.h"
+#include "linear_wna16/contract.h"
+#include "sizes.h"
+
+// Nearly the nearest bf16.
+inline uint16_t narrow(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return uint16_t((bits + 0x8000) >> 16);
+}
+
+template <class T>
+Exact bytes(Random& random, size_t count, size_t grain = sizeof(T)) {
+    Exact out = room<T>(random, count, grain);
+    for (size_t i = 0; i < count; ++i) *out.at<T>(i) = T(random.bits());
+    return out;
+}
 
 inline Exact floats(Random& random, size_t count, float deviation, float mean = 0.0f, size_t grain = sizeof(float)) {
     Exact out = room<float>(random, count, grain);
@@ -59,4 +75,40 @@ struct Bf16Weight {
         : weight(packed<uint16_t>(random, n, k, round_up(k, 32),
                                   [&] { return narrow(random.normal(0.5f / sqrtf(float(k)))); })),
           bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)) {}
+};
+
+// What linear_wna16 takes beside x. group: 0 for K.
+struct WnaWeight {
+    Exact codes, levels, scale, zero, bias;
+    Wna16 weight;
+
+    WnaWeight(Random& random, size_t n, size_t k, bool four_bits, size_t group)
+        : codes(bytes<uint8_t>(random, round_up(n, 16) * (four_bits ? round_up(k, 32) / 2 : round_up(k, 64)), 64)),
+          levels(floats(random, 16, 4.0f, 0.0f, 64)),
+          scale(floats(random, round_up(n, 16) * (group ? k / group : 1), 0.0f, (four_bits ? 0.1f : 0.01f) / sqrtf(float(k)), 64)),
+          zero(bytes<int8_t>(random, round_up(n, 16) * (group ? k / group : 1), 16)),
+          bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)),
+          weight{codes.at<uint8_t>(), four_bits ? levels.at<float>() : nullptr, scale.at<float>(),
+                 random.one_in(2) ? zero.at<int8_t>() : nullptr, k, group ? group : k} {
+        const size_t groups = k / weight.group;
+        for (size_t row = n; row < round_up(n, 16); ++row) {
+            for (size_t g = 0; g < groups; ++g) *scale.at<float>((row / 16 * groups + g) * 16 + row % 16) = 0.0f;
+        }
+    }
+};
+
+// Of K: a multiple of 8 that divides it, or 0 for all of it.
+inline size_t random_group(Random& random, size_t k) {
+    const size_t group = 8 * random.between(1, 16);
+    return k % group ? 0 : group;
+}
+
+// Shift and multiplier of a grid, zero from `count` to `padded`.
+struct Transform {
+    Exact shift, multiplier;
+
+    Transform(Random& random, size_t count, size_t padded)
+        : shift(floats(random, padded, 0.1f)), multiplier(floats(random, padded, 0.1f, 1.0f)) {
+        for (size_t i = count; i < padded; ++i) *shift.at<float>(i) = *multiplier.at<float>(i) = 0.0f;
+    }
 };

@@ -12,8 +12,10 @@
 #include "gram/contract.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
+#include "linear_wna16/contract.h"
 #include "norm/contract.h"
 #include "quantize_rows/contract.h"
+#include "rows/contract.h"
 
 namespace {
 
@@ -55,11 +57,10 @@ void soak_quantize_rows(Random& random, int isa) {
     const size_t count = (m - 1) * x_stride + k;
     Exact x = bf16 ? bf16s(random, count, 1.0f) : floats(random, count, 1.0f);
     for (size_t row = 0; row < m && !bf16; ++row) make_special(random, x, row * x_stride, k);
-    Exact shift = floats(random, round_up(k, 64), 0.1f), multiplier = floats(random, round_up(k, 64), 0.2f, 1.0f);
-    for (size_t i = k; i < round_up(k, 64); ++i) *shift.at<float>(i) = *multiplier.at<float>(i) = 0.0f;
+    const Transform transform(random, k, round_up(k, 64));
     Exact codes[2], scale[2], zero[2];
-    QuantizeRows op{x.at<void>(), bf16, x_stride, k, transformed ? shift.at<float>() : nullptr,
-                    transformed ? multiplier.at<float>() : nullptr, nullptr, stride, nullptr, nullptr,
+    QuantizeRows op{x.at<void>(), bf16, x_stride, k, transformed ? transform.shift.at<float>() : nullptr,
+                    transformed ? transform.multiplier.at<float>() : nullptr, nullptr, stride, nullptr, nullptr,
                     mode, 0.01f, symmetric ? 0 : int(random.between(0, 255)) - 128,
                     symmetric ? -127 : -128};
     for (int variant = 0; variant < 2; ++variant) {
@@ -97,22 +98,26 @@ void soak_linear_w8a8(Random& random, int isa) {
     const size_t m = random.between(1, 100), n = random.between(1, 200), k = random.between(1, 300),
                  k_padded = round_up(k, 64), stride = code_stride(k);
     const Int8Weight w(random, n, k);
-    Exact codes = room<uint8_t>(random, (round_up(m, 16) - 1) * stride + k_padded), scale = floats(random, m, 0.0f, 0.02f),
-          zero = room<int32_t>(random, m);
-    for (size_t i = 0; i < codes.bytes(); ++i) *codes.at<uint8_t>(i) = uint8_t(random.bits());
+    const Exact codes = bytes<uint8_t>(random, (round_up(m, 16) - 1) * stride + k_padded),
+                scale = floats(random, m, 0.0f, 0.02f), zero = room<int32_t>(random, m);
+    const Transform transform(random, n, round_up(n, 16));
+    const bool transformed = random.one_in(2);
+    const OutputGrid grid{transformed ? transform.shift.at<float>() : nullptr,
+                          transformed ? transform.multiplier.at<float>() : nullptr, 0.02f, 3, -128};
     for (size_t i = 0; i < m; ++i) *zero.at<int32_t>(i) = int32_t(random.between(0, 255)) - 128;
     LinearW8A8 op{codes.at<uint8_t>(), stride, scale.at<float>(), zero.at<int32_t>(), w.weight.at<int8_t>(),
                   w.colsum.at<int32_t>(), w.scale.at<float>(), w.bias.at<float>(), nullptr, nullptr,
-                  n + random.between(0, 40), n, k_padded, random.one_in(2), random.one_in(2)};
+                  n + random.between(0, 40), n, k_padded, random.one_in(2), random.one_in(3),
+                  nullptr};
+    if (!op.bf16 && random.one_in(2)) op.grid = &grid;
     const LinearW8A8Fn fn = linear_w8a8_for(isa);
-    const auto compute = [](LinearW8A8Fn f) {
-        return [f](LinearW8A8& p, size_t row, size_t row_end, size_t block, size_t block_end) {
-            f(&p, row, row_end, block, block_end);
-        };
+    const auto compute = [fn](LinearW8A8& p, size_t row, size_t row_end, size_t block, size_t block_end) {
+        fn(&p, row, row_end, block, block_end);
     };
-    soak_cut(random, op, m, op.bf16 ? 2 : 4, compute(fn), "linear_w8a8");
+    soak_cut(random, op, m, op.bf16 ? 2 : op.grid ? 1 : 4, compute, "linear_w8a8");
 
     op.gelu = op.bf16 = false;
+    op.grid = nullptr;
     const bool sums = random.one_in(2);
     Exact y[2];
     for (int variant = 0; variant < 2; ++variant) {
@@ -135,6 +140,69 @@ void soak_linear_bf16(Random& random, LinearBf16Fn fn) {
         fn(&p, row, row_end, block, block_end);
     };
     soak_cut(random, op, m, op.bf16 ? 2 : 4, compute, "linear_bf16");
+}
+
+void soak_linear_wna16(Random& random, int isa) {
+    const size_t m = random.between(1, 100), n = random.between(1, 200),
+                 k = random.one_in(2) ? 8 * random.between(1, 60) : random.between(1, 200), k_padded = round_up(k, 32),
+                 stride = k_padded + random.between(0, 20), blocks = round_up(n, 16) / 16;
+    const WnaWeight w(random, n, k, random.one_in(2), random_group(random, k));
+    const Exact x = bf16s(random, (round_up(m, 16) - 1) * stride + k_padded, 1.0f),
+                scratch(random, wna16_scratch_bytes(k), 64);
+    struct Both : LinearWna16 {  // where soak_cut looks for a linear's output
+        size_t out_stride, n;
+        void* y;
+    };
+    Both op{};
+    op.linear = {x.at<uint16_t>(), stride, nullptr, w.bias.at<float>(), nullptr, n + random.between(0, 40), n, k_padded,
+                 random.one_in(2), random.one_in(2)};
+    op.weight = w.weight;
+    op.out_stride = op.linear.out_stride;
+    op.n = n;
+    const auto compute = [&](Both& p, size_t row, size_t row_end, size_t block, size_t block_end) {
+        p.linear.y = p.y;
+        linear_wna16(isa, &p, row, row_end, block, block_end, scratch.at<void>());
+    };
+    soak_cut(random, op, m, op.linear.bf16 ? 2 : 4, compute, "linear_wna16");
+    Exact panel[2];
+    for (int variant = 0; variant < 2; ++variant) {
+        panel[variant] = room<uint16_t>(random, blocks * 16 * k_padded, 64);
+        unpack_wna16_for(variant ? isa : kScalar)(&w.weight, 0, blocks, panel[variant].at<uint16_t>());
+    }
+    must_equal(panel[1], panel[0], "linear_wna16", "panel");
+}
+
+// Each operator on rows, by the variant and by the scalar one: the same bits.
+void soak_rows(Random& random, int isa) {
+    const size_t n = random.between(1, 300), half = random.between(1, 40), heads = random.between(1, 4);
+    const Exact a = floats(random, n, 2.0f), b = floats(random, n, 1.0f), c = floats(random, n, 1.0f),
+                a16 = bf16s(random, n, 2.0f), b16 = bf16s(random, n, 1.0f), codes = bytes<uint8_t>(random, n),
+                q16 = bf16s(random, 2 * half * heads, 1.0f), cos = floats(random, half, 1.0f), sin = floats(random, half, 1.0f);
+    const WordKind kind = WordKind(random.between(0, 2));
+    const void* word = kind == WordKind::kF32 ? a.at<void>() : kind == WordKind::kBf16 ? a16.at<void>() : codes.at<void>();
+    const EmbedRow row{word, kind, 0.1f, random.one_in(2) ? b.at<float>() : nullptr, random.one_in(2) ? c.at<float>() : nullptr};
+    const Function function = Function(random.between(0, 3));
+    Exact out[2], out16[2], rotated[2];
+    for (int variant = 0; variant < 2; ++variant) {
+        const RowOperators& rows = rows_for(variant ? isa : kScalar);
+        Exact &y = out[variant] = room<float>(random, 4 * n), &y16 = out16[variant] = room<uint16_t>(random, 4 * n);
+        rows.embed(row, y.at<float>(), n);
+        rows.widen(a16.at<uint16_t>(), y.at<float>(n), n);
+        rows.transform(a.at<float>(), b.at<float>(), c.at<float>(), y.at<float>(2 * n), n);
+        memcpy(y.at<float>(3 * n), a.at<float>(), a.bytes());
+        rows.activate(y.at<float>(3 * n), function, n);
+        rows.round(a.at<float>(), y16.at<uint16_t>(), n);
+        rows.place(codes.at<uint8_t>(), 0.1f, 7, y16.at<uint16_t>(n), n);
+        rows.gate(a16.at<uint16_t>(), b16.at<uint16_t>(), y16.at<uint16_t>(2 * n), n);
+        memcpy(y16.at<uint16_t>(3 * n), a16.at<uint16_t>(), a16.bytes());
+        rows.activate_bf16(y16.at<uint16_t>(3 * n), function, n);
+        rotated[variant] = room<uint16_t>(random, 2 * half * heads);
+        memcpy(rotated[variant].at<void>(), q16.at<void>(), q16.bytes());
+        rows.rotate(rotated[variant].at<uint16_t>(), heads, 2 * half, cos.at<float>(), sin.at<float>());
+    }
+    must_equal(out[1], out[0], "rows", "f32");
+    must_equal(out16[1], out16[0], "rows", "bf16");
+    must_equal(rotated[1], rotated[0], "rows", "rotate");
 }
 
 void soak_norm(Random& random, int isa) {
@@ -163,12 +231,15 @@ void soak_attention(Random& random, AttentionFn fn) {
                  size = 8 * random.between(1, random.one_in(8) ? 32 : 10), width = heads * size,
                  stride = 3 * width + random.between(0, 9), out_stride = width + random.between(0, 9);
     Exact qkv = bf16s(random, (tokens - 1) * stride + 3 * width, 1.0f);
-    const size_t bias_stride = 2 * tokens - 1;
+    const bool by_distance = random.one_in(2);
+    const size_t bias_row = tokens + random.between(0, 9),
+                 bias_stride = by_distance ? 2 * tokens - 1 : (tokens - 1) * bias_row + tokens;
     const Exact bias = floats(random, heads * bias_stride, 1.0f), scratch(random, attention_scratch_bytes(tokens, size), 64);
     if (random.one_in(8)) *qkv.at<uint16_t>(random.between(0, tokens - 1) * stride) = random.one_in(2) ? 0x7f80 : 0x7fc0;
     const uint16_t* q = qkv.at<uint16_t>();
     Attention op{q, q + width, q + 2 * width, stride, nullptr, out_stride, tokens, size, 0.3f,
-                 random.one_in(2) ? bias.at<float>(tokens - 1) : nullptr, bias_stride,
+                 random.one_in(2) ? bias.at<float>(by_distance ? tokens - 1 : 0) : nullptr, bias_stride,
+                 by_distance ? -1 : ptrdiff_t(bias_row),
                  random.one_in(2) ? kNoWindow : random.between(0, 64)};
     Exact out[2];
     for (Exact& each : out) each = room<uint16_t>(random, (tokens - 1) * out_stride + width);
@@ -216,6 +287,8 @@ void soak_kernels(Random& random, int isa) {
     soak_quantize_rows(random, isa);
     soak_linear_w8a8(random, isa);
     soak_linear_bf16(random, linear_bf16_for(isa));
+    soak_linear_wna16(random, isa);
+    soak_rows(random, isa);
     soak_norm(random, isa);
     soak_attention(random, attention_for(isa));
     if (isa == kAvx512Vnni) {  // what this processor does not choose by itself, but could run

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "cpu.h"
-#include "engine/rows.h"
 #include "fill.h"
 
 namespace {
@@ -16,7 +15,7 @@ struct Sizes {
 };
 
 // The scalar variants, plain loops, are a hundred times as slow as the others.
-Sizes sizes_of(int isa) { return isa == kScalar ? Sizes{80, 40, 60} : Sizes{700, 150, 260}; }
+Sizes sizes_of(int isa) { return isa == kScalar ? Sizes{60, 32, 48} : Sizes{700, 150, 260}; }
 
 class Builder {
    public:
@@ -90,30 +89,29 @@ class Builder {
         return op.out;
     }
 
-    Grid grid(size_t k) {
-        const QuantizeMode mode = QuantizeMode(random_.between(0, 2));
+    Grid grid(size_t k, size_t pad, QuantizeMode mode) {
         const bool symmetric = mode == kSymmetric || (mode == kStatic && random_.one_in(2));
-        Grid grid{nullptr, nullptr, mode, 0.03f,
-                  symmetric ? 0 : int32_t(random_.between(0, 255)) - 128, symmetric ? -127 : -128};
+        Grid grid{nullptr, nullptr, mode, 0.03f, symmetric ? 0 : int32_t(random_.between(0, 255)) - 128,
+                  symmetric ? -127 : -128};
         if (random_.one_in(3)) {
-            Exact shift = floats(random_, round_up(k, 64), 0.1f), multiplier = floats(random_, round_up(k, 64), 0.1f, 1.0f);
-            std::fill(shift.at<float>(k), shift.at<float>(round_up(k, 64)), 0.0f);
-            std::fill(multiplier.at<float>(k), multiplier.at<float>(round_up(k, 64)), 0.0f);
-            grid.shift = keep<float>(std::move(shift));
-            grid.multiplier = keep<float>(std::move(multiplier));
+            Transform transform(random_, k, round_up(k, pad));
+            grid.shift = keep<float>(std::move(transform.shift));
+            grid.multiplier = keep<float>(std::move(transform.multiplier));
         }
         return grid;
     }
 
+    Grid grid(size_t k) { return grid(k, 64, QuantizeMode(random_.between(0, 2))); }
+
     // What a linear reads of x: codes, or bf16.
     int operand(int x, bool codes) {
         const Buffer from = at(x);
-        if (from.kind == Kind::kCodes || (from.kind == Kind::kBf16 && !codes)) return x;
+        if (from.kind == Kind::kCodes || (from.kind == Kind::kBf16 && !codes && random_.one_in(2))) return x;
         const int out = buffer(codes ? Kind::kCodes : Kind::kBf16, from.width, from.per_sequence);
         if (codes) {
             add(Quantize{x, out, grid(from.width)}, {x, out});
         } else {
-            add(Round{x, out}, {x, out});
+            add(Round{x, out, random_.one_in(2), grid(from.width)}, {x, out});
         }
         return out;
     }
@@ -128,11 +126,18 @@ class Builder {
             const int8_t* weight = keep<int8_t>(std::move(w.weight));
             const int32_t* colsum = keep<int32_t>(std::move(w.colsum));
             const float* scale = keep<float>(std::move(w.scale));
-            add(MultiplyW8A8{x, out, column, n, 1, weight, colsum, scale, keep<float>(std::move(w.bias)), gelu}, {x, out});
-        } else {
+            add(MultiplyW8A8{x, out, column, n, 1, weight, colsum, scale, keep<float>(std::move(w.bias)), gelu,
+                             at(out).kind == Kind::kCodes ? grid(n, 16, kStatic) : Grid{}},
+                {x, out});
+        } else if (random_.one_in(2)) {
             Bf16Weight w(random_, n, k);
             const uint16_t* weight = keep<uint16_t>(std::move(w.weight));
             add(MultiplyBf16{x, out, column, n, weight, keep<float>(std::move(w.bias)), gelu}, {x, out});
+        } else {
+            WnaWeight w(random_, n, k, random_.one_in(2), random_group(random_, k));
+            const Wna16 weight = w.weight;
+            for (Exact* each : {&w.codes, &w.levels, &w.scale, &w.zero}) keep<void>(std::move(*each));
+            add(MultiplyWna16{x, out, column, n, weight, keep<float>(std::move(w.bias)), gelu}, {x, out});
         }
     }
 
@@ -173,22 +178,52 @@ class Builder {
             const float* cos = keep<float>(floats(random_, most_.longest * size / 2, 0.5f));
             add(Rotate{qkv, 2 * heads, size, cos, keep<float>(floats(random_, most_.longest * size / 2, 0.5f))}, {qkv});
         }
-        Attend op{qkv, buffer(Kind::kBf16, width), heads, size, 1.0f / sqrtf(float(size)), nullptr, 0, kNoWindow};
-        if (number_ & 1) {
-            op.bias_stride = 2 * most_.longest - 1;
-            op.bias = keep<float>(floats(random_, heads * op.bias_stride, 1.0f)) + (most_.longest - 1);
+        const int out = buffer(Kind::kBf16, width);
+        if (number_ % 5 == 0) {
+            disentangled(qkv, out, heads, size);
+        } else {
+            Attend op{qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, 0, kNoWindow};
+            if (number_ & 1) {
+                op.bias_stride = 2 * most_.longest - 1;
+                op.bias = keep<float>(floats(random_, heads * op.bias_stride, 1.0f)) + (most_.longest - 1);
+            }
+            if (number_ & 2) op.window = random_.between(0, 64);
+            add(op, {qkv, out});
         }
-        if (number_ & 2) op.window = random_.between(0, 64);
-        add(op, {op.in, op.out});
-        return output(op.out, x);
+        return output(out, x);
+    }
+
+    // Rows of the tables rise with the distance, near 0 by one each.
+    void disentangled(int qkv, int out, size_t heads, size_t size) {
+        const size_t near = random_.between(0, 60), distances = 2 * most_.longest - 1;
+        Exact rows = room<int32_t>(random_, distances);
+        int32_t row = 0;
+        for (size_t i = 0; i < distances; ++i) {
+            const size_t distance = i < most_.longest ? most_.longest - 1 - i : i - (most_.longest - 1);
+            *rows.at<int32_t>(i) = row;
+            row += distance <= near || random_.one_in(4);
+        }
+        AttendDisentangled op{qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, nullptr, round_up(row + 1, 16), nullptr};
+        op.row = keep<int32_t>(std::move(rows)) + (most_.longest - 1);
+        const size_t table = heads * op.table_rows * round_up(size, 32);
+        const size_t which = random_.between(0, 2);
+        if (which != 0) op.key_table = keep<uint16_t>(bf16s(random_, table, 0.1f, 64));
+        if (which != 1) op.query_table = keep<uint16_t>(bf16s(random_, table, 0.1f, 64));
+        add(op, {qkv, out});
     }
 
     int feed_forward(int x) {
         const size_t inner = random_.between(1, most_.inner);
+        const int in = operand(newest(x));
+        if (at(in).kind == Kind::kCodes && random_.one_in(2)) {
+            const int codes = buffer(Kind::kCodes, inner);
+            linear(in, codes, 0, inner, random_.one_in(2));
+            return output(codes, x);
+        }
         const bool gated = random_.one_in(2);
         const int up = buffer(gated || random_.one_in(2) ? Kind::kBf16 : Kind::kF32, gated ? 2 * inner : inner);
-        linear(operand(newest(x)), up, 0, at(up).width, random_.one_in(2));
-        if (random_.one_in(2)) add(Activate{up, Function(random_.between(0, 4))}, {up});
+        linear(in, up, 0, at(up).width, random_.one_in(2));
+        if (random_.one_in(2)) add(Activate{up, Function(random_.between(0, 3))}, {up});
         if (!gated) return output(up, x);
         const int down = buffer(Kind::kBf16, inner);
         add(Gate{up, down}, {up, down});
@@ -211,7 +246,7 @@ class Builder {
         const size_t labels = random_.between(1, 70);
         const int out = buffer(Kind::kF32, labels, true);
         linear(operand(pooled), out, 0, labels, false);
-        if (random_.one_in(2)) add(Activate{out, Function(random_.between(0, 4))}, {out});
+        if (random_.one_in(2)) add(Activate{out, Function(random_.between(0, 3))}, {out});
         return out;
     }
 

@@ -20,8 +20,8 @@ namespace {
 
 constexpr int kCallers = 3, kMostThreads = 4;
 constexpr size_t kShared = 3;        // programs that all callers use
-constexpr size_t kLeastRounds = 2;   // of an instruction set, however short the time: they reach every operator
-constexpr unsigned kPatience = 120;  // seconds that a forked child may take
+constexpr size_t kLeastRounds = 1;   // of an instruction set, however short the time: all together reach every operator
+constexpr unsigned kPatience = 60;   // seconds that a forked child may take
 
 #ifdef __SANITIZE_THREAD__
 constexpr int kKernels = 0;  // rounds of kernels alone, on one thread
@@ -34,6 +34,7 @@ constexpr bool kForksMeanwhile = false;
 #else
 constexpr bool kForksMeanwhile = true;
 #endif
+constexpr int kForks = 30;  // between short calls
 
 double now() {
     timespec t;
@@ -52,17 +53,41 @@ std::unique_ptr<Model> next_model(Random& random, int isa) {
 }
 
 // A child runs the programs too, on threads of its own. Its parent's other threads may be anywhere meanwhile.
-void fork_once(Random& random, const std::vector<std::unique_ptr<Model>>& models) {
+template <class Work>
+void fork_once(Work work) {
     const pid_t child = fork();
     if (child < 0) fail("fork", "no process");
     if (child == 0) {
         alarm(kPatience);
-        for (const auto& model : models) model->check(random, 8, kMostThreads);
+        work();
         _exit(0);
     }
     int status = 0;
     if (waitpid(child, &status, 0) != child || status != 0) fail("fork", "the child failed, or hung");
     ++forks;
+}
+
+// Forks while threads make calls so short that one of them often holds a lock just then.
+void soak_forks() {
+    const float word = 1.0f;
+    const int32_t id = 0;
+    const int64_t starts[] = {0, 1};
+    Program program(kScalar, {{Kind::kF32, 1, 0, false}}, 64, 0, 32);
+    program.add(Embed{&word, nullptr, false, nullptr, 0, nullptr, 0});
+    const auto call = [&](int threads) {
+        float out = 0.0f;
+        if (!program.run({&id, nullptr, starts, 1}, threads, &out, nullptr) || out != word) fail("forks", "wrong");
+    };
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> callers;
+    for (int i = 0; i < 2; ++i) {
+        callers.emplace_back([&] {
+            while (!stop) call(1);
+        });
+    }
+    for (int i = 0; i < kForks; ++i) fork_once([&] { call(kMostThreads); });
+    stop = true;
+    for (std::thread& caller : callers) caller.join();
 }
 
 // Callers share programs, and each makes and destroys one of its own; the main thread forks meanwhile.
@@ -82,9 +107,12 @@ void soak_engine(Random& random, int isa) {
             }
         });
     }
-    if (kForksMeanwhile) fork_once(random, shared);
+    const auto check = [&] {
+        for (const auto& model : shared) model->check(random, 8, kMostThreads);
+    };
+    if (kForksMeanwhile) fork_once(check);
     for (std::thread& caller : callers) caller.join();
-    fork_once(random, shared);
+    fork_once(check);
 }
 
 void soak(Random& random, int isa, double seconds) {
@@ -115,6 +143,7 @@ int main(int count, char** arguments) {
                now() - begun, kernels, programs, calls.load(), forks);
         fflush(stdout);
     }
+    if (kForksMeanwhile) soak_forks();
     for (size_t i = 0; i < std::variant_size_v<Op>; ++i) {
         if (!operators[i]) fail("operators", "one is in no program");
     }
