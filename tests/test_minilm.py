@@ -1,6 +1,8 @@
 """The promises on a real encoder, all-MiniLM-L6-v2: size, fidelity, accuracy on public data, planted outliers found."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +57,19 @@ def test_int8_embeddings_are_smaller_still(minilm_dir: Path, source: Model, tmp_
     quantize(minilm_dir, out=tmp_path / "out", recipe=recipe, samples=120, sensitivity=False, speed=False)
     assert weight_bytes(tmp_path / "out") <= 0.27 * weight_bytes(minilm_dir)
     assert fidelity(bitwright.load(tmp_path / "out"), source) >= 0.9985
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_runs_within_300_mb_of_addresses(result: Path, threads: int) -> None:
+    code = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (300_000_000, 300_000_000))\n"
+        "import bitwright\n"
+        f"model = bitwright.load({str(result)!r}, threads={threads})\n"
+        "assert model.encode(['a first text']).shape == (1, 384)\n"
+        "assert model.encode(['many texts, and longer ones ' * 40] * 100).shape == (100, 384)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.eval_data

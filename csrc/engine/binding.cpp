@@ -38,15 +38,11 @@ void construct(Program* self, int isa, const std::vector<BufferTuple>& tuples, s
     new (self) Program(isa, std::move(buffers), arena_row, out, group_tokens);
 }
 
-void run(Program& self, Address ids, Address types, Address starts, size_t sequences, int threads, Address out,
+bool run(Program& self, Address ids, Address types, Address starts, size_t sequences, int threads, Address out,
          Address seconds) {
-    bool done;
-    {
-        nb::gil_scoped_release released;
-        done = self.run({at<int32_t>(ids), at<int32_t>(types), at<int64_t>(starts), sequences}, threads,
-                        reinterpret_cast<float*>(out), reinterpret_cast<double*>(seconds));
-    }
-    if (!done) throw std::bad_alloc();
+    const nb::gil_scoped_release released;
+    return self.run({at<int32_t>(ids), at<int32_t>(types), at<int64_t>(starts), sequences}, threads,
+                    reinterpret_cast<float*>(out), reinterpret_cast<double*>(seconds));
 }
 
 }  // namespace

@@ -60,6 +60,7 @@ class Executor:
         Raises:
             InputError: an empty sequence, one that is too long, an id that is no token, a type that the model does not
                 have, or not one for each token; threads < 1.
+            MemoryError: the system has none for it. Later calls are as before.
         """
         lengths, ids = _packed(sequences)
         if types is None:
@@ -87,10 +88,15 @@ class Executor:
         out = np.empty((len(lengths) if output.per_sequence else len(ids), output.width), np.float32)
         ids = np.ascontiguousarray(ids, np.int32)
         types = None if types is None else np.ascontiguousarray(types, np.int32)
-        self._native.run(
+        done = self._native.run(
             ids.ctypes.data, 0 if types is None else types.ctypes.data, starts.ctypes.data, len(lengths), threads,
             out.ctypes.data, 0 if seconds is None else seconds.ctypes.data,
         )  # fmt: skip
+        if not done:
+            raise MemoryError(
+                f"no memory for the buffers of {len(ids)} tokens in {len(lengths)} sequences on {threads} threads; "
+                "fewer threads and shorter sequences need less"
+            )
         return out
 
     def _check(self, lengths: np.ndarray, ids: np.ndarray, types: np.ndarray | None) -> None:
