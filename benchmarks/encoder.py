@@ -75,8 +75,8 @@ def startup(quantized: Path) -> dict[str, Any]:
         "import bitwright\n"
         f"bitwright.load({str(quantized)!r}).encode(['a first text'])\n"
         "took = time.perf_counter() - begun\n"
-        "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
-        "print(took, int(peak) / 1024)\n"  # getrusage would begin from the parent's
+        "from bitwright.runtime.resident import peak_rss_mib\n"
+        "print(took, peak_rss_mib())\n"
     )
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
     seconds, mib = zip(*(map(float, run.stdout.split()) for run in runs), strict=True)

@@ -12,7 +12,6 @@ Ours is judged on the checkpoint as `bitwright.load` runs it: for W8A8 that is i
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -46,12 +45,13 @@ def ours(model: str, name: str, calibration: str, text: str, out: str, extra: st
     import bitwright
     from bitwright.pipeline.evaluation import evaluate
     from bitwright.recipe import make_recipe
+    from bitwright.runtime.resident import peak_rss_mib
 
     recipe = make_recipe({"calibration": CALIBRATION, "targets": ["bitwright"], **RECIPES[name], **json.loads(extra)})
     begun, worked = time.perf_counter(), time.process_time()
     result = bitwright.quantize(model, out=out, recipe=recipe, data=calibration, evaluation=text, judged=False)
     seconds, cpu = time.perf_counter() - begun, time.process_time() - worked
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_rss_mib()
     score = evaluate(out, evaluation=text, windows=40)
     size = result.record["size"]["checkpoint_bytes"]
     return {"seconds": seconds, "cpu_seconds": cpu, "peak_rss_mib": peak, "checkpoint_bytes": size, "evaluation": score}

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -96,7 +95,8 @@ def main() -> None:
     if job["recipe"] != "float":
         model = tool(model, tokenizer, job)
     seconds, cpu = time.perf_counter() - begun, time.process_time() - worked
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024  # getrusage would begin from the parent's
     result = {
         "seconds": seconds,
         "cpu_seconds": cpu,

@@ -13,7 +13,6 @@ peak of a few blocks is that of all but for what grows with the number of blocks
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -99,6 +98,7 @@ def measure(model: Path, out: Path, method: str, samples: int, tokens: int) -> d
     from bitwright.pipeline import quantize
     from bitwright.pipeline.request import Quiet
     from bitwright.recipe import make_recipe
+    from bitwright.runtime.resident import peak_rss_mib
 
     class Peaks(Quiet):
         """Notes the peak whenever the pipeline says something."""
@@ -107,7 +107,7 @@ def measure(model: Path, out: Path, method: str, samples: int, tokens: int) -> d
             self.rows: list[tuple[str, int, float]] = []
 
         def say(self, text: str) -> None:
-            self.rows.append((text, peak_mib(), round(time.perf_counter() - begun, 1)))
+            self.rows.append((text, round(peak_rss_mib()), round(time.perf_counter() - begun, 1)))
             print(*self.rows[-1], file=sys.stderr, flush=True)
 
     begun, peaks = time.perf_counter(), Peaks()
@@ -116,14 +116,9 @@ def measure(model: Path, out: Path, method: str, samples: int, tokens: int) -> d
     result = quantize(model, out=out, recipe=recipe, samples=8, judged=False, progress=peaks)
     return {
         "method": method, "samples": samples, "tokens": tokens, "seconds": round(time.perf_counter() - begun, 1),
-        "timings_s": result.record["timings_s"], "peak_mib": peak_mib(), "bar_mib": BARS_MIB[method],
+        "timings_s": result.record["timings_s"], "peak_mib": round(peak_rss_mib()), "bar_mib": BARS_MIB[method],
         "steps": peaks.rows,
     }  # fmt: skip
-
-
-def peak_mib() -> int:
-    """Peak RSS of this process, so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

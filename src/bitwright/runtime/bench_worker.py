@@ -24,6 +24,7 @@ import numpy as np
 
 from bitwright.runtime.bench_inputs import ModelShape, random_tokens, read_model_shape
 from bitwright.runtime.bench_runtimes import RUNTIMES, Forward
+from bitwright.runtime.resident import peak_rss_mib
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
@@ -123,21 +124,6 @@ def _save_output(forward: Forward, shape: ModelShape, request: Request) -> Reply
 
 def _report_memory(forward: Forward, shape: ModelShape, request: Request) -> Reply:
     return {"peak_rss_mib": peak_rss_mib()}
-
-
-def peak_rss_mib() -> float:
-    """Largest resident set of this process so far, in MiB.
-
-    Linux keeps it per address space as VmHWM. `ru_maxrss` would be wrong there: it survives exec, and so starts at the
-    size of the process that started us. Elsewhere it is what there is, in bytes on macOS.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii", errors="replace").splitlines())
-        return int(fields["VmHWM"].split()[0]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 _ANSWERS: dict[str, Callable[[Forward, ModelShape, Request], Reply]] = {
