@@ -51,7 +51,7 @@ def measure(
         bitwright.quantize(source, out=quantized, recipe=recipe, samples=64, judged=False)
     found = run_bench(
         quantized, source=source, shapes=options.shape or SHAPES, threads=threads, rounds=options.rounds,
-        slow=True,
+        slow=not options.quick,
         progress=lambda text: print(f"{name}, {threads} threads: {text}", file=sys.stderr, flush=True),
     )  # fmt: skip
     for size in dict.fromkeys((row["batch"], row["tokens"]) for row in found["rows"]):
@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--shape", type=shape, action="append")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="without CTranslate2 and compiled torch")
     parser.add_argument("--startup", type=Path, metavar="INT8", help="only time a fresh process that loads this result")
     parser.add_argument("--model", choices=("MiniLM", "BERT-base"), action="append")
     options = parser.parse_args(arguments)
