@@ -128,19 +128,19 @@ def test_a_model_that_computes_otherwise_is_caught(tiny_model: TinyModel, tmp_pa
     """The clean process must give the same bits as the model in memory: damage the staged file and it does not."""
     from safetensors.torch import load_file, save_file
 
-    import bitwright.pipeline.run as run
+    import bitwright.pipeline.variants as variants
 
     def damage(*args: Any, **kwargs: Any) -> Any:
-        written = run_write(*args, **kwargs)
+        written = write(*args, **kwargs)
         file = args[1] / "model.safetensors"
         tensors = load_file(file)
         tensors["encoder.layer.1.output.dense.weight"][0] += 1
         save_file(tensors, file, metadata={"format": "pt"})
         return written
 
-    run_write = run.write_checkpoint
+    write = variants.write_checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "write_checkpoint", damage)
+        patch.setattr(variants, "write_checkpoint", damage)
         result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
     assert [row["ok"] for row in result.record["verify"]] == [False]
     assert result.exit_code == 1

@@ -13,7 +13,7 @@ import pytest
 
 from bitwright.calibration import observers
 from bitwright.errors import CheckpointError, InputError, NumericsError
-from bitwright.pipeline import blocks, layers, quantize, run
+from bitwright.pipeline import blocks, layers, quantize, run, variants
 from bitwright.pipeline.request import Quiet
 from bitwright.pipeline.workspace import claim, work_directory
 from bitwright.recipe import make_recipe
@@ -99,15 +99,20 @@ def test_stopped_before_every_block(start: Callable[..., Any], undisturbed: dict
     assert not work(tmp_path).exists()
 
 
-@pytest.mark.parametrize("where", ["write_checkpoint", "write_report"])
+@pytest.mark.parametrize(("module", "where"), [(variants, "write_checkpoint"), (run, "write_report")])
 def test_stopped_while_writing(
-    start: Callable[..., Any], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    start: Callable[..., Any],
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    where: str,
 ) -> None:
     def stop(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, where, stop)
+        patch.setattr(module, where, stop)
         with pytest.raises(KeyboardInterrupt):
             start()
     assert not (tmp_path / "out").exists()
