@@ -52,4 +52,7 @@ def test_linked_files_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
         r"python ((?:benchmarks|examples)/\S+\.py)", README
     ):
-        assert (ROOT / target).exists(), target
+        path, _, section = target.partition("#")
+        assert (ROOT / path).exists(), target
+        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE) if section else []
+        assert section in {"", *(re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings)}
