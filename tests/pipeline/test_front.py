@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitwright.errors import InputError
+from bitwright.errors import CheckpointError, InputError
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.pipeline import quantize
 from bitwright.recipe import make_recipe
@@ -38,6 +38,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_front_is_measured_and_the_result_is_its_chosen_point(
     tiny_model: Callable[..., Path], tmp_path: Path, timed: list[int]
 ) -> None:
+    (tmp_path / ".out.bitwright" / ".front" / "0").mkdir(parents=True)  # as a run leaves it that was killed here
     result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), samples=60)
     front, rows = result.record["front"], result.record["front"]["rows"]
     assert (result.exit_code, front["met"], front["n_units"]) == (0, True, 8)
@@ -65,6 +66,23 @@ def test_a_result_that_is_not_fast_enough_is_written_and_said_to_be_slow(
     assert (result.exit_code, result.record["front"]["met"]) == (3, False)
     assert result.record["evaluation"]["verdict"] == "met"
     assert "no variant reaches it" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_run_that_fails_while_it_times_keeps_its_measurements(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise CheckpointError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bitwright.pipeline.front.write_variant", full)
+        with pytest.raises(CheckpointError, match="no space left"):
+            quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), samples=60)
+    work = tmp_path / ".out.bitwright"
+    assert {path.name for path in work.iterdir()} == {"context.json", "journal.jsonl", "lock"}
+    result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), samples=60)
+    assert result.record["front"]["met"]
+    assert any("were taken by an earlier run" in warning for warning in result.record["warnings"])
 
 
 def test_a_speed_that_nothing_would_measure_is_refused(

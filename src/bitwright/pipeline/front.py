@@ -23,6 +23,7 @@ from bitwright.search.fallback import Step, Units
 from bitwright.search.front import Point, beginnings, choose, pareto
 
 _ROUNDS = 5
+_PLACE = ".front"  # of the checkpoints; hidden: what a killed run leaves goes when the next one begins
 
 
 def measure_front(
@@ -35,7 +36,7 @@ def measure_front(
         units: the ranking, most sensitive first. enough: those that the fallback search would keep; measured too.
         measure: the loss on tuning data with these units in 16 bit.
         min_speedup: how many times as fast as the faster of float32 and bf16 the result should be.
-        folder: for the variants' checkpoints; they are removed again.
+        folder: a work directory, for the variants' checkpoints, all at once; they are removed again.
 
     Returns:
         (units to keep, the Record's `front` and `speed`). The choice looks at tuning data only; the losses on held-out
@@ -43,7 +44,8 @@ def measure_front(
     """
     tried = sorted({*beginnings(units), enough}, key=len)
     steps = [measure(kept) for kept in progress.track(tried, "losses for the front")]
-    places = {_label(number): folder / f"front-{number}" for number in range(len(tried))}
+    places = {_label(number): folder / _PLACE / str(number) for number in range(len(tried))}
+    (folder / _PLACE).mkdir()
     try:
         for kept, place in zip(tried, places.values(), strict=True):
             plan = job.plan_for(job.recipe.with_fallback(kept, "tried"))
@@ -55,8 +57,7 @@ def measure_front(
         )  # fmt: skip
         held_out = _held_out(job, list(places.values()), progress)
     finally:
-        for place in places.values():
-            shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder / _PLACE, ignore_errors=True)
     speedups = [_speedup(speed["rows"], label) for label in places]
     points = [Point(step.kept, step.loss, step.loss_upper, x) for step, x in zip(steps, speedups, strict=True)]
     chosen, met = choose(points, job.recipe.budget.max_loss, min_speedup)
