@@ -18,6 +18,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 NATIVE   := CMakeLists.txt $(shell find csrc -type f)
+CPP      := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
 PACKAGES := pyproject.toml constraints.txt
 
 # torch comes first and pinned: left to itself pip may choose a CUDA build of several gigabytes. When only C++ changed, only
@@ -45,6 +46,7 @@ test: setup  ## run the tests
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 
 sanitize: build/sanitize-address/soak build/sanitize-thread/soak  ## kernels and engine under sanitizers; SOAK_SECONDS=600 for longer
@@ -57,9 +59,10 @@ build/sanitize-%/soak: $(VENV)/.ready $(wildcard tests/native/*)
 	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSANITIZE=$(SANITIZE) -S tests/native -B $(@D) >/dev/null
 	$(BIN)/ninja -C $(@D) --quiet
 
-format: setup  ## let ruff rewrite the files
+format: setup  ## let ruff and clang-format rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 bench: setup  ## the bars: GEMM alone, whole model, accuracy
 	$(BIN)/python benchmarks/gemm.py

@@ -11,8 +11,8 @@ static constexpr float kGeluTail[9] = {-0.999998152256012f,     -1.1511338949203
 static constexpr float kExp2[6] = {1.0000001192092896f,  0.6931469440460205f,   0.24022120237350464f,
                                    0.05550713464617729f, 0.009675547480583191f, 0.0013276472454890609f};
 
-// Fewer terms where the result will be bf16 or 8-bit codes: the error is below 2^-11 of results above 0.001, below 7e-5 elsewhere. 2^P
-// splits into an exponent, the floor of P, and a polynomial on [0, 1].
+// Fewer terms where the result will be bf16 or 8-bit codes: the error is below 2^-11 of results above 0.001, below 7e-5
+// elsewhere. 2^P splits into an exponent, the floor of P, and a polynomial on [0, 1].
 static constexpr float kGeluBf16End = 5.5f;
 static constexpr float kGeluBf16Tail[5] = {-1.0005459785461426f, -1.1434993743896484f, -0.47649040818214417f,
                                            -0.03879614546895027f, 0.0028867328073829412f};

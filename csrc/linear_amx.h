@@ -104,9 +104,8 @@ template <class Op>
 void run_squares(const typename Op::Problem& p, size_t row_begin, size_t row_end, size_t block_begin,
                  size_t block_end) {
     _tile_loadconfig(&kTileConfig);
-    for_kind<typename Op::Sum>(Op::kind(p), [&](auto kind) {
-        run_kind<Op, kind.value>(p, row_begin, row_end, block_begin, block_end);
-    });
+    for_kind<typename Op::Sum>(
+        Op::kind(p), [&](auto kind) { run_kind<Op, kind.value>(p, row_begin, row_end, block_begin, block_end); });
     _tile_release();
 }
 

@@ -226,10 +226,18 @@ void attention(int variant, uintptr_t q, uintptr_t k, uintptr_t v, size_t stride
                size_t tokens, size_t head_size, float scale, uintptr_t bias, size_t bias_stride,
                ptrdiff_t bias_query_step, int64_t window, uintptr_t scratch, size_t head_begin, size_t head_end,
                size_t query_begin, size_t query_end) {
-    const Attention op{at<uint16_t>(q), at<uint16_t>(k),   at<uint16_t>(v),
-                       stride,          at<uint16_t>(out), out_stride,
-                       tokens,          head_size,         scale,
-                       at<float>(bias), bias_stride,       bias_query_step,
+    const Attention op{at<uint16_t>(q),
+                       at<uint16_t>(k),
+                       at<uint16_t>(v),
+                       stride,
+                       at<uint16_t>(out),
+                       out_stride,
+                       tokens,
+                       head_size,
+                       scale,
+                       at<float>(bias),
+                       bias_stride,
+                       bias_query_step,
                        window < 0 ? kNoWindow : size_t(window)};
     attention_variant(variant).fn(&op, head_begin, head_end, query_begin, query_end, at<void>(scratch));
 }
@@ -275,8 +283,9 @@ void add_gram(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, siz
 // residual, sum and bias may be 0.
 void norm(int isa, uintptr_t x, uintptr_t residual, uintptr_t sum, uintptr_t y, uintptr_t weight, uintptr_t bias,
           size_t stride, size_t n, float eps, size_t row_begin, size_t row_end) {
-    const Norm op{at<float>(x),    at<float>(residual), at<float>(sum), at<float>(y), at<float>(weight),
-                  at<float>(bias), stride,              n,              eps};
+    const Norm op{
+        at<float>(x), at<float>(residual), at<float>(sum), at<float>(y), at<float>(weight), at<float>(bias), stride, n,
+        eps};
     norm_for(isa)(&op, row_begin, row_end);
 }
 

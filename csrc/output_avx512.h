@@ -38,8 +38,8 @@ ALWAYS_INLINE void gelu(__m512 (&x)[N]) {
     });
 }
 
-// The same for values that will be bf16 or codes, with fewer terms: 2^P = 2^floor(P) * 2^(the rest in [0, 1)), and vscalefps takes
-// the floor by itself.
+// The same for values that will be bf16 or codes, with fewer terms: 2^P = 2^floor(P) * 2^(the rest in [0, 1)), and
+// vscalefps takes the floor by itself.
 template <int N>
 ALWAYS_INLINE void short_gelu(__m512 (&x)[N]) {
     __m512 a[N], p[N], q[N], rest[N];
@@ -76,8 +76,8 @@ inline Output output_of(bool gelu, bool bf16) {
     return bf16 ? (gelu ? kGeluBf16 : kLinearBf16) : (gelu ? kGelu : kLinear);
 }
 
-// To the nearest bf16, half to even; a NaN stays one. vcvtneps2bf16 makes 0 of subnormals; the first VNNI processors lack
-// it.
+// To the nearest bf16, half to even; a NaN stays one. vcvtneps2bf16 makes 0 of subnormals; the first VNNI processors
+// lack it.
 ALWAYS_INLINE __m256i to_bf16(__m512 x) {
 #ifdef __AVX512BF16__
     return (__m256i)_mm512_cvtneps_pbh(x);

@@ -3,8 +3,8 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
+#include "bf16.h"
 #include "gelu.h"
 
 static float gelu(float x) {
@@ -15,12 +15,6 @@ static float gelu(float x) {
     float q = kExp2[5];
     for (int i = 4; i >= 0; --i) q = fmaf(q, part, kExp2[i]);
     return fmaf(-a, ldexpf(q, (int)whole), x < 0.0f ? 0.0f : x);  // a NaN is not below zero, and stays
-}
-
-static uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return isnan(x) ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // Element `at` of y.

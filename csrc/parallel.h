@@ -1,5 +1,6 @@
-// The only file that knows OpenMP's threads. OpenMP, because torch's workers are OpenMP's too: a second pool beside them,
-// spinning, costs several times the work. The runtime is not linked; native.py loads torch's copy first (see there).
+// The only file that knows OpenMP's threads. OpenMP, because torch's workers are OpenMP's too: a second pool beside
+// them, spinning, costs several times the work. The runtime is not linked; native.py loads torch's copy first (see
+// there).
 #pragma once
 #include <omp.h>
 #include <stddef.h>

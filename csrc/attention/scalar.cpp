@@ -1,22 +1,9 @@
 // attention, the definition in C++. See contract.h.
 #include <math.h>
-#include <string.h>
 
+#include "bf16.h"
 #include "common.h"
 #include "contract.h"
-
-static float widen(uint16_t x) {
-    const uint32_t bits = (uint32_t)x << 16;
-    float wide;
-    memcpy(&wide, &bits, 4);
-    return wide;
-}
-
-static uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return isnan(x) ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 static void attend(const Attention& p, size_t head, size_t query, float* weights) {
     const size_t column = head * p.head_size;

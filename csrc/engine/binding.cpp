@@ -24,8 +24,12 @@ using BufferTuple = std::tuple<int, size_t, size_t, bool>;
 using GridTuple = std::tuple<Address, Address, int, float, int, int>;
 
 Grid grid_of(const GridTuple& g) {
-    return {at<float>(std::get<0>(g)), at<float>(std::get<1>(g)), QuantizeMode(std::get<2>(g)),
-            std::get<3>(g),            std::get<4>(g),            std::get<5>(g)};
+    return {at<float>(std::get<0>(g)),
+            at<float>(std::get<1>(g)),
+            QuantizeMode(std::get<2>(g)),
+            std::get<3>(g),
+            std::get<4>(g),
+            std::get<5>(g)};
 }
 
 void construct(Program* self, int isa, const std::vector<BufferTuple>& tuples, size_t arena_row, int out,
@@ -53,8 +57,8 @@ void bind_engine(nb::module_& m) {
         .def("embed",
              [](Program& p, Address words, Address word_scale, bool bf16, Address positions, size_t first,
                 Address types, int out) {
-                 p.add(Embed{at<void>(words), at<float>(word_scale), bf16, at<float>(positions), first, at<float>(types),
-                             out});
+                 p.add(Embed{at<void>(words), at<float>(word_scale), bf16, at<float>(positions), first,
+                             at<float>(types), out});
              })
         .def("norm",
              [](Program& p, int x, int residual, int sum, int y, int codes, Address weight, Address bias, float eps,
@@ -63,15 +67,13 @@ void bind_engine(nb::module_& m) {
              })
         .def("quantize",
              [](Program& p, int in, int out, const GridTuple& grid) { p.add(Quantize{in, out, grid_of(grid)}); })
-        .def("round",
-             [](Program& p, int in, int out, bool on_grid, const GridTuple& grid) {
-                 p.add(Round{in, out, on_grid, grid_of(grid)});
-             })
+        .def("round", [](Program& p, int in, int out, bool on_grid,
+                         const GridTuple& grid) { p.add(Round{in, out, on_grid, grid_of(grid)}); })
         .def("linear_w8a8",
              [](Program& p, int in, int out, size_t column, size_t n, size_t linears, Address weight, Address colsum,
                 Address scale, Address bias, bool gelu, const GridTuple& grid) {
-                 p.add(MultiplyW8A8{in, out, column, n, linears, at<int8_t>(weight), at<int32_t>(colsum), at<float>(scale),
-                                    at<float>(bias), gelu, grid_of(grid)});
+                 p.add(MultiplyW8A8{in, out, column, n, linears, at<int8_t>(weight), at<int32_t>(colsum),
+                                    at<float>(scale), at<float>(bias), gelu, grid_of(grid)});
              })
         .def("linear_bf16",
              [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias, bool gelu) {
@@ -95,15 +97,12 @@ void bind_engine(nb::module_& m) {
                  p.add(AttendDisentangled{in, out, heads, head_size, scale, at<uint16_t>(key_table),
                                           at<uint16_t>(query_table), table_rows, at<int32_t>(row)});
              })
-        .def("pool", [](Program& p, int in, int out, int mode, size_t column) {
-            p.add(Pool{in, out, Pooling(mode), column});
-        })
+        .def("pool",
+             [](Program& p, int in, int out, int mode, size_t column) { p.add(Pool{in, out, Pooling(mode), column}); })
         .def("normalize", [](Program& p, int rows) { p.add(Normalize{rows}); })
         .def("activate", [](Program& p, int rows, int function) { p.add(Activate{rows, Function(function)}); })
-        .def("rotate",
-             [](Program& p, int rows, size_t heads, size_t head_size, Address cos, Address sin) {
-                 p.add(Rotate{rows, heads, head_size, at<float>(cos), at<float>(sin)});
-             })
+        .def("rotate", [](Program& p, int rows, size_t heads, size_t head_size, Address cos,
+                          Address sin) { p.add(Rotate{rows, heads, head_size, at<float>(cos), at<float>(sin)}); })
         .def("gate", [](Program& p, int in, int out) { p.add(Gate{in, out}); })
         .def("run", &run)
         .def_prop_ro("memory", &Program::memory);

@@ -119,8 +119,16 @@ inline void disentangle(const AttendDisentangled& op, LinearBf16Fn multiply, con
     float* zeros = reinterpret_cast<float*>(scratch + w.zeros);
     uint16_t* x = reinterpret_cast<uint16_t*>(scratch + w.x);
     const size_t k_padded = round_up(op.head_size, 32), table = (head * op.table_rows + used.first) * k_padded;
-    Gather gather{op.row, products, ptrdiff_t(used.first), near_of(op, tokens), ptrdiff_t(w.stride), 0, 0,
-                  ptrdiff_t(tokens), bias, ptrdiff_t(w.bias_stride)};
+    Gather gather{op.row,
+                  products,
+                  ptrdiff_t(used.first),
+                  near_of(op, tokens),
+                  ptrdiff_t(w.stride),
+                  0,
+                  0,
+                  ptrdiff_t(tokens),
+                  bias,
+                  ptrdiff_t(w.bias_stride)};
     memset(bias, 0, w.products);
     memset(zeros, 0, w.x - w.zeros);
     memset(x, 0, w.bytes - w.x);  // what lies beyond the head size stays zero
@@ -128,8 +136,8 @@ inline void disentangle(const AttendDisentangled& op, LinearBf16Fn multiply, con
         const uint16_t* tables = of_queries ? op.key_table : op.query_table;
         if (!tables) continue;
         const uint16_t* from = in + ((of_queries ? 0 : op.heads) + head) * op.head_size;
-        const LinearBf16 linear{x,          k_padded, tables + table, zeros, products, w.stride,
-                                used.count, k_padded, false,          false};
+        const LinearBf16 linear{x,        k_padded,   tables + table, zeros, products,
+                                w.stride, used.count, k_padded,       false, false};
         for (size_t begin = 0; begin < tokens; begin += kTokensAtOnce) {
             const size_t count = tokens - begin < kTokensAtOnce ? tokens - begin : kTokensAtOnce;
             for (size_t i = 0; i < count; ++i) {

@@ -86,8 +86,9 @@ struct Run {
     size_t capacity, scratch;  // rows of a group; bytes per thread
 
     void through(const Group& group, char* memory, size_t index, size_t count, Barrier* barrier) {
-        Work work{batch,  group.first, group.last, program.buffers_,       program.isa_,
-                  memory, capacity,    memory + bytes(0) + index * scratch, index, count};
+        Work work{batch,        group.first, group.last, program.buffers_,
+                  program.isa_, memory,      capacity,   memory + bytes(0) + index * scratch,
+                  index,        count};
         size_t op = 0;
         for (const Op& each : program.ops_) {
             const double start = seconds && index == 0 ? now() : 0.0;

@@ -15,7 +15,7 @@ struct Memory {
 
 // The pieces of one program. Any number of threads may borrow at once, and any may fork meanwhile.
 class Memories {
-   public:
+public:
     Memories() = default;
     ~Memories();
     Memories(const Memories&) = delete;
@@ -27,7 +27,7 @@ class Memories {
     // Bytes mapped now.
     size_t bytes() const { return bytes_; }
 
-   private:
+private:
     Memory* take(size_t bytes);
     void release(Memory* memory);
 

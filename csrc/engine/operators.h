@@ -5,8 +5,8 @@
 
 #include "count.h"
 #include "disentangled.h"
-#include "program.h"
 #include "pooling.h"
+#include "program.h"
 #include "share.h"
 #include "sizes.h"
 
@@ -69,10 +69,20 @@ struct Work {
     }
 
     QuantizeRows quantizer(int in, int out, const Grid& g) const {
-        return {at<void>(in), buffers[in].kind == Kind::kBf16, stride(in),     buffers[in].width,
-                g.shift,      g.multiplier,                    at<uint8_t>(out), stride(out),
-                scale(out),   zero(out),                       g.mode,           g.static_scale,
-                g.static_zero_point, g.code_min};
+        return {at<void>(in),
+                buffers[in].kind == Kind::kBf16,
+                stride(in),
+                buffers[in].width,
+                g.shift,
+                g.multiplier,
+                at<uint8_t>(out),
+                stride(out),
+                scale(out),
+                zero(out),
+                g.mode,
+                g.static_scale,
+                g.static_zero_point,
+                g.code_min};
     }
 };
 
@@ -113,18 +123,25 @@ void run(const Embed& op, const Work& w) {
         const size_t id = w.batch.ids[token];
         const size_t position = op.first_position + token - w.batch.starts[s];
         const size_t type = w.batch.types ? w.batch.types[token] : 0;
-        rows.embed({static_cast<const char*>(op.words) + id * word_bytes, kind, op.word_scale ? op.word_scale[id] : 1.0f,
-                    op.positions ? op.positions + position * width : nullptr,
-                    op.types ? op.types + type * width : nullptr},
-                   out, width);
+        rows.embed(
+            {static_cast<const char*>(op.words) + id * word_bytes, kind, op.word_scale ? op.word_scale[id] : 1.0f,
+             op.positions ? op.positions + position * width : nullptr, op.types ? op.types + type * width : nullptr},
+            out, width);
     }
 }
 
 void run(const NormRows& op, const Work& w) {
     constexpr size_t kRows = 8;  // that stay in L1 until they are quantized
     const Share mine = w.mine(op.x);
-    const Norm norm{w.at<float>(op.x), w.at<float>(op.residual), w.at<float>(op.sum),     w.at<float>(op.y), op.weight,
-                    op.bias,           w.stride(op.x),           w.buffers[op.x].width, op.eps};
+    const Norm norm{w.at<float>(op.x),
+                    w.at<float>(op.residual),
+                    w.at<float>(op.sum),
+                    w.at<float>(op.y),
+                    op.weight,
+                    op.bias,
+                    w.stride(op.x),
+                    w.buffers[op.x].width,
+                    op.eps};
     const NormFn norm_fn = norm_for(w.isa);
     if (op.codes == kNone) return norm_fn(&norm, mine.begin, mine.end);
     const QuantizeRows quantize = w.quantizer(op.y, op.codes, op.grid);
@@ -196,10 +213,21 @@ void run(const MultiplyW8A8& op, const Work& w) {
     const OutputGrid grid{op.grid.shift, op.grid.multiplier, op.grid.static_scale, op.grid.static_zero_point,
                           op.grid.code_min};
     if (codes) w.mark_rows(op.in, op.out, op.grid);
-    const LinearW8A8 linear{w.at<uint8_t>(op.in), w.stride(op.in),    w.scale(op.in), w.zero(op.in),
-                            op.weight,            op.colsum,          op.scale_n,     op.bias,
-                            w.column(op.out, op.column), nullptr,     w.stride(op.out), op.n,
-                            round_up(in.width, kPadK), op.gelu,       out.kind == Kind::kBf16,
+    const LinearW8A8 linear{w.at<uint8_t>(op.in),
+                            w.stride(op.in),
+                            w.scale(op.in),
+                            w.zero(op.in),
+                            op.weight,
+                            op.colsum,
+                            op.scale_n,
+                            op.bias,
+                            w.column(op.out, op.column),
+                            nullptr,
+                            w.stride(op.out),
+                            op.n,
+                            round_up(in.width, kPadK),
+                            op.gelu,
+                            out.kind == Kind::kBf16,
                             codes ? &grid : nullptr};
     if (w.index == 0 && w.first == 0) integer_linears += op.linears;  // once a batch, as without the engine
     cut_multiply(linear, linear_w8a8_for(w.isa), w, op.in, op.n);
@@ -208,9 +236,16 @@ void run(const MultiplyW8A8& op, const Work& w) {
 void run(const MultiplyBf16& op, const Work& w) {
     w.clear_padding(op.out);
     const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
-    const LinearBf16 linear{w.at<uint16_t>(op.in), w.stride(op.in),  op.weight,
-                            op.bias,               w.column(op.out, op.column), w.stride(op.out),
-                            op.n,                  round_up(in.width, 32), op.gelu, out.kind == Kind::kBf16};
+    const LinearBf16 linear{w.at<uint16_t>(op.in),
+                            w.stride(op.in),
+                            op.weight,
+                            op.bias,
+                            w.column(op.out, op.column),
+                            w.stride(op.out),
+                            op.n,
+                            round_up(in.width, 32),
+                            op.gelu,
+                            out.kind == Kind::kBf16};
     cut_multiply(linear, linear_bf16_for(w.isa), w, op.in, op.n);
 }
 
@@ -234,7 +269,8 @@ void share_heads(const Work& w, size_t heads, Fn attend) {
     const auto cost = [&](size_t s) { return double(starts[s + 1] - starts[s]) * (starts[s + 1] - starts[s]); };
     double total = 0.0, before = 0.0;
     for (size_t s = w.first; s < w.last; ++s) total += cost(s) * heads;
-    const double begin = total * w.index / w.count, end = w.index + 1 == w.count ? 2 * total : total * (w.index + 1) / w.count;
+    const double begin = total * w.index / w.count,
+                 end = w.index + 1 == w.count ? 2 * total : total * (w.index + 1) / w.count;
     for (size_t s = w.first; s < w.last; ++s) {
         // Heads whose middle lies in this thread's part of the whole.
         size_t head = 0, last = heads;

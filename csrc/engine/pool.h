@@ -13,11 +13,11 @@ constexpr size_t kMostThreads = 512;
 
 // Waits until `count` threads are here; may be used again at once. Spins: between two operators lie microseconds.
 class Barrier {
-   public:
+public:
     explicit Barrier(size_t count) : count_(count) {}
     void wait();
 
-   private:
+private:
     const size_t count_;
     std::atomic<size_t> here_{0}, round_{0};
 };

@@ -1,4 +1,5 @@
-// A model as a flat list of operators over buffers, and its execution. Knows no model: builders in Python write programs.
+// A model as a flat list of operators over buffers, and its execution. Knows no model: builders in Python write
+// programs.
 //
 // A batch is any number of sequences of any lengths, laid end to end: there is no padding. Buffers have a row for each
 // token, or for each sequence; how many rows is known when a batch comes, so a buffer's place in the arena is given per
@@ -21,8 +22,8 @@
 // Rows of f32 or bf16 values, or of 8-bit codes with a scale and a zero point for each row.
 enum class Kind { kF32, kBf16, kCodes };
 
-// width: values of a row. offset: of the buffer, in bytes per row of capacity; the same for buffers that are never alive
-// together.
+// width: values of a row. offset: of the buffer, in bytes per row of capacity; the same for buffers that are never
+// alive together.
 struct Buffer {
     Kind kind;
     size_t width, offset;
@@ -80,9 +81,9 @@ struct Round {
     Grid grid;
 };
 
-// See linear_w8a8/contract.h, linear_bf16/contract.h and linear_wna16/contract.h. Columns [column, column + n) of out are
-// written; column is a multiple of 16. linears: of the model, that are computed together. grid: static, of an out that
-// holds codes.
+// See linear_w8a8/contract.h, linear_bf16/contract.h and linear_wna16/contract.h. Columns [column, column + n) of out
+// are written; column is a multiple of 16. linears: of the model, that are computed together. grid: static, of an out
+// that holds codes.
 struct MultiplyW8A8 {
     int in, out;
     size_t column, n, linears;
@@ -119,9 +120,9 @@ struct Attend {
     size_t bias_stride, window;
 };
 
-// Attention with DeBERTa's biases, see disentangled.h. Tables are packed as the weights of linear_bf16, scaled, a linear
-// of table_rows outputs (a multiple of 16) for each head; either may be null. row[key - query]: the row of a distance,
-// which never falls as the distance grows; row points at distance 0.
+// Attention with DeBERTa's biases, see disentangled.h. Tables are packed as the weights of linear_bf16, scaled, a
+// linear of table_rows outputs (a multiple of 16) for each head; either may be null. row[key - query]: the row of a
+// distance, which never falls as the distance grows; row points at distance 0.
 struct AttendDisentangled {
     int in, out;
     size_t heads, head_size;
@@ -167,11 +168,10 @@ struct Rotate {
 };
 
 using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyWna16, Attend,
-                        AttendDisentangled, Pool,
-                        Normalize, Activate, Gate, Rotate>;
+                        AttendDisentangled, Pool, Normalize, Activate, Gate, Rotate>;
 
-// starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null; each
-// has at least one token.
+// starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null;
+// each has at least one token.
 struct Batch {
     const int32_t* ids;
     const int32_t* types;
@@ -180,7 +180,7 @@ struct Batch {
 };
 
 class Program {
-   public:
+public:
     // arena_row: bytes of all buffers, per row. out: the buffer that a run returns. group_tokens: see `run`.
     Program(int isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens);
     Program(const Program&) = delete;
@@ -191,8 +191,9 @@ class Program {
     // The rows of the output buffer of all sequences, in order, into out. Any number of calls may run at once.
     //
     // Sequences are taken in groups of up to `group_tokens` tokens, or of one if that is longer, so that a group's
-    // buffers stay in L2. If the groups keep all threads busy each thread runs whole groups; else all threads share each
-    // operator, and wait for each other between two. seconds: null, or [ops] gets the time that thread 0 spent in each.
+    // buffers stay in L2. If the groups keep all threads busy each thread runs whole groups; else all threads share
+    // each operator, and wait for each other between two. seconds: null, or [ops] gets the time that thread 0 spent in
+    // each.
     //
     // Returns false if memory runs out: nothing is lost then, but what is in out.
     bool run(const Batch& batch, int threads, float* out, double* seconds);
@@ -203,7 +204,7 @@ class Program {
     // Bytes that arenas hold now.
     size_t memory() const { return memories_.bytes(); }
 
-   private:
+private:
     friend struct Run;
     const int isa_;
     const std::vector<Buffer> buffers_;

@@ -13,8 +13,8 @@
 // are even. `multiply` reads packed and adds to squares [begin, end) of the Gram matrix: 32 x 32 values on and above
 // the diagonal, and their mirror below. There are gram_squares(k) of them, in the order of squares.h.
 //
-// Rounding is to the nearest, half to even; subnormals are zero. Products are added in f32 within a run, and the runs to
-// the matrix in order, so that the result does not depend on how squares are shared out. No allocation, threads or
+// Rounding is to the nearest, half to even; subnormals are zero. Products are added in f32 within a run, and the runs
+// to the matrix in order, so that the result does not depend on how squares are shared out. No allocation, threads or
 // state. Shapes are checked in Python.
 //
 // There is no variant for a CPU that does not multiply bf16: there, torch's float32 product is as fast and more exact.

@@ -1,11 +1,6 @@
 // unpack_wna16, the definition in C++. See contract.h.
+#include "bf16.h"
 #include "blocks.h"
-
-static uint16_t to_bf16(float finite) {
-    uint32_t bits;
-    memcpy(&bits, &finite, 4);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 static float level(const Wna16& w, const uint8_t* word, size_t k) {
     return w.levels ? w.levels[word[k / 2] >> k % 2 * 4 & 15] : (float)(int8_t)word[k];

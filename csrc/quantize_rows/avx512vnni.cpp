@@ -71,9 +71,7 @@ inline Range range_of(const Row& row, size_t k) {
 // The least of 32 signed words.
 inline int16_t least_word(__m512i words) {
     const __m256i half = _mm256_min_epi16(_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64(words, 1));
-    const __m128i rest = _mm_min_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    const __m128i top = _mm_set1_epi16((int16_t)0x8000);  // between signed order and that of vphminposuw
-    return (int16_t)_mm_extract_epi16(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(rest, top)), top), 0);
+    return least_word(_mm_min_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
 }
 
 // Of bf16 without a transform, 32 at a time, as integers (row.h).

@@ -1,5 +1,5 @@
-// The loop over rows, of variants in vectors. It comes after what it is made of: Row<T, transformed>, range_of, write_codes.
-// Everything is internal to the file that includes it.
+// The loop over rows, of variants in vectors. It comes after what it is made of: Row<T, transformed>, range_of,
+// write_codes. Everything is internal to the file that includes it.
 #pragma once
 
 namespace {

@@ -1,5 +1,8 @@
 // What the vector variants share once a row's range is known. Everything is internal to the file that includes it.
 #pragma once
+#include <immintrin.h>
+
+#include "bf16.h"
 #include "contract.h"
 
 namespace {
@@ -12,13 +15,14 @@ struct Range {
 // Of bf16 by the least and the largest of their words, in which the lower bits of negative ones are flipped, so that
 // their order as signed integers is that of the values. NaNs lie beyond the infinities, on either side.
 inline Range bf16_range(int16_t lo, int16_t hi) {
-    const auto value = [](int16_t word) {
-        const uint32_t bits = (uint32_t)(uint16_t)(word < 0 ? word ^ 0x7fff : word) << 16;
-        float f;
-        __builtin_memcpy(&f, &bits, 4);
-        return f;
-    };
+    const auto value = [](int16_t word) { return widen((uint16_t)(word < 0 ? word ^ 0x7fff : word)); };
     return {value(lo), value(hi), lo >= -0x7f80 && hi < 0x7f80};
+}
+
+// The least of 8 signed words.
+inline int16_t least_word(__m128i words) {
+    const __m128i top = _mm_set1_epi16((int16_t)0x8000);  // between signed order and that of vphminposuw
+    return (int16_t)_mm_extract_epi16(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(words, top)), top), 0);
 }
 
 // inv = 1 / scale; finite as in Range, and false too where hi - lo overflows.

@@ -4,31 +4,17 @@
 #pragma once
 #include <string.h>
 
+#include "bf16.h"
 #include "contract.h"
 #include "gelu.h"
 #include "unroll.h"
 
 namespace {
 
-ALWAYS_INLINE uint32_t bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
-
-ALWAYS_INLINE float float_of(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-ALWAYS_INLINE float wide(uint16_t bf16) { return float_of((uint32_t)bf16 << 16); }
+ALWAYS_INLINE float wide(uint16_t x) { return widen(x); }
 ALWAYS_INLINE float wide(float x) { return x; }
 
-ALWAYS_INLINE void narrow(float x, uint16_t& out) {
-    const uint32_t bits = bits_of(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    out = (uint16_t)(x != x ? 0x7fc0 : rounded);
-}
+ALWAYS_INLINE void narrow(float x, uint16_t& out) { out = to_bf16(x); }
 ALWAYS_INLINE void narrow(float x, float& out) { out = x; }
 
 // A polynomial, unrolled by hand: the compiler looks for vectors before it would do that. Lowest power first.
@@ -123,7 +109,7 @@ void gate(const uint16_t* __restrict a, const uint16_t* __restrict b, uint16_t* 
 }
 
 ALWAYS_INLINE void rotate_head(uint16_t* __restrict first, uint16_t* __restrict second, const float* __restrict cos,
-                        const float* __restrict sin, size_t half) {
+                               const float* __restrict sin, size_t half) {
     for (size_t i = 0; i < half; ++i) {
         const float a = wide(first[i]), b = wide(second[i]);
         narrow(a * cos[i] - b * sin[i], first[i]);
@@ -136,6 +122,7 @@ void rotate(uint16_t* x, size_t heads, size_t head_size, const float* cos, const
     for (size_t head = 0; head < heads; ++head, x += head_size) rotate_head(x, x + half, cos, sin, half);
 }
 
-constexpr RowOperators kRows = {embed, round, widen, transform, place, activate<float>, activate<uint16_t>, gate, rotate};
+constexpr RowOperators kRows = {embed, round, widen, transform, place, activate<float>, activate<uint16_t>,
+                                gate,  rotate};
 
 }  // namespace

@@ -34,11 +34,11 @@ struct Random {
 }
 
 // Bytes that begin at a multiple of 64, full of what no operator wrote. Beside them lies either memory that
-// AddressSanitizer guards, or a page that nothing may touch: compilers do not see the loads of tiles and masked vectors.
-// A guarded page is right behind the last byte if it is to catch reads behind it; then the first is at a multiple of
-// `grain` only.
+// AddressSanitizer guards, or a page that nothing may touch: compilers do not see the loads of tiles and masked
+// vectors. A guarded page is right behind the last byte if it is to catch reads behind it; then the first is at a
+// multiple of `grain` only.
 class Exact {
-   public:
+public:
     Exact() = default;
     Exact(Random& random, size_t bytes, size_t grain) : bytes_(bytes) {
         if (random.one_in(2)) {
@@ -46,8 +46,7 @@ class Exact {
         } else {
             const size_t body = (bytes + kPage - 1) / kPage * kPage;
             mapped_ = body + 2 * kPage;
-            base_ = static_cast<char*>(
-                mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+            base_ = static_cast<char*>(mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
             if (base_ == MAP_FAILED || mprotect(base_ + kPage, body, PROT_READ | PROT_WRITE)) fail("memory", "no map");
             const size_t free_ = body - bytes;
             data_ = base_ + kPage + (random.one_in(4) ? 0 : free_ / grain * grain);
@@ -75,7 +74,7 @@ class Exact {
     size_t bytes() const { return bytes_; }
     bool same(const Exact& other) const { return bytes_ == other.bytes_ && !memcmp(data_, other.data_, bytes_); }
 
-   private:
+private:
     static constexpr size_t kPage = 4096;
     void* data_ = nullptr;
     char* base_ = nullptr;

@@ -52,8 +52,8 @@ struct Int8Weight {
     Exact weight, colsum, scale, bias;
 
     Int8Weight(Random& random, size_t n, size_t k)
-        : weight(packed<int8_t>(random, n, k, round_up(k, 64),
-                                [&] { return int8_t(int(random.between(0, 254)) - 127); })),
+        : weight(
+              packed<int8_t>(random, n, k, round_up(k, 64), [&] { return int8_t(int(random.between(0, 254)) - 127); })),
           colsum(room<int32_t>(random, round_up(n, 16), 64)),
           scale(floats(random, round_up(n, 16), 0.0f, 0.005f / sqrtf(float(k)), 64)),
           bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)) {
@@ -85,11 +85,16 @@ struct WnaWeight {
     WnaWeight(Random& random, size_t n, size_t k, bool four_bits, size_t group)
         : codes(bytes<uint8_t>(random, round_up(n, 16) * (four_bits ? round_up(k, 32) / 2 : round_up(k, 64)), 64)),
           levels(floats(random, 16, 4.0f, 0.0f, 64)),
-          scale(floats(random, round_up(n, 16) * (group ? k / group : 1), 0.0f, (four_bits ? 0.1f : 0.01f) / sqrtf(float(k)), 64)),
+          scale(floats(random, round_up(n, 16) * (group ? k / group : 1), 0.0f,
+                       (four_bits ? 0.1f : 0.01f) / sqrtf(float(k)), 64)),
           zero(bytes<int8_t>(random, round_up(n, 16) * (group ? k / group : 1), 16)),
           bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)),
-          weight{codes.at<uint8_t>(), four_bits ? levels.at<float>() : nullptr, scale.at<float>(),
-                 random.one_in(2) ? zero.at<int8_t>() : nullptr, k, group ? group : k} {
+          weight{codes.at<uint8_t>(),
+                 four_bits ? levels.at<float>() : nullptr,
+                 scale.at<float>(),
+                 random.one_in(2) ? zero.at<int8_t>() : nullptr,
+                 k,
+                 group ? group : k} {
         const size_t groups = k / weight.group;
         for (size_t row = n; row < round_up(n, 16); ++row) {
             for (size_t g = 0; g < groups; ++g) *scale.at<float>((row / 16 * groups + g) * 16 + row % 16) = 0.0f;

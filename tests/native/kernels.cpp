@@ -1,7 +1,5 @@
 // Each kernel alone, over random shapes: operands exactly as large as the contracts say, results that do not depend on
 // how the work is cut, and where the arithmetic is exact those of the scalar variant.
-#include "soak.h"
-
 #include <math.h>
 
 #include <vector>
@@ -16,6 +14,7 @@
 #include "norm/contract.h"
 #include "quantize_rows/contract.h"
 #include "rows/contract.h"
+#include "soak.h"
 
 namespace {
 
@@ -59,9 +58,19 @@ void soak_quantize_rows(Random& random, int isa) {
     for (size_t row = 0; row < m && !bf16; ++row) make_special(random, x, row * x_stride, k);
     const Transform transform(random, k, round_up(k, 64));
     Exact codes[2], scale[2], zero[2];
-    QuantizeRows op{x.at<void>(), bf16, x_stride, k, transformed ? transform.shift.at<float>() : nullptr,
-                    transformed ? transform.multiplier.at<float>() : nullptr, nullptr, stride, nullptr, nullptr,
-                    mode, 0.01f, symmetric ? 0 : int(random.between(0, 255)) - 128,
+    QuantizeRows op{x.at<void>(),
+                    bf16,
+                    x_stride,
+                    k,
+                    transformed ? transform.shift.at<float>() : nullptr,
+                    transformed ? transform.multiplier.at<float>() : nullptr,
+                    nullptr,
+                    stride,
+                    nullptr,
+                    nullptr,
+                    mode,
+                    0.01f,
+                    symmetric ? 0 : int(random.between(0, 255)) - 128,
                     symmetric ? -127 : -128};
     for (int variant = 0; variant < 2; ++variant) {
         codes[variant] = room<uint8_t>(random, (m - 1) * stride + round_up(k, 64));
@@ -105,9 +114,21 @@ void soak_linear_w8a8(Random& random, int isa) {
     const OutputGrid grid{transformed ? transform.shift.at<float>() : nullptr,
                           transformed ? transform.multiplier.at<float>() : nullptr, 0.02f, 3, -128};
     for (size_t i = 0; i < m; ++i) *zero.at<int32_t>(i) = int32_t(random.between(0, 255)) - 128;
-    LinearW8A8 op{codes.at<uint8_t>(), stride, scale.at<float>(), zero.at<int32_t>(), w.weight.at<int8_t>(),
-                  w.colsum.at<int32_t>(), w.scale.at<float>(), w.bias.at<float>(), nullptr, nullptr,
-                  n + random.between(0, 40), n, k_padded, random.one_in(2), random.one_in(3),
+    LinearW8A8 op{codes.at<uint8_t>(),
+                  stride,
+                  scale.at<float>(),
+                  zero.at<int32_t>(),
+                  w.weight.at<int8_t>(),
+                  w.colsum.at<int32_t>(),
+                  w.scale.at<float>(),
+                  w.bias.at<float>(),
+                  nullptr,
+                  nullptr,
+                  n + random.between(0, 40),
+                  n,
+                  k_padded,
+                  random.one_in(2),
+                  random.one_in(3),
                   nullptr};
     if (!op.bf16 && random.one_in(2)) op.grid = &grid;
     const LinearW8A8Fn fn = linear_w8a8_for(isa);
@@ -130,12 +151,21 @@ void soak_linear_w8a8(Random& random, int isa) {
 }
 
 void soak_linear_bf16(Random& random, LinearBf16Fn fn) {
-    const size_t m = random.between(1, 100), n = random.between(1, 200), k = random.between(1, random.one_in(8) ? 600 : 200),
-                 k_padded = round_up(k, 32), stride = k_padded + random.between(0, 20);
+    const size_t m = random.between(1, 100), n = random.between(1, 200),
+                 k = random.between(1, random.one_in(8) ? 600 : 200), k_padded = round_up(k, 32),
+                 stride = k_padded + random.between(0, 20);
     const Bf16Weight w(random, n, k);
     Exact x = bf16s(random, (round_up(m, 16) - 1) * stride + k_padded, 1.0f);
-    LinearBf16 op{x.at<uint16_t>(), stride, w.weight.at<uint16_t>(), w.bias.at<float>(), nullptr,
-                  n + random.between(0, 40), n, k_padded, random.one_in(2), random.one_in(2)};
+    LinearBf16 op{x.at<uint16_t>(),
+                  stride,
+                  w.weight.at<uint16_t>(),
+                  w.bias.at<float>(),
+                  nullptr,
+                  n + random.between(0, 40),
+                  n,
+                  k_padded,
+                  random.one_in(2),
+                  random.one_in(2)};
     const auto compute = [fn](LinearBf16& p, size_t row, size_t row_end, size_t block, size_t block_end) {
         fn(&p, row, row_end, block, block_end);
     };
@@ -154,8 +184,8 @@ void soak_linear_wna16(Random& random, int isa) {
         void* y;
     };
     Both op{};
-    op.linear = {x.at<uint16_t>(), stride, nullptr, w.bias.at<float>(), nullptr, n + random.between(0, 40), n, k_padded,
-                 random.one_in(2), random.one_in(2)};
+    op.linear = {x.at<uint16_t>(),          stride, nullptr,  w.bias.at<float>(), nullptr,
+                 n + random.between(0, 40), n,      k_padded, random.one_in(2),   random.one_in(2)};
     op.weight = w.weight;
     op.out_stride = op.linear.out_stride;
     op.n = n;
@@ -177,10 +207,14 @@ void soak_rows(Random& random, int isa) {
     const size_t n = random.between(1, 300), half = random.between(1, 40), heads = random.between(1, 4);
     const Exact a = floats(random, n, 2.0f), b = floats(random, n, 1.0f), c = floats(random, n, 1.0f),
                 a16 = bf16s(random, n, 2.0f), b16 = bf16s(random, n, 1.0f), codes = bytes<uint8_t>(random, n),
-                q16 = bf16s(random, 2 * half * heads, 1.0f), cos = floats(random, half, 1.0f), sin = floats(random, half, 1.0f);
+                q16 = bf16s(random, 2 * half * heads, 1.0f), cos = floats(random, half, 1.0f),
+                sin = floats(random, half, 1.0f);
     const WordKind kind = WordKind(random.between(0, 2));
-    const void* word = kind == WordKind::kF32 ? a.at<void>() : kind == WordKind::kBf16 ? a16.at<void>() : codes.at<void>();
-    const EmbedRow row{word, kind, 0.1f, random.one_in(2) ? b.at<float>() : nullptr, random.one_in(2) ? c.at<float>() : nullptr};
+    const void* word = kind == WordKind::kF32    ? a.at<void>()
+                       : kind == WordKind::kBf16 ? a16.at<void>()
+                                                 : codes.at<void>();
+    const EmbedRow row{word, kind, 0.1f, random.one_in(2) ? b.at<float>() : nullptr,
+                       random.one_in(2) ? c.at<float>() : nullptr};
     const Function function = Function(random.between(0, 3));
     Exact out[2], out16[2], rotated[2];
     for (int variant = 0; variant < 2; ++variant) {
@@ -211,8 +245,15 @@ void soak_norm(Random& random, int isa) {
     const Exact x = floats(random, count, 1.0f, 0.5f), residual = floats(random, count, 1.0f),
                 weight = floats(random, n, 0.1f, 1.0f), bias = floats(random, n, 0.1f);
     const bool kept = random.one_in(2);
-    Norm op{x.at<float>(), random.one_in(2) ? residual.at<float>() : nullptr, nullptr, nullptr, weight.at<float>(),
-            random.one_in(2) ? bias.at<float>() : nullptr, stride, n, 1e-5f};
+    Norm op{x.at<float>(),
+            random.one_in(2) ? residual.at<float>() : nullptr,
+            nullptr,
+            nullptr,
+            weight.at<float>(),
+            random.one_in(2) ? bias.at<float>() : nullptr,
+            stride,
+            n,
+            1e-5f};
     Exact y[2], sum[2];
     for (int variant = 0; variant < 2; ++variant) {
         y[variant] = room<float>(random, count);
@@ -234,11 +275,22 @@ void soak_attention(Random& random, AttentionFn fn) {
     const bool by_distance = random.one_in(2);
     const size_t bias_row = tokens + random.between(0, 9),
                  bias_stride = by_distance ? 2 * tokens - 1 : (tokens - 1) * bias_row + tokens;
-    const Exact bias = floats(random, heads * bias_stride, 1.0f), scratch(random, attention_scratch_bytes(tokens, size), 64);
-    if (random.one_in(8)) *qkv.at<uint16_t>(random.between(0, tokens - 1) * stride) = random.one_in(2) ? 0x7f80 : 0x7fc0;
+    const Exact bias = floats(random, heads * bias_stride, 1.0f),
+                scratch(random, attention_scratch_bytes(tokens, size), 64);
+    if (random.one_in(8))
+        *qkv.at<uint16_t>(random.between(0, tokens - 1) * stride) = random.one_in(2) ? 0x7f80 : 0x7fc0;
     const uint16_t* q = qkv.at<uint16_t>();
-    Attention op{q, q + width, q + 2 * width, stride, nullptr, out_stride, tokens, size, 0.3f,
-                 random.one_in(2) ? bias.at<float>(by_distance ? tokens - 1 : 0) : nullptr, bias_stride,
+    Attention op{q,
+                 q + width,
+                 q + 2 * width,
+                 stride,
+                 nullptr,
+                 out_stride,
+                 tokens,
+                 size,
+                 0.3f,
+                 random.one_in(2) ? bias.at<float>(by_distance ? tokens - 1 : 0) : nullptr,
+                 bias_stride,
                  by_distance ? -1 : ptrdiff_t(bias_row),
                  random.one_in(2) ? kNoWindow : random.between(0, 64)};
     Exact out[2];
@@ -254,8 +306,9 @@ void soak_attention(Random& random, AttentionFn fn) {
 }
 
 void soak_gram(Random& random, const GramVariant& variant) {
-    const size_t m = random.between(1, random.one_in(4) ? 1100 : 100), k = random.between(1, random.one_in(4) ? 500 : 100),
-                 stride = k + random.between(0, 5), blocks = 2 * gram_panels(k);
+    const size_t m = random.between(1, random.one_in(4) ? 1100 : 100),
+                 k = random.between(1, random.one_in(4) ? 500 : 100), stride = k + random.between(0, 5),
+                 blocks = 2 * gram_panels(k);
     const bool bf16 = random.one_in(2);
     const size_t count = (m - 1) * stride + k;
     const Exact x = bf16 ? bf16s(random, count, 1.0f) : floats(random, count, 1.0f);
@@ -267,8 +320,17 @@ void soak_gram(Random& random, const GramVariant& variant) {
         sums[cut] = room<double>(random, k);
         memset(sums[cut].at<void>(), 0, sums[cut].bytes());
         memset(magnitude.at<void>(), 0, magnitude.bytes());
-        const Gram op{x.at<void>(), bf16, stride, m, k, packed.at<uint16_t>(), low.at<float>(), high.at<float>(),
-                      sums[cut].at<double>(), magnitude.at<double>(), gram[cut].at<float>()};
+        const Gram op{x.at<void>(),
+                      bf16,
+                      stride,
+                      m,
+                      k,
+                      packed.at<uint16_t>(),
+                      low.at<float>(),
+                      high.at<float>(),
+                      sums[cut].at<double>(),
+                      magnitude.at<double>(),
+                      gram[cut].at<float>()};
         if (cut) {
             in_parts(random, blocks, 2, [&](size_t begin, size_t end) { variant.pack(&op, begin, end); });
             in_parts(random, gram_squares(k), 1, [&](size_t begin, size_t end) { variant.multiply(&op, begin, end); });

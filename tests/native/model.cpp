@@ -1,5 +1,5 @@
-// Random programs: an embedding, one to three blocks of attention and two linears, then rows of tokens or a pooled head,
-// each of random widths, kinds and settings, the buffers placed as Python places them.
+// Random programs: an embedding, one to three blocks of attention and two linears, then rows of tokens or a pooled
+// head, each of random widths, kinds and settings, the buffers placed as Python places them.
 #include "model.h"
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct Sizes {
 Sizes sizes_of(int isa) { return isa == kScalar ? Sizes{60, 32, 48} : Sizes{700, 150, 260}; }
 
 class Builder {
-   public:
+public:
     Builder(Random& random, int isa, size_t number)
         : random_(random), isa_(isa), number_(number), most_(sizes_of(isa)), model_(new Model) {}
 
@@ -44,7 +44,7 @@ class Builder {
 
     size_t vocabulary = 0, types = 0;
 
-   private:
+private:
     struct Placed {
         Buffer buffer;
         size_t first, last;  // operators between which it is alive
@@ -91,7 +91,11 @@ class Builder {
 
     Grid grid(size_t k, size_t pad, QuantizeMode mode) {
         const bool symmetric = mode == kSymmetric || (mode == kStatic && random_.one_in(2));
-        Grid grid{nullptr, nullptr, mode, 0.03f, symmetric ? 0 : int32_t(random_.between(0, 255)) - 128,
+        Grid grid{nullptr,
+                  nullptr,
+                  mode,
+                  0.03f,
+                  symmetric ? 0 : int32_t(random_.between(0, 255)) - 128,
                   symmetric ? -127 : -128};
         if (random_.one_in(3)) {
             Transform transform(random_, k, round_up(k, pad));
@@ -203,7 +207,8 @@ class Builder {
             *rows.at<int32_t>(i) = row;
             row += distance <= near || random_.one_in(4);
         }
-        AttendDisentangled op{qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, nullptr, round_up(row + 1, 16), nullptr};
+        AttendDisentangled op{
+            qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, nullptr, round_up(row + 1, 16), nullptr};
         op.row = keep<int32_t>(std::move(rows)) + (most_.longest - 1);
         const size_t table = heads * op.table_rows * round_up(size, 32);
         const size_t which = random_.between(0, 2);
@@ -312,15 +317,16 @@ std::vector<float> Model::compute(Random& random, const std::vector<size_t>& cho
     for (size_t s : chosen) {
         const size_t begin = pool.starts[s], end = pool.starts[s + 1];
         batch.ids.insert(batch.ids.end(), pool.ids.begin() + begin, pool.ids.begin() + end);
-        if (!pool.types.empty()) batch.types.insert(batch.types.end(), pool.types.begin() + begin, pool.types.begin() + end);
+        if (!pool.types.empty())
+            batch.types.insert(batch.types.end(), pool.types.begin() + begin, pool.types.begin() + end);
         batch.starts.push_back(batch.starts.back() + int64_t(end - begin));
         values += (per_sequence ? 1 : end - begin) * width;
     }
     const Exact out = room<float>(random, values);
     std::vector<double> seconds(program->op_count());
-    if (!program->run({batch.ids.data(), batch.types.empty() ? nullptr : batch.types.data(), batch.starts.data(),
-                       chosen.size()},
-                      threads, out.at<float>(), random.one_in(8) ? seconds.data() : nullptr)) {
+    if (!program->run(
+            {batch.ids.data(), batch.types.empty() ? nullptr : batch.types.data(), batch.starts.data(), chosen.size()},
+            threads, out.at<float>(), random.one_in(8) ? seconds.data() : nullptr)) {
         fail("run", "out of memory");
     }
     return {out.at<float>(), out.at<float>(values)};

@@ -19,9 +19,9 @@
 namespace {
 
 constexpr int kCallers = 3, kMostThreads = 4;
-constexpr size_t kShared = 3;        // programs that all callers use
-constexpr size_t kLeastRounds = 1;   // of an instruction set, however short the time: all together reach every operator
-constexpr unsigned kPatience = 60;   // seconds that a forked child may take
+constexpr size_t kShared = 3;       // programs that all callers use
+constexpr size_t kLeastRounds = 1;  // of an instruction set, however short the time: all together reach every operator
+constexpr unsigned kPatience = 60;  // seconds that a forked child may take
 
 #ifdef __SANITIZE_THREAD__
 constexpr int kKernels = 0;  // rounds of kernels alone, on one thread
