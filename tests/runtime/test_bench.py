@@ -315,6 +315,14 @@ def test_a_directory_without_a_usable_config_is_refused(tmp_path, content):
         read_model_shape(tmp_path)
 
 
+@pytest.mark.parametrize("task", ["sequence-classification", "token-classification", "question-answering"])
+def test_a_model_with_a_head_is_measured_too(tiny_model, monkeypatch, task):
+    ours = {name: RUNTIMES[name] for name in ("torch fp32", "bitwright")}
+    monkeypatch.setattr(bench, "RUNTIMES", ours)
+    measured = short_bench(tiny_model("bert", task), shapes=[(2, 8)])
+    assert 1 - 1e-3 < measured["cosine_to_fp32"]["bitwright"] < 1 + 1e-9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.prepare is not None])
 def test_a_rival_computes_what_fp32_computes(float_model, monkeypatch, name):

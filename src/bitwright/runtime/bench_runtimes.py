@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitwright.errors import TargetError
 from bitwright.runtime.bench_inputs import ModelShape, random_tokens, read_model_shape
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def _open_bitwright(directory: Path, threads: int) -> Forward:
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         lengths = mask_BT.sum(axis=1)
         out = executor.run_packed(ids_BT[mask_BT.astype(bool)], lengths, threads)
-        return out if len(set(lengths)) > 1 else out.reshape(*ids_BT.shape, -1)
+        whole = executor.program.output.per_sequence or len(set(lengths)) > 1
+        return out if whole else out.reshape(*ids_BT.shape, -1)
 
     return forward
 
@@ -92,9 +94,18 @@ def _torch_forward(model: "nn.Module", threads: int) -> Forward:
 
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         with torch.inference_mode():
-            return model(input_ids=torch.from_numpy(ids_BT), attention_mask=torch.from_numpy(mask_BT))[0]
+            return _output_of(model(input_ids=torch.from_numpy(ids_BT), attention_mask=torch.from_numpy(mask_BT)))
 
     return forward
+
+
+def _output_of(outputs: Any) -> Any:
+    """What is compared and exported: the first output; of question answering start and end, (B, T, 2), as the engine's."""
+    import torch
+
+    if "start_logits" in outputs:
+        return torch.stack((outputs["start_logits"], outputs["end_logits"]), dim=-1)
+    return outputs[0]
 
 
 def _load_source(directory: Path, dtype: str) -> "nn.Module":
@@ -116,7 +127,7 @@ def _for_export(model: "nn.Module", shape: ModelShape) -> "tuple[nn.Module, tupl
             self.model = model
 
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
+            return _output_of(self.model(input_ids=input_ids, attention_mask=attention_mask))
 
     ids_BT, mask_BT = random_tokens(shape, batch=2, tokens=8, seed=0)
     return FirstOutput(model).eval(), (torch.from_numpy(ids_BT), torch.from_numpy(mask_BT))
@@ -215,6 +226,8 @@ def _open_openvino(directory: Path, threads: int) -> Forward:
 def _prepare_ctranslate2(source: Path, output: Path) -> str | None:
     from ctranslate2.converters import TransformersConverter
 
+    if "For" in (name := (json.loads((source / "config.json").read_bytes()).get("architectures") or [""])[0]):
+        raise TargetError(f"its encoder gives hidden states, and {name} has a head")
     # Its converter asks for a setting that newer transformers no longer write.
     copy = output / "source"
     copy.mkdir()
@@ -251,6 +264,7 @@ def _open_torch_compiled(directory: Path, threads: int) -> Forward:
 
     torch.set_num_threads(threads)
     config.freezing = True
+    torch._dynamo.config.recompile_limit = 1000  # a shape too many would run eagerly, under this name
     model: Any = torch.compile(_load_source(directory / "source", "bfloat16"), dynamic=False)
     return _torch_forward(model, threads)
 
