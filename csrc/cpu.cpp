@@ -10,6 +10,7 @@ namespace {
 constexpr int kRequestPermission = 0x1023;
 constexpr int kTileData = 18;
 
+// Slow, above all in a virtual machine, which leaves the processor for it: results are kept.
 bool leaf7_edx(unsigned bit) {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && ((edx >> bit) & 1);
@@ -65,7 +66,10 @@ bool multiplies_bf16(Isa isa) {
 
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
-bool has_amx_bf16() { return leaf7_edx(22) && tiles_saved_by_os(); }
+bool has_amx_bf16() {
+    static const bool has = leaf7_edx(22) && tiles_saved_by_os();
+    return has;
+}
 
 const CpuFeature* cpu_features() {
     static const CpuFeature features[] = {

@@ -103,6 +103,7 @@ void run_kind(const typename Op::Problem& p, size_t row_begin, size_t row_end, s
 template <class Op>
 void run_squares(const typename Op::Problem& p, size_t row_begin, size_t row_end, size_t block_begin,
                  size_t block_end) {
+    if (row_begin >= row_end || block_begin >= block_end) return;
     _tile_loadconfig(&kTileConfig);
     for_kind<typename Op::Sum>(
         Op::kind(p), [&](auto kind) { run_kind<Op, kind.value>(p, row_begin, row_end, block_begin, block_end); });

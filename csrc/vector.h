@@ -33,12 +33,13 @@ inline __attribute__((always_inline)) void store(float* p, const F32x16& v, size
 
 // Sum of the lanes, by halves.
 inline __attribute__((always_inline)) float sum(const F32x16& v) {
-    float a[16];
-    __builtin_memcpy(a, &v, sizeof a);
-    for (int half = 8; half; half /= 2) {
-        for (int i = 0; i < half; ++i) a[i] += a[i + half];
-    }
-    return a[0];
+    typedef float F32x8 __attribute__((vector_size(32)));
+    typedef float F32x4 __attribute__((vector_size(16)));
+    const F32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                        __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    const F32x4 four =
+        __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 }  // namespace

@@ -117,6 +117,7 @@ void find_rows(const Work& w, Block& block) {
 // Scores of 32 keys, into their columns.
 ALWAYS_INLINE void score(const Work& w, const Block& block, size_t step) {
     const uint16_t* tile = w.key_tiles + (block.first + step) * 2 * w.dim_steps * kTile;
+    finish_stores();
     _tile_zero(4);
     _tile_zero(5);
     for (size_t i = 0; i < w.dim_steps; ++i, tile += kTile) {
@@ -246,6 +247,7 @@ ALWAYS_INLINE void weigh(const Work& w, size_t step) {
 template <bool wide>
 ALWAYS_INLINE void average(const Work& w, const Block& block, size_t step, size_t dim) {
     const uint16_t* b = w.values + ((block.first + step) * w.dim_steps + dim) * 2 * kTile;
+    finish_stores();
     _tile_loadd(6, w.weights + step * kTile, 64);
     _tile_loadd(7, b, 64);
     _tile_dpbf16ps(0, 6, 7);

@@ -11,10 +11,8 @@ size_t attention_scratch_bytes(size_t tokens, size_t head_size) {
 AttentionFn attention_for(int isa) {
     // vdpbf16ps is twice the work of a vfmadd of f32: one a cycle on Zen 4, which does one vfmadd; one in two cycles on
     // Sapphire Rapids, which does four vfmadd meanwhile (measured: 1.7 times as fast with them).
-    const bool bf16 = has_avx512_bf16();
-    const AttentionFn avx512 = bf16 && __builtin_cpu_is("amd") ? attention_avx512bf16 : attention_avx512vnni;
-    // Processors with AMX have both kinds of bf16 products, unless a hypervisor hides one.
-    const AttentionFn amx = bf16 && has_amx_bf16() ? attention_amx : avx512;
-    const AttentionFn variants[] = {attention_scalar, attention_avx2, avx512, amx};
+    const bool bf16 = has_avx512_bf16() && __builtin_cpu_is("amd");
+    const AttentionFn avx512 = bf16 ? attention_avx512bf16 : attention_avx512vnni;
+    const AttentionFn variants[] = {attention_scalar, attention_avx2, avx512, attention_amx};
     return variants[isa];
 }

@@ -137,7 +137,8 @@ struct Run {
             if (index == 0) {
                 barrier.store(new (place) Barrier(count), std::memory_order_release);
             } else {
-                while (!barrier.load(std::memory_order_acquire)) __builtin_ia32_pause();
+                int spins = 0;
+                while (!barrier.load(std::memory_order_acquire)) give_way(spins);
             }
             Barrier* all = barrier.load(std::memory_order_acquire);
             for (const Group& group : groups) through(group, memory->data, index, count, count > 1 ? all : nullptr);

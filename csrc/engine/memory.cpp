@@ -29,14 +29,17 @@ Memories::~Memories() {
     }
 }
 
-// One that is large enough if there is one, else any.
+// The smallest that is large enough if there is one, so that a large one is there for the next large call; else the
+// largest.
 Memory* Memories::take(size_t bytes) {
     std::lock_guard<std::mutex> lock(lists);
-    Memory** found = &idle_;
-    while (*found && (*found)->bytes < bytes) found = &(*found)->next;
-    if (!*found) found = &idle_;
-    Memory* memory = *found;
-    if (memory) *found = memory->next;
+    Memory** best = &idle_;
+    for (Memory** at = &idle_; *at; at = &(*at)->next) {
+        const bool fits = (*at)->bytes >= bytes, best_fits = (*best)->bytes >= bytes;
+        if (fits != best_fits ? fits : fits == ((*at)->bytes < (*best)->bytes)) best = at;
+    }
+    Memory* memory = *best;
+    if (memory) *best = memory->next;
     return memory;
 }
 

@@ -1,6 +1,6 @@
-// Memory for the buffers of runs: mapped, kept between calls, never more than what ran at once. No other allocation is
-// made while a program runs on several threads: none can then fail where nobody hears of it, and the workers touch none
-// of malloc's arenas, which would take 64 MiB of addresses each.
+// Memory for the buffers of runs: mapped, kept between calls, never more pieces than ran at once. No other allocation
+// is made while a program runs on several threads: none can then fail where nobody hears of it, and the workers touch
+// none of malloc's arenas, which would take 64 MiB of addresses each.
 #pragma once
 #include <stddef.h>
 

@@ -96,8 +96,8 @@ struct Pool {
     // Up to `wanted` idle workers, new ones as long as there are no more than the machine has processors, or than one
     // call ever wanted. Returns their number.
     size_t borrow(size_t wanted, Worker** out) {
+        static const size_t processors = std::thread::hardware_concurrency();  // asked of the system, which reads a file
         std::lock_guard<std::mutex> lock(mutex);
-        const size_t processors = std::thread::hardware_concurrency();
         const size_t most = processors > wanted ? processors : wanted;
         size_t count = 0;
         for (; count < wanted && idle; idle = idle->next) out[count++] = idle;
@@ -131,6 +131,11 @@ const int at_fork = pthread_atfork([] { pool.mutex.lock(); }, [] { pool.mutex.un
 
 }  // namespace
 
+void give_way(int& spins) {
+    _mm_pause();
+    if (++spins > kSpins) sched_yield();  // another program has a core that one of us needs
+}
+
 void Barrier::wait() {
     const size_t round = round_.load(std::memory_order_acquire);
     if (here_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
@@ -138,10 +143,8 @@ void Barrier::wait() {
         round_.store(round + 1, std::memory_order_release);
         return;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-        _mm_pause();
-        if (spins >= kSpins) sched_yield();  // another program has a core that one of us needs
-    }
+    int spins = 0;
+    while (round_.load(std::memory_order_acquire) == round) give_way(spins);
 }
 
 void run_in_pool(int threads, void (*work)(void*, size_t, size_t), void* argument) {
@@ -151,9 +154,7 @@ void run_in_pool(int threads, void (*work)(void*, size_t, size_t), void* argumen
     Job job{work, argument, found + 1, {found}};
     for (size_t i = 0; i < found; ++i) helpers[i]->start(&job, i + 1);
     work(argument, 0, job.count);
-    for (int spins = 0; job.left.load(std::memory_order_acquire); ++spins) {
-        _mm_pause();
-        if (spins >= kSpins) sched_yield();
-    }
+    int spins = 0;
+    while (job.left.load(std::memory_order_acquire)) give_way(spins);
     pool.give_back(helpers, found);
 }

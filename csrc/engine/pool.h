@@ -11,6 +11,9 @@
 // That a call may use: more are not asked of the system.
 constexpr size_t kMostThreads = 512;
 
+// One round of waiting for another thread; `spins`: rounds so far.
+void give_way(int& spins);
+
 // Waits until `count` threads are here; may be used again at once. Spins: between two operators lie microseconds.
 class Barrier {
 public:

@@ -26,6 +26,7 @@ struct Tiles {
 
     ALWAYS_INLINE void sum(const uint32_t* panel, size_t pairs, float* sums) const {
         const uint32_t *a = rows, *b = panel, *b2 = panel + pairs * 16;
+        finish_stores();
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);

@@ -38,5 +38,5 @@ void linear_bf16_avx512bf16(const LinearBf16*, size_t row_begin, size_t row_end,
 void linear_bf16_amx(const LinearBf16*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 }
 
-// The variant of an instruction set (cpu.h): what avx512vnni and amx stand for multiplies bf16 on some processors only.
+// The variant of an instruction set (cpu.h); for avx512vnni one that multiplies bf16 if the processor does.
 LinearBf16Fn linear_bf16_for(int isa);

@@ -9,13 +9,14 @@
 //   colsum   [N16] i32 = sum_k weight[n, k];  scale_n, bias [N16] f32;  all 64-byte aligned, any value where padded
 //   y        [M, N] f32, or bf16 (nearest, half to even) if bf16 is set, row m at y + m * out_stride; u8 if grid is not
 //            null: codes of the f32 values as quantize_rows gives them on a static grid (quantize_rows/contract.h), but
-//            clipped where they are infinite, and without meaning where scale_m is NaN: who reads them needs a scale
-//            NaN for such a row. If sums is not null, sums [M, N] i32 gets sum_k codes * weight instead
+//            clipped where they are infinite, and without meaning where they are NaN, as they are if scale_m is:
+//            who reads codes needs a scale NaN for such a row, and a bias that is finite. If sums is not null,
+//            sums [M, N] i32 gets sum_k codes * weight instead
 //
 // Order of operations, the same in every variant: the integer sum is exact, t = f32(sum - (zero_m + 128) * colsum),
 // y = fma(t, scale_m * scale_n, bias). |sum| <= 255 * 128 * K stays inside int32 up to K = 65793; the sum with the zero
-// point taken off obeys the same bound. A GELU that becomes bf16 or codes may have fewer terms (gelu.h), which moves a
-// value by an eighth of a code at most. row_begin is a multiple of 16. Only rows [row_begin, row_end) of column blocks
+// point taken off obeys the same bound. A GELU that becomes bf16 or codes may have fewer terms (gelu.h): an eighth of a
+// code at most on a grid that includes 0. row_begin is a multiple of 16. Only rows [row_begin, row_end) of column blocks
 // [block_begin, block_end) of 16 are written. No allocation, threads or state. Shapes and alignment are checked in
 // Python.
 #pragma once
