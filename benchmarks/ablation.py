@@ -2,8 +2,9 @@
 
     python benchmarks/ablation.py INT8 [--threads 1 --threads 2] [--rounds 15]
 
-INT8 is a quantized encoder. A ratio is the time without / the time with, the median over rounds; every variant's output
-is compared with the whole program's first.
+INT8 is an encoder of which every linear is int8 with dynamic activations (scheme w8a8, nothing kept in 16 bit). A ratio
+is the time without / the time with, the median over rounds; every variant's output is compared with the whole program's
+first.
 """
 
 import argparse
@@ -133,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args(arguments)
     program = lower_encoder(Weights(options.directory), pooling=None)
+    if any(op.kind == "linear" and ("colsum" not in op.weights or op.settings["grid"]) for op in program.ops):
+        parser.error(f"{options.directory}: every linear must be int8 with dynamic activations (scheme w8a8)")
     each = variants(program)
     rng = np.random.default_rng(0)
     ids = rng.integers(min(1000, program.vocabulary // 2), program.vocabulary, 1 << 15)

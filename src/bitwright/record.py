@@ -24,8 +24,9 @@ seconds, sizes in bytes, losses and errors as fractions.
                    n_tuning, n_held_out, float_score, quantized_score, loss, loss_lower, loss_upper (one-sided bounds),
                    confidence (0.95), max_loss, verdict ("met" | "not met" | "undecided"), sentence, needed_samples (or
                    null), accepted_point_estimate, companions {name: value}, seed
-    steps          the fallback search in order: n_fallback, units (kept in 16 bit), unit (the last of them, or null),
-                   chosen (whether the search settled on it), loss, loss_upper, bytes, decided_on ("tuning")
+    steps          what the fallback search, and then the front, measured, in order: n_fallback, units (kept in 16 bit),
+                   unit (the last of them, or null), chosen (whether it was taken), loss, loss_upper, bytes, decided_on
+                   ("tuning")
     front          with a min_speedup: min_speedup, met, n_units, rows [{n_fallback, units (in 16 bit), speedup (the
                    geometric mean over shapes, against the faster of torch fp32 and bf16), loss, loss_upper (tuning:
                    these decide), held_out {loss, lower, upper}, bytes, on_front, chosen}]

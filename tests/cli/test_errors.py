@@ -4,6 +4,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -303,3 +305,19 @@ def test_warning_is_one_line(here: Path, run: Run, monkeypatch: pytest.MonkeyPat
     outcome = run("report", here)
     assert outcome.err == "bitwright: warning: the license is unknown\n"
     assert outcome.out == f"{here}{os.sep}report.html\n"
+
+
+def test_a_scheduler_s_stop_is_an_interrupt(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, tempfile, time
+from bitwright import cli
+def work(**_):
+    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+cli.app.main = work
+cli.main()
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (child.returncode, list(tmp_path.iterdir())) == (130, [])
+    assert "stopped; nothing half-written is left" in child.stderr

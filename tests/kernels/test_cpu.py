@@ -227,3 +227,9 @@ def test_without_the_module_every_call_says_why(monkeypatch, choose_again):
     assert not dispatch.available()
     assert dispatch.isa_table() == [(name, False, False, False) for name in dispatch.ISAS]
     assert dispatch.cpu_features() == {}
+
+
+def test_a_linear_without_outputs_is_refused():
+    x, weight, *columns, _, grid = packed_problem(2, 20, 30)[0]
+    with pytest.raises(KernelError, match="N = 0: a linear has at least one output"):
+        cpu.linear_w8a8(x, weight[:0], *(column[:0] for column in columns), 0, grid)

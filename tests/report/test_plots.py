@@ -86,3 +86,14 @@ def test_steps_are_drawn_by_size_whatever_their_order():
     renderers = search_plots.loss_against_size(steps, 2, None).model.renderers
     assert renderers[0].data_source.data["step"] == ["0", "2", "1"]
     assert renderers[-1].data_source.data["x"] == [20 / 1e6]
+
+
+def test_a_front_without_bounds_has_finite_axes():
+    row = {"n_fallback": 0, "on_front": True, "chosen": True, "held_out": {"loss": 0.01}}
+    rows = [
+        row | {"speedup": 2.0, "loss": 0.01, "loss_upper": math.inf},
+        row | {"speedup": 3.0, "loss": math.inf, "loss_upper": math.inf},
+    ]
+    plot = search_plots.loss_against_speed(rows, 1.3, 0.01).model
+    assert all(math.isfinite(end) for axis in (plot.x_range, plot.y_range) for end in (axis.start, axis.end))
+    assert plot.x_range.end < 3.0

@@ -1,5 +1,6 @@
 """The command line: one thin file per command. Only this layer prints and exits."""
 
+import signal
 import sys
 import traceback
 import warnings
@@ -69,7 +70,7 @@ def app(debug: bool) -> None:
 
     \b
     Exit codes: 0 done; 1 failed; 2 wrong input; 3 budget not met, or the
-    sample cannot decide it; 130 stopped by Ctrl-C.
+    sample cannot decide it; 130 stopped by Ctrl-C or SIGTERM.
     """
 
 
@@ -77,6 +78,7 @@ def main() -> None:
     """Run the command line and exit. An error is one line on stderr; --debug adds the traceback."""
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop cleans up as Ctrl-C does
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

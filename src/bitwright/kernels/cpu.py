@@ -222,6 +222,8 @@ def _check_float_rows(x: Tensor) -> None:
 def _check_weight(weight: Tensor, colsum: Tensor, scale_n: Tensor, bias: Tensor, n: int, k: int) -> None:
     if not 1 <= k <= _MAX_K:
         raise KernelError(f"K = {k}: int8 sums are exact in int32 for K from 1 to {_MAX_K}; keep this layer in 16 bit")
+    if n < 1:
+        raise KernelError(f"N = {n}: a linear has at least one output")
     blocks = -(-n // layouts.BLOCK)
     columns = (blocks * layouts.BLOCK,)
     packed = (blocks, -(-k // layouts.PAD_K) * layouts.PAD_K // layouts.GROUP, layouts.BLOCK, layouts.GROUP)

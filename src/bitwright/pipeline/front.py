@@ -22,6 +22,7 @@ from bitwright.runtime.load import load
 from bitwright.search.fallback import Step, Units
 from bitwright.search.front import Point, beginnings, choose, pareto
 
+MOST_VARIANTS = 8  # that lie on the disk at once: `beginnings`, and what the fallback search would keep
 _ROUNDS = 5
 _PLACE = ".front"  # of the checkpoints; hidden: what a killed run leaves goes when the next one begins
 

@@ -33,7 +33,7 @@ from bitwright.pipeline.facts import (
     verify_in_runtimes,
     warnings_of,
 )
-from bitwright.pipeline.front import measure_front
+from bitwright.pipeline.front import MOST_VARIANTS, measure_front
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layers import Quantized
 from bitwright.pipeline.request import RECIPE_FILE, Progress, Quiet, make_texts, reproducing_command, resolve_recipe
@@ -120,12 +120,15 @@ def quantize(
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, out, recipe, texts)
     progress.say(f"loading {model}")
-    job = resolve_auto(open_job(model, recipe, texts, trust_remote_code=trust_remote_code), progress)
-    check_out(out, job.loaded.path, overwrite=overwrite)
-    if recipe.budget.min_speedup is not None and (job.streams or not judged or not speed):
+    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code)
+    front = recipe.budget.min_speedup is not None
+    if front and (job.streams or not judged or not speed):
         why = "language models are not timed" if job.streams else "this run times nothing"
         raise InputError(f"min_speedup = {recipe.budget.min_speedup:g}: {why}; leave it out")
-    with work_directory(out, sum(row.bytes_after for row in job.plan), progress) as work:
+    job = resolve_auto(job, progress)
+    check_out(out, job.loaded.path, overwrite=overwrite)
+    checkpoints = 1 + front * MOST_VARIANTS
+    with work_directory(out, checkpoints * sum(row.bytes_after for row in job.plan), progress) as work:
         return _run(
             job,
             work,

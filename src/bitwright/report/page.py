@@ -158,7 +158,6 @@ def _pictures(record: Record, ranked: list[tables.Row], distributions: list[tabl
         if wording.is_finite(step.get("bytes")) and wording.is_finite(step.get("loss"))
     ]
     if len(measured) > 1:
-        max_loss = (record.get("evaluation") or {}).get("max_loss")
         pictures["loss-size"] = search_plots.loss_against_size(
             measured, tables.chosen_step(measured, max_loss), max_loss
         )

@@ -49,12 +49,15 @@ def loss_against_size(steps: list[Row], chosen: int, max_loss: float | None) -> 
 
 
 def loss_against_speed(rows: list[Row], min_speedup: float, max_loss: float | None) -> Picture:
-    """Variants by speed and loss on tuning data, with a whisker up to the bound; what was asked for as lines."""
+    """Variants by speed and loss on tuning data, with a whisker up to the bound; what was asked for as lines. Without
+    those that lose everything.
+    """
+    rows = [row for row in rows if is_finite(row["loss"])]
     source = ColumnDataSource(
         {
             "speed": [row["speedup"] for row in rows],
             "loss": [100 * row["loss"] for row in rows],
-            "upper": [100 * row["loss_upper"] for row in rows],
+            "upper": [100 * _number_or(row["loss_upper"], row["loss"]) for row in rows],
             "color": [BLUE if row["on_front"] else GREY for row in rows],
             "kept": [str(row["n_fallback"]) for row in rows],
             "speed_text": [ratio(row["speedup"]) for row in rows],

@@ -100,7 +100,7 @@ def _torch_forward(model: "nn.Module", threads: int) -> Forward:
 
 
 def _output_of(outputs: Any) -> Any:
-    """What is compared and exported: the first output; of question answering start and end, (B, T, 2), as the engine's."""
+    """What is compared and exported: the first output; of question answering start and end, (B, T, 2)."""
     import torch
 
     if "start_logits" in outputs:
