@@ -65,7 +65,11 @@ bool multiplies_bf16(Isa isa) {
 
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
-bool has_amx_bf16() { return leaf7_edx(22) && tiles_saved_by_os(); }
+// This is asked for each operator of a program, and a CPUID takes microseconds in a virtual machine.
+bool has_amx_bf16() {
+    static const bool present = leaf7_edx(22) && tiles_saved_by_os();
+    return present;
+}
 
 const CpuFeature* cpu_features() {
     static const CpuFeature features[] = {
