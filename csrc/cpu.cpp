@@ -65,9 +65,17 @@ bool multiplies_bf16(Isa isa) {
 
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
-// This is asked for each operator of a program, and a CPUID takes microseconds in a virtual machine.
+// These two are asked for each operator of a program, and a CPUID takes microseconds in a virtual machine.
 bool has_amx_bf16() {
     static const bool present = leaf7_edx(22) && tiles_saved_by_os();
+    return present;
+}
+
+bool has_avx_vnni() {
+    static const bool present = [] {
+        unsigned eax, ebx, ecx, edx;
+        return isa_supported(kAvx2) && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && ((eax >> 4) & 1);
+    }();
     return present;
 }
 
@@ -75,6 +83,7 @@ const CpuFeature* cpu_features() {
     static const CpuFeature features[] = {
         {"avx2", bool(__builtin_cpu_supports("avx2"))},
         {"fma", bool(__builtin_cpu_supports("fma"))},
+        {"avx_vnni", has_avx_vnni()},
         {"avx512f", bool(__builtin_cpu_supports("avx512f"))},
         {"avx512bw", bool(__builtin_cpu_supports("avx512bw"))},
         {"avx512vnni", bool(__builtin_cpu_supports("avx512vnni"))},
