@@ -97,7 +97,7 @@ def seconds_per_call(run: Run) -> float:
 def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray) -> dict[str, Run]:
     """Our three contestants on preallocated memory, as the rivals have it."""
     (m, k), n = x_MK.shape, len(weight_NK)
-    module, index = native.load(), dispatch.isa_index(isa)
+    module, index, variant = native.load(), dispatch.isa_index(isa), variant_of(isa)
     weight = torch.from_numpy(weight_NK)
     packed, colsum = layouts.pack(weight), layouts.column_sums(weight)
     scale_n = layouts.pad_columns(torch.full((n,), 0.01))
@@ -118,13 +118,19 @@ def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray
 
     def multiply(sums_only: bool) -> Run:
         out = (0, sums.data_ptr()) if sums_only else (y.data_ptr(), 0)
-        return lambda: (module.multiply_w8a8(index, *inputs, *columns, *out, *everything), keep)
+        return lambda: (module.multiply_w8a8(variant, *inputs, *columns, *out, *everything), keep)
 
     return {
         f"{isa} sums": multiply(True),
         f"{isa} linear": multiply(False),
         f"{isa} whole": lambda: module.linear_w8a8(index, 1, *quantize, *columns, y.data_ptr(), n, False),
     }
+
+
+def variant_of(isa: str) -> int:
+    """The variant of linear_w8a8 that this processor takes for an instruction set."""
+    name = "avxvnni" if isa == "avx2" and dispatch.cpu_features()["avx_vnni"] else isa
+    return [variant for variant, _ in native.load().w8a8_variants()].index(name)
 
 
 def ours_bf16(isa: str, x_MK: np.ndarray, weight_NK: np.ndarray) -> Run:

@@ -10,7 +10,7 @@ namespace {
 constexpr int kRequestPermission = 0x1023;
 constexpr int kTileData = 18;
 
-// Slow, above all in a virtual machine, which leaves the processor for it: results are kept.
+// Slow, above all in a virtual machine, which leaves the processor for it: what operators ask is kept.
 bool leaf7_edx(unsigned bit) {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && ((edx >> bit) & 1);
@@ -67,14 +67,23 @@ bool multiplies_bf16(Isa isa) {
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
 bool has_amx_bf16() {
-    static const bool has = leaf7_edx(22) && tiles_saved_by_os();
-    return has;
+    static const bool present = leaf7_edx(22) && tiles_saved_by_os();
+    return present;
+}
+
+bool has_avx_vnni() {
+    static const bool present = [] {
+        unsigned eax, ebx, ecx, edx;
+        return isa_supported(kAvx2) && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && ((eax >> 4) & 1);
+    }();
+    return present;
 }
 
 const CpuFeature* cpu_features() {
     static const CpuFeature features[] = {
         {"avx2", bool(__builtin_cpu_supports("avx2"))},
         {"fma", bool(__builtin_cpu_supports("fma"))},
+        {"avx_vnni", has_avx_vnni()},
         {"avx512f", bool(__builtin_cpu_supports("avx512f"))},
         {"avx512bw", bool(__builtin_cpu_supports("avx512bw"))},
         {"avx512vnni", bool(__builtin_cpu_supports("avx512vnni"))},

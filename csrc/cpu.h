@@ -21,5 +21,8 @@ bool multiplies_bf16(Isa isa);
 bool has_avx512_bf16();
 bool has_amx_bf16();
 
+// vpdpbusd in 256 bits, without AVX-512: beyond what avx2 promises.
+bool has_avx_vnni();
+
 // The features that kernels, here and in torch, choose by. Ends with a null name.
 const CpuFeature* cpu_features();

@@ -132,9 +132,38 @@ void linear_w8a8(int isa, int threads, uintptr_t x, bool bf16, size_t x_stride, 
 // shift, multiplier, scale, zero point, least code of a static grid
 using GridTuple = std::tuple<uintptr_t, uintptr_t, float, int, int>;
 
+// A variant of an operator that has more of them than there are instruction sets.
+template <class Fn>
+struct Variant {
+    const char* name;
+    Fn fn;
+    bool supported;
+};
+
+// variant(0), variant(1), ...: best last, (name, supported).
+template <class Fn>
+std::vector<std::pair<std::string, bool>> variant_table(Variant<Fn> variant(int), int count) {
+    std::vector<std::pair<std::string, bool>> table;
+    for (int i = 0; i < count; ++i) table.emplace_back(variant(i).name, variant(i).supported);
+    return table;
+}
+
+constexpr int kW8A8Variants = 5, kAttentionVariants = 5;
+
+Variant<LinearW8A8Fn> w8a8_variant(int index) {
+    const Variant<LinearW8A8Fn> variants[kW8A8Variants] = {
+        {"scalar", linear_w8a8_scalar, true},
+        {"avx2", linear_w8a8_avx2, isa_supported(kAvx2)},
+        {"avxvnni", linear_w8a8_avxvnni, has_avx_vnni()},
+        {"avx512vnni", linear_w8a8_avx512vnni, isa_supported(kAvx512Vnni)},
+        {"amx", linear_w8a8_amx, isa_supported(kAmx)},
+    };
+    return variants[index];
+}
+
 // The multiplication alone on one thread, rows [row_begin, row_end) of column blocks [block_begin, block_end).
 // With sums = 0 the output is y with its epilogue, else the int32 sums. With a grid, y gets codes.
-void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, uintptr_t zero_m, size_t k,
+void multiply_w8a8(int variant, uintptr_t codes, size_t stride, uintptr_t scale_m, uintptr_t zero_m, size_t k,
                    uintptr_t weight, uintptr_t colsum, uintptr_t scale_n, uintptr_t bias, uintptr_t y, uintptr_t sums,
                    size_t out_stride, size_t n, bool gelu, bool bf16, std::optional<GridTuple> grid, size_t row_begin,
                    size_t row_end, size_t block_begin, size_t block_end) {
@@ -159,7 +188,7 @@ void multiply_w8a8(int isa, uintptr_t codes, size_t stride, uintptr_t scale_m, u
                         gelu,
                         bf16,
                         grid ? &codes_of_y : nullptr};
-    linear_w8a8_for(isa)(&op, row_begin, row_end, block_begin, block_end);
+    w8a8_variant(variant).fn(&op, row_begin, row_end, block_begin, block_end);
 }
 
 // On one thread, rows [row_begin, row_end) of column blocks [block_begin, block_end). With `widen` as on a processor
@@ -199,18 +228,9 @@ void multiply_wna16(int isa, uintptr_t x, size_t x_stride, size_t k, uintptr_t c
     linear_wna16(isa, &op, row_begin, row_end, block_begin, block_end, at<void>(scratch));
 }
 
-// Variants of attention: one more than instruction sets, because bf16 products came after VNNI.
-struct AttentionVariant {
-    const char* name;
-    AttentionFn fn;
-    bool supported;
-};
-
-constexpr int kAttentionVariants = 5;
-
-AttentionVariant attention_variant(int index) {
+Variant<AttentionFn> attention_variant(int index) {
     const bool avx512 = isa_supported(kAvx512Vnni), bf16 = avx512 && has_avx512_bf16();
-    const AttentionVariant variants[kAttentionVariants] = {
+    const Variant<AttentionFn> variants[kAttentionVariants] = {
         {"scalar", attention_scalar, true},
         {"avx2", attention_avx2, isa_supported(kAvx2)},
         {"avx512vnni", attention_avx512vnni, avx512},
@@ -320,7 +340,8 @@ double thread_nanoseconds() {
 // int8 operations per nanosecond of one core over `repeats` rounds of its multiply-add; 0 where there is no such loop.
 double peak_int8_gops(int isa, uint64_t repeats) {
     using Fn = uint64_t (*)(uint64_t);
-    static constexpr Fn loops[kIsaCount] = {nullptr, peak_int8_avx2, peak_int8_avx512vnni, peak_int8_amx};
+    const Fn loops[kIsaCount] = {nullptr, has_avx_vnni() ? peak_int8_avxvnni : peak_int8_avx2, peak_int8_avx512vnni,
+                                 peak_int8_amx};
     if (!loops[isa] || !isa_supported(Isa(isa))) return 0.0;
     const double start = thread_nanoseconds();
     const uint64_t operations = loops[isa](repeats);
@@ -345,14 +366,8 @@ NB_MODULE(_native, m) {
     m.def("max_threads", [] { return omp_get_max_threads(); });
     m.def("code_stride", &code_stride);
     m.def("scratch_bytes", &scratch_bytes);
-    m.def("attention_variants", [] {
-        std::vector<std::pair<std::string, bool>> table;  // best last: (name, supported)
-        for (int i = 0; i < kAttentionVariants; ++i) {
-            const AttentionVariant variant = attention_variant(i);
-            table.emplace_back(variant.name, variant.supported);
-        }
-        return table;
-    });
+    m.def("w8a8_variants", [] { return variant_table(w8a8_variant, kW8A8Variants); });
+    m.def("attention_variants", [] { return variant_table(attention_variant, kAttentionVariants); });
     m.def("attention_scratch_bytes", &attention_scratch_bytes);
     m.def("attention", &attention, released);
     m.def("quantize_rows", &quantize_rows, released);

@@ -8,7 +8,6 @@
 #include "contract.h"
 #include "output_avx2.h"
 #include "sizes.h"
-#include "unroll.h"
 
 namespace {
 
@@ -17,7 +16,7 @@ constexpr size_t kStretch = 256;            // K values of x that are widened at
 constexpr size_t kChunkBytes = 160 * 1024;  // of x, which stay in L2 while all the weights pass by
 
 // acc += a * b. Not the intrinsic: with it GCC 12 lets the sum move into the register of a, and runs out of registers.
-INLINE void multiply_add(__m256& acc, __m256 a, __m256 b) {
+ALWAYS_INLINE void multiply_add(__m256& acc, __m256 a, __m256 b) {
     __asm__("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
 }
 
@@ -72,11 +71,14 @@ void tile(const LinearBf16& p, size_t m, size_t rows, size_t block, size_t block
     }
     for (size_t b = 0; b < blocks; ++b) {
         for (size_t r = 0; r < rows; ++r) {
-            for (size_t n = (block + b) * kBlock, half = 0; half < kBlock && n + half < p.n; half += 8) {
-                const __m256 linear =
-                    _mm256_add_ps(_mm256_load_ps(sums[b][r] + half), _mm256_load_ps(p.bias + n + half));
-                write_output(p, linear, p.n - n - half, (m + r) * p.out_stride + n + half);
-            }
+            const size_t n = (block + b) * kBlock;
+            __m256 y[2];
+            unroll<2>([&](auto half) INLINED {
+                const size_t at = half.value * 8;
+                y[half.value] = _mm256_add_ps(_mm256_load_ps(sums[b][r] + at), _mm256_load_ps(p.bias + n + at));
+            });
+            activate(p, y);
+            write_floats(p, y[0], y[1], p.n - n, (m + r) * p.out_stride + n);
         }
     }
 }

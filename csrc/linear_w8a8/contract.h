@@ -64,6 +64,7 @@ using LinearW8A8Fn = void (*)(const LinearW8A8*, size_t row_begin, size_t row_en
 extern "C" {
 void linear_w8a8_scalar(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 void linear_w8a8_avx2(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
+void linear_w8a8_avxvnni(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 void linear_w8a8_avx512vnni(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 void linear_w8a8_amx(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 }

@@ -1,4 +1,5 @@
 #include "contract.h"
+#include "cpu.h"
 
 LinearW8A8Fn linear_w8a8_for(int isa) {
     static constexpr LinearW8A8Fn variants[] = {
@@ -7,5 +8,5 @@ LinearW8A8Fn linear_w8a8_for(int isa) {
         linear_w8a8_avx512vnni,
         linear_w8a8_amx,
     };
-    return variants[isa];
+    return isa == kAvx2 && has_avx_vnni() ? linear_w8a8_avxvnni : variants[isa];
 }

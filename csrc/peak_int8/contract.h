@@ -7,6 +7,7 @@
 
 extern "C" {
 uint64_t peak_int8_avx2(uint64_t repeats);
+uint64_t peak_int8_avxvnni(uint64_t repeats);
 uint64_t peak_int8_avx512vnni(uint64_t repeats);
 uint64_t peak_int8_amx(uint64_t repeats);
 }

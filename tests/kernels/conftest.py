@@ -15,9 +15,9 @@ POISON_CODE, POISON_SUM = 77, -(2**31) + 5
 
 @dataclass(frozen=True, slots=True)
 class Multiply:
-    """`multiply_w8a8` of one instruction set. Outputs are NaN, or POISON_SUM, wherever the kernel wrote nothing."""
+    """`multiply_w8a8` of one variant. Outputs are NaN, or POISON_SUM, wherever the kernel wrote nothing."""
 
-    isa: str
+    variant: int
 
     def __call__(
         self,
@@ -57,7 +57,7 @@ class Multiply:
         row_begin, row_end, _ = rows.indices(m)
         block_begin, block_end, _ = blocks.indices(packed.shape[0])
         module.multiply_w8a8(
-            dispatch.isa_index(self.isa),
+            self.variant,
             codes.data_ptr(),
             codes.shape[1],
             scale_M.data_ptr(),
@@ -197,18 +197,23 @@ class Attention:
         return written[:, :width].reshape(tokens, n_heads, size)
 
 
+W8A8 = ("scalar", "avx2", "avxvnni", "avx512vnni", "amx")
 ATTENTION = ("scalar", "avx2", "avx512vnni", "avx512bf16", "amx")
+
+
+def variant_index(name: str, names: tuple[str, ...], table: list[tuple[str, bool]]) -> int:
+    """Of a variant in its operator's table; those that this machine lacks are skipped by name."""
+    assert tuple(row for row, _ in table) == names
+    index = names.index(name)
+    if not table[index][1]:
+        pytest.skip(f"this machine lacks {name}")
+    return index
 
 
 @pytest.fixture(params=ATTENTION)
 def attention(request: pytest.FixtureRequest) -> Attention:
-    """A variant of attention that this machine supports; the others are skipped by name."""
-    variants = native.load().attention_variants()
-    assert tuple(name for name, _ in variants) == ATTENTION
-    index = ATTENTION.index(request.param)
-    if not variants[index][1]:
-        pytest.skip(f"this machine lacks {request.param}")
-    return Attention(index)
+    """A variant of attention that this machine supports."""
+    return Attention(variant_index(request.param, ATTENTION, native.load().attention_variants()))
 
 
 @pytest.fixture(params=dispatch.ISAS)
@@ -219,16 +224,16 @@ def isa(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def multiply(isa: str) -> Multiply:
-    """linear_w8a8 without the quantizer, of one instruction set."""
-    return Multiply(isa)
+@pytest.fixture(params=W8A8)
+def multiply(request: pytest.FixtureRequest) -> Multiply:
+    """linear_w8a8 without the quantizer, by a variant that this machine supports."""
+    return Multiply(variant_index(request.param, W8A8, native.load().w8a8_variants()))
 
 
 @pytest.fixture
 def multiply_scalar() -> Multiply:
     """The variant that the others must equal bit for bit."""
-    return Multiply("scalar")
+    return Multiply(W8A8.index("scalar"))
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ void soak_cut(Random& random, Op& op, size_t m, size_t element, Fn fn, const cha
     must_equal(y[1], y[0], what, "cut otherwise");
 }
 
-void soak_linear_w8a8(Random& random, int isa) {
+void soak_linear_w8a8(Random& random, LinearW8A8Fn fn) {
     const size_t m = random.between(1, 100), n = random.between(1, 200), k = random.between(1, 300),
                  k_padded = round_up(k, 64), stride = code_stride(k);
     const Int8Weight w(random, n, k);
@@ -131,7 +131,6 @@ void soak_linear_w8a8(Random& random, int isa) {
                   random.one_in(3),
                   nullptr};
     if (!op.bf16 && random.one_in(2)) op.grid = &grid;
-    const LinearW8A8Fn fn = linear_w8a8_for(isa);
     const auto compute = [fn](LinearW8A8& p, size_t row, size_t row_end, size_t block, size_t block_end) {
         fn(&p, row, row_end, block, block_end);
     };
@@ -145,7 +144,7 @@ void soak_linear_w8a8(Random& random, int isa) {
         y[variant] = room<float>(random, (m - 1) * op.out_stride + n);
         op.y = y[variant].at<void>();
         op.sums = sums ? y[variant].at<int32_t>() : nullptr;
-        linear_w8a8_for(variant ? isa : kScalar)(&op, 0, m, 0, round_up(n, 16) / 16);
+        (variant ? fn : linear_w8a8_scalar)(&op, 0, m, 0, round_up(n, 16) / 16);
     }
     must_equal(y[1], y[0], "linear_w8a8", sums ? "sums" : "values");
 }
@@ -347,13 +346,15 @@ void soak_gram(Random& random, const GramVariant& variant) {
 
 void soak_kernels(Random& random, int isa) {
     soak_quantize_rows(random, isa);
-    soak_linear_w8a8(random, isa);
+    soak_linear_w8a8(random, linear_w8a8_for(isa));
     soak_linear_bf16(random, linear_bf16_for(isa));
     soak_linear_wna16(random, isa);
     soak_rows(random, isa);
     soak_norm(random, isa);
     soak_attention(random, attention_for(isa));
-    if (isa == kAvx512Vnni) {  // what this processor does not choose by itself, but could run
+    // What this processor does not choose by itself, but could run.
+    if (isa == kAvx2) soak_linear_w8a8(random, linear_w8a8_avx2);
+    if (isa == kAvx512Vnni) {
         soak_linear_bf16(random, linear_bf16_avx512vnni);
         soak_attention(random, attention_avx512vnni);
         if (has_avx512_bf16()) soak_attention(random, attention_avx512bf16);
