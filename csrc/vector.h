@@ -4,41 +4,79 @@
 #pragma once
 #include <stddef.h>
 
-namespace {
+#include "unroll.h"
 
-typedef float F32x16 __attribute__((vector_size(64)));
+namespace {
 
 constexpr size_t kLanes = 16;
 
-inline __attribute__((always_inline)) F32x16 load(const float* p) {
+#if defined(__AVX512F__)
+constexpr int kParts = 1;
+#elif defined(__AVX2__)
+constexpr int kParts = 2;
+#else
+constexpr int kParts = 4;
+#endif
+
+// In as many parts as registers: GCC 12 keeps a vector that is wider than a register on the stack.
+struct F32x16 {
+    typedef float Part __attribute__((vector_size(64 / kParts)));
+    Part part[kParts];
+};
+
+// A vector of the parts that f gives.
+template <class F>
+ALWAYS_INLINE F32x16 of_parts(F f) {
     F32x16 v;
-    __builtin_memcpy(&v, p, sizeof v);
+    unroll<kParts>([&](auto i) INLINED { v.part[i.value] = f(i.value); });
     return v;
 }
 
-inline __attribute__((always_inline)) void store(float* p, const F32x16& v) { __builtin_memcpy(p, &v, sizeof v); }
+ALWAYS_INLINE F32x16 operator+(const F32x16& a, const F32x16& b) {
+    return of_parts([&](int i) INLINED { return a.part[i] + b.part[i]; });
+}
+ALWAYS_INLINE F32x16 operator*(const F32x16& a, const F32x16& b) {
+    return of_parts([&](int i) INLINED { return a.part[i] * b.part[i]; });
+}
+ALWAYS_INLINE F32x16 operator-(const F32x16& a, float b) {
+    return of_parts([&](int i) INLINED { return a.part[i] - b; });
+}
+ALWAYS_INLINE F32x16 operator*(const F32x16& a, float b) {
+    return of_parts([&](int i) INLINED { return a.part[i] * b; });
+}
+
+ALWAYS_INLINE F32x16 load(const float* p) {
+    return of_parts([&](int i) INLINED {
+        F32x16::Part v;
+        __builtin_memcpy(&v, p + i * (kLanes / kParts), sizeof v);
+        return v;
+    });
+}
+
+ALWAYS_INLINE void store(float* p, const F32x16& v) {
+    unroll<kParts>([&](auto i)
+                       INLINED { __builtin_memcpy(p + i.value * (kLanes / kParts), &v.part[i.value], 64 / kParts); });
+}
 
 // The first `count` of sixteen; the other lanes are 0, and are not stored.
-inline __attribute__((always_inline)) F32x16 load(const float* p, size_t count) {
-    if (count >= kLanes) return load(p);
-    F32x16 v = {};
-    __builtin_memcpy(&v, p, count * sizeof(float));
-    return v;
+ALWAYS_INLINE F32x16 load(const float* p, size_t count) {
+    float all[kLanes] = {};
+    __builtin_memcpy(all, p, count * sizeof(float));
+    return load(all);
 }
 
-inline __attribute__((always_inline)) void store(float* p, const F32x16& v, size_t count) {
-    if (count >= kLanes) return store(p, v);
-    __builtin_memcpy(p, &v, count * sizeof(float));
+ALWAYS_INLINE void store(float* p, const F32x16& v, size_t count) {
+    float all[kLanes];
+    store(all, v);
+    __builtin_memcpy(p, all, count * sizeof(float));
 }
 
 // Sum of the lanes, by halves.
-inline __attribute__((always_inline)) float sum(const F32x16& v) {
-    typedef float F32x8 __attribute__((vector_size(32)));
+ALWAYS_INLINE float sum(const F32x16& v) {
     typedef float F32x4 __attribute__((vector_size(16)));
-    const F32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                        __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    const F32x4 four =
-        __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    F32x4 quarter[4];
+    __builtin_memcpy(quarter, &v, sizeof v);
+    const F32x4 four = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 

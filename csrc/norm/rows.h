@@ -39,15 +39,15 @@ void norm_some(const Norm& p, size_t m) {
         for_vectors(n, [&](size_t i, auto part) INLINED {
             unroll<R>([&](auto r) INLINED {
                 F32x16 v = load(x + r.value * row + i, part);
-                if (residual) v += load(residual + r.value * row + i, part);
+                if (residual) v = v + load(residual + r.value * row + i, part);
                 store(to + r.value * row + i, v, part);
-                total[r.value] += v;
+                total[r.value] = total[r.value] + v;
             });
         });
         s = to;
     } else {
         for_vectors(n, [&](size_t i, auto part) INLINED {
-            unroll<R>([&](auto r) INLINED { total[r.value] += load(x + r.value * row + i, part); });
+            unroll<R>([&](auto r) INLINED { total[r.value] = total[r.value] + load(x + r.value * row + i, part); });
         });
     }
     float mean[R], factor[R];
@@ -57,7 +57,7 @@ void norm_some(const Norm& p, size_t m) {
     for (size_t i = 0; i < whole; i += kLanes) {
         unroll<R>([&](auto r) INLINED {
             const F32x16 d = load(s + r.value * row + i) - mean[r.value];
-            squares[r.value] += d * d;
+            squares[r.value] = squares[r.value] + d * d;
         });
     }
     unroll<R>([&](auto r) INLINED {
@@ -72,7 +72,7 @@ void norm_some(const Norm& p, size_t m) {
         const F32x16 weight = load(p.weight + i, part), bias = p.bias ? load(p.bias + i, part) : F32x16{};
         unroll<R>([&](auto r) INLINED {
             F32x16 v = (load(s + r.value * row + i, part) - mean[r.value]) * factor[r.value] * weight;
-            if (p.bias) v += bias;
+            if (p.bias) v = v + bias;
             store(y + r.value * row + i, v, part);
         });
     });
