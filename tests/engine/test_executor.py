@@ -1,6 +1,7 @@
 """Running programs: the same bits however the work is cut, on every instruction set, from several threads at once."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bitwright.engine.executor import Executor
 from bitwright.errors import InputError
@@ -160,3 +162,36 @@ def test_the_engines_door_needs_no_torch(tiny_model: TinyModel) -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_table_of_words_stays_in_the_file_unless_it_lies_askew_there(
+    tiny_model: TinyModel, tmp_path: Path, opened: Open, sequences: list[list[int]], dtype: torch.dtype,
+    isa: str,
+) -> None:  # fmt: skip
+    copy = Path(shutil.copytree(tiny_model("bert"), tmp_path / "copy"))
+    file, rows = copy / "model.safetensors", []
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    for shift in range(4):  # spaces that end the header
+        file.unlink()
+        file.write_bytes((end - 8 + shift).to_bytes(8, "little") + content[8:end] + b" " * shift + content[end:])
+        executor = opened(copy, isa)
+        words = executor.program.ops[0].weights["words"]
+        assert words is not None
+        (held,) = (used for constant, used in executor._kept.values() if constant is words)
+        assert held.flags.aligned
+        assert (held is words) == (shift % dtype.itemsize == 0)
+        rows.append(executor.run(sequences, 1))
+    assert all(np.array_equal(row, rows[0]) for row in rows)
+
+
+def test_constants_of_several_operators_are_held_once(tiny_model: TinyModel, opened: Open) -> None:
+    executor = opened(tiny_model("modernbert", num_hidden_layers=5))
+    tables = [op.weights[name] for op in executor.program.ops if op.kind == "rotate" for name in ("cos", "sin")]
+    assert len(tables) == 10
+    assert len({id(table) for table in tables}) == 4  # of two kinds of attention
+    held = [used for constant, used in executor._kept.values() if any(constant is table for table in tables)]
+    assert len(held) == 4

@@ -30,7 +30,7 @@ class Executor:
         unpacks = any(op.settings.get("operator") == "linear_wna16" for op in program.ops)
         least = _LEAST_UNPACKING_GROUP if unpacks else _LEAST_GROUP
         self.group_tokens = group_tokens or max(least, _L2_BYTES // size // 32 * 32)
-        self._kept: list[np.ndarray] = []  # what native code points at
+        self._kept: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray]] = {}  # a constant, and what native code reads
         self._native = module.Program(
             isa,
             [
@@ -111,13 +111,19 @@ class Executor:
                 wrong = int(values[(values < 0) | (values >= end)][0])
                 raise InputError(f"token {what} {wrong}: this model has 0 to {end - 1}")
 
-    def _address(self, values: np.ndarray | None) -> int:
+    def _address(self, values: np.ndarray | None, *, natural: bool = False) -> int:
+        """Of a constant, contiguous and at a multiple of 64 bytes; copied, but once, only where it is not.
+
+        natural: the alignment of its elements is enough, as for the operators in csrc/rows: so a table of words stays
+        where the file is mapped.
+        """
         if values is None:
             return 0
-        if not values.flags.c_contiguous or values.ctypes.data % 64:
-            values = aligned(values)
-        self._kept.append(values)
-        return int(values.ctypes.data)
+        key = (id(values), natural)
+        if key not in self._kept:
+            fits = values.flags.aligned if natural else values.ctypes.data % 64 == 0
+            self._kept[key] = (values, values if fits and values.flags.c_contiguous else aligned(values))
+        return int(self._kept[key][1].ctypes.data)
 
     def _grid(self, grid: Grid | None) -> tuple[int, int, int, float, int, int]:
         if grid is None:
@@ -129,9 +135,11 @@ class Executor:
     def _embed(self, op: Op) -> None:
         words = op.weights["words"]
         assert words is not None
+        table, scale, positions, types = (
+            self._address(op.weights[name], natural=True) for name in ("words", "word_scale", "positions", "types")
+        )
         self._native.embed(
-            *(self._address(op.weights[name]) for name in ("words", "word_scale")), words.dtype == np.uint16,
-            self._address(op.weights["positions"]), op.settings["first_position"], self._address(op.weights["types"]),
+            table, scale, words.dtype == np.uint16, positions, op.settings["first_position"], types,
             _index(op.writes[0]),
         )  # fmt: skip
 
@@ -194,7 +202,7 @@ class Executor:
         self._native.activate(_index(op.reads[0]), _FUNCTIONS.index(op.settings["function"]))
 
     def _rotate(self, op: Op) -> None:
-        tables = [self._address(op.weights[name]) for name in ("cos", "sin")]
+        tables = [self._address(op.weights[name], natural=True) for name in ("cos", "sin")]
         self._native.rotate(_index(op.reads[0]), op.settings["heads"], op.settings["head_size"], *tables)
 
     def _gate(self, op: Op) -> None:
