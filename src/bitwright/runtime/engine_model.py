@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitwright.engine.encoders import lower_encoder, task_of
-from bitwright.engine.executor import Executor
+from bitwright.engine.executor import Executor, check_count
 from bitwright.engine.weights import Weights
-from bitwright.errors import EngineError, InputError, ModelError, NumericsError
+from bitwright.errors import EngineError, ModelError, NumericsError
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, isa_index
 from bitwright.models.pooling import Pooling, read_pooling
@@ -37,8 +37,8 @@ class EngineModel:
         """Raises:
         EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads = {threads}: at least 1")
+        if threads is not None:
+            check_count("threads", threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = Weights(directory)
@@ -103,8 +103,7 @@ class EngineModel:
         return self._tokens(items, None, batch_size, True).ids
 
     def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool) -> Tokens:
-        if batch_size < 1:
-            raise InputError(f"batch_size = {batch_size}: at least 1")
+        check_count("batch_size", batch_size)
         texts, n_types = texts_of(items), self.executor.program.types
         if texts is None:
             return check_types(types, check_ids(items, self.max_tokens), n_types)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import InputError, ModelError, NumericsError
+from bitwright.engine.executor import check_count
+from bitwright.errors import ModelError, NumericsError
 from bitwright.evaluate.logits import token_outputs
 from bitwright.models.load import LoadedModel, max_tokens
 from bitwright.models.pool import pool
@@ -104,8 +105,7 @@ class Model:
         return self._tokens(items, None, batch_size, True).ids
 
     def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool) -> Tokens:
-        if batch_size < 1:
-            raise InputError(f"batch_size = {batch_size}: at least 1")
+        check_count("batch_size", batch_size)
         texts, n_types = texts_of(items), self._n_types
         if texts is None:
             return check_types(types, check_ids(items, self.max_tokens), n_types)
