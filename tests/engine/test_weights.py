@@ -112,7 +112,7 @@ def test_truncated(copy: Path) -> None:
         ("modernbert", "layer_types", 7, CheckpointError, "layer_types is 7, not a list"),
         ("modernbert", "sliding_window", 4, EngineError, "sliding_window, beside local_attention, has no builder"),
         ("modernbert", "rope_scaling", {"rope_type": "linear", "factor": 4.0}, EngineError, "has no builder"),
-        ("modernbert", "rope_parameters", [1], EngineError, r"\[1\]} has no builder"),
+        ("modernbert", "rope_parameters", [1], EngineError, r"\[1\] has no builder"),
         ("modernbert", "rope_parameters", {"rope_type": "default", "rope_theta": 9.0}, EngineError, "has no builder"),
         ("modernbert", "rope_parameters", {"full_attention": [1]}, EngineError, "has no builder"),
         ("modernbert", "rope_parameters", {"full_attention": {"rope_type": "yarn"}}, EngineError, "has no builder"),
@@ -258,7 +258,7 @@ def test_tables_that_contradict(int8_words: Path, name: str, value: torch.Tensor
         ("input_scale", torch.tensor([math.inf]), "input_scale holds inf, which is not finite"),
         ("input_zero_point", torch.zeros(2, dtype=torch.int8), r"input_zero_point has the shape \[2\]"),
         ("input_zero_point", torch.zeros(0, dtype=torch.int8), r"input_zero_point has the shape \[0\]"),
-        ("input_zero_point", torch.tensor([math.nan]), "input_zero_point is F32 nan; an integer from -128 to 127"),
+        ("input_zero_point", torch.tensor([math.nan]), "input_zero_point is F32; an integer from -128 to 127"),
         ("input_zero_point", torch.tensor([300], dtype=torch.int32), "input_zero_point is I32 300; an integer"),
     ],
 )  # fmt: skip

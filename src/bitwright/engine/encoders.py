@@ -338,7 +338,8 @@ def _rotary(weights: Weights, kind: str, limit: int, head_size: int) -> tuple[np
     rope = parameters.get(kind, {}) if isinstance(parameters, dict) and parameters.keys() <= set(_KINDS) else None
     plain = isinstance(rope, dict) and rope.keys() <= {"rope_type", "rope_theta"}
     if rope is None or not plain or rope.get("rope_type", "default") != "default" or "rope_scaling" in found:
-        raise EngineError(f"{short(found)} has no builder; there is one for rope_type 'default' by kind of attention")
+        wrong = short(found.get("rope_scaling", parameters))
+        raise EngineError(f"a rope of {wrong} has no builder; there is one for type 'default', by kind of attention")
     older = weights.real("local_rope_theta" if local else "global_rope_theta", 10_000.0 if local else 160_000.0)
     theta = weights.check_real("rope_theta", rope.get("rope_theta", older))
     if limit * head_size > _MOST_ANGLES:

@@ -243,9 +243,10 @@ def _grid(weights: "Weights", module: str, group: Group, k: int) -> Grid | None:
 
 def _zero_point(weights: "Weights", name: str) -> int:
     values, dtype = weights.raw(name)
-    zero = _only(weights, name, values)
-    if dtype not in ("I8", "U8", "I32", "I64") or not -128 <= zero <= 127:
-        raise CheckpointError(f"{weights.directory}: {name} is {dtype} {zero}; an integer from -128 to 127 is expected")
+    zero, whole = _only(weights, name, values), dtype in ("I8", "U8", "I32", "I64")
+    if not whole or not -128 <= zero <= 127:
+        found = f"{dtype} {zero}" if whole else dtype
+        raise CheckpointError(f"{weights.directory}: {name} is {found}; an integer from -128 to 127 is expected")
     return int(zero)
 
 

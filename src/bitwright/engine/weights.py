@@ -1,6 +1,7 @@
 """The tensors of a model directory as numpy arrays: what programs are built from, without torch.
 
-Files are mapped, not read; values are copied when they are packed.
+Files are mapped, not read; values are copied when they are packed. A table of words is not packed: a program reads it
+where it is mapped, so that its file may be replaced while the program lives, but not written over.
 """
 
 from pathlib import Path
