@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bitwright
 from bitwright.engine.encoders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import Weights
 from bitwright.kernels import dispatch
+from bitwright.recipe import make_recipe
 
 Open = Callable[..., Executor]
+TinyModel = Callable[..., Path]
+Written = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,19 @@ def sequences() -> list[list[int]]:
     """Token ids of the tiny models, of every length from 1 to 40 that matters to a kernel."""
     generator = np.random.default_rng(0)
     return [generator.integers(5, 200, length).tolist() for length in (7, 1, 16, 40, 2, 17, 31, 15, 33, 16, 3)]
+
+
+@pytest.fixture(scope="session")
+def written(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """`written(family, **recipe)`: a quantized checkpoint of a tiny model, written once."""
+    made: dict[str, Path] = {}
+
+    def write(family: str, **recipe: Any) -> Path:
+        key = f"{family} {recipe}"
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("quantized") / "out"
+            wanted = make_recipe(recipe | {"targets": ["bitwright"]})
+            bitwright.quantize(tiny_model(family), out=made[key], recipe=wanted, samples=40, judged=False)
+        return made[key]
+
+    return write

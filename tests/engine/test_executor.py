@@ -1,6 +1,7 @@
 """Running programs: the same bits however the work is cut, on every instruction set, from several threads at once."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bitwright.engine.executor import Executor
 from bitwright.errors import InputError
@@ -54,6 +56,15 @@ def test_every_instruction_set(tiny_model: TinyModel, opened: Open, sequences: l
         ([[5, 200]], 1, "token id 200: this model has 0 to 199"),
         ([[-1]], 1, "token id -1: this model has 0 to 199"),
         ([[5]], 0, "threads = 0: at least 1"),
+        ([[5]], 1.0, "threads = 1.0: not a whole number"),
+        ([[5]], "2", "threads = '2': not a whole number"),
+        ([[1.7]], 1, r"a sequence holds something other than a token id \(required argument is not an integer\)"),
+        ([[np.float64(1)]], 1, "other than a token id"),
+        ([[2**70]], 1, "other than a token id"),
+        ([[2**63 - 1]], 1, f"token id {2**63 - 1}: this model has 0 to 199"),
+        (["ab"], 1, "other than a token id"),
+        ([5], 1, "other than a token id"),
+        ([None], 1, "other than a token id"),
     ],
 )
 def test_bad_batches_say_so_and_the_executor_stays_usable(
@@ -89,8 +100,10 @@ def test_types_are_those_of_the_model(
     [
         ([[0, 0, 2]], "token type 2: this model has 0 to 1"),
         ([[0, -1, 0]], "token type -1: this model has 0 to 1"),
-        ([[0, 0]], r"sequences of \[3\] tokens with \[2\] token types"),
-        ([[0], [0, 0]], r"sequences of \[3\] tokens with \[1, 2\] token types"),
+        ([[0, 0]], "sequence 0 has 3 tokens and 2 token types"),
+        ([[0], [0, 0]], "token types of 2 sequences for 1"),
+        ([None], "a sequence holds something other than a token type"),
+        ([[0, 0.5, 0]], "other than a token type"),
     ],
 )
 def test_types_that_do_not_fit(bert: Executor, types: list[list[int]], message: str) -> None:
@@ -104,6 +117,25 @@ def test_types_that_do_not_fit(bert: Executor, types: list[list[int]], message: 
 def test_ids_and_lengths_that_do_not_fit(bert: Executor) -> None:
     with pytest.raises(InputError, match=r"\(3,\) token ids for sequences of 4 tokens in all"):
         bert.run_packed(np.array([5, 6, 7]), np.array([2, 2]), 1)
+    one, whole = np.array([3]), np.array([5, 6, 7])
+    for ids, lengths, message in (
+        (np.array([5, np.nan, 7]), one, r"token ids are float64 \(3,\); integers in one dimension are taken"),
+        (np.array([True, False, True]), one, "token ids are bool"),
+        (np.array([5, 2**64 - 1, 7], np.uint64), one, "token id 18446744073709551615: this model has 0 to 199"),
+        (whole, np.array([3.0]), "lengths are float64"),
+        (whole, np.array([[3]]), r"lengths are int64 \(1, 1\)"),
+        (whole, np.array([4, -1]), "sequence 1 has -1 tokens"),
+        (whole, np.array([2**62, 2**62, 2**62, 2**62, 3]), f"sequence 0 has {2**62} tokens"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bert.run_packed(ids, lengths, 1)
+    for seconds in (np.zeros(2), np.zeros(len(bert.program.ops), np.float32), np.zeros(2 * len(bert.program.ops))[::2]):
+        with pytest.raises(InputError, match="seconds is float"):
+            bert.run_packed(whole, one, 1, seconds)
+    want = bert.run([[5, 6, 7]], 1)
+    for dtype in (np.uint8, np.int16, np.uint64):
+        assert np.array_equal(bert.run_packed(whole.astype(dtype), one.astype(dtype), 2**40), want)
+    assert np.array_equal(bert.run(np.array([[5, 6, 7]]), np.int64(2)), want)
 
 
 def test_no_sequences(bert: Executor) -> None:
@@ -160,3 +192,36 @@ def test_the_engines_door_needs_no_torch(tiny_model: TinyModel) -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_table_of_words_stays_in_the_file_unless_it_lies_askew_there(
+    tiny_model: TinyModel, tmp_path: Path, opened: Open, sequences: list[list[int]], dtype: torch.dtype,
+    isa: str,
+) -> None:  # fmt: skip
+    copy = Path(shutil.copytree(tiny_model("bert"), tmp_path / "copy"))
+    file, rows = copy / "model.safetensors", []
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    for shift in range(4):  # spaces that end the header
+        file.unlink()
+        file.write_bytes((end - 8 + shift).to_bytes(8, "little") + content[8:end] + b" " * shift + content[end:])
+        executor = opened(copy, isa)
+        words = executor.program.ops[0].weights["words"]
+        assert words is not None
+        (held,) = (used for constant, used in executor._kept.values() if constant is words)
+        assert held.flags.aligned
+        assert (held is words) == (shift % dtype.itemsize == 0)
+        rows.append(executor.run(sequences, 1))
+    assert all(np.array_equal(row, rows[0]) for row in rows)
+
+
+def test_constants_of_several_operators_are_held_once(tiny_model: TinyModel, opened: Open) -> None:
+    executor = opened(tiny_model("modernbert", num_hidden_layers=5))
+    tables = [op.weights[name] for op in executor.program.ops if op.kind == "rotate" for name in ("cos", "sin")]
+    assert len(tables) == 10
+    assert len({id(table) for table in tables}) == 4  # of two kinds of attention
+    held = [used for constant, used in executor._kept.values() if any(constant is table for table in tables)]
+    assert len(held) == 4

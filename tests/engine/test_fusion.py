@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import bitwright
 from bitwright.engine import lowering
 from bitwright.engine.encoders import lower_encoder
 from bitwright.engine.executor import Executor
@@ -15,27 +14,9 @@ from bitwright.engine.lowering import Lowering
 from bitwright.engine.program import Program
 from bitwright.engine.weights import Weights
 from bitwright.kernels import dispatch
-from bitwright.recipe import make_recipe
 
 Written = Callable[..., Path]
-TinyModel = Callable[..., Path]
 ISAS = [row.name for row in dispatch.isa_table() if row.supported]
-
-
-@pytest.fixture(scope="module")
-def written(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """`written(family, **recipe)`: a quantized checkpoint of a tiny model, written once."""
-    made: dict[str, Path] = {}
-
-    def write(family: str, **recipe: Any) -> Path:
-        key = f"{family} {recipe}"
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("quantized") / "out"
-            wanted = make_recipe(recipe | {"targets": ["bitwright"]})
-            bitwright.quantize(tiny_model(family), out=made[key], recipe=wanted, samples=40, judged=False)
-        return made[key]
-
-    return write
 
 
 def writers_of_codes(program: Program) -> list[str]:
@@ -107,3 +88,18 @@ def test_a_nan_passes_through_codes_and_stays_in_its_row(written: Written, isa: 
         rows = Executor(program, dispatch.isa_index(isa)).run([[5, 6, 7, 9], [10, 8]], threads)
         assert np.isnan(rows).all(1).tolist() == [False, False, True, False, False, True]
         assert np.isfinite(rows).all(1).sum() == 4
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bias_that_is_not_finite_writes_no_codes(written: Written, value: float, isa: str) -> None:
+    weights = Weights(written("bert", scheme="w8a8_static", method="rtn"))
+    lower = Lowering(weights)
+    x = lower.embed("embeddings.word_embeddings.weight", None, None)
+    inner = lower.linears(["encoder.layer.0.intermediate.dense"], x, out="bf16", activation="gelu")
+    bias = next(op.weights["bias"] for op in lower._ops if op.kind == "linear")
+    assert bias is not None
+    bias[5] = value
+    program = lower.finish(lower.linears(["encoder.layer.0.output.dense"], inner, out="f32"), max_tokens=66)
+    assert writers_of_codes(program) == []
+    assert np.isnan(Executor(program, dispatch.isa_index(isa)).run([[5, 6, 7]], 1)).all()

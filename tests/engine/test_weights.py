@@ -1,19 +1,25 @@
 """Directories whose files contradict one another: told, before native code sees an address."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.executor import Executor
 from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError, ModelError
 
 TinyModel = Callable[..., Path]
+Written = Callable[..., Path]
+Open = Callable[..., Executor]
 BLOCK = "encoder.layer.0."
 
 
@@ -67,7 +73,12 @@ def test_a_linear_of_another_input(copy: Path) -> None:
         ("num_hidden_layers", 3, CheckpointError, "the files hold no 'encoder.layer.2"),
         ("max_position_embeddings", 10**12, CheckpointError, "max_position_embeddings is 1000000000000, not a number"),
         ("layer_norm_eps", "small", CheckpointError, "layer_norm_eps is 'small', not a positive number"),
+        ("layer_norm_eps", 10**400, CheckpointError, "layer_norm_eps is 1000*…, not a positive number"),
+        ("layer_norm_eps", 1e300, CheckpointError, r"layer_norm_eps is 1e\+300, not a positive number"),
         ("architectures", ["BertForMultipleChoice"], EngineError, "BertForMultipleChoice has no builder"),
+        ("architectures", 5, ModelError, "architectures is 5; a list of names of classes is needed"),
+        ("architectures", {"a": 1}, ModelError, "architectures is {'a': 1}; a list"),
+        ("architectures", [["BertModel"]], ModelError, "a list of names of classes is needed"),
     ],
 )
 def test_configs_that_do_not_fit(copy: Path, key: str, value: object, error: type[Exception], message: str) -> None:
@@ -97,6 +108,31 @@ def test_truncated(copy: Path) -> None:
         ("roberta", "pad_token_id", None, EngineError, "pad_token_id is None"),
         ("modernbert", "hidden_size", 16, CheckpointError, "heads of 16 values, and 4 angles for each"),
         ("modernbert", "layer_types", ["full_attention"], EngineError, "of 1 blocks have no builder"),
+        ("modernbert", "layer_types", [["a"], ["b"]], EngineError, "of 2 blocks have no builder"),
+        ("modernbert", "layer_types", 7, CheckpointError, "layer_types is 7, not a list"),
+        ("modernbert", "sliding_window", 4, EngineError, "sliding_window, beside local_attention, has no builder"),
+        ("modernbert", "rope_scaling", {"rope_type": "linear", "factor": 4.0}, EngineError, "has no builder"),
+        ("modernbert", "rope_parameters", [1], EngineError, r"\[1\] has no builder"),
+        ("modernbert", "rope_parameters", {"rope_type": "default", "rope_theta": 9.0}, EngineError, "has no builder"),
+        ("modernbert", "rope_parameters", {"full_attention": [1]}, EngineError, "has no builder"),
+        ("modernbert", "rope_parameters", {"full_attention": {"rope_type": "yarn"}}, EngineError, "has no builder"),
+        (
+            "modernbert",
+            "rope_parameters",
+            {"sliding_attention": {"partial_rotary_factor": 0.5}},
+            EngineError,
+            "no builder",
+        ),
+        (
+            "modernbert",
+            "rope_parameters",
+            {"full_attention": {"rope_theta": 10**400}},
+            CheckpointError,
+            "rope_theta is 1000",
+        ),
+        ("modernbert", "max_position_embeddings", 1 << 20, EngineError, "too many rotary angles"),
+        ("deberta-v2", "max_relative_positions", 10**400, CheckpointError, "max_relative_positions = 1000"),
+        ("mpnet", "max_position_embeddings", 1 << 20, CheckpointError, "1048574 tokens, the table of positions has 64"),
     ],
 )
 def test_configs_of_other_families(
@@ -106,6 +142,130 @@ def test_configs_of_other_families(
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(error, match=message):
+        lower_encoder(Weights(copy))
+
+
+@pytest.mark.parametrize(
+    ("family", "without", "same"),
+    [
+        ("bert", ["hidden_act", "layer_norm_eps"], {}),
+        ("roberta", ["layer_norm_eps"], {"layer_norm_eps": 1e-12}),
+        ("albert", ["hidden_act"], {"hidden_act": "gelu_new"}),
+        ("modernbert", ["local_attention", "hidden_activation"], {"local_attention": 128}),
+        (
+            "modernbert",
+            ["layer_types", "global_attn_every_n_layers"],
+            {"layer_types": ["full_attention", "sliding_attention"]},
+        ),
+    ],
+)
+def test_what_a_config_leaves_out_has_the_default_of_transformers(
+    tiny_model: TinyModel, tmp_path: Path, sequences: list[list[int]], opened: Open, family: str, without: list[str],
+    same: dict[str, object],
+) -> None:  # fmt: skip
+    source = tiny_model(family)
+    config = json.loads((source / "config.json").read_text()) | same
+    outputs = []
+    for name, dropped in (("all", []), ("less", without)):
+        copy = Path(shutil.copytree(source, tmp_path / name))
+        (copy / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in dropped}))
+        outputs.append(opened(copy).run(sequences, 1))
+        settings = AutoConfig.from_pretrained(copy)
+        assert all(getattr(settings, key, value) == value for key, value in same.items())
+    np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize(("family", "tokens"), [("bert", 512), ("deberta-v2", 512), ("modernbert", 8192)])
+def test_positions_that_a_config_leaves_out(tiny_model: TinyModel, tmp_path: Path, family: str, tokens: int) -> None:
+    source = tiny_model(family, max_position_embeddings=tokens)
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    assert config.pop("max_position_embeddings") == tokens == AutoConfig.for_model(family).max_position_embeddings
+    (copy / "config.json").write_text(json.dumps(config))
+    assert lower_encoder(Weights(copy)).max_tokens == tokens
+
+
+@pytest.mark.parametrize("key", ["num_attention_heads", "num_hidden_layers"])
+def test_sizes_that_a_config_leaves_out_go_to_transformers(copy: Path, key: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    del config[key]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineError, match=f"leaves out {key}"):
+        lower_encoder(Weights(copy))
+
+
+def test_q_k_and_v_of_unequal_sizes(copy: Path) -> None:
+    for part, rows in (("query", 48), ("key", 16), ("value", 32)):
+        change(copy, f"{BLOCK}attention.self.{part}.weight", torch.zeros(rows, 32))
+        change(copy, f"{BLOCK}attention.self.{part}.bias", torch.zeros(rows))
+    with pytest.raises(
+        CheckpointError, match=f"{BLOCK}attention.self.key has 16 rows; 48, as .*query has, are expected"
+    ):
+        lower_encoder(Weights(copy))
+
+
+WORDS = "embeddings.word_embeddings.weight"
+
+
+@pytest.fixture
+def int8_words(written: Written, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written("bert", scheme="w8a8", embeddings="int8"), tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_scales_of_a_table_are_read_in_their_dtype(int8_words: Path, opened: Open, dtype: torch.dtype) -> None:
+    scale = load_file(int8_words / "model.safetensors")[f"{WORDS}_scale"].to(dtype)
+    change(int8_words, f"{WORDS}_scale", scale.float())
+    want = opened(int8_words).run([[5, 6, 7]], 1)
+    change(int8_words, f"{WORDS}_scale", scale)
+    weights = Weights(int8_words)
+    _, got = weights.table(WORDS)
+    assert got is not None
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(opened(int8_words).run([[5, 6, 7]], 1), want)
+    codes = load_file(int8_words / "model.safetensors")[WORDS]
+    np.testing.assert_array_equal(weights.floats(WORDS), codes[:, 0].float() * scale.float())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (f"{WORDS}_scale", torch.full((200, 1), math.nan), f"{WORDS}_scale holds nan, which is not finite"),
+        (f"{WORDS}_scale", torch.full((200, 1), -0.5), "holds -0.5, which is not finite and positive"),
+        (f"{WORDS}_scale", torch.full((200, 1), 1e300, dtype=torch.float64), "holds inf, which is not finite"),
+        (f"{WORDS}_scale", torch.ones(200, 1, dtype=torch.int32), f"{WORDS}_scale is I32, a float tensor is expected"),
+        (f"{WORDS}_scale", torch.ones(100, 1), r"is I8 \[200, 1, 32\] with scales \[100, 1\]"),
+        (WORDS, torch.ones(200, 2, 32, dtype=torch.int8), r"is I8 \[200, 2, 32\] with scales \[200, 1\]"),
+        (WORDS, torch.ones(200, 1, 32), r"is F32 \[200, 1, 32\]"),
+    ],
+)  # fmt: skip
+def test_tables_that_contradict(int8_words: Path, name: str, value: torch.Tensor, message: str) -> None:
+    change(int8_words, name, value)
+    for read in (Weights(int8_words).table, Weights(int8_words).floats):
+        with pytest.raises(CheckpointError, match=message):
+            read(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("input_scale_K", torch.zeros(32), "input_scale_K holds 0.0, which is not finite and positive"),
+        ("input_scale_K", -torch.ones(32), "input_scale_K holds -1.0, which is not"),
+        ("input_scale_K", torch.full((32,), 1e-42), "input_scale_K holds 1.*e-42, by which nothing can be divided"),
+        ("input_scale_K", torch.ones(31), r"input_scale_K has the shape \[31\]; 32 finite numbers are expected"),
+        ("input_scale", torch.tensor([0.1, 5.0]), r"input_scale has the shape \[2\]; it must be one number"),
+        ("input_scale", torch.zeros(0), r"input_scale has the shape \[0\]; it must be one number"),
+        ("input_scale", torch.tensor([math.inf]), "input_scale holds inf, which is not finite"),
+        ("input_zero_point", torch.zeros(2, dtype=torch.int8), r"input_zero_point has the shape \[2\]"),
+        ("input_zero_point", torch.zeros(0, dtype=torch.int8), r"input_zero_point has the shape \[0\]"),
+        ("input_zero_point", torch.tensor([math.nan]), "input_zero_point is F32; an integer from -128 to 127"),
+        ("input_zero_point", torch.tensor([300], dtype=torch.int32), "input_zero_point is I32 300; an integer"),
+    ],
+)  # fmt: skip
+def test_grids_that_contradict(written: Written, tmp_path: Path, name: str, value: torch.Tensor, message: str) -> None:
+    copy = Path(shutil.copytree(written("bert", scheme="w8a8_static", method="smoothquant"), tmp_path / "copy"))
+    change(copy, f"{BLOCK}intermediate.dense.{name}", value)
+    with pytest.raises(CheckpointError, match=message):
         lower_encoder(Weights(copy))
 
 

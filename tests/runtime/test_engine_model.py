@@ -117,19 +117,33 @@ def test_bad_types(quantized: Callable[..., EngineModel]) -> None:
             ([[5, 6]], [[0, 1], [0]], "token types of 2 items for 1"),
             ([("a", "b"), "c"], None, "pair 1 is str, not two texts"),
             ([("a", "b"), ("c",)], None, "pair 1 is tuple, not two texts"),
+            ([[5, 6]], [None], "item 0: token types are a sequence of whole numbers, this is None"),
+            ([[5, 6]], [[0, 0.5]], "item 0: token types are a sequence of whole numbers"),
+            ([[5, 6]], np.array([[0, 2]]), "item 0: token type 2; this model has 0 to 1"),
         ):
             with pytest.raises(InputError, match=message):
                 other.encode(items, types=types)
-        assert np.isfinite(other.encode([[5, 6]], types=[[0, 1]])).all()
+        given = np.array([[5, 6]]), np.array([[0, 1]])
+        want = other.encode([[5, 6]], types=[[0, 1]])
+        assert np.isfinite(want).all()
+        np.testing.assert_array_equal(other.encode(given[0], types=given[1]), want)
 
 
 def test_bad_input(quantized: Callable[..., EngineModel]) -> None:
     model = quantized("bert")
-    for items, message in (("text", "one string"), ([[1, 300]], "token id 300"), ([[]], "item 0 has 0 tokens")):
+    for items, message in (
+        ("text", "one string"), ([[1, 300]], "token id 300"), ([[]], "item 0 has 0 tokens"),
+        ([[1.7]], "item 0 is list"),
+        ([[2**70]], "other than a token id"), ({"a": 1}, "this is dict"), ({"a"}, "this is set"),
+        ((text for text in ["a"]), "this is generator"), (["a", "\ud800"], "text 1 holds"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             model.encode(items)
     with pytest.raises(InputError, match="threads = 0"):
         model.encode(["a text"], threads=0)
+    for path in (model, model.generic):
+        with pytest.raises(InputError, match=r"batch_size = 1\.5: not a whole number"):
+            path.encode(["a text"], batch_size=1.5)
     with pytest.raises(InputError, match="threads = 0"):
         bitwright.load(model.path, threads=0)
     assert model.encode([]).shape == (0, 32)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitwright.engine.linears import Linear, dequantized
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import Weights, short
 from bitwright.errors import CheckpointError, EngineError
+
+_FURTHEST = 1 << 24  # distances below it are exact in float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,9 +68,10 @@ def positions_of(weights: Weights, encoder: str, limit: int, eps: float) -> Posi
         raise EngineError("relative_attention without a pos_att_type has no builder")
     buckets = config.get("position_buckets", -1)
     furthest = config.get("max_relative_positions", -1)
-    if type(buckets) is not int or type(furthest) is not int:
-        raise CheckpointError(f"position_buckets = {buckets!r}, max_relative_positions = {furthest!r}: not numbers")
-    furthest = furthest if furthest >= 1 else weights.number("max_position_embeddings")
+    if not all(type(value) is int and value < _FURTHEST for value in (buckets, furthest)):
+        found = f"position_buckets = {short(buckets)}, max_relative_positions = {short(furthest)}"
+        raise CheckpointError(f"{found}: not numbers below {_FURTHEST}")
+    furthest = furthest if furthest >= 1 else weights.number("max_position_embeddings", limit)
     span = buckets if buckets > 0 else furthest
     table_PH = weights.rows(f"{encoder}.rel_embeddings.weight", weights.number("hidden_size"))
     if len(table_PH) != 2 * span:

@@ -9,10 +9,16 @@ import numpy as np
 from bitwright.engine.disentangled import attention_kinds, positions_of, tables_of
 from bitwright.engine.lowering import Lowering, Value
 from bitwright.engine.program import Program
-from bitwright.engine.weights import Weights
-from bitwright.errors import EngineError
+from bitwright.engine.weights import Weights, short
+from bitwright.errors import CheckpointError, EngineError, ModelError
+from bitwright.models.source import CONFIG_FILE
 
 Config = dict[str, Any]
+
+# What config.json may leave out takes the default of transformers.
+_POSITIONS = 512
+_KINDS = ("full_attention", "sliding_attention")
+_MOST_ANGLES = 1 << 23  # positions times head size, for one kind of attention: 32 MiB of cosines and sines
 
 # End of the class in config.json -> task.
 _TASKS = {
@@ -34,6 +40,7 @@ class PostNorm:
     one. head, classifier: of a sequence classifier, after the first token; `head` is (linear, activation) each.
     projection: of narrow embeddings. heads, layers, activation: keys of config.json. after_padding: positions count
     from pad_token_id + 1. distance_bias: a table of attention biases by bucket of distance, shared by all blocks.
+    default_activation: where config.json names none.
     """
 
     prefix: str
@@ -50,7 +57,7 @@ class PostNorm:
     heads: str = "num_attention_heads"
     layers: str = "num_hidden_layers"
     activation: str = "hidden_act"
-    default_eps: float = 1e-12
+    default_activation: str = "gelu"
     after_padding: bool = False
     distance_bias: str | None = None
 
@@ -64,9 +71,7 @@ _BERT = PostNorm(
     ffn=("intermediate.dense", "output.dense"),
     ffn_norm="output.LayerNorm",
 )
-_ROBERTA = replace(
-    _BERT, prefix="roberta.", head=_ROBERTA_HEAD, classifier="classifier.out_proj", default_eps=1e-5, after_padding=True
-)
+_ROBERTA = replace(_BERT, prefix="roberta.", head=_ROBERTA_HEAD, classifier="classifier.out_proj", after_padding=True)
 
 # model_type of config.json -> row.
 _POST_NORM: dict[str, PostNorm] = {
@@ -102,6 +107,7 @@ _POST_NORM: dict[str, PostNorm] = {
         ffn_norm="full_layer_layer_norm",
         head=((".pooler", "tanh"),),
         projection="encoder.embedding_hidden_mapping_in",
+        default_activation="gelu_new",
     ),
     "mpnet": PostNorm(
         prefix="mpnet.",
@@ -124,9 +130,13 @@ def task_of(weights: Weights) -> str:
     """What a model was trained for: "embedding" if it has no head.
 
     Raises:
-        EngineError: a head without a builder.
+        EngineError: a head without a builder. ModelError: `architectures` is no list of names.
     """
-    name = str((weights.config.get("architectures") or [""])[0])
+    names = weights.config.get("architectures") or [""]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        where = f"{weights.directory / CONFIG_FILE}: architectures"
+        raise ModelError(f'{where} is {short(names)}; a list of names of classes is needed, such as ["BertModel"]')
+    name = names[0]
     task = next((task for end, task in _TASKS.items() if name.endswith(end)), "embedding")
     if task == "embedding" and "For" in name and not name.endswith(("ForMaskedLM", "ForPreTraining")):
         raise EngineError(f"{name} has no builder")
@@ -182,20 +192,21 @@ def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
     def build(lower: Lowering) -> tuple[Value, Head]:
         weights, config = lower.weights, lower.weights.config
         _refuse(config)
-        eps, heads = weights.real("layer_norm_eps", row.default_eps), weights.number(row.heads)
+        eps, heads = weights.real("layer_norm_eps", 1e-12), weights.number(row.heads)
         words = "embeddings.word_embeddings.weight"
         base = _base(weights, row.prefix, words)
         first = _first_position(config) if row.after_padding else 0
-        limit = weights.number("max_position_embeddings") - first
+        limit = weights.number("max_position_embeddings", _POSITIONS) - first
         types = base + row.types if row.types and base + row.types in weights else None
         x = lower.embed(base + words, f"{base}embeddings.position_embeddings.weight", types, first)
+        lower.check_tokens(limit)  # before a bias is made for them
         x = lower.norm(f"{base}embeddings.LayerNorm", x, eps=eps)
         if row.projection and weights.has_linear(base + row.projection):
             x = lower.linears([base + row.projection], x, out="f32")
         bias_HD = _distance_bias(weights.rows(base + row.distance_bias, heads), limit) if row.distance_bias else None
         for layer in range(weights.number(row.layers)):
             block = base + row.block.format(layer)
-            qkv = lower.linears([f"{block}.{part}" for part in row.qkv], x, out="bf16")
+            qkv = lower.qkv([f"{block}.{part}" for part in row.qkv], x)
             x = _rest_of_block(lower, row, block, lower.attention(block, qkv, heads, bias_HD=bias_HD), x, eps)
 
         def head(x: Value) -> Value:
@@ -211,7 +222,7 @@ def _post_norm(row: PostNorm) -> Callable[[Lowering], tuple[Value, Head]]:
 
 def _rest_of_block(lower: Lowering, row: PostNorm, block: str, mixed: Value, x: Value, eps: float) -> Value:
     """What a block does after attention has mixed its tokens."""
-    activation = str(lower.weights.config.get(row.activation))
+    activation = str(lower.weights.config.get(row.activation, row.default_activation))
     y = lower.linears([f"{block}.{row.attention_output}"], mixed, out="f32")
     x = lower.norm(f"{block}.{row.attention_norm}", y, x, eps=eps)
     inner = lower.linears([f"{block}.{row.ffn[0]}"], x, out="bf16", activation=activation)
@@ -226,7 +237,7 @@ def _deberta(lower: Lowering) -> tuple[Value, Head]:
     row, words = replace(_BERT, prefix="deberta."), "embeddings.word_embeddings.weight"
     base = _base(weights, row.prefix, words)
     eps, heads = weights.real("layer_norm_eps", 1e-7), weights.number(row.heads)
-    limit = weights.number("max_position_embeddings")
+    limit = weights.number("max_position_embeddings", _POSITIONS)
     absolute = f"{base}embeddings.position_embeddings.weight" if config.get("position_biased_input", True) else None
     types = base + str(row.types) if config.get("type_vocab_size", 0) else None
     x = lower.embed(base + words, absolute, types)
@@ -237,7 +248,7 @@ def _deberta(lower: Lowering) -> tuple[Value, Head]:
     for layer in range(weights.number(row.layers)):
         block = base + row.block.format(layer)
         attention = f"{block}.attention.self"
-        qkv = lower.linears([f"{attention}.{part}_proj" for part in ("query", "key", "value")], x, out="bf16")
+        qkv = lower.qkv([f"{attention}.{part}_proj" for part in ("query", "key", "value")], x)
         if positions is None:
             mixed = lower.attention(block, qkv, heads, terms=1 + len(attention_kinds(weights)))
         else:
@@ -267,15 +278,10 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
     weights, config = lower.weights, lower.weights.config
     base = "model." if "model.embeddings.tok_embeddings.weight" in weights else ""
     eps, heads = weights.real("norm_eps", 1e-5), weights.number("num_attention_heads")
-    layers, limit = weights.number("num_hidden_layers"), weights.number("max_position_embeddings")
-    activation = str(config.get("hidden_activation"))
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if layer % weights.number("global_attn_every_n_layers") else "full_attention"
-        for layer in range(layers)
-    ]
-    if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
-        raise EngineError(f"layer_types {sorted(set(map(str, kinds)))} of {len(kinds)} blocks have no builder")
-    angles = {kind: _angles(weights, kind, limit, weights.number("hidden_size") // heads) for kind in set(kinds)}
+    layers, limit = weights.number("num_hidden_layers"), weights.number("max_position_embeddings", 8192)
+    activation = str(config.get("hidden_activation", "gelu"))
+    kinds, span = _kinds_of_layers(weights, layers), weights.number("local_attention", 128)
+    tables = {kind: _rotary(weights, kind, limit, weights.number("hidden_size") // heads) for kind in set(kinds)}
     x = lower.norm(
         f"{base}embeddings.norm", lower.embed(f"{base}embeddings.tok_embeddings.weight", None, None), eps=eps
     )
@@ -283,8 +289,8 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
     for layer, kind in enumerate(kinds):
         block = f"{base}layers.{layer}"
         qkv = lower.linears([f"{block}.attn.Wqkv"], normed, out="bf16")
-        qkv = lower.rotate(f"{block}.attn", qkv, heads, angles[kind])
-        window = weights.number("local_attention") // 2 if kind == "sliding_attention" else None
+        qkv = lower.rotate(f"{block}.attn", qkv, heads, *tables[kind])
+        window = span // 2 if kind == "sliding_attention" else None
         y = lower.linears([f"{block}.attn.Wo"], lower.attention(block, qkv, heads, window=window), out="f32")
         x, normed = lower.norm_of_sum(f"{block}.mlp_norm", y, x, eps=eps)
         y = lower.linears([f"{block}.mlp.Wo"], lower.gated(f"{block}.mlp.Wi", normed, activation), out="f32")
@@ -293,25 +299,53 @@ def _modernbert(lower: Lowering) -> tuple[Value, Head]:
     x = lower.norm(f"{base}final_norm", y, x, eps=eps)
 
     def head(x: Value) -> Value:
-        y = lower.linears(["head.dense"], x, out="f32", activation=str(config.get("classifier_activation")))
+        y = lower.linears(["head.dense"], x, out="f32", activation=str(config.get("classifier_activation", "gelu")))
         return lower.norm("head.norm", y, eps=eps)
 
     pooling = str(config.get("classifier_pooling", "cls"))
     return x, Head(head, "classifier", limit, pooling=pooling, for_tokens=True, spans="classifier")
 
 
-def _angles(weights: Weights, kind: str, limit: int, head_size: int) -> np.ndarray:
-    """Rotary angles in radians: float64 (limit, head_size / 2)."""
-    local = kind == "sliding_attention"
-    rope = (weights.config.get("rope_parameters") or {}).get(kind, {})
-    if rope.get("rope_type", "default") != "default":
-        raise EngineError(f"rope_type {rope['rope_type']!r} has no builder")
+def _kinds_of_layers(weights: Weights, layers: int) -> list[str]:
+    """How each block of a ModernBERT sees: "full_attention" or "sliding_attention".
+
+    Raises:
+        EngineError: another kind, or not one for each block. CheckpointError: no list.
+    """
+    if weights.config.get("sliding_window") is not None:
+        raise EngineError("sliding_window, beside local_attention, has no builder")
+    given = weights.config.get("layer_types")
+    if given is None:
+        every = weights.number("global_attn_every_n_layers", 3)
+        return [_KINDS[layer % every > 0] for layer in range(layers)]
+    if not isinstance(given, list):
+        where = f"{weights.directory / CONFIG_FILE}: layer_types"
+        raise CheckpointError(f"{where} is {short(given)}, not a list of a name for each block")
+    if len(given) != layers or not all(kind in _KINDS for kind in given):
+        raise EngineError(f"layer_types {sorted(set(map(str, given)))} of {len(given)} blocks have no builder")
+    return given
+
+
+def _rotary(weights: Weights, kind: str, limit: int, head_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the rotary angles: float32 (limit, head_size / 2) each.
+
+    Raises:
+        EngineError: settings that scale the angles, or as many of them as no program holds.
+    """
+    config, local = weights.config, kind == "sliding_attention"
+    found = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key) is not None}
+    parameters = found.get("rope_parameters", {})
+    rope = parameters.get(kind, {}) if isinstance(parameters, dict) and parameters.keys() <= set(_KINDS) else None
+    plain = isinstance(rope, dict) and rope.keys() <= {"rope_type", "rope_theta"}
+    if rope is None or not plain or rope.get("rope_type", "default") != "default" or "rope_scaling" in found:
+        wrong = short(found.get("rope_scaling", parameters))
+        raise EngineError(f"a rope of {wrong} has no builder; there is one for type 'default', by kind of attention")
     older = weights.real("local_rope_theta" if local else "global_rope_theta", 10_000.0 if local else 160_000.0)
-    theta = rope.get("rope_theta", older)
-    if not isinstance(theta, int | float) or not theta > 0:
-        raise EngineError(f"rope_theta is {theta!r}, not a positive number")
-    frequency = float(theta) ** (-np.arange(0, head_size, 2) / head_size)
-    return np.arange(limit)[:, None] * frequency
+    theta = weights.check_real("rope_theta", rope.get("rope_theta", older))
+    if limit * head_size > _MOST_ANGLES:
+        raise EngineError(f"max_position_embeddings = {limit} with heads of {head_size} values: too many rotary angles")
+    angles_TF = np.arange(limit)[:, None] * theta ** (-np.arange(0, head_size, 2) / head_size)
+    return np.cos(angles_TF).astype(np.float32), np.sin(angles_TF).astype(np.float32)
 
 
 def _first_position(config: Config) -> int:

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from itertools import chain
+from operator import index
+from struct import error as StructError
+from struct import pack
 
 import numpy as np
 
@@ -13,6 +16,7 @@ from bitwright.kernels.layouts import BLOCK
 
 _FUNCTIONS = ("relu", "tanh", "gelu_tanh", "silu")  # as in csrc/rows/contract.h
 _NO_WINDOW = 2**64 - 1
+_MOST_THREADS = 1 << 16  # asked for; the pool has fewer
 _L2_BYTES = 1 << 20  # of a group's buffers
 _LEAST_GROUP = 128  # tokens: fewer would read the weights too often
 _LEAST_UNPACKING_GROUP = 256  # where each group unpacks the weights too, which takes as long as some 50 tokens with AMX
@@ -30,7 +34,7 @@ class Executor:
         unpacks = any(op.settings.get("operator") == "linear_wna16" for op in program.ops)
         least = _LEAST_UNPACKING_GROUP if unpacks else _LEAST_GROUP
         self.group_tokens = group_tokens or max(least, _L2_BYTES // size // 32 * 32)
-        self._kept: list[np.ndarray] = []  # what native code points at
+        self._kept: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray]] = {}  # a constant, and what native code reads
         self._native = module.Program(
             isa,
             [
@@ -62,12 +66,15 @@ class Executor:
                 have, or not one for each token; threads < 1.
             MemoryError: the system has none for it. Later calls are as before.
         """
-        lengths, ids = _packed(sequences)
+        lengths, ids = _packed(sequences, "token id")
         if types is None:
             return self.run_packed(ids, lengths, threads, seconds)
-        type_lengths, packed = _packed(types)
+        type_lengths, packed = _packed(types, "token type")
+        if len(type_lengths) != len(lengths):
+            raise InputError(f"token types of {len(type_lengths)} sequences for {len(lengths)}")
         if not np.array_equal(type_lengths, lengths):
-            raise InputError(f"sequences of {lengths.tolist()} tokens with {type_lengths.tolist()} token types")
+            i = int((type_lengths != lengths).argmax())
+            raise InputError(f"sequence {i} has {lengths[i]} tokens and {type_lengths[i]} token types")
         return self.run_packed(ids, lengths, threads, seconds, types=packed)
 
     def run_packed(
@@ -75,19 +82,22 @@ class Executor:
         types: np.ndarray | None = None,
     ) -> np.ndarray:  # fmt: skip
         """As `run`, of sequences laid end to end: integers (all tokens,) and (sequences,); types as ids."""
-        if threads < 1:
-            raise InputError(f"threads = {threads}: at least 1")
-        starts = np.zeros(len(lengths) + 1, np.int64)
+        threads = min(check_count("threads", threads), _MOST_THREADS)
+        lengths, starts = _integers(lengths, "lengths"), np.zeros(len(lengths) + 1, np.int64)
+        self._check_lengths(lengths)
         np.cumsum(lengths, out=starts[1:])
         if ids.shape != (starts[-1],):
             raise InputError(f"{ids.shape} token ids for sequences of {starts[-1]} tokens in all")
         if types is not None and types.shape != ids.shape:
             raise InputError(f"{types.shape} token types for {ids.shape} token ids")
-        self._check(np.asarray(lengths), ids, types)
+        if seconds is not None and not (
+            seconds.dtype == np.float64 and seconds.shape == (len(self.program.ops),) and seconds.flags.carray
+        ):
+            raise InputError(f"seconds is {seconds.dtype} {seconds.shape}, not float64 ({len(self.program.ops)},)")
+        ids = _below(ids, self.program.vocabulary, "token id")
+        types = None if types is None else _below(types, self.program.types, "token type")
         output = self.program.output
         out = np.empty((len(lengths) if output.per_sequence else len(ids), output.width), np.float32)
-        ids = np.ascontiguousarray(ids, np.int32)
-        types = None if types is None else np.ascontiguousarray(types, np.int32)
         done = self._native.run(
             ids.ctypes.data, 0 if types is None else types.ctypes.data, starts.ctypes.data, len(lengths), threads,
             out.ctypes.data, 0 if seconds is None else seconds.ctypes.data,
@@ -99,25 +109,26 @@ class Executor:
             )
         return out
 
-    def _check(self, lengths: np.ndarray, ids: np.ndarray, types: np.ndarray | None) -> None:
-        program = self.program
-        if len(lengths) and (lengths.min() < 1 or lengths.max() > program.max_tokens):
-            worst = int(lengths.argmin() if lengths.min() < 1 else lengths.argmax())
-            raise InputError(
-                f"sequence {worst} has {lengths[worst]} tokens; this model takes 1 to {program.max_tokens}"
-            )
-        for what, values, end in (("id", ids, program.vocabulary), ("type", types, program.types)):
-            if values is not None and len(values) and not 0 <= values.min() <= values.max() < end:
-                wrong = int(values[(values < 0) | (values >= end)][0])
-                raise InputError(f"token {what} {wrong}: this model has 0 to {end - 1}")
+    def _check_lengths(self, lengths: np.ndarray) -> None:
+        above = (lengths - 1).view(np.uint64)  # what is below 1 is very large
+        if len(above) and above.max() >= self.program.max_tokens:
+            worst = int(above.argmax())
+            limit = self.program.max_tokens
+            raise InputError(f"sequence {worst} has {lengths[worst]} tokens; this model takes 1 to {limit}")
 
-    def _address(self, values: np.ndarray | None) -> int:
+    def _address(self, values: np.ndarray | None, *, natural: bool = False) -> int:
+        """Of a constant, contiguous and at a multiple of 64 bytes; copied, but once, only where it is not.
+
+        natural: the alignment of its elements is enough, as for the operators in csrc/rows: so a table of words stays
+        where the file is mapped.
+        """
         if values is None:
             return 0
-        if not values.flags.c_contiguous or values.ctypes.data % 64:
-            values = aligned(values)
-        self._kept.append(values)
-        return int(values.ctypes.data)
+        key = (id(values), natural)
+        if key not in self._kept:
+            fits = values.flags.aligned if natural else values.ctypes.data % 64 == 0
+            self._kept[key] = (values, values if fits and values.flags.c_contiguous else aligned(values))
+        return int(self._kept[key][1].ctypes.data)
 
     def _grid(self, grid: Grid | None) -> tuple[int, int, int, float, int, int]:
         if grid is None:
@@ -129,9 +140,11 @@ class Executor:
     def _embed(self, op: Op) -> None:
         words = op.weights["words"]
         assert words is not None
+        table, scale, positions, types = (
+            self._address(op.weights[name], natural=True) for name in ("words", "word_scale", "positions", "types")
+        )
         self._native.embed(
-            *(self._address(op.weights[name]) for name in ("words", "word_scale")), words.dtype == np.uint16,
-            self._address(op.weights["positions"]), op.settings["first_position"], self._address(op.weights["types"]),
+            table, scale, words.dtype == np.uint16, positions, op.settings["first_position"], types,
             _index(op.writes[0]),
         )  # fmt: skip
 
@@ -194,7 +207,7 @@ class Executor:
         self._native.activate(_index(op.reads[0]), _FUNCTIONS.index(op.settings["function"]))
 
     def _rotate(self, op: Op) -> None:
-        tables = [self._address(op.weights[name]) for name in ("cos", "sin")]
+        tables = [self._address(op.weights[name], natural=True) for name in ("cos", "sin")]
         self._native.rotate(_index(op.reads[0]), op.settings["heads"], op.settings["head_size"], *tables)
 
     def _gate(self, op: Op) -> None:
@@ -209,10 +222,46 @@ _ADD = {
 }  # fmt: skip
 
 
-def _packed(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def check_count(what: str, value: int) -> int:
+    """A number of something, at least 1.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        count = index(value)
+    except TypeError:
+        raise InputError(f"{what} = {value!r}: not a whole number") from None
+    if count < 1:
+        raise InputError(f"{what} = {count}: at least 1")
+    return count
+
+
+def _packed(sequences: Sequence[Sequence[int]], what: str) -> tuple[np.ndarray, np.ndarray]:
     """Lengths, and all numbers end to end, int64."""
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    return lengths, np.fromiter(chain.from_iterable(sequences), np.int64, int(lengths.sum()))
+    try:
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        values = list(chain.from_iterable(sequences))
+        # Unlike numpy, struct makes whole numbers of nothing else; and it is faster.
+        return lengths, np.frombuffer(pack(f"{len(values)}q", *values), np.int64)
+    except (TypeError, StructError) as error:
+        raise InputError(f"a sequence holds something other than a {what} ({error})") from None
+
+
+def _integers(values: np.ndarray, what: str) -> np.ndarray:
+    """int64, contiguous."""
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise InputError(f"{what} are {values.dtype} {values.shape}; integers in one dimension are taken")
+    return np.ascontiguousarray(values, np.int64)
+
+
+def _below(values: np.ndarray, end: int, what: str) -> np.ndarray:
+    """int32 from 0 to end - 1."""
+    unsigned = _integers(values, f"{what}s").view(np.uint64)  # what is below 0 is very large
+    if len(unsigned) and unsigned.max() >= end:
+        wrong = int(values[unsigned >= end][0])
+        raise InputError(f"{what} {wrong}: this model has 0 to {end - 1}")
+    return unsigned.astype(np.int32)
 
 
 def _index(buffer: Buffer | None) -> int:

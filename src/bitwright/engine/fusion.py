@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from bitwright.engine.program import Buffer, Op
 
 _STATIC = 2  # mode of a grid
@@ -14,8 +16,8 @@ def fuse_codes(
 ) -> tuple[tuple[Op, ...], tuple[Buffer, ...], Buffer]:
     """An int8 linear of which nothing but its codes on a static grid is read writes those itself.
 
-    Codes on a dynamic grid need a whole row first. A bf16 linear writes none: its input has no scale that would tell of
-    a NaN, and codes cannot.
+    Codes on a dynamic grid need a whole row first. Codes cannot tell of a NaN: a bf16 linear writes none, for its input
+    has no scale that would, and neither does a linear with a bias that is not finite.
 
     Args:
         output: what the program returns; it stays as it is.
@@ -33,7 +35,8 @@ def fuse_codes(
         if source is None or source is output or op.settings["grid"].mode != _STATIC:
             continue
         maker, *others = (user for user in users[source.index] if user is not op)
-        if not others and "colsum" in maker.weights:
+        bias = maker.weights.get("bias")
+        if not others and "colsum" in maker.weights and bias is not None and np.isfinite(bias).all():
             maker.writes, maker.settings["grid"] = op.writes, op.settings["grid"]
             gone += [op, source]
     kept = tuple(op for op in ops if op not in gone)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -183,10 +183,8 @@ def _shape(weights: "Weights", module: str) -> tuple[int, int]:
 def _scales(weights: "Weights", module: str, spec: QuantSpec, n: int, groups: int) -> np.ndarray:
     """float32 (N, G)."""
     name = f"{module}.weight_scale"
-    scale = weights.floats(name)
+    scale = weights.positive(name)
     _check_shape(weights, name, scale, (1, 1) if spec.per_tensor else (n, groups))
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise CheckpointError(f"{weights.directory}: {name} holds a scale that is not finite and positive")
     return np.broadcast_to(scale, (n, 1)) if spec.per_tensor else scale.reshape(n, groups)
 
 
@@ -229,26 +227,47 @@ def _grid(weights: "Weights", module: str, group: Group, k: int) -> Grid | None:
     shift_K = multiplier_K = None
     if group.has_scale_K or group.has_shift_K:
         zeros, ones = np.zeros(k, np.float32), np.ones(k, np.float32)
-        scale_K = _per_input(weights, f"{module}.input_scale_K", k) if group.has_scale_K else ones
-        shift_K = _padded(_per_input(weights, f"{module}.input_shift_K", k) if group.has_shift_K else zeros)
+        scales, shifts = f"{module}.input_scale_K", f"{module}.input_shift_K"
+        scale_K = _per_input(weights, scales, _divisors(weights, scales), k) if group.has_scale_K else ones
+        shift_K = _padded(_per_input(weights, shifts, weights.floats(shifts), k) if group.has_shift_K else zeros)
         multiplier_K = _padded(np.float32(1.0) / scale_K)
     if spec is None:
         return None if shift_K is None else Grid(NOT_ROUNDED, shift_K=shift_K, multiplier_K=multiplier_K)
     if spec.dynamic:
         return Grid(1 if spec.symmetric else 0, 1.0, 0, spec.code_min, shift_K, multiplier_K)
-    scale = float(weights.floats(f"{module}.input_scale").reshape(-1)[0])
-    zero = 0
-    if not spec.symmetric:
-        zero = int(weights.raw(f"{module}.input_zero_point")[0].reshape(-1)[0])
-    if not np.finfo(np.float32).tiny <= scale <= np.finfo(np.float32).max or not -128 <= zero <= 127:
-        raise CheckpointError(f"{weights.directory}: {module}: input_scale = {scale}, input_zero_point = {zero}")
+    name = f"{module}.input_scale"
+    scale = float(_only(weights, name, _divisors(weights, name)))
+    zero = 0 if spec.symmetric else _zero_point(weights, f"{module}.input_zero_point")
     return Grid(2, scale, zero, spec.code_min, shift_K, multiplier_K)
 
 
-def _per_input(weights: "Weights", name: str, k: int) -> np.ndarray:
-    values_K = weights.floats(name)
+def _zero_point(weights: "Weights", name: str) -> int:
+    values, dtype = weights.raw(name)
+    zero, whole = _only(weights, name, values), dtype in ("I8", "U8", "I32", "I64")
+    if not whole or not -128 <= zero <= 127:
+        found = f"{dtype} {zero}" if whole else dtype
+        raise CheckpointError(f"{weights.directory}: {name} is {found}; an integer from -128 to 127 is expected")
+    return int(zero)
+
+
+def _divisors(weights: "Weights", name: str) -> np.ndarray:
+    """Positive numbers with finite reciprocals."""
+    values = weights.positive(name)
+    if (values < np.finfo(np.float32).tiny).any():
+        raise CheckpointError(f"{weights.directory}: {name} holds {values.min()}, by which nothing can be divided")
+    return values
+
+
+def _only(weights: "Weights", name: str, values: np.ndarray) -> Any:
+    if values.size != 1:
+        raise CheckpointError(f"{weights.directory}: {name} has the shape {list(values.shape)}; it must be one number")
+    return values.reshape(())[()]
+
+
+def _per_input(weights: "Weights", name: str, values_K: np.ndarray, k: int) -> np.ndarray:
     if values_K.shape != (k,) or not np.isfinite(values_K).all():
-        raise CheckpointError(f"{weights.directory}: {name} is not {k} finite numbers")
+        shape = list(values_K.shape)
+        raise CheckpointError(f"{weights.directory}: {name} has the shape {shape}; {k} finite numbers are expected")
     return values_K
 
 

@@ -73,9 +73,28 @@ class Lowering:
         kept = self._buffer("f32", x.buffer.width, per_sequence=x.buffer.per_sequence)
         return Value(kept), self._norm(name, x, residual, kept, eps)
 
+    def qkv(self, names: Sequence[str], x: Value) -> Value:
+        """Queries, keys and values of as many values each, side by side.
+
+        Raises:
+            CheckpointError: one has another number of values than the first.
+        """
+        layers = [self.weights.linear(name) for name in names]
+        for name, layer in zip(names, layers, strict=True):
+            if layer.shape[0] != layers[0].shape[0]:
+                raise CheckpointError(
+                    f"{self.weights.directory}: {name} has {layer.shape[0]} rows; {layers[0].shape[0]}, as "
+                    f"{names[0]} has, are expected"
+                )
+        return self._side_by_side(names, layers, x, "bf16", None)
+
     def linears(self, names: Sequence[str], x: Value, *, out: Kind, activation: str | None = None) -> Value:
         """The outputs of linears that read x, side by side, through an activation. out: how they are kept."""
-        layers = [self.weights.linear(name) for name in names]
+        return self._side_by_side(names, [self.weights.linear(name) for name in names], x, out, activation)
+
+    def _side_by_side(
+        self, names: Sequence[str], layers: Sequence[Linear], x: Value, out: Kind, activation: str | None
+    ) -> Value:
         target = self._buffer(out, sum(layer.shape[0] for layer in layers), per_sequence=x.buffer.per_sequence)
         column, function = 0, function_of(activation) if activation else None
         for run in _alike(layers):
@@ -100,16 +119,14 @@ class Lowering:
         self._add(Op("gate", name, (both,), (out,)))
         return Value(out)
 
-    def rotate(self, name: str, qkv: Value, heads: int, angles_TF: np.ndarray) -> Value:
+    def rotate(self, name: str, qkv: Value, heads: int, cos_TF: np.ndarray, sin_TF: np.ndarray) -> Value:
         """q and k rotated by position (Su et al. 2021, 2104.09864): of each head the first half of the values with the
-        second. angles_TF: radians, a row for each position, half a head size wide."""
+        second. cos_TF, sin_TF: of the angles, float32, a row for each position, half a head size wide."""
         size = qkv.buffer.width // 3 // heads
-        if angles_TF.shape[1] * 2 != size:
-            raise CheckpointError(f"{name}: heads of {size} values, and {angles_TF.shape[1]} angles for each")
+        if cos_TF.shape[1] * 2 != size:
+            raise CheckpointError(f"{name}: heads of {size} values, and {cos_TF.shape[1]} angles for each")
         settings = {"heads": 2 * heads, "head_size": size}
-        tables: dict[str, np.ndarray | None] = {
-            "cos": np.cos(angles_TF).astype(np.float32), "sin": np.sin(angles_TF).astype(np.float32),
-        }  # fmt: skip
+        tables: dict[str, np.ndarray | None] = {"cos": cos_TF, "sin": sin_TF}
         self._add(Op("rotate", name, (qkv.buffer,), (qkv.buffer,), settings, tables))
         return qkv
 
@@ -156,13 +173,19 @@ class Lowering:
             self._add(Op("normalize", "unit length", (out,), (out,)))
         return Value(out)
 
-    def finish(self, output: Value, *, max_tokens: int, types: int = 1) -> Program:
-        """The program that returns this value."""
+    def check_tokens(self, max_tokens: int) -> None:
+        """Raises:
+        CheckpointError: the table of positions has fewer rows.
+        """
         if not 1 <= max_tokens <= self._most_tokens:
             raise CheckpointError(
                 f"{self.weights.directory}: config.json speaks of {max_tokens} tokens, the table of positions has "
                 f"{self._most_tokens} rows for them"
             )
+
+    def finish(self, output: Value, *, max_tokens: int, types: int = 1) -> Program:
+        """The program that returns this value."""
+        self.check_tokens(max_tokens)
         words = self._ops[0].weights["words"]
         assert words is not None
         ops, buffers, out = fuse_codes(self._ops, self._buffers, output.buffer)

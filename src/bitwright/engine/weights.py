@@ -1,9 +1,9 @@
 """The tensors of a model directory as numpy arrays: what programs are built from, without torch.
 
-Files are mapped, not read; values are copied when they are packed.
+Files are mapped, not read; values are copied when they are packed. A table of words is not packed: a program reads it
+where it is mapped, so that its file may be replaced while the program lives, but not written over.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int
 
 
 _MOST = 1 << 20  # blocks, heads or positions that a model may have
+_HUGE = float(np.finfo(np.float32).max)
 
 
 class Weights:
@@ -55,26 +56,32 @@ class Weights:
         """Names of all tensors."""
         return sorted(self._entries)
 
-    def number(self, key: str) -> int:
-        """A whole number of config.json, from 1 to `_MOST`.
+    def number(self, key: str, default: int | None = None) -> int:
+        """A whole number of config.json, from 1 to `_MOST`, or the default where it says nothing.
 
         Raises:
-            CheckpointError: it is none.
+            CheckpointError: it is none. EngineError: it says nothing, and there is no default.
         """
-        value = self.config.get(key)
+        value = self.config.get(key, default)
+        if key not in self.config and default is None:
+            raise EngineError(f"config.json leaves out {key}")
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
-            raise CheckpointError(f"{self.directory / CONFIG_FILE}: {key} is {value!r}, not a number from 1 to {_MOST}")
+            where = f"{self.directory / CONFIG_FILE}: {key}"
+            raise CheckpointError(f"{where} is {short(value)}, not a number from 1 to {_MOST}")
         return value
 
     def real(self, key: str, default: float) -> float:
-        """A positive number of config.json, or the default where it says nothing.
+        """A positive number of config.json, within float32, or the default where it says nothing.
 
         Raises:
             CheckpointError: it is none.
         """
-        value = self.config.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise CheckpointError(f"{self.directory / CONFIG_FILE}: {key} is {value!r}, not a positive number")
+        return self.check_real(key, self.config.get(key, default))
+
+    def check_real(self, key: str, value: object) -> float:
+        """As `real`, of a value that lies deeper in config.json."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _HUGE:
+            raise CheckpointError(f"{self.directory / CONFIG_FILE}: {key} is {short(value)}, not a positive number")
         return float(value)
 
     def raw(self, name: str) -> tuple[np.ndarray, str]:
@@ -101,12 +108,22 @@ class Weights:
         if self._is_table(name):
             codes_VH, scale_V = self.table(name)
             assert scale_V is not None
-            return codes_VH.astype(np.float32) * scale_V[:, None].astype(np.float32)
+            values_VH: np.ndarray = codes_VH.astype(np.float32) * scale_V[:, None]
+            return values_VH
         if dtype == "BF16":
             return widen(values)
         if dtype not in ("F32", "F16", "F64"):
             raise CheckpointError(f"{self.directory}: {name} is {dtype}, a float tensor is expected")
-        return values.astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, as torch has it
+            return values.astype(np.float32)
+
+    def positive(self, name: str) -> np.ndarray:
+        """A float tensor whose values are finite and positive, in float32."""
+        values = self.floats(name)
+        wrong = values[~((values > 0) & (values < np.inf))]
+        if wrong.size:
+            raise CheckpointError(f"{self.directory}: {name} holds {wrong[0]}, which is not finite and positive")
+        return values
 
     def vector(self, name: str, size: int) -> np.ndarray:
         """A float tensor of this many values, in float32."""
@@ -125,12 +142,11 @@ class Weights:
         return values
 
     def table(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """An embedding table (V, H): float32 or the bits of bf16, and None; or int8 with its scale (V,)."""
-        module = name.removesuffix(".weight")
+        """An embedding table (V, H): float32 or the bits of bf16, and None; or int8 with its scale, float32 (V,)."""
         values, dtype = self.raw(name)
         if self._is_table(name):
-            scale, _ = self.raw(f"{module}.weight_scale")
-            if dtype != "I8" or values.ndim != 3 or scale.shape != (len(values), 1):
+            scale = self.positive(f"{name}_scale")
+            if dtype != "I8" or values.shape[1:-1] != (1,) or not values.size or scale.shape != (len(values), 1):
                 raise CheckpointError(
                     f"{self.directory}: {name} is {dtype} {list(values.shape)} with scales {list(scale.shape)}; an "
                     "int8 table has (V, 1, H) codes and (V, 1) scales"
@@ -141,7 +157,8 @@ class Weights:
         return (values if dtype in ("BF16", "F32") else self.floats(name)), None
 
     def _is_table(self, name: str) -> bool:
-        return self._quantization is not None and name.removesuffix(".weight") in self._quantization.embeddings
+        tables = () if self._quantization is None else self._quantization.embeddings
+        return name.endswith(".weight") and name.removesuffix(".weight") in tables
 
     def has_linear(self, module: str) -> bool:
         """Whether there is such a linear, whatever its scheme."""
@@ -157,6 +174,12 @@ class Weights:
         if group is None:
             raise CheckpointError(f"{self.directory}: {module} has scales, but config.json has no scheme for it")
         return quantized_linear(self, module, group)
+
+
+def short(value: object) -> str:
+    """A value of config.json, in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def widen(bits: np.ndarray) -> np.ndarray:

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from bitwright.engine.encoders import lower_encoder, task_of
-from bitwright.engine.executor import Executor
+from bitwright.engine.executor import Executor, check_count
 from bitwright.engine.weights import Weights
-from bitwright.errors import EngineError, InputError, ModelError, NumericsError
+from bitwright.errors import EngineError, ModelError, NumericsError
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, isa_index
 from bitwright.models.pooling import Pooling, read_pooling
 from bitwright.models.source import read_object
 from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_long, refuse_types, texts_of
+from bitwright.runtime.tokenizer import cut, encodings_of, open_tokenizer
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
@@ -37,8 +37,8 @@ class EngineModel:
         """Raises:
         EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads = {threads}: at least 1")
+        if threads is not None:
+            check_count("threads", threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = Weights(directory)
@@ -49,7 +49,7 @@ class EngineModel:
         self.backend = f"engine:{active_isa()}"
         self.max_tokens = min([program.max_tokens, *_limits(directory)])
         self.threads = threads or default_threads()
-        self._tokenizer = _fast_tokenizer(directory, self.max_tokens)
+        self._tokenizer = open_tokenizer(directory, weights.config)
         self._generic: Model | None = None
 
     def encode(
@@ -103,26 +103,20 @@ class EngineModel:
         return self._tokens(items, None, batch_size, True).ids
 
     def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool) -> Tokens:
-        if batch_size < 1:
-            raise InputError(f"batch_size = {batch_size}: at least 1")
+        check_count("batch_size", batch_size)
         texts, n_types = texts_of(items), self.executor.program.types
         if texts is None:
             return check_types(types, check_ids(items, self.max_tokens), n_types)
         refuse_types(types)
         if self._tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer.json; give token ids instead")
-        first, second = texts
-        if len(first) == 1:  # of several it makes a pool of threads, one for each core, that stays
-            encodings = [self._tokenizer.encode(first[0], None if second is None else second[0])]
-        else:
-            given = first if second is None else list(zip(first, second, strict=True))
-            encodings = self._tokenizer.encode_batch_fast(given)
+        (tokenizer, side), typed = self._tokenizer, texts[1] is not None and n_types > 1
+        encodings = encodings_of(tokenizer, *texts)
         if not truncate:
-            refuse_long((bool(encoding.overflowing) for encoding in encodings), self.max_tokens)
-        ids = [encoding.ids for encoding in encodings]
-        if second is None or n_types < 2:
-            return Tokens(ids)
-        return check_types([encoding.type_ids for encoding in encodings], ids, n_types)
+            refuse_long((len(encoding) > self.max_tokens for encoding in encodings), self.max_tokens)
+        rows = [cut(encoding, self.max_tokens, side, typed=typed) for encoding in encodings]
+        ids = [row for row, _ in rows]
+        return check_types([row or [] for _, row in rows] if typed else None, ids, n_types)
 
     def rows(self, ids_BT: Any, mask_BT: Any, types_BT: Any = None) -> list[np.ndarray]:
         """What `encode` gives for each sequence of a batch of token ids with its 0/1 mask: float32 arrays.
@@ -182,16 +176,3 @@ def _limits(directory: Path) -> Sequence[int]:
         if isinstance(value, int | float) and value >= 1:
             limits.append(int(value))
     return limits
-
-
-def _fast_tokenizer(directory: Path, limit: int) -> Tokenizer | None:
-    file = directory / "tokenizer.json"
-    if not file.is_file():
-        return None
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise EngineError(f"{file}: the tokenizer cannot be built ({str(error)[:200]})") from None
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(limit)
-    return tokenizer

@@ -1,8 +1,11 @@
 """What `encode` takes: texts, pairs of texts, or sequences of token ids."""
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from bitwright.errors import InputError
 
@@ -32,6 +35,8 @@ def texts_of(items: Items) -> tuple[list[str], list[str] | None] | None:
     """
     if isinstance(items, str):
         raise InputError("encode takes a list of texts, this is one string; pass [text]")
+    if isinstance(items, Mapping) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+        raise InputError(f"encode takes a list of texts, this is {type(items).__name__}")
     if len(items) == 0:
         return None
     if isinstance(items[0], str):
@@ -50,7 +55,7 @@ def check_ids(items: Items, max_tokens: int) -> list[list[int]]:
         InputError: one is something else, empty, or longer than `max_tokens`.
     """
     for index, item in enumerate(items):
-        if isinstance(item, str) or not isinstance(item, Sequence) or not all(isinstance(i, int) for i in item):
+        if not _are_whole(item):
             raise InputError(
                 f"item {index} is {type(item).__name__}: texts, pairs of texts or sequences of token ids are taken"
             )
@@ -72,12 +77,14 @@ def check_types(types: Sequence[Sequence[int]] | None, ids: list[list[int]], n_t
     if len(types) != len(ids):
         raise InputError(f"token types of {len(types)} items for {len(ids)}")
     for index, (row, of) in enumerate(zip(types, ids, strict=True)):
+        if not _are_whole(row):
+            raise InputError(f"item {index}: token types are a sequence of whole numbers, this is {str(row)[:80]}")
         if len(row) != len(of):
             raise InputError(f"item {index} has {len(of)} tokens and {len(row)} token types")
-        wrong = next((kind for kind in row if not isinstance(kind, int) or not 0 <= kind < n_types), None)
+        wrong = next((kind for kind in row if not 0 <= kind < n_types), None)
         if wrong is not None:
-            raise InputError(f"item {index}: token type {wrong!r}; this model has 0 to {n_types - 1}")
-    return Tokens(ids, [list(row) for row in types])
+            raise InputError(f"item {index}: token type {wrong}; this model has 0 to {n_types - 1}")
+    return Tokens(ids, [list(map(int, row)) for row in types])
 
 
 def refuse_types(types: object) -> None:
@@ -86,6 +93,17 @@ def refuse_types(types: object) -> None:
     """
     if types is not None:
         raise InputError("types are those of token ids; the tokens of texts get theirs from the tokenizer")
+
+
+def refuse_surrogates(*texts: Sequence[str] | None) -> None:
+    """Raises:
+    InputError: a text holds half of a surrogate pair, which stands for no character.
+    """
+    for side in texts:
+        for index, text in enumerate(side or ()):
+            found = re.search("[\ud800-\udfff]", text)
+            if found is not None:
+                raise InputError(f"text {index} holds {found[0]!r} at {found.start()}, half of a surrogate pair")
 
 
 def refuse_long(longer: Iterable[bool], max_tokens: int) -> None:
@@ -100,6 +118,11 @@ def refuse_long(longer: Iterable[bool], max_tokens: int) -> None:
             f"text {index} has more than the {max_tokens} tokens that this model takes; shorten it, or let it be cut "
             "with truncate=True"
         )
+
+
+def _are_whole(numbers: Any) -> bool:
+    """Whether these are whole numbers, of Python or of numpy, in a sequence."""
+    return isinstance(numbers, Sequence | np.ndarray) and all(isinstance(i, int | np.integer) for i in numbers)
 
 
 def _is_pair(item: Any) -> bool:

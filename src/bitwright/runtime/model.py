@@ -9,12 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import InputError, ModelError, NumericsError
+from bitwright.engine.executor import check_count
+from bitwright.errors import ModelError, NumericsError
 from bitwright.evaluate.logits import token_outputs
 from bitwright.models.load import LoadedModel, max_tokens
 from bitwright.models.pool import pool
 from bitwright.models.pooling import Pooling, read_pooling
-from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_long, refuse_types, texts_of
+from bitwright.runtime.items import (
+    Items,
+    Tokens,
+    Track,
+    check_ids,
+    check_types,
+    refuse_long,
+    refuse_surrogates,
+    refuse_types,
+    texts_of,
+)
+from bitwright.runtime.tokenizer import cut
 
 _TOKENS_AT_ONCE = 1024  # of a language model: their logits, float32 times the vocabulary, are in memory together
 
@@ -93,8 +105,7 @@ class Model:
         return self._tokens(items, None, batch_size, True).ids
 
     def _tokens(self, items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool) -> Tokens:
-        if batch_size < 1:
-            raise InputError(f"batch_size = {batch_size}: at least 1")
+        check_count("batch_size", batch_size)
         texts, n_types = texts_of(items), self._n_types
         if texts is None:
             return check_types(types, check_ids(items, self.max_tokens), n_types)
@@ -103,8 +114,18 @@ class Model:
             raise ModelError(f"{self.path}: has no tokenizer that transformers can build; give token ids instead")
         # The types that the tokenizer's file gives, also where its class would not hand them out.
         typed = texts[1] is not None and n_types > 1
-        limit = {"truncation": True, "max_length": self.max_tokens} if truncate else {"verbose": False}
-        found = self.tokenizer(*texts, return_token_type_ids=typed, **limit)
+        try:
+            found = self.tokenizer(*texts, return_token_type_ids=typed, verbose=False)
+        except TypeError:
+            refuse_surrogates(*texts)
+            raise
+        if truncate and found.encodings is not None:
+            side = self.tokenizer.truncation_side
+            rows = [cut(encoding, self.max_tokens, side, typed=typed) for encoding in found.encodings]
+            return check_types([row or [] for _, row in rows] if typed else None, [row for row, _ in rows], n_types)
+        if truncate:  # a tokenizer of Python
+            limit = {"truncation": True, "max_length": self.max_tokens}
+            found = self.tokenizer(*texts, return_token_type_ids=typed, **limit)
         refuse_long((len(ids) > self.max_tokens for ids in found["input_ids"]), self.max_tokens)
         return check_types(found["token_type_ids"] if typed else None, found["input_ids"], n_types)
 

@@ -1,0 +1,135 @@
+"""Texts as tokens without transformers: the tokenizer of a directory, and how a text that is too long is cut.
+
+As transformers 5.23 does it, so that the engine and the generic path see the same tokens.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
+
+from bitwright.errors import EngineError
+from bitwright.models.source import read_object
+from bitwright.runtime.items import refuse_surrogates
+
+# The class that transformers takes for a model_type where no file names one. Those that are not here, and ModernBERT's
+# whatever a file names, take tokenizer.json as it is.
+_CLASSES = {"albert": "AlbertTokenizer", "bert": "BertTokenizer", "deberta-v2": "DebertaV2Tokenizer",
+            "distilbert": "BertTokenizer", "electra": "BertTokenizer", "ernie": "BertTokenizer",
+            "mpnet": "MPNetTokenizer"}  # fmt: skip
+# Classes that set up a WordPiece tokenizer anew by tokenizer_config.json, whatever tokenizer.json says.
+_WORD_PIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "LayoutLMTokenizer", "MPNetTokenizer")
+# Others that do so with a SentencePiece model: setting of tokenizer_config.json, its default, and the part that
+# tokenizer.json has if it is true (or false).
+_SWITCHES = {
+    "AlbertTokenizer": (("do_lower_case", True, "Lowercase", True), ("keep_accents", False, "StripAccents", False)),
+    "DebertaV2Tokenizer": (
+        ("do_lower_case", False, "Lowercase", True),
+        ("split_by_punct", False, "Punctuation", True),
+    ),
+}
+
+
+def open_tokenizer(directory: Path, config: dict[str, Any]) -> tuple[Tokenizer, str] | None:
+    """The tokenizer, without truncation or padding, and the side at which texts are cut: "right" or "left".
+
+    config: of the model.
+
+    Raises:
+        EngineError: a tokenizer that cannot be built, or settings that transformers follows and this does not.
+    """
+    file, settings_file = directory / "tokenizer.json", directory / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    settings = read_object(settings_file) if settings_file.is_file() else {}
+    try:
+        tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, _class_of(settings, config), settings)
+    except EngineError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise EngineError(f"{file}: the tokenizer cannot be built ({str(error)[:200]})") from None
+    side = settings.get("truncation_side", (tokenizer.truncation or {}).get("direction", "right"))
+    if side not in ("right", "left"):
+        raise EngineError(f"{settings_file}: truncation_side is {side!r}, neither 'right' nor 'left'")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer, side
+
+
+def encodings_of(tokenizer: Tokenizer, first: list[str], second: list[str] | None) -> Sequence[Encoding]:
+    """Of texts, or of pairs of them, uncut.
+
+    Raises:
+        InputError: a text with half of a surrogate pair.
+    """
+    try:
+        if len(first) == 1:  # of several it makes a pool of threads, one for each core, that stays
+            return [tokenizer.encode(first[0], None if second is None else second[0])]
+        return tokenizer.encode_batch_fast(first if second is None else list(zip(first, second, strict=True)))
+    except TypeError:
+        refuse_surrogates(first, second)
+        raise
+
+
+def cut(encoding: Encoding, limit: int, side: str, *, typed: bool) -> tuple[list[int], list[int] | None]:
+    """Ids of at most `limit` tokens, and their types if asked for: special tokens stay, a text loses those at one side,
+    of a pair the longer one first.
+
+    The library's own truncation also keeps what it cuts off: of pairs in every combination, which takes memory that
+    grows with the product of their lengths.
+    """
+    ids, types = encoding.ids, encoding.type_ids if typed else None
+    if len(ids) <= limit:
+        return ids, types
+    owners = encoding.sequence_ids  # 0, 1, or None of a special token
+    kept = [i for i, owner in enumerate(owners) if owner is None]
+    for owner, length in enumerate(longest_first(owners.count(0), owners.count(1), max(limit - len(kept), 0))):
+        own = [i for i, other in enumerate(owners) if other == owner]
+        kept += own[:length] if side == "right" else own[len(own) - length :]
+    kept.sort()
+    return [ids[i] for i in kept], types and [types[i] for i in kept]
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """What is left of two lengths whose sum is cut to `room`, a token of the longer one at a time."""
+    shorter, longer = sorted((first, second))
+    if shorter + longer > room:
+        shorter = min(shorter, room // 2)
+        longer = room - shorter
+    return (longer, shorter) if first > second else (shorter, longer)
+
+
+def _class_of(settings: dict[str, Any], config: dict[str, Any]) -> str | None:
+    """The class that transformers takes, as far as it matters here."""
+    family = str(config.get("model_type"))
+    if family not in _CLASSES and family != "roberta" and family != "xlm-roberta":
+        return None
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class") or _CLASSES.get(family)
+    return str(named).removesuffix("Fast")
+
+
+def _as_set_up(tokenizer: Tokenizer, file: Path, kind: str | None, settings: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a file with the settings that a class gives it."""
+    if kind in _WORD_PIECE:
+        normalizer = normalizers.BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+            strip_accents=settings.get("strip_accents"),
+            lowercase=settings.get("do_lower_case", True),
+        )
+        parts = {"normalizer": _state(normalizer), "pre_tokenizer": _state(pre_tokenizers.BertPreTokenizer())}
+        if parts != {"normalizer": _state(tokenizer.normalizer), "pre_tokenizer": _state(tokenizer.pre_tokenizer)}:
+            tokenizer = Tokenizer.from_str(json.dumps(read_object(file) | parts))
+    found = f"{_state(tokenizer.normalizer)} {_state(tokenizer.pre_tokenizer)}"
+    for key, default, part, there in _SWITCHES.get(kind or "", ()):
+        value = settings.get(key, default)
+        if (f"'{part}'" in found) != (bool(value) == there):
+            raise EngineError(f"{file} does not agree with {key} = {value!r} of tokenizer_config.json")
+    return tokenizer
+
+
+def _state(part: Any) -> Any:
+    """A part of a tokenizer as tokenizer.json has it."""
+    return None if part is None else json.loads(part.__getstate__())
