@@ -4,8 +4,10 @@ Files are mapped, not read; values are copied when they are packed. A table of w
 where it is mapped, so that its file may be replaced while the program lives, but not written over.
 """
 
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,6 +26,15 @@ _MOST = 1 << 20  # blocks, heads or positions that a model may have
 _HUGE = float(np.finfo(np.float32).max)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _File:
+    """A mapped file; its tensors are at `begin` and behind."""
+
+    handle: BinaryIO
+    data: np.ndarray
+    begin: int
+
+
 class Weights:
     """What a directory holds, by the names in its files."""
 
@@ -34,14 +45,16 @@ class Weights:
         """
         self.directory = directory
         self.config: dict[str, Any] = read_object(directory / CONFIG_FILE)
-        self._entries: dict[str, tuple[np.ndarray, TensorEntry]] = {}
+        self._entries: dict[str, tuple[_File, TensorEntry]] = {}
         for file in weight_files(directory):
             if file.suffix != ".safetensors":
                 raise EngineError(f"{file.name} is no safetensors file")
             entries = check_safetensors(file)
-            data = np.memmap(file, mode="r")
-            begin = 8 + int.from_bytes(bytes(data[:8]), "little")
-            self._entries |= {name: (data[begin:], entry) for name, entry in entries.items()}
+            handle = file.open("rb")
+            weakref.finalize(self, handle.close)
+            data = np.memmap(handle, mode="r")
+            opened = _File(handle, data, begin=8 + int.from_bytes(bytes(data[:8]), "little"))
+            self._entries |= {name: (opened, entry) for name, entry in entries.items()}
         raw = self.config.get("quantization_config")
         self._quantization: QuantizationConfig | None = None
         if raw is not None:
@@ -95,12 +108,16 @@ class Weights:
                 f"{self.directory}: the files hold no {name!r}; the download is incomplete, or config and weights are "
                 "of different models"
             )
-        data, entry = self._entries[name]
+        file, entry = self._entries[name]
         if entry.dtype not in _DTYPES:
             raise EngineError(f"{name} is stored as {entry.dtype}")
-        return np.frombuffer(data[entry.begin : entry.end], dtype=_DTYPES[entry.dtype]).reshape(
-            entry.shape
-        ), entry.dtype
+        data = file.data[file.begin + entry.begin : file.begin + entry.end]
+        return np.frombuffer(data, dtype=_DTYPES[entry.dtype]).reshape(entry.shape), entry.dtype
+
+    def _alone(self, name: str) -> np.ndarray:
+        """A tensor as it lies in the file, in a map of its own: the rest of the file need not stay mapped with it."""
+        file, entry = self._entries[name]
+        return np.memmap(file.handle, _DTYPES[entry.dtype], "r", file.begin + entry.begin, entry.shape)
 
     def floats(self, name: str) -> np.ndarray:
         """A float tensor, or the values of an int8 table, in float32."""
@@ -151,10 +168,10 @@ class Weights:
                     f"{self.directory}: {name} is {dtype} {list(values.shape)} with scales {list(scale.shape)}; an "
                     "int8 table has (V, 1, H) codes and (V, 1) scales"
                 )
-            return values[:, 0], scale[:, 0]
+            return self._alone(name)[:, 0], scale[:, 0]
         if values.ndim != 2 or not values.size:
             raise CheckpointError(f"{self.directory}: {name} has the shape {list(values.shape)}; a table has (V, H)")
-        return (values if dtype in ("BF16", "F32") else self.floats(name)), None
+        return (self._alone(name) if dtype in ("BF16", "F32") else self.floats(name)), None
 
     def _is_table(self, name: str) -> bool:
         tables = () if self._quantization is None else self._quantization.embeddings

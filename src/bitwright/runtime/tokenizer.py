@@ -4,7 +4,10 @@ As transformers 5.23 does it, so that the engine and the generic path see the sa
 """
 
 import json
-from collections.abc import Sequence
+import os
+import resource
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +68,21 @@ def encodings_of(tokenizer: Tokenizer, first: list[str], second: list[str] | Non
         InputError: a text with half of a surrogate pair.
     """
     try:
-        if len(first) == 1:  # of several it makes a pool of threads, one for each core, that stays
-            return [tokenizer.encode(first[0], None if second is None else second[0])]
+        if len(first) == 1 or _few_addresses():  # of several it makes a pool of threads, one for each core, that stays
+            seconds: Iterable[str | None] = second or repeat(None, len(first))
+            return [tokenizer.encode(a, b) for a, b in zip(first, seconds, strict=True)]
         return tokenizer.encode_batch_fast(first if second is None else list(zip(first, second, strict=True)))
     except TypeError:
         refuse_surrogates(first, second)
         raise
+
+
+def _few_addresses() -> bool:
+    """Whether those of the process are limited (`ulimit -v`) to so few that malloc's 64 MiB for each of the library's
+    threads, twice that while it makes them, could leave none; the library ends the process then.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit != resource.RLIM_INFINITY and limit < (1024 + 128 * (os.cpu_count() or 1)) << 20
 
 
 def cut(encoding: Encoding, limit: int, side: str, *, typed: bool) -> tuple[list[int], list[int] | None]:
