@@ -10,7 +10,7 @@ namespace {
 constexpr int kRequestPermission = 0x1023;
 constexpr int kTileData = 18;
 
-// Slow, above all in a virtual machine, which leaves the processor for it: what operators ask is kept.
+// Slow, above all in a virtual machine, which leaves the processor for it.
 bool leaf7_edx(unsigned bit) {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && ((edx >> bit) & 1);
@@ -23,6 +23,14 @@ bool tiles_saved_by_os() {
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (low & 0x60000) == 0x60000;  // XTILECFG and XTILEDATA
 }
+
+// What operators ask of each call, found when the module is loaded: a fork could interrupt it later, and leave the
+// child with a constant that is for ever being made.
+const bool amx_bf16 = leaf7_edx(22) && tiles_saved_by_os();
+const bool avx_vnni = [] {
+    unsigned eax, ebx, ecx, edx;
+    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && ((eax >> 4) & 1);
+}();
 
 bool amx_int8_usable() {
     static const bool usable = leaf7_edx(24) && leaf7_edx(25) && tiles_saved_by_os() &&
@@ -66,18 +74,9 @@ bool multiplies_bf16(Isa isa) {
 
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
-bool has_amx_bf16() {
-    static const bool present = leaf7_edx(22) && tiles_saved_by_os();
-    return present;
-}
+bool has_amx_bf16() { return amx_bf16; }
 
-bool has_avx_vnni() {
-    static const bool present = [] {
-        unsigned eax, ebx, ecx, edx;
-        return isa_supported(kAvx2) && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && ((eax >> 4) & 1);
-    }();
-    return present;
-}
+bool has_avx_vnni() { return avx_vnni; }
 
 const CpuFeature* cpu_features() {
     static const CpuFeature features[] = {

@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "bf16_avx512.h"
 #include "gelu.h"
 #include "masks_avx512.h"
 #include "unroll.h"
@@ -74,20 +75,6 @@ constexpr size_t value_bytes(Output kind) { return is_codes(kind) ? 1 : is_bf16(
 
 inline Output output_of(bool gelu, bool bf16) {
     return bf16 ? (gelu ? kGeluBf16 : kLinearBf16) : (gelu ? kGelu : kLinear);
-}
-
-// To the nearest bf16, half to even; a NaN stays one. vcvtneps2bf16 makes 0 of subnormals; the first VNNI processors
-// lack it.
-ALWAYS_INLINE __m256i to_bf16(__m512 x) {
-#ifdef __AVX512BF16__
-    return (__m256i)_mm512_cvtneps_pbh(x);
-#else
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
-#endif
 }
 
 // Codes on a static grid, of C column blocks from column n on.

@@ -5,6 +5,7 @@
 // of its 16 vfmadd.
 #include <immintrin.h>
 
+#include "bf16_avx2.h"
 #include "columns.h"
 #include "contract.h"
 
@@ -60,11 +61,7 @@ struct Avx2 {
 
     // To the nearest bf16, half to even; a NaN stays one.
     static ALWAYS_INLINE void store_bf16(uint16_t* out, V x, size_t) {
-        const __m256i bits = _mm256_castps_si256(x);
-        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-        const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+        const __m256i words = to_bf16(x);
         const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         _mm_storeu_si128((__m128i*)out, packed);
     }

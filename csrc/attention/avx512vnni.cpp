@@ -3,6 +3,7 @@
 // compute, one (two 256-bit units) or two vfmadd of 32 operations a cycle; a weight costs 13 operations more.
 #include <immintrin.h>
 
+#include "bf16_avx512.h"
 #include "columns.h"
 #include "contract.h"
 #include "vectors_avx512.h"
@@ -23,12 +24,7 @@ struct Avx512 : Vectors {
 
     // To the nearest bf16, half to even; a NaN stays one. The first `left` of 16.
     static ALWAYS_INLINE void store_bf16(uint16_t* out, V x, size_t left) {
-        const __m512i bits = _mm512_castps_si512(x);
-        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-        const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        const __m512i words = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
-        _mm256_mask_storeu_epi16(out, (__mmask16)lowest(left), _mm512_cvtepi32_epi16(words));
+        _mm256_mask_storeu_epi16(out, (__mmask16)lowest(left), to_bf16(x));
     }
 
     static void pack_queries(const uint16_t* q, size_t stride, size_t count, size_t size, int vectors, char* out) {

@@ -88,6 +88,10 @@ Worker* start_worker() {
     return nullptr;
 }
 
+// Asked of the system, which reads a file, when the module is loaded: a fork meanwhile would leave the child with a
+// constant that is for ever being made.
+const size_t processors = std::thread::hardware_concurrency();
+
 struct Pool {
     std::mutex mutex;
     Worker* idle = nullptr;
@@ -96,7 +100,6 @@ struct Pool {
     // Up to `wanted` idle workers, new ones as long as there are no more than the machine has processors, or than one
     // call ever wanted. Returns their number.
     size_t borrow(size_t wanted, Worker** out) {
-        static const size_t processors = std::thread::hardware_concurrency();  // asked of the system, which reads a file
         std::lock_guard<std::mutex> lock(mutex);
         const size_t most = processors > wanted ? processors : wanted;
         size_t count = 0;

@@ -5,6 +5,7 @@
 // Bound: packing by memory. Multiplying by compute: vdpbf16ps is 64 operations, one a cycle (Zen 4) or less.
 #include <immintrin.h>
 
+#include "bf16_avx512.h"
 #include "contract.h"
 #include "squares.h"
 
@@ -12,13 +13,6 @@ namespace {
 
 constexpr size_t kBlocks = 16;  // that are packed together: 1 KiB of a row of x
 constexpr size_t kChain = 64;   // pairs of rows added one after the other: vdpbf16ps rounds twice for each
-
-// 16 values, zero where masked.
-ALWAYS_INLINE __m512 load16(const float* x, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, x); }
-
-ALWAYS_INLINE __m512 load16(const uint16_t* x, __mmask16 mask) {  // bf16 is the upper half of f32
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
-}
 
 // f(f(f(v0, v1), f(v2, v3)), ...) of N values, a power of two.
 template <int N, class F>

@@ -4,6 +4,7 @@
 // store in the second; a shift and a multiplier per feature add 8 loads (from L1) and 8 operations to each.
 #include <immintrin.h>
 
+#include "bf16_avx512.h"
 #include "contract.h"
 #include "row.h"
 
@@ -11,13 +12,6 @@ namespace {
 
 // Lowest `left` of 64 bits, all from 64 on.
 inline uint64_t tail_mask(size_t left) { return left >= 64 ? ~uint64_t(0) : (uint64_t(1) << left) - 1; }
-
-// 16 values, zero where masked.
-inline __m512 load16(const float* x, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, x); }
-
-inline __m512 load16(const uint16_t* x, __mmask16 mask) {  // bf16 is the upper half of f32
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
-}
 
 // The values of one row as they are quantized, 16 at a time, zero beyond its end, which zero does not disturb: ranges
 // include it.

@@ -1,17 +1,14 @@
 // quantize_rows, the definition in C++. See contract.h.
 #include <float.h>
 #include <math.h>
-#include <string.h>
 
+#include "bf16.h"
 #include "contract.h"
 
 static float stored(const QuantizeRows& p, size_t m, size_t i) {
     const size_t at = m * p.x_stride + i;
     if (!p.bf16) return ((const float*)p.x)[at];
-    const uint32_t bits = (uint32_t)((const uint16_t*)p.x)[at] << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
+    return widen(((const uint16_t*)p.x)[at]);
 }
 
 static float value(const QuantizeRows& p, size_t m, size_t i) {
