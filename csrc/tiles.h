@@ -14,8 +14,8 @@ struct TileConfig {
 alignas(64) const TileConfig kTileConfig = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-// Before tiles are loaded from what was stored just now: GCC 12's _tile_loadd does not say that it reads memory, so that
-// stores which are overwritten later could be dropped.
+// Before tiles are loaded from what was stored just now: GCC 12's _tile_loadd does not say that it reads memory, so
+// that stores which are overwritten later could be dropped.
 inline void finish_stores() { __asm__ volatile("" ::: "memory"); }
 
 }  // namespace

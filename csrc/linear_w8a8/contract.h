@@ -16,9 +16,9 @@
 // Order of operations, the same in every variant: the integer sum is exact, t = f32(sum - (zero_m + 128) * colsum),
 // y = fma(t, scale_m * scale_n, bias). |sum| <= 255 * 128 * K stays inside int32 up to K = 65793; the sum with the zero
 // point taken off obeys the same bound. A GELU that becomes bf16 or codes may have fewer terms (gelu.h): an eighth of a
-// code at most on a grid that includes 0. row_begin is a multiple of 16. Only rows [row_begin, row_end) of column blocks
-// [block_begin, block_end) of 16 are written. No allocation, threads or state. Shapes and alignment are checked in
-// Python.
+// code at most on a grid that includes 0. row_begin is a multiple of 16. Only rows [row_begin, row_end) of column
+// blocks [block_begin, block_end) of 16 are written. No allocation, threads or state. Shapes and alignment are checked
+// in Python.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

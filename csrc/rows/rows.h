@@ -24,8 +24,8 @@ ALWAYS_INLINE float polynomial(const float (&c)[6], float x) {
     return y;
 }
 
-// 2^x; 0 below -126.5, infinite from 127.5 on; a NaN stays one. The lowest bits of `shifted` are the integer nearest to x,
-// plus 127: an exponent.
+// 2^x; 0 below -126.5, infinite from 127.5 on; a NaN stays one. The lowest bits of `shifted` are the integer nearest to
+// x, plus 127: an exponent.
 ALWAYS_INLINE float power(float x) {
     constexpr float magic = 0x1.8p23f + 127.0f;
     x = x < -127.0f ? -127.0f : x;
