@@ -46,7 +46,7 @@ test: setup  ## run the tests
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 
 sanitize: build/sanitize-address/soak build/sanitize-thread/soak  ## kernels and engine under sanitizers; SOAK_SECONDS=600 for longer
@@ -62,7 +62,7 @@ build/sanitize-%/soak: $(VENV)/.ready $(wildcard tests/native/*)
 format: setup  ## let ruff and clang-format rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	@$(BIN)/clang-format -i $(CPP)
 
 bench: setup  ## the bars: GEMM alone, whole model, accuracy
 	$(BIN)/python benchmarks/gemm.py
