@@ -7,8 +7,8 @@
 #include "disentangled.h"
 #include "pooling.h"
 #include "program.h"
-#include "share.h"
 #include "sizes.h"
+#include "work.h"
 
 namespace {
 
@@ -17,74 +17,6 @@ namespace {
 constexpr size_t kRowsPerThread = 48;
 // The same where each thread would unpack all the weights too, which takes as long as some 50 rows with AMX.
 constexpr size_t kRowsPerUnpacking = 256;
-
-// A group of sequences on its way through the program, as one of the threads that share it sees it.
-struct Work {
-    const Batch& batch;
-    size_t first, last;  // sequences
-    const std::vector<Buffer>& buffers;
-    int isa;
-    char* arena;
-    size_t capacity;  // rows, a multiple of 16
-    char* scratch;    // of this thread
-    size_t index, count;
-
-    size_t tokens() const { return batch.starts[last] - batch.starts[first]; }
-    size_t rows(int buffer) const { return buffers[buffer].per_sequence ? last - first : tokens(); }
-    // This thread's rows of a buffer.
-    Share mine(int buffer, size_t grain = 1) const { return share_of(rows(buffer), grain, index, count); }
-
-    template <class T>
-    T* at(int buffer) const {
-        return buffer == kNone ? nullptr : reinterpret_cast<T*>(arena + buffers[buffer].offset * capacity);
-    }
-    // Where the first row's values from `column` on lie.
-    void* column(int buffer, size_t column) const {
-        const Kind kind = buffers[buffer].kind;
-        return at<char>(buffer) + column * (kind == Kind::kCodes ? 1 : kind == Kind::kBf16 ? 2 : 4);
-    }
-    size_t stride(int buffer) const { return row_stride(buffers[buffer]); }
-    float* scale(int buffer) const { return reinterpret_cast<float*>(at<char>(buffer) + stride(buffer) * capacity); }
-    int32_t* zero(int buffer) const { return reinterpret_cast<int32_t*>(scale(buffer) + capacity); }
-
-    // bf16 rows end in what a linear may read beyond their width: made finite by whoever writes such rows.
-    void clear_padding(int buffer) const {
-        const Buffer& b = buffers[buffer];
-        if (b.kind != Kind::kBf16 || b.width % 32 == 0) return;
-        const Share rows = mine(buffer);
-        for (size_t row = rows.begin; row < rows.end; ++row) {
-            uint16_t* values = at<uint16_t>(buffer) + row * stride(buffer);
-            memset(values + b.width, 0, (stride(buffer) - b.width) * sizeof(uint16_t));
-        }
-    }
-
-    // Scale and zero point of rows of codes on a static grid, computed from rows of codes: NaN where their scale is.
-    void mark_rows(int in, int out, const Grid& g) const {
-        const Share rows = mine(out);
-        for (size_t row = rows.begin; row < rows.end; ++row) {
-            const bool finite = scale(in)[row] == scale(in)[row];
-            scale(out)[row] = finite ? g.static_scale : __builtin_nanf("");
-            zero(out)[row] = g.static_zero_point;
-        }
-    }
-
-    QuantizeRows quantizer(int in, int out, const Grid& g) const {
-        return {at<void>(in),
-                buffers[in].kind == Kind::kBf16,
-                stride(in),
-                buffers[in].width,
-                g.shift,
-                g.multiplier,
-                at<uint8_t>(out),
-                stride(out),
-                scale(out),
-                zero(out),
-                g.mode,
-                g.static_scale,
-                g.static_zero_point,
-                g.code_min};
-    }
-};
 
 // Bytes of scratch that an operator takes, for sequences of up to `tokens` tokens.
 template <class Op>
