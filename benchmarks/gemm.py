@@ -138,7 +138,7 @@ def ours_bf16(isa: str, x_MK: np.ndarray, weight_NK: np.ndarray) -> Run:
     (m, k), n = x_MK.shape, len(weight_NK)
     module, index = native.load(), dispatch.isa_index(isa)
     x, y = torch.from_numpy(x_MK).bfloat16(), torch.empty(m, n, dtype=torch.bfloat16)
-    packed = layouts.pack_bf16(torch.from_numpy(weight_NK))
+    packed = layouts.pack_bf16(torch.from_numpy(weight_NK).bfloat16())
     bias = layouts.pad_columns(torch.ones(n))
     assert m % layouts.BLOCK == 0, "rows of x up to the next multiple of 16 must be readable"
     assert k % layouts.PAD_K_BF16 == 0, "so must values, to the next multiple of 32"
