@@ -96,7 +96,7 @@ def cut(model: Path, folder: Path, blocks: int) -> Path:
 def measure(model: Path, out: Path, method: str, samples: int, tokens: int) -> dict[str, Any]:
     """Quantize in this process; its peak RSS in MiB at each step."""
     from bitwright.pipeline import quantize
-    from bitwright.pipeline.request import Quiet
+    from bitwright.progress import Quiet
     from bitwright.recipe import make_recipe
     from bitwright.runtime.resident import peak_rss_mib
 

@@ -41,11 +41,12 @@ from bitwright.evaluate.logits import compare_windows
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.job import Job, open_job
-from bitwright.pipeline.request import Quiet, Texts
+from bitwright.pipeline.request import Texts
 from bitwright.pipeline.resources import resources
-from bitwright.pipeline.streamed import StreamedModel
 from bitwright.pipeline.variants import candidate, quantize_model, run_task
+from bitwright.progress import Quiet
 from bitwright.recipe import AUTO, make_recipe
+from bitwright.runtime.streamed import StreamedModel
 from bitwright.search.features import candidates
 
 SCHEMES_COMPARED = ("w8a8", "w4a16")

@@ -46,10 +46,10 @@ from bitwright.models.load import load_model
 from bitwright.pipeline.gradients import fisher_of, quantized_modules
 from bitwright.pipeline.job import as_texts
 from bitwright.pipeline.layer_errors import output_error_rows
-from bitwright.pipeline.layers import Quantized, quantize_linears
-from bitwright.pipeline.request import Quiet
 from bitwright.pipeline.variants import only_quantized
 from bitwright.plan import make_plan
+from bitwright.progress import Quiet
+from bitwright.quantizing.layers import Quantized, quantize_linears
 from bitwright.recipe import make_recipe
 from bitwright.runtime.model import Model, float_model
 from bitwright.search.journal import Journal

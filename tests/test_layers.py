@@ -12,9 +12,9 @@ import bitwright
 
 ROOT = Path(bitwright.__file__).parent
 LAYERS = (
-    *("errors", "numerics", "kernels", "models", "calibration", "methods", "recipe", "targets", "plan", "record"),
-    *("evaluate", "search", "training", "checkpoints", "engine", "runtime", "pipeline", "report", "serve"),
-    *("integrations", "cli"),
+    *("errors", "progress", "record", "families", "numerics", "files", "kernels", "models", "calibration", "methods"),
+    *("recipe", "targets", "plan", "evaluate", "search", "checkpoints", "quantizing", "training", "engine", "runtime"),
+    *("pipeline", "report", "serve", "integrations", "cli"),
 )
 # `report` turns a Record into pages; the pipeline writes them last.
 EXCEPTIONS = {("pipeline", "report")}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bitwright.calibration.stream import Stage, stream_outputs, stream_stages
 from bitwright.errors import ModelError
+from bitwright.families.encoders import ENCODERS
 from bitwright.models.architectures import LinearSite, find_blocks, find_linears
-from bitwright.models.encoders import ENCODERS
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel, load_model
 

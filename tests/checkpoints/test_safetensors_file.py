@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 
 from bitwright.checkpoints.safetensors_file import pending, shard, shard_index, write_safetensors
-from bitwright.models.safetensors_check import check_safetensors
+from bitwright.files.safetensors import check_safetensors
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.int8).reshape(2, 3),

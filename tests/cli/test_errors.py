@@ -238,7 +238,7 @@ def test_full_disk(tiny_model: TinyModel, here: Path, run: Run, monkeypatch: pyt
         free: int
 
     with monkeypatch.context() as patch:
-        patch.setattr("bitwright.checkpoints.directory.shutil.disk_usage", lambda folder: Usage(1234))
+        patch.setattr("bitwright.checkpoints.result.shutil.disk_usage", lambda folder: Usage(1234))
         outcome = run("quantize", tiny_model("bert"), "--out", "out", *QUICK)
     assert outcome.code == 1
     assert len(outcome.remarks) == 1

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError
+from bitwright.families.decoders import DECODERS
+from bitwright.families.encoders import ENCODERS
 from bitwright.models.architectures import (
     ARCHITECTURES,
     architecture_of,
@@ -18,8 +20,6 @@ from bitwright.models.architectures import (
     find_linears,
     find_routers,
 )
-from bitwright.models.decoders import DECODERS
-from bitwright.models.encoders import ENCODERS
 from bitwright.models.experts import linearize
 from bitwright.models.load import load_model
 

@@ -21,11 +21,11 @@ from bitwright.models.architectures import LinearSite, find_embeddings, find_lin
 from bitwright.models.lazy import materialise, open_lazily
 from bitwright.models.load import LoadedModel
 from bitwright.models.rescale import find_inputs
-from bitwright.pipeline.blocks import Task, quantize_stage
-from bitwright.pipeline.layers import Quantized, quantize_linears
-from bitwright.pipeline.request import Quiet
-from bitwright.pipeline.shards import Made
 from bitwright.plan import Plan, half_names, make_plan, quantized_names
+from bitwright.progress import Quiet
+from bitwright.quantizing.blocks import Task, quantize_stage
+from bitwright.quantizing.layers import Quantized, quantize_linears
+from bitwright.quantizing.shards import Made
 from bitwright.recipe import Recipe, make_recipe
 
 Batches = Sequence[Mapping[str, Tensor]]

@@ -16,11 +16,12 @@ from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import preview, quantize
 from bitwright.pipeline.decision import decision_facts, plan, resolve_auto
 from bitwright.pipeline.job import Job, open_job
-from bitwright.pipeline.request import Quiet, Texts
+from bitwright.pipeline.request import Texts
 from bitwright.pipeline.resources import resources
 from bitwright.pipeline.size import LISTED, kv_cache_bytes, size_plan
 from bitwright.pipeline.variants import quantize_model
 from bitwright.plan import make_plan, quantized_names
+from bitwright.progress import Quiet
 from bitwright.recipe import AUTO, Recipe, make_recipe, read_recipe, recipe_yaml, shipped_recipes
 from bitwright.record import plain_data
 from bitwright.search.cost import Resources

@@ -13,9 +13,10 @@ import pytest
 
 from bitwright.calibration import observers
 from bitwright.errors import CheckpointError, InputError, NumericsError
-from bitwright.pipeline import blocks, layers, quantize, run, variants
-from bitwright.pipeline.request import Quiet
+from bitwright.pipeline import quantize, run, variants
 from bitwright.pipeline.workspace import claim, work_directory
+from bitwright.progress import Quiet
+from bitwright.quantizing import blocks, layers
 from bitwright.recipe import make_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,9 +18,9 @@ from bitwright.models.architectures import find_linears
 from bitwright.models.load import LoadedModel, load_model
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
-from bitwright.pipeline import streamed
-from bitwright.pipeline.streamed import Changes, StreamedModel
+from bitwright.runtime import streamed
 from bitwright.runtime.model import float_model
+from bitwright.runtime.streamed import Changes, StreamedModel
 from bitwright.runtime.swap import swap_linears
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,9 +15,9 @@ from bitwright.pipeline import Texts, analyze
 from bitwright.pipeline.gradients import fisher_rows, quantized_modules
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
-from bitwright.pipeline.layers import Quantized
-from bitwright.pipeline.request import Quiet
 from bitwright.pipeline.variants import only_quantized, quantize_model
+from bitwright.progress import Quiet
+from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe, make_recipe
 from bitwright.runtime.model import Model
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitwright.checkpoints.directory import atomic_directory, check_out, copy_file, split_source_files, write_file
 from bitwright.checkpoints.quantization_config import make_quantization_config
+from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
 from bitwright.checkpoints.safetensors_file import shard, shard_index, write_safetensors
 from bitwright.checkpoints.stored import ModelNames, name_in
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
 from bitwright.errors import CheckpointError
-from bitwright.models.source import CONFIG_FILE, read_config
+from bitwright.files.directory import CONFIG_FILE, read_config
 from bitwright.models.tensor_files import TensorFiles
 
 __all__ = ["CARD_FILE", "DEFAULT_SHARD_BYTES", "QuantizedParts", "Written", "write_checkpoint"]

@@ -19,7 +19,7 @@ from bitwright.checkpoints.linear_tensors import SUFFIXES, described, read_linea
 from bitwright.checkpoints.quantization_config import Group, QuantizationConfig, parse_quantization_config
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, name_in
 from bitwright.errors import CheckpointError, NumericsError
-from bitwright.models.source import CONFIG_FILE
+from bitwright.files.directory import CONFIG_FILE
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec

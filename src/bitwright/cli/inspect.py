@@ -19,8 +19,8 @@ def command(directory: Path, whole: bool) -> None:
     """
     from bitwright.engine.encoders import lower_encoder, task_of
     from bitwright.engine.weights import Weights
-    from bitwright.models.pooling import read_pooling
-    from bitwright.models.source import check_directory
+    from bitwright.files.directory import check_directory
+    from bitwright.files.pooling import read_pooling
 
     check_directory(directory)
     weights, pooling = Weights(directory), read_pooling(directory)

@@ -11,7 +11,7 @@ from bitwright.engine.lowering import Lowering, Value
 from bitwright.engine.program import Program
 from bitwright.engine.weights import Weights, short
 from bitwright.errors import CheckpointError, EngineError, ModelError
-from bitwright.models.source import CONFIG_FILE
+from bitwright.files.directory import CONFIG_FILE
 
 Config = dict[str, Any]
 
@@ -150,7 +150,7 @@ def lower_encoder(weights: Weights, *, pooling: Sequence[str] | None = ("mean",)
     and without `pooling`, one for each token.
 
     Args:
-        pooling, normalize: of an embedding model (`models/pooling.py`); None puts out what the last block gives.
+        pooling, normalize: of an embedding model (`files/pooling.py`); None puts out what the last block gives.
 
     Raises:
         EngineError: a family, or a setting of one, without a builder; a linear that no operator runs.

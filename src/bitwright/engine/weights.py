@@ -14,8 +14,8 @@ import numpy as np
 from bitwright.checkpoints.quantization_config import QuantizationConfig, parse_quantization_config
 from bitwright.engine.linears import Linear, float_linear, quantized_linear
 from bitwright.errors import CheckpointError, EngineError
-from bitwright.models.safetensors_check import TensorEntry, check_safetensors
-from bitwright.models.source import CONFIG_FILE, read_object, weight_files
+from bitwright.files.directory import CONFIG_FILE, read_object, weight_files
+from bitwright.files.safetensors import TensorEntry, check_safetensors
 
 # As stored; bf16 comes as its bits.
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8, "I32": np.int32,

@@ -1,7 +1,7 @@
 """The architecture table, and what it says about a given model.
 
-A row (`models/row.py`) says where a family's blocks are, what each linear is for, and what the linears read. The rows
-are in `models/encoders.py` and `models/decoders.py`; nothing else in Bitwright knows a family by name.
+A row (`families/row.py`) says where a family's blocks are, what each linear is for, and what the linears read. The rows
+are in `families/encoders.py` and `families/decoders.py`; nothing else in Bitwright knows a family by name.
 """
 
 import re
@@ -14,9 +14,9 @@ from itertools import groupby
 from torch import nn
 
 from bitwright.errors import ModelError
-from bitwright.models.decoders import DECODERS
-from bitwright.models.encoders import ENCODERS
-from bitwright.models.row import ROLES, Architecture, Input, Role
+from bitwright.families.decoders import DECODERS
+from bitwright.families.encoders import ENCODERS
+from bitwright.families.row import ROLES, Architecture, Input, Role
 
 __all__ = [
     "ARCHITECTURES",
@@ -77,7 +77,7 @@ def architecture_of(model_type: str) -> Architecture:
     raise ModelError(
         f"model_type {model_type!r} is not in the architecture table"
         + (f" (did you mean {near[0]!r}?)" if near else "")
-        + f"; known: {', '.join(sorted(ARCHITECTURES))}. To add it, write a row in bitwright/models/encoders.py "
+        + f"; known: {', '.join(sorted(ARCHITECTURES))}. To add it, write a row in bitwright/families/encoders.py "
         "or decoders.py: the path of its blocks and the role of each linear"
     )
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from bitwright.errors import ModelError
-from bitwright.models.source import WEIGHT_FILES
+from bitwright.files.directory import WEIGHT_FILES
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")

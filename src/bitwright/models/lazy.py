@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bitwright.errors import ModelError
+from bitwright.files.directory import check_source
 from bitwright.models.architectures import file_name, find_blocks, is_transposed
 from bitwright.models.hub import fetch
 from bitwright.models.load import (
@@ -16,7 +17,6 @@ from bitwright.models.load import (
     load_tokenizer,
 )
 from bitwright.models.matching import check_finite, check_names
-from bitwright.models.source import check_source
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
 

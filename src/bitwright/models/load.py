@@ -20,12 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.models.architectures import Architecture, architecture_of
-from bitwright.models.experts import linearize
-from bitwright.models.hub import fetch
-from bitwright.models.matching import and_more, check_finite, check_names, listed
-from bitwright.models.meta import parameters_on_meta
-from bitwright.models.source import (
+from bitwright.files.directory import (
     check_source,
     fingerprint,
     license_of,
@@ -35,6 +30,11 @@ from bitwright.models.source import (
     source_files,
     weight_files,
 )
+from bitwright.models.architectures import Architecture, architecture_of
+from bitwright.models.experts import linearize
+from bitwright.models.hub import fetch
+from bitwright.models.matching import and_more, check_finite, check_names, listed
+from bitwright.models.meta import parameters_on_meta
 from bitwright.models.source_tensors import SourceTensors
 
 __all__ = [

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError
+from bitwright.families.decoders import DECODERS
 from bitwright.models.architectures import Architecture, base_prefix, find_blocks
-from bitwright.models.decoders import DECODERS
 
 
 def check_names(

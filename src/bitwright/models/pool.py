@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bitwright.models.pooling import Mode, Pooling
+from bitwright.files.pooling import Mode, Pooling
 
 
 def pool(hidden_BTH: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError, NumericsError
+from bitwright.families.row import Input
 from bitwright.models.architectures import Architecture, LinearSite, block_linears, find_blocks
-from bitwright.models.row import Input
 
 
 @dataclass(frozen=True, slots=True)

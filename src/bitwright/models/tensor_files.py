@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import CheckpointError
-from bitwright.models.safetensors_check import TensorEntry, check_safetensors
-from bitwright.models.source import weight_files
+from bitwright.files.directory import weight_files
+from bitwright.files.safetensors import TensorEntry, check_safetensors
 
 # dtype as safetensors spells it -> torch's. In the order in which the format's own writer lays tensors out, last first.
 TORCH_DTYPES = {

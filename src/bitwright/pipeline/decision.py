@@ -15,12 +15,13 @@ from bitwright.models.architectures import LinearSite
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.features import measure_features
 from bitwright.pipeline.job import AnyModel, Job, agreement_task, open_job
-from bitwright.pipeline.request import Progress, Quiet, Texts
+from bitwright.pipeline.request import Texts
 from bitwright.pipeline.resources import job_cost, resources
-from bitwright.pipeline.streamed import StreamedModel
 from bitwright.pipeline.variants import calibration_batches, candidate, quantize_model, run_task
 from bitwright.plan import plan_rows
+from bitwright.progress import Progress, Quiet
 from bitwright.recipe import AUTO, Recipe, recipe_yaml, scheme_of
+from bitwright.runtime.streamed import StreamedModel
 from bitwright.search.cost import Resources
 from bitwright.search.decide import Decision, decide, too_expensive
 from bitwright.search.features import Features

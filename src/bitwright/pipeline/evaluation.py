@@ -17,7 +17,8 @@ from bitwright.evaluate.kinds import Outputs, Window
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel
 from bitwright.evaluate.logits import compare_windows, token_outputs
 from bitwright.pipeline.job import BUILTIN_DATA
-from bitwright.pipeline.request import Progress, Quiet, Texts, make_texts
+from bitwright.pipeline.request import Texts, make_texts
+from bitwright.progress import Progress, Quiet
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model

@@ -13,9 +13,9 @@ from bitwright.models.load import license_of, source_bytes
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.job import Job
-from bitwright.pipeline.layers import Quantized
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, quantized_names
+from bitwright.quantizing.layers import Quantized
 from bitwright.record import Record
 from bitwright.runtime.model import Model
 from bitwright.runtime.verify import compared, verify

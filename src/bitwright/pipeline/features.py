@@ -12,7 +12,7 @@ from bitwright.models.architectures import LinearSite, find_linears
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
 from bitwright.models.rescale import SharedInput, find_inputs
-from bitwright.pipeline.request import Progress
+from bitwright.progress import Progress
 from bitwright.recipe import Recipe, scheme_of
 from bitwright.search.features import Features, Seen, measure
 

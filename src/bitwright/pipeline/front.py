@@ -11,10 +11,10 @@ import torch
 from bitwright.evaluate import paired_bootstrap
 from bitwright.numerics.qtensor import QTensor
 from bitwright.pipeline.job import Job
-from bitwright.pipeline.layers import Quantized
-from bitwright.pipeline.request import Progress
 from bitwright.pipeline.study import BENCH_SHAPES
 from bitwright.pipeline.variants import run_task, write_variant
+from bitwright.progress import Progress
+from bitwright.quantizing.layers import Quantized
 from bitwright.record import Record
 from bitwright.runtime.bench import run_bench
 from bitwright.runtime.bench_runtimes import OURS

@@ -16,9 +16,9 @@ from bitwright.evaluate.kinds import Items
 from bitwright.models.load import load_model
 from bitwright.models.pool import pool
 from bitwright.pipeline.job import Job
-from bitwright.pipeline.layers import Quantized
-from bitwright.pipeline.request import Progress
 from bitwright.plan import quantized_names
+from bitwright.progress import Progress
+from bitwright.quantizing.layers import Quantized
 from bitwright.runtime.model import Model, float_model
 from bitwright.runtime.swap import quant_linear
 from bitwright.search.fisher import Score, fisher_scores, log_likelihood, memory_needed, projection

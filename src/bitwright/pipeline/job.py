@@ -32,13 +32,13 @@ from bitwright.models.load import (
     task_of_classes,
 )
 from bitwright.models.tensor_files import TensorFiles
-from bitwright.pipeline.layers import needs_inputs
 from bitwright.pipeline.request import Texts
-from bitwright.pipeline.streamed import StreamedModel
 from bitwright.plan import Plan, make_plan
+from bitwright.quantizing.layers import needs_inputs
 from bitwright.recipe import Recipe
 from bitwright.runtime.environment import version_of
 from bitwright.runtime.model import Model, float_model
+from bitwright.runtime.streamed import StreamedModel
 from bitwright.search.decide import Decision
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from bitwright.models.architectures import find_linears
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
 from bitwright.pipeline.job import Job, as_texts
-from bitwright.pipeline.layers import Quantized
-from bitwright.pipeline.request import Progress
+from bitwright.progress import Progress
+from bitwright.quantizing.layers import Quantized
 
 _TOKENS = 8192  # of a language model's tuning windows that errors are measured on: several per input feature
 _BATCH = 16  # texts

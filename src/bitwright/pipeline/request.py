@@ -1,38 +1,14 @@
 """What a person asks of the pipeline, before any of it is done."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from bitwright.errors import RecipeError
 from bitwright.recipe import Recipe, read_recipe
 
-T = TypeVar("T")
-
 RECIPE_FILE = "recipe.yaml"
-
-
-class Progress(Protocol):
-    """Tells a person how far the work is."""
-
-    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Yield the items while showing how many are done."""
-
-    def say(self, text: str) -> None:
-        """One remark."""
-
-
-class Quiet:
-    """Tells nobody."""
-
-    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Yield the items."""
-        return iter(items)
-
-    def say(self, text: str) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import bitwright
-from bitwright.checkpoints.directory import atomic_directory, check_out, write_file
+from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
 from bitwright.evaluate import paired_bootstrap
 from bitwright.evaluate.kinds import Outputs
@@ -35,8 +35,7 @@ from bitwright.pipeline.facts import (
 )
 from bitwright.pipeline.front import MOST_VARIANTS, measure_front
 from bitwright.pipeline.job import Job, open_job
-from bitwright.pipeline.layers import Quantized
-from bitwright.pipeline.request import RECIPE_FILE, Progress, Quiet, make_texts, reproducing_command, resolve_recipe
+from bitwright.pipeline.request import RECIPE_FILE, make_texts, reproducing_command, resolve_recipe
 from bitwright.pipeline.study import BENCH_SHAPES
 from bitwright.pipeline.variants import (
     candidate,
@@ -49,6 +48,8 @@ from bitwright.pipeline.variants import (
 )
 from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
 from bitwright.plan import Plan, plan_rows
+from bitwright.progress import Progress, Quiet
+from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe, recipe_yaml
 from bitwright.record import RECORD_FILE, RECORD_VERSION, Record, write_record
 from bitwright.report import render_model_card, write_report

@@ -15,9 +15,10 @@ from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
-from bitwright.pipeline.request import Progress, Quiet, Texts, make_texts, resolve_recipe
+from bitwright.pipeline.request import Texts, make_texts, resolve_recipe
 from bitwright.pipeline.variants import measure_parts, quantize_model, sensitivity_task
 from bitwright.plan import plan_rows, quantized_names
+from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
 from bitwright.record import RECORD_FILE, read_record
 from bitwright.runtime.bench import run_bench

@@ -27,12 +27,12 @@ from bitwright.numerics.grids import fake_quantize
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.pipeline.job import AnyModel, Job, agreement_task, as_texts
-from bitwright.pipeline.layers import Quantized, needs_inputs, quantize_linears
-from bitwright.pipeline.request import Progress
-from bitwright.pipeline.streamed import Changes, StreamedModel
 from bitwright.plan import Plan, half_names, quantized_names
+from bitwright.progress import Progress
+from bitwright.quantizing.layers import Quantized, needs_inputs, quantize_linears
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.model import Model
+from bitwright.runtime.streamed import Changes, StreamedModel
 from bitwright.runtime.swap import quant_linear, set_compute, swap_linears, swap_one
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import Reading, measure_sensitivity, read_outputs

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from bitwright.errors import InputError, TargetError
-from bitwright.models.source import source_bytes
+from bitwright.files.directory import source_bytes
 from bitwright.runtime.bench_inputs import read_model_shape
 from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
 from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime

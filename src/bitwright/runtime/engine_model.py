@@ -15,12 +15,12 @@ from bitwright.engine.encoders import lower_encoder, task_of
 from bitwright.engine.executor import Executor, check_count
 from bitwright.engine.weights import Weights
 from bitwright.errors import EngineError, ModelError, NumericsError
+from bitwright.files.directory import read_object
+from bitwright.files.pooling import Pooling, read_pooling
+from bitwright.files.tokenizer import cut, encodings_of, open_tokenizer
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, isa_index
-from bitwright.models.pooling import Pooling, read_pooling
-from bitwright.models.source import read_object
 from bitwright.runtime.items import Items, Tokens, Track, check_ids, check_types, refuse_long, refuse_types, texts_of
-from bitwright.runtime.tokenizer import cut, encodings_of, open_tokenizer
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model

@@ -10,10 +10,10 @@ from torch import nn
 from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
 from bitwright.checkpoints.stored import ModelNames, model_names
 from bitwright.errors import CheckpointError
+from bitwright.files.pooling import read_pooling
 from bitwright.kernels import dispatch
 from bitwright.models.lazy import materialise
 from bitwright.models.load import build_empty, load_model, load_tokenizer, max_tokens
-from bitwright.models.pooling import read_pooling
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.runtime.model import Model, float_model

@@ -1,6 +1,5 @@
 """What `encode` takes: texts, pairs of texts, or sequences of token ids."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,17 +92,6 @@ def refuse_types(types: object) -> None:
     """
     if types is not None:
         raise InputError("types are those of token ids; the tokens of texts get theirs from the tokenizer")
-
-
-def refuse_surrogates(*texts: Sequence[str] | None) -> None:
-    """Raises:
-    InputError: a text holds half of a surrogate pair, which stands for no character.
-    """
-    for side in texts:
-        for index, text in enumerate(side or ()):
-            found = re.search("[\ud800-\udfff]", text)
-            if found is not None:
-                raise InputError(f"text {index} holds {found[0]!r} at {found.start()}, half of a surrogate pair")
 
 
 def refuse_long(longer: Iterable[bool], max_tokens: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitwright.errors import EngineError
-from bitwright.models.source import CONFIG_FILE
+from bitwright.files.directory import CONFIG_FILE
 
 if TYPE_CHECKING:
     from bitwright.runtime.engine_model import EngineModel

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from bitwright.engine.executor import check_count
 from bitwright.errors import ModelError, NumericsError
 from bitwright.evaluate.logits import token_outputs
+from bitwright.files.pooling import Pooling, read_pooling
+from bitwright.files.tokenizer import cut, refuse_surrogates
 from bitwright.models.load import LoadedModel, max_tokens
 from bitwright.models.pool import pool
-from bitwright.models.pooling import Pooling, read_pooling
 from bitwright.runtime.items import (
     Items,
     Tokens,
@@ -22,11 +23,9 @@ from bitwright.runtime.items import (
     check_ids,
     check_types,
     refuse_long,
-    refuse_surrogates,
     refuse_types,
     texts_of,
 )
-from bitwright.runtime.tokenizer import cut
 
 _TOKENS_AT_ONCE = 1024  # of a language model: their logits, float32 times the vocabulary, are in memory together
 

@@ -176,8 +176,8 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import torch
     import transformers
 
+    from bitwright.files.pooling import read_pooling
     from bitwright.models.load import task_of
-    from bitwright.models.pooling import read_pooling
     from bitwright.runtime.model import Model
 
     path = Path(directory)

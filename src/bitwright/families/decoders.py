@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from bitwright.models.row import Architecture, Input, Role
+from bitwright.families.row import Architecture, Input, Role
 
 # A task's head: next token, class of a text, class of each token, span.
 _HEADS = ("lm_head", "score", "classifier", "qa_outputs")

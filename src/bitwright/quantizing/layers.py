@@ -26,10 +26,10 @@ from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
 from bitwright.numerics.spec import SCHEMES, QuantSpec
-from bitwright.pipeline.blocks import Task, quantize_stage
-from bitwright.pipeline.request import Progress
-from bitwright.pipeline.shards import Shards
 from bitwright.plan import Plan, PlanRow, quantized_names
+from bitwright.progress import Progress
+from bitwright.quantizing.blocks import Task, quantize_stage
+from bitwright.quantizing.shards import Shards
 from bitwright.recipe import AUTO, Recipe
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them

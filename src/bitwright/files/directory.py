@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.models.safetensors_check import check_safetensors
+from bitwright.files.safetensors import check_safetensors
 
 # One file, or an index of shards: the first that exists is loaded, as transformers does.
 WEIGHT_FILES = (

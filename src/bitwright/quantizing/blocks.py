@@ -29,9 +29,9 @@ from bitwright.numerics.grids import scale_and_zero_point
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
-from bitwright.pipeline.block_outputs import distance, mean_squared_error, rounded_to_nearest
-from bitwright.pipeline.shards import Made
 from bitwright.plan import PlanRow
+from bitwright.quantizing.block_outputs import distance, mean_squared_error, rounded_to_nearest
+from bitwright.quantizing.shards import Made
 from bitwright.recipe import Recipe
 
 _COMPARED_BATCHES = 1  # whose block outputs are compared, before and after

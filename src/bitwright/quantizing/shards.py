@@ -22,7 +22,7 @@ from torch import Tensor
 from bitwright.checkpoints.safetensors_file import pending, write_safetensors
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import CheckpointError
-from bitwright.models.safetensors_check import TensorEntry, check_safetensors
+from bitwright.files.safetensors import TensorEntry, check_safetensors
 from bitwright.models.tensor_files import TORCH_DTYPES
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import Scheme

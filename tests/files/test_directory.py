@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.models.load import load_model
-from bitwright.models.source import (
+from bitwright.files.directory import (
     check_source,
     fingerprint,
     license_of,
@@ -19,6 +18,7 @@ from bitwright.models.source import (
     source_files,
     weight_files,
 )
+from bitwright.models.load import load_model
 
 
 @pytest.fixture

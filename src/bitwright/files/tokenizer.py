@@ -5,6 +5,7 @@ As transformers 5.23 does it, so that the engine and the generic path see the sa
 
 import json
 import os
+import re
 import resource
 from collections.abc import Iterable, Sequence
 from itertools import repeat
@@ -13,9 +14,8 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
 
-from bitwright.errors import EngineError
-from bitwright.models.source import read_object
-from bitwright.runtime.items import refuse_surrogates
+from bitwright.errors import EngineError, InputError
+from bitwright.files.directory import read_object
 
 # The class that transformers takes for a model_type where no file names one. Those that are not here, and ModernBERT's
 # whatever a file names, take tokenizer.json as it is.
@@ -102,6 +102,17 @@ def cut(encoding: Encoding, limit: int, side: str, *, typed: bool) -> tuple[list
         kept += own[:length] if side == "right" else own[len(own) - length :]
     kept.sort()
     return [ids[i] for i in kept], types and [types[i] for i in kept]
+
+
+def refuse_surrogates(*texts: Sequence[str] | None) -> None:
+    """Raises:
+    InputError: a text holds half of a surrogate pair, which stands for no character.
+    """
+    for side in texts:
+        for index, text in enumerate(side or ()):
+            found = re.search("[\ud800-\udfff]", text)
+            if found is not None:
+                raise InputError(f"text {index} holds {found[0]!r} at {found.start()}, half of a surrogate pair")
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ values still fold, and so does an FFN whose config says ReLU.
 
 from dataclasses import replace
 
-from bitwright.models.row import Architecture, Input
+from bitwright.families.row import Architecture, Input
 
 _BERT = Architecture(
     blocks="encoder.layer",

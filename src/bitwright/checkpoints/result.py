@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitwright.errors import CheckpointError, InputError
-from bitwright.models.source import source_files
+from bitwright.files.directory import source_files
 from bitwright.record import RECORD_FILE
 
 # Weights of any format, and other files that only a framework's pickle reader understands.

@@ -11,9 +11,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling as TheirPooling
 
 from bitwright.errors import ModelError
+from bitwright.files.pooling import Mode, Pooling, read_pooling
 from bitwright.models.load import load_model, max_tokens
 from bitwright.models.pool import pool
-from bitwright.models.pooling import Mode, Pooling, read_pooling
 
 TRANSFORMER = {"type": "sentence_transformers.models.Transformer", "path": ""}
 POOLING = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}

@@ -18,7 +18,7 @@ from bitwright.numerics import RANGES
 from bitwright.numerics.grids import scale_and_zero_point
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.spec import SCHEMES
-from bitwright.pipeline import blocks
+from bitwright.quantizing import blocks
 from bitwright.runtime.load import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")

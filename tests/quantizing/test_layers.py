@@ -15,10 +15,11 @@ from bitwright.methods.rtn import rtn
 from bitwright.models.lazy import open_lazily
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
-from bitwright.pipeline import layers, quantize
-from bitwright.pipeline.layers import needs_inputs, quantize_linears
-from bitwright.pipeline.request import Quiet
+from bitwright.pipeline import quantize
 from bitwright.plan import PlanRow
+from bitwright.progress import Quiet
+from bitwright.quantizing import layers
+from bitwright.quantizing.layers import needs_inputs, quantize_linears
 from bitwright.recipe import make_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

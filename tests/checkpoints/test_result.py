@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bitwright.checkpoints import directory
-from bitwright.checkpoints.directory import atomic_directory, check_out, split_source_files, write_file
+from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
 from bitwright.errors import CheckpointError, InputError
 
 
@@ -86,7 +85,7 @@ def test_a_write_that_fails_half_way_says_how_much_is_needed(tmp_path: Path) -> 
 import resource, signal
 from pathlib import Path
 from types import SimpleNamespace
-from bitwright.checkpoints.directory import atomic_directory, write_file
+from bitwright.checkpoints.result import atomic_directory, write_file
 from bitwright.errors import CheckpointError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -107,7 +106,7 @@ def test_a_killed_process_leaves_no_output(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 from types import SimpleNamespace
-from bitwright.checkpoints.directory import atomic_directory, write_file
+from bitwright.checkpoints.result import atomic_directory, write_file
 with atomic_directory(Path({str(tmp_path / "out")!r}), 10) as folder:
     write_file(folder / "config.json", b"half")
     print("writing", flush=True)
@@ -226,6 +225,6 @@ def test_links_are_copied_as_what_they_point_at(tmp_path: Path) -> None:
     """Hub caches are folders of links."""
     write_file(tmp_path / "blob", b"abc")
     (tmp_path / "link").symlink_to(tmp_path / "blob")
-    directory.copy_file(tmp_path / "link", tmp_path / "copy")
+    copy_file(tmp_path / "link", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"abc"
     assert not (tmp_path / "copy").is_symlink()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from bitwright.errors import ModelError
-from bitwright.models.source import read_json, read_object
+from bitwright.files.directory import read_json, read_object
 
 Mode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 

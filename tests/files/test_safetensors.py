@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bitwright.errors import CheckpointError
-from bitwright.models import safetensors_check
-from bitwright.models.safetensors_check import check_safetensors
+from bitwright.files import safetensors
+from bitwright.files.safetensors import check_safetensors
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -101,7 +101,7 @@ def test_header_longer_than_the_file_is_not_allocated(tmp_path):
 
 
 def test_oversized_header_is_not_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_check, "MAX_HEADER_BYTES", 50)
+    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", 50)
     with pytest.raises(CheckpointError, match="over the format's limit of 50"):
         check_safetensors(write(tmp_path / "x", {"a": F32}))
 

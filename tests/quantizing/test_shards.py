@@ -15,8 +15,8 @@ from bitwright.errors import CheckpointError
 from bitwright.methods.rtn import rtn
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
-from bitwright.pipeline import shards as shards_file
-from bitwright.pipeline.shards import Made, Shards
+from bitwright.quantizing import shards as shards_file
+from bitwright.quantizing.shards import Made, Shards
 
 ACCOUNT = [{"name": "a", "error": 0.25, "sqnr_db": float("inf"), "block": 0, "starved": None}]
 NOTHING = Made({}, {}, {}, [])

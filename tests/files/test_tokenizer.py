@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer
 
 from bitwright.errors import EngineError, InputError
+from bitwright.files.tokenizer import cut, encodings_of, longest_first, open_tokenizer
 from bitwright.models.load import load_model
 from bitwright.runtime.model import float_model
 from bitwright.runtime.resident import peak_rss_mib, rss_mib
-from bitwright.runtime.tokenizer import cut, encodings_of, longest_first, open_tokenizer
 
 TinyModel = Callable[..., Path]
 TEXTS = ["Hello WORLD Class", "Ünïcode Á à", "汉字 and 漢字", "a-b,c.  D"]

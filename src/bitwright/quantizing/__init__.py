@@ -1,0 +1,1 @@
+"""One stage of a model, and all of them, quantized."""
