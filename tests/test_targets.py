@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import ModelNames, StoredLinear, ready
 from bitwright.checkpoints.tensor_plan import pending_linears, table_tensors
 from bitwright.errors import TargetError

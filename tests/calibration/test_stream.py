@@ -16,8 +16,8 @@ from bitwright.calibration.stream import Stage, stream_outputs, stream_stages
 from bitwright.errors import ModelError
 from bitwright.families.encoders import ENCODERS
 from bitwright.models.architectures import LinearSite, find_blocks, find_linears
-from bitwright.models.lazy import materialise, open_lazily, release
-from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import load_model, materialise, open_lazily, release
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,8 @@ from bitwright.calibration import stream
 from bitwright.calibration.observers import observe
 from bitwright.calibration.stream import Stage, fast_matmul, stream_stages
 from bitwright.models.architectures import find_linears
-from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

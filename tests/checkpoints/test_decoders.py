@@ -11,12 +11,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, read_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.models.architectures import find_linears
+from bitwright.models.build import LoadedModel
 from bitwright.models.experts import linearize
-from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.load import load_model
 
 pytest.importorskip("compressed_tensors")
 pytestmark = pytest.mark.usefixtures("one_thread")

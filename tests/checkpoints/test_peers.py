@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, read_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.kernels.reference import quantize_rows

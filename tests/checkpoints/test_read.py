@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, NumericsError

@@ -121,9 +121,9 @@ def test_license(tmp_path, files, license_):
     ("config", "message"),
     [
         (None, "no config.json"),
-        ("{", "not JSON"),
-        ("\ud800", "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("{", "cannot be read as JSON"),
+        ("\ud800", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
         ("[]", "no model_type"),
         ("{}", "no model_type"),
         ('{"model_type": 5}', "no model_type"),

@@ -12,7 +12,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling as TheirP
 
 from bitwright.errors import ModelError
 from bitwright.files.pooling import Mode, Pooling, read_pooling
-from bitwright.models.load import load_model, max_tokens
+from bitwright.models.build import max_tokens
+from bitwright.models.load import load_model
 from bitwright.models.pool import pool
 
 TRANSFORMER = {"type": "sentence_transformers.models.Transformer", "path": ""}
@@ -104,7 +105,7 @@ def test_without_files_the_mean(tiny_model):
         ([TRANSFORMER, POOLING], {"pooling_mode": []}, None, "known are cls"),
         ([TRANSFORMER, POOLING], {"pooling_mode": 5}, None, r"\[5\]; known are cls"),
         ([TRANSFORMER, POOLING], [1], None, "not a JSON object"),
-        ([TRANSFORMER, POOLING], None, None, "cannot be read as JSON"),
+        ([TRANSFORMER, POOLING], None, None, "no such file, and modules.json points to it"),
         ([TRANSFORMER, POOLING, NORMALIZE], {}, [1], "not a JSON object"),
         ([TRANSFORMER, POOLING, NORMALIZE], {}, {"module_input_name": "token_embeddings"}, "only sentence_embedding"),
     ],

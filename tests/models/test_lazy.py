@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bitwright.errors import ModelError
 from bitwright.models.architectures import ARCHITECTURES, find_blocks, find_linears
-from bitwright.models.lazy import materialise, open_lazily, open_skeleton, release
-from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import load_model, materialise, open_lazily, open_skeleton, release
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.models.load import build_model, load_model, max_tokens
+from bitwright.models.build import max_tokens
+from bitwright.models.load import build_model, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

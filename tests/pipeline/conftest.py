@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from bitwright.calibration.data import BUILTIN, Source
 from bitwright.calibration.stream import Stage, stream_stages
 from bitwright.calibration.windows import running_text, token_windows
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import model_names
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
-from bitwright.models.lazy import materialise, open_lazily
-from bitwright.models.load import LoadedModel
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import materialise, open_lazily
 from bitwright.models.rescale import find_inputs
 from bitwright.plan import Plan, half_names, make_plan, quantized_names
 from bitwright.progress import Quiet

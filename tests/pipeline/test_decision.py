@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from bitwright.errors import ModelError
 from bitwright.models.architectures import find_embeddings, find_linears
-from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import load_model
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import preview, quantize
 from bitwright.pipeline.decision import decision_facts, plan, resolve_auto

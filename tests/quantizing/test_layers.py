@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.methods.rtn import rtn
-from bitwright.models.lazy import open_lazily
+from bitwright.models.load import open_lazily
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import quantize

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, InputError
 from bitwright.kernels import dispatch

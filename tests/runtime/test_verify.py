@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bitwright
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from bitwright.engine.program import Op
 from bitwright.kernels import dispatch

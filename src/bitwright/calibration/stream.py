@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from bitwright.errors import ModelError
 from bitwright.kernels.linear import cpu_multiplies_bf16
 from bitwright.models.architectures import Architecture, LinearSite, find_blocks
-from bitwright.models.lazy import materialise, release
-from bitwright.models.load import LoadedModel
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import materialise, release
 
 Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]

@@ -11,7 +11,7 @@
     <m>.input_zero_point   int8 (1,)                     static asymmetric inputs
     <m>.input_scale_K      float32 (K,)                  input transform: x̂ = (x − shift) / scale
     <m>.input_shift_K      float32 (K,)
-    <m>.bias               as in the source; not of concern here
+    <m>.bias               as in the source, float; read with the linear, written with the rest of the model
 
 Readers that ignore an unknown quant_method (transformers logs it and goes on) would take codes for numbers, or start
 with random ones where they find none. So what plain readers cannot represent is guarded: the codes are called `weight`,
@@ -22,65 +22,67 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from bitwright.checkpoints.quantization_config import Group
 from bitwright.checkpoints.schemes import Format, format_of
-from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from bitwright.errors import NumericsError
+from bitwright.numerics.arrays import Array, Bf16, cast, dtype_name
 from bitwright.numerics.bits import pack_bytes, pack_words, unpack_bytes, unpack_words
-from bitwright.numerics.codebooks import codebook_of
-from bitwright.numerics.qtensor import QTensor, scale_shape
+from bitwright.numerics.linear import InputTransform, LinearForm, QuantizedLinear, StaticGrid
+from bitwright.numerics.qtensor import QTensor, levels_of, scale_shape
 from bitwright.numerics.spec import QuantSpec
 
-Entry = tuple[torch.dtype, tuple[int, ...]]
+Entry = tuple[str, tuple[int, ...]]  # dtype as safetensors spells it, and shape
 
-_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})  # in which other tools store scales
+_FLOATS = frozenset({"F32", "BF16", "F16"})  # in which other tools store scales
 
-# Ends of the names of what a quantized linear may store.
+# Ends of the names of what a quantized linear may store, but for its bias.
 SUFFIXES = (
     *("weight", "weight_packed", "weight_shape", "weight_scale", "weight_zero_point", "weight_codebook"),
     *("input_scale", "input_zero_point", "input_scale_K", "input_shift_K"),
 )
 
 
-def is_portable(layer: LazyLinear) -> bool:
+def is_portable(form: LinearForm) -> bool:
     """Whether compressed-tensors has words for a linear."""
-    return layer.weight_spec.grid == "uniform" and not layer.has_scale_K and not layer.has_shift_K
+    return form.weight.grid == "uniform" and not form.scales_input and not form.shifts_input
 
 
-def linear_entries(layer: LazyLinear, *, guarded: bool) -> dict[str, Entry]:
-    """dtype and shape of every tensor of a linear, by suffix. Nothing is loaded."""
-    return _entries(layer, format_of(layer.weight_spec, layer.input_spec), guarded=guarded)
+def linear_entries(shape: tuple[int, int], form: LinearForm, *, guarded: bool) -> dict[str, Entry]:
+    """dtype and shape of every tensor of a linear (N, K), by suffix."""
+    return _entries(shape, form, format_of(form.weight, form.input), guarded=guarded)
 
 
-def linear_tensors(layer: StoredLinear, *, guarded: bool) -> dict[str, Tensor]:
+def linear_tensors(linear: QuantizedLinear, *, guarded: bool) -> dict[str, Array]:
     """The tensors of a linear, by suffix: as `linear_entries` promises them."""
-    weight = layer.qtensor
-    spec, format_ = weight.spec, format_of(weight.spec, layer.input_spec)
-    scale = weight.scale_NG.float()
+    weight, static, transform = linear.weight, linear.static, linear.transform
+    spec, format_ = weight.spec, format_of(weight.spec, linear.input_spec)
+    scale = cast(weight.scale_NG, "float32")
     zero = weight.zero_point_NG
     if zero is not None and format_ == "pack-quantized" and not spec.per_tensor:
         zero = pack_words(zero, spec.bits, dim=0)
     codes = _pack(weight.codes_NK, spec, format_)
+    asymmetric = linear.input_spec is not None and not linear.input_spec.symmetric
     tensors = {
-        _codes_name(format_, guarded=guarded): codes.unsqueeze(1) if guarded else codes,
-        "weight_shape": None if format_ == "int-quantized" else torch.tensor(weight.shape),
+        _codes_name(format_, guarded=guarded): codes[:, None] if guarded else codes,
+        "weight_shape": None if format_ == "int-quantized" else np.array(weight.shape),
         "weight_scale": scale.reshape(1) if spec.per_tensor else scale,
         "weight_zero_point": zero.reshape(1) if zero is not None and spec.per_tensor else zero,
-        "weight_codebook": codebook_of(spec) if weight.codebook is None else weight.codebook,
-        "input_scale": layer.input_scale,
-        "input_zero_point": layer.input_zero_point,
-        "input_scale_K": layer.input_scale_K,
-        "input_shift_K": layer.input_shift_K,
+        "weight_codebook": levels_of(spec, weight.codebook, like=scale) if spec.has_codebook else None,
+        "input_scale": None if static is None else np.array([static.scale], np.float32),
+        "input_zero_point": None if static is None or not asymmetric else np.array([static.zero_point], np.int8),
+        "input_scale_K": None if transform is None else transform.scale_K,
+        "input_shift_K": None if transform is None else transform.shift_K,
     }
     return {suffix: tensor for suffix, tensor in tensors.items() if tensor is not None}
 
 
-def described(group: Group, header: Mapping[str, Entry], weight_shape: Tensor | None) -> tuple[LazyLinear, bool]:
-    """What a linear of `group` is, by dtype and shape of the tensors that the file holds for it, and whether it is
-    guarded. Its `load` is not to be used.
+def described(
+    group: Group, header: Mapping[str, Entry], weight_shape: np.ndarray | None
+) -> tuple[tuple[int, int], LinearForm, bool]:
+    """Shape (N, K) and form of a linear of `group`, by dtype and shape of the tensors that the file holds for it, and
+    whether it is guarded.
 
     Args:
         header: suffix -> dtype and shape; nothing but what `SUFFIXES` names. weight_shape: that tensor, if there.
@@ -95,12 +97,14 @@ def described(group: Group, header: Mapping[str, Entry], weight_shape: Tensor | 
     guarded = name == "weight" and len(stored) == 3
     if group.format == "int-quantized":
         shape = (stored[0], stored[-1]) if stored else (0, 0)
-    elif weight_shape is None or weight_shape.dtype not in (torch.int64, torch.int32) or weight_shape.numel() != 2:
+    elif weight_shape is None or weight_shape.dtype not in (np.int64, np.int32) or weight_shape.size != 2:
         raise NumericsError("weight_shape is missing, or is no two integers")
     else:
-        shape = (int(weight_shape[0]), int(weight_shape[1]))
-    layer = LazyLinear(shape, group.weight_spec, group.input_spec, group.has_scale_K, group.has_shift_K, _unloaded)
-    promised = _entries(layer, group.format, guarded=guarded)
+        n, k = weight_shape.reshape(2).tolist()
+        shape = (n, k)
+    if min(shape) < 1:
+        raise NumericsError(f"N, K = {list(shape)}: a linear has at least one output and one input")
+    promised = _entries(shape, group.form, group.format, guarded=guarded)
     for suffix, entry in promised.items():
         if suffix not in header:
             raise NumericsError(f"{suffix} is missing")
@@ -112,41 +116,59 @@ def described(group: Group, header: Mapping[str, Entry], weight_shape: Tensor | 
     for suffix in sorted(header.keys() - promised.keys()):
         if suffix != "weight_zero_point":  # older tools store one, all zero, with symmetric weights too
             raise NumericsError(f"{suffix} is unexpected: config.json speaks of a {group.format} weight without one")
-    return layer, guarded
+    return shape, group.form, guarded
 
 
-def read_linear(tensors: Mapping[str, Tensor], group: Group, layer: LazyLinear, *, guarded: bool) -> StoredLinear:
-    """The linear that these tensors, by suffix, are. `layer` and `guarded` are what `described` said of them.
+def read_linear(
+    tensors: Mapping[str, np.ndarray | Bf16], group: Group, shape: tuple[int, int], bias_N: np.ndarray | None,
+    *, guarded: bool,
+) -> QuantizedLinear:  # fmt: skip
+    """The linear that these tensors, by suffix, are. `shape` and `guarded` are what `described` said of them.
 
     Raises:
         NumericsError: values that contradict one another or the group.
     """
-    spec, (n, k) = layer.weight_spec, layer.shape
+    spec, (n, k) = group.form.weight, shape
     stray = None if not spec.symmetric else tensors.get("weight_zero_point")
-    if stray is not None and bool((stray != 0).any()):
+    if isinstance(stray, np.ndarray) and stray.any():
         raise NumericsError("weight_zero_point is not zero, but config.json says symmetric")
-    promised = _entries(layer, group.format, guarded=guarded)
-    found = {suffix: tensors[suffix].to(dtype).reshape(shape) for suffix, (dtype, shape) in promised.items()}
+    promised = _entries(shape, group.form, group.format, guarded=guarded)
+    found = {suffix: _as_promised(tensors[suffix], *entry) for suffix, entry in promised.items()}
     codes = found[_codes_name(group.format, guarded=guarded)]
-    codes_NK = _unpack(codes.squeeze(1) if guarded else codes, k, spec, group.format)
-    if spec.symmetric and spec.bits == 8 and codes_NK.numel() and int(codes_NK.min()) == -128:
+    codes_NK = _unpack(codes[:, 0] if guarded else codes, k, spec, group.format)
+    if spec.symmetric and spec.bits == 8 and codes_NK.size and int(codes_NK.min()) == -128:
         spec = replace(spec, full_range=True)  # other tools use −128 too
     scale, zero = found["weight_scale"], found.get("weight_zero_point")
-    if zero is not None and zero.dtype == torch.int32:
+    if zero is not None and zero.dtype == np.int32:
         zero = unpack_words(zero, spec.bits, n, dim=0)
     if spec.per_tensor:
         scale, zero = scale.reshape(1, 1), None if zero is None else zero.reshape(1, 1)
-    codebook, fixed = found.get("weight_codebook"), codebook_of(spec)
-    if fixed is not None and codebook is not None and not torch.equal(codebook, fixed):
-        raise NumericsError(f"weight_codebook = {codebook.tolist()}: the {spec.grid} grid has {fixed.tolist()}")
-    return StoredLinear(
-        QTensor(codes_NK, scale, zero, spec, codebook if fixed is None else None),
-        layer.input_spec,
-        found.get("input_scale"),
-        found.get("input_zero_point"),
-        found.get("input_scale_K"),
-        found.get("input_shift_K"),
-    )
+    codebook = found.get("weight_codebook")
+    if codebook is not None and spec.grid != "kmeans":
+        fixed = levels_of(spec, None, like=codebook)
+        if not np.array_equal(codebook, fixed):
+            raise NumericsError(f"weight_codebook = {codebook.tolist()}: the {spec.grid} grid has {fixed.tolist()}")
+        codebook = None
+    weight = QTensor(codes_NK, scale, zero, spec, codebook)
+    return QuantizedLinear(weight, bias_N, group.form.input, _static(found), _transform(found))
+
+
+def _static(found: Mapping[str, np.ndarray]) -> StaticGrid | None:
+    if "input_scale" not in found:
+        return None
+    zero = found.get("input_zero_point")
+    return StaticGrid(float(found["input_scale"][0]), 0 if zero is None else int(zero[0]))
+
+
+def _transform(found: Mapping[str, np.ndarray]) -> InputTransform | None:
+    scale_K, shift_K = found.get("input_scale_K"), found.get("input_shift_K")
+    return None if scale_K is None and shift_K is None else InputTransform(scale_K, shift_K)
+
+
+def _as_promised(tensor: np.ndarray | Bf16, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """In the dtype and the shape that we would have written; scales may be stored in 16 bit by other tools."""
+    values: np.ndarray = tensor.widen() if isinstance(tensor, Bf16) else tensor
+    return (values.astype(np.float32, copy=False) if dtype == "F32" else values).reshape(shape)
 
 
 def _agree(suffix: str, found: Entry, promised: Entry) -> bool:
@@ -158,44 +180,40 @@ def _agree(suffix: str, found: Entry, promised: Entry) -> bool:
     return same_dtype and (found[1] == promised[1] or same_shape)
 
 
-def _unloaded() -> StoredLinear:
-    raise AssertionError("described, not loaded")
-
-
-def _entries(layer: LazyLinear, format_: Format, *, guarded: bool) -> dict[str, Entry]:
-    weight, input_spec, (n, k) = layer.weight_spec, layer.input_spec, layer.shape
+def _entries(shape: tuple[int, int], form: LinearForm, format_: Format, *, guarded: bool) -> dict[str, Entry]:
+    weight, input_spec, (n, k) = form.weight, form.input, shape
     bits = weight.bits
     codes: dict[Format, Entry] = {
-        "int-quantized": (torch.int8, (n, k)),
-        "pack-quantized": (torch.int32, (n, math.ceil(k * bits / 32))),
-        "grid-quantized": (torch.uint8, (n, math.ceil(k * bits / 8))),
+        "int-quantized": ("I8", (n, k)),
+        "pack-quantized": ("I32", (n, math.ceil(k * bits / 32))),
+        "grid-quantized": ("U8", (n, math.ceil(k * bits / 8))),
     }
     dtype, (_, width) = codes[format_]
     scale: tuple[int, ...] = (1,) if weight.per_tensor else scale_shape(n, k, weight)
     entries: dict[str, Entry] = {}
     entries[_codes_name(format_, guarded=guarded)] = (dtype, (n, 1, width) if guarded else (n, width))
     if format_ != "int-quantized":
-        entries["weight_shape"] = (torch.int64, (2,))
-    entries["weight_scale"] = (torch.float32, scale)
+        entries["weight_shape"] = ("I64", (2,))
+    entries["weight_scale"] = ("F32", scale)
     if not weight.symmetric:
-        words = (torch.int32, (math.ceil(n * bits / 32), scale[-1]))
+        words = ("I32", (math.ceil(n * bits / 32), scale[-1]))
         packed = format_ == "pack-quantized" and not weight.per_tensor
-        entries["weight_zero_point"] = words if packed else (torch.int8, scale)
+        entries["weight_zero_point"] = words if packed else ("I8", scale)
     if weight.has_codebook:
-        entries["weight_codebook"] = (torch.float32, (weight.code_max + 1,))
+        entries["weight_codebook"] = ("F32", (weight.code_max + 1,))
     if input_spec is not None and not input_spec.dynamic:
-        entries["input_scale"] = (torch.float32, (1,))
+        entries["input_scale"] = ("F32", (1,))
         if not input_spec.symmetric:
-            entries["input_zero_point"] = (torch.int8, (1,))
-    transforms = {"input_scale_K": layer.has_scale_K, "input_shift_K": layer.has_shift_K}
-    return entries | {suffix: (torch.float32, (k,)) for suffix, there in transforms.items() if there}
+            entries["input_zero_point"] = ("I8", (1,))
+    transforms = {"input_scale_K": form.scales_input, "input_shift_K": form.shifts_input}
+    return entries | {suffix: ("F32", (k,)) for suffix, there in transforms.items() if there}
 
 
 def _codes_name(format_: Format, *, guarded: bool) -> str:
     return "weight_packed" if format_ == "pack-quantized" and not guarded else "weight"
 
 
-def _pack(codes_NK: Tensor, spec: QuantSpec, format_: Format) -> Tensor:
+def _pack(codes_NK: Array, spec: QuantSpec, format_: Format) -> Array:
     if format_ == "int-quantized":
         return codes_NK
     if format_ == "pack-quantized":
@@ -203,9 +221,9 @@ def _pack(codes_NK: Tensor, spec: QuantSpec, format_: Format) -> Tensor:
     return pack_bytes(codes_NK, spec)
 
 
-def _unpack(codes: Tensor, k: int, spec: QuantSpec, format_: Format) -> Tensor:
+def _unpack(codes: np.ndarray, k: int, spec: QuantSpec, format_: Format) -> np.ndarray:
     if format_ == "int-quantized":
         return codes
-    if format_ == "pack-quantized":
-        return unpack_words(codes, spec.bits, k)
-    return unpack_bytes(codes, spec, k)
+    unpacked = unpack_words(codes, spec.bits, k) if format_ == "pack-quantized" else unpack_bytes(codes, spec, k)
+    assert dtype_name(unpacked) == "int8"
+    return np.asarray(unpacked)

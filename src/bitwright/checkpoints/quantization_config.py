@@ -12,7 +12,7 @@ What plain readers cannot represent changes the quant_method to "bitwright", and
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitwright.checkpoints.module_patterns import matcher, patterns
 from bitwright.checkpoints.schemes import (
@@ -26,13 +26,8 @@ from bitwright.checkpoints.schemes import (
     weight_args,
 )
 from bitwright.errors import CheckpointError
-from bitwright.numerics.spec import QuantSpec
+from bitwright.numerics.linear import LinearForm
 
-if TYPE_CHECKING:  # torch stays out: the engine reads this too
-    from bitwright.checkpoints.stored import LazyLinear
-
-PORTABLE = "compressed-tensors"
-OURS = "bitwright"  # what plain readers cannot represent
 _TRANSFORMS = ("shift", "scale")
 
 
@@ -42,23 +37,16 @@ class Group:
 
     targets: tuple[str, ...]
     format: Format
-    weight_spec: QuantSpec
-    input_spec: QuantSpec | None
-    has_scale_K: bool = False
-    has_shift_K: bool = False
+    form: LinearForm
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """A parsed `quantization_config`: its groups, what they leave alone, and the embedding tables stored as int8.
-
-    portable: whether plain readers understand it, so that nothing of ours may occur.
-    """
+    """A parsed `quantization_config`: its groups, what they leave alone, and the embedding tables stored as int8."""
 
     groups: tuple[Group, ...]
     ignore: tuple[str, ...]
     embeddings: tuple[str, ...]
-    portable: bool
 
     def group_finder(self) -> Callable[[str], Group | None]:
         """A function from a linear to its group: names win over classes, as in compressed-tensors; None if ignored or
@@ -70,7 +58,7 @@ class QuantizationConfig:
 
 
 def make_quantization_config(
-    layers: Mapping[str, "LazyLinear"],
+    layers: Mapping[str, LinearForm],
     tables: Collection[str],
     ignored: Iterable[str],
     prefix: str,
@@ -88,7 +76,7 @@ def make_quantization_config(
     every module's weight to be of the first group's scheme: it is asked for only where all are alike.
 
     Args:
-        layers: the quantized linears, by name on disk. tables: names on disk of the int8 embedding tables.
+        layers: how each quantized linear is represented, by name on disk. tables: names on disk of int8 embeddings.
         ignored: every other linear; embeddings in it do no harm.
         portable: whether plain readers can represent all of it.
 
@@ -110,7 +98,7 @@ def make_quantization_config(
         if inferred:
             del groups[f"group_{i}"]["format"]
     config: dict[str, Any] = {
-        "quant_method": PORTABLE if portable else OURS,
+        "quant_method": "compressed-tensors" if portable else "bitwright",
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": groups,
@@ -128,22 +116,20 @@ def make_quantization_config(
     return config
 
 
-def parse_quantization_config(config: Any, where: str) -> QuantizationConfig:
+def parse_quantization_config(config: Any, where: str, *, portable: bool) -> QuantizationConfig:
     """Read a `quantization_config` of ours or of another tool's; absent keys have defaults.
 
+    portable: whether plain readers must understand it, so that nothing of ours may occur.
+
     Raises:
-        CheckpointError: another method or format, a key of the wrong type, or a scheme that this release lacks.
+        CheckpointError: a key of the wrong type, or a format or a scheme that this release lacks.
     """
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{where}: no quantization_config; this is not a quantized checkpoint")
-    method = config.get("quant_method")
-    if method not in (PORTABLE, OURS):
-        raise CheckpointError(f"{where}: quant_method {method!r}; this release reads {PORTABLE!r} and {OURS!r}")
+    config = _mapping(config, where)
     for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         if config.get(key):
             raise CheckpointError(f"{where}: {key} is set; this release cannot read such checkpoints")
     groups = config.get("config_groups")
-    if not isinstance(groups, dict) or (not groups and method == PORTABLE):
+    if not isinstance(groups, dict) or (not groups and portable):
         raise CheckpointError(f"{where}: config_groups is missing or empty")
     embeddings = _mapping(config.get("embeddings", {"targets": []}), f"{where}: embeddings")
     default = config.get("format", "int-quantized")
@@ -151,21 +137,25 @@ def parse_quantization_config(config: Any, where: str) -> QuantizationConfig:
         groups=tuple(_parse_group(group, default, f"{where}: {name}") for name, group in groups.items()),
         ignore=_strings(config.get("ignore") or [], f"{where}: ignore"),
         embeddings=_strings(embeddings.get("targets"), f"{where}: embeddings.targets"),
-        portable=method == PORTABLE,
     )
-    ours = (group.format == "grid-quantized" or group.has_scale_K or group.has_shift_K for group in parsed.groups)
-    if parsed.portable and (parsed.embeddings or any(ours)):
-        raise CheckpointError(f"{where}: quant_method {PORTABLE!r} with grids, transforms or tables of {OURS!r} alone")
+    ours = (
+        group.format == "grid-quantized" or group.form.scales_input or group.form.shifts_input
+        for group in parsed.groups
+    )  # fmt: skip
+    if portable and (parsed.embeddings or any(ours)):
+        raise CheckpointError(
+            f"{where}: quant_method 'compressed-tensors' with grids, transforms or tables of 'bitwright' alone"
+        )
     return parsed
 
 
-def _scheme(name: str, layer: "LazyLinear") -> dict[str, Any]:
+def _scheme(name: str, form: LinearForm) -> dict[str, Any]:
     """What a config group says of its linears."""
-    transform = [word for word, has in zip(_TRANSFORMS, (layer.has_shift_K, layer.has_scale_K), strict=True) if has]
+    transform = [word for word, has in zip(_TRANSFORMS, (form.shifts_input, form.scales_input), strict=True) if has]
     return {
-        "format": format_of(layer.weight_spec, layer.input_spec),
-        "weights": weight_args(name, layer.weight_spec),
-        "input_activations": input_args(name, layer.input_spec),
+        "format": format_of(form.weight, form.input),
+        "weights": weight_args(name, form.weight),
+        "input_activations": input_args(name, form.input),
         **({"input_transform": transform} if transform else {}),
     }
 
@@ -184,10 +174,12 @@ def _parse_group(group: Any, default_format: Any, where: str) -> Group:
     return Group(
         targets=_strings(group.get("targets"), f"{where}.targets"),
         format=format_,
-        weight_spec=weight,
-        input_spec=parse_input(group.get("input_activations"), f"{where}.input_activations"),
-        has_scale_K="scale" in transform,
-        has_shift_K="shift" in transform,
+        form=LinearForm(
+            weight,
+            parse_input(group.get("input_activations"), f"{where}.input_activations"),
+            scales_input="scale" in transform,
+            shifts_input="shift" in transform,
+        ),
     )
 
 

@@ -5,16 +5,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from bitwright.checkpoints.linear_tensors import is_portable, linear_entries, linear_tensors
-from bitwright.checkpoints.safetensors_file import PendingTensor, pending
 from bitwright.checkpoints.schemes import format_of
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, name_in, require_name_in
 from bitwright.errors import CheckpointError
+from bitwright.files.names import name_in, require_name_in
+from bitwright.files.safetensors import DTYPES
+from bitwright.files.safetensors_writer import PendingTensor, pending, spelled_dtype
+from bitwright.models.names import ModelNames
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
+from bitwright.numerics.arrays import Array, cast
+from bitwright.numerics.linear import PendingLinear
 from bitwright.numerics.qtensor import QTensor
 
 
@@ -27,10 +28,10 @@ class QuantizedParts:
     tables: "16bit", or "float" to leave them as they are.
     """
 
-    layers: Mapping[str, LazyLinear]
+    layers: Mapping[str, PendingLinear]
     half: Collection[str] = ()
     tables: Mapping[str, QTensor] = field(default_factory=dict)
-    changed: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    changed: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     embeddings: Literal["16bit", "float"] = "16bit"
 
 
@@ -42,7 +43,7 @@ class TensorPlan:
     """
 
     tensors: dict[str, PendingTensor]
-    layers: dict[str, LazyLinear]
+    layers: dict[str, PendingLinear]
     tables: tuple[str, ...]
     portable: bool
 
@@ -74,7 +75,7 @@ def plan_tensors(source: SourceTensors, parts: QuantizedParts, names: ModelNames
         # A module that the file lacks and transformers initializes has nothing of its own to write.
         tensors[on_disk(name)] = _in_16_bit(tensors[on_disk(name)])
     portable = not parts.tables and not unstacked and _linears_are_portable(parts.layers, names)
-    layers: dict[str, LazyLinear] = {}
+    layers: dict[str, PendingLinear] = {}
     for module in (*parts.layers, *parts.tables):
         weight = f"{module}.weight"
         if weight in tied:
@@ -96,41 +97,41 @@ def plan_tensors(source: SourceTensors, parts: QuantizedParts, names: ModelNames
     return TensorPlan(tensors, layers, on_disk_tables, portable)
 
 
-def pending_linears(layers: Mapping[str, LazyLinear], *, guarded: bool) -> dict[str, PendingTensor]:
+def pending_linears(layers: Mapping[str, PendingLinear], *, guarded: bool) -> dict[str, PendingTensor]:
     """The tensors of quantized linears, by name on disk. A linear is loaded when the first of its tensors is asked for,
     and kept until one of another linear is."""
 
     @lru_cache(maxsize=1)
-    def load(module: str) -> dict[str, Tensor]:
+    def load(module: str) -> dict[str, Array]:
         return linear_tensors(layers[module].load(), guarded=guarded)
 
     return {
         f"{module}.{suffix}": PendingTensor(dtype, shape, partial(_pick, load, module, suffix))
         for module, layer in layers.items()
-        for suffix, (dtype, shape) in linear_entries(layer, guarded=guarded).items()
+        for suffix, (dtype, shape) in linear_entries(layer.shape, layer.form, guarded=guarded).items()
     }
 
 
-def _pick(load: Callable[[str], dict[str, Tensor]], module: str, suffix: str) -> Tensor:
+def _pick(load: Callable[[str], dict[str, Array]], module: str, suffix: str) -> Array:
     return load(module)[suffix]
 
 
 def table_tensors(module: str, table: QTensor) -> dict[str, PendingTensor]:
     """The tensors of one int8 embedding table."""
-    codes_V1H = table.codes_NK.unsqueeze(1)
-    return {f"{module}.weight": pending(codes_V1H), f"{module}.weight_scale": pending(table.scale_NG.float())}
+    codes_V1H, scale_V1 = table.codes_NK[:, None], cast(table.scale_NG, "float32")
+    return {f"{module}.weight": pending(codes_V1H), f"{module}.weight_scale": pending(scale_V1)}
 
 
-def _linears_are_portable(layers: Mapping[str, LazyLinear], names: ModelNames) -> bool:
+def _linears_are_portable(layers: Mapping[str, PendingLinear], names: ModelNames) -> bool:
     """Whether compressed-tensors has words for all linears, and transformers a place for them.
 
     transformers (5.23) has none for what it transposes. It stacks experts while loading, and decompresses them there
     only if all are packed, symmetric, and like everything else that is quantized.
     """
-    if not all(map(is_portable, layers.values())):
+    if not all(is_portable(layer.form) for layer in layers.values()):
         return False
     fused = layers.keys() & names.fused
-    schemes = {(format_of(layer.weight_spec, layer.input_spec), layer.weight_spec) for layer in layers.values()}
+    schemes = {(format_of(layer.form.weight, layer.form.input), layer.form.weight) for layer in layers.values()}
     like_one = (
         all(format_ == "pack-quantized" and weight.symmetric for format_, weight in schemes) and len(schemes) == 1
     )
@@ -172,26 +173,26 @@ def _is_part(source: SourceTensors, name: str) -> bool:
 
 def _require(source: SourceTensors, name: str) -> None:
     if name not in source:
-        require_name_in(source, name, "", str(source.files.directory))
+        require_name_in(source, name, "", str(source.files.path))
 
 
 def _as_is(files: TensorFiles, name: str) -> PendingTensor:
-    return PendingTensor(files.dtype(name), files.shape(name), lambda: files[name])
+    return PendingTensor(spelled_dtype(files.dtype(name)), files.shape(name), lambda: files[name])
 
 
 def _from_source(source: SourceTensors, name: str) -> PendingTensor:
-    return PendingTensor(source.dtype(name), source.shape(name), lambda: source[name])
+    return PendingTensor(spelled_dtype(source.dtype(name)), source.shape(name), lambda: source[name])
 
 
-def _changed(before: PendingTensor, load: Callable[[], Tensor], *, transposed: bool, half: bool) -> PendingTensor:
+def _changed(before: PendingTensor, load: Callable[[], Array], *, transposed: bool, half: bool) -> PendingTensor:
     """A float parameter with other values: float32, because a fold's factors do not fit 16 bit, unless it is said to
     be kept in 16 bit."""
-    dtype = before.dtype if half else torch.float32
-    return PendingTensor(dtype, before.shape, lambda: (load().t() if transposed else load()).to(dtype))
+    dtype = before.dtype if half else "F32"
+    return PendingTensor(dtype, before.shape, lambda: cast(load().T if transposed else load(), DTYPES[dtype]))
 
 
 def _in_16_bit(tensor: PendingTensor) -> PendingTensor:
     """fp16 stays fp16; wider floats become bf16, which has their range."""
-    if tensor.dtype not in (torch.float32, torch.float64):
+    if tensor.dtype not in ("F32", "F64"):
         return tensor
-    return PendingTensor(torch.bfloat16, tensor.shape, lambda: tensor.load().to(torch.bfloat16))
+    return PendingTensor("BF16", tensor.shape, lambda: cast(tensor.load(), "bfloat16"))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitwright.engine.linears import Linear, dequantized
+from bitwright.engine.linears import Linear, operator_of
 from bitwright.engine.weights import Weights, short
 from bitwright.errors import CheckpointError, EngineError
+from bitwright.numerics.linear import FloatLinear
 
 _FURTHEST = 1 << 24  # distances below it are exact in float32
 
@@ -110,20 +111,19 @@ def tables_of(weights: Weights, attention: str, positions: Positions) -> Tables:
     run = names if shared else positions.kinds
     linears = {kind: weights.linear(f"{attention}.{names[kind]}") for kind in run}
     made = {kind: _project(linears[kind], positions.rows_PH) for kind in positions.kinds}
-    folded = sum(linear.operator == "linear_w8a8" for linear in linears.values())
+    folded = sum(operator_of(linear) == "linear_w8a8" for linear in linears.values())
     return Tables(made.get("c2p"), made.get("p2c"), positions.row_R, folded)
 
 
 def _project(linear: Linear, x_PH: np.ndarray) -> np.ndarray:
     """A linear in float32, its weight as its codes say, its input not rounded: (P, N)."""
-    values_NK, grid = (linear if linear.codes_NK is None else dequantized(linear)).values_NK, linear.grid
-    assert values_NK is not None
-    k = x_PH.shape[1]
-    if values_NK.shape[1] != k:
-        raise CheckpointError(f"a linear of {values_NK.shape[1]} inputs reads relative embeddings of {k} values")
-    if grid is not None and grid.shift_K is not None and grid.multiplier_K is not None:
-        x_PH = (x_PH - grid.shift_K[:k]) * grid.multiplier_K[:k]
-    y_PN: np.ndarray = x_PH @ values_NK.T
+    if linear.shape[1] != x_PH.shape[1]:
+        raise CheckpointError(
+            f"a linear of {linear.shape[1]} inputs reads relative embeddings of {x_PH.shape[1]} values"
+        )
+    weight_NK = linear.widened() if isinstance(linear, FloatLinear) else linear.weight.dequantize()
+    seen_PH = x_PH if isinstance(linear, FloatLinear) else linear.seen(x_PH)
+    y_PN: np.ndarray = seen_PH @ weight_NK.T
     return y_PN if linear.bias_N is None else y_PN + linear.bias_N
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
-from bitwright.engine.linears import Linear
+from bitwright.engine.linears import Linear, grid_of, group_of, join, multiplied, operator_of
 from bitwright.engine.packing import Packed, pack, pack_heads
 from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check, same_grid
 from bitwright.engine.weights import Weights
@@ -219,12 +219,12 @@ class Lowering:
             )
         first, n = group[0], sum(layer.shape[0] for layer in group)
         settings = {
-            "operator": first.operator, "dtype": first.dtype, "column": column, "n": n, "linears": len(group),
+            "operator": operator_of(first), "dtype": multiplied(first), "column": column, "n": n, "linears": len(group),
             "gelu": gelu, "grid": None,
-            "group": k if first.scale_NG is None else k // first.scale_NG.shape[1],
+            "group": group_of(first),
         }  # fmt: skip
-        grid = first.grid
-        if first.operator == "linear_w8a8":
+        grid = grid_of(first)
+        if settings["operator"] == "linear_w8a8":
             assert grid is not None
             source = self._codes(x, grid, name)
         else:
@@ -298,7 +298,7 @@ def _alike(layers: Sequence[Linear]) -> list[list[int]]:
     """Neighbours that one operator can compute."""
     runs: list[list[int]] = []
     for i, layer in enumerate(layers):
-        if runs and layer.joins(layers[runs[-1][0]]):
+        if runs and join(layer, layers[runs[-1][0]]):
             runs[-1].append(i)
         else:
             runs.append([i])

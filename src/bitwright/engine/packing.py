@@ -4,48 +4,51 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bitwright.engine.linears import Linear
-from bitwright.engine.weights import narrow
+from bitwright.engine.linears import Linear, levels, operator_of
 from bitwright.kernels import layouts
+from bitwright.numerics.arrays import Bf16, narrow
+from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 
 Packed = dict[str, np.ndarray | None]
 
 
 def pack(linears: Sequence[Linear]) -> Packed:
     """What the operator of linears that join takes of them, side by side, in the order of its arguments."""
-    return _PACK[linears[0].operator](linears)
+    return _PACK[operator_of(linears[0])](linears)
 
 
 def _pack_w8a8(linears: Sequence[Linear]) -> Packed:
-    codes_NK = _joined(linears, "codes_NK")
+    codes_NK = _codes(linears)
     return {
         "weight": aligned(layouts.pack(codes_NK)),
         "colsum": _columns(codes_NK.sum(axis=1, dtype=np.int32)),
-        "scale": _columns(_joined(linears, "scale_NG")[:, 0]),
+        "scale": _columns(_scales(linears)[:, 0]),
         "bias": _bias(linears),
     }
 
 
 def _pack_bf16(linears: Sequence[Linear]) -> Packed:
-    return {"weight": aligned(layouts.pack_bf16(narrow(_joined(linears, "values_NK")))), "bias": _bias(linears)}
+    weight_NK = np.concatenate([_in_bf16(linear).bits for linear in linears])
+    return {"weight": aligned(layouts.pack_bf16(weight_NK)), "bias": _bias(linears)}
 
 
 def _pack_wna16(linears: Sequence[Linear]) -> Packed:
     """Codes of less than 8 bits are held in 4, each as the index of its level."""
-    codes_NK, first = _joined(linears, "codes_NK"), linears[0]
-    if first.bits == 8:
-        weight, levels = layouts.pack(codes_NK), None
-    elif first.levels is None:
-        levels = aligned(np.arange(-8, 8, dtype=np.float32))
+    codes_NK, first, given = _codes(linears), linears[0], levels(linears[0])
+    assert isinstance(first, QuantizedLinear)
+    if first.weight.spec.bits == 8:
+        weight, held = layouts.pack(codes_NK), None
+    elif given is None:
+        held = aligned(np.arange(-8, 8, dtype=np.float32))
         weight = layouts.pack_int4((codes_NK + np.int8(8)).view(np.uint8))
     else:
-        levels = aligned(np.pad(first.levels, (0, 16 - len(first.levels))))
+        held = aligned(np.pad(given, (0, 16 - len(given))))
         weight = layouts.pack_int4(codes_NK.view(np.uint8))
     return {
         "weight": aligned(weight),
-        "levels": levels,
-        "scale": aligned(layouts.pack_groups(_joined(linears, "scale_NG"))),
-        "zero": None if first.zero_NG is None else aligned(layouts.pack_groups(_joined(linears, "zero_NG"))),
+        "levels": held,
+        "scale": aligned(layouts.pack_groups(_scales(linears))),
+        "zero": _zeros(linears),
         "bias": _bias(linears),
     }
 
@@ -56,7 +59,7 @@ _PACK = {"linear_w8a8": _pack_w8a8, "linear_bf16": _pack_bf16, "linear_wna16": _
 def pack_heads(table_PN: np.ndarray, heads: int) -> np.ndarray:
     """A packed bf16 weight for each head, of its part of the columns of a float32 table: (heads, …)."""
     parts = np.split(table_PN, heads, axis=1)
-    return aligned(np.stack([layouts.pack_bf16(narrow(part_PD)) for part_PD in parts]))
+    return aligned(np.stack([layouts.pack_bf16(narrow(part_PD).bits) for part_PD in parts]))
 
 
 def aligned(values: np.ndarray) -> np.ndarray:
@@ -68,8 +71,30 @@ def aligned(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _joined(linears: Sequence[Linear], name: str) -> np.ndarray:
-    return np.concatenate([getattr(linear, name) for linear in linears])
+def _codes(linears: Sequence[Linear]) -> np.ndarray:
+    return np.concatenate([x.weight.codes_NK for x in linears if isinstance(x, QuantizedLinear)])
+
+
+def _scales(linears: Sequence[Linear]) -> np.ndarray:
+    """(N, G), also where a tensor has one scale."""
+    quantized = [x for x in linears if isinstance(x, QuantizedLinear)]
+    return np.concatenate([_each_row(x.weight.scale_NG, x.shape[0]) for x in quantized])
+
+
+def _zeros(linears: Sequence[Linear]) -> np.ndarray | None:
+    quantized = [x for x in linears if isinstance(x, QuantizedLinear)]
+    given = [_each_row(x.weight.zero_point_NG, x.shape[0]) for x in quantized if x.weight.zero_point_NG is not None]
+    return aligned(layouts.pack_groups(np.concatenate(given))) if given else None
+
+
+def _each_row(values_NG: np.ndarray, n: int) -> np.ndarray:
+    return np.broadcast_to(values_NG, (n, values_NG.shape[1]))
+
+
+def _in_bf16(linear: Linear) -> Bf16:
+    """The weight in bf16; of codes whose groups no operator takes, what they stand for."""
+    weight_NK = linear.weight_NK if isinstance(linear, FloatLinear) else linear.weight.dequantize()
+    return weight_NK if isinstance(weight_NK, Bf16) else narrow(weight_NK)
 
 
 def _bias(linears: Sequence[Linear]) -> np.ndarray:

@@ -1,16 +1,18 @@
-"""A model directory as files: what is in it, whether it can be loaded, its size, its license, its fingerprint.
+"""A model directory, opened once for both doors: its configuration and side files, its weights, its license.
 
-Nothing here builds a model, and nothing is unpickled.
+Nothing here builds a model, nothing is unpickled, and no torch is imported.
 """
 
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import CheckpointError, ModelError
-from bitwright.files.safetensors import check_safetensors
+from bitwright.files.tensors import MappedTensors
 
 # One file, or an index of shards: the first that exists is loaded, as transformers does.
 WEIGHT_FILES = (
@@ -31,34 +33,117 @@ _LICENSES = {  # how the first lines of a license text name it -> SPDX identifie
 }
 
 
-def check_directory(path: Path) -> None:
-    """Raises:
-    ModelError: no such directory.
+class ModelDirectory:
+    """A model directory, opened: each of its JSON files is read and parsed once, its weights are mapped once.
+
+    path: the directory.
     """
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such directory; give a model directory or a hub name such as org/name")
 
+    def __init__(self, path: Path) -> None:
+        """Raises:
+        ModelError: no such directory.
+        """
+        if not path.is_dir():
+            raise ModelError(f"{path}: no such directory; give a model directory or a hub name such as org/name")
+        self.path = path
+        self._parsed: dict[str, Any] = {}
 
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a model directory.
+    def __repr__(self) -> str:
+        return f"ModelDirectory({str(self.path)!r})"
 
-    Raises:
-        ModelError: no directory, no config.json, not a JSON object, no model_type, or the model is quantized already.
-    """
-    check_directory(path)
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no {CONFIG_FILE}; a transformers model directory has one") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path / CONFIG_FILE}: not JSON ({error})") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{path / CONFIG_FILE}: no model_type; only transformers models can be read")
-    if "quantization_config" in config:
-        method = config["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise ModelError(f"{path}: already quantized (quant_method {method!r}); give the original, unquantized model")
-    return config
+    @cached_property
+    def _config_bytes(self) -> bytes:
+        try:
+            return (self.path / CONFIG_FILE).read_bytes()
+        except FileNotFoundError:
+            raise ModelError(f"{self.path}: no {CONFIG_FILE}; a transformers model directory has one") from None
+        except OSError as error:
+            raise ModelError(f"{self.path / CONFIG_FILE}: cannot be read ({error.strerror})") from None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json.
+
+        Raises:
+            ModelError: there is none, or none that is a JSON object.
+        """
+        return _object(_parse(self._config_bytes, self.path / CONFIG_FILE), self.path / CONFIG_FILE)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether config.json speaks of quantization, by any tool."""
+        return "quantization_config" in self.config
+
+    def json(self, name: str) -> Any:
+        """The content of one of the model's side files, None if there is no such file.
+
+        Raises:
+            ModelError: it cannot be read, or is not JSON.
+        """
+        if name not in self._parsed:
+            self._parsed[name] = read_json(self.path / name) if (self.path / name).is_file() else None
+        return self._parsed[name]
+
+    def object(self, name: str) -> dict[str, Any] | None:
+        """As `json`, of a file that must hold an object."""
+        content = self.json(name)
+        return None if content is None else _object(content, self.path / name)
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """As the function of that name."""
+        return weight_files(self.path)
+
+    @cached_property
+    def tensors(self) -> MappedTensors:
+        """The weights; all of them are in safetensors files.
+
+        Raises:
+            ModelError: there are none.
+            CheckpointError: a file's bytes do not say what they should; .bin files.
+        """
+        for file in self.weight_files:
+            if file.suffix != ".safetensors":
+                raise CheckpointError(f"{file}: quantized checkpoints are read from safetensors only")
+        return MappedTensors(self.weight_files)
+
+    def check_float(self) -> None:
+        """Raises:
+        ModelError: no model_type in config.json, or the model is quantized already.
+        """
+        if not isinstance(self.config.get("model_type"), str):
+            raise ModelError(f"{self.path / CONFIG_FILE}: no model_type; only transformers models can be read")
+        if self.is_quantized:
+            method = self.config["quantization_config"]
+            method = method.get("quant_method") if isinstance(method, dict) else method
+            raise ModelError(
+                f"{self.path}: already quantized (quant_method {method!r}); give the original, unquantized model"
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over config.json and the weight files: each file's name, size and bytes, in the order of names."""
+        digest = hashlib.sha256()
+        for file in sorted([self.path / CONFIG_FILE, *self.weight_files]):
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            for chunk in self._chunks(file):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def digest(self, file: Path) -> str:
+        """SHA-256 of one file of the directory."""
+        digest = hashlib.sha256()
+        for chunk in self._chunks(file):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def _chunks(self, file: Path) -> Iterator[bytes]:
+        if file == self.path / CONFIG_FILE:  # it is there already
+            yield self._config_bytes
+            return
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                yield chunk
 
 
 def read_json(file: Path) -> Any:
@@ -68,14 +153,24 @@ def read_json(file: Path) -> Any:
         ModelError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error})") from None
+        return _parse(file.read_bytes(), file)
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """As `read_json`, for a file that must hold an object."""
-    content = read_json(file)
+    """As `read_json`, of a file that must hold an object."""
+    return _object(read_json(file), file)
+
+
+def _parse(content: bytes, file: Path) -> Any:
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error})") from None
+
+
+def _object(content: Any, file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{file}: not a JSON object")
     return content
@@ -112,20 +207,6 @@ def weight_files(path: Path) -> list[Path]:
     return [path / shard for shard in shards]
 
 
-def check_source(path: Path) -> dict[str, Any]:
-    """Check all that can be checked before a model is built. Returns config.json.
-
-    Raises:
-        ModelError: the directory is not a model that can be loaded (`read_config`, `weight_files`).
-        CheckpointError: a weight file's bytes do not say what they should.
-    """
-    config = read_config(path)
-    for file in weight_files(path):
-        if file.suffix == ".safetensors":
-            check_safetensors(file)
-    return config
-
-
 def source_files(path: Path) -> list[Path]:
     """Every file of a model directory, sorted, without hidden files and folders (.git, .cache)."""
     files = (file for file in path.rglob("*") if file.is_file())
@@ -149,14 +230,3 @@ def license_of(path: Path) -> str | None:
         head = file.read_text(encoding="utf-8", errors="replace")[:400]
         return next((spdx for name, spdx in _LICENSES.items() if name.lower() in head.lower()), file.name)
     return None
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 over config.json and the weight files: each file's name, size and bytes, in the order of names."""
-    digest = hashlib.sha256()
-    for file in sorted([path / CONFIG_FILE, *weight_files(path)]):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

@@ -1,11 +1,10 @@
 """How one vector per text is made of token vectors, as the model's own sentence-transformers files say."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from bitwright.errors import ModelError
-from bitwright.files.directory import read_json, read_object
+from bitwright.files.directory import ModelDirectory
 
 Mode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -28,16 +27,16 @@ class Pooling:
     normalize: bool = False
 
 
-def read_pooling(path: Path) -> Pooling:
+def read_pooling(directory: ModelDirectory) -> Pooling:
     """The pooling of a model directory: modules.json and the files it points to; the mean of the tokens without one.
 
     Raises:
         ModelError: a file that is not what it should be, or a module (such as Dense) that is neither pooling nor
             normalization.
     """
-    if not (path / "modules.json").is_file():
+    modules, path = directory.json("modules.json"), directory.path
+    if modules is None:
         return Pooling()
-    modules = read_json(path / "modules.json")
     if not isinstance(modules, list) or not all(
         isinstance(module, dict) and {"type", "path"} <= module.keys() for module in modules
     ):
@@ -51,12 +50,18 @@ def read_pooling(path: Path) -> Pooling:
         )
     for module, kind in zip(modules, kinds, strict=True):
         if kind == "Normalize":
-            _check_normalize(path / str(module["path"]) / "config.json")
-    return Pooling(_modes(path / str(modules[1]["path"]) / "config.json"), "Normalize" in kinds)
+            _check_normalize(directory, _config_of(module))
+    return Pooling(_modes(directory, _config_of(modules[1])), "Normalize" in kinds)
 
 
-def _modes(file: Path) -> tuple[Mode, ...]:
-    config = read_object(file)
+def _config_of(module: dict[str, Any]) -> str:
+    return f"{module['path']}/config.json"
+
+
+def _modes(directory: ModelDirectory, name: str) -> tuple[Mode, ...]:
+    config, file = directory.object(name), directory.path / name
+    if config is None:
+        raise ModelError(f"{file}: no such file, and modules.json points to it")
     named = config.get("pooling_mode")
     if named is None:
         named = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
@@ -67,9 +72,9 @@ def _modes(file: Path) -> tuple[Mode, ...]:
     return tuple(modes)
 
 
-def _check_normalize(file: Path) -> None:
+def _check_normalize(directory: ModelDirectory, name: str) -> None:
     """Older models have no file for this module; newer ones can point it at something other than the pooled vector."""
-    config = read_object(file) if file.is_file() else {}
+    config, file = directory.object(name) or {}, directory.path / name
     for key in ("module_input_name", "module_output_name"):
         if config.get(key, "sentence_embedding") not in (None, "sentence_embedding"):
             raise ModelError(f"{file}: {key} is {config[key]!r}; only sentence_embedding is normalized here")

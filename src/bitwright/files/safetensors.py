@@ -1,4 +1,4 @@
-"""Safetensors headers, read and checked without touching a tensor.
+"""Safetensors headers, read and checked without touching a tensor. No torch.
 
 A file is: 8 bytes, the header's length as a little-endian integer; the header, JSON that maps each tensor's name to its
 dtype, shape and [begin, end) in the buffer; the buffer. Tensors fill the buffer without holes or overlaps
@@ -7,9 +7,10 @@ dtype, shape and [begin, end) in the buffer; the buffer. Tensors fill the buffer
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bitwright.errors import CheckpointError
 
@@ -22,6 +23,14 @@ DTYPE_BITS = {
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32,
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+# dtypes that are written, and their names in numpy and torch, in the order in which the format's own writer lays
+# tensors out, last first.
+DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn",
+    "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32",
+    "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64",
 }  # fmt: skip
 
 
@@ -43,27 +52,33 @@ def check_safetensors(path: Path) -> dict[str, TensorEntry]:
             format asks for, a name occurs twice, or a tensor's range does not fit its dtype, shape or neighbours.
     """
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise CheckpointError(
-                    f"{path}: the file has {size} bytes but its first 8 announce a header of {length}; "
-                    "it is truncated or not a safetensors file: download it again"
-                )
-            if length > MAX_HEADER_BYTES:
-                raise CheckpointError(
-                    f"{path}: a header of {length} bytes, over the format's limit of {MAX_HEADER_BYTES}"
-                )
-            text = file.read(length)
+            return read_header(file, path)[0]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    header = _parse(path, text)
+
+
+def read_header(file: BinaryIO, path: Path) -> tuple[dict[str, TensorEntry], int]:
+    """(entries as `check_safetensors` gives them, position in the file from which their bytes count) of an open file.
+
+    Raises:
+        CheckpointError: as `check_safetensors`. OSError: the file cannot be read.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise CheckpointError(
+            f"{path}: the file has {size} bytes but its first 8 announce a header of {length}; "
+            "it is truncated or not a safetensors file: download it again"
+        )
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: a header of {length} bytes, over the format's limit of {MAX_HEADER_BYTES}")
+    header = _parse(path, file.read(length))
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, value) for name, value in header.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
     _check_coverage(path, ordered, size - 8 - length)
-    return ordered
+    return ordered, 8 + length
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:

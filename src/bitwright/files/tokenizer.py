@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
 
 from bitwright.errors import EngineError, InputError
-from bitwright.files.directory import read_object
+from bitwright.files.directory import ModelDirectory, read_object
 
 # The class that transformers takes for a model_type where no file names one. Those that are not here, and ModernBERT's
 # whatever a file names, take tokenizer.json as it is.
@@ -35,20 +35,19 @@ _SWITCHES = {
 }
 
 
-def open_tokenizer(directory: Path, config: dict[str, Any]) -> tuple[Tokenizer, str] | None:
+def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
     """The tokenizer, without truncation or padding, and the side at which texts are cut: "right" or "left".
-
-    config: of the model.
 
     Raises:
         EngineError: a tokenizer that cannot be built, or settings that transformers follows and this does not.
     """
-    file, settings_file = directory / "tokenizer.json", directory / "tokenizer_config.json"
+    file, settings_file = directory.path / "tokenizer.json", directory.path / "tokenizer_config.json"
     if not file.is_file():
         return None
-    settings = read_object(settings_file) if settings_file.is_file() else {}
+    settings = directory.object(settings_file.name) or {}
+    kind = _class_of(settings, directory.config)
     try:
-        tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, _class_of(settings, config), settings)
+        tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, kind, settings)
     except EngineError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exceptions

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from bitwright.errors import KernelError
 from bitwright.kernels import cpu, dispatch, layouts, reference
+from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
@@ -62,33 +63,20 @@ class QuantLinear(_ExactModule):
     scale_n: Tensor
     bias_n: Tensor
 
-    def __init__(
-        self,
-        qtensor: QTensor,
-        bias: Tensor | None,
-        input_spec: QuantSpec | None,
-        input_scale: Tensor | None = None,
-        input_zero_point: Tensor | None = None,
-        *,
-        input_scale_K: Tensor | None = None,
-        input_shift_K: Tensor | None = None,
-        gelu: bool = False,
-        name: str = "",
-    ) -> None:
-        """The module of a quantized weight (N, K), with a float bias (N,) if there is one.
+    def __init__(self, linear: QuantizedLinear, *, gelu: bool = False, name: str = "") -> None:
+        """The module of a quantized linear, of numpy or of torch.
 
         Raises:
-            KernelError: the bias has another shape; a static input spec lacks its scale.
+            KernelError: the kernels have no grid for its input spec.
         """
         super().__init__()
-        n, k = qtensor.shape
-        if bias is not None and bias.shape != (n,):
-            raise KernelError(f"{name or 'QuantLinear'}: the bias must have shape ({n},), got {tuple(bias.shape)}")
+        linear = linear.torch()
+        qtensor, bias, input_spec, (n, k) = linear.weight, linear.bias_N, linear.input_spec, linear.shape
+        input_scale, input_zero_point = _static_tensors(linear)
         self.in_features, self.out_features, self.gelu, self.name = k, n, gelu, name
         self.weight_spec, self.input_spec = qtensor.spec, input_spec
         self.native = runs_natively(qtensor.spec, input_spec)
         self._grid = None
-        bias = None if bias is None else bias.detach()
         if self.native and input_spec is not None:
             self._grid = cpu.InputGrid.of(input_spec, input_scale, input_zero_point)
             self._keep("colsum", layouts.column_sums(qtensor.codes_NK))
@@ -101,7 +89,7 @@ class QuantLinear(_ExactModule):
         self._keep("bias", bias)
         self._keep("input_scale", input_scale)
         self._keep("input_zero_point", input_zero_point)
-        shift, multiplier = _input_transform(input_scale_K, input_shift_K)
+        shift, multiplier = _padded_transform(linear.transform)
         self._keep("input_shift", shift)
         self._keep("input_multiplier", multiplier)
 
@@ -183,10 +171,20 @@ def runs_natively(weight: QuantSpec, input_spec: QuantSpec | None) -> bool:
     return input_spec is not None and cpu.weight_runs_natively(weight) and cpu.input_runs_natively(input_spec)
 
 
-def _input_transform(scale_K: Tensor | None, shift_K: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """(shift, multiplier) as the kernels take them: both, or neither if the input is taken as it is."""
-    if scale_K is None and shift_K is None:
+def _static_tensors(linear: QuantizedLinear) -> tuple[Tensor | None, Tensor | None]:
+    """Scale, float32 (1,), and zero point, int8 (1,) or None, of a static input."""
+    spec, static = linear.input_spec, linear.static
+    if spec is None or static is None:
         return None, None
+    zero = None if spec.symmetric else torch.tensor([static.zero_point], dtype=torch.int8)
+    return torch.tensor([static.scale]), zero
+
+
+def _padded_transform(transform: InputTransform | None) -> tuple[Tensor | None, Tensor | None]:
+    """(shift, multiplier) as the kernels take them: both, or neither if the input is taken as it is."""
+    if transform is None:
+        return None, None
+    scale_K, shift_K = transform.scale_K, transform.shift_K
     given = shift_K if scale_K is None else scale_K
     assert given is not None
     shift = torch.zeros_like(given) if shift_K is None else shift_K

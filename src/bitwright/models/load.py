@@ -1,124 +1,35 @@
-"""A model, loaded and checked. The only file that imports transformers at module level.
+"""A model, loaded and checked: whole, or filled block by block from files whose tensors are read when they are needed.
 
-Weights come from safetensors where there are some; a .bin is read by torch's restricted unpickler, which builds tensors
-and nothing else. Nothing that the checkpoint lacks is filled in silently.
+Nothing that the checkpoint lacks is filled in silently.
 """
 
-import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
+from torch import nn
 
-from bitwright.errors import CheckpointError, ModelError
-from bitwright.files.directory import (
-    check_source,
-    fingerprint,
-    license_of,
-    read_config,
-    read_object,
-    source_bytes,
-    source_files,
-    weight_files,
-)
-from bitwright.models.architectures import Architecture, architecture_of
-from bitwright.models.experts import linearize
+from bitwright.errors import ModelError
+from bitwright.files.directory import ModelDirectory
+from bitwright.models.architectures import architecture_of, file_name, find_blocks, is_transposed
+from bitwright.models.build import LoadedModel, Task, build_empty, load_tokenizer
 from bitwright.models.hub import fetch
-from bitwright.models.matching import and_more, check_finite, check_names, listed
-from bitwright.models.meta import parameters_on_meta
+from bitwright.models.matching import check_finite, check_names
 from bitwright.models.source_tensors import SourceTensors
-
-__all__ = [
-    "LoadedModel",
-    "Task",
-    "build_empty",
-    "build_model",
-    "fetch",
-    "fingerprint",
-    "license_of",
-    "load_model",
-    "load_tokenizer",
-    "max_tokens",
-    "read_config",
-    "source_bytes",
-    "source_files",
-    "task_of",
-    "task_of_classes",
-    "weight_files",
-]
-
-Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
-
-_AUTO_CLASSES: dict[Task, Any] = {
-    "embedding": transformers.AutoModel,
-    "sequence-classification": transformers.AutoModelForSequenceClassification,
-    "token-classification": transformers.AutoModelForTokenClassification,
-    "question-answering": transformers.AutoModelForQuestionAnswering,
-    "text-generation": transformers.AutoModelForCausalLM,
-}
-
-# End of a class name in config.architectures -> task. What was only pretrained is used as an embedding model.
-_TASK_OF_CLASS: dict[str, Task] = {
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForConditionalGeneration": "text-generation",  # of the families in the table: those that also read images
-    "ForMaskedLM": "embedding",
-    "ForPreTraining": "embedding",
-    "Model": "embedding",
-}
-
-# What transformers raises on files whose values are wrong or contradict each other.
-_BUILD_ERRORS = (
-    StrictDataclassError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
-    ArithmeticError,
-)  # fmt: skip
-_LOCAL = {"local_files_only": True}
-_NO_LIMIT = 1_000_000  # tokenizers without a limit answer with a number around 1e30
+from bitwright.models.tensor_files import TensorFiles
 
 
-# A module's parameters as they were when it was built, without values.
-Built = Mapping[str, tuple[nn.Module, dict[str, nn.Parameter | None]]]
+def open_directory(name_or_dir: str | Path | ModelDirectory) -> ModelDirectory:
+    """The directory of a model, by its path or its hub name.
 
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model in evaluation mode with what is needed to feed it.
-
-    Fused experts and transposed linears in it have become plain linears (`experts.linearize`).
-
-    tokenizer: None where the directory's files cannot build the one that its model type names; tokenizer_problem: then
-    what is wrong with which file. path: the local directory. name: what the user called it.
-    kept: names of the files' tensors that are not in the model.
-    source, built: of a model that is filled block by block, its tensors, and its modules as they are without values.
+    Raises:
+        ModelError: neither a directory nor a hub name, or the hub cannot be reached.
     """
-
-    model: nn.Module
-    tokenizer: Any
-    config: Any
-    path: Path
-    task: Task
-    architecture: Architecture
-    name: str
-    tokenizer_problem: str | None = None
-    kept: tuple[str, ...] = ()
-    source: SourceTensors | None = None
-    built: Built = field(default_factory=dict)
+    return name_or_dir if isinstance(name_or_dir, ModelDirectory) else ModelDirectory(fetch(name_or_dir))
 
 
 def load_model(
-    name_or_dir: str | Path,
+    name_or_dir: str | Path | ModelDirectory,
     *,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -133,219 +44,148 @@ def load_model(
             lack the head that the task needs, or NaN or infinity in them.
         CheckpointError: a file whose bytes do not say what they should.
     """
-    path = fetch(name_or_dir)
-    raw = check_source(path)
-    architecture = architecture_of(raw["model_type"])
-    _check_task(task)
-    for file in weight_files(path):
-        if file.suffix == ".bin":
-            _check_pickle(file)
-    with _building(path):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
-    task = task_of(config) if task is None else task
-    with _building(path):
-        # Sizes that differ are collected rather than raised, to be reported with their numbers.
-        model, report = _AUTO_CLASSES[task].from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **_LOCAL,
-        )
-    if mismatched := sorted(report["mismatched_keys"]):
-        key, stored, built = mismatched[0]
-        raise ModelError(
-            f"{path}: {key} is {tuple(stored)} in the weights and {tuple(built)} by config.json"
-            f"{and_more(len(mismatched) - 1)}; config and weights are of different models"
-        )
-    kept = tuple(sorted(report["unexpected_keys"]))
-    check_names(path, model, report["missing_keys"], kept, architecture, task)
-    for name, tensor in model.state_dict().items():
-        check_finite(tensor, f"{path}: {name}")
-    linearize(model, architecture)
-    tokenizer, problem = load_tokenizer(path, trust_remote_code)
-    return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir), problem, kept)
+    loaded = open_lazily(name_or_dir, dtype=dtype, trust_remote_code=trust_remote_code, task=task, runnable=False)
+    materialise(loaded, "")
+    return loaded
 
 
-def build_empty(
-    path: Path,
+def open_lazily(
+    name_or_dir: str | Path | ModelDirectory,
     *,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     task: Task | None = None,
-    buffers: bool = True,
+    runnable: bool = True,
+    tokenizes: bool = True,
 ) -> LoadedModel:
-    """The model that a config.json describes, its parameters on the meta device: without values or memory.
+    """A model directory or a hub name as a model whose blocks are empty: parameters on the meta device, no memory.
 
-    Parameters that are tied are one and the same. There is no tokenizer.
+    Everything else (embeddings, norms, poolers, heads, buffers) is filled. `materialise` fills a block, `release`
+    empties it again.
 
     Args:
-        path: a model directory, or its config.json.
-        dtype: of the parameters.
-        buffers: whether the buffers (tables of rotary angles) are computed, or on the meta device too.
+        dtype: of the parameters, whatever the files have.
+        task: what the model is for; by default what `architectures` in its config.json says.
+        runnable: False leaves what is outside the blocks empty too, for who reads tensors and runs nothing.
+        tokenizes: False leaves the tokenizer out, for who has tokens already.
 
     Raises:
-        ModelError: an architecture without a row, or a config that transformers cannot build.
+        ModelError: not a model, an architecture without a row, no weights, weights that are not those of the config or
+            lack the head that the task needs, or NaN or infinity in those that were filled.
+        CheckpointError: a file whose bytes do not say what they should.
     """
-    _check_task(task)
-    with _building(path):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
-    architecture = architecture_of(config.model_type)
-    task = task_of(config) if task is None else task
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
-        model = _AUTO_CLASSES[task].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.tie_weights(recompute_mapping=False)
-    exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    for name, buffer in model.named_buffers():
-        if name.rpartition(".")[2] in exact:
-            buffer.data = buffer.float()
-    if buffers and (empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]):
-        raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {listed(empty)}")
-    linearize(model, architecture)
-    return LoadedModel(model.eval(), None, model.config, path, task, architecture, str(path))
+    directory = open_directory(name_or_dir)
+    directory.check_float()
+    files = TensorFiles(directory)
+    architecture_of(directory.config["model_type"])
+    loaded = build_empty(directory, dtype=dtype, trust_remote_code=trust_remote_code, task=task)
+    model, architecture = loaded.model, loaded.architecture
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    state = model.state_dict(keep_vars=True)
+    source = SourceTensors(
+        files,
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        prefix=str(getattr(model, "base_model_prefix", "")),
+        renames={name: file_name(architecture, name) for name in state},
+        transposed=[name for name in state if is_transposed(architecture, name)],
+        tied=tied,
+    )
+    for name in source.untied:
+        del tied[name]
+        module, _, last = name.rpartition(".")
+        setattr(model.get_submodule(module), last, nn.Parameter(torch.empty_like(state[name])))
+    check_names(directory.path, model, source.missing, source.kept, architecture, loaded.task)
+    tokenizer, problem = load_tokenizer(directory, trust_remote_code) if tokenizes else (None, None)
+    loaded = replace(
+        loaded,
+        tokenizer=tokenizer,
+        name=str(directory.path if isinstance(name_or_dir, ModelDirectory) else name_or_dir),
+        tokenizer_problem=problem,
+        source=source,
+        built={name: (module, dict(module._parameters)) for name, module in model.named_modules()},
+    )
+    _fill_buffers(loaded, source)
+    if runnable:
+        blocks = tuple(f"{block}." for block, _ in find_blocks(model, architecture))
+        _fill(loaded, [name for name in loaded.built if not f"{name}.".startswith(blocks)])
+    return loaded
 
 
-def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:
-    """The float32 model that a directory's config.json describes, its weights not set: the caller fills all of them.
-
-    What the config says of quantization is left out.
-
-    Raises:
-        ModelError: an architecture without a row, or a config that transformers cannot build.
+def reopen(loaded: LoadedModel, *, runnable: bool = True) -> LoadedModel:
+    """The same model once more, its blocks empty and its own to change; the directory stays open once. It has no
+    tokenizer.
     """
-    with _building(path):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
-    architecture, task = architecture_of(config.model_type), task_of(config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with _building(path), no_init_weights():
-        model = _AUTO_CLASSES[task].from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    linearize(model, architecture)
-    tokenizer, problem = load_tokenizer(path, trust_remote_code)
-    return LoadedModel(model.eval(), tokenizer, config, path, task, architecture, str(path), problem)
-
-
-def task_of(config: Any) -> Task:
-    """The task that a transformers config names by its `architectures`; without any, the model is an embedding model.
-
-    Raises:
-        ModelError: a class that stands for another task, or no list of names of classes.
-    """
-    return task_of_classes(config.architectures, str(config.name_or_path))
-
-
-def task_of_classes(classes: Any, where: str) -> Task:
-    """`task_of`, from the value of `architectures` in the config.json at `where`."""
-    classes = classes or ["Model"]
-    if not isinstance(classes, list) or not isinstance(classes[0], str):
-        raise ModelError(
-            f'{where}: architectures in config.json is {classes!r}; a list is needed, such as ["BertModel"]'
-        )
-    for ending, task in _TASK_OF_CLASS.items():
-        if classes[0].endswith(ending):
-            return task
-    raise ModelError(
-        f"{where}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; "
-        "say which is meant with task=, if one of them is"
+    return open_lazily(
+        loaded.directory,
+        trust_remote_code=loaded.trust_remote_code,
+        task=loaded.task,
+        runnable=runnable,
+        tokenizes=False,
     )
 
 
-def max_tokens(loaded: LoadedModel) -> int:
-    """The longest sequence, in tokens, special ones included, that the model was meant for and can take.
-
-    The least of max_seq_length in sentence_bert_config.json, the tokenizer's model_max_length and the number of
-    positions. RoBERTa and MPNet count positions from padding_idx + 1: so many rows of their table are never used.
+def open_skeleton(config: Path, *, task: Task | None = None) -> LoadedModel:
+    """The model that a config.json describes, all of it on the meta device: names and shapes, for who counts bytes.
 
     Raises:
-        ModelError: a sentence_bert_config.json that does not hold what it should.
+        ModelError: an architecture without a row, or a config that transformers cannot build.
     """
-    limits = [int(loaded.config.get_text_config().max_position_embeddings)]
-    for name, module in loaded.model.named_modules():
-        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
-    if loaded.tokenizer is not None:
-        limits.append(int(loaded.tokenizer.model_max_length))
-    sentence_config = loaded.path / "sentence_bert_config.json"
-    if sentence_config.is_file():
-        limits.append(_max_seq_length(sentence_config))
-    return min(limits)
+    return build_empty(ModelDirectory(config.parent), config_file=config, task=task, buffers=False)
 
 
-def _max_seq_length(file: Path) -> int:
-    length = read_object(file).get("max_seq_length")
-    if length is None:
-        return _NO_LIMIT
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ModelError(f"{file}: max_seq_length is {length!r}; a number of tokens is needed, or null for no limit")
-    return length
+def materialise(loaded: LoadedModel, path: str) -> None:
+    """Fill the parameters that are empty in the module at `path` ("" for the whole model) from the files.
+
+    Raises:
+        ModelError: NaN or infinity; the message names file and tensor. Or the model was not opened lazily.
+        CheckpointError: a file that has changed since the model was opened.
+    """
+    prefix = f"{path}." if path else ""
+    _fill(loaded, [name for name, _ in loaded.model.named_modules() if f"{name}.".startswith(prefix)])
 
 
-def _check_pickle(file: Path) -> None:
-    """Go through a .bin without reading its tensors; the restricted unpickler refuses anything that is not one."""
-    try:
-        content = torch.load(file, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: not a plain file of tensors, and nothing else is unpickled ({_one_line(error)[:200]}); "
-            "ask for the model as safetensors"
-        ) from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{file}: holds something other than tensors by name; ask for the model as safetensors")
+def release(loaded: LoadedModel, path: str) -> None:
+    """Empty the module at `path`: every module in it is again the one that was built, its parameters without values.
+
+    What was swapped in, folded or added is gone.
+    """
+    _source(loaded)
+    prefix = f"{path}." if path else ""
+    for name, (module, parameters) in loaded.built.items():
+        if not f"{name}.".startswith(prefix):
+            continue
+        if name and loaded.model.get_submodule(name) is not module:
+            loaded.model.set_submodule(name, module)
+        module._parameters.clear()
+        module._parameters.update(parameters)
 
 
-def _check_task(task: Task | None) -> None:
-    if task is not None and task not in _AUTO_CLASSES:
-        raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
+def _fill(loaded: LoadedModel, modules: list[str]) -> None:
+    """Fill the empty parameters of these modules; those that are tied are filled once and stay one and the same."""
+    source = _source(loaded)
+    filled: dict[int, nn.Parameter] = {}
+    for name in modules:
+        module = loaded.model.get_submodule(name)
+        for key, parameter in module._parameters.items():
+            if parameter is None or not parameter.is_meta:
+                continue
+            if id(parameter) not in filled:
+                full = f"{name}.{key}" if name else key
+                tensor = source[full].to(parameter.dtype)
+                check_finite(tensor, source.where(full))
+                filled[id(parameter)] = nn.Parameter(tensor, parameter.requires_grad)
+            module._parameters[key] = filled[id(parameter)]
 
 
-def load_tokenizer(path: Path, trust: bool) -> tuple[Any, str | None]:
-    """(tokenizer, None) or (None, why): also where its vocabulary file is absent, and it would be built empty."""
-    try:
-        for file in (path / "tokenizer.json", path / "tokenizer_config.json"):
-            if file.is_file():
-                read_object(file)
-        with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
-    except ModelError as error:
-        return None, str(error)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        return None, f"{path}: the tokenizer cannot be built ({type(error).__name__}: {_one_line(error)[:200]})"
-    wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
-    if any((path / file).is_file() for file in wanted):
-        return tokenizer, None
-    return None, f"{path}: no vocabulary: {type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"
+def _fill_buffers(loaded: LoadedModel, source: SourceTensors) -> None:
+    """Give the buffers that a checkpoint stores (a router's corrections) their values; they are small."""
+    for name, buffer in loaded.model.named_buffers():
+        if name in source:
+            check_finite(source[name], source.where(name))
+            buffer.copy_(source[name])
 
 
-@contextmanager
-def _building(path: Path) -> Iterator[None]:
-    """What transformers raises on files that contradict each other, as our errors; and quiet."""
-    try:
-        with _quiet():
-            yield
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
-    except _BUILD_ERRORS as error:
-        raise ModelError(f"{path}: transformers cannot build this model: {_one_line(error)}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from logging and drawing progress bars; what they would say is reported as our own errors."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _source(loaded: LoadedModel) -> SourceTensors:
+    if loaded.source is None:
+        raise ModelError(f"{loaded.name}: was loaded whole; only a model from open_lazily is filled block by block")
+    return loaded.source

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import ModelError
+from bitwright.files.names import name_in
 from bitwright.models.tensor_files import TensorFiles
 
 # Ends of names, as the model has them -> as checkpoints from before 2019 may have them.
@@ -171,15 +172,3 @@ class SourceTensors(Mapping[str, Tensor]):
         """A parameter's file and its name there, for messages."""
         stored = self.file_name(name)
         return f"{self.files.file(stored)}: {stored}"
-
-
-def name_in(names: Collection[str], name: str, prefix: str) -> str | None:
-    """`name` as `names` spell it: as it is, with the base model's prefix, or without it. None if it is not there.
-
-    A head on top of the base model adds the prefix ("bert.encoder…"), the base model alone has none ("encoder…");
-    either may be loaded from the other's file.
-    """
-    if name in names:
-        return name
-    other = name.removeprefix(f"{prefix}.") if name.startswith(f"{prefix}.") else f"{prefix}.{name}"
-    return other if prefix and other in names else None

@@ -7,16 +7,18 @@ Rows are viewed as bytes and as words by turns: right on little-endian machines,
     pack_words    int32, the stream read as little-endian words; code −2^(b−1) is stored as 0. What compressed-tensors
                   calls pack-quantized: weights along K, zero points along N.
     pack_bytes    uint8, the smallest code of the spec is stored as 0. For grids that only Bitwright reads.
+
+Arrays are numpy's, or torch's on the CPU, of which views are taken: what comes out is what went in.
 """
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from bitwright.errors import NumericsError
+from bitwright.numerics.arrays import Array, alike, as_numpy, dtype_name
 from bitwright.numerics.spec import QuantSpec
 
 
-def pack_words(codes: Tensor, bits: int, *, dim: int = 1) -> Tensor:
+def pack_words(codes: Array, bits: int, *, dim: int = 1) -> Array:
     """Codes of a signed grid as compressed-tensors stores them.
 
     Args:
@@ -29,13 +31,13 @@ def pack_words(codes: Tensor, bits: int, *, dim: int = 1) -> Tensor:
     Raises:
         NumericsError: codes that do not fit into so many bits.
     """
-    rows = codes if dim == 1 else codes.T
+    rows = as_numpy(codes if dim == 1 else codes.T)
     stream = _pack(rows, bits, lowest=-(2 ** (bits - 1)))
-    words = _filled(stream, -(-stream.shape[1] // 4) * 4).view(torch.int32)
-    return words if dim == 1 else words.T.contiguous()
+    words = _filled(stream, -(-stream.shape[1] // 4) * 4).view(np.int32)
+    return alike(words if dim == 1 else np.ascontiguousarray(words.T), codes)
 
 
-def unpack_words(words: Tensor, bits: int, count: int, *, dim: int = 1) -> Tensor:
+def unpack_words(words: Array, bits: int, count: int, *, dim: int = 1) -> Array:
     """The inverse of `pack_words`: int8, with `count` codes along `dim`.
 
     Raises:
@@ -43,81 +45,86 @@ def unpack_words(words: Tensor, bits: int, count: int, *, dim: int = 1) -> Tenso
     """
     rows = words if dim == 1 else words.T
     want = -(-count * bits // 32)
-    if words.dtype != torch.int32 or rows.ndim != 2 or rows.shape[1] != want:
+    if dtype_name(words) != "int32" or rows.ndim != 2 or rows.shape[1] != want:
         raise NumericsError(
             f"{count} codes of {bits} bits take {want} int32 words along axis {dim}, got {words.dtype} "
             f"{tuple(words.shape)}"
         )
-    codes = _unpack(_filled(rows, want).view(torch.uint8), bits, count, lowest=-(2 ** (bits - 1)))
-    return codes if dim == 1 else codes.T.contiguous()
+    stream = np.ascontiguousarray(as_numpy(rows)).view(np.uint8)
+    codes = _unpack(stream, bits, count, lowest=-(2 ** (bits - 1)))
+    return alike(codes if dim == 1 else np.ascontiguousarray(codes.T), words)
 
 
-def pack_bytes(codes_NK: Tensor, spec: QuantSpec) -> Tensor:
+def pack_bytes(codes_NK: Array, spec: QuantSpec) -> Array:
     """Codes of any grid: uint8 (N, ⌈K·b / 8⌉).
 
     Raises:
         NumericsError: codes outside [spec.code_min, spec.code_max].
     """
-    return _pack(codes_NK, spec.bits, lowest=spec.code_min)
+    return alike(_pack(as_numpy(codes_NK), spec.bits, lowest=spec.code_min), codes_NK)
 
 
-def unpack_bytes(packed: Tensor, spec: QuantSpec, k: int) -> Tensor:
+def unpack_bytes(packed: Array, spec: QuantSpec, k: int) -> Array:
     """The inverse of `pack_bytes`: int8 (N, K) with K = `k`.
 
     Raises:
         NumericsError: another number of bytes than `k` codes take.
     """
     want = -(-k * spec.bits // 8)
-    if packed.dtype != torch.uint8 or packed.ndim != 2 or packed.shape[1] != want:
+    if dtype_name(packed) != "uint8" or packed.ndim != 2 or packed.shape[1] != want:
         raise NumericsError(
             f"{k} codes of {spec.bits} bits take {want} bytes a row, got {packed.dtype} {tuple(packed.shape)}"
         )
-    return _unpack(packed, spec.bits, k, lowest=spec.code_min)
+    return alike(_unpack(as_numpy(packed), spec.bits, k, lowest=spec.code_min), packed)
 
 
-def _pack(codes: Tensor, bits: int, lowest: int) -> Tensor:
-    """The stream of each row: uint8 (N, ⌈C·b / 8⌉)."""
-    if codes.dtype != torch.int8 or codes.ndim != 2:
-        raise NumericsError(f"codes to pack are int8 (N, K), got {codes.dtype} {tuple(codes.shape)}")
-    if codes.numel() and (int(codes.min()) < lowest or int(codes.max()) >= lowest + 2**bits):
+def _pack(codes: np.ndarray, bits: int, lowest: int) -> np.ndarray:
+    """The stream of each row: uint8 (N, ⌈C·b / 8⌉). Words of a whole number of codes are put together, a code at a
+    time of all of them."""
+    if codes.dtype != np.int8 or codes.ndim != 2:
+        raise NumericsError(f"codes to pack are int8 (N, K), got {codes.dtype} {codes.shape}")
+    if codes.size and (int(codes.min()) < lowest or int(codes.max()) >= lowest + 2**bits):
         raise NumericsError(
             f"codes lie in [{int(codes.min())}, {int(codes.max())}], and {bits} bits hold "
             f"[{lowest}, {lowest + 2**bits - 1}]"
         )
-    n, count = codes.shape
-    n_eights = -(-count // 8)
-    eights = _filled(codes.view(torch.uint8) + -lowest, n_eights * 8).view(torch.int64)  # wraps around, as it must
-    for lane in (8, 16, 32):  # two lanes of so many bits hold `width` each: push the upper's down to the lower's
-        width = bits * lane // 8
-        eights = (eights & _mask(width, lane)) | ((eights >> (lane - width)) & _mask(width, lane, width))
-    stream = eights.view(torch.uint8).reshape(n, n_eights, 8)[..., :bits].reshape(n, n_eights * bits)
-    return stream[:, : -(-count * bits // 8)].contiguous()
+    count, (n_bytes, dtype) = codes.shape[1], _word(bits)
+    each = 8 * n_bytes // bits  # codes in a word
+    stored = _filled(codes.view(np.uint8) + np.uint8(-lowest % 256), -(-count // each) * each)  # wraps, as it must
+    words = np.zeros((len(codes), stored.shape[1] // each), dtype)
+    for i in range(each):
+        words |= np.left_shift(stored[:, i::each].astype(dtype), dtype.type(i * bits))
+    stream = np.empty((*words.shape, n_bytes), np.uint8)
+    for i in range(n_bytes):
+        stream[..., i] = np.right_shift(words, dtype.type(8 * i)).astype(np.uint8)
+    flat = stream.reshape(len(codes), words.shape[1] * n_bytes)
+    return np.ascontiguousarray(flat[:, : -(-count * bits // 8)])
 
 
-def _unpack(stream: Tensor, bits: int, count: int, lowest: int) -> Tensor:
-    """Each step of `_pack` undone, in reverse: int8 (N, `count`)."""
-    n, n_eights = stream.shape[0], -(-count // 8)
-    spread = stream.new_zeros(n, n_eights, 8)
-    spread[..., :bits] = _filled(stream, n_eights * bits).reshape(n, n_eights, bits)
-    eights = spread.view(torch.int64)[..., 0]
-    for lane in (32, 16, 8):
-        width = bits * lane // 8
-        eights = (eights & _mask(width, lane)) | ((eights & _mask(width, lane, width)) << (lane - width))
-    stored = eights.view(torch.uint8)[:, :count]
-    return (stored + lowest % 256).view(torch.int8)
+def _unpack(stream: np.ndarray, bits: int, count: int, lowest: int) -> np.ndarray:
+    """`_pack` undone: int8 (N, `count`)."""
+    n_bytes, dtype = _word(bits)
+    each = 8 * n_bytes // bits
+    padded = _filled(stream, -(-stream.shape[1] // n_bytes) * n_bytes)
+    words = np.zeros((len(stream), padded.shape[1] // n_bytes), dtype)
+    for i in range(n_bytes):
+        words |= np.left_shift(padded[:, i::n_bytes].astype(dtype), dtype.type(8 * i))
+    stored = np.empty((*words.shape, each), np.uint8)
+    for i in range(each):
+        stored[..., i] = np.bitwise_and(np.right_shift(words, dtype.type(i * bits)), dtype.type((1 << bits) - 1))
+    codes = stored.reshape(len(stream), words.shape[1] * each)[:, :count] + np.uint8(lowest % 256)
+    return codes.view(np.int8)
 
 
-def _filled(rows: Tensor, n_columns: int) -> Tensor:
-    """A copy whose rows end at, or are filled with zeros up to, so many columns.
-
-    Its strides are those of its shape. `contiguous` leaves any stride to an axis of length 1, and `view` refuses that.
-    """
-    copy = rows.new_zeros(len(rows), n_columns)
-    copy[:, : rows.shape[1]] = rows[:, :n_columns]
-    return copy
+def _word(bits: int) -> tuple[int, np.dtype]:
+    """Bytes that hold a whole number of codes, and a type for them."""
+    return (1, np.dtype(np.uint8)) if 8 % bits == 0 else (bits, np.dtype(np.uint32))
 
 
-def _mask(width: int, lane: int, shift: int = 0) -> int:
-    """`width` ones, `shift` bits up, in every other lane of an int64."""
-    mask = sum(((1 << width) - 1) << (start + shift) for start in range(0, 64, 2 * lane))
-    return mask - (1 << 64) if mask >> 63 else mask
+def _filled(rows: np.ndarray, n_columns: int) -> np.ndarray:
+    """Rows filled with zeros up to so many columns; themselves if they are contiguous and need none."""
+    if rows.shape[1] == n_columns:
+        return np.ascontiguousarray(rows)
+    filled = np.zeros((len(rows), n_columns), rows.dtype)
+    filled[:, : rows.shape[1]] = rows
+    return filled

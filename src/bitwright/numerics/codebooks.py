@@ -1,25 +1,16 @@
-"""The levels that the codes of a codebook grid stand for: ascending, between −1 and 1, times the scale of the group.
-
-    binary   −1, 1
-    nf4      quantiles of a normal distribution, with an exact 0          (Dettmers et al. 2023, QLoRA, appendix E)
-    pot      0 and ±2^−k                                                  (Miyashita et al. 2016; Zhou et al. 2017, INQ)
-    apot     0 and ± sums of powers of two, over their maximum            (Li et al. 2020, Additive Powers-of-Two)
-    kmeans   fitted to the tensor                                         (Han et al. 2016, Deep Compression)
-
-A power of two and its negative share the level 0, so signed grids of b bits have 2^b − 1 levels, not 2^b.
+"""Levels as tensors: the fixed ones of a codebook grid (`levels.py`), and those of kmeans, which are fitted to a tensor
+(Han et al. 2016, Deep Compression).
 """
 
 from functools import cache
-from itertools import product
 
 import torch
 from torch import Tensor
 
 from bitwright.errors import NumericsError
+from bitwright.numerics.levels import fixed_levels
 from bitwright.numerics.spec import QuantSpec
 
-# The exponents of the terms that an additive level may take, one from each set or none, by bits of the magnitude.
-_APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1, 2, 3),), 3: ((1, 2, 4), (3,))}
 _BINS = 8192
 _ROUNDS = 300
 _CHUNK = 2**17  # values taken at a time, so that what is computed on the way stays small
@@ -31,18 +22,8 @@ def codebook_of(spec: QuantSpec) -> Tensor | None:
 
     On the CPU, whatever the default device. Do not write to it: every caller gets the same tensor.
     """
-    match spec.grid:
-        case "binary":
-            levels = _tensor([-1.0, 1.0])
-        case "nf4":
-            levels = _normal_quantiles()
-        case "pot":
-            levels = _tensor(_signed([2.0**-k for k in range(2 ** (spec.bits - 1) - 1)]))
-        case "apot":
-            levels = _tensor(_signed(_sums(_APOT_TERMS[spec.bits - 1])))
-        case _:
-            return None
-    return levels.float()
+    levels = fixed_levels(spec)
+    return None if levels is None else torch.tensor(levels, device="cpu")
 
 
 def fit_codebook(w_NK: Tensor, scale_NG: Tensor, spec: QuantSpec) -> Tensor:
@@ -95,29 +76,3 @@ def _histogram(w_NK: Tensor, scale_NG: Tensor) -> tuple[Tensor, Tensor]:
 def _prefix(x: Tensor) -> Tensor:
     """[0, x₀, x₀+x₁, …]"""
     return torch.cat([x.new_zeros(1), x.cumsum(0)])
-
-
-def _normal_quantiles() -> Tensor:
-    """The 16 levels of NF4, float64: normal quantiles, 9 from 0 up and 8 from 0 down, over the largest.
-
-    Each side is evenly spaced in probability; the outermost, as QLoRA's, is the mean of 1 − 1/32 and 1 − 1/30.
-    """
-    outermost = 1 - (1 / 32 + 1 / 30) / 2
-    up, down = (torch.linspace(0.5, outermost, n, dtype=torch.float64, device="cpu") for n in (9, 8))
-    levels = torch.cat([-torch.special.ndtri(down).flip(0)[:-1], torch.special.ndtri(up)])
-    return levels / levels.max()
-
-
-def _sums(terms: tuple[tuple[int, ...], ...]) -> list[float]:
-    """Every sum of at most one 2^−k from each set of exponents k, over the largest sum."""
-    sums = [sum(choice) for choice in product(*([0.0, *(2.0**-k for k in exponents)] for exponents in terms))]
-    return [value / max(sums) for value in sums]
-
-
-def _signed(magnitudes: list[float]) -> list[float]:
-    """The magnitudes, their negatives and 0, once each, ascending."""
-    return sorted({sign * value for value in [0.0, *magnitudes] for sign in (1, -1)})
-
-
-def _tensor(levels: list[float]) -> Tensor:
-    return torch.tensor(levels, dtype=torch.float64, device="cpu")

@@ -65,7 +65,7 @@ def nearest_codes(
     x = _at_least_float32(x)
     steps = x / scale.to(x.dtype)
     if spec.has_codebook:
-        levels = levels_of(spec, codebook).to(steps)
+        levels = levels_of(spec, codebook, like=steps)
         middles = (levels[1:] + levels[:-1]) / 2
         return torch.bucketize(steps, middles, out_int32=True, right=True).to(steps.dtype)
     codes = steps.round_()

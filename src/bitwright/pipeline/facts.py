@@ -9,7 +9,7 @@ import torch
 
 from bitwright.evaluate import Interval, judge
 from bitwright.evaluate.kinds import Outputs
-from bitwright.models.load import license_of, source_bytes
+from bitwright.files.directory import license_of, source_bytes
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.job import Job

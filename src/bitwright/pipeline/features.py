@@ -9,8 +9,8 @@ from bitwright.calibration.observers import LayerStats, observe
 from bitwright.calibration.stream import fast_matmul, stream_stages
 from bitwright.errors import named
 from bitwright.models.architectures import LinearSite, find_linears
-from bitwright.models.lazy import materialise, open_lazily, release
-from bitwright.models.load import LoadedModel
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import materialise, open_lazily, release
 from bitwright.models.rescale import SharedInput, find_inputs
 from bitwright.progress import Progress
 from bitwright.recipe import Recipe, scheme_of

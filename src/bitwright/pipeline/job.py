@@ -18,19 +18,12 @@ from bitwright.errors import DataError, InputError
 from bitwright.evaluate import Task, label_free_task, load_custom, load_task, shared_texts, split
 from bitwright.evaluate.kinds import Items
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
+from bitwright.files.directory import source_files
 from bitwright.kernels import dispatch, native
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
+from bitwright.models.build import LoadedModel, max_tokens, task_of_classes
 from bitwright.models.hub import fetch
-from bitwright.models.lazy import open_lazily
-from bitwright.models.load import (
-    LoadedModel,
-    fingerprint,
-    load_model,
-    max_tokens,
-    read_config,
-    source_files,
-    task_of_classes,
-)
+from bitwright.models.load import fingerprint, load_model, open_lazily, read_config
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.pipeline.request import Texts
 from bitwright.plan import Plan, make_plan

@@ -10,8 +10,8 @@ from torch import nn
 
 from bitwright.errors import NumericsError
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
-from bitwright.models.lazy import open_skeleton
-from bitwright.models.load import LoadedModel
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import open_skeleton
 from bitwright.numerics.spec import SCHEMES, fit_group
 from bitwright.recipe import FLOAT, Recipe, scheme_of
 from bitwright.targets import stored_bytes, stored_embedding_bytes

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from bitwright.errors import InputError
-from bitwright.models.load import fingerprint, source_bytes
+from bitwright.files.directory import source_bytes
+from bitwright.models.load import fingerprint
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job

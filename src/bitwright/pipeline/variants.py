@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bitwright.calibration.data import token_batches
 from bitwright.calibration.stream import stream_stages
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import StoredLinear, ready
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import NumericsError, RecipeError, named
 from bitwright.evaluate import Task
 from bitwright.evaluate.distributions import linear_distributions

@@ -19,8 +19,8 @@ from bitwright.errors import named
 from bitwright.methods import METHODS
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import find_linears
-from bitwright.models.lazy import materialise, open_lazily, release
-from bitwright.models.load import LoadedModel
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import materialise, open_lazily, release
 from bitwright.models.rescale import find_inputs
 from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.qtensor import QTensor

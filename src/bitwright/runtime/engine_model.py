@@ -6,16 +6,17 @@ first asked for, and then runs the generic path.
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.engine.encoders import lower_encoder, task_of
 from bitwright.engine.executor import Executor, check_count
 from bitwright.engine.weights import Weights
 from bitwright.errors import EngineError, ModelError, NumericsError
-from bitwright.files.directory import read_object
+from bitwright.files.directory import ModelDirectory
+from bitwright.files.limits import sentence_limit, tokenizer_limit
 from bitwright.files.pooling import Pooling, read_pooling
 from bitwright.files.tokenizer import cut, encodings_of, open_tokenizer
 from bitwright.kernels import native
@@ -33,7 +34,7 @@ class EngineModel:
     are cut there. threads: how many `encode` uses unless told otherwise.
     """
 
-    def __init__(self, directory: Path, *, threads: int | None = None) -> None:
+    def __init__(self, directory: ModelDirectory, *, threads: int | None = None) -> None:
         """Raises:
         EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
@@ -41,15 +42,15 @@ class EngineModel:
             check_count("threads", threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
-        weights = Weights(directory)
-        self.path, self.task = directory, task_of(weights)
+        weights = Weights(read_checkpoint(directory))
+        self.directory, self.path, self.task = directory, directory.path, task_of(weights)
         self.pooling: Pooling = read_pooling(directory)
         program = lower_encoder(weights, pooling=self.pooling.modes, normalize=self.pooling.normalize)
         self.executor = Executor(program, isa_index())
         self.backend = f"engine:{active_isa()}"
-        self.max_tokens = min([program.max_tokens, *_limits(directory)])
+        self.max_tokens = min([program.max_tokens, *tokenizer_limit(directory), *sentence_limit(directory)])
         self.threads = threads or default_threads()
-        self._tokenizer = open_tokenizer(directory, weights.config)
+        self._tokenizer = open_tokenizer(directory)
         self._generic: Model | None = None
 
     def encode(
@@ -144,7 +145,7 @@ class EngineModel:
         if self._generic is None:
             from bitwright.runtime.generic import load_generic
 
-            self._generic = load_generic(self.path)
+            self._generic = load_generic(self.directory)
         return self._generic
 
     @property
@@ -166,13 +167,3 @@ def default_threads() -> int:
     """OMP_NUM_THREADS if that is set, as torch takes it; else the processors that this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
-
-
-def _limits(directory: Path) -> Sequence[int]:
-    """Tokens that a text may have, by the tokenizer's and sentence-transformers' files."""
-    limits = []
-    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
-        value = read_object(directory / name).get(key) if (directory / name).is_file() else None
-        if isinstance(value, int | float) and value >= 1:
-            limits.append(int(value))
-    return limits

@@ -1,48 +1,50 @@
 """A quantized checkpoint, or a float model, as a transformers module with our linears: the generic path."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
-from bitwright.checkpoints.stored import ModelNames, model_names
-from bitwright.errors import CheckpointError
+from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.checkpoints.read import Checkpoint
+from bitwright.errors import CheckpointError, NumericsError
+from bitwright.files.directory import ModelDirectory
+from bitwright.files.names import name_in
 from bitwright.files.pooling import read_pooling
 from bitwright.kernels import dispatch
-from bitwright.models.lazy import materialise
-from bitwright.models.load import build_empty, load_model, load_tokenizer, max_tokens
+from bitwright.models.build import build_empty, load_tokenizer, max_tokens
+from bitwright.models.load import load_model, materialise
+from bitwright.models.names import ModelNames, model_names
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
+from bitwright.numerics.arrays import as_torch
+from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.model import Model, float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 
 
 def load_generic(
-    directory: str | Path, *, compute: str = "auto", trust_remote_code: bool = False, why: str = ""
+    directory: ModelDirectory, *, compute: str = "auto", trust_remote_code: bool = False, why: str = ""
 ) -> Model:
     """As `runtime.load.load` without the engine. why: the engine does not run it, for `backend`."""
-    path = Path(directory).expanduser()
-    if not (path / "config.json").is_file() or not is_quantized(path):
-        return float_model(load_model(path if path.is_dir() else directory, trust_remote_code=trust_remote_code))
-    checkpoint = read_checkpoint(path)
-    loaded = build_empty(path, trust_remote_code=trust_remote_code)
+    if not directory.is_quantized:
+        return float_model(load_model(directory, trust_remote_code=trust_remote_code))
+    checkpoint = read_checkpoint(directory)
+    loaded = build_empty(directory, trust_remote_code=trust_remote_code)
     model, architecture = loaded.model, loaded.architecture
     if loaded.task == "embedding" and not any("pooler." in name for name in checkpoint.others):
         _leave_out_pooler(model)
     names = model_names(model, architecture)
-    layers, tables = for_model(checkpoint, names)
-    source = _float_tensors(path, names, {*layers, *tables})
-    for name in layers:
-        linear = model.get_submodule(name)
-        if linear.bias is not None:
-            linear.bias = nn.Parameter(source[f"{name}.bias"].float(), requires_grad=False)
+    layers = Linears(checkpoint, names)
+    tables = read_tables(checkpoint, names)
+    source = _float_tensors(directory, names, {*layers, *tables})
     swap_linears(model, layers, (), architecture, tables=tables)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     half = [name for name in linears if source.dtype(f"{name}.weight") in (torch.bfloat16, torch.float16)]
-    tokenizer, problem = load_tokenizer(path, trust_remote_code)
+    tokenizer, problem = load_tokenizer(directory, trust_remote_code)
     loaded = replace(loaded, source=source, tokenizer=tokenizer, tokenizer_problem=problem)
     materialise(loaded, "")
     for name, buffer in model.named_buffers():
@@ -51,7 +53,68 @@ def load_generic(
     swap_linears(model, {}, half, architecture)
     dtype = set_compute(model, compute)
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{why and f' ({why})'}"
-    return Model(model, tokenizer, loaded.task, read_pooling(path), max_tokens(loaded), backend, path)
+    return Model(model, tokenizer, loaded.task, read_pooling(directory), max_tokens(loaded), backend, directory.path)
+
+
+class Linears(Mapping[str, QuantizedLinear]):
+    """The quantized linears of a checkpoint by the module names of a model, loaded and checked when asked for, in
+    torch, and not kept."""
+
+    def __init__(self, checkpoint: Checkpoint, names: ModelNames) -> None:
+        """Raises:
+        CheckpointError: a quantized module of the file is not in the model.
+        """
+        self._linears = checkpoint.linears
+        self._on_disk = _on_disk(checkpoint, names.linears, checkpoint.linears, names)
+
+    def __getitem__(self, name: str) -> QuantizedLinear:
+        """Raises:
+        KeyError: no such linear. CheckpointError: its values contradict one another.
+        """
+        return self._linears[self._on_disk[name]].load().torch()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._on_disk)
+
+    def __len__(self) -> int:
+        return len(self._on_disk)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._on_disk
+
+
+def read_tables(checkpoint: Checkpoint, names: ModelNames) -> dict[str, QTensor]:
+    """The int8 tables of a checkpoint by the module names of a model, in torch.
+
+    Raises:
+        CheckpointError: one is not in the model, or its values contradict one another.
+    """
+    tables = {}
+    for name, stored in _on_disk(checkpoint, names.embeddings, checkpoint.tables, names).items():
+        codes_VH, scale_V = checkpoint.table(stored)
+        try:
+            tables[name] = QTensor(as_torch(codes_VH), as_torch(scale_V)[:, None], None, QuantSpec())
+        except NumericsError as error:
+            raise CheckpointError(f"{checkpoint.directory.path}: {stored}: {error}") from None
+    return tables
+
+
+def _on_disk(
+    checkpoint: Checkpoint, modules: Collection[str], stored: Collection[str], names: ModelNames
+) -> dict[str, str]:
+    """Name in the model -> name on disk, of everything `stored`."""
+    found: dict[str, str] = {}
+    for module in modules:
+        renamed = names.renames.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
+        name = name_in(stored, renamed, names.prefix) or name_in(stored, module, names.prefix)
+        if name is not None:
+            found[module] = name
+    if lost := set(stored) - set(found.values()):
+        raise CheckpointError(
+            f"{checkpoint.directory.path}: {min(lost)} is quantized in the file but is not in the model "
+            f"({len(lost)} such modules)"
+        )
+    return found
 
 
 def _leave_out_pooler(model: nn.Module) -> None:
@@ -60,7 +123,7 @@ def _leave_out_pooler(model: nn.Module) -> None:
         model.pooler = None  # type: ignore[assignment]
 
 
-def _float_tensors(path: Path, names: ModelNames, quantized: Collection[str]) -> SourceTensors:
+def _float_tensors(directory: ModelDirectory, names: ModelNames, quantized: Collection[str]) -> SourceTensors:
     """Every tensor of the model that is not quantized, by the model's names; nothing is read yet.
 
     Raises:
@@ -69,11 +132,11 @@ def _float_tensors(path: Path, names: ModelNames, quantized: Collection[str]) ->
     """
     codes = {f"{name}.weight" for name in quantized}
     shapes = {name: shape for name, shape in names.shapes.items() if name not in codes}
-    source = replace(names, shapes=shapes).tensors_of(TensorFiles(path, pickles=False))
+    source = replace(names, shapes=shapes).tensors_of(TensorFiles(directory))
     if source.missing:
         name = source.missing[0]
         raise CheckpointError(
-            f"{path}: the files hold no {name!r} {shapes[name]}, nor {len(source.missing) - 1} others that config.json "
-            "calls for; the download is incomplete, or config and weights are of different models"
+            f"{directory.path}: the files hold no {name!r} {shapes[name]}, nor {len(source.missing) - 1} others that "
+            "config.json calls for; the download is incomplete, or config and weights are of different models"
         )
     return source

@@ -1,11 +1,10 @@
 """`load()`: a directory that `bitwright quantize` wrote, or a float one, as a model that runs. Imports no torch."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitwright.errors import EngineError
-from bitwright.files.directory import CONFIG_FILE
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 
 if TYPE_CHECKING:
     from bitwright.runtime.engine_model import EngineModel
@@ -35,23 +34,23 @@ def load(
             config.json, or hold NaN or infinity.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
-    path, why = Path(directory).expanduser(), ""
-    if compute == "auto" and _is_quantized(path):
+    opened, why = _open(Path(directory).expanduser(), directory), ""
+    if compute == "auto" and opened.is_quantized:
         from bitwright.runtime.engine_model import EngineModel
 
         try:
-            return EngineModel(path, threads=threads)
+            return EngineModel(opened, threads=threads)
         except EngineError as error:
             why = f"not on the engine: {error}"
     from bitwright.runtime.generic import load_generic
 
-    return load_generic(directory, compute=compute, trust_remote_code=trust_remote_code, why=why)
+    return load_generic(opened, compute=compute, trust_remote_code=trust_remote_code, why=why)
 
 
-def _is_quantized(path: Path) -> bool:
-    """Whether config.json speaks of quantization; what is wrong with it is said by who reads it."""
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(config, dict) and "quantization_config" in config
+def _open(path: Path, given: str | Path) -> ModelDirectory:
+    """A directory as it is; a hub's name takes what reads hubs."""
+    if (path / CONFIG_FILE).is_file():
+        return ModelDirectory(path)
+    from bitwright.models.hub import fetch
+
+    return ModelDirectory(fetch(given))

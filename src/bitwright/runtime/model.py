@@ -14,7 +14,7 @@ from bitwright.errors import ModelError, NumericsError
 from bitwright.evaluate.logits import token_outputs
 from bitwright.files.pooling import Pooling, read_pooling
 from bitwright.files.tokenizer import cut, refuse_surrogates
-from bitwright.models.load import LoadedModel, max_tokens
+from bitwright.models.build import LoadedModel, max_tokens
 from bitwright.models.pool import pool
 from bitwright.runtime.items import (
     Items,
@@ -190,5 +190,11 @@ def next_token_rows(logits_BTV: Tensor, ids_BT: Tensor) -> list[np.ndarray]:
 def float_model(loaded: LoadedModel) -> Model:
     """A source model, as loaded, ready to run in float."""
     return Model(
-        loaded.model, loaded.tokenizer, loaded.task, read_pooling(loaded.path), max_tokens(loaded), "torch", loaded.path
+        loaded.model,
+        loaded.tokenizer,
+        loaded.task,
+        read_pooling(loaded.directory),
+        max_tokens(loaded),
+        "torch",
+        loaded.path,
     )

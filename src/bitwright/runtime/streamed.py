@@ -16,8 +16,8 @@ from bitwright.calibration.stream import stream_outputs
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.evaluate.kinds import Window
 from bitwright.evaluate.logits import token_outputs
-from bitwright.models.lazy import materialise, open_lazily, release
-from bitwright.models.load import LoadedModel
+from bitwright.models.build import LoadedModel
+from bitwright.models.load import materialise, open_lazily, release
 from bitwright.runtime.swap import swap_linears
 
 Load = Callable[[], Tensor]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import InputError, ModelError
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, cpu_multiplies_bf16
 from bitwright.models.architectures import Architecture, find_blocks
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 
 # Far below what separates exact GELU from its tanh and sigmoid approximations (4e-4, 2e-2), far above float32 rounding.
@@ -19,14 +19,15 @@ _GELU_TOLERANCE = 1e-6
 
 def swap_linears(
     model: nn.Module,
-    layers: Mapping[str, StoredLinear],
+    layers: Mapping[str, QuantizedLinear],
     half: Collection[str],
     architecture: Architecture,
     *,
     tables: Mapping[str, QTensor] | None = None,
     fuse_gelu: bool = True,
-) -> list[tuple[str, nn.Module]]:
-    """Replace, in `model`, linears by quantized or 16-bit ones, and embeddings by int8 tables. Biases are taken over.
+) -> None:
+    """Replace, in `model`, linears by quantized or 16-bit ones, and embeddings by int8 tables. What is kept in 16 bit
+    keeps its bias; a quantized linear brings its own.
 
     Where an exact GELU alone consumes a quantized linear (`architecture.activations`), the linear applies it, and the
     activation module becomes the identity.
@@ -38,35 +39,29 @@ def swap_linears(
         layers: asked for one by one, so that a mapping may load them then.
         half: linears kept in 16 bit; their weights are rounded to bf16, or to fp16 if only that holds them exactly.
 
-    Returns:
-        (name, module that was there), in the order of replacement: what `undo` takes.
-
     Raises:
         ModelError: a name that is not a linear (or, of a table, an embedding) of this model, or of another shape.
     """
     fused = _fusable(model, layers, architecture) if fuse_gelu else {}
-    before: list[tuple[str, nn.Module]] = []
     head = _head(model)
     for name, layer in layers.items():
-        linear = _linear(model, name, layer.qtensor.shape)
-        quantized = quant_linear(layer, linear.bias, gelu=name in fused, name=name)
-        before.append((name, swap_one(model, name, quantized)))
+        _linear(model, name, layer.shape)
+        swap_one(model, name, QuantLinear(layer, gelu=name in fused, name=name))
     for name in fused.values():
-        before.append((name, swap_one(model, name, nn.Identity())))
+        swap_one(model, name, nn.Identity())
     for name in half:
         linear = _linear(model, name, None)
         weight = linear.weight.detach()
         rounded = weight.to(_half_dtype(weight))
         if linear is not head:
-            before.append((name, swap_one(model, name, HalfLinear(rounded, linear.bias))))
+            swap_one(model, name, HalfLinear(rounded, linear.bias))
         elif not torch.equal(rounded.to(weight.dtype), weight):
-            before.append((name, swap_one(model, name, _float_linear(rounded.to(weight.dtype), linear.bias))))
+            swap_one(model, name, _float_linear(rounded.to(weight.dtype), linear.bias))
     for name, table in (tables or {}).items():
         embedding = model.get_submodule(name)
         if not isinstance(embedding, nn.Embedding) or tuple(embedding.weight.shape) != table.shape:
             raise ModelError(f"{name}: an int8 table of shape {table.shape} cannot replace {embedding}")
-        before.append((name, swap_one(model, name, QuantEmbedding(table, embedding.padding_idx))))
-    return before
+        swap_one(model, name, QuantEmbedding(table, embedding.padding_idx))
 
 
 def set_compute(model: nn.Module, compute: str) -> torch.dtype:
@@ -93,33 +88,12 @@ def set_compute(model: nn.Module, compute: str) -> torch.dtype:
     return dtypes[compute]
 
 
-def undo(model: nn.Module, before: list[tuple[str, nn.Module]]) -> None:
-    """Put back, in `model`, what `swap_linears` replaced."""
-    for name, module in reversed(before):
-        swap_one(model, name, module)
-
-
 def swap_one(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put `module` in the place `name` of `model`, with the training flag of the module that was there; that module."""
     old = model.get_submodule(name)
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module.train(old.training))
     return old
-
-
-def quant_linear(layer: StoredLinear, bias: Tensor | None, *, gelu: bool = False, name: str = "") -> QuantLinear:
-    """The module that runs a stored linear."""
-    return QuantLinear(
-        layer.qtensor,
-        bias,
-        layer.input_spec,
-        layer.input_scale,
-        layer.input_zero_point,
-        input_scale_K=layer.input_scale_K,
-        input_shift_K=layer.input_shift_K,
-        gelu=gelu,
-        name=name,
-    )
 
 
 def is_exact_gelu(module: nn.Module) -> bool:

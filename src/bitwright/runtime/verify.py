@@ -177,7 +177,7 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import transformers
 
     from bitwright.files.pooling import read_pooling
-    from bitwright.models.load import task_of
+    from bitwright.models.build import task_of
     from bitwright.runtime.model import Model
 
     path = Path(directory)

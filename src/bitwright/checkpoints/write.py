@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitwright.checkpoints.quantization_config import make_quantization_config
+from bitwright.checkpoints.formats import FORMATS
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
-from bitwright.checkpoints.safetensors_file import shard, shard_index, write_safetensors
-from bitwright.checkpoints.stored import ModelNames, name_in
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
 from bitwright.errors import CheckpointError
-from bitwright.files.directory import CONFIG_FILE, read_config
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.names import name_in
+from bitwright.files.safetensors_writer import shard, shard_index, write_safetensors
+from bitwright.models.names import ModelNames
 from bitwright.models.tensor_files import TensorFiles
 
 __all__ = ["CARD_FILE", "DEFAULT_SHARD_BYTES", "QuantizedParts", "Written", "write_checkpoint"]
@@ -42,7 +43,7 @@ class Written:
 
 
 def write_checkpoint(
-    source: Path,
+    source: ModelDirectory,
     out: Path,
     parts: QuantizedParts,
     names: ModelNames,
@@ -52,7 +53,7 @@ def write_checkpoint(
     overwrite: bool = False,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Written:
-    """Write the quantized copy of the model directory `source` to `out`, complete or not at all.
+    """Write the quantized copy of a model directory to `out`, complete or not at all.
 
     The same input gives the same bytes. One linear, or one tensor of the source, is in memory at a time.
 
@@ -66,23 +67,23 @@ def write_checkpoint(
         ModelError: `source` is not an unquantized model directory, or its tensors are not those of `names`.
         CheckpointError: the disk is full, `parts` do not fit the source, or a scheme does not fit the format.
     """
-    check_out(out, source, overwrite=overwrite)
-    config = read_config(source)
+    check_out(out, source.path, overwrite=overwrite)
+    source.check_float()
     plan = plan_tensors(names.tensors_of(TensorFiles(source)), parts, names)
     shards = shard(plan.tensors, max_shard_bytes)
-    text = {CONFIG_FILE: _config_json(config, plan, parts, names), CARD_FILE: model_card, **(extra_files or {})}
+    text = {CONFIG_FILE: _config_json(source.config, plan, parts, names), CARD_FILE: model_card, **(extra_files or {})}
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
-    kept, left_out = split_source_files(source, _module_folders(source))
+    kept, left_out = split_source_files(source.path, _module_folders(source))
     copied = [file for file in kept if str(file) not in files]
     tensor_bytes = sum(tensor.n_bytes for tensor in plan.tensors.values())
-    other_bytes = sum(map(len, files.values())) + sum((source / file).stat().st_size for file in copied)
+    other_bytes = sum(map(len, files.values())) + sum((source.path / file).stat().st_size for file in copied)
     with atomic_directory(out, tensor_bytes + other_bytes) as folder:
         for name, part in shards.items():
             write_safetensors(folder / name, part)
         for file in copied:
-            copy_file(source / file, folder / file)
+            copy_file(source.path / file, folder / file)
         for name, content in files.items():
             write_file(folder / name, content)
         total_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -97,23 +98,20 @@ def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedPa
         matrices = {
             name.removesuffix(".weight")
             for name, tensor in plan.tensors.items()
-            if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype.is_floating_point
+            if name.endswith(".weight") and len(tensor.shape) == 2 and "F" in tensor.dtype
         }
         spellings = {name_in(matrices, table, names.prefix) for table in names.embeddings}
         ignored = (set(names.linears) - parts.layers.keys()) | {name for name in matrices if name not in spellings}
-        kept["quantization_config"] = make_quantization_config(
-            plan.layers, plan.tables, ignored, names.prefix, portable=plan.portable
-        )
+        forms = {name: layer.form for name, layer in plan.layers.items()}
+        format_ = FORMATS["compressed-tensors" if plan.portable else "bitwright"]
+        kept["quantization_config"] = format_.describe(forms, plan.tables, ignored, names.prefix)
     return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
 
 
-def _module_folders(source: Path) -> frozenset[str]:
+def _module_folders(source: ModelDirectory) -> frozenset[str]:
     """Folders of the modules that sentence-transformers runs after the transformer, as modules.json names them."""
-    path = source / "modules.json"
-    if not path.is_file():
-        return frozenset()
     try:
-        paths = [module["path"] for module in json.loads(path.read_text(encoding="utf-8"))]
+        paths = [module["path"] for module in source.json("modules.json") or ()]
         return frozenset(Path(folder).parts[0] for folder in paths if folder)
-    except (ValueError, TypeError, KeyError):
-        raise CheckpointError(f'{path}: not a list of modules with a "path" each') from None
+    except (TypeError, KeyError):
+        raise CheckpointError(f'{source.path / "modules.json"}: not a list of modules with a "path" each') from None

@@ -11,35 +11,46 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from bitwright.files.safetensors import DTYPE_BITS, DTYPES
+from bitwright.numerics.arrays import Array, dtype_name, raw_bytes
 
-from bitwright.models.tensor_files import TORCH_DTYPES
-
-_SPELLED = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-_RANK = {dtype: rank for rank, dtype in enumerate(TORCH_DTYPES.values())}
+_SPELLED = {name: spelled for spelled, name in DTYPES.items()}
+_RANK = {spelled: rank for rank, spelled in enumerate(DTYPES)}
 
 
 @dataclass(frozen=True, slots=True)
 class PendingTensor:
-    """A tensor that is to be written: what the header says about it, and how to get it when its turn comes."""
+    """A tensor that is to be written: what the header says about it, and how to get it when its turn comes.
 
-    dtype: torch.dtype
+    dtype: as safetensors spells it. load: gives a numpy array, `Bf16`, or a torch tensor.
+    """
+
+    dtype: str
     shape: tuple[int, ...]
-    load: Callable[[], Tensor]
+    load: Callable[[], Array]
 
     @property
     def n_bytes(self) -> int:
         """Bytes in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 Pending = Mapping[str, PendingTensor]
 
 
-def pending(tensor: Tensor) -> PendingTensor:
+def pending(tensor: Array) -> PendingTensor:
     """A tensor that is in memory already."""
-    return PendingTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    return PendingTensor(spelled(tensor), tuple(tensor.shape), lambda: tensor)
+
+
+def spelled(tensor: Array) -> str:
+    """The dtype of a tensor as safetensors spells it."""
+    return _SPELLED[dtype_name(tensor)]
+
+
+def spelled_dtype(dtype: object) -> str:
+    """A dtype of numpy or torch as safetensors spells it."""
+    return _SPELLED[str(dtype).removeprefix("torch.")]
 
 
 def write_safetensors(path: Path, tensors: Pending) -> None:
@@ -61,10 +72,10 @@ def write_safetensors(path: Path, tensors: Pending) -> None:
         file.write(header)
         for name in sorted(tensors):
             promised = tensors[name]
-            tensor = promised.load().detach().contiguous()
-            assert (tensor.dtype, tuple(tensor.shape)) == (promised.dtype, promised.shape), name
+            tensor = promised.load()
+            assert (spelled(tensor), tuple(tensor.shape)) == (promised.dtype, promised.shape), name
             file.seek(len(header) + begins[name])
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            file.write(raw_bytes(tensor))
         file.flush()
         os.fsync(file.fileno())
 
@@ -99,7 +110,7 @@ def _header(begins: Mapping[str, int], tensors: Pending) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     for name, begin in begins.items():
         entries[name] = {
-            "dtype": _SPELLED[tensors[name].dtype],
+            "dtype": tensors[name].dtype,
             "shape": list(tensors[name].shape),
             "data_offsets": [begin, begin + tensors[name].n_bytes],
         }

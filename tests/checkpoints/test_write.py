@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, InputError, ModelError
 from bitwright.models.architectures import architecture_of

@@ -1,0 +1,34 @@
+"""Names in a model's files, which may have the base model's prefix or lack it."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+
+from bitwright.errors import CheckpointError
+
+
+def name_in(names: Collection[str], name: str, prefix: str) -> str | None:
+    """`name` as `names` spell it: as it is, with the base model's prefix, or without it. None if it is not there.
+
+    A head on top of the base model adds the prefix ("bert.encoder…"), the base model alone has none ("encoder…");
+    either may be loaded from the other's file.
+    """
+    if name in names:
+        return name
+    other = name.removeprefix(f"{prefix}.") if name.startswith(f"{prefix}.") else f"{prefix}.{name}"
+    return other if prefix and other in names else None
+
+
+def require_name_in(names: Collection[str], name: str, prefix: str, where: str) -> str:
+    """`name_in`, for a name that must be there.
+
+    Raises:
+        CheckpointError: it is not; the message gives the nearest name.
+    """
+    found = name_in(names, name, prefix)
+    if found is None:
+        near = get_close_matches(name, names, n=1, cutoff=0.0)
+        raise CheckpointError(
+            f"{where}: holds no {name!r}, with or without the prefix {prefix!r}"
+            + (f"; the nearest of its {len(names)} names is {near[0]!r}" if near else "; it is empty")
+        )
+    return found

@@ -1,0 +1,119 @@
+"""The tensors of a directory's safetensors files as numpy arrays: each file is opened, checked and mapped once.
+
+What is mapped is not read before it is looked at. Its pages count as the process's memory then, until the system wants
+them back; so whoever goes through a whole model reads copies (`read_into`), by plain file input from the same handle.
+"""
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from bitwright.errors import CheckpointError
+from bitwright.files.safetensors import DTYPES, TensorEntry, read_header
+from bitwright.numerics.arrays import Bf16
+
+# What numpy holds: bf16 as its bits, under a name (`Bf16`); no float8.
+_NUMPY = {
+    spelled: np.dtype("uint16" if spelled == "BF16" else name)
+    for spelled, name in DTYPES.items()
+    if "F8" not in spelled
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _File:
+    """An open file, all of it mapped; its tensors' bytes count from `begin`."""
+
+    path: Path
+    handle: BinaryIO
+    data: np.ndarray
+    begin: int
+
+
+class MappedTensors(Mapping[str, np.ndarray | Bf16]):
+    """Name -> tensor, a view of the mapped file. dtypes, as safetensors spells them, and shapes are known before."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Open and check the files.
+
+        Raises:
+            CheckpointError: a file's bytes do not say what they should, or two files hold the same name.
+        """
+        self._entries: dict[str, tuple[_File, TensorEntry]] = {}
+        for path in files:
+            file, entries = self._open(path)
+            if twice := entries.keys() & self._entries.keys():
+                name = min(twice)
+                raise CheckpointError(f"{path}: {name} is also in {self.file(name).name}; which is meant is unknown")
+            self._entries |= {name: (file, entry) for name, entry in entries.items()}
+
+    def _open(self, path: Path) -> tuple[_File, dict[str, TensorEntry]]:
+        try:
+            handle = path.open("rb")
+            weakref.finalize(self, handle.close)
+            entries, begin = read_header(handle, path)
+            return _File(path, handle, np.memmap(handle, mode="r"), begin), entries
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def __getitem__(self, name: str) -> np.ndarray | Bf16:
+        """A view that must not be written.
+
+        Raises:
+            KeyError: no such name. CheckpointError: a dtype that numpy lacks.
+        """
+        file, entry = self._entries[name]
+        data = file.data[file.begin + entry.begin : file.begin + entry.end]
+        values = np.frombuffer(data, self._dtype(name)).reshape(entry.shape)
+        return Bf16(values) if entry.dtype == "BF16" else values
+
+    def alone(self, name: str) -> np.ndarray | Bf16:
+        """As `tensors[name]`, in a map of its own: the rest of the file need not stay mapped with it."""
+        file, entry = self._entries[name]
+        values = np.memmap(file.handle, self._dtype(name), "r", file.begin + entry.begin, entry.shape)
+        return Bf16(values) if entry.dtype == "BF16" else values
+
+    def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
+        """Fill a buffer of bytes with those of a tensor from `begin` on.
+
+        Raises:
+            CheckpointError: the file ends early: it has changed since it was opened.
+        """
+        file, entry = self._entries[name]
+        place = file.begin + entry.begin + begin
+        while buffer:
+            if not (count := os.preadv(file.handle.fileno(), [buffer], place)):
+                raise CheckpointError(f"{file.path}: {name}: ends {len(buffer)} bytes early; the file has changed")
+            buffer, place = buffer[count:], place + count
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._entries[name][0].path
+
+    def dtype(self, name: str) -> str:
+        """dtype of a tensor, as safetensors spells it."""
+        return self._entries[name][1].dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._entries[name][1].shape
+
+    def _dtype(self, name: str) -> np.dtype:
+        spelled = self.dtype(name)
+        if spelled not in _NUMPY:
+            raise CheckpointError(f"{self.file(name)}: {name}: dtype {spelled} cannot be read")
+        return _NUMPY[spelled]

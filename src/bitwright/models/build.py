@@ -1,0 +1,235 @@
+"""A model as transformers builds it from a config, without its weights; its tokenizer; its task and limits. The only
+file that imports transformers at module level.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
+
+from bitwright.errors import CheckpointError, ModelError
+from bitwright.files.directory import ModelDirectory, read_object
+from bitwright.files.limits import sentence_limit
+from bitwright.models.architectures import Architecture, architecture_of
+from bitwright.models.experts import linearize
+from bitwright.models.matching import listed
+from bitwright.models.meta import parameters_on_meta
+from bitwright.models.source_tensors import SourceTensors
+
+Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
+
+_AUTO_CLASSES: dict[Task, Any] = {
+    "embedding": transformers.AutoModel,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+    "text-generation": transformers.AutoModelForCausalLM,
+}
+
+# End of a class name in config.architectures -> task. What was only pretrained is used as an embedding model.
+_TASK_OF_CLASS: dict[str, Task] = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForConditionalGeneration": "text-generation",  # of the families in the table: those that also read images
+    "ForMaskedLM": "embedding",
+    "ForPreTraining": "embedding",
+    "Model": "embedding",
+}
+
+# What transformers raises on files whose values are wrong or contradict each other.
+_BUILD_ERRORS = (
+    StrictDataclassError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
+    ArithmeticError,
+)  # fmt: skip
+_LOCAL = {"local_files_only": True}
+
+# A module's parameters as they were when it was built, without values.
+Built = Mapping[str, tuple[nn.Module, dict[str, nn.Parameter | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode with what is needed to feed it.
+
+    Fused experts and transposed linears in it have become plain linears (`experts.linearize`).
+
+    tokenizer: None where the directory's files cannot build the one that its model type names; tokenizer_problem: then
+    what is wrong with which file. name: what the user called it. source: its tensors in the files, of a model that has
+    some; built: its modules as they are without values. trust_remote_code: whether the directory's own code may run.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    config: Any
+    directory: ModelDirectory
+    task: Task
+    architecture: Architecture
+    name: str
+    tokenizer_problem: str | None = None
+    source: SourceTensors | None = None
+    built: Built = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The local directory."""
+        return self.directory.path
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the files' tensors that are not in the model."""
+        return () if self.source is None else self.source.kept
+
+
+def build_empty(
+    directory: ModelDirectory,
+    *,
+    config_file: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    task: Task | None = None,
+    buffers: bool = True,
+) -> LoadedModel:
+    """The model that a config.json describes, its parameters on the meta device: without values or memory.
+
+    Parameters that are tied are one and the same. There is no tokenizer.
+
+    Args:
+        config_file: a config.json by another name.
+        dtype: of the parameters.
+        buffers: whether the buffers (tables of rotary angles) are computed, or on the meta device too.
+
+    Raises:
+        ModelError: an architecture without a row, or a config that transformers cannot build.
+    """
+    path = directory.path if config_file is None else config_file
+    _check_task(task)
+    with _building(path):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
+    architecture = architecture_of(config.model_type)
+    task = task_of(config) if task is None else task
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
+        model = _AUTO_CLASSES[task].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.tie_weights(recompute_mapping=False)
+    exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] in exact:
+            buffer.data = buffer.float()
+    if buffers and (empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]):
+        raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {listed(empty)}")
+    linearize(model, architecture)
+    return LoadedModel(
+        model.eval(), None, model.config, directory, task, architecture, str(path), trust_remote_code=trust_remote_code
+    )
+
+
+def task_of(config: Any) -> Task:
+    """The task that a transformers config names by its `architectures`; without any, the model is an embedding model.
+
+    Raises:
+        ModelError: a class that stands for another task, or no list of names of classes.
+    """
+    return task_of_classes(config.architectures, str(config.name_or_path))
+
+
+def task_of_classes(classes: Any, where: str) -> Task:
+    """`task_of`, from the value of `architectures` in the config.json at `where`."""
+    classes = classes or ["Model"]
+    if not isinstance(classes, list) or not isinstance(classes[0], str):
+        raise ModelError(
+            f'{where}: architectures in config.json is {classes!r}; a list is needed, such as ["BertModel"]'
+        )
+    for ending, task in _TASK_OF_CLASS.items():
+        if classes[0].endswith(ending):
+            return task
+    raise ModelError(
+        f"{where}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; "
+        "say which is meant with task=, if one of them is"
+    )
+
+
+def max_tokens(loaded: LoadedModel) -> int:
+    """The longest sequence, in tokens, special ones included, that the model was meant for and can take.
+
+    The least of max_seq_length in sentence_bert_config.json, the tokenizer's model_max_length and the number of
+    positions. RoBERTa and MPNet count positions from padding_idx + 1: so many rows of their table are never used.
+
+    Raises:
+        ModelError: a sentence_bert_config.json that does not hold what it should.
+    """
+    limits = [int(loaded.config.get_text_config().max_position_embeddings)]
+    for name, module in loaded.model.named_modules():
+        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - unused)
+    if loaded.tokenizer is not None:
+        limits.append(int(loaded.tokenizer.model_max_length))
+    return min([*limits, *sentence_limit(loaded.directory)])
+
+
+def _check_task(task: Task | None) -> None:
+    if task is not None and task not in _AUTO_CLASSES:
+        raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
+
+
+def load_tokenizer(directory: ModelDirectory, trust: bool) -> tuple[Any, str | None]:
+    """(tokenizer, None) or (None, why): also where its vocabulary file is absent, and it would be built empty."""
+    path = directory.path
+    try:
+        if (path / "tokenizer.json").is_file():
+            read_object(path / "tokenizer.json")  # may be large: it is not kept
+        directory.object("tokenizer_config.json")
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
+    except ModelError as error:
+        return None, str(error)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        return None, f"{path}: the tokenizer cannot be built ({type(error).__name__}: {_one_line(error)[:200]})"
+    wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
+    if any((path / file).is_file() for file in wanted):
+        return tokenizer, None
+    return None, f"{path}: no vocabulary: {type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"
+
+
+@contextmanager
+def _building(path: Path) -> Iterator[None]:
+    """What transformers raises on files that contradict each other, as our errors; and quiet."""
+    try:
+        with _quiet():
+            yield
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {_one_line(error)}") from error
+    except _BUILD_ERRORS as error:
+        raise ModelError(f"{path}: transformers cannot build this model: {_one_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from logging and drawing progress bars; what they would say is reported as our own errors."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,63 @@
+"""The fixed levels that the codes of a codebook grid stand for: ascending, between −1 and 1, times the group's scale.
+
+    binary   −1, 1
+    nf4      quantiles of a normal distribution, with an exact 0          (Dettmers et al. 2023, QLoRA, appendix E)
+    pot      0 and ±2^−k                                                  (Miyashita et al. 2016; Zhou et al. 2017, INQ)
+    apot     0 and ± sums of powers of two, over their maximum            (Li et al. 2020, Additive Powers-of-Two)
+
+A power of two and its negative share the level 0, so signed grids of b bits have 2^b − 1 levels, not 2^b. Those of
+kmeans are fitted to a tensor (`codebooks.py`). Plain numbers: neither numpy nor torch is needed for them.
+"""
+
+from functools import cache
+from itertools import product
+from statistics import NormalDist
+from struct import pack, unpack
+
+from bitwright.numerics.spec import QuantSpec
+
+# The exponents of the terms that an additive level may take, one from each set or none, by bits of the magnitude.
+_APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1, 2, 3),), 3: ((1, 2, 4), (3,))}
+
+
+@cache
+def fixed_levels(spec: QuantSpec) -> tuple[float, ...] | None:
+    """The levels of a grid whose levels are fixed, as float32 holds them; None on the uniform, ternary and kmeans
+    grids.
+    """
+    match spec.grid:
+        case "binary":
+            levels = [-1.0, 1.0]
+        case "nf4":
+            levels = _normal_quantiles()
+        case "pot":
+            levels = _signed([2.0**-k for k in range(2 ** (spec.bits - 1) - 1)])
+        case "apot":
+            levels = _signed(_sums(_APOT_TERMS[spec.bits - 1]))
+        case _:
+            return None
+    return unpack(f"{len(levels)}f", pack(f"{len(levels)}f", *levels))
+
+
+def _normal_quantiles() -> list[float]:
+    """The 16 levels of NF4: normal quantiles, 9 from 0 up and 8 from 0 down, over the largest.
+
+    Each side is evenly spaced in probability; the outermost, as QLoRA's, is the mean of 1 − 1/32 and 1 − 1/30.
+    """
+    outermost = 1 - (1 / 32 + 1 / 30) / 2
+    up, down = (
+        [NormalDist().inv_cdf(0.5 + (outermost - 0.5) * i / (count - 1)) for i in range(count)] for count in (9, 8)
+    )
+    levels = [-value for value in reversed(down[1:])] + up
+    return [value / levels[-1] for value in levels]
+
+
+def _sums(terms: tuple[tuple[int, ...], ...]) -> list[float]:
+    """Every sum of at most one 2^−k from each set of exponents k, over the largest sum."""
+    sums = [sum(choice) for choice in product(*([0.0, *(2.0**-k for k in exponents)] for exponents in terms))]
+    return [value / max(sums) for value in sums]
+
+
+def _signed(magnitudes: list[float]) -> list[float]:
+    """The magnitudes, their negatives and 0, once each, ascending."""
+    return sorted({sign * value for value in [0.0, *magnitudes] for sign in (1, -1)})
