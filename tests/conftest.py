@@ -6,14 +6,25 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.families import DECODERS, ENCODERS, write_model
+
+# Torch on one thread, here and in processes that tests start: on tiny tensors a second one only waits, for long where
+# another worker shares the cores. Tests of threads ask for more themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Property tests take the same examples on every machine, however long one takes, and keep no database of them.
+settings.register_profile("bitwright", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.register_profile("long", database=None, deadline=None, max_examples=5000, print_blob=True)
+settings.load_profile("bitwright")
 
 TinyModel = Callable[..., Path]
 Once = Callable[[object, Callable[[Path], object]], Path]
@@ -53,15 +64,18 @@ def eval_data() -> Path:
     return Path(directory)
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: on tiny tensors a second one only waits, for long where other work shares the cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """An interrupt interrupts, here and in processes that the test starts, even if whoever started us ignores it, as
+    shells do for jobs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    torch.set_num_threads(before)
+    signal.signal(signal.SIGINT, before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What quantizes and runs whole models comes first: no worker is left alone with the longest file at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("pipeline", "runtime", "tests"))
 
 
 @pytest.fixture(scope="session")

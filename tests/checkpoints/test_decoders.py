@@ -19,7 +19,6 @@ from bitwright.models.load import LoadedModel, load_model
 from tests.families import DECODERS
 
 pytest.importorskip("compressed_tensors")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 Make = Callable[..., StoredLinear]
 SIZE = {"vocab_size": 50, "num_attention_heads": 2, "head_dim": 16, "max_position_embeddings": 32}

@@ -29,11 +29,6 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_each(one_thread: None) -> None:
-    """Tiny models: a second thread only waits."""
-
-
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both consoles 80 characters wide, whatever the terminal of whoever runs the tests."""

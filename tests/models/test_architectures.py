@@ -24,8 +24,6 @@ from bitwright.models.architectures import (
 from bitwright.models.experts import linearize
 from bitwright.models.load import load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TASKS = ("embedding", "sequence-classification", "token-classification", "question-answering")
 VARIANTS = [(family, {}, task) for family in ENCODERS for task in TASKS] + [
     ("albert", {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}, "embedding"),

@@ -16,8 +16,6 @@ from bitwright.models.architectures import ARCHITECTURES, find_blocks, find_line
 from bitwright.models.lazy import materialise, open_lazily, open_skeleton, release
 from bitwright.models.load import LoadedModel, load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="session")
 def directory(tiny_model) -> Callable[..., Path]:

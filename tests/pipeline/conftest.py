@@ -33,8 +33,6 @@ def _train(path: Path, tokenizer: Path) -> None:
     )  # fmt: skip
     text = running_text(Source(BUILTIN))[:_CHARACTERS]
     windows = torch.tensor(token_windows(transformers.AutoTokenizer.from_pretrained(tokenizer), text, _WINDOW, BUILTIN))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(config)
@@ -44,7 +42,6 @@ def _train(path: Path, tokenizer: Path) -> None:
             optimizer.zero_grad()
             model(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
-    torch.set_num_threads(threads)
     model.eval().save_pretrained(path)
     for file in tokenizer.glob("tokenizer*"):
         shutil.copy(file, path)
