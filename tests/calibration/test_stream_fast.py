@@ -14,8 +14,6 @@ from bitwright.calibration.stream import Stage, fast_matmul, stream_stages
 from bitwright.models.architectures import find_linears
 from bitwright.models.load import LoadedModel, load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 IDS = torch.randint(5, 200, (4, 32), generator=torch.Generator().manual_seed(0))
 
 

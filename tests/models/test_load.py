@@ -18,8 +18,6 @@ from torch import Tensor
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.models.load import build_model, load_model, max_tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Tensors = dict[str, Tensor]
 
 
