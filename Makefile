@@ -8,14 +8,18 @@ DEMO   := demo-out
 # Of each sanitizer's run; every instruction set is run at least once.
 SOAK_SECONDS ?= 20
 SOAK_SEED    ?= 0
+# Tests that run side by side, each on one thread.
+WORKERS ?= 2
+# What `make long` has finished at this commit lies here; started again, it goes on with the rest.
+LONG := build/long/$(shell git rev-parse --short HEAD)
 # Two packages that carry weights ask for old or unneeded packages beside them; we need only their files.
 WEIGHTS := rxnmapper
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sanitize format bench report wheel clean
+.PHONY: help setup demo test test-all long check sanitize format bench report wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 NATIVE   := CMakeLists.txt $(shell find csrc -type f)
 CPP      := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
@@ -40,8 +44,37 @@ setup: $(VENV)/.ready  ## make .venv: packages, and the kernels compiled
 demo: setup  ## quantize the real MiniLM within 1 % and write the report
 	$(BIN)/python examples/demo.py --out $(DEMO)
 
-test: setup  ## run the tests
-	$(BIN)/python -m pytest
+# Tests that measure time or memory have the machine to themselves.
+pytest = $(BIN)/python -m pytest -m "alone$(1)" && \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone$(1)"
+
+test: setup  ## run the tests that belong before each commit
+	$(call pytest, and not full)
+
+test-all: setup  ## run every test
+	$(call pytest)
+
+LONG_RUNS := properties sanitize-address sanitize-thread soak regret
+long: $(LONG_RUNS:%=$(LONG)/%.txt)  ## fuzz, soaks, studies: hours; goes on where it stopped
+	@tail -n 3 $(LONG)/*.txt
+	@echo "The figures of $(LONG) go to docs/measurements.md."
+
+keep = mkdir -p $(@D) && $(1) >$@.part && mv $@.part $@
+
+$(LONG)/properties.txt: | setup
+	$(call keep,$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long -o timeout=7200)
+
+$(LONG)/sanitize-%.txt: build/sanitize-%/soak
+	$(call keep,build/sanitize-$*/soak 1800 $(SOAK_SEED))
+
+$(LONG)/soak.txt: $(DEMO)/record.json
+	$(call keep,$(BIN)/python benchmarks/soak.py $(DEMO) --json $(@:.txt=.json))
+
+$(LONG)/regret.txt: | setup
+	$(call keep,$(BIN)/python benchmarks/regret.py --json $(@:.txt=.json))
+
+$(DEMO)/record.json: | setup
+	$(BIN)/python examples/demo.py --out $(DEMO)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

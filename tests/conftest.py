@@ -1,63 +1,39 @@
 """Fixtures that the whole suite shares: a real model, tiny models of every family, real texts."""
 
+import fcntl
+import hashlib
 import importlib.util
 import os
 import re
-from collections import Counter
+import shutil
+import signal
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+from tests.families import DECODERS, ENCODERS, write_model
+
+# Torch on one thread, here and in processes that tests start: on tiny tensors a second one only waits, for long where
+# another worker shares the cores. Tests of threads ask for more themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Property tests take the same examples on every machine, however long one takes, and keep no database of them.
+settings.register_profile("bitwright", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.register_profile("long", database=None, deadline=None, max_examples=5000, print_blob=True)
+settings.load_profile("bitwright")
 
 TinyModel = Callable[..., Path]
-
-_SIZE = {
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 66,
-    "initializer_range": 0.2,
-}
-
-# Family -> what its small config has beyond _SIZE. Sizes that differ within a family (ELECTRA's and ALBERT's narrow
-# embeddings, DeBERTa's shared relative projections) are set as in the models that people use.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "albert": {"embedding_size": 16, "hidden_act": "gelu_new"},
-    "bert": {},
-    "deberta-v2": {
-        "relative_attention": True,
-        "pos_att_type": ["c2p", "p2c"],
-        "share_att_key": True,
-        "norm_rel_ebd": "layer_norm",
-        "position_buckets": 16,
-        "position_biased_input": False,
-        "type_vocab_size": 0,
-    },
-    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
-    "electra": {"embedding_size": 16},
-    "ernie": {},
-    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
-    "mpnet": {"pad_token_id": 1},
-    "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
-    "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
-}
-
-_TASK_CLASSES = {
-    "embedding": "AutoModel",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-}
+Once = Callable[[object, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
 def families() -> list[str]:
-    """Every family that `tiny_model` can write."""
-    return sorted(FAMILIES)
+    """Every family of encoders."""
+    return sorted(ENCODERS)
 
 
 @pytest.fixture(scope="session")
@@ -88,81 +64,52 @@ def eval_data() -> Path:
     return Path(directory)
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: on tiny tensors a second one only waits, for long where other work shares the cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """An interrupt interrupts, here and in processes that the test starts, even if whoever started us ignores it, as
+    shells do for jobs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    torch.set_num_threads(before)
+    signal.signal(signal.SIGINT, before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What quantizes and runs whole models comes first: no worker is left alone with the longest file at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("pipeline", "runtime", "tests"))
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> TinyModel:
-    """`tiny_model(family, task, **config)`: directory of a small random model with a tokenizer, written once.
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(key, write)`: a directory that `write(path)` made, once for all tests of a run, whichever worker asks
+    first. Nobody changes what lies there. The key names all that the content depends on."""
+    mine = tmp_path_factory.getbasetemp()
+    shared = (mine.parent if os.environ.get("PYTEST_XDIST_WORKER") else mine) / "once"
+    shared.mkdir(exist_ok=True)
 
-    2 blocks, hidden 32, vocabulary 200, at most 64 tokens; seeded; no weight or bias keeps a value of 0 or 1.
+    def get(key: object, write: Callable[[Path], object]) -> Path:
+        path = shared / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                unfinished = Path(f"{path}.unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                write(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_model(once: Once, texts: list[str]) -> TinyModel:
+    """`tiny_model(family, task, noise, dtype, **config)`: directory of a small random model with a tokenizer, written
+    once. 2 blocks, hidden 32, vocabulary 200, at most 64 tokens; seeded; no weight or bias keeps a value of 0 or 1.
+    A decoder's task is text-generation unless said otherwise.
     """
-    made: dict[str, Path] = {}
 
-    def make(family: str = "bert", task: str = "embedding", **config: Any) -> Path:
-        key = repr((family, task, sorted(config.items())))
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp(f"{family}-{task}")
-            _write_model(made[key], family, task, config, texts)
-        return made[key]
+    def make(family: str = "bert", task: str | None = None, **how: Any) -> Path:
+        task = task or ("text-generation" if family in DECODERS else "embedding")
+        key = ("model", family, task, sorted(how.items()))
+        return once(key, lambda path: write_model(path, family, task, texts, **how))
 
     return make
-
-
-def _write_model(path: Path, family: str, task: str, overrides: dict[str, Any], texts: list[str]) -> None:
-    import torch
-    import transformers
-
-    defaults = transformers.AutoConfig.for_model(family)
-    tokens = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
-    size = _SIZE if family != "distilbert" else {k: v for k, v in _SIZE.items() if k not in defaults.attribute_map}
-    settings = size | tokens | FAMILIES[family] | {"num_labels": 3} | overrides
-    if task == "question-answering":
-        settings["num_labels"] = 2
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model = getattr(transformers, _TASK_CLASSES[task]).from_config(
-            transformers.AutoConfig.for_model(family, **settings)
-        )
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    model.save_pretrained(path)
-    _tokenizer(settings["pad_token_id"], texts).save_pretrained(path)
-
-
-def _tokenizer(pad_id: int, texts: list[str]) -> Any:
-    """WordPiece over 200 entries: special tokens, characters, and the commonest words of the texts."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    if pad_id == 1:
-        special[0], special[1] = special[1], special[0]
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'()-_"
-    entries = [*special, *letters, *(f"##{letter}" for letter in letters)]
-    words = Counter(word for text in texts for word in re.findall(r"[a-z]{2,}", text.lower()))
-    entries += sorted(words, key=lambda word: (-words[word], word))[: 200 - len(entries)]
-    tokenizer = Tokenizer(models.WordPiece({entry: i for i, entry in enumerate(entries)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=64,
-        model_input_names=["input_ids", "attention_mask"],
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )

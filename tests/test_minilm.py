@@ -86,7 +86,7 @@ def test_retrieval(result: Path, source: Model, eval_data: Path, name: str) -> N
     assert loss <= 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_analysis_finds_planted_outliers_first(minilm_dir: Path, tmp_path: Path) -> None:
     name = "encoder.layer.3.attention.output.dense"  # by itself among the least sensitive
     planted = tmp_path / "planted"

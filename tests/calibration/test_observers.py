@@ -42,7 +42,7 @@ def assert_sums_close(a: LayerStats, b: LayerStats) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(-40, 40)), min_size=2, max_size=5))
-@settings(derandomize=True, database=None, deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_observing_in_parts_equals_observing_at_once(sizes: list[tuple[int, int]]) -> None:
     parts = [tokens(i, m, 2.0**exponent) for i, (m, exponent) in enumerate(sizes)]
     observing = functools.partial(observe, gram=True)

@@ -19,8 +19,6 @@ from bitwright.models.architectures import LinearSite, find_blocks, find_linears
 from bitwright.models.build import LoadedModel
 from bitwright.models.load import load_model, materialise, open_lazily, release
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 DECODERS = ("gemma3_text", "glm4_moe", "gpt2", "llama", "mixtral", "opt")
 INTERLEAVED = {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}
 CASES: list[tuple[str, str, dict[str, Any]]] = [

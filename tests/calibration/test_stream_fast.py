@@ -15,8 +15,6 @@ from bitwright.models.architectures import find_linears
 from bitwright.models.build import LoadedModel
 from bitwright.models.load import load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 IDS = torch.randint(5, 200, (4, 32), generator=torch.Generator().manual_seed(0))
 
 

@@ -15,11 +15,6 @@ from bitwright.numerics.qtensor import QTensor, scale_shape
 from bitwright.numerics.spec import SCHEMES, QuantSpec, fit_group
 
 
-@pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(2)
-
-
 def rounded(w_NK: Tensor, spec: QuantSpec) -> QTensor:
     """The nearest codes, with a scale that spans each group."""
     shape = scale_shape(w_NK.shape[0], w_NK.shape[1], spec)

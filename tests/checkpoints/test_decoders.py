@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,53 +14,31 @@ from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, read_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.models.architectures import find_linears
-from bitwright.models.build import LoadedModel
+
 from bitwright.models.experts import linearize
+from bitwright.models.build import LoadedModel
 from bitwright.models.load import load_model
+from tests.families import DECODERS
 
 pytest.importorskip("compressed_tensors")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 Make = Callable[..., StoredLinear]
-SIZE = {
-    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 32, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 2,
-    "eos_token_id": 3,
-}  # fmt: skip
-MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-FIRST_DENSE = {"first_k_dense_replace": 1, "n_shared_experts": 1, "n_group": 2, "topk_group": 1}
-LATENT = {"q_lora_rank": 20, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 12}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "deepseek_v3": MOE | FIRST_DENSE | LATENT | {"head_dim": 8},
-    "gemma3_text": {},
-    "glm4": {},
-    "glm4_moe": MOE | FIRST_DENSE,
-    "gpt2": {"n_inner": 48},
-    "llama": {},
-    "llama, tied": {"tie_word_embeddings": True},
-    "mistral": {},
-    "mixtral": MOE,
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-    "phi3": {},
-    "qwen2": {},
-    "qwen3": {},
-    "qwen3_moe": MOE | {"mlp_only_layers": [0]},
-}
+SIZE = {"vocab_size": 50, "num_attention_heads": 2, "head_dim": 16, "max_position_embeddings": 32}
+FAMILIES = [*sorted(DECODERS.keys() - {"gemma3"}), "llama, tied"]
 TRANSPOSED = ("gpt2",)
 WITH_EXPERTS = ("deepseek_v3", "glm4_moe", "mixtral", "qwen3_moe")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedModel]:
+def source(tiny_model: Callable[..., Path]) -> Callable[[str], LoadedModel]:
     """`source(family)`: a small random decoder, saved as transformers saves it and loaded as Bitwright holds it."""
     made: dict[str, LoadedModel] = {}
 
     def make(family: str) -> LoadedModel:
         if family not in made:
-            path = tmp_path_factory.mktemp("decoder")
-            torch.manual_seed(0)
-            config = transformers.AutoConfig.for_model(family.partition(",")[0], **SIZE | FAMILIES[family])
-            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+            name, _, tied = family.partition(", ")
+            own = {"head_dim": 8} if name == "deepseek_v3" else {"tie_word_embeddings": True} if tied else {}
+            path = tiny_model(name, **SIZE | own)
             made[family] = load_model(path)
         return made[family]
 

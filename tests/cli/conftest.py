@@ -29,11 +29,6 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_each(one_thread: None) -> None:
-    """Tiny models: a second thread only waits."""
-
-
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both consoles 80 characters wide, whatever the terminal of whoever runs the tests."""
@@ -72,22 +67,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_llama(tiny_model: Callable[..., Path]) -> Path:
     """Directory of a small random language model with the tokenizer of the small encoders."""
-    import torch
-    import transformers
-
-    path = tmp_path_factory.mktemp("llama")
-    config = transformers.LlamaConfig(
-        vocab_size=200, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=96, max_position_embeddings=64, initializer_range=0.2, pad_token_id=0,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.LlamaForCausalLM(config).save_pretrained(path)
-    for file in tiny_model("bert").glob("tokenizer*"):
-        (path / file.name).write_bytes(file.read_bytes())
-    return path
+    return tiny_model("llama", hidden_size=64, head_dim=16, intermediate_size=96, max_position_embeddings=64)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def drawn(width: int, *arguments: Any, **options: Any) -> list[str]:
     return file.getvalue().splitlines()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(names, st.lists(words, max_size=12).map(" ".join), words), min_size=1, max_size=5))
 def test_table_never_exceeds_its_width(rows: list[tuple[str, str, str]]) -> None:
     lines = drawn(80, "A title", [("layer", "name"), ("reason", "prose"), ("size", "right")], rows)

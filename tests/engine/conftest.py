@@ -38,16 +38,12 @@ def sequences() -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def written(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(tiny_model: TinyModel, once: Callable[..., Path]) -> Written:
     """`written(family, **recipe)`: a quantized checkpoint of a tiny model, written once."""
-    made: dict[str, Path] = {}
 
     def write(family: str, **recipe: Any) -> Path:
-        key = f"{family} {recipe}"
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("quantized") / "out"
-            wanted = make_recipe(recipe | {"targets": ["bitwright"]})
-            bitwright.quantize(tiny_model(family), out=made[key], recipe=wanted, samples=40, judged=False)
-        return made[key]
+        wanted, source = make_recipe(recipe | {"targets": ["bitwright"]}), tiny_model(family)
+        key = ("quantized", family, sorted(recipe.items()))
+        return once(key, lambda out: bitwright.quantize(source, out=out, recipe=wanted, samples=40, judged=False))
 
     return write

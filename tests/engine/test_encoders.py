@@ -14,21 +14,10 @@ from bitwright.engine.weights import Weights
 from bitwright.errors import EngineError
 from bitwright.models.load import load_model
 from tests.engine.conftest import Open
+from tests.families import ENCODERS
 
 # The engine multiplies in bf16 and keeps what lies between linears in it: each of these rounds to 8 bits, 2^-9 at most.
 TOLERANCE = 0.015
-FAMILIES = (
-    "albert",
-    "bert",
-    "deberta-v2",
-    "distilbert",
-    "electra",
-    "ernie",
-    "modernbert",
-    "mpnet",
-    "roberta",
-    "xlm-roberta",
-)
 TASKS = ("sequence-classification", "token-classification", "question-answering")
 
 TinyModel = Callable[..., Path]
@@ -45,7 +34,7 @@ def hidden_states(directory: Path, sequences: list[list[int]]) -> list[np.ndarra
         return [model(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy() for ids in sequences]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_every_token_gets_the_models_vector(
     tiny_model: TinyModel, opened: Open, sequences: list[list[int]], family: str
 ) -> None:
@@ -78,7 +67,7 @@ def test_unit_length(tiny_model: TinyModel, opened: Open, sequences: list[list[i
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_every_head(tiny_model: TinyModel, opened: Open, sequences: list[list[int]], family: str, task: str) -> None:
     directory = tiny_model(family, task)
     model = load_model(directory).model

@@ -166,6 +166,7 @@ def test_a_limit_is_positive(limit):
         judge(Interval(0, 0, 0, 10), limit)
 
 
+@pytest.mark.alone
 def test_a_thousand_resamples_are_quick():
     rng = np.random.default_rng(0)
     started = time.process_time()

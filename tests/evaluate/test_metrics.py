@@ -81,6 +81,7 @@ def test_what_is_not_finite_is_the_worst_value_and_never_skipped(rng, broken):
     )
 
 
+@pytest.mark.alone
 def test_emd_takes_milliseconds(rng):
     left, right = rng.normal(size=(200, 384)), rng.normal(size=(200, 384))
     metrics.emd(left, right)

@@ -30,7 +30,6 @@ OTHERS = [
     QuantSpec(bits=4, per_tensor=True),
 ]
 every_grid = pytest.mark.parametrize("spec", UNIFORM + OTHERS, ids=str)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weight(seed: int = 0) -> Tensor:
@@ -231,6 +230,9 @@ def test_what_cannot_be_rounded_is_refused() -> None:
 
 
 def test_the_number_of_threads_is_left_alone() -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     gptq(weight(), stats_of(tokens()), QuantSpec(bits=4), RANGES["absmax"])
-    assert torch.get_num_threads() == 2
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == 2

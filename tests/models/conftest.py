@@ -10,69 +10,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bitwright.models.load import load_model
+from tests.families import DECODERS, small_model
 
 TinyDecoder = Callable[..., nn.Module]
-
-_SIZE = {
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 66,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-    "head_dim": 12,  # times heads is not the hidden size, as in Qwen3 and Gemma
-}
-_EQUAL_HEADS = {"num_key_value_heads": 4, "head_dim": 8}
-_MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-_FIRST_DENSE = {"first_k_dense_replace": 1, "n_shared_experts": 2, "n_group": 2, "topk_group": 1}
-
-# Family -> what its small config has beyond _SIZE.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "deepseek_v3": _EQUAL_HEADS
-    | _MOE
-    | _FIRST_DENSE
-    | {"q_lora_rank": 20, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 12},
-    "gemma3": {
-        "text_config": _SIZE,
-        "mm_tokens_per_image": 4,
-        "vision_config": {
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 4,
-        },
-    },
-    "gemma3_text": {},
-    "glm4": {},
-    "glm4_moe": _MOE | _FIRST_DENSE,
-    "gpt2": {"n_inner": 48},
-    "llama": {},
-    "mistral": {},
-    "mixtral": _MOE,
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-    "phi3": {"head_dim": 8},
-    "qwen2": {"head_dim": 8},
-    "qwen3": {},
-    "qwen3_moe": _MOE | {"mlp_only_layers": [0]},
-}
-
-_CLASSES = {
-    "embedding": "AutoModel",
-    "text-generation": "AutoModelForCausalLM",
-    "sequence-classification": "AutoModelForSequenceClassification",
-}
-
-
-@pytest.fixture(scope="session")
-def decoder_families() -> list[str]:
-    """Every family that `tiny_decoder` can make."""
-    return sorted(FAMILIES)
 
 
 @pytest.fixture(scope="session")
@@ -81,22 +21,8 @@ def tiny_decoder() -> TinyDecoder:
     transformers builds it (fused experts, Conv1D). No weight or bias keeps a value of 0 or 1."""
 
     def make(family: str, task: str = "text-generation", **config: Any) -> nn.Module:
-        import transformers
-
-        size = {} if family == "gemma3" else _SIZE
-        settings = size | FAMILIES[family] | config
-        if task == "sequence-classification":
-            settings["num_labels"] = 3
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            model: nn.Module = getattr(transformers, _CLASSES[task]).from_config(
-                transformers.AutoConfig.for_model(family, **settings), experts_implementation="eager"
-            )
-            model.double()
-            for tensor in model.state_dict().values():
-                if tensor.is_floating_point():
-                    tensor += 0.2 * torch.randn_like(tensor)
-        return model.eval()
+        model: nn.Module = small_model(family, task, **{"noise": 0.2, "dtype": torch.float64} | config)
+        return model
 
     return make
 
@@ -106,7 +32,7 @@ def model_of(tiny_model: Callable[..., Path], tiny_decoder: TinyDecoder) -> Call
     """`model_of(family, **config)`: a small random float64 model of any family, a decoder with its head."""
 
     def make(family: str, **config: Any) -> nn.Module:
-        if family in FAMILIES:
+        if family in DECODERS:
             return tiny_decoder(family, **config)
         return load_model(tiny_model(family, **config), dtype=torch.float64).model
 

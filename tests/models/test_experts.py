@@ -9,8 +9,6 @@ from bitwright.errors import ModelError
 from bitwright.models.architectures import architecture_of, file_name, find_linears, is_transposed
 from bitwright.models.experts import Experts, linearize
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 HIDDEN = ["deepseek_v3", "glm4_moe", "gpt2", "mixtral", "qwen3_moe"]  # families with linears that are not nn.Linear
 
 

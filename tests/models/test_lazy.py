@@ -16,24 +16,11 @@ from bitwright.models.architectures import ARCHITECTURES, find_blocks, find_line
 from bitwright.models.build import LoadedModel
 from bitwright.models.load import load_model, materialise, open_lazily, open_skeleton, release
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="session")
-def directory(tiny_model, tiny_decoder, decoder_families, tmp_path_factory) -> Callable[..., Path]:
-    """`directory(family, **config)`: a small random model of any family on disk, a decoder with its head in float32."""
-    made: dict[str, Path] = {}
-
-    def make(family: str, **config: object) -> Path:
-        if family not in decoder_families:
-            return Path(tiny_model(family, **config))
-        key = repr((family, sorted(config.items())))
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp(family)
-            tiny_decoder(family, **config).float().save_pretrained(made[key])
-        return made[key]
-
-    return make
+def directory(tiny_model) -> Callable[..., Path]:
+    """`directory(family, **config)`: a small random model of any family on disk, a decoder with its head."""
+    return tiny_model
 
 
 @pytest.fixture

@@ -19,8 +19,6 @@ from bitwright.errors import CheckpointError, ModelError
 from bitwright.models.build import max_tokens
 from bitwright.models.load import build_model, load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Tensors = dict[str, Tensor]
 
 

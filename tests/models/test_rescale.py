@@ -11,8 +11,6 @@ from bitwright.models.architectures import architecture_of, find_blocks, find_li
 from bitwright.models.experts import linearize
 from bitwright.models.rescale import SharedInput, find_inputs, fold, legal_scale, scale_readers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 POST_NORM = {"qkv", "intermediate.dense", "output.dense"}
 
 # (family, config beyond the small one's, what no producer takes the scale of, by its end, whether any takes a shift)

@@ -30,8 +30,6 @@ from bitwright.search.cost import Resources
 TinyModel = Callable[..., Path]
 ROOMY = Resources(10**11, 3600.0, 1e11)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def auto(scheme: str, **settings: Any) -> Recipe:
     return make_recipe(

@@ -15,8 +15,6 @@ from bitwright.pipeline.evaluation import evaluate
 TinyModel = Callable[..., Path]
 MAX_TOKENS = 48
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Counted:
     """Progress that remembers what was counted."""

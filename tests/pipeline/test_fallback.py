@@ -9,7 +9,7 @@ import pytest
 from bitwright.pipeline import analyze, quantize
 from bitwright.recipe import Recipe, make_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread", "unverified")
+pytestmark = pytest.mark.usefixtures("unverified")
 
 SAMPLES = 32
 FFN = "model.layers.1.mlp"

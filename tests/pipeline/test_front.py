@@ -11,7 +11,7 @@ from bitwright.models.tensor_files import TensorFiles
 from bitwright.pipeline import quantize
 from bitwright.recipe import make_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread", "timed")
+pytestmark = pytest.mark.usefixtures("timed")
 
 RECIPE = {"targets": ["bitwright"], "budget": {"max_loss": 0.5, "min_speedup": 1.3}}
 

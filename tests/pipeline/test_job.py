@@ -19,8 +19,6 @@ HERE = make_recipe({"targets": ["bitwright"], "budget": {"max_loss": 0.5}})
 STATIC = make_recipe({"scheme": "w8a8_static", "targets": ["bitwright"], "calibration": {"samples": 40}})
 QUICK: dict[str, Any] = {"samples": 60, "speed": False, "sensitivity": False}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def write_pairs(path: Path, pairs: list[tuple[str, str]], score: Callable[[int], int] = lambda i: i % 6) -> str:
     rows = "\n".join(f"{a}\t{b}\t{score(i)}" for i, (a, b) in enumerate(pairs))

@@ -28,6 +28,7 @@ TinyModel = Callable[..., Path]
 
 # Verification reloads in new processes, seconds each: once for all targets, elsewhere only our own, or none.
 HERE = make_recipe({"targets": ["bitwright"], "budget": {"max_loss": 0.5}})
+FULL = pytest.mark.full
 QUICK: dict[str, Any] = {"samples": 60, "speed": False, "sensitivity": False}
 
 
@@ -98,7 +99,10 @@ def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     assert numbered.sub("", write_report(tmp_path / "out").read_text()) == before
 
 
-@pytest.mark.parametrize("config", [{}, {"pos_att_type": ["c2p"]}, {"share_att_key": False}])
+@pytest.mark.parametrize(
+    "config",
+    [{"pos_att_type": ["c2p"]}, pytest.param({}, marks=FULL), pytest.param({"share_att_key": False}, marks=FULL)],
+)
 def test_what_the_engine_folds_is_verified(tiny_model: TinyModel, tmp_path: Path, config: dict[str, Any]) -> None:
     result = quantize(tiny_model("deberta-v2", **config), out=tmp_path / "out", recipe=HERE, **QUICK)
     (row,) = result.record["verify"]
@@ -109,7 +113,7 @@ def test_what_the_engine_folds_is_verified(tiny_model: TinyModel, tmp_path: Path
     assert checks["integer_kernel_calls"] == 12 + checks["engine_folded_calls"]
 
 
-@pytest.mark.usefixtures("unverified", "one_thread")
+@pytest.mark.usefixtures("unverified")
 class TestRuns:
     def test_loaded_model_gives_what_was_measured(
         self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]
@@ -293,8 +297,8 @@ class TestRuns:
         assert (stored["encoder.layer.1.output.dense.weight"] == 127).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=FULL)])
 def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(
     tiny_model: TinyModel, tmp_path: Path, stop: signal.Signals
 ) -> None:

@@ -19,8 +19,6 @@ from bitwright.progress import Quiet
 from bitwright.quantizing import blocks, layers
 from bitwright.recipe import make_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RECIPE = {
     "scheme": "w4a16_g32", "method": "awq_gptq", "targets": ["bitwright"], "budget": {"max_loss": 0.9},
     "calibration": {"samples": 32, "max_tokens": 16, "batch_size": 8},
@@ -203,9 +201,8 @@ def test_what_is_left_of_a_finished_run_is_not_used(tmp_path: Path) -> None:
         claim(tmp_path, {"model": "a"})
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("judged", [False, True])
+@pytest.mark.parametrize("judged", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_killed_at_ten_random_moments(
     source: Path, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: bool
 ) -> None:

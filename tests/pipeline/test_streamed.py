@@ -24,8 +24,6 @@ from bitwright.runtime.model import float_model
 from bitwright.runtime.streamed import Changes, StreamedModel
 from bitwright.runtime.swap import swap_linears
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WINDOWS = torch.randint(5, 200, (3, 21), generator=torch.Generator().manual_seed(2))
 FAMILIES = ["llama", "gpt2", "mixtral"]
 

@@ -23,8 +23,6 @@ from bitwright.runtime.model import Model
 
 TinyModel = Callable[..., Path]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def recipe_of(scheme: str = "w8a8", method: str = "rtn") -> Recipe:
     calibration = {"samples": 16, "max_tokens": 48, "batch_size": 8}

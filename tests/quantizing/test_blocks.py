@@ -21,8 +21,6 @@ from bitwright.numerics.spec import SCHEMES
 from bitwright.quantizing import blocks
 from bitwright.runtime.load import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 W4 = "w4a16_g32"
 needs_kernels = pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 

@@ -22,8 +22,6 @@ from bitwright.quantizing import layers
 from bitwright.quantizing.layers import needs_inputs, quantize_linears
 from bitwright.recipe import make_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CALIBRATION = {"samples": 32, "max_tokens": 16, "batch_size": 8}
 RECIPES = {
     "rtn": {"scheme": "w4a16_g32"},

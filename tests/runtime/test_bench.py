@@ -26,6 +26,7 @@ from bitwright.runtime.bench_summary import Block, summarize
 OURS = ("torch fp32", "torch bf16", "bitwright")
 SHAPES = [(1, 4), (2, 8)]
 ROUNDS = 2
+FULL = pytest.mark.full
 
 # A worker whose runtimes are a function of numpy, started in 0.2 s; {action} is what opening the model does first.
 FAKE_WORKER = """
@@ -195,6 +196,7 @@ def test_nothing_outlives_a_benchmark(float_model, fake_runtimes, tmp_path):
     assert (workers_alive(), list(tmp_path.iterdir())) == ([], [])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_workers_and_removes_the_files(float_model, fake_runtimes, tmp_path):
     def interrupt(text):
         if "round 1" in text:
@@ -251,6 +253,7 @@ def test_what_libraries_print_or_read_does_not_reach_the_protocol(float_model, t
         assert (tmp_path / "log").read_text().count("noise") >= 1
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("allocated_mib", [0, 200])
 def test_peak_memory_is_the_workers_own_and_includes_what_it_has_freed(float_model, tmp_path, allocated_mib):
     ballast = np.ones(400 << 17)  # 400 MiB of this process: a child that counted its parent's peak would report more
@@ -263,6 +266,7 @@ def test_peak_memory_is_the_workers_own_and_includes_what_it_has_freed(float_mod
     assert allocated_mib + 5 < peak_mib < allocated_mib + 195 < ballast.nbytes / (1 << 20)
 
 
+@pytest.mark.alone
 def test_threads_that_go_on_spinning_are_reported(float_model, tmp_path):
     action = "threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()"
     command = fake_command("fake", float_model, config_from=float_model, threads=1, action=action)
@@ -315,7 +319,13 @@ def test_a_directory_without_a_usable_config_is_refused(tmp_path, content):
         read_model_shape(tmp_path)
 
 
-@pytest.mark.parametrize("task", ["sequence-classification", "token-classification", "question-answering"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "sequence-classification",
+        *(pytest.param(task, marks=FULL) for task in ("token-classification", "question-answering")),
+    ],
+)
 def test_a_model_with_a_head_is_measured_too(tiny_model, monkeypatch, task):
     ours = {name: RUNTIMES[name] for name in ("torch fp32", "bitwright")}
     monkeypatch.setattr(bench, "RUNTIMES", ours)
@@ -323,8 +333,14 @@ def test_a_model_with_a_head_is_measured_too(tiny_model, monkeypatch, task):
     assert 1 - 1e-3 < measured["cosine_to_fp32"]["bitwright"] < 1 + 1e-9
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.prepare is not None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "onnxruntime int8" else FULL)
+        for name, runtime in RUNTIMES.items()
+        if runtime.prepare is not None
+    ],
+)
 def test_a_rival_computes_what_fp32_computes(float_model, monkeypatch, name):
     # Not importorskip: importing OpenVINO starts its usage statistics, which the workers turn off.
     if missing := [package for package in RUNTIMES[name].needs if find_spec(package) is None]:

@@ -18,7 +18,6 @@ from bitwright.runtime.model import Model, float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
 ]
 IDS = torch.randint(5, 200, (2, 11), generator=torch.Generator().manual_seed(2))

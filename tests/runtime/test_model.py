@@ -12,8 +12,6 @@ from bitwright.models.load import load_model
 from bitwright.runtime import model as model_module
 from bitwright.runtime.model import Model, float_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def llama(tiny_decoder: Callable[..., Path]) -> Model:

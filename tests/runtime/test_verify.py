@@ -16,7 +16,6 @@ from bitwright.runtime.swap import set_compute, swap_linears
 from bitwright.runtime.verify import compared, verify
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
 ]
 

@@ -23,8 +23,6 @@ from bitwright.search.decide import THRESHOLDS, Decision, decide, tolerable_erro
 from bitwright.search.features import COMPARED, Features, Seen, candidates, measure
 from bitwright.search.rules import with_method, with_methods
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CHEAP = Cost(1000, 1e12, 10.0, 10**9)
 ROOMY = Resources(10**10, 3600.0, 1e11)
 _LINEARS: tuple[tuple[str, Role, str], ...] = (
