@@ -169,9 +169,8 @@ def test_starved_experts_are_noted_and_helped(opened, tiny_decoder, batches, inp
         starved = name[0] in "23"
         assert ("starved" in row) == starved
         if starved:
-            how = "rounded to nearest" if name.endswith("down_proj") else "all experts of the block saw"
-            assert f"saw {row['n_tokens']} calibration tokens, fewer than 32" in row["starved"]
-            assert how in row["starved"]
+            policy = "rtn" if name.endswith("down_proj") else "lent"
+            assert row["starved"] == {"n_tokens": row["n_tokens"], "fewest": 32, "policy": policy}
     if method == "gptq" and not options:
         spec = SCHEMES[W4].weight
         codes = {name: made.layers[f"{stem}.{name}"].qtensor.codes_NK for name in rows}

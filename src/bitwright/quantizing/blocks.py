@@ -156,13 +156,13 @@ def _lend_to_starved(work: _Work, inputs: Sequence[SharedInput]) -> None:
             continue
         lent = reduce(merge, {id(stats): stats for stats in fed}.values()) if fed else None
         for name in starved:
-            saw = f"saw {work.notes[name]['n_tokens']} calibration tokens, fewer than {_FEWEST_TOKENS}"
             if lent is not None:
                 work.stats[name] = lent
-                work.notes[name]["starved"] = f"{saw}: uses what all experts of the block saw"
             else:
                 work.stats.pop(name, None)
-                work.notes[name]["starved"] = f"{saw}: rounded to nearest"
+            policy = "rtn" if lent is None else "lent"
+            saw = work.notes[name]["n_tokens"]
+            work.notes[name]["starved"] = {"n_tokens": saw, "fewest": _FEWEST_TOKENS, "policy": policy}
 
 
 def _transform(work: _Work, shared: SharedInput, sample: Sequence[int], before: Sequence[Any]) -> None:
