@@ -43,10 +43,10 @@ from bitwright.evaluate import Task, label_free_task, language_task, load_task
 from bitwright.evaluate.kinds import Items, Outputs
 from bitwright.models.architectures import LinearSite, find_linears
 from bitwright.models.load import load_model
-from bitwright.pipeline.gradients import fisher_of, quantized_modules
-from bitwright.pipeline.job import as_texts
+from bitwright.pipeline.gradients import fisher_of
 from bitwright.pipeline.layer_errors import output_error_rows
-from bitwright.pipeline.variants import only_quantized
+from bitwright.pipeline.scored import as_texts
+from bitwright.pipeline.swapped import only_quantized, quantized_modules
 from bitwright.plan import make_plan
 from bitwright.progress import Quiet
 from bitwright.quantizing.layers import Quantized, quantize_linears

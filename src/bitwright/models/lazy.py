@@ -50,35 +50,59 @@ def open_lazily(
     check_source(path)
     files = TensorFiles(path)
     loaded = build_empty(path, dtype=dtype, trust_remote_code=trust_remote_code, task=task)
+    loaded = _filled_outside(loaded, _index(loaded, files), runnable=runnable)
+    tokenizer, problem = load_tokenizer(path, trust_remote_code) if tokenizes else (None, None)
+    return replace(loaded, tokenizer=tokenizer, tokenizer_problem=problem, name=str(name_or_dir))
+
+
+def reopen(loaded: LoadedModel) -> LoadedModel:
+    """`LoadedModel.reopen`."""
+    dtype = next(loaded.model.parameters()).dtype
+    empty = build_empty(
+        loaded.path, dtype=dtype, trust_remote_code=loaded.trust_remote_code, task=loaded.task, config=loaded.config
+    )
+    source = loaded.source or _index(empty, loaded.files or TensorFiles(loaded.path))
+    return replace(
+        _filled_outside(empty, source, runnable=True),
+        tokenizer=loaded.tokenizer,
+        tokenizer_problem=loaded.tokenizer_problem,
+        name=loaded.name,
+    )
+
+
+def _index(loaded: LoadedModel, files: TensorFiles) -> SourceTensors:
+    """Where each parameter of a model without values is in its files."""
     model, architecture = loaded.model, loaded.architecture
-    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     state = model.state_dict(keep_vars=True)
-    source = SourceTensors(
+    return SourceTensors(
         files,
         {name: tuple(tensor.shape) for name, tensor in state.items()},
         prefix=str(getattr(model, "base_model_prefix", "")),
         renames={name: file_name(architecture, name) for name in state},
         transposed=[name for name in state if is_transposed(architecture, name)],
-        tied=tied,
+        tied=getattr(model, "all_tied_weights_keys", {}),
     )
+
+
+def _filled_outside(loaded: LoadedModel, source: SourceTensors, *, runnable: bool) -> LoadedModel:
+    """A model without values, to be filled from `source`; what is outside its blocks is, if it is to be `runnable`."""
+    model = loaded.model
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     for name in source.untied:
         del tied[name]
         module, _, last = name.rpartition(".")
-        setattr(model.get_submodule(module), last, nn.Parameter(torch.empty_like(state[name])))
-    check_names(path, model, source.missing, source.kept, architecture, loaded.task)
-    tokenizer, problem = load_tokenizer(path, trust_remote_code) if tokenizes else (None, None)
+        setattr(model.get_submodule(module), last, nn.Parameter(torch.empty_like(model.get_parameter(name))))
+    check_names(loaded.path, model, source.missing, source.kept, loaded.architecture, loaded.task)
     loaded = replace(
         loaded,
-        tokenizer=tokenizer,
-        name=str(name_or_dir),
-        tokenizer_problem=problem,
         kept=source.kept,
+        files=source.files,
         source=source,
         built={name: (module, dict(module._parameters)) for name, module in model.named_modules()},
     )
     _fill_buffers(loaded, source)
     if runnable:
-        blocks = tuple(f"{block}." for block, _ in find_blocks(model, architecture))
+        blocks = tuple(f"{block}." for block, _ in find_blocks(model, loaded.architecture))
         _fill(loaded, [name for name in loaded.built if not f"{name}.".startswith(blocks)])
     return loaded
 

@@ -4,6 +4,7 @@ Weights come from safetensors where there are some; a .bin is read by torch's re
 and nothing else. Nothing that the checkpoint lacks is filled in silently.
 """
 
+import copy
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from bitwright.models.hub import fetch
 from bitwright.models.matching import and_more, check_finite, check_names, listed
 from bitwright.models.meta import parameters_on_meta
 from bitwright.models.source_tensors import SourceTensors
+from bitwright.models.tensor_files import TensorFiles
 
 __all__ = [
     "LoadedModel",
@@ -101,7 +103,9 @@ class LoadedModel:
     tokenizer: None where the directory's files cannot build the one that its model type names; tokenizer_problem: then
     what is wrong with which file. path: the local directory. name: what the user called it.
     kept: names of the files' tensors that are not in the model.
-    source, built: of a model that is filled block by block, its tensors, and its modules as they are without values.
+    trust_remote_code: whether the repository's own code may run; what opens the model again need not be told.
+    files: the index of its weight files, once it was read. source, built: of a model that is filled block by block, its
+    tensors, and its modules as they are without values.
     """
 
     model: nn.Module
@@ -113,8 +117,22 @@ class LoadedModel:
     name: str
     tokenizer_problem: str | None = None
     kept: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+    files: TensorFiles | None = None
     source: SourceTensors | None = None
     built: Built = field(default_factory=dict)
+
+    def reopen(self) -> "LoadedModel":
+        """The same model once more, its blocks empty, as `open_lazily` leaves them: to be run block by block and
+        changed on the way, while this one stays as it is. Tokenizer, config and index of the files are shared.
+
+        Raises:
+            CheckpointError: a file that has changed since the model was opened.
+            ModelError: NaN or infinity in a weight outside the blocks.
+        """
+        from bitwright.models.lazy import reopen  # which builds on this file
+
+        return reopen(self)
 
 
 def load_model(
@@ -166,7 +184,10 @@ def load_model(
         check_finite(tensor, f"{path}: {name}")
     linearize(model, architecture)
     tokenizer, problem = load_tokenizer(path, trust_remote_code)
-    return LoadedModel(model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir), problem, kept)
+    return LoadedModel(
+        model.eval(), tokenizer, model.config, path, task, architecture, str(name_or_dir), problem, kept,
+        trust_remote_code,
+    )  # fmt: skip
 
 
 def build_empty(
@@ -176,6 +197,7 @@ def build_empty(
     trust_remote_code: bool = False,
     task: Task | None = None,
     buffers: bool = True,
+    config: Any = None,
 ) -> LoadedModel:
     """The model that a config.json describes, its parameters on the meta device: without values or memory.
 
@@ -185,13 +207,16 @@ def build_empty(
         path: a model directory, or its config.json.
         dtype: of the parameters.
         buffers: whether the buffers (tables of rotary angles) are computed, or on the meta device too.
+        config: what the file says, if it was read before; not changed.
 
     Raises:
         ModelError: an architecture without a row, or a config that transformers cannot build.
     """
     _check_task(task)
     with _building(path):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
+        config = copy.deepcopy(config) or transformers.AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, **_LOCAL
+        )
     architecture = architecture_of(config.model_type)
     task = task_of(config) if task is None else task
     if hasattr(config, "quantization_config"):
@@ -206,7 +231,9 @@ def build_empty(
     if buffers and (empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]):
         raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {listed(empty)}")
     linearize(model, architecture)
-    return LoadedModel(model.eval(), None, model.config, path, task, architecture, str(path))
+    return LoadedModel(
+        model.eval(), None, model.config, path, task, architecture, str(path), trust_remote_code=trust_remote_code
+    )
 
 
 def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:

@@ -5,7 +5,7 @@ by tensor without running it at all.
 import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.calibration.stream import each, stream_stages
+from bitwright.calibration.stream import stream_lazily
 from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from bitwright.errors import named
 from bitwright.methods import METHODS
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import find_linears
-from bitwright.models.lazy import materialise, open_lazily, release
+from bitwright.models.lazy import release
 from bitwright.models.load import LoadedModel
 from bitwright.models.rescale import find_inputs
 from bitwright.numerics import RANGES, WEIGHT_RANGES
@@ -28,8 +28,9 @@ from bitwright.numerics.ranges import RangeFunction
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 from bitwright.plan import Plan, PlanRow, quantized_names
 from bitwright.progress import Progress
-from bitwright.quantizing.blocks import Task, quantize_stage
 from bitwright.quantizing.shards import Shards
+from bitwright.quantizing.stages import quantize_stage
+from bitwright.quantizing.work import StagePlan
 from bitwright.recipe import AUTO, Recipe
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
@@ -45,12 +46,14 @@ class Quantized:
 
     changed: float parameters that were changed by folding. biases: of quantized linears, by the linear's name; they
     belong to the quantized weight. account: the Record's rows of how each linear was quantized, and how well.
+    tables: embedding tables as int8, a scale per row.
     """
 
     layers: Mapping[str, LazyLinear]
     changed: Mapping[str, Callable[[], Tensor]]
     biases: Mapping[str, Callable[[], Tensor]]
     account: Sequence[dict[str, Any]]
+    tables: Mapping[str, QTensor] = field(default_factory=dict)
 
     def changed_for(self, plan: Plan) -> dict[str, Callable[[], Tensor]]:
         """Every float parameter that is another than the source's if `plan` is carried out."""
@@ -74,7 +77,7 @@ def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
 
 def quantize_linears(
     loaded: LoadedModel, plan: Plan, recipe: Recipe, batches: Sequence[Mapping[str, Tensor]], folder: Path | None,
-    half: torch.dtype, progress: Progress, *, trust_remote_code: bool = False,
+    half: torch.dtype, progress: Progress,
 ) -> Quantized:  # fmt: skip
     """Quantize every linear that `plan` says.
 
@@ -91,8 +94,7 @@ def quantize_linears(
     if not any(needs_inputs(row, recipe) for row in rows.values()):
         return _tensor_by_tensor(loaded, rows, recipe)
     assert folder is not None
-    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task, tokenizes=False)
-    return _block_by_block(opened, rows, recipe, batches, Shards(folder), half, progress)
+    return _block_by_block(loaded.reopen(), rows, recipe, batches, Shards(folder), half, progress)
 
 
 def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:
@@ -135,7 +137,7 @@ def _block_by_block(
 ) -> Quantized:  # fmt: skip
     model, architecture = opened.model, opened.architecture
     sites = [site for site in find_linears(model, architecture) if site.name in rows]
-    task = Task(rows, find_inputs(model, architecture, sites), recipe, half)
+    plan = StagePlan(rows, find_inputs(model, architecture, sites), recipe, half)
     heads = [site.name for site in find_linears(model, architecture) if site.block is None]
     if not any(name in rows for name in heads):
         for name in heads:  # never run: a language model's is as large as several blocks
@@ -144,12 +146,7 @@ def _block_by_block(
     begin, inputs = shards.resume()
     if begin:
         progress.say(f"going on with block {begin}: an earlier run did those before it")
-    stages = stream_stages(
-        model, architecture, sites, batches, begin=begin, inputs=inputs,
-        enter=partial(each, materialise, opened),
-        leave=partial(each, release, opened),
-        fast=True,
-    )  # fmt: skip
+    stages = stream_lazily(opened, sites, batches, begin=begin, inputs=inputs, fast=True)
     count, kept, cost = begin, time.monotonic(), 0.0
     for stage in stages:
         if stage.index > begin and cost <= max(_SAVING * (time.monotonic() - kept), _QUICK_SAVE):
@@ -159,7 +156,7 @@ def _block_by_block(
             cost = kept - started
         _trim_heap()
         progress.say(f"quantizing block {stage.index}")
-        shards.write(stage.index, quantize_stage(model, stage, task))
+        shards.write(stage.index, quantize_stage(model, stage, plan))
         _trim_heap()
         count = stage.index + 1
         if not stage.blocks:

@@ -16,7 +16,7 @@ from bitwright.calibration.stream import stream_outputs
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.evaluate.kinds import Window
 from bitwright.evaluate.logits import token_outputs
-from bitwright.models.lazy import materialise, open_lazily, release
+from bitwright.models.lazy import materialise, release
 from bitwright.models.load import LoadedModel
 from bitwright.runtime.swap import swap_linears
 
@@ -49,7 +49,6 @@ class StreamedModel:
     loaded: LoadedModel
     max_tokens: int
     changes: Changes = _NOTHING
-    trust_remote_code: bool = False
     task: str = "text-generation"
 
     @property
@@ -71,9 +70,7 @@ class StreamedModel:
 
     def _logits(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The logits of each batch, one at a time."""
-        opened = open_lazily(
-            self.loaded.path, trust_remote_code=self.trust_remote_code, task=self.loaded.task, tokenizes=False
-        )
+        opened = self.loaded.reopen()
         _change(opened, self.changes, "")
         enter, leave = partial(_enter, opened, self.changes), partial(_leave, opened)
         for output in stream_outputs(opened, [{"input_ids": ids} for ids in batches], enter=enter, leave=leave):
