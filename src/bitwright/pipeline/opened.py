@@ -68,12 +68,11 @@ def open_model(name: str | Path, *, trust_remote_code: bool = False) -> Opened:
     """
     path = fetch(name)
     if task_of_classes(read_config(path).get("architectures"), str(path)) == "text-generation":
-        loaded = replace(open_lazily(path, trust_remote_code=trust_remote_code, runnable=False), name=str(name))
+        loaded = open_lazily(path, trust_remote_code=trust_remote_code, runnable=False)
     else:
-        loaded = load_model(name, trust_remote_code=trust_remote_code)
+        loaded = load_model(path, trust_remote_code=trust_remote_code)
     sites = find_linears(loaded.model, loaded.architecture)
-    if loaded.files is None:
-        loaded = replace(loaded, files=TensorFiles(loaded.path))
+    loaded = replace(loaded, name=str(name), files=loaded.files or TensorFiles(path))
     names = model_names(loaded.model, loaded.architecture)
     return Opened(loaded, names, sites, find_embeddings(loaded.model), _dtype_on_disk(loaded, sites[0]))
 
