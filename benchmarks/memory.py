@@ -61,7 +61,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from bitwright.checkpoints.safetensors_file import PendingTensor, write_safetensors
+    from bitwright.files.safetensors_writer import PendingTensor, write_safetensors
 
     generator = torch.Generator().manual_seed(0)
 

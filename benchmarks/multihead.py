@@ -35,7 +35,7 @@ from bitwright.evaluate import Task, load_task, metrics
 from bitwright.evaluate.kinds import Classification, Outputs, Pairs
 from bitwright.evaluate.statistic import Mean, Spearman, Statistic
 from bitwright.models.load import load_model
-from bitwright.pipeline.job import as_texts
+from bitwright.pipeline.scored import as_texts
 from bitwright.recipe import make_recipe
 from bitwright.runtime.model import float_model
 

@@ -25,7 +25,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,9 +41,10 @@ from bitwright.evaluate.logits import compare_windows
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.job import Job, open_job
+from bitwright.pipeline.measuring import run_task
 from bitwright.pipeline.request import Texts
 from bitwright.pipeline.resources import resources
-from bitwright.pipeline.variants import candidate, quantize_model, run_task
+from bitwright.pipeline.variants import candidate, quantize_model
 from bitwright.progress import Quiet
 from bitwright.recipe import AUTO, make_recipe
 from bitwright.runtime.streamed import StreamedModel
@@ -114,8 +115,7 @@ def measure(subject: Subject, folder: Path, scheme: str) -> dict[str, Any]:
     losses, seconds = {}, {"features": time.process_time() - begun}
     for method in candidates(SCHEMES[scheme]):
         start = time.process_time()
-        recipe = make_recipe(settings | {"method": method})
-        losses[method] = _loss(replace(job, recipe=recipe, plan=job.plan_for(recipe)), reference)
+        losses[method] = _loss(job.with_recipe(make_recipe(settings | {"method": method})), reference)
         seconds[method] = time.process_time() - start
     same = set(chosen.values())
     choice = losses[same.pop()] if len(same) == 1 else _loss(decided, reference)
@@ -174,9 +174,9 @@ def _loss(job: Job, reference: Any) -> float:
     """The loss of the model that the job's plan makes. reference: what `_reference` says of the float model."""
     with TemporaryDirectory() as folder:
         quantized = quantize_model(job, Path(folder), Quiet())
-        model = candidate(job, job.plan, quantized, {})
+        model = candidate(job, quantized)
         if not isinstance(model, StreamedModel):
-            return float(job.held_out.loss(reference, run_task(job.held_out, model, Quiet(), "")))
+            return float(job.scored.held_out.loss(reference, run_task(job.scored.held_out, model, Quiet(), "")))
         windows = _windows(job)
         pairs = {ids: pair for ids, *pair in zip(windows, reference, model.logits(torch.tensor(windows)), strict=True)}
         compared = compare_windows(windows, lambda ids: pairs[ids][0], lambda ids: pairs[ids][1])
@@ -187,11 +187,11 @@ def _reference(job: Job) -> Any:
     """Outputs of the float model for the held-out texts, or its logits for the held-out windows."""
     if isinstance(job.model, StreamedModel):
         return job.model.logits(torch.tensor(_windows(job)))
-    return run_task(job.held_out, job.model, Quiet(), "")
+    return run_task(job.scored.held_out, job.model, Quiet(), "")
 
 
 def _windows(job: Job) -> list[tuple[int, ...]]:
-    return [ids for ids in job.held_out.texts if isinstance(ids, tuple)]
+    return [ids for ids in job.scored.held_out.texts if isinstance(ids, tuple)]
 
 
 def package(name: str, folder: str) -> Path | None:

@@ -43,10 +43,10 @@ from bitwright.evaluate import Task, label_free_task, language_task, load_task
 from bitwright.evaluate.kinds import Items, Outputs
 from bitwright.models.architectures import LinearSite, find_linears
 from bitwright.models.load import load_model
-from bitwright.pipeline.gradients import fisher_of, quantized_modules
-from bitwright.pipeline.job import as_texts
+from bitwright.pipeline.gradients import fisher_of
 from bitwright.pipeline.layer_errors import output_error_rows
-from bitwright.pipeline.variants import only_quantized
+from bitwright.pipeline.scored import as_texts
+from bitwright.pipeline.swapped import only_quantized, quantized_modules
 from bitwright.plan import make_plan
 from bitwright.progress import Quiet
 from bitwright.quantizing.layers import Quantized, quantize_linears
@@ -142,7 +142,7 @@ def prepare(options: argparse.Namespace) -> tuple[Subject, dict[str, dict[str, f
     plan = make_plan(recipe, loaded.model, loaded.architecture, sites, [], 4)
     quantized = quantize_linears(loaded, plan, recipe, [], None, torch.bfloat16, Quiet())
     sites = [site for site in sites if site.name in quantized.layers]
-    modules = quantized_modules(loaded.model, quantized)
+    modules = quantized_modules(quantized)
     subject = Subject(model, modules, units_of(sites, blocks=options.blocks), truths, probe)
     scores = fisher_of(model, modules, subject.units, probe[:GRADIENT_PROBES])
     errors = own_errors(loaded, quantized, model, probe)

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.stored import model_names
 from torch import Tensor, nn
 
 from bitwright.calibration.stream import Stage, stream_stages
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import model_names
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
-from bitwright.models.load import materialise, open_lazily
-from bitwright.models.build import LoadedModel
+from bitwright.models.load import LoadedModel, materialise, open_lazily
 from bitwright.models.rescale import find_inputs
 from bitwright.plan import Plan, half_names, make_plan, quantized_names
 from bitwright.progress import Quiet
-from bitwright.quantizing.blocks import Task, quantize_stage
 from bitwright.quantizing.layers import Quantized, quantize_linears
 from bitwright.quantizing.shards import Made
+from bitwright.quantizing.stages import quantize_stage
+from bitwright.quantizing.work import StagePlan
 from bitwright.recipe import Recipe, make_recipe
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -73,18 +73,18 @@ class Opened:
     def model(self) -> nn.Module:
         return self.loaded.model
 
-    def task(self) -> Task:
+    def stage_plan(self) -> StagePlan:
         rows = {row.name: row for row in self.plan if row.name in quantized_names(self.plan)}
         inputs = find_inputs(self.model, self.loaded.architecture, self.sites)
-        return Task(rows, inputs, self.recipe, torch.bfloat16)
+        return StagePlan(rows, inputs, self.recipe, torch.bfloat16)
 
     def stages(self, batches: Batches, *, fast: bool = True) -> Any:
         return stream_stages(self.model, self.loaded.architecture, self.sites, batches, fast=fast)
 
     def quantize(self, batches: Batches, *, fast: bool = True) -> list[Made]:
         """Every stage, in memory: afterwards the model computes with the rounded weights."""
-        task = self.task()
-        return [quantize_stage(self.model, stage, task) for stage in self.stages(batches, fast=fast)]
+        plan = self.stage_plan()
+        return [quantize_stage(self.model, stage, plan) for stage in self.stages(batches, fast=fast)]
 
     def to_directory(self, batches: Batches, folder: Path) -> tuple[Quantized, Path]:
         """The same by way of shards, and the checkpoint that is written from them."""

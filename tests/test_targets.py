@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitwright.checkpoints.stored import ModelNames, StoredLinear, ready
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import ModelNames, StoredLinear, ready
 from bitwright.checkpoints.tensor_plan import pending_linears, table_tensors
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import TargetError
 from bitwright.numerics.qtensor import QTensor, scale_shape
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme

@@ -19,7 +19,8 @@ seconds, sizes in bytes, losses and errors as fractions.
                    relative to its output), sqnr_db, cosine, block_emd (Earth Mover's Distance between outputs of the
                    block), and what methods note: transform ("folded" | "at the input" | "none: …"), transform_alpha,
                    transform_exponent, damping, damping_failed, dead_inputs, reason (of a method that gave way to
-                   rounding to nearest); starved (of experts that saw too few tokens: how few, and the policy)
+                   rounding to nearest); starved (of experts that saw too few tokens: {n_tokens, fewest (that would
+                   do), policy: "lent" (uses what all experts of the block saw) | "rtn" (rounded to nearest)})
     evaluation     metric {name, kind, task, unit, label_free, higher_is_better, protocol (of perplexity; or null)},
                    n_tuning, n_held_out, float_score, quantized_score, loss, loss_lower, loss_upper (one-sided bounds),
                    confidence (0.95), max_loss, verdict ("met" | "not met" | "undecided"), sentence, needed_samples (or

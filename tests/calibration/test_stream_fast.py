@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitwright.calibration import stream
+from bitwright.calibration import precision
 from bitwright.calibration.observers import observe
-from bitwright.calibration.stream import Stage, fast_matmul, stream_stages
+from bitwright.calibration.precision import fast_matmul
+from bitwright.calibration.stream import Stage, stream_stages
 from bitwright.models.architectures import find_linears
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import load_model
+from bitwright.models.load import LoadedModel, load_model
 
 IDS = torch.randint(5, 200, (4, 32), generator=torch.Generator().manual_seed(0))
 
@@ -30,7 +30,7 @@ def first_stage(loaded: LoadedModel, *, fast: bool) -> Stage:
 
 @pytest.mark.parametrize("able", [True, False])
 def test_fast_matmul_sets_the_precision_and_puts_it_back(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
-    monkeypatch.setattr(stream, "cpu_multiplies_bf16", lambda: able)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: able)
     before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     with fast_matmul():
         assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if able else before)  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ def test_fast_matmul_sets_the_precision_and_puts_it_back(monkeypatch: pytest.Mon
 def test_linears_put_out_bf16_and_the_residual_stream_stays_float32(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, fast: bool, able: bool
 ) -> None:
-    monkeypatch.setattr(stream, "cpu_multiplies_bf16", lambda: able)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: able)
     seen: list[torch.dtype] = []
     linear = loaded.model.get_submodule("model.layers.0.mlp.up_proj")
     hook = linear.register_forward_hook(lambda _, args, output: seen.append(output.dtype))
@@ -69,7 +69,7 @@ def test_products_that_a_model_keeps_in_float32_are_not_rounded(loaded: LoadedMo
 
 def test_statistics_are_summed_in_float32(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs may be rounded; a Gram matrix in bf16 would lose what GPTQ needs."""
-    monkeypatch.setattr(stream, "cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
     grams = {}
     for fast in (True, False):
         stage = first_stage(loaded, fast=fast)

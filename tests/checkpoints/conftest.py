@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.numerics.codebooks import codebook_of
 from bitwright.numerics.qtensor import QTensor, scale_shape
 from bitwright.numerics.spec import SCHEMES, QuantSpec, fit_group

@@ -7,17 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, read_checkpoint
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.models.architectures import find_linears
-
 from bitwright.models.experts import linearize
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import load_model
+from bitwright.models.load import LoadedModel, load_model
 from tests.families import DECODERS
 
 pytest.importorskip("compressed_tensors")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, read_checkpoint
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.kernels.reference import quantize_rows
 from bitwright.models.architectures import architecture_of, find_linears
 from bitwright.numerics.qtensor import QTensor

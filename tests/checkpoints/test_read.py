@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from safetensors.torch import load_file, save_file
 
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.models.architectures import architecture_of
 from bitwright.numerics.qtensor import QTensor

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from safetensors.torch import load_file, save_file
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, InputError, ModelError
 from bitwright.models.architectures import architecture_of
 from bitwright.numerics.qtensor import QTensor

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear, ready
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.checkpoints.linear_tensors import is_portable, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
-from bitwright.checkpoints.stored import StoredLinear, ready
 from bitwright.engine.linears import Linear, unpack_bits
 from bitwright.engine.packing import pack
 from bitwright.engine.weights import Weights

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-
 from bitwright.checkpoints.safetensors_file import pending, shard, shard_index, write_safetensors
+
 from bitwright.files.safetensors import check_safetensors
 
 TENSORS = {

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from bitwright.errors import ModelError
 from bitwright.models.architectures import ARCHITECTURES, find_blocks, find_linears
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import load_model, materialise, open_lazily, open_skeleton, release
+from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, open_skeleton, release
+from bitwright.models.tensor_files import TensorFiles
 
 
 @pytest.fixture(scope="session")
@@ -290,3 +291,37 @@ def test_a_config_that_cannot_be_built(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(ModelError, match="'mamba' is not in the architecture table"):
         open_skeleton(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2", "llama", "mixtral"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_reopened_models_are_the_same_and_read_no_header_twice(directory, family, whole, monkeypatch):
+    """From whole models as from empty ones; what is done to one copy is not done to the other."""
+    path = directory(family)
+    first = load_model(path) if whole else open_lazily(path, runnable=False)
+    if whole:
+        first = replace(first, files=TensorFiles(path))
+    wanted = open_lazily(path)
+    monkeypatch.setattr("bitwright.models.tensor_files.check_safetensors", lambda file: pytest.fail(f"read {file}"))
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **options: pytest.fail("parsed"))
+    for _ in range(2):
+        again = first.reopen()
+        assert (again.tokenizer is first.tokenizer, again.name, again.task) == (True, first.name, first.task)
+        assert filled(again) == filled(wanted)
+        materialise(again, "")
+        materialise(wanted, "")
+        state = again.model.state_dict()
+        assert state.keys() == wanted.model.state_dict().keys()
+        for name, value in wanted.model.state_dict().items():
+            assert torch.equal(state[name], value), name
+        for value in state.values():
+            value.zero_()
+        release(wanted, "")
+        wanted = wanted.reopen()
+
+
+def test_a_model_that_was_trusted_is_reopened_with_trust(directory):
+    loaded = open_lazily(directory("llama"), trust_remote_code=True)
+    assert loaded.trust_remote_code
+    assert loaded.reopen().trust_remote_code
+    assert not load_model(directory("bert")).reopen().trust_remote_code

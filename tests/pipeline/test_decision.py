@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from bitwright.errors import ModelError
 from bitwright.models.architectures import find_embeddings, find_linears
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import load_model
+from bitwright.models.load import LoadedModel, load_model
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import preview, quantize
 from bitwright.pipeline.decision import decision_facts, plan, resolve_auto
@@ -62,9 +61,9 @@ def test_every_unit_is_measured_and_gets_a_method(tiny_model: TinyModel) -> None
 
 def test_the_model_is_the_same_afterwards(tiny_model: TinyModel) -> None:
     job = job_of(tiny_model("bert"), auto("w4a16"))
-    before = {name: value.clone() for name, value in job.loaded.model.state_dict().items()}
+    before = {name: value.clone() for name, value in job.opened.loaded.model.state_dict().items()}
     resolve_auto(job, available=ROOMY)
-    assert all(torch.equal(value, before[name]) for name, value in job.loaded.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in job.opened.loaded.model.state_dict().items())
 
 
 def test_what_was_decided_can_be_quantized(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ def test_named_methods_stay_beside_auto(tiny_model: TinyModel) -> None:
 
 
 def test_a_model_too_large_to_calibrate_is_not_run(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitwright.pipeline.features.stream_stages", lambda *args, **kwargs: pytest.fail("ran"))
+    monkeypatch.setattr("bitwright.pipeline.unit_features.stream_lazily", lambda *args, **kwargs: pytest.fail("ran"))
     job = job_of(tiny_model("bert"), auto("w8a8"))
     decided = resolve_auto(job, available=replace(ROOMY, flops_per_second=1.0))
     decision = decided.decision

@@ -18,7 +18,8 @@ def test_a_run_in_which_all_went_well_warns_of_nothing() -> None:
 
 
 def test_starved_experts_are_announced_with_numbers() -> None:
-    starved = [{"name": f"experts.{i}.up_proj", "n_tokens": i, "starved": "saw few"} for i in (3, 7)]
+    few = {"fewest": 32, "policy": "lent"}
+    starved = [{"name": f"experts.{i}.up_proj", "n_tokens": i, "starved": few | {"n_tokens": i}} for i in (3, 7)]
     (text,) = warnings(FINE, *starved)
     assert text.startswith("2 linears of experts saw too few calibration tokens (experts.3.up_proj 3): ")
 

@@ -27,15 +27,15 @@ def write_pairs(path: Path, pairs: list[tuple[str, str]], score: Callable[[int],
 
 
 def scored(job: Job) -> set[str]:
-    return set(job.tuning.texts) | set(job.held_out.texts)
+    return set(job.scored.tuning.texts) | set(job.scored.held_out.texts)
 
 
 def test_no_text_is_on_two_sides(tiny_model: TinyModel) -> None:
     job = open_job(tiny_model("bert"), STATIC, Texts(samples=100))
-    sides = [set(job.tuning.texts), set(job.held_out.texts), set(job.calibration)]
+    sides = [set(job.scored.tuning.texts), set(job.scored.held_out.texts), set(job.scored.calibration)]
     assert [len(side) for side in sides] == [50, 50, 40]
     assert len(set.union(*sides)) == 140
-    assert set(job.probe) <= sides[0]
+    assert set(job.scored.probe) <= sides[0]
     assert job.warnings == []
 
 
@@ -43,8 +43,8 @@ def test_calibration_avoids_the_labelled_texts(tiny_model: TinyModel, tmp_path: 
     pairs = write_pairs(tmp_path / "pairs.tsv", list(zip(texts[:80:2], texts[1:80:2], strict=True)))
     (tmp_path / "all.txt").write_text("\n".join(texts[:150]), encoding="utf-8")
     job = open_job(tiny_model("bert"), STATIC, Texts((str(tmp_path / "all.txt"),), evaluation=pairs))
-    assert len(job.calibration) == 40  # all of what was asked for: none goes to a metric that is not used
-    assert not scored(job) & set(job.calibration)
+    assert len(job.scored.calibration) == 40  # all of what was asked for: none goes to a metric that is not used
+    assert not scored(job) & set(job.scored.calibration)
 
 
 def test_too_few_calibration_texts_are_refused(tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
@@ -186,7 +186,7 @@ def test_a_language_model_judged_on_the_built_in_prose(tiny_decoder: Callable[..
     """The one evaluation text that is no file."""
     recipe = make_recipe({"scheme": "w8a16", "targets": ["bitwright"]})
     job = open_job(tiny_decoder("llama"), recipe, Texts(evaluation="builtin"))
-    assert job.tuning.kind.name == "language model"
+    assert job.scored.tuning.kind.name == "language model"
 
 
 def test_experts_share_a_group_size_that_suits_all_their_linears(tiny_decoder: Callable[..., Path]) -> None:

@@ -16,7 +16,7 @@ from bitwright.errors import CheckpointError, InputError, NumericsError
 from bitwright.pipeline import quantize, run, variants
 from bitwright.pipeline.workspace import claim, work_directory
 from bitwright.progress import Quiet
-from bitwright.quantizing import blocks, layers
+from bitwright.quantizing import layers, observing
 from bitwright.recipe import make_recipe
 
 RECIPE = {
@@ -131,7 +131,7 @@ def test_nan_in_a_batch_loses_nothing(
         return observers.observe(stats, x_MK * float("nan") if calls == 4 * 4 * 2 + 1 else x_MK, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(blocks, "observe", poisoned)
+        patch.setattr(observing, "observe", poisoned)
         with pytest.raises(NumericsError, match=r"block 2: .*NaN"):
             start()
     assert len(list(work(tmp_path).glob("shard-*"))) == 2

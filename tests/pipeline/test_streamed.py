@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor
 
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.kernels import dispatch
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import find_linears
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import load_model
+from bitwright.models.load import LoadedModel, load_model
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.runtime import streamed

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.models.load import load_model
 from bitwright.pipeline import Texts, analyze
-from bitwright.pipeline.gradients import fisher_rows, quantized_modules
+from bitwright.pipeline.gradients import fisher_rows
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
-from bitwright.pipeline.variants import only_quantized, quantize_model
+from bitwright.pipeline.swapped import fold_in, only_quantized, quantized_modules
+from bitwright.pipeline.variants import quantize_model
 from bitwright.progress import Quiet
 from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe, make_recipe
@@ -52,7 +53,7 @@ def test_errors_are_those_of_the_linears_own_outputs(trained_decoder: Path, tmp_
     seen: list[Tensor] = []
     model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
     with torch.inference_mode():
-        model(input_ids=torch.tensor(job.tuning.texts))
+        model(input_ids=torch.tensor(job.scored.tuning.texts))
     weight, x_MK = model.get_parameter(f"{name}.weight").detach(), seen[0]
     lost = x_MK @ (weight - quantized.layers[name].load().qtensor.dequantize()).T
     expected = float(lost.norm() / (x_MK @ weight.T).norm())
@@ -77,7 +78,7 @@ def test_fisher_score_of_an_embedding_model_is_the_squared_change_of_its_directi
     job, quantized = quantized_job(tiny_model("bert"), tmp_path, recipe_of(), samples=80)
     scores = {row["name"]: row["fisher"] for row in fisher_rows(job, quantized, Quiet())}
     assert isinstance(job.model, Model)
-    texts = list(job.probe)
+    texts = list(job.scored.probe)
     original = directions(job.model, texts)
     modules = quantized_modules(job.model.hf, quantized)
     for unit in ("encoder.layer.0.qkv", "encoder.layer.1.intermediate.dense"):
@@ -87,7 +88,7 @@ def test_fisher_score_of_an_embedding_model_is_the_squared_change_of_its_directi
 
 
 def members(job: Job, unit: str) -> frozenset[str]:
-    return frozenset(site.name for site in job.sites if site.unit == unit)
+    return frozenset(site.name for site in job.opened.sites if site.unit == unit)
 
 
 def directions(model: Model, texts: list[str]) -> Any:
@@ -122,8 +123,9 @@ def test_fisher_scores_of_a_language_model_are_the_divergence_of_its_predictions
     assert bool(quantized.changed) == (method == "smoothquant")
     scores = {row["name"]: row["fisher"] for row in fisher_rows(job, quantized, Quiet())}
     model = load_model(trained_decoder).model
-    ids = torch.tensor(job.tuning.texts)
+    ids = torch.tensor(job.scored.tuning.texts)
     source = log_probabilities(model, ids)
+    fold_in(model, quantized.changed)
     modules = quantized_modules(model, quantized)
     before = log_probabilities(model, ids)
     assert torch.allclose(before, source, atol=0.02)  # the same function, but that folded weights are kept in bf16

@@ -205,9 +205,9 @@ def _account(block: int, path: str, number: int) -> Record:
     """How one linear was quantized. Every odd expert starves; of its linears the last has no statistics at all."""
     expert = int(path.split(".")[2]) if "experts" in path else 0
     starved = expert % 2 == 1
-    policy = "rounded to nearest" if path.endswith("down_proj") else "uses what all experts of the block saw"
+    policy = "rtn" if path.endswith("down_proj") else "lent"
     n_tokens = 4 + expert if starved else 1000 + expert
-    trouble = {"starved": f"saw {n_tokens} calibration tokens, fewer than 32: {policy}"} if starved else {}
+    trouble = {"starved": {"n_tokens": n_tokens, "fewest": 32, "policy": policy}} if starved else {}
     error = 0.02 + 0.001 * number
     return {
         "n_tokens": n_tokens, "error_rtn": 1.5 * error, "error": error, "sqnr_db": -20 * math.log10(error),

@@ -32,6 +32,9 @@ def test_notes_tell_what_is_unusual(language):
     assert row["notes"] == [
         "damping 0.01, 0.1 was not enough", "1 was", "3 inputs were always 0", "something new: 7",
     ]  # fmt: skip
+    starved = {"n_tokens": 3, "fewest": 32, "policy": "lent"}
+    (row,) = error_rows({"layers": [usual | {"transform": None, "starved": starved}]})
+    assert row["notes"] == ["saw 3 calibration tokens, fewer than 32: uses what all experts of the block saw"]
     (row,) = error_rows({"layers": [usual | {"transform": None, "reason": "no factor"}]})
     assert row["notes"] == ["rounded to nearest: no factor"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor, nn
 
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.models.architectures import architecture_of, find_linears
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme

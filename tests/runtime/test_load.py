@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from torch import Tensor, nn
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, InputError
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantLinear

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import ModelError
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear

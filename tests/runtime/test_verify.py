@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from bitwright.runtime.model import float_model

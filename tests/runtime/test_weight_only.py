@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 
 import bitwright
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from bitwright.engine.program import Op
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from bitwright.recipe import Recipe
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
+from bitwright.search.measured import Measure, Measured
 
 Units = tuple[str, ...]
 
@@ -15,21 +17,43 @@ def units_of(n: int) -> Units:
     return tuple(f"u{i:03}" for i in range(n))
 
 
-def additive(weights: dict[str, float], margin: float = 0.0) -> Callable[[Units], Step]:
-    """The loss is the sum of what is not kept; the bound lies `margin` above it."""
+def search(
+    ranking: Callable[[], Units], loss_of: Callable[[Units], tuple[float, float]], max_loss: float
+) -> tuple[Units, list[Step]]:
+    """The outcome where `loss_of` gives loss and bound, and only what a recipe says is kept in 16 bit counts."""
+    chosen, steps = find_fallback(budgeted(max_loss), ranking, by_units(loss_of))
+    assert chosen in steps
+    return chosen.kept, steps
 
-    def measure(kept: Units) -> Step:
-        loss = sum(weight for unit, weight in weights.items() if unit not in kept)
-        return Step(kept, loss, loss + margin, 100 + len(kept))
+
+def budgeted(max_loss: float) -> Recipe:
+    recipe = Recipe()  # without its check: here a loss counts units
+    return recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"max_loss": max_loss})})
+
+
+def by_units(loss_of: Callable[[Units], tuple[float, float]]) -> Measure:
+    def measure(recipe: Recipe) -> Measured:
+        kept = tuple(str(rule.match) for rule in recipe.rules)
+        return Measured(*loss_of(kept), None, 100 + len(kept))
 
     return measure
+
+
+def additive(weights: dict[str, float], margin: float = 0.0) -> Callable[[Units], tuple[float, float]]:
+    """The loss is the sum of what is not kept; the bound lies `margin` above it."""
+
+    def loss_of(kept: Units) -> tuple[float, float]:
+        loss = sum(weight for unit, weight in weights.items() if unit not in kept)
+        return loss, loss + margin
+
+    return loss_of
 
 
 def test_everything_quantized_is_tried_first_and_ranking_is_not_asked() -> None:
     def never() -> Units:
         raise AssertionError("ranking was asked for")
 
-    kept, steps = find_fallback(never, lambda kept: Step(kept, 0.001, 0.002, 10), 0.01)
+    kept, steps = search(never, lambda kept: (0.001, 0.002), 0.01)
     assert (kept, len(steps)) == ((), 1)
 
 
@@ -38,7 +62,7 @@ def test_shortest_beginning_of_the_ranking_in_logarithmically_many_measurements(
     units = units_of(n)
     for needed in {1, 2, n // 2 or 1, n}:
         # Only the number of units kept matters, so that none can be spared in favour of another.
-        kept, steps = find_fallback(lambda: units, lambda kept: Step(kept, n - len(kept), n - len(kept), 1), n - needed)
+        kept, steps = search(lambda: units, lambda kept: (n - len(kept), n - len(kept)), n - needed)
         assert kept == units[:needed]
         assert len(steps) <= 2 + 4 * math.ceil(math.log2(n + 1))
         assert len({step.kept for step in steps}) == len(steps)
@@ -48,7 +72,7 @@ def test_shortest_beginning_of_the_ranking_in_logarithmically_many_measurements(
 def test_planted_bad_unit_is_the_only_one_kept_wherever_it_is_ranked(rank: int) -> None:
     units = units_of(64)
     weights = dict.fromkeys(units, 1e-5) | {units[rank]: 1.0}
-    kept, steps = find_fallback(lambda: units, additive(weights), 0.01)
+    kept, steps = search(lambda: units, additive(weights), 0.01)
     assert kept == (units[rank],)
     assert len(steps) <= 3 * math.ceil(math.log2(64)) + 2
 
@@ -56,7 +80,7 @@ def test_planted_bad_unit_is_the_only_one_kept_wherever_it_is_ranked(rank: int) 
 def test_two_planted_units_far_down_the_ranking_are_kept_alone() -> None:
     units = units_of(24)
     weights = dict.fromkeys(units, 1e-5) | {units[4]: 1.0, units[17]: 0.5}
-    kept, _ = find_fallback(lambda: units, additive(weights), 0.01)
+    kept, _ = search(lambda: units, additive(weights), 0.01)
     assert kept == (units[4], units[17])
 
 
@@ -65,13 +89,13 @@ def test_what_is_returned_was_measured_inside_even_if_keeping_more_can_lose_more
     for _ in range(200):
         losses: dict[Units, float] = {}
 
-        def measure(kept: Units, losses: dict[Units, float] = losses) -> Step:
+        def loss_of(kept: Units, losses: dict[Units, float] = losses) -> tuple[float, float]:
             loss = losses.setdefault(kept, float(rng.random()))
-            return Step(kept, loss, loss, 1)
+            return loss, loss
 
-        kept, steps = find_fallback(lambda: units, measure, 0.2)
+        kept, steps = search(lambda: units, loss_of, 0.2)
         assert kept == tuple(unit for unit in units if unit in kept)
-        if any(step.loss <= 0.2 for step in steps):
+        if any(step.measured.loss <= 0.2 for step in steps):
             assert losses[kept] <= 0.2
         else:
             assert kept == units
@@ -80,25 +104,26 @@ def test_what_is_returned_was_measured_inside_even_if_keeping_more_can_lose_more
 def test_estimates_decide_where_no_bound_comes_inside() -> None:
     units = units_of(6)
     weights = dict.fromkeys(units, 0.01)
-    kept, steps = find_fallback(lambda: units, additive(weights, margin=math.inf), 0.025)
+    kept, steps = search(lambda: units, additive(weights, margin=math.inf), 0.025)
     assert kept == units[:4]
     assert max(len(step.kept) for step in steps) == 6
-    kept, _ = find_fallback(lambda: units, additive(weights, margin=math.inf), 0.07)
+    kept, _ = search(lambda: units, additive(weights, margin=math.inf), 0.07)
     assert kept == ()
 
 
 def test_everything_is_kept_where_nothing_helps() -> None:
     units = units_of(5)
-    kept, steps = find_fallback(lambda: units, lambda kept: Step(kept, 0.5, 1.0, 1), 0.01)
+    kept, steps = search(lambda: units, lambda kept: (0.5, 1.0), 0.01)
     assert kept == units
     assert [len(step.kept) for step in steps] == [0, 1, 2, 4, 5]
-    assert find_fallback(lambda: (), lambda kept: Step(kept, 0.5, 1.0, 1), 0.01)[0] == ()
+    assert search(lambda: (), lambda kept: (0.5, 1.0), 0.01)[0] == ()
 
 
 def test_rows_name_what_was_kept_and_what_was_chosen() -> None:
     weights = {"a": 0.001, "b": 0.5, "c": 0.001}
-    kept, steps = find_fallback(lambda: ("a", "b", "c"), additive(weights), 0.01)
-    rows = step_rows(steps, kept)
+    chosen, steps = find_fallback(budgeted(0.01), lambda: ("a", "b", "c"), by_units(additive(weights)))
+    assert chosen.recipe == budgeted(0.01).with_fallback(("b",), chosen.recipe.rules[0].reason)
+    rows = step_rows(steps, chosen)
     assert [row["units"] for row in rows] == [[], ["a"], ["a", "b"], ["b"]]
     assert [row["n_fallback"] for row in rows] == [0, 1, 2, 1]
     assert [row["unit"] for row in rows] == [None, "a", "b", "b"]

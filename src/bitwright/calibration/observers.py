@@ -19,6 +19,7 @@ from bitwright.errors import NumericsError
 from bitwright.kernels import cpu
 from bitwright.numerics.grids import check_finite
 from bitwright.numerics.histogram import Histogram
+from bitwright.numerics.linear import InputTransform
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,15 +161,15 @@ def _check_features(ours: int, theirs: int) -> None:
         raise NumericsError(f"cannot merge statistics of K = {ours} and K = {theirs} input features")
 
 
-def rescaled(stats: LayerStats, scale_K: Tensor, shift_K: Tensor | None = None) -> LayerStats:
-    """Statistics of (x − shift) / scale, from those of x: exact, but the histogram is lost.
+def rescaled(stats: LayerStats, transform: InputTransform) -> LayerStats:
+    """Statistics of x̂ = (x − shift) / scale, from those of x: exact, but the histogram is lost.
 
     With n tokens, sum s = Σx and D = diag(scale):  Σx̂ = D⁻¹(s − n z),  Σx̂x̂ᵀ = D⁻¹(Σxxᵀ − s zᵀ − z sᵀ + n z zᵀ)D⁻¹.
 
-    Args:
-        scale_K: positive, (K,). shift_K: (K,), or None for 0.
     """
-    scale = scale_K.double().cpu()
+    ones_K = torch.ones_like(stats.min_K)
+    scale = (ones_K if transform.scale_K is None else transform.scale_K).double().cpu()
+    shift_K = transform.shift_K
     z = torch.zeros_like(scale) if shift_K is None else shift_K.double().cpu()
     n, s = stats.n_tokens, stats.sum_K
     gram = stats.gram_KK

@@ -24,11 +24,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bitwright.calibration.precision import fast_forward
 from bitwright.errors import ModelError
-from bitwright.kernels.linear import cpu_multiplies_bf16
 from bitwright.models.architectures import Architecture, LinearSite, find_blocks
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import materialise, release
+from bitwright.models.load import LoadedModel, materialise, release
 
 Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]
@@ -80,7 +79,7 @@ class _Walk:
             return output
 
         try:
-            with _around(self.blocks, stand_in), torch.no_grad(), _in_bf16() if self.fast else nullcontext():
+            with _around(self.blocks, stand_in), torch.no_grad(), fast_forward() if self.fast else nullcontext():
                 output = self.model(**batch, **self.options)
         except _Reached as reached:
             return reached.output
@@ -132,7 +131,7 @@ class Stage:
         """
         leaders: dict[tuple[str, int], str] = {}
         for site in sites:
-            leaders.setdefault((site.input, site.calls), site.name)
+            leaders.setdefault(site.reads, site.name)
         stats: dict[str, Stats] = {}
         kept = _Kept()
 
@@ -163,7 +162,7 @@ class Stage:
         finally:
             for hook in hooks:
                 hook.remove()
-        found = {site.name: leaders[site.input, site.calls] for site in sites}
+        found = {site.name: leaders[site.reads] for site in sites}
         return {name: stats[leader] for name, leader in found.items() if leader in stats}
 
 
@@ -252,6 +251,20 @@ def stream_stages(
                 leave(paths)
 
 
+def stream_lazily(
+    opened: LoadedModel, sites: Sequence[LinearSite], batches: Sequence[Batch], *, begin: int = 0,
+    inputs: Sequence[Any] | None = None, fast: bool = False,
+) -> Iterator[Stage]:  # fmt: skip
+    """`stream_stages` of a model that was opened lazily: its blocks are filled from its files, and emptied again.
+
+    What is swapped in or folded in a block is gone when the next one begins.
+    """
+    return stream_stages(
+        opened.model, opened.architecture, sites, batches, begin=begin, inputs=inputs, fast=fast,
+        enter=partial(_each, materialise, opened), leave=partial(_each, release, opened),
+    )  # fmt: skip
+
+
 def stream_outputs(
     loaded: LoadedModel,
     batches: Sequence[Batch],
@@ -264,31 +277,18 @@ def stream_outputs(
         files and emptied again.
     """
     if loaded.source is not None and enter is None and leave is None:
-        enter, leave = partial(each, materialise, loaded), partial(each, release, loaded)
-    for stage in stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave):
+        stages = stream_lazily(loaded, (), batches)
+    else:
+        stages = stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave)
+    for stage in stages:
         if not stage.blocks:
             for index in range(len(batches)):
                 yield stage.outputs([index])[0]
 
 
-@contextmanager
-def fast_matmul() -> Iterator[None]:
-    """Float32 matrices are multiplied in bf16 and summed in float32, where the CPU has instructions for it."""
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch does not declare it
-    before = settings.fp32_precision
-    if cpu_multiplies_bf16():
-        settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
-
-
-@contextmanager
-def _in_bf16() -> Iterator[None]:
-    """Linears and attention in bf16, on a CPU that multiplies it."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16(), cache_enabled=False):
-        yield
+def _each(act: Callable[[LoadedModel, str], None], loaded: LoadedModel, paths: Sequence[str]) -> None:
+    for path in paths:
+        act(loaded, path)
 
 
 class _Reached(Exception):
@@ -296,12 +296,6 @@ class _Reached(Exception):
 
     def __init__(self, output: Any) -> None:
         self.output = output
-
-
-def each(act: Callable[[LoadedModel, str], None], loaded: LoadedModel, paths: Sequence[str]) -> None:
-    """`materialise` or `release` several blocks of a model that was opened lazily."""
-    for path in paths:
-        act(loaded, path)
 
 
 def _order(blocks: Sequence[tuple[str, int]]) -> list[int]:

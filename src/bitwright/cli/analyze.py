@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, data_options, scheme_options, texts_given
+from bitwright.cli.options import build_recipe, data_options, scheme_options
 from bitwright.cli.terminal import Column, TerminalProgress, out, print_json, table
 
 # heading, rows of the finding, mode: "groups" of the whole model, then single linears from both sides.
@@ -33,8 +33,7 @@ _TABLES = (
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
     model: str, fisher: bool, journal: Path | None, top: int, trust_remote_code: bool, as_json: bool,
-    data: tuple[str, ...], evaluation: str | None, kind: str | None, metric: str | None, samples: int,
-    **schemes: Any,
+    texts: dict[str, Any], **schemes: Any,
 ) -> None:  # fmt: skip
     """Rank the linears of MODEL by what quantizing them does.
 
@@ -48,12 +47,10 @@ def command(
     from bitwright import pipeline
 
     recipe = build_recipe(**schemes)
-    texts = texts_given(evaluation, kind, data=data, metric=metric, samples=samples)
     with TerminalProgress() as progress:
         progress.say(f"loading {model}")
         found = pipeline.analyze(
-            model, recipe=recipe, data=texts.data, evaluation=texts.evaluation, kind=texts.kind, metric=texts.metric,
-            samples=texts.samples, fisher=fisher, journal=journal, trust_remote_code=trust_remote_code,
+            model, recipe=recipe, **texts, fisher=fisher, journal=journal, trust_remote_code=trust_remote_code,
             progress=progress,
         )  # fmt: skip
     if as_json:

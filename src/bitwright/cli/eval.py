@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import data_options, texts_given
+from bitwright.cli.options import data_options
 from bitwright.cli.terminal import TerminalProgress, out, print_json, table
 
 
@@ -26,8 +26,7 @@ from bitwright.cli.terminal import TerminalProgress, out, print_json, table
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
     model: str, reference: str | None, window: int | None, windows: int | None, bos: bool, trust_remote_code: bool,
-    as_json: bool, data: tuple[str, ...], evaluation: str | None, kind: str | None, metric: str | None, samples: int,
-    seed: int | None,
+    as_json: bool, seed: int | None, texts: dict[str, Any],
 ) -> None:  # fmt: skip
     """Score MODEL, float or quantized; with --reference also what it lost.
 
@@ -37,11 +36,9 @@ def command(
     """
     from bitwright.pipeline.evaluation import evaluate
 
-    texts = texts_given(evaluation, kind, data=data, metric=metric, samples=samples)
     with TerminalProgress() as progress:
         found = evaluate(
-            model, reference=reference, data=texts.data, evaluation=texts.evaluation, kind=texts.kind,
-            metric=texts.metric, samples=texts.samples, window=window, windows=windows, bos=bos, seed=seed or 0,
+            model, reference=reference, **texts, window=window, windows=windows, bos=bos, seed=seed or 0,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
     print_json(found) if as_json else print_scores(found)

@@ -17,13 +17,14 @@ def command(directory: Path, whole: bool) -> None:
     Without an operator for every part of the model there is no program: the
     error says what is missing, and `load` takes the generic path.
     """
+    from bitwright.checkpoints.formats import read_checkpoint
     from bitwright.engine.encoders import lower_encoder, task_of
     from bitwright.engine.weights import Weights
-    from bitwright.files.directory import check_directory
+    from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
 
-    check_directory(directory)
-    weights, pooling = Weights(directory), read_pooling(directory)
+    opened = ModelDirectory(directory)
+    weights, pooling = Weights(read_checkpoint(opened)), read_pooling(opened)
     program = lower_encoder(weights, pooling=pooling.modes, normalize=pooling.normalize)
     if whole:
         click.echo(program.text())

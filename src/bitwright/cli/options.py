@@ -1,8 +1,9 @@
 """Options that several commands share, and what they mean together."""
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -19,9 +20,23 @@ METHOD_NAMES = (
 )  # fmt: skip
 SCHEME_STEMS = ("w8a8", "w8a16", "w4a16", "w4a8", "w3a16", "w2a16", "log4", "nf4", "kmeans4", "ternary", "binary")
 
+_TEXTS = ("data", "evaluation", "kind", "metric", "samples")  # the fields of `pipeline.Texts`
+
 
 def data_options(command: F) -> F:
-    """--data, --eval, --kind, --metric, --samples, --seed: the texts and the metric that decide."""
+    """--data, --eval, --kind, --metric, --samples: the texts and the metric that decide; and --seed.
+
+    The command gets all but the seed as one argument `texts`, as the pipeline's functions take them.
+    """
+
+    @wraps(command)
+    def with_texts(*args: Any, **options: Any) -> Any:
+        texts = {name: options.pop(name) for name in _TEXTS}
+        if texts["kind"] is not None and texts["evaluation"] is None:
+            raise InputError("--kind says what --eval holds, and there is no --eval")
+        return command(*args, texts=texts, **options)
+
+    decorated = cast(F, with_texts)
     for option in reversed(
         (
             click.option(
@@ -51,8 +66,8 @@ def data_options(command: F) -> F:
             ),
         )
     ):  # fmt: skip
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 def scheme_options(command: F) -> F:
@@ -91,19 +106,6 @@ def scheme_options(command: F) -> F:
     ):  # fmt: skip
         command = option(command)
     return command
-
-
-def texts_given(evaluation: str | None, kind: str | None, **others: Any) -> Any:
-    """`pipeline.Texts` of the data options.
-
-    Raises:
-        InputError: --kind without --eval.
-    """
-    from bitwright.pipeline import Texts
-
-    if kind is not None and evaluation is None:
-        raise InputError("--kind says what --eval holds, and there is no --eval")
-    return Texts(evaluation=evaluation, kind=kind, **others)
 
 
 def build_recipe(

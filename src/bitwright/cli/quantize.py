@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, data_options, scheme_options, texts_given
+from bitwright.cli.options import build_recipe, data_options, scheme_options
 from bitwright.cli.terminal import Column, TerminalProgress, err, fraction, out, print_json, table
 from bitwright.errors import InputError
 
@@ -60,9 +60,7 @@ _OVER_BUDGET = 3  # the exit code
 def command(
     model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None,
     accept_point_estimate: bool | None, dry_run: bool, as_json: bool, overwrite: bool, judged: bool,
-    sensitivity: bool, speed: bool, trust_remote_code: bool,
-    data: tuple[str, ...], evaluation: str | None, kind: str | None, metric: str | None, samples: int,
-    **schemes: Any,
+    sensitivity: bool, speed: bool, trust_remote_code: bool, texts: dict[str, Any], **schemes: Any,
 ) -> int:  # fmt: skip
     """Quantize MODEL (a directory or a hub name) within an accuracy budget.
 
@@ -81,21 +79,20 @@ def command(
     recipe = build_recipe(
         max_loss=max_loss, min_speedup=min_speedup, accept_point_estimate=accept_point_estimate, **schemes
     )
-    texts = texts_given(evaluation, kind, data=data, metric=metric, samples=samples)
     if out_dir is None or dry_run:
         with TerminalProgress() as progress:
             progress.say(f"loading {model}")
             preview = pipeline.preview(
-                model, recipe=recipe, texts=texts, trust_remote_code=trust_remote_code, sensitivity=sensitivity,
-                progress=progress,
+                model, recipe=recipe, texts=pipeline.Texts(**texts), trust_remote_code=trust_remote_code,
+                sensitivity=sensitivity, progress=progress,
             )  # fmt: skip
         print_json(preview) if as_json else print_preview(preview)
         return 0
     with TerminalProgress() as progress:
         result = pipeline.quantize(
-            model, out=out_dir, recipe=recipe, data=data, evaluation=evaluation, kind=kind, metric=metric,
-            samples=samples, overwrite=overwrite, judged=judged, sensitivity=sensitivity, speed=speed,
-            trust_remote_code=trust_remote_code, command=shlex.join(["bitwright", *sys.argv[1:]]), progress=progress,
+            model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, judged=judged, sensitivity=sensitivity,
+            speed=speed, trust_remote_code=trust_remote_code, command=shlex.join(["bitwright", *sys.argv[1:]]),
+            progress=progress,
         )  # fmt: skip
     print_json(result.record) if as_json else print_result(result.record, result.directory)
     remarks = [f"warning: {text}" for text in result.record["warnings"]]

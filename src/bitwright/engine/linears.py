@@ -79,11 +79,11 @@ def grid_of(linear: Linear) -> Grid | None:
 
 def padded_transform(transform: InputTransform) -> tuple[np.ndarray, np.ndarray]:
     """(shift, multiplier), float32, K padded to a multiple of 64."""
-    scale_K, shift_K = transform.scale_K, transform.shift_K
-    k = len(scale_K if shift_K is None else shift_K)
-    shift = np.zeros(k, np.float32) if shift_K is None else shift_K
-    scale = np.ones(k, np.float32) if scale_K is None else scale_K
-    return np.pad(shift, (0, -k % 64)), np.pad(np.float32(1.0) / scale, (0, -k % 64))
+    one = np.ones(transform.width, np.float32)
+    shift = 0 * one if transform.shift_K is None else transform.shift_K
+    scale = one if transform.scale_K is None else transform.scale_K
+    padding = (0, -transform.width % 64)
+    return np.pad(shift, padding), np.pad(np.float32(1.0) / scale, padding)
 
 
 def _name(spec: QuantSpec) -> str:

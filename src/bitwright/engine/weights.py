@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.read import Checkpoint, read_bias, read_floats
 from bitwright.errors import CheckpointError, EngineError
-from bitwright.files.directory import CONFIG_FILE
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.numerics.arrays import Bf16
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 
@@ -125,6 +126,15 @@ class Weights:
             assert isinstance(stored, Bf16)
             weight_NK = stored
         return FloatLinear(weight_NK, read_bias(self._checkpoint.directory, module, weight_NK.shape[0]))
+
+
+def open_weights(path: Path) -> Weights:
+    """Of the checkpoint in a directory.
+
+    Raises:
+        ModelError: no model there. CheckpointError: its files contradict one another.
+    """
+    return Weights(read_checkpoint(ModelDirectory(path)))
 
 
 def short(value: object) -> str:

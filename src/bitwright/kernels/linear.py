@@ -185,10 +185,8 @@ def _padded_transform(transform: InputTransform | None) -> tuple[Tensor | None, 
     if transform is None:
         return None, None
     scale_K, shift_K = transform.scale_K, transform.shift_K
-    given = shift_K if scale_K is None else scale_K
-    assert given is not None
-    shift = torch.zeros_like(given) if shift_K is None else shift_K
-    multiplier = torch.ones_like(given) if scale_K is None else 1.0 / scale_K.float()
+    shift = torch.zeros(transform.width) if shift_K is None else shift_K
+    multiplier = torch.ones(transform.width) if scale_K is None else 1.0 / scale_K
     return layouts.pad_inputs(shift), layouts.pad_inputs(multiplier)
 
 

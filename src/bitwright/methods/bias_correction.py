@@ -28,7 +28,7 @@ def bias_correction(w_NK: Tensor, qtensor: QTensor, stats: LayerStats | None) ->
     """
     if stats is None:
         raise NumericsError("bias correction needs the mean of the layer's inputs: calibrate, or do without it")
-    error_NK = w_NK.detach().double() - qtensor.dequantize()
+    error_NK: Tensor = w_NK.detach().double() - qtensor.dequantize()
     return (error_NK @ stats.mean_K.to(error_NK)).float()
 
 

@@ -9,17 +9,18 @@ with Ŵ = W · diag(scale) and x̂ = (x − shift) / scale. It needs no token: t
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from bitwright.calibration.observers import LayerStats, rescaled
+from bitwright.calibration.precision import fast_matmul
 from bitwright.errors import NumericsError
 from bitwright.methods.slots import Error, Transformed
 from bitwright.numerics.grids import check_finite, fake_quantize
+from bitwright.numerics.linear import InputTransform
 from bitwright.numerics.ranges import RangeFunction, absmax
 from bitwright.numerics.spec import QuantSpec, Scheme, fit_group
 
@@ -52,15 +53,15 @@ def expected_error(
     ones_K = torch.ones_like(stats.min_K)
 
     def error(transformed: Transformed | None) -> float:
-        scale_K, shift_K = (ones_K, None) if transformed is None else (transformed.scale_K, transformed.shift_K)
-        w = w_NK * scale_K.to(w_NK)
+        transform = InputTransform(ones_K) if transformed is None else transformed.transform
+        w = transform.absorbed(w_NK)
         total = 0.0
         if spec is not None:  # Δ is taken back to x − shift, whose Gram matrix all scales share
-            delta = (fake_quantize(w, *range_function(w, spec), spec) - w) / scale_K.to(w)
-            seen = stats if shift_K is None else rescaled(stats, ones_K, shift_K)
+            delta = transform.restored(fake_quantize(w, *range_function(w, spec), spec) - w)
+            seen = stats if transform.shift_K is None else rescaled(stats, InputTransform(ones_K, transform.shift_K))
             total += _quadratic(delta, seen) / stats.n_tokens
         if scheme.input is not None:
-            seen = rescaled(replace(stats, gram_KK=None), scale_K, shift_K)
+            seen = rescaled(replace(stats, gram_KK=None), transform)
             total += float(w.square().sum(0).double().cpu() @ input_noise(seen, scheme.input))
         return total * share
 
@@ -155,7 +156,7 @@ def _quadratic(delta_NK: Tensor, stats: LayerStats) -> float:
     """tr(Δ G Δᵀ), with the diagonal of G alone where it was not kept whole."""
     if stats.gram_KK is None:
         return float(delta_NK.square().sum(0).double().cpu() @ stats.sum_sq_K)
-    with _multiplied_in_bf16():
+    with fast_matmul():
         product_NK = delta_NK @ stats.gram_KK.to(delta_NK)
     return float((product_NK * delta_NK).sum(dtype=torch.float64))
 
@@ -178,15 +179,3 @@ def _mean_square_width(mean_K: Tensor, std_K: Tensor, symmetric: bool) -> float:
     hi_T, lo_T = 1 - above_K.prod(1), 1 - (1 - below_K).prod(1)
     squares = float((2 * t_T1[:, 0] * (hi_T + lo_T)).sum()) * dt
     return squares + 2 * float(hi_T.sum()) * float(lo_T.sum()) * dt**2
-
-
-@contextmanager
-def _multiplied_in_bf16() -> Iterator[None]:
-    """Let matmuls on the CPU multiply in bf16 and add in float32: three times faster, and enough to rank candidates."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the module replaces itself when imported
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before

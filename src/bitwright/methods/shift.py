@@ -48,7 +48,7 @@ def shift(
 
     candidates = [alone]
     if then is not None:
-        shifted = then(weights, rescaled(stats, alone.scale_K, z_K), scheme, judge_shifted)
+        shifted = then(weights, rescaled(stats, alone.transform), scheme, judge_shifted)
         scaled = then(weights, stats, scheme, judge)
         candidates += [replace(shifted, shift_K=z_K)] if shifted else []
         candidates += [scaled] if scaled else []

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from bitwright.calibration.observers import LayerStats
+from bitwright.numerics.linear import InputTransform
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
 from bitwright.numerics.spec import QuantSpec, Scheme
@@ -47,6 +48,11 @@ class Transformed:
     scale_K: Tensor
     shift_K: Tensor | None = None
     notes: Notes = field(default_factory=dict)
+
+    @property
+    def transform(self) -> InputTransform:
+        """What it does to the input."""
+        return InputTransform(self.scale_K, self.shift_K)
 
 
 Error = Callable[[Transformed | None], float]

@@ -64,6 +64,11 @@ class LinearSite:
         if not self.input:
             object.__setattr__(self, "input", self.unit)
 
+    @property
+    def reads(self) -> tuple[str, int]:
+        """What it sees: equal for linears that see exactly the same."""
+        return self.input, self.calls
+
 
 def architecture_of(model_type: str) -> Architecture:
     """The row of a model type.

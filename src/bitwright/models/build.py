@@ -2,9 +2,10 @@
 file that imports transformers at module level.
 """
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +24,6 @@ from bitwright.models.architectures import Architecture, architecture_of
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
-from bitwright.models.source_tensors import SourceTensors
 
 Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
 
@@ -55,42 +55,15 @@ _BUILD_ERRORS = (
 )  # fmt: skip
 _LOCAL = {"local_files_only": True}
 
-# A module's parameters as they were when it was built, without values.
-Built = Mapping[str, tuple[nn.Module, dict[str, nn.Parameter | None]]]
-
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model in evaluation mode with what is needed to feed it.
-
-    Fused experts and transposed linears in it have become plain linears (`experts.linearize`).
-
-    tokenizer: None where the directory's files cannot build the one that its model type names; tokenizer_problem: then
-    what is wrong with which file. name: what the user called it. source: its tensors in the files, of a model that has
-    some; built: its modules as they are without values. trust_remote_code: whether the directory's own code may run.
-    """
+class EmptyModel:
+    """A model as transformers builds it from a config.json, in evaluation mode, its parameters without values."""
 
     model: nn.Module
-    tokenizer: Any
     config: Any
-    directory: ModelDirectory
     task: Task
     architecture: Architecture
-    name: str
-    tokenizer_problem: str | None = None
-    source: SourceTensors | None = None
-    built: Built = field(default_factory=dict)
-    trust_remote_code: bool = False
-
-    @property
-    def path(self) -> Path:
-        """The local directory."""
-        return self.directory.path
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Names of the files' tensors that are not in the model."""
-        return () if self.source is None else self.source.kept
 
 
 def build_empty(
@@ -101,15 +74,17 @@ def build_empty(
     trust_remote_code: bool = False,
     task: Task | None = None,
     buffers: bool = True,
-) -> LoadedModel:
+    config: Any = None,
+) -> EmptyModel:
     """The model that a config.json describes, its parameters on the meta device: without values or memory.
 
-    Parameters that are tied are one and the same. There is no tokenizer.
+    Parameters that are tied are one and the same.
 
     Args:
         config_file: a config.json by another name.
         dtype: of the parameters.
         buffers: whether the buffers (tables of rotary angles) are computed, or on the meta device too.
+        config: what the file says to transformers, if it was read before; not changed.
 
     Raises:
         ModelError: an architecture without a row, or a config that transformers cannot build.
@@ -117,7 +92,9 @@ def build_empty(
     path = directory.path if config_file is None else config_file
     _check_task(task)
     with _building(path):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
+        config = copy.deepcopy(config) or transformers.AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, **_LOCAL
+        )
     architecture = architecture_of(config.model_type)
     task = task_of(config) if task is None else task
     if hasattr(config, "quantization_config"):
@@ -132,9 +109,7 @@ def build_empty(
     if buffers and (empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]):
         raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {listed(empty)}")
     linearize(model, architecture)
-    return LoadedModel(
-        model.eval(), None, model.config, directory, task, architecture, str(path), trust_remote_code=trust_remote_code
-    )
+    return EmptyModel(model.eval(), model.config, task, architecture)
 
 
 def task_of(config: Any) -> Task:
@@ -162,7 +137,7 @@ def task_of_classes(classes: Any, where: str) -> Task:
     )
 
 
-def max_tokens(loaded: LoadedModel) -> int:
+def max_tokens(model: nn.Module, config: Any, tokenizer: Any, directory: ModelDirectory) -> int:
     """The longest sequence, in tokens, special ones included, that the model was meant for and can take.
 
     The least of max_seq_length in sentence_bert_config.json, the tokenizer's model_max_length and the number of
@@ -171,14 +146,14 @@ def max_tokens(loaded: LoadedModel) -> int:
     Raises:
         ModelError: a sentence_bert_config.json that does not hold what it should.
     """
-    limits = [int(loaded.config.get_text_config().max_position_embeddings)]
-    for name, module in loaded.model.named_modules():
+    limits = [int(config.get_text_config().max_position_embeddings)]
+    for name, module in model.named_modules():
         if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
-    if loaded.tokenizer is not None:
-        limits.append(int(loaded.tokenizer.model_max_length))
-    return min([*limits, *sentence_limit(loaded.directory)])
+    if tokenizer is not None:
+        limits.append(int(tokenizer.model_max_length))
+    return min([*limits, *sentence_limit(directory)])
 
 
 def _check_task(task: Task | None) -> None:

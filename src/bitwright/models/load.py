@@ -3,20 +3,85 @@
 Nothing that the checkpoint lacks is filled in silently.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from bitwright.errors import ModelError
 from bitwright.files.directory import ModelDirectory
-from bitwright.models.architectures import architecture_of, file_name, find_blocks, is_transposed
-from bitwright.models.build import LoadedModel, Task, build_empty, load_tokenizer
+from bitwright.models.architectures import Architecture, architecture_of, file_name, find_blocks, is_transposed
+from bitwright.models.build import EmptyModel, Task, build_empty, load_tokenizer, max_tokens
 from bitwright.models.hub import fetch
 from bitwright.models.matching import check_finite, check_names
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
+
+# A module's parameters as they were when it was built, without values.
+Built = Mapping[str, tuple[nn.Module, dict[str, nn.Parameter | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in evaluation mode with what is needed to feed it.
+
+    Fused experts and transposed linears in it have become plain linears (`experts.linearize`).
+
+    directory: where it lies. name: what the user called it. source: its tensors in the files. built: its modules as
+    they are without values. tokenizer: None where the directory's files cannot build the one that its model type names;
+    tokenizer_problem: then what is wrong with which file. trust_remote_code: whether the directory's own code may run.
+    """
+
+    model: nn.Module
+    config: Any
+    directory: ModelDirectory
+    task: Task
+    architecture: Architecture
+    name: str
+    source: SourceTensors
+    built: Built
+    tokenizer: Any = None
+    tokenizer_problem: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The local directory."""
+        return self.directory.path
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the files' tensors that are not in the model."""
+        return self.source.kept
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that the model was meant for and can take."""
+        return max_tokens(self.model, self.config, self.tokenizer, self.directory)
+
+    def reopen(self) -> "LoadedModel":
+        """The same model once more, its blocks empty, as `open_lazily` leaves them: to be run block by block and
+        changed on the way, while this one stays as it is. Tokenizer, config and index of the files are shared.
+
+        Raises:
+            CheckpointError: a file that has changed since the model was opened.
+            ModelError: NaN or infinity in a weight outside the blocks.
+        """
+        dtype = next(self.model.parameters()).dtype
+        empty = build_empty(
+            self.directory, dtype=dtype, trust_remote_code=self.trust_remote_code, task=self.task, config=self.config
+        )
+        again = _from_files(empty, self.directory, self.source)
+        _fill_outside_blocks(again)
+        return replace(
+            again,
+            name=self.name,
+            tokenizer=self.tokenizer,
+            tokenizer_problem=self.tokenizer_problem,
+            trust_remote_code=self.trust_remote_code,
+        )
 
 
 def open_directory(name_or_dir: str | Path | ModelDirectory) -> ModelDirectory:
@@ -78,53 +143,22 @@ def open_lazily(
     directory.check_float()
     files = TensorFiles(directory)
     architecture_of(directory.config["model_type"])
-    loaded = build_empty(directory, dtype=dtype, trust_remote_code=trust_remote_code, task=task)
-    model, architecture = loaded.model, loaded.architecture
-    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
-    state = model.state_dict(keep_vars=True)
-    source = SourceTensors(
-        files,
-        {name: tuple(tensor.shape) for name, tensor in state.items()},
-        prefix=str(getattr(model, "base_model_prefix", "")),
-        renames={name: file_name(architecture, name) for name in state},
-        transposed=[name for name in state if is_transposed(architecture, name)],
-        tied=tied,
-    )
-    for name in source.untied:
-        del tied[name]
-        module, _, last = name.rpartition(".")
-        setattr(model.get_submodule(module), last, nn.Parameter(torch.empty_like(state[name])))
-    check_names(directory.path, model, source.missing, source.kept, architecture, loaded.task)
+    empty = build_empty(directory, dtype=dtype, trust_remote_code=trust_remote_code, task=task)
     tokenizer, problem = load_tokenizer(directory, trust_remote_code) if tokenizes else (None, None)
+    name = str(directory.path if isinstance(name_or_dir, ModelDirectory) else name_or_dir)
     loaded = replace(
-        loaded,
+        _from_files(empty, directory, _index(empty, files)),
+        name=name,
         tokenizer=tokenizer,
-        name=str(directory.path if isinstance(name_or_dir, ModelDirectory) else name_or_dir),
         tokenizer_problem=problem,
-        source=source,
-        built={name: (module, dict(module._parameters)) for name, module in model.named_modules()},
+        trust_remote_code=trust_remote_code,
     )
-    _fill_buffers(loaded, source)
     if runnable:
-        blocks = tuple(f"{block}." for block, _ in find_blocks(model, architecture))
-        _fill(loaded, [name for name in loaded.built if not f"{name}.".startswith(blocks)])
+        _fill_outside_blocks(loaded)
     return loaded
 
 
-def reopen(loaded: LoadedModel, *, runnable: bool = True) -> LoadedModel:
-    """The same model once more, its blocks empty and its own to change; the directory stays open once. It has no
-    tokenizer.
-    """
-    return open_lazily(
-        loaded.directory,
-        trust_remote_code=loaded.trust_remote_code,
-        task=loaded.task,
-        runnable=runnable,
-        tokenizes=False,
-    )
-
-
-def open_skeleton(config: Path, *, task: Task | None = None) -> LoadedModel:
+def open_skeleton(config: Path, *, task: Task | None = None) -> EmptyModel:
     """The model that a config.json describes, all of it on the meta device: names and shapes, for who counts bytes.
 
     Raises:
@@ -137,11 +171,10 @@ def materialise(loaded: LoadedModel, path: str) -> None:
     """Fill the parameters that are empty in the module at `path` ("" for the whole model) from the files.
 
     Raises:
-        ModelError: NaN or infinity; the message names file and tensor. Or the model was not opened lazily.
+        ModelError: NaN or infinity; the message names file and tensor.
         CheckpointError: a file that has changed since the model was opened.
     """
-    prefix = f"{path}." if path else ""
-    _fill(loaded, [name for name, _ in loaded.model.named_modules() if f"{name}.".startswith(prefix)])
+    fill(loaded.model, loaded.source, path)
 
 
 def release(loaded: LoadedModel, path: str) -> None:
@@ -149,7 +182,6 @@ def release(loaded: LoadedModel, path: str) -> None:
 
     What was swapped in, folded or added is gone.
     """
-    _source(loaded)
     prefix = f"{path}." if path else ""
     for name, (module, parameters) in loaded.built.items():
         if not f"{name}.".startswith(prefix):
@@ -160,12 +192,18 @@ def release(loaded: LoadedModel, path: str) -> None:
         module._parameters.update(parameters)
 
 
-def _fill(loaded: LoadedModel, modules: list[str]) -> None:
-    """Fill the empty parameters of these modules; those that are tied are filled once and stay one and the same."""
-    source = _source(loaded)
+def fill(model: nn.Module, source: SourceTensors, path: str = "", *, but: tuple[str, ...] = ()) -> None:
+    """Fill the empty parameters of the modules at `path` and below, but for those whose paths begin with one of `but`;
+    parameters that are tied are filled once and stay one and the same.
+
+    Raises:
+        As `materialise`.
+    """
+    prefix = f"{path}." if path else ""
     filled: dict[int, nn.Parameter] = {}
-    for name in modules:
-        module = loaded.model.get_submodule(name)
+    for name, module in list(model.named_modules()):
+        if not f"{name}.".startswith(prefix) or f"{name}.".startswith(but):
+            continue
         for key, parameter in module._parameters.items():
             if parameter is None or not parameter.is_meta:
                 continue
@@ -177,15 +215,48 @@ def _fill(loaded: LoadedModel, modules: list[str]) -> None:
             module._parameters[key] = filled[id(parameter)]
 
 
-def _fill_buffers(loaded: LoadedModel, source: SourceTensors) -> None:
-    """Give the buffers that a checkpoint stores (a router's corrections) their values; they are small."""
-    for name, buffer in loaded.model.named_buffers():
+def fill_buffers(model: nn.Module, source: SourceTensors) -> None:
+    """Give the buffers that a checkpoint stores (a router's corrections) their values; they are small.
+
+    Raises:
+        ModelError: NaN or infinity; the message names file and tensor.
+    """
+    for name, buffer in model.named_buffers():
         if name in source:
             check_finite(source[name], source.where(name))
             buffer.copy_(source[name])
 
 
-def _source(loaded: LoadedModel) -> SourceTensors:
-    if loaded.source is None:
-        raise ModelError(f"{loaded.name}: was loaded whole; only a model from open_lazily is filled block by block")
-    return loaded.source
+def _index(empty: EmptyModel, files: TensorFiles) -> SourceTensors:
+    """Where each parameter of a model without values is in its files."""
+    model, architecture = empty.model, empty.architecture
+    state = model.state_dict(keep_vars=True)
+    return SourceTensors(
+        files,
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        prefix=str(getattr(model, "base_model_prefix", "")),
+        renames={name: file_name(architecture, name) for name in state},
+        transposed=[name for name in state if is_transposed(architecture, name)],
+        tied=getattr(model, "all_tied_weights_keys", {}),
+    )
+
+
+def _from_files(empty: EmptyModel, directory: ModelDirectory, source: SourceTensors) -> LoadedModel:
+    """A model without values that is to be filled from `source`; its stored buffers are."""
+    model = empty.model
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    for name in source.untied:
+        del tied[name]
+        module, _, last = name.rpartition(".")
+        setattr(model.get_submodule(module), last, nn.Parameter(torch.empty_like(model.get_parameter(name))))
+    check_names(directory.path, model, source.missing, source.kept, empty.architecture, empty.task)
+    fill_buffers(model, source)
+    built = {name: (module, dict(module._parameters)) for name, module in model.named_modules()}
+    return LoadedModel(
+        model, empty.config, directory, empty.task, empty.architecture, str(directory.path), source, built
+    )
+
+
+def _fill_outside_blocks(loaded: LoadedModel) -> None:
+    blocks = tuple(f"{block}." for block, _ in find_blocks(loaded.model, loaded.architecture))
+    fill(loaded.model, loaded.source, but=blocks)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bitwright.errors import ModelError, NumericsError
 from bitwright.families.row import Input
 from bitwright.models.architectures import Architecture, LinearSite, block_linears, find_blocks
+from bitwright.numerics.linear import InputTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,8 @@ def _shiftable(modules: dict[str, nn.Module], readers: tuple[str, ...], producer
 
 
 def _scale(model: nn.Module, names: tuple[str, ...], scale_K: Tensor, shift_K: Tensor | None) -> list[str]:
-    """W · diag(scale) and b + W · shift in each of the linears. Returns what changed."""
+    """Let each of the linears read (x − shift) / scale. Returns what changed."""
+    transform = InputTransform(_wide(scale_K, scale_K), None if shift_K is None else _wide(shift_K, shift_K))
     modules = {name: model.get_submodule(name) for name in names}
     changed: list[str] = []
     with torch.no_grad():
@@ -211,9 +213,9 @@ def _scale(model: nn.Module, names: tuple[str, ...], scale_K: Tensor, shift_K: T
             bias = getattr(module, "bias", None)
             wide = _wide(weight, weight)
             if shift_K is not None and isinstance(bias, Tensor):
-                bias.copy_(_wide(bias, bias) + (wide @ _wide(shift_K, weight)).to(bias.device))
+                bias.copy_(transform.absorbed_bias(wide, _wide(bias, bias)))
                 changed.append(f"{name}.bias")
-            weight.copy_(wide * _wide(scale_K, weight))
+            weight.copy_(transform.absorbed(wide))
             changed.append(f"{name}.weight")
     return changed
 

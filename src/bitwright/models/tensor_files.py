@@ -112,7 +112,8 @@ class TensorFiles(Mapping[str, Tensor]):
         spelled = self._mapped.dtype(name)
         if spelled not in TORCH_DTYPES:
             raise CheckpointError(f"{self.file(name)}: {name}: dtype {spelled} cannot be read")
-        return TORCH_DTYPES[spelled]
+        found: torch.dtype = TORCH_DTYPES[spelled]
+        return found
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:

@@ -92,9 +92,9 @@ def raw_bytes(values: Array) -> memoryview:
     if is_torch(values):
         import torch
 
-        return values.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        return memoryview(values.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     flat = (values.bits if isinstance(values, Bf16) else values).reshape(-1)
-    return flat.view("uint8").data
+    return memoryview(flat.view("uint8"))
 
 
 def extremes(values: Array) -> str:

@@ -52,7 +52,8 @@ def fake_quantize(
     w_NK: Tensor, scale_NG: Tensor, zero_point_NG: Tensor | None, spec: QuantSpec, codebook: Tensor | None = None
 ) -> Tensor:
     """What is left of the values after quantization: float32 (N, K). Arguments and errors as for `quantize`."""
-    return quantize(w_NK, scale_NG, zero_point_NG, spec, codebook).dequantize()
+    values: Tensor = quantize(w_NK, scale_NG, zero_point_NG, spec, codebook).dequantize()
+    return values
 
 
 def nearest_codes(

@@ -171,7 +171,8 @@ def _search(
 def _difference(x: Tensor, scale: Tensor, zero: Tensor | None, spec: QuantSpec, table: Tensor | None) -> Tensor:
     """ŵ − w. Of a codebook grid, values within 1/8192 of the middle between two levels may take either."""
     if table is None:
-        return code_values(nearest_codes(x, scale, zero, spec), scale, zero, spec).sub_(x)
+        values: Tensor = code_values(nearest_codes(x, scale, zero, spec), scale, zero, spec)
+        return values.sub_(x)
     steps = x / scale
     index = ((steps + 1).mul_(_BINS / 2)).clamp_(0, _BINS - 1).int()
     return table.index_select(0, index.flatten()).reshape(x.shape).sub_(steps).mul_(scale)
@@ -184,7 +185,8 @@ def _nearest_levels(w_NK: Tensor, scale_NG: Tensor, spec: QuantSpec) -> Tensor |
     codebook = fit_codebook(w_NK, scale_NG, spec) if spec.grid == "kmeans" else None
     one = torch.ones((), device=w_NK.device)
     centres = (torch.arange(_BINS, device=w_NK.device) + 0.5) * (2 / _BINS) - 1
-    return code_values(nearest_codes(centres, one, None, spec, codebook), one, None, spec, codebook)
+    nearest: Tensor = code_values(nearest_codes(centres, one, None, spec, codebook), one, None, spec, codebook)
+    return nearest
 
 
 def _best_mean(w_NK: Tensor, spec: QuantSpec, root_Gg: Tensor | None, dtype: torch.dtype) -> ScaleAndZero:

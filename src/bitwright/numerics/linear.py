@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bitwright.errors import NumericsError
-from bitwright.numerics.arrays import Array, Bf16, as_torch, dtype_name, extremes
+from bitwright.numerics.arrays import Array, Bf16, as_torch, cast, dtype_name, extremes
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
@@ -22,8 +22,8 @@ class InputTransform:
 
     The linear behind it computes the same on x̂ as before on x if Ŵ = W · diag(scale) and b̂ = b + W · shift.
 
-    scale_K: float32 (K,), finite, positive and normal, or None for ones. shift_K: float32 (K,), finite, or None for
-    zeros. One of them is there. Checked on construction.
+    scale_K: floating (K,), finite, positive and normal, or None for ones. shift_K: floating (K,), finite, or None for
+    zeros. One of them is there; in a quantized linear they are float32. Checked on construction.
     """
 
     scale_K: Array | None = None
@@ -33,8 +33,8 @@ class InputTransform:
         if self.scale_K is None and self.shift_K is None:
             raise NumericsError("an input transform has a scale or a shift; leave it out where it has neither")
         for name, values in (("input_scale_K", self.scale_K), ("input_shift_K", self.shift_K)):
-            if values is not None and (dtype_name(values) != "float32" or values.ndim != 1):
-                raise NumericsError(f"{name} must be float32 (K,), got {values.dtype} {tuple(values.shape)}")
+            if values is not None and (dtype_name(values) not in ("float32", "float64") or values.ndim != 1):
+                raise NumericsError(f"{name} must be floating (K,), got {values.dtype} {tuple(values.shape)}")
         if self.scale_K is not None and not bool(((self.scale_K >= _TINY) & (self.scale_K < _INF)).all()):
             raise NumericsError(
                 f"input_scale_K = {extremes(self.scale_K)}: must be finite and positive, and no subnormal number, by "
@@ -42,6 +42,13 @@ class InputTransform:
             )
         if self.shift_K is not None and not bool((abs(self.shift_K) < _INF).all()):
             raise NumericsError(f"input_shift_K = {extremes(self.shift_K)}: must be finite")
+
+    @property
+    def width(self) -> int:
+        """K."""
+        given = self.shift_K if self.scale_K is None else self.scale_K
+        assert given is not None
+        return int(given.shape[0])
 
     def seen(self, x_MK: Array) -> Array:
         """x̂ of rows x (M, K)."""
@@ -55,7 +62,15 @@ class InputTransform:
 
     def absorbed(self, w_NK: Array) -> Array:
         """Ŵ = W · diag(scale): the weight that reads x̂."""
-        return w_NK if self.scale_K is None else w_NK * self.scale_K
+        return w_NK if self.scale_K is None else w_NK * cast(self.scale_K, dtype_name(w_NK))
+
+    def absorbed_bias(self, w_NK: Array, bias_N: Array) -> Array:
+        """b̂ = b + W · shift: the bias beside `absorbed` of the same W."""
+        return bias_N if self.shift_K is None else bias_N + w_NK @ cast(self.shift_K, dtype_name(w_NK))
+
+    def restored(self, w_NK: Array) -> Array:
+        """W of a Ŵ: the inverse of `absorbed`."""
+        return w_NK if self.scale_K is None else w_NK / cast(self.scale_K, dtype_name(w_NK))
 
     def effective(self, w_NK: Array, bias_N: Array | None) -> tuple[Array, Array | None]:
         """(W, b) of a Ŵ and b̂: what computes on x what those compute on x̂.
@@ -63,12 +78,12 @@ class InputTransform:
         Raises:
             NumericsError: a shift, and no bias that could have taken it up.
         """
-        w_NK = w_NK if self.scale_K is None else w_NK / self.scale_K
+        w_NK = self.restored(w_NK)
         if self.shift_K is None:
             return w_NK, bias_N
         if bias_N is None:
             raise NumericsError("an input_shift_K without a bias that has taken it up")
-        return w_NK, bias_N - w_NK @ self.shift_K
+        return w_NK, bias_N - w_NK @ cast(self.shift_K, dtype_name(w_NK))
 
     def torch(self) -> "InputTransform":
         """The same in torch."""
@@ -134,8 +149,10 @@ class QuantizedLinear:
             raise NumericsError(f"symmetric inputs but input_zero_point = {self.static.zero_point}")
         parts = () if self.transform is None else (self.transform.scale_K, self.transform.shift_K)
         for values in parts:
-            if values is not None and tuple(values.shape) != (k,):
-                raise NumericsError(f"the input transform must have shape ({k},), got {tuple(values.shape)}")
+            if values is not None and (tuple(values.shape) != (k,) or dtype_name(values) != "float32"):
+                raise NumericsError(
+                    f"the input transform must be float32 ({k},), got {values.dtype} {tuple(values.shape)}"
+                )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -123,7 +123,7 @@ def levels_of(spec: QuantSpec, codebook: Array | None, *, like: Array) -> Array:
     if levels is None:
         raise NumericsError(f"the {spec.grid} grid needs its codebook; fit one with fit_codebook")
     if is_torch(like):
-        return levels.to(like) if is_torch(levels) else like.new_tensor(levels)
+        return like.new_tensor(levels) if isinstance(levels, tuple) else levels.to(like)
     import numpy as np
 
     return np.asarray(levels, like.dtype)

@@ -182,3 +182,10 @@ def fit_group(scheme: Scheme, k: int) -> tuple[Scheme, str]:
     refused = [g for g in GROUP_SIZES if k % g]
     why = f"K = {k} is no multiple of {' or '.join(map(str, refused))}" if refused else f"K = {k} is a multiple of 128"
     return SCHEMES[stem + suffix + asym], why
+
+
+def stored_dtype(source: str) -> str:
+    """The dtype, by name, in which a file holds a float matrix "in 16 bit", from that of the source: float16 stays,
+    and everything else becomes bfloat16, which has the range of float32.
+    """
+    return "float16" if source == "float16" else "bfloat16"

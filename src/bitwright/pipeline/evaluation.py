@@ -16,8 +16,8 @@ from bitwright.evaluate import Task, label_free_task, language_task, load_custom
 from bitwright.evaluate.kinds import Outputs, Window
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel
 from bitwright.evaluate.logits import compare_windows, token_outputs
-from bitwright.pipeline.job import BUILTIN_DATA
 from bitwright.pipeline.request import Texts, make_texts
+from bitwright.pipeline.scored import BUILTIN_DATA
 from bitwright.progress import Progress, Quiet
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.load import load

@@ -10,7 +10,6 @@ import torch
 from bitwright.evaluate import Interval, judge
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
-from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
@@ -29,7 +28,7 @@ def evaluation_facts(
     job: Job, interval: Interval, float_outputs: Outputs, quant_outputs: Outputs
 ) -> tuple[dict[str, Any], bool]:
     """The Record's `evaluation`, and whether the budget is met."""
-    task, budget = job.held_out, job.recipe.budget
+    task, budget = job.scored.held_out, job.recipe.budget
     verdict = judge(interval, budget.max_loss)
     float_score, quantized_score = task.scores(float_outputs, quant_outputs)
     met = verdict.verdict == "met" or (
@@ -45,7 +44,7 @@ def evaluation_facts(
             "higher_is_better": task.kind.higher_is_better,
             "protocol": getattr(task.kind, "protocol", None),
         },
-        "n_tuning": job.tuning.n_units,
+        "n_tuning": job.scored.tuning.n_units,
         "n_held_out": interval.n_units,
         "float_score": float_score,
         "quantized_score": quantized_score,
@@ -66,8 +65,8 @@ def evaluation_facts(
 
 def model_facts(job: Job) -> dict[str, Any]:
     """The Record's `model`."""
-    loaded = job.loaded
-    blocks = {site.block for site in job.sites if site.block is not None}
+    loaded = job.opened.loaded
+    blocks = {site.block for site in job.opened.sites if site.block is not None}
     return {
         "name": loaded.path.name if Path(loaded.name).is_dir() else loaded.name,
         "source": loaded.name,
@@ -78,38 +77,36 @@ def model_facts(job: Job) -> dict[str, Any]:
         "n_blocks": len(blocks),
         "license": license_of(loaded.path),
         "source_sha256": job.source_sha256,
-        "dtype": str(job.source_dtype).removeprefix("torch."),
+        "dtype": str(job.opened.dtype).removeprefix("torch."),
     }
 
 
-def size_facts(job: Job, staged: Path, plan: Plan) -> dict[str, int]:
+def size_facts(job: Job, staged: Path) -> dict[str, int]:
     """The Record's `size`."""
     return {
-        "source_bytes": source_bytes(job.loaded.path),
+        "source_bytes": source_bytes(job.opened.loaded.path),
         "checkpoint_bytes": sum(file.stat().st_size for file in staged.glob("*.safetensors")),
-        "weights_before": sum(row.bytes_before for row in plan),
-        "weights_after": sum(row.bytes_after for row in plan),
+        "weights_before": sum(row.bytes_before for row in job.plan),
+        "weights_after": sum(row.bytes_after for row in job.plan),
     }
 
 
-def verify_in_runtimes(
-    job: Job, staged: Path, plan: Plan, quantized: Quantized, tables: dict[str, QTensor]
-) -> list[dict[str, Any]]:
+def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> list[dict[str, Any]]:
     """The Record's `verify`: the written files against models in memory that never saw them."""
     batch, limit = _VERIFY_SHAPE[0], min(_VERIFY_SHAPE[1], job.model.max_tokens)
     # Real tokens: random ones are far from what the model knows.
-    pool = [i for ids in (job.probe if job.streams else _tokens(job)) for i in ids]
+    pool = [i for ids in (job.scored.probe if job.opened.streams else _tokens(job)) for i in ids]
     ids = torch.from_numpy(np.resize(np.array(pool, dtype=np.int64), (batch, limit)))
     # With nothing quantized the directory is an ordinary float model, and is loaded as one.
-    ours = candidate if quantized_names(plan) or tables else dequantized
-    expected, calls = compared(ours(job, plan, quantized, tables), ids)
-    plain, _ = compared(dequantized(job, plan, quantized, tables), ids)
+    ours = candidate if quantized_names(job.plan) or quantized.tables else dequantized
+    expected, calls = compared(ours(job, quantized), ids)
+    plain, _ = compared(dequantized(job, quantized), ids)
     targets = list(job.recipe.targets)
-    if job.loaded.task != "embedding":
+    if job.opened.loaded.task != "embedding":
         targets = [target for target in targets if target != "sentence-transformers"]
     elif "transformers" in targets and "sentence-transformers" not in targets:
         targets.append("sentence-transformers")
-    compute = "float32" if job.streams else "auto"
+    compute = "float32" if job.opened.streams else "auto"
     return verify(staged, targets, ids.numpy(), expected, plain, calls, compute)
 
 
@@ -152,7 +149,7 @@ def _not_as_asked(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _tokens(job: Job) -> list[list[int]]:
     assert isinstance(job.model, Model)
-    return job.model.tokenize(job.probe)
+    return job.model.tokenize(job.scored.probe)
 
 
 def layer_rows(account: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Fisher sensitivity of a quantized model's units. It takes gradients, so that the model is in memory whole."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,14 +12,14 @@ from torch.nn import functional
 
 from bitwright.errors import InputError
 from bitwright.evaluate.kinds import Items
-from bitwright.models.load import load_model
+from bitwright.models.load import materialise
 from bitwright.models.pool import pool
 from bitwright.pipeline.job import Job
+from bitwright.pipeline.swapped import fold_in, folded, quantized_modules
 from bitwright.plan import quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
 from bitwright.runtime.model import Model, float_model
-from bitwright.runtime.swap import quant_linear
 from bitwright.search.fisher import Score, fisher_scores, log_likelihood, memory_needed, projection
 
 _TEXTS, _WINDOWS = 64, 8  # that gradients are taken of: of encoders, of language models
@@ -32,51 +31,38 @@ def require_memory(job: Job) -> None:
     Raises:
         InputError: says how much is needed, and how much there is.
     """
-    if not job.streams:  # it is in memory already, and its texts are short
+    if not job.opened.streams:  # it is in memory already, and its texts are short
         return
     tokens = max(map(len, _items(job)))
-    needed = memory_needed(job.loaded.model, quantized_names(job.plan), tokens)
+    needed = memory_needed(job.opened.loaded.model, quantized_names(job.plan), tokens)
     free = psutil.virtual_memory().available
     if needed > free:
         raise InputError(
-            f"{job.loaded.name}: Fisher sensitivity takes gradients of the whole model, about {needed / 1e9:.1f} GB "
-            f"for windows of {tokens} tokens, and {free / 1e9:.1f} GB are free; leave it out, or set a smaller "
-            "calibration.max_tokens in the recipe"
+            f"{job.opened.loaded.name}: Fisher sensitivity takes gradients of the whole model, about "
+            f"{needed / 1e9:.1f} GB for windows of {tokens} tokens, and {free / 1e9:.1f} GB are free; leave it out, "
+            "or set a smaller calibration.max_tokens in the recipe"
         )
 
 
 def fisher_rows(job: Job, quantized: Quantized, progress: Progress) -> list[dict[str, Any]]:
     """A row {name, block, role, fisher, diagonal} per unit, largest first."""
     if isinstance(job.model, Model):
-        model = replace(job.model, hf=copy.deepcopy(job.model.hf)) if quantized.changed else job.model
+        model = replace(job.model, hf=folded(job.model.hf, quantized))
     else:
-        model = float_model(load_model(job.loaded.path, trust_remote_code=job.trust_remote_code))
-    sites = {site.unit: site for site in job.sites if site.name in quantized.layers}
-    units = {unit: [site.name for site in job.sites if site.unit == unit] for unit in sites}
+        whole = job.opened.loaded.reopen()
+        materialise(whole, "")
+        fold_in(whole.model, quantized.changed)
+        model = float_model(whole)
+    sites = {site.unit: site for site in job.opened.sites if site.name in quantized.layers}
+    units = {unit: [site.name for site in job.opened.sites if site.unit == unit] for unit in sites}
     items = _items(job)
     progress.say(f"gradients of {len(items)} texts")
-    scores = fisher_of(model, quantized_modules(model.hf, quantized), units, items)
+    scores = fisher_of(model, quantized_modules(quantized), units, items)
     rows = [
         {"name": unit, "block": sites[unit].block, "role": sites[unit].role} | asdict(score)
         for unit, score in scores.items()
     ]
     return sorted(rows, key=lambda row: -row["fisher"])
-
-
-def quantized_modules(hf: nn.Module, quantized: Quantized) -> dict[str, nn.Module]:
-    """By name, the quantized module of each linear. Mutates `hf`, a float model: afterwards it is the same function in
-    the numbers that transforms left, of which the modules are the quantized ones.
-    """
-    with torch.no_grad():
-        for name, load in quantized.changed.items():
-            hf.get_parameter(name).copy_(load())
-    modules: dict[str, nn.Module] = {}
-    for name, lazy in quantized.layers.items():
-        own = hf.get_submodule(name).bias
-        bias = quantized.biases[name]() if name in quantized.biases else own
-        assert bias is None or isinstance(bias, Tensor)
-        modules[name] = quant_linear(lazy.load(), bias, name=name)
-    return modules
 
 
 def fisher_of(
@@ -95,7 +81,7 @@ def fisher_of(
 
 
 def _items(job: Job) -> Items:
-    return job.tuning.texts[:_WINDOWS] if job.streams else job.probe[:_TEXTS]
+    return job.scored.tuning.texts[:_WINDOWS] if job.opened.streams else job.scored.probe[:_TEXTS]
 
 
 def _output(model: Model, ids: Sequence[int]) -> Tensor:

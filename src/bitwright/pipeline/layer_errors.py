@@ -9,12 +9,12 @@ from torch import Tensor
 
 from bitwright.calibration.data import token_batches
 from bitwright.calibration.observers import observe
-from bitwright.calibration.stream import stream_stages
+from bitwright.calibration.stream import stream_lazily
 from bitwright.evaluate.output_errors import output_errors
 from bitwright.models.architectures import find_linears
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import materialise, open_lazily, release
-from bitwright.pipeline.job import Job, as_texts
+from bitwright.models.load import LoadedModel
+from bitwright.pipeline.job import Job
+from bitwright.pipeline.scored import as_texts
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
 
@@ -29,39 +29,28 @@ def layers_by_error(job: Job, quantized: Quantized, progress: Progress) -> list[
     account = [dict(row) for row in quantized.account]
     if not any("error" in row for row in account):
         progress.say("measuring the output error of every linear")
-        measured = output_error_rows(job.loaded, quantized, _batches(job), trust_remote_code=job.trust_remote_code)
+        measured = output_error_rows(job.opened.loaded, quantized, _batches(job))
         errors = {row["name"]: row for row in measured}
         account = [row | errors[row["name"]] for row in account]
     return sorted(account, key=lambda row: -row.get("error", -1.0))
 
 
 def output_error_rows(
-    loaded: LoadedModel, quantized: Quantized, batches: Sequence[Mapping[str, Tensor]], *,
-    trust_remote_code: bool = False,
-) -> list[dict[str, Any]]:  # fmt: skip
+    loaded: LoadedModel, quantized: Quantized, batches: Sequence[Mapping[str, Tensor]]
+) -> list[dict[str, Any]]:
     """Per linear {name, n_tokens, error, sqnr_db, cosine}: how far rounding the weight moves the linear's own outputs.
 
     loaded: where the model lies; its own modules are neither used nor changed. Of an expert that no token reached, the
     error is that of its weight.
     """
-    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task, tokenizes=False)
+    opened = loaded.reopen()
     sites = [site for site in find_linears(opened.model, opened.architecture) if site.name in quantized.layers]
-
-    def fill(paths: Sequence[str]) -> None:
-        for path in paths:
-            materialise(opened, path)
-
-    def empty(paths: Sequence[str]) -> None:
-        for path in paths:
-            release(opened, path)
-
-    stages = stream_stages(opened.model, opened.architecture, sites, batches, enter=fill, leave=empty, fast=True)
     rows: list[dict[str, Any]] = []
-    for stage in stages:
+    for stage in stream_lazily(opened, sites, batches, fast=True):
         seen = stage.observe(stage.sites, partial(observe, gram=True, histogram=False, fast=stage.fast))
         for site in stage.sites:
             weight, stats = opened.model.get_parameter(f"{site.name}.weight").detach(), seen.get(site.name)
-            rounded = quantized.layers[site.name].load().qtensor.dequantize()
+            rounded = quantized.layers[site.name].load().weight.dequantize()
             facts = {"name": site.name, "n_tokens": 0 if stats is None else stats.n_tokens}
             rows.append(facts | output_errors(weight, rounded, stats))
         if len(rows) == len(sites):
@@ -71,8 +60,8 @@ def output_error_rows(
 
 def _batches(job: Job) -> list[dict[str, Tensor]]:
     """Tuning texts or windows as token batches."""
-    if not job.streams:
-        texts = as_texts(job.probe)
+    if not job.opened.streams:
+        texts = as_texts(job.scored.probe)
         return token_batches(job.model.tokenizer, texts, max_tokens=job.model.max_tokens, batch_size=_BATCH)
-    windows = job.tuning.texts
+    windows = job.scored.tuning.texts
     return [{"input_ids": torch.tensor([window])} for window in windows[: max(1, _TOKENS // len(windows[0]))]]

@@ -27,6 +27,23 @@ class Texts:
     samples: int = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run is to do beside carrying out the recipe.
+
+    out: directory of the result; overwrite: whether what is there may be replaced. judged: evaluate, search for a
+    fallback, verify. sensitivity: of every layer, even if the budget does not need it. speed: time the result.
+    command: what a person would type to do this again.
+    """
+
+    out: Path
+    overwrite: bool
+    judged: bool
+    sensitivity: bool
+    speed: bool
+    command: str
+
+
 def make_texts(
     data: str | Sequence[str], evaluation: str | Path | None, kind: str | None, metric: str | None, samples: int
 ) -> Texts:

@@ -5,7 +5,7 @@ import time
 import psutil
 import torch
 
-from bitwright.calibration.stream import fast_matmul
+from bitwright.calibration.precision import fast_matmul
 from bitwright.models.rescale import find_inputs
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.job import Job
@@ -35,13 +35,13 @@ def resources(*, memory_bytes: int | None = None, seconds: float | None = None) 
 
 def job_cost(job: Job, available: Resources) -> Cost:
     """What calibrating on all of the job's calibration texts would take, each as long as the recipe allows."""
-    model, settings = job.loaded.model, job.recipe.calibration
-    sites = [site for site in job.sites if SCHEMES[scheme_of(job.recipe, site)[0]].weight is not None]
+    model, settings = job.opened.loaded.model, job.recipe.calibration
+    sites = [site for site in job.opened.sites if SCHEMES[scheme_of(job.recipe, site)[0]].weight is not None]
     shapes = {site.name: model.get_parameter(f"{site.name}.weight").shape for site in sites}
     experts = {site.name for site in sites if site.role == "expert"}
-    config = job.loaded.config.get_text_config()
+    config = job.opened.loaded.config.get_text_config()
     share = _tokens_per_expert(job, config.num_experts_per_tok) if experts else 1.0
-    inputs = find_inputs(model, job.loaded.architecture, sites)
+    inputs = find_inputs(model, job.opened.loaded.architecture, sites)
     tensors = [
         Tensor(
             sum(shapes[name][0] for name in shared.sites), shapes[shared.sites[0]][1], shared.block,
@@ -50,11 +50,11 @@ def job_cost(job: Job, available: Resources) -> Cost:
         for shared in inputs
     ]  # fmt: skip
     # A language model keeps its tables in memory; of an encoder all is there, beside the blocks that are run.
-    tables = [model.get_parameter(f"{name}.weight") for name in job.embeddings]
-    resident = tables if job.streams else [*tables, *model.parameters()]
+    tables = [model.get_parameter(f"{name}.weight") for name in job.opened.embeddings]
+    resident = tables if job.opened.streams else [*tables, *model.parameters()]
     return calibration_cost(
         tensors,
-        n_tokens=min(len(job.calibration), settings.samples) * min(settings.max_tokens, job.model.max_tokens),
+        n_tokens=min(len(job.scored.calibration), settings.samples) * min(settings.max_tokens, job.model.max_tokens),
         hidden=config.hidden_size,
         resident_bytes=_FLOAT32 * sum(parameter.numel() for parameter in resident),
         flops_per_second=available.flops_per_second,
@@ -63,6 +63,6 @@ def job_cost(job: Job, available: Resources) -> Cost:
 
 def _tokens_per_expert(job: Job, chosen: int) -> float:
     """The share of all tokens that reaches an expert, if each is chosen equally often."""
-    block = max(site.block for site in job.sites if site.role == "expert" and site.block is not None)
-    names = {site.name.rpartition(".")[0] for site in job.sites if site.role == "expert" and site.block == block}
+    block = max(site.block for site in job.opened.sites if site.role == "expert" and site.block is not None)
+    names = {site.name.rpartition(".")[0] for site in job.opened.sites if site.role == "expert" and site.block == block}
     return min(1.0, chosen / len(names))

@@ -10,7 +10,7 @@ from torch import nn
 
 from bitwright.errors import NumericsError
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
-from bitwright.models.build import LoadedModel
+from bitwright.models.build import EmptyModel
 from bitwright.models.load import open_skeleton
 from bitwright.numerics.spec import SCHEMES, fit_group
 from bitwright.recipe import FLOAT, Recipe, scheme_of
@@ -96,7 +96,7 @@ def kv_cache_bytes(config: Any) -> int:
     return 2 * _HALF * layers * int(heads) * int(head_dim)
 
 
-def _shapes(skeleton: LoadedModel) -> _Shapes:
+def _shapes(skeleton: EmptyModel) -> _Shapes:
     modules = dict(skeleton.model.named_modules())
     counted: set[int] = set()
 

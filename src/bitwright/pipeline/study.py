@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from bitwright.errors import InputError
-from bitwright.files.directory import source_bytes
-from bitwright.models.load import fingerprint
+from bitwright.files.directory import ModelDirectory, source_bytes
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
+from bitwright.pipeline.parts import measure_parts, sensitivity_task
 from bitwright.pipeline.request import Texts, make_texts, resolve_recipe
-from bitwright.pipeline.variants import measure_parts, quantize_model, sensitivity_task
+from bitwright.pipeline.variants import quantize_model
 from bitwright.plan import plan_rows, quantized_names
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
@@ -42,23 +42,22 @@ def preview(
     """
     progress = progress or Quiet()
     job = resolve_auto(open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code), progress)
-    sample = job.probe[:32]
+    sample = job.scored.probe[:32]
     job.model.encode(sample[:2])
     start = time.perf_counter()
     job.model.encode(sample)
     per_text = (time.perf_counter() - start) / len(sample)
     names = quantized_names(job.plan)
-    parts = (
-        {part.members for part in parts_of([site for site in job.sites if site.name in names])} if sensitivity else ()
-    )
+    sites = [site for site in job.opened.sites if site.name in names]
+    parts = {part.members for part in parts_of(sites)} if sensitivity else ()
     # A metric of the user's own says nothing of its texts: as many as the probe's are assumed.
-    tuning, held_out = (len(task.texts) or len(job.probe) for task in (job.tuning, job.held_out))
-    each = max(len(sensitivity_task(job).texts), len(job.probe))
+    tuning, held_out = (len(task.texts) or len(job.scored.probe) for task in (job.scored.tuning, job.scored.held_out))
+    each = max(len(sensitivity_task(job).texts), len(job.scored.probe))
     encoded = len(parts) * each + 2 * (tuning + held_out)
-    source, after = source_bytes(job.loaded.path), sum(row.bytes_after for row in job.plan)
-    in_float32 = sum(p.numel() * 4 for p in job.loaded.model.parameters())
+    source, after = source_bytes(job.opened.loaded.path), sum(row.bytes_after for row in job.plan)
+    in_float32 = sum(p.numel() * 4 for p in job.opened.loaded.model.parameters())
     return {
-        "model": job.loaded.name,
+        "model": job.opened.loaded.name,
         "plan": plan_rows(job.plan),
         "estimate": {
             "seconds": 30 + encoded * per_text,
@@ -97,12 +96,12 @@ def analyze(
     notes = _open_journal(journal, job)
     if fisher:
         require_memory(job)
-    found: dict[str, Any] = {"model": job.loaded.name}
+    found: dict[str, Any] = {"model": job.opened.loaded.name}
     with TemporaryDirectory() as folder:
         quantized = quantize_model(job, Path(folder), progress)
-        if job.streams or any("error" in row for row in quantized.account):
+        if job.opened.streams or any("error" in row for row in quantized.account):
             found["layers"] = layers_by_error(job, quantized, progress)
-        if not job.streams:
+        if not job.opened.streams:
             found |= measure_parts(job, quantized, notes, progress)
         if fisher:
             found["fisher"] = fisher_rows(job, quantized, progress)
@@ -118,7 +117,7 @@ def bench(
     if source is None and (directory / RECORD_FILE).is_file():
         recorded = Path(str(read_record(directory)["model"].get("source", "")))  # as it was typed: may be relative
         source = recorded if (recorded / "config.json").is_file() else None
-        if source and fingerprint(source) != read_record(directory)["model"].get("source_sha256"):
+        if source and ModelDirectory(source).fingerprint != read_record(directory)["model"].get("source_sha256"):
             raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
     return run_bench(
         directory, source=None if source is None else Path(source), shapes=shapes, rounds=rounds, rivals=rivals,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from bitwright.calibration.observers import LayerStats, rescaled
 from bitwright.evaluate import metrics
-from bitwright.methods import Transformed
 from bitwright.methods.rtn import rtn
 from bitwright.numerics import RANGES
 from bitwright.numerics.grids import fake_quantize, scale_and_zero_point
+from bitwright.numerics.linear import InputTransform
 from bitwright.numerics.spec import Scheme
 
 _COMPARED_VALUES = 1 << 16  # of each output
@@ -32,15 +32,13 @@ def mean_squared_error(before: Sequence[Any], after: Sequence[Any]) -> float:
 
 @contextmanager
 def rounded_to_nearest(
-    model: nn.Module, names: Sequence[str], scheme: Scheme, stats: LayerStats, transformed: Transformed
+    model: nn.Module, names: Sequence[str], scheme: Scheme, stats: LayerStats, transform: InputTransform
 ) -> Iterator[None]:
     """The model with these linears rounded to nearest, weight and input, in float; as before at the end.
 
-    names: of linears that read one input. stats: of that input, before `transformed`, which is undone in the weights.
+    names: of linears that read one input. stats: of that input, before `transform`, which is undone in the weights.
     """
-    scale_K = transformed.scale_K
-    shift_K = torch.zeros_like(scale_K) if transformed.shift_K is None else transformed.shift_K
-    seen = rescaled(stats, scale_K, transformed.shift_K)
+    seen = rescaled(stats, transform)
     spec = scheme.input
     static = None
     if spec is not None and not spec.dynamic:
@@ -48,9 +46,9 @@ def rounded_to_nearest(
 
     def round_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         assert spec is not None
-        x_MK = (args[0].reshape(-1, args[0].shape[-1]) - shift_K) / scale_K
+        x_MK = transform.seen(args[0].reshape(-1, args[0].shape[-1]))
         grid = static or RANGES["min_max"](x_MK, spec)
-        x_MK = fake_quantize(x_MK, *grid, spec) * scale_K + shift_K
+        x_MK = transform.unseen(fake_quantize(x_MK, *grid, spec))
         return (x_MK.reshape(args[0].shape), *args[1:])
 
     assert scheme.weight is not None
@@ -60,9 +58,9 @@ def rounded_to_nearest(
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             before[name] = linear.weight.detach().clone()
-            rounded = rtn(before[name] * scale_K, None, scheme.weight, RANGES["min_max"]).qtensor
+            rounded = rtn(transform.absorbed(before[name]), None, scheme.weight, RANGES["min_max"]).qtensor
             with torch.no_grad():
-                linear.weight.copy_(rounded.dequantize() / scale_K)
+                linear.weight.copy_(transform.restored(rounded.dequantize()))
             if spec is not None:
                 hooks.append(linear.register_forward_pre_hook(round_input))
         yield

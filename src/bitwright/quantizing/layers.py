@@ -5,7 +5,7 @@ by tensor without running it at all.
 import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.calibration.stream import each, stream_stages
-from bitwright.checkpoints.stored import LazyLinear, StoredLinear
+from bitwright.calibration.stream import stream_lazily
 from bitwright.errors import named
 from bitwright.methods import METHODS
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import find_linears
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import materialise, open_lazily, release
+from bitwright.models.load import LoadedModel, release
 from bitwright.models.rescale import find_inputs
 from bitwright.numerics import RANGES, WEIGHT_RANGES
+from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 from bitwright.plan import Plan, PlanRow, quantized_names
 from bitwright.progress import Progress
-from bitwright.quantizing.blocks import Task, quantize_stage
 from bitwright.quantizing.shards import Shards
+from bitwright.quantizing.stages import quantize_stage
+from bitwright.quantizing.work import StagePlan
 from bitwright.recipe import AUTO, Recipe
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
@@ -45,12 +45,14 @@ class Quantized:
 
     changed: float parameters that were changed by folding. biases: of quantized linears, by the linear's name; they
     belong to the quantized weight. account: the Record's rows of how each linear was quantized, and how well.
+    tables: embedding tables as int8, a scale per row.
     """
 
-    layers: Mapping[str, LazyLinear]
+    layers: Mapping[str, PendingLinear]
     changed: Mapping[str, Callable[[], Tensor]]
     biases: Mapping[str, Callable[[], Tensor]]
     account: Sequence[dict[str, Any]]
+    tables: Mapping[str, QTensor] = field(default_factory=dict)
 
     def changed_for(self, plan: Plan) -> dict[str, Callable[[], Tensor]]:
         """Every float parameter that is another than the source's if `plan` is carried out."""
@@ -74,7 +76,7 @@ def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
 
 def quantize_linears(
     loaded: LoadedModel, plan: Plan, recipe: Recipe, batches: Sequence[Mapping[str, Tensor]], folder: Path | None,
-    half: torch.dtype, progress: Progress, *, trust_remote_code: bool = False,
+    half: torch.dtype, progress: Progress,
 ) -> Quantized:  # fmt: skip
     """Quantize every linear that `plan` says.
 
@@ -91,22 +93,22 @@ def quantize_linears(
     if not any(needs_inputs(row, recipe) for row in rows.values()):
         return _tensor_by_tensor(loaded, rows, recipe)
     assert folder is not None
-    opened = open_lazily(loaded.path, trust_remote_code=trust_remote_code, task=loaded.task, tokenizes=False)
-    return _block_by_block(opened, rows, recipe, batches, Shards(folder), half, progress)
+    return _block_by_block(loaded.reopen(), rows, recipe, batches, Shards(folder), half, progress)
 
 
 def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:
     """Each weight is read and rounded when it is asked for."""
 
-    def make(row: PlanRow) -> StoredLinear:
-        scheme = SCHEMES[row.scheme]
+    def make(row: PlanRow) -> QuantizedLinear:
+        scheme, source = SCHEMES[row.scheme], loaded.source
         assert scheme.weight is not None
         range_ = RANGES[recipe.weight_range or METHODS[row.method].range]
+        bias = source[f"{row.name}.bias"].float() if f"{row.name}.bias" in source else None
         with named(row.name):
-            return StoredLinear(_nearest(weights[f"{row.name}.weight"], scheme.weight, range_), scheme.input)
+            weight = _nearest(source[f"{row.name}.weight"], scheme.weight, range_)
+            return QuantizedLinear(weight, bias, scheme.input)
 
-    weights = loaded.source if loaded.source is not None else loaded.model.state_dict()
-    layers = {name: _lazy(row, partial(make, row)) for name, row in rows.items()}
+    layers = {name: _pending(row, partial(make, row)) for name, row in rows.items()}
     account = [
         {key: getattr(row, key) for key in ("name", "block", "role", "unit", "scheme", "method")}
         for row in rows.values()
@@ -135,7 +137,7 @@ def _block_by_block(
 ) -> Quantized:  # fmt: skip
     model, architecture = opened.model, opened.architecture
     sites = [site for site in find_linears(model, architecture) if site.name in rows]
-    task = Task(rows, find_inputs(model, architecture, sites), recipe, half)
+    plan = StagePlan(rows, find_inputs(model, architecture, sites), recipe, half)
     heads = [site.name for site in find_linears(model, architecture) if site.block is None]
     if not any(name in rows for name in heads):
         for name in heads:  # never run: a language model's is as large as several blocks
@@ -144,12 +146,7 @@ def _block_by_block(
     begin, inputs = shards.resume()
     if begin:
         progress.say(f"going on with block {begin}: an earlier run did those before it")
-    stages = stream_stages(
-        model, architecture, sites, batches, begin=begin, inputs=inputs,
-        enter=partial(each, materialise, opened),
-        leave=partial(each, release, opened),
-        fast=True,
-    )  # fmt: skip
+    stages = stream_lazily(opened, sites, batches, begin=begin, inputs=inputs, fast=True)
     count, kept, cost = begin, time.monotonic(), 0.0
     for stage in stages:
         if stage.index > begin and cost <= max(_SAVING * (time.monotonic() - kept), _QUICK_SAVE):
@@ -159,7 +156,7 @@ def _block_by_block(
             cost = kept - started
         _trim_heap()
         progress.say(f"quantizing block {stage.index}")
-        shards.write(stage.index, quantize_stage(model, stage, task))
+        shards.write(stage.index, quantize_stage(model, stage, plan))
         _trim_heap()
         count = stage.index + 1
         if not stage.blocks:
@@ -171,7 +168,7 @@ def _block_by_block(
     return Quantized(
         {name: _from_shard(shards, row) for name, row in rows.items()},
         {name: partial(shards.changed, name) for name in shards.changed_names()},
-        {name: partial(shards.bias, name) for name in rows if shards.has_part(name, "bias")},
+        {name: partial(shards.bias, name) for name in rows if shards.is_rebiased(name)},
         shards.account(count),
     )
 
@@ -192,18 +189,15 @@ def _split(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {name: values[start : start + at_once] for name, values in batch.items()}
 
 
-def _from_shard(shards: Shards, row: PlanRow) -> LazyLinear:
-    return _lazy(
-        row,
-        partial(shards.layer, row.name, SCHEMES[row.scheme]),
-        has_scale_K=shards.has_part(row.name, "input_scale_K"),
-        has_shift_K=shards.has_part(row.name, "input_shift_K"),
-    )
+def _from_shard(shards: Shards, row: PlanRow) -> PendingLinear:
+    has_scale, has_shift = (shards.has_part(row.name, part) for part in ("input_scale_K", "input_shift_K"))
+    load = partial(shards.layer, row.name, SCHEMES[row.scheme])
+    return _pending(row, load, scales_input=has_scale, shifts_input=has_shift)
 
 
-def _lazy(
-    row: PlanRow, load: Callable[[], StoredLinear], *, has_scale_K: bool = False, has_shift_K: bool = False
-) -> LazyLinear:
+def _pending(
+    row: PlanRow, load: Callable[[], QuantizedLinear], *, scales_input: bool = False, shifts_input: bool = False
+) -> PendingLinear:
     scheme = SCHEMES[row.scheme]
     assert scheme.weight is not None
-    return LazyLinear(row.shape, scheme.weight, scheme.input, has_scale_K, has_shift_K, load)
+    return PendingLinear(row.shape, LinearForm(scheme.weight, scheme.input, scales_input, shifts_input), load)

@@ -10,7 +10,7 @@ lie at any address, and sums over them may then be added up in another order.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.checkpoints.safetensors_file import pending, write_safetensors
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import CheckpointError
 from bitwright.files.safetensors import TensorEntry, check_safetensors
+from bitwright.files.safetensors_writer import pending, write_safetensors
 from bitwright.models.tensor_files import TORCH_DTYPES
+from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import Scheme
 
 _CHANGED = "changed/"
 _LAYER = "layer/"
+_NEW_BIAS, _OWN_BIAS = "bias", "own_bias"
 _FACTS = "facts"  # a tensor of bytes: JSON
 
 
@@ -37,13 +38,13 @@ class Made:
     """What quantizing one stage gave.
 
     layers: the quantized linears by name. changed: float parameters that a fold changed, weights of quantized linears
-    among them: they count where such a linear falls back to 16 bit. biases: of quantized linears, where they differ
-    from the model's; they go with the quantized weight. account: what the Record keeps of each linear.
+    among them: they count where such a linear falls back to 16 bit. rebiased: quantized linears whose bias is another
+    than the model's; it goes with the quantized weight. account: what the Record keeps of each linear.
     """
 
-    layers: Mapping[str, StoredLinear]
+    layers: Mapping[str, QuantizedLinear]
     changed: Mapping[str, Tensor]
-    biases: Mapping[str, Tensor]
+    rebiased: Collection[str]
     account: Sequence[dict[str, Any]]
 
 
@@ -58,7 +59,7 @@ class Shards:
         """Keep what stage `index` gave."""
         tensors = {f"{_CHANGED}{name}": value for name, value in made.changed.items()}
         for name, layer in made.layers.items():
-            parts = _parts(layer) | ({"bias": made.biases[name]} if name in made.biases else {})
+            parts = _parts(layer, rebiased=name in made.rebiased)
             tensors |= {f"{_LAYER}{name}/{part}": value for part, value in parts.items()}
         _write(self._path(index), tensors, list(made.account))
 
@@ -76,26 +77,28 @@ class Shards:
             file = self._open(self._path(number))
             self._home |= dict.fromkeys(file.entries, file)
 
-    def layer(self, name: str, scheme: Scheme) -> StoredLinear:
+    def layer(self, name: str, scheme: Scheme) -> QuantizedLinear:
         """One quantized linear, whose scheme the plan says."""
         prefix = f"{_LAYER}{name}/"
         file = self._home[f"{prefix}codes"]
         parts = {key.removeprefix(prefix): file.tensor(key) for key in file.entries if key.startswith(prefix)}
         assert scheme.weight is not None
         weight = QTensor(parts["codes"], parts["scale"], parts.get("zero_point"), scheme.weight, parts.get("codebook"))
-        return StoredLinear(
-            weight,
-            scheme.input,
-            parts.get("input_scale"),
-            parts.get("input_zero_point"),
-            parts.get("input_scale_K"),
-            parts.get("input_shift_K"),
-        )
+        static = None
+        if "input_scale" in parts:
+            static = StaticGrid(float(parts["input_scale"]), int(parts["input_zero_point"]))
+        scale_K, shift_K = parts.get("input_scale_K"), parts.get("input_shift_K")
+        transform = None if scale_K is None and shift_K is None else InputTransform(scale_K, shift_K)
+        return QuantizedLinear(weight, parts.get(_NEW_BIAS, parts.get(_OWN_BIAS)), scheme.input, static, transform)
 
     def bias(self, name: str) -> Tensor:
-        """The bias of a quantized linear that `has_part(name, "bias")`."""
-        key = f"{_LAYER}{name}/bias"
+        """The bias of a quantized linear that `is_rebiased`."""
+        key = f"{_LAYER}{name}/{_NEW_BIAS}"
         return self._home[key].tensor(key)
+
+    def is_rebiased(self, name: str) -> bool:
+        """Whether the bias of a quantized linear is another than the model's."""
+        return self.has_part(name, _NEW_BIAS)
 
     def has_part(self, name: str, part: str) -> bool:
         """Whether a linear has e.g. an "input_scale_K"."""
@@ -189,17 +192,18 @@ def _reading(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _parts(layer: StoredLinear) -> dict[str, Tensor]:
-    weight = layer.qtensor
+def _parts(layer: QuantizedLinear, *, rebiased: bool) -> dict[str, Tensor]:
+    weight, static, transform = layer.weight, layer.static, layer.transform
     parts = {
         "codes": weight.codes_NK,
         "scale": weight.scale_NG,
         "zero_point": weight.zero_point_NG,
         "codebook": weight.codebook,
-        "input_scale": layer.input_scale,
-        "input_zero_point": layer.input_zero_point,
-        "input_scale_K": layer.input_scale_K,
-        "input_shift_K": layer.input_shift_K,
+        _NEW_BIAS if rebiased else _OWN_BIAS: layer.bias_N,
+        "input_scale": None if static is None else torch.tensor(static.scale),
+        "input_zero_point": None if static is None else torch.tensor(static.zero_point, dtype=torch.int8),
+        "input_scale_K": None if transform is None else transform.scale_K,
+        "input_shift_K": None if transform is None else transform.shift_K,
     }
     return {name: value for name, value in parts.items() if value is not None}
 

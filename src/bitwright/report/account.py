@@ -12,10 +12,12 @@ from bitwright.report.wording import is_finite, is_number, number
 
 # What tells of trouble with a linear -> how, given the row; and how of several linears.
 _TROUBLE = {
-    "starved": ("{starved}", "starved"),
+    "starved": ("saw {starved[n_tokens]} calibration tokens, fewer than {starved[fewest]}: {policy}", "starved"),
     "damping_failed": ("damping {damping_failed} was not enough", "needed more damping"),
     "reason": ("rounded to nearest: {reason}", "rounded to nearest, where the method failed"),
 }
+# What was done about a starved expert, in words.
+_POLICIES = {"lent": "uses what all experts of the block saw", "rtn": "rounded to nearest"}
 _USUAL = {
     "name", "block", "role", "unit", "scheme", "method", "n_tokens", "error_rtn", "error", "sqnr_db", "cosine",
     "block_emd", "fallback", "damping", "dead_inputs", "transform", *_TROUBLE,
@@ -96,6 +98,12 @@ def worst_of(rows: list[Row], key: str) -> float | None:
     return max((float(row[key]) for row in rows if is_number(row.get(key))), key=badness, default=None)
 
 
+def starved_policy(row: Row) -> str:
+    """What was done about a linear of a starved expert; "" where it saw enough."""
+    starved = row.get("starved")
+    return _POLICIES.get(starved["policy"], str(starved["policy"])) if starved else ""
+
+
 def _told(members: list[Row]) -> Row:
     """One row for one linear, or for several of experts."""
     first = members[0]
@@ -122,7 +130,8 @@ def _told(members: list[Row]) -> Row:
 
 def _notes(row: Row) -> list[str]:
     """What a reader should know of one linear; what is as usual is left out."""
-    said = [*_transform(row), *(one.format_map(row) for key, (one, _) in _TROUBLE.items() if row.get(key))]
+    facts = row | {"policy": starved_policy(row)}
+    said = [*_transform(row), *(one.format_map(facts) for key, (one, _) in _TROUBLE.items() if row.get(key))]
     if row.get("damping_failed") and is_number(row.get("damping")):
         said.append(f"{number(row['damping'])} was")
     if is_number(row.get("dead_inputs")) and row["dead_inputs"]:

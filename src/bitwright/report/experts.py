@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bitwright.record import Record
-from bitwright.report.account import expert_name, worst_of
+from bitwright.report.account import expert_name, starved_policy, worst_of
 from bitwright.report.tables import Row, badness
 from bitwright.report.wording import is_finite
 
@@ -80,9 +80,8 @@ def _policies(linears: list[Row]) -> dict[str, list[str]]:
     """What was done about starved linears -> the places of these in their expert."""
     policies: dict[str, list[str]] = {}
     for row in linears:
-        if starved := row.get("starved"):
-            _, _, policy = str(starved).partition(": ")
-            policies.setdefault(policy or str(starved), []).append(str(row.get("name")).rpartition(".")[2])
+        if policy := starved_policy(row):
+            policies.setdefault(policy, []).append(str(row.get("name")).rpartition(".")[2])
     return policies
 
 

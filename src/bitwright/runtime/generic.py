@@ -14,7 +14,7 @@ from bitwright.files.names import name_in
 from bitwright.files.pooling import read_pooling
 from bitwright.kernels import dispatch
 from bitwright.models.build import build_empty, load_tokenizer, max_tokens
-from bitwright.models.load import load_model, materialise
+from bitwright.models.load import fill, fill_buffers, load_model
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
@@ -33,9 +33,9 @@ def load_generic(
     if not directory.is_quantized:
         return float_model(load_model(directory, trust_remote_code=trust_remote_code))
     checkpoint = read_checkpoint(directory)
-    loaded = build_empty(directory, trust_remote_code=trust_remote_code)
-    model, architecture = loaded.model, loaded.architecture
-    if loaded.task == "embedding" and not any("pooler." in name for name in checkpoint.others):
+    empty = build_empty(directory, trust_remote_code=trust_remote_code)
+    model, architecture = empty.model, empty.architecture
+    if empty.task == "embedding" and not any("pooler." in name for name in checkpoint.others):
         _leave_out_pooler(model)
     names = model_names(model, architecture)
     layers = Linears(checkpoint, names)
@@ -44,16 +44,14 @@ def load_generic(
     swap_linears(model, layers, (), architecture, tables=tables)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     half = [name for name in linears if source.dtype(f"{name}.weight") in (torch.bfloat16, torch.float16)]
-    tokenizer, problem = load_tokenizer(directory, trust_remote_code)
-    loaded = replace(loaded, source=source, tokenizer=tokenizer, tokenizer_problem=problem)
-    materialise(loaded, "")
-    for name, buffer in model.named_buffers():
-        if name in source:
-            buffer.copy_(source[name])
+    fill(model, source)
+    fill_buffers(model, source)
     swap_linears(model, {}, half, architecture)
     dtype = set_compute(model, compute)
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{why and f' ({why})'}"
-    return Model(model, tokenizer, loaded.task, read_pooling(directory), max_tokens(loaded), backend, directory.path)
+    tokenizer, _ = load_tokenizer(directory, trust_remote_code)
+    limit = max_tokens(model, empty.config, tokenizer, directory)
+    return Model(model, tokenizer, empty.task, read_pooling(directory), limit, backend, directory.path)
 
 
 class Linears(Mapping[str, QuantizedLinear]):

@@ -14,7 +14,7 @@ from bitwright.errors import ModelError, NumericsError
 from bitwright.evaluate.logits import token_outputs
 from bitwright.files.pooling import Pooling, read_pooling
 from bitwright.files.tokenizer import cut, refuse_surrogates
-from bitwright.models.build import LoadedModel, max_tokens
+from bitwright.models.load import LoadedModel
 from bitwright.models.pool import pool
 from bitwright.runtime.items import (
     Items,
@@ -194,7 +194,7 @@ def float_model(loaded: LoadedModel) -> Model:
         loaded.tokenizer,
         loaded.task,
         read_pooling(loaded.directory),
-        max_tokens(loaded),
+        loaded.max_tokens,
         "torch",
         loaded.path,
     )

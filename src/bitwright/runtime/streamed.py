@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from bitwright.calibration.stream import stream_outputs
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.evaluate.kinds import Window
 from bitwright.evaluate.logits import token_outputs
-from bitwright.models.build import LoadedModel
-from bitwright.models.load import materialise, open_lazily, release
+from bitwright.models.load import LoadedModel, materialise, release
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.runtime.swap import swap_linears
 
 Load = Callable[[], Tensor]
@@ -32,7 +31,7 @@ class Changes:
     outside the blocks that are rounded to `dtype`.
     """
 
-    layers: Mapping[str, Callable[[], StoredLinear]] = field(default_factory=dict)
+    layers: Mapping[str, Callable[[], QuantizedLinear]] = field(default_factory=dict)
     half: frozenset[str] = frozenset()
     changed: Mapping[str, Load] = field(default_factory=dict)
     in_16_bit: tuple[str, ...] = ()
@@ -49,7 +48,6 @@ class StreamedModel:
     loaded: LoadedModel
     max_tokens: int
     changes: Changes = _NOTHING
-    trust_remote_code: bool = False
     task: str = "text-generation"
 
     @property
@@ -71,9 +69,7 @@ class StreamedModel:
 
     def _logits(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The logits of each batch, one at a time."""
-        opened = open_lazily(
-            self.loaded.path, trust_remote_code=self.trust_remote_code, task=self.loaded.task, tokenizes=False
-        )
+        opened = self.loaded.reopen()
         _change(opened, self.changes, "")
         enter, leave = partial(_enter, opened, self.changes), partial(_leave, opened)
         for output in stream_outputs(opened, [{"input_ids": ids} for ids in batches], enter=enter, leave=leave):

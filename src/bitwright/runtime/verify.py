@@ -143,11 +143,12 @@ def _child(target: str, compute: str, directory: str, given: str, result: str) -
     integer_calls = engine_calls = engine_folded = 0
     engine_vectors: Any = np.empty((0, 0), np.float32)
     if target == "bitwright":
+        from bitwright.files.directory import ModelDirectory
         from bitwright.runtime.engine_model import EngineModel
         from bitwright.runtime.generic import load_generic
         from bitwright.runtime.load import load
 
-        vectors, integer_calls = compared(load_generic(directory, compute=compute), ids)
+        vectors, integer_calls = compared(load_generic(ModelDirectory(Path(directory)), compute=compute), ids)
         model = load(directory, compute=compute)
         if isinstance(model, EngineModel):
             engine_vectors, engine_calls = compared(model, ids)
@@ -176,6 +177,7 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import torch
     import transformers
 
+    from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
     from bitwright.models.build import task_of
     from bitwright.runtime.model import Model
@@ -190,7 +192,9 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
         "text-generation": transformers.AutoModelForCausalLM,
     }
     hf = classes[task].from_pretrained(directory, dtype=torch.float32).eval()
-    return compared(Model(hf, None, task, read_pooling(path), ids.shape[1], "transformers", path), ids)[0]
+    return compared(Model(hf, None, task, read_pooling(ModelDirectory(path)), ids.shape[1], "transformers", path), ids)[
+        0
+    ]
 
 
 if __name__ == "__main__":

@@ -10,57 +10,70 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitwright.recipe import Recipe
+from bitwright.search.measured import Measure, Measured
+
 Units = tuple[str, ...]
+
+_REASON = "sensitive: kept in 16 bit to stay inside the budget"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One combination that was measured: the units in 16 bit, and the loss on the tuning data with its upper bound."""
+    """One combination that was measured: the units in 16 bit, the recipe that keeps them so, and what it is like."""
 
     kept: Units
-    loss: float
-    loss_upper: float
-    bytes_: int
+    recipe: Recipe
+    measured: Measured
 
 
-def find_fallback(
-    ranking: Callable[[], Sequence[str]], measure: Callable[[Units], Step], max_loss: float
-) -> tuple[Units, list[Step]]:
-    """Few units that, kept in 16 bit, bring the upper bound of the loss inside the budget.
+def measured_step(recipe: Recipe, kept: Units, measure: Measure) -> Step:
+    """The recipe with these units in 16 bit, measured."""
+    tried = recipe.with_fallback(kept, _REASON)
+    return Step(kept, tried, measure(tried))
+
+
+def find_fallback(recipe: Recipe, ranking: Callable[[], Sequence[str]], measure: Measure) -> tuple[Step, list[Step]]:
+    """Few units that, kept in 16 bit, bring the upper bound of the loss inside the recipe's budget.
 
     Where keeping more never loses more, they are the shortest sufficient beginning of the ranking without those of
     its units that can be spared; where it may, still a combination that was measured to be inside.
 
     Args:
+        recipe: with everything that it names quantized.
         ranking: units, most sensitive first; called only if everything quantized is over the budget.
-        measure: the loss with these units, in the order of the ranking, in 16 bit. No combination is asked for twice.
-        max_loss: the budget, a fraction.
+        measure: of the recipe with some of these units, in the order of the ranking, in 16 bit. No combination is asked
+            for twice.
 
     Returns:
-        (units to keep, every step measured, in order). If no bound comes inside the budget, the estimates decide; if
-        none of them does either, everything is kept. The caller judges the outcome on other data.
+        (the outcome, every step measured, in order). If no bound comes inside the budget, the estimates decide; if none
+        of them does either, everything is kept. The caller judges the outcome on other data.
     """
     steps: dict[Units, Step] = {}
+    max_loss = recipe.budget.max_loss
 
     def step(kept: Units) -> Step:
         if kept not in steps:
-            steps[kept] = measure(kept)
+            steps[kept] = measured_step(recipe, kept, measure)
         return steps[kept]
 
     def bound_inside(kept: Units) -> bool:
-        return step(kept).loss_upper <= max_loss
+        return step(kept).measured.bound <= max_loss
 
     def estimate_inside(kept: Units) -> bool:
-        return step(kept).loss <= max_loss
+        return step(kept).measured.loss <= max_loss
 
-    if bound_inside(()):
-        return (), list(steps.values())
-    units = tuple(ranking())
-    for inside in (bound_inside, estimate_inside):
-        enough = _enough(units, inside)
-        if enough is not None:
-            return _needed(enough, inside, limit=2 * len(units).bit_length()), list(steps.values())
-    return units, list(steps.values())
+    def outcome() -> Units:
+        if bound_inside(()):
+            return ()
+        units = tuple(ranking())
+        for inside in (bound_inside, estimate_inside):
+            enough = _enough(units, inside)
+            if enough is not None:
+                return _needed(enough, inside, limit=2 * len(units).bit_length())
+        return units
+
+    return step(outcome()), list(steps.values())
 
 
 def units_by_error(account: Sequence[Mapping[str, Any]]) -> Units:
@@ -75,17 +88,17 @@ def units_by_error(account: Sequence[Mapping[str, Any]]) -> Units:
     return tuple(sorted(worst, key=lambda unit: -worst[unit]))
 
 
-def step_rows(steps: Sequence[Step], kept: Units | None = None) -> list[dict[str, Any]]:
-    """The steps as plain data, for the Record. kept: the outcome of the search; its step is marked `chosen`."""
+def step_rows(steps: Sequence[Step], chosen: Step | None = None) -> list[dict[str, Any]]:
+    """The steps as plain data, for the Record. chosen: the outcome of the search, which is marked."""
     return [
         {
             "n_fallback": len(step.kept),
             "unit": step.kept[-1] if step.kept else None,
             "units": list(step.kept),
-            "chosen": step.kept == kept,
-            "loss": step.loss,
-            "loss_upper": step.loss_upper,
-            "bytes": step.bytes_,
+            "chosen": chosen is not None and step.kept == chosen.kept,
+            "loss": step.measured.loss,
+            "loss_upper": step.measured.bound,
+            "bytes": step.measured.bytes_,
             "decided_on": "tuning",
         }
         for step in steps

@@ -157,7 +157,7 @@ def _squared_error(method: str, w_NK: Tensor, stats: LayerStats, scheme: Scheme,
             [w_NK], stats, scheme, judge
         )  # fmt: skip
         if scaled is not None:
-            w_NK, stats = w_NK * scaled.scale_K, rescaled(stats, scaled.scale_K)
+            w_NK, stats = scaled.transform.absorbed(w_NK), rescaled(stats, scaled.transform)
     delta_NK = w_NK - rtn(w_NK, stats, spec, RANGES[row.range]).qtensor.dequantize()
     total = squared_outputs(delta_NK, stats)
     if row.rounding == "gptq":

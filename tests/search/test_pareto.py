@@ -1,10 +1,14 @@
 """The front of speed and loss: which variants are tried, which are dominated, which one is taken."""
 
-from bitwright.search.front import Point, beginnings, choose, pareto
+from bitwright.recipe import Recipe
+from bitwright.search.fallback import Step
+from bitwright.search.measured import Measured
+from bitwright.search.pareto import Point, beginnings, choose, pareto
 
 
 def point(kept: int, loss: float, speedup: float, margin: float = 0.001) -> Point:
-    return Point(tuple(f"u{i}" for i in range(kept)), loss, loss + margin, speedup)
+    units = tuple(f"u{i}" for i in range(kept))
+    return Point(Step(units, Recipe(), Measured(loss, loss + margin, None, 100)), speedup)
 
 
 POINTS = [point(0, 0.009, 3.0), point(1, 0.004, 2.9), point(2, 0.005, 2.8), point(12, 0.002, 2.0), point(24, 0.0, 1.2)]

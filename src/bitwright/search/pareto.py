@@ -7,7 +7,7 @@ is the Pareto front: on it, speed is bought with accuracy only.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitwright.search.fallback import Units
+from bitwright.search.fallback import Step, Units
 
 _SHARES = (0.1, 0.25, 0.5, 1.0)  # of the units; beside none, one and two of them
 _SAME_SPEED = 0.97  # of the fastest: less is noise
@@ -15,16 +15,20 @@ _SAME_SPEED = 0.97  # of the fastest: less is noise
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One combination that was measured.
+    """One combination that was measured and timed. speedup: times as fast as the baseline."""
 
-    kept: units in 16 bit. loss, loss_upper: on tuning data, with its upper bound. speedup: times as fast as the
-    baseline.
-    """
-
-    kept: Units
-    loss: float
-    loss_upper: float
+    step: Step
     speedup: float
+
+    @property
+    def loss(self) -> float:
+        """On tuning data."""
+        return self.step.measured.loss
+
+    @property
+    def bound(self) -> float:
+        """The upper bound of that loss."""
+        return self.step.measured.bound
 
 
 def beginnings(units: Sequence[str]) -> list[Units]:
@@ -49,7 +53,7 @@ def choose(points: Sequence[Point], max_loss: float, min_speedup: float) -> tupl
     its upper bound is; where no fast enough point has such a bound, the estimates decide. Where none is both, the
     fastest whose loss is inside, else the one that loses least.
     """
-    bounded = [point for point in points if point.loss_upper <= max_loss]
+    bounded = [point for point in points if point.bound <= max_loss]
     estimated = [point for point in points if point.loss <= max_loss]
     fast = [point for point in points if point.speedup >= min_speedup]
     for inside in (bounded, estimated):

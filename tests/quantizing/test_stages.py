@@ -18,7 +18,8 @@ from bitwright.numerics import RANGES
 from bitwright.numerics.grids import scale_and_zero_point
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.spec import SCHEMES
-from bitwright.quantizing import blocks
+from bitwright.quantizing import observing, transforming
+from bitwright.quantizing.stages import quantize_stage
 from bitwright.runtime.load import load
 
 W4 = "w4a16_g32"
@@ -80,12 +81,12 @@ def test_static_ranges_are_those_of_the_transformed_inputs(
         folded.update(dict.fromkeys(shared.sites, (scale_K, shift_K)))
         return fold(model, shared, scale_K, shift_K)
 
-    monkeypatch.setattr(blocks, "fold", noting)
+    monkeypatch.setattr(transforming, "fold", noting)
     job = opened(tiny_model("bert"), scheme="w8a8_static", method=method, range=range_)
     checked = 0
     for stage in job.stages(batches):
         read = {site.name: inputs_of(stage, site.name) for site in stage.sites}
-        made = blocks.quantize_stage(job.model, stage, job.task())
+        made = quantize_stage(job.model, stage, job.stage_plan())
         for name, layer in made.layers.items():
             scale_K, shift_K = folded.get(name, (layer.input_scale_K, layer.input_shift_K))
             x = read[name] if shift_K is None else read[name] - shift_K
@@ -112,7 +113,7 @@ def test_bias_correction_leaves_no_mean_error(opened, tiny_model, batches, input
     x, linear = inputs_of(stage, name), job.model.get_submodule(name)
     with torch.no_grad():
         wanted, bias = linear(x), linear.bias.clone()
-        made = blocks.quantize_stage(job.model, stage, job.task())
+        made = quantize_stage(job.model, stage, job.stage_plan())
         rounded = x @ made.layers[name].qtensor.dequantize().T
         assert torch.allclose(linear(x), rounded + made.biases[name], atol=1e-5)
     corrected, uncorrected = ((rounded + b - wanted).mean(0).abs().max() for b in (made.biases[name], bias))
@@ -126,7 +127,7 @@ def test_errors_are_those_of_the_outputs(opened, tiny_model, batches, inputs_of,
     for stage in job.stages(batches, fast=False):
         read = {site.name: inputs_of(stage, site.name) for site in stage.sites}
         weights = {name: job.model.get_parameter(f"{name}.weight").detach().clone() for name in read}
-        made = blocks.quantize_stage(job.model, stage, job.task())
+        made = quantize_stage(job.model, stage, job.stage_plan())
         for row in made.account:
             name, x = row["name"], read[row["name"]].double()
             if f"{name}.weight" in made.changed:
@@ -162,16 +163,15 @@ def test_starved_experts_are_noted_and_helped(opened, tiny_decoder, batches, inp
     stage = next(iter(job.stages(batches)))
     weights = {name: p.detach().clone() for name, p in experts.named_parameters()}
     fed = [observe(None, inputs_of(stage, f"{stem}.{i}.gate_proj"), gram=True) for i in (0, 1)]
-    made = blocks.quantize_stage(job.model, stage, job.task())
+    made = quantize_stage(job.model, stage, job.stage_plan())
     rows = {row["name"].removeprefix(f"{stem}."): row for row in made.account if row["role"] == "expert"}
     assert {i: rows[f"{i}.gate_proj"]["n_tokens"] for i in range(4)} == {0: 288, 1: 285, 2: 3, 3: 0}
     for name, row in rows.items():
         starved = name[0] in "23"
         assert ("starved" in row) == starved
         if starved:
-            how = "rounded to nearest" if name.endswith("down_proj") else "all experts of the block saw"
-            assert f"saw {row['n_tokens']} calibration tokens, fewer than 32" in row["starved"]
-            assert how in row["starved"]
+            policy = "rtn" if name.endswith("down_proj") else "lent"
+            assert row["starved"] == {"n_tokens": row["n_tokens"], "fewest": 32, "policy": policy}
     if method == "gptq" and not options:
         spec = SCHEMES[W4].weight
         codes = {name: made.layers[f"{stem}.{name}"].qtensor.codes_NK for name in rows}
@@ -201,7 +201,7 @@ def test_nan_in_one_batch_names_the_block(opened, tiny_decoder, batches, monkeyp
             x_MK[5, 7] = float("nan")
         return observe(stats, x_MK, **options)
 
-    monkeypatch.setattr(blocks, "observe", poisoned)
+    monkeypatch.setattr(observing, "observe", poisoned)
     with pytest.raises(NumericsError, match=r"block 1: .* 1 of 32 are NaN or infinite"):
         opened(tiny_decoder("llama"), scheme=W4, method="gptq").quantize(batches)
 
@@ -244,7 +244,7 @@ def test_stage_without_anything_to_quantize_costs_nothing(opened, tiny_decoder, 
     rules = [{"match": "model.layers.0.*", "scheme": "16bit"}]
     job = opened(tiny_decoder("llama"), scheme=W4, method="gptq", rules=rules)
     observed: list[int] = []
-    monkeypatch.setattr(blocks, "observe", lambda *args, **options: observed.append(1) or observe(*args, **options))
+    monkeypatch.setattr(observing, "observe", lambda *args, **options: observed.append(1) or observe(*args, **options))
     first, second, heads = job.quantize(batches)
     assert (first.layers, first.account) == (heads.layers, heads.account) == ({}, [])
     assert len(second.layers) == 7

@@ -30,7 +30,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         per_runtime = {row["runtime"]: 1.0 for row in rows}
         return {"rows": rows} | dict.fromkeys(("peak_rss_mib", "load_s", "cosine_to_fp32"), per_runtime)
 
-    monkeypatch.setattr("bitwright.pipeline.front.run_bench", bench)
+    monkeypatch.setattr("bitwright.pipeline.speed_front.run_bench", bench)
     monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
     return counts
 
@@ -75,7 +75,7 @@ def test_a_run_that_fails_while_it_times_keeps_its_measurements(
         raise CheckpointError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bitwright.pipeline.front.write_variant", full)
+        patch.setattr("bitwright.pipeline.speed_front.write_variant", full)
         with pytest.raises(CheckpointError, match="no space left"):
             quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), samples=60)
     work = tmp_path / ".out.bitwright"

@@ -1,0 +1,98 @@
+"""The `measure` of those who search for a recipe: what a recipe's model loses, on tuning data or on a small sample."""
+
+import math
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from bitwright.errors import NumericsError
+from bitwright.evaluate import Task, paired_bootstrap
+from bitwright.evaluate.kinds import Outputs
+from bitwright.evaluate.logits import compare_windows
+from bitwright.pipeline.job import Job
+from bitwright.pipeline.opened import AnyModel
+from bitwright.pipeline.scored import agreement_task, as_texts
+from bitwright.pipeline.variants import candidate, quantize_model
+from bitwright.progress import Progress
+from bitwright.quantizing.layers import Quantized
+from bitwright.recipe import Recipe
+from bitwright.runtime.engine_model import EngineModel
+from bitwright.runtime.streamed import StreamedModel
+from bitwright.search.journal import Journal
+from bitwright.search.measured import Measure, Measured
+
+_LOSS_TEXTS, _LOSS_WINDOWS, _LOSS_TOKENS = 128, 4, 64  # of the small sample
+
+
+def run_task(task: Task, model: AnyModel | EngineModel, progress: Progress, what: str) -> Outputs:
+    """The outputs of `model` for the texts of `task`."""
+    return task.run(lambda texts: model.encode(texts, track=lambda steps: progress.track(list(steps), what)))
+
+
+def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Measure:
+    """Measures recipes that keep some of the linears of `quantized` in 16 bit; nothing is quantized for it."""
+    float_outputs: list[Outputs] = []
+
+    @cache
+    def measure(recipe: Recipe) -> Measured:
+        variant = job.with_recipe(recipe)
+
+        def bounds() -> list[float]:
+            if not float_outputs:
+                float_outputs.append(run_task(job.scored.tuning, job.model, progress, "tuning texts, float"))
+            what = f"tuning texts, {_more_in_16_bit(job, variant)} units in 16 bit"
+            outputs = run_task(job.scored.tuning, candidate(variant, quantized), progress, what)
+            interval = paired_bootstrap(job.scored.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
+            return [interval.loss, interval.upper]
+
+        loss, bound = journal.remember(f"loss:{recipe.model_dump_json(exclude={'budget'})}", bounds)
+        return Measured(loss, bound, None, _bytes(variant))
+
+    return measure
+
+
+def on_a_sample(job: Job, progress: Progress) -> Measure:
+    """Measures any recipe, which is carried out for it, on a few tuning texts; the loss has no bound.
+
+    By the label-free metric; of a language model e^KL − 1, the rise of perplexity on text that the float model would
+    write. Where the metric counts answers, less than one of the texts cannot be told from none: it counts as one.
+    """
+
+    def measure(recipe: Recipe) -> Measured:
+        variant = job.with_recipe(recipe)
+        with TemporaryDirectory() as folder:
+            model = candidate(variant, quantize_model(variant, Path(folder), progress))
+            try:
+                loss = _sample_loss(job, model, progress)
+            except NumericsError:
+                loss = math.inf
+        return Measured(loss, math.inf, None, _bytes(variant))
+
+    return measure
+
+
+def _sample_loss(job: Job, model: AnyModel, progress: Progress) -> float:
+    if isinstance(job.model, StreamedModel) and isinstance(model, StreamedModel):
+        texts = job.scored.tuning.texts[:_LOSS_WINDOWS]
+        windows = [tuple(ids[:_LOSS_TOKENS]) for ids in texts if not isinstance(ids, str)]
+        ids = torch.tensor(windows)
+        pairs = dict(zip(windows, zip(job.model.logits(ids), model.logits(ids), strict=True), strict=True))
+        compared = compare_windows(windows, lambda window: pairs[window][0], lambda window: pairs[window][1])
+        return math.expm1(compared.mean_kl)
+    probe = as_texts(job.scored.probe[:_LOSS_TEXTS])
+    task = agreement_task(job.opened.loaded, probe)
+    outputs = (run_task(task, each, progress, "sample") for each in (job.model, model))
+    loss = float(task.loss(*outputs))
+    return loss if task.kind.outputs == "embeddings" else max(loss, 1 / len(probe))
+
+
+def _bytes(job: Job) -> int:
+    return sum(row.bytes_after for row in job.plan)
+
+
+def _more_in_16_bit(job: Job, variant: Job) -> int:
+    """Units that a variant keeps in 16 bit and the job does not."""
+    before = {row.name: row.scheme for row in job.plan}
+    return len({row.unit for row in variant.plan if row.scheme != before[row.name]})

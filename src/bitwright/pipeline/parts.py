@@ -1,0 +1,73 @@
+"""Sensitivity: how far the outputs of a model move when a part of it is quantized, measured part by part."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bitwright.errors import NumericsError
+from bitwright.evaluate import Task
+from bitwright.evaluate.remembering import remembering
+from bitwright.pipeline.job import Job
+from bitwright.pipeline.scored import agreement_task, as_texts
+from bitwright.pipeline.swapped import folded, only_quantized, quantized_modules
+from bitwright.progress import Progress
+from bitwright.quantizing.layers import Quantized
+from bitwright.runtime.model import Model
+from bitwright.search.journal import Journal
+from bitwright.search.sensitivity import Reading, measure_sensitivity, read_outputs
+
+_MAX_TASK_TEXTS = 400  # texts that every variant of the model encodes for its metric loss
+
+
+def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> dict[str, Any]:
+    """The Record's `sensitivity`: every linear, unit and group of the model."""
+    sites = [site for site in job.opened.sites if site.name in quantized.layers]
+    found = measure_sensitivity(
+        sites,
+        _reader(job, quantized),
+        journal,
+        track=lambda parts: progress.track(list(parts), "sensitivity of every layer"),
+    )
+    return found | {"n_samples": len(job.scored.probe), "metric": sensitivity_task(job).kind.metric}
+
+
+def sensitivity_task(job: Job) -> Task:
+    """The task whose loss stands beside the distance: the tuning task, or so much of it that a hundred variants of the
+    model can be measured. One that needs its whole corpus gives way to agreement with float on the probe texts.
+    """
+    task = job.scored.tuning
+    if len(task.texts) <= _MAX_TASK_TEXTS:
+        return task
+    units = np.arange(min(task.n_units or 0, _MAX_TASK_TEXTS // 2))
+    kind, texts = task.kind.select(units, task.texts)
+    if len(texts) <= _MAX_TASK_TEXTS:
+        return Task(task.name, texts, kind)
+    probe = as_texts(job.scored.probe)
+    return agreement_task(job.opened.loaded, probe, name="agreement with float on probe texts")
+
+
+def _reader(job: Job, quantized: Quantized) -> Callable[[frozenset[str]], Reading]:
+    """A function from a set of linears to how the outputs move when just these are quantized.
+
+    The distance is taken over the outputs of the probe texts, the metric loss over `sensitivity_task`.
+    """
+    assert isinstance(job.model, Model)
+    base = replace(job.model, hf=folded(job.opened.loaded.model, quantized))
+    modules = quantized_modules(quantized)
+    task, texts = sensitivity_task(job), as_texts(job.scored.probe)
+    float_encode = remembering(job.model.encode)
+    float_probe, float_outputs = float_encode(texts), task.run(float_encode)
+
+    def read(names: frozenset[str]) -> Reading:
+        encode = remembering(base.encode)
+        with only_quantized(base.hf, modules, names):
+            try:
+                probe = encode(texts)
+                loss = task.loss(float_outputs, task.run(encode))
+            except NumericsError:  # the outputs are not finite: as far away as can be
+                probe, loss = [np.full_like(row, np.nan) for row in float_probe], np.inf
+        return read_outputs(float_probe, probe, float(loss))
+
+    return read

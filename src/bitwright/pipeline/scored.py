@@ -1,0 +1,168 @@
+"""The texts of a run, drawn: what decides, what methods look at, and what sensitivity compares, all disjoint."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, mix, parse_sources, require_texts
+from bitwright.calibration.windows import Window, mix_windows
+from bitwright.errors import DataError, InputError
+from bitwright.evaluate import Task, label_free_task, load_custom, load_task, shared_texts, split
+from bitwright.evaluate.kinds import Items
+from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
+from bitwright.models.load import LoadedModel
+from bitwright.pipeline.opened import AnyModel, Opened
+from bitwright.pipeline.request import Texts
+from bitwright.recipe import Recipe
+
+BUILTIN_DATA = ("builtin",)
+_MAX_WINDOWS = 64  # of a language model, tuning and held-out together
+_MAX_PROBE = 200  # texts whose outputs sensitivity compares
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The texts of a run.
+
+    tuning, held_out: the two sides of what decides. calibration: texts, or windows of token ids, that methods look at,
+    on neither side. probe: texts whose outputs sensitivity compares; from the tuning side. sha256: of the labels, or of
+    the user's metric.
+    """
+
+    tuning: Task
+    held_out: Task
+    calibration: Items
+    probe: Items
+    sha256: str
+
+
+def draw(opened: Opened, model: AnyModel, recipe: Recipe, texts: Texts, *, calibrates: bool) -> Scored:
+    """Draw the texts of a run. calibrates: whether a method looks at inputs.
+
+    Raises:
+        DataError, InputError: texts or a metric that cannot be used.
+    """
+    calibration: Items
+    pool: list[str] = []
+    if opened.streams:
+        task, windows = _draw_windows(texts, recipe, model, needs_calibration=calibrates)
+        calibration = tuple(windows)
+    else:
+        labelled = _labelled_task(texts, opened.loaded)
+        pool, drawn = _draw_texts(texts, recipe, labelled, needs_calibration=calibrates)
+        task, calibration = labelled or agreement_task(opened.loaded, pool), tuple(drawn)
+    tuning, held_out = split(task, seed=recipe.seed)
+    probe: Items = tuning.texts[:_MAX_PROBE] or tuple(pool[:_MAX_PROBE])
+    return Scored(tuning, held_out, calibration, probe, _evaluation_sha256(texts))
+
+
+def as_texts(items: Items) -> list[str]:
+    """The items of a model that reads texts."""
+    return [item for item in items if isinstance(item, str)]
+
+
+def agreement_task(loaded: LoadedModel, texts: Sequence[str], name: str = "label-free") -> Task:
+    """Agreement with the float model on `texts`, in the way that fits what the model puts out."""
+    return label_free_task(
+        texts,
+        logits=loaded.task != "embedding",
+        multi_label=getattr(loaded.config, "problem_type", None) == "multi_label_classification",
+        n_labels=loaded.config.num_labels,
+        name=name,
+    )
+
+
+def _draw_windows(
+    texts: Texts, recipe: Recipe, model: AnyModel, *, needs_calibration: bool
+) -> tuple[Task, list[Window]]:
+    """(perplexity on windows of text, windows for calibration): disjoint.
+
+    Raises:
+        DataError: a text shorter than a window, or fewer calibration windows than make sense.
+    """
+    if texts.metric is not None:
+        raise InputError(
+            "--metric is for models that encode texts; a language model is judged by perplexity: give --eval"
+        )
+    length = min(recipe.calibration.max_tokens, model.max_tokens)
+    n_calibration = recipe.calibration.samples if needs_calibration else 0
+    n_scored = 0 if texts.evaluation else min(texts.samples, _MAX_WINDOWS)
+    sources, wanted = parse_sources(texts.data or BUILTIN_DATA), n_calibration + n_scored
+    drawn = mix_windows(model.tokenizer, sources, wanted, length, seed=recipe.seed) if wanted else []
+    if len(drawn) < wanted:  # both get their share of what there is
+        n_calibration = len(drawn) * n_calibration // wanted
+    if needs_calibration and n_calibration < LEAST_CALIBRATION_TEXTS:
+        raise DataError(
+            f"{n_calibration} windows of {length} tokens for calibration; at least {LEAST_CALIBRATION_TEXTS} are "
+            "needed: give more text with --data, or a smaller calibration.max_tokens in the recipe"
+        )
+    if texts.evaluation:
+        window = min(WINDOW, model.max_tokens)
+        task = language_task(texts.evaluation, model.tokenizer, window=window, windows=WINDOWS)
+    else:
+        names = " and ".join(source.name for source in sources)
+        protocol = f"{names}, {len(drawn) - n_calibration} windows of {length} tokens drawn at random, no BOS"
+        task = Task(names, tuple(drawn[n_calibration:]), LanguageModel(protocol))
+    return task, drawn[:n_calibration]
+
+
+def _draw_texts(
+    texts: Texts, recipe: Recipe, labelled: Task | None, *, needs_calibration: bool
+) -> tuple[list[str], list[str]]:
+    """(texts for the label-free metric or the probe, texts for calibration): disjoint, and none that is scored.
+
+    Raises:
+        DataError: fewer calibration texts than make sense.
+    """
+    n_pool = texts.samples if labelled is None else 0 if labelled.texts else _MAX_PROBE
+    n_calibration = recipe.calibration.samples if needs_calibration else 0
+    if n_pool + n_calibration == 0:
+        return [], []
+    scored = set(labelled.texts) if labelled else set()
+    wanted = n_pool + n_calibration
+    drawn = mix(parse_sources(texts.data or BUILTIN_DATA), wanted + len(scored), seed=recipe.seed)
+    drawn = [text for text in drawn if text not in scored][:wanted]
+    if len(drawn) < wanted:  # both get their share of what there is
+        n_calibration = len(drawn) * n_calibration // wanted
+    if needs_calibration:
+        require_texts(drawn[:n_calibration], LEAST_CALIBRATION_TEXTS, "static ranges")
+    return drawn[n_calibration:], drawn[:n_calibration]
+
+
+def _labelled_task(texts: Texts, loaded: LoadedModel) -> Task | None:
+    """The metric that the user gave, if any."""
+    if texts.metric is not None:
+        if texts.evaluation is not None:
+            raise InputError("--metric and --eval both say what decides; give one of them")
+        return load_custom(texts.metric)
+    if texts.evaluation is None:
+        return None
+    labels = getattr(loaded.config, "id2label", None) or {}
+    task = load_task(texts.evaluation, texts.kind, label_names=[labels[i] for i in sorted(labels)])
+    wanted = {"embedding": "embeddings", "sequence-classification": "logits"}.get(loaded.task)
+    if task.kind.outputs != wanted:
+        raise DataError(
+            f"{texts.evaluation}: {task.kind.name} scores {task.kind.outputs}, and this is a {loaded.task} model"
+        )
+    return task
+
+
+def doubts(scored: Scored) -> list[str]:
+    """What a reader of the verdict should know of the split."""
+    if shared := len(shared_texts(scored.tuning, scored.held_out)):
+        return [f"{shared} texts occur in the tuning and in the held-out data: they tie too many examples together"]
+    return []
+
+
+def _evaluation_sha256(texts: Texts) -> str:
+    """A digest of the files that hold the labels or the text, or the code of the user's metric."""
+    digest = hashlib.sha256(str(texts.kind).encode())
+    if place := texts.evaluation or (texts.metric or "").rpartition(":")[0]:
+        path = Path(place)
+        if not path.exists():  # a name, as of the built-in prose
+            digest.update(place.encode())
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""Quantizing one stage of a model: observe, transform, round, account, leave the rounded weights in place."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitwright.calibration.stream import Stage
+from bitwright.models.architectures import LinearSite
+from bitwright.quantizing.block_outputs import distance
+from bitwright.quantizing.observing import observe_inputs
+from bitwright.quantizing.rounding import error_by_rtn, round_linears
+from bitwright.quantizing.shards import Made
+from bitwright.quantizing.transforming import transform
+from bitwright.quantizing.work import StagePlan, Work
+
+_COMPARED_BATCHES = 1  # whose block outputs are compared, before and after
+
+
+def quantize_stage(model: nn.Module, stage: Stage, plan: StagePlan) -> Made:
+    """Quantize the linears of a stage. Mutates `model`: afterwards it computes with the rounded weights.
+
+    Raises:
+        NumericsError: NaN or infinity in a weight or among the inputs; the message names the linear.
+    """
+    sites = [site for site in stage.sites if site.name in plan.rows]
+    if not sites:
+        return Made({}, {}, (), [])
+    here = {site.name for site in sites}
+    inputs = [shared for shared in plan.inputs if here.intersection(shared.sites)]
+    sample = range(min(_COMPARED_BATCHES, len(stage.inputs)))
+    work = Work(model, stage, plan, sites, sample, stage.outputs(sample))
+    observe_inputs(work, inputs)
+    for site in sites:
+        work.notes[site.name] |= {"error_rtn": error_by_rtn(work, site.name)}
+    for shared in inputs:
+        transform(work, shared)
+    changed = {name: _as_kept(work, name) for name in dict.fromkeys(work.changed)}
+    for number, shared in enumerate(inputs):
+        if plan.recipe.options.sequential and number:
+            observe_inputs(work, [shared])
+        round_linears(work, shared)
+    moved = distance(work.before, stage.outputs(sample))
+    return Made(work.layers, changed, work.rebiased, [_account_row(work, site, moved) for site in sites])
+
+
+def _account_row(work: Work, site: LinearSite, moved: float) -> dict[str, Any]:
+    """The Record's row of one linear. moved: how far the outputs of the stage went."""
+    row = work.plan.rows[site.name]
+    facts = {"name": site.name, "block": site.block, "role": site.role, "unit": site.unit, "block_emd": moved}
+    return facts | {"scheme": row.scheme, "method": row.method} | work.notes[site.name]
+
+
+def _as_kept(work: Work, name: str) -> Tensor:
+    """A changed parameter as a checkpoint keeps it if it stays float: matrices of linears in 16 bit, the rest as is."""
+    value = work.model.get_parameter(name).detach()
+    quantized = name.removesuffix(".weight") in work.plan.rows
+    return value.to(work.plan.half) if quantized and value.ndim == 2 else value.clone()

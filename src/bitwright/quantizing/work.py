@@ -1,0 +1,83 @@
+"""A stage under way: what is to be done with it, and what is known of its linears so far.
+
+A stage is a block, or several that must be observed together. Its linears come in sets that read the same input: a
+transform is chosen for such a set, a rounding for each linear.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitwright.calibration.stream import Stage
+from bitwright.models.architectures import LinearSite
+from bitwright.models.rescale import SharedInput
+from bitwright.numerics.histogram import Histogram
+from bitwright.numerics.linear import InputTransform, QuantizedLinear
+from bitwright.numerics.spec import SCHEMES, Scheme
+from bitwright.plan import PlanRow
+from bitwright.quantizing.statistics import Statistics
+from bitwright.recipe import Recipe
+
+EXACT_RANGES = ("absmax", "min_max")  # static input ranges that follow from each feature's extremes
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What is to be done with the stages of a model.
+
+    rows: the plan's rows of the linears to quantize, by name. inputs: the sets that read one input, in forward order.
+    half: what "16 bit" is for this model.
+    """
+
+    rows: Mapping[str, PlanRow]
+    inputs: Sequence[SharedInput]
+    recipe: Recipe
+    half: torch.dtype
+
+
+@dataclass(slots=True)
+class Work:
+    """A stage under way.
+
+    sites: its linears that are quantized. sample, before: batches whose outputs are compared, and the stage's outputs
+    for them before anything was changed. stats: of every linear's input, transformed. applied: transforms that did not
+    fold, by linear. histograms: of transformed inputs, where a static range needs them. notes: what the Record says of
+    each linear. changed: parameters that a fold changed. layers: what was made; rebiased: those of them whose bias is
+    another than the model's.
+    """
+
+    model: nn.Module
+    stage: Stage
+    plan: StagePlan
+    sites: list[LinearSite]
+    sample: range
+    before: list[Any]
+    stats: Statistics = field(default_factory=Statistics)
+    applied: dict[str, InputTransform] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    layers: dict[str, QuantizedLinear] = field(default_factory=dict)
+    rebiased: set[str] = field(default_factory=set)
+
+    def scheme(self, name: str) -> Scheme:
+        """The scheme of one linear."""
+        return SCHEMES[self.plan.rows[name].scheme]
+
+    def linear(self, name: str) -> nn.Linear:
+        """The module of one linear."""
+        module = self.model.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        return module
+
+    def chosen(self, shared: SharedInput) -> list[str]:
+        """The linears that are quantized of those that read an input."""
+        return [name for name in shared.sites if name in self.plan.rows]
+
+    def needs_histogram(self, names: Iterable[str]) -> bool:
+        """Whether a range of these linears' inputs is static and follows from more than extremes."""
+        specs = [self.scheme(name).input for name in names]
+        return self.plan.recipe.range not in EXACT_RANGES and any(spec and not spec.dynamic for spec in specs)

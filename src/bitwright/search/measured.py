@@ -1,0 +1,25 @@
+"""What is measured of a recipe, by whoever searches for a better one: the decision engine, the fallback search, the
+front of speed and loss, a tuner."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitwright.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a model is like that was quantized as a recipe says.
+
+    loss: relative to the float model's score, a fraction; infinite if the outputs are no numbers any more. bound: the
+    upper bound of that loss; infinite where none is known. seconds: of one run of the model; None where nothing was
+    timed. bytes_: of the weights.
+    """
+
+    loss: float
+    bound: float
+    seconds: float | None
+    bytes_: int
+
+
+Measure = Callable[[Recipe], Measured]
