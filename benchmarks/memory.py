@@ -72,7 +72,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = {name: PendingTensor(torch.bfloat16, shape, partial(make, shape)) for name, shape in shapes(config)}
+    tensors = {name: PendingTensor("BF16", shape, partial(make, shape)) for name, shape in shapes(config)}
     write_safetensors(folder / "model.safetensors", tensors)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))

@@ -127,7 +127,8 @@ def dequantized(job: Job, quantized: Quantized) -> AnyModel:
 
 def _dequantized_stream(job: Job, model: StreamedModel, quantized: Quantized) -> StreamedModel:
     def part(name: str, number: int) -> Tensor:
-        tensor: Tensor = quantized.layers[name].load().effective()[number]
+        tensor = quantized.layers[name].load().effective()[number]
+        assert isinstance(tensor, Tensor)
         return tensor
 
     names = quantized_names(job.plan)
