@@ -11,8 +11,8 @@ from torch import Tensor
 from bitwright.calibration import stream
 from bitwright.calibration.observers import observe
 from bitwright.calibration.stream import Stage, fast_matmul, stream_stages
-from bitwright.models.architectures import find_linears
 from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.sites import find_linears
 
 IDS = torch.randint(5, 200, (4, 32), generator=torch.Generator().manual_seed(0))
 

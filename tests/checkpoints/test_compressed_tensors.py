@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, InputError, ModelError
-from bitwright.models.architectures import architecture_of
+from bitwright.families import architecture_of
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 

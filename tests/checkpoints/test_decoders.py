@@ -13,9 +13,9 @@ from torch import Tensor
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, read_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
-from bitwright.models.architectures import find_linears
 from bitwright.models.experts import linearize
 from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.sites import find_linears
 from tests.families import DECODERS
 
 pytest.importorskip("compressed_tensors")

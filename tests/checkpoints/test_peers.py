@@ -15,8 +15,9 @@ from torch.nn import functional
 from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.read import for_model, read_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
+from bitwright.families import architecture_of
 from bitwright.kernels.reference import quantize_rows
-from bitwright.models.architectures import architecture_of, find_linears
+from bitwright.models.sites import find_linears
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 

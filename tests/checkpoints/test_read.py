@@ -14,7 +14,7 @@ from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_check
 from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
 from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
 from bitwright.errors import CheckpointError, NumericsError
-from bitwright.models.architectures import architecture_of
+from bitwright.families import architecture_of
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
 ]
 IDS = torch.randint(5, 200, (3, 17), generator=torch.Generator().manual_seed(2))
-# As of a float model on the engine (tests/engine/test_encoders.py): bf16 here and there.
+# As of a float model on the engine (tests/engine/test_builders.py): bf16 here and there.
 TOLERANCE = 0.015
 # Where inputs are rounded to codes, those that lie at the middle between two may become either.
 CODES_TOLERANCE = 0.04

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError
+from bitwright.families import Architecture
 from bitwright.kernels.linear import cpu_multiplies_bf16
-from bitwright.models.architectures import Architecture, LinearSite, find_blocks
 from bitwright.models.lazy import materialise, release
 from bitwright.models.load import LoadedModel
+from bitwright.models.sites import LinearSite, find_blocks
 
 Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]

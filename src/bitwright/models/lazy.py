@@ -7,16 +7,12 @@ import torch
 from torch import nn
 
 from bitwright.errors import ModelError
+from bitwright.families.tasks import Task
 from bitwright.files.directory import check_source
-from bitwright.models.architectures import file_name, find_blocks, is_transposed
 from bitwright.models.hub import fetch
-from bitwright.models.load import (
-    LoadedModel,
-    Task,
-    build_empty,
-    load_tokenizer,
-)
+from bitwright.models.load import LoadedModel, build_empty, load_tokenizer
 from bitwright.models.matching import check_finite, check_names
+from bitwright.models.sites import file_name, find_blocks, is_transposed
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
 

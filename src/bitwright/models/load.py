@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import transformers
@@ -20,6 +20,8 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, ModelError
+from bitwright.families import Architecture, architecture_of
+from bitwright.families.tasks import TASKS, Task, task_of
 from bitwright.files.directory import (
     check_source,
     fingerprint,
@@ -30,16 +32,15 @@ from bitwright.files.directory import (
     source_files,
     weight_files,
 )
-from bitwright.models.architectures import Architecture, architecture_of
 from bitwright.models.experts import linearize
 from bitwright.models.hub import fetch
 from bitwright.models.matching import and_more, check_finite, check_names, listed
 from bitwright.models.meta import parameters_on_meta
+from bitwright.models.sites import base_prefix
 from bitwright.models.source_tensors import SourceTensors
 
 __all__ = [
     "LoadedModel",
-    "Task",
     "build_empty",
     "build_model",
     "fetch",
@@ -51,12 +52,8 @@ __all__ = [
     "read_config",
     "source_bytes",
     "source_files",
-    "task_of",
-    "task_of_classes",
     "weight_files",
 ]
-
-Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
 
 _AUTO_CLASSES: dict[Task, Any] = {
     "embedding": transformers.AutoModel,
@@ -64,19 +61,6 @@ _AUTO_CLASSES: dict[Task, Any] = {
     "token-classification": transformers.AutoModelForTokenClassification,
     "question-answering": transformers.AutoModelForQuestionAnswering,
     "text-generation": transformers.AutoModelForCausalLM,
-}
-
-# End of a class name in config.architectures -> task. What was only pretrained is used as an embedding model.
-_TASK_OF_CLASS: dict[str, Task] = {
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForConditionalGeneration": "text-generation",  # of the families in the table: those that also read images
-    "ForMaskedLM": "embedding",
-    "ForPreTraining": "embedding",
-    "Model": "embedding",
 }
 
 # What transformers raises on files whose values are wrong or contradict each other.
@@ -142,7 +126,7 @@ def load_model(
             _check_pickle(file)
     with _building(path):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
-    task = task_of(config) if task is None else task
+    task = task_of(config.architectures, str(config.name_or_path)) if task is None else task
     with _building(path):
         # Sizes that differ are collected rather than raised, to be reported with their numbers.
         model, report = _AUTO_CLASSES[task].from_pretrained(
@@ -193,7 +177,7 @@ def build_empty(
     with _building(path):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
     architecture = architecture_of(config.model_type)
-    task = task_of(config) if task is None else task
+    task = task_of(config.architectures, str(config.name_or_path)) if task is None else task
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
@@ -219,7 +203,7 @@ def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:
     """
     with _building(path):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
-    architecture, task = architecture_of(config.model_type), task_of(config)
+    architecture, task = architecture_of(config.model_type), task_of(config.architectures, str(config.name_or_path))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with _building(path), no_init_weights():
@@ -229,45 +213,20 @@ def build_model(path: Path, *, trust_remote_code: bool = False) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, config, path, task, architecture, str(path), problem)
 
 
-def task_of(config: Any) -> Task:
-    """The task that a transformers config names by its `architectures`; without any, the model is an embedding model.
-
-    Raises:
-        ModelError: a class that stands for another task, or no list of names of classes.
-    """
-    return task_of_classes(config.architectures, str(config.name_or_path))
-
-
-def task_of_classes(classes: Any, where: str) -> Task:
-    """`task_of`, from the value of `architectures` in the config.json at `where`."""
-    classes = classes or ["Model"]
-    if not isinstance(classes, list) or not isinstance(classes[0], str):
-        raise ModelError(
-            f'{where}: architectures in config.json is {classes!r}; a list is needed, such as ["BertModel"]'
-        )
-    for ending, task in _TASK_OF_CLASS.items():
-        if classes[0].endswith(ending):
-            return task
-    raise ModelError(
-        f"{where}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; "
-        "say which is meant with task=, if one of them is"
-    )
-
-
 def max_tokens(loaded: LoadedModel) -> int:
     """The longest sequence, in tokens, special ones included, that the model was meant for and can take.
 
     The least of max_seq_length in sentence_bert_config.json, the tokenizer's model_max_length and the number of
-    positions. RoBERTa and MPNet count positions from padding_idx + 1: so many rows of their table are never used.
+    positions, less the rows of their table that are never read.
 
     Raises:
         ModelError: a sentence_bert_config.json that does not hold what it should.
     """
     limits = [int(loaded.config.get_text_config().max_position_embeddings)]
-    for name, module in loaded.model.named_modules():
-        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
+    positions = loaded.architecture.positions
+    table = dict(loaded.model.named_modules()).get(f"{base_prefix(loaded.model)}{positions.table}")
+    if isinstance(table, nn.Embedding):
+        limits.append(table.num_embeddings - positions.first(loaded.config.to_dict()))
     if loaded.tokenizer is not None:
         limits.append(int(loaded.tokenizer.model_max_length))
     sentence_config = loaded.path / "sentence_bert_config.json"
@@ -300,7 +259,7 @@ def _check_pickle(file: Path) -> None:
 
 def _check_task(task: Task | None) -> None:
     if task is not None and task not in _AUTO_CLASSES:
-        raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
+        raise ModelError(f"task {task!r} is none of {', '.join(TASKS)}")
 
 
 def load_tokenizer(path: Path, trust: bool) -> tuple[Any, str | None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitwright.errors import NumericsError
 from bitwright.evaluate.logits import compare_windows
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.features import measure_features
 from bitwright.pipeline.job import AnyModel, Job, agreement_task, open_job

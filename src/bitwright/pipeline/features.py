@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from bitwright.calibration.observers import LayerStats, observe
 from bitwright.calibration.stream import fast_matmul, stream_stages
 from bitwright.errors import named
-from bitwright.models.architectures import LinearSite, find_linears
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
 from bitwright.models.rescale import SharedInput, find_inputs
+from bitwright.models.sites import LinearSite, find_linears
 from bitwright.progress import Progress
 from bitwright.recipe import Recipe, scheme_of
 from bitwright.search.features import Features, Seen, measure

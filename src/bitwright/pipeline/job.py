@@ -18,8 +18,8 @@ from bitwright.errors import DataError, InputError
 from bitwright.evaluate import Task, label_free_task, load_custom, load_task, shared_texts, split
 from bitwright.evaluate.kinds import Items
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
+from bitwright.families.tasks import task_of
 from bitwright.kernels import dispatch, native
-from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
 from bitwright.models.hub import fetch
 from bitwright.models.lazy import open_lazily
 from bitwright.models.load import (
@@ -29,8 +29,8 @@ from bitwright.models.load import (
     max_tokens,
     read_config,
     source_files,
-    task_of_classes,
 )
+from bitwright.models.sites import LinearSite, find_embeddings, find_linears
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.pipeline.request import Texts
 from bitwright.plan import Plan, make_plan
@@ -132,7 +132,7 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
     names = model_names(loaded.model, loaded.architecture)
     sites = find_linears(loaded.model, loaded.architecture)
     source_dtype = _dtype_on_disk(loaded, sites[0])
-    embeddings = find_embeddings(loaded.model)
+    embeddings = find_embeddings(loaded.model, loaded.architecture)
     plan = make_plan(recipe, loaded.model, loaded.architecture, sites, embeddings, source_dtype.itemsize)
     if loaded.tokenizer is None:
         raise InputError(
@@ -180,7 +180,7 @@ def agreement_task(loaded: LoadedModel, texts: Sequence[str], name: str = "label
 def _open(name: str | Path, *, trust_remote_code: bool) -> LoadedModel:
     """The model: whole, or without values if it is a language model, since those run block by block."""
     path = fetch(name)
-    if task_of_classes(read_config(path).get("architectures"), str(path)) == "text-generation":
+    if task_of(read_config(path).get("architectures"), str(path)) == "text-generation":
         return replace(open_lazily(path, trust_remote_code=trust_remote_code, runnable=False), name=str(name))
     return load_model(name, trust_remote_code=trust_remote_code)
 

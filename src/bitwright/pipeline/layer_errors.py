@@ -11,9 +11,9 @@ from bitwright.calibration.data import token_batches
 from bitwright.calibration.observers import observe
 from bitwright.calibration.stream import stream_stages
 from bitwright.evaluate.output_errors import output_errors
-from bitwright.models.architectures import find_linears
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
+from bitwright.models.sites import find_linears
 from bitwright.pipeline.job import Job, as_texts
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized

@@ -22,8 +22,8 @@ from bitwright.methods import METHODS, Rounded, Transformed, rounding_of, transf
 from bitwright.methods.rows import round_together
 from bitwright.methods.rtn import rtn
 from bitwright.methods.scaling import input_error
-from bitwright.models.architectures import LinearSite
 from bitwright.models.rescale import SharedInput, fold, legal_scale, scale_readers
+from bitwright.models.sites import LinearSite
 from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.grids import scale_and_zero_point
 from bitwright.numerics.histogram import Histogram

@@ -18,10 +18,10 @@ from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from bitwright.errors import named
 from bitwright.methods import METHODS
 from bitwright.methods.rtn import rtn
-from bitwright.models.architectures import find_linears
 from bitwright.models.lazy import materialise, open_lazily, release
 from bitwright.models.load import LoadedModel
 from bitwright.models.rescale import find_inputs
+from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction

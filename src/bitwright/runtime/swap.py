@@ -9,8 +9,9 @@ from torch.nn import functional
 
 from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import InputError, ModelError
+from bitwright.families import Architecture
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, cpu_multiplies_bf16
-from bitwright.models.architectures import Architecture, find_blocks
+from bitwright.models.sites import find_blocks
 from bitwright.numerics.qtensor import QTensor
 
 # Far below what separates exact GELU from its tanh and sigmoid approximations (4e-4, 2e-2), far above float32 rounding.
