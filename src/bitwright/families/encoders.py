@@ -69,6 +69,8 @@ _ROBERTA = replace(
     tokenizer="RobertaTokenizer",
 )
 
+_CAMEMBERT = replace(_ROBERTA, tokenizer="CamembertTokenizer")
+
 _XLM_ROBERTA = replace(_ROBERTA, tokenizer="XLMRobertaTokenizer")
 
 _ELECTRA = replace(
@@ -219,6 +221,7 @@ _MODERNBERT = Architecture(
 ENCODERS: dict[str, Architecture] = {
     "albert": _ALBERT,
     "bert": _BERT,
+    "camembert": _CAMEMBERT,
     "deberta-v2": _DEBERTA_V2,
     "distilbert": _DISTILBERT,
     "electra": _ELECTRA,

@@ -34,6 +34,7 @@ TOKENIZERS: dict[str, TokenizerTraits] = {
         switches=(Switch("do_lower_case", True, "Lowercase"), Switch("keep_accents", False, "StripAccents", False)),
     ),
     "BertTokenizer": _WORD_PIECE,
+    "CamembertTokenizer": TokenizerTraits(switches=(Switch("add_prefix_space", True, "always"),)),
     "DebertaV2Tokenizer": TokenizerTraits(
         switches=(Switch("do_lower_case", False, "Lowercase"), Switch("split_by_punct", False, "Punctuation")),
     ),
