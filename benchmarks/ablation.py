@@ -17,7 +17,7 @@ from statistics import median
 
 import numpy as np
 
-from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.program import Op, Program
 from bitwright.engine.weights import Weights

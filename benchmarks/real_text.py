@@ -22,7 +22,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 import bitwright
-from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import open_weights
 from bitwright.kernels.dispatch import isa_index

@@ -41,8 +41,8 @@ from torch import nn
 from bitwright.calibration.data import token_batches
 from bitwright.evaluate import Task, label_free_task, language_task, load_task
 from bitwright.evaluate.kinds import Items, Outputs
-from bitwright.models.architectures import LinearSite, find_linears
 from bitwright.models.load import load_model
+from bitwright.models.sites import LinearSite, find_linears
 from bitwright.pipeline.gradients import fisher_of
 from bitwright.pipeline.layer_errors import output_error_rows
 from bitwright.pipeline.scored import as_texts

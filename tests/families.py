@@ -26,6 +26,7 @@ TOKENS = {"cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id
 ENCODERS: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16, "hidden_act": "gelu_new"},
     "bert": {},
+    "camembert": {"pad_token_id": 1, "type_vocab_size": 1},
     "deberta-v2": {
         "relative_attention": True,
         "pos_att_type": ["c2p", "p2c"],

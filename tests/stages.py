@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import model_names
 from torch import Tensor, nn
 
 from bitwright.calibration.stream import Stage, stream_stages
-from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.models.load import LoadedModel, materialise, open_lazily
+from bitwright.models.names import model_names
 from bitwright.models.rescale import find_inputs
+from bitwright.models.sites import LinearSite, find_embeddings, find_linears
 from bitwright.plan import Plan, half_names, make_plan, quantized_names
 from bitwright.progress import Quiet
 from bitwright.quantizing.layers import Quantized, quantize_linears
@@ -101,7 +101,7 @@ class Opened:
     def round_the_rest(self) -> None:
         """Bring what a checkpoint keeps in 16 bit (heads, embeddings) to its numbers there."""
         with torch.no_grad():
-            for name in {*half_names(self.plan), *find_embeddings(self.model)}:
+            for name in {*half_names(self.plan), *find_embeddings(self.model, self.loaded.architecture)}:
                 weight = self.model.get_parameter(f"{name}.weight")
                 weight.copy_(weight.to(torch.bfloat16))
 
@@ -115,7 +115,8 @@ def opened() -> Callable[..., Opened]:
         loaded = open_lazily(path)
         materialise(loaded, "")
         sites = find_linears(loaded.model, loaded.architecture)
-        plan = make_plan(recipe, loaded.model, loaded.architecture, sites, find_embeddings(loaded.model), 4)
+        tables = find_embeddings(loaded.model, loaded.architecture)
+        plan = make_plan(recipe, loaded.model, loaded.architecture, sites, tables, 4)
         chosen = [site for site in sites if site.name in quantized_names(plan)]
         return Opened(loaded, plan, recipe, chosen)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bitwright.errors import RecipeError
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.recipe import Recipe, check_rules, make_recipe, read_recipe, recipe_yaml, scheme_of
 
 QUERY = LinearSite("encoder.layer.0.attention.self.query", 0, "qkv", "encoder.layer.0.qkv")

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from bitwright.errors import NumericsError, RecipeError, TargetError
+from bitwright.families import Architecture
 from bitwright.methods import METHODS
-from bitwright.models.architectures import Architecture, LinearSite, is_transposed
 from bitwright.models.rescale import find_inputs
+from bitwright.models.sites import LinearSite, is_transposed
 from bitwright.numerics.spec import SCHEMES, fit_group
 from bitwright.recipe import Recipe, check_rules, scheme_of
 from bitwright.targets import check_target, stored_bytes, stored_embedding_bytes

@@ -24,8 +24,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bitwright.errors import RecipeError
+from bitwright.families import Role
 from bitwright.methods import METHODS, Alpha
-from bitwright.models.architectures import LinearSite, Role
+from bitwright.models.sites import LinearSite
 from bitwright.numerics.ranges import RANGES
 from bitwright.numerics.spec import SCHEMES
 

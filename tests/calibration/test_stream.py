@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bitwright.calibration.stream import Stage, stream_outputs, stream_stages
 from bitwright.errors import ModelError
 from bitwright.families.encoders import ENCODERS
-from bitwright.models.architectures import LinearSite, find_blocks, find_linears
 from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, release
+from bitwright.models.sites import LinearSite, find_blocks, find_linears
 
 DECODERS = ("gemma3_text", "glm4_moe", "gpt2", "llama", "mixtral", "opt")
 INTERLEAVED = {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}

@@ -12,8 +12,8 @@ from bitwright.calibration import precision
 from bitwright.calibration.observers import observe
 from bitwright.calibration.precision import fast_matmul
 from bitwright.calibration.stream import Stage, stream_stages
-from bitwright.models.architectures import find_linears
 from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.sites import find_linears
 
 IDS = torch.randint(5, 200, (4, 32), generator=torch.Generator().manual_seed(0))
 

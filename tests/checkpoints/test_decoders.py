@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
+from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.checkpoints.read import for_model, read_checkpoint
+from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.checkpoints.read import for_model
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.models.architectures import find_linears
 from bitwright.models.experts import linearize
 from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.names import ModelNames, model_names
+from bitwright.models.sites import find_linears
+from bitwright.numerics.linear import ready
 from tests.families import DECODERS
 
 pytest.importorskip("compressed_tensors")

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from bitwright.checkpoints.stored import LazyLinear, StoredLinear, ready
+from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from torch import Tensor
 
 from bitwright.checkpoints.linear_tensors import described, is_portable, linear_entries, linear_tensors, read_linear
 from bitwright.checkpoints.quantization_config import Group
 from bitwright.checkpoints.schemes import format_of
 from bitwright.errors import NumericsError
+from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
+from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.checkpoints.read import for_model, read_checkpoint
+from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.checkpoints.read import for_model
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
+from bitwright.families import architecture_of
 from bitwright.kernels.reference import quantize_rows
-from bitwright.models.architectures import architecture_of, find_linears
+from bitwright.models.names import ModelNames, model_names
+from bitwright.models.sites import find_linears
+from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 

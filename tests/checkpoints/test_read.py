@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
+from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from safetensors.torch import load_file, save_file
 
-from bitwright.checkpoints.read import for_model, is_quantized, read_checkpoint
+from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.checkpoints.read import for_model, is_quantized
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import CheckpointError, NumericsError
-from bitwright.models.architectures import architecture_of
+from bitwright.families import architecture_of
+from bitwright.models.names import ModelNames, model_names
+from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 

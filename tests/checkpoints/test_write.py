@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import LazyLinear, ModelNames, StoredLinear, model_names, ready
+from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from safetensors.torch import load_file, save_file
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import CheckpointError, InputError, ModelError
-from bitwright.models.architectures import architecture_of
+from bitwright.families import architecture_of
+from bitwright.models.names import ModelNames, model_names
+from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
@@ -262,7 +264,7 @@ def test_killed_while_writing_tensors(tiny_bert: Path, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 from bitwright.checkpoints import compressed_tensors, safetensors_file
-from bitwright.checkpoints.stored import ModelNames
+from bitwright.models.names import ModelNames
 original = compressed_tensors.TensorFiles.__getitem__
 def slow(self, name):
     print("reading", name, flush=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bitwright
-from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import Weights
 from bitwright.kernels import dispatch

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.disentangled import log_buckets
-from bitwright.engine.encoders import lower_encoder
 from bitwright.engine.weights import Weights
 from bitwright.errors import EngineError
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from tests.engine.conftest import Open
-from tests.engine.test_encoders import TOLERANCE, distance, hidden_states
+from tests.engine.test_builders import TOLERANCE, distance, hidden_states
 
 TinyModel = Callable[..., Path]
 ISAS = [row.name for row in dispatch.isa_table() if row.supported]

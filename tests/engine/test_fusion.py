@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitwright.engine import lowering
-from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.lowering import Lowering
 from bitwright.engine.program import Program

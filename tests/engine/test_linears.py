@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear, ready
+from bitwright.checkpoints.stored import StoredLinear
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from bitwright.errors import CheckpointError
 from bitwright.kernels import layouts
 from bitwright.numerics.bits import pack_bytes, pack_words
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
+from bitwright.numerics.linear import ready
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
 N, K = 33, 96

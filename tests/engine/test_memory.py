@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import Weights
 from bitwright.kernels.dispatch import isa_index

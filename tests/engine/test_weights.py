@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError, ModelError
@@ -76,8 +76,9 @@ def test_a_linear_of_another_input(copy: Path) -> None:
         ("layer_norm_eps", 10**400, CheckpointError, "layer_norm_eps is 1000*…, not a positive number"),
         ("layer_norm_eps", 1e300, CheckpointError, r"layer_norm_eps is 1e\+300, not a positive number"),
         ("architectures", ["BertForMultipleChoice"], EngineError, "BertForMultipleChoice has no builder"),
-        ("architectures", 5, ModelError, "architectures is 5; a list of names of classes is needed"),
-        ("architectures", {"a": 1}, ModelError, "architectures is {'a': 1}; a list"),
+        ("architectures", ["BertLMHeadModel"], EngineError, "BertLMHeadModel has no builder"),
+        ("architectures", 5, ModelError, "architectures in config.json is 5; a list of names of classes is needed"),
+        ("architectures", {"a": 1}, ModelError, "architectures in config.json is {'a': 1}; a list"),
         ("architectures", [["BertModel"]], ModelError, "a list of names of classes is needed"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CamembertTokenizer
 
 from bitwright.errors import EngineError, InputError
 from bitwright.files.tokenizer import cut, encodings_of, longest_first, open_tokenizer
@@ -182,6 +182,26 @@ def test_settings_of_sentence_pieces_agree_or_are_refused(
     theirs = AutoTokenizer.from_pretrained(copy)
     assert [theirs(text)["input_ids"] for text in words] != [tokenizer.encode(text).ids for text in words]
     with pytest.raises(EngineError, match=f"does not agree with {next(iter(setting))} = "):
+        ids_of(copy, words)
+
+
+def test_camembert_splits_at_spaces_and_sets_a_mark_before_each_word(tiny_model: TinyModel, tmp_path: Path) -> None:
+    copy = changed(tiny_model("camembert"), tmp_path / "copy", {})
+    pieces = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>", "▁", "▁le", "▁chat"]
+    vocabulary = [(piece, -0.5 * (i > 6)) for i, piece in enumerate([*pieces, *"abcdefghijklmnopqrstuvwxyzé'-,"])]
+    CamembertTokenizer(vocab=[*vocabulary, ("<mask>", 0.0)]).save_pretrained(copy)
+    theirs, words = AutoTokenizer.from_pretrained(copy), ["le chat", "  Le  chat,\n l'été ", "lechat <mask> chat", ""]
+    assert type(theirs) is CamembertTokenizer
+    assert ids_of(copy, words) == [theirs(text)["input_ids"] for text in words]
+    opened = open_tokenizer(copy, {"model_type": "camembert"})
+    assert opened is not None
+    (pair,) = encodings_of(opened[0], words[:1], words[1:2])
+    assert pair.ids == theirs(*words[:2])["input_ids"]
+    settings = json.loads((copy / "tokenizer_config.json").read_text()) | {"add_prefix_space": False}
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    without, before = AutoTokenizer.from_pretrained(copy), [theirs(text)["input_ids"] for text in words]
+    assert [without(text)["input_ids"] for text in words] != before
+    with pytest.raises(EngineError, match="does not agree with add_prefix_space = False"):
         ids_of(copy, words)
 
 

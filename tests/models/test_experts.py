@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bitwright.errors import ModelError
-from bitwright.models.architectures import architecture_of, file_name, find_linears, is_transposed
+from bitwright.families import architecture_of
 from bitwright.models.experts import Experts, linearize
+from bitwright.models.sites import file_name, find_linears, is_transposed
 
 HIDDEN = ["deepseek_v3", "glm4_moe", "gpt2", "mixtral", "qwen3_moe"]  # families with linears that are not nn.Linear
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError
-from bitwright.models.architectures import ARCHITECTURES, find_blocks, find_linears
+from bitwright.families import FAMILIES
 from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, open_skeleton, release
+from bitwright.models.sites import find_blocks, find_linears
 from bitwright.models.tensor_files import TensorFiles
 
 
@@ -55,7 +56,7 @@ def assert_same_values(got: nn.Module, want: nn.Module) -> None:
         assert torch.equal(ours[name], tensor), name
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_only_blocks_are_empty_and_filled_they_are_what_transformers_loads(directory, family):
     loaded, whole = open_lazily(directory(family)), load_model(directory(family))
     assert loaded.task == whole.task
@@ -258,7 +259,7 @@ def test_a_whole_model_is_not_filled_block_by_block(directory):
             act(loaded, "encoder.layer.0")
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_skeleton_has_every_shape_and_no_value(directory, family):
     whole = load_model(directory(family))
     skeleton = open_skeleton(directory(family) / "config.json")

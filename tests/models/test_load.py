@@ -230,7 +230,7 @@ def test_a_classifier_whose_pooler_is_not_there_is_refused(copy):
 @pytest.mark.parametrize("value", ["BertModel", {"0": "BertModel"}, 5, [1]])
 def test_architectures_that_are_no_list_of_names(copy, value):
     path = copy(architectures=value)
-    with pytest.raises(ModelError, match=r"architectures in config\.json is .*a list is needed, such as"):
+    with pytest.raises(ModelError, match=r"architectures in config\.json is .*; a list of names of classes is needed"):
         load_model(path)
 
 

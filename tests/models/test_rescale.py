@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError, NumericsError
-from bitwright.models.architectures import architecture_of, find_blocks, find_linears, find_routers
+from bitwright.families import architecture_of
 from bitwright.models.experts import linearize
 from bitwright.models.rescale import SharedInput, find_inputs, fold, legal_scale, scale_readers
+from bitwright.models.sites import find_blocks, find_linears, find_routers
 
 POST_NORM = {"qkv", "intermediate.dense", "output.dense"}
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitwright.errors import ModelError
-from bitwright.models.architectures import find_embeddings, find_linears
 from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.sites import find_embeddings, find_linears
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import preview, quantize
 from bitwright.pipeline.decision import decision_facts, plan, resolve_auto
@@ -193,7 +193,9 @@ def test_every_shipped_recipe_plans_a_model(name: str, models: dict[str, LoadedM
     kind = name.partition("-")[0]
     for loaded in [models[kind]] if kind in models else models.values():
         sites = find_linears(loaded.model, loaded.architecture)
-        made = make_plan(recipe, loaded.model, loaded.architecture, sites, find_embeddings(loaded.model), 4)
+        made = make_plan(
+            recipe, loaded.model, loaded.architecture, sites, find_embeddings(loaded.model, loaded.architecture), 4
+        )
         schemes = {row.scheme for row in made if row.role not in ("head", "embedding")}
         assert all(scheme.startswith(recipe.scheme) for scheme in schemes)
         assert {row.method for row in made if row.name in quantized_names(made)} == {recipe.method}

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bitwright.kernels import dispatch
 from bitwright.methods.rtn import rtn
-from bitwright.models.architectures import find_linears
 from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.runtime import streamed

@@ -9,7 +9,8 @@ import torch
 from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor, nn
 
-from bitwright.models.architectures import architecture_of, find_linears
+from bitwright.families import architecture_of
+from bitwright.models.sites import find_linears
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 

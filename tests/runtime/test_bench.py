@@ -311,6 +311,23 @@ def test_positions_that_start_after_padding_do_not_count(tmp_path):
         assert read_model_shape(tmp_path).max_tokens == longest
 
 
+def test_the_shape_is_read_by_the_keys_of_the_family(tmp_path):
+    for config, wanted in (
+        ({"model_type": "distilbert", "n_heads": 12, "dim": 768}, (512, 12, 768)),  # positions: transformers' default
+        ({"model_type": "gpt2", "n_head": 4, "n_embd": 64, "n_positions": 99}, (99, 4, 64)),
+        ({"model_type": "llama"}, (None, 0, 0)),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
+        shape = read_model_shape(tmp_path)
+        assert (shape.max_tokens, shape.n_heads, shape.hidden_size) == wanted
+
+
+def test_a_family_without_a_row_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "longformer", "vocab_size": 9}))
+    with pytest.raises(ModelError, match="'longformer' is not in the architecture table"):
+        read_model_shape(tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"model_type": "bert"}'])
 def test_a_directory_without_a_usable_config_is_refused(tmp_path, content):
     if content is not None:

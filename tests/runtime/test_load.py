@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear, model_names, ready
+from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor, nn
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
@@ -13,6 +13,8 @@ from bitwright.errors import CheckpointError, InputError
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantLinear
 from bitwright.models.load import load_model
+from bitwright.models.names import model_names
+from bitwright.numerics.linear import ready
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model, float_model
 from bitwright.runtime.swap import set_compute, swap_linears

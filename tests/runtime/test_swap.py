@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitwright.errors import ModelError
+from bitwright.families import architecture_of
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
-from bitwright.models.architectures import architecture_of, find_linears
+from bitwright.models.sites import find_linears
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.swap import is_exact_gelu, quant_linear, swap_linears, swap_one, undo

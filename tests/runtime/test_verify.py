@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear, model_names, ready
+from bitwright.checkpoints.stored import StoredLinear
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
+from bitwright.models.names import model_names
+from bitwright.numerics.linear import ready
 from bitwright.runtime.model import float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 from bitwright.runtime.verify import compared, verify

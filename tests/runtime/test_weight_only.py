@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear, model_names, ready
+from bitwright.checkpoints.stored import StoredLinear
 
 import bitwright
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.engine.program import Op
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
+from bitwright.models.names import model_names
+from bitwright.numerics.linear import ready
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel
@@ -26,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
 ]
 IDS = torch.randint(5, 200, (3, 17), generator=torch.Generator().manual_seed(2))
-# As of a float model on the engine (tests/engine/test_encoders.py): bf16 here and there.
+# As of a float model on the engine (tests/engine/test_builders.py): bf16 here and there.
 TOLERANCE = 0.015
 # Where inputs are rounded to codes, those that lie at the middle between two may become either.
 CODES_TOLERANCE = 0.04

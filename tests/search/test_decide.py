@@ -11,9 +11,10 @@ from torch import Tensor
 from bitwright.calibration.observers import LayerStats, observe
 from bitwright.errors import NumericsError
 from bitwright.evaluate.output_errors import output_errors
+from bitwright.families import Role
 from bitwright.methods.gptq import gptq
 from bitwright.methods.rtn import rtn
-from bitwright.models.architectures import LinearSite, Role
+from bitwright.models.sites import LinearSite
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.recipe import AUTO, Recipe, Rule, check_rules, scheme_of

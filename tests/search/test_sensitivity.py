@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import Reading, measure_sensitivity, parts_of, ranked_units, read_outputs
 

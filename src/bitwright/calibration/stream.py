@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from bitwright.calibration.precision import fast_forward
 from bitwright.errors import ModelError
-from bitwright.models.architectures import Architecture, LinearSite, find_blocks
+from bitwright.families import Architecture
 from bitwright.models.load import LoadedModel, materialise, release
+from bitwright.models.sites import LinearSite, find_blocks
 
 Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]

@@ -18,7 +18,7 @@ def command(directory: Path, whole: bool) -> None:
     error says what is missing, and `load` takes the generic path.
     """
     from bitwright.checkpoints.formats import read_checkpoint
-    from bitwright.engine.encoders import lower_encoder, task_of
+    from bitwright.engine.builders import encoder_task, lower_encoder
     from bitwright.engine.weights import Weights
     from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
@@ -32,5 +32,5 @@ def command(directory: Path, whole: bool) -> None:
     counts = Counter(op.kind if op.kind != "linear" else f"linear, {op.settings['dtype']}" for op in program.ops)
     columns: list[Column] = [("operator", "name"), ("number", "right")]
     rows = [[kind, str(count)] for kind, count in counts.most_common()]
-    out.print(table(f"{weights.config['model_type']}, {task_of(weights)}", columns, rows))
+    out.print(table(f"{weights.config['model_type']}, {encoder_task(weights)}", columns, rows))
     out.print(f"texts of up to {program.max_tokens} tokens; --program lists the operators")

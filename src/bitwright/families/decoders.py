@@ -2,10 +2,31 @@
 
 from dataclasses import replace
 
-from bitwright.families.row import Architecture, Input, Role
+from bitwright.families.row import (
+    Architecture,
+    ConfigKeys,
+    Embeddings,
+    FileNames,
+    Head,
+    Input,
+    Positions,
+    Role,
+    Setting,
+)
 
-# A task's head: next token, class of a text, class of each token, span.
-_HEADS = ("lm_head", "score", "classifier", "qa_outputs")
+# Defaults differ from family to family, and every published config.json has these keys.
+_KEYS = ConfigKeys(
+    positions=Setting("max_position_embeddings"), activation=Setting("hidden_act"), eps=Setting("rms_norm_eps")
+)
+_EMBEDDINGS = Embeddings("embed_tokens")
+_HEAD = Head(
+    {
+        "text-generation": "lm_head",
+        "sequence-classification": "score",
+        "token-classification": "score",
+        "question-answering": "qa_outputs",
+    }
+)
 
 _ATTENTION: dict[str, Role] = {
     "self_attn.q_proj": "qkv",
@@ -25,7 +46,9 @@ _LLAMA = Architecture(
     roles=_ATTENTION | _FFN,
     inputs=(*_ATTENTION_INPUTS, Input(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"), _DOWN),
     activations={"mlp.gate_proj": "mlp.act_fn"},
-    heads=_HEADS,
+    keys=_KEYS,
+    embeddings=_EMBEDDINGS,
+    head=_HEAD,
 )
 
 # Norms after attention and FFN as well, before the residual: they make no linear's input.
@@ -37,17 +60,21 @@ _GEMMA3 = replace(
         Input(("mlp.gate_proj", "mlp.up_proj"), "pre_feedforward_layernorm", "norm_plus_1"),
         _DOWN,
     ),
+    keys=replace(_KEYS, activation=Setting("hidden_activation")),
 )
 
 # The language tower of the model that also reads images.
 _GEMMA3_WITH_IMAGES = replace(
     _GEMMA3,
     blocks="language_model.layers",
-    renames=(
-        (r"^model\.language_model\.", "language_model.model."),
-        (r"^lm_head\.", "language_model.lm_head."),
-        (r"^model\.vision_tower\.", "vision_tower.vision_model."),
-        (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+    embeddings=Embeddings("language_model.embed_tokens"),
+    files=FileNames(
+        renames=(
+            (r"^model\.language_model\.", "language_model.model."),
+            (r"^lm_head\.", "language_model.lm_head."),
+            (r"^model\.vision_tower\.", "vision_tower.vision_model."),
+            (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+        )
     ),
     # Calibration on texts never runs it.
     left_out=("vision_tower.*",),
@@ -67,7 +94,9 @@ _PHI3 = Architecture(
         Input(("self_attn.o_proj",), "self_attn.qkv_proj", "value"),
         *_FUSED_FFN_INPUTS,
     ),
-    heads=_HEADS,
+    keys=_KEYS,
+    embeddings=_EMBEDDINGS,
+    head=_HEAD,
 )
 
 # Norms after attention and FFN as in Gemma; the one before the FFN is called as in Llama.
@@ -75,7 +104,9 @@ _GLM4 = Architecture(
     blocks="layers",
     roles=_ATTENTION | _FUSED_FFN,
     inputs=(*_ATTENTION_INPUTS, *_FUSED_FFN_INPUTS),
-    heads=_HEADS,
+    keys=_KEYS,
+    embeddings=_EMBEDDINGS,
+    head=_HEAD,
 )
 
 _GPT2 = Architecture(
@@ -88,15 +119,28 @@ _GPT2 = Architecture(
         Input(("mlp.c_proj",), "mlp.c_fc", "relu"),
     ),
     activations={"mlp.c_fc": "mlp.act"},
-    heads=_HEADS,
-    transposed=(
-        "attn.c_attn",
-        "attn.c_proj",
-        "mlp.c_fc",
-        "mlp.c_proj",
-        "crossattention.q_attn",
-        "crossattention.c_attn",
-        "crossattention.c_proj",
+    prefix="transformer",
+    keys=ConfigKeys(
+        heads="n_head",
+        layers="n_layer",
+        hidden_size="n_embd",
+        positions=Setting("n_positions", 1024),
+        activation=Setting("activation_function", "gelu_new"),
+        eps=Setting("layer_norm_epsilon", 1e-5),
+    ),
+    embeddings=Embeddings("wte"),
+    positions=Positions("wpe"),
+    head=Head(_HEAD.outputs | {"token-classification": "classifier"}),
+    files=FileNames(
+        transposed=(
+            "attn.c_attn",
+            "attn.c_proj",
+            "mlp.c_fc",
+            "mlp.c_proj",
+            "crossattention.q_attn",
+            "crossattention.c_attn",
+            "crossattention.c_proj",
+        )
     ),
     # Runs only beside an encoder, whose states calibration on texts does not have.
     left_out=("h.*.crossattention.*",),
@@ -124,9 +168,16 @@ _OPT = Architecture(
         Input(("fc2",), "fc1", "relu"),
     ),
     activations={"fc1": "activation_fn"},
-    heads=_HEADS,
-    # Between narrow embeddings and the blocks, and back, in the size 350m: small.
-    left_out=("decoder.project_in", "decoder.project_out"),
+    keys=ConfigKeys(
+        positions=Setting("max_position_embeddings", 2048),
+        activation=Setting("activation_function", "relu"),
+        eps=Setting("layer_norm_eps", 1e-5),  # which no config.json has
+    ),
+    embeddings=Embeddings("decoder.embed_tokens", projection="decoder.project_in"),
+    positions=Positions("decoder.embed_positions"),
+    head=_HEAD,
+    # Back to narrow embeddings, in the size 350m: small.
+    left_out=("decoder.project_out",),
 )
 
 _EXPERTS: dict[str, Role] = {
@@ -147,12 +198,16 @@ _MIXTRAL = Architecture(
     blocks="layers",
     roles=_ATTENTION | _EXPERTS,
     inputs=(*_ATTENTION_INPUTS, Input(_EXPERT_READERS, "post_attention_layernorm"), _EXPERT_DOWN),
-    heads=_HEADS,
-    renames=(
-        (r"\.mlp\.", ".block_sparse_moe."),
-        (r"(\.experts\.\d+)\.gate_proj\.", r"\1.w1."),
-        (r"(\.experts\.\d+)\.up_proj\.", r"\1.w3."),
-        (r"(\.experts\.\d+)\.down_proj\.", r"\1.w2."),
+    keys=_KEYS,
+    embeddings=_EMBEDDINGS,
+    head=_HEAD,
+    files=FileNames(
+        renames=(
+            (r"\.mlp\.", ".block_sparse_moe."),
+            (r"(\.experts\.\d+)\.gate_proj\.", r"\1.w1."),
+            (r"(\.experts\.\d+)\.up_proj\.", r"\1.w3."),
+            (r"(\.experts\.\d+)\.down_proj\.", r"\1.w2."),
+        )
     ),
 )
 

@@ -6,7 +6,25 @@ values still fold, and so does an FFN whose config says ReLU.
 
 from dataclasses import replace
 
-from bitwright.families.row import Architecture, Input
+from bitwright.families.row import (
+    Architecture,
+    ConfigKeys,
+    Dense,
+    Embeddings,
+    Head,
+    Input,
+    Norms,
+    Positions,
+    Setting,
+)
+from bitwright.families.tasks import Task
+
+_OUTPUTS: dict[Task, str] = {
+    "sequence-classification": "classifier",
+    "token-classification": "classifier",
+    "question-answering": "qa_outputs",
+}
+_AFTER_PADDING = Setting("pad_token_id", 1)
 
 _BERT = Architecture(
     blocks="encoder.layer",
@@ -24,13 +42,43 @@ _BERT = Architecture(
         Input(("output.dense",), "intermediate.dense", "relu"),
     ),
     activations={"intermediate.dense": "intermediate.intermediate_act_fn"},
-    heads=("pooler.dense", "classifier", "qa_outputs"),
+    prefix="bert",
+    embeddings=Embeddings("embeddings.word_embeddings", types="embeddings.token_type_embeddings"),
+    positions=Positions("embeddings.position_embeddings"),
+    norms=Norms("embeddings.LayerNorm", attention="attention.output.LayerNorm", ffn="output.LayerNorm"),
+    head=Head(_OUTPUTS, Dense("pooler.dense", "tanh", in_base=True)),
+    style="post_norm",
+    tokenizer="BertTokenizer",
 )
 
-_ROBERTA = replace(_BERT, heads=("pooler.dense", "classifier", "classifier.dense", "classifier.out_proj", "qa_outputs"))
+_ERNIE = replace(
+    _BERT,
+    prefix="ernie",
+    embeddings=replace(_BERT.embeddings, others=("embeddings.task_type_embeddings",)),
+)
 
-# The projection between narrow embeddings and the first block: small, and its input is the embedding itself.
-_ELECTRA = replace(_ROBERTA, left_out=("embeddings_project",))
+_ROBERTA = replace(
+    _BERT,
+    prefix="roberta",
+    positions=Positions("embeddings.position_embeddings", after=_AFTER_PADDING),
+    head=Head(
+        _OUTPUTS | {"sequence-classification": "classifier.out_proj"},
+        Dense("classifier.dense", "tanh"),
+        pooler="pooler.dense",
+    ),
+    tokenizer="RobertaTokenizer",
+)
+
+_CAMEMBERT = replace(_ROBERTA, tokenizer="CamembertTokenizer")
+
+_XLM_ROBERTA = replace(_ROBERTA, tokenizer="XLMRobertaTokenizer")
+
+_ELECTRA = replace(
+    _BERT,
+    prefix="electra",
+    embeddings=replace(_BERT.embeddings, projection="embeddings_project"),
+    head=Head(_ROBERTA.head.outputs, Dense("classifier.dense", "gelu")),
+)
 
 _DISTILBERT = Architecture(
     blocks="transformer.layer",
@@ -48,7 +96,14 @@ _DISTILBERT = Architecture(
         Input(("ffn.lin2",), "ffn.lin1", "relu"),
     ),
     activations={"ffn.lin1": "ffn.activation"},
-    heads=("pre_classifier", "classifier", "qa_outputs"),
+    prefix="distilbert",
+    keys=ConfigKeys("n_heads", "n_layers", "dim", activation=Setting("activation", "gelu")),
+    embeddings=Embeddings("embeddings.word_embeddings"),
+    positions=_BERT.positions,
+    norms=Norms("embeddings.LayerNorm", attention="sa_layer_norm", ffn="output_layer_norm"),
+    head=Head(_OUTPUTS, Dense("pre_classifier", "relu")),
+    style="post_norm",
+    tokenizer="BertTokenizer",
 )
 
 _ALBERT = Architecture(
@@ -67,9 +122,14 @@ _ALBERT = Architecture(
         Input(("ffn_output",), "ffn", "relu"),
     ),
     activations={"ffn": "activation"},
-    heads=("pooler", "classifier", "qa_outputs"),
-    # As in ELECTRA: the projection from narrow embeddings.
-    left_out=("encoder.embedding_hidden_mapping_in",),
+    prefix="albert",
+    keys=ConfigKeys(activation=Setting("hidden_act", "gelu_new")),
+    embeddings=replace(_BERT.embeddings, projection="encoder.embedding_hidden_mapping_in"),
+    positions=_BERT.positions,
+    norms=Norms("embeddings.LayerNorm", attention="attention.LayerNorm", ffn="full_layer_layer_norm"),
+    head=Head(_OUTPUTS, Dense("pooler", "tanh", in_base=True)),
+    style="post_norm",
+    tokenizer="AlbertTokenizer",
 )
 
 _MPNET = Architecture(
@@ -88,11 +148,17 @@ _MPNET = Architecture(
         Input(("output.dense",), "intermediate.dense", "relu"),
     ),
     activations={"intermediate.dense": "intermediate.intermediate_act_fn"},
-    heads=_ROBERTA.heads,
+    prefix="mpnet",
+    embeddings=Embeddings("embeddings.word_embeddings"),
+    positions=replace(_ROBERTA.positions, distance_bias="encoder.relative_attention_bias"),
+    norms=Norms("embeddings.LayerNorm", attention="attention.LayerNorm", ffn="output.LayerNorm"),
+    head=_ROBERTA.head,
+    style="post_norm",
+    tokenizer="MPNetTokenizer",
 )
 
-_DEBERTA_V2 = Architecture(
-    blocks="encoder.layer",
+_DEBERTA_V2 = replace(
+    _BERT,
     roles={
         "attention.self.query_proj": "qkv",
         "attention.self.key_proj": "qkv",
@@ -106,20 +172,22 @@ _DEBERTA_V2 = Architecture(
         Input(("attention.output.dense",), "attention.self.value_proj", "value"),
         Input(("output.dense",), "intermediate.dense", "relu"),
     ),
-    activations={"intermediate.dense": "intermediate.intermediate_act_fn"},
-    heads=("pooler.dense", "classifier", "qa_outputs"),
     # With share_att_key the projections of the content also project the table of relative positions.
     run_twice={
         "attention.self.query_proj": ("relative_attention", "share_att_key"),
         "attention.self.key_proj": ("relative_attention", "share_att_key"),
     },
     # Without it the table has projections of its own, whose result is the same for every text.
-    # embed_proj: as in ELECTRA.
     left_out=(
         "encoder.layer.*.attention.self.pos_key_proj",
         "encoder.layer.*.attention.self.pos_query_proj",
-        "embeddings.embed_proj",
     ),
+    prefix="deberta",
+    keys=ConfigKeys(eps=Setting("layer_norm_eps", 1e-7)),
+    embeddings=replace(_BERT.embeddings, projection="embeddings.embed_proj"),
+    head=Head(_OUTPUTS, Dense("pooler.dense", Setting("pooler_hidden_act", "gelu"))),
+    style="disentangled",
+    tokenizer="DebertaV2Tokenizer",
 )
 
 # Normalizes before each linear; the first block has no norm before its attention, since the embeddings have one.
@@ -133,19 +201,33 @@ _MODERNBERT = Architecture(
         Input(("mlp.Wi",), "mlp_norm"),
         Input(("mlp.Wo",), "mlp.Wi", "up"),
     ),
-    heads=("head.dense", "classifier"),
+    keys=ConfigKeys(
+        positions=Setting("max_position_embeddings", 8192),
+        activation=Setting("hidden_activation", "gelu"),
+        eps=Setting("norm_eps", 1e-5),
+    ),
+    embeddings=Embeddings("embeddings.tok_embeddings"),
+    norms=Norms("embeddings.norm", final="final_norm"),
+    head=Head(
+        _OUTPUTS | {"question-answering": "classifier"},
+        Dense("head.dense", Setting("classifier_activation", "gelu"), norm="head.norm"),
+        each_token=True,
+        pooling=Setting("classifier_pooling", "cls"),
+    ),
+    style="alternating",
 )
 
 # model_type of config.json -> row.
 ENCODERS: dict[str, Architecture] = {
     "albert": _ALBERT,
     "bert": _BERT,
+    "camembert": _CAMEMBERT,
     "deberta-v2": _DEBERTA_V2,
     "distilbert": _DISTILBERT,
     "electra": _ELECTRA,
-    "ernie": _BERT,
+    "ernie": _ERNIE,
     "modernbert": _MODERNBERT,
     "mpnet": _MPNET,
     "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
+    "xlm-roberta": _XLM_ROBERTA,
 }

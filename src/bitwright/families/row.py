@@ -1,12 +1,36 @@
-"""What one row of the architecture table says: data about a model family, and nothing that runs."""
+"""What one row of the table of families says: data about a model family, and nothing that runs a model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
+
+from bitwright.errors import EngineError
+from bitwright.families.tasks import Task
 
 Role = Literal["qkv", "attention_output", "ffn", "expert", "router", "head", "embedding"]
 ROLES: tuple[Role, ...] = ("qkv", "attention_output", "ffn", "expert", "router", "head", "embedding")
 
 Making = Literal["norm", "norm_plus_1", "value", "latent_value", "up", "relu"]
+
+# How blocks are computed; `engine/builders.py` has a builder for each. post_norm: as in BERT. disentangled: so, with
+# DeBERTa's attention. alternating: ModernBERT's, which is local in most blocks.
+Style = Literal["post_norm", "disentangled", "alternating"]
+
+
+class Setting(NamedTuple):
+    """A key of config.json, and what transformers takes where the file leaves it out: None if it leaves it out never.
+
+    `config.get(*setting)` is its value.
+    """
+
+    key: str
+    default: Any = None
+
+
+# As in BERT.
+_POSITIONS = Setting("max_position_embeddings", 512)
+_ACTIVATION = Setting("hidden_act", "gelu")
+_EPS = Setting("layer_norm_eps", 1e-12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,33 +57,175 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigKeys:
+    """Names of the keys of config.json that differ between families; of a nested one, in its config of texts.
+
+    positions: rows of the table of positions, or the number of tokens that relative positions were trained for.
+    activation, eps: inside the FFN of a block, and in every norm.
+    """
+
+    heads: str = "num_attention_heads"
+    layers: str = "num_hidden_layers"
+    hidden_size: str = "hidden_size"
+    positions: Setting = _POSITIONS
+    activation: Setting = _ACTIVATION
+    eps: Setting = _EPS
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Tables that turn a token into a vector, each of which may be quantized.
+
+    words, types: of ids and of token types. others: that a setting of config.json adds.
+    projection: linear from narrow embeddings to the blocks. It stays float: it is small and reads the embedding itself.
+    """
+
+    words: str
+    types: str | None = None
+    others: tuple[str, ...] = ()
+    projection: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """How a block knows where a token is, beside what its style implies (rotary angles, disentangled attention).
+
+    table: embeddings of absolute positions. after: positions count from this setting + 1 on, not from 0.
+    distance_bias: table of attention biases by bucket of distance, shared by all blocks.
+    """
+
+    table: str | None = None
+    after: Setting | None = None
+    distance_bias: str | None = None
+
+    def first(self, config: Mapping[str, Any]) -> int:
+        """The position of a text's first token: so many rows of the table are never read.
+
+        Raises:
+            EngineError: the setting is no token id.
+        """
+        if self.after is None:
+            return 0
+        before = config.get(*self.after)
+        if type(before) is not int or before < 0:
+            raise EngineError(f"{self.after.key} is {before!r}, so positions have no beginning")
+        return before + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Norms that no `Input` names. embeddings: of their sum. attention, ffn: inside a block, after the residual is
+    added. final: after the last block."""
+
+    embeddings: str | None = None
+    attention: str | None = None
+    ffn: str | None = None
+    final: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A linear, its activation and a norm, between a pooled text and its classifier. in_base: of the base model."""
+
+    linear: str
+    activation: str | Setting
+    norm: str | None = None
+    in_base: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What follows the blocks.
+
+    outputs: task -> the linear that puts out its logits; not in the base model.
+    dense: before the classifier of texts; each_token: and before that of tokens.
+    pooling: how a text becomes the vector that its classifier reads.
+    pooler: linear of the base model that no classifier reads.
+    """
+
+    outputs: dict[Task, str]
+    dense: Dense | None = None
+    each_token: bool = False
+    pooling: str | Setting = "cls"
+    pooler: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileNames:
+    """Where the published files differ from the model in memory (whose experts and Conv1D have become linears).
+
+    transposed: paths inside a block of linears that are stored as (K, N) and that transformers runs as Conv1D.
+    renames: (pattern, replacement), applied in turn to a parameter's name in the model, give its name in the files.
+    """
+
+    transposed: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
-    """Where the linears of one family are, what each is for, and what they read.
+    """One family: where its linears are, what each is for and what it reads, and what surrounds its blocks.
 
-    Paths are relative: those of linears to their block, `blocks` and `left_out` to the base model (the part that
-    `AutoModel` returns, found through `base_model_prefix`), heads to the base model or to the whole one.
+    Paths are relative: those of linears and of `norms.attention` and `norms.ffn` to their block, those of heads to the
+    whole model where nothing else is said, all others to the base model (the part that `AutoModel` returns).
 
-    blocks: path of the list of blocks in the base model, e.g. "encoder.layer"; `*` goes through a list of lists.
+    blocks: path of the list of blocks, e.g. "encoder.layer"; `*` goes through a list of lists.
     roles: role of each linear, by its path inside a block, in forward order; `*` stands for each expert. A router is
         listed as one, linear or not; it is never quantized.
     inputs: tensors that several linears read (these quantize, and fall back to 16 bit, together) or that a producer
         makes which can take a scale. Every other linear reads a tensor of its own.
     either: pairs of sets of paths of which a block has one and not the other (an FFN or experts).
     activations: linear -> path (inside the block) of the elementwise activation that alone consumes its output.
-    heads: paths that are pooler or head linears, present or not, depending on the task.
     run_twice: linear -> flags of config.json that, when all are true, make a block run it a second time.
-    transposed: paths of linears that the checkpoint stores as (K, N) and transformers runs as Conv1D.
-    renames: (pattern, replacement), applied in turn to a parameter's name in the model, give its name in the files.
     left_out: paths of linears that stay float, the reason beside them in the row; `*` stands for any part of a path.
+
+    prefix: name of the base model inside a model with a head.
+    style: how the engine computes a block; None if it has no builder.
+    tokenizer: class that transformers takes where no file of the model names one (`families/tokenizers.py` has what it
+        does); None if tokenizer.json is taken as it is, whatever class a file names.
     """
 
     blocks: str
     roles: dict[str, Role]
     inputs: tuple[Input, ...]
+    embeddings: Embeddings
+    head: Head
     either: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     activations: dict[str, str] = field(default_factory=dict)
-    heads: tuple[str, ...] = ()
     run_twice: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    transposed: tuple[str, ...] = ()
-    renames: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
+    prefix: str = "model"
+    keys: ConfigKeys = ConfigKeys()
+    positions: Positions = Positions()
+    norms: Norms = Norms()
+    files: FileNames = FileNames()
+    style: Style | None = None
+    tokenizer: str | None = None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is a family of language models."""
+        return "text-generation" in self.head.outputs
+
+    def linears(self, role: Role) -> tuple[str, ...]:
+        """Paths inside a block of the linears with a role, in forward order."""
+        return tuple(path for path, of in self.roles.items() if of == role)
+
+    def producer(self, linear: str) -> str | None:
+        """Path inside a block of the module that makes the input of a linear, where an `Input` names it."""
+        return next((entry.producer for entry in self.inputs if linear in entry.readers), None)
+
+    def tables(self) -> tuple[str, ...]:
+        """Paths of all tables that turn a token into a vector: its word, its position, its type."""
+        given = (self.embeddings.words, self.positions.table, self.embeddings.types, *self.embeddings.others)
+        return tuple(path for path in given if path)
+
+    def heads(self, base: str) -> tuple[str, ...]:
+        """Names of all linears of poolers and heads, in forward order; a model has those of its task.
+
+        base: what precedes a path of the base model, "bert." or "".
+        """
+        dense, pooler = self.head.dense, self.head.pooler
+        before = [base + pooler] if pooler else []
+        before += [(base if dense.in_base else "") + dense.linear] if dense else []
+        return tuple(dict.fromkeys([*before, *self.head.outputs.values()]))

@@ -15,24 +15,9 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
 
 from bitwright.errors import EngineError, InputError
+from bitwright.families import FAMILIES
+from bitwright.families.tokenizers import TOKENIZERS, TokenizerTraits
 from bitwright.files.directory import ModelDirectory, read_object
-
-# The class that transformers takes for a model_type where no file names one. Those that are not here, and ModernBERT's
-# whatever a file names, take tokenizer.json as it is.
-_CLASSES = {"albert": "AlbertTokenizer", "bert": "BertTokenizer", "deberta-v2": "DebertaV2Tokenizer",
-            "distilbert": "BertTokenizer", "electra": "BertTokenizer", "ernie": "BertTokenizer",
-            "mpnet": "MPNetTokenizer"}  # fmt: skip
-# Classes that set up a WordPiece tokenizer anew by tokenizer_config.json, whatever tokenizer.json says.
-_WORD_PIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "LayoutLMTokenizer", "MPNetTokenizer")
-# Others that do so with a SentencePiece model: setting of tokenizer_config.json, its default, and the part that
-# tokenizer.json has if it is true (or false).
-_SWITCHES = {
-    "AlbertTokenizer": (("do_lower_case", True, "Lowercase", True), ("keep_accents", False, "StripAccents", False)),
-    "DebertaV2Tokenizer": (
-        ("do_lower_case", False, "Lowercase", True),
-        ("split_by_punct", False, "Punctuation", True),
-    ),
-}
 
 
 def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
@@ -45,9 +30,9 @@ def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
     if not file.is_file():
         return None
     settings = directory.object(settings_file.name) or {}
-    kind = _class_of(settings, directory.config)
     try:
-        tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, kind, settings)
+        traits = _traits(settings, directory.config)
+        tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, traits, settings)
     except EngineError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exceptions
@@ -123,18 +108,18 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (longer, shorter) if first > second else (shorter, longer)
 
 
-def _class_of(settings: dict[str, Any], config: dict[str, Any]) -> str | None:
-    """The class that transformers takes, as far as it matters here."""
-    family = str(config.get("model_type"))
-    if family not in _CLASSES and family != "roberta" and family != "xlm-roberta":
-        return None
-    named = settings.get("tokenizer_class") or config.get("tokenizer_class") or _CLASSES.get(family)
-    return str(named).removesuffix("Fast")
+def _traits(settings: dict[str, Any], config: dict[str, Any]) -> TokenizerTraits:
+    """Those of the class that transformers takes for these files."""
+    row = FAMILIES.get(str(config.get("model_type")))
+    if row is None or row.tokenizer is None:
+        return TokenizerTraits()
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class") or row.tokenizer
+    return TOKENIZERS.get(str(named).removesuffix("Fast"), TokenizerTraits())
 
 
-def _as_set_up(tokenizer: Tokenizer, file: Path, kind: str | None, settings: dict[str, Any]) -> Tokenizer:
+def _as_set_up(tokenizer: Tokenizer, file: Path, traits: TokenizerTraits, settings: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a file with the settings that a class gives it."""
-    if kind in _WORD_PIECE:
+    if traits.word_piece:
         normalizer = normalizers.BertNormalizer(
             clean_text=True,
             handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
@@ -145,10 +130,10 @@ def _as_set_up(tokenizer: Tokenizer, file: Path, kind: str | None, settings: dic
         if parts != {"normalizer": _state(tokenizer.normalizer), "pre_tokenizer": _state(tokenizer.pre_tokenizer)}:
             tokenizer = Tokenizer.from_str(json.dumps(read_object(file) | parts))
     found = f"{_state(tokenizer.normalizer)} {_state(tokenizer.pre_tokenizer)}"
-    for key, default, part, there in _SWITCHES.get(kind or "", ()):
-        value = settings.get(key, default)
-        if (f"'{part}'" in found) != (bool(value) == there):
-            raise EngineError(f"{file} does not agree with {key} = {value!r} of tokenizer_config.json")
+    for switch in traits.switches:
+        value = settings.get(switch.key, switch.default)
+        if (f"'{switch.part}'" in found) != (bool(value) == switch.there):
+            raise EngineError(f"{file} does not agree with {switch.key} = {value!r} of tokenizer_config.json")
     return tokenizer
 
 

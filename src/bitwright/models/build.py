@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import transformers
@@ -18,14 +18,14 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, ModelError
+from bitwright.families import Architecture, architecture_of
+from bitwright.families.tasks import TASKS, Task, task_of
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.limits import sentence_limit
-from bitwright.models.architectures import Architecture, architecture_of
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
-
-Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
+from bitwright.models.sites import base_prefix
 
 _AUTO_CLASSES: dict[Task, Any] = {
     "embedding": transformers.AutoModel,
@@ -33,19 +33,6 @@ _AUTO_CLASSES: dict[Task, Any] = {
     "token-classification": transformers.AutoModelForTokenClassification,
     "question-answering": transformers.AutoModelForQuestionAnswering,
     "text-generation": transformers.AutoModelForCausalLM,
-}
-
-# End of a class name in config.architectures -> task. What was only pretrained is used as an embedding model.
-_TASK_OF_CLASS: dict[str, Task] = {
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForConditionalGeneration": "text-generation",  # of the families in the table: those that also read images
-    "ForMaskedLM": "embedding",
-    "ForPreTraining": "embedding",
-    "Model": "embedding",
 }
 
 # What transformers raises on files whose values are wrong or contradict each other.
@@ -96,7 +83,7 @@ def build_empty(
             path, trust_remote_code=trust_remote_code, **_LOCAL
         )
     architecture = architecture_of(config.model_type)
-    task = task_of(config) if task is None else task
+    task = task_of(config.architectures, str(config.name_or_path)) if task is None else task
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
@@ -112,45 +99,20 @@ def build_empty(
     return EmptyModel(model.eval(), model.config, task, architecture)
 
 
-def task_of(config: Any) -> Task:
-    """The task that a transformers config names by its `architectures`; without any, the model is an embedding model.
-
-    Raises:
-        ModelError: a class that stands for another task, or no list of names of classes.
-    """
-    return task_of_classes(config.architectures, str(config.name_or_path))
-
-
-def task_of_classes(classes: Any, where: str) -> Task:
-    """`task_of`, from the value of `architectures` in the config.json at `where`."""
-    classes = classes or ["Model"]
-    if not isinstance(classes, list) or not isinstance(classes[0], str):
-        raise ModelError(
-            f'{where}: architectures in config.json is {classes!r}; a list is needed, such as ["BertModel"]'
-        )
-    for ending, task in _TASK_OF_CLASS.items():
-        if classes[0].endswith(ending):
-            return task
-    raise ModelError(
-        f"{where}: {classes[0]} in config.json is for none of the tasks {', '.join(get_args(Task))}; "
-        "say which is meant with task=, if one of them is"
-    )
-
-
-def max_tokens(model: nn.Module, config: Any, tokenizer: Any, directory: ModelDirectory) -> int:
+def max_tokens(empty: EmptyModel, tokenizer: Any, directory: ModelDirectory) -> int:
     """The longest sequence, in tokens, special ones included, that the model was meant for and can take.
 
     The least of max_seq_length in sentence_bert_config.json, the tokenizer's model_max_length and the number of
-    positions. RoBERTa and MPNet count positions from padding_idx + 1: so many rows of their table are never used.
+    positions, less the rows of their table that are never read.
 
     Raises:
         ModelError: a sentence_bert_config.json that does not hold what it should.
     """
-    limits = [int(config.get_text_config().max_position_embeddings)]
-    for name, module in model.named_modules():
-        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
+    limits = [int(empty.config.get_text_config().max_position_embeddings)]
+    positions = empty.architecture.positions
+    table = dict(empty.model.named_modules()).get(f"{base_prefix(empty.model)}{positions.table}")
+    if isinstance(table, nn.Embedding):
+        limits.append(table.num_embeddings - positions.first(empty.config.to_dict()))
     if tokenizer is not None:
         limits.append(int(tokenizer.model_max_length))
     return min([*limits, *sentence_limit(directory)])
@@ -158,7 +120,7 @@ def max_tokens(model: nn.Module, config: Any, tokenizer: Any, directory: ModelDi
 
 def _check_task(task: Task | None) -> None:
     if task is not None and task not in _AUTO_CLASSES:
-        raise ModelError(f"task {task!r} is none of {', '.join(get_args(Task))}")
+        raise ModelError(f"task {task!r} is none of {', '.join(TASKS)}")
 
 
 def load_tokenizer(directory: ModelDirectory, trust: bool) -> tuple[Any, str | None]:

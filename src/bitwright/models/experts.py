@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError
-from bitwright.models.architectures import Architecture, find_blocks
+from bitwright.families import Architecture
+from bitwright.models.sites import find_blocks
 
 
 class Expert(nn.Module):
@@ -63,7 +64,7 @@ def linearize(model: nn.Module, architecture: Architecture) -> None:
             fused = modules.get(f"{block}.{stem}")
             if fused is not None and not isinstance(fused, nn.ModuleList):
                 model.set_submodule(f"{block}.{stem}", _split(f"{block}.{stem}", fused))
-        for path in architecture.transposed:
+        for path in architecture.files.transposed:
             conv = modules.get(f"{block}.{path}")
             if conv is not None and not isinstance(conv, nn.Linear):
                 weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")

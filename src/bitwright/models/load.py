@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitwright.families import Architecture, architecture_of
+from bitwright.families.tasks import Task
 from bitwright.files.directory import ModelDirectory
-from bitwright.models.architectures import Architecture, architecture_of, file_name, find_blocks, is_transposed
-from bitwright.models.build import EmptyModel, Task, build_empty, load_tokenizer, max_tokens
+from bitwright.models.build import EmptyModel, build_empty, load_tokenizer, max_tokens
 from bitwright.models.hub import fetch
 from bitwright.models.matching import check_finite, check_names
+from bitwright.models.sites import file_name, find_blocks, is_transposed
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
 
@@ -59,7 +61,8 @@ class LoadedModel:
     @property
     def max_tokens(self) -> int:
         """The longest sequence that the model was meant for and can take."""
-        return max_tokens(self.model, self.config, self.tokenizer, self.directory)
+        empty = EmptyModel(self.model, self.config, self.task, self.architecture)
+        return max_tokens(empty, self.tokenizer, self.directory)
 
     def reopen(self) -> "LoadedModel":
         """The same model once more, its blocks empty, as `open_lazily` leaves them: to be run block by block and

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError
-from bitwright.families.decoders import DECODERS
-from bitwright.models.architectures import Architecture, base_prefix, find_blocks
+from bitwright.families import Architecture
+from bitwright.models.sites import base_prefix, find_blocks
 
 
 def check_names(
@@ -68,8 +68,7 @@ def _is_surplus(key: str, model: nn.Module, architecture: Architecture) -> bool:
     blocks = r"(^|\.)" + re.escape(architecture.blocks).replace(r"\*", r"\d+") + r"\.(?P<index>\d+)\."
     if (match := re.search(blocks, key)) is None:
         return False
-    decodes = architecture in DECODERS.values()
-    return not decodes or int(match["index"]) < len(find_blocks(model, architecture))
+    return not architecture.decodes or int(match["index"]) < len(find_blocks(model, architecture))
 
 
 def check_finite(tensor: Tensor, where: str) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from bitwright.models.architectures import Architecture, file_name, find_embeddings, is_transposed
+from bitwright.families import Architecture
 from bitwright.models.experts import Experts
+from bitwright.models.sites import file_name, find_embeddings, is_transposed
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
 
@@ -57,7 +58,7 @@ def model_names(model: nn.Module, architecture: Architecture) -> ModelNames:
     return ModelNames(
         prefix=str(getattr(model, "base_model_prefix", "")),
         linears=linears,
-        embeddings=tuple(find_embeddings(model)),
+        embeddings=tuple(find_embeddings(model, architecture)),
         tied={str(name): str(kept) for name, kept in tied.items()},
         shapes=shapes,
         renames={name: renamed for name, renamed in renames.items() if renamed != name},

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError, NumericsError
+from bitwright.families import Architecture
 from bitwright.families.row import Input
-from bitwright.models.architectures import Architecture, LinearSite, block_linears, find_blocks
+from bitwright.models.sites import LinearSite, block_linears, find_blocks
 from bitwright.numerics.linear import InputTransform
 
 

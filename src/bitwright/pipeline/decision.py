@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.measuring import on_a_sample

@@ -11,8 +11,8 @@ from bitwright.calibration.data import token_batches
 from bitwright.calibration.observers import observe
 from bitwright.calibration.stream import stream_lazily
 from bitwright.evaluate.output_errors import output_errors
-from bitwright.models.architectures import find_linears
 from bitwright.models.load import LoadedModel
+from bitwright.models.sites import find_linears
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
 from bitwright.progress import Progress

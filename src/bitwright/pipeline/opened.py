@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
 from bitwright.models.load import LoadedModel, materialise, open_lazily
 from bitwright.models.names import ModelNames, model_names
+from bitwright.models.sites import LinearSite, find_embeddings, find_linears
 from bitwright.numerics.spec import stored_dtype
 from bitwright.plan import Plan, make_plan
 from bitwright.recipe import Recipe
@@ -69,4 +69,4 @@ def open_model(name: str | Path, *, trust_remote_code: bool = False) -> Opened:
     sites = find_linears(loaded.model, loaded.architecture)
     names = model_names(loaded.model, loaded.architecture)
     dtype = loaded.source.dtype(f"{sites[0].name}.weight")
-    return Opened(loaded, names, sites, find_embeddings(loaded.model), dtype)
+    return Opened(loaded, names, sites, find_embeddings(loaded.model, loaded.architecture), dtype)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from bitwright.errors import NumericsError
-from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
 from bitwright.models.build import EmptyModel
 from bitwright.models.load import open_skeleton
+from bitwright.models.sites import LinearSite, find_embeddings, find_linears
 from bitwright.numerics.spec import SCHEMES, fit_group
 from bitwright.recipe import FLOAT, Recipe, scheme_of
 from bitwright.targets import stored_bytes, stored_embedding_bytes
@@ -105,7 +105,7 @@ def _shapes(skeleton: EmptyModel) -> _Shapes:
         counted.update(id(parameter) for parameter in module.parameters(recurse=False))
         return is_new
 
-    tables = [modules[name] for name in find_embeddings(skeleton.model) if new(modules[name])]
+    tables = [modules[name] for name in find_embeddings(skeleton.model, skeleton.architecture) if new(modules[name])]
     sites = find_linears(skeleton.model, skeleton.architecture)
     linears = [(site, modules[site.name]) for site in sites if new(modules[site.name])]
     return _Shapes(

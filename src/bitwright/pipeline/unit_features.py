@@ -9,10 +9,10 @@ from bitwright.calibration.observers import LayerStats, observe
 from bitwright.calibration.precision import fast_matmul
 from bitwright.calibration.stream import stream_lazily
 from bitwright.errors import named
-from bitwright.models.architectures import LinearSite, find_linears
 from bitwright.models.load import LoadedModel
 from bitwright.models.parameters import weight_of
 from bitwright.models.rescale import SharedInput, find_inputs
+from bitwright.models.sites import LinearSite, find_linears
 from bitwright.progress import Progress
 from bitwright.recipe import Recipe, scheme_of
 from bitwright.search.features import Features, Seen, measure

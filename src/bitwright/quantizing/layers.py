@@ -17,9 +17,9 @@ from bitwright.calibration.stream import stream_lazily
 from bitwright.errors import named
 from bitwright.methods import METHODS
 from bitwright.methods.rtn import rtn
-from bitwright.models.architectures import find_linears
 from bitwright.models.load import LoadedModel, release
 from bitwright.models.rescale import find_inputs
+from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor

@@ -9,8 +9,8 @@ from torch import Tensor
 from bitwright.calibration.observers import LayerStats, merge, observe, rescaled
 from bitwright.calibration.stream import Stage
 from bitwright.errors import named
-from bitwright.models.architectures import LinearSite
 from bitwright.models.rescale import SharedInput
+from bitwright.models.sites import LinearSite
 from bitwright.numerics.linear import InputTransform
 from bitwright.quantizing.work import Work
 

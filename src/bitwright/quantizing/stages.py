@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitwright.calibration.stream import Stage
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.quantizing.block_outputs import distance
 from bitwright.quantizing.observing import observe_inputs
 from bitwright.quantizing.rounding import error_by_rtn, round_linears

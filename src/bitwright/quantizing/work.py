@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from bitwright.calibration.stream import Stage
-from bitwright.models.architectures import LinearSite
 from bitwright.models.rescale import SharedInput
+from bitwright.models.sites import LinearSite
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.spec import SCHEMES, Scheme

@@ -8,19 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.errors import ModelError
+from bitwright.families import architecture_of
 
 # The first ids of most vocabularies are special or unused tokens; padding among them would change what is computed.
 FIRST_ORDINARY_TOKEN = 1000
-
-# These count positions from pad_token_id + 1, so their table is longer than the longest text.
-_POSITIONS_AFTER_PADDING = frozenset({"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """What a configuration says about a model's inputs and shape.
 
-    vocabulary: number of token ids. max_tokens: the longest text, None if positions are relative.
+    vocabulary: number of token ids. max_tokens: the longest text, None where neither config.json nor transformers says.
     n_heads, hidden_size: of its attention, 0 where the configuration does not say.
     """
 
@@ -32,10 +30,10 @@ class ModelShape:
 
 
 def read_model_shape(directory: Path) -> ModelShape:
-    """Read `config.json`, importing nothing.
+    """Read `config.json`, importing neither torch nor transformers.
 
     Raises:
-        ModelError: no such file, not JSON, or no vocabulary size in it.
+        ModelError: no such file, not JSON, no vocabulary size in it, or a family without a row.
     """
     path = directory / "config.json"
     try:
@@ -44,15 +42,14 @@ def read_model_shape(directory: Path) -> ModelShape:
         raise ModelError(f"{path}: cannot be read ({error}); name a Hugging Face model directory") from None
     if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
         raise ModelError(f"{path}: no vocab_size, so there are no token ids to draw from")
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if positions is not None and config.get("model_type") in _POSITIONS_AFTER_PADDING:
-        positions -= config.get("pad_token_id", 1) + 1
+    row = architecture_of(str(config.get("model_type")))
+    positions = config.get(*row.keys.positions)
     return ModelShape(
-        model_type=str(config.get("model_type", "")),
+        model_type=str(config["model_type"]),
         vocabulary=config["vocab_size"],
-        max_tokens=positions,
-        n_heads=config.get("num_attention_heads") or config.get("n_heads") or 0,  # DistilBERT has names of its own
-        hidden_size=config.get("hidden_size") or config.get("dim") or 0,
+        max_tokens=None if positions is None else positions - row.positions.first(config),
+        n_heads=config.get(row.keys.heads) or 0,
+        hidden_size=config.get(row.keys.hidden_size) or 0,
     )
 
 

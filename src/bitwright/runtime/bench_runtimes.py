@@ -65,7 +65,7 @@ def _open_torch_bf16(directory: Path, threads: int) -> Forward:
 
 
 def _open_bitwright(directory: Path, threads: int) -> Forward:
-    from bitwright.engine.encoders import lower_encoder
+    from bitwright.engine.builders import lower_encoder
     from bitwright.engine.executor import Executor
     from bitwright.engine.weights import open_weights
     from bitwright.errors import EngineError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.engine.encoders import lower_encoder, task_of
+from bitwright.engine.builders import encoder_task, lower_encoder
 from bitwright.engine.executor import Executor, check_count
 from bitwright.engine.weights import Weights
 from bitwright.errors import EngineError, ModelError, NumericsError
@@ -43,7 +43,7 @@ class EngineModel:
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = Weights(read_checkpoint(directory))
-        self.directory, self.path, self.task = directory, directory.path, task_of(weights)
+        self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.pooling: Pooling = read_pooling(directory)
         program = lower_encoder(weights, pooling=self.pooling.modes, normalize=self.pooling.normalize)
         self.executor = Executor(program, isa_index())

@@ -50,7 +50,7 @@ def load_generic(
     dtype = set_compute(model, compute)
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{why and f' ({why})'}"
     tokenizer, _ = load_tokenizer(directory, trust_remote_code)
-    limit = max_tokens(model, empty.config, tokenizer, directory)
+    limit = max_tokens(empty, tokenizer, directory)
     return Model(model, tokenizer, empty.task, read_pooling(directory), limit, backend, directory.path)
 
 

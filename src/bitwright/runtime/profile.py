@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.engine.encoders import lower_encoder
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.program import Op
 from bitwright.engine.weights import open_weights

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitwright.errors import InputError, ModelError
+from bitwright.families import Architecture
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, cpu_multiplies_bf16
-from bitwright.models.architectures import Architecture, find_blocks
+from bitwright.models.sites import find_blocks
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 

@@ -177,13 +177,13 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import torch
     import transformers
 
+    from bitwright.families.tasks import task_of
     from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
-    from bitwright.models.build import task_of
     from bitwright.runtime.model import Model
 
     path = Path(directory)
-    task = task_of(transformers.AutoConfig.from_pretrained(directory))
+    task = task_of(transformers.AutoConfig.from_pretrained(directory).architectures, directory)
     classes = {
         "embedding": transformers.AutoModel,
         "sequence-classification": transformers.AutoModelForSequenceClassification,

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitwright.methods import METHODS
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.numerics.spec import SCHEMES
 from bitwright.recipe import AUTO, Recipe, scheme_of
 from bitwright.search.cost import Cost, Resources

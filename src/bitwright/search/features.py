@@ -18,7 +18,7 @@ from bitwright.methods import METHODS, Alpha, transform_of
 from bitwright.methods.awq import awq
 from bitwright.methods.rtn import rtn
 from bitwright.methods.scaling import expected_error, input_noise
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.numerics import RANGES
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.spec import SCHEMES, Scheme, fit_group

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.recipe import AUTO, Recipe, Rule, scheme_of
 
 

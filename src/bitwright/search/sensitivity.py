@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from bitwright.evaluate import metrics
 from bitwright.evaluate.kinds import Outputs, pair_cosines, spread_pairs
-from bitwright.models.architectures import LinearSite
+from bitwright.models.sites import LinearSite
 from bitwright.search.journal import Journal
 
 Mode = Literal["one", "all but one"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bitwright.checkpoints.read import read_checkpoint
+from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.errors import CheckpointError
 
 CONFIG = {

@@ -1,46 +1,15 @@
-"""The architecture table, and what it says about a given model.
-
-A row (`families/row.py`) says where a family's blocks are, what each linear is for, and what the linears read. The rows
-are in `families/encoders.py` and `families/decoders.py`; nothing else in Bitwright knows a family by name.
-"""
+"""Where the linears, blocks and tables of a given model are, as the row of its family says (`families/row.py`)."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import groupby
 
 from torch import nn
 
 from bitwright.errors import ModelError
-from bitwright.families.decoders import DECODERS
-from bitwright.families.encoders import ENCODERS
-from bitwright.families.row import ROLES, Architecture, Input, Role
-
-__all__ = [
-    "ARCHITECTURES",
-    "ROLES",
-    "Architecture",
-    "Input",
-    "LinearSite",
-    "Role",
-    "architecture_of",
-    "base_prefix",
-    "block_linears",
-    "file_name",
-    "find_blocks",
-    "find_embeddings",
-    "find_linears",
-    "find_routers",
-    "is_transposed",
-]
-
-# model_type of config.json -> row.
-ARCHITECTURES: dict[str, Architecture] = ENCODERS | DECODERS
-
-# Last names of tables that are not inside a module called "embeddings".
-_TABLES = ("embed_tokens", "embed_positions", "wte", "wpe")
+from bitwright.families import Architecture, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +37,6 @@ class LinearSite:
     def reads(self) -> tuple[str, int]:
         """What it sees: equal for linears that see exactly the same."""
         return self.input, self.calls
-
-
-def architecture_of(model_type: str) -> Architecture:
-    """The row of a model type.
-
-    Raises:
-        ModelError: no such row; the message lists the known ones and says what a new one needs.
-    """
-    if model_type in ARCHITECTURES:
-        return ARCHITECTURES[model_type]
-    near = get_close_matches(model_type, ARCHITECTURES, n=1)
-    raise ModelError(
-        f"model_type {model_type!r} is not in the architecture table"
-        + (f" (did you mean {near[0]!r}?)" if near else "")
-        + f"; known: {', '.join(sorted(ARCHITECTURES))}. To add it, write a row in bitwright/families/encoders.py "
-        "or decoders.py: the path of its blocks and the role of each linear"
-    )
 
 
 def base_prefix(model: nn.Module) -> str:
@@ -183,14 +135,10 @@ def block_linears(modules: Mapping[str, nn.Module], block: str, architecture: Ar
     return linears
 
 
-def find_embeddings(model: nn.Module) -> list[str]:
-    """Names of the tables that turn ids into vectors: words, positions, token types.
-
-    Tables of relative positions belong to the attention, and those of a vision tower to it, not to the embeddings.
-    """
-    prefix = base_prefix(model)
-    tables = [n for n, m in model.named_modules() if isinstance(m, nn.Embedding) and n.startswith(prefix)]
-    return [n for n in tables if n.startswith(f"{prefix}embeddings.") or n.rpartition(".")[2] in _TABLES]
+def find_embeddings(model: nn.Module, architecture: Architecture) -> list[str]:
+    """Names of the tables that turn ids into vectors: words, positions, token types; in the model's order."""
+    names = {base_prefix(model) + path for path in architecture.tables()}
+    return [name for name, module in model.named_modules() if name in names and isinstance(module, nn.Embedding)]
 
 
 def file_name(architecture: Architecture, name: str) -> str:
@@ -198,22 +146,20 @@ def file_name(architecture: Architecture, name: str) -> str:
 
     Files of a bare base model may lack, or have, the base model's prefix beyond that.
     """
-    for pattern, replacement in architecture.renames:
+    for pattern, replacement in architecture.files.renames:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def is_transposed(architecture: Architecture, name: str) -> bool:
     """Whether the files store a parameter of the linearized model as (K, N)."""
-    return any(name.endswith(f".{path}.weight") for path in architecture.transposed)
+    return any(name.endswith(f".{path}.weight") for path in architecture.files.transposed)
 
 
 def _heads(model: nn.Module, architecture: Architecture) -> Iterator[str]:
     modules = dict(model.named_modules())
-    for path in architecture.heads:
-        for name in dict.fromkeys((base_prefix(model) + path, path)):
-            if isinstance(modules.get(name), nn.Linear):
-                yield name
+    names = architecture.heads(base_prefix(model))
+    return (name for name in names if isinstance(modules.get(name), nn.Linear))
 
 
 def _entries(modules: dict[str, nn.Module], path: str) -> nn.ModuleList:

@@ -1,0 +1,232 @@
+"""How an encoder becomes a program: a builder for each way of computing a block, which reads the row of the family."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bitwright.engine.disentangled import attention_kinds, positions_of, tables_of
+from bitwright.engine.lowering import Lowering, Value
+from bitwright.engine.positions import distance_bias, kinds_of_layers, rotary_angles
+from bitwright.engine.program import Program
+from bitwright.engine.weights import Weights
+from bitwright.errors import EngineError
+from bitwright.families import FAMILIES, Architecture, Style
+from bitwright.families.row import Setting
+from bitwright.families.tasks import Task, class_of, task_of_class
+
+Config = dict[str, Any]
+
+
+def encoder_task(weights: Weights) -> Task:
+    """What an encoder was trained for: "embedding" if it has no head.
+
+    Raises:
+        EngineError: a head without a builder. ModelError: `architectures` is no list of names.
+    """
+    name = class_of(weights.config.get("architectures"), str(weights.directory))
+    task = task_of_class(name)
+    if task is None or task == "text-generation":
+        raise EngineError(f"{name} has no builder")
+    return task
+
+
+def lower_encoder(weights: Weights, *, pooling: Sequence[str] | None = ("mean",), normalize: bool = False) -> Program:
+    """The program of an encoder, with its head if it has one.
+
+    It puts out a row for each text, pooled embeddings or logits; of a token classifier, of a question answering model,
+    and without `pooling`, one for each token.
+
+    Args:
+        pooling, normalize: of an embedding model (`files/pooling.py`); None puts out what the last block gives.
+
+    Raises:
+        EngineError: a family, or a setting of one, without a builder; a linear that no operator runs.
+    """
+    task, row = encoder_task(weights), _row_of(weights)
+    encoder = _opened(weights, row)
+    x, types = _BUILDERS[row.style](encoder)
+    lower = encoder.lower
+    if task != "embedding":
+        out = _head(encoder, task, x)
+    else:
+        out = x if pooling is None else lower.pool(x, pooling, normalize=normalize)
+    return lower.finish(out, max_tokens=encoder.max_tokens, types=len(weights.floats(types)) if types else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """A row, and what it says of one checkpoint.
+
+    base: what the names of the base model begin with. heads, eps: of attention, of norms. max_tokens: of a text.
+    """
+
+    row: Architecture
+    lower: Lowering
+    base: str
+    heads: int
+    eps: float
+    max_tokens: int
+
+    def setting(self, of: str | Setting) -> str:
+        """What config.json says, or its default; or what the row says for all models of the family."""
+        return of if isinstance(of, str) else str(self.lower.weights.config.get(*of))
+
+    def table(self, path: str | None) -> str:
+        """Name of the tensor of a table of the base model."""
+        return f"{self.base}{path}.weight"
+
+    def n_layers(self) -> int:
+        return self.lower.weights.number(self.row.keys.layers)
+
+    def block(self, layer: int) -> str:
+        """Name of the block that a layer runs: the only one, where layers share it."""
+        blocks = self.row.blocks
+        return self.base + (f"{blocks}.0".replace("*", "0") if "*" in blocks else f"{blocks}.{layer}")
+
+
+def _row_of(weights: Weights) -> Architecture:
+    """Raises:
+    EngineError: a family without a builder.
+    """
+    family = str(weights.config.get("model_type"))
+    if family not in FAMILIES or FAMILIES[family].style is None:
+        known = sorted(name for name, row in FAMILIES.items() if row.style is not None)
+        raise EngineError(f"no builder for model_type {family!r}; there are: {', '.join(known)}")
+    return FAMILIES[family]
+
+
+def _opened(weights: Weights, row: Architecture) -> _Encoder:
+    """Raises:
+    EngineError: the table of words has neither name; positions have no beginning.
+    CheckpointError: a number of config.json that is none.
+    """
+    words, prefix = f"{row.embeddings.words}.weight", f"{row.prefix}."
+    base = next((p for p in (prefix, "") if p + words in weights), None)
+    if base is None:
+        raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {prefix!r}")
+    heads, eps = weights.number(row.keys.heads), weights.real(*row.keys.eps)
+    max_tokens = weights.number(*row.keys.positions) - row.positions.first(weights.config)
+    return _Encoder(row, Lowering(weights), base, heads, eps, max_tokens)
+
+
+def _post_norm(encoder: _Encoder) -> tuple[Value, str | None]:
+    """BERT's blocks: norms of the sum with the residual, after attention and after the FFN."""
+    lower, base, positions = encoder.lower, encoder.base, encoder.row.positions
+    _refuse(lower.weights.config)
+    given = encoder.row.embeddings.types
+    types = encoder.table(given) if given and encoder.table(given) in lower.weights else None
+    x = _embed(encoder, encoder.table(positions.table), types)
+    lower.check_tokens(encoder.max_tokens)  # before a bias is made for them
+    x = _project(encoder, lower.norm(f"{base}{encoder.row.norms.embeddings}", x, eps=encoder.eps))
+    bias_HD = None
+    if positions.distance_bias:
+        table_BH = lower.weights.rows(encoder.table(positions.distance_bias), encoder.heads)
+        bias_HD = distance_bias(table_BH, encoder.max_tokens)
+    for layer in range(encoder.n_layers()):
+        block = encoder.block(layer)
+        qkv = lower.qkv([f"{block}.{part}" for part in encoder.row.linears("qkv")], x)
+        x = _rest_of_block(encoder, block, lower.attention(block, qkv, encoder.heads, bias_HD=bias_HD), x)
+    return x, types
+
+
+def _disentangled(encoder: _Encoder) -> tuple[Value, str | None]:
+    """BERT's blocks with disentangled attention; absolute positions and token types only where the config says so."""
+    lower, base, row, heads = encoder.lower, encoder.base, encoder.row, encoder.heads
+    weights, config = lower.weights, lower.weights.config
+    _refuse(config)
+    absolute = encoder.table(row.positions.table) if config.get("position_biased_input", True) else None
+    types = encoder.table(row.embeddings.types) if config.get("type_vocab_size", 0) else None
+    x = _project(encoder, _embed(encoder, absolute, types))
+    x = lower.norm(f"{base}{row.norms.embeddings}", x, eps=encoder.eps)
+    positions = positions_of(weights, base + row.blocks.rpartition(".")[0], encoder.max_tokens, encoder.eps)
+    parts = row.linears("qkv")
+    for layer in range(encoder.n_layers()):
+        block = encoder.block(layer)
+        qkv = lower.qkv([f"{block}.{part}" for part in parts], x)
+        if positions is None:
+            mixed = lower.attention(block, qkv, heads, terms=1 + len(attention_kinds(weights)))
+        else:
+            attention = f"{block}.{parts[0].rpartition('.')[0]}"
+            mixed = lower.disentangled(block, qkv, heads, tables_of(weights, attention, positions))
+        x = _rest_of_block(encoder, block, mixed, x)
+    return x, types
+
+
+def _embed(encoder: _Encoder, positions: str | None, types: str | None) -> Value:
+    """The sum of a token's embeddings."""
+    first = encoder.row.positions.first(encoder.lower.weights.config)
+    return encoder.lower.embed(encoder.table(encoder.row.embeddings.words), positions, types, first)
+
+
+def _project(encoder: _Encoder, x: Value) -> Value:
+    """Narrow embeddings as wide as the blocks; others as they are."""
+    path = encoder.row.embeddings.projection
+    there = path is not None and encoder.lower.weights.has_linear(f"{encoder.base}{path}")
+    return encoder.lower.linears([f"{encoder.base}{path}"], x, out="f32") if there else x
+
+
+def _rest_of_block(encoder: _Encoder, block: str, mixed: Value, x: Value) -> Value:
+    """What a block does after attention has mixed its tokens."""
+    lower, row, eps = encoder.lower, encoder.row, encoder.eps
+    (out,), (up, down) = row.linears("attention_output"), row.linears("ffn")
+    y = lower.linears([f"{block}.{out}"], mixed, out="f32")
+    x = lower.norm(f"{block}.{row.norms.attention}", y, x, eps=eps)
+    inner = lower.linears([f"{block}.{up}"], x, out="bf16", activation=encoder.setting(row.keys.activation))
+    y = lower.linears([f"{block}.{down}"], inner, out="f32")
+    return lower.norm(f"{block}.{row.norms.ffn}", y, x, eps=eps)
+
+
+def _alternating(encoder: _Encoder) -> tuple[Value, None]:
+    """ModernBERT's blocks: norms before the linears, rotary positions, a gated FFN, and attention that in most blocks
+    is local."""
+    lower, base, row, eps = encoder.lower, encoder.base, encoder.row, encoder.eps
+    weights, heads, layers = lower.weights, encoder.heads, encoder.n_layers()
+    kinds, span = kinds_of_layers(weights, layers), weights.number("local_attention", 128)
+    size = weights.number(row.keys.hidden_size) // heads
+    tables = {kind: rotary_angles(weights, kind, encoder.max_tokens, size) for kind in set(kinds)}
+    (qkv_in,), (out,), (up, down) = row.linears("qkv"), row.linears("attention_output"), row.linears("ffn")
+    attention, (before, between) = qkv_in.rpartition(".")[0], (row.producer(qkv_in), row.producer(up))
+    x = lower.norm(f"{base}{row.norms.embeddings}", _embed(encoder, None, None), eps=eps)
+    normed = x
+    for layer, kind in enumerate(kinds):
+        block = encoder.block(layer)
+        qkv = lower.linears([f"{block}.{qkv_in}"], normed, out="bf16")
+        qkv = lower.rotate(f"{block}.{attention}", qkv, heads, *tables[kind])
+        window = span // 2 if kind == "sliding_attention" else None
+        y = lower.linears([f"{block}.{out}"], lower.attention(block, qkv, heads, window=window), out="f32")
+        x, normed = lower.norm_of_sum(f"{block}.{between}", y, x, eps=eps)
+        gated = lower.gated(f"{block}.{up}", normed, encoder.setting(row.keys.activation))
+        y = lower.linears([f"{block}.{down}"], gated, out="f32")
+        if layer + 1 < layers:
+            x, normed = lower.norm_of_sum(f"{encoder.block(layer + 1)}.{before}", y, x, eps=eps)
+    return lower.norm(f"{base}{row.norms.final}", y, x, eps=eps), None
+
+
+def _head(encoder: _Encoder, task: Task, x: Value) -> Value:
+    """The logits of a text, or of each token."""
+    lower, head = encoder.lower, encoder.row.head
+    of_texts, dense = task == "sequence-classification", head.dense
+    if of_texts:
+        x = lower.pool(x, (encoder.setting(head.pooling),), normalize=False)
+    if dense is not None and (of_texts or head.each_token):
+        name = (encoder.base if dense.in_base else "") + dense.linear
+        x = lower.linears([name], x, out="f32", activation=encoder.setting(dense.activation))
+        if dense.norm is not None:
+            x = lower.norm(dense.norm, x, eps=encoder.eps)
+    return lower.linears([head.outputs[task]], x, out="f32")
+
+
+def _refuse(config: Config) -> None:
+    """Settings that change the computation and that no builder knows."""
+    plain = {"position_embedding_type": "absolute", "is_decoder": False, "num_hidden_groups": 1, "inner_group_num": 1,
+             "use_task_id": False, "conv_kernel_size": 0}  # fmt: skip
+    for key, value in plain.items():
+        if config.get(key, value) != value:
+            raise EngineError(f"{key} = {config[key]!r} has no builder")
+
+
+_BUILDERS: dict[Style | None, Callable[[_Encoder], tuple[Value, str | None]]] = {
+    "post_norm": _post_norm,
+    "disentangled": _disentangled,
+    "alternating": _alternating,
+}

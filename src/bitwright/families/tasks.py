@@ -1,0 +1,59 @@
+"""What a model is for, by the name of its class in config.json."""
+
+from typing import Literal, get_args
+
+from bitwright.errors import ModelError
+
+Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+# End of a class name -> task. What was only pretrained is used as an embedding model.
+_TASK_OF_CLASS: dict[str, Task] = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForConditionalGeneration": "text-generation",  # of the families in the table: those that also read images
+    "ForMaskedLM": "embedding",
+    "ForPreTraining": "embedding",
+    "Model": "embedding",
+}
+
+
+def class_of(architectures: object, where: str) -> str:
+    """The class that `architectures` of a config.json names first; without any, that of a model without a head.
+
+    where: the file, for the message.
+
+    Raises:
+        ModelError: no list of names of classes.
+    """
+    if not architectures:
+        return "Model"
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
+        raise ModelError(
+            f"{where}: architectures in config.json is {architectures!r:.80}; a list of names of classes is needed, "
+            'such as ["BertModel"]'
+        )
+    return architectures[0]
+
+
+def task_of_class(name: str) -> Task | None:
+    """The task that a class stands for, None if it is none of those that Bitwright knows."""
+    return next((task for ending, task in _TASK_OF_CLASS.items() if name.endswith(ending)), None)
+
+
+def task_of(architectures: object, where: str) -> Task:
+    """The task of a model, from the value of `architectures` in its config.json.
+
+    Raises:
+        ModelError: a class that stands for another task, or no list of names of classes.
+    """
+    name = class_of(architectures, where)
+    if (task := task_of_class(name)) is None:
+        raise ModelError(
+            f"{where}: {name} in config.json is for none of the tasks {', '.join(TASKS)}; "
+            "say which is meant with task=, if one of them is"
+        )
+    return task

@@ -1,0 +1,45 @@
+"""What a tokenizer class of transformers does beside reading tokenizer.json, where that changes the tokens."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A setting of tokenizer_config.json that a class follows, whatever tokenizer.json says.
+
+    part: the piece of the normalizer or pre-tokenizer that tokenizer.json then has. default: of transformers.
+    there: value of the setting with which the part is there.
+    """
+
+    key: str
+    default: bool
+    part: str
+    there: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerTraits:
+    """word_piece: the class sets up BERT's normalizer and pre-tokenizer anew by tokenizer_config.json. switches: it
+    follows these, and files that do not agree with them are refused."""
+
+    word_piece: bool = False
+    switches: tuple[Switch, ...] = ()
+
+
+_WORD_PIECE = TokenizerTraits(word_piece=True)
+
+# Class, without "Fast" -> traits. A class that is not here takes tokenizer.json as it is.
+TOKENIZERS: dict[str, TokenizerTraits] = {
+    "AlbertTokenizer": TokenizerTraits(
+        switches=(Switch("do_lower_case", True, "Lowercase"), Switch("keep_accents", False, "StripAccents", False)),
+    ),
+    "BertTokenizer": _WORD_PIECE,
+    "CamembertTokenizer": TokenizerTraits(switches=(Switch("add_prefix_space", True, "always"),)),
+    "DebertaV2Tokenizer": TokenizerTraits(
+        switches=(Switch("do_lower_case", False, "Lowercase"), Switch("split_by_punct", False, "Punctuation")),
+    ),
+    "DistilBertTokenizer": _WORD_PIECE,
+    "ElectraTokenizer": _WORD_PIECE,
+    "LayoutLMTokenizer": _WORD_PIECE,
+    "MPNetTokenizer": _WORD_PIECE,
+}
