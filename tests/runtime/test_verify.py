@@ -11,7 +11,7 @@ from bitwright.checkpoints.compressed_tensors import QuantizedParts, write_check
 from bitwright.checkpoints.stored import StoredLinear, model_names, ready
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
-from bitwright.runtime.model import float_model
+from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 from bitwright.runtime.verify import compared, verify
 

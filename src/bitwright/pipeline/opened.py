@@ -14,10 +14,9 @@ from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.spec import stored_dtype
 from bitwright.plan import Plan, make_plan
 from bitwright.recipe import Recipe
-from bitwright.runtime.model import Model, float_model
+from bitwright.runtime.changes import FloatModel
+from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.streamed import StreamedModel
-
-AnyModel = Model | StreamedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class Opened:
         loaded = self.loaded
         return make_plan(recipe, loaded.model, loaded.architecture, self.sites, self.embeddings, self.dtype.itemsize)
 
-    def runnable(self) -> AnyModel:
+    def runnable(self) -> FloatModel:
         """The float model, ready to run."""
         return StreamedModel(self.loaded, max_tokens(self.loaded)) if self.streams else float_model(self.loaded)
 

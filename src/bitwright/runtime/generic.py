@@ -16,13 +16,13 @@ from bitwright.models.lazy import materialise
 from bitwright.models.load import build_empty, load_model, load_tokenizer, max_tokens
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles
-from bitwright.runtime.model import Model, float_model
+from bitwright.runtime.generic_model import GenericModel, float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 
 
 def load_generic(
     directory: str | Path, *, compute: str = "auto", trust_remote_code: bool = False, why: str = ""
-) -> Model:
+) -> GenericModel:
     """As `runtime.load.load` without the engine. why: the engine does not run it, for `backend`."""
     path = Path(directory).expanduser()
     if not (path / "config.json").is_file() or not is_quantized(path):
@@ -51,7 +51,7 @@ def load_generic(
     swap_linears(model, {}, half, architecture)
     dtype = set_compute(model, compute)
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{why and f' ({why})'}"
-    return Model(model, tokenizer, loaded.task, read_pooling(path), max_tokens(loaded), backend, path)
+    return GenericModel(model, tokenizer, loaded.task, read_pooling(path), max_tokens(loaded), backend, path)
 
 
 def _leave_out_pooler(model: nn.Module) -> None:
