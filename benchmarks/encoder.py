@@ -17,15 +17,34 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import bitwright
 from bitwright.cli.bench import shape
 from bitwright.recipe import make_recipe
-from bitwright.runtime.bench import run_bench
+from bitwright.runtime.bench import Schedule, run_bench
 
 SHAPES = ((1, 16), (1, 128), (8, 128), (32, 128), (1, 512), (8, 512))
 OURS = "bitwright"
+
+T = TypeVar("T")
+
+
+class Lines:
+    """Progress as lines on stderr that begin alike."""
+
+    def __init__(self, begin: str) -> None:
+        self.begin = begin
+
+    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Yield the items, with a line for each."""
+        for number, item in enumerate(items, 1):
+            self.say(f"{what} {number} of {len(items)}")
+            yield item
+
+    def say(self, text: str) -> None:
+        """A line."""
+        print(f"{self.begin}: {text}", file=sys.stderr, flush=True)
 
 
 def write_bert_base(folder: Path, tokenizer_from: Path) -> Path:
@@ -50,9 +69,8 @@ def measure(
         recipe = make_recipe({"scheme": "w8a8", "targets": ["bitwright"]})
         bitwright.quantize(source, out=quantized, recipe=recipe, samples=64, judged=False)
     found = run_bench(
-        quantized, source=source, shapes=options.shape or SHAPES, threads=threads, rounds=options.rounds,
-        slow=not options.quick,
-        progress=lambda text: print(f"{name}, {threads} threads: {text}", file=sys.stderr, flush=True),
+        quantized, Schedule(options.shape or SHAPES, threads, options.rounds), source=source, slow=not options.quick,
+        progress=Lines(f"{name}, {threads} threads"),
     )  # fmt: skip
     for size in dict.fromkeys((row["batch"], row["tokens"]) for row in found["rows"]):
         here = [block for block in found["blocks"] if (block["batch"], block["tokens"]) == size]

@@ -37,7 +37,7 @@ from bitwright.evaluate.statistic import Mean, Spearman, Statistic
 from bitwright.models.load import load_model
 from bitwright.pipeline.scored import as_texts
 from bitwright.recipe import make_recipe
-from bitwright.runtime.model import float_model
+from bitwright.runtime.generic_model import float_model
 
 Array = NDArray[np.float64]
 Sources = Mapping[str, tuple[str, ...]]

@@ -47,7 +47,6 @@ from bitwright.pipeline.resources import resources
 from bitwright.pipeline.variants import candidate, quantize_model
 from bitwright.progress import Quiet
 from bitwright.recipe import AUTO, make_recipe
-from bitwright.runtime.streamed import StreamedModel
 from bitwright.search.features import candidates
 
 SCHEMES_COMPARED = ("w8a8", "w4a16")
@@ -175,7 +174,7 @@ def _loss(job: Job, reference: Any) -> float:
     with TemporaryDirectory() as folder:
         quantized = quantize_model(job, Path(folder), Quiet())
         model = candidate(job, quantized)
-        if not isinstance(model, StreamedModel):
+        if not job.opened.streams:
             return float(job.scored.held_out.loss(reference, run_task(job.scored.held_out, model, Quiet(), "")))
         windows = _windows(job)
         pairs = {ids: pair for ids, *pair in zip(windows, reference, model.logits(torch.tensor(windows)), strict=True)}
@@ -185,7 +184,7 @@ def _loss(job: Job, reference: Any) -> float:
 
 def _reference(job: Job) -> Any:
     """Outputs of the float model for the held-out texts, or its logits for the held-out windows."""
-    if isinstance(job.model, StreamedModel):
+    if job.opened.streams:
         return job.model.logits(torch.tensor(_windows(job)))
     return run_task(job.scored.held_out, job.model, Quiet(), "")
 

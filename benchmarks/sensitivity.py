@@ -51,7 +51,7 @@ from bitwright.plan import make_plan
 from bitwright.progress import Quiet
 from bitwright.quantizing.layers import Quantized, quantize_linears
 from bitwright.recipe import make_recipe
-from bitwright.runtime.model import Model, float_model
+from bitwright.runtime.generic_model import GenericModel, float_model
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import read_outputs
 
@@ -69,7 +69,7 @@ class Subject:
     truths: the losses, by name, on one and the same texts.
     """
 
-    model: Model
+    model: GenericModel
     modules: Mapping[str, nn.Module]
     units: Units
     truths: Mapping[str, Task]
@@ -153,7 +153,7 @@ def prepare(options: argparse.Namespace) -> tuple[Subject, dict[str, dict[str, f
     }
 
 
-def texts_of(model: Model, options: argparse.Namespace) -> tuple[Task, Items]:
+def texts_of(model: GenericModel, options: argparse.Namespace) -> tuple[Task, Items]:
     """(the task that is scored, the texts or windows that the measures see)."""
     if model.task == "text-generation":
         if options.text is None or options.held_out is None:
@@ -183,7 +183,7 @@ def units_of(sites: Sequence[LinearSite], *, blocks: bool) -> Units:
     return units
 
 
-def own_errors(loaded: Any, quantized: Quantized, model: Model, probe: Items) -> dict[str, float]:
+def own_errors(loaded: Any, quantized: Quantized, model: GenericModel, probe: Items) -> dict[str, float]:
     """Relative error of each linear's outputs, by name."""
     if model.task == "text-generation":
         batches = [{"input_ids": torch.tensor([window])} for window in probe]

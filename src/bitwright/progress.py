@@ -1,9 +1,11 @@
 """How a person is told how far the work is."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+Track = Callable[[Iterable[Any]], Iterable[Any]]  # wraps a loop, as `iter` and tqdm do
 
 
 class Progress(Protocol):
@@ -25,3 +27,8 @@ class Quiet:
 
     def say(self, text: str) -> None:
         """Nothing."""
+
+
+def tracking(progress: Progress, what: str) -> Track:
+    """What shows how far one loop is."""
+    return lambda items: progress.track(list(items), what)

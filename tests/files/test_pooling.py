@@ -14,7 +14,7 @@ from bitwright.errors import ModelError
 from bitwright.files.pooling import Mode, Pooling, read_pooling
 from bitwright.models.build import max_tokens
 from bitwright.models.load import load_model
-from bitwright.models.pool import pool
+from bitwright.models.pool_tokens import pool_tokens
 
 TRANSFORMER = {"type": "sentence_transformers.models.Transformer", "path": ""}
 POOLING = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
@@ -37,7 +37,7 @@ def test_real_model_gives_the_library_s_embeddings(minilm_dir, texts):
     )
     with torch.no_grad():
         hidden = loaded.model(**tokens).last_hidden_state
-    ours = pool(hidden, tokens["attention_mask"], read_pooling(minilm_dir))
+    ours = pool_tokens(hidden, tokens["attention_mask"], read_pooling(minilm_dir))
     theirs = SentenceTransformer(str(minilm_dir), device="cpu").encode(texts[:24], convert_to_tensor=True)
     assert read_pooling(minilm_dir) == Pooling(("mean",), normalize=True)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
@@ -52,19 +52,21 @@ def test_every_mode_equals_the_library(modes, normalize, left):
     mask = mask.flip(1) if left else mask
     features = TheirPooling(5, modes)({"token_embeddings": hidden, "attention_mask": mask})
     theirs = (Normalize()(features) if normalize else features)["sentence_embedding"]
-    torch.testing.assert_close(pool(hidden, mask, Pooling(modes, normalize)), theirs, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pool_tokens(hidden, mask, Pooling(modes, normalize)), theirs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_what_the_mask_excludes_has_no_influence(mode):
     hidden, mask = torch.randn(2, 4, 3), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     poisoned = hidden.masked_fill(mask.unsqueeze(-1) == 0, torch.nan)
-    torch.testing.assert_close(pool(poisoned, mask, Pooling((mode,))), pool(hidden, mask, Pooling((mode,))))
+    torch.testing.assert_close(
+        pool_tokens(poisoned, mask, Pooling((mode,))), pool_tokens(hidden, mask, Pooling((mode,)))
+    )
 
 
 def test_half_precision_is_summed_in_float32():
     hidden = torch.full((1, 4096, 1), 40.0, dtype=torch.float16)  # the sum, 163840, is over float16's range
-    pooled = pool(hidden, torch.ones(1, 4096), Pooling())
+    pooled = pool_tokens(hidden, torch.ones(1, 4096), Pooling())
     assert (pooled.dtype, pooled.item()) == (torch.float16, 40.0)
 
 

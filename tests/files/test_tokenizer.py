@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, CamembertTokenizer
 from bitwright.errors import EngineError, InputError
 from bitwright.files.tokenizer import cut, encodings_of, longest_first, open_tokenizer
 from bitwright.models.load import load_model
-from bitwright.runtime.model import float_model
+from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.resident import peak_rss_mib, rss_mib
 
 TinyModel = Callable[..., Path]

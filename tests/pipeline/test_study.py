@@ -20,7 +20,7 @@ from bitwright.pipeline.variants import quantize_model
 from bitwright.progress import Quiet
 from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe, make_recipe
-from bitwright.runtime.model import Model
+from bitwright.runtime.generic_model import GenericModel
 
 TinyModel = Callable[..., Path]
 
@@ -77,7 +77,7 @@ def test_fisher_score_of_an_embedding_model_is_the_squared_change_of_its_directi
 ) -> None:
     job, quantized = quantized_job(tiny_model("bert"), tmp_path, recipe_of(), samples=80)
     scores = {row["name"]: row["fisher"] for row in fisher_rows(job, quantized, Quiet())}
-    assert isinstance(job.model, Model)
+    assert isinstance(job.model, GenericModel)
     texts = list(job.scored.probe)
     original = directions(job.model, texts)
     modules = quantized_modules(job.model.hf, quantized)
@@ -91,7 +91,7 @@ def members(job: Job, unit: str) -> frozenset[str]:
     return frozenset(site.name for site in job.opened.sites if site.unit == unit)
 
 
-def directions(model: Model, texts: list[str]) -> Any:
+def directions(model: GenericModel, texts: list[str]) -> Any:
     rows = np.asarray(model.encode(texts), dtype=np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 

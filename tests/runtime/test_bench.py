@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from bitwright.errors import InputError, ModelError, TargetError
+from bitwright.progress import Quiet
 from bitwright.runtime import bench
-from bitwright.runtime.bench import run_bench
+from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.bench_inputs import random_tokens, read_model_shape
 from bitwright.runtime.bench_process import Worker, worker_command
 from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime
@@ -47,9 +48,24 @@ def float_model(tiny_model):
     return tiny_model("bert")
 
 
-def short_bench(model, **options):
-    defaults = {"source": model, "shapes": SHAPES, "threads": 1, "rounds": ROUNDS, "block_s": 0.01}
-    return run_bench(model, **(defaults | options))
+def short_bench(model, *, source="model", shapes=SHAPES, threads=1, rounds=ROUNDS, block_s=0.01, **options):
+    source = model if source == "model" else source
+    return run_bench(model, Schedule(shapes, threads, rounds, block_s), source=source, **options)
+
+
+class Watched(Quiet):
+    """Progress that hands `act` each remark, and the number of each block that begins."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def track(self, items, what):
+        for number, item in enumerate(items):
+            self.act(f"{what} {number}")
+            yield item
+
+    def say(self, text):
+        self.act(text)
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +200,15 @@ def test_other_checkpoints_of_the_model_are_rows_of_their_own(float_model, fake_
     other = tmp_path / "other"
     shutil.copytree(float_model, other)
     loaded = []
-    measured = short_bench(float_model, others={"fake 1": other}, progress=loaded.append)
+    measured = short_bench(float_model, others={"fake 1": other}, progress=Watched(loaded.append))
     assert [row["runtime"] for row in measured["rows"]] == ["fake", "fake 1"] * len(SHAPES)
     assert loaded[:2] == ["fake: loading", "fake 1: loading"]
 
 
 def test_nothing_outlives_a_benchmark(float_model, fake_runtimes, tmp_path):
     seen = []
-    short_bench(float_model, progress=lambda text: seen.append((len(workers_alive()), len(list(tmp_path.iterdir())))))
+    look = Watched(lambda text: seen.append((len(workers_alive()), len(list(tmp_path.iterdir())))))
+    short_bench(float_model, progress=look)
     assert (2, 1) in seen
     assert (workers_alive(), list(tmp_path.iterdir())) == ([], [])
 
@@ -199,21 +216,21 @@ def test_nothing_outlives_a_benchmark(float_model, fake_runtimes, tmp_path):
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_workers_and_removes_the_files(float_model, fake_runtimes, tmp_path):
     def interrupt(text):
-        if "round 1" in text:
+        if text == "timing 1":
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        short_bench(float_model, progress=interrupt)
+        short_bench(float_model, progress=Watched(interrupt))
     assert (workers_alive(), list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_worker_that_dies_while_it_is_measured_is_named(float_model, fake_runtimes, tmp_path):
     def kill_one(text):
-        if "round 1" in text and ": fake " in text:
+        if text == "timing 1":
             [each.kill() for each in workers_alive() if "other fake" in each.cmdline()]
 
     with pytest.raises(TargetError, match=r"'other fake' ended unexpectedly with exit code -9"):
-        short_bench(float_model, progress=kill_one)
+        short_bench(float_model, progress=Watched(kill_one))
     assert (workers_alive(), list(tmp_path.iterdir())) == ([], [])
 
 

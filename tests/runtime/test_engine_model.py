@@ -99,12 +99,6 @@ def test_pairs_of_texts(
     assert not any(map(np.array_equal, mine, untyped))
     types = [[int(i > row.index(3)) for i in range(len(row))] for row in ids]  # 1 after the first separator
     assert all(map(np.array_equal, mine, model.encode(ids, types=types)))
-    length = max(map(len, ids))
-    ids_BT, types_BT, mask_BT = (
-        np.array([row + [0] * (length - len(row)) for row in rows])
-        for rows in (ids, types, [[1] * len(row) for row in ids])
-    )
-    assert all(map(np.array_equal, mine, model.rows(ids_BT, mask_BT, types_BT)))
 
 
 def test_bad_types(quantized: Callable[..., EngineModel]) -> None:

@@ -15,8 +15,8 @@ from bitwright.kernels.linear import HalfLinear, QuantLinear
 from bitwright.models.load import load_model
 from bitwright.models.names import model_names
 from bitwright.numerics.linear import ready
+from bitwright.runtime.generic_model import GenericModel, float_model
 from bitwright.runtime.load import load
-from bitwright.runtime.model import Model, float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 
 pytestmark = [
@@ -24,7 +24,7 @@ pytestmark = [
 ]
 IDS = torch.randint(5, 200, (2, 11), generator=torch.Generator().manual_seed(2))
 
-Written = Callable[..., tuple[Model, Path]]
+Written = Callable[..., tuple[GenericModel, Path]]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def write(
         half: tuple[str, ...] = (),
         transformed: bool = False,
         **config: object,
-    ) -> tuple[Model, Path]:
+    ) -> tuple[GenericModel, Path]:
         source = tiny_decoder(family, dtype, **config)
         loaded = load_model(source)
         names = model_names(loaded.model, loaded.architecture)

@@ -9,12 +9,12 @@ import torch
 
 from bitwright.errors import InputError, ModelError
 from bitwright.models.load import load_model
-from bitwright.runtime import model as model_module
-from bitwright.runtime.model import Model, float_model
+from bitwright.runtime import generic_model
+from bitwright.runtime.generic_model import GenericModel, float_model
 
 
 @pytest.fixture(scope="module")
-def llama(tiny_decoder: Callable[..., Path]) -> Model:
+def llama(tiny_decoder: Callable[..., Path]) -> GenericModel:
     return float_model(load_model(tiny_decoder("llama")))
 
 
@@ -23,7 +23,7 @@ def sequences(*lengths: int) -> list[list[int]]:
     return [torch.randint(5, 200, (n,), generator=g).tolist() for n in lengths]
 
 
-def test_rows_are_the_likelihoods_of_next_tokens(llama: Model) -> None:
+def test_rows_are_the_likelihoods_of_next_tokens(llama: GenericModel) -> None:
     for ids, row in zip(items := sequences(9, 4, 9, 17), llama.encode(items), strict=True):
         with torch.inference_mode():
             logits = llama.hf(torch.tensor([ids])).logits[0, :-1].double()
@@ -34,7 +34,7 @@ def test_rows_are_the_likelihoods_of_next_tokens(llama: Model) -> None:
         assert row[1].tolist() == logits.argmax(-1).tolist()
 
 
-def test_a_sequence_gets_the_same_numbers_in_any_company(llama: Model) -> None:
+def test_a_sequence_gets_the_same_numbers_in_any_company(llama: GenericModel) -> None:
     items = sequences(30, 12, 30, 12, 1, 2, 30)
     together = llama.encode(items, batch_size=3)
     assert [row.shape for row in together] == [(2, len(ids) - 1) for ids in items]
@@ -42,16 +42,16 @@ def test_a_sequence_gets_the_same_numbers_in_any_company(llama: Model) -> None:
         np.testing.assert_allclose(llama.encode([ids])[0], row, rtol=1e-5, atol=1e-5)
 
 
-def test_batches_hold_one_length_and_few_tokens(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_hold_one_length_and_few_tokens(llama: GenericModel, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    run = Model.logits
-    monkeypatch.setattr(Model, "logits", lambda self, ids: shapes.append(tuple(ids.shape)) or run(self, ids))
-    monkeypatch.setattr(model_module, "_TOKENS_AT_ONCE", 40)
+    run = GenericModel.logits
+    monkeypatch.setattr(GenericModel, "logits", lambda self, ids: shapes.append(tuple(ids.shape)) or run(self, ids))
+    monkeypatch.setattr(generic_model, "_TOKENS_AT_ONCE", 40)
     llama.encode(sequences(*[10] * 9, 64, 7, 7), batch_size=5)
     assert sorted(shapes) == [(1, 10), (1, 64), (2, 7), (4, 10), (4, 10)]
 
 
-def test_texts_are_tokenized_and_cut(llama: Model) -> None:
+def test_texts_are_tokenized_and_cut(llama: GenericModel) -> None:
     text = "the import statement finds a module, then binds names. " * 30
     rows = llama.encode([text, "a class"])
     assert rows[0].shape == (2, llama.max_tokens - 1)
@@ -73,7 +73,7 @@ def test_texts_are_tokenized_and_cut(llama: Model) -> None:
         ([[3] * 65], "item 0 has 65 tokens; this model takes 1 to 64"),
     ],
 )
-def test_items_that_are_neither_texts_nor_ids_say_so(llama: Model, items: list[object], message: str) -> None:
+def test_items_that_are_neither_texts_nor_ids_say_so(llama: GenericModel, items: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         llama.encode(items)  # type: ignore[arg-type]
 
@@ -96,7 +96,7 @@ def test_encoders_take_token_ids_too(tiny_model: Callable[..., Path]) -> None:
     bert = float_model(load_model(tiny_model("bert")))
     texts = ["a class is an object", "names", "a module binds names to objects when imported"]
     np.testing.assert_array_equal(bert.encode(bert.tokenize(texts)), bert.encode(texts))
-    without = Model(bert.hf, None, bert.task, bert.pooling, bert.max_tokens, bert.backend, bert.path)
+    without = GenericModel(bert.hf, None, bert.task, bert.pooling, bert.max_tokens, bert.backend, bert.path)
     assert without.encode([[2, 9, 3], [2, 7, 3]]).shape == (2, 32)
     with pytest.raises(ModelError, match="no tokenizer, whose padding different lengths need"):
         without.encode([[2, 9, 3], [2, 3]])

@@ -13,7 +13,7 @@ from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from bitwright.models.names import model_names
 from bitwright.numerics.linear import ready
-from bitwright.runtime.model import float_model
+from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 from bitwright.runtime.verify import compared, verify
 

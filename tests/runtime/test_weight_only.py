@@ -20,7 +20,7 @@ from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.generic import load_generic
-from bitwright.runtime.model import float_model
+from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 from bitwright.runtime.verify import compared, verify
 

@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 # What a column holds. Only names and prose give way where the terminal is narrow: prose wraps between words, a name
 # loses its head.
-Kind = Literal["left", "right", "name", "prose"]
-Column = str | tuple[str, Kind]  # a heading, with the kind "left" unless given
+ColumnKind = Literal["left", "right", "name", "prose"]
+Column = str | tuple[str, ColumnKind]  # a heading, with the kind "left" unless given
 _LEAST_NAME = 12
 _LONGEST_WORD = 22  # in prose; longer ones are broken
 _GAP = 2  # characters between columns
@@ -144,7 +144,7 @@ def table(
     text: markup in them is shown, not obeyed.
     """
     headings = [column if isinstance(column, str) else column[0] for column in columns]
-    kinds: list[Kind] = ["left" if isinstance(column, str) else column[1] for column in columns]
+    kinds: list[ColumnKind] = ["left" if isinstance(column, str) else column[1] for column in columns]
     shown = [headings, *rows] if header else list(rows)
     widths = _fitted([[row[i] for row in shown] for i in range(len(kinds))], kinds, width or out.width)
     made = Table(show_header=header, box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
@@ -157,7 +157,7 @@ def table(
     return Group(Text(title, style="bold"), made) if title else Group(made)
 
 
-def _fitted(columns: list[list[str]], kinds: list[Kind], width: int) -> list[int]:
+def _fitted(columns: list[list[str]], kinds: list[ColumnKind], width: int) -> list[int]:
     """Widths of columns with these cells: within `width` together, if what may give way can make it so."""
     widths = [max(map(cell_len, cells), default=0) for cells in columns]
     words = [max((cell_len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]

@@ -2,6 +2,7 @@
 
 from bitwright.evaluate.budget import Interval, Verdict, judge, paired_bootstrap
 from bitwright.evaluate.custom import load_custom
+from bitwright.evaluate.fitting import agreement_task, labelled_task
 from bitwright.evaluate.language import LanguageModel, language_task
 from bitwright.evaluate.loaders import load_task, similarity_matrix_task
 from bitwright.evaluate.tasks import Task, label_free_task, shared_texts, split
@@ -11,8 +12,10 @@ __all__ = [
     "LanguageModel",
     "Task",
     "Verdict",
+    "agreement_task",
     "judge",
     "label_free_task",
+    "labelled_task",
     "language_task",
     "load_custom",
     "load_task",

@@ -23,6 +23,15 @@ Items = tuple[str, ...] | tuple[Window, ...]  # what a model reads: texts, or of
 Encode = Callable[[Sequence[str] | Sequence[Window]], Outputs]
 OutputSort = Literal["embeddings", "logits", "tokens", "scores"]
 
+# What models of each task put out.
+OUTPUTS: dict[str, OutputSort] = {
+    "embedding": "embeddings",
+    "sequence-classification": "logits",
+    "token-classification": "logits",
+    "question-answering": "logits",
+    "text-generation": "tokens",
+}
+
 MAX_PAIRS = 50_000  # pairs of texts compared; more would cost time and hardly narrow the interval
 _QUERIES_AT_ONCE = 64
 _MAX_MATRIX = 4096  # texts whose similarities to each other, all of them, are 128 MB

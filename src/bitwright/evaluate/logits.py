@@ -6,7 +6,6 @@ The logits of 40 windows of 1024 tokens over 150,000 of vocabulary are 25 GB; wh
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from bitwright.errors import DataError
 from bitwright.evaluate.kinds import Window
+from bitwright.progress import Track
 
 Logits = Callable[[Window], Tensor]  # token ids -> logits (T, V)
 
@@ -43,11 +43,7 @@ class Comparison:
 
 
 def compare_windows(
-    windows: Iterable[Window],
-    float_logits: Logits,
-    quant_logits: Logits,
-    *,
-    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    windows: Iterable[Window], float_logits: Logits, quant_logits: Logits, *, track: Track = iter
 ) -> Comparison:
     """Run two language models over the same windows; of either, one window's logits are in memory at a time.
 

@@ -241,21 +241,6 @@ def ndcg_at_k(scores_QD: ArrayLike, gains_QD: ArrayLike, k: int = 10) -> FloatAr
     return np.divide(found @ discount, ideal, out=np.zeros(len(ideal)), where=ideal > 0)
 
 
-def mrr(scores_QD: ArrayLike, gains_QD: ArrayLike, k: int = 10) -> FloatArray:
-    """Reciprocal rank of each query's first relevant document (gain > 0), 0 if not in the k best. Shape (queries,)."""
-    relevant = np.take_along_axis(np.asarray(gains_QD) > 0, _top(scores_QD, k), axis=1)
-    return np.where(relevant.any(axis=1), 1 / (relevant.argmax(axis=1) + 1), 0.0)
-
-
-def recall_at_k(scores_QD: ArrayLike, gains_QD: ArrayLike, k: int = 10) -> FloatArray:
-    """Share of each query's relevant documents (gain > 0) in the k best, 0 if it has none. Shape (queries,)."""
-    relevant = np.asarray(gains_QD) > 0
-    found = np.take_along_axis(relevant, _top(scores_QD, k), axis=1).sum(axis=1)
-    total = relevant.sum(axis=1)
-    recall: FloatArray = np.divide(found, total, out=np.zeros(len(total)), where=total > 0)
-    return recall
-
-
 # -- shared pieces ----------------------------------------------------------------------------------------------------
 
 

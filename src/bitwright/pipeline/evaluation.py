@@ -1,7 +1,7 @@
 """One model on one metric: a float or a quantized one, alone or against its float original."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,22 +11,16 @@ import torch
 from torch import Tensor
 
 from bitwright.calibration.data import mix, parse_sources
-from bitwright.errors import DataError, InputError
-from bitwright.evaluate import Task, label_free_task, language_task, load_custom, load_task, paired_bootstrap
-from bitwright.evaluate.kinds import Outputs, Window
-from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel
+from bitwright.errors import InputError
+from bitwright.evaluate import Task, agreement_task, labelled_task, language_task, load_custom, paired_bootstrap
+from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window
+from bitwright.evaluate.language import WINDOW, WINDOWS
 from bitwright.evaluate.logits import compare_windows, token_outputs
 from bitwright.pipeline.request import Texts, make_texts
 from bitwright.pipeline.scored import BUILTIN_DATA
-from bitwright.progress import Progress, Quiet
-from bitwright.runtime.engine_model import EngineModel
+from bitwright.progress import Progress, Quiet, tracking
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
-
-Track = Callable[[Iterable[Any]], Iterable[Any]]
-Loaded = Model | EngineModel
-
-_OUTPUTS_OF = {"embedding": "embeddings", "sequence-classification": "logits"}  # task -> what labels can score
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +72,10 @@ def evaluate(
     progress, texts = progress or Quiet(), make_texts(data, evaluation, kind, metric, samples)
     opened = partial(_open, trust_remote_code=trust_remote_code, progress=progress)
     subject = opened(model)
-    if subject.task == "text-generation" and texts.metric is None:
+    if OUTPUTS[subject.task] == "tokens" and texts.metric is None:
         task = _language_task(subject, texts, window, windows, bos)
         measured = _measure_language(subject, task, reference, opened, progress)
-        protocol = task.kind.protocol if isinstance(task.kind, LanguageModel) else ""
+        protocol = getattr(task.kind, "protocol", "")
     else:
         if window or windows or bos:
             raise InputError(f"{model}: windows are for language models; this model's task is {subject.task}")
@@ -101,7 +95,7 @@ def evaluate(
     }  # fmt: skip
 
 
-def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> Loaded:
+def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> Model:
     progress.say(f"loading {name}")
     model = load(name, trust_remote_code=trust_remote_code)
     if model.tokenizer is None:
@@ -109,7 +103,7 @@ def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> L
     return model
 
 
-def _language_task(model: Loaded, texts: Texts, window: int | None, windows: int | None, bos: bool) -> Task:
+def _language_task(model: Model, texts: Texts, window: int | None, windows: int | None, bos: bool) -> Task:
     """Perplexity on the text that was given, or on built-in prose."""
     given = [source for source in (texts.evaluation, *texts.data) if source is not None]
     if texts.kind is not None:
@@ -125,7 +119,7 @@ def _language_task(model: Loaded, texts: Texts, window: int | None, windows: int
     )
 
 
-def _text_task(model: Loaded, texts: Texts, seed: int, *, has_reference: bool) -> tuple[Task, str]:
+def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) -> tuple[Task, str]:
     """(the task, what it scores in words): labels, the user's metric, or agreement with the reference."""
     if texts.metric is not None:
         if texts.evaluation is not None:
@@ -133,12 +127,7 @@ def _text_task(model: Loaded, texts: Texts, seed: int, *, has_reference: bool) -
         return load_custom(texts.metric), f"what {texts.metric} returns"
     config: Any = model.hf.config
     if texts.evaluation is not None:
-        labels = getattr(config, "id2label", None) or {}
-        task = load_task(texts.evaluation, texts.kind, label_names=[labels[i] for i in sorted(labels)])
-        if task.kind.outputs != _OUTPUTS_OF.get(model.task):
-            raise DataError(
-                f"{texts.evaluation}: {task.kind.name} scores {task.kind.outputs}; this model's task is {model.task}"
-            )
+        task = labelled_task(model.task, config, texts.evaluation, texts.kind)
         return task, f"{Path(texts.evaluation).name}, all {task.n_units} {task.kind.unit}"
     if not has_reference:
         raise InputError(
@@ -146,22 +135,17 @@ def _text_task(model: Loaded, texts: Texts, seed: int, *, has_reference: bool) -
             "--reference"
         )
     sources = texts.data or BUILTIN_DATA
-    task = label_free_task(
-        mix(parse_sources(sources), texts.samples, seed=seed),
-        logits=model.task != "embedding",
-        multi_label=getattr(config, "problem_type", None) == "multi_label_classification",
-        n_labels=config.num_labels,
-    )
+    task = agreement_task(model.task, config, mix(parse_sources(sources), texts.samples, seed=seed))
     return task, f"{len(task.texts)} texts of {' and '.join(sources)}, drawn with seed {seed}, without labels"
 
 
 def _measure(
-    model: Loaded, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Loaded], progress: Progress
+    model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
 ) -> _Measured:
     """Outputs for texts, of one model after the other."""
 
-    def outputs(of: Loaded, name: str) -> Outputs:
-        return task.run(partial(of.encode, track=_track(progress, f"texts, {name}")))
+    def outputs(of: Model, name: str) -> Outputs:
+        return task.run(partial(of.encode, track=tracking(progress, f"texts, {name}")))
 
     found = outputs(model, "the model")
     if reference is None:
@@ -172,27 +156,26 @@ def _measure(
 
 
 def _measure_language(
-    model: Loaded, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Loaded], progress: Progress
+    model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
 ) -> _Measured:
     """Outputs for windows of tokens; with a reference both models run side by side, for the KL of their logits."""
     windows: list[Window] = [ids for ids in task.texts if isinstance(ids, tuple)]
     if reference is None:
-        track = _track(progress, "windows")
+        track = tracking(progress, "windows")
         return _Measured([token_outputs(_logits(model, ids), ids) for ids in track(windows)], None, {})
     original = opened(reference)
     _check_alike(model, original)
     compared = compare_windows(
-        windows, partial(_logits, original), partial(_logits, model), track=_track(progress, "windows, both models")
+        windows, partial(_logits, original), partial(_logits, model), track=tracking(progress, "windows, both models")
     )
     return _Measured(compared.quant_outputs, compared.float_outputs, {"kl": compared.mean_kl})
 
 
-def _logits(model: Loaded, ids: Window) -> Tensor:
-    logits: Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    return logits
+def _logits(model: Model, ids: Window) -> Tensor:
+    return model.logits(torch.tensor([ids]))[0]
 
 
-def _check_alike(model: Loaded, reference: Loaded) -> None:
+def _check_alike(model: Model, reference: Model) -> None:
     """Refuse a reference for which the same texts are another input, or which puts out something else."""
     if model.task != reference.task:
         raise InputError(f"{reference.path}: its task is {reference.task}, that of {model.path} is {model.task}")
@@ -222,7 +205,3 @@ def _scores(task: Task, measured: _Measured, seed: int) -> dict[str, Any]:
         "confidence": interval.confidence,
         "companions": measured.extra | task.companions(reference, outputs),
     }
-
-
-def _track(progress: Progress, what: str) -> Track:
-    return lambda items: progress.track(list(items), what)

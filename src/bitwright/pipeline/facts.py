@@ -16,7 +16,6 @@ from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, quantized_names
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import Record
-from bitwright.runtime.model import Model
 from bitwright.runtime.verify import compared, verify
 from bitwright.search.journal import Journal
 
@@ -95,7 +94,7 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> list[dic
     """The Record's `verify`: the written files against models in memory that never saw them."""
     batch, limit = _VERIFY_SHAPE[0], min(_VERIFY_SHAPE[1], job.model.max_tokens)
     # Real tokens: random ones are far from what the model knows.
-    pool = [i for ids in (job.scored.probe if job.opened.streams else _tokens(job)) for i in ids]
+    pool = [i for ids in job.model.tokenize(job.scored.probe) for i in ids]
     ids = torch.from_numpy(np.resize(np.array(pool, dtype=np.int64), (batch, limit)))
     # With nothing quantized the directory is an ordinary float model, and is loaded as one.
     ours = candidate if quantized_names(job.plan) or quantized.tables else dequantized
@@ -145,11 +144,6 @@ def _not_as_asked(rows: Sequence[dict[str, Any]]) -> list[str]:
             "by a rule"
         )
     return texts
-
-
-def _tokens(job: Job) -> list[list[int]]:
-    assert isinstance(job.model, Model)
-    return job.model.tokenize(job.scored.probe)
 
 
 def layer_rows(account: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:

@@ -12,14 +12,13 @@ from torch.nn import functional
 
 from bitwright.errors import InputError
 from bitwright.evaluate.kinds import Items
-from bitwright.models.load import materialise
-from bitwright.models.pool import pool
+from bitwright.models.pool_tokens import pool_tokens
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.swapped import fold_in, folded, quantized_modules
 from bitwright.plan import quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
-from bitwright.runtime.model import Model, float_model
+from bitwright.runtime.generic_model import GenericModel
 from bitwright.search.fisher import Score, fisher_scores, log_likelihood, memory_needed, projection
 
 _TEXTS, _WINDOWS = 64, 8  # that gradients are taken of: of encoders, of language models
@@ -46,13 +45,11 @@ def require_memory(job: Job) -> None:
 
 def fisher_rows(job: Job, quantized: Quantized, progress: Progress) -> list[dict[str, Any]]:
     """A row {name, block, role, fisher, diagonal} per unit, largest first."""
-    if isinstance(job.model, Model):
-        model = replace(job.model, hf=folded(job.model.hf, quantized))
-    else:
-        whole = job.opened.loaded.reopen()
-        materialise(whole, "")
-        fold_in(whole.model, quantized.changed)
-        model = float_model(whole)
+    model = job.model.generic
+    if model is job.model:
+        model = replace(model, hf=folded(model.hf, quantized))
+    else:  # loaded for this
+        fold_in(model.hf, quantized.changed)
     sites = {site.unit: site for site in job.opened.sites if site.name in quantized.layers}
     units = {unit: [site.name for site in job.opened.sites if site.unit == unit] for unit in sites}
     items = _items(job)
@@ -66,7 +63,7 @@ def fisher_rows(job: Job, quantized: Quantized, progress: Progress) -> list[dict
 
 
 def fisher_of(
-    model: Model, modules: Mapping[str, nn.Module], units: Mapping[str, Sequence[str]], items: Items
+    model: GenericModel, modules: Mapping[str, nn.Module], units: Mapping[str, Sequence[str]], items: Items
 ) -> dict[str, Score]:
     """The Fisher score of each unit, on texts or windows of token ids.
 
@@ -84,7 +81,7 @@ def _items(job: Job) -> Items:
     return job.scored.tuning.texts[:_WINDOWS] if job.opened.streams else job.scored.probe[:_TEXTS]
 
 
-def _output(model: Model, ids: Sequence[int]) -> Tensor:
+def _output(model: GenericModel, ids: Sequence[int]) -> Tensor:
     """What is differentiated: an embedding of unit length, or logits whose last dimension is that of the classes."""
     ids_BT = torch.tensor([ids])
     if model.task == "text-generation":
@@ -93,5 +90,5 @@ def _output(model: Model, ids: Sequence[int]) -> Tensor:
     mask_BT = torch.ones_like(ids_BT)
     out = model.hf(input_ids=ids_BT, attention_mask=mask_BT)
     if model.task == "embedding":
-        return functional.normalize(pool(out.last_hidden_state, mask_BT, model.pooling), dim=-1)
+        return functional.normalize(pool_tokens(out.last_hidden_state, mask_BT, model.pooling), dim=-1)
     return torch.cat((out.start_logits, out.end_logits)) if model.task == "question-answering" else out.logits

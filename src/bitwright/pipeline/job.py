@@ -14,12 +14,13 @@ import torch
 from bitwright.errors import InputError
 from bitwright.files.directory import source_files
 from bitwright.kernels import dispatch, native
-from bitwright.pipeline.opened import AnyModel, Opened, open_model
+from bitwright.pipeline.opened import Opened, open_model
 from bitwright.pipeline.request import Texts
 from bitwright.pipeline.scored import Scored, doubts, draw
 from bitwright.plan import Plan
 from bitwright.quantizing.layers import needs_inputs
 from bitwright.recipe import Recipe
+from bitwright.runtime.changes import FloatModel
 from bitwright.runtime.environment import version_of
 from bitwright.search.decide import Decision
 
@@ -38,7 +39,7 @@ class Job:
     recipe: Recipe
     plan: Plan
     opened: Opened
-    model: AnyModel
+    model: FloatModel
     scored: Scored
     source_sha256: str
     warnings: list[str]

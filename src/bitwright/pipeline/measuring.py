@@ -1,34 +1,32 @@
 """The `measure` of those who search for a recipe: what a recipe's model loses, on tuning data or on a small sample."""
 
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from bitwright.errors import NumericsError
-from bitwright.evaluate import Task, paired_bootstrap
+from bitwright.evaluate import Task, agreement_task, paired_bootstrap
 from bitwright.evaluate.kinds import Outputs
 from bitwright.evaluate.logits import compare_windows
 from bitwright.pipeline.job import Job
-from bitwright.pipeline.opened import AnyModel
-from bitwright.pipeline.scored import agreement_task, as_texts
+from bitwright.pipeline.scored import as_texts
 from bitwright.pipeline.variants import candidate, quantize_model
-from bitwright.progress import Progress
+from bitwright.progress import Progress, tracking
 from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe
-from bitwright.runtime.engine_model import EngineModel
-from bitwright.runtime.streamed import StreamedModel
+from bitwright.runtime.model import Model
 from bitwright.search.journal import Journal
 from bitwright.search.measured import Measure, Measured
 
 _LOSS_TEXTS, _LOSS_WINDOWS, _LOSS_TOKENS = 128, 4, 64  # of the small sample
 
 
-def run_task(task: Task, model: AnyModel | EngineModel, progress: Progress, what: str) -> Outputs:
+def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs:
     """The outputs of `model` for the texts of `task`."""
-    return task.run(lambda texts: model.encode(texts, track=lambda steps: progress.track(list(steps), what)))
+    return task.run(partial(model.encode, track=tracking(progress, what)))
 
 
 def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Measure:
@@ -43,7 +41,10 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
             if not float_outputs:
                 float_outputs.append(run_task(job.scored.tuning, job.model, progress, "tuning texts, float"))
             what = f"tuning texts, {_more_in_16_bit(job, variant)} units in 16 bit"
-            outputs = run_task(job.scored.tuning, candidate(variant, quantized), progress, what)
+            try:
+                outputs = run_task(job.scored.tuning, candidate(variant, quantized), progress, what)
+            except NumericsError:  # the outputs are not finite: as bad as can be
+                return [math.inf, math.inf]
             interval = paired_bootstrap(job.scored.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
             return [interval.loss, interval.upper]
 
@@ -73,8 +74,8 @@ def on_a_sample(job: Job, progress: Progress) -> Measure:
     return measure
 
 
-def _sample_loss(job: Job, model: AnyModel, progress: Progress) -> float:
-    if isinstance(job.model, StreamedModel) and isinstance(model, StreamedModel):
+def _sample_loss(job: Job, model: Model, progress: Progress) -> float:
+    if job.opened.streams:
         texts = job.scored.tuning.texts[:_LOSS_WINDOWS]
         windows = [tuple(ids[:_LOSS_TOKENS]) for ids in texts if not isinstance(ids, str)]
         ids = torch.tensor(windows)
@@ -82,7 +83,7 @@ def _sample_loss(job: Job, model: AnyModel, progress: Progress) -> float:
         compared = compare_windows(windows, lambda window: pairs[window][0], lambda window: pairs[window][1])
         return math.expm1(compared.mean_kl)
     probe = as_texts(job.scored.probe[:_LOSS_TEXTS])
-    task = agreement_task(job.opened.loaded, probe)
+    task = agreement_task(model.task, job.opened.loaded.config, probe)
     outputs = (run_task(task, each, progress, "sample") for each in (job.model, model))
     loss = float(task.loss(*outputs))
     return loss if task.kind.outputs == "embeddings" else max(loss, 1 / len(probe))

@@ -11,10 +11,9 @@ from bitwright.models.sites import LinearSite, find_embeddings, find_linears
 from bitwright.numerics.spec import stored_dtype
 from bitwright.plan import Plan, make_plan
 from bitwright.recipe import Recipe
-from bitwright.runtime.model import Model, float_model
+from bitwright.runtime.changes import FloatModel
+from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.streamed import StreamedModel
-
-AnyModel = Model | StreamedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Opened:
         loaded = self.loaded
         return make_plan(recipe, loaded.model, loaded.architecture, self.sites, self.embeddings, self.dtype.itemsize)
 
-    def runnable(self) -> AnyModel:
+    def runnable(self) -> FloatModel:
         """The float model, ready to run."""
         return StreamedModel(self.loaded, self.loaded.max_tokens) if self.streams else float_model(self.loaded)
 

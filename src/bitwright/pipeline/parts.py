@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from bitwright.errors import NumericsError
-from bitwright.evaluate import Task
+from bitwright.evaluate import Task, agreement_task
 from bitwright.evaluate.remembering import remembering
 from bitwright.pipeline.job import Job
-from bitwright.pipeline.scored import agreement_task, as_texts
+from bitwright.pipeline.scored import as_texts
 from bitwright.pipeline.swapped import folded, only_quantized, quantized_modules
-from bitwright.progress import Progress
+from bitwright.progress import Progress, tracking
 from bitwright.quantizing.layers import Quantized
-from bitwright.runtime.model import Model
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import Reading, measure_sensitivity, read_outputs
 
@@ -24,12 +23,8 @@ _MAX_TASK_TEXTS = 400  # texts that every variant of the model encodes for its m
 def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> dict[str, Any]:
     """The Record's `sensitivity`: every linear, unit and group of the model."""
     sites = [site for site in job.opened.sites if site.name in quantized.layers]
-    found = measure_sensitivity(
-        sites,
-        _reader(job, quantized),
-        journal,
-        track=lambda parts: progress.track(list(parts), "sensitivity of every layer"),
-    )
+    track = tracking(progress, "sensitivity of every layer")
+    found = measure_sensitivity(sites, _reader(job, quantized), journal, track=track)
     return found | {"n_samples": len(job.scored.probe), "metric": sensitivity_task(job).kind.metric}
 
 
@@ -44,8 +39,8 @@ def sensitivity_task(job: Job) -> Task:
     kind, texts = task.kind.select(units, task.texts)
     if len(texts) <= _MAX_TASK_TEXTS:
         return Task(task.name, texts, kind)
-    probe = as_texts(job.scored.probe)
-    return agreement_task(job.opened.loaded, probe, name="agreement with float on probe texts")
+    probe, config = as_texts(job.scored.probe), job.opened.loaded.config
+    return agreement_task(job.model.task, config, probe, name="agreement with float on probe texts")
 
 
 def _reader(job: Job, quantized: Quantized) -> Callable[[frozenset[str]], Reading]:
@@ -53,8 +48,7 @@ def _reader(job: Job, quantized: Quantized) -> Callable[[frozenset[str]], Readin
 
     The distance is taken over the outputs of the probe texts, the metric loss over `sensitivity_task`.
     """
-    assert isinstance(job.model, Model)
-    base = replace(job.model, hf=folded(job.opened.loaded.model, quantized))
+    base = replace(job.model.generic, hf=folded(job.opened.loaded.model, quantized))
     modules = quantized_modules(quantized)
     task, texts = sensitivity_task(job), as_texts(job.scored.probe)
     float_encode = remembering(job.model.encode)

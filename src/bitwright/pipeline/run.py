@@ -46,7 +46,7 @@ from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe, recipe_yaml
 from bitwright.record import RECORD_FILE, RECORD_VERSION, Record, write_record
 from bitwright.report import render_model_card, write_report
-from bitwright.runtime.bench import run_bench
+from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.environment import environment
 from bitwright.runtime.load import load
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
@@ -221,8 +221,8 @@ def _judged(job: Job, staged: Path, quantized: Quantized, *, speed: bool, progre
         del final  # the timed processes need the memory
         with job.timed("speed"):
             measured = run_bench(
-                staged, source=job.opened.loaded.path, shapes=BENCH_SHAPES, threads=torch.get_num_threads(), rounds=3,
-                rivals=False, progress=progress.say, track=progress.track,
+                staged, Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3), source=job.opened.loaded.path,
+                rivals=False, progress=progress,
             )  # fmt: skip
         record["speed"] = {key: value for key, value in measured.items() if key not in ("size", "blocks")}
     return record

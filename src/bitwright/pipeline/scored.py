@@ -1,20 +1,20 @@
 """The texts of a run, drawn: what decides, what methods look at, and what sensitivity compares, all disjoint."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, mix, parse_sources, require_texts
 from bitwright.calibration.windows import Window, mix_windows
 from bitwright.errors import DataError, InputError
-from bitwright.evaluate import Task, label_free_task, load_custom, load_task, shared_texts, split
+from bitwright.evaluate import Task, agreement_task, labelled_task, load_custom, shared_texts, split
 from bitwright.evaluate.kinds import Items
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
 from bitwright.models.load import LoadedModel
-from bitwright.pipeline.opened import AnyModel, Opened
+from bitwright.pipeline.opened import Opened
 from bitwright.pipeline.request import Texts
 from bitwright.recipe import Recipe
+from bitwright.runtime.model import Model
 
 BUILTIN_DATA = ("builtin",)
 _MAX_WINDOWS = 64  # of a language model, tuning and held-out together
@@ -37,7 +37,7 @@ class Scored:
     sha256: str
 
 
-def draw(opened: Opened, model: AnyModel, recipe: Recipe, texts: Texts, *, calibrates: bool) -> Scored:
+def draw(opened: Opened, model: Model, recipe: Recipe, texts: Texts, *, calibrates: bool) -> Scored:
     """Draw the texts of a run. calibrates: whether a method looks at inputs.
 
     Raises:
@@ -51,7 +51,7 @@ def draw(opened: Opened, model: AnyModel, recipe: Recipe, texts: Texts, *, calib
     else:
         labelled = _labelled_task(texts, opened.loaded)
         pool, drawn = _draw_texts(texts, recipe, labelled, needs_calibration=calibrates)
-        task, calibration = labelled or agreement_task(opened.loaded, pool), tuple(drawn)
+        task, calibration = labelled or agreement_task(opened.loaded.task, opened.loaded.config, pool), tuple(drawn)
     tuning, held_out = split(task, seed=recipe.seed)
     probe: Items = tuning.texts[:_MAX_PROBE] or tuple(pool[:_MAX_PROBE])
     return Scored(tuning, held_out, calibration, probe, _evaluation_sha256(texts))
@@ -62,20 +62,7 @@ def as_texts(items: Items) -> list[str]:
     return [item for item in items if isinstance(item, str)]
 
 
-def agreement_task(loaded: LoadedModel, texts: Sequence[str], name: str = "label-free") -> Task:
-    """Agreement with the float model on `texts`, in the way that fits what the model puts out."""
-    return label_free_task(
-        texts,
-        logits=loaded.task != "embedding",
-        multi_label=getattr(loaded.config, "problem_type", None) == "multi_label_classification",
-        n_labels=loaded.config.num_labels,
-        name=name,
-    )
-
-
-def _draw_windows(
-    texts: Texts, recipe: Recipe, model: AnyModel, *, needs_calibration: bool
-) -> tuple[Task, list[Window]]:
+def _draw_windows(texts: Texts, recipe: Recipe, model: Model, *, needs_calibration: bool) -> tuple[Task, list[Window]]:
     """(perplexity on windows of text, windows for calibration): disjoint.
 
     Raises:
@@ -138,14 +125,7 @@ def _labelled_task(texts: Texts, loaded: LoadedModel) -> Task | None:
         return load_custom(texts.metric)
     if texts.evaluation is None:
         return None
-    labels = getattr(loaded.config, "id2label", None) or {}
-    task = load_task(texts.evaluation, texts.kind, label_names=[labels[i] for i in sorted(labels)])
-    wanted = {"embedding": "embeddings", "sequence-classification": "logits"}.get(loaded.task)
-    if task.kind.outputs != wanted:
-        raise DataError(
-            f"{texts.evaluation}: {task.kind.name} scores {task.kind.outputs}, and this is a {loaded.task} model"
-        )
-    return task
+    return labelled_task(loaded.task, loaded.config, texts.evaluation, texts.kind)
 
 
 def doubts(scored: Scored) -> list[str]:

@@ -17,7 +17,7 @@ from bitwright.pipeline.variants import write_variant
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import Record
-from bitwright.runtime.bench import run_bench
+from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.bench_runtimes import OURS
 from bitwright.runtime.load import load
 from bitwright.search.fallback import Step, Units, measured_step
@@ -61,8 +61,8 @@ def measure_front(
             write_variant(job.with_recipe(step.recipe), quantized, place)
         speed = run_bench(
             places[OURS], others={label: place for label, place in places.items() if label != OURS},
-            source=job.opened.loaded.path, shapes=BENCH_SHAPES, threads=torch.get_num_threads(), rounds=_ROUNDS,
-            rivals=False, progress=progress.say, track=progress.track,
+            schedule=Schedule(BENCH_SHAPES, torch.get_num_threads(), _ROUNDS), source=job.opened.loaded.path,
+            rivals=False, progress=progress,
         )  # fmt: skip
         held_out = _held_out(job, list(places.values()), progress)
     finally:

@@ -22,7 +22,7 @@ from bitwright.plan import plan_rows, quantized_names
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
 from bitwright.record import RECORD_FILE, read_record
-from bitwright.runtime.bench import run_bench
+from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import parts_of
 
@@ -120,8 +120,8 @@ def bench(
         if source and ModelDirectory(source).fingerprint != read_record(directory)["model"].get("source_sha256"):
             raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
     return run_bench(
-        directory, source=None if source is None else Path(source), shapes=shapes, rounds=rounds, rivals=rivals,
-        threads=threads or torch.get_num_threads(), progress=progress.say, track=progress.track,
+        directory, Schedule(shapes, threads or torch.get_num_threads(), rounds), rivals=rivals,
+        source=None if source is None else Path(source), progress=progress,
     )  # fmt: skip
 
 

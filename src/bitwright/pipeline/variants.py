@@ -1,6 +1,6 @@
 """Variants of a model: its linears quantized, and any plan carried out with them, in memory or on disk."""
 
-import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from torch import Tensor
 from bitwright.calibration.data import token_batches
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import RecipeError, named
-from bitwright.kernels import dispatch
 from bitwright.methods import ROUNDINGS
 from bitwright.models.parameters import weight_of
 from bitwright.numerics import RANGES
@@ -19,14 +18,12 @@ from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.pipeline.job import Job
-from bitwright.pipeline.opened import AnyModel
 from bitwright.pipeline.scored import as_texts
-from bitwright.pipeline.swapped import fold_in
 from bitwright.plan import half_names, quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized, needs_inputs, quantize_linears
-from bitwright.runtime.streamed import Changes, StreamedModel
-from bitwright.runtime.swap import set_compute, swap_linears
+from bitwright.runtime.changes import Changes
+from bitwright.runtime.model import Model
 
 
 def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantized:
@@ -75,26 +72,17 @@ def with_tables(job: Job, quantized: Quantized) -> Quantized:
     return replace(quantized, tables=tables)
 
 
-def candidate(job: Job, quantized: Quantized) -> AnyModel:
-    """The model with everything that the job's plan says done to it: what the checkpoint will hold. A copy in memory,
-    or, of a language model, block by block.
-    """
-    opened, names, half = job.opened, quantized_names(job.plan), half_names(job.plan)
-    if isinstance(job.model, StreamedModel):
-        layers = {name: quantized.layers[name].load for name in names}
-        in_16_bit = tuple(f"{name}.weight" for name in opened.embeddings)
-        return replace(
-            job.model, changes=Changes(layers, half, quantized.changed_for(job.plan), in_16_bit, opened.half_dtype)
-        )
-    hf = copy.deepcopy(opened.loaded.model)
-    fold_in(hf, quantized.changed_for(job.plan))
-    for name in set(opened.embeddings) - quantized.tables.keys():
-        weight = weight_of(hf.get_submodule(name))
-        weight.copy_(weight.to(opened.half_dtype))
-    chosen = {name: quantized.layers[name].load() for name in names}
-    swap_linears(hf, chosen, half, opened.loaded.architecture, tables=quantized.tables)
-    set_compute(hf, "auto")  # as `load` does
-    return replace(job.model, hf=hf, backend=f"kernels:{dispatch.active_isa()}")
+def candidate(job: Job, quantized: Quantized) -> Model:
+    """The model with everything that the job's plan says done to it: what the checkpoint will hold."""
+    changes = Changes(
+        layers={name: quantized.layers[name].load for name in quantized_names(job.plan)},
+        half=half_names(job.plan),
+        tables=quantized.tables,
+        changed=quantized.changed_for(job.plan),
+        in_16_bit=_weights(name for name in job.opened.embeddings if name not in quantized.tables),
+        dtype=job.opened.half_dtype,
+    )
+    return job.model.changed(changes)
 
 
 def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
@@ -105,35 +93,22 @@ def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
     write_checkpoint(job.opened.loaded.directory, directory, parts, job.opened.names, model_card="")
 
 
-def dequantized(job: Job, quantized: Quantized) -> AnyModel:
-    """A float copy of the model whose weights are the numbers that the checkpoint's codes stand for."""
-    if isinstance(job.model, StreamedModel):
-        return _dequantized_stream(job, job.model, quantized)
-    opened, tables = job.opened, quantized.tables
-    hf = copy.deepcopy(opened.loaded.model)
-    weights = {f"{name}.weight": table.dequantize() for name, table in tables.items()}
-    kept = half_names(job.plan) | (set(opened.embeddings) - tables.keys())
-    fold_in(hf, quantized.changed_for(job.plan))
-    weights |= {f"{name}.weight": weight_of(hf.get_submodule(name)).to(opened.half_dtype) for name in kept}
-    for name in quantized_names(job.plan):
-        weights[f"{name}.weight"], bias = quantized.layers[name].load().effective()
-        if bias is not None:
-            weights[f"{name}.bias"] = bias
-    with torch.no_grad():
-        for name, weight in weights.items():
-            hf.get_parameter(name).copy_(weight)
-    return replace(job.model, hf=hf)
+def dequantized(job: Job, quantized: Quantized) -> Model:
+    """The float model whose weights are the numbers that the checkpoint's codes stand for."""
+    tables, names = quantized.tables, quantized_names(job.plan)
 
-
-def _dequantized_stream(job: Job, model: StreamedModel, quantized: Quantized) -> StreamedModel:
     def part(name: str, number: int) -> Tensor:
         tensor = quantized.layers[name].load().effective()[number]
         assert isinstance(tensor, Tensor)
         return tensor
 
-    names = quantized_names(job.plan)
     shifted = {name for name in names if quantized.layers[name].form.shifts_input}
     numbers = quantized.changed_for(job.plan) | {f"{name}.weight": partial(part, name, 0) for name in names}
     numbers |= {f"{name}.bias": partial(part, name, 1) for name in shifted}
-    rounded = tuple(f"{name}.weight" for name in (*job.opened.embeddings, *half_names(job.plan)))
-    return replace(model, changes=Changes(changed=numbers, in_16_bit=rounded, dtype=job.opened.half_dtype))
+    numbers |= {f"{name}.weight": table.dequantize for name, table in tables.items()}
+    rounded = (*half_names(job.plan), *(name for name in job.opened.embeddings if name not in tables))
+    return job.model.changed(Changes(changed=numbers, in_16_bit=_weights(rounded), dtype=job.opened.half_dtype))
+
+
+def _weights(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}.weight" for name in names)

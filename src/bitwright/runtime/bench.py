@@ -8,9 +8,9 @@ median over the rounds is reported.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -21,6 +21,7 @@ import psutil
 
 from bitwright.errors import InputError, TargetError
 from bitwright.files.directory import source_bytes
+from bitwright.progress import Progress, Quiet
 from bitwright.runtime.bench_inputs import read_model_shape
 from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
 from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime
@@ -39,8 +40,15 @@ LOAD_INCLUDES = (
     "a rival's conversion is not in it"
 )
 
-Say = Callable[[str], None]
-Track = Callable[[Sequence[Any], str], Iterator[Any]]
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What is timed, and how often. shapes: (batch, tokens). threads: of each runtime. block_s: length of a block."""
+
+    shapes: Sequence[Shape]
+    threads: int
+    rounds: int = 5
+    block_s: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +63,13 @@ class _Running:
 
 def run_bench(
     directory: Path,
+    schedule: Schedule,
     *,
     source: Path | None,
     others: Mapping[str, Path] | None = None,
-    shapes: Sequence[Shape] = ((1, 16), (8, 128)),
-    threads: int,
-    rounds: int = 5,
-    block_s: float = 0.3,
     rivals: bool = True,
     slow: bool = False,
-    progress: Say | None = None,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure the checkpoint `directory`, and with `source` (the float model) fp32, bf16 and, with `rivals`, others.
 
@@ -73,7 +77,7 @@ def run_bench(
 
     A sample is one forward of `batch` sequences of `tokens` random tokens without padding, up to the first output.
     A block warms up for block_s / 3 and then runs for block_s. Runtimes stay loaded side by side: memory must hold
-    them all. `progress` is told each step; `track(items, what)` wraps the loop over blocks instead, for a progress bar.
+    them all.
 
     Returns the `speed` of a Record (`bitwright.record`) with the key `size` added:
         threads, rounds, block_s
@@ -90,13 +94,14 @@ def run_bench(
         TargetError: torch or Bitwright cannot load the model, or any runtime fails, dies or hangs while it is measured.
             A rival that cannot be converted or loaded is an entry of `skipped` instead.
     """
-    _check_options(shapes, threads=threads, rounds=rounds, block_s=block_s)
-    say = progress or (lambda text: None)
+    _check(schedule)
+    progress = progress or Quiet()
     size = {
         "source_bytes": None if source is None else source_bytes(source),
         "checkpoint_bytes": source_bytes(directory),
     }
-    shapes, skipped = _fitting(shapes, read_model_shape(source or directory).max_tokens)
+    shapes, skipped = _fitting(schedule.shapes, read_model_shape(source or directory).max_tokens)
+    schedule = replace(schedule, shapes=shapes)
     running: list[_Running] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitwright-bench-")))
@@ -108,25 +113,25 @@ def run_bench(
             for label, files in checkpoints.items() if reason is None else ():
                 assert files is not None  # or there were a reason
                 try:
-                    running.append(_start(label, name, files, scratch, threads, stack, say))
+                    running.append(_start(label, name, files, scratch, schedule.threads, stack, progress))
                 except TargetError as error:
                     if runtime.prepare is None:
                         raise
                     reason = str(error).splitlines()[0]
             if reason is not None:
-                say(f"{name}: skipped: {reason}")
+                progress.say(f"{name}: skipped: {reason}")
                 skipped.append({"runtime": name, "reason": reason})
         cosines = _compare_outputs(running, shapes[0], scratch)
         blocks: list[Block] = []
         samples_ms: dict[tuple[str, Shape], list[float]] = {}
-        for block, samples in _measure(running, shapes, rounds, block_s, say, track):
+        for block, samples in _measure(running, schedule, progress):
             blocks.append(block)
             samples_ms.setdefault((block.runtime, (block.batch, block.tokens)), []).extend(samples)
         memory = {each.name: each.worker.ask({"do": "memory"}, BLOCK_TIMEOUT_S) for each in running}
     return {
-        "threads": threads,
-        "rounds": rounds,
-        "block_s": block_s,
+        "threads": schedule.threads,
+        "rounds": schedule.rounds,
+        "block_s": schedule.block_s,
         "rows": summarize(blocks, samples_ms, {each.name: each.note for each in running}),
         "blocks": [asdict(block) for block in blocks],
         "other_load_cores": median(block.other_load_cores for block in blocks),
@@ -140,7 +145,8 @@ def run_bench(
     }
 
 
-def _check_options(shapes: Sequence[Shape], *, threads: int, rounds: int, block_s: float) -> None:
+def _check(schedule: Schedule) -> None:
+    shapes, threads, rounds, block_s = schedule.shapes, schedule.threads, schedule.rounds, schedule.block_s
     if threads < 1 or rounds < 1 or not block_s > 0:
         raise InputError(f"threads = {threads}, rounds = {rounds}, block_s = {block_s}: all must be positive")
     if not shapes or any(batch < 1 or tokens < 1 for batch, tokens in shapes):
@@ -166,7 +172,9 @@ def _why_not(runtime: Runtime, source: Path | None) -> str | None:
     return f"not installed: {', '.join(missing)}; pip install 'bitwright[rivals]'" if missing else None
 
 
-def _start(label: str, name: str, directory: Path, scratch: Path, threads: int, stack: ExitStack, say: Say) -> _Running:
+def _start(
+    label: str, name: str, directory: Path, scratch: Path, threads: int, stack: ExitStack, progress: Progress
+) -> _Running:
     """Convert the model in a process of its own if the runtime needs that; load it in another, which `stack` ends.
 
     label: of the row; name: of the runtime."""
@@ -174,13 +182,13 @@ def _start(label: str, name: str, directory: Path, scratch: Path, threads: int, 
     log, environment, note = scratch / f"{file_name}.log", worker_environment(threads), None
     files = directory
     if runtime.prepare is not None:
-        say(f"{label}: converting the model")
+        progress.say(f"{label}: converting the model")
         files = scratch / file_name
         files.mkdir()
         command = worker_command(name, directory, config_from=directory, threads=threads, prepare=files)
         with Worker(label, command, environment, log) as worker:
             note = worker.answer(PREPARE_TIMEOUT_S)["note"]
-    say(f"{label}: loading")
+    progress.say(f"{label}: loading")
     command = worker_command(name, files, config_from=directory, threads=threads)
     with ExitStack() as loading:
         worker = loading.enter_context(Worker(label, command, environment, log))
@@ -207,13 +215,13 @@ def _compare_outputs(running: Sequence[_Running], shape: Shape, scratch: Path) -
 
 
 def _measure(
-    running: Sequence[_Running], shapes: Sequence[Shape], rounds: int, block_s: float, say: Say, track: Track | None
+    running: Sequence[_Running], schedule: Schedule, progress: Progress
 ) -> Iterator[tuple[Block, list[float]]]:
     """Yield the blocks with their samples in ms, as they are measured: by shape, then round, then runtime."""
-    schedule = [(*shape, round_, each) for shape in shapes for round_ in range(rounds) for each in running]
+    turns = [(*shape, r, each) for shape in schedule.shapes for r in range(schedule.rounds) for each in running]
     origin_s: float | None = None
-    for batch, tokens, round_, each in schedule if track is None else track(schedule, "timing"):
-        request = {"do": "block", "batch": batch, "tokens": tokens, "seed": round_, "block_s": block_s}
+    for batch, tokens, round_, each in progress.track(turns, "timing"):
+        request = {"do": "block", "batch": batch, "tokens": tokens, "seed": round_, "block_s": schedule.block_s}
         busy_s, wall_s = _busy_cpu_s(), time.monotonic()
         reply = each.worker.ask(request, BLOCK_TIMEOUT_S)
         busy_s, wall_s = _busy_cpu_s() - busy_s, time.monotonic() - wall_s
@@ -229,8 +237,6 @@ def _measure(
             other_load_cores=max(0.0, (busy_s - reply["cpu_s"]) / wall_s),
             idle_cores=reply["idle_cores"],
         )
-        if track is None:
-            say(f"{batch} × {tokens}, round {round_ + 1} of {rounds}: {each.name} {block.median_ms:.2f} ms")
         yield block, reply["samples_ms"]
 
 

@@ -22,13 +22,13 @@ from bitwright.numerics.arrays import as_torch
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
-from bitwright.runtime.model import Model, float_model
+from bitwright.runtime.generic_model import GenericModel, float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 
 
 def load_generic(
     directory: ModelDirectory, *, compute: str = "auto", trust_remote_code: bool = False, why: str = ""
-) -> Model:
+) -> GenericModel:
     """As `runtime.load.load` without the engine. why: the engine does not run it, for `backend`."""
     if not directory.is_quantized:
         return float_model(load_model(directory, trust_remote_code=trust_remote_code))
@@ -51,7 +51,7 @@ def load_generic(
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{why and f' ({why})'}"
     tokenizer, _ = load_tokenizer(directory, trust_remote_code)
     limit = max_tokens(empty, tokenizer, directory)
-    return Model(model, tokenizer, empty.task, read_pooling(directory), limit, backend, directory.path)
+    return GenericModel(model, tokenizer, empty.task, read_pooling(directory), limit, backend, directory.path)
 
 
 class Linears(Mapping[str, QuantizedLinear]):

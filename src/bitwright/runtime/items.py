@@ -1,5 +1,6 @@
 """What `encode` takes: texts, pairs of texts, or sequences of token ids."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from bitwright.errors import InputError
+from bitwright.files.tokenizer import cut
 
-Track = Callable[[Iterable[Any]], Iterable[Any]]
 Pair = tuple[str, str]
 Items = Sequence[str] | Sequence[Pair] | Sequence[Sequence[int]]
 
@@ -84,6 +85,14 @@ def check_types(types: Sequence[Sequence[int]] | None, ids: list[list[int]], n_t
         if wrong is not None:
             raise InputError(f"item {index}: token type {wrong}; this model has 0 to {n_types - 1}")
     return Tokens(ids, [list(map(int, row)) for row in types])
+
+
+def cut_all(encodings: Sequence[Any], limit: int | None, side: str, *, typed: bool) -> Tokens:
+    """Encodings of the tokenizers library as tokens, with their types if `typed`; of more than `limit`, those at `side`
+    are cut off.
+    """
+    rows = [cut(encoding, sys.maxsize if limit is None else limit, side, typed=typed) for encoding in encodings]
+    return Tokens([ids for ids, _ in rows], [types or [] for _, types in rows] if typed else None)
 
 
 def refuse_types(types: object) -> None:

@@ -7,13 +7,12 @@ from bitwright.errors import EngineError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 
 if TYPE_CHECKING:
-    from bitwright.runtime.engine_model import EngineModel
     from bitwright.runtime.model import Model
 
 
 def load(
     directory: str | Path, *, compute: str = "auto", threads: int | None = None, trust_remote_code: bool = False
-) -> "Model | EngineModel":
+) -> "Model":
     """Load a quantized checkpoint, Bitwright's or compressed-tensors', or a float model (a directory or a hub name).
 
     A quantized encoder runs on the engine if that has an operator for every part of it: `model.backend` begins with

@@ -1,11 +1,12 @@
-"""A language model that runs in the memory of one block: what `Model` does for one that is loaded whole.
+"""`StreamedModel`: a language model that runs in the memory of one block.
 
 Every call opens the model anew, takes all windows through one block after another, and lets go of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,64 +14,111 @@ import torch
 from torch import Tensor
 
 from bitwright.calibration.stream import stream_outputs
-from bitwright.evaluate.kinds import Window
-from bitwright.evaluate.logits import token_outputs
+from bitwright.errors import ModelError
 from bitwright.models.load import LoadedModel, materialise, release
-from bitwright.numerics.linear import QuantizedLinear
-from bitwright.runtime.swap import swap_linears
-
-Load = Callable[[], Tensor]
-Track = Callable[[Iterable[Any]], Iterable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """How a variant differs from the source.
-
-    layers: quantized linears. half: linears in 16 bit. changed: other float parameters, by name. in_16_bit: parameters
-    outside the blocks that are rounded to `dtype`.
-    """
-
-    layers: Mapping[str, Callable[[], QuantizedLinear]] = field(default_factory=dict)
-    half: frozenset[str] = frozenset()
-    changed: Mapping[str, Load] = field(default_factory=dict)
-    in_16_bit: tuple[str, ...] = ()
-    dtype: torch.dtype = torch.bfloat16
-
-
-_NOTHING = Changes()
+from bitwright.runtime import encoding
+from bitwright.runtime.changes import NO_CHANGES, Changes, apply_changes
+from bitwright.runtime.generic_model import GenericModel, float_model, next_token_rows, read_texts, refuse_threads
+from bitwright.runtime.items import Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class StreamedModel:
-    """A float language model, or a variant of it. loaded: where it lies, and its tokenizer."""
+    """A float language model, or a variant of it: a `Model`. loaded: where it lies, and its tokenizer."""
 
     loaded: LoadedModel
     max_tokens: int
-    changes: Changes = _NOTHING
-    task: str = "text-generation"
+    changes: Changes = NO_CHANGES
+
+    encode = encoding.encode
+    tokenize = encoding.tokenize
+
+    @property
+    def path(self) -> Path:
+        """The source's directory."""
+        return self.loaded.path
+
+    @property
+    def task(self) -> str:
+        """The source's."""
+        return self.loaded.task
+
+    @property
+    def backend(self) -> str:
+        """As `Model` says."""
+        return "blocks of torch, one in memory at a time"
+
+    @property
+    def n_types(self) -> int:
+        """One: language models know of no types."""
+        return 1
+
+    @property
+    def width(self) -> int | None:
+        """None: outputs are as long as the windows."""
+        return None
+
+    @property
+    def tokens_at_once(self) -> int | None:
+        """Each window is a batch, whose logits are in memory alone."""
+        return 1
+
+    @property
+    def folded(self) -> int:
+        """None: every linear runs."""
+        return 0
 
     @property
     def tokenizer(self) -> Any:
         """The source's."""
         return self.loaded.tokenizer
 
-    def encode(self, items: Sequence[str] | Sequence[Window], *, track: Track = iter) -> list[np.ndarray]:
-        """Per window of token ids: float32 (2, T − 1), the negative log-likelihood (nats) of each next token, and the
-        token held most likely in its place. Texts are not taken: a language model is judged on windows.
+    @property
+    def hf(self) -> Any:
+        """The source's transformers module, whole. Raises as `generic`."""
+        return self.generic.hf
+
+    @property
+    def generic(self) -> GenericModel:
+        """The source, loaded whole, each time it is asked for.
+
+        Raises:
+            ModelError: this is a variant, which is whole nowhere.
         """
-        windows = [[int(token) for token in item] for item in items]
-        every = track(self._logits([torch.tensor([window]) for window in windows]))
-        return [token_outputs(logits[0], window) for logits, window in zip(every, windows, strict=True)]
+        if self.changes is not NO_CHANGES:
+            raise ModelError(f"{self.path}: a variant of it that runs block by block cannot be had whole")
+        whole = self.loaded.reopen()
+        materialise(whole, "")
+        return float_model(whole)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The Hugging Face forward of the source, whole. Raises as `generic`."""
+        return self.generic(**inputs)
+
+    def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
+        """As `Model.read`."""
+        return read_texts(self.tokenizer, first, second, typed=typed, limit=limit)
+
+    def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
+        """As `Model.run`; the outputs come when all batches have gone through all blocks but the last."""
+        refuse_threads(threads)
+        if batches:
+            inputs = [torch.tensor(tokens.ids) for tokens in batches]
+            for ids_BT, logits_BTV in zip(inputs, self._logits(inputs), strict=True):
+                yield next_token_rows(logits_BTV, ids_BT)
 
     def logits(self, ids_BT: Tensor) -> Tensor:
-        """The logits (B, T, V) of one batch."""
+        """As `Model.logits`."""
         return next(iter(self._logits([ids_BT])))
+
+    def changed(self, changes: Changes) -> "StreamedModel":
+        """The variant of the source that these changes make."""
+        return replace(self, changes=changes)
 
     def _logits(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The logits of each batch, one at a time."""
         opened = self.loaded.reopen()
-        _change(opened, self.changes, "")
+        apply_changes(opened.model, opened.architecture, self.changes)
         enter, leave = partial(_enter, opened, self.changes), partial(_leave, opened)
         for output in stream_outputs(opened, [{"input_ids": ids} for ids in batches], enter=enter, leave=leave):
             yield output.logits
@@ -79,24 +127,9 @@ class StreamedModel:
 def _enter(opened: LoadedModel, changes: Changes, paths: Sequence[str]) -> None:
     for path in paths:
         materialise(opened, path)
-        _change(opened, changes, path + ".")
+        apply_changes(opened.model, opened.architecture, changes, f"{path}.")
 
 
 def _leave(opened: LoadedModel, paths: Sequence[str]) -> None:
     for path in paths:
         release(opened, path)
-
-
-def _change(opened: LoadedModel, changes: Changes, prefix: str) -> None:
-    """Carry out what concerns a block; with the prefix "", what concerns no block."""
-    model = opened.model
-    real = {name for name, value in model.named_parameters() if not value.is_meta and name.startswith(prefix)}
-    with torch.no_grad():
-        for name in real & changes.changed.keys():
-            model.get_parameter(name).copy_(changes.changed[name]())
-        for name in real & set(changes.in_16_bit):
-            value = model.get_parameter(name)
-            value.copy_(value.to(changes.dtype))
-    modules = {name.rpartition(".")[0] for name in real}
-    layers = {name: load() for name, load in changes.layers.items() if name in modules}
-    swap_linears(model, layers, changes.half & modules, opened.architecture)

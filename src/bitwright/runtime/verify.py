@@ -11,9 +11,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitwright.runtime.model import Model
 
 _CHILD_SECONDS = 600
 
@@ -62,22 +67,20 @@ def verify(
     return rows
 
 
-def compared(model: Any, ids_BT: Any) -> tuple[np.ndarray, int]:
+def compared(model: "Model", ids_BT: "Tensor") -> tuple[np.ndarray, int]:
     """What is compared of a model, float32 (B, values), and how many calls of integer kernels it took.
 
     Pooled embeddings or logits, flattened; of a language model the logits after the last token.
-
-    model: a `Model`, or, of a language model, one that has `task` and `logits` too.
     """
-    import torch
-
+    from bitwright.evaluate.kinds import OUTPUTS
     from bitwright.kernels import dispatch
+    from bitwright.runtime.items import Tokens
 
     before = dispatch.kernel_calls()
-    if model.task == "text-generation":
-        rows = list(model.logits(ids_BT)[:, -1].float().numpy())
+    if OUTPUTS[model.task] == "tokens":
+        rows: Sequence[np.ndarray] = list(model.logits(ids_BT)[:, -1].float().numpy())
     else:
-        rows = model.rows(ids_BT, torch.ones_like(ids_BT))
+        (rows,) = model.run([Tokens(ids_BT.tolist())])
     return np.stack([row.reshape(-1) for row in rows]), dispatch.kernel_calls() - before
 
 
@@ -143,16 +146,13 @@ def _child(target: str, compute: str, directory: str, given: str, result: str) -
     integer_calls = engine_calls = engine_folded = 0
     engine_vectors: Any = np.empty((0, 0), np.float32)
     if target == "bitwright":
-        from bitwright.files.directory import ModelDirectory
-        from bitwright.runtime.engine_model import EngineModel
-        from bitwright.runtime.generic import load_generic
         from bitwright.runtime.load import load
 
-        vectors, integer_calls = compared(load_generic(ModelDirectory(Path(directory)), compute=compute), ids)
         model = load(directory, compute=compute)
-        if isinstance(model, EngineModel):
+        vectors, integer_calls = compared(model.generic, ids)
+        if model.generic is not model:
             engine_vectors, engine_calls = compared(model, ids)
-            engine_folded = model.executor.program.folded
+            engine_folded = model.folded
     elif target == "sentence-transformers":
         from sentence_transformers import SentenceTransformer
 
@@ -180,7 +180,7 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     from bitwright.families.tasks import task_of
     from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
-    from bitwright.runtime.model import Model
+    from bitwright.runtime.generic_model import GenericModel
 
     path = Path(directory)
     task = task_of(transformers.AutoConfig.from_pretrained(directory).architectures, directory)
@@ -193,7 +193,7 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     }
     hf = classes[task].from_pretrained(directory, dtype=torch.float32).eval()
     pooling = read_pooling(ModelDirectory(path))
-    return compared(Model(hf, None, task, pooling, ids.shape[1], "transformers", path), ids)[0]
+    return compared(GenericModel(hf, None, task, pooling, ids.shape[1], "transformers", path), ids)[0]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ beside it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from bitwright.evaluate import metrics
 from bitwright.evaluate.kinds import Outputs, pair_cosines, spread_pairs
 from bitwright.models.sites import LinearSite
+from bitwright.progress import Track
 from bitwright.search.journal import Journal
 
 Mode = Literal["one", "all but one"]
@@ -75,7 +76,7 @@ def measure_sensitivity(
     sites: Sequence[LinearSite],
     measure: Callable[[frozenset[str]], Reading],
     journal: Journal,
-    track: Callable[[Iterable[Part]], Iterable[Part]] = lambda parts: parts,
+    track: Track = iter,
 ) -> dict[str, Any]:
     """Measure every part and rank them, most sensitive first.
 

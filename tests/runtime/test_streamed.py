@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +18,9 @@ from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.runtime import streamed
-from bitwright.runtime.model import float_model
-from bitwright.runtime.streamed import Changes, StreamedModel
+from bitwright.runtime.changes import Changes
+from bitwright.runtime.generic_model import float_model
+from bitwright.runtime.streamed import StreamedModel
 from bitwright.runtime.swap import swap_linears
 
 WINDOWS = torch.randint(5, 200, (3, 21), generator=torch.Generator().manual_seed(2))
@@ -71,8 +71,8 @@ def test_changed(tiny_decoder: Callable[..., Path], family: str, tied: bool) -> 
     }
     tables = [name for name, _ in model.named_parameters() if "embed" in name or "wte" in name or "lm_head" in name]
     changes = Changes(
-        {name: partial(layers.__getitem__, name) for name in layers}, half,
-        {name: partial(changed.__getitem__, name) for name in changed}, tuple(tables),
+        layers={name: partial(layers.__getitem__, name) for name in layers}, half=half,
+        changed={name: partial(changed.__getitem__, name) for name in changed}, in_16_bit=tuple(tables),
     )  # fmt: skip
     found = StreamedModel(whole, 64, changes).logits(WINDOWS)
     before = logits_of(whole)  # which streaming left alone
@@ -86,11 +86,9 @@ def test_changed(tiny_decoder: Callable[..., Path], family: str, tied: bool) -> 
     assert not torch.allclose(found, before, atol=1e-2)
 
 
-def test_one_block_is_there_at_a_time(
-    tiny_decoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, opened: Any
-) -> None:
+def test_one_block_is_there_at_a_time(tiny_decoder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """And the outputs come window by window."""
-    whole = opened(tiny_decoder("llama", num_hidden_layers=3)).loaded
+    whole = load_model(tiny_decoder("llama", num_hidden_layers=3))
     kept, most = [], 0
 
     def watching(loaded: LoadedModel, path: str, *, act: Callable[..., None]) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from bitwright.files.pooling import Mode, Pooling
 
 
-def pool(hidden_BTH: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:
+def pool_tokens(hidden_BTH: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:
     """One vector per text: floating (B, H · number of modes), in the dtype of the hidden states.
 
     hidden_BTH: floating token vectors. mask_BT: 0/1, at least one 1 in each row; what it excludes has no influence.

@@ -1,0 +1,60 @@
+"""`Changes`: how a variant of a model differs from its float source, and what makes it so."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.families import Architecture
+from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.qtensor import QTensor
+from bitwright.runtime.model import Model
+from bitwright.runtime.swap import swap_linears
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """How a variant differs from the source.
+
+    layers: quantized linears. half: linears in 16 bit. tables: int8 embeddings. changed: other float parameters, by
+    name. in_16_bit: parameters outside the blocks that are rounded to `dtype`.
+    """
+
+    layers: Mapping[str, Callable[[], QuantizedLinear]] = field(default_factory=dict)
+    half: frozenset[str] = frozenset()
+    tables: Mapping[str, QTensor] = field(default_factory=dict)
+    changed: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    in_16_bit: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def swaps(self) -> bool:
+        """Whether any module gives way to one of ours; else the variant is a float model with other numbers."""
+        return bool(self.layers or self.half or self.tables)
+
+
+NO_CHANGES = Changes()
+
+
+class FloatModel(Model, Protocol):
+    """A source, of which variants can be made."""
+
+    def changed(self, changes: Changes) -> Model:
+        """The variant that these changes make. The source stays as it is."""
+
+
+def apply_changes(model: nn.Module, architecture: Architecture, changes: Changes, prefix: str = "") -> None:
+    """Make the changes in the modules of `model` whose names begin with `prefix` and that have values. Mutates it."""
+    real = {name for name, value in model.named_parameters() if not value.is_meta and name.startswith(prefix)}
+    with torch.no_grad():
+        for name in real & changes.changed.keys():
+            model.get_parameter(name).copy_(changes.changed[name]())
+        for name in real & set(changes.in_16_bit):
+            value = model.get_parameter(name)
+            value.copy_(value.to(changes.dtype))
+    modules = {name.rpartition(".")[0] for name in real}
+    layers = {name: load() for name, load in changes.layers.items() if name in modules}
+    tables = {name: table for name, table in changes.tables.items() if name in modules}
+    swap_linears(model, layers, changes.half & modules, architecture, tables=tables)
