@@ -5,7 +5,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from bitwright.checkpoints.safetensors_file import pending, shard, shard_index, write_safetensors
+from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
 from bitwright.files.safetensors import check_safetensors
 
 TENSORS = {

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitwright.errors import ModelError
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.architectures import ARCHITECTURES, find_blocks, find_linears
-from bitwright.models.build import LoadedModel
+from bitwright.models.build import LoadedModel, build_empty
 from bitwright.models.load import load_model, materialise, open_lazily, open_skeleton, release
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -263,11 +264,22 @@ def test_for_reading_only_nothing_is_filled(directory):
     )
 
 
-def test_a_whole_model_is_not_filled_block_by_block(directory):
+def test_a_whole_model_can_be_emptied_and_filled_again(directory):
     loaded = load_model(directory("bert"))
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    release(loaded, blocks_of(loaded)[0])
+    assert any(parameter.is_meta for parameter in loaded.model.parameters())
+    materialise(loaded, "")
+    after = loaded.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_without_files_is_not_filled(directory):
+    loaded = build_empty(ModelDirectory(directory("bert")))
     for act in (materialise, release):
-        with pytest.raises(ModelError, match="was loaded whole; only a model from open_lazily"):
-            act(loaded, "encoder.layer.0")
+        with pytest.raises(ModelError, match="was built of a config.json alone; open_lazily"):
+            act(loaded, blocks_of(loaded)[0])
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)

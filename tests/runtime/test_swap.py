@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.checkpoints.stored import StoredLinear
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.errors import ModelError
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
@@ -33,15 +33,15 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
 
 
 @pytest.fixture
-def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[nn.Module, dict[str, StoredLinear], list[str]]]:
+def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[nn.Module, dict[str, QuantizedLinear], list[str]]]:
     """`load(family)`: (model, its block linears quantized, its heads)."""
 
-    def load(family: str = "bert", **config: str) -> tuple[nn.Module, dict[str, StoredLinear], list[str]]:
+    def load(family: str = "bert", **config: str) -> tuple[nn.Module, dict[str, QuantizedLinear], list[str]]:
         model = transformers.AutoModel.from_pretrained(tiny_model(family, "embedding", **config)).eval()
         sites = find_linears(model, architecture_of(family))
         spec = QuantSpec(symmetric=False, dynamic=True)
         layers = {
-            site.name: StoredLinear(rounded(weight_of(model, site.name)), spec) for site in sites if site.role != "head"
+            site.name: QuantizedLinear(rounded(weight_of(model, site.name)), spec) for site in sites if site.role != "head"
         }
         return model, layers, [site.name for site in sites if site.role == "head"]
 
@@ -54,7 +54,7 @@ def run(model: nn.Module) -> Tensor:
     return out
 
 
-Load = Callable[..., tuple[nn.Module, dict[str, StoredLinear], list[str]]]
+Load = Callable[..., tuple[nn.Module, dict[str, QuantizedLinear], list[str]]]
 
 
 @needs_kernels
@@ -165,4 +165,4 @@ def test_names_that_do_not_fit_are_refused(load: Load) -> None:
     with pytest.raises(ModelError, match="cannot be replaced by a linear"):
         swap_linears(model, {}, ("embeddings",), bert)
     with pytest.raises(ModelError, match="an int8 table of shape"):
-        swap_linears(model, {}, (), bert, tables={WORDS: layer.qtensor})
+        swap_linears(model, {}, (), bert, tables={WORDS: layer.weight})

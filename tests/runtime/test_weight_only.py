@@ -10,7 +10,8 @@ import torch
 
 import bitwright
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import StoredLinear, model_names, ready
+from bitwright.models.names import model_names
+from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.engine.program import Op
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
@@ -57,7 +58,7 @@ NAMED = [
 ALL = {name: SCHEMES[name] for name in NAMED} | OTHERS
 
 Written = Callable[..., Path]
-Rounded = dict[str, StoredLinear]
+Rounded = dict[str, QuantizedLinear]
 
 
 @pytest.fixture

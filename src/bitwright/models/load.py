@@ -137,7 +137,8 @@ def materialise(loaded: LoadedModel, path: str) -> None:
     """Fill the parameters that are empty in the module at `path` ("" for the whole model) from the files.
 
     Raises:
-        ModelError: NaN or infinity; the message names file and tensor. Or the model was not opened lazily.
+        ModelError: NaN or infinity; the message names file and tensor. Or the model was built without
+            files.
         CheckpointError: a file that has changed since the model was opened.
     """
     prefix = f"{path}." if path else ""
@@ -187,5 +188,5 @@ def _fill_buffers(loaded: LoadedModel, source: SourceTensors) -> None:
 
 def _source(loaded: LoadedModel) -> SourceTensors:
     if loaded.source is None:
-        raise ModelError(f"{loaded.name}: was loaded whole; only a model from open_lazily is filled block by block")
+        raise ModelError(f"{loaded.name}: was built of a config.json alone; open_lazily gives one that is filled from files")
     return loaded.source
