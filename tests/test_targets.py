@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -10,7 +9,7 @@ from bitwright.checkpoints.tensor_plan import pending_linears, table_tensors
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import TargetError
 from bitwright.models.names import ModelNames
-from bitwright.numerics.linear import ready
+from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor, scale_shape
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.targets import TARGETS, check_target, stored_bytes, stored_embedding_bytes
@@ -19,7 +18,7 @@ QUANTIZED = {name: scheme for name, scheme in SCHEMES.items() if scheme.weight i
 SHAPES = [(1, 1), (3, 8), (5, 37), (64, 128)]
 
 
-def stored(shape: tuple[int, int], scheme: Scheme, *, scale_K: bool = False, shift_K: bool = False) -> StoredLinear:
+def stored(shape: tuple[int, int], scheme: Scheme, *, scale_K: bool = False, shift_K: bool = False) -> QuantizedLinear:
     assert scheme.weight is not None
     spec, size = scheme.weight, scale_shape(*shape, scheme.weight)
     codebook = torch.linspace(-1, 1, spec.code_max + 1) if spec.grid == "kmeans" else None
@@ -27,7 +26,7 @@ def stored(shape: tuple[int, int], scheme: Scheme, *, scale_K: bool = False, shi
     weight = QTensor(torch.zeros(shape, dtype=torch.int8), torch.ones(size), zero, spec, codebook)
     static = scheme.input is not None and not scheme.input.dynamic
     input_zero = torch.zeros(1, dtype=torch.int8) if static and scheme.input and not scheme.input.symmetric else None
-    return StoredLinear(
+    return QuantizedLinear(
         weight,
         scheme.input,
         torch.ones(1) if static else None,

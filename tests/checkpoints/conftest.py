@@ -3,14 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.files.directory import ModelDirectory
+from bitwright.numerics.arrays import dtype_name
 from bitwright.numerics.codebooks import codebook_of
+from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor, scale_shape
 from bitwright.numerics.spec import SCHEMES, QuantSpec, fit_group
 
@@ -39,37 +44,59 @@ def rounded(w_NK: Tensor, spec: QuantSpec) -> QTensor:
     return QTensor(codes.reshape(w_NK.shape).to(torch.int8), scale.reshape(shape), zero_NG, spec, codebook)
 
 
-def stored_linear(w_NK: Tensor, scheme: str, *, transform: bool = False) -> StoredLinear:
+def stored_linear(w_NK: Tensor, scheme: str, *, transform: bool = False) -> QuantizedLinear:
     """A weight in one of the named schemes, its group size one that fits, with a made-up range where inputs are static,
     and a made-up input transform if asked for."""
     k = w_NK.shape[1]
     weight, inputs = fit_group(SCHEMES[scheme], k)[0].weight, SCHEMES[scheme].input
     assert weight is not None
-    static = inputs is not None and not inputs.dynamic
-    zero = torch.tensor([-3], dtype=torch.int8) if static and inputs is not None and not inputs.symmetric else None
-    return StoredLinear(
-        rounded(w_NK, weight),
-        inputs,
-        torch.tensor([0.03]) if static else None,
-        zero,
-        torch.linspace(0.5, 2.0, k) if transform else None,
-        torch.linspace(-1.0, 1.0, k) if transform else None,
-    )
+    static = None
+    if inputs is not None and not inputs.dynamic:
+        static = StaticGrid(float(torch.tensor(0.03)), 0 if inputs.symmetric else -3)
+    change = InputTransform(torch.linspace(0.5, 2.0, k), torch.linspace(-1.0, 1.0, k)) if transform else None
+    return QuantizedLinear(rounded(w_NK, weight), None, inputs, static, change)
 
 
 @pytest.fixture
-def make_linear() -> Callable[..., StoredLinear]:
+def parts_of() -> Callable[[QuantizedLinear], list[Any]]:
+    """`parts_of(linear)`: all that a linear is but for its bias, in numbers that can be compared, numpy's or torch's."""
+
+    def parts(linear: QuantizedLinear) -> list[Any]:
+        weight, transform = linear.weight, linear.transform or InputTransform(np.ones(1, np.float32))
+        arrays = (
+            *(weight.codes_NK, weight.scale_NG, weight.zero_point_NG, weight.codebook),
+            *(transform.scale_K, transform.shift_K),
+        )
+        values = [None if array is None else (dtype_name(array), array.tolist()) for array in arrays]
+        return [linear.form, linear.static, *values]
+
+    return parts
+
+
+@pytest.fixture
+def read_linears() -> Callable[[Path], dict[str, QuantizedLinear]]:
+    """`read_linears(path)`: every quantized linear of a checkpoint, loaded, by its name on disk."""
+
+    def read(path: Path) -> dict[str, QuantizedLinear]:
+        linears = read_checkpoint(ModelDirectory(path)).linears
+        return {name: linear.load() for name, linear in linears.items()}
+
+    return read
+
+
+@pytest.fixture
+def make_linear() -> Callable[..., QuantizedLinear]:
     """`make_linear(w_NK, scheme, transform=False)`."""
     return stored_linear
 
 
 @pytest.fixture
-def quantize_linears() -> Callable[..., dict[str, StoredLinear]]:
+def quantize_linears() -> Callable[..., dict[str, QuantizedLinear]]:
     """`quantize(model, scheme, skip=...)`: every nn.Linear of a model, but for names that contain one of `skip`."""
 
     def quantize(
         model: nn.Module, scheme: str = "w8a8", skip: tuple[str, ...] = ("pooler", "classifier", "lm_head")
-    ) -> dict[str, StoredLinear]:
+    ) -> dict[str, QuantizedLinear]:
         return {
             name: stored_linear(module.weight.detach(), scheme)
             for name, module in model.named_modules()

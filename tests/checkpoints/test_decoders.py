@@ -7,23 +7,24 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.checkpoints.read import for_model
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.experts import linearize
 from bitwright.models.load import LoadedModel, load_model
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import find_linears
-from bitwright.numerics.linear import ready
+from bitwright.numerics.arrays import as_torch
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
+from bitwright.runtime.generic import Linears
 from tests.families import DECODERS
 
 pytest.importorskip("compressed_tensors")
 
-Make = Callable[..., StoredLinear]
+Make = Callable[..., QuantizedLinear]
 SIZE = {"vocab_size": 50, "num_attention_heads": 2, "head_dim": 16, "max_position_embeddings": 32}
 FAMILIES = [*sorted(DECODERS.keys() - {"gemma3"}), "llama, tied"]
 TRANSPOSED = ("gpt2",)
@@ -56,7 +57,7 @@ def weight_of(loaded: LoadedModel, name: str) -> Tensor:
 
 def quantized(
     loaded: LoadedModel, make: Make, scheme: str, skip: Callable[[str], bool] = lambda name: False
-) -> dict[str, LazyLinear]:
+) -> dict[str, PendingLinear]:
     sites = [site for site in find_linears(loaded.model, loaded.architecture) if site.role != "head"]
     return {site.name: ready(make(weight_of(loaded, site.name), scheme)) for site in sites if not skip(site.name)}
 
@@ -67,19 +68,19 @@ def names_of(loaded: LoadedModel) -> ModelNames:
 
 def write(loaded: LoadedModel, out: Path, parts: QuantizedParts) -> str:
     """The quant_method that was chosen."""
-    write_checkpoint(loaded.path, out, parts, names_of(loaded), model_card="")
+    write_checkpoint(ModelDirectory(loaded.path), out, parts, names_of(loaded), model_card="")
     method: str = json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"]
     return method
 
 
-def assert_transformers_gives(out: Path, loaded: LoadedModel, layers: dict[str, LazyLinear]) -> None:
+def assert_transformers_gives(out: Path, loaded: LoadedModel, layers: dict[str, PendingLinear]) -> None:
     model, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(report.values())
     with torch.no_grad():
         model(input_ids=torch.arange(8)[None])  # what was not decompressed while loading is now
     linearize(model, loaded.architecture)
     for name, layer in layers.items():
-        assert torch.equal(model.get_parameter(f"{name}.weight"), layer.load().qtensor.dequantize()), name
+        assert torch.equal(model.get_parameter(f"{name}.weight"), layer.load().weight.dequantize()), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,13 +89,13 @@ def test_every_family_comes_back(source: Source, make_linear: Make, tmp_path: Pa
     loaded = source(family)
     layers = quantized(loaded, make_linear, "w4a16_channel")
     method = write(loaded, tmp_path / "out", QuantizedParts(layers))
-    found = read_checkpoint(tmp_path / "out")
-    linears, _ = for_model(found, names_of(loaded))
+    found = read_checkpoint(ModelDirectory(tmp_path / "out"))
+    linears = Linears(found, names_of(loaded))
     assert linears.keys() == layers.keys()
     for name, layer in layers.items():
-        assert torch.equal(linears[name].qtensor.dequantize(), layer.load().qtensor.dequantize()), name
+        assert torch.equal(linears[name].weight.dequantize(), layer.load().weight.dequantize()), name
     before = load_file(loaded.path / "model.safetensors")
-    on_disk = {f"{name}.weight" for name in found.layers}
+    on_disk = {f"{name}.weight" for name in found.linears}
     assert on_disk <= before.keys()
     assert set(found.others) == before.keys() - on_disk
     assert method == ("bitwright" if family in TRANSPOSED else "compressed-tensors")
@@ -153,7 +154,7 @@ def test_experts_that_transformers_cannot_unpack_are_guarded(
     loaded = source("mixtral")
     layers = quantized(loaded, make_linear, scheme, skip or (lambda name: False))
     assert write(loaded, tmp_path / "out", QuantizedParts(layers)) == "bitwright"
-    assert for_model(read_checkpoint(tmp_path / "out"), names_of(loaded))[0].keys() == layers.keys()
+    assert Linears(read_checkpoint(ModelDirectory(tmp_path / "out")), names_of(loaded)).keys() == layers.keys()
     with pytest.raises(RuntimeError):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
@@ -166,9 +167,9 @@ def test_experts_of_another_scheme_than_the_rest_are_guarded(source: Source, mak
     groups = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
     assert {group["format"] for group in groups.values()} == {"int-quantized", "pack-quantized"}
     assert sum(len(group["targets"]) for group in groups.values()) < len(layers) / 2  # numbers are put together
-    linears, _ = for_model(read_checkpoint(tmp_path / "out"), names_of(loaded))
-    assert {name: layer.weight_spec for name, layer in linears.described.items()} == {
-        name: layer.weight_spec for name, layer in layers.items()
+    linears = Linears(read_checkpoint(ModelDirectory(tmp_path / "out")), names_of(loaded))
+    assert {name: linear.form for name, linear in linears.items()} == {
+        name: layer.form for name, layer in layers.items()
     }
 
 
@@ -196,17 +197,18 @@ def test_stacked_experts_are_written_one_by_one(source: Source, make_linear: Mak
         f"{stem}.{expert}.{part}": ready(make_linear(pieces[expert, part], "w4a16_channel")) for expert, part in chosen
     }
     names = names_of(loaded)
-    write_checkpoint(stacked, tmp_path / "out", QuantizedParts(layers), names, model_card="")
-    found = read_checkpoint(tmp_path / "out")
-    assert for_model(found, names)[0].keys() == layers.keys()
-    assert not {f"{stem}.gate_up_proj", f"{stem}.down_proj"} & found.others.keys()
+    write_checkpoint(ModelDirectory(stacked), tmp_path / "out", QuantizedParts(layers), names, model_card="")
+    found = read_checkpoint(ModelDirectory(tmp_path / "out"))
+    assert Linears(found, names).keys() == layers.keys()
+    assert not {f"{stem}.gate_up_proj", f"{stem}.down_proj"} & found.others
     for (expert, part), weight in pieces.items():
         if (expert, part) not in chosen:
-            assert torch.equal(found.others[f"{stem}.{expert}.{part}.weight"], weight)
+            assert torch.equal(as_torch(found.tensors[f"{stem}.{expert}.{part}.weight"]), weight)
+            assert f"{stem}.{expert}.{part}.weight" in found.others
     rest = tensors.keys() - {f"{stem}.gate_up_proj", f"{stem}.down_proj"}
-    assert rest <= found.others.keys()
+    assert rest <= found.others
 
-    write_checkpoint(stacked, tmp_path / "float", QuantizedParts({}), names, model_card="")
+    write_checkpoint(ModelDirectory(stacked), tmp_path / "float", QuantizedParts({}), names, model_card="")
     assert load_file(tmp_path / "float" / "model.safetensors").keys() == tensors.keys()
 
 
@@ -230,7 +232,7 @@ def test_what_a_fold_changed_is_written_in_float32(source: Source, make_linear: 
             changed={name: lambda value=value: value for name, value in values.items()},  # type: ignore[misc]
         )
         names = names_of(loaded)
-        write_checkpoint(folder, tmp_path / f"{family}-out", parts, names, model_card="")
+        write_checkpoint(ModelDirectory(folder), tmp_path / f"{family}-out", parts, names, model_card="")
         out = load_file(tmp_path / f"{family}-out" / "model.safetensors")
         for name, value in values.items():
             on_disk = names.renames.get(name, name)
@@ -254,7 +256,7 @@ def test_what_the_model_lacks_is_kept(source: Source, make_linear: Make, tmp_pat
     (folder / "config.json").write_bytes((loaded.path / "config.json").read_bytes())
     save_file(load_file(loaded.path / "model.safetensors") | extra, folder / "model.safetensors", {"format": "pt"})
     parts = QuantizedParts(quantized(loaded, make_linear, "w4a16"))
-    write_checkpoint(folder, tmp_path / "out", parts, names_of(loaded), model_card="")
+    write_checkpoint(ModelDirectory(folder), tmp_path / "out", parts, names_of(loaded), model_card="")
     out = load_file(tmp_path / "out" / "model.safetensors")
     for name, tensor in extra.items():
         assert out[name].dtype == tensor.dtype

@@ -3,53 +3,58 @@ words for them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from torch import Tensor
 
 from bitwright.checkpoints.linear_tensors import described, is_portable, linear_entries, linear_tensors, read_linear
 from bitwright.checkpoints.quantization_config import Group
 from bitwright.checkpoints.schemes import format_of
 from bitwright.errors import NumericsError
-from bitwright.numerics.linear import ready
+from bitwright.files.safetensors_writer import spelled
+from bitwright.numerics.arrays import Bf16, as_torch
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
-Make = Callable[..., StoredLinear]
+Make = Callable[..., QuantizedLinear]
+Parts = Callable[[QuantizedLinear], list[Any]]
 QUANTIZED = [name for name, scheme in SCHEMES.items() if scheme.weight is not None]
 
 
-def group_of(layer: LazyLinear) -> Group:
-    format_ = format_of(layer.weight_spec, layer.input_spec)
-    return Group(("Linear",), format_, layer.weight_spec, layer.input_spec, layer.has_scale_K, layer.has_shift_K)
+def group_of(linear: QuantizedLinear) -> Group:
+    return Group(("Linear",), format_of(linear.weight.spec, linear.input_spec), linear.form)
 
 
-def read_back(tensors: dict[str, Tensor], group: Group) -> StoredLinear:
-    header = {suffix: (tensor.dtype, tuple(tensor.shape)) for suffix, tensor in tensors.items()}
-    layer, guarded = described(group, header, tensors.get("weight_shape"))
-    return read_linear(tensors, group, layer, guarded=guarded)
+def written(linear: QuantizedLinear, *, guarded: bool) -> dict[str, Tensor]:
+    return {suffix: as_torch(array) for suffix, array in linear_tensors(linear, guarded=guarded).items()}
 
 
-def parts_of(layer: StoredLinear) -> list[Any]:
-    weight = layer.qtensor
-    tensors = (
-        *(weight.codes_NK, weight.scale_NG, weight.zero_point_NG, weight.codebook),
-        *(layer.input_scale, layer.input_zero_point, layer.input_scale_K, layer.input_shift_K),
-    )
-    return [
-        weight.spec,
-        layer.input_spec,
-        *(None if tensor is None else (tensor.dtype, tensor.tolist()) for tensor in tensors),
-    ]
+def in_numpy(tensor: Tensor) -> np.ndarray | Bf16:
+    """As a file gives it."""
+    if tensor.dtype == torch.bfloat16:
+        return Bf16(tensor.view(torch.uint16).numpy())
+    values: np.ndarray = tensor.numpy()
+    return values
+
+
+def read_back(tensors: Mapping[str, Tensor], group: Group, bias_N: np.ndarray | None = None) -> QuantizedLinear:
+    stored = {suffix: in_numpy(tensor) for suffix, tensor in tensors.items()}
+    header = {suffix: (spelled(tensor), tuple(tensor.shape)) for suffix, tensor in tensors.items()}
+    weight_shape = stored.get("weight_shape")
+    assert not isinstance(weight_shape, Bf16)
+    shape, form, guarded = described(group, header, weight_shape)
+    assert form == group.form
+    return read_linear(stored, group, shape, bias_N, guarded=guarded)
 
 
 @pytest.mark.parametrize("k", [37, 96, 128])
 @pytest.mark.parametrize("scheme", QUANTIZED)
-def test_reading_gives_back_what_was_written(make_linear: Make, scheme: str, k: int) -> None:
+def test_reading_gives_back_what_was_written(make_linear: Make, parts_of: Parts, scheme: str, k: int) -> None:
     """With and without a transform and the guard, K a multiple of the words' codes or not."""
     spec = SCHEMES[scheme].weight
     assert spec is not None
@@ -60,16 +65,18 @@ def test_reading_gives_back_what_was_written(make_linear: Make, scheme: str, k: 
         for transform in (False, True):
             layer = make_linear(torch.randn(n, k), scheme, transform=transform)
             for guarded in (False, True):
-                tensors = linear_tensors(layer, guarded=guarded)
-                entries = linear_entries(ready(layer), guarded=guarded)
-                assert {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == entries
-                back = read_back(tensors, group_of(ready(layer)))
+                tensors = written(layer, guarded=guarded)
+                entries = linear_entries(layer.shape, layer.form, guarded=guarded)
+                assert {name: (spelled(t), tuple(t.shape)) for name, t in tensors.items()} == entries
+                bias_N = np.arange(n, dtype=np.float32)
+                back = read_back(tensors, group_of(layer), bias_N)
                 assert parts_of(back) == parts_of(layer)
+                assert back.bias_N is bias_N
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
 def test_a_guarded_weight_has_no_shape_of_a_weight(make_linear: Make, scheme: str) -> None:
-    tensors = linear_tensors(make_linear(torch.randn(6, 64), scheme), guarded=True) if fits(scheme, 64) else {}
+    tensors = written(make_linear(torch.randn(6, 64), scheme), guarded=True) if fits(scheme, 64) else {}
     for name, tensor in tensors.items():
         assert "weight_packed" not in name
         if name == "weight":
@@ -84,10 +91,10 @@ def fits(scheme: str, k: int) -> bool:
 
 def test_what_has_words(make_linear: Make) -> None:
     w_NK = torch.randn(4, 64)
-    portable = {name for name in QUANTIZED if fits(name, 64) and is_portable(ready(make_linear(w_NK, name)))}
+    portable = {name for name in QUANTIZED if fits(name, 64) and is_portable(make_linear(w_NK, name).form)}
     assert {"w8a8", "w8a16", "w4a16_asym", "w4a8", "w3a16", "w2a16_channel"} <= portable
     assert not {name for name in portable if name.startswith(("log4", "nf4", "kmeans", "ternary", "binary"))}
-    assert not is_portable(ready(make_linear(w_NK, "w8a8", transform=True)))
+    assert not is_portable(make_linear(w_NK, "w8a8", transform=True).form)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
@@ -116,7 +123,7 @@ def test_packed_tensors_are_those_of_compressed_tensors(bits: int, symmetric: bo
     compressor = compressors.BaseCompressor.get_value_from_registry("pack-quantized")
     state = {"weight": qtensor.dequantize(), "weight_scale": scale}
     theirs = compressor.compress(state | ({} if zero is None else {"weight_zero_point": zero}), scheme)
-    ours = linear_tensors(StoredLinear(qtensor, None), guarded=False)
+    ours = written(QuantizedLinear(qtensor), guarded=False)
     assert theirs.keys() == ours.keys()
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype
@@ -126,7 +133,7 @@ def test_packed_tensors_are_those_of_compressed_tensors(bits: int, symmetric: bo
 
 def packed(make_linear: Make) -> tuple[dict[str, Tensor], Group]:
     layer = make_linear(torch.randn(4, 64), "w4a16_g32_asym")
-    return linear_tensors(layer, guarded=False), group_of(ready(layer))
+    return written(layer, guarded=False), group_of(layer)
 
 
 LIES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
@@ -142,7 +149,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "words as bytes": (lambda t: t.update(weight_packed=t["weight_packed"].view(torch.uint8)), "weight_packed is"),
     "zero points as bytes": (
         lambda t: t.update(weight_zero_point=torch.zeros(4, 2, dtype=torch.int8)),
-        "weight_zero_point is torch.int8",
+        "weight_zero_point is I8",
     ),
     "indices of columns": (lambda t: t.update(weight_codebook=torch.ones(16)), "weight_codebook is unexpected"),
     "a static input": (lambda t: t.update(input_scale=torch.ones(1)), "input_scale is unexpected"),
@@ -161,10 +168,10 @@ def test_packed_tensors_that_contradict_one_another(make_linear: Make, lie: str)
 
 def test_a_codebook_that_is_not_the_grids(make_linear: Make) -> None:
     layer = make_linear(torch.randn(4, 64), "nf4_g32")
-    tensors = linear_tensors(layer, guarded=True)
+    tensors = written(layer, guarded=True)
     tensors["weight_codebook"] = tensors["weight_codebook"] * 1.01
     with pytest.raises(NumericsError, match=r"weight_codebook = .* the nf4 grid has"):
-        read_back(tensors, group_of(ready(layer)))
+        read_back(tensors, group_of(layer))
 
 
 def test_a_transform_that_is_no_number(make_linear: Make) -> None:
@@ -174,21 +181,21 @@ def test_a_transform_that_is_no_number(make_linear: Make) -> None:
         ("input_scale_K", math.nan, "input_scale_K = nan"),
         ("input_shift_K", math.inf, "input_shift_K = .*inf: must be finite"),
     ):
-        tensors = {key: tensor.clone() for key, tensor in linear_tensors(layer, guarded=True).items()}
+        tensors = {key: tensor.clone() for key, tensor in written(layer, guarded=True).items()}
         tensors[name][3] = value
         with pytest.raises(NumericsError, match=message):
-            read_back(tensors, group_of(ready(layer)))
+            read_back(tensors, group_of(layer))
 
 
 def test_other_tools_spellings(make_linear: Make) -> None:
     """Scales in 16 bit, without the 1 beside the rows, and a zero point of zeros with a symmetric weight."""
     layer = make_linear(torch.randn(4, 64), "w4a16_channel")
-    tensors, group = linear_tensors(layer, guarded=False), group_of(ready(layer))
+    tensors, group = written(layer, guarded=False), group_of(layer)
     tensors["weight_scale"] = tensors["weight_scale"].bfloat16().reshape(4)
     tensors["weight_zero_point"] = torch.zeros(1, 1, dtype=torch.int32)
     back = read_back(tensors, group)
-    assert torch.equal(back.qtensor.codes_NK, layer.qtensor.codes_NK)
-    assert torch.equal(back.qtensor.scale_NG, layer.qtensor.scale_NG.bfloat16().float())
+    assert np.array_equal(back.weight.codes_NK, layer.weight.codes_NK)
+    assert np.array_equal(back.weight.scale_NG, layer.weight.scale_NG.bfloat16().float())
     tensors["weight_zero_point"] += 1
     with pytest.raises(NumericsError, match=r"not zero, but config\.json says symmetric"):
         read_back(tensors, group)

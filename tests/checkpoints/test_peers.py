@@ -9,23 +9,23 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.checkpoints.read import for_model
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.families import architecture_of
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels.reference import quantize_rows
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import find_linears
-from bitwright.numerics.linear import ready
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.runtime.generic import Linears
 
 pytest.importorskip("compressed_tensors")
-Quantize = Callable[..., dict[str, StoredLinear]]
+Quantize = Callable[..., dict[str, QuantizedLinear]]
 # Those that compressed-tensors has words for, with groups that the tiny models' K are multiples of.
 PORTABLE = [
     name
@@ -42,7 +42,7 @@ def names_of(model: Any) -> ModelNames:
     return model_names(model, architecture_of(model.config.model_type))
 
 
-def lazy(layers: dict[str, StoredLinear]) -> dict[str, LazyLinear]:
+def lazy(layers: dict[str, QuantizedLinear]) -> dict[str, PendingLinear]:
     return {name: ready(layer) for name, layer in layers.items()}
 
 
@@ -51,7 +51,7 @@ def write(
 ) -> QuantizedParts:
     model = transformers.AutoModel.from_pretrained(source)
     parts = QuantizedParts(lazy(quantize(model, scheme, skip=skip)), half=skip and ("pooler.dense",))
-    write_checkpoint(source, out, parts, names_of(model), model_card="")
+    write_checkpoint(ModelDirectory(source), out, parts, names_of(model), model_card="")
     return parts
 
 
@@ -60,7 +60,7 @@ def dense(source: Path, parts: QuantizedParts) -> Any:
     model = transformers.AutoModel.from_pretrained(source).eval()
     with torch.no_grad():
         for name, layer in parts.layers.items():
-            model.get_submodule(name).weight.copy_(layer.load().qtensor.dequantize())
+            model.get_submodule(name).weight.copy_(layer.load().weight.dequantize())
         for name in (*parts.half, *names_of(model).embeddings):
             weight = model.get_submodule(name).weight
             weight.copy_(weight.bfloat16())
@@ -100,14 +100,14 @@ def test_the_same_file_loads_with_and_without_a_head(
     base = transformers.AutoModel.from_pretrained(tmp_path / "out")
     whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     for name, layer in parts.layers.items():
-        assert torch.equal(base.get_submodule(name).weight, layer.load().qtensor.dequantize())
-        assert torch.equal(whole.bert.get_submodule(name).weight, layer.load().qtensor.dequantize())
+        assert torch.equal(base.get_submodule(name).weight, layer.load().weight.dequantize())
+        assert torch.equal(whole.bert.get_submodule(name).weight, layer.load().weight.dequantize())
 
 
-def simulate(model: nn.Module, layers: dict[str, StoredLinear]) -> nn.Module:
+def simulate(model: nn.Module, layers: dict[str, QuantizedLinear]) -> nn.Module:
     """Round the inputs of the quantized linears as our kernels do, in float."""
 
-    def rounded(layer: StoredLinear) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def rounded(layer: QuantizedLinear) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x_MK = inputs[0].reshape(-1, inputs[0].shape[-1])
             assert layer.input_spec is not None
@@ -188,7 +188,7 @@ def test_readers_without_our_code_refuse_int8_tables(
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     table = QTensor(torch.ones(60, 32, dtype=torch.int8), torch.full((60, 1), 0.5), None, QuantSpec())
     parts = QuantizedParts(lazy(quantize_linears(model)), tables={"embeddings.word_embeddings": table})
-    write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
+    write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", parts, names_of(model), model_card="")
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         transformers.AutoModel.from_pretrained(tmp_path / "out")
 
@@ -237,24 +237,24 @@ def test_we_read_what_compressed_tensors_writes(
     compressor.compress_model(model)
     model.save_pretrained(tmp_path / "theirs")
     compressor.update_config(str(tmp_path / "theirs"))
-    found = read_checkpoint(tmp_path / "theirs")
-    assert found.layers.keys() == expected.keys()
+    found = read_checkpoint(ModelDirectory(tmp_path / "theirs"))
+    assert found.linears.keys() == expected.keys()
     for name, weight in expected.items():
-        layer = found.layers[name]
-        assert layer.qtensor.spec.bits == weights["num_bits"]
-        error = (layer.qtensor.dequantize() - weight).abs().reshape(*layer.qtensor.scale_NG.shape, -1)
+        layer = found.linears[name]
+        assert layer.weight.spec.bits == weights["num_bits"]
+        error = (layer.weight.dequantize() - weight).abs().reshape(*layer.weight.scale_NG.shape, -1)
         # Where a zero point was rounded, the end of the range is cut by as much.
-        limit = 0.5001 if layer.qtensor.spec.symmetric else 1.0001
-        assert bool((error.amax(-1) <= limit * layer.qtensor.scale_NG.float()).all())
+        limit = 0.5001 if layer.weight.spec.symmetric else 1.0001
+        assert bool((error.amax(-1) <= limit * layer.weight.scale_NG.float()).all())
 
 
 def test_minilm(minilm_dir: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
     """A real sentence encoder, end to end."""
     library = pytest.importorskip("sentence_transformers")
     parts = write(minilm_dir, tmp_path / "out", quantize_linears, "w8a8")
-    found = read_checkpoint(tmp_path / "out")
-    assert found.layers.keys() == parts.layers.keys()
-    assert len(found.layers) == 36
+    found = read_checkpoint(ModelDirectory(tmp_path / "out"))
+    assert found.linears.keys() == parts.layers.keys()
+    assert len(found.linears) == 36
     weights = (tmp_path / "out" / "model.safetensors").stat().st_size
     assert weights < 0.4 * (minilm_dir / "model.safetensors").stat().st_size
     texts = ["A man is eating food.", "A man eats something.", "The sky is full of stars tonight."]
@@ -280,9 +280,11 @@ def test_every_family(
         chosen = {site.name for site in sites if site.role != "head"}
         layers = {name: layer for name, layer in quantize_linears(model).items() if name in chosen}
         half = [site.name for site in sites if site.role == "head"]
-        write_checkpoint(source, out, QuantizedParts(lazy(layers), half=half), names_of(model), model_card="")
-        assert for_model(read_checkpoint(out), names_of(model))[0].keys() == layers.keys() == chosen, family
+        write_checkpoint(
+            ModelDirectory(source), out, QuantizedParts(lazy(layers), half=half), names_of(model), model_card=""
+        )
+        assert Linears(read_checkpoint(ModelDirectory(out)), names_of(model)).keys() == layers.keys() == chosen, family
         loaded, report = auto.from_pretrained(out, output_loading_info=True)
         assert not any(report.values()), family
         for name, layer in layers.items():
-            assert torch.equal(loaded.get_submodule(name).weight, layer.qtensor.dequantize()), (family, name)
+            assert torch.equal(loaded.get_submodule(name).weight, layer.weight.dequantize()), (family, name)

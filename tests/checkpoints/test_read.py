@@ -5,23 +5,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from safetensors.torch import load_file, save_file
 
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.checkpoints.read import for_model, is_quantized
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.errors import CheckpointError, NumericsError
+from bitwright.errors import CheckpointError, ModelError
 from bitwright.families import architecture_of
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.names import ModelNames, model_names
-from bitwright.numerics.linear import ready
+from bitwright.numerics.arrays import as_torch
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear, StaticGrid, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.runtime.generic import Linears, read_tables
 
-Quantize = Callable[..., dict[str, StoredLinear]]
+Quantize = Callable[..., dict[str, QuantizedLinear]]
+Parts = Callable[[QuantizedLinear], list[Any]]
+Read = Callable[[Path], dict[str, QuantizedLinear]]
 WORDS = "embeddings.word_embeddings"
 NAME = "encoder.layer.0.output.dense"
 # The tiny model's K are 32 and 64.
@@ -32,27 +36,8 @@ def names_of(model: Any) -> ModelNames:
     return model_names(model, architecture_of(model.config.model_type))
 
 
-def lazy(layers: dict[str, StoredLinear]) -> dict[str, LazyLinear]:
+def lazy(layers: dict[str, QuantizedLinear]) -> dict[str, PendingLinear]:
     return {name: ready(layer) for name, layer in layers.items()}
-
-
-def same(a: StoredLinear, b: StoredLinear) -> bool:
-    def equal(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
-        return x is y is None or (x is not None and y is not None and x.dtype == y.dtype and torch.equal(x, y))
-
-    return (a.qtensor.spec, a.input_spec) == (b.qtensor.spec, b.input_spec) and all(
-        equal(x, y)
-        for x, y in (
-            (a.qtensor.codes_NK, b.qtensor.codes_NK),
-            (a.qtensor.scale_NG, b.qtensor.scale_NG),
-            (a.qtensor.zero_point_NG, b.qtensor.zero_point_NG),
-            (a.qtensor.codebook, b.qtensor.codebook),
-            (a.input_scale, b.input_scale),
-            (a.input_zero_point, b.input_zero_point),
-            (a.input_scale_K, b.input_scale_K),
-            (a.input_shift_K, b.input_shift_K),
-        )
-    )
 
 
 @pytest.fixture
@@ -60,29 +45,38 @@ def checkpoint(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> P
     """A dynamic W8A8 checkpoint."""
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     parts = QuantizedParts(lazy(quantize_linears(model)))
-    write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
+    write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", parts, names_of(model), model_card="")
     return tmp_path / "out"
 
 
 @pytest.mark.parametrize("scheme", SCHEME_NAMES)
 def test_reading_gives_back_what_was_written(
-    tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize, scheme: str
+    tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize, parts_of: Parts, scheme: str
 ) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     layers = quantize_linears(model, scheme)
-    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
-    found = read_checkpoint(tmp_path / "out")
-    assert found.layers.keys() == layers.keys()
-    assert all(same(found.layers[name], layers[name]) for name in layers)
+    write_checkpoint(
+        ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card=""
+    )
+    found = read_checkpoint(ModelDirectory(tmp_path / "out"))
+    assert found.linears.keys() == layers.keys()
     stored = load_file(tmp_path / "out" / "model.safetensors")
+    for name, layer in layers.items():
+        pending, linear = found.linears[name], found.linears[name].load()
+        assert (pending.shape, pending.form) == (layer.shape, layer.form)
+        assert parts_of(linear) == parts_of(layer)
+        assert np.array_equal(linear.bias_N, stored[f"{name}.bias"])
     rest = {name for name in stored if not any(name.startswith(f"{layer}.") for layer in layers)}
     assert set(found.others) == rest | {f"{layer}.bias" for layer in layers}
-    assert all(torch.equal(found.others[name], stored[name]) for name in found.others)
+    for name in found.others:
+        tensor = as_torch(found.tensors[name])
+        assert tensor.dtype == stored[name].dtype
+        assert torch.equal(tensor, stored[name])
 
 
 @pytest.mark.parametrize("max_shard_bytes", [2000, 5_000_000])
 def test_every_kind_of_part_comes_back(
-    tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize, max_shard_bytes: int
+    tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize, parts_of: Parts, max_shard_bytes: int
 ) -> None:
     """Mixed schemes, a per-tensor weight, an asymmetric one, one that uses −128, an int8 table; in one file or many."""
     model = transformers.AutoModel.from_pretrained(tiny_bert)
@@ -93,20 +87,29 @@ def test_every_kind_of_part_comes_back(
     zero = torch.arange(32, dtype=torch.int8).reshape(32, 1)
     ones = torch.ones(32, 1)
     names = [f"encoder.layer.{i}.output.dense" for i in (0, 1)]
-    layers[names[0]] = replace(inputs, qtensor=QTensor(codes, ones, zero, QuantSpec(symmetric=False)))
-    layers[names[1]] = replace(inputs, qtensor=QTensor(codes, ones, None, QuantSpec(full_range=True)))
+    layers[names[0]] = replace(inputs, weight=QTensor(codes, ones, zero, QuantSpec(symmetric=False)))
+    layers[names[1]] = replace(inputs, weight=QTensor(codes, ones, None, QuantSpec(full_range=True)))
     narrow = torch.randint(-127, 128, (32, 32), dtype=torch.int8)
     per_tensor = QTensor(narrow, torch.full((1, 1), 0.5), None, QuantSpec(per_tensor=True))
-    layers["encoder.layer.0.attention.self.key"] = replace(inputs, qtensor=per_tensor)
+    layers["encoder.layer.0.attention.self.key"] = replace(inputs, weight=per_tensor)
     table = QTensor(torch.randint(-127, 128, (60, 32), dtype=torch.int8), torch.rand(60, 1) + 0.1, None, QuantSpec())
     parts = QuantizedParts(lazy(layers), tables={"embeddings.word_embeddings": table})
     write_checkpoint(
-        tiny_bert, tmp_path / "out", parts, names_of(model), model_card="", max_shard_bytes=max_shard_bytes
+        ModelDirectory(tiny_bert),
+        tmp_path / "out",
+        parts,
+        names_of(model),
+        model_card="",
+        max_shard_bytes=max_shard_bytes,
     )
-    found = read_checkpoint(tmp_path / "out")
-    assert found.layers.keys() == layers.keys()
-    assert [name for name in layers if not same(found.layers[name], layers[name])] == []
-    back = found.tables["embeddings.word_embeddings"]
+    found = read_checkpoint(ModelDirectory(tmp_path / "out"))
+    assert found.linears.keys() == layers.keys()
+    assert [name for name in layers if parts_of(found.linears[name].load()) != parts_of(layers[name])] == []
+    assert found.tables == (WORDS,)
+    codes_VH, scale_V = found.table(WORDS)
+    assert np.array_equal(codes_VH, table.codes_NK)
+    assert np.array_equal(scale_V, table.scale_NG[:, 0])
+    back = read_tables(found, names_of(model))[WORDS]
     assert torch.equal(back.codes_NK, table.codes_NK)
     assert torch.equal(back.scale_NG, table.scale_NG)
 
@@ -114,14 +117,14 @@ def test_every_kind_of_part_comes_back(
 def test_names_follow_the_model(tiny_classifier: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
     base = transformers.AutoModel.from_pretrained(tiny_classifier)
     parts = QuantizedParts(lazy(quantize_linears(base)))
-    write_checkpoint(tiny_classifier, tmp_path / "out", parts, names_of(base), model_card="")
-    found = read_checkpoint(tmp_path / "out")
-    assert found.layers.keys() == {f"bert.{name}" for name in parts.layers}
+    write_checkpoint(ModelDirectory(tiny_classifier), tmp_path / "out", parts, names_of(base), model_card="")
+    found = read_checkpoint(ModelDirectory(tmp_path / "out"))
+    assert found.linears.keys() == {f"bert.{name}" for name in parts.layers}
     whole = transformers.BertForSequenceClassification(base.config)
-    assert for_model(found, names_of(base))[0].keys() == parts.layers.keys()
-    assert for_model(found, names_of(whole))[0].keys() == found.layers.keys()
+    assert Linears(found, names_of(base)).keys() == parts.layers.keys()
+    assert Linears(found, names_of(whole)).keys() == found.linears.keys()
     with pytest.raises(CheckpointError, match="is not in the model"):
-        for_model(found, ModelNames("bert", ("pooler.dense",), (), {}, {}))
+        Linears(found, ModelNames("bert", ("pooler.dense",), (), {}, {}))
 
 
 def foreign(folder: Path, args: dict[str, Any], inputs: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
@@ -149,10 +152,10 @@ def test_another_tools_dynamic_checkpoint(tmp_path: Path) -> None:
         "m.weight_zero_point": torch.zeros(2, 1, dtype=torch.int8),
     }  # fmt: skip
     folder = foreign(tmp_path / "x", CHANNEL, {"strategy": "token", "dynamic": True, "num_bits": 8}, tensors)
-    layer = read_checkpoint(folder).layers["m"]
-    assert layer.qtensor.spec == QuantSpec(full_range=True)
+    layer = read_checkpoint(ModelDirectory(folder)).linears["m"].load()
+    assert layer.weight.spec == QuantSpec(full_range=True)
     assert layer.input_spec == QuantSpec(dynamic=True)
-    assert torch.equal(layer.qtensor.dequantize(), CODES.float())
+    assert np.array_equal(layer.weight.dequantize(), CODES.float())
 
 
 def test_another_tools_static_asymmetric_checkpoint(tmp_path: Path) -> None:
@@ -161,16 +164,10 @@ def test_another_tools_static_asymmetric_checkpoint(tmp_path: Path) -> None:
         "m.input_zero_point": torch.tensor(-7, dtype=torch.int8),
     }  # fmt: skip
     folder = foreign(tmp_path / "x", {"num_bits": 8}, {"symmetric": False}, tensors)
-    layer = read_checkpoint(folder).layers["m"]
-    assert layer.qtensor.spec == QuantSpec(per_tensor=True, full_range=True)
+    layer = read_checkpoint(ModelDirectory(folder)).linears["m"].load()
+    assert layer.weight.spec == QuantSpec(per_tensor=True, full_range=True)
     assert layer.input_spec == QuantSpec(symmetric=False, per_tensor=True)
-    assert layer.input_scale is not None
-    assert layer.input_zero_point is not None
-    assert (layer.input_scale.tolist(), layer.input_zero_point.tolist()) == ([0.5], [-7])
-
-
-def load_all(folder: Path) -> dict[str, StoredLinear]:
-    return dict(read_checkpoint(folder).layers)
+    assert layer.static == StaticGrid(0.5, -7)
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -191,12 +188,12 @@ TENSOR_LIES: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
     (
         "float codes",
         lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].float()}),
-        r"weight is torch.float32 .* expected torch.int8",
+        r"weight is F32 .* expected I8",
     ),
     (
         "integer scale",
         lambda t: t.update({f"{NAME}.weight_scale": torch.ones(32, 1, dtype=torch.int32)}),
-        "torch.int32",
+        "weight_scale is I32",
     ),
     ("NaN scale", lambda t: t[f"{NAME}.weight_scale"].fill_(torch.nan), "finite and positive"),
     ("negative scale", lambda t: t[f"{NAME}.weight_scale"].neg_(), "finite and positive"),
@@ -204,17 +201,17 @@ TENSOR_LIES: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
     (
         "short scale",
         lambda t: t.update({f"{NAME}.weight_scale": torch.ones(31, 1)}),
-        r"weight_scale is torch.float32 \[31, 1\]; expected torch.float32 \[32, 1\]",
+        r"weight_scale is F32 \[31, 1\]; expected F32 \[32, 1\]",
     ),
     (
         "one scale for all",
         lambda t: t.update({f"{NAME}.weight_scale": torch.ones(1)}),
-        r"weight_scale is torch.float32 \[1\]",
+        r"weight_scale is F32 \[1\]",
     ),
     (
         "flat codes",
         lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].flatten()}),
-        r"weight is torch.int8 \[2048\]",
+        r"weight is I8 \[2048\]",
     ),
     ("zero point", lambda t: t.update({f"{NAME}.weight_zero_point": torch.ones(32, 1, dtype=torch.int8)}), "not zero"),
     ("stray input scale", lambda t: t.update({f"{NAME}.input_scale": torch.ones(1)}), "input_scale is unexpected"),
@@ -229,10 +226,10 @@ TENSOR_LIES: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [lie[1:] for lie in TENSOR_LIES], ids=[lie[0] for lie in TENSOR_LIES])
-def test_tensors_that_contradict_one_another(checkpoint: Path, change: Any, message: str) -> None:
+def test_tensors_that_contradict_one_another(checkpoint: Path, read_linears: Read, change: Any, message: str) -> None:
     edit(checkpoint, change)
     with pytest.raises(CheckpointError, match=message):
-        load_all(checkpoint)
+        read_linears(checkpoint)
 
 
 def group(config: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +259,7 @@ CONFIG_LIES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (
         "groups of 32",
         lambda c: group(c)["weights"].update(strategy="group", group_size=32),
-        r"expected torch.float32 \[32, 2\]",
+        r"expected F32 \[32, 2\]",
     ),
     ("dynamic weights", lambda c: group(c)["weights"].update(dynamic=True), "dynamic weights"),
     ("symmetric as text", lambda c: group(c)["weights"].update(symmetric="yes"), "must be true or false"),
@@ -280,51 +277,38 @@ CONFIG_LIES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [lie[1:] for lie in CONFIG_LIES], ids=[lie[0] for lie in CONFIG_LIES])
-def test_configurations_that_contradict_the_file(checkpoint: Path, change: Any, message: str) -> None:
+def test_configurations_that_contradict_the_file(
+    checkpoint: Path, read_linears: Read, change: Any, message: str
+) -> None:
     edit_config(checkpoint, change)
     with pytest.raises(CheckpointError, match=message):
-        load_all(checkpoint)
+        read_linears(checkpoint)
 
 
 def test_linears_are_loaded_when_asked_for(checkpoint: Path) -> None:
     """Damage in one linear's values is no matter of another's."""
     edit(checkpoint, lambda t: t[f"{NAME}.weight_scale"].fill_(torch.nan))
-    found = read_checkpoint(checkpoint)
-    assert found.layers.described[NAME].shape == (32, 64)
-    for name in found.layers.keys() - {NAME}:
-        assert found.layers[name].qtensor.spec == QuantSpec()
+    found = read_checkpoint(ModelDirectory(checkpoint))
+    assert found.linears[NAME].shape == (32, 64)
+    for name in found.linears.keys() - {NAME}:
+        assert found.linears[name].load().weight.spec == QuantSpec()
     with pytest.raises(CheckpointError, match=rf"{NAME}: every scale must be finite"):
-        found.layers[NAME]
-    with pytest.raises(KeyError):
-        found.layers["nowhere"]
+        found.linears[NAME].load()
+    assert "nowhere" not in found.linears
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "bert"}', "[" * 100_000, "\x00"])
 def test_config_that_is_none(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text)
-    with pytest.raises(CheckpointError):
-        read_checkpoint(checkpoint)
+    with pytest.raises((CheckpointError, ModelError)):
+        read_checkpoint(ModelDirectory(checkpoint))
 
 
 def test_is_quantized(checkpoint: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    assert is_quantized(checkpoint)
-    assert not is_quantized(tiny_bert)
-    with pytest.raises(CheckpointError, match="no such file"):
-        is_quantized(tmp_path / "nothing")
-
-
-def test_stored_linear_checks_its_parts() -> None:
-    weight = QTensor(torch.ones(2, 2, dtype=torch.int8), torch.ones(2, 1), None, QuantSpec())
-    static, dynamic = QuantSpec(symmetric=False, per_tensor=True), QuantSpec(dynamic=True)
-    scale, zero = torch.ones(1), torch.zeros(1, dtype=torch.int8)
-    StoredLinear(weight, static, scale, zero)
-    for wrong in (
-        (dynamic, scale, None), (dynamic, None, zero), (static, None, zero), (static, scale, None),
-        (static, scale.double(), zero), (static, torch.ones(1, 1), zero), (static, -scale, zero),
-        (static, scale * torch.inf, zero), (static, scale, zero.int()), (static, scale, zero.repeat(2)),
-    ):  # fmt: skip
-        with pytest.raises(NumericsError):
-            StoredLinear(weight, *wrong)
+    assert ModelDirectory(checkpoint).is_quantized
+    assert not ModelDirectory(tiny_bert).is_quantized
+    with pytest.raises(ModelError, match="no such directory"):
+        ModelDirectory(tmp_path / "nothing")
 
 
 class Bomb:
@@ -337,6 +321,12 @@ def test_nothing_is_unpickled(checkpoint: Path, tiny_bert: Path, tmp_path: Path)
         (folder / "model.safetensors").unlink()
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Bomb()}, protocol=2))
     with pytest.raises(CheckpointError, match="safetensors only"):
-        read_checkpoint(checkpoint)
+        read_checkpoint(ModelDirectory(checkpoint))
     with pytest.raises(CheckpointError, match="cannot be read as tensors"):
-        write_checkpoint(tiny_bert, tmp_path / "new", QuantizedParts({}), ModelNames("", (), (), {}, {}), model_card="")
+        write_checkpoint(
+            ModelDirectory(tiny_bert),
+            tmp_path / "new",
+            QuantizedParts({}),
+            ModelNames("", (), (), {}, {}),
+            model_card="",
+        )

@@ -13,25 +13,25 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import LazyLinear, StoredLinear
 from safetensors.torch import load_file, save_file
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import CheckpointError, InputError, ModelError
 from bitwright.families import architecture_of
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.names import ModelNames, model_names
-from bitwright.numerics.linear import ready
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
-Quantize = Callable[..., dict[str, StoredLinear]]
+Quantize = Callable[..., dict[str, QuantizedLinear]]
 
 
 def names_of(model: Any) -> ModelNames:
     return model_names(model, architecture_of(model.config.model_type))
 
 
-def lazy(layers: dict[str, StoredLinear]) -> dict[str, LazyLinear]:
+def lazy(layers: dict[str, QuantizedLinear]) -> dict[str, PendingLinear]:
     return {name: ready(layer) for name, layer in layers.items()}
 
 
@@ -40,7 +40,7 @@ def write(
 ) -> transformers.PreTrainedModel:
     model = transformers.AutoModel.from_pretrained(source)
     parts = QuantizedParts(lazy(quantize(model, scheme)), half=("pooler.dense",))
-    write_checkpoint(source, out, parts, names_of(model), model_card="our card\n", **options)
+    write_checkpoint(ModelDirectory(source), out, parts, names_of(model), model_card="our card\n", **options)
     return model
 
 
@@ -77,12 +77,11 @@ def test_tensors_by_name_dtype_and_value(tiny_bert: Path, tmp_path: Path, quanti
     layers = quantize_linears(model, "w8a8_static")
     source, out = load_file(tiny_bert / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     for name, layer in layers.items():
-        assert torch.equal(out.pop(f"{name}.weight"), layer.qtensor.codes_NK)
-        assert torch.equal(out.pop(f"{name}.weight_scale"), layer.qtensor.scale_NG)
-        assert layer.input_scale is not None
-        assert layer.input_zero_point is not None
-        assert torch.equal(out.pop(f"{name}.input_scale"), layer.input_scale)
-        assert torch.equal(out.pop(f"{name}.input_zero_point"), layer.input_zero_point)
+        assert torch.equal(out.pop(f"{name}.weight"), layer.weight.codes_NK)
+        assert torch.equal(out.pop(f"{name}.weight_scale"), layer.weight.scale_NG)
+        assert layer.static is not None
+        assert torch.equal(out.pop(f"{name}.input_scale"), torch.tensor([layer.static.scale]))
+        assert torch.equal(out.pop(f"{name}.input_zero_point"), torch.tensor([-3], dtype=torch.int8))
         del source[f"{name}.weight"]
     assert out.keys() == source.keys()
     for name, tensor in source.items():
@@ -162,9 +161,9 @@ def test_names_on_disk_are_the_sources(tiny_classifier: Path, tmp_path: Path, qu
     save_file(plain, tiny_classifier / "model.safetensors", {"format": "pt"})
     whole = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_classifier)
     parts = QuantizedParts(lazy(quantize_linears(whole)), half=("bert.pooler.dense", "classifier"))
-    write_checkpoint(tiny_classifier, tmp_path / "plain", parts, names_of(whole), model_card="")
+    write_checkpoint(ModelDirectory(tiny_classifier), tmp_path / "plain", parts, names_of(whole), model_card="")
     codes = load_file(tmp_path / "plain" / "model.safetensors")["encoder.layer.0.output.dense.weight"]
-    assert torch.equal(codes, parts.layers["bert.encoder.layer.0.output.dense"].load().qtensor.codes_NK)
+    assert torch.equal(codes, parts.layers["bert.encoder.layer.0.output.dense"].load().weight.codes_NK)
 
 
 def test_a_tied_weight_is_written_once(tmp_path: Path, quantize_linears: Quantize) -> None:
@@ -176,25 +175,33 @@ def test_a_tied_weight_is_written_once(tmp_path: Path, quantize_linears: Quantiz
     both = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save_file(both, tmp_path / "source" / "model.safetensors", {"format": "pt"})
     parts = QuantizedParts(lazy(quantize_linears(model, skip=("cls",))))
-    write_checkpoint(tmp_path / "source", tmp_path / "out", parts, names_of(model), model_card="")
+    write_checkpoint(ModelDirectory(tmp_path / "source"), tmp_path / "out", parts, names_of(model), model_card="")
     out = load_file(tmp_path / "out" / "model.safetensors")
     assert "bert.embeddings.word_embeddings.weight" in out
     assert "cls.predictions.decoder.weight" not in out
     for name in ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"):
         changed = QuantizedParts({}, changed={name: lambda: torch.ones(20, 16)})
         with pytest.raises(CheckpointError, match=f"{name}: is also the weight of another module"):
-            write_checkpoint(tmp_path / "source", tmp_path / "no", changed, names_of(model), model_card="")
+            write_checkpoint(
+                ModelDirectory(tmp_path / "source"), tmp_path / "no", changed, names_of(model), model_card=""
+            )
     tied = quantize_linears(model, skip=("transform", "encoder"))
     with pytest.raises(CheckpointError, match="shares its weight"):
         write_checkpoint(
-            tmp_path / "source", tmp_path / "no", QuantizedParts(lazy(tied)), names_of(model), model_card=""
+            ModelDirectory(tmp_path / "source"),
+            tmp_path / "no",
+            QuantizedParts(lazy(tied)),
+            names_of(model),
+            model_card="",
         )
 
 
 def test_several_schemes_name_their_modules(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     layers = quantize_linears(model, "w8a8") | quantize_linears(model, "w8a8_static", skip=("pooler", "attention"))
-    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
+    write_checkpoint(
+        ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card=""
+    )
     groups = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
     assert len(groups) == 2
     for name, layer in layers.items():
@@ -214,7 +221,7 @@ def test_int8_tables_change_the_quant_method(tiny_bert: Path, tmp_path: Path, qu
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     table = QTensor(torch.ones(60, 32, dtype=torch.int8), torch.full((60, 1), 0.5), None, QuantSpec())
     parts = QuantizedParts(lazy(quantize_linears(model)), tables={"embeddings.word_embeddings": table})
-    write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
+    write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", parts, names_of(model), model_card="")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "bitwright"
     assert config["embeddings"]["targets"] == ["embeddings.word_embeddings"]
@@ -224,7 +231,7 @@ def test_int8_tables_change_the_quant_method(tiny_bert: Path, tmp_path: Path, qu
 def test_all_in_16_bit_is_a_plain_model(tiny_bert: Path, tmp_path: Path) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     parts = QuantizedParts({}, half=names_of(model).linears)
-    write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
+    write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", parts, names_of(model), model_card="")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     loaded = transformers.AutoModel.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded.pooler.dense.weight, model.pooler.dense.weight.bfloat16().float())
@@ -235,8 +242,10 @@ def test_what_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, quantize_
     names, layers = names_of(model), quantize_linears(model)
     layer = layers["encoder.layer.0.output.dense"]
 
-    def attempt(layers: dict[str, StoredLinear], names: ModelNames = names) -> None:
-        write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(lazy(layers)), names, model_card="")
+    def attempt(layers: dict[str, QuantizedLinear], names: ModelNames = names) -> None:
+        write_checkpoint(
+            ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names, model_card=""
+        )
 
     with pytest.raises(CheckpointError, match=r"holds no 'encoder.layer.9.*nearest"):
         attempt({"encoder.layer.9.output.dense": layer})
@@ -244,10 +253,10 @@ def test_what_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, quantize_
         attempt({"encoder.layer.0.intermediate.dense": layer})
     four = QuantSpec(bits=4, dynamic=True)
     with pytest.raises(CheckpointError, match=r"output.dense: inputs with .*bits=4"):
-        attempt({"encoder.layer.0.output.dense": StoredLinear(layer.qtensor, four)})
+        attempt({"encoder.layer.0.output.dense": QuantizedLinear(layer.weight, None, four)})
     attempt(layers)
     with pytest.raises(ModelError, match="already quantized"):
-        write_checkpoint(tmp_path / "out", tmp_path / "again", QuantizedParts({}), names, model_card="")
+        write_checkpoint(ModelDirectory(tmp_path / "out"), tmp_path / "again", QuantizedParts({}), names, model_card="")
     with pytest.raises(InputError, match="--overwrite"):
         attempt(layers)
 
@@ -263,17 +272,18 @@ def test_killed_while_writing_tensors(tiny_bert: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of the weights: there is no output."""
     script = f"""
 from pathlib import Path
-from bitwright.checkpoints import compressed_tensors, safetensors_file
+from bitwright.checkpoints import write
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.names import ModelNames
-original = compressed_tensors.TensorFiles.__getitem__
+original = write.TensorFiles.__getitem__
 def slow(self, name):
     print("reading", name, flush=True)
     time.sleep(30)
     return original(self, name)
-compressed_tensors.TensorFiles.__getitem__ = slow
+write.TensorFiles.__getitem__ = slow
 names = ModelNames("bert", (), (), {{}}, {{}})
-compressed_tensors.write_checkpoint(
-    Path({str(tiny_bert)!r}), Path({str(tmp_path / "out")!r}), compressed_tensors.QuantizedParts({{}}), names,
+write.write_checkpoint(
+    ModelDirectory(Path({str(tiny_bert)!r})), Path({str(tmp_path / "out")!r}), write.QuantizedParts({{}}), names,
     model_card="",
 )
 """
@@ -298,22 +308,22 @@ def test_a_linear_is_loaded_once_and_alone(tiny_bert: Path, tmp_path: Path, quan
             module: str,
             loaded: list[str] = loaded,
             alive: list[weakref.ref[torch.Tensor]] = alive,
-        ) -> StoredLinear:
+        ) -> QuantizedLinear:
             loaded.append(module)
             assert sum(reference() is not None for reference in alive) == 0
             layer = layers[module]
             weight = QTensor(
-                layer.qtensor.codes_NK.clone(),
-                layer.qtensor.scale_NG,
-                layer.qtensor.zero_point_NG,
-                layer.qtensor.spec,
+                layer.weight.codes_NK.clone(),
+                layer.weight.scale_NG,
+                layer.weight.zero_point_NG,
+                layer.weight.spec,
             )
             alive.append(weakref.ref(weight.codes_NK))
-            return StoredLinear(weight, layer.input_spec)
+            return QuantizedLinear(weight, None, layer.input_spec)
 
         parts = {name: replace(ready(layer), load=partial(load, name)) for name, layer in layers.items()}
         write_checkpoint(
-            tiny_bert, tmp_path / name, QuantizedParts(parts), names_of(model), model_card="",
+            ModelDirectory(tiny_bert), tmp_path / name, QuantizedParts(parts), names_of(model), model_card="",
             max_shard_bytes=max_shard_bytes,
         )  # fmt: skip
         assert sorted(loaded) == sorted(layers)
@@ -323,18 +333,20 @@ def test_a_change_of_what_is_not_there_is_refused(tiny_bert: Path, tmp_path: Pat
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     parts = QuantizedParts({}, changed={"encoder.layer.0.output.dense.offset": lambda: torch.ones(32)})
     with pytest.raises(CheckpointError, match=r"holds no 'encoder.layer.0.output.dense.offset'.*nearest"):
-        write_checkpoint(tiny_bert, tmp_path / "out", parts, names_of(model), model_card="")
+        write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", parts, names_of(model), model_card="")
 
 
 def test_transforms_change_the_quant_method(
-    tiny_bert: Path, tmp_path: Path, make_linear: Callable[..., StoredLinear], quantize_linears: Quantize
+    tiny_bert: Path, tmp_path: Path, make_linear: Callable[..., QuantizedLinear], quantize_linears: Quantize
 ) -> None:
     """Every linear is guarded then, and groups say which transform theirs has."""
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     layers = quantize_linears(model)
     changed = "encoder.layer.0.intermediate.dense"
     layers[changed] = make_linear(model.get_parameter(f"{changed}.weight").detach(), "w8a8", transform=True)
-    write_checkpoint(tiny_bert, tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
+    write_checkpoint(
+        ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card=""
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "bitwright"
     groups = {
@@ -343,7 +355,7 @@ def test_transforms_change_the_quant_method(
     assert groups["scale"] == ["re:(?:bert\\.)?encoder\\.layer\\.0\\.intermediate\\.dense$"]
     out = load_file(tmp_path / "out" / "model.safetensors")
     for name, layer in layers.items():
-        assert torch.equal(out[f"{name}.weight"].squeeze(1), layer.qtensor.codes_NK)
+        assert torch.equal(out[f"{name}.weight"].squeeze(1), layer.weight.codes_NK)
         assert out[f"{name}.weight"].ndim == 3
     assert torch.equal(out[f"{changed}.input_scale_K"], torch.linspace(0.5, 2.0, 32))
     assert torch.equal(out[f"{changed}.input_shift_K"], torch.linspace(-1.0, 1.0, 32))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from bitwright.errors import CheckpointError
 from bitwright.kernels import layouts
 from bitwright.numerics.bits import pack_bytes, pack_words
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
-from bitwright.numerics.linear import ready
+from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
 N, K = 33, 96
@@ -34,17 +33,17 @@ SPECS = {name: spec for name, spec in SPECS.items() if spec.group_size in (None,
 }
 
 
-def stored(spec: QuantSpec) -> StoredLinear:
+def stored(spec: QuantSpec) -> QuantizedLinear:
     w_NK = torch.randn(N, K, generator=torch.Generator().manual_seed(0))
     ends = torch.aminmax(grouped(w_NK, spec), dim=-1)
-    return StoredLinear(quantize(w_NK, *scale_and_zero_point(ends.min, ends.max, spec), spec), None)
+    return QuantizedLinear(quantize(w_NK, *scale_and_zero_point(ends.min, ends.max, spec), spec), None)
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Callable[[StoredLinear], Path]:
+def written(tmp_path: Path) -> Callable[[QuantizedLinear], Path]:
     """The directory of one linear, "m"."""
 
-    def write(layer: StoredLinear) -> Path:
+    def write(layer: QuantizedLinear) -> Path:
         lazy = ready(layer)
         portable = is_portable(lazy)
         tensors = linear_tensors(layer, guarded=not portable)
@@ -77,15 +76,15 @@ def numbers(linear: Linear) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_numbers_are_those_of_the_codes(written: Callable[[StoredLinear], Path], name: str) -> None:
+def test_the_numbers_are_those_of_the_codes(written: Callable[[QuantizedLinear], Path], name: str) -> None:
     layer = stored(SPECS[name])
     linear = Weights(written(layer)).linear("m")
-    assert np.array_equal(numbers(linear), layer.qtensor.dequantize().numpy())
+    assert np.array_equal(numbers(linear), layer.weight.dequantize().numpy())
     assert (linear.operator == "linear_bf16") == ("groups of 4" in name)
 
 
 @pytest.mark.parametrize("name", ["w4a16_g32_asym", "w3a16_channel", "nf4_g32", "kmeans4_channel", "ternary_g32"])
-def test_four_bits_index_the_levels(written: Callable[[StoredLinear], Path], name: str) -> None:
+def test_four_bits_index_the_levels(written: Callable[[QuantizedLinear], Path], name: str) -> None:
     linear = Weights(written(stored(SPECS[name]))).linear("m")
     packed = pack([linear, linear])
     codes, levels = packed["weight"], packed["levels"]
@@ -141,7 +140,7 @@ BAD_SCALE[7, 1] = -1.0
     ],
 )
 def test_tensors_that_contradict(
-    written: Callable[[StoredLinear], Path], scheme: str, tensors: dict[str, Tensor | None], message: str
+    written: Callable[[QuantizedLinear], Path], scheme: str, tensors: dict[str, Tensor | None], message: str
 ) -> None:
     directory = written(stored(SPECS[scheme]))
     Weights(directory).linear("m")

@@ -11,6 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling as TheirPooling
 
 from bitwright.errors import ModelError
+from bitwright.files.directory import ModelDirectory
 from bitwright.files.pooling import Mode, Pooling, read_pooling
 from bitwright.models.build import max_tokens
 from bitwright.models.load import load_model
@@ -37,9 +38,9 @@ def test_real_model_gives_the_library_s_embeddings(minilm_dir, texts):
     )
     with torch.no_grad():
         hidden = loaded.model(**tokens).last_hidden_state
-    ours = pool_tokens(hidden, tokens["attention_mask"], read_pooling(minilm_dir))
+    ours = pool_tokens(hidden, tokens["attention_mask"], read_pooling(ModelDirectory(minilm_dir)))
     theirs = SentenceTransformer(str(minilm_dir), device="cpu").encode(texts[:24], convert_to_tensor=True)
-    assert read_pooling(minilm_dir) == Pooling(("mean",), normalize=True)
+    assert read_pooling(ModelDirectory(minilm_dir)) == Pooling(("mean",), normalize=True)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
@@ -77,7 +78,7 @@ def test_files_of_old_and_new_releases_are_read_alike(tmp_path, modes):
     new = {"embedding_dimension": 8, "pooling_mode": modes[0] if len(modes) == 1 else list(modes)}
     for name, config in (("old", old), ("new", new)):
         (tmp_path / name).mkdir()
-        read = read_pooling(write(tmp_path / name, [TRANSFORMER, POOLING], config))
+        read = read_pooling(ModelDirectory(write(tmp_path / name, [TRANSFORMER, POOLING], config)))
         assert set(read.modes) == set(modes)
         assert not read.normalize
 
@@ -89,11 +90,11 @@ def test_files_that_the_library_writes(tmp_path, tiny_model):
     SentenceTransformer(modules=[transformer, TheirPooling(32, ("cls", "max")), Normalize()], device="cpu").save(
         str(tmp_path)
     )
-    assert read_pooling(tmp_path) == Pooling(("cls", "max"), normalize=True)
+    assert read_pooling(ModelDirectory(tmp_path)) == Pooling(("cls", "max"), normalize=True)
 
 
 def test_without_files_the_mean(tiny_model):
-    assert read_pooling(tiny_model("bert")) == Pooling(("mean",), normalize=False)
+    assert read_pooling(ModelDirectory(tiny_model("bert"))) == Pooling(("mean",), normalize=False)
 
 
 @pytest.mark.parametrize(
@@ -114,4 +115,4 @@ def test_without_files_the_mean(tiny_model):
 )
 def test_what_cannot_be_followed_exactly_is_refused(tmp_path, modules, pooling, normalize, message):
     with pytest.raises(ModelError, match=message):
-        read_pooling(write(tmp_path, modules, pooling, normalize))
+        read_pooling(ModelDirectory(write(tmp_path, modules, pooling, normalize)))

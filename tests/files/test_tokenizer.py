@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, CamembertTokenizer
 
 from bitwright.errors import EngineError, InputError
+from bitwright.files.directory import ModelDirectory
 from bitwright.files.tokenizer import cut, encodings_of, longest_first, open_tokenizer
 from bitwright.models.load import load_model
 from bitwright.runtime.generic_model import float_model
@@ -40,7 +41,7 @@ def changed(source: Path, copy: Path, settings: dict[str, Any]) -> Path:
 
 
 def ids_of(directory: Path, texts: list[str]) -> list[list[int]]:
-    opened = open_tokenizer(directory, json.loads((directory / "config.json").read_text()))
+    opened = open_tokenizer(ModelDirectory(directory))
     assert opened is not None
     return [encoding.ids for encoding in encodings_of(opened[0], texts, None)]
 
@@ -100,7 +101,7 @@ def test_texts_are_cut_at_the_side_that_the_files_name(
         truncation = {"direction": direction, "max_length": 64, "strategy": "OnlyFirst", "stride": 0}
         file = copy / "tokenizer.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation": truncation}))
-    opened = open_tokenizer(copy, {"model_type": "bert"})
+    opened = open_tokenizer(ModelDirectory(copy))
     assert opened is not None
     tokenizer, side = opened
     model, long = float_model(load_model(copy)), " ".join(texts[:20])
@@ -119,7 +120,7 @@ def test_texts_are_cut_at_the_side_that_the_files_name(
 def test_a_side_that_is_none(tiny_model: TinyModel, tmp_path: Path) -> None:
     copy = changed(tiny_model("bert"), tmp_path / "copy", {"truncation_side": "up"})
     with pytest.raises(EngineError, match="truncation_side is 'up', neither"):
-        open_tokenizer(copy, {"model_type": "bert"})
+        open_tokenizer(ModelDirectory(copy))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_pairs_of_long_texts_take_memory_as_their_length(tiny_model: TinyModel) 
     if not reset.exists():
         pytest.skip("no peak of memory that can be set back")
     model = float_model(load_model(tiny_model("bert")))
-    opened = open_tokenizer(model.path, {"model_type": "bert"})
+    opened = open_tokenizer(ModelDirectory(model.path))
     assert opened is not None
     text = "a class " * 1500
     before = rss_mib()
@@ -232,7 +233,7 @@ def test_half_of_a_surrogate_pair(
     tiny_model: TinyModel, first: list[str], second: list[str] | None, message: str
 ) -> None:
     model = float_model(load_model(tiny_model("bert")))
-    opened = open_tokenizer(model.path, {"model_type": "bert"})
+    opened = open_tokenizer(ModelDirectory(model.path))
     assert opened is not None
     with pytest.raises(InputError, match=message):
         model.tokenize(first if second is None else list(zip(first, second, strict=True)))

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from bitwright.errors import ModelError
 from bitwright.families import FAMILIES
+from bitwright.files.directory import ModelDirectory
+from bitwright.models.build import build_empty
 from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, open_skeleton, release
 from bitwright.models.sites import find_blocks, find_linears
 from bitwright.models.tensor_files import TensorFiles
@@ -252,11 +254,22 @@ def test_for_reading_only_nothing_is_filled(directory):
     )
 
 
-def test_a_whole_model_is_not_filled_block_by_block(directory):
+def test_a_whole_model_can_be_emptied_and_filled_again(directory):
     loaded = load_model(directory("bert"))
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    release(loaded, blocks_of(loaded)[0])
+    assert any(parameter.is_meta for parameter in loaded.model.parameters())
+    materialise(loaded, "")
+    after = loaded.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_without_files_is_not_filled(directory):
+    loaded = build_empty(ModelDirectory(directory("bert")))
     for act in (materialise, release):
-        with pytest.raises(ModelError, match="was loaded whole; only a model from open_lazily"):
-            act(loaded, "encoder.layer.0")
+        with pytest.raises(ModelError, match="was built of a config.json alone; open_lazily"):
+            act(loaded, blocks_of(loaded)[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwright.errors import ModelError
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.source_tensors import SourceTensors, name_in
 from bitwright.models.tensor_files import TensorFiles
 
@@ -17,7 +18,7 @@ def files(tmp_path):
     def write(**tensors: Tensor) -> TensorFiles:
         named = {name.replace("__", "."): tensor.contiguous() for name, tensor in tensors.items()}
         save_file(named, tmp_path / "model.safetensors")
-        return TensorFiles(tmp_path)
+        return TensorFiles(ModelDirectory(tmp_path))
 
     return write
 

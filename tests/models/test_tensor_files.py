@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwright.errors import CheckpointError
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.tensor_files import TensorFiles
 
 
@@ -34,7 +35,7 @@ def files(request, tensors, tmp_path) -> TensorFiles:
         torch.save(tensors, tmp_path / request.param)
     else:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / request.param)
-    return TensorFiles(tmp_path)
+    return TensorFiles(ModelDirectory(tmp_path))
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -64,7 +65,7 @@ def test_what_is_read_belongs_to_the_caller(files, tensors):
 def test_a_file_that_shrinks_after_it_was_opened(tensors, tmp_path):
     file = tmp_path / "model.safetensors"
     save_file({"f64": tensors["f64"]}, file)
-    opened = TensorFiles(tmp_path)
+    opened = TensorFiles(ModelDirectory(tmp_path))
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: f64: ends 5 bytes early; the file has changed"):
         opened["f64"]
@@ -73,8 +74,9 @@ def test_a_file_that_shrinks_after_it_was_opened(tensors, tmp_path):
 _READ = """
 import resource, sys
 from pathlib import Path
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.tensor_files import TensorFiles
-files = TensorFiles(Path(sys.argv[1]))
+files = TensorFiles(ModelDirectory(Path(sys.argv[1])))
 files["0"]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in files:

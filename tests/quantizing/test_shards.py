@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor
 
 from bitwright.errors import CheckpointError
 from bitwright.methods.rtn import rtn
 from bitwright.numerics import RANGES
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.spec import SCHEMES
 from bitwright.quantizing import shards as shards_file
 from bitwright.quantizing.shards import Made, Shards
@@ -22,11 +22,11 @@ ACCOUNT = [{"name": "a", "error": 0.25, "sqnr_db": float("inf"), "block": 0, "st
 NOTHING = Made({}, {}, {}, [])
 
 
-def layer(scheme: str, seed: int = 0, **more: Any) -> StoredLinear:
+def layer(scheme: str, seed: int = 0, **more: Any) -> QuantizedLinear:
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(seed))
     spec = SCHEMES[scheme].weight
     assert spec is not None
-    return StoredLinear(rtn(weight, None, spec, RANGES["min_max"]).qtensor, SCHEMES[scheme].input, **more)
+    return QuantizedLinear(rtn(weight, None, spec, RANGES["min_max"]).qtensor, SCHEMES[scheme].input, **more)
 
 
 LAYERS = {
@@ -45,8 +45,8 @@ def made() -> Made:
     return Made({name: kept for name, (_, kept) in LAYERS.items()}, changed, {"b": torch.ones(6)}, ACCOUNT)
 
 
-def same(one: StoredLinear, other: StoredLinear) -> bool:
-    def tensors(stored: StoredLinear) -> list[Tensor | None]:
+def same(one: QuantizedLinear, other: QuantizedLinear) -> bool:
+    def tensors(stored: QuantizedLinear) -> list[Tensor | None]:
         q = stored.qtensor
         return [
             q.codes_NK, q.scale_NG, q.zero_point_NG, q.codebook, stored.input_scale, stored.input_zero_point,

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor, nn
 
 from bitwright.families import architecture_of
 from bitwright.models.sites import find_linears
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 
 # Wide enough that rows have more than one group of 32.
@@ -32,14 +32,14 @@ def tiny_decoder(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def round_linears() -> Callable[..., dict[str, StoredLinear]]:
+def round_linears() -> Callable[..., dict[str, QuantizedLinear]]:
     """`round_linears(model, family, scheme, transformed=False)`: every linear but heads and routers, to nearest codes;
     a scheme, or its name; `transformed` gives each an input transform that its weight has taken up.
     """
 
     def make(
         model: nn.Module, family: str, scheme: str | Scheme = "w4a16_g32", *, transformed: bool = False
-    ) -> dict[str, StoredLinear]:
+    ) -> dict[str, QuantizedLinear]:
         layers = {}
         for site in find_linears(model, architecture_of(family)):
             if site.role not in ("head", "router"):
@@ -50,11 +50,11 @@ def round_linears() -> Callable[..., dict[str, StoredLinear]]:
     return make
 
 
-def _stored(w_NK: Tensor, scheme: str | Scheme, transformed: bool) -> StoredLinear:
+def _stored(w_NK: Tensor, scheme: str | Scheme, transformed: bool) -> QuantizedLinear:
     scheme = SCHEMES[scheme] if isinstance(scheme, str) else scheme
     assert isinstance(scheme.weight, QuantSpec)
     scale_K = torch.linspace(0.5, 2.0, w_NK.shape[1]) if transformed else None
     w_NK = w_NK if scale_K is None else w_NK * scale_K
     ends = torch.aminmax(grouped(w_NK, scheme.weight), dim=-1)
     qtensor = quantize(w_NK, *scale_and_zero_point(ends.min, ends.max, scheme.weight), scheme.weight)
-    return StoredLinear(qtensor, scheme.input, input_scale_K=scale_K)
+    return QuantizedLinear(qtensor, scheme.input, input_scale_K=scale_K)

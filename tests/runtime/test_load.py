@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor, nn
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
@@ -14,7 +13,7 @@ from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantLinear
 from bitwright.models.load import load_model
 from bitwright.models.names import model_names
-from bitwright.numerics.linear import ready
+from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.runtime.generic_model import GenericModel, float_model
 from bitwright.runtime.load import load
 from bitwright.runtime.swap import set_compute, swap_linears
@@ -29,7 +28,7 @@ Written = Callable[..., tuple[GenericModel, Path]]
 
 @pytest.fixture
 def write(
-    tiny_decoder: Callable[..., Path], round_linears: Callable[..., dict[str, StoredLinear]], tmp_path: Path
+    tiny_decoder: Callable[..., Path], round_linears: Callable[..., dict[str, QuantizedLinear]], tmp_path: Path
 ) -> Written:
     """`write(family, scheme, dtype, half=(), **config)`: (the quantized model in memory, the directory written)."""
 
@@ -133,7 +132,7 @@ def test_linears_in_16_bit_and_float_heads(write: Written) -> None:
 
 
 def test_a_float32_head_is_rounded_as_it_will_be_stored(
-    tiny_decoder: Callable[..., Path], round_linears: Callable[..., dict[str, StoredLinear]]
+    tiny_decoder: Callable[..., Path], round_linears: Callable[..., dict[str, QuantizedLinear]]
 ) -> None:
     loaded = load_model(tiny_decoder("llama", tie_word_embeddings=False))
     before = loaded.model.get_submodule("lm_head")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor
 
 from bitwright.kernels import dispatch
@@ -16,6 +15,7 @@ from bitwright.methods.rtn import rtn
 from bitwright.models.load import LoadedModel, load_model
 from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.spec import SCHEMES
 from bitwright.runtime import streamed
 from bitwright.runtime.changes import Changes
@@ -62,7 +62,7 @@ def test_changed(tiny_decoder: Callable[..., Path], family: str, tied: bool) -> 
     }
     assert changed
     layers = {
-        name: StoredLinear(
+        name: QuantizedLinear(
             rtn(model.get_parameter(f"{name}.weight").detach(), None, scheme.weight, RANGES["mse"]).qtensor,
             None,
             input_scale_K=torch.linspace(0.5, 2, model.get_parameter(f"{name}.weight").shape[1]),

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,6 +12,7 @@ from bitwright.families import architecture_of
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
 from bitwright.models.sites import find_linears
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.swap import is_exact_gelu, quant_linear, swap_linears, swap_one, undo
@@ -34,15 +34,17 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
 
 
 @pytest.fixture
-def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[nn.Module, dict[str, StoredLinear], list[str]]]:
+def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[nn.Module, dict[str, QuantizedLinear], list[str]]]:
     """`load(family)`: (model, its block linears quantized, its heads)."""
 
-    def load(family: str = "bert", **config: str) -> tuple[nn.Module, dict[str, StoredLinear], list[str]]:
+    def load(family: str = "bert", **config: str) -> tuple[nn.Module, dict[str, QuantizedLinear], list[str]]:
         model = transformers.AutoModel.from_pretrained(tiny_model(family, "embedding", **config)).eval()
         sites = find_linears(model, architecture_of(family))
         spec = QuantSpec(symmetric=False, dynamic=True)
         layers = {
-            site.name: StoredLinear(rounded(weight_of(model, site.name)), spec) for site in sites if site.role != "head"
+            site.name: QuantizedLinear(rounded(weight_of(model, site.name)), spec)
+            for site in sites
+            if site.role != "head"
         }
         return model, layers, [site.name for site in sites if site.role == "head"]
 
@@ -55,7 +57,7 @@ def run(model: nn.Module) -> Tensor:
     return out
 
 
-Load = Callable[..., tuple[nn.Module, dict[str, StoredLinear], list[str]]]
+Load = Callable[..., tuple[nn.Module, dict[str, QuantizedLinear], list[str]]]
 
 
 @needs_kernels
@@ -166,4 +168,4 @@ def test_names_that_do_not_fit_are_refused(load: Load) -> None:
     with pytest.raises(ModelError, match="cannot be replaced by a linear"):
         swap_linears(model, {}, ("embeddings",), bert)
     with pytest.raises(ModelError, match="an int8 table of shape"):
-        swap_linears(model, {}, (), bert, tables={WORDS: layer.qtensor})
+        swap_linears(model, {}, (), bert, tables={WORDS: layer.weight})

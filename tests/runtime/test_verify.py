@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from bitwright.models.names import model_names
-from bitwright.numerics.linear import ready
+from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 from bitwright.runtime.verify import compared, verify
@@ -24,7 +23,7 @@ pytestmark = [
 
 def test_a_decoder_gives_the_same_logits_in_a_clean_process(
     tiny_decoder: Callable[..., Path],
-    round_linears: Callable[..., dict[str, StoredLinear]],
+    round_linears: Callable[..., dict[str, QuantizedLinear]],
     tmp_path: Path,
 ) -> None:
     ids = np.random.default_rng(1).integers(5, 200, (3, 9))
@@ -37,7 +36,7 @@ def test_a_decoder_gives_the_same_logits_in_a_clean_process(
     set_compute(quantized.model, "auto")
     with torch.no_grad():
         for name, layer in layers.items():
-            dequantized.model.get_submodule(name).get_parameter("weight").copy_(layer.qtensor.dequantize())
+            dequantized.model.get_submodule(name).get_parameter("weight").copy_(layer.weight.dequantize())
     ours, calls = compared(float_model(quantized), torch.from_numpy(ids))
     theirs, none = compared(float_model(dequantized), torch.from_numpy(ids))
     assert ours.shape == theirs.shape == (3, 200)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitwright.checkpoints.stored import StoredLinear
 
 import bitwright
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
@@ -15,7 +14,7 @@ from bitwright.engine.program import Op
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from bitwright.models.names import model_names
-from bitwright.numerics.linear import ready
+from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel
@@ -58,7 +57,7 @@ NAMED = [
 ALL = {name: SCHEMES[name] for name in NAMED} | OTHERS
 
 Written = Callable[..., Path]
-Rounded = dict[str, StoredLinear]
+Rounded = dict[str, QuantizedLinear]
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.errors import CheckpointError
+from bitwright.numerics.linear import QuantizedLinear
 
+Read = Callable[[Path], dict[str, QuantizedLinear]]
 CONFIG = {
     "model_type": "bert",
     "quantization_config": {
@@ -47,9 +48,9 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_honest_file_is_read(directory: Path) -> None:
+def test_the_honest_file_is_read(directory: Path, read_linears: Read) -> None:
     (directory / "model.safetensors").write_bytes(build(HEADER))
-    assert read_checkpoint(directory).layers["m"].qtensor.codes_NK.tolist() == [[1, 2], [3, 4]]
+    assert read_linears(directory)["m"].weight.codes_NK.tolist() == [[1, 2], [3, 4]]
 
 
 HONEST = build(HEADER)
@@ -87,10 +88,10 @@ ATTACKS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_lying_file_is_refused(directory: Path, attack: str) -> None:
+def test_a_lying_file_is_refused(directory: Path, read_linears: Read, attack: str) -> None:
     (directory / "model.safetensors").write_bytes(ATTACKS[attack])
     with pytest.raises(CheckpointError):
-        dict(read_checkpoint(directory).layers)
+        read_linears(directory)
 
 
 INDEXES: dict[str, Callable[[Path], object]] = {
@@ -115,14 +116,14 @@ def two_shards(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("attack", INDEXES)
-def test_a_lying_index_is_refused(directory: Path, attack: str) -> None:
+def test_a_lying_index_is_refused(directory: Path, read_linears: Read, attack: str) -> None:
     INDEXES[attack](directory)
     with pytest.raises(CheckpointError):
-        dict(read_checkpoint(directory).layers)
+        read_linears(directory)
 
 
-def test_every_truncation_is_refused(directory: Path) -> None:
+def test_every_truncation_is_refused(directory: Path, read_linears: Read) -> None:
     for length in range(len(HONEST)):
         (directory / "model.safetensors").write_bytes(HONEST[:length])
         with pytest.raises(CheckpointError):
-            dict(read_checkpoint(directory).layers)
+            read_linears(directory)
