@@ -12,6 +12,7 @@ from torch import Tensor
 from bitwright.calibration.observers import LayerStats, merge, observe, rescaled
 from bitwright.errors import NumericsError
 from bitwright.kernels import cpu
+from bitwright.numerics.linear import InputTransform
 
 
 def tokens(seed: int, m: int, magnitude: float = 1.0) -> Tensor:
@@ -119,7 +120,7 @@ def test_fast_on_a_cpu_that_does_not_multiply_bf16_changes_nothing(monkeypatch: 
 def test_rescaled_statistics_are_those_of_rescaled_tokens(shifted: bool) -> None:
     x, scale = tokens(4, 300) + 3, torch.rand(12, generator=torch.Generator().manual_seed(5)) + 0.5
     shift = torch.linspace(-4, 4, 12) if shifted else None
-    moved = rescaled(observe(None, x, gram=True), scale, shift)
+    moved = rescaled(observe(None, x, gram=True), InputTransform(scale, shift))
     want = observe(None, ((x.double() - (0 if shift is None else shift)) / scale).float(), gram=True, histogram=False)
     assert moved.histogram is None
     assert moved.n_tokens == want.n_tokens

@@ -13,48 +13,48 @@ from torch import Tensor
 from bitwright.errors import CheckpointError
 from bitwright.methods.rtn import rtn
 from bitwright.numerics import RANGES
-from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.spec import SCHEMES
 from bitwright.quantizing import shards as shards_file
 from bitwright.quantizing.shards import Made, Shards
 
 ACCOUNT = [{"name": "a", "error": 0.25, "sqnr_db": float("inf"), "block": 0, "starved": None}]
-NOTHING = Made({}, {}, {}, [])
+NOTHING = Made({}, {}, (), [])
 
 
 def layer(scheme: str, seed: int = 0, **more: Any) -> QuantizedLinear:
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(seed))
     spec = SCHEMES[scheme].weight
     assert spec is not None
-    return QuantizedLinear(rtn(weight, None, spec, RANGES["min_max"]).qtensor, SCHEMES[scheme].input, **more)
+    qtensor, bias = rtn(weight, None, spec, RANGES["min_max"]).qtensor, torch.arange(6.0) + seed
+    return QuantizedLinear(qtensor, bias, SCHEMES[scheme].input, **more)
 
 
 LAYERS = {
     "a": ("w8a8", layer("w8a8")),
     "a.b": ("w4a16_g32_asym", layer("w4a16_g32_asym", 1)),
-    "b": ("kmeans4_g32", layer("kmeans4_g32", 2, input_scale_K=torch.rand(64) + 1, input_shift_K=torch.randn(64))),
+    "b": ("kmeans4_g32", layer("kmeans4_g32", 2, transform=InputTransform(torch.rand(64) + 1, torch.randn(64)))),
     "c": (
         "w8a8_static",
-        layer("w8a8_static", 3, input_scale=torch.tensor([0.5]), input_zero_point=torch.tensor([3], dtype=torch.int8)),
+        layer("w8a8_static", 3, static=StaticGrid(0.1, 3)),
     ),
 }
 
 
 def made() -> Made:
     changed = {"norm.weight": torch.arange(5.0), "a.weight": torch.arange(384.0).reshape(6, 64).bfloat16().T}
-    return Made({name: kept for name, (_, kept) in LAYERS.items()}, changed, {"b": torch.ones(6)}, ACCOUNT)
+    return Made({name: kept for name, (_, kept) in LAYERS.items()}, changed, {"b"}, ACCOUNT)
 
 
 def same(one: QuantizedLinear, other: QuantizedLinear) -> bool:
     def tensors(stored: QuantizedLinear) -> list[Tensor | None]:
-        q = stored.qtensor
-        return [
-            q.codes_NK, q.scale_NG, q.zero_point_NG, q.codebook, stored.input_scale, stored.input_zero_point,
-            stored.input_scale_K, stored.input_shift_K,
-        ]  # fmt: skip
+        q, transform = stored.weight, stored.transform
+        own = [q.codes_NK, q.scale_NG, q.zero_point_NG, q.codebook, stored.bias_N]
+        return own + ([None, None] if transform is None else [transform.scale_K, transform.shift_K])
 
     pairs = zip(tensors(one), tensors(other), strict=True)
-    return all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in pairs)
+    alike = all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in pairs)
+    return alike and (one.form, one.static) == (other.form, other.static)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     found.index(2)
     for name, (scheme, stored) in LAYERS.items():
         assert same(found.layer(name, SCHEMES[scheme]), stored), name
-        assert found.has_part(name, "bias") == (name == "b")
+        assert found.is_rebiased(name) == (name == "b")
         assert found.has_part(name, "input_shift_K") == (name == "b")
-    assert torch.equal(found.bias("b"), kept.biases["b"])
+    assert torch.equal(found.bias("b"), kept.layers["b"].bias_N)
     assert set(found.changed_names()) == kept.changed.keys()
     assert all(torch.equal(found.changed(name), value) for name, value in kept.changed.items())
     assert found.account(2) == ACCOUNT

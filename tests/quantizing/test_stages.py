@@ -88,9 +88,9 @@ def test_static_ranges_are_those_of_the_transformed_inputs(
         read = {site.name: inputs_of(stage, site.name) for site in stage.sites}
         made = quantize_stage(job.model, stage, job.stage_plan())
         for name, layer in made.layers.items():
-            scale_K, shift_K = folded.get(name, (layer.input_scale_K, layer.input_shift_K))
+            scale_K, shift_K = folded.get(name, (None, None))
             x = read[name] if shift_K is None else read[name] - shift_K
-            x = x if scale_K is None else x / scale_K
+            x = layer.seen(x) if scale_K is None else x / scale_K
             spec = SCHEMES["w8a8_static"].input
             if range_ == "min_max":
                 scale, zero = scale_and_zero_point(x.min().reshape(1, 1), x.max().reshape(1, 1), spec)
@@ -99,8 +99,8 @@ def test_static_ranges_are_those_of_the_transformed_inputs(
                 scale, zero = RANGES[range_](each[0] + each[1] + each[2], spec)
             else:
                 continue
-            assert torch.allclose(layer.input_scale, scale.flatten(), rtol=1e-6)
-            assert abs(int(layer.input_zero_point) - int(zero)) <= (method != "rtn")  # a tie may fall either way
+            assert layer.static.scale == pytest.approx(float(scale), rel=1e-6)
+            assert abs(layer.static.zero_point - int(zero)) <= (method != "rtn")  # a tie may fall either way
             checked += 1
     assert checked == (12 if range_ == "min_max" else 6)
     assert (method == "rtn") == (not folded)
@@ -114,9 +114,9 @@ def test_bias_correction_leaves_no_mean_error(opened, tiny_model, batches, input
     with torch.no_grad():
         wanted, bias = linear(x), linear.bias.clone()
         made = quantize_stage(job.model, stage, job.stage_plan())
-        rounded = x @ made.layers[name].qtensor.dequantize().T
-        assert torch.allclose(linear(x), rounded + made.biases[name], atol=1e-5)
-    corrected, uncorrected = ((rounded + b - wanted).mean(0).abs().max() for b in (made.biases[name], bias))
+        rounded = x @ made.layers[name].weight.dequantize().T
+        assert torch.allclose(linear(x), rounded + made.layers[name].bias_N, atol=1e-5)
+    corrected, uncorrected = ((rounded + b - wanted).mean(0).abs().max() for b in (made.layers[name].bias_N, bias))
     assert corrected < 1e-5 < 1e-3 < uncorrected
 
 
@@ -174,7 +174,7 @@ def test_starved_experts_are_noted_and_helped(opened, tiny_decoder, batches, inp
             assert row["starved"] == {"n_tokens": row["n_tokens"], "fewest": 32, "policy": policy}
     if method == "gptq" and not options:
         spec = SCHEMES[W4].weight
-        codes = {name: made.layers[f"{stem}.{name}"].qtensor.codes_NK for name in rows}
+        codes = {name: made.layers[f"{stem}.{name}"].weight.codes_NK for name in rows}
         nearest = rtn(weights["3.down_proj.weight"], None, spec, RANGES["mse"]).qtensor
         assert torch.equal(codes["3.down_proj"], nearest.codes_NK)
         lent = gptq(weights["3.up_proj.weight"], merge(*fed), spec, RANGES[METHODS["gptq"].range]).qtensor
@@ -230,7 +230,7 @@ def test_methods_can_differ_between_linears(opened, tiny_decoder, batches):
         scheme = SCHEMES["w8a16" if ".1." in name else W4]
         assert (row["scheme"], row["method"]) == (scheme.name, "rtn" if "mlp" in name else "gptq")
         plain = rtn(weights[f"{name}.weight"], None, scheme.weight, RANGES["absmax"]).qtensor
-        assert torch.equal(layers[name].qtensor.codes_NK, plain.codes_NK) == ("mlp" in name)
+        assert torch.equal(layers[name].weight.codes_NK, plain.codes_NK) == ("mlp" in name)
 
 
 @pytest.mark.parametrize("change", [{"scheme": "w8a16"}, {"method": "awq"}])

@@ -76,12 +76,10 @@ class TensorFiles(Mapping[str, Tensor]):
         Raises:
             As `tensors[name]`.
         """
-        dtype, count = self.dtype(name), math.prod(shape)
         if name in self._pickled:
+            count = math.prod(shape)
             return self._pickled[name][1].reshape(-1)[start : start + count].view(shape).clone()
-        raw = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
-        self._mapped.read_into(name, start * dtype.itemsize, raw.numpy().data)
-        return raw.view(dtype).reshape(shape)
+        return read_values(self._mapped, name, start, shape)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._mapped
@@ -109,11 +107,23 @@ class TensorFiles(Mapping[str, Tensor]):
         """
         if name in self._pickled:
             return self._pickled[name][1].dtype
-        spelled = self._mapped.dtype(name)
-        if spelled not in TORCH_DTYPES:
-            raise CheckpointError(f"{self.file(name)}: {name}: dtype {spelled} cannot be read")
-        found: torch.dtype = TORCH_DTYPES[spelled]
-        return found
+        return _dtype(self._mapped, name)
+
+
+def read_values(files: MappedTensors, name: str, start: int, shape: tuple[int, ...]) -> Tensor:
+    """Consecutive values of a tensor of open files, in memory of their own: `TensorFiles.values_at`."""
+    dtype = _dtype(files, name)
+    raw = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+    files.read_into(name, start * dtype.itemsize, raw.numpy().data)
+    return raw.view(dtype).reshape(shape)
+
+
+def _dtype(files: MappedTensors, name: str) -> torch.dtype:
+    spelled = files.dtype(name)
+    if spelled not in TORCH_DTYPES:
+        raise CheckpointError(f"{files.file(name)}: {name}: dtype {spelled} cannot be read")
+    found: torch.dtype = TORCH_DTYPES[spelled]
+    return found
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import CheckpointError
-from bitwright.files.safetensors import TensorEntry, check_safetensors
 from bitwright.files.safetensors_writer import pending, write_safetensors
-from bitwright.models.tensor_files import TORCH_DTYPES
+from bitwright.files.tensors import MappedTensors
+from bitwright.models.tensor_files import read_values
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import Scheme
@@ -75,13 +75,13 @@ class Shards:
         """Look up what the first `count` stages hold; needed before `layer` and `changed`."""
         for number in range(count):
             file = self._open(self._path(number))
-            self._home |= dict.fromkeys(file.entries, file)
+            self._home |= dict.fromkeys(file.tensors, file)
 
     def layer(self, name: str, scheme: Scheme) -> QuantizedLinear:
         """One quantized linear, whose scheme the plan says."""
         prefix = f"{_LAYER}{name}/"
         file = self._home[f"{prefix}codes"]
-        parts = {key.removeprefix(prefix): file.tensor(key) for key in file.entries if key.startswith(prefix)}
+        parts = {key.removeprefix(prefix): file.tensor(key) for key in file.tensors if key.startswith(prefix)}
         assert scheme.weight is not None
         weight = QTensor(parts["codes"], parts["scale"], parts.get("zero_point"), scheme.weight, parts.get("codebook"))
         static = None
@@ -144,40 +144,26 @@ class Shards:
     @staticmethod
     def _open(path: Path) -> "_File":
         with _reading(path):
-            entries = check_safetensors(path)
-        end = max((entry.end for entry in entries.values()), default=0)
-        return _File(path, entries, path.stat().st_size - end)
+            return _File(path, MappedTensors([path]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _File:
-    """One file, its header checked. start: of the bytes that the entries count."""
+    """One file, its header checked."""
 
     path: Path
-    entries: Mapping[str, TensorEntry]
-    start: int
+    tensors: MappedTensors
 
     def tensor(self, key: str) -> Tensor:
         """The whole tensor, in memory of its own."""
-        entry = self.entries[key]
-        return self._bytes(key).view(TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
+        with _reading(self.path):
+            return read_values(self.tensors, key, 0, self.tensors.shape(key))
 
     def facts(self) -> Any:
         """What is no tensor."""
+        told = self.tensor(_FACTS)
         with _reading(self.path):
-            return json.loads(self._bytes(_FACTS).numpy().tobytes())
-
-    def _bytes(self, key: str) -> Tensor:
-        with _reading(self.path), self.path.open("rb", buffering=0) as stream:
-            entry = self.entries[key]
-            raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-            stream.seek(self.start + entry.begin)
-            view = raw.numpy().data
-            while view:
-                if not (n_read := stream.readinto(view)):
-                    raise ValueError(f"{key} ends {len(view)} bytes early")
-                view = view[n_read:]
-        return raw
+            return json.loads(told.numpy().tobytes())
 
 
 @contextmanager
