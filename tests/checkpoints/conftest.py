@@ -80,11 +80,13 @@ def parts_of() -> Callable[[QuantizedLinear], list[Any]]:
 
 @pytest.fixture
 def read_linears() -> Callable[[Path], dict[str, QuantizedLinear]]:
-    """`read_linears(path)`: every quantized linear of a checkpoint, loaded, by its name on disk."""
+    """`read_linears(path)`: every quantized linear of a checkpoint by its name on disk; it and the tables are loaded."""
 
     def read(path: Path) -> dict[str, QuantizedLinear]:
-        linears = read_checkpoint(ModelDirectory(path)).linears
-        return {name: linear.load() for name, linear in linears.items()}
+        checkpoint = read_checkpoint(ModelDirectory(path))
+        for table in checkpoint.tables:
+            checkpoint.table(table)
+        return {name: linear.load() for name, linear in checkpoint.linears.items()}
 
     return read
 

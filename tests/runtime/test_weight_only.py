@@ -14,6 +14,7 @@ from bitwright.models.names import model_names
 from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.engine.program import Op
 from bitwright.kernels import dispatch
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.load import load_model
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.recipe import make_recipe
@@ -93,7 +94,7 @@ def write(tiny_model: Callable[..., Path], round_linears: Callable[..., Rounded]
             layers[name] = rounded[repr(how)][name]
         parts = QuantizedParts({name: ready(layer) for name, layer in layers.items()}, half=tuple(half))
         names = model_names(loaded.model, loaded.architecture)
-        write_checkpoint(source, tmp_path / "out", parts, names, model_card="card")
+        write_checkpoint(ModelDirectory(source), tmp_path / "out", parts, names, model_card="card")
         return tmp_path / "out"
 
     return make

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitwright.calibration.stream import stream_outputs
-from bitwright.checkpoints.stored import StoredLinear
+
 from bitwright.evaluate.kinds import Window
 from bitwright.evaluate.logits import token_outputs
 from bitwright.models.build import LoadedModel
