@@ -16,8 +16,9 @@ from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.engine.linears import Linear, unpack_bits
 from bitwright.engine.packing import pack
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
 from bitwright.errors import CheckpointError
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import layouts
 from bitwright.numerics.bits import pack_bytes, pack_words
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
@@ -78,14 +79,14 @@ def numbers(linear: Linear) -> np.ndarray:
 @pytest.mark.parametrize("name", SPECS)
 def test_the_numbers_are_those_of_the_codes(written: Callable[[QuantizedLinear], Path], name: str) -> None:
     layer = stored(SPECS[name])
-    linear = Weights(written(layer)).linear("m")
+    linear = open_weights(ModelDirectory(written(layer))).linear("m")
     assert np.array_equal(numbers(linear), layer.weight.dequantize().numpy())
     assert (linear.operator == "linear_bf16") == ("groups of 4" in name)
 
 
 @pytest.mark.parametrize("name", ["w4a16_g32_asym", "w3a16_channel", "nf4_g32", "kmeans4_channel", "ternary_g32"])
 def test_four_bits_index_the_levels(written: Callable[[QuantizedLinear], Path], name: str) -> None:
-    linear = Weights(written(stored(SPECS[name]))).linear("m")
+    linear = open_weights(ModelDirectory(written(stored(SPECS[name])))).linear("m")
     packed = pack([linear, linear])
     codes, levels = packed["weight"], packed["levels"]
     assert codes is not None
@@ -143,7 +144,7 @@ def test_tensors_that_contradict(
     written: Callable[[QuantizedLinear], Path], scheme: str, tensors: dict[str, Tensor | None], message: str
 ) -> None:
     directory = written(stored(SPECS[scheme]))
-    Weights(directory).linear("m")
+    open_weights(ModelDirectory(directory)).linear("m")
     change(directory, **tensors)
     with pytest.raises(CheckpointError, match=message):
-        Weights(directory).linear("m")
+        open_weights(ModelDirectory(directory)).linear("m")

@@ -17,10 +17,11 @@ import numpy as np
 
 from bitwright.engine.encoders import lower_encoder
 from bitwright.engine.executor import Executor
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels.dispatch import isa_index
 
-executor, threads = Executor(lower_encoder(Weights(Path(sys.argv[1]))), isa_index()), int(sys.argv[2])
+executor, threads = Executor(lower_encoder(open_weights(ModelDirectory(Path(sys.argv[1])))), isa_index()), int(sys.argv[2])
 _, most = resource.getrlimit(resource.RLIMIT_AS)
 
 def limit_to(mib):

@@ -14,8 +14,9 @@ from transformers import AutoConfig
 
 from bitwright.engine.encoders import lower_encoder
 from bitwright.engine.executor import Executor
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
 from bitwright.errors import CheckpointError, EngineError, ModelError
+from bitwright.files.directory import ModelDirectory
 
 TinyModel = Callable[..., Path]
 Written = Callable[..., Path]
@@ -56,13 +57,13 @@ def change(directory: Path, name: str, value: torch.Tensor | None) -> None:
 def test_tensors_that_do_not_fit(copy: Path, name: str, value: torch.Tensor | None, message: str) -> None:
     change(copy, name, value)
     with pytest.raises(CheckpointError, match=message):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 def test_a_linear_of_another_input(copy: Path) -> None:
     change(copy, f"{BLOCK}intermediate.dense.weight", torch.zeros(64, 48))
     with pytest.raises(EngineError, match="K = 48 of an input of 32 values"):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 @pytest.mark.parametrize(
@@ -85,20 +86,20 @@ def test_configs_that_do_not_fit(copy: Path, key: str, value: object, error: typ
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(error, match=message):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 def test_no_weights(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no weights"):
-        Weights(copy)
+        open_weights(ModelDirectory(copy))
 
 
 def test_truncated(copy: Path) -> None:
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
-        Weights(copy)
+        open_weights(ModelDirectory(copy))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_configs_of_other_families(
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(error, match=message):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_positions_that_a_config_leaves_out(tiny_model: TinyModel, tmp_path: Pat
     config = json.loads((copy / "config.json").read_text())
     assert config.pop("max_position_embeddings") == tokens == AutoConfig.for_model(family).max_position_embeddings
     (copy / "config.json").write_text(json.dumps(config))
-    assert lower_encoder(Weights(copy)).max_tokens == tokens
+    assert lower_encoder(open_weights(ModelDirectory(copy))).max_tokens == tokens
 
 
 @pytest.mark.parametrize("key", ["num_attention_heads", "num_hidden_layers"])
@@ -191,7 +192,7 @@ def test_sizes_that_a_config_leaves_out_go_to_transformers(copy: Path, key: str)
     del config[key]
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(EngineError, match=f"leaves out {key}"):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 def test_q_k_and_v_of_unequal_sizes(copy: Path) -> None:
@@ -201,7 +202,7 @@ def test_q_k_and_v_of_unequal_sizes(copy: Path) -> None:
     with pytest.raises(
         CheckpointError, match=f"{BLOCK}attention.self.key has 16 rows; 48, as .*query has, are expected"
     ):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 WORDS = "embeddings.word_embeddings.weight"
@@ -218,7 +219,7 @@ def test_scales_of_a_table_are_read_in_their_dtype(int8_words: Path, opened: Ope
     change(int8_words, f"{WORDS}_scale", scale.float())
     want = opened(int8_words).run([[5, 6, 7]], 1)
     change(int8_words, f"{WORDS}_scale", scale)
-    weights = Weights(int8_words)
+    weights = open_weights(ModelDirectory(int8_words))
     _, got = weights.table(WORDS)
     assert got is not None
     assert got.dtype == np.float32
@@ -241,7 +242,7 @@ def test_scales_of_a_table_are_read_in_their_dtype(int8_words: Path, opened: Ope
 )  # fmt: skip
 def test_tables_that_contradict(int8_words: Path, name: str, value: torch.Tensor, message: str) -> None:
     change(int8_words, name, value)
-    for read in (Weights(int8_words).table, Weights(int8_words).floats):
+    for read in (open_weights(ModelDirectory(int8_words)).table, open_weights(ModelDirectory(int8_words)).floats):
         with pytest.raises(CheckpointError, match=message):
             read(WORDS)
 
@@ -266,11 +267,11 @@ def test_grids_that_contradict(written: Written, tmp_path: Path, name: str, valu
     copy = Path(shutil.copytree(written("bert", scheme="w8a8_static", method="smoothquant"), tmp_path / "copy"))
     change(copy, f"{BLOCK}intermediate.dense.{name}", value)
     with pytest.raises(CheckpointError, match=message):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 def test_a_block_that_runs_again_has_its_weights_once(tiny_model: TinyModel) -> None:
-    program = lower_encoder(Weights(tiny_model("albert")))
+    program = lower_encoder(open_weights(ModelDirectory(tiny_model("albert"))))
     weights = [op.weights["weight"] for op in program.ops if op.kind == "linear" and "ffn_output" in op.name]
     assert len(weights) == 2
     assert weights[0] is weights[1]

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.read import Checkpoint, read_bias, read_floats
 from bitwright.errors import CheckpointError, EngineError
-from bitwright.files.directory import CONFIG_FILE
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.numerics.arrays import Bf16
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 
@@ -125,6 +126,17 @@ class Weights:
             assert isinstance(stored, Bf16)
             weight_NK = stored
         return FloatLinear(weight_NK, read_bias(self._checkpoint.directory, module, weight_NK.shape[0]))
+
+
+def open_weights(directory: ModelDirectory) -> Weights:
+    """The weights of a quantized checkpoint, or of a float model, of which nothing is quantized.
+
+    Raises:
+        ModelError: no config.json, or no weights. CheckpointError: as `read_checkpoint`.
+    """
+    if directory.is_quantized:
+        return Weights(read_checkpoint(directory))
+    return Weights(Checkpoint(directory, {}, (), frozenset(directory.tensors)))
 
 
 def short(value: object) -> str:

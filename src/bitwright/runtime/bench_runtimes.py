@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.errors import TargetError
+from bitwright.files.directory import ModelDirectory
 from bitwright.runtime.bench_inputs import ModelShape, random_tokens, read_model_shape
 
 if TYPE_CHECKING:
@@ -67,16 +68,16 @@ def _open_torch_bf16(directory: Path, threads: int) -> Forward:
 def _open_bitwright(directory: Path, threads: int) -> Forward:
     from bitwright.engine.encoders import lower_encoder
     from bitwright.engine.executor import Executor
-    from bitwright.engine.weights import Weights
+    from bitwright.engine.weights import open_weights
     from bitwright.errors import EngineError
     from bitwright.kernels.dispatch import isa_index
 
     try:
-        executor = Executor(lower_encoder(Weights(directory), pooling=None), isa_index())
+        executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), isa_index())
     except EngineError:
         from bitwright.runtime.generic import load_generic
 
-        return _torch_forward(load_generic(directory).hf, threads)
+        return _torch_forward(load_generic(ModelDirectory(directory)).hf, threads)
 
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         lengths = mask_BT.sum(axis=1)

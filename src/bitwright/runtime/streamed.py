@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from bitwright.calibration.stream import stream_outputs
-
 from bitwright.evaluate.kinds import Window
 from bitwright.evaluate.logits import token_outputs
 from bitwright.models.build import LoadedModel
 from bitwright.models.load import materialise, open_lazily, release
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.runtime.swap import swap_linears
 
 Load = Callable[[], Tensor]
@@ -32,7 +32,7 @@ class Changes:
     outside the blocks that are rounded to `dtype`.
     """
 
-    layers: Mapping[str, Callable[[], StoredLinear]] = field(default_factory=dict)
+    layers: Mapping[str, Callable[[], QuantizedLinear]] = field(default_factory=dict)
     half: frozenset[str] = frozenset()
     changed: Mapping[str, Load] = field(default_factory=dict)
     in_16_bit: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.files.directory import ModelDirectory
+
 _CHILD_SECONDS = 600
 
 # The largest difference from the expected output that passes, relative to its largest value. Our own runtime must give
@@ -147,7 +149,7 @@ def _child(target: str, compute: str, directory: str, given: str, result: str) -
         from bitwright.runtime.generic import load_generic
         from bitwright.runtime.load import load
 
-        vectors, integer_calls = compared(load_generic(directory, compute=compute), ids)
+        vectors, integer_calls = compared(load_generic(ModelDirectory(Path(directory)), compute=compute), ids)
         model = load(directory, compute=compute)
         if isinstance(model, EngineModel):
             engine_vectors, engine_calls = compared(model, ids)
@@ -190,7 +192,7 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
         "text-generation": transformers.AutoModelForCausalLM,
     }
     hf = classes[task].from_pretrained(directory, dtype=torch.float32).eval()
-    return compared(Model(hf, None, task, read_pooling(path), ids.shape[1], "transformers", path), ids)[0]
+    return compared(Model(hf, None, task, read_pooling(ModelDirectory(path)), ids.shape[1], "transformers", path), ids)[0]
 
 
 if __name__ == "__main__":
