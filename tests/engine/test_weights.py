@@ -231,13 +231,13 @@ def test_scales_of_a_table_are_read_in_their_dtype(int8_words: Path, opened: Ope
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (f"{WORDS}_scale", torch.full((200, 1), math.nan), f"{WORDS}_scale holds nan, which is not finite"),
-        (f"{WORDS}_scale", torch.full((200, 1), -0.5), "holds -0.5, which is not finite and positive"),
-        (f"{WORDS}_scale", torch.full((200, 1), 1e300, dtype=torch.float64), "holds inf, which is not finite"),
+        (f"{WORDS}_scale", torch.full((200, 1), math.nan), "weight_scale: every scale must be finite and positive"),
+        (f"{WORDS}_scale", torch.full((200, 1), -0.5), "every scale must be finite and positive"),
+        (f"{WORDS}_scale", torch.full((200, 1), 1e300, dtype=torch.float64), "every scale must be finite and positive"),
         (f"{WORDS}_scale", torch.ones(200, 1, dtype=torch.int32), f"{WORDS}_scale is I32, a float tensor is expected"),
-        (f"{WORDS}_scale", torch.ones(100, 1), r"is I8 \[200, 1, 32\] with scales \[100, 1\]"),
-        (WORDS, torch.ones(200, 2, 32, dtype=torch.int8), r"is I8 \[200, 2, 32\] with scales \[200, 1\]"),
-        (WORDS, torch.ones(200, 1, 32), r"is F32 \[200, 1, 32\]"),
+        (f"{WORDS}_scale", torch.ones(100, 1), r"weight \[200, 1, 32\] with weight_scale \[100, 1\]"),
+        (WORDS, torch.ones(200, 2, 32, dtype=torch.int8), r"weight \[200, 2, 32\] with weight_scale \[200, 1\]"),
+        (WORDS, torch.ones(200, 1, 32), f"{WORDS} is F32, expected I8"),
     ],
 )  # fmt: skip
 def test_tables_that_contradict(int8_words: Path, name: str, value: torch.Tensor, message: str) -> None:
@@ -250,17 +250,17 @@ def test_tables_that_contradict(int8_words: Path, name: str, value: torch.Tensor
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("input_scale_K", torch.zeros(32), "input_scale_K holds 0.0, which is not finite and positive"),
-        ("input_scale_K", -torch.ones(32), "input_scale_K holds -1.0, which is not"),
-        ("input_scale_K", torch.full((32,), 1e-42), "input_scale_K holds 1.*e-42, by which nothing can be divided"),
-        ("input_scale_K", torch.ones(31), r"input_scale_K has the shape \[31\]; 32 finite numbers are expected"),
-        ("input_scale", torch.tensor([0.1, 5.0]), r"input_scale has the shape \[2\]; it must be one number"),
-        ("input_scale", torch.zeros(0), r"input_scale has the shape \[0\]; it must be one number"),
-        ("input_scale", torch.tensor([math.inf]), "input_scale holds inf, which is not finite"),
-        ("input_zero_point", torch.zeros(2, dtype=torch.int8), r"input_zero_point has the shape \[2\]"),
-        ("input_zero_point", torch.zeros(0, dtype=torch.int8), r"input_zero_point has the shape \[0\]"),
-        ("input_zero_point", torch.tensor([math.nan]), "input_zero_point is F32; an integer from -128 to 127"),
-        ("input_zero_point", torch.tensor([300], dtype=torch.int32), "input_zero_point is I32 300; an integer"),
+        ("input_scale_K", torch.zeros(32), "input_scale_K = 0.0.*: must be finite and positive"),
+        ("input_scale_K", -torch.ones(32), "input_scale_K = -1.0: must be finite and positive"),
+        ("input_scale_K", torch.full((32,), 1e-42), "input_scale_K = .*e-42.*by which nothing can be divided"),
+        ("input_scale_K", torch.ones(31), r"input_scale_K is F32 \[31\]; expected F32 \[32\]"),
+        ("input_scale", torch.tensor([0.1, 5.0]), r"input_scale is F32 \[2\]; expected F32 \[1\]"),
+        ("input_scale", torch.zeros(0), r"input_scale is F32 \[0\]; expected F32 \[1\]"),
+        ("input_scale", torch.tensor([math.inf]), "input_scale = inf: must be finite"),
+        ("input_zero_point", torch.zeros(2, dtype=torch.int8), r"input_zero_point is I8 \[2\]; expected I8 \[1\]"),
+        ("input_zero_point", torch.zeros(0, dtype=torch.int8), r"input_zero_point is I8 \[0\]; expected I8 \[1\]"),
+        ("input_zero_point", torch.tensor([math.nan]), r"input_zero_point is F32 \[1\]; expected I8"),
+        ("input_zero_point", torch.tensor([300], dtype=torch.int32), r"input_zero_point is I32 \[1\]; expected I8"),
     ],
 )  # fmt: skip
 def test_grids_that_contradict(written: Written, tmp_path: Path, name: str, value: torch.Tensor, message: str) -> None:

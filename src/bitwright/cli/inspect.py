@@ -18,12 +18,12 @@ def command(directory: Path, whole: bool) -> None:
     error says what is missing, and `load` takes the generic path.
     """
     from bitwright.engine.encoders import lower_encoder, task_of
-    from bitwright.engine.weights import Weights
-    from bitwright.files.directory import check_directory
+    from bitwright.engine.weights import open_weights
+    from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
 
-    check_directory(directory)
-    weights, pooling = Weights(directory), read_pooling(directory)
+    opened = ModelDirectory(directory)
+    weights, pooling = open_weights(opened), read_pooling(opened)
     program = lower_encoder(weights, pooling=pooling.modes, normalize=pooling.normalize)
     if whole:
         click.echo(program.text())
