@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.models.names import ModelNames
-from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid, ready
 from bitwright.checkpoints.tensor_plan import pending_linears, table_tensors
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import TargetError
 from bitwright.files.directory import ModelDirectory
+from bitwright.models.names import ModelNames
+from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid, ready
 from bitwright.numerics.qtensor import QTensor, scale_shape
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.targets import TARGETS, check_target, stored_bytes, stored_embedding_bytes

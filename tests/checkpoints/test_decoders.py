@@ -11,17 +11,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.files.directory import ModelDirectory
-from bitwright.models.names import ModelNames, model_names
-from bitwright.numerics.arrays import as_torch
-from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
-from bitwright.runtime.generic import Linears
 from bitwright.models.architectures import find_linears
 from bitwright.models.build import LoadedModel
 from bitwright.models.experts import linearize
 from bitwright.models.load import load_model
+from bitwright.models.names import ModelNames, model_names
+from bitwright.numerics.arrays import as_torch
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
+from bitwright.runtime.generic import Linears
 
 pytest.importorskip("compressed_tensors")
 pytestmark = pytest.mark.usefixtures("one_thread")

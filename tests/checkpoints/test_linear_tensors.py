@@ -14,10 +14,10 @@ from torch import Tensor
 from bitwright.checkpoints.linear_tensors import described, is_portable, linear_entries, linear_tensors, read_linear
 from bitwright.checkpoints.quantization_config import Group
 from bitwright.checkpoints.schemes import format_of
-from bitwright.numerics.linear import QuantizedLinear
 from bitwright.errors import NumericsError
 from bitwright.files.safetensors_writer import spelled
 from bitwright.numerics.arrays import Bf16, as_torch
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 

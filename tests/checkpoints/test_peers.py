@@ -12,16 +12,16 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.files.directory import ModelDirectory
-from bitwright.models.names import ModelNames, model_names
-from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
-from bitwright.runtime.generic import Linears
 from bitwright.kernels.reference import quantize_rows
 from bitwright.models.architectures import architecture_of, find_linears
+from bitwright.models.names import ModelNames, model_names
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.runtime.generic import Linears
 
 pytest.importorskip("compressed_tensors")
 Quantize = Callable[..., dict[str, QuantizedLinear]]
@@ -284,7 +284,9 @@ def test_every_family(
         chosen = {site.name for site in sites if site.role != "head"}
         layers = {name: layer for name, layer in quantize_linears(model).items() if name in chosen}
         half = [site.name for site in sites if site.role == "head"]
-        write_checkpoint(ModelDirectory(source), out, QuantizedParts(lazy(layers), half=half), names_of(model), model_card="")
+        write_checkpoint(
+            ModelDirectory(source), out, QuantizedParts(lazy(layers), half=half), names_of(model), model_card=""
+        )
         assert Linears(read_checkpoint(ModelDirectory(out)), names_of(model)).keys() == layers.keys() == chosen, family
         loaded, report = auto.from_pretrained(out, output_loading_info=True)
         assert not any(report.values()), family

@@ -11,14 +11,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.models.names import ModelNames, model_names
-from bitwright.numerics.linear import PendingLinear, QuantizedLinear, StaticGrid, ready
+from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.models.architectures import architecture_of
+from bitwright.models.names import ModelNames, model_names
 from bitwright.numerics.arrays import as_torch
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear, StaticGrid, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 from bitwright.runtime.generic import Linears, read_tables
@@ -55,7 +55,9 @@ def test_reading_gives_back_what_was_written(
 ) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     layers = quantize_linears(model, scheme)
-    write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
+    write_checkpoint(
+        ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card=""
+    )
     found = read_checkpoint(ModelDirectory(tmp_path / "out"))
     assert found.linears.keys() == layers.keys()
     stored = load_file(tmp_path / "out" / "model.safetensors")
@@ -93,7 +95,12 @@ def test_every_kind_of_part_comes_back(
     table = QTensor(torch.randint(-127, 128, (60, 32), dtype=torch.int8), torch.rand(60, 1) + 0.1, None, QuantSpec())
     parts = QuantizedParts(lazy(layers), tables={"embeddings.word_embeddings": table})
     write_checkpoint(
-        ModelDirectory(tiny_bert), tmp_path / "out", parts, names_of(model), model_card="", max_shard_bytes=max_shard_bytes
+        ModelDirectory(tiny_bert),
+        tmp_path / "out",
+        parts,
+        names_of(model),
+        model_card="",
+        max_shard_bytes=max_shard_bytes,
     )
     found = read_checkpoint(ModelDirectory(tmp_path / "out"))
     assert found.linears.keys() == layers.keys()
@@ -219,9 +226,7 @@ TENSOR_LIES: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [lie[1:] for lie in TENSOR_LIES], ids=[lie[0] for lie in TENSOR_LIES])
-def test_tensors_that_contradict_one_another(
-    checkpoint: Path, read_linears: Read, change: Any, message: str
-) -> None:
+def test_tensors_that_contradict_one_another(checkpoint: Path, read_linears: Read, change: Any, message: str) -> None:
     edit(checkpoint, change)
     with pytest.raises(CheckpointError, match=message):
         read_linears(checkpoint)
@@ -318,4 +323,10 @@ def test_nothing_is_unpickled(checkpoint: Path, tiny_bert: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match="safetensors only"):
         read_checkpoint(ModelDirectory(checkpoint))
     with pytest.raises(CheckpointError, match="not a plain file of tensors, and nothing else is unpickled"):
-        write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "new", QuantizedParts({}), ModelNames("", (), (), {}, {}), model_card="")
+        write_checkpoint(
+            ModelDirectory(tiny_bert),
+            tmp_path / "new",
+            QuantizedParts({}),
+            ModelNames("", (), (), {}, {}),
+            model_card="",
+        )

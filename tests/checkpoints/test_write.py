@@ -16,11 +16,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.models.names import ModelNames, model_names
-from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
 from bitwright.errors import CheckpointError, InputError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.models.architectures import architecture_of
+from bitwright.models.names import ModelNames, model_names
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
@@ -182,18 +182,26 @@ def test_a_tied_weight_is_written_once(tmp_path: Path, quantize_linears: Quantiz
     for name in ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"):
         changed = QuantizedParts({}, changed={name: lambda: torch.ones(20, 16)})
         with pytest.raises(CheckpointError, match=f"{name}: is also the weight of another module"):
-            write_checkpoint(ModelDirectory(tmp_path / "source"), tmp_path / "no", changed, names_of(model), model_card="")
+            write_checkpoint(
+                ModelDirectory(tmp_path / "source"), tmp_path / "no", changed, names_of(model), model_card=""
+            )
     tied = quantize_linears(model, skip=("transform", "encoder"))
     with pytest.raises(CheckpointError, match="shares its weight"):
         write_checkpoint(
-            ModelDirectory(tmp_path / "source"), tmp_path / "no", QuantizedParts(lazy(tied)), names_of(model), model_card=""
+            ModelDirectory(tmp_path / "source"),
+            tmp_path / "no",
+            QuantizedParts(lazy(tied)),
+            names_of(model),
+            model_card="",
         )
 
 
 def test_several_schemes_name_their_modules(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
     model = transformers.AutoModel.from_pretrained(tiny_bert)
     layers = quantize_linears(model, "w8a8") | quantize_linears(model, "w8a8_static", skip=("pooler", "attention"))
-    write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
+    write_checkpoint(
+        ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card=""
+    )
     groups = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
     assert len(groups) == 2
     for name, layer in layers.items():
@@ -235,7 +243,9 @@ def test_what_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, quantize_
     layer = layers["encoder.layer.0.output.dense"]
 
     def attempt(layers: dict[str, QuantizedLinear], names: ModelNames = names) -> None:
-        write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names, model_card="")
+        write_checkpoint(
+            ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names, model_card=""
+        )
 
     with pytest.raises(CheckpointError, match=r"holds no 'encoder.layer.9.*nearest"):
         attempt({"encoder.layer.9.output.dense": layer})
@@ -334,7 +344,9 @@ def test_transforms_change_the_quant_method(
     layers = quantize_linears(model)
     changed = "encoder.layer.0.intermediate.dense"
     layers[changed] = make_linear(model.get_parameter(f"{changed}.weight").detach(), "w8a8", transform=True)
-    write_checkpoint(ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card="")
+    write_checkpoint(
+        ModelDirectory(tiny_bert), tmp_path / "out", QuantizedParts(lazy(layers)), names_of(model), model_card=""
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "bitwright"
     groups = {

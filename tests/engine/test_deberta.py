@@ -135,4 +135,6 @@ def test_settings_without_a_builder(tiny_model: TinyModel, config: dict[str, Any
 def test_what_a_program_says_of_its_attention(tiny_model: TinyModel) -> None:
     text = lower_encoder(open_weights(ModelDirectory(tiny_model("deberta-v2")))).text()
     assert "2 × 16 c2p p2c" in text
-    assert "2 × 16 p2c" in lower_encoder(open_weights(ModelDirectory(tiny_model("deberta-v2", pos_att_type="p2c")))).text()
+    assert (
+        "2 × 16 p2c" in lower_encoder(open_weights(ModelDirectory(tiny_model("deberta-v2", pos_att_type="p2c")))).text()
+    )

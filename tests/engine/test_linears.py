@@ -52,7 +52,8 @@ def written(tmp_path: Path) -> Callable[[QuantizedLinear], Path]:
         portable = is_portable(layer.form)
         tensors = linear_tensors(layer, guarded=not portable)
         save_file(
-            {f"m.{suffix}": as_torch(tensor).contiguous() for suffix, tensor in tensors.items()}, tmp_path / "model.safetensors"
+            {f"m.{suffix}": as_torch(tensor).contiguous() for suffix, tensor in tensors.items()},
+            tmp_path / "model.safetensors",
         )
         config = make_quantization_config({"m": layer.form}, (), (), "", portable=portable)
         (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
@@ -124,7 +125,11 @@ BAD_SCALE[7, 1] = -1.0
 @pytest.mark.parametrize(
     ("scheme", "tensors", "message"),
     [
-        ("w4a16_g32", {"weight_packed": WORDS[:, 1:]}, r"weight_packed is I32 \[33, 11\]; expected I32 \[33, 12\] .* N, K = \[33, 96\]"),
+        (
+            "w4a16_g32",
+            {"weight_packed": WORDS[:, 1:]},
+            r"weight_packed is I32 \[33, 11\]; expected I32 \[33, 12\] .* N, K = \[33, 96\]",
+        ),
         ("w4a16_g32", {"weight_packed": WORDS[1:]}, r"\[32, 12\]; expected I32 \[33, 12\]"),
         ("w4a16_g32", {"weight_packed": WORDS.float()}, "is F32"),
         ("w4a16_g32", {"weight_packed": None}, "weight_packed is missing"),
@@ -137,16 +142,32 @@ BAD_SCALE[7, 1] = -1.0
         ("w4a16_g32", {"weight_scale": BAD_SCALE}, "every scale must be finite and positive"),
         ("w4a16_g32", {"weight_scale": SCALE * torch.nan}, "every scale must be finite and positive"),
         ("w4a16_g32", {"weight_zero_point": torch.ones(5, 3, dtype=torch.int32)}, "config.json says symmetric"),
-        ("w4a16_g32", {"weight_g_idx": torch.zeros(K, dtype=torch.int32)}, "weight_g_idx is of a format or a scheme that this release cannot read"),
+        (
+            "w4a16_g32",
+            {"weight_g_idx": torch.zeros(K, dtype=torch.int32)},
+            "weight_g_idx is of a format or a scheme that this release cannot read",
+        ),
         ("w4a16_g32", {"bias": torch.ones(N - 1)}, r"\(33,\) is expected"),
         ("w4a16_g32_asym", {"weight_zero_point": None}, "weight_zero_point is missing"),
-        ("w4a16_g32_asym", {"weight_zero_point": torch.zeros(4, 3, dtype=torch.int32)}, r"\[4, 3\]; expected I32 \[5, 3\]"),
+        (
+            "w4a16_g32_asym",
+            {"weight_zero_point": torch.zeros(4, 3, dtype=torch.int32)},
+            r"\[4, 3\]; expected I32 \[5, 3\]",
+        ),
         ("w4a16_g32_asym", {"weight_zero_point": torch.zeros(5, 3)}, "weight_zero_point is F32"),
         ("nf4_g32", {"weight_codebook": torch.ones(15)}, r"\[15\]; expected F32 \[16\]"),
         ("nf4_g32", {"weight_codebook": torch.full((16,), torch.inf)}, r"weight_codebook = \[inf.*: the nf4 grid has"),
-        ("log4_g32", {"weight": torch.full((N, 1, K // 2), 255, dtype=torch.uint8)}, r"lie in \[15, 15\], outside \[0, 14\]"),
+        (
+            "log4_g32",
+            {"weight": torch.full((N, 1, K // 2), 255, dtype=torch.uint8)},
+            r"lie in \[15, 15\], outside \[0, 14\]",
+        ),
         ("ternary_g32", {"weight": torch.full((N, 1, K // 4), 255, dtype=torch.uint8)}, r"outside \[-1, 1\]"),
-        ("ternary_g32", {"weight": torch.zeros(N, 2, K // 8, dtype=torch.uint8)}, r"weight is U8 \[33, 2, 12\]; expected U8 \[33, 1, 24\]"),
+        (
+            "ternary_g32",
+            {"weight": torch.zeros(N, 2, K // 8, dtype=torch.uint8)},
+            r"weight is U8 \[33, 2, 12\]; expected U8 \[33, 1, 24\]",
+        ),
     ],
 )
 def test_tensors_that_contradict(

@@ -5,8 +5,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
 from bitwright.files.safetensors import check_safetensors
+from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.int8).reshape(2, 3),

@@ -65,7 +65,14 @@ def test_bf16_is_no_number_until_it_is_widened(file: Path, tensors: dict[str, to
     values = found["b"]
     assert isinstance(values, Bf16)
     assert np.array_equal(values.widen(), tensors["b"].float())
-    for algebra in (lambda x: x + 1, lambda x: x * 2.0, lambda x: -x, lambda x: x @ x, lambda x: x / 2, lambda x: x > 0):
+    for algebra in (
+        lambda x: x + 1,
+        lambda x: x * 2.0,
+        lambda x: -x,
+        lambda x: x @ x,
+        lambda x: x / 2,
+        lambda x: x > 0,
+    ):
         with pytest.raises(TypeError):
             algebra(values)
 

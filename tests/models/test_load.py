@@ -175,7 +175,9 @@ def test_fewer_blocks_than_the_config_says(copy):
 
 
 def test_a_shape_that_differs_is_told_with_both(copy):
-    with pytest.raises(ModelError, match=r"intermediate\.dense\.weight is \(64, 32\) in the weights and \(48, 32\) by config"):
+    with pytest.raises(
+        ModelError, match=r"intermediate\.dense\.weight is \(64, 32\) in the weights and \(48, 32\) by config"
+    ):
         load_model(copy(intermediate_size=48))
 
 

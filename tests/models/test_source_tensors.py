@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwright.errors import ModelError
-from bitwright.models.source_tensors import SourceTensors, name_in
 from bitwright.files.directory import ModelDirectory
+from bitwright.models.source_tensors import SourceTensors, name_in
 from bitwright.models.tensor_files import TensorFiles
 
 

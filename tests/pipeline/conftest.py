@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitwright.checkpoints.stored import model_names
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from bitwright.calibration.data import BUILTIN, Source
 from bitwright.calibration.stream import Stage, stream_stages
 from bitwright.calibration.windows import running_text, token_windows
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.checkpoints.stored import model_names
 from bitwright.models.architectures import LinearSite, find_embeddings, find_linears
 from bitwright.models.build import LoadedModel
 from bitwright.models.load import materialise, open_lazily

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor
 
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.kernels import dispatch
 from bitwright.methods.rtn import rtn
 from bitwright.models.architectures import find_linears

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from bitwright.checkpoints.stored import StoredLinear
 from torch import Tensor
 
-from bitwright.checkpoints.stored import StoredLinear
 from bitwright.errors import CheckpointError
 from bitwright.methods.rtn import rtn
 from bitwright.numerics import RANGES

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.models.names import model_names
-from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.errors import CheckpointError, InputError
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantLinear
-from bitwright.files.directory import ModelDirectory
 from bitwright.models.load import load_model
+from bitwright.models.names import model_names
+from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model, float_model
 from bitwright.runtime.swap import set_compute, swap_linears

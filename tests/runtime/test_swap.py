@@ -8,11 +8,11 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitwright.numerics.linear import QuantizedLinear
 from bitwright.errors import ModelError
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
 from bitwright.models.architectures import architecture_of, find_linears
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.swap import is_exact_gelu, swap_linears, swap_one

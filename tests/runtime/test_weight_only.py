@@ -10,12 +10,12 @@ import torch
 
 import bitwright
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
+from bitwright.engine.program import Op
+from bitwright.files.directory import ModelDirectory
+from bitwright.kernels import dispatch
+from bitwright.models.load import load_model
 from bitwright.models.names import model_names
 from bitwright.numerics.linear import QuantizedLinear, ready
-from bitwright.engine.program import Op
-from bitwright.kernels import dispatch
-from bitwright.files.directory import ModelDirectory
-from bitwright.models.load import load_model
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel

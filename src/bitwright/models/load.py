@@ -188,5 +188,7 @@ def _fill_buffers(loaded: LoadedModel, source: SourceTensors) -> None:
 
 def _source(loaded: LoadedModel) -> SourceTensors:
     if loaded.source is None:
-        raise ModelError(f"{loaded.name}: was built of a config.json alone; open_lazily gives one that is filled from files")
+        raise ModelError(
+            f"{loaded.name}: was built of a config.json alone; open_lazily gives one that is filled from files"
+        )
     return loaded.source

@@ -192,7 +192,9 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
         "text-generation": transformers.AutoModelForCausalLM,
     }
     hf = classes[task].from_pretrained(directory, dtype=torch.float32).eval()
-    return compared(Model(hf, None, task, read_pooling(ModelDirectory(path)), ids.shape[1], "transformers", path), ids)[0]
+    return compared(Model(hf, None, task, read_pooling(ModelDirectory(path)), ids.shape[1], "transformers", path), ids)[
+        0
+    ]
 
 
 if __name__ == "__main__":
