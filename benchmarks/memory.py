@@ -58,9 +58,10 @@ def shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 def write_model(folder: Path, config: dict[str, Any]) -> None:
     """A random Llama in bf16 with a tokenizer of bytes; one tensor is in memory at a time."""
     import torch
-    from bitwright.checkpoints.safetensors_file import PendingTensor, write_safetensors
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+
+    from bitwright.files.safetensors_writer import PendingTensor, write_safetensors
 
     generator = torch.Generator().manual_seed(0)
 

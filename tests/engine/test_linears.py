@@ -69,7 +69,7 @@ def change(directory: Path, **tensors: Tensor | None) -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_both_doors_read_the_same_linear(written: Callable[[QuantizedLinear], Path], name: str) -> None:
-    """The engine's in numpy, the generic path's in torch, of the same files; with a bias, a static grid, a transform."""
+    """The engine's in numpy, the generic path's in torch, of the same files; bias, static grid, transform too."""
     static, inputs = StaticGrid(0.25, -3), QuantSpec(symmetric=False, per_tensor=True)
     transform = InputTransform(torch.linspace(0.5, 2.0, K), torch.linspace(-1.0, 1.0, K))
     for layer in (stored(SPECS[name]), QuantizedLinear(stored(QuantSpec()).weight, None, inputs, static, transform)):

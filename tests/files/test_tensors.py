@@ -88,7 +88,7 @@ def test_bytes_are_read_into_a_buffer(file: Path, tensors: dict[str, torch.Tenso
 
 def test_a_name_in_two_files_and_a_dtype_that_numpy_lacks(file: Path, tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match="a is also in model.safetensors; which is meant is unknown"):
+    with pytest.raises(CheckpointError, match=r"a is also in model\.safetensors; which is meant is unknown"):
         MappedTensors([file, tmp_path / "b.safetensors"])
     save_file({"x": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "c.safetensors")
     with pytest.raises(CheckpointError, match="x: dtype F8_E4M3 cannot be read"):

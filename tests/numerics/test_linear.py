@@ -119,7 +119,7 @@ def test_grids_and_transforms_that_are_none() -> None:
             StaticGrid(1.0, zero_point)
     with pytest.raises(NumericsError, match="has a scale or a shift"):
         InputTransform()
-    with pytest.raises(NumericsError, match="input_shift_K = .*must be finite"):
+    with pytest.raises(NumericsError, match=r"input_shift_K = .*must be finite"):
         InputTransform(shift_K=torch.tensor([1.0, torch.inf]))
     with pytest.raises(NumericsError, match=r"input_scale_K must be float32 \(K,\)"):
         InputTransform(np.ones((1, K), np.float32))
@@ -141,8 +141,8 @@ def test_the_floor_of_both_doors_imports_no_torch() -> None:
 
 
 def test_tensor_bits_are_unpacked_at_one_place() -> None:
-    """Only `numerics/bits.py` shifts stored codes. Others that shift: `arrays.py` bf16, `layouts.py` what kernels hold in
-    memory, the last three numbers that are no codes (halves of a length, bins, dimensions)."""
+    """Only `numerics/bits.py` shifts stored codes. Others that shift: `arrays.py` bf16, `layouts.py` what kernels hold
+    in memory, the last three numbers that are no stored codes."""
     shifts = (ast.LShift, ast.RShift)
     found = set()
     for file in SOURCE.rglob("*.py"):

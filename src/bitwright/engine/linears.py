@@ -80,7 +80,9 @@ def grid_of(linear: Linear) -> Grid | None:
 def padded_transform(transform: InputTransform) -> tuple[np.ndarray, np.ndarray]:
     """(shift, multiplier), float32, K padded to a multiple of 64."""
     scale_K, shift_K = transform.scale_K, transform.shift_K
-    k = len(scale_K if shift_K is None else shift_K)
+    given = scale_K if shift_K is None else shift_K
+    assert given is not None
+    k = len(given)
     shift = np.zeros(k, np.float32) if shift_K is None else shift_K
     scale = np.ones(k, np.float32) if scale_K is None else scale_K
     return np.pad(shift, (0, -k % 64)), np.pad(np.float32(1.0) / scale, (0, -k % 64))
