@@ -20,7 +20,8 @@ import numpy as np
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.program import Op, Program
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels.dispatch import isa_index
 
 SHAPES = ((1, 16), (1, 128), (8, 128), (32, 128), (8, 512))
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args(arguments)
-    program = lower_encoder(Weights(options.directory), pooling=None)
+    program = lower_encoder(open_weights(ModelDirectory(options.directory)), pooling=None)
     if any(op.kind == "linear" and ("colsum" not in op.weights or op.settings["grid"]) for op in program.ops):
         parser.error(f"{options.directory}: every linear must be int8 with dynamic activations (scheme w8a8)")
     each = variants(program)

@@ -8,8 +8,9 @@ from torch import nn
 from bitwright.checkpoints.tensor_plan import pending_linears, table_tensors
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import TargetError
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.names import ModelNames
-from bitwright.numerics.linear import QuantizedLinear, ready
+from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid, ready
 from bitwright.numerics.qtensor import QTensor, scale_shape
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 from bitwright.targets import TARGETS, check_target, stored_bytes, stored_embedding_bytes
@@ -24,16 +25,10 @@ def stored(shape: tuple[int, int], scheme: Scheme, *, scale_K: bool = False, shi
     codebook = torch.linspace(-1, 1, spec.code_max + 1) if spec.grid == "kmeans" else None
     zero = None if spec.symmetric else torch.zeros(size, dtype=torch.int8)
     weight = QTensor(torch.zeros(shape, dtype=torch.int8), torch.ones(size), zero, spec, codebook)
-    static = scheme.input is not None and not scheme.input.dynamic
-    input_zero = torch.zeros(1, dtype=torch.int8) if static and scheme.input and not scheme.input.symmetric else None
-    return QuantizedLinear(
-        weight,
-        scheme.input,
-        torch.ones(1) if static else None,
-        input_zero,
-        torch.ones(shape[1]) if scale_K else None,
-        torch.ones(shape[1]) if shift_K else None,
-    )
+    static = StaticGrid(1.0) if scheme.input is not None and not scheme.input.dynamic else None
+    ones = torch.ones(shape[1])
+    transform = InputTransform(ones if scale_K else None, ones if shift_K else None) if scale_K or shift_K else None
+    return QuantizedLinear(weight, None, scheme.input, static, transform)
 
 
 def fits(scheme: Scheme, k: int) -> bool:
@@ -93,7 +88,7 @@ def test_predicted_bytes_are_the_bytes_in_the_file(tmp_path: Path, dtype: torch.
     )
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names = ModelNames("", tuple(SCHEMES), ("embeddings.a", "embeddings.b"), {}, shapes)
-    write_checkpoint(tmp_path / "source", tmp_path / "out", parts, names, model_card="")
+    write_checkpoint(ModelDirectory(tmp_path / "source"), tmp_path / "out", parts, names, model_card="")
 
     size = dtype.itemsize
     predicted = stored_embedding_bytes((11, 8), "int8", source_bytes_per_value=size)

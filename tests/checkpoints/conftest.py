@@ -59,7 +59,7 @@ def stored_linear(w_NK: Tensor, scheme: str, *, transform: bool = False) -> Quan
 
 @pytest.fixture
 def parts_of() -> Callable[[QuantizedLinear], list[Any]]:
-    """`parts_of(linear)`: all that a linear is but for its bias, in numbers that can be compared, numpy's or torch's."""
+    """`parts_of(linear)`: all that a linear is but for its bias, in numbers to compare, numpy's or torch's."""
 
     def parts(linear: QuantizedLinear) -> list[Any]:
         weight, transform = linear.weight, linear.transform or InputTransform(np.ones(1, np.float32))
@@ -75,11 +75,13 @@ def parts_of() -> Callable[[QuantizedLinear], list[Any]]:
 
 @pytest.fixture
 def read_linears() -> Callable[[Path], dict[str, QuantizedLinear]]:
-    """`read_linears(path)`: every quantized linear of a checkpoint, loaded, by its name on disk."""
+    """`read_linears(path)`: every quantized linear of a checkpoint by its name on disk, loaded; tables are too."""
 
     def read(path: Path) -> dict[str, QuantizedLinear]:
-        linears = read_checkpoint(ModelDirectory(path)).linears
-        return {name: linear.load() for name, linear in linears.items()}
+        checkpoint = read_checkpoint(ModelDirectory(path))
+        for table in checkpoint.tables:
+            checkpoint.table(table)
+        return {name: linear.load() for name, linear in checkpoint.linears.items()}
 
     return read
 

@@ -108,10 +108,15 @@ def simulate(model: nn.Module, layers: dict[str, QuantizedLinear]) -> nn.Module:
     """Round the inputs of the quantized linears as our kernels do, in float."""
 
     def rounded(layer: QuantizedLinear) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        grid: tuple[Tensor | None, Tensor | None] = (None, None)
+        if layer.static is not None and layer.input_spec is not None:
+            zero_point = torch.tensor([layer.static.zero_point], dtype=torch.int8)
+            grid = (torch.tensor([layer.static.scale]), None if layer.input_spec.symmetric else zero_point)
+
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x_MK = inputs[0].reshape(-1, inputs[0].shape[-1])
             assert layer.input_spec is not None
-            codes, scale, zero = quantize_rows(x_MK, layer.input_spec, layer.input_scale, layer.input_zero_point)
+            codes, scale, zero = quantize_rows(x_MK, layer.input_spec, *grid)
             return (((codes - zero) * scale).view_as(inputs[0]),)
 
         return hook
@@ -240,7 +245,7 @@ def test_we_read_what_compressed_tensors_writes(
     found = read_checkpoint(ModelDirectory(tmp_path / "theirs"))
     assert found.linears.keys() == expected.keys()
     for name, weight in expected.items():
-        layer = found.linears[name]
+        layer = found.linears[name].load().torch()
         assert layer.weight.spec.bits == weights["num_bits"]
         error = (layer.weight.dequantize() - weight).abs().reshape(*layer.weight.scale_NG.shape, -1)
         # Where a zero point was rounded, the end of the range is cut by as much.

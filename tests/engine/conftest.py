@@ -10,7 +10,8 @@ import pytest
 import bitwright
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.recipe import make_recipe
 
@@ -24,7 +25,7 @@ def opened() -> Open:
     """`opened(directory, isa=None, group_tokens=None, **of lower_encoder)`: the directory on the engine."""
 
     def open_(directory: Path, isa: str | None = None, group_tokens: int | None = None, **how: Any) -> Executor:
-        program = lower_encoder(Weights(directory), **how)
+        program = lower_encoder(open_weights(ModelDirectory(directory)), **how)
         return Executor(program, dispatch.isa_index(isa), group_tokens=group_tokens)
 
     return open_

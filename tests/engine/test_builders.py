@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bitwright.engine.builders import lower_encoder
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.load import load_model
 from tests.engine.conftest import Open
 from tests.families import ENCODERS
@@ -93,7 +94,7 @@ def test_settings_without_a_builder_say_so(
     tiny_model: TinyModel, family: str, config: dict[str, object], message: str
 ) -> None:
     with pytest.raises(EngineError, match=message):
-        lower_encoder(Weights(tiny_model(family, **config)))
+        lower_encoder(open_weights(ModelDirectory(tiny_model(family, **config))))
 
 
 def test_a_family_without_a_builder_says_so(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -101,4 +102,4 @@ def test_a_family_without_a_builder_says_so(tiny_model: TinyModel, tmp_path: Pat
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "funnel"}))
     with pytest.raises(EngineError, match="no builder for model_type 'funnel'; there are: albert, bert, "):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))

@@ -11,8 +11,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.disentangled import log_buckets
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from tests.engine.conftest import Open
@@ -51,7 +52,7 @@ def lengths() -> list[list[int]]:
 
 
 def fitting(directory: Path, sequences: list[list[int]]) -> list[list[int]]:
-    limit = Weights(directory).number("max_position_embeddings")
+    limit = open_weights(ModelDirectory(directory)).number("max_position_embeddings")
     return [ids for ids in sequences if len(ids) <= limit]
 
 
@@ -128,10 +129,12 @@ def test_buckets_are_those_of_transformers(buckets: int, furthest: int) -> None:
 )
 def test_settings_without_a_builder(tiny_model: TinyModel, config: dict[str, Any], message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        lower_encoder(Weights(tiny_model("deberta-v2", **config)))
+        lower_encoder(open_weights(ModelDirectory(tiny_model("deberta-v2", **config))))
 
 
 def test_what_a_program_says_of_its_attention(tiny_model: TinyModel) -> None:
-    text = lower_encoder(Weights(tiny_model("deberta-v2"))).text()
+    text = lower_encoder(open_weights(ModelDirectory(tiny_model("deberta-v2")))).text()
     assert "2 × 16 c2p p2c" in text
-    assert "2 × 16 p2c" in lower_encoder(Weights(tiny_model("deberta-v2", pos_att_type="p2c"))).text()
+    assert (
+        "2 × 16 p2c" in lower_encoder(open_weights(ModelDirectory(tiny_model("deberta-v2", pos_att_type="p2c")))).text()
+    )

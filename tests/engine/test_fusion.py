@@ -12,7 +12,8 @@ from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.lowering import Lowering
 from bitwright.engine.program import Program
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 
 Written = Callable[..., Path]
@@ -25,7 +26,7 @@ def writers_of_codes(program: Program) -> list[str]:
 
 @pytest.mark.parametrize("method", ["rtn", "smoothquant"])
 def test_the_first_linear_of_a_static_ffn_writes_codes(written: Written, method: str) -> None:
-    program = lower_encoder(Weights(written("bert", scheme="w8a8_static", method=method)))
+    program = lower_encoder(open_weights(ModelDirectory(written("bert", scheme="w8a8_static", method=method))))
     blocks = [f"encoder.layer.{layer}" for layer in range(2)]
     assert writers_of_codes(program) == [f"{block}.intermediate.dense" for block in blocks]
     quantized = [op.name for op in program.ops if op.kind == "quantize"]
@@ -48,7 +49,7 @@ def test_the_first_linear_of_a_static_ffn_writes_codes(written: Written, method:
 def test_what_needs_more_than_the_linear_stays_an_operator(
     written: Written, family: str, recipe: dict[str, Any]
 ) -> None:
-    assert writers_of_codes(lower_encoder(Weights(written(family, **recipe)))) == []
+    assert writers_of_codes(lower_encoder(open_weights(ModelDirectory(written(family, **recipe))))) == []
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -56,7 +57,7 @@ def test_what_needs_more_than_the_linear_stays_an_operator(
 def test_the_same_as_two_operators(
     written: Written, sequences: list[list[int]], monkeypatch: pytest.MonkeyPatch, isa: str, method: str
 ) -> None:
-    weights = Weights(written("bert", scheme="w8a8_static", method=method))
+    weights = open_weights(ModelDirectory(written("bert", scheme="w8a8_static", method=method)))
     got = Executor(lower_encoder(weights), dispatch.isa_index(isa)).run(sequences, 1)
     monkeypatch.setattr(lowering, "fuse_codes", lambda *unfused: unfused)
     program = lower_encoder(weights)
@@ -66,7 +67,7 @@ def test_the_same_as_two_operators(
 
 
 def test_threads_and_groups_change_no_bit(written: Written, sequences: list[list[int]]) -> None:
-    program = lower_encoder(Weights(written("bert", scheme="w8a8_static", method="smoothquant")))
+    program = lower_encoder(open_weights(ModelDirectory(written("bert", scheme="w8a8_static", method="smoothquant"))))
     want = Executor(program, dispatch.isa_index()).run(sequences * 30, 1)
     for group_tokens in (1, 48):
         executor = Executor(program, dispatch.isa_index(), group_tokens=group_tokens)
@@ -75,7 +76,7 @@ def test_threads_and_groups_change_no_bit(written: Written, sequences: list[list
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_nan_passes_through_codes_and_stays_in_its_row(written: Written, isa: str) -> None:
-    lower = Lowering(Weights(written("bert", scheme="w8a8_static", method="rtn")))
+    lower = Lowering(open_weights(ModelDirectory(written("bert", scheme="w8a8_static", method="rtn"))))
     x = lower.embed("embeddings.word_embeddings.weight", None, None)
     inner = lower.linears(["encoder.layer.0.intermediate.dense"], x, out="bf16", activation="gelu")
     y = lower.linears(["encoder.layer.0.output.dense"], inner, out="f32")
@@ -93,7 +94,7 @@ def test_a_nan_passes_through_codes_and_stays_in_its_row(written: Written, isa: 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_bias_that_is_not_finite_writes_no_codes(written: Written, value: float, isa: str) -> None:
-    weights = Weights(written("bert", scheme="w8a8_static", method="rtn"))
+    weights = open_weights(ModelDirectory(written("bert", scheme="w8a8_static", method="rtn")))
     lower = Lowering(weights)
     x = lower.embed("embeddings.word_embeddings.weight", None, None)
     inner = lower.linears(["encoder.layer.0.intermediate.dense"], x, out="bf16", activation="gelu")

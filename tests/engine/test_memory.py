@@ -17,10 +17,12 @@ import numpy as np
 
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels.dispatch import isa_index
 
-executor, threads = Executor(lower_encoder(Weights(Path(sys.argv[1]))), isa_index()), int(sys.argv[2])
+weights, threads = open_weights(ModelDirectory(Path(sys.argv[1]))), int(sys.argv[2])
+executor = Executor(lower_encoder(weights), isa_index())
 _, most = resource.getrlimit(resource.RLIMIT_AS)
 
 def limit_to(mib):

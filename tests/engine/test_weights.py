@@ -14,8 +14,9 @@ from transformers import AutoConfig
 
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
 from bitwright.errors import CheckpointError, EngineError, ModelError
+from bitwright.files.directory import ModelDirectory
 
 TinyModel = Callable[..., Path]
 Written = Callable[..., Path]
@@ -56,13 +57,13 @@ def change(directory: Path, name: str, value: torch.Tensor | None) -> None:
 def test_tensors_that_do_not_fit(copy: Path, name: str, value: torch.Tensor | None, message: str) -> None:
     change(copy, name, value)
     with pytest.raises(CheckpointError, match=message):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 def test_a_linear_of_another_input(copy: Path) -> None:
     change(copy, f"{BLOCK}intermediate.dense.weight", torch.zeros(64, 48))
     with pytest.raises(EngineError, match="K = 48 of an input of 32 values"):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 @pytest.mark.parametrize(
@@ -86,20 +87,20 @@ def test_configs_that_do_not_fit(copy: Path, key: str, value: object, error: typ
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(error, match=message):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 def test_no_weights(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no weights"):
-        Weights(copy)
+        open_weights(ModelDirectory(copy))
 
 
 def test_truncated(copy: Path) -> None:
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="truncated"):
-        Weights(copy)
+        open_weights(ModelDirectory(copy))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_configs_of_other_families(
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(error, match=message):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_positions_that_a_config_leaves_out(tiny_model: TinyModel, tmp_path: Pat
     config = json.loads((copy / "config.json").read_text())
     assert config.pop("max_position_embeddings") == tokens == AutoConfig.for_model(family).max_position_embeddings
     (copy / "config.json").write_text(json.dumps(config))
-    assert lower_encoder(Weights(copy)).max_tokens == tokens
+    assert lower_encoder(open_weights(ModelDirectory(copy))).max_tokens == tokens
 
 
 @pytest.mark.parametrize("key", ["num_attention_heads", "num_hidden_layers"])
@@ -192,7 +193,7 @@ def test_sizes_that_a_config_leaves_out_go_to_transformers(copy: Path, key: str)
     del config[key]
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(EngineError, match=f"leaves out {key}"):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 def test_q_k_and_v_of_unequal_sizes(copy: Path) -> None:
@@ -202,7 +203,7 @@ def test_q_k_and_v_of_unequal_sizes(copy: Path) -> None:
     with pytest.raises(
         CheckpointError, match=f"{BLOCK}attention.self.key has 16 rows; 48, as .*query has, are expected"
     ):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 WORDS = "embeddings.word_embeddings.weight"
@@ -219,7 +220,7 @@ def test_scales_of_a_table_are_read_in_their_dtype(int8_words: Path, opened: Ope
     change(int8_words, f"{WORDS}_scale", scale.float())
     want = opened(int8_words).run([[5, 6, 7]], 1)
     change(int8_words, f"{WORDS}_scale", scale)
-    weights = Weights(int8_words)
+    weights = open_weights(ModelDirectory(int8_words))
     _, got = weights.table(WORDS)
     assert got is not None
     assert got.dtype == np.float32
@@ -231,18 +232,18 @@ def test_scales_of_a_table_are_read_in_their_dtype(int8_words: Path, opened: Ope
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (f"{WORDS}_scale", torch.full((200, 1), math.nan), f"{WORDS}_scale holds nan, which is not finite"),
-        (f"{WORDS}_scale", torch.full((200, 1), -0.5), "holds -0.5, which is not finite and positive"),
-        (f"{WORDS}_scale", torch.full((200, 1), 1e300, dtype=torch.float64), "holds inf, which is not finite"),
+        (f"{WORDS}_scale", torch.full((200, 1), math.nan), "weight_scale: every scale must be finite and positive"),
+        (f"{WORDS}_scale", torch.full((200, 1), -0.5), "every scale must be finite and positive"),
+        (f"{WORDS}_scale", torch.full((200, 1), 1e300, dtype=torch.float64), "every scale must be finite and positive"),
         (f"{WORDS}_scale", torch.ones(200, 1, dtype=torch.int32), f"{WORDS}_scale is I32, a float tensor is expected"),
-        (f"{WORDS}_scale", torch.ones(100, 1), r"is I8 \[200, 1, 32\] with scales \[100, 1\]"),
-        (WORDS, torch.ones(200, 2, 32, dtype=torch.int8), r"is I8 \[200, 2, 32\] with scales \[200, 1\]"),
-        (WORDS, torch.ones(200, 1, 32), r"is F32 \[200, 1, 32\]"),
+        (f"{WORDS}_scale", torch.ones(100, 1), r"weight \[200, 1, 32\] with weight_scale \[100, 1\]"),
+        (WORDS, torch.ones(200, 2, 32, dtype=torch.int8), r"weight \[200, 2, 32\] with weight_scale \[200, 1\]"),
+        (WORDS, torch.ones(200, 1, 32), f"{WORDS} is F32, expected I8"),
     ],
 )  # fmt: skip
 def test_tables_that_contradict(int8_words: Path, name: str, value: torch.Tensor, message: str) -> None:
     change(int8_words, name, value)
-    for read in (Weights(int8_words).table, Weights(int8_words).floats):
+    for read in (open_weights(ModelDirectory(int8_words)).table, open_weights(ModelDirectory(int8_words)).floats):
         with pytest.raises(CheckpointError, match=message):
             read(WORDS)
 
@@ -250,28 +251,28 @@ def test_tables_that_contradict(int8_words: Path, name: str, value: torch.Tensor
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("input_scale_K", torch.zeros(32), "input_scale_K holds 0.0, which is not finite and positive"),
-        ("input_scale_K", -torch.ones(32), "input_scale_K holds -1.0, which is not"),
-        ("input_scale_K", torch.full((32,), 1e-42), "input_scale_K holds 1.*e-42, by which nothing can be divided"),
-        ("input_scale_K", torch.ones(31), r"input_scale_K has the shape \[31\]; 32 finite numbers are expected"),
-        ("input_scale", torch.tensor([0.1, 5.0]), r"input_scale has the shape \[2\]; it must be one number"),
-        ("input_scale", torch.zeros(0), r"input_scale has the shape \[0\]; it must be one number"),
-        ("input_scale", torch.tensor([math.inf]), "input_scale holds inf, which is not finite"),
-        ("input_zero_point", torch.zeros(2, dtype=torch.int8), r"input_zero_point has the shape \[2\]"),
-        ("input_zero_point", torch.zeros(0, dtype=torch.int8), r"input_zero_point has the shape \[0\]"),
-        ("input_zero_point", torch.tensor([math.nan]), "input_zero_point is F32; an integer from -128 to 127"),
-        ("input_zero_point", torch.tensor([300], dtype=torch.int32), "input_zero_point is I32 300; an integer"),
+        ("input_scale_K", torch.zeros(32), "input_scale_K = 0.0.*: must be finite and positive"),
+        ("input_scale_K", -torch.ones(32), "input_scale_K = -1.0: must be finite and positive"),
+        ("input_scale_K", torch.full((32,), 1e-42), "input_scale_K = .*e-42.*by which nothing can be divided"),
+        ("input_scale_K", torch.ones(31), r"input_scale_K is F32 \[31\]; expected F32 \[32\]"),
+        ("input_scale", torch.tensor([0.1, 5.0]), r"input_scale is F32 \[2\]; expected F32 \[1\]"),
+        ("input_scale", torch.zeros(0), r"input_scale is F32 \[0\]; expected F32 \[1\]"),
+        ("input_scale", torch.tensor([math.inf]), "input_scale = inf: must be finite"),
+        ("input_zero_point", torch.zeros(2, dtype=torch.int8), r"input_zero_point is I8 \[2\]; expected I8 \[1\]"),
+        ("input_zero_point", torch.zeros(0, dtype=torch.int8), r"input_zero_point is I8 \[0\]; expected I8 \[1\]"),
+        ("input_zero_point", torch.tensor([math.nan]), r"input_zero_point is F32 \[1\]; expected I8"),
+        ("input_zero_point", torch.tensor([300], dtype=torch.int32), r"input_zero_point is I32 \[1\]; expected I8"),
     ],
 )  # fmt: skip
 def test_grids_that_contradict(written: Written, tmp_path: Path, name: str, value: torch.Tensor, message: str) -> None:
     copy = Path(shutil.copytree(written("bert", scheme="w8a8_static", method="smoothquant"), tmp_path / "copy"))
     change(copy, f"{BLOCK}intermediate.dense.{name}", value)
     with pytest.raises(CheckpointError, match=message):
-        lower_encoder(Weights(copy))
+        lower_encoder(open_weights(ModelDirectory(copy)))
 
 
 def test_a_block_that_runs_again_has_its_weights_once(tiny_model: TinyModel) -> None:
-    program = lower_encoder(Weights(tiny_model("albert")))
+    program = lower_encoder(open_weights(ModelDirectory(tiny_model("albert"))))
     weights = [op.weights["weight"] for op in program.ops if op.kind == "linear" and "ffn_output" in op.name]
     assert len(weights) == 2
     assert weights[0] is weights[1]

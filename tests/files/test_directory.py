@@ -1,5 +1,6 @@
 """Files of a model directory: what is read of them, and what is refused before anything is loaded."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -90,6 +91,33 @@ def test_fingerprint_changes_with_one_byte_of_config_or_weights(copy, name):
 def test_fingerprint_is_of_the_model_not_of_its_place_or_readme(tiny_model, copy):
     (copy / "README.md").write_text("hello")
     assert ModelDirectory(copy).fingerprint == ModelDirectory(tiny_model("bert")).fingerprint
+
+
+def test_fingerprint_is_the_hash_of_names_sizes_and_bytes(copy):
+    """As ever: records and caches of earlier releases hold it."""
+    for _ in range(2):
+        digest = hashlib.sha256()
+        for file in [copy / "config.json", *sorted(copy.glob("model*.safetensors"))]:
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+        assert ModelDirectory(copy).fingerprint == digest.hexdigest()
+        if (copy / "model.safetensors").exists():
+            shard(copy)
+
+
+def test_side_files_are_parsed_once_and_the_bytes_of_the_config_are_kept(copy, monkeypatch):
+    read = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), real(path))[1])
+    directory = ModelDirectory(copy)
+    for _ in range(2):
+        assert directory.config["model_type"] == "bert"
+        assert directory.object("tokenizer_config.json") is not None
+        assert directory.json("modules.json") is None
+        assert not directory.is_quantized
+        directory.check_float()
+        _ = directory.fingerprint, directory.tensors
+    assert sorted(read) == ["config.json", "tokenizer_config.json"]
+    assert directory.tensors is directory.tensors
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bitwright.errors import KernelError
+from bitwright.errors import KernelError, NumericsError
 from bitwright.kernels import dispatch, reference
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, runs_natively
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
+from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
@@ -35,6 +36,15 @@ def input_grid(spec):
     return torch.tensor([0.03]), None if spec.symmetric else torch.tensor([5], dtype=torch.int8)
 
 
+def module(q, bias=None, spec=None, *, scale=None, shift=None, **how):
+    """The module of a linear; a static input's grid is `input_grid`'s."""
+    static = None
+    if spec is not None and not spec.dynamic:
+        static = StaticGrid(float(input_grid(spec)[0]), 0 if spec.symmetric else 5)
+    transform = None if scale is None and shift is None else InputTransform(scale, shift)
+    return QuantLinear(QuantizedLinear(q, bias, spec, static, transform), **how)
+
+
 def inputs(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
 
@@ -44,7 +54,7 @@ def inputs(*shape):
 @pytest.mark.parametrize("gelu", [False, True])
 def test_w8a8_runs_the_kernel_and_equals_the_definition(spec, weight_spec, gelu):
     q, bias, x = quantized(spec=weight_spec), inputs(48), inputs(2, 5, 70)
-    layer = QuantLinear(q, bias, spec, *input_grid(spec), gelu=gelu, name="a.b")
+    layer = module(q, bias, spec, gelu=gelu, name="a.b")
     before = dispatch.kernel_calls()
     y = layer(x)
     assert dispatch.kernel_calls() == before + 1
@@ -69,7 +79,7 @@ def test_w8a8_runs_the_kernel_and_equals_the_definition(spec, weight_spec, gelu)
 def test_everything_else_runs_the_reference_path(weight_spec, spec):
     q, bias, x = quantized(spec=weight_spec), inputs(48), inputs(3, 70)
     before = dispatch.kernel_calls()
-    y = QuantLinear(q, bias, spec, gelu=True)(x)
+    y = module(q, bias, spec, gelu=True)(x)
     assert dispatch.kernel_calls() == before
     if spec is not None:
         codes, scale, zero = reference.quantize_rows(x, spec)
@@ -86,14 +96,14 @@ def scheme_layer(name, *, bias=True, transformed=False, gelu=False):
     q = quantize(w, *scale_and_zero_point(ends.min, ends.max, scheme.weight), scheme.weight)
     transform = {}
     if transformed:
-        transform["input_scale_K"] = torch.rand(384, generator=g) * 4 + 0.1
-        transform["input_shift_K"] = torch.randn(384, generator=g)
+        transform["scale"] = torch.rand(384, generator=g) * 4 + 0.1
+        transform["shift"] = torch.randn(384, generator=g)
     b = inputs(24) if bias else None
-    layer = QuantLinear(q, b, scheme.input, *input_grid(scheme.input), gelu=gelu, **transform)
+    layer = module(q, b, scheme.input, gelu=gelu, **transform)
 
     def expected(x):
         if transformed:
-            x = (x.float() - transform["input_shift_K"]) * (1.0 / transform["input_scale_K"])
+            x = (x.float() - transform["shift"]) * (1.0 / transform["scale"])
         if scheme.input is not None:
             codes, scale, zero = reference.quantize_rows(x, scheme.input, *input_grid(scheme.input))
             x = (codes - zero).double() * scale.double()
@@ -126,20 +136,20 @@ def test_bf16_in_bf16_out_within_its_rounding(name, transformed):
     assert (y.double() - want).norm() < 2**-8 * want.norm()
 
 
-@pytest.mark.parametrize("half", ["input_scale_K", "input_shift_K"])
+@pytest.mark.parametrize("half", ["scale", "shift"])
 @pytest.mark.parametrize("spec", [None, W8A8[0]])
 def test_scale_or_shift_alone(half, spec):
     q, x, values = quantized(), inputs(4, 70), inputs(70).abs() + 0.2
-    y = QuantLinear(q, None, spec, **{half: values})(x)
-    by_hand = x - values if half == "input_shift_K" else x * (1.0 / values)
-    assert torch.equal(y, QuantLinear(q, None, spec)(by_hand))
+    y = module(q, None, spec, **{half: values})(x)
+    by_hand = x - values if half == "shift" else x * (1.0 / values)
+    assert torch.equal(y, module(q, None, spec)(by_hand))
 
 
 @pytest.mark.parametrize("spec", [None, *W8A8])
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
 def test_gives_its_quantized_weight_back(spec, weight_dtype):
     q = quantized(dtype=weight_dtype)
-    back = QuantLinear(q, None, spec, *input_grid(spec)).qtensor()
+    back = module(q, None, spec).qtensor()
     assert torch.equal(back.codes_NK, q.codes_NK)
     assert torch.equal(back.scale_NG, q.scale_NG)
     assert back.scale_NG.dtype == weight_dtype
@@ -148,12 +158,12 @@ def test_gives_its_quantized_weight_back(spec, weight_dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_output_has_the_dtype_of_the_input(dtype):
-    layer, x = QuantLinear(quantized(), None, W8A8[0]), inputs(4, 70).to(dtype)
+    layer, x = module(quantized(), None, W8A8[0]), inputs(4, 70).to(dtype)
     assert torch.equal(layer(x), layer(x.float()).to(dtype))
 
 
 def test_leading_dimensions_of_any_number():
-    layer, x = QuantLinear(quantized(), None, W8A8[0]), inputs(2, 3, 4, 70)
+    layer, x = module(quantized(), None, W8A8[0]), inputs(2, 3, 4, 70)
     flat = layer(x.view(24, 70))
     assert torch.equal(layer(x), flat.view(2, 3, 4, 48))
     assert torch.equal(layer(x[1, 2, 3]), flat[23])
@@ -163,7 +173,7 @@ def test_leading_dimensions_of_any_number():
 
 @pytest.mark.parametrize("change", ["half", "bfloat16", "double", "deepcopy", "pickle"])
 def test_numbers_survive(change):
-    layer, x = QuantLinear(quantized(), inputs(48), W8A8[2], *input_grid(W8A8[2])), inputs(4, 70)
+    layer, x = module(quantized(), inputs(48), W8A8[2]), inputs(4, 70)
     want = layer(x)
     if change == "deepcopy":
         layer = copy.deepcopy(layer)
@@ -175,17 +185,17 @@ def test_numbers_survive(change):
 
 
 def test_state_dict_is_empty_since_checkpoints_come_from_qtensors():
-    assert QuantLinear(quantized(), inputs(48), W8A8[0]).state_dict() == {}
+    assert module(quantized(), inputs(48), W8A8[0]).state_dict() == {}
 
 
 def test_gradient_stops_here():
     x = inputs(2, 70).requires_grad_()
-    assert not QuantLinear(quantized(), None, W8A8[0])(x).requires_grad
+    assert not module(quantized(), None, W8A8[0])(x).requires_grad
 
 
 def test_compiles_into_one_graph():
     torch.compiler.reset()
-    layer, x = QuantLinear(quantized(), inputs(48), W8A8[0], gelu=True), inputs(2, 5, 70)
+    layer, x = module(quantized(), inputs(48), W8A8[0], gelu=True), inputs(2, 5, 70)
     before = dispatch.kernel_calls()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), layer(x))
@@ -193,13 +203,13 @@ def test_compiles_into_one_graph():
 
 
 def test_what_does_not_fit_says_so():
-    layer = QuantLinear(quantized(), None, W8A8[0], name="encoder.0.dense")
+    layer = module(quantized(), None, W8A8[0], name="encoder.0.dense")
     with pytest.raises(KernelError, match=r"encoder.0.dense: K = 70, got an input \(2, 71\)"):
         layer(torch.zeros(2, 71))
-    with pytest.raises(KernelError, match=r"encoder.0.dense: the bias must have shape \(48,\), got \(47,\)"):
-        QuantLinear(quantized(), torch.zeros(47), W8A8[0], name="encoder.0.dense")
-    with pytest.raises(KernelError, match="static input spec needs one scale"):
-        QuantLinear(quantized(), None, SCHEMES["w8a8_static"].input)
+    with pytest.raises(NumericsError, match=r"bias must be float32 \(48,\), got torch.float32 \(47,\)"):
+        module(quantized(), torch.zeros(47), W8A8[0], name="encoder.0.dense")
+    with pytest.raises(NumericsError, match="dynamic = False but input_scale is absent"):
+        QuantizedLinear(quantized(), None, SCHEMES["w8a8_static"].input)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -235,6 +245,6 @@ def test_embedding_has_one_scale_per_row():
 
 
 def test_print_says_what_runs():
-    text = str(nn.Sequential(QuantLinear(quantized(), None, W8A8[0], gelu=True), QuantLinear(quantized(), None, None)))
+    text = str(nn.Sequential(module(quantized(), None, W8A8[0], gelu=True), module(quantized(), None, None)))
     assert "70 -> 48, 8 bit, input 8 bit, int8 kernel, GELU" in text
     assert "70 -> 48, 8 bit, input float, reference" in text

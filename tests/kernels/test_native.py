@@ -12,10 +12,12 @@ LINEAR = """
 import os, torch
 torch.set_num_threads(1)
 from bitwright.kernels.linear import QuantLinear
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 codes = torch.ones(512, 512, dtype=torch.int8)
-linear = QuantLinear(QTensor(codes, torch.ones(512, 1), None, QuantSpec()), None, SCHEMES["w8a8"].input)
+weight = QTensor(codes, torch.ones(512, 1), None, QuantSpec())
+linear = QuantLinear(QuantizedLinear(weight, None, SCHEMES["w8a8"].input))
 x = torch.ones(512, 512)
 threads = lambda: len(os.listdir("/proc/self/task"))
 """

@@ -268,7 +268,7 @@ def test_a_whole_model_can_be_emptied_and_filled_again(directory):
 def test_a_model_without_files_is_not_filled(directory):
     loaded = build_empty(ModelDirectory(directory("bert")))
     for act in (materialise, release):
-        with pytest.raises(ModelError, match="was built of a config.json alone; open_lazily"):
+        with pytest.raises(ModelError, match=r"was built of a config\.json alone; open_lazily"):
             act(loaded, blocks_of(loaded)[0])
 
 

@@ -48,6 +48,22 @@ def test_columns_are_packed_as_rows_of_the_transpose(bits: int, count: int) -> N
     assert torch.equal(unpack_words(packed, bits, count, dim=0), q)
 
 
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("bits", SIGNED)
+def test_numpy_and_torch_are_packed_alike(bits: int, count: int) -> None:
+    """What comes out is what went in; also of one row and of one column, whose strides are any."""
+    for shape in ((5, count), (1, count), (count, 1)):
+        q = codes(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, shape)
+        for dim in (0, 1):
+            packed, in_numpy = pack_words(q, bits, dim=dim), pack_words(q.numpy(), bits, dim=dim)
+            assert isinstance(in_numpy, np.ndarray)
+            assert np.array_equal(packed, in_numpy)
+            back = unpack_words(in_numpy, bits, shape[dim], dim=dim)
+            assert isinstance(back, np.ndarray)
+            assert np.array_equal(back, q)
+            assert torch.equal(unpack_words(packed, bits, shape[dim], dim=dim), q)
+
+
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("bits", SIGNED)

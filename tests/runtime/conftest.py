@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bitwright.families import architecture_of
 from bitwright.models.sites import find_linears
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
-from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
 
 # Wide enough that rows have more than one group of 32.
@@ -43,18 +43,19 @@ def round_linears() -> Callable[..., dict[str, QuantizedLinear]]:
         layers = {}
         for site in find_linears(model, architecture_of(family)):
             if site.role not in ("head", "router"):
-                weight = model.get_submodule(site.name).get_parameter("weight").detach()
-                layers[site.name] = _stored(weight, scheme, transformed)
+                linear = model.get_submodule(site.name)
+                bias = None if linear.bias is None else linear.get_parameter("bias").detach()
+                layers[site.name] = _stored(linear.get_parameter("weight").detach(), bias, scheme, transformed)
         return layers
 
     return make
 
 
-def _stored(w_NK: Tensor, scheme: str | Scheme, transformed: bool) -> QuantizedLinear:
+def _stored(w_NK: Tensor, bias_N: Tensor | None, scheme: str | Scheme, transformed: bool) -> QuantizedLinear:
     scheme = SCHEMES[scheme] if isinstance(scheme, str) else scheme
     assert isinstance(scheme.weight, QuantSpec)
-    scale_K = torch.linspace(0.5, 2.0, w_NK.shape[1]) if transformed else None
-    w_NK = w_NK if scale_K is None else w_NK * scale_K
+    transform = InputTransform(torch.linspace(0.5, 2.0, w_NK.shape[1])) if transformed else None
+    w_NK = w_NK if transform is None else transform.absorbed(w_NK)
     ends = torch.aminmax(grouped(w_NK, scheme.weight), dim=-1)
     qtensor = quantize(w_NK, *scale_and_zero_point(ends.min, ends.max, scheme.weight), scheme.weight)
-    return QuantizedLinear(qtensor, scheme.input, input_scale_K=scale_K)
+    return QuantizedLinear(qtensor, None if bias_N is None else bias_N.float(), scheme.input, transform=transform)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.errors import CheckpointError, InputError
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantLinear
 from bitwright.models.load import load_model
@@ -47,7 +48,7 @@ def write(
         layers = round_linears(loaded.model, family, scheme, transformed=transformed)
         layers = {name: layer for name, layer in layers.items() if name not in half}
         parts = QuantizedParts({name: ready(layer) for name, layer in layers.items()}, half=half)
-        write_checkpoint(source, tmp_path / "out", parts, names, model_card="card")
+        write_checkpoint(ModelDirectory(source), tmp_path / "out", parts, names, model_card="card")
         swap_linears(loaded.model, layers, half, loaded.architecture)
         set_compute(loaded.model, "float32")
         return float_model(loaded), tmp_path / "out"

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bitwright.models.sites import find_linears
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
-from bitwright.runtime.swap import is_exact_gelu, quant_linear, swap_linears, swap_one, undo
+from bitwright.runtime.swap import is_exact_gelu, swap_linears, swap_one
 
 needs_kernels = pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 IDS = torch.tensor([[2, 7, 9, 30, 3], [2, 50, 8, 44, 3]])
@@ -33,6 +34,11 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
     return weight.detach()
 
 
+def bias_of(model: nn.Module, name: str) -> Tensor | None:
+    bias = model.get_submodule(name).bias
+    return None if bias is None else bias.detach()
+
+
 @pytest.fixture
 def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[nn.Module, dict[str, QuantizedLinear], list[str]]]:
     """`load(family)`: (model, its block linears quantized, its heads)."""
@@ -42,7 +48,7 @@ def load(tiny_model: Callable[..., Path]) -> Callable[..., tuple[nn.Module, dict
         sites = find_linears(model, architecture_of(family))
         spec = QuantSpec(symmetric=False, dynamic=True)
         layers = {
-            site.name: QuantizedLinear(rounded(weight_of(model, site.name)), spec)
+            site.name: QuantizedLinear(rounded(weight_of(model, site.name)), bias_of(model, site.name), spec)
             for site in sites
             if site.role != "head"
         }
@@ -73,14 +79,16 @@ def test_what_is_named_is_replaced_and_nothing_else(load: Load) -> None:
 
 
 @needs_kernels
-def test_undo_restores_every_module_and_the_output(load: Load) -> None:
-    model, layers, half = load()
-    modules, expected = dict(model.named_modules()), run(model)
-    before = swap_linears(model, layers, half, architecture_of("bert"))
-    assert not torch.equal(run(model), expected)
-    undo(model, before)
-    assert dict(model.named_modules()) == modules
-    assert torch.equal(run(model), expected)
+def test_the_bias_is_the_quantized_linears(load: Load) -> None:
+    """That of the linear that is replaced is not looked at."""
+    model, layers, _ = load()
+    name = "encoder.layer.0.output.dense"
+    shifted = replace(layers[name], bias_N=torch.full((32,), 3.0))
+    swap_linears(model, {name: shifted}, (), architecture_of("bert"))
+    assert torch.equal(model.get_submodule(name).bias, torch.full((32,), 3.0))
+    swap_one(model, name, nn.Linear(64, 32))
+    swap_linears(model, {name: replace(shifted, bias_N=None)}, (), architecture_of("bert"))
+    assert model.get_submodule(name).bias is None
 
 
 @needs_kernels
@@ -140,7 +148,7 @@ def test_swap_one_gives_back_the_old_module(load: Load) -> None:
     name = "encoder.layer.0.output.dense"
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear)
-    new = quant_linear(layers[name], old.bias, name=name)
+    new = QuantLinear(layers[name], name=name)
     assert swap_one(model, name, new) is old
     assert model.get_submodule(name) is new
     assert not new.training

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from bitwright.models.names import model_names
@@ -31,7 +32,9 @@ def test_a_decoder_gives_the_same_logits_in_a_clean_process(
     quantized, dequantized = load_model(source), load_model(source)
     layers = round_linears(quantized.model, "llama", "w8a8")
     parts = QuantizedParts({name: ready(layer) for name, layer in layers.items()})
-    write_checkpoint(source, out, parts, model_names(quantized.model, quantized.architecture), model_card="card")
+    write_checkpoint(
+        ModelDirectory(source), out, parts, model_names(quantized.model, quantized.architecture), model_card="card"
+    )
     swap_linears(quantized.model, layers, (), quantized.architecture)
     set_compute(quantized.model, "auto")
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 import bitwright
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
 from bitwright.engine.program import Op
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from bitwright.models.names import model_names
@@ -92,7 +93,7 @@ def write(tiny_model: Callable[..., Path], round_linears: Callable[..., Rounded]
             layers[name] = rounded[repr(how)][name]
         parts = QuantizedParts({name: ready(layer) for name, layer in layers.items()}, half=tuple(half))
         names = model_names(loaded.model, loaded.architecture)
-        write_checkpoint(source, tmp_path / "out", parts, names, model_card="card")
+        write_checkpoint(ModelDirectory(source), tmp_path / "out", parts, names, model_card="card")
         return tmp_path / "out"
 
     return make
@@ -110,7 +111,7 @@ def linears(model: EngineModel) -> list[Op]:
 
 def distance(directory: Path) -> float:
     got, _ = compared(on_engine(directory), IDS)
-    want, _ = compared(load_generic(directory, compute="float32"), IDS)
+    want, _ = compared(load_generic(ModelDirectory(directory), compute="float32"), IDS)
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
@@ -118,7 +119,7 @@ def distance(directory: Path) -> float:
 def test_every_scheme_is_as_on_the_generic_path(write: Written, scheme: str) -> None:
     directory = write(ALL[scheme])
     assert distance(directory) < (TOLERANCE if ALL[scheme].input is None else CODES_TOLERANCE)
-    engine, generic = on_engine(directory), load_generic(directory)
+    engine, generic = on_engine(directory), load_generic(ModelDirectory(directory))
     assert (
         compared(engine, IDS)[1]
         == compared(generic, IDS)[1]
@@ -160,7 +161,7 @@ def test_a_plan_of_many_schemes(write: Written) -> None:
     assert [op.settings["dtype"] for op in linears(model)] == [
         "int4 g32", "int8", "nf4 g32", "int4", "int8×bf16", "bf16", "int4 g32", "bf16", "int8", "kmeans4 g32",
     ]  # fmt: skip
-    assert compared(model, IDS)[1] == compared(load_generic(directory), IDS)[1] == 2
+    assert compared(model, IDS)[1] == compared(load_generic(ModelDirectory(directory)), IDS)[1] == 2
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_inspect_says_what_runs(write: Written) -> None:
 @pytest.mark.parametrize("scheme", ["w4a16_g32_asym", "w4a8_g32", "w8a16"])
 def test_every_instruction_set(write: Written, monkeypatch: pytest.MonkeyPatch, isa: str, scheme: str) -> None:
     directory = write(SCHEMES[scheme])
-    want, _ = compared(load_generic(directory, compute="float32"), IDS)
+    want, _ = compared(load_generic(ModelDirectory(directory), compute="float32"), IDS)
     monkeypatch.setattr("bitwright.runtime.engine_model.isa_index", lambda: dispatch.isa_index(isa))
     got, _ = compared(on_engine(directory), IDS)
     assert np.linalg.norm(got - want) < CODES_TOLERANCE * np.linalg.norm(want)

@@ -52,8 +52,7 @@ class Checkpoint:
             CheckpointError: its tensors contradict one another, or a scale is not finite and positive.
         """
         where = f"{self.directory.path}: {module}"
-        codes = _present(self.tensors, where, f"{module}.weight", "I8", alone=True)
-        scale = _present(self.tensors, where, f"{module}.weight_scale", "F32")
+        codes, scale = self._codes(f"{module}.weight"), read_floats(self.directory, f"{module}.weight_scale")
         if codes.ndim != 3 or codes.shape[1] != 1 or not codes.size or scale.shape != (len(codes), 1):
             raise CheckpointError(
                 f"{where}: weight {list(codes.shape)} with weight_scale {list(scale.shape)}; an int8 table has "
@@ -62,6 +61,15 @@ class Checkpoint:
         if not ((scale > 0) & (scale < np.inf)).all():
             raise CheckpointError(f"{where}: weight_scale: every scale must be finite and positive")
         return codes[:, 0], scale[:, 0]
+
+    def _codes(self, name: str) -> np.ndarray:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.directory.path}: {name} is missing, but the table is quantized")
+        if self.tensors.dtype(name) != "I8":
+            raise CheckpointError(f"{self.directory.path}: {name} is {self.tensors.dtype(name)}, expected I8")
+        codes = self.tensors.alone(name)
+        assert isinstance(codes, np.ndarray)
+        return codes
 
 
 def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
@@ -194,13 +202,3 @@ def read_floats(directory: ModelDirectory, name: str) -> np.ndarray:
         return widened
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
-
-
-def _present(tensors: MappedTensors, where: str, name: str, dtype: str, *, alone: bool = False) -> np.ndarray:
-    if name not in tensors:
-        raise CheckpointError(f"{where}: {name} is missing, but the table is quantized")
-    if tensors.dtype(name) != dtype:
-        raise CheckpointError(f"{where}: {name} is {tensors.dtype(name)}, expected {dtype}")
-    values = tensors.alone(name) if alone else tensors[name]
-    assert isinstance(values, np.ndarray)
-    return values

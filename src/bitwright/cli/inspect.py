@@ -17,14 +17,13 @@ def command(directory: Path, whole: bool) -> None:
     Without an operator for every part of the model there is no program: the
     error says what is missing, and `load` takes the generic path.
     """
-    from bitwright.checkpoints.formats import read_checkpoint
     from bitwright.engine.builders import encoder_task, lower_encoder
-    from bitwright.engine.weights import Weights
+    from bitwright.engine.weights import open_weights
     from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
 
     opened = ModelDirectory(directory)
-    weights, pooling = Weights(read_checkpoint(opened)), read_pooling(opened)
+    weights, pooling = open_weights(opened), read_pooling(opened)
     program = lower_encoder(weights, pooling=pooling.modes, normalize=pooling.normalize)
     if whole:
         click.echo(program.text())

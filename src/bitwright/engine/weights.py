@@ -128,13 +128,15 @@ class Weights:
         return FloatLinear(weight_NK, read_bias(self._checkpoint.directory, module, weight_NK.shape[0]))
 
 
-def open_weights(path: Path) -> Weights:
-    """Of the checkpoint in a directory.
+def open_weights(directory: ModelDirectory) -> Weights:
+    """The weights of a quantized checkpoint, or of a float model, of which nothing is quantized.
 
     Raises:
-        ModelError: no model there. CheckpointError: its files contradict one another.
+        ModelError: no config.json, or no weights. CheckpointError: as `read_checkpoint`.
     """
-    return Weights(read_checkpoint(ModelDirectory(path)))
+    if directory.is_quantized:
+        return Weights(read_checkpoint(directory))
+    return Weights(Checkpoint(directory, {}, (), frozenset(directory.tensors)))
 
 
 def short(value: object) -> str:

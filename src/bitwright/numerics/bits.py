@@ -97,8 +97,8 @@ def _pack(codes: np.ndarray, bits: int, lowest: int) -> np.ndarray:
     stream = np.empty((*words.shape, n_bytes), np.uint8)
     for i in range(n_bytes):
         stream[..., i] = np.right_shift(words, dtype.type(8 * i)).astype(np.uint8)
-    flat = stream.reshape(len(codes), words.shape[1] * n_bytes)
-    return np.ascontiguousarray(flat[:, : -(-count * bits // 8)])
+    flat, width = stream.reshape(len(codes), words.shape[1] * n_bytes), -(-count * bits // 8)
+    return flat if width == flat.shape[1] else flat[:, :width].copy()  # of one row too: its stride is seen in words
 
 
 def _unpack(stream: np.ndarray, bits: int, count: int, lowest: int) -> np.ndarray:

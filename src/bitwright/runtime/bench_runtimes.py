@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.errors import TargetError
+from bitwright.files.directory import ModelDirectory
 from bitwright.runtime.bench_inputs import ModelShape, random_tokens, read_model_shape
 
 if TYPE_CHECKING:
@@ -72,9 +73,8 @@ def _open_bitwright(directory: Path, threads: int) -> Forward:
     from bitwright.kernels.dispatch import isa_index
 
     try:
-        executor = Executor(lower_encoder(open_weights(directory), pooling=None), isa_index())
+        executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), isa_index())
     except EngineError:
-        from bitwright.files.directory import ModelDirectory
         from bitwright.runtime.generic import load_generic
 
         return _torch_forward(load_generic(ModelDirectory(directory)).hf, threads)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.engine.builders import encoder_task, lower_encoder
 from bitwright.engine.executor import Executor, check_count
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.limits import sentence_limit, tokenizer_limit
@@ -44,7 +43,7 @@ class EngineModel:
             check_count("threads", threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
-        weights = Weights(read_checkpoint(directory))
+        weights = open_weights(directory)
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.pooling: Pooling = read_pooling(directory)
         program = lower_encoder(weights, pooling=self.pooling.modes, normalize=self.pooling.normalize)

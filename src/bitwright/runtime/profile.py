@@ -10,6 +10,7 @@ from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.program import Op
 from bitwright.engine.weights import open_weights
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import isa_index
 from bitwright.runtime.bench_inputs import random_tokens, read_model_shape
@@ -28,7 +29,7 @@ def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str
     Raises:
         EngineError: the engine does not run this model. InputError: it does not take so many tokens.
     """
-    executor = Executor(lower_encoder(open_weights(directory), pooling=None), isa_index())
+    executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), isa_index())
     ops, model = executor.program.ops, read_model_shape(directory)
     rows: list[dict[str, Any]] = []
     for batch, tokens in shapes:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bitwright.runtime.model import Model
+from bitwright.files.directory import ModelDirectory
 
 _CHILD_SECONDS = 600
 
@@ -178,7 +179,6 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import transformers
 
     from bitwright.families.tasks import task_of
-    from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
     from bitwright.runtime.generic_model import GenericModel
 
