@@ -194,7 +194,7 @@ def test_camembert_splits_at_spaces_and_sets_a_mark_before_each_word(tiny_model:
     theirs, words = AutoTokenizer.from_pretrained(copy), ["le chat", "  Le  chat,\n l'été ", "lechat <mask> chat", ""]
     assert type(theirs) is CamembertTokenizer
     assert ids_of(copy, words) == [theirs(text)["input_ids"] for text in words]
-    opened = open_tokenizer(copy, {"model_type": "camembert"})
+    opened = open_tokenizer(ModelDirectory(copy))
     assert opened is not None
     (pair,) = encodings_of(opened[0], words[:1], words[1:2])
     assert pair.ids == theirs(*words[:2])["input_ids"]
