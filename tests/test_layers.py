@@ -54,7 +54,7 @@ def test_only_models_load_imports_transformers_when_imported() -> None:
         for name, _ in imported_names(path, top_level_only=True)
         if name.split(".")[0] == "transformers"
     }
-    assert importers == {"models/load.py"}
+    assert importers == {"models/build.py"}
 
 
 @pytest.mark.parametrize("module", ["bitwright", "bitwright.cli", "bitwright.cli.options", "bitwright.cli.terminal"])

@@ -15,7 +15,7 @@ from bitwright.methods.rtn import rtn
 from bitwright.models.load import LoadedModel, load_model
 from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES
-from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.spec import SCHEMES
 from bitwright.runtime import streamed
 from bitwright.runtime.changes import Changes
@@ -64,8 +64,8 @@ def test_changed(tiny_decoder: Callable[..., Path], family: str, tied: bool) -> 
     layers = {
         name: QuantizedLinear(
             rtn(model.get_parameter(f"{name}.weight").detach(), None, scheme.weight, RANGES["mse"]).qtensor,
-            None,
-            input_scale_K=torch.linspace(0.5, 2, model.get_parameter(f"{name}.weight").shape[1]),
+            changed.get(f"{name}.bias"),
+            transform=InputTransform(torch.linspace(0.5, 2, model.get_parameter(f"{name}.weight").shape[1])),
         )
         for name in quantized
     }

@@ -7,6 +7,15 @@ from bitwright.errors import ModelError
 Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
+# The class of transformers that builds a model for a task, with the head that it needs.
+AUTO_CLASSES: dict[str, str] = {
+    "embedding": "AutoModel",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "text-generation": "AutoModelForCausalLM",
+}
+
 # End of a class name -> task. What was only pretrained is used as an embedding model.
 _TASK_OF_CLASS: dict[str, Task] = {
     "ForSequenceClassification": "sequence-classification",

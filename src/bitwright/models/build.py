@@ -19,21 +19,13 @@ from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.families import Architecture, architecture_of
-from bitwright.families.tasks import TASKS, Task, task_of
+from bitwright.families.tasks import AUTO_CLASSES, TASKS, Task, task_of
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.limits import sentence_limit
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
 from bitwright.models.sites import base_prefix
-
-_AUTO_CLASSES: dict[Task, Any] = {
-    "embedding": transformers.AutoModel,
-    "sequence-classification": transformers.AutoModelForSequenceClassification,
-    "token-classification": transformers.AutoModelForTokenClassification,
-    "question-answering": transformers.AutoModelForQuestionAnswering,
-    "text-generation": transformers.AutoModelForCausalLM,
-}
 
 # What transformers raises on files whose values are wrong or contradict each other.
 _BUILD_ERRORS = (
@@ -87,7 +79,8 @@ def build_empty(
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
-        model = _AUTO_CLASSES[task].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        auto_class = getattr(transformers, AUTO_CLASSES[task])
+        model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.tie_weights(recompute_mapping=False)
     exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, buffer in model.named_buffers():
@@ -119,7 +112,7 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, directory: ModelDirectory) -> 
 
 
 def _check_task(task: Task | None) -> None:
-    if task is not None and task not in _AUTO_CLASSES:
+    if task is not None and task not in TASKS:
         raise ModelError(f"task {task!r} is none of {', '.join(TASKS)}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from bitwright.families.tasks import AUTO_CLASSES
 from bitwright.record import Record
 from bitwright.report.experts import expert_blocks
 from bitwright.report.schemes import scheme_tag, scheme_words
@@ -30,12 +31,6 @@ PIPELINE_TAGS = {
     "token-classification": "token-classification",
     "question-answering": "question-answering",
     "text-generation": "text-generation",
-}
-AUTO_CLASSES = {
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "text-generation": "AutoModelForCausalLM",
 }
 _USES = {
     "embedding": 'model.encode(["A sentence to embed."])',

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitwright.files.directory import ModelDirectory
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bitwright.runtime.model import Model
-from bitwright.files.directory import ModelDirectory
 
 _CHILD_SECONDS = 600
 
@@ -178,20 +179,13 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import torch
     import transformers
 
-    from bitwright.families.tasks import task_of
+    from bitwright.families.tasks import AUTO_CLASSES, task_of
     from bitwright.files.pooling import read_pooling
     from bitwright.runtime.generic_model import GenericModel
 
     path = Path(directory)
     task = task_of(transformers.AutoConfig.from_pretrained(directory).architectures, directory)
-    classes = {
-        "embedding": transformers.AutoModel,
-        "sequence-classification": transformers.AutoModelForSequenceClassification,
-        "token-classification": transformers.AutoModelForTokenClassification,
-        "question-answering": transformers.AutoModelForQuestionAnswering,
-        "text-generation": transformers.AutoModelForCausalLM,
-    }
-    hf = classes[task].from_pretrained(directory, dtype=torch.float32).eval()
+    hf = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(directory, dtype=torch.float32).eval()
     pooling = read_pooling(ModelDirectory(path))
     return compared(GenericModel(hf, None, task, pooling, ids.shape[1], "transformers", path), ids)[0]
 
