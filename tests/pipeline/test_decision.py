@@ -278,4 +278,4 @@ def test_quantize_decides_first_and_keeps_the_grounds(tiny_model: TinyModel, tmp
 
 def test_other_commands_decide_too(tiny_model: TinyModel) -> None:
     found = preview(tiny_model("bert"), recipe=auto("w8a8"), texts=Texts(samples=40), sensitivity=False)
-    assert AUTO not in {row["method"] for row in found["plan"]}
+    assert AUTO not in {row.method for row in found["plan"]}

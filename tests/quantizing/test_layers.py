@@ -16,11 +16,11 @@ from bitwright.models.load import open_lazily
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import quantize
-from bitwright.plan import PlanRow
 from bitwright.progress import Quiet
 from bitwright.quantizing import layers
 from bitwright.quantizing.layers import needs_inputs, quantize_linears
 from bitwright.recipe import make_recipe
+from bitwright.record import PlanRow
 
 CALIBRATION = {"samples": 32, "max_tokens": 16, "batch_size": 8}
 RECIPES = {

@@ -15,7 +15,6 @@ from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, quantized_names
 from bitwright.quantizing.layers import Quantized
-from bitwright.record import Record
 from bitwright.runtime.verify import compared, verify
 from bitwright.search.journal import Journal
 
@@ -109,7 +108,7 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> list[dic
     return verify(staged, targets, ids.numpy(), expected, plain, calls, compute)
 
 
-def warnings_of(job: Job, record: Record, journal: Journal) -> list[str]:
+def warnings_of(job: Job, record: dict[str, Any], journal: Journal) -> list[str]:
     """The Record's `warnings`."""
     texts = [*job.warnings, *_not_as_asked(record["layers"])]
     evaluation = record.get("evaluation")

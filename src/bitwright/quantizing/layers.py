@@ -25,12 +25,13 @@ from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
 from bitwright.numerics.spec import SCHEMES, QuantSpec
-from bitwright.plan import Plan, PlanRow, quantized_names
+from bitwright.plan import Plan, quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.shards import Shards
 from bitwright.quantizing.stages import quantize_stage
 from bitwright.quantizing.work import StagePlan
 from bitwright.recipe import AUTO, Recipe
+from bitwright.record import PlanRow
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
 # What a killed run goes on from is as large as all hidden states. Keeping it takes at most this share of the time, or
