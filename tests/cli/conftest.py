@@ -85,7 +85,7 @@ def language_record(record: dict[str, Any]) -> dict[str, Any]:
     ]  # fmt: skip
     cost = {"shape": [3072, 768], "bytes_before": 9_437_184, "bytes_after": 1_371_584, "reason": "default scheme"}
     account = {"fallback": False, "error_rtn": 0.123456, "error": 0.1012, "sqnr_db": 19.9, "cosine": 0.99487}
-    starved = {"n_tokens": 3, "fewest": 32, "policy": "rounded"}
+    starved = {"n_tokens": 3, "fewest": 32, "policy": "rtn"}
     layers = [row | account | ({"starved": starved} if "experts.7" in row["name"] else {}) for row in rows]
     metric = {"name": "perplexity", "kind": "language model", "unit": "windows", "label_free": False,
               "higher_is_better": False,

@@ -42,7 +42,7 @@ def test_sentences_about_starved_experts_become_fields(earlier: Record) -> None:
         assert isinstance(row.starved, Starved)
         assert row.starved.fewest == 32
         assert row.starved.n_tokens == row.n_tokens
-    assert {row.starved.policy for row in starved if isinstance(row.starved, Starved)} == {"lent", "rounded"}
+    assert {row.starved.policy for row in starved if isinstance(row.starved, Starved)} == {"lent", "rtn"}
     unknown = record_of({"layers": [{"name": "a", "block": 0, "role": "ffn", "unit": "a", "starved": "somehow"}]})
     assert unknown.layers[0].starved == "somehow"
 

@@ -207,7 +207,7 @@ def _account(block: int, path: str, number: int) -> Record:
     expert = int(path.split(".")[2]) if "experts" in path else 0
     starved = expert % 2 == 1
     n_tokens = 4 + expert if starved else 1000 + expert
-    told = {"n_tokens": n_tokens, "fewest": 32, "policy": "rounded" if path.endswith("down_proj") else "lent"}
+    told = {"n_tokens": n_tokens, "fewest": 32, "policy": "rtn" if path.endswith("down_proj") else "lent"}
     trouble = {"starved": told} if starved else {}
     error = 0.02 + 0.001 * number
     return {

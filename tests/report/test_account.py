@@ -59,7 +59,7 @@ def test_notes_tell_what_is_unusual(layers):
 @pytest.mark.parametrize(
     ("starved", "note"),
     [
-        (Starved(5, 32, "rounded"), "saw 5 calibration tokens, fewer than 32: rounded to nearest"),
+        (Starved(5, 32, "rtn"), "saw 5 calibration tokens, fewer than 32: rounded to nearest"),
         (Starved(5, 32, "lent"), "saw 5 calibration tokens, fewer than 32: uses what all experts of the block saw"),
         ("in the words of an earlier release", "in the words of an earlier release"),
     ],

@@ -16,7 +16,7 @@ RECORD_FILE = "record.json"
 
 # How earlier releases told of a starved expert; the end of the sentence -> the policy.
 _OLD_STARVED = re.compile(r"saw (\d+) calibration tokens, fewer than (\d+): (.*)")
-_OLD_POLICIES = {"uses what all experts of the block saw": "lent", "rounded to nearest": "rounded"}
+_OLD_POLICIES = {"uses what all experts of the block saw": "lent", "rounded to nearest": "rtn"}
 
 
 def write_record(record: Record, path: Path) -> None:

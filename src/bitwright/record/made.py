@@ -51,7 +51,7 @@ class PlanRow:
 class Starved:
     """An expert that saw too few calibration tokens.
 
-    fewest: tokens that would have been enough. policy: "lent", it uses what all experts of the block saw; "rounded", it
+    fewest: tokens that would have been enough. policy: "lent", it uses what all experts of the block saw; "rtn", it
     was rounded to nearest.
     """
 

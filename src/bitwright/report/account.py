@@ -12,7 +12,7 @@ from bitwright.report.tables import badness
 from bitwright.report.wording import is_finite, is_number, number
 
 # What was done about an expert that saw too few tokens.
-_POLICIES = {"lent": "uses what all experts of the block saw", "rounded": "rounded to nearest"}
+_POLICIES = {"lent": "uses what all experts of the block saw", "rtn": "rounded to nearest"}
 _EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<index>\d+)\.(?P<place>.+)")
 
 
