@@ -148,7 +148,7 @@ def test_batches_are_cut_to_what_a_block_can_hold(
     for tokens in (30, 7):
         for name, lazy in found[2048].layers.items():
             assert torch.allclose(found[tokens].layers[name].load().input_scale, lazy.load().input_scale, rtol=1e-2)
-        assert {row["n_tokens"] for row in found[tokens].account} == {5 * 12 - 5}
+        assert {row.n_tokens for row in found[tokens].account} == {5 * 12 - 5}
 
 
 @pytest.mark.parametrize(
