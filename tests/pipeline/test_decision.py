@@ -1,11 +1,11 @@
 """`method: auto`: what is measured of a model, and that the choice is carried out; sizes from a config alone."""
 
-from collections.abc import json
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import Callable
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
