@@ -65,6 +65,14 @@ def test_nan_survives_and_texts_that_look_like_numbers_stay_texts() -> None:
     assert math.isnan(part.error)
 
 
+def test_endless_nesting_is_refused() -> None:
+    deep: Any = []
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(CheckpointError, match=r"^r\.json: is nested too deeply"):
+        from_data(Whole, {"parts": [], "later": deep}, "r.json")
+
+
 def test_a_key_that_no_field_names_is_kept_where_there_is_a_place_and_else_ignored() -> None:
     whole = from_data(Whole, {"parts": [{"name": "a", "block": 1, "later": 2}], "later": {"worst": "inf"}})
     assert whole == Whole((Part("a", 1),), more={"later": {"worst": math.inf}})

@@ -50,12 +50,15 @@ def from_data(section: type[T], data: Any, source: str = "record") -> T:
         section: a dataclass. source: what the data were read from, for errors.
 
     Raises:
-        CheckpointError: a key that must be there is not, or a value has the wrong type; the message names the key.
+        CheckpointError: a key that must be there is not, a value has the wrong type (the message names the key), or the
+            data are nested too deeply.
     """
     try:
         found: T = _section(section, data, "")
     except _WrongValueError as wrong:
         raise CheckpointError(f"{source}: {wrong}") from None
+    except RecursionError:
+        raise CheckpointError(f"{source}: is nested too deeply to be read") from None
     return found
 
 

@@ -36,7 +36,7 @@ def read_record(path: Path) -> Record:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no record here; is this a directory that `bitwright quantize` wrote?") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as a record ({error}); run `bitwright quantize` again") from None
     version = data.get("record_version") if isinstance(data, dict) else None
     if version != RECORD_VERSION:
