@@ -44,7 +44,7 @@ from bitwright.evaluate.kinds import Items, Outputs
 from bitwright.models.load import load_model
 from bitwright.models.sites import LinearSite, find_linears
 from bitwright.pipeline.gradients import fisher_of
-from bitwright.pipeline.layer_errors import output_error_rows
+from bitwright.pipeline.layer_errors import errors_by_linear
 from bitwright.pipeline.scored import as_texts
 from bitwright.pipeline.swapped import only_quantized, quantized_modules
 from bitwright.plan import make_plan
@@ -189,7 +189,7 @@ def own_errors(loaded: Any, quantized: Quantized, model: GenericModel, probe: It
         batches = [{"input_ids": torch.tensor([window])} for window in probe]
     else:
         batches = token_batches(model.tokenizer, as_texts(probe), max_tokens=model.max_tokens, batch_size=16)
-    return {row["name"]: row["error"] for row in output_error_rows(loaded, quantized, batches)}
+    return {name: found["error"] for name, found in errors_by_linear(loaded, quantized, batches).items()}
 
 
 def measure(subject: Subject, measures: Mapping[str, Mapping[str, float]], journal: Journal) -> list[dict[str, Any]]:

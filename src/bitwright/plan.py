@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
@@ -14,24 +12,8 @@ from bitwright.models.rescale import find_inputs
 from bitwright.models.sites import LinearSite, is_transposed
 from bitwright.numerics.spec import SCHEMES, fit_group
 from bitwright.recipe import Recipe, check_rules, scheme_of
+from bitwright.record import PlanRow
 from bitwright.targets import check_target, stored_bytes, stored_embedding_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """What happens to one tensor. `shape` is (N, K); `unit` names the set of linears that share an input."""
-
-    name: str
-    block: int | None
-    role: str
-    unit: str
-    shape: tuple[int, int]
-    scheme: str
-    method: str
-    bytes_before: int
-    bytes_after: int
-    reason: str
-
 
 Plan = tuple[PlanRow, ...]
 
@@ -100,11 +82,6 @@ def _fitted(name: str, scheme: str, ks: Sequence[int], reason: str) -> tuple[str
     if why and len(ks) > 1:
         why = f"the unit's K are {' and '.join(map(str, ks))}"
     return fitted.name, f"{reason}; {why}, so {fitted.name.removeprefix(scheme + '_')}" if why else reason
-
-
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
-    """The plan as plain data, for the Record."""
-    return [{**asdict(row), "shape": list(row.shape)} for row in plan]
 
 
 def quantized_names(plan: Plan) -> frozenset[str]:

@@ -22,6 +22,7 @@ from bitwright.methods import METHODS
 from bitwright.numerics.ranges import RANGES, WEIGHT_RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.recipe import AUTO
+from bitwright.record import record_of
 
 Run = Callable[..., Any]
 TinyModel = Callable[..., Path]
@@ -49,7 +50,7 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_plan_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     estimate = {"seconds": 12345.0, "memory_bytes": 2.2e9, "disk_bytes": 1e8, "source_bytes": 4e8}
-    print_preview({"model": record["model"]["name"], "plan": record["plan"], "estimate": estimate})
+    print_preview({"model": record["model"]["name"], "plan": record_of(record).plan, "estimate": estimate})
     lines = lines_of(capsys)
     assert lines[1].split() == ["layer", "role", "scheme", "#", "size"]
     for block in range(12):  # no two layers look the same
@@ -102,7 +103,7 @@ def test_measurements_fit(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_result_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    print_result(record, Path("out"))
+    print_result(record_of(record), Path("out"))
     lines = lines_of(capsys)
     text = " ".join(" ".join(lines).split()).replace("\u00a0", " ")
     assert "budget not met: 1 % allowed" in text
@@ -117,7 +118,7 @@ def test_result_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str])
 
 
 def test_result_of_a_language_model_fits(language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    print_result(language_record, Path("out"))
+    print_result(record_of(language_record), Path("out"))
     text = " ".join(" ".join(lines_of(capsys)).split()).replace("\u00a0", " ")
     assert "metric perplexity 24.13 → 24.50, 20 held-out windows" in text
     assert "protocol wiki.test.raw, first 40 non-overlapping windows of 1024 tokens, no BOS" in text
@@ -130,7 +131,8 @@ def test_what_was_not_judged_claims_nothing(
     language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     judged = ("evaluation", "verify", "speed")
-    print_result({key: value for key, value in language_record.items() if key not in judged}, Path("out"))
+    unjudged = {key: value for key, value in language_record.items() if key not in judged}
+    print_result(record_of(unjudged), Path("out"))
     text = " ".join(" ".join(lines_of(capsys)).split())
     assert "loss not evaluated" in text
     assert "budget" not in text
@@ -139,7 +141,7 @@ def test_what_was_not_judged_claims_nothing(
 
 def test_plan_of_experts_is_short(language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     estimate = {"seconds": 1.0, "memory_bytes": 2.2e9, "disk_bytes": 1e8, "source_bytes": 4e8}
-    print_preview({"model": "m", "plan": language_record["plan"], "estimate": estimate})
+    print_preview({"model": "m", "plan": record_of(language_record).plan, "estimate": estimate})
     lines = lines_of(capsys)
     assert sum("experts.*.gate_up_proj × 10" in line for line in lines) == 12
     assert any("132 × w4a16_g128_asym, awq_gptq" in line for line in lines)

@@ -1,5 +1,6 @@
 """`method: auto`: what is measured of a model, and that the choice is carried out; sizes from a config alone."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from bitwright.pipeline.variants import quantize_model
 from bitwright.plan import make_plan, quantized_names
 from bitwright.progress import Quiet
 from bitwright.recipe import AUTO, Recipe, make_recipe, read_recipe, recipe_yaml, shipped_recipes
-from bitwright.record import plain_data
+from bitwright.record import Evidence, from_data, plain_data
 from bitwright.search.cost import Resources
 
 TinyModel = Callable[..., Path]
@@ -70,7 +71,7 @@ def test_what_was_decided_can_be_quantized(tiny_model: TinyModel, tmp_path: Path
     decided = resolve_auto(job_of(tiny_model("bert"), auto("w4a16")), available=ROOMY)
     quantized = quantize_model(decided, tmp_path, Quiet())
     assert quantized.layers.keys() == quantized_names(decided.plan)
-    assert {row["name"]: row["method"] for row in quantized.account} == {
+    assert {row.name: row.method for row in quantized.account} == {
         row.name: row.method for row in decided.plan if row.name in quantized.layers
     }
 
@@ -162,15 +163,16 @@ def write_decoder(path: Path, tiny_model: TinyModel, family: str, **config: Any)
 
 def test_facts_are_plain_data(tiny_model: TinyModel) -> None:
     found = plan(tiny_model("bert"), recipe=auto("w8a8"), texts=Texts(samples=40), available=ROOMY)
-    assert plain_data(found["decision"]) == found["decision"]
+    told = json.loads(json.dumps(plain_data(found), allow_nan=False))
+    assert from_data(Evidence, told["decision"]) == found["decision"]
     assert all(
         {"tail", "kurtosis", "error_int4", "expected", "method", "reason"} <= unit.keys()
-        for unit in found["decision"]["units"]
+        for unit in told["decision"]["units"]
     )
     decided = resolve_auto(job_of(tiny_model("bert"), auto("w8a8")), available=ROOMY)
     decision = decided.decision
     assert decision is not None
-    assert decision_facts(decision)["units"] == found["decision"]["units"]
+    assert decision_facts(decision).units == found["decision"].units
 
 
 def test_resources_are_measured() -> None:
@@ -278,4 +280,4 @@ def test_quantize_decides_first_and_keeps_the_grounds(tiny_model: TinyModel, tmp
 
 def test_other_commands_decide_too(tiny_model: TinyModel) -> None:
     found = preview(tiny_model("bert"), recipe=auto("w8a8"), texts=Texts(samples=40), sensitivity=False)
-    assert AUTO not in {row["method"] for row in found["plan"]}
+    assert AUTO not in {row.method for row in found["plan"]}

@@ -21,7 +21,7 @@ import bitwright
 from bitwright.errors import InputError, ModelError, NumericsError, RecipeError, TargetError
 from bitwright.pipeline import Texts, analyze, preview, quantize
 from bitwright.recipe import make_recipe, read_recipe
-from bitwright.record import read_record
+from bitwright.record import plain_data, read_record
 from bitwright.report import write_report
 
 TinyModel = Callable[..., Path]
@@ -77,8 +77,9 @@ def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     source = tiny_model("bert")
     recipe = make_recipe({"budget": {"max_loss": 0.5}})
     result = quantize(source, out=tmp_path / "out", recipe=recipe, samples=60, speed=False)
-    record = read_record(tmp_path / "out")
-    assert record == json.loads(json.dumps(result.record)) | {"created": record["created"]}
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert read_record(tmp_path / "out") == result.measured
+    assert record == plain_data(result.measured) == plain_data(result.record)
     assert result.exit_code == 0
     assert record["evaluation"]["verdict"] == "met"
     assert [(row["target"], row["ok"]) for row in record["verify"]] == [
@@ -257,7 +258,7 @@ class TestRuns:
         monkeypatch.chdir(tmp_path)
         seen = preview(source, texts=Texts(samples=60))
         assert list(tmp_path.iterdir()) == []
-        assert len([row for row in seen["plan"] if row["scheme"] == "w8a8"]) == 12
+        assert len([row for row in seen["plan"] if row.scheme == "w8a8"]) == 12
         assert seen["estimate"]["seconds"] > 0
 
     def test_bad_weights_and_bad_models(self, tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -343,5 +344,5 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(
     assert fresh.returncode == 0, fresh.stderr
     assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
     one, two = read_record(tmp_path / "out"), read_record(tmp_path / "fresh")
-    assert one["sensitivity"] == two["sensitivity"]
-    assert any("interrupted" in text for text in one["warnings"])
+    assert one.sensitivity == two.sensitivity
+    assert any("interrupted" in text for text in one.warnings)

@@ -22,11 +22,12 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
 
     def bench(directory: Path, *, others: dict[str, Path], **options: Any) -> dict[str, Any]:
-        rows = [{"runtime": "torch fp32", "ratio_to_fp32": 1.0, "ratio_to_bf16": 0.5}]
+        shape = {"batch": 1, "tokens": 16}
+        rows = [shape | {"runtime": "torch fp32", "ratio_to_fp32": 1.0, "ratio_to_bf16": 0.5}]
         for name, place in {"bitwright": directory, **others}.items():
             quantized = sum(tensor.endswith("weight_scale") for tensor in TensorFiles(place))
             counts.append(quantized)
-            rows += [{"runtime": name, "ratio_to_fp32": 8.0, "ratio_to_bf16": 1.0 + quantized / 12}] * 2
+            rows += [shape | {"runtime": name, "ratio_to_fp32": 8.0, "ratio_to_bf16": 1.0 + quantized / 12}] * 2
         per_runtime = {row["runtime"]: 1.0 for row in rows}
         return {"rows": rows} | dict.fromkeys(("peak_rss_mib", "load_s", "cosine_to_fp32"), per_runtime)
 

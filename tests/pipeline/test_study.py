@@ -47,7 +47,7 @@ def test_a_language_model_gives_the_output_error_of_every_linear(trained_decoder
 
 def test_errors_are_those_of_the_linears_own_outputs(trained_decoder: Path, tmp_path: Path) -> None:
     job, quantized = quantized_job(trained_decoder, tmp_path, recipe_of("w4a16_g32"))
-    rows = {row["name"]: row for row in layers_by_error(job, quantized, Quiet())}
+    rows = {row.name: row for row in layers_by_error(job, quantized, Quiet())}
     name = "model.layers.2.mlp.down_proj"
     model = load_model(trained_decoder).model
     seen: list[Tensor] = []
@@ -57,7 +57,7 @@ def test_errors_are_those_of_the_linears_own_outputs(trained_decoder: Path, tmp_
     weight, x_MK = model.get_parameter(f"{name}.weight").detach(), seen[0]
     lost = x_MK @ (weight - quantized.layers[name].load().qtensor.dequantize()).T
     expected = float(lost.norm() / (x_MK @ weight.T).norm())
-    assert rows[name]["error"] == pytest.approx(expected, rel=0.02)  # calibration multiplies in bf16 where it can
+    assert rows[name].error == pytest.approx(expected, rel=0.02)  # calibration multiplies in bf16 where it can
 
 
 def test_an_encoder_gives_distances_and_what_else_is_known(tiny_model: TinyModel) -> None:

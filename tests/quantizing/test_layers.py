@@ -16,11 +16,11 @@ from bitwright.models.load import open_lazily
 from bitwright.numerics import RANGES
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import quantize
-from bitwright.plan import PlanRow
 from bitwright.progress import Quiet
 from bitwright.quantizing import layers
 from bitwright.quantizing.layers import needs_inputs, quantize_linears
 from bitwright.recipe import make_recipe
+from bitwright.record import PlanRow
 
 CALIBRATION = {"samples": 32, "max_tokens": 16, "batch_size": 8}
 RECIPES = {
@@ -149,7 +149,7 @@ def test_batches_are_cut_to_what_a_block_can_hold(
         for name, lazy in found[2048].layers.items():
             ours, whole = found[tokens].layers[name].load().static, lazy.load().static
             assert ours.scale == pytest.approx(whole.scale, rel=1e-2)
-        assert {row["n_tokens"] for row in found[tokens].account} == {5 * 12 - 5}
+        assert {row.n_tokens for row in found[tokens].account} == {5 * 12 - 5}
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGri
 from bitwright.numerics.spec import SCHEMES
 from bitwright.quantizing import shards as shards_file
 from bitwright.quantizing.shards import Made, Shards
+from bitwright.record import LayerRow
 
-ACCOUNT = [{"name": "a", "error": 0.25, "sqnr_db": float("inf"), "block": 0, "starved": None}]
+ACCOUNT = [LayerRow("a", 0, "ffn", "a", error=0.25, sqnr_db=float("inf"), more={"noted": [1, 2]})]
 NOTHING = Made({}, {}, (), [])
 
 

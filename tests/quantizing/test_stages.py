@@ -20,6 +20,7 @@ from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.spec import SCHEMES
 from bitwright.quantizing import observing, transforming
 from bitwright.quantizing.stages import quantize_stage
+from bitwright.record import Starved
 from bitwright.runtime.load import load
 
 W4 = "w4a16_g32"
@@ -63,7 +64,7 @@ def test_model_in_memory_computes_what_the_checkpoint_computes(
     stored = outputs(load(written, compute="float32").hf)
     assert relative(outputs(in_memory.model), stored) < 3e-6
     assert relative(stored, before) > 1e-3  # else nothing was quantized
-    transforms = {row.get("transform") for row in quantized.account}
+    transforms = {row.transform for row in quantized.account}
     if METHODS[method].transform == "awq":
         assert ("at the input" in transforms) == (family in ("bert", "gpt2"))
         assert "folded" in transforms
@@ -129,19 +130,17 @@ def test_errors_are_those_of_the_outputs(opened, tiny_model, batches, inputs_of,
         weights = {name: job.model.get_parameter(f"{name}.weight").detach().clone() for name in read}
         made = quantize_stage(job.model, stage, job.stage_plan())
         for row in made.account:
-            name, x = row["name"], read[row["name"]].double()
+            name, x = row.name, read[row.name].double()
             if f"{name}.weight" in made.changed:
                 continue  # a fold gave it other inputs, or other outputs
             wanted = x @ weights[name].double().T
             found = x @ job.model.get_parameter(f"{name}.weight").detach().double().T
             nearest = rtn(weights[name], None, SCHEMES[W4].weight, RANGES["min_max"]).qtensor.dequantize()
-            assert row["error"] == pytest.approx(relative(found, wanted), rel=1e-3)
-            assert row["sqnr_db"] == pytest.approx(-20 * float(torch.tensor(row["error"]).log10()))
-            assert row["cosine"] == pytest.approx(
-                float((found * wanted).sum() / found.norm() / wanted.norm()), abs=1e-5
-            )
-            assert row["error_rtn"] == pytest.approx(relative(x @ nearest.double().T, wanted), rel=1e-3)
-            assert row["n_tokens"] == 3 * 4 * 24
+            assert row.error == pytest.approx(relative(found, wanted), rel=1e-3)
+            assert row.sqnr_db == pytest.approx(-20 * float(torch.tensor(row.error).log10()))
+            assert row.cosine == pytest.approx(float((found * wanted).sum() / found.norm() / wanted.norm()), abs=1e-5)
+            assert row.error_rtn == pytest.approx(relative(x @ nearest.double().T, wanted), rel=1e-3)
+            assert row.n_tokens == 3 * 4 * 24
 
 
 def unfair(_: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,14 +163,12 @@ def test_starved_experts_are_noted_and_helped(opened, tiny_decoder, batches, inp
     weights = {name: p.detach().clone() for name, p in experts.named_parameters()}
     fed = [observe(None, inputs_of(stage, f"{stem}.{i}.gate_proj"), gram=True) for i in (0, 1)]
     made = quantize_stage(job.model, stage, job.stage_plan())
-    rows = {row["name"].removeprefix(f"{stem}."): row for row in made.account if row["role"] == "expert"}
-    assert {i: rows[f"{i}.gate_proj"]["n_tokens"] for i in range(4)} == {0: 288, 1: 285, 2: 3, 3: 0}
+    rows = {row.name.removeprefix(f"{stem}."): row for row in made.account if row.role == "expert"}
+    assert {i: rows[f"{i}.gate_proj"].n_tokens for i in range(4)} == {0: 288, 1: 285, 2: 3, 3: 0}
     for name, row in rows.items():
         starved = name[0] in "23"
-        assert ("starved" in row) == starved
-        if starved:
-            policy = "rtn" if name.endswith("down_proj") else "lent"
-            assert row["starved"] == {"n_tokens": row["n_tokens"], "fewest": 32, "policy": policy}
+        policy = "rtn" if name.endswith("down_proj") else "lent"
+        assert row.starved == (Starved(row.n_tokens, 32, policy) if starved else None)
     if method == "gptq" and not options:
         spec = SCHEMES[W4].weight
         codes = {name: made.layers[f"{stem}.{name}"].weight.codes_NK for name in rows}
@@ -215,8 +212,8 @@ def test_equal_tokens_make_a_gram_matrix_of_rank_one(opened, tiny_decoder, dampi
     assert torch.isfinite(outputs(job.model)).all()
     assert len(rows) == 14
     for row in rows:
-        assert row.get("gave_way_to") == ("rtn" if falls_back else None)
-        assert "calibrate on more tokens" in row["reason"] if falls_back else row["damping"] == damping
+        assert row.gave_way_to == ("rtn" if falls_back else None)
+        assert "calibrate on more tokens" in row.reason if falls_back else row.damping == damping
 
 
 def test_methods_can_differ_between_linears(opened, tiny_decoder, batches):
@@ -225,10 +222,10 @@ def test_methods_can_differ_between_linears(opened, tiny_decoder, batches):
     weights = {name: p.detach().clone() for name, p in job.model.named_parameters()}
     made = job.quantize(batches)
     layers = {name: layer for each in made for name, layer in each.layers.items()}
-    rows = {row["name"]: row for each in made for row in each.account}
+    rows = {row.name: row for each in made for row in each.account}
     for name, row in rows.items():
         scheme = SCHEMES["w8a16" if ".1." in name else W4]
-        assert (row["scheme"], row["method"]) == (scheme.name, "rtn" if "mlp" in name else "gptq")
+        assert (row.scheme, row.method) == (scheme.name, "rtn" if "mlp" in name else "gptq")
         plain = rtn(weights[f"{name}.weight"], None, scheme.weight, RANGES["absmax"]).qtensor
         assert torch.equal(layers[name].weight.codes_NK, plain.codes_NK) == ("mlp" in name)
 

@@ -1,4 +1,4 @@
-"""Records for the report's tests, as a run on a six-block MiniLM would write them, and a headless browser."""
+"""Records for the report's tests, as the JSON that a run on a six-block MiniLM would write, and a headless browser."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitwright.record import record_of
 from bitwright.report import render_report
 
 Record = dict[str, Any]
@@ -205,15 +206,32 @@ def _account(block: int, path: str, number: int) -> Record:
     """How one linear was quantized. Every odd expert starves; of its linears the last has no statistics at all."""
     expert = int(path.split(".")[2]) if "experts" in path else 0
     starved = expert % 2 == 1
-    policy = "rtn" if path.endswith("down_proj") else "lent"
     n_tokens = 4 + expert if starved else 1000 + expert
-    trouble = {"starved": {"n_tokens": n_tokens, "fewest": 32, "policy": policy}} if starved else {}
+    told = {"n_tokens": n_tokens, "fewest": 32, "policy": "rtn" if path.endswith("down_proj") else "lent"}
+    trouble = {"starved": told} if starved else {}
     error = 0.02 + 0.001 * number
     return {
         "n_tokens": n_tokens, "error_rtn": 1.5 * error, "error": error, "sqnr_db": -20 * math.log10(error),
         "cosine": 1 - error**2 / 2, "block_emd": 0.003 * (block + 1), "fallback": False, "damping": 0.01,
         "dead_inputs": 0, "transform": "folded", "transform_alpha": 0.5,
     } | trouble  # fmt: skip
+
+
+@pytest.fixture
+def evidence() -> Record:
+    """What `method: auto` was decided on, of five units."""
+    numbers = {"n_weights": 4096, "k": 64, "n_tokens": 2048, "tail": 3.5, "kurtosis": 4.1, "channel_ratio": 2.2,
+               "error_int4": 0.1, "error_int8": 0.006}  # fmt: skip
+    units = [
+        {"unit": f"{i}.ffn", "role": "ffn", "block": i, "scheme": "w4a16_g64", **numbers, "foldable": True,
+         "expected": {"rtn": 0.1, "gptq": 0.05}, "linears": [f"{i}.up"], "method": "gptq", "reason": "least error"}
+        for i in range(5)
+    ]  # fmt: skip
+    return {
+        "reason": "sensitive weights", "rtn_loss": math.inf, "tolerable_error": None, "overruled": 2, "units": units,
+        "rejected": [{"method": "awq", "why": "no better"}, {"method": "rtn", "why": "worse"}],
+        "cost": {"n_tokens": 65536, "seconds": 90.0}, "resources": {"memory_bytes": 2e9},
+    }  # fmt: skip
 
 
 def _step(n_fallback: int, unit: str | None, loss: float, upper: float, n_bytes: int) -> Record:
@@ -291,7 +309,7 @@ def _full_record() -> Record:
 @pytest.fixture(scope="session")
 def full_page(_full_record: Record) -> str:
     """The report of the full record."""
-    return render_report(_full_record)
+    return render_report(record_of(_full_record))
 
 
 @pytest.fixture

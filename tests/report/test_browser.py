@@ -2,6 +2,7 @@
 
 import pytest
 
+from bitwright.record import record_of
 from bitwright.report import render_comparison, render_report
 
 pytestmark = pytest.mark.browser
@@ -44,7 +45,7 @@ def drawn(page, target: str):
 
 @pytest.mark.parametrize(("name", "width"), [("record", 1280), ("record", 400), ("not_met", 400)])
 def test_report_is_drawn_without_errors_or_requests(open_page, request, name, width):
-    page = open_page(render_report(request.getfixturevalue(name)), width)
+    page = open_page(render_report(record_of(request.getfixturevalue(name))), width)
     for target in ("heat-map", "emd-loss", "loss-size", "weights", "activations", "speed-bars"):
         assert min(drawn(page, target)) > 100, target
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -55,14 +56,14 @@ def test_report_is_drawn_without_errors_or_requests(open_page, request, name, wi
 
 @pytest.mark.parametrize(("name", "width"), [("experts", 1280), ("experts", 400), ("language", 400)])
 def test_layer_errors_are_drawn_and_fit(open_page, request, name, width):
-    page = open_page(render_report(request.getfixturevalue(name)), width)
+    page = open_page(render_report(record_of(request.getfixturevalue(name))), width)
     assert min(drawn(page, "layer-errors")) > 100
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.problems == []
 
 
 def test_errors_sort_by_size_not_by_text(open_page, experts):
-    page = open_page(render_report(experts), 1280)
+    page = open_page(render_report(record_of(experts)), 1280)
     header = page.locator("#errors th button").nth(3)
     header.click()
     values = page.locator("#errors tbody tr").evaluate_all(
@@ -74,7 +75,7 @@ def test_errors_sort_by_size_not_by_text(open_page, experts):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_missing_steps_leave_a_clean_page(open_page, minimal, width):
-    page = open_page(render_report(minimal), width)
+    page = open_page(render_report(record_of(minimal)), width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("canvas").count() == 0
     assert page.problems == []
@@ -82,7 +83,7 @@ def test_missing_steps_leave_a_clean_page(open_page, minimal, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_comparison_fits(open_page, record, undecided, width):
-    page = open_page(render_comparison(record, undecided), width)
+    page = open_page(render_comparison(record_of(record), record_of(undecided)), width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.problems == []
 
@@ -108,7 +109,7 @@ def test_tables_sort_both_ways(open_page, full_page):
 def test_choosing_a_layer_changes_its_distributions(open_page, record):
     record["distributions"][7]["activation"] = None
     name = record["distributions"][7]["name"]
-    page = open_page(render_report(record), 1280)
+    page = open_page(render_report(record_of(record)), 1280)
     drawn(page, "weights")
     left = """kind => Bokeh.documents.map(d => d.get_model_by_name(`${kind}-values`)).find(s => s).data.left.length"""
     assert page.evaluate(left, "activation") > 0
@@ -122,7 +123,7 @@ def test_hostile_names_do_not_run(open_page, record):
     record["model"]["name"] = BROKEN
     for row in (*record["plan"], *record["sensitivity"]["rows"], *record["distributions"], *record["speed"]["rows"]):
         row["name"] = row["runtime"] = BROKEN
-    page = open_page(render_report(record), 1280)
+    page = open_page(render_report(record_of(record)), 1280)
     drawn(page, "emd-loss")
     bars = page.locator("#speed-bars")
     bars.scroll_into_view_if_needed()

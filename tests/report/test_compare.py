@@ -2,15 +2,16 @@
 
 import copy
 
+from bitwright.record import record_of
 from bitwright.report import ComparisonRow, compare_records, render_comparison
 
 
 def rows_of(a, b):
-    return {row.name: row for row in compare_records(a, b)}
+    return {row.name: row for row in compare_records(record_of(a), record_of(b))}
 
 
 def test_a_record_equals_itself(record):
-    for row in compare_records(record, copy.deepcopy(record)):
+    for row in compare_records(record_of(record), record_of(record)):
         assert row.a == row.b
         assert row.change.replace("\u00a0", " ") in ("same", "1.00×", "0", "0 %"), row
 
@@ -53,12 +54,12 @@ def test_what_was_not_checked_did_not_fail(record):
 def test_what_one_lacks_is_a_dash_and_what_both_lack_is_no_row(record, minimal):
     rows = rows_of(record, minimal)
     assert (rows["size on disk"].b, rows["size on disk"].change) == ("–", "–")
-    assert compare_records(minimal, minimal) == []
+    assert compare_records(record_of(minimal), record_of(minimal)) == []
 
 
 def test_page_escapes_and_shows_both(record, undecided):
     record["model"]["name"] = "<img src=x>"
-    page = render_comparison(record, undecided)
+    page = render_comparison(record_of(record), record_of(undecided))
     assert "<img" not in page
     assert "<script" not in page
     assert "&lt;img src=x&gt;" in page

@@ -1,7 +1,5 @@
 """The page: complete, self-contained, and safe whatever the record holds."""
 
-import copy
-import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bitwright.errors import CheckpointError
-from bitwright.record import write_record
+from bitwright.record import record_of, write_record
 from bitwright.report import REPORT_FILE, render_report, write_report
 from bitwright.report import page as page_module
 from bitwright.report.page import MAX_LAYERS_DRAWN
@@ -69,11 +67,11 @@ def test_sections_in_order_and_figures(record, full_page):
 @pytest.mark.parametrize("verdict", ["record", "undecided", "not_met"])
 def test_every_verdict_has_its_badge(verdict, request):
     heading = {"record": "Budget met", "undecided": "Undecided", "not_met": "Budget not met"}[verdict]
-    assert heading in Page(render_report(request.getfixturevalue(verdict))).text
+    assert heading in Page(render_report(record_of(request.getfixturevalue(verdict)))).text
 
 
 def test_minimal_record_says_what_did_not_run(minimal):
-    page = Page(render_report(minimal))
+    page = Page(render_report(record_of(minimal)))
     assert [a["id"] for tag, a in page.elements if tag == "section"] == [
         "decisions",
         "accuracy",
@@ -86,7 +84,7 @@ def test_minimal_record_says_what_did_not_run(minimal):
 
 
 def test_language_models_have_their_protocol_and_the_error_of_every_layer(language):
-    page = Page(render_report(language))
+    page = Page(render_report(record_of(language)))
     sections = [a["id"] for tag, a in page.elements if tag == "section"]
     assert sections == [
         "decisions",
@@ -107,7 +105,7 @@ def test_language_models_have_their_protocol_and_the_error_of_every_layer(langua
 
 
 def test_experts_are_told_block_by_block(experts):
-    page = Page(render_report(experts))
+    page = Page(render_report(record_of(experts)))
     assert "experts" in [a["id"] for tag, a in page.elements if tag == "section"]
     assert "8 × uses what all experts of the block saw" in page.text
     assert "model.layers.1.mlp.experts.*.down_proj" in page.text
@@ -116,11 +114,11 @@ def test_experts_are_told_block_by_block(experts):
         {**row, "name": row["name"].replace("experts.", "experts.1")} for row in experts["layers"] * 4
         if row["role"] == "expert"
     ]  # fmt: skip
-    assert Page(render_report(experts)).text.count("mlp.experts.") == many + 2 * 8
+    assert Page(render_report(record_of(experts))).text.count("mlp.experts.") == many + 2 * 8
 
 
 def test_unjudged_results_are_not_green(unjudged):
-    text = render_report(unjudged)
+    text = render_report(record_of(unjudged))
     page = Page(text)
     assert "Not evaluated" in page.text
     assert "Budget met" not in page.text
@@ -128,12 +126,11 @@ def test_unjudged_results_are_not_green(unjudged):
     assert "errors" in [a["id"] for tag, a in page.elements if tag == "section"]
 
 
-def test_evidence_is_shown_whatever_its_shape(language):
-    units = [{"unit": f"{i}.ffn", "tail": i / 3, "expected": {"rtn": 0.1, "gptq": 0.05}} for i in range(5)]
-    language["decision"] = {"reason": "sensitive weights", "units": units, "rejected": ["awq: no better", "rtn: worse"]}
-    page = Page(render_report(language))
+def test_evidence_is_shown(language, evidence):
+    language["decision"] = evidence
+    page = Page(render_report(record_of(language)))
     assert [a["id"] for tag, a in page.elements if tag == "section"][1] == "evidence"
-    for said in ("sensitive weights", "4.ffn", "rtn 10 %, gptq 5 %", "awq: no better"):
+    for said in ("sensitive weights", "4.ffn", "rtn 10 %, gptq 5 %", "no better", "∞"):
         assert said in page.text
 
 
@@ -141,7 +138,7 @@ def test_steps_name_few_units_and_count_many(record):
     names = [f"encoder.layer.{i}.output.dense" for i in range(6)]
     for step, units in zip(record["steps"], (names[:2], names), strict=True):
         step |= {"units": units, "chosen": units == names[:2]}
-    page = Page(render_report(record))
+    page = Page(render_report(record_of(record)))
     assert "chosen: " + ", ".join(names[:2]) in page.text
     assert "6 units" in page.text
 
@@ -151,11 +148,11 @@ def test_any_step_may_be_missing(record, monkeypatch):
         page_module, "json_item", lambda model, target: {}
     )  # serializing the figures takes most of the time
     record["distributions"] = record["distributions"][:1]
-    for absent, key in zip(itertools.cycle([None, {}, "no key"]), sorted(record), strict=False):
-        partial = copy.copy(record) | {key: absent}
-        if absent == "no key":
-            del partial[key]
-        assert "<h1>" in render_report(partial)
+    for key, value in record.items():
+        without = {name: kept for name, kept in record.items() if name != key}
+        partial = [without, without | {key: None}] + [without | {key: {}}] * isinstance(value, dict)
+        for data in partial:
+            assert "<h1>" in render_report(record_of(data))
 
 
 def test_nothing_is_loaded_from_elsewhere(full_page):
@@ -174,7 +171,7 @@ def test_page_is_small(record, full_page):
     assert len(full_page.encode()) < 3_000_000
     row = record["distributions"][0]
     record["distributions"] = [{**row, "name": f"encoder.layer.{i}"} for i in range(400)]
-    page = render_report(record)
+    page = render_report(record_of(record))
     assert len(page.encode()) < 3_000_000
     assert f"the {MAX_LAYERS_DRAWN} most sensitive of 400 layers" in Page(page).text
 
@@ -189,9 +186,9 @@ def poisoned(value, path=()):
     return HOSTILE + value if isinstance(value, str) else value
 
 
-def test_hostile_text_stays_text(record, full_page, experts):
-    record |= {"layers": experts["layers"], "decision": {"why": ["a", "b"], "units": [{"a": "b"}], "cost": {"a": "b"}}}
-    clean, page = Page(full_page), Page(render_report(poisoned(record)))
+def test_hostile_text_stays_text(record, full_page, experts, evidence):
+    record |= {"layers": experts["layers"], "decision": evidence}
+    clean, page = Page(full_page), Page(render_report(record_of(poisoned(record))))
     assert [tag for tag, _ in page.elements if tag in ("script", "img")] == ["script"] * 3
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert "{{7*7}}" in page.text
@@ -202,7 +199,7 @@ def test_hostile_text_stays_text(record, full_page, experts):
 
 
 def test_write_report(record, tmp_path):
-    write_record(record, tmp_path / "record.json")
+    write_record(record_of(record), tmp_path / "record.json")
     path = write_report(tmp_path)
     assert path == tmp_path / REPORT_FILE
     assert "inside the" in path.read_text(encoding="utf-8")

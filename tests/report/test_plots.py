@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from bitwright.record import FrontRow, HeldOut, Histogram, StepRow, record_of
 from bitwright.report import plots, search_plots
 from bitwright.report.account import ErrorPoint, error_points
 from bitwright.report.tables import HeatCell, ranked
 
 
 def test_histogram_columns_keep_every_share_and_lift_empty_bins_to_the_floor():
-    columns = plots.histogram_columns({"edges": [0, 1, 2, 3], "before": [0.5, 0.0, 0.5], "after": [0.25, 0.75, 0.0]})
+    columns = plots.histogram_columns(Histogram((0, 1, 2, 3), (0.5, 0.0, 0.5), (0.25, 0.75, 0.0)))
     floor = columns["floor"][0]
     assert 0 < floor <= 0.25
     assert columns["before"] == [0.5, floor, 0.5]
@@ -41,26 +42,26 @@ def test_darker_is_more_sensitive():
 
 
 def test_points_are_the_layers_with_finite_numbers(not_met):
-    rows = ranked(not_met["sensitivity"]["rows"])
+    rows = ranked(record_of(not_met).sensitivity.rows)
     drawn = sum(len(r.data_source.data["emd"]) for r in plots.emd_against_loss(rows).model.renderers)
     assert drawn == len(rows) - 1
 
 
 def test_steps_with_an_unbounded_loss_keep_the_axis_finite():
-    steps = [{"bytes": 10, "loss": 0.01, "loss_upper": math.inf}]
+    steps = [StepRow(n_fallback=0, bytes=10, loss=0.01, loss_upper=math.inf)]
     y_range = search_plots.loss_against_size(steps, 0, None).model.y_range
     assert math.isfinite(y_range.start)
     assert math.isfinite(y_range.end)
 
 
 def test_every_runtime_has_its_own_color(record):
-    legend = plots.speed_bars(record["speed"]["rows"]).legend
+    legend = plots.speed_bars(record_of(record).speed.rows).legend
     assert [key.label for key in legend][:-1] == ["torch fp32", "torch bf16", "bitwright", "onnxruntime int8"]
     assert len({key.color for key in legend}) == len(legend)
 
 
 def test_errors_are_drawn_for_every_role_and_plain_rounding_where_it_differs(experts):
-    points = error_points(experts)
+    points = error_points(record_of(experts).layers)
     picture = plots.layer_errors(points)
     drawn = [r.data_source.data for r in picture.model.renderers if r.glyph.__class__.__name__ == "Scatter"]
     assert sum(len(data["block"]) for data in drawn) == len(points)
@@ -82,18 +83,16 @@ def test_logarithmic_axes_have_ticks_inside(high):
 
 
 def test_steps_are_drawn_by_size_whatever_their_order():
-    steps = [{"bytes": 10, "loss": 0.3}, {"bytes": 40, "loss": 0.1}, {"bytes": 20, "loss": 0.2}]
+    sizes = {10: 0.3, 40: 0.1, 20: 0.2}
+    steps = [StepRow(n_fallback=0, bytes=size, loss=loss, loss_upper=loss) for size, loss in sizes.items()]
     renderers = search_plots.loss_against_size(steps, 2, None).model.renderers
     assert renderers[0].data_source.data["step"] == ["0", "2", "1"]
     assert renderers[-1].data_source.data["x"] == [20 / 1e6]
 
 
 def test_a_front_without_bounds_has_finite_axes():
-    row = {"n_fallback": 0, "on_front": True, "chosen": True, "held_out": {"loss": 0.01}}
-    rows = [
-        row | {"speedup": 2.0, "loss": 0.01, "loss_upper": math.inf},
-        row | {"speedup": 3.0, "loss": math.inf, "loss_upper": math.inf},
-    ]
+    row = FrontRow(0, (), 2.0, 0.01, math.inf, HeldOut(0.01), bytes=1, on_front=True, chosen=True)
+    rows = [row, replace(row, speedup=3.0, loss=math.inf)]
     plot = search_plots.loss_against_speed(rows, 1.3, 0.01).model
     assert all(math.isfinite(end) for axis in (plot.x_range, plot.y_range) for end in (axis.start, axis.end))
     assert plot.x_range.end < 3.0

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from bitwright.record import record_of
 from bitwright.report.verdict import bits_per_weight, facts, state, verdict_sentence
 
 
@@ -12,74 +13,74 @@ def plain(text: str) -> str:
 
 
 def test_met(record):
-    assert plain(verdict_sentence(record)) == (
+    assert plain(verdict_sentence(record_of(record))) == (
         "all-MiniLM-L6-v2 is 3.9 times smaller and 2.4 times faster; "
         "it loses 0.08 % (at most 0.21 % with 95 % confidence) of its agreement with human judgement of similarity, "
         "inside the 1 % budget."
     )
-    assert state(record)[0] == "met"
+    assert state(record_of(record))[0] == "met"
 
 
 def test_not_met_names_the_lower_bound(not_met):
-    sentence = plain(verdict_sentence(not_met))
+    sentence = plain(verdict_sentence(record_of(not_met)))
     assert "2.0 times slower" in sentence
     assert "it loses 3.1 % (at least 2.2 % with 95 % confidence)" in sentence
     assert sentence.endswith("over the 1 % budget.")
-    assert state(not_met)[0] == "not-met"
+    assert state(record_of(not_met))[0] == "not-met"
 
 
 def test_undecided_says_how_much_data_would_decide(undecided):
-    sentence = plain(verdict_sentence(undecided))
+    sentence = plain(verdict_sentence(record_of(undecided)))
     assert "it appears to lose 0.6 % (at most 1.6 % with 95 % confidence)" in sentence
     assert "120 samples are too few" in sentence
     assert "about 620 would be enough" in sentence
-    assert state(undecided)[0] == "undecided"
+    assert state(record_of(undecided))[0] == "undecided"
 
 
 def test_undecidable_sample_has_no_bound(undecided):
     undecided["evaluation"] |= {"loss_lower": -math.inf, "loss_upper": math.inf, "needed_samples": None}
-    sentence = plain(verdict_sentence(undecided))
+    sentence = plain(verdict_sentence(record_of(undecided)))
     assert "∞" not in sentence
     assert "would be enough" not in sentence
 
 
 def test_gain_is_no_loss(record):
     record["evaluation"] |= {"loss": -0.002}
-    assert "it loses nothing measurable (at most 0.21 %" in plain(verdict_sentence(record))
+    assert "it loses nothing measurable (at most 0.21 %" in plain(verdict_sentence(record_of(record)))
 
 
 def test_perplexity_rises(language):
-    sentence = plain(verdict_sentence(language))
+    sentence = plain(verdict_sentence(record_of(language)))
     assert "its perplexity rises from 24.10 to 24.82, by 3 % (at most 4 % with 95 % confidence)" in sentence
     assert sentence.endswith("inside the 5 % budget.")
     language["evaluation"] |= {"verdict": "undecided"}
-    sentence = plain(verdict_sentence(language))
+    sentence = plain(verdict_sentence(record_of(language)))
     assert "appears to rise" in sentence
     assert "20 windows are too few" in sentence
     language["evaluation"] |= {"verdict": "met", "loss": -0.01, "quantized_score": 23.859}
-    assert "does not rise, going from 24.10 to 23.86 (at most" in plain(verdict_sentence(language))
+    assert "does not rise, going from 24.10 to 23.86 (at most" in plain(verdict_sentence(record_of(language)))
 
 
 def test_scores_may_be_missing_where_lower_is_better(record):
     record["evaluation"]["metric"] = {"name": "perplexity", "higher_is_better": False}
     record["evaluation"] |= {"float_score": None}
-    assert "its perplexity rises by 0.08 % (at most" in plain(verdict_sentence(record))
+    assert "its perplexity rises by 0.08 % (at most" in plain(verdict_sentence(record_of(record)))
 
 
 def test_what_was_not_evaluated_is_never_met(unjudged, language):
     for evaluation in (None, {}, {"verdict": "met"}):
-        assert state(unjudged | {"evaluation": evaluation})[0] == "no-budget"
-    assert state(unjudged)[2] == "Not evaluated"
-    assert "not evaluated" in verdict_sentence(unjudged)
-    assert "budget" not in verdict_sentence(unjudged)
-    assert state(language)[0] == "met"
+        assert state(record_of(unjudged | {"evaluation": evaluation}))[0] == "no-budget"
+    assert state(record_of(unjudged))[2] == "Not evaluated"
+    assert "not evaluated" in verdict_sentence(record_of(unjudged))
+    assert "budget" not in verdict_sentence(record_of(unjudged))
+    assert state(record_of(language))[0] == "met"
 
 
 def test_bits_per_weight_take_the_place_of_an_unmeasured_speed(language, record):
-    assert bits_per_weight(language["plan"]) == 8 * 2320 / 64**2
-    assert [fact.label for fact in facts(language)] == ["Size on disk", "Bits per weight", "Loss", "Budget"]
-    assert facts(record)[1].label == "Speed"
-    assert bits_per_weight([row for row in record["plan"] if row["role"] == "embedding"]) is None
+    assert bits_per_weight(record_of(language).plan) == 8 * 2320 / 64**2
+    assert [fact.label for fact in facts(record_of(language))] == ["Size on disk", "Bits per weight", "Loss", "Budget"]
+    assert facts(record_of(record))[1].label == "Speed"
+    assert bits_per_weight([row for row in record_of(record).plan if row.role == "embedding"]) is None
 
 
 @pytest.mark.parametrize(
@@ -92,29 +93,29 @@ def test_bits_per_weight_take_the_place_of_an_unmeasured_speed(language, record)
 )
 def test_sentence_claims_only_what_was_measured(record, missing, says):
     record[missing] = None
-    assert says in verdict_sentence(record)
+    assert says in verdict_sentence(record_of(record))
 
 
 def test_speed_is_that_of_bitwright_alone(record):
     for row in record["speed"]["rows"]:
         row["ratio_to_fp32"] = 4.0 if row["runtime"] == "bitwright" else 9.0
-    assert "4.0 times faster" in verdict_sentence(record)
-    assert facts(record)[1].value == "4.0×"
+    assert "4.0 times faster" in verdict_sentence(record_of(record))
+    assert facts(record_of(record))[1].value == "4.0×"
 
 
 def test_no_budget(record):
     record["evaluation"] |= {"max_loss": None, "verdict": None}
-    assert verdict_sentence(record).endswith("no budget was set.")
-    assert state(record)[0] == "no-budget"
+    assert verdict_sentence(record_of(record)).endswith("no budget was set.")
+    assert state(record_of(record))[0] == "no-budget"
 
 
 def test_facts(record, minimal):
-    assert [plain(fact.value) for fact in facts(record)] == ["23.3 MB", "2.4×", "0.08 %", "1 %"]
-    assert {fact.value for fact in facts(minimal)} == {"–"}
+    assert [plain(fact.value) for fact in facts(record_of(record))] == ["23.3 MB", "2.4×", "0.08 %", "1 %"]
+    assert {fact.value for fact in facts(record_of(minimal))} == {"–"}
 
 
 def test_a_busy_machine_is_told(record):
     record["speed"]["other_load_cores"] = 0.1
-    assert "busy" not in verdict_sentence(record)
+    assert "busy" not in verdict_sentence(record_of(record))
     record["speed"]["other_load_cores"] = 0.98
-    assert "times faster (timed while other programs kept 1.0 cores busy" in plain(verdict_sentence(record))
+    assert "times faster (timed while other programs kept 1.0 cores busy" in plain(verdict_sentence(record_of(record)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bitwright.recipe import Recipe
+from bitwright.record import LayerRow
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
 from bitwright.search.measured import Measure, Measured
 
@@ -124,18 +125,13 @@ def test_rows_name_what_was_kept_and_what_was_chosen() -> None:
     chosen, steps = find_fallback(budgeted(0.01), lambda: ("a", "b", "c"), by_units(additive(weights)))
     assert chosen.recipe == budgeted(0.01).with_fallback(("b",), chosen.recipe.rules[0].reason)
     rows = step_rows(steps, chosen)
-    assert [row["units"] for row in rows] == [[], ["a"], ["a", "b"], ["b"]]
-    assert [row["n_fallback"] for row in rows] == [0, 1, 2, 1]
-    assert [row["unit"] for row in rows] == [None, "a", "b", "b"]
-    assert [row["chosen"] for row in rows] == [False, False, False, True]
+    assert [row.units for row in rows] == [(), ("a",), ("a", "b"), ("b",)]
+    assert [row.n_fallback for row in rows] == [0, 1, 2, 1]
+    assert [row.unit for row in rows] == [None, "a", "b", "b"]
+    assert [row.chosen for row in rows] == [False, False, False, True]
 
 
 def test_units_are_ranked_by_the_worst_error_of_their_linears() -> None:
-    account = [
-        {"unit": "0.qkv", "error": 0.1},
-        {"unit": "0.qkv", "error": 0.3},
-        {"unit": "0.down"},
-        {"unit": "0.gate_up", "error": 0.2},
-        {"unit": "1.down"},
-    ]
+    errors = [("0.qkv", 0.1), ("0.qkv", 0.3), ("0.down", None), ("0.gate_up", 0.2), ("1.down", None)]
+    account = [LayerRow("linear", 0, "ffn", unit, error=error) for unit, error in errors]
     assert units_by_error(account) == ("0.qkv", "0.gate_up", "0.down", "1.down")

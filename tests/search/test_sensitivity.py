@@ -27,11 +27,11 @@ def additive(names: frozenset[str]) -> Reading:
 def test_units_are_ranked_by_their_distance() -> None:
     found = measure_sensitivity(SITES, additive, Journal(None, ""))
     assert ranked_units(found) == ("b.0.f", "b.1.f", "b.0.qkv")
-    ones = [row["name"] for row in found["rows"] if row["mode"] == "one"]
+    ones = [row.name for row in found.rows if row.mode == "one"]
     assert ones == ["b.0.f", "b.1.f", "b.0.k", "b.0.q"]
-    reverse = [row["name"] for row in found["rows"] if row["mode"] == "all but one"]
+    reverse = [row.name for row in found.rows if row.mode == "all but one"]
     assert reverse == ones  # with additive errors, leaving out the worst helps most
-    assert found["spearman_with_metric_loss"] == pytest.approx(1.0)
+    assert found.spearman_with_metric_loss == pytest.approx(1.0)
 
 
 def test_groups_are_roles_of_blocks_and_of_the_model() -> None:
@@ -46,8 +46,8 @@ def test_a_distance_that_is_not_a_number_ranks_first() -> None:
         return Reading(math.nan, 0, 0, 0, 0) if names == {"b.0.q"} else additive(names)
 
     found = measure_sensitivity(SITES, broken, Journal(None, ""))
-    assert found["rows"][0]["name"] == "b.0.q"
-    assert found["rows"][0]["emd"] == math.inf
+    assert found.rows[0].name == "b.0.q"
+    assert found.rows[0].emd == math.inf
 
 
 def test_emd_is_blind_to_permutations_and_rank_flips_are_not() -> None:

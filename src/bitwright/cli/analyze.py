@@ -7,6 +7,7 @@ import click
 
 from bitwright.cli.options import build_recipe, data_options, scheme_options
 from bitwright.cli.terminal import Column, TerminalProgress, out, print_json, table
+from bitwright.record import LayerRow, from_data
 
 # heading, rows of the finding, mode: "groups" of the whole model, then single linears from both sides.
 _TABLES = (
@@ -90,15 +91,14 @@ def _print_errors(found: dict[str, Any], top: int) -> None:
     def share(value: float | None) -> str:
         return fixed(value, 2) if value is None else f"{fixed(100 * value, 2)} %"
 
-    rows = error_rows(found)
-    methods = sorted({row["method"] for row in rows})
-    compares = any(row.get("error_rtn") is not None for row in rows)
+    rows = error_rows([from_data(LayerRow, row) for row in found["layers"]])
+    methods = sorted({row.method for row in rows if row.method})
+    compares = any(row.error_rtn is not None for row in rows)
     columns: list[Column] = [("#", "right"), ("linear", "name"), "stored as", ("error", "right")]
     columns += [(name, "right") for name in (*["by rtn"] * compares, "SQNR dB", "cosine")]
     cells = [
-        [str(i), row["name"] + (f" × {row['count']}" if row.get("count") else ""), row["scheme"],
-         share(row.get("error")), *[share(row.get("error_rtn"))] * compares,
-         fixed(row.get("sqnr_db"), 1), fixed(row.get("cosine"), 5)]
+        [str(i), row.name + (f" × {row.count}" if row.count else ""), row.scheme or "", share(row.error),
+         *[share(row.error_rtn)] * compares, fixed(row.sqnr_db, 1), fixed(row.cosine, 5)]
         for i, row in enumerate(rows[:top], 1)
     ]  # fmt: skip
     title = _titled(f"Error of each linear's outputs by {', '.join(methods)}", len(rows), top)

@@ -10,6 +10,7 @@ import click
 
 from bitwright.cli.options import build_recipe, scheme_options
 from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, table
+from bitwright.record import Evidence, PlanRow, UnitEvidence
 
 _SHORT = {"attention_output": "attn. output", "expert": "experts"}  # roles in columns
 _METHODS = {"smoothquant": "smooth", "smoothquant_gptq": "smooth+gptq", "awq_gptq": "awq+gptq"}
@@ -76,34 +77,34 @@ def command(
 
 def print_plan(found: dict[str, Any]) -> None:
     """Evidence, decision, what was rejected, and the plan by group."""
-    decision = found["decision"]
+    decision: Evidence | None = found["decision"]
     if decision is None:
         out.print("Nothing to decide: the recipe names every method (`--method auto` lets the model decide).\n")
     else:
-        if decision["units"]:
-            _print_evidence(decision["units"])
-        rows = [["decision", decision["reason"]]]
-        if decision["overruled"]:
-            rows.append(["overruled", f"the recipe itself names the method of {decision['overruled']} linears"])
-        rows += [[f"not {row['method']}", row["why"]] for row in decision["rejected"]]
+        if decision.units:
+            _print_evidence(decision.units)
+        rows = [["decision", decision.reason]]
+        if decision.overruled:
+            rows.append(["overruled", f"the recipe itself names the method of {decision.overruled} linears"])
+        rows += [[f"not {row.method}", row.why] for row in decision.rejected]
         out.print(table("", ["", ("", "prose")], [*rows, ["cost", _cost(decision)]], header=False), "")
     _print_groups(found)
 
 
-def _print_evidence(units: Sequence[dict[str, Any]]) -> None:
+def _print_evidence(units: Sequence[UnitEvidence]) -> None:
     """What was seen, by role: features, and the error that each method would leave."""
     from bitwright.report.wording import fixed, percent, words
 
-    roles = list(dict.fromkeys(unit["role"] for unit in units))
-    of = {role: [unit for unit in units if unit["role"] == role] for role in roles}
+    roles = list(dict.fromkeys(unit.role for unit in units))
+    of = {role: [unit for unit in units if unit.role == role] for role in roles}
     columns: list[Column] = ["sets of linears", *((title, "right") for title in (
         "sets", "weights", "tail", "kurtosis", "channel", "INT4", "INT8"
     ))]  # fmt: skip
     rows = [
         [
-            words(role), str(len(group)), f"{sum(unit['n_weights'] for unit in group) / 1e6:.3g} M",
-            *(fixed(max(unit[key] for unit in group), 1) for key in ("tail", "kurtosis", "channel_ratio")),
-            *(percent(median(unit[key] for unit in group)) for key in ("error_int4", "error_int8")),
+            words(role), str(len(group)), f"{sum(unit.n_weights for unit in group) / 1e6:.3g} M",
+            *(fixed(max(getattr(unit, key) for unit in group), 1) for key in ("tail", "kurtosis", "channel_ratio")),
+            *(percent(median(getattr(unit, key) for unit in group)) for key in ("error_int4", "error_int8")),
         ]
         for role, group in of.items()
     ]  # fmt: skip
@@ -113,13 +114,13 @@ def _print_evidence(units: Sequence[dict[str, Any]]) -> None:
         "feature / median one. INT4, INT8: how far rounding the weights moves outputs.\n",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    chosen = Counter((unit["role"], unit["method"]) for unit in units)
-    methods = list(dict.fromkeys(method for unit in units for method in unit["expected"]))
+    chosen = Counter((unit.role, unit.method) for unit in units)
+    methods = list(dict.fromkeys(method for unit in units for method in unit.expected))
     columns = ["method", *((_SHORT.get(role, words(role)), "right") for role in roles), ("chosen for", "right")]
     rows = [
         [
             _METHODS.get(method, method),
-            *(percent(median(u["expected"][method] for u in of[role] if method in u["expected"])) for role in roles),
+            *(percent(median(u.expected[method] for u in of[role] if method in u.expected)) for role in roles),
             f"{sum(chosen[role, method] for role in roles)} sets",
         ]
         for method in methods
@@ -127,10 +128,10 @@ def _print_evidence(units: Sequence[dict[str, Any]]) -> None:
     out.print(table("Expected error of outputs, weights and inputs together (median)", columns, rows), "")
 
 
-def _cost(decision: dict[str, Any]) -> str:
+def _cost(decision: Evidence) -> str:
     from bitwright.report.wording import seconds, size
 
-    cost, there = decision["cost"], decision["resources"]
+    cost, there = decision.cost, decision.resources
     took, had = (f"{seconds(found['seconds'])} and {size(found['memory_bytes'])}" for found in (cost, there))
     return f"calibrating on at most {cost['n_tokens']:,} tokens takes {took} of memory; there are {had}"
 
@@ -139,18 +140,18 @@ def _print_groups(found: dict[str, Any]) -> None:
     """The plan by role, scheme and method."""
     from bitwright.report.wording import size, words
 
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in found["plan"]:
-        groups.setdefault((row["role"], row["scheme"], row["method"]), []).append(row)
+    plan: Sequence[PlanRow] = found["plan"]
+    groups: dict[tuple[str, str, str], list[PlanRow]] = {}
+    for row in plan:
+        groups.setdefault((row.role, row.scheme, row.method), []).append(row)
     rows = [
-        [words(role), str(len(members)), scheme, method, *(
-            size(sum(row[key] for row in members)) for key in ("bytes_before", "bytes_after")
-        )]
+        [words(role), str(len(members)), scheme, method, size(sum(row.bytes_before for row in members)),
+         size(sum(row.bytes_after for row in members))]
         for (role, scheme, method), members in groups.items()
     ]  # fmt: skip
-    total = [size(sum(row[key] for row in found["plan"])) for key in ("bytes_before", "bytes_after")]
+    total = [size(sum(row.bytes_before for row in plan)), size(sum(row.bytes_after for row in plan))]
     columns: list[Column] = ["group", ("n", "right"), "scheme", "method", ("before", "right"), ("after", "right")]
-    out.print(table(f"Plan for {found['model']}", columns, [*rows, ["all", str(len(found["plan"])), "", "", *total]]))
+    out.print(table(f"Plan for {found['model']}", columns, [*rows, ["all", str(len(plan)), "", "", *total]]))
 
 
 def print_sizes(sizes: dict[str, Any]) -> None:

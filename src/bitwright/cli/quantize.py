@@ -11,6 +11,7 @@ import click
 from bitwright.cli.options import build_recipe, data_options, scheme_options
 from bitwright.cli.terminal import Column, TerminalProgress, err, fraction, out, print_json, table
 from bitwright.errors import InputError
+from bitwright.record import Front, PlanRow, Record
 
 _OVER_BUDGET = 3  # the exit code
 
@@ -94,13 +95,13 @@ def command(
             speed=speed, trust_remote_code=trust_remote_code, command=shlex.join(["bitwright", *sys.argv[1:]]),
             progress=progress,
         )  # fmt: skip
-    print_json(result.record) if as_json else print_result(result.record, result.directory)
-    remarks = [f"warning: {text}" for text in result.record["warnings"]]
-    evaluation_, front = result.record.get("evaluation"), result.record.get("front")
-    if evaluation_ and result.exit_code == _OVER_BUDGET and evaluation_["verdict"] != "met":
-        remarks.append(f"budget {evaluation_['verdict']}: {evaluation_['sentence']}")
-    if front and not front["met"]:
-        remarks.append(f"no variant is {front['min_speedup']:g} times as fast with its loss inside the budget")
+    print_json(result.record) if as_json else print_result(result.measured, result.directory)
+    remarks = [f"warning: {text}" for text in result.measured.warnings]
+    evaluation_, front = result.measured.evaluation, result.measured.front
+    if evaluation_ and result.exit_code == _OVER_BUDGET and evaluation_.verdict != "met":
+        remarks.append(f"budget {evaluation_.verdict}: {evaluation_.sentence}")
+    if front and not front.met:
+        remarks.append(f"no variant is {front.min_speedup:g} times as fast with its loss inside the budget")
     for remark in remarks:
         err.print(f"bitwright: {remark}", markup=False, soft_wrap=True)
     return int(result.exit_code)
@@ -108,17 +109,17 @@ def command(
 
 def print_preview(preview: dict[str, Any]) -> None:
     """The plan, why it is so, and what the run would cost."""
-    from bitwright.report.account import collapsed
+    from bitwright.report.account import PlanLine, collapsed
     from bitwright.report.wording import number, seconds, size, words
 
-    def decision(row: dict[str, Any]) -> tuple[str, str]:
-        return (row["scheme"] if row["method"] == "cast" else f"{row['scheme']}, {row['method']}", row["reason"])
+    def decision(row: PlanRow | PlanLine) -> tuple[str, str]:
+        return (row.scheme if row.method == "cast" else f"{row.scheme}, {row.method}", row.reason)
 
     plan, cost = preview["plan"], preview["estimate"]
     decisions = list(dict.fromkeys(map(decision, plan)))
     rows = [
-        [f"{row['name']} × {number(row['count'])}" if row.get("count") else row["name"], words(row["role"]),
-         row["scheme"], str(decisions.index(decision(row)) + 1), size(row["bytes_after"])]
+        [f"{row.name} × {number(row.count)}" if row.count else row.name, words(row.role), row.scheme,
+         str(decisions.index(decision(row)) + 1), size(row.bytes_after)]
         for row in collapsed(plan)
     ]  # fmt: skip
     columns: list[Column] = [("layer", "name"), "role", "scheme", ("#", "right"), ("size", "right")]
@@ -135,32 +136,32 @@ def print_preview(preview: dict[str, Any]) -> None:
     )
 
 
-def print_result(record: dict[str, Any], directory: Path) -> None:
+def print_result(record: Record, directory: Path) -> None:
     """What it cost and what it brought, in a few lines."""
     from bitwright.report import verdict_sentence
     from bitwright.report.wording import seconds
 
     out.print(f"\n{verdict_sentence(record)}\n", markup=False)
     rows = [*_loss_rows(record), *_layer_rows(record), *_runtime_rows(record)]
-    rows.append(["time", seconds(record["timings_s"]["total"])])
+    rows.append(["time", seconds(record.timings_s["total"])])
     shown = [[row[0] if i == 0 or row[0] != rows[i - 1][0] else "", row[1]] for i, row in enumerate(rows)]
     out.print(table("", ["", ("", "prose")], shown, header=False))
-    if front := record.get("front"):
-        out.print("", _front_table(front))
+    if record.front:
+        out.print("", _front_table(record.front))
     out.print(f"\n{directory}/report.html", soft_wrap=True, markup=False)
 
 
-def _front_table(front: dict[str, Any]) -> Any:
+def _front_table(front: Front) -> Any:
     """What more and fewer units in 16 bit bring and cost."""
     from bitwright.report.wording import number, percent, ratio, size
 
     rows = [
         [
-            f"{number(row['n_fallback'])} of {number(front['n_units'])}",
-            ratio(row["speedup"]), percent(row["loss"]), percent(row["held_out"]["loss"]), size(row["bytes"]),
-            "chosen" if row["chosen"] else "" if row["on_front"] else "dominated",
+            f"{number(row.n_fallback)} of {number(front.n_units)}",
+            ratio(row.speedup), percent(row.loss), percent(row.held_out.loss), size(row.bytes),
+            "chosen" if row.chosen else "" if row.on_front else "dominated",
         ]
-        for row in front["rows"]
+        for row in front.rows
     ]  # fmt: skip
     columns: list[Column] = [
         ("in 16 bit", "right"), ("speed", "right"), ("loss, tuning", "right"), ("held out", "right"), ("size", "right"),
@@ -169,42 +170,41 @@ def _front_table(front: dict[str, Any]) -> Any:
     return table("Speed (against the faster of float32 and bf16) and loss", columns, rows)
 
 
-def _loss_rows(record: dict[str, Any]) -> list[list[str]]:
+def _loss_rows(record: Record) -> list[list[str]]:
     from bitwright.report.verdict import held_out
     from bitwright.report.wording import alike, percent, size
 
-    sizes, found = record["size"], record.get("evaluation")
-    on_disk = ["size", f"{size(sizes['source_bytes'])} → {size(sizes['checkpoint_bytes'])}"]
-    if not found:
+    found = record.evaluation
+    on_disk = ["size", f"{size(record.size.source_bytes)} → {size(record.size.checkpoint_bytes)}"]
+    if found is None:
         return [["loss", "not evaluated: what this costs in accuracy is not known"], on_disk]
-    metric = found["metric"]
-    scores = " → ".join(alike(found["float_score"], found["quantized_score"]))
-    bounds = f"between {percent(found['loss_lower'])} and {percent(found['loss_upper'])} (each 95 % sure)"
+    scores = " → ".join(alike(found.float_score, found.quantized_score))
+    bounds = f"between {percent(found.loss_lower)} and {percent(found.loss_upper)} (each 95 % sure)"
     rows = [
-        ["budget", f"{found['verdict']}: {percent(found['max_loss'])} allowed"],
-        ["loss", f"{percent(found['loss'])}, {bounds}"],
-        ["metric", f"{metric['name']} {scores}, {held_out(found)}"],
+        ["budget", f"{found.verdict}: {percent(found.max_loss)} allowed"],
+        ["loss", f"{percent(found.loss)}, {bounds}"],
+        ["metric", f"{found.metric.name} {scores}, {held_out(found)}"],
     ]
-    if metric.get("protocol"):
-        rows.append(["protocol", metric["protocol"]])
+    if found.metric.protocol:
+        rows.append(["protocol", found.metric.protocol])
     return [*rows, on_disk]
 
 
-def _layer_rows(record: dict[str, Any]) -> list[list[str]]:
+def _layer_rows(record: Record) -> list[list[str]]:
     """How the linears are stored, and which came out worst."""
     from bitwright.report.account import error_rows, has_errors
     from bitwright.report.experts import expert_blocks
     from bitwright.report.wording import number, percent
 
-    linears = [row for row in record["plan"] if row["role"] != "embedding"]
-    stored = Counter("16 bit" if row["method"] == "cast" else f"{row['scheme']}, {row['method']}" for row in linears)
+    linears = [row for row in record.plan if row.role != "embedding"]
+    stored = Counter("16 bit" if row.method == "cast" else f"{row.scheme}, {row.method}" for row in linears)
     rows = [["linears", f"{number(count)} of {number(len(linears))}: {how}"] for how, count in stored.most_common()]
-    if has_errors(record):
-        worst = next((row for row in error_rows(record) if not row.get("fallback")), None)
+    if has_errors(record.layers):
+        worst = next((row for row in error_rows(record.layers) if not row.fallback), None)
         if worst is not None:
-            plain = f", {percent(worst['error_rtn'])} by rtn" if worst.get("error_rtn") is not None else ""
-            rows.append(["worst", f"{worst['name']}: outputs move by {percent(worst['error'])}{plain}"])
-    blocks = expert_blocks(record)
+            plain = f", {percent(worst.error_rtn)} by rtn" if worst.error_rtn is not None else ""
+            rows.append(["worst", f"{worst.name}: outputs move by {percent(worst.error)}{plain}"])
+    blocks = expert_blocks(record.layers)
     if starved := sum(block.n_starved for block in blocks):
         n_experts = sum(len(block.tokens) for block in blocks)
         too_few = f"{number(starved)} of {number(n_experts)} saw too few calibration tokens"
@@ -212,16 +212,16 @@ def _layer_rows(record: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _runtime_rows(record: dict[str, Any]) -> list[list[str]]:
+def _runtime_rows(record: Record) -> list[list[str]]:
     from bitwright.report.wording import milliseconds, ratio
 
     rows = [
-        ["speed", f"{ratio(row['ratio_to_fp32'])} float32, {milliseconds(row['median_ms'])} ms, "
-                  f"batch {row['batch']} × {row['tokens']} tokens"]
-        for row in (record.get("speed") or {}).get("rows", [])
-        if row["runtime"] == "bitwright"
+        ["speed", f"{ratio(row.ratio_to_fp32)} float32, {milliseconds(row.median_ms)} ms, "
+                  f"batch {row.batch} × {row.tokens} tokens"]
+        for row in (record.speed.rows if record.speed else ())
+        if row.runtime == "bitwright"
     ]  # fmt: skip
-    words = {True: "ok", False: "FAILED: {detail}", None: "{detail}"}
-    return rows + [
-        ["checked", f"{row['target']}: {words[row['ok']].format(**row)}"] for row in record.get("verify") or []
-    ]
+    for check in record.verify or ():
+        said = {True: "ok", False: f"FAILED: {check.detail}", None: check.detail}[check.ok]
+        rows.append(["checked", f"{check.target}: {said}"])
+    return rows

@@ -15,9 +15,9 @@ from bitwright.pipeline.request import Texts
 from bitwright.pipeline.resources import job_cost, resources
 from bitwright.pipeline.unit_features import measure_features
 from bitwright.pipeline.variants import calibration_batches
-from bitwright.plan import plan_rows
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import AUTO, Recipe, recipe_yaml, scheme_of
+from bitwright.record import Evidence, RejectedMethod, UnitEvidence
 from bitwright.search.cost import Resources
 from bitwright.search.decide import Decision, decide, too_expensive
 from bitwright.search.features import Features
@@ -62,35 +62,35 @@ def plan(
     """What `quantize` would do with a model, and why. Writes nothing.
 
     Returns:
-        {"model", "decision": `decision_facts` or None, "plan": rows as in the Record, "recipe": YAML}
+        {"model", "decision" and "plan": as in the Record, "recipe": YAML}
     """
     job = open_job(model, recipe, texts or Texts(), trust_remote_code=trust_remote_code)
     job = resolve_auto(job, progress, available)
     return {
         "model": job.opened.loaded.name,
         "decision": None if job.decision is None else decision_facts(job.decision),
-        "plan": plan_rows(job.plan),
+        "plan": job.plan,
         "recipe": recipe_yaml(job.recipe),
     }
 
 
-def decision_facts(decision: Decision) -> dict[str, Any]:
+def decision_facts(decision: Decision) -> Evidence:
     """The Record's `decision`: features of every unit with the method that it got, and what was rejected."""
     units = []
     for features, choice in zip(decision.features, decision.choices, strict=True):
         facts = {key: value for key, value in asdict(features).items() if key != "sites"}
-        linears = [site.name for site in features.sites]
-        units.append({**facts, "linears": linears, "method": choice.method, "reason": choice.reason})
-    return {
-        "reason": decision.reason,
-        "rtn_loss": decision.rtn_loss,
-        "tolerable_error": decision.tolerable if math.isfinite(decision.tolerable) else None,
-        "overruled": decision.overruled,
-        "units": units,
-        "rejected": [asdict(row) for row in decision.rejected],
-        "cost": asdict(decision.cost),
-        "resources": asdict(decision.resources),
-    }
+        linears = tuple(site.name for site in features.sites)
+        units.append(UnitEvidence(**facts, linears=linears, method=choice.method, reason=choice.reason))
+    return Evidence(
+        reason=decision.reason,
+        rtn_loss=decision.rtn_loss,
+        tolerable_error=decision.tolerable if math.isfinite(decision.tolerable) else None,
+        overruled=decision.overruled,
+        units=tuple(units),
+        rejected=tuple(RejectedMethod(row.method, row.why) for row in decision.rejected),
+        cost=asdict(decision.cost),
+        resources=asdict(decision.resources),
+    )
 
 
 def _sample(job: Job) -> list[dict[str, Tensor]]:

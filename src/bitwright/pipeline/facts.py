@@ -1,8 +1,8 @@
 """What the Record says of a finished job."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, quantized_names
 from bitwright.quantizing.layers import Quantized
-from bitwright.record import Record
+from bitwright.record import Evaluation, LayerRow, Metric, ModelFacts, Size, Verification, from_data
 from bitwright.runtime.verify import compared, verify
 from bitwright.search.journal import Journal
 
@@ -23,74 +23,69 @@ _CRUSHED = 0.3  # error of an ordinary token from rounding the input alone; 8 bi
 _VERIFY_SHAPE = (4, 32)  # sequences × tokens that every runtime must agree on
 
 
-def evaluation_facts(
-    job: Job, interval: Interval, float_outputs: Outputs, quant_outputs: Outputs
-) -> tuple[dict[str, Any], bool]:
-    """The Record's `evaluation`, and whether the budget is met."""
+def evaluation_facts(job: Job, interval: Interval, float_outputs: Outputs, quant_outputs: Outputs) -> Evaluation:
+    """The Record's `evaluation`."""
     task, budget = job.scored.held_out, job.recipe.budget
     verdict = judge(interval, budget.max_loss)
     float_score, quantized_score = task.scores(float_outputs, quant_outputs)
-    met = verdict.verdict == "met" or (
-        verdict.verdict == "undecided" and budget.accept_point_estimate and interval.loss <= budget.max_loss
+    inside = verdict.verdict == "undecided" and interval.loss <= budget.max_loss
+    return Evaluation(
+        metric=Metric(
+            name=task.kind.metric,
+            kind=task.kind.name,
+            task=task.name,
+            unit=task.kind.unit,
+            label_free=task.kind.label_free,
+            higher_is_better=task.kind.higher_is_better,
+            protocol=getattr(task.kind, "protocol", None),
+        ),
+        n_tuning=job.scored.tuning.n_units,
+        n_held_out=interval.n_units,
+        float_score=float_score,
+        quantized_score=quantized_score,
+        loss=interval.loss,
+        loss_lower=interval.lower,
+        loss_upper=interval.upper,
+        confidence=interval.confidence,
+        max_loss=budget.max_loss,
+        verdict=verdict.verdict,
+        sentence=verdict.sentence,
+        needed_samples=verdict.needed_samples,
+        accepted_point_estimate=inside and budget.accept_point_estimate,
+        companions=task.companions(float_outputs, quant_outputs),
+        seed=job.recipe.seed,
     )
-    facts = {
-        "metric": {
-            "name": task.kind.metric,
-            "kind": task.kind.name,
-            "task": task.name,
-            "unit": task.kind.unit,
-            "label_free": task.kind.label_free,
-            "higher_is_better": task.kind.higher_is_better,
-            "protocol": getattr(task.kind, "protocol", None),
-        },
-        "n_tuning": job.scored.tuning.n_units,
-        "n_held_out": interval.n_units,
-        "float_score": float_score,
-        "quantized_score": quantized_score,
-        "loss": interval.loss,
-        "loss_lower": interval.lower,
-        "loss_upper": interval.upper,
-        "confidence": interval.confidence,
-        "max_loss": budget.max_loss,
-        "verdict": verdict.verdict,
-        "sentence": verdict.sentence,
-        "needed_samples": verdict.needed_samples,
-        "accepted_point_estimate": met and verdict.verdict != "met",
-        "companions": task.companions(float_outputs, quant_outputs),
-        "seed": job.recipe.seed,
-    }
-    return facts, met
 
 
-def model_facts(job: Job) -> dict[str, Any]:
+def model_facts(job: Job) -> ModelFacts:
     """The Record's `model`."""
     loaded = job.opened.loaded
     blocks = {site.block for site in job.opened.sites if site.block is not None}
-    return {
-        "name": loaded.path.name if Path(loaded.name).is_dir() else loaded.name,
-        "source": loaded.name,
-        "model_type": loaded.config.model_type,
-        "architectures": list(loaded.config.architectures or []),
-        "task": loaded.task,
-        "n_parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "n_blocks": len(blocks),
-        "license": license_of(loaded.path),
-        "source_sha256": job.source_sha256,
-        "dtype": str(job.opened.dtype).removeprefix("torch."),
-    }
+    return ModelFacts(
+        name=loaded.path.name if Path(loaded.name).is_dir() else loaded.name,
+        source=loaded.name,
+        model_type=loaded.config.model_type,
+        architectures=tuple(loaded.config.architectures or ()),
+        task=loaded.task,
+        n_parameters=sum(p.numel() for p in loaded.model.parameters()),
+        n_blocks=len(blocks),
+        license=license_of(loaded.path),
+        source_sha256=job.source_sha256,
+        dtype=str(job.opened.dtype).removeprefix("torch."),
+    )
 
 
-def size_facts(job: Job, staged: Path) -> dict[str, int]:
+def size_facts(job: Job, staged: Path) -> Size:
     """The Record's `size`."""
-    return {
-        "source_bytes": source_bytes(job.opened.loaded.path),
-        "checkpoint_bytes": sum(file.stat().st_size for file in staged.glob("*.safetensors")),
-        "weights_before": sum(row.bytes_before for row in job.plan),
-        "weights_after": sum(row.bytes_after for row in job.plan),
-    }
+    return Size(
+        source_bytes=source_bytes(job.opened.loaded.path),
+        checkpoint_bytes=sum(file.stat().st_size for file in staged.glob("*.safetensors")),
+        weights_before=sum(row.bytes_before for row in job.plan),
+        weights_after=sum(row.bytes_after for row in job.plan),
+    )
 
 
-def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> list[dict[str, Any]]:
+def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Verification, ...]:
     """The Record's `verify`: the written files against models in memory that never saw them."""
     batch, limit = _VERIFY_SHAPE[0], min(_VERIFY_SHAPE[1], job.model.max_tokens)
     # Real tokens: random ones are far from what the model knows.
@@ -106,47 +101,51 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> list[dic
     elif "transformers" in targets and "sentence-transformers" not in targets:
         targets.append("sentence-transformers")
     compute = "float32" if job.opened.streams else "auto"
-    return verify(staged, targets, ids.numpy(), expected, plain, calls, compute)
+    rows = verify(staged, targets, ids.numpy(), expected, plain, calls, compute)
+    return tuple(from_data(Verification, row) for row in rows)
 
 
-def warnings_of(job: Job, record: Record, journal: Journal) -> list[str]:
+def warnings_of(
+    job: Job, layers: Sequence[LayerRow], evaluation: Evaluation | None, verified: Sequence[Verification],
+    journal: Journal,
+) -> tuple[str, ...]:  # fmt: skip
     """The Record's `warnings`."""
-    texts = [*job.warnings, *_not_as_asked(record["layers"])]
-    evaluation = record.get("evaluation")
+    texts = [*job.warnings, *_not_as_asked(layers)]
     if evaluation is None:
-        return [*texts, "nothing was evaluated: how much accuracy this costs is not known"]
-    if evaluation["n_held_out"] < 2:
+        return (*texts, "nothing was evaluated: how much accuracy this costs is not known")
+    if (evaluation.n_held_out or 0) < 2:
         texts.append("the metric gives a single number: choices were made on the same data that the verdict is about")
-    texts += [f"{row['target']}: {row['detail']}" for row in record["verify"] if row["ok"] is not True]
+    texts += [f"{row.target}: {row.detail}" for row in verified if row.ok is not True]
     if journal.reused:
         texts.append(f"{journal.reused} measurements were taken by an earlier run that was interrupted")
-    return texts
+    return tuple(texts)
 
 
-def _not_as_asked(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _not_as_asked(rows: Sequence[LayerRow]) -> list[str]:
     """What a reader should know of linears that did not get what the recipe asks for."""
     texts = []
-    starved = [row for row in rows if "starved" in row]
-    if starved:
+    if starved := [row for row in rows if row.starved]:
         texts.append(
-            f"{len(starved)} linears of experts saw too few calibration tokens ({starved[0]['name']} "
-            f"{starved[0]['n_tokens']}): the report says what was used instead; calibrate on more text"
+            f"{len(starved)} linears of experts saw too few calibration tokens ({starved[0].name} "
+            f"{starved[0].n_tokens}): the report says what was used instead; calibrate on more text"
         )
-    for reason in dict.fromkeys(row["reason"] for row in rows if "gave_way_to" in row):
-        names = [row["name"] for row in rows if row.get("reason") == reason and "gave_way_to" in row]
+    failed = [row for row in rows if row.gave_way_to]
+    for reason in dict.fromkeys(row.reason for row in failed):
+        names = [row.name for row in failed if row.reason == reason]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         texts.append(f"{names[0]}{more}: rounded to nearest: {reason}")
-    if crushed := [row for row in rows if not row.get("fallback") and row.get("error_input", 0.0) > _CRUSHED]:
-        worst = max(crushed, key=lambda row: float(row["error_input"]))
+    crushed = {row.name: row.error_input for row in rows if not row.fallback and (row.error_input or 0.0) > _CRUSHED}
+    if crushed:
+        worst = max(crushed, key=lambda name: crushed[name] or 0.0)
         texts.append(
-            f"{worst['name']}: a few tokens are so large that its input range leaves an ordinary token an error of "
-            f"{worst['error_input']:.0%} (so {len(crushed)} linears, over {_CRUSHED:.0%}): give them a dynamic scheme "
+            f"{worst}: a few tokens are so large that its input range leaves an ordinary token an error of "
+            f"{crushed[worst]:.0%} (so {len(crushed)} linears, over {_CRUSHED:.0%}): give them a dynamic scheme "
             "by a rule"
         )
     return texts
 
 
-def layer_rows(account: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+def layer_rows(account: Sequence[LayerRow], plan: Plan) -> tuple[LayerRow, ...]:
     """The Record's `layers`: how each linear was quantized, and how well; those that fell back say so."""
     kept = {row.name for row in plan if SCHEMES.get(row.scheme) and SCHEMES[row.scheme].weight is None}
-    return [{**row, "fallback": row["name"] in kept} for row in account]
+    return tuple(replace(row, fallback=row.name in kept) for row in account)

@@ -1,6 +1,7 @@
 """The output error of every linear: known from quantizing where the recipe looked at inputs, else measured."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,45 +18,46 @@ from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
+from bitwright.record import LayerRow
 
 _TOKENS = 8192  # of a language model's tuning windows that errors are measured on: several per input feature
 _BATCH = 16  # texts
 
 
-def layers_by_error(job: Job, quantized: Quantized, progress: Progress) -> list[dict[str, Any]]:
+def layers_by_error(job: Job, quantized: Quantized, progress: Progress) -> list[LayerRow]:
     """The account of a quantized model, largest relative output error first. Where the recipe looked at no input, the
     errors are measured now: on tuning texts, in one pass over the float model in the memory of one block.
     """
-    account = [dict(row) for row in quantized.account]
-    if not any("error" in row for row in account):
+    account = list(quantized.account)
+    if all(row.error is None for row in account):
         progress.say("measuring the output error of every linear")
-        measured = output_error_rows(job.opened.loaded, quantized, _batches(job))
-        errors = {row["name"]: row for row in measured}
-        account = [row | errors[row["name"]] for row in account]
-    return sorted(account, key=lambda row: -row.get("error", -1.0))
+        errors = errors_by_linear(job.opened.loaded, quantized, _batches(job))
+        account = [replace(row, **errors[row.name]) for row in account]
+    return sorted(account, key=lambda row: 1.0 if row.error is None else -row.error)
 
 
-def output_error_rows(
+def errors_by_linear(
     loaded: LoadedModel, quantized: Quantized, batches: Sequence[Mapping[str, Tensor]]
-) -> list[dict[str, Any]]:
-    """Per linear {name, n_tokens, error, sqnr_db, cosine}: how far rounding the weight moves the linear's own outputs.
+) -> dict[str, dict[str, Any]]:
+    """Linear -> {n_tokens, error, sqnr_db, cosine}, as its `LayerRow` has them: how far rounding the weight moves the
+    linear's own outputs.
 
     loaded: where the model lies; its own modules are neither used nor changed. Of an expert that no token reached, the
     error is that of its weight.
     """
     opened = loaded.reopen()
     sites = [site for site in find_linears(opened.model, opened.architecture) if site.name in quantized.layers]
-    rows: list[dict[str, Any]] = []
+    errors: dict[str, dict[str, Any]] = {}
     for stage in stream_lazily(opened, sites, batches, fast=True):
         seen = stage.observe(stage.sites, partial(observe, gram=True, histogram=False, fast=stage.fast))
         for site in stage.sites:
             weight, stats = opened.model.get_parameter(f"{site.name}.weight").detach(), seen.get(site.name)
             rounded = quantized.layers[site.name].load().weight.dequantize()
-            facts = {"name": site.name, "n_tokens": 0 if stats is None else stats.n_tokens}
-            rows.append(facts | output_errors(weight, rounded, stats))
-        if len(rows) == len(sites):
+            n_tokens = 0 if stats is None else stats.n_tokens
+            errors[site.name] = {"n_tokens": n_tokens, **output_errors(weight, rounded, stats)}
+        if len(errors) == len(sites):
             break  # what this stage puts out is nobody's input
-    return rows
+    return errors
 
 
 def _batches(job: Job) -> list[dict[str, Tensor]]:

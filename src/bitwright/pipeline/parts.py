@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -14,18 +13,19 @@ from bitwright.pipeline.scored import as_texts
 from bitwright.pipeline.swapped import folded, only_quantized, quantized_modules
 from bitwright.progress import Progress, tracking
 from bitwright.quantizing.layers import Quantized
+from bitwright.record import Sensitivity
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import Reading, measure_sensitivity, read_outputs
 
 _MAX_TASK_TEXTS = 400  # texts that every variant of the model encodes for its metric loss
 
 
-def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> dict[str, Any]:
+def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Sensitivity:
     """The Record's `sensitivity`: every linear, unit and group of the model."""
     sites = [site for site in job.opened.sites if site.name in quantized.layers]
     track = tracking(progress, "sensitivity of every layer")
     found = measure_sensitivity(sites, _reader(job, quantized), journal, track=track)
-    return found | {"n_samples": len(job.scored.probe), "metric": sensitivity_task(job).kind.metric}
+    return replace(found, n_samples=len(job.scored.probe), metric=sensitivity_task(job).kind.metric)
 
 
 def sensitivity_task(job: Job) -> Task:

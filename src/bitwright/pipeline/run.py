@@ -16,57 +16,47 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import bitwright
 from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
-from bitwright.evaluate import paired_bootstrap
 from bitwright.pipeline.decision import decision_facts, resolve_auto
-from bitwright.pipeline.facts import (
-    evaluation_facts,
-    layer_rows,
-    model_facts,
-    size_facts,
-    verify_in_runtimes,
-    warnings_of,
-)
+from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
 from bitwright.pipeline.job import Job, open_job
-from bitwright.pipeline.measuring import on_tuning_data, run_task
+from bitwright.pipeline.judging import Judged, judge_result
+from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts
 from bitwright.pipeline.request import RECIPE_FILE, Asked, make_texts, reproducing_command, resolve_recipe
-from bitwright.pipeline.speed_front import MOST_VARIANTS, measure_front
-from bitwright.pipeline.study import BENCH_SHAPES
-from bitwright.pipeline.value_histograms import describe_distributions
+from bitwright.pipeline.speed_front import MOST_VARIANTS, Timed, measure_front
 from bitwright.pipeline.variants import quantize_model, with_tables, write_variant
 from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
-from bitwright.plan import plan_rows
 from bitwright.progress import Progress, Quiet
-from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe, recipe_yaml
-from bitwright.record import RECORD_FILE, RECORD_VERSION, Record, write_record
+from bitwright.record import RECORD_FILE, Environment, Record, Sensitivity, as_data, from_data, write_record
 from bitwright.report import render_model_card, write_report
-from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.environment import environment
-from bitwright.runtime.load import load
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import ranked_units
-
-_EXIT_UNVERIFIED, _EXIT_OVER_BUDGET = 1, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a run made.
 
+    measured: the Record, typed; `record`: the same as plain data, with the keys of `record.json`.
     exit_code: 0; 3 if the budget is not met, the sample cannot decide it, or the result is not fast enough; 1 if a
     target runtime failed the check.
     """
 
     directory: Path
-    record: Record
+    measured: Record
     exit_code: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Everything measured, as dicts and lists: `result.record["evaluation"]["loss"]`."""
+        data: dict[str, Any] = as_data(self.measured)
+        return data
 
 
 def quantize(
@@ -136,26 +126,26 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -
 
     with job.timed("quantize"):
         quantized = with_tables(job, quantize_model(job, work, progress))
-    found: dict[str, Any] = {}
+    found: list[Sensitivity] = []
 
     def by_sensitivity() -> tuple[str, ...]:
         if not found:
             with job.timed("sensitivity"):
-                found.update(measure_parts(job, quantized, journal, progress))
-        return ranked_units(found)
+                found.append(measure_parts(job, quantized, journal, progress))
+        return ranked_units(found[0])
 
     # A variant of a language model costs a pass of the whole: it is ranked by what was measured while quantizing.
     ranking = partial(units_by_error, quantized.account) if job.opened.streams else by_sensitivity
     chosen: Step | None = None
     steps: list[Step] = []
-    front: Record = {}
+    timed: Timed | None = None
     if asked.judged:
         measure = on_tuning_data(job, quantized, journal, progress)
         with job.timed("search"):
             chosen, steps = find_fallback(job.recipe, ranking, measure)
             if job.recipe.budget.min_speedup is not None:
                 timed = measure_front(job, quantized, ranking(), chosen, measure, work, progress)
-                chosen, front = timed.chosen, timed.facts
+                chosen = timed.chosen
                 steps += [step for step in timed.steps if step not in steps]
         job.timings_s["search"] = round(job.timings_s["search"] - job.timings_s.get("sensitivity", 0.0), 3)
         if asked.sensitivity and not job.opened.streams:
@@ -166,66 +156,33 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -
     with job.timed("write"):
         shutil.rmtree(staged, ignore_errors=True)
         write_variant(final, quantized, staged)
-    record: Record = {
-        "record_version": RECORD_VERSION,
-        "bitwright_version": bitwright.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": asked.command,
-        "exit_code": 0,
-        "model": model_facts(job),
-        "recipe": final.recipe.model_dump(mode="json"),
-        "plan": plan_rows(final.plan),
-        "layers": layer_rows(quantized.account, final.plan),
-        "steps": step_rows(steps, chosen),
-        "sensitivity": found or None,
-        "size": size_facts(final, staged),
-    }
-    if job.decision is not None:
-        record["decision"] = decision_facts(job.decision)
-    if asked.judged:
-        timed_alone = asked.speed and not front
-        record |= _judged(final, staged, quantized, speed=timed_alone, progress=progress) | front
-        if front and not front["front"]["met"] and record["exit_code"] == 0:
-            record["exit_code"] = _EXIT_OVER_BUDGET
+    judged = judge_result(final, staged, quantized, asked, timed, progress) if asked.judged else Judged()
+    layers = layer_rows(quantized.account, final.plan)
     job.timings_s["total"] = round(time.perf_counter() - begun, 3)
-    record |= {
-        "warnings": warnings_of(job, record, journal),
-        "environment": environment(),
-        "timings_s": dict(job.timings_s),
-    }
+    record = Record(
+        bitwright_version=bitwright.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=asked.command,
+        exit_code=judged.exit_code,
+        model=model_facts(job),
+        recipe=final.recipe.model_dump(mode="json"),
+        plan=final.plan,
+        layers=layers,
+        steps=step_rows(steps, chosen),
+        sensitivity=found[0] if found else None,
+        size=size_facts(final, staged),
+        decision=None if job.decision is None else decision_facts(job.decision),
+        evaluation=judged.evaluation,
+        distributions=judged.distributions,
+        verify=judged.verified,
+        front=None if timed is None else timed.front,
+        speed=judged.speed,
+        warnings=warnings_of(job, layers, judged.evaluation, judged.verified or (), journal),
+        environment=from_data(Environment, environment()),
+        timings_s=dict(job.timings_s),
+    )
     _publish(staged, record, final, asked)
-    return Result(asked.out, record, record["exit_code"])
-
-
-def _judged(job: Job, staged: Path, quantized: Quantized, *, speed: bool, progress: Progress) -> Record:
-    """What the Record says of a result that was written: its loss on held-out data, its outputs in each runtime, its
-    speed.
-    """
-    record: Record = {}
-    with job.timed("evaluate"):
-        # Perplexity is a matter of small differences, and nothing here is timed: float32 around the integers.
-        trusted = job.opened.loaded.trust_remote_code
-        final = load(staged, trust_remote_code=trusted, compute="float32" if job.opened.streams else "auto")
-        float_outputs = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
-        quant_outputs = run_task(job.scored.held_out, final, progress, "held-out texts, quantized")
-        interval = paired_bootstrap(job.scored.held_out, float_outputs, quant_outputs, seed=job.recipe.seed)
-    record["evaluation"], met = evaluation_facts(job, interval, float_outputs, quant_outputs)
-    record["exit_code"] = 0 if met else _EXIT_OVER_BUDGET
-    record["distributions"] = None if job.opened.streams else describe_distributions(job, quantized)
-    with job.timed("verify"):
-        progress.say("reloading the result in a clean process, in every target runtime")
-        record["verify"] = verify_in_runtimes(job, staged, quantized)
-    if met and any(row["ok"] is False for row in record["verify"]):
-        record["exit_code"] = _EXIT_UNVERIFIED
-    if speed and not job.opened.streams:
-        del final  # the timed processes need the memory
-        with job.timed("speed"):
-            measured = run_bench(
-                staged, Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3), source=job.opened.loaded.path,
-                rivals=False, progress=progress,
-            )  # fmt: skip
-        record["speed"] = {key: value for key, value in measured.items() if key not in ("size", "blocks")}
-    return record
+    return Result(asked.out, record, record.exit_code)
 
 
 def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:

@@ -18,10 +18,10 @@ from bitwright.pipeline.layer_errors import layers_by_error
 from bitwright.pipeline.parts import measure_parts, sensitivity_task
 from bitwright.pipeline.request import Texts, make_texts, resolve_recipe
 from bitwright.pipeline.variants import quantize_model
-from bitwright.plan import plan_rows, quantized_names
+from bitwright.plan import quantized_names
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
-from bitwright.record import RECORD_FILE, read_record
+from bitwright.record import RECORD_FILE, as_data, read_record
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import parts_of
@@ -37,7 +37,7 @@ def preview(
     """The plan of `quantize` and what it would cost in time, memory and disk. Writes nothing.
 
     Returns:
-        {"model", "plan": rows as in the Record, "estimate": {"seconds", "memory_bytes", "disk_bytes", "source_bytes"}}.
+        {"model", "plan": the Record's rows, "estimate": {"seconds", "memory_bytes", "disk_bytes", "source_bytes"}}.
         The time is extrapolated from one timed batch; within a factor of two if no fallback search is needed.
     """
     progress = progress or Quiet()
@@ -58,7 +58,7 @@ def preview(
     in_float32 = sum(p.numel() * 4 for p in job.opened.loaded.model.parameters())
     return {
         "model": job.opened.loaded.name,
-        "plan": plan_rows(job.plan),
+        "plan": job.plan,
         "estimate": {
             "seconds": 30 + encoded * per_text,
             "memory_bytes": 2 * in_float32 + 2 * after,
@@ -99,10 +99,10 @@ def analyze(
     found: dict[str, Any] = {"model": job.opened.loaded.name}
     with TemporaryDirectory() as folder:
         quantized = quantize_model(job, Path(folder), progress)
-        if job.opened.streams or any("error" in row for row in quantized.account):
-            found["layers"] = layers_by_error(job, quantized, progress)
+        if job.opened.streams or any(row.error is not None for row in quantized.account):
+            found["layers"] = as_data(layers_by_error(job, quantized, progress))
         if not job.opened.streams:
-            found |= measure_parts(job, quantized, notes, progress)
+            found |= as_data(measure_parts(job, quantized, notes, progress))
         if fisher:
             found["fisher"] = fisher_rows(job, quantized, progress)
         return found
@@ -115,9 +115,10 @@ def bench(
     """Measure a result against its float original, which lies at `source`, or where the record says it was."""
     directory, progress = Path(directory), progress or Quiet()
     if source is None and (directory / RECORD_FILE).is_file():
-        recorded = Path(str(read_record(directory)["model"].get("source", "")))  # as it was typed: may be relative
-        source = recorded if (recorded / "config.json").is_file() else None
-        if source and ModelDirectory(source).fingerprint != read_record(directory)["model"].get("source_sha256"):
+        recorded = read_record(directory).model
+        place = Path(recorded.source or "")  # as it was typed: may be relative
+        source = place if (place / "config.json").is_file() else None
+        if source and ModelDirectory(source).fingerprint != recorded.source_sha256:
             raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
     return run_bench(
         directory, Schedule(shapes, threads or torch.get_num_threads(), rounds), rivals=rivals,

@@ -1,7 +1,5 @@
 """What rounding does to the values of each linear: histograms of its weights and inputs, before and after."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -17,11 +15,12 @@ from bitwright.pipeline.scored import as_texts
 from bitwright.pipeline.swapped import folded
 from bitwright.plan import quantized_names
 from bitwright.quantizing.layers import Quantized
+from bitwright.record import Distribution
 
 _SAMPLE_ROWS = 512  # tokens per linear whose values the report's histograms show
 
 
-def describe_distributions(job: Job, quantized: Quantized) -> list[dict[str, Any]]:
+def describe_distributions(job: Job, quantized: Quantized) -> tuple[Distribution, ...]:
     """The Record's histograms: weights and inputs of every quantized linear, before and after."""
     texts = as_texts(job.scored.probe[:32])
     batches = token_batches(job.model.tokenizer, texts, max_tokens=job.model.max_tokens, batch_size=8)
@@ -43,7 +42,7 @@ def describe_distributions(job: Job, quantized: Quantized) -> list[dict[str, Any
             weight, x = layer.transform.absorbed(weight), None if x is None else layer.transform.seen(x)
         inputs = None if x is None else (x, _rounded_inputs(x, layer))
         rows.append(linear_distributions(site.name, site.role, (weight, layer.weight.dequantize()), inputs))
-    return rows
+    return tuple(rows)
 
 
 def _rounded_inputs(x_MK: Tensor, layer: QuantizedLinear) -> Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +24,13 @@ from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
 from bitwright.numerics.spec import SCHEMES, QuantSpec
-from bitwright.plan import Plan, PlanRow, quantized_names
+from bitwright.plan import Plan, quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.shards import Shards
 from bitwright.quantizing.stages import quantize_stage
 from bitwright.quantizing.work import StagePlan
 from bitwright.recipe import AUTO, Recipe
+from bitwright.record import LayerRow, PlanRow
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
 # What a killed run goes on from is as large as all hidden states. Keeping it takes at most this share of the time, or
@@ -51,7 +51,7 @@ class Quantized:
     layers: Mapping[str, PendingLinear]
     changed: Mapping[str, Callable[[], Tensor]]
     biases: Mapping[str, Callable[[], Tensor]]
-    account: Sequence[dict[str, Any]]
+    account: Sequence[LayerRow]
     tables: Mapping[str, QTensor] = field(default_factory=dict)
 
     def changed_for(self, plan: Plan) -> dict[str, Callable[[], Tensor]]:
@@ -110,9 +110,8 @@ def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: 
 
     layers = {name: _pending(row, partial(make, row)) for name, row in rows.items()}
     account = [
-        {key: getattr(row, key) for key in ("name", "block", "role", "unit", "scheme", "method")}
-        for row in rows.values()
-    ]  # fmt: skip
+        LayerRow(row.name, row.block, row.role, row.unit, scheme=row.scheme, method=row.method) for row in rows.values()
+    ]
     return Quantized(layers, {}, {}, account)
 
 

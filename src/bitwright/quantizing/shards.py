@@ -26,6 +26,7 @@ from bitwright.models.tensor_files import read_values
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import Scheme
+from bitwright.record import LayerRow, as_data, from_data
 
 _CHANGED = "changed/"
 _LAYER = "layer/"
@@ -45,7 +46,7 @@ class Made:
     layers: Mapping[str, QuantizedLinear]
     changed: Mapping[str, Tensor]
     rebiased: Collection[str]
-    account: Sequence[dict[str, Any]]
+    account: Sequence[LayerRow]
 
 
 class Shards:
@@ -61,15 +62,16 @@ class Shards:
         for name, layer in made.layers.items():
             parts = _parts(layer, rebiased=name in made.rebiased)
             tensors |= {f"{_LAYER}{name}/{part}": value for part, value in parts.items()}
-        _write(self._path(index), tensors, list(made.account))
+        _write(self._path(index), tensors, as_data(made.account))
 
-    def account(self, count: int) -> list[dict[str, Any]]:
+    def account(self, count: int) -> list[LayerRow]:
         """What the Record keeps, of the first `count` stages.
 
         Raises:
             CheckpointError: a shard is damaged. So do all that read.
         """
-        return [row for index in range(count) for row in self._open(self._path(index)).facts()]
+        told = (self._open(self._path(index)).facts() for index in range(count))
+        return [from_data(LayerRow, row) for rows in told for row in rows]
 
     def index(self, count: int) -> None:
         """Look up what the first `count` stages hold; needed before `layer` and `changed`."""

@@ -1,7 +1,5 @@
 """Quantizing one stage of a model: observe, transform, round, account, leave the rounded weights in place."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from bitwright.calibration.stream import Stage
@@ -12,6 +10,7 @@ from bitwright.quantizing.rounding import error_by_rtn, round_linears
 from bitwright.quantizing.shards import Made
 from bitwright.quantizing.transforming import transform
 from bitwright.quantizing.work import StagePlan, Work
+from bitwright.record import LayerRow, from_data
 
 _COMPARED_BATCHES = 1  # whose block outputs are compared, before and after
 
@@ -43,11 +42,11 @@ def quantize_stage(model: nn.Module, stage: Stage, plan: StagePlan) -> Made:
     return Made(work.layers, changed, work.rebiased, [_account_row(work, site, moved) for site in sites])
 
 
-def _account_row(work: Work, site: LinearSite, moved: float) -> dict[str, Any]:
+def _account_row(work: Work, site: LinearSite, moved: float) -> LayerRow:
     """The Record's row of one linear. moved: how far the outputs of the stage went."""
     row = work.plan.rows[site.name]
     facts = {"name": site.name, "block": site.block, "role": site.role, "unit": site.unit, "block_emd": moved}
-    return facts | {"scheme": row.scheme, "method": row.method} | work.notes[site.name]
+    return from_data(LayerRow, facts | {"scheme": row.scheme, "method": row.method} | work.notes[site.name])
 
 
 def _as_kept(work: Work, name: str) -> Tensor:

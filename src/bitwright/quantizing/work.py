@@ -17,9 +17,9 @@ from bitwright.models.sites import LinearSite
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.spec import SCHEMES, Scheme
-from bitwright.plan import PlanRow
 from bitwright.quantizing.statistics import Statistics
 from bitwright.recipe import Recipe
+from bitwright.record import PlanRow
 
 EXACT_RANGES = ("absmax", "min_max")  # static input ranges that follow from each feature's extremes
 

@@ -1,11 +1,11 @@
 """Two records side by side: what changed, in the order in which a reader asks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.record import Record
-from bitwright.report.account import worst_of
+from bitwright.record import Environment, Evaluation, Record, Sensitivity, Speed
+from bitwright.report.account import largest
 from bitwright.report.experts import expert_blocks
 from bitwright.report.page import content_policy, environment, packaged_style
 from bitwright.report.verdict import bits_per_weight, is_bitwright, verdict_sentence
@@ -57,51 +57,53 @@ def render_comparison(a: Record, b: Record) -> str:
 
 
 def _rows(a: Record, b: Record) -> Iterator[ComparisonRow]:
-    def text(name: str, *path: str) -> ComparisonRow:
-        left, right = _at(a, *path), _at(b, *path)
+    def text(name: str, of: Callable[[Record], Any]) -> ComparisonRow:
+        left, right = of(a), of(b)
         return ComparisonRow(name, number(left), number(right), _sameness(left, right))
 
-    def factor(name: str, show: Callable[[Any], str], *path: str) -> ComparisonRow:
-        return _by_ratio(name, show, _at(a, *path), _at(b, *path))
+    def factor(name: str, show: Callable[[Any], str], of: Callable[[Record], Any]) -> ComparisonRow:
+        return _by_ratio(name, show, of(a), of(b))
 
-    def difference(name: str, show: Callable[[Any], str], *path: str) -> ComparisonRow:
-        return _by_difference(name, show, _at(a, *path), _at(b, *path))
+    def difference(name: str, show: Callable[[Any], str], of: Callable[[Record], Any]) -> ComparisonRow:
+        return _by_difference(name, show, of(a), of(b))
 
-    yield text("model", "model", "name")
-    yield text("verdict", "evaluation", "verdict")
-    yield factor("size on disk", size, "size", "checkpoint_bytes")
-    yield factor("size of the weights", size, "size", "weights_after")
-    yield text("metric", "evaluation", "metric", "name")
-    yield text("protocol", "evaluation", "metric", "protocol")
-    yield difference("loss", percent, "evaluation", "loss")
-    yield difference("loss, at most (95 %)", percent, "evaluation", "loss_upper")
-    yield difference("budget", percent, "evaluation", "max_loss")
-    yield difference("score, original", number, "evaluation", "float_score")
-    yield difference("score, quantized", number, "evaluation", "quantized_score")
-    for name in _keys(a, b, "evaluation", "companions"):
-        yield difference(companion(name)[0], number, "evaluation", "companions", name)
-    for scheme in _ordered(str(row.get("scheme")) for record in (a, b) for row in record.get("plan") or []):
-        yield _by_difference(
-            f"layers stored as {scheme}", number, *(_count(record, "scheme", scheme) for record in (a, b))
-        )
-    for method in _ordered(str(row.get("method")) for record in (a, b) for row in _linears(record)):
-        yield _by_difference(f"layers by {method}", number, *(_count(record, "method", method) for record in (a, b)))
-    yield _by_difference("bits per weight", number, *(bits_per_weight(record.get("plan") or []) for record in (a, b)))
-    yield _by_ratio("error of the worst layer", percent, *(_worst_error(record) for record in (a, b)))
-    yield _by_difference("experts starved", number, *(_starved(record) for record in (a, b)))
-    speeds = [_speeds(record) for record in (a, b)]
-    for key in _ordered(key for speed in speeds for key in speed):
-        yield _by_ratio(f"{key}, ms", milliseconds, *(speed.get(key) for speed in speeds))
-    for runtime in _keys(a, b, "speed", "peak_rss_mib"):
-        yield factor(f"{runtime}, peak memory MiB", number, "speed", "peak_rss_mib", runtime)
-    yield difference("Spearman of EMD with the metric loss", number, "sensitivity", "spearman_with_metric_loss")
-    checks = [_verification(record) for record in (a, b)]
-    for target in _ordered(target for check in checks for target in check):
-        left, right = (check.get(target) for check in checks)
+    def either(names: Callable[[Record], Iterable[str]]) -> list[str]:
+        return list(dict.fromkeys(name for record in (a, b) for name in names(record)))
+
+    yield text("model", lambda r: r.model.name)
+    yield text("verdict", lambda r: _judged(r).verdict)
+    yield factor("size on disk", size, lambda r: r.size.checkpoint_bytes)
+    yield factor("size of the weights", size, lambda r: r.size.weights_after)
+    yield text("metric", lambda r: _judged(r).metric.name)
+    yield text("protocol", lambda r: _judged(r).metric.protocol)
+    yield difference("loss", percent, lambda r: _judged(r).loss)
+    yield difference("loss, at most (95 %)", percent, lambda r: _judged(r).loss_upper)
+    yield difference("budget", percent, lambda r: _judged(r).max_loss)
+    yield difference("score, original", number, lambda r: _judged(r).float_score)
+    yield difference("score, quantized", number, lambda r: _judged(r).quantized_score)
+    for name in either(lambda r: _judged(r).companions):
+        yield _by_difference(companion(name)[0], number, *(_judged(r).companions.get(name) for r in (a, b)))
+    for scheme in either(lambda r: (row.scheme for row in r.plan)):
+        yield _by_difference(f"layers stored as {scheme}", number, *(_count(r, scheme=scheme) for r in (a, b)))
+    for method in either(lambda r: (row.method for row in r.plan if row.method != "cast")):
+        yield _by_difference(f"layers by {method}", number, *(_count(r, method=method) for r in (a, b)))
+    yield difference("bits per weight", number, lambda r: bits_per_weight(r.plan))
+    yield factor("error of the worst layer", percent, _worst_error)
+    yield difference("experts starved", number, _starved)
+    for shape in either(_latencies):
+        yield _by_ratio(f"{shape}, ms", milliseconds, *(_latencies(r).get(shape) for r in (a, b)))
+    for runtime in either(lambda r: _timed(r).peak_rss_mib):
+        peaks = (_timed(r).peak_rss_mib.get(runtime) for r in (a, b))
+        yield _by_ratio(f"{runtime}, peak memory MiB", number, *peaks)
+    yield difference(
+        "Spearman of EMD with the metric loss", number, lambda r: _sensitivity(r).spearman_with_metric_loss
+    )
+    for target in either(_verification):
+        left, right = (_verification(r).get(target) for r in (a, b))
         yield ComparisonRow(f"verified in {target}", number(left), number(right), _sameness(left, right))
-    yield text("processor", "environment", "cpu")
-    yield text("instruction set", "environment", "isa")
-    yield text("Bitwright", "bitwright_version")
+    yield text("processor", lambda r: _environment(r).cpu)
+    yield text("instruction set", lambda r: _environment(r).isa)
+    yield text("Bitwright", lambda r: r.bitwright_version)
 
 
 def _by_ratio(name: str, show: Callable[[Any], str], a: Any, b: Any) -> ComparisonRow:
@@ -120,55 +122,49 @@ def _sameness(a: Any, b: Any) -> str:
     return ABSENT if a is None or b is None else "same" if a == b else "differs"
 
 
-def _at(record: Record, *path: str) -> Any:
-    value: Any = record
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def _judged(record: Record) -> Evaluation:
+    return record.evaluation or Evaluation()
 
 
-def _keys(a: Record, b: Record, *path: str) -> list[str]:
-    return _ordered(key for record in (a, b) for key in _at(record, *path) or {})
+def _timed(record: Record) -> Speed:
+    return record.speed or Speed()
 
 
-def _ordered(names: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+def _sensitivity(record: Record) -> Sensitivity:
+    return record.sensitivity or Sensitivity()
 
 
-def _linears(record: Record) -> list[dict[str, Any]]:
-    """The rows of the plan that a method, not a cast, made."""
-    return [row for row in record.get("plan") or [] if row.get("method") not in (None, "cast")]
+def _environment(record: Record) -> Environment:
+    return record.environment or Environment()
 
 
-def _count(record: Record, key: str, value: str) -> int | None:
-    plan = record.get("plan")
-    return sum(str(row.get(key)) == value for row in plan) if plan else None
+def _count(record: Record, *, scheme: str | None = None, method: str | None = None) -> int | None:
+    """Rows of the plan with this scheme, or this method."""
+    chosen = [row for row in record.plan if scheme in (None, row.scheme) and method in (None, row.method)]
+    return len(chosen) if record.plan else None
 
 
 def _worst_error(record: Record) -> float | None:
     """The largest relative output error among the linears that are stored as integers."""
-    return worst_of([row for row in record.get("layers") or [] if not row.get("fallback")], "error")
+    return largest(row.error for row in record.layers if not row.fallback)
 
 
 def _starved(record: Record) -> int | None:
-    blocks = expert_blocks(record)
+    blocks = expert_blocks(record.layers)
     return sum(block.n_starved for block in blocks) if blocks else None
 
 
-def _speeds(record: Record) -> dict[str, Any]:
+def _latencies(record: Record) -> dict[str, float | None]:
     """Median latency of Bitwright's own runtimes in ms, by shape."""
-    rows = (record.get("speed") or {}).get("rows") or []
-    ours = (row for row in rows if is_bitwright(row))
-    return {
-        f"{row['runtime']}, batch {row.get('batch')} × {row.get('tokens')} tokens": row.get("median_ms") for row in ours
-    }
+    ours = (row for row in _timed(record).rows if is_bitwright(row))
+    return {f"{row.runtime}, batch {row.batch} × {row.tokens} tokens": row.median_ms for row in ours}
 
 
 def _verification(record: Record) -> dict[str, str]:
-    said = {True: "passed", False: "failed"}
-    return {str(row.get("target")): said.get(row.get("ok"), "not checked") for row in record.get("verify") or []}
+    said = {True: "passed", False: "failed", None: "not checked"}
+    return {row.target: said[row.ok] for row in record.verify or ()}
 
 
 def _title(record: Record) -> str:
-    name, created = short_name(_at(record, "model", "name")), record.get("created")
-    return f"{name}, {moment(created)}" if created else name
+    name = short_name(record.model.name)
+    return f"{name}, {moment(record.created)}" if record.created else name

@@ -20,7 +20,7 @@ from bokeh.resources import Resources
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
-from bitwright.record import Record, read_record, write_text_atomically
+from bitwright.record import Distribution, Evaluation, Record, Sensitivity, as_data, read_record, write_text_atomically
 from bitwright.report import account, evidence, plots, schemes, search_plots, tables, verdict, wording
 from bitwright.report.experts import expert_blocks, expert_rows
 
@@ -31,49 +31,50 @@ MAX_LAYERS_DRAWN = 96  # distributions in one page, the most sensitive first: th
 
 def render_report(record: Record) -> str:
     """The report as one self-contained HTML page. It names the steps that did not run."""
-    sensitivity = record.get("sensitivity") or {}
-    ranked = tables.ranked(sensitivity.get("rows"))
+    sensitivity = record.sensitivity or Sensitivity()
+    ranked = tables.ranked(sensitivity.rows)
     distributions = tables.distributions_by_sensitivity(record)
     drawn = distributions[:MAX_LAYERS_DRAWN]
-    experts = expert_rows(record)
-    evaluation = record.get("evaluation") or {}
+    experts = expert_rows(record.layers)
+    evaluation = record.evaluation or Evaluation()
     pictures = _pictures(record, ranked, drawn)
     figures = [json_item(picture.model, target) for target, picture in pictures.items()]
-    shown = [{kind: plots.histogram_columns(row.get(kind)) for kind in ("weight", "activation")} for row in drawn]
+    shown = [
+        {"weight": plots.histogram_columns(row.weight), "activation": plots.histogram_columns(row.activation)}
+        for row in drawn
+    ]
     scripts = [_bokeh_source(), _packaged("page.js")] if pictures else [_packaged("page.js")]
     return (
         environment()
         .get_template("page.html.j2")
         .render(
             record=record,
-            title=f"{wording.short_name((record.get('model') or {}).get('name'))}: quantization report",
+            title=f"{wording.short_name(record.model.name)}: quantization report",
             sentence=verdict.verdict_sentence(record),
             state=verdict.state(record),
             facts=verdict.facts(record),
-            decisions=tables.decisions(record.get("plan") or []),
-            exhibits=evidence.exhibits(record.get("decision")),
+            decisions=tables.decisions(record.plan),
+            exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
-            evaluated=wording.is_number(evaluation.get("loss")),
+            evaluated=evaluation.loss is not None,
             held_out=verdict.held_out(evaluation),
             unit=verdict.unit(evaluation),
-            scores=wording.alike(evaluation.get("float_score"), evaluation.get("quantized_score")),
-            chosen=tables.chosen_step(record.get("steps") or [], evaluation.get("max_loss")),
-            errors=account.error_rows(record) if account.has_errors(record) else [],
-            n_tokens=max((row.get("n_tokens") or 0 for row in record.get("layers") or []), default=0),
-            rounds_inputs=any(schemes.rounds_inputs(row.get("scheme")) for row in record.get("layers") or []),
-            expert_blocks=expert_blocks(record),
+            scores=wording.alike(evaluation.float_score, evaluation.quantized_score),
+            chosen=tables.chosen_step(record.steps, evaluation.max_loss),
+            errors=account.error_rows(record.layers) if account.has_errors(record.layers) else [],
+            n_tokens=max((row.n_tokens or 0 for row in record.layers), default=0),
+            rounds_inputs=any(schemes.rounds_inputs(row.scheme) for row in record.layers),
+            expert_blocks=expert_blocks(record.layers),
             experts=experts[:MAX_EXPERTS_LISTED],
             n_experts=len(experts),
-            layers=account.collapsed(tables.layer_rows(record)),
+            layers=account.collapsed(record.plan, tables.emd_by_linear(sensitivity)),
             not_run=_not_run(record),
             ranked=ranked,
-            ranked_units=tables.ranked(sensitivity.get("units")),
+            ranked_units=tables.ranked(sensitivity.units),
             ranked_groups=tables.whole_groups(sensitivity),
             drawn=drawn,
             n_distributions=len(distributions),
-            recipe=yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True)
-            if record.get("recipe")
-            else "",
+            recipe=yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True) if record.recipe else "",
             legends={target: picture.legend for target, picture in pictures.items()},
             data=_json_in_html({"figures": figures, "distributions": shown}),
             style=_packaged("style.css"),
@@ -118,6 +119,7 @@ def environment() -> Environment:
         wording.seconds,
         wording.size,
         wording.words,
+        as_data,
     )
     env.filters |= {function.__name__: function for function in filters}
     return env
@@ -138,47 +140,45 @@ def packaged_style() -> Markup:
     return _packaged("style.css")
 
 
-def _pictures(record: Record, ranked: list[tables.Row], distributions: list[tables.Row]) -> dict[str, plots.Picture]:
+def _pictures(
+    record: Record, ranked: Sequence[tables.RankedRow], distributions: Sequence[Distribution]
+) -> dict[str, plots.Picture]:
     """Target element -> figure, for each figure whose data is there."""
     pictures: dict[str, plots.Picture] = {}
-    if cells := tables.heat_cells(record.get("sensitivity") or {}):
+    if cells := tables.heat_cells(record.sensitivity):
         pictures["heat-map"] = plots.heat_map(cells)
-    if points := account.error_points(record):
+    if points := account.error_points(record.layers):
         pictures["layer-errors"] = plots.layer_errors(points)
     if plots.comparable(ranked):
         pictures["emd-loss"] = plots.emd_against_loss(ranked)
     if distributions:
         first = distributions[0]
-        pictures["weights"] = plots.histogram("weight", plots.histogram_columns(first["weight"]))
-        pictures["activations"] = plots.histogram("activation", plots.histogram_columns(first.get("activation")))
-    max_loss = (record.get("evaluation") or {}).get("max_loss")
-    measured = [
-        step
-        for step in record.get("steps") or []
-        if wording.is_finite(step.get("bytes")) and wording.is_finite(step.get("loss"))
-    ]
+        pictures["weights"] = plots.histogram("weight", plots.histogram_columns(first.weight))
+        pictures["activations"] = plots.histogram("activation", plots.histogram_columns(first.activation))
+    max_loss = None if record.evaluation is None else record.evaluation.max_loss
+    measured = [step for step in record.steps if wording.is_finite(step.loss)]
     if len(measured) > 1:
         pictures["loss-size"] = search_plots.loss_against_size(
             measured, tables.chosen_step(measured, max_loss), max_loss
         )
-    if front := record.get("front"):
-        pictures["loss-speed"] = search_plots.loss_against_speed(front["rows"], front["min_speedup"], max_loss)
-    speed = (record.get("speed") or {}).get("rows") or []
-    if any(wording.is_finite(row.get("ratio_to_fp32")) for row in speed):
-        pictures["speed-bars"] = plots.speed_bars(speed)
+    if front := record.front:
+        pictures["loss-speed"] = search_plots.loss_against_speed(front.rows, front.min_speedup, max_loss)
+    timed = () if record.speed is None else record.speed.rows
+    if any(wording.is_finite(row.ratio_to_fp32) for row in timed):
+        pictures["speed-bars"] = plots.speed_bars(timed)
     return pictures
 
 
 def _not_run(record: Record) -> list[str]:
     """The steps that left nothing to show; without an evaluation the page says so where it would stand."""
-    sensitivity = record.get("sensitivity") or {}
+    sensitivity = record.sensitivity or Sensitivity()
     ran = {
-        "The fallback search": record.get("steps"),
-        "the measurement of layer errors": account.has_errors(record),
-        "the sensitivity analysis": any(sensitivity.get(kind) for kind in ("rows", "units", "groups")),
-        "the recording of distributions": record.get("distributions"),
-        "the timing": (record.get("speed") or {}).get("rows"),
-        "the verification in other processes": record.get("verify"),
+        "The fallback search": record.steps,
+        "the measurement of layer errors": account.has_errors(record.layers),
+        "the sensitivity analysis": sensitivity.rows or sensitivity.units or sensitivity.groups,
+        "the recording of distributions": record.distributions,
+        "the timing": record.speed and record.speed.rows,
+        "the verification in other processes": record.verify,
     }
     names = [name for name, left in ran.items() if not left]
     return [name[0].upper() + name[1:] if i == 0 else name for i, name in enumerate(names)]

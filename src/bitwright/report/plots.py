@@ -7,6 +7,7 @@ colours are Okabe and Ito's, which colour-blind readers can tell apart; so is th
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -27,8 +28,9 @@ from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from bokeh.transform import dodge
 
+from bitwright.record import Histogram, SpeedRow
 from bitwright.report.account import ErrorPoint
-from bitwright.report.tables import HEAT_COLUMNS, HeatCell, Row, badness
+from bitwright.report.tables import HEAT_COLUMNS, HeatCell, RankedRow
 from bitwright.report.wording import is_finite, milliseconds, number, percent, ratio, words
 
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#767676"
@@ -107,36 +109,40 @@ def heat_map(cells: list[HeatCell]) -> Picture:
     return Picture(plot, (Key("∞: the output broke", INFINITE, "bar"),) if broken else ())
 
 
-def emd_against_loss(rows: list[Row]) -> Picture:
+def emd_against_loss(rows: Sequence[RankedRow]) -> Picture:
     """One point per layer: does a large EMD mean a large loss of the metric? Infinite ones have no place."""
-    rows = comparable(rows)
+    points = comparable(rows)
     plot = blank(height=300, x_axis_type="log", x_axis_label="EMD (no unit)", y_axis_label="loss of the metric, %")
-    emds = [row["emd"] for row in rows]
+    emds = [emd for emd, _, _ in points]
     ticks = _log_ticks(min(emds), max(emds))
     plot.xaxis.ticker = FixedTicker(ticks=list(ticks))
     plot.xaxis.major_label_overrides = ticks
     legend = []
     for role, color in zip(HEAT_COLUMNS, SERIES, strict=False):
-        chosen = [row for row in rows if row.get("role") == role]
+        chosen = [point for point in points if point[2].role == role]
         if chosen:
             source = ColumnDataSource(
                 {
-                    "emd": [row["emd"] for row in chosen],
-                    "loss": [100 * row["metric_loss"] for row in chosen],
-                    "name": [str(row.get("name")) for row in chosen],
-                    "emd_text": [number(row["emd"]) for row in chosen],
-                    "loss_text": [percent(row["metric_loss"]) for row in chosen],
+                    "emd": [emd for emd, _, _ in chosen],
+                    "loss": [100 * loss for _, loss, _ in chosen],
+                    "name": [row.name for _, _, row in chosen],
+                    "emd_text": [number(emd) for emd, _, _ in chosen],
+                    "loss_text": [percent(loss) for _, loss, _ in chosen],
                 }
             )
-            points = plot.scatter("emd", "loss", size=9, source=source, color=color, alpha=0.8)
-            plot.add_tools(hover([("layer", "@name"), ("EMD", "@emd_text"), ("loss", "@loss_text")], points))
+            dots = plot.scatter("emd", "loss", size=9, source=source, color=color, alpha=0.8)
+            plot.add_tools(hover([("layer", "@name"), ("EMD", "@emd_text"), ("loss", "@loss_text")], dots))
             legend.append(Key(words(role), color, "dot"))
     return Picture(plot, tuple(legend))
 
 
-def comparable(rows: list[Row]) -> list[Row]:
-    """The rows with a finite EMD above zero and a finite metric loss."""
-    return [row for row in rows if 0 < badness(row.get("emd")) < math.inf and is_finite(row.get("metric_loss"))]
+def comparable(rows: Sequence[RankedRow]) -> list[tuple[float, float, RankedRow]]:
+    """(EMD, metric loss, row) of the rows with a finite EMD above zero and a finite metric loss."""
+    return [
+        (row.emd, row.metric_loss, row)
+        for row in rows
+        if is_finite(row.emd) and row.emd > 0 and is_finite(row.metric_loss)
+    ]
 
 
 def layer_errors(points: list[ErrorPoint]) -> Picture:
@@ -173,11 +179,11 @@ def layer_errors(points: list[ErrorPoint]) -> Picture:
     return Picture(plot, (*legend, *([Key("rounded to nearest", GREY, "dash")] if differs else ())))
 
 
-def speed_bars(rows: list[Row]) -> Picture:
+def speed_bars(rows: Sequence[SpeedRow]) -> Picture:
     """Speed relative to fp32 by input shape and runtime; the line at 1 is the original."""
-    rows = [row for row in rows if is_finite(row.get("ratio_to_fp32"))]
+    rows = [row for row in rows if is_finite(row.ratio_to_fp32)]
     shapes = list(dict.fromkeys(_shape(row) for row in rows))
-    runtimes = list(dict.fromkeys(str(row.get("runtime")) for row in rows))
+    runtimes = list(dict.fromkeys(row.runtime for row in rows))
     colors = _runtime_colors(runtimes)
     plot = blank(
         height=70 + len(shapes) * (14 + 16 * len(runtimes)),
@@ -187,15 +193,15 @@ def speed_bars(rows: list[Row]) -> Picture:
     )
     thickness = 0.8 / len(runtimes)
     for i, runtime in enumerate(runtimes):
-        chosen = [row for row in rows if str(row.get("runtime")) == runtime]
+        chosen = [row for row in rows if row.runtime == runtime]
         source = ColumnDataSource(
             {
                 "shape": [_shape(row) for row in chosen],
-                "ratio": [row["ratio_to_fp32"] for row in chosen],
-                "ratio_text": [ratio(row["ratio_to_fp32"]) for row in chosen],
+                "ratio": [row.ratio_to_fp32 for row in chosen],
+                "ratio_text": [ratio(row.ratio_to_fp32) for row in chosen],
                 "runtime": [runtime] * len(chosen),
-                "median": [milliseconds(row.get("median_ms")) for row in chosen],
-                "min": [milliseconds(row.get("min_ms")) for row in chosen],
+                "median": [milliseconds(row.median_ms) for row in chosen],
+                "min": [milliseconds(row.min_ms) for row in chosen],
             }
         )
         place = dodge("shape", 0.4 - thickness * (i + 0.5), range=plot.y_range)
@@ -225,19 +231,19 @@ def histogram(kind: str, columns: dict[str, list[float]]) -> Picture:
     return Picture(plot, (Key("before", "#a6cfe6", "bar"), Key("after", VERMILION, "line")))
 
 
-def histogram_columns(distribution: dict[str, Any] | None) -> dict[str, list[float]]:
-    """{edges [n + 1], before [n], after [n]} -> the columns of `histogram`. Empty bins sit on the floor of the axis."""
-    if not distribution:
+def histogram_columns(values: Histogram | None) -> dict[str, list[float]]:
+    """Of n bins -> the columns of `histogram`. Empty bins sit on the floor of the axis."""
+    if values is None:
         return {name: [] for name in ("left", "right", "middle", "before", "after", "floor")}
-    edges, before, after = (distribution[key] for key in ("edges", "before", "after"))
-    floor = 10.0 ** math.floor(math.log10(min((v for v in (*before, *after) if v > 0), default=1.0)))
-    pairs = list(pairwise(edges))
+    shares = (*values.before, *values.after)
+    floor = 10.0 ** math.floor(math.log10(min((share for share in shares if share > 0), default=1.0)))
+    pairs = list(pairwise(values.edges))
     return {
         "left": [_rounded(left) for left, _ in pairs],
         "right": [_rounded(right) for _, right in pairs],
         "middle": [_rounded((left + right) / 2) for left, right in pairs],
-        "before": [_rounded(max(value, floor)) for value in before],
-        "after": [_rounded(max(value, floor)) for value in after],
+        "before": [_rounded(max(value, floor)) for value in values.before],
+        "after": [_rounded(max(value, floor)) for value in values.after],
         "floor": [floor] * len(pairs),
     }
 
@@ -324,8 +330,8 @@ def _short(emd: float) -> str:
     return f"{emd:.2g}".replace("e-0", "e-") if math.isfinite(emd) else "∞"
 
 
-def _shape(row: Row) -> str:
-    return f"{number(row.get('batch'))} × {number(row.get('tokens'))}"
+def _shape(row: SpeedRow) -> str:
+    return f"{number(row.batch)} × {number(row.tokens)}"
 
 
 def _rounded(value: float) -> float:

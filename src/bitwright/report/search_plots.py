@@ -1,29 +1,32 @@
 """The figures of the searches: what size and speed cost in accuracy."""
 
-from typing import Any
+import math
+from collections.abc import Sequence
 
 from bokeh.models import ColumnDataSource, Span, Whisker
 
+from bitwright.record import FrontRow, StepRow
 from bitwright.report.plots import BLUE, GREY, VERMILION, Key, Picture, blank, hover
-from bitwright.report.tables import Row, step_units
+from bitwright.report.tables import step_units
 from bitwright.report.wording import is_finite, percent, ratio, size
 
 
-def loss_against_size(steps: list[Row], chosen: int, max_loss: float | None) -> Picture:
+def loss_against_size(steps: Sequence[StepRow], chosen: int, max_loss: float | None) -> Picture:
     """The fallback search: each step's size and loss, with a whisker up to the bound, and the budget as a line."""
-    at = ([steps[chosen]["bytes"] / 1e6], [100 * steps[chosen]["loss"]])
-    order = sorted(range(len(steps)), key=lambda i: steps[i]["bytes"])  # the search goes up and down
+    at = ([steps[chosen].bytes / 1e6], [100 * steps[chosen].loss])
+    order = sorted(range(len(steps)), key=lambda i: steps[i].bytes)  # the search goes up and down
     steps = [steps[i] for i in order]
+    units = [step_units(step) for step in steps]
     source = ColumnDataSource(
         {
-            "megabytes": [step["bytes"] / 1e6 for step in steps],
-            "loss": [100 * step["loss"] for step in steps],
-            "upper": [100 * _number_or(step.get("loss_upper"), step["loss"]) for step in steps],
+            "megabytes": [step.bytes / 1e6 for step in steps],
+            "loss": [100 * step.loss for step in steps],
+            "upper": [100 * _finite_or(step.loss_upper, step.loss) for step in steps],
             "step": [str(i) for i in order],
-            "unit": [", ".join(step_units(step)[:3]) + " …" * (len(step_units(step)) > 3) or "none" for step in steps],
-            "size": [size(step["bytes"]) for step in steps],
-            "loss_text": [percent(step["loss"]) for step in steps],
-            "upper_text": [percent(step.get("loss_upper")) for step in steps],
+            "unit": [", ".join(names[:3]) + " …" * (len(names) > 3) or "none" for names in units],
+            "size": [size(step.bytes) for step in steps],
+            "loss_text": [percent(step.loss) for step in steps],
+            "upper_text": [percent(step.loss_upper) for step in steps],
         }
     )
     plot = blank(height=300, x_axis_label="size, MB", y_axis_label="loss on the tuning data, %")
@@ -48,34 +51,34 @@ def loss_against_size(steps: list[Row], chosen: int, max_loss: float | None) -> 
     return Picture(plot, tuple(legend))
 
 
-def loss_against_speed(rows: list[Row], min_speedup: float, max_loss: float | None) -> Picture:
+def loss_against_speed(rows: Sequence[FrontRow], min_speedup: float, max_loss: float | None) -> Picture:
     """Variants by speed and loss on tuning data, with a whisker up to the bound; what was asked for as lines. Without
     those that lose everything.
     """
-    rows = [row for row in rows if is_finite(row["loss"])]
+    rows = [row for row in rows if is_finite(row.loss)]
     source = ColumnDataSource(
         {
-            "speed": [row["speedup"] for row in rows],
-            "loss": [100 * row["loss"] for row in rows],
-            "upper": [100 * _number_or(row["loss_upper"], row["loss"]) for row in rows],
-            "color": [BLUE if row["on_front"] else GREY for row in rows],
-            "kept": [str(row["n_fallback"]) for row in rows],
-            "speed_text": [ratio(row["speedup"]) for row in rows],
-            "loss_text": [percent(row["loss"]) for row in rows],
-            "upper_text": [percent(row["loss_upper"]) for row in rows],
-            "held_text": [percent(row["held_out"]["loss"]) for row in rows],
+            "speed": [row.speedup for row in rows],
+            "loss": [100 * row.loss for row in rows],
+            "upper": [100 * _finite_or(row.loss_upper, row.loss) for row in rows],
+            "color": [BLUE if row.on_front else GREY for row in rows],
+            "kept": [str(row.n_fallback) for row in rows],
+            "speed_text": [ratio(row.speedup) for row in rows],
+            "loss_text": [percent(row.loss) for row in rows],
+            "upper_text": [percent(row.loss_upper) for row in rows],
+            "held_text": [percent(row.held_out.loss) for row in rows],
         }
     )
     plot = blank(height=300, x_axis_label="speed, × the faster of fp32 and bf16", y_axis_label="loss, %")
-    front = sorted((row["speedup"], 100 * row["loss"]) for row in rows if row["on_front"])
+    front = sorted((row.speedup, 100 * row.loss) for row in rows if row.on_front)
     plot.line([x for x, _ in front], [y for _, y in front], color=BLUE, line_alpha=0.45, line_width=2)
     whisker = Whisker(base="speed", upper="upper", lower="loss", source=source, line_color="color", line_width=1.5)
     whisker.upper_head.size, whisker.lower_head.size = 9, 0
     plot.add_layout(whisker)
     points = plot.scatter("speed", "loss", source=source, size=10, color="color")
-    chosen = [row for row in rows if row["chosen"]]
+    chosen = [row for row in rows if row.chosen]
     plot.scatter(
-        [row["speedup"] for row in chosen], [100 * row["loss"] for row in chosen],
+        [row.speedup for row in chosen], [100 * row.loss for row in chosen],
         size=17, fill_color=None, line_color=VERMILION, line_width=2.5,
     )  # fmt: skip
     asked = {"line_color": GREY, "line_dash": "6 4", "line_width": 2}
@@ -93,5 +96,5 @@ def loss_against_speed(rows: list[Row], min_speedup: float, max_loss: float | No
     return Picture(plot, (*keys, Key("chosen", VERMILION, "ring"), Key("asked for", GREY, "dash")))
 
 
-def _number_or(value: Any, otherwise: float) -> float:
-    return float(value) if is_finite(value) else otherwise
+def _finite_or(value: float, otherwise: float) -> float:
+    return value if math.isfinite(value) else otherwise

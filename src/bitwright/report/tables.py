@@ -1,13 +1,12 @@
-"""The record's rows, grouped, joined and ranked for a reader. Plain data in, plain data out."""
+"""The record's rows, grouped, joined and ranked for a reader."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.record import Record
+from bitwright.record import Distribution, PlanRow, Record, Sensitivity, SensitivityRow, StepRow
 from bitwright.report.wording import is_number
-
-Row = dict[str, Any]
 
 HEAT_COLUMNS = ("qkv", "attention_output", "ffn", "head")
 
@@ -22,104 +21,130 @@ class HeatCell:
     what: str
 
 
-def decisions(plan: list[Row]) -> list[Row]:
-    """The plan with equal decisions merged: {scheme, method, reason, roles, names, bytes_before, bytes_after}."""
-    merged: dict[tuple[str, str, str], Row] = {}
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Tensors that share a decision."""
+
+    scheme: str
+    method: str
+    reason: str
+    roles: tuple[str, ...]
+    names: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRow:
+    """What was quantized alone; emd_all_but: the EMD with all but it quantized, if that was measured."""
+
+    name: str
+    block: int | None
+    role: str
+    emd: float | None
+    emd_all_but: float | None
+    sqnr_db: float | None
+    cosine: float | None
+    rank_flips: float | None
+    metric_loss: float | None
+
+
+def decisions(plan: Sequence[PlanRow]) -> list[Decided]:
+    """The plan with equal decisions merged, what is kept in 16 bit last."""
+    merged: dict[tuple[str, str, str], list[PlanRow]] = {}
     for row in plan:
-        key = (str(row.get("scheme")), str(row.get("method")), str(row.get("reason") or ""))
-        group = merged.setdefault(
-            key,
-            {
-                "scheme": key[0],
-                "method": row.get("method"),
-                "reason": key[2],
-                "roles": [],
-                "names": [],
-                "bytes_before": 0,
-                "bytes_after": 0,
-            },
+        merged.setdefault((row.scheme, row.method, row.reason), []).append(row)
+    groups = [
+        Decided(
+            *decision,
+            roles=tuple(dict.fromkeys(row.role for row in rows)),
+            names=tuple(row.name for row in rows),
+            bytes_before=sum(row.bytes_before for row in rows),
+            bytes_after=sum(row.bytes_after for row in rows),
         )
-        if row.get("role") not in group["roles"]:
-            group["roles"].append(row.get("role"))
-        group["names"].append(row.get("name"))
-        group["bytes_before"] += row.get("bytes_before") or 0
-        group["bytes_after"] += row.get("bytes_after") or 0
-    return sorted(merged.values(), key=lambda group: (group["scheme"] == "16bit", -len(group["names"])))
+        for decision, rows in merged.items()
+    ]
+    return sorted(groups, key=lambda group: (group.scheme == "16bit", -len(group.names)))
 
 
-def heat_cells(sensitivity: Row) -> list[HeatCell]:
+def heat_cells(sensitivity: Sensitivity | None) -> list[HeatCell]:
     """Block × group cells: the group of the block quantized alone, else the worst of its units, else of its linears."""
-    for kind in ("groups", "units", "rows"):
-        rows = [row for row in _quantized_alone(sensitivity.get(kind)) if _has_cell(row)]
-        if any(row.get("block") is not None for row in rows):
+    if sensitivity is None:
+        return []
+    for measured in (sensitivity.groups, sensitivity.units, sensitivity.rows):
+        rows = [row for row in _quantized_alone(measured) if _has_cell(row)]
+        if any(row.block is not None for row in rows):
             break
     else:
         return []
-    members: dict[tuple[int | None, str], list[Row]] = {}
+    members: dict[tuple[int | None, str], list[SensitivityRow]] = {}
     for row in rows:
-        members.setdefault((row.get("block"), row["role"]), []).append(row)
+        members.setdefault((row.block, row.role), []).append(row)
     order = sorted(members, key=lambda key: (key[0] is None, key[0] or 0))
     return [
         HeatCell(
             block="head" if block is None else str(block),
             role=role,
-            emd=max((float(row["emd"]) for row in members[block, role]), key=badness),
+            emd=max((row.emd for row in members[block, role] if row.emd is not None), key=badness),
             what="the whole group"
-            if kind == "groups"
-            else ", ".join(str(row.get("name")) for row in members[block, role]),
+            if measured is sensitivity.groups
+            else ", ".join(row.name for row in members[block, role]),
         )
         for block, role in order
     ]
 
 
-def _has_cell(row: Row) -> bool:
+def _has_cell(row: SensitivityRow) -> bool:
     """Whether a row belongs into the map: of one block, or of the head, which has none."""
-    role = row.get("role")
-    return is_number(row.get("emd")) and role in HEAT_COLUMNS and (row.get("block") is not None or role == "head")
+    return row.emd is not None and row.role in HEAT_COLUMNS and (row.block is not None or row.role == "head")
 
 
-def whole_groups(sensitivity: Row) -> list[Row]:
+def whole_groups(sensitivity: Sensitivity) -> list[RankedRow]:
     """The groups over all blocks, most sensitive first."""
-    rows = [row for row in ranked(sensitivity.get("groups")) if row.get("block") is None]
-    return list({row.get("name"): row for row in rows}.values())
+    return list({row.name: row for row in ranked(sensitivity.groups) if row.block is None}.values())
 
 
-def chosen_step(steps: list[Row], max_loss: float | None) -> int:
+def chosen_step(steps: Sequence[StepRow], max_loss: float | None) -> int:
     """The index of the step that the fallback search settled on: the one that is marked, else the last whose bound is
     inside the budget, else the first whose estimate is, else the last.
     """
-    marked = [i for i, step in enumerate(steps) if step.get("chosen")]
+    marked = [i for i, step in enumerate(steps) if step.chosen]
     if marked or max_loss is None:
         return marked[-1] if marked else len(steps) - 1
-    bounded = [i for i, step in enumerate(steps) if (step.get("loss_upper") or 0.0) <= max_loss]
-    estimated = [i for i, step in enumerate(steps) if step["loss"] <= max_loss]
+    bounded = [i for i, step in enumerate(steps) if (step.loss_upper or 0.0) <= max_loss]
+    estimated = [i for i, step in enumerate(steps) if step.loss is not None and step.loss <= max_loss]
     return bounded[-1] if bounded else estimated[0] if estimated else len(steps) - 1
 
 
-def step_units(step: Row) -> list[str]:
+def step_units(step: StepRow) -> tuple[str, ...]:
     """The units that a step keeps in 16 bit; of records that name only the last of them, that one."""
-    return list(step.get("units") or ([step["unit"]] if step.get("unit") else []))
+    return step.units or ((step.unit,) if step.unit else ())
 
 
-def ranked(rows: list[Row] | None) -> list[Row]:
-    """Sensitivity rows, worst EMD first; `emd_all_but` is the EMD with all but this row quantized, if measured."""
-    all_but = {row.get("name"): row.get("emd") for row in rows or [] if row.get("mode") == "all but one"}
-    alone = [{**row, "emd_all_but": all_but.get(row.get("name"))} for row in _quantized_alone(rows)]
-    return sorted(alone, key=lambda row: -badness(row.get("emd")))
+def ranked(rows: Sequence[SensitivityRow]) -> list[RankedRow]:
+    """Sensitivity rows, worst EMD first."""
+    all_but = {row.name: row.emd for row in rows if row.mode == "all but one"}
+    alone = [
+        RankedRow(
+            row.name, row.block, row.role, row.emd, all_but.get(row.name), row.sqnr_db, row.cosine, row.rank_flips,
+            row.metric_loss,
+        )
+        for row in _quantized_alone(rows)
+    ]  # fmt: skip
+    return sorted(alone, key=lambda row: -badness(row.emd))
 
 
-def layer_rows(record: Record) -> list[Row]:
-    """The plan, one row per linear, joined with each linear's EMD."""
-    sensitivity = record.get("sensitivity") or {}
-    emd = {row.get("name"): row.get("emd") for row in _quantized_alone(sensitivity.get("rows"))}
-    return [{**row, "emd": emd.get(row.get("name"))} for row in record.get("plan") or []]
+def emd_by_linear(sensitivity: Sensitivity) -> dict[str, float | None]:
+    """The EMD of each linear that was quantized alone."""
+    return {row.name: row.emd for row in _quantized_alone(sensitivity.rows)}
 
 
-def distributions_by_sensitivity(record: Record) -> list[Row]:
+def distributions_by_sensitivity(record: Record) -> list[Distribution]:
     """The recorded distributions, the most sensitive layer first; in model order where sensitivity was not measured."""
-    rank = {row.get("name"): i for i, row in enumerate(ranked((record.get("sensitivity") or {}).get("rows")))}
-    rows = [row for row in record.get("distributions") or [] if row.get("weight")]
-    return sorted(rows, key=lambda row: rank.get(row.get("name"), len(rank)))
+    rows = () if record.sensitivity is None else record.sensitivity.rows
+    rank = {row.name: i for i, row in enumerate(ranked(rows))}
+    drawable = [row for row in record.distributions or () if row.weight is not None]
+    return sorted(drawable, key=lambda row: rank.get(row.name, len(rank)))
 
 
 def badness(distance: Any) -> float:
@@ -129,5 +154,5 @@ def badness(distance: Any) -> float:
     return math.inf if math.isnan(distance) else float(distance)
 
 
-def _quantized_alone(rows: list[Row] | None) -> list[Row]:
-    return [row for row in rows or [] if row.get("mode", "one") == "one"]
+def _quantized_alone(rows: Sequence[SensitivityRow]) -> list[SensitivityRow]:
+    return [row for row in rows if row.mode == "one"]

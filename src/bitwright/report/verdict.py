@@ -1,15 +1,14 @@
 """The first thing a reader sees: one sentence, one state, four numbers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from bitwright.record import Record
+from bitwright.record import Evaluation, PlanRow, Record, Size, SpeedRow
 from bitwright.report.wording import (
     ABSENT,
     alike,
     is_finite,
-    is_number,
     metric_phrase,
     number,
     percent,
@@ -43,10 +42,10 @@ _BUSY_CORES = 0.25  # with so many kept busy by others, ratios are no longer tho
 
 def state(record: Record) -> tuple[str, str, str]:
     """(CSS class, symbol, heading) of the record's verdict."""
-    evaluation = record.get("evaluation")
-    if not evaluation or not is_number(evaluation.get("loss")):
+    evaluation = record.evaluation
+    if evaluation is None or evaluation.loss is None:
         return NOT_EVALUATED
-    return STATES.get(evaluation.get("verdict"), NO_BUDGET)
+    return STATES.get(evaluation.verdict or "", NO_BUDGET)
 
 
 def verdict_sentence(record: Record) -> str:
@@ -55,122 +54,119 @@ def verdict_sentence(record: Record) -> str:
     "MiniLM is 3.9 times smaller and 2.4 times faster; it loses 0.08 % (at most 0.21 % with 95 % confidence) of its
     agreement with human judgement of similarity, inside the 1 % budget."
     """
-    name = short_name((record.get("model") or {}).get("name"))
+    name = short_name(record.model.name)
     gains = []
     if (smaller := size_ratio(record)) is not None:
         gains.append(times(smaller, "smaller", "larger"))
     if speed_ratios := _speed_ratios(record):
         gains.append(times(_geometric_mean(speed_ratios), "faster", "slower") + _while_busy(record))
     opening = f"{name} is {' and '.join(gains)}" if gains else f"{name} was processed"
-    return f"{opening}; {_loss_clause(record.get('evaluation'))}."
+    return f"{opening}; {_loss_clause(record.evaluation)}."
 
 
 def _while_busy(record: Record) -> str:
     """A word of caution if other programs held the cores: runtimes whose threads wait for each other suffer most."""
-    cores = (record.get("speed") or {}).get("other_load_cores")
-    if cores is None or not is_number(cores) or cores < _BUSY_CORES:
+    cores = None if record.speed is None else record.speed.other_load_cores
+    if cores is None or cores < _BUSY_CORES:
         return ""
     return f" (timed while other programs kept {cores:.1f} cores busy: `bitwright bench` times it again)"
 
 
 def facts(record: Record) -> tuple[Fact, Fact, Fact, Fact]:
     """Size, speed (bits per weight where it was not measured), loss and budget."""
-    return (_size_fact(record), _speed_fact(record), *_loss_facts(record.get("evaluation") or {}))
+    return (_size_fact(record), _speed_fact(record), *_loss_facts(record.evaluation or Evaluation()))
 
 
 def size_ratio(record: Record) -> float | None:
     """Bytes of the source checkpoint / bytes of the quantized one, or None where not both are known."""
-    sizes = record.get("size") or {}
-    before, after = sizes.get("source_bytes"), sizes.get("checkpoint_bytes")
+    before, after = record.size.source_bytes, record.size.checkpoint_bytes
     return before / after if before and after else None
 
 
-def bits_per_weight(rows: list[dict[str, Any]]) -> float | None:
+def bits_per_weight(plan: Sequence[PlanRow]) -> float | None:
     """Bits that the plan's linears take per weight, with their scales, zero points and biases; None for none."""
-    linears = [row for row in rows if row.get("role") != "embedding" and row.get("shape") and row.get("bytes_after")]
-    values = sum(math.prod(row["shape"]) for row in linears)
-    return 8 * sum(row["bytes_after"] for row in linears) / values if values else None
+    linears = [row for row in plan if row.role != "embedding" and row.bytes_after]
+    values = sum(math.prod(row.shape) for row in linears)
+    return 8 * sum(row.bytes_after for row in linears) / values if values else None
 
 
-def held_out(evaluation: dict[str, Any]) -> str:
+def held_out(evaluation: Evaluation) -> str:
     """What the loss was measured on: "40 held-out windows"."""
-    return f"{number(evaluation.get('n_held_out'))} held-out {unit(evaluation)}"
+    return f"{number(evaluation.n_held_out)} held-out {unit(evaluation)}"
 
 
-def unit(evaluation: dict[str, Any]) -> str:
+def unit(evaluation: Evaluation) -> str:
     """What a sample consists of, in the plural: "windows"."""
-    return str((evaluation.get("metric") or {}).get("unit") or "samples")
+    return evaluation.metric.unit or "samples"
 
 
-def metric_name(record: Record) -> str:
+def metric_name(evaluation: Evaluation) -> str:
     """The metric's own name, such as "nDCG@10"."""
-    return str(((record.get("evaluation") or {}).get("metric") or {}).get("name") or "the metric")
+    return evaluation.metric.name or "the metric"
 
 
-def is_bitwright(row: dict[str, Any]) -> bool:
+def is_bitwright(row: SpeedRow) -> bool:
     """Whether a row of the speed table is one of Bitwright's own runtimes."""
-    return str(row.get("runtime", "")).startswith("bitwright")
+    return row.runtime.startswith("bitwright")
 
 
-def _loss_clause(evaluation: dict[str, Any] | None) -> str:
-    if not evaluation or not is_number(evaluation.get("loss")):
+def _loss_clause(evaluation: Evaluation | None) -> str:
+    if evaluation is None or evaluation.loss is None:
         return "it was not evaluated, so what that costs in accuracy is not known"
-    budget, verdict = f"the {percent(evaluation.get('max_loss'))} budget", evaluation.get("verdict")
-    clause = _measured_loss(evaluation)
+    budget, verdict = f"the {percent(evaluation.max_loss)} budget", evaluation.verdict
+    clause = _measured_loss(evaluation, evaluation.loss)
     if verdict == "met":
         return f"{clause}, inside {budget}"
     if verdict == "not met":
         return f"{clause}, over {budget}"
     if verdict != "undecided":
         return f"{clause}; no budget was set"
-    samples, needed = (evaluation.get(key) for key in ("n_held_out", "needed_samples"))
+    samples, needed = evaluation.n_held_out, evaluation.needed_samples
     few = f"{number(samples)} {unit(evaluation)} are" if samples else "the sample is"
     enough = f"; about {number(needed)} would be enough" if needed else ""
     return f"{clause}, but {few} too few to tell whether that is inside {budget}{enough}"
 
 
-def _measured_loss(evaluation: dict[str, Any]) -> str:
+def _measured_loss(evaluation: Evaluation, loss: float) -> str:
     """ "it loses 0.08 % (at most 0.21 % with 95 % confidence) of its accuracy": the bound that the verdict rests on."""
-    loss, verdict = evaluation["loss"], evaluation.get("verdict")
-    side, bound = ("at least", "loss_lower") if verdict == "not met" else ("at most", "loss_upper")
-    limit = evaluation.get(bound)
-    confidence = percent(evaluation.get("confidence") or 0.95)
+    over = evaluation.verdict == "not met"
+    side, limit = ("at least", evaluation.loss_lower) if over else ("at most", evaluation.loss_upper)
+    confidence = percent(evaluation.confidence or 0.95)
     aside = f" ({side} {percent(limit)} with {confidence} confidence)" if is_finite(limit) else ""
-    metric = evaluation.get("metric") or {}
-    if metric.get("higher_is_better") is False:
-        return _rise(evaluation) + aside
-    what = metric_phrase(metric.get("name"))
+    if evaluation.metric.higher_is_better is False:
+        return _rise(evaluation, loss) + aside
+    what = metric_phrase(evaluation.metric.name)
     if loss <= 0:
         return f"it loses nothing measurable{aside} of {what}"
-    return f"it {'appears to lose' if verdict == 'undecided' else 'loses'} {percent(loss)}{aside} of {what}"
+    return f"it {'appears to lose' if evaluation.verdict == 'undecided' else 'loses'} {percent(loss)}{aside} of {what}"
 
 
-def _rise(evaluation: dict[str, Any]) -> str:
+def _rise(evaluation: Evaluation, loss: float) -> str:
     """ "its perplexity rises from 24.10 to 24.82, by 3 %": the loss of a metric where lower is better."""
-    name = (evaluation.get("metric") or {}).get("name") or "metric"
-    scores = evaluation.get("float_score"), evaluation.get("quantized_score")
+    name = evaluation.metric.name or "metric"
+    scores = evaluation.float_score, evaluation.quantized_score
     change = " from {} to {}".format(*alike(*scores)) if all(map(is_finite, scores)) else ""
-    if evaluation["loss"] <= 0:
+    if loss <= 0:
         return f"its {name} does not rise{change and ', going' + change}"
-    rises = "appears to rise" if evaluation.get("verdict") == "undecided" else "rises"
-    return f"its {name} {rises}{change}{',' * bool(change)} by {percent(evaluation['loss'])}"
+    rises = "appears to rise" if evaluation.verdict == "undecided" else "rises"
+    return f"its {name} {rises}{change}{',' * bool(change)} by {percent(loss)}"
 
 
 def _size_fact(record: Record) -> Fact:
-    sizes = record.get("size") or {}
     factor = size_ratio(record)
-    context = f"from {size(sizes.get('source_bytes'))}" + (f", {times(factor, 'smaller', 'larger')}" if factor else "")
-    return Fact("Size on disk", size(sizes.get("checkpoint_bytes")), context if sizes else "not measured")
+    context = f"from {size(record.size.source_bytes)}" + (f", {times(factor, 'smaller', 'larger')}" if factor else "")
+    measured = record.size != Size()
+    return Fact("Size on disk", size(record.size.checkpoint_bytes), context if measured else "not measured")
 
 
 def _speed_fact(record: Record) -> Fact:
     ratios = _speed_ratios(record)
     if not ratios:
-        bits = bits_per_weight(record.get("plan") or [])
+        bits = bits_per_weight(record.plan)
         if bits is None:
             return Fact("Speed", ABSENT, "not measured")
         return Fact("Bits per weight", f"{bits:.2f}", "of the linears, with scales and biases; speed was not measured")
-    threads = (record.get("speed") or {}).get("threads")
+    threads = None if record.speed is None else record.speed.threads
     on = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
     if len(ratios) == 1:
         return Fact("Speed", ratio(ratios[0], 1), f"that of the fp32 original{on}")
@@ -178,34 +174,34 @@ def _speed_fact(record: Record) -> Fact:
     return Fact("Speed", ratio(_geometric_mean(ratios), 1), f"that of the fp32 original; {spread} by input shape{on}")
 
 
-def _loss_facts(evaluation: dict[str, Any]) -> tuple[Fact, Fact]:
-    loss, lower, upper, budget = (evaluation.get(key) for key in ("loss", "loss_lower", "loss_upper", "max_loss"))
-    metric = evaluation.get("metric") or {}
-    if not is_number(loss):
+def _loss_facts(evaluation: Evaluation) -> tuple[Fact, Fact]:
+    loss, lower, upper, budget = evaluation.loss, evaluation.loss_lower, evaluation.loss_upper, evaluation.max_loss
+    metric = evaluation.metric
+    if loss is None:
         return Fact("Loss", ABSENT, "not evaluated"), Fact("Budget", percent(budget), "not checked")
-    context = f"of {metric_phrase(metric.get('name'))}"
-    if metric.get("higher_is_better") is False:
-        context = f"rise of {metric.get('name')}, relative to the original"
+    context = f"of {metric_phrase(metric.name)}"
+    if metric.higher_is_better is False:
+        context = f"rise of {metric.name}, relative to the original"
     if is_finite(lower) and is_finite(upper):
         context += f"; 95 % sure of at most {percent(upper)}, and of at least {percent(lower)}"
-    if not is_number(budget):
+    if budget is None:
         return Fact("Loss", percent(loss), context), Fact("Budget", ABSENT, "none was set")
     outcome = {
         "met": "met: with 95 % confidence the loss is inside it",
         "not met": "not met: with 95 % confidence the loss is over it",
         "undecided": "undecided: it lies between the two bounds of the loss",
     }
-    said = outcome.get(str(evaluation.get("verdict")), "not checked")
+    said = outcome.get(evaluation.verdict or "", "not checked")
     return Fact("Loss", percent(loss), context), Fact("Budget", percent(budget), said)
 
 
 def _speed_ratios(record: Record) -> list[float]:
     """Speed of Bitwright's fastest runtime relative to fp32, one number per measured shape."""
     by_runtime: dict[str, list[float]] = {}
-    for row in (record.get("speed") or {}).get("rows") or []:
-        factor = row.get("ratio_to_fp32")
-        if is_bitwright(row) and is_number(factor) and factor > 0:
-            by_runtime.setdefault(row["runtime"], []).append(factor)
+    for row in () if record.speed is None else record.speed.rows:
+        factor = row.ratio_to_fp32
+        if is_bitwright(row) and factor is not None and factor > 0:
+            by_runtime.setdefault(row.runtime, []).append(factor)
     return max(by_runtime.values(), key=_geometric_mean, default=[])
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
@@ -79,12 +79,12 @@ METRIC_PHRASES = {
 }
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is an int or a float (NaN and infinity included), and no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Whether `value` is a number other than NaN and infinity."""
     return is_number(value) and math.isfinite(value)
 

@@ -6,11 +6,11 @@ takes O(log n) measurements, and every combination that is returned was measured
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bitwright.recipe import Recipe
+from bitwright.record import LayerRow, StepRow
 from bitwright.search.measured import Measure, Measured
 
 Units = tuple[str, ...]
@@ -76,33 +76,32 @@ def find_fallback(recipe: Recipe, ranking: Callable[[], Sequence[str]], measure:
     return step(outcome()), list(steps.values())
 
 
-def units_by_error(account: Sequence[Mapping[str, Any]]) -> Units:
+def units_by_error(account: Sequence[LayerRow]) -> Units:
     """Names of the units, largest relative output error of one of their linears first, of rounding its weight and its
     input together: what is known of every layer that was calibrated, without running the model once more. Rows without
     an error come last, in their order.
     """
     worst: dict[str, float] = {}
     for row in account:
-        error = math.hypot(row["error"], row.get("error_input", 0.0)) if "error" in row else -1.0
-        worst[row["unit"]] = max(worst.get(row["unit"], -1.0), error)
+        error = -1.0 if row.error is None else math.hypot(row.error, row.error_input or 0.0)
+        worst[row.unit] = max(worst.get(row.unit, -1.0), error)
     return tuple(sorted(worst, key=lambda unit: -worst[unit]))
 
 
-def step_rows(steps: Sequence[Step], chosen: Step | None = None) -> list[dict[str, Any]]:
-    """The steps as plain data, for the Record. chosen: the outcome of the search, which is marked."""
-    return [
-        {
-            "n_fallback": len(step.kept),
-            "unit": step.kept[-1] if step.kept else None,
-            "units": list(step.kept),
-            "chosen": chosen is not None and step.kept == chosen.kept,
-            "loss": step.measured.loss,
-            "loss_upper": step.measured.bound,
-            "bytes": step.measured.bytes_,
-            "decided_on": "tuning",
-        }
+def step_rows(steps: Sequence[Step], chosen: Step | None = None) -> tuple[StepRow, ...]:
+    """The Record's `steps`. chosen: the outcome of the search, which is marked."""
+    return tuple(
+        StepRow(
+            n_fallback=len(step.kept),
+            unit=step.kept[-1] if step.kept else None,
+            units=step.kept,
+            chosen=chosen is not None and step.kept == chosen.kept,
+            loss=step.measured.loss,
+            loss_upper=step.measured.bound,
+            bytes=step.measured.bytes_,
+        )
         for step in steps
-    ]
+    )
 
 
 def _enough(units: Units, inside: Callable[[Units], bool]) -> Units | None:

@@ -9,7 +9,7 @@ beside it.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -18,6 +18,7 @@ from bitwright.evaluate import metrics
 from bitwright.evaluate.kinds import Outputs, pair_cosines, spread_pairs
 from bitwright.models.sites import LinearSite
 from bitwright.progress import Track
+from bitwright.record import Sensitivity, SensitivityRow
 from bitwright.search.journal import Journal
 
 Mode = Literal["one", "all but one"]
@@ -77,7 +78,7 @@ def measure_sensitivity(
     measure: Callable[[frozenset[str]], Reading],
     journal: Journal,
     track: Track = iter,
-) -> dict[str, Any]:
+) -> Sensitivity:
     """Measure every part and rank them, most sensitive first.
 
     Args:
@@ -87,23 +88,22 @@ def measure_sensitivity(
         track: wraps the loop, for a progress bar.
 
     Returns:
-        {"rows", "units", "groups", "spearman_with_metric_loss"} as the Record documents. The correlation is between the
+        The Record's section, but for what it was measured on. The correlation is between the
         EMD and the metric loss of the linears quantized alone; None when either is constant.
     """
-    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ROW_KINDS}
+    found: dict[str, list[SensitivityRow]] = {kind: [] for kind in ROW_KINDS}
     for part in track(parts_of(sites)):
         key = "sensitivity:" + "\0".join(sorted(part.members))
         values = journal.remember(key, lambda members=part.members: _plain(measure(members)))  # type: ignore[misc]
-        described = {"name": part.name, "block": part.block, "role": part.role, "unit": part.unit, "mode": part.mode}
-        found[part.kind].append(described | {name: float(value) for name, value in values.items()})
-    for rows in found.values():  # all-but-one: the linear whose *absence* leaves the least distance matters most
-        rows.sort(key=lambda row: (row["mode"] != "one", -row["emd"] if row["mode"] == "one" else row["emd"]))
-    return {**found, "spearman_with_metric_loss": _agreement([r for r in found["rows"] if r["mode"] == "one"])}
+        numbers = {name: float(value) for name, value in values.items()}
+        found[part.kind].append(SensitivityRow(part.name, part.block, part.role, part.unit, part.mode, **numbers))
+    rows, units, groups = (tuple(sorted(found[kind], key=_rank)) for kind in ROW_KINDS)
+    return Sensitivity(rows, units, groups, _agreement([row for row in rows if row.mode == "one"]))
 
 
-def ranked_units(sensitivity: dict[str, Any]) -> tuple[str, ...]:
+def ranked_units(sensitivity: Sensitivity) -> tuple[str, ...]:
     """Names of the units, most sensitive first."""
-    return tuple(row["name"] for row in sensitivity["units"])
+    return tuple(row.name for row in sensitivity.units)
 
 
 def read_outputs(float_rows: Outputs, quant_rows: Outputs, metric_loss: float) -> Reading:
@@ -131,9 +131,15 @@ def _plain(reading: Reading) -> dict[str, str]:
     return {name: repr(value if not math.isnan(value) else math.inf) for name, value in asdict(reading).items()}
 
 
-def _agreement(rows: list[dict[str, Any]]) -> float | None:
+def _rank(row: SensitivityRow) -> tuple[bool, float]:
+    """All-but-one comes last: there the linear whose *absence* leaves the least distance matters most."""
+    emd = math.inf if row.emd is None else row.emd
+    return (True, emd) if row.mode != "one" else (False, -emd)
+
+
+def _agreement(rows: Sequence[SensitivityRow]) -> float | None:
     """Spearman correlation of EMD with metric loss over rows."""
-    emd, loss = [row["emd"] for row in rows], [row["metric_loss"] for row in rows]
+    emd, loss = [row.emd for row in rows], [row.metric_loss for row in rows]
     if len(set(emd)) < 2 or len(set(loss)) < 2:
         return None
     return float(spearmanr(emd, loss).statistic)

@@ -1,0 +1,83 @@
+"""`record.json`: a Record as a file."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import CheckpointError
+from bitwright.record.convert import from_data, plain_data
+from bitwright.record.sections import RECORD_VERSION, Record
+
+RECORD_FILE = "record.json"
+
+# How earlier releases told of a starved expert; the end of the sentence -> the policy.
+_OLD_STARVED = re.compile(r"saw (\d+) calibration tokens, fewer than (\d+): (.*)")
+_OLD_POLICIES = {"uses what all experts of the block saw": "lent", "rounded to nearest": "rtn"}
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write a record, all or nothing."""
+    write_text_atomically(path, json.dumps(plain_data(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Read a record (a file, or a directory that holds `record.json`).
+
+    Raises:
+        CheckpointError: no such file, not JSON, a version that this release cannot read, or a value of the wrong type:
+            the message names the file and the key.
+    """
+    path = path / RECORD_FILE if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no record here; is this a directory that `bitwright quantize` wrote?") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a record ({error}); run `bitwright quantize` again") from None
+    version = data.get("record_version") if isinstance(data, dict) else None
+    if version != RECORD_VERSION:
+        raise CheckpointError(
+            f"{path}: record_version is {version!r}, this release reads {RECORD_VERSION}; update Bitwright"
+        )
+    return record_of(data, str(path))
+
+
+def record_of(data: Mapping[str, Any], source: str = "record") -> Record:
+    """The Record that plain data, as JSON has it, describes: of this release or an earlier one.
+
+    Raises:
+        CheckpointError: a value of the wrong type; the message begins with `source` and names the key.
+    """
+    rows = data.get("layers")
+    if isinstance(rows, list):
+        data = {**data, "layers": [_with_starved(row) for row in rows]}
+    return from_data(Record, data, source)
+
+
+def _with_starved(row: Any) -> Any:
+    """A row of `layers` whose sentence about a starved expert, if it is one that we wrote, is told in fields."""
+    said = row.get("starved") if isinstance(row, Mapping) else None
+    match = _OLD_STARVED.fullmatch(said) if isinstance(said, str) else None
+    if match is None or match[3] not in _OLD_POLICIES:
+        return row
+    starved = {"n_tokens": int(match[1]), "fewest": int(match[2]), "policy": _OLD_POLICIES[match[3]]}
+    return {**row, "starved": starved}
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file by way of a temporary one beside it, so that a reader never sees half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

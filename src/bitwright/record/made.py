@@ -1,0 +1,167 @@
+"""The sections of the Record that say what was made, of what, and on what grounds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitwright.record.convert import NULL, REST
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The model that was quantized.
+
+    source: as it was typed. task: "embedding", "sequence-classification", "token-classification",
+    "question-answering" or "text-generation". dtype: of its weights.
+    """
+
+    name: str | None = None
+    source: str | None = None
+    model_type: str | None = None
+    architectures: tuple[str, ...] | None = None
+    task: str | None = None
+    n_parameters: int | None = None
+    n_blocks: int | None = None
+    license: str | None = field(default=None, metadata=NULL)
+    source_sha256: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """What happens to one tensor, a linear's weight or an embedding table.
+
+    block: None outside the blocks. unit: the set of linears that share an input. shape: (N, K). scheme: "16bit" is a
+    fallback or an exclusion, and the reason says which.
+    """
+
+    name: str
+    block: int | None
+    role: str
+    unit: str
+    shape: tuple[int, int]
+    scheme: str
+    method: str
+    bytes_before: int
+    bytes_after: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Starved:
+    """An expert that saw too few calibration tokens.
+
+    fewest: tokens that would have been enough. policy: "lent", it uses what all experts of the block saw; "rtn", it
+    was rounded to nearest.
+    """
+
+    n_tokens: int
+    fewest: int
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """How one linear was quantized, and how well.
+
+    block_emd: Earth Mover's Distance between the outputs of its block before and after.
+    n_tokens: calibration tokens that reached it. starved: a text if an earlier release told it otherwise than we do.
+    error: ‖XWᵀ − XŴᵀ‖ / ‖XWᵀ‖ over the tokens, before inputs are rounded. error_rtn: the same of plain rounding to
+    nearest. error_input: what rounding the inputs is expected to add for an ordinary token, relative to its output.
+    transform: "folded", "at the input" or "none: …"; transform_…: what it noted, its strength among them.
+    dead_inputs: inputs that were always 0. damping: GPTQ's. damping_failed: lower ones that were tried.
+    gave_way_to, reason: the method that took the place of one that failed, and why.
+    more: what else a method noted. fallback: whether the linear went back to 16 bit.
+    """
+
+    name: str
+    block: int | None
+    role: str
+    unit: str
+    block_emd: float | None = None
+    scheme: str | None = None
+    method: str | None = None
+    n_tokens: int | None = None
+    starved: Starved | str | None = None
+    error_rtn: float | None = None
+    transform: str | None = None
+    transform_alpha: float | None = None
+    transform_statistic: str | None = None
+    transform_exponent: float | None = None
+    transform_duo: bool | None = None
+    transform_error_before: float | None = None
+    transform_error_after: float | None = None
+    dead_inputs: int | None = None
+    damping_failed: str | None = None
+    gave_way_to: str | None = None
+    reason: str | None = None
+    damping: float | None = None
+    error: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    error_input: float | None = None
+    more: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+    fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Weight files of source and result; weights_before and weights_after: what the plan covers of them."""
+
+    source_bytes: int | None = field(default=None, metadata=NULL)
+    checkpoint_bytes: int | None = None
+    weights_before: int | None = None
+    weights_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedMethod:
+    """A method that no unit got, and the numbers that spoke against it."""
+
+    method: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEvidence:
+    """What one unit of linears looked like, and the method that it got.
+
+    expected: of each method, the relative error of the outputs that it is expected to leave. The other features are as
+    `search.features` measures them.
+    """
+
+    unit: str
+    role: str
+    block: int | None
+    scheme: str
+    n_weights: int
+    k: int
+    n_tokens: int
+    tail: float
+    kurtosis: float
+    channel_ratio: float
+    error_int4: float
+    error_int8: float
+    expected: Mapping[str, float]
+    foldable: bool
+    linears: tuple[str, ...]
+    method: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What `method: auto` was decided on.
+
+    rtn_loss: of the whole model rounded to nearest. tolerable_error: of a unit's outputs. overruled: linears whose
+    method the recipe names. cost, resources: what calibrating takes, and what there was.
+    """
+
+    reason: str
+    rtn_loss: float | None = field(default=None, metadata=NULL)
+    tolerable_error: float | None = field(default=None, metadata=NULL)
+    overruled: int = 0
+    units: tuple[UnitEvidence, ...] = ()
+    rejected: tuple[RejectedMethod, ...] = ()
+    cost: Mapping[str, float] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)

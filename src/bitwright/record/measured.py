@@ -1,0 +1,124 @@
+"""The sections of the Record that say what quantizing does to the outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bitwright.record.convert import NULL
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What the loss is a loss of. unit: what a sample is, in the plural. protocol: of perplexity."""
+
+    name: str | None = None
+    kind: str | None = None
+    task: str | None = None
+    unit: str | None = None
+    label_free: bool | None = None
+    higher_is_better: bool | None = None
+    protocol: str | None = field(default=None, metadata=NULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The loss on held-out data, and the verdict.
+
+    loss_lower, loss_upper: one-sided bounds, each with `confidence`. verdict: "met", "not met" or "undecided".
+    needed_samples: about how many would decide it. accepted_point_estimate: the budget counts as met though undecided.
+    companions: measures beside the metric.
+    """
+
+    metric: Metric = field(default_factory=Metric)
+    n_tuning: int | None = None
+    n_held_out: int | None = None
+    float_score: float | None = None
+    quantized_score: float | None = None
+    loss: float | None = None
+    loss_lower: float | None = None
+    loss_upper: float | None = None
+    confidence: float | None = None
+    max_loss: float | None = None
+    verdict: str | None = None
+    sentence: str | None = None
+    needed_samples: int | None = field(default=None, metadata=NULL)
+    accepted_point_estimate: bool = False
+    companions: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """What the fallback search, or the front, measured of one combination, on tuning data.
+
+    units: those kept in 16 bit; earlier releases named `unit`, the last of them, alone. chosen: whether it was taken.
+    """
+
+    n_fallback: int
+    unit: str | None = field(default=None, metadata=NULL)
+    units: tuple[str, ...] | None = None
+    chosen: bool = False
+    loss: float
+    loss_upper: float
+    bytes: int
+    decided_on: str = "tuning"
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityRow:
+    """How far the outputs moved when a linear, a unit or a group was quantized.
+
+    A group is a role of a block, or with block None of the whole model, and has no unit. mode: "one" was quantized, or
+    "all but one".
+    """
+
+    name: str
+    block: int | None
+    role: str
+    unit: str | None
+    mode: str = "one"
+    emd: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    rank_flips: float | None = None
+    metric_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What quantizing parts of the model does to its outputs. rows: linears. metric: the one whose loss is measured."""
+
+    rows: tuple[SensitivityRow, ...] = ()
+    units: tuple[SensitivityRow, ...] = ()
+    groups: tuple[SensitivityRow, ...] = ()
+    spearman_with_metric_loss: float | None = field(default=None, metadata=NULL)
+    n_samples: int | None = None
+    metric: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """edges: n + 1; before, after: n shares of the values."""
+
+    edges: tuple[float, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The values of one quantized linear before and after; activation: None if no sample reached it."""
+
+    name: str
+    role: str | None = None
+    weight: Histogram | None = field(default=None, metadata=NULL)
+    activation: Histogram | None = field(default=None, metadata=NULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Whether a target runtime gives the outputs that it must. ok: None if it was not checked."""
+
+    target: str
+    ok: bool | None = field(default=None, metadata=NULL)
+    checks: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""

@@ -1,0 +1,103 @@
+"""The sections of the Record that say how fast it is, and where that was measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitwright.record.convert import NULL, REST
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedRow:
+    """One runtime and shape. per_second: sequences. ratio_to_…: how many times as fast; None if that was not measured.
+    note: how a rival was converted.
+    """
+
+    runtime: str
+    batch: int
+    tokens: int
+    median_ms: float | None = None
+    min_ms: float | None = None
+    per_second: float | None = None
+    ratio_to_fp32: float | None = field(default=None, metadata=NULL)
+    ratio_to_bf16: float | None = field(default=None, metadata=NULL)
+    note: str | None = field(default=None, metadata=NULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What was not measured. runtime: "all" for a shape that the model cannot take."""
+
+    runtime: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What `runtime.bench` measured. other_load_cores: cores that other programs kept busy. load_s, peak_rss_mib: by
+    runtime, and what they include. cosine_to_fp32: by runtime, of outputs for one input. more: what else it told.
+    """
+
+    threads: int | None = None
+    rounds: int | None = None
+    block_s: float | None = None
+    rows: tuple[SpeedRow, ...] = ()
+    other_load_cores: float | None = None
+    peak_rss_mib: Mapping[str, float] = field(default_factory=dict)
+    peak_rss_includes: str | None = None
+    load_s: Mapping[str, float] = field(default_factory=dict)
+    load_includes: str | None = None
+    cosine_to_fp32: Mapping[str, float] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A loss on held-out data, with its one-sided bounds."""
+
+    loss: float
+    lower: float | None = None
+    upper: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrontRow:
+    """One variant. speedup: the geometric mean over shapes, against the faster of torch fp32 and bf16. loss,
+    loss_upper: on tuning data, which decides. units: those in 16 bit.
+    """
+
+    n_fallback: int
+    units: tuple[str, ...]
+    speedup: float
+    loss: float
+    loss_upper: float
+    held_out: HeldOut
+    bytes: int
+    on_front: bool
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Variants with more and fewer of `n_units` units in 16 bit. met: whether one is fast enough inside the budget."""
+
+    min_speedup: float
+    met: bool
+    rows: tuple[FrontRow, ...]
+    n_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The machine and its libraries. isa: the instruction set in use; transformers: None if it is not installed."""
+
+    cpu: str | None = None
+    cores: int | None = field(default=None, metadata=NULL)
+    isa: str | None = None
+    os: str | None = None
+    python: str | None = None
+    torch: str | None = None
+    transformers: str | None = field(default=None, metadata=NULL)
+    bitwright: str | None = None
+    threads: int | None = None
