@@ -21,7 +21,7 @@ from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.program import Op, Program
 from bitwright.engine.weights import Weights
-from bitwright.kernels.dispatch import isa_index
+from bitwright.kernels.dispatch import native_isa
 
 SHAPES = ((1, 16), (1, 128), (8, 128), (32, 128), (8, 512))
 BLOCK_S = 0.06
@@ -87,7 +87,7 @@ class Variant:
 
 def variants(program: Program) -> list[Variant]:
     """The program, and those with a fusion taken back; the first is the whole one."""
-    isa = isa_index()
+    isa = native_isa()
     found = [Variant("all", Executor(program, isa))]
     for name, pieces in APART.items():
         ops = tuple(part for op in program.ops for part in pieces(op))

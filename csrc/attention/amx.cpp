@@ -9,7 +9,7 @@
 
 #include "common.h"
 #include "contract.h"
-#include "tiles.h"
+#include "vectors/tiles.h"
 #include "vectors_avx512.h"
 
 namespace {
@@ -139,8 +139,7 @@ void leave_out(const Work& w, const Block& block, size_t step) {
     for (size_t row = 0; row < kRows; ++row) {
         const size_t q = least(block.query + row, last);  // rows beyond the last query see what that one sees
         const Range seen = seen_by(w.p, q, q + 1);
-        const __mmask32 before = seen.begin > j ? lowest(seen.begin - j) : 0,
-                        to = seen.end > j ? lowest(seen.end - j) : 0;
+        const __mmask32 before = lanes_before<__mmask32>(j, seen.begin), to = lanes_before<__mmask32>(j, seen.end);
         const __mmask32 out = ~(to & ~before);
         float* at = w.scores + row * w.score_stride + step * kKeys;
         _mm512_mask_store_ps(at, (__mmask16)out, _mm512_set1_ps(-INFINITY));
@@ -157,7 +156,7 @@ void add_bias(const Work& w, const Block& block) {
         float* at = w.scores + row * w.score_stride;
         const float* bias = bias_of(p, block.head, block.query + row) + begin;
         for (size_t i = 0; i < block.steps * kKeys; i += 16) {
-            const __mmask16 mask = begin + i < w.keys.end ? (__mmask16)lowest(w.keys.end - begin - i) : (__mmask16)0;
+            const __mmask16 mask = lanes_before<__mmask16>(begin + i, w.keys.end);
             _mm512_store_ps(at + i,
                             _mm512_fmadd_ps(_mm512_load_ps(at + i), scale, _mm512_maskz_loadu_ps(mask, bias + i)));
         }
@@ -319,7 +318,7 @@ void write(const Work& w, const Block& block) {
             if (p.head_size - i >= kDims) {
                 _mm512_storeu_si512(out + i, both);
             } else {
-                _mm512_mask_storeu_epi16(out + i, lowest(p.head_size - i), both);
+                _mm512_mask_storeu_epi16(out + i, lowest<__mmask32>(p.head_size - i), both);
             }
         }
     }

@@ -19,7 +19,7 @@
 #include <math.h>
 
 #include "common.h"
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // attention, the definition in C++. See contract.h.
 #include <math.h>
 
-#include "bf16.h"
+#include "vectors/bf16.h"
 #include "common.h"
 #include "contract.h"
 

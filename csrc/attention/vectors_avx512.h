@@ -3,17 +3,15 @@
 #include <immintrin.h>
 
 #include "common.h"
-#include "unroll.h"
+#include "vectors/masks_avx512.h"
+#include "vectors/unroll.h"
 
 namespace {
-
-// Lowest `count` of 32 bits, all from 32 on.
-inline __mmask32 lowest(size_t count) { return count >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << count) - 1; }
 
 // Up to 32 bf16, zero beyond.
 ALWAYS_INLINE __m512i load_bf16(const uint16_t* x, size_t left) {
     if (left >= 32) return _mm512_loadu_si512(x);
-    return _mm512_maskz_loadu_epi16(lowest(left), x);
+    return _mm512_maskz_loadu_epi16(lowest<__mmask32>(left), x);
 }
 
 // Whether `rows` rows of `size` bf16 are finite.

@@ -1,3 +1,4 @@
+// The class Program, for Python: addresses and sizes in. bitwright/engine checks what it passes.
 #include "binding.h"
 
 #include <nanobind/stl/tuple.h>
@@ -6,8 +7,6 @@
 #include <tuple>
 
 #include "program.h"
-
-namespace nb = nanobind;
 
 namespace {
 
@@ -32,7 +31,7 @@ Grid grid_of(const GridTuple& g) {
             std::get<5>(g)};
 }
 
-void construct(Program* self, int isa, const std::vector<BufferTuple>& tuples, size_t arena_row, int out,
+void construct(Program* self, Isa isa, const std::vector<BufferTuple>& tuples, size_t arena_row, int out,
                size_t group_tokens) {
     std::vector<Buffer> buffers;
     for (const auto& [kind, width, offset, per_sequence] : tuples) {
@@ -51,6 +50,17 @@ bool run(Program& self, Address ids, Address types, Address starts, size_t seque
 }  // namespace
 
 void bind_engine(nb::module_& m) {
+    nb::enum_<Kind>(m, "BufferKind")
+        .value("f32", Kind::kF32)
+        .value("bf16", Kind::kBf16)
+        .value("codes", Kind::kCodes);
+    nb::enum_<Pooling>(m, "PoolMode")
+        .value("cls", Pooling::kCls)
+        .value("mean", Pooling::kMean)
+        .value("max", Pooling::kMax)
+        .value("mean_sqrt_len_tokens", Pooling::kMeanSqrtLen)
+        .value("weightedmean", Pooling::kWeightedMean)
+        .value("lasttoken", Pooling::kLast);
     m.def("row_bytes", [](int kind, size_t width) { return row_bytes({Kind(kind), width, 0, false}); });
     nb::class_<Program>(m, "Program")
         .def("__init__", &construct)
@@ -71,20 +81,20 @@ void bind_engine(nb::module_& m) {
                          const GridTuple& grid) { p.add(Round{in, out, on_grid, grid_of(grid)}); })
         .def("linear_w8a8",
              [](Program& p, int in, int out, size_t column, size_t n, size_t linears, Address weight, Address colsum,
-                Address scale, Address bias, bool gelu, const GridTuple& grid) {
+                Address scale, Address bias, Activation activation, const GridTuple& grid) {
                  p.add(MultiplyW8A8{in, out, column, n, linears, at<int8_t>(weight), at<int32_t>(colsum),
-                                    at<float>(scale), at<float>(bias), gelu, grid_of(grid)});
+                                    at<float>(scale), at<float>(bias), activation, grid_of(grid)});
              })
         .def("linear_bf16",
-             [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias, bool gelu) {
-                 p.add(MultiplyBf16{in, out, column, n, at<uint16_t>(weight), at<float>(bias), gelu});
+             [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias, Activation activation) {
+                 p.add(MultiplyBf16{in, out, column, n, at<uint16_t>(weight), at<float>(bias), activation});
              })
         .def("linear_wna16",
              [](Program& p, int in, int out, size_t column, size_t n, size_t group, Address codes, Address levels,
-                Address scale, Address zero, Address bias, bool gelu) {
+                Address scale, Address zero, Address bias, Activation activation) {
                  const Wna16 weight{at<uint8_t>(codes), at<float>(levels), at<float>(scale),
                                     at<int8_t>(zero),   p.width(in),       group};
-                 p.add(MultiplyWna16{in, out, column, n, weight, at<float>(bias), gelu});
+                 p.add(MultiplyWna16{in, out, column, n, weight, at<float>(bias), activation});
              })
         .def("attention",
              [](Program& p, int in, int out, size_t heads, size_t head_size, float scale, Address bias,

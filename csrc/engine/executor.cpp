@@ -6,9 +6,9 @@
 #include <new>
 
 #include "operators.h"
-#include "pool.h"
+#include "threads/pool.h"
 #include "program.h"
-#include "share.h"
+#include "threads/share.h"
 #include "sizes.h"
 
 namespace {
@@ -171,7 +171,7 @@ size_t row_bytes(const Buffer& buffer) {
     }
 }
 
-Program::Program(int isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens)
+Program::Program(Isa isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens)
     : isa_(isa), buffers_(std::move(buffers)), arena_row_(arena_row), group_tokens_(group_tokens), out_(out) {}
 
 bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {

@@ -3,8 +3,9 @@
 #pragma once
 #include <string.h>
 
-#include "count.h"
 #include "disentangled.h"
+#include "dispatch.h"
+#include "linear_w8a8/count.h"
 #include "pooling.h"
 #include "program.h"
 #include "sizes.h"
@@ -43,7 +44,7 @@ size_t scratch_bytes(const AttendDisentangled& op, const std::vector<Buffer>&, s
 void run(const Embed& op, const Work& w) {
     const Share mine = w.mine(op.out);
     const size_t width = w.buffers[op.out].width, stride = w.stride(op.out);
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     const WordKind kind = op.word_scale ? WordKind::kInt8 : op.words_bf16 ? WordKind::kBf16 : WordKind::kF32;
     const size_t word_bytes = width * (op.word_scale ? 1 : op.words_bf16 ? 2 : 4);
     const int64_t origin = w.batch.starts[w.first];
@@ -55,29 +56,31 @@ void run(const Embed& op, const Work& w) {
         const size_t id = w.batch.ids[token];
         const size_t position = op.first_position + token - w.batch.starts[s];
         const size_t type = w.batch.types ? w.batch.types[token] : 0;
-        rows.embed(
-            {static_cast<const char*>(op.words) + id * word_bytes, kind, op.word_scale ? op.word_scale[id] : 1.0f,
-             op.positions ? op.positions + position * width : nullptr, op.types ? op.types + type * width : nullptr},
-            out, width);
+        rows.embed({.word = static_cast<const char*>(op.words) + id * word_bytes,
+                    .kind = kind,
+                    .scale = op.word_scale ? op.word_scale[id] : 1.0f,
+                    .position = op.positions ? op.positions + position * width : nullptr,
+                    .type = op.types ? op.types + type * width : nullptr},
+                   out, width);
     }
 }
 
 void run(const NormRows& op, const Work& w) {
     constexpr size_t kRows = 8;  // that stay in L1 until they are quantized
     const Share mine = w.mine(op.x);
-    const Norm norm{w.at<float>(op.x),
-                    w.at<float>(op.residual),
-                    w.at<float>(op.sum),
-                    w.at<float>(op.y),
-                    op.weight,
-                    op.bias,
-                    w.stride(op.x),
-                    w.buffers[op.x].width,
-                    op.eps};
-    const NormFn norm_fn = norm_for(w.isa);
+    const Norm norm{.x = w.at<float>(op.x),
+                    .residual = w.at<float>(op.residual),
+                    .sum = w.at<float>(op.sum),
+                    .y = w.at<float>(op.y),
+                    .weight = op.weight,
+                    .bias = op.bias,
+                    .stride = w.stride(op.x),
+                    .n = w.buffers[op.x].width,
+                    .eps = op.eps};
+    NormFn* norm_fn = best(norm_variants, w.isa);
     if (op.codes == kNone) return norm_fn(&norm, mine.begin, mine.end);
     const QuantizeRows quantize = w.quantizer(op.y, op.codes, op.grid);
-    const QuantizeRowsFn quantize_fn = quantize_rows_for(w.isa);
+    QuantizeRowsFn* quantize_fn = best(quantize_rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; row += kRows) {
         const size_t end = row + kRows < mine.end ? row + kRows : mine.end;
         norm_fn(&norm, row, end);
@@ -88,16 +91,16 @@ void run(const NormRows& op, const Work& w) {
 void run(const Quantize& op, const Work& w) {
     const QuantizeRows quantize = w.quantizer(op.in, op.out, op.grid);
     const Share mine = w.mine(op.in);
-    quantize_rows_for(w.isa)(&quantize, mine.begin, mine.end);
+    best(quantize_rows_variants, w.isa)(&quantize, mine.begin, mine.end);
 }
 
 void run(const Round& op, const Work& w) {
     w.clear_padding(op.out);
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     const Share mine = w.mine(op.in);
     const Buffer& in = w.buffers[op.in];
     const size_t row_bytes = w.stride(op.in) * (in.kind == Kind::kBf16 ? 2 : 4);
-    const QuantizeRowsFn quantize_fn = quantize_rows_for(w.isa);
+    QuantizeRowsFn* quantize_fn = best(quantize_rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; ++row) {
         const char* x = w.at<char>(op.in) + row * row_bytes;
         uint16_t* out = w.at<uint16_t>(op.out) + row * w.stride(op.out);
@@ -140,53 +143,51 @@ void cut_multiply(const Op& op, Fn fn, const Work& w, int in, size_t n, size_t l
 
 void run(const MultiplyW8A8& op, const Work& w) {
     w.clear_padding(op.out);
-    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
-    const bool codes = out.kind == Kind::kCodes;
-    const OutputGrid grid{op.grid.shift, op.grid.multiplier, op.grid.static_scale, op.grid.static_zero_point,
-                          op.grid.code_min};
-    if (codes) w.mark_rows(op.in, op.out, op.grid);
-    const LinearW8A8 linear{w.at<uint8_t>(op.in),
-                            w.stride(op.in),
-                            w.scale(op.in),
-                            w.zero(op.in),
-                            op.weight,
-                            op.colsum,
-                            op.scale_n,
-                            op.bias,
-                            w.column(op.out, op.column),
-                            nullptr,
-                            w.stride(op.out),
-                            op.n,
-                            round_up(in.width, kPadK),
-                            op.gelu,
-                            out.kind == Kind::kBf16,
-                            codes ? &grid : nullptr};
+    const LinearW8A8 linear{.codes = w.at<uint8_t>(op.in),
+                            .code_stride = w.stride(op.in),
+                            .scale_m = w.scale(op.in),
+                            .zero_m = w.zero(op.in),
+                            .weight = op.weight,
+                            .colsum = op.colsum,
+                            .scale_n = op.scale_n,
+                            .bias = op.bias,
+                            .y = w.column(op.out, op.column),
+                            .out_stride = w.stride(op.out),
+                            .n = op.n,
+                            .k_padded = round_up(w.buffers[op.in].width, kPadK),
+                            .activation = op.activation,
+                            .output = w.output(op.out),
+                            .grid = {op.grid.shift, op.grid.multiplier, op.grid.static_scale,
+                                     op.grid.static_zero_point, op.grid.code_min}};
+    if (linear.output == Output::kCodes) w.mark_rows(op.in, op.out, op.grid);
     if (w.index == 0 && w.first == 0) integer_linears += op.linears;  // once a batch, as without the engine
-    cut_multiply(linear, linear_w8a8_for(w.isa), w, op.in, op.n);
+    cut_multiply(linear, best(linear_w8a8_variants, w.isa), w, op.in, op.n);
+}
+
+// A linear of bf16 rows, whose weight is given or left out.
+template <class Op>
+LinearBf16 linear_of(const Op& op, const uint16_t* weight, const Work& w) {
+    return {.x = w.at<uint16_t>(op.in),
+            .x_stride = w.stride(op.in),
+            .weight = weight,
+            .bias = op.bias,
+            .y = w.column(op.out, op.column),
+            .out_stride = w.stride(op.out),
+            .n = op.n,
+            .k_padded = round_up(w.buffers[op.in].width, 32),
+            .activation = op.activation,
+            .output = w.output(op.out)};
 }
 
 void run(const MultiplyBf16& op, const Work& w) {
     w.clear_padding(op.out);
-    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
-    const LinearBf16 linear{w.at<uint16_t>(op.in),
-                            w.stride(op.in),
-                            op.weight,
-                            op.bias,
-                            w.column(op.out, op.column),
-                            w.stride(op.out),
-                            op.n,
-                            round_up(in.width, 32),
-                            op.gelu,
-                            out.kind == Kind::kBf16};
-    cut_multiply(linear, linear_bf16_for(w.isa), w, op.in, op.n);
+    const LinearBf16 linear = linear_of(op, op.weight, w);
+    cut_multiply(linear, best(linear_bf16_variants, w.isa), w, op.in, op.n);
 }
 
 void run(const MultiplyWna16& op, const Work& w) {
     w.clear_padding(op.out);
-    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
-    const LinearWna16 linear{{w.at<uint16_t>(op.in), w.stride(op.in), nullptr, op.bias, w.column(op.out, op.column),
-                              w.stride(op.out), op.n, round_up(in.width, 32), op.gelu, out.kind == Kind::kBf16},
-                             op.weight};
+    const LinearWna16 linear{.linear = linear_of(op, nullptr, w), .weight = op.weight};
     const auto multiply = [&](const LinearWna16* p, size_t row_begin, size_t row_end, size_t begin, size_t end) {
         linear_wna16(w.isa, p, row_begin, row_end, begin, end, w.scratch);
     };
@@ -221,14 +222,24 @@ template <class Op>
 Attention attention_of(const Op& op, const Work& w, size_t row, size_t tokens) {
     const size_t stride = w.stride(op.in), out_stride = w.stride(op.out), width = op.heads * op.head_size;
     const uint16_t* q = w.at<uint16_t>(op.in) + row * stride;
-    return {q,          q + width, q + 2 * width, stride,   w.at<uint16_t>(op.out) + row * out_stride,
-            out_stride, tokens,    op.head_size,  op.scale, nullptr,
-            0,          0,         kNoWindow};
+    return {.q = q,
+            .k = q + width,
+            .v = q + 2 * width,
+            .stride = stride,
+            .out = w.at<uint16_t>(op.out) + row * out_stride,
+            .out_stride = out_stride,
+            .tokens = tokens,
+            .head_size = op.head_size,
+            .scale = op.scale,
+            .bias = nullptr,
+            .bias_stride = 0,
+            .bias_query_step = 0,
+            .window = kNoWindow};
 }
 
 void run(const Attend& op, const Work& w) {
     w.clear_padding(op.out);
-    const AttentionFn attention = attention_for(w.isa);
+    AttentionFn* attention = best(attention_variants, w.isa);
     share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
         Attention one = attention_of(op, w, row, tokens);
         one.bias = op.bias;
@@ -241,8 +252,8 @@ void run(const Attend& op, const Work& w) {
 
 void run(const AttendDisentangled& op, const Work& w) {
     w.clear_padding(op.out);
-    const AttentionFn attention = attention_for(w.isa);
-    const LinearBf16Fn multiply = linear_bf16_for(w.isa);
+    AttentionFn* attention = best(attention_variants, w.isa);
+    LinearBf16Fn* multiply = best(linear_bf16_variants, w.isa);
     share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
         const BiasScratch scratch = bias_scratch(op, tokens);
         Attention one = attention_of(op, w, row, tokens);
@@ -296,7 +307,7 @@ void run(const Normalize& op, const Work& w) {
 void run(const Activate& op, const Work& w) {
     const Share mine = w.mine(op.rows);
     const Buffer& buffer = w.buffers[op.rows];
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; ++row) {
         if (buffer.kind == Kind::kBf16) {
             rows.activate_bf16(w.at<uint16_t>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
@@ -308,7 +319,7 @@ void run(const Activate& op, const Work& w) {
 
 void run(const Gate& op, const Work& w) {
     w.clear_padding(op.out);
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     const Share mine = w.mine(op.in);
     const size_t width = w.buffers[op.out].width;
     for (size_t row = mine.begin; row < mine.end; ++row) {
@@ -320,7 +331,7 @@ void run(const Gate& op, const Work& w) {
 void run(const Rotate& op, const Work& w) {
     const Share mine = w.mine(op.rows);
     const size_t half = op.head_size / 2;
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     const int64_t origin = w.batch.starts[w.first];
     size_t s = w.first;
     for (size_t row = mine.begin; row < mine.end; ++row) {

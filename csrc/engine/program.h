@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention/contract.h"
+#include "cpu.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
 #include "linear_wna16/contract.h"
@@ -91,7 +92,7 @@ struct MultiplyW8A8 {
     const int32_t* colsum;
     const float* scale_n;
     const float* bias;
-    bool gelu;
+    Activation activation;
     Grid grid;
 };
 
@@ -100,7 +101,7 @@ struct MultiplyBf16 {
     size_t column, n;
     const uint16_t* weight;
     const float* bias;
-    bool gelu;
+    Activation activation;
 };
 
 struct MultiplyWna16 {
@@ -108,7 +109,7 @@ struct MultiplyWna16 {
     size_t column, n;
     Wna16 weight;
     const float* bias;
-    bool gelu;
+    Activation activation;
 };
 
 // Rows of in: q, k and v of every head. See attention/contract.h.
@@ -182,7 +183,7 @@ struct Batch {
 class Program {
 public:
     // arena_row: bytes of all buffers, per row. out: the buffer that a run returns. group_tokens: see `run`.
-    Program(int isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens);
+    Program(Isa isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens);
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
@@ -206,7 +207,7 @@ public:
 
 private:
     friend struct Run;
-    const int isa_;
+    const Isa isa_;
     const std::vector<Buffer> buffers_;
     const size_t arena_row_, group_tokens_;
     const int out_;

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "program.h"
-#include "share.h"
+#include "threads/share.h"
 
 namespace {
 
@@ -13,7 +13,7 @@ struct Work {
     const Batch& batch;
     size_t first, last;  // sequences
     const std::vector<Buffer>& buffers;
-    int isa;
+    Isa isa;
     char* arena;
     size_t capacity;  // rows, a multiple of 16
     char* scratch;    // of this thread
@@ -32,6 +32,11 @@ struct Work {
     void* column(int buffer, size_t column) const {
         const Kind kind = buffers[buffer].kind;
         return at<char>(buffer) + column * (kind == Kind::kCodes ? 1 : kind == Kind::kBf16 ? 2 : 4);
+    }
+    // What a linear writes to a buffer.
+    Output output(int buffer) const {
+        const Kind kind = buffers[buffer].kind;
+        return kind == Kind::kCodes ? Output::kCodes : kind == Kind::kBf16 ? Output::kBf16 : Output::kF32;
     }
     size_t stride(int buffer) const { return row_stride(buffers[buffer]); }
     float* scale(int buffer) const { return reinterpret_cast<float*>(at<char>(buffer) + stride(buffer) * capacity); }
@@ -59,20 +64,20 @@ struct Work {
     }
 
     QuantizeRows quantizer(int in, int out, const Grid& g) const {
-        return {at<void>(in),
-                buffers[in].kind == Kind::kBf16,
-                stride(in),
-                buffers[in].width,
-                g.shift,
-                g.multiplier,
-                at<uint8_t>(out),
-                stride(out),
-                scale(out),
-                zero(out),
-                g.mode,
-                g.static_scale,
-                g.static_zero_point,
-                g.code_min};
+        return {.x = at<void>(in),
+                .bf16 = buffers[in].kind == Kind::kBf16,
+                .x_stride = stride(in),
+                .k = buffers[in].width,
+                .shift = g.shift,
+                .multiplier = g.multiplier,
+                .codes = at<uint8_t>(out),
+                .code_stride = stride(out),
+                .scale = scale(out),
+                .zero_point = zero(out),
+                .mode = g.mode,
+                .static_scale = g.static_scale,
+                .static_zero_point = g.static_zero_point,
+                .code_min = g.code_min};
     }
 };
 

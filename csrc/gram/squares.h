@@ -4,9 +4,9 @@
 #include <immintrin.h>
 
 #include "contract.h"
-#include "masks_avx512.h"
+#include "vectors/masks_avx512.h"
 #include "sizes.h"
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 
@@ -59,7 +59,7 @@ ALWAYS_INLINE void transpose(const void* in, size_t in_stride, void* out, size_t
 // Adds sums [32, 32] to square (i, j), i <= j, and writes its mirror too if asked.
 inline void add(const Gram& p, size_t i, size_t j, float* sums, bool mirrored) {
     const size_t rows = least(kSquare, p.k - i * kSquare), columns = least(kSquare, p.k - j * kSquare);
-    const __mmask16 left = column_mask(0, columns), right = column_mask(16, columns);
+    const __mmask16 left = lanes_before<__mmask16>(0, columns), right = lanes_before<__mmask16>(16, columns);
     float *s = sums, *c = p.gram + i * kSquare * p.k + j * kSquare;
     for (size_t r = 0; r < rows; ++r, c += p.k, s += kSquare) {
         const __m512 a = _mm512_add_ps(_mm512_maskz_loadu_ps(left, c), _mm512_load_ps(s));

@@ -1,5 +1,5 @@
 // unpack_wna16, the definition in C++. See contract.h.
-#include "bf16.h"
+#include "vectors/bf16.h"
 #include "blocks.h"
 
 static float level(const Wna16& w, const uint8_t* word, size_t k) {

@@ -57,19 +57,19 @@ def test_the_same_as_two_operators(
     written: Written, sequences: list[list[int]], monkeypatch: pytest.MonkeyPatch, isa: str, method: str
 ) -> None:
     weights = Weights(written("bert", scheme="w8a8_static", method=method))
-    got = Executor(lower_encoder(weights), dispatch.isa_index(isa)).run(sequences, 1)
+    got = Executor(lower_encoder(weights), dispatch.native_isa(isa)).run(sequences, 1)
     monkeypatch.setattr(lowering, "fuse_codes", lambda *unfused: unfused)
     program = lower_encoder(weights)
     assert writers_of_codes(program) == []
-    want = Executor(program, dispatch.isa_index(isa)).run(sequences, 1)
+    want = Executor(program, dispatch.native_isa(isa)).run(sequences, 1)
     assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)  # without the rounding to bf16 in between
 
 
 def test_threads_and_groups_change_no_bit(written: Written, sequences: list[list[int]]) -> None:
     program = lower_encoder(Weights(written("bert", scheme="w8a8_static", method="smoothquant")))
-    want = Executor(program, dispatch.isa_index()).run(sequences * 30, 1)
+    want = Executor(program, dispatch.native_isa()).run(sequences * 30, 1)
     for group_tokens in (1, 48):
-        executor = Executor(program, dispatch.isa_index(), group_tokens=group_tokens)
+        executor = Executor(program, dispatch.native_isa(), group_tokens=group_tokens)
         assert all(np.array_equal(executor.run(sequences * 30, threads), want) for threads in (2, 3))
 
 
@@ -85,7 +85,7 @@ def test_a_nan_passes_through_codes_and_stays_in_its_row(written: Written, isa: 
     words[7], words[8, 3] = np.nan, np.inf
     program.ops[0].weights.update(words=words, word_scale=None)
     for threads in (1, 2):
-        rows = Executor(program, dispatch.isa_index(isa)).run([[5, 6, 7, 9], [10, 8]], threads)
+        rows = Executor(program, dispatch.native_isa(isa)).run([[5, 6, 7, 9], [10, 8]], threads)
         assert np.isnan(rows).all(1).tolist() == [False, False, True, False, False, True]
         assert np.isfinite(rows).all(1).sum() == 4
 
@@ -102,4 +102,4 @@ def test_a_bias_that_is_not_finite_writes_no_codes(written: Written, value: floa
     bias[5] = value
     program = lower.finish(lower.linears(["encoder.layer.0.output.dense"], inner, out="f32"), max_tokens=66)
     assert writers_of_codes(program) == []
-    assert np.isnan(Executor(program, dispatch.isa_index(isa)).run([[5, 6, 7]], 1)).all()
+    assert np.isnan(Executor(program, dispatch.native_isa(isa)).run([[5, 6, 7]], 1)).all()

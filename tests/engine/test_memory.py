@@ -18,9 +18,9 @@ import numpy as np
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import Weights
-from bitwright.kernels.dispatch import isa_index
+from bitwright.kernels.dispatch import native_isa
 
-executor, threads = Executor(lower_encoder(Weights(Path(sys.argv[1]))), isa_index()), int(sys.argv[2])
+executor, threads = Executor(lower_encoder(Weights(Path(sys.argv[1]))), native_isa()), int(sys.argv[2])
 _, most = resource.getrlimit(resource.RLIMIT_AS)
 
 def limit_to(mib):

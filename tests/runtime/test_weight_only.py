@@ -192,7 +192,7 @@ def test_inspect_says_what_runs(write: Written) -> None:
 def test_every_instruction_set(write: Written, monkeypatch: pytest.MonkeyPatch, isa: str, scheme: str) -> None:
     directory = write(SCHEMES[scheme])
     want, _ = compared(load_generic(directory, compute="float32"), IDS)
-    monkeypatch.setattr("bitwright.runtime.engine_model.isa_index", lambda: dispatch.isa_index(isa))
+    monkeypatch.setattr("bitwright.runtime.engine_model.native_isa", lambda: dispatch.native_isa(isa))
     got, _ = compared(on_engine(directory), IDS)
     assert np.linalg.norm(got - want) < CODES_TOLERANCE * np.linalg.norm(want)
 

@@ -5,6 +5,7 @@ from itertools import chain
 from operator import index
 from struct import error as StructError
 from struct import pack
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from bitwright.engine.program import KINDS, NOT_ROUNDED, Buffer, Grid, Op, Progr
 from bitwright.errors import InputError
 from bitwright.kernels import native
 from bitwright.kernels.layouts import BLOCK
+
+if TYPE_CHECKING:
+    from bitwright.kernels._native import Isa
 
 _FUNCTIONS = ("relu", "tanh", "gelu_tanh", "silu")  # as in csrc/rows/contract.h
 _NO_WINDOW = 2**64 - 1
@@ -25,7 +29,7 @@ _LEAST_UNPACKING_GROUP = 256  # where each group unpacks the weights too, which 
 class Executor:
     """Runs one program. Any number of threads may call `run` at once."""
 
-    def __init__(self, program: Program, isa: int, *, group_tokens: int | None = None) -> None:
+    def __init__(self, program: Program, isa: "Isa", *, group_tokens: int | None = None) -> None:
         """group_tokens: sequences are taken in groups of this many tokens; by default as many as keep within L2."""
         module = native.load()
         row_bytes = {b.index: module.row_bytes(KINDS.index(b.kind), b.width) for b in program.buffers}
@@ -166,15 +170,16 @@ class Executor:
     def _linear(self, op: Op) -> None:
         settings = op.settings
         place = (_index(op.reads[0]), _index(op.writes[0]), settings["column"], settings["n"])
-        weights, gelu = [self._address(values) for values in op.weights.values()], settings["gelu"]
+        weights = [self._address(values) for values in op.weights.values()]
+        activation = native.load().Activation["gelu" if settings["gelu"] else "none"]
         match settings["operator"]:
             case "linear_w8a8":
                 grid = self._grid(settings["grid"])
-                self._native.linear_w8a8(*place, settings["linears"], *weights, gelu, grid)
+                self._native.linear_w8a8(*place, settings["linears"], *weights, activation, grid)
             case "linear_wna16":
-                self._native.linear_wna16(*place, settings["group"], *weights, gelu)
+                self._native.linear_wna16(*place, settings["group"], *weights, activation)
             case _:
-                self._native.linear_bf16(*place, *weights, gelu)
+                self._native.linear_bf16(*place, *weights, activation)
 
     def _attention(self, op: Op) -> None:
         settings = op.settings

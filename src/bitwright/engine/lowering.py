@@ -16,11 +16,11 @@ from bitwright.engine.packing import Packed, pack, pack_heads
 from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check, same_grid
 from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
+from bitwright.kernels.layouts import MAX_K
 
 # Activations by their names in config.json -> the function.
 _FUNCTIONS = {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
              "swish": "silu", "tanh": "tanh"}  # fmt: skip
-_MAX_K = 65793  # 255 · 128 · K must stay below 2^31
 _MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -212,10 +212,10 @@ class Lowering:
     def _linear(self, name: str, group: list[Linear], x: Value, out: Buffer, column: int, *, gelu: bool) -> None:
         """Linears that are alike, into columns [column, …) of out."""
         k = group[0].shape[1]
-        if k != x.buffer.width or k > _MAX_K or column % 16:
+        if k != x.buffer.width or k > MAX_K or column % 16:
             raise EngineError(
                 f"{name}: K = {k} of an input of {x.buffer.width} values, at column {column}; there are operators for "
-                f"K up to {_MAX_K} of as many, at multiples of 16"
+                f"K up to {MAX_K} of as many, at multiples of 16"
             )
         first, n = group[0], sum(layer.shape[0] for layer in group)
         settings = {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # A torch tensor or a numpy array; what comes out is what went in. The engine packs without torch.
 Array = TypeVar("Array", bound=Any)
 
+MAX_K = 65793  # of int8: 255 · 128 · K must stay below 2^31
 BLOCK = 16
 GROUP = 4
 PAD_K = 64

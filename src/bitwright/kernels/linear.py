@@ -109,18 +109,11 @@ class QuantLinear(_ExactModule):
         if x.dtype != torch.bfloat16:  # which the kernels read and write themselves
             x_MK = x_MK.float()
         if self._grid is not None and x.device.type == "cpu":
-            y_MN = cpu.linear_w8a8(
-                x_MK,
-                self.weight,
-                self.colsum,
-                self.scale_n,
-                self.bias_n,
-                self.out_features,
-                self._grid,
-                self.gelu,
-                self.input_shift,
-                self.input_multiplier,
+            constants = cpu.PackedLinear(
+                self.weight, self.colsum, self.scale_n, self.bias_n, self.input_shift, self.input_multiplier
             )
+            activation = "gelu" if self.gelu else "none"
+            y_MN = cpu.linear_w8a8(x_MK, constants, self.out_features, self._grid, activation)
         else:
             y_MN = self._forward_by_reference(x_MK)
         return y_MN.to(x.dtype).view(*x.shape[:-1], self.out_features)
