@@ -69,7 +69,12 @@ Kernel kernel_of(Variants<Kernel> variants, const char* name) {
     throw nb::value_error((std::string("no variant is named ") + name).c_str());
 }
 
-using Released = nb::call_guard<nb::gil_scoped_release>;
+// A function of exactly these types: no integer is a member of an enumeration. The GIL is released meanwhile.
+template <class Result, class... T>
+void bind_function(nb::module_& m, const char* name, Result (*function)(T...)) {
+    const auto exactly = [](auto) { return nb::arg().noconvert(); };
+    m.def(name, function, exactly(std::type_identity<T>{})..., nb::call_guard<nb::gil_scoped_release>());
+}
 
 void bind_attention(nb::module_& m);
 void bind_engine(nb::module_& m);

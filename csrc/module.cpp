@@ -44,10 +44,14 @@ constexpr Operator row(const char* name) {
 }
 
 constexpr Operator kOperators[] = {
-    row<attention_variants>("attention"),       row<gram_variants>("gram"),
-    row<linear_bf16_variants>("linear_bf16"),   row<linear_w8a8_variants>("linear_w8a8"),
-    row<linear_wna16_variants>("linear_wna16"), row<norm_variants>("norm"),
-    row<peak_int8_variants>("peak_int8"),       row<quantize_rows_variants>("quantize_rows"),
+    row<attention_variants>("attention"),
+    row<gram_variants>("gram"),
+    row<linear_bf16_variants>("linear_bf16"),
+    row<linear_w8a8_variants>("linear_w8a8"),
+    row<linear_wna16_variants>("linear_wna16"),
+    row<norm_variants>("norm"),
+    row<peak_int8_variants>("peak_int8"),
+    row<quantize_rows_variants>("quantize_rows"),
     row<rows_variants>("rows"),
 };
 
@@ -91,7 +95,7 @@ NB_MODULE(_native, m) {
     m.def("cpu_features", &features);
     m.def("operators", &operators);
     m.def("variants", [](const std::string& name) { return operator_of(name).variants(); });
-    m.def("chosen", [](const std::string& name, Isa isa) { return operator_of(name).chosen(isa); });
+    bind_function(m, "chosen", +[](const char* name, Isa isa) { return operator_of(name).chosen(isa); });
     m.def("kernel_calls", [] { return integer_linears.load(); });
     bind_attention(m);
     bind_gram(m);

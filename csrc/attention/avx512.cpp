@@ -3,9 +3,9 @@
 // compute, one (two 256-bit units) or two vfmadd of 32 operations a cycle; a weight costs 13 operations more.
 #include <immintrin.h>
 
-#include "vectors/bf16_avx512.h"
 #include "columns.h"
 #include "contract.h"
+#include "vectors/bf16_avx512.h"
 #include "vectors_avx512.h"
 
 namespace {
@@ -73,6 +73,6 @@ struct Avx512 : Vectors {
 }  // namespace
 
 void attention_avx512(const Attention* p, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
-                          void* scratch) {
+                      void* scratch) {
     run<Avx512>(*p, head_begin, head_end, query_begin, query_end, scratch);
 }

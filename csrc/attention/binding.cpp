@@ -11,12 +11,11 @@ void bind_attention(nb::module_& m) {
                 Field{"bias_query_step", &Attention::bias_query_step}, Field{"window", &Attention::window});
     m.attr("NO_WINDOW") = size_t(kNoWindow);
     m.def("attention_scratch_bytes", &attention_scratch_bytes);
-    m.def(
-        "attention",
-        [](const char* variant, const Attention& op, size_t head_begin, size_t head_end, size_t query_begin,
-           size_t query_end, uintptr_t scratch) {
+    bind_function(
+        m, "attention",
+        +[](const char* variant, const Attention& op, size_t head_begin, size_t head_end, size_t query_begin,
+            size_t query_end, uintptr_t scratch) {
             kernel_of(attention_variants, variant)(&op, head_begin, head_end, query_begin, query_end,
                                                    reinterpret_cast<void*>(scratch));
-        },
-        Released());
+        });
 }

@@ -1,4 +1,5 @@
 #include "dispatch.h"
+
 #include "sizes.h"
 
 namespace {

@@ -50,10 +50,7 @@ bool run(Program& self, Address ids, Address types, Address starts, size_t seque
 }  // namespace
 
 void bind_engine(nb::module_& m) {
-    nb::enum_<Kind>(m, "BufferKind")
-        .value("f32", Kind::kF32)
-        .value("bf16", Kind::kBf16)
-        .value("codes", Kind::kCodes);
+    nb::enum_<Kind>(m, "BufferKind").value("f32", Kind::kF32).value("bf16", Kind::kBf16).value("codes", Kind::kCodes);
     nb::enum_<Pooling>(m, "PoolMode")
         .value("cls", Pooling::kCls)
         .value("mean", Pooling::kMean)
@@ -86,7 +83,8 @@ void bind_engine(nb::module_& m) {
                                     at<float>(scale), at<float>(bias), activation, grid_of(grid)});
              })
         .def("linear_bf16",
-             [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias, Activation activation) {
+             [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias,
+                Activation activation) {
                  p.add(MultiplyBf16{in, out, column, n, at<uint16_t>(weight), at<float>(bias), activation});
              })
         .def("linear_wna16",

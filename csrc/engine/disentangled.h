@@ -10,8 +10,8 @@
 #include <xmmintrin.h>
 
 #include "program.h"
-#include "threads/share.h"
 #include "sizes.h"
+#include "threads/share.h"
 
 namespace {
 

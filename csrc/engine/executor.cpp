@@ -6,10 +6,10 @@
 #include <new>
 
 #include "operators.h"
-#include "threads/pool.h"
 #include "program.h"
-#include "threads/share.h"
 #include "sizes.h"
+#include "threads/pool.h"
+#include "threads/share.h"
 
 namespace {
 

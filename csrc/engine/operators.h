@@ -143,22 +143,22 @@ void cut_multiply(const Op& op, Fn fn, const Work& w, int in, size_t n, size_t l
 
 void run(const MultiplyW8A8& op, const Work& w) {
     w.clear_padding(op.out);
-    const LinearW8A8 linear{.codes = w.at<uint8_t>(op.in),
-                            .code_stride = w.stride(op.in),
-                            .scale_m = w.scale(op.in),
-                            .zero_m = w.zero(op.in),
-                            .weight = op.weight,
-                            .colsum = op.colsum,
-                            .scale_n = op.scale_n,
-                            .bias = op.bias,
-                            .y = w.column(op.out, op.column),
-                            .out_stride = w.stride(op.out),
-                            .n = op.n,
-                            .k_padded = round_up(w.buffers[op.in].width, kPadK),
-                            .activation = op.activation,
-                            .output = w.output(op.out),
-                            .grid = {op.grid.shift, op.grid.multiplier, op.grid.static_scale,
-                                     op.grid.static_zero_point, op.grid.code_min}};
+    const LinearW8A8 linear{
+        .codes = w.at<uint8_t>(op.in),
+        .code_stride = w.stride(op.in),
+        .scale_m = w.scale(op.in),
+        .zero_m = w.zero(op.in),
+        .weight = op.weight,
+        .colsum = op.colsum,
+        .scale_n = op.scale_n,
+        .bias = op.bias,
+        .y = w.column(op.out, op.column),
+        .out_stride = w.stride(op.out),
+        .n = op.n,
+        .k_padded = round_up(w.buffers[op.in].width, kPadK),
+        .activation = op.activation,
+        .output = w.output(op.out),
+        .grid = {op.grid.shift, op.grid.multiplier, op.grid.static_scale, op.grid.static_zero_point, op.grid.code_min}};
     if (linear.output == Output::kCodes) w.mark_rows(op.in, op.out, op.grid);
     if (w.index == 0 && w.first == 0) integer_linears += op.linears;  // once a batch, as without the engine
     cut_multiply(linear, best(linear_w8a8_variants, w.isa), w, op.in, op.n);

@@ -5,9 +5,9 @@
 // Bound: packing by memory. Multiplying by compute: vdpbf16ps is 64 operations, one a cycle (Zen 4) or less.
 #include <immintrin.h>
 
-#include "vectors/bf16_avx512.h"
 #include "contract.h"
 #include "squares.h"
+#include "vectors/bf16_avx512.h"
 
 namespace {
 
@@ -77,7 +77,8 @@ ALWAYS_INLINE void add_doubles(double* at, __m512 values, __mmask16 mask) {
 
 // What a run showed of sixteen features, into the results. A NaN that is there already stays: it is the second operand.
 inline void keep(const Gram& p, size_t k, const Seen& seen) {
-    const __mmask16 mask = lanes_before<__mmask16>(k, p.k), bad = _mm512_cmp_ps_mask(seen.poison, seen.poison, _CMP_UNORD_Q);
+    const __mmask16 mask = lanes_before<__mmask16>(k, p.k),
+                    bad = _mm512_cmp_ps_mask(seen.poison, seen.poison, _CMP_UNORD_Q);
     const __m512 low = _mm512_min_ps(seen.low, _mm512_maskz_loadu_ps(mask, p.low + k));
     const __m512 high = _mm512_max_ps(seen.high, _mm512_maskz_loadu_ps(mask, p.high + k));
     _mm512_mask_storeu_ps(p.low + k, mask, _mm512_mask_mov_ps(low, bad, seen.poison));

@@ -8,12 +8,10 @@ void bind_gram(nb::module_& m) {
                 Field{"high", &Gram::high}, Field{"sum", &Gram::sum}, Field{"sum_abs", &Gram::sum_abs},
                 Field{"gram", &Gram::gram});
     m.def("gram_scratch_bytes", &gram_scratch_bytes);
-    m.def(
-        "add_gram",
-        [](Isa isa, int threads, const Gram& op) {
+    bind_function(
+        m, "add_gram", +[](Isa isa, int threads, const Gram& op) {
             const Variant<GramKernels>* variant = best_variant(gram_variants, isa);
             if (!variant) throw nb::value_error("this processor does not multiply bf16 with these instructions");
             add_gram(variant->kernel, threads, op);
-        },
-        Released());
+        });
 }

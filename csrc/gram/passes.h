@@ -22,7 +22,8 @@ inline void add_gram(const GramKernels& kernels, int threads, const Gram& op) {
         Gram pass = op;
         for (size_t begin = 0; begin < op.m; begin += kPassRows) {
             if (begin > 0 && count > 1) barrier();
-            pass.x = static_cast<const char*>(op.x) + begin * op.x_stride * (op.bf16 ? sizeof(uint16_t) : sizeof(float));
+            pass.x =
+                static_cast<const char*>(op.x) + begin * op.x_stride * (op.bf16 ? sizeof(uint16_t) : sizeof(float));
             pass.m = least(op.m - begin, kPassRows);
             kernels.pack(&pass, columns.begin, columns.end);
             if (count > 1) barrier();

@@ -4,8 +4,8 @@
 #include <immintrin.h>
 
 #include "contract.h"
-#include "vectors/masks_avx512.h"
 #include "sizes.h"
+#include "vectors/masks_avx512.h"
 #include "vectors/unroll.h"
 
 namespace {

@@ -39,7 +39,8 @@ void multiply(const typename Op::Problem& p, const Operands& o, size_t m, size_t
     const char* b = o.weight + block * next_block;
     const Writer<Op, kCols, epilogue> writer(p, before.m, before.n, before.end);
     const Sum* waiting = before.sums;
-    const size_t soon_stride = p.out_stride * value_bytes(epilogue.output), fetches_a_step = (kRows + steps - 1) / steps;
+    const size_t soon_stride = p.out_stride * value_bytes(epilogue.output),
+                 fetches_a_step = (kRows + steps - 1) / steps;
     const char* soon = (const char*)p.y + m * soon_stride + block * kLanes * value_bytes(epilogue.output);
     const size_t rows = before.rows, rows_a_step = (rows + steps - 1) / steps;
     size_t row = 0;
@@ -80,7 +81,8 @@ template <class Op, Epilogue epilogue>
 void run_known(const typename Op::Problem& p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     alignas(64) typename Op::Sum sums[2][kRows * kCols * kLanes];
     static constexpr decltype(&multiply<Op, 1, 1, epilogue>) table[2][2] = {
-        {multiply<Op, 1, 1, epilogue>, multiply<Op, 1, 2, epilogue>}, {multiply<Op, 2, 1, epilogue>, multiply<Op, 2, 2, epilogue>}};
+        {multiply<Op, 1, 1, epilogue>, multiply<Op, 1, 2, epilogue>},
+        {multiply<Op, 2, 1, epilogue>, multiply<Op, 2, 2, epilogue>}};
     const Operands o = Op::operands(p);
     const size_t end = least(block_end * kLanes, p.n);
     Square<typename Op::Sum> before = {sums[1], 0, row_begin, block_begin * kLanes, end};

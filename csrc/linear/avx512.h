@@ -68,7 +68,8 @@ void tile(const typename Op::Problem& p, const Operands& o, size_t m, size_t blo
         for (int c = 0; c < C; ++c) __builtin_prefetch(y + c * 64, 1);
     }
     Op::template sums<R, C>(o.x + m * o.x_stride, o.x_stride, o.weight + n * o.k, o.k, sums);
-    for_epilogue<typename Op::Sum>(p.activation, p.output, [&](auto known) { write_rows<Op, C, known.value>(p, sums, R, m, n); });
+    for_epilogue<typename Op::Sum>(p.activation, p.output,
+                                   [&](auto known) { write_rows<Op, C, known.value>(p, sums, R, m, n); });
 }
 
 template <class Op>

@@ -40,9 +40,7 @@ ALWAYS_INLINE void for_epilogue(Activation activation, Output output, F f) {
     for_activation<Output::kF32>(activation, f);
 }
 
-constexpr size_t value_bytes(Output output) {
-    return output == Output::kCodes ? 1 : output == Output::kBf16 ? 2 : 4;
-}
+constexpr size_t value_bytes(Output output) { return output == Output::kCodes ? 1 : output == Output::kBf16 ? 2 : 4; }
 
 template <Epilogue epilogue, int N>
 ALWAYS_INLINE void activate(__m512 (&v)[N]) {

@@ -57,7 +57,6 @@ struct Widened : Bf16 {
 
 }  // namespace
 
-void linear_bf16_avx512(const LinearBf16* p, size_t row_begin, size_t row_end, size_t block_begin,
-                            size_t block_end) {
+void linear_bf16_avx512(const LinearBf16* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     run_tiles<Widened>(*p, row_begin, row_end, block_begin, block_end);
 }

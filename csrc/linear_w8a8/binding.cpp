@@ -24,12 +24,11 @@ void bind_linear_w8a8(nb::module_& m) {
                 Field{"n", &Rows::n}, Field{"activation", &Rows::activation}, Field{"scratch", &Rows::scratch});
     m.def("code_stride", &code_stride);
     m.def("scratch_bytes", &scratch_bytes);
-    m.def(
-        "linear_w8a8",
-        [](const char* variant, const LinearW8A8& op, size_t row_begin, size_t row_end, size_t block_begin,
-           size_t block_end) {
+    bind_function(
+        m, "linear_w8a8",
+        +[](const char* variant, const LinearW8A8& op, size_t row_begin, size_t row_end, size_t block_begin,
+            size_t block_end) {
             kernel_of(linear_w8a8_variants, variant)(&op, row_begin, row_end, block_begin, block_end);
-        },
-        Released());
-    m.def("quantize_linear_w8a8", &quantize_linear_w8a8, Released());
+        });
+    bind_function(m, "quantize_linear_w8a8", &quantize_linear_w8a8);
 }

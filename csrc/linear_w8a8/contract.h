@@ -1,5 +1,5 @@
-// linear_w8a8: y[m, n] = scale_m[m] * scale_n[n] * sum_k (codes[m, k] - 128 - zero_m[m]) * weight[n, k] + bias[n], then the
-// activation
+// linear_w8a8: y[m, n] = scale_m[m] * scale_n[n] * sum_k (codes[m, k] - 128 - zero_m[m]) * weight[n, k] + bias[n], then
+// the activation
 //
 //   codes    [M up to 16, K64] u8, row m at codes + m * code_stride; K64 = K rounded up to 64, M up to 16 likewise. The
 //            padding must be readable; its content does not matter (the weight is zero there, surplus rows are dropped)

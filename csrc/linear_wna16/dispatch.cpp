@@ -1,5 +1,6 @@
 // A panel at a time: unpacked by the variant, then multiplied by linear_bf16 as any weight.
 #include "dispatch.h"
+
 #include "sizes.h"
 
 namespace {
@@ -38,7 +39,8 @@ void linear_wna16(Isa isa, const LinearWna16* p, size_t row_begin, size_t row_en
         LinearBf16 panel = p->linear;
         panel.weight = static_cast<uint16_t*>(scratch);
         panel.bias += column;
-        panel.y = static_cast<char*>(panel.y) + column * (panel.output == Output::kBf16 ? sizeof(uint16_t) : sizeof(float));
+        panel.y =
+            static_cast<char*>(panel.y) + column * (panel.output == Output::kBf16 ? sizeof(uint16_t) : sizeof(float));
         panel.n -= column;
         multiply(&panel, row_begin, row_end, 0, count);
     }

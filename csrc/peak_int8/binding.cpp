@@ -24,4 +24,4 @@ double peak_int8_gops(Isa isa, uint64_t repeats) {
 
 }  // namespace
 
-void bind_peak_int8(nb::module_& m) { m.def("peak_int8_gops", &peak_int8_gops, Released()); }
+void bind_peak_int8(nb::module_& m) { bind_function(m, "peak_int8_gops", &peak_int8_gops); }

@@ -4,10 +4,10 @@
 // store in the second; a shift and a multiplier per feature add 8 loads (from L1) and 8 operations to each.
 #include <immintrin.h>
 
-#include "vectors/bf16_avx512.h"
-#include "vectors/masks_avx512.h"
 #include "contract.h"
 #include "row.h"
+#include "vectors/bf16_avx512.h"
+#include "vectors/masks_avx512.h"
 
 namespace {
 

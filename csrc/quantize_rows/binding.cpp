@@ -15,10 +15,8 @@ void bind_quantize_rows(nb::module_& m) {
                 Field{"mode", &QuantizeRows::mode}, Field{"static_scale", &QuantizeRows::static_scale},
                 Field{"static_zero_point", &QuantizeRows::static_zero_point},
                 Field{"code_min", &QuantizeRows::code_min});
-    m.def(
-        "quantize_rows",
-        [](const char* variant, const QuantizeRows& op, size_t row_begin, size_t row_end) {
+    bind_function(
+        m, "quantize_rows", +[](const char* variant, const QuantizeRows& op, size_t row_begin, size_t row_end) {
             kernel_of(quantize_rows_variants, variant)(&op, row_begin, row_end);
-        },
-        Released());
+        });
 }

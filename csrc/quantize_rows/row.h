@@ -2,8 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
-#include "vectors/bf16.h"
 #include "contract.h"
+#include "vectors/bf16.h"
 
 namespace {
 

@@ -2,8 +2,8 @@
 #include <float.h>
 #include <math.h>
 
-#include "vectors/bf16.h"
 #include "contract.h"
+#include "vectors/bf16.h"
 
 static float stored(const QuantizeRows& p, size_t m, size_t i) {
     const size_t at = m * p.x_stride + i;

@@ -48,9 +48,9 @@ void bind_rows(nb::module_& m) {
     bind_struct(m, "EmbedRow", Field{"word", &EmbedRow::word}, Field{"kind", &EmbedRow::kind},
                 Field{"scale", &EmbedRow::scale}, Field{"position", &EmbedRow::position},
                 Field{"type", &EmbedRow::type});
-    m.def("embed_row", &embed_row, Released());
-    m.def("round_row", &round_row, Released());
-    m.def("activate_row", &activate_row, Released());
-    m.def("gate_row", &gate_row, Released());
-    m.def("rotate_row", &rotate_row, Released());
+    bind_function(m, "embed_row", &embed_row);
+    bind_function(m, "round_row", &round_row);
+    bind_function(m, "activate_row", &activate_row);
+    bind_function(m, "gate_row", &gate_row);
+    bind_function(m, "rotate_row", &rotate_row);
 }

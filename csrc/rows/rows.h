@@ -4,8 +4,8 @@
 #pragma once
 #include <string.h>
 
-#include "vectors/bf16.h"
 #include "contract.h"
+#include "vectors/bf16.h"
 #include "vectors/gelu.h"
 #include "vectors/unroll.h"
 

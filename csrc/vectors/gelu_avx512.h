@@ -35,8 +35,7 @@ ALWAYS_INLINE void gelu(__m512 (&x)[N]) {
         p[i.value] = _mm512_sub_ps(p[i.value], whole[i.value]);
     });
     polynomial(q, p, kExp2);
-    unroll<N>([&](auto i)
-                  INLINED { x[i.value] = gelu_of_tail(x[i.value], a[i.value], q[i.value], whole[i.value]); });
+    unroll<N>([&](auto i) INLINED { x[i.value] = gelu_of_tail(x[i.value], a[i.value], q[i.value], whole[i.value]); });
 }
 
 // The same for values that will be bf16 or codes, with fewer terms: 2^P = 2^floor(P) * 2^(the rest in [0, 1)), and

@@ -15,11 +15,11 @@ struct Sizes {
 };
 
 // The scalar variants, plain loops, are a hundred times as slow as the others.
-Sizes sizes_of(int isa) { return isa == kScalar ? Sizes{60, 32, 48} : Sizes{700, 150, 260}; }
+Sizes sizes_of(Isa isa) { return isa == Isa::kScalar ? Sizes{60, 32, 48} : Sizes{700, 150, 260}; }
 
 class Builder {
 public:
-    Builder(Random& random, int isa, size_t number)
+    Builder(Random& random, Isa isa, size_t number)
         : random_(random), isa_(isa), number_(number), most_(sizes_of(isa)), model_(new Model) {}
 
     std::unique_ptr<Model> build() {
@@ -90,7 +90,7 @@ private:
     }
 
     Grid grid(size_t k, size_t pad, QuantizeMode mode) {
-        const bool symmetric = mode == kSymmetric || (mode == kStatic && random_.one_in(2));
+        const bool symmetric = mode == QuantizeMode::kSymmetric || (mode == QuantizeMode::kStatic && random_.one_in(2));
         Grid grid{nullptr,
                   nullptr,
                   mode,
@@ -104,6 +104,8 @@ private:
         }
         return grid;
     }
+
+    Activation activation() { return random_.one_in(2) ? Activation::kGelu : Activation::kNone; }
 
     Grid grid(size_t k) { return grid(k, 64, QuantizeMode(random_.between(0, 2))); }
 
@@ -123,25 +125,25 @@ private:
     int operand(int x) { return operand(x, random_.one_in(2)); }
 
     // Columns [column, column + n) of out from x, codes or bf16.
-    void linear(int x, int out, size_t column, size_t n, bool gelu) {
+    void linear(int x, int out, size_t column, size_t n, Activation activation) {
         const size_t k = at(x).width;
         if (at(x).kind == Kind::kCodes) {
             Int8Weight w(random_, n, k);
             const int8_t* weight = keep<int8_t>(std::move(w.weight));
             const int32_t* colsum = keep<int32_t>(std::move(w.colsum));
             const float* scale = keep<float>(std::move(w.scale));
-            add(MultiplyW8A8{x, out, column, n, 1, weight, colsum, scale, keep<float>(std::move(w.bias)), gelu,
-                             at(out).kind == Kind::kCodes ? grid(n, 16, kStatic) : Grid{}},
+            add(MultiplyW8A8{x, out, column, n, 1, weight, colsum, scale, keep<float>(std::move(w.bias)), activation,
+                             at(out).kind == Kind::kCodes ? grid(n, 16, QuantizeMode::kStatic) : Grid{}},
                 {x, out});
         } else if (random_.one_in(2)) {
             Bf16Weight w(random_, n, k);
             const uint16_t* weight = keep<uint16_t>(std::move(w.weight));
-            add(MultiplyBf16{x, out, column, n, weight, keep<float>(std::move(w.bias)), gelu}, {x, out});
+            add(MultiplyBf16{x, out, column, n, weight, keep<float>(std::move(w.bias)), activation}, {x, out});
         } else {
             WnaWeight w(random_, n, k, random_.one_in(2), random_group(random_, k));
             const Wna16 weight = w.weight;
             for (Exact* each : {&w.codes, &w.levels, &w.scale, &w.zero}) keep<void>(std::move(*each));
-            add(MultiplyWna16{x, out, column, n, weight, keep<float>(std::move(w.bias)), gelu}, {x, out});
+            add(MultiplyWna16{x, out, column, n, weight, keep<float>(std::move(w.bias)), activation}, {x, out});
         }
     }
 
@@ -174,9 +176,9 @@ private:
                      width = heads * size;
         const int qkv = buffer(Kind::kBf16, 3 * width), source = newest(x);
         if (width % 16 || random_.one_in(2)) {
-            linear(operand(source), qkv, 0, 3 * width, false);
+            linear(operand(source), qkv, 0, 3 * width, Activation::kNone);
         } else {
-            for (size_t i = 0; i < 3; ++i) linear(operand(source), qkv, i * width, width, false);
+            for (size_t i = 0; i < 3; ++i) linear(operand(source), qkv, i * width, width, Activation::kNone);
         }
         if (random_.one_in(2)) {
             const float* cos = keep<float>(floats(random_, most_.longest * size / 2, 0.5f));
@@ -222,12 +224,12 @@ private:
         const int in = operand(newest(x));
         if (at(in).kind == Kind::kCodes && random_.one_in(2)) {
             const int codes = buffer(Kind::kCodes, inner);
-            linear(in, codes, 0, inner, random_.one_in(2));
+            linear(in, codes, 0, inner, activation());
             return output(codes, x);
         }
         const bool gated = random_.one_in(2);
         const int up = buffer(gated || random_.one_in(2) ? Kind::kBf16 : Kind::kF32, gated ? 2 * inner : inner);
-        linear(in, up, 0, at(up).width, random_.one_in(2));
+        linear(in, up, 0, at(up).width, activation());
         if (random_.one_in(2)) add(Activate{up, Function(random_.between(0, 3))}, {up});
         if (!gated) return output(up, x);
         const int down = buffer(Kind::kBf16, inner);
@@ -238,7 +240,7 @@ private:
     // Back to the width of the stream, to which it is added.
     int output(int in, int x) {
         const int h = buffer(Kind::kF32, at(x).width);
-        linear(operand(in), h, 0, at(x).width, false);
+        linear(operand(in), h, 0, at(x).width, Activation::kNone);
         return norm(h, x);
     }
 
@@ -250,7 +252,7 @@ private:
         if (random_.one_in(2)) return pooled;
         const size_t labels = random_.between(1, 70);
         const int out = buffer(Kind::kF32, labels, true);
-        linear(operand(pooled), out, 0, labels, false);
+        linear(operand(pooled), out, 0, labels, Activation::kNone);
         if (random_.one_in(2)) add(Activate{out, Function(random_.between(0, 3))}, {out});
         return out;
     }
@@ -280,7 +282,7 @@ private:
     }
 
     Random& random_;
-    const int isa_;
+    const Isa isa_;
     const size_t number_;
     const Sizes most_;
     std::unique_ptr<Model> model_;
@@ -297,7 +299,7 @@ size_t random_length(Random& random, size_t longest) {
 
 }  // namespace
 
-std::unique_ptr<Model> random_model(Random& random, int isa, size_t number) {
+std::unique_ptr<Model> random_model(Random& random, Isa isa, size_t number) {
     Builder builder(random, isa, number);
     std::unique_ptr<Model> model = builder.build();
     for (size_t sequences = random.between(4, 12); sequences > 0; --sequences) {
