@@ -24,7 +24,7 @@ struct Avx512 : Vectors {
 
     // To the nearest bf16, half to even; a NaN stays one. The first `left` of 16.
     static ALWAYS_INLINE void store_bf16(uint16_t* out, V x, size_t left) {
-        _mm256_mask_storeu_epi16(out, lowest<__mmask16>(left), to_bf16(x));
+        _mm256_mask_storeu_epi16(out, (__mmask16)lowest<__mmask32>(left), to_bf16(x));
     }
 
     static void pack_queries(const uint16_t* q, size_t stride, size_t count, size_t size, int vectors, char* out) {
@@ -50,7 +50,7 @@ struct Avx512 : Vectors {
     static void widen(const uint16_t* x, size_t stride, size_t rows, size_t size, size_t row_size, float* out) {
         for (size_t row = 0; row < rows; ++row, x += stride, out += row_size) {
             for (size_t i = 0; i < size; i += kLanes) {
-                const __mmask16 mask = lowest<__mmask16>(size - i);
+                const __mmask16 mask = (__mmask16)lowest<__mmask32>(size - i);
                 const __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x + i));
                 const V wide = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
                 _mm512_mask_storeu_ps(out + i, row_size - i < 16 ? mask : (__mmask16)0xffff, wide);
