@@ -66,6 +66,26 @@ ALWAYS_INLINE void load_pairs(const uint16_t* x, size_t stride, size_t rows, siz
     transpose(out);
 }
 
+// Lane i: all lanes of x[i] joined.
+template <class Join>
+ALWAYS_INLINE __m512 joined(__m512 (&x)[16], Join join) {
+    __m512 t[8];
+    unroll<8>([&](auto i) INLINED {  // eight lanes of each of two rows
+        const __m512 low = _mm512_shuffle_f32x4(x[i.value], x[i.value + 8], 0x44);
+        t[i.value] = join(low, _mm512_shuffle_f32x4(x[i.value], x[i.value + 8], 0xee));
+    });
+    unroll<4>([&](auto i) INLINED {  // four lanes of each of rows i, i + 4, i + 8, i + 12
+        const __m512 low = _mm512_shuffle_f32x4(t[i.value], t[i.value + 4], 0x88);
+        t[i.value] = join(low, _mm512_shuffle_f32x4(t[i.value], t[i.value + 4], 0xdd));
+    });
+    unroll<2>([&](auto i) INLINED {
+        t[i.value] =
+            join(_mm512_unpacklo_ps(t[i.value], t[i.value + 2]), _mm512_unpackhi_ps(t[i.value], t[i.value + 2]));
+    });
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(order, join(_mm512_unpacklo_ps(t[0], t[1]), _mm512_unpackhi_ps(t[0], t[1])));
+}
+
 // 2^x for x up to 127; 0 from -127.5 down; a NaN stays one. Of instructions that take one
 // operation everywhere: vreduceps and vscalefps, four fewer in all, do so on Sapphire Rapids, but not on Ice Lake.
 ALWAYS_INLINE __m512 power_avx512(__m512 x) {

@@ -3,21 +3,14 @@
 #pragma once
 #include <string.h>
 
-#include "disentangled.h"
+#include "attention.h"
 #include "dispatch.h"
-#include "linear_w8a8/count.h"
+#include "linears.h"
 #include "pooling.h"
 #include "program.h"
-#include "sizes.h"
 #include "work.h"
 
 namespace {
-
-// Rows per thread from which on a linear is cut by rows: fewer, and each thread reading all the weights costs more than
-// the wait that a cut by columns brings.
-constexpr size_t kRowsPerThread = 48;
-// The same where each thread would unpack all the weights too, which takes as long as some 50 rows with AMX.
-constexpr size_t kRowsPerUnpacking = 256;
 
 // Bytes of scratch that an operator takes, for sequences of up to `tokens` tokens.
 template <class Op>
@@ -27,18 +20,6 @@ size_t scratch_bytes(const Op&, const std::vector<Buffer>&, size_t) {
 
 size_t scratch_bytes(const Round& op, const std::vector<Buffer>& buffers, size_t) {
     return code_stride(buffers[op.in].width) * sizeof(float);  // codes, or values
-}
-
-size_t scratch_bytes(const MultiplyWna16& op, const std::vector<Buffer>&, size_t) {
-    return wna16_scratch_bytes(op.weight.k);
-}
-
-size_t scratch_bytes(const Attend& op, const std::vector<Buffer>&, size_t tokens) {
-    return attention_scratch_bytes(tokens, op.head_size);
-}
-
-size_t scratch_bytes(const AttendDisentangled& op, const std::vector<Buffer>&, size_t tokens) {
-    return bias_scratch(op, tokens).bytes + attention_scratch_bytes(tokens, op.head_size);
 }
 
 void run(const Embed& op, const Work& w) {
@@ -126,144 +107,6 @@ void run(const Round& op, const Work& w) {
             rows.round(values, out, in.width);
         }
     }
-}
-
-// By rows if there are enough of them for each thread, else by columns.
-template <class Op, class Fn>
-void cut_multiply(const Op& op, Fn fn, const Work& w, int in, size_t n, size_t least_rows = kRowsPerThread) {
-    const size_t rows = w.rows(in), blocks = (n + kBlock - 1) / kBlock;
-    if (w.count == 1 || rows >= least_rows * w.count) {
-        const Share mine = w.mine(in, 32);
-        fn(&op, mine.begin, mine.end, 0, blocks);
-    } else {
-        const Share mine = share_of(blocks, 4, w.index, w.count);
-        fn(&op, 0, rows, mine.begin, mine.end);
-    }
-}
-
-void run(const MultiplyW8A8& op, const Work& w) {
-    w.clear_padding(op.out);
-    const LinearW8A8 linear{
-        .codes = w.at<uint8_t>(op.in),
-        .code_stride = w.stride(op.in),
-        .scale_m = w.scale(op.in),
-        .zero_m = w.zero(op.in),
-        .weight = op.weight,
-        .colsum = op.colsum,
-        .scale_n = op.scale_n,
-        .bias = op.bias,
-        .y = w.column(op.out, op.column),
-        .out_stride = w.stride(op.out),
-        .n = op.n,
-        .k_padded = round_up(w.buffers[op.in].width, kPadK),
-        .activation = op.activation,
-        .output = w.output(op.out),
-        .grid = {op.grid.shift, op.grid.multiplier, op.grid.static_scale, op.grid.static_zero_point, op.grid.code_min}};
-    if (linear.output == Output::kCodes) w.mark_rows(op.in, op.out, op.grid);
-    if (w.index == 0 && w.first == 0) integer_linears += op.linears;  // once a batch, as without the engine
-    cut_multiply(linear, best(linear_w8a8_variants, w.isa), w, op.in, op.n);
-}
-
-// A linear of bf16 rows, whose weight is given or left out.
-template <class Op>
-LinearBf16 linear_of(const Op& op, const uint16_t* weight, const Work& w) {
-    return {.x = w.at<uint16_t>(op.in),
-            .x_stride = w.stride(op.in),
-            .weight = weight,
-            .bias = op.bias,
-            .y = w.column(op.out, op.column),
-            .out_stride = w.stride(op.out),
-            .n = op.n,
-            .k_padded = round_up(w.buffers[op.in].width, 32),
-            .activation = op.activation,
-            .output = w.output(op.out)};
-}
-
-void run(const MultiplyBf16& op, const Work& w) {
-    w.clear_padding(op.out);
-    const LinearBf16 linear = linear_of(op, op.weight, w);
-    cut_multiply(linear, best(linear_bf16_variants, w.isa), w, op.in, op.n);
-}
-
-void run(const MultiplyWna16& op, const Work& w) {
-    w.clear_padding(op.out);
-    const LinearWna16 linear{.linear = linear_of(op, nullptr, w), .weight = op.weight};
-    const auto multiply = [&](const LinearWna16* p, size_t row_begin, size_t row_end, size_t begin, size_t end) {
-        linear_wna16(w.isa, p, row_begin, row_end, begin, end, w.scratch);
-    };
-    cut_multiply(linear, multiply, w, op.in, op.n, kRowsPerUnpacking);
-}
-
-// Heads of sequences are handed out by what they cost, the square of the length. attend(row, tokens, first head, end of
-// heads): of the sequence whose first token is this row of the group.
-template <class Fn>
-void share_heads(const Work& w, size_t heads, Fn attend) {
-    const int64_t *starts = w.batch.starts, origin = starts[w.first];
-    const auto cost = [&](size_t s) { return double(starts[s + 1] - starts[s]) * (starts[s + 1] - starts[s]); };
-    double total = 0.0, before = 0.0;
-    for (size_t s = w.first; s < w.last; ++s) total += cost(s) * heads;
-    const double begin = total * w.index / w.count,
-                 end = w.index + 1 == w.count ? 2 * total : total * (w.index + 1) / w.count;
-    for (size_t s = w.first; s < w.last; ++s) {
-        // Heads whose middle lies in this thread's part of the whole.
-        size_t head = 0, last = heads;
-        if (w.count > 1) {
-            while (head < heads && before + (head + 0.5) * cost(s) < begin) ++head;
-            last = head;
-            while (last < heads && before + (last + 0.5) * cost(s) < end) ++last;
-        }
-        if (head < last) attend(size_t(starts[s] - origin), size_t(starts[s + 1] - starts[s]), head, last);
-        before += cost(s) * heads;
-    }
-}
-
-// One sequence of an operator's rows, without bias or window.
-template <class Op>
-Attention attention_of(const Op& op, const Work& w, size_t row, size_t tokens) {
-    const size_t stride = w.stride(op.in), out_stride = w.stride(op.out), width = op.heads * op.head_size;
-    const uint16_t* q = w.at<uint16_t>(op.in) + row * stride;
-    return {.q = q,
-            .k = q + width,
-            .v = q + 2 * width,
-            .stride = stride,
-            .out = w.at<uint16_t>(op.out) + row * out_stride,
-            .out_stride = out_stride,
-            .tokens = tokens,
-            .head_size = op.head_size,
-            .scale = op.scale,
-            .bias = nullptr,
-            .bias_stride = 0,
-            .bias_query_step = 0,
-            .window = kNoWindow};
-}
-
-void run(const Attend& op, const Work& w) {
-    w.clear_padding(op.out);
-    AttentionFn* attention = best(attention_variants, w.isa);
-    share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
-        Attention one = attention_of(op, w, row, tokens);
-        one.bias = op.bias;
-        one.bias_stride = op.bias_stride;
-        one.bias_query_step = -1;
-        one.window = op.window;
-        attention(&one, head, last, 0, tokens, w.scratch);
-    });
-}
-
-void run(const AttendDisentangled& op, const Work& w) {
-    w.clear_padding(op.out);
-    AttentionFn* attention = best(attention_variants, w.isa);
-    LinearBf16Fn* multiply = best(linear_bf16_variants, w.isa);
-    share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
-        const BiasScratch scratch = bias_scratch(op, tokens);
-        Attention one = attention_of(op, w, row, tokens);
-        one.bias = reinterpret_cast<const float*>(w.scratch);
-        one.bias_query_step = ptrdiff_t(scratch.bias_stride);
-        for (; head < last; ++head) {
-            disentangle(op, multiply, one.q, one.stride, head, tokens, w.scratch);
-            attention(&one, head, head + 1, 0, tokens, w.scratch + scratch.bytes);
-        }
-    });
 }
 
 void run(const Pool& op, const Work& w) {

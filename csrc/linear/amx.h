@@ -2,6 +2,18 @@
 // weights is used twice. While one 32 x 32 square is multiplied, the one before is written: tile and vector units work
 // at the same time. Op and Operands as in linear/avx512.h; a B tile is one column block and 64 bytes of K, 1 KiB
 // contiguous. Everything is internal to the file that includes it.
+//
+//                                      weights, 64 bytes of K x 16 columns
+//                                          6              7
+//      x, 16 rows        4             0 += 4 x 6     1 += 4 x 7
+//      x 64 bytes of K   5             2 += 5 x 6     3 += 5 x 7
+//
+// A B tile as the instructions want it is a tile of the packed weight as it lies (kernels/layouts.py), four bytes of K
+// to a column:
+//
+//      64 bytes    |k 0 .. 3|k 0 .. 3|  ...  |k 0 .. 3|      columns 0 to 15; of bf16 two values of K in place of four
+//      64 bytes    |k 4 .. 7|k 4 .. 7|  ...  |k 4 .. 7|
+//        ...
 #pragma once
 #include "linear/avx512.h"
 #include "vectors/tiles.h"
