@@ -151,9 +151,9 @@ struct Run {
 
 size_t row_stride(const Buffer& buffer) {
     switch (buffer.kind) {
-        case Kind::kF32:
+        case BufferKind::kF32:
             return round_up(buffer.width, 16);
-        case Kind::kBf16:
+        case BufferKind::kBf16:
             return round_up(buffer.width, 32);
         default:
             return code_stride(buffer.width);
@@ -162,9 +162,9 @@ size_t row_stride(const Buffer& buffer) {
 
 size_t row_bytes(const Buffer& buffer) {
     switch (buffer.kind) {
-        case Kind::kF32:
+        case BufferKind::kF32:
             return row_stride(buffer) * sizeof(float);
-        case Kind::kBf16:
+        case BufferKind::kBf16:
             return row_stride(buffer) * sizeof(uint16_t);
         default:
             return row_stride(buffer) + sizeof(float) + sizeof(int32_t);

@@ -26,8 +26,7 @@ void run(const Embed& op, const Work& w) {
     const Share mine = w.mine(op.out);
     const size_t width = w.buffers[op.out].width, stride = w.stride(op.out);
     const RowOperators& rows = *best(rows_variants, w.isa);
-    const WordKind kind = op.word_scale ? WordKind::kInt8 : op.words_bf16 ? WordKind::kBf16 : WordKind::kF32;
-    const size_t word_bytes = width * (op.word_scale ? 1 : op.words_bf16 ? 2 : 4);
+    const size_t word_bytes = width * (op.kind == WordKind::kInt8 ? 1 : op.kind == WordKind::kBf16 ? 2 : 4);
     const int64_t origin = w.batch.starts[w.first];
     size_t s = w.first;
     for (size_t row = mine.begin; row < mine.end; ++row) {
@@ -38,7 +37,7 @@ void run(const Embed& op, const Work& w) {
         const size_t position = op.first_position + token - w.batch.starts[s];
         const size_t type = w.batch.types ? w.batch.types[token] : 0;
         rows.embed({.word = static_cast<const char*>(op.words) + id * word_bytes,
-                    .kind = kind,
+                    .kind = op.kind,
                     .scale = op.word_scale ? op.word_scale[id] : 1.0f,
                     .position = op.positions ? op.positions + position * width : nullptr,
                     .type = op.types ? op.types + type * width : nullptr},
@@ -80,7 +79,7 @@ void run(const Round& op, const Work& w) {
     const RowOperators& rows = *best(rows_variants, w.isa);
     const Share mine = w.mine(op.in);
     const Buffer& in = w.buffers[op.in];
-    const size_t row_bytes = w.stride(op.in) * (in.kind == Kind::kBf16 ? 2 : 4);
+    const size_t row_bytes = w.stride(op.in) * (in.kind == BufferKind::kBf16 ? 2 : 4);
     QuantizeRowsFn* quantize_fn = best(quantize_rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; ++row) {
         const char* x = w.at<char>(op.in) + row * row_bytes;
@@ -96,7 +95,7 @@ void run(const Round& op, const Work& w) {
         } else {
             const float* values = reinterpret_cast<const float*>(x);
             float* changed = reinterpret_cast<float*>(w.scratch);
-            if (in.kind == Kind::kBf16) {
+            if (in.kind == BufferKind::kBf16) {
                 rows.widen(reinterpret_cast<const uint16_t*>(x), changed, in.width);
                 values = changed;
             }
@@ -117,24 +116,24 @@ void run(const Pool& op, const Work& w) {
         const float* in = w.at<float>(op.in) + (start[0] - w.batch.starts[w.first]) * stride;
         float* out = w.at<float>(op.out) + row * w.stride(op.out) + op.column;
         switch (op.mode) {
-            case Pooling::kCls:
+            case PoolMode::kCls:
                 memcpy(out, in, width * sizeof(float));
                 break;
-            case Pooling::kLast:
+            case PoolMode::kLast:
                 memcpy(out, in + (tokens - 1) * stride, width * sizeof(float));
                 break;
-            case Pooling::kMax:
+            case PoolMode::kMax:
                 memcpy(out, in, width * sizeof(float));
                 for (int64_t t = 1; t < tokens; ++t) maximum(out, in + t * stride, width);
                 break;
             default:
                 memset(out, 0, width * sizeof(float));
                 for (int64_t t = 0; t < tokens; ++t) {
-                    add_scaled(out, in + t * stride, op.mode == Pooling::kWeightedMean ? float(t + 1) : 1.0f, width);
+                    add_scaled(out, in + t * stride, op.mode == PoolMode::kWeightedMean ? float(t + 1) : 1.0f, width);
                 }
-                const double weights = op.mode == Pooling::kWeightedMean ? tokens * (tokens + 1) / 2.0
-                                       : op.mode == Pooling::kMean       ? double(tokens)
-                                                                         : __builtin_sqrt(double(tokens));
+                const double weights = op.mode == PoolMode::kWeightedMean ? tokens * (tokens + 1) / 2.0
+                                       : op.mode == PoolMode::kMean       ? double(tokens)
+                                                                          : __builtin_sqrt(double(tokens));
                 multiply(out, float(1.0 / weights), width);
         }
     }
@@ -152,7 +151,7 @@ void run(const Activate& op, const Work& w) {
     const Buffer& buffer = w.buffers[op.rows];
     const RowOperators& rows = *best(rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; ++row) {
-        if (buffer.kind == Kind::kBf16) {
+        if (buffer.kind == BufferKind::kBf16) {
             rows.activate_bf16(w.at<uint16_t>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
         } else {
             rows.activate(w.at<float>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);

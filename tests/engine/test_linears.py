@@ -14,6 +14,7 @@ from torch import Tensor
 from bitwright.checkpoints.linear_tensors import is_portable, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.engine.linears import Linear, unpack_bits
+from bitwright.engine.ops.multiply import PackedWna16
 from bitwright.engine.packing import pack
 from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError
@@ -87,11 +88,12 @@ def test_the_numbers_are_those_of_the_codes(written: Callable[[QuantizedLinear],
 def test_four_bits_index_the_levels(written: Callable[[QuantizedLinear], Path], name: str) -> None:
     linear = Weights(written(stored(SPECS[name]))).linear("m")
     packed = pack([linear, linear])
-    codes, levels = packed["weight"], packed["levels"]
-    assert codes is not None
+    assert isinstance(packed, PackedWna16)
+    codes, levels = packed.codes, packed.levels
     assert levels is not None
     assert codes.nbytes == 80 * K // 2  # of 66 columns
-    assert all(values is None or values.ctypes.data % 64 == 0 for values in (codes, *list(packed.values())[2:]))
+    for values in (codes, levels, packed.scale, packed.zero, packed.bias):
+        assert values is None or values.ctypes.data % 64 == 0
     known = numbers(replace(linear, scale_NG=np.ones_like(linear.scale_NG), zero_NG=None))
     assert np.array_equal(levels[layouts.unpack_int4(codes, 2 * N, K)], np.concatenate([known, known]))
 

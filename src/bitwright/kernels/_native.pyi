@@ -52,6 +52,7 @@ class PoolMode(Enum):
     lasttoken = ...
 
 NO_WINDOW: int
+NO_BUFFER: int
 
 def isas() -> list[tuple[str, bool]]: ...  # best first
 def cpu_features() -> list[tuple[str, bool]]: ...
@@ -270,48 +271,100 @@ def activate_row(variant: str, x: int, bf16: bool, function: Function, n: int, /
 def gate_row(variant: str, a: int, b: int, y: int, n: int, /) -> None: ...
 def rotate_row(variant: str, x: int, heads: int, head_size: int, cos: int, sin: int, /) -> None: ...
 def peak_int8_gops(isa: Isa, repeats: int, /) -> float: ...
-def row_bytes(kind: int, width: int, /) -> int: ...
+def row_bytes(kind: BufferKind, width: int, /) -> int: ...
 
-_Grid = tuple[int, int, int, float, int, int]
+class Buffer:
+    def __init__(self, *, kind: BufferKind, width: int, offset: int, per_sequence: bool) -> None: ...
+
+class InputGrid:
+    def __init__(
+        self, *, shift: int, multiplier: int, mode: QuantizeMode, static_scale: float, static_zero_point: int,
+        code_min: int,
+    ) -> None: ...  # fmt: skip
+
+class Embed:
+    def __init__(
+        self, *, words: int, kind: WordKind, word_scale: int, positions: int, first_position: int, types: int, out: int
+    ) -> None: ...
+
+class NormRows:
+    def __init__(
+        self, *, x: int, residual: int, sum: int, y: int, codes: int, weight: int, bias: int, eps: float,
+        grid: InputGrid | None,
+    ) -> None: ...  # fmt: skip
+
+class Quantize:
+    def __init__(self, *, source: int, out: int, grid: InputGrid) -> None: ...
+
+class Round:
+    def __init__(self, *, source: int, out: int, on_grid: bool, grid: InputGrid | None) -> None: ...
+
+class MultiplyW8A8:
+    def __init__(
+        self, *, source: int, out: int, column: int, n: int, linears: int, weight: int, colsum: int, scale_n: int,
+        bias: int, activation: Activation, grid: InputGrid | None,
+    ) -> None: ...  # fmt: skip
+
+class MultiplyBf16:
+    def __init__(
+        self, *, source: int, out: int, column: int, n: int, weight: int, bias: int, activation: Activation
+    ) -> None: ...
+
+class MultiplyWna16:
+    def __init__(
+        self, *, source: int, out: int, column: int, n: int, weight: Wna16, bias: int, activation: Activation
+    ) -> None: ...
+
+class Attend:
+    def __init__(
+        self, *, source: int, out: int, heads: int, head_size: int, scale: float, bias: int, bias_stride: int,
+        window: int,
+    ) -> None: ...  # fmt: skip
+
+class AttendDisentangled:
+    def __init__(
+        self, *, source: int, out: int, heads: int, head_size: int, scale: float, key_table: int, query_table: int,
+        table_rows: int, row: int,
+    ) -> None: ...  # fmt: skip
+
+class Pool:
+    def __init__(self, *, source: int, out: int, mode: PoolMode, column: int) -> None: ...
+
+class Normalize:
+    def __init__(self, *, rows: int) -> None: ...
+
+class Activate:
+    def __init__(self, *, rows: int, function: Function) -> None: ...
+
+class Rotate:
+    def __init__(self, *, rows: int, heads: int, head_size: int, cos: int, sin: int) -> None: ...
+
+class Gate:
+    def __init__(self, *, source: int, out: int) -> None: ...
+
+class Batch:
+    def __init__(self, *, ids: int, types: int, starts: int, sequences: int) -> None: ...
 
 class Program:
-    def __init__(
-        self, isa: Isa, buffers: list[tuple[int, int, int, bool]], arena_row: int, out: int, group_tokens: int, /
+    def __init__(self, isa: Isa, buffers: list[Buffer], arena_row: int, out: int, group_tokens: int) -> None: ...
+    def add(
+        self,
+        op: Embed
+        | NormRows
+        | Quantize
+        | Round
+        | MultiplyW8A8
+        | MultiplyBf16
+        | MultiplyWna16
+        | Attend
+        | AttendDisentangled
+        | Pool
+        | Normalize
+        | Activate
+        | Gate
+        | Rotate,
+        /,
     ) -> None: ...
-    def embed(
-        self, words: int, word_scale: int, bf16: bool, positions: int, first: int, types: int, out: int, /
-    ) -> None: ...
-    def norm(
-        self, x: int, residual: int, sum: int, y: int, codes: int, weight: int, bias: int, eps: float, grid: _Grid, /
-    ) -> None: ...
-    def quantize(self, source: int, out: int, grid: _Grid, /) -> None: ...
-    def round(self, source: int, out: int, on_grid: bool, grid: _Grid, /) -> None: ...
-    def linear_w8a8(
-        self, source: int, out: int, column: int, n: int, linears: int, weight: int, colsum: int, scale: int,
-        bias: int, activation: Activation, grid: _Grid, /,
-    ) -> None: ...  # fmt: skip
-    def linear_bf16(
-        self, source: int, out: int, column: int, n: int, weight: int, bias: int, activation: Activation, /
-    ) -> None: ...
-    def linear_wna16(
-        self, source: int, out: int, column: int, n: int, group: int, codes: int, levels: int, scale: int, zero: int,
-        bias: int, activation: Activation, /,
-    ) -> None: ...  # fmt: skip
-    def attention(
-        self, source: int, out: int, heads: int, head_size: int, scale: float, bias: int, bias_stride: int,
-        window: int, /,
-    ) -> None: ...  # fmt: skip
-    def attention_disentangled(
-        self, source: int, out: int, heads: int, head_size: int, scale: float, key_table: int, query_table: int,
-        table_rows: int, row: int, /,
-    ) -> None: ...  # fmt: skip
-    def pool(self, source: int, out: int, mode: int, column: int, /) -> None: ...
-    def normalize(self, rows: int, /) -> None: ...
-    def activate(self, rows: int, function: int, /) -> None: ...
-    def rotate(self, rows: int, heads: int, head_size: int, cos: int, sin: int, /) -> None: ...
-    def gate(self, source: int, out: int, /) -> None: ...
-    def run(
-        self, ids: int, types: int, starts: int, sequences: int, threads: int, out: int, seconds: int, /
-    ) -> bool: ...
+    def run(self, batch: Batch, threads: int, out: int, seconds: int) -> bool: ...
     @property
     def memory(self) -> int: ...

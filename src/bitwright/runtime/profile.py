@@ -8,7 +8,7 @@ import numpy as np
 
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
-from bitwright.engine.program import Op
+from bitwright.engine.ops import Multiply, Op
 from bitwright.engine.weights import open_weights
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import native_isa
@@ -63,9 +63,7 @@ def _rows(ops: Sequence[Op], seconds: np.ndarray, batch: int, tokens: int, peak:
 
 
 def _label(op: Op) -> str:
-    if op.kind != "linear":
+    if not isinstance(op, Multiply):
         return op.kind
-    source = op.reads[0]
-    assert source is not None
-    gelu = ", gelu" * op.settings["gelu"]
-    return f"linear {source.width} → {op.settings['n']}, {op.settings['dtype']}{gelu}"
+    activation = "" if op.activation == "none" else f", {op.activation}"
+    return f"linear {op.source.width} → {op.n}, {op.dtype}{activation}"
