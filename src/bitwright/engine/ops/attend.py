@@ -11,7 +11,7 @@ from bitwright.engine.ops.rows import plain, uncounted
 from bitwright.kernels.layouts import BLOCK
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Rotate:
     """bf16, in place: q and k of each head rotated by position.
 
@@ -39,7 +39,7 @@ class Rotate:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Attend:
     """bf16 -> bf16: softmax(scale · q kᵀ + bias) v of each head; a row holds q, k and v.
 
@@ -78,7 +78,7 @@ class Attend:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class AttendDisentangled:
     """bf16 -> bf16: attention with the products of queries, of keys, or of both with tables of positions.
 

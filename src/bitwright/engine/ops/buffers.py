@@ -5,6 +5,7 @@ A field that holds a buffer is declared with `READ`, `WRITTEN` or `IN_PLACE`; No
     source: Buffer = field(metadata=READ)
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -31,12 +32,12 @@ class Buffer:
 
 def reads(op: "DataclassInstance") -> tuple[Buffer, ...]:
     """The buffers that an operator reads, in the order of its fields."""
-    return _declared(op, "read")
+    return _held(op, _declared(type(op), "read"))
 
 
 def writes(op: "DataclassInstance") -> tuple[Buffer, ...]:
     """The buffers that an operator writes, in the order of its fields."""
-    return _declared(op, "written")
+    return _held(op, _declared(type(op), "written"))
 
 
 _Record = TypeVar("_Record", bound="DataclassInstance")
@@ -44,12 +45,15 @@ _Record = TypeVar("_Record", bound="DataclassInstance")
 
 def moved(op: _Record, new: Mapping[Buffer, Buffer]) -> _Record:
     """The same operator on other buffers."""
-    changes: dict[str, Any] = {
-        each.name: new[buffer] for each in fields(op) if isinstance(buffer := getattr(op, each.name), Buffer)
-    }
+    names = (*_declared(type(op), "read"), *_declared(type(op), "written"))
+    changes: dict[str, Any] = {name: new[buffer] for name in names if (buffer := getattr(op, name)) is not None}
     return replace(op, **changes)
 
 
-def _declared(op: "DataclassInstance", role: str) -> tuple[Buffer, ...]:
-    named = (getattr(op, each.name) for each in fields(op) if each.metadata.get(role))
-    return tuple(buffer for buffer in named if buffer is not None)
+@functools.cache
+def _declared(record: type["DataclassInstance"], role: str) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(record) if each.metadata.get(role))
+
+
+def _held(op: "DataclassInstance", names: tuple[str, ...]) -> tuple[Buffer, ...]:
+    return tuple(buffer for name in names if (buffer := getattr(op, name)) is not None)

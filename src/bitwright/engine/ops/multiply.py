@@ -16,7 +16,7 @@ from bitwright.kernels.input_grid import InputGrid
 Activation = Literal["none", "gelu"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PackedW8A8:
     """codes: `layouts.pack`. colsum, int32, scale, bias, float32: a value for each column, padded to whole blocks."""
 
@@ -26,7 +26,7 @@ class PackedW8A8:
     bias: np.ndarray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PackedBf16:
     """values: `layouts.pack_bf16`. bias: float32, a value for each column, padded to whole blocks."""
 
@@ -34,7 +34,7 @@ class PackedBf16:
     bias: np.ndarray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PackedWna16:
     """codes: `layouts.pack_int4` of the indices of levels, float32 (16,); or `layouts.pack`, and levels None.
 
@@ -61,7 +61,7 @@ def _shape(op: "Multiply") -> str:
     return f"{op.source.width}→{op.n} {op.dtype}{f' {op.activation}' * (op.activation != 'none')}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MultiplyW8A8:
     """codes -> f32, bf16 or codes: int8 × int8, then bias and GELU, into columns [column, column + n) of out.
 
@@ -102,7 +102,7 @@ class MultiplyW8A8:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MultiplyBf16:
     """bf16 -> f32 or bf16: bf16 × bf16, then bias and GELU, into columns [column, column + n) of out."""
 
@@ -131,7 +131,7 @@ class MultiplyBf16:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MultiplyWna16:
     """bf16 -> f32 or bf16: codes of 4 or 8 bits, bf16 on the way, × bf16, then bias and GELU, into columns
     [column, column + n) of out. dtype: what the codes are, for people."""

@@ -25,7 +25,7 @@ def uncounted(op: object, tokens: int) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Embed:
     """-> f32: word + position + type embedding of each token.
 
@@ -58,7 +58,7 @@ class Embed:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NormRows:
     """f32 [f32] -> f32 [codes] [f32]: the layer norm of x + residual, its quantized rows, and the sum itself.
 
@@ -97,7 +97,7 @@ class NormRows:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Quantize:
     """f32 or bf16 -> codes: rows through a transform, if there is one, to 8-bit codes with a scale and a zero point."""
 
@@ -118,7 +118,7 @@ class Quantize:
         return to.native.Quantize(source=to.buffer(self.source), out=to.buffer(self.out), grid=grid)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Round:
     """f32 or bf16 -> bf16: rows through a transform, to their places on a grid, both, or only to bf16."""
 
@@ -144,7 +144,7 @@ class Round:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Activate:
     """f32 or bf16, in place: an elementwise function."""
 
@@ -162,7 +162,7 @@ class Activate:
         return to.native.Activate(rows=to.buffer(self.rows), function=to.native.Function[self.function])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Gate:
     """bf16 -> bf16: the product of a row's halves."""
 
@@ -178,7 +178,7 @@ class Gate:
         return to.native.Gate(source=to.buffer(self.source), out=to.buffer(self.out))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Pool:
     """f32 -> f32, per sequence: one row of its tokens' rows, into the columns from `column` on."""
 
@@ -197,7 +197,7 @@ class Pool:
         return to.native.Pool(source=to.buffer(self.source), out=to.buffer(self.out), mode=mode, column=self.column)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Normalize:
     """f32, in place: rows to unit length."""
 
