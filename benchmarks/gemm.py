@@ -30,7 +30,8 @@ from onnx import helper
 from rich.console import Console
 from rich.table import Table
 
-from bitwright.kernels import cpu, dispatch, layouts, native
+from bitwright.kernels import dispatch, layouts, native
+from bitwright.kernels.input_grid import InputGrid
 from bitwright.numerics.spec import SCHEMES
 
 ROWS = (128, 1024)
@@ -108,7 +109,7 @@ def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray
     x, scale_m, zero_m = torch.from_numpy(x_MK), torch.ones(m), torch.zeros(m, dtype=torch.int32)
     y, sums = torch.empty(m, n), torch.empty(m, n, dtype=torch.int32)
     scratch = torch.empty(module.scratch_bytes(m, k), dtype=torch.uint8)
-    grid = cpu.InputGrid.of(SCHEMES["w8a8"].input)  # type: ignore[arg-type]
+    grid = InputGrid.of(SCHEMES["w8a8"].input)  # type: ignore[arg-type]
     none, weights = (
         module.Activation.none,
         {

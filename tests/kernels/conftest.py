@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitwright.kernels import cpu, dispatch, layouts, native
+from bitwright.kernels import dispatch, layouts, native
+from bitwright.kernels.input_grid import InputGrid
 from bitwright.numerics.spec import QuantSpec
 
 POISON_CODE, POISON_SUM = 77, -(2**31) + 5
@@ -38,7 +39,7 @@ class Multiply:
         sums: bool = False,
         gelu: bool = False,
         dtype: torch.dtype = torch.float32,
-        grid: cpu.InputGrid | None = None,
+        grid: InputGrid | None = None,
         shift_N: Tensor | None = None,
         multiplier_N: Tensor | None = None,
         rows: slice = slice(None),
@@ -114,7 +115,7 @@ class QuantizeRows:
         stride = module.code_stride(k)
         codes = torch.full((m, stride), POISON_CODE, dtype=torch.uint8)
         scales, zeros = torch.full((m, 1), -7.0), torch.full((m, 1), 1000, dtype=torch.int32)
-        grid = cpu.InputGrid.of(spec, scale, zero_point)
+        grid = InputGrid.of(spec, scale, zero_point)
         shift, multiplier = (
             None if values is None else layouts.pad_inputs(values) for values in (shift_K, multiplier_K)
         )

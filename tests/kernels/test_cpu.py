@@ -7,9 +7,10 @@ import torch
 
 from bitwright.errors import KernelError
 from bitwright.kernels import cpu, dispatch, layouts, native, reference
+from bitwright.kernels.input_grid import InputGrid
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
-GRID = cpu.InputGrid.of(SCHEMES["w8a8"].input)
+GRID = InputGrid.of(SCHEMES["w8a8"].input)
 
 
 def packed_problem(m, n, k):
@@ -144,14 +145,14 @@ def test_arguments_that_do_not_fit_say_which_and_how(change, message):
 
 def test_static_grids_are_checked():
     spec = SCHEMES["w8a8_static"].input
-    assert cpu.InputGrid.of(spec, torch.tensor(0.5), torch.tensor(3)).zero_point == 3
+    assert InputGrid.of(spec, torch.tensor(0.5), torch.tensor(3)).zero_point == 3
     for scale, zero in ((0.0, 0), (float("nan"), 0), (1e-45, 0), (float("inf"), 0), (0.1, 128)):
         with pytest.raises(KernelError, match="normal positive"):
-            cpu.InputGrid.of(spec, torch.tensor(scale), torch.tensor(zero))
+            InputGrid.of(spec, torch.tensor(scale), torch.tensor(zero))
     with pytest.raises(KernelError, match="needs one scale"):
-        cpu.InputGrid.of(spec)
+        InputGrid.of(spec)
     with pytest.raises(KernelError, match="no int8 kernel"):
-        cpu.InputGrid.of(QuantSpec(bits=4, dynamic=True))
+        InputGrid.of(QuantSpec(bits=4, dynamic=True))
 
 
 def test_operator_is_what_torch_compile_needs():

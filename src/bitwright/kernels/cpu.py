@@ -2,9 +2,8 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from bitwright.errors import KernelError
 from bitwright.kernels import layouts, native
 from bitwright.kernels.dispatch import active_isa, available, chosen, native_isa
+from bitwright.kernels.input_grid import InputGrid, QuantizeMode
 from bitwright.numerics.spec import QuantSpec
 
 _ALIGNMENT = 64
@@ -21,51 +21,6 @@ _ALIGNMENT = 64
 def has_gram() -> bool:
     """Whether `add_gram` runs: the module loads, and the active instruction set, on this machine, multiplies bf16."""
     return available() and chosen("gram") is not None
-
-
-@dataclass(frozen=True, slots=True)
-class InputGrid:
-    """How a kernel turns float rows into codes: a dynamic grid per row, or one static scale and zero point.
-
-    mode: "asymmetric" or "symmetric", both dynamic, or "static" (`QuantizeMode` of the native module).
-    """
-
-    mode: str
-    scale: float = 1.0
-    zero_point: int = 0
-    code_min: int = -128
-
-    @classmethod
-    def of(cls, spec: QuantSpec, scale: Tensor | None = None, zero_point: Tensor | None = None) -> "InputGrid":
-        """The grid of an input spec.
-
-        Raises:
-            KernelError: `runs_natively` says no; or a static scale is missing, or not a normal positive float32.
-        """
-        if not input_runs_natively(spec):
-            raise KernelError(
-                f"no int8 kernel for the input spec {spec}: it takes 8 bits, dynamic per row or static per tensor"
-            )
-        if spec.dynamic:
-            return cls("symmetric" if spec.symmetric else "asymmetric", code_min=spec.code_min)
-        if scale is None or scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
-            raise KernelError("a static input spec needs one scale and at most one zero point for the whole tensor")
-        value = float(scale.float())
-        zero = 0 if zero_point is None else int(zero_point)
-        if not torch.finfo(torch.float32).tiny <= value <= torch.finfo(torch.float32).max or not -128 <= zero <= 127:
-            raise KernelError(
-                f"a static input grid with scale {value}, zero_point {zero}: the scale must be a normal positive "
-                "float32, the zero point within [-128, 127]"
-            )
-        return cls("static", value, zero, spec.code_min)
-
-
-def input_runs_natively(spec: QuantSpec) -> bool:
-    """Whether the kernels quantize to this spec: 8 bits, static per tensor or, on a narrow grid, dynamic per row."""
-    narrow = not (spec.symmetric and spec.uses_full_range)
-    return (
-        spec.bits == 8 and spec.group_size is None and spec.dynamic != spec.per_tensor and (narrow or not spec.dynamic)
-    )
 
 
 def weight_runs_natively(spec: QuantSpec) -> bool:
@@ -279,7 +234,8 @@ def _operator(
     activation: str,
 ) -> Tensor:
     """`linear_w8a8` as torch.compile sees it. constants: of a `PackedLinear`, those that it has."""
-    return _linear_w8a8(x, PackedLinear(*constants), n, InputGrid(mode, scale, zero_point, code_min), activation)
+    grid = InputGrid(cast(QuantizeMode, mode), scale, zero_point, code_min)
+    return _linear_w8a8(x, PackedLinear(*constants), n, grid, activation)
 
 
 @_operator.register_fake

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from bitwright.errors import KernelError
 from bitwright.kernels import cpu, dispatch, layouts, reference
+from bitwright.kernels.input_grid import InputGrid, input_runs_natively
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
@@ -78,7 +79,7 @@ class QuantLinear(_ExactModule):
         self.native = runs_natively(qtensor.spec, input_spec)
         self._grid = None
         if self.native and input_spec is not None:
-            self._grid = cpu.InputGrid.of(input_spec, input_scale, input_zero_point)
+            self._grid = InputGrid.of(input_spec, input_scale, input_zero_point)
             self._keep("colsum", layouts.column_sums(qtensor.codes_NK))
             self._keep("scale_n", layouts.pad_columns(qtensor.scale_NG.float().flatten().expand(n)))
             self._keep("bias_n", layouts.pad_columns(torch.zeros(n) if bias is None else bias.float()))
@@ -161,7 +162,7 @@ class QuantLinear(_ExactModule):
 
 def runs_natively(weight: QuantSpec, input_spec: QuantSpec | None) -> bool:
     """Whether the int8 CPU kernels run a linear with these specs."""
-    return input_spec is not None and cpu.weight_runs_natively(weight) and cpu.input_runs_natively(input_spec)
+    return input_spec is not None and cpu.weight_runs_natively(weight) and input_runs_natively(input_spec)
 
 
 def _static_tensors(linear: QuantizedLinear) -> tuple[Tensor | None, Tensor | None]:
