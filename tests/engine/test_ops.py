@@ -7,15 +7,15 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from bitwright.engine.encoders import lower_encoder
 
+from bitwright.engine.builders import lower_encoder
 from bitwright.engine.ops import Op
 from bitwright.engine.ops.binder import Binder
 from bitwright.engine.ops.buffers import Buffer, BufferKind, moved, reads, writes
 from bitwright.engine.ops.inputs import PaddedTransform
 from bitwright.engine.ops.rows import Function, PoolMode
 from bitwright.engine.program import Program
-from bitwright.engine.weights import Weights
+from bitwright.engine.weights import open_weights
 from bitwright.kernels import native
 from bitwright.kernels.input_grid import QuantizeMode
 
@@ -24,12 +24,14 @@ RECORDS: tuple[type, ...] = get_args(Op)
 
 
 @pytest.fixture(scope="module")
-def programs(tiny_model: Callable[..., Path], written: Written) -> list[Program]:
+def programs(written: Written) -> list[Program]:
     """Of every way of building a block, and of every way of holding a weight."""
     whole: dict[str, Any] = {"pooling": ("mean", "cls"), "normalize": True}
-    made = [tiny_model(family) for family in ("albert", "bert", "deberta-v2", "modernbert", "mpnet")]
-    made += [written("bert", scheme="w8a8"), written("bert", scheme="w8a8_static"), written("bert", scheme="w4a16_g32")]
-    return [lower_encoder(Weights(directory), **whole) for directory in made]
+    bf16 = {"match": "*.intermediate.dense", "scheme": "16bit"}
+    made = [written(family, scheme="w8a8") for family in ("albert", "deberta-v2", "modernbert", "mpnet")]
+    made += [written("bert", scheme=scheme) for scheme in ("w8a8_static", "w4a16_g32")]
+    made += [written("bert", scheme="w8a8_static", rules=[bf16])]
+    return [lower_encoder(open_weights(directory), **whole) for directory in made]
 
 
 @pytest.mark.parametrize("record", RECORDS)
