@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 
@@ -19,10 +19,12 @@ import numpy as np
 
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
-from bitwright.engine.program import Op, Program
+from bitwright.engine.ops import Activate, Multiply, MultiplyW8A8, NormRows, Op, Quantize
+from bitwright.engine.ops.multiply import PackedW8A8
+from bitwright.engine.program import Program
 from bitwright.engine.weights import open_weights
 from bitwright.files.directory import ModelDirectory
-from bitwright.kernels.dispatch import isa_index
+from bitwright.kernels.dispatch import native_isa
 
 SHAPES = ((1, 16), (1, 128), (8, 128), (32, 128), (8, 512))
 BLOCK_S = 0.06
@@ -33,37 +35,32 @@ Pieces = Callable[[Op], Iterator[Op]]
 
 def norm_and_quantize(op: Op) -> Iterator[Op]:
     """Rows are written by the norm, and read again to be quantized."""
-    if op.kind != "norm" or op.settings["grid"] is None:
+    if not isinstance(op, NormRows) or op.codes is None or op.grid is None:
         yield op
         return
-    y, codes, kept = op.writes
-    yield replace(op, writes=(y, None, kept), settings=op.settings | {"grid": None})
-    yield Op("quantize", op.name, (y,), (codes,), {"grid": op.settings["grid"]})
+    yield replace(op, codes=None, grid=None, transform=None)
+    yield Quantize(op.name, op.y, op.codes, op.grid, op.transform)
 
 
 def query_key_value(op: Op) -> Iterator[Op]:
     """A linear each, instead of one for the three."""
-    count = op.settings.get("linears", 1)
-    if op.kind != "linear" or count < 2:
+    if not isinstance(op, MultiplyW8A8) or op.linears < 2:
         yield op
         return
-    n = op.settings["n"] // count
-    for i in range(count):
-        parts = {
-            role: None if values is None else values[i * len(values) // count : (i + 1) * len(values) // count]
-            for role, values in op.weights.items()
-        }
-        settings = op.settings | {"n": n, "column": op.settings["column"] + i * n, "linears": 1}
-        yield Op(op.kind, op.name, op.reads, op.writes, settings, parts)
+    n, packed = op.n // op.linears, [getattr(op.weight, each.name) for each in fields(op.weight)]
+    for i in range(op.linears):
+        begin, end = ([k * len(values) // op.linears for values in packed] for k in (i, i + 1))
+        part = PackedW8A8(*(values[a:b] for values, a, b in zip(packed, begin, end, strict=True)))
+        yield replace(op, column=op.column + i * n, n=n, weight=part, linears=1)
 
 
 def linear_and_gelu(op: Op) -> Iterator[Op]:
     """bf16 rows are written, read, and written again by an operator of their own (of GELU by tanh)."""
-    if op.kind != "linear" or not op.settings["gelu"]:
+    if not isinstance(op, Multiply) or op.activation == "none":
         yield op
         return
-    yield replace(op, settings=op.settings | {"gelu": False})
-    yield Op("activate", op.name, op.writes, op.writes, {"function": "gelu_tanh"})
+    yield replace(op, activation="none")
+    yield Activate(op.name, op.out, "gelu_tanh")
 
 
 APART: dict[str, Pieces] = {
@@ -88,7 +85,7 @@ class Variant:
 
 def variants(program: Program) -> list[Variant]:
     """The program, and those with a fusion taken back; the first is the whole one."""
-    isa = isa_index()
+    isa = native_isa()
     found = [Variant("all", Executor(program, isa))]
     for name, pieces in APART.items():
         ops = tuple(part for op in program.ops for part in pieces(op))
@@ -135,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args(arguments)
     program = lower_encoder(open_weights(ModelDirectory(options.directory)), pooling=None)
-    if any(op.kind == "linear" and ("colsum" not in op.weights or op.settings["grid"]) for op in program.ops):
+    linears = [op for op in program.ops if isinstance(op, Multiply)]
+    if not all(isinstance(op, MultiplyW8A8) and op.grid is None for op in linears):
         parser.error(f"{options.directory}: every linear must be int8 with dynamic activations (scheme w8a8)")
     each = variants(program)
     rng = np.random.default_rng(0)

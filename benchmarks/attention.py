@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention
 
-from bitwright.kernels import native
+from bitwright.kernels import dispatch, native
 
 TOKENS, SIZES, HEADS = (16, 128, 512), (32, 64), 12
 BLOCK_SECONDS = 0.02
@@ -31,7 +31,7 @@ Run = Callable[[], object]
 
 def main() -> None:
     """Measure every shape, print one table, write the numbers."""
-    variants = [name for name, supported in native.load().attention_variants() if supported]
+    variants = [row.name for row in dispatch.variants("attention") if row.supported]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="write every number there")
     parser.add_argument("--rounds", type=int, default=15, help="blocks per contestant and shape")
@@ -75,14 +75,26 @@ def seconds_per_call(run: Run) -> float:
 def ours(variant: str, qkv: torch.Tensor, size: int) -> Run:
     """One call for all heads, on preallocated memory."""
     module, tokens, width = native.load(), len(qkv), HEADS * size
-    index = [name for name, _ in module.attention_variants()].index(variant)
     out = torch.empty(tokens, width, dtype=torch.bfloat16)
     scratch = torch.empty(module.attention_scratch_bytes(tokens, size) + 64, dtype=torch.uint8)
     aligned = -(-scratch.data_ptr() // 64) * 64
-    inputs = [qkv.data_ptr() + 2 * part * width for part in range(3)]
-    shape = (qkv.stride(0), out.data_ptr(), width, tokens, size, size**-0.5, 0, 0, -1)
+    op = module.Attention(
+        q=qkv.data_ptr(),
+        k=qkv.data_ptr() + 2 * width,
+        v=qkv.data_ptr() + 4 * width,
+        stride=qkv.stride(0),
+        out=out.data_ptr(),
+        out_stride=width,
+        tokens=tokens,
+        head_size=size,
+        scale=size**-0.5,
+        bias=0,
+        bias_stride=0,
+        bias_query_step=0,
+        window=module.NO_WINDOW,
+    )
     keep = (qkv, out, scratch)  # alive as long as the closure
-    return lambda: (module.attention(index, *inputs, *shape, aligned, 0, HEADS, 0, tokens), keep)
+    return lambda: (module.attention(variant, op, 0, HEADS, 0, tokens, aligned), keep)
 
 
 def torchs(qkv: torch.Tensor, size: int) -> Run:

@@ -30,7 +30,8 @@ from onnx import helper
 from rich.console import Console
 from rich.table import Table
 
-from bitwright.kernels import cpu, dispatch, layouts, native
+from bitwright.kernels import dispatch, layouts, native
+from bitwright.kernels.input_grid import InputGrid
 from bitwright.numerics.spec import SCHEMES
 
 ROWS = (128, 1024)
@@ -80,7 +81,7 @@ def measure(m: int, n: int, k: int, isas: list[str], rounds: int) -> dict[str, o
         for name, run in contestants.items():
             found[name].append(2e-9 * m * n * k / seconds_per_call(run))
         for isa in isas:
-            found[f"{isa} peak"].append(native.load().peak_int8_gops(dispatch.isa_index(isa), PEAK_REPEATS[isa]))
+            found[f"{isa} peak"].append(native.load().peak_int8_gops(dispatch.native_isa(isa), PEAK_REPEATS[isa]))
     return {"M": m, "N": n, "K": k, "rounds": found}
 
 
@@ -97,7 +98,7 @@ def seconds_per_call(run: Run) -> float:
 def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray) -> dict[str, Run]:
     """Our three contestants on preallocated memory, as the rivals have it."""
     (m, k), n = x_MK.shape, len(weight_NK)
-    module, index, variant = native.load(), dispatch.isa_index(isa), variant_of(isa)
+    module, variant = native.load(), dispatch.chosen("linear_w8a8", isa)
     weight = torch.from_numpy(weight_NK)
     packed, colsum = layouts.pack(weight), layouts.column_sums(weight)
     scale_n = layouts.pad_columns(torch.full((n,), 0.01))
@@ -108,44 +109,83 @@ def ours(isa: str, x_MK: np.ndarray, codes_MK: np.ndarray, weight_NK: np.ndarray
     x, scale_m, zero_m = torch.from_numpy(x_MK), torch.ones(m), torch.zeros(m, dtype=torch.int32)
     y, sums = torch.empty(m, n), torch.empty(m, n, dtype=torch.int32)
     scratch = torch.empty(module.scratch_bytes(m, k), dtype=torch.uint8)
-    columns = (packed.data_ptr(), colsum.data_ptr(), scale_n.data_ptr(), bias.data_ptr())
-    inputs = (codes.data_ptr(), stride, scale_m.data_ptr(), zero_m.data_ptr(), k)
-    everything = (n, n, False, False, None, 0, m, 0, packed.shape[0])
-    grid = cpu.InputGrid.of(SCHEMES["w8a8"].input)  # type: ignore[arg-type]
-    static = (grid.mode, grid.scale, grid.zero_point, grid.code_min)
-    quantize = (x.data_ptr(), False, k, m, k, 0, 0, *static, scratch.data_ptr())  # no shift, no multiplier
+    grid = InputGrid.of(SCHEMES["w8a8"].input)  # type: ignore[arg-type]
+    none, weights = (
+        module.Activation.none,
+        {
+            "weight": packed.data_ptr(),
+            "colsum": colsum.data_ptr(),
+            "scale_n": scale_n.data_ptr(),
+            "bias": bias.data_ptr(),
+        },
+    )
+    whole = module.QuantizeLinearW8A8(
+        x=x.data_ptr(),
+        bf16=False,
+        x_stride=k,
+        m=m,
+        k=k,
+        shift=0,
+        multiplier=0,
+        mode=module.QuantizeMode[grid.mode],
+        static_scale=grid.scale,
+        static_zero_point=grid.zero_point,
+        code_min=grid.code_min,
+        y=y.data_ptr(),
+        n=n,
+        activation=none,
+        scratch=scratch.data_ptr(),
+        **weights,
+    )
     keep = (packed, colsum, scale_n, bias, codes, x, scale_m, zero_m, y, sums, scratch)  # alive as long as the closures
 
-    def multiply(sums_only: bool) -> Run:
-        out = (0, sums.data_ptr()) if sums_only else (y.data_ptr(), 0)
-        return lambda: (module.multiply_w8a8(variant, *inputs, *columns, *out, *everything), keep)
+    def multiply(out: torch.Tensor, output: str) -> Run:
+        op = module.LinearW8A8(
+            codes=codes.data_ptr(),
+            code_stride=stride,
+            scale_m=scale_m.data_ptr(),
+            zero_m=zero_m.data_ptr(),
+            y=out.data_ptr(),
+            out_stride=n,
+            n=n,
+            k_padded=k + -k % layouts.PAD_K,
+            activation=none,
+            output=module.Output[output],
+            grid=None,
+            **weights,
+        )
+        return lambda: (module.linear_w8a8(variant, op, 0, m, 0, packed.shape[0]), keep)
 
     return {
-        f"{isa} sums": multiply(True),
-        f"{isa} linear": multiply(False),
-        f"{isa} whole": lambda: module.linear_w8a8(index, 1, *quantize, *columns, y.data_ptr(), n, False),
+        f"{isa} sums": multiply(sums, "sums"),
+        f"{isa} linear": multiply(y, "f32"),
+        f"{isa} whole": lambda: module.quantize_linear_w8a8(dispatch.native_isa(isa), 1, whole),
     }
-
-
-def variant_of(isa: str) -> int:
-    """The variant of linear_w8a8 that this processor takes for an instruction set."""
-    name = "avxvnni" if isa == "avx2" and dispatch.cpu_features()["avx_vnni"] else isa
-    return [variant for variant, _ in native.load().w8a8_variants()].index(name)
 
 
 def ours_bf16(isa: str, x_MK: np.ndarray, weight_NK: np.ndarray) -> Run:
     """linear_bf16 on preallocated memory; the weight is packed beforehand."""
     (m, k), n = x_MK.shape, len(weight_NK)
-    module, index = native.load(), dispatch.isa_index(isa)
+    module, variant = native.load(), dispatch.chosen("linear_bf16", isa)
     x, y = torch.from_numpy(x_MK).bfloat16(), torch.empty(m, n, dtype=torch.bfloat16)
     packed = layouts.pack_bf16(torch.from_numpy(weight_NK).bfloat16())
     bias = layouts.pad_columns(torch.ones(n))
     assert m % layouts.BLOCK == 0, "rows of x up to the next multiple of 16 must be readable"
     assert k % layouts.PAD_K_BF16 == 0, "so must values, to the next multiple of 32"
-    operands = (x.data_ptr(), k, k, packed.data_ptr(), bias.data_ptr(), y.data_ptr(), n, n)
-    everything = (False, True, 0, m, 0, packed.shape[0])  # no GELU, bf16 output
+    op = module.LinearBf16(
+        x=x.data_ptr(),
+        x_stride=k,
+        weight=packed.data_ptr(),
+        bias=bias.data_ptr(),
+        y=y.data_ptr(),
+        out_stride=n,
+        n=n,
+        k_padded=k,
+        activation=module.Activation.none,
+        output=module.Output.bf16,
+    )
     keep = (x, y, packed, bias)  # alive as long as the closure
-    return lambda: (module.linear_bf16(index, False, *operands, *everything), keep)
+    return lambda: (module.linear_bf16(variant, op, 0, m, 0, packed.shape[0]), keep)
 
 
 def torch_bf16(x_MK: np.ndarray, weight_NK: np.ndarray) -> Run:

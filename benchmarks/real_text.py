@@ -26,7 +26,7 @@ from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import open_weights
 from bitwright.files.directory import ModelDirectory
-from bitwright.kernels.dispatch import isa_index
+from bitwright.kernels.dispatch import native_isa
 from bitwright.recipe import make_recipe
 from bitwright.runtime.bench import PREPARE_TIMEOUT_S
 from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| texts | threads | mean tokens | sorted | in arrival order |\n|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = prepare(options.minilm, Path(folder), 2)
-        executor = Executor(lower_encoder(open_weights(ModelDirectory(ours)), pooling=None), isa_index())
+        executor = Executor(lower_encoder(open_weights(ModelDirectory(ours)), pooling=None), native_isa())
         for threads in options.threads or (1, 2):
             rival = RUNTIMES[RIVAL].open(theirs, threads)
             for name, file in (text.split("=", 1) for text in options.texts):

@@ -48,33 +48,19 @@ bool avx512vnni() {
 
 bool isa_supported(Isa isa) {
     switch (isa) {
-        case kScalar:
+        case Isa::kScalar:
             return true;
-        case kAvx2:
+        case Isa::kAvx2:
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-        case kAvx512Vnni:
+        case Isa::kAvx512Vnni:
             return avx512vnni();
-        case kAmx:  // every processor with int8 tiles so far multiplies bf16 too, in tiles and in vectors
-            return avx512vnni() && has_avx512_bf16() && has_amx_bf16() && amx_int8_usable();
-        default:
-            return false;
+        case Isa::kAmx:
+            return avx512vnni() && has_avx512_bf16() && amx_bf16 && amx_int8_usable();
     }
-}
-
-bool multiplies_bf16(Isa isa) {
-    switch (isa) {
-        case kAvx512Vnni:
-            return isa_supported(isa) && has_avx512_bf16();
-        case kAmx:
-            return isa_supported(isa);
-        default:
-            return false;
-    }
+    return false;
 }
 
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
-
-bool has_amx_bf16() { return amx_bf16; }
 
 bool has_avx_vnni() { return avx_vnni; }
 
@@ -87,7 +73,7 @@ const CpuFeature* cpu_features() {
         {"avx512bw", bool(__builtin_cpu_supports("avx512bw"))},
         {"avx512vnni", bool(__builtin_cpu_supports("avx512vnni"))},
         {"avx512_bf16", has_avx512_bf16()},
-        {"amx_bf16", has_amx_bf16()},
+        {"amx_bf16", amx_bf16},
         {"amx_int8", leaf7_edx(25) && tiles_saved_by_os()},
         {nullptr, false},
     };

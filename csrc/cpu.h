@@ -1,9 +1,22 @@
-// Instruction sets, best last, and whether this processor and this operating system run them.
+// Instruction sets, and whether this processor and this operating system run them.
 #pragma once
+#include <stddef.h>
 
-enum Isa { kScalar = 0, kAvx2 = 1, kAvx512Vnni = 2, kAmx = 3, kIsaCount = 4 };
+// Each includes those before it.
+enum class Isa { kScalar, kAvx2, kAvx512Vnni, kAmx };
 
-inline constexpr const char* kIsaNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "amx"};
+struct IsaName {
+    Isa isa;
+    const char* name;  // as in BITWRIGHT_ISA
+};
+
+// Best first.
+inline constexpr IsaName kIsas[] = {
+    {Isa::kAmx, "amx"},
+    {Isa::kAvx512Vnni, "avx512vnni"},
+    {Isa::kAvx2, "avx2"},
+    {Isa::kScalar, "scalar"},
+};
 
 struct CpuFeature {
     const char* name;
@@ -14,12 +27,9 @@ struct CpuFeature {
 // for the permission to use tile data, which a process must do once before its first tile instruction.
 bool isa_supported(Isa isa);
 
-// Whether what an instruction set multiplies with, AVX-512's vectors or AMX's tiles, multiplies bf16 too.
-bool multiplies_bf16(Isa isa);
-
-// Products of bf16, in vectors and in tiles: beyond what their instruction sets, avx512vnni and amx, promise.
+// Products of bf16 in vectors: beyond what avx512vnni promises. Every processor with int8 tiles so far has them, and
+// bf16 tiles too: amx promises both.
 bool has_avx512_bf16();
-bool has_amx_bf16();
 
 // vpdpbusd in 256 bits, without AVX-512: beyond what avx2 promises.
 bool has_avx_vnni();

@@ -1,5 +1,5 @@
-# The kernels and the engine without their Python binding, and how they are compiled: for the module, and for
-# tests/native, which runs the same files under sanitizers. Paths are absolute: whoever includes this is elsewhere.
+# The kernels and the engine, their Python binding (a list of its own), and how they are compiled: for the module, and for
+# tests/native, which runs the same files without the binding under sanitizers. Paths are absolute: whoever includes this is elsewhere.
 #
 # Folder = operator, file = instruction set. Only these files see more than the baseline, so that no function compiled with
 # AVX-512 can be the copy that the linker keeps for every processor.
@@ -7,14 +7,15 @@ set(operators quantize_rows linear_w8a8 linear_bf16 linear_wna16 attention norm 
 set(flags_scalar -fno-tree-vectorize)
 set(flags_avx2 -mavx2 -mfma)
 set(flags_avxvnni ${flags_avx2} -mavxvnni)
-set(flags_avx512vnni -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512)
-set(flags_avx512bf16 ${flags_avx512vnni} -mavx512bf16 -mprfchw)
+set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
+set(flags_avx512vnni ${flags_avx512} -mavx512vnni)
+set(flags_avx512bf16 ${flags_avx512} -mavx512bf16 -mprfchw)
 set(flags_amx ${flags_avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16)
 
-set(native_sources cpu.cpp engine/executor.cpp engine/memory.cpp engine/pool.cpp)
+set(native_sources cpu.cpp engine/executor.cpp engine/memory.cpp threads/pool.cpp)
 list(TRANSFORM native_sources PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 foreach(operator IN LISTS operators)
-  foreach(isa scalar avx2 avxvnni avx512vnni avx512bf16 amx dispatch)
+  foreach(isa scalar avx2 avxvnni avx512 avx512vnni avx512bf16 amx dispatch)
     set(source ${CMAKE_CURRENT_LIST_DIR}/${operator}/${isa}.cpp)
     if(EXISTS "${source}")
       list(APPEND native_sources ${source})
@@ -22,6 +23,12 @@ foreach(operator IN LISTS operators)
     endif()
   endforeach()
 endforeach()
+
+set(binding_sources module.cpp engine/binding.cpp)
+foreach(operator IN LISTS operators)
+  list(APPEND binding_sources ${operator}/binding.cpp)
+endforeach()
+list(TRANSFORM binding_sources PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 
 # GCC 12 takes the undefined operands in its own AVX-512 headers for uninitialized variables. psabi: it warns of how a
 # vector would be returned, by functions that are always inlined.

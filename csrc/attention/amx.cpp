@@ -1,118 +1,20 @@
 // attention, AMX: tdpbf16ps for both products, blocks of 16 queries.
-// Layout: keys of a head as B tiles of 16 keys x 32 head dimensions, pairs of dimensions interleaved; values as B tiles
-// of 32 keys x 16 dimensions, pairs of keys interleaved. Both are packed once per head and call. The two tiles of 32
-// dimensions hold, of each eight, the lower and the upper four: what vpunpck makes, put right when the output is
-// written. Bound: the softmax. 16 x 16 weights at head size 32 are two tdpbf16ps of 16 cycles, three loads and a store
-// of a tile, and 16 vectors of 10 operations. Making the scores of the next block meanwhile, by hand, was no faster.
+// Layout: tiles_amx.h; keys and values are packed once per head and call.
+// Bound: the softmax. 16 x 16 weights at head size 32 are two tdpbf16ps of 16 cycles, three loads and a store of a
+// tile, and 16 vectors of 10 operations. Making the scores of the next block meanwhile, by hand, was no faster.
 #include <immintrin.h>
 #include <math.h>
 
-#include "common.h"
 #include "contract.h"
-#include "tiles.h"
-#include "vectors_avx512.h"
+#include "tiles_amx.h"
+#include "vectors/tiles.h"
 
 namespace {
 
-constexpr size_t kRows = 16, kKeys = 32, kDims = 32;  // queries of a block, keys and head dimensions of a step
-constexpr int kRowsAtOnce = 4;                        // of which weights are made: chains side by side
-constexpr size_t kTile = 512;                         // bf16 of a tile
+constexpr int kRowsAtOnce = 4;  // of which weights are made: chains side by side
 
 // 2^x for x in [0, 1]: minimax, relative error 7.5e-5. Lowest power first.
 constexpr float kPowerOfFraction[4] = {0.9999252f, 0.6958335f, 0.22606717f, 0.07802452f};
-
-// A head's packed operands, and a block's results on the way, all in scratch.
-struct Work {
-    const Attention& p;
-    size_t dim_steps, score_stride;
-    Range keys;           // packed: from a multiple of kKeys on
-    uint16_t* key_tiles;  // [key steps * 2, dim_steps] tiles
-    uint16_t* values;     // [key steps, dim_steps * 2] tiles
-    uint16_t* weights;    // [key steps] A tiles
-    uint16_t* queries;    // [kRows, dim_steps * kDims], where rows or dimensions are missing in memory
-    float* less;          // [kRows] minus the largest score, scaled
-    float* sums;          // [kRows, 16] sums of weights by lane
-    float* out;           // [kRows, dim_steps * kDims], dimensions in the order of the tiles
-    float* scores;        // [kRows, score_stride], from the block's first key step on
-};
-
-// Queries of a head, and the key steps that one of them sees.
-struct Block {
-    size_t head, query, count;
-    size_t first, steps;
-    const uint16_t* rows;
-    size_t row_stride;
-};
-
-// The larger of the magnitudes' bits, as integers: those of what is not finite are above all others.
-ALWAYS_INLINE __m512i larger_bits(__m512i largest, __m512i x) {
-    return _mm512_max_epi16(largest, _mm512_and_si512(x, _mm512_set1_epi16(0x7fff)));
-}
-
-// Returns the larger bits of what was packed, as does the next.
-__m512i pack_keys(const Work& w, size_t head) {
-    const Attention& p = w.p;
-    const uint16_t* k = p.k + head * p.head_size;
-    uint16_t* to = w.key_tiles;
-    __m512i largest = _mm512_setzero_si512();
-    for (size_t j = w.keys.begin; j < w.keys.end; j += kRows) {
-        for (size_t i = 0; i < p.head_size; i += kDims, to += kTile) {
-            __m512i pairs[16];
-            load_pairs(k + j * p.stride + i, p.stride, w.keys.end - j, p.head_size - i, pairs);
-            unroll<16>([&](auto pair) INLINED {
-                _mm512_store_si512(to + pair.value * 32, pairs[pair.value]);
-                largest = larger_bits(largest, pairs[pair.value]);
-            });
-        }
-    }
-    return largest;
-}
-
-__m512i pack_values(const Work& w, size_t head) {
-    const Attention& p = w.p;
-    __m512i largest = _mm512_setzero_si512();
-    for (size_t step = w.keys.begin; step < w.keys.end; step += kKeys) {
-        for (size_t i = 0; i < p.head_size; i += kDims) {
-            const uint16_t* v = p.v + step * p.stride + head * p.head_size + i;
-            uint16_t* to = w.values + ((step - w.keys.begin) / kKeys * w.dim_steps + i / kDims) * 2 * kTile;
-            const bool whole = step + kKeys <= w.keys.end && i + kDims <= p.head_size;
-            for (size_t j = 0; j < kKeys; j += 2, v += 2 * p.stride, to += 32) {
-                __m512i even = _mm512_setzero_si512(), odd = even;
-                if (whole) {
-                    even = _mm512_loadu_si512(v);
-                    odd = _mm512_loadu_si512(v + p.stride);
-                } else {  // not by an empty mask: what it hides may be a page that is not there, which takes long to
-                          // find out
-                    const size_t row = step + j, left = p.head_size - i;
-                    if (row < w.keys.end) even = load_bf16(v, left);
-                    if (row + 1 < w.keys.end) odd = load_bf16(v + p.stride, left);
-                }
-                largest = larger_bits(larger_bits(largest, even), odd);
-                _mm512_store_si512(to, _mm512_unpacklo_epi16(even, odd));
-                _mm512_store_si512(to + kTile, _mm512_unpackhi_epi16(even, odd));
-            }
-        }
-    }
-    return largest;
-}
-
-// The block's queries as rows of an A tile: where they lie, or copied, so that no tile reads past them.
-void find_rows(const Work& w, Block& block) {
-    const Attention& p = w.p;
-    const uint16_t* q = p.q + block.query * p.stride + block.head * p.head_size;
-    block.rows = q;
-    block.row_stride = p.stride;
-    if (block.count == kRows && p.head_size % kDims == 0) return;
-    block.rows = w.queries;
-    block.row_stride = w.dim_steps * kDims;
-    for (size_t row = 0; row < kRows; ++row) {
-        for (size_t i = 0; i < block.row_stride; i += kDims) {
-            const __m512i x =
-                row < block.count ? load_bf16(q + row * p.stride + i, p.head_size - i) : _mm512_setzero_si512();
-            _mm512_store_si512(w.queries + row * block.row_stride + i, x);
-        }
-    }
-}
 
 // Scores of 32 keys, into their columns.
 ALWAYS_INLINE void score(const Work& w, const Block& block, size_t step) {
@@ -139,8 +41,7 @@ void leave_out(const Work& w, const Block& block, size_t step) {
     for (size_t row = 0; row < kRows; ++row) {
         const size_t q = least(block.query + row, last);  // rows beyond the last query see what that one sees
         const Range seen = seen_by(w.p, q, q + 1);
-        const __mmask32 before = seen.begin > j ? lowest(seen.begin - j) : 0,
-                        to = seen.end > j ? lowest(seen.end - j) : 0;
+        const __mmask32 before = lanes_before<__mmask32>(j, seen.begin), to = lanes_before<__mmask32>(j, seen.end);
         const __mmask32 out = ~(to & ~before);
         float* at = w.scores + row * w.score_stride + step * kKeys;
         _mm512_mask_store_ps(at, (__mmask16)out, _mm512_set1_ps(-INFINITY));
@@ -157,31 +58,11 @@ void add_bias(const Work& w, const Block& block) {
         float* at = w.scores + row * w.score_stride;
         const float* bias = bias_of(p, block.head, block.query + row) + begin;
         for (size_t i = 0; i < block.steps * kKeys; i += 16) {
-            const __mmask16 mask = begin + i < w.keys.end ? (__mmask16)lowest(w.keys.end - begin - i) : (__mmask16)0;
+            const __mmask16 mask = lanes_before<__mmask16>(begin + i, w.keys.end);
             _mm512_store_ps(at + i,
                             _mm512_fmadd_ps(_mm512_load_ps(at + i), scale, _mm512_maskz_loadu_ps(mask, bias + i)));
         }
     }
-}
-
-// Lane i: all lanes of x[i] joined.
-template <class Join>
-ALWAYS_INLINE __m512 joined(__m512 (&x)[16], Join join) {
-    __m512 t[8];
-    unroll<8>([&](auto i) INLINED {  // eight lanes of each of two rows
-        const __m512 low = _mm512_shuffle_f32x4(x[i.value], x[i.value + 8], 0x44);
-        t[i.value] = join(low, _mm512_shuffle_f32x4(x[i.value], x[i.value + 8], 0xee));
-    });
-    unroll<4>([&](auto i) INLINED {  // four lanes of each of rows i, i + 4, i + 8, i + 12
-        const __m512 low = _mm512_shuffle_f32x4(t[i.value], t[i.value + 4], 0x88);
-        t[i.value] = join(low, _mm512_shuffle_f32x4(t[i.value], t[i.value + 4], 0xdd));
-    });
-    unroll<2>([&](auto i) INLINED {
-        t[i.value] =
-            join(_mm512_unpacklo_ps(t[i.value], t[i.value + 2]), _mm512_unpackhi_ps(t[i.value], t[i.value + 2]));
-    });
-    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
-    return _mm512_permutexvar_ps(order, join(_mm512_unpacklo_ps(t[0], t[1]), _mm512_unpackhi_ps(t[0], t[1])));
 }
 
 // 2^x of N vectors, whose chains of dependent instructions run side by side. 0 for minus infinity; a NaN stays one.
@@ -319,7 +200,7 @@ void write(const Work& w, const Block& block) {
             if (p.head_size - i >= kDims) {
                 _mm512_storeu_si512(out + i, both);
             } else {
-                _mm512_mask_storeu_epi16(out + i, lowest(p.head_size - i), both);
+                _mm512_mask_storeu_epi16(out + i, lowest<__mmask32>(p.head_size - i), both);
             }
         }
     }

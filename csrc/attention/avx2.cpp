@@ -5,9 +5,9 @@
 // of its 16 vfmadd.
 #include <immintrin.h>
 
-#include "bf16_avx2.h"
 #include "columns.h"
 #include "contract.h"
+#include "vectors/bf16_avx2.h"
 
 namespace {
 

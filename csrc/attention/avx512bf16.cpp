@@ -65,7 +65,7 @@ struct Avx512Bf16 : Vectors {
         const size_t cells = round_up(size, kLanes);
         for (size_t row = 0; row < rows; row += 2, v += 2 * stride, out += cells * kCell) {
             for (size_t i = 0; i < size; i += kLanes) {
-                const __mmask16 mask = (__mmask16)lowest(size - i);
+                const __mmask16 mask = (__mmask16)lowest<__mmask32>(size - i);
                 const __m256i even = _mm256_maskz_loadu_epi16(mask, v + i);
                 const __m256i odd =
                     row + 1 < rows ? _mm256_maskz_loadu_epi16(mask, v + stride + i) : _mm256_setzero_si256();

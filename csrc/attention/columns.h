@@ -14,12 +14,26 @@
 //
 // lanes is kWide vectors of queries, one for the last few.
 //
+//              head dimensions              lanes: queries
+//             +---------------+           +---------------+
+//             |               |     head  |               |     scores: in each lane a query's, in each row a key's,
+//       keys  | [cell] -------|-->  dim.  | [  vector   ] |  =  so that the largest, the weights and their sum need
+//             |   broadcast   |           |               |     nothing of another lane
+//             +---------------+           +---------------+
+//
+//                   keys                   head dimensions
+//             +---------------+           +---------------+
+//             |               |           |               |
+//    queries  | [cell] -------|-->  keys  | [  vector   ] |  =  out, row by row: a query's weights are a column of the
+//             |   broadcast   |           |               |     scores, read cell by cell where they lie
+//             +---------------+           +---------------+
+//
 // M: V, kLanes, kPerCell, kRows x kCols (of a tile), wider words of vectors, and what is called below.
 #pragma once
 #include <math.h>
 
 #include "common.h"
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 

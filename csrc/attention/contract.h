@@ -43,24 +43,11 @@ struct Attention {
     size_t window;
 };
 
-using AttentionFn = void (*)(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
-                             void* scratch);
+// On one thread. query_begin and query_end: of each of the heads.
+using AttentionFn = void(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
+                         void* scratch);
 
-extern "C" {
-void attention_scalar(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
-                      void* scratch);
-void attention_avx2(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
-                    void* scratch);
-void attention_avx512vnni(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
-                          void* scratch);
-void attention_avx512bf16(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
-                          void* scratch);
-void attention_amx(const Attention*, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
-                   void* scratch);
-}
+extern "C" AttentionFn attention_scalar, attention_avx2, attention_avx512, attention_avx512bf16, attention_amx;
 
 // Enough for every variant.
 size_t attention_scratch_bytes(size_t tokens, size_t head_size);
-
-// The variant of an instruction set (cpu.h).
-AttentionFn attention_for(int isa);

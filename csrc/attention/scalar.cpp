@@ -1,9 +1,9 @@
 // attention, the definition in C++. See contract.h.
 #include <math.h>
 
-#include "bf16.h"
 #include "common.h"
 #include "contract.h"
+#include "vectors/bf16.h"
 
 static void attend(const Attention& p, size_t head, size_t query, float* weights) {
     const size_t column = head * p.head_size;

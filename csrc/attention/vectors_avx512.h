@@ -3,17 +3,15 @@
 #include <immintrin.h>
 
 #include "common.h"
-#include "unroll.h"
+#include "vectors/masks_avx512.h"
+#include "vectors/unroll.h"
 
 namespace {
-
-// Lowest `count` of 32 bits, all from 32 on.
-inline __mmask32 lowest(size_t count) { return count >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << count) - 1; }
 
 // Up to 32 bf16, zero beyond.
 ALWAYS_INLINE __m512i load_bf16(const uint16_t* x, size_t left) {
     if (left >= 32) return _mm512_loadu_si512(x);
-    return _mm512_maskz_loadu_epi16(lowest(left), x);
+    return _mm512_maskz_loadu_epi16(lowest<__mmask32>(left), x);
 }
 
 // Whether `rows` rows of `size` bf16 are finite.
@@ -66,6 +64,26 @@ ALWAYS_INLINE void load_pairs(const uint16_t* x, size_t stride, size_t rows, siz
         });
     }
     transpose(out);
+}
+
+// Lane i: all lanes of x[i] joined.
+template <class Join>
+ALWAYS_INLINE __m512 joined(__m512 (&x)[16], Join join) {
+    __m512 t[8];
+    unroll<8>([&](auto i) INLINED {  // eight lanes of each of two rows
+        const __m512 low = _mm512_shuffle_f32x4(x[i.value], x[i.value + 8], 0x44);
+        t[i.value] = join(low, _mm512_shuffle_f32x4(x[i.value], x[i.value + 8], 0xee));
+    });
+    unroll<4>([&](auto i) INLINED {  // four lanes of each of rows i, i + 4, i + 8, i + 12
+        const __m512 low = _mm512_shuffle_f32x4(t[i.value], t[i.value + 4], 0x88);
+        t[i.value] = join(low, _mm512_shuffle_f32x4(t[i.value], t[i.value + 4], 0xdd));
+    });
+    unroll<2>([&](auto i) INLINED {
+        t[i.value] =
+            join(_mm512_unpacklo_ps(t[i.value], t[i.value + 2]), _mm512_unpackhi_ps(t[i.value], t[i.value + 2]));
+    });
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(order, join(_mm512_unpacklo_ps(t[0], t[1]), _mm512_unpackhi_ps(t[0], t[1])));
 }
 
 // 2^x for x up to 127; 0 from -127.5 down; a NaN stays one. Of instructions that take one

@@ -1,109 +1,97 @@
+// Programs for Python: each operator's struct by its fields' names, arrays by their addresses (engine/ops).
 #include "binding.h"
 
-#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include <tuple>
-
 #include "program.h"
-
-namespace nb = nanobind;
 
 namespace {
 
 using Address = uintptr_t;
 
-template <class T>
-const T* at(Address address) {
-    return reinterpret_cast<const T*>(address);
-}
-
-// kind, width, offset, per_sequence
-using BufferTuple = std::tuple<int, size_t, size_t, bool>;
-// shift, multiplier, mode, scale, zero point, least code
-using GridTuple = std::tuple<Address, Address, int, float, int, int>;
-
-Grid grid_of(const GridTuple& g) {
-    return {at<float>(std::get<0>(g)),
-            at<float>(std::get<1>(g)),
-            QuantizeMode(std::get<2>(g)),
-            std::get<3>(g),
-            std::get<4>(g),
-            std::get<5>(g)};
-}
-
-void construct(Program* self, int isa, const std::vector<BufferTuple>& tuples, size_t arena_row, int out,
-               size_t group_tokens) {
-    std::vector<Buffer> buffers;
-    for (const auto& [kind, width, offset, per_sequence] : tuples) {
-        buffers.push_back({Kind(kind), width, offset, per_sequence});
-    }
-    new (self) Program(isa, std::move(buffers), arena_row, out, group_tokens);
-}
-
-bool run(Program& self, Address ids, Address types, Address starts, size_t sequences, int threads, Address out,
-         Address seconds) {
+bool run(Program& self, const Batch& batch, int threads, Address out, Address seconds) {
     const nb::gil_scoped_release released;
-    return self.run({at<int32_t>(ids), at<int32_t>(types), at<int64_t>(starts), sequences}, threads,
-                    reinterpret_cast<float*>(out), reinterpret_cast<double*>(seconds));
+    return self.run(batch, threads, reinterpret_cast<float*>(out), reinterpret_cast<double*>(seconds));
+}
+
+void define_enumerations(nb::module_& m) {
+    nb::enum_<BufferKind>(m, "BufferKind")
+        .value("f32", BufferKind::kF32)
+        .value("bf16", BufferKind::kBf16)
+        .value("codes", BufferKind::kCodes);
+    nb::enum_<PoolMode>(m, "PoolMode")
+        .value("cls", PoolMode::kCls)
+        .value("mean", PoolMode::kMean)
+        .value("max", PoolMode::kMax)
+        .value("mean_sqrt_len_tokens", PoolMode::kMeanSqrtLen)
+        .value("weightedmean", PoolMode::kWeightedMean)
+        .value("lasttoken", PoolMode::kLast);
+}
+
+// `source` in Python is `in` here, which Python keeps for itself.
+void define_operators(nb::module_& m) {
+    bind_struct(m, "Embed", Field{"words", &Embed::words}, Field{"kind", &Embed::kind},
+                Field{"word_scale", &Embed::word_scale}, Field{"positions", &Embed::positions},
+                Field{"first_position", &Embed::first_position}, Field{"types", &Embed::types},
+                Field{"out", &Embed::out});
+    bind_struct(m, "NormRows", Field{"x", &NormRows::x}, Field{"residual", &NormRows::residual},
+                Field{"sum", &NormRows::sum}, Field{"y", &NormRows::y}, Field{"codes", &NormRows::codes},
+                Field{"weight", &NormRows::weight}, Field{"bias", &NormRows::bias}, Field{"eps", &NormRows::eps},
+                Field{"grid", &NormRows::grid});
+    bind_struct(m, "Quantize", Field{"source", &Quantize::in}, Field{"out", &Quantize::out},
+                Field{"grid", &Quantize::grid});
+    bind_struct(m, "Round", Field{"source", &Round::in}, Field{"out", &Round::out}, Field{"on_grid", &Round::on_grid},
+                Field{"grid", &Round::grid});
+    using W8A8 = MultiplyW8A8;
+    bind_struct(m, "MultiplyW8A8", Field{"source", &W8A8::in}, Field{"out", &W8A8::out}, Field{"column", &W8A8::column},
+                Field{"n", &W8A8::n}, Field{"linears", &W8A8::linears}, Field{"weight", &W8A8::weight},
+                Field{"colsum", &W8A8::colsum}, Field{"scale_n", &W8A8::scale_n}, Field{"bias", &W8A8::bias},
+                Field{"activation", &W8A8::activation}, Field{"grid", &W8A8::grid});
+    using Bf16 = MultiplyBf16;
+    bind_struct(m, "MultiplyBf16", Field{"source", &Bf16::in}, Field{"out", &Bf16::out}, Field{"column", &Bf16::column},
+                Field{"n", &Bf16::n}, Field{"weight", &Bf16::weight}, Field{"bias", &Bf16::bias},
+                Field{"activation", &Bf16::activation});
+    using Packed = MultiplyWna16;
+    bind_struct(m, "MultiplyWna16", Field{"source", &Packed::in}, Field{"out", &Packed::out},
+                Field{"column", &Packed::column}, Field{"n", &Packed::n}, Field{"weight", &Packed::weight},
+                Field{"bias", &Packed::bias}, Field{"activation", &Packed::activation});
+    bind_struct(m, "Attend", Field{"source", &Attend::in}, Field{"out", &Attend::out}, Field{"heads", &Attend::heads},
+                Field{"head_size", &Attend::head_size}, Field{"scale", &Attend::scale}, Field{"bias", &Attend::bias},
+                Field{"bias_stride", &Attend::bias_stride}, Field{"window", &Attend::window});
+    using Disentangled = AttendDisentangled;
+    bind_struct(m, "AttendDisentangled", Field{"source", &Disentangled::in}, Field{"out", &Disentangled::out},
+                Field{"heads", &Disentangled::heads}, Field{"head_size", &Disentangled::head_size},
+                Field{"scale", &Disentangled::scale}, Field{"key_table", &Disentangled::key_table},
+                Field{"query_table", &Disentangled::query_table}, Field{"table_rows", &Disentangled::table_rows},
+                Field{"row", &Disentangled::row});
+    bind_struct(m, "Pool", Field{"source", &Pool::in}, Field{"out", &Pool::out}, Field{"mode", &Pool::mode},
+                Field{"column", &Pool::column});
+    bind_struct(m, "Normalize", Field{"rows", &Normalize::rows});
+    bind_struct(m, "Activate", Field{"rows", &Activate::rows}, Field{"function", &Activate::function});
+    bind_struct(m, "Rotate", Field{"rows", &Rotate::rows}, Field{"heads", &Rotate::heads},
+                Field{"head_size", &Rotate::head_size}, Field{"cos", &Rotate::cos}, Field{"sin", &Rotate::sin});
+    bind_struct(m, "Gate", Field{"source", &Gate::in}, Field{"out", &Gate::out});
 }
 
 }  // namespace
 
 void bind_engine(nb::module_& m) {
-    m.def("row_bytes", [](int kind, size_t width) { return row_bytes({Kind(kind), width, 0, false}); });
+    define_enumerations(m);
+    m.attr("NO_BUFFER") = int(kNone);
+    bind_struct(m, "Buffer", Field{"kind", &Buffer::kind}, Field{"width", &Buffer::width},
+                Field{"offset", &Buffer::offset}, Field{"per_sequence", &Buffer::per_sequence});
+    bind_struct(m, "InputGrid", Field{"shift", &InputGrid::shift}, Field{"multiplier", &InputGrid::multiplier},
+                Field{"mode", &InputGrid::mode}, Field{"static_scale", &InputGrid::static_scale},
+                Field{"static_zero_point", &InputGrid::static_zero_point}, Field{"code_min", &InputGrid::code_min});
+    define_operators(m);
+    bind_struct(m, "Batch", Field{"ids", &Batch::ids}, Field{"types", &Batch::types}, Field{"starts", &Batch::starts},
+                Field{"sequences", &Batch::sequences});
+    m.def("row_bytes", [](BufferKind kind, size_t width) { return row_bytes({kind, width, 0, false}); });
     nb::class_<Program>(m, "Program")
-        .def("__init__", &construct)
-        .def("embed",
-             [](Program& p, Address words, Address word_scale, bool bf16, Address positions, size_t first,
-                Address types, int out) {
-                 p.add(Embed{at<void>(words), at<float>(word_scale), bf16, at<float>(positions), first,
-                             at<float>(types), out});
-             })
-        .def("norm",
-             [](Program& p, int x, int residual, int sum, int y, int codes, Address weight, Address bias, float eps,
-                const GridTuple& grid) {
-                 p.add(NormRows{x, residual, sum, y, codes, at<float>(weight), at<float>(bias), eps, grid_of(grid)});
-             })
-        .def("quantize",
-             [](Program& p, int in, int out, const GridTuple& grid) { p.add(Quantize{in, out, grid_of(grid)}); })
-        .def("round", [](Program& p, int in, int out, bool on_grid,
-                         const GridTuple& grid) { p.add(Round{in, out, on_grid, grid_of(grid)}); })
-        .def("linear_w8a8",
-             [](Program& p, int in, int out, size_t column, size_t n, size_t linears, Address weight, Address colsum,
-                Address scale, Address bias, bool gelu, const GridTuple& grid) {
-                 p.add(MultiplyW8A8{in, out, column, n, linears, at<int8_t>(weight), at<int32_t>(colsum),
-                                    at<float>(scale), at<float>(bias), gelu, grid_of(grid)});
-             })
-        .def("linear_bf16",
-             [](Program& p, int in, int out, size_t column, size_t n, Address weight, Address bias, bool gelu) {
-                 p.add(MultiplyBf16{in, out, column, n, at<uint16_t>(weight), at<float>(bias), gelu});
-             })
-        .def("linear_wna16",
-             [](Program& p, int in, int out, size_t column, size_t n, size_t group, Address codes, Address levels,
-                Address scale, Address zero, Address bias, bool gelu) {
-                 const Wna16 weight{at<uint8_t>(codes), at<float>(levels), at<float>(scale),
-                                    at<int8_t>(zero),   p.width(in),       group};
-                 p.add(MultiplyWna16{in, out, column, n, weight, at<float>(bias), gelu});
-             })
-        .def("attention",
-             [](Program& p, int in, int out, size_t heads, size_t head_size, float scale, Address bias,
-                size_t bias_stride, size_t window) {
-                 p.add(Attend{in, out, heads, head_size, scale, at<float>(bias), bias_stride, window});
-             })
-        .def("attention_disentangled",
-             [](Program& p, int in, int out, size_t heads, size_t head_size, float scale, Address key_table,
-                Address query_table, size_t table_rows, Address row) {
-                 p.add(AttendDisentangled{in, out, heads, head_size, scale, at<uint16_t>(key_table),
-                                          at<uint16_t>(query_table), table_rows, at<int32_t>(row)});
-             })
-        .def("pool",
-             [](Program& p, int in, int out, int mode, size_t column) { p.add(Pool{in, out, Pooling(mode), column}); })
-        .def("normalize", [](Program& p, int rows) { p.add(Normalize{rows}); })
-        .def("activate", [](Program& p, int rows, int function) { p.add(Activate{rows, Function(function)}); })
-        .def("rotate", [](Program& p, int rows, size_t heads, size_t head_size, Address cos,
-                          Address sin) { p.add(Rotate{rows, heads, head_size, at<float>(cos), at<float>(sin)}); })
-        .def("gate", [](Program& p, int in, int out) { p.add(Gate{in, out}); })
-        .def("run", &run)
+        .def(nb::init<Isa, std::vector<Buffer>, size_t, int, size_t>(), nb::arg("isa").noconvert(), nb::arg("buffers"),
+             nb::arg("arena_row"), nb::arg("out"), nb::arg("group_tokens"))
+        .def("add", &Program::add)
+        .def("run", &run, nb::arg("batch"), nb::arg("threads"), nb::arg("out"), nb::arg("seconds"))
         .def_prop_ro("memory", &Program::memory);
 }

@@ -10,8 +10,8 @@
 #include <xmmintrin.h>
 
 #include "program.h"
-#include "share.h"
 #include "sizes.h"
+#include "threads/share.h"
 
 namespace {
 
@@ -111,7 +111,7 @@ inline void gather_keys(const Gather& g) {
 }
 
 // The bias of one head, into the beginning of the scratch. in: the rows of q, k and v of a sequence.
-inline void disentangle(const AttendDisentangled& op, LinearBf16Fn multiply, const uint16_t* in, size_t in_stride,
+inline void disentangle(const AttendDisentangled& op, LinearBf16Fn* multiply, const uint16_t* in, size_t in_stride,
                         size_t head, size_t tokens, char* scratch) {
     const TableRows used = rows_used(op, tokens);
     const BiasScratch w = bias_scratch(op, tokens);
@@ -119,16 +119,16 @@ inline void disentangle(const AttendDisentangled& op, LinearBf16Fn multiply, con
     float* zeros = reinterpret_cast<float*>(scratch + w.zeros);
     uint16_t* x = reinterpret_cast<uint16_t*>(scratch + w.x);
     const size_t k_padded = round_up(op.head_size, 32), table = (head * op.table_rows + used.first) * k_padded;
-    Gather gather{op.row,
-                  products,
-                  ptrdiff_t(used.first),
-                  near_of(op, tokens),
-                  ptrdiff_t(w.stride),
-                  0,
-                  0,
-                  ptrdiff_t(tokens),
-                  bias,
-                  ptrdiff_t(w.bias_stride)};
+    Gather gather{.row = op.row,
+                  .products = products,
+                  .first = ptrdiff_t(used.first),
+                  .near = near_of(op, tokens),
+                  .stride = ptrdiff_t(w.stride),
+                  .begin = 0,
+                  .count = 0,
+                  .tokens = ptrdiff_t(tokens),
+                  .bias = bias,
+                  .bias_stride = ptrdiff_t(w.bias_stride)};
     memset(bias, 0, w.products);
     memset(zeros, 0, w.x - w.zeros);
     memset(x, 0, w.bytes - w.x);  // what lies beyond the head size stays zero
@@ -136,8 +136,16 @@ inline void disentangle(const AttendDisentangled& op, LinearBf16Fn multiply, con
         const uint16_t* tables = of_queries ? op.key_table : op.query_table;
         if (!tables) continue;
         const uint16_t* from = in + ((of_queries ? 0 : op.heads) + head) * op.head_size;
-        const LinearBf16 linear{x,        k_padded,   tables + table, zeros, products,
-                                w.stride, used.count, k_padded,       false, false};
+        const LinearBf16 linear{.x = x,
+                                .x_stride = k_padded,
+                                .weight = tables + table,
+                                .bias = zeros,
+                                .y = products,
+                                .out_stride = w.stride,
+                                .n = used.count,
+                                .k_padded = k_padded,
+                                .activation = Activation::kNone,
+                                .output = Output::kF32};
         for (size_t begin = 0; begin < tokens; begin += kTokensAtOnce) {
             const size_t count = tokens - begin < kTokensAtOnce ? tokens - begin : kTokensAtOnce;
             for (size_t i = 0; i < count; ++i) {

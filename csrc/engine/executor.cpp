@@ -6,10 +6,10 @@
 #include <new>
 
 #include "operators.h"
-#include "pool.h"
 #include "program.h"
-#include "share.h"
 #include "sizes.h"
+#include "threads/pool.h"
+#include "threads/share.h"
 
 namespace {
 
@@ -151,9 +151,9 @@ struct Run {
 
 size_t row_stride(const Buffer& buffer) {
     switch (buffer.kind) {
-        case Kind::kF32:
+        case BufferKind::kF32:
             return round_up(buffer.width, 16);
-        case Kind::kBf16:
+        case BufferKind::kBf16:
             return round_up(buffer.width, 32);
         default:
             return code_stride(buffer.width);
@@ -162,16 +162,16 @@ size_t row_stride(const Buffer& buffer) {
 
 size_t row_bytes(const Buffer& buffer) {
     switch (buffer.kind) {
-        case Kind::kF32:
+        case BufferKind::kF32:
             return row_stride(buffer) * sizeof(float);
-        case Kind::kBf16:
+        case BufferKind::kBf16:
             return row_stride(buffer) * sizeof(uint16_t);
         default:
             return row_stride(buffer) + sizeof(float) + sizeof(int32_t);
     }
 }
 
-Program::Program(int isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens)
+Program::Program(Isa isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens)
     : isa_(isa), buffers_(std::move(buffers)), arena_row_(arena_row), group_tokens_(group_tokens), out_(out) {}
 
 bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {

@@ -3,20 +3,14 @@
 #pragma once
 #include <string.h>
 
-#include "count.h"
-#include "disentangled.h"
+#include "attention.h"
+#include "dispatch.h"
+#include "linears.h"
 #include "pooling.h"
 #include "program.h"
-#include "sizes.h"
 #include "work.h"
 
 namespace {
-
-// Rows per thread from which on a linear is cut by rows: fewer, and each thread reading all the weights costs more than
-// the wait that a cut by columns brings.
-constexpr size_t kRowsPerThread = 48;
-// The same where each thread would unpack all the weights too, which takes as long as some 50 rows with AMX.
-constexpr size_t kRowsPerUnpacking = 256;
 
 // Bytes of scratch that an operator takes, for sequences of up to `tokens` tokens.
 template <class Op>
@@ -28,24 +22,11 @@ size_t scratch_bytes(const Round& op, const std::vector<Buffer>& buffers, size_t
     return code_stride(buffers[op.in].width) * sizeof(float);  // codes, or values
 }
 
-size_t scratch_bytes(const MultiplyWna16& op, const std::vector<Buffer>&, size_t) {
-    return wna16_scratch_bytes(op.weight.k);
-}
-
-size_t scratch_bytes(const Attend& op, const std::vector<Buffer>&, size_t tokens) {
-    return attention_scratch_bytes(tokens, op.head_size);
-}
-
-size_t scratch_bytes(const AttendDisentangled& op, const std::vector<Buffer>&, size_t tokens) {
-    return bias_scratch(op, tokens).bytes + attention_scratch_bytes(tokens, op.head_size);
-}
-
 void run(const Embed& op, const Work& w) {
     const Share mine = w.mine(op.out);
     const size_t width = w.buffers[op.out].width, stride = w.stride(op.out);
-    const RowOperators& rows = rows_for(w.isa);
-    const WordKind kind = op.word_scale ? WordKind::kInt8 : op.words_bf16 ? WordKind::kBf16 : WordKind::kF32;
-    const size_t word_bytes = width * (op.word_scale ? 1 : op.words_bf16 ? 2 : 4);
+    const RowOperators& rows = *best(rows_variants, w.isa);
+    const size_t word_bytes = width * (op.kind == WordKind::kInt8 ? 1 : op.kind == WordKind::kBf16 ? 2 : 4);
     const int64_t origin = w.batch.starts[w.first];
     size_t s = w.first;
     for (size_t row = mine.begin; row < mine.end; ++row) {
@@ -55,29 +36,31 @@ void run(const Embed& op, const Work& w) {
         const size_t id = w.batch.ids[token];
         const size_t position = op.first_position + token - w.batch.starts[s];
         const size_t type = w.batch.types ? w.batch.types[token] : 0;
-        rows.embed(
-            {static_cast<const char*>(op.words) + id * word_bytes, kind, op.word_scale ? op.word_scale[id] : 1.0f,
-             op.positions ? op.positions + position * width : nullptr, op.types ? op.types + type * width : nullptr},
-            out, width);
+        rows.embed({.word = static_cast<const char*>(op.words) + id * word_bytes,
+                    .kind = op.kind,
+                    .scale = op.word_scale ? op.word_scale[id] : 1.0f,
+                    .position = op.positions ? op.positions + position * width : nullptr,
+                    .type = op.types ? op.types + type * width : nullptr},
+                   out, width);
     }
 }
 
 void run(const NormRows& op, const Work& w) {
     constexpr size_t kRows = 8;  // that stay in L1 until they are quantized
     const Share mine = w.mine(op.x);
-    const Norm norm{w.at<float>(op.x),
-                    w.at<float>(op.residual),
-                    w.at<float>(op.sum),
-                    w.at<float>(op.y),
-                    op.weight,
-                    op.bias,
-                    w.stride(op.x),
-                    w.buffers[op.x].width,
-                    op.eps};
-    const NormFn norm_fn = norm_for(w.isa);
+    const Norm norm{.x = w.at<float>(op.x),
+                    .residual = w.at<float>(op.residual),
+                    .sum = w.at<float>(op.sum),
+                    .y = w.at<float>(op.y),
+                    .weight = op.weight,
+                    .bias = op.bias,
+                    .stride = w.stride(op.x),
+                    .n = w.buffers[op.x].width,
+                    .eps = op.eps};
+    NormFn* norm_fn = best(norm_variants, w.isa);
     if (op.codes == kNone) return norm_fn(&norm, mine.begin, mine.end);
     const QuantizeRows quantize = w.quantizer(op.y, op.codes, op.grid);
-    const QuantizeRowsFn quantize_fn = quantize_rows_for(w.isa);
+    QuantizeRowsFn* quantize_fn = best(quantize_rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; row += kRows) {
         const size_t end = row + kRows < mine.end ? row + kRows : mine.end;
         norm_fn(&norm, row, end);
@@ -88,16 +71,16 @@ void run(const NormRows& op, const Work& w) {
 void run(const Quantize& op, const Work& w) {
     const QuantizeRows quantize = w.quantizer(op.in, op.out, op.grid);
     const Share mine = w.mine(op.in);
-    quantize_rows_for(w.isa)(&quantize, mine.begin, mine.end);
+    best(quantize_rows_variants, w.isa)(&quantize, mine.begin, mine.end);
 }
 
 void run(const Round& op, const Work& w) {
     w.clear_padding(op.out);
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     const Share mine = w.mine(op.in);
     const Buffer& in = w.buffers[op.in];
-    const size_t row_bytes = w.stride(op.in) * (in.kind == Kind::kBf16 ? 2 : 4);
-    const QuantizeRowsFn quantize_fn = quantize_rows_for(w.isa);
+    const size_t row_bytes = w.stride(op.in) * (in.kind == BufferKind::kBf16 ? 2 : 4);
+    QuantizeRowsFn* quantize_fn = best(quantize_rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; ++row) {
         const char* x = w.at<char>(op.in) + row * row_bytes;
         uint16_t* out = w.at<uint16_t>(op.out) + row * w.stride(op.out);
@@ -112,7 +95,7 @@ void run(const Round& op, const Work& w) {
         } else {
             const float* values = reinterpret_cast<const float*>(x);
             float* changed = reinterpret_cast<float*>(w.scratch);
-            if (in.kind == Kind::kBf16) {
+            if (in.kind == BufferKind::kBf16) {
                 rows.widen(reinterpret_cast<const uint16_t*>(x), changed, in.width);
                 values = changed;
             }
@@ -125,136 +108,6 @@ void run(const Round& op, const Work& w) {
     }
 }
 
-// By rows if there are enough of them for each thread, else by columns.
-template <class Op, class Fn>
-void cut_multiply(const Op& op, Fn fn, const Work& w, int in, size_t n, size_t least_rows = kRowsPerThread) {
-    const size_t rows = w.rows(in), blocks = (n + kBlock - 1) / kBlock;
-    if (w.count == 1 || rows >= least_rows * w.count) {
-        const Share mine = w.mine(in, 32);
-        fn(&op, mine.begin, mine.end, 0, blocks);
-    } else {
-        const Share mine = share_of(blocks, 4, w.index, w.count);
-        fn(&op, 0, rows, mine.begin, mine.end);
-    }
-}
-
-void run(const MultiplyW8A8& op, const Work& w) {
-    w.clear_padding(op.out);
-    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
-    const bool codes = out.kind == Kind::kCodes;
-    const OutputGrid grid{op.grid.shift, op.grid.multiplier, op.grid.static_scale, op.grid.static_zero_point,
-                          op.grid.code_min};
-    if (codes) w.mark_rows(op.in, op.out, op.grid);
-    const LinearW8A8 linear{w.at<uint8_t>(op.in),
-                            w.stride(op.in),
-                            w.scale(op.in),
-                            w.zero(op.in),
-                            op.weight,
-                            op.colsum,
-                            op.scale_n,
-                            op.bias,
-                            w.column(op.out, op.column),
-                            nullptr,
-                            w.stride(op.out),
-                            op.n,
-                            round_up(in.width, kPadK),
-                            op.gelu,
-                            out.kind == Kind::kBf16,
-                            codes ? &grid : nullptr};
-    if (w.index == 0 && w.first == 0) integer_linears += op.linears;  // once a batch, as without the engine
-    cut_multiply(linear, linear_w8a8_for(w.isa), w, op.in, op.n);
-}
-
-void run(const MultiplyBf16& op, const Work& w) {
-    w.clear_padding(op.out);
-    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
-    const LinearBf16 linear{w.at<uint16_t>(op.in),
-                            w.stride(op.in),
-                            op.weight,
-                            op.bias,
-                            w.column(op.out, op.column),
-                            w.stride(op.out),
-                            op.n,
-                            round_up(in.width, 32),
-                            op.gelu,
-                            out.kind == Kind::kBf16};
-    cut_multiply(linear, linear_bf16_for(w.isa), w, op.in, op.n);
-}
-
-void run(const MultiplyWna16& op, const Work& w) {
-    w.clear_padding(op.out);
-    const Buffer &in = w.buffers[op.in], &out = w.buffers[op.out];
-    const LinearWna16 linear{{w.at<uint16_t>(op.in), w.stride(op.in), nullptr, op.bias, w.column(op.out, op.column),
-                              w.stride(op.out), op.n, round_up(in.width, 32), op.gelu, out.kind == Kind::kBf16},
-                             op.weight};
-    const auto multiply = [&](const LinearWna16* p, size_t row_begin, size_t row_end, size_t begin, size_t end) {
-        linear_wna16(w.isa, p, row_begin, row_end, begin, end, w.scratch);
-    };
-    cut_multiply(linear, multiply, w, op.in, op.n, kRowsPerUnpacking);
-}
-
-// Heads of sequences are handed out by what they cost, the square of the length. attend(row, tokens, first head, end of
-// heads): of the sequence whose first token is this row of the group.
-template <class Fn>
-void share_heads(const Work& w, size_t heads, Fn attend) {
-    const int64_t *starts = w.batch.starts, origin = starts[w.first];
-    const auto cost = [&](size_t s) { return double(starts[s + 1] - starts[s]) * (starts[s + 1] - starts[s]); };
-    double total = 0.0, before = 0.0;
-    for (size_t s = w.first; s < w.last; ++s) total += cost(s) * heads;
-    const double begin = total * w.index / w.count,
-                 end = w.index + 1 == w.count ? 2 * total : total * (w.index + 1) / w.count;
-    for (size_t s = w.first; s < w.last; ++s) {
-        // Heads whose middle lies in this thread's part of the whole.
-        size_t head = 0, last = heads;
-        if (w.count > 1) {
-            while (head < heads && before + (head + 0.5) * cost(s) < begin) ++head;
-            last = head;
-            while (last < heads && before + (last + 0.5) * cost(s) < end) ++last;
-        }
-        if (head < last) attend(size_t(starts[s] - origin), size_t(starts[s + 1] - starts[s]), head, last);
-        before += cost(s) * heads;
-    }
-}
-
-// One sequence of an operator's rows, without bias or window.
-template <class Op>
-Attention attention_of(const Op& op, const Work& w, size_t row, size_t tokens) {
-    const size_t stride = w.stride(op.in), out_stride = w.stride(op.out), width = op.heads * op.head_size;
-    const uint16_t* q = w.at<uint16_t>(op.in) + row * stride;
-    return {q,          q + width, q + 2 * width, stride,   w.at<uint16_t>(op.out) + row * out_stride,
-            out_stride, tokens,    op.head_size,  op.scale, nullptr,
-            0,          0,         kNoWindow};
-}
-
-void run(const Attend& op, const Work& w) {
-    w.clear_padding(op.out);
-    const AttentionFn attention = attention_for(w.isa);
-    share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
-        Attention one = attention_of(op, w, row, tokens);
-        one.bias = op.bias;
-        one.bias_stride = op.bias_stride;
-        one.bias_query_step = -1;
-        one.window = op.window;
-        attention(&one, head, last, 0, tokens, w.scratch);
-    });
-}
-
-void run(const AttendDisentangled& op, const Work& w) {
-    w.clear_padding(op.out);
-    const AttentionFn attention = attention_for(w.isa);
-    const LinearBf16Fn multiply = linear_bf16_for(w.isa);
-    share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
-        const BiasScratch scratch = bias_scratch(op, tokens);
-        Attention one = attention_of(op, w, row, tokens);
-        one.bias = reinterpret_cast<const float*>(w.scratch);
-        one.bias_query_step = ptrdiff_t(scratch.bias_stride);
-        for (; head < last; ++head) {
-            disentangle(op, multiply, one.q, one.stride, head, tokens, w.scratch);
-            attention(&one, head, head + 1, 0, tokens, w.scratch + scratch.bytes);
-        }
-    });
-}
-
 void run(const Pool& op, const Work& w) {
     const Share mine = w.mine(op.out);
     const size_t width = w.buffers[op.in].width, stride = w.stride(op.in);
@@ -263,24 +116,24 @@ void run(const Pool& op, const Work& w) {
         const float* in = w.at<float>(op.in) + (start[0] - w.batch.starts[w.first]) * stride;
         float* out = w.at<float>(op.out) + row * w.stride(op.out) + op.column;
         switch (op.mode) {
-            case Pooling::kCls:
+            case PoolMode::kCls:
                 memcpy(out, in, width * sizeof(float));
                 break;
-            case Pooling::kLast:
+            case PoolMode::kLast:
                 memcpy(out, in + (tokens - 1) * stride, width * sizeof(float));
                 break;
-            case Pooling::kMax:
+            case PoolMode::kMax:
                 memcpy(out, in, width * sizeof(float));
                 for (int64_t t = 1; t < tokens; ++t) maximum(out, in + t * stride, width);
                 break;
             default:
                 memset(out, 0, width * sizeof(float));
                 for (int64_t t = 0; t < tokens; ++t) {
-                    add_scaled(out, in + t * stride, op.mode == Pooling::kWeightedMean ? float(t + 1) : 1.0f, width);
+                    add_scaled(out, in + t * stride, op.mode == PoolMode::kWeightedMean ? float(t + 1) : 1.0f, width);
                 }
-                const double weights = op.mode == Pooling::kWeightedMean ? tokens * (tokens + 1) / 2.0
-                                       : op.mode == Pooling::kMean       ? double(tokens)
-                                                                         : __builtin_sqrt(double(tokens));
+                const double weights = op.mode == PoolMode::kWeightedMean ? tokens * (tokens + 1) / 2.0
+                                       : op.mode == PoolMode::kMean       ? double(tokens)
+                                                                          : __builtin_sqrt(double(tokens));
                 multiply(out, float(1.0 / weights), width);
         }
     }
@@ -296,9 +149,9 @@ void run(const Normalize& op, const Work& w) {
 void run(const Activate& op, const Work& w) {
     const Share mine = w.mine(op.rows);
     const Buffer& buffer = w.buffers[op.rows];
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; ++row) {
-        if (buffer.kind == Kind::kBf16) {
+        if (buffer.kind == BufferKind::kBf16) {
             rows.activate_bf16(w.at<uint16_t>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
         } else {
             rows.activate(w.at<float>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
@@ -308,7 +161,7 @@ void run(const Activate& op, const Work& w) {
 
 void run(const Gate& op, const Work& w) {
     w.clear_padding(op.out);
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     const Share mine = w.mine(op.in);
     const size_t width = w.buffers[op.out].width;
     for (size_t row = mine.begin; row < mine.end; ++row) {
@@ -320,7 +173,7 @@ void run(const Gate& op, const Work& w) {
 void run(const Rotate& op, const Work& w) {
     const Share mine = w.mine(op.rows);
     const size_t half = op.head_size / 2;
-    const RowOperators& rows = rows_for(w.isa);
+    const RowOperators& rows = *best(rows_variants, w.isa);
     const int64_t origin = w.batch.starts[w.first];
     size_t s = w.first;
     for (size_t row = mine.begin; row < mine.end; ++row) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention/contract.h"
+#include "cpu.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
 #include "linear_wna16/contract.h"
@@ -20,12 +21,12 @@
 #include "rows/contract.h"
 
 // Rows of f32 or bf16 values, or of 8-bit codes with a scale and a zero point for each row.
-enum class Kind { kF32, kBf16, kCodes };
+enum class BufferKind { kF32, kBf16, kCodes };
 
 // width: values of a row. offset: of the buffer, in bytes per row of capacity; the same for buffers that are never
 // alive together.
 struct Buffer {
-    Kind kind;
+    BufferKind kind;
     size_t width, offset;
     bool per_sequence;
 };
@@ -38,7 +39,7 @@ size_t row_bytes(const Buffer& buffer);
 enum : int { kNone = -1 };  // in place of a buffer
 
 // How float rows become codes: the fields of QuantizeRows that do not depend on a batch.
-struct Grid {
+struct InputGrid {
     const float* shift;
     const float* multiplier;
     QuantizeMode mode;
@@ -50,8 +51,8 @@ struct Grid {
 // bf16, or int8 with a scale per row.
 struct Embed {
     const void* words;
+    WordKind kind;
     const float* word_scale;  // of int8 rows
-    bool words_bf16;
     const float* positions;
     size_t first_position;
     const float* types;
@@ -64,13 +65,13 @@ struct NormRows {
     const float* weight;
     const float* bias;
     float eps;
-    Grid grid;
+    InputGrid grid;
 };
 
 // f32 or bf16 rows -> codes.
 struct Quantize {
     int in, out;
-    Grid grid;
+    InputGrid grid;
 };
 
 // f32 or bf16 rows -> bf16 rows: their place on the grid, (code - zero point) * scale; or, not on_grid, the values
@@ -78,7 +79,7 @@ struct Quantize {
 struct Round {
     int in, out;
     bool on_grid;
-    Grid grid;
+    InputGrid grid;
 };
 
 // See linear_w8a8/contract.h, linear_bf16/contract.h and linear_wna16/contract.h. Columns [column, column + n) of out
@@ -91,8 +92,8 @@ struct MultiplyW8A8 {
     const int32_t* colsum;
     const float* scale_n;
     const float* bias;
-    bool gelu;
-    Grid grid;
+    Activation activation;
+    InputGrid grid;
 };
 
 struct MultiplyBf16 {
@@ -100,7 +101,7 @@ struct MultiplyBf16 {
     size_t column, n;
     const uint16_t* weight;
     const float* bias;
-    bool gelu;
+    Activation activation;
 };
 
 struct MultiplyWna16 {
@@ -108,7 +109,7 @@ struct MultiplyWna16 {
     size_t column, n;
     Wna16 weight;
     const float* bias;
-    bool gelu;
+    Activation activation;
 };
 
 // Rows of in: q, k and v of every head. See attention/contract.h.
@@ -133,12 +134,12 @@ struct AttendDisentangled {
     const int32_t* row;
 };
 
-enum class Pooling { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLast };
+enum class PoolMode { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLast };
 
 // One f32 row per sequence, of its rows of `in`, into columns [column, column + width of in).
 struct Pool {
     int in, out;
-    Pooling mode;
+    PoolMode mode;
     size_t column;
 };
 
@@ -182,7 +183,7 @@ struct Batch {
 class Program {
 public:
     // arena_row: bytes of all buffers, per row. out: the buffer that a run returns. group_tokens: see `run`.
-    Program(int isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens);
+    Program(Isa isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens);
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
@@ -198,15 +199,13 @@ public:
     // Returns false if memory runs out: nothing is lost then, but what is in out.
     bool run(const Batch& batch, int threads, float* out, double* seconds);
 
-    // Of a buffer.
-    size_t width(int buffer) const { return buffers_[buffer].width; }
     size_t op_count() const { return ops_.size(); }
     // Bytes that arenas hold now.
     size_t memory() const { return memories_.bytes(); }
 
 private:
     friend struct Run;
-    const int isa_;
+    const Isa isa_;
     const std::vector<Buffer> buffers_;
     const size_t arena_row_, group_tokens_;
     const int out_;

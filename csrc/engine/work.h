@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "program.h"
-#include "share.h"
+#include "threads/share.h"
 
 namespace {
 
@@ -13,7 +13,7 @@ struct Work {
     const Batch& batch;
     size_t first, last;  // sequences
     const std::vector<Buffer>& buffers;
-    int isa;
+    Isa isa;
     char* arena;
     size_t capacity;  // rows, a multiple of 16
     char* scratch;    // of this thread
@@ -30,8 +30,13 @@ struct Work {
     }
     // Where the first row's values from `column` on lie.
     void* column(int buffer, size_t column) const {
-        const Kind kind = buffers[buffer].kind;
-        return at<char>(buffer) + column * (kind == Kind::kCodes ? 1 : kind == Kind::kBf16 ? 2 : 4);
+        const BufferKind kind = buffers[buffer].kind;
+        return at<char>(buffer) + column * (kind == BufferKind::kCodes ? 1 : kind == BufferKind::kBf16 ? 2 : 4);
+    }
+    // What a linear writes to a buffer.
+    Output output(int buffer) const {
+        const BufferKind kind = buffers[buffer].kind;
+        return kind == BufferKind::kCodes ? Output::kCodes : kind == BufferKind::kBf16 ? Output::kBf16 : Output::kF32;
     }
     size_t stride(int buffer) const { return row_stride(buffers[buffer]); }
     float* scale(int buffer) const { return reinterpret_cast<float*>(at<char>(buffer) + stride(buffer) * capacity); }
@@ -40,7 +45,7 @@ struct Work {
     // bf16 rows end in what a linear may read beyond their width: made finite by whoever writes such rows.
     void clear_padding(int buffer) const {
         const Buffer& b = buffers[buffer];
-        if (b.kind != Kind::kBf16 || b.width % 32 == 0) return;
+        if (b.kind != BufferKind::kBf16 || b.width % 32 == 0) return;
         const Share rows = mine(buffer);
         for (size_t row = rows.begin; row < rows.end; ++row) {
             uint16_t* values = at<uint16_t>(buffer) + row * stride(buffer);
@@ -49,7 +54,7 @@ struct Work {
     }
 
     // Scale and zero point of rows of codes on a static grid, computed from rows of codes: NaN where their scale is.
-    void mark_rows(int in, int out, const Grid& g) const {
+    void mark_rows(int in, int out, const InputGrid& g) const {
         const Share rows = mine(out);
         for (size_t row = rows.begin; row < rows.end; ++row) {
             const bool finite = scale(in)[row] == scale(in)[row];
@@ -58,21 +63,21 @@ struct Work {
         }
     }
 
-    QuantizeRows quantizer(int in, int out, const Grid& g) const {
-        return {at<void>(in),
-                buffers[in].kind == Kind::kBf16,
-                stride(in),
-                buffers[in].width,
-                g.shift,
-                g.multiplier,
-                at<uint8_t>(out),
-                stride(out),
-                scale(out),
-                zero(out),
-                g.mode,
-                g.static_scale,
-                g.static_zero_point,
-                g.code_min};
+    QuantizeRows quantizer(int in, int out, const InputGrid& g) const {
+        return {.x = at<void>(in),
+                .bf16 = buffers[in].kind == BufferKind::kBf16,
+                .x_stride = stride(in),
+                .k = buffers[in].width,
+                .shift = g.shift,
+                .multiplier = g.multiplier,
+                .codes = at<uint8_t>(out),
+                .code_stride = stride(out),
+                .scale = scale(out),
+                .zero_point = zero(out),
+                .mode = g.mode,
+                .static_scale = g.static_scale,
+                .static_zero_point = g.static_zero_point,
+                .code_min = g.code_min};
     }
 };
 

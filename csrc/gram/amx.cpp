@@ -7,7 +7,7 @@
 
 #include "contract.h"
 #include "squares.h"
-#include "tiles.h"
+#include "vectors/tiles.h"
 
 namespace {
 

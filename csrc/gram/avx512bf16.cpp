@@ -5,9 +5,9 @@
 // Bound: packing by memory. Multiplying by compute: vdpbf16ps is 64 operations, one a cycle (Zen 4) or less.
 #include <immintrin.h>
 
-#include "bf16_avx512.h"
 #include "contract.h"
 #include "squares.h"
+#include "vectors/bf16_avx512.h"
 
 namespace {
 
@@ -41,7 +41,7 @@ ALWAYS_INLINE void pack_rows(const Gram& p, size_t m, size_t k, size_t blocks, u
     const __m512i alternate = _mm512_load_si512(kAlternate);
     const T* x = (const T*)p.x + m * p.x_stride + k;
     for (size_t block = 0; block < blocks; ++block, x += kColumns, k += kColumns, out += pairs * kColumns, ++seen) {
-        const __mmask16 mask = column_mask(k, p.k);
+        const __mmask16 mask = lanes_before<__mmask16>(k, p.k);
         __m512 v[R], magnitude[R];
         unroll<R>([&](auto r) INLINED {
             v[r.value] = load16(x + r.value * p.x_stride, mask);
@@ -77,7 +77,8 @@ ALWAYS_INLINE void add_doubles(double* at, __m512 values, __mmask16 mask) {
 
 // What a run showed of sixteen features, into the results. A NaN that is there already stays: it is the second operand.
 inline void keep(const Gram& p, size_t k, const Seen& seen) {
-    const __mmask16 mask = column_mask(k, p.k), bad = _mm512_cmp_ps_mask(seen.poison, seen.poison, _CMP_UNORD_Q);
+    const __mmask16 mask = lanes_before<__mmask16>(k, p.k),
+                    bad = _mm512_cmp_ps_mask(seen.poison, seen.poison, _CMP_UNORD_Q);
     const __m512 low = _mm512_min_ps(seen.low, _mm512_maskz_loadu_ps(mask, p.low + k));
     const __m512 high = _mm512_max_ps(seen.high, _mm512_maskz_loadu_ps(mask, p.high + k));
     _mm512_mask_storeu_ps(p.low + k, mask, _mm512_mask_mov_ps(low, bad, seen.poison));

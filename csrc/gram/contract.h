@@ -36,22 +36,19 @@ struct Gram {
 // Rows of a run; rows and columns of a square, to a multiple of which both M and K are padded; columns of a block.
 enum { kRun = 512, kSquare = 32, kColumns = 16 };
 
-using GramPackFn = void (*)(const Gram*, size_t block_begin, size_t block_end);
-using GramMultiplyFn = void (*)(const Gram*, size_t begin, size_t end);
+using GramPackFn = void(const Gram*, size_t block_begin, size_t block_end);
+using GramMultiplyFn = void(const Gram*, size_t begin, size_t end);
 
 extern "C" {
-void gram_pack_avx512bf16(const Gram*, size_t block_begin, size_t block_end);
-void gram_multiply_avx512bf16(const Gram*, size_t begin, size_t end);
-void gram_multiply_amx(const Gram*, size_t begin, size_t end);
+GramPackFn gram_pack_avx512bf16;
+GramMultiplyFn gram_multiply_avx512bf16, gram_multiply_amx;
 }
 
-struct GramVariant {
-    GramPackFn pack;
-    GramMultiplyFn multiply;
+// A variant.
+struct GramKernels {
+    GramPackFn* pack;
+    GramMultiplyFn* multiply;
 };
-
-// The variant that needs no more than `isa` (cpu.h) and whether the processor multiplies bf16; or null.
-const GramVariant* gram_for(int isa);
 
 static inline size_t gram_panels(size_t k) { return (k + kSquare - 1) / kSquare; }
 

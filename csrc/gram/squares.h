@@ -1,12 +1,32 @@
 // The walk over the squares of the Gram matrix, and what is done with the sums of one. Shared by the AVX512-BF16 and
 // the AMX variant; everything is internal to the file that includes it.
+//
+// A panel is 32 features, a square (i, j) the 32 x 32 products of two panels. The walk over six panels, were a group
+// three of them; squares below the diagonal are mirrors of those above:
+//
+//           j  0   1   2     3   4   5
+//       i
+//       0      0   1   2  |  6   7   8       the columns of a group, then the next: within it the rows of a group, run
+//       1      .   3   4  |  9  10  11       by run of x, so that a part of the matrix and of the packed x stay in L2
+//       2      .   .   5  | 12  13  14
+//              ----------- -----------
+//       3      .   .   .  | 15  16  17
+//       4      .   .   .  |  .  18  19
+//       5      .   .   .  |  .   .  20
+//
+// A square in AMX is four tiles of sums; every tile of features is loaded once a step, and used twice:
+//
+//                                              column features, B tiles of 32 rows of x
+//                                                 6: 0 - 15         7: 16 - 31
+//       row features, A tiles    4:  0 - 15    0 += 4 x 6        1 += 4 x 7
+//       (B tiles transposed)     5: 16 - 31    2 += 5 x 6        3 += 5 x 7
 #pragma once
 #include <immintrin.h>
 
 #include "contract.h"
-#include "masks_avx512.h"
 #include "sizes.h"
-#include "unroll.h"
+#include "vectors/masks_avx512.h"
+#include "vectors/unroll.h"
 
 namespace {
 
@@ -59,7 +79,7 @@ ALWAYS_INLINE void transpose(const void* in, size_t in_stride, void* out, size_t
 // Adds sums [32, 32] to square (i, j), i <= j, and writes its mirror too if asked.
 inline void add(const Gram& p, size_t i, size_t j, float* sums, bool mirrored) {
     const size_t rows = least(kSquare, p.k - i * kSquare), columns = least(kSquare, p.k - j * kSquare);
-    const __mmask16 left = column_mask(0, columns), right = column_mask(16, columns);
+    const __mmask16 left = lanes_before<__mmask16>(0, columns), right = lanes_before<__mmask16>(16, columns);
     float *s = sums, *c = p.gram + i * kSquare * p.k + j * kSquare;
     for (size_t r = 0; r < rows; ++r, c += p.k, s += kSquare) {
         const __m512 a = _mm512_add_ps(_mm512_maskz_loadu_ps(left, c), _mm512_load_ps(s));

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 
 #include "contract.h"
-#include "output_avx2.h"
+#include "linear/output_avx2.h"
 #include "sizes.h"
 
 namespace {

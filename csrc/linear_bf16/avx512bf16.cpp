@@ -1,4 +1,4 @@
-// linear_bf16, AVX-512 with vdpbf16ps: tiles of 6 rows x 64 columns in 24 registers; linear_avx512.h.
+// linear_bf16, AVX-512 with vdpbf16ps: tiles of 6 rows x 64 columns in 24 registers; linear/avx512.h.
 // Layout: contract.h. One step of two K values is 4 loads of weights, 6 broadcasts of x, 24 vdpbf16ps.
 // Bound: compute. vdpbf16ps is 64 operations; one a cycle (Zen 4), half of that on Sapphire Rapids, which has tiles.
 #include <immintrin.h>

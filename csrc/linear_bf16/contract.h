@@ -1,11 +1,11 @@
-// linear_bf16: y[m, n] = sum_k x[m, k] * weight[n, k] + bias[n], then GELU if asked
+// linear_bf16: y[m, n] = sum_k x[m, k] * weight[n, k] + bias[n], then the activation
 //
 //   x        [M, K] bf16, row m at x + m * x_stride (elements, any alignment); values beyond K, up to the next multiple
 //            of 32, must be readable and finite (the weight is zero there)
 //   weight   [N16 / 16, K32 / 2, 16, 2] bf16, zero where padded, 64-byte aligned: two K values of sixteen columns are
 //            the 64 bytes that one vdpbf16ps takes, and sixteen of those are the B tile of tdpbf16ps
 //   bias     [N16] f32, 64-byte aligned
-//   y        [M, N] f32, or bf16 (nearest, half to even) if bf16 is set, row m at y + m * out_stride (elements)
+//   y        [M, N] f32 or bf16 (nearest, half to even), as `output` says, row m at y + m * out_stride (elements)
 //
 // Products of bf16 values summed in f32, the order of the sum free but the same for every M and every range of rows and
 // columns; a subnormal may count as zero (vdpbf16ps and tdpbf16ps). begin and end of ranges as in linear_w8a8: rows
@@ -14,6 +14,8 @@
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
+
+#include "linear/output.h"
 
 struct LinearBf16 {
     const uint16_t* x;
@@ -24,19 +26,12 @@ struct LinearBf16 {
     size_t out_stride;
     size_t n;
     size_t k_padded;  // K32
-    bool gelu, bf16;
+    Activation activation;
+    Output output;
 };
 
-using LinearBf16Fn = void (*)(const LinearBf16*, size_t row_begin, size_t row_end, size_t block_begin,
-                              size_t block_end);
+using LinearBf16Fn = void(const LinearBf16*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 
-extern "C" {
-void linear_bf16_scalar(const LinearBf16*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-void linear_bf16_avx2(const LinearBf16*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-void linear_bf16_avx512vnni(const LinearBf16*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-void linear_bf16_avx512bf16(const LinearBf16*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-void linear_bf16_amx(const LinearBf16*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-}
-
-// The variant of an instruction set (cpu.h); for avx512vnni one that multiplies bf16 if the processor does.
-LinearBf16Fn linear_bf16_for(int isa);
+// avx512 widens x and weights to f32, avx512bf16 multiplies them as they are.
+extern "C" LinearBf16Fn linear_bf16_scalar, linear_bf16_avx2, linear_bf16_avx512, linear_bf16_avx512bf16,
+    linear_bf16_amx;

@@ -1,8 +1,15 @@
-#include "contract.h"
-#include "cpu.h"
+#include "dispatch.h"
 
-LinearBf16Fn linear_bf16_for(int isa) {
-    const LinearBf16Fn avx512 = has_avx512_bf16() ? linear_bf16_avx512bf16 : linear_bf16_avx512vnni;
-    const LinearBf16Fn variants[] = {linear_bf16_scalar, linear_bf16_avx2, avx512, linear_bf16_amx};
-    return variants[isa];
-}
+namespace {
+
+constexpr Variant<LinearBf16Fn*> kVariants[] = {
+    {"amx", Isa::kAmx, linear_bf16_amx},
+    {"avx512bf16", Isa::kAvx512Vnni, linear_bf16_avx512bf16, has_avx512_bf16},
+    {"avx512", Isa::kAvx512Vnni, linear_bf16_avx512},
+    {"avx2", Isa::kAvx2, linear_bf16_avx2},
+    {"scalar", Isa::kScalar, linear_bf16_scalar},
+};
+
+}  // namespace
+
+constinit const Variants<LinearBf16Fn*> linear_bf16_variants = kVariants;

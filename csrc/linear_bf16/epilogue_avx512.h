@@ -1,8 +1,8 @@
-// linear_bf16 as the operator that linear_avx512.h describes: its operands, and from sums to floats. Shared by the
+// linear_bf16 as the operator that linear/avx512.h describes: its operands, and from sums to floats. Shared by the
 // AVX-512 and the AMX variants; everything is internal to the file that includes it.
 #pragma once
 #include "contract.h"
-#include "linear_avx512.h"
+#include "linear/avx512.h"
 
 namespace {
 
@@ -13,10 +13,8 @@ struct Bf16 {
     static Operands operands(const LinearBf16& p) {
         return {(const char*)p.x, p.x_stride * 2, (const char*)p.weight, p.k_padded * 2};
     }
-    static char* output(const LinearBf16& p) { return (char*)p.y; }
-    static Output kind(const LinearBf16& p) { return output_of(p.gelu, p.bf16); }
 
-    template <int C, Output kind>
+    template <int C, Output output>
     struct Values {
         __m512 bias[C];
 

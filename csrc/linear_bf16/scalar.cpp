@@ -1,7 +1,7 @@
 // linear_bf16, the definition in C++. See contract.h.
-#include "bf16.h"
 #include "contract.h"
-#include "output_scalar.h"
+#include "linear/output_scalar.h"
+#include "vectors/bf16.h"
 
 void linear_bf16_scalar(const LinearBf16* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     const size_t end = block_end * 16 < p->n ? block_end * 16 : p->n;

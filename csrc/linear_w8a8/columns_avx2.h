@@ -2,7 +2,7 @@
 // become outputs. Everything is internal to the file that includes it.
 #pragma once
 #include "contract.h"
-#include "output_avx2.h"
+#include "linear/output_avx2.h"
 #include "sizes.h"
 
 namespace {
@@ -68,7 +68,7 @@ ALWAYS_INLINE void store_codes(__m128i codes, size_t count, uint8_t* out) {
 inline void write_sums(const LinearW8A8& p, const Sums* sums, size_t m, size_t rows, size_t n) {
     for (size_t r = 0; r < rows; ++r) {
         const __m256i* from = (const __m256i*)sums[r];
-        store(from[0], from[1], p.n - n, p.sums + (m + r) * p.out_stride + n);
+        store(from[0], from[1], p.n - n, (int32_t*)p.y + (m + r) * p.out_stride + n);
     }
 }
 
@@ -84,13 +84,12 @@ inline void write_rows(const LinearW8A8& p, const Sums* sums, size_t m, size_t r
             const size_t from = row[i.value / 2];
             y[i.value] = columns.of(sums[from], p.scale_m[m + from], p.zero_m[m + from], Index<i.value % 2>{});
         });
-        if (p.grid) {
-            if (p.gelu) short_gelu(y);
-            const __m256i codes = to_codes(*p.grid, y, n);
+        activate(p, y);
+        if (p.output == Output::kCodes) {
+            const __m256i codes = to_codes(p.grid, y, n);
             store_codes(_mm256_castsi256_si128(codes), count, (uint8_t*)p.y + at[0]);
             store_codes(_mm256_extracti128_si256(codes, 1), count, (uint8_t*)p.y + at[1]);
         } else {
-            activate(p, y);
             write_floats(p, y[0], y[1], count, at[0]);
             write_floats(p, y[2], y[3], count, at[1]);
         }
@@ -107,7 +106,7 @@ void run_columns(const LinearW8A8& p, size_t row_begin, size_t row_end, size_t b
         const size_t rows = least(chunk, row_end - m);
         for (size_t block = block_begin; block < block_end; ++block) {
             block_sums(p, m, rows, block, sums);
-            (p.sums ? write_sums : write_rows)(p, sums, m, rows, block * kBlock);
+            (p.output == Output::kSums ? write_sums : write_rows)(p, sums, m, rows, block * kBlock);
         }
     }
 }

@@ -1,5 +1,5 @@
 // linear_w8a8: y[m, n] = scale_m[m] * scale_n[n] * sum_k (codes[m, k] - 128 - zero_m[m]) * weight[n, k] + bias[n], then
-// GELU if asked
+// the activation
 //
 //   codes    [M up to 16, K64] u8, row m at codes + m * code_stride; K64 = K rounded up to 64, M up to 16 likewise. The
 //            padding must be readable; its content does not matter (the weight is zero there, surplus rows are dropped)
@@ -7,11 +7,12 @@
 //   weight   [N16 / 16, K64 / 4, 16, 4] s8, zero where padded, 64-byte aligned: four K values of sixteen columns
 //            are the 64 bytes that one vpdpbusd takes, and sixteen of those are the B tile of tdpbusd
 //   colsum   [N16] i32 = sum_k weight[n, k];  scale_n, bias [N16] f32;  all 64-byte aligned, any value where padded
-//   y        [M, N] f32, or bf16 (nearest, half to even) if bf16 is set, row m at y + m * out_stride; u8 if grid is not
-//            null: codes of the f32 values as quantize_rows gives them on a static grid (quantize_rows/contract.h), but
-//            clipped where they are infinite, and without meaning where they are NaN, as they are if scale_m is:
-//            who reads codes needs a scale NaN for such a row, and a bias that is finite. If sums is not null,
-//            sums [M, N] i32 gets sum_k codes * weight instead
+//   y        [M, N], row m at y + m * out_stride (elements), of what `output` says:
+//            kF32, kBf16 (nearest, half to even)
+//            kCodes u8: of the f32 values as quantize_rows gives them on a static grid (quantize_rows/contract.h), but
+//                   clipped where they are infinite, and without meaning where they are NaN, as they are if scale_m is:
+//                   who reads codes needs a scale NaN for such a row, and a bias that is finite
+//            kSums  i32: sum_k codes * weight, of which scales, bias and activation make nothing
 //
 // Order of operations, the same in every variant: the integer sum is exact, t = f32(sum - (zero_m + 128) * colsum),
 // y = fma(t, scale_m * scale_n, bias). |sum| <= 255 * 128 * K stays inside int32 up to K = 65793; the sum with the zero
@@ -23,7 +24,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// A static grid for the output; shift and multiplier [N16] f32, any alignment, or both null.
+#include "linear/output.h"
+
+// The static grid of an output that holds codes; shift and multiplier [N16] f32, any alignment, or both null.
 struct OutputGrid {
     const float* shift;
     const float* multiplier;
@@ -41,33 +44,24 @@ struct LinearW8A8 {
     const float* scale_n;
     const float* bias;
     void* y;
-    int32_t* sums;
     size_t out_stride;  // elements
     size_t n;
     size_t k_padded;  // K64
-    bool gelu, bf16;
-    const OutputGrid* grid;
+    Activation activation;
+    Output output;
+    OutputGrid grid = {};  // of kCodes
 };
 
 // Columns of a block, K values of a group, and the number to which K is padded.
 enum { kBlock = 16, kGroup = 4, kPadK = 64 };
 
 // Bytes between rows of codes. Rows a multiple of 512 bytes apart would share few L1 sets; a line more spreads them.
-inline size_t code_stride(size_t k) {
+static inline size_t code_stride(size_t k) {
     const size_t padded = (k + kPadK - 1) / kPadK * kPadK;
     return padded % 512 ? padded : padded + 64;
 }
 
-using LinearW8A8Fn = void (*)(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin,
-                              size_t block_end);
+using LinearW8A8Fn = void(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 
-extern "C" {
-void linear_w8a8_scalar(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-void linear_w8a8_avx2(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-void linear_w8a8_avxvnni(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-void linear_w8a8_avx512vnni(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-void linear_w8a8_amx(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
-}
-
-// The variant of an instruction set (cpu.h).
-LinearW8A8Fn linear_w8a8_for(int isa);
+extern "C" LinearW8A8Fn linear_w8a8_scalar, linear_w8a8_avx2, linear_w8a8_avxvnni, linear_w8a8_avx512vnni,
+    linear_w8a8_amx;

@@ -1,12 +1,15 @@
-#include "contract.h"
-#include "cpu.h"
+#include "dispatch.h"
 
-LinearW8A8Fn linear_w8a8_for(int isa) {
-    static constexpr LinearW8A8Fn variants[] = {
-        linear_w8a8_scalar,
-        linear_w8a8_avx2,
-        linear_w8a8_avx512vnni,
-        linear_w8a8_amx,
-    };
-    return isa == kAvx2 && has_avx_vnni() ? linear_w8a8_avxvnni : variants[isa];
-}
+namespace {
+
+constexpr Variant<LinearW8A8Fn*> kVariants[] = {
+    {"amx", Isa::kAmx, linear_w8a8_amx},
+    {"avx512vnni", Isa::kAvx512Vnni, linear_w8a8_avx512vnni},
+    {"avxvnni", Isa::kAvx2, linear_w8a8_avxvnni, has_avx_vnni},
+    {"avx2", Isa::kAvx2, linear_w8a8_avx2},
+    {"scalar", Isa::kScalar, linear_w8a8_scalar},
+};
+
+}  // namespace
+
+constinit const Variants<LinearW8A8Fn*> linear_w8a8_variants = kVariants;

@@ -1,8 +1,8 @@
-// linear_w8a8 as the operator that linear_avx512.h describes: its operands, and from int32 sums to floats. Shared by
+// linear_w8a8 as the operator that linear/avx512.h describes: its operands, and from int32 sums to floats. Shared by
 // the AVX-512 VNNI and the AMX variant; everything is internal to the file that includes it.
 #pragma once
 #include "contract.h"
-#include "linear_avx512.h"
+#include "linear/avx512.h"
 
 namespace {
 
@@ -13,14 +13,7 @@ struct W8A8 {
     static Operands operands(const LinearW8A8& p) {
         return {(const char*)p.codes, p.code_stride, (const char*)p.weight, p.k_padded};
     }
-    static char* output(const LinearW8A8& p) { return p.sums ? (char*)p.sums : (char*)p.y; }
-    static Output kind(const LinearW8A8& p) {
-        if (p.sums) return kSums;
-        if (p.grid) return p.gelu ? kGeluCodes : kCodes;
-        return output_of(p.gelu, p.bf16);
-    }
-
-    template <int C, Output kind>
+    template <int C, Output output>
     struct Values {
         const float* scale_m;
         const int32_t* zero_m;
@@ -31,7 +24,7 @@ struct W8A8 {
             : scale_m(p.scale_m + m), zero_m(p.zero_m + m) {
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
-                if (kind == kSums) continue;
+                if (output == Output::kSums) continue;
                 // a block past the end is computed from the first, and dropped
                 const size_t at = n + c * 16 < end ? n + c * 16 : n;
                 colsum[c] = _mm512_load_si512(p.colsum + at);
@@ -43,7 +36,7 @@ struct W8A8 {
         template <int c>
         ALWAYS_INLINE __m512 of(const int32_t* tile, size_t r, Index<c>) const {
             const __m512i sum = _mm512_load_si512(tile);
-            if constexpr (kind == kSums) return _mm512_castsi512_ps(sum);
+            if constexpr (output == Output::kSums) return _mm512_castsi512_ps(sum);
             const __m512i zero = _mm512_set1_epi32(zero_m[r] + 128);
             const __m512i exact = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, colsum[c]));
             const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(scale_m[r]), scale_n[c]);

@@ -1,6 +1,6 @@
 // linear_w8a8, the definition in C++. See contract.h.
 #include "contract.h"
-#include "output_scalar.h"
+#include "linear/output_scalar.h"
 
 // The code of column n.
 static uint8_t to_code(const OutputGrid& g, float y, size_t n) {
@@ -21,15 +21,15 @@ void linear_w8a8_scalar(const LinearW8A8* p, size_t row_begin, size_t row_end, s
             for (size_t k = 0; k < p->k_padded; ++k) {
                 sum += (int32_t)codes[k] * weight[k / kGroup * kBlock * kGroup + k % kGroup];
             }
-            if (p->sums) {
-                p->sums[m * p->out_stride + n] = sum;
+            const size_t at = m * p->out_stride + n;
+            if (p->output == Output::kSums) {
+                ((int32_t*)p->y)[at] = sum;
                 continue;
             }
             const float t = (float)(sum - (p->zero_m[m] + 128) * p->colsum[n]);
             const float linear = fmaf(t, p->scale_m[m] * p->scale_n[n], p->bias[n]);
-            const size_t at = m * p->out_stride + n;
-            if (p->grid) {
-                ((uint8_t*)p->y)[at] = to_code(*p->grid, p->gelu ? gelu(linear) : linear, n);
+            if (p->output == Output::kCodes) {
+                ((uint8_t*)p->y)[at] = to_code(p->grid, activated(p->activation, linear), n);
             } else {
                 write_output(*p, linear, at);
             }

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #include "blocks.h"
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 

@@ -36,18 +36,8 @@ struct LinearWna16 {
     Wna16 weight;
 };
 
-using UnpackWna16Fn = void (*)(const Wna16*, size_t block, size_t count, uint16_t* panel);
+using UnpackWna16Fn = void(const Wna16*, size_t block, size_t count, uint16_t* panel);
 
-extern "C" {
-void unpack_wna16_scalar(const Wna16*, size_t block, size_t count, uint16_t* panel);
-void unpack_wna16_avx2(const Wna16*, size_t block, size_t count, uint16_t* panel);
-void unpack_wna16_avx512vnni(const Wna16*, size_t block, size_t count, uint16_t* panel);
-}
-
-// The variant of an instruction set (cpu.h).
-UnpackWna16Fn unpack_wna16_for(int isa);
+extern "C" UnpackWna16Fn unpack_wna16_scalar, unpack_wna16_avx2, unpack_wna16_avx512;
 
 size_t wna16_scratch_bytes(size_t k);
-
-void linear_wna16(int isa, const LinearWna16*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end,
-                  void* scratch);

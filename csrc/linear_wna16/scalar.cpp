@@ -1,6 +1,6 @@
 // unpack_wna16, the definition in C++. See contract.h.
-#include "bf16.h"
 #include "blocks.h"
+#include "vectors/bf16.h"
 
 static float level(const Wna16& w, const uint8_t* word, size_t k) {
     return w.levels ? w.levels[word[k / 2] >> k % 2 * 4 & 15] : (float)(int8_t)word[k];

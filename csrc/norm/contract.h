@@ -22,13 +22,6 @@ struct Norm {
     float eps;
 };
 
-using NormFn = void (*)(const Norm*, size_t row_begin, size_t row_end);
+using NormFn = void(const Norm*, size_t row_begin, size_t row_end);
 
-extern "C" {
-void norm_scalar(const Norm*, size_t row_begin, size_t row_end);
-void norm_avx2(const Norm*, size_t row_begin, size_t row_end);
-void norm_avx512vnni(const Norm*, size_t row_begin, size_t row_end);
-}
-
-// The best variant that needs no more than `isa` (cpu.h).
-NormFn norm_for(int isa);
+extern "C" NormFn norm_scalar, norm_avx2, norm_avx512;

@@ -1,11 +1,13 @@
-#include "contract.h"
+#include "dispatch.h"
 
-NormFn norm_for(int isa) {
-    static constexpr NormFn variants[] = {
-        norm_scalar,
-        norm_avx2,
-        norm_avx512vnni,
-        norm_avx512vnni,  // amx: nothing in this operator for tiles
-    };
-    return variants[isa];
-}
+namespace {
+
+constexpr Variant<NormFn*> kVariants[] = {
+    {"avx512", Isa::kAvx512Vnni, norm_avx512},
+    {"avx2", Isa::kAvx2, norm_avx2},
+    {"scalar", Isa::kScalar, norm_scalar},
+};
+
+}  // namespace
+
+constinit const Variants<NormFn*> norm_variants = kVariants;

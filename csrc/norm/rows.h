@@ -2,8 +2,8 @@
 // Bound: memory; per value 2 loads and a store of it, then 2 loads from L1, 2 of weight and bias, and a store.
 #pragma once
 #include "contract.h"
-#include "unroll.h"
-#include "vector.h"
+#include "vectors/unroll.h"
+#include "vectors/vector.h"
 
 namespace {
 

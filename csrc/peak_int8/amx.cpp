@@ -2,7 +2,7 @@
 #include <immintrin.h>
 
 #include "contract.h"
-#include "tiles.h"
+#include "vectors/tiles.h"
 
 uint64_t peak_int8_amx(uint64_t repeats) {
     _tile_loadconfig(&kTileConfig);

@@ -5,9 +5,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-extern "C" {
-uint64_t peak_int8_avx2(uint64_t repeats);
-uint64_t peak_int8_avxvnni(uint64_t repeats);
-uint64_t peak_int8_avx512vnni(uint64_t repeats);
-uint64_t peak_int8_amx(uint64_t repeats);
-}
+using PeakInt8Fn = uint64_t(uint64_t repeats);
+
+extern "C" PeakInt8Fn peak_int8_avx2, peak_int8_avxvnni, peak_int8_avx512vnni, peak_int8_amx;

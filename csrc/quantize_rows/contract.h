@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum QuantizeMode { kAsymmetric = 0, kSymmetric = 1, kStatic = 2 };
+enum class QuantizeMode { kAsymmetric, kSymmetric, kStatic };
 
 struct QuantizeRows {
     const void* x;
@@ -42,13 +42,6 @@ struct QuantizeRows {
     int32_t code_min;           // -128, or -127 on a symmetric grid
 };
 
-using QuantizeRowsFn = void (*)(const QuantizeRows*, size_t row_begin, size_t row_end);
+using QuantizeRowsFn = void(const QuantizeRows*, size_t row_begin, size_t row_end);
 
-extern "C" {
-void quantize_rows_scalar(const QuantizeRows*, size_t row_begin, size_t row_end);
-void quantize_rows_avx2(const QuantizeRows*, size_t row_begin, size_t row_end);
-void quantize_rows_avx512vnni(const QuantizeRows*, size_t row_begin, size_t row_end);
-}
-
-// The best variant that needs no more than `isa` (cpu.h).
-QuantizeRowsFn quantize_rows_for(int isa);
+extern "C" QuantizeRowsFn quantize_rows_scalar, quantize_rows_avx2, quantize_rows_avx512;

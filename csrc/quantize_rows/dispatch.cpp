@@ -1,11 +1,13 @@
-#include "contract.h"
+#include "dispatch.h"
 
-QuantizeRowsFn quantize_rows_for(int isa) {
-    static constexpr QuantizeRowsFn variants[] = {
-        quantize_rows_scalar,
-        quantize_rows_avx2,
-        quantize_rows_avx512vnni,
-        quantize_rows_avx512vnni,  // amx: nothing in this operator for tiles
-    };
-    return variants[isa];
-}
+namespace {
+
+constexpr Variant<QuantizeRowsFn*> kVariants[] = {
+    {"avx512", Isa::kAvx512Vnni, quantize_rows_avx512},
+    {"avx2", Isa::kAvx2, quantize_rows_avx2},
+    {"scalar", Isa::kScalar, quantize_rows_scalar},
+};
+
+}  // namespace
+
+constinit const Variants<QuantizeRowsFn*> quantize_rows_variants = kVariants;

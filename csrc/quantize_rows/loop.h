@@ -9,7 +9,7 @@ void quantize_rows(const QuantizeRows& p, size_t row_begin, size_t row_end) {
     for (size_t m = row_begin; m < row_end; ++m) {
         const Row<T, transformed> row = {(const T*)p.x + m * p.x_stride, p.shift, p.multiplier};
         uint8_t* codes = p.codes + m * p.code_stride;
-        const bool is_static = p.mode == kStatic;
+        const bool is_static = p.mode == QuantizeMode::kStatic;
         const Grid g = is_static ? static_grid(p) : grid_of(p, range_of(row, p.k));
         if (!g.finite || !(is_static ? write_codes<true>(row, p.k, g, p.code_min, codes)
                                      : write_codes<false>(row, p.k, g, p.code_min, codes))) {

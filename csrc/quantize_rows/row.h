@@ -2,8 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
-#include "bf16.h"
 #include "contract.h"
+#include "vectors/bf16.h"
 
 namespace {
 
@@ -38,12 +38,12 @@ inline Grid static_grid(const QuantizeRows& p) {
 
 inline Grid grid_of(const QuantizeRows& p, const Range& r) {
     const float absmax = r.hi > -r.lo ? r.hi : -r.lo;
-    const float width = p.mode == kSymmetric ? absmax : r.hi - r.lo;
-    float scale = width == 0.0f ? 1.0f : width / (p.mode == kSymmetric ? 127.0f : 255.0f);
+    const float width = p.mode == QuantizeMode::kSymmetric ? absmax : r.hi - r.lo;
+    float scale = width == 0.0f ? 1.0f : width / (p.mode == QuantizeMode::kSymmetric ? 127.0f : 255.0f);
     if (scale < __FLT_MIN__) scale = __FLT_MIN__;
     const float inv = 1.0f / scale;
     const bool finite = r.finite && width <= __FLT_MAX__;
-    if (p.mode == kSymmetric) return {scale, inv, 0, finite};
+    if (p.mode == QuantizeMode::kSymmetric) return {scale, inv, 0, finite};
     const float z = __builtin_rintf(-128.0f - r.lo * inv);
     return {scale, inv, z < -128.0f ? -128 : z > 127.0f ? 127 : (int32_t)z, finite};
 }

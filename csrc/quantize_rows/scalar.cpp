@@ -2,8 +2,8 @@
 #include <float.h>
 #include <math.h>
 
-#include "bf16.h"
 #include "contract.h"
+#include "vectors/bf16.h"
 
 static float stored(const QuantizeRows& p, size_t m, size_t i) {
     const size_t at = m * p.x_stride + i;
@@ -27,18 +27,18 @@ static void quantize_row(const QuantizeRows& p, size_t m) {
         hi = x > hi ? x : hi;
     }
     const float absmax = hi > -lo ? hi : -lo;
-    const float range = p.mode == kSymmetric ? absmax : hi - lo;
-    finite = finite && (p.mode == kStatic || isfinite(range));
+    const float range = p.mode == QuantizeMode::kSymmetric ? absmax : hi - lo;
+    finite = finite && (p.mode == QuantizeMode::kStatic || isfinite(range));
 
-    float scale = p.mode == kSymmetric ? range / 127.0f : range / 255.0f;
+    float scale = p.mode == QuantizeMode::kSymmetric ? range / 127.0f : range / 255.0f;
     if (range == 0.0f) scale = 1.0f;
     if (scale < FLT_MIN) scale = FLT_MIN;
-    if (p.mode == kStatic) scale = p.static_scale;
+    if (p.mode == QuantizeMode::kStatic) scale = p.static_scale;
     const float inv = 1.0f / scale;
 
     int32_t zero = p.static_zero_point;
-    if (p.mode == kSymmetric) zero = 0;
-    if (p.mode == kAsymmetric) {
+    if (p.mode == QuantizeMode::kSymmetric) zero = 0;
+    if (p.mode == QuantizeMode::kAsymmetric) {
         const float z = rintf(-128.0f - lo * inv);
         zero = z < -128.0f ? -128 : z > 127.0f ? 127 : (int32_t)z;
     }

@@ -41,7 +41,5 @@ struct RowOperators {
     void (*rotate)(uint16_t* x, size_t heads, size_t head_size, const float* cos, const float* sin);
 };
 
-extern const RowOperators kRowsScalar, kRowsAvx2, kRowsAvx512Vnni;
-
-// The best variant that needs no more than `isa` (cpu.h).
-const RowOperators& rows_for(int isa);
+// The variants.
+extern const RowOperators kRowsScalar, kRowsAvx2, kRowsAvx512;

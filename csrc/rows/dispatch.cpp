@@ -1,11 +1,13 @@
-#include "contract.h"
+#include "dispatch.h"
 
-const RowOperators& rows_for(int isa) {
-    static constexpr const RowOperators* variants[] = {
-        &kRowsScalar,
-        &kRowsAvx2,
-        &kRowsAvx512Vnni,
-        &kRowsAvx512Vnni,  // amx: nothing in this operator for tiles
-    };
-    return *variants[isa];
-}
+namespace {
+
+constexpr Variant<const RowOperators*> kVariants[] = {
+    {"avx512", Isa::kAvx512Vnni, &kRowsAvx512},
+    {"avx2", Isa::kAvx2, &kRowsAvx2},
+    {"scalar", Isa::kScalar, &kRowsScalar},
+};
+
+}  // namespace
+
+constinit const Variants<const RowOperators*> rows_variants = kVariants;

@@ -4,10 +4,10 @@
 #pragma once
 #include <string.h>
 
-#include "bf16.h"
 #include "contract.h"
-#include "gelu.h"
-#include "unroll.h"
+#include "vectors/bf16.h"
+#include "vectors/gelu.h"
+#include "vectors/unroll.h"
 
 namespace {
 

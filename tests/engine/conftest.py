@@ -26,7 +26,7 @@ def opened() -> Open:
 
     def open_(directory: Path, isa: str | None = None, group_tokens: int | None = None, **how: Any) -> Executor:
         program = lower_encoder(open_weights(ModelDirectory(directory)), **how)
-        return Executor(program, dispatch.isa_index(isa), group_tokens=group_tokens)
+        return Executor(program, dispatch.native_isa(isa), group_tokens=group_tokens)
 
     return open_
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitwright.engine.executor import Executor
+from bitwright.engine.ops import Embed, Rotate
 from bitwright.errors import InputError
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
@@ -209,9 +210,10 @@ def test_a_table_of_words_stays_in_the_file_unless_it_lies_askew_there(
         file.unlink()
         file.write_bytes((end - 8 + shift).to_bytes(8, "little") + content[8:end] + b" " * shift + content[end:])
         executor = opened(copy, isa)
-        words = executor.program.ops[0].weights["words"]
-        assert words is not None
-        (held,) = (used for constant, used in executor._kept.values() if constant is words)
+        embed = executor.program.ops[0]
+        assert isinstance(embed, Embed)
+        words = embed.words_VH
+        (held,) = executor.binder.held(words)
         assert held.flags.aligned
         assert (held is words) == (shift % dtype.itemsize == 0)
         rows.append(executor.run(sequences, 1))
@@ -220,8 +222,8 @@ def test_a_table_of_words_stays_in_the_file_unless_it_lies_askew_there(
 
 def test_constants_of_several_operators_are_held_once(tiny_model: TinyModel, opened: Open) -> None:
     executor = opened(tiny_model("modernbert", num_hidden_layers=5))
-    tables = [op.weights[name] for op in executor.program.ops if op.kind == "rotate" for name in ("cos", "sin")]
+    tables = [table for op in executor.program.ops if isinstance(op, Rotate) for table in (op.cos_TF, op.sin_TF)]
     assert len(tables) == 10
-    assert len({id(table) for table in tables}) == 4  # of two kinds of attention
-    held = [used for constant, used in executor._kept.values() if any(constant is table for table in tables)]
-    assert len(held) == 4
+    each = {id(table): table for table in tables}
+    assert len(each) == 4  # of two kinds of attention
+    assert all(len(executor.binder.held(table)) == 1 for table in each.values())

@@ -15,6 +15,7 @@ from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.linear_tensors import is_portable, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.engine.linears import operator_of
+from bitwright.engine.ops.multiply import PackedWna16
 from bitwright.engine.packing import pack
 from bitwright.engine.weights import open_weights
 from bitwright.errors import CheckpointError
@@ -106,11 +107,12 @@ def test_the_numbers_are_those_of_the_codes(written: Callable[[QuantizedLinear],
 def test_four_bits_index_the_levels(written: Callable[[QuantizedLinear], Path], name: str) -> None:
     linear = open_weights(ModelDirectory(written(stored(SPECS[name])))).linear("m")
     packed = pack([linear, linear])
-    codes, levels = packed["weight"], packed["levels"]
-    assert codes is not None
+    assert isinstance(packed, PackedWna16)
+    codes, levels = packed.codes, packed.levels
     assert levels is not None
     assert codes.nbytes == 80 * K // 2  # of 66 columns
-    assert all(values is None or values.ctypes.data % 64 == 0 for values in (codes, *list(packed.values())[2:]))
+    for values in (codes, levels, packed.scale, packed.zero, packed.bias):
+        assert values is None or values.ctypes.data % 64 == 0
     assert isinstance(linear, QuantizedLinear)
     held = linear.weight
     known = code_values(held.codes_NK, np.ones(1, np.float32), None, held.spec, held.codebook)

@@ -19,10 +19,10 @@ from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import open_weights
 from bitwright.files.directory import ModelDirectory
-from bitwright.kernels.dispatch import isa_index
+from bitwright.kernels.dispatch import native_isa
 
 weights, threads = open_weights(ModelDirectory(Path(sys.argv[1]))), int(sys.argv[2])
-executor = Executor(lower_encoder(weights), isa_index())
+executor = Executor(lower_encoder(weights), native_isa())
 _, most = resource.getrlimit(resource.RLIMIT_AS)
 
 def limit_to(mib):

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
+from bitwright.engine.ops import Multiply
 from bitwright.engine.weights import open_weights
 from bitwright.errors import CheckpointError, EngineError, ModelError
 from bitwright.files.directory import ModelDirectory
@@ -273,6 +274,6 @@ def test_grids_that_contradict(written: Written, tmp_path: Path, name: str, valu
 
 def test_a_block_that_runs_again_has_its_weights_once(tiny_model: TinyModel) -> None:
     program = lower_encoder(open_weights(ModelDirectory(tiny_model("albert"))))
-    weights = [op.weights["weight"] for op in program.ops if op.kind == "linear" and "ffn_output" in op.name]
+    weights = [op.weight for op in program.ops if isinstance(op, Multiply) and "ffn_output" in op.name]
     assert len(weights) == 2
     assert weights[0] is weights[1]

@@ -2,22 +2,30 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bitwright.kernels import cpu, dispatch, layouts, native
+from bitwright.kernels import dispatch, layouts, native
+from bitwright.kernels.input_grid import InputGrid
 from bitwright.numerics.spec import QuantSpec
 
 POISON_CODE, POISON_SUM = 77, -(2**31) + 5
+NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of its first element; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @dataclass(frozen=True, slots=True)
 class Multiply:
-    """`multiply_w8a8` of one variant. Outputs are NaN, or POISON_SUM, wherever the kernel wrote nothing."""
+    """`linear_w8a8` of one variant. Outputs are NaN, or POISON_SUM, wherever the kernel wrote nothing."""
 
-    variant: int
+    variant: str
 
     def __call__(
         self,
@@ -31,7 +39,7 @@ class Multiply:
         sums: bool = False,
         gelu: bool = False,
         dtype: torch.dtype = torch.float32,
-        grid: cpu.InputGrid | None = None,
+        grid: InputGrid | None = None,
         shift_N: Tensor | None = None,
         multiplier_N: Tensor | None = None,
         rows: slice = slice(None),
@@ -46,37 +54,40 @@ class Multiply:
         packed = layouts.pack(weight_NK)
         codes = torch.full((m + -m % 16, module.code_stride(k)), POISON_CODE, dtype=torch.uint8)
         codes[:m, :k] = codes_MK
-        columns = layouts.column_sums(weight_NK), layouts.pad_columns(scale_N), layouts.pad_columns(bias_N)
+        colsum, scale, bias = (
+            layouts.column_sums(weight_NK), layouts.pad_columns(scale_N), layouts.pad_columns(bias_N)
+        )  # fmt: skip
+        transform = [None if values is None else layouts.pad_columns(values) for values in (shift_N, multiplier_N)]
         stride = n + 3
         poison, kind = (POISON_CODE, torch.uint8) if grid else (torch.nan, dtype)
         if sums:
             poison, kind = POISON_SUM, torch.int32
         out = torch.full((offset + m * stride,), poison, dtype=kind)[offset:]
-        transform = [layouts.pad_columns(values) for values in (shift_N, multiplier_N) if values is not None]
-        addresses = [values.data_ptr() for values in transform] or [0, 0]
-        row_begin, row_end, _ = rows.indices(m)
-        block_begin, block_end, _ = blocks.indices(packed.shape[0])
-        module.multiply_w8a8(
-            self.variant,
-            codes.data_ptr(),
-            codes.shape[1],
-            scale_M.data_ptr(),
-            zero_M.data_ptr(),
-            k,
-            packed.data_ptr(),
-            *(values.data_ptr() for values in columns),
-            0 if sums else out.data_ptr(),
-            out.data_ptr() if sums else 0,
-            stride,
-            n,
-            gelu,
-            dtype == torch.bfloat16,
-            (*addresses, grid.scale, grid.zero_point, grid.code_min) if grid else None,
-            row_begin,
-            row_end,
-            block_begin,
-            block_end,
+        columns = module.OutputGrid(
+            shift=address(transform[0]),
+            multiplier=address(transform[1]),
+            scale=grid.scale if grid else 1.0,
+            zero_point=grid.zero_point if grid else 0,
+            code_min=grid.code_min if grid else 0,
         )
+        op = module.LinearW8A8(
+            codes=codes.data_ptr(),
+            code_stride=codes.shape[1],
+            scale_m=scale_M.data_ptr(),
+            zero_m=zero_M.data_ptr(),
+            weight=packed.data_ptr(),
+            colsum=colsum.data_ptr(),
+            scale_n=scale.data_ptr(),
+            bias=bias.data_ptr(),
+            y=out.data_ptr(),
+            out_stride=stride,
+            n=n,
+            k_padded=k + -k % layouts.PAD_K,
+            activation=module.Activation["gelu" if gelu else "none"],
+            output=module.Output["sums" if sums else "codes" if grid else NAMES[dtype]],
+            grid=columns if grid else None,
+        )
+        module.linear_w8a8(self.variant, op, *rows.indices(m)[:2], *blocks.indices(packed.shape[0])[:2])
         beyond = out.view(m, stride)[:, n:]
         assert (beyond.isnan() if kind.is_floating_point else beyond == poison).all(), "wrote past the last column"
         return out.view(m, stride)[:, :n]
@@ -84,9 +95,9 @@ class Multiply:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeRows:
-    """`quantize_rows` of one instruction set: (codes, scale, zero_point) shaped like the reference's."""
+    """`quantize_rows` of one variant: (codes, scale, zero_point) shaped like the reference's."""
 
-    isa: str
+    variant: str
 
     def __call__(
         self,
@@ -104,26 +115,27 @@ class QuantizeRows:
         stride = module.code_stride(k)
         codes = torch.full((m, stride), POISON_CODE, dtype=torch.uint8)
         scales, zeros = torch.full((m, 1), -7.0), torch.full((m, 1), 1000, dtype=torch.int32)
-        grid = cpu.InputGrid.of(spec, scale, zero_point)
-        transform = [layouts.pad_inputs(values) for values in (shift_K, multiplier_K) if values is not None]
-        module.quantize_rows(
-            dispatch.isa_index(self.isa),
-            x_MK.data_ptr(),
-            x_MK.dtype == torch.bfloat16,
-            x_MK.stride(0),
-            m,
-            k,
-            *([values.data_ptr() for values in transform] or (0, 0)),
-            grid.mode,
-            grid.scale,
-            grid.zero_point,
-            grid.code_min,
-            codes.data_ptr(),
-            stride,
-            scales.data_ptr(),
-            zeros.data_ptr(),
-            begin,
+        grid = InputGrid.of(spec, scale, zero_point)
+        shift, multiplier = (
+            None if values is None else layouts.pad_inputs(values) for values in (shift_K, multiplier_K)
         )
+        op = module.QuantizeRows(
+            x=x_MK.data_ptr(),
+            bf16=x_MK.dtype == torch.bfloat16,
+            x_stride=x_MK.stride(0),
+            k=k,
+            shift=address(shift),
+            multiplier=address(multiplier),
+            codes=codes.data_ptr(),
+            code_stride=stride,
+            scale=scales.data_ptr(),
+            zero_point=zeros.data_ptr(),
+            mode=module.QuantizeMode[grid.mode],
+            static_scale=grid.scale,
+            static_zero_point=grid.zero_point,
+            code_min=grid.code_min,
+        )
+        module.quantize_rows(self.variant, op, begin, m)
         padded = k + -k % 64
         assert (codes[begin:, k:padded] == zeros[begin:] + 128).all(), "the padding of a row is the code of 0"
         assert (codes[begin:, padded:] == POISON_CODE).all(), "wrote past the padding of a row"
@@ -137,7 +149,7 @@ class Attention:
     The output is NaN wherever the kernel wrote nothing; scratch is NaN before.
     """
 
-    variant: int
+    variant: str
 
     def __call__(
         self,
@@ -164,56 +176,53 @@ class Attention:
             rows[:, part * width : (part + 1) * width] = x.reshape(tokens, width)
         out = torch.full((offset + tokens * out_stride,), torch.nan, dtype=torch.bfloat16)
         scratch = torch.full((module.attention_scratch_bytes(tokens, size) // 4 + 1024,), torch.nan)
-        address = -(-scratch.data_ptr() // 64) * 64
-        end = (address - scratch.data_ptr() + module.attention_scratch_bytes(tokens, size)) // 4
+        aligned = -(-scratch.data_ptr() // 64) * 64
+        end = (aligned - scratch.data_ptr() + module.attention_scratch_bytes(tokens, size)) // 4
         if bias_HQK is not None:
             bias, bias_strides = bias_HQK.data_ptr(), bias_HQK.stride()[:2]
         elif bias_HR is not None:
             bias, bias_strides = bias_HR.data_ptr() + (tokens - 1) * bias_HR.element_size(), (bias_HR.stride(0), -1)
         else:
             bias, bias_strides = 0, (0, 0)
-        q = rows.data_ptr()
-        module.attention(
-            self.variant,
-            q,
-            q + 2 * width,
-            q + 4 * width,
-            stride,
-            out.data_ptr() + 2 * offset,
-            out_stride,
-            tokens,
-            size,
-            scale,
-            bias,
-            *bias_strides,
-            -1 if window is None else window,
-            address,
-            *heads.indices(n_heads)[:2],
-            *queries.indices(tokens)[:2],
+        op = module.Attention(
+            q=rows.data_ptr(),
+            k=rows.data_ptr() + 2 * width,
+            v=rows.data_ptr() + 4 * width,
+            stride=stride,
+            out=out.data_ptr() + 2 * offset,
+            out_stride=out_stride,
+            tokens=tokens,
+            head_size=size,
+            scale=scale,
+            bias=bias,
+            bias_stride=bias_strides[0],
+            bias_query_step=bias_strides[1],
+            window=module.NO_WINDOW if window is None else window,
         )
+        module.attention(self.variant, op, *heads.indices(n_heads)[:2], *queries.indices(tokens)[:2], aligned)
         assert scratch[end:].isnan().all(), "wrote past its scratch"
         written = out[offset:].view(tokens, out_stride)
         assert written[:, width:].isnan().all(), "wrote past the last head"
         return written[:, :width].reshape(tokens, n_heads, size)
 
 
-W8A8 = ("scalar", "avx2", "avxvnni", "avx512vnni", "amx")
-ATTENTION = ("scalar", "avx2", "avx512vnni", "avx512bf16", "amx")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """An argument `<operator>_variant` is every variant in the operator's table; what this machine lacks is skipped."""
+    for operator in dispatch.operators():
+        argument = f"{operator}_variant"
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, [_or_skipped(row) for row in dispatch.variants(operator)])
 
 
-def variant_index(name: str, names: tuple[str, ...], table: list[tuple[str, bool]]) -> int:
-    """Of a variant in its operator's table; those that this machine lacks are skipped by name."""
-    assert tuple(row for row, _ in table) == names
-    index = names.index(name)
-    if not table[index][1]:
-        pytest.skip(f"this machine lacks {name}")
-    return index
+def _or_skipped(row: dispatch.VariantRow) -> Any:
+    lacking = () if row.supported else (pytest.mark.skip(reason=f"this machine lacks {row.name}"),)
+    return pytest.param(row.name, id=row.name, marks=lacking)
 
 
-@pytest.fixture(params=ATTENTION)
-def attention(request: pytest.FixtureRequest) -> Attention:
+@pytest.fixture
+def attention(attention_variant: str) -> Attention:
     """A variant of attention that this machine supports."""
-    return Attention(variant_index(request.param, ATTENTION, native.load().attention_variants()))
+    return Attention(attention_variant)
 
 
 @pytest.fixture(params=dispatch.ISAS)
@@ -224,22 +233,22 @@ def isa(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=W8A8)
-def multiply(request: pytest.FixtureRequest) -> Multiply:
+@pytest.fixture
+def multiply(linear_w8a8_variant: str) -> Multiply:
     """linear_w8a8 without the quantizer, by a variant that this machine supports."""
-    return Multiply(variant_index(request.param, W8A8, native.load().w8a8_variants()))
+    return Multiply(linear_w8a8_variant)
 
 
 @pytest.fixture
 def multiply_scalar() -> Multiply:
     """The variant that the others must equal bit for bit."""
-    return Multiply(W8A8.index("scalar"))
+    return Multiply("scalar")
 
 
 @pytest.fixture
-def quantize(isa: str) -> QuantizeRows:
-    """quantize_rows of one instruction set."""
-    return QuantizeRows(isa)
+def quantize(quantize_rows_variant: str) -> QuantizeRows:
+    """quantize_rows by a variant that this machine supports."""
+    return QuantizeRows(quantize_rows_variant)
 
 
 @pytest.fixture

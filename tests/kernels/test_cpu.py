@@ -7,20 +7,21 @@ import torch
 
 from bitwright.errors import KernelError
 from bitwright.kernels import cpu, dispatch, layouts, native, reference
+from bitwright.kernels.input_grid import InputGrid
 from bitwright.numerics.spec import SCHEMES, QuantSpec
 
-GRID = cpu.InputGrid.of(SCHEMES["w8a8"].input)
+GRID = InputGrid.of(SCHEMES["w8a8"].input)
 
 
 def packed_problem(m, n, k):
-    """x and the arguments of cpu.linear_w8a8 after it, with what they should give."""
+    """The arguments of cpu.linear_w8a8, with what they should give."""
     g = torch.Generator().manual_seed(m + n + k)
     x = torch.randn(m, k, generator=g)
     codes = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=g)
     scale, bias = torch.rand(n, generator=g) * 0.01, torch.randn(n, generator=g)
     want = reference.linear_w8a8(*reference.quantize_rows(x, SCHEMES["w8a8"].input), codes, scale, bias)
     columns = (layouts.pad_columns(scale), layouts.pad_columns(bias))
-    return (x, layouts.pack(codes), layouts.column_sums(codes), *columns, n, GRID), want
+    return (x, cpu.PackedLinear(layouts.pack(codes), layouts.column_sums(codes), *columns), n, GRID), want
 
 
 @pytest.fixture
@@ -57,12 +58,13 @@ def test_bf16_in_bf16_out(shape):
 @pytest.mark.parametrize("shape", [(3, 20, 30), (70, 40, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inputs_are_shifted_and_multiplied_before_they_are_quantized(shape, dtype):
-    (x, weight, colsum, scale, bias, n, _), _ = packed_problem(*shape)
+    (x, linear, n, _), _ = packed_problem(*shape)
     x, g = x.to(dtype), torch.Generator().manual_seed(3)
     transform = torch.randn(shape[2], generator=g), torch.rand(shape[2], generator=g) + 0.1
-    y = cpu.linear_w8a8(x, weight, colsum, scale, bias, n, GRID, False, *map(layouts.pad_inputs, transform))
+    shift, multiplier = map(layouts.pad_inputs, transform)
+    y = cpu.linear_w8a8(x, linear._replace(shift=shift, multiplier=multiplier), n, GRID)
     by_hand = reference.transform_inputs(x, *transform)
-    assert torch.equal(y, cpu.linear_w8a8(by_hand, weight, colsum, scale, bias, n, GRID).to(dtype))
+    assert torch.equal(y, cpu.linear_w8a8(by_hand, linear, n, GRID).to(dtype))
 
 
 @pytest.mark.parametrize(
@@ -74,9 +76,9 @@ def test_inputs_are_shifted_and_multiplied_before_they_are_quantized(shape, dtyp
     ],
 )
 def test_input_transforms_are_checked(transform, message):
-    arguments, _ = packed_problem(2, 20, 30)
+    (x, linear, *rest), _ = packed_problem(2, 20, 30)
     with pytest.raises(KernelError, match=message):
-        cpu.linear_w8a8(*arguments, False, *transform)
+        cpu.linear_w8a8(x, linear._replace(shift=transform[0], multiplier=transform[1]), *rest)
 
 
 def test_no_rows_give_no_rows():
@@ -123,43 +125,43 @@ def test_every_call_is_counted():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: torch.zeros(2, 30, dtype=torch.float16)}, r"x must be float32 or bfloat16 .* got torch.float16"),
-        ({0: torch.zeros(2, 2, 30)}, r"\(2, 2, 30\)"),
-        ({0: torch.zeros(2, 65)}, r"K = 65: weight must be .*\(2, 32, 16, 4\).* got torch.int8 \(2, 16, 16, 4\)"),
-        ({0: torch.zeros(2, 0)}, "K = 0"),
-        ({1: torch.zeros(2, 16, 16, 4)}, "weight must be .* got torch.float32"),
-        ({2: torch.zeros(32)}, "colsum must be .*int32"),
-        ({3: torch.ones(20)}, r"scale must be .*\(32,\).* got torch.float32 \(20,\)"),
-        ({4: torch.ones(33)[1:]}, "bias must begin at a multiple of 64 bytes"),
-        ({4: torch.ones(64)[::2]}, "bias must be a contiguous"),
+        ({"x": torch.zeros(2, 30, dtype=torch.float16)}, r"x must be float32 or bfloat16 .* got torch.float16"),
+        ({"x": torch.zeros(2, 2, 30)}, r"\(2, 2, 30\)"),
+        ({"x": torch.zeros(2, 65)}, r"K = 65: weight must be .*\(2, 32, 16, 4\).* got torch.int8 \(2, 16, 16, 4\)"),
+        ({"x": torch.zeros(2, 0)}, "K = 0"),
+        ({"weight": torch.zeros(2, 16, 16, 4)}, "weight must be .* got torch.float32"),
+        ({"colsum": torch.zeros(32)}, "colsum must be .*int32"),
+        ({"scale_n": torch.ones(20)}, r"scale must be .*\(32,\).* got torch.float32 \(20,\)"),
+        ({"bias": torch.ones(33)[1:]}, "bias must begin at a multiple of 64 bytes"),
+        ({"bias": torch.ones(64)[::2]}, "bias must be a contiguous"),
     ],
 )
 def test_arguments_that_do_not_fit_say_which_and_how(change, message):
-    arguments = list(packed_problem(2, 20, 30)[0])
-    for place, value in change.items():
-        arguments[place] = value
+    (x, linear, *rest), _ = packed_problem(2, 20, 30)
+    x = change.get("x", x)
     with pytest.raises(KernelError, match=message):
-        cpu.linear_w8a8(*arguments)
+        cpu.linear_w8a8(x, linear._replace(**{name: value for name, value in change.items() if name != "x"}), *rest)
 
 
 def test_static_grids_are_checked():
     spec = SCHEMES["w8a8_static"].input
-    assert cpu.InputGrid.of(spec, torch.tensor(0.5), torch.tensor(3)).zero_point == 3
+    assert InputGrid.of(spec, torch.tensor(0.5), torch.tensor(3)).zero_point == 3
     for scale, zero in ((0.0, 0), (float("nan"), 0), (1e-45, 0), (float("inf"), 0), (0.1, 128)):
         with pytest.raises(KernelError, match="normal positive"):
-            cpu.InputGrid.of(spec, torch.tensor(scale), torch.tensor(zero))
+            InputGrid.of(spec, torch.tensor(scale), torch.tensor(zero))
     with pytest.raises(KernelError, match="needs one scale"):
-        cpu.InputGrid.of(spec)
+        InputGrid.of(spec)
     with pytest.raises(KernelError, match="no int8 kernel"):
-        cpu.InputGrid.of(QuantSpec(bits=4, dynamic=True))
+        InputGrid.of(QuantSpec(bits=4, dynamic=True))
 
 
 def test_operator_is_what_torch_compile_needs():
-    (x, *rest), _ = packed_problem(3, 20, 30)
-    numbers = (*rest[:5], GRID.mode, GRID.scale, GRID.zero_point, GRID.code_min, False)
+    (x, linear, n, _), _ = packed_problem(3, 20, 30)
+    numbers = (n, GRID.mode, GRID.scale, GRID.zero_point, GRID.code_min, "none")
     checks = ("test_schema", "test_faketensor")
-    for transform in ((None, None), (torch.ones(64), torch.ones(64))):
-        torch.library.opcheck(torch.ops.bitwright.linear_w8a8.default, (x, *numbers, *transform), test_utils=checks)
+    for transform in ((), (torch.ones(64), torch.ones(64))):
+        constants = [*linear[:4], *transform]
+        torch.library.opcheck(torch.ops.bitwright.linear_w8a8.default, (x, constants, *numbers), test_utils=checks)
 
 
 @pytest.fixture
@@ -168,7 +170,7 @@ def choose_again():
 
     def forget():
         dispatch.active_isa.cache_clear()
-        dispatch.isa_index.cache_clear()
+        dispatch.native_isa.cache_clear()
         cpu.has_gram.cache_clear()
 
     yield forget
@@ -230,6 +232,7 @@ def test_without_the_module_every_call_says_why(monkeypatch, choose_again):
 
 
 def test_a_linear_without_outputs_is_refused():
-    x, weight, *columns, _, grid = packed_problem(2, 20, 30)[0]
+    (x, linear, _, grid), _ = packed_problem(2, 20, 30)
+    nothing = cpu.PackedLinear(*(constant[:0] for constant in linear[:4]))
     with pytest.raises(KernelError, match="N = 0: a linear has at least one output"):
-        cpu.linear_w8a8(x, weight[:0], *(column[:0] for column in columns), 0, grid)
+        cpu.linear_w8a8(x, nothing, 0, grid)

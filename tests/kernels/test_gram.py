@@ -15,8 +15,8 @@ class Gram:
     """`add_gram` of one instruction set, into scratch that is NaN wherever nothing was written before."""
 
     def __init__(self, isa: str) -> None:
-        self.isa = dispatch.isa_index(isa)
-        if not native.load().has_gram(self.isa):
+        self.isa = dispatch.native_isa(isa)
+        if dispatch.chosen("gram", isa) is None:
             pytest.skip(f"{isa} does not multiply bf16 on this machine")
 
     def __call__(
@@ -28,9 +28,20 @@ class Gram:
         seen = cpu.FeatureStats(low, high, *zeros) if seen is None else seen
         n_scratch = module.gram_scratch_bytes(m, k) // 2
         scratch = torch.full((n_scratch + 32,), torch.nan, dtype=torch.bfloat16)
-        addresses = [values.data_ptr() for values in (scratch, *seen, gram_KK)]
-        dtype_is_bf16 = x_MK.dtype == torch.bfloat16
-        module.add_gram(self.isa, threads, x_MK.data_ptr(), dtype_is_bf16, x_MK.stride(0), m, k, *addresses)
+        op = module.Gram(
+            x=x_MK.data_ptr(),
+            bf16=x_MK.dtype == torch.bfloat16,
+            x_stride=x_MK.stride(0),
+            m=m,
+            k=k,
+            packed=scratch.data_ptr(),
+            low=seen.min_K.data_ptr(),
+            high=seen.max_K.data_ptr(),
+            sum=seen.sum_K.data_ptr(),
+            sum_abs=seen.sum_abs_K.data_ptr(),
+            gram=gram_KK.data_ptr(),
+        )
+        module.add_gram(self.isa, threads, op)
         assert scratch[n_scratch:].isnan().all(), "wrote past the scratch"
         if x_MK.isfinite().all():
             assert not scratch[:n_scratch].isnan().any(), "left scratch unwritten"

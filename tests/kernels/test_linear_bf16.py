@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu as torch_gelu
 
-from bitwright.kernels import dispatch, layouts, native, reference
+from bitwright.kernels import layouts, native, reference
 
 M = [1, 2, 15, 17, 33, 100]
 N = [1, 15, 17, 40, 384]
@@ -16,8 +16,6 @@ K = [1, 2, 31, 33, 64, 384, 1000]
 CORNERS = {(M[i % len(M)], N[i % len(N)], k) for i, k in enumerate(K)}
 SHAPES = sorted(CORNERS | {(m, 40, 33) for m in M} | {(33, n, 64) for n in N})
 EPS = torch.finfo(torch.float32).eps
-# vdpbf16ps is chosen inside a row of the table, so that both its ways are variants here.
-VARIANTS = ("amx", "avx512bf16", "avx512vnni", "avx2", "scalar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +48,28 @@ class Linear:
         x[:m, :k] = x_MK
         stride = n + 3
         out = torch.full((offset + m * stride,), torch.nan, dtype=dtype)[offset:]
-        row_begin, row_end, _ = rows.indices(m)
-        block_begin, block_end, _ = blocks.indices(packed.shape[0])
-        native.load().linear_bf16(
-            dispatch.isa_index(self.variant.replace("bf16", "vnni")),
-            self.variant == "avx512vnni",
-            x.data_ptr(),
-            x_stride,
-            k,
-            packed.data_ptr(),
-            bias.data_ptr(),
-            out.data_ptr(),
-            stride,
-            n,
-            gelu,
-            dtype == torch.bfloat16,
-            row_begin,
-            row_end,
-            block_begin,
-            block_end,
+        module = native.load()
+        op = module.LinearBf16(
+            x=x.data_ptr(),
+            x_stride=x_stride,
+            weight=packed.data_ptr(),
+            bias=bias.data_ptr(),
+            y=out.data_ptr(),
+            out_stride=stride,
+            n=n,
+            k_padded=padded,
+            activation=module.Activation["gelu" if gelu else "none"],
+            output=module.Output["bf16" if dtype == torch.bfloat16 else "f32"],
         )
+        module.linear_bf16(self.variant, op, *rows.indices(m)[:2], *blocks.indices(packed.shape[0])[:2])
         assert out.view(m, stride)[:, n:].isnan().all(), "wrote past the last column"
         return out.view(m, stride)[:, :n]
 
 
-@pytest.fixture(params=VARIANTS)
-def linear(request):
-    """The operator by one variant that this machine supports; the others are skipped by name."""
-    supported = {row.name: row.supported for row in dispatch.isa_table()}
-    features = dispatch.cpu_features()
-    supported["avx512bf16"] = supported["avx512vnni"] and features["avx512_bf16"]
-    supported["amx"] &= features["amx_bf16"]
-    if not supported[request.param]:
-        pytest.skip(f"this machine lacks {request.param}")
-    return Linear(request.param)
+@pytest.fixture
+def linear(linear_bf16_variant):
+    """The operator by one variant that this machine supports."""
+    return Linear(linear_bf16_variant)
 
 
 def problem(m, n, k):

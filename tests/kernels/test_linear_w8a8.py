@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import gelu as torch_gelu
 
-from bitwright.kernels import cpu, reference
+from bitwright.kernels import reference
+from bitwright.kernels.input_grid import InputGrid
 from bitwright.numerics.spec import SCHEMES
 from tests.kernels.conftest import POISON_CODE
 
@@ -134,7 +135,7 @@ def test_row_with_scale_nan_gives_nan_and_no_other_row_does(multiply, problem):
     assert y.isnan().sum() == 20
 
 
-GRIDS = [cpu.InputGrid(2, 0.031, -11, -128), cpu.InputGrid(2, 0.2, 0, -127)]
+GRIDS = [InputGrid("static", 0.031, -11, -128), InputGrid("static", 0.2, 0, -127)]
 
 
 def quantized(y, grid, shift, multiplier):
@@ -179,7 +180,7 @@ def test_codes_are_clipped_whatever_the_value(multiply):
     n = len(x)
     numbers = torch.full((1, 1), 128, dtype=torch.uint8), torch.zeros(n, 1, dtype=torch.int8)
     rest = torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.ones(n), x
-    codes = multiply(*numbers, *rest, grid=cpu.InputGrid(2, 1.0, 0, -127))[0].int() - 128
+    codes = multiply(*numbers, *rest, grid=InputGrid("static", 1.0, 0, -127))[0].int() - 128
     assert codes.tolist() == [127, 127, 127, 127, 0, 2, 0, -127, -127, -127, -127, 2]
 
 

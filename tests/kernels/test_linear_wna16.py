@@ -1,6 +1,7 @@
 """Every variant of linear_wna16: the reference's panel bit by bit, and then what linear_bf16 makes of that weight."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -74,25 +75,41 @@ class Packed:
         zero = None if q.zero_point_NG is None else layouts.pack_groups(q.zero_point_NG)
         return cls(codes, levels, layouts.pack_groups(q.scale_NG), zero, k, q.spec.group_size or k)
 
-    def addresses(self) -> tuple[int, int, int, int]:
+    def contract(self) -> Any:
+        """As the native functions take it."""
         codes, levels, scale, zero = (
             0 if t is None else t.data_ptr() for t in (self.codes, self.levels, self.scale, self.zero)
         )
-        return codes, levels, scale, zero
+        return native.load().Wna16(codes=codes, levels=levels, scale=scale, zero=zero, k=self.k, group=self.group)
 
 
-def unpack(isa: str, q: QTensor, block: int = 0, count: int | None = None) -> Tensor:
+def unpack(variant: str, q: QTensor, block: int = 0, count: int | None = None) -> Tensor:
     """The panel of some blocks of columns: bfloat16 (count, K/2, 16, 2)."""
     n, k = q.shape
     packed, blocks = Packed.of(q), -(-n // 16)
     count = blocks if count is None else count
     height = count * 16 * (k + -k % 32)
     panel = torch.full((height + 64,), torch.nan, dtype=torch.bfloat16)
-    native.load().unpack_wna16(
-        dispatch.isa_index(isa), *packed.addresses(), k, packed.group, block, count, panel.data_ptr()
-    )
+    native.load().unpack_wna16(variant, packed.contract(), block, count, panel.data_ptr())
     assert panel[height:].isnan().all(), "wrote past the panel"
     return panel[:height].view(count, -1, 16, 2)
+
+
+def product(x: Tensor, weight: int, bias: Tensor, y: Tensor, n: int, *, gelu: bool) -> Any:
+    """The contract of linear_bf16: x [M, K32], y [M, at least n]; weight: an address, 0 for one that is left out."""
+    module = native.load()
+    return module.LinearBf16(
+        x=x.data_ptr(),
+        x_stride=x.stride(0),
+        weight=weight,
+        bias=bias.data_ptr(),
+        y=y.data_ptr(),
+        out_stride=y.stride(0),
+        n=n,
+        k_padded=x.shape[1],
+        activation=module.Activation["gelu" if gelu else "none"],
+        output=module.Output["bf16" if y.dtype == torch.bfloat16 else "f32"],
+    )
 
 
 def multiply(
@@ -116,27 +133,9 @@ def multiply(
     bytes_ = module.wna16_scratch_bytes(k)
     scratch = torch.full((bytes_ + 128,), 0xFF, dtype=torch.uint8)  # NaN in bf16
     aligned = -scratch.data_ptr() % 64
-    row_begin, row_end, _ = rows.indices(m)
-    block_begin, block_end, _ = blocks.indices(-(-n // 16))
-    module.linear_wna16(
-        dispatch.isa_index(isa),
-        x.data_ptr(),
-        padded,
-        k,
-        *packed.addresses(),
-        packed.group,
-        bias.data_ptr(),
-        y.data_ptr(),
-        n + 3,
-        n,
-        gelu,
-        dtype == torch.bfloat16,
-        scratch.data_ptr() + aligned,
-        row_begin,
-        row_end,
-        block_begin,
-        block_end,
-    )
+    op = module.LinearWna16(linear=product(x, 0, bias, y, n, gelu=gelu), weight=packed.contract())
+    ranges = *rows.indices(m)[:2], *blocks.indices(-(-n // 16))[:2]
+    module.linear_wna16(dispatch.native_isa(isa), op, *ranges, scratch.data_ptr() + aligned)
     assert y[:, n:].isnan().all(), "wrote past the last column"
     assert (scratch[aligned + bytes_ :] == 0xFF).all(), "wrote past its scratch"
     return y[:, :n]
@@ -155,26 +154,28 @@ def problem(m: int, n: int, k: int, spec: QuantSpec = INT4) -> tuple[Tensor, QTe
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("n", "k", "group"), SHAPES)
-def test_the_panel_is_the_reference_bit_by_bit(isa: str, grid: str, n: int, k: int, group: int | None) -> None:
+def test_the_panel_is_the_reference_bit_by_bit(
+    linear_wna16_variant: str, grid: str, n: int, k: int, group: int | None
+) -> None:
     q = weight(n, k, replace(GRIDS[grid], group_size=group))
-    panel = unpack(isa, q)
+    panel = unpack(linear_wna16_variant, q)
     assert torch.equal(layouts.unpack_bf16(panel, n, k), exact(q))
     assert not layouts.unpack_bf16(panel, -(-n // 16) * 16, k + -k % 32)[:, k:].any(), "zero beyond K"
     assert not layouts.unpack_bf16(panel, -(-n // 16) * 16, k)[n:].any(), "zero beyond N"
 
 
-def test_the_panel_begins_at_any_block(isa: str) -> None:
+def test_the_panel_begins_at_any_block(linear_wna16_variant: str) -> None:
     q = weight(100, 96, QuantSpec(bits=4, symmetric=False, group_size=32))
-    whole = unpack(isa, q)
+    whole = unpack(linear_wna16_variant, q)
     for block, count in ((0, 1), (3, 2), (6, 1)):
-        assert torch.equal(unpack(isa, q, block, count), whole[block : block + count])
+        assert torch.equal(unpack(linear_wna16_variant, q, block, count), whole[block : block + count])
 
 
-def test_halves_go_to_even_and_scales_may_be_extreme(isa: str) -> None:
+def test_halves_go_to_even_and_scales_may_be_extreme(linear_wna16_variant: str) -> None:
     scale = torch.tensor([2**-120, 1e-30, 1.0 + 2**-8, 3.0 + 2**-7, 1.5e37]).repeat_interleave(16)[:, None]
     codes = torch.arange(-8, 8, dtype=torch.int8).repeat(80, 2)
     q = QTensor(codes, scale, None, INT4)
-    assert torch.equal(layouts.unpack_bf16(unpack(isa, q), 80, 32), exact(q))
+    assert torch.equal(layouts.unpack_bf16(unpack(linear_wna16_variant, q), 80, 32), exact(q))
 
 
 @pytest.mark.parametrize("grid", ["int4", "int4 asymmetric", "int8", "nf4"])
@@ -195,12 +196,10 @@ def test_as_good_as_float32_sums_in_torch(
 
 def linear_bf16(isa: str, x_MK: Tensor, w_NK: Tensor, bias_N: Tensor, *, gelu: bool, dtype: torch.dtype) -> Tensor:
     """That operator, whose M, K are whole blocks here."""
-    (m, k), n = x_MK.shape, len(w_NK)
+    m, n = len(x_MK), len(w_NK)
     weight, bias, y = layouts.pack_bf16(w_NK), layouts.pad_columns(bias_N), torch.empty(m, n, dtype=dtype)
-    native.load().linear_bf16(
-        dispatch.isa_index(isa), False, x_MK.data_ptr(), k, k, weight.data_ptr(), bias.data_ptr(), y.data_ptr(), n, n,
-        gelu, dtype == torch.bfloat16, 0, m, 0, -(-n // 16),
-    )  # fmt: skip
+    op = product(x_MK, weight.data_ptr(), bias, y, n, gelu=gelu)
+    native.load().linear_bf16(dispatch.chosen("linear_bf16", isa), op, 0, m, 0, -(-n // 16))
     return y
 
 

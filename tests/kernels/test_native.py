@@ -1,9 +1,12 @@
-"""One OpenMP runtime and one pool of threads, shared with torch, whoever is imported first."""
+"""One OpenMP runtime and one pool of threads, shared with torch, whoever is imported first; and what the module takes:
+structs with named fields, enumerations by name, variants by their tables."""
 
 import subprocess
 import sys
 
 import pytest
+
+from bitwright.kernels import dispatch, native
 
 LOAD_TORCH = "import torch"
 LOAD_NATIVE = "from bitwright.kernels import native; assert native.load_error() is None, native.load_error()"
@@ -49,3 +52,64 @@ torch.ones(2000, 2000).exp()
 print(alone, two, threads() - before)
 """
     assert run_python(code) == ["0", "1", "1"]
+
+
+FIELDS = {
+    "x": 64, "residual": 0, "sum": 0, "y": 64, "weight": 64, "bias": 0, "stride": 8, "n": 8, "eps": 1e-5
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {name: value for name, value in FIELDS.items() if name != "bias"},
+        FIELDS | {"axis": 0},
+        FIELDS | {"x": 64.0},
+        FIELDS | {"x": None},
+        FIELDS | {"n": 8.0},
+        FIELDS | {"n": -8},
+        FIELDS | {"n": "8"},
+    ],
+)
+def test_a_struct_is_built_of_all_its_fields_each_of_its_type(fields):
+    module = native.load()
+    module.Norm(**FIELDS)
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        module.Norm(**fields)
+    with pytest.raises(TypeError):
+        module.Norm(*FIELDS.values())
+
+
+def test_a_choice_is_a_member_of_its_enumeration():
+    module = native.load()
+    for choice in (0, "relu", module.WordKind.f32):
+        with pytest.raises(TypeError):
+            module.activate_row("scalar", 64, False, choice, 0)
+
+
+def test_instruction_sets_have_their_names_best_first():
+    module = native.load()
+    assert [name for name, _ in module.isas()] == [isa.name for isa in module.Isa] == list(dispatch.ISAS)
+    assert [dispatch.native_isa(name).name for name in dispatch.ISAS] == list(dispatch.ISAS)
+
+
+@pytest.mark.parametrize("operator", dispatch.operators())
+def test_what_is_chosen_is_supported_and_within_the_instruction_set(operator):
+    rows = {row.name: row for row in dispatch.variants(operator)}
+    for isa in (row.name for row in dispatch.isa_table() if row.supported):
+        name = dispatch.chosen(operator, isa)
+        if name is None:
+            assert operator in ("gram", "peak_int8"), "every other operator has a scalar variant"
+        else:
+            assert rows[name].supported
+            assert dispatch.ISAS.index(rows[name].isa) >= dispatch.ISAS.index(isa)
+
+
+def test_a_variant_that_is_unknown_or_not_supported_is_refused():
+    module = native.load()
+    with pytest.raises(ValueError, match="no variant is named sse"):
+        module.round_row("sse", 0, 0, 0)
+    with pytest.raises(KeyError, match="softmax"):
+        module.variants("softmax")
+    for operator in ("norm", "quantize_rows"):
+        assert [row.name for row in dispatch.variants(operator)] == ["avx512", "avx2", "scalar"]

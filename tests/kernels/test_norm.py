@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitwright.kernels import dispatch, native, reference
 
-ISAS = [row.name for row in dispatch.isa_table() if row.supported]
+VARIANTS = [row.name for row in dispatch.variants("norm") if row.supported]
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,20 @@ class Problem:
     bias: Tensor | None
     n: int
 
-    def run(self, isa: str, rows: slice, *, keep_sum: bool) -> tuple[Tensor, Tensor]:
+    def run(self, variant: str, rows: slice, *, keep_sum: bool) -> tuple[Tensor, Tensor]:
         y, total = torch.full_like(self.x, torch.nan), torch.full_like(self.x, torch.nan)
-        native.load().norm(
-            dispatch.isa_index(isa), self.x.data_ptr(), _address(self.residual), total.data_ptr() if keep_sum else 0,
-            y.data_ptr(), self.weight.data_ptr(), _address(self.bias), self.x.stride(0), self.n, 1e-5, rows.start,
-            rows.stop,
-        )  # fmt: skip
+        op = native.load().Norm(
+            x=self.x.data_ptr(),
+            residual=_address(self.residual),
+            sum=total.data_ptr() if keep_sum else 0,
+            y=y.data_ptr(),
+            weight=self.weight.data_ptr(),
+            bias=_address(self.bias),
+            stride=self.x.stride(0),
+            n=self.n,
+            eps=1e-5,
+        )
+        native.load().norm(variant, op, rows.start, rows.stop)
         return total, y
 
 
@@ -47,12 +54,11 @@ def problem(n: int, *, residual: bool, bias: bool, offset: float = 0.0) -> Probl
     return Problem(x, added, weight, torch.randn(n, generator=generator) if bias else None, n)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 33, 384, 1000])
 @pytest.mark.parametrize(("residual", "keep_sum", "bias"), [(True, True, True), (True, False, True), (False,) * 3])
-def test_definition(isa: str, n: int, residual: bool, keep_sum: bool, bias: bool) -> None:
+def test_definition(norm_variant: str, n: int, residual: bool, keep_sum: bool, bias: bool) -> None:
     given = problem(n, residual=residual, bias=bias, offset=3.0)
-    total, y = given.run(isa, slice(0, 7), keep_sum=keep_sum)
+    total, y = given.run(norm_variant, slice(0, 7), keep_sum=keep_sum)
     operands = [None if t is None else t[..., :n].double() for t in (given.x, given.residual, given.weight, given.bias)]
     x, added, weight, bias_N = operands
     assert x is not None
@@ -71,19 +77,18 @@ def test_definition(isa: str, n: int, residual: bool, keep_sum: bool, bias: bool
 @pytest.mark.parametrize("n", [17, 384])
 def test_every_variant_gives_the_same_bits(n: int) -> None:
     given = problem(n, residual=True, bias=True)
-    results = [given.run(isa, slice(0, 7), keep_sum=True)[1][:, :n] for isa in ISAS]
+    results = [given.run(variant, slice(0, 7), keep_sum=True)[1][:, :n] for variant in VARIANTS]
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_only_the_asked_rows_are_written_and_nan_stays_in_its_row(isa: str) -> None:
+def test_only_the_asked_rows_are_written_and_nan_stays_in_its_row(norm_variant: str) -> None:
     given = problem(40, residual=True, bias=True)
-    whole = given.run(isa, slice(0, 7), keep_sum=False)[1]
-    part = given.run(isa, slice(2, 5), keep_sum=False)[1]
+    whole = given.run(norm_variant, slice(0, 7), keep_sum=False)[1]
+    part = given.run(norm_variant, slice(2, 5), keep_sum=False)[1]
     assert torch.equal(part[2:5, :40], whole[2:5, :40])
     assert part[:2].isnan().all()
     assert part[5:].isnan().all()
     given.x[3, 7] = torch.inf
-    poisoned = given.run(isa, slice(0, 7), keep_sum=False)[1]
+    poisoned = given.run(norm_variant, slice(0, 7), keep_sum=False)[1]
     assert poisoned[3, :40].isnan().all()
     assert torch.equal(poisoned[4:, :40], whole[4:, :40])

@@ -4,16 +4,8 @@
 
 #include <vector>
 
-#include "attention/contract.h"
-#include "cpu.h"
+#include "dispatch.h"
 #include "fill.h"
-#include "gram/contract.h"
-#include "linear_bf16/contract.h"
-#include "linear_w8a8/contract.h"
-#include "linear_wna16/contract.h"
-#include "norm/contract.h"
-#include "quantize_rows/contract.h"
-#include "rows/contract.h"
 #include "soak.h"
 
 namespace {
@@ -47,31 +39,31 @@ void make_special(Random& random, Exact& values, size_t begin, size_t k) {
     for (size_t i = 0; i < k; ++i) *values.at<float>(begin + i) *= factor;
 }
 
-void soak_quantize_rows(Random& random, int isa) {
+void soak_quantize_rows(Random& random, QuantizeRowsFn* fn) {
     const size_t m = random.between(1, 40), k = random.between(1, random.one_in(8) ? 1100 : 200),
                  x_stride = k + random.between(0, 5), stride = code_stride(k);
     const bool bf16 = random.one_in(2), transformed = random.one_in(2);
     const QuantizeMode mode = QuantizeMode(random.between(0, 2));
-    const bool symmetric = mode == kSymmetric || (mode == kStatic && random.one_in(2));
+    const bool symmetric = mode == QuantizeMode::kSymmetric || (mode == QuantizeMode::kStatic && random.one_in(2));
     const size_t count = (m - 1) * x_stride + k;
     Exact x = bf16 ? bf16s(random, count, 1.0f) : floats(random, count, 1.0f);
     for (size_t row = 0; row < m && !bf16; ++row) make_special(random, x, row * x_stride, k);
     const Transform transform(random, k, round_up(k, 64));
     Exact codes[2], scale[2], zero[2];
-    QuantizeRows op{x.at<void>(),
-                    bf16,
-                    x_stride,
-                    k,
-                    transformed ? transform.shift.at<float>() : nullptr,
-                    transformed ? transform.multiplier.at<float>() : nullptr,
-                    nullptr,
-                    stride,
-                    nullptr,
-                    nullptr,
-                    mode,
-                    0.01f,
-                    symmetric ? 0 : int(random.between(0, 255)) - 128,
-                    symmetric ? -127 : -128};
+    QuantizeRows op{.x = x.at<void>(),
+                    .bf16 = bf16,
+                    .x_stride = x_stride,
+                    .k = k,
+                    .shift = transformed ? transform.shift.at<float>() : nullptr,
+                    .multiplier = transformed ? transform.multiplier.at<float>() : nullptr,
+                    .codes = nullptr,
+                    .code_stride = stride,
+                    .scale = nullptr,
+                    .zero_point = nullptr,
+                    .mode = mode,
+                    .static_scale = 0.01f,
+                    .static_zero_point = symmetric ? 0 : int(random.between(0, 255)) - 128,
+                    .code_min = symmetric ? -127 : -128};
     for (int variant = 0; variant < 2; ++variant) {
         codes[variant] = room<uint8_t>(random, (m - 1) * stride + round_up(k, 64));
         scale[variant] = room<float>(random, m);
@@ -79,13 +71,17 @@ void soak_quantize_rows(Random& random, int isa) {
         op.codes = codes[variant].at<uint8_t>();
         op.scale = scale[variant].at<float>();
         op.zero_point = zero[variant].at<int32_t>();
-        const QuantizeRowsFn fn = quantize_rows_for(variant ? isa : kScalar);
-        in_parts(random, m, 1, [&](size_t begin, size_t end) { fn(&op, begin, end); });
+        QuantizeRowsFn* each = variant ? fn : quantize_rows_scalar;
+        in_parts(random, m, 1, [&](size_t begin, size_t end) { each(&op, begin, end); });
     }
     must_equal(codes[1], codes[0], "quantize_rows", "codes");
     must_equal(scale[1], scale[0], "quantize_rows", "scale");
     must_equal(zero[1], zero[0], "quantize_rows", "zero_point");
 }
+
+Activation random_activation(Random& random) { return random.one_in(2) ? Activation::kGelu : Activation::kNone; }
+
+size_t value_bytes(Output output) { return output == Output::kCodes ? 1 : output == Output::kBf16 ? 2 : 4; }
 
 // A linear's output computed at once, and in parts by rows and by column blocks, the parts in two buffers of one size.
 template <class Op, class Fn>
@@ -103,7 +99,7 @@ void soak_cut(Random& random, Op& op, size_t m, size_t element, Fn fn, const cha
     must_equal(y[1], y[0], what, "cut otherwise");
 }
 
-void soak_linear_w8a8(Random& random, LinearW8A8Fn fn) {
+void soak_linear_w8a8(Random& random, LinearW8A8Fn* fn) {
     const size_t m = random.between(1, 100), n = random.between(1, 200), k = random.between(1, 300),
                  k_padded = round_up(k, 64), stride = code_stride(k);
     const Int8Weight w(random, n, k);
@@ -111,67 +107,63 @@ void soak_linear_w8a8(Random& random, LinearW8A8Fn fn) {
                 scale = floats(random, m, 0.0f, 0.02f), zero = room<int32_t>(random, m);
     const Transform transform(random, n, round_up(n, 16));
     const bool transformed = random.one_in(2);
-    const OutputGrid grid{transformed ? transform.shift.at<float>() : nullptr,
-                          transformed ? transform.multiplier.at<float>() : nullptr, 0.02f, 3, -128};
     for (size_t i = 0; i < m; ++i) *zero.at<int32_t>(i) = int32_t(random.between(0, 255)) - 128;
-    LinearW8A8 op{codes.at<uint8_t>(),
-                  stride,
-                  scale.at<float>(),
-                  zero.at<int32_t>(),
-                  w.weight.at<int8_t>(),
-                  w.colsum.at<int32_t>(),
-                  w.scale.at<float>(),
-                  w.bias.at<float>(),
-                  nullptr,
-                  nullptr,
-                  n + random.between(0, 40),
-                  n,
-                  k_padded,
-                  random.one_in(2),
-                  random.one_in(3),
-                  nullptr};
-    if (!op.bf16 && random.one_in(2)) op.grid = &grid;
+    static constexpr Output outputs[] = {Output::kF32, Output::kBf16, Output::kCodes};
+    LinearW8A8 op{.codes = codes.at<uint8_t>(),
+                  .code_stride = stride,
+                  .scale_m = scale.at<float>(),
+                  .zero_m = zero.at<int32_t>(),
+                  .weight = w.weight.at<int8_t>(),
+                  .colsum = w.colsum.at<int32_t>(),
+                  .scale_n = w.scale.at<float>(),
+                  .bias = w.bias.at<float>(),
+                  .y = nullptr,
+                  .out_stride = n + random.between(0, 40),
+                  .n = n,
+                  .k_padded = k_padded,
+                  .activation = random_activation(random),
+                  .output = outputs[random.between(0, 2)],
+                  .grid = {transformed ? transform.shift.at<float>() : nullptr,
+                           transformed ? transform.multiplier.at<float>() : nullptr, 0.02f, 3, -128}};
     const auto compute = [fn](LinearW8A8& p, size_t row, size_t row_end, size_t block, size_t block_end) {
         fn(&p, row, row_end, block, block_end);
     };
-    soak_cut(random, op, m, op.bf16 ? 2 : op.grid ? 1 : 4, compute, "linear_w8a8");
+    soak_cut(random, op, m, value_bytes(op.output), compute, "linear_w8a8");
 
-    op.gelu = op.bf16 = false;
-    op.grid = nullptr;
-    const bool sums = random.one_in(2);
+    op.activation = Activation::kNone;
+    op.output = random.one_in(2) ? Output::kSums : Output::kF32;
     Exact y[2];
     for (int variant = 0; variant < 2; ++variant) {
         y[variant] = room<float>(random, (m - 1) * op.out_stride + n);
         op.y = y[variant].at<void>();
-        op.sums = sums ? y[variant].at<int32_t>() : nullptr;
         (variant ? fn : linear_w8a8_scalar)(&op, 0, m, 0, round_up(n, 16) / 16);
     }
-    must_equal(y[1], y[0], "linear_w8a8", sums ? "sums" : "values");
+    must_equal(y[1], y[0], "linear_w8a8", op.output == Output::kSums ? "sums" : "values");
 }
 
-void soak_linear_bf16(Random& random, LinearBf16Fn fn) {
+void soak_linear_bf16(Random& random, LinearBf16Fn* fn) {
     const size_t m = random.between(1, 100), n = random.between(1, 200),
                  k = random.between(1, random.one_in(8) ? 600 : 200), k_padded = round_up(k, 32),
                  stride = k_padded + random.between(0, 20);
     const Bf16Weight w(random, n, k);
     Exact x = bf16s(random, (round_up(m, 16) - 1) * stride + k_padded, 1.0f);
-    LinearBf16 op{x.at<uint16_t>(),
-                  stride,
-                  w.weight.at<uint16_t>(),
-                  w.bias.at<float>(),
-                  nullptr,
-                  n + random.between(0, 40),
-                  n,
-                  k_padded,
-                  random.one_in(2),
-                  random.one_in(2)};
+    LinearBf16 op{.x = x.at<uint16_t>(),
+                  .x_stride = stride,
+                  .weight = w.weight.at<uint16_t>(),
+                  .bias = w.bias.at<float>(),
+                  .y = nullptr,
+                  .out_stride = n + random.between(0, 40),
+                  .n = n,
+                  .k_padded = k_padded,
+                  .activation = random_activation(random),
+                  .output = random.one_in(2) ? Output::kBf16 : Output::kF32};
     const auto compute = [fn](LinearBf16& p, size_t row, size_t row_end, size_t block, size_t block_end) {
         fn(&p, row, row_end, block, block_end);
     };
-    soak_cut(random, op, m, op.bf16 ? 2 : 4, compute, "linear_bf16");
+    soak_cut(random, op, m, value_bytes(op.output), compute, "linear_bf16");
 }
 
-void soak_linear_wna16(Random& random, int isa) {
+void soak_linear_wna16(Random& random, Isa isa) {
     const size_t m = random.between(1, 100), n = random.between(1, 200),
                  k = random.one_in(2) ? 8 * random.between(1, 60) : random.between(1, 200), k_padded = round_up(k, 32),
                  stride = k_padded + random.between(0, 20), blocks = round_up(n, 16) / 16;
@@ -183,8 +175,16 @@ void soak_linear_wna16(Random& random, int isa) {
         void* y;
     };
     Both op{};
-    op.linear = {x.at<uint16_t>(),          stride, nullptr,  w.bias.at<float>(), nullptr,
-                 n + random.between(0, 40), n,      k_padded, random.one_in(2),   random.one_in(2)};
+    op.linear = {.x = x.at<uint16_t>(),
+                 .x_stride = stride,
+                 .weight = nullptr,
+                 .bias = w.bias.at<float>(),
+                 .y = nullptr,
+                 .out_stride = n + random.between(0, 40),
+                 .n = n,
+                 .k_padded = k_padded,
+                 .activation = random_activation(random),
+                 .output = random.one_in(2) ? Output::kBf16 : Output::kF32};
     op.weight = w.weight;
     op.out_stride = op.linear.out_stride;
     op.n = n;
@@ -192,17 +192,18 @@ void soak_linear_wna16(Random& random, int isa) {
         p.linear.y = p.y;
         linear_wna16(isa, &p, row, row_end, block, block_end, scratch.at<void>());
     };
-    soak_cut(random, op, m, op.linear.bf16 ? 2 : 4, compute, "linear_wna16");
+    soak_cut(random, op, m, value_bytes(op.linear.output), compute, "linear_wna16");
     Exact panel[2];
     for (int variant = 0; variant < 2; ++variant) {
         panel[variant] = room<uint16_t>(random, blocks * 16 * k_padded, 64);
-        unpack_wna16_for(variant ? isa : kScalar)(&w.weight, 0, blocks, panel[variant].at<uint16_t>());
+        (variant ? best(linear_wna16_variants, isa) : unpack_wna16_scalar)(&w.weight, 0, blocks,
+                                                                           panel[variant].at<uint16_t>());
     }
     must_equal(panel[1], panel[0], "linear_wna16", "panel");
 }
 
 // Each operator on rows, by the variant and by the scalar one: the same bits.
-void soak_rows(Random& random, int isa) {
+void soak_rows(Random& random, const RowOperators& rows_of_variant) {
     const size_t n = random.between(1, 300), half = random.between(1, 40), heads = random.between(1, 4);
     const Exact a = floats(random, n, 2.0f), b = floats(random, n, 1.0f), c = floats(random, n, 1.0f),
                 a16 = bf16s(random, n, 2.0f), b16 = bf16s(random, n, 1.0f), codes = bytes<uint8_t>(random, n),
@@ -212,12 +213,15 @@ void soak_rows(Random& random, int isa) {
     const void* word = kind == WordKind::kF32    ? a.at<void>()
                        : kind == WordKind::kBf16 ? a16.at<void>()
                                                  : codes.at<void>();
-    const EmbedRow row{word, kind, 0.1f, random.one_in(2) ? b.at<float>() : nullptr,
-                       random.one_in(2) ? c.at<float>() : nullptr};
+    const EmbedRow row{.word = word,
+                       .kind = kind,
+                       .scale = 0.1f,
+                       .position = random.one_in(2) ? b.at<float>() : nullptr,
+                       .type = random.one_in(2) ? c.at<float>() : nullptr};
     const Function function = Function(random.between(0, 3));
     Exact out[2], out16[2], rotated[2];
     for (int variant = 0; variant < 2; ++variant) {
-        const RowOperators& rows = rows_for(variant ? isa : kScalar);
+        const RowOperators& rows = variant ? rows_of_variant : kRowsScalar;
         Exact &y = out[variant] = room<float>(random, 4 * n), &y16 = out16[variant] = room<uint16_t>(random, 4 * n);
         rows.embed(row, y.at<float>(), n);
         rows.widen(a16.at<uint16_t>(), y.at<float>(n), n);
@@ -238,35 +242,35 @@ void soak_rows(Random& random, int isa) {
     must_equal(rotated[1], rotated[0], "rows", "rotate");
 }
 
-void soak_norm(Random& random, int isa) {
+void soak_norm(Random& random, NormFn* fn) {
     const size_t m = random.between(1, 30), n = random.between(1, 300), stride = n + random.between(0, 20),
                  count = (m - 1) * stride + n;
     const Exact x = floats(random, count, 1.0f, 0.5f), residual = floats(random, count, 1.0f),
                 weight = floats(random, n, 0.1f, 1.0f), bias = floats(random, n, 0.1f);
     const bool kept = random.one_in(2);
-    Norm op{x.at<float>(),
-            random.one_in(2) ? residual.at<float>() : nullptr,
-            nullptr,
-            nullptr,
-            weight.at<float>(),
-            random.one_in(2) ? bias.at<float>() : nullptr,
-            stride,
-            n,
-            1e-5f};
+    Norm op{.x = x.at<float>(),
+            .residual = random.one_in(2) ? residual.at<float>() : nullptr,
+            .sum = nullptr,
+            .y = nullptr,
+            .weight = weight.at<float>(),
+            .bias = random.one_in(2) ? bias.at<float>() : nullptr,
+            .stride = stride,
+            .n = n,
+            .eps = 1e-5f};
     Exact y[2], sum[2];
     for (int variant = 0; variant < 2; ++variant) {
         y[variant] = room<float>(random, count);
         sum[variant] = room<float>(random, count);
         op.y = y[variant].at<float>();
         op.sum = kept ? sum[variant].at<float>() : nullptr;
-        const NormFn fn = norm_for(variant ? isa : kScalar);
-        in_parts(random, m, 1, [&](size_t begin, size_t end) { fn(&op, begin, end); });
+        NormFn* each = variant ? fn : norm_scalar;
+        in_parts(random, m, 1, [&](size_t begin, size_t end) { each(&op, begin, end); });
     }
     must_equal(y[1], y[0], "norm", "y");
     must_equal(sum[1], sum[0], "norm", "sum");
 }
 
-void soak_attention(Random& random, AttentionFn fn) {
+void soak_attention(Random& random, AttentionFn* fn) {
     const size_t tokens = random.between(1, random.one_in(4) ? 200 : 50), heads = random.between(1, 3),
                  size = 8 * random.between(1, random.one_in(8) ? 32 : 10), width = heads * size,
                  stride = 3 * width + random.between(0, 9), out_stride = width + random.between(0, 9);
@@ -279,19 +283,19 @@ void soak_attention(Random& random, AttentionFn fn) {
     if (random.one_in(8))
         *qkv.at<uint16_t>(random.between(0, tokens - 1) * stride) = random.one_in(2) ? 0x7f80 : 0x7fc0;
     const uint16_t* q = qkv.at<uint16_t>();
-    Attention op{q,
-                 q + width,
-                 q + 2 * width,
-                 stride,
-                 nullptr,
-                 out_stride,
-                 tokens,
-                 size,
-                 0.3f,
-                 random.one_in(2) ? bias.at<float>(by_distance ? tokens - 1 : 0) : nullptr,
-                 bias_stride,
-                 by_distance ? -1 : ptrdiff_t(bias_row),
-                 random.one_in(2) ? kNoWindow : random.between(0, 64)};
+    Attention op{.q = q,
+                 .k = q + width,
+                 .v = q + 2 * width,
+                 .stride = stride,
+                 .out = nullptr,
+                 .out_stride = out_stride,
+                 .tokens = tokens,
+                 .head_size = size,
+                 .scale = 0.3f,
+                 .bias = random.one_in(2) ? bias.at<float>(by_distance ? tokens - 1 : 0) : nullptr,
+                 .bias_stride = bias_stride,
+                 .bias_query_step = by_distance ? -1 : ptrdiff_t(bias_row),
+                 .window = random.one_in(2) ? kNoWindow : random.between(0, 64)};
     Exact out[2];
     for (Exact& each : out) each = room<uint16_t>(random, (tokens - 1) * out_stride + width);
     op.out = out[0].at<uint16_t>();
@@ -310,7 +314,7 @@ void soak_attention(Random& random, AttentionFn fn) {
     must_equal(out[1], out[0], "attention", "cut otherwise");
 }
 
-void soak_gram(Random& random, const GramVariant& variant) {
+void soak_gram(Random& random, const GramKernels& kernels) {
     const size_t m = random.between(1, random.one_in(4) ? 1100 : 100),
                  k = random.between(1, random.one_in(4) ? 500 : 100), stride = k + random.between(0, 5),
                  blocks = 2 * gram_panels(k);
@@ -325,45 +329,52 @@ void soak_gram(Random& random, const GramVariant& variant) {
         sums[cut] = room<double>(random, k);
         memset(sums[cut].at<void>(), 0, sums[cut].bytes());
         memset(magnitude.at<void>(), 0, magnitude.bytes());
-        const Gram op{x.at<void>(),
-                      bf16,
-                      stride,
-                      m,
-                      k,
-                      packed.at<uint16_t>(),
-                      low.at<float>(),
-                      high.at<float>(),
-                      sums[cut].at<double>(),
-                      magnitude.at<double>(),
-                      gram[cut].at<float>()};
+        const Gram op{.x = x.at<void>(),
+                      .bf16 = bf16,
+                      .x_stride = stride,
+                      .m = m,
+                      .k = k,
+                      .packed = packed.at<uint16_t>(),
+                      .low = low.at<float>(),
+                      .high = high.at<float>(),
+                      .sum = sums[cut].at<double>(),
+                      .sum_abs = magnitude.at<double>(),
+                      .gram = gram[cut].at<float>()};
         if (cut) {
-            in_parts(random, blocks, 2, [&](size_t begin, size_t end) { variant.pack(&op, begin, end); });
-            in_parts(random, gram_squares(k), 1, [&](size_t begin, size_t end) { variant.multiply(&op, begin, end); });
+            in_parts(random, blocks, 2, [&](size_t begin, size_t end) { kernels.pack(&op, begin, end); });
+            in_parts(random, gram_squares(k), 1, [&](size_t begin, size_t end) { kernels.multiply(&op, begin, end); });
         } else {
-            variant.pack(&op, 0, blocks);
-            variant.multiply(&op, 0, gram_squares(k));
+            kernels.pack(&op, 0, blocks);
+            kernels.multiply(&op, 0, gram_squares(k));
         }
     }
     must_equal(gram[1], gram[0], "gram", "cut otherwise");
     must_equal(sums[1], sums[0], "gram", "sums");
 }
 
+// soak(kernel) of each variant of an instruction set, whether this processor would choose it or not; of the one that it
+// chooses where the operator has none of its own.
+template <class Kernel, class Soak>
+void soak_variants(Variants<Kernel> variants, Isa isa, Soak soak) {
+    bool own = false;
+    for (const Variant<Kernel>& variant : variants) {
+        if (variant.isa != isa || !runs(variant)) continue;
+        soak(variant.kernel);
+        own = true;
+    }
+    const Variant<Kernel>* chosen = best_variant(variants, isa);
+    if (!own && chosen) soak(chosen->kernel);
+}
+
 }  // namespace
 
-void soak_kernels(Random& random, int isa) {
-    soak_quantize_rows(random, isa);
-    soak_linear_w8a8(random, linear_w8a8_for(isa));
-    soak_linear_bf16(random, linear_bf16_for(isa));
+void soak_kernels(Random& random, Isa isa) {
+    soak_variants(quantize_rows_variants, isa, [&](QuantizeRowsFn* fn) { soak_quantize_rows(random, fn); });
+    soak_variants(linear_w8a8_variants, isa, [&](LinearW8A8Fn* fn) { soak_linear_w8a8(random, fn); });
+    soak_variants(linear_bf16_variants, isa, [&](LinearBf16Fn* fn) { soak_linear_bf16(random, fn); });
     soak_linear_wna16(random, isa);
-    soak_rows(random, isa);
-    soak_norm(random, isa);
-    soak_attention(random, attention_for(isa));
-    // What this processor does not choose by itself, but could run.
-    if (isa == kAvx2) soak_linear_w8a8(random, linear_w8a8_avx2);
-    if (isa == kAvx512Vnni) {
-        soak_linear_bf16(random, linear_bf16_avx512vnni);
-        soak_attention(random, attention_avx512vnni);
-        if (has_avx512_bf16()) soak_attention(random, attention_avx512bf16);
-    }
-    if (const GramVariant* variant = gram_for(isa)) soak_gram(random, *variant);
+    soak_variants(rows_variants, isa, [&](const RowOperators* rows) { soak_rows(random, *rows); });
+    soak_variants(norm_variants, isa, [&](NormFn* fn) { soak_norm(random, fn); });
+    soak_variants(attention_variants, isa, [&](AttentionFn* fn) { soak_attention(random, fn); });
+    soak_variants(gram_variants, isa, [&](const GramKernels& kernels) { soak_gram(random, kernels); });
 }

@@ -15,11 +15,11 @@ struct Sizes {
 };
 
 // The scalar variants, plain loops, are a hundred times as slow as the others.
-Sizes sizes_of(int isa) { return isa == kScalar ? Sizes{60, 32, 48} : Sizes{700, 150, 260}; }
+Sizes sizes_of(Isa isa) { return isa == Isa::kScalar ? Sizes{60, 32, 48} : Sizes{700, 150, 260}; }
 
 class Builder {
 public:
-    Builder(Random& random, int isa, size_t number)
+    Builder(Random& random, Isa isa, size_t number)
         : random_(random), isa_(isa), number_(number), most_(sizes_of(isa)), model_(new Model) {}
 
     std::unique_ptr<Model> build() {
@@ -50,7 +50,7 @@ private:
         size_t first, last;  // operators between which it is alive
     };
 
-    int buffer(Kind kind, size_t width, bool per_sequence = false) {
+    int buffer(BufferKind kind, size_t width, bool per_sequence = false) {
         buffers_.push_back({{kind, width, 0, per_sequence}, ops_.size(), ops_.size()});
         return int(buffers_.size()) - 1;
     }
@@ -74,14 +74,16 @@ private:
         vocabulary = random_.between(1, 60);
         types = random_.one_in(2) ? random_.between(1, 3) : 0;
         const size_t first = random_.between(0, 2), count = vocabulary * width;
-        Embed op{nullptr, nullptr, number_ % 3 == 1, nullptr, first, nullptr, buffer(Kind::kF32, width)};
-        if (number_ % 3 == 0) {
+        const WordKind kind[] = {WordKind::kInt8, WordKind::kBf16, WordKind::kF32};
+        Embed op{nullptr, kind[number_ % 3], nullptr, nullptr, first, nullptr, buffer(BufferKind::kF32, width)};
+        if (op.kind == WordKind::kInt8) {
             Exact codes = room<int8_t>(random_, count);
             for (size_t i = 0; i < count; ++i) *codes.at<int8_t>(i) = int8_t(random_.bits());
             op.words = keep<void>(std::move(codes));
             op.word_scale = keep<float>(floats(random_, vocabulary, 0.001f, 0.02f));
         } else {
-            op.words = keep<void>(op.words_bf16 ? bf16s(random_, count, 1.0f) : floats(random_, count, 1.0f));
+            op.words =
+                keep<void>(op.kind == WordKind::kBf16 ? bf16s(random_, count, 1.0f) : floats(random_, count, 1.0f));
         }
         if (random_.one_in(2)) op.positions = keep<float>(floats(random_, (first + most_.longest) * width, 0.5f));
         if (types) op.types = keep<float>(floats(random_, types * width, 0.5f));
@@ -89,14 +91,14 @@ private:
         return op.out;
     }
 
-    Grid grid(size_t k, size_t pad, QuantizeMode mode) {
-        const bool symmetric = mode == kSymmetric || (mode == kStatic && random_.one_in(2));
-        Grid grid{nullptr,
-                  nullptr,
-                  mode,
-                  0.03f,
-                  symmetric ? 0 : int32_t(random_.between(0, 255)) - 128,
-                  symmetric ? -127 : -128};
+    InputGrid grid(size_t k, size_t pad, QuantizeMode mode) {
+        const bool symmetric = mode == QuantizeMode::kSymmetric || (mode == QuantizeMode::kStatic && random_.one_in(2));
+        InputGrid grid{nullptr,
+                       nullptr,
+                       mode,
+                       0.03f,
+                       symmetric ? 0 : int32_t(random_.between(0, 255)) - 128,
+                       symmetric ? -127 : -128};
         if (random_.one_in(3)) {
             Transform transform(random_, k, round_up(k, pad));
             grid.shift = keep<float>(std::move(transform.shift));
@@ -105,13 +107,16 @@ private:
         return grid;
     }
 
-    Grid grid(size_t k) { return grid(k, 64, QuantizeMode(random_.between(0, 2))); }
+    Activation activation() { return random_.one_in(2) ? Activation::kGelu : Activation::kNone; }
+
+    InputGrid grid(size_t k) { return grid(k, 64, QuantizeMode(random_.between(0, 2))); }
 
     // What a linear reads of x: codes, or bf16.
     int operand(int x, bool codes) {
         const Buffer from = at(x);
-        if (from.kind == Kind::kCodes || (from.kind == Kind::kBf16 && !codes && random_.one_in(2))) return x;
-        const int out = buffer(codes ? Kind::kCodes : Kind::kBf16, from.width, from.per_sequence);
+        if (from.kind == BufferKind::kCodes || (from.kind == BufferKind::kBf16 && !codes && random_.one_in(2)))
+            return x;
+        const int out = buffer(codes ? BufferKind::kCodes : BufferKind::kBf16, from.width, from.per_sequence);
         if (codes) {
             add(Quantize{x, out, grid(from.width)}, {x, out});
         } else {
@@ -123,25 +128,25 @@ private:
     int operand(int x) { return operand(x, random_.one_in(2)); }
 
     // Columns [column, column + n) of out from x, codes or bf16.
-    void linear(int x, int out, size_t column, size_t n, bool gelu) {
+    void linear(int x, int out, size_t column, size_t n, Activation activation) {
         const size_t k = at(x).width;
-        if (at(x).kind == Kind::kCodes) {
+        if (at(x).kind == BufferKind::kCodes) {
             Int8Weight w(random_, n, k);
             const int8_t* weight = keep<int8_t>(std::move(w.weight));
             const int32_t* colsum = keep<int32_t>(std::move(w.colsum));
             const float* scale = keep<float>(std::move(w.scale));
-            add(MultiplyW8A8{x, out, column, n, 1, weight, colsum, scale, keep<float>(std::move(w.bias)), gelu,
-                             at(out).kind == Kind::kCodes ? grid(n, 16, kStatic) : Grid{}},
+            add(MultiplyW8A8{x, out, column, n, 1, weight, colsum, scale, keep<float>(std::move(w.bias)), activation,
+                             at(out).kind == BufferKind::kCodes ? grid(n, 16, QuantizeMode::kStatic) : InputGrid{}},
                 {x, out});
         } else if (random_.one_in(2)) {
             Bf16Weight w(random_, n, k);
             const uint16_t* weight = keep<uint16_t>(std::move(w.weight));
-            add(MultiplyBf16{x, out, column, n, weight, keep<float>(std::move(w.bias)), gelu}, {x, out});
+            add(MultiplyBf16{x, out, column, n, weight, keep<float>(std::move(w.bias)), activation}, {x, out});
         } else {
             WnaWeight w(random_, n, k, random_.one_in(2), random_group(random_, k));
             const Wna16 weight = w.weight;
             for (Exact* each : {&w.codes, &w.levels, &w.scale, &w.zero}) keep<void>(std::move(*each));
-            add(MultiplyWna16{x, out, column, n, weight, keep<float>(std::move(w.bias)), gelu}, {x, out});
+            add(MultiplyWna16{x, out, column, n, weight, keep<float>(std::move(w.bias)), activation}, {x, out});
         }
     }
 
@@ -152,12 +157,12 @@ private:
         NormRows op{x, random_.one_in(4) ? int(kNone) : residual, kNone, kNone, kNone, nullptr, nullptr, 1e-5f, {}};
         op.weight = keep<float>(floats(random_, width, 0.1f, 1.0f));
         if (random_.one_in(2)) op.bias = keep<float>(floats(random_, width, 0.1f));
-        op.y = in_place ? x : buffer(Kind::kF32, width);
+        op.y = in_place ? x : buffer(BufferKind::kF32, width);
         if (random_.one_in(2)) {
             op.grid = grid(width);
-            op.codes = codes_ = buffer(Kind::kCodes, width);
+            op.codes = codes_ = buffer(BufferKind::kCodes, width);
         }
-        if (random_.one_in(3)) op.sum = buffer(Kind::kF32, width);
+        if (random_.one_in(3)) op.sum = buffer(BufferKind::kF32, width);
         add(op, {op.x, op.residual, op.sum, op.y, op.codes});
         return op.sum != kNone && random_.one_in(2) ? op.sum : op.y;
     }
@@ -172,17 +177,17 @@ private:
     int attention(int x) {
         const size_t heads = random_.between(1, 4), size = 8 * random_.between(1, random_.one_in(6) ? 12 : 5),
                      width = heads * size;
-        const int qkv = buffer(Kind::kBf16, 3 * width), source = newest(x);
+        const int qkv = buffer(BufferKind::kBf16, 3 * width), source = newest(x);
         if (width % 16 || random_.one_in(2)) {
-            linear(operand(source), qkv, 0, 3 * width, false);
+            linear(operand(source), qkv, 0, 3 * width, Activation::kNone);
         } else {
-            for (size_t i = 0; i < 3; ++i) linear(operand(source), qkv, i * width, width, false);
+            for (size_t i = 0; i < 3; ++i) linear(operand(source), qkv, i * width, width, Activation::kNone);
         }
         if (random_.one_in(2)) {
             const float* cos = keep<float>(floats(random_, most_.longest * size / 2, 0.5f));
             add(Rotate{qkv, 2 * heads, size, cos, keep<float>(floats(random_, most_.longest * size / 2, 0.5f))}, {qkv});
         }
-        const int out = buffer(Kind::kBf16, width);
+        const int out = buffer(BufferKind::kBf16, width);
         if (number_ % 5 == 0) {
             disentangled(qkv, out, heads, size);
         } else {
@@ -220,37 +225,38 @@ private:
     int feed_forward(int x) {
         const size_t inner = random_.between(1, most_.inner);
         const int in = operand(newest(x));
-        if (at(in).kind == Kind::kCodes && random_.one_in(2)) {
-            const int codes = buffer(Kind::kCodes, inner);
-            linear(in, codes, 0, inner, random_.one_in(2));
+        if (at(in).kind == BufferKind::kCodes && random_.one_in(2)) {
+            const int codes = buffer(BufferKind::kCodes, inner);
+            linear(in, codes, 0, inner, activation());
             return output(codes, x);
         }
         const bool gated = random_.one_in(2);
-        const int up = buffer(gated || random_.one_in(2) ? Kind::kBf16 : Kind::kF32, gated ? 2 * inner : inner);
-        linear(in, up, 0, at(up).width, random_.one_in(2));
+        const int up =
+            buffer(gated || random_.one_in(2) ? BufferKind::kBf16 : BufferKind::kF32, gated ? 2 * inner : inner);
+        linear(in, up, 0, at(up).width, activation());
         if (random_.one_in(2)) add(Activate{up, Function(random_.between(0, 3))}, {up});
         if (!gated) return output(up, x);
-        const int down = buffer(Kind::kBf16, inner);
+        const int down = buffer(BufferKind::kBf16, inner);
         add(Gate{up, down}, {up, down});
         return output(down, x);
     }
 
     // Back to the width of the stream, to which it is added.
     int output(int in, int x) {
-        const int h = buffer(Kind::kF32, at(x).width);
-        linear(operand(in), h, 0, at(x).width, false);
+        const int h = buffer(BufferKind::kF32, at(x).width);
+        linear(operand(in), h, 0, at(x).width, Activation::kNone);
         return norm(h, x);
     }
 
     int head(int x) {
         const size_t width = at(x).width, modes = random_.between(1, 3);
-        const int pooled = buffer(Kind::kF32, width * modes, true);
-        for (size_t i = 0; i < modes; ++i) add(Pool{x, pooled, Pooling((number_ + i) % 6), i * width}, {x, pooled});
+        const int pooled = buffer(BufferKind::kF32, width * modes, true);
+        for (size_t i = 0; i < modes; ++i) add(Pool{x, pooled, PoolMode((number_ + i) % 6), i * width}, {x, pooled});
         if (random_.one_in(2)) add(Normalize{pooled}, {pooled});
         if (random_.one_in(2)) return pooled;
         const size_t labels = random_.between(1, 70);
-        const int out = buffer(Kind::kF32, labels, true);
-        linear(operand(pooled), out, 0, labels, false);
+        const int out = buffer(BufferKind::kF32, labels, true);
+        linear(operand(pooled), out, 0, labels, Activation::kNone);
         if (random_.one_in(2)) add(Activate{out, Function(random_.between(0, 3))}, {out});
         return out;
     }
@@ -280,7 +286,7 @@ private:
     }
 
     Random& random_;
-    const int isa_;
+    const Isa isa_;
     const size_t number_;
     const Sizes most_;
     std::unique_ptr<Model> model_;
@@ -297,7 +303,7 @@ size_t random_length(Random& random, size_t longest) {
 
 }  // namespace
 
-std::unique_ptr<Model> random_model(Random& random, int isa, size_t number) {
+std::unique_ptr<Model> random_model(Random& random, Isa isa, size_t number) {
     Builder builder(random, isa, number);
     std::unique_ptr<Model> model = builder.build();
     for (size_t sequences = random.between(4, 12); sequences > 0; --sequences) {

@@ -28,4 +28,4 @@ struct Model {
 };
 
 // number: consecutive ones vary what random choice would only vary now and then.
-std::unique_ptr<Model> random_model(Random& random, int isa, size_t number);
+std::unique_ptr<Model> random_model(Random& random, Isa isa, size_t number);

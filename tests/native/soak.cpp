@@ -46,7 +46,7 @@ size_t operators[std::variant_size_v<Op>];  // of all programs
 size_t kernels, programs, forks;
 std::atomic<size_t> calls;
 
-std::unique_ptr<Model> next_model(Random& random, int isa) {
+std::unique_ptr<Model> next_model(Random& random, Isa isa) {
     std::unique_ptr<Model> model = random_model(random, isa, programs++);
     for (size_t i = 0; i < std::variant_size_v<Op>; ++i) operators[i] += model->operators[i];
     return model;
@@ -72,8 +72,8 @@ void soak_forks() {
     const float word = 1.0f;
     const int32_t id = 0;
     const int64_t starts[] = {0, 1};
-    Program program(kScalar, {{Kind::kF32, 1, 0, false}}, 64, 0, 32);
-    program.add(Embed{&word, nullptr, false, nullptr, 0, nullptr, 0});
+    Program program(Isa::kScalar, {{BufferKind::kF32, 1, 0, false}}, 64, 0, 32);
+    program.add(Embed{&word, WordKind::kF32, nullptr, nullptr, 0, nullptr, 0});
     const auto call = [&](int threads) {
         float out = 0.0f;
         if (!program.run({&id, nullptr, starts, 1}, threads, &out, nullptr) || out != word) fail("forks", "wrong");
@@ -91,7 +91,7 @@ void soak_forks() {
 }
 
 // Callers share programs, and each makes and destroys one of its own; the main thread forks meanwhile.
-void soak_engine(Random& random, int isa) {
+void soak_engine(Random& random, Isa isa) {
     std::vector<std::unique_ptr<Model>> shared, own;
     for (size_t i = 0; i < kShared; ++i) shared.push_back(next_model(random, isa));
     for (int i = 0; i < kCallers; ++i) own.push_back(next_model(random, isa));
@@ -115,7 +115,7 @@ void soak_engine(Random& random, int isa) {
     fork_once(check);
 }
 
-void soak(Random& random, int isa, double seconds) {
+void soak(Random& random, Isa isa, double seconds) {
     const double end = now() + seconds;
     for (size_t round = 0; round < kLeastRounds || now() < end; ++round) {
         for (int i = 0; i < kKernels; ++i, ++kernels) soak_kernels(random, isa);
@@ -129,17 +129,17 @@ int main(int count, char** arguments) {
     if (count < 2) fail("usage", "soak SECONDS [SEED [ISA]]");
     const double seconds = atof(arguments[1]);
     const uint64_t seed = count > 2 ? strtoull(arguments[2], nullptr, 10) : 0;
-    std::vector<int> isas;
-    for (int isa = 0; isa < kIsaCount; ++isa) {
-        if (count > 3 && strcmp(arguments[3], kIsaNames[isa])) continue;
-        if (isa_supported(Isa(isa))) isas.push_back(isa);
+    std::vector<IsaName> isas;
+    for (const IsaName& each : kIsas) {
+        if (count > 3 && strcmp(arguments[3], each.name)) continue;
+        if (isa_supported(each.isa)) isas.insert(isas.begin(), each);
     }
     if (isas.empty()) fail(arguments[3], "this processor has no such instruction set");
-    for (int isa : isas) {
-        Random random{seed * kIsaCount + isa};
+    for (const IsaName& each : isas) {
+        Random random{seed * std::size(kIsas) + size_t(each.isa)};
         const double begun = now();
-        soak(random, isa, seconds / isas.size());
-        printf("%-12s%7.1f s: %zu rounds of kernels, %zu programs, %zu calls, %zu forks so far\n", kIsaNames[isa],
+        soak(random, each.isa, seconds / isas.size());
+        printf("%-12s%7.1f s: %zu rounds of kernels, %zu programs, %zu calls, %zu forks so far\n", each.name,
                now() - begun, kernels, programs, calls.load(), forks);
         fflush(stdout);
     }

@@ -10,7 +10,7 @@ import torch
 
 import bitwright
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.engine.program import Op
+from bitwright.engine.ops import Multiply, MultiplyWna16, Round
 from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
@@ -105,8 +105,8 @@ def on_engine(directory: Path) -> EngineModel:
     return model
 
 
-def linears(model: EngineModel) -> list[Op]:
-    return [op for op in model.executor.program.ops if op.kind == "linear"]
+def linears(model: EngineModel) -> list[Multiply]:
+    return [op for op in model.executor.program.ops if isinstance(op, Multiply)]
 
 
 def distance(directory: Path) -> float:
@@ -132,9 +132,10 @@ def test_every_scheme_is_as_on_the_generic_path(write: Written, scheme: str) -> 
 def test_input_transforms(write: Written, family: str, scheme: str) -> None:
     directory = write(SCHEMES[scheme], family, transformed=True)
     assert distance(directory) < (TOLERANCE if SCHEMES[scheme].input is None else CODES_TOLERANCE)
-    rounds = [op for op in on_engine(directory).executor.program.ops if op.kind == "round"]
+    rounds = [op for op in on_engine(directory).executor.program.ops if isinstance(op, Round)]
     assert bool(rounds) == (scheme != "w8a8")
-    assert all(op.settings["grid"] is not None for op in rounds)
+    assert all(op.transform is not None for op in rounds)
+    assert all((op.grid is not None) == (SCHEMES[scheme].input is not None) for op in rounds)
 
 
 @pytest.mark.parametrize("family", ["albert", "distilbert", "electra", "modernbert", "mpnet", "roberta"])
@@ -158,7 +159,7 @@ def test_a_plan_of_many_schemes(write: Written) -> None:
     directory = write(choose=choose)
     assert distance(directory) < CODES_TOLERANCE
     model = on_engine(directory)
-    assert [op.settings["dtype"] for op in linears(model)] == [
+    assert [op.dtype for op in linears(model)] == [
         "int4 g32", "int8", "nf4 g32", "int4", "int8×bf16", "bf16", "int4 g32", "bf16", "int8", "kmeans4 g32",
     ]  # fmt: skip
     assert compared(model, IDS)[1] == compared(load_generic(ModelDirectory(directory)), IDS)[1] == 2
@@ -169,16 +170,14 @@ def test_a_plan_of_many_schemes(write: Written) -> None:
 )
 def test_alike_linears_are_one_operator(write: Written, scheme: str, widths: list[int]) -> None:
     """Codebooks fitted to each are not alike."""
-    assert [op.settings["n"] for op in linears(on_engine(write(SCHEMES[scheme])))] == widths * 2
+    assert [op.n for op in linears(on_engine(write(SCHEMES[scheme])))] == widths * 2
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [("w4a16_g32", 4), ("nf4_g64", 4), ("w3a16_channel", 4), ("w8a16", 8)])
 def test_weights_stay_packed(write: Written, scheme: str, bits: int) -> None:
     for op in linears(on_engine(write(SCHEMES[scheme]))):
-        weight, source = op.weights["weight"], op.reads[0]
-        assert weight is not None
-        assert source is not None
-        assert weight.nbytes == op.settings["n"] * source.width * bits // 8
+        assert isinstance(op, MultiplyWna16)
+        assert op.weight.codes.nbytes == op.n * op.source.width * bits // 8
 
 
 def test_inspect_says_what_runs(write: Written) -> None:
@@ -193,7 +192,7 @@ def test_inspect_says_what_runs(write: Written) -> None:
 def test_every_instruction_set(write: Written, monkeypatch: pytest.MonkeyPatch, isa: str, scheme: str) -> None:
     directory = write(SCHEMES[scheme])
     want, _ = compared(load_generic(ModelDirectory(directory), compute="float32"), IDS)
-    monkeypatch.setattr("bitwright.runtime.engine_model.isa_index", lambda: dispatch.isa_index(isa))
+    monkeypatch.setattr("bitwright.runtime.engine_model.native_isa", lambda: dispatch.native_isa(isa))
     got, _ = compared(on_engine(directory), IDS)
     assert np.linalg.norm(got - want) < CODES_TOLERANCE * np.linalg.norm(want)
 

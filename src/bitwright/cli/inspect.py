@@ -18,6 +18,7 @@ def command(directory: Path, whole: bool) -> None:
     error says what is missing, and `load` takes the generic path.
     """
     from bitwright.engine.builders import encoder_task, lower_encoder
+    from bitwright.engine.ops import Multiply
     from bitwright.engine.weights import open_weights
     from bitwright.files.directory import ModelDirectory
     from bitwright.files.pooling import read_pooling
@@ -28,7 +29,7 @@ def command(directory: Path, whole: bool) -> None:
     if whole:
         click.echo(program.text())
         return
-    counts = Counter(op.kind if op.kind != "linear" else f"linear, {op.settings['dtype']}" for op in program.ops)
+    counts = Counter(f"linear, {op.dtype}" if isinstance(op, Multiply) else op.kind for op in program.ops)
     columns: list[Column] = [("operator", "name"), ("number", "right")]
     rows = [[kind, str(count)] for kind, count in counts.most_common()]
     out.print(table(f"{weights.config['model_type']}, {encoder_task(weights)}", columns, rows))

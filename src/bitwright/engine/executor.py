@@ -1,21 +1,23 @@
-"""A program bound to native code: operators by number, weights by address."""
+"""A program bound to native code: buffers by number, weights by address."""
 
 from collections.abc import Sequence
 from itertools import chain
 from operator import index
 from struct import error as StructError
 from struct import pack
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitwright.engine.packing import aligned
-from bitwright.engine.program import KINDS, NOT_ROUNDED, Buffer, Grid, Op, Program, place_buffers
+from bitwright.engine.ops import MultiplyWna16
+from bitwright.engine.ops.binder import Binder
+from bitwright.engine.program import Program, place_buffers
 from bitwright.errors import InputError
 from bitwright.kernels import native
-from bitwright.kernels.layouts import BLOCK
 
-_FUNCTIONS = ("relu", "tanh", "gelu_tanh", "silu")  # as in csrc/rows/contract.h
-_NO_WINDOW = 2**64 - 1
+if TYPE_CHECKING:
+    from bitwright.kernels._native import Isa
+
 _MOST_THREADS = 1 << 16  # asked for; the pool has fewer
 _L2_BYTES = 1 << 20  # of a group's buffers
 _LEAST_GROUP = 128  # tokens: fewer would read the weights too often
@@ -25,28 +27,24 @@ _LEAST_UNPACKING_GROUP = 256  # where each group unpacks the weights too, which 
 class Executor:
     """Runs one program. Any number of threads may call `run` at once."""
 
-    def __init__(self, program: Program, isa: int, *, group_tokens: int | None = None) -> None:
+    def __init__(self, program: Program, isa: "Isa", *, group_tokens: int | None = None) -> None:
         """group_tokens: sequences are taken in groups of this many tokens; by default as many as keep within L2."""
         module = native.load()
-        row_bytes = {b.index: module.row_bytes(KINDS.index(b.kind), b.width) for b in program.buffers}
+        row_bytes = {b.index: module.row_bytes(module.BufferKind[b.kind], b.width) for b in program.buffers}
         offsets, size = place_buffers(program.ops, program.buffers, program.output, row_bytes)
-        self.program = program
-        unpacks = any(op.settings.get("operator") == "linear_wna16" for op in program.ops)
+        self.program, self.binder = program, Binder(module)
+        unpacks = any(isinstance(op, MultiplyWna16) for op in program.ops)
         least = _LEAST_UNPACKING_GROUP if unpacks else _LEAST_GROUP
         self.group_tokens = group_tokens or max(least, _L2_BYTES // size // 32 * 32)
-        self._kept: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray]] = {}  # a constant, and what native code reads
+        buffers = [
+            module.Buffer(kind=module.BufferKind[b.kind], width=b.width, offset=offset, per_sequence=b.per_sequence)
+            for b, offset in zip(program.buffers, offsets, strict=True)
+        ]
         self._native = module.Program(
-            isa,
-            [
-                (KINDS.index(b.kind), b.width, offset, b.per_sequence)
-                for b, offset in zip(program.buffers, offsets, strict=True)
-            ],
-            size,
-            program.output.index,
-            self.group_tokens,
+            isa=isa, buffers=buffers, arena_row=size, out=program.output.index, group_tokens=self.group_tokens
         )
         for op in program.ops:
-            _ADD[op.kind](self, op)
+            self._native.add(op.bind(self.binder))
 
     @property
     def memory(self) -> int:
@@ -98,10 +96,14 @@ class Executor:
         types = None if types is None else _below(types, self.program.types, "token type")
         output = self.program.output
         out = np.empty((len(lengths) if output.per_sequence else len(ids), output.width), np.float32)
-        done = self._native.run(
-            ids.ctypes.data, 0 if types is None else types.ctypes.data, starts.ctypes.data, len(lengths), threads,
-            out.ctypes.data, 0 if seconds is None else seconds.ctypes.data,
-        )  # fmt: skip
+        batch = native.load().Batch(
+            ids=ids.ctypes.data,
+            types=0 if types is None else types.ctypes.data,
+            starts=starts.ctypes.data,
+            sequences=len(lengths),
+        )
+        timed = 0 if seconds is None else seconds.ctypes.data
+        done = self._native.run(batch, threads=threads, out=out.ctypes.data, seconds=timed)
         if not done:
             raise MemoryError(
                 f"no memory for the buffers of {len(ids)} tokens in {len(lengths)} sequences on {threads} threads; "
@@ -115,111 +117,6 @@ class Executor:
             worst = int(above.argmax())
             limit = self.program.max_tokens
             raise InputError(f"sequence {worst} has {lengths[worst]} tokens; this model takes 1 to {limit}")
-
-    def _address(self, values: np.ndarray | None, *, natural: bool = False) -> int:
-        """Of a constant, contiguous and at a multiple of 64 bytes; copied, but once, only where it is not.
-
-        natural: the alignment of its elements is enough, as for the operators in csrc/rows: so a table of words stays
-        where the file is mapped.
-        """
-        if values is None:
-            return 0
-        key = (id(values), natural)
-        if key not in self._kept:
-            fits = values.flags.aligned if natural else values.ctypes.data % 64 == 0
-            self._kept[key] = (values, values if fits and values.flags.c_contiguous else aligned(values))
-        return int(self._kept[key][1].ctypes.data)
-
-    def _grid(self, grid: Grid | None) -> tuple[int, int, int, float, int, int]:
-        if grid is None:
-            return (0, 0, 0, 1.0, 0, -128)
-        shift, multiplier = self._address(grid.shift_K), self._address(grid.multiplier_K)
-        mode = 0 if grid.mode == NOT_ROUNDED else grid.mode
-        return (shift, multiplier, mode, grid.scale, grid.zero_point, grid.code_min)
-
-    def _embed(self, op: Op) -> None:
-        words = op.weights["words"]
-        assert words is not None
-        table, scale, positions, types = (
-            self._address(op.weights[name], natural=True) for name in ("words", "word_scale", "positions", "types")
-        )
-        self._native.embed(
-            table, scale, words.dtype == np.uint16, positions, op.settings["first_position"], types,
-            _index(op.writes[0]),
-        )  # fmt: skip
-
-    def _norm(self, op: Op) -> None:
-        (x, residual), (y, codes, kept) = op.reads, op.writes
-        self._native.norm(
-            _index(x), _index(residual), _index(kept), _index(y), _index(codes), self._address(op.weights["weight"]),
-            self._address(op.weights["bias"]), op.settings["eps"], self._grid(op.settings["grid"]),
-        )  # fmt: skip
-
-    def _quantize(self, op: Op) -> None:
-        self._native.quantize(_index(op.reads[0]), _index(op.writes[0]), self._grid(op.settings["grid"]))
-
-    def _round(self, op: Op) -> None:
-        grid = op.settings["grid"]
-        on_grid = grid is not None and grid.mode != NOT_ROUNDED
-        self._native.round(_index(op.reads[0]), _index(op.writes[0]), on_grid, self._grid(grid))
-
-    def _linear(self, op: Op) -> None:
-        settings = op.settings
-        place = (_index(op.reads[0]), _index(op.writes[0]), settings["column"], settings["n"])
-        weights, gelu = [self._address(values) for values in op.weights.values()], settings["gelu"]
-        match settings["operator"]:
-            case "linear_w8a8":
-                grid = self._grid(settings["grid"])
-                self._native.linear_w8a8(*place, settings["linears"], *weights, gelu, grid)
-            case "linear_wna16":
-                self._native.linear_wna16(*place, settings["group"], *weights, gelu)
-            case _:
-                self._native.linear_bf16(*place, *weights, gelu)
-
-    def _attention(self, op: Op) -> None:
-        settings = op.settings
-        place = (_index(op.reads[0]), _index(op.writes[0]), settings["heads"], settings["head_size"], settings["scale"])
-        if "row" in op.weights:
-            self._disentangled(op, place)
-            return
-        bias_HD = op.weights["bias"]
-        stride, middle = (0, 0) if bias_HD is None else (bias_HD.shape[1], bias_HD.shape[1] // 2)
-        window = _NO_WINDOW if settings["window"] is None else settings["window"]
-        address = self._address(bias_HD)
-        self._native.attention(*place, address + 4 * middle, stride, window)
-
-    def _disentangled(self, op: Op, place: tuple[int, int, int, int, float]) -> None:
-        tables, row = (op.weights["keys"], op.weights["queries"]), op.weights["row"]
-        assert row is not None
-        blocks = next(table.shape[1] for table in tables if table is not None)
-        addresses = [self._address(table) for table in tables]
-        self._native.attention_disentangled(
-            *place, *addresses, blocks * BLOCK, self._address(row) + row.itemsize * (len(row) // 2)
-        )
-
-    def _pool(self, op: Op) -> None:
-        self._native.pool(_index(op.reads[0]), _index(op.writes[0]), op.settings["mode"], op.settings["column"])
-
-    def _normalize(self, op: Op) -> None:
-        self._native.normalize(_index(op.reads[0]))
-
-    def _activate(self, op: Op) -> None:
-        self._native.activate(_index(op.reads[0]), _FUNCTIONS.index(op.settings["function"]))
-
-    def _rotate(self, op: Op) -> None:
-        tables = [self._address(op.weights[name], natural=True) for name in ("cos", "sin")]
-        self._native.rotate(_index(op.reads[0]), op.settings["heads"], op.settings["head_size"], *tables)
-
-    def _gate(self, op: Op) -> None:
-        self._native.gate(_index(op.reads[0]), _index(op.writes[0]))
-
-
-_ADD = {
-    "embed": Executor._embed, "norm": Executor._norm, "quantize": Executor._quantize, "round": Executor._round,
-    "linear": Executor._linear, "attention": Executor._attention, "pool": Executor._pool,
-    "normalize": Executor._normalize, "activate": Executor._activate, "gate": Executor._gate,
-    "rotate": Executor._rotate,
-}  # fmt: skip
 
 
 def check_count(what: str, value: int) -> int:
@@ -262,7 +159,3 @@ def _below(values: np.ndarray, end: int, what: str) -> np.ndarray:
         wrong = int(values[unsigned >= end][0])
         raise InputError(f"{what} {wrong}: this model has 0 to {end - 1}")
     return unsigned.astype(np.int32)
-
-
-def _index(buffer: Buffer | None) -> int:
-    return -1 if buffer is None else buffer.index

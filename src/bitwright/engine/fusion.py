@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitwright.engine.program import Buffer, Op
-
-_STATIC = 2  # mode of a grid
+from bitwright.engine.ops import MultiplyW8A8, Op, Quantize
+from bitwright.engine.ops.buffers import Buffer, moved, reads, writes
 
 
 def fuse_codes(
@@ -25,22 +24,20 @@ def fuse_codes(
     Returns:
         The operators, their buffers numbered anew, and the output among them.
     """
-    users: dict[int, list[Op]] = defaultdict(list)
+    users: dict[Buffer, list[Op]] = defaultdict(list)
     for op in ops:
-        for buffer in {buffer for buffer in (*op.reads, *op.writes) if buffer is not None}:
-            users[buffer.index].append(op)
-    gone: list[Op | Buffer] = []
+        for buffer in {*reads(op), *writes(op)}:
+            users[buffer].append(op)
+    instead: dict[Op, Op | None] = {}  # of operators that change or, None, go
+    gone: set[Buffer] = set()
     for op in ops:
-        source = op.reads[0] if op.kind == "quantize" else None
-        if source is None or source is output or op.settings["grid"].mode != _STATIC:
+        if not isinstance(op, Quantize) or op.source == output or op.grid.mode != "static":
             continue
-        maker, *others = (user for user in users[source.index] if user is not op)
-        bias = maker.weights.get("bias")
-        if not others and "colsum" in maker.weights and bias is not None and np.isfinite(bias).all():
-            maker.writes, maker.settings["grid"] = op.writes, op.settings["grid"]
-            gone += [op, source]
-    kept = tuple(op for op in ops if op not in gone)
+        maker, *others = (user for user in users[op.source] if user is not op)
+        if not others and isinstance(maker, MultiplyW8A8) and np.isfinite(maker.weight.bias).all():
+            instead[maker] = replace(maker, out=op.out, grid=op.grid, transform=op.transform)
+            instead[op] = None
+            gone.add(op.source)
+    kept = [left for op in ops if (left := instead.get(op, op)) is not None]
     new = {buffer: replace(buffer, index=i) for i, buffer in enumerate(b for b in buffers if b not in gone)}
-    for op in kept:
-        op.reads, op.writes = (tuple(b and new[b] for b in side) for side in (op.reads, op.writes))
-    return kept, tuple(new.values()), new[output]
+    return tuple(moved(op, new) for op in kept), tuple(new.values()), new[output]

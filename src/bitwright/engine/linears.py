@@ -4,8 +4,9 @@ from typing import Literal
 
 import numpy as np
 
-from bitwright.engine.program import NOT_ROUNDED, Grid, same_grid, same_values
-from bitwright.numerics.linear import FloatLinear, InputTransform, QuantizedLinear
+from bitwright.engine.ops.inputs import PaddedTransform
+from bitwright.kernels.input_grid import InputGrid
+from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import levels_of
 from bitwright.numerics.spec import QuantSpec
 
@@ -49,8 +50,8 @@ def join(one: Linear, other: Linear) -> bool:
         one.shape[1] == other.shape[1]
         and multiplied(one) == multiplied(other)
         and asymmetric[0] == asymmetric[1]
-        and same_grid(grid_of(one), grid_of(other))
-        and same_values(levels(one), levels(other))
+        and (grid_of(one), transform_of(one)) == (grid_of(other), transform_of(other))
+        and _same_values(levels(one), levels(other))
     )
 
 
@@ -62,28 +63,31 @@ def levels(linear: Linear) -> np.ndarray | None:
     return np.asarray(levels_of(weight.spec, weight.codebook, like=weight.scale_NG))
 
 
-def grid_of(linear: Linear) -> Grid | None:
-    """How the linear's input becomes codes; None where it is read as it is."""
-    if isinstance(linear, FloatLinear):
+def grid_of(linear: Linear) -> InputGrid | None:
+    """The grid on which the linear's input becomes codes; None where its values stay floats."""
+    if isinstance(linear, FloatLinear) or linear.input_spec is None:
         return None
     spec, static = linear.input_spec, linear.static
-    if spec is None and linear.transform is None:
-        return None
-    shift_K, multiplier_K = (None, None) if linear.transform is None else padded_transform(linear.transform)
-    if spec is None:
-        return Grid(NOT_ROUNDED, shift_K=shift_K, multiplier_K=multiplier_K)
     if static is None:
-        return Grid(1 if spec.symmetric else 0, 1.0, 0, spec.code_min, shift_K, multiplier_K)
-    return Grid(2, static.scale, static.zero_point, spec.code_min, shift_K, multiplier_K)
+        return InputGrid("symmetric" if spec.symmetric else "asymmetric", code_min=spec.code_min)
+    return InputGrid("static", static.scale, static.zero_point, spec.code_min)
 
 
-def padded_transform(transform: InputTransform) -> tuple[np.ndarray, np.ndarray]:
-    """(shift, multiplier), float32, K padded to a multiple of 64."""
+def transform_of(linear: Linear) -> PaddedTransform | None:
+    """What happens to the linear's input before that, as operators take it."""
+    if isinstance(linear, FloatLinear) or linear.transform is None:
+        return None
+    transform = linear.transform
     one = np.ones(transform.width, np.float32)
     shift = 0 * one if transform.shift_K is None else transform.shift_K
     scale = one if transform.scale_K is None else transform.scale_K
     padding = (0, -transform.width % 64)
-    return np.pad(shift, padding), np.pad(np.float32(1.0) / scale, padding)
+    return PaddedTransform(np.pad(shift, padding), np.pad(np.float32(1.0) / scale, padding))
+
+
+def _same_values(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether both are left out, or equal."""
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
 def _name(spec: QuantSpec) -> str:

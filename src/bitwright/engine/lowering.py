@@ -5,33 +5,46 @@ bf16) is derived from a value once, by the norm that makes it where there is one
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 
+from bitwright.engine import ops
 from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
-from bitwright.engine.linears import Linear, grid_of, group_of, join, multiplied, operator_of
-from bitwright.engine.packing import Packed, pack, pack_heads
-from bitwright.engine.program import Buffer, Grid, Kind, Op, Program, check, same_grid
+from bitwright.engine.linears import Linear, grid_of, join, multiplied, transform_of
+from bitwright.engine.ops.buffers import Buffer, BufferKind
+from bitwright.engine.ops.inputs import PaddedTransform
+from bitwright.engine.ops.multiply import Activation, Packed, PackedBf16, PackedW8A8
+from bitwright.engine.ops.rows import Function, PoolMode
+from bitwright.engine.packing import pack, pack_heads
+from bitwright.engine.program import Program, check
 from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
+from bitwright.kernels.input_grid import InputGrid
+from bitwright.kernels.layouts import MAX_K
 
-# Activations by their names in config.json -> the function.
-_FUNCTIONS = {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
-             "swish": "silu", "tanh": "tanh"}  # fmt: skip
-_MAX_K = 65793  # 255 · 128 · K must stay below 2^31
-_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+# Activations by their names in config.json -> the function; a linear computes "gelu" itself.
+_FUNCTIONS: dict[str, Function | Literal["gelu"]] = {
+    "gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
+    "swish": "silu", "tanh": "tanh",
+}  # fmt: skip
+_POOL_MODES: dict[str, PoolMode] = {mode: mode for mode in get_args(PoolMode)}
+
+# What a linear reads of a value: its grid, None for bf16, and its transform, if it has one.
+Form = tuple[InputGrid | None, PaddedTransform | None]
 
 
 @dataclass(slots=True, eq=False)
 class Value:
-    """Float rows, and what was derived from them. maker: the norm whose last output they are."""
+    """Float rows, and the buffers of what was derived from them, codes or bf16. norm: of rows that a norm makes, its
+    place among the operators."""
 
     buffer: Buffer
-    maker: Op | None = None
-    codes: list[tuple[Grid, Buffer]] = field(default_factory=list)
-    bf16: list[tuple[Grid | None, Buffer]] = field(default_factory=list)
+    norm: int | None = None
+    codes: list[tuple[Form, Buffer]] = field(default_factory=list)
+    bf16: list[tuple[Form, Buffer]] = field(default_factory=list)
 
 
 class Lowering:
@@ -41,7 +54,7 @@ class Lowering:
         self.weights = weights
         self._most_tokens = 1 << 31  # that position tables have rows for
         self._packed: dict[str, Packed] = {}  # a block that runs twice has its weights once
-        self._ops: list[Op] = []
+        self._ops: list[ops.Op] = []
         self._buffers: list[Buffer] = []
 
     def embed(self, words: str, positions: str | None, types: str | None, first_position: int = 0) -> Value:
@@ -53,15 +66,16 @@ class Lowering:
         if position_rows is not None:
             self._most_tokens = len(position_rows) - first_position
         self._add(
-            Op(
-                "embed", words.removesuffix(".weight"), (), (out,), {"first_position": first_position},
-                {
-                    "words": table, "word_scale": scale,
-                    "positions": position_rows,
-                    "types": self.weights.rows(types, width) if types else None,
-                },
+            ops.Embed(
+                words.removesuffix(".weight"),
+                out=out,
+                words_VH=table,
+                word_scale_V=scale,
+                positions_TH=position_rows,
+                first_position=first_position,
+                types_SH=self.weights.rows(types, width) if types else None,
             )
-        )  # fmt: skip
+        )
         return Value(out)
 
     def norm(self, name: str, x: Value, residual: Value | None = None, *, eps: float) -> Value:
@@ -88,21 +102,21 @@ class Lowering:
                 )
         return self._side_by_side(names, layers, x, "bf16", None)
 
-    def linears(self, names: Sequence[str], x: Value, *, out: Kind, activation: str | None = None) -> Value:
+    def linears(self, names: Sequence[str], x: Value, *, out: BufferKind, activation: str | None = None) -> Value:
         """The outputs of linears that read x, side by side, through an activation. out: how they are kept."""
         return self._side_by_side(names, [self.weights.linear(name) for name in names], x, out, activation)
 
     def _side_by_side(
-        self, names: Sequence[str], layers: Sequence[Linear], x: Value, out: Kind, activation: str | None
+        self, names: Sequence[str], layers: Sequence[Linear], x: Value, out: BufferKind, activation: str | None
     ) -> Value:
         target = self._buffer(out, sum(layer.shape[0] for layer in layers), per_sequence=x.buffer.per_sequence)
         column, function = 0, function_of(activation) if activation else None
         for run in _alike(layers):
             group, label = [layers[i] for i in run], ", ".join(names[i] for i in run)
-            self._linear(label, group, x, target, column, gelu=function == "gelu")
+            self._linear(label, group, x, target, column, activation="gelu" if function == "gelu" else "none")
             column += sum(layer.shape[0] for layer in group)
-        if function not in (None, "gelu"):
-            self._add(Op("activate", f"{names[0]}: {function}", (target,), (target,), {"function": function}))
+        if function is not None and function != "gelu":
+            self._add(ops.Activate(f"{names[0]}: {function}", target, function))
         return Value(target)
 
     def gated(self, name: str, x: Value, activation: str) -> Value:
@@ -112,11 +126,13 @@ class Lowering:
             raise EngineError(f"{name}: a gate through {activation!r} has no operator")
         half = layer.shape[0] // 2
         both = self._buffer("bf16", 2 * half)
-        self._linear(f"{name}: activated half", [layer.rows(0, half)], x, both, 0, gelu=True)
-        self._linear(f"{name}: other half", [layer.rows(half, 2 * half)], x, both, half, gelu=False)
-        self._ops[-1].settings["linears"] = 0  # one linear of the model, not two
+        self._linear(f"{name}: activated half", [layer.rows(0, half)], x, both, 0, activation="gelu")
+        other = [layer.rows(half, 2 * half)]
+        self._linear(
+            f"{name}: other half", other, x, both, half, activation="none", linears=0
+        )  # one of the model, not two
         out = self._buffer("bf16", half)
-        self._add(Op("gate", name, (both,), (out,)))
+        self._add(ops.Gate(name, both, out))
         return Value(out)
 
     def rotate(self, name: str, qkv: Value, heads: int, cos_TF: np.ndarray, sin_TF: np.ndarray) -> Value:
@@ -125,9 +141,7 @@ class Lowering:
         size = qkv.buffer.width // 3 // heads
         if cos_TF.shape[1] * 2 != size:
             raise CheckpointError(f"{name}: heads of {size} values, and {cos_TF.shape[1]} angles for each")
-        settings = {"heads": 2 * heads, "head_size": size}
-        tables: dict[str, np.ndarray | None] = {"cos": cos_TF, "sin": sin_TF}
-        self._add(Op("rotate", name, (qkv.buffer,), (qkv.buffer,), settings, tables))
+        self._add(ops.Rotate(name, qkv.buffer, 2 * heads, size, cos_TF, sin_TF))
         return qkv
 
     def attention(
@@ -140,37 +154,42 @@ class Lowering:
         terms: of a score, which is divided by √(head size · terms).
         """
         size = _head_size(name, qkv, heads)
-        settings = {"heads": heads, "head_size": size, "scale": (size * terms) ** -0.5, "window": window}
         out = self._buffer("bf16", heads * size)
-        self._add(Op("attention", name, (qkv.buffer,), (out,), settings, {"bias": bias_HD}))
+        self._add(ops.Attend(name, qkv.buffer, out, heads, size, (size * terms) ** -0.5, window, bias_HD))
         return Value(out)
 
     def disentangled(self, name: str, qkv: Value, heads: int, tables: Tables) -> Value:
         """Attention over rows of q, k and v, with the products of queries, keys, or both with tables of positions."""
         size = _head_size(name, qkv, heads)
-        made = {"keys": tables.keys_PN, "queries": tables.queries_PN}
-        scale = (size * (1 + sum(table is not None for table in made.values()))) ** -0.5
-        weights: dict[str, np.ndarray | None] = {"row": tables.row_R}
-        for kind, table_PN in made.items():
-            if table_PN is not None and table_PN.shape[1] != heads * size:
+        scale = (size * (1 + sum(table is not None for table in (tables.keys_PN, tables.queries_PN)))) ** -0.5
+
+        def packed(table_PN: np.ndarray | None) -> np.ndarray | None:
+            if table_PN is None:
+                return None
+            if table_PN.shape[1] != heads * size:
                 raise CheckpointError(f"{name}: positions of {table_PN.shape[1]} values for {heads} heads of {size}")
-            weights[kind] = None if table_PN is None else pack_heads(table_PN * np.float32(scale), heads)
-        settings = {"heads": heads, "head_size": size, "scale": scale, "folded": tables.folded}
+            return pack_heads(table_PN * np.float32(scale), heads)
+
+        keys, queries = packed(tables.keys_PN), packed(tables.queries_PN)
         out = self._buffer("bf16", heads * size)
-        self._add(Op("attention", name, (qkv.buffer,), (out,), settings, weights))
+        self._add(
+            ops.AttendDisentangled(
+                name, qkv.buffer, out, heads, size, scale, keys, queries, tables.row_R, folded=tables.folded
+            )
+        )
         return Value(out)
 
     def pool(self, x: Value, modes: Sequence[str], *, normalize: bool) -> Value:
         """One row for each sequence: by each mode, side by side; to unit length if asked."""
         width = x.buffer.width
-        unknown = [mode for mode in modes if mode not in _MODES]
+        unknown = [mode for mode in modes if mode not in _POOL_MODES]
         if unknown:
-            raise EngineError(f"pooling by {unknown[0]!r} has no operator; there are {', '.join(_MODES)}")
+            raise EngineError(f"pooling by {unknown[0]!r} has no operator; there are {', '.join(_POOL_MODES)}")
         out = self._buffer("f32", width * len(modes), per_sequence=True)
         for number, mode in enumerate(modes):
-            self._add(Op("pool", mode, (x.buffer,), (out,), {"mode": _MODES.index(mode), "column": number * width}))
+            self._add(ops.Pool(mode, x.buffer, out, _POOL_MODES[mode], number * width))
         if normalize:
-            self._add(Op("normalize", "unit length", (out,), (out,)))
+            self._add(ops.Normalize("unit length", out))
         return Value(out)
 
     def check_tokens(self, max_tokens: int) -> None:
@@ -186,10 +205,10 @@ class Lowering:
     def finish(self, output: Value, *, max_tokens: int, types: int = 1) -> Program:
         """The program that returns this value."""
         self.check_tokens(max_tokens)
-        words = self._ops[0].weights["words"]
-        assert words is not None
-        ops, buffers, out = fuse_codes(self._ops, self._buffers, output.buffer)
-        program = Program(ops, buffers, out, max_tokens, len(words), types)
+        embed = self._ops[0]
+        assert isinstance(embed, ops.Embed)
+        fused, buffers, out = fuse_codes(self._ops, self._buffers, output.buffer)
+        program = Program(fused, buffers, out, max_tokens, len(embed.words_VH), types)
         check(program)
         return program
 
@@ -198,77 +217,83 @@ class Lowering:
         if residual is not None and residual.buffer.width != width:
             raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}")
         out = self._buffer("f32", x.buffer.width, per_sequence=x.buffer.per_sequence)
-        op = Op(
-            "norm", name, (x.buffer, residual.buffer if residual else None), (out, None, kept),
-            {"eps": eps, "grid": None},
-            {
-                "weight": self.weights.vector(f"{name}.weight", width),
-                "bias": self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None,
-            },
-        )  # fmt: skip
-        self._add(op)
-        return Value(out, op)
+        self._add(
+            ops.NormRows(
+                name,
+                x=x.buffer,
+                residual=residual.buffer if residual else None,
+                y=out,
+                codes=None,
+                sum=kept,
+                weight_H=self.weights.vector(f"{name}.weight", width),
+                bias_H=self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None,
+                eps=eps,
+            )
+        )
+        return Value(out, norm=len(self._ops) - 1)
 
-    def _linear(self, name: str, group: list[Linear], x: Value, out: Buffer, column: int, *, gelu: bool) -> None:
-        """Linears that are alike, into columns [column, …) of out."""
+    def _linear(
+        self, name: str, group: list[Linear], x: Value, out: Buffer, column: int, *, activation: Activation,
+        linears: int | None = None,
+    ) -> None:  # fmt: skip
+        """Linears that are alike, into columns [column, …) of out. linears: of the model, by default all of them."""
         k = group[0].shape[1]
-        if k != x.buffer.width or k > _MAX_K or column % 16:
+        if k != x.buffer.width or k > MAX_K or column % 16:
             raise EngineError(
                 f"{name}: K = {k} of an input of {x.buffer.width} values, at column {column}; there are operators for "
-                f"K up to {_MAX_K} of as many, at multiples of 16"
+                f"K up to {MAX_K} of as many, at multiples of 16"
             )
         first, n = group[0], sum(layer.shape[0] for layer in group)
-        settings = {
-            "operator": operator_of(first), "dtype": multiplied(first), "column": column, "n": n, "linears": len(group),
-            "gelu": gelu, "grid": None,
-            "group": group_of(first),
-        }  # fmt: skip
-        grid = grid_of(first)
-        if settings["operator"] == "linear_w8a8":
-            assert grid is not None
-            source = self._codes(x, grid, name)
-        else:
-            source = self._bf16(x, grid, name)
         if name not in self._packed:
             self._packed[name] = pack(group)
-        self._add(Op("linear", name, (source,), (out,), settings, self._packed[name]))
+        weight, grid, transform = self._packed[name], grid_of(first), transform_of(first)
+        if isinstance(weight, PackedW8A8):
+            assert grid is not None
+            source = self._codes(x, grid, transform, name)
+            count = len(group) if linears is None else linears
+            self._add(ops.MultiplyW8A8(name, source, out, column, n, weight, activation, count))
+            return
+        source = self._bf16(x, grid, transform, name)
+        if isinstance(weight, PackedBf16):
+            self._add(ops.MultiplyBf16(name, source, out, column, n, weight, activation))
+        else:
+            self._add(ops.MultiplyWna16(name, source, out, column, n, weight, activation, multiplied(first)))
 
-    def _codes(self, x: Value, grid: Grid, reader: str) -> Buffer:
+    def _codes(self, x: Value, grid: InputGrid, transform: PaddedTransform | None, reader: str) -> Buffer:
         """x on a grid, for a linear: by the norm that makes it, if that quantizes nothing yet."""
         for known, buffer in x.codes:
-            if same_grid(known, grid):
+            if known == (grid, transform):
                 return buffer
         out = self._buffer("codes", x.buffer.width, per_sequence=x.buffer.per_sequence)
-        maker = x.maker
-        if maker is not None and maker.writes[1] is None:
-            maker.writes = (maker.writes[0], out, maker.writes[2])
-            maker.settings["grid"] = grid
+        norm = None if x.norm is None else self._ops[x.norm]
+        if x.norm is not None and isinstance(norm, ops.NormRows) and norm.codes is None:
+            self._ops[x.norm] = replace(norm, codes=out, grid=grid, transform=transform)
         else:
-            self._add(Op("quantize", f"{reader.split(', ')[0]}: input", (x.buffer,), (out,), {"grid": grid}))
-        x.codes.append((grid, out))
+            self._add(ops.Quantize(_input_of(reader), x.buffer, out, grid, transform))
+        x.codes.append(((grid, transform), out))
         return out
 
-    def _bf16(self, x: Value, grid: Grid | None, reader: str) -> Buffer:
-        """x in bf16, transformed and rounded as a grid says."""
-        if grid is None and x.buffer.kind == "bf16":
+    def _bf16(self, x: Value, grid: InputGrid | None, transform: PaddedTransform | None, reader: str) -> Buffer:
+        """x in bf16, transformed and rounded to a grid where there are these."""
+        if grid is None and transform is None and x.buffer.kind == "bf16":
             return x.buffer
         for known, buffer in x.bf16:
-            if same_grid(known, grid):
+            if known == (grid, transform):
                 return buffer
         out = self._buffer("bf16", x.buffer.width, per_sequence=x.buffer.per_sequence)
-        self._add(Op("round", f"{reader.split(', ')[0]}: input", (x.buffer,), (out,), {"grid": grid}))
-        x.bf16.append((grid, out))
+        self._add(ops.Round(_input_of(reader), x.buffer, out, grid, transform))
+        x.bf16.append(((grid, transform), out))
         return out
 
-    def _buffer(self, kind: Kind, width: int, *, per_sequence: bool = False) -> Buffer:
+    def _buffer(self, kind: BufferKind, width: int, *, per_sequence: bool = False) -> Buffer:
         self._buffers.append(Buffer(len(self._buffers), kind, width, per_sequence))
         return self._buffers[-1]
 
-    def _add(self, op: Op) -> None:
+    def _add(self, op: ops.Op) -> None:
         self._ops.append(op)
 
 
-def function_of(activation: str) -> str:
+def function_of(activation: str) -> Function | Literal["gelu"]:
     """What the operators call an activation of config.json.
 
     Raises:
@@ -277,6 +302,11 @@ def function_of(activation: str) -> str:
     if activation not in _FUNCTIONS:
         raise EngineError(f"activation {activation!r} has no operator; there are {', '.join(sorted(_FUNCTIONS))}")
     return _FUNCTIONS[activation]
+
+
+def _input_of(reader: str) -> str:
+    """The name of what makes the input of linears, after the first of them."""
+    return f"{reader.split(', ')[0]}: input"
 
 
 def _head_size(name: str, qkv: Value, heads: int) -> int:

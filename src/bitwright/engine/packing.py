@@ -1,38 +1,38 @@
 """Weights as the kernels hold them (`kernels/layouts.py`), each at a multiple of 64 bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bitwright.engine.linears import Linear, levels, operator_of
+from bitwright.engine.linears import Linear, Operator, group_of, levels, operator_of
+from bitwright.engine.ops.binder import aligned
+from bitwright.engine.ops.multiply import Packed, PackedBf16, PackedW8A8, PackedWna16
 from bitwright.kernels import layouts
 from bitwright.numerics.arrays import Bf16, narrow
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 
-Packed = dict[str, np.ndarray | None]
-
 
 def pack(linears: Sequence[Linear]) -> Packed:
-    """What the operator of linears that join takes of them, side by side, in the order of its arguments."""
+    """What the operator of linears that join takes of them, side by side."""
     return _PACK[operator_of(linears[0])](linears)
 
 
-def _pack_w8a8(linears: Sequence[Linear]) -> Packed:
+def _pack_w8a8(linears: Sequence[Linear]) -> PackedW8A8:
     codes_NK = _codes(linears)
-    return {
-        "weight": aligned(layouts.pack(codes_NK)),
-        "colsum": _columns(codes_NK.sum(axis=1, dtype=np.int32)),
-        "scale": _columns(_scales(linears)[:, 0]),
-        "bias": _bias(linears),
-    }
+    return PackedW8A8(
+        codes=aligned(layouts.pack(codes_NK)),
+        colsum=_columns(codes_NK.sum(axis=1, dtype=np.int32)),
+        scale=_columns(_scales(linears)[:, 0]),
+        bias=_bias(linears),
+    )
 
 
-def _pack_bf16(linears: Sequence[Linear]) -> Packed:
+def _pack_bf16(linears: Sequence[Linear]) -> PackedBf16:
     weight_NK = np.concatenate([_in_bf16(linear).bits for linear in linears])
-    return {"weight": aligned(layouts.pack_bf16(weight_NK)), "bias": _bias(linears)}
+    return PackedBf16(values=aligned(layouts.pack_bf16(weight_NK)), bias=_bias(linears))
 
 
-def _pack_wna16(linears: Sequence[Linear]) -> Packed:
+def _pack_wna16(linears: Sequence[Linear]) -> PackedWna16:
     """Codes of less than 8 bits are held in 4, each as the index of its level."""
     codes_NK, first, given = _codes(linears), linears[0], levels(linears[0])
     assert isinstance(first, QuantizedLinear)
@@ -44,31 +44,25 @@ def _pack_wna16(linears: Sequence[Linear]) -> Packed:
     else:
         held = aligned(np.pad(given, (0, 16 - len(given))))
         weight = layouts.pack_int4(codes_NK.view(np.uint8))
-    return {
-        "weight": aligned(weight),
-        "levels": held,
-        "scale": aligned(layouts.pack_groups(_scales(linears))),
-        "zero": _zeros(linears),
-        "bias": _bias(linears),
-    }
+    return PackedWna16(
+        codes=aligned(weight),
+        levels=held,
+        scale=aligned(layouts.pack_groups(_scales(linears))),
+        zero=_zeros(linears),
+        bias=_bias(linears),
+        group=group_of(first),
+    )
 
 
-_PACK = {"linear_w8a8": _pack_w8a8, "linear_bf16": _pack_bf16, "linear_wna16": _pack_wna16}
+_PACK: dict[Operator, Callable[[Sequence[Linear]], Packed]] = {
+    "linear_w8a8": _pack_w8a8, "linear_bf16": _pack_bf16, "linear_wna16": _pack_wna16,
+}  # fmt: skip
 
 
 def pack_heads(table_PN: np.ndarray, heads: int) -> np.ndarray:
     """A packed bf16 weight for each head, of its part of the columns of a float32 table: (heads, …)."""
     parts = np.split(table_PN, heads, axis=1)
     return aligned(np.stack([layouts.pack_bf16(narrow(part_PD).bits) for part_PD in parts]))
-
-
-def aligned(values: np.ndarray) -> np.ndarray:
-    """A contiguous copy that begins at a multiple of 64 bytes."""
-    memory = np.empty(values.nbytes + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    out = memory[begin : begin + values.nbytes].view(values.dtype).reshape(values.shape)
-    out[...] = values
-    return out
 
 
 def _codes(linears: Sequence[Linear]) -> np.ndarray:

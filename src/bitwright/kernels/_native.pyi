@@ -1,239 +1,370 @@
-def isas() -> list[tuple[str, bool]]: ...
+"""What csrc binds: see the contract of each operator (csrc/*/contract.h) for shapes, alignment and arithmetic.
+
+A contract's struct is built by keyword, all fields; an address is an integer, 0 for none. Rows and column blocks are
+ranges: [begin, end).
+"""
+
+from enum import Enum
+
+class Isa(Enum):
+    amx = ...
+    avx512vnni = ...
+    avx2 = ...
+    scalar = ...
+
+class Activation(Enum):
+    none = ...
+    gelu = ...
+
+class Output(Enum):
+    f32 = ...
+    bf16 = ...
+    codes = ...
+    sums = ...
+
+class QuantizeMode(Enum):
+    asymmetric = ...
+    symmetric = ...
+    static = ...
+
+class Function(Enum):
+    relu = ...
+    tanh = ...
+    gelu_tanh = ...
+    silu = ...
+
+class WordKind(Enum):
+    f32 = ...
+    bf16 = ...
+    int8 = ...
+
+class BufferKind(Enum):
+    f32 = ...
+    bf16 = ...
+    codes = ...
+
+class PoolMode(Enum):
+    cls = ...
+    mean = ...
+    max = ...
+    mean_sqrt_len_tokens = ...
+    weightedmean = ...
+    lasttoken = ...
+
+NO_WINDOW: int
+NO_BUFFER: int
+
+def isas() -> list[tuple[str, bool]]: ...  # best first
 def cpu_features() -> list[tuple[str, bool]]: ...
+def operators() -> list[str]: ...
+def variants(operator: str, /) -> list[tuple[str, Isa, bool]]: ...  # best first
+def chosen(operator: str, isa: Isa, /) -> str | None: ...
 def kernel_calls() -> int: ...
-def max_threads() -> int: ...
 def code_stride(k: int, /) -> int: ...
 def scratch_bytes(m: int, k: int, /) -> int: ...
-def w8a8_variants() -> list[tuple[str, bool]]: ...
-def attention_variants() -> list[tuple[str, bool]]: ...
 def attention_scratch_bytes(tokens: int, head_size: int, /) -> int: ...
+def gram_scratch_bytes(m: int, k: int, /) -> int: ...
+def wna16_scratch_bytes(k: int, /) -> int: ...
+
+class Attention:
+    def __init__(
+        self,
+        *,
+        q: int,
+        k: int,
+        v: int,
+        stride: int,
+        out: int,
+        out_stride: int,
+        tokens: int,
+        head_size: int,
+        scale: float,
+        bias: int,
+        bias_stride: int,
+        bias_query_step: int,
+        window: int,
+    ) -> None: ...
+
+class EmbedRow:
+    def __init__(
+        self,
+        *,
+        word: int,
+        kind: WordKind,
+        scale: float,
+        position: int,
+        type: int,
+    ) -> None: ...
+
+class Gram:
+    def __init__(
+        self,
+        *,
+        x: int,
+        bf16: bool,
+        x_stride: int,
+        m: int,
+        k: int,
+        packed: int,
+        low: int,
+        high: int,
+        sum: int,
+        sum_abs: int,
+        gram: int,
+    ) -> None: ...
+
+class LinearBf16:
+    def __init__(
+        self,
+        *,
+        x: int,
+        x_stride: int,
+        weight: int,
+        bias: int,
+        y: int,
+        out_stride: int,
+        n: int,
+        k_padded: int,
+        activation: Activation,
+        output: Output,
+    ) -> None: ...
+
+class OutputGrid:
+    def __init__(
+        self,
+        *,
+        shift: int,
+        multiplier: int,
+        scale: float,
+        zero_point: int,
+        code_min: int,
+    ) -> None: ...
+
+class LinearW8A8:
+    def __init__(
+        self,
+        *,
+        codes: int,
+        code_stride: int,
+        scale_m: int,
+        zero_m: int,
+        weight: int,
+        colsum: int,
+        scale_n: int,
+        bias: int,
+        y: int,
+        out_stride: int,
+        n: int,
+        k_padded: int,
+        activation: Activation,
+        output: Output,
+        grid: OutputGrid | None,
+    ) -> None: ...
+
+class QuantizeLinearW8A8:
+    def __init__(
+        self,
+        *,
+        x: int,
+        bf16: bool,
+        x_stride: int,
+        m: int,
+        k: int,
+        shift: int,
+        multiplier: int,
+        mode: QuantizeMode,
+        static_scale: float,
+        static_zero_point: int,
+        code_min: int,
+        weight: int,
+        colsum: int,
+        scale_n: int,
+        bias: int,
+        y: int,
+        n: int,
+        activation: Activation,
+        scratch: int,
+    ) -> None: ...
+
+class Wna16:
+    def __init__(
+        self,
+        *,
+        codes: int,
+        levels: int,
+        scale: int,
+        zero: int,
+        k: int,
+        group: int,
+    ) -> None: ...
+
+class LinearWna16:
+    def __init__(
+        self,
+        *,
+        linear: LinearBf16,
+        weight: Wna16,
+    ) -> None: ...
+
+class Norm:
+    def __init__(
+        self,
+        *,
+        x: int,
+        residual: int,
+        sum: int,
+        y: int,
+        weight: int,
+        bias: int,
+        stride: int,
+        n: int,
+        eps: float,
+    ) -> None: ...
+
+class QuantizeRows:
+    def __init__(
+        self,
+        *,
+        x: int,
+        bf16: bool,
+        x_stride: int,
+        k: int,
+        shift: int,
+        multiplier: int,
+        codes: int,
+        code_stride: int,
+        scale: int,
+        zero_point: int,
+        mode: QuantizeMode,
+        static_scale: float,
+        static_zero_point: int,
+        code_min: int,
+    ) -> None: ...
+
 def attention(
-    variant: int,
-    q: int,
-    k: int,
-    v: int,
-    stride: int,
-    out: int,
-    out_stride: int,
-    tokens: int,
-    head_size: int,
-    scale: float,
-    bias: int,
-    bias_stride: int,
-    bias_query_step: int,
-    window: int,
-    scratch: int,
+    variant: str,
+    op: Attention,
     head_begin: int,
     head_end: int,
     query_begin: int,
     query_end: int,
-    /,
-) -> None: ...
-def quantize_rows(
-    isa: int,
-    x: int,
-    bf16: bool,
-    x_stride: int,
-    m: int,
-    k: int,
-    shift: int,
-    multiplier: int,
-    mode: int,
-    static_scale: float,
-    static_zero_point: int,
-    code_min: int,
-    codes: int,
-    code_stride: int,
-    scale: int,
-    zero_point: int,
-    row_begin: int,
-    /,
-) -> None: ...
-def linear_w8a8(
-    isa: int,
-    threads: int,
-    x: int,
-    bf16: bool,
-    x_stride: int,
-    m: int,
-    k: int,
-    shift: int,
-    multiplier: int,
-    mode: int,
-    static_scale: float,
-    static_zero_point: int,
-    code_min: int,
     scratch: int,
-    weight: int,
-    colsum: int,
-    scale_n: int,
-    bias: int,
-    y: int,
-    n: int,
-    gelu: bool,
     /,
 ) -> None: ...
-def multiply_w8a8(
-    variant: int,
-    codes: int,
-    code_stride: int,
-    scale_m: int,
-    zero_m: int,
-    k: int,
-    weight: int,
-    colsum: int,
-    scale_n: int,
-    bias: int,
-    y: int,
-    sums: int,
-    out_stride: int,
-    n: int,
-    gelu: bool,
-    bf16: bool,
-    grid: tuple[int, int, float, int, int] | None,
-    row_begin: int,
-    row_end: int,
-    block_begin: int,
-    block_end: int,
-    /,
+def quantize_rows(variant: str, op: QuantizeRows, row_begin: int, row_end: int, /) -> None: ...
+def quantize_linear_w8a8(isa: Isa, threads: int, op: QuantizeLinearW8A8, /) -> None: ...
+def linear_w8a8(
+    variant: str, op: LinearW8A8, row_begin: int, row_end: int, block_begin: int, block_end: int, /
 ) -> None: ...
 def linear_bf16(
-    isa: int,
-    widen: bool,
-    x: int,
-    x_stride: int,
-    k: int,
-    weight: int,
-    bias: int,
-    y: int,
-    out_stride: int,
-    n: int,
-    gelu: bool,
-    bf16: bool,
-    row_begin: int,
-    row_end: int,
-    block_begin: int,
-    block_end: int,
-    /,
+    variant: str, op: LinearBf16, row_begin: int, row_end: int, block_begin: int, block_end: int, /
 ) -> None: ...
-def wna16_scratch_bytes(k: int, /) -> int: ...
-def unpack_wna16(
-    isa: int,
-    codes: int,
-    levels: int,
-    scale: int,
-    zero: int,
-    k: int,
-    group: int,
-    block: int,
-    count: int,
-    panel: int,
-    /,
-) -> None: ...
+def unpack_wna16(variant: str, weight: Wna16, block: int, count: int, panel: int, /) -> None: ...
 def linear_wna16(
-    isa: int,
-    x: int,
-    x_stride: int,
-    k: int,
-    codes: int,
-    levels: int,
-    scale: int,
-    zero: int,
-    group: int,
-    bias: int,
-    y: int,
-    out_stride: int,
-    n: int,
-    gelu: bool,
-    bf16: bool,
-    scratch: int,
-    row_begin: int,
-    row_end: int,
-    block_begin: int,
-    block_end: int,
-    /,
+    isa: Isa, op: LinearWna16, row_begin: int, row_end: int, block_begin: int, block_end: int, scratch: int, /
 ) -> None: ...
-def gram_scratch_bytes(m: int, k: int, /) -> int: ...
-def has_gram(isa: int, /) -> bool: ...
-def add_gram(
-    isa: int,
-    threads: int,
-    x: int,
-    bf16: bool,
-    x_stride: int,
-    m: int,
-    k: int,
-    scratch: int,
-    low: int,
-    high: int,
-    sum: int,
-    sum_abs: int,
-    gram: int,
-    /,
-) -> None: ...
-def norm(
-    isa: int,
-    x: int,
-    residual: int,
-    sum: int,
-    y: int,
-    weight: int,
-    bias: int,
-    stride: int,
-    n: int,
-    eps: float,
-    row_begin: int,
-    row_end: int,
-    /,
-) -> None: ...
-def embed_row(isa: int, word: int, kind: int, scale: float, position: int, type: int, y: int, n: int, /) -> None: ...
-def round_row(isa: int, x: int, y: int, n: int, /) -> None: ...
-def activate_row(isa: int, x: int, bf16: bool, function: int, n: int, /) -> None: ...
-def gate_row(isa: int, a: int, b: int, y: int, n: int, /) -> None: ...
-def rotate_row(isa: int, x: int, heads: int, head_size: int, cos: int, sin: int, /) -> None: ...
-def peak_int8_gops(isa: int, repeats: int, /) -> float: ...
-def row_bytes(kind: int, width: int, /) -> int: ...
+def add_gram(isa: Isa, threads: int, op: Gram, /) -> None: ...
+def norm(variant: str, op: Norm, row_begin: int, row_end: int, /) -> None: ...
+def embed_row(variant: str, row: EmbedRow, y: int, n: int, /) -> None: ...
+def round_row(variant: str, x: int, y: int, n: int, /) -> None: ...
+def activate_row(variant: str, x: int, bf16: bool, function: Function, n: int, /) -> None: ...
+def gate_row(variant: str, a: int, b: int, y: int, n: int, /) -> None: ...
+def rotate_row(variant: str, x: int, heads: int, head_size: int, cos: int, sin: int, /) -> None: ...
+def peak_int8_gops(isa: Isa, repeats: int, /) -> float: ...
+def row_bytes(kind: BufferKind, width: int, /) -> int: ...
 
-_Grid = tuple[int, int, int, float, int, int]
+class Buffer:
+    def __init__(self, *, kind: BufferKind, width: int, offset: int, per_sequence: bool) -> None: ...
+
+class InputGrid:
+    def __init__(
+        self, *, shift: int, multiplier: int, mode: QuantizeMode, static_scale: float, static_zero_point: int,
+        code_min: int,
+    ) -> None: ...  # fmt: skip
+
+class Embed:
+    def __init__(
+        self, *, words: int, kind: WordKind, word_scale: int, positions: int, first_position: int, types: int, out: int
+    ) -> None: ...
+
+class NormRows:
+    def __init__(
+        self, *, x: int, residual: int, sum: int, y: int, codes: int, weight: int, bias: int, eps: float,
+        grid: InputGrid | None,
+    ) -> None: ...  # fmt: skip
+
+class Quantize:
+    def __init__(self, *, source: int, out: int, grid: InputGrid) -> None: ...
+
+class Round:
+    def __init__(self, *, source: int, out: int, on_grid: bool, grid: InputGrid | None) -> None: ...
+
+class MultiplyW8A8:
+    def __init__(
+        self, *, source: int, out: int, column: int, n: int, linears: int, weight: int, colsum: int, scale_n: int,
+        bias: int, activation: Activation, grid: InputGrid | None,
+    ) -> None: ...  # fmt: skip
+
+class MultiplyBf16:
+    def __init__(
+        self, *, source: int, out: int, column: int, n: int, weight: int, bias: int, activation: Activation
+    ) -> None: ...
+
+class MultiplyWna16:
+    def __init__(
+        self, *, source: int, out: int, column: int, n: int, weight: Wna16, bias: int, activation: Activation
+    ) -> None: ...
+
+class Attend:
+    def __init__(
+        self, *, source: int, out: int, heads: int, head_size: int, scale: float, bias: int, bias_stride: int,
+        window: int,
+    ) -> None: ...  # fmt: skip
+
+class AttendDisentangled:
+    def __init__(
+        self, *, source: int, out: int, heads: int, head_size: int, scale: float, key_table: int, query_table: int,
+        table_rows: int, row: int,
+    ) -> None: ...  # fmt: skip
+
+class Pool:
+    def __init__(self, *, source: int, out: int, mode: PoolMode, column: int) -> None: ...
+
+class Normalize:
+    def __init__(self, *, rows: int) -> None: ...
+
+class Activate:
+    def __init__(self, *, rows: int, function: Function) -> None: ...
+
+class Rotate:
+    def __init__(self, *, rows: int, heads: int, head_size: int, cos: int, sin: int) -> None: ...
+
+class Gate:
+    def __init__(self, *, source: int, out: int) -> None: ...
+
+class Batch:
+    def __init__(self, *, ids: int, types: int, starts: int, sequences: int) -> None: ...
 
 class Program:
-    def __init__(
-        self, isa: int, buffers: list[tuple[int, int, int, bool]], arena_row: int, out: int, group_tokens: int, /
+    def __init__(self, isa: Isa, buffers: list[Buffer], arena_row: int, out: int, group_tokens: int) -> None: ...
+    def add(
+        self,
+        op: Embed
+        | NormRows
+        | Quantize
+        | Round
+        | MultiplyW8A8
+        | MultiplyBf16
+        | MultiplyWna16
+        | Attend
+        | AttendDisentangled
+        | Pool
+        | Normalize
+        | Activate
+        | Gate
+        | Rotate,
+        /,
     ) -> None: ...
-    def embed(
-        self, words: int, word_scale: int, bf16: bool, positions: int, first: int, types: int, out: int, /
-    ) -> None: ...
-    def norm(
-        self, x: int, residual: int, sum: int, y: int, codes: int, weight: int, bias: int, eps: float, grid: _Grid, /
-    ) -> None: ...
-    def quantize(self, source: int, out: int, grid: _Grid, /) -> None: ...
-    def round(self, source: int, out: int, on_grid: bool, grid: _Grid, /) -> None: ...
-    def linear_w8a8(
-        self, source: int, out: int, column: int, n: int, linears: int, weight: int, colsum: int, scale: int,
-        bias: int, gelu: bool, grid: _Grid, /,
-    ) -> None: ...  # fmt: skip
-    def linear_bf16(
-        self, source: int, out: int, column: int, n: int, weight: int, bias: int, gelu: bool, /
-    ) -> None: ...
-    def linear_wna16(
-        self, source: int, out: int, column: int, n: int, group: int, codes: int, levels: int, scale: int, zero: int,
-        bias: int, gelu: bool, /,
-    ) -> None: ...  # fmt: skip
-    def attention(
-        self, source: int, out: int, heads: int, head_size: int, scale: float, bias: int, bias_stride: int,
-        window: int, /,
-    ) -> None: ...  # fmt: skip
-    def attention_disentangled(
-        self, source: int, out: int, heads: int, head_size: int, scale: float, key_table: int, query_table: int,
-        table_rows: int, row: int, /,
-    ) -> None: ...  # fmt: skip
-    def pool(self, source: int, out: int, mode: int, column: int, /) -> None: ...
-    def normalize(self, rows: int, /) -> None: ...
-    def activate(self, rows: int, function: int, /) -> None: ...
-    def rotate(self, rows: int, heads: int, head_size: int, cos: int, sin: int, /) -> None: ...
-    def gate(self, source: int, out: int, /) -> None: ...
-    def run(
-        self, ids: int, types: int, starts: int, sequences: int, threads: int, out: int, seconds: int, /
-    ) -> bool: ...
+    def run(self, batch: Batch, threads: int, out: int, seconds: int) -> bool: ...
     @property
     def memory(self) -> int: ...

@@ -1,68 +1,26 @@
 """The CPU kernels on torch's tensors: one call per operator. What cannot run raises KernelError."""
 
 import functools
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from bitwright.errors import KernelError
 from bitwright.kernels import layouts, native
-from bitwright.kernels.dispatch import active_isa, available, isa_index
+from bitwright.kernels.dispatch import active_isa, available, chosen, native_isa
+from bitwright.kernels.input_grid import InputGrid, QuantizeMode
 from bitwright.numerics.spec import QuantSpec
 
-_MAX_K = 65793  # 255 · 128 · K must stay below 2^31
 _ALIGNMENT = 64
-_ASYMMETRIC, _SYMMETRIC, _STATIC = 0, 1, 2  # as in quantize_rows/contract.h
 
 
 @functools.cache
 def has_gram() -> bool:
     """Whether `add_gram` runs: the module loads, and the active instruction set, on this machine, multiplies bf16."""
-    return available() and bool(native.load().has_gram(isa_index()))
-
-
-@dataclass(frozen=True, slots=True)
-class InputGrid:
-    """How a kernel turns float rows into codes: a dynamic grid per row, or one static scale and zero point."""
-
-    mode: int
-    scale: float = 1.0
-    zero_point: int = 0
-    code_min: int = -128
-
-    @classmethod
-    def of(cls, spec: QuantSpec, scale: Tensor | None = None, zero_point: Tensor | None = None) -> "InputGrid":
-        """The grid of an input spec.
-
-        Raises:
-            KernelError: `runs_natively` says no; or a static scale is missing, or not a normal positive float32.
-        """
-        if not input_runs_natively(spec):
-            raise KernelError(
-                f"no int8 kernel for the input spec {spec}: it takes 8 bits, dynamic per row or static per tensor"
-            )
-        if spec.dynamic:
-            return cls(_SYMMETRIC if spec.symmetric else _ASYMMETRIC, code_min=spec.code_min)
-        if scale is None or scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
-            raise KernelError("a static input spec needs one scale and at most one zero point for the whole tensor")
-        value = float(scale.float())
-        zero = 0 if zero_point is None else int(zero_point)
-        if not torch.finfo(torch.float32).tiny <= value <= torch.finfo(torch.float32).max or not -128 <= zero <= 127:
-            raise KernelError(
-                f"a static input grid with scale {value}, zero_point {zero}: the scale must be a normal positive "
-                "float32, the zero point within [-128, 127]"
-            )
-        return cls(_STATIC, value, zero, spec.code_min)
-
-
-def input_runs_natively(spec: QuantSpec) -> bool:
-    """Whether the kernels quantize to this spec: 8 bits, static per tensor or, on a narrow grid, dynamic per row."""
-    narrow = not (spec.symmetric and spec.uses_full_range)
-    return (
-        spec.bits == 8 and spec.group_size is None and spec.dynamic != spec.per_tensor and (narrow or not spec.dynamic)
-    )
+    return available() and chosen("gram") is not None
 
 
 def weight_runs_natively(spec: QuantSpec) -> bool:
@@ -72,56 +30,49 @@ def weight_runs_natively(spec: QuantSpec) -> bool:
     return spec.symmetric and spec.group_size is None and not spec.has_codebook
 
 
-def linear_w8a8(
-    x_MK: Tensor,
-    weight: Tensor,
-    colsum: Tensor,
-    scale_n: Tensor,
-    bias: Tensor,
-    n: int,
-    grid: InputGrid,
-    gelu: bool = False,
-    shift: Tensor | None = None,
-    multiplier: Tensor | None = None,
-) -> Tensor:
+class PackedLinear(NamedTuple):
+    """The constants of an int8 linear.
+
+    weight: `layouts.pack` of the codes; colsum: their `layouts.column_sums`. scale_n, bias: float32,
+    `layouts.pad_columns`. shift, multiplier: both or neither, float32, `layouts.pad_inputs`; what is quantized then is
+    (x − shift) · multiplier.
+    """
+
+    weight: Tensor
+    colsum: Tensor
+    scale_n: Tensor
+    bias: Tensor
+    shift: Tensor | None = None
+    multiplier: Tensor | None = None
+
+
+def linear_w8a8(x_MK: Tensor, linear: PackedLinear, n: int, grid: InputGrid, activation: str = "none") -> Tensor:
     """Quantize the rows of x, multiply by a packed int8 weight: (M, N) of x's dtype. See `reference.linear_w8a8`.
 
     Args:
         x_MK: float32, or bfloat16 (then only input and output are rounded to it), on the CPU. Rows may be strided.
-        weight: `layouts.pack` of the codes; colsum: their `layouts.column_sums`.
-        scale_n, bias: float32, `layouts.pad_columns`.
         n: output features, before padding.
-        shift, multiplier: both or neither, float32, `layouts.pad_inputs`; (x − shift) · multiplier is quantized then.
+        activation: of the output, by name (`Activation` of the native module).
 
     Raises:
         KernelError: shapes, dtypes or strides are not these; K is so large that an int32 sum could overflow.
     """
-    arguments = (x_MK, weight, colsum, scale_n, bias, n, grid.mode, grid.scale, grid.zero_point, grid.code_min, gelu)
+    if (linear.shift is None) != (linear.multiplier is None):
+        raise KernelError("an input transform needs both a shift and a multiplier; pass zeros or ones for the other")
     if torch.compiler.is_compiling():
-        y: Tensor = torch.ops.bitwright.linear_w8a8(*arguments, shift, multiplier)
+        constants = [tensor for tensor in linear if tensor is not None]
+        y: Tensor = torch.ops.bitwright.linear_w8a8(
+            x_MK, constants, n, grid.mode, grid.scale, grid.zero_point, grid.code_min, activation
+        )
         return y
-    return _linear_w8a8(*arguments, shift, multiplier)
+    return _linear_w8a8(x_MK, linear, n, grid, activation)
 
 
-def _linear_w8a8(
-    x: Tensor,
-    weight: Tensor,
-    colsum: Tensor,
-    scale_n: Tensor,
-    bias: Tensor,
-    n: int,
-    mode: int,
-    static_scale: float,
-    static_zero_point: int,
-    code_min: int,
-    gelu: bool,
-    shift: Tensor | None,
-    multiplier: Tensor | None,
-) -> Tensor:
+def _linear_w8a8(x: Tensor, linear: PackedLinear, n: int, grid: InputGrid, activation: str) -> Tensor:
     _check_float_rows(x)
     m, k = x.shape
-    _check_weight(weight, colsum, scale_n, bias, n, k)
-    _check_input_transform(shift, multiplier, k)
+    weight, colsum, scale_n, bias = _checked_weight(linear, n, k)
+    shift, multiplier = _checked_input_transform(linear, k)
     if x.stride(1) != 1 and k > 1:
         x = x.contiguous()
     y = torch.empty((m, n), dtype=x.dtype)
@@ -129,29 +80,29 @@ def _linear_w8a8(
         return y
     module = native.load()
     scratch = torch.empty(module.scratch_bytes(m, k), dtype=torch.uint8)
-    module.linear_w8a8(
-        isa_index(),
-        torch.get_num_threads(),  # in a thread where torch has not yet run, OpenMP alone would not know torch's setting
-        x.data_ptr(),
-        x.dtype == torch.bfloat16,
-        x.stride(0),
-        m,
-        k,
-        0 if shift is None else shift.data_ptr(),
-        0 if multiplier is None else multiplier.data_ptr(),
-        mode,
-        static_scale,
-        static_zero_point,
-        code_min,
-        scratch.data_ptr(),
-        weight.data_ptr(),
-        colsum.data_ptr(),
-        scale_n.data_ptr(),
-        bias.data_ptr(),
-        y.data_ptr(),
-        n,
-        gelu,
+    operator = module.QuantizeLinearW8A8(
+        x=x.data_ptr(),
+        bf16=x.dtype == torch.bfloat16,
+        x_stride=x.stride(0),
+        m=m,
+        k=k,
+        shift=shift,
+        multiplier=multiplier,
+        mode=_member("QuantizeMode", grid.mode),
+        static_scale=grid.scale,
+        static_zero_point=grid.zero_point,
+        code_min=grid.code_min,
+        weight=weight,
+        colsum=colsum,
+        scale_n=scale_n,
+        bias=bias,
+        y=y.data_ptr(),
+        n=n,
+        activation=_member("Activation", activation),
+        scratch=scratch.data_ptr(),
     )
+    # In a thread where torch has not yet run, OpenMP alone would not know torch's setting.
+    module.quantize_linear_w8a8(native_isa(), torch.get_num_threads(), operator)
     return y
 
 
@@ -197,18 +148,20 @@ def add_gram(x_MK: Tensor, gram_KK: Tensor) -> FeatureStats:
     )
     module = native.load()
     scratch = torch.empty(module.gram_scratch_bytes(m, k), dtype=torch.uint8)
-    module.add_gram(
-        isa_index(),
-        torch.get_num_threads(),
-        x_MK.data_ptr(),
-        x_MK.dtype == torch.bfloat16,
-        x_MK.stride(0),
-        m,
-        k,
-        scratch.data_ptr(),
-        *(values.data_ptr() for values in seen),
-        gram_KK.data_ptr(),
+    operator = module.Gram(
+        x=x_MK.data_ptr(),
+        bf16=x_MK.dtype == torch.bfloat16,
+        x_stride=x_MK.stride(0),
+        m=m,
+        k=k,
+        packed=scratch.data_ptr(),
+        low=seen.min_K.data_ptr(),
+        high=seen.max_K.data_ptr(),
+        sum=seen.sum_K.data_ptr(),
+        sum_abs=seen.sum_abs_K.data_ptr(),
+        gram=gram_KK.data_ptr(),
     )
+    module.add_gram(native_isa(), torch.get_num_threads(), operator)
     return seen
 
 
@@ -219,60 +172,81 @@ def _check_float_rows(x: Tensor) -> None:
         )
 
 
-def _check_weight(weight: Tensor, colsum: Tensor, scale_n: Tensor, bias: Tensor, n: int, k: int) -> None:
-    if not 1 <= k <= _MAX_K:
-        raise KernelError(f"K = {k}: int8 sums are exact in int32 for K from 1 to {_MAX_K}; keep this layer in 16 bit")
+@functools.cache
+def _member(enumeration: str, name: str) -> Enum:
+    """A member of an enumeration of the native module."""
+    member: Enum = getattr(native.load(), enumeration)[name]
+    return member
+
+
+def _checked_weight(linear: PackedLinear, n: int, k: int) -> list[int]:
+    """Addresses of weight, colsum, scale_n, bias."""
+    if not 1 <= k <= layouts.MAX_K:
+        raise KernelError(
+            f"K = {k}: int8 sums are exact in int32 for K from 1 to {layouts.MAX_K}; keep this layer in 16 bit"
+        )
     if n < 1:
         raise KernelError(f"N = {n}: a linear has at least one output")
     blocks = -(-n // layouts.BLOCK)
     columns = (blocks * layouts.BLOCK,)
     packed = (blocks, -(-k // layouts.PAD_K) * layouts.PAD_K // layouts.GROUP, layouts.BLOCK, layouts.GROUP)
+    addresses = []
     for name, tensor, dtype, shape in (
-        ("weight", weight, torch.int8, packed),
-        ("colsum", colsum, torch.int32, columns),
-        ("scale", scale_n, torch.float32, columns),
-        ("bias", bias, torch.float32, columns),
+        ("weight", linear.weight, torch.int8, packed),
+        ("colsum", linear.colsum, torch.int32, columns),
+        ("scale", linear.scale_n, torch.float32, columns),
+        ("bias", linear.bias, torch.float32, columns),
     ):
         if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
             raise KernelError(
                 f"N = {n}, K = {k}: {name} must be a contiguous {dtype} {shape} on the CPU, "
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
-        if tensor.data_ptr() % _ALIGNMENT:
+        addresses.append(tensor.data_ptr())
+        if addresses[-1] % _ALIGNMENT:
             raise KernelError(f"{name} must begin at a multiple of {_ALIGNMENT} bytes; copy it with .clone()")
+    return addresses
 
 
-def _check_input_transform(shift: Tensor | None, multiplier: Tensor | None, k: int) -> None:
-    if (shift is None) != (multiplier is None):
-        raise KernelError("an input transform needs both a shift and a multiplier; pass zeros or ones for the other")
+def _checked_input_transform(linear: PackedLinear, k: int) -> tuple[int, int]:
+    """Addresses of shift and multiplier, or zeros."""
+    if linear.shift is None or linear.multiplier is None:
+        return 0, 0
     columns = (-(-k // layouts.PAD_K) * layouts.PAD_K,)
-    for name, tensor in (("shift", shift), ("multiplier", multiplier)):
-        if tensor is not None and (
-            tensor.shape != columns or tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu
-        ):
+    for name, tensor in (("shift", linear.shift), ("multiplier", linear.multiplier)):
+        if tensor.shape != columns or tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu:
             raise KernelError(
                 f"K = {k}: the input's {name} must be a contiguous torch.float32 {columns} on the CPU, "
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
+    return linear.shift.data_ptr(), linear.multiplier.data_ptr()
 
 
-_operator = torch.library.custom_op("bitwright::linear_w8a8", _linear_w8a8, mutates_args=(), device_types="cpu")
+@torch.library.custom_op("bitwright::linear_w8a8", mutates_args=(), device_types="cpu")
+def _operator(
+    x: Tensor,
+    constants: Sequence[Tensor],
+    n: int,
+    mode: str,
+    scale: float,
+    zero_point: int,
+    code_min: int,
+    activation: str,
+) -> Tensor:
+    """`linear_w8a8` as torch.compile sees it. constants: of a `PackedLinear`, those that it has."""
+    grid = InputGrid(cast(QuantizeMode, mode), scale, zero_point, code_min)
+    return _linear_w8a8(x, PackedLinear(*constants), n, grid, activation)
 
 
 @_operator.register_fake
 def _shape_of_linear_w8a8(
     x: Tensor,
-    weight: Tensor,
-    colsum: Tensor,
-    scale_n: Tensor,
-    bias: Tensor,
+    constants: Sequence[Tensor],
     n: int,
-    mode: int,
-    static_scale: float,
-    static_zero_point: int,
+    mode: str,
+    scale: float,
+    zero_point: int,
     code_min: int,
-    gelu: bool,
-    shift: Tensor | None,
-    multiplier: Tensor | None,
+    activation: str,
 ) -> Tensor:
     return x.new_empty((x.shape[0], n))

@@ -1,15 +1,19 @@
 """Which instruction set the CPU kernels run on. Imports no torch.
 
 The best one that this processor and this operating system support is chosen at the first call;
-BITWRIGHT_ISA=scalar|avx2|avx512vnni|amx forces one. There is no fallback: what cannot run raises KernelError.
+BITWRIGHT_ISA=scalar|avx2|avx512vnni|amx forces one. There is no fallback: what cannot run raises KernelError. Within an
+instruction set the native module chooses each operator's variant, from the one table that operator has.
 """
 
 import functools
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bitwright.errors import KernelError
 from bitwright.kernels import native
+
+if TYPE_CHECKING:
+    from bitwright.kernels._native import Isa
 
 ISAS = ("amx", "avx512vnni", "avx2", "scalar")  # best first
 
@@ -21,6 +25,14 @@ class IsaRow(NamedTuple):
     compiled: bool
     supported: bool
     active: bool
+
+
+class VariantRow(NamedTuple):
+    """One variant of an operator: the instruction set it belongs to, and whether this machine runs it."""
+
+    name: str
+    isa: str
+    supported: bool
 
 
 def available() -> bool:
@@ -75,6 +87,25 @@ def _supported() -> dict[str, bool]:
 
 
 @functools.cache
-def isa_index(name: str | None = None) -> int:
-    """The number by which native functions know an instruction set; of the active one by default."""
-    return [isa for isa, _ in native.load().isas()].index(name or active_isa())
+def native_isa(name: str | None = None) -> "Isa":
+    """An instruction set as native functions take it; by default the active one."""
+    isa: Isa = native.load().Isa[name or active_isa()]
+    return isa
+
+
+def operators() -> list[str]:
+    """The names of what has variants. Empty where the module does not load."""
+    return list(native.load().operators()) if available() else []
+
+
+def variants(operator: str) -> list[VariantRow]:
+    """Every variant of an operator, best first. Empty where the module does not load."""
+    if not available():
+        return []
+    return [VariantRow(name, isa.name, supported) for name, isa, supported in native.load().variants(operator)]
+
+
+def chosen(operator: str, isa: str | None = None) -> str | None:
+    """The variant that runs with an instruction set, by default the active one; None where the operator has none."""
+    name: str | None = native.load().chosen(operator, native_isa(isa))
+    return name

@@ -4,6 +4,16 @@ N output features, K input features; both are padded, N to a multiple of 16, K t
 four bits). One layout serves every instruction set: four bytes of K (four codes, two bf16 values) of sixteen columns
 are 64 contiguous bytes, the operand of one vpdpbusd or vdpbf16ps; sixteen of those are the 16 x 64 byte B tile of one
 tdpbusd or tdpbf16ps. In four bits those four bytes are eight codes of a column, to be unpacked into bf16.
+
+A tile in memory, and the K of its values (int8; bf16: 0 1, 2 3 …; four bits: 0 … 7, 8 … 15 …):
+
+              column 0    column 1           column 15
+    row 0   |  0 …  3  |  0 …  3  |   …   |  0 …  3  |   64 bytes: one operand of a vector instruction
+    row 1   |  4 …  7  |  4 …  7  |   …   |  4 …  7  |
+      …
+    row 15  | 60 … 63  | 60 … 63  |   …   | 60 … 63  |
+
+Then the next tile of the same columns; after K the next sixteen columns.
 """
 
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +26,7 @@ if TYPE_CHECKING:
 # A torch tensor or a numpy array; what comes out is what went in. The engine packs without torch.
 Array = TypeVar("Array", bound=Any)
 
+MAX_K = 65793  # of int8: 255 · 128 · K must stay below 2^31
 BLOCK = 16
 GROUP = 4
 PAD_K = 64

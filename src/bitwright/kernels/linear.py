@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from bitwright.errors import KernelError
 from bitwright.kernels import cpu, dispatch, layouts, reference
+from bitwright.kernels.input_grid import InputGrid, input_runs_natively
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
@@ -78,7 +79,7 @@ class QuantLinear(_ExactModule):
         self.native = runs_natively(qtensor.spec, input_spec)
         self._grid = None
         if self.native and input_spec is not None:
-            self._grid = cpu.InputGrid.of(input_spec, input_scale, input_zero_point)
+            self._grid = InputGrid.of(input_spec, input_scale, input_zero_point)
             self._keep("colsum", layouts.column_sums(qtensor.codes_NK))
             self._keep("scale_n", layouts.pad_columns(qtensor.scale_NG.float().flatten().expand(n)))
             self._keep("bias_n", layouts.pad_columns(torch.zeros(n) if bias is None else bias.float()))
@@ -109,18 +110,11 @@ class QuantLinear(_ExactModule):
         if x.dtype != torch.bfloat16:  # which the kernels read and write themselves
             x_MK = x_MK.float()
         if self._grid is not None and x.device.type == "cpu":
-            y_MN = cpu.linear_w8a8(
-                x_MK,
-                self.weight,
-                self.colsum,
-                self.scale_n,
-                self.bias_n,
-                self.out_features,
-                self._grid,
-                self.gelu,
-                self.input_shift,
-                self.input_multiplier,
+            constants = cpu.PackedLinear(
+                self.weight, self.colsum, self.scale_n, self.bias_n, self.input_shift, self.input_multiplier
             )
+            activation = "gelu" if self.gelu else "none"
+            y_MN = cpu.linear_w8a8(x_MK, constants, self.out_features, self._grid, activation)
         else:
             y_MN = self._forward_by_reference(x_MK)
         return y_MN.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -168,7 +162,7 @@ class QuantLinear(_ExactModule):
 
 def runs_natively(weight: QuantSpec, input_spec: QuantSpec | None) -> bool:
     """Whether the int8 CPU kernels run a linear with these specs."""
-    return input_spec is not None and cpu.weight_runs_natively(weight) and cpu.input_runs_natively(input_spec)
+    return input_spec is not None and cpu.weight_runs_natively(weight) and input_runs_natively(input_spec)
 
 
 def _static_tensors(linear: QuantizedLinear) -> tuple[Tensor | None, Tensor | None]:

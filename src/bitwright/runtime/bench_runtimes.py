@@ -70,10 +70,10 @@ def _open_bitwright(directory: Path, threads: int) -> Forward:
     from bitwright.engine.executor import Executor
     from bitwright.engine.weights import open_weights
     from bitwright.errors import EngineError
-    from bitwright.kernels.dispatch import isa_index
+    from bitwright.kernels.dispatch import native_isa
 
     try:
-        executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), isa_index())
+        executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), native_isa())
     except EngineError:
         from bitwright.runtime.generic import load_generic
 

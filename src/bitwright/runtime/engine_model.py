@@ -19,7 +19,7 @@ from bitwright.files.limits import sentence_limit, tokenizer_limit
 from bitwright.files.pooling import Pooling, read_pooling
 from bitwright.files.tokenizer import encodings_of, open_tokenizer
 from bitwright.kernels import native
-from bitwright.kernels.dispatch import active_isa, isa_index
+from bitwright.kernels.dispatch import active_isa, native_isa
 from bitwright.runtime import encoding
 from bitwright.runtime.items import Tokens, cut_all
 
@@ -47,7 +47,7 @@ class EngineModel:
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.pooling: Pooling = read_pooling(directory)
         program = lower_encoder(weights, pooling=self.pooling.modes, normalize=self.pooling.normalize)
-        self.executor = Executor(program, isa_index())
+        self.executor = Executor(program, native_isa())
         self.backend = f"engine:{active_isa()}"
         self.max_tokens = min([program.max_tokens, *tokenizer_limit(directory), *sentence_limit(directory)])
         self.n_types, self.folded = program.types, program.folded

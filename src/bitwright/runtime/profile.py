@@ -8,11 +8,11 @@ import numpy as np
 
 from bitwright.engine.builders import lower_encoder
 from bitwright.engine.executor import Executor
-from bitwright.engine.program import Op
+from bitwright.engine.ops import Multiply, Op
 from bitwright.engine.weights import open_weights
 from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import native
-from bitwright.kernels.dispatch import isa_index
+from bitwright.kernels.dispatch import native_isa
 from bitwright.runtime.bench_inputs import random_tokens, read_model_shape
 
 _RUNS = 15
@@ -29,7 +29,7 @@ def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str
     Raises:
         EngineError: the engine does not run this model. InputError: it does not take so many tokens.
     """
-    executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), isa_index())
+    executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), native_isa())
     ops, model = executor.program.ops, read_model_shape(directory)
     rows: list[dict[str, Any]] = []
     for batch, tokens in shapes:
@@ -37,7 +37,7 @@ def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str
         lengths = np.full(batch, tokens)
         runs, peak = [], 0.0
         for _ in range(_RUNS):
-            peak = max(peak, native.load().peak_int8_gops(isa_index(), _PEAK_REPEATS))
+            peak = max(peak, native.load().peak_int8_gops(native_isa(), _PEAK_REPEATS))
             seconds = np.zeros(len(ops))
             executor.run_packed(ids_BT.reshape(-1), lengths, 1, seconds)
             runs.append(seconds)
@@ -64,9 +64,7 @@ def _rows(ops: Sequence[Op], seconds: np.ndarray, batch: int, tokens: int, peak:
 
 
 def _label(op: Op) -> str:
-    if op.kind != "linear":
+    if not isinstance(op, Multiply):
         return op.kind
-    source = op.reads[0]
-    assert source is not None
-    gelu = ", gelu" * op.settings["gelu"]
-    return f"linear {source.width} → {op.settings['n']}, {op.settings['dtype']}{gelu}"
+    activation = "" if op.activation == "none" else f", {op.activation}"
+    return f"linear {op.source.width} → {op.n}, {op.dtype}{activation}"

@@ -4,8 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "bf16.h"
-#include "gelu.h"
+#include "linear/output.h"
+#include "vectors/bf16.h"
+#include "vectors/gelu.h"
 
 static float gelu(float x) {
     const float a = fabsf(x) < kGeluEnd ? fabsf(x) : kGeluEnd;
@@ -17,11 +18,13 @@ static float gelu(float x) {
     return fmaf(-a, ldexpf(q, (int)whole), x < 0.0f ? 0.0f : x);  // a NaN is not below zero, and stays
 }
 
-// Element `at` of y.
+static float activated(Activation activation, float x) { return activation == Activation::kGelu ? gelu(x) : x; }
+
+// Element `at` of y, f32 or bf16.
 template <class Linear>
 static void write_output(const Linear& p, float linear, size_t at) {
-    const float y = p.gelu ? gelu(linear) : linear;
-    if (p.bf16) {
+    const float y = activated(p.activation, linear);
+    if (p.output == Output::kBf16) {
         ((uint16_t*)p.y)[at] = to_bf16(y);
     } else {
         ((float*)p.y)[at] = y;

@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 

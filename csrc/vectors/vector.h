@@ -4,7 +4,7 @@
 #pragma once
 #include <stddef.h>
 
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 

@@ -17,3 +17,12 @@ void parallel(int threads, const Work& work) {
 inline void barrier() {
 #pragma omp barrier
 }
+
+// Multiply-adds that repay waking one more thread. Two threads broke even with one at 5 to 9 million in all with AMX,
+// earlier with slower instruction sets.
+constexpr size_t kWorthAThread = 1 << 21;
+
+inline int useful_threads(int threads, size_t multiply_adds) {
+    const size_t useful = multiply_adds / kWorthAThread;
+    return useful < 1 ? 1 : size_t(threads) < useful ? threads : int(useful);
+}

@@ -4,14 +4,12 @@
 // store in the second; a shift and a multiplier per feature add 8 loads (from L1) and 8 operations to each.
 #include <immintrin.h>
 
-#include "bf16_avx512.h"
 #include "contract.h"
 #include "row.h"
+#include "vectors/bf16_avx512.h"
+#include "vectors/masks_avx512.h"
 
 namespace {
-
-// Lowest `left` of 64 bits, all from 64 on.
-inline uint64_t tail_mask(size_t left) { return left >= 64 ? ~uint64_t(0) : (uint64_t(1) << left) - 1; }
 
 // The values of one row as they are quantized, 16 at a time, zero beyond its end, which zero does not disturb: ranges
 // include it.
@@ -20,7 +18,7 @@ struct Row {
     const T* x;
     const float *shift, *multiplier;
 
-    inline __m512 load(size_t i, uint64_t mask, int part) const {
+    inline __m512 load(size_t i, __mmask64 mask, int part) const {
         const size_t at = i + 16 * part;
         const __m512 v = load16(x + at, (__mmask16)(mask >> (16 * part)));
         if constexpr (!transformed) return v;
@@ -52,7 +50,7 @@ inline Range range_of(const Row& row, size_t k) {
     const __m512 zero = _mm512_setzero_ps();
     Running a = {zero, zero, {zero}}, b = a;  // two chains hide the latency
     for (size_t i = 0; i < k; i += 64) {
-        const uint64_t mask = tail_mask(k - i);
+        const __mmask64 mask = lowest<__mmask64>(k - i);
         a.take(row.load(i, mask, 0));
         b.take(row.load(i, mask, 1));
         a.take(row.load(i, mask, 2));
@@ -72,7 +70,7 @@ inline int16_t least_word(__m512i words) {
 inline Range range_of(const Row<uint16_t, false>& row, size_t k) {
     __m512i lo = _mm512_setzero_si512(), hi = lo;
     for (size_t i = 0; i < k; i += 32) {
-        const __m512i bits = _mm512_maskz_loadu_epi16((__mmask32)tail_mask(k - i), row.x + i);
+        const __m512i bits = _mm512_maskz_loadu_epi16(lowest<__mmask32>(k - i), row.x + i);
         const __m512i sign = _mm512_srai_epi16(bits, 15);
         const __m512i word = _mm512_ternarylogic_epi32(bits, sign, _mm512_set1_epi16(0x7fff), 0x78);  // a ^ (b & c)
         lo = _mm512_min_epi16(lo, word);
@@ -96,11 +94,11 @@ inline bool write_codes(const Row& row, size_t k, const Grid& g, int32_t code_mi
     Poison poison = {_mm512_setzero_ps()};
     const __m512 inv = _mm512_set1_ps(g.inv);
     const __m512i shift = _mm512_set1_epi16((short)(g.zero + 128));
-    const __m512i lowest = _mm512_set1_epi8((char)(code_min + 128));
+    const __m512i bottom = _mm512_set1_epi8((char)(code_min + 128));
     // The packs work within 128-bit lanes; this undoes their shuffle of four-byte groups.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     for (size_t i = 0; i < k; i += 64) {
-        const uint64_t mask = tail_mask(k - i);
+        const __mmask64 mask = lowest<__mmask64>(k - i);
         const __m512 v0 = row.load(i, mask, 0), v1 = row.load(i, mask, 1);
         const __m512 v2 = row.load(i, mask, 2), v3 = row.load(i, mask, 3);
         if constexpr (looks) {
@@ -112,7 +110,7 @@ inline bool write_codes(const Row& row, size_t k, const Grid& g, int32_t code_mi
         const __m512i low = round32(v0, v1, inv), high = round32(v2, v3, inv);
         // Every step saturates, which is the clip to [-128, 127]
         const __m512i bytes = _mm512_packus_epi16(_mm512_adds_epi16(low, shift), _mm512_adds_epi16(high, shift));
-        _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, _mm512_max_epu8(bytes, lowest)));
+        _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, _mm512_max_epu8(bytes, bottom)));
     }
     return poison.none();
 }
@@ -121,6 +119,6 @@ inline bool write_codes(const Row& row, size_t k, const Grid& g, int32_t code_mi
 
 #include "loop.h"
 
-void quantize_rows_avx512vnni(const QuantizeRows* p, size_t row_begin, size_t row_end) {
+void quantize_rows_avx512(const QuantizeRows* p, size_t row_begin, size_t row_end) {
     quantize_any_rows(*p, row_begin, row_end);
 }

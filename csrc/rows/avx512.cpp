@@ -1,4 +1,4 @@
 // rows, AVX-512: see rows.h.
 #include "rows.h"
 
-const RowOperators kRowsAvx512Vnni = kRows;
+const RowOperators kRowsAvx512 = kRows;

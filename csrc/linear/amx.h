@@ -1,10 +1,22 @@
 // What the AMX variants of the linears have in common: 2 x 2 tiles of 16 x 16 sums, so that each tile of x and of
 // weights is used twice. While one 32 x 32 square is multiplied, the one before is written: tile and vector units work
-// at the same time. Op and Operands as in linear_avx512.h; a B tile is one column block and 64 bytes of K, 1 KiB
+// at the same time. Op and Operands as in linear/avx512.h; a B tile is one column block and 64 bytes of K, 1 KiB
 // contiguous. Everything is internal to the file that includes it.
+//
+//                                      weights, 64 bytes of K x 16 columns
+//                                          6              7
+//      x, 16 rows        4             0 += 4 x 6     1 += 4 x 7
+//      x 64 bytes of K   5             2 += 5 x 6     3 += 5 x 7
+//
+// A B tile as the instructions want it is a tile of the packed weight as it lies (kernels/layouts.py), four bytes of K
+// to a column:
+//
+//      64 bytes    |k 0 .. 3|k 0 .. 3|  ...  |k 0 .. 3|      columns 0 to 15; of bf16 two values of K in place of four
+//      64 bytes    |k 4 .. 7|k 4 .. 7|  ...  |k 4 .. 7|
+//        ...
 #pragma once
-#include "linear_avx512.h"
-#include "tiles.h"
+#include "linear/avx512.h"
+#include "vectors/tiles.h"
 
 namespace {
 
@@ -30,17 +42,18 @@ struct Square {
 
 // Sums of R row tiles x C column blocks into out [32, 32]; meanwhile `before` is written, some of its rows in each
 // step. Tiles 0-3 sums, 4-5 x, 6-7 weights.
-template <class Op, int R, int C, Output kind>
+template <class Op, int R, int C, Epilogue epilogue>
 void multiply(const typename Op::Problem& p, const Operands& o, size_t m, size_t block, typename Op::Sum* out,
               const Square<typename Op::Sum>& before) {
     using Sum = typename Op::Sum;
     const size_t stride = o.x_stride, steps = o.k / kStep, next_block = kLanes * o.k;
     const char* a = o.x + m * stride;
     const char* b = o.weight + block * next_block;
-    const Writer<Op, kCols, kind> writer(p, before.m, before.n, before.end);
+    const Writer<Op, kCols, epilogue> writer(p, before.m, before.n, before.end);
     const Sum* waiting = before.sums;
-    const size_t soon_stride = p.out_stride * value_bytes(kind), fetches_a_step = (kRows + steps - 1) / steps;
-    const char* soon = Op::output(p) + m * soon_stride + block * kLanes * value_bytes(kind);
+    const size_t soon_stride = p.out_stride * value_bytes(epilogue.output),
+                 fetches_a_step = (kRows + steps - 1) / steps;
+    const char* soon = (const char*)p.y + m * soon_stride + block * kLanes * value_bytes(epilogue.output);
     const size_t rows = before.rows, rows_a_step = (rows + steps - 1) / steps;
     size_t row = 0;
     _tile_zero(0);
@@ -76,11 +89,12 @@ void multiply(const typename Op::Problem& p, const Operands& o, size_t m, size_t
     if (R == 2 && C == 2) _tile_stored(3, out + 512 + 16, 128);
 }
 
-template <class Op, Output kind>
-void run_kind(const typename Op::Problem& p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
+template <class Op, Epilogue epilogue>
+void run_known(const typename Op::Problem& p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     alignas(64) typename Op::Sum sums[2][kRows * kCols * kLanes];
-    static constexpr decltype(&multiply<Op, 1, 1, kind>) table[2][2] = {
-        {multiply<Op, 1, 1, kind>, multiply<Op, 1, 2, kind>}, {multiply<Op, 2, 1, kind>, multiply<Op, 2, 2, kind>}};
+    static constexpr decltype(&multiply<Op, 1, 1, epilogue>) table[2][2] = {
+        {multiply<Op, 1, 1, epilogue>, multiply<Op, 1, 2, epilogue>},
+        {multiply<Op, 2, 1, epilogue>, multiply<Op, 2, 2, epilogue>}};
     const Operands o = Op::operands(p);
     const size_t end = least(block_end * kLanes, p.n);
     Square<typename Op::Sum> before = {sums[1], 0, row_begin, block_begin * kLanes, end};
@@ -96,7 +110,7 @@ void run_kind(const typename Op::Problem& p, size_t row_begin, size_t row_end, s
             }
         }
     }
-    const Writer<Op, kCols, kind> writer(p, before.m, before.n, before.end);
+    const Writer<Op, kCols, epilogue> writer(p, before.m, before.n, before.end);
     for (size_t r = 0; r < before.rows; ++r) writer.write(r, before.sums + r * 32);
 }
 
@@ -105,8 +119,9 @@ void run_squares(const typename Op::Problem& p, size_t row_begin, size_t row_end
                  size_t block_end) {
     if (row_begin >= row_end || block_begin >= block_end) return;
     _tile_loadconfig(&kTileConfig);
-    for_kind<typename Op::Sum>(
-        Op::kind(p), [&](auto kind) { run_kind<Op, kind.value>(p, row_begin, row_end, block_begin, block_end); });
+    for_epilogue<typename Op::Sum>(p.activation, p.output, [&](auto known) {
+        run_known<Op, known.value>(p, row_begin, row_end, block_begin, block_end);
+    });
     _tile_release();
 }
 

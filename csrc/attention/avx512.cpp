@@ -3,9 +3,9 @@
 // compute, one (two 256-bit units) or two vfmadd of 32 operations a cycle; a weight costs 13 operations more.
 #include <immintrin.h>
 
-#include "bf16_avx512.h"
 #include "columns.h"
 #include "contract.h"
+#include "vectors/bf16_avx512.h"
 #include "vectors_avx512.h"
 
 namespace {
@@ -24,7 +24,7 @@ struct Avx512 : Vectors {
 
     // To the nearest bf16, half to even; a NaN stays one. The first `left` of 16.
     static ALWAYS_INLINE void store_bf16(uint16_t* out, V x, size_t left) {
-        _mm256_mask_storeu_epi16(out, (__mmask16)lowest(left), to_bf16(x));
+        _mm256_mask_storeu_epi16(out, (__mmask16)lowest<__mmask32>(left), to_bf16(x));
     }
 
     static void pack_queries(const uint16_t* q, size_t stride, size_t count, size_t size, int vectors, char* out) {
@@ -50,7 +50,7 @@ struct Avx512 : Vectors {
     static void widen(const uint16_t* x, size_t stride, size_t rows, size_t size, size_t row_size, float* out) {
         for (size_t row = 0; row < rows; ++row, x += stride, out += row_size) {
             for (size_t i = 0; i < size; i += kLanes) {
-                const __mmask16 mask = (__mmask16)lowest(size - i);
+                const __mmask16 mask = (__mmask16)lowest<__mmask32>(size - i);
                 const __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x + i));
                 const V wide = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
                 _mm512_mask_storeu_ps(out + i, row_size - i < 16 ? mask : (__mmask16)0xffff, wide);
@@ -72,7 +72,7 @@ struct Avx512 : Vectors {
 
 }  // namespace
 
-void attention_avx512vnni(const Attention* p, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
-                          void* scratch) {
+void attention_avx512(const Attention* p, size_t head_begin, size_t head_end, size_t query_begin, size_t query_end,
+                      void* scratch) {
     run<Avx512>(*p, head_begin, head_end, query_begin, query_end, scratch);
 }

@@ -3,7 +3,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 

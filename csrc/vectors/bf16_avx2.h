@@ -2,7 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 

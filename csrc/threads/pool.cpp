@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "threads/pool.h"
 
 #include <immintrin.h>
 #include <pthread.h>

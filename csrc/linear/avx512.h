@@ -6,14 +6,13 @@
 //   Problem            of its contract
 //   Sum                int32_t or float
 //   operands(p)        where x and weight begin
-//   output(p), kind(p) where the output begins, and of which kind it is
-//   Values<C, kind>    from (p, m, n, end): of(tile, r, c) are 16 outputs before GELU, from the sums of row m + r,
-//                      column block c from n on
+//   Values<C, output>  from (p, m, n, end): of(tile, r, c) are 16 outputs before the activation, from the sums of row
+//                      m + r, column block c from n on
 //   sums<R, C>         (a, a_stride, b, k, out), all in bytes: sums of R rows x C column blocks, [R, C, 16]; not in AMX
 #pragma once
 #include <type_traits>
 
-#include "output_avx512.h"
+#include "linear/output_avx512.h"
 #include "sizes.h"
 
 namespace {
@@ -27,23 +26,6 @@ struct Operands {
     const char* weight;
     size_t k;
 };
-
-template <Output kind>
-using Kind = std::integral_constant<Output, kind>;
-
-// f of the output's kind as a type.
-template <class Sum, class F>
-ALWAYS_INLINE void for_kind(Output kind, F f) {
-    if constexpr (std::is_same_v<Sum, int32_t>) {
-        if (kind == kCodes) return f(Kind<kCodes>{});
-        if (kind == kGeluCodes) return f(Kind<kGeluCodes>{});
-        if (kind == kSums) return f(Kind<kSums>{});
-    }
-    if (kind == kLinear) return f(Kind<kLinear>{});
-    if (kind == kGelu) return f(Kind<kGelu>{});
-    if (kind == kLinearBf16) return f(Kind<kLinearBf16>{});
-    f(Kind<kGeluBf16>{});
-}
 
 constexpr int kTileRows = 6, kTileBlocks = 4;
 constexpr size_t kChunkBytes = 384 * 1024;  // of x, which stay in L2 while all the weights pass by
@@ -70,24 +52,24 @@ void dot_sums(const char* a, size_t a_stride, const char* b, size_t k, typename 
     });
 }
 
-template <class Op, int C, Output kind>
+template <class Op, int C, Epilogue epilogue>
 void write_rows(const typename Op::Problem& p, const typename Op::Sum* sums, size_t rows, size_t m, size_t n) {
-    const Writer<Op, C, kind> writer(p, m, n, p.n);
+    const Writer<Op, C, epilogue> writer(p, m, n, p.n);
     for (size_t r = 0; r < rows; ++r) writer.write(r, sums + r * C * 16);
 }
 
 template <class Op, int R, int C>
 void tile(const typename Op::Problem& p, const Operands& o, size_t m, size_t block) {
     alignas(64) typename Op::Sum sums[R * C * 16];
-    const Output kind = Op::kind(p);
-    const size_t n = block * kLanes, bytes = value_bytes(kind);
-    const char* y = Op::output(p) + (m * p.out_stride + n) * bytes;
+    const size_t n = block * kLanes, bytes = value_bytes(p.output);
+    const char* y = (const char*)p.y + (m * p.out_stride + n) * bytes;
     for (int r = 0; r < R;
          ++r, y += p.out_stride * bytes) {  // fetched while the sums are made: a large output is not in L2
         for (int c = 0; c < C; ++c) __builtin_prefetch(y + c * 64, 1);
     }
     Op::template sums<R, C>(o.x + m * o.x_stride, o.x_stride, o.weight + n * o.k, o.k, sums);
-    for_kind<typename Op::Sum>(kind, [&](auto known) { write_rows<Op, C, known.value>(p, sums, R, m, n); });
+    for_epilogue<typename Op::Sum>(p.activation, p.output,
+                                   [&](auto known) { write_rows<Op, C, known.value>(p, sums, R, m, n); });
 }
 
 template <class Op>

@@ -1,5 +1,5 @@
 // linear_bf16, AVX-512 without vdpbf16ps: x and weights are widened to f32. Tiles of 6 rows x 64 columns in 24
-// registers; linear_avx512.h.
+// registers; linear/avx512.h.
 // Layout: contract.h. A pair of K values is the two halves of a 32-bit lane: one shift, one mask. x is widened
 // beforehand, a stretch of K at a time, so that a value is a broadcast from L1. One step of two K values is 8 loads and
 // 8 operations for the weights, 12 broadcasts of x, 48 vfmadd.
@@ -57,7 +57,6 @@ struct Widened : Bf16 {
 
 }  // namespace
 
-void linear_bf16_avx512vnni(const LinearBf16* p, size_t row_begin, size_t row_end, size_t block_begin,
-                            size_t block_end) {
+void linear_bf16_avx512(const LinearBf16* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     run_tiles<Widened>(*p, row_begin, row_end, block_begin, block_end);
 }

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #include "blocks.h"
-#include "unroll.h"
+#include "vectors/unroll.h"
 
 namespace {
 
@@ -69,6 +69,6 @@ void unpack(const Wna16& w, size_t block, size_t count, uint16_t* panel) {
 
 }  // namespace
 
-void unpack_wna16_avx512vnni(const Wna16* p, size_t block, size_t count, uint16_t* panel) {
+void unpack_wna16_avx512(const Wna16* p, size_t block, size_t count, uint16_t* panel) {
     (p->zero ? unpack<true> : unpack<false>)(*p, block, count, panel);
 }

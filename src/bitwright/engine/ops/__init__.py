@@ -1,0 +1,52 @@
+"""The operators of a program: a frozen record each, which holds its buffers, numbers and constants, and knows
+
+    kind, text()          what it is and what it does on the way, as `bitwright inspect --program` prints them
+    operations(tokens)    multiplications and additions for one sequence of this many tokens; 0 where they do not count
+    bind(to)              the struct of the same name that the native module runs (csrc/engine/program.h)
+
+    record                kind       reads          writes                what
+    Embed                 embed      -              f32                   word + position + type embedding of a token
+    NormRows              norm       f32 [f32]      f32 [codes] [f32]     layer norm of a sum, and its quantized rows
+    Quantize              quantize   f32 or bf16    codes                 rows -> 8-bit codes, a scale and a zero point
+    Round                 round      f32 or bf16    bf16                  rows through a transform, to a grid, to bf16
+    MultiplyW8A8          linear     codes          f32, bf16 or codes    int8 x int8; codes on a static grid
+    MultiplyBf16          linear     bf16           f32 or bf16           bf16 x bf16
+    MultiplyWna16         linear     bf16           f32 or bf16           codes of other grids, in 4 or 8 bits, x bf16
+    Attend                attention  bf16           bf16                  softmax(q kᵀ + bias) v of each head
+    AttendDisentangled    attention  bf16           bf16                  the same, with what DeBERTa knows of positions
+    Rotate                rotate     bf16           in place              q and k by position
+    Gate                  gate       bf16           bf16                  the product of a row's halves
+    Activate              activate   f32 or bf16    in place              an elementwise function
+    Pool                  pool       f32            f32, per sequence     one row for each sequence
+    Normalize             normalize  f32            in place              rows to unit length
+
+A linear adds its bias and may apply GELU.
+"""
+
+from bitwright.engine.ops.attend import Attend, AttendDisentangled, Rotate
+from bitwright.engine.ops.multiply import Multiply, MultiplyBf16, MultiplyW8A8, MultiplyWna16
+from bitwright.engine.ops.rows import Activate, Embed, Gate, Normalize, NormRows, Pool, Quantize, Round
+
+__all__ = [
+    "Activate",
+    "Attend",
+    "AttendDisentangled",
+    "Embed",
+    "Gate",
+    "Multiply",
+    "MultiplyBf16",
+    "MultiplyW8A8",
+    "MultiplyWna16",
+    "NormRows",
+    "Normalize",
+    "Op",
+    "Pool",
+    "Quantize",
+    "Rotate",
+    "Round",
+]
+
+Op = (
+    Embed | NormRows | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyWna16 | Attend | AttendDisentangled
+    | Rotate | Gate | Activate | Pool | Normalize
+)  # fmt: skip

@@ -1,0 +1,49 @@
+"""What a program is to native code: buffers by number, arrays by address."""
+
+from typing import Any
+
+import numpy as np
+
+from bitwright.engine.ops.buffers import Buffer
+
+
+class Binder:
+    """Names for native code what an operator holds. It keeps arrays alive; one that several share is held once.
+
+    native: the native module, whose structs operators become.
+    """
+
+    def __init__(self, native: Any) -> None:
+        self.native = native
+        self._kept: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray]] = {}  # a constant, and what native code reads
+
+    def buffer(self, buffer: Buffer | None) -> int:
+        """The number of a buffer, or that of none."""
+        return int(self.native.NO_BUFFER) if buffer is None else buffer.index
+
+    def array(self, values: np.ndarray | None, element: int = 0, *, natural: bool = False) -> int:
+        """The address of an element of an array that is contiguous and begins at a multiple of 64 bytes; 0 for None.
+
+        The array is copied, but once, only where it does not lie so. natural: the alignment of its elements is enough,
+        as for the operators in csrc/rows: so a table of words stays where the file is mapped.
+        """
+        if values is None:
+            return 0
+        key = (id(values), natural)
+        if key not in self._kept:
+            fits = values.flags.aligned if natural else values.ctypes.data % 64 == 0
+            self._kept[key] = (values, values if fits and values.flags.c_contiguous else aligned(values))
+        return int(self._kept[key][1].ctypes.data) + element * values.itemsize
+
+    def held(self, values: np.ndarray) -> list[np.ndarray]:
+        """The arrays that native code reads for this one."""
+        return [used for constant, used in self._kept.values() if constant is values]
+
+
+def aligned(values: np.ndarray) -> np.ndarray:
+    """A contiguous copy that begins at a multiple of 64 bytes."""
+    memory = np.empty(values.nbytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    out = memory[begin : begin + values.nbytes].view(values.dtype).reshape(values.shape)
+    out[...] = values
+    return out

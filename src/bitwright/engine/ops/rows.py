@@ -1,0 +1,212 @@
+"""Operators that multiply no matrices: embeddings, norms, codes, activations, pooling."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from bitwright.engine.ops.binder import Binder
+from bitwright.engine.ops.buffers import IN_PLACE, READ, WRITTEN, Buffer
+from bitwright.engine.ops.inputs import PaddedTransform, bind_input
+from bitwright.kernels.input_grid import InputGrid
+
+Function = Literal["relu", "tanh", "gelu_tanh", "silu"]  # the names of the native module's Function
+# The names of the native module's PoolMode, which are those of sentence-transformers.
+PoolMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+def plain(op: object) -> str:
+    """The text of an operator whose kind and buffers say it all."""
+    return ""
+
+
+def uncounted(op: object, tokens: int) -> int:
+    """The count of an operator that is none of the products: what it computes is not counted."""
+    return 0
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Embed:
+    """-> f32: word + position + type embedding of each token.
+
+    words_VH: float32, bf16 as its bits, or int8 with word_scale_V, float32. positions_TH: float32, or None; a text's
+    first token has the row first_position. types_SH: float32, or None.
+    """
+
+    kind: ClassVar[str] = "embed"
+    name: str
+    out: Buffer = field(metadata=WRITTEN)
+    words_VH: np.ndarray
+    word_scale_V: np.ndarray | None
+    positions_TH: np.ndarray | None
+    first_position: int
+    types_SH: np.ndarray | None
+
+    text = plain
+    operations = uncounted
+
+    def bind(self, to: Binder) -> object:
+        stored = "bf16" if self.words_VH.dtype == np.uint16 else "f32"
+        return to.native.Embed(
+            words=to.array(self.words_VH, natural=True),
+            kind=to.native.WordKind[stored if self.word_scale_V is None else "int8"],
+            word_scale=to.array(self.word_scale_V, natural=True),
+            positions=to.array(self.positions_TH, natural=True),
+            first_position=self.first_position,
+            types=to.array(self.types_SH, natural=True),
+            out=to.buffer(self.out),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class NormRows:
+    """f32 [f32] -> f32 [codes] [f32]: the layer norm of x + residual, its quantized rows, and the sum itself.
+
+    weight_H, bias_H: float32; the bias may be None. grid, transform: of the codes.
+    """
+
+    kind: ClassVar[str] = "norm"
+    name: str
+    x: Buffer = field(metadata=READ)
+    residual: Buffer | None = field(metadata=READ)
+    y: Buffer = field(metadata=WRITTEN)
+    codes: Buffer | None = field(metadata=WRITTEN)
+    sum: Buffer | None = field(metadata=WRITTEN)
+    weight_H: np.ndarray
+    bias_H: np.ndarray | None
+    eps: float
+    grid: InputGrid | None = None
+    transform: PaddedTransform | None = None
+
+    operations = uncounted
+
+    def text(self) -> str:
+        return "" if self.grid is None else self.grid.mode
+
+    def bind(self, to: Binder) -> object:
+        return to.native.NormRows(
+            x=to.buffer(self.x),
+            residual=to.buffer(self.residual),
+            sum=to.buffer(self.sum),
+            y=to.buffer(self.y),
+            codes=to.buffer(self.codes),
+            weight=to.array(self.weight_H),
+            bias=to.array(self.bias_H),
+            eps=self.eps,
+            grid=bind_input(to, self.grid, self.transform),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Quantize:
+    """f32 or bf16 -> codes: rows through a transform, if there is one, to 8-bit codes with a scale and a zero point."""
+
+    kind: ClassVar[str] = "quantize"
+    name: str
+    source: Buffer = field(metadata=READ)
+    out: Buffer = field(metadata=WRITTEN)
+    grid: InputGrid
+    transform: PaddedTransform | None
+
+    operations = uncounted
+
+    def text(self) -> str:
+        return self.grid.mode
+
+    def bind(self, to: Binder) -> object:
+        grid = bind_input(to, self.grid, self.transform)
+        return to.native.Quantize(source=to.buffer(self.source), out=to.buffer(self.out), grid=grid)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Round:
+    """f32 or bf16 -> bf16: rows through a transform, to their places on a grid, both, or only to bf16."""
+
+    kind: ClassVar[str] = "round"
+    name: str
+    source: Buffer = field(metadata=READ)
+    out: Buffer = field(metadata=WRITTEN)
+    grid: InputGrid | None
+    transform: PaddedTransform | None
+
+    operations = uncounted
+
+    def text(self) -> str:
+        alone = "" if self.transform is None else "transform"
+        return alone if self.grid is None else self.grid.mode
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Round(
+            source=to.buffer(self.source),
+            out=to.buffer(self.out),
+            on_grid=self.grid is not None,
+            grid=bind_input(to, self.grid, self.transform),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Activate:
+    """f32 or bf16, in place: an elementwise function."""
+
+    kind: ClassVar[str] = "activate"
+    name: str
+    rows: Buffer = field(metadata=IN_PLACE)
+    function: Function
+
+    operations = uncounted
+
+    def text(self) -> str:
+        return self.function
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Activate(rows=to.buffer(self.rows), function=to.native.Function[self.function])
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Gate:
+    """bf16 -> bf16: the product of a row's halves."""
+
+    kind: ClassVar[str] = "gate"
+    name: str
+    source: Buffer = field(metadata=READ)
+    out: Buffer = field(metadata=WRITTEN)
+
+    text = plain
+    operations = uncounted
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Gate(source=to.buffer(self.source), out=to.buffer(self.out))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Pool:
+    """f32 -> f32, per sequence: one row of its tokens' rows, into the columns from `column` on."""
+
+    kind: ClassVar[str] = "pool"
+    name: str
+    source: Buffer = field(metadata=READ)
+    out: Buffer = field(metadata=WRITTEN)
+    mode: PoolMode
+    column: int
+
+    text = plain
+    operations = uncounted
+
+    def bind(self, to: Binder) -> object:
+        mode = to.native.PoolMode[self.mode]
+        return to.native.Pool(source=to.buffer(self.source), out=to.buffer(self.out), mode=mode, column=self.column)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Normalize:
+    """f32, in place: rows to unit length."""
+
+    kind: ClassVar[str] = "normalize"
+    name: str
+    rows: Buffer = field(metadata=IN_PLACE)
+
+    text = plain
+    operations = uncounted
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Normalize(rows=to.buffer(self.rows))
