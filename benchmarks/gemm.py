@@ -242,18 +242,15 @@ def table_of(rows: list[dict[str, object]], isa: str) -> Table:
     for row in rows:
         found: dict[str, list[float]] = row["rounds"]  # type: ignore[assignment]
         sums, linear, whole, peak = (found[f"{isa} {what}"] for what in ("sums", "linear", "whole", "peak"))
-        table.add_row(
-            *(str(row[size]) for size in "MNK"),
-            f"{median(sums):.0f}",
-            f"{median(found['ort sums']):.0f}",
-            f"{ratio(sums, found['ort sums']):.2f}",
-            f"{median(linear):.0f}",
-            f"{median(peak):.0f}",
-            f"{100 * ratio(linear, peak):.0f}",
+        cells = [str(row[size]) for size in "MNK"]
+        cells += [f"{median(sums):.0f}", f"{median(found['ort sums']):.0f}", f"{ratio(sums, found['ort sums']):.2f}"]
+        cells += [f"{median(linear):.0f}", f"{median(peak):.0f}", f"{100 * ratio(linear, peak):.0f}"]
+        cells += [
             f"{median(whole):.0f}",
             f"{median(found['ort whole']):.0f}",
             f"{ratio(whole, found['ort whole']):.2f}",
-        )
+        ]
+        table.add_row(*cells)
     return table
 
 

@@ -236,3 +236,9 @@ def test_a_linear_without_outputs_is_refused():
     nothing = cpu.PackedLinear(*(constant[:0] for constant in linear[:4]))
     with pytest.raises(KernelError, match="N = 0: a linear has at least one output"):
         cpu.linear_w8a8(x, nothing, 0, grid)
+
+
+def test_an_unknown_activation_is_refused():
+    arguments, _ = packed_problem(2, 20, 30)
+    with pytest.raises(KernelError, match="activation 'swish': the kernels have none, gelu"):
+        cpu.linear_w8a8(*arguments, "swish")

@@ -1,13 +1,18 @@
 """One OpenMP runtime and one pool of threads, shared with torch, whoever is imported first; and what the module takes:
 structs with named fields, enumerations by name, variants by their tables."""
 
+import ast
+import re
 import subprocess
 import sys
+from enum import Enum
+from pathlib import Path
 
 import pytest
 
 from bitwright.kernels import dispatch, native
 
+STUB = Path(native.__file__).with_name("_native.pyi")
 LOAD_TORCH = "import torch"
 LOAD_NATIVE = "from bitwright.kernels import native; assert native.load_error() is None, native.load_error()"
 RUNTIMES = "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.split('/')[-1]}))"
@@ -113,3 +118,17 @@ def test_a_variant_that_is_unknown_or_not_supported_is_refused():
         module.variants("softmax")
     for operator in ("norm", "quantize_rows"):
         assert [row.name for row in dispatch.variants(operator)] == ["avx512", "avx2", "scalar"]
+
+
+def test_the_stub_has_what_the_module_has():
+    module, stub = native.load(), ast.parse(STUB.read_text())
+    classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
+    functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert classes.keys() | functions | {"NO_WINDOW"} == {name for name in dir(module) if not name.startswith("_")}
+    for name, node in classes.items():
+        built = getattr(module, name)
+        if issubclass(built, Enum):
+            assert [ast.unparse(member.targets[0]) for member in node.body] == [member.name for member in built], name
+        elif name != "Program":
+            fields = [argument.arg for argument in node.body[0].args.kwonlyargs]
+            assert re.findall(r"(\w+):", built.__init__.__nb_signature__[0][0]) == fields, name

@@ -89,12 +89,12 @@ struct WnaWeight {
                        (four_bits ? 0.1f : 0.01f) / sqrtf(float(k)), 64)),
           zero(bytes<int8_t>(random, round_up(n, 16) * (group ? k / group : 1), 16)),
           bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)),
-          weight{codes.at<uint8_t>(),
-                 four_bits ? levels.at<float>() : nullptr,
-                 scale.at<float>(),
-                 random.one_in(2) ? zero.at<int8_t>() : nullptr,
-                 k,
-                 group ? group : k} {
+          weight{.codes = codes.at<uint8_t>(),
+                 .levels = four_bits ? levels.at<float>() : nullptr,
+                 .scale = scale.at<float>(),
+                 .zero = random.one_in(2) ? zero.at<int8_t>() : nullptr,
+                 .k = k,
+                 .group = group ? group : k} {
         const size_t groups = k / weight.group;
         for (size_t row = n; row < round_up(n, 16); ++row) {
             for (size_t g = 0; g < groups; ++g) *scale.at<float>((row / 16 * groups + g) * 16 + row % 16) = 0.0f;

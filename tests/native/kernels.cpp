@@ -2,34 +2,13 @@
 // how the work is cut, and where the arithmetic is exact those of the scalar variant.
 #include <math.h>
 
-#include <vector>
-
 #include "dispatch.h"
 #include "fill.h"
+#include "linears.h"
+#include "parts.h"
 #include "soak.h"
 
 namespace {
-
-void must_equal(const Exact& got, const Exact& want, const char* what, const char* detail) {
-    if (!got.same(want)) fail(what, detail);
-}
-
-// Points in [0, total] at multiples of grain where a range is cut, from 0 to total.
-std::vector<size_t> cuts(Random& random, size_t total, size_t grain) {
-    std::vector<size_t> at = {0};
-    while (at.back() < total) {
-        const size_t next = at.back() + random.between(1, (total - at.back() + grain - 1) / grain) * grain;
-        at.push_back(next < total ? next : total);
-    }
-    return at;
-}
-
-// compute(begin, end) over all parts of [0, total), the last first.
-template <class Compute>
-void in_parts(Random& random, size_t total, size_t grain, Compute compute) {
-    const std::vector<size_t> at = cuts(random, total, grain);
-    for (size_t part = at.size() - 1; part-- > 0;) compute(at[part], at[part + 1]);
-}
 
 // Now and then a row that is zero, tiny, huge or not finite.
 void make_special(Random& random, Exact& values, size_t begin, size_t k) {
@@ -77,129 +56,6 @@ void soak_quantize_rows(Random& random, QuantizeRowsFn* fn) {
     must_equal(codes[1], codes[0], "quantize_rows", "codes");
     must_equal(scale[1], scale[0], "quantize_rows", "scale");
     must_equal(zero[1], zero[0], "quantize_rows", "zero_point");
-}
-
-Activation random_activation(Random& random) { return random.one_in(2) ? Activation::kGelu : Activation::kNone; }
-
-size_t value_bytes(Output output) { return output == Output::kCodes ? 1 : output == Output::kBf16 ? 2 : 4; }
-
-// A linear's output computed at once, and in parts by rows and by column blocks, the parts in two buffers of one size.
-template <class Op, class Fn>
-void soak_cut(Random& random, Op& op, size_t m, size_t element, Fn fn, const char* what) {
-    Exact y[2];
-    for (Exact& each : y) each = Exact(random, ((m - 1) * op.out_stride + op.n) * element, element);
-    const auto set = [&](Exact& to) { op.y = to.template at<void>(); };
-    set(y[0]);
-    fn(op, 0, m, 0, round_up(op.n, 16) / 16);
-    set(y[1]);
-    in_parts(random, m, 16, [&](size_t row, size_t row_end) {
-        in_parts(random, round_up(op.n, 16) / 16, 1,
-                 [&](size_t block, size_t block_end) { fn(op, row, row_end, block, block_end); });
-    });
-    must_equal(y[1], y[0], what, "cut otherwise");
-}
-
-void soak_linear_w8a8(Random& random, LinearW8A8Fn* fn) {
-    const size_t m = random.between(1, 100), n = random.between(1, 200), k = random.between(1, 300),
-                 k_padded = round_up(k, 64), stride = code_stride(k);
-    const Int8Weight w(random, n, k);
-    const Exact codes = bytes<uint8_t>(random, (round_up(m, 16) - 1) * stride + k_padded),
-                scale = floats(random, m, 0.0f, 0.02f), zero = room<int32_t>(random, m);
-    const Transform transform(random, n, round_up(n, 16));
-    const bool transformed = random.one_in(2);
-    for (size_t i = 0; i < m; ++i) *zero.at<int32_t>(i) = int32_t(random.between(0, 255)) - 128;
-    static constexpr Output outputs[] = {Output::kF32, Output::kBf16, Output::kCodes};
-    LinearW8A8 op{.codes = codes.at<uint8_t>(),
-                  .code_stride = stride,
-                  .scale_m = scale.at<float>(),
-                  .zero_m = zero.at<int32_t>(),
-                  .weight = w.weight.at<int8_t>(),
-                  .colsum = w.colsum.at<int32_t>(),
-                  .scale_n = w.scale.at<float>(),
-                  .bias = w.bias.at<float>(),
-                  .y = nullptr,
-                  .out_stride = n + random.between(0, 40),
-                  .n = n,
-                  .k_padded = k_padded,
-                  .activation = random_activation(random),
-                  .output = outputs[random.between(0, 2)],
-                  .grid = {transformed ? transform.shift.at<float>() : nullptr,
-                           transformed ? transform.multiplier.at<float>() : nullptr, 0.02f, 3, -128}};
-    const auto compute = [fn](LinearW8A8& p, size_t row, size_t row_end, size_t block, size_t block_end) {
-        fn(&p, row, row_end, block, block_end);
-    };
-    soak_cut(random, op, m, value_bytes(op.output), compute, "linear_w8a8");
-
-    op.activation = Activation::kNone;
-    op.output = random.one_in(2) ? Output::kSums : Output::kF32;
-    Exact y[2];
-    for (int variant = 0; variant < 2; ++variant) {
-        y[variant] = room<float>(random, (m - 1) * op.out_stride + n);
-        op.y = y[variant].at<void>();
-        (variant ? fn : linear_w8a8_scalar)(&op, 0, m, 0, round_up(n, 16) / 16);
-    }
-    must_equal(y[1], y[0], "linear_w8a8", op.output == Output::kSums ? "sums" : "values");
-}
-
-void soak_linear_bf16(Random& random, LinearBf16Fn* fn) {
-    const size_t m = random.between(1, 100), n = random.between(1, 200),
-                 k = random.between(1, random.one_in(8) ? 600 : 200), k_padded = round_up(k, 32),
-                 stride = k_padded + random.between(0, 20);
-    const Bf16Weight w(random, n, k);
-    Exact x = bf16s(random, (round_up(m, 16) - 1) * stride + k_padded, 1.0f);
-    LinearBf16 op{.x = x.at<uint16_t>(),
-                  .x_stride = stride,
-                  .weight = w.weight.at<uint16_t>(),
-                  .bias = w.bias.at<float>(),
-                  .y = nullptr,
-                  .out_stride = n + random.between(0, 40),
-                  .n = n,
-                  .k_padded = k_padded,
-                  .activation = random_activation(random),
-                  .output = random.one_in(2) ? Output::kBf16 : Output::kF32};
-    const auto compute = [fn](LinearBf16& p, size_t row, size_t row_end, size_t block, size_t block_end) {
-        fn(&p, row, row_end, block, block_end);
-    };
-    soak_cut(random, op, m, value_bytes(op.output), compute, "linear_bf16");
-}
-
-void soak_linear_wna16(Random& random, Isa isa) {
-    const size_t m = random.between(1, 100), n = random.between(1, 200),
-                 k = random.one_in(2) ? 8 * random.between(1, 60) : random.between(1, 200), k_padded = round_up(k, 32),
-                 stride = k_padded + random.between(0, 20), blocks = round_up(n, 16) / 16;
-    const WnaWeight w(random, n, k, random.one_in(2), random_group(random, k));
-    const Exact x = bf16s(random, (round_up(m, 16) - 1) * stride + k_padded, 1.0f),
-                scratch(random, wna16_scratch_bytes(k), 64);
-    struct Both : LinearWna16 {  // where soak_cut looks for a linear's output
-        size_t out_stride, n;
-        void* y;
-    };
-    Both op{};
-    op.linear = {.x = x.at<uint16_t>(),
-                 .x_stride = stride,
-                 .weight = nullptr,
-                 .bias = w.bias.at<float>(),
-                 .y = nullptr,
-                 .out_stride = n + random.between(0, 40),
-                 .n = n,
-                 .k_padded = k_padded,
-                 .activation = random_activation(random),
-                 .output = random.one_in(2) ? Output::kBf16 : Output::kF32};
-    op.weight = w.weight;
-    op.out_stride = op.linear.out_stride;
-    op.n = n;
-    const auto compute = [&](Both& p, size_t row, size_t row_end, size_t block, size_t block_end) {
-        p.linear.y = p.y;
-        linear_wna16(isa, &p, row, row_end, block, block_end, scratch.at<void>());
-    };
-    soak_cut(random, op, m, value_bytes(op.linear.output), compute, "linear_wna16");
-    Exact panel[2];
-    for (int variant = 0; variant < 2; ++variant) {
-        panel[variant] = room<uint16_t>(random, blocks * 16 * k_padded, 64);
-        (variant ? best(linear_wna16_variants, isa) : unpack_wna16_scalar)(&w.weight, 0, blocks,
-                                                                           panel[variant].at<uint16_t>());
-    }
-    must_equal(panel[1], panel[0], "linear_wna16", "panel");
 }
 
 // Each operator on rows, by the variant and by the scalar one: the same bits.

@@ -2,8 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from enum import Enum
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +12,9 @@ from bitwright.kernels import layouts, native
 from bitwright.kernels.dispatch import active_isa, available, chosen, native_isa
 from bitwright.kernels.input_grid import InputGrid, QuantizeMode
 from bitwright.numerics.spec import QuantSpec
+
+if TYPE_CHECKING:
+    from bitwright.kernels._native import Activation, QuantizeMode
 
 _ALIGNMENT = 64
 
@@ -55,7 +57,8 @@ def linear_w8a8(x_MK: Tensor, linear: PackedLinear, n: int, grid: InputGrid, act
         activation: of the output, by name (`Activation` of the native module).
 
     Raises:
-        KernelError: shapes, dtypes or strides are not these; K is so large that an int32 sum could overflow.
+        KernelError: shapes, dtypes or strides are not these; K is so large that an int32 sum could overflow; no such
+            activation.
     """
     if (linear.shift is None) != (linear.multiplier is None):
         raise KernelError("an input transform needs both a shift and a multiplier; pass zeros or ones for the other")
@@ -72,7 +75,7 @@ def _linear_w8a8(x: Tensor, linear: PackedLinear, n: int, grid: InputGrid, activ
     _check_float_rows(x)
     m, k = x.shape
     weight, colsum, scale_n, bias = _checked_weight(linear, n, k)
-    shift, multiplier = _checked_input_transform(linear, k)
+    shift, multiplier = (0, 0) if linear.shift is None else _checked_input_transform(linear, k)
     if x.stride(1) != 1 and k > 1:
         x = x.contiguous()
     y = torch.empty((m, n), dtype=x.dtype)
@@ -88,7 +91,7 @@ def _linear_w8a8(x: Tensor, linear: PackedLinear, n: int, grid: InputGrid, activ
         k=k,
         shift=shift,
         multiplier=multiplier,
-        mode=_member("QuantizeMode", grid.mode),
+        mode=_mode(grid.mode),
         static_scale=grid.scale,
         static_zero_point=grid.zero_point,
         code_min=grid.code_min,
@@ -98,7 +101,7 @@ def _linear_w8a8(x: Tensor, linear: PackedLinear, n: int, grid: InputGrid, activ
         bias=bias,
         y=y.data_ptr(),
         n=n,
-        activation=_member("Activation", activation),
+        activation=_activation(activation),
         scratch=scratch.data_ptr(),
     )
     # In a thread where torch has not yet run, OpenMP alone would not know torch's setting.
@@ -173,10 +176,17 @@ def _check_float_rows(x: Tensor) -> None:
 
 
 @functools.cache
-def _member(enumeration: str, name: str) -> Enum:
-    """A member of an enumeration of the native module."""
-    member: Enum = getattr(native.load(), enumeration)[name]
-    return member
+def _mode(name: str) -> "QuantizeMode":
+    mode: QuantizeMode = native.load().QuantizeMode[name]
+    return mode
+
+
+@functools.cache
+def _activation(name: str) -> "Activation":
+    activation: Activation | None = native.load().Activation.__members__.get(name)
+    if activation is None:
+        raise KernelError(f"activation {name!r}: the kernels have {', '.join(native.load().Activation.__members__)}")
+    return activation
 
 
 def _checked_weight(linear: PackedLinear, n: int, k: int) -> list[int]:
@@ -209,9 +219,9 @@ def _checked_weight(linear: PackedLinear, n: int, k: int) -> list[int]:
 
 
 def _checked_input_transform(linear: PackedLinear, k: int) -> tuple[int, int]:
-    """Addresses of shift and multiplier, or zeros."""
-    if linear.shift is None or linear.multiplier is None:
-        return 0, 0
+    """Addresses of shift and multiplier."""
+    assert linear.shift is not None
+    assert linear.multiplier is not None
     columns = (-(-k // layouts.PAD_K) * layouts.PAD_K,)
     for name, tensor in (("shift", linear.shift), ("multiplier", linear.multiplier)):
         if tensor.shape != columns or tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu:
