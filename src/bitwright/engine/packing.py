@@ -20,7 +20,7 @@ def pack(linears: Sequence[Linear]) -> Packed:
 def _pack_w8a8(linears: Sequence[Linear]) -> PackedW8A8:
     codes_NK = _codes(linears)
     return PackedW8A8(
-        codes=aligned(layouts.pack(codes_NK)),
+        codes=layouts.pack(codes_NK, aligned),
         colsum=_columns(codes_NK.sum(axis=1, dtype=np.int32)),
         scale=_columns(_scales(linears)[:, 0]),
         bias=_bias(linears),
@@ -28,8 +28,8 @@ def _pack_w8a8(linears: Sequence[Linear]) -> PackedW8A8:
 
 
 def _pack_bf16(linears: Sequence[Linear]) -> PackedBf16:
-    weight_NK = np.concatenate([_in_bf16(linear).bits for linear in linears])
-    return PackedBf16(values=aligned(layouts.pack_bf16(weight_NK)), bias=_bias(linears))
+    weight_NK = _joined([_in_bf16(linear).bits for linear in linears])
+    return PackedBf16(values=layouts.pack_bf16(weight_NK, aligned), bias=_bias(linears))
 
 
 def _pack_wna16(linears: Sequence[Linear]) -> PackedWna16:
@@ -37,15 +37,15 @@ def _pack_wna16(linears: Sequence[Linear]) -> PackedWna16:
     codes_NK, first, given = _codes(linears), linears[0], levels(linears[0])
     assert isinstance(first, QuantizedLinear)
     if first.weight.spec.bits == 8:
-        weight, held = layouts.pack(codes_NK), None
+        weight, held = layouts.pack(codes_NK, aligned), None
     elif given is None:
         held = aligned(np.arange(-8, 8, dtype=np.float32))
-        weight = layouts.pack_int4((codes_NK + np.int8(8)).view(np.uint8))
+        weight = layouts.pack_int4((codes_NK + np.int8(8)).view(np.uint8), aligned)
     else:
         held = aligned(np.pad(given, (0, 16 - len(given))))
-        weight = layouts.pack_int4(codes_NK.view(np.uint8))
+        weight = layouts.pack_int4(codes_NK.view(np.uint8), aligned)
     return PackedWna16(
-        codes=aligned(weight),
+        codes=weight,
         levels=held,
         scale=aligned(layouts.pack_groups(_scales(linears))),
         zero=_zeros(linears),
@@ -66,7 +66,12 @@ def pack_heads(table_PN: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _codes(linears: Sequence[Linear]) -> np.ndarray:
-    return np.concatenate([x.weight.codes_NK for x in linears if isinstance(x, QuantizedLinear)])
+    return _joined([x.weight.codes_NK for x in linears if isinstance(x, QuantizedLinear)])
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of all parts; of one part, that itself."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _scales(linears: Sequence[Linear]) -> np.ndarray:
@@ -97,4 +102,8 @@ def _bias(linears: Sequence[Linear]) -> np.ndarray:
 
 
 def _columns(values_N: np.ndarray) -> np.ndarray:
-    return aligned(np.pad(values_N, (0, -len(values_N) % layouts.BLOCK)))
+    padded = np.zeros(
+        len(values_N) + -len(values_N) % layouts.BLOCK, values_N.dtype
+    )  # np.pad takes as long as this file
+    padded[: len(values_N)] = values_N
+    return aligned(padded)

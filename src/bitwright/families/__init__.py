@@ -3,8 +3,6 @@
 Imports neither torch nor numpy. Nothing else in Bitwright knows a family by name.
 """
 
-from difflib import get_close_matches
-
 from bitwright.errors import ModelError
 from bitwright.families.decoders import DECODERS
 from bitwright.families.encoders import ENCODERS
@@ -24,6 +22,8 @@ def architecture_of(model_type: str) -> Architecture:
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
+    from difflib import get_close_matches
+
     near = get_close_matches(model_type, FAMILIES, n=1)
     raise ModelError(
         f"model_type {model_type!r} is not in the architecture table"

@@ -33,7 +33,7 @@ _ACTIVATION = Setting("hidden_act", "gelu")
 _EPS = Setting("layer_norm_eps", 1e-12)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Input:
     """A tensor inside a block: which linears read it, and what makes it.
 
@@ -56,7 +56,7 @@ class Input:
     only_if: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ConfigKeys:
     """Names of the keys of config.json that differ between families; of a nested one, in its config of texts.
 
@@ -72,7 +72,7 @@ class ConfigKeys:
     eps: Setting = _EPS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Embeddings:
     """Tables that turn a token into a vector, each of which may be quantized.
 
@@ -86,7 +86,7 @@ class Embeddings:
     projection: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Positions:
     """How a block knows where a token is, beside what its style implies (rotary angles, disentangled attention).
 
@@ -112,7 +112,7 @@ class Positions:
         return before + 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Norms:
     """Norms that no `Input` names. embeddings: of their sum. attention, ffn: inside a block, after the residual is
     added. final: after the last block."""
@@ -123,7 +123,7 @@ class Norms:
     final: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Dense:
     """A linear, its activation and a norm, between a pooled text and its classifier. in_base: of the base model."""
 
@@ -133,7 +133,7 @@ class Dense:
     in_base: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Head:
     """What follows the blocks.
 
@@ -150,7 +150,7 @@ class Head:
     pooler: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class FileNames:
     """Where the published files differ from the model in memory (whose experts and Conv1D have become linears).
 
@@ -162,7 +162,7 @@ class FileNames:
     renames: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Architecture:
     """One family: where its linears are, what each is for and what it reads, and what surrounds its blocks.
 

@@ -3,7 +3,6 @@
 Nothing here builds a model, nothing is unpickled, and no torch is imported.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -107,6 +106,12 @@ class ModelDirectory:
                 raise CheckpointError(f"{file}: quantized checkpoints are read from safetensors only")
         return MappedTensors(self.weight_files)
 
+    def forget_tensors(self) -> None:
+        """Unmap the weights, whose pages count as the process's memory once they were looked at; asked for again, they
+        are mapped again. What was mapped alone stays.
+        """
+        self.__dict__.pop("tensors", None)
+
     def check_float(self) -> None:
         """Raises:
         ModelError: no model_type in config.json, or the model is quantized already.
@@ -123,7 +128,9 @@ class ModelDirectory:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over config.json and the weight files: each file's name, size and bytes, in the order of names."""
-        digest = hashlib.sha256()
+        from hashlib import sha256  # 2 ms, which loading a model need not wait for
+
+        digest = sha256()
         for file in sorted([self.path / CONFIG_FILE, *self.weight_files]):
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             for chunk in self._chunks(file):
@@ -132,7 +139,9 @@ class ModelDirectory:
 
     def digest(self, file: Path) -> str:
         """SHA-256 of one file of the directory."""
-        digest = hashlib.sha256()
+        from hashlib import sha256
+
+        digest = sha256()
         for chunk in self._chunks(file):
             digest.update(chunk)
         return digest.hexdigest()

@@ -1,7 +1,6 @@
 """Names in a model's files, which may have the base model's prefix or lack it."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
 from bitwright.errors import CheckpointError
 
@@ -26,6 +25,8 @@ def require_name_in(names: Collection[str], name: str, prefix: str, where: str) 
     """
     found = name_in(names, name, prefix)
     if found is None:
+        from difflib import get_close_matches
+
         near = get_close_matches(name, names, n=1, cutoff=0.0)
         raise CheckpointError(
             f"{where}: holds no {name!r}, with or without the prefix {prefix!r}"

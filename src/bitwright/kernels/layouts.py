@@ -16,6 +16,7 @@ A tile in memory, and the K of its values (int8; bf16: 0 1, 2 3 …; four bits: 
 Then the next tile of the same columns; after K the next sixteen columns.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -35,9 +36,19 @@ PAD_K_BF16 = 32
 PAD_K_INT4 = 32
 
 
-def pack(codes_NK: Array) -> Array:
-    """Weight codes int8 (N, K) -> int8 (N/16, K/4, 16, 4), zero where padded."""
-    packed: Array = _pack(codes_NK, GROUP, PAD_K)
+def _contiguous(view: Any) -> Any:
+    return view.reshape(-1).reshape(view.shape)  # flattened, so that it is contiguous
+
+
+Copy = Callable[[Any], Any]
+
+
+def pack(codes_NK: Array, copy: Copy = _contiguous) -> Array:
+    """Weight codes int8 (N, K) -> int8 (N/16, K/4, 16, 4), zero where padded.
+
+    copy: makes the contiguous array that is returned of a view of all but its last axis; here and below.
+    """
+    packed: Array = _pack(codes_NK, GROUP, PAD_K, copy)
     return packed
 
 
@@ -47,9 +58,9 @@ def unpack(packed: Array, n: int, k: int) -> Array:
     return codes
 
 
-def pack_bf16(weight_NK: Array) -> Array:
+def pack_bf16(weight_NK: Array, copy: Copy = _contiguous) -> Array:
     """A bfloat16 weight, in numpy its bits as uint16, (N, K) -> (N/16, K/2, 16, 2), zero where padded."""
-    packed: Array = _pack(weight_NK, GROUP_BF16, PAD_K_BF16)
+    packed: Array = _pack(weight_NK, GROUP_BF16, PAD_K_BF16, copy)
     return packed
 
 
@@ -59,13 +70,13 @@ def unpack_bf16(packed: Array, n: int, k: int) -> Array:
     return weight
 
 
-def pack_int4(codes_NK: Array) -> Array:
+def pack_int4(codes_NK: Array, copy: Copy = _contiguous) -> Array:
     """Codes below 16, uint8 (N, K) -> (N/16, K/8, 16, 4): two of K in a byte, the first in its lower half; zero where
     padded.
     """
     n, k = codes_NK.shape
     even = _padded(codes_NK, n, k + k % 2)
-    packed: Array = _pack(even[:, 0::2] | even[:, 1::2] << 4, GROUP, PAD_K_INT4 // 2)
+    packed: Array = _pack(even[:, 0::2] | even[:, 1::2] << 4, GROUP, PAD_K_INT4 // 2, copy)
     return packed
 
 
@@ -81,18 +92,17 @@ def unpack_int4(packed: Array, n: int, k: int) -> Array:
 
 def pack_groups(values_NG: Array) -> Array:
     """One value for each group of K of each feature, (N, G) -> (N/16, G, 16), zero where padded."""
-    packed: Array = _pack(values_NG, 1, 1)[..., 0]
+    packed: Array = _pack(values_NG, 1, 1, _contiguous)[..., 0]
     return packed
 
 
-def _pack(values_NK: Any, group: int, pad_k: int) -> Any:
+def _pack(values_NK: Any, group: int, pad_k: int, copy: Copy) -> Any:
     n, k = values_NK.shape
     padded = _padded(values_NK, n + -n % BLOCK, k + -k % pad_k)
     if group * padded.itemsize == 4:  # it moves as one number
         groups = padded.view(_int32_of(padded)).reshape(-1, BLOCK, padded.shape[1] // group).swapaxes(1, 2)
-        return groups.reshape(-1).view(padded.dtype).reshape(*groups.shape, group)
-    blocks = padded.reshape(-1, BLOCK, padded.shape[1] // group, group).swapaxes(1, 2)
-    return blocks.reshape(-1).reshape(blocks.shape)  # flattened, so that it is contiguous
+        return copy(groups).reshape(-1).view(padded.dtype).reshape(*groups.shape, group)
+    return copy(padded.reshape(-1, BLOCK, padded.shape[1] // group, group).swapaxes(1, 2))
 
 
 def _int32_of(like: Any) -> Any:
@@ -105,9 +115,18 @@ def _int32_of(like: Any) -> Any:
 
 def _padded(values_NK: Any, height: int, width: int) -> Any:
     n, k = values_NK.shape
+    if (n, k) == (height, width) and _lies_in_rows(values_NK):
+        return values_NK
     padded = _zeros(values_NK, height, width)
     padded[:n, :k] = values_NK
     return padded
+
+
+def _lies_in_rows(values: Any) -> bool:
+    """Whether an array of numpy or of torch is contiguous, and can be seen as wider numbers."""
+    if isinstance(values, np.ndarray):
+        return bool(values.flags.c_contiguous)
+    return bool(values.is_contiguous()) and values.storage_offset() == 0
 
 
 def _zeros(like: Any, height: int, width: int) -> Any:

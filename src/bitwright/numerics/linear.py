@@ -16,7 +16,7 @@ _INF = float("inf")
 _TINY, _HUGE = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127  # the normal positive numbers of float32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class InputTransform:
     """x̂ = (x − shift) / scale: what happens to an input of K features before it is rounded.
 
@@ -124,7 +124,7 @@ class LinearForm:
     shifts_input: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class QuantizedLinear:
     """y = x̂ Ŵᵀ + b̂, where x̂ is the input, transformed if there is a transform, then rounded as the input spec says.
 
@@ -210,7 +210,7 @@ def ready(linear: QuantizedLinear) -> PendingLinear:
     return PendingLinear(linear.shape, linear.form, lambda: linear)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class FloatLinear:
     """y = x Wᵀ + b of a linear that is kept float: what a builder may find in place of a quantized one.
 

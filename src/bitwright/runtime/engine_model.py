@@ -55,6 +55,7 @@ class EngineModel:
         self.tokens_at_once = None  # sequences are never padded
         self.threads = threads or default_threads()
         self._tokenizer = open_tokenizer(directory)
+        directory.forget_tensors()  # they are packed
         self._generic: GenericModel | None = None
 
     encode = encoding.encode
