@@ -1,6 +1,6 @@
 """A model run block by block: what a block's linears read, what it puts out, then the next block on what it became.
 
-The only file with hooks. Memory: the output of one block per batch, what the caller keeps of one block, and, where
+Memory: the output of one block per batch, what the caller keeps of one block, and, where
 blocks are filled and emptied by the caller, the weights of one block.
 
 A block's inputs are more than hidden states: masks, rotary tables or position biases that the model computes, in some
@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bitwright.calibration.hooks import hooked
 from bitwright.calibration.precision import fast_forward
 from bitwright.errors import ModelError
 from bitwright.families import Architecture
@@ -149,20 +150,13 @@ class Stage:
             if stops and not unseen:
                 raise _Reached(None)
 
-        model = self._walk.model
-        hooks = [
-            model.get_submodule(name).register_forward_pre_hook(partial(note, name=name)) for name in leaders.values()
-        ]
         experts = {site.name.rsplit(".", 2)[0] for site in sites if site.role == "expert"}
-        hooks += [model.get_submodule(name).register_forward_pre_hook(kept.route) for name in experts]
-        try:
+        hooks = {name: partial(note, name=name) for name in leaders.values()} | dict.fromkeys(experts, kept.route)
+        with hooked(self._walk.model, before=hooks):
             for batch, before in zip(self._batches, self.inputs, strict=True):
                 kept.mask_BT = batch["attention_mask"].bool() if "attention_mask" in batch else None
                 unseen.update(leaders.values())
                 self._walk.run(batch, before, *self._span)
-        finally:
-            for hook in hooks:
-                hook.remove()
         found = {site.name: leaders[site.reads] for site in sites}
         return {name: stats[leader] for name, leader in found.items() if leader in stats}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bitwright.atomic import sync_folder
 from bitwright.errors import CheckpointError, InputError
 from bitwright.files.directory import source_files
 from bitwright.record import RECORD_FILE
@@ -107,7 +108,7 @@ def atomic_directory(out: Path, needed: int) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
         for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
-            _sync(folder)
+            sync_folder(folder)
         _replace(temporary, out)
     except OSError as error:
         free = shutil.disk_usage(out.parent).free
@@ -144,7 +145,7 @@ def copy_file(source: Path, destination: Path) -> None:
 def _replace(temporary: Path, out: Path) -> None:
     if not out.exists():
         os.rename(temporary, out)
-        _sync(out.parent)
+        sync_folder(out.parent)
         return
     # mkdtemp only to get a free name: the old directory takes the place of the empty one.
     aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".old"))
@@ -158,13 +159,5 @@ def _replace(temporary: Path, out: Path) -> None:
     except BaseException:
         os.rename(aside, out)
         raise
-    _sync(out.parent)
+    sync_folder(out.parent)
     shutil.rmtree(aside)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

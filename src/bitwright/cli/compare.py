@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
+from bitwright.atomic import write_text_atomically
 from bitwright.cli.terminal import out, print_json, table
 from bitwright.errors import InputError
-from bitwright.record import read_record, write_text_atomically
+from bitwright.record import read_record
 
 
 @click.command("compare")

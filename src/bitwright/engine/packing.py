@@ -102,8 +102,6 @@ def _bias(linears: Sequence[Linear]) -> np.ndarray:
 
 
 def _columns(values_N: np.ndarray) -> np.ndarray:
-    padded = np.zeros(
-        len(values_N) + -len(values_N) % layouts.BLOCK, values_N.dtype
-    )
+    padded = np.zeros(len(values_N) + -len(values_N) % layouts.BLOCK, values_N.dtype)
     padded[: len(values_N)] = values_N
     return aligned(padded)

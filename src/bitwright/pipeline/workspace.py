@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bitwright.atomic import write_text_atomically
 from bitwright.checkpoints.result import check_space
 from bitwright.errors import InputError
 from bitwright.progress import Progress
-from bitwright.record import write_text_atomically
 
 JOURNAL, STAGED, LOCK, CONTEXT = "journal.jsonl", "checkpoint", "lock", "context.json"
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bitwright.calibration.hooks import hooked
 from bitwright.calibration.observers import LayerStats, rescaled
 from bitwright.evaluate import metrics
 from bitwright.methods.rtn import rtn
@@ -52,7 +53,7 @@ def rounded_to_nearest(
         return (x_MK.reshape(args[0].shape), *args[1:])
 
     assert scheme.weight is not None
-    before, hooks = {}, []
+    before: dict[str, Tensor] = {}
     try:
         for name in names:
             linear = model.get_submodule(name)
@@ -61,12 +62,9 @@ def rounded_to_nearest(
             rounded = rtn(transform.absorbed(before[name]), None, scheme.weight, RANGES["min_max"]).qtensor
             with torch.no_grad():
                 linear.weight.copy_(transform.restored(rounded.dequantize()))
-            if spec is not None:
-                hooks.append(linear.register_forward_pre_hook(round_input))
-        yield
+        with hooked(model, before=dict.fromkeys(names if spec is not None else (), round_input)):
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for name, weight in before.items():
             with torch.no_grad():
                 model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]

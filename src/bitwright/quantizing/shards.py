@@ -9,7 +9,6 @@ lie at any address, and sums over them may then be added up in another order.
 """
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitwright.atomic import atomic_file
 from bitwright.errors import CheckpointError
 from bitwright.files.safetensors_writer import pending, write_safetensors
 from bitwright.files.tensors import MappedTensors
@@ -202,27 +202,16 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
     Raises:
         CheckpointError: the disk is full, or writing fails otherwise.
     """
-    temporary = path.with_name(f".{path.name}.part")
     told = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    kept = {key: pending(value) for key, value in tensors.items()} | {_FACTS: pending(told)}
     try:
-        temporary.unlink(missing_ok=True)  # of a run that was killed
-        write_safetensors(temporary, {key: pending(value) for key, value in tensors.items()} | {_FACTS: pending(told)})
-        temporary.replace(path)
-        _sync(path.parent)
+        with atomic_file(path) as temporary:
+            write_safetensors(temporary, kept)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: cannot be written ({error.strerror}); what was done before is kept: make room, and repeat the "
             "command to go on from there"
         ) from None
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _flatten(value: Any, key: str, into: dict[str, Tensor]) -> Any:

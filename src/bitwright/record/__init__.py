@@ -6,7 +6,6 @@ from bitwright.record.file import (
     read_record,
     record_of,
     write_record,
-    write_text_atomically,
 )
 from bitwright.record.made import Evidence, LayerRow, ModelFacts, PlanRow, RejectedMethod, Size, Starved, UnitEvidence
 from bitwright.record.measured import (
@@ -55,5 +54,4 @@ __all__ = [
     "read_record",
     "record_of",
     "write_record",
-    "write_text_atomically",
 ]

@@ -1,13 +1,12 @@
 """`record.json`: a Record as a file."""
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bitwright.atomic import write_text_atomically
 from bitwright.errors import CheckpointError
 from bitwright.record.convert import from_data, plain_data
 from bitwright.record.sections import RECORD_VERSION, Record
@@ -66,18 +65,3 @@ def _with_starved(row: Any) -> Any:
         return row
     starved = {"n_tokens": int(match[1]), "fewest": int(match[2]), "policy": _OLD_POLICIES[match[3]]}
     return {**row, "starved": starved}
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file by way of a temporary one beside it, so that a reader never sees half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

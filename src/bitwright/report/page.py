@@ -20,7 +20,8 @@ from bokeh.resources import Resources
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
-from bitwright.record import Distribution, Evaluation, Record, Sensitivity, as_data, read_record, write_text_atomically
+from bitwright.atomic import write_text_atomically
+from bitwright.record import Distribution, Evaluation, Record, Sensitivity, as_data, read_record
 from bitwright.report import account, evidence, plots, schemes, search_plots, tables, verdict, wording
 from bitwright.report.experts import expert_blocks, expert_rows
 

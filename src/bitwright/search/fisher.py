@@ -17,8 +17,8 @@ plain rounding nearly are, those of a few broken inputs are not: they push every
 gradients, so that nothing is saved by it: the full form is what ranks, the diagonal stands beside it for comparison.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitwright.calibration.hooks import hooked
 from bitwright.errors import InputError
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
@@ -75,7 +76,7 @@ def fisher_scores(
     count = 0
     for text in texts:
         calls: list[_Call] = []
-        with torch.enable_grad(), _hooked(model, names, quantized, calls):
+        with torch.enable_grad(), _noting(model, names, quantized, calls):
             output = text()
         for _ in range(draws):
             change, square = _first_order(draw(output, generator), calls)
@@ -109,10 +110,9 @@ def memory_needed(model: nn.Module, names: Iterable[str], tokens: int) -> int:
     return 4 * (sum(p.numel() for p in model.parameters()) + _KEPT_PER_OUTPUT * tokens * outputs)
 
 
-@contextmanager
-def _hooked(
+def _noting(
     model: nn.Module, names: Sequence[str], quantized: Mapping[str, Linear], calls: list[_Call]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Note every call of these linears, until the end of the block."""
 
     def note(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, *, name: str) -> Tensor:
@@ -122,12 +122,7 @@ def _hooked(
             calls.append(_Call(name, output, quantized[name](args[0].detach()) - output))
         return output
 
-    hooks = [model.get_submodule(name).register_forward_hook(partial(note, name=name)) for name in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return hooked(model, after={name: partial(note, name=name) for name in names})
 
 
 def _first_order(scalar: Tensor, calls: Sequence[_Call]) -> tuple[dict[str, float], dict[str, float]]:
