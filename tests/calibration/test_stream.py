@@ -147,7 +147,7 @@ def sites_of(loaded: LoadedModel) -> list[LinearSite]:
 
 def stages_of(loaded: LoadedModel, inputs: Batches, /, **options: Any) -> Iterator[Stage]:
     """The stages; the blocks of a model that was opened lazily are filled and emptied on the way."""
-    if loaded.source is not None:
+    if any(parameter.is_meta for parameter in loaded.model.parameters()):
         options["enter"] = lambda paths: [materialise(loaded, path) for path in paths]
         options["leave"] = lambda paths: [release(loaded, path) for path in paths]
     return stream_stages(loaded.model, loaded.architecture, sites_of(loaded), inputs, **options)

@@ -278,7 +278,8 @@ def stream_outputs(
     enter, leave: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from its
         files and emptied again.
     """
-    if loaded.source is not None and enter is None and leave is None:
+    is_empty = any(parameter.is_meta for parameter in loaded.model.parameters())
+    if is_empty and enter is None and leave is None:
         stages = stream_lazily(loaded, (), batches)
     else:
         stages = stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave)
