@@ -95,7 +95,7 @@ class Opened:
             changed=quantized.changed_for(self.plan),
         )
         names = model_names(self.model, self.loaded.architecture)
-        write_checkpoint(self.loaded.path, folder / "out", parts, names, model_card="")
+        write_checkpoint(self.loaded.directory, folder / "out", parts, names, model_card="")
         return quantized, folder / "out"
 
     def round_the_rest(self) -> None:

@@ -147,7 +147,7 @@ def sites_of(loaded: LoadedModel) -> list[LinearSite]:
 
 def stages_of(loaded: LoadedModel, inputs: Batches, /, **options: Any) -> Iterator[Stage]:
     """The stages; the blocks of a model that was opened lazily are filled and emptied on the way."""
-    if loaded.source is not None:
+    if any(parameter.is_meta for parameter in loaded.model.parameters()):
         options["enter"] = lambda paths: [materialise(loaded, path) for path in paths]
         options["leave"] = lambda paths: [release(loaded, path) for path in paths]
     return stream_stages(loaded.model, loaded.architecture, sites_of(loaded), inputs, **options)
@@ -359,7 +359,7 @@ def test_resumed_from_saved_inputs_the_rest_is_the_same(make_one, tmp_path):
     for begin in range(len(done)):
         save = "resumed"
         again, saved = make_one(open_lazily), torch.load(tmp_path / f"{begin}-whole", weights_only=True)
-        resumed = quantize(stages_of(again, inputs, begin=begin, inputs=saved), again.model)
+        resumed = quantize(stages_of(again, inputs, resume=(begin, saved)), again.model)
         assert len(resumed) == len(done) - begin
         for ours, theirs in zip(resumed, done[begin:], strict=True):
             assert ours.keys() == theirs.keys()
@@ -372,7 +372,7 @@ def test_inputs_to_resume_with_are_not_changed(open_as):
     next(stages)
     saved = list(next(stages).inputs)
     given = list(saved)
-    for _ in stages_of(loaded, batches(loaded), begin=1, inputs=given):
+    for _ in stages_of(loaded, batches(loaded), resume=(1, given)):
         pass
     assert all(a is b for a, b in zip(given, saved, strict=True))
 
@@ -389,7 +389,7 @@ def test_inputs_to_resume_with_are_not_changed(open_as):
 def test_resuming_with_what_does_not_fit(open_as, begin, inputs, message):
     loaded = open_as(load_model, "llama")
     with pytest.raises(ModelError, match=message):
-        next(stages_of(loaded, batches(loaded), begin=begin, inputs=inputs))
+        next(stages_of(loaded, batches(loaded), resume=(begin, inputs)))
 
 
 class Chain(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 import bitwright.numerics
 from bitwright.errors import NumericsError
 from bitwright.numerics import SCHEMES, QuantSpec
+from bitwright.numerics.spec import stored_dtype
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
@@ -79,3 +80,11 @@ def test_every_public_name_exists() -> None:
 def test_specs_do_not_import_torch() -> None:
     code = "import sys; from bitwright.numerics import SCHEMES, QuantSpec; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "stored"),
+    [("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "bfloat16"), ("float64", "bfloat16")],
+)
+def test_sixteen_bit_is_bfloat16_but_for_float16(source: str, stored: str) -> None:
+    assert stored_dtype(source) == stored

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bitwright.errors import CheckpointError, InputError
+from bitwright.models.load import open_directory
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.pipeline import quantize
 from bitwright.recipe import make_recipe
@@ -25,7 +26,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         shape = {"batch": 1, "tokens": 16}
         rows = [shape | {"runtime": "torch fp32", "ratio_to_fp32": 1.0, "ratio_to_bf16": 0.5}]
         for name, place in {"bitwright": directory, **others}.items():
-            quantized = sum(tensor.endswith("weight_scale") for tensor in TensorFiles(place))
+            quantized = sum(tensor.endswith("weight_scale") for tensor in TensorFiles(open_directory(place)))
             counts.append(quantized)
             rows += [shape | {"runtime": name, "ratio_to_fp32": 8.0, "ratio_to_bf16": 1.0 + quantized / 12}] * 2
         per_runtime = {row["runtime"]: 1.0 for row in rows}

@@ -14,6 +14,7 @@ from torch import Tensor
 from bitwright.methods.rtn import rtn
 from bitwright.models.load import open_lazily
 from bitwright.numerics import RANGES
+from bitwright.numerics.linear import LinearForm
 from bitwright.numerics.spec import SCHEMES
 from bitwright.pipeline import quantize
 from bitwright.progress import Quiet
@@ -127,7 +128,7 @@ def test_rows_at_a_time_are_rounded_as_the_whole(
         stored, weight = lazy.load(), job.model.get_parameter(f"{name}.weight").detach()
         whole = rtn(weight, None, spec, RANGES[weight_range]).qtensor
         assert torch.equal(stored.weight.dequantize(), whole.dequantize()), name
-        assert (lazy.weight_spec, lazy.input_spec, lazy.shape) == (spec, SCHEMES[scheme].input, whole.shape)
+        assert (lazy.form, lazy.shape) == (LinearForm(spec, SCHEMES[scheme].input), whole.shape)
 
 
 def test_batches_are_cut_to_what_a_block_can_hold(

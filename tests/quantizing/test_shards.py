@@ -37,7 +37,7 @@ LAYERS = {
     "b": ("kmeans4_g32", layer("kmeans4_g32", 2, transform=InputTransform(torch.rand(64) + 1, torch.randn(64)))),
     "c": (
         "w8a8_static",
-        layer("w8a8_static", 3, static=StaticGrid(0.1, 3)),
+        layer("w8a8_static", 3, static=StaticGrid(0.5, 3)),
     ),
 }
 

@@ -35,6 +35,7 @@ Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]
 Observe = Callable[[Stats | None, Tensor], Stats]
 Paths = Callable[[Sequence[str]], object]
+Resume = tuple[int, Sequence[Any] | None]  # index of a stage, and what it starts from
 
 _EXPERT = re.compile(r"\.experts\.(?P<index>\d+)\.")
 
@@ -193,8 +194,7 @@ def stream_stages(
     *,
     enter: Paths | None = None,
     leave: Paths | None = None,
-    begin: int = 0,
-    inputs: Sequence[Any] | None = None,
+    resume: Resume = (0, None),
     fast: bool = False,
 ) -> Iterator[Stage]:
     """The stages of `model` in forward order, poolers and heads last.
@@ -208,7 +208,7 @@ def stream_stages(
         batches: keyword arguments of the model's forward: token ids (B, T), and their 0/1 attention_mask (B, T) where
             there is padding; what the mask excludes is not observed.
         enter: called with the paths of a stage's blocks before it runs; () for the last. leave: called after it.
-        begin, inputs: resume at this stage, with the `inputs` that it had.
+        resume: the stage to begin with, and the `inputs` that it had.
         fast: what linears and attention put out is bf16 where the CPU multiplies that; the residual stream and the
             norms stay float32. For calibration, never to judge a model.
 
@@ -218,6 +218,7 @@ def stream_stages(
     """
     if not batches:
         raise ModelError("calibration needs at least one batch")
+    begin, inputs = resume
     found = find_blocks(model, architecture)
     order = _order(found)
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
@@ -247,15 +248,15 @@ def stream_stages(
 
 
 def stream_lazily(
-    opened: LoadedModel, sites: Sequence[LinearSite], batches: Sequence[Batch], *, begin: int = 0,
-    inputs: Sequence[Any] | None = None, fast: bool = False,
+    opened: LoadedModel, sites: Sequence[LinearSite], batches: Sequence[Batch], *, resume: Resume = (0, None),
+    fast: bool = False,
 ) -> Iterator[Stage]:  # fmt: skip
     """`stream_stages` of a model that was opened lazily: its blocks are filled from its files, and emptied again.
 
     What is swapped in or folded in a block is gone when the next one begins.
     """
     return stream_stages(
-        opened.model, opened.architecture, sites, batches, begin=begin, inputs=inputs, fast=fast,
+        opened.model, opened.architecture, sites, batches, resume=resume, fast=fast,
         enter=partial(_each, materialise, opened), leave=partial(_each, release, opened),
     )  # fmt: skip
 
@@ -271,7 +272,8 @@ def stream_outputs(
     enter, leave: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from its
         files and emptied again.
     """
-    if loaded.source is not None and enter is None and leave is None:
+    is_empty = any(parameter.is_meta for parameter in loaded.model.parameters())
+    if is_empty and enter is None and leave is None:
         stages = stream_lazily(loaded, (), batches)
     else:
         stages = stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave)

@@ -142,10 +142,11 @@ def _block_by_block(
         for name in heads:  # never run: a language model's is as large as several blocks
             release(opened, name)
     batches = [part for batch in batches for part in _split(batch)]
-    begin, inputs = shards.resume()
+    resume = shards.resume()
+    begin = resume[0]
     if begin:
         progress.say(f"going on with block {begin}: an earlier run did those before it")
-    stages = stream_lazily(opened, sites, batches, begin=begin, inputs=inputs, fast=True)
+    stages = stream_lazily(opened, sites, batches, resume=resume, fast=True)
     count, kept, cost = begin, time.monotonic(), 0.0
     for stage in stages:
         if stage.index > begin and cost <= max(_SAVING * (time.monotonic() - kept), _QUICK_SAVE):
