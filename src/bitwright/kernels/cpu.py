@@ -14,7 +14,7 @@ from bitwright.kernels.input_grid import InputGrid, QuantizeMode
 from bitwright.numerics.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from bitwright.kernels._native import Activation, QuantizeMode
+    from bitwright.kernels import _native
 
 _ALIGNMENT = 64
 
@@ -176,14 +176,14 @@ def _check_float_rows(x: Tensor) -> None:
 
 
 @functools.cache
-def _mode(name: str) -> "QuantizeMode":
-    mode: QuantizeMode = native.load().QuantizeMode[name]
+def _mode(name: QuantizeMode) -> "_native.QuantizeMode":
+    mode: _native.QuantizeMode = native.load().QuantizeMode[name]
     return mode
 
 
 @functools.cache
-def _activation(name: str) -> "Activation":
-    activation: Activation | None = native.load().Activation.__members__.get(name)
+def _activation(name: str) -> "_native.Activation":
+    activation: _native.Activation | None = native.load().Activation.__members__.get(name)
     if activation is None:
         raise KernelError(f"activation {name!r}: the kernels have {', '.join(native.load().Activation.__members__)}")
     return activation
