@@ -95,7 +95,7 @@ class Side:
 
     def _start(self, what: str) -> tuple[float, float]:
         before = os.times()
-        command = [self.python, "-P", "-c", STARTUP, str(self.model)]
+        command = [str(self.python), "-P", "-c", STARTUP, str(self.model)]
         run = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
         after, (seconds, mib) = os.times(), map(float, run.stdout.split())
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
@@ -111,7 +111,7 @@ class Side:
         self._process.wait()
 
 
-def work(tree: str, model: str, threads: str) -> None:
+def work(tree: str, model: str, threads: str) -> int:
     """The worker: a line of JSON in, (seconds, CPU seconds) out, until the input ends. Uses the public API alone."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -133,6 +133,7 @@ def work(tree: str, model: str, threads: str) -> None:
             run = lambda: chosen.encode(ids, batch_size=len(ids))  # noqa: B023, E731
         seconds = fastest(run, cell["block_s"])
         print(json.dumps([seconds, time.process_time() - cpu]), file=replies, flush=True)
+    return 0
 
 
 def fastest(run: Callable[[], object], block_s: float) -> float:

@@ -18,12 +18,7 @@ MOST_PARAMETERS = 8
 # The keyword-only functions that users call from Python: their parameters are the options of a command.
 PUBLIC = {("pipeline/run.py", "quantize"), ("pipeline/study.py", "analyze"), ("pipeline/evaluation.py", "evaluate")}
 # It only gets shorter.
-TOO_MANY = {
-    ("calibration/stream.py", "stream_stages"),
-    ("kernels/cpu.py", "_linear_w8a8"),
-    ("kernels/cpu.py", "_shape_of_linear_w8a8"),
-    ("kernels/cpu.py", "linear_w8a8"),
-}
+TOO_MANY = {("calibration/stream.py", "stream_stages")}
 
 RUN = 12  # lines
 FEWEST_SHAPES = 5  # of the lines of a run; with fewer it is a table
