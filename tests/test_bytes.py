@@ -122,7 +122,10 @@ def test_every_scheme_that_needs_no_calibration_is_in_a_recipe() -> None:
     assert len(NAMED) <= MIXES * UNITS
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=() if family in ("bert", "llama") else pytest.mark.full) for family in FAMILIES],
+)
 def test_tiny_models(once: Once, tmp_path: Path, family: str) -> None:
     source = once(("exact", family), partial(exact_model, family=family))
     assert written(source, tmp_path) == stored()[family]
