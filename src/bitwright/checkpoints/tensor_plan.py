@@ -17,6 +17,7 @@ from bitwright.models.tensor_files import TensorFiles
 from bitwright.numerics.arrays import Array, cast
 from bitwright.numerics.linear import PendingLinear
 from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import stored_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,8 @@ def _changed(before: PendingTensor, load: Callable[[], Array], *, transposed: bo
 
 
 def _in_16_bit(tensor: PendingTensor) -> PendingTensor:
-    """fp16 stays fp16; wider floats become bf16, which has their range."""
-    if tensor.dtype not in ("F32", "F64"):
+    """Floats as `stored_dtype` says; what is stored in less stays."""
+    kept = stored_dtype(DTYPES[tensor.dtype])
+    if tensor.dtype not in ("F16", "F32", "F64") or kept == DTYPES[tensor.dtype]:
         return tensor
-    return PendingTensor("BF16", tensor.shape, lambda: cast(tensor.load(), "bfloat16"))
+    return PendingTensor(spelled_dtype(kept), tensor.shape, lambda: cast(tensor.load(), kept))

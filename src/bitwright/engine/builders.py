@@ -12,12 +12,12 @@ from bitwright.engine.weights import Weights
 from bitwright.errors import EngineError
 from bitwright.families import FAMILIES, Architecture, Style
 from bitwright.families.row import Setting
-from bitwright.families.tasks import Task, class_of, task_of_class
+from bitwright.families.tasks import TaskName, class_of, task_of_class
 
 Config = dict[str, Any]
 
 
-def encoder_task(weights: Weights) -> Task:
+def encoder_task(weights: Weights) -> TaskName:
     """What an encoder was trained for: "embedding" if it has no head.
 
     Raises:
@@ -202,7 +202,7 @@ def _alternating(encoder: _Encoder) -> tuple[Value, None]:
     return lower.norm(f"{base}{row.norms.final}", y, x, eps=eps), None
 
 
-def _head(encoder: _Encoder, task: Task, x: Value) -> Value:
+def _head(encoder: _Encoder, task: TaskName, x: Value) -> Value:
     """The logits of a text, or of each token."""
     lower, head = encoder.lower, encoder.row.head
     of_texts, dense = task == "sequence-classification", head.dense

@@ -17,9 +17,9 @@ from bitwright.families.row import (
     Positions,
     Setting,
 )
-from bitwright.families.tasks import Task
+from bitwright.families.tasks import TaskName
 
-_OUTPUTS: dict[Task, str] = {
+_OUTPUTS: dict[TaskName, str] = {
     "sequence-classification": "classifier",
     "token-classification": "classifier",
     "question-answering": "qa_outputs",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from bitwright.errors import EngineError
-from bitwright.families.tasks import Task
+from bitwright.families.tasks import TaskName
 
 Role = Literal["qkv", "attention_output", "ffn", "expert", "router", "head", "embedding"]
 ROLES: tuple[Role, ...] = ("qkv", "attention_output", "ffn", "expert", "router", "head", "embedding")
@@ -143,7 +143,7 @@ class Head:
     pooler: linear of the base model that no classifier reads.
     """
 
-    outputs: dict[Task, str]
+    outputs: dict[TaskName, str]
     dense: Dense | None = None
     each_token: bool = False
     pooling: str | Setting = "cls"

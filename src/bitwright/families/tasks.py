@@ -4,8 +4,10 @@ from typing import Literal, get_args
 
 from bitwright.errors import ModelError
 
-Task = Literal["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"]
-TASKS: tuple[Task, ...] = get_args(Task)
+TaskName = Literal[
+    "embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"
+]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
 # The class of transformers that builds a model for a task, with the head that it needs.
 AUTO_CLASSES: dict[str, str] = {
@@ -17,7 +19,7 @@ AUTO_CLASSES: dict[str, str] = {
 }
 
 # End of a class name -> task. What was only pretrained is used as an embedding model.
-_TASK_OF_CLASS: dict[str, Task] = {
+_TASK_OF_CLASS: dict[str, TaskName] = {
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
@@ -48,12 +50,12 @@ def class_of(architectures: object, where: str) -> str:
     return architectures[0]
 
 
-def task_of_class(name: str) -> Task | None:
+def task_of_class(name: str) -> TaskName | None:
     """The task that a class stands for, None if it is none of those that Bitwright knows."""
     return next((task for ending, task in _TASK_OF_CLASS.items() if name.endswith(ending)), None)
 
 
-def task_of(architectures: object, where: str) -> Task:
+def task_of(architectures: object, where: str) -> TaskName:
     """The task of a model, from the value of `architectures` in its config.json.
 
     Raises:

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.families import Architecture, architecture_of
-from bitwright.families.tasks import AUTO_CLASSES, TASKS, Task, task_of
+from bitwright.families.tasks import AUTO_CLASSES, TASKS, TaskName, task_of
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.limits import sentence_limit
 from bitwright.models.experts import linearize
@@ -41,7 +41,7 @@ class EmptyModel:
 
     model: nn.Module
     config: Any
-    task: Task
+    task: TaskName
     architecture: Architecture
 
 
@@ -51,7 +51,7 @@ def build_empty(
     config_file: Path | None = None,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
-    task: Task | None = None,
+    task: TaskName | None = None,
     buffers: bool = True,
     config: Any = None,
 ) -> EmptyModel:
@@ -111,7 +111,7 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, directory: ModelDirectory) -> 
     return min([*limits, *sentence_limit(directory)])
 
 
-def _check_task(task: Task | None) -> None:
+def _check_task(task: TaskName | None) -> None:
     if task is not None and task not in TASKS:
         raise ModelError(f"task {task!r} is none of {', '.join(TASKS)}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bitwright.families import Architecture, architecture_of
-from bitwright.families.tasks import Task
+from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
 from bitwright.models.build import EmptyModel, build_empty, load_tokenizer, max_tokens
 from bitwright.models.hub import fetch
@@ -39,7 +39,7 @@ class LoadedModel:
     model: nn.Module
     config: Any
     directory: ModelDirectory
-    task: Task
+    task: TaskName
     architecture: Architecture
     name: str
     source: SourceTensors
@@ -101,7 +101,7 @@ def load_model(
     *,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
-    task: Task | None = None,
+    task: TaskName | None = None,
 ) -> LoadedModel:
     """Load a model directory or a hub name, after checking all that can be checked beforehand.
 
@@ -122,7 +122,7 @@ def open_lazily(
     *,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
-    task: Task | None = None,
+    task: TaskName | None = None,
     runnable: bool = True,
     tokenizes: bool = True,
 ) -> LoadedModel:
@@ -161,7 +161,7 @@ def open_lazily(
     return loaded
 
 
-def open_skeleton(config: Path, *, task: Task | None = None) -> EmptyModel:
+def open_skeleton(config: Path, *, task: TaskName | None = None) -> EmptyModel:
     """The model that a config.json describes, all of it on the meta device: names and shapes, for who counts bytes.
 
     Raises:
