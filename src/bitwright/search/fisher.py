@@ -31,7 +31,7 @@ from bitwright.calibration.hooks import hooked
 from bitwright.errors import InputError
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
-Linear = Callable[[Tensor], Tensor]
+LinearFunction = Callable[[Tensor], Tensor]
 
 _KEPT_PER_OUTPUT = 8  # values that a gradient needs per output of a linear: of norms, activations, attention, errors
 
@@ -54,7 +54,7 @@ class _Call:
 
 
 def fisher_scores(
-    model: nn.Module, units: Mapping[str, Sequence[str]], quantized: Mapping[str, Linear],
+    model: nn.Module, units: Mapping[str, Sequence[str]], quantized: Mapping[str, LinearFunction],
     texts: Iterable[Callable[[], Tensor]], draw: Draw, *, draws: int = 4, seed: int = 0,
 ) -> dict[str, Score]:  # fmt: skip
     """The score of each unit. One text is in memory at a time: its activations, but no gradient of a weight.
@@ -111,7 +111,7 @@ def memory_needed(model: nn.Module, names: Iterable[str], tokens: int) -> int:
 
 
 def _noting(
-    model: nn.Module, names: Sequence[str], quantized: Mapping[str, Linear], calls: list[_Call]
+    model: nn.Module, names: Sequence[str], quantized: Mapping[str, LinearFunction], calls: list[_Call]
 ) -> AbstractContextManager[None]:
     """Note every call of these linears, until the end of the block."""
 
