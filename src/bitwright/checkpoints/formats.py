@@ -6,26 +6,28 @@ Both rows of today share their tensors (`linear_tensors.py`); the second says wh
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.checkpoints.read import Checkpoint, read_compressed
 from bitwright.errors import CheckpointError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.tensors import MappedTensors
+
+if TYPE_CHECKING:
+    from bitwright.checkpoints.write import Written
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFormat:
     """One format.
 
-    detect: whether a checkpoint is of it, by config.json and the headers of its files alone. read: opens one. describe:
-    the `quantization_config` of one that is written (`make_quantization_config` says from what).
+    detect: whether a checkpoint is of it, by config.json and the headers of its files alone. read: opens one. write:
+    makes one, as `write.write_checkpoint` says.
     """
 
     detect: Callable[[Mapping[str, Any], MappedTensors], bool]
     read: Callable[[ModelDirectory], Checkpoint]
-    describe: Callable[..., dict[str, Any]]
+    write: Callable[..., "Written"]
 
 
 def _says(method: str, config: Mapping[str, Any], _: MappedTensors) -> bool:
@@ -33,17 +35,19 @@ def _says(method: str, config: Mapping[str, Any], _: MappedTensors) -> bool:
     return isinstance(said, dict) and said.get("quant_method") == method
 
 
-def _row(method: str, *, portable: bool) -> CheckpointFormat:
-    return CheckpointFormat(
-        partial(_says, method),
-        partial(read_compressed, portable=portable),
-        partial(make_quantization_config, portable=portable),
-    )
+def _write(*args: Any, **options: Any) -> "Written":
+    """In either format, as what is written needs: writing reads the float model, which takes torch."""
+    from bitwright.checkpoints.write import write_checkpoint
+
+    return write_checkpoint(*args, **options)
 
 
 FORMATS: dict[str, CheckpointFormat] = {
-    "compressed-tensors": _row("compressed-tensors", portable=True),
-    "bitwright": _row("bitwright", portable=False),  # what plain readers cannot represent
+    "compressed-tensors": CheckpointFormat(
+        partial(_says, "compressed-tensors"), partial(read_compressed, portable=True), _write
+    ),
+    # What compressed-tensors has no words for.
+    "bitwright": CheckpointFormat(partial(_says, "bitwright"), partial(read_compressed, portable=False), _write),
 }
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitwright.checkpoints.formats import FORMATS
+from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
 from bitwright.errors import CheckpointError
@@ -103,8 +103,9 @@ def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedPa
         spellings = {name_in(matrices, table, names.prefix) for table in names.embeddings}
         ignored = (set(names.linears) - parts.layers.keys()) | {name for name in matrices if name not in spellings}
         forms = {name: layer.form for name, layer in plan.layers.items()}
-        format_ = FORMATS["compressed-tensors" if plan.portable else "bitwright"]
-        kept["quantization_config"] = format_.describe(forms, plan.tables, ignored, names.prefix)
+        kept["quantization_config"] = make_quantization_config(
+            forms, plan.tables, ignored, names.prefix, portable=plan.portable
+        )
     return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
 
 
