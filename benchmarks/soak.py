@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bitwright.engine.executor import Executor
+from bitwright.files.directory import ModelDirectory
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.resident import rss_mib
 
@@ -110,10 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write what was found there")
     options = parser.parse_args(arguments)
-    found = soak(
-        EngineModel(options.model), calls=options.calls, minutes=options.minutes, threads=options.threads,
-        seed=options.seed,
-    )  # fmt: skip
+    model = EngineModel(ModelDirectory(options.model))
+    found = soak(model, calls=options.calls, minutes=options.minutes, threads=options.threads, seed=options.seed)
     first, last = found["rss_mib"]
     rate = found["calls"] / found["seconds"]
     print(f"{found['calls']} calls in {found['seconds']:.0f} s ({rate:.0f} a second): {found['wrong']} wrong")

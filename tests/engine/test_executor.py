@@ -187,8 +187,9 @@ def test_seconds_are_those_of_the_operators(bert: Executor, sequences: list[list
 def test_the_engines_door_needs_no_torch(tiny_model: TinyModel) -> None:
     code = (
         "import sys, pathlib\n"
+        "from bitwright.files.directory import ModelDirectory\n"
         "from bitwright.runtime.engine_model import EngineModel\n"
-        f"model = EngineModel(pathlib.Path({str(tiny_model('bert'))!r}))\n"
+        f"model = EngineModel(ModelDirectory(pathlib.Path({str(tiny_model('bert'))!r})))\n"
         "assert model.encode(['a text', 'another, longer text']).shape == (2, 32)\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )

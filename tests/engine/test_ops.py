@@ -16,6 +16,7 @@ from bitwright.engine.ops.inputs import PaddedTransform
 from bitwright.engine.ops.rows import Function, PoolMode
 from bitwright.engine.program import Program
 from bitwright.engine.weights import open_weights
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import native
 from bitwright.kernels.input_grid import QuantizeMode
 
@@ -31,7 +32,7 @@ def programs(written: Written) -> list[Program]:
     made = [written(family, scheme="w8a8") for family in ("albert", "deberta-v2", "modernbert", "mpnet")]
     made += [written("bert", scheme=scheme) for scheme in ("w8a8_static", "w4a16_g32")]
     made += [written("bert", scheme="w8a8_static", rules=[bf16])]
-    return [lower_encoder(open_weights(directory), **whole) for directory in made]
+    return [lower_encoder(open_weights(ModelDirectory(directory)), **whole) for directory in made]
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -9,7 +9,7 @@ import pytest
 
 from bitwright.errors import DataError
 from bitwright.evaluate import load_custom, load_task, similarity_matrix_task
-from bitwright.evaluate.agreement import EmbeddingAgreement
+from bitwright.evaluate.agreement import EMBEDDINGS
 from bitwright.evaluate.kinds import Classification, Pairs, Retrieval, SimilarityMatrix
 
 
@@ -147,7 +147,7 @@ def test_the_lee_corpus_is_a_similarity_matrix():
 
 def test_label_free_task_of_any_texts(write):
     task = load_task(write("a.txt", "first text\nsecond text\n\nthird text\n"), "label-free")
-    assert task.kind == EmbeddingAgreement()
+    assert task.kind == EMBEDDINGS
     assert sorted(task.texts) == ["first text", "second text", "third text"]
 
 

@@ -16,7 +16,7 @@ from bitwright.evaluate import (
     similarity_matrix_task,
     split,
 )
-from bitwright.evaluate.agreement import ClassAgreement, LabelAgreement, ScoreAgreement
+from bitwright.evaluate.agreement import CLASSES, LABELS, SCORES
 from bitwright.evaluate.kinds import (
     MAX_PAIRS,
     Classification,
@@ -160,7 +160,7 @@ def test_label_free_loss_of_a_classifier_is_the_disagreement(rng):
 
 def test_label_free_loss_of_a_model_of_one_score_is_one_minus_spearman(rng):
     task = label_free_task(texts_of(30), logits=True, n_labels=1)
-    assert task.kind == ScoreAgreement()
+    assert task.kind == SCORES
     scores = rng.normal(size=(30, 1))
     noisy = scores + 0.3 * rng.normal(size=(30, 1))
     assert task.loss(scores, 2 * scores + 1) == pytest.approx(0)
@@ -183,7 +183,7 @@ def test_a_model_of_one_score_has_no_classes_to_agree_on(rng):
 
 def test_label_free_loss_of_a_multi_label_classifier_is_the_share_of_labels_that_change(rng):
     task = label_free_task(texts_of(4), logits=True, multi_label=True)
-    assert task.kind == LabelAgreement()
+    assert task.kind == LABELS
     logits = np.array([[3.0, -1, 2], [-1, -2, -3], [5, 4, 3], [-1, 2, -3]])
     changed = logits.copy()
     changed[0, 0], changed[2, 1] = 1.0, -0.1  # the first stays positive, though another is now the largest
@@ -352,6 +352,6 @@ def test_a_float_score_of_zero_has_no_relative_loss():
 def test_label_free_texts_are_made_unique():
     task = label_free_task(["a", "b", "a", "c"], logits=True)
     assert task.texts == ("a", "b", "c")
-    assert task.kind == ClassAgreement()
+    assert task.kind == CLASSES
     with pytest.raises(DataError, match="2 different texts"):
         label_free_task(["a", "b", "a"])

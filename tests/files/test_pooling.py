@@ -13,7 +13,6 @@ from sentence_transformers.sentence_transformer.modules import Pooling as TheirP
 from bitwright.errors import ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.pooling import Mode, Pooling, read_pooling
-from bitwright.models.build import max_tokens
 from bitwright.models.load import load_model
 from bitwright.models.pool_tokens import pool_tokens
 
@@ -34,7 +33,7 @@ def write(path: Path, modules: Any, pooling: Any = None, normalize: Any = None) 
 def test_real_model_gives_the_library_s_embeddings(minilm_dir, texts):
     loaded = load_model(minilm_dir)
     tokens = loaded.tokenizer(
-        texts[:24], padding=True, truncation=True, max_length=max_tokens(loaded), return_tensors="pt"
+        texts[:24], padding=True, truncation=True, max_length=loaded.max_tokens, return_tensors="pt"
     )
     with torch.no_grad():
         hidden = loaded.model(**tokens).last_hidden_state

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,8 @@ from torch import Tensor, nn
 
 from bitwright.errors import ModelError
 from bitwright.families import FAMILIES
-from bitwright.files.directory import ModelDirectory
-from bitwright.models.build import build_empty
 from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, open_skeleton, release
 from bitwright.models.sites import find_blocks, find_linears
-from bitwright.models.tensor_files import TensorFiles
 
 
 @pytest.fixture(scope="session")
@@ -265,13 +261,6 @@ def test_a_whole_model_can_be_emptied_and_filled_again(directory):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_model_without_files_is_not_filled(directory):
-    loaded = build_empty(ModelDirectory(directory("bert")))
-    for act in (materialise, release):
-        with pytest.raises(ModelError, match=r"was built of a config\.json alone; open_lazily"):
-            act(loaded, blocks_of(loaded)[0])
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_skeleton_has_every_shape_and_no_value(directory, family):
     whole = load_model(directory(family))
@@ -313,10 +302,8 @@ def test_reopened_models_are_the_same_and_read_no_header_twice(directory, family
     """From whole models as from empty ones; what is done to one copy is not done to the other."""
     path = directory(family)
     first = load_model(path) if whole else open_lazily(path, runnable=False)
-    if whole:
-        first = replace(first, files=TensorFiles(path))
     wanted = open_lazily(path)
-    monkeypatch.setattr("bitwright.models.tensor_files.check_safetensors", lambda file: pytest.fail(f"read {file}"))
+    monkeypatch.setattr("bitwright.files.tensors.read_header", lambda file, path: pytest.fail(f"read {path}"))
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *args, **options: pytest.fail("parsed"))
     for _ in range(2):
         again = first.reopen()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.files.directory import ModelDirectory
-from bitwright.models.build import load_tokenizer, max_tokens
+from bitwright.models.build import load_tokenizer
 from bitwright.models.load import load_model
 
 Tensors = dict[str, Tensor]
@@ -48,7 +48,7 @@ def test_real_model(minilm_dir, capfd):
     assert not loaded.model.training
     assert next(loaded.model.parameters()).dtype == torch.float32
     assert loaded.tokenizer("Hello")["input_ids"] == [101, 7592, 102]
-    assert max_tokens(loaded) == 256  # its sentence_bert_config.json; the positions would allow 512
+    assert loaded.max_tokens == 256  # its sentence_bert_config.json; the positions would allow 512
     assert capfd.readouterr() == ("", "")
 
 
@@ -78,9 +78,9 @@ def test_dtype(tiny_model):
 @pytest.mark.parametrize(("family", "positions"), [("bert", 66), ("roberta", 64), ("mpnet", 64), ("modernbert", 66)])
 def test_max_tokens_is_what_the_model_can_really_take(tiny_model, family, positions):
     loaded = load_model(tiny_model(family))
-    assert max_tokens(loaded) == 64  # the tokenizer's
+    assert loaded.max_tokens == 64  # the tokenizer's
     loaded.tokenizer.model_max_length = int(1e30)
-    assert max_tokens(loaded) == positions
+    assert loaded.max_tokens == positions
     loaded.model(input_ids=torch.full((1, positions), 7))
     if family == "roberta":
         with pytest.raises((IndexError, RuntimeError)):
@@ -105,7 +105,7 @@ def test_real_albert_bin_of_rxnmapper_loads_without_a_tokenizer():
     loaded = load_model(path)
     assert loaded.tokenizer is None
     assert "AlbertTokenizer reads spiece.model or tokenizer.json, and neither is there" in str(loaded.tokenizer_problem)
-    assert (loaded.task, max_tokens(loaded)) == ("embedding", 512)
+    assert (loaded.task, loaded.max_tokens) == ("embedding", 512)
     with torch.no_grad():
         assert loaded.model(input_ids=torch.tensor([[12, 24, 44, 13]])).last_hidden_state.shape == (1, 4, 256)
 
@@ -252,14 +252,14 @@ def test_a_sentence_config_that_is_none_is_named(copy, content, message):
     path = copy()
     (path / "sentence_bert_config.json").write_text(content)
     with pytest.raises(ModelError, match=rf"sentence_bert_config\.json: {message}"):
-        max_tokens(load_model(path))
+        _ = load_model(path).max_tokens
 
 
 def test_a_sentence_config_without_a_length_sets_no_limit(copy):
     path = copy()
-    before = max_tokens(load_model(path))
+    before = load_model(path).max_tokens
     (path / "sentence_bert_config.json").write_text('{"max_seq_length": null, "do_lower_case": false}')
-    assert max_tokens(load_model(path)) == before
+    assert load_model(path).max_tokens == before
 
 
 def test_a_tokenizer_that_works_has_no_problem(tiny_model):

@@ -95,7 +95,7 @@ def test_conditions(kind: str) -> None:
         ({"input_spec": symmetric, "static": StaticGrid(1.0, 4)}, "symmetric inputs but input_zero_point = 4"),
         ({"bias_N": linear.bias_N[1:]}, r"bias must be float32 \(6,\)"),
         ({"bias_N": linear.weight.codes_NK[:, 0]}, r"bias must be float32 \(6,\)"),
-        ({"transform": InputTransform(linear.bias_N**2 + 1)}, r"the input transform must have shape \(8,\)"),
+        ({"transform": InputTransform(linear.bias_N**2 + 1)}, r"the input transform must be float32 \(8,\)"),
     ]
     for change, message in wrong:
         with pytest.raises(NumericsError, match=message):
@@ -121,7 +121,7 @@ def test_grids_and_transforms_that_are_none() -> None:
         InputTransform()
     with pytest.raises(NumericsError, match=r"input_shift_K = .*must be finite"):
         InputTransform(shift_K=torch.tensor([1.0, torch.inf]))
-    with pytest.raises(NumericsError, match=r"input_scale_K must be float32 \(K,\)"):
+    with pytest.raises(NumericsError, match=r"input_scale_K must be floating \(K,\)"):
         InputTransform(np.ones((1, K), np.float32))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bitwright.evaluate import metrics
-from bitwright.evaluate.agreement import LabelAgreement, ScoreAgreement
+from bitwright.evaluate.agreement import LABELS, SCORES
 from bitwright.evaluate.kinds import Kind, Outputs, Pairs, pair_cosines, spread_pairs
 from bitwright.evaluate.statistic import FloatArray
 
@@ -75,9 +75,9 @@ def _logit_companions(left: list[FloatArray], right: list[FloatArray], kind: Kin
     distances = {
         "emd": metrics.emd(left, right), "max_abs": metrics.max_abs(*flat), "sqnr_db": metrics.sqnr_db(*flat)
     }  # fmt: skip
-    if isinstance(kind, ScoreAgreement):
+    if kind == SCORES:
         return {"kendall": metrics.kendall(*flat), "rank_flips": metrics.rank_flips(*flat)} | distances
-    if isinstance(kind, LabelAgreement):  # its logits are no distribution over classes
+    if kind == LABELS:  # its logits are no distribution over classes
         return distances
     return {
         "top1_agreement": float(np.mean([metrics.top1_agreement(u, v) for u, v in rows])),

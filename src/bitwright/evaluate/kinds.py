@@ -42,8 +42,11 @@ class Kind(Protocol):
 
     name: ClassVar[str]
     unit: ClassVar[str]  # plural, for messages
-    outputs: ClassVar[OutputSort]
     label_free: ClassVar[bool]
+
+    @property
+    def outputs(self) -> OutputSort:
+        """The sort of outputs that it scores."""
 
     @property
     def metric(self) -> str:
@@ -107,7 +110,7 @@ class Pairs:
 class SimilarityMatrix:
     """Documents with a human score for every two of them: Spearman's correlation over pairs. Units: documents.
 
-    As in `EmbeddingAgreement`, an even spread of MAX_PAIRS pairs counts where there are more.
+    As in `agreement.EMBEDDINGS`, an even spread of MAX_PAIRS pairs counts where there are more.
     """
 
     gold_UU: FloatArray  # symmetric

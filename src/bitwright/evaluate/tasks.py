@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitwright.errors import BitwrightError, DataError
-from bitwright.evaluate.agreement import ClassAgreement, EmbeddingAgreement, LabelAgreement, ScoreAgreement
+from bitwright.evaluate.agreement import CLASSES, EMBEDDINGS, LABELS, SCORES
 from bitwright.evaluate.companions import companions
 from bitwright.evaluate.kinds import Custom, Encode, Items, Kind, Outputs
 from bitwright.evaluate.statistic import FloatArray, Statistic
@@ -101,9 +101,9 @@ def label_free_task(
     unique = tuple(dict.fromkeys(texts))
     if len(unique) < 3:
         raise DataError(f"{name}: {len(unique)} different texts; an evaluation needs three at the very least")
-    kind: Kind = EmbeddingAgreement()
+    kind: Kind = EMBEDDINGS
     if logits:
-        kind = LabelAgreement() if multi_label else ScoreAgreement() if n_labels == 1 else ClassAgreement()
+        kind = LABELS if multi_label else SCORES if n_labels == 1 else CLASSES
     return Task(name, unique, kind)
 
 
