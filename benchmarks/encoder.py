@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import bitwright
 from bitwright.cli.bench import shape
+from bitwright.files.directory import ModelDirectory
 from bitwright.recipe import make_recipe
 from bitwright.runtime.bench import Schedule, run_bench
 
@@ -69,8 +70,8 @@ def measure(
         recipe = make_recipe({"scheme": "w8a8", "targets": ["bitwright"]})
         bitwright.quantize(source, out=quantized, recipe=recipe, samples=64, judged=False)
     found = run_bench(
-        quantized, Schedule(options.shape or SHAPES, threads, options.rounds), source=source, slow=not options.quick,
-        progress=Lines(f"{name}, {threads} threads"),
+        quantized, Schedule(options.shape or SHAPES, threads, options.rounds), source=ModelDirectory(source),
+        slow=not options.quick, progress=Lines(f"{name}, {threads} threads"),
     )  # fmt: skip
     for size in dict.fromkeys((row["batch"], row["tokens"]) for row in found["rows"]):
         here = [block for block in found["blocks"] if (block["batch"], block["tokens"]) == size]

@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from bitwright.errors import InputError, ModelError, TargetError
+from bitwright.files.directory import ModelDirectory
 from bitwright.progress import Quiet
 from bitwright.runtime import bench
 from bitwright.runtime.bench import Schedule, run_bench
-from bitwright.runtime.bench_inputs import random_tokens, read_model_shape
+from bitwright.runtime.bench_inputs import model_shape, random_tokens
 from bitwright.runtime.bench_process import Worker, worker_command
 from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime
 from bitwright.runtime.bench_summary import Block, summarize
@@ -50,7 +51,8 @@ def float_model(tiny_model):
 
 def short_bench(model, *, source="model", shapes=SHAPES, threads=1, rounds=ROUNDS, block_s=0.01, **options):
     source = model if source == "model" else source
-    return run_bench(model, Schedule(shapes, threads, rounds, block_s), source=source, **options)
+    opened = None if source is None else ModelDirectory(source)
+    return run_bench(model, Schedule(shapes, threads, rounds, block_s), source=opened, **options)
 
 
 class Watched(Quiet):
@@ -312,7 +314,7 @@ def test_options_out_of_range_are_refused(float_model, options, message):
 def test_random_tokens_are_ordinary_repeatable_and_within_the_vocabulary(tmp_path):
     for vocabulary in (8, 300, 30522):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": vocabulary}))
-        shape = read_model_shape(tmp_path)
+        shape = model_shape(ModelDirectory(tmp_path))
         ids_BT, mask_BT = random_tokens(shape, batch=4, tokens=500, seed=1)
         assert ids_BT.dtype == mask_BT.dtype == np.int64
         assert min(1000, vocabulary // 2) <= ids_BT.min() <= ids_BT.max() < vocabulary
@@ -325,7 +327,7 @@ def test_positions_that_start_after_padding_do_not_count(tmp_path):
     config = {"vocab_size": 9, "max_position_embeddings": 514, "pad_token_id": 1}
     for model_type, longest in (("bert", 514), ("roberta", 512)):
         (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
-        assert read_model_shape(tmp_path).max_tokens == longest
+        assert model_shape(ModelDirectory(tmp_path)).max_tokens == longest
 
 
 def test_the_shape_is_read_by_the_keys_of_the_family(tmp_path):
@@ -335,14 +337,14 @@ def test_the_shape_is_read_by_the_keys_of_the_family(tmp_path):
         ({"model_type": "llama"}, (None, 0, 0)),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
-        shape = read_model_shape(tmp_path)
+        shape = model_shape(ModelDirectory(tmp_path))
         assert (shape.max_tokens, shape.n_heads, shape.hidden_size) == wanted
 
 
 def test_a_family_without_a_row_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "longformer", "vocab_size": 9}))
     with pytest.raises(ModelError, match="'longformer' is not in the architecture table"):
-        read_model_shape(tmp_path)
+        model_shape(ModelDirectory(tmp_path))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"model_type": "bert"}'])
@@ -350,7 +352,7 @@ def test_a_directory_without_a_usable_config_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError, match=r"config\.json"):
-        read_model_shape(tmp_path)
+        model_shape(ModelDirectory(tmp_path))
 
 
 @pytest.mark.parametrize(

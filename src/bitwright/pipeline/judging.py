@@ -60,7 +60,7 @@ def judge_result(
         del final  # the timed processes need the memory
         with job.timed("speed"):
             schedule = Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3)
-            measured = run_bench(staged, schedule, source=job.opened.loaded.path, rivals=False, progress=progress)
+            measured = run_bench(staged, schedule, source=job.opened.loaded.directory, rivals=False, progress=progress)
         speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
     exit_code = _exit_code(evaluation, verified, None if timed is None else timed.front)
     return Judged(exit_code, evaluation, distributions, verified, speed)

@@ -61,7 +61,7 @@ def measure_front(
             write_variant(job.with_recipe(step.recipe), quantized, place)
         measured = run_bench(
             places[OURS], others={label: place for label, place in places.items() if label != OURS},
-            schedule=Schedule(BENCH_SHAPES, torch.get_num_threads(), _ROUNDS), source=job.opened.loaded.path,
+            schedule=Schedule(BENCH_SHAPES, torch.get_num_threads(), _ROUNDS), source=job.opened.loaded.directory,
             rivals=False, progress=progress,
         )  # fmt: skip
         held_out = _held_out(job, list(places.values()), progress)

@@ -118,11 +118,11 @@ def bench(
         recorded = read_record(directory).model
         place = Path(recorded.source or "")  # as it was typed: may be relative
         source = place if (place / "config.json").is_file() else None
-        if source and ModelDirectory(source).fingerprint != recorded.source_sha256:
+        if source and ModelDirectory(place).fingerprint != recorded.source_sha256:
             raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
     return run_bench(
         directory, Schedule(shapes, threads or torch.get_num_threads(), rounds), rivals=rivals,
-        source=None if source is None else Path(source), progress=progress,
+        source=None if source is None else ModelDirectory(Path(source)), progress=progress,
     )  # fmt: skip
 
 

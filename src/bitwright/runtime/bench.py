@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 
 from bitwright.errors import InputError, TargetError
-from bitwright.files.directory import source_bytes
+from bitwright.files.directory import ModelDirectory, source_bytes
 from bitwright.progress import Progress, Quiet
-from bitwright.runtime.bench_inputs import read_model_shape
+from bitwright.runtime.bench_inputs import model_shape
 from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
 from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime
 from bitwright.runtime.bench_summary import Block, Shape, summarize
@@ -65,7 +65,7 @@ def run_bench(
     directory: Path,
     schedule: Schedule,
     *,
-    source: Path | None,
+    source: ModelDirectory | None,
     others: Mapping[str, Path] | None = None,
     rivals: bool = True,
     slow: bool = False,
@@ -97,10 +97,10 @@ def run_bench(
     _check(schedule)
     progress = progress or Quiet()
     size = {
-        "source_bytes": None if source is None else source_bytes(source),
+        "source_bytes": None if source is None else source_bytes(source.path),
         "checkpoint_bytes": source_bytes(directory),
     }
-    shapes, skipped = _fitting(schedule.shapes, read_model_shape(source or directory).max_tokens)
+    shapes, skipped = _fitting(schedule.shapes, model_shape(source or ModelDirectory(directory)).max_tokens)
     schedule = replace(schedule, shapes=shapes)
     running: list[_Running] = []
     with ExitStack() as stack:
@@ -108,8 +108,8 @@ def run_bench(
         for name, runtime in RUNTIMES.items():
             if (runtime.prepare is not None and not rivals) or (runtime.slow and not slow):
                 continue
-            reason = _why_not(runtime, source)
-            checkpoints = {name: directory, **(others or {})} if runtime.reads_checkpoint else {name: source}
+            reason, place = _why_not(runtime, source is not None), None if source is None else source.path
+            checkpoints = {name: directory, **(others or {})} if runtime.reads_checkpoint else {name: place}
             for label, files in checkpoints.items() if reason is None else ():
                 assert files is not None  # or there were a reason
                 try:
@@ -164,9 +164,9 @@ def _fitting(shapes: Sequence[Shape], max_tokens: int | None) -> tuple[list[Shap
     return fitting, [{"runtime": "all", "reason": reason.format(*shape, max_tokens)} for shape in too_long]
 
 
-def _why_not(runtime: Runtime, source: Path | None) -> str | None:
+def _why_not(runtime: Runtime, has_source: bool) -> str | None:
     """Why a runtime cannot be measured here, or None."""
-    if source is None and not runtime.reads_checkpoint:
+    if not has_source and not runtime.reads_checkpoint:
         return "it runs the float model, and no source directory was given"
     missing = [package for package in runtime.needs if find_spec(package) is None]
     return f"not installed: {', '.join(missing)}; pip install 'bitwright[rivals]'" if missing else None

@@ -1,14 +1,13 @@
 """The inputs of the benchmark: random token ids, the same for every runtime, within what the model accepts."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.errors import ModelError
 from bitwright.families import architecture_of
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 
 # The first ids of most vocabularies are special or unused tokens; padding among them would change what is computed.
 FIRST_ORDINARY_TOKEN = 1000
@@ -29,19 +28,15 @@ class ModelShape:
     hidden_size: int
 
 
-def read_model_shape(directory: Path) -> ModelShape:
-    """Read `config.json`, importing neither torch nor transformers.
+def model_shape(directory: ModelDirectory) -> ModelShape:
+    """What config.json of a directory says.
 
     Raises:
         ModelError: no such file, not JSON, no vocabulary size in it, or a family without a row.
     """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); name a Hugging Face model directory") from None
-    if not isinstance(config, dict) or not isinstance(config.get("vocab_size"), int):
-        raise ModelError(f"{path}: no vocab_size, so there are no token ids to draw from")
+    config = directory.config
+    if not isinstance(config.get("vocab_size"), int):
+        raise ModelError(f"{directory.path / CONFIG_FILE}: no vocab_size, so there are no token ids to draw from")
     row = architecture_of(str(config.get("model_type")))
     positions = config.get(*row.keys.positions)
     return ModelShape(

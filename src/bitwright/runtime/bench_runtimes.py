@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bitwright.errors import TargetError
 from bitwright.files.directory import ModelDirectory
-from bitwright.runtime.bench_inputs import ModelShape, random_tokens, read_model_shape
+from bitwright.runtime.bench_inputs import ModelShape, model_shape, random_tokens
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,7 +140,7 @@ def _prepare_onnxruntime(source: Path, output: Path) -> str | None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
 
-    shape = read_model_shape(source)
+    shape = model_shape(ModelDirectory(source))
     source_model: Any = _load_source(source, "float32")
     # The optimizer's patterns know eager attention; it becomes one fused operator.
     source_model.set_attn_implementation("eager")
@@ -195,7 +195,7 @@ def _prepare_openvino(source: Path, output: Path) -> str | None:
     import nncf
     import openvino
 
-    shape = read_model_shape(source)
+    shape = model_shape(ModelDirectory(source))
     module, example = _for_export(_load_source(source, "float32"), shape)
     model = openvino.convert_model(module, example_input=dict(zip(INPUT_NAMES, example, strict=True)))
     length = min(CALIBRATION_TOKENS, shape.max_tokens or CALIBRATION_TOKENS)
@@ -227,14 +227,15 @@ def _open_openvino(directory: Path, threads: int) -> Forward:
 def _prepare_ctranslate2(source: Path, output: Path) -> str | None:
     from ctranslate2.converters import TransformersConverter
 
-    if "For" in (name := (json.loads((source / "config.json").read_bytes()).get("architectures") or [""])[0]):
+    settings = ModelDirectory(source).config
+    if "For" in (name := (settings.get("architectures") or [""])[0]):
         raise TargetError(f"its encoder gives hidden states, and {name} has a head")
     # Its converter asks for a setting that newer transformers no longer write.
     copy = output / "source"
     copy.mkdir()
     for file in source.iterdir():
         (copy / file.name).symlink_to(file.resolve())
-    config = {"position_embedding_type": "absolute"} | json.loads((source / "config.json").read_bytes())
+    config = {"position_embedding_type": "absolute"} | settings
     (copy / "config.json").unlink()
     (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
     TransformersConverter(str(copy)).convert(str(output), quantization="int8", force=True)

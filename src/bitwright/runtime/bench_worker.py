@@ -22,7 +22,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from bitwright.runtime.bench_inputs import ModelShape, random_tokens, read_model_shape
+from bitwright.files.directory import ModelDirectory
+from bitwright.runtime.bench_inputs import ModelShape, model_shape, random_tokens
 from bitwright.runtime.bench_runtimes import RUNTIMES, Forward
 from bitwright.runtime.resident import peak_rss_mib
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"{options.runtime} needs no preparation")
             reply({"note": runtime.prepare(options.directory, options.prepare)})
             return 0
-        shape = read_model_shape(options.config_from)
+        shape = model_shape(ModelDirectory(options.config_from))
         started = time.monotonic()
         forward = runtime.open(options.directory, options.threads)
         reply({"load_s": time.monotonic() - started})

@@ -13,7 +13,7 @@ from bitwright.engine.weights import open_weights
 from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import native_isa
-from bitwright.runtime.bench_inputs import random_tokens, read_model_shape
+from bitwright.runtime.bench_inputs import model_shape, random_tokens
 
 _RUNS = 15
 _PEAK_REPEATS = 100_000  # a few milliseconds
@@ -29,8 +29,9 @@ def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str
     Raises:
         EngineError: the engine does not run this model. InputError: it does not take so many tokens.
     """
-    executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), native_isa())
-    ops, model = executor.program.ops, read_model_shape(directory)
+    opened = ModelDirectory(directory)
+    executor = Executor(lower_encoder(open_weights(opened), pooling=None), native_isa())
+    ops, model = executor.program.ops, model_shape(opened)
     rows: list[dict[str, Any]] = []
     for batch, tokens in shapes:
         ids_BT, _ = random_tokens(model, batch=batch, tokens=tokens, seed=0)
