@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -47,10 +47,10 @@ def query_key_value(op: Op) -> Iterator[Op]:
     if not isinstance(op, MultiplyW8A8) or op.linears < 2:
         yield op
         return
-    n, packed = op.n // op.linears, [getattr(op.weight, each.name) for each in fields(op.weight)]
+    n = op.n // op.linears
     for i in range(op.linears):
-        begin, end = ([k * len(values) // op.linears for values in packed] for k in (i, i + 1))
-        part = PackedW8A8(*(values[a:b] for values, a, b in zip(packed, begin, end, strict=True)))
+        begin, end = ([k * len(values) // op.linears for values in op.weight] for k in (i, i + 1))
+        part = PackedW8A8(*(values[a:b] for values, a, b in zip(op.weight, begin, end, strict=True)))
         yield replace(op, column=op.column + i * n, n=n, weight=part, linears=1)
 
 
@@ -89,7 +89,7 @@ def variants(program: Program) -> list[Variant]:
     found = [Variant("all", Executor(program, isa))]
     for name, pieces in APART.items():
         ops = tuple(part for op in program.ops for part in pieces(op))
-        found.append(Variant(f"{name} apart", Executor(replace(program, ops=ops), isa)))
+        found.append(Variant(f"{name} apart", Executor(program._replace(ops=ops), isa)))
     found.append(Variant("one group, not L2-sized", Executor(program, isa, group_tokens=1 << 20)))
     return [*found, Variant("padded to the longest", found[0].executor, padded=True)]
 

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from bitwright.kernels import dispatch, layouts, native
 from bitwright.kernels.input_grid import InputGrid
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 
 ROWS = (128, 1024)
 SHAPES_NK = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (768, 3072))

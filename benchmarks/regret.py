@@ -38,7 +38,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from bitwright.evaluate.logits import compare_windows
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.measuring import run_task

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline import quantize
 from bitwright.recipe import make_recipe
 from tests.families import DECODERS, small_model, small_tokenizer

@@ -12,7 +12,8 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.models.names import ModelNames
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid, ready
 from bitwright.numerics.qtensor import QTensor, scale_shape
-from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
+from bitwright.numerics.schemes import SCHEMES, Scheme
+from bitwright.numerics.spec import QuantSpec
 from bitwright.targets import TARGETS, check_target, stored_bytes, stored_embedding_bytes
 
 QUANTIZED = {name: scheme for name, scheme in SCHEMES.items() if scheme.weight is not None}

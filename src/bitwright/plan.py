@@ -10,7 +10,7 @@ from bitwright.families import Architecture
 from bitwright.methods import METHODS
 from bitwright.models.rescale import find_inputs
 from bitwright.models.sites import LinearSite, is_transposed
-from bitwright.numerics.spec import SCHEMES, fit_group
+from bitwright.numerics.schemes import SCHEMES, fit_group
 from bitwright.recipe import Recipe, check_rules, scheme_of
 from bitwright.record import PlanRow
 from bitwright.targets import check_target, stored_bytes, stored_embedding_bytes

@@ -28,7 +28,7 @@ from bitwright.families import Role
 from bitwright.methods import METHODS, Alpha
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.ranges import RANGES
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 
 AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it

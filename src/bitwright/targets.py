@@ -8,7 +8,8 @@ from typing import Literal
 
 from bitwright.errors import TargetError
 from bitwright.numerics.qtensor import scale_shape
-from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
+from bitwright.numerics.schemes import SCHEMES, Scheme
+from bitwright.numerics.spec import QuantSpec
 
 
 @dataclass(frozen=True, slots=True)

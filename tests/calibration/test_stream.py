@@ -5,7 +5,6 @@ models that differ in how their blocks run; parted, both halves would need all o
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -417,7 +416,7 @@ class Chain(nn.Module):
     ],
 )
 def test_a_model_whose_blocks_the_table_misplaces(order, message):
-    row = replace(ENCODERS["bert"], blocks="layers")
+    row = ENCODERS["bert"]._replace(blocks="layers")
     stages = stream_stages(Chain(order), row, [], [{"x": torch.ones(1, 4)}])
     with pytest.raises(ModelError, match=message):
         [stage.outputs() for stage in stages]

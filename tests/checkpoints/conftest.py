@@ -17,7 +17,8 @@ from bitwright.numerics.arrays import dtype_name
 from bitwright.numerics.codebooks import codebook_of
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor, scale_shape
-from bitwright.numerics.spec import SCHEMES, QuantSpec, fit_group
+from bitwright.numerics.schemes import SCHEMES, fit_group
+from bitwright.numerics.spec import QuantSpec
 
 
 def rounded(w_NK: Tensor, spec: QuantSpec) -> QTensor:

@@ -19,7 +19,8 @@ from bitwright.files.safetensors_writer import spelled
 from bitwright.numerics.arrays import Bf16, as_torch
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 
 Make = Callable[..., QuantizedLinear]
 Parts = Callable[[QuantizedLinear], list[Any]]

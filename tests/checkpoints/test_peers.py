@@ -21,7 +21,8 @@ from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import find_linears
 from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.generic import Linears
 
 pytest.importorskip("compressed_tensors")

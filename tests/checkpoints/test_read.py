@@ -20,7 +20,8 @@ from bitwright.models.names import ModelNames, model_names
 from bitwright.numerics.arrays import as_torch
 from bitwright.numerics.linear import PendingLinear, QuantizedLinear, StaticGrid, ready
 from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.generic import Linears, read_tables
 
 Quantize = Callable[..., dict[str, QuantizedLinear]]

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -321,7 +320,7 @@ def test_a_linear_is_loaded_once_and_alone(tiny_bert: Path, tmp_path: Path, quan
             alive.append(weakref.ref(weight.codes_NK))
             return QuantizedLinear(weight, None, layer.input_spec)
 
-        parts = {name: replace(ready(layer), load=partial(load, name)) for name, layer in layers.items()}
+        parts = {name: ready(layer)._replace(load=partial(load, name)) for name, layer in layers.items()}
         write_checkpoint(
             ModelDirectory(tiny_bert), tmp_path / name, QuantizedParts(parts), names_of(model), model_card="",
             max_shard_bytes=max_shard_bytes,

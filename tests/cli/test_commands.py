@@ -20,7 +20,7 @@ from bitwright.errors import InputError, RecipeError
 from bitwright.evaluate.loaders import KINDS
 from bitwright.methods import METHODS
 from bitwright.numerics.ranges import RANGES, WEIGHT_RANGES
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.recipe import AUTO
 from bitwright.record import record_of
 

@@ -38,7 +38,7 @@ def test_the_first_linear_of_a_static_ffn_writes_codes(written: Written, method:
     quantized = [op.name for op in program.ops if op.kind == "quantize"]
     assert quantized == [f"{block}.attention.output.dense: input" for block in blocks]
     assert program.text().count("32→64 int8 gelu static") == 2
-    assert [buffer.index for buffer in program.buffers] == list(range(len(program.buffers)))
+    assert [buffer.number for buffer in program.buffers] == list(range(len(program.buffers)))
     assert all((op.transform is not None) == (method == "smoothquant") for op in linears_to_codes(program))
     assert all(op.grid is not None and op.grid.mode == "static" for op in linears_to_codes(program))
 
@@ -92,7 +92,7 @@ def test_a_nan_passes_through_codes_and_stays_in_its_row(written: Written, isa: 
     words[7], words[8, 3] = np.nan, np.inf
     embed, *others = program.ops
     assert isinstance(embed, Embed)
-    program = replace(program, ops=(replace(embed, words_VH=words, word_scale_V=None), *others))
+    program = program._replace(ops=(replace(embed, words_VH=words, word_scale_V=None), *others))
     for threads in (1, 2):
         rows = Executor(program, dispatch.native_isa(isa)).run([[5, 6, 7, 9], [10, 8]], threads)
         assert np.isnan(rows).all(1).tolist() == [False, False, True, False, False, True]

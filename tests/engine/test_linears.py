@@ -15,6 +15,7 @@ from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.linear_tensors import is_portable, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.engine.linears import operator_of
+from bitwright.engine.memory import Memory
 from bitwright.engine.ops.multiply import PackedWna16
 from bitwright.engine.packing import pack
 from bitwright.engine.weights import open_weights
@@ -26,7 +27,8 @@ from bitwright.numerics.arrays import as_torch
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import code_values
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.generic import Linears
 
 N, K = 33, 96
@@ -106,7 +108,7 @@ def test_the_numbers_are_those_of_the_codes(written: Callable[[QuantizedLinear],
 @pytest.mark.parametrize("name", ["w4a16_g32_asym", "w3a16_channel", "nf4_g32", "kmeans4_channel", "ternary_g32"])
 def test_four_bits_index_the_levels(written: Callable[[QuantizedLinear], Path], name: str) -> None:
     linear = open_weights(ModelDirectory(written(stored(SPECS[name])))).linear("m")
-    packed = pack([linear, linear])
+    packed = pack([linear, linear], Memory())
     assert isinstance(packed, PackedWna16)
     codes, levels = packed.codes, packed.levels
     assert levels is not None

@@ -82,11 +82,11 @@ def test_enumerations_are_those_of_the_native_module(names: Any, enumeration: st
 
 def test_an_operator_moves_to_other_buffers(programs: list[Program]) -> None:
     for program in programs:
-        new = {buffer: Buffer(buffer.index + 10, buffer.kind, buffer.width) for buffer in program.buffers}
+        new = {buffer: Buffer(buffer.number + 10, buffer.kind, buffer.width) for buffer in program.buffers}
         for op in program.ops:
             there = moved(op, new)
-            assert [buffer.index for buffer in (*reads(there), *writes(there))] == [
-                buffer.index + 10 for buffer in (*reads(op), *writes(op))
+            assert [buffer.number for buffer in (*reads(there), *writes(there))] == [
+                buffer.number + 10 for buffer in (*reads(op), *writes(op))
             ]
             assert there.text() == op.text()
 

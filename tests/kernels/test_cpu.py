@@ -8,7 +8,8 @@ import torch
 from bitwright.errors import KernelError
 from bitwright.kernels import cpu, dispatch, layouts, native, reference
 from bitwright.kernels.input_grid import InputGrid
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 
 GRID = InputGrid.of(SCHEMES["w8a8"].input)
 

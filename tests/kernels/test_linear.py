@@ -14,7 +14,8 @@ from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, ru
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 
 W8A8 = [scheme.input for scheme in SCHEMES.values() if scheme.input is not None]
 

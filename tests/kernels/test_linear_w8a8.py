@@ -6,7 +6,7 @@ from torch.nn.functional import gelu as torch_gelu
 
 from bitwright.kernels import reference
 from bitwright.kernels.input_grid import InputGrid
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from tests.kernels.conftest import POISON_CODE
 
 SIZES = [1, 3, 15, 16, 17, 31, 64, 100, 385]

@@ -23,7 +23,8 @@ torch.set_num_threads(1)
 from bitwright.kernels.linear import QuantLinear
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 codes = torch.ones(512, 512, dtype=torch.int8)
 weight = QTensor(codes, torch.ones(512, 1), None, QuantSpec())
 linear = QuantLinear(QuantizedLinear(weight, None, SCHEMES["w8a8"].input))

@@ -5,7 +5,8 @@ import torch
 
 from bitwright.errors import KernelError
 from bitwright.kernels import reference
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 
 DYNAMIC = [SCHEMES["w8a8"].input, SCHEMES["w8a8_symmetric"].input]
 STATIC = [SCHEMES["w8a8_static"].input, SCHEMES["w8a8_static_symmetric"].input]

@@ -12,7 +12,8 @@ from bitwright.methods.awq import awq
 from bitwright.methods.slots import Transformed
 from bitwright.numerics.grids import fake_quantize
 from bitwright.numerics.ranges import absmax
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 
 W4 = SCHEMES["w4a16_g32"]
 

@@ -12,7 +12,7 @@ from bitwright.methods.scaling import expected_error
 from bitwright.methods.shift import shift
 from bitwright.methods.slots import Transformed
 from bitwright.methods.smoothquant import smoothquant
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 
 STATIC = SCHEMES["w8a8_static_symmetric"]
 SEARCH = partial(smoothquant, alpha="search")

@@ -14,7 +14,8 @@ from bitwright.methods.slots import Transformed
 from bitwright.methods.smoothquant import Alpha, Statistic, magnitudes, smoothing_scale, smoothquant
 from bitwright.numerics.grids import fake_quantize, scale_and_zero_point
 from bitwright.numerics.ranges import absmax, min_max
-from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
+from bitwright.numerics.schemes import SCHEMES, Scheme
+from bitwright.numerics.spec import QuantSpec
 
 W8A8 = SCHEMES["w8a8"]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from bitwright.errors import ModelError
 from bitwright.models.load import LoadedModel, load_model
 from bitwright.models.sites import find_embeddings, find_linears
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline import preview, quantize
 from bitwright.pipeline.decision import decision_facts, plan, resolve_auto
 from bitwright.pipeline.job import Job, open_job

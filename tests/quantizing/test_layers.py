@@ -15,7 +15,7 @@ from bitwright.methods.rtn import rtn
 from bitwright.models.load import open_lazily
 from bitwright.numerics import RANGES
 from bitwright.numerics.linear import LinearForm
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline import quantize
 from bitwright.progress import Quiet
 from bitwright.quantizing import layers

@@ -14,7 +14,7 @@ from bitwright.errors import CheckpointError
 from bitwright.methods.rtn import rtn
 from bitwright.numerics import RANGES
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.quantizing import shards as shards_file
 from bitwright.quantizing.shards import Made, Shards
 from bitwright.record import LayerRow

@@ -17,7 +17,7 @@ from bitwright.models.rescale import fold
 from bitwright.numerics import RANGES
 from bitwright.numerics.grids import scale_and_zero_point
 from bitwright.numerics.histogram import Histogram
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.quantizing import observing, transforming
 from bitwright.quantizing.stages import quantize_stage
 from bitwright.record import Starved

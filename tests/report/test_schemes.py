@@ -3,7 +3,7 @@
 import pytest
 
 from bitwright.methods import METHODS
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.report.schemes import method_note, method_words, rounds_inputs, scheme_tag, scheme_words
 
 

@@ -12,7 +12,8 @@ from bitwright.families import architecture_of
 from bitwright.models.sites import find_linears
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
-from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
+from bitwright.numerics.schemes import SCHEMES, Scheme
+from bitwright.numerics.spec import QuantSpec
 
 # Wide enough that rows have more than one group of 32.
 _WIDER = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96, "moe_intermediate_size": 32}

@@ -16,7 +16,7 @@ from bitwright.models.load import LoadedModel, load_model
 from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.runtime import streamed
 from bitwright.runtime.changes import Changes
 from bitwright.runtime.generic_model import float_model

@@ -16,7 +16,8 @@ from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from bitwright.models.names import model_names
 from bitwright.numerics.linear import QuantizedLinear, ready
-from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
+from bitwright.numerics.schemes import SCHEMES, Scheme
+from bitwright.numerics.spec import QuantSpec
 from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.generic import load_generic

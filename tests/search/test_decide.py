@@ -16,7 +16,7 @@ from bitwright.methods.gptq import gptq
 from bitwright.methods.rtn import rtn
 from bitwright.models.sites import LinearSite
 from bitwright.numerics import RANGES
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.recipe import AUTO, Recipe, Rule, check_rules, scheme_of
 from bitwright.search import cost as costs
 from bitwright.search.cost import Cost, Resources, calibration_cost

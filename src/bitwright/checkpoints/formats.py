@@ -4,9 +4,8 @@ Both rows of today share their tensors (`linear_tensors.py`); the second says wh
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitwright.checkpoints.read import Checkpoint, read_compressed
 from bitwright.errors import CheckpointError
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from bitwright.checkpoints.write import Written
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointFormat:
+class CheckpointFormat(NamedTuple):
     """One format.
 
     detect: whether a checkpoint is of it, by config.json and the headers of its files alone. read: opens one. write:

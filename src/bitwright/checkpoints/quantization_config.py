@@ -11,8 +11,7 @@ What plain readers cannot represent changes the quant_method to "bitwright", and
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitwright.checkpoints.module_patterns import matcher, patterns
 from bitwright.checkpoints.schemes import (
@@ -31,8 +30,7 @@ from bitwright.numerics.linear import LinearForm
 _TRANSFORMS = ("shift", "scale")
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Modules that share one scheme. `targets` are class names, module names, or "re:" and a pattern."""
 
     targets: tuple[str, ...]
@@ -40,8 +38,7 @@ class Group:
     form: LinearForm
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizationConfig:
+class QuantizationConfig(NamedTuple):
     """A parsed `quantization_config`: its groups, what they leave alone, and the embedding tables stored as int8."""
 
     groups: tuple[Group, ...]

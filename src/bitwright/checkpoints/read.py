@@ -6,9 +6,8 @@ loaded.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +25,7 @@ _FOREIGN = ("weight_g_idx", "weight_global_scale", "input_global_scale", "output
 _CODES = ("I8", "U8", "I32")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """A quantized checkpoint, by names on disk.
 
     linears: the quantized ones, their values not loaded. tables: int8 embedding tables. others: names of every other

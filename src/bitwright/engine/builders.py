@@ -1,8 +1,7 @@
 """How an encoder becomes a program: a builder for each way of computing a block, which reads the row of the family."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitwright.engine.disentangled import attention_kinds, positions_of, tables_of
 from bitwright.engine.lowering import Lowering, Value
@@ -53,8 +52,7 @@ def lower_encoder(weights: Weights, *, pooling: Sequence[str] | None = ("mean",)
     return lower.finish(out, max_tokens=encoder.max_tokens, types=len(weights.floats(types)) if types else 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoder:
+class _Encoder(NamedTuple):
     """A row, and what it says of one checkpoint.
 
     base: what the names of the base model begin with. heads, eps: of attention, of norms. max_tokens: of a text.

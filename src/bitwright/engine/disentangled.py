@@ -5,7 +5,7 @@ projects from one table of relative embeddings. They are the same for every text
 row for each bucket δ of distance that a text can have, in the order of key − query.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from bitwright.numerics.linear import FloatLinear
 _FURTHEST = 1 << 24  # distances below it are exact in float32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Positions:
+class Positions(NamedTuple):
     """What the layers of a model share.
 
     rows_PH: relative embeddings, float32, a row for each bucket that occurs, in the order of key − query. row_R: int32,
@@ -30,8 +29,7 @@ class Positions:
     kinds: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tables:
+class Tables(NamedTuple):
     """One layer's constants: keys_PN for c2p and queries_PN for p2c, float32 (P, heads · head size), or None; row_R as
     in `Positions`. folded: linears of the model with int8 inputs that would have run once more to make them."""
 

@@ -30,7 +30,7 @@ class Executor:
     def __init__(self, program: Program, isa: "Isa", *, group_tokens: int | None = None) -> None:
         """group_tokens: sequences are taken in groups of this many tokens; by default as many as keep within L2."""
         module = native.load()
-        row_bytes = {b.index: module.row_bytes(module.BufferKind[b.kind], b.width) for b in program.buffers}
+        row_bytes = {b.number: module.row_bytes(module.BufferKind[b.kind], b.width) for b in program.buffers}
         offsets, size = place_buffers(program.ops, program.buffers, program.output, row_bytes)
         self.program, self.binder = program, Binder(module)
         unpacks = any(isinstance(op, MultiplyWna16) for op in program.ops)
@@ -41,7 +41,7 @@ class Executor:
             for b, offset in zip(program.buffers, offsets, strict=True)
         ]
         self._native = module.Program(
-            isa=isa, buffers=buffers, arena_row=size, out=program.output.index, group_tokens=self.group_tokens
+            isa=isa, buffers=buffers, arena_row=size, out=program.output.number, group_tokens=self.group_tokens
         )
         for op in program.ops:
             self._native.add(op.bind(self.binder))

@@ -39,5 +39,5 @@ def fuse_codes(
             instead[op] = None
             gone.add(op.source)
     kept = [left for op in ops if (left := instead.get(op, op)) is not None]
-    new = {buffer: replace(buffer, index=i) for i, buffer in enumerate(b for b in buffers if b not in gone)}
+    new = {buffer: buffer._replace(number=i) for i, buffer in enumerate(b for b in buffers if b not in gone)}
     return tuple(moved(op, new) for op in kept), tuple(new.values()), new[output]

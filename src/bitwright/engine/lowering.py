@@ -14,6 +14,7 @@ from bitwright.engine import ops
 from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
 from bitwright.engine.linears import Linear, grid_of, join, multiplied, transform_of
+from bitwright.engine.memory import Memory
 from bitwright.engine.ops.buffers import Buffer, BufferKind
 from bitwright.engine.ops.inputs import PaddedTransform
 from bitwright.engine.ops.multiply import Activation, Packed, PackedBf16, PackedW8A8
@@ -53,6 +54,7 @@ class Lowering:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self._most_tokens = 1 << 31  # that position tables have rows for
+        self._memory = Memory()
         self._packed: dict[str, Packed] = {}  # a block that runs twice has its weights once
         self._ops: list[ops.Op] = []
         self._buffers: list[Buffer] = []
@@ -168,7 +170,7 @@ class Lowering:
                 return None
             if table_PN.shape[1] != heads * size:
                 raise CheckpointError(f"{name}: positions of {table_PN.shape[1]} values for {heads} heads of {size}")
-            return pack_heads(table_PN * np.float32(scale), heads)
+            return pack_heads(table_PN * np.float32(scale), heads, self._memory)
 
         keys, queries = packed(tables.keys_PN), packed(tables.queries_PN)
         out = self._buffer("bf16", heads * size)
@@ -245,7 +247,7 @@ class Lowering:
             )
         first, n = group[0], sum(layer.shape[0] for layer in group)
         if name not in self._packed:
-            self._packed[name] = pack(group)
+            self._packed[name] = pack(group, self._memory)
         weight, grid, transform = self._packed[name], grid_of(first), transform_of(first)
         if isinstance(weight, PackedW8A8):
             assert grid is not None

@@ -1,68 +1,68 @@
-"""Weights as the kernels hold them (`kernels/layouts.py`), each at a multiple of 64 bytes."""
+"""Weights as the kernels hold them (`kernels/layouts.py`), in memory that they can read."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from bitwright.engine.linears import Linear, Operator, group_of, levels, operator_of
-from bitwright.engine.ops.binder import aligned
+from bitwright.engine.memory import Memory
 from bitwright.engine.ops.multiply import Packed, PackedBf16, PackedW8A8, PackedWna16
 from bitwright.kernels import layouts
 from bitwright.numerics.arrays import Bf16, narrow
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 
 
-def pack(linears: Sequence[Linear]) -> Packed:
+def pack(linears: Sequence[Linear], memory: Memory) -> Packed:
     """What the operator of linears that join takes of them, side by side."""
-    return _PACK[operator_of(linears[0])](linears)
+    return _PACK[operator_of(linears[0])](linears, memory)
 
 
-def _pack_w8a8(linears: Sequence[Linear]) -> PackedW8A8:
+def _pack_w8a8(linears: Sequence[Linear], memory: Memory) -> PackedW8A8:
     codes_NK = _codes(linears)
     return PackedW8A8(
-        codes=layouts.pack(codes_NK, aligned),
-        colsum=_columns(codes_NK.sum(axis=1, dtype=np.int32)),
-        scale=_columns(_scales(linears)[:, 0]),
-        bias=_bias(linears),
+        codes=layouts.pack(codes_NK, memory.copy),
+        colsum=_columns(codes_NK.sum(axis=1, dtype=np.int32), memory),
+        scale=_columns(_scales(linears)[:, 0], memory),
+        bias=_bias(linears, memory),
     )
 
 
-def _pack_bf16(linears: Sequence[Linear]) -> PackedBf16:
+def _pack_bf16(linears: Sequence[Linear], memory: Memory) -> PackedBf16:
     weight_NK = _joined([_in_bf16(linear).bits for linear in linears])
-    return PackedBf16(values=layouts.pack_bf16(weight_NK, aligned), bias=_bias(linears))
+    return PackedBf16(values=layouts.pack_bf16(weight_NK, memory.copy), bias=_bias(linears, memory))
 
 
-def _pack_wna16(linears: Sequence[Linear]) -> PackedWna16:
+def _pack_wna16(linears: Sequence[Linear], memory: Memory) -> PackedWna16:
     """Codes of less than 8 bits are held in 4, each as the index of its level."""
     codes_NK, first, given = _codes(linears), linears[0], levels(linears[0])
     assert isinstance(first, QuantizedLinear)
     if first.weight.spec.bits == 8:
-        weight, held = layouts.pack(codes_NK, aligned), None
+        weight, held = layouts.pack(codes_NK, memory.copy), None
     elif given is None:
-        held = aligned(np.arange(-8, 8, dtype=np.float32))
-        weight = layouts.pack_int4((codes_NK + np.int8(8)).view(np.uint8), aligned)
+        held = memory.copy(np.arange(-8, 8, dtype=np.float32))
+        weight = layouts.pack_int4((codes_NK + np.int8(8)).view(np.uint8), memory.copy)
     else:
-        held = aligned(np.pad(given, (0, 16 - len(given))))
-        weight = layouts.pack_int4(codes_NK.view(np.uint8), aligned)
+        held = memory.copy(np.pad(given, (0, 16 - len(given))))
+        weight = layouts.pack_int4(codes_NK.view(np.uint8), memory.copy)
     return PackedWna16(
         codes=weight,
         levels=held,
-        scale=aligned(layouts.pack_groups(_scales(linears))),
-        zero=_zeros(linears),
-        bias=_bias(linears),
+        scale=memory.copy(layouts.pack_groups(_scales(linears))),
+        zero=_zeros(linears, memory),
+        bias=_bias(linears, memory),
         group=group_of(first),
     )
 
 
-_PACK: dict[Operator, Callable[[Sequence[Linear]], Packed]] = {
+_PACK: dict[Operator, Callable[[Sequence[Linear], Memory], Packed]] = {
     "linear_w8a8": _pack_w8a8, "linear_bf16": _pack_bf16, "linear_wna16": _pack_wna16,
 }  # fmt: skip
 
 
-def pack_heads(table_PN: np.ndarray, heads: int) -> np.ndarray:
+def pack_heads(table_PN: np.ndarray, heads: int, memory: Memory) -> np.ndarray:
     """A packed bf16 weight for each head, of its part of the columns of a float32 table: (heads, …)."""
     parts = np.split(table_PN, heads, axis=1)
-    return aligned(np.stack([layouts.pack_bf16(narrow(part_PD).bits) for part_PD in parts]))
+    return memory.copy(np.stack([layouts.pack_bf16(narrow(part_PD).bits) for part_PD in parts]))
 
 
 def _codes(linears: Sequence[Linear]) -> np.ndarray:
@@ -80,10 +80,10 @@ def _scales(linears: Sequence[Linear]) -> np.ndarray:
     return np.concatenate([_each_row(x.weight.scale_NG, x.shape[0]) for x in quantized])
 
 
-def _zeros(linears: Sequence[Linear]) -> np.ndarray | None:
+def _zeros(linears: Sequence[Linear], memory: Memory) -> np.ndarray | None:
     quantized = [x for x in linears if isinstance(x, QuantizedLinear)]
     given = [_each_row(x.weight.zero_point_NG, x.shape[0]) for x in quantized if x.weight.zero_point_NG is not None]
-    return aligned(layouts.pack_groups(np.concatenate(given))) if given else None
+    return memory.copy(layouts.pack_groups(np.concatenate(given))) if given else None
 
 
 def _each_row(values_NG: np.ndarray, n: int) -> np.ndarray:
@@ -96,12 +96,14 @@ def _in_bf16(linear: Linear) -> Bf16:
     return weight_NK if isinstance(weight_NK, Bf16) else narrow(weight_NK)
 
 
-def _bias(linears: Sequence[Linear]) -> np.ndarray:
+def _bias(linears: Sequence[Linear], memory: Memory) -> np.ndarray:
     zeros = [np.zeros(linear.shape[0], np.float32) for linear in linears]
-    return _columns(np.concatenate([z if x.bias_N is None else x.bias_N for x, z in zip(linears, zeros, strict=True)]))
+    return _columns(
+        np.concatenate([z if x.bias_N is None else x.bias_N for x, z in zip(linears, zeros, strict=True)]), memory
+    )
 
 
-def _columns(values_N: np.ndarray) -> np.ndarray:
+def _columns(values_N: np.ndarray, memory: Memory) -> np.ndarray:
     padded = np.zeros(len(values_N) + -len(values_N) % layouts.BLOCK, values_N.dtype)
     padded[: len(values_N)] = values_N
-    return aligned(padded)
+    return memory.copy(padded)

@@ -6,16 +6,14 @@ A buffer has a row for each token, or for each sequence. Buffers that are never 
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from textwrap import wrap
+from typing import NamedTuple
 
 from bitwright.engine.ops import AttendDisentangled, Op
 from bitwright.engine.ops.buffers import Buffer, reads, writes
 from bitwright.errors import ModelError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Program:
+class Program(NamedTuple):
     """What the executor runs.
 
     output: the buffer that a run returns. max_tokens: of a sequence. vocabulary: token ids below it exist. types: token
@@ -36,6 +34,8 @@ class Program:
 
     def text(self) -> str:
         """The operators, a line each, by the block that they belong to; then the buffers."""
+        from textwrap import wrap  # a program runs without it
+
         lines, before = [], None
         for number, op in enumerate(self.ops):
             block, name = _split(op.name)
@@ -57,16 +57,16 @@ def place_buffers(
     row_bytes: of each buffer.
     """
     first: dict[int, int] = {}
-    last: dict[int, int] = {output.index: len(ops)}
-    for number, op in enumerate(ops):
+    last: dict[int, int] = {output.number: len(ops)}
+    for step, op in enumerate(ops):
         for buffer in (*reads(op), *writes(op)):
-            first.setdefault(buffer.index, number)
-            last[buffer.index] = max(last.get(buffer.index, 0), number)
+            first.setdefault(buffer.number, step)
+            last[buffer.number] = max(last.get(buffer.number, 0), step)
     offsets, size = [0] * len(buffers), 0
     placed: list[Buffer] = []
-    for buffer in sorted(buffers, key=lambda b: (first[b.index], -row_bytes[b.index])):
-        index = buffer.index
-        alive = [b.index for b in placed if first[b.index] <= last[index] and first[index] <= last[b.index]]
+    for buffer in sorted(buffers, key=lambda b: (first[b.number], -row_bytes[b.number])):
+        index = buffer.number
+        alive = [b.number for b in placed if first[b.number] <= last[index] and first[index] <= last[b.number]]
         offset = 0
         for begin, end in sorted((offsets[other], offsets[other] + row_bytes[other]) for other in alive):
             if offset + row_bytes[index] <= begin:
@@ -85,15 +85,15 @@ def check(program: Program) -> None:
     written: set[int] = set()
     for op in program.ops:
         for buffer in reads(op):
-            if buffer.index not in written:
+            if buffer.number not in written:
                 raise ModelError(f"{op.name}: {op.kind} reads {_name(buffer)}, which nothing has written")
-        written |= {buffer.index for buffer in writes(op)}
-    if program.output.index not in written or program.output.kind != "f32":
+        written |= {buffer.number for buffer in writes(op)}
+    if program.output.number not in written or program.output.kind != "f32":
         raise ModelError(f"the output {_name(program.output)} is not f32, or nothing writes it")
 
 
 def _name(buffer: Buffer) -> str:
-    return f"{'s' if buffer.per_sequence else 't'}{buffer.index}"
+    return f"{'s' if buffer.per_sequence else 't'}{buffer.number}"
 
 
 def _names(buffers: Iterable[Buffer]) -> str:

@@ -1,7 +1,5 @@
 """The rows of the decoders, dense and mixtures of experts. All but one size of OPT normalize before each linear."""
 
-from dataclasses import replace
-
 from bitwright.families.row import (
     Architecture,
     ConfigKeys,
@@ -52,20 +50,18 @@ _LLAMA = Architecture(
 )
 
 # Norms after attention and FFN as well, before the residual: they make no linear's input.
-_GEMMA3 = replace(
-    _LLAMA,
+_GEMMA3 = _LLAMA._replace(
     inputs=(
-        replace(_ATTENTION_INPUTS[0], made_by="norm_plus_1"),
+        _ATTENTION_INPUTS[0]._replace(made_by="norm_plus_1"),
         _ATTENTION_INPUTS[1],
         Input(("mlp.gate_proj", "mlp.up_proj"), "pre_feedforward_layernorm", "norm_plus_1"),
         _DOWN,
     ),
-    keys=replace(_KEYS, activation=Setting("hidden_activation")),
+    keys=_KEYS._replace(activation=Setting("hidden_activation")),
 )
 
 # The language tower of the model that also reads images.
-_GEMMA3_WITH_IMAGES = replace(
-    _GEMMA3,
+_GEMMA3_WITH_IMAGES = _GEMMA3._replace(
     blocks="language_model.layers",
     embeddings=Embeddings("language_model.embed_tokens"),
     files=FileNames(
@@ -212,8 +208,7 @@ _MIXTRAL = Architecture(
 )
 
 # Some blocks have experts, the others the FFN of Llama.
-_QWEN3_MOE = replace(
-    _LLAMA,
+_QWEN3_MOE = _LLAMA._replace(
     roles=_ATTENTION | _FFN | _EXPERTS,
     inputs=(*_LLAMA.inputs, *_MIXTRAL.inputs[2:]),
     either=((tuple(_FFN), tuple(_EXPERTS)),),
@@ -232,8 +227,7 @@ _MOE_WITH_SHARED_INPUTS = (
 
 # The layers of multi-token prediction that follow the last block in some checkpoints are not part of the model that
 # transformers runs; they have no row.
-_GLM4_MOE = replace(
-    _QWEN3_MOE,
+_GLM4_MOE = _QWEN3_MOE._replace(
     roles=_ATTENTION | _FFN | _EXPERTS | _SHARED_EXPERTS,
     inputs=(*_ATTENTION_INPUTS, *_MOE_WITH_SHARED_INPUTS),
     either=((tuple(_FFN), tuple(_EXPERTS | _SHARED_EXPERTS)),),
@@ -241,8 +235,7 @@ _GLM4_MOE = replace(
 
 # Multi-head latent attention: queries (but in the small models) and keys with values each go through a narrow,
 # normalized vector.
-_DEEPSEEK_V3 = replace(
-    _GLM4_MOE,
+_DEEPSEEK_V3 = _GLM4_MOE._replace(
     roles={
         "self_attn.q_proj": "qkv",
         "self_attn.q_a_proj": "qkv",

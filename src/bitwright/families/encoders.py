@@ -4,8 +4,6 @@ Most normalize after the residual is added. Their norms' outputs are the next re
 values still fold, and so does an FFN whose config says ReLU.
 """
 
-from dataclasses import replace
-
 from bitwright.families.row import (
     Architecture,
     ConfigKeys,
@@ -51,14 +49,12 @@ _BERT = Architecture(
     tokenizer="BertTokenizer",
 )
 
-_ERNIE = replace(
-    _BERT,
+_ERNIE = _BERT._replace(
     prefix="ernie",
-    embeddings=replace(_BERT.embeddings, others=("embeddings.task_type_embeddings",)),
+    embeddings=_BERT.embeddings._replace(others=("embeddings.task_type_embeddings",)),
 )
 
-_ROBERTA = replace(
-    _BERT,
+_ROBERTA = _BERT._replace(
     prefix="roberta",
     positions=Positions("embeddings.position_embeddings", after=_AFTER_PADDING),
     head=Head(
@@ -69,14 +65,13 @@ _ROBERTA = replace(
     tokenizer="RobertaTokenizer",
 )
 
-_CAMEMBERT = replace(_ROBERTA, tokenizer="CamembertTokenizer")
+_CAMEMBERT = _ROBERTA._replace(tokenizer="CamembertTokenizer")
 
-_XLM_ROBERTA = replace(_ROBERTA, tokenizer="XLMRobertaTokenizer")
+_XLM_ROBERTA = _ROBERTA._replace(tokenizer="XLMRobertaTokenizer")
 
-_ELECTRA = replace(
-    _BERT,
+_ELECTRA = _BERT._replace(
     prefix="electra",
-    embeddings=replace(_BERT.embeddings, projection="embeddings_project"),
+    embeddings=_BERT.embeddings._replace(projection="embeddings_project"),
     head=Head(_ROBERTA.head.outputs, Dense("classifier.dense", "gelu")),
 )
 
@@ -124,7 +119,7 @@ _ALBERT = Architecture(
     activations={"ffn": "activation"},
     prefix="albert",
     keys=ConfigKeys(activation=Setting("hidden_act", "gelu_new")),
-    embeddings=replace(_BERT.embeddings, projection="encoder.embedding_hidden_mapping_in"),
+    embeddings=_BERT.embeddings._replace(projection="encoder.embedding_hidden_mapping_in"),
     positions=_BERT.positions,
     norms=Norms("embeddings.LayerNorm", attention="attention.LayerNorm", ffn="full_layer_layer_norm"),
     head=Head(_OUTPUTS, Dense("pooler", "tanh", in_base=True)),
@@ -150,15 +145,14 @@ _MPNET = Architecture(
     activations={"intermediate.dense": "intermediate.intermediate_act_fn"},
     prefix="mpnet",
     embeddings=Embeddings("embeddings.word_embeddings"),
-    positions=replace(_ROBERTA.positions, distance_bias="encoder.relative_attention_bias"),
+    positions=_ROBERTA.positions._replace(distance_bias="encoder.relative_attention_bias"),
     norms=Norms("embeddings.LayerNorm", attention="attention.LayerNorm", ffn="output.LayerNorm"),
     head=_ROBERTA.head,
     style="post_norm",
     tokenizer="MPNetTokenizer",
 )
 
-_DEBERTA_V2 = replace(
-    _BERT,
+_DEBERTA_V2 = _BERT._replace(
     roles={
         "attention.self.query_proj": "qkv",
         "attention.self.key_proj": "qkv",
@@ -184,7 +178,7 @@ _DEBERTA_V2 = replace(
     ),
     prefix="deberta",
     keys=ConfigKeys(eps=Setting("layer_norm_eps", 1e-7)),
-    embeddings=replace(_BERT.embeddings, projection="embeddings.embed_proj"),
+    embeddings=_BERT.embeddings._replace(projection="embeddings.embed_proj"),
     head=Head(_OUTPUTS, Dense("pooler.dense", Setting("pooler_hidden_act", "gelu"))),
     style="disentangled",
     tokenizer="DebertaV2Tokenizer",

@@ -1,7 +1,7 @@
 """What one row of the table of families says: data about a model family, and nothing that runs a model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from bitwright.errors import EngineError
@@ -27,14 +27,14 @@ class Setting(NamedTuple):
     default: Any = None
 
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
 # As in BERT.
 _POSITIONS = Setting("max_position_embeddings", 512)
 _ACTIVATION = Setting("hidden_act", "gelu")
 _EPS = Setting("layer_norm_eps", 1e-12)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Input:
+class Input(NamedTuple):
     """A tensor inside a block: which linears read it, and what makes it.
 
     readers: their paths inside the block. The first one that a block has reads all of it, an expert only the tokens
@@ -56,8 +56,7 @@ class Input:
     only_if: str = ""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class ConfigKeys:
+class ConfigKeys(NamedTuple):
     """Names of the keys of config.json that differ between families; of a nested one, in its config of texts.
 
     positions: rows of the table of positions, or the number of tokens that relative positions were trained for.
@@ -72,8 +71,7 @@ class ConfigKeys:
     eps: Setting = _EPS
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Embeddings:
+class Embeddings(NamedTuple):
     """Tables that turn a token into a vector, each of which may be quantized.
 
     words, types: of ids and of token types. others: that a setting of config.json adds.
@@ -86,8 +84,7 @@ class Embeddings:
     projection: str | None = None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Positions:
+class Positions(NamedTuple):
     """How a block knows where a token is, beside what its style implies (rotary angles, disentangled attention).
 
     table: embeddings of absolute positions. after: positions count from this setting + 1 on, not from 0.
@@ -112,8 +109,7 @@ class Positions:
         return before + 1
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Norms:
+class Norms(NamedTuple):
     """Norms that no `Input` names. embeddings: of their sum. attention, ffn: inside a block, after the residual is
     added. final: after the last block."""
 
@@ -123,8 +119,7 @@ class Norms:
     final: str | None = None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Dense:
+class Dense(NamedTuple):
     """A linear, its activation and a norm, between a pooled text and its classifier. in_base: of the base model."""
 
     linear: str
@@ -133,8 +128,7 @@ class Dense:
     in_base: bool = False
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Head:
+class Head(NamedTuple):
     """What follows the blocks.
 
     outputs: task -> the linear that puts out its logits; not in the base model.
@@ -150,8 +144,7 @@ class Head:
     pooler: str | None = None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class FileNames:
+class FileNames(NamedTuple):
     """Where the published files differ from the model in memory (whose experts and Conv1D have become linears).
 
     transposed: paths inside a block of linears that are stored as (K, N) and that transformers runs as Conv1D.
@@ -162,8 +155,7 @@ class FileNames:
     renames: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Architecture:
+class Architecture(NamedTuple):
     """One family: where its linears are, what each is for and what it reads, and what surrounds its blocks.
 
     Paths are relative: those of linears and of `norms.attention` and `norms.ffn` to their block, those of heads to the
@@ -191,8 +183,8 @@ class Architecture:
     embeddings: Embeddings
     head: Head
     either: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
-    activations: dict[str, str] = field(default_factory=dict)
-    run_twice: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    activations: Mapping[str, str] = _NONE
+    run_twice: Mapping[str, tuple[str, ...]] = _NONE
     left_out: tuple[str, ...] = ()
     prefix: str = "model"
     keys: ConfigKeys = ConfigKeys()

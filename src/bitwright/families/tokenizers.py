@@ -1,10 +1,9 @@
 """What a tokenizer class of transformers does beside reading tokenizer.json, where that changes the tokens."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Switch:
+class Switch(NamedTuple):
     """A setting of tokenizer_config.json that a class follows, whatever tokenizer.json says.
 
     part: the piece of the normalizer or pre-tokenizer that tokenizer.json then has. default: of transformers.
@@ -17,8 +16,7 @@ class Switch:
     there: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerTraits:
+class TokenizerTraits(NamedTuple):
     """word_piece: the class sets up BERT's normalizer and pre-tokenizer anew by tokenizer_config.json. switches: it
     follows these, and files that do not agree with them are refused."""
 

@@ -1,7 +1,6 @@
 """How one vector per text is made of token vectors, as the model's own sentence-transformers files say."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from bitwright.errors import ModelError
 from bitwright.files.directory import ModelDirectory
@@ -19,8 +18,7 @@ _FLAGS: dict[str, Mode] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Pooling:
+class Pooling(NamedTuple):
     """What becomes of the token vectors: pooled by each mode, concatenated, scaled to unit length if `normalize`."""
 
     modes: tuple[Mode, ...] = ("mean",)

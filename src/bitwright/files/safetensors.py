@@ -8,9 +8,8 @@ dtype, shape and [begin, end) in the buffer; the buffer. Tensors fill the buffer
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from bitwright.errors import CheckpointError
 
@@ -34,8 +33,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """One tensor of a file: dtype as the format spells it, shape, its bytes [begin, end) from the buffer's start."""
 
     dtype: str

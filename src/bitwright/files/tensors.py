@@ -7,9 +7,8 @@ them back; so whoever goes through a whole model reads copies (`read_into`), by 
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -25,8 +24,7 @@ _NUMPY = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _File:
+class _File(NamedTuple):
     """An open file, all of it mapped; its tensors' bytes count from `begin`."""
 
     path: Path

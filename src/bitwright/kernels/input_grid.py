@@ -1,8 +1,7 @@
 """`InputGrid`: how rows of floats become 8-bit codes, for the kernels and for the programs that call them. Imports
 neither torch nor numpy."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bitwright.errors import KernelError
 from bitwright.numerics.spec import QuantSpec
@@ -15,8 +14,7 @@ QuantizeMode = Literal["asymmetric", "symmetric", "static"]  # the names of the 
 _LEAST, _MOST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127  # normal float32
 
 
-@dataclass(frozen=True, slots=True)
-class InputGrid:
+class InputGrid(NamedTuple):
     """See `quantize_rows/contract.h`.
 
     mode: asymmetric and symmetric are dynamic: each row has a scale of its own; static: every row has this scale and

@@ -16,7 +16,8 @@ from bitwright.methods.scaling import best_of, centred, expected_error
 from bitwright.methods.slots import Error, Transformed
 from bitwright.numerics.grids import check_finite, grouped
 from bitwright.numerics.ranges import RangeFunction, min_max
-from bitwright.numerics.spec import QuantSpec, Scheme, fit_group
+from bitwright.numerics.schemes import Scheme, fit_group
+from bitwright.numerics.spec import QuantSpec
 
 _SMALLEST = 1e-4
 

@@ -22,7 +22,8 @@ from bitwright.methods.slots import Error, Transformed
 from bitwright.numerics.grids import check_finite, fake_quantize
 from bitwright.numerics.linear import InputTransform
 from bitwright.numerics.ranges import RangeFunction, absmax
-from bitwright.numerics.spec import QuantSpec, Scheme, fit_group
+from bitwright.numerics.schemes import Scheme, fit_group
+from bitwright.numerics.spec import QuantSpec
 
 _POINTS = 64  # of the numeric integral over a token's largest magnitude
 _SAMPLED_ROWS = 512  # of all readers together; more change the choice by less than the next grid point does

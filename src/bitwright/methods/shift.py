@@ -13,7 +13,7 @@ from torch import Tensor
 from bitwright.calibration.observers import LayerStats, rescaled
 from bitwright.methods.scaling import best_of, expected_error
 from bitwright.methods.slots import Error, Transform, Transformed
-from bitwright.numerics.spec import Scheme
+from bitwright.numerics.schemes import Scheme
 
 
 def shift(

@@ -10,7 +10,8 @@ from bitwright.calibration.observers import LayerStats
 from bitwright.numerics.linear import InputTransform
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
-from bitwright.numerics.spec import QuantSpec, Scheme
+from bitwright.numerics.schemes import Scheme
+from bitwright.numerics.spec import QuantSpec
 
 Notes = dict[str, float | int | str | bool]
 

@@ -23,7 +23,7 @@ from bitwright.errors import NumericsError
 from bitwright.methods.scaling import best_of, centred, expected_error
 from bitwright.methods.slots import Error, Transformed
 from bitwright.numerics.grids import check_finite
-from bitwright.numerics.spec import Scheme
+from bitwright.numerics.schemes import Scheme
 
 Alpha = float | Literal["search"] | None
 Statistic = Literal["absmax", "rms"]

@@ -1,13 +1,12 @@
 """Numbers: what a quantized tensor is, how ranges are chosen and how values become codes.
 
-Specs are plain data, read by recipes, plans and reports; the rest needs torch and is imported on first use, so that
-`bitwright --help` does not pay for it.
+Specs are plain data; the rest is imported on first use, so that loading a model does not pay for it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bitwright.numerics.spec import SCHEMES, QuantSpec, Scheme
+from bitwright.numerics.spec import QuantSpec
 
 if TYPE_CHECKING:
     from bitwright.numerics.codebooks import codebook_of, fit_codebook
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from bitwright.numerics.importance import Importance
     from bitwright.numerics.qtensor import QTensor, code_values
     from bitwright.numerics.ranges import RANGES, WEIGHT_RANGES, RangeFunction
+    from bitwright.numerics.schemes import SCHEMES, Scheme
 
 __all__ = [
     "RANGES",
@@ -38,10 +38,12 @@ __all__ = [
 
 _HOME = {
     "RANGES": "ranges",
+    "SCHEMES": "schemes",
     "Histogram": "histogram",
     "Importance": "importance",
     "QTensor": "qtensor",
     "RangeFunction": "ranges",
+    "Scheme": "schemes",
     "WEIGHT_RANGES": "ranges",
     "code_values": "qtensor",
     "codebook_of": "codebooks",

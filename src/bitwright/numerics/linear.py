@@ -6,6 +6,7 @@ tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bitwright.errors import NumericsError
 from bitwright.numerics.arrays import Array, Bf16, as_torch, cast, dtype_name, extremes
@@ -111,8 +112,7 @@ class StaticGrid:
             raise NumericsError(f"input_zero_point = {self.zero_point}: an integer from -128 to 127 is expected")
 
 
-@dataclass(frozen=True, slots=True)
-class LinearForm:
+class LinearForm(NamedTuple):
     """How a quantized linear is represented: all of it but its shape and its values.
 
     scales_input, shifts_input: whether it has an input transform, and which parts of one.
@@ -193,8 +193,7 @@ class QuantizedLinear:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class PendingLinear:
+class PendingLinear(NamedTuple):
     """A quantized linear that is loaded, or made, when it is asked for; nothing keeps what `load` gave.
 
     shape: (N, K).

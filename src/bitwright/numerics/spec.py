@@ -1,12 +1,11 @@
-"""How a tensor, and how a layer, is represented. Frozen data; nothing here touches a tensor."""
+"""How a tensor is represented. Frozen data; nothing here touches a tensor."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from bitwright.errors import NumericsError
 
 Grid = Literal["uniform", "pot", "apot", "nf4", "kmeans", "ternary", "binary"]
-GROUP_SIZES = (128, 64, 32)  # tried in this order where a scheme leaves the choice open
 
 # The bits that each grid can have. Indices into a codebook are kept as int8 too, so there are none of 8 bits.
 _BITS: dict[Grid, tuple[int, ...]] = {
@@ -105,83 +104,6 @@ class QuantSpec:
         if self.grid != "uniform":
             return 1.0
         return 2.0 ** (self.bits - 1) - (0.5 if self.uses_full_range else 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Scheme:
-    """How one linear layer is represented. `weight=None` keeps it in 16 bit; `input=None` leaves activations float.
-
-    `choose_group`: the weight's group size is the largest of `GROUP_SIZES` that divides K; if none does, a row is one
-    group (`fit_group`).
-    """
-
-    name: str
-    weight: QuantSpec | None
-    input: QuantSpec | None = None
-    choose_group: bool = False
-
-
-_DYNAMIC = QuantSpec(bits=8, symmetric=False, dynamic=True)
-_DYNAMIC_SYMMETRIC = replace(_DYNAMIC, symmetric=True)
-_STATIC = QuantSpec(bits=8, symmetric=False, per_tensor=True)
-
-
-def _family(stem: str, weight: QuantSpec, input_spec: QuantSpec | None, *, asymmetric: bool = True) -> list[Scheme]:
-    """`stem` (the group size is chosen), `stem_g128` … `stem_channel`, and the asymmetric ones of each."""
-    sizes: tuple[tuple[str, int | None], ...] = (("", GROUP_SIZES[0]), *((f"_g{g}", g) for g in GROUP_SIZES))
-    return [
-        Scheme(stem + size + suffix, replace(weight, group_size=group, symmetric=not suffix), input_spec, size == "")
-        for suffix in (("", "_asym") if asymmetric else ("",))
-        for size, group in (*sizes, ("_channel", None))
-    ]
-
-
-# Every scheme that a recipe can name. bf16 stands for "16 bit": fp16 sources keep fp16.
-SCHEMES: dict[str, Scheme] = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme("16bit", None),
-        Scheme("w8a8", QuantSpec(), _DYNAMIC),
-        Scheme("w8a8_symmetric", QuantSpec(), _DYNAMIC_SYMMETRIC),
-        Scheme("w8a8_static", QuantSpec(), _STATIC),
-        Scheme("w8a8_static_symmetric", QuantSpec(), replace(_STATIC, symmetric=True)),
-        Scheme("w8a16", QuantSpec()),
-        *_family("w4a16", QuantSpec(bits=4), None),
-        *_family("w4a8", QuantSpec(bits=4), _DYNAMIC),
-        *_family("w3a16", QuantSpec(bits=3), None),
-        *_family("w2a16", QuantSpec(bits=2), None),
-        *_family("log4", QuantSpec(bits=4, grid="apot"), None, asymmetric=False),
-        *_family("nf4", QuantSpec(bits=4, grid="nf4"), None, asymmetric=False),
-        *_family("kmeans4", QuantSpec(bits=4, grid="kmeans"), None, asymmetric=False),
-        *_family("ternary", QuantSpec(bits=2, grid="ternary"), None, asymmetric=False),
-        *_family("binary", QuantSpec(bits=1, grid="binary"), None, asymmetric=False),
-    )
-}
-
-
-def fit_group(scheme: Scheme, k: int) -> tuple[Scheme, str]:
-    """The scheme that a linear with K = `k` inputs gets, and why if it is another: "" if it is `scheme` itself.
-
-    Raises:
-        NumericsError: a group size that was named does not divide K.
-    """
-    weight = scheme.weight
-    if weight is None or weight.group_size is None:
-        return scheme, ""
-    if not scheme.choose_group:
-        if k % weight.group_size:
-            fitting = ", ".join(f"g{g}" for g in GROUP_SIZES if k % g == 0)
-            raise NumericsError(
-                f"K = {k} is not a multiple of group_size = {weight.group_size}; use {fitting or 'channel'}, "
-                f"or a scheme without a size, which chooses one"
-            )
-        return scheme, ""
-    size = next((g for g in GROUP_SIZES if k % g == 0), None)
-    suffix = "_channel" if size is None else f"_g{size}"
-    stem, asym = scheme.name.removesuffix("_asym"), "_asym" if scheme.name.endswith("_asym") else ""
-    refused = [g for g in GROUP_SIZES if k % g]
-    why = f"K = {k} is no multiple of {' or '.join(map(str, refused))}" if refused else f"K = {k} is a multiple of 128"
-    return SCHEMES[stem + suffix + asym], why
 
 
 def stored_dtype(source: str) -> str:

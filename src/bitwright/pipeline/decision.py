@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bitwright.models.sites import LinearSite
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.measuring import on_a_sample
 from bitwright.pipeline.request import Texts

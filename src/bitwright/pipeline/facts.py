@@ -10,7 +10,7 @@ import torch
 from bitwright.evaluate import Interval, judge
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, quantized_names

@@ -7,7 +7,7 @@ import torch
 
 from bitwright.calibration.precision import fast_matmul
 from bitwright.models.rescale import find_inputs
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.job import Job
 from bitwright.recipe import scheme_of
 from bitwright.search.cost import Cost, Resources, Tensor, calibration_cost

@@ -12,7 +12,7 @@ from bitwright.errors import NumericsError
 from bitwright.models.build import EmptyModel
 from bitwright.models.load import open_skeleton
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
-from bitwright.numerics.spec import SCHEMES, fit_group
+from bitwright.numerics.schemes import SCHEMES, fit_group
 from bitwright.recipe import FLOAT, Recipe, scheme_of
 from bitwright.targets import stored_bytes, stored_embedding_bytes
 

@@ -15,7 +15,7 @@ from bitwright.methods.rtn import rtn
 from bitwright.numerics import RANGES
 from bitwright.numerics.grids import fake_quantize, scale_and_zero_point
 from bitwright.numerics.linear import InputTransform
-from bitwright.numerics.spec import Scheme
+from bitwright.numerics.schemes import Scheme
 
 _COMPARED_VALUES = 1 << 16  # of each output
 

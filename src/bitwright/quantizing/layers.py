@@ -23,7 +23,8 @@ from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 from bitwright.plan import Plan, quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.shards import Shards

@@ -25,7 +25,7 @@ from bitwright.files.tensors import MappedTensors
 from bitwright.models.tensor_files import read_values
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.spec import Scheme
+from bitwright.numerics.schemes import Scheme
 from bitwright.record import LayerRow, as_data, from_data
 
 _CHANGED = "changed/"

@@ -11,7 +11,7 @@ from bitwright.calibration.observers import LayerStats, merge
 from bitwright.methods import METHODS, Transformed, transform_of
 from bitwright.models.parameters import weight_of
 from bitwright.models.rescale import SharedInput, fold, legal_scale, scale_readers
-from bitwright.numerics.spec import SCHEMES, Scheme
+from bitwright.numerics.schemes import SCHEMES, Scheme
 from bitwright.quantizing.block_outputs import mean_squared_error, rounded_to_nearest
 from bitwright.quantizing.observing import rescale
 from bitwright.quantizing.work import Work

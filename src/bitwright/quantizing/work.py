@@ -16,7 +16,7 @@ from bitwright.models.rescale import SharedInput
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
-from bitwright.numerics.spec import SCHEMES, Scheme
+from bitwright.numerics.schemes import SCHEMES, Scheme
 from bitwright.quantizing.statistics import Statistics
 from bitwright.recipe import Recipe
 from bitwright.record import PlanRow

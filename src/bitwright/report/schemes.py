@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from bitwright.numerics.spec import SCHEMES, QuantSpec
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.spec import QuantSpec
 
 _GRIDS = {
     "pot": "{bits}-bit weights that are powers of two",

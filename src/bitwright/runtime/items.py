@@ -2,8 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +13,7 @@ Pair = tuple[str, str]
 Items = Sequence[str] | Sequence[Pair] | Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """Of each item, token ids and their types; types None: all are of type 0."""
 
     ids: list[list[int]]

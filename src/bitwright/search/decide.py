@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from bitwright.methods import METHODS
 from bitwright.models.sites import LinearSite
-from bitwright.numerics.spec import SCHEMES
+from bitwright.numerics.schemes import SCHEMES
 from bitwright.recipe import AUTO, Recipe, scheme_of
 from bitwright.search.cost import Cost, Resources
 from bitwright.search.features import COMPARED, Features, candidates

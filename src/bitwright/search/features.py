@@ -21,7 +21,7 @@ from bitwright.methods.scaling import expected_error, input_noise
 from bitwright.models.sites import LinearSite
 from bitwright.numerics import RANGES
 from bitwright.numerics.histogram import Histogram
-from bitwright.numerics.spec import SCHEMES, Scheme, fit_group
+from bitwright.numerics.schemes import SCHEMES, Scheme, fit_group
 
 _ROWS = 192  # output features that errors are measured on, of all readers of an input; the others are alike
 _SEARCHED_ROWS = 64  # and those on which candidates of a transform are compared

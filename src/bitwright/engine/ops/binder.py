@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.engine.memory import ALIGNMENT, aligned
 from bitwright.engine.ops.buffers import Buffer
 
 
@@ -19,7 +20,7 @@ class Binder:
 
     def buffer(self, buffer: Buffer | None) -> int:
         """The number of a buffer, or that of none."""
-        return int(self.native.NO_BUFFER) if buffer is None else buffer.index
+        return int(self.native.NO_BUFFER) if buffer is None else buffer.number
 
     def array(self, values: np.ndarray | None, element: int = 0, *, natural: bool = False) -> int:
         """The address of an element of an array that is contiguous and begins at a multiple of 64 bytes; 0 for None.
@@ -31,19 +32,10 @@ class Binder:
             return 0
         key = (id(values), natural)
         if key not in self._kept:
-            fits = values.flags.aligned if natural else values.ctypes.data % 64 == 0
+            fits = values.flags.aligned if natural else values.ctypes.data % ALIGNMENT == 0
             self._kept[key] = (values, values if fits and values.flags.c_contiguous else aligned(values))
         return int(self._kept[key][1].ctypes.data) + element * values.itemsize
 
     def held(self, values: np.ndarray) -> list[np.ndarray]:
         """The arrays that native code reads for this one."""
         return [used for constant, used in self._kept.values() if constant is values]
-
-
-def aligned(values: np.ndarray) -> np.ndarray:
-    """A contiguous copy that begins at a multiple of 64 bytes."""
-    memory = np.empty(values.nbytes + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    out = memory[begin : begin + values.nbytes].view(values.dtype).reshape(values.shape)
-    out[...] = values
-    return out

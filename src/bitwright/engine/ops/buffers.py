@@ -7,8 +7,8 @@ A field that holds a buffer is declared with `READ`, `WRITTEN` or `IN_PLACE`; No
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,11 +20,10 @@ WRITTEN: Mapping[str, bool] = {"written": True}
 IN_PLACE: Mapping[str, bool] = {**READ, **WRITTEN}
 
 
-@dataclass(frozen=True, slots=True)
-class Buffer:
+class Buffer(NamedTuple):
     """Rows of `width` values each, one row per token or per sequence."""
 
-    index: int
+    number: int
     kind: BufferKind
     width: int
     per_sequence: bool = False

@@ -4,7 +4,7 @@ Several linears of a model that read the same input and are held alike are one o
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from bitwright.kernels.input_grid import InputGrid
 Activation = Literal["none", "gelu"]
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class PackedW8A8:
+class PackedW8A8(NamedTuple):
     """codes: `layouts.pack`. colsum, int32, scale, bias, float32: a value for each column, padded to whole blocks."""
 
     codes: np.ndarray
@@ -26,16 +25,14 @@ class PackedW8A8:
     bias: np.ndarray
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class PackedBf16:
+class PackedBf16(NamedTuple):
     """values: `layouts.pack_bf16`. bias: float32, a value for each column, padded to whole blocks."""
 
     values: np.ndarray
     bias: np.ndarray
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class PackedWna16:
+class PackedWna16(NamedTuple):
     """codes: `layouts.pack_int4` of the indices of levels, float32 (16,); or `layouts.pack`, and levels None.
 
     scale, float32, and zero, int8 or None: `layouts.pack_groups`, one for each group of `group` inputs. bias: float32,
