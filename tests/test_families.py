@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from transformers.models.auto import tokenization_auto
 
@@ -44,6 +45,9 @@ def test_unknown_model_type_names_the_nearest_and_where_to_add_it() -> None:
         architecture_of("bloom")
 
 
+_TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keys_and_defaults_are_those_of_transformers(family: str) -> None:
     config, keys = transformers.AutoConfig.for_model(family).get_text_config(), FAMILIES[family].keys
@@ -52,7 +56,7 @@ def test_keys_and_defaults_are_those_of_transformers(family: str) -> None:
     for key in (keys.heads, keys.layers, keys.hidden_size, keys.positions.key, keys.activation.key):
         assert key in content
     for setting in settings:
-        if setting is not None and setting.default is not None:
+        if isinstance(setting, Setting) and setting.default is not None:
             assert content.get(setting.key, setting.default) == setting.default
 
 
@@ -73,6 +77,17 @@ def test_the_tokenizer_is_the_class_that_transformers_takes(family: str) -> None
     as_it_is = family in tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
     wanted = tokenization_auto.TOKENIZER_MAPPING_NAMES[family]
     assert FAMILIES[family].tokenizer == (None if as_it_is else wanted)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("family", ["mpnet", "roberta"])
+def test_positions_begin_where_those_of_transformers_do(family: str, padding: int) -> None:
+    config = transformers.AutoConfig.for_model(family, **_TINY, pad_token_id=padding)
+    model = transformers.AutoModel.from_config(config)
+    seen: list[torch.Tensor] = []
+    model.embeddings.position_embeddings.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    model(torch.tensor([[7, 8, 9]]))
+    assert seen[0].min().item() == FAMILIES[family].positions.first(config.to_dict())
 
 
 def test_positions_begin_at_zero_or_after_a_token() -> None:

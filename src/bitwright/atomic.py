@@ -7,14 +7,16 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, owner: str = "") -> Iterator[Path]:
     """Give the path of a new file beside `path`, to be written, and synced, by the caller; rename it to `path` at the
     end, or remove it on any exception. What a killed process left under that name goes first.
+
+    owner: part of the new file's name, for a file that several processes may write at once.
 
     Raises:
         OSError: as the file system says.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}{owner}.part")
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
@@ -26,12 +28,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader never sees half of it.
+    """Write a text file that all may read, so that a reader never sees half of it.
 
     Raises:
         OSError: as the file system says.
     """
-    with atomic_file(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+    with atomic_file(path, f".{os.getpid()}") as temporary, temporary.open("x", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

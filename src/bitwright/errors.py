@@ -52,6 +52,10 @@ class NumericsError(BitwrightError):
     """NaN or infinity where numbers are needed; shapes or codes that break an invariant."""
 
 
+class NotFiniteError(NumericsError):
+    """Outputs of a model that are no numbers any more."""
+
+
 class KernelError(BitwrightError):
     """A kernel variant that this machine lacks, or arguments that it cannot take."""
 

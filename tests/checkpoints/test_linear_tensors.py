@@ -4,6 +4,7 @@ words for them.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from bitwright.checkpoints.schemes import format_of
 from bitwright.errors import NumericsError
 from bitwright.files.safetensors_writer import spelled
 from bitwright.numerics.arrays import Bf16, as_torch
-from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.linear import QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.numerics.spec import QuantSpec
@@ -199,4 +200,15 @@ def test_other_tools_spellings(make_linear: Make) -> None:
     assert np.array_equal(back.weight.scale_NG, layer.weight.scale_NG.bfloat16().float())
     tensors["weight_zero_point"] += 1
     with pytest.raises(NumericsError, match=r"not zero, but config\.json says symmetric"):
+        read_back(tensors, group)
+
+
+def test_a_symmetric_input_may_have_a_zero_point_of_zeros(make_linear: Make) -> None:
+    """Other tools store one beside the scale of a static input."""
+    layer = replace(make_linear(torch.randn(4, 64), "w8a8_static_symmetric"), static=StaticGrid(0.5))
+    tensors, group = written(layer, guarded=False), group_of(layer)
+    tensors["input_zero_point"] = torch.zeros(1, dtype=torch.int8)
+    assert read_back(tensors, group).static == StaticGrid(0.5)
+    tensors["input_zero_point"] += 1
+    with pytest.raises(NumericsError, match=r"input_zero_point is not zero, but config\.json says symmetric"):
         read_back(tensors, group)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from torch import Tensor
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.linear_tensors import is_portable, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
-from bitwright.engine.linears import operator_of
+from bitwright.engine.linears import grid_of, operator_of
 from bitwright.engine.memory import Memory
 from bitwright.engine.ops.multiply import PackedWna16
 from bitwright.engine.packing import pack
 from bitwright.engine.weights import open_weights
-from bitwright.errors import CheckpointError
+from bitwright.errors import CheckpointError, EngineError
 from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import layouts
 from bitwright.models.names import ModelNames
@@ -182,3 +183,10 @@ def test_tensors_that_contradict(
     change(directory, **tensors)
     with pytest.raises(CheckpointError, match=message):
         open_weights(ModelDirectory(directory)).linear("m")
+
+
+def test_an_input_without_a_kernel_is_left_to_the_generic_path() -> None:
+    inputs = QuantSpec(symmetric=False, per_tensor=True, dynamic=True)
+    linear = replace(stored(QuantSpec()), input_spec=inputs)
+    with pytest.raises(EngineError, match="no int8 kernel"):
+        grid_of(linear)

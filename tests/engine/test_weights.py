@@ -230,6 +230,14 @@ def test_scales_of_a_table_are_read_in_their_dtype(int8_words: Path, opened: Ope
     np.testing.assert_array_equal(weights.floats(WORDS), codes[:, 0].float() * scale.float())
 
 
+def test_floats_of_eight_bits_are_left_to_the_generic_path(written: Written, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(written("bert", scheme="w8a8"), tmp_path / "copy"))
+    name = "embeddings.LayerNorm.weight"
+    change(directory, name, load_file(directory / "model.safetensors")[name].to(torch.float8_e4m3fn))
+    with pytest.raises(EngineError, match="is stored as F8_E4M3"):
+        lower_encoder(open_weights(ModelDirectory(directory)))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitwright.kernels import dispatch, layouts, native
 from bitwright.kernels.input_grid import InputGrid
+from bitwright.numerics.linear import StaticGrid
 from bitwright.numerics.spec import QuantSpec
 
 POISON_CODE, POISON_SUM = 77, -(2**31) + 5
@@ -115,7 +116,8 @@ class QuantizeRows:
         stride = module.code_stride(k)
         codes = torch.full((m, stride), POISON_CODE, dtype=torch.uint8)
         scales, zeros = torch.full((m, 1), -7.0), torch.full((m, 1), 1000, dtype=torch.int32)
-        grid = InputGrid.of(spec, scale, zero_point)
+        static = None if scale is None else StaticGrid(float(scale), 0 if zero_point is None else int(zero_point))
+        grid = InputGrid.of(spec, static)
         shift, multiplier = (
             None if values is None else layouts.pad_inputs(values) for values in (shift_K, multiplier_K)
         )

@@ -5,9 +5,10 @@ import threading
 import pytest
 import torch
 
-from bitwright.errors import KernelError
+from bitwright.errors import KernelError, NumericsError
 from bitwright.kernels import cpu, dispatch, layouts, native, reference
 from bitwright.kernels.input_grid import InputGrid
+from bitwright.numerics.linear import StaticGrid
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.numerics.spec import QuantSpec
 
@@ -146,12 +147,12 @@ def test_arguments_that_do_not_fit_say_which_and_how(change, message):
 
 def test_static_grids_are_checked():
     spec = SCHEMES["w8a8_static"].input
-    assert InputGrid.of(spec, torch.tensor(0.5), torch.tensor(3)).zero_point == 3
-    for scale, zero in ((0.0, 0), (float("nan"), 0), (1e-45, 0), (float("inf"), 0), (0.1, 128)):
-        with pytest.raises(KernelError, match="normal positive"):
-            InputGrid.of(spec, torch.tensor(scale), torch.tensor(zero))
-    with pytest.raises(KernelError, match="needs one scale"):
-        InputGrid.of(spec)
+    assert InputGrid.of(spec, StaticGrid(0.5, 3)) == InputGrid("static", 0.5, 3)
+    for scale in (0.0, float("nan"), 1e-45, float("inf")):
+        with pytest.raises(NumericsError, match="finite and positive"):
+            StaticGrid(scale)
+    with pytest.raises(NumericsError, match="-128 to 127"):
+        StaticGrid(0.1, 128)
     with pytest.raises(KernelError, match="no int8 kernel"):
         InputGrid.of(QuantSpec(bits=4, dynamic=True))
 

@@ -114,9 +114,15 @@ def described(
                 f"{group.format} weight with N, K = {list(shape)}"
             )
     for suffix in sorted(header.keys() - promised.keys()):
-        if suffix != "weight_zero_point":  # older tools store one, all zero, with symmetric weights too
+        if suffix not in _stray(group.form):
             raise NumericsError(f"{suffix} is unexpected: config.json speaks of a {group.format} weight without one")
     return shape, group.form, guarded
+
+
+def _stray(form: LinearForm) -> list[str]:
+    """Zero points that other tools store, all zero, though the grid is symmetric."""
+    specs = {"weight_zero_point": form.weight, "input_zero_point": form.input}
+    return [name for name, spec in specs.items() if spec is not None and spec.symmetric]
 
 
 def read_linear(
@@ -129,9 +135,10 @@ def read_linear(
         NumericsError: values that contradict one another or the group.
     """
     spec, (n, k) = group.form.weight, shape
-    stray = None if not spec.symmetric else tensors.get("weight_zero_point")
-    if isinstance(stray, np.ndarray) and stray.any():
-        raise NumericsError("weight_zero_point is not zero, but config.json says symmetric")
+    for name in _stray(group.form):
+        stray = tensors.get(name)
+        if isinstance(stray, np.ndarray) and stray.any():
+            raise NumericsError(f"{name} is not zero, but config.json says symmetric")
     promised = _entries(shape, group.form, group.format, guarded=guarded)
     found = {suffix: _as_promised(tensors[suffix], *entry) for suffix, entry in promised.items()}
     codes = found[_codes_name(group.format, guarded=guarded)]

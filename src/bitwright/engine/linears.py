@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from bitwright.engine.ops.inputs import PaddedTransform
+from bitwright.errors import EngineError, KernelError
 from bitwright.kernels.input_grid import InputGrid
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import levels_of
@@ -64,13 +65,17 @@ def levels(linear: Linear) -> np.ndarray | None:
 
 
 def grid_of(linear: Linear) -> InputGrid | None:
-    """The grid on which the linear's input becomes codes; None where its values stay floats."""
+    """The grid on which the linear's input becomes codes; None where its values stay floats.
+
+    Raises:
+        EngineError: no kernel has it.
+    """
     if isinstance(linear, FloatLinear) or linear.input_spec is None:
         return None
-    spec, static = linear.input_spec, linear.static
-    if static is None:
-        return InputGrid("symmetric" if spec.symmetric else "asymmetric", code_min=spec.code_min)
-    return InputGrid("static", static.scale, static.zero_point, spec.code_min)
+    try:
+        return InputGrid.of(linear.input_spec, linear.static)
+    except KernelError as error:
+        raise EngineError(str(error)) from None
 
 
 def transform_of(linear: Linear) -> PaddedTransform | None:

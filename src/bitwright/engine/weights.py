@@ -73,6 +73,8 @@ class Weights:
             codes_VH, scale_V = self._checkpoint.table(name.removesuffix(".weight"))
             values_VH: np.ndarray = codes_VH.astype(np.float32) * scale_V[:, None]
             return values_VH
+        if name in self._tensors and (dtype := self._tensors.dtype(name)).startswith("F8"):
+            raise EngineError(f"{name} is stored as {dtype}")
         return read_floats(self._checkpoint.directory, name)
 
     def vector(self, name: str, size: int) -> np.ndarray:

@@ -145,7 +145,8 @@ _MPNET = Architecture(
     activations={"intermediate.dense": "intermediate.intermediate_act_fn"},
     prefix="mpnet",
     embeddings=Embeddings("embeddings.word_embeddings"),
-    positions=_ROBERTA.positions._replace(distance_bias="encoder.relative_attention_bias"),
+    # transformers counts from 2, whatever config.json says of padding
+    positions=_ROBERTA.positions._replace(after=1, distance_bias="encoder.relative_attention_bias"),
     norms=Norms("embeddings.LayerNorm", attention="attention.LayerNorm", ffn="output.LayerNorm"),
     head=_ROBERTA.head,
     style="post_norm",

@@ -87,12 +87,13 @@ class Embeddings(NamedTuple):
 class Positions(NamedTuple):
     """How a block knows where a token is, beside what its style implies (rotary angles, disentangled attention).
 
-    table: embeddings of absolute positions. after: positions count from this setting + 1 on, not from 0.
+    table: embeddings of absolute positions. after: positions count from this number, or this setting, + 1 on, not from
+        0.
     distance_bias: table of attention biases by bucket of distance, shared by all blocks.
     """
 
     table: str | None = None
-    after: Setting | None = None
+    after: Setting | int | None = None
     distance_bias: str | None = None
 
     def first(self, config: Mapping[str, Any]) -> int:
@@ -103,6 +104,8 @@ class Positions(NamedTuple):
         """
         if self.after is None:
             return 0
+        if isinstance(self.after, int):
+            return self.after + 1
         before = config.get(*self.after)
         if type(before) is not int or before < 0:
             raise EngineError(f"{self.after.key} is {before!r}, so positions have no beginning")

@@ -79,7 +79,7 @@ class QuantLinear(_ExactModule):
         self.native = runs_natively(qtensor.spec, input_spec)
         self._grid = None
         if self.native and input_spec is not None:
-            self._grid = InputGrid.of(input_spec, input_scale, input_zero_point)
+            self._grid = InputGrid.of(input_spec, linear.static)
             self._keep("colsum", layouts.column_sums(qtensor.codes_NK))
             self._keep("scale_n", layouts.pad_columns(qtensor.scale_NG.float().flatten().expand(n)))
             self._keep("bias_n", layouts.pad_columns(torch.zeros(n) if bias is None else bias.float()))

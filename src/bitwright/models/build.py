@@ -17,7 +17,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from bitwright.errors import CheckpointError, ModelError
+from bitwright.errors import CheckpointError, EngineError, ModelError
 from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TASKS, TaskName, task_of
 from bitwright.files.directory import ModelDirectory, read_object
@@ -105,7 +105,10 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, directory: ModelDirectory) -> 
     positions = empty.architecture.positions
     table = dict(empty.model.named_modules()).get(f"{base_prefix(empty.model)}{positions.table}")
     if isinstance(table, nn.Embedding):
-        limits.append(table.num_embeddings - positions.first(empty.config.to_dict()))
+        try:
+            limits.append(table.num_embeddings - positions.first(empty.config.to_dict()))
+        except EngineError as error:
+            raise ModelError(f"{directory.path}: {error}") from None
     if tokenizer is not None:
         limits.append(int(tokenizer.model_max_length))
     return min([*limits, *sentence_limit(directory)])

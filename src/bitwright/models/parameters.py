@@ -8,10 +8,3 @@ def weight_of(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
-
-
-def bias_of(module: nn.Module) -> Tensor | None:
-    """The bias of a linear, if it has one, detached; shares its memory."""
-    bias = module.bias
-    assert bias is None or isinstance(bias, Tensor)
-    return None if bias is None else bias.detach()

@@ -1,7 +1,7 @@
 """Tensors of a model directory by name, in torch, read one at a time from safetensors or .bin files.
 
-Safetensors are read by plain file input, not mapped: pages of a mapped file count as the process's memory until the
-system wants them back, so that a model twice the size of the memory would seem to fill it.
+Safetensors are read by plain file input, not through their map: pages that were read there count as the process's
+memory until the system wants them back, so that a model twice the size of the memory would seem to fill it.
 """
 
 import math

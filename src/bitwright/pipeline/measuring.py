@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bitwright.errors import NumericsError
+from bitwright.errors import NotFiniteError, NumericsError
 from bitwright.evaluate import Task, agreement_task, paired_bootstrap
 from bitwright.evaluate.kinds import Outputs
 from bitwright.evaluate.logits import compare_windows
@@ -41,9 +41,10 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
             if not float_outputs:
                 float_outputs.append(run_task(job.scored.tuning, job.model, progress, "tuning texts, float"))
             what = f"tuning texts, {_more_in_16_bit(job, variant)} units in 16 bit"
+            model = candidate(variant, quantized)
             try:
-                outputs = run_task(job.scored.tuning, candidate(variant, quantized), progress, what)
-            except NumericsError:  # the outputs are not finite: as bad as can be
+                outputs = run_task(job.scored.tuning, model, progress, what)
+            except NotFiniteError:  # as bad as can be
                 return [math.inf, math.inf]
             interval = paired_bootstrap(job.scored.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
             return [interval.loss, interval.upper]

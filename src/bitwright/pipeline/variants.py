@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bitwright.calibration.data import token_batches
-from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
+from bitwright.checkpoints.formats import FORMATS
+from bitwright.checkpoints.write import QuantizedParts
 from bitwright.errors import RecipeError, named
 from bitwright.methods import ROUNDINGS
 from bitwright.models.parameters import weight_of
@@ -90,7 +91,8 @@ def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
     layers = {name: quantized.layers[name] for name in quantized_names(job.plan)}
     changed = quantized.changed_for(job.plan)
     parts = QuantizedParts(layers, half_names(job.plan), quantized.tables, changed=changed)
-    write_checkpoint(job.opened.loaded.directory, directory, parts, job.opened.names, model_card="")
+    written = FORMATS["compressed-tensors"].write
+    written(job.opened.loaded.directory, directory, parts, job.opened.names, model_card="")
 
 
 def dequantized(job: Job, quantized: Quantized) -> Model:

@@ -4,8 +4,9 @@ A work directory holds `shard-00007.safetensors` for every stage that is done, a
 next stage starts from. A run that is killed goes on from there, and loses the stage under way at most; what it computes
 anew comes out the same to the bit.
 
-Files are written and read tensor by tensor, so that neither takes memory. They are not mapped: tensors in a mapped file
-lie at any address, and sums over them may then be added up in another order.
+Files are written and read tensor by tensor, so that neither takes memory. They are read by plain
+file input, not through a map: tensors in a mapped file lie at any address, and sums over them may then be added up in
+another order.
 """
 
 import json

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitwright.engine.executor import check_count
-from bitwright.errors import NumericsError
+from bitwright.errors import NotFiniteError
 from bitwright.progress import Track
 from bitwright.runtime.items import Items, Tokens, check_ids, check_types, refuse_long, refuse_types, texts_of
 
@@ -50,7 +50,7 @@ def encode(
     for chosen, found in zip(track(batches), made, strict=True):
         for i, row in zip(chosen, found, strict=True):
             if not np.isfinite(row).all():
-                raise NumericsError(
+                raise NotFiniteError(
                     f"{model.path}: the output for text {i} has {int((~np.isfinite(row)).sum())} values of {row.size} "
                     "that are NaN or infinite"
                 )
