@@ -126,7 +126,7 @@ def test_a_model_that_computes_otherwise_is_caught(tiny_model: TinyModel, tmp_pa
     """The clean process must give the same bits as the model in memory: damage the staged file and it does not."""
     from safetensors.torch import load_file, save_file
 
-    import bitwright.pipeline.variants as variants
+    import bitwright.checkpoints.write as writing
 
     def damage(*args: Any, **kwargs: Any) -> Any:
         written = write(*args, **kwargs)
@@ -136,9 +136,9 @@ def test_a_model_that_computes_otherwise_is_caught(tiny_model: TinyModel, tmp_pa
         save_file(tensors, file, metadata={"format": "pt"})
         return written
 
-    write = variants.write_checkpoint
+    write = writing.write_checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "write_checkpoint", damage)
+        patch.setattr(writing, "write_checkpoint", damage)
         result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
     assert [row["ok"] for row in result.record["verify"]] == [False]
     assert result.exit_code == 1
