@@ -1,5 +1,6 @@
 """A recipe is data: the first rule that matches decides, and what cannot be meant is refused by name."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,12 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "r.yaml") == recipe
 
 
+# Each list holds the one before nine times: 300 bytes stand for 10^9 values.
+LAUGHS = "- &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"- &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghi")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -73,6 +80,15 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("budget: {max_loss: 3}", r"`budget.max_loss`"),
         ("- a\n- b", r"a recipe is a mapping"),
         ("a: [", r"is not YAML"),
+        ("rules: " + "[" * 3000, r"is not YAML"),
+        ("a: 1\nseed: " + "9" * 5000, r"line 2: is not YAML"),
+        ("seed: 2024-13-45", r"line 1: is not YAML"),
+        ("seed: !!int abc", r"line 1: is not YAML"),
+        ("seed: !!bool x", r"line 1: is not YAML"),
+        ("seed: !!python/object/apply:os.system [ls]", r"is not YAML"),
+        (LAUGHS, r"a recipe is a mapping"),
+        ("a:\n" + LAUGHS, r"its aliases stand for \d+ values, more than 100000"),
+        ("# " + "x" * (1 << 20), r"at most 1048576 are read"),
     ],
 )
 def test_malformed_recipes_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

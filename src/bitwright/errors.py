@@ -16,8 +16,12 @@ A message says what, where, the numbers, and what to do. The command line prints
 traceback.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Controls but for tab and line feed, and marks that turn the direction of what follows: a terminal obeys them.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class BitwrightError(Exception):
@@ -77,3 +81,33 @@ def named(name: str) -> Iterator[None]:
         yield
     except NumericsError as error:
         raise NumericsError(f"{name}: {error}") from None
+
+
+@contextmanager
+def foreign(where: str, kind: type[BitwrightError]) -> Iterator[None]:
+    """What a library raises on a stranger's file, as an error of ours. A panic of the tokenizers library, and what yaml
+    raises on its way, is not always an Exception.
+
+    Raises:
+        kind: for everything but our own errors, KeyboardInterrupt and SystemExit.
+    """
+    try:
+        yield
+    except (BitwrightError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{where} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what it would obey is shown as an escape."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def brief(value: object) -> str:
+    """A value of a file, in a message: no more of it is written out than is shown."""
+    from reprlib import Repr
+
+    limits = Repr()
+    limits.maxstring = limits.maxother = limits.maxlong = 80
+    return limits.repr(value)[:160]

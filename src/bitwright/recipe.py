@@ -23,8 +23,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bitwright.errors import RecipeError
+from bitwright.errors import ModelError, RecipeError, brief
 from bitwright.families import Role
+from bitwright.files.reading import read_bytes
 from bitwright.methods import METHODS, Alpha
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.ranges import RANGES
@@ -34,6 +35,22 @@ AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
 FLOAT = "16bit"
 _HEADS_STAY = "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently"
+
+
+MAX_RECIPE_BYTES = 1 << 20
+_MOST_VALUES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """What a value cannot be made of is an error with its line, whatever Python raises there."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
 class _Strict(BaseModel):
@@ -146,17 +163,40 @@ def read_recipe(path: Path) -> Recipe:
     if str(path) in names and not path.exists():
         path = names[str(path)]
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(_text(path), _Loader)
     except OSError as error:
         hint = "" if path.suffix else f", and no recipe has that name{_nearest(str(path), names)}"
         raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         found, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{path}{where}: is not YAML ({found})") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys such as `scheme` and `rules`, this is {data!r:.60}")
+        raise RecipeError(f"{path}: a recipe is a mapping of keys such as `scheme` and `rules`, this is {brief(data)}")
+    if (size := _written_out(data, {})) > _MOST_VALUES:
+        raise RecipeError(f"{path}: its aliases stand for {size} values, more than {_MOST_VALUES}; write them out")
     return make_recipe(data, where=str(path))
+
+
+def _text(path: Path) -> str:
+    """Raises:
+    RecipeError: larger than any recipe. OSError, UnicodeDecodeError: it cannot be read.
+    """
+    try:
+        return read_bytes(path, MAX_RECIPE_BYTES).decode("utf-8")
+    except ModelError as error:
+        raise RecipeError(str(error)) from None
+
+
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """How many values there are once aliases are written out; of a list that holds itself, infinitely many."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES + 1  # of one that holds itself
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(value)]
 
 
 def shipped_recipes() -> dict[str, Path]:

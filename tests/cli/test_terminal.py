@@ -153,3 +153,14 @@ def test_no_color(no_color: str, styled: bool, monkeypatch: pytest.MonkeyPatch) 
     file = io.StringIO()
     console(file=file).print(table("Title", ["column"], [["cell"]]))
     assert ("\x1b" in file.getvalue()) == styled
+
+
+def test_what_a_terminal_would_obey_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    file = io.StringIO()
+    out = console(file=file)
+    out.print(table("a\x1b]0;pwned\x07", ["name"], [["x\x1b[31m"]]))
+    out.print("said \x9b31m", markup=False)
+    assert "\\x1b]0;pwned\\x07" in file.getvalue()
+    assert "\\x1b[31m" in file.getvalue()
+    assert not re.search("[\x07\x1b\x9b]", file.getvalue())

@@ -73,7 +73,7 @@ def test_a_linear_of_another_input(copy: Path) -> None:
         ("num_attention_heads", 5, EngineError, "5 heads of 96 / 3 values"),
         ("num_attention_heads", "2", CheckpointError, "num_attention_heads is '2', not a number from 1 to"),
         ("num_hidden_layers", 3, CheckpointError, "the files hold no 'encoder.layer.2"),
-        ("max_position_embeddings", 10**12, CheckpointError, "max_position_embeddings is 1000000000000, not a number"),
+        ("max_position_embeddings", 10**12, ModelError, "max_position_embeddings is 1000000000000; the files hold"),
         ("layer_norm_eps", "small", CheckpointError, "layer_norm_eps is 'small', not a positive number"),
         ("layer_norm_eps", 10**400, CheckpointError, "layer_norm_eps is 1000*…, not a positive number"),
         ("layer_norm_eps", 1e300, CheckpointError, r"layer_norm_eps is 1e\+300, not a positive number"),

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitwright.errors import CheckpointError, ModelError
+from bitwright.files import reading
 from bitwright.files.directory import ModelDirectory, license_of, source_bytes, source_files
 from bitwright.models.load import load_model
 
@@ -106,8 +107,8 @@ def test_fingerprint_is_the_hash_of_names_sizes_and_bytes(copy):
 
 def test_side_files_are_parsed_once_and_the_bytes_of_the_config_are_kept(copy, monkeypatch):
     read = []
-    real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), real(path))[1])
+    real = reading.read_bytes
+    monkeypatch.setattr("bitwright.files.directory.read_bytes", lambda path: (read.append(path.name), real(path))[1])
     directory = ModelDirectory(copy)
     for _ in range(2):
         assert directory.config["model_type"] == "bert"

@@ -303,7 +303,7 @@ def test_a_model_to_be_filled_tells_its_tokenizer_problem_too(copy):
         ({"hidden_size": "wide"}, "transformers cannot build this model: .*hidden_size"),
         ({"hidden_act": "wobble"}, "transformers cannot build this model: .*wobble"),
         ({"num_attention_heads": 0}, "transformers cannot build this model: "),
-        ({"vocab_size": -1}, "transformers cannot build this model: "),
+        ({"vocab_size": -1}, "vocab_size is -1"),
         ({"quantization_config": {"quant_method": "bitwright"}}, "already quantized"),
     ],
 )

@@ -1,8 +1,16 @@
 """Names of modules as `quantization_config` gives them: whole, or as "re:" and a pattern."""
 
 import re
+import time
 from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
+
+from bitwright.errors import CheckpointError, brief
+
+# A pattern of a stranger's must not run without end. Where no group is repeated, the time for one name is a power of
+# its length, as many as there are repeats.
+_MOST_REPEATS, _LONGEST_PATTERN, _LONGEST_NAME, _MOST_SECONDS = 4, 1 << 16, 200, 2.0
+_REPEAT = re.compile(r"[*+?{]")
 
 T = TypeVar("T")
 
@@ -36,16 +44,50 @@ def matcher(entries: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
     compiled: list[tuple[re.Pattern[str], T]] = []
     for entry, value in entries:
         if entry.startswith("re:"):
-            compiled.append((re.compile(entry[3:]), value))
+            compiled.append((bounded(entry), value))
         else:
             plain.setdefault(entry, value)
 
+    seconds = 0.0
+
     def find(module: str) -> T | None:
-        if module in plain:
-            return plain[module]
-        return next((value for pattern, value in compiled if pattern.match(module)), None)
+        nonlocal seconds
+        if module in plain or not compiled:
+            return plain.get(module)
+        if len(module) > _LONGEST_NAME:
+            raise CheckpointError(f"{brief(module)}: a name of {len(module)} characters, and patterns of names to try")
+        begun = time.monotonic()
+        found = next((value for pattern, value in compiled if pattern.match(module)), None)
+        seconds += time.monotonic() - begun
+        if seconds > _MOST_SECONDS:
+            raise CheckpointError(f"the patterns of quantization_config take over {_MOST_SECONDS:.0f} s to try")
+        return found
 
     return find
+
+
+def bounded(entry: str) -> re.Pattern[str]:
+    """The pattern of an entry "re:…", compiled, if it can be tried on a name in bounded time.
+
+    Raises:
+        CheckpointError: it is none, it repeats a group, or has more than four repeats.
+    """
+    pattern = entry.removeprefix("re:")
+    bare = re.sub(r"\\.", "x", pattern.replace("(?", "("))  # no escapes, and no question mark that begins a group
+    repeats = [found for found in _REPEAT.finditer(bare) if found[0] != "?"]
+    fault = ""
+    if len(pattern) > _LONGEST_PATTERN:
+        fault = f"it has {len(pattern)} characters"
+    elif any(bare[found.start() - 1 : found.start()] == ")" for found in repeats):
+        fault = "a group is repeated"
+    elif len(repeats) > _MOST_REPEATS:
+        fault = f"there are {len(repeats)} repeats, more than {_MOST_REPEATS}"
+    if fault:
+        raise CheckpointError(f"{brief(entry)}: trying this pattern could take for ever: {fault}; name the modules")
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise CheckpointError(f"{brief(entry)} is not a regular expression ({error})") from None
 
 
 def _products(rows: Collection[tuple[str, ...]]) -> list[tuple[str, ...]]:

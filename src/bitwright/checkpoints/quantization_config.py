@@ -9,11 +9,10 @@ What plain readers cannot represent changes the quant_method to "bitwright", and
     "embeddings"          beside the groups: the tables stored as int8
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from bitwright.checkpoints.module_patterns import matcher, patterns
+from bitwright.checkpoints.module_patterns import bounded, matcher, patterns
 from bitwright.checkpoints.schemes import (
     MIXED,
     Format,
@@ -24,7 +23,7 @@ from bitwright.checkpoints.schemes import (
     parse_weight,
     weight_args,
 )
-from bitwright.errors import CheckpointError
+from bitwright.errors import CheckpointError, brief
 from bitwright.numerics.linear import LinearForm
 
 _TRANSFORMS = ("shift", "scale")
@@ -182,17 +181,17 @@ def _parse_group(group: Any, default_format: Any, where: str) -> Group:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: expected an object, got {str(value)[:80]!r}")
+        raise CheckpointError(f"{where}: expected an object, got {brief(value)}")
     return value
 
 
 def _strings(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise CheckpointError(f"{where}: expected a list of names, got {str(value)[:80]!r}")
+        raise CheckpointError(f"{where}: expected a list of names, got {brief(value)}")
     for item in value:
         if item.startswith("re:"):
             try:
-                re.compile(item[3:])
-            except re.error as error:
-                raise CheckpointError(f"{where}: {item!r} is not a regular expression ({error})") from None
+                bounded(item)
+            except CheckpointError as error:
+                raise CheckpointError(f"{where}: {error}") from None
     return tuple(value)

@@ -19,8 +19,8 @@ from typing import Any
 from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
-from bitwright.errors import CheckpointError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.modules import read_modules
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import shard, shard_index, write_safetensors
 from bitwright.models.names import ModelNames
@@ -111,8 +111,4 @@ def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedPa
 
 def _module_folders(source: ModelDirectory) -> frozenset[str]:
     """Folders of the modules that sentence-transformers runs after the transformer, as modules.json names them."""
-    try:
-        paths = [module["path"] for module in source.json("modules.json") or ()]
-        return frozenset(Path(folder).parts[0] for folder in paths if folder)
-    except (TypeError, KeyError):
-        raise CheckpointError(f'{source.path / "modules.json"}: not a list of modules with a "path" each') from None
+    return frozenset(Path(module.folder).parts[0] for module in read_modules(source) or () if module.folder)

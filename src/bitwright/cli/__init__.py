@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import bitwright
-from bitwright.errors import BitwrightError, InputError
+from bitwright.errors import BitwrightError, InputError, printable
 
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
@@ -128,4 +128,4 @@ def _show_warning(
 
 
 def _say(text: str) -> None:
-    print(f"bitwright: {' '.join(text.split())}", file=sys.stderr)
+    print(f"bitwright: {printable(' '.join(text.split()))}", file=sys.stderr)

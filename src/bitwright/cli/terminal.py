@@ -9,7 +9,7 @@ from typing import Any, Literal, TextIO, TypeVar
 
 import click
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,10 +19,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Column as RichColumn
 from rich.table import Table
 from rich.text import Text
 
+from bitwright.errors import printable
 from bitwright.record import plain_data
 
 T = TypeVar("T")
@@ -40,9 +42,17 @@ _COUNTS = re.compile(r"\b\d+ of \d+\b")
 _WORTH_TELLING_S = 2.0
 
 
+class _Console(Console):
+    """Shows what a terminal would obey, as an escape, wherever a text comes from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def console(*, stderr: bool = False, file: TextIO | None = None) -> Console:
     """A console without highlighting. With NO_COLOR set it writes no styles at all: not even bold."""
-    return Console(
+    return _Console(
         stderr=stderr, file=file, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
     )
 
@@ -145,6 +155,7 @@ def table(
     """
     headings = [column if isinstance(column, str) else column[0] for column in columns]
     kinds: list[ColumnKind] = ["left" if isinstance(column, str) else column[1] for column in columns]
+    title, rows = printable(title), [[printable(cell) for cell in row] for row in rows]
     shown = [headings, *rows] if header else list(rows)
     widths = _fitted([[row[i] for row in shown] for i in range(len(kinds))], kinds, width or out.width)
     made = Table(show_header=header, box=None, pad_edge=False, padding=(0, _GAP, 0, 0))

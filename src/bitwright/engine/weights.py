@@ -136,6 +136,7 @@ def open_weights(directory: ModelDirectory) -> Weights:
     Raises:
         ModelError: no config.json, or no weights. CheckpointError: as `read_checkpoint`.
     """
+    directory.check_counts()
     if directory.is_quantized:
         return Weights(read_checkpoint(directory))
     return Weights(Checkpoint(directory, {}, (), frozenset(directory.tensors)))

@@ -4,13 +4,14 @@ Nothing here builds a model, nothing is unpickled, and no torch is imported.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import CheckpointError, ModelError
+from bitwright.files.counts import check_counts
+from bitwright.files.reading import check_directory, check_name, read_bytes, read_text
 from bitwright.files.tensors import MappedTensors
 
 # One file, or an index of shards: the first that exists is loaded, as transformers does.
@@ -21,6 +22,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 CONFIG_FILE = "config.json"
+
+MAX_FRONT_MATTER = 1 << 16  # characters: YAML is slow to read
 
 _LICENSES = {  # how the first lines of a license text name it -> SPDX identifier
     "Apache License": "apache-2.0",
@@ -40,10 +43,14 @@ class ModelDirectory:
 
     def __init__(self, path: Path) -> None:
         """Raises:
-        ModelError: no such directory.
+        ModelError: no such directory, or a file in it that is none of its own (`reading.check_directory`).
         """
         if not path.is_dir():
             raise ModelError(f"{path}: no such directory; give a model directory or a hub name such as org/name")
+        try:
+            check_directory(path)
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be looked through ({error.strerror})") from None
         self.path = path
         self._parsed: dict[str, Any] = {}
 
@@ -53,7 +60,7 @@ class ModelDirectory:
     @cached_property
     def _config_bytes(self) -> bytes:
         try:
-            return (self.path / CONFIG_FILE).read_bytes()
+            return read_bytes(self.path / CONFIG_FILE)
         except FileNotFoundError:
             raise ModelError(f"{self.path}: no {CONFIG_FILE}; a transformers model directory has one") from None
         except OSError as error:
@@ -73,19 +80,22 @@ class ModelDirectory:
         """Whether config.json speaks of quantization, by any tool."""
         return "quantization_config" in self.config
 
-    def json(self, name: str) -> Any:
+    def json(self, name: str, said_by: str = "") -> Any:
         """The content of one of the model's side files, None if there is no such file.
 
+        said_by: the file of the model that names this one, if one does.
+
         Raises:
-            ModelError: it cannot be read, or is not JSON.
+            ModelError: it cannot be read, or is not JSON; or the name leads out of the directory.
         """
         if name not in self._parsed:
-            self._parsed[name] = read_json(self.path / name) if (self.path / name).is_file() else None
+            file = check_name(self.path, name, said_by)
+            self._parsed[name] = read_json(file) if file.exists() else None
         return self._parsed[name]
 
-    def object(self, name: str) -> dict[str, Any] | None:
+    def object(self, name: str, said_by: str = "") -> dict[str, Any] | None:
         """As `json`, of a file that must hold an object."""
-        content = self.json(name)
+        content = self.json(name, said_by)
         return None if content is None else _object(content, self.path / name)
 
     @cached_property
@@ -105,6 +115,15 @@ class ModelDirectory:
             if file.suffix != ".safetensors":
                 raise CheckpointError(f"{file}: quantized checkpoints are read from safetensors only")
         return MappedTensors(self.weight_files)
+
+    def check_counts(self) -> None:
+        """Compare what config.json counts with what safetensors files hold, before anything is built by it.
+
+        Raises:
+            ModelError: it counts more than there can be. CheckpointError: as `tensors`.
+        """
+        held = {} if any(file.suffix != ".safetensors" for file in self.weight_files) else self.tensors.shapes
+        check_counts(self.config, held, str(self.path / CONFIG_FILE))
 
     def forget_tensors(self) -> None:
         """Unmap the weights, whose pages count as the process's memory once they were looked at; asked for again, they
@@ -162,7 +181,7 @@ def read_json(file: Path) -> Any:
         ModelError: it cannot be read, or is not JSON.
     """
     try:
-        return _parse(file.read_bytes(), file)
+        return _parse(read_bytes(file), file)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from None
 
@@ -198,8 +217,10 @@ def weight_files(path: Path) -> list[Path]:
     if found.suffix != ".json":
         return [found]
     try:
-        index = json.loads(found.read_text(encoding="utf-8"))
+        index = json.loads(read_bytes(found).decode("utf-8"))
         shards = sorted(set(index["weight_map"].values()))
+    except OSError as error:
+        raise CheckpointError(f"{found}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f'{found}: not an index of shards: {{"weight_map": {{tensor: file}}}}') from None
     if not shards:
@@ -229,13 +250,18 @@ def source_bytes(path: Path) -> int:
 
 def license_of(path: Path) -> str | None:
     """The license: `license:` in the README's front matter, else what a LICENSE file calls itself, else None."""
-    readme = path / "README.md"
-    if readme.is_file():
-        front = re.match(r"---\s*\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        line = re.search(r"^license:\s*(\S.*?)\s*$", front[1], re.MULTILINE) if front else None
-        if line:
-            return line[1].strip("\"'")
+    for line in front_matter(read_text(path / "README.md")).splitlines():
+        key, _, value = line.partition(":")
+        if key == "license" and value.strip():
+            return value.strip().strip("\"'")
     for file in sorted(path.glob("LICENSE*")):
-        head = file.read_text(encoding="utf-8", errors="replace")[:400]
+        head = read_text(file)[:400]
         return next((spdx for name, spdx in _LICENSES.items() if name.lower() in head.lower()), file.name)
     return None
+
+
+def front_matter(card: str) -> str:
+    """The YAML between the first two lines of dashes of a model card; "" if it does not begin with one."""
+    first, *lines = card.removeprefix("\ufeff")[:MAX_FRONT_MATTER].split("\n")
+    end = next((number for number, line in enumerate(lines) if line.rstrip() == "---"), None)
+    return "" if first.rstrip() != "---" or end is None else "\n".join(lines[:end])

@@ -8,6 +8,7 @@ dtype, shape and [begin, end) in the buffer; the buffer. Tensors fill the buffer
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -83,8 +84,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise CheckpointError(f"{path}: the header names {twice!r} twice; which one is meant cannot be known")
         return keys
 

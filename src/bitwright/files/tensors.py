@@ -110,6 +110,11 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         """Shape of a tensor."""
         return self._entries[name][1].shape
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor."""
+        return {name: entry.shape for name, (_, entry) in self._entries.items()}
+
     def _dtype(self, name: str) -> np.dtype:
         spelled = self.dtype(name)
         if spelled not in _NUMPY:

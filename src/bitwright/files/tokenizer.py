@@ -7,17 +7,20 @@ import json
 import os
 import re
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
 
-from bitwright.errors import EngineError, InputError
+from bitwright.errors import EngineError, InputError, foreign
 from bitwright.families import FAMILIES
 from bitwright.families.tokenizers import TOKENIZERS, TokenizerTraits
 from bitwright.files.directory import ModelDirectory, read_object
+from bitwright.files.reading import MAX_JSON_BYTES
+
+_MOST_GROWN = 100  # characters that one may become, or pieces that a text is put together of
 
 
 def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
@@ -30,13 +33,12 @@ def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
     if not file.is_file():
         return None
     settings = directory.object(settings_file.name) or {}
-    try:
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise EngineError(f"{file}: {file.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
+    with foreign(f"{file}: the tokenizer cannot be built", EngineError):
         traits = _traits(settings, directory.config)
         tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, traits, settings)
-    except EngineError:
-        raise
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise EngineError(f"{file}: the tokenizer cannot be built ({str(error)[:200]})") from None
+        check_growth(file, _state(tokenizer.normalizer), _state(tokenizer.post_processor))
     side = settings.get("truncation_side", (tokenizer.truncation or {}).get("direction", "right"))
     if side not in ("right", "left"):
         raise EngineError(f"{settings_file}: truncation_side is {side!r}, neither 'right' nor 'left'")
@@ -45,12 +47,50 @@ def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
     return tokenizer, side
 
 
-def encodings_of(tokenizer: Tokenizer, first: list[str], second: list[str] | None) -> Sequence[Encoding]:
-    """Of texts, or of pairs of them, uncut.
+def check_growth(file: Path, normalizer: Any, post_processor: Any) -> None:
+    """Refuse a tokenizer that makes much of little. Its parts are given as tokenizer.json has them.
 
     Raises:
-        InputError: a text with half of a surrogate pair.
+        EngineError: each character may become over a hundred, or a text is repeated.
     """
+    grown = 1
+    for part in _leaves(normalizer, "normalizers"):
+        if part.get("type") == "Replace":
+            pattern = part.get("pattern")
+            shortest = len(pattern["String"]) if isinstance(pattern, dict) and pattern.get("String") else 1
+            grown *= max(1, -(-len(str(part.get("content", ""))) // shortest))
+        elif part.get("type") == "Prepend" and len(str(part.get("prepend", ""))) > _MOST_GROWN:
+            grown = _MOST_GROWN + 1
+    if grown > _MOST_GROWN:
+        raise EngineError(f"{file}: its normalizer may make {grown} characters of one, more than {_MOST_GROWN}")
+    for part in _leaves(post_processor, "processors"):
+        for key in ("single", "pair"):
+            pieces = part.get(key)
+            if isinstance(pieces, list) and len(pieces) > _MOST_GROWN:
+                raise EngineError(f"{file}: its post_processor puts {len(pieces)} pieces together, over {_MOST_GROWN}")
+
+
+def _leaves(part: Any, inside: str) -> Iterator[dict[str, Any]]:
+    """A part of a tokenizer, or those that it is a sequence of."""
+    if isinstance(part, dict):
+        yield part
+        for inner in part.get(inside) or ():
+            yield from _leaves(inner, inside)
+
+
+def encodings_of(
+    tokenizer: Tokenizer, first: list[str], second: list[str] | None, where: object = "tokenizer.json"
+) -> Sequence[Encoding]:
+    """Of texts, or of pairs of them, uncut. where: the model, for messages.
+
+    Raises:
+        InputError: a text with half of a surrogate pair. EngineError: the tokenizer fails on a text.
+    """
+    with foreign(f"{where}: the tokenizer fails on these texts", EngineError):
+        return _encodings_of(tokenizer, first, second)
+
+
+def _encodings_of(tokenizer: Tokenizer, first: list[str], second: list[str] | None) -> Sequence[Encoding]:
     try:
         if len(first) == 1 or _few_addresses():  # of several it makes a pool of threads, one for each core, that stays
             seconds: Iterable[str | None] = second or repeat(None, len(first))

@@ -17,11 +17,13 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from bitwright.errors import CheckpointError, EngineError, ModelError
+from bitwright.errors import CheckpointError, EngineError, ModelError, foreign
 from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TASKS, TaskName, task_of
+from bitwright.files.counts import check_counts
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.limits import sentence_limit
+from bitwright.files.tokenizer import check_growth
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
@@ -70,6 +72,10 @@ def build_empty(
     """
     path = directory.path if config_file is None else config_file
     _check_task(task)
+    if config_file is None:
+        directory.check_counts()
+    else:
+        check_counts(read_object(config_file), {}, str(config_file))
     with _building(path):
         config = copy.deepcopy(config) or transformers.AutoConfig.from_pretrained(
             path, trust_remote_code=trust_remote_code, **_LOCAL
@@ -123,15 +129,15 @@ def load_tokenizer(directory: ModelDirectory, trust: bool) -> tuple[Any, str | N
     """(tokenizer, None) or (None, why): also where its vocabulary file is absent, and it would be built empty."""
     path = directory.path
     try:
-        if (path / "tokenizer.json").is_file():
-            read_object(path / "tokenizer.json")  # may be large: it is not kept
+        file = path / "tokenizer.json"
+        if file.is_file():
+            content = read_object(file)  # may be large: it is not kept
+            check_growth(file, content.get("normalizer"), content.get("post_processor"))
         directory.object("tokenizer_config.json")
-        with _quiet():
+        with foreign(f"{path}: the tokenizer cannot be built", ModelError), _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
-    except ModelError as error:
+    except (EngineError, ModelError) as error:
         return None, str(error)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        return None, f"{path}: the tokenizer cannot be built ({type(error).__name__}: {_one_line(error)[:200]})"
     wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
     if any((path / file).is_file() for file in wanted):
         return tokenizer, None

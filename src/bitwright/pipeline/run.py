@@ -19,6 +19,7 @@ from typing import Any
 import bitwright
 from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
+from bitwright.files.reading import read_text
 from bitwright.pipeline.decision import decision_facts, resolve_auto
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
 from bitwright.pipeline.job import Job, open_job
@@ -194,7 +195,7 @@ def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
 def _publish(staged: Path, record: Record, job: Job, asked: Asked) -> None:
     """Add record, report, recipe and model card, and put the directory in its place in one step."""
     readme = job.opened.loaded.path / "README.md"
-    source_card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None
+    source_card = read_text(readme)
     check_out(asked.out, job.opened.loaded.path, overwrite=asked.overwrite)  # again: the work took time
     written = {RECIPE_FILE: recipe_yaml(job.recipe), "README.md": render_model_card(record, source_card)}
     for name, content in written.items():

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from bitwright.families.tasks import AUTO_CLASSES
+from bitwright.files.directory import front_matter
 from bitwright.record import Environment, Evaluation, Record, Speed
 from bitwright.report.experts import expert_blocks
 from bitwright.report.schemes import scheme_tag, scheme_words
@@ -60,13 +61,10 @@ def render_model_card(record: Record, source_readme: str | None) -> str:
 
 def license_of(readme: str | None) -> dict[str, Any]:
     """The license fields (license, license_name, license_link) of a card's YAML front matter, if any."""
-    match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", readme or "", flags=re.DOTALL)
-    if not match:
-        return {}
     try:
-        fields = yaml.safe_load(match[1])
-    except yaml.YAMLError:
-        return {}  # a card that is not valid YAML says nothing about the license; the record may
+        fields = yaml.safe_load(front_matter(readme or ""))
+    except Exception:  # it raises more than YAMLError; such a card says nothing about the license, the record may
+        return {}
     if not isinstance(fields, dict):
         return {}
     return {key: fields[key] for key in ("license", "license_name", "license_link") if fields.get(key)}

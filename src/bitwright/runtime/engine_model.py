@@ -66,7 +66,7 @@ class EngineModel:
         if self._tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer.json; give token ids instead")
         tokenizer, side = self._tokenizer
-        return cut_all(encodings_of(tokenizer, first, second), limit, side, typed=typed)
+        return cut_all(encodings_of(tokenizer, first, second, self.path), limit, side, typed=typed)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""

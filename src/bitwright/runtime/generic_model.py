@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import InputError, ModelError
+from bitwright.errors import InputError, ModelError, foreign
 from bitwright.evaluate.logits import token_outputs
 from bitwright.families import architecture_of
 from bitwright.files.pooling import Pooling, read_pooling
@@ -129,11 +129,12 @@ class GenericModel:
 
 def read_texts(tokenizer: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
     """`Model.read` with a tokenizer of transformers. Types are those of its file, also where its class hides them."""
-    try:
-        found = tokenizer(first, second, return_token_type_ids=typed, verbose=False)
-    except TypeError:
-        refuse_surrogates(first, second)
-        raise
+    with foreign(f"{tokenizer.name_or_path}: the tokenizer fails on these texts", ModelError):
+        try:
+            found = tokenizer(first, second, return_token_type_ids=typed, verbose=False)
+        except TypeError:
+            refuse_surrogates(first, second)
+            raise
     if found.encodings is not None:
         return cut_all(found.encodings, limit, tokenizer.truncation_side, typed=typed)
     if limit is not None:  # a tokenizer of Python
