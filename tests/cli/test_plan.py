@@ -64,6 +64,7 @@ def test_limits_decide(model: Path, run: Run) -> None:
 def test_a_config_alone_is_sized(model: Path, run: Run, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_bytes((model / "config.json").read_bytes())
+    (tmp_path / "of another matter").symlink_to("/etc/passwd")  # no model directory: it is not looked through
     outcome = run("plan", config)
     assert outcome.code == 0, outcome.err
     assert width(outcome.out) <= 80

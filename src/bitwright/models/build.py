@@ -48,9 +48,8 @@ class EmptyModel:
 
 
 def build_empty(
-    directory: ModelDirectory,
+    source: ModelDirectory | Path,
     *,
-    config_file: Path | None = None,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     task: TaskName | None = None,
@@ -62,7 +61,7 @@ def build_empty(
     Parameters that are tied are one and the same.
 
     Args:
-        config_file: a config.json by another name.
+        source: a model directory, or a config.json alone.
         dtype: of the parameters.
         buffers: whether the buffers (tables of rotary angles) are computed, or on the meta device too.
         config: what the file says to transformers, if it was read before; not changed.
@@ -70,12 +69,13 @@ def build_empty(
     Raises:
         ModelError: an architecture without a row, or a config that transformers cannot build.
     """
-    path = directory.path if config_file is None else config_file
     _check_task(task)
-    if config_file is None:
-        directory.check_counts()
+    if isinstance(source, ModelDirectory):
+        path = source.path
+        source.check_counts()
     else:
-        check_counts(read_object(config_file), {}, str(config_file))
+        path = source
+        check_counts(read_object(source), {}, str(source))
     with _building(path):
         config = copy.deepcopy(config) or transformers.AutoConfig.from_pretrained(
             path, trust_remote_code=trust_remote_code, **_LOCAL

@@ -167,7 +167,7 @@ def open_skeleton(config: Path, *, task: TaskName | None = None) -> EmptyModel:
     Raises:
         ModelError: an architecture without a row, or a config that transformers cannot build.
     """
-    return build_empty(ModelDirectory(config.parent), config_file=config, task=task, buffers=False)
+    return build_empty(config, task=task, buffers=False)
 
 
 def materialise(loaded: LoadedModel, path: str) -> None:
