@@ -3,14 +3,18 @@
 import re
 import time
 from collections.abc import Callable, Collection, Iterable
+from math import comb, prod
 from typing import TypeVar
 
 from bitwright.errors import CheckpointError, brief
 
-# A pattern of a stranger's must not run without end. Where no group is repeated, the time for one name is a power of
-# its length, as many as there are repeats.
-_MOST_REPEATS, _LONGEST_PATTERN, _LONGEST_NAME, _MOST_SECONDS = 4, 1 << 16, 200, 2.0
-_REPEAT = re.compile(r"[*+?{]")
+# A pattern of a stranger's must not run without end. Where no group is repeated, the ways to try one on a name are at
+# most its choices (alternatives, and twice for each "?") times those to part the name's characters among its repeats.
+_MOST_WAYS, _LONGEST_PATTERN, _LONGEST_NAME = 100_000_000, 1 << 16, 200
+# Time for all names together: our own patterns and usual ones take microseconds each.
+_SECONDS, _SECONDS_EACH = 2.0, 0.001
+_REPEAT = re.compile(r"[*+{]")
+_CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
 
 T = TypeVar("T")
 
@@ -48,19 +52,21 @@ def matcher(entries: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
         else:
             plain.setdefault(entry, value)
 
-    seconds = 0.0
+    tried, seconds = 0, 0.0
 
     def find(module: str) -> T | None:
-        nonlocal seconds
+        nonlocal tried, seconds
         if module in plain or not compiled:
             return plain.get(module)
         if len(module) > _LONGEST_NAME:
             raise CheckpointError(f"{brief(module)}: a name of {len(module)} characters, and patterns of names to try")
         begun = time.monotonic()
         found = next((value for pattern, value in compiled if pattern.match(module)), None)
-        seconds += time.monotonic() - begun
-        if seconds > _MOST_SECONDS:
-            raise CheckpointError(f"the patterns of quantization_config take over {_MOST_SECONDS:.0f} s to try")
+        tried, seconds = tried + 1, seconds + time.monotonic() - begun
+        if seconds > _SECONDS + _SECONDS_EACH * tried:
+            raise CheckpointError(
+                f"the patterns of quantization_config take {seconds:.0f} s to try on names of modules"
+            )
         return found
 
     return find
@@ -70,24 +76,38 @@ def bounded(entry: str) -> re.Pattern[str]:
     """The pattern of an entry "re:…", compiled, if it can be tried on a name in bounded time.
 
     Raises:
-        CheckpointError: it is none, it repeats a group, or has more than four repeats.
+        CheckpointError: it is none, it repeats a group, or there are too many ways to try it.
     """
-    pattern = entry.removeprefix("re:")
-    bare = re.sub(r"\\.", "x", pattern.replace("(?", "("))  # no escapes, and no question mark that begins a group
-    repeats = [found for found in _REPEAT.finditer(bare) if found[0] != "?"]
-    fault = ""
+    pattern, fault = entry.removeprefix("re:"), ""
+    bare = _CLASS.sub("x", re.sub(r"\\.", "x", pattern, flags=re.DOTALL))
     if len(pattern) > _LONGEST_PATTERN:
         fault = f"it has {len(pattern)} characters"
-    elif any(bare[found.start() - 1 : found.start()] == ")" for found in repeats):
+    elif re.search(r"\(\?(#|[a-z]*x)", bare):
+        fault = "it has comments, or the flag x"
+    elif re.search(r"\)[*+{]", bare):
         fault = "a group is repeated"
-    elif len(repeats) > _MOST_REPEATS:
-        fault = f"there are {len(repeats)} repeats, more than {_MOST_REPEATS}"
+    elif (ways := _ways(bare.replace("(?", "("))) > _MOST_WAYS:
+        fault = f"there are {ways} ways, more than {_MOST_WAYS}"
     if fault:
         raise CheckpointError(f"{brief(entry)}: trying this pattern could take for ever: {fault}; name the modules")
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{brief(entry)} is not a regular expression ({error})") from None
+
+
+def _ways(bare: str) -> int:
+    """The ways to try a pattern on the longest name; it is given without classes, escapes and kinds of groups."""
+    choices, open_groups = 1 << bare.count("?"), [1]
+    for letter in bare:
+        if letter == "(":
+            open_groups.append(1)
+        elif letter == "|":
+            open_groups[-1] += 1
+        elif letter == ")" and len(open_groups) > 1:
+            choices *= open_groups.pop()
+    repeats = len(_REPEAT.findall(bare))
+    return choices * prod(open_groups) * comb(_LONGEST_NAME + repeats, repeats)
 
 
 def _products(rows: Collection[tuple[str, ...]]) -> list[tuple[str, ...]]:
