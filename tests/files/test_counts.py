@@ -37,6 +37,7 @@ def test_counts_that_the_files_cannot_have(config: dict[str, Any], message: str)
         ({"num_hidden_layers": "many", "num_labels": True, "vocab_size": None}, SHAPES),  # for transformers to refuse
         ({"num_hidden_layers": 96, "max_position_embeddings": 10_485_760}, {}),
         ({"num_hidden_layers": 61, "n_routed_experts": 384}, {}),
+        ({"num_hidden_layers": 24, "num_experts": 60}, {str(i): (8, 8) for i in range(6 * 60 * 3)}),  # in every fourth
     ],
 )
 def test_counts_that_models_have(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -18,6 +18,7 @@ _MADE = (
     ("num_local_experts", "num_experts", "n_routed_experts"),
 )
 _ALWAYS = 1000  # so many are built within seconds
+_SPARSE = 8  # of so many blocks one may have experts
 _WITHOUT_FILES = 100_000  # experts of all layers: four times what the largest model has
 # Rows or columns, which may be a buffer that is filled: ten times what any model has.
 _SIZES = ("max_position_embeddings", "n_positions", "n_ctx", "vocab_size", "hidden_size", "intermediate_size", "n_embd")
@@ -44,7 +45,7 @@ def check_counts(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
             if value < 0 or value > most:
                 _refuse(f"{key} is {value}", where, shapes, most)
         made = prod(max((values[key] for key in keys if type(values.get(key)) is int), default=1) for keys in _MADE)
-        most = max(_ALWAYS, parts) if shapes else _WITHOUT_FILES
+        most = max(_ALWAYS, _SPARSE * parts) if shapes else _WITHOUT_FILES
         if made > most:
             _refuse(f"its layers and experts are {made}", where, shapes, most)
 
