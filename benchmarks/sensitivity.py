@@ -139,8 +139,8 @@ def prepare(options: argparse.Namespace) -> tuple[Subject, dict[str, dict[str, f
     if model.task == "embedding":
         truths["change"] = label_free_task(as_texts(truth.texts))
     recipe = make_recipe({"scheme": options.scheme, "targets": ["bitwright"]})
-    plan = make_plan(recipe, loaded.model, loaded.architecture, sites, [], 4)
-    quantized = quantize_linears(loaded, plan, recipe, [], None, torch.bfloat16, Quiet())
+    plan = make_plan(recipe, loaded.model, loaded.architecture, sites, [], lambda name: torch.float32)
+    quantized = quantize_linears(loaded, plan, recipe, [], None, Quiet())
     sites = [site for site in sites if site.name in quantized.layers]
     modules = quantized_modules(quantized)
     subject = Subject(model, modules, units_of(sites, blocks=options.blocks), truths, probe)

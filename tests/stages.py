@@ -76,7 +76,7 @@ class Opened:
     def stage_plan(self) -> StagePlan:
         rows = {row.name: row for row in self.plan if row.name in quantized_names(self.plan)}
         inputs = find_inputs(self.model, self.loaded.architecture, self.sites)
-        return StagePlan(rows, inputs, self.recipe, torch.bfloat16)
+        return StagePlan(rows, inputs, self.recipe)
 
     def stages(self, batches: Batches, *, fast: bool = True) -> Any:
         return stream_stages(self.model, self.loaded.architecture, self.sites, batches, fast=fast)
@@ -88,7 +88,7 @@ class Opened:
 
     def to_directory(self, batches: Batches, folder: Path) -> tuple[Quantized, Path]:
         """The same by way of shards, and the checkpoint that is written from them."""
-        quantized = quantize_linears(self.loaded, self.plan, self.recipe, batches, folder, torch.bfloat16, Quiet())
+        quantized = quantize_linears(self.loaded, self.plan, self.recipe, batches, folder, Quiet())
         parts = QuantizedParts(
             {name: quantized.layers[name] for name in quantized_names(self.plan)},
             half_names(self.plan),
@@ -116,7 +116,7 @@ def opened() -> Callable[..., Opened]:
         materialise(loaded, "")
         sites = find_linears(loaded.model, loaded.architecture)
         tables = find_embeddings(loaded.model, loaded.architecture)
-        plan = make_plan(recipe, loaded.model, loaded.architecture, sites, tables, 4)
+        plan = make_plan(recipe, loaded.model, loaded.architecture, sites, tables, lambda name: torch.float32)
         chosen = [site for site in sites if site.name in quantized_names(plan)]
         return Opened(loaded, plan, recipe, chosen)
 

@@ -1,8 +1,9 @@
 """`Plan`: a recipe resolved against one model: a row per linear and embedding table, with scheme, bytes and reason."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
 from bitwright.errors import NumericsError, RecipeError, TargetError
@@ -11,6 +12,7 @@ from bitwright.methods import METHODS
 from bitwright.models.rescale import find_inputs
 from bitwright.models.sites import LinearSite, is_transposed
 from bitwright.numerics.schemes import SCHEMES, fit_group
+from bitwright.numerics.spec import stored_dtype
 from bitwright.recipe import Recipe, check_rules, scheme_of
 from bitwright.record import PlanRow
 from bitwright.targets import check_target, stored_bytes, stored_embedding_bytes
@@ -20,9 +22,11 @@ Plan = tuple[PlanRow, ...]
 
 def make_plan(
     recipe: Recipe, model: nn.Module, architecture: Architecture, sites: list[LinearSite], embeddings: list[str],
-    source_bytes_per_value: int,
+    dtype_of: Callable[[str], torch.dtype],
 ) -> Plan:  # fmt: skip
     """Resolve `recipe` for `model`, and check it against the targets that the recipe names.
+
+    dtype_of: the dtype in the source's files of the weight of a linear or a table, by the module's name.
 
     Raises:
         RecipeError: a rule matches nothing, or gives linears that share an input different schemes or methods.
@@ -40,14 +44,14 @@ def make_plan(
         shape = (weight.shape[0], weight.shape[1])
         scheme, reason = _fitted(site.name, name, sorted(read[site.unit]), reason)
         bias = getattr(modules[site.name], "bias", None) is not None
-        values = shape[0] * (shape[1] + bias)
-        after = stored_bytes(shape, SCHEMES[scheme], bias=bias, source_bytes_per_value=source_bytes_per_value)
+        values, dtype = shape[0] * (shape[1] + bias), dtype_of(site.name)
+        after = stored_bytes(shape, SCHEMES[scheme], bias=bias, source_bytes_per_value=dtype.itemsize)
         rows.append(
             PlanRow(site.name, site.block, site.role, site.unit, shape, scheme, method,
-                    values * source_bytes_per_value, after, reason)
+                    values * dtype.itemsize, after, reason, _half(dtype))
         )  # fmt: skip
     for name in embeddings:
-        rows.append(_embedding_row(name, modules[name], recipe.embeddings, source_bytes_per_value))
+        rows.append(_embedding_row(name, modules[name], recipe.embeddings, dtype_of(name)))
     _check_units(rows)
     _check_heads(rows, recipe.targets)
     if tuple(recipe.targets) != ("bitwright",):
@@ -94,18 +98,28 @@ def half_names(plan: Plan) -> frozenset[str]:
     return frozenset(row.name for row in plan if row.role != "embedding" and SCHEMES[row.scheme].weight is None)
 
 
-def _embedding_row(name: str, module: nn.Module, mode: str, source_bytes_per_value: int) -> PlanRow:
+def half_dtypes(plan: Plan) -> dict[str, torch.dtype]:
+    """What "16 bit" is for each linear and table of a plan."""
+    return {row.name: getattr(torch, row.half) for row in plan if row.half is not None}
+
+
+def _half(source: torch.dtype) -> str:
+    return stored_dtype(str(source).removeprefix("torch."))
+
+
+def _embedding_row(name: str, module: nn.Module, mode: str, dtype: torch.dtype) -> PlanRow:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     shape = (weight.shape[0], weight.shape[1])
-    after = stored_embedding_bytes(shape, mode, source_bytes_per_value=source_bytes_per_value)
+    after = stored_embedding_bytes(shape, mode, source_bytes_per_value=dtype.itemsize)
     scheme, reason = (
         ("int8", "one scale per row, as asked") if mode == "int8" else ("16bit", "portable: loads anywhere")
     )
-    before = shape[0] * shape[1] * source_bytes_per_value
+    before = shape[0] * shape[1] * dtype.itemsize
     return PlanRow(
-        name, None, "embedding", name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason
-    )
+        name, None, "embedding", name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason,
+        _half(dtype),
+    )  # fmt: skip
 
 
 def _check_heads(rows: list[PlanRow], targets: tuple[str, ...]) -> None:

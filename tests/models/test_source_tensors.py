@@ -35,10 +35,10 @@ def test_a_name_with_without_and_despite_the_prefix():
     assert name_in(["ert.a.w"], "bert.a.w", "b") is None
 
 
-def test_plain_names_prefixes_old_names_and_what_is_left(files):
+def test_plain_names_prefixes_and_what_is_left(files):
     w, gamma, other = random(3, 2), random(4), random(2)
     source = SourceTensors(
-        files(layer__w=w.bfloat16(), bert__LayerNorm__gamma=gamma, mtp__w=other),
+        files(layer__w=w.bfloat16(), bert__LayerNorm__weight=gamma, mtp__w=other),
         {"bert.layer.w": (3, 2), "bert.LayerNorm.weight": (4,), "bert.b": (2,)},
         prefix="bert",
     )

@@ -196,7 +196,12 @@ def test_every_shipped_recipe_plans_a_model(name: str, models: dict[str, LoadedM
     for loaded in [models[kind]] if kind in models else models.values():
         sites = find_linears(loaded.model, loaded.architecture)
         made = make_plan(
-            recipe, loaded.model, loaded.architecture, sites, find_embeddings(loaded.model, loaded.architecture), 4
+            recipe,
+            loaded.model,
+            loaded.architecture,
+            sites,
+            find_embeddings(loaded.model, loaded.architecture),
+            lambda name: torch.float32,
         )
         schemes = {row.scheme for row in made if row.role not in ("head", "embedding")}
         assert all(scheme.startswith(recipe.scheme) for scheme in schemes)

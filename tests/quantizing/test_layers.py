@@ -120,7 +120,7 @@ def test_rows_at_a_time_are_rounded_as_the_whole(
     monkeypatch.setattr(layers, "_VALUES_AT_ONCE", 5 * 32)
     job = opened(tiny_decoder("llama"), scheme=scheme, weight_range=weight_range)
     unread = open_lazily(job.loaded.path, runnable=False)
-    found = quantize_linears(unread, job.plan, job.recipe, [], None, torch.bfloat16, Quiet())
+    found = quantize_linears(unread, job.plan, job.recipe, [], None, Quiet())
     assert len(found.layers) == len(found.account) == 14
     assert not found.changed
     spec = SCHEMES[scheme].weight

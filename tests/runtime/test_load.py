@@ -49,7 +49,7 @@ def write(
         layers = {name: layer for name, layer in layers.items() if name not in half}
         parts = QuantizedParts({name: ready(layer) for name, layer in layers.items()}, half=half)
         write_checkpoint(ModelDirectory(source), tmp_path / "out", parts, names, model_card="card")
-        swap_linears(loaded.model, layers, half, loaded.architecture)
+        swap_linears(loaded.model, layers, dict.fromkeys(half, torch.bfloat16), loaded.architecture)
         set_compute(loaded.model, "float32")
         return float_model(loaded), tmp_path / "out"
 
@@ -137,7 +137,7 @@ def test_a_float32_head_is_rounded_as_it_will_be_stored(
 ) -> None:
     loaded = load_model(tiny_decoder("llama", tie_word_embeddings=False))
     before = loaded.model.get_submodule("lm_head")
-    swap_linears(loaded.model, {}, ("lm_head",), loaded.architecture)
+    swap_linears(loaded.model, {}, {"lm_head": torch.bfloat16}, loaded.architecture)
     after = loaded.model.get_submodule("lm_head")
     assert torch.equal(after.weight, before.weight.bfloat16().float())
     assert not torch.equal(after.weight, before.weight)

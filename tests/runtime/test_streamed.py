@@ -54,7 +54,7 @@ def test_changed(tiny_decoder: Callable[..., Path], family: str, tied: bool) -> 
     model, scheme = whole.model, SCHEMES["w4a16_g32"]
     assert scheme.weight is not None
     sites = [site.name for site in find_linears(model, whole.architecture) if site.block is not None]
-    quantized, half = sites[::2], frozenset(sites[1::4])
+    quantized, half = sites[::2], dict.fromkeys(sites[1::4], torch.bfloat16)
     changed = {
         name: (parameter.detach() * 1.25).clone()
         for name, parameter in model.named_parameters()
@@ -72,7 +72,8 @@ def test_changed(tiny_decoder: Callable[..., Path], family: str, tied: bool) -> 
     tables = [name for name, _ in model.named_parameters() if "embed" in name or "wte" in name or "lm_head" in name]
     changes = Changes(
         layers={name: partial(layers.__getitem__, name) for name in layers}, half=half,
-        changed={name: partial(changed.__getitem__, name) for name in changed}, in_16_bit=tuple(tables),
+        changed={name: partial(changed.__getitem__, name) for name in changed},
+        in_16_bit=dict.fromkeys(tables, torch.bfloat16),
     )  # fmt: skip
     found = StreamedModel(whole, 64, changes).logits(WINDOWS)
     before = logits_of(whole)  # which streaming left alone

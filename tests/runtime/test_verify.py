@@ -35,7 +35,7 @@ def test_a_decoder_gives_the_same_logits_in_a_clean_process(
     write_checkpoint(
         ModelDirectory(source), out, parts, model_names(quantized.model, quantized.architecture), model_card="card"
     )
-    swap_linears(quantized.model, layers, (), quantized.architecture)
+    swap_linears(quantized.model, layers, {}, quantized.architecture)
     set_compute(quantized.model, "auto")
     with torch.no_grad():
         for name, layer in layers.items():

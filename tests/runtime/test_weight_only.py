@@ -217,7 +217,7 @@ def test_a_clean_process_agrees(
 ) -> None:
     directory = write(SCHEMES["w4a16_g32"])
     loaded = load_model(tiny_model("bert", hidden_size=64, intermediate_size=128))
-    swap_linears(loaded.model, round_linears(loaded.model, "bert", "w4a16_g32"), (), loaded.architecture)
+    swap_linears(loaded.model, round_linears(loaded.model, "bert", "w4a16_g32"), {}, loaded.architecture)
     set_compute(loaded.model, "auto")
     ours, calls = compared(float_model(loaded), IDS)
     rows = verify(directory, ("bitwright",), IDS.numpy(), ours, ours, calls)

@@ -13,7 +13,7 @@ from bitwright.cli.terminal import Column, TerminalProgress, err, fraction, out,
 from bitwright.errors import InputError
 from bitwright.record import Front, PlanRow, Record
 
-_OVER_BUDGET = 3  # the exit code
+_UNVERIFIED, _OVER_BUDGET = 1, 3  # exit codes
 
 
 @click.command("quantize")
@@ -102,6 +102,9 @@ def command(
         remarks.append(f"budget {evaluation_.verdict}: {evaluation_.sentence}")
     if front and not front.met:
         remarks.append(f"no variant is {front.min_speedup:g} times as fast with its loss inside the budget")
+    if result.exit_code == _UNVERIFIED:
+        failed = ", ".join(row.target for row in result.measured.verify or () if row.ok is False)
+        remarks.append(f"failed: {out_dir} gives other outputs in {failed} than those that were judged; do not use it")
     for remark in remarks:
         err.print(f"bitwright: {remark}", markup=False, soft_wrap=True)
     return int(result.exit_code)

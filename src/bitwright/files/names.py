@@ -1,8 +1,31 @@
-"""Names in a model's files, which may have the base model's prefix or lack it."""
+"""Names in a model's files, which may have the base model's prefix or lack it, or be of an older spelling."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TypeVar
 
 from bitwright.errors import CheckpointError
+
+T = TypeVar("T")
+
+# Ends of names in checkpoints from before 2019 -> as transformers has them, which renames just these.
+_OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+def renamed(tensors: Mapping[str, T], where: Path) -> dict[str, T]:
+    """What a file holds under its names, by the names of today: so nothing that reads files knows the older ones, and
+    what is written has none.
+
+    Raises:
+        CheckpointError: the file holds both names of one tensor.
+    """
+    found: dict[str, T] = {}
+    for name, tensor in tensors.items():
+        today = next((name.removesuffix(end) + new for end, new in _OLD_ENDS.items() if name.endswith(end)), name)
+        if today in found or (today != name and today in tensors):
+            raise CheckpointError(f"{where}: holds both {name} and {today}, two names of one tensor; remove one")
+        found[today] = tensor
+    return found
 
 
 def name_in(names: Collection[str], name: str, prefix: str) -> str | None:

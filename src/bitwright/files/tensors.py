@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from bitwright.errors import CheckpointError
+from bitwright.files.names import renamed
 from bitwright.files.safetensors import DTYPES, TensorEntry, read_header
 from bitwright.numerics.arrays import Bf16
 
@@ -34,7 +35,9 @@ class _File(NamedTuple):
 
 
 class MappedTensors(Mapping[str, np.ndarray | Bf16]):
-    """Name -> tensor, a view of the mapped file. dtypes, as safetensors spells them, and shapes are known before."""
+    """Name -> tensor, a view of the mapped file. dtypes, as safetensors spells them, and shapes are known before. Names
+    are those of today (`names.renamed`).
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         """Open and check the files.
@@ -44,7 +47,8 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         """
         self._entries: dict[str, tuple[_File, TensorEntry]] = {}
         for path in files:
-            file, entries = self._open(path)
+            file, stored = self._open(path)
+            entries = renamed(stored, path)
             if twice := entries.keys() & self._entries.keys():
                 name = min(twice)
                 raise CheckpointError(f"{path}: {name} is also in {self.file(name).name}; which is meant is unknown")

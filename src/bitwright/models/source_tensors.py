@@ -17,9 +17,6 @@ from bitwright.errors import ModelError
 from bitwright.files.names import name_in
 from bitwright.models.tensor_files import TensorFiles
 
-# Ends of names, as the model has them -> as checkpoints from before 2019 may have them.
-_OLD_ENDS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-
 _EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<index>\d+)\.(?P<part>gate_proj|up_proj|down_proj)\.weight")
 
 # Part of an expert -> the stacked tensor that holds it, and which of how many equal parts of an expert's rows it is.
@@ -91,8 +88,7 @@ class SourceTensors(Mapping[str, Tensor]):
         self.kept = tuple(name for name in files if name not in read)
 
     def _single(self, name: str, shape: tuple[int, ...], renamed: str, *, transposed: bool) -> _Place | None:
-        old = next((name.removesuffix(end) + old for end, old in _OLD_ENDS.items() if name.endswith(end)), name)
-        found = next((f for f in (name_in(self.files, n, self._prefix) for n in (renamed, name, old)) if f), None)
+        found = next((f for f in (name_in(self.files, n, self._prefix) for n in (renamed, name)) if f), None)
         if found is None:
             return None
         stored = self.files.shape(found)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bitwright.errors import CheckpointError
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.names import renamed
 from bitwright.files.safetensors import DTYPES
 from bitwright.files.tensors import MappedTensors
 
@@ -55,7 +56,7 @@ class TensorFiles(Mapping[str, Tensor]):
             return
         self._mapped = MappedTensors([file for file in files if file.suffix == ".safetensors"])
         for file in files:
-            loaded = _unpickled(file) if file.suffix == ".bin" else {}
+            loaded = renamed(_unpickled(file), file) if file.suffix == ".bin" else {}
             if twice := loaded.keys() & {*self._pickled, *self._mapped}:
                 name = min(twice)
                 raise CheckpointError(f"{file}: {name} is also in {self.file(name).name}; which is meant is unknown")

@@ -8,7 +8,6 @@ import torch
 from bitwright.models.load import LoadedModel, materialise, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
-from bitwright.numerics.spec import stored_dtype
 from bitwright.plan import Plan, make_plan
 from bitwright.recipe import Recipe
 from bitwright.runtime.changes import FloatModel
@@ -36,12 +35,6 @@ class Opened:
         """Whether the model is a language model: such run block by block, and see windows of running text."""
         return self.loaded.task == "text-generation"
 
-    @property
-    def half_dtype(self) -> torch.dtype:
-        """What "16 bit" is for this model."""
-        half: torch.dtype = getattr(torch, stored_dtype(str(self.dtype).removeprefix("torch.")))
-        return half
-
     def plan(self, recipe: Recipe) -> Plan:
         """What a recipe makes of the model.
 
@@ -49,7 +42,11 @@ class Opened:
             RecipeError, TargetError: as `make_plan`.
         """
         loaded = self.loaded
-        return make_plan(recipe, loaded.model, loaded.architecture, self.sites, self.embeddings, self.dtype.itemsize)
+        return make_plan(recipe, loaded.model, loaded.architecture, self.sites, self.embeddings, self._dtype_of)
+
+    def _dtype_of(self, module: str) -> torch.dtype:
+        weight = f"{module}.weight"
+        return self.loaded.source.dtype(weight) if weight in self.loaded.source else self.dtype
 
     def runnable(self) -> FloatModel:
         """The float model, ready to run."""

@@ -1,6 +1,5 @@
 """Variants of a model: its linears quantized, and any plan carried out with them, in memory or on disk."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
-from bitwright.plan import half_names, quantized_names
+from bitwright.plan import half_dtypes, half_names, quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized, needs_inputs, quantize_linears
 from bitwright.runtime.changes import Changes
@@ -35,7 +34,7 @@ def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantiz
     """
     batches = calibration_batches(job) if any(needs_inputs(row, job.recipe) for row in job.plan) else []
     opened = job.opened
-    quantized = quantize_linears(opened.loaded, job.plan, job.recipe, batches, folder, opened.half_dtype, progress)
+    quantized = quantize_linears(opened.loaded, job.plan, job.recipe, batches, folder, progress)
     if opened.streams:
         return quantized
     layers = {
@@ -75,13 +74,13 @@ def with_tables(job: Job, quantized: Quantized) -> Quantized:
 
 def candidate(job: Job, quantized: Quantized) -> Model:
     """The model with everything that the job's plan says done to it: what the checkpoint will hold."""
+    dtypes = half_dtypes(job.plan)
     changes = Changes(
         layers={name: quantized.layers[name].load for name in quantized_names(job.plan)},
-        half=half_names(job.plan),
+        half={name: dtypes[name] for name in half_names(job.plan)},
         tables=quantized.tables,
         changed=quantized.changed_for(job.plan),
-        in_16_bit=_weights(name for name in job.opened.embeddings if name not in quantized.tables),
-        dtype=job.opened.half_dtype,
+        in_16_bit={f"{name}.weight": dtypes[name] for name in job.opened.embeddings if name not in quantized.tables},
     )
     return job.model.changed(changes)
 
@@ -109,8 +108,5 @@ def dequantized(job: Job, quantized: Quantized) -> Model:
     numbers |= {f"{name}.bias": partial(part, name, 1) for name in shifted}
     numbers |= {f"{name}.weight": table.dequantize for name, table in tables.items()}
     rounded = (*half_names(job.plan), *(name for name in job.opened.embeddings if name not in tables))
-    return job.model.changed(Changes(changed=numbers, in_16_bit=_weights(rounded), dtype=job.opened.half_dtype))
-
-
-def _weights(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{name}.weight" for name in names)
+    dtypes = half_dtypes(job.plan)
+    return job.model.changed(Changes(changed=numbers, in_16_bit={f"{name}.weight": dtypes[name] for name in rounded}))

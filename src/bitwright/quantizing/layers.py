@@ -77,7 +77,7 @@ def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
 
 def quantize_linears(
     loaded: LoadedModel, plan: Plan, recipe: Recipe, batches: Sequence[Mapping[str, Tensor]], folder: Path | None,
-    half: torch.dtype, progress: Progress,
+    progress: Progress,
 ) -> Quantized:  # fmt: skip
     """Quantize every linear that `plan` says.
 
@@ -85,7 +85,6 @@ def quantize_linears(
         loaded: where the model lies; its own modules are neither used nor changed.
         batches: calibration batches, if a row needs inputs.
         folder: keeps what is done, so that a stopped run goes on; needed if a row needs inputs.
-        half: what "16 bit" is for this model.
 
     Raises:
         NumericsError: NaN or infinity in a weight or among the inputs; the message names the linear.
@@ -94,7 +93,7 @@ def quantize_linears(
     if not any(needs_inputs(row, recipe) for row in rows.values()):
         return _tensor_by_tensor(loaded, rows, recipe)
     assert folder is not None
-    return _block_by_block(loaded.reopen(), rows, recipe, batches, Shards(folder), half, progress)
+    return _block_by_block(loaded.reopen(), rows, recipe, batches, Shards(folder), progress)
 
 
 def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:
@@ -133,11 +132,11 @@ def _nearest(w_NK: Tensor, spec: QuantSpec, range_function: RangeFunction) -> QT
 
 def _block_by_block(
     opened: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe, batches: Sequence[Mapping[str, Tensor]],
-    shards: Shards, half: torch.dtype, progress: Progress,
+    shards: Shards, progress: Progress,
 ) -> Quantized:  # fmt: skip
     model, architecture = opened.model, opened.architecture
     sites = [site for site in find_linears(model, architecture) if site.name in rows]
-    plan = StagePlan(rows, find_inputs(model, architecture, sites), recipe, half)
+    plan = StagePlan(rows, find_inputs(model, architecture, sites), recipe)
     heads = [site.name for site in find_linears(model, architecture) if site.block is None]
     if not any(name in rows for name in heads):
         for name in heads:  # never run: a language model's is as large as several blocks

@@ -1,5 +1,6 @@
 """Quantizing one stage of a model: observe, transform, round, account, leave the rounded weights in place."""
 
+import torch
 from torch import Tensor, nn
 
 from bitwright.calibration.stream import Stage
@@ -52,5 +53,5 @@ def _account_row(work: Work, site: LinearSite, moved: float) -> LayerRow:
 def _as_kept(work: Work, name: str) -> Tensor:
     """A changed parameter as a checkpoint keeps it if it stays float: matrices of linears in 16 bit, the rest as is."""
     value = work.model.get_parameter(name).detach()
-    quantized = name.removesuffix(".weight") in work.plan.rows
-    return value.to(work.plan.half) if quantized and value.ndim == 2 else value.clone()
+    row = work.plan.rows.get(name.removesuffix(".weight"))
+    return value.to(getattr(torch, row.half)) if row is not None and row.half and value.ndim == 2 else value.clone()

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from bitwright.calibration.stream import Stage
@@ -29,13 +28,11 @@ class StagePlan:
     """What is to be done with the stages of a model.
 
     rows: the plan's rows of the linears to quantize, by name. inputs: the sets that read one input, in forward order.
-    half: what "16 bit" is for this model.
     """
 
     rows: Mapping[str, PlanRow]
     inputs: Sequence[SharedInput]
     recipe: Recipe
-    half: torch.dtype
 
 
 @dataclass(slots=True)

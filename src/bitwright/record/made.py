@@ -32,7 +32,8 @@ class PlanRow:
     """What happens to one tensor, a linear's weight or an embedding table.
 
     block: None outside the blocks. unit: the set of linears that share an input. shape: (N, K). scheme: "16bit" is a
-    fallback or an exclusion, and the reason says which.
+    fallback or an exclusion, and the reason says which. half: the dtype, "bfloat16" or "float16", in which the file
+    holds it if it is kept in 16 bit.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PlanRow:
     bytes_before: int
     bytes_after: int
     reason: str
+    half: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,16 +18,15 @@ from bitwright.runtime.swap import swap_linears
 class Changes:
     """How a variant differs from the source.
 
-    layers: quantized linears. half: linears in 16 bit. tables: int8 embeddings. changed: other float parameters, by
-    name. in_16_bit: parameters outside the blocks that are rounded to `dtype`.
+    layers: quantized linears. half: linears in 16 bit, and in which dtype. tables: int8 embeddings. changed: other
+    float parameters, by name. in_16_bit: parameters outside the blocks that are rounded, and to which dtype.
     """
 
     layers: Mapping[str, Callable[[], QuantizedLinear]] = field(default_factory=dict)
-    half: frozenset[str] = frozenset()
+    half: Mapping[str, torch.dtype] = field(default_factory=dict)
     tables: Mapping[str, QTensor] = field(default_factory=dict)
     changed: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
-    in_16_bit: tuple[str, ...] = ()
-    dtype: torch.dtype = torch.bfloat16
+    in_16_bit: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def swaps(self) -> bool:
@@ -51,10 +50,11 @@ def apply_changes(model: nn.Module, architecture: Architecture, changes: Changes
     with torch.no_grad():
         for name in real & changes.changed.keys():
             model.get_parameter(name).copy_(changes.changed[name]())
-        for name in real & set(changes.in_16_bit):
+        for name in real & changes.in_16_bit.keys():
             value = model.get_parameter(name)
-            value.copy_(value.to(changes.dtype))
+            value.copy_(value.to(changes.in_16_bit[name]))
     modules = {name.rpartition(".")[0] for name in real}
     layers = {name: load() for name, load in changes.layers.items() if name in modules}
     tables = {name: table for name, table in changes.tables.items() if name in modules}
-    swap_linears(model, layers, changes.half & modules, architecture, tables=tables)
+    half = {name: dtype for name, dtype in changes.half.items() if name in modules}
+    swap_linears(model, layers, half, architecture, tables=tables)

@@ -41,9 +41,10 @@ def load_generic(
     layers = Linears(checkpoint, names)
     tables = read_tables(checkpoint, names)
     source = _float_tensors(directory, names, {*layers, *tables})
-    swap_linears(model, layers, (), architecture, tables=tables)
+    swap_linears(model, layers, {}, architecture, tables=tables)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    half = [name for name in linears if source.dtype(f"{name}.weight") in (torch.bfloat16, torch.float16)]
+    stored = {name: source.dtype(f"{name}.weight") for name in linears}
+    half = {name: dtype for name, dtype in stored.items() if dtype in (torch.bfloat16, torch.float16)}
     fill(model, source)
     fill_buffers(model, source)
     swap_linears(model, {}, half, architecture)

@@ -21,7 +21,7 @@ _GELU_TOLERANCE = 1e-6
 def swap_linears(
     model: nn.Module,
     layers: Mapping[str, QuantizedLinear],
-    half: Collection[str],
+    half: Mapping[str, torch.dtype],
     architecture: Architecture,
     *,
     tables: Mapping[str, QTensor] | None = None,
@@ -38,7 +38,7 @@ def swap_linears(
 
     Args:
         layers: asked for one by one, so that a mapping may load them then.
-        half: linears kept in 16 bit; their weights are rounded to bf16, or to fp16 if only that holds them exactly.
+        half: linears kept in 16 bit, and the dtype, bf16 or fp16, to which their weights are rounded.
 
     Raises:
         ModelError: a name that is not a linear (or, of a table, an embedding) of this model, or of another shape.
@@ -50,10 +50,10 @@ def swap_linears(
         swap_one(model, name, QuantLinear(layer, gelu=name in fused, name=name))
     for name in fused.values():
         swap_one(model, name, nn.Identity())
-    for name in half:
+    for name, dtype in half.items():
         linear = _linear(model, name, None)
         weight = linear.weight.detach()
-        rounded = weight.to(_half_dtype(weight))
+        rounded = weight.to(dtype)
         if linear is not head:
             swap_one(model, name, HalfLinear(rounded, linear.bias))
         elif not torch.equal(rounded.to(weight.dtype), weight):
@@ -147,10 +147,3 @@ def _float_linear(weight_NK: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear
-
-
-def _half_dtype(weight: Tensor) -> torch.dtype:
-    """fp16 for weights that come from an fp16 source, told by their values; else bf16."""
-    in_bf16 = torch.equal(weight.to(torch.bfloat16).to(weight.dtype), weight)
-    in_fp16 = torch.equal(weight.to(torch.float16).to(weight.dtype), weight)
-    return torch.float16 if in_fp16 and not in_bf16 else torch.bfloat16
