@@ -1,5 +1,6 @@
 """Names of an older spelling: files are read, and results written, under those of today."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def old_spelling(path: Path) -> None:
 def test_a_result_has_the_names_of_today_and_runs(
     tiny_model: Callable[..., Path], tmp_path: Path, pickled: bool
 ) -> None:
-    source = tiny_model("bert")
+    source = Path(shutil.copytree(tiny_model("bert"), tmp_path / "source"))
     bitwright.quantize(source, out=tmp_path / "today", judged=False)
     old_spelling(source)
     if pickled:

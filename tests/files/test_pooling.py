@@ -12,7 +12,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling as TheirP
 
 from bitwright.errors import ModelError
 from bitwright.files.directory import ModelDirectory
-from bitwright.files.pooling import Mode, Pooling, read_pooling
+from bitwright.files.pooling import Mode, Pooling
+from bitwright.files.sentences import read_sentences
 from bitwright.models.load import load_model
 from bitwright.models.pool_tokens import pool_tokens
 
@@ -30,6 +31,12 @@ def write(path: Path, modules: Any, pooling: Any = None, normalize: Any = None) 
     return path
 
 
+def read_pooling(path: Path) -> Pooling:
+    if not (path / "config.json").exists():
+        (path / "config.json").write_text("{}")
+    return read_sentences(ModelDirectory(path), "embedding").pooling
+
+
 def test_real_model_gives_the_library_s_embeddings(minilm_dir, texts):
     loaded = load_model(minilm_dir)
     tokens = loaded.tokenizer(
@@ -37,9 +44,9 @@ def test_real_model_gives_the_library_s_embeddings(minilm_dir, texts):
     )
     with torch.no_grad():
         hidden = loaded.model(**tokens).last_hidden_state
-    ours = pool_tokens(hidden, tokens["attention_mask"], read_pooling(ModelDirectory(minilm_dir)))
+    ours = pool_tokens(hidden, tokens["attention_mask"], read_pooling(minilm_dir))
     theirs = SentenceTransformer(str(minilm_dir), device="cpu").encode(texts[:24], convert_to_tensor=True)
-    assert read_pooling(ModelDirectory(minilm_dir)) == Pooling(("mean",), normalize=True)
+    assert read_pooling(minilm_dir) == Pooling(("mean",), normalize=True)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
@@ -77,7 +84,7 @@ def test_files_of_old_and_new_releases_are_read_alike(tmp_path, modes):
     new = {"embedding_dimension": 8, "pooling_mode": modes[0] if len(modes) == 1 else list(modes)}
     for name, config in (("old", old), ("new", new)):
         (tmp_path / name).mkdir()
-        read = read_pooling(ModelDirectory(write(tmp_path / name, [TRANSFORMER, POOLING], config)))
+        read = read_pooling(write(tmp_path / name, [TRANSFORMER, POOLING], config))
         assert set(read.modes) == set(modes)
         assert not read.normalize
 
@@ -89,19 +96,22 @@ def test_files_that_the_library_writes(tmp_path, tiny_model):
     SentenceTransformer(modules=[transformer, TheirPooling(32, ("cls", "max")), Normalize()], device="cpu").save(
         str(tmp_path)
     )
-    assert read_pooling(ModelDirectory(tmp_path)) == Pooling(("cls", "max"), normalize=True)
+    assert read_pooling(tmp_path) == Pooling(("cls", "max"), normalize=True)
 
 
 def test_without_files_the_mean(tiny_model):
-    assert read_pooling(ModelDirectory(tiny_model("bert"))) == Pooling(("mean",), normalize=False)
+    assert read_pooling(tiny_model("bert")) == Pooling(("mean",), normalize=False)
 
 
 @pytest.mark.parametrize(
     ("modules", "pooling", "normalize", "message"),
     [
-        ([TRANSFORMER, POOLING, {"type": "x.Dense", "path": "2_Dense"}], {}, None, "Transformer, Pooling, Dense; supp"),
-        ([POOLING, TRANSFORMER], {}, None, "the modules are Pooling, Transformer"),
-        ([], None, None, "Without that order"),
+        ([TRANSFORMER, POOLING, {"type": "x.CNN", "path": "2_CNN"}], {}, None, "Transformer, Pooling, CNN; supp"),
+        ([TRANSFORMER, NORMALIZE, POOLING], {}, None, "Without Normalize the embeddings"),
+        ([POOLING, TRANSFORMER], {}, None, "the first module is Pooling"),
+        ([TRANSFORMER | {"path": "0_Transformer"}, POOLING], {}, None, "'0_Transformer'; give that directory"),
+        ([], None, None, "the first module is missing"),
+        ([TRANSFORMER], None, None, "Without that order"),
         ({"a": 1}, None, None, "not a list of modules"),
         ([TRANSFORMER, POOLING], {"pooling_mode": "median"}, None, r"\['median'\]; known are cls"),
         ([TRANSFORMER, POOLING], {"pooling_mode": []}, None, "known are cls"),
@@ -114,4 +124,4 @@ def test_without_files_the_mean(tiny_model):
 )
 def test_what_cannot_be_followed_exactly_is_refused(tmp_path, modules, pooling, normalize, message):
     with pytest.raises(ModelError, match=message):
-        read_pooling(ModelDirectory(write(tmp_path, modules, pooling, normalize)))
+        read_pooling(write(tmp_path, modules, pooling, normalize))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.sentences import NO_FILES
 from bitwright.models.build import load_tokenizer
 from bitwright.models.load import load_model
 
@@ -237,6 +238,16 @@ def test_architectures_that_are_no_list_of_names(copy, value):
         load_model(path)
 
 
+def as_sentences(path: Path) -> Path:
+    """A model with the files of sentence-transformers, without which that reads none of them."""
+    modules = [{"type": "sentence_transformers.models.Transformer", "path": ""}]
+    modules += [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text("{}")
+    return path
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -249,14 +260,14 @@ def test_architectures_that_are_no_list_of_names(copy, value):
     ],
 )
 def test_a_sentence_config_that_is_none_is_named(copy, content, message):
-    path = copy()
+    path = as_sentences(copy())
     (path / "sentence_bert_config.json").write_text(content)
     with pytest.raises(ModelError, match=rf"sentence_bert_config\.json: {message}"):
         _ = load_model(path).max_tokens
 
 
 def test_a_sentence_config_without_a_length_sets_no_limit(copy):
-    path = copy()
+    path = as_sentences(copy())
     before = load_model(path).max_tokens
     (path / "sentence_bert_config.json").write_text('{"max_seq_length": null, "do_lower_case": false}')
     assert load_model(path).max_tokens == before
@@ -288,7 +299,7 @@ def test_a_tokenizer_that_cannot_be_built_says_why(copy, damage, message):
 def test_a_model_to_be_filled_tells_its_tokenizer_problem_too(copy):
     path = copy()
     (path / "tokenizer_config.json").write_text("{")
-    tokenizer, problem = load_tokenizer(ModelDirectory(path), False)
+    tokenizer, problem = load_tokenizer(ModelDirectory(path), False, NO_FILES)
     assert tokenizer is None
     assert problem is not None
     assert problem.startswith(f"{path / 'tokenizer_config.json'}: cannot be read as JSON")

@@ -92,7 +92,6 @@ def test_nothing_in_nothing_out(model: Model) -> None:
 
 def test_refusals_are_the_same(model: Model) -> None:
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        ("a text", {}, "this is one string"),
         (["a", 3], {}, "text 1 is int, not str"),
         ([[3], []], {}, f"item 1 has 0 tokens; this model takes 1 to {model.max_tokens}"),
         ([[3] * 99], {}, "item 0 has 99 tokens"),

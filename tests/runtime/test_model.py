@@ -64,7 +64,6 @@ def test_texts_are_tokenized_and_cut(llama: GenericModel) -> None:
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ("a text", "this is one string"),
         (["a", 3], "text 1 is int, not str"),
         ([[3, 4], "a"], "item 1 is str: texts, pairs of texts or sequences of token ids"),
         ([[3, 0.5]], "item 0 is list: texts, pairs of texts or sequences"),
@@ -96,7 +95,7 @@ def test_encoders_take_token_ids_too(tiny_model: Callable[..., Path]) -> None:
     bert = float_model(load_model(tiny_model("bert")))
     texts = ["a class is an object", "names", "a module binds names to objects when imported"]
     np.testing.assert_array_equal(bert.encode(bert.tokenize(texts)), bert.encode(texts))
-    without = GenericModel(bert.hf, None, bert.task, bert.pooling, bert.max_tokens, bert.backend, bert.path)
+    without = GenericModel(bert.hf, None, bert.task, bert.sentences, bert.max_tokens, bert.backend, bert.path)
     assert without.encode([[2, 9, 3], [2, 7, 3]]).shape == (2, 32)
     with pytest.raises(ModelError, match="no tokenizer, whose padding different lengths need"):
         without.encode([[2, 9, 3], [2, 3]])

@@ -19,12 +19,13 @@ from typing import Any
 from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
+from bitwright.files.after_pooling import PICKLED, WEIGHTS
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.modules import read_modules
 from bitwright.files.names import name_in
-from bitwright.files.safetensors_writer import shard, shard_index, write_safetensors
+from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
 from bitwright.models.names import ModelNames
-from bitwright.models.tensor_files import TensorFiles
+from bitwright.models.tensor_files import TensorFiles, read_pickled
 
 __all__ = ["CARD_FILE", "DEFAULT_SHARD_BYTES", "QuantizedParts", "Written", "write_checkpoint"]
 
@@ -76,18 +77,28 @@ def write_checkpoint(
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
     kept, left_out = split_source_files(source.path, _module_folders(source))
-    copied = [file for file in kept if str(file) not in files]
+    copied = [file for file in kept if str(file) not in files and not _is_repeated(source.path / file)]
     tensor_bytes = sum(tensor.n_bytes for tensor in plan.tensors.values())
     other_bytes = sum(map(len, files.values())) + sum((source.path / file).stat().st_size for file in copied)
     with atomic_directory(out, tensor_bytes + other_bytes) as folder:
         for name, part in shards.items():
             write_safetensors(folder / name, part)
         for file in copied:
-            copy_file(source.path / file, folder / file)
+            if file.name == PICKLED:
+                _write_unpickled(source.path / file, folder / file)
+            else:
+                copy_file(source.path / file, folder / file)
         for name, content in files.items():
             write_file(folder / name, content)
         total_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return Written(out, tensor_bytes, total_bytes, tuple(str(file) for file in left_out))
+
+
+def _write_unpickled(source: Path, out: Path) -> None:
+    """The weights of a module, which only torch reads, as safetensors beside where they would be."""
+    tensors = {name: pending(value) for name, value in read_pickled(source).items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(out.with_name(WEIGHTS), tensors)
 
 
 def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
@@ -107,6 +118,11 @@ def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedPa
             forms, plan.tables, ignored, names.prefix, portable=plan.portable
         )
     return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+
+
+def _is_repeated(file: Path) -> bool:
+    """Whether a module has its weights as safetensors too, which are read before these."""
+    return file.name == PICKLED and file.with_name(WEIGHTS).is_file()
 
 
 def _module_folders(source: ModelDirectory) -> frozenset[str]:

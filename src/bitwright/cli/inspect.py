@@ -21,11 +21,12 @@ def command(directory: Path, whole: bool) -> None:
     from bitwright.engine.ops import Multiply
     from bitwright.engine.weights import open_weights
     from bitwright.files.directory import ModelDirectory
-    from bitwright.files.pooling import read_pooling
+    from bitwright.files.sentences import engine_pooling, read_sentences
 
     opened = ModelDirectory(directory)
-    weights, pooling = open_weights(opened), read_pooling(opened)
-    program = lower_encoder(weights, pooling=pooling.modes, normalize=pooling.normalize)
+    weights = open_weights(opened)
+    modes, normalize = engine_pooling(read_sentences(opened, encoder_task(weights)))
+    program = lower_encoder(weights, pooling=modes, normalize=normalize)
     if whole:
         click.echo(program.text())
         return

@@ -1,22 +1,22 @@
 """How long a text may be, by a model's side files: found once, for both doors. No torch."""
 
-from bitwright.errors import ModelError
+from collections.abc import Sequence
+
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.sentences import Sentences
 
 
-def sentence_limit(directory: ModelDirectory) -> list[int]:
-    """What sentence_bert_config.json says, in tokens, special ones included: one number, or none.
+def text_limit(sentences: Sentences, tokenizer: Sequence[int], capacity: int, trained: int) -> int:
+    """Tokens of a text, special ones included, at which it is cut.
 
-    Raises:
-        ModelError: max_seq_length there is no number of tokens.
+    As sentence-transformers and transformers have it: what the side files say counts alone; else the least of what the
+    tokenizer and config.json (`max_position_embeddings`) say.
+
+    Args:
+        tokenizer: its limit, or nothing. capacity: what the model can take at all. trained: what config.json says.
     """
-    file = directory.path / "sentence_bert_config.json"
-    length = (directory.object(file.name) or {}).get("max_seq_length")
-    if length is None:
-        return []
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ModelError(f"{file}: max_seq_length is {length!r}; a number of tokens is needed, or null for no limit")
-    return [length]
+    asked = [sentences.max_tokens] if sentences.max_tokens is not None else [*tokenizer, trained]
+    return min([capacity, *asked])
 
 
 def tokenizer_limit(directory: ModelDirectory) -> list[int]:

@@ -1,12 +1,15 @@
-"""The modules of sentence-transformers: what modules.json says a model is made of."""
+"""The modules of sentence-transformers: what modules.json says a model is made of, and the file of each."""
 
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
-from bitwright.errors import ModelError
+from bitwright.errors import ModelError, brief
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.reading import check_name
 
 MODULES_FILE = "modules.json"
+
+_POOLED = "sentence_embedding"
 
 
 class Module(NamedTuple):
@@ -14,6 +17,10 @@ class Module(NamedTuple):
 
     kind: str
     folder: str
+
+    def file(self, name: str) -> str:
+        """One of its files, from the model's directory."""
+        return f"{self.folder}/{name}" if self.folder else name
 
 
 def read_modules(directory: ModelDirectory) -> list[Module] | None:
@@ -36,3 +43,28 @@ def read_modules(directory: ModelDirectory) -> list[Module] | None:
             raise ModelError(f"{file}: the path of a module is '.'; \"\" is the model's own directory")
         check_name(directory.path, folder, MODULES_FILE)
     return found
+
+
+def module_config(
+    directory: ModelDirectory, module: Module, known: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """What the config.json of a module says, and its keys that are not among `known`: "folder/config.json: key".
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
+    name = module.file("config.json")
+    config = directory.object(name, MODULES_FILE) or {}
+    return config, [f"{name}: {key}" for key in config if key not in known]
+
+
+def check_on_pooled(directory: ModelDirectory, module: Module, config: dict[str, Any]) -> None:
+    """Newer files can point a module at something other than the pooled vector.
+
+    Raises:
+        ModelError: this one does.
+    """
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, _POOLED):
+            file = directory.path / module.file("config.json")
+            raise ModelError(f"{file}: {key} is {brief(config[key])}; only {_POOLED} is taken by a {module.kind} here")

@@ -1,10 +1,12 @@
-"""How one vector per text is made of token vectors, as the model's own sentence-transformers files say."""
+"""How one vector per text is made of token vectors, as the model's own sentence-transformers files say. No torch."""
 
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
+
 from bitwright.errors import ModelError, brief
 from bitwright.files.directory import ModelDirectory
-from bitwright.files.modules import MODULES_FILE, read_modules
+from bitwright.files.modules import MODULES_FILE, Module, module_config
 
 Mode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -17,55 +19,68 @@ _FLAGS: dict[str, Mode] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_KNOWN = (*_FLAGS, "pooling_mode", "include_prompt", "embedding_dimension", "word_embedding_dimension")
 
 
 class Pooling(NamedTuple):
-    """What becomes of the token vectors: pooled by each mode, concatenated, scaled to unit length if `normalize`."""
+    """What becomes of the token vectors: pooled by each mode, concatenated, scaled to unit length if `normalize`.
+
+    include_prompt: whether the tokens of a prompt that is put before a text count.
+    """
 
     modes: tuple[Mode, ...] = ("mean",)
     normalize: bool = False
+    include_prompt: bool = True
 
 
-def read_pooling(directory: ModelDirectory) -> Pooling:
-    """The pooling of a model directory: modules.json and the files it points to; the mean of the tokens without one.
+def pooling_of(directory: ModelDirectory, module: Module) -> tuple[Pooling, list[str]]:
+    """What the module `Pooling` of a model says, not normalized yet; and keys of its file that are not known.
 
     Raises:
-        ModelError: a file that is not what it should be, or a module (such as Dense) that is neither pooling nor
-            normalization.
+        ModelError: no such file, or one that does not hold what it should.
     """
-    modules, file = read_modules(directory), directory.path / MODULES_FILE
-    if modules is None:
-        return Pooling()
-    kinds = [module.kind for module in modules]
-    odd = [kind for kind in kinds[2:] if kind not in ("Normalize", "Dropout")]
-    if kinds[:2] != ["Transformer", "Pooling"] or odd:
-        raise ModelError(
-            f"{file}: the modules are {', '.join(kinds[:9])}; supported is Transformer, Pooling and then "
-            f"Normalize. Without {', '.join(odd[:3]) or 'that order'} the embeddings would differ from the model's own"
-        )
-    for module in modules:
-        if module.kind == "Normalize":
-            _check_normalize(directory, f"{module.folder}/config.json")
-    return Pooling(_modes(directory, f"{modules[1].folder}/config.json"), "Normalize" in kinds)
-
-
-def _modes(directory: ModelDirectory, name: str) -> tuple[Mode, ...]:
-    config, file = directory.object(name, MODULES_FILE), directory.path / name
-    if config is None:
-        raise ModelError(f"{file}: no such file, and modules.json points to it")
+    config, unknown = module_config(directory, module, _KNOWN)
+    file = directory.path / module.file("config.json")
+    if not file.is_file():
+        raise ModelError(f"{file}: no such file, and {MODULES_FILE} points to it")
     named = config.get("pooling_mode")
     if named is None:
         named = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
     modes = named if isinstance(named, list) else [named]
-    unknown = [mode for mode in modes if mode not in get_args(Mode)]
-    if unknown or not modes or len(modes) > len(get_args(Mode)):
-        raise ModelError(f"{file}: pooling_mode {brief(unknown or named)}; known are {', '.join(get_args(Mode))}")
-    return tuple(modes)
+    wrong = [mode for mode in modes if mode not in get_args(Mode)]
+    if wrong or not modes or len(modes) > len(get_args(Mode)):
+        raise ModelError(f"{file}: pooling_mode {brief(wrong or named)}; known are {', '.join(get_args(Mode))}")
+    return Pooling(tuple(modes), include_prompt=bool(config.get("include_prompt", True))), unknown
 
 
-def _check_normalize(directory: ModelDirectory, name: str) -> None:
-    """Older models have no file for this module; newer ones can point it at something other than the pooled vector."""
-    config, file = directory.object(name, MODULES_FILE) or {}, directory.path / name
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key, "sentence_embedding") not in (None, "sentence_embedding"):
-            raise ModelError(f"{file}: {key} is {config[key]!r}; only sentence_embedding is normalized here")
+def pool_rows(hidden_TH: np.ndarray, pooling: Pooling, skip: int) -> np.ndarray:
+    """One vector for a text, float32 (H · number of modes,).
+
+    hidden_TH: float32 vectors of its tokens, without padding. skip: so many at the beginning, those of a prompt, do not
+    count; `weightedmean` gives the others the weights of their own places all the same.
+    """
+    skip = min(skip, len(hidden_TH))
+    kept_TH = hidden_TH[skip:]
+    vector: np.ndarray = np.concatenate([_pool_one(hidden_TH, kept_TH, skip, mode) for mode in pooling.modes])
+    return unit(vector) if pooling.normalize else vector
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Scaled to length 1 along the last axis; zeros stay."""
+    scaled: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return scaled
+
+
+def _pool_one(hidden_TH: np.ndarray, kept_TH: np.ndarray, skip: int, mode: Mode) -> np.ndarray:
+    if not len(kept_TH):  # a text that is all prompt: what the library's formulas give for no tokens
+        empty = {"cls": hidden_TH[0], "max": np.full_like(hidden_TH[0], -np.inf)}
+        return np.asarray(empty.get(mode, np.zeros_like(hidden_TH[0])))
+    if mode in ("cls", "lasttoken"):
+        return np.asarray(kept_TH[0 if mode == "cls" else -1])
+    if mode == "max":
+        return np.asarray(kept_TH.max(axis=0))
+    places_T = np.arange(skip + 1, len(hidden_TH) + 1, dtype=np.float32)
+    weights_T = places_T if mode == "weightedmean" else np.ones_like(places_T)
+    total = np.sqrt(weights_T.sum()) if mode == "mean_sqrt_len_tokens" else weights_T.sum()
+    mean: np.ndarray = weights_T @ kept_TH / total
+    return mean

@@ -23,8 +23,10 @@ from bitwright.files.reading import MAX_JSON_BYTES
 _MOST_GROWN = 100  # characters that one may become, or pieces that a text is put together of
 
 
-def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
+def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> tuple[Tokenizer, str] | None:
     """The tokenizer, without truncation or padding, and the side at which texts are cut: "right" or "left".
+
+    lowers: whether texts are lowered first (`sentences.lower_case`).
 
     Raises:
         EngineError: a tokenizer that cannot be built, or settings that transformers follows and this does not.
@@ -38,6 +40,8 @@ def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
     with foreign(f"{file}: the tokenizer cannot be built", EngineError):
         traits = _traits(settings, directory.config)
         tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, traits, settings)
+        if lowers:
+            lower_case(tokenizer)
         check_growth(file, _state(tokenizer.normalizer), _state(tokenizer.post_processor))
     side = settings.get("truncation_side", (tokenizer.truncation or {}).get("direction", "right"))
     if side not in ("right", "left"):
@@ -45,6 +49,19 @@ def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, side
+
+
+def lower_case(tokenizer: Tokenizer) -> None:
+    """Lower texts before all else, as sentence-transformers does by `do_lower_case`, unless the normalizer lowers
+    them, or has a part of its own that does. Mutates the tokenizer.
+    """
+    before = tokenizer.normalizer
+    if isinstance(before, normalizers.Sequence):
+        parts = [before[index] for index in range(len(before))]
+    else:
+        parts = [] if before is None else [before]
+    if not any(isinstance(part, normalizers.Lowercase) for part in parts):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
 def check_growth(file: Path, normalizer: Any, post_processor: Any) -> None:

@@ -22,8 +22,9 @@ from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TASKS, TaskName, task_of
 from bitwright.files.counts import check_counts
 from bitwright.files.directory import ModelDirectory, read_object
-from bitwright.files.limits import sentence_limit
-from bitwright.files.tokenizer import check_growth
+from bitwright.files.limits import text_limit
+from bitwright.files.sentences import Sentences
+from bitwright.files.tokenizer import check_growth, lower_case
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
@@ -98,26 +99,23 @@ def build_empty(
     return EmptyModel(model.eval(), model.config, task, architecture)
 
 
-def max_tokens(empty: EmptyModel, tokenizer: Any, directory: ModelDirectory) -> int:
-    """The longest sequence, in tokens, special ones included, that the model was meant for and can take.
-
-    The least of max_seq_length in sentence_bert_config.json, the tokenizer's model_max_length and the number of
-    positions, less the rows of their table that are never read.
+def max_tokens(empty: EmptyModel, tokenizer: Any, sentences: Sentences, path: Path) -> int:
+    """The longest sequence, in tokens, special ones included, that the model was meant for and can take: `text_limit`,
+    and no more than the positions, less the rows of their table that are never read.
 
     Raises:
-        ModelError: a sentence_bert_config.json that does not hold what it should.
+        ModelError: config.json does not say where positions begin.
     """
-    limits = [int(empty.config.get_text_config().max_position_embeddings)]
-    positions = empty.architecture.positions
+    trained = int(empty.config.get_text_config().max_position_embeddings)
+    capacity, positions = trained, empty.architecture.positions
     table = dict(empty.model.named_modules()).get(f"{base_prefix(empty.model)}{positions.table}")
     if isinstance(table, nn.Embedding):
         try:
-            limits.append(table.num_embeddings - positions.first(empty.config.to_dict()))
+            capacity = min(capacity, table.num_embeddings - positions.first(empty.config.to_dict()))
         except EngineError as error:
-            raise ModelError(f"{directory.path}: {error}") from None
-    if tokenizer is not None:
-        limits.append(int(tokenizer.model_max_length))
-    return min([*limits, *sentence_limit(directory)])
+            raise ModelError(f"{path}: {error}") from None
+    limit = [] if tokenizer is None else [int(tokenizer.model_max_length)]
+    return text_limit(sentences, limit, capacity, trained)
 
 
 def _check_task(task: TaskName | None) -> None:
@@ -125,8 +123,11 @@ def _check_task(task: TaskName | None) -> None:
         raise ModelError(f"task {task!r} is none of {', '.join(TASKS)}")
 
 
-def load_tokenizer(directory: ModelDirectory, trust: bool) -> tuple[Any, str | None]:
-    """(tokenizer, None) or (None, why): also where its vocabulary file is absent, and it would be built empty."""
+def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences) -> tuple[Any, str | None]:
+    """(tokenizer, None) or (None, why): also where its vocabulary file is absent, and it would be built empty.
+
+    It lowers texts if the side files say so.
+    """
     path = directory.path
     try:
         file = path / "tokenizer.json"
@@ -136,6 +137,8 @@ def load_tokenizer(directory: ModelDirectory, trust: bool) -> tuple[Any, str | N
         directory.object("tokenizer_config.json")
         with foreign(f"{path}: the tokenizer cannot be built", ModelError), _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
+            if sentences.lower_case:
+                lower_case(tokenizer.backend_tokenizer)
     except (EngineError, ModelError) as error:
         return None, str(error)
     wanted = sorted(set(type(tokenizer).vocab_files_names.values()))

@@ -14,12 +14,13 @@ from torch import nn
 from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.sentences import NO_FILES, Sentences, read_sentences
 from bitwright.models.build import EmptyModel, build_empty, load_tokenizer, max_tokens
 from bitwright.models.hub import fetch
 from bitwright.models.matching import check_finite, check_names
 from bitwright.models.sites import file_name, find_blocks, is_transposed
 from bitwright.models.source_tensors import SourceTensors
-from bitwright.models.tensor_files import TensorFiles
+from bitwright.models.tensor_files import TensorFiles, read_pickled
 
 # A module's parameters as they were when it was built, without values.
 Built = Mapping[str, tuple[nn.Module, dict[str, nn.Parameter | None]]]
@@ -34,6 +35,7 @@ class LoadedModel:
     directory: where it lies. name: what the user called it. source: its tensors in the files. built: its modules as
     they are without values. tokenizer: None where the directory's files cannot build the one that its model type names;
     tokenizer_problem: then what is wrong with which file. trust_remote_code: whether the directory's own code may run.
+    sentences: what sentence-transformers does around the model.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class LoadedModel:
     tokenizer: Any = None
     tokenizer_problem: str | None = None
     trust_remote_code: bool = False
+    sentences: Sentences = NO_FILES
 
     @property
     def path(self) -> Path:
@@ -62,7 +65,7 @@ class LoadedModel:
     def max_tokens(self) -> int:
         """The longest sequence that the model was meant for and can take."""
         empty = EmptyModel(self.model, self.config, self.task, self.architecture)
-        return max_tokens(empty, self.tokenizer, self.directory)
+        return max_tokens(empty, self.tokenizer, self.sentences, self.path)
 
     def reopen(self) -> "LoadedModel":
         """The same model once more, its blocks empty, as `open_lazily` leaves them: to be run block by block and
@@ -84,6 +87,7 @@ class LoadedModel:
             tokenizer=self.tokenizer,
             tokenizer_problem=self.tokenizer_problem,
             trust_remote_code=self.trust_remote_code,
+            sentences=self.sentences,
         )
 
 
@@ -147,7 +151,8 @@ def open_lazily(
     files = TensorFiles(directory)
     architecture_of(directory.config["model_type"])
     empty = build_empty(directory, dtype=dtype, trust_remote_code=trust_remote_code, task=task)
-    tokenizer, problem = load_tokenizer(directory, trust_remote_code) if tokenizes else (None, None)
+    sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
+    tokenizer, problem = load_tokenizer(directory, trust_remote_code, sentences) if tokenizes else (None, None)
     name = str(directory.path if isinstance(name_or_dir, ModelDirectory) else name_or_dir)
     loaded = replace(
         _from_files(empty, directory, _index(empty, files)),
@@ -155,6 +160,7 @@ def open_lazily(
         tokenizer=tokenizer,
         tokenizer_problem=problem,
         trust_remote_code=trust_remote_code,
+        sentences=sentences,
     )
     if runnable:
         _fill_outside_blocks(loaded)

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,6 +110,15 @@ class TensorFiles(Mapping[str, Tensor]):
         if name in self._pickled:
             return self._pickled[name][1].dtype
         return _dtype(self._mapped, name)
+
+
+def read_pickled(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of a small .bin file, in float32.
+
+    Raises:
+        CheckpointError: it holds something other than tensors by name.
+    """
+    return {name: tensor.float().numpy() for name, tensor in _unpickled(file).items()}
 
 
 def read_values(files: MappedTensors, name: str, start: int, shape: tuple[int, ...]) -> Tensor:

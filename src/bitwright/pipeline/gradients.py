@@ -90,5 +90,5 @@ def _output(model: GenericModel, ids: Sequence[int]) -> Tensor:
     mask_BT = torch.ones_like(ids_BT)
     out = model.hf(input_ids=ids_BT, attention_mask=mask_BT)
     if model.task == "embedding":
-        return functional.normalize(pool_tokens(out.last_hidden_state, mask_BT, model.pooling), dim=-1)
+        return functional.normalize(pool_tokens(out.last_hidden_state, mask_BT, model.sentences.pooling), dim=-1)
     return torch.cat((out.start_logits, out.end_logits)) if model.task == "question-answering" else out.logits

@@ -14,6 +14,7 @@ import torch
 from bitwright.errors import InputError
 from bitwright.files.directory import source_files
 from bitwright.kernels import dispatch, native
+from bitwright.models.load import LoadedModel
 from bitwright.pipeline.opened import Opened, open_model
 from bitwright.pipeline.request import Texts
 from bitwright.pipeline.scored import Scored, doubts, draw
@@ -81,6 +82,12 @@ def _digest(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _told(loaded: LoadedModel) -> list[str]:
+    """What of the model's side files is not followed."""
+    unknown = loaded.sentences.unknown
+    return [f"not known, and not followed: {', '.join(unknown)}"] if unknown else []
+
+
 def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False) -> Job:
     """Load the model, resolve the recipe, and draw the texts. Nothing is written.
 
@@ -96,6 +103,6 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
         )
     model = opened.runnable()
     scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in plan))
-    job = Job(recipe, plan, opened, model, scored, loaded.directory.fingerprint, doubts(scored))
+    job = Job(recipe, plan, opened, model, scored, loaded.directory.fingerprint, [*_told(loaded), *doubts(scored)])
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
     return job

@@ -1,49 +1,115 @@
-"""`encode` and `tokenize`, for every `Model`: items in, arrays or ids out. Imports no torch."""
+"""`encode` and `tokenize`, for every `Model`: items in, arrays or ids out, as users of sentence-transformers know it.
+
+Imports no torch.
+"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitwright.engine.executor import check_count
-from bitwright.errors import NotFiniteError
+from bitwright.errors import InputError, NotFiniteError
+from bitwright.files.pooling import unit
 from bitwright.progress import Track
 from bitwright.runtime.items import Items, Tokens, check_ids, check_types, refuse_long, refuse_types, texts_of
+from bitwright.runtime.keywords import chosen_track, refuse_device, refuse_others
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
 
 
 def encode(
-    model: "Model", items: Items, *, types: Sequence[Sequence[int]] | None = None, batch_size: int = 32,
-    threads: int | None = None, truncate: bool = True, track: Track = iter,
-) -> np.ndarray | list[np.ndarray]:  # fmt: skip
+    model: "Model", items: Items | str, *, prompt: str | None = None, prompt_name: str | None = None,
+    types: Sequence[Sequence[int]] | None = None, batch_size: int = 32, threads: int | None = None,
+    truncate: bool = True, normalize_embeddings: bool = False, truncate_dim: int | None = None,
+    convert_to_tensor: bool = False, show_progress_bar: bool | None = None, device: Any = None, track: Track = iter,
+    **others: Any,
+) -> Any:  # fmt: skip
     """What the model makes of each text, each pair (text, text), or each sequence of token ids.
 
-    Embedding models: float32 (n, H), pooled and normalised as the model's own sentence-transformers files say.
+    Embedding models: float32 (n, H), pooled and treated as the model's own sentence-transformers files say.
     Sequence classifiers: logits, float32 (n, labels). Token classifiers: a list of n arrays (tokens, labels);
     question answering: a list of n arrays (2, tokens), the start and end logits. Language models: a list of n
     arrays (2, tokens − 1): the negative log-likelihood of each token after the first, in nats, and the id of the
-    token held most likely in its place.
+    token held most likely in its place. Of a single string, what there is for it alone.
 
     Items are taken `batch_size` at a time, those of like length together, so that little or none of the work is
     padding; the result is in the order of `items`. Texts are cut at `max_tokens`, of a pair the longer one first. The
     tokens of a pair have the types that the tokenizer gives them, if the model has more than one.
 
     Args:
+        prompt: is put before each text, before the first one of a pair. prompt_name: of a prompt in
+            config_sentence_transformers.json. With neither, the default prompt there, if it names one.
         types: of the tokens of each item, where items are ids; by default all of type 0.
         threads: of the CPU, for a model on the engine; by default the model's. Other models use torch's setting.
         truncate: cut texts that are too long, instead of refusing them.
-        track: wraps the loop over batches, for a progress bar.
+        normalize_embeddings: scale embeddings to length 1. truncate_dim: keep so many values of each embedding; by
+            default what config_sentence_transformers.json says.
+        convert_to_tensor: give a torch tensor, or a list of tensors, instead of numpy arrays.
+        show_progress_bar: draw one on stderr. track: wraps the loop over batches, for a progress bar of one's own.
+        device: "cpu" or None.
+        others: of sentence-transformers' further arguments, the values that mean what is done here anyway.
 
     Raises:
-        InputError: `items` is a single string, or holds something else than `Items` says, or ids or types that the
-            model does not have, or more of them than `max_tokens`; a text that is longer, unless it may be cut; types
-            of texts, or not one for each id; batch_size or threads < 1, or threads for a model that uses torch's.
+        InputError: `items` holds something else than `Items` says, or ids or types that the model does not have, or
+            more of them than `max_tokens`; a text that is longer, unless it may be cut; types of texts, or not one for
+            each id; an unknown prompt_name; batch_size or threads < 1, or threads for a model that uses torch's.
+        TypeError: an argument that has no meaning here; the message says what takes its place.
         ModelError: the directory has no tokenizer, and texts or different lengths need one.
         NumericsError: the model produced NaN or infinity.
     """
-    tokens = _tokens(model, items, types, batch_size, truncate)
+    to_list = refuse_others("encode", others)
+    refuse_device(device)
+    if model.task != "embedding" and (normalize_embeddings or truncate_dim is not None):
+        raise InputError(f"normalize_embeddings and truncate_dim are for embeddings; this model's task is {model.task}")
+    single = isinstance(items, str)
+    tokens = _tokens(
+        model, [items] if isinstance(items, str) else items, types, batch_size, truncate, prompt, prompt_name
+    )
+    rows = _run(model, tokens, batch_size, threads, chosen_track(show_progress_bar, track))
+    if model.width is None:
+        return _converted(rows[0] if single else rows, convert_to_tensor or to_list)
+    found = np.stack(rows) if rows else np.empty((0, model.width), np.float32)
+    if model.task == "embedding":
+        kept = model.sentences.truncate_dim if truncate_dim is None else truncate_dim
+        if kept is not None:
+            check_count("truncate_dim", kept)
+            found = np.ascontiguousarray(found[:, :kept])
+        found = unit(found) if normalize_embeddings else found
+    if to_list and not convert_to_tensor and not single:
+        return _converted(list(found), True)
+    return _converted(found[0] if single else found, convert_to_tensor or to_list)
+
+
+def encode_query(model: "Model", items: Items | str, **options: Any) -> Any:
+    """`encode` with the prompt that is named "query", if there is one, unless another one is given."""
+    return encode(model, items, **_with_prompt(model, ("query",), options))
+
+
+def encode_document(model: "Model", items: Items | str, **options: Any) -> Any:
+    """`encode` with the first prompt that is named "document", "passage" or "corpus", unless another one is given."""
+    return encode(model, items, **_with_prompt(model, ("document", "passage", "corpus"), options))
+
+
+def tokenize(
+    model: "Model", items: Items, *, prompt: str | None = None, prompt_name: str | None = None, batch_size: int = 32
+) -> list[list[int]]:
+    """Token ids of each text or pair, special tokens and prompt included, cut at `max_tokens`; ids as they are.
+
+    Raises as `encode`.
+    """
+    return _tokens(model, items, None, batch_size, True, prompt, prompt_name).ids
+
+
+def _with_prompt(model: "Model", names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    given = options.get("prompt") is not None or options.get("prompt_name") is not None
+    name = next((name for name in names if name in model.sentences.prompts), None)
+    return options if given or name is None else options | {"prompt_name": name}
+
+
+def _run(model: "Model", tokens: Tokens, batch_size: int, threads: int | None, track: Track) -> list[np.ndarray]:
+    """An output for each item, in the order of the items."""
     batches = batches_of([len(ids) for ids in tokens.ids], batch_size, model.tokens_at_once)
     rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(tokens.ids)
     made = model.run([tokens.of(chosen) for chosen in batches], threads)
@@ -55,32 +121,57 @@ def encode(
                     "that are NaN or infinite"
                 )
             rows[i] = row
-    if model.width is None:
-        return rows
-    return np.stack(rows) if rows else np.empty((0, model.width), np.float32)
+    return rows
 
 
-def tokenize(model: "Model", items: Items, *, batch_size: int = 32) -> list[list[int]]:
-    """Token ids of each text or pair, special tokens included, cut at `max_tokens`; ids as they are.
+def _converted(found: Any, to_tensor: bool) -> Any:
+    """The same as torch tensors, if they are wanted."""
+    if not to_tensor:
+        return found
+    import torch
 
-    Raises as `encode`.
-    """
-    return _tokens(model, items, None, batch_size, True).ids
+    return [torch.as_tensor(row) for row in found] if isinstance(found, list) else torch.as_tensor(found)
 
 
 def _tokens(
-    model: "Model", items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool
-) -> Tokens:
+    model: "Model", items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool,
+    prompt: str | None, prompt_name: str | None,
+) -> Tokens:  # fmt: skip
     check_count("batch_size", batch_size)
     texts, n_types = texts_of(items), model.n_types
     if texts is None:
+        if prompt or prompt_name:
+            raise InputError("prompts are put before texts, and these are token ids; tokenize them with the texts")
         return check_types(types, check_ids(items, model.max_tokens), n_types)
     refuse_types(types)
-    typed = texts[1] is not None and n_types > 1
-    tokens = model.read(*texts, typed=typed, limit=model.max_tokens if truncate else None)
+    first, second = texts
+    prefix = _prompt_of(model, prompt, prompt_name)
+    if prefix:
+        first = [prefix + text for text in first]
+    typed = second is not None and n_types > 1
+    tokens = model.read(first, second, typed=typed, limit=model.max_tokens if truncate else None)
     if not truncate:
         refuse_long((len(ids) > model.max_tokens for ids in tokens.ids), model.max_tokens)
-    return check_types(tokens.types, tokens.ids, n_types)
+    checked = check_types(tokens.types, tokens.ids, n_types)
+    skips = bool(prefix) and not model.sentences.pooling.include_prompt
+    return checked._replace(skip=_length_of(model, prefix)) if skips else checked
+
+
+def _prompt_of(model: "Model", prompt: str | None, name: str | None) -> str:
+    """What is put before each text."""
+    if prompt is not None:
+        return prompt
+    prompts = model.sentences.prompts
+    name = model.sentences.default_prompt if name is None else name
+    if name is not None and name not in prompts:
+        raise InputError(f"prompt_name = {name!r}: this model's prompts are {', '.join(map(repr, prompts)) or 'none'}")
+    return "" if name is None else prompts[name]
+
+
+def _length_of(model: "Model", prompt: str) -> int:
+    """Tokens of a prompt at the beginning of a text, as the library counts them: without a special one at the end."""
+    (ids,) = model.read([prompt], None, typed=False, limit=model.max_tokens).ids
+    return len(ids) - (ids[-1] in model.special_ids) if ids else 0
 
 
 def batches_of(lengths: Sequence[int], batch_size: int, tokens_at_once: int | None) -> list[list[int]]:

@@ -15,12 +15,13 @@ from bitwright.engine.executor import Executor, check_count
 from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError, ModelError
 from bitwright.files.directory import ModelDirectory
-from bitwright.files.limits import sentence_limit, tokenizer_limit
-from bitwright.files.pooling import Pooling, read_pooling
+from bitwright.files.limits import text_limit, tokenizer_limit
+from bitwright.files.pooling import pool_rows
+from bitwright.files.sentences import after_pooling, engine_pooling, read_sentences, width_of
 from bitwright.files.tokenizer import encodings_of, open_tokenizer
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, native_isa
-from bitwright.runtime import encoding
+from bitwright.runtime import encoding, scoring
 from bitwright.runtime.items import Tokens, cut_all
 
 if TYPE_CHECKING:
@@ -45,21 +46,31 @@ class EngineModel:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = open_weights(directory)
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
-        self.pooling: Pooling = read_pooling(directory)
-        program = lower_encoder(weights, pooling=self.pooling.modes, normalize=self.pooling.normalize)
+        self.sentences = read_sentences(directory, self.task)
+        modes, normalize = engine_pooling(self.sentences)
+        program = lower_encoder(weights, pooling=modes, normalize=normalize)
         self.executor = Executor(program, native_isa())
         self.backend = f"engine:{active_isa()}"
-        self.max_tokens = min([program.max_tokens, *tokenizer_limit(directory), *sentence_limit(directory)])
+        trained = directory.config.get("max_position_embeddings", program.max_tokens)
+        self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), program.max_tokens, trained)
         self.n_types, self.folded = program.types, program.folded
-        self.width = program.output.width if program.output.per_sequence else None
+        width = program.output.width
+        self.width = width if program.output.per_sequence else None
+        if self.task == "embedding":
+            self.width = width_of(self.sentences, width // len(modes) if modes else width)
         self.tokens_at_once = None  # sequences are never padded
         self.threads = threads or default_threads()
-        self._tokenizer = open_tokenizer(directory)
+        self._tokenizer = open_tokenizer(directory, lowers=self.sentences.lower_case)
         directory.forget_tensors()  # they are packed
         self._generic: GenericModel | None = None
 
     encode = encoding.encode
+    encode_query = encoding.encode_query
+    encode_document = encoding.encode_document
     tokenize = encoding.tokenize
+    similarity = scoring.similarity
+    predict = scoring.predict
+    rank = scoring.rank
 
     def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
         """As `Model.read`."""
@@ -72,12 +83,23 @@ class EngineModel:
         """As `Model.run`."""
         for tokens in batches:
             out = self.executor.run(tokens.ids, self.threads if threads is None else threads, types=tokens.types)
-            if self.executor.program.output.per_sequence:
-                yield list(out)
-                continue
-            ends = np.cumsum([len(ids) for ids in tokens.ids])
-            rows = np.split(out, ends[:-1])
-            yield [row.T for row in rows] if self.task == "question-answering" else rows
+            yield self._outputs(out, tokens)
+
+    def _outputs(self, out: np.ndarray, tokens: Tokens) -> Sequence[np.ndarray]:
+        """What becomes of the program's rows: one for each item, or one for each token."""
+        if self.executor.program.output.per_sequence:
+            return list(after_pooling(self.sentences, out))
+        rows = np.split(out, np.cumsum([len(ids) for ids in tokens.ids])[:-1])
+        if self.task == "embedding":
+            pooled = [pool_rows(row, self.sentences.pooling, tokens.skip) for row in rows]
+            return list(after_pooling(self.sentences, np.stack(pooled)))
+        return [row.T for row in rows] if self.task == "question-answering" else rows
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """As `Model` says."""
+        found = {} if self._tokenizer is None else self._tokenizer[0].get_added_tokens_decoder()
+        return frozenset(index for index, token in found.items() if token.special)
 
     @property
     def generic(self) -> "GenericModel":

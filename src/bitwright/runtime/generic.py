@@ -11,13 +11,13 @@ from bitwright.checkpoints.read import Checkpoint
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.names import name_in
-from bitwright.files.pooling import read_pooling
+from bitwright.files.sentences import read_sentences
 from bitwright.kernels import dispatch
 from bitwright.models.build import build_empty, load_tokenizer, max_tokens
 from bitwright.models.load import fill, fill_buffers, load_model
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.source_tensors import SourceTensors
-from bitwright.models.tensor_files import TensorFiles
+from bitwright.models.tensor_files import TensorFiles, read_pickled
 from bitwright.numerics.arrays import as_torch
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
@@ -50,9 +50,10 @@ def load_generic(
     swap_linears(model, {}, half, architecture)
     dtype = set_compute(model, compute)
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{why and f' ({why})'}"
-    tokenizer, _ = load_tokenizer(directory, trust_remote_code)
-    limit = max_tokens(empty, tokenizer, directory)
-    return GenericModel(model, tokenizer, empty.task, read_pooling(directory), limit, backend, directory.path)
+    sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
+    tokenizer, _ = load_tokenizer(directory, trust_remote_code, sentences)
+    limit = max_tokens(empty, tokenizer, sentences, directory.path)
+    return GenericModel(model, tokenizer, empty.task, sentences, limit, backend, directory.path)
 
 
 class Linears(Mapping[str, QuantizedLinear]):

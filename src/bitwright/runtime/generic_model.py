@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from bitwright.errors import InputError, ModelError, foreign
 from bitwright.evaluate.logits import token_outputs
 from bitwright.families import architecture_of
-from bitwright.files.pooling import Pooling, read_pooling
+from bitwright.files.pooling import pool_rows
+from bitwright.files.sentences import Sentences, after_pooling, width_of
 from bitwright.files.tokenizer import refuse_surrogates
 from bitwright.kernels import dispatch
 from bitwright.models.load import LoadedModel
 from bitwright.models.pool_tokens import pool_tokens
-from bitwright.runtime import encoding
+from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import Changes, apply_changes
 from bitwright.runtime.items import Tokens, cut_all
 from bitwright.runtime.swap import set_compute
@@ -38,13 +39,18 @@ class GenericModel:
     hf: nn.Module
     tokenizer: Any
     task: str
-    pooling: Pooling
+    sentences: Sentences
     max_tokens: int
     backend: str
     path: Path
 
     encode = encoding.encode
+    encode_query = encoding.encode_query
+    encode_document = encoding.encode_document
     tokenize = encoding.tokenize
+    similarity = scoring.similarity
+    predict = scoring.predict
+    rank = scoring.rank
 
     def __call__(self, **inputs: Any) -> Any:
         """The Hugging Face forward, without gradients."""
@@ -61,13 +67,18 @@ class GenericModel:
         """Values of an embedding, or logits of a text; None where outputs are as long as the items."""
         config: Any = self.hf.config
         if self.task == "embedding":
-            return len(self.pooling.modes) * int(getattr(config, "hidden_size", 0))
+            return width_of(self.sentences, int(getattr(config, "hidden_size", 0)))
         return int(config.num_labels) if self.task == "sequence-classification" else None
 
     @property
     def tokens_at_once(self) -> int | None:
         """As `Model` says: a language model is not padded."""
         return _TOKENS_AT_ONCE if self.task == "text-generation" else None
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """As `Model` says."""
+        return frozenset() if self.tokenizer is None else frozenset(self.tokenizer.all_special_ids)
 
     @property
     def generic(self) -> "GenericModel":
@@ -94,11 +105,27 @@ class GenericModel:
                 yield next_token_rows(self.logits(ids_BT), ids_BT)
                 continue
             types = {} if types_BT is None else {"token_type_ids": types_BT}
-            out = self(input_ids=ids_BT, attention_mask=mask_BT, **types)
+            mixes = {} if self.sentences.mix is None else {"output_hidden_states": True}
+            out = self(input_ids=ids_BT, attention_mask=mask_BT, **types, **mixes)
             if self.task == "embedding":
-                yield list(pool_tokens(out.last_hidden_state.float(), mask_BT, self.pooling).numpy())
+                yield list(self._vectors(out, mask_BT, tokens.skip))
             else:
                 yield _HEADS[self.task](out, mask_BT.bool())
+
+    def _vectors(self, out: Any, mask_BT: Tensor, skip: int) -> np.ndarray:
+        """Embeddings, float32 (B, values). skip: tokens at the beginning of each text that do not count."""
+        hidden_BTH, mix = out.last_hidden_state.float(), self.sentences.mix
+        if mix is not None:
+            layers_LBTH = torch.stack(out.hidden_states[mix.start :]).float()
+            weights_L = torch.from_numpy(mix.weights_L / mix.weights_L.sum())
+            hidden_BTH = torch.einsum("l,lbth->bth", weights_L, layers_LBTH)
+        pooling = self.sentences.pooling
+        if skip:
+            kept = zip(hidden_BTH, mask_BT.bool(), strict=True)
+            pooled_BH = np.stack([pool_rows(hidden_TH[real_T].numpy(), pooling, skip) for hidden_TH, real_T in kept])
+        else:
+            pooled_BH = pool_tokens(hidden_BTH, mask_BT, pooling).numpy()
+        return after_pooling(self.sentences, pooled_BH)
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """As `Model.logits`."""
@@ -178,5 +205,6 @@ _HEADS: dict[str, Callable[[Any, Tensor], list[np.ndarray]]] = {
 
 def float_model(loaded: LoadedModel) -> GenericModel:
     """A source model, as loaded, ready to run in float."""
-    pooling = read_pooling(loaded.directory)
-    return GenericModel(loaded.model, loaded.tokenizer, loaded.task, pooling, loaded.max_tokens, "torch", loaded.path)
+    return GenericModel(
+        loaded.model, loaded.tokenizer, loaded.task, loaded.sentences, loaded.max_tokens, "torch", loaded.path
+    )

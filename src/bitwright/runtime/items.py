@@ -14,15 +14,19 @@ Items = Sequence[str] | Sequence[Pair] | Sequence[Sequence[int]]
 
 
 class Tokens(NamedTuple):
-    """Of each item, token ids and their types; types None: all are of type 0."""
+    """Of each item, token ids and their types; types None: all are of type 0.
+
+    skip: so many at the beginning of each, those of a prompt, do not count when token vectors are pooled.
+    """
 
     ids: list[list[int]]
     types: list[list[int]] | None = None
+    skip: int = 0
 
     def of(self, chosen: Sequence[int]) -> "Tokens":
         """Those of some items."""
         types = self.types
-        return Tokens([self.ids[i] for i in chosen], None if types is None else [types[i] for i in chosen])
+        return Tokens([self.ids[i] for i in chosen], None if types is None else [types[i] for i in chosen], self.skip)
 
 
 def texts_of(items: Items) -> tuple[list[str], list[str] | None] | None:

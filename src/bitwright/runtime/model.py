@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bitwright.progress import Track
-from bitwright.runtime.items import Items, Tokens
+from bitwright.files.sentences import Sentences
+from bitwright.runtime.items import Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,14 @@ class Model(Protocol):
     @property
     def width(self) -> int | None:
         """Values of the vector that it gives for each item; None where outputs are as long as the items."""
+
+    @property
+    def sentences(self) -> Sentences:
+        """What sentence-transformers does with texts and vectors around it."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of special tokens, such as the one that ends a text."""
 
     @property
     def tokens_at_once(self) -> int | None:
@@ -89,14 +97,26 @@ class Model(Protocol):
     def logits(self, ids_BT: "Tensor") -> "Tensor":
         """The logits of a language model for sequences of equal length, in the dtype that it computes in: (B, T, V)."""
 
-    def encode(
-        self, items: Items, *, types: Sequence[Sequence[int]] | None = None, batch_size: int = 32,
-        threads: int | None = None, truncate: bool = True, track: Track = iter,
-    ) -> np.ndarray | list[np.ndarray]:  # fmt: skip
+    def encode(self, *items: Any, **options: Any) -> Any:
         """`encoding.encode`."""
 
-    def tokenize(self, items: Items, *, batch_size: int = 32) -> list[list[int]]:
+    def encode_query(self, *items: Any, **options: Any) -> Any:
+        """`encoding.encode_query`."""
+
+    def encode_document(self, *items: Any, **options: Any) -> Any:
+        """`encoding.encode_document`."""
+
+    def tokenize(self, *items: Any, **options: Any) -> list[list[int]]:
         """`encoding.tokenize`."""
+
+    def similarity(self, *items: Any, **options: Any) -> np.ndarray:
+        """`scoring.similarity`."""
+
+    def predict(self, *items: Any, **options: Any) -> Any:
+        """`scoring.predict`."""
+
+    def rank(self, *items: Any, **options: Any) -> list[dict[str, Any]]:
+        """`scoring.rank`."""
 
     def __call__(self, **inputs: Any) -> Any:
         """The Hugging Face forward, on the generic path, without gradients."""

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bitwright.calibration.stream import stream_outputs
 from bitwright.errors import ModelError
+from bitwright.files.sentences import Sentences
 from bitwright.models.load import LoadedModel, materialise, release
-from bitwright.runtime import encoding
+from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import NO_CHANGES, Changes, apply_changes
 from bitwright.runtime.generic_model import GenericModel, float_model, next_token_rows, read_texts, refuse_threads
 from bitwright.runtime.items import Tokens
@@ -31,7 +32,17 @@ class StreamedModel:
     changes: Changes = NO_CHANGES
 
     encode = encoding.encode
+    encode_query = encoding.encode_query
+    encode_document = encoding.encode_document
     tokenize = encoding.tokenize
+    similarity = scoring.similarity
+    predict = scoring.predict
+    rank = scoring.rank
+
+    @property
+    def sentences(self) -> Sentences:
+        """The source's."""
+        return self.loaded.sentences
 
     @property
     def path(self) -> Path:
@@ -77,6 +88,11 @@ class StreamedModel:
     def hf(self) -> Any:
         """The source's transformers module, whole. Raises as `generic`."""
         return self.generic.hf
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """As `Model` says."""
+        return frozenset(self.tokenizer.all_special_ids)
 
     @property
     def generic(self) -> GenericModel:

@@ -180,14 +180,15 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import transformers
 
     from bitwright.families.tasks import AUTO_CLASSES, task_of
-    from bitwright.files.pooling import read_pooling
+    from bitwright.files.sentences import read_sentences
+    from bitwright.models.tensor_files import read_pickled
     from bitwright.runtime.generic_model import GenericModel
 
     path = Path(directory)
     task = task_of(transformers.AutoConfig.from_pretrained(directory).architectures, directory)
     hf = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(directory, dtype=torch.float32).eval()
-    pooling = read_pooling(ModelDirectory(path))
-    return compared(GenericModel(hf, None, task, pooling, ids.shape[1], "transformers", path), ids)[0]
+    sentences = read_sentences(ModelDirectory(path), task, read_pickled=read_pickled)
+    return compared(GenericModel(hf, None, task, sentences, ids.shape[1], "transformers", path), ids)[0]
 
 
 if __name__ == "__main__":

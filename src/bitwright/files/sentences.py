@@ -1,0 +1,259 @@
+"""What sentence-transformers does with texts and vectors around a model: its side files, read once, for both doors.
+
+As sentence-transformers 6 reads them, and under the same condition: only where there is a modules.json. A key that is
+neither followed nor without effect on outputs is told by name. numpy, no torch.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitwright.errors import EngineError, ModelError, brief
+from bitwright.families.tasks import TaskName, class_of
+from bitwright.files.after_pooling import AFTER_POOLING, Dense, Normalize, ReadPickled, Step, activation_name, steps_of
+from bitwright.files.directory import ModelDirectory
+from bitwright.files.layer_mix import LayerMix, layer_mix_of
+from bitwright.files.modules import MODULES_FILE, Module, read_modules
+from bitwright.files.pooling import Pooling, pooling_of
+
+SETTINGS_FILE = "config_sentence_transformers.json"
+# The first of these that says anything counts.
+TRANSFORMER_FILES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+# Keys of a transformer's file -> the values that change nothing here; None: whatever it says.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
+    "unpad_inputs": None,
+    "query_length": (None,),
+    "document_length": (None,),
+    "query_expansion": (None,),
+    "transformer_task": ("feature-extraction", "sequence-classification"),
+    "modality_config": None,  # looked at apart
+    "module_output_name": ("token_embeddings", "scores"),
+    "processing_kwargs": ({}, None),
+}
+_ARGUMENTS_WITHOUT_EFFECT = {
+    "model_kwargs": ("torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_safetensors",
+                     "low_cpu_mem_usage", "device_map", "revision", "trust_remote_code"),
+    "processor_kwargs": ("model_max_length", "use_fast", "padding_side", "revision", "trust_remote_code"),
+    "config_kwargs": ("revision", "trust_remote_code", "use_memory_efficient_attention", "unpad_inputs"),
+}  # fmt: skip
+_OLD_NAMES = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwargs", "config_args": "config_kwargs"}
+_SETTINGS = (
+    "__version__", "model_type", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
+    "activation_fn", "keep_in_fp32_modules",
+)  # fmt: skip
+
+
+class Sentences(NamedTuple):
+    """Of an embedding model, what makes one vector of a text's token vectors; of every model, what is done to texts.
+
+    pooling, steps: of the token vectors, and after them. mix: of the layers' outputs, which takes the place of the last
+    one's. max_tokens: a limit that counts instead of the tokenizer's. lower_case: whether texts are lowered first.
+    prompts, default_prompt: texts put before a text, by name, and the name of the one that is put there unasked.
+    truncate_dim: values of a vector that are kept. similarity: one of `SIMILARITIES`. activation: of a reranker's or a
+    classifier's logits in `predict`, one of `after_pooling.ACTIVATIONS`; None where nothing says it.
+    unknown: keys that are not followed, as "file: key".
+    """
+
+    pooling: Pooling = Pooling()
+    steps: tuple[Step, ...] = ()
+    mix: LayerMix | None = None
+    max_tokens: int | None = None
+    lower_case: bool = False
+    prompts: Mapping[str, str] = {}
+    default_prompt: str | None = None
+    truncate_dim: int | None = None
+    similarity: str = "cosine"
+    activation: str | None = None
+    unknown: tuple[str, ...] = ()
+
+
+NO_FILES = Sentences()
+
+
+def read_sentences(directory: ModelDirectory, task: TaskName, *, read_pickled: ReadPickled | None = None) -> Sentences:
+    """What the side files of a model say.
+
+    read_pickled: reads weights of modules that are no safetensors.
+
+    Raises:
+        ModelError: a file that is not what it should be, or that asks for something that is not done here.
+        CheckpointError: weights of a module that are damaged. EngineError: such as only torch reads.
+    """
+    modules = read_modules(directory)
+    activation = _activation(directory)
+    if task == "text-generation":
+        return Sentences()
+    if modules is None:
+        return Sentences(_pooling_without_files(directory), activation=activation)
+    settings = directory.object(SETTINGS_FILE, MODULES_FILE) or {}
+    unknown = [f"{SETTINGS_FILE}: {key}" for key in settings if key not in _SETTINGS]
+    found = Sentences(activation=activation, **_texts_of(directory, settings))
+    limit, lower_case, more = _transformer(directory, modules, task)
+    found = found._replace(max_tokens=limit, lower_case=lower_case)
+    unknown += more
+    if task != "embedding":
+        _check_alone(directory, modules, task)
+        return found._replace(unknown=tuple(unknown))
+    before, pooled, after = _split(directory, modules)
+    pooling, more = pooling_of(directory, pooled)
+    unknown += more
+    mix, more = layer_mix_of(directory, before, read_pickled) if before else (None, [])
+    unknown += more
+    hidden = directory.config.get("hidden_size", directory.config.get("dim"))
+    width = len(pooling.modes) * hidden if type(hidden) is int else None
+    steps, more = steps_of(directory, after, width, read_pickled)
+    if steps and isinstance(steps[0], Normalize):  # what the engine has an operator for
+        pooling, steps = pooling._replace(normalize=True), steps[1:]
+    return found._replace(pooling=pooling, steps=tuple(steps), mix=mix, unknown=(*unknown, *more))
+
+
+def _pooling_without_files(directory: ModelDirectory) -> Pooling:
+    """The library's choice where nothing says it: the mean; the last token of a model that looks back only."""
+    config = directory.config
+    name = class_of(config.get("architectures"), str(directory.path))
+    return Pooling(("lasttoken",) if name.endswith("ForCausalLM") and config.get("is_causal", True) else ("mean",))
+
+
+def _transformer(directory: ModelDirectory, modules: list[Module], task: str) -> tuple[int | None, bool, list[str]]:
+    """(limit in tokens, whether texts are lowered, keys that are not followed) of the module `Transformer`."""
+    first = modules[0] if modules else Module("", "")
+    if first.kind != "Transformer" or first.folder:
+        file = directory.path / MODULES_FILE
+        where = f" in {first.folder!r}; give that directory" if first.kind == "Transformer" else ""
+        raise ModelError(
+            f"{file}: the first module is {first.kind or 'missing'}{where}. Supported is Transformer with the path "
+            '"", then Pooling, then Dense, LayerNorm or Normalize'
+        )
+    name = next((name for name in TRANSFORMER_FILES if directory.object(name, MODULES_FILE)), TRANSFORMER_FILES[0])
+    config = {_OLD_NAMES.get(key, key): value for key, value in (directory.object(name, MODULES_FILE) or {}).items()}
+    unknown = []
+    for key, value in config.items():
+        if key in ("max_seq_length", "do_lower_case"):
+            continue
+        if key in _ARGUMENTS_WITHOUT_EFFECT:
+            given = value if isinstance(value, dict) else {}
+            unknown += [f"{name}: {key}.{inner}" for inner in given if inner not in _ARGUMENTS_WITHOUT_EFFECT[key]]
+        elif key not in _WITHOUT_EFFECT:
+            unknown.append(f"{name}: {key}")
+        elif (allowed := _WITHOUT_EFFECT[key]) is not None and value not in allowed:
+            raise ModelError(f"{directory.path / name}: {key} is {brief(value)}, which is not followed here")
+    _check_text_only(directory, name, config.get("modality_config"))
+    arguments = config.get("processor_kwargs")
+    arguments = arguments if isinstance(arguments, dict) else {}
+    key = "model_max_length" if "model_max_length" in arguments else "max_seq_length"
+    limit = arguments.get(key, config.get("max_seq_length"))
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ModelError(
+            f"{directory.path / name}: {key} is {brief(limit)}; a number of tokens is needed, or null for no limit"
+        )
+    return limit, bool(config.get("do_lower_case", False)), unknown
+
+
+def _check_text_only(directory: ModelDirectory, name: str, config: object) -> None:
+    """Newer files say which method of the model reads which sort of input; texts must be read as ever."""
+    if config is None:
+        return
+    text = config.get("text") if isinstance(config, dict) else None
+    output = text.get("method_output_name") if isinstance(text, dict) else None
+    plain = isinstance(text, dict) and text.get("method") == "forward"
+    if not plain or output not in ("last_hidden_state", "logits", ["last_hidden_state"], ["logits"]):
+        raise ModelError(
+            f"{directory.path / name}: modality_config is {brief(config)}; only texts that `forward` reads, and its "
+            "last_hidden_state or logits, are followed here"
+        )
+    if "message" in config:  # type: ignore[operator]
+        raise ModelError(f"{directory.path / name}: modality_config has texts go through a chat template")
+
+
+def _split(directory: ModelDirectory, modules: list[Module]) -> tuple[list[Module], Module, list[Module]]:
+    """(modules before pooling, but for the transformer, the pooling, those after it)."""
+    kinds = [module.kind for module in modules]
+    at = kinds.index("Pooling") if "Pooling" in kinds else 0
+    before, after = modules[1:at], modules[at + 1 :]
+    odd = [m.kind for m in before if m.kind != "WeightedLayerPooling"][:3]
+    odd += [m.kind for m in after if m.kind not in AFTER_POOLING][:3]
+    if not at or odd or len(before) > 1:
+        raise ModelError(
+            f"{directory.path / MODULES_FILE}: the modules are {', '.join(kinds[:9])}; supported is Transformer, "
+            f"WeightedLayerPooling or not, Pooling, and then {', '.join(AFTER_POOLING)}. Without "
+            f"{', '.join(odd) or 'that order'} the embeddings would differ from the model's own"
+        )
+    return before, modules[at], after
+
+
+def _check_alone(directory: ModelDirectory, modules: list[Module], task: str) -> None:
+    if len(modules) > 1:
+        kinds = ", ".join(module.kind for module in modules[1:9])
+        raise ModelError(f"{directory.path / MODULES_FILE}: {kinds} after the transformer of a model for {task}")
+
+
+def _texts_of(directory: ModelDirectory, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompts, dimensions and similarity."""
+    file, prompts = directory.path / SETTINGS_FILE, settings.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise ModelError(f"{file}: prompts is {brief(prompts)}; texts by name are needed")
+    prompts = {"query": "", "document": ""} | {name: text or "" for name, text in prompts.items()}
+    default, kept = settings.get("default_prompt_name"), settings.get("truncate_dim")
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        raise ModelError(f"{file}: default_prompt_name is {brief(default)}; the prompts are {brief(list(prompts))}")
+    if kept is not None and (type(kept) is not int or kept < 1):
+        raise ModelError(f"{file}: truncate_dim is {brief(kept)}; a number of values is needed, or null")
+    similarity = settings.get("similarity_fn_name")
+    return {
+        "prompts": prompts,
+        "default_prompt": default,
+        "truncate_dim": kept,
+        "similarity": similarity if similarity in SIMILARITIES else "cosine",
+    }
+
+
+def _activation(directory: ModelDirectory) -> str | None:
+    """What a CrossEncoder applies to logits: its own file's word, else that of config.json, in new and old spelling."""
+    own = (directory.object(SETTINGS_FILE) or {}).get("activation_fn")
+    nested = directory.config.get("sentence_transformers")
+    given = {
+        f"{SETTINGS_FILE}: activation_fn": own,
+        "config.json: sentence_transformers.activation_fn": nested.get("activation_fn")
+        if isinstance(nested, dict)
+        else None,
+        "config.json: sbert_ce_default_activation_function": directory.config.get(
+            "sbert_ce_default_activation_function"
+        ),
+    }
+    for where, path in given.items():
+        if path is not None:
+            return activation_name(path, f"{directory.path}: {where}")
+    return None
+
+
+def width_of(sentences: Sentences, hidden: int) -> int:
+    """Values of a vector, before `truncate_dim`, of a model whose token vectors have `hidden`."""
+    widths = [len(step.weight_NK) for step in sentences.steps if isinstance(step, Dense)]
+    return widths[-1] if widths else len(sentences.pooling.modes) * hidden
+
+
+def after_pooling(sentences: Sentences, vectors_BH: np.ndarray) -> np.ndarray:
+    """The vectors that the modules after pooling make of pooled ones, float32 (B, values)."""
+    for step in sentences.steps:
+        vectors_BH = step(vectors_BH)
+    return vectors_BH
+
+
+def engine_pooling(sentences: Sentences) -> tuple[tuple[str, ...] | None, bool]:
+    """(modes, whether to length 1) of the pooling that the engine does itself; modes None: token vectors are pooled
+    outside of it, because a prompt's tokens may not count.
+
+    Raises:
+        EngineError: a mix of layers, for which it has no operator.
+    """
+    if sentences.mix is not None:
+        raise EngineError("WeightedLayerPooling, a mix of all layers' outputs, has no operator")
+    if not sentences.pooling.include_prompt:
+        return None, False
+    return sentences.pooling.modes, sentences.pooling.normalize
