@@ -79,7 +79,8 @@ class Subject:
         """What the model makes of `texts` with just these units quantized."""
         names = frozenset(name for unit in quantized for name in self.units[unit])
         with only_quantized(self.model.hf, dict(self.modules), names):
-            return self.model.encode(texts)
+            outputs: Outputs = self.model.encode(texts)
+            return outputs
 
     def losses(self, float_outputs: Outputs, quantized: Sequence[str]) -> list[float]:
         """Each true loss with just these units quantized."""

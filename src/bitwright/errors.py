@@ -9,6 +9,7 @@
     ├── NumericsError       NaN or infinity where numbers are needed; shapes or codes that break an invariant
     ├── KernelError         a kernel variant that this machine lacks, or arguments it cannot take
     ├── EngineError         a model, or a part of one, that the engine has no operator for
+    ├── LibraryError        the user's own library, which judges, is missing or does not take the model
     └── TargetError         a plan that a target runtime cannot run
 
 A budget that is not met is no error but a result: see `pipeline.Result`.
@@ -62,6 +63,10 @@ class NotFiniteError(NumericsError):
 
 class KernelError(BitwrightError):
     """A kernel variant that this machine lacks, or arguments that it cannot take."""
+
+
+class LibraryError(BitwrightError):
+    """The user's own library (sentence-transformers, transformers) is missing, or does not take a model."""
 
 
 class EngineError(BitwrightError):

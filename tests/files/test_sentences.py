@@ -178,7 +178,11 @@ def test_a_mix_of_layers(source: Path, tmp_path: Path, asked: bool) -> None:
         (SETTINGS, {"truncate_dim": 0}, "truncate_dim is 0; a number of values"),
         (TRANSFORMER_FILES[0], {"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask'"),
         (TRANSFORMER_FILES[0], {"query_length": 32}, "query_length is 32"),
-        (TRANSFORMER_FILES[0], {"modality_config": {"image": {"method": "f"}}}, "modality_config is .*; only texts that `forward` reads"),
+        (
+            TRANSFORMER_FILES[0],
+            {"modality_config": {"image": {"method": "f"}}},
+            "modality_config is .*; only texts",
+        ),
         (TRANSFORMER_FILES[0], {"processing_kwargs": {"text": {"max_length": 3}}}, "processing_kwargs is"),
     ],
 )

@@ -43,7 +43,7 @@ def changed(source: Path, copy: Path, settings: dict[str, Any]) -> Path:
 def ids_of(directory: Path, texts: list[str]) -> list[list[int]]:
     opened = open_tokenizer(ModelDirectory(directory))
     assert opened is not None
-    return [encoding.ids for encoding in encodings_of(opened[0], texts, None)]
+    return [encoding.ids for encoding in encodings_of(opened.tokenizer, texts, None)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_camembert_splits_at_spaces_and_sets_a_mark_before_each_word(tiny_model:
     assert ids_of(copy, words) == [theirs(text)["input_ids"] for text in words]
     opened = open_tokenizer(ModelDirectory(copy))
     assert opened is not None
-    (pair,) = encodings_of(opened[0], words[:1], words[1:2])
+    (pair,) = encodings_of(opened.tokenizer, words[:1], words[1:2])
     assert pair.ids == theirs(*words[:2])["input_ids"]
     settings = json.loads((copy / "tokenizer_config.json").read_text()) | {"add_prefix_space": False}
     (copy / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -216,7 +216,7 @@ def test_pairs_of_long_texts_take_memory_as_their_length(tiny_model: TinyModel) 
     text = "a class " * 1500
     before = rss_mib()
     reset.write_text("5")
-    (encoding,) = encodings_of(opened[0], [text], [text])
+    (encoding,) = encodings_of(opened.tokenizer, [text], [text])
     assert [cut(encoding, 64, "right", typed=False)[0]] == model.tokenize([(text, text)])
     assert peak_rss_mib() - before < 60  # with every combination of what is cut off, 500
 
@@ -238,7 +238,7 @@ def test_half_of_a_surrogate_pair(
     with pytest.raises(InputError, match=message):
         model.tokenize(first if second is None else list(zip(first, second, strict=True)))
     with pytest.raises(InputError, match=message):
-        encodings_of(opened[0], first, second)
+        encodings_of(opened.tokenizer, first, second)
 
 
 @pytest.mark.parametrize(

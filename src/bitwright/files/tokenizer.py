@@ -10,21 +10,42 @@ import resource
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
 
-from bitwright.errors import EngineError, InputError, foreign
+from bitwright.errors import EngineError, InputError, brief, foreign
 from bitwright.families import FAMILIES
 from bitwright.families.tokenizers import TOKENIZERS, TokenizerTraits
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.reading import MAX_JSON_BYTES
 
+# Written by `quantize` into tokenizer_config.json where the tokenizer of the files and that of transformers differ.
+GENERIC_KEY = "bitwright_only_transformers_reads"
+
+# What transformers builds a tokenizer from where there is no tokenizer.json.
+_VOCABULARIES = (
+    "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model",
+    "bpe.codes",
+)  # fmt: skip
 _MOST_GROWN = 100  # characters that one may become, or pieces that a text is put together of
 
 
-def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> tuple[Tokenizer, str] | None:
-    """The tokenizer, without truncation or padding, and the side at which texts are cut: "right" or "left".
+class OpenTokenizer(NamedTuple):
+    """A tokenizer without truncation or padding.
+
+    side: where texts are cut, "right" or "left". types: whether it hands out token types at all; single_types: whether
+    the tokens of a text alone have others than 0.
+    """
+
+    tokenizer: Tokenizer
+    side: str
+    types: bool
+    single_types: bool
+
+
+def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTokenizer | None:
+    """The tokenizer of a directory, None if it has none.
 
     lowers: whether texts are lowered first (`sentences.lower_case`).
 
@@ -33,8 +54,12 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> tuple[
     """
     file, settings_file = directory.path / "tokenizer.json", directory.path / "tokenizer_config.json"
     if not file.is_file():
+        if found := next((name for name in _VOCABULARIES if (directory.path / name).is_file()), None):
+            raise EngineError(f"{directory.path}: {found} without a tokenizer.json, which only transformers reads")
         return None
     settings = directory.object(settings_file.name) or {}
+    if settings.get(GENERIC_KEY):
+        raise EngineError(f"{settings_file}: {GENERIC_KEY} says that only transformers reads this tokenizer")
     if file.stat().st_size > MAX_JSON_BYTES:
         raise EngineError(f"{file}: {file.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
     with foreign(f"{file}: the tokenizer cannot be built", EngineError):
@@ -48,7 +73,50 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> tuple[
         raise EngineError(f"{settings_file}: truncation_side is {side!r}, neither 'right' nor 'left'")
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, side
+    _check_specials(tokenizer, directory, settings, traits)
+    names = settings.get("model_input_names")
+    types = "token_type_ids" in names if isinstance(names, list) else traits.types
+    single_types = types and any(encodings_of(tokenizer, ["a"], None, file)[0].type_ids)
+    return OpenTokenizer(tokenizer, side, types, single_types)
+
+
+def _check_specials(
+    tokenizer: Tokenizer, directory: ModelDirectory, settings: dict[str, Any], traits: TokenizerTraits
+) -> None:
+    """transformers adds the tokens that side files name, and puts those around a text that they call cls and sep.
+
+    Raises:
+        EngineError: tokenizer.json does not have them so.
+    """
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    maps = directory.object("special_tokens_map.json") or {}
+    named = [*_tokens_in(settings), *_tokens_in(maps), *(directory.object("added_tokens.json") or {})]
+    if lost := next((token for token in named if token not in known), None):
+        raise EngineError(f"{directory.path}: the token {brief(lost)} of its side files is not in tokenizer.json")
+    if traits.word_piece:
+        around = [_content(settings.get(key) or maps.get(key)) for key in ("cls_token", "sep_token")]
+        found = encodings_of(tokenizer, [""], None, directory.path)[0].tokens
+        if len(found) != 2 or any(a not in (None, b) for a, b in zip(around, found, strict=True)):
+            raise EngineError(
+                f"{directory.path}: tokenizer.json puts {brief(found)} around a text, its side files {around}"
+            )
+
+
+def _tokens_in(settings: dict[str, Any]) -> Iterator[str]:
+    """Tokens that tokenizer_config.json or special_tokens_map.json names."""
+    for key, value in settings.items():
+        if key == "added_tokens_decoder" and isinstance(value, dict):
+            found: list[Any] = list(value.values())
+        elif key in ("additional_special_tokens", "extra_special_tokens"):
+            found = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        else:
+            found = [value] if key.endswith("_token") else []
+        yield from (content for token in found if (content := _content(token)) is not None)
+
+
+def _content(token: Any) -> str | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
 
 
 def lower_case(tokenizer: Tokenizer) -> None:

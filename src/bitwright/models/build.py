@@ -141,7 +141,7 @@ def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences)
                 lower_case(tokenizer.backend_tokenizer)
     except (EngineError, ModelError) as error:
         return None, str(error)
-    wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
+    wanted = sorted({*type(tokenizer).vocab_files_names.values(), "tokenizer.json"})
     if any((path / file).is_file() for file in wanted):
         return tokenizer, None
     return None, f"{path}: no vocabulary: {type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"

@@ -16,15 +16,20 @@ from bitwright.files.directory import source_files
 from bitwright.kernels import dispatch, native
 from bitwright.models.load import LoadedModel
 from bitwright.pipeline.opened import Opened, open_model
+from bitwright.pipeline.reference import Reference, ask_library
 from bitwright.pipeline.request import Texts
-from bitwright.pipeline.scored import Scored, doubts, draw
+from bitwright.pipeline.scored import Scored, as_texts, doubts, draw
+from bitwright.pipeline.tokenizing import NO_TOKENIZER_FILES, TokenizerFiles, tokenizer_files
 from bitwright.plan import Plan
+from bitwright.progress import Progress
 from bitwright.quantizing.layers import needs_inputs
 from bitwright.recipe import Recipe
 from bitwright.runtime.changes import FloatModel
 from bitwright.runtime.environment import version_of
+from bitwright.runtime.library import start_library
 from bitwright.search.decide import Decision
 
+_COMPARED_TEXTS = 1000  # of the run, which two tokenizers must read alike
 _LARGE_FILE = 64 << 20  # bytes; larger files of a model are weights, which have a digest of their own
 
 
@@ -34,7 +39,8 @@ class Job:
 
     recipe: what is asked; plan: what it makes of the model. model: in float, ready to run. source_sha256: of the
     weights on disk. warnings: what a reader of the result should know. decision: what `method: auto` became, and why;
-    None where the recipe names every method.
+    None where the recipe names every method. tokenizer: files that the result has for its own. reference: what the
+    user's own library gives, None before it was asked.
     """
 
     recipe: Recipe
@@ -46,6 +52,8 @@ class Job:
     warnings: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
     decision: Decision | None = None
+    tokenizer: TokenizerFiles = NO_TOKENIZER_FILES
+    reference: Reference | None = None
 
     def with_recipe(self, recipe: Recipe) -> "Job":
         """The same job with another recipe for the same model, and its plan."""
@@ -88,14 +96,20 @@ def _told(loaded: LoadedModel) -> list[str]:
     return [f"not known, and not followed: {', '.join(unknown)}"] if unknown else []
 
 
-def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False) -> Job:
+def open_job(
+    name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False, compares: bool = False
+) -> Job:
     """Load the model, resolve the recipe, and draw the texts. Nothing is written.
+
+    compares: whether `compared_with_library` comes next; what that takes is begun meanwhile.
 
     Raises:
         BitwrightError: of any kind; whatever can be known to fail later fails here.
     """
     start = time.perf_counter()
     opened = open_model(name, trust_remote_code=trust_remote_code)
+    if compares:
+        start_library()
     plan, loaded = opened.plan(recipe), opened.loaded
     if loaded.tokenizer is None:
         raise InputError(
@@ -103,6 +117,24 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
         )
     model = opened.runnable()
     scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in plan))
-    job = Job(recipe, plan, opened, model, scored, loaded.directory.fingerprint, [*_told(loaded), *doubts(scored)])
+    tokenizer = tokenizer_files(loaded, as_texts([*scored.tuning.texts, *scored.held_out.texts])[:_COMPARED_TEXTS])
+    warnings = [*_told(loaded), *([tokenizer.note] if tokenizer.note else []), *doubts(scored)]
+    fingerprint = loaded.directory.fingerprint
+    job = Job(recipe, plan, opened, model, scored, fingerprint, warnings, tokenizer=tokenizer)
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
     return job
+
+
+def compared_with_library(job: Job, *, judges: bool, progress: Progress) -> Job:
+    """The job, its float model compared with the user's own library.
+
+    judges: whether a verdict needs the library's word.
+
+    Raises:
+        ModelError: the library reads the model's files otherwise.
+    """
+    loaded = job.opened.loaded
+    pairs = loaded.task in ("sequence-classification", "question-answering")
+    with job.timed("compare"):
+        reference = ask_library(loaded, job.model, job.scored, pairs=pairs, judges=judges, progress=progress)
+    return replace(job, reference=reference, warnings=[*job.warnings, *([reference.why] if reference.why else [])])

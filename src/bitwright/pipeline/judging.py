@@ -47,7 +47,9 @@ def judge_result(
         # Perplexity is a matter of small differences, and nothing here is timed: float32 around the integers.
         trusted = job.opened.loaded.trust_remote_code
         final = load(staged, trust_remote_code=trusted, compute="float32" if job.opened.streams else "auto")
-        float_outputs = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
+        float_outputs = None if job.reference is None else job.reference.held_out
+        if float_outputs is None:
+            float_outputs = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
         quant_outputs = run_task(job.scored.held_out, final, progress, "held-out texts, quantized")
         interval = paired_bootstrap(job.scored.held_out, float_outputs, quant_outputs, seed=job.recipe.seed)
     evaluation = evaluation_facts(job, interval, float_outputs, quant_outputs)

@@ -31,7 +31,8 @@ def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs
 
 def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Measure:
     """Measures recipes that keep some of the linears of `quantized` in 16 bit; nothing is quantized for it."""
-    float_outputs: list[Outputs] = []
+    given = None if job.reference is None else job.reference.tuning
+    float_outputs: list[Outputs] = [] if given is None else [given]
 
     @cache
     def measure(recipe: Recipe) -> Measured:

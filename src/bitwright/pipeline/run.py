@@ -22,7 +22,7 @@ from bitwright.errors import InputError
 from bitwright.files.reading import read_text
 from bitwright.pipeline.decision import decision_facts, resolve_auto
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
-from bitwright.pipeline.job import Job, open_job
+from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
 from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts
@@ -106,11 +106,12 @@ def quantize(
     command = command or reproducing_command(model, Path(out), recipe, texts)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
     progress.say(f"loading {model}")
-    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code)
+    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, compares=True)
     front = recipe.budget.min_speedup is not None
     if front and (job.opened.streams or not judged or not speed):
         why = "language models are not timed" if job.opened.streams else "this run times nothing"
         raise InputError(f"min_speedup = {recipe.budget.min_speedup:g}: {why}; leave it out")
+    job = compared_with_library(job, judges=judged, progress=progress)
     job = resolve_auto(job, progress)
     check_out(asked.out, job.opened.loaded.path, overwrite=overwrite)
     checkpoints = 1 + front * MOST_VARIANTS

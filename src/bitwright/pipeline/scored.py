@@ -1,8 +1,10 @@
 """The texts of a run, drawn: what decides, what methods look at, and what sensitivity compares, all disjoint."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, mix, parse_sources, require_texts
 from bitwright.calibration.windows import Window, mix_windows
@@ -57,7 +59,7 @@ def draw(opened: Opened, model: Model, recipe: Recipe, texts: Texts, *, calibrat
     return Scored(tuning, held_out, calibration, probe, _evaluation_sha256(texts))
 
 
-def as_texts(items: Items) -> list[str]:
+def as_texts(items: Items | Sequence[Any]) -> list[str]:
     """The items of a model that reads texts."""
     return [item for item in items if isinstance(item, str)]
 

@@ -91,7 +91,9 @@ def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
     changed = quantized.changed_for(job.plan)
     parts = QuantizedParts(layers, half_names(job.plan), quantized.tables, changed=changed)
     written = FORMATS["compressed-tensors"].write
-    written(job.opened.loaded.directory, directory, parts, job.opened.names, model_card="")
+    written(
+        job.opened.loaded.directory, directory, parts, job.opened.names, model_card="", extra_files=job.tokenizer.files
+    )
 
 
 def dequantized(job: Job, quantized: Quantized) -> Model:

@@ -148,8 +148,7 @@ def _tokens(
     prefix = _prompt_of(model, prompt, prompt_name)
     if prefix:
         first = [prefix + text for text in first]
-    typed = second is not None and n_types > 1
-    tokens = model.read(first, second, typed=typed, limit=model.max_tokens if truncate else None)
+    tokens = model.read(first, second, typed=n_types > 1, limit=model.max_tokens if truncate else None)
     if not truncate:
         refuse_long((len(ids) > model.max_tokens for ids in tokens.ids), model.max_tokens)
     checked = check_types(tokens.types, tokens.ids, n_types)

@@ -18,11 +18,11 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.files.limits import text_limit, tokenizer_limit
 from bitwright.files.pooling import pool_rows
 from bitwright.files.sentences import after_pooling, engine_pooling, read_sentences, width_of
-from bitwright.files.tokenizer import encodings_of, open_tokenizer
+from bitwright.files.tokenizer import open_tokenizer
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, native_isa
 from bitwright.runtime import encoding, scoring
-from bitwright.runtime.items import Tokens, cut_all
+from bitwright.runtime.items import Tokens, read_with
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,8 +76,7 @@ class EngineModel:
         """As `Model.read`."""
         if self._tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer.json; give token ids instead")
-        tokenizer, side = self._tokenizer
-        return cut_all(encodings_of(tokenizer, first, second, self.path), limit, side, typed=typed)
+        return read_with(self._tokenizer, first, second, typed=typed, limit=limit, where=self.path)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
@@ -98,7 +97,7 @@ class EngineModel:
     @property
     def special_ids(self) -> frozenset[int]:
         """As `Model` says."""
-        found = {} if self._tokenizer is None else self._tokenizer[0].get_added_tokens_decoder()
+        found = {} if self._tokenizer is None else self._tokenizer.tokenizer.get_added_tokens_decoder()
         return frozenset(index for index, token in found.items() if token.special)
 
     @property

@@ -155,7 +155,8 @@ class GenericModel:
 
 
 def read_texts(tokenizer: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
-    """`Model.read` with a tokenizer of transformers. Types are those of its file, also where its class hides them."""
+    """`Model.read` with a tokenizer of transformers, which hands out types or does not."""
+    typed = typed and "token_type_ids" in tokenizer.model_input_names
     with foreign(f"{tokenizer.name_or_path}: the tokenizer fails on these texts", ModelError):
         try:
             found = tokenizer(first, second, return_token_type_ids=typed, verbose=False)
@@ -163,7 +164,9 @@ def read_texts(tokenizer: Any, first: list[str], second: list[str] | None, *, ty
             refuse_surrogates(first, second)
             raise
     if found.encodings is not None:
-        return cut_all(found.encodings, limit, tokenizer.truncation_side, typed=typed)
+        tokens = cut_all(found.encodings, limit, tokenizer.truncation_side, typed=typed)
+        plain = second is None and not any(map(any, tokens.types or ()))
+        return tokens._replace(types=None) if plain else tokens
     if limit is not None:  # a tokenizer of Python
         found = tokenizer(first, second, return_token_type_ids=typed, truncation=True, max_length=limit)
     return Tokens(found["input_ids"], found["token_type_ids"] if typed else None)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitwright.errors import InputError
-from bitwright.files.tokenizer import cut
+from bitwright.files.tokenizer import OpenTokenizer, cut, encodings_of
 
 Pair = tuple[str, str]
 Items = Sequence[str] | Sequence[Pair] | Sequence[Sequence[int]]
@@ -95,6 +95,14 @@ def cut_all(encodings: Sequence[Any], limit: int | None, side: str, *, typed: bo
     """
     rows = [cut(encoding, sys.maxsize if limit is None else limit, side, typed=typed) for encoding in encodings]
     return Tokens([ids for ids, _ in rows], [types or [] for _, types in rows] if typed else None)
+
+
+def read_with(
+    opened: OpenTokenizer, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None, where: object
+) -> Tokens:
+    """`Model.read` with a tokenizer of the tokenizers library. where: the model, for messages."""
+    typed = typed and (opened.single_types if second is None else opened.types)
+    return cut_all(encodings_of(opened.tokenizer, first, second, where), limit, opened.side, typed=typed)
 
 
 def refuse_types(types: object) -> None:

@@ -79,7 +79,8 @@ class Model(Protocol):
         """Calls of integer kernels that a forward of it spares, because their results were computed beforehand."""
 
     def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
-        """The tokens of texts, or of pairs (first, second), special ones included, with their types if `typed`.
+        """The tokens of texts, or of pairs (first, second), special ones included; if `typed`, with their types, where
+        the tokenizer hands out any and they are not all 0 anyway.
 
         limit: texts are cut to so many tokens, of a pair the longer one first; None leaves them whole.
 

@@ -82,8 +82,8 @@ def rank(
     texts = list(documents)
     scores = predict(model, [(query, text) for text in texts], **options)
     order = sorted(range(len(texts)), key=lambda i: -float(scores[i]))[:top_k]
-    text_of = (lambda i: {"text": texts[i]}) if return_documents else (lambda i: {})
-    return [{"corpus_id": i, "score": float(scores[i])} | text_of(i) for i in order]
+    shown = [{"text": text} if return_documents else {} for text in texts]
+    return [{"corpus_id": i, "score": float(scores[i])} | shown[i] for i in order]
 
 
 def _is_one_pair(items: Any) -> bool:
@@ -97,8 +97,7 @@ def _activated(model: "Model", logits_NL: np.ndarray, given: Callable[[Any], Any
     if hasattr(given, "forward"):  # a torch module
         import torch
 
-        scores: torch.Tensor = given(torch.from_numpy(logits_NL))
-        return scores.detach().numpy()
+        return torch.as_tensor(given(torch.from_numpy(logits_NL))).detach().numpy()
     return given(logits_NL)
 
 

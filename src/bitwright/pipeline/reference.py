@@ -1,0 +1,120 @@
+"""What the user's own library makes of the float model: the judge, and the first look, before the work.
+
+Bitwright reads a model by its own code. If that misses a key or a form of file, the quantized model and a float one
+that Bitwright reads are wrong alike, and no comparison of the two shows it. So a process of its own runs the library on
+the model's directory: first on texts that readers are known to see differently, whose tokens and outputs must be those
+of Bitwright's float model; then on the texts of the verdict, so that the loss is one against the library.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+import torch
+
+from bitwright.errors import LibraryError, ModelError, brief
+from bitwright.evaluate import Task
+from bitwright.evaluate.kinds import Outputs
+from bitwright.models.load import LoadedModel
+from bitwright.pipeline.hard_texts import hard_pairs, hard_texts
+from bitwright.progress import Progress
+from bitwright.runtime.library import Library
+from bitwright.runtime.model import Model
+
+# How far outputs may lie apart, relative to the longest: both compute in float32, and order sums differently.
+_TOLERANCE = 1e-3
+_FORWARDED = 24  # hard texts whose outputs are compared, of at most so many tokens
+_FORWARDED_TOKENS = 512
+
+
+class Sides(Protocol):
+    """The two sides of what decides, as `Scored` has them."""
+
+    @property
+    def tuning(self) -> Task:
+        """What choices are made on."""
+
+    @property
+    def held_out(self) -> Task:
+        """What the verdict is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """library: what judges, with its version; None if there is none, and `why` says it. tuning, held_out: its outputs
+    for the texts of either side, None where it was not asked for them.
+    """
+
+    library: str | None
+    why: str | None = None
+    tuning: Outputs | None = None
+    held_out: Outputs | None = None
+
+
+def ask_library(
+    loaded: LoadedModel, model: Model, scored: Sides, *, pairs: bool, judges: bool, progress: Progress
+) -> Reference:
+    """Compare the float model with the library, and where it judges, take its outputs for the texts that decide.
+
+    pairs: whether the model is used on pairs. judges: whether there will be a verdict.
+
+    Raises:
+        ModelError: the library reads other tokens, or gives other outputs; the message names the text and both.
+    """
+    if loaded.task == "text-generation":
+        if not judges:
+            return Reference(None)
+        needed, free = 4 * sum(p.numel() for p in loaded.model.parameters()), psutil.virtual_memory().available
+        if needed > free // 2:
+            why = f"the whole model needs {needed >> 20} MiB in float32, more than half of the {free >> 20} MiB free"
+            return Reference(None, f"judged against Bitwright's own forward, not transformers': {why}")
+    progress.say("comparing with the library that users of the model have")
+    try:
+        with Library(
+            loaded.path, loaded.task, threads=torch.get_num_threads(), limit=loaded.max_tokens,
+            trust_remote_code=loaded.trust_remote_code,
+        ) as library:  # fmt: skip
+            for items in [] if loaded.task == "text-generation" else _kinds_of_items(loaded, pairs):
+                _check_tokens(loaded, model, library, items)
+                _check_outputs(loaded, model, library, items)
+            if not judges:
+                return Reference(library.name)
+            tuning, held_out = (task.run(library.encode) for task in (scored.tuning, scored.held_out))
+            return Reference(library.name, None, tuning, held_out)
+    except LibraryError as error:
+        return Reference(None, f"not compared with the library that users of the model have ({error})")
+
+
+def _kinds_of_items(loaded: LoadedModel, pairs: bool) -> list[Sequence[Any]]:
+    texts = hard_texts(sorted(loaded.tokenizer.get_added_vocab()), loaded.max_tokens)
+    return [texts, hard_pairs(texts)] if pairs else [texts]
+
+
+def _check_tokens(loaded: LoadedModel, model: Model, library: Library, items: Sequence[Any]) -> None:
+    for item, theirs, ours in zip(items, library.read(items), model.tokenize(items), strict=True):
+        if theirs[0].tolist() != ours:
+            raise ModelError(
+                f"{loaded.path}: {library.name} reads {brief(item)} as {brief(theirs[0].tolist())}, Bitwright as "
+                f"{brief(ours)}; the result would answer otherwise than the model, so nothing was quantized"
+            )
+
+
+def _check_outputs(loaded: LoadedModel, model: Model, library: Library, items: Sequence[Any]) -> None:
+    short = [n for n, ids in enumerate(model.tokenize(items)) if 0 < len(ids) <= _FORWARDED_TOKENS]
+    some = [items[n] for n in dict.fromkeys([*short[:_FORWARDED], *short[-1:]])]
+    theirs, ours = _rows(library.encode(some)), _rows(model.encode(some))
+    longest = max(float(np.linalg.norm(row)) for row in theirs)
+    for item, a, b in zip(some, theirs, ours, strict=True):
+        apart = float(np.linalg.norm(a - b)) if a.shape == b.shape else float("inf")
+        if not apart <= _TOLERANCE * longest:
+            how = f"lie {apart / longest:.2g} apart" if a.shape == b.shape else f"have {a.shape} and {b.shape} values"
+            raise ModelError(
+                f"{loaded.path}: the outputs of {library.name} and of Bitwright's float model for {brief(item)} {how}; "
+                "the result would answer otherwise than the model, so nothing was quantized"
+            )
+
+
+def _rows(outputs: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
+    return [np.asarray(row, np.float64) for row in outputs]

@@ -1,0 +1,112 @@
+"""`Library`: the user's own library, running a model in a process of its own: the judge of what Bitwright reads.
+
+See `library_server.py`. The process that imports the libraries is kept for the next model; it ends by itself.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitwright.errors import LibraryError
+from bitwright.runtime.library_server import receive, send
+
+_server: list[subprocess.Popen[bytes]] = []
+
+
+@atexit.register
+def stop_library() -> None:
+    """End the process that imports the libraries, if there is one."""
+    while _server:
+        server = _server.pop()
+        server.kill()
+        server.communicate()
+
+
+def start_library() -> None:
+    """Let the libraries be imported while something else is done."""
+    if _server and _server[0].poll() is None:
+        return
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "critical", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+             "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}  # fmt: skip
+    _server[:] = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bitwright.runtime.library_server"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | quiet,
+        )
+    ]  # fmt: skip
+
+
+class Library:
+    """A float model as sentence-transformers or transformers runs it, in float32; a context manager.
+
+    name: of the library, with its version.
+    """
+
+    def __init__(
+        self, directory: Path, task: str, *, threads: int, limit: int, trust_remote_code: bool = False
+    ) -> None:
+        """limit: tokens at which texts are cut where the tokenizer does not say it.
+
+        Raises:
+            LibraryError: the library is not installed, or cannot load the model.
+        """
+        request = {"directory": os.fspath(directory.resolve()), "task": task, "threads": threads, "limit": limit,
+                   "trust_remote_code": trust_remote_code}  # fmt: skip
+        self._open = False
+        try:
+            start_library()
+            answer, _ = self._asked(request)
+        except (EOFError, OSError):  # it ended for want of work
+            stop_library()
+            start_library()
+            answer, _ = self._asked(request)
+        self._open = True
+        self.name: str = answer["library"]
+
+    def encode(self, items: Sequence[Any]) -> Any:
+        """What the library makes of texts, pairs of texts or windows of ids: an array, or a list of arrays."""
+        rows = self._do("encode", items)
+        return np.stack(rows) if rows and len({row.shape for row in rows}) == 1 and rows[0].ndim == 1 else rows
+
+    def read(self, items: Sequence[Any]) -> list[np.ndarray]:
+        """Ids and types of the tokens that the model gets for texts or pairs, int64 (2, tokens) each."""
+        return self._do("read", items)
+
+    def __enter__(self) -> "Library":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._open:
+            self._open = False
+            send(_stdin(), {"do": "close"})
+
+    def _do(self, what: str, items: Sequence[Any]) -> list[np.ndarray]:
+        plain = [item if isinstance(item, str) else list(item) for item in items]
+        return self._asked({"do": what, "items": plain})[1] if plain else []
+
+    def _asked(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        send(_stdin(), request)
+        answer, arrays = receive(_stdout())
+        if "error" in answer or "died" in answer:
+            self._open = False
+            why = answer.get("error") or f"its process ended with status {answer['died']}"
+            raise LibraryError(why)
+        return answer, arrays
+
+
+def _stdin() -> int:
+    pipe = _server[0].stdin
+    assert pipe is not None
+    return pipe.fileno()
+
+
+def _stdout() -> int:
+    pipe = _server[0].stdout
+    assert pipe is not None
+    return pipe.fileno()

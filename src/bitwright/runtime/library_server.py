@@ -1,0 +1,235 @@
+"""The user's own library in processes of its own: sentence-transformers or transformers, which load a directory as a
+person would. Of Bitwright, nothing that reads a model is used here.
+
+This file, run as a module, is a server: it imports the libraries once, which takes seconds, and forks for each model
+that it is asked for; the child answers until it is told to close, and its memory goes with it. The server ends when its
+input does, or after a while without work.
+
+A message is two lengths (8 bytes each, little endian), a JSON object, and arrays as an .npz file, or nothing.
+"""
+
+import contextlib
+import io
+import json
+import os
+import select
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+IDLE_SECONDS = 60
+_BATCH = 32
+
+Message = tuple[dict[str, Any], list[np.ndarray]]
+# A text; a pair of texts; the ids of a window of tokens.
+Item = str | list[str] | list[int]
+
+
+def send(descriptor: int, content: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
+    """Write a message."""
+    head, body = json.dumps(content).encode("utf-8", "surrogatepass"), b""
+    if arrays:
+        buffer = io.BytesIO()
+        np.savez(buffer, *arrays)
+        body = buffer.getvalue()
+    data = memoryview(struct.pack("<QQ", len(head), len(body)) + head + body)
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def receive(descriptor: int) -> Message:
+    """Read a message.
+
+    Raises:
+        EOFError: there is none any more.
+    """
+    head_bytes, body_bytes = struct.unpack("<QQ", _exactly(descriptor, 16))
+    content = json.loads(_exactly(descriptor, head_bytes).decode("utf-8", "surrogatepass"))
+    if not body_bytes:
+        return content, []
+    with np.load(io.BytesIO(_exactly(descriptor, body_bytes)), allow_pickle=False) as arrays:
+        return content, [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+
+
+def _exactly(descriptor: int, count: int) -> bytes:
+    parts = []
+    while count:
+        part = os.read(descriptor, min(count, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _serve() -> None:
+    """Answer on what was standard output; what the libraries print goes to standard error."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import sentence_transformers  # noqa: F401
+    while select.select([0], [], [], IDLE_SECONDS)[0]:
+        try:
+            request, _ = receive(0)
+        except EOFError:
+            return
+        child = os.fork()
+        if child == 0:
+            _answer(request, answers)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status:
+            send(answers, {"died": status})
+
+
+def _answer(request: dict[str, Any], answers: int) -> None:
+    """Load a model, and answer for it until told to close."""
+    import torch
+
+    torch.set_num_threads(request["threads"])
+    try:
+        model = _load(request)
+        send(answers, {"library": model.library})
+        while True:
+            asked, _ = receive(0)
+            if asked["do"] == "close":
+                return
+            with torch.inference_mode():
+                arrays = list(getattr(model, asked["do"])(asked["items"]))
+            send(answers, {}, arrays)
+    except EOFError:
+        return
+    except Exception as error:
+        send(answers, {"error": " ".join(f"{type(error).__name__}: {error}".split())[:600]})
+
+
+def _load(request: dict[str, Any]) -> Any:
+    task, path, trust = request["task"], request["directory"], request["trust_remote_code"]
+    reranks = task == "sequence-classification" and os.path.exists(os.path.join(path, "modules.json"))
+    if task == "embedding" or reranks:
+        try:
+            return _Sentences(path, trust, reranks)
+        except ImportError:
+            if task == "embedding":
+                raise
+    return _Heads(path, task, trust, request["limit"])
+
+
+class _Sentences:
+    """A SentenceTransformer, or a CrossEncoder without the activation of its scores."""
+
+    def __init__(self, path: str, trust: bool, reranks: bool) -> None:
+        import sentence_transformers
+        import torch
+
+        kind = sentence_transformers.CrossEncoder if reranks else sentence_transformers.SentenceTransformer
+        # In float32, whatever the files have: the result is compared with what the model is, not with its rounding.
+        how = {"model_kwargs": {"dtype": torch.float32}, "trust_remote_code": trust, "device": "cpu"}
+        self.model: Any = kind(path, **how)
+        self.reranks = reranks
+        self.library = f"sentence-transformers {sentence_transformers.__version__}"
+
+    def encode(self, items: list[Item]) -> Iterator[np.ndarray]:
+        """An embedding, or logits, for each item."""
+        import torch
+
+        given = [tuple(item) if isinstance(item, list) else item for item in items]
+        if not self.reranks:
+            yield from self.model.encode(given, batch_size=_BATCH, show_progress_bar=False)
+            return
+        raw = torch.nn.Identity()
+        scores = self.model.predict(given, batch_size=_BATCH, activation_fn=raw, show_progress_bar=False)
+        yield from (np.atleast_1d(row) for row in scores)
+
+    def read(self, items: list[Item]) -> Iterator[np.ndarray]:
+        """Ids and types of the tokens of each item, int64 (2, tokens): what the model gets."""
+        name = self.model.default_prompt_name
+        prompt = self.model.prompts.get(name) if name else None
+        for item in items:
+            features = self.model.preprocess([tuple(item) if isinstance(item, list) else item], prompt=prompt)
+            yield _ids_and_types(features)
+
+
+class _Heads:
+    """A model of transformers with the head for a task, and its tokenizer."""
+
+    def __init__(self, path: str, task: str, trust: bool, limit: int) -> None:
+        import torch
+        import transformers
+
+        classes = {
+            "sequence-classification": transformers.AutoModelForSequenceClassification,
+            "token-classification": transformers.AutoModelForTokenClassification,
+            "question-answering": transformers.AutoModelForQuestionAnswering,
+            "text-generation": transformers.AutoModelForCausalLM,
+        }
+        self.model: Any = classes[task].from_pretrained(path, dtype=torch.float32, trust_remote_code=trust).eval()
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+        self.task, self.limit = task, min(limit, self.tokenizer.model_max_length)
+        self.library = f"transformers {transformers.__version__}"
+
+    def encode(self, items: list[Item]) -> Iterator[np.ndarray]:
+        """Logits for each item; of token classifiers (tokens, labels), of question answering (2, tokens); of language
+        models what `token_outputs` makes of them."""
+        import torch
+
+        if self.task == "text-generation":
+            from bitwright.evaluate.logits import token_outputs
+
+            for item in items:
+                ids = [i for i in item if isinstance(i, int)]
+                yield token_outputs(self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0], ids)
+            return
+        found: dict[int, np.ndarray] = {}
+        order = sorted(range(len(items)), key=lambda i: -sum(map(len, map(str, items[i]))))
+        for start in range(0, len(order), _BATCH):
+            some = order[start : start + _BATCH]
+            batch = self._tokens([items[i] for i in some], padding=True)
+            out, real = self.model(**batch), batch["attention_mask"].bool()
+            found |= zip(some, _ROWS[self.task](out, real), strict=True)
+        yield from (found[i] for i in range(len(items)))
+
+    def read(self, items: list[Item]) -> Iterator[np.ndarray]:
+        """As of `_Sentences`."""
+        for item in items:
+            yield _ids_and_types(self._tokens([item], padding=False))
+
+    def _tokens(self, items: list[Item], *, padding: bool) -> Any:
+        pairs = not isinstance(items[0], str)
+        sides = [[item[i] for item in items] for i in (0, 1)] if pairs else [items]
+        return self.tokenizer(*sides, padding=padding, truncation=True, max_length=self.limit, return_tensors="pt")
+
+
+def _ids_and_types(features: Any) -> np.ndarray:
+    ids = features["input_ids"][0].numpy()
+    types = features["token_type_ids"][0].numpy() if "token_type_ids" in features else np.zeros_like(ids)
+    return np.stack([ids, types])
+
+
+def _text_rows(out: Any, real_BT: Any) -> list[np.ndarray]:
+    return list(out.logits.numpy())
+
+
+def _token_rows(out: Any, real_BT: Any) -> list[np.ndarray]:
+    return [logits[real].numpy() for logits, real in zip(out.logits, real_BT, strict=True)]
+
+
+def _span_rows(out: Any, real_BT: Any) -> list[np.ndarray]:
+    spans = zip(out.start_logits, out.end_logits, real_BT, strict=True)
+    return [np.stack([start[real].numpy(), end[real].numpy()]) for start, end, real in spans]
+
+
+_ROWS: dict[str, Callable[[Any, Any], list[np.ndarray]]] = {
+    "sequence-classification": _text_rows,
+    "token-classification": _token_rows,
+    "question-answering": _span_rows,
+}
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _serve()
