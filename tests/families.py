@@ -132,11 +132,16 @@ def write_model(path: Path, family: str, task: str, texts: list[str], **how: Any
     """`small_model(...)` as a directory, with a tokenizer of the texts' words."""
     model = small_model(family, task, **how)
     model.save_pretrained(path)
-    small_tokenizer(model.config.get_text_config().pad_token_id, texts).save_pretrained(path)
+    config = model.config.get_text_config()
+    tokenizer = small_tokenizer(config.pad_token_id, texts, types=getattr(config, "type_vocab_size", 1) > 1)
+    tokenizer.save_pretrained(path)
 
 
-def small_tokenizer(pad_id: int, texts: list[str]) -> Any:
-    """WordPiece over 200 entries: special tokens, characters, and the commonest words of the texts."""
+def small_tokenizer(pad_id: int, texts: list[str], *, types: bool = False) -> Any:
+    """WordPiece over 200 entries: special tokens, characters, and the commonest words of the texts.
+
+    types: whether it hands out token types.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -156,7 +161,7 @@ def small_tokenizer(pad_id: int, texts: list[str]) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=64,
-        model_input_names=["input_ids", "attention_mask"],
+        model_input_names=["input_ids", *["token_type_ids"] * types, "attention_mask"],
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",

@@ -103,7 +103,7 @@ def test_texts_are_cut_at_the_side_that_the_files_name(
         file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation": truncation}))
     opened = open_tokenizer(ModelDirectory(copy))
     assert opened is not None
-    tokenizer, side = opened
+    tokenizer, side = opened.tokenizer, opened.side
     model, long = float_model(load_model(copy)), " ".join(texts[:20])
     assert side == model.tokenizer.truncation_side == "left"
     for item in (long, (long, texts[3]), (texts[3], long), (long, long)):
@@ -172,6 +172,7 @@ def test_settings_of_sentence_pieces_agree_or_are_refused(
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.post_processor = PROCESSORS["template"]
+    tokenizer.add_special_tokens(specials)
     tokenizer.save(str(copy / "tokenizer.json"))
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": specials[1]}))
