@@ -4,6 +4,7 @@ Nothing here builds a model, nothing is unpickled, and no torch is imported.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,8 @@ _LICENSES = {  # how the first lines of a license text name it -> SPDX identifie
 class ModelDirectory:
     """A model directory, opened: each of its JSON files is read and parsed once, its weights are mapped once.
 
-    path: the directory.
+    path: the directory, absolute, so that what is read later does not depend on where the process is then. Links stay:
+    their name is what the user calls the model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +53,7 @@ class ModelDirectory:
             check_directory(path)
         except OSError as error:
             raise ModelError(f"{path}: cannot be looked through ({error.strerror})") from None
-        self.path = path
+        self.path = Path(os.path.abspath(path))
         self._parsed: dict[str, Any] = {}
 
     def __repr__(self) -> str:

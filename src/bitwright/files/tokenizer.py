@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitwright.families.tokenizers import TOKENIZERS, TokenizerTraits
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.reading import MAX_JSON_BYTES
 
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
 _MOST_GROWN = 100  # characters that one may become, or pieces that a text is put together of
 
 
@@ -180,3 +182,26 @@ def _as_set_up(tokenizer: Tokenizer, file: Path, traits: TokenizerTraits, settin
 def _state(part: Any) -> Any:
     """A part of a tokenizer as tokenizer.json has it."""
     return None if part is None else json.loads(part.__getstate__())
+
+
+def _keep_forks_quiet() -> None:
+    """Let a forked child tokenize on one thread: the library's pool of threads is not in it, and the library, where its
+    variable is not set, says so on the user's terminal. What the user has set stays.
+    """
+    lock, ours = threading.Lock(), False  # from before a fork until after it, so that two forks do not mix
+
+    def before() -> None:
+        nonlocal ours
+        lock.acquire()
+        ours = _PARALLELISM not in os.environ
+        os.environ.setdefault(_PARALLELISM, "false")
+
+    def after_in_parent() -> None:
+        if ours:
+            os.environ.pop(_PARALLELISM, None)
+        lock.release()
+
+    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=lock.release)
+
+
+_keep_forks_quiet()

@@ -24,6 +24,7 @@ from bitwright.files.counts import check_counts
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.limits import sentence_limit
 from bitwright.files.tokenizer import check_growth
+from bitwright.kernels import torch_threads
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
@@ -70,6 +71,7 @@ def build_empty(
         ModelError: an architecture without a row, or a config that transformers cannot build.
     """
     _check_task(task)
+    torch_threads.settle()
     if isinstance(source, ModelDirectory):
         path = source.path
         source.check_counts()

@@ -4,7 +4,6 @@ What only the Hugging Face module can give (`hf`, calling the model, logits of a
 first asked for, and then runs the generic path.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from bitwright.files.pooling import Pooling, read_pooling
 from bitwright.files.tokenizer import encodings_of, open_tokenizer
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, native_isa
+from bitwright.kernels.processors import default_threads, usable_processors
 from bitwright.runtime import encoding
 from bitwright.runtime.items import Tokens, cut_all
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 class EngineModel:
     """An encoder whose every operator is native: a `Model`.
 
-    backend: "engine:<isa>". threads: how many `encode` uses unless told otherwise.
+    backend: "engine:<isa>". threads: how many `encode` uses unless told otherwise. More than the process may use
+    processors (`usable_processors`) are taken as so many: they wait for each other by spinning, for the processor too.
     """
 
     def __init__(self, directory: ModelDirectory, *, threads: int | None = None) -> None:
         """Raises:
         EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
-        if threads is not None:
-            check_count("threads", threads)
+        self.threads = default_threads() if threads is None else _at_most_processors(threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = open_weights(directory)
@@ -53,7 +53,6 @@ class EngineModel:
         self.n_types, self.folded = program.types, program.folded
         self.width = program.output.width if program.output.per_sequence else None
         self.tokens_at_once = None  # sequences are never padded
-        self.threads = threads or default_threads()
         self._tokenizer = open_tokenizer(directory)
         directory.forget_tensors()  # they are packed
         self._generic: GenericModel | None = None
@@ -70,8 +69,9 @@ class EngineModel:
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
+        threads = self.threads if threads is None else _at_most_processors(threads)
         for tokens in batches:
-            out = self.executor.run(tokens.ids, self.threads if threads is None else threads, types=tokens.types)
+            out = self.executor.run(tokens.ids, threads, types=tokens.types)
             if self.executor.program.output.per_sequence:
                 yield list(out)
                 continue
@@ -107,7 +107,5 @@ class EngineModel:
         return self.generic(**inputs)
 
 
-def default_threads() -> int:
-    """OMP_NUM_THREADS if that is set, as torch takes it; else the processors that this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
+def _at_most_processors(threads: int) -> int:
+    return min(check_count("threads", threads), usable_processors())
