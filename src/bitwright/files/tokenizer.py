@@ -184,24 +184,27 @@ def _state(part: Any) -> Any:
     return None if part is None else json.loads(part.__getstate__())
 
 
-def _keep_forks_quiet() -> None:
-    """Let a forked child tokenize on one thread: the library's pool of threads is not in it, and the library, where its
-    variable is not set, says so on the user's terminal. What the user has set stays.
+def _see_to_forks() -> None:
+    """Let a forked child tokenize on one thread. The library's others are not in it: it would wait for them for ever
+    where the user has asked for them (its variable is "true"), and say so on the terminal where that is not set.
     """
-    lock, ours = threading.Lock(), False  # from before a fork until after it, so that two forks do not mix
+    lock = threading.Lock()  # held from before a fork until after it, so that two forks do not mix
+    found: str | None = None
 
     def before() -> None:
-        nonlocal ours
+        nonlocal found
         lock.acquire()
-        ours = _PARALLELISM not in os.environ
-        os.environ.setdefault(_PARALLELISM, "false")
+        found = os.environ.get(_PARALLELISM)
+        os.environ[_PARALLELISM] = "false"
 
     def after_in_parent() -> None:
-        if ours:
+        if found is None:
             os.environ.pop(_PARALLELISM, None)
+        else:
+            os.environ[_PARALLELISM] = found
         lock.release()
 
     os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=lock.release)
 
 
-_keep_forks_quiet()
+_see_to_forks()

@@ -1,6 +1,6 @@
 """How many processors this process may use: by its affinity mask and by its container's quota. No torch.
 
-A container (docker --cpus, a Kubernetes limit, systemd's CPUQuota) leaves all processors in the mask and stops the whole
+A container (docker --cpus, a Kubernetes limit, systemd's CPUQuota) leaves all processors in the mask, and stops the
 process when it has used up its share of a period. Threads that wait for each other by spinning use it up at once.
 """
 
@@ -34,10 +34,11 @@ def _groups(of_process: Path, mount: Path) -> Iterator[Path]:
     """Folders of the groups that limit the processor time of this process: its own, and all around them.
 
     /proc/self/cgroup has lines "hierarchy:controllers:/path". In a container the path may be that of the host, of which
-    only the container's own part is mounted, at the root: where a folder is absent, those around it are still looked at.
+    only the container's own part is mounted, at the root; so the root is looked at even where the path is not there.
     """
     for line in _text(of_process).splitlines() or ["0::/"]:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if not controllers:  # version 2, alone or beside version 1
             roots = [mount, mount / "unified"]
         elif "cpu" in controllers.split(","):

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-
 from bitwright.errors import InputError
 from bitwright.files.directory import ModelDirectory, source_bytes
 from bitwright.kernels.processors import default_threads

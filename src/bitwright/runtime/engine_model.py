@@ -4,6 +4,7 @@ What only the Hugging Face module can give (`hf`, calling the model, logits of a
 first asked for, and then runs the generic path.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from bitwright.kernels.dispatch import active_isa, native_isa
 from bitwright.kernels.processors import default_threads, usable_processors
 from bitwright.runtime import encoding
 from bitwright.runtime.items import Tokens, cut_all
+from bitwright.runtime.pickling import LoadedFrom, reduce_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,8 +59,23 @@ class EngineModel:
         directory.forget_tensors()  # they are packed
         self._generic: GenericModel | None = None
 
+    loaded_from: LoadedFrom | None = None
+
     encode = encoding.encode
     tokenize = encoding.tokenize
+    __reduce__ = reduce_model
+
+    def __copy__(self) -> "EngineModel":
+        """A model that shares all with this one: the packed weights are not written, and any thread may run them."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EngineModel":
+        """As `__copy__`, but for the transformers module, if it is loaded: users may change that."""
+        twin = copy.copy(self)
+        twin._generic = copy.deepcopy(self._generic, memo)
+        return twin
 
     def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
         """As `Model.read`."""
