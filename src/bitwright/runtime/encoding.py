@@ -8,7 +8,7 @@ import numpy as np
 from bitwright.engine.executor import check_count
 from bitwright.errors import NotFiniteError
 from bitwright.progress import Track
-from bitwright.runtime.items import Items, Tokens, check_ids, check_types, refuse_long, refuse_types, texts_of
+from bitwright.runtime.items import Items, Tokens, check_ids, check_types, listed, refuse_long, refuse_types, texts_of
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
@@ -72,9 +72,10 @@ def _tokens(
     model: "Model", items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool
 ) -> Tokens:
     check_count("batch_size", batch_size)
-    texts, n_types = texts_of(items), model.n_types
+    given, n_types = listed(items), model.n_types
+    texts = texts_of(given)
     if texts is None:
-        return check_types(types, check_ids(items, model.max_tokens), n_types)
+        return check_types(types, check_ids(given, model.max_tokens), n_types)
     refuse_types(types)
     typed = texts[1] is not None and n_types > 1
     tokens = model.read(*texts, typed=typed, limit=model.max_tokens if truncate else None)

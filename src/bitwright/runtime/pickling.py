@@ -43,8 +43,8 @@ def reduce_model(model: "Model") -> tuple[Any, ...]:
     found: LoadedFrom | None = getattr(model, "loaded_from", None)
     if found is None:
         raise ModelError(
-            f"{model.path}: this model ({model.backend}) was made in memory, and a pickle holds a model's directory, "
-            "not its weights; pickle what load() gave"
+            f"{model.path}: load() did not give this model ({model.backend}), and a pickle holds a directory, not "
+            "weights; pickle what load() gave"
         )
     if not found.path.is_dir() or _stamp(found.path) != found.stamp:
         raise ModelError(f"{found.path}: has changed since the model was loaded; load it again, then pickle it")
