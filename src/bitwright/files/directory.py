@@ -53,7 +53,7 @@ class ModelDirectory:
             check_directory(path)
         except OSError as error:
             raise ModelError(f"{path}: cannot be looked through ({error.strerror})") from None
-        self.path = Path(os.path.abspath(path))
+        self.path = absolute(path)
         self._parsed: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -174,6 +174,14 @@ class ModelDirectory:
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 yield chunk
+
+
+def absolute(path: Path) -> Path:
+    """The same place, wherever the process is later. Links stay, as the user named them, but for those that `..` comes
+    after: it leads out of where they lead.
+    """
+    last = max((i for i, part in enumerate(path.parts) if part == ".."), default=-1)
+    return Path(os.path.realpath(Path(*path.parts[: last + 1])), *path.parts[last + 1 :])
 
 
 def read_json(file: Path) -> Any:

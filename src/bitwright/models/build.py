@@ -3,6 +3,7 @@ file that imports transformers at module level.
 """
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _BUILD_ERRORS = (
     ArithmeticError,
 )  # fmt: skip
 _LOCAL = {"local_files_only": True}
+_ALONE = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,16 +162,19 @@ def _building(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from logging and drawing progress bars; what they would say is reported as our own errors."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """Keep transformers from logging and drawing progress bars; what they would say is reported as our own errors. One
+    thread at a time: this, and how modules are made inside, are settings of the whole process.
+    """
+    with _ALONE:
+        level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 def _one_line(error: BaseException) -> str:
