@@ -167,3 +167,19 @@ def test_missing_directory_and_missing_weights_say_what_to_do(tmp_path, copy):
     (copy / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no weights; expected one of model\.safetensors, "):
         _ = ModelDirectory(copy).tensors
+
+
+def test_a_relative_path_is_meant_where_it_was_opened(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = copy.parent / "here", copy.parent / "elsewhere"
+    for folder in (here, elsewhere / "inner"):
+        folder.mkdir(parents=True)
+    (here / "link").symlink_to(copy)
+    (here / "out").symlink_to(elsewhere / "inner")
+    (elsewhere / "model").symlink_to(copy)
+    monkeypatch.chdir(here)
+    opened = [ModelDirectory(Path(name)) for name in ("link", "./link/.", "../model", "out/../model", str(copy))]
+    with pytest.raises(ModelError, match=r"^absent: no such directory"):
+        ModelDirectory(Path("absent"))
+    monkeypatch.chdir("/")
+    assert [one.path for one in opened] == [here / "link", here / "link", copy, elsewhere / "model", copy]
+    assert all(one.config["model_type"] == "bert" and one.tensors for one in opened)

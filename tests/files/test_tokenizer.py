@@ -1,6 +1,7 @@
 """Texts as tokens: what transformers and the tokenizers library make of the same files."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from bitwright.files.tokenizer import check_growth, cut, encodings_of, longest_f
 from bitwright.models.load import load_model
 from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.resident import peak_rss_mib, rss_mib
+from tests.forks import ended_well, in_child
 
 TinyModel = Callable[..., Path]
 TEXTS = ["Hello WORLD Class", "Ünïcode Á à", "汉字 and 漢字", "a-b,c.  D"]
@@ -283,3 +285,26 @@ def test_a_panic_of_the_library_is_an_error(tiny_model: TinyModel, tmp_path: Pat
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(EngineError, match="the tokenizer"):
         ids_of(directory, ["a" * 40 + "!"])
+
+
+@pytest.mark.parametrize("set_by_user", [None, "true", "false"])
+def test_a_forked_child_tokenizes_on_one_thread(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, set_by_user: str | None
+) -> None:
+    """The library's pool of threads is not in the child, where it would wait for it."""
+    name = "TOKENIZERS_PARALLELISM"
+    if set_by_user is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, set_by_user)
+    opened = open_tokenizer(ModelDirectory(tiny_model("bert")))
+    assert opened is not None
+    texts = TEXTS * 20
+
+    def ids() -> list[list[int]]:
+        return [encoding.ids for encoding in encodings_of(opened[0], texts, None)]
+
+    want = ids()
+    assert ended_well(in_child(lambda: ids() == want and os.environ[name] == "false", 10))
+    assert os.environ.get(name) == set_by_user
+    assert ids() == want

@@ -2,24 +2,27 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bitwright
 from bitwright.errors import InputError, NumericsError
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model, open_lazily
 from bitwright.recipe import make_recipe
-from bitwright.runtime import encoding
+from bitwright.runtime import encoding, engine_model
 from bitwright.runtime.encoding import batches_of
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.generic_model import GenericModel, float_model
 from bitwright.runtime.model import Model
 from bitwright.runtime.streamed import StreamedModel
+from tests.forks import ended_well, in_child
 
 pytestmark = pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 HOW = ("engine", "generic", "streamed", "whole decoder")
@@ -105,10 +108,66 @@ def test_refusals_are_the_same(model: Model) -> None:
             model.encode(items, **options)
 
 
+def test_threads_beyond_the_processors_are_not_taken(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, taken = models["engine"], []
+    assert isinstance(engine, EngineModel)
+    run = engine.executor.run
+    monkeypatch.setattr(
+        engine.executor, "run", lambda ids, threads, **more: taken.append(threads) or run(ids, threads, **more)
+    )
+    monkeypatch.setattr(engine_model, "usable_processors", lambda: 2)
+    for threads in (1, 2, 5):
+        engine.encode(["a"], threads=threads)
+    assert taken == [1, 2, 2]
+    assert [bitwright.load(engine.path, threads=threads).threads for threads in (1, 7)] == [1, 2]  # type: ignore[attr-defined]
+
+
 def test_threads_are_the_engines(models: dict[str, Model]) -> None:
     np.testing.assert_array_equal(models["engine"].encode(["a"], threads=2), models["engine"].encode(["a"]))
     with pytest.raises(InputError, match=r"this model runs on torch, whose threads torch\.set_num_threads sets"):
         models["generic"].encode(["a"], threads=2)
+
+
+def test_several_python_threads_at_once(model: Model, texts: list[str]) -> None:
+    lists = [texts[:9], texts[9:13], texts[13:14]]
+    wants = [model.encode(items, batch_size=4) for items in lists]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(4):
+            found = model.encode(lists[number % 3], batch_size=4)
+            wrong.extend(number for mine, want in zip(found, wants[number % 3], strict=True) if (mine != want).any())
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_forked_children_encode_the_same(model: Model, texts: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        x = torch.ones(400, 400)
+        want, children = model.encode(texts[:2]), []
+
+        def same() -> bool:
+            return all(map(np.array_equal, model.encode(texts[:2]), want)) and bool((x @ x == 400).all())
+
+        def fork_once() -> None:
+            assert same()  # torch's threads are there, and the engine's, and the tokenizers library's
+            children.append(in_child(same))
+
+        fork_once()
+        thread = threading.Thread(target=fork_once)
+        thread.start()
+        thread.join()
+        assert [ended_well(child) for child in children] == [True] * 2
+    finally:
+        torch.set_num_threads(threads)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_batches_are_tracked_as_they_are_done(model: Model) -> None:

@@ -129,7 +129,7 @@ def test_bad_input(quantized: Callable[..., EngineModel]) -> None:
         ([[1, 300]], "token id 300"), ([[]], "item 0 has 0 tokens"),
         ([[1.7]], "item 0 is list"),
         ([[2**70]], "other than a token id"), ({"a": 1}, "this is dict"), ({"a"}, "this is set"),
-        ((text for text in ["a"]), "this is generator"), (["a", "\ud800"], "text 1 holds"),
+        ((text for text in ["a", 1]), "text 1 is int"), (["a", "\ud800"], "text 1 holds"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             model.encode(items)

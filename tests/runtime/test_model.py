@@ -67,7 +67,7 @@ def test_texts_are_tokenized_and_cut(llama: GenericModel) -> None:
         (["a", 3], "text 1 is int, not str"),
         ([[3, 4], "a"], "item 1 is str: texts, pairs of texts or sequences of token ids"),
         ([[3, 0.5]], "item 0 is list: texts, pairs of texts or sequences"),
-        ([None], "item 0 is NoneType"),
+        ([None], "text 0 is NoneType"),
         ([[3], []], "item 1 has 0 tokens; this model takes 1 to 64"),
         ([[3] * 65], "item 0 has 65 tokens; this model takes 1 to 64"),
     ],

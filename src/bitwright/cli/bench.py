@@ -44,7 +44,7 @@ def shape(text: str) -> Shape:
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads of every runtime. Default: as many as torch takes.",
+    help="Threads of every runtime. Default: OMP_NUM_THREADS, or one for each processor that this process may use.",
 )
 @click.option(
     "--rounds",

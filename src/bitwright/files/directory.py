@@ -4,6 +4,7 @@ Nothing here builds a model, nothing is unpickled, and no torch is imported.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,8 @@ _LICENSES = {  # how the first lines of a license text name it -> SPDX identifie
 class ModelDirectory:
     """A model directory, opened: each of its JSON files is read and parsed once, its weights are mapped once.
 
-    path: the directory.
+    path: the directory, absolute, so that what is read later does not depend on where the process is then. Links stay:
+    their name is what the user calls the model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +53,7 @@ class ModelDirectory:
             check_directory(path)
         except OSError as error:
             raise ModelError(f"{path}: cannot be looked through ({error.strerror})") from None
-        self.path = path
+        self.path = absolute(path)
         self._parsed: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -172,6 +174,14 @@ class ModelDirectory:
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 yield chunk
+
+
+def absolute(path: Path) -> Path:
+    """The same place, wherever the process is later. Links stay, as the user named them, but for those that `..` comes
+    after: it leads out of where they lead.
+    """
+    last = max((i for i, part in enumerate(path.parts) if part == ".."), default=-1)
+    return Path(os.path.realpath(Path(*path.parts[: last + 1])), *path.parts[last + 1 :])
 
 
 def read_json(file: Path) -> Any:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -28,6 +29,7 @@ _VOCABULARIES = (
     "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model",
     "bpe.codes",
 )  # fmt: skip
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
 _MOST_GROWN = 100  # characters that one may become, or pieces that a text is put together of
 
 
@@ -265,3 +267,29 @@ def _as_set_up(tokenizer: Tokenizer, file: Path, traits: TokenizerTraits, settin
 def _state(part: Any) -> Any:
     """A part of a tokenizer as tokenizer.json has it."""
     return None if part is None else json.loads(part.__getstate__())
+
+
+def _see_to_forks() -> None:
+    """Let a forked child tokenize on one thread. The library's others are not in it: it would wait for them for ever
+    where the user has asked for them (its variable is "true"), and say so on the terminal where that is not set.
+    """
+    lock = threading.Lock()  # held from before a fork until after it, so that two forks do not mix
+    found: str | None = None
+
+    def before() -> None:
+        nonlocal found
+        lock.acquire()
+        found = os.environ.get(_PARALLELISM)
+        os.environ[_PARALLELISM] = "false"
+
+    def after_in_parent() -> None:
+        if found is None:
+            os.environ.pop(_PARALLELISM, None)
+        else:
+            os.environ[_PARALLELISM] = found
+        lock.release()
+
+    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=lock.release)
+
+
+_see_to_forks()

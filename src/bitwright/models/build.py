@@ -3,6 +3,7 @@ file that imports transformers at module level.
 """
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.limits import text_limit
 from bitwright.files.sentences import Sentences
 from bitwright.files.tokenizer import check_growth, lower_case
+from bitwright.kernels import torch_threads
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
@@ -36,6 +38,7 @@ _BUILD_ERRORS = (
     ArithmeticError,
 )  # fmt: skip
 _LOCAL = {"local_files_only": True}
+_ALONE = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ def build_empty(
         ModelError: an architecture without a row, or a config that transformers cannot build.
     """
     _check_task(task)
+    torch_threads.settle()
     if isinstance(source, ModelDirectory):
         path = source.path
         source.check_counts()
@@ -161,16 +165,19 @@ def _building(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from logging and drawing progress bars; what they would say is reported as our own errors."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """Keep transformers from logging and drawing progress bars; what they would say is reported as our own errors. One
+    thread at a time: this, and how modules are made inside, are settings of the whole process.
+    """
+    with _ALONE:
+        level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 def _one_line(error: BaseException) -> str:

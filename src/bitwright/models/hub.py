@@ -1,6 +1,5 @@
 """From what a user calls a model to a directory: a local path as it is, a hub name through the hub's cache."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from bitwright.errors import ModelError
-from bitwright.files.directory import WEIGHT_FILES
+from bitwright.files.directory import WEIGHT_FILES, absolute
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
@@ -33,7 +32,7 @@ def fetch(name_or_dir: str | Path) -> Path:
     """
     name, path = str(name_or_dir), Path(name_or_dir).expanduser()
     if name and path.is_dir():
-        return Path(os.path.abspath(path))  # links stay: their name is what the user calls the model
+        return absolute(path)
     if not _HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: neither a directory here nor a hub name of the form org/name")
     found = _snapshot(name, ("*.safetensors", "*.safetensors.index.json", *_TEXT_FILES))

@@ -1,5 +1,6 @@
 """Models without values: parameters on the meta device, which have a shape and a dtype and take no memory."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,11 +22,13 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules built here have their parameters on the meta device, and their buffers where they were computed."""
-    register = nn.Module.register_parameter
+    """Modules built here have their parameters on the meta device, and their buffers where they were computed. What
+    other threads build meanwhile is as ever; but no other thread may be in here.
+    """
+    register, builder = nn.Module.register_parameter, threading.get_ident()
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
+        if parameter is not None and not parameter.is_meta and threading.get_ident() == builder:
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from bitwright.errors import InputError
 from bitwright.files.directory import ModelDirectory, source_bytes
+from bitwright.kernels.processors import default_threads
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
@@ -121,7 +120,7 @@ def bench(
         if source and ModelDirectory(place).fingerprint != recorded.source_sha256:
             raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
     return run_bench(
-        directory, Schedule(shapes, threads or torch.get_num_threads(), rounds), rivals=rivals,
+        directory, Schedule(shapes, threads or default_threads(), rounds), rivals=rivals,
         source=None if source is None else ModelDirectory(Path(source)), progress=progress,
     )  # fmt: skip
 

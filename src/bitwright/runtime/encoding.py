@@ -12,7 +12,7 @@ from bitwright.engine.executor import check_count
 from bitwright.errors import InputError, NotFiniteError
 from bitwright.files.pooling import unit
 from bitwright.progress import Track
-from bitwright.runtime.items import Items, Tokens, check_ids, check_types, refuse_long, refuse_types, texts_of
+from bitwright.runtime.items import Items, Tokens, check_ids, check_types, listed, refuse_long, refuse_types, texts_of
 from bitwright.runtime.keywords import chosen_track, refuse_device, refuse_others
 
 if TYPE_CHECKING:
@@ -138,11 +138,12 @@ def _tokens(
     prompt: str | None, prompt_name: str | None,
 ) -> Tokens:  # fmt: skip
     check_count("batch_size", batch_size)
-    texts, n_types = texts_of(items), model.n_types
+    given, n_types = listed(items), model.n_types
+    texts = texts_of(given)
     if texts is None:
         if prompt or prompt_name:
             raise InputError("prompts are put before texts, and these are token ids; tokenize them with the texts")
-        return check_types(types, check_ids(items, model.max_tokens), n_types)
+        return check_types(types, check_ids(given, model.max_tokens), n_types)
     refuse_types(types)
     first, second = texts
     prefix = _prompt_of(model, prompt, prompt_name)

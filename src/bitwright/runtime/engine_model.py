@@ -4,7 +4,7 @@ What only the Hugging Face module can give (`hf`, calling the model, logits of a
 first asked for, and then runs the generic path.
 """
 
-import os
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,10 @@ from bitwright.files.sentences import after_pooling, engine_pooling, read_senten
 from bitwright.files.tokenizer import open_tokenizer
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, native_isa
+from bitwright.kernels.processors import default_threads, usable_processors
 from bitwright.runtime import encoding, scoring
 from bitwright.runtime.items import Tokens, read_with
+from bitwright.runtime.pickling import LoadedFrom, reduce_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,15 +35,15 @@ if TYPE_CHECKING:
 class EngineModel:
     """An encoder whose every operator is native: a `Model`.
 
-    backend: "engine:<isa>". threads: how many `encode` uses unless told otherwise.
+    backend: "engine:<isa>". threads: how many `encode` uses unless told otherwise. More than the process may use
+    processors (`usable_processors`) are taken as so many: they wait for each other by spinning, for the processor too.
     """
 
     def __init__(self, directory: ModelDirectory, *, threads: int | None = None) -> None:
         """Raises:
         EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
-        if threads is not None:
-            check_count("threads", threads)
+        self.threads = default_threads() if threads is None else _at_most_processors(threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = open_weights(directory)
@@ -59,10 +61,11 @@ class EngineModel:
         if self.task == "embedding":
             self.width = width_of(self.sentences, width // len(modes) if modes else width)
         self.tokens_at_once = None  # sequences are never padded
-        self.threads = threads or default_threads()
         self._tokenizer = open_tokenizer(directory, lowers=self.sentences.lower_case)
         directory.forget_tensors()  # they are packed
         self._generic: GenericModel | None = None
+
+    loaded_from: LoadedFrom | None = None
 
     encode = encoding.encode
     encode_query = encoding.encode_query
@@ -71,6 +74,19 @@ class EngineModel:
     similarity = scoring.similarity
     predict = scoring.predict
     rank = scoring.rank
+    __reduce__ = reduce_model
+
+    def __copy__(self) -> "EngineModel":
+        """A model that shares all with this one: the packed weights are not written, and any thread may run them."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EngineModel":
+        """As `__copy__`, but for the transformers module, if it is loaded: users may change that."""
+        twin = copy.copy(self)
+        twin._generic = copy.deepcopy(self._generic, memo)
+        return twin
 
     def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
         """As `Model.read`."""
@@ -80,9 +96,9 @@ class EngineModel:
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
+        threads = self.threads if threads is None else _at_most_processors(threads)
         for tokens in batches:
-            out = self.executor.run(tokens.ids, self.threads if threads is None else threads, types=tokens.types)
-            yield self._outputs(out, tokens)
+            yield self._outputs(self.executor.run(tokens.ids, threads, types=tokens.types), tokens)
 
     def _outputs(self, out: np.ndarray, tokens: Tokens) -> Sequence[np.ndarray]:
         """What becomes of the program's rows: one for each item, or one for each token."""
@@ -128,7 +144,5 @@ class EngineModel:
         return self.generic(**inputs)
 
 
-def default_threads() -> int:
-    """OMP_NUM_THREADS if that is set, as torch takes it; else the processors that this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
+def _at_most_processors(threads: int) -> int:
+    return min(check_count("threads", threads), usable_processors())

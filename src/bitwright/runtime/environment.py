@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import bitwright
-from bitwright.kernels import dispatch
+from bitwright.kernels import dispatch, torch_threads
 
 # Optional runtimes and readers: package -> what it is for.
 OPTIONAL = {
@@ -26,6 +26,7 @@ OPTIONAL = {
 
 def environment() -> dict[str, Any]:
     """Processor, instruction set in use, operating system, versions, threads: plain data."""
+    torch_threads.settle()
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

@@ -17,11 +17,13 @@ from bitwright.files.pooling import pool_rows
 from bitwright.files.sentences import Sentences, after_pooling, width_of
 from bitwright.files.tokenizer import refuse_surrogates
 from bitwright.kernels import dispatch
+from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
 from bitwright.models.load import LoadedModel
 from bitwright.models.pool_tokens import pool_tokens
 from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import Changes, apply_changes
 from bitwright.runtime.items import Tokens, cut_all
+from bitwright.runtime.pickling import LoadedFrom, reduce_model
 from bitwright.runtime.swap import set_compute
 
 _TOKENS_AT_ONCE = 1024  # of a language model: their logits, float32 times the vocabulary, are in memory together
@@ -34,6 +36,7 @@ class GenericModel:
     hf: the transformers module, in eval mode; for a quantized checkpoint its linears are ours.
     backend: what runs the linears: "torch" (float) or "kernels:<isa>".
     max_tokens: longer texts are cut there, as the tokenizer and the model say.
+    loaded_from: None for a model that `load` did not give: a variant, or a model in the making.
     """
 
     hf: nn.Module
@@ -43,6 +46,7 @@ class GenericModel:
     max_tokens: int
     backend: str
     path: Path
+    loaded_from: LoadedFrom | None = None
 
     encode = encoding.encode
     encode_query = encoding.encode_query
@@ -51,6 +55,20 @@ class GenericModel:
     similarity = scoring.similarity
     predict = scoring.predict
     rank = scoring.rank
+    __reduce__ = reduce_model
+
+    def __copy__(self) -> "GenericModel":
+        """A model that shares all with this one."""
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GenericModel":
+        """A model with modules, float parameters and a tokenizer of its own. Codes, which nobody writes, are shared."""
+        exact = (
+            module for module in self.hf.modules() if isinstance(module, QuantLinear | HalfLinear | QuantEmbedding)
+        )
+        memo |= {id(buffer): buffer for module in exact for buffer in module.buffers()}
+        hf, tokenizer = copy.deepcopy((self.hf, self.tokenizer), memo)
+        return replace(self, hf=hf, tokenizer=tokenizer)
 
     def __call__(self, **inputs: Any) -> Any:
         """The Hugging Face forward, without gradients."""
@@ -137,9 +155,9 @@ class GenericModel:
         hf, config = copy.deepcopy(self.hf), cast(Any, self.hf.config)
         apply_changes(hf, architecture_of(config.model_type), changes)
         if not changes.swaps:
-            return replace(self, hf=hf)
+            return replace(self, hf=hf, loaded_from=None)
         set_compute(hf, "auto")
-        return replace(self, hf=hf, backend=f"kernels:{dispatch.active_isa()}")
+        return replace(self, hf=hf, backend=f"kernels:{dispatch.active_isa()}", loaded_from=None)
 
     def _padded(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
         """Ids, mask and types if there are some, int64 (B, T)."""

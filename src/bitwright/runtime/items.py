@@ -1,4 +1,7 @@
-"""What `encode` takes: texts, pairs of texts, or sequences of token ids."""
+"""What `encode` takes: texts, pairs of texts, or sequences of token ids, in anything that gives them in an order.
+
+numpy, torch, pandas, pyarrow and datasets are known by what their objects can do; none is imported for it.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +13,10 @@ from bitwright.errors import InputError
 from bitwright.files.tokenizer import OpenTokenizer, cut, encodings_of
 
 Pair = tuple[str, str]
-Items = Sequence[str] | Sequence[Pair] | Sequence[Sequence[int]]
+Items = Iterable[str] | Iterable[Pair] | Iterable[Sequence[int]]
+
+# Missing values of pandas; those of Python and numpy are None and NaN.
+_MISSING = ("NAType", "NaTType")
 
 
 class Tokens(NamedTuple):
@@ -29,28 +35,48 @@ class Tokens(NamedTuple):
         return Tokens([self.ids[i] for i in chosen], None if types is None else [types[i] for i in chosen], self.skip)
 
 
-def texts_of(items: Items) -> tuple[list[str], list[str] | None] | None:
+def listed(items: Items) -> list[Any] | str:
+    """All items, in the order of iteration: of a list, a generator, an array, a Series, a column of a table. What
+    numpy, torch and pyarrow hold becomes values of Python. One string is left to `texts_of`.
+
+    Raises:
+        InputError: what has no items, or no order of them, or names of columns instead.
+    """
+    if isinstance(items, str):
+        return items
+    columns = any(hasattr(type(items), name) for name in ("columns", "column_names"))
+    for refused, advice in (
+        (columns, "; give one of its columns"),
+        (isinstance(items, set | frozenset), "; its order is undefined"),
+        (isinstance(items, Mapping | bytes | bytearray) or not _iterates(items), ""),
+    ):
+        if refused:
+            raise InputError(f"encode takes a list of texts, this is {type(items).__name__}{advice}")
+    return [item if type(item) is str else _plain(item) for item in items]
+
+
+def texts_of(items: list[Any] | str) -> tuple[list[str], list[str] | None] | None:
     """The texts, and with what each is paired; None for anything else, and for no items at all.
+
+    items: as `listed` gives them.
 
     Raises:
         InputError: a single string, or texts or pairs with something else among them.
     """
     if isinstance(items, str):
         raise InputError("encode takes a list of texts, this is one string; pass [text]")
-    if isinstance(items, Mapping) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
-        raise InputError(f"encode takes a list of texts, this is {type(items).__name__}")
-    if len(items) == 0:
+    if not items:
         return None
-    if isinstance(items[0], str):
+    if _is_textual(items[0]):
         _check_all(items, lambda item: isinstance(item, str), "text", "str")
         return [str(text) for text in items], None
-    if _is_pair(items[0]):
+    if isinstance(items[0], tuple | list) and any(map(_is_textual, items[0])):
         _check_all(items, _is_pair, "pair", "two texts")
         return [str(pair[0]) for pair in items], [str(pair[1]) for pair in items]
     return None
 
 
-def check_ids(items: Items, max_tokens: int) -> list[list[int]]:
+def check_ids(items: list[Any] | str, max_tokens: int) -> list[list[int]]:
     """Sequences of token ids, as lists.
 
     Raises:
@@ -76,6 +102,7 @@ def check_types(types: Sequence[Sequence[int]] | None, ids: list[list[int]], n_t
     """
     if types is None:
         return Tokens(ids)
+    types = [_plain(row) for row in types]
     if len(types) != len(ids):
         raise InputError(f"token types of {len(types)} items for {len(ids)}")
     for index, (row, of) in enumerate(zip(types, ids, strict=True)):
@@ -128,15 +155,49 @@ def refuse_long(longer: Iterable[bool], max_tokens: int) -> None:
 
 
 def _are_whole(numbers: Any) -> bool:
-    """Whether these are whole numbers, of Python or of numpy, in a sequence."""
-    return isinstance(numbers, Sequence | np.ndarray) and all(isinstance(i, int | np.integer) for i in numbers)
+    """Whether these are whole numbers in a sequence."""
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str | bytes | bytearray):
+        return False
+    return all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in numbers)
+
+
+def _iterates(items: Any) -> bool:
+    try:
+        iter(items)
+    except TypeError:  # also of an array of no dimension
+        return False
+    return True
+
+
+def _plain(item: Any) -> Any:
+    """An item of numpy, torch or pyarrow as Python has it, and a sequence of such; any other as it is."""
+    for name in ("tolist", "as_py"):
+        if (convert := getattr(item, name, None)) is not None:
+            return convert()
+    return item
+
+
+def _is_missing(item: Any) -> bool:
+    return item is None or (isinstance(item, float) and item != item) or type(item).__name__ in _MISSING
+
+
+def _is_textual(item: Any) -> bool:
+    """Whether this is a text, or stands where one was meant to be."""
+    return isinstance(item, str | bytes) or _is_missing(item)
 
 
 def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(text, str) for text in item)
 
 
-def _check_all(items: Items, fits: Callable[[Any], bool], what: str, kind: str) -> None:
-    wrong = next((i for i, item in enumerate(items) if not fits(item)), None)
-    if wrong is not None:
-        raise InputError(f"{what} {wrong} is {type(items[wrong]).__name__}, not {kind}")
+def _check_all(items: list[Any], fits: Callable[[Any], bool], what: str, kind: str) -> None:
+    index = next((i for i, item in enumerate(items) if not fits(item)), None)
+    if index is None:
+        return
+    parts = items[index] if isinstance(items[index], tuple | list) else [items[index]]
+    advice = ""
+    if (missing := next((part for part in parts if _is_missing(part)), items)) is not items:
+        advice = f': a value is missing ({missing}); leave the {what} out, or put "" there'
+    elif any(isinstance(part, bytes) for part in parts):
+        advice = ": bytes are not texts; decode them: item.decode()"
+    raise InputError(f"{what} {index} is {type(items[index]).__name__}, not {kind}{advice}")

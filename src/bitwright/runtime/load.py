@@ -1,12 +1,15 @@
 """`load()`: a directory that `bitwright quantize` wrote, or a float one, as a model that runs. Imports no torch."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitwright.errors import EngineError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.runtime.pickling import LoadedFrom
 
 if TYPE_CHECKING:
+    from bitwright.runtime.engine_model import EngineModel
+    from bitwright.runtime.generic_model import GenericModel
     from bitwright.runtime.model import Model
 
 
@@ -21,11 +24,15 @@ def load(
     `model.encode(texts)` gives embeddings, logits, or what a language model makes of each token; `model.hf` is the
     transformers module, for the engine's models loaded when it is asked for.
 
+    The model may be pickled (the pickle holds its absolute path, the arguments given here and a digest; unpickling
+    loads it again), copied, used by several threads at once, and used on after a fork.
+
     Args:
         compute: "auto"; or "float32" or "bfloat16" to take the generic path with what is not quantized in that dtype
             (see `set_compute`). A float model is always loaded in float32.
-        threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. The
-            generic path uses torch's setting.
+        threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. Never
+            more than the processors that the process may use, by its affinity mask and its container's quota: more are
+            slower. The generic path uses torch's setting, which the first model that torch computes lowers to these.
 
     Raises:
         InputError: another `compute`; threads < 1.
@@ -33,7 +40,17 @@ def load(
             config.json, or hold NaN or infinity.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
-    opened, why = _open(Path(directory).expanduser(), directory), ""
+    opened = _open(Path(directory).expanduser(), directory)
+    options: dict[str, Any] = {"compute": compute, "threads": threads, "trust_remote_code": trust_remote_code}
+    model = _loaded(opened, **options)
+    model.loaded_from = LoadedFrom.of(opened.path, options)
+    return model
+
+
+def _loaded(
+    opened: ModelDirectory, compute: str, threads: int | None, trust_remote_code: bool
+) -> "EngineModel | GenericModel":
+    why = ""
     if compute == "auto" and opened.is_quantized:
         from bitwright.runtime.engine_model import EngineModel
 

@@ -21,6 +21,7 @@ from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import NO_CHANGES, Changes, apply_changes
 from bitwright.runtime.generic_model import GenericModel, float_model, next_token_rows, read_texts, refuse_threads
 from bitwright.runtime.items import Tokens
+from bitwright.runtime.pickling import reduce_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,16 @@ class StreamedModel:
     def sentences(self) -> Sentences:
         """The source's."""
         return self.loaded.sentences
+
+    __reduce__ = reduce_model
+
+    def __copy__(self) -> "StreamedModel":
+        """Itself: nothing of it changes, and every call opens the files anew."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamedModel":
+        """As `__copy__`."""
+        return self
 
     @property
     def path(self) -> Path:

@@ -1,0 +1,94 @@
+"""Models in a pickle: for workers that are spawned, joblib, Spark. Imports no torch.
+
+A pickle says where a model lies and how `load` was called, in a few hundred bytes, and holds a digest of what lies
+there; weights stay in their files. To unpickle is to call `load` again, and nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright.errors import ModelError
+from bitwright.files.directory import CONFIG_FILE, weight_files
+
+if TYPE_CHECKING:
+    from bitwright.runtime.model import Model
+
+_RECORD_FILE = "record.json"  # record.RECORD_FILE; importing that would take loading a model 20 ms
+
+Stamp = tuple[tuple[str, int, int], ...]  # name, size, time of the last change in nanoseconds, of each file
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFrom:
+    """Where `load` found a model. options: it was called with; stamp: of the files then."""
+
+    path: Path
+    options: Mapping[str, Any]
+    stamp: Stamp
+
+    @classmethod
+    def of(cls, path: Path, options: Mapping[str, Any]) -> "LoadedFrom":
+        """path: the directory, absolute. What a digest needs is read only when the model is pickled."""
+        return cls(path, options, _stamp(path))
+
+
+def reduce_model(model: "Model") -> tuple[Any, ...]:
+    """`__reduce__` of every model.
+
+    Raises:
+        ModelError: `load` did not give it, or its files have changed since.
+    """
+    found: LoadedFrom | None = getattr(model, "loaded_from", None)
+    if found is None:
+        raise ModelError(
+            f"{model.path}: load() did not give this model ({model.backend}), and a pickle holds a directory, not "
+            "weights; pickle what load() gave"
+        )
+    if not found.path.is_dir() or _stamp(found.path) != found.stamp:
+        raise ModelError(f"{found.path}: has changed since the model was loaded; load it again, then pickle it")
+    return reopen, (str(found.path), dict(found.options), digest_of(found.path))
+
+
+def reopen(path: str, options: dict[str, Any], digest: str) -> "Model":
+    """The model of a pickle, loaded again.
+
+    Raises:
+        ModelError: the directory is gone, or is not what it was. And as `load`.
+    """
+    from bitwright.runtime.load import load
+
+    again = "load the model from where it is now and pickle that"
+    if not Path(path).is_dir():
+        raise ModelError(f"{path}: no such directory; the model that was pickled lay there. Put it back, or {again}")
+    if digest_of(Path(path)) != digest:
+        raise ModelError(f"{path}: the files are not those of the model that was pickled. Put them back, or {again}")
+    return load(path, **options)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 over record.json, if there is one, and config.json, and names and sizes of the weight files.
+
+    Raises:
+        ModelError: there are no weights, or no config.json.
+    """
+    from hashlib import sha256  # 2 ms, which loading a model need not wait for
+
+    digest = sha256()
+    for file in _files(path):
+        whole = file.name in (_RECORD_FILE, CONFIG_FILE)
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes() if whole else b"")
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> Stamp:
+    return tuple((file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    if not (path / CONFIG_FILE).is_file():
+        raise ModelError(f"{path}: no {CONFIG_FILE}; a transformers model directory has one")
+    record = [path / _RECORD_FILE] if (path / _RECORD_FILE).is_file() else []
+    return [*record, path / CONFIG_FILE, *weight_files(path)]
