@@ -169,10 +169,53 @@ def test_heads_are_not_quantized_for_runtimes_that_would_do_it_otherwise(
 ) -> None:
     source = tiny_model("bert", "sequence-classification")
     rules: dict[str, Any] = {"rules": [{"role": "head", "scheme": "w8a8"}]}
-    with pytest.raises(TargetError, match=r"would quantize its 2-D input as one tensor"):
-        open_job(source, make_recipe(rules), Texts(samples=60))
+    with pytest.raises(TargetError, match=r"would quantize its 2-D input as one tensor.*: --target bitwright alone"):
+        open_job(source, make_recipe(rules | {"targets": ["vllm"]}), Texts(samples=60))
     plan = open_job(source, make_recipe(rules | {"targets": ["bitwright"]}), Texts(samples=60)).plan
     assert {row.scheme for row in plan if row.role == "head"} == {"w8a8"}
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "why"),
+    [
+        ("gpt2", {"scheme": "w4a16"}, "keeps its weight transposed"),
+        ("mixtral", {"scheme": "w8a8"}, "reads a mixture of experts only if"),
+        ("bert", {"scheme": "nf4"}, "does not accept the scheme 'nf4"),
+        ("bert", {"embeddings": "int8"}, "cannot read int8 embedding tables"),
+        ("bert", {"method": "smoothquant"}, "goes through a transform"),
+        ("bert", {"rules": [{"role": "head", "scheme": "w8a8"}]}, "would quantize its 2-D input as one tensor"),
+    ],
+)
+def test_default_targets_give_way_and_named_ones_do_not(
+    family: str, asked: dict[str, Any], why: str, tiny_model: TinyModel, tiny_decoder: Callable[..., Path]
+) -> None:
+    source = tiny_model(family) if family == "bert" else tiny_decoder(family)
+    job = open_job(source, make_recipe(asked), Texts(samples=60))
+    assert job.recipe.targets == ("bitwright",)
+    assert len(job.dropped) == 1
+    assert job.dropped[0].startswith("transformers cannot load the result")
+    assert why in job.dropped[0]
+    with pytest.raises(TargetError, match=rf"{why}.*targets: \[bitwright\] in the recipe"):
+        open_job(source, make_recipe(asked | {"targets": ["bitwright", "transformers"]}), Texts(samples=60))
+
+
+def test_targets_fit_every_recipe_that_the_search_tries(tiny_decoder: Callable[..., Path]) -> None:
+    """With one expert in 16 bit transformers cannot stack them; what is asked of it was known of the plan before."""
+    job = open_job(tiny_decoder("mixtral"), make_recipe({"scheme": "w4a16"}), Texts(samples=60))
+    assert (job.recipe.targets, job.dropped) == (("bitwright", "transformers"), ())
+    expert = next(row.unit for row in job.plan if row.role == "expert")
+    tried = job.with_recipe(job.recipe.with_fallback((expert,), "sensitive"))
+    assert tried.recipe.targets == ("bitwright",)
+    assert "reads a mixture of experts only if" in tried.dropped[0]
+    assert tried.with_recipe(job.recipe).dropped == ()
+
+
+def test_targets_by_argument(tmp_path: Path) -> None:
+    assert resolve_recipe(None).targets is None
+    assert resolve_recipe(HERE, targets="vllm").targets == ("vllm",)
+    assert resolve_recipe(HERE, targets=["bitwright", "vllm"]).targets == ("bitwright", "vllm")
+    with pytest.raises(TargetError, match=r"'vlm' is unknown \(did you mean 'vllm'\?\)"):
+        quantize(tmp_path / "nowhere", out=tmp_path / "o", targets=["vlm"])
 
 
 def test_analysis_goes_on_from_its_journal(tiny_model: TinyModel, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bitwright.cli.options import build_recipe, data_options, scheme_options
-from bitwright.cli.terminal import Column, TerminalProgress, err, fraction, out, print_json, table
+from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, print_remarks, table
 from bitwright.errors import InputError
 from bitwright.record import Front, PlanRow, Record
 
@@ -102,13 +102,12 @@ def command(
         remarks.append(f"budget {evaluation_.verdict}: {evaluation_.sentence}")
     if front and not front.met:
         remarks.append(f"no variant is {front.min_speedup:g} times as fast with its loss inside the budget")
-    for remark in remarks:
-        err.print(f"bitwright: {remark}", markup=False, soft_wrap=True)
+    print_remarks(remarks)
     return int(result.exit_code)
 
 
 def print_preview(preview: dict[str, Any]) -> None:
-    """The plan, why it is so, and what the run would cost."""
+    """The plan, why it is so, what the run would cost, and what to know beforehand."""
     from bitwright.report.account import PlanLine, collapsed
     from bitwright.report.wording import number, seconds, size, words
 
@@ -134,6 +133,7 @@ def print_preview(preview: dict[str, Any]) -> None:
         f"\nAbout {seconds(cost['seconds'])} and {size(cost['memory_bytes'])} of memory. "
         f"On disk {size(cost['source_bytes'])} → {size(cost['disk_bytes'])}."
     )
+    print_remarks(f"warning: {text}" for text in preview["warnings"])
 
 
 def print_result(record: Record, directory: Path) -> None:

@@ -31,9 +31,10 @@ _LARGE_FILE = 64 << 20  # bytes; larger files of a model are weights, which have
 class Job:
     """A model with all that is decided before anything is measured.
 
-    recipe: what is asked; plan: what it makes of the model. model: in float, ready to run. source_sha256: of the
-    weights on disk. warnings: what a reader of the result should know. decision: what `method: auto` became, and why;
-    None where the recipe names every method.
+    recipe: what is asked, its targets named; plan: what it makes of the model. targets_fit: whether nobody named
+    targets, so that those that cannot load the result go; dropped: which went, and why. model: in float, ready to run.
+    source_sha256: of the weights on disk. warnings: what a reader should know of the texts. decision: what `method: auto`
+    became, and why; None where the recipe names every method.
     """
 
     recipe: Recipe
@@ -45,10 +46,13 @@ class Job:
     warnings: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
     decision: Decision | None = None
+    targets_fit: bool = False
+    dropped: tuple[str, ...] = ()
 
     def with_recipe(self, recipe: Recipe) -> "Job":
         """The same job with another recipe for the same model, and its plan."""
-        return replace(self, recipe=recipe, plan=self.opened.plan(recipe))
+        asked = recipe.model_copy(update={"targets": None}) if self.targets_fit else recipe
+        return replace(self, **self.opened.resolve(asked)._asdict())
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -89,13 +93,16 @@ def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_cod
     """
     start = time.perf_counter()
     opened = open_model(name, trust_remote_code=trust_remote_code)
-    plan, loaded = opened.plan(recipe), opened.loaded
+    resolved, loaded = opened.resolve(recipe), opened.loaded
     if loaded.tokenizer is None:
         raise InputError(
             f"texts cannot be encoded without a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}"
         )
     model = opened.runnable()
-    scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in plan))
-    job = Job(recipe, plan, opened, model, scored, loaded.directory.fingerprint, doubts(scored))
+    scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in resolved.plan))
+    job = Job(
+        resolved.recipe, resolved.plan, opened, model, scored, loaded.directory.fingerprint, doubts(scored),
+        targets_fit=recipe.targets is None, dropped=resolved.dropped,
+    )  # fmt: skip
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
     return job

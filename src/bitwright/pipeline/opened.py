@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -9,11 +10,21 @@ from bitwright.models.load import LoadedModel, materialise, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
 from bitwright.numerics.spec import stored_dtype
-from bitwright.plan import Plan, make_plan
+from bitwright.plan import Plan, fit_targets, make_plan, refusals
 from bitwright.recipe import Recipe
 from bitwright.runtime.changes import FloatModel
 from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.streamed import StreamedModel
+
+
+class Resolved(NamedTuple):
+    """A recipe resolved against a model. recipe: with its targets named. dropped: default targets that it cannot have,
+    each with the reason.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    dropped: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +53,20 @@ class Opened:
         half: torch.dtype = getattr(torch, stored_dtype(str(self.dtype).removeprefix("torch.")))
         return half
 
-    def plan(self, recipe: Recipe) -> Plan:
+    def resolve(self, recipe: Recipe) -> Resolved:
         """What a recipe makes of the model.
 
         Raises:
             RecipeError, TargetError: as `make_plan`.
         """
-        loaded = self.loaded
-        return make_plan(recipe, loaded.model, loaded.architecture, self.sites, self.embeddings, self.dtype.itemsize)
+        model, architecture = self.loaded.model, self.loaded.architecture
+        plan = make_plan(recipe, model, architecture, self.sites, self.embeddings, self.dtype.itemsize)
+        return Resolved(plan, *fit_targets(recipe, plan, model, architecture, self.sites))
+
+    def loads(self, target: str, recipe: Recipe, plan: Plan) -> bool:
+        """Whether a target can load what a plan makes."""
+        model, architecture = self.loaded.model, self.loaded.architecture
+        return not refusals([target], recipe, plan, model, architecture, self.sites)
 
     def runnable(self) -> FloatModel:
         """The float model, ready to run."""
