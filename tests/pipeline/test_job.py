@@ -1,6 +1,8 @@
 """What the verdict rests on: data on one side only, measurements that are never mistaken for others."""
 
 import fcntl
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 import bitwright
-from bitwright.errors import DataError, InputError, RecipeError, TargetError
+from bitwright.errors import DataError, InputError, ModelError, RecipeError, TargetError
 from bitwright.pipeline import analyze, quantize
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.request import Texts, make_texts, reproducing_command, resolve_recipe
@@ -173,6 +175,24 @@ def test_heads_are_not_quantized_for_runtimes_that_would_do_it_otherwise(
         open_job(source, make_recipe(rules | {"targets": ["vllm"]}), Texts(samples=60))
     plan = open_job(source, make_recipe(rules | {"targets": ["bitwright"]}), Texts(samples=60)).plan
     assert {row.scheme for row in plan if row.role == "head"} == {"w8a8"}
+
+
+def test_a_tokenizer_whose_code_came_with_the_model_is_refused_before_the_work(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result holds no code: loaded, it would make other tokens of the same text."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    source = Path(shutil.copytree(tiny_model("bert"), tmp_path / "model"))
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": [None, "words.Words"]}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "words.py").write_text("from transformers import BertTokenizer\nclass Words(BertTokenizer):\n    pass\n")
+    for trusted, wanted in (
+        (False, r"tokenizer_config\.json: auto_map = "),
+        (True, r"Words is code of its own \(words"),
+    ):
+        with pytest.raises(ModelError, match=wanted):
+            open_job(source, HERE, Texts(samples=60), trust_remote_code=trusted)
 
 
 @pytest.mark.parametrize(

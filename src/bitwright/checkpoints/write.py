@@ -91,8 +91,9 @@ def write_checkpoint(
 
 
 def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
-    """config.json: all that the source says, but for the dtype, and what is quantized."""
-    kept = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")} | {"dtype": "float32"}
+    """config.json: all that the source says, but for the dtype and code, which is not copied; and what is quantized."""
+    left_out = ("torch_dtype", "dtype", "auto_map")
+    kept = {key: value for key, value in config.items() if key not in left_out} | {"dtype": "float32"}
     if plan.layers or plan.tables:
         # Matrices of the file that the model lacks too: they are linears of the class that config.json names.
         matrices = {

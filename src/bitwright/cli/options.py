@@ -116,16 +116,18 @@ def scheme_options(command: F) -> F:
 
 
 def build_recipe(
-    recipe: Path | None, scheme: str | None, method: str | None, symmetric: bool, static: bool, range_: str | None,
-    embeddings: str | None, seed: int | None, targets: tuple[str, ...] = (), **budget: Any,
-) -> Any:  # fmt: skip
+    recipe: Path | None, scheme: str | None, symmetric: bool, static: bool, range_: str | None, **fields: Any
+) -> Any:
     """The recipe of the file, if any, with the options laid over it.
+
+    Args:
+        fields: of a recipe (method, embeddings, targets, seed) or of its budget; None and () where nothing is given.
 
     Raises:
         RecipeError: the file cannot be used.
         InputError: a range, and no static scheme that would use it; options that contradict one another.
     """
-    from bitwright.recipe import Recipe, make_recipe, read_recipe
+    from bitwright.recipe import Budget, Recipe, make_recipe, read_recipe
 
     base = (read_recipe(recipe) if recipe else Recipe()).model_dump()
     if static or symmetric:
@@ -138,12 +140,9 @@ def build_recipe(
             )
         static, symmetric = static or "_static" in base["scheme"], symmetric or "_symmetric" in base["scheme"]
         scheme = "w8a8" + "_static" * static + "_symmetric" * symmetric
-    given: dict[str, Any] = {
-        "scheme": scheme, "method": method, "range": range_, "embeddings": embeddings, "seed": seed,
-        "targets": targets or None,
-    }  # fmt: skip
-    base |= {key: value for key, value in given.items() if value is not None}
+    given = {"scheme": scheme, "range": range_} | fields
+    for key in [key for key, value in given.items() if value not in (None, ())]:
+        (base["budget"] if key in Budget.model_fields else base)[key] = given[key]
     if range_ and not any("_static" in (part["scheme"] or "") for part in (base, *base["rules"])):
         raise InputError("--range chooses static activation scales, and there are none; add --static")
-    base["budget"] |= {key: value for key, value in budget.items() if value is not None}
     return make_recipe(base, where=f"{recipe} with the options given" if recipe else "the options given")

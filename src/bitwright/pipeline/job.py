@@ -33,8 +33,8 @@ class Job:
 
     recipe: what is asked, its targets named; plan: what it makes of the model. targets_fit: whether nobody named
     targets, so that those that cannot load the result go; dropped: which went, and why. model: in float, ready to run.
-    source_sha256: of the weights on disk. warnings: what a reader should know of the texts. decision: what `method: auto`
-    became, and why; None where the recipe names every method.
+    source_sha256: of the weights on disk. warnings: what a reader should know of the texts. decision: what
+    `method: auto` became, and why; None where the recipe names every method.
     """
 
     recipe: Recipe

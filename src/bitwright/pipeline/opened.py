@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from bitwright.errors import ModelError
 from bitwright.models.load import LoadedModel, materialise, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
@@ -77,12 +78,23 @@ def open_model(name: str | Path, *, trust_remote_code: bool = False) -> Opened:
     """Open the model of a run: whole, or without values if it is a language model, since those run block by block.
 
     Raises:
-        ModelError, CheckpointError: as `load_model` and `open_lazily`.
+        ModelError, CheckpointError: as `load_model` and `open_lazily`; a tokenizer whose code came with the model.
     """
     loaded = open_lazily(name, trust_remote_code=trust_remote_code, runnable=False)
     if loaded.task != "text-generation":
         materialise(loaded, "")
+    _refuse_foreign_tokenizer(loaded)
     sites = find_linears(loaded.model, loaded.architecture)
     names = model_names(loaded.model, loaded.architecture)
     dtype = loaded.source.dtype(f"{sites[0].name}.weight")
     return Opened(loaded, names, sites, find_embeddings(loaded.model, loaded.architecture), dtype)
+
+
+def _refuse_foreign_tokenizer(loaded: LoadedModel) -> None:
+    """A result holds no code, so its texts would become tokens otherwise than the source's."""
+    kind = type(loaded.tokenizer)
+    if loaded.tokenizer is not None and not kind.__module__.startswith("transformers."):
+        raise ModelError(
+            f"{loaded.path}: {kind.__name__} is code of its own ({kind.__module__.rpartition('.')[2]}.py), which no "
+            "result holds; take auto_map out of tokenizer_config.json, if a class of transformers makes the same tokens"
+        )

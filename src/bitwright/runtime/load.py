@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from bitwright.errors import EngineError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.foreign_code import check_foreign_code
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
@@ -24,16 +25,18 @@ def load(
     Args:
         compute: "auto"; or "float32" or "bfloat16" to take the generic path with what is not quantized in that dtype
             (see `set_compute`). A float model is always loaded in float32.
+        trust_remote_code: whether what the directory brings or names may run: code, kernels of the hub.
         threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. The
             generic path uses torch's setting.
 
     Raises:
         InputError: another `compute`; threads < 1.
         ModelError: no model there, an architecture without a row in the table, or weights that are not those of
-            config.json, or hold NaN or infinity.
+            config.json, or hold NaN or infinity; code of others, unless it is trusted.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
     opened, why = _open(Path(directory).expanduser(), directory), ""
+    check_foreign_code(opened, trusted=trust_remote_code)
     if compute == "auto" and opened.is_quantized:
         from bitwright.runtime.engine_model import EngineModel
 
