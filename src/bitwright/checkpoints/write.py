@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.quantization_config import make_quantization_config
-from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
+from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
-from bitwright.files.modules import read_modules
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import shard, shard_index, write_safetensors
 from bitwright.models.names import ModelNames
 from bitwright.models.tensor_files import TensorFiles
+from bitwright.record import LeftOut
 
 __all__ = ["CARD_FILE", "DEFAULT_SHARD_BYTES", "QuantizedParts", "Written", "write_checkpoint"]
 
@@ -39,7 +40,7 @@ class Written:
     path: Path
     tensor_bytes: int
     total_bytes: int
-    left_out: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def write_checkpoint(
@@ -75,7 +76,7 @@ def write_checkpoint(
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
-    kept, left_out = split_source_files(source.path, _module_folders(source))
+    kept, left_out = split_source_files(source)
     copied = [file for file in kept if str(file) not in files]
     tensor_bytes = sum(tensor.n_bytes for tensor in plan.tensors.values())
     other_bytes = sum(map(len, files.values())) + sum((source.path / file).stat().st_size for file in copied)
@@ -87,7 +88,7 @@ def write_checkpoint(
         for name, content in files.items():
             write_file(folder / name, content)
         total_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Written(out, tensor_bytes, total_bytes, tuple(str(file) for file in left_out))
+    return Written(out, tensor_bytes, total_bytes, tuple(left_out))
 
 
 def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
@@ -108,8 +109,3 @@ def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedPa
             forms, plan.tables, ignored, names.prefix, portable=plan.portable
         )
     return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
-
-
-def _module_folders(source: ModelDirectory) -> frozenset[str]:
-    """Folders of the modules that sentence-transformers runs after the transformer, as modules.json names them."""
-    return frozenset(Path(module.folder).parts[0] for module in read_modules(source) or () if module.folder)

@@ -139,10 +139,13 @@ def print_preview(preview: dict[str, Any]) -> None:
 def print_result(record: Record, directory: Path) -> None:
     """What it cost and what it brought, in a few lines."""
     from bitwright.report import verdict_sentence
+    from bitwright.report.leftovers import left_out_line
     from bitwright.report.wording import seconds
 
     out.print(f"\n{verdict_sentence(record)}\n", markup=False)
     rows = [*_loss_rows(record), *_layer_rows(record), *_runtime_rows(record)]
+    if record.left_out:
+        rows.append(["left out", left_out_line(record.left_out)])
     rows.append(["time", seconds(record.timings_s["total"])])
     shown = [[row[0] if i == 0 or row[0] != rows[i - 1][0] else "", row[1]] for i, row in enumerate(rows)]
     out.print(table("", ["", ("", "prose")], shown, header=False))

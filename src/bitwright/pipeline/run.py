@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import bitwright
+from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
 from bitwright.files.reading import read_text
@@ -175,6 +176,7 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -
         steps=step_rows(steps, chosen),
         sensitivity=found[0] if found else None,
         size=size_facts(final, staged),
+        left_out=tuple(split_source_files(job.opened.loaded.directory)[1]),
         decision=None if job.decision is None else decision_facts(job.decision),
         evaluation=judged.evaluation,
         distributions=judged.distributions,
