@@ -1,14 +1,23 @@
 """`encode` and `tokenize`, for every `Model`: items in, arrays or ids out. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitwright.engine.executor import check_count
-from bitwright.errors import NotFiniteError
+from bitwright.errors import InputError, NotFiniteError
 from bitwright.progress import Track
-from bitwright.runtime.items import Items, Tokens, check_ids, check_types, refuse_long, refuse_types, texts_of
+from bitwright.runtime.items import (
+    Items,
+    Tokens,
+    check_ids,
+    check_range,
+    check_types,
+    refuse_long,
+    refuse_types,
+    texts_of,
+)
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
@@ -47,7 +56,7 @@ def encode(
     batches = batches_of([len(ids) for ids in tokens.ids], batch_size, model.tokens_at_once)
     rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(tokens.ids)
     made = model.run([tokens.of(chosen) for chosen in batches], threads)
-    for chosen, found in zip(track(batches), made, strict=True):
+    for chosen, found in zip(track(batches), _named(made, model, tokens), strict=True):
         for i, row in zip(chosen, found, strict=True):
             if not np.isfinite(row).all():
                 raise NotFiniteError(
@@ -58,6 +67,15 @@ def encode(
     if model.width is None:
         return rows
     return np.stack(rows) if rows else np.empty((0, model.width), np.float32)
+
+
+def _named(made: Iterator[Sequence[np.ndarray]], model: "Model", tokens: Tokens) -> Iterator[Sequence[np.ndarray]]:
+    """What a run gives. If it refuses an id, so does this, but by the item: a run knows the place in a batch alone."""
+    try:
+        yield from made
+    except InputError:
+        check_range(tokens.ids, model.vocabulary, "its tokenizer gives the token id")
+        raise
 
 
 def tokenize(model: "Model", items: Items, *, batch_size: int = 32) -> list[list[int]]:
@@ -74,7 +92,9 @@ def _tokens(
     check_count("batch_size", batch_size)
     texts, n_types = texts_of(items), model.n_types
     if texts is None:
-        return check_types(types, check_ids(items, model.max_tokens), n_types)
+        ids = check_ids(items, model.max_tokens)
+        check_range(ids, model.vocabulary, "token id")
+        return check_types(types, ids, n_types)
     refuse_types(types)
     typed = texts[1] is not None and n_types > 1
     tokens = model.read(*texts, typed=typed, limit=model.max_tokens if truncate else None)

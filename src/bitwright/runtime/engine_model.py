@@ -50,7 +50,7 @@ class EngineModel:
         self.executor = Executor(program, native_isa())
         self.backend = f"engine:{active_isa()}"
         self.max_tokens = min([program.max_tokens, *tokenizer_limit(directory), *sentence_limit(directory)])
-        self.n_types, self.folded = program.types, program.folded
+        self.vocabulary, self.n_types, self.folded = program.vocabulary, program.types, program.folded
         self.width = program.output.width if program.output.per_sequence else None
         self.tokens_at_once = None  # sequences are never padded
         self.threads = threads or default_threads()
