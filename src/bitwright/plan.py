@@ -51,9 +51,7 @@ def make_plan(
     _check_units(rows)
     check_names(recipe.targets or ())
     for target, why in refusals(recipe.targets or (), recipe, rows, model, architecture, sites).items():
-        raise TargetError(
-            f"{why}; or name no target {target}: --target bitwright alone, or targets: [bitwright] in the recipe"
-        )
+        raise TargetError(f"{why}; or do without {target}: --target bitwright, or targets: [bitwright] in the recipe")
     return tuple(rows)
 
 
@@ -68,7 +66,9 @@ def fit_targets(
         return recipe, ()
     dropped = refusals(DEFAULT_TARGETS, recipe, plan, model, architecture, sites)
     kept = tuple(target for target in DEFAULT_TARGETS if target not in dropped)
-    told = tuple(f"{target} cannot load the result, and is no target of it: {why}" for target, why in dropped.items())
+    told = tuple(
+        f"the result is not made for {target}, which could not load it: {why}" for target, why in dropped.items()
+    )
     return recipe.model_copy(update={"targets": kept}), told
 
 

@@ -4,6 +4,7 @@ transformers takes its own class where a repository brings one and nobody trusts
 another model than its makers meant, so it is refused here by name. No torch.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,13 @@ class _Key(NamedTuple):
 
     harmless: tuple[object, ...]
     does: str
-    begins: str = "\0"
+    begins: tuple[str, ...] = ()
 
 
 _KERNEL = "may be a kernel of the hub, which is fetched and run"
 _ATTENTION = _Key(("eager", "sdpa", "flex_attention"), _KERNEL)
 _EXPERTS = _Key(("eager", "batched_mm", "grouped_mm"), _KERNEL)
-_ACTIVATION = _Key((), "is imported and called", begins="torch.")
+_ACTIVATION = _Key((), "is imported and called", begins=("torch.",))
 # By its name, with that of the object around it, or with that of its file. null is harmless in all of them.
 _KEYS = {
     "auto_map": _Key(({}, []), "is code of the repository, which transformers runs in place of its own"),
@@ -44,11 +45,8 @@ _KEYS = {
 _SIDE_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "processor_config.json",
     "preprocessor_config.json", "adapter_config.json",
-    *(
-        f"sentence_{kind}_config.json"
-        for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-    ),
 )  # fmt: skip
+_SENTENCES = "sentence_*_config.json"  # of sentence-transformers, by the kind of transformer
 # Keys of tokenizers that name files; of two, transformers takes no notice.
 _FILES = ("_file", "_files", "vocab", "merges")
 _UNREAD = ("tokenizer_file", "special_tokens_map_file")
@@ -68,7 +66,8 @@ def check_foreign_code(directory: ModelDirectory, *, trusted: bool) -> None:
     if trusted:
         return
     check_config(directory.config, directory.path / CONFIG_FILE, trusted=trusted)
-    for name in _SIDE_FILES:
+    sentences = sorted(file.name for file in directory.path.glob(_SENTENCES))
+    for name in (*_SIDE_FILES, *sentences):
         check_config(directory.object(name) or {}, directory.path / name, trusted=trusted)
 
 
@@ -97,7 +96,7 @@ def _check_modules(directory: ModelDirectory) -> None:
 
 def _is_harmless(value: Any, row: _Key) -> bool:
     if isinstance(value, dict) and value and {} not in row.harmless:  # one for each config in a config
-        return all(_is_harmless(each, row) for each in value.values())
+        return all(not isinstance(each, dict) and _is_harmless(each, row) for each in value.values())
     return value is None or value in row.harmless or (isinstance(value, str) and value.startswith(row.begins))
 
 
@@ -108,8 +107,7 @@ def _is_opened(key: str) -> bool:
 
 def _lies_outside(value: str, folder: Path) -> bool:
     """Whether there is such a file, seen from the model's directory or from where we are, and not in the former."""
-    places = (folder / value, Path(value)) if value and "\0" not in value else ()
-    return any(place.is_file() and not lies_inside(folder, place) for place in places)
+    return any(os.path.isfile(place) and not lies_inside(folder, place) for place in (folder / value, Path(value)))
 
 
 def _items(config: Mapping[str, Any], depth: int, outer: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from bitwright.report.wording import number
 
 # Why, in the order of what a reader misses most.
 REASONS = {
-    "weights": "weights that the run did not read; opening such files can run code",
+    "weights": "weights beside the model's own; what is no safetensors may run code when it is opened",
     "code": "code, which is never copied",
     "large": "large, and no part of the tokenizer",
     "unknown": "of a kind that may hold anything",

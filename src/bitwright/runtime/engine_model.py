@@ -35,9 +35,13 @@ class EngineModel:
     backend: "engine:<isa>". threads: how many `encode` uses unless told otherwise.
     """
 
-    def __init__(self, directory: ModelDirectory, *, threads: int | None = None) -> None:
-        """Raises:
-        EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
+    def __init__(
+        self, directory: ModelDirectory, *, threads: int | None = None, trust_remote_code: bool = False
+    ) -> None:
+        """trust_remote_code: of `generic`, when that is asked for.
+
+        Raises:
+            EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
         if threads is not None:
             check_count("threads", threads)
@@ -57,6 +61,7 @@ class EngineModel:
         self._tokenizer = open_tokenizer(directory)
         directory.forget_tensors()  # they are packed
         self._generic: GenericModel | None = None
+        self._trusted = trust_remote_code
 
     encode = encoding.encode
     tokenize = encoding.tokenize
@@ -85,7 +90,7 @@ class EngineModel:
         if self._generic is None:
             from bitwright.runtime.generic import load_generic
 
-            self._generic = load_generic(self.directory)
+            self._generic = load_generic(self.directory, trust_remote_code=self._trusted)
         return self._generic
 
     @property

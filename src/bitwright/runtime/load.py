@@ -41,7 +41,7 @@ def load(
         from bitwright.runtime.engine_model import EngineModel
 
         try:
-            return EngineModel(opened, threads=threads)
+            return EngineModel(opened, threads=threads, trust_remote_code=trust_remote_code)
         except EngineError as error:
             why = f"not on the engine: {error}"
     from bitwright.runtime.generic import load_generic
