@@ -13,9 +13,9 @@ from bitwright.models.rescale import find_inputs
 from bitwright.models.sites import LinearSite, is_transposed
 from bitwright.numerics.schemes import SCHEMES, fit_group
 from bitwright.numerics.spec import stored_dtype
-from bitwright.recipe import Recipe, check_rules, scheme_of
+from bitwright.recipe import DEFAULT_TARGETS, Recipe, check_rules, scheme_of
 from bitwright.record import PlanRow
-from bitwright.targets import check_target, stored_bytes, stored_embedding_bytes
+from bitwright.targets import check_names, check_target, stored_bytes, stored_embedding_bytes
 
 Plan = tuple[PlanRow, ...]
 
@@ -24,7 +24,7 @@ def make_plan(
     recipe: Recipe, model: nn.Module, architecture: Architecture, sites: list[LinearSite], embeddings: list[str],
     dtype_of: Callable[[str], torch.dtype],
 ) -> Plan:  # fmt: skip
-    """Resolve `recipe` for `model`, and check it against the targets that the recipe names.
+    """Resolve `recipe` for `model`, and check it against the targets that the recipe names, if it names any.
 
     dtype_of: the dtype in the source's files of the weight of a linear or a table, by the module's name.
 
@@ -53,23 +53,54 @@ def make_plan(
     for name in embeddings:
         rows.append(_embedding_row(name, modules[name], recipe.embeddings, dtype_of(name)))
     _check_units(rows)
-    _check_heads(rows, recipe.targets)
-    if tuple(recipe.targets) != ("bitwright",):
-        transformed = _transformed(rows, model, architecture, sites)
-        transposed = [site.name for site in sites if is_transposed(architecture, f"{site.name}.weight")]
-    for target in recipe.targets:
-        if target == "bitwright":
-            continue
-        check_target(
-            target, {row.name: row.scheme for row in rows}, int8_embeddings=recipe.embeddings == "int8",
-            transformed=transformed, transposed=transposed,
-            experts=[row.name for row in rows if row.role == "expert"],
-        )  # fmt: skip
+    check_names(recipe.targets or ())
+    for target, why in refusals(recipe.targets or (), recipe, rows, model, architecture, sites).items():
+        raise TargetError(f"{why}; or do without {target}: --target bitwright, or targets: [bitwright] in the recipe")
     return tuple(rows)
 
 
+def fit_targets(
+    recipe: Recipe, plan: Plan, model: nn.Module, architecture: Architecture, sites: list[LinearSite]
+) -> tuple[Recipe, tuple[str, ...]]:
+    """(the recipe with its targets named, what was left out of them and why).
+
+    Of the default ones, which a recipe that names none stands for, those stay that can load what the plan makes.
+    """
+    if recipe.targets is not None:
+        return recipe, ()
+    dropped = refusals(DEFAULT_TARGETS, recipe, plan, model, architecture, sites)
+    kept = tuple(target for target in DEFAULT_TARGETS if target not in dropped)
+    told = tuple(
+        f"the result is not made for {target}, which could not load it: {why}" for target, why in dropped.items()
+    )
+    return recipe.model_copy(update={"targets": kept}), told
+
+
+def refusals(
+    targets: Sequence[str], recipe: Recipe, plan: Sequence[PlanRow], model: nn.Module, architecture: Architecture,
+    sites: list[LinearSite],
+) -> dict[str, str]:  # fmt: skip
+    """Target -> why it cannot load what a plan makes; those that can are not there."""
+    if set(targets) <= {"bitwright"}:
+        return {}
+    transformed = _transformed(plan, model, architecture, sites)
+    transposed = [site.name for site in sites if is_transposed(architecture, f"{site.name}.weight")]
+    refused = {}
+    for target in targets:
+        try:
+            check_target(
+                target, {row.name: row.scheme for row in plan}, int8_embeddings=recipe.embeddings == "int8",
+                transformed=transformed, transposed=transposed,
+                experts=[row.name for row in plan if row.role == "expert"],
+                heads=[row.name for row in plan if row.role == "head"],
+            )  # fmt: skip
+        except TargetError as error:
+            refused[target] = str(error)
+    return refused
+
+
 def _transformed(
-    rows: list[PlanRow], model: nn.Module, architecture: Architecture, sites: list[LinearSite]
+    rows: Sequence[PlanRow], model: nn.Module, architecture: Architecture, sites: list[LinearSite]
 ) -> list[str]:
     """Linears whose method transforms their input where nothing before it can take the inverse."""
     methods = {row.name: row.method for row in rows if row.method in METHODS and METHODS[row.method].transform}
@@ -120,22 +151,6 @@ def _embedding_row(name: str, module: nn.Module, mode: str, dtype: torch.dtype) 
         name, None, "embedding", name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason,
         _half(dtype),
     )  # fmt: skip
-
-
-def _check_heads(rows: list[PlanRow], targets: tuple[str, ...]) -> None:
-    """A pooler or a head reads one vector per text, and compressed-tensors then takes one scale for the whole batch:
-    one text would change another's result.
-
-    Raises:
-        TargetError: a head is quantized, and a target other than our own runtime is asked for.
-    """
-    others = [target for target in targets if target != "bitwright"]
-    head = next((row for row in rows if row.role == "head" and SCHEMES[row.scheme].weight is not None), None)
-    if head and others:
-        raise TargetError(
-            f"{head.name}: {', '.join(others)} would quantize its 2-D input as one tensor, which {head.scheme} does "
-            f"text by text; keep heads in 16bit, or set targets: [bitwright]"
-        )
 
 
 def _check_units(rows: list[PlanRow]) -> None:

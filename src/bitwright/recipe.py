@@ -9,6 +9,7 @@ rules:                           # the first that matches a linear decides; one 
 embeddings: 16bit                # or int8
 range: min_max                   # how a static activation range is chosen
 weight_range: mse                # how a weight's range is chosen; by default as the method says
+targets: [bitwright, vllm]       # runtimes that must load the result; by default ours, and transformers if it can
 options: {alpha: search}         # of the methods
 calibration: {samples: 128, max_tokens: 512}
 budget: {max_loss: 0.01}
@@ -34,6 +35,7 @@ from bitwright.numerics.schemes import SCHEMES
 AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
 FLOAT = "16bit"
+DEFAULT_TARGETS = ("bitwright", "transformers")
 _HEADS_STAY = "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently"
 
 
@@ -122,7 +124,10 @@ class Budget(_Strict):
 
 
 class Recipe(_Strict):
-    """All that a run is asked to do with a model."""
+    """All that a run is asked to do with a model.
+
+    targets: None stands for those of `DEFAULT_TARGETS` that can load the result; a plan names them.
+    """
 
     scheme: str = "w8a8"
     method: str = "rtn"
@@ -131,7 +136,7 @@ class Recipe(_Strict):
     range: str = "min_max"
     weight_range: str | None = None
     options: Options = Options()
-    targets: tuple[str, ...] = ("bitwright", "transformers")
+    targets: tuple[str, ...] | None = None
     calibration: Calibration = Calibration()
     budget: Budget = Budget()
     seed: int = Field(default=0, ge=0)

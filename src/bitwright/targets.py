@@ -57,6 +57,17 @@ TARGETS: dict[str, Target] = {
 }
 
 
+def check_names(targets: Collection[str]) -> None:
+    """Raises:
+    TargetError: a name of no target.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            near = get_close_matches(target, TARGETS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise TargetError(f"target {target!r} is unknown{hint}; known: {', '.join(TARGETS)}")
+
+
 def check_target(
     target: str,
     schemes: Mapping[str, str],
@@ -65,6 +76,7 @@ def check_target(
     transformed: Collection[str] = (),
     experts: Collection[str] = (),
     transposed: Collection[str] = (),
+    heads: Collection[str] = (),
 ) -> None:
     """Refuse what a target cannot load.
 
@@ -72,14 +84,12 @@ def check_target(
         schemes: linear or table -> scheme name. The scheme "int8" stands for an int8 embedding table.
         transformed: linears with an input transform.
         experts: linears of experts, which transformers stacks. transposed: linears that transformers keeps as (K, N).
+        heads: linears that read one vector per text.
 
     Raises:
-        TargetError: an unknown target, or something that it does not accept.
+        TargetError: an unknown target, or something that it does not accept: what, and what it would take instead.
     """
-    if target not in TARGETS:
-        near = get_close_matches(target, TARGETS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise TargetError(f"target {target!r} is unknown{hint}; known: {', '.join(TARGETS)}")
+    check_names([target])
     row = TARGETS[target]
     if target == "bitwright":
         return
@@ -87,7 +97,7 @@ def check_target(
         tables = [name for name, scheme in schemes.items() if scheme == "int8"]
         raise TargetError(
             f"{target}: cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); "
-            f"use embeddings: 16bit, or drop {target!r} from the targets"
+            "use embeddings: 16bit"
         )
     refused = {name: scheme for name, scheme in schemes.items() if scheme != "int8" and scheme not in row.schemes}
     if refused:
@@ -98,11 +108,14 @@ def check_target(
         )
     quantized = {name: s for name, s in schemes.items() if s != "int8" and SCHEMES[s].weight is not None}
     for names, what in (
-        (transformed, "its input goes through a transform, for which the format has no words"),
-        (transposed, "transformers keeps its weight transposed, and finds no place for codes"),
+        (transformed, "its input goes through a transform, for which the format has no words; use another method"),
+        (transposed, "transformers keeps its weight transposed, and finds no place for codes; keep it in 16bit"),
+        # compressed-tensors takes one scale for the whole batch there: one text would change another's result.
+        (heads, f"{target} would quantize its 2-D input as one tensor, not text by text; keep heads in 16bit"),
     ):
         if found := [name for name in names if name in quantized]:
-            raise TargetError(f"{found[0]}: {what} ({len(found)} such linears); drop {target!r} from the targets")
+            more = f" and {len(found) - 1} more linears" if len(found) > 1 else ""
+            raise TargetError(f"{found[0]}{more}: {what}")
     _check_mixture(target, row, quantized)
     _check_experts(target, quantized, experts)
 
@@ -115,10 +128,7 @@ def _check_mixture(target: str, row: Target, quantized: Mapping[str, str]) -> No
     if row.mixtures == "same" or asymmetric:
         name = asymmetric[0] if row.mixtures == "symmetric" else next(iter(quantized))
         others = ", ".join(sorted(set(quantized.values()) - {quantized[name]}))
-        raise TargetError(
-            f"{name}: {target} does not read {quantized[name]!r} beside {others}; use one scheme, or drop {target!r} "
-            "from the targets"
-        )
+        raise TargetError(f"{name}: {target} does not read {quantized[name]!r} beside {others}; use one scheme")
 
 
 def _check_experts(target: str, quantized: Mapping[str, str], experts: Collection[str]) -> None:
@@ -133,8 +143,8 @@ def _check_experts(target: str, quantized: Mapping[str, str], experts: Collectio
         name = wrong[0] if wrong else next(iter(quantized))
         raise TargetError(
             f"{name} ({quantized.get(name, '16bit')}): {target} reads a mixture of experts only if every expert, and "
-            "all else that is quantized, has the same symmetric scheme of packed weights, such as w4a16 or w8a16; use "
-            f"one, or drop {target!r} from the targets"
+            "all else that is quantized, has the same symmetric scheme of packed weights, such as w4a16 or w8a16; "
+            "use one"
         )
 
 

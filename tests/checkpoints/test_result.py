@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
+from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
 from bitwright.errors import CheckpointError, InputError
+from bitwright.record import Record, write_record
 
 
 def names(folder: Path) -> list[str]:
@@ -129,10 +130,26 @@ def test_overwrite_rules(tmp_path: Path) -> None:
     source.mkdir()
     check_out(out, source, overwrite=False)
     write_file(out / "config.json", b"{}")
-    write_file(out / "record.json", b"{}")
+    write_record(Record(), out / "record.json")
     with pytest.raises(InputError, match="--overwrite"):
         check_out(out, source, overwrite=False)
     check_out(out, source, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"{}", "record_version is None"),
+        (b'{"artist": "x", "record_version": 1, "plan": "vinyl"}', "plan is 'vinyl', not a list"),
+        (b"RIFF\xff", "cannot be read as a record"),
+        (b"[" * 100_000, "cannot be read as a record"),
+    ],
+)
+def test_a_file_called_record_makes_no_directory_ours(tmp_path: Path, content: bytes, why: str) -> None:
+    write_file(tmp_path / "out" / "record.json", content)
+    with pytest.raises(InputError, match=rf"not a model directory that Bitwright wrote \(.*{why}"):
+        check_out(tmp_path / "out", tmp_path / "source", overwrite=True)
+    assert (tmp_path / "out" / "record.json").read_bytes() == content
 
 
 def test_an_empty_directory_may_be_replaced(tmp_path: Path) -> None:
@@ -180,26 +197,6 @@ def test_what_is_no_model_is_never_overwritten(tmp_path: Path) -> None:
     write_file(tmp_path / "home" / "thesis.tex", b"")
     with pytest.raises(InputError, match="not a model directory"):
         check_out(tmp_path / "home", tmp_path / "source", overwrite=True)
-
-
-KEPT = [
-    "1_Pooling/config.json", "2_Dense/model.safetensors", "LICENSE", "README.md", "config.json", "modeling_custom.py",
-    "spiece.model", "tokenizer.json", "vocab.txt",
-]  # fmt: skip
-LEFT_OUT = [
-    "flax_model.msgpack", "model-00001-of-00002.safetensors", "model.safetensors", "model.safetensors.index.json",
-    "onnx/config.json", "onnx/model.onnx", "openvino/openvino_model.xml", "pytorch_model.bin", "rust_model.ot",
-    "tf_model.h5", "training_args.bin",
-]  # fmt: skip
-
-
-def test_every_file_of_the_source_is_accounted_for(tmp_path: Path) -> None:
-    hidden = [".gitattributes", ".git/config", ".cache/huggingface/x.metadata"]
-    for name in KEPT + LEFT_OUT + hidden:
-        write_file(tmp_path / name, b"")
-    kept, left_out = split_source_files(tmp_path, frozenset({"1_Pooling", "2_Dense"}))
-    assert [str(file) for file in kept] == KEPT
-    assert [str(file) for file in left_out] == LEFT_OUT
 
 
 def test_files_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

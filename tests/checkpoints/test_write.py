@@ -22,6 +22,7 @@ from bitwright.models.names import ModelNames, model_names
 from bitwright.numerics.linear import PendingLinear, QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
+from bitwright.record import Record, write_record
 
 Quantize = Callable[..., dict[str, QuantizedLinear]]
 
@@ -261,7 +262,8 @@ def test_what_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, quantize_
 
 
 def test_overwrite_leaves_nothing_of_the_old(tiny_bert: Path, tmp_path: Path, quantize_linears: Quantize) -> None:
-    write(tiny_bert, tmp_path / "out", quantize_linears, extra_files={"stale.txt": "x", "record.json": "{}"})
+    write(tiny_bert, tmp_path / "out", quantize_linears, extra_files={"stale.txt": "x"})
+    write_record(Record(), tmp_path / "out" / "record.json")
     write(tiny_bert, tmp_path / "out", quantize_linears, overwrite=True)
     assert not (tmp_path / "out" / "stale.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]

@@ -14,7 +14,7 @@ import bitwright
 from bitwright.cli import COMMANDS
 from bitwright.cli.analyze import print_ranking
 from bitwright.cli.bench import print_measurements
-from bitwright.cli.options import KIND_NAMES, METHOD_NAMES, RANGE_NAMES, SCHEME_STEMS, build_recipe
+from bitwright.cli.options import KIND_NAMES, METHOD_NAMES, RANGE_NAMES, SCHEME_STEMS, TARGET_NAMES, build_recipe
 from bitwright.cli.quantize import print_preview, print_result
 from bitwright.errors import InputError, RecipeError
 from bitwright.evaluate.loaders import KINDS
@@ -23,6 +23,7 @@ from bitwright.numerics.ranges import RANGES, WEIGHT_RANGES
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.recipe import AUTO
 from bitwright.record import record_of
+from bitwright.targets import TARGETS
 
 Run = Callable[..., Any]
 TinyModel = Callable[..., Path]
@@ -50,7 +51,9 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_plan_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     estimate = {"seconds": 12345.0, "memory_bytes": 2.2e9, "disk_bytes": 1e8, "source_bytes": 4e8}
-    print_preview({"model": record["model"]["name"], "plan": record_of(record).plan, "estimate": estimate})
+    print_preview(
+        {"model": record["model"]["name"], "plan": record_of(record).plan, "estimate": estimate, "warnings": []}
+    )
     lines = lines_of(capsys)
     assert lines[1].split() == ["layer", "role", "scheme", "#", "size"]
     for block in range(12):  # no two layers look the same
@@ -141,7 +144,7 @@ def test_what_was_not_judged_claims_nothing(
 
 def test_plan_of_experts_is_short(language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     estimate = {"seconds": 1.0, "memory_bytes": 2.2e9, "disk_bytes": 1e8, "source_bytes": 4e8}
-    print_preview({"model": "m", "plan": record_of(language_record).plan, "estimate": estimate})
+    print_preview({"model": "m", "plan": record_of(language_record).plan, "estimate": estimate, "warnings": ["w"]})
     lines = lines_of(capsys)
     assert sum("experts.*.gate_up_proj × 10" in line for line in lines) == 12
     assert any("132 × w4a16_g128_asym, awq_gptq" in line for line in lines)
@@ -296,9 +299,12 @@ def test_options_lie_over_the_recipe(text: str, options: dict[str, Any], scheme:
     assert (recipe.seed, recipe.budget.max_loss) == (7, 0.03)
 
 
-def test_targets_are_those_that_read_the_scheme() -> None:
-    assert build_recipe(**OPTIONS | {"scheme": "w4a16", "method": "gptq"}).targets == ("bitwright", "transformers")
-    assert build_recipe(**OPTIONS | {"scheme": "ternary"}).targets == ("bitwright",)
+def test_targets_are_those_that_are_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("targets: [vllm]")
+    assert build_recipe(**OPTIONS | {"scheme": "ternary"}).targets is None
+    assert build_recipe(**OPTIONS | {"recipe": tmp_path / "recipe.yaml"}).targets == ("vllm",)
+    given = {"recipe": tmp_path / "recipe.yaml", "targets": ("bitwright", "transformers")}
+    assert build_recipe(**OPTIONS | given).targets == ("bitwright", "transformers")
 
 
 @pytest.mark.parametrize(
@@ -326,8 +332,7 @@ def test_recipes_by_name_or_file() -> None:
     assert (recipe.scheme, recipe.seed) == ("w4a16", 3)
 
 
-def test_int8_tables_leave_only_our_own_target() -> None:
-    assert build_recipe(**OPTIONS | {"embeddings": "int8"}).targets == ("bitwright",)
+def test_ranges_are_for_static_scales() -> None:
     with pytest.raises(InputError, match="--static"):
         build_recipe(**OPTIONS | {"range_": "mse", "symmetric": True})
 
@@ -336,6 +341,7 @@ def test_copied_names_are_those_of_their_owners() -> None:
     assert [name for name in RANGES if name not in WEIGHT_RANGES] == list(RANGE_NAMES)
     assert set(KIND_NAMES) == set(KINDS) - {"label-free", "custom"}
     assert list(METHOD_NAMES) == [*METHODS, AUTO]
+    assert list(TARGET_NAMES) == list(TARGETS)
     assert {name.partition("_")[0] for name in SCHEMES} - {"16bit"} == set(SCHEME_STEMS)
 
 

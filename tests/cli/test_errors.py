@@ -123,7 +123,7 @@ CASES: dict[str, Case] = {
     "recipe that is missing": quantizing(lambda m, t: [m, "--recipe", "gone.yaml"], 2, r"gone\.yaml: cannot be read"),
     "int8 tables for transformers": with_recipe(
         "targets: [bitwright, transformers]\n", "transformers: cannot read int8 embedding tables",
-        "drop 'transformers' from the targets", code=2, more=("--embeddings", "int8"),
+        "do without transformers: --target bitwright", code=2, more=("--embeddings", "int8"),
     ),
     "metric in a missing file": quantizing(lambda m, t: [m, "--metric", "gone.py:f"], 2, r"gone\.py:f: no such file"),
     "metric that is not defined": quantizing(

@@ -231,6 +231,26 @@ def test_a_classifier_whose_pooler_is_not_there_is_refused(copy):
         load_model(path)
 
 
+CODE = """
+from transformers import BertModel
+class Theirs(BertModel):
+    pass
+open(__file__ + ".ran", "w").close()
+"""
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_class_that_came_with_the_model_is_neither_replaced_nor_quantized(copy, trusted, monkeypatch, tmp_path):
+    """transformers takes its own BertModel unless the code is trusted, and says nothing."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    directory = copy(auto_map={"AutoModel": "modeling_theirs.Theirs"})
+    (directory / "modeling_theirs.py").write_text(CODE)
+    wanted = r"Theirs is code of its own \(modeling_theirs\.py\)" if trusted else r"auto_map = .*--trust-remote-code"
+    with pytest.raises(ModelError, match=wanted):
+        load_model(directory, trust_remote_code=trusted)
+    assert bool(list((tmp_path / "modules").rglob("*.ran"))) == trusted
+
+
 @pytest.mark.parametrize("value", ["BertModel", {"0": "BertModel"}, 5, [1]])
 def test_architectures_that_are_no_list_of_names(copy, value):
     path = copy(architectures=value)

@@ -11,7 +11,7 @@ FINE = LayerRow("a", 0, "ffn", "a", n_tokens=900, damping=0.01)
 
 
 def warnings(*rows: LayerRow) -> tuple[str, ...]:
-    job: Any = SimpleNamespace(warnings=[])
+    job: Any = SimpleNamespace(warnings=[], dropped=())
     journal: Any = None  # nothing was judged: nobody looks at it
     return warnings_of(job, rows, None, (), journal)[:-1]
 

@@ -1,6 +1,8 @@
 """What the verdict rests on: data on one side only, measurements that are never mistaken for others."""
 
 import fcntl
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 import bitwright
-from bitwright.errors import DataError, InputError, RecipeError, TargetError
+from bitwright.errors import DataError, InputError, ModelError, RecipeError, TargetError
 from bitwright.pipeline import analyze, quantize
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.request import Texts, make_texts, reproducing_command, resolve_recipe
@@ -169,10 +171,71 @@ def test_heads_are_not_quantized_for_runtimes_that_would_do_it_otherwise(
 ) -> None:
     source = tiny_model("bert", "sequence-classification")
     rules: dict[str, Any] = {"rules": [{"role": "head", "scheme": "w8a8"}]}
-    with pytest.raises(TargetError, match=r"would quantize its 2-D input as one tensor"):
-        open_job(source, make_recipe(rules), Texts(samples=60))
+    with pytest.raises(TargetError, match=r"would quantize its 2-D input as one tensor.*: --target bitwright"):
+        open_job(source, make_recipe(rules | {"targets": ["vllm"]}), Texts(samples=60))
     plan = open_job(source, make_recipe(rules | {"targets": ["bitwright"]}), Texts(samples=60)).plan
     assert {row.scheme for row in plan if row.role == "head"} == {"w8a8"}
+
+
+def test_a_tokenizer_whose_code_came_with_the_model_is_refused_before_the_work(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result holds no code: loaded, it would make other tokens of the same text."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    source = Path(shutil.copytree(tiny_model("bert"), tmp_path / "model"))
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": [None, "words.Words"]}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "words.py").write_text("from transformers import BertTokenizer\nclass Words(BertTokenizer):\n    pass\n")
+    for trusted, wanted in (
+        (False, r"tokenizer_config\.json: auto_map = "),
+        (True, r"Words is code of its own \(words"),
+    ):
+        with pytest.raises(ModelError, match=wanted):
+            open_job(source, HERE, Texts(samples=60), trust_remote_code=trusted)
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "why"),
+    [
+        ("gpt2", {"scheme": "w4a16"}, "keeps its weight transposed"),
+        ("mixtral", {"scheme": "w8a8"}, "reads a mixture of experts only if"),
+        ("bert", {"scheme": "nf4"}, "does not accept the scheme 'nf4"),
+        ("bert", {"embeddings": "int8"}, "cannot read int8 embedding tables"),
+        ("bert", {"method": "smoothquant"}, "goes through a transform"),
+        ("bert", {"rules": [{"role": "head", "scheme": "w8a8"}]}, "would quantize its 2-D input as one tensor"),
+    ],
+)
+def test_default_targets_give_way_and_named_ones_do_not(
+    family: str, asked: dict[str, Any], why: str, tiny_model: TinyModel, tiny_decoder: Callable[..., Path]
+) -> None:
+    source = tiny_model(family) if family == "bert" else tiny_decoder(family)
+    job = open_job(source, make_recipe(asked), Texts(samples=60))
+    assert job.recipe.targets == ("bitwright",)
+    assert len(job.dropped) == 1
+    assert job.dropped[0].startswith("the result is not made for transformers")
+    assert why in job.dropped[0]
+    with pytest.raises(TargetError, match=rf"{why}.*targets: \[bitwright\] in the recipe"):
+        open_job(source, make_recipe(asked | {"targets": ["bitwright", "transformers"]}), Texts(samples=60))
+
+
+def test_targets_fit_every_recipe_that_the_search_tries(tiny_decoder: Callable[..., Path]) -> None:
+    """With one expert in 16 bit transformers cannot stack them; what is asked of it was known of the plan before."""
+    job = open_job(tiny_decoder("mixtral"), make_recipe({"scheme": "w4a16"}), Texts(samples=60))
+    assert (job.recipe.targets, job.dropped) == (("bitwright", "transformers"), ())
+    expert = next(row.unit for row in job.plan if row.role == "expert")
+    tried = job.with_recipe(job.recipe.with_fallback((expert,), "sensitive"))
+    assert tried.recipe.targets == ("bitwright",)
+    assert "reads a mixture of experts only if" in tried.dropped[0]
+    assert tried.with_recipe(job.recipe).dropped == ()
+
+
+def test_targets_by_argument(tmp_path: Path) -> None:
+    assert resolve_recipe(None).targets is None
+    assert resolve_recipe(HERE, targets="vllm").targets == ("vllm",)
+    assert resolve_recipe(HERE, targets=["bitwright", "vllm"]).targets == ("bitwright", "vllm")
+    with pytest.raises(TargetError, match=r"'vlm' is unknown \(did you mean 'vllm'\?\)"):
+        quantize(tmp_path / "nowhere", out=tmp_path / "o", targets=["vlm"])
 
 
 def test_analysis_goes_on_from_its_journal(tiny_model: TinyModel, tmp_path: Path) -> None:

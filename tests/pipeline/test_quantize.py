@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 import bitwright
 from bitwright.errors import InputError, ModelError, NumericsError, RecipeError, TargetError
 from bitwright.pipeline import Texts, analyze, preview, quantize
+from bitwright.pipeline.job import open_job
+from bitwright.pipeline.variants import calibration_batches
 from bitwright.recipe import make_recipe, read_recipe
-from bitwright.record import plain_data, read_record
+from bitwright.record import LeftOut, plain_data, read_record
 from bitwright.report import write_report
 
 TinyModel = Callable[..., Path]
@@ -100,6 +102,28 @@ def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     assert numbered.sub("", write_report(tmp_path / "out").read_text()) == before
 
 
+def test_what_is_left_out_is_told_everywhere(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """bge-m3's sparse head lies beside its weights as a pickle."""
+    source = copied(tiny_model("bert"), tmp_path / "model", lambda tensors: None)
+    (source / "sparse_linear.pt").write_bytes(b"x" * 10)
+    result = quantize(source, out=tmp_path / "out", recipe=HERE, judged=False)
+    assert result.measured.left_out == (LeftOut("sparse_linear.pt", 10, "weights"),)
+    assert not (tmp_path / "out" / "sparse_linear.pt").exists()
+    for file in ("record.json", "README.md", "report.html"):
+        assert "sparse_linear.pt" in (tmp_path / "out" / file).read_text().replace("<wbr>", "")
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_it_is_run(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe({"method": "gptq", "targets": ["bitwright"]})
+    job = open_job(tiny_model("bert"), recipe, Texts(samples=60))
+    assert len(calibration_batches(job)) > 1
+    monkeypatch.setattr(type(job.model), "vocabulary", 20)
+    with pytest.raises(InputError, match=r"its tokenizer gives the token id \d+; this model has 0 to 19"):
+        calibration_batches(job)
+
+
 @pytest.mark.parametrize(
     "config",
     [{"pos_att_type": ["c2p"]}, pytest.param({}, marks=FULL), pytest.param({"share_att_key": False}, marks=FULL)],
@@ -163,10 +187,12 @@ class TestRuns:
         self, tiny_model: TinyModel, tmp_path: Path, texts: list[str]
     ) -> None:
         source = tiny_model("bert")
+        recipe = make_recipe({"embeddings": "int8", "budget": {"max_loss": 0.5}})
         with pytest.raises(TargetError, match="transformers: cannot read int8 embedding tables"):
-            quantize(source, out=tmp_path / "out", recipe=make_recipe({"embeddings": "int8"}), **QUICK)
-        recipe = make_recipe({"embeddings": "int8", "targets": ["bitwright"], "budget": {"max_loss": 0.5}})
+            quantize(source, out=tmp_path / "out", recipe=recipe, targets="transformers", **QUICK)
         result = quantize(source, out=tmp_path / "out", recipe=recipe, **QUICK)
+        assert read_recipe(tmp_path / "out" / "recipe.yaml").targets == ("bitwright",)
+        assert result.measured.warnings[0].startswith("the result is not made for transformers")
         assert result.record["evaluation"]["companions"]["cosine_mean"] > 0.98
         assert bitwright.load(tmp_path / "out").encode(texts[:2]).shape == (2, 32)
 

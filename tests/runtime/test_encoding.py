@@ -20,6 +20,7 @@ from bitwright.runtime import encoding, engine_model
 from bitwright.runtime.encoding import batches_of
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.generic_model import GenericModel, float_model
+from bitwright.runtime.items import Tokens
 from bitwright.runtime.model import Model
 from bitwright.runtime.streamed import StreamedModel
 from tests.forks import ended_well, in_child
@@ -185,7 +186,8 @@ def test_batches_are_tracked_as_they_are_done(model: Model) -> None:
 class Broken:
     """A model whose outputs are not finite for one token."""
 
-    path, width, tokens_at_once, n_types, max_tokens, task = Path("broken"), 2, None, 1, 9, "sequence-classification"
+    path, width, tokens_at_once, n_types, max_tokens, vocabulary = Path("broken"), 2, None, 1, 9, 8
+    task = "sequence-classification"
     encode = encoding.encode
 
     def run(self, batches: Any, threads: int | None = None) -> Any:
@@ -222,3 +224,37 @@ def test_the_protocol_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("wrong", [-1, 200, 2**70, np.int64(-(2**40))])
+def test_ids_that_the_model_has_not_are_refused_on_every_path(model: Model, wrong: int) -> None:
+    assert model.vocabulary == 200
+    with pytest.raises(InputError, match=f"^item 1: token id {wrong}; this model has 0 to 199$"):
+        model.encode([[5, 6], [5, wrong]])
+    with pytest.raises(InputError, match=f"item 1: token id {wrong}"):
+        model.tokenize([[5], [wrong, 5]])
+    model.encode([[0, 199]])
+
+
+def test_ids_are_looked_at_behind_encode_too(model: Model) -> None:
+    for ids in ([[5, 200]], [[-1, 5]]):
+        with pytest.raises(InputError, match=r"(item|sequence) 0: token id (200|-1); this model has 0 to 199"):
+            list(model.run([Tokens(ids)]))
+        with pytest.raises(InputError, match=r"item 0: token id (200|-1); this model has 0 to 199"):
+            model(input_ids=torch.tensor(ids))
+        if model.task == "text-generation":
+            with pytest.raises(InputError, match=r"item 0: token id (200|-1); this model has 0 to 199"):
+                model.logits(torch.tensor(ids))
+    if model.n_types > 1:
+        with pytest.raises(InputError, match=r"(item|sequence) 0: token type 2; this model has 0 to 1"):
+            list(model.run([Tokens([[5, 6]], [[0, 2]])]))
+        with pytest.raises(InputError, match="item 0: token type 2; this model has 0 to 1"):
+            model(input_ids=torch.tensor([[5, 6]]), token_type_ids=torch.tensor([[0, 2]]))
+
+
+def test_a_tokenizer_of_another_model_is_told_by_its_ids(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts are taken longest first; the message has the place that the user knows."""
+    ids = {"a": [2, 5, 3], "zzzz": [2, 200], "b": [5, 6, 7, 8]}
+    monkeypatch.setattr(type(model), "read", lambda self, texts, *args, **options: Tokens([ids[t] for t in texts]))
+    with pytest.raises(InputError, match="item 1: its tokenizer gives the token id 200; this model has 0 to 199"):
+        model.encode(["a", "zzzz", "b"], batch_size=1)

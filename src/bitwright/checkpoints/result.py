@@ -1,4 +1,4 @@
-"""A directory that appears complete or not at all, and what of a source model belongs into it."""
+"""A directory that appears complete or not at all."""
 
 import errno
 import os
@@ -10,40 +10,9 @@ from pathlib import Path
 
 from bitwright.atomic import sync_folder
 from bitwright.errors import CheckpointError, InputError
-from bitwright.files.directory import source_files
-from bitwright.record import RECORD_FILE
+from bitwright.record import RECORD_FILE, read_record
 
-# Weights of any format, and other files that only a framework's pickle reader understands.
-_WEIGHT_SUFFIXES = frozenset({
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".onnx_data", ".tflite",
-    ".mlmodel", ".npz", ".pkl",
-})  # fmt: skip
-# Folders in which model hubs keep the same model for other runtimes.
-_OTHER_RUNTIMES = frozenset({"onnx", "openvino", "coreml", "tflite", "gguf", "original"})
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-def split_source_files(source: Path, module_folders: frozenset[str]) -> tuple[list[Path], list[Path]]:
-    """(files that a quantized copy of `source` keeps, files that it leaves out), relative and sorted; no hidden ones.
-
-    Kept: tokenizer, vocabulary, configurations, license, code. Left out: weights of the model in any format, because
-    the copy has its own, and exports for other runtimes. The weights of a sentence-transformers module in a folder of
-    its own ("2_Dense") belong to the pipeline and are kept.
-
-    Args:
-        module_folders: names of the folders of those modules.
-    """
-    kept: list[Path] = []
-    left_out: list[Path] = []
-    for file in source_files(source):
-        relative = file.relative_to(source)
-        folder = relative.parts[0] if len(relative.parts) > 1 else ""
-        weights = relative.suffix in _WEIGHT_SUFFIXES or relative.name.endswith(
-            (".safetensors.index.json", ".bin.index.json")
-        )
-        drop = folder not in module_folders and (weights or folder in _OTHER_RUNTIMES)
-        (left_out if drop else kept).append(relative)
-    return kept, left_out
 
 
 def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
@@ -52,7 +21,7 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
     Raises:
         InputError: `out` is the source, holds it, or lies in it; `out` is a link, a mount point, or holds the current
             directory, so that it cannot be replaced; `out` exists and `overwrite` is off, or it holds something other
-            than what `bitwright quantize` wrote.
+            than what `bitwright quantize` wrote: a record that can be read.
     """
     here, there = out.resolve(), source.resolve()
     if here == there or here in there.parents or there in here.parents:
@@ -67,11 +36,24 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{out}: exists already; choose another directory, or replace it with --overwrite")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / RECORD_FILE).is_file()):
+    if not out.is_dir() or (any(out.iterdir()) and (why := _no_record(out))):
+        why = why if out.is_dir() else "no directory"
         raise InputError(
-            f"{out}: is not a model directory that Bitwright wrote (no {RECORD_FILE}), so it is not overwritten; "
-            "remove it by hand, or choose another directory"
+            f"{out}: is not a model directory that Bitwright wrote ({why}), so it is not overwritten; remove it by "
+            "hand, or choose another directory"
         )
+
+
+def _no_record(folder: Path) -> str:
+    """What is wrong with a directory's record; "" if it is one of ours."""
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        return f"no {RECORD_FILE}"
+    try:
+        read_record(file)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def check_space(folder: Path, needed: int) -> None:

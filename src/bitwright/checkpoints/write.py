@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.quantization_config import make_quantization_config
-from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
+from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
 from bitwright.files.after_pooling import PICKLED, WEIGHTS
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
-from bitwright.files.modules import read_modules
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
 from bitwright.models.names import ModelNames
 from bitwright.models.tensor_files import TensorFiles, read_pickled
+from bitwright.record import LeftOut
 
 __all__ = ["CARD_FILE", "DEFAULT_SHARD_BYTES", "QuantizedParts", "Written", "write_checkpoint"]
 
@@ -40,7 +41,7 @@ class Written:
     path: Path
     tensor_bytes: int
     total_bytes: int
-    left_out: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def write_checkpoint(
@@ -76,8 +77,8 @@ def write_checkpoint(
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
-    kept, left_out = split_source_files(source.path, _module_folders(source))
-    copied = [file for file in kept if str(file) not in files and not _is_repeated(source.path / file)]
+    kept, left_out = split_source_files(source)
+    copied = [file for file in kept if str(file) not in files]
     tensor_bytes = sum(tensor.n_bytes for tensor in plan.tensors.values())
     other_bytes = sum(map(len, files.values())) + sum((source.path / file).stat().st_size for file in copied)
     with atomic_directory(out, tensor_bytes + other_bytes) as folder:
@@ -91,7 +92,7 @@ def write_checkpoint(
         for name, content in files.items():
             write_file(folder / name, content)
         total_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Written(out, tensor_bytes, total_bytes, tuple(str(file) for file in left_out))
+    return Written(out, tensor_bytes, total_bytes, tuple(left_out))
 
 
 def _write_unpickled(source: Path, out: Path) -> None:
@@ -102,8 +103,9 @@ def _write_unpickled(source: Path, out: Path) -> None:
 
 
 def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
-    """config.json: all that the source says, but for the dtype, and what is quantized."""
-    kept = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")} | {"dtype": "float32"}
+    """config.json: all that the source says, but for the dtype and code, which is not copied; and what is quantized."""
+    left_out = ("torch_dtype", "dtype", "auto_map")
+    kept = {key: value for key, value in config.items() if key not in left_out} | {"dtype": "float32"}
     if plan.layers or plan.tables:
         # Matrices of the file that the model lacks too: they are linears of the class that config.json names.
         matrices = {
@@ -118,13 +120,3 @@ def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedPa
             forms, plan.tables, ignored, names.prefix, portable=plan.portable
         )
     return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
-
-
-def _is_repeated(file: Path) -> bool:
-    """Whether a module has its weights as safetensors too, which are read before these."""
-    return file.name == PICKLED and file.with_name(WEIGHTS).is_file()
-
-
-def _module_folders(source: ModelDirectory) -> frozenset[str]:
-    """Folders of the modules that sentence-transformers runs after the transformer, as modules.json names them."""
-    return frozenset(Path(module.folder).parts[0] for module in read_modules(source) or () if module.folder)

@@ -18,6 +18,7 @@ METHOD_NAMES = (
     "rtn", "rtn_mse", "imatrix", "gptq", "awq", "awq_gptq", "smoothquant", "smoothquant_gptq", "smoothquant_shift",
     "auto",
 )  # fmt: skip
+TARGET_NAMES = ("bitwright", "transformers", "sentence-transformers", "vllm")
 SCHEME_STEMS = ("w8a8", "w8a16", "w4a16", "w4a8", "w3a16", "w2a16", "log4", "nf4", "kmeans4", "ternary", "binary")
 
 _TEXTS = ("data", "evaluation", "kind", "metric", "samples")  # the fields of `pipeline.Texts`
@@ -71,7 +72,8 @@ def data_options(command: F) -> F:
 
 
 def scheme_options(command: F) -> F:
-    """--recipe, --scheme, --method, --symmetric, --static, --range, --embeddings: how linears are represented."""
+    """--recipe, --scheme, --method, --symmetric, --static, --range, --embeddings, --target: how linears are
+    represented, and for which runtimes."""
     for option in reversed(
         (
             click.option(
@@ -102,6 +104,11 @@ def scheme_options(command: F) -> F:
                 "--embeddings", type=click.Choice(["16bit", "int8"]),
                 help="How embedding tables are stored. Only Bitwright reads int8. Default: the recipe's, or 16bit.",
             ),
+            click.option(
+                "--target", "targets", multiple=True, type=click.Choice(TARGET_NAMES), metavar="NAME",
+                help=f"A runtime that must load the result: {', '.join(TARGET_NAMES)}. Repeat it for several. "
+                "Default: the recipe's, or bitwright, and transformers if it can.",
+            ),
         )
     ):  # fmt: skip
         command = option(command)
@@ -109,18 +116,18 @@ def scheme_options(command: F) -> F:
 
 
 def build_recipe(
-    recipe: Path | None, scheme: str | None, method: str | None, symmetric: bool, static: bool, range_: str | None,
-    embeddings: str | None, seed: int | None, **budget: Any,
-) -> Any:  # fmt: skip
-    """The recipe of the file, if any, with the options laid over it. Without a file, its targets are the runtimes that
-    read what the options ask for.
+    recipe: Path | None, scheme: str | None, symmetric: bool, static: bool, range_: str | None, **fields: Any
+) -> Any:
+    """The recipe of the file, if any, with the options laid over it.
+
+    Args:
+        fields: of a recipe (method, embeddings, targets, seed) or of its budget; None and () where nothing is given.
 
     Raises:
         RecipeError: the file cannot be used.
         InputError: a range, and no static scheme that would use it; options that contradict one another.
     """
-    from bitwright.recipe import Recipe, make_recipe, read_recipe
-    from bitwright.targets import TARGETS
+    from bitwright.recipe import Budget, Recipe, make_recipe, read_recipe
 
     base = (read_recipe(recipe) if recipe else Recipe()).model_dump()
     if static or symmetric:
@@ -133,16 +140,9 @@ def build_recipe(
             )
         static, symmetric = static or "_static" in base["scheme"], symmetric or "_symmetric" in base["scheme"]
         scheme = "w8a8" + "_static" * static + "_symmetric" * symmetric
-    given = {"scheme": scheme, "method": method, "range": range_, "embeddings": embeddings, "seed": seed}
-    base |= {key: value for key, value in given.items() if value is not None}
+    given = {"scheme": scheme, "range": range_} | fields
+    for key in [key for key, value in given.items() if value not in (None, ())]:
+        (base["budget"] if key in Budget.model_fields else base)[key] = given[key]
     if range_ and not any("_static" in (part["scheme"] or "") for part in (base, *base["rules"])):
         raise InputError("--range chooses static activation scales, and there are none; add --static")
-    if recipe is None:
-        ours_only = embeddings == "int8"
-        base["targets"] = [
-            target
-            for target in base["targets"]
-            if target == "bitwright" or (not ours_only and base["scheme"] in TARGETS[target].schemes)
-        ]
-    base["budget"] |= {key: value for key, value in budget.items() if value is not None}
     return make_recipe(base, where=f"{recipe} with the options given" if recipe else "the options given")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bitwright.cli.options import build_recipe, scheme_options
-from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, table
+from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, print_remarks, table
 from bitwright.record import Evidence, PlanRow, UnitEvidence
 
 _SHORT = {"attention_output": "attn. output", "expert": "experts"}  # roles in columns
@@ -89,6 +89,7 @@ def print_plan(found: dict[str, Any]) -> None:
         rows += [[f"not {row.method}", row.why] for row in decision.rejected]
         out.print(table("", ["", ("", "prose")], [*rows, ["cost", _cost(decision)]], header=False), "")
     _print_groups(found)
+    print_remarks(f"warning: {text}" for text in found["warnings"])
 
 
 def _print_evidence(units: Sequence[UnitEvidence]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bitwright.cli.options import build_recipe, data_options, scheme_options
-from bitwright.cli.terminal import Column, TerminalProgress, err, fraction, out, print_json, table
+from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, print_remarks, table
 from bitwright.errors import InputError
 from bitwright.record import Front, PlanRow, Record
 
@@ -105,13 +105,12 @@ def command(
     if result.exit_code == _UNVERIFIED:
         failed = ", ".join(row.target for row in result.measured.verify or () if row.ok is False)
         remarks.append(f"failed: {out_dir} gives other outputs in {failed} than those that were judged; do not use it")
-    for remark in remarks:
-        err.print(f"bitwright: {remark}", markup=False, soft_wrap=True)
+    print_remarks(remarks)
     return int(result.exit_code)
 
 
 def print_preview(preview: dict[str, Any]) -> None:
-    """The plan, why it is so, and what the run would cost."""
+    """The plan, why it is so, what the run would cost, and what to know beforehand."""
     from bitwright.report.account import PlanLine, collapsed
     from bitwright.report.wording import number, seconds, size, words
 
@@ -137,15 +136,19 @@ def print_preview(preview: dict[str, Any]) -> None:
         f"\nAbout {seconds(cost['seconds'])} and {size(cost['memory_bytes'])} of memory. "
         f"On disk {size(cost['source_bytes'])} → {size(cost['disk_bytes'])}."
     )
+    print_remarks(f"warning: {text}" for text in preview["warnings"])
 
 
 def print_result(record: Record, directory: Path) -> None:
     """What it cost and what it brought, in a few lines."""
     from bitwright.report import verdict_sentence
+    from bitwright.report.leftovers import left_out_line
     from bitwright.report.wording import seconds
 
     out.print(f"\n{verdict_sentence(record)}\n", markup=False)
     rows = [*_loss_rows(record), *_layer_rows(record), *_runtime_rows(record)]
+    if record.left_out:
+        rows.append(["left out", left_out_line(record.left_out)])
     rows.append(["time", seconds(record.timings_s["total"])])
     shown = [[row[0] if i == 0 or row[0] != rows[i - 1][0] else "", row[1]] for i, row in enumerate(rows)]
     out.print(table("", ["", ("", "prose")], shown, header=False))

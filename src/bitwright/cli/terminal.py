@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, TextIO, TypeVar
 
@@ -201,6 +201,12 @@ def _tail(name: str, width: int) -> str:
     tail = name[-width:]
     begins_a_part = name[-width - 1] == "."
     return tail if begins_a_part or "." not in tail[:-1] else tail[tail.index(".") + 1 :]
+
+
+def print_remarks(remarks: Iterable[str]) -> None:
+    """What a person should know, a line each, beside the result."""
+    for remark in remarks:
+        err.print(f"bitwright: {remark}", markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

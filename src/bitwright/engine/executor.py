@@ -92,8 +92,8 @@ class Executor:
             seconds.dtype == np.float64 and seconds.shape == (len(self.program.ops),) and seconds.flags.carray
         ):
             raise InputError(f"seconds is {seconds.dtype} {seconds.shape}, not float64 ({len(self.program.ops)},)")
-        ids = _below(ids, self.program.vocabulary, "token id")
-        types = None if types is None else _below(types, self.program.types, "token type")
+        ids = _below(ids, self.program.vocabulary, "token id", starts)
+        types = None if types is None else _below(types, self.program.types, "token type", starts)
         output = self.program.output
         out = np.empty((len(lengths) if output.per_sequence else len(ids), output.width), np.float32)
         batch = native.load().Batch(
@@ -152,10 +152,11 @@ def _integers(values: np.ndarray, what: str) -> np.ndarray:
     return np.ascontiguousarray(values, np.int64)
 
 
-def _below(values: np.ndarray, end: int, what: str) -> np.ndarray:
-    """int32 from 0 to end - 1."""
+def _below(values: np.ndarray, end: int, what: str, starts: np.ndarray) -> np.ndarray:
+    """int32 from 0 to end - 1. starts: of each sequence, for the message."""
     unsigned = _integers(values, f"{what}s").view(np.uint64)  # what is below 0 is very large
     if len(unsigned) and unsigned.max() >= end:
-        wrong = int(values[unsigned >= end][0])
-        raise InputError(f"{what} {wrong}: this model has 0 to {end - 1}")
+        place = int((unsigned >= end).argmax())
+        sequence = int(starts.searchsorted(place, "right")) - 1
+        raise InputError(f"sequence {sequence}: {what} {int(values[place])}; this model has 0 to {end - 1}")
     return unsigned.astype(np.int32)

@@ -74,6 +74,11 @@ def read_text(file: Path) -> str:
         return opened.read(MAX_TEXT_BYTES).decode("utf-8", errors="replace")
 
 
+def lies_inside(path: Path, file: Path) -> bool:
+    """Whether a file is one of a directory's own: followed through links, it lies where those may lead."""
+    return f"{os.path.realpath(file)}{os.sep}".startswith(_inside(path))
+
+
 def _inside(path: Path) -> tuple[str, ...]:
     """The folders that a directory's links may lead into: itself, and the blobs beside a snapshot in a hub cache."""
     here = Path(os.path.realpath(path))

@@ -23,6 +23,7 @@ from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TASKS, TaskName, task_of
 from bitwright.files.counts import check_counts
 from bitwright.files.directory import ModelDirectory, read_object
+from bitwright.files.foreign_code import check_config, check_foreign_code
 from bitwright.files.limits import text_limit
 from bitwright.files.sentences import Sentences
 from bitwright.files.tokenizer import check_growth, lower_case
@@ -71,15 +72,18 @@ def build_empty(
         config: what the file says to transformers, if it was read before; not changed.
 
     Raises:
-        ModelError: an architecture without a row, or a config that transformers cannot build.
+        ModelError: an architecture without a row, or a config that transformers cannot build; code of others that is
+            not trusted, or a class of theirs that it makes.
     """
     _check_task(task)
     torch_threads.settle()
     if isinstance(source, ModelDirectory):
         path = source.path
+        check_foreign_code(source, trusted=trust_remote_code)
         source.check_counts()
     else:
         path = source
+        check_config(read_object(source), source, trusted=trust_remote_code)
         check_counts(read_object(source), {}, str(source))
     with _building(path):
         config = copy.deepcopy(config) or transformers.AutoConfig.from_pretrained(
@@ -92,6 +96,7 @@ def build_empty(
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
         auto_class = getattr(transformers, AUTO_CLASSES[task])
         model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    _refuse_foreign_class(model, path)
     model.tie_weights(recompute_mapping=False)
     exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, buffer in model.named_buffers():
@@ -120,6 +125,20 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, sentences: Sentences, path: Pa
             raise ModelError(f"{path}: {error}") from None
     limit = [] if tokenizer is None else [int(tokenizer.model_max_length)]
     return text_limit(sentences, limit, capacity, trained)
+
+
+def _refuse_foreign_class(model: nn.Module, path: Path) -> None:
+    """The rows of the table describe the classes of transformers; others of the same model_type may compute otherwise.
+
+    Raises:
+        ModelError: the class came with the model.
+    """
+    kind = type(model)
+    if not kind.__module__.startswith("transformers."):
+        raise ModelError(
+            f"{path}: {kind.__name__} is code of its own ({kind.__module__.rpartition('.')[2]}.py), and no row of "
+            "Bitwright's table describes it; take auto_map out of config.json, if the class of transformers is as good"
+        )
 
 
 def _check_task(task: TaskName | None) -> None:

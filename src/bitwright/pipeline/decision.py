@@ -62,7 +62,7 @@ def plan(
     """What `quantize` would do with a model, and why. Writes nothing.
 
     Returns:
-        {"model", "decision" and "plan": as in the Record, "recipe": YAML}
+        {"model", "decision" and "plan": as in the Record, "recipe": YAML, "warnings": texts}
     """
     job = open_job(model, recipe, texts or Texts(), trust_remote_code=trust_remote_code)
     job = resolve_auto(job, progress, available)
@@ -71,6 +71,7 @@ def plan(
         "decision": None if job.decision is None else decision_facts(job.decision),
         "plan": job.plan,
         "recipe": recipe_yaml(job.recipe),
+        "warnings": (*job.warnings, *job.dropped),
     }
 
 

@@ -95,11 +95,11 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Ve
     ours = candidate if quantized_names(job.plan) or quantized.tables else dequantized
     expected, calls = compared(ours(job, quantized), ids)
     plain, _ = compared(dequantized(job, quantized), ids)
-    targets = list(job.recipe.targets)
+    targets = list(job.recipe.targets or ())
     if job.opened.loaded.task != "embedding":
         targets = [target for target in targets if target != "sentence-transformers"]
-    elif "transformers" in targets and "sentence-transformers" not in targets:
-        targets.append("sentence-transformers")
+    elif "transformers" in targets and job.opened.loads("sentence-transformers", job.recipe, job.plan):
+        targets = list(dict.fromkeys([*targets, "sentence-transformers"]))
     compute = "float32" if job.opened.streams else "auto"
     rows = verify(staged, targets, ids.numpy(), expected, plain, calls, compute)
     return tuple(from_data(Verification, row) for row in rows)
@@ -110,7 +110,7 @@ def warnings_of(
     journal: Journal,
 ) -> tuple[str, ...]:  # fmt: skip
     """The Record's `warnings`."""
-    texts = [*job.warnings, *_not_as_asked(layers)]
+    texts = [*job.warnings, *job.dropped, *_not_as_asked(layers)]
     if evaluation is None:
         return (*texts, "nothing was evaluated: how much accuracy this costs is not known")
     if (evaluation.n_held_out or 0) < 2:

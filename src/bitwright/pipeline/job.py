@@ -37,10 +37,11 @@ _LARGE_FILE = 64 << 20  # bytes; larger files of a model are weights, which have
 class Job:
     """A model with all that is decided before anything is measured.
 
-    recipe: what is asked; plan: what it makes of the model. model: in float, ready to run. source_sha256: of the
-    weights on disk. warnings: what a reader of the result should know. decision: what `method: auto` became, and why;
-    None where the recipe names every method. tokenizer: files that the result has for its own. reference: what the
-    user's own library gives, None before it was asked.
+    recipe: what is asked, its targets named; plan: what it makes of the model. targets_fit: whether nobody named
+    targets, so that those that cannot load the result go; dropped: which went, and why. model: in float, ready to run.
+    source_sha256: of the weights on disk. warnings: what a reader should know of the texts. decision: what
+    `method: auto` became, and why; None where the recipe names every method. tokenizer: files that the result has for
+    its own. reference: what the user's own library gives, None before it was asked.
     """
 
     recipe: Recipe
@@ -54,10 +55,13 @@ class Job:
     decision: Decision | None = None
     tokenizer: TokenizerFiles = NO_TOKENIZER_FILES
     reference: Reference | None = None
+    targets_fit: bool = False
+    dropped: tuple[str, ...] = ()
 
     def with_recipe(self, recipe: Recipe) -> "Job":
         """The same job with another recipe for the same model, and its plan."""
-        return replace(self, recipe=recipe, plan=self.opened.plan(recipe))
+        asked = recipe.model_copy(update={"targets": None}) if self.targets_fit else recipe
+        return replace(self, **self.opened.resolve(asked)._asdict())
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -110,17 +114,19 @@ def open_job(
     opened = open_model(name, trust_remote_code=trust_remote_code)
     if compares:
         start_library()
-    plan, loaded = opened.plan(recipe), opened.loaded
+    resolved, loaded = opened.resolve(recipe), opened.loaded
     if loaded.tokenizer is None:
         raise InputError(
             f"texts cannot be encoded without a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}"
         )
     model = opened.runnable()
-    scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in plan))
+    scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in resolved.plan))
     tokenizer = tokenizer_files(loaded, as_texts([*scored.tuning.texts, *scored.held_out.texts])[:_COMPARED_TEXTS])
     warnings = [*_told(loaded), *([tokenizer.note] if tokenizer.note else []), *doubts(scored)]
-    fingerprint = loaded.directory.fingerprint
-    job = Job(recipe, plan, opened, model, scored, fingerprint, warnings, tokenizer=tokenizer)
+    job = Job(
+        resolved.recipe, resolved.plan, opened, model, scored, loaded.directory.fingerprint, warnings,
+        targets_fit=recipe.targets is None, dropped=resolved.dropped, tokenizer=tokenizer,
+    )  # fmt: skip
     job.timings_s["load"] = round(time.perf_counter() - start, 3)
     return job
 

@@ -2,17 +2,29 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from bitwright.errors import ModelError
 from bitwright.models.load import LoadedModel, materialise, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
-from bitwright.plan import Plan, make_plan
+from bitwright.plan import Plan, fit_targets, make_plan, refusals
 from bitwright.recipe import Recipe
 from bitwright.runtime.changes import FloatModel
 from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.streamed import StreamedModel
+
+
+class Resolved(NamedTuple):
+    """A recipe resolved against a model. recipe: with its targets named. dropped: default targets that it cannot have,
+    each with the reason.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    dropped: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +47,20 @@ class Opened:
         """Whether the model is a language model: such run block by block, and see windows of running text."""
         return self.loaded.task == "text-generation"
 
-    def plan(self, recipe: Recipe) -> Plan:
+    def resolve(self, recipe: Recipe) -> Resolved:
         """What a recipe makes of the model.
 
         Raises:
             RecipeError, TargetError: as `make_plan`.
         """
-        loaded = self.loaded
-        return make_plan(recipe, loaded.model, loaded.architecture, self.sites, self.embeddings, self._dtype_of)
+        model, architecture = self.loaded.model, self.loaded.architecture
+        plan = make_plan(recipe, model, architecture, self.sites, self.embeddings, self._dtype_of)
+        return Resolved(plan, *fit_targets(recipe, plan, model, architecture, self.sites))
+
+    def loads(self, target: str, recipe: Recipe, plan: Plan) -> bool:
+        """Whether a target can load what a plan makes."""
+        model, architecture = self.loaded.model, self.loaded.architecture
+        return not refusals([target], recipe, plan, model, architecture, self.sites)
 
     def _dtype_of(self, module: str) -> torch.dtype:
         weight = f"{module}.weight"
@@ -57,12 +75,23 @@ def open_model(name: str | Path, *, trust_remote_code: bool = False) -> Opened:
     """Open the model of a run: whole, or without values if it is a language model, since those run block by block.
 
     Raises:
-        ModelError, CheckpointError: as `load_model` and `open_lazily`.
+        ModelError, CheckpointError: as `load_model` and `open_lazily`; a tokenizer whose code came with the model.
     """
     loaded = open_lazily(name, trust_remote_code=trust_remote_code, runnable=False)
     if loaded.task != "text-generation":
         materialise(loaded, "")
+    _refuse_foreign_tokenizer(loaded)
     sites = find_linears(loaded.model, loaded.architecture)
     names = model_names(loaded.model, loaded.architecture)
     dtype = loaded.source.dtype(f"{sites[0].name}.weight")
     return Opened(loaded, names, sites, find_embeddings(loaded.model, loaded.architecture), dtype)
+
+
+def _refuse_foreign_tokenizer(loaded: LoadedModel) -> None:
+    """A result holds no code, so its texts would become tokens otherwise than the source's."""
+    kind = type(loaded.tokenizer)
+    if loaded.tokenizer is not None and not kind.__module__.startswith("transformers."):
+        raise ModelError(
+            f"{loaded.path}: {kind.__name__} is code of its own ({kind.__module__.rpartition('.')[2]}.py), which no "
+            "result holds; take auto_map out of tokenizer_config.json, if a class of transformers makes the same tokens"
+        )

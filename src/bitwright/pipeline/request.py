@@ -4,9 +4,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bitwright.errors import RecipeError
 from bitwright.recipe import Recipe, read_recipe
+from bitwright.targets import check_names
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -53,12 +55,14 @@ def make_texts(
 
 
 def resolve_recipe(
-    recipe: Recipe | str | Path | None, max_loss: float | None = None, min_speedup: float | None = None
-) -> Recipe:
-    """The recipe that is meant: as it is, read from a path, or the default; with another budget if one is given.
+    recipe: Recipe | str | Path | None, max_loss: float | None = None, min_speedup: float | None = None,
+    targets: str | Sequence[str] | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe that is meant: as it is, read from a path, or the default; with another budget, and other targets, if
+    they are given.
 
     Raises:
-        RecipeError: unreadable, malformed, or a budget out of range.
+        RecipeError: unreadable, malformed, or a budget out of range. TargetError: a target that nobody knows.
     """
     resolved = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read_recipe(Path(recipe))
     if max_loss is not None and not (isinstance(max_loss, float) and 0 < max_loss < 1):
@@ -67,7 +71,12 @@ def resolve_recipe(
         raise RecipeError(f"min_speedup = {min_speedup!r}: a factor between 0 and 100, such as 1.3")
     given = {"max_loss": max_loss, "min_speedup": min_speedup}
     changed = {key: value for key, value in given.items() if value is not None}
-    return resolved.model_copy(update={"budget": resolved.budget.model_copy(update=changed)})
+    update: dict[str, Any] = {"budget": resolved.budget.model_copy(update=changed)}
+    if targets is not None:
+        update["targets"] = (targets,) if isinstance(targets, str) else tuple(targets)
+    resolved = resolved.model_copy(update=update)
+    check_names(resolved.targets or ())
+    return resolved
 
 
 def reproducing_command(model: str | Path, out: Path, recipe: Recipe, texts: Texts) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import bitwright
+from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
 from bitwright.files.reading import read_text
@@ -67,6 +68,7 @@ def quantize(
     max_loss: float | None = None,
     min_speedup: float | None = None,
     recipe: Recipe | str | Path | None = None,
+    targets: str | Sequence[str] | None = None,
     data: str | Sequence[str] = (),
     evaluation: str | Path | None = None,
     kind: str | None = None,
@@ -89,6 +91,8 @@ def quantize(
         min_speedup: how many times as fast as the faster of float32 and bf16 (torch) the result should be; the
             front of speed and loss is then measured. Overrides the recipe's.
         recipe: a Recipe, or the path of one; by default all linears W8A8 with dynamic asymmetric activations.
+        targets: runtimes that must load the result, such as "vllm"; overrides the recipe's. Without any, they are
+            ours, and transformers if it can.
         data, evaluation, kind, metric, samples: see `Texts`.
         judged: evaluate the result, search for a fallback, verify and time it. Without, it is quantized and written.
         sensitivity: measure every layer even if the budget does not need it; speed: time the result.
@@ -99,7 +103,7 @@ def quantize(
             `exit_code`, or `record["evaluation"]["verdict"]`.
     """
     progress = progress or Quiet()
-    recipe = resolve_recipe(recipe, max_loss, min_speedup)
+    recipe = resolve_recipe(recipe, max_loss, min_speedup, targets)
     begun = time.perf_counter()
     _check_destination(Path(out), Path(model), overwrite=overwrite)
     texts = make_texts(data, evaluation, kind, metric, samples)
@@ -173,13 +177,14 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -
         steps=step_rows(steps, chosen),
         sensitivity=found[0] if found else None,
         size=size_facts(final, staged),
+        left_out=tuple(split_source_files(job.opened.loaded.directory)[1]),
         decision=None if job.decision is None else decision_facts(job.decision),
         evaluation=judged.evaluation,
         distributions=judged.distributions,
         verify=judged.verified,
         front=None if timed is None else timed.front,
         speed=judged.speed,
-        warnings=warnings_of(job, layers, judged.evaluation, judged.verified or (), journal),
+        warnings=warnings_of(final, layers, judged.evaluation, judged.verified or (), journal),
         environment=from_data(Environment, environment()),
         timings_s=dict(job.timings_s),
     )

@@ -36,7 +36,8 @@ def preview(
     """The plan of `quantize` and what it would cost in time, memory and disk. Writes nothing.
 
     Returns:
-        {"model", "plan": the Record's rows, "estimate": {"seconds", "memory_bytes", "disk_bytes", "source_bytes"}}.
+        {"model", "plan": the Record's rows, "targets", "warnings": texts, "estimate": {"seconds", "memory_bytes",
+        "disk_bytes", "source_bytes"}}.
         The time is extrapolated from one timed batch; within a factor of two if no fallback search is needed.
     """
     progress = progress or Quiet()
@@ -58,6 +59,8 @@ def preview(
     return {
         "model": job.opened.loaded.name,
         "plan": job.plan,
+        "targets": job.recipe.targets,
+        "warnings": (*job.warnings, *job.dropped),
         "estimate": {
             "seconds": 30 + encoded * per_text,
             "memory_bytes": 2 * in_float32 + 2 * after,

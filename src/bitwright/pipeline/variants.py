@@ -23,6 +23,7 @@ from bitwright.plan import half_dtypes, half_names, quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized, needs_inputs, quantize_linears
 from bitwright.runtime.changes import Changes
+from bitwright.runtime.generic_model import check_ids_in
 from bitwright.runtime.model import Model
 
 
@@ -53,11 +54,15 @@ def calibration_batches(job: Job, at_most: int | None = None) -> list[dict[str, 
     if not items:
         raise RecipeError("a method that looks at inputs needs calibration texts, and there are none; give --data")
     if job.opened.streams:
-        return [{"input_ids": part} for part in torch.split(torch.tensor(items), settings.batch_size)]
-    limit = min(settings.max_tokens, job.model.max_tokens)
-    return token_batches(
-        job.model.tokenizer, as_texts(items), max_tokens=limit, batch_size=settings.batch_size, seed=job.recipe.seed
-    )
+        batches = [{"input_ids": part} for part in torch.split(torch.tensor(items), settings.batch_size)]
+    else:
+        limit = min(settings.max_tokens, job.model.max_tokens)
+        batches = token_batches(
+            job.model.tokenizer, as_texts(items), max_tokens=limit, batch_size=settings.batch_size, seed=job.recipe.seed
+        )
+    for batch in batches:
+        check_ids_in(batch["input_ids"], job.model.vocabulary, "its tokenizer gives the token id")
+    return batches
 
 
 def with_tables(job: Job, quantized: Quantized) -> Quantized:

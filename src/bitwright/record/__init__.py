@@ -7,7 +7,17 @@ from bitwright.record.file import (
     record_of,
     write_record,
 )
-from bitwright.record.made import Evidence, LayerRow, ModelFacts, PlanRow, RejectedMethod, Size, Starved, UnitEvidence
+from bitwright.record.made import (
+    Evidence,
+    LayerRow,
+    LeftOut,
+    ModelFacts,
+    PlanRow,
+    RejectedMethod,
+    Size,
+    Starved,
+    UnitEvidence,
+)
 from bitwright.record.measured import (
     Distribution,
     Evaluation,
@@ -33,6 +43,7 @@ __all__ = [
     "HeldOut",
     "Histogram",
     "LayerRow",
+    "LeftOut",
     "Metric",
     "ModelFacts",
     "PlanRow",

@@ -117,6 +117,20 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file beside the source model that the result does not hold.
+
+    name: with its folders. reason: "weights", which the run did not read (heads in pickles, adapters); "code";
+    "large", and no part of a tokenizer; "unknown", of a kind that nobody promises to be safe; "training", its state;
+    "copy", the same model in another format.
+    """
+
+    name: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RejectedMethod:
     """A method that no unit got, and the numbers that spoke against it."""
 

@@ -10,6 +10,7 @@ from bitwright.families.tasks import AUTO_CLASSES
 from bitwright.files.directory import front_matter
 from bitwright.record import Environment, Evaluation, Record, Speed
 from bitwright.report.experts import expert_blocks
+from bitwright.report.leftovers import left_out_rows
 from bitwright.report.schemes import scheme_tag, scheme_words
 from bitwright.report.tables import decisions
 from bitwright.report.verdict import held_out, is_bitwright, metric_name, verdict_sentence
@@ -37,6 +38,7 @@ _USES = {
     "text-generation": 'ids = model.tokenizer("Once upon a time", return_tensors="pt").input_ids\n'
     "print(model.tokenizer.decode(model.hf.generate(ids, max_new_tokens=40)[0]))",
 }
+MAX_FILES_LISTED = 20
 FP32 = "torch fp32"  # the runtime that every speed is relative to
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -54,6 +56,7 @@ def render_model_card(record: Record, source_readme: str | None) -> str:
         _how_to_load(record),
         _results(record),
         _how_it_was_made(record),
+        _left_out(record),
         _limits(record),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -170,6 +173,18 @@ def _how_it_was_made(record: Record) -> str:
         return f"## How it was made\n\n{made}. {closing}"
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     return f"## How it was made\n\n{made}:\n\n{fence}sh\n{command}\n{fence}\n\n{closing}"
+
+
+def _left_out(record: Record) -> str:
+    """What lay beside the original model and is not here."""
+    rows = left_out_rows(record.left_out or ())
+    if not rows:
+        return ""
+    lines = ["## What is not in it", "", "The directory of the original model has this too:", ""]
+    lines += [f"- {_code(row.name)}, {size(row.bytes)}: {_text(row.why)}" for row in rows[:MAX_FILES_LISTED]]
+    if len(rows) > MAX_FILES_LISTED:
+        lines.append(f"- and {number(len(rows) - MAX_FILES_LISTED)} more files: see `report.html`")
+    return "\n".join(lines)
 
 
 def _limits(record: Record) -> str:

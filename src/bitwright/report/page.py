@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from bitwright.atomic import write_text_atomically
 from bitwright.record import Distribution, Evaluation, Record, Sensitivity, as_data, read_record
-from bitwright.report import account, evidence, plots, schemes, search_plots, tables, verdict, wording
+from bitwright.report import account, evidence, leftovers, plots, schemes, search_plots, tables, verdict, wording
 from bitwright.report.experts import expert_blocks, expert_rows
 
 REPORT_FILE = "report.html"
@@ -69,6 +69,7 @@ def render_report(record: Record) -> str:
             experts=experts[:MAX_EXPERTS_LISTED],
             n_experts=len(experts),
             layers=account.collapsed(record.plan, tables.emd_by_linear(sensitivity)),
+            left_out=leftovers.left_out_rows(record.left_out or ()),
             not_run=_not_run(record),
             ranked=ranked,
             ranked_units=tables.ranked(sensitivity.units),

@@ -3,7 +3,7 @@
 Imports no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,17 @@ from bitwright.engine.executor import check_count
 from bitwright.errors import InputError, NotFiniteError
 from bitwright.files.pooling import unit
 from bitwright.progress import Track
-from bitwright.runtime.items import Items, Tokens, check_ids, check_types, listed, refuse_long, refuse_types, texts_of
+from bitwright.runtime.items import (
+    Items,
+    Tokens,
+    check_ids,
+    check_range,
+    check_types,
+    listed,
+    refuse_long,
+    refuse_types,
+    texts_of,
+)
 from bitwright.runtime.keywords import chosen_track, refuse_device, refuse_others
 
 if TYPE_CHECKING:
@@ -113,7 +123,7 @@ def _run(model: "Model", tokens: Tokens, batch_size: int, threads: int | None, t
     batches = batches_of([len(ids) for ids in tokens.ids], batch_size, model.tokens_at_once)
     rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(tokens.ids)
     made = model.run([tokens.of(chosen) for chosen in batches], threads)
-    for chosen, found in zip(track(batches), made, strict=True):
+    for chosen, found in zip(track(batches), _named(made, model, tokens), strict=True):
         for i, row in zip(chosen, found, strict=True):
             if not np.isfinite(row).all():
                 raise NotFiniteError(
@@ -122,6 +132,15 @@ def _run(model: "Model", tokens: Tokens, batch_size: int, threads: int | None, t
                 )
             rows[i] = row
     return rows
+
+
+def _named(made: Iterator[Sequence[np.ndarray]], model: "Model", tokens: Tokens) -> Iterator[Sequence[np.ndarray]]:
+    """What a run gives. If it refuses an id, so does this, but by the item: a run knows the place in a batch alone."""
+    try:
+        yield from made
+    except InputError:
+        check_range(tokens.ids, model.vocabulary, "its tokenizer gives the token id")
+        raise
 
 
 def _converted(found: Any, to_tensor: bool) -> Any:
@@ -143,7 +162,9 @@ def _tokens(
     if texts is None:
         if prompt or prompt_name:
             raise InputError("prompts are put before texts, and these are token ids; tokenize them with the texts")
-        return check_types(types, check_ids(given, model.max_tokens), n_types)
+        ids = check_ids(given, model.max_tokens)
+        check_range(ids, model.vocabulary, "token id")
+        return check_types(types, ids, n_types)
     refuse_types(types)
     first, second = texts
     prefix = _prompt_of(model, prompt, prompt_name)

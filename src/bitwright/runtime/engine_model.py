@@ -39,9 +39,13 @@ class EngineModel:
     processors (`usable_processors`) are taken as so many: they wait for each other by spinning, for the processor too.
     """
 
-    def __init__(self, directory: ModelDirectory, *, threads: int | None = None) -> None:
-        """Raises:
-        EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
+    def __init__(
+        self, directory: ModelDirectory, *, threads: int | None = None, trust_remote_code: bool = False
+    ) -> None:
+        """trust_remote_code: of `generic`, when that is asked for.
+
+        Raises:
+            EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
         self.threads = default_threads() if threads is None else _at_most_processors(threads)
         if native.load_error() is not None:
@@ -55,7 +59,7 @@ class EngineModel:
         self.backend = f"engine:{active_isa()}"
         trained = directory.config.get("max_position_embeddings", program.max_tokens)
         self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), program.max_tokens, trained)
-        self.n_types, self.folded = program.types, program.folded
+        self.vocabulary, self.n_types, self.folded = program.vocabulary, program.types, program.folded
         width = program.output.width
         self.width = width if program.output.per_sequence else None
         if self.task == "embedding":
@@ -64,6 +68,7 @@ class EngineModel:
         self._tokenizer = open_tokenizer(directory, lowers=self.sentences.lower_case)
         directory.forget_tensors()  # they are packed
         self._generic: GenericModel | None = None
+        self._trusted = trust_remote_code
 
     loaded_from: LoadedFrom | None = None
 
@@ -122,7 +127,7 @@ class EngineModel:
         if self._generic is None:
             from bitwright.runtime.generic import load_generic
 
-            self._generic = load_generic(self.directory)
+            self._generic = load_generic(self.directory, trust_remote_code=self._trusted)
         return self._generic
 
     @property

@@ -22,7 +22,7 @@ from bitwright.models.load import LoadedModel
 from bitwright.models.pool_tokens import pool_tokens
 from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import Changes, apply_changes
-from bitwright.runtime.items import Tokens, cut_all
+from bitwright.runtime.items import Tokens, check_range, cut_all
 from bitwright.runtime.pickling import LoadedFrom, reduce_model
 from bitwright.runtime.swap import set_compute
 
@@ -71,9 +71,21 @@ class GenericModel:
         return replace(self, hf=hf, tokenizer=tokenizer)
 
     def __call__(self, **inputs: Any) -> Any:
-        """The Hugging Face forward, without gradients."""
+        """The Hugging Face forward, without gradients.
+
+        Raises:
+            InputError: ids or types that the model does not have.
+        """
+        check_ids_in(inputs.get("input_ids"), self.vocabulary, "token id")
+        if getattr(self.hf.config, "type_vocab_size", 0):  # without any, types are not looked at
+            check_ids_in(inputs.get("token_type_ids"), self.n_types, "token type")
         with torch.inference_mode():
             return self.hf(**inputs)
+
+    @property
+    def vocabulary(self) -> int:
+        """As `Model` says."""
+        return vocabulary_of(self.hf.config)
 
     @property
     def n_types(self) -> int:
@@ -188,6 +200,21 @@ def read_texts(tokenizer: Any, first: list[str], second: list[str] | None, *, ty
     if limit is not None:  # a tokenizer of Python
         found = tokenizer(first, second, return_token_type_ids=typed, truncation=True, max_length=limit)
     return Tokens(found["input_ids"], found["token_type_ids"] if typed else None)
+
+
+def vocabulary_of(config: Any) -> int:
+    """Rows of a model's table of words."""
+    return int(config.get_text_config().vocab_size)
+
+
+def check_ids_in(ids_BT: object, end: int, what: str) -> None:
+    """`items.check_range`, of a tensor; anything else passes.
+
+    Raises:
+        InputError: a number that is negative, or not below `end`.
+    """
+    if isinstance(ids_BT, Tensor) and ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < end:
+        check_range(ids_BT.reshape(-1, ids_BT.shape[-1]).tolist(), end, what)
 
 
 def refuse_threads(threads: int | None) -> None:

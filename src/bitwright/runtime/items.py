@@ -5,6 +5,7 @@ numpy, torch, pandas, pyarrow and datasets are known by what their objects can d
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,10 +111,19 @@ def check_types(types: Sequence[Sequence[int]] | None, ids: list[list[int]], n_t
             raise InputError(f"item {index}: token types are a sequence of whole numbers, this is {str(row)[:80]}")
         if len(row) != len(of):
             raise InputError(f"item {index} has {len(of)} tokens and {len(row)} token types")
-        wrong = next((kind for kind in row if not 0 <= kind < n_types), None)
-        if wrong is not None:
-            raise InputError(f"item {index}: token type {wrong}; this model has 0 to {n_types - 1}")
+    check_range(types, n_types, "token type")
     return Tokens(ids, [list(map(int, row)) for row in types])
+
+
+def check_range(rows: Sequence[Sequence[int]], end: int, what: str) -> None:
+    """Refuse numbers that a model has no row of a table for. end: numbers below it exist.
+
+    Raises:
+        InputError: one that is negative, or too large; the message names the item.
+    """
+    if min(chain.from_iterable(rows), default=0) < 0 or max(chain.from_iterable(rows), default=0) >= end:
+        index, wrong = next((i, n) for i, row in enumerate(rows) for n in row if not 0 <= n < end)
+        raise InputError(f"item {index}: {what} {wrong}; this model has 0 to {end - 1}")
 
 
 def cut_all(encodings: Sequence[Any], limit: int | None, side: str, *, typed: bool) -> Tokens:

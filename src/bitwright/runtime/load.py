@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.errors import EngineError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.foreign_code import check_foreign_code
 from bitwright.runtime.pickling import LoadedFrom
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def load(
     Args:
         compute: "auto"; or "float32" or "bfloat16" to take the generic path with what is not quantized in that dtype
             (see `set_compute`). A float model is always loaded in float32.
+        trust_remote_code: whether what the directory brings or names may run: code, kernels of the hub.
         threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. Never
             more than the processors that the process may use, by its affinity mask and its container's quota: more are
             slower. The generic path uses torch's setting, which the first model that torch computes lowers to these.
@@ -37,11 +39,12 @@ def load(
     Raises:
         InputError: another `compute`; threads < 1.
         ModelError: no model there, an architecture without a row in the table, or weights that are not those of
-            config.json, or hold NaN or infinity.
+            config.json, or hold NaN or infinity; code of others, unless it is trusted.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
     opened = _open(Path(directory).expanduser(), directory)
     options: dict[str, Any] = {"compute": compute, "threads": threads, "trust_remote_code": trust_remote_code}
+    check_foreign_code(opened, trusted=trust_remote_code)
     model = _loaded(opened, **options)
     model.loaded_from = LoadedFrom.of(opened.path, options)
     return model
@@ -55,7 +58,7 @@ def _loaded(
         from bitwright.runtime.engine_model import EngineModel
 
         try:
-            return EngineModel(opened, threads=threads)
+            return EngineModel(opened, threads=threads, trust_remote_code=trust_remote_code)
         except EngineError as error:
             why = f"not on the engine: {error}"
     from bitwright.runtime.generic import load_generic

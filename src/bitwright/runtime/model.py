@@ -43,6 +43,10 @@ class Model(Protocol):
         """Longer texts are cut there."""
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids below it exist."""
+
+    @property
     def n_types(self) -> int:
         """Token types that it has; 1 where it knows of none."""
 

@@ -19,7 +19,15 @@ from bitwright.files.sentences import Sentences
 from bitwright.models.load import LoadedModel, materialise, release
 from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import NO_CHANGES, Changes, apply_changes
-from bitwright.runtime.generic_model import GenericModel, float_model, next_token_rows, read_texts, refuse_threads
+from bitwright.runtime.generic_model import (
+    GenericModel,
+    check_ids_in,
+    float_model,
+    next_token_rows,
+    read_texts,
+    refuse_threads,
+    vocabulary_of,
+)
 from bitwright.runtime.items import Tokens
 from bitwright.runtime.pickling import reduce_model
 
@@ -69,6 +77,11 @@ class StreamedModel:
     def backend(self) -> str:
         """As `Model` says."""
         return "blocks of torch, one in memory at a time"
+
+    @property
+    def vocabulary(self) -> int:
+        """The source's."""
+        return vocabulary_of(self.loaded.config)
 
     @property
     def n_types(self) -> int:
@@ -144,6 +157,8 @@ class StreamedModel:
 
     def _logits(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The logits of each batch, one at a time."""
+        for ids_BT in batches:
+            check_ids_in(ids_BT, self.vocabulary, "token id")
         opened = self.loaded.reopen()
         apply_changes(opened.model, opened.architecture, self.changes)
         enter, leave = partial(_enter, opened, self.changes), partial(_leave, opened)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from bitwright.methods import METHODS
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.schemes import SCHEMES
-from bitwright.recipe import AUTO, Recipe, scheme_of
+from bitwright.recipe import AUTO, DEFAULT_TARGETS, Recipe, scheme_of
 from bitwright.search.cost import Cost, Resources
 from bitwright.search.features import COMPARED, Features, candidates
 from bitwright.search.rules import with_methods
@@ -145,7 +145,7 @@ def decide(
         rejected = tuple(Rejected(name, why) for name in sorted(others, key=COMPARED.index))
         reason = f"rtn for everything: {why}"
     else:
-        portable = any(target != "bitwright" for target in recipe.targets)
+        portable = any(target != "bitwright" for target in recipe.targets or DEFAULT_TARGETS)
         choices = tuple(_choose(unit, tolerable, portable, thresholds) for unit in features)
         rejected = _rejected(features, choices, portable)
         reason = _summary(features, choices, tolerable)

@@ -1,0 +1,128 @@
+"""What in a model's files would run code that came with it, fetch some, or open a file elsewhere: only if trusted.
+
+transformers takes its own class where a repository brings one and nobody trusts it, and says nothing. That would be
+another model than its makers meant, so it is refused here by name. No torch.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitwright.errors import ModelError, brief
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.modules import MODULES_FILE
+from bitwright.files.reading import lies_inside
+
+
+class _Key(NamedTuple):
+    """A key that may run or fetch something. harmless: its values that do not; begins: with which they do not either.
+    does: what others do.
+    """
+
+    harmless: tuple[object, ...]
+    does: str
+    begins: tuple[str, ...] = ()
+
+
+_KERNEL = "may be a kernel of the hub, which is fetched and run"
+_ATTENTION = _Key(("eager", "sdpa", "flex_attention"), _KERNEL)
+_EXPERTS = _Key(("eager", "batched_mm", "grouped_mm"), _KERNEL)
+_ACTIVATION = _Key((), "is imported and called", begins=("torch.",))
+# By its name, with that of the object around it, or with that of its file. null is harmless in all of them.
+_KEYS = {
+    "auto_map": _Key(({}, []), "is code of the repository, which transformers runs in place of its own"),
+    "attn_implementation": _ATTENTION,
+    "_attn_implementation": _ATTENTION,
+    "experts_implementation": _EXPERTS,
+    "_experts_implementation": _EXPERTS,
+    "use_kernels": _Key((False,), _KERNEL),
+    "sbert_ce_default_activation_function": _ACTIVATION,
+    "sentence_transformers.activation_fn": _ACTIVATION,
+    "adapter_config.json:base_model_name_or_path": _Key((), "is the model that is loaded in place of this, by peft"),
+}
+# Files that transformers or sentence-transformers read beside the weights.
+_SIDE_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "processor_config.json",
+    "preprocessor_config.json", "adapter_config.json",
+)  # fmt: skip
+_SENTENCES = "sentence_*_config.json"  # of sentence-transformers, by the kind of transformer
+# Keys of tokenizers that name files; of two, transformers takes no notice.
+_FILES = ("_file", "_files", "vocab", "merges")
+_UNREAD = ("tokenizer_file", "special_tokens_map_file")
+_ARGUMENTS = ("_args.", "_kwargs.")  # of sentence-transformers, for transformers: all that they say is followed
+_DEEPEST = 4  # objects in objects
+_OWN_MODULES = "sentence_transformers."
+
+
+def check_foreign_code(directory: ModelDirectory, *, trusted: bool) -> None:
+    """Refuse what would run, fetch or open something of others, unless it is trusted.
+
+    Raises:
+        ModelError: a key that does, unless `trusted`; a module of sentence-transformers that is none of its own, which
+            Bitwright cannot run.
+    """
+    _check_modules(directory)
+    if trusted:
+        return
+    check_config(directory.config, directory.path / CONFIG_FILE, trusted=trusted)
+    sentences = sorted(file.name for file in directory.path.glob(_SENTENCES))
+    for name in (*_SIDE_FILES, *sentences):
+        check_config(directory.object(name) or {}, directory.path / name, trusted=trusted)
+
+
+def check_config(config: Mapping[str, Any], file: Path, *, trusted: bool) -> None:
+    """As `check_foreign_code`, of one file's content."""
+    for key, value in () if trusted else _items(config, _DEEPEST):
+        names = (key.rpartition(".")[2], ".".join(key.split(".")[-2:]), f"{file.name}:{key}")
+        row = next((_KEYS[name] for name in names if name in _KEYS), None)
+        if row and not _is_harmless(value, row):
+            _refuse(file, key, value, row.does)
+        names_a_file = file.name != CONFIG_FILE and isinstance(value, str) and _is_opened(key)
+        if names_a_file and _lies_outside(value, file.parent):
+            _refuse(file, key, value, "is a file outside the model's directory")
+
+
+def _check_modules(directory: ModelDirectory) -> None:
+    modules = directory.json(MODULES_FILE)
+    for module in modules if isinstance(modules, list) else ():
+        kind = module.get("type") if isinstance(module, dict) else None
+        if isinstance(kind, str) and not kind.startswith(_OWN_MODULES):
+            raise ModelError(
+                f"{directory.path / MODULES_FILE}: type = {brief(kind)}: no module of sentence-transformers itself; "
+                "only those are run here, also with --trust-remote-code, and without this one the embeddings differ"
+            )
+
+
+def _is_harmless(value: Any, row: _Key) -> bool:
+    if isinstance(value, dict) and value and {} not in row.harmless:  # one for each config in a config
+        return all(not isinstance(each, dict) and _is_harmless(each, row) for each in value.values())
+    return value is None or value in row.harmless or (isinstance(value, str) and value.startswith(row.begins))
+
+
+def _is_opened(key: str) -> bool:
+    """Whether the tokenizer of transformers may open what a key names."""
+    return key.endswith(_FILES) and (key not in _UNREAD or any(part in key for part in _ARGUMENTS))
+
+
+def _lies_outside(value: str, folder: Path) -> bool:
+    """Whether there is such a file, seen from the model's directory or from where we are, and not in the former."""
+    return any(os.path.isfile(place) and not lies_inside(folder, place) for place in (folder / value, Path(value)))
+
+
+def _items(config: Mapping[str, Any], depth: int, outer: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of an object and those inside it, "outer.key"; a list's members have its key."""
+    for key, value in config.items():
+        yield outer + key, value
+        for member in value if isinstance(value, list) else (value,):
+            if isinstance(member, dict) and depth:
+                yield from _items(member, depth - 1, f"{outer}{key}.")
+            elif member is not value:
+                yield outer + key, member
+
+
+def _refuse(file: Path, key: str, value: Any, does: str) -> None:
+    raise ModelError(
+        f"{file}: {brief(key)[1:-1]} = {brief(value)}: this {does}; allow it with --trust-remote-code "
+        "(trust_remote_code=True) if you trust its makers, or take the key out"
+    )
