@@ -21,10 +21,12 @@ def command(directory: Path, whole: bool) -> None:
     from bitwright.engine.ops import Multiply
     from bitwright.engine.weights import open_weights
     from bitwright.files.directory import ModelDirectory
-    from bitwright.files.pooling import read_pooling
+    from bitwright.files.task import pooling_for
 
     opened = ModelDirectory(directory)
-    weights, pooling = open_weights(opened), read_pooling(opened)
+    weights = open_weights(opened)
+    task = encoder_task(weights)
+    pooling = pooling_for(opened, task)
     program = lower_encoder(weights, pooling=pooling.modes, normalize=pooling.normalize)
     if whole:
         click.echo(program.text())
@@ -32,5 +34,5 @@ def command(directory: Path, whole: bool) -> None:
     counts = Counter(f"linear, {op.dtype}" if isinstance(op, Multiply) else op.kind for op in program.ops)
     columns: list[Column] = [("operator", "name"), ("number", "right")]
     rows = [[kind, str(count)] for kind, count in counts.most_common()]
-    out.print(table(f"{weights.config['model_type']}, {encoder_task(weights)}", columns, rows))
+    out.print(table(f"{weights.config['model_type']}, {task}", columns, rows))
     out.print(f"texts of up to {program.max_tokens} tokens; --program lists the operators")

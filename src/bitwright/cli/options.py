@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from bitwright.errors import InputError
+from bitwright.families.tasks import TASKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,6 +69,14 @@ def data_options(command: F) -> F:
     ):  # fmt: skip
         decorated = option(decorated)
     return decorated
+
+
+def task_option(command: F) -> F:
+    """--task: what the model is for, if its files leave it open."""
+    return click.option(
+        "--task", type=click.Choice(TASKS), metavar="TASK",
+        help=f"What the model is for, where its files do not tell or contradict each other: {', '.join(TASKS)}.",
+    )(command)  # fmt: skip
 
 
 def scheme_options(command: F) -> F:

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, data_options, scheme_options
+from bitwright.cli.options import build_recipe, data_options, scheme_options, task_option
 from bitwright.cli.terminal import Column, TerminalProgress, err, fraction, out, print_json, table
 from bitwright.errors import InputError
+from bitwright.families.tasks import TaskName
 from bitwright.record import Front, PlanRow, Record
 
 _OVER_BUDGET = 3  # the exit code
@@ -56,12 +57,14 @@ _OVER_BUDGET = 3  # the exit code
 )
 @click.option("--speed/--no-speed", default=True, show_default=True, help="Time an encoder against its float original.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what the run would cost, and stop.")
+@task_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON.")
 def command(
     model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None,
     accept_point_estimate: bool | None, dry_run: bool, as_json: bool, overwrite: bool, judged: bool,
-    sensitivity: bool, speed: bool, trust_remote_code: bool, texts: dict[str, Any], **schemes: Any,
+    sensitivity: bool, speed: bool, task: TaskName | None, trust_remote_code: bool, texts: dict[str, Any],
+    **schemes: Any,
 ) -> int:  # fmt: skip
     """Quantize MODEL (a directory or a hub name) within an accuracy budget.
 
@@ -85,15 +88,15 @@ def command(
             progress.say(f"loading {model}")
             preview = pipeline.preview(
                 model, recipe=recipe, texts=pipeline.Texts(**texts), trust_remote_code=trust_remote_code,
-                sensitivity=sensitivity, progress=progress,
+                task=task, sensitivity=sensitivity, progress=progress,
             )  # fmt: skip
         print_json(preview) if as_json else print_preview(preview)
         return 0
     with TerminalProgress() as progress:
         result = pipeline.quantize(
             model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, judged=judged, sensitivity=sensitivity,
-            speed=speed, trust_remote_code=trust_remote_code, command=shlex.join(["bitwright", *sys.argv[1:]]),
-            progress=progress,
+            speed=speed, task=task, trust_remote_code=trust_remote_code, progress=progress,
+            command=shlex.join(["bitwright", *sys.argv[1:]]),
         )  # fmt: skip
     print_json(result.record) if as_json else print_result(result.measured, result.directory)
     remarks = [f"warning: {text}" for text in result.measured.warnings]

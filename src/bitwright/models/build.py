@@ -19,10 +19,11 @@ from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, EngineError, ModelError, foreign
 from bitwright.families import Architecture, architecture_of
-from bitwright.families.tasks import AUTO_CLASSES, TASKS, TaskName, task_of
+from bitwright.families.tasks import AUTO_CLASSES, TaskName, check_task, task_of
 from bitwright.files.counts import check_counts
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.limits import sentence_limit
+from bitwright.files.task import find_task
 from bitwright.files.tokenizer import check_growth
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
@@ -62,6 +63,7 @@ def build_empty(
 
     Args:
         source: a model directory, or a config.json alone.
+        task: what the model is for; by default what the directory says (`files.task`), or the config.json alone.
         dtype: of the parameters.
         buffers: whether the buffers (tables of rotary angles) are computed, or on the meta device too.
         config: what the file says to transformers, if it was read before; not changed.
@@ -69,10 +71,12 @@ def build_empty(
     Raises:
         ModelError: an architecture without a row, or a config that transformers cannot build.
     """
-    _check_task(task)
+    if task is not None:
+        check_task(task, "task=")
     if isinstance(source, ModelDirectory):
         path = source.path
         source.check_counts()
+        task = task or find_task(source)
     else:
         path = source
         check_counts(read_object(source), {}, str(source))
@@ -81,7 +85,7 @@ def build_empty(
             path, trust_remote_code=trust_remote_code, **_LOCAL
         )
     architecture = architecture_of(config.model_type)
-    task = task_of(config.architectures, str(config.name_or_path)) if task is None else task
+    task = task or task_of(config.architectures, str(config.name_or_path))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
@@ -118,11 +122,6 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, directory: ModelDirectory) -> 
     if tokenizer is not None:
         limits.append(int(tokenizer.model_max_length))
     return min([*limits, *sentence_limit(directory)])
-
-
-def _check_task(task: TaskName | None) -> None:
-    if task is not None and task not in TASKS:
-        raise ModelError(f"task {task!r} is none of {', '.join(TASKS)}")
 
 
 def load_tokenizer(directory: ModelDirectory, trust: bool) -> tuple[Any, str | None]:

@@ -16,6 +16,7 @@ from bitwright.evaluate import Task, agreement_task, labelled_task, language_tas
 from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window
 from bitwright.evaluate.language import WINDOW, WINDOWS
 from bitwright.evaluate.logits import compare_windows, token_outputs
+from bitwright.families.tasks import TaskName
 from bitwright.pipeline.request import Texts, make_texts
 from bitwright.pipeline.scored import BUILTIN_DATA
 from bitwright.progress import Progress, Quiet, tracking
@@ -45,6 +46,7 @@ def evaluate(
     windows: int | None = None,
     bos: bool = False,
     seed: int = 0,
+    task: TaskName | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def evaluate(
         data, evaluation, kind, metric, samples: as `quantize` takes them.
         window, windows, bos: for language models: tokens per window (1024, or what the model can take), windows (40),
             and whether each begins with BOS.
+        task: what both models are for, where their files do not tell or contradict each other.
 
     Returns:
         {"model", "reference", "task", "metric": as in the Record's `evaluation`, "protocol": what was scored, in words,
@@ -70,34 +73,34 @@ def evaluate(
     """
     begun = time.perf_counter()
     progress, texts = progress or Quiet(), make_texts(data, evaluation, kind, metric, samples)
-    opened = partial(_open, trust_remote_code=trust_remote_code, progress=progress)
+    opened = partial(_open, task=task, trust_remote_code=trust_remote_code, progress=progress)
     subject = opened(model)
     if OUTPUTS[subject.task] == "tokens" and texts.metric is None:
-        task = _language_task(subject, texts, window, windows, bos)
-        measured = _measure_language(subject, task, reference, opened, progress)
-        protocol = getattr(task.kind, "protocol", "")
+        scored = _language_task(subject, texts, window, windows, bos)
+        measured = _measure_language(subject, scored, reference, opened, progress)
+        protocol = getattr(scored.kind, "protocol", "")
     else:
         if window or windows or bos:
             raise InputError(f"{model}: windows are for language models; this model's task is {subject.task}")
-        task, protocol = _text_task(subject, texts, seed, has_reference=reference is not None)
-        measured = _measure(subject, task, reference, opened, progress)
+        scored, protocol = _text_task(subject, texts, seed, has_reference=reference is not None)
+        measured = _measure(subject, scored, reference, opened, progress)
     return {
         "model": str(model),
         "reference": None if reference is None else str(reference),
         "task": subject.task,
         "metric": {
-            "name": task.kind.metric, "kind": task.kind.name, "task": task.name, "unit": task.kind.unit,
-            "label_free": task.kind.label_free, "higher_is_better": task.kind.higher_is_better,
+            "name": scored.kind.metric, "kind": scored.kind.name, "task": scored.name, "unit": scored.kind.unit,
+            "label_free": scored.kind.label_free, "higher_is_better": scored.kind.higher_is_better,
         },
         "protocol": protocol,
-        **_scores(task, measured, seed),
+        **_scores(scored, measured, seed),
         "seconds": round(time.perf_counter() - begun, 3),
     }  # fmt: skip
 
 
-def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> Model:
+def _open(name: str | Path, *, task: TaskName | None, trust_remote_code: bool, progress: Progress) -> Model:
     progress.say(f"loading {name}")
-    model = load(name, trust_remote_code=trust_remote_code)
+    model = load(name, task=task, trust_remote_code=trust_remote_code)
     if model.tokenizer is None:
         raise InputError(f"{name}: texts cannot be scored without a tokenizer, and the model's files build none")
     return model

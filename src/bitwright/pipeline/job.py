@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bitwright.errors import InputError
+from bitwright.families.tasks import TaskName
 from bitwright.files.directory import source_files
 from bitwright.kernels import dispatch, native
 from bitwright.pipeline.opened import Opened, open_model
@@ -70,7 +71,7 @@ class Job:
         kernels = Path(str(native.load().__file__))
         files = [(file.name, self.opened.loaded.directory.digest(file)) for file in (*sorted(small), kernels)]
         return {
-            "model": _digest([self.source_sha256, files[:-1]]),
+            "model": _digest([self.source_sha256, files[:-1], self.opened.loaded.task]),
             "recipe": _digest(self.recipe.model_dump(mode="json", exclude={"budget"})),
             "texts": _digest(texts),
             "machine or release": _digest([machine, files[-1]]),
@@ -81,14 +82,16 @@ def _digest(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def open_job(name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False) -> Job:
-    """Load the model, resolve the recipe, and draw the texts. Nothing is written.
+def open_job(
+    name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False, task: TaskName | None = None
+) -> Job:
+    """Load the model, resolve the recipe, and draw the texts. Nothing is written. task: as `open_model` takes it.
 
     Raises:
         BitwrightError: of any kind; whatever can be known to fail later fails here.
     """
     start = time.perf_counter()
-    opened = open_model(name, trust_remote_code=trust_remote_code)
+    opened = open_model(name, trust_remote_code=trust_remote_code, task=task)
     plan, loaded = opened.plan(recipe), opened.loaded
     if loaded.tokenizer is None:
         raise InputError(

@@ -19,6 +19,7 @@ from typing import Any
 import bitwright
 from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
+from bitwright.families.tasks import TaskName
 from bitwright.files.reading import read_text
 from bitwright.pipeline.decision import decision_facts, resolve_auto
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
@@ -72,6 +73,7 @@ def quantize(
     kind: str | None = None,
     metric: str | None = None,
     samples: int = 1000,
+    task: TaskName | None = None,
     overwrite: bool = False,
     judged: bool = True,
     sensitivity: bool = True,
@@ -90,6 +92,7 @@ def quantize(
             front of speed and loss is then measured. Overrides the recipe's.
         recipe: a Recipe, or the path of one; by default all linears W8A8 with dynamic asymmetric activations.
         data, evaluation, kind, metric, samples: see `Texts`.
+        task: what the model is for, where its files do not tell or contradict each other (`files.task`).
         judged: evaluate the result, search for a fallback, verify and time it. Without, it is quantized and written.
         sensitivity: measure every layer even if the budget does not need it; speed: time the result.
         command: what a person would type to do this again; for the record.
@@ -103,10 +106,10 @@ def quantize(
     begun = time.perf_counter()
     _check_destination(Path(out), Path(model), overwrite=overwrite)
     texts = make_texts(data, evaluation, kind, metric, samples)
-    command = command or reproducing_command(model, Path(out), recipe, texts)
+    command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
     progress.say(f"loading {model}")
-    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code)
+    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, task=task)
     front = recipe.budget.min_speedup is not None
     if front and (job.opened.streams or not judged or not speed):
         why = "language models are not timed" if job.opened.streams else "this run times nothing"

@@ -16,7 +16,8 @@ from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.limits import sentence_limit, tokenizer_limit
-from bitwright.files.pooling import Pooling, read_pooling
+from bitwright.files.pooling import Pooling
+from bitwright.files.task import pooling_for
 from bitwright.files.tokenizer import encodings_of, open_tokenizer
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, native_isa
@@ -45,7 +46,7 @@ class EngineModel:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = open_weights(directory)
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
-        self.pooling: Pooling = read_pooling(directory)
+        self.pooling: Pooling = pooling_for(directory, self.task)
         program = lower_encoder(weights, pooling=self.pooling.modes, normalize=self.pooling.normalize)
         self.executor = Executor(program, native_isa())
         self.backend = f"engine:{active_isa()}"

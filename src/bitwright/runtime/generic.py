@@ -11,7 +11,7 @@ from bitwright.checkpoints.read import Checkpoint
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.names import name_in
-from bitwright.files.pooling import read_pooling
+from bitwright.files.task import pooling_for
 from bitwright.kernels import dispatch
 from bitwright.models.build import build_empty, load_tokenizer, max_tokens
 from bitwright.models.load import fill, fill_buffers, load_model
@@ -51,7 +51,8 @@ def load_generic(
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{why and f' ({why})'}"
     tokenizer, _ = load_tokenizer(directory, trust_remote_code)
     limit = max_tokens(empty, tokenizer, directory)
-    return GenericModel(model, tokenizer, empty.task, read_pooling(directory), limit, backend, directory.path)
+    pooling = pooling_for(directory, empty.task)
+    return GenericModel(model, tokenizer, empty.task, pooling, limit, backend, directory.path)
 
 
 class Linears(Mapping[str, QuantizedLinear]):

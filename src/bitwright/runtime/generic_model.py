@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bitwright.errors import InputError, ModelError, foreign
 from bitwright.evaluate.logits import token_outputs
 from bitwright.families import architecture_of
-from bitwright.files.pooling import Pooling, read_pooling
+from bitwright.files.pooling import Pooling
+from bitwright.files.task import pooling_for
 from bitwright.files.tokenizer import refuse_surrogates
 from bitwright.kernels import dispatch
 from bitwright.models.load import LoadedModel
@@ -93,8 +94,10 @@ class GenericModel:
             if self.task == "text-generation":
                 yield next_token_rows(self.logits(ids_BT), ids_BT)
                 continue
-            types = {} if types_BT is None else {"token_type_ids": types_BT}
-            out = self(input_ids=ids_BT, attention_mask=mask_BT, **types)
+            more: dict[str, Any] = {} if types_BT is None else {"token_type_ids": types_BT}
+            if self._decodes:
+                more["use_cache"] = False
+            out = self(input_ids=ids_BT, attention_mask=mask_BT, **more)
             if self.task == "embedding":
                 yield list(pool_tokens(out.last_hidden_state.float(), mask_BT, self.pooling).numpy())
             else:
@@ -113,6 +116,11 @@ class GenericModel:
             return replace(self, hf=hf)
         set_compute(hf, "auto")
         return replace(self, hf=hf, backend=f"kernels:{dispatch.active_isa()}")
+
+    @property
+    def _decodes(self) -> bool:
+        """Whether the module is a language model's, which keeps keys and values unless it is told not to."""
+        return architecture_of(cast(Any, self.hf.config).model_type).decodes
 
     def _padded(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
         """Ids, mask and types if there are some, int64 (B, T)."""
@@ -178,5 +186,5 @@ _HEADS: dict[str, Callable[[Any, Tensor], list[np.ndarray]]] = {
 
 def float_model(loaded: LoadedModel) -> GenericModel:
     """A source model, as loaded, ready to run in float."""
-    pooling = read_pooling(loaded.directory)
+    pooling = pooling_for(loaded.directory, loaded.task)
     return GenericModel(loaded.model, loaded.tokenizer, loaded.task, pooling, loaded.max_tokens, "torch", loaded.path)

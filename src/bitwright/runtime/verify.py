@@ -179,15 +179,15 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import torch
     import transformers
 
-    from bitwright.families.tasks import AUTO_CLASSES, task_of
-    from bitwright.files.pooling import read_pooling
+    from bitwright.families.tasks import AUTO_CLASSES
+    from bitwright.files.task import find_task, pooling_for
     from bitwright.runtime.generic_model import GenericModel
 
-    path = Path(directory)
-    task = task_of(transformers.AutoConfig.from_pretrained(directory).architectures, directory)
+    opened = ModelDirectory(Path(directory))
+    task = find_task(opened)
     hf = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(directory, dtype=torch.float32).eval()
-    pooling = read_pooling(ModelDirectory(path))
-    return compared(GenericModel(hf, None, task, pooling, ids.shape[1], "transformers", path), ids)[0]
+    pooling = pooling_for(opened, task)
+    return compared(GenericModel(hf, None, task, pooling, ids.shape[1], "transformers", opened.path), ids)[0]
 
 
 if __name__ == "__main__":
