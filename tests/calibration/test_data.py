@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 
+from bitwright.calibration.columns import Source
 from bitwright.calibration.data import (
     LEAST_CALIBRATION_TEXTS,
-    Source,
     builtin_texts,
     load_texts,
     mix,

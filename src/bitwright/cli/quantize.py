@@ -73,8 +73,9 @@ def command(
       bitwright quantize LLM --recipe llm-int4 --eval wiki.txt --out DIR
 
     A language model runs block by block, in the memory of one block; its loss
-    is the relative rise of perplexity. Exits with 3 if the budget is not met,
-    or the sample is too small to be sure.
+    is the relative rise of perplexity. A model that reads pairs of texts is
+    judged on pairs: --data FILE#FIRST,SECOND. Exits with 3 if the budget is not
+    met, the sample is too small to be sure, or no pairs were given.
     """
     if out_dir is None and not dry_run:
         raise InputError("say where the result goes: --out DIR (or --dry-run to see the plan only)")

@@ -35,6 +35,8 @@ _OTHER_OUTPUTS = {
 # Classes whose head sentence-transformers leaves out when it builds a Transformer module: the pretrained ones.
 _BARE: tuple[TaskName | None, ...] = ("embedding", "text-generation", None)
 _LABELLED = ("sequence-classification", "token-classification")
+# Of models for these some read pairs, and all can.
+PAIR_TASKS = ("sequence-classification", "question-answering")
 # Labels of natural language inference: of a premise and a hypothesis.
 _INFERENCE = {"entailment", "contradiction", "not_entailment"}
 

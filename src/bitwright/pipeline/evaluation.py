@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.calibration.data import mix, parse_sources
+from bitwright.calibration.data import mix
 from bitwright.errors import InputError
 from bitwright.evaluate import Task, agreement_task, labelled_task, language_task, load_custom, paired_bootstrap
-from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window
+from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window, pairs_in, windows_in
 from bitwright.evaluate.language import WINDOW, WINDOWS
 from bitwright.evaluate.logits import compare_windows, token_outputs
 from bitwright.families.tasks import TaskName
+from bitwright.files.directory import ModelDirectory
+from bitwright.files.task import pair_evidence
 from bitwright.pipeline.request import Texts, make_texts
-from bitwright.pipeline.scored import BUILTIN_DATA
+from bitwright.pipeline.scored import BUILTIN_DATA, text_sources
 from bitwright.progress import Progress, Quiet, tracking
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
@@ -129,17 +131,21 @@ def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) ->
             raise InputError("--metric and --eval both say what is scored; give one of them")
         return load_custom(texts.metric), f"what {texts.metric} returns"
     config: Any = model.hf.config
+    evidence = pair_evidence(ModelDirectory(model.path), model.task)
     if texts.evaluation is not None:
-        task = labelled_task(model.task, config, texts.evaluation, texts.kind)
+        task = labelled_task(model.task, config, texts.evaluation, texts.kind, evidence)
         return task, f"{Path(texts.evaluation).name}, all {task.n_units} {task.kind.unit}"
     if not has_reference:
         raise InputError(
             "without labels a model can only be compared: give labelled data with --eval, or the float model with "
             "--reference"
         )
-    sources = texts.data or BUILTIN_DATA
-    task = agreement_task(model.task, config, mix(parse_sources(sources), texts.samples, seed=seed))
-    return task, f"{len(task.texts)} texts of {' and '.join(sources)}, drawn with seed {seed}, without labels"
+    sources = text_sources(texts.data, model.task, evidence)
+    task = agreement_task(model.task, config, mix(sources, texts.samples, seed=seed))
+    drawn = " and ".join(texts.data or BUILTIN_DATA)
+    unlike = f"; single ones, and this model reads pairs ({evidence}): see --data" if evidence else ""
+    unlike = "" if pairs_in(task.texts) else unlike
+    return task, f"{len(task.texts)} {task.kind.unit} of {drawn}, drawn with seed {seed}, without labels{unlike}"
 
 
 def _measure(
@@ -162,7 +168,7 @@ def _measure_language(
     model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
 ) -> _Measured:
     """Outputs for windows of tokens; with a reference both models run side by side, for the KL of their logits."""
-    windows: list[Window] = [ids for ids in task.texts if isinstance(ids, tuple)]
+    windows = windows_in(task.texts)
     if reference is None:
         track = tracking(progress, "windows")
         return _Measured([token_outputs(_logits(model, ids), ids) for ids in track(windows)], None, {})

@@ -46,8 +46,8 @@ class Result:
     """What a run made.
 
     measured: the Record, typed; `record`: the same as plain data, with the keys of `record.json`.
-    exit_code: 0; 3 if the budget is not met, the sample cannot decide it, or the result is not fast enough; 1 if a
-    target runtime failed the check.
+    exit_code: 0; 3 if the budget is not met, the sample cannot decide it, a model that reads pairs was judged on none,
+    or the result is not fast enough; 1 if a target runtime failed the check.
     """
 
     directory: Path
@@ -114,6 +114,8 @@ def quantize(
     if front and (job.opened.streams or not judged or not speed):
         why = "language models are not timed" if job.opened.streams else "this run times nothing"
         raise InputError(f"min_speedup = {recipe.budget.min_speedup:g}: {why}; leave it out")
+    if judged and job.scored.missing_pairs:
+        progress.say(f"this model reads pairs ({job.scored.missing_pairs}); without any it is not judged: see --data")
     job = resolve_auto(job, progress)
     check_out(asked.out, job.opened.loaded.path, overwrite=overwrite)
     checkpoints = 1 + front * MOST_VARIANTS

@@ -43,7 +43,7 @@ def encode(
         ModelError: the directory has no tokenizer, and texts or different lengths need one.
         NumericsError: the model produced NaN or infinity.
     """
-    tokens = _tokens(model, items, types, batch_size, truncate)
+    tokens = tokens_of(model, items, types, batch_size=batch_size, truncate=truncate)
     batches = batches_of([len(ids) for ids in tokens.ids], batch_size, model.tokens_at_once)
     rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(tokens.ids)
     made = model.run([tokens.of(chosen) for chosen in batches], threads)
@@ -65,12 +65,14 @@ def tokenize(model: "Model", items: Items, *, batch_size: int = 32) -> list[list
 
     Raises as `encode`.
     """
-    return _tokens(model, items, None, batch_size, True).ids
+    return tokens_of(model, items, batch_size=batch_size).ids
 
 
-def _tokens(
-    model: "Model", items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool
-) -> Tokens:
+def tokens_of(
+    model: "Model", items: Items, types: Sequence[Sequence[int]] | None = None, *, batch_size: int = 32,
+    truncate: bool = True,
+) -> Tokens:  # fmt: skip
+    """The ids of each item, and their types where the model has several. Raises as `encode`."""
     check_count("batch_size", batch_size)
     texts, n_types = texts_of(items), model.n_types
     if texts is None:
