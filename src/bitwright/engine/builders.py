@@ -11,7 +11,7 @@ from bitwright.engine.weights import Weights
 from bitwright.errors import EngineError
 from bitwright.families import FAMILIES, Architecture, Style
 from bitwright.families.row import Setting
-from bitwright.families.tasks import TaskName
+from bitwright.families.tasks import TaskName, class_of
 from bitwright.files.task import find_task
 
 Config = dict[str, Any]
@@ -25,7 +25,7 @@ def encoder_task(weights: Weights) -> TaskName:
     """
     task = find_task(weights.source)
     if task == "text-generation":
-        raise EngineError("language models have no builder")
+        raise EngineError(f"{class_of(weights.config.get('architectures'), str(weights.directory))} has no builder")
     return task
 
 

@@ -51,10 +51,10 @@ def load_pair_task(
     fits = path.suffix.lower() in _TABLES and kind in (None, fitting) and len(columns) != 1
     found = _rows(path, columns, _GOLD[fitting]) if fits else None
     if found is None and (columns or evidence):
-        what = "a score" if label_names is None else "a label"
+        what = "score" if label_names is None else "label"
         raise DataError(
             f"{path}: this model reads pairs of texts ({evidence or 'columns are named'}): a table is needed with two "
-            f"columns of texts, such as sentence1 and sentence2, and one of {what}. Other names of the texts: "
+            f"columns of texts, such as sentence1 and sentence2, and a column {what}. Other names of the texts: "
             f"{path.name}#FIRST,SECOND"
         )
     if found is None:

@@ -61,7 +61,7 @@ def find_task(directory: ModelDirectory) -> TaskName:
     _refuse_other_outputs(directory)
     said = directory.task or directory.config.get(TASK_KEY)
     if said is not None:
-        return check_task(said, "task=" if directory.task else f"{directory.path / CONFIG_FILE}: {TASK_KEY}")
+        return check_task(said, "task" if directory.task else f"{directory.path / CONFIG_FILE}: {TASK_KEY}")
     found = witnesses(directory)
     if not found:  # no class is named: a model without a head, unless the class is one that nobody knows
         return task_of(directory.config.get("architectures"), str(directory.path))

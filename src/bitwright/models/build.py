@@ -72,7 +72,7 @@ def build_empty(
         ModelError: an architecture without a row, or a config that transformers cannot build.
     """
     if task is not None:
-        check_task(task, "task=")
+        check_task(task, "task")
     if isinstance(source, ModelDirectory):
         path = source.path
         source.check_counts()

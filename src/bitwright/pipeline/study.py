@@ -12,6 +12,7 @@ import torch
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory, source_bytes
+from bitwright.files.task import find_task
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
@@ -125,7 +126,8 @@ def bench(
             raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
     return run_bench(
         directory, Schedule(shapes, threads or torch.get_num_threads(), rounds), rivals=rivals,
-        source=None if source is None else ModelDirectory(Path(source)), progress=progress,
+        source=None if source is None else ModelDirectory(Path(source), find_task(ModelDirectory(directory))),
+        progress=progress,
     )  # fmt: skip
 
 
