@@ -51,6 +51,20 @@ def test_of_two_labels_the_scores_that_tell_them_apart_stand_beside(tmp_path: Pa
     assert (found["roc_auc_float"], found["roc_auc_quantized"]) == (1, 0)
 
 
+def test_the_ranking_within_each_query_stands_beside(tmp_path: Path) -> None:
+    """Against scikit-learn's nDCG of each query; a query with one text, or without a relevant one, has no ranking."""
+    ndcg_score = pytest.importorskip("sklearn.metrics").ndcg_score
+    lines = [f"q{i // 5},p{i},{i * 7 % 4}" for i in range(20)] + ["alone,p,3", *(f"none,p{i},0" for i in range(3))]
+    task = scored(table(tmp_path / "t.tsv", "query,document,score", *lines), RERANKER)
+    outputs = np.random.default_rng(0).normal(size=(len(lines), 2, 1))
+    found = companions(task.kind, outputs[:, 0], outputs[:, 1])
+    gold = np.arange(20).reshape(4, 5) * 7 % 4
+    for i, model in enumerate(("float", "quantized")):
+        assert found[f"ndcg_at_10_{model}"] == pytest.approx(ndcg_score(gold, outputs[:20, i, 0].reshape(4, 5), k=10))
+    kind, _ = task.kind.select(np.arange(10, 24), task.texts)
+    assert "ndcg_at_10_float" in companions(kind, outputs[10:, 0], outputs[10:, 1])
+
+
 def test_classes_of_pairs_are_named_by_the_model(tmp_path: Path) -> None:
     labelled = ["a b,c,Neutral", "d,e f,entailment", "g,h,0", "i,k,neutral"]
     task = scored(table(tmp_path / "t.tsv", "premise,hypothesis,label", *labelled), NLI, "its labels")

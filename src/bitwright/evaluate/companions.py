@@ -14,7 +14,7 @@ def companions(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> di
     """Distances by name; none for a custom metric. Beyond a thousand texts, a thousand evenly spread ones count.
 
     Pairs with two labels add how well the cosine, or the score, of either model tells these apart: `roc_auc` and
-    `best_accuracy`.
+    `best_accuracy`. Scored pairs that share queries add `ndcg_at_10` of the ranking within each query.
     Language models: `next_token_agreement`, the share of the tokens after which both expect the same one, and
     `mean_nll_difference`, how much more surprised the quantized one is, in nats per token.
     """
@@ -32,7 +32,8 @@ def companions(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> di
     if kind.outputs == "logits":
         told_apart = {}
         if isinstance(kind, Ranking):
-            told_apart = _label_companions(kind.gold_U, scores(float_outputs), scores(quant_outputs))
+            said = scores(float_outputs), scores(quant_outputs)
+            told_apart = _label_companions(kind.gold_U, *said) | _query_companions(kind, *said)
         return told_apart | _logit_companions(left, right, kind)
     return {}
 
@@ -48,6 +49,21 @@ def _label_companions(gold_P: FloatArray, float_P: FloatArray, quant_P: FloatArr
         found[f"roc_auc_{model}"] = metrics.roc_auc(positive_P, said_P)
         found[f"best_accuracy_{model}"] = metrics.best_accuracy(positive_P, said_P)
     return found
+
+
+def _query_companions(kind: Ranking, float_P: FloatArray, quant_P: FloatArray) -> dict[str, float]:
+    """nDCG@10, the mean over queries with several pairs, one of them relevant; nothing where there are none."""
+    _, start_Q, size_Q = np.unique(kind.query_U, return_index=True, return_counts=True)
+    queries = [np.flatnonzero(kind.query_U == kind.query_U[i]) for i in start_Q[size_Q > 1]]
+    queries = [rows for rows in queries if kind.gold_U[rows].max() > 0]
+    if not queries or kind.gold_U.min() < 0:
+        return {}
+    return {
+        f"ndcg_at_10_{model}": float(
+            np.mean([metrics.ndcg_at_k(said_P[None, rows], kind.gold_U[None, rows])[0] for rows in queries])
+        )
+        for model, said_P in (("float", float_P), ("quantized", quant_P))
+    }
 
 
 def _token_companions(float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:

@@ -116,9 +116,11 @@ class Ranking:
     """Pairs of texts with a score each, for a model that scores pairs itself (a reranker). Units: pairs.
 
     Spearman's correlation of the model's score and the given one, which may be a label 0 or 1, as in `Pairs`.
+    query_U: a number for each query, the first text of its pairs.
     """
 
     gold_U: FloatArray
+    query_U: IntArray
     name: ClassVar[str] = "ranking of pairs"
     unit: ClassVar[str] = "pairs"
     outputs: ClassVar[OutputSort] = "logits"
@@ -133,7 +135,7 @@ class Ranking:
         return same_items(texts)
 
     def select(self, units: IntArray, texts: Items) -> "tuple[Ranking, Items]":
-        return Ranking(self.gold_U[units]), chosen(texts, units)
+        return Ranking(self.gold_U[units], self.query_U[units]), chosen(texts, units)
 
 
 @dataclass(frozen=True, slots=True)

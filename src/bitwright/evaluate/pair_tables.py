@@ -64,7 +64,8 @@ def load_pair_task(
     if label_names is None:
         gold = np.array([number_in(label, path, number) for number, label in zip(numbers, labels, strict=True)])
         refuse_constant(gold, str(path))
-        return Task(path.stem, pairs, Ranking(gold))
+        queries = {query: i for i, query in enumerate(dict.fromkeys(row[0] for _, row in found))}
+        return Task(path.stem, pairs, Ranking(gold, np.array([queries[row[0]] for _, row in found])))
     index = {name.casefold(): i for i, name in enumerate(label_names)}
     classes = np.array([class_index(label, index, path, number) for number, label in zip(numbers, labels, strict=True)])
     return Task(path.stem, pairs, Classification(classes, len(label_names)))
