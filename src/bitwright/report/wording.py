@@ -54,7 +54,7 @@ COMPANIONS = {
         "How much more each token surprises the quantized model, on average; 0 is no change. "
         "e to the power of it is the factor by which perplexity grows.",
     ),
-    "roc_auc_float": ("ROC AUC, original", "How often a pair labelled 1 has a higher cosine or score than a pair labelled 0."),
+    "roc_auc_float": ("ROC AUC, original", "How often a pair labelled 1 is scored higher than one labelled 0."),
     "roc_auc_quantized": ("ROC AUC, quantized", "The same for the quantized model."),
     "best_accuracy_float": (
         "accuracy at the best threshold, original",
