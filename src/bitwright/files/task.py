@@ -90,7 +90,7 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
         return [Witness(("embedding",), f"{MODULES_FILE} has a Pooling")]
     found = [Witness(("embedding",), f"{MODULES_FILE} has a Pooling, as embedding models have")] if pooled else []
     if by_class is not None:
-        found.append(Witness((by_class,), f"architectures in {CONFIG_FILE} names {name}, a class for {by_class}"))
+        found.append(Witness((by_class,), f"architectures in {CONFIG_FILE} names {name:.80}, a class for {by_class}"))
     kind, where = _written_as(directory)
     if kind in _TASK_OF_TYPE:
         found.append(Witness((_TASK_OF_TYPE[kind],), f"{where} names a {kind}"))
@@ -113,7 +113,7 @@ def pair_evidence(directory: ModelDirectory, task: str) -> str | None:
         return f"{where} names a CrossEncoder"
     names = [str(name) for name in _labels(config).values()]
     if _INFERENCE.intersection(name.casefold() for name in names):
-        return f"its labels are {', '.join(names[:3])}"
+        return f"its labels are {', '.join(name[:40] for name in names[:3])}"
     return "it puts out one score, as rerankers do" if _n_labels(config) == 1 else None
 
 
@@ -155,9 +155,10 @@ def _heads(directory: ModelDirectory) -> list[Witness]:
 
     A file that only torch can read tells nothing.
     """
-    row, shapes, found = FAMILIES.get(str(directory.config.get("model_type"))), directory.shapes, []
-    for path in dict.fromkeys(row.head.outputs.values()) if row else ():
-        tasks = tuple(task for task, of in row.head.outputs.items() if of == path) if row else ()
+    row = FAMILIES.get(str(directory.config.get("model_type")))
+    outputs, shapes, found = row.head.outputs if row else {}, directory.shapes, []
+    for path in dict.fromkeys(outputs.values()):
+        tasks = tuple(task for task, of in outputs.items() if of == path)
         shape = next((shapes[name] for end in ("weight", "weight_packed") if (name := f"{path}.{end}") in shapes), None)
         if shape and (tasks[0] not in _LABELLED or shape[0] == _n_labels(directory.config)):
             size = " × ".join(map(str, shape))
