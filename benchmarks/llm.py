@@ -64,7 +64,7 @@ def rival_job(model: str, name: str, calibration: str, text: str, threads: int, 
     """
     from transformers import AutoTokenizer
 
-    from bitwright.calibration.data import Source
+    from bitwright.calibration.columns import Source
     from bitwright.calibration.windows import mix_windows, running_text, token_windows
 
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -35,7 +35,6 @@ from bitwright.evaluate import Task, load_task, metrics
 from bitwright.evaluate.kinds import Classification, Outputs, Pairs
 from bitwright.evaluate.statistic import Mean, Spearman, Statistic
 from bitwright.models.load import load_model
-from bitwright.pipeline.scored import as_texts
 from bitwright.recipe import make_recipe
 from bitwright.runtime.generic_model import float_model
 
@@ -122,7 +121,7 @@ def load_subject(subject: Subject, data: Path) -> tuple[list[str], Task, Task]:
         load_task(data / file, label_names=subject.classes) for file in (subject.train_file, subject.test_file)
     )
     return (
-        as_texts(train_task.texts),
+        [text for text in train_task.texts if isinstance(text, str)],
         _sample(train_task, subject.n_train),
         _sample(test_task, subject.n_test),
     )

@@ -30,7 +30,7 @@ from bitwright.kernels.dispatch import native_isa
 from bitwright.recipe import make_recipe
 from bitwright.runtime.bench import PREPARE_TIMEOUT_S
 from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
-from bitwright.runtime.bench_runtimes import RUNTIMES
+from bitwright.runtime.bench_runtimes import RUNTIMES, Files
 
 RIVAL, BATCH, MOST_TEXTS, MOST_TOKENS = "openvino int8", 32, 320, 256
 PAUSE_S = 0.05  # in which the threads of the one before stop spinning
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ours, theirs = prepare(options.minilm, Path(folder), 2)
         executor = Executor(lower_encoder(open_weights(ModelDirectory(ours)), pooling=None), native_isa())
         for threads in options.threads or (1, 2):
-            rival = RUNTIMES[RIVAL].open(theirs, threads)
+            rival = RUNTIMES[RIVAL].open(Files(theirs), threads)
             for name, file in (text.split("=", 1) for text in options.texts):
                 ids = [encoding.ids for encoding in tokenizer.encode_batch(read_texts(Path(file)))]
                 row = measure(name, ids, executor, rival, threads, options.rounds)

@@ -37,6 +37,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
+from bitwright.evaluate.kinds import windows_in
 from bitwright.evaluate.logits import compare_windows
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.decision import resolve_auto
@@ -190,7 +191,7 @@ def _reference(job: Job) -> Any:
 
 
 def _windows(job: Job) -> list[tuple[int, ...]]:
-    return [ids for ids in job.scored.held_out.texts if isinstance(ids, tuple)]
+    return windows_in(job.scored.held_out.texts)
 
 
 def package(name: str, folder: str) -> Path | None:

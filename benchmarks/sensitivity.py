@@ -171,7 +171,7 @@ def texts_of(model: GenericModel, options: argparse.Namespace) -> tuple[Task, It
     chosen = np.sort(np.random.default_rng(0).permutation(scored.n_units or 0)[: options.pairs])
     kind, texts = scored.kind.select(chosen, scored.texts)
     taken = set(scored.texts)
-    others = [text for text in as_texts(seen.texts) if text not in taken]
+    others = [text for text in seen.texts if isinstance(text, str) and text not in taken]
     every = max(1, len(others) // PROBES)
     return Task(scored.name, texts, kind), tuple(others[::every][:PROBES])
 

@@ -6,10 +6,11 @@ from collections import Counter
 from types import ModuleType
 
 import pytest
+from transformers import AutoTokenizer
 
+from bitwright.calibration.columns import Source
 from bitwright.calibration.data import (
     LEAST_CALIBRATION_TEXTS,
-    Source,
     builtin_texts,
     load_texts,
     mix,
@@ -240,6 +241,19 @@ def test_token_batches_hold_every_text_once_with_little_padding():
     assert widths != sorted(widths)  # seeded order, not by length
     again = token_batches(WordTokenizer(), texts, max_tokens=5, batch_size=4)
     assert all(left["input_ids"].equal(right["input_ids"]) for left, right in zip(batches, again, strict=True))
+
+
+def test_token_batches_of_pairs_are_those_of_the_tokenizer(minilm_dir):
+    """Both texts in one sequence, the second of type 1; of a long pair the longer text is cut first."""
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
+    pairs = [("what is it", "a river " * 9), ("why " * 20, "so it is")]
+    batches = token_batches(tokenizer, pairs, max_tokens=16, batch_size=1)
+    given = {"truncation": True, "max_length": 16, "return_tensors": "pt"}
+    for batch in batches:
+        assert set(batch) == {"input_ids", "token_type_ids", "attention_mask"}
+        (pair,) = [pair for pair in pairs if tokenizer(*pair, **given)["input_ids"].equal(batch["input_ids"])]
+        assert tokenizer(*pair, **given)["token_type_ids"].equal(batch["token_type_ids"])
+        assert set(batch["token_type_ids"].flatten().tolist()) == {0, 1}
 
 
 def test_token_batches_of_nothing():

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bitwright.calibration import tokens
-from bitwright.calibration.data import Source
+from bitwright.calibration.columns import Source
 from bitwright.calibration.windows import mix_windows, running_text, token_windows
 from bitwright.errors import DataError
 

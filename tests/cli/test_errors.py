@@ -321,3 +321,17 @@ cli.main()
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (child.returncode, list(tmp_path.iterdir())) == (130, [])
     assert "stopped; nothing half-written is left" in child.stderr
+
+
+@pytest.mark.parametrize("command", ["quantize", "analyze", "plan", "eval"])
+def test_a_task_that_the_files_leave_open_is_asked_for_and_taken(
+    run: Run, tiny_model: TinyModel, tmp_path: Path, command: str
+) -> None:
+    path = with_config(tiny_model("bert", "sequence-classification"), tmp_path, architectures=["BertModel"])
+    options = {"quantize": ["--dry-run"], "eval": ["--reference", str(path)]}.get(command, [])
+    options += [] if command == "plan" else ["--samples", "8"]
+    asked = run(command, str(path), *options)
+    assert asked.code == 1
+    assert "--task" in asked.err
+    assert "names BertModel" in asked.err
+    assert run(command, str(path), *options, "--task", "embedding").code == 0

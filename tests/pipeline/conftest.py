@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitwright.calibration.data import BUILTIN, Source
+from bitwright.calibration.columns import Source
+from bitwright.calibration.data import BUILTIN
 from bitwright.calibration.windows import running_text, token_windows
 from tests.stages import inputs_of, opened, prose, tiny_decoder
 

@@ -172,8 +172,9 @@ def test_what_does_not_fit_an_encoder(
 ) -> None:
     with pytest.raises(InputError, match="windows are for language models; this model's task is embedding"):
         evaluate(tiny_model("bert"), window=32)
+    pairs = pairs_file(tmp_path / "a.tsv", texts)
     with pytest.raises(DataError, match="similarity scores embeddings; this model's task is sequence-classification"):
-        evaluate(tiny_model("bert", "sequence-classification"), evaluation=pairs_file(tmp_path / "a.tsv", texts))
+        evaluate(tiny_model("bert", "sequence-classification"), evaluation=pairs, kind="similarity")
     with pytest.raises(InputError, match=r"its task is text-generation, that of .* is embedding"):
         evaluate(tiny_model("bert"), reference=decoder(), samples=30)
 

@@ -57,6 +57,11 @@ def test_body_holds_the_results_and_the_limits(record, not_met):
         assert said in body
 
 
+def test_a_loss_on_single_texts_is_a_limit_of_a_model_that_reads_pairs(record):
+    record["evaluation"] |= {"verdict": "not judged on pairs"}
+    assert "it is not judged as it is used" in render_model_card(record_of(record), None)
+
+
 def test_minimal_record(minimal):
     _, body = front_matter(render_model_card(record_of(minimal), None))
     assert "not evaluated" in body

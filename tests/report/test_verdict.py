@@ -37,6 +37,15 @@ def test_undecided_says_how_much_data_would_decide(undecided):
     assert state(record_of(undecided))[0] == "undecided"
 
 
+def test_single_texts_are_no_verdict_on_a_model_that_reads_pairs(record):
+    record["evaluation"] |= {"verdict": "not judged on pairs"}
+    sentence = plain(verdict_sentence(record_of(record)))
+    assert sentence.endswith("on single texts, but it reads pairs, so that says nothing about the 1 % budget.")
+    kind, symbol, heading = state(record_of(record))
+    assert (kind != "met", symbol, heading) == (True, "?", "Not judged on pairs")
+    assert facts(record_of(record))[3].context.startswith("not judged: ")
+
+
 def test_undecidable_sample_has_no_bound(undecided):
     undecided["evaluation"] |= {"loss_lower": -math.inf, "loss_upper": math.inf, "needed_samples": None}
     sentence = plain(verdict_sentence(record_of(undecided)))

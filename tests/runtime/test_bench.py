@@ -87,7 +87,7 @@ def fake_runtimes(monkeypatch, tmp_path):
     return table
 
 
-def fake_command(runtime, directory, *, config_from, threads, prepare=None, action="pass"):
+def fake_command(runtime, directory, *, config_from, threads, task=None, prepare=None, action="pass"):
     real = worker_command(runtime, directory, config_from=config_from, threads=threads, prepare=prepare)
     return [sys.executable, "-c", FAKE_WORKER.format(action=action), *real[real.index(runtime) :]]
 

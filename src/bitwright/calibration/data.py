@@ -1,7 +1,8 @@
 """Texts for calibration: read, mixed, and batched as tokens. Same sources, same seed: same texts in the same order.
 
-A source is a file (a line is a text; in .jsonl, .csv, .tsv and .parquet a column is), a data set of the Hugging Face
-hub ("org/name"), or "builtin": prose from Python's own documentation, which every installation has.
+A source is a file (a line is a text; in .jsonl, .csv, .tsv and .parquet a column is, or two columns are a pair), a data
+set of the Hugging Face hub ("org/name"), or "builtin": prose from Python's own documentation, which every installation
+has.
 
 A sample of n texts is the n whose keyed hash is smallest. That makes it seeded, free of duplicates, independent of the
 file's order, and possible in one pass that never holds more than the sample.
@@ -10,21 +11,21 @@ file's order, and possible in one pass that never holds more than the sample.
 import heapq
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitwright.calibration.tables import Row, read_lines, read_rows
+from bitwright.calibration.columns import Source, Text, column, named_columns
+from bitwright.calibration.tables import read_lines, read_rows
 from bitwright.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BUILTIN = "builtin"
-TEXT_FIELDS = ("text", "sentence", "content", "sentence1", "question", "query", "document", "passage", "body")
 
 LEAST_CALIBRATION_TEXTS = 8  # a static range from fewer depends on which texts they happen to be
 
@@ -34,30 +35,25 @@ _MIN_LENGTH = 3
 _ROWS_PER_TEXT = 50  # of a data set on the hub, which may be larger than anybody wants to download
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where texts come from, and their share of a mix relative to the other sources'.
-
-    name: a path, a data set's name or "builtin". field: the column that is the text, None to find it by `TEXT_FIELDS`.
-    """
-
-    name: str
-    weight: float = 1.0
-    field: str | None = None
-
-
 def parse_sources(specs: Sequence[str]) -> list[Source]:
-    """Sources from "name[#field][:weight]", e.g. "news.jsonl#body:0.7".
+    """Sources from "name[#field[,field]][:weight]", e.g. "news.jsonl#body:0.7"; two fields are a pair.
 
     What follows the last colon is a weight only if it is a number, so a path may have colons; a spec that is itself the
     path of a file is taken as that.
 
     Raises:
-        DataError: no source, or a weight that is not positive and finite.
+        DataError: no source, a weight that is not positive and finite, or more than two fields.
     """
     if not specs:
         raise DataError("no source of texts; give a file, a data set, or builtin")
     return [_parse_source(spec) for spec in specs]
+
+
+def in_pairs(source: Source) -> Source:
+    """The source as a model that reads pairs takes it: of a table whose column is not named, two columns are read."""
+    if source.field or not _is_table(source.name):
+        return source
+    return replace(source, pairs=True)
 
 
 def load_texts(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
@@ -66,14 +62,17 @@ def load_texts(source: str, n: int | None = None, *, seed: int = 0) -> list[str]
     Texts are stripped; those shorter than three characters or without a letter are dropped.
 
     Raises:
-        DataError: a source that is missing, unreadable or not UTF-8, lacks the field, or has no usable text.
+        DataError: a source that is missing, unreadable or not UTF-8, lacks the field, has no usable text, or holds
+            pairs.
     """
     (parsed,) = parse_sources([source])
-    return _sample(parsed, n, seed)
+    if parsed.pairs:
+        raise DataError(f"{source}: two columns are named, and single texts are read here; name one")
+    return [text for text in _sample(parsed, n, seed) if isinstance(text, str)]
 
 
-def mix(sources: Sequence[Source], n: int, *, seed: int = 0) -> list[str]:
-    """`n` different texts from several sources, in proportion to their weights, in a seeded random order.
+def mix(sources: Sequence[Source], n: int, *, seed: int = 0) -> list[Text]:
+    """`n` different texts, or pairs, from several sources, in proportion to their weights, in a seeded random order.
 
     No text is drawn twice, also not from two sources. A source that is too small gives all that it has, and the others
     make up for it; all together may have fewer than `n`.
@@ -83,7 +82,7 @@ def mix(sources: Sequence[Source], n: int, *, seed: int = 0) -> list[str]:
     """
     if n < 1 or not sources:
         raise DataError(f"{n} texts of {len(sources)} sources: give at least one of each")
-    chosen: dict[str, None] = {}
+    chosen: dict[Text, None] = {}
     pools = {source: iter(_sample(source, n, seed)) for source in sources}
     taken = dict.fromkeys(pools, 0)
     while pools and len(chosen) < n:
@@ -97,7 +96,7 @@ def mix(sources: Sequence[Source], n: int, *, seed: int = 0) -> list[str]:
     return sorted(chosen, key=lambda text: _priority(text, seed))
 
 
-def require_texts(texts: Sequence[str], least: int, what: str) -> None:
+def require_texts(texts: Sequence[Text], least: int, what: str) -> None:
     """Refuse a sample that is too small. what: what the texts are for, in the plural ("static ranges").
 
     Raises:
@@ -115,7 +114,7 @@ def builtin_texts(n: int | None = None, *, seed: int | None = None) -> list[str]
     A sentence ends with ., ! or ? before white space; runs of white space count as one space.
     """
     if seed is not None:
-        return _sample(Source(BUILTIN), n, seed)
+        return load_texts(BUILTIN, n, seed=seed)
     return list(islice(_builtin_sentences(), n))
 
 
@@ -134,12 +133,14 @@ def plain_text(path: Path) -> str | None:
 
 
 def token_batches(
-    tokenizer: Any, texts: Sequence[str], *, max_tokens: int, batch_size: int, seed: int = 0
+    tokenizer: Any, texts: Sequence[Text], *, max_tokens: int, batch_size: int, seed: int = 0
 ) -> "list[dict[str, Tensor]]":
     """Token batches for a forward pass: texts of similar length together, the batches in a seeded random order.
 
     Args:
-        tokenizer: of transformers; it truncates to `max_tokens` and pads to the longest of a batch.
+        tokenizer: of transformers; it truncates to `max_tokens` (of a pair the longer text first) and pads to the
+            longest of a batch.
+        texts: all of them single, or all of them pairs.
 
     Returns:
         The tokenizer's tensors, each (batch, tokens) int64: input_ids, attention_mask and what else the model reads.
@@ -152,11 +153,19 @@ def token_batches(
             f"{len(texts)} texts in batches of {batch_size}, {max_tokens} tokens each: all must be at least 1"
         )
     limits = {"truncation": True, "max_length": max_tokens}
-    lengths = [len(ids) for ids in tokenizer(list(texts), **limits)["input_ids"]]
+    lengths = [len(ids) for ids in _tokenized(tokenizer, texts, **limits)["input_ids"]]
     by_length = sorted(range(len(texts)), key=lengths.__getitem__)
     batches = [[texts[i] for i in by_length[start : start + batch_size]] for start in range(0, len(texts), batch_size)]
     order = sorted(range(len(batches)), key=lambda i: _priority(str(i), seed))
-    return [dict(tokenizer(batches[i], padding=True, return_tensors="pt", **limits)) for i in order]
+    return [dict(_tokenized(tokenizer, batches[i], padding=True, return_tensors="pt", **limits)) for i in order]
+
+
+def _tokenized(tokenizer: Any, texts: Sequence[Text], **options: Any) -> Any:
+    """What a tokenizer makes of texts, or of pairs as such: with the token types that it hands out."""
+    pairs = [text for text in texts if not isinstance(text, str)]
+    if not pairs:
+        return tokenizer(list(texts), **options)
+    return tokenizer([first for first, _ in pairs], [second for _, second in pairs], **options)
 
 
 def _parse_source(spec: str) -> Source:
@@ -173,21 +182,22 @@ def _parse_source(spec: str) -> Source:
         raise DataError(f"{spec}: weight {weight:g}; a weight is a positive number")
     if Path(name).is_file():
         return Source(name, weight)
-    head, hash_sign, field = name.rpartition("#")
-    return Source(head, weight, field) if hash_sign and head and field else Source(name, weight)
+    name, columns = named_columns(name)
+    field, second = [*columns, None, None][:2]
+    return Source(name, weight, field, second, pairs=second is not None)
 
 
-def _sample(source: Source, n: int | None, seed: int) -> list[str]:
+def _sample(source: Source, n: int | None, seed: int) -> list[Text]:
     """The n texts of smallest priority, in its order."""
     if n is not None and n < 1:
         raise DataError(f"{source.name}: {n} texts; ask for at least one")
-    kept: set[str] = set()
-    worst_first: list[tuple[int, str]] = []
+    kept: set[Text] = set()
+    worst_first: list[tuple[int, Any]] = []  # of one source, all texts or all pairs
     n_read = 0
     for text in _texts(source, n):
         n_read += 1
-        text = text.strip()
-        if len(text) < _MIN_LENGTH or text in kept or not any(map(str.isalpha, text)):
+        text = text.strip() if isinstance(text, str) else text
+        if text in kept or not _is_usable(text):
             continue
         entry = (-_priority(text, seed), text)
         kept.add(text)
@@ -204,56 +214,38 @@ def _sample(source: Source, n: int | None, seed: int) -> list[str]:
     return [text for _, text in sorted(worst_first, reverse=True)]
 
 
-def _priority(text: str, seed: int) -> int:
-    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=str(seed).encode())
+def _is_usable(text: Text) -> bool:
+    """A pair is, as somebody wrote it down as one; a line may be a rule or a number."""
+    return not isinstance(text, str) or (len(text) >= _MIN_LENGTH and any(map(str.isalpha, text)))
+
+
+def _priority(text: Text, seed: int) -> int:
+    whole = text if isinstance(text, str) else "\0".join(text)
+    digest = blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=8, key=str(seed).encode())
     return int.from_bytes(digest.digest(), "big")
 
 
-def _texts(source: Source, n: int | None) -> Iterator[str]:
+def _is_table(name: str) -> bool:
+    """Whether a source has columns: a table, or a data set of the hub."""
+    path = Path(name)
+    if path.suffix.lower() in _TABLES:
+        return True
+    return name != BUILTIN and not path.exists() and path.suffix.lower() != ".txt" and bool(_DATA_SET.fullmatch(name))
+
+
+def _texts(source: Source, n: int | None) -> Iterator[Text]:
     path = Path(source.name)
     if source.name == BUILTIN:
         return _builtin_sentences()
     if path.suffix.lower() == ".json":
         raise DataError(f"{path}: one JSON object per line is read, from a file that ends in .jsonl")
     if path.suffix.lower() in _TABLES:
-        return _column(read_rows(path), source)
-    if path.exists() or not _DATA_SET.fullmatch(source.name) or path.suffix.lower() == ".txt":
+        return column(read_rows(path), source)
+    if not _is_table(source.name):
         if source.field is not None:
             raise DataError(f"{path}: #{source.field} names a column, and lines of text have none")
         return (line for _, line in read_lines(path) if line.strip())
-    return _column(enumerate(_data_set_rows(source.name, n), start=1), source)
-
-
-def _column(rows: Iterable[tuple[int, Row]], source: Source) -> Iterator[str]:
-    """The cells of the text column: of dicts by key, of lists by the header, which is the first of them."""
-    header: list[str] | None = None
-    field = source.field
-    for number, row in rows:
-        if isinstance(row, list) and header is None:
-            header = [cell.strip() for cell in row]
-            field = _text_field(header, source, number)
-            continue
-        if isinstance(row, list):
-            row = dict(zip(header or (), row, strict=False))
-        if field is None or field not in row:
-            field = _text_field(list(row), source, number)
-        value = row[field]
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise DataError(f"{source.name}, line {number}: {field} is a {type(value).__name__}, a text is needed")
-        yield value
-
-
-def _text_field(found: list[str], source: Source, number: int) -> str:
-    wanted = (source.field,) if source.field else TEXT_FIELDS
-    for field in wanted:
-        if field in found:
-            return field
-    raise DataError(
-        f"{source.name}, line {number}: no column {' or '.join(wanted)}; found {', '.join(found) or 'none'}. "
-        f"Name the column: {source.name}#COLUMN"
-    )
+    return column(enumerate(_data_set_rows(source.name, n), start=1), source)
 
 
 def _data_set_rows(name: str, n: int | None) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bitwright.calibration.data import BUILTIN, Source, load_texts, plain_text
+from bitwright.calibration.columns import Source
+from bitwright.calibration.data import BUILTIN, load_texts, plain_text
 from bitwright.calibration.tokens import token_ids
 from bitwright.errors import DataError
 
@@ -30,7 +31,8 @@ def running_text(source: Source, *, seed: int = 0) -> str:
     text = plain_text(path)
     if text is not None:
         return text
-    field = f"#{source.field}" if source.field else ""
+    fields = ",".join(field for field in (source.field, source.second) if field)
+    field = f"#{fields}" if fields else ""
     return "\n\n".join(load_texts(source.name + field, seed=seed))
 
 

@@ -24,6 +24,7 @@ from bitwright.files.after_pooling import PICKLED, WEIGHTS
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
+from bitwright.files.task import TASK_KEY
 from bitwright.models.names import ModelNames
 from bitwright.models.tensor_files import TensorFiles, read_pickled
 from bitwright.record import LeftOut
@@ -73,7 +74,7 @@ def write_checkpoint(
     source.check_float()
     plan = plan_tensors(names.tensors_of(TensorFiles(source)), parts, names)
     shards = shard(plan.tensors, max_shard_bytes)
-    text = {CONFIG_FILE: _config_json(source.config, plan, parts, names), CARD_FILE: model_card, **(extra_files or {})}
+    text = {CONFIG_FILE: _config_json(source, plan, parts, names), CARD_FILE: model_card, **(extra_files or {})}
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
@@ -102,10 +103,16 @@ def _write_unpickled(source: Path, out: Path) -> None:
     write_safetensors(out.with_name(WEIGHTS), tensors)
 
 
-def _config_json(config: Mapping[str, Any], plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
-    """config.json: all that the source says, but for the dtype and code, which is not copied; and what is quantized."""
+def _config_json(source: ModelDirectory, plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
+    """config.json: all that the source says, but for the dtype and code, which is not copied; and what is quantized.
+    Where the user named the task, the class is one for it, for other readers; and the task stands there too, since the
+    files still hold what made it uncertain.
+    """
     left_out = ("torch_dtype", "dtype", "auto_map")
-    kept = {key: value for key, value in config.items() if key not in left_out} | {"dtype": "float32"}
+    kept: dict[str, Any] = {key: value for key, value in source.config.items() if key not in left_out}
+    kept |= {"dtype": "float32"}
+    if source.task is not None:
+        kept |= {"architectures": [names.class_name], TASK_KEY: source.task}
     if plan.layers or plan.tables:
         # Matrices of the file that the model lacks too: they are linears of the class that config.json names.
         matrices = {

@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, data_options, scheme_options
+from bitwright.cli.options import build_recipe, data_options, scheme_options, task_option
 from bitwright.cli.terminal import Column, TerminalProgress, out, print_json, table
+from bitwright.families.tasks import TaskName
 from bitwright.record import LayerRow, from_data
 
 # heading, rows of the finding, mode: "groups" of the whole model, then single linears from both sides.
@@ -30,11 +31,12 @@ _TABLES = (
 @click.option(
     "--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print per table."
 )
+@task_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
-    model: str, fisher: bool, journal: Path | None, top: int, trust_remote_code: bool, as_json: bool,
-    texts: dict[str, Any], **schemes: Any,
+    model: str, fisher: bool, journal: Path | None, top: int, task: TaskName | None, trust_remote_code: bool,
+    as_json: bool, texts: dict[str, Any], **schemes: Any,
 ) -> None:  # fmt: skip
     """Rank the linears of MODEL by what quantizing them does.
 
@@ -52,7 +54,7 @@ def command(
         progress.say(f"loading {model}")
         found = pipeline.analyze(
             model, recipe=recipe, **texts, fisher=fisher, journal=journal, trust_remote_code=trust_remote_code,
-            progress=progress,
+            task=task, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(found)

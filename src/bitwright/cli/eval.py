@@ -4,8 +4,9 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import data_options
+from bitwright.cli.options import data_options, task_option
 from bitwright.cli.terminal import TerminalProgress, out, print_json, table
+from bitwright.families.tasks import TaskName
 
 
 @click.command("eval")
@@ -22,11 +23,12 @@ from bitwright.cli.terminal import TerminalProgress, out, print_json, table
     "--windows", type=click.IntRange(min=1), metavar="N", help="Windows, from the text's beginning. Default: 40."
 )
 @click.option("--bos", is_flag=True, help="Begin each window with the tokenizer's BOS.")
+@task_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
-    model: str, reference: str | None, window: int | None, windows: int | None, bos: bool, trust_remote_code: bool,
-    as_json: bool, seed: int | None, texts: dict[str, Any],
+    model: str, reference: str | None, window: int | None, windows: int | None, bos: bool, task: TaskName | None,
+    trust_remote_code: bool, as_json: bool, seed: int | None, texts: dict[str, Any],
 ) -> None:  # fmt: skip
     """Score MODEL, float or quantized; with --reference also what it lost.
 
@@ -39,7 +41,7 @@ def command(
     with TerminalProgress() as progress:
         found = evaluate(
             model, reference=reference, **texts, window=window, windows=windows, bos=bos, seed=seed or 0,
-            trust_remote_code=trust_remote_code, progress=progress,
+            task=task, trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
     print_json(found) if as_json else print_scores(found)
 

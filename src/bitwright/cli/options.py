@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from bitwright.errors import InputError
+from bitwright.families.tasks import TASKS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,12 +43,14 @@ def data_options(command: F) -> F:
         (
             click.option(
                 "--data", "data", multiple=True, metavar="SOURCE[:WEIGHT]",
-                help="Texts: .txt, .jsonl, .csv, .parquet or a datasets name; of language models, running text. "
-                "Repeat it to mix. Default: built-in English prose.",
+                help="Texts: .txt, .jsonl, .csv, .tsv, .parquet or a datasets name; of language models, running text; "
+                "of a model that reads pairs, a table with two columns of texts. Repeat it to mix. Name columns as "
+                "FILE#COLUMN or FILE#FIRST,SECOND. Default: built-in English prose.",
             ),
             click.option(
                 "--eval", "evaluation", metavar="PATH",
-                help="Labelled data: pairs with scores, texts with labels, or a corpus/queries/qrels directory; for "
+                help="Labelled data: pairs with scores or labels, texts with labels, or a corpus/queries/qrels "
+                "directory; columns of pairs may be named as for --data; for "
                 "a language model, plain text, whose perplexity decides. Default: agreement with the float model, "
                 "without labels; perplexity on --data.",
             ),
@@ -69,6 +72,14 @@ def data_options(command: F) -> F:
     ):  # fmt: skip
         decorated = option(decorated)
     return decorated
+
+
+def task_option(command: F) -> F:
+    """--task: what the model is for, if its files leave it open."""
+    return click.option(
+        "--task", type=click.Choice(TASKS), metavar="TASK",
+        help=f"What the model is for, where its files do not tell or contradict each other: {', '.join(TASKS)}.",
+    )(command)  # fmt: skip
 
 
 def scheme_options(command: F) -> F:

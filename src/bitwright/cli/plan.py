@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, scheme_options
+from bitwright.cli.options import build_recipe, scheme_options, task_option
 from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, print_remarks, table
+from bitwright.families.tasks import TaskName
 from bitwright.record import Evidence, PlanRow, UnitEvidence
 
 _SHORT = {"attention_output": "attn. output", "expert": "experts"}  # roles in columns
@@ -33,11 +34,12 @@ _METHODS = {"smoothquant": "smooth", "smoothquant_gptq": "smooth+gptq", "awq_gpt
     metavar="GB",
     help="Memory to plan with. Default: what is free.",
 )
+@task_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 def command(
     model: str, max_loss: float | None, data: tuple[str, ...], hours: float | None, memory: float | None,
-    trust_remote_code: bool, as_json: bool, **schemes: Any,
+    task: TaskName | None, trust_remote_code: bool, as_json: bool, **schemes: Any,
 ) -> None:  # fmt: skip
     """Decide how MODEL would be quantized, and show the evidence.
 
@@ -56,7 +58,7 @@ def command(
     if Path(model).is_file():
         from bitwright.pipeline.size import size_plan
 
-        sizes = size_plan(Path(model), recipe if asked else None)
+        sizes = size_plan(Path(model), recipe if asked else None, task)
         print_json(sizes) if as_json else print_sizes(sizes)
         return
     from bitwright.pipeline import decision
@@ -70,7 +72,7 @@ def command(
         )
         found = decision.plan(
             model, recipe=recipe, texts=Texts(data=data), available=available, trust_remote_code=trust_remote_code,
-            progress=progress,
+            task=task, progress=progress,
         )  # fmt: skip
     print_json(found) if as_json else print_plan(found)
 

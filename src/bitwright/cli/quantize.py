@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, data_options, scheme_options
+from bitwright.cli.options import build_recipe, data_options, scheme_options, task_option
 from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, print_remarks, table
 from bitwright.errors import InputError
+from bitwright.families.tasks import TaskName
 from bitwright.record import Front, PlanRow, Record
 
 _UNVERIFIED, _OVER_BUDGET = 1, 3  # exit codes
@@ -56,12 +57,14 @@ _UNVERIFIED, _OVER_BUDGET = 1, 3  # exit codes
 )
 @click.option("--speed/--no-speed", default=True, show_default=True, help="Time an encoder against its float original.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what the run would cost, and stop.")
+@task_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON.")
 def command(
     model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None,
     accept_point_estimate: bool | None, dry_run: bool, as_json: bool, overwrite: bool, judged: bool,
-    sensitivity: bool, speed: bool, trust_remote_code: bool, texts: dict[str, Any], **schemes: Any,
+    sensitivity: bool, speed: bool, task: TaskName | None, trust_remote_code: bool, texts: dict[str, Any],
+    **schemes: Any,
 ) -> int:  # fmt: skip
     """Quantize MODEL (a directory or a hub name) within an accuracy budget.
 
@@ -70,8 +73,9 @@ def command(
       bitwright quantize LLM --recipe llm-int4 --eval wiki.txt --out DIR
 
     A language model runs block by block, in the memory of one block; its loss
-    is the relative rise of perplexity. Exits with 3 if the budget is not met,
-    or the sample is too small to be sure.
+    is the relative rise of perplexity. A model that reads pairs of texts is
+    judged on pairs: --data FILE#FIRST,SECOND. Exits with 3 if the budget is not
+    met, the sample is too small to be sure, or no pairs were given.
     """
     if out_dir is None and not dry_run:
         raise InputError("say where the result goes: --out DIR (or --dry-run to see the plan only)")
@@ -85,15 +89,15 @@ def command(
             progress.say(f"loading {model}")
             preview = pipeline.preview(
                 model, recipe=recipe, texts=pipeline.Texts(**texts), trust_remote_code=trust_remote_code,
-                sensitivity=sensitivity, progress=progress,
+                task=task, sensitivity=sensitivity, progress=progress,
             )  # fmt: skip
         print_json(preview) if as_json else print_preview(preview)
         return 0
     with TerminalProgress() as progress:
         result = pipeline.quantize(
             model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, judged=judged, sensitivity=sensitivity,
-            speed=speed, trust_remote_code=trust_remote_code, command=shlex.join(["bitwright", *sys.argv[1:]]),
-            progress=progress,
+            speed=speed, task=task, trust_remote_code=trust_remote_code, progress=progress,
+            command=shlex.join(["bitwright", *sys.argv[1:]]),
         )  # fmt: skip
     print_json(result.record) if as_json else print_result(result.measured, result.directory)
     remarks = [f"warning: {text}" for text in result.measured.warnings]

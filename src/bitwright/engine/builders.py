@@ -11,7 +11,8 @@ from bitwright.engine.weights import Weights
 from bitwright.errors import EngineError
 from bitwright.families import FAMILIES, Architecture, Style
 from bitwright.families.row import Setting
-from bitwright.families.tasks import TaskName, class_of, task_of_class
+from bitwright.families.tasks import TaskName, class_of
+from bitwright.files.task import find_task
 
 Config = dict[str, Any]
 
@@ -20,12 +21,11 @@ def encoder_task(weights: Weights) -> TaskName:
     """What an encoder was trained for: "embedding" if it has no head.
 
     Raises:
-        EngineError: a head without a builder. ModelError: `architectures` is no list of names.
+        EngineError: a language model. ModelError: as `find_task`.
     """
-    name = class_of(weights.config.get("architectures"), str(weights.directory))
-    task = task_of_class(name)
-    if task is None or task == "text-generation":
-        raise EngineError(f"{name} has no builder")
+    task = find_task(weights.source)
+    if task == "text-generation":
+        raise EngineError(f"{class_of(weights.config.get('architectures'), str(weights.directory))} has no builder")
     return task
 
 

@@ -23,10 +23,11 @@ _HUGE = float(np.finfo(np.float32).max)
 class Weights:
     """A checkpoint, by the names in its files.
 
-    directory: where it lies, for messages. config: config.json.
+    source: its directory, opened. directory: where it lies, for messages. config: config.json.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        self.source: ModelDirectory = checkpoint.directory
         self.directory: Path = checkpoint.directory.path
         self.config: dict[str, Any] = checkpoint.directory.config
         self._checkpoint = checkpoint

@@ -1,6 +1,6 @@
 """Evaluation: metrics, tasks, and whether a loss is inside its budget. Models are callables here: texts to arrays."""
 
-from bitwright.evaluate.budget import Interval, Verdict, judge, paired_bootstrap
+from bitwright.evaluate.budget import Interval, Verdict, judge, paired_bootstrap, without_pairs
 from bitwright.evaluate.custom import load_custom
 from bitwright.evaluate.fitting import agreement_task, labelled_task
 from bitwright.evaluate.language import LanguageModel, language_task
@@ -23,4 +23,5 @@ __all__ = [
     "shared_texts",
     "similarity_matrix_task",
     "split",
+    "without_pairs",
 ]

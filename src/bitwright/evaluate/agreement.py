@@ -1,32 +1,44 @@
 """The kinds without labels: how far a quantized model's outputs agree with those of the float model.
 
-The float model agrees with itself, so its score is 1 and the loss is the share that agreement lost. Units: texts.
+The float model agrees with itself, so its score is 1 and the loss is the share that agreement lost. Units: texts, or
+pairs of them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from bitwright.errors import DataError
 from bitwright.evaluate import metrics
-from bitwright.evaluate.kinds import Items, Outputs, OutputSort, chosen, matrix, pair_cosines, same_items, spread_pairs
-from bitwright.evaluate.statistic import FloatArray, IntArray, Mean, Spearman, Statistic
+from bitwright.evaluate.kinds import (
+    Items,
+    Outputs,
+    OutputSort,
+    chosen,
+    matrix,
+    pair_cosines,
+    same_items,
+    scores,
+    spread_pairs,
+)
+from bitwright.evaluate.statistic import IntArray, Mean, Spearman, Statistic
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Texts without labels: the quantized model's outputs against the float one's.
+    """Texts or pairs without labels: the quantized model's outputs against the float one's.
 
     metric: what is compared, for people. outputs: of which sort. compare: the agreement as a statistic of the outputs.
+    unit: "texts" or "pairs"; two that differ in it alone compare equal.
     """
 
     metric: str
     outputs: OutputSort
     compare: Callable[[Outputs, Outputs], Statistic]
+    unit: str = field(default="texts", compare=False)
     name: ClassVar[str] = "label-free"
-    unit: ClassVar[str] = "texts"
     label_free: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
 
@@ -62,7 +74,7 @@ def _classes(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
 
 def _score_ranks(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
     """Spearman's correlation of the scores of a model of one score each (a reranker, a regression)."""
-    return Spearman(_scores(float_outputs), _scores(quant_outputs))
+    return Spearman(scores(float_outputs), scores(quant_outputs))
 
 
 def _labels(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
@@ -76,11 +88,3 @@ EMBEDDINGS = Agreement("Spearman of pairwise similarities with float", "embeddin
 CLASSES = Agreement("top-1 agreement with float", "logits", _classes)
 SCORES = Agreement("Spearman of scores with float", "logits", _score_ranks)
 LABELS = Agreement("agreement of labels with float", "logits", _labels)
-
-
-def _scores(outputs: Outputs) -> FloatArray:
-    """One value per text, of outputs (texts, 1)."""
-    sizes = {np.size(row) for row in outputs}
-    if sizes != {1}:
-        raise DataError(f"outputs of {min(sizes)} to {max(sizes)} values per text: one score per text is needed")
-    return np.asarray(outputs, dtype=np.float64).ravel()

@@ -40,9 +40,12 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a budget is met. needed_samples: units that would probably decide an undecided one, else None."""
+    """Whether a budget is met. needed_samples: units that would probably decide an undecided one, else None.
 
-    verdict: Literal["met", "not met", "undecided"]
+    "not judged on pairs": the loss is that of single texts, and the model reads pairs.
+    """
+
+    verdict: Literal["met", "not met", "undecided", "not judged on pairs"]
     needed_samples: int | None
     sentence: str
 
@@ -115,6 +118,20 @@ def judge(interval: Interval, max_loss: float) -> Verdict:
     ratio = (interval.upper - interval.loss) / (max_loss - interval.loss)
     needed = math.ceil(interval.n_units * ratio**2)
     return Verdict("undecided", needed, f"{between}; about {needed} {interval.unit} would decide")
+
+
+def without_pairs(verdict: Verdict, evidence: str) -> Verdict:
+    """What becomes of a verdict on single texts if the model reads pairs: whatever it was, it is none.
+
+    evidence: what shows that it does.
+    """
+    return Verdict(
+        "not judged on pairs",
+        None,
+        f"this model reads pairs of texts ({evidence}), and it was run on single ones: {verdict.sentence}. For a "
+        "verdict give pairs: with --data FILE#FIRST,SECOND (two columns of a table), or with scores or labels with "
+        "--eval",
+    )
 
 
 def _bca_bounds(pair: Pair, better: bool, n: int, seed: int, confidence: float) -> tuple[float, float]:

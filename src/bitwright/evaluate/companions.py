@@ -4,7 +4,7 @@ import numpy as np
 
 from bitwright.evaluate import metrics
 from bitwright.evaluate.agreement import LABELS, SCORES
-from bitwright.evaluate.kinds import Kind, Outputs, Pairs, pair_cosines, spread_pairs
+from bitwright.evaluate.kinds import Kind, Outputs, Pairs, Ranking, pair_cosines, scores, spread_pairs
 from bitwright.evaluate.statistic import FloatArray
 
 _MAX_TEXTS = 1000
@@ -13,7 +13,8 @@ _MAX_TEXTS = 1000
 def companions(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
     """Distances by name; none for a custom metric. Beyond a thousand texts, a thousand evenly spread ones count.
 
-    Pairs with two labels add how well the cosine of either model tells these apart: `roc_auc` and `best_accuracy`.
+    Pairs with two labels add how well the cosine, or the score, of either model tells these apart: `roc_auc` and
+    `best_accuracy`. Scored pairs that share queries add `ndcg_at_10` of the ranking within each query.
     Language models: `next_token_agreement`, the share of the tokens after which both expect the same one, and
     `mean_nll_difference`, how much more surprised the quantized one is, in nats per token.
     """
@@ -24,24 +25,45 @@ def companions(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> di
         [np.asarray(outputs[i], dtype=np.float64) for i in kept] for outputs in (float_outputs, quant_outputs)
     )
     if kind.outputs == "embeddings":
-        told_apart = _label_companions(kind, float_outputs, quant_outputs) if isinstance(kind, Pairs) else {}
+        told_apart = {}
+        if isinstance(kind, Pairs):
+            told_apart = _label_companions(kind.gold_P, kind.cosines(float_outputs), kind.cosines(quant_outputs))
         return told_apart | _embedding_companions(np.stack(left), np.stack(right))
     if kind.outputs == "logits":
-        return _logit_companions(left, right, kind)
+        told_apart = {}
+        if isinstance(kind, Ranking):
+            said = scores(float_outputs), scores(quant_outputs)
+            told_apart = _label_companions(kind.gold_U, *said) | _query_companions(kind, *said)
+        return told_apart | _logit_companions(left, right, kind)
     return {}
 
 
-def _label_companions(kind: Pairs, float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
-    labels = np.unique(kind.gold_P)
+def _label_companions(gold_P: FloatArray, float_P: FloatArray, quant_P: FloatArray) -> dict[str, float]:
+    """Of pairs with two labels; nothing of others. float_P, quant_P: what either model says of each pair."""
+    labels = np.unique(gold_P)
     if len(labels) != 2:
         return {}
-    positive_P = kind.gold_P == labels[1]
+    positive_P = gold_P == labels[1]
     found = {}
-    for model, outputs in (("float", float_outputs), ("quantized", quant_outputs)):
-        cosines_P = kind.cosines(outputs)
-        found[f"roc_auc_{model}"] = metrics.roc_auc(positive_P, cosines_P)
-        found[f"best_accuracy_{model}"] = metrics.best_accuracy(positive_P, cosines_P)
+    for model, said_P in (("float", float_P), ("quantized", quant_P)):
+        found[f"roc_auc_{model}"] = metrics.roc_auc(positive_P, said_P)
+        found[f"best_accuracy_{model}"] = metrics.best_accuracy(positive_P, said_P)
     return found
+
+
+def _query_companions(kind: Ranking, float_P: FloatArray, quant_P: FloatArray) -> dict[str, float]:
+    """nDCG@10, the mean over queries with several pairs, one of them relevant; nothing where there are none."""
+    _, start_Q, size_Q = np.unique(kind.query_U, return_index=True, return_counts=True)
+    queries = [np.flatnonzero(kind.query_U == kind.query_U[i]) for i in start_Q[size_Q > 1]]
+    queries = [rows for rows in queries if kind.gold_U[rows].max() > 0]
+    if not queries or kind.gold_U.min() < 0:
+        return {}
+    return {
+        f"ndcg_at_10_{model}": float(
+            np.mean([metrics.ndcg_at_k(said_P[None, rows], kind.gold_U[None, rows])[0] for rows in queries])
+        )
+        for model, said_P in (("float", float_P), ("quantized", quant_P))
+    }
 
 
 def _token_companions(float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
@@ -75,7 +97,7 @@ def _logit_companions(left: list[FloatArray], right: list[FloatArray], kind: Kin
     distances = {
         "emd": metrics.emd(left, right), "max_abs": metrics.max_abs(*flat), "sqnr_db": metrics.sqnr_db(*flat)
     }  # fmt: skip
-    if kind == SCORES:
+    if kind == SCORES or isinstance(kind, Ranking):
         return {"kendall": metrics.kendall(*flat), "rank_flips": metrics.rank_flips(*flat)} | distances
     if kind == LABELS:  # its logits are no distribution over classes
         return distances

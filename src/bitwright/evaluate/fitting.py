@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bitwright.calibration.columns import Text
 from bitwright.errors import DataError
 from bitwright.evaluate.kinds import OUTPUTS
 from bitwright.evaluate.loaders import load_task
+from bitwright.evaluate.pair_tables import load_pair_task
 from bitwright.evaluate.tasks import Task, label_free_task
 
 _SCORED_BY_LABELS = ("embedding", "sequence-classification")
 
 
-def agreement_task(task: str, config: Any, texts: Sequence[str], *, name: str = "label-free") -> Task:
-    """Agreement with the float model on `texts`, in the way that fits what models of this task put out.
+def agreement_task(task: str, config: Any, texts: Sequence[Text], *, name: str = "label-free") -> Task:
+    """Agreement with the float model on `texts`, or pairs, in the way that fits what models of this task put out.
 
     config: of the model, as transformers reads it.
     """
@@ -26,14 +28,33 @@ def agreement_task(task: str, config: Any, texts: Sequence[str], *, name: str = 
     )
 
 
-def labelled_task(task: str, config: Any, spec: str | Path, kind: str | None = None) -> Task:
-    """What a labelled file or directory scores of a model of this task. kind: as `load_task` takes it.
+def labelled_task(
+    task: str, config: Any, spec: str | Path, kind: str | None = None, pair_evidence: str | None = None
+) -> Task:
+    """What a labelled file or directory scores of a model of this task. A classifier is scored on pairs of texts where
+    the file has them.
+
+    Args:
+        kind: as `load_task` takes it.
+        pair_evidence: what shows that the model reads pairs (`files.task`); then nothing else will do.
 
     Raises:
-        DataError: it cannot be read, or scores something else than the model puts out.
+        DataError: it cannot be read, or scores something else than the model puts out, or than it reads.
     """
     labels = getattr(config, "id2label", None) or {}
-    found = load_task(spec, kind, label_names=[labels[i] for i in sorted(labels)])
-    if task not in _SCORED_BY_LABELS or found.kind.outputs != OUTPUTS[task]:
+    names = [labels[i] for i in sorted(labels)]
+    if task not in _SCORED_BY_LABELS:
+        raise DataError(
+            f"{spec}: labels are scored of models for {' and '.join(_SCORED_BY_LABELS)}; this model's task is {task}. "
+            "Leave --eval out: agreement with the float model on --data decides"
+            + (", on pairs of question and context" if task == "question-answering" else "")
+        )
+    if task == "sequence-classification":
+        one_score = config.num_labels == 1
+        on_pairs = load_pair_task(spec, kind, label_names=None if one_score else names, evidence=pair_evidence)
+        if on_pairs is not None:
+            return on_pairs
+    found = load_task(spec, kind, label_names=names)
+    if found.kind.outputs != OUTPUTS[task]:
         raise DataError(f"{spec}: {found.kind.name} scores {found.kind.outputs}; this model's task is {task}")
     return found

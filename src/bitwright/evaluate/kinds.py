@@ -13,14 +13,16 @@ from typing import ClassVar, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bitwright.calibration.columns import TextPair
 from bitwright.errors import DataError
 from bitwright.evaluate import metrics
 from bitwright.evaluate.statistic import FloatArray, IntArray, MacroF1, Mean, Spearman, Statistic
 
 Outputs = NDArray[np.floating] | Sequence[NDArray[np.floating]]
 Window = tuple[int, ...]
-Items = tuple[str, ...] | tuple[Window, ...]  # what a model reads: texts, or of a language model the ids of tokens
-Encode = Callable[[Sequence[str] | Sequence[Window]], Outputs]
+# What a model reads: texts, or pairs of texts, or of a language model the ids of tokens.
+Items = tuple[str, ...] | tuple[TextPair, ...] | tuple[Window, ...]
+Encode = Callable[[Sequence[str] | Sequence[TextPair] | Sequence[Window]], Outputs]
 OutputSort = Literal["embeddings", "logits", "tokens", "scores"]
 
 # What models of each task put out.
@@ -41,8 +43,11 @@ class Kind(Protocol):
     """What every kind of evaluation has."""
 
     name: ClassVar[str]
-    unit: ClassVar[str]  # plural, for messages
     label_free: ClassVar[bool]
+
+    @property
+    def unit(self) -> str:
+        """What the units are, in the plural, for messages."""
 
     @property
     def outputs(self) -> OutputSort:
@@ -104,6 +109,33 @@ class Pairs:
         kept, index = np.unique(np.concatenate([self.first_P[units], self.second_P[units]]), return_inverse=True)
         first_P, second_P = np.split(index, 2)
         return Pairs(first_P, second_P, self.gold_P[units]), chosen(texts, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Pairs of texts with a score each, for a model that scores pairs itself (a reranker). Units: pairs.
+
+    Spearman's correlation of the model's score and the given one, which may be a label 0 or 1, as in `Pairs`.
+    query_U: a number for each query, the first text of its pairs.
+    """
+
+    gold_U: FloatArray
+    query_U: IntArray
+    name: ClassVar[str] = "ranking of pairs"
+    unit: ClassVar[str] = "pairs"
+    outputs: ClassVar[OutputSort] = "logits"
+    label_free: ClassVar[bool] = False
+    metric: ClassVar[str] = "Spearman of score"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
+        return Spearman(scores(float_outputs), self.gold_U), Spearman(scores(quant_outputs), self.gold_U)
+
+    def groups(self, texts: Items) -> IntArray:
+        return same_items(texts)
+
+    def select(self, units: IntArray, texts: Items) -> "tuple[Ranking, Items]":
+        return Ranking(self.gold_U[units], self.query_U[units]), chosen(texts, units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +210,7 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Texts with a class each, for a model that puts out logits: accuracy or macro F1. Units: examples."""
+    """Texts or pairs with a class each, for a model that puts out logits: accuracy or macro F1. Units: examples."""
 
     gold_U: IntArray  # class index, as in the logits
     n_classes: int | None = None  # logits per text that the model must put out, where known
@@ -291,15 +323,44 @@ def matrix(outputs: Outputs) -> NDArray[np.floating]:
     return array
 
 
+def scores(outputs: Outputs) -> FloatArray:
+    """The one value of each item, of outputs (items, 1).
+
+    Raises:
+        DataError: another number of values.
+    """
+    sizes = {np.size(row) for row in outputs}
+    if sizes != {1}:
+        raise DataError(f"outputs of {min(sizes)} to {max(sizes)} values per text: one score per text is needed")
+    return np.asarray(outputs, dtype=np.float64).ravel()
+
+
 def chosen(texts: Items, indices: IntArray | Sequence[int]) -> Items:
     """Those of the texts, or of the windows."""
     return cast(Items, tuple(texts[i] for i in indices))
 
 
 def same_items(texts: Items) -> IntArray:
-    """Of each item, the index of the first that equals it: the groups of a kind whose units are its items."""
+    """Of each item, the index of the first that equals it, or of pairs a number that those share which a chain of
+    common texts ties together: the groups of a kind whose units are its items.
+    """
     first: dict[object, int] = {}
+    if pairs := pairs_in(texts):
+        sides = ([pair[side] for pair in pairs] for side in (0, 1))
+        left, right = (np.array([first.setdefault(text, len(first)) for text in side]) for side in sides)
+        group_U: IntArray = _connected(left, right, len(first))[left]
+        return group_U
     return np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.intp)
+
+
+def pairs_in(items: Sequence[object]) -> list[TextPair]:
+    """The pairs of texts among a model's items: all of them, or none."""
+    return [cast(TextPair, item) for item in items if isinstance(item, tuple) and isinstance(item[0], str)]
+
+
+def windows_in(items: Sequence[object]) -> list[Window]:
+    """The windows of token ids among a model's items: all of them, or none."""
+    return [cast(Window, item) for item in items if isinstance(item, tuple) and not isinstance(item[0], str)]
 
 
 def _values(outputs: Outputs) -> FloatArray:

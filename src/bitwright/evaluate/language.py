@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bitwright.calibration.data import BUILTIN, Source
+from bitwright.calibration.columns import Source
+from bitwright.calibration.data import BUILTIN
 from bitwright.calibration.windows import running_text, token_windows
 from bitwright.errors import DataError
 from bitwright.evaluate.kinds import Items, Outputs, OutputSort, chosen, same_items

@@ -12,7 +12,6 @@
 Columns are found by name, whatever their case, or by place where there is no header.
 """
 
-import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,22 +22,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bitwright.calibration.data import load_texts
-from bitwright.calibration.tables import Row, read_lines, read_rows
+from bitwright.calibration.tables import read_lines, read_rows
 from bitwright.errors import DataError
 from bitwright.evaluate.custom import load_custom
 from bitwright.evaluate.kinds import Classification, Pairs, Retrieval, SimilarityMatrix
+from bitwright.evaluate.labelled_rows import class_index, labelled_table, number_in, refuse_constant
 from bitwright.evaluate.tasks import Task, label_free_task
 
 KINDS = ("similarity", "similarity matrix", "retrieval", "classification", "label-free", "custom")
 
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "sentence1": ("sentence1", "sentence_1", "text1", "text_a", "question1", "s1", "query"),
-    "sentence2": ("sentence2", "sentence_2", "text2", "text_b", "question2", "s2", "candidate", "title"),
-    "score": ("score", "similarity", "similarity_score", "relatedness_score", "gold", "label", "is_duplicate"),
-    "text": ("text", "sentence", "content", "question", "review", "document"),
-    "label": ("label", "labels", "class", "category", "target"),
-}
-_WANTED = {"similarity": ("sentence1", "sentence2", "score"), "classification": ("text", "label")}
 _MATRIX_FILES = ("matrix.npy", "matrix.csv", "matrix.tsv", "matrix.txt")
 _TEXT_FILES = ("texts.txt", "texts.jsonl")
 # What numpy raises on a file of arrays that is truncated, damaged or another kind of file.
@@ -101,7 +93,7 @@ def similarity_matrix_task(texts: Sequence[str], matrix: ArrayLike, *, name: str
             f"{name}: the matrix is not symmetric: {gold_UU[row, column]:g} at ({row}, {column}), "
             f"{gold_UU[column, row]:g} at ({column}, {row}); leave the lower triangle 0, or make it equal"
         )
-    _refuse_constant(upper[np.triu_indices(len(texts), 1)], name)
+    refuse_constant(upper[np.triu_indices(len(texts), 1)], name)
     return Task(name, tuple(texts), SimilarityMatrix(upper + upper.T))
 
 
@@ -223,7 +215,7 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, float]]:
 def _load_table(path: Path, kind: str | None, label_names: Sequence[str] | None, macro_f1: bool) -> Task:
     if kind in ("retrieval", "similarity matrix"):
         raise DataError(f"{path}: a file; a task of kind {kind} is a directory")
-    kind, rows = _table(path, kind)
+    kind, rows = labelled_table(path, kind)
     if not rows:
         raise DataError(f"{path}: no rows in it")
     if kind == "similarity":
@@ -237,8 +229,8 @@ def _pairs(path: Path, rows: list[tuple[int, dict[str, str]]]) -> Task:
         np.array([texts.setdefault(row[column], len(texts)) for _, row in rows])
         for column in ("sentence1", "sentence2")
     )
-    gold = np.array([_number(row["score"], path, number) for number, row in rows])
-    _refuse_constant(gold, str(path))
+    gold = np.array([number_in(row["score"], path, number) for number, row in rows])
+    refuse_constant(gold, str(path))
     return Task(path.stem, tuple(texts), Pairs(first, second, gold))
 
 
@@ -246,95 +238,9 @@ def _classification(
     path: Path, rows: list[tuple[int, dict[str, str]]], label_names: Sequence[str] | None, macro_f1: bool
 ) -> Task:
     index = {name.casefold(): i for i, name in enumerate(label_names or ())}
-    gold = np.array([_class(row["label"], index, path, number) for number, row in rows])
+    gold = np.array([class_index(row["label"], index, path, number) for number, row in rows])
     n_classes = len(label_names) if label_names else None
     return Task(path.stem, tuple(row["text"] for _, row in rows), Classification(gold, n_classes, macro_f1))
-
-
-def _class(label: str, index: Mapping[str, int], path: Path, number: int) -> int:
-    if label.casefold() in index:
-        return index[label.casefold()]
-    if label.isdecimal() and (not index or int(label) < len(index)):
-        return int(label)
-    raise DataError(
-        f"{path}, line {number}: label {label!r} is no class of the model; "
-        + (
-            f"its classes are {', '.join(index)}"
-            if index
-            else "a class index (0, 1, …) or the names of its classes are needed"
-        )
-    )
-
-
-def _table(path: Path, kind: str | None) -> tuple[str, list[tuple[int, dict[str, str]]]]:
-    """The kind of task a table is for, and its rows by canonical column name, with line numbers."""
-    if path.suffix == ".label":
-        return "classification", [
-            (number, _labelled_line(line, path, number)) for number, line in read_lines(path) if line
-        ]
-    numbered = list(read_rows(path))
-    if not numbered:
-        raise DataError(f"{path}: empty")
-    header, rows = _header(path, kind, numbered)
-    columns = {name.strip().casefold(): name for name in header}
-    kinds = [kind] if kind in _WANTED else list(_WANTED)
-    for candidate in kinds:
-        found = {want: _find(columns, _COLUMNS[want]) for want in _WANTED[candidate]}
-        if all(found.values()):
-            return candidate, [
-                (number, {want: _cell(row, str(name), path, number) for want, name in found.items()})
-                for number, row in rows
-            ]
-    wanted = "; or ".join(f"{', '.join(_WANTED[candidate])} ({candidate})" for candidate in kinds)
-    raise DataError(f"{path}: columns {', '.join(header)}; needed are {wanted}")
-
-
-def _header(
-    path: Path, kind: str | None, numbered: list[tuple[int, Row]]
-) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Column names and rows as dicts. A list of cells of which none is a known name is no header, but the first row."""
-    first = numbered[0][1]
-    if isinstance(first, dict):
-        return list(first), [(number, row) for number, row in numbered if isinstance(row, dict)]
-    known = {name for names in _COLUMNS.values() for name in names}
-    if any(cell.strip().casefold() in known for cell in first):
-        header, numbered = [cell.strip() for cell in first], numbered[1:]
-    else:
-        header = _guessed_header(path, first)
-    return header, [(number, dict(zip(header, row, strict=False))) for number, row in numbered if isinstance(row, list)]
-
-
-def _guessed_header(path: Path, first: list[str]) -> list[str]:
-    """Names for the columns of a file without a header, from its first row."""
-    match first:
-        case [_, _, score] if _is_number(score):
-            return ["sentence1", "sentence2", "score"]
-        case [_, label] if _is_number(label):
-            return ["text", "label"]
-        case [label, _] if _is_number(label):
-            return ["label", "text"]
-    raise DataError(
-        f"{path}: the first row ({len(first)} columns) is neither a header nor sentence1, sentence2, score nor "
-        "text, label; add a header"
-    )
-
-
-def _labelled_line(line: str, path: Path, number: int) -> dict[str, str]:
-    label, _, text = line.partition(" ")
-    if not text.strip():
-        raise DataError(f"{path}, line {number}: a label and a text with a space between them are needed")
-    return {"text": text.strip(), "label": label.partition(":")[0]}
-
-
-def _find(columns: Mapping[str, str], names: Sequence[str]) -> str | None:
-    return next((columns[name] for name in names if name in columns), None)
-
-
-def _cell(row: Mapping[str, Any], name: str, path: Path, number: int) -> str:
-    value = row.get(name)
-    if value is None or not str(value).strip():
-        raise DataError(f"{path}, line {number}: {name} is missing or empty; found {', '.join(map(str, row))}")
-    return str(value).strip()
 
 
 def _dicts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -347,21 +253,3 @@ def _text(row: Mapping[str, Any], path: Path, number: int) -> str:
     if not isinstance(row.get("text"), str):
         raise DataError(f"{path}, line {number}: no text; found {', '.join(row)}")
     return str(row["text"])
-
-
-def _number(cell: str, path: Path, number: int) -> float:
-    if not _is_number(cell):
-        raise DataError(f"{path}, line {number}: score {cell!r} is not a number")
-    return float(cell)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
-
-
-def _refuse_constant(gold: np.ndarray, where: str) -> None:
-    if len(gold) and (gold == gold[0]).all():
-        raise DataError(f"{where}: all {len(gold)} scores are {gold[0]:g}; nothing can be ranked by them")

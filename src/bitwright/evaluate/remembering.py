@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.calibration.columns import TextPair
 from bitwright.evaluate.kinds import Encode, Outputs, Window
 
 
@@ -13,7 +14,7 @@ def remembering(encode: Encode) -> Encode:
     known: dict[Any, np.ndarray] = {}
     stacks = False
 
-    def remembered(items: Sequence[str] | Sequence[Window]) -> Outputs:
+    def remembered(items: Sequence[str] | Sequence[TextPair] | Sequence[Window]) -> Outputs:
         nonlocal stacks
         new: list[Any] = [item for item in dict.fromkeys(items) if item not in known]
         if new:

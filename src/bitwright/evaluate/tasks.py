@@ -10,19 +10,21 @@ Each model variant encodes the texts once; scores and thousands of bootstrap res
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
+from bitwright.calibration.columns import Text
 from bitwright.errors import BitwrightError, DataError
 from bitwright.evaluate.agreement import CLASSES, EMBEDDINGS, LABELS, SCORES
 from bitwright.evaluate.companions import companions
-from bitwright.evaluate.kinds import Custom, Encode, Items, Kind, Outputs
+from bitwright.evaluate.kinds import Custom, Encode, Items, Kind, Outputs, pairs_in
 from bitwright.evaluate.statistic import FloatArray, Statistic
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Texts (of a language model: windows of token ids), and what the outputs for them are scored against.
+    """Texts or pairs (of a language model: windows of token ids), and what the outputs for them are scored against.
 
     A custom metric brings its own texts: none here.
     """
@@ -82,7 +84,7 @@ class Task:
 
 
 def label_free_task(
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     logits: bool = False,
     multi_label: bool = False,
@@ -98,13 +100,14 @@ def label_free_task(
     Raises:
         DataError: fewer than three different texts.
     """
-    unique = tuple(dict.fromkeys(texts))
+    unique = cast(Items, tuple(dict.fromkeys(texts)))
+    noun = "pairs" if pairs_in(unique) else "texts"
     if len(unique) < 3:
-        raise DataError(f"{name}: {len(unique)} different texts; an evaluation needs three at the very least")
-    kind: Kind = EMBEDDINGS
+        raise DataError(f"{name}: {len(unique)} different {noun}; an evaluation needs three at the very least")
+    kind = EMBEDDINGS
     if logits:
         kind = LABELS if multi_label else SCORES if n_labels == 1 else CLASSES
-    return Task(name, unique, kind)
+    return Task(name, unique, replace(kind, unit=noun))
 
 
 def relative_loss(float_score: FloatArray, quant_score: FloatArray, higher_is_better: bool = True) -> FloatArray:
@@ -145,13 +148,13 @@ def split(task: Task, *, seed: int, tuning_fraction: float = 0.5) -> tuple[Task,
 
 
 def shared_texts(left: Task, right: Task) -> set[object]:
-    """Texts or windows that both tasks encode, retrieval corpora aside: empty after a clean split."""
-    own: set[object] = set(_own_texts(left))
-    return own.intersection(_own_texts(right))
+    """Texts (of pairs, too) or windows that both tasks encode, retrieval corpora aside: empty after a clean split."""
+    return _own_texts(left) & _own_texts(right)
 
 
-def _own_texts(task: Task) -> Items:
-    return task.texts[getattr(task.kind, "n_documents", 0) :]
+def _own_texts(task: Task) -> set[object]:
+    items = task.texts[getattr(task.kind, "n_documents", 0) :]
+    return {text for pair in pairs_in(items) for text in pair} or set(items)
 
 
 def _part(task: Task, chosen_U: np.ndarray) -> Task:

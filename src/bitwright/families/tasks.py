@@ -55,8 +55,20 @@ def task_of_class(name: str) -> TaskName | None:
     return next((task for ending, task in _TASK_OF_CLASS.items() if name.endswith(ending)), None)
 
 
+def check_task(name: object, where: str) -> TaskName:
+    """A name that must be one of `TASKS`. where: who says it, for the message.
+
+    Raises:
+        ModelError: it is none of them.
+    """
+    found = next((task for task in TASKS if task == name), None)
+    if found is None:
+        raise ModelError(f"{where} {name!r:.80} is none of {', '.join(TASKS)}")
+    return found
+
+
 def task_of(architectures: object, where: str) -> TaskName:
-    """The task of a model, from the value of `architectures` in its config.json.
+    """The task of a model of which nothing is known but the value of `architectures` in its config.json.
 
     Raises:
         ModelError: a class that stands for another task, or no list of names of classes.
@@ -65,6 +77,6 @@ def task_of(architectures: object, where: str) -> TaskName:
     if (task := task_of_class(name)) is None:
         raise ModelError(
             f"{where}: {name} in config.json is for none of the tasks {', '.join(TASKS)}; "
-            "say which is meant with task=, if one of them is"
+            "say which is meant with --task (in Python task=), if one of them is"
         )
     return task

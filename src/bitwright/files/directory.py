@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import CheckpointError, ModelError
+from bitwright.families.tasks import TaskName
 from bitwright.files.counts import check_counts
 from bitwright.files.reading import check_directory, check_name, read_bytes, read_text
 from bitwright.files.tensors import MappedTensors
@@ -41,9 +42,10 @@ class ModelDirectory:
 
     path: the directory, absolute, so that what is read later does not depend on where the process is then. Links stay:
     their name is what the user calls the model.
+    task: what the user says that the model is for; None leaves it to the files (`files/task.py`).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, task: TaskName | None = None) -> None:
         """Raises:
         ModelError: no such directory, or a file in it that is none of its own (`reading.check_directory`).
         """
@@ -53,7 +55,7 @@ class ModelDirectory:
             check_directory(path)
         except OSError as error:
             raise ModelError(f"{path}: cannot be looked through ({error.strerror})") from None
-        self.path = absolute(path)
+        self.path, self.task = absolute(path), task
         self._parsed: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -118,14 +120,22 @@ class ModelDirectory:
                 raise CheckpointError(f"{file}: quantized checkpoints are read from safetensors only")
         return MappedTensors(self.weight_files)
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name; {} where a file holds them that is not safetensors.
+
+        Raises:
+            ModelError: there are no weights. CheckpointError: as `tensors`.
+        """
+        return {} if any(file.suffix != ".safetensors" for file in self.weight_files) else dict(self.tensors.shapes)
+
     def check_counts(self) -> None:
         """Compare what config.json counts with what safetensors files hold, before anything is built by it.
 
         Raises:
             ModelError: it counts more than there can be. CheckpointError: as `tensors`.
         """
-        held = {} if any(file.suffix != ".safetensors" for file in self.weight_files) else self.tensors.shapes
-        check_counts(self.config, held, str(self.path / CONFIG_FILE))
+        check_counts(self.config, self.shapes, str(self.path / CONFIG_FILE))
 
     def forget_tensors(self) -> None:
         """Unmap the weights, whose pages count as the process's memory once they were looked at; asked for again, they

@@ -20,12 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 from bitwright.errors import CheckpointError, EngineError, ModelError, foreign
 from bitwright.families import Architecture, architecture_of
-from bitwright.families.tasks import AUTO_CLASSES, TASKS, TaskName, task_of
+from bitwright.families.tasks import AUTO_CLASSES, TaskName, check_task, task_of
 from bitwright.files.counts import check_counts
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.foreign_code import check_config, check_foreign_code
 from bitwright.files.limits import text_limit
 from bitwright.files.sentences import Sentences
+from bitwright.files.task import find_task
 from bitwright.files.tokenizer import check_growth, lower_case
 from bitwright.kernels import torch_threads
 from bitwright.models.experts import linearize
@@ -67,6 +68,7 @@ def build_empty(
 
     Args:
         source: a model directory, or a config.json alone.
+        task: what the model is for; by default what the directory says (`files.task`), or the config.json alone.
         dtype: of the parameters.
         buffers: whether the buffers (tables of rotary angles) are computed, or on the meta device too.
         config: what the file says to transformers, if it was read before; not changed.
@@ -75,12 +77,14 @@ def build_empty(
         ModelError: an architecture without a row, or a config that transformers cannot build; code of others that is
             not trusted, or a class of theirs that it makes.
     """
-    _check_task(task)
     torch_threads.settle()
+    if task is not None:
+        check_task(task, "task")
     if isinstance(source, ModelDirectory):
         path = source.path
         check_foreign_code(source, trusted=trust_remote_code)
         source.check_counts()
+        task = task or find_task(source)
     else:
         path = source
         check_config(read_object(source), source, trusted=trust_remote_code)
@@ -90,7 +94,7 @@ def build_empty(
             path, trust_remote_code=trust_remote_code, **_LOCAL
         )
     architecture = architecture_of(config.model_type)
-    task = task_of(config.architectures, str(config.name_or_path)) if task is None else task
+    task = task or task_of(config.architectures, str(config.name_or_path))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
@@ -139,11 +143,6 @@ def _refuse_foreign_class(model: nn.Module, path: Path) -> None:
             f"{path}: {kind.__name__} is code of its own ({kind.__module__.rpartition('.')[2]}.py), and no row of "
             "Bitwright's table describes it; take auto_map out of config.json, if the class of transformers is as good"
         )
-
-
-def _check_task(task: TaskName | None) -> None:
-    if task is not None and task not in TASKS:
-        raise ModelError(f"task {task!r} is none of {', '.join(TASKS)}")
 
 
 def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences) -> tuple[Any, str | None]:

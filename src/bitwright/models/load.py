@@ -91,13 +91,15 @@ class LoadedModel:
         )
 
 
-def open_directory(name_or_dir: str | Path | ModelDirectory) -> ModelDirectory:
-    """The directory of a model, by its path or its hub name.
+def open_directory(name_or_dir: str | Path | ModelDirectory, task: TaskName | None = None) -> ModelDirectory:
+    """The directory of a model, by its path or its hub name. task: what the user says that the model is for.
 
     Raises:
         ModelError: neither a directory nor a hub name, or the hub cannot be reached.
     """
-    return name_or_dir if isinstance(name_or_dir, ModelDirectory) else ModelDirectory(fetch(name_or_dir))
+    if not isinstance(name_or_dir, ModelDirectory):
+        return ModelDirectory(fetch(name_or_dir), task)
+    return name_or_dir if task in (None, name_or_dir.task) else ModelDirectory(name_or_dir.path, task)
 
 
 def load_model(
@@ -109,7 +111,7 @@ def load_model(
 ) -> LoadedModel:
     """Load a model directory or a hub name, after checking all that can be checked beforehand.
 
-    task: what the model is for; by default what `architectures` in its config.json says.
+    task: what the model is for; by default what its files say (`files.task`).
 
     Raises:
         ModelError: not a model, an architecture without a row, no weights, weights that are not those of the config or
@@ -137,7 +139,7 @@ def open_lazily(
 
     Args:
         dtype: of the parameters, whatever the files have.
-        task: what the model is for; by default what `architectures` in its config.json says.
+        task: what the model is for; by default what its files say (`files.task`).
         runnable: False leaves what is outside the blocks empty too, for who reads tensors and runs nothing.
         tokenizes: False leaves the tokenizer out, for who has tokens already.
 
@@ -146,11 +148,11 @@ def open_lazily(
             lack the head that the task needs, or NaN or infinity in those that were filled.
         CheckpointError: a file whose bytes do not say what they should.
     """
-    directory = open_directory(name_or_dir)
+    directory = open_directory(name_or_dir, task)
     directory.check_float()
     files = TensorFiles(directory)
     architecture_of(directory.config["model_type"])
-    empty = build_empty(directory, dtype=dtype, trust_remote_code=trust_remote_code, task=task)
+    empty = build_empty(directory, dtype=dtype, trust_remote_code=trust_remote_code)
     sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
     tokenizer, problem = load_tokenizer(directory, trust_remote_code, sentences) if tokenizes else (None, None)
     name = str(directory.path if isinstance(name_or_dir, ModelDirectory) else name_or_dir)

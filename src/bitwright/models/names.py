@@ -23,6 +23,7 @@ class ModelNames:
     renames: parameter -> its name in the files, where the family has one of its own.
     transposed: parameters that the files store as (K, N).
     fused: linears that are none in the model as transformers builds it: experts, and those stored transposed.
+    class_name: of the model.
     """
 
     prefix: str
@@ -33,6 +34,7 @@ class ModelNames:
     renames: Mapping[str, str] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     fused: frozenset[str] = frozenset()
+    class_name: str = ""
 
     def tensors_of(self, files: TensorFiles) -> SourceTensors:
         """The float tensors in `files`, by the model's names.
@@ -64,4 +66,5 @@ def model_names(model: nn.Module, architecture: Architecture) -> ModelNames:
         renames={name: renamed for name, renamed in renames.items() if renamed != name},
         transposed=transposed,
         fused=frozenset(n for n in linears if n.startswith(experts) or f"{n}.weight" in transposed),
+        class_name=type(model).__name__,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bitwright.families.tasks import TaskName
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.job import Job, open_job
@@ -57,14 +58,14 @@ def resolve_auto(job: Job, progress: Progress | None = None, available: Resource
 
 def plan(
     model: str | Path, *, recipe: Recipe, texts: Texts | None = None, available: Resources | None = None,
-    trust_remote_code: bool = False, progress: Progress | None = None,
+    trust_remote_code: bool = False, task: TaskName | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What `quantize` would do with a model, and why. Writes nothing.
 
     Returns:
         {"model", "decision" and "plan": as in the Record, "recipe": YAML, "warnings": texts}
     """
-    job = open_job(model, recipe, texts or Texts(), trust_remote_code=trust_remote_code)
+    job = open_job(model, recipe, texts or Texts(), trust_remote_code=trust_remote_code, task=task)
     job = resolve_auto(job, progress, available)
     return {
         "model": job.opened.loaded.name,

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.calibration.data import mix, parse_sources
+from bitwright.calibration.data import mix
 from bitwright.errors import InputError
 from bitwright.evaluate import Task, agreement_task, labelled_task, language_task, load_custom, paired_bootstrap
-from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window
+from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window, pairs_in, windows_in
 from bitwright.evaluate.language import WINDOW, WINDOWS
 from bitwright.evaluate.logits import compare_windows, token_outputs
+from bitwright.families.tasks import TaskName
+from bitwright.files.directory import ModelDirectory
+from bitwright.files.task import pair_evidence
 from bitwright.pipeline.request import Texts, make_texts
-from bitwright.pipeline.scored import BUILTIN_DATA
+from bitwright.pipeline.scored import BUILTIN_DATA, text_sources
 from bitwright.progress import Progress, Quiet, tracking
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
@@ -45,6 +48,7 @@ def evaluate(
     windows: int | None = None,
     bos: bool = False,
     seed: int = 0,
+    task: TaskName | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -58,6 +62,7 @@ def evaluate(
         data, evaluation, kind, metric, samples: as `quantize` takes them.
         window, windows, bos: for language models: tokens per window (1024, or what the model can take), windows (40),
             and whether each begins with BOS.
+        task: what both models are for, where their files do not tell or contradict each other.
 
     Returns:
         {"model", "reference", "task", "metric": as in the Record's `evaluation`, "protocol": what was scored, in words,
@@ -70,34 +75,34 @@ def evaluate(
     """
     begun = time.perf_counter()
     progress, texts = progress or Quiet(), make_texts(data, evaluation, kind, metric, samples)
-    opened = partial(_open, trust_remote_code=trust_remote_code, progress=progress)
+    opened = partial(_open, task=task, trust_remote_code=trust_remote_code, progress=progress)
     subject = opened(model)
     if OUTPUTS[subject.task] == "tokens" and texts.metric is None:
-        task = _language_task(subject, texts, window, windows, bos)
-        measured = _measure_language(subject, task, reference, opened, progress)
-        protocol = getattr(task.kind, "protocol", "")
+        scored = _language_task(subject, texts, window, windows, bos)
+        measured = _measure_language(subject, scored, reference, opened, progress)
+        protocol = getattr(scored.kind, "protocol", "")
     else:
         if window or windows or bos:
             raise InputError(f"{model}: windows are for language models; this model's task is {subject.task}")
-        task, protocol = _text_task(subject, texts, seed, has_reference=reference is not None)
-        measured = _measure(subject, task, reference, opened, progress)
+        scored, protocol = _text_task(subject, texts, seed, has_reference=reference is not None)
+        measured = _measure(subject, scored, reference, opened, progress)
     return {
         "model": str(model),
         "reference": None if reference is None else str(reference),
         "task": subject.task,
         "metric": {
-            "name": task.kind.metric, "kind": task.kind.name, "task": task.name, "unit": task.kind.unit,
-            "label_free": task.kind.label_free, "higher_is_better": task.kind.higher_is_better,
+            "name": scored.kind.metric, "kind": scored.kind.name, "task": scored.name, "unit": scored.kind.unit,
+            "label_free": scored.kind.label_free, "higher_is_better": scored.kind.higher_is_better,
         },
         "protocol": protocol,
-        **_scores(task, measured, seed),
+        **_scores(scored, measured, seed),
         "seconds": round(time.perf_counter() - begun, 3),
     }  # fmt: skip
 
 
-def _open(name: str | Path, *, trust_remote_code: bool, progress: Progress) -> Model:
+def _open(name: str | Path, *, task: TaskName | None, trust_remote_code: bool, progress: Progress) -> Model:
     progress.say(f"loading {name}")
-    model = load(name, trust_remote_code=trust_remote_code)
+    model = load(name, task=task, trust_remote_code=trust_remote_code)
     if model.tokenizer is None:
         raise InputError(f"{name}: texts cannot be scored without a tokenizer, and the model's files build none")
     return model
@@ -126,17 +131,21 @@ def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) ->
             raise InputError("--metric and --eval both say what is scored; give one of them")
         return load_custom(texts.metric), f"what {texts.metric} returns"
     config: Any = model.hf.config
+    evidence = pair_evidence(ModelDirectory(model.path), model.task)
     if texts.evaluation is not None:
-        task = labelled_task(model.task, config, texts.evaluation, texts.kind)
+        task = labelled_task(model.task, config, texts.evaluation, texts.kind, evidence)
         return task, f"{Path(texts.evaluation).name}, all {task.n_units} {task.kind.unit}"
     if not has_reference:
         raise InputError(
             "without labels a model can only be compared: give labelled data with --eval, or the float model with "
             "--reference"
         )
-    sources = texts.data or BUILTIN_DATA
-    task = agreement_task(model.task, config, mix(parse_sources(sources), texts.samples, seed=seed))
-    return task, f"{len(task.texts)} texts of {' and '.join(sources)}, drawn with seed {seed}, without labels"
+    sources = text_sources(texts.data, model.task, evidence)
+    task = agreement_task(model.task, config, mix(sources, texts.samples, seed=seed))
+    drawn = " and ".join(texts.data or BUILTIN_DATA)
+    unlike = f"; single ones, and this model reads pairs ({evidence}): see --data" if evidence else ""
+    unlike = "" if pairs_in(task.texts) else unlike
+    return task, f"{len(task.texts)} {task.kind.unit} of {drawn}, drawn with seed {seed}, without labels{unlike}"
 
 
 def _measure(
@@ -159,7 +168,7 @@ def _measure_language(
     model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
 ) -> _Measured:
     """Outputs for windows of tokens; with a reference both models run side by side, for the KL of their logits."""
-    windows: list[Window] = [ids for ids in task.texts if isinstance(ids, tuple)]
+    windows = windows_in(task.texts)
     if reference is None:
         track = tracking(progress, "windows")
         return _Measured([token_outputs(_logits(model, ids), ids) for ids in track(windows)], None, {})

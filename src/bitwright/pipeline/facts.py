@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitwright.evaluate import Interval, judge
+from bitwright.evaluate import Interval, judge, without_pairs
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
 from bitwright.numerics.schemes import SCHEMES
@@ -27,6 +27,8 @@ def evaluation_facts(job: Job, interval: Interval, float_outputs: Outputs, quant
     """The Record's `evaluation`."""
     task, budget = job.scored.held_out, job.recipe.budget
     verdict = judge(interval, budget.max_loss)
+    if job.scored.missing_pairs:
+        verdict = without_pairs(verdict, job.scored.missing_pairs)
     float_score, quantized_score = task.scores(float_outputs, quant_outputs)
     inside = verdict.verdict == "undecided" and interval.loss <= budget.max_loss
     return Evaluation(

@@ -18,7 +18,9 @@ from bitwright.pipeline.swapped import fold_in, folded, quantized_modules
 from bitwright.plan import quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
+from bitwright.runtime.encoding import tokens_of
 from bitwright.runtime.generic_model import GenericModel
+from bitwright.runtime.items import Tokens
 from bitwright.search.fisher import Score, fisher_scores, log_likelihood, memory_needed, projection
 
 _TEXTS, _WINDOWS = 64, 8  # that gradients are taken of: of encoders, of language models
@@ -70,7 +72,8 @@ def fisher_of(
     Args:
         modules: of each linear of the units, the quantized module that would stand in its place in `model.hf`.
     """
-    texts = [partial(_output, model, ids) for ids in model.tokenize(items)]
+    tokens = tokens_of(model, items)
+    texts = [partial(_output, model, tokens.of([i])) for i in range(len(tokens.ids))]
     config: Any = model.hf.config
     several = getattr(config, "problem_type", None) == "multi_label_classification" or config.num_labels == 1
     is_vector = model.task == "embedding" or (model.task == "sequence-classification" and several)
@@ -81,14 +84,16 @@ def _items(job: Job) -> Items:
     return job.scored.tuning.texts[:_WINDOWS] if job.opened.streams else job.scored.probe[:_TEXTS]
 
 
-def _output(model: GenericModel, ids: Sequence[int]) -> Tensor:
-    """What is differentiated: an embedding of unit length, or logits whose last dimension is that of the classes."""
-    ids_BT = torch.tensor([ids])
+def _output(model: GenericModel, tokens: Tokens) -> Tensor:
+    """What is differentiated of one item: an embedding of unit length, or logits whose last dimension is that of the
+    classes."""
+    ids_BT = torch.tensor(tokens.ids)
     if model.task == "text-generation":
         logits: Tensor = model.hf(input_ids=ids_BT, use_cache=False).logits
         return logits[0, :-1]
     mask_BT = torch.ones_like(ids_BT)
-    out = model.hf(input_ids=ids_BT, attention_mask=mask_BT)
+    types = {} if tokens.types is None else {"token_type_ids": torch.tensor(tokens.types)}
+    out = model.hf(input_ids=ids_BT, attention_mask=mask_BT, **types)
     if model.task == "embedding":
         return functional.normalize(pool_tokens(out.last_hidden_state, mask_BT, model.sentences.pooling), dim=-1)
     return torch.cat((out.start_logits, out.end_logits)) if model.task == "question-answering" else out.logits

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from bitwright.errors import InputError
+from bitwright.families.tasks import TaskName
 from bitwright.files.directory import source_files
 from bitwright.kernels import dispatch, native
 from bitwright.models.load import LoadedModel
 from bitwright.pipeline.opened import Opened, open_model
 from bitwright.pipeline.reference import Reference, ask_library
 from bitwright.pipeline.request import Texts
-from bitwright.pipeline.scored import Scored, as_texts, doubts, draw
+from bitwright.pipeline.scored import Scored, doubts, draw
 from bitwright.pipeline.tokenizing import NO_TOKENIZER_FILES, TokenizerFiles, tokenizer_files
 from bitwright.plan import Plan
 from bitwright.progress import Progress
@@ -83,7 +84,7 @@ class Job:
         kernels = Path(str(native.load().__file__))
         files = [(file.name, self.opened.loaded.directory.digest(file)) for file in (*sorted(small), kernels)]
         return {
-            "model": _digest([self.source_sha256, files[:-1]]),
+            "model": _digest([self.source_sha256, files[:-1], self.opened.loaded.task]),
             "recipe": _digest(self.recipe.model_dump(mode="json", exclude={"budget"})),
             "texts": _digest(texts),
             "machine or release": _digest([machine, files[-1]]),
@@ -101,17 +102,18 @@ def _told(loaded: LoadedModel) -> list[str]:
 
 
 def open_job(
-    name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False, compares: bool = False
-) -> Job:
+    name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False, task: TaskName | None = None,
+    compares: bool = False,
+) -> Job:  # fmt: skip
     """Load the model, resolve the recipe, and draw the texts. Nothing is written.
 
-    compares: whether `compared_with_library` comes next; what that takes is begun meanwhile.
+    task: as `open_model` takes it. compares: whether `compared_with_library` comes next; what it takes is begun then.
 
     Raises:
         BitwrightError: of any kind; whatever can be known to fail later fails here.
     """
     start = time.perf_counter()
-    opened = open_model(name, trust_remote_code=trust_remote_code)
+    opened = open_model(name, trust_remote_code=trust_remote_code, task=task)
     if compares:
         start_library()
     resolved, loaded = opened.resolve(recipe), opened.loaded
@@ -121,7 +123,7 @@ def open_job(
         )
     model = opened.runnable()
     scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in resolved.plan))
-    tokenizer = tokenizer_files(loaded, as_texts([*scored.tuning.texts, *scored.held_out.texts])[:_COMPARED_TEXTS])
+    tokenizer = tokenizer_files(loaded, [*scored.tuning.texts, *scored.held_out.texts][:_COMPARED_TEXTS])
     warnings = [*_told(loaded), *([tokenizer.note] if tokenizer.note else []), *doubts(scored)]
     job = Job(
         resolved.recipe, resolved.plan, opened, model, scored, loaded.directory.fingerprint, warnings,

@@ -9,7 +9,7 @@ import torch
 
 from bitwright.errors import NotFiniteError, NumericsError
 from bitwright.evaluate import Task, agreement_task, paired_bootstrap
-from bitwright.evaluate.kinds import Outputs
+from bitwright.evaluate.kinds import Outputs, windows_in
 from bitwright.evaluate.logits import compare_windows
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
@@ -78,8 +78,7 @@ def on_a_sample(job: Job, progress: Progress) -> Measure:
 
 def _sample_loss(job: Job, model: Model, progress: Progress) -> float:
     if job.opened.streams:
-        texts = job.scored.tuning.texts[:_LOSS_WINDOWS]
-        windows = [tuple(ids[:_LOSS_TOKENS]) for ids in texts if not isinstance(ids, str)]
+        windows = [ids[:_LOSS_TOKENS] for ids in windows_in(job.scored.tuning.texts[:_LOSS_WINDOWS])]
         ids = torch.tensor(windows)
         pairs = dict(zip(windows, zip(job.model.logits(ids), model.logits(ids), strict=True), strict=True))
         compared = compare_windows(windows, lambda window: pairs[window][0], lambda window: pairs[window][1])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from bitwright.errors import ModelError
+from bitwright.families.tasks import TaskName
 from bitwright.models.load import LoadedModel, materialise, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
@@ -71,13 +72,15 @@ class Opened:
         return StreamedModel(self.loaded, self.loaded.max_tokens) if self.streams else float_model(self.loaded)
 
 
-def open_model(name: str | Path, *, trust_remote_code: bool = False) -> Opened:
+def open_model(name: str | Path, *, trust_remote_code: bool = False, task: TaskName | None = None) -> Opened:
     """Open the model of a run: whole, or without values if it is a language model, since those run block by block.
+
+    task: what the model is for, if the user says it.
 
     Raises:
         ModelError, CheckpointError: as `load_model` and `open_lazily`; a tokenizer whose code came with the model.
     """
-    loaded = open_lazily(name, trust_remote_code=trust_remote_code, runnable=False)
+    loaded = open_lazily(name, trust_remote_code=trust_remote_code, task=task, runnable=False)
     if loaded.task != "text-generation":
         materialise(loaded, "")
     _refuse_foreign_tokenizer(loaded)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import RecipeError
+from bitwright.families.tasks import TaskName
 from bitwright.recipe import Recipe, read_recipe
 from bitwright.targets import check_names
 
@@ -79,9 +80,12 @@ def resolve_recipe(
     return resolved
 
 
-def reproducing_command(model: str | Path, out: Path, recipe: Recipe, texts: Texts) -> str:
+def reproducing_command(
+    model: str | Path, out: Path, recipe: Recipe, texts: Texts, task: TaskName | None = None
+) -> str:
     """What a person would type to get the same result; the recipe is read from the result itself."""
     words = ["bitwright", "quantize", str(model), "--out", str(out), "--samples", str(texts.samples)]
+    words += ["--task", task] if task else []
     words += ["--recipe", str(out / RECIPE_FILE)] if recipe != Recipe() else []
     words += [word for source in texts.data for word in ("--data", source)]
     for option, value in (("--eval", texts.evaluation), ("--kind", texts.kind), ("--metric", texts.metric)):

@@ -20,6 +20,7 @@ import bitwright
 from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
+from bitwright.families.tasks import TaskName
 from bitwright.files.reading import read_text
 from bitwright.pipeline.decision import decision_facts, resolve_auto
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
@@ -46,8 +47,8 @@ class Result:
     """What a run made.
 
     measured: the Record, typed; `record`: the same as plain data, with the keys of `record.json`.
-    exit_code: 0; 3 if the budget is not met, the sample cannot decide it, or the result is not fast enough; 1 if a
-    target runtime failed the check.
+    exit_code: 0; 3 if the budget is not met, the sample cannot decide it, a model that reads pairs was judged on none,
+    or the result is not fast enough; 1 if a target runtime failed the check.
     """
 
     directory: Path
@@ -74,6 +75,7 @@ def quantize(
     kind: str | None = None,
     metric: str | None = None,
     samples: int = 1000,
+    task: TaskName | None = None,
     overwrite: bool = False,
     judged: bool = True,
     sensitivity: bool = True,
@@ -94,6 +96,7 @@ def quantize(
         targets: runtimes that must load the result, such as "vllm"; overrides the recipe's. Without any, they are
             ours, and transformers if it can.
         data, evaluation, kind, metric, samples: see `Texts`.
+        task: what the model is for, where its files do not tell or contradict each other (`files.task`).
         judged: evaluate the result, search for a fallback, verify and time it. Without, it is quantized and written.
         sensitivity: measure every layer even if the budget does not need it; speed: time the result.
         command: what a person would type to do this again; for the record.
@@ -107,15 +110,17 @@ def quantize(
     begun = time.perf_counter()
     _check_destination(Path(out), Path(model), overwrite=overwrite)
     texts = make_texts(data, evaluation, kind, metric, samples)
-    command = command or reproducing_command(model, Path(out), recipe, texts)
+    command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
     progress.say(f"loading {model}")
-    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, compares=True)
+    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True)
     front = recipe.budget.min_speedup is not None
     if front and (job.opened.streams or not judged or not speed):
         why = "language models are not timed" if job.opened.streams else "this run times nothing"
         raise InputError(f"min_speedup = {recipe.budget.min_speedup:g}: {why}; leave it out")
     job = compared_with_library(job, judges=judged, progress=progress)
+    if judged and job.scored.missing_pairs:
+        progress.say(f"this model reads pairs ({job.scored.missing_pairs}); without any it is not judged: see --data")
     job = resolve_auto(job, progress)
     check_out(asked.out, job.opened.loaded.path, overwrite=overwrite)
     checkpoints = 1 + front * MOST_VARIANTS

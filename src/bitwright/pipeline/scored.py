@@ -4,14 +4,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, mix, parse_sources, require_texts
+from bitwright.calibration.columns import Source, Text, TextPair
+from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, in_pairs, mix, parse_sources, require_texts
 from bitwright.calibration.windows import Window, mix_windows
 from bitwright.errors import DataError, InputError
 from bitwright.evaluate import Task, agreement_task, labelled_task, load_custom, shared_texts, split
-from bitwright.evaluate.kinds import Items
+from bitwright.evaluate.kinds import Items, pairs_in
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
+from bitwright.files.task import PAIR_TASKS, pair_evidence
 from bitwright.models.load import LoadedModel
 from bitwright.pipeline.opened import Opened
 from bitwright.pipeline.request import Texts
@@ -29,7 +31,10 @@ class Scored:
 
     tuning, held_out: the two sides of what decides. calibration: texts, or windows of token ids, that methods look at,
     on neither side. probe: texts whose outputs sensitivity compares; from the tuning side. sha256: of the labels, or of
-    the user's metric.
+    the user's metric. Of a model that reads pairs, the texts are pairs where the user gave some.
+
+    missing_pairs: what shows that the model reads pairs, where the two sides are single texts; None where they are what
+    the model reads.
     """
 
     tuning: Task
@@ -37,6 +42,7 @@ class Scored:
     calibration: Items
     probe: Items
     sha256: str
+    missing_pairs: str | None = None
 
 
 def draw(opened: Opened, model: Model, recipe: Recipe, texts: Texts, *, calibrates: bool) -> Scored:
@@ -46,22 +52,44 @@ def draw(opened: Opened, model: Model, recipe: Recipe, texts: Texts, *, calibrat
         DataError, InputError: texts or a metric that cannot be used.
     """
     calibration: Items
-    pool: list[str] = []
+    pool: list[Text] = []
+    evidence = pair_evidence(opened.loaded.directory, opened.loaded.task)
     if opened.streams:
         task, windows = _draw_windows(texts, recipe, model, needs_calibration=calibrates)
         calibration = tuple(windows)
     else:
-        labelled = _labelled_task(texts, opened.loaded)
-        pool, drawn = _draw_texts(texts, recipe, labelled, needs_calibration=calibrates)
-        task, calibration = labelled or agreement_task(opened.loaded.task, opened.loaded.config, pool), tuple(drawn)
+        labelled = _labelled_task(texts, opened.loaded, evidence)
+        sources = text_sources(texts.data, opened.loaded.task, evidence)
+        pool, drawn = _draw_texts(texts, sources, recipe, labelled, needs_calibration=calibrates)
+        task = labelled or agreement_task(opened.loaded.task, opened.loaded.config, pool)
+        calibration = cast(Items, tuple(drawn))
     tuning, held_out = split(task, seed=recipe.seed)
-    probe: Items = tuning.texts[:_MAX_PROBE] or tuple(pool[:_MAX_PROBE])
-    return Scored(tuning, held_out, calibration, probe, _evaluation_sha256(texts))
+    probe = tuning.texts[:_MAX_PROBE] or cast(Items, tuple(pool[:_MAX_PROBE]))
+    missing = None if texts.metric or pairs_in(held_out.texts) else evidence
+    return Scored(tuning, held_out, calibration, probe, _evaluation_sha256(texts), missing)
 
 
-def as_texts(items: Items | Sequence[Any]) -> list[str]:
-    """The items of a model that reads texts."""
-    return [item for item in items if isinstance(item, str)]
+def text_sources(data: Sequence[str], task: str, evidence: str | None) -> list[Source]:
+    """The sources of a model's texts, built-in prose without any. Of a model that reads pairs, as `evidence` shows,
+    two columns of each table are read.
+
+    Raises:
+        DataError: pairs beside single texts, or for a model that reads no pairs.
+    """
+    sources = parse_sources(data or BUILTIN_DATA)
+    sources = [in_pairs(source) for source in sources] if evidence else sources
+    paired = next((source for source in sources if source.pairs), None)
+    single = next((source for source in sources if not source.pairs), None)
+    if paired and single:
+        raise DataError(f"{paired.name} holds pairs of texts and {single.name} single ones; give one or the other")
+    if paired and task not in PAIR_TASKS:
+        raise DataError(f"{paired.name}: two columns are named, and a model for {task} reads single texts; name one")
+    return sources
+
+
+def as_texts(items: Items) -> list[str] | list[TextPair]:
+    """The items of a model that reads texts, or pairs of them."""
+    return pairs_in(items) or [item for item in items if isinstance(item, str)]
 
 
 def _draw_windows(texts: Texts, recipe: Recipe, model: Model, *, needs_calibration: bool) -> tuple[Task, list[Window]]:
@@ -97,8 +125,8 @@ def _draw_windows(texts: Texts, recipe: Recipe, model: Model, *, needs_calibrati
 
 
 def _draw_texts(
-    texts: Texts, recipe: Recipe, labelled: Task | None, *, needs_calibration: bool
-) -> tuple[list[str], list[str]]:
+    texts: Texts, sources: Sequence[Source], recipe: Recipe, labelled: Task | None, *, needs_calibration: bool
+) -> tuple[list[Text], list[Text]]:
     """(texts for the label-free metric or the probe, texts for calibration): disjoint, and none that is scored.
 
     Raises:
@@ -108,9 +136,9 @@ def _draw_texts(
     n_calibration = recipe.calibration.samples if needs_calibration else 0
     if n_pool + n_calibration == 0:
         return [], []
-    scored = set(labelled.texts) if labelled else set()
+    scored: set[object] = set(labelled.texts) if labelled else set()
     wanted = n_pool + n_calibration
-    drawn = mix(parse_sources(texts.data or BUILTIN_DATA), wanted + len(scored), seed=recipe.seed)
+    drawn = mix(sources, wanted + len(scored), seed=recipe.seed)
     drawn = [text for text in drawn if text not in scored][:wanted]
     if len(drawn) < wanted:  # both get their share of what there is
         n_calibration = len(drawn) * n_calibration // wanted
@@ -119,22 +147,27 @@ def _draw_texts(
     return drawn[n_calibration:], drawn[:n_calibration]
 
 
-def _labelled_task(texts: Texts, loaded: LoadedModel) -> Task | None:
-    """The metric that the user gave, if any."""
+def _labelled_task(texts: Texts, loaded: LoadedModel, evidence: str | None) -> Task | None:
+    """The metric that the user gave, if any. evidence: that the model reads pairs."""
     if texts.metric is not None:
         if texts.evaluation is not None:
             raise InputError("--metric and --eval both say what decides; give one of them")
         return load_custom(texts.metric)
     if texts.evaluation is None:
         return None
-    return labelled_task(loaded.task, loaded.config, texts.evaluation, texts.kind)
+    return labelled_task(loaded.task, loaded.config, texts.evaluation, texts.kind, evidence)
 
 
 def doubts(scored: Scored) -> list[str]:
-    """What a reader of the verdict should know of the split."""
+    """What a reader of the verdict should know of the split, and of the texts."""
+    found = []
     if shared := len(shared_texts(scored.tuning, scored.held_out)):
-        return [f"{shared} texts occur in the tuning and in the held-out data: they tie too many examples together"]
-    return []
+        found.append(
+            f"{shared} texts occur in the tuning and in the held-out data: they tie too many examples together"
+        )
+    if pairs_in(scored.held_out.texts) and scored.calibration and not pairs_in(scored.calibration):
+        found.append("the model was calibrated on single texts, and it reads pairs; give pairs with --data")
+    return found
 
 
 def _evaluation_sha256(texts: Texts) -> str:

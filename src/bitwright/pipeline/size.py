@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.errors import NumericsError
+from bitwright.families.tasks import TaskName
 from bitwright.models.build import EmptyModel
 from bitwright.models.load import open_skeleton
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
@@ -38,7 +39,7 @@ class _Shapes:
     others: int
 
 
-def size_plan(config: Path, recipe: Recipe | None = None) -> dict[str, Any]:
+def size_plan(config: Path, recipe: Recipe | None = None, task: TaskName | None = None) -> dict[str, Any]:
     """The bytes of a model in each scheme, scales included; no weights are needed.
 
     Embeddings, heads, norms and routers count 16 bit, unless `recipe` says otherwise of them in its own row. A head
@@ -47,6 +48,7 @@ def size_plan(config: Path, recipe: Recipe | None = None) -> dict[str, Any]:
     Args:
         config: a config.json, or a directory that holds one.
         recipe: gets a row of its own, "recipe", with the schemes of its rules and its embeddings.
+        task: what the model is for; by default what its class says.
 
     Returns:
         {"model_type", "n_parameters", "kv_cache_bytes_per_token": in 16 bit, None for encoders, "rows": [{"scheme",
@@ -56,7 +58,7 @@ def size_plan(config: Path, recipe: Recipe | None = None) -> dict[str, Any]:
         ModelError: an architecture without a row, or a config that transformers cannot build.
         RecipeError: as `scheme_of`.
     """
-    skeleton = open_skeleton(config)
+    skeleton = open_skeleton(config, task=task)
     shapes = _shapes(skeleton)
     n_parameters = sum(p.numel() for p in skeleton.model.parameters())
 

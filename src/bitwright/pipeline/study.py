@@ -8,7 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bitwright.errors import InputError
+from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory, source_bytes
+from bitwright.files.task import find_task
 from bitwright.kernels.processors import default_threads
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
@@ -31,7 +33,7 @@ _DEFAULT_TEXTS = Texts()
 
 def preview(
     model: str | Path, *, recipe: Recipe | None = None, texts: Texts = _DEFAULT_TEXTS, sensitivity: bool = True,
-    trust_remote_code: bool = False, progress: Progress | None = None,
+    trust_remote_code: bool = False, task: TaskName | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The plan of `quantize` and what it would cost in time, memory and disk. Writes nothing.
 
@@ -41,7 +43,8 @@ def preview(
         The time is extrapolated from one timed batch; within a factor of two if no fallback search is needed.
     """
     progress = progress or Quiet()
-    job = resolve_auto(open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code), progress)
+    job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code, task=task)
+    job = resolve_auto(job, progress)
     sample = job.scored.probe[:32]
     job.model.encode(sample[:2])
     start = time.perf_counter()
@@ -74,12 +77,12 @@ def analyze(
     model: str | Path, *, recipe: Recipe | str | Path | None = None, data: str | Sequence[str] = (),
     evaluation: str | Path | None = None, kind: str | None = None, metric: str | None = None, samples: int = 1000,
     fisher: bool = False, journal: str | Path | None = None, trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    task: TaskName | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """How sensitive the linears of a model are to being quantized.
 
     Args:
-        data, evaluation, kind, metric, samples: as `quantize` takes them.
+        data, evaluation, kind, metric, samples, task: as `quantize` takes them.
         fisher: measure Fisher sensitivity too, which takes gradients and the whole model in memory.
         journal: a file that keeps the measurements, so that a stopped analysis goes on.
 
@@ -94,7 +97,8 @@ def analyze(
     """
     progress = progress or Quiet()
     texts = make_texts(data, evaluation, kind, metric, samples)
-    job = resolve_auto(open_job(model, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code), progress)
+    job = open_job(model, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code, task=task)
+    job = resolve_auto(job, progress)
     notes = _open_journal(journal, job)
     if fisher:
         require_memory(job)
@@ -124,7 +128,8 @@ def bench(
             raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
     return run_bench(
         directory, Schedule(shapes, threads or default_threads(), rounds), rivals=rivals,
-        source=None if source is None else ModelDirectory(Path(source)), progress=progress,
+        source=None if source is None else ModelDirectory(Path(source), find_task(ModelDirectory(directory))),
+        progress=progress,
     )  # fmt: skip
 
 

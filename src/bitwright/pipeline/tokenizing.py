@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tokenizers import Tokenizer
 
@@ -42,8 +42,8 @@ class TokenizerFiles:
 NO_TOKENIZER_FILES = TokenizerFiles()
 
 
-def tokenizer_files(loaded: LoadedModel, texts: Sequence[str]) -> TokenizerFiles:
-    """What a result needs so that the engine and transformers read the same in hard texts, in pairs, and in `texts`."""
+def tokenizer_files(loaded: LoadedModel, items: Sequence[object]) -> TokenizerFiles:
+    """What a result needs so that the engine and transformers read the same in hard texts, and in `items`."""
     theirs, settings = loaded.tokenizer, dict(loaded.directory.object(SETTINGS) or {})
     only_theirs = {SETTINGS: _json(settings | {GENERIC_KEY: True})}
     if not getattr(theirs, "is_fast", False):
@@ -53,8 +53,8 @@ def tokenizer_files(loaded: LoadedModel, texts: Sequence[str]) -> TokenizerFiles
         there = (loaded.path / TOKENIZER).is_file()
         return TokenizerFiles() if there else TokenizerFiles(_as_transformers_has_it(theirs, loaded.directory))
     limit = loaded.max_tokens
-    singles = [*hard_texts(sorted(theirs.get_added_vocab()), limit), *texts]
-    pairs = hard_pairs(singles[:40])
+    singles = [*hard_texts(sorted(theirs.get_added_vocab()), limit), *(x for x in items if isinstance(x, str))]
+    pairs = [*hard_pairs(singles[:40]), *(x for x in items if _is_pair(x))]
     compare = _Compared(theirs, singles, pairs, limit)
     difference = compare(loaded.directory, loaded.sentences.lower_case)
     if difference is None:
@@ -111,6 +111,10 @@ class _Compared:
                 if _types(expected, i) != _types(found, i):
                     return f"the token types of {brief(item)}"
         return None
+
+
+def _is_pair(item: object) -> TypeGuard[Pair]:
+    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)
 
 
 def _types(tokens: Tokens, i: int) -> list[int]:

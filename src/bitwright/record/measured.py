@@ -23,7 +23,8 @@ class Metric:
 class Evaluation:
     """The loss on held-out data, and the verdict.
 
-    loss_lower, loss_upper: one-sided bounds, each with `confidence`. verdict: "met", "not met" or "undecided".
+    loss_lower, loss_upper: one-sided bounds, each with `confidence`. verdict: "met", "not met", "undecided" or
+    "not judged on pairs", which is none: the loss is that of single texts, and the model reads pairs.
     needed_samples: about how many would decide it. accepted_point_estimate: the budget counts as met though undecided.
     companions: measures beside the metric.
     """

@@ -203,6 +203,8 @@ def _limits(record: Record) -> str:
         )
     if evaluation.verdict == "undecided":
         lines.append("- The sample was too small to decide whether the accuracy budget is met.")
+    if evaluation.verdict == "not judged on pairs":
+        lines.append("- It reads pairs of texts, and the loss is that of single ones: it is not judged as it is used.")
     if evaluation.verdict == "not met":
         lines.append("- The accuracy budget that was asked for is not met.")
     blocks = expert_blocks(record.layers)

@@ -23,6 +23,7 @@ STATES = {
     "met": ("met", "✓", "Budget met"),
     "not met": ("not-met", "✕", "Budget not met"),
     "undecided": ("undecided", "?", "Undecided"),
+    "not judged on pairs": ("undecided", "?", "Not judged on pairs"),
 }
 NO_BUDGET = ("no-budget", "–", "No budget set")
 NOT_EVALUATED = ("no-budget", "–", "Not evaluated")
@@ -119,6 +120,8 @@ def _loss_clause(evaluation: Evaluation | None) -> str:
         return f"{clause}, inside {budget}"
     if verdict == "not met":
         return f"{clause}, over {budget}"
+    if verdict == "not judged on pairs":
+        return f"{clause} on single texts, but it reads pairs, so that says nothing about {budget}"
     if verdict != "undecided":
         return f"{clause}; no budget was set"
     samples, needed = evaluation.n_held_out, evaluation.needed_samples
@@ -189,6 +192,7 @@ def _loss_facts(evaluation: Evaluation) -> tuple[Fact, Fact]:
     outcome = {
         "met": "met: with 95 % confidence the loss is inside it",
         "not met": "not met: with 95 % confidence the loss is over it",
+        "not judged on pairs": "not judged: the loss is that of single texts, and the model reads pairs",
         "undecided": "undecided: it lies between the two bounds of the loss",
     }
     said = outcome.get(evaluation.verdict or "", "not checked")

@@ -54,16 +54,18 @@ COMPANIONS = {
         "How much more each token surprises the quantized model, on average; 0 is no change. "
         "e to the power of it is the factor by which perplexity grows.",
     ),
-    "roc_auc_float": ("ROC AUC, original", "How often a pair labelled 1 has a higher cosine than one labelled 0."),
+    "roc_auc_float": ("ROC AUC, original", "How often a pair labelled 1 is scored higher than one labelled 0."),
     "roc_auc_quantized": ("ROC AUC, quantized", "The same for the quantized model."),
     "best_accuracy_float": (
         "accuracy at the best threshold, original",
-        "Share of the pairs that one cosine, chosen on these very pairs, tells apart.",
+        "Share of the pairs that one cosine, or score, chosen on these very pairs, tells apart.",
     ),
     "best_accuracy_quantized": (
         "accuracy at the best threshold, quantized",
         "The same for the quantized model, with a threshold of its own.",
     ),
+    "ndcg_at_10_float": ("nDCG@10, original", "How well it ranks the texts of each query; 1 is best."),
+    "ndcg_at_10_quantized": ("nDCG@10, quantized", "The same for the quantized model."),
 }  # fmt: skip
 
 # A metric -> what the quantized model loses a share of, as a phrase for the verdict.

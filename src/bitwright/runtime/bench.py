@@ -24,7 +24,7 @@ from bitwright.files.directory import ModelDirectory, source_bytes
 from bitwright.progress import Progress, Quiet
 from bitwright.runtime.bench_inputs import model_shape
 from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
-from bitwright.runtime.bench_runtimes import RUNTIMES, Runtime
+from bitwright.runtime.bench_runtimes import RUNTIMES, Files, Runtime
 from bitwright.runtime.bench_summary import Block, Shape, summarize
 
 PREPARE_TIMEOUT_S = 3600.0
@@ -110,8 +110,10 @@ def run_bench(
                 continue
             reason, place = _why_not(runtime, source is not None), None if source is None else source.path
             checkpoints = {name: directory, **(others or {})} if runtime.reads_checkpoint else {name: place}
-            for label, files in checkpoints.items() if reason is None else ():
-                assert files is not None  # or there were a reason
+            task = None if source is None or runtime.reads_checkpoint else source.task
+            for label, path in checkpoints.items() if reason is None else ():
+                assert path is not None  # or there were a reason
+                files = Files(path, task)
                 try:
                     running.append(_start(label, name, files, scratch, schedule.threads, stack, progress))
                 except TargetError as error:
@@ -173,23 +175,23 @@ def _why_not(runtime: Runtime, has_source: bool) -> str | None:
 
 
 def _start(
-    label: str, name: str, directory: Path, scratch: Path, threads: int, stack: ExitStack, progress: Progress
+    label: str, name: str, source: Files, scratch: Path, threads: int, stack: ExitStack, progress: Progress
 ) -> _Running:
     """Convert the model in a process of its own if the runtime needs that; load it in another, which `stack` ends.
 
     label: of the row; name: of the runtime."""
     runtime, file_name = RUNTIMES[name], label.replace(" ", "-")
     log, environment, note = scratch / f"{file_name}.log", worker_environment(threads), None
-    files = directory
+    files, (directory, task) = source.path, source
     if runtime.prepare is not None:
         progress.say(f"{label}: converting the model")
         files = scratch / file_name
         files.mkdir()
-        command = worker_command(name, directory, config_from=directory, threads=threads, prepare=files)
+        command = worker_command(name, directory, config_from=directory, threads=threads, task=task, prepare=files)
         with Worker(label, command, environment, log) as worker:
             note = worker.answer(PREPARE_TIMEOUT_S)["note"]
     progress.say(f"{label}: loading")
-    command = worker_command(name, files, config_from=directory, threads=threads)
+    command = worker_command(name, files, config_from=directory, threads=threads, task=task)
     with ExitStack() as loading:
         worker = loading.enter_context(Worker(label, command, environment, log))
         load_s = worker.answer(LOAD_TIMEOUT_S)["load_s"]

@@ -18,11 +18,18 @@ _LAST_LINES = 8
 
 
 def worker_command(
-    runtime: str, directory: Path, *, config_from: Path, threads: int, prepare: Path | None = None
+    runtime: str,
+    directory: Path,
+    *,
+    config_from: Path,
+    threads: int,
+    task: str | None = None,
+    prepare: Path | None = None,
 ) -> list[str]:
     """The command of a worker (see `bench_worker`). `-P`: files in the working directory must not shadow libraries."""
     command = [sys.executable, "-P", "-m", "bitwright.runtime.bench_worker", runtime, str(directory)]
     command += ["--config-from", str(config_from), "--threads", str(threads)]
+    command += [] if task is None else ["--task", task]
     return command if prepare is None else [*command, "--prepare", str(prepare)]
 
 

@@ -17,12 +17,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitwright.errors import TargetError
+from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
 from bitwright.runtime.bench_inputs import ModelShape, model_shape, random_tokens
 
@@ -39,33 +40,40 @@ CALIBRATION_SAMPLES = 100
 CALIBRATION_TOKENS = 128
 
 
+class Files(NamedTuple):
+    """What a runtime reads. task: what the model is for, if the user says it."""
+
+    path: Path
+    task: TaskName | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """One runtime.
 
-    open: (directory, threads) -> forward. The directory is the source, the checkpoint, or what `prepare` wrote.
+    open: (files, threads) -> forward. The files are those of the source, of the checkpoint, or what `prepare` wrote.
     prepare: (source, output directory) -> a remark about how it was converted, or None. Rivals have it, and only they.
     needs: the packages that `prepare` and `open` import beyond our own dependencies.
     reads_checkpoint: whether it runs the quantized checkpoint; the others start from the float source.
     slow: whether it takes minutes to get ready; measured only when asked for.
     """
 
-    open: Callable[[Path, int], Forward]
-    prepare: Callable[[Path, Path], str | None] | None = None
+    open: Callable[[Files, int], Forward]
+    prepare: Callable[[Files, Path], str | None] | None = None
     needs: tuple[str, ...] = ()
     reads_checkpoint: bool = False
     slow: bool = False
 
 
-def _open_torch_fp32(directory: Path, threads: int) -> Forward:
-    return _torch_forward(_load_source(directory, "float32"), threads)
+def _open_torch_fp32(files: Files, threads: int) -> Forward:
+    return _torch_forward(_load_source(files, "float32"), threads)
 
 
-def _open_torch_bf16(directory: Path, threads: int) -> Forward:
-    return _torch_forward(_load_source(directory, "bfloat16"), threads)
+def _open_torch_bf16(files: Files, threads: int) -> Forward:
+    return _torch_forward(_load_source(files, "bfloat16"), threads)
 
 
-def _open_bitwright(directory: Path, threads: int) -> Forward:
+def _open_bitwright(files: Files, threads: int) -> Forward:
     from bitwright.engine.builders import lower_encoder
     from bitwright.engine.executor import Executor
     from bitwright.engine.weights import open_weights
@@ -73,11 +81,11 @@ def _open_bitwright(directory: Path, threads: int) -> Forward:
     from bitwright.kernels.dispatch import native_isa
 
     try:
-        executor = Executor(lower_encoder(open_weights(ModelDirectory(directory)), pooling=None), native_isa())
+        executor = Executor(lower_encoder(open_weights(ModelDirectory(files.path)), pooling=None), native_isa())
     except EngineError:
         from bitwright.runtime.generic import load_generic
 
-        return _torch_forward(load_generic(ModelDirectory(directory)).hf, threads)
+        return _torch_forward(load_generic(ModelDirectory(files.path)).hf, threads)
 
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         lengths = mask_BT.sum(axis=1)
@@ -109,13 +117,13 @@ def _output_of(outputs: Any) -> Any:
     return outputs[0]
 
 
-def _load_source(directory: Path, dtype: str) -> "nn.Module":
+def _load_source(files: Files, dtype: str) -> "nn.Module":
     """The float model as Bitwright itself loads it, so that all runtimes compute the same outputs."""
     import torch
 
     from bitwright.models.load import load_model
 
-    return load_model(directory, dtype=getattr(torch, dtype)).model
+    return load_model(files.path, dtype=getattr(torch, dtype), task=files.task).model
 
 
 def _for_export(model: "nn.Module", shape: ModelShape) -> "tuple[nn.Module, tuple[Any, Any]]":
@@ -134,13 +142,13 @@ def _for_export(model: "nn.Module", shape: ModelShape) -> "tuple[nn.Module, tupl
     return FirstOutput(model).eval(), (torch.from_numpy(ids_BT), torch.from_numpy(mask_BT))
 
 
-def _prepare_onnxruntime(source: Path, output: Path) -> str | None:
+def _prepare_onnxruntime(source: Files, output: Path) -> str | None:
     """Export, fuse attention, layer norm and GELU as ONNX Runtime's own optimizer does, then quantize the weights."""
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
 
-    shape = model_shape(ModelDirectory(source))
+    shape = model_shape(ModelDirectory(source.path))
     source_model: Any = _load_source(source, "float32")
     # The optimizer's patterns know eager attention; it becomes one fused operator.
     source_model.set_attn_implementation("eager")
@@ -176,13 +184,13 @@ def _prepare_onnxruntime(source: Path, output: Path) -> str | None:
     return f"dynamic int8 per channel; fused: {found or 'nothing'}"
 
 
-def _open_onnxruntime(directory: Path, threads: int) -> Forward:
+def _open_onnxruntime(files: Files, threads: int) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(files.path / "model.onnx", options, providers=["CPUExecutionProvider"])
 
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         return session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})[0]
@@ -190,12 +198,12 @@ def _open_onnxruntime(directory: Path, threads: int) -> Forward:
     return forward
 
 
-def _prepare_openvino(source: Path, output: Path) -> str | None:
+def _prepare_openvino(source: Files, output: Path) -> str | None:
     """Convert, then quantize with NNCF's defaults for transformers. Random tokens calibrate: only speed is asked."""
     import nncf
     import openvino
 
-    shape = model_shape(ModelDirectory(source))
+    shape = model_shape(ModelDirectory(source.path))
     module, example = _for_export(_load_source(source, "float32"), shape)
     model = openvino.convert_model(module, example_input=dict(zip(INPUT_NAMES, example, strict=True)))
     length = min(CALIBRATION_TOKENS, shape.max_tokens or CALIBRATION_TOKENS)
@@ -212,11 +220,11 @@ def _prepare_openvino(source: Path, output: Path) -> str | None:
     )
 
 
-def _open_openvino(directory: Path, threads: int) -> Forward:
+def _open_openvino(files: Files, threads: int) -> Forward:
     import openvino
 
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    request = openvino.Core().compile_model(directory / "model.xml", "CPU", settings).create_infer_request()
+    request = openvino.Core().compile_model(files.path / "model.xml", "CPU", settings).create_infer_request()
 
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         return request.infer([ids_BT, mask_BT], share_inputs=True, share_outputs=True)[0]
@@ -224,16 +232,16 @@ def _open_openvino(directory: Path, threads: int) -> Forward:
     return forward
 
 
-def _prepare_ctranslate2(source: Path, output: Path) -> str | None:
+def _prepare_ctranslate2(source: Files, output: Path) -> str | None:
     from ctranslate2.converters import TransformersConverter
 
-    settings = ModelDirectory(source).config
+    settings = ModelDirectory(source.path).config
     if "For" in (name := (settings.get("architectures") or [""])[0]):
         raise TargetError(f"its encoder gives hidden states, and {name} has a head")
     # Its converter asks for a setting that newer transformers no longer write.
     copy = output / "source"
     copy.mkdir()
-    for file in source.iterdir():
+    for file in source.path.iterdir():
         (copy / file.name).symlink_to(file.resolve())
     config = {"position_embedding_type": "absolute"} | settings
     (copy / "config.json").unlink()
@@ -242,10 +250,10 @@ def _prepare_ctranslate2(source: Path, output: Path) -> str | None:
     return "int8 weights per channel"
 
 
-def _open_ctranslate2(directory: Path, threads: int) -> Forward:
+def _open_ctranslate2(files: Files, threads: int) -> Forward:
     import ctranslate2
 
-    encoder = ctranslate2.Encoder(str(directory), compute_type="int8", intra_threads=threads, inter_threads=1)
+    encoder = ctranslate2.Encoder(str(files.path), compute_type="int8", intra_threads=threads, inter_threads=1)
 
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         ids, lengths = ids_BT.astype(np.int32), mask_BT.sum(axis=1).astype(np.int32)
@@ -255,19 +263,19 @@ def _open_ctranslate2(directory: Path, threads: int) -> Forward:
     return forward
 
 
-def _prepare_torch_compiled(source: Path, output: Path) -> str | None:
-    (output / "source").symlink_to(source.resolve(), target_is_directory=True)
+def _prepare_torch_compiled(source: Files, output: Path) -> str | None:
+    (output / "source").symlink_to(source.path.resolve(), target_is_directory=True)
     return "torch.compile, a graph for each shape, constants folded (freezing)"
 
 
-def _open_torch_compiled(directory: Path, threads: int) -> Forward:
+def _open_torch_compiled(files: Files, threads: int) -> Forward:
     import torch
     from torch._inductor import config
 
     torch.set_num_threads(threads)
     config.freezing = True
     torch._dynamo.config.recompile_limit = 1000  # a shape too many would run eagerly, under this name
-    model: Any = torch.compile(_load_source(directory / "source", "bfloat16"), dynamic=False)
+    model: Any = torch.compile(_load_source(files._replace(path=files.path / "source"), "bfloat16"), dynamic=False)
     return _torch_forward(model, threads)
 
 

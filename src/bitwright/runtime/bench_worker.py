@@ -22,9 +22,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from bitwright.families.tasks import TASKS
 from bitwright.files.directory import ModelDirectory
 from bitwright.runtime.bench_inputs import ModelShape, model_shape, random_tokens
-from bitwright.runtime.bench_runtimes import RUNTIMES, Forward
+from bitwright.runtime.bench_runtimes import RUNTIMES, Files, Forward
 from bitwright.runtime.resident import peak_rss_mib
 
 Request = dict[str, Any]
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--config-from", type=Path, required=True, help="directory of the config.json")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--task", choices=TASKS, help="what the model is for, if its files do not say it")
     parser.add_argument("--prepare", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
     requests, replies = _claim_standard_streams()
@@ -51,16 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
-    runtime = RUNTIMES[options.runtime]
+    runtime, files = RUNTIMES[options.runtime], Files(options.directory, options.task)
     try:
         if options.prepare is not None:
             if runtime.prepare is None:
                 raise ValueError(f"{options.runtime} needs no preparation")
-            reply({"note": runtime.prepare(options.directory, options.prepare)})
+            reply({"note": runtime.prepare(files, options.prepare)})
             return 0
         shape = model_shape(ModelDirectory(options.config_from))
         started = time.monotonic()
-        forward = runtime.open(options.directory, options.threads)
+        forward = runtime.open(files, options.threads)
         reply({"load_s": time.monotonic() - started})
         for line in requests:
             request = json.loads(line)

@@ -74,9 +74,10 @@ def encode(
     if model.task != "embedding" and (normalize_embeddings or truncate_dim is not None):
         raise InputError(f"normalize_embeddings and truncate_dim are for embeddings; this model's task is {model.task}")
     single = isinstance(items, str)
-    tokens = _tokens(
-        model, [items] if isinstance(items, str) else items, types, batch_size, truncate, prompt, prompt_name
-    )
+    tokens = tokens_of(
+        model, [items] if isinstance(items, str) else items, types, batch_size=batch_size, truncate=truncate,
+        prompt=prompt, prompt_name=prompt_name,
+    )  # fmt: skip
     rows = _run(model, tokens, batch_size, threads, chosen_track(show_progress_bar, track))
     if model.width is None:
         return _converted(rows[0] if single else rows, convert_to_tensor or to_list)
@@ -109,7 +110,7 @@ def tokenize(
 
     Raises as `encode`.
     """
-    return _tokens(model, items, None, batch_size, True, prompt, prompt_name).ids
+    return tokens_of(model, items, batch_size=batch_size, prompt=prompt, prompt_name=prompt_name).ids
 
 
 def _with_prompt(model: "Model", names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -152,10 +153,11 @@ def _converted(found: Any, to_tensor: bool) -> Any:
     return [torch.as_tensor(row) for row in found] if isinstance(found, list) else torch.as_tensor(found)
 
 
-def _tokens(
-    model: "Model", items: Items, types: Sequence[Sequence[int]] | None, batch_size: int, truncate: bool,
-    prompt: str | None, prompt_name: str | None,
+def tokens_of(
+    model: "Model", items: Items, types: Sequence[Sequence[int]] | None = None, *, batch_size: int = 32,
+    truncate: bool = True, prompt: str | None = None, prompt_name: str | None = None,
 ) -> Tokens:  # fmt: skip
+    """The ids of each item, and their types where the model has several. Raises as `encode`."""
     check_count("batch_size", batch_size)
     given, n_types = listed(items), model.n_types
     texts = texts_of(given)

@@ -135,8 +135,10 @@ class GenericModel:
                 yield next_token_rows(self.logits(ids_BT), ids_BT)
                 continue
             types = {} if types_BT is None else {"token_type_ids": types_BT}
-            mixes = {} if self.sentences.mix is None else {"output_hidden_states": True}
-            out = self(input_ids=ids_BT, attention_mask=mask_BT, **types, **mixes)
+            more = {} if self.sentences.mix is None else {"output_hidden_states": True}
+            if self._decodes:
+                more["use_cache"] = False
+            out = self(input_ids=ids_BT, attention_mask=mask_BT, **types, **more)
             if self.task == "embedding":
                 yield list(self._vectors(out, mask_BT, tokens.skip))
             else:
@@ -170,6 +172,11 @@ class GenericModel:
             return replace(self, hf=hf, loaded_from=None)
         set_compute(hf, "auto")
         return replace(self, hf=hf, backend=f"kernels:{dispatch.active_isa()}", loaded_from=None)
+
+    @property
+    def _decodes(self) -> bool:
+        """Whether the module is a language model's, which keeps keys and values unless it is told not to."""
+        return architecture_of(cast(Any, self.hf.config).model_type).decodes
 
     def _padded(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
         """Ids, mask and types if there are some, int64 (B, T)."""

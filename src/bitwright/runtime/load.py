@@ -9,14 +9,16 @@ from bitwright.files.foreign_code import check_foreign_code
 from bitwright.runtime.pickling import LoadedFrom
 
 if TYPE_CHECKING:
+    from bitwright.families.tasks import TaskName
     from bitwright.runtime.engine_model import EngineModel
     from bitwright.runtime.generic_model import GenericModel
     from bitwright.runtime.model import Model
 
 
 def load(
-    directory: str | Path, *, compute: str = "auto", threads: int | None = None, trust_remote_code: bool = False
-) -> "Model":
+    directory: str | Path, *, compute: str = "auto", threads: int | None = None, task: "TaskName | None" = None,
+    trust_remote_code: bool = False,
+) -> "Model":  # fmt: skip
     """Load a quantized checkpoint, Bitwright's or compressed-tensors', or a float model (a directory or a hub name).
 
     A quantized encoder runs on the engine if that has an operator for every part of it: `model.backend` begins with
@@ -35,18 +37,21 @@ def load(
         threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. Never
             more than the processors that the process may use, by its affinity mask and its container's quota: more are
             slower. The generic path uses torch's setting, which the first model that torch computes lowers to these.
+        task: what the model is for, where its files do not tell or contradict each other; "embedding",
+            "sequence-classification", "token-classification", "question-answering" or "text-generation". A result
+            of `quantize` knows it.
 
     Raises:
         InputError: another `compute`; threads < 1.
-        ModelError: no model there, an architecture without a row in the table, or weights that are not those of
-            config.json, or hold NaN or infinity; code of others, unless it is trusted.
+        ModelError: no model there, an architecture without a row in the table, a task that its files leave open, or
+            weights that are not those of config.json, or hold NaN or infinity; code of others, unless it is trusted.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
-    opened = _open(Path(directory).expanduser(), directory)
+    opened = _open(Path(directory).expanduser(), directory, task)
     options: dict[str, Any] = {"compute": compute, "threads": threads, "trust_remote_code": trust_remote_code}
     check_foreign_code(opened, trusted=trust_remote_code)
     model = _loaded(opened, **options)
-    model.loaded_from = LoadedFrom.of(opened.path, options)
+    model.loaded_from = LoadedFrom.of(opened.path, options | {"task": task})
     return model
 
 
@@ -66,10 +71,10 @@ def _loaded(
     return load_generic(opened, compute=compute, trust_remote_code=trust_remote_code, why=why)
 
 
-def _open(path: Path, given: str | Path) -> ModelDirectory:
+def _open(path: Path, given: str | Path, task: "TaskName | None") -> ModelDirectory:
     """A directory as it is; a hub's name takes what reads hubs."""
     if (path / CONFIG_FILE).is_file():
-        return ModelDirectory(path)
+        return ModelDirectory(path, task)
     from bitwright.models.hub import fetch
 
-    return ModelDirectory(fetch(given))
+    return ModelDirectory(fetch(given), task)

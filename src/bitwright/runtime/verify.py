@@ -179,16 +179,17 @@ def _plain_transformers(directory: str, ids: Any) -> Any:
     import torch
     import transformers
 
-    from bitwright.families.tasks import AUTO_CLASSES, task_of
+    from bitwright.families.tasks import AUTO_CLASSES
     from bitwright.files.sentences import read_sentences
+    from bitwright.files.task import find_task
     from bitwright.models.tensor_files import read_pickled
     from bitwright.runtime.generic_model import GenericModel
 
-    path = Path(directory)
-    task = task_of(transformers.AutoConfig.from_pretrained(directory).architectures, directory)
+    opened = ModelDirectory(Path(directory))
+    task = find_task(opened)
     hf = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(directory, dtype=torch.float32).eval()
-    sentences = read_sentences(ModelDirectory(path), task, read_pickled=read_pickled)
-    return compared(GenericModel(hf, None, task, sentences, ids.shape[1], "transformers", path), ids)[0]
+    sentences = read_sentences(opened, task, read_pickled=read_pickled)
+    return compared(GenericModel(hf, None, task, sentences, ids.shape[1], "transformers", opened.path), ids)[0]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""What a model is for, and whether it reads pairs of texts: what its directory says, in several places. No torch.
+
+A model's task has several witnesses: the class that config.json names, the modules and the model_type that
+sentence-transformers wrote, and the heads in the weights. Where they contradict each other, none of them is believed:
+the user says what is meant (`task=`), and a result says it itself (`TASK_KEY`).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bitwright.errors import ModelError, brief
+from bitwright.families import FAMILIES
+from bitwright.families.tasks import TASKS, TaskName, check_task, class_of, task_of, task_of_class
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.modules import MODULES_FILE, read_modules
+
+# Key of a result's config.json: the task that the user named, where the files would not tell, or tell another.
+TASK_KEY = "bitwright_task"
+
+_SENTENCE_TRANSFORMERS_FILE = "config_sentence_transformers.json"
+_CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
+# model_type in that file -> what such a model is for.
+_TASK_OF_TYPE: dict[str, TaskName] = {"SentenceTransformer": "embedding", "CrossEncoder": "sequence-classification"}
+# Types and modules of sentence-transformers whose outputs are not one dense vector per text.
+_OTHER_OUTPUTS = {
+    "SparseEncoder": "sparse vectors (SPLADE and the like)",
+    "SpladePooling": "sparse vectors (SPLADE)",
+    "SparseAutoEncoder": "sparse vectors",
+    "SparseStaticEmbedding": "sparse vectors",
+    "MultiVectorEncoder": "a vector per token (ColBERT and the like)",
+    "ColBERT": "a vector per token",
+    "MultiVectorMask": "a vector per token",
+}
+# Classes whose head sentence-transformers leaves out when it builds a Transformer module: the pretrained ones.
+_BARE: tuple[TaskName | None, ...] = ("embedding", "text-generation", None)
+_LABELLED = ("sequence-classification", "token-classification")
+# Of models for these some read pairs, and all can.
+PAIR_TASKS = ("sequence-classification", "question-answering")
+# Labels of natural language inference: of a premise and a hypothesis.
+_INFERENCE = {"entailment", "contradiction", "not_entailment"}
+
+
+class Witness(NamedTuple):
+    """Something in the directory that speaks for a task, or for one of several. says: where it is, and what."""
+
+    tasks: tuple[TaskName, ...]
+    says: str
+
+
+def find_task(directory: ModelDirectory) -> TaskName:
+    """What the model of a directory is for: as the user says, as our own result says, else as its witnesses say.
+
+    Modules of sentence-transformers with a pooling make an embedding model of a language model or of a pretrained one,
+    whatever head its class has: that is how that library builds one.
+
+    Raises:
+        ModelError: the witnesses contradict each other, or leave several tasks; a class that is for another task; a
+            model whose outputs are of another sort (SparseEncoder).
+    """
+    _refuse_other_outputs(directory)
+    said = directory.task or directory.config.get(TASK_KEY)
+    if said is not None:
+        return check_task(said, "task" if directory.task else f"{directory.path / CONFIG_FILE}: {TASK_KEY}")
+    found = witnesses(directory)
+    if not found:  # no class is named: a model without a head, unless the class is one that nobody knows
+        return task_of(directory.config.get("architectures"), str(directory.path))
+    fitting = [task for task in TASKS if all(task in witness.tasks for witness in found)]
+    if len(fitting) == 1:
+        return fitting[0]
+    meant = [task for task in TASKS if any(task in witness.tasks for witness in found)]
+    raise ModelError(
+        f"{directory.path}: what this model is for is not certain: {'; '.join(one.says for one in found)}. Say which "
+        f"is meant with --task (in Python task=): {' or '.join(meant)}"
+    )
+
+
+def witnesses(directory: ModelDirectory) -> list[Witness]:
+    """All that speaks for a task, without what another witness makes void.
+
+    Raises:
+        ModelError: as `class_of` and `read_modules`.
+    """
+    config = directory.config
+    name = class_of(config.get("architectures"), str(directory.path)) if config.get("architectures") else None
+    by_class = task_of_class(name) if name else None
+    heads, modules = _heads(directory), read_modules(directory) or []
+    pooled = any(module.kind == "Pooling" for module in modules)
+    if pooled and (by_class in _BARE or (directory.shapes and not any(by_class in head.tasks for head in heads))):
+        return [Witness(("embedding",), f"{MODULES_FILE} has a Pooling")]
+    found = [Witness(("embedding",), f"{MODULES_FILE} has a Pooling, as embedding models have")] if pooled else []
+    if by_class is not None:
+        found.append(Witness((by_class,), f"architectures in {CONFIG_FILE} names {name:.80}, a class for {by_class}"))
+    kind, where = _written_as(directory)
+    if kind in _TASK_OF_TYPE:
+        found.append(Witness((_TASK_OF_TYPE[kind],), f"{where} names a {kind}"))
+    tasks = tuple(task for task in TASKS if any(task in head.tasks for head in heads))
+    return [*found, Witness(tasks, ", and ".join(head.says for head in heads))] if heads else found
+
+
+def pair_evidence(directory: ModelDirectory, task: str) -> str | None:
+    """What shows that a model reads pairs of texts when it is used, in words; None for single texts.
+
+    A table of two token types shows nothing: every BERT has one. task: the model's.
+    """
+    config = directory.config
+    if task == "question-answering":
+        return "it finds the answer to a question in a context"
+    if task != "sequence-classification":
+        return None
+    kind, where = _written_as(directory)
+    if kind == "CrossEncoder":
+        return f"{where} names a CrossEncoder"
+    names = [str(name) for name in _labels(config).values()]
+    if _INFERENCE.intersection(name.casefold() for name in names):
+        return f"its labels are {', '.join(name[:40] for name in names[:3])}"
+    return "it puts out one score, as rerankers do" if _n_labels(config) == 1 else None
+
+
+def _refuse_other_outputs(directory: ModelDirectory) -> None:
+    named = [_written_as(directory)[0], *(module.kind for module in read_modules(directory) or ())]
+    kind = next((kind for kind in named if kind in _OTHER_OUTPUTS), None)
+    if kind is not None:
+        raise ModelError(
+            f"{directory.path}: a {kind} of sentence-transformers, whose outputs are {_OTHER_OUTPUTS[kind]}; Bitwright "
+            f"knows models for {', '.join(TASKS)}"
+        )
+
+
+def _written_as(directory: ModelDirectory) -> tuple[str, str]:
+    """(the class of sentence-transformers that a model was saved with, where that stands); "" where it stands nowhere.
+
+    CrossEncoder puts a key of its own into config.json: one now, another before its release 4.
+    """
+    kind = (directory.object(_SENTENCE_TRANSFORMERS_FILE) or {}).get("model_type")
+    if kind is not None:
+        if not isinstance(kind, str):
+            raise ModelError(f"{directory.path / _SENTENCE_TRANSFORMERS_FILE}: model_type is {brief(kind)}, not a name")
+        return kind, _SENTENCE_TRANSFORMERS_FILE
+    key = next((key for key in _CROSS_ENCODER_KEYS if key in directory.config), None)
+    return ("CrossEncoder", f"{key} in {CONFIG_FILE}") if key else ("", "")
+
+
+def _heads(directory: ModelDirectory) -> list[Witness]:
+    """The heads of the family that the weights hold; of classifiers, with as many rows as there are labels.
+
+    A file that only torch can read tells nothing.
+    """
+    row = FAMILIES.get(str(directory.config.get("model_type")))
+    outputs, shapes, found = row.head.outputs if row else {}, directory.shapes, []
+    for path in dict.fromkeys(outputs.values()):
+        tasks = tuple(task for task, of in outputs.items() if of == path)
+        shape = next((shapes[name] for end in ("weight", "weight_packed") if (name := f"{path}.{end}") in shapes), None)
+        if shape and (tasks[0] not in _LABELLED or shape[0] == _n_labels(directory.config)):
+            size = " × ".join(map(str, shape))
+            found.append(Witness(tasks, f"the weights hold {path}.weight ({size}), a head for {' or '.join(tasks)}"))
+    return found
+
+
+def _n_labels(config: Mapping[str, Any]) -> int:
+    """As transformers counts them: 2 where the file says nothing."""
+    stated = config.get("num_labels")
+    return stated if type(stated) is int else len(_labels(config)) or 2
+
+
+def _labels(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    labels = config.get("id2label")
+    return labels if isinstance(labels, dict) else {}
