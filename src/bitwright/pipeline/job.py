@@ -14,6 +14,7 @@ import torch
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import source_files
+from bitwright.files.task import PAIR_TASKS
 from bitwright.kernels import dispatch, native
 from bitwright.models.load import LoadedModel
 from bitwright.pipeline.opened import Opened, open_model
@@ -142,7 +143,7 @@ def compared_with_library(job: Job, *, judges: bool, progress: Progress) -> Job:
         ModelError: the library reads the model's files otherwise.
     """
     loaded = job.opened.loaded
-    pairs = loaded.task in ("sequence-classification", "question-answering")
+    pairs = loaded.task in PAIR_TASKS
     with job.timed("compare"):
         reference = ask_library(loaded, job.model, job.scored, pairs=pairs, judges=judges, progress=progress)
     return replace(job, reference=reference, warnings=[*job.warnings, *([reference.why] if reference.why else [])])
