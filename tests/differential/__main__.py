@@ -1,0 +1,34 @@
+"""`python -m tests.differential N [--seed S] [--jobs J] [--shrink] [--json FILE]`."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.differential.compare import RIGHT, UNLOADABLE
+from tests.differential.run import judge_all, table
+
+
+def main() -> None:
+    """Judge N layouts, print the table, write what is not right."""
+    parser = argparse.ArgumentParser(prog="python -m tests.differential")
+    parser.add_argument("number", type=int, help="of layouts")
+    parser.add_argument("--seed", type=int, default=0, help="of the first")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--shrink", action="store_true", help="look for the smallest layout of each fault")
+    parser.add_argument("--json", type=Path, default=Path("differential.json"), help="where the faults are written")
+    asked = parser.parse_args()
+    begun = time.perf_counter()
+    seeds = range(asked.seed, asked.seed + asked.number)
+    judged = list(judge_all(seeds, jobs=asked.jobs, shrinks=asked.shrink))
+    print(table(judged))
+    faults = [one.data() for one in judged if one.verdict.kind not in (RIGHT, UNLOADABLE)]
+    asked.json.write_text(json.dumps(faults, indent=1, ensure_ascii=False))
+    print(f"\n{time.perf_counter() - begun:.0f} s; {len(faults)} layouts that are not right: {asked.json}")
+
+
+if __name__ == "__main__":
+    main()
