@@ -35,10 +35,11 @@ _FLOAT = {"dtype": torch.float32}  # whatever the file holds, as Bitwright loads
 @dataclass(frozen=True, slots=True)
 class Library:
     """hf: the transformers module inside. ask: the answer for an item. prompted: whether a prompt precedes texts that
-    come without one."""
+    come without one. pads_left: where its tokenizer pads."""
 
     hf: nn.Module
     ask: Callable[[Item], Answer]
+    pads_left: bool
     prompted: bool = False
 
     def answers(self, items: list[Item]) -> list[Answer | None]:
@@ -93,7 +94,7 @@ def _sentence_transformer(path: Path) -> Library:
         return _real(fed), np.asarray(output, np.float64)
 
     assert model.transformers_model is not None
-    return Library(model.transformers_model, ask, bool(prompt))
+    return Library(model.transformers_model, ask, _pads_left(model.tokenizer), bool(prompt))
 
 
 def _cross_encoder(path: Path) -> Library:
@@ -104,7 +105,7 @@ def _cross_encoder(path: Path) -> Library:
         return _real(model.preprocess([item])), np.asarray(score, np.float64).reshape(-1)
 
     assert model.transformers_model is not None
-    return Library(model.transformers_model, ask)
+    return Library(model.transformers_model, ask, _pads_left(model.tokenizer))
 
 
 def _transformers(path: Path, task: str) -> Library:
@@ -122,7 +123,11 @@ def _transformers(path: Path, task: str) -> Library:
             found = out.logits[0]
         return _real(fed), found.double().numpy()
 
-    return Library(model, ask)
+    return Library(model, ask, _pads_left(tokenizer))
+
+
+def _pads_left(tokenizer: Any) -> bool:
+    return bool(tokenizer.padding_side == "left")
 
 
 def _real(fed: Any) -> list[int]:
