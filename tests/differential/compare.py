@@ -3,10 +3,11 @@
 import re
 import shutil
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,7 +15,7 @@ import bitwright
 from bitwright.errors import BitwrightError
 from tests.differential.directory import write
 from tests.differential.layouts import Layout
-from tests.differential.library import Answer, Item, Library, items_of, open_library, quiet, take_weights
+from tests.differential.library import Answer, Item, Library, asked_of, items_of, open_library, quiet, take_weights
 
 T = TypeVar("T")
 
@@ -53,6 +54,15 @@ class _Fails(Exception):
         self.verdict = verdict
 
 
+class Asked(NamedTuple):
+    """The library, the items that it answers, its answers, and what `encode` is told beside them."""
+
+    library: Library
+    items: list[Item]
+    answers: list[Answer]
+    how: dict[str, Any]
+
+
 class _Watch:
     """A Progress that knows whether the work has begun."""
 
@@ -89,10 +99,10 @@ def _judge(layout: Layout, folder: Path) -> Verdict:
     items, answers = _answered(items_of(layout), library)
     if not items:
         return Verdict(UNLOADABLE, "library", "it answers no text with finite numbers")
-    verdicts = [_stage(lambda: _float(library, source, items, answers)),
-                _stage(lambda: _int8(library, source, result, items, answers))]  # fmt: skip
+    asked = Asked(library, items, answers, asked_of(layout))
+    verdicts = [_stage(lambda: _float(asked, source)), _stage(lambda: _int8(asked, source, result))]
     worst = max(verdicts, key=lambda verdict: _WORST_LAST.index(verdict.kind))
-    if worst.kind in (REFUSED, WRONG) and _guesses(layout, source, items, answers):
+    if worst.kind in (REFUSED, WRONG) and _guesses(layout, source, asked):
         return Verdict(UNLOADABLE, "library", "its answers are random: the files lack a weight that it fills in")
     return worst
 
@@ -110,45 +120,45 @@ def _answered(items: list[Item], library: Library) -> tuple[list[Item], list[Ans
     return [item for item, _ in found], [answer for _, answer in found]
 
 
-def _guesses(layout: Layout, source: Path, items: list[Item], answers: list[Answer]) -> bool:
+def _guesses(layout: Layout, source: Path, asked: Asked) -> bool:
     """Whether the library, opened again, answers otherwise."""
-    again = open_library(layout, source).answers(items)
-    pairs = zip(answers, again, _lengths(answers), strict=True)
+    again = open_library(layout, source).answers(asked.items)
+    pairs = zip(asked.answers, again, _lengths(asked), strict=True)
     return any(new is None or _distance(new[1], old[1]) > FLOAT_TOLERANCE * length for old, new, length in pairs)
 
 
-def _float(library: Library, source: Path, items: list[Item], answers: list[Answer]) -> Verdict:
+def _float(asked: Asked, source: Path) -> Verdict:
     """Plumbing: nothing quantized."""
     model = _refusable("float", lambda: bitwright.load(source, compute="float32"))
-    _compare_ids("float", model, library, items, answers)
-    outputs = _outputs("float", model, library, items, answers)
-    far = [distance / length for distance, length in zip(_distances(outputs, answers), _lengths(answers), strict=True)]
+    _compare_ids("float", model, asked)
+    outputs = _outputs("float", model, asked)
+    far = [distance / length for distance, length in zip(_distances(outputs, asked), _lengths(asked), strict=True)]
     figures = {"relative distance": _rounded(far)}
     if max(far) > FLOAT_TOLERANCE:
-        return Verdict(WRONG, "float", f"output differs for {_worst(items, far)}", figures)
+        return Verdict(WRONG, "float", f"output differs, {_worst(asked.items, far)}", figures)
+    _compare_others("float", model, asked, outputs)
     return Verdict(RIGHT, "float", "", figures)
 
 
-def _int8(library: Library, source: Path, result: Path, items: list[Item], answers: list[Answer]) -> Verdict:
+def _int8(asked: Asked, source: Path, result: Path) -> Verdict:
     """The default recipe, quantized, written, loaded again."""
     watch = _Watch()
     _refusable(
         "int8", lambda: bitwright.quantize(source, out=result, judged=False, progress=watch), lambda: watch.begun
     )
     model = _refusable("int8", lambda: bitwright.load(result), lambda: True)
-    _compare_ids("int8", model, library, items, answers)
-    ours = _distances(_outputs("int8", model, library, items, answers), answers)
-    take_weights(library, result)
-    rounded = [theirs if same is None else same[1]
-               for (_, theirs), same in zip(answers, library.answers(items), strict=True)]  # fmt: skip
-    theirs = [INT8_FACTOR * distance for distance in _distances(rounded, answers)]
-    if _few(answers):
+    _compare_ids("int8", model, asked)
+    ours = _distances(_outputs("int8", model, asked), asked)
+    take_weights(asked.library, result)
+    again = zip(asked.answers, asked.library.answers(asked.items), strict=True)
+    theirs = [INT8_FACTOR * far for far in _distances([old[1] if new is None else new[1] for old, new in again], asked)]
+    if _few(asked):
         theirs = [FEW_FACTOR / INT8_FACTOR * _mean_square(theirs)] * len(theirs)
-    allowed = [INT8_FLOOR * length + far for length, far in zip(_lengths(answers), theirs, strict=True)]
+    allowed = [INT8_FLOOR * length + far for length, far in zip(_lengths(asked), theirs, strict=True)]
     rows = [distance / most for distance, most in zip(ours, allowed, strict=True)]
     figures = {"distance over what is allowed": _rounded(rows), "backend": model.backend}
     if max(rows) > 1.0:
-        return Verdict(WRONG, "int8", f"output differs for {_worst(items, rows)}", figures)
+        return Verdict(WRONG, "int8", f"output differs, {_worst(asked.items, rows)}", figures)
     return Verdict(RIGHT, "int8", "", figures)
 
 
@@ -164,21 +174,27 @@ def _refusable(stage: str, run: Callable[[], T], begun: Callable[[], bool] = lam
         raise _Fails(Verdict(CRASHED, stage, f"{_line(error)} at {_place(error)}")) from None
 
 
-def _compare_ids(stage: str, model: Any, library: Library, items: list[Item], answers: list[Answer]) -> None:
-    ours = _refusable(stage, lambda: model.tokenize(items), lambda: True)
-    for item, mine, (fed, _) in zip(items, ours, answers, strict=True):
+def _compare_ids(stage: str, model: Any, asked: Asked) -> None:
+    ours = _refusable(stage, lambda: model.tokenize(asked.items), lambda: True)
+    for index, (mine, (fed, _)) in enumerate(zip(ours, asked.answers, strict=True)):
         # A prompt that a model puts before every text may be added where texts are encoded, not where they are cut.
-        if mine != fed and not library.prompted:
-            figures = {"ours": mine[:40], "library": fed[:40], "backend": model.backend}
-            raise _Fails(Verdict(WRONG, stage, f"ids differ, item {items.index(item)}: {item!r:.60}", figures))
+        if mine != fed and not asked.library.prompted:
+            figures = {"ours": mine[:40], "library": fed[:40], "lengths": [len(mine), len(fed)]}
+            reason = f"ids differ, item {index}: {asked.items[index]!r:.60}"
+            raise _Fails(Verdict(WRONG, stage, reason, figures | {"backend": model.backend}))
 
 
-def _outputs(stage: str, model: Any, library: Library, items: list[Item], answers: list[Answer]) -> list[np.ndarray]:
+def _outputs(stage: str, model: Any, asked: Asked) -> list[np.ndarray]:
     # Padding at the left moves the positions of a text: it is asked alone then, as the library is.
-    together = {"batch_size": 1} if library.pads_left else {}
-    ours = _refusable(stage, lambda: model.encode(items, **together), lambda: True)
+    together = {"batch_size": 1} if asked.library.pads_left else {}
+    try:
+        ours = _refusable(stage, lambda: model.encode(asked.items, **together, **asked.how), lambda: True)
+    except _Fails as failed:
+        if asked.how and "TypeError" in failed.verdict.reason:  # an argument that encode does not take, by name
+            raise _Fails(Verdict(REFUSED, stage, failed.verdict.reason)) from None
+        raise
     outputs = [np.asarray(row, np.float64) for row in ours]
-    for item, mine, (_, theirs) in zip(items, outputs, answers, strict=True):
+    for item, mine, (_, theirs) in zip(asked.items, outputs, asked.answers, strict=True):
         if mine.shape != theirs.shape:
             figures = {"backend": model.backend, "task": model.task}
             reason = f"shape {list(mine.shape)}, the library gives {list(theirs.shape)}: {item!r:.60}"
@@ -186,29 +202,43 @@ def _outputs(stage: str, model: Any, library: Library, items: list[Item], answer
     return outputs
 
 
+def _compare_others(stage: str, model: Any, asked: Asked, outputs: list[np.ndarray]) -> None:
+    """The methods that both have."""
+    for name, method in asked.library.other.items():
+        if not hasattr(model, name):
+            continue
+        given = (asked.items,) if name == "predict" else (np.stack(outputs[:3]), np.stack(outputs))
+        theirs = method(*given)
+        ours = np.asarray(_refusable(stage, partial(getattr(model, name), *given), lambda: True), np.float64)
+        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
+            figures = {"ours": _rounded(ours.ravel()[:6]), "library": _rounded(theirs.ravel()[:6])}
+            raise _Fails(Verdict(WRONG, stage, f"{name} differs", figures))
+
+
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float("inf") if a.shape != b.shape else float(np.linalg.norm(a - b))
 
 
-def _distances(outputs: list[np.ndarray], answers: list[Answer]) -> list[float]:
-    return [_distance(ours, theirs) for ours, (_, theirs) in zip(outputs, answers, strict=True)]
+def _distances(outputs: list[np.ndarray], asked: Asked) -> list[float]:
+    """From the library's outputs."""
+    return [_distance(ours, theirs) for ours, (_, theirs) in zip(outputs, asked.answers, strict=True)]
 
 
-def _lengths(answers: list[Answer]) -> list[float]:
+def _lengths(asked: Asked) -> list[float]:
     """Of the library's outputs: what distances are measured by."""
-    lengths = [max(float(np.linalg.norm(output)), 1e-12) for _, output in answers]
-    return [_mean_square(lengths)] * len(lengths) if _few(answers) else lengths
+    lengths = [max(float(np.linalg.norm(output)), 1e-12) for _, output in asked.answers]
+    return [_mean_square(lengths)] * len(lengths) if _few(asked) else lengths
 
 
-def _few(answers: list[Answer]) -> bool:
-    return all(output.size < FEW_VALUES for _, output in answers)
+def _few(asked: Asked) -> bool:
+    return all(output.size < FEW_VALUES for _, output in asked.answers)
 
 
 def _mean_square(values: list[float]) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _rounded(values: list[float]) -> list[float]:
+def _rounded(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.3g}") for value in values]
 
 
@@ -230,7 +260,9 @@ def _place(error: BaseException) -> str:
 def reason_of(message: str) -> str:
     """A message without what is particular to one directory: paths, numbers, names in quotes and of tensors."""
     message = re.sub(r"/tmp[\w./\-]*", "DIR", message)
-    message = re.sub(r"(differ|gives)\b.*", r"\1", message) if message.startswith(("ids", "output", "shape")) else message
+    message = (
+        re.sub(r"(differ|gives)\b.*", r"\1", message) if message.startswith(("ids", "output", "shape")) else message
+    )
     message = re.sub(r"'[^']*'|\"[^\"]*\"", "…", message)
     message = re.sub(r"\b[\w]+(\.[\w]+){2,}", "NAME", message)
     return re.sub(r"\[[\d, ]*\]|-?\d+(\.\d+)?(e-?\d+)?", "#", message)[:160]

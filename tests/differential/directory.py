@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.differential.layouts import FAMILIES, Layout
+from tests.differential.layouts import FAMILIES, VARIANTS, Layout
 from tests.differential.sentence import write_sentence_files
 from tests.differential.tokenizer import vocabulary_size, write_tokenizer
-from tests.families import small_model
+from tests.families import small_config, small_model
 
 _ACTIVATION_KEYS = {"distilbert": "activation", "modernbert": "hidden_activation"}
 _FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -52,17 +52,35 @@ def write(layout: Layout, path: Path) -> None:
     _write_tensors(_tensors(model, layout), layout["weights.file"], weights)
     write_tokenizer(layout, weights)
     write_sentence_files(layout, path, int(model.config.hidden_size))
+    if layout["sentence.beside"]:
+        _write_beside(path)
+
+
+def _write_beside(path: Path) -> None:
+    """What a download holds beside the model."""
+    (path / "README.md").write_text("---\nlicense: mit\npipeline_tag: sentence-similarity\n---\n# A model\n")
+    (path / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
+    (path / "onnx").mkdir()
+    (path / "onnx" / "model.onnx").write_bytes(bytes(100))
+    (path / "training_args.bin").write_bytes(bytes(100))
 
 
 def _model(layout: Layout) -> Any:
     """The random model, made once for layouts that differ in what lies around it."""
-    settings = {name: layout[f"config.{name}"] for name in ("hidden", "activation") if f"config.{name}" in layout}
+    named = ("hidden", "activation", "variant")
+    settings = {name: layout[f"config.{name}"] for name in named if f"config.{name}" in layout}
     return _made(layout["family"], layout["task"], layout.get("labels"), **settings)
 
 
 @cache
-def _made(family: str, task: str, labels: int | None, hidden: int = 32, activation: str | None = None) -> Any:
+def _made(
+    family: str, task: str, labels: int | None, hidden: int = 32, activation: str | None = None,
+    variant: str | None = None,
+) -> Any:  # fmt: skip
     how: dict[str, Any] = {"vocab_size": vocabulary_size(family), "hidden_size": hidden}
+    for key, value in VARIANTS.get(variant or "", {}).items():
+        if hasattr(small_config(family), key):
+            how[key] = hidden if value is None else value
     if activation is not None:
         how[_ACTIVATION_KEYS.get(family, "hidden_act")] = activation
     if labels is not None:
@@ -136,6 +154,9 @@ def _extra(model: Any, layout: Layout, base: str) -> dict[str, Tensor]:
 
 def _write_tensors(tensors: dict[str, Tensor], form: str, path: Path) -> None:
     kind, _, shards = form.partition(" in ")
+    if form == "both":
+        _save(tensors, path / _BIN["bin"])
+        return _save(tensors, path / _BIN["safetensors"])
     file = _BIN[kind]
     if not shards:
         return _save(tensors, path / file)

@@ -43,6 +43,17 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family("bytes", "Qwen2Tokenizer", _END, decoder=True),
     "qwen3": Family("bytes", "Qwen2Tokenizer", _END, decoder=True),
 }
+# What members of a family differ in; each applies to the families that know the key.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one token type": {"type_vocab_size": 1},
+    "two token types": {"type_vocab_size": 2},
+    "own relative projections": {"share_att_key": False},
+    "content to position": {"pos_att_type": ["c2p"]},
+    "absolute positions too": {"position_biased_input": True},
+    "global attention": {"global_attn_every_n_layers": 1},
+    "mean of the classifier": {"classifier_pooling": "mean"},
+    "embeddings as wide": {"embedding_size": None},
+}
 _TYPED = {"albert", "bert", "deberta-v2", "electra", "ernie"}  # families with token types, or tables for them
 _POOLERS = {"bert", "ernie", "roberta", "xlm-roberta", "camembert", "mpnet", "albert"}
 EMBEDDING = "embedding"
@@ -92,6 +103,10 @@ def _encoder(layout: Layout) -> bool:
     return not FAMILIES[layout["family"]].decoder
 
 
+def _decodes(layout: Layout) -> bool:
+    return FAMILIES[layout["family"]].decoder
+
+
 def _dense(layout: Layout) -> bool:
     return _modules(layout) and layout["sentence.dense"] is not None
 
@@ -114,11 +129,14 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("config.label_names", (False, True), 0.5, lambda layout: not _embeds(layout)),
     Dimension("config.unknown_key", (False, True)),
     Dimension("config.hidden", (32, 48, 64), 0.2, _encoder),
+    Dimension("config.variant", (None, *VARIANTS), 0.1, _encoder),
     # weights
     Dimension("weights.floats", FLOATS, 0.3),
-    Dimension("weights.file", ("safetensors", "safetensors in shards", "bin", "bin in shards"), 0.3),
+    Dimension("weights.file", ("safetensors", "safetensors in shards", "bin", "bin in shards", "both"), 0.3),
     Dimension("weights.prefix", ("as built", "added"), 0.15, _embeds),
-    Dimension("weights.norms", ("weight and bias", "gamma and beta"), 0.15, _family({"bert", "electra", "ernie", "roberta"})),
+    Dimension(
+        "weights.norms", ("weight and bias", "gamma and beta"), 0.15, _family({"bert", "electra", "ernie", "roberta"})
+    ),
     Dimension("weights.extra", ("none", "position_ids", "masked language model's head", "foreign"), 0.25),
     Dimension("weights.pooler", ("there", "missing"), 0.25, _both(_family(_POOLERS), _embeds)),
     # tokenizer
@@ -136,10 +154,21 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("tokenizer.cut_side", ("absent", "left", "right"), 0.15, _configured),
     Dimension("tokenizer.pad_side", ("absent", "left", "right"), 0.15, _configured),
     Dimension("tokenizer.inputs", ("absent", "without types", "with types"), 0.2, _both(_family(_TYPED), _configured)),
+    Dimension("tokenizer.specials", ("strings", "objects", "special_tokens_map.json", "both"), 0.25, _configured),
+    Dimension("tokenizer.unknown_keys", (False, True), 0.1, _configured),
+    Dimension("tokenizer.chat", (False, True), 0.25, _both(_decodes, _configured)),
+    Dimension("tokenizer.ends", ("absent", "add_eos_token", "no add_bos_token"), 0.2, _both(_decodes, _configured)),
     Dimension(
         "tokenizer.added",
-        ("none", "added_tokens.json", "special_tokens_map.json", "in tokenizer.json", "added_tokens_decoder",
-         "additional_special_tokens", "extra_special_tokens"),
+        (
+            "none",
+            "added_tokens.json",
+            "special_tokens_map.json",
+            "in tokenizer.json",
+            "added_tokens_decoder",
+            "additional_special_tokens",
+            "extra_special_tokens",
+        ),
         0.35,
     ),
     # sentence-transformers
@@ -164,11 +193,20 @@ DIMENSIONS: tuple[Dimension, ...] = (
     ),
     Dimension("sentence.max_length", (32, None, "absent", 10, 300), 0.4, _modules),
     Dimension("sentence.lower", (False, "absent", True), 0.25, _modules),
-    Dimension("sentence.arguments", (None, "tokenizer_args", "processor_kwargs", "model_args", "modality"), 0.15, _modules),
+    Dimension(
+        "sentence.arguments", (None, "tokenizer_args", "processor_kwargs", "model_args", "modality"), 0.15, _modules
+    ),
     Dimension("sentence.prompts", (None, "named", "default"), 0.3, _modules),
     Dimension("sentence.truncate", (None, 16, 1000), 0.12, _modules),
     Dimension("sentence.similarity", ("absent", "cosine", "dot"), 0.2, _modules),
     Dimension("sentence.unknown_key", (False, True), 0.1, _modules),
+    Dimension(
+        "sentence.asked",
+        (None, "prompt_name", "prompt", "normalize_embeddings", "truncate_dim"),
+        0.1,
+        lambda layout: _modules(layout) and layout["sentence.prompts"] is not None,
+    ),
+    Dimension("sentence.beside", (False, True), 0.1),
     # a cross-encoder
     Dimension("cross.form", ("config.json alone", "with modules.json"), 0.3, lambda layout: layout.get("labels") == 1),
     Dimension("cross.activation", (None, "Identity", "Sigmoid", "old key"), 0.5, _classifies),

@@ -4,9 +4,11 @@ transformers. One item at a time, so that no answer depends on padding.
 
 import contextlib
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,20 @@ from tests.differential.layouts import EMBEDDING, Layout
 
 Item = str | tuple[str, str]
 Answer = tuple[list[int], np.ndarray]  # the ids that are fed, and the output
+_ASKED = {"prompt_name": "query", "prompt": "hello: ", "normalize_embeddings": True, "truncate_dim": 8}
 _FLOAT = {"dtype": torch.float32}  # whatever the file holds, as Bitwright loads float models
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
     """hf: the transformers module inside. ask: the answer for an item. prompted: whether a prompt precedes texts that
-    come without one. pads_left: where its tokenizer pads."""
+    come without one. pads_left: where its tokenizer pads. other: methods that a model of ours may have too, by name."""
 
     hf: nn.Module
     ask: Callable[[Item], Answer]
     pads_left: bool
     prompted: bool = False
+    other: dict[str, Callable[..., np.ndarray]] = field(default_factory=dict)
 
     def answers(self, items: list[Item]) -> list[Answer | None]:
         """None where the library raises an error: a text that is too long for its positions, one without tokens."""
@@ -60,10 +64,16 @@ def items_of(layout: Layout) -> list[Item]:
     return list(vocabulary.PAIRS if layout.get("items") == "pairs" else vocabulary.TEXTS)
 
 
+def asked_of(layout: Layout) -> dict[str, Any]:
+    """What `encode` is told beside the texts."""
+    asked = layout.get("sentence.asked")
+    return {} if asked is None else {asked: _ASKED[asked]}
+
+
 def open_library(layout: Layout, path: Path) -> Library:
     """Raises whatever the library raises on the directory."""
     if layout["task"] == EMBEDDING:
-        return _sentence_transformer(path)
+        return _sentence_transformer(path, asked_of(layout))
     if layout.get("labels") == 1 and layout["items"] == "pairs":
         return _cross_encoder(path)
     return _transformers(path, layout["task"])
@@ -71,30 +81,40 @@ def open_library(layout: Layout, path: Path) -> Library:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without progress bars, and without what the libraries log or warn of."""
+    """Without progress bars, and without what the libraries log, warn of, or print from Rust."""
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     transformers.logging.disable_progress_bar()
-    level = logging.root.manager.disable
+    level, kept = logging.root.manager.disable, [os.dup(stream) for stream in (1, 2)]
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
             warnings.simplefilter("ignore")
+            sys.stdout.flush()
+            for stream in (1, 2):
+                os.dup2(nowhere.fileno(), stream)
             yield
     finally:
+        for stream, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
         logging.disable(level)
 
 
-def _sentence_transformer(path: Path) -> Library:
+def _sentence_transformer(path: Path, asked: dict[str, Any]) -> Library:
     model = SentenceTransformer(str(path), device="cpu", local_files_only=True, model_kwargs=dict(_FLOAT))
-    prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
+    named = asked.get("prompt_name", model.default_prompt_name)
+    prompt = asked.get("prompt", model.prompts.get(named))
 
     def ask(item: Item) -> Answer:
         fed = model.preprocess([item], prompt=prompt)
-        output = model.encode([item], show_progress_bar=False)[0]
+        output = model.encode([item], show_progress_bar=False, **asked)[0]
         return _real(fed), np.asarray(output, np.float64)
 
+    def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return model.similarity(a, b).double().numpy()
+
     assert model.transformers_model is not None
-    return Library(model.transformers_model, ask, _pads_left(model.tokenizer), bool(prompt))
+    return Library(model.transformers_model, ask, _pads_left(model.tokenizer), bool(prompt), {"similarity": similarity})
 
 
 def _cross_encoder(path: Path) -> Library:
@@ -104,8 +124,11 @@ def _cross_encoder(path: Path) -> Library:
         score = model.predict([item], activation_fn=nn.Identity(), show_progress_bar=False)
         return _real(model.preprocess([item])), np.asarray(score, np.float64).reshape(-1)
 
+    def predict(pairs: list[Item]) -> np.ndarray:
+        return np.asarray([model.predict([pair], show_progress_bar=False)[0] for pair in pairs], np.float64)
+
     assert model.transformers_model is not None
-    return Library(model.transformers_model, ask, _pads_left(model.tokenizer))
+    return Library(model.transformers_model, ask, _pads_left(model.tokenizer), other={"predict": predict})
 
 
 def _transformers(path: Path, task: str) -> Library:
@@ -117,10 +140,8 @@ def _transformers(path: Path, task: str) -> Library:
         texts = (item,) if isinstance(item, str) else item
         fed = tokenizer(*texts, truncation=True, return_tensors="pt")
         out = model(**fed)
-        if task == "question-answering":
-            found = torch.stack((out.start_logits[0], out.end_logits[0]))
-        else:
-            found = out.logits[0]
+        spans = task == "question-answering"
+        found = torch.stack((out.start_logits[0], out.end_logits[0])) if spans else out.logits[0]
         return _real(fed), found.double().numpy()
 
     return Library(model, ask, _pads_left(tokenizer))

@@ -77,7 +77,9 @@ def table(judged: list[Judged]) -> str:
     kinds = counts(judged)
     loaded = len(judged) - kinds[UNLOADABLE]
     lines = [f"{len(judged)} layouts, {loaded} loaded by the library; of these"]
-    lines += [f"  {kinds[kind]:5} {kind:8} {kinds[kind] / max(loaded, 1):6.1%}" for kind in (RIGHT, WRONG, CRASHED, REFUSED)]
+    lines += [
+        f"  {kinds[kind]:5} {kind:8} {kinds[kind] / max(loaded, 1):6.1%}" for kind in (RIGHT, WRONG, CRASHED, REFUSED)
+    ]
     for kind in (UNLOADABLE, REFUSED, CRASHED, WRONG):
         seeds = defaultdict(list)
         for one in judged:

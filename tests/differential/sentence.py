@@ -77,9 +77,7 @@ def _modules(layout: Layout, hidden: int) -> list[tuple[str, dict[str, Any] | No
     chance, modules = torch.Generator().manual_seed(2), [("Transformer", None, {})]
     if layout["sentence.weighted_layers"]:
         weights = {"layer_weights": torch.tensor([0.5, 2.0])}
-        modules.append(
-            ("WeightedLayerPooling", {width_key: hidden, "layer_start": 1, "num_hidden_layers": 2}, weights)
-        )
+        modules.append(("WeightedLayerPooling", {width_key: hidden, "layer_start": 1, "num_hidden_layers": 2}, weights))
     modules.append(("Pooling", {width_key: hidden} | _pooling(layout), {}))
     width = hidden * len(layout["sentence.pooling"])
     if (activation := layout["sentence.dense"]) is not None:

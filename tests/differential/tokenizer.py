@@ -50,8 +50,13 @@ def write_tokenizer(layout: Layout, path: Path) -> None:
         _write(path / "tokenizer_config.json", _config(layout, family, first))
     if added == "added_tokens.json":
         _write(path / added, {token: first + i for i, token in enumerate(vocabulary.ADDED)})
+    specials: dict[str, Any] = {}
+    if layout.get("tokenizer.specials") in ("special_tokens_map.json", "both"):
+        specials |= _specials(family)
     if added == "special_tokens_map.json":
-        _write(path / added, _specials(family) | {"additional_special_tokens": list(vocabulary.ADDED)})
+        specials |= _specials(family) | {"additional_special_tokens": list(vocabulary.ADDED)}
+    if specials:
+        _write(path / "special_tokens_map.json", specials)
 
 
 @cache
@@ -125,6 +130,10 @@ def _write_vocabulary(family: Family, path: Path) -> None:
 def _config(layout: Layout, family: Family, first: int) -> dict[str, Any]:
     """tokenizer_config.json. first: the id of the next token."""
     config: dict[str, Any] = dict(_specials(family))
+    if layout["tokenizer.specials"] == "special_tokens_map.json":
+        config = {}
+    elif layout["tokenizer.specials"] == "objects":
+        config = {role: _added_token(token, strips=role == "mask_token") for role, token in config.items()}
     names = {
         "own": family.tokenizer,
         "Fast": family.tokenizer.removesuffix("Fast") + "Fast",
@@ -149,13 +158,25 @@ def _config(layout: Layout, family: Family, first: int) -> dict[str, Any]:
         config |= dict(zip(("cls_token", "sep_token"), vocabulary.UNUSED, strict=True))
     if layout["tokenizer.added"] == "added_tokens_decoder":
         config["added_tokens_decoder"] = {
-            str(first + i): {"content": token, "lstrip": False, "normalized": False, "rstrip": False,
-                             "single_word": False, "special": i == 0}
-            for i, token in enumerate(vocabulary.ADDED)
-        }  # fmt: skip
+            str(first + i): _added_token(token) | {"special": i == 0} for i, token in enumerate(vocabulary.ADDED)
+        }
     if layout["tokenizer.added"] in ("additional_special_tokens", "extra_special_tokens"):
         config[layout["tokenizer.added"]] = list(vocabulary.ADDED)
+    if layout["tokenizer.unknown_keys"]:
+        config |= {"name_or_path": "someone/a-model", "do_basic_tokenize": True, "never_split": None,
+                   "clean_up_tokenization_spaces": True, "use_fast": True, "stride": 0}  # fmt: skip
+    if layout.get("tokenizer.chat"):
+        config["chat_template"] = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    if layout.get("tokenizer.ends") == "add_eos_token":
+        config["add_eos_token"] = True
+    elif layout.get("tokenizer.ends") == "no add_bos_token":
+        config["add_bos_token"] = False
     return config
+
+
+def _added_token(token: str, *, strips: bool = False) -> dict[str, Any]:
+    return {"__type": "AddedToken", "content": token, "lstrip": strips, "normalized": False, "rstrip": False,
+            "single_word": False}  # fmt: skip
 
 
 def _write(file: Path, content: Any) -> None:

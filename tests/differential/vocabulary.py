@@ -48,7 +48,9 @@ def word_pieces(specials: tuple[str, ...]) -> dict[str, int]:
 def unigrams(specials: tuple[str, ...]) -> list[tuple[str, float]]:
     """Of SentencePiece's unigram model: each piece and its score."""
     words = [form for word in _WORDS for form in (f"▁{word}", f"▁{word.lower()}", word[:3])]
-    pieces = dict.fromkeys(specials, 0.0) | {"▁": -3.0} | {letter: -9.0 for letter in _LETTERS if letter not in specials}
+    pieces = (
+        dict.fromkeys(specials, 0.0) | {"▁": -3.0} | {letter: -9.0 for letter in _LETTERS if letter not in specials}
+    )
     for rank, word in enumerate(words):
         pieces.setdefault(word, -4.0 - rank / 100)
     return list(pieces.items())
