@@ -1,4 +1,4 @@
-"""`python -m tests.differential N [--seed S] [--jobs J] [--shrink] [--json FILE]`."""
+"""`python -m tests.differential N [--seed S] [--jobs J] [--shrink] [--plain DIMENSION …] [--json FILE]`."""
 
 import argparse
 import json
@@ -19,11 +19,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--shrink", action="store_true", help="look for the smallest layout of each fault")
+    parser.add_argument(
+        "--plain", action="append", default=[], metavar="DIMENSION", help="that stays plain; repeatable"
+    )
     parser.add_argument("--json", type=Path, default=Path("differential.json"), help="where the faults are written")
     asked = parser.parse_args()
     begun = time.perf_counter()
     seeds = range(asked.seed, asked.seed + asked.number)
-    judged = list(judge_all(seeds, jobs=asked.jobs, shrinks=asked.shrink))
+    judged = list(judge_all(seeds, jobs=asked.jobs, shrinks=asked.shrink, plain=asked.plain))
     print(table(judged))
     faults = [one.data() for one in judged if one.verdict.kind not in (RIGHT, UNLOADABLE)]
     asked.json.write_text(json.dumps(faults, indent=1, ensure_ascii=False))

@@ -13,6 +13,7 @@ import numpy as np
 
 import bitwright
 from bitwright.errors import BitwrightError
+from bitwright.recipe import Recipe
 from tests.differential.directory import write
 from tests.differential.layouts import Layout
 from tests.differential.library import Answer, Item, Library, asked_of, items_of, open_library, quiet, take_weights
@@ -33,8 +34,8 @@ _WORST_LAST = (UNLOADABLE, RIGHT, REFUSED, WRONG, CRASHED)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """kind: one of the five above. stage: "library", "float" or "int8". reason: of a refusal the message, of a crash
-    the error, else what differs. figures: of the texts, what was measured."""
+    """kind: one of the five above. stage: "library", "float", "16bit" or "int8". reason: the message of a refusal, the
+    error of a crash, else what differs. figures: of the texts, what was measured."""
 
     kind: str
     stage: str
@@ -90,7 +91,7 @@ def judge(layout: Layout, folder: Path) -> Verdict:
 
 
 def _judge(layout: Layout, folder: Path) -> Verdict:
-    source, result = folder / "model", folder / "result"
+    source = folder / "model"
     write(layout, source)
     try:
         library = open_library(layout, source)
@@ -100,7 +101,11 @@ def _judge(layout: Layout, folder: Path) -> Verdict:
     if not items:
         return Verdict(UNLOADABLE, "library", "it answers no text with finite numbers")
     asked = Asked(library, items, answers, asked_of(layout))
-    verdicts = [_stage(lambda: _float(asked, source)), _stage(lambda: _int8(asked, source, result))]
+    verdicts = [
+        _stage(lambda: _float(asked, source)),
+        _stage(lambda: _sixteen_bits(asked, source, folder / "16bit")),
+        _stage(lambda: _int8(asked, source, folder / "int8")),
+    ]
     worst = max(verdicts, key=lambda verdict: _WORST_LAST.index(verdict.kind))
     if worst.kind in (REFUSED, WRONG) and _guesses(layout, source, asked):
         return Verdict(UNLOADABLE, "library", "its answers are random: the files lack a weight that it fills in")
@@ -129,24 +134,21 @@ def _guesses(layout: Layout, source: Path, asked: Asked) -> bool:
 
 def _float(asked: Asked, source: Path) -> Verdict:
     """Plumbing: nothing quantized."""
-    model = _refusable("float", lambda: bitwright.load(source, compute="float32"))
-    _compare_ids("float", model, asked)
-    outputs = _outputs("float", model, asked)
-    far = [distance / length for distance, length in zip(_distances(outputs, asked), _lengths(asked), strict=True)]
-    figures = {"relative distance": _rounded(far)}
-    if max(far) > FLOAT_TOLERANCE:
-        return Verdict(WRONG, "float", f"output differs, {_worst(asked.items, far)}", figures)
-    _compare_others("float", model, asked, outputs)
-    return Verdict(RIGHT, "float", "", figures)
+    return _compare_floats("float", _refusable("float", lambda: bitwright.load(source, compute="float32")), asked)
+
+
+def _sixteen_bits(asked: Asked, source: Path, result: Path) -> Verdict:
+    """Plumbing of what is written: weights rounded to 16 bits, and those given to the library too."""
+    model = _quantized("16bit", source, result, Recipe(scheme="16bit"))
+    take_weights(asked.library, result)
+    answers = asked.library.answers(asked.items)
+    same = [old if new is None else new for old, new in zip(asked.answers, answers, strict=True)]
+    return _compare_floats("16bit", model, asked._replace(answers=same))
 
 
 def _int8(asked: Asked, source: Path, result: Path) -> Verdict:
     """The default recipe, quantized, written, loaded again."""
-    watch = _Watch()
-    _refusable(
-        "int8", lambda: bitwright.quantize(source, out=result, judged=False, progress=watch), lambda: watch.begun
-    )
-    model = _refusable("int8", lambda: bitwright.load(result), lambda: True)
+    model = _quantized("int8", source, result, Recipe())
     _compare_ids("int8", model, asked)
     ours = _distances(_outputs("int8", model, asked), asked)
     take_weights(asked.library, result)
@@ -160,6 +162,28 @@ def _int8(asked: Asked, source: Path, result: Path) -> Verdict:
     if max(rows) > 1.0:
         return Verdict(WRONG, "int8", f"output differs, {_worst(asked.items, rows)}", figures)
     return Verdict(RIGHT, "int8", "", figures)
+
+
+def _quantized(stage: str, source: Path, result: Path, recipe: Recipe) -> Any:
+    """The result of a recipe, loaded again."""
+    watch = _Watch()
+    _refusable(
+        stage,
+        lambda: bitwright.quantize(source, out=result, recipe=recipe, judged=False, progress=watch),
+        lambda: watch.begun,
+    )
+    return _refusable(stage, lambda: bitwright.load(result), lambda: True)
+
+
+def _compare_floats(stage: str, model: Any, asked: Asked) -> Verdict:
+    _compare_ids(stage, model, asked)
+    outputs = _outputs(stage, model, asked)
+    far = [distance / length for distance, length in zip(_distances(outputs, asked), _lengths(asked), strict=True)]
+    figures = {"relative distance": _rounded(far), "backend": model.backend}
+    if max(far) > FLOAT_TOLERANCE:
+        return Verdict(WRONG, stage, f"output differs, {_worst(asked.items, far)}", figures)
+    _compare_others(stage, model, asked, outputs)
+    return Verdict(RIGHT, stage, "", figures)
 
 
 def _refusable(stage: str, run: Callable[[], T], begun: Callable[[], bool] = lambda: False) -> T:

@@ -162,14 +162,20 @@ def take_weights(library: Library, result: Path) -> None:
     the result says.
 
     Raises:
-        LookupError: a tensor of the result that the module does not have.
+        LookupError: a quantized module of the result that the library's does not have.
     """
-    checkpoint = read_checkpoint(ModelDirectory(result))
+    directory = ModelDirectory(result)
+    checkpoint = read_checkpoint(directory) if directory.is_quantized else None
     parameters = dict(library.hf.named_parameters())
     modules = dict(library.hf.named_modules())
     prefix = f"{getattr(library.hf, 'base_model_prefix', '')}."
     with torch.no_grad():
-        for stored, pending in checkpoint.linears.items():
+        for file in directory.weight_files:
+            for stored, tensor in load_file(file).items():
+                name = _named(stored, parameters, prefix, default="")
+                if name and parameters[name].shape == tensor.shape and tensor.is_floating_point():
+                    parameters[name].copy_(tensor)
+        for stored, pending in ({} if checkpoint is None else checkpoint.linears).items():
             linear = pending.load().torch()
             module = modules[_named(stored, modules, prefix)]
             weight, bias = linear.effective()
@@ -177,14 +183,9 @@ def take_weights(library: Library, result: Path) -> None:
             if bias is not None:
                 module.bias.copy_(bias)
             module.register_forward_pre_hook(_rounding(linear))
-        for stored in checkpoint.tables:
+        for stored in () if checkpoint is None else checkpoint.tables:
             codes, scale = checkpoint.table(stored)
             modules[_named(stored, modules, prefix)].weight.copy_(as_torch(codes) * as_torch(scale)[:, None])
-        for file in checkpoint.directory.weight_files:
-            for stored, tensor in load_file(file).items():
-                name = _named(stored, parameters, prefix, default="")
-                if stored in checkpoint.others and name:
-                    parameters[name].copy_(tensor)
 
 
 def _named(stored: str, known: Any, prefix: str, default: str | None = None) -> str:

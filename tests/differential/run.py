@@ -4,13 +4,16 @@ import json
 import multiprocessing
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.differential.compare import CRASHED, REFUSED, RIGHT, UNLOADABLE, WRONG, Verdict, judge, reason_of
 from tests.differential.layouts import DIMENSIONS, Layout, draw, odd_ones, settle
+
+
+_PLAIN = {dimension.name: dimension.choices[0] for dimension in DIMENSIONS}
 
 
 class Judged(NamedTuple):
@@ -26,9 +29,11 @@ class Judged(NamedTuple):
         return made if self.smallest is None else made | {"smallest": odd_ones(self.smallest)}
 
 
-def judge_all(seeds: Iterable[int], *, jobs: int = 1, shrinks: bool = False) -> Iterator[Judged]:
-    """In the order of the seeds."""
-    one = partial(judge_seed, shrinks=shrinks)
+def judge_all(
+    seeds: Iterable[int], *, jobs: int = 1, shrinks: bool = False, plain: Sequence[str] = ()
+) -> Iterator[Judged]:
+    """In the order of the seeds. The rest as in `judge_seed`."""
+    one = partial(judge_seed, shrinks=shrinks, plain=tuple(plain))
     if jobs == 1:
         yield from map(one, seeds)
         return
@@ -36,9 +41,12 @@ def judge_all(seeds: Iterable[int], *, jobs: int = 1, shrinks: bool = False) -> 
         yield from pool.imap(one, seeds, chunksize=4)
 
 
-def judge_seed(seed: int, *, shrinks: bool = False) -> Judged:
-    """The layout of a seed. shrinks: whether the smallest one is looked for, of a layout that is not right."""
-    layout = draw(seed)
+def judge_seed(seed: int, *, shrinks: bool = False, plain: Sequence[str] = ()) -> Judged:
+    """The layout of a seed.
+
+    shrinks: whether the smallest one is looked for, of a layout that is not right. plain: dimensions that are made so.
+    """
+    layout = settle(draw(seed) | {name: _PLAIN[name] for name in plain})
     verdict = _judge(layout)
     failed = verdict.kind in (WRONG, CRASHED, REFUSED)
     return Judged(layout, verdict, _shrunk(layout, verdict) if shrinks and failed else None)
@@ -51,8 +59,7 @@ def _judge(layout: Layout) -> Verdict:
 
 def _shrunk(layout: Layout, verdict: Verdict) -> Layout:
     """The layout with every dimension made plain that can be, the same kind of verdict in the same stage kept."""
-    for dimension in (*DIMENSIONS[1:], DIMENSIONS[0]):
-        name, plain = dimension.name, dimension.choices[0]
+    for name, plain in reversed(_PLAIN.items()):
         if layout.get(name, plain) == plain:
             continue
         other = settle(layout | {name: plain})
