@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from tests.differential.compare import CRASHED, REFUSED, RIGHT, UNLOADABLE, WRONG, Verdict, judge, reason_of
 from tests.differential.layouts import DIMENSIONS, Layout, draw, odd_ones, settle
 
-
 _PLAIN = {dimension.name: dimension.choices[0] for dimension in DIMENSIONS}
 
 
@@ -47,6 +46,11 @@ def judge_seed(seed: int, *, shrinks: bool = False, plain: Sequence[str] = ()) -
     shrinks: whether the smallest one is looked for, of a layout that is not right. plain: dimensions that are made so.
     """
     layout = settle(draw(seed) | {name: _PLAIN[name] for name in plain})
+    return judge_layout(layout, shrinks=shrinks)
+
+
+def judge_layout(layout: Layout, *, shrinks: bool = False) -> Judged:
+    """As `judge_seed`, of a layout that is given."""
     verdict = _judge(layout)
     failed = verdict.kind in (WRONG, CRASHED, REFUSED)
     return Judged(layout, verdict, _shrunk(layout, verdict) if shrinks and failed else None)
