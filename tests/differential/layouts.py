@@ -62,8 +62,8 @@ FLOATS = ("float32", "float16", "bfloat16", "float32 that float16 holds")
 
 
 class Dimension(NamedTuple):
-    """choices: the first is the plain one. odd: how often it is another; None: all alike. when: whether it applies to
-    what was chosen so far."""
+    """choices: the first is the plain one. odd: how often it is another; None: all are as frequent. when: whether it
+    applies to what was chosen so far."""
 
     name: str
     choices: tuple[Any, ...]
@@ -203,7 +203,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension(
         "sentence.asked",
         (None, "prompt_name", "prompt", "normalize_embeddings", "truncate_dim"),
-        0.1,
+        0.3,
         lambda layout: _modules(layout) and layout["sentence.prompts"] is not None,
     ),
     Dimension("sentence.beside", (False, True), 0.1),
