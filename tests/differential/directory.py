@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.differential.layouts import FAMILIES, VARIANTS, Layout
+from tests.differential.layouts import FAMILIES, VARIANTS, Layout, tokenizer_family
 from tests.differential.sentence import write_sentence_files
 from tests.differential.tokenizer import vocabulary_size, write_tokenizer
 from tests.families import small_config, small_model
@@ -69,15 +69,16 @@ def _model(layout: Layout) -> Any:
     """The random model, made once for layouts that differ in what lies around it."""
     named = ("hidden", "activation", "variant")
     settings = {name: layout[f"config.{name}"] for name in named if f"config.{name}" in layout}
-    return _made(layout["family"], layout["task"], layout.get("labels"), **settings)
+    entries = vocabulary_size(tokenizer_family(layout))
+    return _made(layout["family"], layout["task"], layout.get("labels"), entries, **settings)
 
 
 @cache
 def _made(
-    family: str, task: str, labels: int | None, hidden: int = 32, activation: str | None = None,
+    family: str, task: str, labels: int | None, entries: int, hidden: int = 32, activation: str | None = None,
     variant: str | None = None,
 ) -> Any:  # fmt: skip
-    how: dict[str, Any] = {"vocab_size": vocabulary_size(family), "hidden_size": hidden}
+    how: dict[str, Any] = {"vocab_size": entries, "hidden_size": hidden}
     for key, value in VARIANTS.get(variant or "", {}).items():
         if hasattr(small_config(family), key):
             how[key] = hidden if value is None else value
@@ -107,6 +108,10 @@ def _config(model: Any, layout: Layout) -> dict[str, Any]:
         config |= {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
     if layout["config.unknown_key"]:
         config |= {"_name_or_path": "someone/a-model", "gradient_checkpointing": False, "trained_by": "someone"}
+    if layout["config.auto_map"]:
+        config["auto_map"] = {"AutoModel": "someone/a-model--modeling.Model", "AutoConfig": "configuration.Config"}
+    if layout["tokenizer.class_in_config"]:
+        config["tokenizer_class"] = tokenizer_family(layout).tokenizer
     if layout.get("sentence.weighted_layers"):
         config["output_hidden_states"] = True
     activation = f"torch.nn.modules.activation.{layout.get('cross.activation')}"
@@ -132,6 +137,8 @@ def _tensors(model: Any, layout: Layout) -> dict[str, Tensor]:
     floats = layout["weights.floats"]
     if floats in _FLOATS:
         return {name: t.to(_FLOATS[floats]) if t.is_floating_point() else t for name, t in held.items()}
+    if floats == "float16 but for norms":
+        return {name: t.half() if t.is_floating_point() and "orm" not in name else t for name, t in held.items()}
     if floats != "float32":
         return {name: t.half().float() if t.is_floating_point() else t for name, t in held.items()}
     return held
@@ -146,7 +153,7 @@ def _extra(model: Any, layout: Layout, base: str) -> dict[str, Tensor]:
         return {"queue": torch.ones(4, 8), "queue_ptr": torch.zeros(1, dtype=torch.int64)}
     if extra == "none":
         return {}
-    size = {"V": vocabulary_size(family), "H": int(model.config.hidden_size), "2": 2}
+    size = {"V": int(model.config.vocab_size), "H": int(model.config.hidden_size), "2": 2}
     head = _DECODER_HEAD if FAMILIES[family].decoder else _HEADS[family]
     own = torch.Generator().manual_seed(1)
     return {name: torch.randn([size[d] for d in shape], generator=own) for name, shape in head.items()}
@@ -157,6 +164,8 @@ def _write_tensors(tensors: dict[str, Tensor], form: str, path: Path) -> None:
     if form == "both":
         _save(tensors, path / _BIN["bin"])
         return _save(tensors, path / _BIN["safetensors"])
+    if form == "bare":  # as tools other than transformers write it
+        return save_file(tensors, path / _BIN["safetensors"])
     file = _BIN[kind]
     if not shards:
         return _save(tensors, path / file)

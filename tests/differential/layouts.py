@@ -58,7 +58,7 @@ _TYPED = {"albert", "bert", "deberta-v2", "electra", "ernie"}  # families with t
 _POOLERS = {"bert", "ernie", "roberta", "xlm-roberta", "camembert", "mpnet", "albert"}
 EMBEDDING = "embedding"
 HEADS = ("sequence-classification", "token-classification", "question-answering")
-FLOATS = ("float32", "float16", "bfloat16", "float32 that float16 holds")
+FLOATS = ("float32", "float16", "bfloat16", "float32 that float16 holds", "float16 but for norms")
 
 
 class Dimension(NamedTuple):
@@ -71,8 +71,14 @@ class Dimension(NamedTuple):
     when: Callable[[Layout], bool] = lambda layout: True
 
 
+def tokenizer_family(layout: Layout) -> Family:
+    """The row whose tokenizer a layout has."""
+    other = layout.get("tokenizer.of", "own")
+    return FAMILIES[layout["family"] if other == "own" else other]
+
+
 def _words(*kinds: str) -> Callable[[Layout], bool]:
-    return lambda layout: FAMILIES[layout["family"]].words in kinds
+    return lambda layout: tokenizer_family(layout).words in kinds
 
 
 def _family(names: set[str]) -> Callable[[Layout], bool]:
@@ -85,6 +91,11 @@ def _embeds(layout: Layout) -> bool:
 
 def _modules(layout: Layout) -> bool:
     return _embeds(layout) and layout["sentence.modules"] == "there"
+
+
+def _bare(layout: Layout) -> bool:
+    """Without modules.json, where side files of sentence-transformers say nothing."""
+    return layout.get("sentence.modules") == "absent" or layout.get("labels") == 1
 
 
 def _classifies(layout: Layout) -> bool:
@@ -130,21 +141,24 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("config.unknown_key", (False, True)),
     Dimension("config.hidden", (32, 48, 64), 0.2, _encoder),
     Dimension("config.variant", (None, *VARIANTS), 0.1, _encoder),
+    Dimension("config.auto_map", (False, True), 0.02),
     # weights
     Dimension("weights.floats", FLOATS, 0.3),
-    Dimension("weights.file", ("safetensors", "safetensors in shards", "bin", "bin in shards", "both"), 0.3),
+    Dimension("weights.file", ("safetensors", "safetensors in shards", "bin", "bin in shards", "both", "bare"), 0.3),
     Dimension("weights.prefix", ("as built", "added"), 0.15, _embeds),
     Dimension(
         "weights.norms", ("weight and bias", "gamma and beta"), 0.15, _family({"bert", "electra", "ernie", "roberta"})
     ),
     Dimension("weights.extra", ("none", "position_ids", "masked language model's head", "foreign"), 0.25),
     Dimension("weights.pooler", ("there", "missing"), 0.25, _both(_family(_POOLERS), _embeds)),
-    # tokenizer
+    # tokenizer: of: the family whose kind of words it has, as the multilingual MiniLM has XLM-RoBERTa's
+    Dimension("tokenizer.of", ("own", "xlm-roberta", "roberta", "bert"), 0.1, _family({"bert", "roberta", "mpnet"})),
     Dimension("tokenizer.files", ("json", "json and vocabulary", "vocabulary"), 0.3, _words("wordpiece", "bytes")),
     Dimension("tokenizer.cased", (False, True), 0.3, _words("wordpiece")),
     Dimension("tokenizer.json_cut", (None, 12), 0.15, lambda layout: layout.get("tokenizer.files") != "vocabulary"),
     Dimension("tokenizer.config", ("there", "absent"), 0.1),
     Dimension("tokenizer.class", ("own", "Fast", "generic", "absent", "of another family"), 0.3, _configured),
+    Dimension("tokenizer.class_in_config", (False, True), 0.2),
     Dimension("tokenizer.lower", ("as the file", "absent", "opposite"), 0.25, _both(_words("wordpiece"), _configured)),
     Dimension("tokenizer.accents", ("absent", True, False), 0.15, _both(_words("wordpiece"), _configured)),
     Dimension("tokenizer.chinese", ("absent", True, False), 0.15, _both(_words("wordpiece"), _configured)),
@@ -176,12 +190,13 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("sentence.types", ("old", "new"), 0.35, _modules),
     Dimension("sentence.folder", ("", "0_Transformer"), 0.06, _modules),
     Dimension("sentence.pooling", _POOLINGS, 0.7, _modules),
-    Dimension("sentence.pooling_form", ("flags", "names"), 0.4, _modules),
+    Dimension("sentence.pooling_form", ("flags", "names", "first three flags"), 0.45, _modules),
     Dimension("sentence.include_prompt", ("absent", True, False), 0.25, _modules),
     Dimension("sentence.weighted_layers", (False, True), 0.05, _modules),
     Dimension("sentence.dense", (None, "Tanh", "Identity", "ReLU", "GELU"), 0.2, _modules),
     Dimension("sentence.dense_bias", (True, False), 0.4, _dense),
     Dimension("sentence.dense_file", ("model.safetensors", "pytorch_model.bin"), 0.5, _dense),
+    Dimension("sentence.dense_residual", (False, True), 0.15, _dense),
     Dimension("sentence.layer_norm", (False, True), 0.06, _modules),
     Dimension("sentence.dropout", (False, True), 0.06, _modules),
     Dimension("sentence.normalize", (True, False), 0.5, _modules),
@@ -206,6 +221,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
         0.3,
         lambda layout: _modules(layout) and layout["sentence.prompts"] is not None,
     ),
+    Dimension("sentence.orphans", (False, True), 0.3, _bare),
     Dimension("sentence.beside", (False, True), 0.1),
     # a cross-encoder
     Dimension("cross.form", ("config.json alone", "with modules.json"), 0.3, lambda layout: layout.get("labels") == 1),

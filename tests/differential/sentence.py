@@ -52,6 +52,10 @@ def write_sentence_files(layout: Layout, path: Path, hidden: int) -> None:
         _write(path / "modules.json", [_row(0, "Transformer", "", "new")])
         _write(path / "sentence_bert_config.json", _SCORES)
         _write(path / "config_sentence_transformers.json", {"model_type": "CrossEncoder", "prompts": {}})
+    if layout.get("sentence.orphans") and layout.get("cross.form") != "with modules.json":
+        _write(path / "sentence_bert_config.json", {"max_seq_length": 10, "do_lower_case": True})
+        config = {"prompts": {"query": PROMPT}, "default_prompt_name": "query", "truncate_dim": 16}
+        _write(path / "config_sentence_transformers.json", config)
     if layout.get("sentence.modules") != "there":
         return
     folder, rows = layout["sentence.folder"], []
@@ -91,6 +95,10 @@ def _modules(layout: Layout, hidden: int) -> list[tuple[str, dict[str, Any] | No
         tensors = {"linear.weight": torch.randn(_NARROW, width, generator=chance) / width**0.5}
         if bias:
             tensors["linear.bias"] = torch.randn(_NARROW, generator=chance) / 2
+        if layout["sentence.dense_residual"]:
+            config["use_residual"] = True
+            if width != _NARROW:
+                tensors["residual.weight"] = torch.randn(_NARROW, width, generator=chance) / width**0.5
         modules.append(("Dense", config, tensors))
         width = _NARROW
     if layout["sentence.layer_norm"]:
@@ -106,8 +114,11 @@ def _modules(layout: Layout, hidden: int) -> list[tuple[str, dict[str, Any] | No
 
 def _pooling(layout: Layout) -> dict[str, Any]:
     modes = layout["sentence.pooling"]
-    if layout["sentence.pooling_form"] == "flags":
-        config: dict[str, Any] = {flag: mode in modes for mode, flag in _FLAGS.items()}
+    if "flags" in layout["sentence.pooling_form"]:
+        known = list(_FLAGS.items())
+        if layout["sentence.pooling_form"] == "first three flags":  # the others came later
+            known = [(mode, flag) for mode, flag in known if mode in modes or mode in ("cls", "mean", "max")]
+        config: dict[str, Any] = {flag: mode in modes for mode, flag in known}
     else:
         config = {"pooling_mode": modes[0] if len(modes) == 1 else list(modes)}
     if layout["sentence.include_prompt"] != "absent":

@@ -9,7 +9,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tests.differential import vocabulary
-from tests.differential.layouts import FAMILIES, Family, Layout
+from tests.differential.layouts import Family, Layout, tokenizer_family
 
 _ROOM = 8  # rows of the embedding table beyond the vocabulary, for added tokens
 
@@ -32,9 +32,9 @@ _INPUTS = {
 
 def write_tokenizer(layout: Layout, path: Path) -> None:
     """Vocabulary, tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json: some of them."""
-    family = FAMILIES[layout["family"]]
+    family = tokenizer_family(layout)
     files, added = layout.get("tokenizer.files", "json"), layout["tokenizer.added"]
-    tokenizer = Tokenizer.from_str(_json(layout["family"], layout.get("tokenizer.cased", False)))
+    tokenizer = Tokenizer.from_str(_json(family, layout.get("tokenizer.cased", False)))
     first = tokenizer.get_vocab_size()
     if added == "in tokenizer.json":
         tokenizer.add_special_tokens([vocabulary.ADDED[0]])
@@ -60,15 +60,14 @@ def write_tokenizer(layout: Layout, path: Path) -> None:
 
 
 @cache
-def vocabulary_size(family: str) -> int:
+def vocabulary_size(family: Family) -> int:
     """Rows of the embedding table."""
     return int(Tokenizer.from_str(_json(family, False)).get_vocab_size()) + _ROOM
 
 
 @cache
-def _json(family: str, cased: bool) -> str:
+def _json(row: Family, cased: bool) -> str:
     """tokenizer.json as the family's class makes it of a vocabulary."""
-    row = FAMILIES[family]
     if row.words == "wordpiece":
         made = _class(row)(vocab=vocabulary.word_pieces(row.specials), do_lower_case=not cased, **_specials(row))
     elif row.words == "unigram":
