@@ -5,6 +5,7 @@
 import argparse
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests.differential.compare import RIGHT, UNLOADABLE
 from tests.differential.layouts import settle
 from tests.differential.run import judge_all, judge_layout, table
+
+FAULTS = Path(tempfile.gettempdir()) / "differential.json"
 
 
 def main() -> None:
@@ -26,7 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--plain", action="append", default=[], metavar="DIMENSION", help="that stays plain; repeatable"
     )
-    parser.add_argument("--json", type=Path, default=Path("differential.json"), help="where the faults are written")
+    parser.add_argument("--json", type=Path, default=FAULTS, help=f"where the faults are written: {FAULTS}")
     asked = parser.parse_args()
     if asked.layout is not None:
         print(json.dumps(judge_layout(settle({"seed": 0} | asked.layout)).data(), indent=1, ensure_ascii=False))
