@@ -103,7 +103,7 @@ def _classifies(layout: Layout) -> bool:
 
 
 def _configured(layout: Layout) -> bool:
-    return bool(layout["tokenizer.config"] == "there")
+    return bool(layout.get("tokenizer.config", "there") == "there")
 
 
 def _both(*conditions: Callable[[Layout], bool]) -> Callable[[Layout], bool]:
@@ -156,7 +156,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("tokenizer.files", ("json", "json and vocabulary", "vocabulary"), 0.3, _words("wordpiece", "bytes")),
     Dimension("tokenizer.cased", (False, True), 0.3, _words("wordpiece")),
     Dimension("tokenizer.json_cut", (None, 12), 0.15, lambda layout: layout.get("tokenizer.files") != "vocabulary"),
-    Dimension("tokenizer.config", ("there", "absent"), 0.1),
+    Dimension("tokenizer.config", ("there", "absent"), 0.1, lambda layout: layout.get("tokenizer.of", "own") == "own"),
     Dimension("tokenizer.class", ("own", "Fast", "generic", "absent", "of another family"), 0.3, _configured),
     Dimension("tokenizer.class_in_config", (False, True), 0.2),
     Dimension("tokenizer.lower", ("as the file", "absent", "opposite"), 0.25, _both(_words("wordpiece"), _configured)),

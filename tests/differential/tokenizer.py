@@ -46,7 +46,7 @@ def write_tokenizer(layout: Layout, path: Path) -> None:
         (path / "tokenizer.json").write_text(tokenizer.to_str())
     if files != "json":
         _write_vocabulary(family, path)
-    if layout["tokenizer.config"] == "there":
+    if layout.get("tokenizer.config", "there") == "there":
         _write(path / "tokenizer_config.json", _config(layout, family, first))
     if added == "added_tokens.json":
         _write(path / added, {token: first + i for i, token in enumerate(vocabulary.ADDED)})

@@ -19,6 +19,8 @@ TEXTS: tuple[str, ...] = (
     "a <ent> of NEWTOK and newtok, <ent>!",
     "unaffable ﬁne Ǆ ẞtraße İstanbul",
     "the cat sat on the mat and the dog sat on the log while the man was eating the food that the fox had left " * 4,
+    "special [MASK] and <mask> in [CLS] a <s> text </s> [SEP] with [PAD] and <pad> or [UNK] <unk> <|endoftext|> inside",
+    "say <pad> or [PAD] and go on",
 )
 PAIRS: tuple[tuple[str, str], ...] = (
     ("what is eating food?", "a man is eating food."),
