@@ -43,6 +43,8 @@ def mutate(directory: Path, seeds: list[Path], rng: Random) -> list[tuple[str, b
     changed: dict[str, bool] = {}
     for _ in range(rng.choice((1, 1, 1, 1, 2, 2, 3, 5))):
         files = sorted(file for file in directory.rglob("*") if file.is_file() and file.suffix != ".html")
+        if not files:
+            break
         file = rng.choices(files, [_WEIGHTS.get(file.name, 1) for file in files])[0]
         name = str(file.relative_to(directory))
         content = _mutated(file, [seed / name for seed in seeds if (seed / name).is_file()], rng)

@@ -28,6 +28,7 @@ from bitwright.calibration.hooks import hooked
 from bitwright.calibration.precision import fast_forward
 from bitwright.errors import ModelError
 from bitwright.families import Architecture
+from bitwright.models.forward import forward
 from bitwright.models.load import LoadedModel, materialise, release
 from bitwright.models.sites import LinearSite, find_blocks
 
@@ -65,7 +66,7 @@ class _Walk:
         """
         calls = 0
 
-        def stand_in(index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def stand_in(index: int, block_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             call, calls = calls, calls + 1
             if call >= len(self.order) or self.order[call] != index:
@@ -76,13 +77,16 @@ class _Walk:
                 )
             if call < begin:
                 return before
-            output = forward(*args, **kwargs)
+            output = block_forward(*args, **kwargs)
             if call + 1 == end:
                 raise _Reached(output)
             return output
 
         try:
-            with _around(self.blocks, stand_in), torch.no_grad(), fast_forward() if self.fast else nullcontext():
+            with (
+                forward(_place(self.model), but=(_Reached,)),
+                _around(self.blocks, stand_in), torch.no_grad(), fast_forward() if self.fast else nullcontext(),
+            ):  # fmt: skip
                 output = self.model(**batch, **self.options)
         except _Reached as reached:
             return reached.output
@@ -281,6 +285,11 @@ def stream_outputs(
         if not stage.blocks:
             for index in range(len(batches)):
                 yield stage.outputs([index])[0]
+
+
+def _place(model: nn.Module) -> str:
+    """What a model is called in messages: where its config came from, or its class."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
 
 
 def _each(act: Callable[[LoadedModel, str], None], loaded: LoadedModel, paths: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, split_source_files, write_file
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.followed import TOKENIZER_CONFIG, paths_of_tokenizer
 from bitwright.files.modules import read_modules
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import shard, shard_index, write_safetensors
@@ -72,6 +73,9 @@ def write_checkpoint(
     plan = plan_tensors(names.tensors_of(TensorFiles(source)), parts, names)
     shards = shard(plan.tensors, max_shard_bytes)
     text = {CONFIG_FILE: _config_json(source.config, plan, parts, names), CARD_FILE: model_card, **(extra_files or {})}
+    if paths := paths_of_tokenizer(source):  # of the machine that the model was made on
+        settings = {key: value for key, value in (source.object(TOKENIZER_CONFIG) or {}).items() if key not in paths}
+        text[TOKENIZER_CONFIG] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}

@@ -11,29 +11,23 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from bitwright.errors import CheckpointError, EngineError, ModelError, foreign
+from bitwright.errors import BitwrightError, EngineError, ModelError, foreign
 from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TASKS, TaskName, task_of
 from bitwright.files.counts import check_counts
-from bitwright.files.directory import ModelDirectory, read_object
-from bitwright.files.limits import sentence_limit
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory, read_object
+from bitwright.files.followed import check_followed, paths_of_tokenizer
+from bitwright.files.limits import length_limit, sentence_limit
 from bitwright.files.tokenizer import check_growth
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
 from bitwright.models.sites import base_prefix
 
-# What transformers raises on files whose values are wrong or contradict each other.
-_BUILD_ERRORS = (
-    StrictDataclassError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
-    ArithmeticError,
-)  # fmt: skip
 _LOCAL = {"local_files_only": True}
 
 
@@ -73,6 +67,8 @@ def build_empty(
     if isinstance(source, ModelDirectory):
         path = source.path
         source.check_counts()
+        check_followed(source)
+        architecture_of(str(source.config.get("model_type")))  # before another family's config may read what it likes
     else:
         path = source
         check_counts(read_object(source), {}, str(source))
@@ -84,6 +80,7 @@ def build_empty(
     task = task_of(config.architectures, str(config.name_or_path)) if task is None else task
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    config.return_dict = True  # outputs by name, whatever the file says
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
         auto_class = getattr(transformers, AUTO_CLASSES[task])
         model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -105,9 +102,9 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, directory: ModelDirectory) -> 
     positions, less the rows of their table that are never read.
 
     Raises:
-        ModelError: a sentence_bert_config.json that does not hold what it should.
+        ModelError: a file where a number of tokens should be says something else.
     """
-    limits = [int(empty.config.get_text_config().max_position_embeddings)]
+    limits = _config_limit(empty.config, directory)
     positions = empty.architecture.positions
     table = dict(empty.model.named_modules()).get(f"{base_prefix(empty.model)}{positions.table}")
     if isinstance(table, nn.Embedding):
@@ -116,8 +113,14 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, directory: ModelDirectory) -> 
         except EngineError as error:
             raise ModelError(f"{directory.path}: {error}") from None
     if tokenizer is not None:
-        limits.append(int(tokenizer.model_max_length))
+        limits += length_limit(tokenizer.model_max_length, directory.path / "tokenizer_config.json", "model_max_length")
     return min([*limits, *sentence_limit(directory)])
+
+
+def _config_limit(config: Any, directory: ModelDirectory) -> list[int]:
+    with foreign(f"{directory.path / CONFIG_FILE}: has no config of texts", ModelError):
+        positions = config.get_text_config().max_position_embeddings
+    return length_limit(positions, directory.path / CONFIG_FILE, "max_position_embeddings")
 
 
 def _check_task(task: TaskName | None) -> None:
@@ -133,9 +136,10 @@ def load_tokenizer(directory: ModelDirectory, trust: bool) -> tuple[Any, str | N
         if file.is_file():
             content = read_object(file)  # may be large: it is not kept
             check_growth(file, content.get("normalizer"), content.get("post_processor"))
-        directory.object("tokenizer_config.json")
+        check_followed(directory)
+        unfollowed = dict.fromkeys(paths_of_tokenizer(directory))  # else a class may open what they name
         with foreign(f"{path}: the tokenizer cannot be built", ModelError), _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **unfollowed, **_LOCAL)
     except (EngineError, ModelError) as error:
         return None, str(error)
     wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
@@ -150,9 +154,9 @@ def _building(path: Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
-    except _BUILD_ERRORS as error:
+    except (BitwrightError, MemoryError):
+        raise
+    except Exception as error:
         raise ModelError(f"{path}: transformers cannot build this model: {_one_line(error)}") from error
 
 
@@ -171,4 +175,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:500] or type(error).__name__

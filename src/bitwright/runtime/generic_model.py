@@ -16,6 +16,7 @@ from bitwright.families import architecture_of
 from bitwright.files.pooling import Pooling, read_pooling
 from bitwright.files.tokenizer import refuse_surrogates
 from bitwright.kernels import dispatch
+from bitwright.models.forward import forward
 from bitwright.models.load import LoadedModel
 from bitwright.models.pool_tokens import pool_tokens
 from bitwright.runtime import encoding
@@ -81,9 +82,7 @@ class GenericModel:
 
     def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
         """As `Model.read`."""
-        if self.tokenizer is None:
-            raise ModelError(f"{self.path}: has no tokenizer that transformers can build; give token ids instead")
-        return read_texts(self.tokenizer, first, second, typed=typed, limit=limit)
+        return read_texts(self, first, second, typed=typed, limit=limit)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
@@ -94,7 +93,8 @@ class GenericModel:
                 yield next_token_rows(self.logits(ids_BT), ids_BT)
                 continue
             types = {} if types_BT is None else {"token_type_ids": types_BT}
-            out = self(input_ids=ids_BT, attention_mask=mask_BT, **types)
+            with forward(self.path):
+                out = self(input_ids=ids_BT, attention_mask=mask_BT, **types)
             if self.task == "embedding":
                 yield list(pool_tokens(out.last_hidden_state.float(), mask_BT, self.pooling).numpy())
             else:
@@ -102,7 +102,8 @@ class GenericModel:
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """As `Model.logits`."""
-        logits: Tensor = self(input_ids=ids_BT, use_cache=False).logits
+        with forward(self.path):
+            logits: Tensor = self(input_ids=ids_BT, use_cache=False).logits
         return logits
 
     def changed(self, changes: Changes) -> "GenericModel":
@@ -123,13 +124,17 @@ class GenericModel:
         if self.tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer, whose padding different lengths need; use batch_size=1")
         given = {"input_ids": tokens.ids} | ({} if types is None else {"token_type_ids": types})
-        batch = self.tokenizer.pad(given, return_tensors="pt")
-        return batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
+        with foreign(f"{self.path}: the tokenizer cannot pad; give batch_size=1", ModelError):
+            batch = self.tokenizer.pad(given, return_tensors="pt", return_attention_mask=True)
+            return batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
 
 
-def read_texts(tokenizer: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
+def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
     """`Model.read` with a tokenizer of transformers. Types are those of its file, also where its class hides them."""
-    with foreign(f"{tokenizer.name_or_path}: the tokenizer fails on these texts", ModelError):
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ModelError(f"{model.path}: has no tokenizer that transformers can build; give token ids instead")
+    with foreign(f"{model.path}: the tokenizer fails on these texts", ModelError):
         try:
             found = tokenizer(first, second, return_token_type_ids=typed, verbose=False)
         except TypeError:
