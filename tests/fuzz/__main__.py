@@ -24,6 +24,7 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 SHARES = {"open": 0.9, "plan": 0.08, "report": 0.02}
+JUDGED = 0.02  # of those that are quantized
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
     seeds = sorted((root / "seeds").iterdir())
 
     from tests.fuzz import warm
-    from tests.fuzz.workers import Tried, make, try_all
+    from tests.fuzz.workers import Limits, Tried, make, try_all
 
     warm.warm(root / "seeds")
     seeds_of = {
@@ -53,18 +54,22 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
         "open": [seed for seed in seeds if (seed / "config.json").exists()],
         "quantize": [seed for seed in seeds if (seed / "config.json").exists() and not (seed / "record.json").exists()],
     }
+    seeds_of["judge"] = seeds_of["quantize"]
     if arguments.only is not None:
         plan = {arguments.how: [arguments.only]}
     else:
         shares = {how: round(arguments.inputs * share) for how, share in SHARES.items()}
         plan = {how: list(range(arguments.first, arguments.first + n)) for how, n in shares.items()}
-        plan["quantize"] = list(range(arguments.first, arguments.first + arguments.quantized))
+        judged = round(arguments.quantized * JUDGED)
+        plan["quantize"] = list(range(arguments.first, arguments.first + arguments.quantized - judged))
+        plan["judge"] = list(range(arguments.first, arguments.first + judged))
     begun, failures = time.monotonic(), []
     ended: Counter[str] = Counter()
     parsed: Counter[bool] = Counter()
     slowest, largest = 0.0, 0
     for how, indices in plan.items():
-        for tried in try_all(indices, how, seeds_of[how], root / "work", seed=arguments.seed):
+        limits = Limits(seconds=120.0) if how == "judge" else Limits()
+        for tried in try_all(indices, how, seeds_of[how], root / "work", seed=arguments.seed, limits=limits):
             ended[f"{how}: {tried.ended}"] += 1
             parsed[bool(tried.changed) and all(tried.changed.values())] += 1
             slowest, largest = max(slowest, tried.seconds), max(largest, tried.peak)

@@ -1,7 +1,7 @@
 """What is done with a stranger's directory: it is opened, planned, loaded and run; or quantized; or its recipe is read."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -75,17 +75,17 @@ def _report(directory: Path, rng: Random) -> None:
     render_report(read_record(directory))
 
 
-def _quantize(directory: Path, rng: Random) -> None:
+def _quantize(directory: Path, rng: Random, *, judged: bool = False) -> None:
     from bitwright import load, quantize
 
     out, recipe = directory.with_name(f"{directory.name}-out"), directory / "recipe.yaml"
     quantize(
         directory, out=out, recipe=recipe if recipe.exists() and rng.random() < 0.5 else None,
-        judged=rng.random() < 0.03, samples=40, sensitivity=False, speed=False, overwrite=True,
+        judged=judged, samples=40, sensitivity=False, speed=False, overwrite=True,
     )  # fmt: skip
     load(out, threads=1).encode(_IDS, batch_size=1)
 
 
 ATTEMPTS: dict[str, Callable[[Path, Random], None]] = {
-    "open": _open, "plan": _plan, "report": _report, "quantize": _quantize
+    "open": _open, "plan": _plan, "report": _report, "quantize": _quantize, "judge": partial(_quantize, judged=True)
 }  # fmt: skip
