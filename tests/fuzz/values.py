@@ -35,7 +35,14 @@ KEYS = (
     *("attention_dropout", "classifier_dropout", "num_local_experts", "num_experts_per_tok", "embedding_size"),
     *("num_hidden_groups", "inner_group_num", "position_buckets", "relative_attention", "global_attn_every_n_layers"),
     *("local_attention", "attention_bias", "mlp_bias", "model_type", "generation_config", "name_or_path"),
-    *("tokenizer_class", "tokenizer_file", "vocab_file", "added_tokens_decoder", "extra_special_tokens", "do_lower_case"),
+    *(
+        "tokenizer_class",
+        "tokenizer_file",
+        "vocab_file",
+        "added_tokens_decoder",
+        "extra_special_tokens",
+        "do_lower_case",
+    ),
     *("model_max_length", "truncation_side", "padding_side", "chat_template", "add_prefix_space", "strip_accents"),
     *("max_length", "stride", "model_input_names", "backend", "legacy", "split_special_tokens", "processor_class"),
     *("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding", "added_tokens", "merges"),
@@ -49,7 +56,18 @@ _NUMBERS = (
     *(1e30, -1e308, float("nan"), float("inf"), float("-inf")),
 )
 _STRINGS = (
-    *("", " ", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "a\rb", "\x00", "\x85\x9b2J", "\u202edetrever", "\ud800", "\n\n"),
+    *(
+        "",
+        " ",
+        "\x1b[31mred\x1b[0m",
+        "\x1b]0;title\x07",
+        "a\rb",
+        "\x00",
+        "\x85\x9b2J",
+        "\u202edetrever",
+        "\ud800",
+        "\n\n",
+    ),
     *("💥" * 20, "../../../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "http://localhost:1/x", "%s%n{0}{x}"),
     *("a" * 300, "a" * 100_000, "1", "true", "null", "NaN", "1e999", "-1", "0x10", "{}", "[]", "$(id)", "ſ", "İ"),
 )
@@ -93,7 +111,9 @@ def near(value: Any, rng: Random) -> Any:
         return rng.choice((-value, 2 * value, 1e9 * value, 1 / value if value else 1.0, int(min(abs(value), 1e9))))
     if isinstance(value, str):
         cut = rng.randrange(len(value) + 1)
-        return rng.choice((value[:cut], value[cut:], value.upper(), value + "\x1b[2J", value * 2, value + "/..", [value]))
+        return rng.choice(
+            (value[:cut], value[cut:], value.upper(), value + "\x1b[2J", value * 2, value + "/..", [value])
+        )
     if isinstance(value, list):
         some = value[: rng.randrange(len(value) + 1)]
         return rng.choice((some, value + some, value[::-1], [value], value * 3, dict(enumerate(map(str, some)))))

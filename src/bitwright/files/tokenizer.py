@@ -7,20 +7,19 @@ import json
 import os
 import re
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers
 
 from bitwright.errors import EngineError, InputError, foreign
 from bitwright.families import FAMILIES
 from bitwright.families.tokenizers import TOKENIZERS, TokenizerTraits
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.reading import MAX_JSON_BYTES
-
-_MOST_GROWN = 100  # characters that one may become, or pieces that a text is put together of
+from bitwright.files.tokenizer_bounds import check_growth
 
 
 def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
@@ -38,7 +37,7 @@ def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
     with foreign(f"{file}: the tokenizer cannot be built", EngineError):
         traits = _traits(settings, directory.config)
         tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, traits, settings)
-        check_growth(file, _state(tokenizer.normalizer), _state(tokenizer.post_processor))
+        check_growth(file, parts_of(tokenizer))
     side = settings.get("truncation_side", (tokenizer.truncation or {}).get("direction", "right"))
     if side not in ("right", "left"):
         raise EngineError(f"{settings_file}: truncation_side is {side!r}, neither 'right' nor 'left'")
@@ -47,35 +46,17 @@ def open_tokenizer(directory: ModelDirectory) -> tuple[Tokenizer, str] | None:
     return tokenizer, side
 
 
-def check_growth(file: Path, normalizer: Any, post_processor: Any) -> None:
-    """Refuse a tokenizer that makes much of little. Its parts are given as tokenizer.json has them.
-
-    Raises:
-        EngineError: each character may become over a hundred, or a text is repeated.
-    """
-    grown = 1
-    for part in _leaves(normalizer, "normalizers"):
-        if part.get("type") == "Replace":
-            pattern = part.get("pattern")
-            shortest = len(pattern["String"]) if isinstance(pattern, dict) and pattern.get("String") else 1
-            grown *= max(1, -(-len(str(part.get("content", ""))) // shortest))
-        elif part.get("type") == "Prepend" and len(str(part.get("prepend", ""))) > _MOST_GROWN:
-            grown = _MOST_GROWN + 1
-    if grown > _MOST_GROWN:
-        raise EngineError(f"{file}: its normalizer may make {grown} characters of one, more than {_MOST_GROWN}")
-    for part in _leaves(post_processor, "processors"):
-        for key in ("single", "pair"):
-            pieces = part.get(key)
-            if isinstance(pieces, list) and len(pieces) > _MOST_GROWN:
-                raise EngineError(f"{file}: its post_processor puts {len(pieces)} pieces together, over {_MOST_GROWN}")
-
-
-def _leaves(part: Any, inside: str) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer, or those that it is a sequence of."""
-    if isinstance(part, dict):
-        yield part
-        for inner in part.get(inside) or ():
-            yield from _leaves(inner, inside)
+def parts_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What of a tokenizer decides how much it makes of a text, as tokenizer.json has it."""
+    model, pieces = tokenizer.model, None
+    if isinstance(model, models.Unigram):
+        pieces = [[piece, 0.0] for piece in tokenizer.get_vocab(with_added_tokens=False)]
+    return {
+        "normalizer": _state(tokenizer.normalizer),
+        "pre_tokenizer": _state(tokenizer.pre_tokenizer),
+        "post_processor": _state(tokenizer.post_processor),
+        "model": {"max_input_chars_per_word": getattr(model, "max_input_chars_per_word", None), "vocab": pieces},
+    }
 
 
 def encodings_of(

@@ -22,7 +22,8 @@ from bitwright.files.counts import check_counts
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory, read_object
 from bitwright.files.followed import check_followed, paths_of_tokenizer
 from bitwright.files.limits import length_limit, sentence_limit
-from bitwright.files.tokenizer import check_growth
+from bitwright.files.tokenizer import parts_of
+from bitwright.files.tokenizer_bounds import check_growth
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
@@ -134,12 +135,16 @@ def load_tokenizer(directory: ModelDirectory, trust: bool) -> tuple[Any, str | N
     try:
         file = path / "tokenizer.json"
         if file.is_file():
-            content = read_object(file)  # may be large: it is not kept
-            check_growth(file, content.get("normalizer"), content.get("post_processor"))
+            check_growth(file, read_object(file))  # may be large: it is not kept
         check_followed(directory)
         unfollowed = dict.fromkeys(paths_of_tokenizer(directory))  # else a class may open what they name
         with foreign(f"{path}: the tokenizer cannot be built", ModelError), _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **unfollowed, **_LOCAL)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust, **unfollowed, **_LOCAL
+            )
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None and not file.is_file():  # made of other files
+            check_growth(path, parts_of(backend))
     except (EngineError, ModelError) as error:
         return None, str(error)
     wanted = sorted(set(type(tokenizer).vocab_files_names.values()))
