@@ -48,7 +48,8 @@ def _check_normalizer(file: Path, parts: list[dict[str, Any]]) -> None:
         kind = part["type"]
         if kind == "Replace":
             pattern = part.get("pattern")
-            shortest = len(pattern["String"]) if isinstance(pattern, dict) and pattern.get("String") else 1
+            found = pattern.get("String") if isinstance(pattern, dict) else None
+            shortest = max(len(found), 1) if isinstance(found, str) else 1
             grown *= max(1, -(-len(str(part.get("content", ""))) // shortest))
         elif kind == "ByteLevel":
             grown *= 2
