@@ -32,6 +32,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "a word for a word": {"normalizer": replace("b" * 64, String="a" * 8)},
     "a usual table": {"normalizer": charsmap("\u0635\u0644\u0649 " * 4)},
     "a usual WordPiece": {"model": {"type": "WordPiece", "max_input_chars_per_word": 100}},
+    "wrong patterns": {"normalizer": several("normalizers", {"type": "Replace", "pattern": {"String": 3}}, 2)},
     "wrong types": {
         "normalizer": 3,
         "pre_tokenizer": [],

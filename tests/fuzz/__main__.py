@@ -39,14 +39,17 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, root: Path) -> int:
-    from tests.fuzz.seeds import write_seeds
+    from tests.fuzz.seeds import FLOAT, QUANTIZED, write_seeds
 
     (root / "seeds").mkdir()
     (root / "work").mkdir()
     context = get_context("spawn")
-    writer = context.Process(target=write_seeds, args=(root / "seeds",))
+    names = ("bert", "distilbert", "llama", "bert-w8a8", "roberta-w4a16") if arguments.few else (*FLOAT, *QUANTIZED)
+    writer = context.Process(target=write_seeds, args=(root / "seeds", names))
     writer.start()
     writer.join()
+    if writer.exitcode:
+        return 2
     seeds = sorted((root / "seeds").iterdir())
 
     from tests.fuzz import warm
@@ -113,6 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quantized", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="index of the first input")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--few", action="store_true", help="begin with few models, which are written quickly")
     parser.add_argument("--minutes", type=float, help="of each kind, at most")
     parser.add_argument("--only", type=int, help="index of the only input")
     parser.add_argument("--how", default="open")

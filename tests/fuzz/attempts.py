@@ -64,7 +64,7 @@ def _plan(directory: Path, rng: Random) -> None:
 
     recipe = read_recipe(directory / "recipe.yaml")
     recipe_yaml(recipe)
-    for name in ("bert", "mixtral"):
+    for name in ("bert", "llama"):
         open_seed(directory.parents[1] / "seeds" / name).plan(recipe)
 
 

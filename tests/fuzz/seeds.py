@@ -44,9 +44,10 @@ QUANTIZED: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral-w8a16": ("mixtral", {"scheme": "w8a16", "targets": ["bitwright"]}),
 }
 RECIPES: tuple[dict[str, Any], ...] = (
-    {"scheme": "w4a16", "method": "rtn", "rules": [{"match": "*layer.0.*", "scheme": "16bit", "reason": "first"}]},
-    {"scheme": "w8a8", "method": "smoothquant", "options": {"alpha": 0.4}, "budget": {"max_loss": 0.02}},
-    {"rules": [{"role": "ffn", "scheme": "w8a8"}, {"role": "head", "scheme": "16bit"}], "weight_range": "mse",
+    {"scheme": "w4a16", "rules": [{"match": "*.0.*", "scheme": "16bit", "reason": "first"}], "targets": ["bitwright"]},
+    {"scheme": "w8a8", "method": "smoothquant", "options": {"alpha": 0.4}, "budget": {"max_loss": 0.02},
+     "targets": ["bitwright"]},
+    {"rules": [{"role": "ffn", "scheme": "w8a8"}, {"role": "qkv", "scheme": "16bit"}], "weight_range": "mse",
      "embeddings": "int8", "calibration": {"samples": 16, "max_tokens": 32}, "targets": ["bitwright"], "seed": 1},
 )  # fmt: skip
 
