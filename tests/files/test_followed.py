@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from bitwright.errors import ModelError
+from bitwright.files.directory import ModelDirectory
+from bitwright.files.followed import check_followed, paths_of_tokenizer
+
 TinyModel = Callable[..., Path]
 
 # Opens a model, quantizes it without judging, and loads the result; with a third argument it notes what is opened.
@@ -179,3 +183,33 @@ def test_nothing_outside_is_opened_by_anything(strangers: tuple[Path, Path], tmp
         }
     assert any("innocent" in path for path in seen["innocent"])
     assert beyond(seen["innocent"], seen["hostile"], strangers[0].parent) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "says", "message"),
+    [
+        ("tokenizer_config.json", {"gguf_file": "x"}, "gguf_file is 'x', a file to open"),
+        ("tokenizer_config.json", {"init_inputs": ["x"]}, "init_inputs is"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.4.0.json"]}, "for other versions"),
+        ("config.json", {"configuration_files": ["config.4.0.json"]}, "for other versions"),
+        ("special_tokens_map.json", {"vocab_file": "x"}, "'vocab_file' is no special token"),
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "x"}, "'tokenizer_name_or_path' is 'x'"),
+        ("sentence_roberta_config.json", {"model_args": {"a": {"cache_dir": "x"}}}, "'cache_dir' is 'x'"),
+    ],
+)
+def test_keys_that_lead_to_other_files_are_refused(
+    tmp_path: Path, file: str, says: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).write_text(json.dumps(says))
+    with pytest.raises(ModelError, match=rf"{file}: .*{message}"):
+        check_followed(ModelDirectory(tmp_path))
+
+
+def test_what_transformers_does_not_follow_stays(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "/home/me/model", "configuration_files": []}))
+    settings = {"special_tokens_map_file": "/x", "tokenizer_file": "/x", "vocab_file": "/x", "init_inputs": []}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "x", "additional_special_tokens": []}))
+    check_followed(ModelDirectory(tmp_path))
+    assert paths_of_tokenizer(ModelDirectory(tmp_path)) == ("vocab_file",)

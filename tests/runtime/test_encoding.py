@@ -1,5 +1,7 @@
 """One contract for every model: what it is asked, what `encode` gives, and what is refused, whatever runs it."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import bitwright
-from bitwright.errors import InputError, NumericsError
+from bitwright.errors import InputError, ModelError, NumericsError
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model, open_lazily
 from bitwright.recipe import make_recipe
@@ -164,3 +166,21 @@ def test_the_protocol_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_text_without_tokens_is_refused_by_name(tiny_model, tmp_path):
+    path = Path(shutil.copytree(tiny_model("llama"), tmp_path / "bare"))
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    model = bitwright.load(path)
+    assert model.tokenize([""]) == [[]]
+    with pytest.raises(InputError, match="text 1 has no tokens"):
+        model.encode(["a b", ""])
+
+
+def test_a_model_without_a_tokenizer_says_so(tiny_model, tmp_path):
+    path = Path(shutil.copytree(tiny_model("llama"), tmp_path / "bare"))
+    (path / "tokenizer.json").unlink()
+    loaded = open_lazily(path)
+    with pytest.raises(ModelError, match="has no tokenizer that transformers can build"):
+        StreamedModel(loaded, loaded.max_tokens).encode(["a b"])

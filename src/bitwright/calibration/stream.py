@@ -84,12 +84,14 @@ class _Walk:
 
         try:
             with (
-                forward(_place(self.model), but=(_Reached,)),
+                forward(_place(self.model), but=(_Reached, _Failed)),
                 _around(self.blocks, stand_in), torch.no_grad(), fast_forward() if self.fast else nullcontext(),
             ):  # fmt: skip
                 output = self.model(**batch, **self.options)
         except _Reached as reached:
             return reached.output
+        except _Failed as failed:
+            raise failed.error from None
         if end is not None or calls < len(self.order):
             raise ModelError(
                 f"a forward ended after {calls} block calls where the architecture table expects {len(self.order)}; "
@@ -150,7 +152,10 @@ class Stage:
             rows_MK = kept.rows(args[0], name)
             if len(rows_MK):
                 with torch.autocast("cpu", enabled=False):  # whose products would come out in bf16
-                    stats[name] = observe(stats.get(name), rows_MK)
+                    try:
+                        stats[name] = observe(stats.get(name), rows_MK)
+                    except Exception as error:
+                        raise _Failed(error) from error
             unseen.discard(name)
             if stops and not unseen:
                 raise _Reached(None)
@@ -302,6 +307,13 @@ class _Reached(Exception):
 
     def __init__(self, output: Any) -> None:
         self.output = output
+
+
+class _Failed(Exception):
+    """It carries what a caller's function raises out of a forward, whose own errors are a model's."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def _order(blocks: Sequence[tuple[str, int]]) -> list[int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitwright.engine.executor import check_count
-from bitwright.errors import NotFiniteError
+from bitwright.errors import InputError, NotFiniteError
 from bitwright.progress import Track
 from bitwright.runtime.items import Items, Tokens, check_ids, check_types, refuse_long, refuse_types, texts_of
 
@@ -37,13 +37,15 @@ def encode(
         track: wraps the loop over batches, for a progress bar.
 
     Raises:
-        InputError: `items` is a single string, or holds something else than `Items` says, or ids or types that the
+        InputError: `items` is a single string, or holds a text without tokens or what `Items` does not say, or ids or types that the
             model does not have, or more of them than `max_tokens`; a text that is longer, unless it may be cut; types
             of texts, or not one for each id; batch_size or threads < 1, or threads for a model that uses torch's.
         ModelError: the directory has no tokenizer, and texts or different lengths need one.
         NumericsError: the model produced NaN or infinity.
     """
     tokens = _tokens(model, items, types, batch_size, truncate)
+    if [] in tokens.ids:
+        raise InputError(f"text {tokens.ids.index([])} has no tokens, and this model's tokenizer adds none")
     batches = batches_of([len(ids) for ids in tokens.ids], batch_size, model.tokens_at_once)
     rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(tokens.ids)
     made = model.run([tokens.of(chosen) for chosen in batches], threads)
