@@ -37,9 +37,10 @@ def encode(
         track: wraps the loop over batches, for a progress bar.
 
     Raises:
-        InputError: `items` is a single string, or holds a text without tokens or what `Items` does not say, or ids or types that the
-            model does not have, or more of them than `max_tokens`; a text that is longer, unless it may be cut; types
-            of texts, or not one for each id; batch_size or threads < 1, or threads for a model that uses torch's.
+        InputError: `items` is a single string, or holds a text without tokens or what `Items` does not say, or ids or
+            types that the model does not have, or more of them than `max_tokens`; a text that is longer, unless it may
+            be cut; types of texts, or not one for each id; batch_size or threads < 1, or threads for a model that uses
+            torch's.
         ModelError: the directory has no tokenizer, and texts or different lengths need one.
         NumericsError: the model produced NaN or infinity.
     """
