@@ -29,7 +29,8 @@ def check_followed(directory: ModelDirectory) -> None:
     ModelError: a side file names another one that would be read in place of one that is checked, or from anywhere.
     """
     for name, key in _INSTEAD.items():
-        if (directory.object(name) or {}).get(key):
+        said = directory.config if name == CONFIG_FILE else directory.object(name) or {}
+        if said.get(key):
             raise ModelError(
                 f"{directory.path / name}: {key} names files for other versions of transformers; keep the one that is "
                 "meant under its usual name, and remove the key"
