@@ -346,6 +346,11 @@ def test_odd_side_files_end_in_a_result_or_an_error_of_ours(copy, file, says, me
         assert float_model(load_model(path)).encode([[2, 5, 3], [2, 3]], batch_size=2).shape == (2, 32)
 
 
+def test_token_types_of_a_family_without_them_may_be_anything(copy):
+    path = copy(family="mpnet", type_vocab_size="many")
+    assert float_model(load_model(path)).n_types == 1
+
+
 def test_infinity_is_no_limit_of_tokens(copy):
     path = copy()
     settings = json.loads((path / "tokenizer_config.json").read_text())

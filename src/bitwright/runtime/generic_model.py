@@ -55,7 +55,8 @@ class GenericModel:
     @property
     def n_types(self) -> int:
         """Token types that the model has; 1 where it knows of none."""
-        return max(int(getattr(self.hf.config, "type_vocab_size", 1)), 1)
+        said = getattr(self.hf.config, "type_vocab_size", 1)  # anything, where the family has no types
+        return max(said, 1) if isinstance(said, int) else 1
 
     @property
     def width(self) -> int | None:
