@@ -54,7 +54,7 @@ test: setup  ## run the tests that belong before each commit
 test-all: setup  ## run every test
 	$(call pytest)
 
-LONG_RUNS := properties sanitize-address sanitize-thread soak regret
+LONG_RUNS := properties fuzz sanitize-address sanitize-thread soak regret
 long: $(LONG_RUNS:%=$(LONG)/%.txt)  ## fuzz, soaks, studies: hours; goes on where it stopped
 	@tail -n 3 $(LONG)/*.txt
 	@echo "The figures of $(LONG) go to docs/measurements.md."
@@ -63,6 +63,9 @@ keep = mkdir -p $(@D) && $(1) >$@.part && mv $@.part $@
 
 $(LONG)/properties.txt: | setup
 	$(call keep,$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long -o timeout=7200)
+
+$(LONG)/fuzz.txt: | setup
+	$(call keep,$(BIN)/python -m tests.fuzz --keep $(@:.txt=) --json $(@:.txt=.json))
 
 $(LONG)/sanitize-%.txt: build/sanitize-%/soak
 	$(call keep,build/sanitize-$*/soak 1800 $(SOAK_SEED))

@@ -36,3 +36,11 @@ def test_a_value_is_shown_without_being_written_out() -> None:
         value = [value] * 9
     assert len(brief(value)) <= 160
     assert len(brief("y" * 10**6)) <= 160
+
+
+def test_what_an_error_says_is_short_and_escaped() -> None:
+    assert str(CheckpointError("a\rb \x1b[31mred")) == "a\\rb \\x1b[31mred"
+    long = str(ModelError("config.json: " + "x" * 10**6 + "; remove it"))
+    assert len(long) < 2100
+    assert long.startswith("config.json: xxx")
+    assert long.endswith("xxx; remove it")

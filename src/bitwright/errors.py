@@ -25,10 +25,21 @@ from contextlib import contextmanager
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
+_MOST_SHOWN = 2000  # characters of a message: its beginning says where, its end what to do
+
+
 class BitwrightError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. Its text can be shown as it is, whatever a file says: it is not long, and
+    holds nothing that a terminal obeys.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _MOST_SHOWN:
+            text = f"{text[: _MOST_SHOWN // 2]} … {text[-_MOST_SHOWN // 2 :]}"
+        return printable(text)
 
 
 class InputError(BitwrightError):
@@ -89,19 +100,20 @@ def named(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def foreign(where: str, kind: type[BitwrightError]) -> Iterator[None]:
+def foreign(where: str, kind: type[BitwrightError], *, but: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """What a library raises on a stranger's file, as an error of ours. A panic of the tokenizers library, and what yaml
     raises on its way, is not always an Exception.
 
     Raises:
-        kind: for everything but our own errors, KeyboardInterrupt and SystemExit.
+        kind: for everything but our own errors, KeyboardInterrupt, SystemExit and what `but` names.
     """
+    passing: tuple[type[BaseException], ...] = (BitwrightError, KeyboardInterrupt, SystemExit, *but)
     try:
         yield
-    except (BitwrightError, KeyboardInterrupt, SystemExit):
+    except passing:
         raise
     except BaseException as error:
-        raise kind(f"{where} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+        raise kind(f"{where} ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.files import reading
-from bitwright.files.directory import ModelDirectory, license_of, source_bytes, source_files
+from bitwright.files.directory import ModelDirectory, license_of, source_bytes, source_files, weight_files
 from bitwright.models.load import load_model
 
 
@@ -183,3 +183,13 @@ def test_a_relative_path_is_meant_where_it_was_opened(copy: Path, monkeypatch: p
     monkeypatch.chdir("/")
     assert [one.path for one in opened] == [here / "link", here / "link", copy, elsewhere / "model", copy]
     assert all(one.config["model_type"] == "bert" and one.tensors for one in opened)
+
+
+def test_a_name_that_no_file_can_have_is_a_file_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert ModelDirectory(tmp_path).json("a" * 5000) is None
+    for name in ("a" * 5000, "\ud800"):
+        index = {"weight_map": {"x": f"{name}.safetensors"}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(CheckpointError, match="is missing"):
+            weight_files(tmp_path)

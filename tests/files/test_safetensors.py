@@ -73,6 +73,8 @@ def entry(**changes: Any) -> dict[str, Any]:
         (entry(shape="2x3"), "is not a list of sizes"),
         (entry(dtype="F31"), "dtype 'F31' is none of"),
         (entry(dtype=["F32"]), "is none of"),
+        (entry(shape=[0, 2**62], data_offsets=[0, 0]), "no tensor has the shape [0, 4611686018427387904]"),
+        (entry(shape=[1] * 70 + [6]), "no tensor has the shape [1, 1,"),
         (entry(dtype="F4", shape=[3], data_offsets=[0, 1]), "and a fraction"),
         ({"a": F32, "b": F32}, "b begins at byte 0 and overlaps a, which ends at 24"),
         ({"a": F32, "b": F32 | {"data_offsets": [12, 36]}}, "b begins at byte 12 and overlaps a"),

@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.errors import CheckpointError, ModelError
+from bitwright.errors import BitwrightError, CheckpointError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.sentences import NO_FILES
 from bitwright.models.build import load_tokenizer
 from bitwright.models.load import load_model
+from bitwright.runtime.generic_model import float_model
 
 Tensors = dict[str, Tensor]
 
@@ -351,3 +353,56 @@ def test_truncated_safetensors_are_refused_before_transformers_sees_them(copy):
     (path / "model.safetensors").write_bytes(whole[:-1])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: tensors need .*truncated"):
         load_model(path)
+
+
+# What fuzzing found: each ended in an exception that was not ours.
+@pytest.mark.parametrize(
+    ("file", "says", "message"),
+    [
+        ("tokenizer_config.json", {"model_max_length": "dynamic"}, "model_max_length is 'dynamic'"),
+        ("tokenizer_config.json", {"model_max_length": [1]}, r"model_max_length is \[1\]"),
+        ("config.json", {"encoder": {"a": 1}, "is_encoder_decoder": True}, None),
+        ("config.json", {"text_config": {"a": 1}}, None),
+        ("config.json", {"return_dict": False}, None),
+        ("config.json", {"output_hidden_states": True, "torchscript": True}, None),
+        ("config.json", {"chunk_size_feed_forward": "a"}, "cannot run this model|cannot build this model"),
+        ("config.json", {"layer_norm_eps": {"a": {"b": ["c"] * 3000}}}, "cannot build this model"),
+    ],
+)
+def test_odd_side_files_end_in_a_result_or_an_error_of_ours(copy, file, says, message):
+    path = copy()
+    before = json.loads((path / file).read_text())
+    (path / file).write_text(json.dumps(before | says))
+    with pytest.raises(ModelError, match=message) if message else suppress(BitwrightError):
+        assert float_model(load_model(path)).encode([[2, 5, 3], [2, 3]], batch_size=2).shape == (2, 32)
+
+
+def test_token_types_of_a_family_without_them_may_be_anything(copy):
+    path = copy(family="mpnet", type_vocab_size="many")
+    assert float_model(load_model(path)).n_types == 1
+
+
+def test_infinity_is_no_limit_of_tokens(copy):
+    path = copy()
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": float("inf")}))
+    assert load_model(path).max_tokens == 66
+
+
+def test_a_tokenizer_that_cannot_pad_is_said_to_be_one(copy):
+    path = copy()
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = float_model(load_model(path))
+    with pytest.raises(ModelError, match="the tokenizer cannot pad; give batch_size=1"):
+        model.encode(["a", "a b c"])
+    assert len(model.encode(["a", "a b c"], batch_size=1)) == 2
+
+
+def test_a_mask_is_made_whatever_a_tokenizer_calls_its_inputs(copy):
+    path = copy()
+    expected = float_model(load_model(path)).encode(["a", "a b c"])
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"model_input_names": ["input_ids"]}))
+    assert (float_model(load_model(path)).encode(["a", "a b c"]) == expected).all()

@@ -1,5 +1,7 @@
 """One contract for every model: what it is asked, what `encode` gives, and what is refused, whatever runs it."""
 
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import bitwright
-from bitwright.errors import InputError, NumericsError
+from bitwright.errors import InputError, ModelError, NumericsError
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model, open_lazily
 from bitwright.recipe import make_recipe
@@ -258,3 +260,21 @@ def test_a_tokenizer_of_another_model_is_told_by_its_ids(model: Model, monkeypat
     monkeypatch.setattr(type(model), "read", lambda self, texts, *args, **options: Tokens([ids[t] for t in texts]))
     with pytest.raises(InputError, match="item 1: its tokenizer gives the token id 200; this model has 0 to 199"):
         model.encode(["a", "zzzz", "b"], batch_size=1)
+
+
+def test_a_text_without_tokens_is_refused_by_name(tiny_model, tmp_path):
+    path = Path(shutil.copytree(tiny_model("llama"), tmp_path / "bare"))
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    model = bitwright.load(path)
+    assert model.tokenize([""]) == [[]]
+    with pytest.raises(InputError, match="text 1 has no tokens"):
+        model.encode(["a b", ""])
+
+
+def test_a_model_without_a_tokenizer_says_so(tiny_model, tmp_path):
+    path = Path(shutil.copytree(tiny_model("llama"), tmp_path / "bare"))
+    (path / "tokenizer.json").unlink()
+    loaded = open_lazily(path)
+    with pytest.raises(ModelError, match="has no tokenizer that transformers can build"):
+        StreamedModel(loaded, loaded.max_tokens).encode(["a b"])

@@ -28,6 +28,7 @@ from bitwright.calibration.hooks import hooked
 from bitwright.calibration.precision import fast_forward
 from bitwright.errors import ModelError
 from bitwright.families import Architecture
+from bitwright.models.forward import forward
 from bitwright.models.load import LoadedModel, materialise, release
 from bitwright.models.sites import LinearSite, find_blocks
 
@@ -65,7 +66,7 @@ class _Walk:
         """
         calls = 0
 
-        def stand_in(index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def stand_in(index: int, block_forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             call, calls = calls, calls + 1
             if call >= len(self.order) or self.order[call] != index:
@@ -76,16 +77,21 @@ class _Walk:
                 )
             if call < begin:
                 return before
-            output = forward(*args, **kwargs)
+            output = block_forward(*args, **kwargs)
             if call + 1 == end:
                 raise _Reached(output)
             return output
 
         try:
-            with _around(self.blocks, stand_in), torch.no_grad(), fast_forward() if self.fast else nullcontext():
+            with (
+                forward(_place(self.model), but=(_Reached, _Failed)),
+                _around(self.blocks, stand_in), torch.no_grad(), fast_forward() if self.fast else nullcontext(),
+            ):  # fmt: skip
                 output = self.model(**batch, **self.options)
         except _Reached as reached:
             return reached.output
+        except _Failed as failed:
+            raise failed.error from None
         if end is not None or calls < len(self.order):
             raise ModelError(
                 f"a forward ended after {calls} block calls where the architecture table expects {len(self.order)}; "
@@ -146,7 +152,10 @@ class Stage:
             rows_MK = kept.rows(args[0], name)
             if len(rows_MK):
                 with torch.autocast("cpu", enabled=False):  # whose products would come out in bf16
-                    stats[name] = observe(stats.get(name), rows_MK)
+                    try:
+                        stats[name] = observe(stats.get(name), rows_MK)
+                    except Exception as error:
+                        raise _Failed(error) from error
             unseen.discard(name)
             if stops and not unseen:
                 raise _Reached(None)
@@ -283,6 +292,11 @@ def stream_outputs(
                 yield stage.outputs([index])[0]
 
 
+def _place(model: nn.Module) -> str:
+    """What a model is called in messages: where its config came from, or its class."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
 def _each(act: Callable[[LoadedModel, str], None], loaded: LoadedModel, paths: Sequence[str]) -> None:
     for path in paths:
         act(loaded, path)
@@ -293,6 +307,13 @@ class _Reached(Exception):
 
     def __init__(self, output: Any) -> None:
         self.output = output
+
+
+class _Failed(Exception):
+    """It carries what a caller's function raises out of a forward, whose own errors are a model's."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def _order(blocks: Sequence[tuple[str, int]]) -> list[int]:

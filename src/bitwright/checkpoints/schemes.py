@@ -8,7 +8,7 @@ A checkpoint with several of them is "mixed-precision", and its groups say which
 
 from typing import Any, Literal, get_args
 
-from bitwright.errors import CheckpointError, NumericsError
+from bitwright.errors import CheckpointError, NumericsError, brief
 from bitwright.numerics.spec import QuantSpec
 
 Format = Literal["int-quantized", "pack-quantized", "grid-quantized"]
@@ -126,8 +126,8 @@ def _checked(args: Any, where: str, strategies: tuple[str, ...]) -> dict[str, An
     strategy = args.get("strategy") or inferred
     if kind != "int" or strategy not in strategies or type(bits) is not int or (size is None) == (strategy == "group"):
         raise CheckpointError(
-            f"{where}: {bits}-bit {kind} per {strategy}, group_size {args.get('group_size')}; this release reads "
-            f"integers per {' or per '.join(strategies)}"
+            f"{where}: {bits!s:.80}-bit {kind!s:.80} per {strategy!s:.80}, group_size "
+            f"{brief(args.get('group_size'))}; this release reads integers per {' or per '.join(strategies)}"
         )
     if not isinstance(symmetric, bool) or not isinstance(dynamic, bool):
         raise CheckpointError(f"{where}: symmetric = {symmetric!r}, dynamic = {dynamic!r}; both must be true or false")

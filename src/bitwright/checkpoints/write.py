@@ -22,6 +22,7 @@ from bitwright.checkpoints.result import atomic_directory, check_out, copy_file,
 from bitwright.checkpoints.tensor_plan import QuantizedParts, TensorPlan, plan_tensors
 from bitwright.files.after_pooling import PICKLED, WEIGHTS
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.followed import TOKENIZER_CONFIG, paths_of_tokenizer
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
 from bitwright.files.task import TASK_KEY
@@ -74,7 +75,8 @@ def write_checkpoint(
     source.check_float()
     plan = plan_tensors(names.tensors_of(TensorFiles(source)), parts, names)
     shards = shard(plan.tensors, max_shard_bytes)
-    text = {CONFIG_FILE: _config_json(source, plan, parts, names), CARD_FILE: model_card, **(extra_files or {})}
+    text = {CONFIG_FILE: _config_json(source, plan, parts, names), CARD_FILE: model_card, **_without_paths(source)}
+    text |= extra_files or {}
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     files = {name: content.encode() if isinstance(content, str) else content for name, content in text.items()}
@@ -94,6 +96,13 @@ def write_checkpoint(
             write_file(folder / name, content)
         total_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return Written(out, tensor_bytes, total_bytes, tuple(left_out))
+
+
+def _without_paths(source: ModelDirectory) -> dict[str, bytes | str]:
+    """tokenizer_config.json without the paths of the machine that the model was made on, if it holds any."""
+    paths = paths_of_tokenizer(source)
+    settings = {key: value for key, value in (source.object(TOKENIZER_CONFIG) or {}).items() if key not in paths}
+    return {TOKENIZER_CONFIG: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"} if paths else {}
 
 
 def _write_unpickled(source: Path, out: Path) -> None:

@@ -94,7 +94,7 @@ class ModelDirectory:
         """
         if name not in self._parsed:
             file = check_name(self.path, name, said_by)
-            self._parsed[name] = read_json(file) if file.exists() else None
+            self._parsed[name] = read_json(file) if os.path.exists(file) else None  # False of a name that none can have
         return self._parsed[name]
 
     def object(self, name: str, said_by: str = "") -> dict[str, Any] | None:
@@ -252,8 +252,8 @@ def weight_files(path: Path) -> list[Path]:
             or Path(shard).suffix not in (".safetensors", ".bin")
         ):
             raise CheckpointError(f"{found}: {shard!r} is not the name of a weight file in this directory")
-        if not (path / shard).is_file():
-            raise CheckpointError(f"{found}: shard {shard} of {len(shards)} is missing; download the model again")
+        if not os.path.isfile(path / shard):
+            raise CheckpointError(f"{found}: shard {shard[:200]} of {len(shards)} is missing; download the model again")
     return [path / shard for shard in shards]
 
 

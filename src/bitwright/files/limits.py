@@ -1,25 +1,48 @@
 """How long a text may be, by a model's side files: found once, for both doors. No torch."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from bitwright.errors import ModelError, brief
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.sentences import Sentences
 
+_NO_LIMIT = 1 << 40  # transformers writes a number around 1e30
 
-def text_limit(sentences: Sentences, tokenizer: Sequence[int], capacity: int, trained: int) -> int:
+
+def text_limit(sentences: Sentences, usual: Sequence[int], capacity: Sequence[int], where: object) -> int:
     """Tokens of a text, special ones included, at which it is cut.
 
     As sentence-transformers and transformers have it: what the side files say counts alone; else the least of what the
     tokenizer and config.json (`max_position_embeddings`) say.
 
     Args:
-        tokenizer: its limit, or nothing. capacity: what the model can take at all. trained: what config.json says.
+        usual: what those two say. capacity: what the model can take at all. where: the model, for the message.
+
+    Raises:
+        ModelError: nothing says it.
     """
-    asked = [sentences.max_tokens] if sentences.max_tokens is not None else [*tokenizer, trained]
-    return min([capacity, *asked])
+    asked = [*usual] if sentences.max_tokens is None else [sentences.max_tokens]
+    if not (limits := [*capacity, *asked]):
+        raise ModelError(f"{where}: no file says how many tokens a text may have; set model_max_length")
+    return min(limits)
 
 
 def tokenizer_limit(directory: ModelDirectory) -> list[int]:
-    """What tokenizer_config.json says: one number, or none. transformers writes a number around 1e30 for no limit."""
-    length = (directory.object("tokenizer_config.json") or {}).get("model_max_length")
-    return [int(length)] if isinstance(length, int | float) and length >= 1 else []
+    """What tokenizer_config.json says: one number, or none. Raises as `length_limit`."""
+    file = directory.path / "tokenizer_config.json"
+    return length_limit((directory.object(file.name) or {}).get("model_max_length"), file, "model_max_length")
+
+
+def length_limit(length: Any, file: Path, key: str) -> list[int]:
+    """A number of tokens that a file gives: one number; none where it gives none, or one that is no limit.
+
+    Raises:
+        ModelError: something else.
+    """
+    if length is None:
+        return []
+    if not isinstance(length, int | float) or isinstance(length, bool) or not length >= 1:
+        raise ModelError(f"{file}: {key} is {brief(length)}; a number of tokens is needed, or null for no limit")
+    return [int(length)] if length < _NO_LIMIT else []

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from bitwright.errors import CheckpointError
+from bitwright.errors import CheckpointError, brief
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 
@@ -32,6 +32,9 @@ DTYPES = {
     "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32",
     "F32": "float32", "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64",
 }  # fmt: skip
+
+
+_MOST_DIMENSIONS = 32  # numpy has no more
 
 
 class TensorEntry(NamedTuple):
@@ -85,7 +88,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) != len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise CheckpointError(f"{path}: the header names {twice!r} twice; which one is meant cannot be known")
+            raise CheckpointError(f"{path}: the header names {brief(twice)} twice; which one is meant cannot be known")
         return keys
 
     try:
@@ -114,6 +117,8 @@ def _entry(path: Path, name: str, value: Any) -> TensorEntry:
             f"{path}: {name}: data_offsets [{begin}, {end}] hold {end - begin} bytes, but {dtype} of shape {shape} "
             f"needs {need}{' and a fraction' if odd else ''}"
         )
+    if len(shape) > _MOST_DIMENSIONS or math.prod(size for size in shape if size) >= 2**60:  # of nothing, or of ones
+        raise CheckpointError(f"{path}: {name}: no tensor has the shape {str(shape)[:80]}")
     return TensorEntry(dtype, tuple(shape), begin, end)
 
 

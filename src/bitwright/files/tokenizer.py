@@ -13,13 +13,14 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers
 
 from bitwright.errors import EngineError, InputError, brief, foreign
 from bitwright.families import FAMILIES
 from bitwright.families.tokenizers import TOKENIZERS, TokenizerTraits
 from bitwright.files.directory import ModelDirectory, read_object
 from bitwright.files.reading import MAX_JSON_BYTES
+from bitwright.files.tokenizer_bounds import check_growth
 
 # Written by `quantize` into tokenizer_config.json where the tokenizer of the files and that of transformers differ.
 GENERIC_KEY = "bitwright_only_transformers_reads"
@@ -30,7 +31,6 @@ _VOCABULARIES = (
     "bpe.codes",
 )  # fmt: skip
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
-_MOST_GROWN = 100  # characters that one may become, or pieces that a text is put together of
 
 
 class OpenTokenizer(NamedTuple):
@@ -69,7 +69,7 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTo
         tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, traits, settings)
         if lowers:
             lower_case(tokenizer)
-        check_growth(file, _state(tokenizer.normalizer), _state(tokenizer.post_processor))
+        check_growth(file, parts_of(tokenizer))
     side = settings.get("truncation_side", (tokenizer.truncation or {}).get("direction", "right"))
     if side not in ("right", "left"):
         raise EngineError(f"{settings_file}: truncation_side is {side!r}, neither 'right' nor 'left'")
@@ -134,35 +134,17 @@ def lower_case(tokenizer: Tokenizer) -> None:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *parts])
 
 
-def check_growth(file: Path, normalizer: Any, post_processor: Any) -> None:
-    """Refuse a tokenizer that makes much of little. Its parts are given as tokenizer.json has them.
-
-    Raises:
-        EngineError: each character may become over a hundred, or a text is repeated.
-    """
-    grown = 1
-    for part in _leaves(normalizer, "normalizers"):
-        if part.get("type") == "Replace":
-            pattern = part.get("pattern")
-            shortest = len(pattern["String"]) if isinstance(pattern, dict) and pattern.get("String") else 1
-            grown *= max(1, -(-len(str(part.get("content", ""))) // shortest))
-        elif part.get("type") == "Prepend" and len(str(part.get("prepend", ""))) > _MOST_GROWN:
-            grown = _MOST_GROWN + 1
-    if grown > _MOST_GROWN:
-        raise EngineError(f"{file}: its normalizer may make {grown} characters of one, more than {_MOST_GROWN}")
-    for part in _leaves(post_processor, "processors"):
-        for key in ("single", "pair"):
-            pieces = part.get(key)
-            if isinstance(pieces, list) and len(pieces) > _MOST_GROWN:
-                raise EngineError(f"{file}: its post_processor puts {len(pieces)} pieces together, over {_MOST_GROWN}")
-
-
-def _leaves(part: Any, inside: str) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer, or those that it is a sequence of."""
-    if isinstance(part, dict):
-        yield part
-        for inner in part.get(inside) or ():
-            yield from _leaves(inner, inside)
+def parts_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What of a tokenizer decides how much it makes of a text, as tokenizer.json has it."""
+    model, pieces = tokenizer.model, None
+    if isinstance(model, models.Unigram):
+        pieces = [[piece, 0.0] for piece in tokenizer.get_vocab(with_added_tokens=False)]
+    return {
+        "normalizer": _state(tokenizer.normalizer),
+        "pre_tokenizer": _state(tokenizer.pre_tokenizer),
+        "post_processor": _state(tokenizer.post_processor),
+        "model": {"max_input_chars_per_word": getattr(model, "max_input_chars_per_word", None), "vocab": pieces},
+    }
 
 
 def encodings_of(

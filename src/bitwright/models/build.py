@@ -12,33 +12,28 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from bitwright.errors import CheckpointError, EngineError, ModelError, foreign
+from bitwright.errors import BitwrightError, EngineError, ModelError, foreign
 from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TaskName, check_task, task_of
 from bitwright.files.counts import check_counts
-from bitwright.files.directory import ModelDirectory, read_object
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory, read_object
+from bitwright.files.followed import check_followed, paths_of_tokenizer
 from bitwright.files.foreign_code import check_config, check_foreign_code
-from bitwright.files.limits import text_limit
+from bitwright.files.limits import length_limit, text_limit
 from bitwright.files.sentences import Sentences
 from bitwright.files.task import find_task
-from bitwright.files.tokenizer import check_growth, lower_case
+from bitwright.files.tokenizer import lower_case
+from bitwright.files.tokenizer_bounds import check_growth
 from bitwright.kernels import torch_threads
 from bitwright.models.experts import linearize
 from bitwright.models.matching import listed
 from bitwright.models.meta import parameters_on_meta
 from bitwright.models.sites import base_prefix
 
-# What transformers raises on files whose values are wrong or contradict each other.
-_BUILD_ERRORS = (
-    StrictDataclassError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
-    ArithmeticError,
-)  # fmt: skip
 _LOCAL = {"local_files_only": True}
 _ALONE = threading.RLock()
 
@@ -85,6 +80,8 @@ def build_empty(
         check_foreign_code(source, trusted=trust_remote_code)
         source.check_counts()
         task = task or find_task(source)
+        check_followed(source)
+        architecture_of(str(source.config.get("model_type")))  # before another family's config may read what it likes
     else:
         path = source
         check_config(read_object(source), source, trusted=trust_remote_code)
@@ -97,6 +94,7 @@ def build_empty(
     task = task or task_of(config.architectures, str(config.name_or_path))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    config.return_dict = True  # outputs by name, whatever the file says
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
         auto_class = getattr(transformers, AUTO_CLASSES[task])
         model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -119,16 +117,19 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, sentences: Sentences, path: Pa
     Raises:
         ModelError: config.json does not say where positions begin.
     """
-    trained = int(empty.config.get_text_config().max_position_embeddings)
-    capacity, positions = trained, empty.architecture.positions
+    with foreign(f"{path / CONFIG_FILE}: has no config of texts", ModelError):
+        says = empty.config.get_text_config().max_position_embeddings
+    trained = length_limit(says, path / CONFIG_FILE, "max_position_embeddings")
+    capacity, positions = [*trained], empty.architecture.positions
     table = dict(empty.model.named_modules()).get(f"{base_prefix(empty.model)}{positions.table}")
     if isinstance(table, nn.Embedding):
         try:
-            capacity = min(capacity, table.num_embeddings - positions.first(empty.config.to_dict()))
+            capacity.append(table.num_embeddings - positions.first(empty.config.to_dict()))
         except EngineError as error:
             raise ModelError(f"{path}: {error}") from None
-    limit = [] if tokenizer is None else [int(tokenizer.model_max_length)]
-    return text_limit(sentences, limit, capacity, trained)
+    said = None if tokenizer is None else tokenizer.model_max_length
+    usual = [*trained, *length_limit(said, path / "tokenizer_config.json", "model_max_length")]
+    return text_limit(sentences, usual, capacity, path)
 
 
 def _refuse_foreign_class(model: nn.Module, path: Path) -> None:
@@ -154,13 +155,18 @@ def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences)
     try:
         file = path / "tokenizer.json"
         if file.is_file():
-            content = read_object(file)  # may be large: it is not kept
-            check_growth(file, content.get("normalizer"), content.get("post_processor"))
-        directory.object("tokenizer_config.json")
+            check_growth(file, read_object(file))  # may be large: it is not kept
+        check_followed(directory)
+        unfollowed = dict.fromkeys(paths_of_tokenizer(directory))  # else a class may open what they name
         with foreign(f"{path}: the tokenizer cannot be built", ModelError), _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **_LOCAL)
-            if sentences.lower_case:
-                lower_case(tokenizer.backend_tokenizer)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust, **unfollowed, **_LOCAL
+            )
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None and not file.is_file():  # made of other files
+            check_growth(path, parts_of(backend))
+        if backend is not None and sentences.lower_case:
+            lower_case(backend)
     except (EngineError, ModelError) as error:
         return None, str(error)
     wanted = sorted({*type(tokenizer).vocab_files_names.values(), "tokenizer.json"})
@@ -175,9 +181,9 @@ def _building(path: Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
-    except _BUILD_ERRORS as error:
+    except (BitwrightError, MemoryError):
+        raise
+    except Exception as error:
         raise ModelError(f"{path}: transformers cannot build this model: {_one_line(error)}") from error
 
 
@@ -199,4 +205,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from tokenizers import Tokenizer
 
@@ -55,7 +55,7 @@ def tokenizer_files(loaded: LoadedModel, items: Sequence[object]) -> TokenizerFi
     limit = loaded.max_tokens
     singles = [*hard_texts(sorted(theirs.get_added_vocab()), limit), *(x for x in items if isinstance(x, str))]
     pairs = [*hard_pairs(singles[:40]), *(x for x in items if _is_pair(x))]
-    compare = _Compared(theirs, singles, pairs, limit)
+    compare = _Compared(theirs, singles, pairs, limit, loaded.path)
     difference = compare(loaded.directory, loaded.sentences.lower_case)
     if difference is None:
         return TokenizerFiles()
@@ -65,17 +65,24 @@ def tokenizer_files(loaded: LoadedModel, items: Sequence[object]) -> TokenizerFi
         left = compare(copy, loaded.sentences.lower_case)
         again, problem = load_tokenizer(copy, loaded.trust_remote_code, loaded.sentences)
         if left is None and problem is None:
-            left = _Compared(again, singles, pairs, limit).with_transformers(theirs)
+            left = _Compared(again, singles, pairs, limit, loaded.path).with_transformers(theirs)
     if left is None and problem is None:
         return TokenizerFiles(files, f"tokenizer.json is written anew, as transformers reads the files ({difference})")
     return TokenizerFiles(only_theirs, f"only transformers reads the result's tokenizer: {problem or left}")
 
 
+class _Reader(NamedTuple):
+    """What `read_texts` takes for a model."""
+
+    tokenizer: Any
+    path: Path
+
+
 class _Compared:
     """What one tokenizer of transformers reads, to be compared with what another one does."""
 
-    def __init__(self, theirs: Any, singles: list[str], pairs: list[Pair], limit: int) -> None:
-        self.singles, self.pairs, self.limit = singles, pairs, limit
+    def __init__(self, theirs: Any, singles: list[str], pairs: list[Pair], limit: int, where: Path) -> None:
+        self.singles, self.pairs, self.limit, self.where = singles, pairs, limit, where
         self.single, self.pair = self._read(theirs)
 
     def __call__(self, directory: ModelDirectory, lowers: bool) -> str | None:
@@ -94,7 +101,8 @@ class _Compared:
 
     def _read(self, tokenizer: Any) -> tuple[Tokens, Tokens]:
         how: dict[str, Any] = {"typed": True, "limit": self.limit}
-        return read_texts(tokenizer, self.singles, None, **how), read_texts(tokenizer, *_sides(self.pairs), **how)
+        reader = _Reader(tokenizer, self.where)
+        return read_texts(reader, self.singles, None, **how), read_texts(reader, *_sides(self.pairs), **how)
 
     def _read_ours(self, ours: OpenTokenizer, first: list[str], second: list[str] | None) -> Tokens:
         return read_with(ours, first, second, typed=True, limit=self.limit, where=TOKENIZER)

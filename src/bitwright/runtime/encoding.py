@@ -62,9 +62,10 @@ def encode(
         others: of sentence-transformers' further arguments, the values that mean what is done here anyway.
 
     Raises:
-        InputError: `items` holds something else than `Items` says, or ids or types that the model does not have, or
-            more of them than `max_tokens`; a text that is longer, unless it may be cut; types of texts, or not one for
-            each id; an unknown prompt_name; batch_size or threads < 1, or threads for a model that uses torch's.
+        InputError: `items` holds something else than `Items` says, or a text without tokens, or ids or types that the
+            model does not have, or more of them than `max_tokens`; a text that is longer, unless it may be cut; types
+            of texts, or not one for each id; an unknown prompt_name; batch_size or threads < 1, or threads for a model
+            that uses torch's.
         TypeError: an argument that has no meaning here; the message says what takes its place.
         ModelError: the directory has no tokenizer, and texts or different lengths need one.
         NumericsError: the model produced NaN or infinity.
@@ -78,6 +79,8 @@ def encode(
         model, [items] if isinstance(items, str) else items, types, batch_size=batch_size, truncate=truncate,
         prompt=prompt, prompt_name=prompt_name,
     )  # fmt: skip
+    if [] in tokens.ids:
+        raise InputError(f"text {tokens.ids.index([])} has no tokens, and this model's tokenizer adds none")
     rows = _run(model, tokens, batch_size, threads, chosen_track(show_progress_bar, track))
     if model.width is None:
         return _converted(rows[0] if single else rows, convert_to_tensor or to_list)

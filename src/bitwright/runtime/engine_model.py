@@ -14,8 +14,8 @@ from bitwright.engine.builders import encoder_task, lower_encoder
 from bitwright.engine.executor import Executor, check_count
 from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError, ModelError
-from bitwright.files.directory import ModelDirectory
-from bitwright.files.limits import text_limit, tokenizer_limit
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.limits import length_limit, text_limit, tokenizer_limit
 from bitwright.files.pooling import pool_rows
 from bitwright.files.sentences import after_pooling, engine_pooling, read_sentences, width_of
 from bitwright.files.tokenizer import open_tokenizer
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bitwright.runtime.generic_model import GenericModel
+
+_POSITIONS = "max_position_embeddings"
 
 
 class EngineModel:
@@ -57,8 +59,9 @@ class EngineModel:
         program = lower_encoder(weights, pooling=modes, normalize=normalize)
         self.executor = Executor(program, native_isa())
         self.backend = f"engine:{active_isa()}"
-        trained = directory.config.get("max_position_embeddings", program.max_tokens)
-        self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), program.max_tokens, trained)
+        trained = directory.config.get("max_position_embeddings")
+        usual = [*tokenizer_limit(directory), *length_limit(trained, directory.path / CONFIG_FILE, _POSITIONS)]
+        self.max_tokens = text_limit(self.sentences, usual, [program.max_tokens], self.path)
         self.vocabulary, self.n_types, self.folded = program.vocabulary, program.types, program.folded
         width = program.output.width
         self.width = width if program.output.per_sequence else None

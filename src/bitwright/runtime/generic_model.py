@@ -18,6 +18,7 @@ from bitwright.files.sentences import Sentences, after_pooling, width_of
 from bitwright.files.tokenizer import refuse_surrogates
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
+from bitwright.models.forward import forward
 from bitwright.models.load import LoadedModel
 from bitwright.models.pool_tokens import pool_tokens
 from bitwright.runtime import encoding, scoring
@@ -90,7 +91,8 @@ class GenericModel:
     @property
     def n_types(self) -> int:
         """Token types that the model has; 1 where it knows of none."""
-        return max(int(getattr(self.hf.config, "type_vocab_size", 1)), 1)
+        said = getattr(self.hf.config, "type_vocab_size", 1)  # anything, where the family has no types
+        return max(said, 1) if isinstance(said, int) else 1
 
     @property
     def width(self) -> int | None:
@@ -122,9 +124,7 @@ class GenericModel:
 
     def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
         """As `Model.read`."""
-        if self.tokenizer is None:
-            raise ModelError(f"{self.path}: has no tokenizer that transformers can build; give token ids instead")
-        return read_texts(self.tokenizer, first, second, typed=typed, limit=limit)
+        return read_texts(self, first, second, typed=typed, limit=limit)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
@@ -138,7 +138,8 @@ class GenericModel:
             more = {} if self.sentences.mix is None else {"output_hidden_states": True}
             if self._decodes:
                 more["use_cache"] = False
-            out = self(input_ids=ids_BT, attention_mask=mask_BT, **types, **more)
+            with forward(self.path):
+                out = self(input_ids=ids_BT, attention_mask=mask_BT, **types, **more)
             if self.task == "embedding":
                 yield list(self._vectors(out, mask_BT, tokens.skip))
             else:
@@ -161,7 +162,8 @@ class GenericModel:
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """As `Model.logits`."""
-        logits: Tensor = self(input_ids=ids_BT, use_cache=False).logits
+        with forward(self.path):
+            logits: Tensor = self(input_ids=ids_BT, use_cache=False).logits
         return logits
 
     def changed(self, changes: Changes) -> "GenericModel":
@@ -187,14 +189,21 @@ class GenericModel:
         if self.tokenizer is None:
             raise ModelError(f"{self.path}: has no tokenizer, whose padding different lengths need; use batch_size=1")
         given = {"input_ids": tokens.ids} | ({} if types is None else {"token_type_ids": types})
-        batch = self.tokenizer.pad(given, return_tensors="pt")
-        return batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
+        with foreign(f"{self.path}: the tokenizer cannot pad; give batch_size=1", ModelError):
+            batch = self.tokenizer.pad(given, return_tensors="pt", return_attention_mask=True)
+            return batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
 
 
-def read_texts(tokenizer: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
-    """`Model.read` with a tokenizer of transformers, which hands out types or does not."""
+def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
+    """`Model.read` with a tokenizer of transformers, which hands out types or does not.
+
+    model: whatever has a `tokenizer` and a `path`.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ModelError(f"{model.path}: has no tokenizer that transformers can build; give token ids instead")
     typed = typed and "token_type_ids" in tokenizer.model_input_names
-    with foreign(f"{tokenizer.name_or_path}: the tokenizer fails on these texts", ModelError):
+    with foreign(f"{model.path}: the tokenizer fails on these texts", ModelError):
         try:
             found = tokenizer(first, second, return_token_type_ids=typed, verbose=False)
         except TypeError:

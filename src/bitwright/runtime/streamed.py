@@ -137,7 +137,7 @@ class StreamedModel:
 
     def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
         """As `Model.read`."""
-        return read_texts(self.tokenizer, first, second, typed=typed, limit=limit)
+        return read_texts(self, first, second, typed=typed, limit=limit)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`; the outputs come when all batches have gone through all blocks but the last."""

@@ -1,0 +1,61 @@
+"""Keys of side files that transformers or sentence-transformers follow to another file: looked at before they are.
+
+What transformers ignores today (`tokenizer_file` of a tokenizer_config.json that was saved on another machine) stays.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from bitwright.errors import ModelError, brief
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.files.sentences import TRANSFORMER_FILES
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# By file: a list of files of which one is read instead of the usual one, which is the one that is checked.
+_INSTEAD = {CONFIG_FILE: "configuration_files", TOKENIZER_CONFIG: "fast_tokenizer_files"}
+# Given to the class of a tokenizer as they are, which opens them, or what they name.
+_OPENED = ("vocab", "merges", "gguf_file", "init_inputs")
+# transformers puts the files that it finds in the directory in their place.
+_REPLACED = ("tokenizer_file", "special_tokens_map_file", "added_tokens_file", "tokenizer_config_file",
+             "chat_template_file")  # fmt: skip
+_NAMES = ("_file", "_path", "_dir", "subfolder")  # ends of keys that name a file or a folder
+
+
+def check_followed(directory: ModelDirectory) -> None:
+    """Raises:
+    ModelError: a side file names another one that would be read in place of one that is checked, or from anywhere.
+    """
+    for name, key in _INSTEAD.items():
+        said = directory.config if name == CONFIG_FILE else directory.object(name) or {}
+        if said.get(key):
+            raise ModelError(
+                f"{directory.path / name}: {key} names files for other versions of transformers; keep the one that is "
+                "meant under its usual name, and remove the key"
+            )
+    for key, value in (directory.object(TOKENIZER_CONFIG) or {}).items():
+        if key in _OPENED and (isinstance(value, str) or (key == "init_inputs" and value)):
+            raise ModelError(f"{directory.path / TOKENIZER_CONFIG}: {key} is {brief(value)}, a file to open; remove it")
+    for key in directory.object("special_tokens_map.json") or {}:
+        if not key.endswith(("_token", "_tokens")):
+            raise ModelError(f"{directory.path / 'special_tokens_map.json'}: {brief(key)} is no special token")
+    for name in TRANSFORMER_FILES:
+        for key, value in _within(directory.json(name), 0):
+            if key.endswith(_NAMES) and isinstance(value, str) and value:
+                raise ModelError(
+                    f"{directory.path / name}: {brief(key)} is {brief(value)}, files of somewhere else; put them "
+                    "into the model's directory under their usual names, and remove the key"
+                )
+
+
+def paths_of_tokenizer(directory: ModelDirectory) -> tuple[str, ...]:
+    """Keys of tokenizer_config.json that name files, and that some class of transformers opens as they are."""
+    settings = directory.object(TOKENIZER_CONFIG) or {}
+    return tuple(key for key in settings if key.endswith("_file") and key not in _REPLACED)
+
+
+def _within(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    """Every key and its value, of objects inside objects too."""
+    if isinstance(value, dict) and depth < 8:
+        for key, inner in value.items():
+            yield key, inner
+            yield from _within(inner, depth + 1)
