@@ -16,7 +16,12 @@ ROOT = Path(__file__).parents[1]
 
 MOST_PARAMETERS = 8
 # The keyword-only functions that users call from Python: their parameters are the options of a command.
-PUBLIC = {("pipeline/run.py", "quantize"), ("pipeline/study.py", "analyze"), ("pipeline/evaluation.py", "evaluate")}
+PUBLIC = {
+    ("pipeline/run.py", "quantize"),
+    ("pipeline/study.py", "analyze"),
+    ("pipeline/evaluation.py", "evaluate"),
+    ("runtime/encoding.py", "encode"),  # as sentence-transformers has it
+}
 
 RUN = 12  # lines
 FEWEST_SHAPES = 5  # of the lines of a run; with fewer it is a table

@@ -33,8 +33,8 @@ void define_enumerations(nb::module_& m) {
 void define_operators(nb::module_& m) {
     bind_struct(m, "Embed", Field{"words", &Embed::words}, Field{"kind", &Embed::kind},
                 Field{"word_scale", &Embed::word_scale}, Field{"positions", &Embed::positions},
-                Field{"first_position", &Embed::first_position}, Field{"types", &Embed::types},
-                Field{"out", &Embed::out});
+                Field{"first_position", &Embed::first_position}, Field{"padding", &Embed::padding},
+                Field{"types", &Embed::types}, Field{"out", &Embed::out});
     bind_struct(m, "NormRows", Field{"x", &NormRows::x}, Field{"residual", &NormRows::residual},
                 Field{"sum", &NormRows::sum}, Field{"y", &NormRows::y}, Field{"codes", &NormRows::codes},
                 Field{"weight", &NormRows::weight}, Field{"bias", &NormRows::bias}, Field{"eps", &NormRows::eps},

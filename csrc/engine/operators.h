@@ -28,13 +28,23 @@ void run(const Embed& op, const Work& w) {
     const RowOperators& rows = *best(rows_variants, w.isa);
     const size_t word_bytes = width * (op.kind == WordKind::kInt8 ? 1 : op.kind == WordKind::kBf16 ? 2 : 4);
     const int64_t origin = w.batch.starts[w.first];
+    const int32_t* ids = w.batch.ids;
+    const int64_t* starts = w.batch.starts;
+    const auto counts = [&](int64_t token) { return ids[token] != op.padding; };
     size_t s = w.first;
+    int64_t counted = starts[s];  // tokens from here on are not in `place` yet
+    size_t place = 0;
     for (size_t row = mine.begin; row < mine.end; ++row) {
         const int64_t token = origin + row;
-        while (w.batch.starts[s + 1] <= token) ++s;
+        if (starts[s + 1] <= token) {
+            while (starts[s + 1] <= token) ++s;
+            counted = starts[s];
+            place = 0;
+        }
+        for (; counted < token; ++counted) place += counts(counted);
         float* out = w.at<float>(op.out) + row * stride;
-        const size_t id = w.batch.ids[token];
-        const size_t position = op.first_position + token - w.batch.starts[s];
+        const size_t id = ids[token];
+        const size_t position = counts(token) ? op.first_position + place : op.first_position - 1;
         const size_t type = w.batch.types ? w.batch.types[token] : 0;
         rows.embed({.word = static_cast<const char*>(op.words) + id * word_bytes,
                     .kind = op.kind,

@@ -48,13 +48,15 @@ struct InputGrid {
 };
 
 // out[t] = words[id] + positions[first + place in the sequence] + types[type]; the last two may be null. Words are f32,
-// bf16, or int8 with a scale per row.
+// bf16, or int8 with a scale per row. Tokens that are `padding` (kNone: none is), which a text may hold, take no place:
+// they have the position before the first, as in transformers' RoBERTa.
 struct Embed {
     const void* words;
     WordKind kind;
     const float* word_scale;  // of int8 rows
     const float* positions;
     size_t first_position;
+    int64_t padding;
     const float* types;
     int out;
 };

@@ -73,7 +73,7 @@ void soak_forks() {
     const int32_t id = 0;
     const int64_t starts[] = {0, 1};
     Program program(Isa::kScalar, {{BufferKind::kF32, 1, 0, false}}, 64, 0, 32);
-    program.add(Embed{&word, WordKind::kF32, nullptr, nullptr, 0, nullptr, 0});
+    program.add(Embed{&word, WordKind::kF32, nullptr, nullptr, 0, kNone, nullptr, 0});
     const auto call = [&](int threads) {
         float out = 0.0f;
         if (!program.run({&id, nullptr, starts, 1}, threads, &out, nullptr) || out != word) fail("forks", "wrong");

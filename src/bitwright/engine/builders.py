@@ -52,6 +52,13 @@ def lower_encoder(weights: Weights, *, pooling: Sequence[str] | None = ("mean",)
     return lower.finish(out, max_tokens=encoder.max_tokens, types=len(weights.floats(types)) if types else 1)
 
 
+def has_position_table(weights: Weights) -> bool:
+    """Whether a checkpoint has embeddings of absolute positions; without, only the program bounds a text's length."""
+    row = _row_of(weights)
+    names = (f"{prefix}{row.positions.table}.weight" for prefix in (f"{row.prefix}.", ""))
+    return row.positions.table is not None and any(name in weights for name in names)
+
+
 class _Encoder(NamedTuple):
     """A row, and what it says of one checkpoint.
 

@@ -75,6 +75,7 @@ class Lowering:
                 word_scale_V=scale,
                 positions_TH=position_rows,
                 first_position=first_position,
+                padding=first_position - 1 if first_position else None,  # where positions begin after padding's
                 types_SH=self.weights.rows(types, width) if types else None,
             )
         )

@@ -26,7 +26,7 @@ from bitwright.files.foreign_code import check_config, check_foreign_code
 from bitwright.files.limits import length_limit, text_limit
 from bitwright.files.sentences import Sentences
 from bitwright.files.task import find_task
-from bitwright.files.tokenizer import lower_case
+from bitwright.files.tokenizer import lower_case, parts_of
 from bitwright.files.tokenizer_bounds import check_growth
 from bitwright.kernels import torch_threads
 from bitwright.models.experts import linearize
@@ -112,24 +112,31 @@ def build_empty(
 
 def max_tokens(empty: EmptyModel, tokenizer: Any, sentences: Sentences, path: Path) -> int:
     """The longest sequence, in tokens, special ones included, that the model was meant for and can take: `text_limit`,
-    and no more than the positions, less the rows of their table that are never read.
+    and no more than the positions in their table, if there is one, less its rows that are never read.
 
     Raises:
-        ModelError: config.json does not say where positions begin.
+        ModelError: a file where a number of tokens should be says something else.
     """
     with foreign(f"{path / CONFIG_FILE}: has no config of texts", ModelError):
         says = empty.config.get_text_config().max_position_embeddings
-    trained = length_limit(says, path / CONFIG_FILE, "max_position_embeddings")
-    capacity, positions = [*trained], empty.architecture.positions
-    table = dict(empty.model.named_modules()).get(f"{base_prefix(empty.model)}{positions.table}")
-    if isinstance(table, nn.Embedding):
+    said = None if tokenizer is None else tokenizer.model_max_length
+    usual = [
+        *length_limit(says, path / CONFIG_FILE, "max_position_embeddings"),
+        *length_limit(said, path / "tokenizer_config.json", "model_max_length"),
+    ]
+    table, capacity = position_table(empty.model, empty.architecture), []
+    if table is not None:
         try:
-            capacity.append(table.num_embeddings - positions.first(empty.config.to_dict()))
+            capacity = [table.num_embeddings - empty.architecture.positions.first(empty.config.to_dict())]
         except EngineError as error:
             raise ModelError(f"{path}: {error}") from None
-    said = None if tokenizer is None else tokenizer.model_max_length
-    usual = [*trained, *length_limit(said, path / "tokenizer_config.json", "model_max_length")]
     return text_limit(sentences, usual, capacity, path)
+
+
+def position_table(model: nn.Module, architecture: Architecture) -> nn.Embedding | None:
+    """The embeddings of absolute positions, if a model has them: no text may be longer."""
+    table = dict(model.named_modules()).get(f"{base_prefix(model)}{architecture.positions.table}")
+    return table if isinstance(table, nn.Embedding) else None
 
 
 def _refuse_foreign_class(model: nn.Module, path: Path) -> None:

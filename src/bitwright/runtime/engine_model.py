@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitwright.engine.builders import encoder_task, lower_encoder
+from bitwright.engine.builders import encoder_task, has_position_table, lower_encoder
 from bitwright.engine.executor import Executor, check_count
 from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError, ModelError
@@ -62,6 +62,9 @@ class EngineModel:
         trained = directory.config.get("max_position_embeddings")
         usual = [*tokenizer_limit(directory), *length_limit(trained, directory.path / CONFIG_FILE, _POSITIONS)]
         self.max_tokens = text_limit(self.sentences, usual, [program.max_tokens], self.path)
+        asked = self.sentences.max_tokens or 0
+        if asked > program.max_tokens and not has_position_table(weights):
+            raise EngineError(f"texts may have {asked} tokens, and the program has positions for {program.max_tokens}")
         self.vocabulary, self.n_types, self.folded = program.vocabulary, program.types, program.folded
         width = program.output.width
         self.width = width if program.output.per_sequence else None

@@ -30,7 +30,8 @@ class Embed:
     """-> f32: word + position + type embedding of each token.
 
     words_VH: float32, bf16 as its bits, or int8 with word_scale_V, float32. positions_TH: float32, or None; a text's
-    first token has the row first_position. types_SH: float32, or None.
+    first token has the row first_position. padding: an id that takes no place, and has the row before; None: none does.
+    types_SH: float32, or None.
     """
 
     kind: ClassVar[str] = "embed"
@@ -40,6 +41,7 @@ class Embed:
     word_scale_V: np.ndarray | None
     positions_TH: np.ndarray | None
     first_position: int
+    padding: int | None
     types_SH: np.ndarray | None
 
     text = plain
@@ -53,6 +55,7 @@ class Embed:
             word_scale=to.array(self.word_scale_V, natural=True),
             positions=to.array(self.positions_TH, natural=True),
             first_position=self.first_position,
+            padding=-1 if self.padding is None else self.padding,
             types=to.array(self.types_SH, natural=True),
             out=to.buffer(self.out),
         )
