@@ -8,16 +8,14 @@ import pytest
 
 import bitwright
 from tests.differential.compare import CRASHED, REFUSED, RIGHT, UNLOADABLE, WRONG, judge, reason_of
+from tests.differential.compatibility import DOCUMENT, document, rows
 from tests.differential.directory import write
 from tests.differential.layouts import DIMENSIONS, draw, odd_ones, settle
 from tests.differential.run import Judged, counts, judge_all, reasons, table
 
-COMPATIBILITY = Path(__file__).parents[2] / "docs" / "compatibility.md"
 SEEDS = range(30)
 MORE_SEEDS = range(1000, 1300)
 LEAST_RESULTS = 0.85  # of the layouts that the library loads
-
-mended = pytest.mark.xfail(strict=False, reason="the readers of model directories are being mended")
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +69,31 @@ def test_the_library_loads_what_is_drawn(judged: list[Judged]) -> None:
     assert counts(judged)[UNLOADABLE] <= len(judged) // 10, table(judged)
 
 
-@mended
 def test_layouts_are_right_or_refused(judged: list[Judged]) -> None:
     check(judged)
 
 
-@mended
 @pytest.mark.full
 @pytest.mark.timeout(1500)
 def test_more_layouts_are_right_or_refused() -> None:
     check(list(judge_all(MORE_SEEDS)))
 
 
-@pytest.mark.skipif(not COMPATIBILITY.exists(), reason="docs/compatibility.md is not written yet")
 def test_each_refusal_is_documented(judged: list[Judged]) -> None:
-    documented = COMPATIBILITY.read_text(encoding="utf-8")
+    documented = DOCUMENT.read_text(encoding="utf-8")
     assert [reason for reason in reasons(judged) if reason not in documented] == []
+
+
+def test_each_choice_is_documented() -> None:
+    documented = DOCUMENT.read_text(encoding="utf-8")
+    names = [dimension.name.partition(".")[2] or dimension.name for dimension in DIMENSIONS]
+    assert [name for name in names if f"| {name} |" not in documented] == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1500)
+def test_the_page_says_what_is() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == document(list(rows()))
 
 
 def check(judged: list[Judged]) -> None:

@@ -195,6 +195,8 @@ def _loss_rows(record: Record) -> list[list[str]]:
         ["loss", f"{percent(found.loss)}, {bounds}"],
         ["metric", f"{found.metric.name} {scores}, {held_out(found)}"],
     ]
+    if found.judge:
+        rows.append(["judged by", f"{found.judge}, which ran the float model"])
     if found.metric.protocol:
         rows.append(["protocol", found.metric.protocol])
     return [*rows, on_disk]

@@ -66,9 +66,16 @@ class ModelDirectory:
         try:
             return read_bytes(self.path / CONFIG_FILE)
         except FileNotFoundError:
-            raise ModelError(f"{self.path}: no {CONFIG_FILE}; a transformers model directory has one") from None
+            raise ModelError(f"{self.path}: no {CONFIG_FILE}; {self._where_else()}") from None
         except OSError as error:
             raise ModelError(f"{self.path / CONFIG_FILE}: cannot be read ({error.strerror})") from None
+
+    def _where_else(self) -> str:
+        """What to do where there is no config.json. sentence-transformers once put a model into a folder of its own."""
+        inside = next((file.parent.name for file in sorted(self.path.glob(f"*_Transformer/{CONFIG_FILE}"))), None)
+        if inside is None:
+            return "a transformers model directory has one"
+        return f'it lies in {inside}: move what is there beside modules.json, and set the path to "" in that file'
 
     @cached_property
     def config(self) -> dict[str, Any]:

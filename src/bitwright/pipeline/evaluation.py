@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitwright.calibration.data import mix
-from bitwright.errors import InputError
+from bitwright.errors import InputError, LibraryError
 from bitwright.evaluate import Task, agreement_task, labelled_task, language_task, load_custom, paired_bootstrap
 from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window, pairs_in, windows_in
 from bitwright.evaluate.language import WINDOW, WINDOWS
@@ -22,6 +22,7 @@ from bitwright.files.task import pair_evidence
 from bitwright.pipeline.request import Texts, make_texts
 from bitwright.pipeline.scored import BUILTIN_DATA, text_sources
 from bitwright.progress import Progress, Quiet, tracking
+from bitwright.runtime.library import Library
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
 
@@ -161,7 +162,21 @@ def _measure(
         return _Measured(found, None, {})
     original = opened(reference)
     _check_alike(model, original)
-    return _Measured(found, outputs(original, "reference"), {})
+    return _Measured(found, _of_library(task, original, progress) or outputs(original, "reference"), {})
+
+
+def _of_library(task: Task, reference: Model, progress: Progress) -> Outputs | None:
+    """What the user's own library makes of a float reference, as in a run's verdict; None where it is not asked."""
+    if not reference.backend.startswith("torch"):  # it is quantized itself
+        return None
+    progress.say("the library that users of the reference have runs it")
+    threads, limit = torch.get_num_threads(), reference.max_tokens
+    try:
+        with Library(reference.path, reference.task, threads=threads, limit=limit) as library:
+            return list(task.run(library.encode))
+    except LibraryError as error:
+        progress.say(f"it does not ({error}); Bitwright does")
+        return None
 
 
 def _measure_language(

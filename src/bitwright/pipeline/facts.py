@@ -56,6 +56,7 @@ def evaluation_facts(job: Job, interval: Interval, float_outputs: Outputs, quant
         accepted_point_estimate=inside and budget.accept_point_estimate,
         companions=task.companions(float_outputs, quant_outputs),
         seed=job.recipe.seed,
+        judge=None if job.reference is None else job.reference.library,
     )
 
 

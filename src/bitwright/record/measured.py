@@ -26,7 +26,8 @@ class Evaluation:
     loss_lower, loss_upper: one-sided bounds, each with `confidence`. verdict: "met", "not met", "undecided" or
     "not judged on pairs", which is none: the loss is that of single texts, and the model reads pairs.
     needed_samples: about how many would decide it. accepted_point_estimate: the budget counts as met though undecided.
-    companions: measures beside the metric.
+    companions: measures beside the metric. judge: the library, with its version, that ran the float model; None if it
+    was Bitwright, and a warning says why.
     """
 
     metric: Metric = field(default_factory=Metric)
@@ -45,6 +46,7 @@ class Evaluation:
     accepted_point_estimate: bool = False
     companions: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
+    judge: str | None = field(default=None, metadata=NULL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,7 +90,7 @@ class Front:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The machine and its libraries. isa: the instruction set in use; transformers: None if it is not installed."""
+    """The machine and its libraries, None for one that is not installed. isa: the instruction set in use."""
 
     cpu: str | None = None
     cores: int | None = field(default=None, metadata=NULL)
@@ -99,5 +99,7 @@ class Environment:
     python: str | None = None
     torch: str | None = None
     transformers: str | None = field(default=None, metadata=NULL)
+    tokenizers: str | None = field(default=None, metadata=NULL)
+    sentence_transformers: str | None = field(default=None, metadata=NULL)
     bitwright: str | None = None
     threads: int | None = None

@@ -159,7 +159,7 @@ def _results(record: Record) -> str:
     environment = record.environment or Environment()
     where = [_text(part) for part in (environment.cpu, environment.isa) if part]
     where += [f"{speed.threads} threads"] if speed.threads else []
-    sample = f"Accuracy on {_text(held_out(evaluation))}{_protocol(evaluation)}."
+    sample = f"Accuracy on {_text(held_out(evaluation))}{_protocol(evaluation)}{_judge(evaluation)}."
     notes = [sample] if evaluation.n_held_out else []
     notes += [f"Measured on {', '.join(where)}."] if where else []
     return "\n".join(["## Measured", "", header, "|---|---:|---:|---:|", *body, "", " ".join(notes)]).rstrip()
@@ -217,6 +217,10 @@ def _limits(record: Record) -> str:
     lines += [f"- {_text(warning)}" for warning in record.warnings]
     lines.append("- The limits and biases of the original model remain; see its card.")
     return "\n".join(lines)
+
+
+def _judge(evaluation: Evaluation) -> str:
+    return f"; the float model was run by {_text(evaluation.judge)}" if evaluation.judge else ""
 
 
 def _protocol(evaluation: Evaluation) -> str:

@@ -35,6 +35,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version_of("transformers"),
+        "tokenizers": version_of("tokenizers"),
+        "sentence_transformers": version_of("sentence-transformers"),
         "bitwright": bitwright.__version__,
         "threads": torch.get_num_threads(),
     }

@@ -190,7 +190,8 @@ class GenericModel:
             raise ModelError(f"{self.path}: has no tokenizer, whose padding different lengths need; use batch_size=1")
         given = {"input_ids": tokens.ids} | ({} if types is None else {"token_type_ids": types})
         with foreign(f"{self.path}: the tokenizer cannot pad; give batch_size=1", ModelError):
-            batch = self.tokenizer.pad(given, return_tensors="pt", return_attention_mask=True)
+            # At the right, whatever the files say: no text's positions then depend on the others of its batch.
+            batch = self.tokenizer.pad(given, return_tensors="pt", return_attention_mask=True, padding_side="right")
             return batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
 
 

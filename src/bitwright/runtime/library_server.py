@@ -131,7 +131,7 @@ class _Sentences:
         # In float32, whatever the files have: the result is compared with what the model is, not with its rounding.
         how = {"model_kwargs": {"dtype": torch.float32}, "trust_remote_code": trust, "device": "cpu"}
         self.model: Any = kind(path, **how)
-        self.reranks = reranks
+        self.reranks, self.batch = reranks, _batch_of(self.model.tokenizer)
         self.library = f"sentence-transformers {sentence_transformers.__version__}"
 
     def encode(self, items: list[Item]) -> Iterator[np.ndarray]:
@@ -140,10 +140,10 @@ class _Sentences:
 
         given = [tuple(item) if isinstance(item, list) else item for item in items]
         if not self.reranks:
-            yield from self.model.encode(given, batch_size=_BATCH, show_progress_bar=False)
+            yield from self.model.encode(given, batch_size=self.batch, show_progress_bar=False)
             return
         raw = torch.nn.Identity()
-        scores = self.model.predict(given, batch_size=_BATCH, activation_fn=raw, show_progress_bar=False)
+        scores = self.model.predict(given, batch_size=self.batch, activation_fn=raw, show_progress_bar=False)
         yield from (np.atleast_1d(row) for row in scores)
 
     def read(self, items: list[Item]) -> Iterator[np.ndarray]:
@@ -187,8 +187,9 @@ class _Heads:
             return
         found: dict[int, np.ndarray] = {}
         order = sorted(range(len(items)), key=lambda i: -sum(map(len, map(str, items[i]))))
-        for start in range(0, len(order), _BATCH):
-            some = order[start : start + _BATCH]
+        batch_size = _batch_of(self.tokenizer)
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
             batch = self._tokens([items[i] for i in some], padding=True)
             out, real = self.model(**batch), batch["attention_mask"].bool()
             found |= zip(some, _ROWS[self.task](out, real), strict=True)
@@ -203,6 +204,11 @@ class _Heads:
         pairs = not isinstance(items[0], str)
         sides = [[item[i] for item in items] for i in (0, 1)] if pairs else [items]
         return self.tokenizer(*sides, padding=padding, truncation=True, max_length=self.limit, return_tensors="pt")
+
+
+def _batch_of(tokenizer: Any) -> int:
+    """Texts at a time. Padding at the left moves the positions of some models' tokens: there each text has its own."""
+    return 1 if getattr(tokenizer, "padding_side", "right") == "left" else _BATCH
 
 
 def _ids_and_types(features: Any) -> np.ndarray:

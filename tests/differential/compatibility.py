@@ -1,0 +1,86 @@
+"""docs/compatibility.md: each choice of the layouts, made alone and judged, between two texts by hand.
+
+`python -m tests.differential.compatibility` writes it.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.differential.compare import REFUSED, RIGHT, judge, reason_of
+from tests.differential.layouts import DIMENSIONS, FAMILIES, Dimension, Layout, settle
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
+HEAD, TAIL = (Path(__file__).with_name(f"compatibility_{part}.md") for part in ("head", "tail"))
+SECTIONS = {
+    "task": "Tasks and families", "family": "Tasks and families", "labels": "Tasks and families",
+    "items": "Tasks and families", "config": "config.json", "weights": "Weight files", "tokenizer": "Tokenizers",
+    "sentence": "Files of sentence-transformers", "cross": "Files of CrossEncoder",
+}  # fmt: skip
+# What a dimension needs beside it to apply, the first that does.
+_BASES: tuple[Layout, ...] = (
+    {},
+    {"sentence.dense": "Tanh"},
+    {"sentence.prompts": "named"},
+    {"sentence.modules": "absent"},
+    {"task": "sequence-classification"},
+    {"task": "sequence-classification", "labels": 1, "items": "pairs"},
+    *({"family": family} for family in FAMILIES),
+)
+
+
+class Row(NamedTuple):
+    """A choice of a dimension, and what became of it."""
+
+    section: str
+    dimension: str
+    choice: Any
+    result: str
+
+
+def rows() -> Iterator[Row]:
+    """Each choice, judged: takes minutes."""
+    with tempfile.TemporaryDirectory(prefix="layout-") as folder:
+        for dimension in DIMENSIONS:
+            for choice in dimension.choices:
+                layout = _alone(dimension, choice)
+                verdict = judge(layout, Path(folder) / "of")
+                said = f"refused: {reason_of(verdict.reason)}" if verdict.kind == REFUSED else verdict.kind
+                if verdict.kind not in (RIGHT, REFUSED):
+                    said = "the library itself does not load it" if verdict.stage == "library" else verdict.reason
+                yield Row(SECTIONS[dimension.name.partition(".")[0]], dimension.name, choice, said)
+
+
+def _alone(dimension: Dimension, choice: Any) -> Layout:
+    """A layout that is plain but for one choice, and what that needs."""
+    for base in _BASES:
+        layout = settle({"seed": 0} | base | {dimension.name: choice})
+        if layout.get(dimension.name, None) == choice and dimension.name in layout:
+            return layout
+    raise AssertionError(f"{dimension.name} applies to no base; add one")
+
+
+def document(found: list[Row]) -> str:
+    """The page."""
+    parts = [HEAD.read_text(encoding="utf-8")]
+    for section in dict.fromkeys(SECTIONS.values()):
+        parts.append(f"## {section}\n\n| what | choice | result |\n|---|---|---|")
+        parts[-1] += "".join(
+            f"\n| {row.dimension.partition('.')[2] or row.dimension} | {_cell(row.choice)} | {_cell(row.result)} |"
+            for row in found
+            if row.section == section
+        )
+    return "\n\n".join([*(part.rstrip() for part in parts), TAIL.read_text(encoding="utf-8")])
+
+
+def _cell(value: Any) -> str:
+    shown = ", ".join(value) if isinstance(value, tuple) else str(value) or "(empty)"
+    return shown.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(list(rows())), encoding="utf-8")
