@@ -284,8 +284,9 @@ class InputGrid:
 
 class Embed:
     def __init__(
-        self, *, words: int, kind: WordKind, word_scale: int, positions: int, first_position: int, types: int, out: int
-    ) -> None: ...
+        self, *, words: int, kind: WordKind, word_scale: int, positions: int, first_position: int, padding: int,
+        types: int, out: int,
+    ) -> None: ...  # fmt: skip
 
 class NormRows:
     def __init__(

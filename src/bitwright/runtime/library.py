@@ -4,9 +4,11 @@ See `library_server.py`. The process that imports the libraries is kept for the 
 """
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,17 @@ from bitwright.errors import LibraryError
 from bitwright.runtime.library_server import receive, send
 
 _server: list[subprocess.Popen[bytes]] = []
+_in_use = threading.Lock()  # one model at a time
+
+
+def _leave_to_parent() -> None:
+    """A fork has the pipes of its parent's server; what it writes there would be taken for the parent's."""
+    global _in_use
+    _server.clear()
+    _in_use = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @atexit.register
@@ -32,6 +45,7 @@ def start_library() -> None:
     """Let the libraries be imported while something else is done."""
     if _server and _server[0].poll() is None:
         return
+    stop_library()
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "critical", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
              "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}  # fmt: skip
     _server[:] = [
@@ -58,15 +72,18 @@ class Library:
         """
         request = {"directory": os.fspath(directory.resolve()), "task": task, "threads": threads, "limit": limit,
                    "trust_remote_code": trust_remote_code}  # fmt: skip
-        self._open = False
+        _in_use.acquire()
+        self._held, self._serves = True, False
         try:
-            start_library()
-            answer, _ = self._asked(request)
-        except (EOFError, OSError):  # it ended for want of work
-            stop_library()
-            start_library()
-            answer, _ = self._asked(request)
-        self._open = True
+            try:
+                answer, _ = self._asked(request)
+            except BrokenPipeError:  # the server had ended for want of work
+                stop_library()
+                answer, _ = self._asked(request)
+        except BaseException:
+            self.__exit__()
+            raise
+        self._serves = True
         self.name: str = answer["library"]
 
     def encode(self, items: Sequence[Any]) -> Any:
@@ -82,21 +99,30 @@ class Library:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._open:
-            self._open = False
-            send(_stdin(), {"do": "close"})
+        if not self._held:
+            return
+        self._held = False
+        if self._serves:
+            with contextlib.suppress(OSError):
+                send(_stdin(), {"do": "close"})
+        _in_use.release()
 
     def _do(self, what: str, items: Sequence[Any]) -> list[np.ndarray]:
         plain = [item if isinstance(item, str) else list(item) for item in items]
         return self._asked({"do": what, "items": plain})[1] if plain else []
 
     def _asked(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        start_library()
         send(_stdin(), request)
-        answer, arrays = receive(_stdout())
-        if "error" in answer or "died" in answer:
-            self._open = False
-            why = answer.get("error") or f"its process ended with status {answer['died']}"
-            raise LibraryError(why)
+        try:
+            answer, arrays = receive(_stdout())
+        except (EOFError, OSError, ValueError) as error:  # the server is gone, or what it was writing was cut off
+            self._serves = False
+            stop_library()
+            raise LibraryError(f"its process ended ({type(error).__name__})") from None
+        if "error" in answer or "died" in answer:  # the child that served this model has ended
+            self._serves = False
+            raise LibraryError(answer.get("error") or f"its process ended with status {answer['died']}")
         return answer, arrays
 
 

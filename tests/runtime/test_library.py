@@ -1,0 +1,95 @@
+"""The user's own library in a process of its own: its answers, its failures, and what is left of it."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from bitwright.errors import LibraryError
+from bitwright.runtime import library
+from bitwright.runtime.library import Library
+from tests.forks import ended_well, in_child
+
+TEXTS = ["The Quick brown fox", "a", "of a longer list of words than the others are"]
+PAIRS = [("a list", text) for text in TEXTS]
+
+
+def opened(path: Path, task: str) -> Library:
+    return Library(path, task, threads=1, limit=64)
+
+
+def test_embeddings_and_tokens(minilm_dir: Path) -> None:
+    theirs = SentenceTransformer(str(minilm_dir), device="cpu")
+    with opened(minilm_dir, "embedding") as one:
+        assert one.name.startswith("sentence-transformers ")
+        np.testing.assert_allclose(one.encode(TEXTS), theirs.encode(TEXTS), atol=1e-6)
+        ids = [row[0].tolist() for row in one.read(TEXTS)]
+    assert ids == [theirs.tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("sequence-classification", transformers.AutoModelForSequenceClassification),
+        ("token-classification", transformers.AutoModelForTokenClassification),
+        ("question-answering", transformers.AutoModelForQuestionAnswering),
+    ],
+)
+def test_heads(tiny_model: Callable[..., Path], task: str, kind: type) -> None:
+    path = tiny_model("bert", task)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    theirs = kind.from_pretrained(path).eval()  # type: ignore[attr-defined]
+    with opened(path, task) as one, torch.inference_mode():
+        for items in (TEXTS, PAIRS):
+            for item, row in zip(items, one.encode(items), strict=True):
+                given = [item] if isinstance(item, str) else item
+                out = theirs(**tokenizer(*given, return_tensors="pt"))
+                plain = torch.stack((out.start_logits[0], out.end_logits[0])) if task == "question-answering" else out.logits[0]
+                np.testing.assert_allclose(row, plain, atol=1e-5)
+
+
+def test_a_cross_encoder_without_its_activation(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_model("bert", "sequence-classification", num_labels=1), tmp_path / "one"))
+    CrossEncoder(str(path), device="cpu").save_pretrained(str(tmp_path / "saved"))
+    theirs = CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    expected = theirs.predict(PAIRS, activation_fn=torch.nn.Identity())
+    with opened(tmp_path / "saved", "sequence-classification") as one:
+        np.testing.assert_allclose(one.encode(PAIRS)[:, 0], expected, atol=1e-5)
+
+
+def test_what_it_cannot_load_is_told_and_the_next_model_is_served(minilm_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    for _ in range(2):
+        with pytest.raises(LibraryError, match="Error"):
+            opened(tmp_path, "embedding")
+    with opened(minilm_dir, "embedding") as one:
+        assert one.encode(TEXTS).shape == (3, 384)
+
+
+def test_a_server_that_is_gone_is_made_anew(minilm_dir: Path) -> None:
+    with opened(minilm_dir, "embedding"):
+        pass
+    (server,) = library._server
+    os.kill(server.pid, signal.SIGKILL)
+    server.wait()
+    with opened(minilm_dir, "embedding") as one:
+        assert one.encode(TEXTS).shape == (3, 384)
+
+
+def test_a_fork_has_a_server_of_its_own(minilm_dir: Path) -> None:
+    def encodes() -> bool:
+        with opened(minilm_dir, "embedding") as one:
+            return bool(one.encode(TEXTS).shape == (3, 384))
+
+    assert encodes()
+    child = in_child(encodes, seconds=60)
+    assert encodes()
+    assert ended_well(child)
