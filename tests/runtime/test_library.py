@@ -52,7 +52,11 @@ def test_heads(tiny_model: Callable[..., Path], task: str, kind: type) -> None:
             for item, row in zip(items, one.encode(items), strict=True):
                 given = [item] if isinstance(item, str) else item
                 out = theirs(**tokenizer(*given, return_tensors="pt"))
-                plain = torch.stack((out.start_logits[0], out.end_logits[0])) if task == "question-answering" else out.logits[0]
+                plain = (
+                    torch.stack((out.start_logits[0], out.end_logits[0]))
+                    if task == "question-answering"
+                    else out.logits[0]
+                )
                 np.testing.assert_allclose(row, plain, atol=1e-5)
 
 

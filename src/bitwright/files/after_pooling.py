@@ -4,6 +4,7 @@ They read one vector per text, so they take next to no time, and stay in float32
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from bitwright.errors import EngineError, ModelError, brief
 from bitwright.files.directory import ModelDirectory
-from bitwright.files.modules import Module, check_on_pooled, module_config
+from bitwright.files.modules import AFTER_POOLING, Module, check_on_pooled, module_config
 from bitwright.files.pooling import unit
 from bitwright.files.tensors import MappedTensors
 from bitwright.numerics.arrays import Bf16
@@ -48,6 +49,11 @@ class Dense(NamedTuple):
     residual: bool = False
     residual_NK: np.ndarray | None = None
 
+    @property
+    def width(self) -> int | None:
+        """Values of what it puts out."""
+        return len(self.weight_NK)
+
     def __call__(self, x_BK: np.ndarray) -> np.ndarray:
         y_BN: np.ndarray = x_BK @ self.weight_NK.T
         y_BN = ACTIVATIONS[self.activation](y_BN if self.bias_N is None else y_BN + self.bias_N)
@@ -62,6 +68,11 @@ class LayerNorm(NamedTuple):
     weight_H: np.ndarray
     bias_H: np.ndarray
 
+    @property
+    def width(self) -> int | None:
+        """None: as wide as what comes in."""
+        return None
+
     def __call__(self, x_BH: np.ndarray) -> np.ndarray:
         centred = x_BH - x_BH.mean(axis=-1, keepdims=True)
         scale = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + np.float32(1e-5))
@@ -71,6 +82,11 @@ class LayerNorm(NamedTuple):
 
 class Normalize(NamedTuple):
     """To length 1."""
+
+    @property
+    def width(self) -> int | None:
+        """None: as wide as what comes in."""
+        return None
 
     def __call__(self, x_BH: np.ndarray) -> np.ndarray:
         return unit(x_BH)
@@ -146,14 +162,14 @@ def weights_of(directory: ModelDirectory, module: Module, read_pickled: ReadPick
             None.
     """
     folder = directory.path / module.folder
-    if (folder / WEIGHTS).is_file():
+    if os.path.isfile(folder / WEIGHTS):  # also of a name that no file can have
         mapped = MappedTensors([folder / WEIGHTS])
         stored = {name: mapped[name] for name in mapped}
         return {
             name: value.widen() if isinstance(value, Bf16) else np.array(value, np.float32)
             for name, value in stored.items()
         }
-    if not (folder / PICKLED).is_file():
+    if not os.path.isfile(folder / PICKLED):
         raise ModelError(f"{folder}: holds neither {WEIGHTS} nor {PICKLED}; the download is incomplete")
     if read_pickled is None:
         raise EngineError(f"{folder / PICKLED}: only torch reads it")
@@ -209,4 +225,4 @@ _MODULES: dict[str, tuple[tuple[str, ...], _Make | None]] = {
     "Normalize": (("module_input_name", "module_output_name"), _normalize),
     "Dropout": (("dropout",), None),
 }  # fmt: skip
-AFTER_POOLING = tuple(_MODULES)
+assert tuple(_MODULES) == AFTER_POOLING

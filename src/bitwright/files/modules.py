@@ -9,6 +9,8 @@ from bitwright.files.reading import check_name
 
 MODULES_FILE = "modules.json"
 
+AFTER_POOLING = ("Dense", "LayerNorm", "Normalize", "Dropout")  # the kinds that are followed there
+
 _POOLED = "sentence_embedding"
 
 

@@ -41,7 +41,7 @@ def pooling_of(directory: ModelDirectory, module: Module) -> tuple[Pooling, list
     """
     config, unknown = module_config(directory, module, _KNOWN)
     file = directory.path / module.file("config.json")
-    if not file.is_file():
+    if directory.object(module.file("config.json"), MODULES_FILE) is None:
         raise ModelError(f"{file}: no such file, and {MODULES_FILE} points to it")
     named = config.get("pooling_mode")
     if named is None:

@@ -46,7 +46,8 @@ def check_name(path: Path, name: str, said_by: str) -> Path:
     if Path(name).is_absolute() or ".." in parts or "\0" in name:
         raise ModelError(f"{path / said_by}: names {name[:200]!r}, which leads out of the model's directory")
     file = path / name
-    if os.path.lexists(file):  # it may be hidden, or lie behind a folder that is
+    hidden = any(part.startswith(_HIDDEN) for part in parts)  # or behind a folder that is; others were looked at
+    if hidden and os.path.lexists(file):
         _check_link(file, _inside(path))
     return file
 

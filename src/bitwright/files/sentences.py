@@ -5,17 +5,26 @@ neither followed nor without effect on outputs is told by name. numpy, no torch.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bitwright.errors import EngineError, ModelError, brief
 from bitwright.families.tasks import TaskName, class_of
-from bitwright.files.after_pooling import AFTER_POOLING, Dense, Normalize, ReadPickled, Step, activation_name, steps_of
 from bitwright.files.directory import ModelDirectory
-from bitwright.files.layer_mix import LayerMix, layer_mix_of
-from bitwright.files.modules import MODULES_FILE, Module, read_modules
+from bitwright.files.modules import (
+    AFTER_POOLING,
+    MODULES_FILE,
+    Module,
+    check_on_pooled,
+    module_config,
+    read_modules,
+)
 from bitwright.files.pooling import Pooling, pooling_of
+
+if TYPE_CHECKING:  # a model with no more than a pooling is loaded without these
+    from bitwright.files.after_pooling import ReadPickled, Step
+    from bitwright.files.layer_mix import LayerMix
 
 SETTINGS_FILE = "config_sentence_transformers.json"
 # The first of these that says anything counts.
@@ -61,8 +70,8 @@ class Sentences(NamedTuple):
     """
 
     pooling: Pooling = Pooling()
-    steps: tuple[Step, ...] = ()
-    mix: LayerMix | None = None
+    steps: "tuple[Step, ...]" = ()
+    mix: "LayerMix | None" = None
     max_tokens: int | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] = {}
@@ -76,7 +85,9 @@ class Sentences(NamedTuple):
 NO_FILES = Sentences()
 
 
-def read_sentences(directory: ModelDirectory, task: TaskName, *, read_pickled: ReadPickled | None = None) -> Sentences:
+def read_sentences(
+    directory: ModelDirectory, task: TaskName, *, read_pickled: "ReadPickled | None" = None
+) -> Sentences:
     """What the side files of a model say.
 
     read_pickled: reads weights of modules that are no safetensors.
@@ -103,14 +114,25 @@ def read_sentences(directory: ModelDirectory, task: TaskName, *, read_pickled: R
     before, pooled, after = _split(directory, modules)
     pooling, more = pooling_of(directory, pooled)
     unknown += more
-    mix, more = layer_mix_of(directory, before, read_pickled) if before else (None, [])
-    unknown += more
-    hidden = directory.config.get("hidden_size", directory.config.get("dim"))
-    width = len(pooling.modes) * hidden if type(hidden) is int else None
-    steps, more = steps_of(directory, after, width, read_pickled)
-    if steps and isinstance(steps[0], Normalize):  # what the engine has an operator for
-        pooling, steps = pooling._replace(normalize=True), steps[1:]
-    return found._replace(pooling=pooling, steps=tuple(steps), mix=mix, unknown=(*unknown, *more))
+    if after and after[0].kind == "Normalize":  # what the engine has an operator for
+        config, more = module_config(directory, after[0], ("module_input_name", "module_output_name"))
+        check_on_pooled(directory, after[0], config)
+        pooling, after = pooling._replace(normalize=True), after[1:]
+        unknown += more
+    found = found._replace(pooling=pooling)
+    if before:
+        from bitwright.files.layer_mix import layer_mix_of
+
+        mix, more = layer_mix_of(directory, before, read_pickled)
+        found, unknown = found._replace(mix=mix), [*unknown, *more]
+    if after:
+        from bitwright.files.after_pooling import steps_of
+
+        hidden = directory.config.get("hidden_size", directory.config.get("dim"))
+        width = len(pooling.modes) * hidden if type(hidden) is int else None
+        steps, more = steps_of(directory, after, width, read_pickled)
+        found, unknown = found._replace(steps=tuple(steps)), [*unknown, *more]
+    return found._replace(unknown=tuple(unknown))
 
 
 def _pooling_without_files(directory: ModelDirectory) -> Pooling:
@@ -228,13 +250,15 @@ def _activation(directory: ModelDirectory) -> str | None:
     }
     for where, path in given.items():
         if path is not None:
+            from bitwright.files.after_pooling import activation_name
+
             return activation_name(path, f"{directory.path}: {where}")
     return None
 
 
 def width_of(sentences: Sentences, hidden: int) -> int:
     """Values of a vector, before `truncate_dim`, of a model whose token vectors have `hidden`."""
-    widths = [len(step.weight_NK) for step in sentences.steps if isinstance(step, Dense)]
+    widths = [step.width for step in sentences.steps if step.width is not None]
     return widths[-1] if widths else len(sentences.pooling.modes) * hidden
 
 

@@ -3,11 +3,11 @@
 As transformers 5.23 does it, so that the engine and the generic path see the same tokens.
 """
 
+import _thread
 import json
 import os
 import re
 import resource
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -255,7 +255,7 @@ def _see_to_forks() -> None:
     """Let a forked child tokenize on one thread. The library's others are not in it: it would wait for them for ever
     where the user has asked for them (its variable is "true"), and say so on the terminal where that is not set.
     """
-    lock = threading.Lock()  # held from before a fork until after it, so that two forks do not mix
+    lock = _thread.allocate_lock()  # held from before a fork until after it, so that two forks do not mix
     found: str | None = None
 
     def before() -> None:

@@ -4,7 +4,6 @@ The library bounds none of it: a normalizer may make a million characters of one
 time, a pattern be tried in exponentially many ways.
 """
 
-import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -119,6 +118,8 @@ def _longest_entry(charsmap: Any) -> int:
 
     It is the size of a trie (4 bytes), the trie, and the texts, each ended by a zero byte.
     """
+    import base64  # few tokenizers have one
+
     try:
         table = base64.b64decode(charsmap, validate=True)
     except (TypeError, ValueError):

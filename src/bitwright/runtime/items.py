@@ -16,6 +16,8 @@ from bitwright.files.tokenizer import OpenTokenizer, cut, encodings_of
 Pair = tuple[str, str]
 Items = Iterable[str] | Iterable[Pair] | Iterable[Sequence[int]]
 
+_OF_PYTHON = (str, list, tuple)  # nothing to convert
+
 # Missing values of pandas; those of Python and numpy are None and NaN.
 _MISSING = ("NAType", "NaTType")
 
@@ -45,6 +47,8 @@ def listed(items: Items) -> list[Any] | str:
     """
     if isinstance(items, str):
         return items
+    if type(items) is list:  # as most are
+        return [item if type(item) in _OF_PYTHON else _plain(item) for item in items]
     columns = any(hasattr(type(items), name) for name in ("columns", "column_names"))
     for refused, advice in (
         (columns, "; give one of its columns"),
@@ -53,7 +57,7 @@ def listed(items: Items) -> list[Any] | str:
     ):
         if refused:
             raise InputError(f"encode takes a list of texts, this is {type(items).__name__}{advice}")
-    return [item if type(item) is str else _plain(item) for item in items]
+    return [item if type(item) in _OF_PYTHON else _plain(item) for item in items]
 
 
 def texts_of(items: list[Any] | str) -> tuple[list[str], list[str] | None] | None:

@@ -1,7 +1,6 @@
 """Arguments of sentence-transformers' functions: those that have the same meaning here, and what takes the place of
 the others. Imports no torch."""
 
-from difflib import get_close_matches
 from typing import Any
 
 from bitwright.progress import Track
@@ -36,6 +35,8 @@ def refuse_others(function: str, others: dict[str, Any]) -> bool:
     """
     for name, value in others.items():
         if name not in _OTHERS:
+            from difflib import get_close_matches
+
             near = get_close_matches(name, [*_OWN, *_OTHERS], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")

@@ -5,9 +5,8 @@ there; weights stay in their files. To unpickle is to call `load` again, and not
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitwright.errors import ModelError
 from bitwright.files.directory import CONFIG_FILE, weight_files
@@ -20,8 +19,7 @@ _RECORD_FILE = "record.json"  # record.RECORD_FILE; importing that would take lo
 Stamp = tuple[tuple[str, int, int], ...]  # name, size, time of the last change in nanoseconds, of each file
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedFrom:
+class LoadedFrom(NamedTuple):
     """Where `load` found a model. options: it was called with; stamp: of the files then."""
 
     path: Path

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitwright.errors import InputError
-from bitwright.files.after_pooling import ACTIVATIONS
 from bitwright.files.pooling import unit
 from bitwright.runtime.encoding import encode
 
@@ -92,6 +91,8 @@ def _is_one_pair(items: Any) -> bool:
 
 def _activated(model: "Model", logits_NL: np.ndarray, given: Callable[[Any], Any] | None) -> Any:
     if given is None:
+        from bitwright.files.after_pooling import ACTIVATIONS
+
         default = "Sigmoid" if logits_NL.shape[1] == 1 else "Identity"
         return ACTIVATIONS[model.sentences.activation or default](logits_NL)
     if hasattr(given, "forward"):  # a torch module
