@@ -76,7 +76,7 @@ def open_library(layout: Layout, path: Path) -> Library:
         return _sentence_transformer(path, asked_of(layout))
     if layout.get("labels") == 1 and layout["items"] == "pairs":
         return _cross_encoder(path)
-    return _transformers(path, layout["task"])
+    return _transformers(path, layout["task"], reranks=layout.get("labels") == 1)
 
 
 @contextlib.contextmanager
@@ -131,10 +131,14 @@ def _cross_encoder(path: Path) -> Library:
     return Library(model.transformers_model, ask, _pads_left(model.tokenizer), other={"predict": predict})
 
 
-def _transformers(path: Path, task: str) -> Library:
+def _transformers(path: Path, task: str, *, reranks: bool) -> Library:
+    """reranks: whether the model is one that CrossEncoder runs on pairs; its texts are cut where those are."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     auto = getattr(transformers, AUTO_CLASSES[task])
     model = auto.from_pretrained(path, local_files_only=True, **_FLOAT).eval()
+
+    if reranks:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
 
     def ask(item: Item) -> Answer:
         texts = (item,) if isinstance(item, str) else item

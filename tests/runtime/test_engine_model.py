@@ -1,5 +1,7 @@
 """The engine's model beside the generic one: the same tokens, nearly the same outputs, the same count of linears."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,21 @@ def test_bad_input(quantized: Callable[..., EngineModel]) -> None:
         bitwright.load(model.path, threads=0)
     assert model.encode([]).shape == (0, 32)
     assert np.isfinite(model.encode([""])).all()
+
+
+def test_texts_beyond_the_programs_positions_take_the_generic_path(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """transformers cuts no text of a model without a table of positions, if its tokenizer names no limit."""
+    source = Path(shutil.copytree(tiny_model("deberta-v2", "token-classification"), tmp_path / "source"))
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": int(1e30)}))
+    bitwright.quantize(source, out=tmp_path / "out", judged=False)
+    model, texts = bitwright.load(tmp_path / "out"), ["a list of words", "word " * 100, "b"]
+    assert isinstance(model, EngineModel)
+    assert [len(ids) for ids in model.tokenize(texts)] == [len(ids) for ids in model.generic.tokenize(texts)]
+    assert len(model.tokenize(texts)[1]) > model.executor.program.max_tokens
+    found, alone = model.encode(texts), [model.encode([text])[0] for text in texts]
+    np.testing.assert_array_equal(found[1], model.generic.encode(texts[1:2])[0])
+    for a, b in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -8,25 +8,21 @@ from bitwright.errors import ModelError, brief
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.sentences import Sentences
 
-_NO_LIMIT = 1 << 40  # transformers writes a number around 1e30
+NO_LIMIT = 1 << 40  # transformers writes a number around 1e30
 
 
-def text_limit(sentences: Sentences, usual: Sequence[int], capacity: Sequence[int], where: object) -> int:
-    """Tokens of a text, special ones included, at which it is cut.
+def text_limit(sentences: Sentences, tokenizer: Sequence[int], trained: Sequence[int], table: Sequence[int]) -> int:
+    """Tokens of a text, special ones included, at which it is cut; `NO_LIMIT` where nothing cuts it.
 
     As sentence-transformers and transformers have it: what the side files say counts alone; else the least of what the
-    tokenizer and config.json (`max_position_embeddings`) say.
+    tokenizer and config.json say, the latter only where the library looks at it (`Sentences.capped`).
 
     Args:
-        usual: what those two say. capacity: what the model can take at all. where: the model, for the message.
-
-    Raises:
-        ModelError: nothing says it.
+        tokenizer: its limit. trained: max_position_embeddings. table: rows of absolute positions. One number or none.
     """
-    asked = [*usual] if sentences.max_tokens is None else [sentences.max_tokens]
-    if not (limits := [*capacity, *asked]):
-        raise ModelError(f"{where}: no file says how many tokens a text may have; set model_max_length")
-    return min(limits)
+    if sentences.max_tokens is not None:
+        return min([*table, sentences.max_tokens])
+    return min([*table, *tokenizer, *(trained if sentences.capped or table else ()), NO_LIMIT])
 
 
 def tokenizer_limit(directory: ModelDirectory) -> list[int]:
@@ -45,4 +41,4 @@ def length_limit(length: Any, file: Path, key: str) -> list[int]:
         return []
     if not isinstance(length, int | float) or isinstance(length, bool) or not length >= 1:
         raise ModelError(f"{file}: {key} is {brief(length)}; a number of tokens is needed, or null for no limit")
-    return [int(length)] if length < _NO_LIMIT else []
+    return [int(length)] if length < NO_LIMIT else []

@@ -21,6 +21,7 @@ from bitwright.files.modules import (
     read_modules,
 )
 from bitwright.files.pooling import Pooling, pooling_of
+from bitwright.files.task import pair_scorer
 
 if TYPE_CHECKING:  # a model with no more than a pooling is loaded without these
     from bitwright.files.after_pooling import ReadPickled, Step
@@ -62,17 +63,19 @@ class Sentences(NamedTuple):
     """Of an embedding model, what makes one vector of a text's token vectors; of every model, what is done to texts.
 
     pooling, steps: of the token vectors, and after them. mix: of the layers' outputs, which takes the place of the last
-    one's. max_tokens: a limit that counts instead of the tokenizer's. lower_case: whether texts are lowered first.
-    prompts, default_prompt: texts put before a text, by name, and the name of the one that is put there unasked.
-    truncate_dim: values of a vector that are kept. similarity: one of `SIMILARITIES`. activation: of a reranker's or a
-    classifier's logits in `predict`, one of `after_pooling.ACTIVATIONS`; None where nothing says it.
-    unknown: keys that are not followed, as "file: key".
+    one's. max_tokens: a limit that counts instead of the tokenizer's. capped: whether the library cuts texts at
+    max_position_embeddings, also where a model has no table of positions: sentence-transformers does, transformers
+    alone does not. lower_case: whether texts are lowered first. prompts, default_prompt: texts put before a text, by
+    name, and the name of the one that is put there unasked. truncate_dim: values of a vector that are kept. similarity:
+    one of `SIMILARITIES`. activation: of a reranker's or a classifier's logits in `predict`, one of
+    `after_pooling.ACTIVATIONS`; None where nothing says it. unknown: keys that are not followed, as "file: key".
     """
 
     pooling: Pooling = Pooling()
     steps: "tuple[Step, ...]" = ()
     mix: "LayerMix | None" = None
     max_tokens: int | None = None
+    capped: bool = True
     lower_case: bool = False
     prompts: Mapping[str, str] = {}
     default_prompt: str | None = None
@@ -100,8 +103,9 @@ def read_sentences(
     activation = _activation(directory)
     if task == "text-generation":
         return Sentences()
+    capped = task == "embedding" or modules is not None or pair_scorer(directory, task)
     if modules is None:
-        return Sentences(_pooling_without_files(directory), activation=activation)
+        return Sentences(_pooling_without_files(directory), activation=activation, capped=capped)
     settings = directory.object(SETTINGS_FILE, MODULES_FILE) or {}
     unknown = [f"{SETTINGS_FILE}: {key}" for key in settings if key not in _SETTINGS]
     found = Sentences(activation=activation, **_texts_of(directory, settings))

@@ -116,6 +116,13 @@ def pair_evidence(directory: ModelDirectory, task: str) -> str | None:
     return "it puts out one score, as rerankers do" if _n_labels(config) == 1 else None
 
 
+def pair_scorer(directory: ModelDirectory, task: str) -> bool:
+    """Whether a model is one that sentence-transformers' CrossEncoder runs: it says so, or gives one score."""
+    return task == "sequence-classification" and (
+        _written_as(directory)[0] == "CrossEncoder" or _n_labels(directory.config) == 1
+    )
+
+
 def _refuse_other_outputs(directory: ModelDirectory) -> None:
     named = [_written_as(directory)[0], *(module.kind for module in read_modules(directory) or ())]
     kind = next((kind for kind in named if kind in _OTHER_OUTPUTS), None)

@@ -120,17 +120,15 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, sentences: Sentences, path: Pa
     with foreign(f"{path / CONFIG_FILE}: has no config of texts", ModelError):
         says = empty.config.get_text_config().max_position_embeddings
     said = None if tokenizer is None else tokenizer.model_max_length
-    usual = [
-        *length_limit(says, path / CONFIG_FILE, "max_position_embeddings"),
-        *length_limit(said, path / "tokenizer_config.json", "model_max_length"),
-    ]
-    table, capacity = position_table(empty.model, empty.architecture), []
+    trained = length_limit(says, path / CONFIG_FILE, "max_position_embeddings")
+    limit = length_limit(said, path / "tokenizer_config.json", "model_max_length")
+    table, rows = position_table(empty.model, empty.architecture), []
     if table is not None:
         try:
-            capacity = [table.num_embeddings - empty.architecture.positions.first(empty.config.to_dict())]
+            rows = [table.num_embeddings - empty.architecture.positions.first(empty.config.to_dict())]
         except EngineError as error:
             raise ModelError(f"{path}: {error}") from None
-    return text_limit(sentences, usual, capacity, path)
+    return text_limit(sentences, limit, trained, rows)
 
 
 def position_table(model: nn.Module, architecture: Architecture) -> nn.Embedding | None:

@@ -16,7 +16,6 @@ from bitwright.families.tasks import TaskName
 from bitwright.files.directory import source_files
 from bitwright.files.task import PAIR_TASKS
 from bitwright.kernels import dispatch, native
-from bitwright.models.build import position_table
 from bitwright.models.load import LoadedModel
 from bitwright.pipeline.opened import Opened, open_model
 from bitwright.pipeline.reference import Reference, ask_library
@@ -99,12 +98,8 @@ def _digest(parts: Any) -> str:
 
 def _told(loaded: LoadedModel) -> list[str]:
     """What of the model's side files is not followed."""
-    unknown, limit = loaded.sentences.unknown, loaded.max_tokens
-    told = [f"not known, and not followed: {', '.join(unknown)}"] if unknown else []
-    free = loaded.task != "text-generation" and position_table(loaded.model, loaded.architecture) is None
-    if free and loaded.sentences.max_tokens is None and loaded.tokenizer.model_max_length > limit:
-        told.append(f"texts are cut at {limit} tokens (max_position_embeddings), where transformers itself cuts none")
-    return told
+    unknown = loaded.sentences.unknown
+    return [f"not known, and not followed: {', '.join(unknown)}"] if unknown else []
 
 
 def open_job(

@@ -59,12 +59,9 @@ class EngineModel:
         program = lower_encoder(weights, pooling=modes, normalize=normalize)
         self.executor = Executor(program, native_isa())
         self.backend = f"engine:{active_isa()}"
-        trained = directory.config.get("max_position_embeddings")
-        usual = [*tokenizer_limit(directory), *length_limit(trained, directory.path / CONFIG_FILE, _POSITIONS)]
-        self.max_tokens = text_limit(self.sentences, usual, [program.max_tokens], self.path)
-        asked = self.sentences.max_tokens or 0
-        if asked > program.max_tokens and not has_position_table(weights):
-            raise EngineError(f"texts may have {asked} tokens, and the program has positions for {program.max_tokens}")
+        trained = length_limit(directory.config.get(_POSITIONS), directory.path / CONFIG_FILE, _POSITIONS)
+        rows = [program.max_tokens] if has_position_table(weights) else []
+        self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), trained, rows)
         self.vocabulary, self.n_types, self.folded = program.vocabulary, program.types, program.folded
         width = program.output.width
         self.width = width if program.output.per_sequence else None
@@ -109,7 +106,24 @@ class EngineModel:
         """As `Model.run`."""
         threads = self.threads if threads is None else _at_most_processors(threads)
         for tokens in batches:
-            yield self._outputs(self.executor.run(tokens.ids, threads, types=tokens.types), tokens)
+            if max(map(len, tokens.ids), default=0) > self.executor.program.max_tokens:
+                yield self._with_longer(tokens, threads)
+            else:
+                yield self._outputs(self.executor.run(tokens.ids, threads, types=tokens.types), tokens)
+
+    def _with_longer(self, tokens: Tokens, threads: int) -> Sequence[np.ndarray]:
+        """As a batch, with sequences for which the program has no positions: those take the generic path, one by one.
+        Only models without a table of positions, and without a limit of their tokenizer's, get any.
+        """
+        most, found = self.executor.program.max_tokens, {}
+        short = [i for i, ids in enumerate(tokens.ids) if len(ids) <= most]
+        for i in sorted(set(range(len(tokens.ids))) - set(short)):
+            (rows,) = self.generic.run([tokens.of([i])])
+            found[i] = rows[0]
+        if short:
+            (rows,) = self.run([tokens.of(short)], threads)
+            found |= zip(short, rows, strict=True)
+        return [found[i] for i in range(len(tokens.ids))]
 
     def _outputs(self, out: np.ndarray, tokens: Tokens) -> Sequence[np.ndarray]:
         """What becomes of the program's rows: one for each item, or one for each token."""
