@@ -42,17 +42,27 @@ class Row(NamedTuple):
     result: str
 
 
+# Choices that are refused only together: (dimension, words for the choice, layout).
+_TOGETHER: tuple[tuple[str, str, Layout], ...] = (
+    (
+        "sentence.modules",
+        "absent, and a chat template",
+        {"family": "qwen3", "sentence.modules": "absent", "tokenizer.chat": True},
+    ),
+)
+
+
 def rows() -> Iterator[Row]:
     """Each choice, judged: takes minutes."""
+    layouts = [(each.name, choice, _alone(each, choice)) for each in DIMENSIONS for choice in each.choices]
+    layouts += [(name, words, settle({"seed": 0} | layout)) for name, words, layout in _TOGETHER]
     with tempfile.TemporaryDirectory(prefix="layout-") as folder:
-        for dimension in DIMENSIONS:
-            for choice in dimension.choices:
-                layout = _alone(dimension, choice)
-                verdict = judge(layout, Path(folder) / "of")
-                said = f"refused: {reason_of(verdict.reason)}" if verdict.kind == REFUSED else verdict.kind
-                if verdict.kind not in (RIGHT, REFUSED):
-                    said = "the library itself does not load it" if verdict.stage == "library" else verdict.reason
-                yield Row(SECTIONS[dimension.name.partition(".")[0]], dimension.name, choice, said)
+        for name, choice, layout in layouts:
+            verdict = judge(layout, Path(folder) / "of")
+            said = f"refused: {reason_of(verdict.reason)}" if verdict.kind == REFUSED else verdict.kind
+            if verdict.kind not in (RIGHT, REFUSED):
+                said = "the library itself does not load it" if verdict.stage == "library" else verdict.reason
+            yield Row(SECTIONS[name.partition(".")[0]], name, choice, said)
 
 
 def _alone(dimension: Dimension, choice: Any) -> Layout:

@@ -105,6 +105,8 @@ def read_sentences(
         return Sentences()
     capped = task == "embedding" or modules is not None or pair_scorer(directory, task)
     if modules is None:
+        if task == "embedding":
+            _refuse_chat_template(directory)
         return Sentences(_pooling_without_files(directory), activation=activation, capped=capped)
     settings = directory.object(SETTINGS_FILE, MODULES_FILE) or {}
     unknown = [f"{SETTINGS_FILE}: {key}" for key in settings if key not in _SETTINGS]
@@ -137,6 +139,19 @@ def read_sentences(
         steps, more = steps_of(directory, after, width, read_pickled)
         found, unknown = found._replace(steps=tuple(steps)), [*unknown, *more]
     return found._replace(unknown=tuple(unknown))
+
+
+def _refuse_chat_template(directory: ModelDirectory) -> None:
+    """Without a modules.json, the library puts each text into the chat template, if there is one."""
+    settings = directory.object("tokenizer_config.json") or {}
+    names = ("chat_template.jinja", "chat_template.json")
+    file = next((name for name in names if (directory.path / name).is_file()), "")
+    if settings.get("chat_template") or file:
+        raise ModelError(
+            f"{directory.path / (file or 'tokenizer_config.json')}: a chat template, into which sentence-transformers "
+            f"puts each text of a model without a {MODULES_FILE}; that is not followed here. Save the model with "
+            "SentenceTransformer(...).save(), or take the template out"
+        )
 
 
 def _pooling_without_files(directory: ModelDirectory) -> Pooling:

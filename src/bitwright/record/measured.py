@@ -46,7 +46,7 @@ class Evaluation:
     accepted_point_estimate: bool = False
     companions: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
-    judge: str | None = field(default=None, metadata=NULL)
+    judge: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

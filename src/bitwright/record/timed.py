@@ -99,7 +99,7 @@ class Environment:
     python: str | None = None
     torch: str | None = None
     transformers: str | None = field(default=None, metadata=NULL)
-    tokenizers: str | None = field(default=None, metadata=NULL)
-    sentence_transformers: str | None = field(default=None, metadata=NULL)
+    tokenizers: str | None = None
+    sentence_transformers: str | None = None
     bitwright: str | None = None
     threads: int | None = None
