@@ -96,8 +96,6 @@ def test_encoders_take_token_ids_too(tiny_model: Callable[..., Path]) -> None:
     texts = ["a class is an object", "names", "a module binds names to objects when imported"]
     np.testing.assert_array_equal(bert.encode(bert.tokenize(texts)), bert.encode(texts))
     without = GenericModel(bert.hf, None, bert.task, bert.sentences, bert.max_tokens, bert.backend, bert.path)
-    assert without.encode([[2, 9, 3], [2, 7, 3]]).shape == (2, 32)
-    with pytest.raises(ModelError, match="no tokenizer, whose padding different lengths need"):
-        without.encode([[2, 9, 3], [2, 3]])
+    np.testing.assert_array_equal(without.encode([[2, 9, 3], [2, 3]]), bert.encode([[2, 9, 3], [2, 3]]))
     with pytest.raises(ModelError, match="give token ids instead"):
         without.encode(texts)

@@ -107,9 +107,12 @@ def _check_tokens(loaded: LoadedModel, model: Model, library: Library, items: Se
 def _check_outputs(loaded: LoadedModel, model: Model, library: Library, items: Sequence[Any]) -> None:
     short = [n for n, ids in enumerate(model.tokenize(items)) if 0 < len(ids) <= _FORWARDED_TOKENS]
     some = [items[n] for n in dict.fromkeys([*short[:_FORWARDED], *short[-1:]])]
-    theirs, ours = _rows(library.encode(some)), _rows(model.encode(some))
-    longest = max(float(np.linalg.norm(row)) for row in theirs)
-    for item, a, b in zip(some, theirs, ours, strict=True):
+    theirs = dict(zip(some, _rows(library.encode(some)), strict=True))
+    some = [item for item, row in theirs.items() if np.isfinite(row).all()]  # all prompt
+    ours = _rows(model.encode(some))
+    longest = max(float(np.linalg.norm(theirs[item])) for item in some)
+    for item, b in zip(some, ours, strict=True):
+        a = theirs[item]
         apart = float(np.linalg.norm(a - b)) if a.shape == b.shape else float("inf")
         if not apart <= _TOLERANCE * longest:
             how = f"lie {apart / longest:.2g} apart" if a.shape == b.shape else f"have {a.shape} and {b.shape} values"

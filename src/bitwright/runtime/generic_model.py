@@ -181,18 +181,20 @@ class GenericModel:
         return architecture_of(cast(Any, self.hf.config).model_type).decodes
 
     def _padded(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Ids, mask and types if there are some, int64 (B, T)."""
-        types = tokens.types
-        if len({len(ids) for ids in tokens.ids}) == 1:
-            ids_BT = torch.tensor(tokens.ids)
-            return ids_BT, torch.ones_like(ids_BT), None if types is None else torch.tensor(types)
-        if self.tokenizer is None:
-            raise ModelError(f"{self.path}: has no tokenizer, whose padding different lengths need; use batch_size=1")
-        given = {"input_ids": tokens.ids} | ({} if types is None else {"token_type_ids": types})
-        with foreign(f"{self.path}: the tokenizer cannot pad; give batch_size=1", ModelError):
-            # At the right, whatever the files say: no text's positions then depend on the others of its batch.
-            batch = self.tokenizer.pad(given, return_tensors="pt", return_attention_mask=True, padding_side="right")
-            return batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
+        """Ids, mask and types if there are some, int64 (B, T), padded at the right, whatever the tokenizer's files say:
+        no text's positions then depend on the others of its batch, and no tokenizer is needed.
+        """
+        pad_id: Any = getattr(self.hf.config, "pad_token_id", None)
+        fill = pad_id if type(pad_id) is int and 0 <= pad_id < self.vocabulary else 0
+        ids_BT = _rows_of(tokens.ids, fill)
+        mask_BT = _rows_of([[1] * len(ids) for ids in tokens.ids], 0)
+        return ids_BT, mask_BT, None if tokens.types is None else _rows_of(tokens.types, 0)
+
+
+def _rows_of(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """int64 (B, T): shorter rows filled up at the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
 def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
