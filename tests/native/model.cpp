@@ -76,8 +76,8 @@ private:
         const size_t first = random_.between(0, 2), count = vocabulary * width;
         const WordKind kind[] = {WordKind::kInt8, WordKind::kBf16, WordKind::kF32};
         const int64_t padding = first ? int64_t(first) - 1 : kNone;  // an id that takes no place
-        Embed op{nullptr, kind[number_ % 3], nullptr, nullptr, first, padding, nullptr,
-                 buffer(BufferKind::kF32, width)};
+        Embed op{nullptr, kind[number_ % 3], nullptr, nullptr,
+                 first,   padding,           nullptr, buffer(BufferKind::kF32, width)};
         if (op.kind == WordKind::kInt8) {
             Exact codes = room<int8_t>(random_, count);
             for (size_t i = 0; i < count; ++i) *codes.at<int8_t>(i) = int8_t(random_.bits());
