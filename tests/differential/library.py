@@ -76,7 +76,7 @@ def open_library(layout: Layout, path: Path) -> Library:
         return _sentence_transformer(path, asked_of(layout))
     if layout.get("labels") == 1 and layout["items"] == "pairs":
         return _cross_encoder(path)
-    return _transformers(path, layout["task"], reranks=layout.get("labels") == 1)
+    return _transformers(path, layout["task"], reranks=_is_cross_encoder(layout))
 
 
 @contextlib.contextmanager
@@ -129,6 +129,10 @@ def _cross_encoder(path: Path) -> Library:
 
     assert model.transformers_model is not None
     return Library(model.transformers_model, ask, _pads_left(model.tokenizer), other={"predict": predict})
+
+
+def _is_cross_encoder(layout: Layout) -> bool:
+    return layout.get("labels") == 1 or layout.get("cross.activation") is not None
 
 
 def _transformers(path: Path, task: str, *, reranks: bool) -> Library:

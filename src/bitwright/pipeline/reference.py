@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from bitwright.errors import LibraryError, ModelError, brief
+from bitwright.errors import LibraryError, ModelError, NotFiniteError, brief
 from bitwright.evaluate import Task
 from bitwright.evaluate.kinds import Outputs
 from bitwright.models.load import LoadedModel
@@ -62,6 +62,7 @@ def ask_library(
 
     Raises:
         ModelError: the library reads other tokens, or gives other outputs; the message names the text and both.
+        NotFiniteError: it gives none that are finite.
     """
     if loaded.task == "text-generation":
         if not judges:
@@ -109,6 +110,11 @@ def _check_outputs(loaded: LoadedModel, model: Model, library: Library, items: S
     some = [items[n] for n in dict.fromkeys([*short[:_FORWARDED], *short[-1:]])]
     theirs = dict(zip(some, _rows(library.encode(some)), strict=True))
     some = [item for item, row in theirs.items() if np.isfinite(row).all()]  # all prompt
+    if not some:
+        raise NotFiniteError(
+            f"{loaded.path}: the outputs of {library.name} are NaN or infinite for every text that was tried; the "
+            "checkpoint is damaged, or its values do not fit float32"
+        )
     ours = _rows(model.encode(some))
     longest = max(float(np.linalg.norm(theirs[item])) for item in some)
     for item, b in zip(some, ours, strict=True):
