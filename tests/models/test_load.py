@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -388,15 +387,6 @@ def test_infinity_is_no_limit_of_tokens(copy):
     settings = json.loads((path / "tokenizer_config.json").read_text())
     (path / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": float("inf")}))
     assert load_model(path).max_tokens == 66
-
-
-def test_a_tokenizer_without_padding_is_no_hindrance(copy):
-    path = copy()
-    settings = json.loads((path / "tokenizer_config.json").read_text())
-    whole = float_model(load_model(path)).encode(["a", "a b c"])
-    del settings["pad_token"]
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    np.testing.assert_array_equal(float_model(load_model(path)).encode(["a", "a b c"]), whole)
 
 
 def test_a_mask_is_made_whatever_a_tokenizer_calls_its_inputs(copy):

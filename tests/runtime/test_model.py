@@ -1,5 +1,7 @@
 """`encode` of a language model: likelihoods of next tokens, whatever the batch."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +101,12 @@ def test_encoders_take_token_ids_too(tiny_model: Callable[..., Path]) -> None:
     np.testing.assert_array_equal(without.encode([[2, 9, 3], [2, 3]]), bert.encode([[2, 9, 3], [2, 3]]))
     with pytest.raises(ModelError, match="give token ids instead"):
         without.encode(texts)
+
+
+def test_a_tokenizer_without_padding_is_no_hindrance(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_model("bert"), tmp_path / "copy"))
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    whole = float_model(load_model(path)).encode(["a", "a b c"])
+    del settings["pad_token"]
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    np.testing.assert_array_equal(float_model(load_model(path)).encode(["a", "a b c"]), whole)

@@ -104,7 +104,7 @@ def _answer(request: dict[str, Any], answers: int) -> None:
             send(answers, {}, arrays)
     except EOFError:
         return
-    except Exception as error:
+    except Exception as error:  # the boundary of the process: the parent decides what a failure means
         send(answers, {"error": " ".join(f"{type(error).__name__}: {error}".split())[:600]})
 
 
