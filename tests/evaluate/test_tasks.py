@@ -190,7 +190,7 @@ def test_label_free_loss_of_a_multi_label_classifier_is_the_share_of_labels_that
     assert task.loss(logits, changed) == pytest.approx(1 / 12)
     changed[1] = np.nan
     assert task.loss(logits, changed) == pytest.approx(4 / 12)
-    assert set(task.companions(logits, changed)) == {"emd", "max_abs", "sqnr_db"}
+    assert set(task.companions(logits, changed)) == {"label_agreement", "emd", "max_abs", "sqnr_db"}
 
 
 def test_the_units_of_a_task_are_those_of_its_statistics(rng):

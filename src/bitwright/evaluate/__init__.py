@@ -1,5 +1,6 @@
 """Evaluation: metrics, tasks, and whether a loss is inside its budget. Models are callables here: texts to arrays."""
 
+from bitwright.evaluate.agreement import metric_found
 from bitwright.evaluate.budget import Interval, Verdict, judge, paired_bootstrap, without_pairs
 from bitwright.evaluate.custom import load_custom
 from bitwright.evaluate.fitting import agreement_task, labelled_task
@@ -19,6 +20,7 @@ __all__ = [
     "language_task",
     "load_custom",
     "load_task",
+    "metric_found",
     "paired_bootstrap",
     "shared_texts",
     "similarity_matrix_task",

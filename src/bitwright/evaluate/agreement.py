@@ -1,7 +1,7 @@
 """The kinds without labels: how far a quantized model's outputs agree with those of the float model.
 
 The float model agrees with itself, so its score is 1 and the loss is the share that agreement lost. Units: texts, or
-pairs of them.
+pairs of them. Of answers, which change rarely, that share is estimated from their margins (`flips`).
 """
 
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from typing import ClassVar
 import numpy as np
 
 from bitwright.errors import DataError
-from bitwright.evaluate import metrics
+from bitwright.evaluate.flips import Margins, class_margins, doubt, kept_answers, label_margins
 from bitwright.evaluate.kinds import (
     Items,
+    Kind,
     Outputs,
     OutputSort,
     chosen,
@@ -31,13 +32,15 @@ class Agreement:
     """Texts or pairs without labels: the quantized model's outputs against the float one's.
 
     metric: what is compared, for people. outputs: of which sort. compare: the agreement as a statistic of the outputs.
-    unit: "texts" or "pairs"; two that differ in it alone compare equal.
+    unit: "texts" or "pairs"; two that differ in it alone compare equal. margins: of answers, the margins from which
+    the agreement is estimated; None where it is computed.
     """
 
     metric: str
     outputs: OutputSort
     compare: Callable[[Outputs, Outputs], Statistic]
     unit: str = field(default="texts", compare=False)
+    margins: Callable[[Outputs, Outputs], Margins] | None = None
     name: ClassVar[str] = "label-free"
     label_free: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
@@ -60,16 +63,20 @@ def _similarities(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
     return Spearman(pair_cosines(float_outputs, pairs_P2), pair_cosines(quant_outputs, pairs_P2), pairs_P2)
 
 
-def _classes(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
-    """Share of top-1 classes that are as in the float model.
+def _class_margins(float_outputs: Outputs, quant_outputs: Outputs) -> Margins:
+    """The margins of the top-1 classes.
 
     A text's output is logits (classes,), or (rows, classes) for a token classifier (rows are tokens) and for question
     answering (rows are start and end, classes are positions); then its agreement is the mean over its rows.
     """
     if all(np.atleast_1d(row).shape[-1] == 1 for row in float_outputs):
         raise DataError("the model puts out one value, so it has no classes that could differ; give n_labels=1")
-    both = zip(float_outputs, quant_outputs, strict=True)
-    return Mean(np.array([metrics.top1_agreement(np.atleast_2d(left), np.atleast_2d(right)) for left, right in both]))
+    return class_margins(list(float_outputs), list(quant_outputs))
+
+
+def _label_margins(float_outputs: Outputs, quant_outputs: Outputs) -> Margins:
+    """The margins of the labels that a multi-label classifier assigns, or not: all whose logit is above 0."""
+    return label_margins(matrix(float_outputs), matrix(quant_outputs))
 
 
 def _score_ranks(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
@@ -77,14 +84,27 @@ def _score_ranks(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
     return Spearman(scores(float_outputs), scores(quant_outputs))
 
 
-def _labels(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
-    """Share of the labels that are assigned, or not, as in the float model, by a multi-label classifier, which assigns
-    every label whose logit is above 0.
-    """
-    return Mean(metrics.label_agreement(matrix(float_outputs), matrix(quant_outputs)))
+def _classes(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
+    """Share of the top-1 classes that are as in the float model."""
+    return kept_answers(_class_margins(float_outputs, quant_outputs))
 
+
+def _labels(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
+    """Share of the labels that are assigned, or not, as in the float model."""
+    return kept_answers(_label_margins(float_outputs, quant_outputs))
+
+
+_ESTIMATED = ", estimated from margins"
 
 EMBEDDINGS = Agreement("Spearman of pairwise similarities with float", "embeddings", _similarities)
-CLASSES = Agreement("top-1 agreement with float", "logits", _classes)
+CLASSES = Agreement("top-1 agreement with float" + _ESTIMATED, "logits", _classes, margins=_class_margins)
 SCORES = Agreement("Spearman of scores with float", "logits", _score_ranks)
-LABELS = Agreement("agreement of labels with float", "logits", _labels)
+LABELS = Agreement("agreement of labels with float" + _ESTIMATED, "logits", _labels, margins=_label_margins)
+
+
+def metric_found(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[str, str | None]:
+    """The name of what was scored of these outputs, and where that is not what the kind's name says, why."""
+    if not isinstance(kind, Agreement) or kind.margins is None:
+        return kind.metric, None
+    why = doubt(kind.margins(float_outputs, quant_outputs))
+    return (kind.metric if why is None else kind.metric.removesuffix(_ESTIMATED)), why

@@ -13,7 +13,7 @@ import numpy as np
 
 from bitwright.errors import DataError
 from bitwright.evaluate.kinds import Outputs
-from bitwright.evaluate.statistic import FloatArray, MacroF1, Mean, Statistic
+from bitwright.evaluate.statistic import Estimated, FloatArray, MacroF1, Mean, Statistic
 from bitwright.evaluate.tasks import Task, relative_loss
 
 Pair = tuple[Statistic, Statistic]  # the scores of the float and of the quantized model
@@ -183,6 +183,8 @@ def _with_lost_unit(pair: Pair, better: bool) -> Pair | None:
     match pair:
         case (Mean(left), Mean(right)):
             change = float(np.abs(left - right).max()) or float(np.abs(left).max())
+            if isinstance(pair[1], Estimated):
+                change = pair[1].one_more
             return Mean(np.append(left, left.mean())), Mean(
                 np.append(right, left.mean() + (-change if better else change))
             )

@@ -100,7 +100,7 @@ def _logit_companions(left: list[FloatArray], right: list[FloatArray], kind: Kin
     if kind == SCORES or isinstance(kind, Ranking):
         return {"kendall": metrics.kendall(*flat), "rank_flips": metrics.rank_flips(*flat)} | distances
     if kind == LABELS:  # its logits are no distribution over classes
-        return distances
+        return {"label_agreement": float(metrics.label_agreement(np.stack(left), np.stack(right)).mean())} | distances
     return {
         "top1_agreement": float(np.mean([metrics.top1_agreement(u, v) for u, v in rows])),
         "kl": float(np.mean([metrics.kl(u, v) for u, v in rows])),

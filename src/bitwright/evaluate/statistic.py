@@ -36,6 +36,15 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimated(Mean):
+    """A mean that the units' values estimate. one_more: how much one unit less than the mean of a perfect score an
+    event that the sample happens to lack would make (a count that lacks one lacks a whole unit).
+    """
+
+    one_more: float
+
+
+@dataclass(frozen=True, slots=True)
 class MacroF1:
     """The macro F1 of predicted classes; the classes are those of the whole sample, in gold or prediction."""
 

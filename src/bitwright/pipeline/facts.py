@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitwright.evaluate import Interval, judge, without_pairs
+from bitwright.evaluate import Interval, judge, metric_found, without_pairs
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
 from bitwright.numerics.schemes import SCHEMES
@@ -33,7 +33,7 @@ def evaluation_facts(job: Job, interval: Interval, float_outputs: Outputs, quant
     inside = verdict.verdict == "undecided" and interval.loss <= budget.max_loss
     return Evaluation(
         metric=Metric(
-            name=task.kind.metric,
+            name=metric_found(task.kind, float_outputs, quant_outputs)[0],
             kind=task.kind.name,
             task=task.name,
             unit=task.kind.unit,

@@ -37,6 +37,7 @@ COMPANIONS = {
         "Share of samples whose nearest neighbour is unchanged; 1 is best.",
     ),
     "top1_agreement": ("same answer", "Share of samples whose most probable class is unchanged; 1 is best."),
+    "label_agreement": ("same labels", "Share of labels that are assigned, or not, as before; 1 is best."),
     "kl": ("KL divergence", "Distance between the predicted probabilities before and after, in nats; 0 is identical."),
     "emd": (
         "EMD",
@@ -76,8 +77,10 @@ METRIC_PHRASES = {
     "macro F1": "its classification quality (macro F1)",
     "Spearman of pairwise similarities with float": "the original’s ranking of similarities",
     "top-1 agreement with float": "the original’s answers",
+    "top-1 agreement with float, estimated from margins": "the original’s answers, estimated from margins",
     "Spearman of scores with float": "the original’s ranking by score",
     "agreement of labels with float": "the original’s labels",
+    "agreement of labels with float, estimated from margins": "the original’s labels, estimated from margins",
 }
 
 
