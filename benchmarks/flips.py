@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import bitwright
 from bitwright.evaluate import label_free_task, load_task, paired_bootstrap
-from bitwright.evaluate.flips import estimated_flips, flips
+from bitwright.evaluate.flips import class_margins
 from bitwright.models.load import load_model
 from bitwright.recipe import make_recipe
 from bitwright.runtime.generic_model import float_model
@@ -172,21 +172,22 @@ def next_is_function_word(tokenizer: Any, ids_BT: torch.Tensor) -> np.ndarray:
 
 def rows(float_outputs: list[Any], quant_outputs: list[Any]) -> Iterator[str]:
     """The cells of the table, for each size of a sample."""
-    whole = flips(float_outputs, quant_outputs)
+    margins = class_margins(float_outputs, quant_outputs)
+    changed_U = margins.by_text(margins.flipped_D)
     rng = np.random.default_rng(SEED)
     for n in SAMPLES:
         task = label_free_task([str(i) for i in range(n)], logits=True)
         found = []
         for repeat in range(REPEATS):
-            drawn = rng.permutation(len(whole))[:n]
+            drawn = rng.permutation(len(changed_U))[:n]
             left, right = ([side[i] for i in drawn] for side in (float_outputs, quant_outputs))
-            bound = paired_bootstrap(task, left, right, n=200, seed=repeat).upper
-            found.append((float(np.mean(estimated_flips(left, right))), bound, float(whole[drawn].mean())))
+            interval = paired_bootstrap(task, left, right, n=200, seed=repeat)
+            found.append((interval.loss, interval.upper, changed_U[drawn].mean()))
         estimate, bound, count = np.array(found).T
         spread = estimate.std() / count.std() if count.std() else np.nan
         yield (
-            f"{whole.mean():.2%} | {n} | {estimate.mean():.2%} | {np.mean(bound):.2%} | "
-            f"{np.mean(bound >= whole.mean()):.0%} | {spread:.2f}"
+            f"{changed_U.mean():.2%} | {n} | {estimate.mean():.2%} | {np.mean(bound):.2%} | "
+            f"{np.mean(bound >= changed_U.mean()):.0%} | {spread:.2f}"
         )
 
 

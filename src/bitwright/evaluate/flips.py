@@ -7,9 +7,10 @@ which shift meets which margin is chance (`benchmarks/flips.py` looks whether it
 
     rate = Σ_i Σ_j w_i w_j [margin_i < shift_j]
 
-which has about half the spread of the count. What a text adds to the rate, as a margin and as a shift, is the value of
-a unit: the mean of these values is the rate, their spread over texts is that of the rate (Hoeffding 1948, "A class of
-statistics with asymptotically normal distribution"), so they are bootstrapped as any other score is.
+which has four fifths of the count's spread, and is seldom zero by luck. What a text adds to the rate, as a margin and as
+a shift, is the value of a unit: the mean of these values is the rate, their spread over texts is that of the rate
+(Hoeffding 1948, "A class of statistics with asymptotically normal distribution"), so they are bootstrapped as any other
+score is.
 """
 
 import math
@@ -26,6 +27,7 @@ from bitwright.evaluate.statistic import Estimated, FloatArray, IntArray, Mean
 Floats = NDArray[np.floating]
 
 _NEAR, _LEAST_NEAR = 0.3, 60  # decisions of smallest margin that meet each other: their share, and at least so many
+_NO_SHIFT = 0.1  # of the usual shift; smaller ones count as this, where logarithms are taken
 _FAR = 8.0  # shifts of how many times their usual size are surely among those
 _LEAST_DECISIONS = 30  # fewer shifts do not say how they are spread
 _NORMAL_95 = 1.645
@@ -52,6 +54,11 @@ class Margins:
         """The mean over each text's decisions."""
         result: FloatArray = np.bincount(self.text_D, values_D.astype(np.float64)) / np.bincount(self.text_D)
         return result
+
+    def halves(self, decisions: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Of some decisions the margin half-way between the models, and half of how far these lie apart."""
+        left, right = self.float_D[decisions], self.quant_D[decisions]
+        return np.abs(left + right) / 2, np.abs(left - right) / 2
 
 
 def class_margins(float_outputs: Sequence[Floats], quant_outputs: Sequence[Floats]) -> Margins:
@@ -111,13 +118,11 @@ class Estimate:
 def estimate(margins: Margins) -> Estimate:
     """The rate of flips that margins and their shifts predict. What is not finite has flipped."""
     rows_D = np.bincount(margins.text_D)[margins.text_D]
-    margin_D = np.abs(margins.float_D + margins.quant_D) / 2
-    shift_D = np.abs(margins.float_D - margins.quant_D) / 2
     own_D, others_D = np.where(margins.broken_D, 1.0, 0.0), np.zeros(len(rows_D))
-    near = _near(margin_D, shift_D, np.flatnonzero(~margins.broken_D & np.isfinite(margin_D)))
+    near = _near(margins, np.flatnonzero(~margins.broken_D & np.isfinite(margins.float_D)))
     if not len(near):
         return Estimate(own_D, margins.by_text(own_D), margins.by_text(own_D), 1.0)
-    margin_N, shift_N = margin_D[near], shift_D[near]
+    margin_N, shift_N = _in_usual_shifts(*margins.halves(near))
     share_N = 1 / rows_D[near] / (1 / rows_D[near]).sum()  # every text counts alike
     own_D[near] = _share_above(margin_N, shift_N, share_N)
     others_D[near] = 1 - _share_above(np.nextafter(shift_N, -np.inf), margin_N, share_N) - share_N @ own_D[near]
@@ -126,13 +131,28 @@ def estimate(margins: Margins) -> Estimate:
     return Estimate(own_D, own_U, own_U + margins.by_text(others_D), one_more)
 
 
-def _near(margin_D: FloatArray, shift_D: FloatArray, usable: IntArray) -> IntArray:
+def _near(margins: Margins, usable: IntArray) -> IntArray:
     """The usable decisions of small margin: so many that the others' are beyond all shifts that are to be expected."""
-    order = usable[np.argsort(margin_D[usable], kind="stable")]
-    n = max(_LEAST_NEAR, round(_NEAR * len(order)))
-    while n < len(order) and margin_D[order[n - 1]] <= _FAR * np.median(shift_D[order[:n]]):
+    margin_M, shift_M = margins.halves(usable)
+    order_M = np.argsort(margin_M, kind="stable")
+    n = max(_LEAST_NEAR, round(_NEAR * len(order_M)))
+    while n < len(order_M) and margin_M[order_M[n - 1]] <= _FAR * np.median(shift_M[order_M[:n]]):
         n *= 2
-    return order[:n]
+    return usable[order_M[:n]]
+
+
+def _in_usual_shifts(margin_N: FloatArray, shift_N: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Margins and shifts over exp(slope · margin), to which shifts of that margin are proportional: where a trained
+    model is sure its logits are saturated, and move less. The slope is that of a line through their logarithms.
+    """
+    usual = float(shift_N.mean())
+    if usual == 0 or np.ptp(margin_N) == 0:
+        return margin_N, shift_N
+    deviation_N = margin_N - margin_N.mean()
+    slope = float(deviation_N @ np.log(shift_N + _NO_SHIFT * usual)) / float(deviation_N @ deviation_N)
+    slope = min(slope, 1 / float(margin_N.max()))  # steeper, larger margins would become smaller ones
+    scale_N = np.exp(slope * margin_N)
+    return margin_N / scale_N, shift_N / scale_N
 
 
 def _share_above(x_N: FloatArray, points_M: FloatArray, share_M: FloatArray) -> FloatArray:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from bitwright.calibration.data import mix
 from bitwright.errors import InputError, LibraryError
-from bitwright.evaluate import Task, agreement_task, labelled_task, language_task, load_custom, paired_bootstrap
+from bitwright.evaluate import (
+    Task,
+    agreement_task,
+    labelled_task,
+    language_task,
+    load_custom,
+    metric_found,
+    paired_bootstrap,
+)
 from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window, pairs_in, windows_in
 from bitwright.evaluate.language import WINDOW, WINDOWS
 from bitwright.evaluate.logits import compare_windows, token_outputs
@@ -92,13 +100,20 @@ def evaluate(
         "reference": None if reference is None else str(reference),
         "task": subject.task,
         "metric": {
-            "name": scored.kind.metric, "kind": scored.kind.name, "task": scored.name, "unit": scored.kind.unit,
+            "name": _metric(scored, measured), "kind": scored.kind.name, "task": scored.name, "unit": scored.kind.unit,
             "label_free": scored.kind.label_free, "higher_is_better": scored.kind.higher_is_better,
         },
         "protocol": protocol,
         **_scores(scored, measured, seed),
         "seconds": round(time.perf_counter() - begun, 3),
     }  # fmt: skip
+
+
+def _metric(task: Task, measured: _Measured) -> str:
+    """What was scored of these outputs."""
+    if measured.reference_outputs is None:
+        return task.kind.metric
+    return metric_found(task.kind, measured.reference_outputs, measured.outputs)[0]
 
 
 def _open(name: str | Path, *, task: TaskName | None, trust_remote_code: bool, progress: Progress) -> Model:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bitwright.evaluate import paired_bootstrap
+from bitwright.evaluate import metric_found, paired_bootstrap
 from bitwright.pipeline.facts import evaluation_facts, verify_in_runtimes
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.measuring import run_task
@@ -53,6 +53,8 @@ def judge_result(
         quant_outputs = run_task(job.scored.held_out, final, progress, "held-out texts, quantized")
         interval = paired_bootstrap(job.scored.held_out, float_outputs, quant_outputs, seed=job.recipe.seed)
     evaluation = evaluation_facts(job, interval, float_outputs, quant_outputs)
+    if why := metric_found(job.scored.held_out.kind, float_outputs, quant_outputs)[1]:
+        job.warnings.append(why)
     distributions = None if job.opened.streams else describe_distributions(job, quantized)
     with job.timed("verify"):
         progress.say("reloading the result in a clean process, in every target runtime")
