@@ -2,13 +2,13 @@
 
     BITWRIGHT_EVAL_DATA=data python benchmarks/flips.py --work FOLDER
 
-Classifiers are made of MiniLM: SST-2 (a head on the frozen model, and trained through), TREC-6, pairs of STS-B that mean
-the same (score 3 and more) or not, and of each token whether a function word comes next. Each is quantized in several
-schemes, and the answers of the quantized model are compared with the original's on a large sample, which gives the true
-rate of flips. Then samples of 60, 250 and 1000 texts are drawn from it: what the margins of one (`evaluate.flips`)
-predict, the 95 % bound, and in what share of the samples the bound holds; beside it the spread of the prediction over
-that of the count of flips in the same sample. FOLDER keeps models and outputs, so that a second run only computes the
-table.
+Classifiers are made of MiniLM: SST-2 (a head on the frozen model, and trained through), TREC-6, pairs of STS-B that
+mean the same (score 3 and more) or not, and of each token whether a function word comes next. Each is quantized in
+several schemes, and the answers of the quantized model are compared with the original's on a large sample, which gives
+the true rate of flips. Then samples of 60, 250 and 1000 texts are drawn from it: what the margins of one
+(`evaluate.flips`) predict, the 95 % bound, and in what share of the samples the bound holds; beside it the spread of
+the prediction over that of the count of flips in the same sample. FOLDER keeps models and outputs, so that a second
+run only computes the table.
 """
 
 import argparse
@@ -39,7 +39,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "INT3 groups of 32": {"scheme": "w3a16_g32", "method": "rtn"},
 }
 TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
-FUNCTION_WORDS = "the a an of to in and is are for on with that it by as at from or be this was".split()
+FUNCTION_WORDS = """
+    the a an of to in and is are for on with that it by as at from or be this was
+"""
 N_TRAIN, N_SCORED, BATCH, RATE, FROZEN_RATE = 2500, 2500, 32, 1e-4, 1e-2
 SAMPLES, REPEATS, SEED = (60, 250, 1000), 200, 0
 
@@ -165,7 +167,7 @@ def train(subject: Subject, trunk: Path, texts: Texts, gold: np.ndarray, folder:
 
 def next_is_function_word(tokenizer: Any, ids_BT: torch.Tensor) -> np.ndarray:
     """Of each token 1 if the next one is a function word, else 0; −100 at padding, which no loss counts."""
-    words = torch.tensor(tokenizer.convert_tokens_to_ids(FUNCTION_WORDS))
+    words = torch.tensor(tokenizer.convert_tokens_to_ids(FUNCTION_WORDS.split()))
     next_BT = torch.roll(torch.isin(ids_BT, words), -1, dims=1).long()
     return torch.where(ids_BT == tokenizer.pad_token_id, -100, next_BT).numpy()
 

@@ -39,8 +39,23 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What the units that judge were drawn from: so many, in the words of the one who gave them ("rows of pairs.tsv").
+    Those that tuning keeps for itself are among them.
+    """
+
+    n: int
+    noun: str
+
+    def enough(self, units: int, judging: int) -> int:
+        """How many must be given for so many units to judge, where now `judging` of them do."""
+        return math.ceil(units * self.n / judging)
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a budget is met. needed_samples: units that would probably decide an undecided one, else None.
+    """Whether a budget is met. needed_samples: how many, of what is given, would probably decide an undecided one; else
+    None.
 
     "not judged on pairs": the loss is that of single texts, and the model reads pairs.
     """
@@ -91,33 +106,37 @@ def paired_bootstrap(
     return Interval(loss, min(lower, loss), max(upper, loss), units, task.kind.unit, confidence)
 
 
-def judge(interval: Interval, max_loss: float) -> Verdict:
+def judge(interval: Interval, max_loss: float, given: Given | None = None) -> Verdict:
     """Hold a loss against the limit: met if the upper bound is inside it, not met if the lower bound is outside.
 
-    Otherwise undecided, with the sample that would decide if the loss stayed what it is: bounds close in by 1/√n.
+    Otherwise undecided, with the sample that would decide if the loss stayed what it is: bounds close in by 1/√n, by
+    1/n where nothing changed. given: what the units were drawn from; by default themselves.
 
     Raises:
         DataError: max_loss is not a positive number.
     """
     if not (max_loss > 0 and math.isfinite(max_loss)):
         raise DataError(f"max_loss = {max_loss}: a fraction above 0 is needed, such as 0.01 for 1 %")
-    found = f"loss {_percent(interval.loss)} on {interval.n_units} {interval.unit}"
-    limit = f"the budget of {_percent(max_loss)}"
+    found = f"loss {percent(interval.loss)} on {interval.n_units} {interval.unit}"
+    limit = f"the budget of {percent(max_loss)}"
     level = f"{100 * interval.confidence:g} % bound"
     if interval.upper <= max_loss:
-        return Verdict("met", None, f"{found}, upper {level} {_percent(interval.upper)}: within {limit}")
+        return Verdict("met", None, f"{found}, upper {level} {percent(interval.upper)}: within {limit}")
     if interval.lower > max_loss:
-        return Verdict("not met", None, f"{found}, lower {level} {_percent(interval.lower)}: outside {limit}")
+        return Verdict("not met", None, f"{found}, lower {level} {percent(interval.lower)}: outside {limit}")
     if not math.isfinite(interval.upper):
         return Verdict(
             "undecided", None, f"{found}: a single number has no interval; return a value per example to decide {limit}"
         )
-    between = f"{found}, {level}s {_percent(interval.lower)} and {_percent(interval.upper)}: {limit} lies between them"
+    between = f"{found}, {level}s {percent(interval.lower)} and {percent(interval.upper)}: {limit} lies between them"
     if interval.loss >= max_loss:
         return Verdict("undecided", None, f"{between}, and the loss itself is not inside it")
     ratio = (interval.upper - interval.loss) / (max_loss - interval.loss)
-    needed = math.ceil(interval.n_units * ratio**2)
-    return Verdict("undecided", needed, f"{between}; about {needed} {interval.unit} would decide")
+    nothing_changed = interval.lower == interval.loss == 0
+    units = math.ceil(interval.n_units * (ratio if nothing_changed else ratio**2))
+    given = given or Given(interval.n_units, interval.unit)
+    needed = given.enough(units, interval.n_units)
+    return Verdict("undecided", needed, f"{between}; about {needed} {given.noun} would decide")
 
 
 def without_pairs(verdict: Verdict, evidence: str) -> Verdict:
@@ -198,5 +217,6 @@ def _with_lost_unit(pair: Pair, better: bool) -> Pair | None:
             return None
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """A fraction as a percentage of three digits, for a message."""
     return f"{100 * fraction:.3g} %"

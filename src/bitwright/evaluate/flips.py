@@ -7,8 +7,8 @@ which shift meets which margin is chance (`benchmarks/flips.py` looks whether it
 
     rate = Σ_i Σ_j w_i w_j [margin_i < shift_j]
 
-which has four fifths of the count's spread, and is seldom zero by luck. What a text adds to the rate, as a margin and as
-a shift, is the value of a unit: the mean of these values is the rate, their spread over texts is that of the rate
+which has four fifths of the count's spread, and is seldom zero by luck. What a text adds to the rate, as a margin and
+as a shift, is the value of a unit: the mean of these values is the rate, their spread over texts is that of the rate
 (Hoeffding 1948, "A class of statistics with asymptotically normal distribution"), so they are bootstrapped as any other
 score is.
 """
@@ -16,7 +16,6 @@ score is.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,28 +66,37 @@ def class_margins(float_outputs: Sequence[Floats], quant_outputs: Sequence[Float
     Args:
         float_outputs, quant_outputs: of each text logits (classes,), or (rows, classes) with a decision per row.
     """
-    both = zip(float_outputs, quant_outputs, strict=True)
-    margins = [_class_margins(*(np.atleast_2d(np.asarray(side, np.float64)) for side in pair)) for pair in both]
-    text_D = np.repeat(np.arange(len(margins)), [len(columns[0]) for columns in margins])
-    return Margins(*map(np.concatenate, zip(*margins, strict=True)), text_D)
+    both = [
+        (np.atleast_2d(np.asarray(left, np.float64)), np.atleast_2d(np.asarray(right, np.float64)))
+        for left, right in zip(float_outputs, quant_outputs, strict=True)
+    ]
+    parts = [_text_margins(text, *pair) for text, pair in enumerate(both)]
+    return Margins(
+        np.concatenate([part.float_D for part in parts]),
+        np.concatenate([part.quant_D for part in parts]),
+        np.concatenate([part.flipped_D for part in parts]),
+        np.concatenate([part.broken_D for part in parts]),
+        np.concatenate([part.text_D for part in parts]),
+    )
 
 
 def label_margins(float_UL: Floats, quant_UL: Floats) -> Margins:
     """The margins of multi-label classifiers, which assign each label whose logit, of (texts, labels), is above 0."""
-    left, right = (np.asarray(side, np.float64) for side in (float_UL, quant_UL))
-    broken = ~(np.isfinite(left) & np.isfinite(right))
-    margins = (np.where(broken, 0.0, np.where(left > 0, side, -side)).ravel() for side in (left, right))
-    flipped = broken | ((left > 0) != (right > 0))
-    return Margins(*margins, flipped.ravel(), broken.ravel(), np.repeat(np.arange(len(left)), left.shape[1]))
+    left, right = (np.asarray(side, np.float64).ravel() for side in (float_UL, quant_UL))
+    broken_D = ~(np.isfinite(left) & np.isfinite(right))
+    float_D, quant_D = (np.where(broken_D, 0.0, np.where(left > 0, side, -side)) for side in (left, right))
+    text_D = np.repeat(np.arange(len(float_UL)), float_UL.shape[1])
+    return Margins(float_D, quant_D, broken_D | ((left > 0) != (right > 0)), broken_D, text_D)
 
 
-def _class_margins(left_RC: FloatArray, right_RC: FloatArray) -> tuple[NDArray[Any], ...]:
-    """float_D, quant_D, flipped_D and broken_D of one text."""
-    broken_R = ~(np.isfinite(left_RC).all(axis=1) & np.isfinite(right_RC).all(axis=1))
+def _text_margins(text: int, left_RC: FloatArray, right_RC: FloatArray) -> Margins:
+    broken_R = ~np.isfinite([left_RC, right_RC]).all(axis=(0, 2))
     left_RC, right_RC = (np.where(broken_R[:, None], 0.0, side) for side in (left_RC, right_RC))
     choice_R = left_RC.argmax(axis=1)
-    margins = (_ahead(side, choice_R) for side in (left_RC, right_RC))
-    return (*margins, broken_R | (right_RC.argmax(axis=1) != choice_R), broken_R)
+    flipped_R = broken_R | (right_RC.argmax(axis=1) != choice_R)
+    return Margins(
+        _ahead(left_RC, choice_R), _ahead(right_RC, choice_R), flipped_R, broken_R, np.full(len(left_RC), text)
+    )
 
 
 def _ahead(logits_RC: FloatArray, choice_R: IntArray) -> FloatArray:
