@@ -33,7 +33,7 @@ def test_undecided_says_how_much_data_would_decide(undecided):
     sentence = plain(verdict_sentence(record_of(undecided)))
     assert "it appears to lose 0.6 % (at most 1.6 % with 95 % confidence)" in sentence
     assert "120 samples are too few" in sentence
-    assert "about 620 would be enough" in sentence
+    assert "about 620, half of which judge, would be enough" in sentence
     assert state(record_of(undecided))[0] == "undecided"
 
 

@@ -1,14 +1,16 @@
 """Evaluation: metrics, tasks, and whether a loss is inside its budget. Models are callables here: texts to arrays."""
 
 from bitwright.evaluate.agreement import metric_found
-from bitwright.evaluate.budget import Interval, Verdict, judge, paired_bootstrap, without_pairs
+from bitwright.evaluate.budget import Given, Interval, Verdict, judge, paired_bootstrap, without_pairs
 from bitwright.evaluate.custom import load_custom
+from bitwright.evaluate.decidable import undecidable
 from bitwright.evaluate.fitting import agreement_task, labelled_task
 from bitwright.evaluate.language import LanguageModel, language_task
 from bitwright.evaluate.loaders import load_task, similarity_matrix_task
 from bitwright.evaluate.tasks import Task, label_free_task, shared_texts, split
 
 __all__ = [
+    "Given",
     "Interval",
     "LanguageModel",
     "Task",
@@ -25,5 +27,6 @@ __all__ = [
     "shared_texts",
     "similarity_matrix_task",
     "split",
+    "undecidable",
     "without_pairs",
 ]

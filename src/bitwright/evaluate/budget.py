@@ -208,8 +208,9 @@ def _with_lost_unit(pair: Pair, better: bool) -> Pair | None:
                 np.append(right, left.mean() + (-change if better else change))
             )
         case (MacroF1(gold, left), MacroF1(_, right)):
-            frequent = np.bincount(gold).argmax()
-            right_U = np.append(right, -1)
+            common = np.argsort(-np.bincount(gold), kind="stable")
+            frequent, other = (*common, -1)[:2]  # taken for a class of its own, it would be a third of a macro F1
+            right_U = np.append(right, other)
             return MacroF1(np.append(gold, frequent), np.append(left, frequent)), MacroF1(
                 np.append(gold, frequent), right_U
             )

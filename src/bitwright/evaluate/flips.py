@@ -90,7 +90,7 @@ def label_margins(float_UL: Floats, quant_UL: Floats) -> Margins:
 
 
 def _text_margins(text: int, left_RC: FloatArray, right_RC: FloatArray) -> Margins:
-    broken_R = ~np.isfinite([left_RC, right_RC]).all(axis=(0, 2))
+    broken_R = np.asarray(~np.isfinite([left_RC, right_RC]).all(axis=(0, 2)), np.bool_)
     left_RC, right_RC = (np.where(broken_R[:, None], 0.0, side) for side in (left_RC, right_RC))
     choice_R = left_RC.argmax(axis=1)
     flipped_R = broken_R | (right_RC.argmax(axis=1) != choice_R)

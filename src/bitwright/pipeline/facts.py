@@ -11,6 +11,7 @@ from bitwright.evaluate import Interval, judge, metric_found, without_pairs
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
 from bitwright.numerics.schemes import SCHEMES
+from bitwright.pipeline.enough import given
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, quantized_names
@@ -26,7 +27,7 @@ _VERIFY_SHAPE = (4, 32)  # sequences × tokens that every runtime must agree on
 def evaluation_facts(job: Job, interval: Interval, float_outputs: Outputs, quant_outputs: Outputs) -> Evaluation:
     """The Record's `evaluation`."""
     task, budget = job.scored.held_out, job.recipe.budget
-    verdict = judge(interval, budget.max_loss)
+    verdict = judge(interval, budget.max_loss, given(job.scored, len(float_outputs)))
     if job.scored.missing_pairs:
         verdict = without_pairs(verdict, job.scored.missing_pairs)
     float_score, quantized_score = task.scores(float_outputs, quant_outputs)

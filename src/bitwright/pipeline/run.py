@@ -10,7 +10,7 @@ complete or not at all.
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
 from bitwright.files.reading import read_text
 from bitwright.pipeline.decision import decision_facts, resolve_auto
+from bitwright.pipeline.enough import cannot_decide
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
 from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
@@ -121,15 +122,20 @@ def quantize(
     job = compared_with_library(job, judges=judged, progress=progress)
     if judged and job.scored.missing_pairs:
         progress.say(f"this model reads pairs ({job.scored.missing_pairs}); without any it is not judged: see --data")
+    hopeless = cannot_decide(job) if judged else None
+    if hopeless is not None:
+        progress.say(hopeless)
+        job = replace(job, warnings=[*job.warnings, hopeless])
+    searches = judged and (hopeless is None or front or job.recipe.budget.accept_point_estimate)
     job = resolve_auto(job, progress)
     check_out(asked.out, job.opened.loaded.path, overwrite=overwrite)
     checkpoints = 1 + front * MOST_VARIANTS
     with work_directory(asked.out, checkpoints * sum(row.bytes_after for row in job.plan), progress) as work:
-        return _run(job, asked, work, begun, progress)
+        return _run(job, asked, work, begun, progress, searches=searches)
 
 
-def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -> Result:
-    """All of `quantize` that comes after what can be refused beforehand."""
+def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *, searches: bool) -> Result:
+    """All of `quantize` that comes after what can be refused beforehand. searches: whether for a fallback."""
     claim(work, job.context())
     journal = Journal(work / JOURNAL, "")
     if journal.values:
@@ -150,7 +156,7 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -
     chosen: Step | None = None
     steps: list[Step] = []
     timed: Timed | None = None
-    if asked.judged:
+    if searches:
         measure = on_tuning_data(job, quantized, journal, progress)
         with job.timed("search"):
             chosen, steps = find_fallback(job.recipe, ranking, measure)
@@ -159,8 +165,8 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -
                 chosen = timed.chosen
                 steps += [step for step in timed.steps if step not in steps]
         job.timings_s["search"] = round(job.timings_s["search"] - job.timings_s.get("sensitivity", 0.0), 3)
-        if asked.sensitivity and not job.opened.streams:
-            by_sensitivity()
+    if asked.judged and asked.sensitivity and not job.opened.streams:
+        by_sensitivity()
 
     final = job if chosen is None else job.with_recipe(chosen.recipe)
     staged = work / STAGED

@@ -126,7 +126,7 @@ def _loss_clause(evaluation: Evaluation | None) -> str:
         return f"{clause}; no budget was set"
     samples, needed = evaluation.n_held_out, evaluation.needed_samples
     few = f"{number(samples)} {unit(evaluation)} are" if samples else "the sample is"
-    enough = f"; about {number(needed)} would be enough" if needed else ""
+    enough = f"; about {number(needed)}, half of which judge, would be enough" if needed else ""
     return f"{clause}, but {few} too few to tell whether that is inside {budget}{enough}"
 
 
