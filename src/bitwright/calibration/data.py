@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright.calibration.columns import Source, Text, column, named_columns
+from bitwright.calibration.overlap import refuse_same_corpus
 from bitwright.calibration.tables import read_lines, read_rows
 from bitwright.errors import DataError
 
@@ -78,12 +79,14 @@ def mix(sources: Sequence[Source], n: int, *, seed: int = 0) -> list[Text]:
     make up for it; all together may have fewer than `n`.
 
     Raises:
-        DataError: n < 1, no source, or as `load_texts`.
+        DataError: n < 1, no source, two that share most of their texts, or as `load_texts`.
     """
     if n < 1 or not sources:
         raise DataError(f"{n} texts of {len(sources)} sources: give at least one of each")
     chosen: dict[Text, None] = {}
-    pools = {source: iter(_sample(source, n, seed)) for source in sources}
+    samples = [(source, _sample(source, n, seed)) for source in sources]
+    refuse_same_corpus(samples)
+    pools = {source: iter(sample) for source, sample in samples}
     taken = dict.fromkeys(pools, 0)
     while pools and len(chosen) < n:
         behind = min(pools, key=lambda source: (taken[source] + 0.5) / source.weight)  # apportionment by Webster's rule

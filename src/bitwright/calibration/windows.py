@@ -11,6 +11,7 @@ from typing import Any
 
 from bitwright.calibration.columns import Source
 from bitwright.calibration.data import BUILTIN, load_texts, plain_text
+from bitwright.calibration.overlap import refuse_same_corpus
 from bitwright.calibration.tokens import token_ids
 from bitwright.errors import DataError
 
@@ -58,13 +59,14 @@ def mix_windows(tokenizer: Any, sources: Sequence[Source], n: int, length: int, 
     A source that is too small gives all that it has; all together may have fewer than `n`.
 
     Raises:
-        DataError: as `running_text` and `token_windows`.
+        DataError: two sources that share most of their windows, or as `running_text` and `token_windows`.
     """
     rng = random.Random(seed)
-    pools: dict[Source, list[Window]] = {}
-    for source in sources:
-        windows = token_windows(tokenizer, running_text(source, seed=seed), length, source.name)
-        pools[source] = rng.sample(windows, len(windows))
+    found = [
+        (source, token_windows(tokenizer, running_text(source, seed=seed), length, source.name)) for source in sources
+    ]
+    refuse_same_corpus(found)
+    pools = {source: rng.sample(windows, len(windows)) for source, windows in found}
     taken = dict.fromkeys(pools, 0)
     drawn: list[Window] = []
     while pools and len(drawn) < n:

@@ -10,6 +10,7 @@ from bitwright.evaluate.kinds import OUTPUTS
 from bitwright.evaluate.loaders import load_task
 from bitwright.evaluate.pair_tables import load_pair_task
 from bitwright.evaluate.tasks import Task, label_free_task
+from bitwright.evaluate.usable import refuse_copies
 
 _SCORED_BY_LABELS = ("embedding", "sequence-classification")
 
@@ -39,8 +40,15 @@ def labelled_task(
         pair_evidence: what shows that the model reads pairs (`files.task`); then nothing else will do.
 
     Raises:
-        DataError: it cannot be read, or scores something else than the model puts out, or than it reads.
+        DataError: it cannot be read, scores something else than the model puts out, or than it reads, or holds mostly
+            copies.
     """
+    found = _labelled_task(task, config, spec, kind, pair_evidence)
+    refuse_copies(found, str(spec))
+    return found
+
+
+def _labelled_task(task: str, config: Any, spec: str | Path, kind: str | None, pair_evidence: str | None) -> Task:
     labels = getattr(config, "id2label", None) or {}
     names = [labels[i] for i in sorted(labels)]
     if task not in _SCORED_BY_LABELS:

@@ -151,3 +151,16 @@ def refuse_constant(gold: np.ndarray, where: str) -> None:
     """
     if len(gold) and (gold == gold[0]).all():
         raise DataError(f"{where}: all {len(gold)} scores are {gold[0]:g}; nothing can be ranked by them")
+
+
+def refuse_one_class(gold: np.ndarray, label: str, where: str) -> None:
+    """label: that of the first row.
+
+    Raises:
+        DataError: all rows have the same label.
+    """
+    if len(gold) and (gold == gold[0]).all():
+        raise DataError(
+            f"{where}: all {len(gold)} labels are {label!r}, so a model that always answers that is never wrong; give "
+            "examples of the other classes too"
+        )

@@ -26,7 +26,7 @@ from bitwright.calibration.tables import read_lines, read_rows
 from bitwright.errors import DataError
 from bitwright.evaluate.custom import load_custom
 from bitwright.evaluate.kinds import Classification, Pairs, Retrieval, SimilarityMatrix
-from bitwright.evaluate.labelled_rows import class_index, labelled_table, number_in, refuse_constant
+from bitwright.evaluate.labelled_rows import class_index, labelled_table, number_in, refuse_constant, refuse_one_class
 from bitwright.evaluate.tasks import Task, label_free_task
 
 KINDS = ("similarity", "similarity matrix", "retrieval", "classification", "label-free", "custom")
@@ -239,6 +239,7 @@ def _classification(
 ) -> Task:
     index = {name.casefold(): i for i, name in enumerate(label_names or ())}
     gold = np.array([class_index(row["label"], index, path, number) for number, row in rows])
+    refuse_one_class(gold, rows[0][1]["label"], str(path))
     n_classes = len(label_names) if label_names else None
     return Task(path.stem, tuple(row["text"] for _, row in rows), Classification(gold, n_classes, macro_f1))
 

@@ -18,6 +18,7 @@ from bitwright.evaluate.labelled_rows import (
     number_in,
     read_header,
     refuse_constant,
+    refuse_one_class,
 )
 from bitwright.evaluate.tasks import Task
 
@@ -68,6 +69,7 @@ def load_pair_task(
         return Task(path.stem, pairs, Ranking(gold, np.array([queries[row[0]] for _, row in found])))
     index = {name.casefold(): i for i, name in enumerate(label_names)}
     classes = np.array([class_index(label, index, path, number) for number, label in zip(numbers, labels, strict=True)])
+    refuse_one_class(classes, labels[0], str(path))
     return Task(path.stem, pairs, Classification(classes, len(label_names)))
 
 

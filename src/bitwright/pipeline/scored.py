@@ -13,6 +13,7 @@ from bitwright.errors import DataError, InputError
 from bitwright.evaluate import Task, agreement_task, labelled_task, load_custom, shared_texts, split
 from bitwright.evaluate.kinds import Items, pairs_in
 from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
+from bitwright.evaluate.usable import refuse_few
 from bitwright.files.task import PAIR_TASKS, pair_evidence
 from bitwright.models.load import LoadedModel
 from bitwright.pipeline.opened import Opened
@@ -155,7 +156,9 @@ def _labelled_task(texts: Texts, loaded: LoadedModel, evidence: str | None) -> T
         return load_custom(texts.metric)
     if texts.evaluation is None:
         return None
-    return labelled_task(loaded.task, loaded.config, texts.evaluation, texts.kind, evidence)
+    found = labelled_task(loaded.task, loaded.config, texts.evaluation, texts.kind, evidence)
+    refuse_few(found, texts.evaluation)
+    return found
 
 
 def doubts(scored: Scored) -> list[str]:
