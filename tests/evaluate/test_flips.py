@@ -104,6 +104,13 @@ def test_answers_that_are_estimated_are_said_to_be(rng):
     assert isinstance(CLASSES.statistics(left, right)[1], Estimated)
 
 
+def test_many_flips_are_counted(rng):
+    left, right = classifiers(rng, 300, 0.5)
+    assert metric_found(CLASSES, left, right) == ("top-1 agreement with float", None)
+    task = label_free_task([str(i) for i in range(300)], logits=True)
+    assert task.loss(left, right) == pytest.approx(rate_of(left, right))
+
+
 def test_few_answers_are_counted(rng):
     left, right = classifiers(rng, 29, 0.5)
     assert "29" in doubt(class_margins(left, right))

@@ -24,7 +24,7 @@ from bitwright.evaluate.kinds import (
     scores,
     spread_pairs,
 )
-from bitwright.evaluate.statistic import IntArray, Mean, Spearman, Statistic
+from bitwright.evaluate.statistic import Estimated, IntArray, Mean, Spearman, Statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,9 @@ LABELS = Agreement("agreement of labels with float" + _ESTIMATED, "logits", _lab
 
 
 def metric_found(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[str, str | None]:
-    """The name of what was scored of these outputs, and where that is not what the kind's name says, why."""
+    """The name of what was scored of these outputs, and where answers had to be counted against expectation, why."""
     if not isinstance(kind, Agreement) or kind.margins is None:
         return kind.metric, None
-    why = doubt(kind.margins(float_outputs, quant_outputs))
-    return (kind.metric if why is None else kind.metric.removesuffix(_ESTIMATED)), why
+    margins = kind.margins(float_outputs, quant_outputs)
+    estimated = isinstance(kept_answers(margins), Estimated)
+    return (kind.metric if estimated else kind.metric.removesuffix(_ESTIMATED)), doubt(margins)

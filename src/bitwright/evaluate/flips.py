@@ -10,7 +10,7 @@ which shift meets which margin is chance (`benchmarks/flips.py` looks whether it
 which has four fifths of the count's spread, and is seldom zero by luck. What a text adds to the rate, as a margin and
 as a shift, is the value of a unit: the mean of these values is the rate, their spread over texts is that of the rate
 (Hoeffding 1948, "A class of statistics with asymptotically normal distribution"), so they are bootstrapped as any other
-score is.
+score is. Where many answers change they are counted: a count assumes nothing.
 """
 
 import math
@@ -28,6 +28,7 @@ Floats = NDArray[np.floating]
 _NEAR, _LEAST_NEAR = 0.3, 60  # decisions of smallest margin that meet each other: their share, and at least so many
 _NO_SHIFT = 0.1  # of the usual shift; smaller ones count as this, where logarithms are taken
 _FAR = 8.0  # shifts of how many times their usual size are surely among those
+_MANY = 30  # texts that change: so many are surer than that shifts meet margins by chance
 _LEAST_DECISIONS = 30  # fewer shifts do not say how they are spread
 _NORMAL_95 = 1.645
 _IMPROBABLE = 0.01  # a count of flips that an estimate makes so improbable refutes it
@@ -184,15 +185,19 @@ def _size_of_one(shift_N: FloatArray, share_N: FloatArray) -> float:
 
 
 def kept_answers(margins: Margins) -> Mean:
-    """The share of the decisions that stay: estimated; counted where `doubt` says why, and where nothing moves."""
-    if _unmoved(margins) or doubt(margins) is not None:
-        return Mean(1 - margins.by_text(margins.flipped_D))
-    found = estimate(margins)
-    return Estimated(1 - found.values_U, found.one_more)
+    """The share of the decisions that stay: estimated; counted where many change, or none moves, and where `doubt` says
+    why.
+    """
+    moved = not np.array_equal(margins.float_D, margins.quant_D)
+    if moved and _changed(margins) < _MANY and doubt(margins) is None:
+        found = estimate(margins)
+        return Estimated(1 - found.values_U, found.one_more)
+    return Mean(1 - margins.by_text(margins.flipped_D))
 
 
-def _unmoved(margins: Margins) -> bool:
-    return np.array_equal(margins.float_D, margins.quant_D)
+def _changed(margins: Margins) -> int:
+    """Texts with a decision that flips."""
+    return int((margins.by_text(margins.flipped_D) > 0).sum())
 
 
 def doubt(margins: Margins) -> str | None:
@@ -201,7 +206,9 @@ def doubt(margins: Margins) -> str | None:
     That is a test at 1 %: the texts of which an answer changed, against a Poisson count with the mean that the
     upper 95 % bound of the estimate gives.
     """
-    decisions = len(margins.text_D)
+    decisions, changed = len(margins.text_D), _changed(margins)
+    if changed >= _MANY:
+        return None
     if decisions < _LEAST_DECISIONS:
         return f"answers are counted: the margins of {decisions} say too little of how many would change among others"
     found = estimate(margins)
@@ -211,7 +218,6 @@ def doubt(margins: Margins) -> str | None:
     stays_U = np.ones(texts)
     np.multiply.at(stays_U, margins.text_D, 1 - found.own_D)
     expected = float((1 - stays_U).sum()) * (bound / rate if rate else 1.0)
-    changed = int((margins.by_text(margins.flipped_D) > 0).sum())
     if changed == 0 or gammainc(changed, expected) >= _IMPROBABLE:  # P(a Poisson count reaches it)
         return None
     return (
