@@ -1,7 +1,7 @@
 """Whether a sample can decide at all, known from the float model's outputs before anything is quantized.
 
-The best that can happen is a quantized model that answers everything as the original does. If even then a loss above
-the budget cannot be excluded, no search for a better recipe helps: only more data do.
+The best to be hoped for is a quantized model that answers everything as the original does. If even then a loss above
+the budget could not be excluded, no search for a better recipe helps, only more data do.
 """
 
 import math
