@@ -40,17 +40,22 @@ class Sides(Protocol):
     def held_out(self) -> Task:
         """What the verdict is about."""
 
+    @property
+    def elsewhere(self) -> Task | None:
+        """What stands beside it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """library: what judges, with its version; None if there is none, and `why` says it. tuning, held_out: its outputs
-    for the texts of either side, None where it was not asked for them.
+    """library: what judges, with its version; None if there is none, and `why` says it. tuning, held_out, elsewhere:
+    its outputs for the texts of `Scored`, None where it was not asked for them.
     """
 
     library: str | None
     why: str | None = None
     tuning: Outputs | None = None
     held_out: Outputs | None = None
+    elsewhere: Outputs | None = None
 
 
 def ask_library(
@@ -82,8 +87,9 @@ def ask_library(
                 _check_outputs(loaded, model, library, items)
             if not judges:
                 return Reference(library.name)
-            tuning, held_out = (task.run(library.encode) for task in (scored.tuning, scored.held_out))
-            return Reference(library.name, None, tuning, held_out)
+            tasks = (scored.tuning, scored.held_out, scored.elsewhere)
+            tuning, held_out, elsewhere = (None if task is None else task.run(library.encode) for task in tasks)
+            return Reference(library.name, None, tuning, held_out, elsewhere)
     except LibraryError as error:
         return Reference(None, f"not compared with the library that users of the model have ({error})")
 
