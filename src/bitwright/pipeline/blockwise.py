@@ -25,6 +25,7 @@ _ROWS = 16  # tokens at the end of the window whose logits are compared: they ar
 _TOLERANCE, _ROUNDING = 1e-3, 1e-5
 # Rows that may lie further apart: a router to which two experts are nearly alike may take either.
 _ONE_IN = 100
+_LEAST = float(np.finfo(np.float32).tiny)
 _COPIES = 3  # of a block's weights that are in memory while transformers joins those of its experts
 
 _Float32 = NDArray[np.float32]
@@ -32,10 +33,10 @@ _Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    """entering: what enters some blocks, (T, D), by index, None where that is ids; after the last it is what enters
-    the head. logits_RV: of the last tokens."""
+    """entering: what enters some blocks but the first, (T, D), by index; after the last block that is what it puts out.
+    logits_RV: of the last tokens."""
 
-    entering: dict[int, _Float32 | None]
+    entering: dict[int, _Float32]
     logits_RV: _Float32
 
 
@@ -75,7 +76,7 @@ def compare_blocks(loaded: LoadedModel, library: Library, ids: Sequence[int]) ->
     rows, count = min(_ROWS, len(ids)), len(_blocks(loaded))
     ours = _outputs(loaded, ids, chosen, rows)
     for index in chosen:
-        before_TD, name = ours.entering[index], f"{path}.{index}"
+        before_TD, name = ours.entering.get(index), f"{path}.{index}"
         theirs_TD, *logits = library.block(index, ids, before_TD, rows)
         _check(loaded, library, name, theirs_TD, ours.entering[index + 1], before_TD)
         for logits_RV in logits:
@@ -88,37 +89,36 @@ def compare_blocks(loaded: LoadedModel, library: Library, ids: Sequence[int]) ->
 def _outputs(loaded: LoadedModel, ids: Sequence[int], chosen: Sequence[int], rows: int) -> _Outputs:
     """What Bitwright's forward gives, in the memory of one block."""
     batch = {"input_ids": torch.tensor([list(ids)]), "logits_to_keep": torch.arange(len(ids) - rows, len(ids))}
-    wanted = {index + after for index in chosen for after in (0, 1)}
-    entering: dict[int, _Float32 | None] = {}
+    wanted = {index + after for index in chosen for after in (0, 1)} - {0}
+    entering: dict[int, _Float32] = {}
     for stage in stream_lazily(loaded.reopen(), (), [batch]):
         if stage.index in wanted:
-            state = stage.inputs[0]
-            entering[stage.index] = None if state is None else state[0].numpy()
+            entering[stage.index] = stage.inputs[0][0].numpy()
         if not stage.blocks:
             logits_RV = stage.outputs()[0].logits[0].numpy()
     return _Outputs(entering, logits_RV)
 
 
 def _check(
-    loaded: LoadedModel, library: Library, name: str, theirs_TD: _Float32, ours_TD: _Float32 | None,
-    before_TD: _Float32 | None,
-) -> None:  # fmt: skip
+    loaded: LoadedModel, library: Library, name: str, theirs_TD: _Float32, ours_TD: _Float32, before_TD: _Float32 | None
+) -> None:
+    """before_TD: what the outputs were added to; None where they stand for themselves."""
     if not np.isfinite(theirs_TD).all():
         raise NotFiniteError(
             f"{loaded.path}: {name}: the outputs of {library.name} are NaN or infinite; the checkpoint is damaged, or "
             "its values do not fit float32"
         )
-    if ours_TD is None or ours_TD.shape != theirs_TD.shape:
-        shape = None if ours_TD is None else ours_TD.shape
-        how = f"have {theirs_TD.shape} and {shape} values"
+    if ours_TD.shape != theirs_TD.shape:
+        how = f"have {theirs_TD.shape} and {ours_TD.shape} values"
     else:
         apart_T = _length(theirs_TD - ours_TD)
         added_T = _length(theirs_TD if before_TD is None else theirs_TD - before_TD)
         near_T = apart_T <= _TOLERANCE * added_T + _ROUNDING * _length(theirs_TD)
         if np.count_nonzero(~near_T) <= len(near_T) // _ONE_IN:
             return
-        worst = int(np.argmax(np.where(near_T, 0, apart_T / np.maximum(added_T, np.finfo(np.float32).tiny))))
-        how = f"lie {apart_T[worst] / added_T[worst]:.2g} apart for token {worst} of a window of {len(near_T)}"
+        far = [(float(apart_T[t] / max(added_T[t], _LEAST)), int(t)) for t in np.flatnonzero(~near_T)]
+        distance, token = max(far)
+        how = f"lie {distance:.2g} apart for token {token} of {len(near_T)}"
     raise ModelError(
         f"{loaded.path}: {name}: the outputs of {library.name} and of Bitwright's float model {how}; the result would "
         "answer otherwise than the model, so nothing was quantized"
@@ -126,7 +126,8 @@ def _check(
 
 
 def _length(x_TD: _Float32) -> NDArray[np.float64]:
-    return np.linalg.norm(x_TD.astype(np.float64), axis=1)
+    squares_T: NDArray[np.float64] = np.square(x_TD, dtype=np.float64).sum(axis=1)
+    return np.sqrt(squares_T)
 
 
 def _blocks(loaded: LoadedModel) -> list[nn.Module]:

@@ -26,8 +26,9 @@ class Evaluation:
     loss_lower, loss_upper: one-sided bounds, each with `confidence`. verdict: "met", "not met", "undecided" or
     "not judged on pairs", which is none: the loss is that of single texts, and the model reads pairs.
     needed_samples: about how many would decide it. accepted_point_estimate: the budget counts as met though undecided.
-    companions: measures beside the metric. judge: the library, with its version, that ran the float model; None if it
-    was Bitwright, and a warning says why.
+    companions: measures beside the metric. judge: the library, with its version, that ran the float model, or, "block
+    by block", some of its blocks, whose outputs Bitwright's equal, while the loss is relative to Bitwright's own; None
+    if it was Bitwright alone, and a warning says why.
     """
 
     metric: Metric = field(default_factory=Metric)

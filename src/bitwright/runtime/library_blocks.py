@@ -9,18 +9,19 @@ norms, head) is whole, and is run as it is.
 import functools
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 
 class Blocks:
     """path: of the model. blocks: path of its list of blocks in transformers' module, "model.layers"."""
 
     def __init__(self, path: str, blocks: str, trust: bool) -> None:
+        import transformers
+
         self.path, self.blocks, self.trust = path, blocks, {"trust_remote_code": trust}
         config = transformers.AutoConfig.from_pretrained(path, **self.trust)
         with torch.device("meta"):
@@ -35,12 +36,12 @@ class Blocks:
         items: index of the block; the T ids of the window; R. before_TD: what enters the block; the embeddings of the
         library without it.
         """
+        import transformers
+
         index, ids, rows = items
         gc.collect()  # the model of the call before this one
         with _others_empty(self.kind, self.blocks, index):
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                self.path, dtype=torch.float32, **self.trust
-            )
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32, **self.trust)
         model.eval()
         given = None if before_TD is None else torch.from_numpy(before_TD)[None]
         listed = model.get_submodule(self.blocks)
@@ -55,10 +56,8 @@ class Blocks:
 
         listed[index].register_forward_hook(note)
         kept = torch.arange(len(ids) - rows, len(ids))
-        try:
+        with suppress(_Done):
             outputs.append(model(torch.tensor([ids]), use_cache=False, logits_to_keep=kept).logits[0].numpy())
-        except _Done:
-            pass
         return outputs
 
 
