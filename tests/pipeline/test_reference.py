@@ -12,6 +12,7 @@ import pytest
 import bitwright
 from bitwright.errors import LibraryError, ModelError
 from bitwright.models.load import open_lazily
+from bitwright.models.source_tensors import SourceTensors
 from bitwright.pipeline import reference
 from bitwright.pipeline.blockwise import compared_bytes
 from bitwright.pipeline.job import compared_with_library, open_job
@@ -128,6 +129,16 @@ def test_language_models_that_do_not_fit_are_judged_block_by_block(too_large: Pa
     assert not any("not transformers'" in warning for warning in found.warnings)
     for file in ("report.html", "README.md"):
         assert "block by block (0, 4 and 8 of 9" in (tmp_path / "out" / file).read_text()
+
+
+def test_a_block_that_is_read_otherwise_is_refused(too_large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, wrong = SourceTensors.__getitem__, "model.layers.4.self_attn.o_proj.weight"
+    monkeypatch.setattr(
+        SourceTensors, "__getitem__", lambda self, name: read(self, name) * (1.1 if name == wrong else 1)
+    )
+    job = open_job(too_large, Recipe(method="rtn"), make_texts((), None, None, None, 8))
+    with pytest.raises(ModelError, match=r"model\.layers\.4: the outputs of transformers .* nothing was quantized"):
+        compared_with_library(job, judges=True, progress=Quiet())
 
 
 def test_blocks_that_cannot_be_compared_are_told(too_large: Path, monkeypatch: pytest.MonkeyPatch) -> None:

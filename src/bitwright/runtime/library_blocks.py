@@ -23,9 +23,10 @@ class Blocks:
         import transformers
 
         self.path, self.blocks, self.trust = path, blocks, {"trust_remote_code": trust}
+        self.auto: Any = transformers.AutoModelForCausalLM
         config = transformers.AutoConfig.from_pretrained(path, **self.trust)
         with torch.device("meta"):
-            whole: Any = transformers.AutoModelForCausalLM.from_config(config, **self.trust)
+            whole: Any = self.auto.from_config(config, **self.trust)
         self.kind: type[Any] = type(whole)
         self.count = len(whole.get_submodule(blocks))
         self.library = f"transformers {transformers.__version__}"
@@ -36,12 +37,10 @@ class Blocks:
         items: index of the block; the T ids of the window; R. before_TD: what enters the block; the embeddings of the
         library without it.
         """
-        import transformers
-
         index, ids, rows = items
         gc.collect()  # the model of the call before this one
         with _others_empty(self.kind, self.blocks, index):
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32, **self.trust)
+            model = self.auto.from_pretrained(self.path, dtype=torch.float32, **self.trust)
         model.eval()
         given = None if before_TD is None else torch.from_numpy(before_TD)[None]
         listed = model.get_submodule(self.blocks)
