@@ -52,7 +52,9 @@ class Evaluation:
     companions: measures beside the metric. texts: what was judged on, for people; kinds: of built-in texts, each with
     its loss, largest first; then `loss` is their mean, and loss_upper the bound for a kind that was not tried.
     languages: of them. calibrated_on: what methods looked at, None for nothing. elsewhere: the loss on other text.
-    judge: the library, with its version, that ran the float model; None if it was Bitwright, and a warning says why.
+    judge: the library, with its version, that ran the float model, or, "block by block", some of its blocks, whose
+    outputs Bitwright's equal, while the loss is relative to Bitwright's own; None if it was Bitwright alone, and a
+    warning says why.
     """
 
     metric: Metric = field(default_factory=Metric)
