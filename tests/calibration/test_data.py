@@ -208,7 +208,7 @@ def test_builtin_texts_are_sentences_of_the_standard_library():
     assert all(40 <= len(text) <= 200 and "\n" not in text for text in texts)
     assert builtin_texts(300)[:200] == texts
     sample = builtin_texts(200, seed=3)
-    assert sample == load_texts("builtin", 200, seed=3)
+    assert sample == load_texts("builtin#documentation", 200, seed=3)
     assert sample != builtin_texts(200, seed=4)
     assert set(sample) <= set(builtin_texts())
 

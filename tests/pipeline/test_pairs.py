@@ -9,6 +9,7 @@ import torch
 
 import bitwright
 from bitwright.errors import DataError
+from bitwright.evaluate.kinds import pairs_in
 from bitwright.pipeline import analyze, preview
 from bitwright.pipeline.evaluation import evaluate
 from bitwright.pipeline.job import Job, open_job
@@ -45,9 +46,15 @@ def job_of(model: Path, data: str = "", recipe: Any = None, **given: Any) -> Job
     return open_job(model, make_recipe(recipe or HERE), Texts(**given, samples=40))
 
 
-def test_single_texts_are_no_verdict_whatever_is_accepted(reranker: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def singles(tmp_path: Path, texts: list[str]) -> str:
+    (tmp_path / "single.txt").write_text("\n".join(texts), encoding="utf-8")
+    return str(tmp_path / "single.txt")
+
+
+def test_single_texts_are_no_verdict_whatever_is_accepted(reranker: Path, singles: str, tmp_path: Path) -> None:
     recipe = make_recipe(HERE | {"budget": {"max_loss": 0.9, "accept_point_estimate": True}})
-    result = bitwright.quantize(reranker, out=tmp_path / "out", recipe=recipe, **QUICK)
+    result = bitwright.quantize(reranker, out=tmp_path / "out", recipe=recipe, data=singles, **QUICK)
     evaluation = result.record["evaluation"]
     assert (evaluation["verdict"], result.exit_code) == ("not judged on pairs", 3)
     assert not evaluation["accepted_point_estimate"]
@@ -66,7 +73,20 @@ def test_pairs_without_labels_are_a_verdict(task: str, tiny_model: TinyModel, tm
     evaluation = result.record["evaluation"]
     assert (evaluation["verdict"], result.exit_code) == ("met", 0)
     assert (evaluation["metric"]["unit"], evaluation["n_held_out"]) == ("pairs", 30)
-    assert result.record["warnings"] == []
+    assert not any("reads pairs" in warning for warning in result.record["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"), [("sequence-classification", 1), ("sequence-classification", 3), ("question-answering", 2)]
+)
+def test_built_in_pairs_are_a_verdict(task: str, labels: int, tiny_model: TinyModel) -> None:
+    """A model that says nothing of pairs is judged on single texts; rerankers, NLI and question answering on pairs."""
+    names = {"id2label": {0: "entailment", 1: "neutral", 2: "contradiction"}} if labels == 3 else {}
+    job = job_of(tiny_model("bert", task, num_labels=labels, **names))
+    assert job.scored.missing_pairs is None
+    for side in (job.scored.tuning, job.scored.held_out):
+        assert len(pairs_in(side.texts)) == len(side.texts) == len(side.text_kinds)
+    assert len(set(job.scored.held_out.text_kinds)) >= 6
 
 
 def test_labels_of_pairs_are_a_verdict(reranker: Path, pairs: str) -> None:
@@ -88,12 +108,13 @@ def test_a_model_that_reads_single_texts_is_judged_on_them(tiny_model: TinyModel
 def test_calibration_sees_pairs(reranker: Path, pairs: str) -> None:
     static = HERE | {"scheme": "w8a8_static", "calibration": {"samples": 16}}
     job = job_of(reranker, pairs, static)
-    assert job.warnings == []
+    assert not any("single texts" in warning for warning in job.warnings)
     assert not set(job.scored.calibration) & {*job.scored.tuning.texts, *job.scored.held_out.texts}
     separators = [int((batch["input_ids"] == 3).sum()) for batch in calibration_batches(job)]
     assert sum(separators) == 2 * len(job.scored.calibration)  # [CLS] a [SEP] b [SEP]
-    (warning,) = job_of(reranker, "", static, evaluation=pairs).warnings
-    assert "calibrated on single texts" in warning
+    beside_labels = job_of(reranker, "", static, evaluation=pairs)
+    assert pairs_in(beside_labels.scored.calibration)
+    assert not any("single texts" in warning for warning in beside_labels.warnings)
 
 
 def test_sources_that_do_not_fit_are_refused(
@@ -104,7 +125,7 @@ def test_sources_that_do_not_fit_are_refused(
         open_job(reranker, make_recipe(HERE), Texts((pairs, str(tmp_path / "t.txt"))))
     with pytest.raises(DataError, match="a model for embedding reads single texts; name one"):
         job_of(tiny_model("bert"), f"{pairs}#query,document")
-    with pytest.raises(DataError, match="two columns are named, and single texts are read here"):
+    with pytest.raises(DataError, match="a model for text-generation reads single texts; name one"):
         job_of(tiny_model("llama"), f"{pairs}#query,document")
     assert len(job_of(tiny_model("bert"), f"{pairs}#document").scored.held_out.texts) == 20
 
@@ -134,10 +155,13 @@ def test_gradients_are_those_of_pairs_with_their_types(
     assert torch.unique(with_gradients).tolist() == [0, 1]
 
 
-def test_evaluate_says_what_it_was_that_it_compared(reranker: Path, pairs: str) -> None:
+def test_evaluate_says_what_it_was_that_it_compared(reranker: Path, pairs: str, singles: str) -> None:
     found = evaluate(reranker, reference=reranker, data=pairs, samples=20)
     assert (found["metric"]["unit"], found["loss"]) == ("pairs", 0)
     assert found["protocol"].startswith("20 pairs of ")
-    found = evaluate(reranker, reference=reranker, samples=20)
+    found = evaluate(reranker, reference=reranker, samples=20, data=singles)
     assert "single ones, and this model reads pairs (it puts out one score" in found["protocol"]
+    found = evaluate(reranker, reference=reranker, samples=20)
+    assert "built-in pairs of 12 kinds" in found["protocol"]
+    assert len(found["kinds"]) == 12
     assert evaluate(reranker, evaluation=pairs)["metric"]["name"] == "Spearman of score"

@@ -1,5 +1,6 @@
 """The library judges: what it reads otherwise is refused before the work, and a loss is relative to its outputs."""
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 
 import bitwright
 from bitwright.errors import LibraryError, ModelError
+from bitwright.models.load import open_lazily
+from bitwright.models.source_tensors import SourceTensors
 from bitwright.pipeline import reference
+from bitwright.pipeline.blockwise import compared_bytes
+from bitwright.pipeline.job import compared_with_library, open_job
+from bitwright.pipeline.request import make_texts
+from bitwright.progress import Quiet
+from bitwright.recipe import Recipe
 from bitwright.runtime.library import Library
 
 QUICK: dict[str, Any] = {
@@ -99,6 +107,46 @@ def test_language_models_are_judged_by_transformers_if_it_fits(
     assert found.evaluation is not None
     assert found.evaluation.judge is None
     assert any("not transformers'" in warning for warning in found.warnings)
+
+
+@pytest.fixture
+def too_large(tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A language model of which half the free memory holds a block, and not all nine."""
+    source = tiny_model("llama", num_hidden_layers=9)
+    memory = type("Memory", (), {"available": 2 * compared_bytes(open_lazily(source, runnable=False))})
+    monkeypatch.setattr(reference.psutil, "virtual_memory", lambda: memory)
+    return source
+
+
+def test_language_models_that_do_not_fit_are_judged_block_by_block(too_large: Path, tmp_path: Path) -> None:
+    result = bitwright.quantize(too_large, out=tmp_path / "out", **QUICK | {"samples": 8, "data": "builtin"})
+    found, judge = (
+        result.measured,
+        r"transformers [\d.]+, block by block \(0, 4 and 8 of 9; the others by Bitwright alone\)",
+    )
+    assert found.evaluation is not None
+    assert re.fullmatch(judge, found.evaluation.judge or "")
+    assert not any("not transformers'" in warning for warning in found.warnings)
+    for file in ("report.html", "README.md"):
+        assert "block by block (0, 4 and 8 of 9" in (tmp_path / "out" / file).read_text()
+
+
+def test_a_block_that_is_read_otherwise_is_refused(too_large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, wrong = SourceTensors.__getitem__, "model.layers.4.self_attn.o_proj.weight"
+    monkeypatch.setattr(
+        SourceTensors, "__getitem__", lambda self, name: read(self, name) * (1.1 if name == wrong else 1)
+    )
+    job = open_job(too_large, Recipe(method="rtn"), make_texts((), None, None, None, 8))
+    with pytest.raises(ModelError, match=r"model\.layers\.4: the outputs of transformers .* nothing was quantized"):
+        compared_with_library(job, judges=True, progress=Quiet())
+
+
+def test_blocks_that_cannot_be_compared_are_told(too_large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "path_of_blocks", lambda loaded: "model.rows")
+    job = open_job(too_large, Recipe(method="rtn"), make_texts((), None, None, None, 8))
+    (warning,) = compared_with_library(job, judges=True, progress=Quiet()).warnings
+    assert "not transformers': in float32 it needs" in warning
+    assert "blocks of it could not be compared (AttributeError" in warning
 
 
 def test_a_result_has_a_tokenizer_that_the_engine_reads(source: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Texts for calibration: read, mixed, and batched as tokens. Same sources, same seed: same texts in the same order.
 
 A source is a file (a line is a text; in .jsonl, .csv, .tsv and .parquet a column is, or two columns are a pair), a data
-set of the Hugging Face hub ("org/name"), or "builtin": prose from Python's own documentation, which every installation
-has.
+set of the Hugging Face hub ("org/name"), or "builtin": texts that every installation has (`passages`), all of them or,
+as "builtin#news", one kind.
 
 A sample of n texts is the n whose keyed hash is smallest. That makes it seeded, free of duplicates, independent of the
 file's order, and possible in one pass that never holds more than the sample.
@@ -14,12 +14,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright.calibration.columns import Source, Text, column, named_columns
 from bitwright.calibration.overlap import refuse_same_corpus
+from bitwright.calibration.passages import DOCUMENTATION, documentation_sentences, of_kind, passages
 from bitwright.calibration.tables import read_lines, read_rows
 from bitwright.errors import DataError
 
@@ -111,14 +112,10 @@ def require_texts(texts: Sequence[Text], least: int, what: str) -> None:
 
 
 def builtin_texts(n: int | None = None, *, seed: int | None = None) -> list[str]:
-    """English sentences of 40 to 200 characters from `pydoc_data.topics` of the standard library (another version of
-    Python may have others): `n` in a seeded random order, or without a seed the first `n` of the documentation.
-
-    A sentence ends with ., ! or ? before white space; runs of white space count as one space.
-    """
+    """Sentences of Python's documentation: `n` in a seeded random order, or without a seed the first `n`."""
     if seed is not None:
-        return load_texts(BUILTIN, n, seed=seed)
-    return list(islice(_builtin_sentences(), n))
+        return load_texts(f"{BUILTIN}#{DOCUMENTATION}", n, seed=seed)
+    return list(islice(documentation_sentences(), n))
 
 
 def plain_text(path: Path) -> str | None:
@@ -239,7 +236,7 @@ def _is_table(name: str) -> bool:
 def _texts(source: Source, n: int | None) -> Iterator[Text]:
     path = Path(source.name)
     if source.name == BUILTIN:
-        return _builtin_sentences()
+        return _builtin(source.field)
     if path.suffix.lower() == ".json":
         raise DataError(f"{path}: one JSON object per line is read, from a file that ends in .jsonl")
     if path.suffix.lower() in _TABLES:
@@ -249,6 +246,14 @@ def _texts(source: Source, n: int | None) -> Iterator[Text]:
             raise DataError(f"{path}: #{source.field} names a column, and lines of text have none")
         return (line for _, line in read_lines(path) if line.strip())
     return column(enumerate(_data_set_rows(source.name, n), start=1), source)
+
+
+def _builtin(kind: str | None) -> Iterator[Text]:
+    """The built-in texts of a kind; without one, prose of the documentation and the English texts of all kinds."""
+    if kind is not None:
+        return (passage.text for passage in of_kind(kind))
+    english = (passage.text for passage in passages() if passage.language == "en" and passage.kind != DOCUMENTATION)
+    return chain(documentation_sentences(), english)
 
 
 def _data_set_rows(name: str, n: int | None) -> Iterator[dict[str, Any]]:
@@ -264,12 +269,3 @@ def _data_set_rows(name: str, n: int | None) -> Iterator[dict[str, Any]]:
             f"{name}: no such file, and not to be had as a data set of the Hugging Face hub ({type(error).__name__}: "
             f"{error}). Check the name and the network, or give a local file"
         ) from None
-
-
-def _builtin_sentences() -> Iterator[str]:
-    from pydoc_data.topics import topics
-
-    for topic in topics.values():
-        for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", topic).strip()):
-            if 40 <= len(sentence) <= 200:
-                yield sentence

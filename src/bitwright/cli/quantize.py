@@ -181,7 +181,7 @@ def _front_table(front: Front) -> Any:
 
 
 def _loss_rows(record: Record) -> list[list[str]]:
-    from bitwright.report.verdict import held_out
+    from bitwright.report.judged import elsewhere_words, judged_on, worst_kind
     from bitwright.report.wording import alike, percent, size
 
     found = record.evaluation
@@ -190,11 +190,18 @@ def _loss_rows(record: Record) -> list[list[str]]:
         return [["loss", "not evaluated: what this costs in accuracy is not known"], on_disk]
     scores = " → ".join(alike(found.float_score, found.quantized_score))
     bounds = f"between {percent(found.loss_lower)} and {percent(found.loss_upper)} (each 95 % sure)"
+    if found.kinds:
+        bounds = f"{worst_kind(found.kinds)}; a new kind of text at most {percent(found.loss_upper)} (95 % sure)"
     rows = [
         ["budget", f"{found.verdict}: {percent(found.max_loss)} allowed"],
         ["loss", f"{percent(found.loss)}, {bounds}"],
-        ["metric", f"{found.metric.name} {scores}, {held_out(found)}"],
+        ["metric", f"{found.metric.name} {scores}"],
+        ["judged on", judged_on(found)],
     ]
+    if found.calibrated_on:
+        rows.append(["", f"calibrated on {found.calibrated_on}"])
+    if found.elsewhere:
+        rows.append(["elsewhere", elsewhere_words(found.elsewhere)])
     if found.judge:
         rows.append(["judged by", f"{found.judge}, which ran the float model"])
     if found.metric.protocol:

@@ -27,7 +27,9 @@ _COUNTS_AT_ONCE = 1 << 22
 class Interval:
     """A loss (fraction of the float score) with its one-sided bounds: each holds alone with probability `confidence`.
 
-    The bounds are infinite where the sample is a single number, which has no spread.
+    The bounds are infinite where the sample is a single number, which has no spread. kinds: of each kind of text its
+    loss, where there are several; `loss` is then their mean, `lower` bounds that mean, and `upper` the loss on a kind
+    that is not among them.
     """
 
     loss: float
@@ -36,6 +38,21 @@ class Interval:
     n_units: int
     unit: str = "units"
     confidence: float = 0.95
+    kinds: tuple["KindLoss", ...] = ()
+
+    @property
+    def worst(self) -> "KindLoss | None":
+        """The kind of text that loses most."""
+        return max(self.kinds, key=lambda kind: kind.loss, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class KindLoss:
+    """The loss on one kind of text, of n units."""
+
+    kind: str
+    n: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +135,24 @@ def judge(interval: Interval, max_loss: float, given: Given | None = None) -> Ve
     if not (max_loss > 0 and math.isfinite(max_loss)):
         raise DataError(f"max_loss = {max_loss}: a fraction above 0 is needed, such as 0.01 for 1 %")
     found = f"loss {percent(interval.loss)} on {interval.n_units} {interval.unit}"
+    if interval.kinds:
+        found += f" of {len(interval.kinds)} kinds"
     limit = f"the budget of {percent(max_loss)}"
     level = f"{100 * interval.confidence:g} % bound"
+    of_what = " of a new kind" if interval.kinds else ""
     if interval.upper <= max_loss:
-        return Verdict("met", None, f"{found}, upper {level} {percent(interval.upper)}: within {limit}")
+        return Verdict("met", None, f"{found}, upper {level}{of_what} {percent(interval.upper)}: within {limit}")
     if interval.lower > max_loss:
         return Verdict("not met", None, f"{found}, lower {level} {percent(interval.lower)}: outside {limit}")
     if not math.isfinite(interval.upper):
         return Verdict(
             "undecided", None, f"{found}: a single number has no interval; return a value per example to decide {limit}"
         )
+    if interval.worst is not None:
+        worst = interval.worst
+        may = f"text of another kind may lose up to {percent(interval.upper)} ({level}), over {limit}"
+        said = f"{found}, {percent(worst.loss)} on {worst.kind}; {may}: give text like yours with --data"
+        return Verdict("undecided", None, said)
     between = f"{found}, {level}s {percent(interval.lower)} and {percent(interval.upper)}: {limit} lies between them"
     if interval.loss >= max_loss:
         return Verdict("undecided", None, f"{between}, and the loss itself is not inside it")

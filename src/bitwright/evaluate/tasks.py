@@ -8,7 +8,7 @@
 Each model variant encodes the texts once; scores and thousands of bootstrap resamples then come from the outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -19,7 +19,7 @@ from bitwright.errors import BitwrightError, DataError
 from bitwright.evaluate.agreement import CLASSES, EMBEDDINGS, LABELS, SCORES
 from bitwright.evaluate.companions import companions
 from bitwright.evaluate.kinds import Custom, Encode, Items, Kind, Outputs, pairs_in
-from bitwright.evaluate.statistic import FloatArray, Statistic
+from bitwright.evaluate.statistic import FloatArray, IntArray, Statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,15 @@ class Task:
     """Texts or pairs (of a language model: windows of token ids), and what the outputs for them are scored against.
 
     A custom metric brings its own texts: none here.
+
+    text_kinds: the kind of each text (news, mail …), where they are of several; the loss is then that of an ordinary
+    kind (`by_kind`).
     """
 
     name: str
     texts: Items
     kind: Kind
+    text_kinds: tuple[str, ...] = ()
 
     @property
     def n_units(self) -> int | None:
@@ -145,6 +149,22 @@ def split(task: Task, *, seed: int, tuning_fraction: float = 0.5) -> tuple[Task,
             total += size_G[group]
     chosen_U = chosen_G[index_U] if 2 * total >= target else rng.permutation(len(group_U)) < target
     return _part(task, chosen_U), _part(task, ~chosen_U)
+
+
+def of_text_kinds(task: Task, kinds: Collection[str]) -> Task:
+    """The task on texts of these kinds only. Its units are its texts."""
+    return select_texts(task, np.flatnonzero([kind in kinds for kind in task.text_kinds]))
+
+
+def select_texts(task: Task, units: IntArray) -> Task:
+    """The task on some of its texts, which are its units, in the order given."""
+    kind, texts = task.kind.select(units, task.texts)
+    return Task(task.name, texts, kind, tuple(task.text_kinds[unit] for unit in units))
+
+
+def joined(left: Task, right: Task) -> Task:
+    """One task of the texts of two that score alike, whose units are their texts."""
+    return replace(left, texts=cast(Items, (*left.texts, *right.texts)), text_kinds=left.text_kinds + right.text_kinds)
 
 
 def shared_texts(left: Task, right: Task) -> set[object]:

@@ -24,13 +24,13 @@ def given(scored: Scored, n_outputs: int) -> Given:
 
 def cannot_decide(job: Job) -> str | None:
     """Why no result could be shown to be inside the budget on these texts, and how much would be enough; None where one
-    could, or where the float model's outputs are not known yet.
+    could, where the float model's outputs are not known yet, and on built-in texts, to which nobody adds.
 
     Raises:
         DataError: the float model scores 0.
     """
     outputs = None if job.reference is None else job.reference.held_out
-    if outputs is None or job.opened.streams or job.scored.missing_pairs:
+    if outputs is None or job.opened.streams or job.scored.missing_pairs or job.scored.by_kind:
         return None
     max_loss, seed = job.recipe.budget.max_loss, job.recipe.seed
     return undecidable(job.scored.held_out, outputs, max_loss, given(job.scored, len(outputs)), seed=seed)

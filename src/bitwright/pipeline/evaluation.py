@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from bitwright.evaluate import (
     labelled_task,
     language_task,
     load_custom,
+    loss_interval,
     metric_found,
-    paired_bootstrap,
 )
 from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window, pairs_in, windows_in
 from bitwright.evaluate.language import WINDOW, WINDOWS
@@ -27,8 +27,9 @@ from bitwright.evaluate.logits import compare_windows, token_outputs
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.task import pair_evidence
+from bitwright.pipeline.builtin import agreement_of, builtin_texts_of, per_kind
+from bitwright.pipeline.given import BUILTIN_DATA, text_sources
 from bitwright.pipeline.request import Texts, make_texts
-from bitwright.pipeline.scored import BUILTIN_DATA, text_sources
 from bitwright.progress import Progress, Quiet, tracking
 from bitwright.runtime.library import Library
 from bitwright.runtime.load import load
@@ -75,8 +76,9 @@ def evaluate(
 
     Returns:
         {"model", "reference", "task", "metric": as in the Record's `evaluation`, "protocol": what was scored, in words,
-        "n_units", "score", "reference_score", "loss", "loss_lower", "loss_upper", "confidence", "companions",
-        "seconds"}; without a reference those that compare are None, and there are no companions.
+        "n_units", "score", "reference_score", "loss", "loss_lower", "loss_upper", "confidence", "kinds", "companions",
+        "seconds"}; without a reference those that compare are None, and there are no companions. kinds: of each kind of
+        built-in text its loss, largest first; loss_upper is then the bound for a kind that was not tried.
 
     Raises:
         InputError: no labels and no reference, options that do not fit the model, models that do not fit one another.
@@ -156,12 +158,23 @@ def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) ->
             "without labels a model can only be compared: give labelled data with --eval, or the float model with "
             "--reference"
         )
+    if not texts.data:
+        return _builtin_task(model, config, texts.samples, seed)
     sources = text_sources(texts.data, model.task, evidence)
     task = agreement_task(model.task, config, mix(sources, texts.samples, seed=seed))
-    drawn = " and ".join(texts.data or BUILTIN_DATA)
+    drawn = " and ".join(texts.data)
     unlike = f"; single ones, and this model reads pairs ({evidence}): see --data" if evidence else ""
     unlike = "" if pairs_in(task.texts) else unlike
     return task, f"{len(task.texts)} {task.kind.unit} of {drawn}, drawn with seed {seed}, without labels{unlike}"
+
+
+def _builtin_task(model: Model, config: Any, samples: int, seed: int) -> tuple[Task, str]:
+    """Agreement with float on built-in texts of every kind that the model can read."""
+    built = builtin_texts_of(model, ModelDirectory(model.path), config, seed)
+    task = agreement_of(model, config, built, list(built.kinds), per_kind(samples, len(built.kinds)))
+    languages = ", ".join(built.languages)
+    said = f"{len(task.texts)} built-in {task.kind.unit} of {len(built.kinds)} kinds ({languages}), without labels"
+    return task, said
 
 
 def _measure(
@@ -231,8 +244,8 @@ def _scores(task: Task, measured: _Measured, seed: int) -> dict[str, Any]:
     if reference is None:
         compared = dict.fromkeys(("reference_score", "loss", "loss_lower", "loss_upper", "confidence"))
         n_units = task.statistics(outputs, outputs)[0].n_units
-        return {"n_units": n_units, "score": task.score(outputs), **compared, "companions": {}}
-    interval = paired_bootstrap(task, reference, outputs, seed=seed)
+        return {"n_units": n_units, "score": task.score(outputs), **compared, "kinds": [], "companions": {}}
+    interval = loss_interval(task, reference, outputs, seed=seed)
     reference_score, score = task.scores(reference, outputs)
     return {
         "n_units": interval.n_units,
@@ -242,5 +255,6 @@ def _scores(task: Task, measured: _Measured, seed: int) -> dict[str, Any]:
         "loss_lower": interval.lower,
         "loss_upper": interval.upper,
         "confidence": interval.confidence,
+        "kinds": [asdict(kind) for kind in sorted(interval.kinds, key=lambda kind: -kind.loss)],
         "companions": measured.extra | task.companions(reference, outputs),
     }

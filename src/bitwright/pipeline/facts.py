@@ -1,13 +1,13 @@
 """What the Record says of a finished job."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bitwright.evaluate import Interval, judge, metric_found, without_pairs
+from bitwright.evaluate import Interval, Task, judge, metric_found, without_pairs
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
 from bitwright.numerics.schemes import SCHEMES
@@ -16,7 +16,17 @@ from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, quantized_names
 from bitwright.quantizing.layers import Quantized
-from bitwright.record import Evaluation, LayerRow, Metric, ModelFacts, Size, Verification, from_data
+from bitwright.record import (
+    Elsewhere,
+    Evaluation,
+    KindRow,
+    LayerRow,
+    Metric,
+    ModelFacts,
+    Size,
+    Verification,
+    from_data,
+)
 from bitwright.runtime.verify import compared, verify
 from bitwright.search.journal import Journal
 
@@ -24,17 +34,27 @@ _CRUSHED = 0.3  # error of an ordinary token from rounding the input alone; 8 bi
 _VERIFY_SHAPE = (4, 32)  # sequences × tokens that every runtime must agree on
 
 
-def evaluation_facts(job: Job, interval: Interval, float_outputs: Outputs, quant_outputs: Outputs) -> Evaluation:
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A task, the outputs of the float and of the quantized model for it, and the loss with its bounds."""
+
+    task: Task
+    float_outputs: Outputs
+    quant_outputs: Outputs
+    interval: Interval
+
+
+def evaluation_facts(job: Job, compared: Compared, elsewhere: Compared | None = None) -> Evaluation:
     """The Record's `evaluation`."""
-    task, budget = job.scored.held_out, job.recipe.budget
-    verdict = judge(interval, budget.max_loss, given(job.scored, len(float_outputs)))
+    task, interval, budget = compared.task, compared.interval, job.recipe.budget
+    verdict = judge(interval, budget.max_loss, given(job.scored, len(compared.float_outputs)))
     if job.scored.missing_pairs:
         verdict = without_pairs(verdict, job.scored.missing_pairs)
-    float_score, quantized_score = task.scores(float_outputs, quant_outputs)
+    float_score, quantized_score = _scores(compared)
     inside = verdict.verdict == "undecided" and interval.loss <= budget.max_loss
     return Evaluation(
         metric=Metric(
-            name=metric_found(task.kind, float_outputs, quant_outputs)[0],
+            name=metric_found(task.kind, compared.float_outputs, compared.quant_outputs)[0],
             kind=task.kind.name,
             task=task.name,
             unit=task.kind.unit,
@@ -55,10 +75,36 @@ def evaluation_facts(job: Job, interval: Interval, float_outputs: Outputs, quant
         sentence=verdict.sentence,
         needed_samples=verdict.needed_samples,
         accepted_point_estimate=inside and budget.accept_point_estimate,
-        companions=task.companions(float_outputs, quant_outputs),
+        companions=task.companions(compared.float_outputs, compared.quant_outputs),
         seed=job.recipe.seed,
         judge=None if job.reference is None else job.reference.library,
+        texts=job.scored.source,
+        kinds=_kind_rows(interval) or None,
+        languages=job.scored.languages or None,
+        calibrated_on=job.scored.calibrated_on,
+        elsewhere=None if elsewhere is None else _elsewhere(elsewhere),
     )
+
+
+def _scores(compared: Compared) -> tuple[float, float]:
+    """Scores of the float and of the quantized model; over kinds of text the mean of each kind's."""
+    task, interval = compared.task, compared.interval
+    float_score, quant_score = task.scores(compared.float_outputs, compared.quant_outputs)
+    if interval.kinds and task.kind.label_free:  # the float model agrees with itself
+        return 1.0, 1.0 - interval.loss
+    return float_score, quant_score
+
+
+def _kind_rows(interval: Interval) -> tuple[KindRow, ...]:
+    """Largest loss first."""
+    rows = (KindRow(kind.kind, kind.n, kind.loss) for kind in interval.kinds)
+    return tuple(sorted(rows, key=lambda row: -row.loss))
+
+
+def _elsewhere(compared: Compared) -> Elsewhere:
+    interval = compared.interval
+    metric, _ = metric_found(compared.task.kind, compared.float_outputs, compared.quant_outputs)
+    return Elsewhere(metric, interval.n_units, interval.loss, interval.upper, _kind_rows(interval))
 
 
 def model_facts(job: Job) -> ModelFacts:

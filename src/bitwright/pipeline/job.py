@@ -75,7 +75,9 @@ class Job:
     def context(self) -> dict[str, str]:
         """Digests of everything that measurements depend on, by what it is."""
         scored = self.scored
-        texts = [scored.tuning.name, scored.tuning.texts, scored.probe, scored.calibration, scored.sha256]
+        other = () if scored.elsewhere is None else scored.elsewhere.texts
+        judged = [scored.tuning.texts, scored.held_out.texts, other]
+        texts = [scored.tuning.name, *judged, scored.probe, scored.calibration]
         machine = [
             dispatch.active_isa(),
             torch.get_num_threads(),
@@ -87,7 +89,7 @@ class Job:
         return {
             "model": _digest([self.source_sha256, files[:-1], self.opened.loaded.task]),
             "recipe": _digest(self.recipe.model_dump(mode="json", exclude={"budget"})),
-            "texts": _digest(texts),
+            "texts": _digest([*texts, scored.sha256]),
             "machine or release": _digest([machine, files[-1]]),
         }
 
@@ -124,8 +126,9 @@ def open_job(
         )
     model = opened.runnable()
     scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in resolved.plan))
-    tokenizer = tokenizer_files(loaded, [*scored.tuning.texts, *scored.held_out.texts][:_COMPARED_TEXTS])
-    warnings = [*_told(loaded), *([tokenizer.note] if tokenizer.note else []), *doubts(scored)]
+    judged = [task for task in (scored.tuning, scored.held_out, scored.elsewhere) if task]
+    tokenizer = tokenizer_files(loaded, [text for task in judged for text in task.texts][:_COMPARED_TEXTS])
+    warnings = [*_told(loaded), *([tokenizer.note] if tokenizer.note else []), *scored.told, *doubts(scored)]
     job = Job(
         resolved.recipe, resolved.plan, opened, model, scored, loaded.directory.fingerprint, warnings,
         targets_fit=recipe.targets is None, dropped=resolved.dropped, tokenizer=tokenizer,

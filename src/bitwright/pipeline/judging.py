@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from bitwright.evaluate import metric_found, paired_bootstrap
-from bitwright.pipeline.facts import evaluation_facts, verify_in_runtimes
+from bitwright.evaluate import Task, joined, loss_interval, metric_found
+from bitwright.evaluate.kinds import Outputs
+from bitwright.pipeline.facts import Compared, evaluation_facts, verify_in_runtimes
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.measuring import run_task
 from bitwright.pipeline.request import Asked
@@ -19,6 +20,7 @@ from bitwright.quantizing.layers import Quantized
 from bitwright.record import Distribution, Evaluation, Front, Speed, Verification, from_data
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.load import load
+from bitwright.runtime.model import Model
 
 _EXIT_UNVERIFIED, _EXIT_OVER_BUDGET = 1, 3
 
@@ -37,23 +39,25 @@ class Judged:
 
 
 def judge_result(
-    job: Job, staged: Path, quantized: Quantized, asked: Asked, timed: Timed | None, progress: Progress
-) -> Judged:
+    job: Job, staged: Path, quantized: Quantized, asked: Asked, timed: Timed | None, progress: Progress, *,
+    searched: bool,
+) -> Judged:  # fmt: skip
     """Judge a result that was written, in the steps that the job's clock counts.
 
-    timed: what the front measured, the result's speed among it; None where there is no front.
+    timed: what the front measured, the result's speed among it; None where there is no front. searched: whether a
+    choice was made on the tuning side, which then does not judge.
     """
     with job.timed("evaluate"):
         # Perplexity is a matter of small differences, and nothing here is timed: float32 around the integers.
         trusted = job.opened.loaded.trust_remote_code
         final = load(staged, trust_remote_code=trusted, compute="float32" if job.opened.streams else "auto")
-        float_outputs = None if job.reference is None else job.reference.held_out
-        if float_outputs is None:
-            float_outputs = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
-        quant_outputs = run_task(job.scored.held_out, final, progress, "held-out texts, quantized")
-        interval = paired_bootstrap(job.scored.held_out, float_outputs, quant_outputs, seed=job.recipe.seed)
-    evaluation = evaluation_facts(job, interval, float_outputs, quant_outputs)
-    if why := metric_found(job.scored.held_out.kind, float_outputs, quant_outputs)[1]:
+        compared = _compare(job, _judging(job, searched), final, progress)
+        elsewhere = None
+        if job.scored.elsewhere is not None:
+            known = None if job.reference is None else job.reference.elsewhere
+            elsewhere = _compare(job, _Side(job.scored.elsewhere, known), final, progress)
+    evaluation = evaluation_facts(job, compared, elsewhere)
+    if why := metric_found(compared.task.kind, compared.float_outputs, compared.quant_outputs)[1]:
         job.warnings.append(why)
     distributions = None if job.opened.streams else describe_distributions(job, quantized)
     with job.timed("verify"):
@@ -68,6 +72,35 @@ def judge_result(
         speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
     exit_code = _exit_code(evaluation, verified, None if timed is None else timed.front)
     return Judged(exit_code, evaluation, distributions, verified, speed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A task, and what the float model puts out for it, where that is known."""
+
+    task: Task
+    float_outputs: Outputs | None
+
+
+def _judging(job: Job, searched: bool) -> _Side:
+    """What judges: the held-out side, and with it the tuning side of built-in texts on which nothing was chosen."""
+    scored, known = job.scored, job.reference
+    held_out = _Side(scored.held_out, None if known is None else known.held_out)
+    if searched or not scored.by_kind or scored.calibration:
+        return held_out
+    outputs = None
+    if known is not None and known.held_out is not None and known.tuning is not None:
+        outputs = [*known.held_out, *known.tuning]
+    return _Side(joined(scored.held_out, scored.tuning), outputs)
+
+
+def _compare(job: Job, side: _Side, final: Model, progress: Progress) -> Compared:
+    task, float_outputs = side.task, side.float_outputs
+    if float_outputs is None:
+        float_outputs = run_task(task, job.model, progress, "held-out texts, float")
+    outputs = run_task(task, final, progress, "held-out texts, quantized")
+    interval = loss_interval(task, float_outputs, outputs, seed=job.recipe.seed)
+    return Compared(task, float_outputs, outputs, interval)
 
 
 def _exit_code(evaluation: Evaluation, verified: Sequence[Verification], front: Front | None) -> int:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from bitwright.errors import NotFiniteError, NumericsError
-from bitwright.evaluate import Task, agreement_task, paired_bootstrap
+from bitwright.evaluate import Task, agreement_task, loss_interval
 from bitwright.evaluate.kinds import Outputs, windows_in
 from bitwright.evaluate.logits import compare_windows
 from bitwright.pipeline.job import Job
@@ -47,7 +47,7 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
                 outputs = run_task(job.scored.tuning, model, progress, what)
             except NotFiniteError:  # as bad as can be
                 return [math.inf, math.inf]
-            interval = paired_bootstrap(job.scored.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
+            interval = loss_interval(job.scored.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
             return [interval.loss, interval.upper]
 
         loss, bound = journal.remember(f"loss:{recipe.model_dump_json(exclude={'budget'})}", bounds)

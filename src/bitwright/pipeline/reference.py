@@ -3,7 +3,8 @@
 Bitwright reads a model by its own code. If that misses a key or a form of file, the quantized model and a float one
 that Bitwright reads are wrong alike, and no comparison of the two shows it. So a process of its own runs the library on
 the model's directory: first on texts that readers are known to see differently, whose tokens and outputs must be those
-of Bitwright's float model; then on the texts of the verdict, so that the loss is one against the library.
+of Bitwright's float model; then on the texts of the verdict, so that the loss is one against the library. Of a language
+model that does not fit into memory, some blocks are compared (`blockwise.py`).
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from bitwright.errors import LibraryError, ModelError, NotFiniteError, brief
 from bitwright.evaluate import Task
 from bitwright.evaluate.kinds import Outputs
 from bitwright.models.load import LoadedModel
+from bitwright.pipeline.blockwise import compare_blocks, compared_bytes, path_of_blocks
 from bitwright.pipeline.hard_texts import hard_pairs, hard_texts
 from bitwright.progress import Progress
 from bitwright.runtime.library import Library
@@ -40,17 +42,22 @@ class Sides(Protocol):
     def held_out(self) -> Task:
         """What the verdict is about."""
 
+    @property
+    def elsewhere(self) -> Task | None:
+        """What stands beside it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """library: what judges, with its version; None if there is none, and `why` says it. tuning, held_out: its outputs
-    for the texts of either side, None where it was not asked for them.
+    """library: what judges, with its version, and if only blocks were compared, which; None if there is none, and `why`
+    says it. tuning, held_out, elsewhere: its outputs for the texts of `Scored`, None where it was not asked for them.
     """
 
     library: str | None
     why: str | None = None
     tuning: Outputs | None = None
     held_out: Outputs | None = None
+    elsewhere: Outputs | None = None
 
 
 def ask_library(
@@ -61,31 +68,58 @@ def ask_library(
     pairs: whether the model is used on pairs. judges: whether there will be a verdict.
 
     Raises:
-        ModelError: the library reads other tokens, or gives other outputs; the message names the text and both.
+        ModelError: the library reads other tokens, or gives other outputs; the message names the text and both, or the
+            block.
         NotFiniteError: it gives none that are finite.
     """
     if loaded.task == "text-generation":
         if not judges:
             return Reference(None)
-        needed, free = 4 * sum(p.numel() for p in loaded.model.parameters()), psutil.virtual_memory().available
-        if needed > free // 2:
-            why = f"in float32 it needs {needed / 1e9:.1f} GB, over half of the {free / 1e9:.1f} GB that are free"
-            return Reference(None, f"judged against Bitwright's own forward, not transformers': {why}")
+        needed = 4 * sum(p.numel() for p in loaded.model.parameters())
+        if why := _lack(needed, "it"):
+            return _block_by_block(loaded, scored, why, progress)
     progress.say("comparing with the library that users of the model have")
     try:
-        with Library(
-            loaded.path, loaded.task, threads=torch.get_num_threads(), limit=loaded.max_tokens,
-            trust_remote_code=loaded.trust_remote_code,
-        ) as library:  # fmt: skip
+        with _opened(loaded) as library:
             for items in [] if loaded.task == "text-generation" else _kinds_of_items(loaded, pairs):
                 _check_tokens(loaded, model, library, items)
                 _check_outputs(loaded, model, library, items)
             if not judges:
                 return Reference(library.name)
-            tuning, held_out = (task.run(library.encode) for task in (scored.tuning, scored.held_out))
-            return Reference(library.name, None, tuning, held_out)
+            tasks = (scored.tuning, scored.held_out, scored.elsewhere)
+            tuning, held_out, elsewhere = (None if task is None else task.run(library.encode) for task in tasks)
+            return Reference(library.name, None, tuning, held_out, elsewhere)
     except LibraryError as error:
         return Reference(None, f"not compared with the library that users of the model have ({error})")
+
+
+def _block_by_block(loaded: LoadedModel, scored: Sides, why: str, progress: Progress) -> Reference:
+    """Of a language model that does not fit, `why` says how: some blocks are compared, if one fits."""
+    not_theirs = f"judged against Bitwright's own forward, not transformers': {why}"
+    if lack := _lack(compared_bytes(loaded), "one block with the embeddings"):
+        return Reference(None, f"{not_theirs}; {lack}")
+    progress.say("comparing blocks with those of the library that users of the model have")
+    try:
+        with _opened(loaded, path_of_blocks(loaded)) as library:
+            ids = [token for token in scored.tuning.texts[0] if isinstance(token, int)]
+            return Reference(f"{library.name}, {compare_blocks(loaded, library, ids)}")
+    except LibraryError as error:
+        return Reference(None, f"{not_theirs}; blocks of it could not be compared ({error})")
+
+
+def _lack(needed: int, what: str) -> str | None:
+    """Why so many bytes are not taken; None where they are."""
+    free = psutil.virtual_memory().available
+    if needed <= free // 2:
+        return None
+    return f"in float32 {what} needs {needed / 1e9:.1f} GB, over half of the {free / 1e9:.1f} GB that are free"
+
+
+def _opened(loaded: LoadedModel, blocks: str | None = None) -> Library:
+    return Library(
+        loaded.path, loaded.task, threads=torch.get_num_threads(), limit=loaded.max_tokens, blocks=blocks,
+        trust_remote_code=loaded.trust_remote_code,
+    )  # fmt: skip
 
 
 def _kinds_of_items(loaded: LoadedModel, pairs: bool) -> list[Sequence[Any]]:

@@ -52,6 +52,7 @@ def make_texts(
 ) -> Texts:
     """`Texts` from what the public functions take: one source may be given as a plain string."""
     sources = (data,) if isinstance(data, str) else tuple(map(str, data))
+    sources = () if sources == ("builtin",) else sources  # as without any
     return Texts(sources, None if evaluation is None else str(evaluation), kind, metric, samples)
 
 

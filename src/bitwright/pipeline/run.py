@@ -173,7 +173,10 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
     with job.timed("write"):
         shutil.rmtree(staged, ignore_errors=True)
         write_variant(final, quantized, staged)
-    judged = judge_result(final, staged, quantized, asked, timed, progress) if asked.judged else Judged()
+    judged = Judged()
+    if asked.judged:
+        searched = len(steps) > 1 or job.decision is not None
+        judged = judge_result(final, staged, quantized, asked, timed, progress, searched=searched)
     layers = layer_rows(quantized.account, final.plan)
     job.timings_s["total"] = round(time.perf_counter() - begun, 3)
     record = Record(

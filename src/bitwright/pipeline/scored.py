@@ -2,28 +2,47 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from bitwright.calibration.columns import Source, Text, TextPair
-from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, in_pairs, mix, parse_sources, require_texts
-from bitwright.calibration.windows import Window, mix_windows
-from bitwright.errors import DataError, InputError
-from bitwright.evaluate import Task, agreement_task, labelled_task, load_custom, shared_texts, split
+from bitwright.calibration.columns import Text, TextPair
+from bitwright.calibration.data import parse_sources
+from bitwright.calibration.fit import require_fit
+from bitwright.calibration.passages import DOCUMENTATION
+from bitwright.errors import InputError
+from bitwright.evaluate import Task, agreement_task, shared_texts, split
 from bitwright.evaluate.kinds import Items, pairs_in
-from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
-from bitwright.evaluate.usable import refuse_few
-from bitwright.files.task import PAIR_TASKS, pair_evidence
+from bitwright.files.task import pair_evidence
 from bitwright.models.load import LoadedModel
+from bitwright.pipeline.builtin import (
+    NAME,
+    BuiltIn,
+    agreement_of,
+    builtin_texts_of,
+    calibration_texts,
+    per_kind,
+    reader_of,
+    texts_of,
+    windows_task,
+)
+from bitwright.pipeline.given import (
+    BUILTIN_DATA,
+    MAX_PROBE,
+    MAX_WINDOWS,
+    calibration_windows,
+    given_task,
+    given_texts,
+    given_windows,
+    text_sources,
+    window_length,
+)
 from bitwright.pipeline.opened import Opened
 from bitwright.pipeline.request import Texts
 from bitwright.recipe import Recipe
 from bitwright.runtime.model import Model
 
-BUILTIN_DATA = ("builtin",)
-_MAX_WINDOWS = 64  # of a language model, tuning and held-out together
-_MAX_PROBE = 200  # texts whose outputs sensitivity compares
+_ELSEWHERE = 20  # texts of each built-in kind beside the user's own; windows: one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +54,9 @@ class Scored:
     the user's metric. Of a model that reads pairs, the texts are pairs where the user gave some.
 
     missing_pairs: what shows that the model reads pairs, where the two sides are single texts; None where they are what
-    the model reads.
+    the model reads. elsewhere: agreement with float on built-in texts, beside the user's own texts that decide.
+    source: what the texts are, for people; calibrated_on: what methods look at; languages: of built-in texts.
+    told: what a reader should know of them.
     """
 
     tuning: Task
@@ -44,121 +65,108 @@ class Scored:
     probe: Items
     sha256: str
     missing_pairs: str | None = None
+    elsewhere: Task | None = None
+    source: str = NAME
+    calibrated_on: str | None = None
+    languages: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+
+    @property
+    def by_kind(self) -> bool:
+        """Whether built-in texts decide, kind by kind."""
+        return bool(self.held_out.text_kinds)
 
 
 def draw(opened: Opened, model: Model, recipe: Recipe, texts: Texts, *, calibrates: bool) -> Scored:
-    """Draw the texts of a run. calibrates: whether a method looks at inputs.
+    """Draw the texts of a run: the user's, and built-in ones where there are none of those, or beside them.
+
+    calibrates: whether a method looks at inputs.
 
     Raises:
-        DataError, InputError: texts or a metric that cannot be used.
+        DataError, InputError: texts or a metric that cannot be used, or that the model cannot read.
     """
-    calibration: Items
-    pool: list[Text] = []
-    evidence = pair_evidence(opened.loaded.directory, opened.loaded.task)
-    if opened.streams:
-        task, windows = _draw_windows(texts, recipe, model, needs_calibration=calibrates)
-        calibration = tuple(windows)
+    own = texts.data or texts.evaluation or texts.metric
+    drawn = (_draw_given if own else _draw_builtin)(opened, model, recipe, texts, calibrates)
+    return replace(drawn, sha256=_evaluation_sha256(texts))
+
+
+def _draw_builtin(opened: Opened, model: Model, recipe: Recipe, texts: Texts, calibrates: bool) -> Scored:
+    """Built-in texts alone: kinds for calibration, for choices, and for the verdict."""
+    loaded = opened.loaded
+    built = builtin_texts_of(model, loaded.directory, loaded.config, recipe.seed)
+    tunes = built.names("tuning")
+    if opened.streams:  # methods look at prose of the documentation alone, so what else is of that part judges
+        judges = [kind for kind in built.names("calibration", "judging") if kind != DOCUMENTATION]
+        each = max(1, min(texts.samples, MAX_WINDOWS) // len([*tunes, *judges]))
+        length = window_length(recipe, model)
+        tuning, held_out = (
+            windows_task(built, kinds, model.tokenizer, length=length, per_kind=each) for kinds in (tunes, judges)
+        )
+        calibration: Items = calibration_windows(parse_sources(BUILTIN_DATA), recipe, model) if calibrates else ()
+        looked_at = [DOCUMENTATION]
     else:
-        labelled = _labelled_task(texts, opened.loaded, evidence)
-        sources = text_sources(texts.data, opened.loaded.task, evidence)
-        pool, drawn = _draw_texts(texts, sources, recipe, labelled, needs_calibration=calibrates)
-        task = labelled or agreement_task(opened.loaded.task, opened.loaded.config, pool)
-        calibration = cast(Items, tuple(drawn))
+        judges = built.names("judging", *([] if calibrates else ["calibration"]))
+        each = per_kind(texts.samples, len([*tunes, *judges]))
+        tuning, held_out = (agreement_of(model, loaded.config, built, kinds, each) for kinds in (tunes, judges))
+        calibration = calibration_texts(built, recipe.calibration.samples) if calibrates else ()
+        looked_at = built.names("calibration")
+    return Scored(
+        tuning, held_out, calibration, tuning.texts[:MAX_PROBE], "", languages=built.languages, told=built.told,
+        calibrated_on=f"{NAME} ({', '.join(looked_at)})" if calibrates else None,
+    )  # fmt: skip
+
+
+def _draw_given(opened: Opened, model: Model, recipe: Recipe, texts: Texts, calibrates: bool) -> Scored:
+    """The user's texts decide; built-in ones stand beside them, and are calibrated on where no other are given."""
+    loaded = opened.loaded
+    evidence = pair_evidence(loaded.directory, loaded.task)
+    sources = text_sources(texts.data, loaded.task, evidence)
+    names = " and ".join(source.name for source in sources) if texts.data else NAME
+    built, told = _beside(loaded, model, recipe.seed)
+    pool: Items = ()
+    if opened.streams:
+        task, windows = given_windows(texts, recipe, model, sources, calibrates=calibrates)
+        calibration: Items = tuple(windows)
+    else:
+        labelled = given_task(texts, loaded, evidence)
+        if texts.data or labelled is None or built is None:
+            pool, calibration = given_texts(texts, sources, recipe, labelled, calibrates=calibrates)
+        else:
+            pool, _ = texts_of(built, built.names("tuning"), per_kind(MAX_PROBE, len(built.names("tuning"))))
+            calibration = calibration_texts(built, recipe.calibration.samples) if calibrates else ()
+        task = labelled or agreement_task(loaded.task, loaded.config, cast(Sequence[Text], pool))
+        where = texts.evaluation or " and ".join(texts.data)
+        told += require_fit(cast(Sequence[Text], task.texts), reader_of(model), where)
     tuning, held_out = split(task, seed=recipe.seed)
-    probe = tuning.texts[:_MAX_PROBE] or cast(Items, tuple(pool[:_MAX_PROBE]))
-    missing = None if texts.metric or pairs_in(held_out.texts) else evidence
-    return Scored(tuning, held_out, calibration, probe, _evaluation_sha256(texts), missing)
+    return Scored(
+        tuning, held_out, calibration, tuning.texts[:MAX_PROBE] or pool[:MAX_PROBE], "",
+        missing_pairs=None if texts.metric or pairs_in(held_out.texts) else evidence,
+        elsewhere=None if built is None else _elsewhere(opened, built, model, recipe, texts.samples),
+        source=Path(texts.evaluation).name if texts.evaluation else texts.metric or names,
+        calibrated_on=names if calibrates else None,
+        told=tuple(told),
+    )  # fmt: skip
 
 
-def text_sources(data: Sequence[str], task: str, evidence: str | None) -> list[Source]:
-    """The sources of a model's texts, built-in prose without any. Of a model that reads pairs, as `evidence` shows,
-    two columns of each table are read.
+def _beside(loaded: LoadedModel, model: Model, seed: int) -> tuple[BuiltIn | None, list[str]]:
+    """The built-in texts, where the user has other ones; None if the model cannot read them, and a word on that."""
+    try:
+        return builtin_texts_of(model, loaded.directory, loaded.config, seed), []
+    except InputError:
+        return None, ["the built-in texts do not fit the model's vocabulary: it is judged on the given ones alone"]
 
-    Raises:
-        DataError: pairs beside single texts, or for a model that reads no pairs.
-    """
-    sources = parse_sources(data or BUILTIN_DATA)
-    sources = [in_pairs(source) for source in sources] if evidence else sources
-    paired = next((source for source in sources if source.pairs), None)
-    single = next((source for source in sources if not source.pairs), None)
-    if paired and single:
-        raise DataError(f"{paired.name} holds pairs of texts and {single.name} single ones; give one or the other")
-    if paired and task not in PAIR_TASKS:
-        raise DataError(f"{paired.name}: two columns are named, and a model for {task} reads single texts; name one")
-    return sources
+
+def _elsewhere(opened: Opened, built: BuiltIn, model: Model, recipe: Recipe, samples: int) -> Task:
+    """Agreement with float on built-in texts that nothing was calibrated on."""
+    kinds = built.names("tuning", "judging")
+    if opened.streams:
+        return windows_task(built, kinds, model.tokenizer, length=window_length(recipe, model), per_kind=1)
+    return agreement_of(model, opened.loaded.config, built, kinds, min(_ELSEWHERE, per_kind(samples, len(kinds))))
 
 
 def as_texts(items: Items) -> list[str] | list[TextPair]:
     """The items of a model that reads texts, or pairs of them."""
     return pairs_in(items) or [item for item in items if isinstance(item, str)]
-
-
-def _draw_windows(texts: Texts, recipe: Recipe, model: Model, *, needs_calibration: bool) -> tuple[Task, list[Window]]:
-    """(perplexity on windows of text, windows for calibration): disjoint.
-
-    Raises:
-        DataError: a text shorter than a window, or fewer calibration windows than make sense.
-    """
-    if texts.metric is not None:
-        raise InputError(
-            "--metric is for models that encode texts; a language model is judged by perplexity: give --eval"
-        )
-    length = min(recipe.calibration.max_tokens, model.max_tokens)
-    n_calibration = recipe.calibration.samples if needs_calibration else 0
-    n_scored = 0 if texts.evaluation else min(texts.samples, _MAX_WINDOWS)
-    sources, wanted = parse_sources(texts.data or BUILTIN_DATA), n_calibration + n_scored
-    drawn = mix_windows(model.tokenizer, sources, wanted, length, seed=recipe.seed) if wanted else []
-    if len(drawn) < wanted:  # both get their share of what there is
-        n_calibration = len(drawn) * n_calibration // wanted
-    if needs_calibration and n_calibration < LEAST_CALIBRATION_TEXTS:
-        raise DataError(
-            f"{n_calibration} windows of {length} tokens for calibration; at least {LEAST_CALIBRATION_TEXTS} are "
-            "needed: give more text with --data, or a smaller calibration.max_tokens in the recipe"
-        )
-    if texts.evaluation:
-        window = min(WINDOW, model.max_tokens)
-        task = language_task(texts.evaluation, model.tokenizer, window=window, windows=WINDOWS)
-    else:
-        names = " and ".join(source.name for source in sources)
-        protocol = f"{names}, {len(drawn) - n_calibration} windows of {length} tokens drawn at random, no BOS"
-        task = Task(names, tuple(drawn[n_calibration:]), LanguageModel(protocol))
-    return task, drawn[:n_calibration]
-
-
-def _draw_texts(
-    texts: Texts, sources: Sequence[Source], recipe: Recipe, labelled: Task | None, *, needs_calibration: bool
-) -> tuple[list[Text], list[Text]]:
-    """(texts for the label-free metric or the probe, texts for calibration): disjoint, and none that is scored.
-
-    Raises:
-        DataError: fewer calibration texts than make sense.
-    """
-    n_pool = texts.samples if labelled is None else 0 if labelled.texts else _MAX_PROBE
-    n_calibration = recipe.calibration.samples if needs_calibration else 0
-    if n_pool + n_calibration == 0:
-        return [], []
-    scored: set[object] = set(labelled.texts) if labelled else set()
-    wanted = n_pool + n_calibration
-    drawn = mix(sources, wanted + len(scored), seed=recipe.seed)
-    drawn = [text for text in drawn if text not in scored][:wanted]
-    if len(drawn) < wanted:  # both get their share of what there is
-        n_calibration = len(drawn) * n_calibration // wanted
-    if needs_calibration:
-        require_texts(drawn[:n_calibration], LEAST_CALIBRATION_TEXTS, "static ranges")
-    return drawn[n_calibration:], drawn[:n_calibration]
-
-
-def _labelled_task(texts: Texts, loaded: LoadedModel, evidence: str | None) -> Task | None:
-    """The metric that the user gave, if any. evidence: that the model reads pairs."""
-    if texts.metric is not None:
-        if texts.evaluation is not None:
-            raise InputError("--metric and --eval both say what decides; give one of them")
-        return load_custom(texts.metric)
-    if texts.evaluation is None:
-        return None
-    found = labelled_task(loaded.task, loaded.config, texts.evaluation, texts.kind, evidence)
-    refuse_few(found, texts.evaluation)
-    return found
 
 
 def doubts(scored: Scored) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bitwright.evaluate import paired_bootstrap
+from bitwright.evaluate import loss_interval
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.measuring import run_task
 from bitwright.pipeline.study import BENCH_SHAPES
@@ -96,12 +96,14 @@ def _label(number: int) -> str:
 
 def _held_out(job: Job, places: Sequence[Path], progress: Progress) -> list[HeldOut]:
     """The loss of each written variant on held-out data, with its bounds."""
-    reference = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
+    reference = None if job.reference is None else job.reference.held_out
+    if reference is None:
+        reference = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
     found = []
     for number, place in enumerate(places, 1):
         model = load(place, trust_remote_code=job.opened.loaded.trust_remote_code)
         outputs = run_task(job.scored.held_out, model, progress, f"held-out texts, variant {number} of {len(places)}")
-        interval = paired_bootstrap(job.scored.held_out, reference, outputs, seed=job.recipe.seed)
+        interval = loss_interval(job.scored.held_out, reference, outputs, seed=job.recipe.seed)
         found.append(HeldOut(interval.loss, interval.lower, interval.upper))
     return found
 

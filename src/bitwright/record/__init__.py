@@ -20,8 +20,10 @@ from bitwright.record.made import (
 )
 from bitwright.record.measured import (
     Distribution,
+    Elsewhere,
     Evaluation,
     Histogram,
+    KindRow,
     Metric,
     Sensitivity,
     SensitivityRow,
@@ -35,6 +37,7 @@ __all__ = [
     "RECORD_FILE",
     "RECORD_VERSION",
     "Distribution",
+    "Elsewhere",
     "Environment",
     "Evaluation",
     "Evidence",
@@ -42,6 +45,7 @@ __all__ = [
     "FrontRow",
     "HeldOut",
     "Histogram",
+    "KindRow",
     "LayerRow",
     "LeftOut",
     "Metric",

@@ -20,14 +20,41 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class KindRow:
+    """The loss on one kind of text, of n units."""
+
+    kind: str
+    n: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Agreement with float on built-in texts, beside the user's own that decided.
+
+    loss: the mean over kinds. loss_upper: bound of the loss on a kind that was not tried.
+    """
+
+    metric: str
+    n: int
+    loss: float
+    loss_upper: float
+    kinds: tuple[KindRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The loss on held-out data, and the verdict.
 
     loss_lower, loss_upper: one-sided bounds, each with `confidence`. verdict: "met", "not met", "undecided" or
     "not judged on pairs", which is none: the loss is that of single texts, and the model reads pairs.
     needed_samples: about how many, tuning and held-out together, would decide it. accepted_point_estimate: the budget
-    counts as met though undecided. companions: measures beside the metric. judge: the library, with its version, that
-    ran the float model; None if it was Bitwright, and a warning says why.
+    counts as met though undecided. companions: measures beside the metric. texts: what was judged on, for people;
+    kinds: of built-in texts, each with its loss, largest first; then `loss` is their mean, and loss_upper the bound for
+    a kind that was not tried. languages: of them. calibrated_on: what methods looked at, None for nothing. elsewhere:
+    the loss on other text. judge: the library, with its version, that ran the float model, or, "block by block", some
+    of its blocks, whose outputs Bitwright's equal, while the loss is relative to Bitwright's own; None if it was
+    Bitwright alone, and a warning says why.
     """
 
     metric: Metric = field(default_factory=Metric)
@@ -47,6 +74,11 @@ class Evaluation:
     companions: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
     judge: str | None = None
+    texts: str | None = None
+    kinds: tuple[KindRow, ...] | None = None
+    languages: tuple[str, ...] | None = None
+    calibrated_on: str | None = None
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

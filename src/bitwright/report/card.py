@@ -10,10 +10,11 @@ from bitwright.families.tasks import AUTO_CLASSES
 from bitwright.files.directory import front_matter
 from bitwright.record import Environment, Evaluation, Record, Speed
 from bitwright.report.experts import expert_blocks
+from bitwright.report.judged import elsewhere_words, judged_on, worst_kind
 from bitwright.report.leftovers import left_out_rows
 from bitwright.report.schemes import scheme_tag, scheme_words
 from bitwright.report.tables import decisions
-from bitwright.report.verdict import held_out, is_bitwright, metric_name, verdict_sentence
+from bitwright.report.verdict import is_bitwright, metric_name, verdict_sentence
 from bitwright.report.wording import (
     alike,
     milliseconds,
@@ -143,7 +144,8 @@ def _results(record: Record) -> str:
     if evaluation.loss is not None:
         before, after = alike(evaluation.float_score, evaluation.quantized_score)
         bound = evaluation.loss_upper
-        at_most = "" if bound is None else f", at most {percent(bound)} (95 %)"
+        new_kind = " on a new kind of text" if evaluation.kinds else ""
+        at_most = "" if bound is None else f", at most {percent(bound)}{new_kind} (95 %)"
         better = ", lower is better" if evaluation.metric.higher_is_better is False else ""
         rows.append((metric_name(evaluation) + better, before, after, f"loss {percent(evaluation.loss)}{at_most}"))
     fp32 = {(row.batch, row.tokens): row.median_ms for row in speed.rows if row.runtime == FP32}
@@ -159,7 +161,11 @@ def _results(record: Record) -> str:
     environment = record.environment or Environment()
     where = [_text(part) for part in (environment.cpu, environment.isa) if part]
     where += [f"{speed.threads} threads"] if speed.threads else []
-    sample = f"Accuracy on {_text(held_out(evaluation))}{_protocol(evaluation)}{_judge(evaluation)}."
+    sample = f"Accuracy on {_text(judged_on(evaluation))}{_protocol(evaluation)}{_judge(evaluation)}."
+    if evaluation.kinds:
+        sample += f" It loses {_text(worst_kind(evaluation.kinds))}."
+    if evaluation.elsewhere:
+        sample += f" Elsewhere it loses {_text(elsewhere_words(evaluation.elsewhere))}."
     notes = [sample] if evaluation.n_held_out else []
     notes += [f"Measured on {', '.join(where)}."] if where else []
     return "\n".join(["## Measured", "", header, "|---|---:|---:|---:|", *body, "", " ".join(notes)]).rstrip()
@@ -197,7 +203,12 @@ def _limits(record: Record) -> str:
             "- The loss compares the answers with the original model's own, without labels; it says nothing about how "
             "right either is."
         )
-    if evaluation.loss is not None:
+    if evaluation.kinds:
+        lines.append(
+            "- The bound is for text of a kind that was not tried, with the confidence that is named. Text unlike all "
+            "of these, and other languages, may lose more."
+        )
+    elif evaluation.loss is not None:
         lines.append(
             "- The loss holds for data like the evaluation data. Other languages, domains and lengths may differ."
         )

@@ -24,6 +24,7 @@ from bitwright.atomic import write_text_atomically
 from bitwright.record import Distribution, Evaluation, Record, Sensitivity, as_data, read_record
 from bitwright.report import account, evidence, leftovers, plots, schemes, search_plots, tables, verdict, wording
 from bitwright.report.experts import expert_blocks, expert_rows
+from bitwright.report.judged import judged_on
 
 REPORT_FILE = "report.html"
 MAX_EXPERTS_LISTED = 100  # in one page, those that saw least first
@@ -58,7 +59,7 @@ def render_report(record: Record) -> str:
             exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
             evaluated=evaluation.loss is not None,
-            held_out=verdict.held_out(evaluation),
+            judged_on=judged_on(evaluation),
             unit=verdict.unit(evaluation),
             scores=wording.alike(evaluation.float_score, evaluation.quantized_score),
             chosen=tables.chosen_step(record.steps, evaluation.max_loss),

@@ -124,6 +124,8 @@ def _loss_clause(evaluation: Evaluation | None) -> str:
         return f"{clause} on single texts, but it reads pairs, so that says nothing about {budget}"
     if verdict != "undecided":
         return f"{clause}; no budget was set"
+    if evaluation.kinds:
+        return f"{clause}; text of another kind than the {len(evaluation.kinds)} tried may be outside {budget}"
     samples, needed = evaluation.n_held_out, evaluation.needed_samples
     few = f"{number(samples)} {unit(evaluation)} are" if samples else "the sample is"
     enough = f"; about {number(needed)}, half of which judge, would be enough" if needed else ""
@@ -135,7 +137,8 @@ def _measured_loss(evaluation: Evaluation, loss: float) -> str:
     over = evaluation.verdict == "not met"
     side, limit = ("at least", evaluation.loss_lower) if over else ("at most", evaluation.loss_upper)
     confidence = percent(evaluation.confidence or 0.95)
-    aside = f" ({side} {percent(limit)} with {confidence} confidence)" if is_finite(limit) else ""
+    new_kind = " on a kind of text that was not tried," if evaluation.kinds and not over else ""
+    aside = f" ({side} {percent(limit)}{new_kind} with {confidence} confidence)" if is_finite(limit) else ""
     if evaluation.metric.higher_is_better is False:
         return _rise(evaluation, loss) + aside
     what = metric_phrase(evaluation.metric.name)
@@ -186,7 +189,8 @@ def _loss_facts(evaluation: Evaluation) -> tuple[Fact, Fact]:
     if metric.higher_is_better is False:
         context = f"rise of {metric.name}, relative to the original"
     if is_finite(lower) and is_finite(upper):
-        context += f"; 95 % sure of at most {percent(upper)}, and of at least {percent(lower)}"
+        new_kind = " on a new kind of text" if evaluation.kinds else ""
+        context += f"; 95 % sure of at most {percent(upper)}{new_kind}, and of at least {percent(lower)}"
     if budget is None:
         return Fact("Loss", percent(loss), context), Fact("Budget", ABSENT, "none was set")
     outcome = {

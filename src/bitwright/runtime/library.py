@@ -63,15 +63,17 @@ class Library:
     """
 
     def __init__(
-        self, directory: Path, task: str, *, threads: int, limit: int, trust_remote_code: bool = False
-    ) -> None:
-        """limit: tokens at which texts are cut where the tokenizer does not say it.
+        self, directory: Path, task: str, *, threads: int, limit: int, blocks: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:  # fmt: skip
+        """limit: tokens at which texts are cut where the tokenizer does not say it. blocks: path of the list of blocks
+        of a language model that has one block in memory at a time, for `block`; by default the model is loaded whole.
 
         Raises:
             LibraryError: the library is not installed, or cannot load the model.
         """
         request = {"directory": os.fspath(directory.resolve()), "task": task, "threads": threads, "limit": limit,
-                   "trust_remote_code": trust_remote_code}  # fmt: skip
+                   "blocks": blocks, "trust_remote_code": trust_remote_code}  # fmt: skip
         _in_use.acquire()
         self._held, self._serves = True, False
         try:
@@ -95,6 +97,15 @@ class Library:
         """Ids and types of the tokens that the model gets for texts or pairs, int64 (2, tokens) each."""
         return self._do("read", items)
 
+    def block(self, index: int, ids: Sequence[int], before_TD: np.ndarray | None, rows: int) -> list[np.ndarray]:
+        """What a block of a model opened with `blocks` puts out for one window of T tokens, float32 (T, D); for the
+        last block also the logits of the last `rows` tokens, (rows, V).
+
+        before_TD: what enters the block, float32; None for the first, which gets the library's own embeddings.
+        """
+        request = {"do": "block", "items": [index, list(ids), rows]}
+        return self._asked(request, () if before_TD is None else (before_TD,))[1]
+
     def __enter__(self) -> "Library":
         return self
 
@@ -111,9 +122,11 @@ class Library:
         plain = [item if isinstance(item, str) else list(item) for item in items]
         return self._asked({"do": what, "items": plain})[1] if plain else []
 
-    def _asked(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def _asked(
+        self, request: dict[str, Any], given: Sequence[np.ndarray] = ()
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
         start_library()
-        send(_stdin(), request)
+        send(_stdin(), request, given)
         try:
             answer, arrays = receive(_stdout())
         except (EOFError, OSError, ValueError) as error:  # the server is gone, or what it was writing was cut off

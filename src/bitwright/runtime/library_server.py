@@ -96,11 +96,11 @@ def _answer(request: dict[str, Any], answers: int) -> None:
         model = _load(request)
         send(answers, {"library": model.library})
         while True:
-            asked, _ = receive(0)
+            asked, given = receive(0)
             if asked["do"] == "close":
                 return
             with torch.inference_mode():
-                arrays = list(getattr(model, asked["do"])(asked["items"]))
+                arrays = list(getattr(model, asked["do"])(asked["items"], *given))
             send(answers, {}, arrays)
     except EOFError:
         return
@@ -110,6 +110,10 @@ def _answer(request: dict[str, Any], answers: int) -> None:
 
 def _load(request: dict[str, Any]) -> Any:
     task, path, trust = request["task"], request["directory"], request["trust_remote_code"]
+    if request["blocks"]:
+        from bitwright.runtime.library_blocks import Blocks
+
+        return Blocks(path, request["blocks"], trust)
     reranks = task == "sequence-classification" and os.path.exists(os.path.join(path, "modules.json"))
     if task == "embedding" or reranks:
         try:

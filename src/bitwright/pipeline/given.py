@@ -1,0 +1,132 @@
+"""Texts that the user gave, and what is drawn from them: what decides, and what methods look at."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from bitwright.calibration.columns import Source
+from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, in_pairs, mix, parse_sources, require_texts
+from bitwright.calibration.windows import Window, mix_windows
+from bitwright.errors import DataError, InputError
+from bitwright.evaluate import Task, labelled_task, load_custom
+from bitwright.evaluate.kinds import Items
+from bitwright.evaluate.language import WINDOW, WINDOWS, LanguageModel, language_task
+from bitwright.evaluate.usable import refuse_few
+from bitwright.files.task import PAIR_TASKS
+from bitwright.models.load import LoadedModel
+from bitwright.pipeline.request import Texts
+from bitwright.recipe import Recipe
+from bitwright.runtime.model import Model
+
+BUILTIN_DATA = ("builtin",)
+MAX_PROBE = 200  # texts whose outputs sensitivity compares
+MAX_WINDOWS = 64  # of a language model, tuning and held-out together
+
+
+def text_sources(data: Sequence[str], task: str, evidence: str | None) -> list[Source]:
+    """The sources of a model's texts, built-in ones without any. Of a model that reads pairs, as `evidence` shows,
+    two columns of each table are read.
+
+    Raises:
+        DataError: pairs beside single texts, or for a model that reads no pairs.
+    """
+    sources = parse_sources(data or BUILTIN_DATA)
+    sources = [in_pairs(source) for source in sources] if evidence else sources
+    paired = next((source for source in sources if source.pairs), None)
+    single = next((source for source in sources if not source.pairs), None)
+    if paired and single:
+        raise DataError(f"{paired.name} holds pairs of texts and {single.name} single ones; give one or the other")
+    if paired and task not in PAIR_TASKS:
+        raise DataError(f"{paired.name}: two columns are named, and a model for {task} reads single texts; name one")
+    return sources
+
+
+def given_task(texts: Texts, loaded: LoadedModel, evidence: str | None) -> Task | None:
+    """The metric that the user gave, if any. evidence: that the model reads pairs."""
+    if texts.metric is not None:
+        if texts.evaluation is not None:
+            raise InputError("--metric and --eval both say what decides; give one of them")
+        return load_custom(texts.metric)
+    if texts.evaluation is None:
+        return None
+    found = labelled_task(loaded.task, loaded.config, texts.evaluation, texts.kind, evidence)
+    refuse_few(found, texts.evaluation)
+    return found
+
+
+def given_texts(
+    texts: Texts, sources: Sequence[Source], recipe: Recipe, labelled: Task | None, *, calibrates: bool
+) -> tuple[Items, Items]:
+    """(texts for the label-free metric or the probe, texts for calibration): disjoint, and none that is scored.
+
+    Raises:
+        DataError: fewer calibration texts than make sense.
+    """
+    n_pool = texts.samples if labelled is None else 0 if labelled.texts else MAX_PROBE
+    n_calibration = recipe.calibration.samples if calibrates else 0
+    if n_pool + n_calibration == 0:
+        return (), ()
+    scored: set[object] = set(labelled.texts) if labelled else set()
+    wanted = n_pool + n_calibration
+    drawn = mix(sources, wanted + len(scored), seed=recipe.seed)
+    drawn = [text for text in drawn if text not in scored][:wanted]
+    if len(drawn) < wanted:  # both get their share of what there is
+        n_calibration = len(drawn) * n_calibration // wanted
+    if calibrates:
+        require_texts(drawn[:n_calibration], LEAST_CALIBRATION_TEXTS, "static ranges")
+    return cast(Items, tuple(drawn[n_calibration:])), cast(Items, tuple(drawn[:n_calibration]))
+
+
+def given_windows(
+    texts: Texts, recipe: Recipe, model: Model, sources: Sequence[Source], *, calibrates: bool
+) -> tuple[Task, list[Window]]:
+    """(perplexity on windows of text, windows for calibration): disjoint.
+
+    Raises:
+        DataError: a text shorter than a window, or fewer calibration windows than make sense.
+    """
+    if texts.metric is not None:
+        raise InputError(
+            "--metric is for models that encode texts; a language model is judged by perplexity: give --eval"
+        )
+    length = window_length(recipe, model)
+    n_calibration = recipe.calibration.samples if calibrates else 0
+    n_scored = 0 if texts.evaluation else min(texts.samples, MAX_WINDOWS)
+    wanted = n_calibration + n_scored
+    drawn = mix_windows(model.tokenizer, sources, wanted, length, seed=recipe.seed) if wanted else []
+    if len(drawn) < wanted:  # both get their share of what there is
+        n_calibration = len(drawn) * n_calibration // wanted
+    if calibrates:
+        _require_windows(n_calibration, length)
+    if texts.evaluation:
+        window = min(WINDOW, model.max_tokens)
+        task = language_task(texts.evaluation, model.tokenizer, window=window, windows=WINDOWS)
+    else:
+        names = " and ".join(source.name for source in sources)
+        protocol = f"{names}, {len(drawn) - n_calibration} windows of {length} tokens drawn at random, no BOS"
+        task = Task(names, tuple(drawn[n_calibration:]), LanguageModel(protocol))
+    return task, drawn[:n_calibration]
+
+
+def calibration_windows(sources: Sequence[Source], recipe: Recipe, model: Model) -> tuple[Window, ...]:
+    """Windows of running text for methods to look at.
+
+    Raises:
+        DataError: fewer than make sense.
+    """
+    length = window_length(recipe, model)
+    drawn = mix_windows(model.tokenizer, sources, recipe.calibration.samples, length, seed=recipe.seed)
+    _require_windows(len(drawn), length)
+    return tuple(drawn)
+
+
+def window_length(recipe: Recipe, model: Model) -> int:
+    """Tokens of a window of running text."""
+    return min(recipe.calibration.max_tokens, model.max_tokens)
+
+
+def _require_windows(n: int, length: int) -> None:
+    if n < LEAST_CALIBRATION_TEXTS:
+        raise DataError(
+            f"{n} windows of {length} tokens for calibration; at least {LEAST_CALIBRATION_TEXTS} are needed: give more "
+            "text with --data, or a smaller calibration.max_tokens in the recipe"
+        )
