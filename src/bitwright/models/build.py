@@ -16,12 +16,12 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from bitwright.errors import BitwrightError, EngineError, ModelError, foreign
+from bitwright.errors import BitwrightError, EngineError, ModelError, brief, foreign
 from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TaskName, check_task, task_of
 from bitwright.files.counts import check_counts
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory, read_object
-from bitwright.files.followed import check_followed, paths_of_tokenizer
+from bitwright.files.followed import TOKENIZER_CONFIG, check_followed, paths_of_tokenizer
 from bitwright.files.foreign_code import check_config, check_foreign_code
 from bitwright.files.limits import length_limit, text_limit
 from bitwright.files.sentences import Sentences
@@ -162,6 +162,7 @@ def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences)
         if file.is_file():
             check_growth(file, read_object(file))  # may be large: it is not kept
         check_followed(directory)
+        _check_tokenizer_class(directory)
         unfollowed = dict.fromkeys(paths_of_tokenizer(directory))  # else a class may open what they name
         with foreign(f"{path}: the tokenizer cannot be built", ModelError), _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -178,6 +179,21 @@ def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences)
     if any((path / file).is_file() for file in wanted):
         return tokenizer, None
     return None, f"{path}: no vocabulary: {type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"
+
+
+def _check_tokenizer_class(directory: ModelDirectory) -> None:
+    """AutoTokenizer takes any class of transformers that is named; that of a model, it would build.
+
+    Raises:
+        ModelError: what is named is no tokenizer.
+    """
+    for file in (TOKENIZER_CONFIG, CONFIG_FILE):
+        named = (directory.object(file) or {}).get("tokenizer_class")
+        if not isinstance(named, str):
+            continue
+        kind = getattr(transformers, named, None)
+        if isinstance(kind, type) and not issubclass(kind, transformers.PreTrainedTokenizerBase):
+            raise ModelError(f"{directory.path / file}: tokenizer_class: {brief(named)} is no tokenizer")
 
 
 @contextmanager
