@@ -153,10 +153,15 @@ def test_an_encoder_without_labels_needs_a_reference(tiny_model: TinyModel, text
     with pytest.raises(InputError, match="--eval, or the float model with --reference"):
         evaluate(tiny_model("bert"), samples=30)
     other = tiny_model("bert", layer_norm_eps=0.1)
-    found = evaluate(other, reference=tiny_model("bert"), samples=30, seed=3)
+    prose = "builtin#documentation"
+    found = evaluate(other, reference=tiny_model("bert"), data=prose, samples=30, seed=3)
     assert (found["n_units"], found["reference_score"], found["metric"]["label_free"]) == (30, 1, True)
     assert 0 < found["loss"] < 1
-    assert found["protocol"] == "30 texts of builtin, drawn with seed 3, without labels"
+    assert found["protocol"] == f"30 texts of {prose}, drawn with seed 3, without labels"
+    found = evaluate(other, reference=tiny_model("bert"), samples=30)
+    assert (found["n_units"], len(found["kinds"])) == (144, 18)  # few samples: eight of a kind
+    assert found["loss"] == pytest.approx(sum(kind["loss"] for kind in found["kinds"]) / 18)
+    assert found["protocol"].startswith("144 built-in texts of 18 kinds (English, ")
 
 
 def test_a_metric_of_ones_own(tiny_model: TinyModel, tmp_path: Path) -> None:

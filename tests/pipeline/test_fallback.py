@@ -12,6 +12,7 @@ from bitwright.recipe import Recipe, make_recipe
 pytestmark = pytest.mark.usefixtures("unverified")
 
 SAMPLES = 32
+PROSE = "builtin#documentation"  # one kind of text: the thresholds here are for a loss on it
 FFN = "model.layers.1.mlp"
 
 
@@ -47,19 +48,19 @@ def test_bad_gate_and_up_of_a_decoder_fall_back_together_and_alone(
     bad_decoder: Path, trained_decoder: Path, tmp_path: Path, method: str
 ) -> None:
     recipe = recipe_of("w4a16_g32", method, 0.005)
-    result = quantize(bad_decoder, out=tmp_path / "out", recipe=recipe, samples=SAMPLES, speed=False)
+    result = quantize(bad_decoder, out=tmp_path / "out", recipe=recipe, data=PROSE, samples=SAMPLES, speed=False)
     assert kept_of(result.record) == {f"{FFN}.gate_proj", f"{FFN}.up_proj"}
     assert result.record["steps"][0]["loss"] > 0.01  # with everything quantized
     assert result.record["evaluation"]["verdict"] == "met"
     assert result.record["evaluation"]["loss_upper"] <= 0.005
     if method == "rtn":
-        good = quantize(trained_decoder, out=tmp_path / "good", recipe=recipe, samples=SAMPLES, speed=False)
+        good = quantize(trained_decoder, out=tmp_path / "good", recipe=recipe, data=PROSE, samples=SAMPLES, speed=False)
         assert kept_of(good.record) == set()
         assert good.record["evaluation"]["verdict"] == "met"
 
 
 def test_bad_unit_of_a_decoder_ranks_first_by_error_and_by_fisher(bad_decoder: Path) -> None:
-    found = analyze(bad_decoder, recipe=recipe_of("w4a16_g32", "rtn", 0.005), samples=SAMPLES, fisher=True)
+    found = analyze(bad_decoder, recipe=recipe_of("w4a16_g32", "rtn", 0.005), data=PROSE, samples=SAMPLES, fisher=True)
     assert {row["name"] for row in found["layers"][:2]} == {f"{FFN}.gate_proj", f"{FFN}.up_proj"}
     assert found["layers"][0]["error"] > 3 * found["layers"][2]["error"]
     assert found["fisher"][0]["name"] == found["layers"][0]["unit"]
@@ -75,7 +76,9 @@ def test_bad_ffn_of_an_encoder_is_the_only_fallback(
         tiny_model("bert"), tmp_path / "bad", "encoder.layer.1.attention.output.LayerNorm", [name], [0], 100
     )
     recipe = recipe_of(scheme, "rtn", max_loss)
-    result = quantize(source, out=tmp_path / "out", recipe=recipe, samples=200, speed=False, sensitivity=False)
+    result = quantize(
+        source, out=tmp_path / "out", recipe=recipe, data=PROSE, samples=200, speed=False, sensitivity=False
+    )
     assert kept_of(result.record) == {name}
     assert result.record["evaluation"]["verdict"] == "met"
     assert [step["units"] for step in result.record["steps"]] == [[], [name]]

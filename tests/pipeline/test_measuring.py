@@ -20,7 +20,7 @@ UNITS = ("encoder.layer.0.qkv", "encoder.layer.1.output.dense")
 @pytest.fixture
 def job(tiny_model: Callable[..., Path]) -> Job:
     recipe = make_recipe({"scheme": "w4a16_g32", "targets": ["bitwright"]})
-    return open_job(tiny_model("bert"), recipe, Texts(samples=40))
+    return open_job(tiny_model("bert"), recipe, Texts(("builtin#documentation",), samples=40))
 
 
 def test_units_in_16_bit_lose_less_and_weigh_what_the_plan_says(job: Job) -> None:

@@ -161,9 +161,10 @@ class TestRuns:
     def test_planted_sensitive_linear_is_the_only_fallback(self, tiny_model: TinyModel, tmp_path: Path) -> None:
         name = "encoder.layer.1.intermediate.dense"
         source = copied(tiny_model("bert"), tmp_path / "planted", plant)
-        found = analyze(source, recipe=HERE, samples=100)
+        prose = "builtin#documentation"  # one kind: the threshold below is for a loss on it
+        found = analyze(source, recipe=HERE, samples=100, data=prose)
         assert found["rows"][0]["name"] == name
-        more = QUICK | {"samples": 200}
+        more = QUICK | {"samples": 200, "data": prose}
         loss = quantize(source, out=tmp_path / "loose", recipe=HERE, **more).record["evaluation"]["loss"]
         result = quantize(source, out=tmp_path / "out", recipe=HERE, max_loss=loss / 3, **more)
         kept = [

@@ -40,13 +40,13 @@ _WINDOW = 512  # tokens, at most: the shortest kinds fill three or four such win
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """kinds: the texts of each kind that fits, in a seeded order. languages: of those texts. told: which languages were
-    left out.
+    """kinds: the texts of each kind that fits, in a seeded order. languages: of those texts. unread: languages of which
+    the vocabulary has no words.
     """
 
     kinds: dict[str, tuple[Passage, ...]]
     languages: tuple[str, ...]
-    told: tuple[str, ...]
+    unread: tuple[str, ...]
 
     def names(self, *parts: str) -> list[str]:
         """The kinds that have one of these parts to play."""
@@ -74,11 +74,7 @@ def builtin(reader: Reader, sort: PairSort | None, *, seed: int) -> BuiltIn:
         if len(some) >= _LEAST_TEXTS:
             kinds[kind] = tuple(rng.sample(some, len(some)))
     languages = dict.fromkeys(passage.language for passage in found)
-    told: tuple[str, ...] = ()
-    if dropped:
-        names = ", ".join(map(language_name, dropped))
-        told = (f"not judged on text in {names}: the vocabulary has no words of them",)
-    built = BuiltIn(kinds, tuple(language_name(code) for code in languages), told)
+    built = BuiltIn(kinds, tuple(map(language_name, languages)), tuple(map(language_name, dropped)))
     if len(built.names("judging")) < LEAST_KINDS:
         raise InputError(
             f"{reader.name}: {len(built.names('judging'))} kinds of the built-in texts fit its vocabulary, and a "

@@ -81,6 +81,7 @@ def evaluation_facts(job: Job, compared: Compared, elsewhere: Compared | None = 
         texts=job.scored.source,
         kinds=_kind_rows(interval) or None,
         languages=job.scored.languages or None,
+        languages_left_out=job.scored.unread or None,
         calibrated_on=job.scored.calibrated_on,
         elsewhere=None if elsewhere is None else _elsewhere(elsewhere),
     )

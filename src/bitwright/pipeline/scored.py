@@ -55,8 +55,8 @@ class Scored:
 
     missing_pairs: what shows that the model reads pairs, where the two sides are single texts; None where they are what
     the model reads. elsewhere: agreement with float on built-in texts, beside the user's own texts that decide.
-    source: what the texts are, for people; calibrated_on: what methods look at; languages: of built-in texts.
-    told: what a reader should know of them.
+    source: what the texts are, for people; calibrated_on: what methods look at; languages: of built-in texts; unread:
+    those that the model cannot read. told: what a reader should know of them.
     """
 
     tuning: Task
@@ -69,6 +69,7 @@ class Scored:
     source: str = NAME
     calibrated_on: str | None = None
     languages: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
 
     @property
@@ -111,7 +112,7 @@ def _draw_builtin(opened: Opened, model: Model, recipe: Recipe, texts: Texts, ca
         calibration = calibration_texts(built, recipe.calibration.samples) if calibrates else ()
         looked_at = built.names("calibration")
     return Scored(
-        tuning, held_out, calibration, tuning.texts[:MAX_PROBE], "", languages=built.languages, told=built.told,
+        tuning, held_out, calibration, tuning.texts[:MAX_PROBE], "", languages=built.languages, unread=built.unread,
         calibrated_on=f"{NAME} ({', '.join(looked_at)})" if calibrates else None,
     )  # fmt: skip
 

@@ -51,10 +51,10 @@ class Evaluation:
     needed_samples: about how many, tuning and held-out together, would decide it. accepted_point_estimate: the budget
     counts as met though undecided. companions: measures beside the metric. texts: what was judged on, for people;
     kinds: of built-in texts, each with its loss, largest first; then `loss` is their mean, and loss_upper the bound for
-    a kind that was not tried. languages: of them. calibrated_on: what methods looked at, None for nothing. elsewhere:
-    the loss on other text. judge: the library, with its version, that ran the float model, or, "block by block", some
-    of its blocks, whose outputs Bitwright's equal, while the loss is relative to Bitwright's own; None if it was
-    Bitwright alone, and a warning says why.
+    a kind that was not tried. languages: of them; languages_left_out: the vocabulary has no words of those.
+    calibrated_on: what methods looked at, None for nothing. elsewhere: the loss on other text. judge: the library, with
+    its version, that ran the float model, or, "block by block", some of its blocks, whose outputs Bitwright's equal,
+    while the loss is relative to Bitwright's own; None if it was Bitwright alone, and a warning says why.
     """
 
     metric: Metric = field(default_factory=Metric)
@@ -77,6 +77,7 @@ class Evaluation:
     texts: str | None = None
     kinds: tuple[KindRow, ...] | None = None
     languages: tuple[str, ...] | None = None
+    languages_left_out: tuple[str, ...] | None = None
     calibrated_on: str | None = None
     elsewhere: Elsewhere | None = None
 

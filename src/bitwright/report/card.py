@@ -206,8 +206,10 @@ def _limits(record: Record) -> str:
     if evaluation.kinds:
         lines.append(
             "- The bound is for text of a kind that was not tried, with the confidence that is named. Text unlike all "
-            "of these, and other languages, may lose more."
+            "of these may lose more."
         )
+        if evaluation.languages_left_out:
+            lines.append(f"- It was not judged on text in {_text(', '.join(evaluation.languages_left_out))}.")
     elif evaluation.loss is not None:
         lines.append(
             "- The loss holds for data like the evaluation data. Other languages, domains and lengths may differ."
