@@ -123,7 +123,7 @@ def test_result_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str])
 def test_result_of_a_language_model_fits(language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     print_result(record_of(language_record), Path("out"))
     text = " ".join(" ".join(lines_of(capsys)).split()).replace("\u00a0", " ")
-    assert "metric perplexity 24.13 → 24.50, 20 held-out windows" in text
+    assert "metric perplexity 24.13 → 24.50 judged on 20 held-out windows" in text
     assert "protocol wiki.test.raw, first 40 non-overlapping windows of 1024 tokens, no BOS" in text
     assert "linears 132 of 132: w4a16_g128_asym, awq_gptq" in text
     assert "outputs move by 10.1 %, 12.3 % by rtn" in text
