@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from bitwright.errors import ExitCode
 from bitwright.evaluate import paired_bootstrap
 from bitwright.pipeline.facts import evaluation_facts, verify_in_runtimes
 from bitwright.pipeline.job import Job
@@ -20,8 +21,6 @@ from bitwright.record import Distribution, Evaluation, Front, Speed, Verificatio
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.load import load
 
-_EXIT_UNVERIFIED, _EXIT_OVER_BUDGET = 1, 3
-
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -29,7 +28,7 @@ class Judged:
     speed; all None where it was not judged.
     """
 
-    exit_code: int = 0
+    exit_code: int = ExitCode.DONE
     evaluation: Evaluation | None = None
     distributions: tuple[Distribution, ...] | None = None
     verified: tuple[Verification, ...] | None = None
@@ -69,8 +68,7 @@ def judge_result(
 
 
 def _exit_code(evaluation: Evaluation, verified: Sequence[Verification], front: Front | None) -> int:
-    if evaluation.verdict != "met" and not evaluation.accepted_point_estimate:
-        return _EXIT_OVER_BUDGET
-    if any(row.ok is False for row in verified):
-        return _EXIT_UNVERIFIED
-    return 0 if front is None or front.met else _EXIT_OVER_BUDGET
+    if any(row.ok is False for row in verified):  # whatever was judged is not what a runtime gives
+        return ExitCode.FAILED
+    met = evaluation.verdict == "met" or evaluation.accepted_point_estimate
+    return ExitCode.DONE if met and (front is None or front.met) else ExitCode.NOT_SHOWN
