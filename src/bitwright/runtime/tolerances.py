@@ -41,7 +41,8 @@ def engine_distances(engine_BV: np.ndarray, generic: list[np.ndarray], plain_BV:
     """
     total = float(np.square(plain_BV, dtype=np.float64).sum())
     squares = max((_squares(rounded_BV, plain_BV) for rounded_BV in generic), key=np.sum)
-    limit = math.sqrt(squares.sum() / total) * math.exp(_SIGMAS / math.sqrt(_degrees_of_freedom(squares)))
+    freedom = min(_degrees_of_freedom(squares), plain_BV.size)
+    limit = math.sqrt(squares.sum() / total) * math.exp(_SIGMAS / math.sqrt(freedom))
     return {
         "engine_distance": math.sqrt(_squares(engine_BV, generic[0]).sum() / total),
         "engine_distance_allowed": math.sqrt(2) * limit,
@@ -62,7 +63,10 @@ def _squares(a_BV: np.ndarray, b_BV: np.ndarray) -> np.ndarray:
 
 
 def _degrees_of_freedom(squares_B: np.ndarray) -> float:
-    """ν of the sum of these, at least 1; a single text says nothing of a spread, and is taken as one value."""
-    variance = float(squares_B.var(ddof=1)) if len(squares_B) > 1 else math.inf
-    mean = float(squares_B.mean())
-    return max(2 * len(squares_B) * mean**2 / variance, 1.0) if variance else math.inf
+    """ν of the sum of these. Few texts may be alike by chance: there counts one more, of four values (a relative
+    variance of 2/4)."""
+    n, mean = len(squares_B), float(squares_B.mean())
+    if mean == 0.0:  # nothing is rounded
+        return math.inf
+    spread = float(np.square(squares_B / mean - 1.0).sum()) + 0.5
+    return 2 * n**2 / spread
