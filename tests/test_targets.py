@@ -180,6 +180,17 @@ def test_transforms_and_transposed_linears_are_for_our_runtime_alone(target: str
         check_target(target, DENSE, int8_embeddings=False, **options)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_packed_codes_have_no_weight_to_set(target: str) -> None:
+    """As `modernbert` in transformers; vLLM has models of its own."""
+    check_target(target, {"a": "w8a8"}, int8_embeddings=False, needs_weights=True)
+    if target in ("bitwright", "vllm"):
+        check_target(target, {"a": "w4a16"}, int8_embeddings=False, needs_weights=True)
+        return
+    with pytest.raises(TargetError, match=r"^a: transformers sets first values .*; use w8a8$"):
+        check_target(target, {"a": "w4a16"}, int8_embeddings=False, needs_weights=True)
+
+
 def test_experts_are_packed_alike_or_not_portable() -> None:
     def check(target: str, expert: str, dense: str = "w4a16_g32") -> None:
         check_target(

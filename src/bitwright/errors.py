@@ -12,7 +12,7 @@
     ├── LibraryError        the user's own library, which judges, is missing or does not take the model
     └── TargetError         a plan that a target runtime cannot run
 
-A budget that is not met is no error but a result: see `pipeline.Result`.
+A budget that is not met is no error but a result: see `pipeline.Result`. What a command ends with is in `ExitCode`.
 A message says what, where, the numbers, and what to do. The command line prints it in one line; --debug adds the
 traceback.
 """
@@ -20,6 +20,7 @@ traceback.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 # Controls but for tab and line feed, and marks that turn the direction of what follows: a terminal obeys them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -28,12 +29,34 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e
 _MOST_SHOWN = 2000  # characters of a message: its beginning says where, its end what to do
 
 
+class ExitCode(IntEnum):
+    """What a command ends with."""
+
+    DONE = 0
+    FAILED = 1
+    REFUSED = 2
+    NOT_SHOWN = 3
+    STOPPED = 130
+
+
+# As `bitwright quantize --help` shows it.
+EXIT_MEANINGS = {
+    ExitCode.DONE: "the result was written; where it was judged, it is inside the budget",
+    ExitCode.FAILED: "a runtime gives other outputs than those that were judged: do not use the result; or the work "
+    "failed",
+    ExitCode.REFUSED: "the command, the recipe or the data are wrong: nothing was done",
+    ExitCode.NOT_SHOWN: "the result was written, but is not shown to be what you asked for: the budget is not met, the "
+    "sample is too small to be sure, no pairs were given, or no variant is fast enough",
+    ExitCode.STOPPED: "stopped by Ctrl-C or a scheduler: the same command goes on from there",
+}
+
+
 class BitwrightError(Exception):
     """Base of every error raised on purpose. Its text can be shown as it is, whatever a file says: it is not long, and
     holds nothing that a terminal obeys.
     """
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -45,7 +68,7 @@ class BitwrightError(Exception):
 class InputError(BitwrightError):
     """The command, an option or the user's data are wrong."""
 
-    exit_code = 2
+    exit_code = ExitCode.REFUSED
 
 
 class RecipeError(InputError):
@@ -87,7 +110,7 @@ class EngineError(BitwrightError):
 class TargetError(BitwrightError):
     """A plan that a target runtime cannot run."""
 
-    exit_code = 2
+    exit_code = ExitCode.REFUSED
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def refusals(
                 target, {row.name: row.scheme for row in plan}, int8_embeddings=recipe.embeddings == "int8",
                 transformed=transformed, transposed=transposed,
                 experts=[row.name for row in plan if row.role == "expert"],
-                heads=[row.name for row in plan if row.role == "head"],
+                heads=[row.name for row in plan if row.role == "head"], needs_weights=architecture.needs_weights,
             )  # fmt: skip
         except TargetError as error:
             refused[target] = str(error)

@@ -77,6 +77,7 @@ def check_target(
     experts: Collection[str] = (),
     transposed: Collection[str] = (),
     heads: Collection[str] = (),
+    needs_weights: bool = False,
 ) -> None:
     """Refuse what a target cannot load.
 
@@ -85,6 +86,7 @@ def check_target(
         transformed: linears with an input transform.
         experts: linears of experts, which transformers stacks. transposed: linears that transformers keeps as (K, N).
         heads: linears that read one vector per text.
+        needs_weights: as the family's row says.
 
     Raises:
         TargetError: an unknown target, or something that it does not accept: what, and what it would take instead.
@@ -107,7 +109,13 @@ def check_target(
             f"it accepts {', '.join(sorted(row.schemes))}"
         )
     quantized = {name: s for name, s in schemes.items() if s != "int8" and SCHEMES[s].weight is not None}
+    packed = [name for name, scheme in quantized.items() if _is_packed(SCHEMES[scheme])]
     for names, what in (
+        (
+            packed if needs_weights and target != "vllm" else (),
+            "transformers sets first values of this family's weights while loading, and finds packed codes instead; "
+            "use w8a8",
+        ),
         (transformed, "its input goes through a transform, for which the format has no words; use another method"),
         (transposed, "transformers keeps its weight transposed, and finds no place for codes; keep it in 16bit"),
         # compressed-tensors takes one scale for the whole batch there: one text would change another's result.

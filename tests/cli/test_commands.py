@@ -1,6 +1,7 @@
 """What each command prints: within 80 columns for people, as JSON for machines, its help at once."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,8 @@ from bitwright.cli import COMMANDS
 from bitwright.cli.analyze import print_ranking
 from bitwright.cli.bench import print_measurements
 from bitwright.cli.options import KIND_NAMES, METHOD_NAMES, RANGE_NAMES, SCHEME_STEMS, TARGET_NAMES, build_recipe
-from bitwright.cli.quantize import print_preview, print_result
-from bitwright.errors import InputError, RecipeError
+from bitwright.cli.quantize import exit_code_lines, print_preview, print_result
+from bitwright.errors import EXIT_MEANINGS, ExitCode, InputError, RecipeError
 from bitwright.evaluate.loaders import KINDS
 from bitwright.methods import METHODS
 from bitwright.numerics.ranges import RANGES, WEIGHT_RANGES
@@ -106,7 +107,7 @@ def test_measurements_fit(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_result_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    print_result(record_of(record), Path("out"))
+    print_result(record_of(record | {"verify": record["verify"][:2]}), Path("out"))
     lines = lines_of(capsys)
     text = " ".join(" ".join(lines).split()).replace("\u00a0", " ")
     assert "budget not met: 1 % allowed" in text
@@ -116,7 +117,6 @@ def test_result_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str])
     assert "2.41× float32" in text
     assert "checked bitwright: ok" in text
     assert "transformers: not checked: compressed_tensors not installed" in text
-    assert "sentence-transformers: FAILED: loading or running failed" in text
     assert lines[-1] == "out/report.html"
 
 
@@ -128,6 +128,26 @@ def test_result_of_a_language_model_fits(language_record: dict[str, Any], capsys
     assert "linears 132 of 132: w4a16_g128_asym, awq_gptq" in text
     assert "outputs move by 10.1 %, 12.3 % by rtn" in text
     assert "experts 12 of 120 saw too few calibration tokens" in text
+
+
+def test_a_failed_check_is_never_beside_a_budget_that_is_met(
+    record: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_result(record_of(record | {"evaluation": record["evaluation"] | {"verdict": "met"}}), Path("out"))
+    text = " ".join(" ".join(lines_of(capsys)).split())
+    assert "sentence-transformers: FAILED: loading or running failed" in text
+    assert "budget not usable: " in text
+    assert "is not usable as it was written: it failed the check in sentence-transformers" in text
+    assert "inside the" not in text
+    assert "met" not in re.findall(r"\w+", text)
+
+
+def test_help_lists_every_exit_code_in_80_columns() -> None:
+    assert list(EXIT_MEANINGS) == list(ExitCode)
+    lines = exit_code_lines().splitlines()
+    assert max(map(len, lines)) <= 78
+    for code, meaning in EXIT_MEANINGS.items():
+        assert f"{int(code)} {meaning}" in " ".join(exit_code_lines().split())
 
 
 def test_what_was_not_judged_claims_nothing(

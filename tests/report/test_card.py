@@ -57,6 +57,14 @@ def test_body_holds_the_results_and_the_limits(record, not_met):
         assert said in body
 
 
+def test_a_failed_check_is_the_first_limit(record):
+    record["verify"][0]["ok"] = False
+    body = front_matter(render_model_card(record_of(record), None))[1]
+    assert "is not usable as it was written" in body
+    assert "inside the" not in body
+    assert body.split("## Limits\n\n")[1].startswith(f"- **Do not use it**: in {record['verify'][0]['target']} ")
+
+
 def test_a_loss_on_single_texts_is_a_limit_of_a_model_that_reads_pairs(record):
     record["evaluation"] |= {"verdict": "not judged on pairs"}
     assert "it is not judged as it is used" in render_model_card(record_of(record), None)

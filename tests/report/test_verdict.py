@@ -21,6 +21,20 @@ def test_met(record):
     assert state(record_of(record))[0] == "met"
 
 
+@pytest.mark.parametrize("verdict", ["met", "undecided", "not met"])
+def test_a_failed_check_is_the_headline_whatever_was_judged(record, verdict):
+    record["evaluation"]["verdict"] = verdict
+    record["verify"][0] |= {"ok": False, "detail": "its outputs are 0.2 away"}
+    target = record["verify"][0]["target"]
+    sentence = plain(verdict_sentence(record_of(record)))
+    assert f"is not usable as it was written: it failed the check in {target} (its outputs are 0.2 away)" in sentence
+    assert "it loses 0.08 %" in sentence or verdict == "undecided"
+    assert "budget" not in sentence
+    kind, symbol, heading = state(record_of(record))
+    assert (kind, symbol, heading) == ("not-met", "✕", "Check failed: do not use it")
+    assert facts(record_of(record))[3].context.startswith("not usable: ")
+
+
 def test_not_met_names_the_lower_bound(not_met):
     sentence = plain(verdict_sentence(record_of(not_met)))
     assert "2.0 times slower" in sentence

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from bitwright.errors import LibraryError
+from bitwright.families.tasks import AUTO_CLASSES
 from bitwright.runtime import library
 from bitwright.runtime.library import Library
 from tests.forks import ended_well, in_child
@@ -97,3 +100,55 @@ def test_a_fork_has_a_server_of_its_own(minilm_dir: Path) -> None:
     child = in_child(encodes, seconds=60)
     assert encodes()
     assert ended_well(child)
+
+
+@pytest.mark.parametrize(
+    "task",
+    ["embedding", "sequence-classification", "token-classification", "question-answering", "text-generation"],
+)
+def test_a_runtime_is_given_ids(tiny_model: Callable[..., Path], task: str) -> None:
+    path = tiny_model("llama" if task == "text-generation" else "bert", task)
+    ids = np.random.default_rng(0).integers(5, 200, (3, 7))
+    theirs = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(path, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        out = theirs(torch.from_numpy(ids), output_hidden_states=True)
+    with Library(path, task, threads=1, limit=64, runtime="transformers") as one:
+        rows = np.stack(one.forward(ids))
+        if task == "embedding":
+            states = np.stack(one.states(ids), axis=1)
+            np.testing.assert_allclose(states, torch.stack(out.hidden_states), atol=1e-5)
+    expected = {
+        "embedding": lambda: out.last_hidden_state,
+        "question-answering": lambda: torch.stack((out.start_logits, out.end_logits), dim=1),
+        "text-generation": lambda: out.logits[:, -1],
+    }.get(task, lambda: out.logits)()
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def test_sentence_transformers_is_given_ids(minilm_dir: Path) -> None:
+    theirs = SentenceTransformer(str(minilm_dir), device="cpu")
+    ids = np.array(theirs.tokenizer(TEXTS[0])["input_ids"])[None]
+    with Library(minilm_dir, "embedding", threads=1, limit=64, runtime="sentence-transformers") as one:
+        np.testing.assert_allclose(one.forward(ids), theirs.encode(TEXTS[:1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["embedding", "text-generation"])
+@pytest.mark.parametrize("runtime", [None, "transformers"])
+def test_nothing_of_ours_that_reads_a_model_is_there(
+    tiny_model: Callable[..., Path], task: str, runtime: str | None
+) -> None:
+    """What is compared with our reading must not come of it."""
+    path = tiny_model("llama" if task == "text-generation" else "bert", task)
+    items: list[object] = [[5, 6, 7]] if runtime or task == "text-generation" else ["a text"]
+    request = {
+        "directory": str(path), "task": task, "runtime": runtime, "limit": 9, "trust_remote_code": False,
+    }  # fmt: skip
+    code = (
+        "import sys, torch; from bitwright.runtime.library_server import _load\n"
+        f"model = _load({request!r})\n"
+        f"with torch.inference_mode(): list(model.{'forward' if runtime else 'encode'}({items!r}))\n"
+        "ours = {name.split('.')[1] for name in sys.modules if name.startswith('bitwright.')}\n"
+        "print(*ours & {'models', 'kernels', 'checkpoints', 'engine', 'pipeline', 'quantizing'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import bitwright
-from bitwright.errors import BitwrightError, InputError, printable
+from bitwright.errors import BitwrightError, ExitCode, InputError, printable
 
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
@@ -100,7 +100,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
         case KeyboardInterrupt() | click.Abort():
             resumes = arguments[:1] == ["quantize"]
             goes_on = "; the same command goes on where this one stopped" if resumes else ""
-            return f"stopped; nothing half-written is left{goes_on}", 130
+            return f"stopped; nothing half-written is left{goes_on}", ExitCode.STOPPED
         case click.NoSuchOption() | click.MissingParameter():
             path = error.ctx.command_path if error.ctx else "bitwright"
             return f"{error.format_message().rstrip('.')} (`{path} --help` lists what can be given)", error.exit_code
@@ -109,11 +109,11 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
         case BitwrightError():
             return str(error), error.exit_code
         case MemoryError():
-            return "not enough memory; free some, or choose a smaller model", 1
+            return "not enough memory; free some, or choose a smaller model", ExitCode.FAILED
         case OSError(filename=str() as name, strerror=str() as why):
-            return f"{name}: {why}", 1
+            return f"{name}: {why}", ExitCode.FAILED
         case _:
-            return f"{type(error).__name__}: {error}", 1
+            return f"{type(error).__name__}: {error}", ExitCode.FAILED
 
 
 def _show_warning(

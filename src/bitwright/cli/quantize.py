@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,20 @@ import click
 
 from bitwright.cli.options import build_recipe, data_options, scheme_options, task_option
 from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, print_remarks, table
-from bitwright.errors import InputError
+from bitwright.errors import EXIT_MEANINGS, ExitCode, InputError
 from bitwright.families.tasks import TaskName
 from bitwright.record import Front, PlanRow, Record
 
-_UNVERIFIED, _OVER_BUDGET = 1, 3  # exit codes
+
+def exit_code_lines() -> str:
+    """The table of exit codes, for a screen of 80 columns."""
+    return "\n".join(
+        textwrap.fill(meaning, 78, initial_indent=f"{code:>5}  ", subsequent_indent=" " * 7)
+        for code, meaning in EXIT_MEANINGS.items()
+    )
 
 
-@click.command("quantize")
+@click.command("quantize", epilog=f"\b\nExit codes:\n{exit_code_lines()}")
 @click.argument("model")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the result goes.")
 @click.option(
@@ -74,8 +81,7 @@ def command(
 
     A language model runs block by block, in the memory of one block; its loss
     is the relative rise of perplexity. A model that reads pairs of texts is
-    judged on pairs: --data FILE#FIRST,SECOND. Exits with 3 if the budget is not
-    met, the sample is too small to be sure, or no pairs were given.
+    judged on pairs: --data FILE#FIRST,SECOND.
     """
     if out_dir is None and not dry_run:
         raise InputError("say where the result goes: --out DIR (or --dry-run to see the plan only)")
@@ -102,13 +108,15 @@ def command(
     print_json(result.record) if as_json else print_result(result.measured, result.directory)
     remarks = [f"warning: {text}" for text in result.measured.warnings]
     evaluation_, front = result.measured.evaluation, result.measured.front
-    if evaluation_ and result.exit_code == _OVER_BUDGET and evaluation_.verdict != "met":
+    failed = [row.target for row in result.measured.verify or () if row.ok is False]
+    if evaluation_ and result.exit_code == ExitCode.NOT_SHOWN and evaluation_.verdict != "met":
         remarks.append(f"budget {evaluation_.verdict}: {evaluation_.sentence}")
     if front and not front.met:
         remarks.append(f"no variant is {front.min_speedup:g} times as fast with its loss inside the budget")
-    if result.exit_code == _UNVERIFIED:
-        failed = ", ".join(row.target for row in result.measured.verify or () if row.ok is False)
-        remarks.append(f"failed: {out_dir} gives other outputs in {failed} than those that were judged; do not use it")
+    if failed:
+        remarks.append(
+            f"failed: {out_dir} gives other outputs in {', '.join(failed)} than those that were judged; do not use it"
+        )
     print_remarks(remarks)
     return int(result.exit_code)
 
@@ -182,6 +190,7 @@ def _front_table(front: Front) -> Any:
 
 def _loss_rows(record: Record) -> list[list[str]]:
     from bitwright.report.judged import elsewhere_words, judged_on, worst_kind
+    from bitwright.report.verdict import verdict_word
     from bitwright.report.wording import alike, percent, size
 
     found = record.evaluation
@@ -193,7 +202,7 @@ def _loss_rows(record: Record) -> list[list[str]]:
     if found.kinds:
         bounds = f"{worst_kind(found.kinds)}; a new kind of text at most {percent(found.loss_upper)} (95 % sure)"
     rows = [
-        ["budget", f"{found.verdict}: {percent(found.max_loss)} allowed"],
+        ["budget", f"{verdict_word(record)}: {percent(found.max_loss)} allowed"],
         ["loss", f"{percent(found.loss)}, {bounds}"],
         ["metric", f"{found.metric.name} {scores}"],
         ["judged on", judged_on(found)],

@@ -209,6 +209,7 @@ _MODERNBERT = Architecture(
         each_token=True,
         pooling=Setting("classifier_pooling", "cls"),
     ),
+    needs_weights=True,
     style="alternating",
 )
 

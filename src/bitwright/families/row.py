@@ -173,6 +173,8 @@ class Architecture(NamedTuple):
     activations: linear -> path (inside the block) of the elementwise activation that alone consumes its output.
     run_twice: linear -> flags of config.json that, when all are true, make a block run it a second time.
     left_out: paths of linears that stay float, the reason beside them in the row; `*` stands for any part of a path.
+    needs_weights: whether transformers, while loading, gives the weights of named linears their first values, and so
+        fails where a linear holds packed codes instead.
 
     prefix: name of the base model inside a model with a head.
     style: how the engine computes a block; None if it has no builder.
@@ -189,6 +191,7 @@ class Architecture(NamedTuple):
     activations: Mapping[str, str] = _NONE
     run_twice: Mapping[str, tuple[str, ...]] = _NONE
     left_out: tuple[str, ...] = ()
+    needs_weights: bool = False
     prefix: str = "model"
     keys: ConfigKeys = ConfigKeys()
     positions: Positions = Positions()

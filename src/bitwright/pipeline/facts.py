@@ -31,7 +31,9 @@ from bitwright.runtime.verify import compared, verify
 from bitwright.search.journal import Journal
 
 _CRUSHED = 0.3  # error of an ordinary token from rounding the input alone; 8 bits usually leave a few percent
-_VERIFY_SHAPE = (4, 32)  # sequences × tokens that every runtime must agree on
+# Sequences × tokens that every runtime must agree on. The engine's limits are the sharper, the more sequences.
+_VERIFY_SHAPE = (32, 32)
+_VERIFY_STREAMED = (4, 32)  # of a language model, which is compared bit by bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +140,12 @@ def size_facts(job: Job, staged: Path) -> Size:
 
 def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Verification, ...]:
     """The Record's `verify`: the written files against models in memory that never saw them."""
-    batch, limit = _VERIFY_SHAPE[0], min(_VERIFY_SHAPE[1], job.model.max_tokens)
-    # Real tokens: random ones are far from what the model knows.
+    sequences, tokens = _VERIFY_STREAMED if job.opened.streams else _VERIFY_SHAPE
+    limit = min(tokens, job.model.max_tokens)
+    # Real tokens: random ones are far from what the model knows. No sequence is given twice: how sure the check is,
+    # comes of how they differ.
     pool = [i for ids in job.model.tokenize(job.scored.probe) for i in ids]
+    batch = min(max(len(pool) // limit, 1), sequences)
     ids = torch.from_numpy(np.resize(np.array(pool, dtype=np.int64), (batch, limit)))
     # With nothing quantized the directory is an ordinary float model, and is loaded as one.
     ours = candidate if quantized_names(job.plan) or quantized.tables else dequantized

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from bitwright.errors import ExitCode
 from bitwright.evaluate import Task, joined, loss_interval, metric_found
 from bitwright.evaluate.kinds import Outputs
 from bitwright.pipeline.facts import Compared, evaluation_facts, verify_in_runtimes
@@ -22,8 +23,6 @@ from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
 
-_EXIT_UNVERIFIED, _EXIT_OVER_BUDGET = 1, 3
-
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -31,7 +30,7 @@ class Judged:
     speed; all None where it was not judged.
     """
 
-    exit_code: int = 0
+    exit_code: int = ExitCode.DONE
     evaluation: Evaluation | None = None
     distributions: tuple[Distribution, ...] | None = None
     verified: tuple[Verification, ...] | None = None
@@ -104,8 +103,7 @@ def _compare(job: Job, side: _Side, final: Model, progress: Progress) -> Compare
 
 
 def _exit_code(evaluation: Evaluation, verified: Sequence[Verification], front: Front | None) -> int:
-    if evaluation.verdict != "met" and not evaluation.accepted_point_estimate:
-        return _EXIT_OVER_BUDGET
-    if any(row.ok is False for row in verified):
-        return _EXIT_UNVERIFIED
-    return 0 if front is None or front.met else _EXIT_OVER_BUDGET
+    if any(row.ok is False for row in verified):  # whatever was judged is not what a runtime gives
+        return ExitCode.FAILED
+    met = evaluation.verdict == "met" or evaluation.accepted_point_estimate
+    return ExitCode.DONE if met and (front is None or front.met) else ExitCode.NOT_SHOWN

@@ -48,8 +48,7 @@ class Result:
     """What a run made.
 
     measured: the Record, typed; `record`: the same as plain data, with the keys of `record.json`.
-    exit_code: 0; 3 if the budget is not met, the sample cannot decide it, a model that reads pairs was judged on none,
-    or the result is not fast enough; 1 if a target runtime failed the check.
+    exit_code: what the command ends with (`errors.ExitCode`): DONE, NOT_SHOWN, or FAILED if a runtime failed the check.
     """
 
     directory: Path

@@ -14,7 +14,7 @@ from bitwright.report.judged import elsewhere_words, judged_on, worst_kind
 from bitwright.report.leftovers import left_out_rows
 from bitwright.report.schemes import scheme_tag, scheme_words
 from bitwright.report.tables import decisions
-from bitwright.report.verdict import is_bitwright, metric_name, verdict_sentence
+from bitwright.report.verdict import failed_checks, is_bitwright, metric_name, verdict_sentence
 from bitwright.report.wording import (
     alike,
     milliseconds,
@@ -196,6 +196,9 @@ def _left_out(record: Record) -> str:
 def _limits(record: Record) -> str:
     evaluation = record.evaluation or Evaluation()
     lines = ["## Limits", ""]
+    if failed := failed_checks(record):
+        names = ", ".join(_text(row.target) for row in failed)
+        lines.append(f"- **Do not use it**: in {names} it gives other outputs than those that were judged.")
     if evaluation.loss is None:
         lines.append("- It was not evaluated: what quantizing costs in accuracy is not known.")
     elif evaluation.metric.label_free:

@@ -8,7 +8,7 @@ from bitwright.record import Environment, Evaluation, Record, Sensitivity, Speed
 from bitwright.report.account import largest
 from bitwright.report.experts import expert_blocks
 from bitwright.report.page import content_policy, environment, packaged_style
-from bitwright.report.verdict import bits_per_weight, is_bitwright, verdict_sentence
+from bitwright.report.verdict import bits_per_weight, is_bitwright, verdict_sentence, verdict_word
 from bitwright.report.wording import (
     ABSENT,
     companion,
@@ -71,7 +71,7 @@ def _rows(a: Record, b: Record) -> Iterator[ComparisonRow]:
         return list(dict.fromkeys(name for record in (a, b) for name in names(record)))
 
     yield text("model", lambda r: r.model.name)
-    yield text("verdict", lambda r: _judged(r).verdict)
+    yield text("verdict", verdict_word)
     yield factor("size on disk", size, lambda r: r.size.checkpoint_bytes)
     yield factor("size of the weights", size, lambda r: r.size.weights_after)
     yield text("metric", lambda r: _judged(r).metric.name)

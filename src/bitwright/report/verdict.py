@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitwright.record import Evaluation, PlanRow, Record, Size, SpeedRow
+from bitwright.record import Evaluation, PlanRow, Record, Size, SpeedRow, Verification
 from bitwright.report.wording import (
     ABSENT,
     alike,
@@ -18,12 +18,14 @@ from bitwright.report.wording import (
     times,
 )
 
+NOT_USABLE = "not usable"  # the verdict on a result of which a runtime gives other outputs than those that were judged
 # The verdict -> (CSS class, symbol, heading). The symbol repeats what the colour says.
 STATES = {
     "met": ("met", "✓", "Budget met"),
     "not met": ("not-met", "✕", "Budget not met"),
     "undecided": ("undecided", "?", "Undecided"),
     "not judged on pairs": ("undecided", "?", "Not judged on pairs"),
+    NOT_USABLE: ("not-met", "✕", "Check failed: do not use it"),
 }
 NO_BUDGET = ("no-budget", "–", "No budget set")
 NOT_EVALUATED = ("no-budget", "–", "Not evaluated")
@@ -44,9 +46,21 @@ _BUSY_CORES = 0.25  # with so many kept busy by others, ratios are no longer tho
 def state(record: Record) -> tuple[str, str, str]:
     """(CSS class, symbol, heading) of the record's verdict."""
     evaluation = record.evaluation
-    if evaluation is None or evaluation.loss is None:
+    if not failed_checks(record) and (evaluation is None or evaluation.loss is None):
         return NOT_EVALUATED
-    return STATES.get(evaluation.verdict or "", NO_BUDGET)
+    return STATES.get(verdict_word(record) or "", NO_BUDGET)
+
+
+def failed_checks(record: Record) -> list[Verification]:
+    """The runtimes that give other outputs than those that were judged, or none."""
+    return [row for row in record.verify or () if row.ok is False]
+
+
+def verdict_word(record: Record) -> str | None:
+    """The verdict of the evaluation, if the outputs that were judged are those of the result; else `NOT_USABLE`."""
+    if failed_checks(record):
+        return NOT_USABLE
+    return None if record.evaluation is None else record.evaluation.verdict
 
 
 def verdict_sentence(record: Record) -> str:
@@ -56,6 +70,8 @@ def verdict_sentence(record: Record) -> str:
     agreement with human judgement of similarity, inside the 1 % budget."
     """
     name = short_name(record.model.name)
+    if failed := failed_checks(record):
+        return f"{name} is not usable as it was written: {_failures(failed)}. {_loss_as_judged(record.evaluation)}"
     gains = []
     if (smaller := size_ratio(record)) is not None:
         gains.append(times(smaller, "smaller", "larger"))
@@ -63,6 +79,20 @@ def verdict_sentence(record: Record) -> str:
         gains.append(times(_geometric_mean(speed_ratios), "faster", "slower") + _while_busy(record))
     opening = f"{name} is {' and '.join(gains)}" if gains else f"{name} was processed"
     return f"{opening}; {_loss_clause(record.evaluation)}."
+
+
+def _failures(failed: Sequence[Verification]) -> str:
+    """ "it failed the check in transformers (output shape (4, 2), expected (4, 3))"."""
+    told = (f"{row.target} ({row.detail})" if row.detail else row.target for row in failed)
+    return f"it failed the check in {' and in '.join(told)}"
+
+
+def _loss_as_judged(evaluation: Evaluation | None) -> str:
+    """The measured loss, and whose it is."""
+    if evaluation is None or evaluation.loss is None:
+        return "It was not evaluated either."
+    said = _measured_loss(evaluation, evaluation.loss)
+    return f"Where it was judged, {said}."
 
 
 def _while_busy(record: Record) -> str:
@@ -75,7 +105,7 @@ def _while_busy(record: Record) -> str:
 
 def facts(record: Record) -> tuple[Fact, Fact, Fact, Fact]:
     """Size, speed (bits per weight where it was not measured), loss and budget."""
-    return (_size_fact(record), _speed_fact(record), *_loss_facts(record.evaluation or Evaluation()))
+    return (_size_fact(record), _speed_fact(record), *_loss_facts(record))
 
 
 def size_ratio(record: Record) -> float | None:
@@ -180,7 +210,8 @@ def _speed_fact(record: Record) -> Fact:
     return Fact("Speed", ratio(_geometric_mean(ratios), 1), f"that of the fp32 original; {spread} by input shape{on}")
 
 
-def _loss_facts(evaluation: Evaluation) -> tuple[Fact, Fact]:
+def _loss_facts(record: Record) -> tuple[Fact, Fact]:
+    evaluation = record.evaluation or Evaluation()
     loss, lower, upper, budget = evaluation.loss, evaluation.loss_lower, evaluation.loss_upper, evaluation.max_loss
     metric = evaluation.metric
     if loss is None:
@@ -198,8 +229,9 @@ def _loss_facts(evaluation: Evaluation) -> tuple[Fact, Fact]:
         "not met": "not met: with 95 % confidence the loss is over it",
         "not judged on pairs": "not judged: the loss is that of single texts, and the model reads pairs",
         "undecided": "undecided: it lies between the two bounds of the loss",
+        NOT_USABLE: "not usable: a runtime gives other outputs than those that were judged",
     }
-    said = outcome.get(evaluation.verdict or "", "not checked")
+    said = outcome.get(verdict_word(record) or "", "not checked")
     return Fact("Loss", percent(loss), context), Fact("Budget", percent(budget), said)
 
 

@@ -63,17 +63,19 @@ class Library:
     """
 
     def __init__(
-        self, directory: Path, task: str, *, threads: int, limit: int, blocks: str | None = None,
-        trust_remote_code: bool = False,
+        self, directory: Path, task: str, *, threads: int, limit: int, trust_remote_code: bool = False,
+        blocks: str | None = None, runtime: str | None = None,
     ) -> None:  # fmt: skip
         """limit: tokens at which texts are cut where the tokenizer does not say it. blocks: path of the list of blocks
         of a language model that has one block in memory at a time, for `block`; by default the model is loaded whole.
+        runtime: "transformers" or "sentence-transformers" to give that one ids (`forward`, `states`); by default it is
+        the one that users of the model have, and is given texts.
 
         Raises:
             LibraryError: the library is not installed, or cannot load the model.
         """
         request = {"directory": os.fspath(directory.resolve()), "task": task, "threads": threads, "limit": limit,
-                   "blocks": blocks, "trust_remote_code": trust_remote_code}  # fmt: skip
+                   "blocks": blocks, "trust_remote_code": trust_remote_code, "runtime": runtime}  # fmt: skip
         _in_use.acquire()
         self._held, self._serves = True, False
         try:
@@ -105,6 +107,15 @@ class Library:
         """
         request = {"do": "block", "items": [index, list(ids), rows]}
         return self._asked(request, () if before_TD is None else (before_TD,))[1]
+
+    def forward(self, ids_BT: np.ndarray) -> list[np.ndarray]:
+        """What the runtime makes of ids, for each row: an embedding, token vectors of `transformers`, or logits, of a
+        language model those after the last token."""
+        return self._do("forward", ids_BT.tolist())
+
+    def states(self, ids_BT: np.ndarray) -> list[np.ndarray]:
+        """Token vectors after the embeddings and after each layer, (1 + layers, tokens, H) for each row."""
+        return self._do("states", ids_BT.tolist())
 
     def __enter__(self) -> "Library":
         return self

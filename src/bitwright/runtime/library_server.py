@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.families.tasks import AUTO_CLASSES
+
 IDLE_SECONDS = 60
 _BATCH = 32
 
@@ -109,11 +111,16 @@ def _answer(request: dict[str, Any], answers: int) -> None:
 
 
 def _load(request: dict[str, Any]) -> Any:
+    """`runtime`: the library that is given ids, to check it; None for the one that users give texts to, to ask it."""
     task, path, trust = request["task"], request["directory"], request["trust_remote_code"]
     if request["blocks"]:
         from bitwright.runtime.library_blocks import Blocks
 
         return Blocks(path, request["blocks"], trust)
+    if request["runtime"] == "transformers":
+        return _Ids(path, task, trust)
+    if request["runtime"] == "sentence-transformers":
+        return _Sentences(path, trust, reranks=False)
     reranks = task == "sequence-classification" and os.path.exists(os.path.join(path, "modules.json"))
     if task == "embedding" or reranks:
         try:
@@ -158,24 +165,51 @@ class _Sentences:
             features = self.model.preprocess([tuple(item) if isinstance(item, list) else item], prompt=prompt)
             yield _ids_and_types(features)
 
+    def forward(self, items: list[Item]) -> Iterator[np.ndarray]:
+        """The embeddings of ids, of equal length."""
+        import torch
+
+        ids_BT = torch.tensor(items)
+        out = self.model.forward({"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)})
+        yield from out["sentence_embedding"].float().numpy()
+
+
+class _Ids:
+    """A model of transformers that is given ids, of equal length: neither tokenizer nor pooling."""
+
+    def __init__(self, path: str, task: str, trust: bool) -> None:
+        self.model, self.task = _transformer(path, task, trust), task
+        self.library = _transformers_name()
+
+    def forward(self, items: list[Item]) -> Iterator[np.ndarray]:
+        """Token vectors (tokens, H), logits as of `_Heads`, of a language model those after the last token."""
+        out, ids_BT = self._run(items)
+        yield from _ROWS[self.task](out, ids_BT >= 0)
+
+    def states(self, items: list[Item]) -> Iterator[np.ndarray]:
+        """Token vectors after the embeddings and after each layer (1 + layers, tokens, H)."""
+        out, _ = self._run(items, output_hidden_states=True)
+        for layers in zip(*out.hidden_states, strict=True):
+            yield np.stack([hidden_TH.float().numpy() for hidden_TH in layers])
+
+    def _run(self, items: list[Item], **more: bool) -> tuple[Any, Any]:
+        import torch
+
+        ids_BT = torch.tensor(items)
+        more |= {"use_cache": False} if self.task == "text-generation" else {}
+        return self.model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), **more), ids_BT
+
 
 class _Heads:
     """A model of transformers with the head for a task, and its tokenizer."""
 
     def __init__(self, path: str, task: str, trust: bool, limit: int) -> None:
-        import torch
         import transformers
 
-        classes = {
-            "sequence-classification": transformers.AutoModelForSequenceClassification,
-            "token-classification": transformers.AutoModelForTokenClassification,
-            "question-answering": transformers.AutoModelForQuestionAnswering,
-            "text-generation": transformers.AutoModelForCausalLM,
-        }
-        self.model: Any = classes[task].from_pretrained(path, dtype=torch.float32, trust_remote_code=trust).eval()
+        self.model: Any = _transformer(path, task, trust)
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
         self.task, self.limit = task, min(limit, self.tokenizer.model_max_length)
-        self.library = f"transformers {transformers.__version__}"
+        self.library = _transformers_name()
 
     def encode(self, items: list[Item]) -> Iterator[np.ndarray]:
         """Logits for each item; of token classifiers (tokens, labels), of question answering (2, tokens); of language
@@ -210,6 +244,20 @@ class _Heads:
         return self.tokenizer(*sides, padding=padding, truncation=True, max_length=self.limit, return_tensors="pt")
 
 
+def _transformer(path: str, task: str, trust: bool) -> Any:
+    import torch
+    import transformers
+
+    made = getattr(transformers, AUTO_CLASSES[task])
+    return made.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust).eval()
+
+
+def _transformers_name() -> str:
+    import transformers
+
+    return f"transformers {transformers.__version__}"
+
+
 def _batch_of(tokenizer: Any) -> int:
     """Texts at a time. Padding at the left moves the positions of some models' tokens: there each text has its own."""
     return 1 if getattr(tokenizer, "padding_side", "right") == "left" else _BATCH
@@ -219,6 +267,14 @@ def _ids_and_types(features: Any) -> np.ndarray:
     ids = features["input_ids"][0].numpy()
     types = features["token_type_ids"][0].numpy() if "token_type_ids" in features else np.zeros_like(ids)
     return np.stack([ids, types])
+
+
+def _hidden_rows(out: Any, real_BT: Any) -> list[np.ndarray]:
+    return list(out.last_hidden_state.float().numpy())
+
+
+def _last_rows(out: Any, real_BT: Any) -> list[np.ndarray]:
+    return list(out.logits[:, -1].float().numpy())
 
 
 def _text_rows(out: Any, real_BT: Any) -> list[np.ndarray]:
@@ -235,6 +291,8 @@ def _span_rows(out: Any, real_BT: Any) -> list[np.ndarray]:
 
 
 _ROWS: dict[str, Callable[[Any, Any], list[np.ndarray]]] = {
+    "embedding": _hidden_rows,
+    "text-generation": _last_rows,
     "sequence-classification": _text_rows,
     "token-classification": _token_rows,
     "question-answering": _span_rows,

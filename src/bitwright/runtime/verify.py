@@ -1,21 +1,30 @@
-"""Load a finished checkpoint in a clean process, in each runtime that claims it, and compare what comes out.
+"""Load a finished checkpoint in clean processes, in each runtime that claims it, and compare what comes out.
 
-The parent hands over token ids, and keeps what the output must be, from models in memory that never saw the file. The
-child (this file, run as a module) loads the directory as a user of that runtime would: only the "bitwright" target
-runs our code; the other two get the pooling from us and nothing else.
+The parent hands over token ids, and keeps what the output must be, from models in memory that never saw the file. Our
+runtime loads the directory in a new interpreter (this file, run as a module), which imports while the other runtimes
+are checked; those load it in forks of the process that has imported them and nothing that reads a model
+(`runtime/library.py`), and get the pooling from us and nothing else.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitwright.errors import LibraryError
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.pooling import pool_rows
+from bitwright.files.sentences import Sentences, after_pooling, read_sentences
+from bitwright.files.task import find_task
+from bitwright.runtime.library import Library, start_library
+from bitwright.runtime.tolerances import FLOAT_SUMS, SAME_BITS, engine_distances, largest_difference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,16 +32,11 @@ if TYPE_CHECKING:
     from bitwright.runtime.model import Model
 
 _CHILD_SECONDS = 600
+_OURS = "bitwright"
 
-# The largest difference from the expected output that passes, relative to its largest value. Our own runtime must give
-# the same bits; plain readers dequantize the weights and run in float, so they differ by the order of float sums.
-TOLERANCE = {"bitwright": 0.0, "transformers": 1e-4, "sentence-transformers": 1e-4}
-# How far the engine's outputs may lie from those of the generic path, in the mean over texts, relative to their length.
-# Both round activations to int8, and where one rounds up the other may round down: an INT8 MiniLM is 0.045 from its
-# float original, and engine and generic path are 0.037 apart.
-ENGINE_TOLERANCE = 0.1
-# Packages that a target needs besides transformers.
-NEEDS = {
+# Packages that a target needs besides ours.
+NEEDS: dict[str, tuple[str, ...]] = {
+    _OURS: (),
     "transformers": ("compressed_tensors",),
     "sentence-transformers": ("compressed_tensors", "sentence_transformers"),
 }
@@ -50,23 +54,23 @@ def verify(
     """Check `directory` in every target; one row per target, as the Record documents.
 
     Args:
-        ids_BT: int64 token ids, sequences of equal length.
+        ids_BT: int64 token ids, sequences of equal length; where the engine runs, two at least, and of distinct texts.
         quantized: float32 (B, values), what `compared` says of the quantized model.
         dequantized: the same of the float model with every weight replaced by the number that its code stands for.
         n_integer: calls of integer kernels that one forward of the "bitwright" target must make: one for each such
             linear, but for experts to which no token is routed.
     """
-    rows = []
-    for target in targets:
-        missing = [name for name in NEEDS.get(target, ()) if not _importable(name)]
-        if target not in TOLERANCE:
-            rows.append(_row(target, None, {}, "this release cannot check this runtime"))
-        elif missing:
-            rows.append(_row(target, None, {}, f"not checked: {', '.join(missing)} not installed"))
-        else:
-            expected = quantized if target == "bitwright" else dequantized
-            rows.append(_verify_one(directory, target, ids_BT, expected, n_integer, compute))
-    return rows
+    rows = {target: row for target in targets if (row := _unchecked(target)) is not None}
+    checked = [target for target in targets if target not in rows]
+    libraries = [target for target in checked if target != _OURS]
+    if libraries:
+        start_library()
+    with _clean_process(_OURS in checked) as child:
+        for target in libraries:
+            rows[target] = _verify_library(directory, target, ids_BT, dequantized)
+        if child is not None:
+            rows[_OURS] = _verify_ours(child, directory, ids_BT, quantized, dequantized, n_integer, compute)
+    return [rows[target] for target in targets]
 
 
 def compared(model: "Model", ids_BT: "Tensor") -> tuple[np.ndarray, int]:
@@ -86,47 +90,113 @@ def compared(model: "Model", ids_BT: "Tensor") -> tuple[np.ndarray, int]:
     return np.stack([row.reshape(-1) for row in rows]), dispatch.kernel_calls() - before
 
 
-def _verify_one(
-    directory: Path, target: str, ids_BT: np.ndarray, expected: np.ndarray, n_integer: int, compute: str
-) -> dict[str, Any]:
+def _verify_library(directory: Path, target: str, ids_BT: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    try:
+        found = _outputs_of_library(directory, target, ids_BT)
+    except LibraryError as error:
+        return _row(target, False, {}, f"loading or running failed: {str(error)[:300]}")
+    if found.shape != expected.shape:
+        return _row(target, False, {}, f"output shape {found.shape}, expected {expected.shape}")
+    apart = largest_difference(found, expected)
+    checks = {"relative_error": apart, "relative_error_allowed": FLOAT_SUMS}
+    if not apart <= FLOAT_SUMS:  # also for NaN
+        return _row(target, False, checks, _too_far("its outputs", apart, FLOAT_SUMS, "the dequantized weights"))
+    return _row(target, True, checks, "a clean process runs the dequantized weights in float")
+
+
+def _outputs_of_library(directory: Path, target: str, ids_BT: np.ndarray) -> np.ndarray:
+    """float32 (B, values), as `compared` gives them.
+
+    Raises:
+        LibraryError: the target cannot load or run the directory.
+    """
     import torch
 
+    from bitwright.models.tensor_files import read_pickled
+
+    opened = ModelDirectory(directory)
+    task = find_task(opened)
+    # As many threads as here: their number may decide in which order a float sum is made.
+    with Library(
+        directory, task, threads=torch.get_num_threads(), limit=ids_BT.shape[1], runtime=target
+    ) as library:  # fmt: skip
+        if task != "embedding" or target == "sentence-transformers":
+            return np.stack([row.reshape(-1) for row in library.forward(ids_BT)])
+        sentences = read_sentences(opened, task, read_pickled=read_pickled)
+        tokens = library.forward(ids_BT) if sentences.mix is None else _mixed(sentences, library.states(ids_BT))
+        return after_pooling(sentences, np.stack([pool_rows(row, sentences.pooling, 0) for row in tokens]))
+
+
+def _mixed(sentences: Sentences, states: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The weighted mean of the layers' token vectors. states: (1 + layers, T, H) for each text."""
+    mix = sentences.mix
+    assert mix is not None
+    weights_L = mix.weights_L / mix.weights_L.sum()
+    return [np.einsum("l,lth->th", weights_L, layers_LTH[mix.start :]) for layers_LTH in states]
+
+
+def _verify_ours(
+    child: "subprocess.Popen[str]", directory: Path, ids_BT: np.ndarray, quantized: np.ndarray,
+    dequantized: np.ndarray, n_integer: int, compute: str,
+) -> dict[str, Any]:  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
         given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
         np.savez(given, ids=ids_BT)
-        places = map(str, (directory, given, result))
-        command = [sys.executable, "-m", "bitwright.runtime.verify", target, compute, *places]
-        # As many threads as here: their number may decide in which order a float sum is made.
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        request = json.dumps([compute, *map(str, (directory, given, result))])
         try:
-            child = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_SECONDS, env=environment)
+            _, said = child.communicate(request, timeout=_CHILD_SECONDS)
         except subprocess.TimeoutExpired:
-            return _row(target, False, {}, f"no answer within {_CHILD_SECONDS} s")
+            return _row(_OURS, False, {}, f"no answer within {_CHILD_SECONDS} s")
         if child.returncode != 0 or not result.exists():
-            last = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-            return _row(target, False, {}, f"loading or running failed: {last[:300]}")
-        with np.load(result) as found:
-            vectors, integer_calls = found["vectors"], int(found["integer_calls"])
-            engine_vectors, engine_calls = found["engine_vectors"], int(found["engine_calls"])
-            engine_folded = int(found["engine_folded"])
-    if vectors.shape != expected.shape:
-        return _row(target, False, {}, f"output shape {vectors.shape}, expected {expected.shape}")
-    error = float(np.abs(expected - vectors).max() / np.abs(expected).max())
-    checks: dict[str, Any] = {"relative_error": error, "relative_error_allowed": TOLERANCE[target]}
-    ok = error <= TOLERANCE[target]  # also false for NaN
-    if target != "bitwright":
-        return _row(target, ok, checks, "a clean process runs the dequantized weights in float")
-    checks |= {"integer_kernel_calls": integer_calls, "integer_kernel_calls_expected": n_integer}
-    ok = ok and integer_calls == n_integer
+            last = (said.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+            return _row(_OURS, False, {}, f"loading or running failed: {last[:300]}")
+        with np.load(result) as file:
+            found = dict(file)
+    if found["generic"].shape != quantized.shape:
+        return _row(_OURS, False, {}, f"output shape {found['generic'].shape}, expected {quantized.shape}")
+    checks, faults = _checks_of_ours(found, quantized, dequantized, n_integer)
     detail = "a clean process gives the same bits; integer kernels counted"
-    if len(engine_vectors):
-        length = np.linalg.norm(expected, axis=1)
-        distance = float((np.linalg.norm(engine_vectors - expected, axis=1) / length).mean())
-        checks |= {"engine_distance": distance, "engine_distance_allowed": ENGINE_TOLERANCE}
-        checks |= {"engine_integer_kernel_calls": engine_calls, "engine_folded_calls": engine_folded}
-        ok = ok and distance <= ENGINE_TOLERANCE and engine_calls + engine_folded == n_integer
+    if "engine" in found:
         detail += "; so does the engine, within the rounding of activations"
-    return _row(target, ok, checks, detail)
+    return _row(_OURS, not faults, checks, "; ".join(faults) or detail)
+
+
+def _checks_of_ours(
+    found: dict[str, np.ndarray], quantized: np.ndarray, dequantized: np.ndarray, n_integer: int
+) -> tuple[dict[str, float], list[str]]:
+    """What was measured of what `_child` wrote, and what of it is not as it must be."""
+    error, calls = largest_difference(found["generic"], quantized), int(found["generic_calls"])
+    checks = {"relative_error": error, "relative_error_allowed": SAME_BITS}
+    checks |= {"integer_kernel_calls": calls, "integer_kernel_calls_expected": n_integer}
+    faults = []
+    if not error <= SAME_BITS:
+        faults.append(_too_far("its outputs", error, SAME_BITS, "the model that was judged"))
+    if calls != n_integer:
+        faults.append(f"{calls} calls of integer kernels, {n_integer} are expected")
+    if "engine" not in found:
+        return checks, faults
+    generic = [found[name] for name in ("generic", "generic_bf16") if name in found]
+    checks |= engine_distances(found["engine"], generic, dequantized)
+    calls, folded = int(found["engine_calls"]), int(found["engine_folded"])
+    checks |= {"engine_integer_kernel_calls": calls, "engine_folded_calls": folded}
+    for key, other in (("engine_distance", "the generic path"), ("engine_float_distance", "the dequantized weights")):
+        if not checks[key] <= checks[f"{key}_allowed"]:
+            faults.append(_too_far("the engine's outputs", checks[key], checks[f"{key}_allowed"], other))
+    if calls + folded != n_integer:
+        faults.append(f"the engine makes {calls} calls of integer kernels, {n_integer - folded} are expected")
+    return checks, faults
+
+
+def _too_far(what: str, distance: float, allowed: float, other: str) -> str:
+    return f"{what} are {distance:.2g} away from those of {other}, {allowed:.2g} is allowed"
+
+
+def _unchecked(target: str) -> dict[str, Any] | None:
+    """The row of a target that cannot be checked here."""
+    if target not in NEEDS:
+        return _row(target, None, {}, "this release cannot check this runtime")
+    missing = [name for name in NEEDS[target] if not _importable(name)]
+    return _row(target, None, {}, f"not checked: {', '.join(missing)} not installed") if missing else None
 
 
 def _row(target: str, ok: bool | None, checks: dict[str, Any], detail: str) -> dict[str, Any]:
@@ -139,58 +209,49 @@ def _importable(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def _child(target: str, compute: str, directory: str, given: str, result: str) -> None:
-    """Run `directory` in `target` on the given ids; write the vectors and the count of integer kernel calls."""
+@contextmanager
+def _clean_process(wanted: bool) -> Iterator["subprocess.Popen[str] | None"]:
+    """An interpreter that imports what it needs, and then reads what to do."""
+    if not wanted:
+        yield None
+        return
     import torch
 
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(
+        [sys.executable, "-m", "bitwright.runtime.verify"], text=True, env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        try:
+            yield child
+        finally:
+            child.kill()  # if something failed here
+
+
+def _child() -> None:
+    """Run a directory on the given ids, on the generic path and on the engine; write the outputs and the counts of
+    integer kernel calls."""
+    import torch
+
+    from bitwright.kernels.linear import cpu_multiplies_bf16
+    from bitwright.runtime.generic import load_generic  # noqa: F401 (imported before there is something to do)
+    from bitwright.runtime.load import load
+    from bitwright.runtime.swap import set_compute
+
+    compute, directory, given, result = json.loads(sys.stdin.read())
     with np.load(given) as file:
         ids = torch.from_numpy(file["ids"])
-    integer_calls = engine_calls = engine_folded = 0
-    engine_vectors: Any = np.empty((0, 0), np.float32)
-    if target == "bitwright":
-        from bitwright.runtime.load import load
-
-        model = load(directory, compute=compute)
-        vectors, integer_calls = compared(model.generic, ids)
-        if model.generic is not model:
-            engine_vectors, engine_calls = compared(model, ids)
-            engine_folded = model.folded
-    elif target == "sentence-transformers":
-        from sentence_transformers import SentenceTransformer
-
-        with torch.inference_mode():
-            encoder = SentenceTransformer(directory, device="cpu")
-            given_ids = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            vectors = encoder(given_ids)["sentence_embedding"].float().numpy()
-    else:
-        vectors = _plain_transformers(directory, ids)
-    np.savez(
-        result,
-        vectors=vectors,
-        integer_calls=integer_calls,
-        engine_vectors=engine_vectors,
-        engine_calls=engine_calls,
-        engine_folded=engine_folded,
-    )
-
-
-def _plain_transformers(directory: str, ids: Any) -> Any:
-    """The same vectors from the transformers library alone; only the pooling is ours."""
-    import torch
-    import transformers
-
-    from bitwright.families.tasks import AUTO_CLASSES
-    from bitwright.files.sentences import read_sentences
-    from bitwright.files.task import find_task
-    from bitwright.models.tensor_files import read_pickled
-    from bitwright.runtime.generic_model import GenericModel
-
-    opened = ModelDirectory(Path(directory))
-    task = find_task(opened)
-    hf = getattr(transformers, AUTO_CLASSES[task]).from_pretrained(directory, dtype=torch.float32).eval()
-    sentences = read_sentences(opened, task, read_pickled=read_pickled)
-    return compared(GenericModel(hf, None, task, sentences, ids.shape[1], "transformers", opened.path), ids)[0]
+    model = load(directory, compute=compute)
+    found: dict[str, Any] = {}
+    found["generic"], found["generic_calls"] = compared(model.generic, ids)
+    if model.generic is not model:
+        found["engine"], found["engine_calls"] = compared(model, ids)
+        found["engine_folded"] = model.folded
+        if not cpu_multiplies_bf16():  # else it computed in bf16 above
+            set_compute(model.generic.hf, "bfloat16")
+            found["generic_bf16"], _ = compared(model.generic, ids)
+    np.savez(result, **found)
 
 
 if __name__ == "__main__":
-    _child(*sys.argv[1:])
+    _child()
