@@ -12,7 +12,7 @@ weight_range: mse                # how a weight's range is chosen; by default as
 targets: [bitwright, vllm]       # runtimes that must load the result; by default ours, and transformers if it can
 options: {alpha: search}         # of the methods
 calibration: {samples: 128, max_tokens: 512}
-budget: {max_loss: 0.01}
+budget: {max_loss: 0.01}         # with goal: smallest instead of schemes, the search chooses them
 """
 
 from collections.abc import Collection
@@ -116,11 +116,16 @@ class Options(_Strict):
 
 class Budget(_Strict):
     """The loss, relative to the float model, that is allowed; and how many times as fast as the faster of float32 and
-    bf16 the result should be."""
+    bf16 the result should be.
+
+    goal: "smallest", the fewest bytes inside that loss, for which the search chooses the schemes; None carries out the
+    schemes that the recipe names.
+    """
 
     max_loss: float = Field(default=0.01, gt=0, lt=1)
     accept_point_estimate: bool = False
     min_speedup: float | None = Field(default=None, gt=0, le=100)
+    goal: Literal["smallest"] | None = None
 
 
 class Recipe(_Strict):
@@ -152,9 +157,10 @@ class Recipe(_Strict):
                 raise ValueError(f"{kind} {name!r} is unknown{_nearest(name, known[kind])}; known: {words}")
         return self
 
-    def with_fallback(self, units: tuple[str, ...], reason: str) -> "Recipe":
-        """This recipe with `units` kept in 16 bit, ahead of all other rules."""
-        kept = tuple(Rule(match=_literal(unit), scheme=FLOAT, reason=reason) for unit in units)
+    def with_fallback(self, units: tuple[str, ...], reason: str, scheme: str = FLOAT) -> "Recipe":
+        """This recipe with `units` in a scheme of more bits, rounded to nearest, ahead of all other rules."""
+        method = None if scheme == FLOAT else "rtn"
+        kept = tuple(Rule(match=_literal(unit), scheme=scheme, method=method, reason=reason) for unit in units)
         return self.model_copy(update={"rules": kept + self.rules})
 
 

@@ -118,6 +118,17 @@ CASES: dict[str, Case] = {
         'rules: [{match: "encoder.layer.9.output.dens", scheme: 16bit}]\n', "matches none of the 13 linears",
         "did you mean",
     ),
+    **{
+        f"a goal beside {' '.join(options)}": quantizing(
+            lambda m, t, options=options: [m, "--goal", "smallest", *options], 2, "goal: ", says, "leave out one"
+        )
+        for options, says in (
+            (("--scheme", "w4a16"), "w4a16 is named"),
+            (("--static",), "w8a8_static is named"),
+            (("--recipe", "auto"), "w8a8 is named"),
+            (("--min-speedup", "2"), "min_speedup = 2"),
+        )
+    },
     "recipe that is no YAML": with_recipe("scheme: [w8a8\n", r"recipe\.yaml, line 2: is not YAML", "expected"),
     "recipe that is no mapping": with_recipe("- w8a8\n", "a recipe is a mapping"),
     "recipe that is missing": quantizing(lambda m, t: [m, "--recipe", "gone.yaml"], 2, r"gone\.yaml: cannot be read"),

@@ -1,4 +1,4 @@
-"""A unit that the scheme destroys is found, is all that is kept in 16 bit, and the budget holds on held-out data."""
+"""A unit that the scheme destroys is found, is all that gets more bits, and the budget holds on held-out data."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,9 +38,10 @@ def recipe_of(scheme: str, method: str, max_loss: float) -> Recipe:
     return make_recipe(settings | {"budget": {"max_loss": max_loss}, "calibration": calibration})
 
 
-def kept_of(record: dict[str, Any]) -> set[str]:
-    """The linears that fell back."""
-    return {row["name"] for row in record["plan"] if row["scheme"] == "16bit" and row["role"] in ("ffn", "qkv")}
+def kept_of(record: dict[str, Any]) -> dict[str, str]:
+    """The linears that fell back, and the scheme that they have instead."""
+    fallen = {row["name"] for row in record["layers"] if row["fallback"]}
+    return {row["name"]: row["scheme"] for row in record["plan"] if row["name"] in fallen}
 
 
 @pytest.mark.parametrize("method", ["rtn", "imatrix"])  # without errors from quantizing, and with them
@@ -49,13 +50,13 @@ def test_bad_gate_and_up_of_a_decoder_fall_back_together_and_alone(
 ) -> None:
     recipe = recipe_of("w4a16_g32", method, 0.005)
     result = quantize(bad_decoder, out=tmp_path / "out", recipe=recipe, data=PROSE, samples=SAMPLES, speed=False)
-    assert kept_of(result.record) == {f"{FFN}.gate_proj", f"{FFN}.up_proj"}
+    assert kept_of(result.record) == {f"{FFN}.gate_proj": "w8a16", f"{FFN}.up_proj": "w8a16"}
     assert result.record["steps"][0]["loss"] > 0.01  # with everything quantized
     assert result.record["evaluation"]["verdict"] == "met"
     assert result.record["evaluation"]["loss_upper"] <= 0.005
     if method == "rtn":
         good = quantize(trained_decoder, out=tmp_path / "good", recipe=recipe, data=PROSE, samples=SAMPLES, speed=False)
-        assert kept_of(good.record) == set()
+        assert kept_of(good.record) == {}
         assert good.record["evaluation"]["verdict"] == "met"
 
 
@@ -67,9 +68,14 @@ def test_bad_unit_of_a_decoder_ranks_first_by_error_and_by_fisher(bad_decoder: P
     assert found["fisher"][0]["fisher"] > 3 * found["fisher"][1]["fisher"]
 
 
-@pytest.mark.parametrize(("scheme", "max_loss"), [("w8a8", 0.004), ("w4a16_g32", 0.08)])
+@pytest.mark.parametrize(("scheme", "max_loss", "instead"), [("w8a8", 0.004, "16bit"), ("w4a16_g32", 0.08, "w8a8")])
 def test_bad_ffn_of_an_encoder_is_the_only_fallback(
-    tiny_model: Callable[..., Path], planted: Callable[..., Path], tmp_path: Path, scheme: str, max_loss: float
+    tiny_model: Callable[..., Path],
+    planted: Callable[..., Path],
+    tmp_path: Path,
+    scheme: str,
+    max_loss: float,
+    instead: str,
 ) -> None:
     name = "encoder.layer.1.intermediate.dense"
     source = planted(
@@ -79,7 +85,7 @@ def test_bad_ffn_of_an_encoder_is_the_only_fallback(
     result = quantize(
         source, out=tmp_path / "out", recipe=recipe, data=PROSE, samples=200, speed=False, sensitivity=False
     )
-    assert kept_of(result.record) == {name}
+    assert kept_of(result.record) == {name: instead}
     assert result.record["evaluation"]["verdict"] == "met"
     assert [step["units"] for step in result.record["steps"]] == [[], [name]]
     assert result.record["steps"][0]["loss"] > max_loss

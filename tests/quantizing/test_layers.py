@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline import quantize
 from bitwright.progress import Quiet
 from bitwright.quantizing import layers
-from bitwright.quantizing.layers import needs_inputs, quantize_linears
+from bitwright.quantizing.layers import at_eight_bits, needs_inputs, quantize_linears
 from bitwright.recipe import make_recipe
 from bitwright.record import PlanRow
 
@@ -192,3 +193,26 @@ def test_a_fallback_takes_the_folded_weight_and_the_source_s_bias(
     folded = after[f"{name}.weight"]()
     assert folded.dtype == torch.bfloat16
     assert not torch.allclose(folded.float(), job.model.get_parameter(f"{name}.weight"), rtol=0.1)
+
+
+@pytest.mark.parametrize("method", ["awq_gptq", "smoothquant_shift"])
+def test_a_fallback_reads_its_input_as_it_is(
+    opened: Any, tiny_model: Callable[..., Path], batches: Any, tmp_path: Path, method: str
+) -> None:
+    """The values of an attention both read an input that is transformed and make one whose scale was folded into them:
+    in 16 bit they keep the fold alone, and in 8 bit too."""
+    job = opened(tiny_model("bert"), scheme="w4a16_g32" if method == "awq_gptq" else "w8a8_static", method=method)
+    quantized, _ = job.to_directory(batches, tmp_path)
+    name, reader = "encoder.layer.0.attention.self.value", "encoder.layer.0.attention.output.dense"
+    assert quantized.layers[name].form.scales_input
+    source = {name: value.detach() for name, value in job.model.named_parameters()}
+    kept = {name: quantized.changed[name]().float() for name in (f"{name}.weight", f"{name}.bias", f"{reader}.weight")}
+    both = kept[f"{reader}.weight"] @ kept[f"{name}.weight"]
+    wanted = source[f"{reader}.weight"] @ source[f"{name}.weight"]
+    assert torch.allclose(both, wanted, atol=0.02 * float(wanted.abs().max()))  # rounded to bf16 twice
+    through = kept[f"{reader}.weight"] @ kept[f"{name}.bias"]
+    assert torch.allclose(through, source[f"{reader}.weight"] @ source[f"{name}.bias"], atol=1e-3)
+    rows = tuple(replace(row, scheme="w8a8", method="rtn") for row in job.plan if row.name == name)
+    eight = at_eight_bits(job.loaded, quantized, rows)[name].load()
+    assert eight.transform is None
+    assert torch.allclose(eight.weight.dequantize(), kept[f"{name}.weight"], atol=float(eight.weight.scale_NG.max()))

@@ -35,6 +35,20 @@ def test_a_failed_check_is_the_headline_whatever_was_judged(record, verdict):
     assert facts(record_of(record))[3].context.startswith("not usable: ")
 
 
+def test_the_goal_smallest_is_held_beside_all_int8(record):
+    record["smallest"] = {"bytes": 700, "int8_bytes": 1000}
+    sentence = plain(verdict_sentence(record_of(record)))
+    assert sentence.endswith("inside the 1 % budget; its linears take 30 % fewer bytes than in all-INT8.")
+    ours = [row for row in record["speed"]["rows"] if row["runtime"] == "bitwright"]
+    said = {1.6: "1.6 times slower than that", 1.0: "about as fast as that", 0.5: "2.0 times faster than that"}
+    for factor, words in said.items():
+        int8 = [row | {"runtime": "all-INT8", "ratio_to_fp32": factor * row["ratio_to_fp32"]} for row in ours]
+        timed = record | {"speed": record["speed"] | {"rows": [*record["speed"]["rows"], *int8]}}
+        sentence = plain(verdict_sentence(record_of(timed)))
+        assert sentence.endswith(f"30 % fewer bytes than in all-INT8, and it is {words}.")
+        assert "2.4 times faster" in sentence  # ours, not the other's
+
+
 def test_not_met_names_the_lower_bound(not_met):
     sentence = plain(verdict_sentence(record_of(not_met)))
     assert "2.0 times slower" in sentence

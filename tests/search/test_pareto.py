@@ -1,24 +1,25 @@
 """The front of speed and loss: which variants are tried, which are dominated, which one is taken."""
 
-from bitwright.recipe import Recipe
+from bitwright.recipe import FLOAT, Recipe
 from bitwright.search.fallback import Step
+from bitwright.search.ladder import Move
 from bitwright.search.measured import Measured
 from bitwright.search.pareto import Point, beginnings, choose, pareto
 
 
 def point(kept: int, loss: float, speedup: float, margin: float = 0.001) -> Point:
-    units = tuple(f"u{i}" for i in range(kept))
-    return Point(Step(units, Recipe(), Measured(loss, loss + margin, None, 100)), speedup)
+    moves = tuple(Move(f"u{i}", FLOAT) for i in range(kept))
+    return Point(Step(moves, Recipe(), Measured(loss, loss + margin, None, 100)), speedup)
 
 
 POINTS = [point(0, 0.009, 3.0), point(1, 0.004, 2.9), point(2, 0.005, 2.8), point(12, 0.002, 2.0), point(24, 0.0, 1.2)]
 
 
 def test_none_few_and_shares_of_the_units_are_tried_once_each():
-    units = [f"u{i}" for i in range(24)]
-    assert [len(kept) for kept in beginnings(units)] == [0, 1, 2, 6, 12, 24]
-    assert beginnings(units)[2] == ("u0", "u1")
-    assert [len(kept) for kept in beginnings(units[:1])] == [0, 1]
+    moves = [Move(f"u{i}", FLOAT) for i in range(24)]
+    assert [len(kept) for kept in beginnings(moves)] == [0, 1, 2, 6, 12, 24]
+    assert beginnings(moves)[2] == (moves[0], moves[1])
+    assert [len(kept) for kept in beginnings(moves[:1])] == [0, 1]
     assert beginnings([]) == [()]
 
 

@@ -140,20 +140,24 @@ def build_recipe(
     """
     from bitwright.recipe import Budget, Recipe, make_recipe, read_recipe
 
-    base = (read_recipe(recipe) if recipe else Recipe()).model_dump()
+    # What nobody set stays so: a goal chooses the scheme where none is named.
+    read: Recipe = read_recipe(recipe) if recipe else Recipe()
+    base = {"budget": {}} | read.model_dump(exclude_unset=True)
     if static or symmetric:
-        asked = scheme or base["scheme"]
+        asked = scheme or read.scheme
         if scheme is not None or not asked.startswith(("w8a8", "16bit")):
             meant = "w8a8" + "_static" * static + "_symmetric" * symmetric
             raise InputError(
                 f"--static and --symmetric choose among the w8a8 schemes, and {asked} is asked for; leave them out, or "
                 f"give --scheme {meant}"
             )
-        static, symmetric = static or "_static" in base["scheme"], symmetric or "_symmetric" in base["scheme"]
+        static, symmetric = static or "_static" in read.scheme, symmetric or "_symmetric" in read.scheme
         scheme = "w8a8" + "_static" * static + "_symmetric" * symmetric
     given = {"scheme": scheme, "range": range_} | fields
     for key in [key for key, value in given.items() if value not in (None, ())]:
         (base["budget"] if key in Budget.model_fields else base)[key] = given[key]
-    if range_ and not any("_static" in (part["scheme"] or "") for part in (base, *base["rules"])):
+    made = make_recipe(base, where=f"{recipe} with the options given" if recipe else "the options given")
+    schemes = [made.scheme, *(rule.scheme for rule in made.rules)]
+    if range_ and not any("_static" in (scheme or "") for scheme in schemes):
         raise InputError("--range chooses static activation scales, and there are none; add --static")
-    return make_recipe(base, where=f"{recipe} with the options given" if recipe else "the options given")
+    return made

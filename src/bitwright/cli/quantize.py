@@ -40,6 +40,12 @@ def exit_code_lines() -> str:
     help="How many times as fast as the faster of float32 and bf16 an encoder should be, such as 1.3; "
     "measures the front of speed and loss.",
 )
+@click.option(
+    "--goal",
+    type=click.Choice(["smallest"]),
+    help="smallest: 4, 8 or 16 bits for each set of linears that share an input, so that the model is as small as the "
+    "loss that you allow makes possible.",
+)
 @scheme_options
 @data_options
 @click.option(
@@ -68,7 +74,7 @@ def exit_code_lines() -> str:
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record (or the plan) as JSON.")
 def command(
-    model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None,
+    model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None, goal: str | None,
     accept_point_estimate: bool | None, dry_run: bool, as_json: bool, overwrite: bool, judged: bool,
     sensitivity: bool, speed: bool, task: TaskName | None, trust_remote_code: bool, texts: dict[str, Any],
     **schemes: Any,
@@ -88,7 +94,7 @@ def command(
     from bitwright import pipeline
 
     recipe = build_recipe(
-        max_loss=max_loss, min_speedup=min_speedup, accept_point_estimate=accept_point_estimate, **schemes
+        max_loss=max_loss, min_speedup=min_speedup, goal=goal, accept_point_estimate=accept_point_estimate, **schemes
     )
     if out_dir is None or dry_run:
         with TerminalProgress() as progress:
@@ -170,7 +176,7 @@ def print_result(record: Record, directory: Path) -> None:
 
 
 def _front_table(front: Front) -> Any:
-    """What more and fewer units in 16 bit bring and cost."""
+    """What more and fewer units with more bits bring and cost."""
     from bitwright.report.wording import number, percent, ratio, size
 
     rows = [
@@ -182,7 +188,7 @@ def _front_table(front: Front) -> Any:
         for row in front.rows
     ]  # fmt: skip
     columns: list[Column] = [
-        ("in 16 bit", "right"), ("speed", "right"), ("loss, tuning", "right"), ("held out", "right"), ("size", "right"),
+        ("more bits", "right"), ("speed", "right"), ("loss, tuning", "right"), ("held out", "right"), ("size", "right"),
         "",
     ]  # fmt: skip
     return table("Speed (against the faster of float32 and bf16) and loss", columns, rows)
@@ -197,6 +203,8 @@ def _loss_rows(record: Record) -> list[list[str]]:
     on_disk = ["size", f"{size(record.size.source_bytes)} → {size(record.size.checkpoint_bytes)}"]
     if found is None:
         return [["loss", "not evaluated: what this costs in accuracy is not known"], on_disk]
+    goal = record.smallest
+    beside = [["linears", f"{size(goal.bytes)}, {size(goal.int8_bytes)} in all-INT8"]] if goal else []
     scores = " → ".join(alike(found.float_score, found.quantized_score))
     bounds = f"between {percent(found.loss_lower)} and {percent(found.loss_upper)} (each 95 % sure)"
     if found.kinds:
@@ -215,7 +223,7 @@ def _loss_rows(record: Record) -> list[list[str]]:
         rows.append(["judged by", f"{found.judge}, which ran the float model"])
     if found.metric.protocol:
         rows.append(["protocol", found.metric.protocol])
-    return [*rows, on_disk]
+    return [*rows, on_disk, *beside]
 
 
 def _layer_rows(record: Record) -> list[list[str]]:

@@ -10,7 +10,6 @@ import torch
 from bitwright.evaluate import Interval, Task, judge, metric_found, without_pairs
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
-from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.enough import given
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
@@ -203,5 +202,5 @@ def _not_as_asked(rows: Sequence[LayerRow]) -> list[str]:
 
 def layer_rows(account: Sequence[LayerRow], plan: Plan) -> tuple[LayerRow, ...]:
     """The Record's `layers`: how each linear was quantized, and how well; those that fell back say so."""
-    kept = {row.name for row in plan if SCHEMES.get(row.scheme) and SCHEMES[row.scheme].weight is None}
-    return tuple(replace(row, fallback=row.name in kept) for row in account)
+    schemes = {row.name: row.scheme for row in plan}
+    return tuple(replace(row, fallback=row.scheme != schemes[row.name]) for row in account)

@@ -30,6 +30,7 @@ from bitwright.runtime.changes import FloatModel
 from bitwright.runtime.environment import version_of
 from bitwright.runtime.library import start_library
 from bitwright.search.decide import Decision
+from bitwright.search.smallest import beginning, check_goal
 
 _COMPARED_TEXTS = 1000  # of the run, which two tokenizers must read alike
 _LARGE_FILE = 64 << 20  # bytes; larger files of a model are weights, which have a digest of their own
@@ -116,7 +117,9 @@ def open_job(
         BitwrightError: of any kind; whatever can be known to fail later fails here.
     """
     start = time.perf_counter()
+    check_goal(recipe)
     opened = open_model(name, trust_remote_code=trust_remote_code, task=task)
+    recipe = beginning(recipe, language_model=opened.streams)
     if compares:
         start_library()
     resolved, loaded = opened.resolve(recipe), opened.loaded

@@ -1,6 +1,6 @@
 """What is known of a result only once it is written: its loss on held-out data, its outputs in runtimes, its speed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,13 @@ class Judged:
 
 def judge_result(
     job: Job, staged: Path, quantized: Quantized, asked: Asked, timed: Timed | None, progress: Progress, *,
-    searched: bool,
+    searched: bool, beside: Mapping[str, Path],
 ) -> Judged:  # fmt: skip
     """Judge a result that was written, in the steps that the job's clock counts.
 
     timed: what the front measured, the result's speed among it; None where there is no front. searched: whether a
-    choice was made on the tuning side, which then does not judge.
+    choice was made on the tuning side, which then does not judge. beside: checkpoints that are timed beside the result,
+    by name.
     """
     with job.timed("evaluate"):
         # Perplexity is a matter of small differences, and nothing here is timed: float32 around the integers.
@@ -67,7 +68,9 @@ def judge_result(
         del final  # the timed processes need the memory
         with job.timed("speed"):
             schedule = Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3)
-            measured = run_bench(staged, schedule, source=job.opened.loaded.directory, rivals=False, progress=progress)
+            measured = run_bench(
+                staged, schedule, source=job.opened.loaded.directory, others=beside, rivals=False, progress=progress
+            )
         speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
     exit_code = _exit_code(evaluation, verified, None if timed is None else timed.front)
     return Judged(exit_code, evaluation, distributions, verified, speed)

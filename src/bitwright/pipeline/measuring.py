@@ -9,19 +9,22 @@ import torch
 
 from bitwright.errors import NotFiniteError, NumericsError
 from bitwright.evaluate import Task, agreement_task, loss_interval
+from bitwright.evaluate.distance import output_distance
 from bitwright.evaluate.kinds import Outputs, windows_in
 from bitwright.evaluate.logits import compare_windows
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
-from bitwright.pipeline.variants import candidate, quantize_model
+from bitwright.pipeline.variants import candidate, quantize_model, stored_plan
 from bitwright.progress import Progress, tracking
 from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe
 from bitwright.runtime.model import Model
 from bitwright.search.journal import Journal
 from bitwright.search.measured import Measure, Measured
+from bitwright.search.smallest import Probe, Probed
 
 _LOSS_TEXTS, _LOSS_WINDOWS, _LOSS_TOKENS = 128, 4, 64  # of the small sample
+_PROBE_TEXTS = 64
 
 
 def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs:
@@ -30,7 +33,7 @@ def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs
 
 
 def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Measure:
-    """Measures recipes that keep some of the linears of `quantized` in 16 bit; nothing is quantized for it."""
+    """Measures recipes that give more bits to some of the linears of `quantized`; nothing is quantized for it."""
     given = None if job.reference is None else job.reference.tuning
     float_outputs: list[Outputs] = [] if given is None else [given]
 
@@ -41,7 +44,7 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
         def bounds() -> list[float]:
             if not float_outputs:
                 float_outputs.append(run_task(job.scored.tuning, job.model, progress, "tuning texts, float"))
-            what = f"tuning texts, {_more_in_16_bit(job, variant)} units in 16 bit"
+            what = f"tuning texts, {_with_more_bits(job, variant)} units with more bits"
             model = candidate(variant, quantized)
             try:
                 outputs = run_task(job.scored.tuning, model, progress, what)
@@ -51,7 +54,7 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
             return [interval.loss, interval.upper]
 
         loss, bound = journal.remember(f"loss:{recipe.model_dump_json(exclude={'budget'})}", bounds)
-        return Measured(loss, bound, None, _bytes(variant))
+        return Measured(loss, bound, None, _bytes(variant, quantized))
 
     return measure
 
@@ -66,23 +69,19 @@ def on_a_sample(job: Job, progress: Progress) -> Measure:
     def measure(recipe: Recipe) -> Measured:
         variant = job.with_recipe(recipe)
         with TemporaryDirectory() as folder:
-            model = candidate(variant, quantize_model(variant, Path(folder), progress))
+            quantized = quantize_model(variant, Path(folder), progress)
             try:
-                loss = _sample_loss(job, model, progress)
+                loss = _sample_loss(job, candidate(variant, quantized), progress)
             except NumericsError:
                 loss = math.inf
-        return Measured(loss, math.inf, None, _bytes(variant))
+            return Measured(loss, math.inf, None, _bytes(variant, quantized))
 
     return measure
 
 
 def _sample_loss(job: Job, model: Model, progress: Progress) -> float:
     if job.opened.streams:
-        windows = [ids[:_LOSS_TOKENS] for ids in windows_in(job.scored.tuning.texts[:_LOSS_WINDOWS])]
-        ids = torch.tensor(windows)
-        pairs = dict(zip(windows, zip(job.model.logits(ids), model.logits(ids), strict=True), strict=True))
-        compared = compare_windows(windows, lambda window: pairs[window][0], lambda window: pairs[window][1])
-        return math.expm1(compared.mean_kl)
+        return math.expm1(_mean_kl(job, model))
     probe = as_texts(job.scored.probe[:_LOSS_TEXTS])
     task = agreement_task(model.task, job.opened.loaded.config, probe)
     outputs = (run_task(task, each, progress, "sample") for each in (job.model, model))
@@ -90,11 +89,47 @@ def _sample_loss(job: Job, model: Model, progress: Progress) -> float:
     return loss if task.kind.outputs == "embeddings" else max(loss, 1 / len(probe))
 
 
-def _bytes(job: Job) -> int:
-    return sum(row.bytes_after for row in job.plan)
+def distances(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Probe:
+    """How far the outputs move, on a few tuning texts, when a recipe is carried out with the linears of `quantized`: of
+    a language model the mean KL divergence of the next token's distribution, else `output_distance`."""
+    texts = as_texts(job.scored.probe[:: max(1, len(job.scored.probe) // _PROBE_TEXTS)])
+    float_outputs: list[Outputs] = []
+
+    def distance(variant: Job) -> float:
+        model = candidate(variant, quantized)
+        try:
+            if job.opened.streams:
+                return _mean_kl(job, model)
+            if not float_outputs:
+                float_outputs.append(job.model.encode(texts))
+            embeddings = job.model.task == "embedding"
+            what = f"distance of the outputs, {_with_more_bits(job, variant)} units with more bits"
+            outputs = model.encode(texts, track=tracking(progress, what))
+            return output_distance(float_outputs[0], outputs, embeddings=embeddings)
+        except NumericsError:
+            return math.inf
+
+    def probe(recipe: Recipe) -> Probed:
+        variant = job.with_recipe(recipe)
+        key = f"distance:{recipe.model_dump_json(exclude={'budget'})}"
+        return Probed(float(journal.remember(key, lambda: repr(distance(variant)))), _bytes(variant, quantized))
+
+    return probe
 
 
-def _more_in_16_bit(job: Job, variant: Job) -> int:
-    """Units that a variant keeps in 16 bit and the job does not."""
+def _bytes(job: Job, quantized: Quantized) -> int:
+    return sum(row.bytes_after for row in stored_plan(job, quantized))
+
+
+def _mean_kl(job: Job, model: Model) -> float:
+    """KL divergence of a language model from the float one, per token of a few tuning windows."""
+    windows = [ids[:_LOSS_TOKENS] for ids in windows_in(job.scored.tuning.texts[:_LOSS_WINDOWS])]
+    ids = torch.tensor(windows)
+    pairs = dict(zip(windows, zip(job.model.logits(ids), model.logits(ids), strict=True), strict=True))
+    return compare_windows(windows, lambda window: pairs[window][0], lambda window: pairs[window][1]).mean_kl
+
+
+def _with_more_bits(job: Job, variant: Job) -> int:
+    """Units to which a variant gives more bits than the job does."""
     before = {row.name: row.scheme for row in job.plan}
     return len({row.unit for row in variant.plan if row.scheme != before[row.name]})

@@ -9,6 +9,7 @@ from typing import Any
 from bitwright.errors import RecipeError
 from bitwright.families.tasks import TaskName
 from bitwright.recipe import Recipe, read_recipe
+from bitwright.search.smallest import check_goal
 from bitwright.targets import check_names
 
 RECIPE_FILE = "recipe.yaml"
@@ -58,25 +59,29 @@ def make_texts(
 
 def resolve_recipe(
     recipe: Recipe | str | Path | None, max_loss: float | None = None, min_speedup: float | None = None,
-    targets: str | Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None, goal: str | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe that is meant: as it is, read from a path, or the default; with another budget, and other targets, if
     they are given.
 
     Raises:
-        RecipeError: unreadable, malformed, or a budget out of range. TargetError: a target that nobody knows.
+        RecipeError: unreadable, malformed, a budget out of range, or a goal beside schemes. TargetError: a target
+            that nobody knows.
     """
     resolved = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read_recipe(Path(recipe))
     if max_loss is not None and not (isinstance(max_loss, float) and 0 < max_loss < 1):
         raise RecipeError(f"max_loss = {max_loss!r}: a fraction between 0 and 1, such as 0.01 for 1 %")
     if min_speedup is not None and not (isinstance(min_speedup, int | float) and 0 < min_speedup <= 100):
         raise RecipeError(f"min_speedup = {min_speedup!r}: a factor between 0 and 100, such as 1.3")
-    given = {"max_loss": max_loss, "min_speedup": min_speedup}
+    if goal not in (None, "smallest"):
+        raise RecipeError(f'goal = {goal!r}: "smallest", or None')
+    given = {"max_loss": max_loss, "min_speedup": min_speedup, "goal": goal}
     changed = {key: value for key, value in given.items() if value is not None}
     update: dict[str, Any] = {"budget": resolved.budget.model_copy(update=changed)}
     if targets is not None:
         update["targets"] = (targets,) if isinstance(targets, str) else tuple(targets)
     resolved = resolved.model_copy(update=update)
+    check_goal(resolved)
     check_names(resolved.targets or ())
     return resolved
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bitwright
 from bitwright.checkpoints.leftovers import split_source_files
@@ -30,8 +30,9 @@ from bitwright.pipeline.judging import Judged, judge_result
 from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts
 from bitwright.pipeline.request import RECIPE_FILE, Asked, make_texts, reproducing_command, resolve_recipe
+from bitwright.pipeline.smallest import all_int8, job_ladders, search_smallest, smallest_facts
 from bitwright.pipeline.speed_front import MOST_VARIANTS, Timed, measure_front
-from bitwright.pipeline.variants import quantize_model, with_tables, write_variant
+from bitwright.pipeline.variants import quantize_model, stored_plan, with_finer, with_tables, write_variant
 from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe, recipe_yaml
@@ -40,6 +41,7 @@ from bitwright.report import render_model_card, write_report
 from bitwright.runtime.environment import environment
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
 from bitwright.search.journal import Journal
+from bitwright.search.ladder import Ladders, Moves, rung_by_rung
 from bitwright.search.sensitivity import ranked_units
 
 
@@ -68,6 +70,7 @@ def quantize(
     out: str | Path,
     max_loss: float | None = None,
     min_speedup: float | None = None,
+    goal: Literal["smallest"] | None = None,
     recipe: Recipe | str | Path | None = None,
     targets: str | Sequence[str] | None = None,
     data: str | Sequence[str] = (),
@@ -92,6 +95,8 @@ def quantize(
         max_loss: loss allowed, as a fraction of the float model's score; overrides the recipe's.
         min_speedup: how many times as fast as the faster of float32 and bf16 (torch) the result should be; the
             front of speed and loss is then measured. Overrides the recipe's.
+        goal: "smallest" gives each set of linears that share an input 4, 8 or 16 bits, so that the model is as small as
+            the budget allows; the recipe names no schemes then.
         recipe: a Recipe, or the path of one; by default all linears W8A8 with dynamic asymmetric activations.
         targets: runtimes that must load the result, such as "vllm"; overrides the recipe's. Without any, they are
             ours, and transformers if it can.
@@ -106,9 +111,11 @@ def quantize(
             `exit_code`, or `record["evaluation"]["verdict"]`.
     """
     progress = progress or Quiet()
-    recipe = resolve_recipe(recipe, max_loss, min_speedup, targets)
+    recipe = resolve_recipe(recipe, max_loss, min_speedup, targets, goal)
     begun = time.perf_counter()
     _check_destination(Path(out), Path(model), overwrite=overwrite)
+    if recipe.budget.goal is not None and not judged:
+        raise InputError(f"goal: {recipe.budget.goal} is found by judging, and this run judges nothing; leave one out")
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
@@ -128,7 +135,8 @@ def quantize(
     searches = judged and (hopeless is None or front or job.recipe.budget.accept_point_estimate)
     job = resolve_auto(job, progress)
     check_out(asked.out, job.opened.loaded.path, overwrite=overwrite)
-    checkpoints = 1 + front * MOST_VARIANTS
+    # All-INT8 takes less than twice what 4 bits take.
+    checkpoints = 1 + front * MOST_VARIANTS + 2 * (recipe.budget.goal is not None)
     with work_directory(asked.out, checkpoints * sum(row.bytes_after for row in job.plan), progress) as work:
         return _run(job, asked, work, begun, progress, searches=searches)
 
@@ -140,8 +148,9 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
     if journal.values:
         progress.say(f"going on where an earlier run stopped: {len(journal.values)} measurements are there")
 
+    climbs = job_ladders(job) if asked.judged else Ladders()
     with job.timed("quantize"):
-        quantized = with_tables(job, quantize_model(job, work, progress))
+        quantized = with_finer(job, with_tables(job, quantize_model(job, work, progress)), climbs)
     found: list[Sensitivity] = []
 
     def by_sensitivity() -> tuple[str, ...]:
@@ -151,14 +160,22 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
         return ranked_units(found[0])
 
     # A variant of a language model costs a pass of the whole: it is ranked by what was measured while quantizing.
-    ranking = partial(units_by_error, quantized.account) if job.opened.streams else by_sensitivity
+    ranked = partial(units_by_error, quantized.account) if job.opened.streams else by_sensitivity
+    goal = job.recipe.budget.goal
+
+    def ranking() -> Moves:
+        return rung_by_rung(ranked(), climbs)
+
     chosen: Step | None = None
     steps: list[Step] = []
     timed: Timed | None = None
     if searches:
         measure = on_tuning_data(job, quantized, journal, progress)
         with job.timed("search"):
-            chosen, steps = find_fallback(job.recipe, ranking, measure)
+            if goal is not None:
+                chosen, steps = search_smallest(job, quantized, climbs, measure, journal, progress)
+            else:
+                chosen, steps = find_fallback(job.recipe, ranking, measure)
             if job.recipe.budget.min_speedup is not None:
                 timed = measure_front(job, quantized, ranking(), chosen, measure, work, progress)
                 chosen = timed.chosen
@@ -172,10 +189,12 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
     with job.timed("write"):
         shutil.rmtree(staged, ignore_errors=True)
         write_variant(final, quantized, staged)
+    final = replace(final, plan=stored_plan(final, quantized))
     judged = Judged()
     if asked.judged:
         searched = len(steps) > 1 or job.decision is not None
-        judged = judge_result(final, staged, quantized, asked, timed, progress, searched=searched)
+        with all_int8(job, quantized, climbs, work, timed=asked.speed) as beside:
+            judged = judge_result(final, staged, quantized, asked, timed, progress, searched=searched, beside=beside)
     layers = layer_rows(quantized.account, final.plan)
     job.timings_s["total"] = round(time.perf_counter() - begun, 3)
     record = Record(
@@ -196,6 +215,7 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
         distributions=judged.distributions,
         verify=judged.verified,
         front=None if timed is None else timed.front,
+        smallest=None if goal is None else smallest_facts(job, final.plan, climbs),
         speed=judged.speed,
         warnings=warnings_of(final, layers, judged.evaluation, judged.verified or (), journal),
         environment=from_data(Environment, environment()),

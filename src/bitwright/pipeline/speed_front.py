@@ -19,7 +19,8 @@ from bitwright.record import Front, FrontRow, HeldOut, Speed, SpeedRow, from_dat
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.bench_runtimes import OURS
 from bitwright.runtime.load import load
-from bitwright.search.fallback import Step, Units, measured_step
+from bitwright.search.fallback import Step, measured_step
+from bitwright.search.ladder import Moves
 from bitwright.search.measured import Measure
 from bitwright.search.pareto import Point, beginnings, choose, pareto
 
@@ -39,20 +40,20 @@ class Timed:
 
 
 def measure_front(
-    job: Job, quantized: Quantized, units: Units, enough: Step, measure: Measure, folder: Path, progress: Progress
+    job: Job, quantized: Quantized, moves: Moves, enough: Step, measure: Measure, folder: Path, progress: Progress
 ) -> Timed:
     """Measure beginnings of the ranking, and take one: of those that are as fast as the recipe asks, and inside its
     budget, the best.
 
     Args:
         job: its recipe says how many times as fast as the faster of float32 and bf16 the result should be.
-        units: the ranking, most sensitive first. enough: what the fallback search would take; timed too.
+        moves: the ranking, most sensitive first. enough: what the fallback search would take; timed too.
         folder: a work directory, for the variants' checkpoints, all at once; they are removed again.
 
     Returns:
         The choice looks at tuning data only; the losses on held-out data stand beside it for the reader.
     """
-    tried = sorted({*beginnings(units), enough.kept}, key=len)
+    tried = sorted(dict.fromkeys((*beginnings(moves), enough.kept)), key=len)
     steps = [measured_step(job.recipe, kept, measure) for kept in progress.track(tried, "losses for the front")]
     places = {_label(number): folder / _PLACE / str(number) for number in range(len(tried))}
     (folder / _PLACE).mkdir()
@@ -75,7 +76,7 @@ def measure_front(
     rows = tuple(
         FrontRow(
             n_fallback=len(point.step.kept),
-            units=point.step.kept,
+            units=tuple(move.unit for move in point.step.kept),
             speedup=point.speedup,
             loss=point.loss,
             loss_upper=point.bound,
@@ -86,7 +87,7 @@ def measure_front(
         )
         for point, interval, on_front in zip(points, held_out, pareto(points), strict=True)
     )
-    front = Front(min_speedup, met, rows, n_units=len(units))
+    front = Front(min_speedup, met, rows, n_units=len({move.unit for move in moves}))
     return Timed(chosen.step, steps, front, _as_ours(speed, _label(points.index(chosen))))
 
 

@@ -63,7 +63,7 @@ def preview(
         "model": job.opened.loaded.name,
         "plan": job.plan,
         "targets": job.recipe.targets,
-        "warnings": (*job.warnings, *job.dropped),
+        "warnings": (*_where_a_search_begins(job), *job.warnings, *job.dropped),
         "estimate": {
             "seconds": 30 + encoded * per_text,
             "memory_bytes": 2 * in_float32 + 2 * after,
@@ -131,6 +131,11 @@ def bench(
         source=None if source is None else ModelDirectory(Path(source), find_task(ModelDirectory(directory))),
         progress=progress,
     )  # fmt: skip
+
+
+def _where_a_search_begins(job: Job) -> list[str]:
+    goal = job.recipe.budget.goal
+    return [] if goal is None else [f"goal: {goal}: the search begins with this plan, and gives some units more bits"]
 
 
 def _open_journal(journal: str | Path | None, job: Job) -> Journal:

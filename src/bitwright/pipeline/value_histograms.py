@@ -13,7 +13,6 @@ from bitwright.numerics.linear import QuantizedLinear
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
 from bitwright.pipeline.swapped import folded
-from bitwright.plan import quantized_names
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import Distribution
 
@@ -24,7 +23,7 @@ def describe_distributions(job: Job, quantized: Quantized) -> tuple[Distribution
     """The Record's histograms: weights and inputs of every quantized linear, before and after."""
     texts = as_texts(job.scored.probe[:32])
     batches = token_batches(job.model.tokenizer, texts, max_tokens=job.model.max_tokens, batch_size=8)
-    layers = {name: quantized.layers[name].load() for name in quantized_names(job.plan)}
+    layers = {name: layer.load() for name, layer in quantized.layers_for(job.plan).items()}
     sites = [site for site in job.opened.sites if site.name in layers]
     samples: dict[str, Tensor] = {}
 

@@ -1,7 +1,7 @@
 """Variants of a model: its linears quantized, and any plan carried out with them, in memory or on disk."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -19,12 +19,13 @@ from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
-from bitwright.plan import half_dtypes, half_names, quantized_names
+from bitwright.plan import Plan, half_dtypes, half_names
 from bitwright.progress import Progress
-from bitwright.quantizing.layers import Quantized, needs_inputs, quantize_linears
+from bitwright.quantizing.layers import Quantized, at_eight_bits, needs_inputs, quantize_linears
 from bitwright.runtime.changes import Changes
 from bitwright.runtime.generic_model import check_ids_in
 from bitwright.runtime.model import Model
+from bitwright.search.ladder import Ladders
 
 
 def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantized:
@@ -77,11 +78,29 @@ def with_tables(job: Job, quantized: Quantized) -> Quantized:
     return replace(quantized, tables=tables)
 
 
+def with_finer(job: Job, quantized: Quantized, climbs: Ladders) -> Quantized:
+    """The linears of fewer than 8 bits beside the 8-bit forms to which their units may climb."""
+    rows = [replace(row, scheme=climbs[row.unit][0]) for row in job.plan if row.unit in climbs]
+    finer = at_eight_bits(job.opened.loaded, quantized, tuple(rows))
+    if not job.opened.streams:  # there is memory for what a search asks for again and again
+        finer = {name: lazy._replace(load=cache(lazy.load)) for name, lazy in finer.items()}
+    return replace(quantized, finer=finer)
+
+
+def stored_plan(job: Job, quantized: Quantized) -> Plan:
+    """The job's plan with the bytes of input transforms, which are known once methods have looked for them: a float32
+    per feature and scale or shift."""
+    forms = {name: layer.form for name, layer in quantized.layers_for(job.plan).items()}
+    parts = {name: form.scales_input + form.shifts_input for name, form in forms.items()}
+    added = [4 * row.shape[1] * parts.get(row.name, 0) for row in job.plan]
+    return tuple(replace(row, bytes_after=row.bytes_after + more) for row, more in zip(job.plan, added, strict=True))
+
+
 def candidate(job: Job, quantized: Quantized) -> Model:
     """The model with everything that the job's plan says done to it: what the checkpoint will hold."""
     dtypes = half_dtypes(job.plan)
     changes = Changes(
-        layers={name: quantized.layers[name].load for name in quantized_names(job.plan)},
+        layers={name: layer.load for name, layer in quantized.layers_for(job.plan).items()},
         half={name: dtypes[name] for name in half_names(job.plan)},
         tables=quantized.tables,
         changed=quantized.changed_for(job.plan),
@@ -92,7 +111,7 @@ def candidate(job: Job, quantized: Quantized) -> Model:
 
 def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
     """Write the checkpoint of what the job's plan says, without a model card."""
-    layers = {name: quantized.layers[name] for name in quantized_names(job.plan)}
+    layers = quantized.layers_for(job.plan)
     changed = quantized.changed_for(job.plan)
     parts = QuantizedParts(layers, half_names(job.plan), quantized.tables, changed=changed)
     written = FORMATS["compressed-tensors"].write
@@ -103,15 +122,15 @@ def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
 
 def dequantized(job: Job, quantized: Quantized) -> Model:
     """The float model whose weights are the numbers that the checkpoint's codes stand for."""
-    tables, names = quantized.tables, quantized_names(job.plan)
+    tables, layers = quantized.tables, quantized.layers_for(job.plan)
 
     def part(name: str, number: int) -> Tensor:
-        tensor = quantized.layers[name].load().effective()[number]
+        tensor = layers[name].load().effective()[number]
         assert isinstance(tensor, Tensor)
         return tensor
 
-    shifted = {name for name in names if quantized.layers[name].form.shifts_input}
-    numbers = quantized.changed_for(job.plan) | {f"{name}.weight": partial(part, name, 0) for name in names}
+    shifted = {name for name, layer in layers.items() if layer.form.shifts_input}
+    numbers = quantized.changed_for(job.plan) | {f"{name}.weight": partial(part, name, 0) for name in layers}
     numbers |= {f"{name}.bias": partial(part, name, 1) for name in shifted}
     numbers |= {f"{name}.weight": table.dequantize for name, table in tables.items()}
     rounded = (*half_names(job.plan), *(name for name in job.opened.embeddings if name not in tables))

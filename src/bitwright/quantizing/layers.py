@@ -23,14 +23,14 @@ from bitwright.numerics import RANGES, WEIGHT_RANGES
 from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
-from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.schemes import SCHEMES, Scheme
 from bitwright.numerics.spec import QuantSpec
 from bitwright.plan import Plan, quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.shards import Shards
 from bitwright.quantizing.stages import quantize_stage
 from bitwright.quantizing.work import StagePlan
-from bitwright.recipe import AUTO, Recipe
+from bitwright.recipe import AUTO, FLOAT, Recipe
 from bitwright.record import LayerRow, PlanRow
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
@@ -46,7 +46,8 @@ class Quantized:
 
     changed: float parameters that were changed by folding. biases: of quantized linears, by the linear's name; they
     belong to the quantized weight. account: the Record's rows of how each linear was quantized, and how well.
-    tables: embedding tables as int8, a scale per row.
+    tables: embedding tables as int8, a scale per row. finer: those of `layers` that have an 8-bit form to fall back to,
+    in that form (`at_eight_bits`).
     """
 
     layers: Mapping[str, PendingLinear]
@@ -54,12 +55,26 @@ class Quantized:
     biases: Mapping[str, Callable[[], Tensor]]
     account: Sequence[LayerRow]
     tables: Mapping[str, QTensor] = field(default_factory=dict)
+    finer: Mapping[str, PendingLinear] = field(default_factory=dict)
+
+    def layers_for(self, plan: Plan) -> dict[str, PendingLinear]:
+        """The quantized linears of `plan`, each in the form of its scheme."""
+        names = quantized_names(plan)
+        return {row.name: self._as(row.name, SCHEMES[row.scheme]) for row in plan if row.name in names}
 
     def changed_for(self, plan: Plan) -> dict[str, Callable[[], Tensor]]:
         """Every float parameter that is another than the source's if `plan` is carried out."""
-        names = quantized_names(plan)
-        folded = {name: load for name, load in self.changed.items() if name.removesuffix(".weight") not in names}
-        return folded | {f"{name}.bias": load for name, load in self.biases.items() if name in names}
+        layers = self.layers_for(plan)
+        folded = {name: load for name, load in self.changed.items() if name.removesuffix(".weight") not in layers}
+        as_asked = {name for name, layer in layers.items() if layer is self.layers[name]}
+        return folded | {f"{name}.bias": load for name, load in self.biases.items() if name in as_asked}
+
+    def _as(self, name: str, scheme: Scheme) -> PendingLinear:
+        """A linear in the form of a scheme."""
+        forms = [layers[name] for layers in (self.layers, self.finer) if name in layers]
+        found = [layer for layer in forms if (layer.form.weight, layer.form.input) == (scheme.weight, scheme.input)]
+        assert found, f"{name} was not quantized as {scheme.name}"
+        return found[0]
 
 
 def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
@@ -96,19 +111,39 @@ def quantize_linears(
     return _block_by_block(loaded.reopen(), rows, recipe, batches, Shards(folder), progress)
 
 
+def at_eight_bits(loaded: LoadedModel, quantized: Quantized, plan: Plan) -> dict[str, PendingLinear]:
+    """Linears of `quantized` in the 8-bit schemes that `plan` has for them: their float weights, as folding left them,
+    rounded to nearest when they are asked for. Beside them all others keep their codes.
+    """
+    return {
+        row.name: _pending(row, partial(_rounded, row, RANGES["absmax"], loaded.source, quantized.changed))
+        for row in plan
+        if row.name in quantized.layers and row.scheme != FLOAT
+    }
+
+
+def _rounded(
+    row: PlanRow, range_: RangeFunction, source: Mapping[str, Tensor], changed: Mapping[str, Callable[[], Tensor]]
+) -> QuantizedLinear:
+    """A linear of the source, or what folding `changed` it to, rounded to nearest."""
+    scheme = SCHEMES[row.scheme]
+    assert scheme.weight is not None
+
+    def value(name: str) -> Tensor:
+        return changed[name]() if name in changed else source[name]
+
+    bias_name = f"{row.name}.bias"
+    bias = value(bias_name).float() if bias_name in changed or bias_name in source else None
+    with named(row.name):
+        return QuantizedLinear(_nearest(value(f"{row.name}.weight"), scheme.weight, range_), bias, scheme.input)
+
+
 def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:
     """Each weight is read and rounded when it is asked for."""
-
-    def make(row: PlanRow) -> QuantizedLinear:
-        scheme, source = SCHEMES[row.scheme], loaded.source
-        assert scheme.weight is not None
-        range_ = RANGES[recipe.weight_range or METHODS[row.method].range]
-        bias = source[f"{row.name}.bias"].float() if f"{row.name}.bias" in source else None
-        with named(row.name):
-            weight = _nearest(source[f"{row.name}.weight"], scheme.weight, range_)
-            return QuantizedLinear(weight, bias, scheme.input)
-
-    layers = {name: _pending(row, partial(make, row)) for name, row in rows.items()}
+    ranges = {name: RANGES[recipe.weight_range or METHODS[row.method].range] for name, row in rows.items()}
+    layers = {
+        name: _pending(row, partial(_rounded, row, ranges[name], loaded.source, {})) for name, row in rows.items()
+    }
     account = [
         LayerRow(row.name, row.block, row.role, row.unit, scheme=row.scheme, method=row.method) for row in rows.values()
     ]

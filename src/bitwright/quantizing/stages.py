@@ -51,7 +51,14 @@ def _account_row(work: Work, site: LinearSite, moved: float) -> LayerRow:
 
 
 def _as_kept(work: Work, name: str) -> Tensor:
-    """A changed parameter as a checkpoint keeps it if it stays float: matrices of linears in 16 bit, the rest as is."""
+    """A changed parameter as a checkpoint keeps it if it stays float: matrices of linears in 16 bit, the rest as is; of
+    linears whose input is transformed what reads the input as it is, since a float linear transforms nothing."""
     value = work.model.get_parameter(name).detach()
+    linear, _, part = name.rpartition(".")
+    if (transform := work.applied.get(linear)) is not None:
+        weight = transform.restored(work.linear(linear).weight.detach())
+        value = weight if part == "weight" else value
+        if part == "bias" and transform.shift_K is not None:
+            value = value - weight @ transform.shift_K.to(value.dtype)
     row = work.plan.rows.get(name.removesuffix(".weight"))
     return value.to(getattr(torch, row.half)) if row is not None and row.half and value.ndim == 2 else value.clone()

@@ -8,6 +8,7 @@ from bitwright.record.file import (
     write_record,
 )
 from bitwright.record.made import (
+    ALL_INT8,
     Evidence,
     LayerRow,
     LeftOut,
@@ -15,6 +16,7 @@ from bitwright.record.made import (
     PlanRow,
     RejectedMethod,
     Size,
+    Smallest,
     Starved,
     UnitEvidence,
 )
@@ -34,6 +36,7 @@ from bitwright.record.sections import RECORD_VERSION, Record
 from bitwright.record.timed import Environment, Front, FrontRow, HeldOut, Skipped, Speed, SpeedRow
 
 __all__ = [
+    "ALL_INT8",
     "RECORD_FILE",
     "RECORD_VERSION",
     "Distribution",
@@ -57,6 +60,7 @@ __all__ = [
     "SensitivityRow",
     "Size",
     "Skipped",
+    "Smallest",
     "Speed",
     "SpeedRow",
     "Starved",

@@ -73,7 +73,8 @@ class LayerRow:
     transform: "folded", "at the input" or "none: …"; transform_…: what it noted, its strength among them.
     dead_inputs: inputs that were always 0. damping: GPTQ's. damping_failed: lower ones that were tried.
     gave_way_to, reason: the method that took the place of one that failed, and why.
-    more: what else a method noted. fallback: whether the linear went back to 16 bit.
+    more: what else a method noted. fallback: whether the linear went back to more bits, so that it is
+    not stored as this row says.
     """
 
     name: str
@@ -114,6 +115,19 @@ class Size:
     checkpoint_bytes: int | None = None
     weights_before: int | None = None
     weights_after: int | None = None
+
+
+ALL_INT8 = "all-INT8"  # in `Speed`, the runtime of the checkpoint with 8 bits for every unit
+
+
+@dataclass(frozen=True, slots=True)
+class Smallest:
+    """What the goal "smallest" brought. bytes: of the result's linears, with scales, zero points and biases.
+    int8_bytes: of the same with 8 bits for every unit, of which `Speed` has rows too, if anything was timed.
+    """
+
+    bytes: int
+    int8_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,12 +86,14 @@ class Evaluation:
 class StepRow:
     """What the fallback search, or the front, measured of one combination, on tuning data.
 
-    units: those kept in 16 bit; earlier releases named `unit`, the last of them, alone. chosen: whether it was taken.
+    units: those that got more bits; earlier releases named `unit`, the last of them, alone. schemes: what each of them
+    got; earlier releases knew 16 bit alone. chosen: whether it was taken.
     """
 
     n_fallback: int
     unit: str | None = field(default=None, metadata=NULL)
     units: tuple[str, ...] | None = None
+    schemes: tuple[str, ...] | None = None
     chosen: bool = False
     loss: float
     loss_upper: float

@@ -64,7 +64,7 @@ class HeldOut:
 @dataclass(frozen=True, slots=True)
 class FrontRow:
     """One variant. speedup: the geometric mean over shapes, against the faster of torch fp32 and bf16. loss,
-    loss_upper: on tuning data, which decides. units: those in 16 bit.
+    loss_upper: on tuning data, which decides. units: those with more bits.
     """
 
     n_fallback: int
@@ -80,7 +80,9 @@ class FrontRow:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Variants with more and fewer of `n_units` units in 16 bit. met: whether one is fast enough inside the budget."""
+    """Variants that give more and fewer of `n_units` units more bits. met: whether one is fast enough inside the
+    budget.
+    """
 
     min_speedup: float
     met: bool

@@ -46,7 +46,7 @@ def loss_against_size(steps: Sequence[StepRow], chosen: int, max_loss: float | N
         heights.append(100 * max_loss)
     margin = 0.08 * (max(heights) - min(heights) or 1.0)
     plot.y_range.start, plot.y_range.end = min(heights) - margin, max(heights) + margin
-    tips = [("step", "@step"), ("in 16 bit", "@unit"), ("size", "@size"), ("loss", "@loss_text")]
+    tips = [("step", "@step"), ("more bits", "@unit"), ("size", "@size"), ("loss", "@loss_text")]
     plot.add_tools(hover([*tips, ("at most (95 %)", "@upper_text")], points))
     return Picture(plot, tuple(legend))
 
@@ -90,7 +90,7 @@ def loss_against_speed(rows: Sequence[FrontRow], min_speedup: float, max_loss: f
     for axis, values in ((plot.x_range, widths), (plot.y_range, heights)):
         margin = 0.08 * (max(values) - min(values) or 1.0)
         axis.start, axis.end = min(values) - margin, max(values) + margin
-    tips = [("in 16 bit", "@kept"), ("speed", "@speed_text"), ("loss", "@loss_text"), ("at most (95 %)", "@upper_text")]
+    tips = [("more bits", "@kept"), ("speed", "@speed_text"), ("loss", "@loss_text"), ("at most (95 %)", "@upper_text")]
     plot.add_tools(hover([*tips, ("held out", "@held_text")], points))
     keys = [Key("on the front; the whisker is its 95 % bound", BLUE, "dot"), Key("dominated", GREY, "dot")]
     return Picture(plot, (*keys, Key("chosen", VERMILION, "ring"), Key("asked for", GREY, "dash")))

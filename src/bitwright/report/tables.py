@@ -117,7 +117,7 @@ def chosen_step(steps: Sequence[StepRow], max_loss: float | None) -> int:
 
 
 def step_units(step: StepRow) -> tuple[str, ...]:
-    """The units that a step keeps in 16 bit; of records that name only the last of them, that one."""
+    """The units that a step gives more bits; of records that name only the last of them, that one."""
     return step.units or ((step.unit,) if step.unit else ())
 
 

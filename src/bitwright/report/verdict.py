@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitwright.record import Evaluation, PlanRow, Record, Size, SpeedRow, Verification
+from bitwright.record import ALL_INT8, Evaluation, PlanRow, Record, Size, SpeedRow, Verification
 from bitwright.report.wording import (
     ABSENT,
     alike,
@@ -18,7 +18,9 @@ from bitwright.report.wording import (
     times,
 )
 
+OURS = "bitwright"  # the runtime's name in `Speed`, or how it begins
 NOT_USABLE = "not usable"  # the verdict on a result of which a runtime gives other outputs than those that were judged
+
 # The verdict -> (CSS class, symbol, heading). The symbol repeats what the colour says.
 STATES = {
     "met": ("met", "✓", "Budget met"),
@@ -78,7 +80,25 @@ def verdict_sentence(record: Record) -> str:
     if speed_ratios := _speed_ratios(record):
         gains.append(times(_geometric_mean(speed_ratios), "faster", "slower") + _while_busy(record))
     opening = f"{name} is {' and '.join(gains)}" if gains else f"{name} was processed"
-    return f"{opening}; {_loss_clause(record.evaluation)}."
+    return f"{opening}; {_loss_clause(record.evaluation)}{_beside_int8(record)}."
+
+
+def _beside_int8(record: Record) -> str:
+    """Of the goal "smallest", what it brings and costs beside 8 bits for everything:
+
+    "; its linears take 31 % fewer bytes than in all-INT8, and it is 1.4 times slower than that"
+    """
+    if record.smallest is None:
+        return ""
+    saved = 1 - record.smallest.bytes / record.smallest.int8_bytes
+    clause = f"; its linears take {percent(abs(saved))} {'fewer' if saved >= 0 else 'more'} bytes than in all-INT8"
+    factors = _ratios_to_fp32(record)
+    shapes = factors.get(ALL_INT8, {}).keys() & factors.get(OURS, {}).keys()
+    if not shapes:
+        return clause
+    speed = _geometric_mean([factors[OURS][shape] / factors[ALL_INT8][shape] for shape in shapes])
+    slower = times(speed, "faster", "slower")
+    return f"{clause}, and it is {slower} {'as' if slower.startswith('about') else 'than'} that"
 
 
 def _failures(failed: Sequence[Verification]) -> str:
@@ -138,7 +158,7 @@ def metric_name(evaluation: Evaluation) -> str:
 
 def is_bitwright(row: SpeedRow) -> bool:
     """Whether a row of the speed table is one of Bitwright's own runtimes."""
-    return row.runtime.startswith("bitwright")
+    return row.runtime.startswith(OURS)
 
 
 def _loss_clause(evaluation: Evaluation | None) -> str:
@@ -237,12 +257,17 @@ def _loss_facts(record: Record) -> tuple[Fact, Fact]:
 
 def _speed_ratios(record: Record) -> list[float]:
     """Speed of Bitwright's fastest runtime relative to fp32, one number per measured shape."""
-    by_runtime: dict[str, list[float]] = {}
+    ours = [list(shapes.values()) for name, shapes in _ratios_to_fp32(record).items() if name.startswith(OURS)]
+    return max(ours, key=_geometric_mean, default=[])
+
+
+def _ratios_to_fp32(record: Record) -> dict[str, dict[tuple[int, int], float]]:
+    """Speed relative to fp32, by runtime and shape (batch, tokens)."""
+    found: dict[str, dict[tuple[int, int], float]] = {}
     for row in () if record.speed is None else record.speed.rows:
-        factor = row.ratio_to_fp32
-        if is_bitwright(row) and factor is not None and factor > 0:
-            by_runtime.setdefault(row.runtime, []).append(factor)
-    return max(by_runtime.values(), key=_geometric_mean, default=[])
+        if row.ratio_to_fp32 is not None and row.ratio_to_fp32 > 0:
+            found.setdefault(row.runtime, {})[row.batch, row.tokens] = row.ratio_to_fp32
+    return found
 
 
 def _geometric_mean(values: list[float]) -> float:

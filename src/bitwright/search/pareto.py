@@ -7,9 +7,10 @@ is the Pareto front: on it, speed is bought with accuracy only.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitwright.search.fallback import Step, Units
+from bitwright.search.fallback import Step
+from bitwright.search.ladder import Move, Moves, settled
 
-_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the units; beside none, one and two of them
+_SHARES = (0.1, 0.25, 0.5, 1.0)  # of the moves; beside none, one and two of them
 _SAME_SPEED = 0.97  # of the fastest: less is noise
 
 
@@ -31,10 +32,10 @@ class Point:
         return self.step.measured.bound
 
 
-def beginnings(units: Sequence[str]) -> list[Units]:
+def beginnings(moves: Sequence[Move]) -> list[Moves]:
     """The lengths of a ranking, most sensitive first, that are worth measuring: none, few, some shares of it."""
-    lengths = {0, 1, 2, *(round(share * len(units)) for share in _SHARES)}
-    return [tuple(units[:length]) for length in sorted(lengths) if length <= len(units)]
+    lengths = {0, 1, 2, *(round(share * len(moves)) for share in _SHARES)}
+    return [settled(moves[:length]) for length in sorted(lengths) if length <= len(moves)]
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
