@@ -1,6 +1,9 @@
 """The `measure` of those who search for a recipe: what a recipe's model loses, on tuning data or on a small sample."""
 
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,14 +16,16 @@ from bitwright.evaluate.kinds import Outputs, windows_in
 from bitwright.evaluate.logits import compare_windows
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
-from bitwright.pipeline.variants import candidate, quantize_model
+from bitwright.pipeline.variants import candidate, quantize_model, write_variant
 from bitwright.progress import Progress, tracking
 from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe
+from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
 from bitwright.search.journal import Journal
 from bitwright.search.measured import Measure, Measured
 
+_PLACE = ".candidate"  # in a work directory; hidden: what a killed run leaves goes when the next one begins
 _LOSS_TEXTS, _LOSS_WINDOWS, _LOSS_TOKENS = 128, 4, 64  # of the small sample
 
 
@@ -29,8 +34,12 @@ def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs
     return task.run(partial(model.encode, track=tracking(progress, what)))
 
 
-def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Measure:
-    """Measures recipes that keep some of the linears of `quantized` in 16 bit; nothing is quantized for it."""
+def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, folder: Path, progress: Progress) -> Measure:
+    """Measures recipes that keep some of the linears of `quantized` in 16 bit; nothing is quantized for it.
+
+    An encoder's candidate is written into `folder` and loaded, so that what is measured is what a result is: the same
+    bytes, on the engine where that runs them. One lies there at a time.
+    """
     given = None if job.reference is None else job.reference.tuning
     float_outputs: list[Outputs] = [] if given is None else [given]
 
@@ -42,9 +51,9 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
             if not float_outputs:
                 float_outputs.append(run_task(job.scored.tuning, job.model, progress, "tuning texts, float"))
             what = f"tuning texts, {_more_in_16_bit(job, variant)} units in 16 bit"
-            model = candidate(variant, quantized)
             try:
-                outputs = run_task(job.scored.tuning, model, progress, what)
+                with _runnable(variant, quantized, folder) as model:
+                    outputs = run_task(job.scored.tuning, model, progress, what)
             except NotFiniteError:  # as bad as can be
                 return [math.inf, math.inf]
             interval = paired_bootstrap(job.scored.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
@@ -54,6 +63,21 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
         return Measured(loss, bound, None, _bytes(variant))
 
     return measure
+
+
+@contextmanager
+def _runnable(variant: Job, quantized: Quantized, folder: Path) -> Iterator[Model]:
+    """A variant as its result would run; of a language model, which is never whole, from what is in memory."""
+    if variant.opened.streams:
+        yield candidate(variant, quantized)
+        return
+    place = folder / _PLACE
+    shutil.rmtree(place, ignore_errors=True)
+    write_variant(variant, quantized, place)
+    try:
+        yield load(place, trust_remote_code=variant.opened.loaded.trust_remote_code)
+    finally:
+        shutil.rmtree(place)
 
 
 def on_a_sample(job: Job, progress: Progress) -> Measure:

@@ -1,13 +1,16 @@
 """Sensitivity: how far the outputs of a model move when a part of it is quantized, measured part by part."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from bitwright.errors import NumericsError
 from bitwright.evaluate import Task, agreement_task
 from bitwright.evaluate.remembering import remembering
+from bitwright.pipeline.gradients import fisher_rows
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
 from bitwright.pipeline.swapped import folded, only_quantized, quantized_modules
@@ -15,7 +18,7 @@ from bitwright.progress import Progress, tracking
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import Sensitivity
 from bitwright.search.journal import Journal
-from bitwright.search.sensitivity import Reading, measure_sensitivity, read_outputs
+from bitwright.search.sensitivity import Reading, measure_sensitivity, measure_units, read_outputs
 
 _MAX_TASK_TEXTS = 400  # texts that every variant of the model encodes for its metric loss
 
@@ -26,6 +29,24 @@ def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Pr
     track = tracking(progress, "sensitivity of every layer")
     found = measure_sensitivity(sites, _reader(job, quantized), journal, track=track)
     return replace(found, n_samples=len(job.scored.probe), metric=sensitivity_task(job).kind.metric)
+
+
+def rank_units(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Sensitivity:
+    """The Record's `sensitivity` of the units alone, as a search for a fallback needs it: an estimate of each from
+    gradients, taken in one pass, and the distance of those that matter.
+    """
+    sites = [site for site in job.opened.sites if site.name in quantized.layers]
+    values = journal.remember("estimates", partial(_estimates, job, quantized, progress))
+    track = tracking(progress, "the most sensitive units")
+    numbers = {unit: float(value) for unit, value in values.items()}
+    found = measure_units(sites, numbers, _reader(job, quantized), journal, track=track)
+    return replace(found, n_samples=len(job.scored.probe), metric=sensitivity_task(job).kind.metric)
+
+
+def _estimates(job: Job, quantized: Quantized, progress: Progress) -> dict[str, str]:
+    """The Fisher score of each unit, as text for a journal; of a unit that breaks the outputs infinity."""
+    scores = {row["name"]: float(row["fisher"]) for row in fisher_rows(job, quantized, progress)}
+    return {unit: repr(math.inf if math.isnan(score) else score) for unit, score in scores.items()}
 
 
 def sensitivity_task(job: Job) -> Task:

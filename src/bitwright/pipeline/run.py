@@ -27,7 +27,7 @@ from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnin
 from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
 from bitwright.pipeline.measuring import on_tuning_data
-from bitwright.pipeline.parts import measure_parts
+from bitwright.pipeline.parts import measure_parts, rank_units
 from bitwright.pipeline.request import RECIPE_FILE, Asked, make_texts, reproducing_command, resolve_recipe
 from bitwright.pipeline.speed_front import MOST_VARIANTS, Timed, measure_front
 from bitwright.pipeline.variants import quantize_model, with_tables, write_variant
@@ -78,7 +78,7 @@ def quantize(
     task: TaskName | None = None,
     overwrite: bool = False,
     judged: bool = True,
-    sensitivity: bool = True,
+    sensitivity: bool = False,
     speed: bool = True,
     trust_remote_code: bool = False,
     command: str | None = None,
@@ -98,7 +98,8 @@ def quantize(
         data, evaluation, kind, metric, samples: see `Texts`.
         task: what the model is for, where its files do not tell or contradict each other (`files.task`).
         judged: evaluate the result, search for a fallback, verify and time it. Without, it is quantized and written.
-        sensitivity: measure every layer even if the budget does not need it; speed: time the result.
+        sensitivity: measure every layer of an encoder for the report; without, the units that matter to a search for a
+            fallback, if there is one. speed: time the result.
         command: what a person would type to do this again; for the record.
 
     Raises:
@@ -123,7 +124,7 @@ def quantize(
         progress.say(f"this model reads pairs ({job.scored.missing_pairs}); without any it is not judged: see --data")
     job = resolve_auto(job, progress)
     check_out(asked.out, job.opened.loaded.path, overwrite=overwrite)
-    checkpoints = 1 + front * MOST_VARIANTS
+    checkpoints = 2 + front * MOST_VARIANTS  # the result, and a candidate while it is measured
     with work_directory(asked.out, checkpoints * sum(row.bytes_after for row in job.plan), progress) as work:
         return _run(job, asked, work, begun, progress)
 
@@ -142,7 +143,8 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -
     def by_sensitivity() -> tuple[str, ...]:
         if not found:
             with job.timed("sensitivity"):
-                found.append(measure_parts(job, quantized, journal, progress))
+                analysis = measure_parts if asked.sensitivity else rank_units
+                found.append(analysis(job, quantized, journal, progress))
         return ranked_units(found[0])
 
     # A variant of a language model costs a pass of the whole: it is ranked by what was measured while quantizing.
@@ -151,7 +153,7 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress) -
     steps: list[Step] = []
     timed: Timed | None = None
     if asked.judged:
-        measure = on_tuning_data(job, quantized, journal, progress)
+        measure = on_tuning_data(job, quantized, journal, work, progress)
         with job.timed("search"):
             chosen, steps = find_fallback(job.recipe, ranking, measure)
             if job.recipe.budget.min_speedup is not None:

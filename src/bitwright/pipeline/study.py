@@ -32,7 +32,7 @@ _DEFAULT_TEXTS = Texts()
 
 
 def preview(
-    model: str | Path, *, recipe: Recipe | None = None, texts: Texts = _DEFAULT_TEXTS, sensitivity: bool = True,
+    model: str | Path, *, recipe: Recipe | None = None, texts: Texts = _DEFAULT_TEXTS, sensitivity: bool = False,
     trust_remote_code: bool = False, task: TaskName | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The plan of `quantize` and what it would cost in time, memory and disk. Writes nothing.
