@@ -188,6 +188,17 @@ def materialise(loaded: LoadedModel, path: str) -> None:
     fill(loaded.model, loaded.source, path)
 
 
+def check_values(loaded: LoadedModel) -> None:
+    """Refuse NaN and infinity in a model that stays empty. One tensor is in memory at a time.
+
+    Raises:
+        As `materialise`.
+    """
+    dtype = next(loaded.model.parameters()).dtype
+    for name in loaded.source:
+        check_finite(loaded.source[name].to(dtype), loaded.source.where(name))
+
+
 def release(loaded: LoadedModel, path: str) -> None:
     """Empty the module at `path`: every module in it is again the one that was built, its parameters without values.
 

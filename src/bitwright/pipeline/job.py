@@ -114,9 +114,9 @@ def open_job(
         BitwrightError: of any kind; whatever can be known to fail later fails here.
     """
     start = time.perf_counter()
-    opened = open_model(name, trust_remote_code=trust_remote_code, task=task)
     if compares:
         start_library()
+    opened = open_model(name, trust_remote_code=trust_remote_code, task=task)
     resolved, loaded = opened.resolve(recipe), opened.loaded
     if loaded.tokenizer is None:
         raise InputError(

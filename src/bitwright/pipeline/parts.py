@@ -69,10 +69,9 @@ def _reader(job: Job, quantized: Quantized) -> Callable[[frozenset[str]], Readin
 
     The distance is taken over the outputs of the probe texts, the metric loss over `sensitivity_task`.
     """
-    base = replace(job.model.generic, hf=folded(job.opened.loaded.model, quantized))
-    modules = quantized_modules(quantized)
+    base, modules = folded(job.model, quantized), quantized_modules(quantized)
     task, texts = sensitivity_task(job), as_texts(job.scored.probe)
-    float_encode = remembering(job.model.encode)
+    float_encode = remembering(base.encode)  # folding changes no function
     float_probe, float_outputs = float_encode(texts), task.run(float_encode)
 
     def read(names: frozenset[str]) -> Reading:

@@ -12,7 +12,6 @@ from bitwright.checkpoints.formats import FORMATS
 from bitwright.checkpoints.write import QuantizedParts
 from bitwright.errors import RecipeError, named
 from bitwright.methods import ROUNDINGS
-from bitwright.models.parameters import weight_of
 from bitwright.numerics import RANGES
 from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
@@ -72,7 +71,7 @@ def with_tables(job: Job, quantized: Quantized) -> Quantized:
     tables: dict[str, QTensor] = {}
     for name in job.opened.embeddings:
         with named(name):
-            weight = weight_of(job.opened.loaded.model.get_submodule(name))
+            weight = job.opened.loaded.source[f"{name}.weight"].float()
             tables[name] = ROUNDINGS["rtn"](weight, None, QuantSpec(), RANGES["absmax"]).qtensor
     return replace(quantized, tables=tables)
 

@@ -12,7 +12,7 @@ an estimate of each and measures the few that make up most of the whole.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -148,7 +148,8 @@ def _head(estimates: Mapping[str, float]) -> list[str]:
 
 def _measured(part: Part, measure: Callable[[frozenset[str]], Reading], journal: Journal) -> SensitivityRow:
     values = journal.remember("sensitivity:" + "\0".join(sorted(part.members)), lambda: _plain(measure(part.members)))
-    return replace(_row(part), **{name: float(value) for name, value in values.items()})
+    numbers: dict[str, Any] = {name: float(value) for name, value in values.items()}
+    return replace(_row(part), **numbers)
 
 
 def _row(part: Part) -> SensitivityRow:
