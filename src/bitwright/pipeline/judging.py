@@ -51,6 +51,7 @@ def judge_result(
         if float_outputs is None:
             float_outputs = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
         quant_outputs = run_task(job.scored.held_out, final, progress, "held-out texts, quantized")
+        del final  # what follows needs the memory
         interval = paired_bootstrap(job.scored.held_out, float_outputs, quant_outputs, seed=job.recipe.seed)
     evaluation = evaluation_facts(job, interval, float_outputs, quant_outputs)
     distributions = None if job.opened.streams else describe_distributions(job, quantized)
@@ -59,7 +60,6 @@ def judge_result(
         verified = verify_in_runtimes(job, staged, quantized)
     speed = None if timed is None else timed.speed
     if asked.speed and timed is None and not job.opened.streams:
-        del final  # the timed processes need the memory
         with job.timed("speed"):
             schedule = Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3)
             measured = run_bench(staged, schedule, source=job.opened.loaded.directory, rivals=False, progress=progress)

@@ -35,7 +35,6 @@ from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe, recipe_yaml
 from bitwright.record import RECORD_FILE, Environment, Record, Sensitivity, as_data, from_data, write_record
-from bitwright.report import render_model_card, write_report
 from bitwright.runtime.environment import environment
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
 from bitwright.search.journal import Journal
@@ -207,6 +206,8 @@ def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
 
 def _publish(staged: Path, record: Record, job: Job, asked: Asked) -> None:
     """Add record, report, recipe and model card, and put the directory in its place in one step."""
+    from bitwright.report import render_model_card, write_report  # Bokeh's memory is needed only now
+
     readme = job.opened.loaded.path / "README.md"
     source_card = read_text(readme)
     check_out(asked.out, job.opened.loaded.path, overwrite=asked.overwrite)  # again: the work took time

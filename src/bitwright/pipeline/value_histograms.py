@@ -6,6 +6,7 @@ from torch import Tensor
 from bitwright.calibration.data import token_batches
 from bitwright.calibration.stream import stream_lazily
 from bitwright.evaluate.distributions import linear_distributions
+from bitwright.models.heap import trim_heap
 from bitwright.models.parameters import weight_of
 from bitwright.models.sites import LinearSite
 from bitwright.numerics import RANGES
@@ -41,6 +42,8 @@ def describe_distributions(job: Job, quantized: Quantized) -> tuple[Distribution
             found[site.name] = _distribution(site, weight, quantized.layers[site.name].load(), samples.get(site.name))
         if len(found) == len(sites):
             break  # what this stage puts out is nobody's input
+    del opened, stage
+    trim_heap()
     return tuple(found[site.name] for site in sites)
 
 

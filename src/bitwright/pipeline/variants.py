@@ -12,6 +12,7 @@ from bitwright.checkpoints.formats import FORMATS
 from bitwright.checkpoints.write import QuantizedParts
 from bitwright.errors import RecipeError, named
 from bitwright.methods import ROUNDINGS
+from bitwright.models.heap import trim_heap
 from bitwright.numerics import RANGES
 from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
@@ -41,6 +42,7 @@ def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantiz
         name: ready(lazy.load()) for name, lazy in progress.track(list(quantized.layers.items()), "rounding weights")
     }
     loaded = {name: load() for name, load in quantized.changed.items()}
+    trim_heap()
     return replace(quantized, layers=layers, changed={name: partial(loaded.__getitem__, name) for name in loaded})
 
 

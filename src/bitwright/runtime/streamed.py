@@ -16,6 +16,7 @@ from torch import Tensor
 from bitwright.calibration.stream import stream_outputs
 from bitwright.errors import ModelError
 from bitwright.files.sentences import Sentences
+from bitwright.models.heap import trim_heap
 from bitwright.models.load import LoadedModel, materialise, release
 from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import NO_CHANGES, Changes, apply_changes
@@ -189,6 +190,8 @@ class StreamedModel:
         _change(opened, self.changes, compute, "")
         enter, leave = partial(_enter, opened, self.changes, compute), partial(_leave, opened)
         yield from stream_outputs(opened, batches, enter=enter, leave=leave)
+        del opened, enter, leave
+        trim_heap()
 
 
 def _change(opened: LoadedModel, changes: Changes, compute: str, path: str) -> None:
