@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from bitwright.evaluate import metrics
 from bitwright.evaluate.kinds import Outputs, pair_cosines, spread_pairs
@@ -194,7 +193,7 @@ def _rank(row: SensitivityRow) -> tuple[bool, float]:
 
 def _agreement(rows: Sequence[SensitivityRow]) -> float | None:
     """Spearman correlation of EMD with metric loss over rows."""
-    emd, loss = [row.emd for row in rows], [row.metric_loss for row in rows]
-    if len(set(emd)) < 2 or len(set(loss)) < 2:
+    emd, loss = (np.array([getattr(row, name) for row in rows], np.float64) for name in ("emd", "metric_loss"))
+    if len(np.unique(emd)) < 2 or len(np.unique(loss)) < 2:
         return None
-    return float(spearmanr(emd, loss).statistic)
+    return metrics.pearson(metrics.ranks(emd), metrics.ranks(loss))  # infinity, too, has a rank
