@@ -7,6 +7,7 @@ from bitwright.calibration.data import token_batches
 from bitwright.calibration.stream import stream_lazily
 from bitwright.evaluate.distributions import linear_distributions
 from bitwright.models.heap import trim_heap
+from bitwright.models.load import lent
 from bitwright.models.parameters import weight_of
 from bitwright.models.sites import LinearSite
 from bitwright.numerics import RANGES
@@ -33,16 +34,16 @@ def describe_distributions(job: Job, quantized: Quantized) -> tuple[Distribution
     def keep(seen: Tensor | None, x_MK: Tensor) -> Tensor:
         return x_MK[:_SAMPLE_ROWS] if seen is None else torch.cat((seen, x_MK))[:_SAMPLE_ROWS]
 
-    opened = job.opened.loaded.reopen()
-    for stage in stream_lazily(opened, sites, batches):
-        fold_in(opened.model, quantized.changed)
-        samples = stage.observe(stage.sites, keep)
-        for site in stage.sites:
-            weight = weight_of(opened.model.get_submodule(site.name))
-            found[site.name] = _distribution(site, weight, quantized.layers[site.name].load(), samples.get(site.name))
-        if len(found) == len(sites):
-            break  # what this stage puts out is nobody's input
-    del opened, stage
+    with lent(job.opened.loaded) as opened:
+        for stage in stream_lazily(opened, sites, batches):
+            fold_in(opened.model, quantized.changed)
+            samples = stage.observe(stage.sites, keep)
+            for site in stage.sites:
+                weight = weight_of(opened.model.get_submodule(site.name))
+                layer = quantized.layers[site.name].load()
+                found[site.name] = _distribution(site, weight, layer, samples.get(site.name))
+            if len(found) == len(sites):
+                break  # what this stage puts out is nobody's input
     trim_heap()
     return tuple(found[site.name] for site in sites)
 

@@ -1,6 +1,7 @@
 """`StreamedModel`: a model that runs in the memory of one block.
 
-Every call opens the model anew, takes all texts or windows through one block after another, and lets go of it.
+Every call fills what is outside the blocks, takes all texts or windows through one block after another, and empties it
+again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from bitwright.calibration.stream import stream_outputs
 from bitwright.errors import ModelError
 from bitwright.files.sentences import Sentences
 from bitwright.models.heap import trim_heap
-from bitwright.models.load import LoadedModel, materialise, release
+from bitwright.models.load import LoadedModel, lent, materialise, release
 from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import NO_CHANGES, Changes, apply_changes
 from bitwright.runtime.generic_model import (
@@ -184,13 +185,13 @@ class StreamedModel:
         """The outputs of the forward for each batch, one at a time."""
         for batch in batches:
             check_inputs(batch, self.loaded.config)
-        opened = self.loaded.reopen()
         # As a loaded checkpoint computes beside its linears; perplexity is judged in float32.
         compute = "auto" if self.changes.swaps and not self._generates else "float32"
-        _change(opened, self.changes, compute, "")
-        enter, leave = partial(_enter, opened, self.changes, compute), partial(_leave, opened)
-        yield from stream_outputs(opened, batches, enter=enter, leave=leave)
-        del opened, enter, leave
+        with lent(self.loaded) as opened:
+            _change(opened, self.changes, compute, "")
+            enter, leave = partial(_enter, opened, self.changes, compute), partial(_leave, opened)
+            yield from stream_outputs(opened, batches, enter=enter, leave=leave)
+        del opened, enter, leave  # another one, it may be
         trim_heap()
 
 
