@@ -48,8 +48,10 @@ def require_memory(job: Job) -> None:
 def fisher_rows(
     job: Job, quantized: Quantized, progress: Progress, model: GenericModel | None = None
 ) -> list[dict[str, Any]]:
-    """A row {name, block, role, fisher, diagonal} per unit, largest first. model: the float model after folding, where it
-    is in memory already."""
+    """A row {name, block, role, fisher, diagonal} per unit, largest first.
+
+    model: the float model after folding, where it is in memory already.
+    """
     model = model or folded(job.model, quantized)
     sites = {site.unit: site for site in job.opened.sites if site.name in quantized.layers}
     units = {unit: [site.name for site in job.opened.sites if site.unit == unit] for unit in sites}

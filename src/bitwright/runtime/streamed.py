@@ -156,7 +156,9 @@ class StreamedModel:
             for batch, out in zip(inputs, self._outputs(inputs), strict=True):
                 yield next_token_rows(out.logits, batch["input_ids"])
         elif self.changes is NO_CHANGES and self._fits_better_whole(batches):
-            yield from self.generic.run(batches)
+            with lent(self.loaded) as opened:
+                materialise(opened, "")
+                yield from float_model(opened).run(batches)
         else:
             inputs = [padded(tokens, self.loaded.config) for tokens in batches]
             for tokens, batch, out in zip(batches, inputs, self._outputs(inputs), strict=True):
