@@ -217,13 +217,14 @@ def test_doctor(run: Run) -> None:
 def test_quantize_for_people_and_for_machines(tiny_model: TinyModel, here: Path, run: Run) -> None:
     model = tiny_model("bert")
     quick = ("--samples", "60", "--max-loss", "50%", "--no-speed")
-    shown = run("quantize", model, "--out", "out", "--no-sensitivity", *quick)
+    shown = run("quantize", model, "--out", "out", *quick)
     assert shown.code == 0
     assert shown.out.splitlines()[-1] == "out/report.html"
     assert "inside the 50 % budget" in " ".join(shown.out.replace("\u00a0", " ").split())
     assert "rounding weights" in shown.err
+    assert "sensitivity" not in shown.err  # nothing has to fall back
 
-    outcome = run("quantize", model, "--out", "again", *quick, "--json")
+    outcome = run("quantize", model, "--out", "again", "--sensitivity", *quick, "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out) == json.loads((here / "again" / "record.json").read_text())
     assert "sensitivity of every layer" in outcome.err

@@ -1,6 +1,7 @@
 """Tables that fit, names that stay recognisable, progress that says how long, and no colour where none is wanted."""
 
 import io
+import itertools
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bitwright.cli import terminal
-from bitwright.cli.terminal import TerminalProgress, console, fraction, shorten, table
+from bitwright.cli.terminal import TerminalProgress, console, counted, fraction, shorten, table
 
 LONG = "bert.encoder.layer.11.attention.output.dense"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -164,3 +165,24 @@ def test_what_a_terminal_would_obey_is_shown(monkeypatch: pytest.MonkeyPatch) ->
     assert "\\x1b]0;pwned\\x07" in file.getvalue()
     assert "\\x1b[31m" in file.getvalue()
     assert not re.search("[\x07\x1b\x9b]", file.getvalue())
+
+
+def test_progress_in_a_file_tells_the_time_left_now_and_then() -> None:
+    """Items take 4 s each: nothing is said in the first ten seconds, and then every ten."""
+    seconds, said = itertools.count(0.0, 4.0), []
+    assert list(counted([*range(8)], "rounding", said.append, lambda: next(seconds))) == [*range(8)]
+    # The clock is read once before the first item, so item n comes 4 (n + 1) s after the start.
+    assert said == ["rounding: 2 of 8, about 36 s left", "rounding: 5 of 8, about 14 s left"]
+
+
+def test_progress_in_a_file_says_nothing_of_short_work() -> None:
+    said: list[str] = []
+    assert list(counted([1, 2, 3], "rounding", said.append)) == [1, 2, 3]
+    assert said == []
+
+
+@pytest.mark.parametrize(("item_s", "left"), [(11.0, "88 s"), (30.0, "4 min"), (3600.0, "8 h")])
+def test_time_left_is_as_precise_as_a_guess(item_s: float, left: str) -> None:
+    seconds, said = iter([0.0, 0.0, *(item_s * n for n in range(1, 9))]), []
+    list(counted([*range(9)], "x", said.append, lambda: next(seconds)))
+    assert said[0] == f"x: 1 of 9, about {left} left"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import ModelError
 from bitwright.families import FAMILIES
-from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, open_skeleton, release
+from bitwright.models.load import LoadedModel, lent, load_model, materialise, open_lazily, open_skeleton, release
 from bitwright.models.sites import find_blocks, find_linears
 
 
@@ -326,3 +326,17 @@ def test_a_model_that_was_trusted_is_reopened_with_trust(directory):
     assert loaded.trust_remote_code
     assert loaded.reopen().trust_remote_code
     assert not load_model(directory("bert")).reopen().trust_remote_code
+
+
+def test_a_lent_model_is_given_back_empty(directory: Callable[..., Path]) -> None:
+    """With the modules that it had; one that is not empty stays as it is, and another is lent."""
+    loaded = open_lazily(directory("bert"), runnable=False)
+    before = dict(loaded.model.named_modules())
+    with lent(loaded) as mine, lent(loaded) as other:
+        assert mine is loaded
+        assert other is not loaded
+        assert filled(mine) == filled(other) != set()
+        mine.model.set_submodule("embeddings.LayerNorm", nn.Identity())
+        materialise(mine, "encoder.layer.0")
+    assert filled(loaded) == set()
+    assert dict(loaded.model.named_modules()) == before

@@ -89,3 +89,9 @@ def test_bad_ffn_of_an_encoder_is_the_only_fallback(
     assert result.record["evaluation"]["verdict"] == "met"
     assert [step["units"] for step in result.record["steps"]] == [[], [name]]
     assert result.record["steps"][0]["loss"] > max_loss
+    units = result.record["sensitivity"]["units"]  # what the search needed, and no more
+    assert units[0]["name"] == name
+    assert not result.record["sensitivity"].get("rows")
+    assert 0 < sum(row.get("emd") is not None for row in units) < len(units)
+    assert all(row["estimate"] is not None for row in units)
+    assert "estimate from gradients" in (result.directory / "report.html").read_text()

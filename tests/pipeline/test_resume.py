@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from bitwright import report
 from bitwright.calibration import observers
 from bitwright.checkpoints import write
 from bitwright.errors import CheckpointError, InputError, NumericsError
-from bitwright.pipeline import quantize, run
+from bitwright.pipeline import quantize
 from bitwright.pipeline.workspace import claim, work_directory
 from bitwright.progress import Quiet
 from bitwright.quantizing import layers, observing
@@ -99,7 +100,7 @@ def test_stopped_before_every_block(start: Callable[..., Any], undisturbed: dict
     assert not work(tmp_path).exists()
 
 
-@pytest.mark.parametrize(("module", "where"), [(write, "write_checkpoint"), (run, "write_report")])
+@pytest.mark.parametrize(("module", "where"), [(write, "write_checkpoint"), (report, "write_report")])
 def test_stopped_while_writing(
     start: Callable[..., Any],
     undisturbed: dict[str, Any],

@@ -77,13 +77,12 @@ def test_fisher_score_of_an_embedding_model_is_the_squared_change_of_its_directi
 ) -> None:
     job, quantized = quantized_job(tiny_model("bert"), tmp_path, recipe_of(), samples=80)
     scores = {row["name"]: row["fisher"] for row in fisher_rows(job, quantized, Quiet())}
-    assert isinstance(job.model, GenericModel)
-    texts = list(job.scored.probe)
-    original = directions(job.model, texts)
+    model, texts = job.model.generic, list(job.scored.probe)
+    original = directions(model, texts)
     modules = quantized_modules(quantized)
     for unit in ("encoder.layer.0.qkv", "encoder.layer.1.intermediate.dense"):
-        with only_quantized(job.model.hf, modules, members(job, unit)):
-            change = np.square(directions(job.model, texts) - original).sum(axis=1).mean()
+        with only_quantized(model.hf, modules, members(job, unit)):
+            change = np.square(directions(model, texts) - original).sum(axis=1).mean()
         assert scores[unit] == pytest.approx(change, rel=0.3)
 
 

@@ -1,4 +1,4 @@
-"""A language model that runs block by block gives what the same model gives whole, float or changed."""
+"""A model that runs block by block gives what the same model gives whole, float or changed."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitwright.kernels import dispatch
 from bitwright.methods.rtn import rtn
-from bitwright.models.load import LoadedModel, load_model
+from bitwright.models.load import LoadedModel, load_model, open_lazily
 from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
@@ -106,3 +106,58 @@ def test_one_block_is_there_at_a_time(tiny_decoder: Callable[..., Path], monkeyp
     assert most == sum(p.numel() for p in whole.model.model.layers[0].parameters())
     assert len(rows) == 3
     assert all(math.isfinite(row[0].sum()) for row in rows)
+
+
+ENCODER_TEXTS = ["a list", "how to copy a dictionary, and what it holds", "the end"]
+
+
+def encoder_changes(whole: LoadedModel) -> Changes:
+    """Every second linear quantized, the others and the tables in 16 bit, norms changed."""
+    spec = SCHEMES["w8a8"]
+    sites = [site.name for site in find_linears(whole.model, whole.architecture)]
+
+    def quantized(name: str) -> QuantizedLinear:
+        linear = whole.model.get_submodule(name)
+        assert spec.weight is not None
+        weight = rtn(linear.weight.detach(), None, spec.weight, RANGES["min_max"]).qtensor
+        return QuantizedLinear(weight, None if linear.bias is None else linear.bias.detach(), spec.input)
+
+    norms = {name: p.detach() * 1.25 for name, p in whole.model.named_parameters() if "norm" in name.lower()}
+    return Changes(
+        layers={name: partial(quantized, name) for name in sites[::2]},
+        half=dict.fromkeys(sites[1::2], torch.float16),
+        changed={name: partial(norms.__getitem__, name) for name in norms},
+        in_16_bit={name: torch.bfloat16 for name, _ in whole.model.named_parameters() if "embeddings.weight" in name},
+    )
+
+
+@pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
+@pytest.mark.parametrize("family", ["albert", "bert", "deberta-v2", "distilbert", "modernbert", "mpnet", "roberta"])
+def test_encoder_gives_the_same_bits(tiny_model: Callable[..., Path], family: str) -> None:
+    whole = load_model(tiny_model(family))
+    streams, generic = StreamedModel(open_lazily(whole.path, runnable=False), whole.max_tokens), float_model(whole)
+    changes = encoder_changes(whole)
+    before, after = streams.encode(ENCODER_TEXTS), streams.changed(changes).encode(ENCODER_TEXTS)
+    assert np.array_equal(before, generic.encode(ENCODER_TEXTS))
+    assert np.array_equal(after, generic.changed(changes).encode(ENCODER_TEXTS))
+    assert not np.allclose(before, after, atol=1e-3)
+    for name in ("task", "max_tokens", "vocabulary", "n_types", "width", "special_ids", "tokens_at_once"):
+        assert getattr(streams, name) == getattr(generic, name)
+
+
+@pytest.mark.parametrize("task", ["sequence-classification", "token-classification", "question-answering"])
+def test_encoder_with_a_head_gives_the_same_bits(tiny_model: Callable[..., Path], task: str) -> None:
+    whole = load_model(tiny_model("bert", task))
+    pairs = list(zip(ENCODER_TEXTS, reversed(ENCODER_TEXTS), strict=True))
+    found, expected = (model.encode(pairs) for model in (StreamedModel(whole, 64), float_model(whole)))
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+def test_many_texts_run_through_the_whole_encoder(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their hidden states would take more memory than it does."""
+    whole = load_model(tiny_model("bert"))
+    monkeypatch.setattr(streamed, "stream_outputs", lambda *args, **kwargs: pytest.fail("block by block"))
+    texts = [f"{text} {i}" for i in range(60) for text in ENCODER_TEXTS]
+    assert np.array_equal(StreamedModel(whole, 64).encode(texts), float_model(whole).encode(texts))

@@ -7,7 +7,14 @@ import pytest
 
 from bitwright.models.sites import LinearSite
 from bitwright.search.journal import Journal
-from bitwright.search.sensitivity import Reading, measure_sensitivity, parts_of, ranked_units, read_outputs
+from bitwright.search.sensitivity import (
+    Reading,
+    measure_sensitivity,
+    measure_units,
+    parts_of,
+    ranked_units,
+    read_outputs,
+)
 
 SITES = [
     LinearSite("b.0.q", 0, "qkv", "b.0.qkv"),
@@ -39,6 +46,38 @@ def test_groups_are_roles_of_blocks_and_of_the_model() -> None:
     assert groups["ffn", None] == {"b.0.f", "b.1.f"}
     assert groups["qkv", 0] == {"b.0.q", "b.0.k"}
     assert groups["ffn", 1] == {"b.1.f"}
+
+
+def test_only_units_that_matter_are_measured() -> None:
+    """They are ranked by their distance, whatever the estimate; the others follow, by theirs."""
+    asked: list[frozenset[str]] = []
+
+    def measure(names: frozenset[str]) -> Reading:
+        asked.append(names)
+        return additive(names)
+
+    estimates = {"b.1.f": 60.0, "b.0.f": 36.0, "b.0.qkv": 4.0}
+    found = measure_units(SITES, estimates, measure, Journal(None, ""))
+    assert asked == [{"b.1.f"}, {"b.0.f"}]
+    assert ranked_units(found) == ("b.0.f", "b.1.f", "b.0.qkv")
+    assert [row.emd for row in found.units] == [8.0, 4.0, None]
+    assert {row.name: row.estimate for row in found.units} == estimates
+    assert (found.rows, found.groups) == ((), ())
+
+
+def test_an_estimate_that_is_infinite_comes_first_and_hides_no_other() -> None:
+    estimates = {"b.0.qkv": math.inf, "b.0.f": 0.0, "b.1.f": 3.0}
+    found = measure_units(SITES, estimates, additive, Journal(None, ""))
+    assert [row.emd for row in found.units] == [4.0, 3.0, None]
+
+
+def test_no_more_than_a_few_of_many_alike_are_measured() -> None:
+    sites = [LinearSite(f"b.{i}.f", i, "ffn", f"b.{i}.f") for i in range(40)]
+    found = measure_units(
+        sites, {site.unit: 1.0 for site in sites}, lambda _: Reading(1, 0, 0, 0, 0), Journal(None, "")
+    )
+    assert 0 < sum(row.emd is not None for row in found.units) < 10
+    assert len(found.units) == 40
 
 
 def test_a_distance_that_is_not_a_number_ranks_first() -> None:

@@ -64,9 +64,9 @@ def exit_code_lines() -> str:
 )
 @click.option(
     "--sensitivity/--no-sensitivity",
-    default=True,
+    default=False,
     show_default=True,
-    help="Measure every layer of an encoder for the report; without it only if the budget needs it.",
+    help="Measure every layer of an encoder for the report; without it only what a search for a fallback needs.",
 )
 @click.option("--speed/--no-speed", default=True, show_default=True, help="Time an encoder against its float original.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what the run would cost, and stop.")

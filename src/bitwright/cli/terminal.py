@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, TextIO, TypeVar
 
@@ -40,6 +41,7 @@ _GAP = 2  # characters between columns
 # "round 2 of 5": such a remark is out of date as soon as the next one comes.
 _COUNTS = re.compile(r"\b\d+ of \d+\b")
 _WORTH_TELLING_S = 2.0
+_TOLD_EVERY_S = 10.0  # of a long loop, where stderr is no terminal
 
 
 class _Console(Console):
@@ -84,7 +86,7 @@ class TerminalProgress:
         """Yield the items, showing how far along they are and how long the rest will take."""
         if not err.is_terminal:
             self.say(f"{what} …")
-            yield from items
+            yield from counted(items, what, self.say)
             return
         self._settle()
         self._live = Progress(
@@ -123,6 +125,26 @@ class TerminalProgress:
             seconds = live.tasks[0].elapsed or 0.0
             took = f" ({seconds:.0f} s)" if seconds >= _WORTH_TELLING_S else ""
             err.print(doing + took, style="dim", markup=False)
+
+
+def counted(
+    items: Sequence[T], what: str, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic
+) -> Iterator[T]:
+    """Yield the items, and say every ten seconds how many are done and about how long the rest will take. What is over
+    sooner says nothing."""
+    begun = last = clock()
+    for done, item in enumerate(items):
+        now = clock()
+        if now - last >= _TOLD_EVERY_S:
+            say(f"{what}: {done} of {len(items)}, about {_duration((now - begun) / done * (len(items) - done))} left")
+            last = now
+        yield item
+
+
+def _duration(seconds: float) -> str:
+    """As precise as a guess is: "30 s", "4 min", "2 h"."""
+    size, unit = next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if seconds >= 2 * size), (1, "s"))
+    return f"{max(1, round(seconds / size))} {unit}"
 
 
 def fraction(text: str) -> float:

@@ -3,7 +3,8 @@
 Nothing that the checkpoint lacks is filled in silently.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,35 @@ def materialise(loaded: LoadedModel, path: str) -> None:
         CheckpointError: a file that has changed since the model was opened.
     """
     fill(loaded.model, loaded.source, path)
+
+
+@contextmanager
+def lent(loaded: LoadedModel) -> Iterator[LoadedModel]:
+    """The model with empty blocks and values outside them, to be run block by block and changed, until the end of the
+    block: itself, emptied afterwards, if it is empty; otherwise another one over the same files.
+
+    Raises:
+        As `LoadedModel.reopen`.
+    """
+    if not all(parameter.is_meta for parameter in loaded.model.parameters()):
+        yield loaded.reopen()
+        return
+    try:
+        _fill_outside_blocks(loaded)
+        yield loaded
+    finally:
+        release(loaded, "")
+
+
+def check_values(loaded: LoadedModel) -> None:
+    """Refuse NaN and infinity in a model that stays empty. One tensor is in memory at a time.
+
+    Raises:
+        As `materialise`.
+    """
+    dtype = next(loaded.model.parameters()).dtype
+    for name in loaded.source:
+        check_finite(loaded.source[name].to(dtype), loaded.source.where(name))
 
 
 def release(loaded: LoadedModel, path: str) -> None:

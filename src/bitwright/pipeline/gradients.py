@@ -1,7 +1,7 @@
 """Fisher sensitivity of a quantized model's units. It takes gradients, so that the model is in memory whole."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from bitwright.errors import InputError
 from bitwright.evaluate.kinds import Items
 from bitwright.models.pool_tokens import pool_tokens
 from bitwright.pipeline.job import Job
-from bitwright.pipeline.swapped import fold_in, folded, quantized_modules
+from bitwright.pipeline.swapped import folded, quantized_modules
 from bitwright.plan import quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
@@ -32,7 +32,7 @@ def require_memory(job: Job) -> None:
     Raises:
         InputError: says how much is needed, and how much there is.
     """
-    if not job.opened.streams:  # it is in memory already, and its texts are short
+    if not job.opened.streams:  # encoders fit, and their texts are short
         return
     tokens = max(map(len, _items(job)))
     needed = memory_needed(job.opened.loaded.model, quantized_names(job.plan), tokens)
@@ -45,13 +45,14 @@ def require_memory(job: Job) -> None:
         )
 
 
-def fisher_rows(job: Job, quantized: Quantized, progress: Progress) -> list[dict[str, Any]]:
-    """A row {name, block, role, fisher, diagonal} per unit, largest first."""
-    model = job.model.generic
-    if model is job.model:
-        model = replace(model, hf=folded(model.hf, quantized))
-    else:  # loaded for this
-        fold_in(model.hf, quantized.changed)
+def fisher_rows(
+    job: Job, quantized: Quantized, progress: Progress, model: GenericModel | None = None
+) -> list[dict[str, Any]]:
+    """A row {name, block, role, fisher, diagonal} per unit, largest first.
+
+    model: the float model after folding, where it is in memory already.
+    """
+    model = model or folded(job.model, quantized)
     sites = {site.unit: site for site in job.opened.sites if site.name in quantized.layers}
     units = {unit: [site.name for site in job.opened.sites if site.unit == unit] for unit in sites}
     items = _items(job)

@@ -118,10 +118,10 @@ def open_job(
     """
     start = time.perf_counter()
     check_goal(recipe)
-    opened = open_model(name, trust_remote_code=trust_remote_code, task=task)
-    recipe = beginning(recipe, language_model=opened.streams)
     if compares:
         start_library()
+    opened = open_model(name, trust_remote_code=trust_remote_code, task=task)
+    recipe = beginning(recipe, language_model=opened.streams)
     resolved, loaded = opened.resolve(recipe), opened.loaded
     if loaded.tokenizer is None:
         raise InputError(

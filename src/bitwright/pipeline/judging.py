@@ -56,6 +56,7 @@ def judge_result(
         if job.scored.elsewhere is not None:
             known = None if job.reference is None else job.reference.elsewhere
             elsewhere = _compare(job, _Side(job.scored.elsewhere, known), final, progress)
+        del final  # what follows needs the memory
     evaluation = evaluation_facts(job, compared, elsewhere)
     if why := metric_found(compared.task.kind, compared.float_outputs, compared.quant_outputs)[1]:
         job.warnings.append(why)
@@ -65,7 +66,6 @@ def judge_result(
         verified = verify_in_runtimes(job, staged, quantized)
     speed = None if timed is None else timed.speed
     if asked.speed and timed is None and not job.opened.streams:
-        del final  # the timed processes need the memory
         with job.timed("speed"):
             schedule = Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3)
             measured = run_bench(

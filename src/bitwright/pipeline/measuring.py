@@ -1,6 +1,9 @@
 """The `measure` of those who search for a recipe: what a recipe's model loses, on tuning data or on a small sample."""
 
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,15 +17,17 @@ from bitwright.evaluate.kinds import Outputs, windows_in
 from bitwright.evaluate.logits import compare_windows
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
-from bitwright.pipeline.variants import candidate, quantize_model, stored_plan
+from bitwright.pipeline.variants import candidate, quantize_model, stored_plan, write_variant
 from bitwright.progress import Progress, tracking
 from bitwright.quantizing.layers import Quantized
 from bitwright.recipe import Recipe
+from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
 from bitwright.search.journal import Journal
 from bitwright.search.measured import Measure, Measured
 from bitwright.search.smallest import Probe, Probed
 
+_PLACE = ".candidate"  # in a work directory; hidden: what a killed run leaves goes when the next one begins
 _LOSS_TEXTS, _LOSS_WINDOWS, _LOSS_TOKENS = 128, 4, 64  # of the small sample
 _PROBE_TEXTS = 64
 
@@ -32,8 +37,12 @@ def run_task(task: Task, model: Model, progress: Progress, what: str) -> Outputs
     return task.run(partial(model.encode, track=tracking(progress, what)))
 
 
-def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Measure:
-    """Measures recipes that give more bits to some of the linears of `quantized`; nothing is quantized for it."""
+def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, folder: Path, progress: Progress) -> Measure:
+    """Measures recipes that give more bits to some of the linears of `quantized`; nothing is quantized for it.
+
+    An encoder's candidate is written into `folder` and loaded, so that what is measured is what a result is: the same
+    bytes, on the engine where that runs them. One lies there at a time.
+    """
     given = None if job.reference is None else job.reference.tuning
     float_outputs: list[Outputs] = [] if given is None else [given]
 
@@ -45,9 +54,9 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
             if not float_outputs:
                 float_outputs.append(run_task(job.scored.tuning, job.model, progress, "tuning texts, float"))
             what = f"tuning texts, {_with_more_bits(job, variant)} units with more bits"
-            model = candidate(variant, quantized)
             try:
-                outputs = run_task(job.scored.tuning, model, progress, what)
+                with _runnable(variant, quantized, folder) as model:
+                    outputs = run_task(job.scored.tuning, model, progress, what)
             except NotFiniteError:  # as bad as can be
                 return [math.inf, math.inf]
             interval = loss_interval(job.scored.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
@@ -57,6 +66,21 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, progress: P
         return Measured(loss, bound, None, _bytes(variant, quantized))
 
     return measure
+
+
+@contextmanager
+def _runnable(variant: Job, quantized: Quantized, folder: Path) -> Iterator[Model]:
+    """A variant as its result would run; of a language model, which is never whole, from what is in memory."""
+    if variant.opened.streams:
+        yield candidate(variant, quantized)
+        return
+    place = folder / _PLACE
+    shutil.rmtree(place, ignore_errors=True)
+    write_variant(variant, quantized, place)
+    try:
+        yield load(place, trust_remote_code=variant.opened.loaded.trust_remote_code)
+    finally:
+        shutil.rmtree(place)
 
 
 def on_a_sample(job: Job, progress: Progress) -> Measure:
@@ -89,25 +113,26 @@ def _sample_loss(job: Job, model: Model, progress: Progress) -> float:
     return loss if task.kind.outputs == "embeddings" else max(loss, 1 / len(probe))
 
 
-def distances(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Probe:
+def distances(job: Job, quantized: Quantized, journal: Journal, folder: Path, progress: Progress) -> Probe:
     """How far the outputs move, on a few tuning texts, when a recipe is carried out with the linears of `quantized`: of
-    a language model the mean KL divergence of the next token's distribution, else `output_distance`."""
+    a language model the mean KL divergence of the next token's distribution, else `output_distance`. folder: as
+    `on_tuning_data` takes it.
+    """
     texts = as_texts(job.scored.probe[:: max(1, len(job.scored.probe) // _PROBE_TEXTS)])
     float_outputs: list[Outputs] = []
 
     def distance(variant: Job) -> float:
-        model = candidate(variant, quantized)
+        if not float_outputs and not job.opened.streams:
+            float_outputs.append(job.model.encode(texts))
         try:
-            if job.opened.streams:
-                return _mean_kl(job, model)
-            if not float_outputs:
-                float_outputs.append(job.model.encode(texts))
-            embeddings = job.model.task == "embedding"
-            what = f"distance of the outputs, {_with_more_bits(job, variant)} units with more bits"
-            outputs = model.encode(texts, track=tracking(progress, what))
-            return output_distance(float_outputs[0], outputs, embeddings=embeddings)
+            with _runnable(variant, quantized, folder) as model:
+                if job.opened.streams:
+                    return _mean_kl(job, model)
+                what = f"distance of the outputs, {_with_more_bits(job, variant)} units with more bits"
+                outputs = model.encode(texts, track=tracking(progress, what))
         except NumericsError:
             return math.inf
+        return output_distance(float_outputs[0], outputs, embeddings=job.model.task == "embedding")
 
     def probe(recipe: Recipe) -> Probed:
         variant = job.with_recipe(recipe)

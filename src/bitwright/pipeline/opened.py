@@ -8,13 +8,12 @@ import torch
 
 from bitwright.errors import ModelError
 from bitwright.families.tasks import TaskName
-from bitwright.models.load import LoadedModel, materialise, open_lazily
+from bitwright.models.load import LoadedModel, check_values, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
 from bitwright.plan import Plan, fit_targets, make_plan, refusals
 from bitwright.recipe import Recipe
 from bitwright.runtime.changes import FloatModel
-from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.streamed import StreamedModel
 
 
@@ -32,7 +31,7 @@ class Resolved(NamedTuple):
 class Opened:
     """A float model, opened.
 
-    loaded: whole; of a language model, which runs block by block, without values. names: of its modules and tensors, in
+    loaded: without values: it runs block by block. names: of its modules and tensors, in
     memory and on disk. sites: the linears that the architecture row names. embeddings: its tables.
     dtype: of the linears' weights on disk.
     """
@@ -45,7 +44,7 @@ class Opened:
 
     @property
     def streams(self) -> bool:
-        """Whether the model is a language model: such run block by block, and see windows of running text."""
+        """Whether the model is a language model: such see windows of running text, and are whole nowhere."""
         return self.loaded.task == "text-generation"
 
     def resolve(self, recipe: Recipe) -> Resolved:
@@ -68,21 +67,23 @@ class Opened:
         return self.loaded.source.dtype(weight) if weight in self.loaded.source else self.dtype
 
     def runnable(self) -> FloatModel:
-        """The float model, ready to run."""
-        return StreamedModel(self.loaded, self.loaded.max_tokens) if self.streams else float_model(self.loaded)
+        """The float model, ready to run: block by block, unless an embedding mixes the outputs of all of them."""
+        streamed = StreamedModel(self.loaded, self.loaded.max_tokens)
+        return streamed if self.loaded.sentences.mix is None else streamed.generic
 
 
 def open_model(name: str | Path, *, trust_remote_code: bool = False, task: TaskName | None = None) -> Opened:
-    """Open the model of a run: whole, or without values if it is a language model, since those run block by block.
+    """Open the model of a run: without values, since it runs block by block.
 
     task: what the model is for, if the user says it.
 
     Raises:
-        ModelError, CheckpointError: as `load_model` and `open_lazily`; a tokenizer whose code came with the model.
+        ModelError, CheckpointError: as `open_lazily`; NaN or infinity in an encoder's weights; a tokenizer whose code
+            came with the model.
     """
     loaded = open_lazily(name, trust_remote_code=trust_remote_code, task=task, runnable=False)
     if loaded.task != "text-generation":
-        materialise(loaded, "")
+        check_values(loaded)
     _refuse_foreign_tokenizer(loaded)
     sites = find_linears(loaded.model, loaded.architecture)
     names = model_names(loaded.model, loaded.architecture)

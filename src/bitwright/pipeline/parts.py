@@ -1,21 +1,25 @@
 """Sensitivity: how far the outputs of a model move when a part of it is quantized, measured part by part."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from bitwright.errors import NumericsError
 from bitwright.evaluate import Task, agreement_task
 from bitwright.evaluate.remembering import remembering
+from bitwright.pipeline.gradients import fisher_rows
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
 from bitwright.pipeline.swapped import folded, only_quantized, quantized_modules
 from bitwright.progress import Progress, tracking
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import Sensitivity
+from bitwright.runtime.generic_model import GenericModel
 from bitwright.search.journal import Journal
-from bitwright.search.sensitivity import Reading, measure_sensitivity, read_outputs
+from bitwright.search.sensitivity import Reading, measure_sensitivity, measure_units, read_outputs
 
 _MAX_TASK_TEXTS = 400  # texts that every variant of the model encodes for its metric loss
 
@@ -24,8 +28,28 @@ def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Pr
     """The Record's `sensitivity`: every linear, unit and group of the model."""
     sites = [site for site in job.opened.sites if site.name in quantized.layers]
     track = tracking(progress, "sensitivity of every layer")
-    found = measure_sensitivity(sites, _reader(job, quantized), journal, track=track)
+    read = _reader(job, quantized, folded(job.model, quantized))
+    found = measure_sensitivity(sites, read, journal, track=track)
     return replace(found, n_samples=len(job.scored.probe), metric=sensitivity_task(job).kind.metric)
+
+
+def rank_units(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Sensitivity:
+    """The Record's `sensitivity` of the units alone, as a search for a fallback needs it: an estimate of each from
+    gradients, taken in one pass, and the distance of those that matter.
+    """
+    sites = [site for site in job.opened.sites if site.name in quantized.layers]
+    base = folded(job.model, quantized)
+    values = journal.remember("estimates", partial(_estimates, job, quantized, base, progress))
+    track = tracking(progress, "the most sensitive units")
+    numbers = {unit: float(value) for unit, value in values.items()}
+    found = measure_units(sites, numbers, _reader(job, quantized, base), journal, track=track)
+    return replace(found, n_samples=len(job.scored.probe), metric=sensitivity_task(job).kind.metric)
+
+
+def _estimates(job: Job, quantized: Quantized, base: GenericModel, progress: Progress) -> dict[str, str]:
+    """The Fisher score of each unit, as text for a journal; of a unit that breaks the outputs infinity."""
+    scores = {row["name"]: float(row["fisher"]) for row in fisher_rows(job, quantized, progress, base)}
+    return {unit: repr(math.inf if math.isnan(score) else score) for unit, score in scores.items()}
 
 
 def sensitivity_task(job: Job) -> Task:
@@ -43,15 +67,15 @@ def sensitivity_task(job: Job) -> Task:
     return agreement_task(job.model.task, config, probe, name="agreement with float on probe texts")
 
 
-def _reader(job: Job, quantized: Quantized) -> Callable[[frozenset[str]], Reading]:
+def _reader(job: Job, quantized: Quantized, base: GenericModel) -> Callable[[frozenset[str]], Reading]:
     """A function from a set of linears to how the outputs move when just these are quantized.
 
+    base: the float model after folding, whose linears give way for as long as a reading takes.
     The distance is taken over the outputs of the probe texts, the metric loss over `sensitivity_task`.
     """
-    base = replace(job.model.generic, hf=folded(job.opened.loaded.model, quantized))
     modules = quantized_modules(quantized)
     task, texts = sensitivity_task(job), as_texts(job.scored.probe)
-    float_encode = remembering(job.model.encode)
+    float_encode = remembering(base.encode)  # folding changes no function
     float_probe, float_outputs = float_encode(texts), task.run(float_encode)
 
     def read(names: frozenset[str]) -> Reading:

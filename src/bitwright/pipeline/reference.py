@@ -29,6 +29,7 @@ from bitwright.runtime.model import Model
 _TOLERANCE = 1e-3
 _FORWARDED = 24  # hard texts whose outputs are compared, of at most so many tokens
 _FORWARDED_TOKENS = 512
+_PADDED = 4  # of them in a batch of ours: those of 32 would take the memory of as many long ones
 
 
 class Sides(Protocol):
@@ -149,7 +150,7 @@ def _check_outputs(loaded: LoadedModel, model: Model, library: Library, items: S
             f"{loaded.path}: the outputs of {library.name} are NaN or infinite for every text that was tried; the "
             "checkpoint is damaged, or its values do not fit float32"
         )
-    ours = _rows(model.encode(some))
+    ours = _rows(model.encode(some, batch_size=_PADDED))
     longest = max(float(np.linalg.norm(theirs[item])) for item in some)
     for item, b in zip(some, ours, strict=True):
         a = theirs[item]

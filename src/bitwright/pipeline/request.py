@@ -36,7 +36,7 @@ class Asked:
     """What a run is to do beside carrying out the recipe.
 
     out: directory of the result; overwrite: whether what is there may be replaced. judged: evaluate, search for a
-    fallback, verify. sensitivity: of every layer, even if the budget does not need it. speed: time the result.
+    fallback, verify. sensitivity: of every layer of an encoder, for the report. speed: time the result.
     command: what a person would type to do this again.
     """
 

@@ -49,14 +49,12 @@ def job_cost(job: Job, available: Resources) -> Cost:
         )
         for shared in inputs
     ]  # fmt: skip
-    # A language model keeps its tables in memory; of an encoder all is there, beside the blocks that are run.
-    tables = [model.get_parameter(f"{name}.weight") for name in job.opened.embeddings]
-    resident = tables if job.opened.streams else [*tables, *model.parameters()]
+    tables = [model.get_parameter(f"{name}.weight") for name in job.opened.embeddings]  # in memory beside the blocks
     return calibration_cost(
         tensors,
         n_tokens=min(len(job.scored.calibration), settings.samples) * min(settings.max_tokens, job.model.max_tokens),
         hidden=config.hidden_size,
-        resident_bytes=_FLOAT32 * sum(parameter.numel() for parameter in resident),
+        resident_bytes=_FLOAT32 * sum(table.numel() for table in tables),
         flops_per_second=available.flops_per_second,
     )
 

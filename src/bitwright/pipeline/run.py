@@ -28,7 +28,7 @@ from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnin
 from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
 from bitwright.pipeline.measuring import on_tuning_data
-from bitwright.pipeline.parts import measure_parts
+from bitwright.pipeline.parts import measure_parts, rank_units
 from bitwright.pipeline.request import RECIPE_FILE, Asked, make_texts, reproducing_command, resolve_recipe
 from bitwright.pipeline.smallest import all_int8, job_ladders, search_smallest, smallest_facts
 from bitwright.pipeline.speed_front import MOST_VARIANTS, Timed, measure_front
@@ -37,7 +37,6 @@ from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe, recipe_yaml
 from bitwright.record import RECORD_FILE, Environment, Record, Sensitivity, as_data, from_data, write_record
-from bitwright.report import render_model_card, write_report
 from bitwright.runtime.environment import environment
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
 from bitwright.search.journal import Journal
@@ -81,7 +80,7 @@ def quantize(
     task: TaskName | None = None,
     overwrite: bool = False,
     judged: bool = True,
-    sensitivity: bool = True,
+    sensitivity: bool = False,
     speed: bool = True,
     trust_remote_code: bool = False,
     command: str | None = None,
@@ -103,7 +102,8 @@ def quantize(
         data, evaluation, kind, metric, samples: see `Texts`.
         task: what the model is for, where its files do not tell or contradict each other (`files.task`).
         judged: evaluate the result, search for a fallback, verify and time it. Without, it is quantized and written.
-        sensitivity: measure every layer even if the budget does not need it; speed: time the result.
+        sensitivity: measure every layer of an encoder for the report; without, the units that matter to a search for a
+            fallback, if there is one. speed: time the result.
         command: what a person would type to do this again; for the record.
 
     Raises:
@@ -135,8 +135,8 @@ def quantize(
     searches = judged and (hopeless is None or front or job.recipe.budget.accept_point_estimate)
     job = resolve_auto(job, progress)
     check_out(asked.out, job.opened.loaded.path, overwrite=overwrite)
-    # All-INT8 takes less than twice what 4 bits take.
-    checkpoints = 1 + front * MOST_VARIANTS + 2 * (recipe.budget.goal is not None)
+    # The result, and a candidate while it is measured. All-INT8 takes less than twice what 4 bits take.
+    checkpoints = 2 + front * MOST_VARIANTS + 2 * (recipe.budget.goal is not None)
     with work_directory(asked.out, checkpoints * sum(row.bytes_after for row in job.plan), progress) as work:
         return _run(job, asked, work, begun, progress, searches=searches)
 
@@ -156,7 +156,8 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
     def by_sensitivity() -> tuple[str, ...]:
         if not found:
             with job.timed("sensitivity"):
-                found.append(measure_parts(job, quantized, journal, progress))
+                analysis = measure_parts if asked.sensitivity else rank_units
+                found.append(analysis(job, quantized, journal, progress))
         return ranked_units(found[0])
 
     # A variant of a language model costs a pass of the whole: it is ranked by what was measured while quantizing.
@@ -170,10 +171,10 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
     steps: list[Step] = []
     timed: Timed | None = None
     if searches:
-        measure = on_tuning_data(job, quantized, journal, progress)
+        measure = on_tuning_data(job, quantized, journal, work, progress)
         with job.timed("search"):
             if goal is not None:
-                chosen, steps = search_smallest(job, quantized, climbs, measure, journal, progress)
+                chosen, steps = search_smallest(job, quantized, climbs, measure, journal, work, progress)
             else:
                 chosen, steps = find_fallback(job.recipe, ranking, measure)
             if job.recipe.budget.min_speedup is not None:
@@ -233,6 +234,8 @@ def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
 
 def _publish(staged: Path, record: Record, job: Job, asked: Asked) -> None:
     """Add record, report, recipe and model card, and put the directory in its place in one step."""
+    from bitwright.report import render_model_card, write_report  # Bokeh's memory is needed only now
+
     readme = job.opened.loaded.path / "README.md"
     source_card = read_text(readme)
     check_out(asked.out, job.opened.loaded.path, overwrite=asked.overwrite)  # again: the work took time

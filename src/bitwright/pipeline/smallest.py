@@ -46,10 +46,10 @@ def job_ladders(job: Job) -> Ladders:
 
 
 def search_smallest(
-    job: Job, quantized: Quantized, climbs: Ladders, measure: Measure, journal: Journal, progress: Progress
+    job: Job, quantized: Quantized, climbs: Ladders, measure: Measure, journal: Journal, work: Path, progress: Progress
 ) -> tuple[Step, list[Step]]:
     """The outcome and the steps of `find_smallest`; the outcome's recipe names its schemes, and no goal any more."""
-    probe = distances(job, quantized, journal, progress)
+    probe = distances(job, quantized, journal, work, progress)
     chosen, steps = find_smallest(job.recipe, climbs, probe, measure)
     budget = chosen.recipe.budget.model_copy(update={"goal": None})
     return replace(chosen, recipe=chosen.recipe.model_copy(update={"budget": budget})), steps

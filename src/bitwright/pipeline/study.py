@@ -32,7 +32,7 @@ _DEFAULT_TEXTS = Texts()
 
 
 def preview(
-    model: str | Path, *, recipe: Recipe | None = None, texts: Texts = _DEFAULT_TEXTS, sensitivity: bool = True,
+    model: str | Path, *, recipe: Recipe | None = None, texts: Texts = _DEFAULT_TEXTS, sensitivity: bool = False,
     trust_remote_code: bool = False, task: TaskName | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The plan of `quantize` and what it would cost in time, memory and disk. Writes nothing.
@@ -46,9 +46,10 @@ def preview(
     job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code, task=task)
     job = resolve_auto(job, progress)
     sample = job.scored.probe[:32]
-    job.model.encode(sample[:2])
+    whole = job.model.generic
+    whole.encode(sample[:2])
     start = time.perf_counter()
-    job.model.encode(sample)
+    whole.encode(sample)
     per_text = (time.perf_counter() - start) / len(sample)
     names = quantized_names(job.plan)
     sites = [site for site in job.opened.sites if site.name in names]

@@ -9,24 +9,29 @@ from torch import Tensor, nn
 
 from bitwright.kernels.linear import QuantLinear
 from bitwright.quantizing.layers import Quantized
+from bitwright.runtime.changes import FloatModel
+from bitwright.runtime.generic_model import GenericModel
 from bitwright.runtime.swap import swap_one
 
 
 def fold_in(hf: nn.Module, changed: Mapping[str, Callable[[], Tensor]]) -> None:
-    """Give parameters of `hf`, by name, the values that folding left. Mutates `hf`; where all of them are given, it is
-    the same function in other numbers."""
+    """Give parameters of `hf`, by name, the values that folding left; those without values stay so. Mutates `hf`; where
+    all of them are given, it is the same function in other numbers."""
     with torch.no_grad():
         for name, load in changed.items():
-            hf.get_parameter(name).copy_(load())
+            parameter = hf.get_parameter(name)
+            if not parameter.is_meta:
+                parameter.copy_(load())
 
 
-def folded(hf: nn.Module, quantized: Quantized) -> nn.Module:
-    """A float model after folding: a copy, or the model itself if nothing was folded."""
-    if not quantized.changed:
-        return hf
-    hf = copy.deepcopy(hf)
-    fold_in(hf, quantized.changed)
-    return hf
+def folded(model: FloatModel, quantized: Quantized) -> GenericModel:
+    """A float model after folding, whole, with modules of its own where anything was folded."""
+    whole = model.generic
+    if quantized.changed:
+        if whole is model:
+            whole = copy.deepcopy(whole)
+        fold_in(whole.hf, quantized.changed)
+    return whole
 
 
 def quantized_modules(quantized: Quantized) -> dict[str, nn.Module]:

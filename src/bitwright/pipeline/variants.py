@@ -12,7 +12,7 @@ from bitwright.checkpoints.formats import FORMATS
 from bitwright.checkpoints.write import QuantizedParts
 from bitwright.errors import RecipeError, named
 from bitwright.methods import ROUNDINGS
-from bitwright.models.parameters import weight_of
+from bitwright.models.heap import trim_heap
 from bitwright.numerics import RANGES
 from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
@@ -43,6 +43,7 @@ def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantiz
         name: ready(lazy.load()) for name, lazy in progress.track(list(quantized.layers.items()), "rounding weights")
     }
     loaded = {name: load() for name, load in quantized.changed.items()}
+    trim_heap()
     return replace(quantized, layers=layers, changed={name: partial(loaded.__getitem__, name) for name in loaded})
 
 
@@ -73,7 +74,7 @@ def with_tables(job: Job, quantized: Quantized) -> Quantized:
     tables: dict[str, QTensor] = {}
     for name in job.opened.embeddings:
         with named(name):
-            weight = weight_of(job.opened.loaded.model.get_submodule(name))
+            weight = job.opened.loaded.source[f"{name}.weight"].float()
             tables[name] = ROUNDINGS["rtn"](weight, None, QuantSpec(), RANGES["absmax"]).qtensor
     return replace(quantized, tables=tables)
 

@@ -2,7 +2,6 @@
 by tensor without running it at all.
 """
 
-import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from bitwright.calibration.stream import stream_lazily
 from bitwright.errors import named
 from bitwright.methods import METHODS
 from bitwright.methods.rtn import rtn
+from bitwright.models.heap import trim_heap
 from bitwright.models.load import LoadedModel, release
 from bitwright.models.rescale import find_inputs
 from bitwright.models.sites import find_linears
@@ -189,10 +189,10 @@ def _block_by_block(
             shards.save_inputs(stage.index, stage.inputs)
             kept = time.monotonic()
             cost = kept - started
-        _trim_heap()
+        trim_heap()
         progress.say(f"quantizing block {stage.index}")
         shards.write(stage.index, quantize_stage(model, stage, plan))
-        _trim_heap()
+        trim_heap()
         count = stage.index + 1
         if not stage.blocks:
             break
@@ -206,14 +206,6 @@ def _block_by_block(
         {name: partial(shards.bias, name) for name in rows if shards.is_rebiased(name)},
         shards.account(count),
     )
-
-
-def _trim_heap() -> None:
-    """Give the system back what was freed. glibc keeps it, in pieces that the next large tensors do not fit: a hundred
-    MiB after a few blocks. Elsewhere nothing happens."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _split(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

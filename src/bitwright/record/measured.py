@@ -106,7 +106,8 @@ class SensitivityRow:
     """How far the outputs moved when a linear, a unit or a group was quantized.
 
     A group is a role of a block, or with block None of the whole model, and has no unit. mode: "one" was quantized, or
-    "all but one".
+    "all but one". estimate: what stood for the distance where only the most sensitive units were measured: the mean
+    squared change of the output, to first order (Fisher); None where everything was measured.
     """
 
     name: str
@@ -119,6 +120,7 @@ class SensitivityRow:
     cosine: float | None = None
     rank_flips: float | None = None
     metric_loss: float | None = None
+    estimate: float | None = field(default=None, metadata=NULL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class RankedRow:
-    """What was quantized alone; emd_all_but: the EMD with all but it quantized, if that was measured."""
+    """What was quantized alone; emd_all_but: the EMD with all but it quantized, if that was measured.
+    estimate: what stood for the EMD where not every part was measured."""
 
     name: str
     block: int | None
@@ -47,6 +48,7 @@ class RankedRow:
     cosine: float | None
     rank_flips: float | None
     metric_loss: float | None
+    estimate: float | None
 
 
 def decisions(plan: Sequence[PlanRow]) -> list[Decided]:
@@ -122,12 +124,12 @@ def step_units(step: StepRow) -> tuple[str, ...]:
 
 
 def ranked(rows: Sequence[SensitivityRow]) -> list[RankedRow]:
-    """Sensitivity rows, worst EMD first."""
+    """Sensitivity rows, worst EMD first; those without one last, as the record ranks them."""
     all_but = {row.name: row.emd for row in rows if row.mode == "all but one"}
     alone = [
         RankedRow(
             row.name, row.block, row.role, row.emd, all_but.get(row.name), row.sqnr_db, row.cosine, row.rank_flips,
-            row.metric_loss,
+            row.metric_loss, row.estimate,
         )
         for row in _quantized_alone(rows)
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """`GenericModel`: a transformers module, float or with our linears in it."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -77,9 +77,7 @@ class GenericModel:
         Raises:
             InputError: ids or types that the model does not have.
         """
-        check_ids_in(inputs.get("input_ids"), self.vocabulary, "token id")
-        if getattr(self.hf.config, "type_vocab_size", 0):  # without any, types are not looked at
-            check_ids_in(inputs.get("token_type_ids"), self.n_types, "token type")
+        check_inputs(inputs, self.hf.config)
         with torch.inference_mode():
             return self.hf(**inputs)
 
@@ -91,16 +89,12 @@ class GenericModel:
     @property
     def n_types(self) -> int:
         """Token types that the model has; 1 where it knows of none."""
-        said = getattr(self.hf.config, "type_vocab_size", 1)  # anything, where the family has no types
-        return max(said, 1) if isinstance(said, int) else 1
+        return types_of(self.hf.config)
 
     @property
     def width(self) -> int | None:
         """Values of an embedding, or logits of a text; None where outputs are as long as the items."""
-        config: Any = self.hf.config
-        if self.task == "embedding":
-            return width_of(self.sentences, int(getattr(config, "hidden_size", 0)))
-        return int(config.num_labels) if self.task == "sequence-classification" else None
+        return output_width(self.hf.config, self.task, self.sentences)
 
     @property
     def tokens_at_once(self) -> int | None:
@@ -130,35 +124,16 @@ class GenericModel:
         """As `Model.run`."""
         refuse_threads(threads)
         for tokens in batches:
-            ids_BT, mask_BT, types_BT = self._padded(tokens)
+            inputs = padded(tokens, self.hf.config)
             if self.task == "text-generation":
-                yield next_token_rows(self.logits(ids_BT), ids_BT)
+                yield next_token_rows(self.logits(inputs["input_ids"]), inputs["input_ids"])
                 continue
-            types = {} if types_BT is None else {"token_type_ids": types_BT}
             more = {} if self.sentences.mix is None else {"output_hidden_states": True}
             if self._decodes:
                 more["use_cache"] = False
             with forward(self.path):
-                out = self(input_ids=ids_BT, attention_mask=mask_BT, **types, **more)
-            if self.task == "embedding":
-                yield list(self._vectors(out, mask_BT, tokens.skip))
-            else:
-                yield _HEADS[self.task](out, mask_BT.bool())
-
-    def _vectors(self, out: Any, mask_BT: Tensor, skip: int) -> np.ndarray:
-        """Embeddings, float32 (B, values). skip: tokens at the beginning of each text that do not count."""
-        hidden_BTH, mix = out.last_hidden_state.float(), self.sentences.mix
-        if mix is not None:
-            layers_LBTH = torch.stack(out.hidden_states[mix.start :]).float()
-            weights_L = torch.from_numpy(mix.weights_L / mix.weights_L.sum())
-            hidden_BTH = torch.einsum("l,lbth->bth", weights_L, layers_LBTH)
-        pooling = self.sentences.pooling
-        if skip:
-            kept = zip(hidden_BTH, mask_BT.bool(), strict=True)
-            pooled_BH = np.stack([pool_rows(hidden_TH[real_T].numpy(), pooling, skip) for hidden_TH, real_T in kept])
-        else:
-            pooled_BH = pool_tokens(hidden_BTH, mask_BT, pooling).numpy()
-        return after_pooling(self.sentences, pooled_BH)
+                out = self(**inputs, **more)
+            yield output_rows(out, inputs["attention_mask"], self.task, self.sentences, tokens.skip)
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """As `Model.logits`."""
@@ -180,15 +155,39 @@ class GenericModel:
         """Whether the module is a language model's, which keeps keys and values unless it is told not to."""
         return architecture_of(cast(Any, self.hf.config).model_type).decodes
 
-    def _padded(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Ids, mask and types if there are some, int64 (B, T), padded at the right, whatever the tokenizer's files say:
-        no text's positions then depend on the others of its batch, and no tokenizer is needed.
-        """
-        pad_id: Any = getattr(self.hf.config, "pad_token_id", None)
-        fill = pad_id if type(pad_id) is int and 0 <= pad_id < self.vocabulary else 0
-        ids_BT = _rows_of(tokens.ids, fill)
-        mask_BT = _rows_of([[1] * len(ids) for ids in tokens.ids], 0)
-        return ids_BT, mask_BT, None if tokens.types is None else _rows_of(tokens.types, 0)
+
+def padded(tokens: Tokens, config: Any) -> dict[str, Tensor]:
+    """Arguments of a forward: ids, mask, and types if there are some, int64 (B, T), padded at the right, whatever the
+    tokenizer's files say: no text's positions then depend on the others of its batch, and no tokenizer is needed.
+    """
+    pad_id: Any = getattr(config, "pad_token_id", None)
+    fill = pad_id if type(pad_id) is int and 0 <= pad_id < vocabulary_of(config) else 0
+    inputs = {"input_ids": _rows_of(tokens.ids, fill)}
+    inputs["attention_mask"] = _rows_of([[1] * len(ids) for ids in tokens.ids], 0)
+    return inputs if tokens.types is None else inputs | {"token_type_ids": _rows_of(tokens.types, 0)}
+
+
+def output_rows(out: Any, mask_BT: Tensor, task: str, sentences: Sentences, skip: int) -> list[np.ndarray]:
+    """What `encode` gives of a forward's outputs for a padded batch.
+
+    skip: tokens at the beginning of each text that do not count in its embedding.
+    """
+    return list(_vectors(out, mask_BT, sentences, skip)) if task == "embedding" else _HEADS[task](out, mask_BT.bool())
+
+
+def _vectors(out: Any, mask_BT: Tensor, sentences: Sentences, skip: int) -> np.ndarray:
+    """Embeddings, float32 (B, values)."""
+    hidden_BTH, mix, pooling = out.last_hidden_state.float(), sentences.mix, sentences.pooling
+    if mix is not None:
+        layers_LBTH = torch.stack(out.hidden_states[mix.start :]).float()
+        weights_L = torch.from_numpy(mix.weights_L / mix.weights_L.sum())
+        hidden_BTH = torch.einsum("l,lbth->bth", weights_L, layers_LBTH)
+    if skip:
+        kept = zip(hidden_BTH, mask_BT.bool(), strict=True)
+        pooled_BH = np.stack([pool_rows(hidden_TH[real_T].numpy(), pooling, skip) for hidden_TH, real_T in kept])
+    else:
+        pooled_BH = pool_tokens(hidden_BTH, mask_BT, pooling).numpy()
+    return after_pooling(sentences, pooled_BH)
 
 
 def _rows_of(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -224,6 +223,28 @@ def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed:
 def vocabulary_of(config: Any) -> int:
     """Rows of a model's table of words."""
     return int(config.get_text_config().vocab_size)
+
+
+def types_of(config: Any) -> int:
+    """Token types that a model has; 1 where it knows of none."""
+    said = getattr(config, "type_vocab_size", 1)  # anything, where the family has no types
+    return max(said, 1) if isinstance(said, int) else 1
+
+
+def output_width(config: Any, task: str, sentences: Sentences) -> int | None:
+    """Values of an embedding, or logits of a text; None where outputs are as long as the items."""
+    if task == "embedding":
+        return width_of(sentences, int(getattr(config, "hidden_size", 0)))
+    return int(config.num_labels) if task == "sequence-classification" else None
+
+
+def check_inputs(inputs: Mapping[str, Any], config: Any) -> None:
+    """Raises:
+    InputError: ids or types that the model does not have.
+    """
+    check_ids_in(inputs.get("input_ids"), vocabulary_of(config), "token id")
+    if getattr(config, "type_vocab_size", 0):  # without any, types are not looked at
+        check_ids_in(inputs.get("token_type_ids"), types_of(config), "token type")
 
 
 def check_ids_in(ids_BT: object, end: int, what: str) -> None:

@@ -2,7 +2,8 @@
 
     EngineModel     native operators alone; a process that only loads and encodes needs no torch
     GenericModel    a transformers module, float or with our linears in it
-    StreamedModel   a language model in the memory of one block, taken through its blocks anew by each call
+    StreamedModel   a float model, or a variant of it, in the memory of one block, taken through its blocks anew by each
+                    call
 
 They differ in how tokens become outputs. `encode`, tokenizing, cutting, batching and what is refused are functions over
 this protocol (`runtime/encoding.py`), which each of them has as methods.

@@ -1,9 +1,10 @@
-"""`StreamedModel`: a language model that runs in the memory of one block.
+"""`StreamedModel`: a model that runs in the memory of one block.
 
-Every call opens the model anew, takes all windows through one block after another, and lets go of it.
+Every call fills what is outside the blocks, takes all texts or windows through one block after another, and empties it
+again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,25 +17,31 @@ from torch import Tensor
 from bitwright.calibration.stream import stream_outputs
 from bitwright.errors import ModelError
 from bitwright.files.sentences import Sentences
-from bitwright.models.load import LoadedModel, materialise, release
+from bitwright.models.heap import trim_heap
+from bitwright.models.load import LoadedModel, lent, materialise, release
 from bitwright.runtime import encoding, scoring
 from bitwright.runtime.changes import NO_CHANGES, Changes, apply_changes
 from bitwright.runtime.generic_model import (
     GenericModel,
-    check_ids_in,
+    check_inputs,
     float_model,
     next_token_rows,
+    output_rows,
+    output_width,
+    padded,
     read_texts,
     refuse_threads,
+    types_of,
     vocabulary_of,
 )
 from bitwright.runtime.items import Tokens
 from bitwright.runtime.pickling import reduce_model
+from bitwright.runtime.swap import set_compute
 
 
 @dataclass(frozen=True, slots=True)
 class StreamedModel:
-    """A float language model, or a variant of it: a `Model`. loaded: where it lies, and its tokenizer."""
+    """A float model, or a variant of it: a `Model`. loaded: where it lies, and its tokenizer."""
 
     loaded: LoadedModel
     max_tokens: int
@@ -85,18 +92,18 @@ class StreamedModel:
 
     @property
     def n_types(self) -> int:
-        """One: language models know of no types."""
-        return 1
+        """As `Model` says; language models know of no types."""
+        return 1 if self._generates else types_of(self.loaded.config)
 
     @property
     def width(self) -> int | None:
-        """None: outputs are as long as the windows."""
-        return None
+        """As `Model` says."""
+        return output_width(self.loaded.config, self.task, self.sentences)
 
     @property
     def tokens_at_once(self) -> int | None:
-        """Each window is a batch, whose logits are in memory alone."""
-        return 1
+        """Each window of a language model is a batch, whose logits are in memory alone."""
+        return 1 if self._generates else None
 
     @property
     def folded(self) -> int:
@@ -116,7 +123,7 @@ class StreamedModel:
     @property
     def special_ids(self) -> frozenset[int]:
         """As `Model` says."""
-        return frozenset(self.tokenizer.all_special_ids)
+        return frozenset() if self.tokenizer is None else frozenset(self.tokenizer.all_special_ids)
 
     @property
     def generic(self) -> GenericModel:
@@ -142,34 +149,64 @@ class StreamedModel:
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`; the outputs come when all batches have gone through all blocks but the last."""
         refuse_threads(threads)
-        if batches:
-            inputs = [torch.tensor(tokens.ids) for tokens in batches]
-            for ids_BT, logits_BTV in zip(inputs, self._logits(inputs), strict=True):
-                yield next_token_rows(logits_BTV, ids_BT)
+        if not batches:
+            return
+        if self._generates:
+            inputs = [{"input_ids": torch.tensor(tokens.ids)} for tokens in batches]
+            for batch, out in zip(inputs, self._outputs(inputs), strict=True):
+                yield next_token_rows(out.logits, batch["input_ids"])
+        elif self.changes is NO_CHANGES and self._fits_better_whole(batches):
+            with lent(self.loaded) as opened:
+                materialise(opened, "")
+                yield from float_model(opened).run(batches)
+        else:
+            inputs = [padded(tokens, self.loaded.config) for tokens in batches]
+            for tokens, batch, out in zip(batches, inputs, self._outputs(inputs), strict=True):
+                yield output_rows(out, batch["attention_mask"], self.task, self.sentences, tokens.skip)
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """As `Model.logits`."""
-        return next(iter(self._logits([ids_BT])))
+        found: Tensor = next(iter(self._outputs([{"input_ids": ids_BT}]))).logits
+        return found
 
     def changed(self, changes: Changes) -> "StreamedModel":
         """The variant of the source that these changes make."""
         return replace(self, changes=changes)
 
-    def _logits(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The logits of each batch, one at a time."""
-        for ids_BT in batches:
-            check_ids_in(ids_BT, self.vocabulary, "token id")
-        opened = self.loaded.reopen()
-        apply_changes(opened.model, opened.architecture, self.changes)
-        enter, leave = partial(_enter, opened, self.changes), partial(_leave, opened)
-        for output in stream_outputs(opened, [{"input_ids": ids} for ids in batches], enter=enter, leave=leave):
-            yield output.logits
+    @property
+    def _generates(self) -> bool:
+        return self.task == "text-generation"
+
+    def _fits_better_whole(self, batches: Sequence[Tokens]) -> bool:
+        """Whether the hidden states of all batches, which lie in memory together, are larger than the model."""
+        tokens = sum(len(batch.ids) * max(map(len, batch.ids)) for batch in batches)
+        width: int = self.loaded.config.hidden_size
+        return tokens * width > sum(p.numel() for p in self.loaded.model.parameters())
+
+    def _outputs(self, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Any]:
+        """The outputs of the forward for each batch, one at a time."""
+        for batch in batches:
+            check_inputs(batch, self.loaded.config)
+        # As a loaded checkpoint computes beside its linears; perplexity is judged in float32.
+        compute = "auto" if self.changes.swaps and not self._generates else "float32"
+        with lent(self.loaded) as opened:
+            _change(opened, self.changes, compute, "")
+            enter, leave = partial(_enter, opened, self.changes, compute), partial(_leave, opened)
+            yield from stream_outputs(opened, batches, enter=enter, leave=leave)
+        del opened, enter, leave  # another one, it may be
+        trim_heap()
 
 
-def _enter(opened: LoadedModel, changes: Changes, paths: Sequence[str]) -> None:
+def _change(opened: LoadedModel, changes: Changes, compute: str, path: str) -> None:
+    """Make the changes in what has values at `path` and below."""
+    apply_changes(opened.model, opened.architecture, changes, f"{path}." if path else "")
+    set_compute(opened.model.get_submodule(path), compute)
+
+
+def _enter(opened: LoadedModel, changes: Changes, compute: str, paths: Sequence[str]) -> None:
     for path in paths:
         materialise(opened, path)
-        apply_changes(opened.model, opened.architecture, changes, f"{path}.")
+        _change(opened, changes, compute, path)
 
 
 def _leave(opened: LoadedModel, paths: Sequence[str]) -> None:

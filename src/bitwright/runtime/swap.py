@@ -82,7 +82,8 @@ def set_compute(model: nn.Module, compute: str) -> torch.dtype:
     if compute not in dtypes:
         raise InputError(f"compute = {compute!r}: one of {', '.join(dtypes)}")
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtypes[compute])
+        if not parameter.is_meta:  # what has no values yet is rounded once it has
+            parameter.data = parameter.data.to(dtypes[compute])
     for module in model.modules():
         if isinstance(module, QuantEmbedding):
             module.dtype = dtypes[compute]

@@ -4,15 +4,17 @@ Every linear, every set of linears that share an input, every group (role) of a 
 quantized alone ("one"), and everything but one linear is ("all but one"). The distance is the 1-D Wasserstein distance
 between the outputs of the original and of the changed model; because it is blind to permutations, paired measures stand
 beside it.
+
+That takes a run of the model for every part. A search needs only to know which units come first: `measure_units` takes
+an estimate of each and measures the few that make up most of the whole.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from bitwright.evaluate import metrics
 from bitwright.evaluate.kinds import Outputs, pair_cosines, spread_pairs
@@ -23,6 +25,8 @@ from bitwright.search.journal import Journal
 
 Mode = Literal["one", "all but one"]
 ROW_KINDS = ("rows", "units", "groups")
+_UNTOLD = 0.05  # of the estimates' sum: units that have no more together are not measured
+_MOST_MEASURED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,19 @@ def parts_of(sites: Sequence[LinearSite]) -> list[Part]:
     for block, role in dict.fromkeys((site.block, site.role) for site in sites):
         members = frozenset(s.name for s in sites if (s.block, s.role) == (block, role))
         parts.append(Part("groups", role, block, role, None, "one", members))
-    for unit, site in {s.unit: s for s in sites}.items():
-        members = frozenset(s.name for s in sites if s.unit == unit)
-        parts.append(Part("units", unit, site.block, site.role, unit, "one", members))
+    parts += _units(sites)
     for s in sites:
         parts.append(Part("rows", s.name, s.block, s.role, s.unit, "one", frozenset({s.name})))
     for s in sites:
         parts.append(Part("rows", s.name, s.block, s.role, s.unit, "all but one", everything - {s.name}))
     return parts
+
+
+def _units(sites: Sequence[LinearSite]) -> list[Part]:
+    return [
+        Part("units", unit, site.block, site.role, unit, "one", frozenset(s.name for s in sites if s.unit == unit))
+        for unit, site in {s.unit: s for s in sites}.items()
+    ]
 
 
 def measure_sensitivity(
@@ -93,12 +102,57 @@ def measure_sensitivity(
     """
     found: dict[str, list[SensitivityRow]] = {kind: [] for kind in ROW_KINDS}
     for part in track(parts_of(sites)):
-        key = "sensitivity:" + "\0".join(sorted(part.members))
-        values = journal.remember(key, lambda members=part.members: _plain(measure(members)))  # type: ignore[misc]
-        numbers = {name: float(value) for name, value in values.items()}
-        found[part.kind].append(SensitivityRow(part.name, part.block, part.role, part.unit, part.mode, **numbers))
+        found[part.kind].append(_measured(part, measure, journal))
     rows, units, groups = (tuple(sorted(found[kind], key=_rank)) for kind in ROW_KINDS)
     return Sensitivity(rows, units, groups, _agreement([row for row in rows if row.mode == "one"]))
+
+
+def measure_units(
+    sites: Sequence[LinearSite],
+    estimates: Mapping[str, float],
+    measure: Callable[[frozenset[str]], Reading],
+    journal: Journal,
+    track: Track = iter,
+) -> Sensitivity:
+    """Rank the units by an estimate of each, and those that matter, which are measured, among themselves.
+
+    Args:
+        sites, measure, journal, track: as of `measure_sensitivity`.
+        estimates: how far each unit moves the outputs, about: ≥ 0, such that those of several add up. What is not
+            finite comes first.
+
+    Returns:
+        The Record's section with units alone: first those that were measured, then the others by their estimates.
+    """
+    head = _head(estimates)
+    parts = {part.name: part for part in _units(sites)}
+    measured = [_measured(parts[unit], measure, journal) for unit in track(head)]
+    rest = sorted(parts.keys() - set(head), key=lambda unit: (-estimates[unit], unit))
+    rows = [*sorted(measured, key=_rank), *(_row(parts[unit]) for unit in rest)]
+    return Sensitivity(units=tuple(replace(row, estimate=estimates[row.name]) for row in rows))
+
+
+def _head(estimates: Mapping[str, float]) -> list[str]:
+    """The fewest units, largest estimates first, that leave the others no more than `_UNTOLD` of the sum."""
+    total = left = sum(value for value in estimates.values() if math.isfinite(value))
+    head: list[str] = []
+    for unit in sorted(estimates, key=lambda unit: (-estimates[unit], unit)):
+        finite = math.isfinite(estimates[unit])
+        if len(head) == _MOST_MEASURED or (finite and left <= _UNTOLD * total):
+            break
+        head.append(unit)
+        left -= estimates[unit] if finite else 0.0
+    return head
+
+
+def _measured(part: Part, measure: Callable[[frozenset[str]], Reading], journal: Journal) -> SensitivityRow:
+    values = journal.remember("sensitivity:" + "\0".join(sorted(part.members)), lambda: _plain(measure(part.members)))
+    numbers: dict[str, Any] = {name: float(value) for name, value in values.items()}
+    return replace(_row(part), **numbers)
+
+
+def _row(part: Part) -> SensitivityRow:
+    return SensitivityRow(part.name, part.block, part.role, part.unit, part.mode)
 
 
 def ranked_units(sensitivity: Sensitivity) -> tuple[str, ...]:
@@ -139,7 +193,7 @@ def _rank(row: SensitivityRow) -> tuple[bool, float]:
 
 def _agreement(rows: Sequence[SensitivityRow]) -> float | None:
     """Spearman correlation of EMD with metric loss over rows."""
-    emd, loss = [row.emd for row in rows], [row.metric_loss for row in rows]
-    if len(set(emd)) < 2 or len(set(loss)) < 2:
+    emd, loss = (np.array([getattr(row, name) for row in rows], np.float64) for name in ("emd", "metric_loss"))
+    if len(np.unique(emd)) < 2 or len(np.unique(loss)) < 2:
         return None
-    return float(spearmanr(emd, loss).statistic)
+    return metrics.pearson(metrics.ranks(emd), metrics.ranks(loss))  # infinity, too, has a rank
