@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,3 +153,26 @@ def test_nothing_of_ours_that_reads_a_model_is_there(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_server_ends_with_a_parent_that_is_killed() -> None:
+    """Else it imports for seconds before it finds its input closed."""
+    code = "from bitwright.runtime import library as l; l.start_library(); print(l._server[0].pid, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        server = Path("/proc") / parent.stdout.readline().decode().strip()
+        deadline = time.monotonic() + 20
+        while b"torch" not in (server / "maps").read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while _runs(server) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _runs(server)
+
+
+def _runs(process: Path) -> bool:
+    try:
+        return "\nState:\tZ" not in (process / "status").read_text()
+    except OSError:
+        return False

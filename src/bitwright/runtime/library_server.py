@@ -9,10 +9,12 @@ A message is two lengths (8 bytes each, little endian), a JSON object, and array
 """
 
 import contextlib
+import ctypes
 import io
 import json
 import os
 import select
+import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +24,7 @@ import numpy as np
 from bitwright.families.tasks import AUTO_CLASSES
 
 IDLE_SECONDS = 60
+_PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that this process gets when its parent is gone
 _BATCH = 8  # a sixth less padding than 32, of texts as long as each other; a float32 product is as fast
 
 Message = tuple[dict[str, Any], list[np.ndarray]]
@@ -70,6 +73,8 @@ def _serve() -> None:
     """Answer on what was standard output; what the libraries print goes to standard error."""
     answers = os.dup(1)
     os.dup2(2, 1)
+    # A parent that is killed cannot end this process, which would import for seconds before it looks at its input.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
