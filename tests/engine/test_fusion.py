@@ -69,7 +69,7 @@ def test_the_same_as_two_operators(
     program = lower_encoder(weights)
     assert writers_of_codes(program) == []
     want = Executor(program, dispatch.native_isa(isa)).run(sequences, 1)
-    assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)  # without the rounding to bf16 in between
+    assert np.linalg.norm(got - want) < 0.015 * np.linalg.norm(want)  # without the rounding to bf16 in between
 
 
 def test_threads_and_groups_change_no_bit(written: Written, sequences: list[list[int]]) -> None:

@@ -344,6 +344,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(
         "--samples",
         "80",
         "--no-speed",
+        "--sensitivity",
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(

@@ -241,7 +241,7 @@ def test_killed_at_ten_random_moments(
     assert finished() == wanted
     rng, kills, reached = random.Random(4), 0, set()
     while kills < 10 or (kills < 30 and not judged and len(reached) <= 2):
-        took = run_for(whole * rng.random() ** 2)  # the checks at the end take longest
+        took = run_for(whole * rng.random() ** (1 + judged))  # the checks at the end take longest
         kills += took is None
         whole = min(whole, took or whole)  # the first may have been slowed down by whatever else runs here
         reached.add(len(list(work(tmp_path).glob("shard-*"))))

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("unverified")
 
 CALIBRATION = {"samples": 16, "max_tokens": 32, "batch_size": 8}
 RECIPE = {"calibration": CALIBRATION, "budget": {"goal": "smallest"}}
-QUICK: dict[str, Any] = {"samples": 120, "speed": False, "sensitivity": False}
+PROSE = "builtin#documentation"  # one kind of text: LOSS is for that
+QUICK: dict[str, Any] = {"data": PROSE, "samples": 120, "speed": False, "sensitivity": False}
 LOSS = 0.03  # the tiny models of random weights lose more by 4 bits, and less by 8
 
 
@@ -92,7 +93,7 @@ def test_the_smallest_decoder_keeps_float_inputs(trained_decoder: Path, tmp_path
 
 @pytest.fixture
 def job(tiny_model: Callable[..., Path]) -> Job:
-    return open_job(tiny_model("bert"), make_recipe(RECIPE), Texts(samples=60))
+    return open_job(tiny_model("bert"), make_recipe(RECIPE), Texts((PROSE,), samples=60))
 
 
 def test_more_bits_come_nearer_whatever_was_folded(job: Job, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_more_bits_come_nearer_whatever_was_folded(job: Job, tmp_path: Path) -> 
     climbs = job_ladders(job)
     quantized = with_finer(job, quantize_model(job, tmp_path, Quiet()), climbs)
     assert any(layer.form.scales_input for layer in quantized.layers.values())
-    probe = distances(job, quantized, Journal(None, ""), Quiet())
+    probe = distances(job, quantized, Journal(None, ""), tmp_path, Quiet())
     four = probe(job.recipe)
     eight, sixteen = (
         probe(moved(job.recipe, tuple(Move(unit, climbs[unit][rung]) for unit in climbs), "")) for rung in (0, 1)
@@ -121,22 +122,22 @@ def test_a_search_that_was_killed_goes_on_with_what_it_measured(
         options = QUICK | {"recipe": make_recipe(RECIPE), "max_loss": LOSS}
         return quantize(tiny_model("bert"), out=tmp_path / "out", **options).record
 
-    candidate, made = measuring.candidate, []
+    write, made = measuring.write_variant, []
 
     def killing(*args: Any) -> Any:
         made.append(args)
         if len(made) == 8:
             raise KeyboardInterrupt
-        return candidate(*args)
+        return write(*args)
 
-    monkeypatch.setattr(measuring, "candidate", killing)
+    monkeypatch.setattr(measuring, "write_variant", killing)
     with pytest.raises(KeyboardInterrupt):
         start()
     resumed = start()
     n_resumed = len(made) - 8
     assert any("7 measurements were taken by an earlier run" in text for text in resumed["warnings"])
     made.clear()
-    monkeypatch.setattr(measuring, "candidate", lambda *args: made.append(args) or candidate(*args))
+    monkeypatch.setattr(measuring, "write_variant", lambda *args: made.append(args) or write(*args))
     whole = quantize(
         tiny_model("bert"), out=tmp_path / "whole", recipe=make_recipe(RECIPE), max_loss=LOSS, **QUICK
     ).record

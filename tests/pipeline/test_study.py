@@ -42,7 +42,7 @@ def test_a_language_model_gives_the_output_error_of_every_linear(trained_decoder
     assert errors == sorted(errors, reverse=True)
     assert len(errors) == 3 * 7
     assert all(0 < error < 0.5 for error in errors)
-    assert {row["n_tokens"] for row in found["layers"]} == {12 * 48}  # the tuning half
+    assert {row["n_tokens"] for row in found["layers"]} == {4 * 48}  # a window of each kind that choices are made on
 
 
 def test_errors_are_those_of_the_linears_own_outputs(trained_decoder: Path, tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def test_nothing_of_ours_that_reads_a_model_is_there(
     items: list[object] = [[5, 6, 7]] if runtime or task == "text-generation" else ["a text"]
     request = {
         "directory": str(path), "task": task, "runtime": runtime, "limit": 9, "trust_remote_code": False,
+        "blocks": None,
     }  # fmt: skip
     code = (
         "import sys, torch; from bitwright.runtime.library_server import _load\n"

@@ -187,8 +187,8 @@ def _check_tokenizer_class(directory: ModelDirectory) -> None:
     Raises:
         ModelError: what is named is no tokenizer.
     """
-    for file in (TOKENIZER_CONFIG, CONFIG_FILE):
-        named = (directory.object(file) or {}).get("tokenizer_class")
+    for file, settings in ((TOKENIZER_CONFIG, directory.object(TOKENIZER_CONFIG)), (CONFIG_FILE, directory.config)):
+        named = (settings or {}).get("tokenizer_class")
         if not isinstance(named, str):
             continue
         kind = getattr(transformers, named, None)

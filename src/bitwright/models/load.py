@@ -3,9 +3,10 @@
 Nothing that the checkpoint lacks is filled in silently.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class LoadedModel:
     directory: where it lies. name: what the user called it. source: its tensors in the files. built: its modules as
     they are without values. tokenizer: None where the directory's files cannot build the one that its model type names;
     tokenizer_problem: then what is wrong with which file. trust_remote_code: whether the directory's own code may run.
-    sentences: what sentence-transformers does around the model.
+    sentences: what sentence-transformers does around the model. free: whether nobody runs or changes the model; whoever
+    does holds it.
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class LoadedModel:
     tokenizer_problem: str | None = None
     trust_remote_code: bool = False
     sentences: Sentences = NO_FILES
+    free: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def path(self) -> Path:
@@ -192,19 +195,25 @@ def materialise(loaded: LoadedModel, path: str) -> None:
 @contextmanager
 def lent(loaded: LoadedModel) -> Iterator[LoadedModel]:
     """The model with empty blocks and values outside them, to be run block by block and changed, until the end of the
-    block: itself, emptied afterwards, if it is empty; otherwise another one over the same files.
+    block: itself, emptied afterwards, if it is empty and nobody else has it; otherwise another one over the same files.
 
     Raises:
         As `LoadedModel.reopen`.
     """
-    if not all(parameter.is_meta for parameter in loaded.model.parameters()):
+    if not loaded.free.acquire(blocking=False):
         yield loaded.reopen()
         return
     try:
-        _fill_outside_blocks(loaded)
-        yield loaded
+        if not all(parameter.is_meta for parameter in loaded.model.parameters()):
+            yield loaded.reopen()
+            return
+        try:
+            _fill_outside_blocks(loaded)
+            yield loaded
+        finally:
+            release(loaded, "")
     finally:
-        release(loaded, "")
+        loaded.free.release()
 
 
 def check_values(loaded: LoadedModel) -> None:

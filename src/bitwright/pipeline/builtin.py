@@ -60,13 +60,14 @@ def pair_sort(task: str, n_labels: int) -> PairSort:
     return "rerank" if n_labels == 1 else "nli"
 
 
-def builtin(reader: Reader, sort: PairSort | None, *, seed: int) -> BuiltIn:
-    """The built-in texts that a model can read; pairs of a sort, if one is named.
+def builtin(reader: Reader, sort: PairSort | None, *, seed: int, must_fit: bool = True) -> BuiltIn:
+    """The built-in texts that a model can read; pairs of a sort, if one is named. Without `must_fit`, all of them.
 
     Raises:
         InputError: it can read none, or too few kinds of them to judge by.
     """
-    found, dropped = readable(passages() if sort is None else pair_passages(sort), reader)
+    everything = passages() if sort is None else pair_passages(sort)
+    found, dropped = readable(everything, reader) if must_fit else (everything, ())
     rng = random.Random(seed)
     kinds = {}
     for kind in ROLES:
@@ -83,16 +84,18 @@ def builtin(reader: Reader, sort: PairSort | None, *, seed: int) -> BuiltIn:
     return built
 
 
-def builtin_texts_of(model: Model, directory: ModelDirectory, config: Any, seed: int) -> BuiltIn:
+def builtin_texts_of(
+    model: Model, directory: ModelDirectory, config: Any, seed: int, *, must_fit: bool = True
+) -> BuiltIn:
     """The built-in texts, or pairs, that a model can read.
 
-    directory, config: of the model, the latter as transformers reads it.
+    directory, config: of the model, the latter as transformers reads it. must_fit: as `builtin` takes it.
 
     Raises:
         InputError: as `builtin`.
     """
     sort = pair_sort(model.task, config.num_labels) if pair_evidence(directory, model.task) else None
-    return builtin(reader_of(model), sort, seed=seed)
+    return builtin(reader_of(model), sort, seed=seed, must_fit=must_fit)
 
 
 def reader_of(model: Model) -> Reader:

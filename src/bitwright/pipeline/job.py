@@ -107,11 +107,12 @@ def _told(loaded: LoadedModel) -> list[str]:
 
 def open_job(
     name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False, task: TaskName | None = None,
-    compares: bool = False,
+    compares: bool = False, judged: bool = True,
 ) -> Job:  # fmt: skip
     """Load the model, resolve the recipe, and draw the texts. Nothing is written.
 
     task: as `open_model` takes it. compares: whether `compared_with_library` comes next; what it takes is begun then.
+    judged: whether there will be a verdict.
 
     Raises:
         BitwrightError: of any kind; whatever can be known to fail later fails here.
@@ -128,9 +129,10 @@ def open_job(
             f"texts cannot be encoded without a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}"
         )
     model = opened.runnable()
-    scored = draw(opened, model, recipe, texts, calibrates=any(needs_inputs(row, recipe) for row in resolved.plan))
-    judged = [task for task in (scored.tuning, scored.held_out, scored.elsewhere) if task]
-    tokenizer = tokenizer_files(loaded, [text for task in judged for text in task.texts][:_COMPARED_TEXTS])
+    calibrates = any(needs_inputs(row, recipe) for row in resolved.plan)
+    scored = draw(opened, model, recipe, texts, calibrates=calibrates, judged=judged)
+    tasks = [task for task in (scored.tuning, scored.held_out, scored.elsewhere) if task]
+    tokenizer = tokenizer_files(loaded, [text for task in tasks for text in task.texts][:_COMPARED_TEXTS])
     warnings = [*_told(loaded), *([tokenizer.note] if tokenizer.note else []), *scored.told, *doubts(scored)]
     job = Job(
         resolved.recipe, resolved.plan, opened, model, scored, loaded.directory.fingerprint, warnings,

@@ -120,7 +120,7 @@ def quantize(
     command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
     progress.say(f"loading {model}")
-    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True)
+    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True, judged=judged)
     front = recipe.budget.min_speedup is not None
     if front and (job.opened.streams or not judged or not speed):
         why = "language models are not timed" if job.opened.streams else "this run times nothing"

@@ -78,23 +78,30 @@ class Scored:
         return bool(self.held_out.text_kinds)
 
 
-def draw(opened: Opened, model: Model, recipe: Recipe, texts: Texts, *, calibrates: bool) -> Scored:
+def draw(
+    opened: Opened, model: Model, recipe: Recipe, texts: Texts, *, calibrates: bool, judged: bool = True
+) -> Scored:
     """Draw the texts of a run: the user's, and built-in ones where there are none of those, or beside them.
 
-    calibrates: whether a method looks at inputs.
+    calibrates: whether a method looks at inputs. judged: whether there will be a verdict; where there is neither,
+    built-in texts need not be such as the model can read.
 
     Raises:
         DataError, InputError: texts or a metric that cannot be used, or that the model cannot read.
     """
-    own = texts.data or texts.evaluation or texts.metric
-    drawn = (_draw_given if own else _draw_builtin)(opened, model, recipe, texts, calibrates)
+    if texts.data or texts.evaluation or texts.metric:
+        drawn = _draw_given(opened, model, recipe, texts, calibrates, judged=judged)
+    else:
+        drawn = _draw_builtin(opened, model, recipe, texts, calibrates, must_fit=judged or calibrates)
     return replace(drawn, sha256=_evaluation_sha256(texts))
 
 
-def _draw_builtin(opened: Opened, model: Model, recipe: Recipe, texts: Texts, calibrates: bool) -> Scored:
+def _draw_builtin(
+    opened: Opened, model: Model, recipe: Recipe, texts: Texts, calibrates: bool, *, must_fit: bool
+) -> Scored:
     """Built-in texts alone: kinds for calibration, for choices, and for the verdict."""
     loaded = opened.loaded
-    built = builtin_texts_of(model, loaded.directory, loaded.config, recipe.seed)
+    built = builtin_texts_of(model, loaded.directory, loaded.config, recipe.seed, must_fit=must_fit)
     tunes = built.names("tuning")
     if opened.streams:  # methods look at prose of the documentation alone, so what else is of that part judges
         judges = [kind for kind in built.names("calibration", "judging") if kind != DOCUMENTATION]
@@ -117,13 +124,15 @@ def _draw_builtin(opened: Opened, model: Model, recipe: Recipe, texts: Texts, ca
     )  # fmt: skip
 
 
-def _draw_given(opened: Opened, model: Model, recipe: Recipe, texts: Texts, calibrates: bool) -> Scored:
+def _draw_given(
+    opened: Opened, model: Model, recipe: Recipe, texts: Texts, calibrates: bool, *, judged: bool
+) -> Scored:
     """The user's texts decide; built-in ones stand beside them, and are calibrated on where no other are given."""
     loaded = opened.loaded
     evidence = pair_evidence(loaded.directory, loaded.task)
     sources = text_sources(texts.data, loaded.task, evidence)
     names = " and ".join(source.name for source in sources) if texts.data else NAME
-    built, told = _beside(loaded, model, recipe.seed)
+    built, told = _beside(loaded, model, recipe.seed) if judged or not texts.data else (None, [])
     pool: Items = ()
     if opened.streams:
         task, windows = given_windows(texts, recipe, model, sources, calibrates=calibrates)
@@ -142,7 +151,7 @@ def _draw_given(opened: Opened, model: Model, recipe: Recipe, texts: Texts, cali
     return Scored(
         tuning, held_out, calibration, tuning.texts[:MAX_PROBE] or pool[:MAX_PROBE], "",
         missing_pairs=None if texts.metric or pairs_in(held_out.texts) else evidence,
-        elsewhere=None if built is None else _elsewhere(opened, built, model, recipe, texts.samples),
+        elsewhere=None if built is None or not judged else _elsewhere(opened, built, model, recipe, texts.samples),
         source=Path(texts.evaluation).name if texts.evaluation else texts.metric or names,
         calibrated_on=names if calibrates else None,
         told=tuple(told),
