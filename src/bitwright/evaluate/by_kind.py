@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from bitwright.evaluate.budget import Interval, KindLoss, paired_bootstrap
 from bitwright.evaluate.kinds import Outputs
@@ -66,12 +66,12 @@ def bounds_of_new_kind(losses: Sequence[float], confidence: float = 0.95) -> tup
     upper = _prediction(values_K, confidence)
     if (values_K > 0).all():
         upper = max(upper, math.exp(_prediction(np.log(values_K), confidence)))
-    margin = student_t.ppf(confidence, len(values_K) - 1) * values_K.std(ddof=1) / math.sqrt(len(values_K))
+    margin = stdtrit(len(values_K) - 1, confidence) * values_K.std(ddof=1) / math.sqrt(len(values_K))
     return mean, mean - float(margin), max(upper, float(values_K.mean()))
 
 
 def _prediction(values_K: np.ndarray, confidence: float) -> float:
     """Upper bound of one more draw from the normal distribution that the values are from."""
     n = len(values_K)
-    width = student_t.ppf(confidence, n - 1) * values_K.std(ddof=1) * math.sqrt(1 + 1 / n)
+    width = stdtrit(n - 1, confidence) * values_K.std(ddof=1) * math.sqrt(1 + 1 / n)
     return float(values_K.mean() + width)
