@@ -318,17 +318,6 @@ def test_a_tokenizer_that_cannot_be_built_says_why(copy, damage, message):
     assert re.match(rf"{re.escape(str(path))}.*{message}", loaded.tokenizer_problem)
 
 
-def test_a_tokenizer_class_that_is_none_builds_nothing(copy):
-    """AutoTokenizer builds the class that is named, a model if it is one's."""
-    path = copy()
-    file = path / "tokenizer_config.json"
-    settings = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(settings | {"tokenizer_class": "BertForSequenceClassification"}))
-    loaded = load_model(path)
-    assert loaded.tokenizer is None
-    assert "tokenizer_class: 'BertForSequenceClassification' is no tokenizer" in loaded.tokenizer_problem
-
-
 def test_a_model_to_be_filled_tells_its_tokenizer_problem_too(copy):
     path = copy()
     (path / "tokenizer_config.json").write_text("{")
