@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_the_outcome_is_inside_with_room_for_other_texts_and_nearly_the_smallest
     assert chosen.measured.bytes_ <= 1.1 * fewest_bytes(oracle, oracle.allowed() / ROOM)
     assert len(oracle.measures) <= 24
     assert len(oracle.probes) <= 4 * 24  # far from one for each pair of units
+
+
+def test_a_bound_for_new_text_needs_no_more_room() -> None:
+    class ForNewText(Oracle):
+        def measure(self, recipe: Recipe) -> Measured:
+            return replace(super().measure(recipe), for_new_text=True)
+
+    oracle, usual = random_oracle(3, kind=ForNewText), random_oracle(3)
+    chosen, _ = oracle.search(oracle.allowed())
+    assert chosen.measured.bound <= oracle.allowed() < chosen.measured.loss * ROOM
+    assert chosen.measured.bytes_ <= usual.search(usual.allowed())[0].measured.bytes_
 
 
 def test_what_a_move_brings_is_measured_where_the_search_stands() -> None:

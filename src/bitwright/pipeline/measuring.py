@@ -63,7 +63,7 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, folder: Pat
             return [interval.loss, interval.upper]
 
         loss, bound = journal.remember(f"loss:{recipe.model_dump_json(exclude={'budget'})}", bounds)
-        return Measured(loss, bound, None, _bytes(variant, quantized))
+        return Measured(loss, bound, None, _bytes(variant, quantized), job.scored.by_kind)
 
     return measure
 

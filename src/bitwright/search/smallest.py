@@ -144,8 +144,10 @@ def find_smallest(recipe: Recipe, ladders: Ladders, probe: Probe, measure: Measu
 def _sure(measured: Measured) -> float:
     """A loss that other texts, as many and of the same kinds, will hardly find exceeded: not by it, but by *their*
     bound. The bound lies z·σ above the loss; the loss there differs from the loss here by √2·σ, and has a bound of its
-    own: loss + (1 + √2)·z·σ.
+    own: loss + (1 + √2)·z·σ. A bound for new text says it already.
     """
+    if measured.for_new_text:
+        return measured.bound
     return measured.loss + (1 + math.sqrt(2)) * (measured.bound - measured.loss)
 
 
