@@ -86,3 +86,10 @@ def _byte_level(text: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=600, show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_a_built_in_kind_is_its_own_text():
+    law, documentation = (running_text(Source("builtin", field=kind)) for kind in ("law", "documentation"))
+    assert law != documentation == running_text(Source("builtin"))
+    with pytest.raises(DataError, match="no built-in kind of text of that name"):
+        running_text(Source("builtin", field="lawn"))

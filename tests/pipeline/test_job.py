@@ -264,3 +264,12 @@ def test_experts_share_a_group_size_that_suits_all_their_linears(tiny_decoder: C
     assert {row.scheme for row in experts} == {"w4a16_g32"}
     assert "the unit's K are 64 and 96, so g32" in experts[0].reason
     assert {row.scheme for row in plan if row.role == "qkv"} == {"w4a16_g64"}
+
+
+def test_what_stands_beside_is_of_other_kinds_than_those_given(tiny_model: TinyModel) -> None:
+    beside = open_job(tiny_model("bert"), HERE, Texts(("builtin#law", "builtin#news"), samples=60)).scored.elsewhere
+    assert beside is not None
+    assert len(set(beside.text_kinds)) >= 6
+    assert not {"law", "news"} & set(beside.text_kinds)
+    every = Texts(("builtin", "builtin#law"), samples=60)
+    assert open_job(tiny_model("bert"), HERE, every).scored.elsewhere is None

@@ -12,6 +12,7 @@ from typing import Any
 from bitwright.calibration.columns import Source
 from bitwright.calibration.data import BUILTIN, load_texts, plain_text
 from bitwright.calibration.overlap import refuse_same_corpus
+from bitwright.calibration.passages import DOCUMENTATION, of_kind
 from bitwright.calibration.tokens import token_ids
 from bitwright.errors import DataError
 
@@ -25,6 +26,8 @@ def running_text(source: Source, *, seed: int = 0) -> str:
         DataError: missing, unreadable, not UTF-8, or without any text.
     """
     path = Path(source.name)
+    if source.name == BUILTIN and source.field not in (None, DOCUMENTATION):
+        return "\n\n".join(str(passage.text) for passage in of_kind(str(source.field)))
     if source.name == BUILTIN:
         from pydoc_data.topics import topics
 

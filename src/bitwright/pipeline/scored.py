@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import cast
 
 from bitwright.calibration.columns import Text, TextPair
-from bitwright.calibration.data import parse_sources
+from bitwright.calibration.data import BUILTIN, parse_sources
 from bitwright.calibration.fit import require_fit
 from bitwright.calibration.passages import DOCUMENTATION
 from bitwright.errors import InputError
 from bitwright.evaluate import Task, agreement_task, shared_texts, split
+from bitwright.evaluate.by_kind import LEAST_KINDS
 from bitwright.evaluate.kinds import Items, pairs_in
 from bitwright.files.task import pair_evidence
 from bitwright.models.load import LoadedModel
@@ -151,7 +152,7 @@ def _draw_given(
     return Scored(
         tuning, held_out, calibration, tuning.texts[:MAX_PROBE] or pool[:MAX_PROBE], "",
         missing_pairs=None if texts.metric or pairs_in(held_out.texts) else evidence,
-        elsewhere=None if built is None or not judged else _elsewhere(opened, built, model, recipe, texts.samples),
+        elsewhere=None if built is None or not judged else _elsewhere(opened, built, model, recipe, texts),
         source=Path(texts.evaluation).name if texts.evaluation else texts.metric or names,
         calibrated_on=names if calibrates else None,
         told=tuple(told),
@@ -166,12 +167,16 @@ def _beside(loaded: LoadedModel, model: Model, seed: int) -> tuple[BuiltIn | Non
         return None, ["the built-in texts do not fit the model's vocabulary: it is judged on the given ones alone"]
 
 
-def _elsewhere(opened: Opened, built: BuiltIn, model: Model, recipe: Recipe, samples: int) -> Task:
-    """Agreement with float on built-in texts that nothing was calibrated on."""
-    kinds = built.names("tuning", "judging")
+def _elsewhere(opened: Opened, built: BuiltIn, model: Model, recipe: Recipe, texts: Texts) -> Task | None:
+    """Agreement with float on built-in kinds that the run does not look at otherwise; None if hardly any are left."""
+    sources = [source for source in parse_sources(texts.data or BUILTIN_DATA) if source.name == BUILTIN]
+    given = {source.field for source in sources} if texts.data else set()  # without a field, some of every kind
+    kinds = [kind for kind in built.names("tuning", "judging") if not {kind, None} & given]
+    if len(kinds) < LEAST_KINDS:
+        return None
     if opened.streams:
         return windows_task(built, kinds, model.tokenizer, length=window_length(recipe, model), per_kind=1)
-    return agreement_of(model, opened.loaded.config, built, kinds, min(_ELSEWHERE, per_kind(samples, len(kinds))))
+    return agreement_of(model, opened.loaded.config, built, kinds, min(_ELSEWHERE, per_kind(texts.samples, len(kinds))))
 
 
 def as_texts(items: Items) -> list[str] | list[TextPair]:
