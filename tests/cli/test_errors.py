@@ -169,8 +169,12 @@ CASES: dict[str, Case] = {
         lambda m, t: ["compare", a_file(t, "record.json", "[1]"), t], 1, ("record_version is None",)
     ),
     "record of a later version": Case(
-        lambda m, t: ["report", a_file(t, "record.json", '{"record_version": 99}').parent],
-        1, ("record_version is 99, this release reads 1",),
+        lambda m, t: ["report", a_file(t, "record.json", '{"record_version": 99, "bitwright_version": "7.1.0"}').parent],
+        1, ("record_version is 99, written by Bitwright '7.1.0'; this release reads 1: update Bitwright",),
+    ),
+    "record of an earlier version": Case(
+        lambda m, t: ["compare", a_file(t, "record.json", '{"record_version": 0, "bitwright_version": "0.0.3"}'), t],
+        1, ("record_version is 0, written by Bitwright '0.0.3'", "quantize the model again"),
     ),
     "page into a missing folder": Case(
         lambda m, t: ["compare", t, t, "--html", t / "gone" / "page.html"], 2, ("--html", "there is no directory")
@@ -179,7 +183,11 @@ CASES: dict[str, Case] = {
     "unknown command": misusing("quantise", "m", says=("quantise", "did you mean 'quantize'", "bitwright --help")),
     "unknown command, like none": misusing("xyz", says=("xyz", "quantize, plan, analyze")),
     "unknown option": misusing("quantize", "m", "--max-los", "1%", says=("--max-los", "--max-loss", "quantize --help")),
-    "unknown choice": misusing("quantize", "m", "--range", "mean", says=("--range", "'mean'", "absmax")),
+    "unknown choice": misusing("quantize", "m", "--range", "means", says=("^bitwright: --range: 'means' is", "absmax")),
+    "misspelt choice": misusing("eval", "m", "--kind", "retrival", says=("--kind", "did you mean 'retrieval'")),
+    "misspelt recipe": misusing("recipes", "lm-int4", says=("'lm-int4'", "did you mean 'llm-int4'")),
+    "misspelt scheme": misusing("plan", "m", "--scheme", "w4a61", says=("'w4a61'", "did you mean 'w4a16'")),
+    "misspelt goal": misusing("quantize", "m", "--goal", "smalest", says=("--goal", "did you mean 'smallest'")),
     "missing argument": misusing("quantize", says=("MODEL", "quantize --help")),
     "loss too large": misusing("quantize", "m", "--max-loss", "200%", says=("--max-loss", "'200%' must lie between")),
     "loss of one": misusing("quantize", "m", "--max-loss", "1", says=("'1' must lie", "0.01 and 1% mean the same")),

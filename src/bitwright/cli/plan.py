@@ -92,7 +92,7 @@ def print_plan(found: dict[str, Any]) -> None:
             rows.append(["overruled", f"the recipe itself names the method of {decision.overruled} linears"])
         rows += [[f"not {row.method}", row.why] for row in decision.rejected]
         out.print(table("", ["", ("", "prose")], [*rows, ["cost", _cost(decision)]], header=False), "")
-    _print_groups(found)
+    print_groups(found["model"], found["plan"])
     print_warnings(found["warnings"])
 
 
@@ -141,11 +141,10 @@ def _cost(decision: Evidence) -> str:
     return f"calibrating on at most {cost['n_tokens']:,} tokens takes {took} of memory; there are {had}"
 
 
-def _print_groups(found: dict[str, Any]) -> None:
+def print_groups(model: str, plan: Sequence[PlanRow]) -> None:
     """The plan by role, scheme and method."""
     from bitwright.report.wording import size, words
 
-    plan: Sequence[PlanRow] = found["plan"]
     groups: dict[tuple[str, str, str], list[PlanRow]] = {}
     for row in plan:
         groups.setdefault((row.role, row.scheme, row.method), []).append(row)
@@ -155,8 +154,8 @@ def _print_groups(found: dict[str, Any]) -> None:
         for (role, scheme, method), members in groups.items()
     ]  # fmt: skip
     total = [size(sum(row.bytes_before for row in plan)), size(sum(row.bytes_after for row in plan))]
-    columns: list[Column] = ["group", ("n", "right"), "scheme", "method", ("before", "right"), ("after", "right")]
-    out.print(table(f"Plan for {found['model']}", columns, [*rows, ["all", str(len(plan)), "", "", *total]]))
+    columns: list[Column] = ["layers", ("number", "right"), "scheme", "method", ("before", "right"), ("after", "right")]
+    out.print(table(f"Plan for {model}", columns, [*rows, ["all", str(len(plan)), "", "", *total]]))
 
 
 def print_sizes(sizes: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """What can be learnt about a model, or about a result, without making one."""
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,16 +15,15 @@ from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
-from bitwright.pipeline.parts import measure_parts, sensitivity_task
+from bitwright.pipeline.parts import measure_parts
 from bitwright.pipeline.request import Texts, make_texts, resolve_recipe
+from bitwright.pipeline.resources import run_cost
 from bitwright.pipeline.variants import quantize_model
-from bitwright.plan import quantized_names
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
 from bitwright.record import RECORD_FILE, as_data, read_record
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.search.journal import Journal
-from bitwright.search.sensitivity import parts_of
 
 BENCH_SHAPES = ((1, 16), (8, 128))  # batch, tokens
 _DEFAULT_TEXTS = Texts()
@@ -40,36 +38,24 @@ def preview(
     Returns:
         {"model", "plan": the Record's rows, "targets", "warnings": texts, "estimate": {"seconds", "memory_bytes",
         "disk_bytes", "source_bytes"}}.
-        The time is extrapolated from one timed batch; within a factor of two if no fallback search is needed.
+        Time and memory are within a factor of two if no search for a fallback is needed (`resources.run_cost`).
     """
     progress = progress or Quiet()
     job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code, task=task)
     job = resolve_auto(job, progress)
-    sample = job.scored.probe[:32]
-    whole = job.model.generic
-    whole.encode(sample[:2])
-    start = time.perf_counter()
-    whole.encode(sample)
-    per_text = (time.perf_counter() - start) / len(sample)
-    names = quantized_names(job.plan)
-    sites = [site for site in job.opened.sites if site.name in names]
-    parts = {part.members for part in parts_of(sites)} if sensitivity else ()
-    # A metric of the user's own says nothing of its texts: as many as the probe's are assumed.
-    tuning, held_out = (len(task.texts) or len(job.scored.probe) for task in (job.scored.tuning, job.scored.held_out))
-    each = max(len(sensitivity_task(job).texts), len(job.scored.probe))
-    encoded = len(parts) * each + 2 * (tuning + held_out)
-    source, after = source_bytes(job.opened.loaded.path), sum(row.bytes_after for row in job.plan)
-    in_float32 = sum(p.numel() * 4 for p in job.opened.loaded.model.parameters())
+    progress.say("timing the float model")
+    cost = run_cost(job, sensitivity=sensitivity, shapes=BENCH_SHAPES)
+    after = sum(row.bytes_after for row in job.plan)
     return {
         "model": job.opened.loaded.name,
         "plan": job.plan,
         "targets": job.recipe.targets,
         "warnings": (*_where_a_search_begins(job), *job.warnings, *job.dropped),
         "estimate": {
-            "seconds": 30 + encoded * per_text,
-            "memory_bytes": 2 * in_float32 + 2 * after,
+            "seconds": cost.seconds,
+            "memory_bytes": cost.memory_bytes,
             "disk_bytes": after,
-            "source_bytes": source,
+            "source_bytes": source_bytes(job.opened.loaded.path),
         },
     }
 
