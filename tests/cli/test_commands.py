@@ -231,6 +231,8 @@ def test_comparison(record: dict[str, Any], here: Path, run: Run) -> None:
     assert "one/" in heading  # equal names are told apart by their parents
     assert "two/" in heading
     assert (here / "page.html").read_text().startswith("<!")
+    assert "budget" not in " ".join(outcome.out.partition("The same in both")[0].split())
+    assert "budget" in outcome.out
     rows = json.loads(run("compare", first, second, "--json").out)
     assert {row["change"] for row in rows if row["name"] == "verdict"} == {"same"}
 

@@ -24,7 +24,7 @@ _METHODS = {"smoothquant": "smooth", "smoothquant_gptq": "smooth+gptq", "awq_gpt
 @scheme_options
 @click.option("--max-loss", type=fraction, metavar="PERCENT", help="Allow this loss. Default: 1%.")
 @click.option(
-    "--data", multiple=True, metavar="SOURCE[:WEIGHT]", help="Calibrate on these texts. Default: built-in ones."
+    "--data", multiple=True, metavar="FILE[:WEIGHT]", help="Calibrate on these texts. Default: built-in ones."
 )
 @click.option(
     "--hours",
