@@ -169,7 +169,7 @@ CASES: dict[str, Case] = {
         lambda m, t: ["compare", a_file(t, "record.json", "[1]"), t], 1, ("record_version is None",)
     ),
     "record of a later version": Case(
-        lambda m, t: ["report", a_file(t, "record.json", '{"record_version": 99, "bitwright_version": "7.1.0"}').parent],
+        lambda m, t: ["compare", a_file(t, "record.json", '{"record_version": 99, "bitwright_version": "7.1.0"}'), t],
         1, ("record_version is 99, written by Bitwright '7.1.0'; this release reads 1: update Bitwright",),
     ),
     "record of an earlier version": Case(

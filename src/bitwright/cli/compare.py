@@ -12,7 +12,6 @@ from bitwright.cli.terminal import out, print_json, table
 from bitwright.errors import InputError
 from bitwright.record import read_record
 
-
 _ALWAYS = ("verdict", "size on disk", "loss")  # shown though both have the same
 
 
