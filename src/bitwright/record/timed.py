@@ -26,7 +26,7 @@ class SpeedRow:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What was not measured. runtime: "all" for a shape that the model cannot take."""
+    """What was not measured. runtime: "all" for a shape that is too long for the model, or met a busy machine."""
 
     runtime: str
     reason: str
@@ -34,8 +34,10 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What `runtime.bench` measured. other_load_cores: cores that other programs kept busy. too_busy: they left too few
-    quiet rounds for any figure, so there are no rows. load_s, peak_rss_mib: by runtime, and what they include.
+    """What `runtime.bench` measured.
+
+    other_load_cores: cores that other programs kept busy in the rounds that count. too_busy: they left too few quiet
+    rounds for any figure, so there are no rows. load_s, peak_rss_mib: by runtime, and what they include.
     cosine_to_fp32: by runtime, of outputs for one input. more: what else it told.
     """
 

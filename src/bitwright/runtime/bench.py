@@ -88,7 +88,8 @@ def run_bench(
         rows [{runtime, batch, tokens, median_ms, min_ms, per_second, ratio_to_fp32, ratio_to_bf16, note}]: `summarize`,
             of the rounds that count; a shape with fewer of them than the limit asks for has no rows
         too_busy: whether no shape has rows
-        blocks [the fields of `Block`] in the order in which they ran; other_load_cores, the median over them
+        blocks [the fields of `Block`] in the order in which they ran
+        other_load_cores, the median over the blocks that count, over all where none does
         peak_rss_mib {runtime: MiB}, peak_rss_includes; load_s {runtime: s}, load_includes
         cosine_to_fp32 {runtime: cosine} of outputs for one input: evidence that the same thing was timed
         skipped [{runtime, reason}], runtime "all" for a shape that the model cannot take
@@ -141,7 +142,7 @@ def run_bench(
         "rows": summarize(counted, {each.name: each.note for each in running}),
         "too_busy": len(busy) == len(schedule.shapes),
         "blocks": [asdict(block) for block in blocks],
-        "other_load_cores": median(block.other_load_cores for block in blocks),
+        "other_load_cores": median(block.other_load_cores for block, _ in counted or measured),
         "peak_rss_mib": {name: reply["peak_rss_mib"] for name, reply in memory.items()},
         "peak_rss_includes": PEAK_RSS_INCLUDES,
         "load_s": {each.name: each.load_s for each in running},
