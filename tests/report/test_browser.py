@@ -73,6 +73,37 @@ def test_errors_sort_by_size_not_by_text(open_page, experts):
     assert len(set(values)) > 5
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["record", "undecided", "not_met", "failed", "experts", "minimal"])
+def test_a_screen_reader_has_nothing_to_complain_about(open_page, request, record, name, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    record["verify"][0]["ok"] = name != "failed"
+    made = record if name == "failed" else request.getfixturevalue(name)
+    page = open_page(render_report(record_of(made)), 1280)
+    page.emulate_media(color_scheme=scheme)
+    for details in page.locator("details").all():
+        details.evaluate("element => element.open = true")
+    found = axe.run(page)
+    assert len(found.response["passes"]) > 10
+    assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found.response["violations"]] == []
+
+
+def test_the_first_screen_shows_size_speed_and_loss(open_page, record):
+    kinds = [{"kind": f"kind {i}", "n": 55, "loss": 0.001, "upper": 0.002} for i in range(18)]
+    record["evaluation"] |= {"kinds": kinds}
+    page = open_page(render_report(record_of(record)), 1280)
+    panels = page.locator("article.panel")
+    assert panels.count() == 3
+    for i in range(3):
+        box = panels.nth(i).bounding_box()
+        assert box["y"] + box["height"] <= 900
+    kinds_shown = panels.nth(2).locator("tr")
+    assert kinds_shown.count() == 18
+    tracks = kinds_shown.nth(0).locator(".track")
+    budget, bar = tracks.locator(".budget").bounding_box(), tracks.locator(".bar").bounding_box()
+    assert bar["x"] + bar["width"] < budget["x"]
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_missing_steps_leave_a_clean_page(open_page, minimal, width):
     page = open_page(render_report(record_of(minimal)), width)

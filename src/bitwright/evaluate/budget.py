@@ -110,17 +110,21 @@ def paired_bootstrap(
     """
     loss = task.loss(float_outputs, quant_outputs)
     pair = task.statistics(float_outputs, quant_outputs)
-    units = pair[0].n_units
-    if units < 2:
-        return Interval(loss, -math.inf, math.inf, units, task.kind.unit, confidence)
-    better = task.kind.higher_is_better
+    lower, upper = bounds_of_pair(pair, task.kind.higher_is_better, n, seed, confidence)
+    return Interval(loss, min(lower, loss), max(upper, loss), pair[0].n_units, task.kind.unit, confidence)
+
+
+def bounds_of_pair(pair: Pair, better: bool, n: int, seed: int, confidence: float) -> tuple[float, float]:
+    """The bounds of `paired_bootstrap` for the scores of both models; infinite for a sample of one unit.
+
+    better: whether a higher score is."""
+    if pair[0].n_units < 2:
+        return -math.inf, math.inf
     cautious = _with_lost_unit(pair, better)
     if cautious is None:
-        lower, upper = _bca_bounds(pair, better, n, seed, confidence)
-    else:
-        lower = float(np.quantile(_resampled_losses(pair, better, n, seed), 1 - confidence))
-        upper = float(np.quantile(_resampled_losses(cautious, better, n, seed), confidence))
-    return Interval(loss, min(lower, loss), max(upper, loss), units, task.kind.unit, confidence)
+        return _bca_bounds(pair, better, n, seed, confidence)
+    lower = float(np.quantile(_resampled_losses(pair, better, n, seed), 1 - confidence))
+    return lower, float(np.quantile(_resampled_losses(cautious, better, n, seed), confidence))
 
 
 def judge(interval: Interval, max_loss: float, given: Given | None = None) -> Verdict:

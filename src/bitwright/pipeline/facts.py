@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bitwright.evaluate import Interval, Task, judge, metric_found, without_pairs
+from bitwright.evaluate.by_kind import kind_bounds
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
 from bitwright.pipeline.enough import given
@@ -80,11 +81,11 @@ def evaluation_facts(job: Job, compared: Compared, elsewhere: Compared | None = 
         seed=job.recipe.seed,
         judge=None if job.reference is None else job.reference.library,
         texts=job.scored.source,
-        kinds=_kind_rows(interval) or None,
+        kinds=_kind_rows(compared, job.recipe.seed) or None,
         languages=job.scored.languages or None,
         languages_left_out=job.scored.unread or None,
         calibrated_on=job.scored.calibrated_on,
-        elsewhere=None if elsewhere is None else _elsewhere(elsewhere),
+        elsewhere=None if elsewhere is None else _elsewhere(elsewhere, job.recipe.seed),
     )
 
 
@@ -97,16 +98,20 @@ def _scores(compared: Compared) -> tuple[float, float]:
     return float_score, quant_score
 
 
-def _kind_rows(interval: Interval) -> tuple[KindRow, ...]:
+def _kind_rows(compared: Compared, seed: int) -> tuple[KindRow, ...]:
     """Largest loss first."""
-    rows = (KindRow(kind.kind, kind.n, kind.loss) for kind in interval.kinds)
+    kinds = compared.interval.kinds
+    if not kinds:
+        return ()
+    upper = kind_bounds(compared.task, compared.float_outputs, compared.quant_outputs, seed=seed)
+    rows = (KindRow(kind.kind, kind.n, kind.loss, max(kind.loss, upper[kind.kind])) for kind in kinds)
     return tuple(sorted(rows, key=lambda row: -row.loss))
 
 
-def _elsewhere(compared: Compared) -> Elsewhere:
+def _elsewhere(compared: Compared, seed: int) -> Elsewhere:
     interval = compared.interval
     metric, _ = metric_found(compared.task.kind, compared.float_outputs, compared.quant_outputs)
-    return Elsewhere(metric, interval.n_units, interval.loss, interval.upper, _kind_rows(interval))
+    return Elsewhere(metric, interval.n_units, interval.loss, interval.upper, _kind_rows(compared, seed))
 
 
 def model_facts(job: Job) -> ModelFacts:

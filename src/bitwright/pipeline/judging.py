@@ -20,6 +20,7 @@ from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import Distribution, Evaluation, Front, Speed, Verification, from_data
 from bitwright.runtime.bench import Schedule, run_bench
+from bitwright.runtime.bench_load import LoadLimit
 from bitwright.runtime.load import load
 from bitwright.runtime.model import Model
 
@@ -67,7 +68,7 @@ def judge_result(
     speed = None if timed is None else timed.speed
     if asked.speed and timed is None and not job.opened.streams:
         with job.timed("speed"):
-            schedule = Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3)
+            schedule = Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3, limit=LoadLimit())
             measured = run_bench(
                 staged, schedule, source=job.opened.loaded.directory, others=beside, rivals=False, progress=progress
             )

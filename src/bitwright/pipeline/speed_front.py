@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -15,9 +16,11 @@ from bitwright.pipeline.study import BENCH_SHAPES
 from bitwright.pipeline.variants import write_variant
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
-from bitwright.record import Front, FrontRow, HeldOut, Speed, SpeedRow, from_data
+from bitwright.record import Front, FrontRow, HeldOut, Speed, from_data
 from bitwright.runtime.bench import Schedule, run_bench
+from bitwright.runtime.bench_load import LoadLimit, quiet_rounds
 from bitwright.runtime.bench_runtimes import OURS
+from bitwright.runtime.bench_summary import Block
 from bitwright.runtime.load import load
 from bitwright.search.fallback import Step, measured_step
 from bitwright.search.ladder import Moves
@@ -62,14 +65,19 @@ def measure_front(
             write_variant(job.with_recipe(step.recipe), quantized, place)
         measured = run_bench(
             places[OURS], others={label: place for label, place in places.items() if label != OURS},
-            schedule=Schedule(BENCH_SHAPES, torch.get_num_threads(), _ROUNDS), source=job.opened.loaded.directory,
-            rivals=False, progress=progress,
+            schedule=Schedule(BENCH_SHAPES, torch.get_num_threads(), _ROUNDS, limit=LoadLimit()),
+            source=job.opened.loaded.directory, rivals=False, progress=progress,
         )  # fmt: skip
         held_out = _held_out(job, list(places.values()), progress)
     finally:
         shutil.rmtree(folder / _PLACE, ignore_errors=True)
-    speed = from_data(Speed, measured)
-    points = [Point(step, _speedup(speed.rows, label)) for step, label in zip(steps, places, strict=True)]
+    speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
+    blocks = [from_data(Block, block) for block in measured["blocks"]]
+    quiet = len({(row.batch, row.tokens) for row in speed.rows}) == len({(b.batch, b.tokens) for b in blocks})
+    points = [
+        Point(step, speedup(blocks, label, LoadLimit() if quiet else None))
+        for step, label in zip(steps, places, strict=True)
+    ]
     min_speedup = job.recipe.budget.min_speedup
     assert min_speedup is not None
     chosen, met = choose(points, job.recipe.budget.max_loss, min_speedup)
@@ -87,7 +95,7 @@ def measure_front(
         )
         for point, interval, on_front in zip(points, held_out, pareto(points), strict=True)
     )
-    front = Front(min_speedup, met, rows, n_units=len({move.unit for move in moves}))
+    front = Front(min_speedup, met and quiet, rows, n_units=len({move.unit for move in moves}), busy=not quiet)
     return Timed(chosen.step, steps, front, _as_ours(speed, _label(points.index(chosen))))
 
 
@@ -109,10 +117,15 @@ def _held_out(job: Job, places: Sequence[Path], progress: Progress) -> list[Held
     return found
 
 
-def _speedup(rows: Sequence[SpeedRow], label: str) -> float:
-    """Times as fast as the faster of float32 and bf16: the geometric mean over shapes."""
-    ours = [(row.ratio_to_fp32, row.ratio_to_bf16) for row in rows if row.runtime == label]
-    ratios = [min(ratio for ratio in pair if ratio is not None) for pair in ours]
+def speedup(blocks: Sequence[Block], label: str, limit: LoadLimit | None) -> float:
+    """Times as fast as the faster of float32 and bf16: the geometric mean over shapes of the median over the rounds
+    that count."""
+    ms = {((block.batch, block.tokens), block.round, block.runtime): block.median_ms for block in blocks}
+    names = {block.runtime for block in blocks if not block.runtime.startswith(OURS)}
+    ratios = [
+        min(median(ms[shape, r, name] / ms[shape, r, label] for r in rounds) for name in names)
+        for shape, rounds in quiet_rounds(blocks, limit).items()
+    ]
     return float(prod(ratios) ** (1 / len(ratios)))
 
 

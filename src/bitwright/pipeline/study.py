@@ -24,6 +24,7 @@ from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
 from bitwright.record import RECORD_FILE, as_data, read_record
 from bitwright.runtime.bench import Schedule, run_bench
+from bitwright.runtime.bench_load import LoadLimit
 from bitwright.search.journal import Journal
 from bitwright.search.sensitivity import parts_of
 
@@ -117,9 +118,13 @@ def analyze(
 
 def bench(
     directory: str | Path, *, source: str | Path | None = None, shapes: Sequence[tuple[int, int]] = BENCH_SHAPES,
-    threads: int | None = None, rounds: int = 5, rivals: bool = True, progress: Progress | None = None,
+    threads: int | None = None, rounds: int = 5, rivals: bool = True, max_load: float = 0.15,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure a result against its float original, which lies at `source`, or where the record says it was."""
+    """Measure a result against its float original, which lies at `source`, or where the record says it was.
+
+    max_load: cores that other programs may keep busy; rounds in which they keep more are left out.
+    """
     directory, progress = Path(directory), progress or Quiet()
     if source is None and (directory / RECORD_FILE).is_file():
         recorded = read_record(directory).model
@@ -127,8 +132,9 @@ def bench(
         source = place if (place / "config.json").is_file() else None
         if source and ModelDirectory(place).fingerprint != recorded.source_sha256:
             raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
+    limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
     return run_bench(
-        directory, Schedule(shapes, threads or default_threads(), rounds), rivals=rivals,
+        directory, Schedule(shapes, threads or default_threads(), rounds, limit=limit), rivals=rivals,
         source=None if source is None else ModelDirectory(Path(source), find_task(ModelDirectory(directory))),
         progress=progress,
     )  # fmt: skip

@@ -21,11 +21,12 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class KindRow:
-    """The loss on one kind of text, of n units."""
+    """The loss on one kind of text, of n units, and the bound that it is at most."""
 
     kind: str
     n: int
     loss: float
+    upper: float | None = field(default=None, metadata=NULL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""On what text a loss was measured, in words: how many, of which kinds, and the kind that loses most."""
+"""In words: on what text a loss was measured, how much of it, of which kinds, and which kind loses most."""
 
 from collections.abc import Sequence
 
@@ -35,5 +35,5 @@ def _in_languages(languages: Sequence[str]) -> str:
         return ""
     named, more = list(languages[:_NAMED]), len(languages) - _NAMED
     if more > 0:
-        named.append(f"{more} more")
+        named.append(f"{more} more language{'s' * (more != 1)}")
     return " in " + (" and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else named[0])

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from bitwright.errors import TargetError
 
 _LAST_LINES = 8
@@ -59,6 +61,7 @@ class Worker:
                 env=dict(environment),
                 encoding="utf-8",
             )
+        self.process = psutil.Process(self._process.pid)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

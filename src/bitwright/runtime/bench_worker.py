@@ -1,7 +1,7 @@
 """One runtime in a process of its own, driven by JSON lines (`python -m bitwright.runtime.bench_worker --help`).
 
     first line out                                          {"load_s"} once the model is ready
-    {"do": "block", "batch", "tokens", "seed", "block_s"}   {"samples_ms", "start_s", "end_s", "cpu_s", "idle_cores"}
+    {"do": "block", "batch", "tokens", "seed", "block_s"}   {"samples_ms", "start_s", "end_s", "idle_cores"}
     {"do": "output", "batch", "tokens", "seed", "path"}     {} once the first output is in that .npy file, as fp32
     {"do": "memory"}                                        {"peak_rss_mib"}
     end of input                                            the process ends
@@ -87,7 +87,7 @@ def _claim_standard_streams() -> tuple[TextIO, TextIO]:
 
 def _measure_block(forward: Forward, shape: ModelShape, request: Request) -> Reply:
     """Run for `block_s` / 3 to warm up, then for `block_s`, at least once each; a sample is one forward in ms."""
-    cpu_before, block_s = time.process_time(), request["block_s"]
+    block_s = request["block_s"]
     ids_BT, mask_BT = random_tokens(shape, batch=request["batch"], tokens=request["tokens"], seed=request["seed"])
 
     def run_for(seconds: float) -> list[float]:
@@ -103,9 +103,7 @@ def _measure_block(forward: Forward, shape: ModelShape, request: Request) -> Rep
     run_for(block_s / 3)
     samples_ms = run_for(block_s)
     end_s = time.monotonic()
-    idle_cores = _wait_until_parked()
-    cpu_s = time.process_time() - cpu_before
-    return {"samples_ms": samples_ms, "start_s": start_s, "end_s": end_s, "cpu_s": cpu_s, "idle_cores": idle_cores}
+    return {"samples_ms": samples_ms, "start_s": start_s, "end_s": end_s, "idle_cores": _wait_until_parked()}
 
 
 def _wait_until_parked() -> float:
