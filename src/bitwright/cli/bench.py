@@ -5,7 +5,10 @@ from typing import Any
 
 import click
 
-from bitwright.cli.terminal import Column, TerminalProgress, out, print_json, table
+from bitwright.cli.command import Command
+from bitwright.cli.options import json_option, quiet_option
+from bitwright.cli.progress import shown_progress
+from bitwright.cli.terminal import Column, out, print_json, table
 
 Shape = tuple[int, int]
 
@@ -22,13 +25,13 @@ def shape(text: str) -> Shape:
     return int(batch), int(tokens)
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--source",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="The float model. Default: where the record says it came from.",
+    help="Compare with this float model. Default: the one that the result was made from.",
 )
 @click.option(
     "--shape",
@@ -38,13 +41,13 @@ def shape(text: str) -> Shape:
     default=("1x16", "1x128", "8x128"),
     show_default=True,
     metavar="BATCHxTOKENS",
-    help="Input to time. Repeat it for several.",
+    help="Time this many sequences of this many tokens. Repeat it for several.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads of every runtime. Default: OMP_NUM_THREADS, or one for each processor that this process may use.",
+    help="Give each runtime this many threads. Default: OMP_NUM_THREADS, or one for each processor.",
 )
 @click.option(
     "--rounds",
@@ -52,29 +55,31 @@ def shape(text: str) -> Shape:
     default=5,
     show_default=True,
     metavar="N",
-    help="Interleaved rounds per shape.",
+    help="Time each shape this often, all runtimes in turn.",
 )
-@click.option(
-    "--rivals/--no-rivals", default=True, show_default=True, help="Also ONNX Runtime and OpenVINO, where installed."
-)
-@click.option(
-    "--profile", "by_operator", is_flag=True, help="Only the engine's operators: time, GOP/s, share. 1 thread."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+@click.option("--rivals/--no-rivals", default=True, help="Leave out ONNX Runtime and OpenVINO.")
+@click.option("--profile", "by_operator", is_flag=True, help="Time the operators of the engine instead, on one thread.")
+@json_option("everything measured")
+@quiet_option
 def command(
     directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, rivals: bool,
-    by_operator: bool, as_json: bool,
+    by_operator: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Measure latency, throughput, memory and size of DIRECTORY against float32 and bfloat16 of the same model."""
+    """Time the result in DIRECTORY against its original in float32 and bfloat16.
+
+    The tables show latency, throughput, memory and size. The runtimes take
+    turns, so that a busy moment of the machine meets all of them.
+    """
     if by_operator:
         from bitwright.runtime.profile import profile
 
         rows = profile(directory, shapes)
         print_json(rows) if as_json else print_profile(rows)
         return
-    from bitwright import pipeline
+    with shown_progress(quiet=quiet) as progress:
+        progress.say(f"reading {directory}")
+        from bitwright import pipeline
 
-    with TerminalProgress() as progress:
         found = pipeline.bench(
             directory, source=source, shapes=shapes, threads=threads, rounds=rounds, rivals=rivals, progress=progress
         )
