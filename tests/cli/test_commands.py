@@ -321,11 +321,13 @@ def test_bench_hands_on_what_was_asked(run: Run, monkeypatch: pytest.MonkeyPatch
 
     def bench(directory: Path, **options: Any) -> dict[str, Any]:
         asked.update(options)
-        return {"rows": [], "ratio": float("inf")}
+        return {"rows": [], "ratio": float("inf"), "too_busy": True, "other_load_cores": 0.9}
 
     monkeypatch.setattr("bitwright.pipeline.bench", bench)
     outcome = run("bench", "d", "--shape", "1x2", "--shape", "3x4", "--rounds", "2", "--no-rivals", "--json")
-    assert json.loads(outcome.out) == {"rows": [], "ratio": "inf"}
+    assert json.loads(outcome.out)["ratio"] == "inf"
+    assert outcome.code == 3
+    assert "other programs kept 0.9 cores busy" in outcome.err
     assert asked["shapes"] == ((1, 2), (3, 4))
     assert (asked["rounds"], asked["rivals"], asked["threads"]) == (2, False, None)
 
