@@ -1,5 +1,6 @@
 """What each command prints: within 80 columns for people, as JSON for machines, its help at once."""
 
+import io
 import json
 import re
 import subprocess
@@ -9,14 +10,20 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any
 
+import click
 import pytest
+from rich.console import Console
 
 import bitwright
-from bitwright.cli import COMMANDS
+from bitwright.cli import COMMANDS, app, result
 from bitwright.cli.analyze import print_ranking
 from bitwright.cli.bench import print_measurements
-from bitwright.cli.quantize import exit_code_lines, print_preview, print_result
+from bitwright.cli.command import GROUPS
+from bitwright.cli.doctor import MEANINGS
+from bitwright.cli.quantize import exit_code_lines, print_preview
+from bitwright.cli.result import print_result
 from bitwright.errors import EXIT_MEANINGS, ExitCode
+from bitwright.kernels.dispatch import ISAS, cpu_features
 from bitwright.record import record_of
 
 Run = Callable[..., Any]
@@ -89,40 +96,82 @@ def test_measurements_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert "bitwright[rivals]" in " ".join(lines)
 
 
-def test_result_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    print_result(record_of(record | {"verify": record["verify"][:2]}), Path("out"))
+LINES_OF_A_RESULT = 12
+SENTENCE = "A model is 2.7 times smaller and twice as fast. It loses 1.23 % of its search quality, more than you allow."
+
+
+def result_lines(
+    record: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """What a run that made this record prints, with a headline as long as one may be: twelve lines at most."""
+    monkeypatch.setattr("bitwright.report.verdict_sentence", lambda record: SENTENCE)
+    print_result(record_of(record), Path("out"))
     lines = lines_of(capsys)
-    text = " ".join(" ".join(lines).split()).replace("\u00a0", " ")
-    assert "budget not met: 1 % allowed" in text
-    assert "loss 1.23 %, between 1.01 % and 1.49 %" in text
-    assert "size 1.11 GB → 412 MB" in text
-    assert "linears 48 of 48: w8a8_static_symmetric, rtn" in text
-    assert "2.41× float32" in text
-    assert "checked bitwright: ok" in text
-    assert "transformers: not checked: compressed_tensors not installed" in text
+    assert len(lines) <= LINES_OF_A_RESULT
     assert lines[-1] == "out/report.html"
+    return lines
 
 
-def test_result_of_a_language_model_fits(language_record: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    print_result(record_of(language_record), Path("out"))
-    text = " ".join(" ".join(lines_of(capsys)).split()).replace("\u00a0", " ")
-    assert "metric perplexity 24.13 → 24.50 judged on 20 held-out windows" in text
-    assert "protocol wiki.test.raw, first 40 non-overlapping windows of 1024 tokens, no BOS" in text
-    assert "linears 132 of 132: w4a16_g128_asym, awq_gptq" in text
-    assert "outputs move by 10.1 %, 12.3 % by rtn" in text
-    assert "experts 12 of 120 saw too few calibration tokens" in text
+def test_result_fits(
+    record: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = result_lines(record | {"verify": record["verify"][:2]}, capsys, monkeypatch)
+    text = " ".join(" ".join(lines).split()).replace("\u00a0", " ")
+    assert lines[0] == "✕ Budget not met"
+    assert text.startswith(f"{lines[0]} {SENTENCE}")
+    assert "loss 1.23 %; 95 % sure: at most 1.49 %; 1 % allowed" in text
+    assert "size 1.11 GB → 412 MB" in text
+    assert "speed against float32: 2.4× at 64 × 512 tokens" in text
+    assert "checked in bitwright" in text
+    assert "not in transformers: compressed_tensors not installed" in text
+
+
+def test_result_by_kinds_of_text_names_the_worst(
+    record: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = record["speed"]["rows"]
+    kinds = [{"kind": kind, "n": 55, "loss": loss} for kind, loss in (("news", 0.001), ("queries", 0.002))]
+    languages = ["English", "German", "Spanish", "Italian", "Polish"]
+    judged = record["evaluation"] | {"kinds": kinds, "languages": languages, "verdict": "met"}
+    changed = {"evaluation": judged, "verify": record["verify"][:2], "speed": record["speed"] | {"rows": rows * 2}}
+    text = " ".join(" ".join(result_lines(record | changed, capsys, monkeypatch)).split()).replace("\u00a0", " ")
+    assert "95 % sure: at most 1.49 % on a new kind; 1 % allowed" in text
+    assert "worst kind queries, 0.2 %" in text
+    assert "judged on 500 built-in texts of 2 kinds" in text
+
+
+def test_result_of_a_language_model_fits(
+    language_record: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = result_lines(language_record | {"verify": language_record["verify"][:2]}, capsys, monkeypatch)
+    text = " ".join(" ".join(lines).split()).replace("\u00a0", " ")
+    assert "score perplexity 24.13 → 24.50" in text
+    assert "judged on 20 held-out windows" in text
 
 
 def test_a_failed_check_is_never_beside_a_budget_that_is_met(
-    record: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    record: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    print_result(record_of(record | {"evaluation": record["evaluation"] | {"verdict": "met"}}), Path("out"))
-    text = " ".join(" ".join(lines_of(capsys)).split())
-    assert "sentence-transformers: FAILED: loading or running failed" in text
-    assert "budget not usable: " in text
-    assert "is not usable as it was written: it failed the check in sentence-transformers" in text
-    assert "inside the" not in text
+    met = record | {"evaluation": record["evaluation"] | {"verdict": "met"}}
+    lines = result_lines(met, capsys, monkeypatch)
+    assert lines[0] == "✕ Check failed: do not use it"
+    text = " ".join(" ".join(lines).split())
+    assert "FAILED in sentence-transformers: loading or running failed" in text
     assert "met" not in re.findall(r"\w+", text)
+
+
+@pytest.mark.parametrize(("verdict", "style"), [("met", "1;32m"), ("not met", "1;31m"), ("undecided", "1;33m")])
+def test_the_verdict_comes_first_and_in_its_colour(
+    verdict: str, style: str, record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for there in (True, False):
+        file = io.StringIO()
+        screen = Console(file=file, width=80, force_terminal=there, color_system="standard" if there else "auto")
+        monkeypatch.setattr(result, "out", screen)
+        judged = record["evaluation"] | {"verdict": verdict}
+        print_result(record_of(record | {"evaluation": judged, "verify": []}), Path("out"))
+        assert file.getvalue().startswith(f"\x1b[{style}") == there
 
 
 def test_help_lists_every_exit_code_in_80_columns() -> None:
@@ -140,7 +189,7 @@ def test_what_was_not_judged_claims_nothing(
     unjudged = {key: value for key, value in language_record.items() if key not in judged}
     print_result(record_of(unjudged), Path("out"))
     text = " ".join(" ".join(lines_of(capsys)).split())
-    assert "loss not evaluated" in text
+    assert "loss not measured" in text
     assert "budget" not in text
     assert "checked" not in text
 
@@ -191,9 +240,12 @@ def test_doctor(run: Run) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert max(map(len, outcome.out.splitlines())) <= 80
     found = json.loads(run("doctor", "--json").out)
-    assert sum(kernel["active"] for kernel in found["kernels"]) == 1
+    active = [kernel["isa"] for kernel in found["kernels"] if kernel["active"]]
+    assert [f"This machine uses the {isa} kernels" for isa in active] == outcome.out.splitlines()[:1]
+    assert set(MEANINGS) == set(ISAS)
     assert all(kernel["isa"] in outcome.out for kernel in found["kernels"])
     assert all(feature in outcome.out for feature in found["cpu_features"])
+    assert found["cpu_features"] == [name for name, there in cpu_features().items() if there]
 
 
 @pytest.mark.usefixtures("unverified")
@@ -203,7 +255,8 @@ def test_quantize_for_people_and_for_machines(tiny_model: TinyModel, here: Path,
     shown = run("quantize", model, "--out", "out", *quick)
     assert shown.code == 0
     assert shown.out.splitlines()[-1] == "out/report.html"
-    assert "inside the 50 % budget" in " ".join(shown.out.replace("\u00a0", " ").split())
+    assert shown.out.startswith("✓ Budget met\n")
+    assert "50 % allowed" in shown.out.replace("\u00a0", " ")
     assert "rounding weights" in shown.err
     assert "sensitivity" not in shown.err  # nothing has to fall back
 
@@ -236,8 +289,7 @@ def test_language_models_from_the_command_line(tiny_llama: Path, here: Path, run
     (here / "small.yaml").write_text("calibration: {samples: 32, max_tokens: 32}\n")
     judged = run("quantize", tiny_llama, "--out", "out", "--recipe", "small.yaml", "--scheme", "w4a16_g32", *quick)
     assert judged.code == 0
-    assert "14 of 15: w4a16_g32, gptq" in judged.out
-    assert "protocol" in judged.out
+    assert "score       perplexity" in judged.out
     written = run("quantize", tiny_llama, "--out", "only", "--scheme", "nf4", "--no-judge", "--json")
     record = json.loads(written.out)
     assert written.code == 0
@@ -269,11 +321,13 @@ def test_bench_hands_on_what_was_asked(run: Run, monkeypatch: pytest.MonkeyPatch
 
     def bench(directory: Path, **options: Any) -> dict[str, Any]:
         asked.update(options)
-        return {"rows": [], "ratio": float("inf")}
+        return {"rows": [], "ratio": float("inf"), "too_busy": True, "other_load_cores": 0.9}
 
     monkeypatch.setattr("bitwright.pipeline.bench", bench)
     outcome = run("bench", "d", "--shape", "1x2", "--shape", "3x4", "--rounds", "2", "--no-rivals", "--json")
-    assert json.loads(outcome.out) == {"rows": [], "ratio": "inf"}
+    assert json.loads(outcome.out)["ratio"] == "inf"
+    assert outcome.code == 3
+    assert "other programs kept 0.9 cores busy" in outcome.err
     assert asked["shapes"] == ((1, 2), (3, 4))
     assert (asked["rounds"], asked["rivals"], asked["threads"]) == (2, False, None)
 
@@ -284,18 +338,52 @@ def test_help_is_complete_and_fits(command: tuple[str, ...], run: Run) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
     assert max(map(len, lines)) <= 80
-    described = lines[lines.index("Options:") + 1 :]
+    first = next(i for i, line in enumerate(lines) if line.rstrip(":") in ("Options", *GROUPS))
+    described = lines[first + 1 :]
     names = [i for i, line in enumerate(described) if line.startswith("  -")]
+    assert names
     for i in names:  # a text beside each option, or on the line below it
         assert len(described[i].strip().split("  ", 1)) == 2 or described[i + 1].startswith(" " * 10), described[i]
     if not command:
         assert all(f"  {name}  " in outcome.out for name in COMMANDS)
 
 
-def test_no_arguments_show_the_help(run: Run) -> None:
+def test_every_option_of_every_command_is_in_its_help(run: Run) -> None:
+    for name in COMMANDS:
+        shown = run(name, "--help").out
+        command = app.get_command(click.Context(app), name)
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert any(f"{typed}" in shown for typed in (*option.opts, *option.secondary_opts)), option.name
+
+
+def test_a_switch_that_is_on_shows_how_it_is_turned_off(run: Run) -> None:
+    shown = run("quantize", "--help").out
+    assert "  --no-judge " in shown
+    assert "  --judge" not in shown
+    assert "  --sensitivity " in shown
+
+
+def test_results_can_be_had_as_json_and_work_without_progress(run: Run) -> None:
+    """Each command that prints results takes --json, and each that shows progress takes --quiet."""
+    with_json, with_quiet = (
+        {name for name in COMMANDS if f"{option} " in run(name, "--help").out} for option in ("--json", "--quiet")
+    )
+    assert set(COMMANDS) - with_json == {"report", "completion"}
+    assert with_quiet == {"quantize", "plan", "analyze", "eval", "bench"}
+
+
+def test_no_arguments_show_where_to_begin(run: Run) -> None:
     outcome = run()
-    assert outcome.code == 2
-    assert "quantize" in outcome.err
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    commands = [line for line in lines if line.startswith("  bitwright ")]
+    assert len(commands) == 3
+    for line in commands:
+        assert line.split()[1] in COMMANDS
+    assert "--dry-run" in commands[0]
+    assert "bitwright --help" in lines[-1]
 
 
 def test_help_is_quick() -> None:

@@ -1,7 +1,6 @@
-"""Tables that fit, names that stay recognisable, progress that says how long, and no colour where none is wanted."""
+"""Tables that fit, names that stay recognisable, and no colour where none is wanted."""
 
 import io
-import itertools
 import re
 from typing import Any
 
@@ -12,10 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bitwright.cli import terminal
-from bitwright.cli.terminal import TerminalProgress, console, counted, fraction, shorten, table
+from bitwright.cli.terminal import FAILURE, console, fraction, remark, shorten, table
 
 LONG = "bert.encoder.layer.11.attention.output.dense"
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 words = st.text("abcdefgh", min_size=1, max_size=22)
 names = st.lists(words, min_size=1, max_size=6).map(".".join)
@@ -90,62 +88,6 @@ def test_fraction_refuses(text: str) -> None:
         fraction(text)
 
 
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """stderr as a terminal of 80 columns; what is written to it."""
-    file = io.StringIO()
-    monkeypatch.setattr(terminal, "err", Console(file=file, width=80, force_terminal=True, highlight=False))
-    return file
-
-
-def visible(file: io.StringIO) -> list[str]:
-    """Every line that was on the screen at some time."""
-    return [line.rstrip() for line in re.split(r"[\r\n]+", ESCAPES.sub("", file.getvalue())) if line.strip()]
-
-
-def test_bar_says_how_far_and_how_long(screen: io.StringIO) -> None:
-    with TerminalProgress() as progress:
-        assert list(progress.track(range(12345), "tuning texts, 12 units in 16 bit")) == list(range(12345))
-    lines = visible(screen)
-    assert "12345/12345" in lines[-1]
-    assert re.search(r"left \d:\d\d:\d\d$", lines[-1])
-    assert lines[-1].startswith("tuning texts, 12 units in 16 bit ")
-    assert max(map(len, lines)) <= 80
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_what_moves_is_off_the_screen_after_an_error(screen: io.StringIO, error: type[BaseException]) -> None:
-    def work() -> None:
-        with TerminalProgress() as progress:
-            for _ in progress.track(range(3), "work"):
-                raise error
-
-    with pytest.raises(error):
-        work()
-    hidden, shown = (screen.getvalue().rfind(code) for code in ("\x1b[?25l", "\x1b[?25h"))
-    assert -1 < hidden < shown  # the cursor is back
-
-
-def test_remark_stays_and_a_count_gives_way(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TerminalProgress() as progress:
-        progress.say("loading [model]")
-        progress.say("round 1 of 3: 0.5 ms")
-        progress.say("round 2 of 3: 0.4 ms")
-    left = screen.getvalue().splitlines()
-    kept = [line for line in (ESCAPES.sub("", line).strip() for line in left) if line and "0:00:0" not in line]
-    assert kept == ["loading [model]"]
-
-
-def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    long = "reloading " + "the result in every target runtime " * 4
-    with TerminalProgress() as progress:
-        progress.say(long)
-        assert list(progress.track("abc", "rounding weights")) == list("abc")
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.splitlines() == [long, "rounding weights …"]
-
-
 @pytest.mark.parametrize(("no_color", "styled"), [("1", False), ("", True)])
 def test_no_color(no_color: str, styled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
@@ -167,22 +109,11 @@ def test_what_a_terminal_would_obey_is_shown(monkeypatch: pytest.MonkeyPatch) ->
     assert not re.search("[\x07\x1b\x9b]", file.getvalue())
 
 
-def test_progress_in_a_file_tells_the_time_left_now_and_then() -> None:
-    """Items take 4 s each: nothing is said in the first ten seconds, and then every ten."""
-    seconds, said = itertools.count(0.0, 4.0), []
-    assert list(counted([*range(8)], "rounding", said.append, lambda: next(seconds))) == [*range(8)]
-    # The clock is read once before the first item, so item n comes 4 (n + 1) s after the start.
-    assert said == ["rounding: 2 of 8, about 36 s left", "rounding: 5 of 8, about 14 s left"]
-
-
-def test_progress_in_a_file_says_nothing_of_short_work() -> None:
-    said: list[str] = []
-    assert list(counted([1, 2, 3], "rounding", said.append)) == [1, 2, 3]
-    assert said == []
-
-
-@pytest.mark.parametrize(("item_s", "left"), [(11.0, "88 s"), (30.0, "4 min"), (3600.0, "8 h")])
-def test_time_left_is_as_precise_as_a_guess(item_s: float, left: str) -> None:
-    seconds, said = iter([0.0, 0.0, *(item_s * n for n in range(1, 9))]), []
-    list(counted([*range(9)], "x", said.append, lambda: next(seconds)))
-    assert said[0] == f"x: 1 of 9, about {left} left"
+@pytest.mark.parametrize("terminal_there", [True, False])
+def test_a_failure_is_red_on_a_terminal_alone(terminal_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(terminal, "err", Console(file=file, width=80, force_terminal=terminal_there, highlight=False))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    remark("[out]\nexists", FAILURE)
+    assert ("\x1b[1;31mbitwright:" in file.getvalue()) == terminal_there
+    assert file.getvalue().endswith(" [out] exists\n")

@@ -8,23 +8,37 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 import bitwright
-from bitwright.errors import BitwrightError, ExitCode, InputError, printable
+from bitwright.cli.command import nearest
+from bitwright.errors import BitwrightError, ExitCode, InputError
 
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
-    "quantize": "Quantize a model within an accuracy budget, and write a report.",
-    "plan": "Decide how to quantize a model, and show why; or its size by config.json.",
-    "analyze": "Rank the layers of a model by what quantizing them does to it.",
-    "eval": "Score a model: perplexity, or a task; with a reference, what it lost.",
-    "inspect": "Show the program of native operators that a checkpoint runs as.",
-    "bench": "Measure a quantized model against its float original.",
-    "recipes": "List the recipes that come with Bitwright.",
-    "report": "Rebuild report.html from the record of a result.",
+    "quantize": "Make a model smaller and faster within an accuracy budget.",
+    "plan": "Show how a model would be quantized, and why.",
+    "analyze": "Show which layers lose most when they are quantized.",
+    "eval": "Score a model, alone or against its original.",
+    "bench": "Time a result against its original.",
+    "inspect": "Show which native operators a result runs as.",
     "compare": "Put two results side by side.",
-    "doctor": "Show what this machine can run.",
+    "report": "Write report.html of a result again.",
+    "recipes": "List the recipes that come with Bitwright.",
+    "doctor": "Show what this machine can run, and how fast it can be.",
+    "completion": "Print the script that completes commands in your shell.",
 }
+
+# Where a newcomer begins.
+FIRST_STEPS = """\
+Bitwright makes a transformer model smaller and faster, and measures what that
+costs in accuracy. To start with, give it a model directory or a hub name:
+
+  bitwright quantize MODEL --dry-run    show what would be done; write nothing
+  bitwright quantize MODEL --out DIR    do it, and write DIR/report.html
+  bitwright compare DIR OTHER           put two results side by side
+
+`bitwright --help` lists the commands, `bitwright quantize --help` options."""
 
 # What is wrong with the world rather than with this program: told in one line.
 _TOLD = (click.ClickException, click.Abort, KeyboardInterrupt, BitwrightError, OSError, MemoryError)
@@ -47,31 +61,43 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands from the table: a key press imports none of them."""
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-            raise InputError(f"no such command {args[0]!r}; {hint} (`bitwright --help` describes them)")
+            hint = nearest(args[0], list(COMMANDS)) or f" (there are {', '.join(COMMANDS)})"
+            raise InputError(f"no such command {args[0]!r}{hint}; `bitwright --help` describes them")
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
 @click.version_option(bitwright.__version__, prog_name="bitwright")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error. Allowed anywhere.")
-def app(debug: bool) -> None:
-    """Make a transformer cheaper to serve, within an accuracy loss you set.
+@click.option("--debug", is_flag=True, help="Show the traceback of an error. It may stand anywhere.")
+@click.pass_context
+def app(ctx: click.Context, debug: bool) -> None:
+    """Make a transformer model smaller and faster, within an accuracy loss you set.
 
     \b
+      bitwright quantize MODEL --dry-run
       bitwright quantize MODEL --max-loss 1% --out DIR
 
+    `bitwright COMMAND --help` describes a command.
+
     \b
-    Exit codes: 0 done; 1 failed; 2 wrong input; 3 budget not met, or the
-    sample cannot decide it; 130 stopped by Ctrl-C or SIGTERM.
+    Exit codes: 0 done; 1 failed; 2 wrong input; 3 the result is not shown to be
+    inside the budget; 130 stopped by Ctrl-C or SIGTERM.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(FIRST_STEPS)
 
 
 def main() -> None:
@@ -83,14 +109,11 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             code = app.main(args=arguments, prog_name="bitwright", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
     except _TOLD as error:
         if debug:
             traceback.print_exc()
         text, code = _told(error, arguments)
-        _say(text)
+        _say(text, failed=True)
     sys.exit(code or 0)
 
 
@@ -104,6 +127,8 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
         case click.NoSuchOption() | click.MissingParameter():
             path = error.ctx.command_path if error.ctx else "bitwright"
             return f"{error.format_message().rstrip('.')} (`{path} --help` lists what can be given)", error.exit_code
+        case click.BadParameter(param=click.Option() as option):
+            return f"{max(option.opts, key=len)}: {error.message.rstrip('.')}", error.exit_code
         case click.ClickException():
             return error.format_message(), error.exit_code
         case BitwrightError():
@@ -124,8 +149,10 @@ def _show_warning(
     file: Any = None,
     line: Any = None,
 ) -> None:
-    _say(f"warning: {message}")
+    _say(f"warning: {message}", failed=False)
 
 
-def _say(text: str) -> None:
-    print(f"bitwright: {printable(' '.join(text.split()))}", file=sys.stderr)
+def _say(text: str, *, failed: bool) -> None:
+    from bitwright.cli.terminal import FAILURE, WARNING, remark  # rich: --help does without
+
+    remark(text, FAILURE if failed else WARNING)

@@ -5,8 +5,17 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, data_options, scheme_options, task_option
-from bitwright.cli.terminal import Column, TerminalProgress, out, print_json, table
+from bitwright.cli.command import Command
+from bitwright.cli.options import (
+    build_recipe,
+    data_options,
+    json_option,
+    model_options,
+    quiet_option,
+    scheme_options,
+)
+from bitwright.cli.progress import shown_progress
+from bitwright.cli.terminal import Column, out, print_json, table
 from bitwright.families.tasks import TaskName
 from bitwright.record import LayerRow, from_data
 
@@ -18,40 +27,44 @@ _TABLES = (
 )
 
 
-@click.command("analyze")
-@click.argument("model")
+@click.command("analyze", cls=Command)
+@click.argument("model", type=click.Path())
 @scheme_options
 @data_options
-@click.option("--fisher", is_flag=True, help="Also rank by gradients. Takes the whole model in memory.")
+@click.option("--fisher", is_flag=True, help="Also rank by gradients. The whole model must fit into memory.")
 @click.option(
     "--journal",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep measurements here: the same command goes on where a stopped one was.",
+    help="Keep measurements in this file. After a stop, the same command goes on from there.",
 )
 @click.option(
-    "--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to print per table."
+    "--top",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Print at most this many rows of each table.",
 )
-@task_option
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+@model_options
+@json_option("everything measured")
+@quiet_option
 def command(
     model: str, fisher: bool, journal: Path | None, top: int, task: TaskName | None, trust_remote_code: bool,
-    as_json: bool, texts: dict[str, Any], **schemes: Any,
+    as_json: bool, quiet: bool, texts: dict[str, Any], **schemes: Any,
 ) -> None:  # fmt: skip
-    """Rank the linears of MODEL by what quantizing them does.
+    """Show which layers of MODEL lose most when they are quantized.
 
-    Of an encoder: how far quantizing each alone moves the outputs of the model,
-    as Earth Mover's Distance. Beside it: SQNR (higher is better), cosine, the
-    share of flipped pair orders, and the loss of the metric.
+    For an encoder, each layer is quantized alone. The tables show how far the
+    outputs of the model then move (EMD, Earth Mover's Distance), and the loss.
 
-    Of a language model, and of every model whose method looks at inputs: the
-    error that rounding leaves in the outputs of each linear.
+    For a language model, and for a method that looks at inputs, the table shows
+    the error that rounding leaves in the outputs of each layer.
     """
-    from bitwright import pipeline
-
     recipe = build_recipe(**schemes)
-    with TerminalProgress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         progress.say(f"loading {model}")
+        from bitwright import pipeline
+
         found = pipeline.analyze(
             model, recipe=recipe, **texts, fisher=fisher, journal=journal, trust_remote_code=trust_remote_code,
             task=task, progress=progress,

@@ -5,7 +5,11 @@ from typing import Any
 
 import click
 
-from bitwright.cli.terminal import Column, TerminalProgress, out, print_json, table
+from bitwright.cli.command import Command
+from bitwright.cli.options import json_option, quiet_option
+from bitwright.cli.progress import shown_progress
+from bitwright.cli.terminal import WARNING, Column, out, print_json, remark, table
+from bitwright.errors import ExitCode
 
 Shape = tuple[int, int]
 
@@ -22,13 +26,13 @@ def shape(text: str) -> Shape:
     return int(batch), int(tokens)
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--source",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="The float model. Default: where the record says it came from.",
+    help="Compare with this float model. Default: the one that the result was made from.",
 )
 @click.option(
     "--shape",
@@ -38,13 +42,13 @@ def shape(text: str) -> Shape:
     default=("1x16", "1x128", "8x128"),
     show_default=True,
     metavar="BATCHxTOKENS",
-    help="Input to time. Repeat it for several.",
+    help="Time this many sequences of this many tokens. Repeat it for several.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads of every runtime. Default: OMP_NUM_THREADS, or one for each processor that this process may use.",
+    help="Give each runtime this many threads. Default: OMP_NUM_THREADS, or one for each processor.",
 )
 @click.option(
     "--rounds",
@@ -52,36 +56,52 @@ def shape(text: str) -> Shape:
     default=5,
     show_default=True,
     metavar="N",
-    help="Interleaved rounds per shape.",
+    help="Time each shape this often, all runtimes in turn.",
 )
 @click.option(
-    "--rivals/--no-rivals", default=True, show_default=True, help="Also ONNX Runtime and OpenVINO, where installed."
+    "--max-load",
+    type=click.FloatRange(min=0),
+    default=0.15,
+    show_default=True,
+    metavar="CORES",
+    help="Leave out rounds in which other programs kept more cores busy than this.",
 )
-@click.option(
-    "--profile", "by_operator", is_flag=True, help="Only the engine's operators: time, GOP/s, share. 1 thread."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+@click.option("--rivals/--no-rivals", default=True, help="Leave out ONNX Runtime and OpenVINO.")
+@click.option("--profile", "by_operator", is_flag=True, help="Time the operators of the engine instead, on one thread.")
+@json_option("everything measured")
+@quiet_option
 def command(
-    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, rivals: bool,
-    by_operator: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Measure latency, throughput, memory and size of DIRECTORY against float32 and bfloat16 of the same model."""
+    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, max_load: float,
+    rivals: bool, by_operator: bool, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Time the result in DIRECTORY against its original in float32 and bfloat16.
+
+    The tables show latency, throughput, memory and size. The runtimes take
+    turns, and only rounds on a quiet machine count.
+    """
     if by_operator:
         from bitwright.runtime.profile import profile
 
         rows = profile(directory, shapes)
         print_json(rows) if as_json else print_profile(rows)
-        return
-    from bitwright import pipeline
+        return ExitCode.DONE
+    with shown_progress(quiet=quiet) as progress:
+        progress.say(f"reading {directory}")
+        from bitwright import pipeline
 
-    with TerminalProgress() as progress:
         found = pipeline.bench(
-            directory, source=source, shapes=shapes, threads=threads, rounds=rounds, rivals=rivals, progress=progress
-        )
+            directory, source=source, shapes=shapes, threads=threads, rounds=rounds, rivals=rivals, max_load=max_load,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         print_json(found)
     else:
         print_measurements(found)
+    if not found["too_busy"]:
+        return ExitCode.DONE
+    busy = f"other programs kept {found['other_load_cores']:.1f} cores busy"
+    remark(f"no speed was measured: {busy}. Wait for a quiet moment, or allow so much with --max-load", WARNING)
+    return ExitCode.NOT_SHOWN
 
 
 def print_profile(rows: list[dict[str, Any]]) -> None:
@@ -115,10 +135,12 @@ def print_measurements(found: dict[str, Any]) -> None:
         for row in found["rows"]
     ]  # fmt: skip
     threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
-    out.print(table(f"Speed with {threads}; × is how many times as fast", columns, rows), "")
+    if rows:
+        out.print(table(f"Speed with {threads}; × is how many times as fast", columns, rows), "")
     memory = [[name, f"{number(round(mib))} MiB"] for name, mib in found["peak_rss_mib"].items()]
     out.print(table("Peak memory of a process that loads and runs it", [("runtime", "name"), ("RSS", "right")], memory))
     sizes = found["size"]
     out.print(f"\nOn disk: {size(sizes['source_bytes'])} → {size(sizes['checkpoint_bytes'])}")
     for skipped in found["skipped"]:
-        out.print(f"not measured: {skipped['runtime']}: {skipped['reason']}", style="dim", markup=False)
+        what = "" if skipped["runtime"] == "all" else f"{skipped['runtime']}: "
+        out.print(f"not measured: {what}{skipped['reason']}", style="dim", markup=False)

@@ -6,23 +6,29 @@ from pathlib import Path
 import click
 
 from bitwright.atomic import write_text_atomically
+from bitwright.cli.command import Command
+from bitwright.cli.options import json_option
 from bitwright.cli.terminal import out, print_json, table
 from bitwright.errors import InputError
 from bitwright.record import read_record
 
 
-@click.command("compare")
+@click.command("compare", cls=Command)
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Also write the comparison as a page.",
+    help="Also write the comparison as a page for a browser.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@json_option("the rows")
 def command(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
-    """Compare two results: directories that `bitwright quantize` wrote, or their record.json."""
+    """Put two results side by side: directories that `bitwright quantize` wrote.
+
+    The last column says what B has that A has not: a factor, or a difference.
+    A record.json may stand for its directory.
+    """
     if html and not html.absolute().parent.is_dir():
         raise InputError(f"--html {html}: there is no directory {html.absolute().parent}; make it first")
     from bitwright.report import compare_records, render_comparison

@@ -4,41 +4,49 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import data_options, task_option
-from bitwright.cli.terminal import TerminalProgress, out, print_json, table
+from bitwright.cli.command import Command
+from bitwright.cli.options import data_options, json_option, model_options, quiet_option
+from bitwright.cli.progress import shown_progress
+from bitwright.cli.terminal import out, print_json, table
 from bitwright.families.tasks import TaskName
 
 
-@click.command("eval")
-@click.argument("model")
-@click.option("--reference", metavar="FLOAT", help="The float model to compare with: a directory or a hub name.")
+@click.command("eval", cls=Command)
+@click.argument("model", type=click.Path())
+@click.option(
+    "--reference", type=click.Path(), metavar="MODEL", help="Compare with this original: a directory or a hub name."
+)
 @data_options
 @click.option(
     "--window",
     type=click.IntRange(min=2),
     metavar="TOKENS",
-    help="Tokens per window of a language model. Default: 1024, or all it can take.",
+    help="Cut text for a language model into windows of this many tokens. Default: 1024, or all that it can take.",
 )
 @click.option(
-    "--windows", type=click.IntRange(min=1), metavar="N", help="Windows, from the text's beginning. Default: 40."
+    "--windows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use this many windows, from the beginning of the text. Default: 40.",
 )
-@click.option("--bos", is_flag=True, help="Begin each window with the tokenizer's BOS.")
-@task_option
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+@click.option("--bos", is_flag=True, help="Begin each window with the token that marks the beginning of a text.")
+@model_options
+@json_option("everything measured")
+@quiet_option
 def command(
     model: str, reference: str | None, window: int | None, windows: int | None, bos: bool, task: TaskName | None,
-    trust_remote_code: bool, as_json: bool, seed: int | None, texts: dict[str, Any],
+    trust_remote_code: bool, as_json: bool, quiet: bool, seed: int | None, texts: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Score MODEL, float or quantized; with --reference also what it lost.
+    """Score MODEL, original or quantized. With --reference, show what it lost.
 
-    A language model: perplexity of the text given by --eval or --data, and with
-    a reference the KL of its logits and next-token agreement. An encoder: the
-    labels of --eval, or agreement with the reference.
+    A language model is scored by the perplexity of the text that --eval or
+    --data gives. An encoder is scored on the labels of --eval. Without labels
+    its outputs are compared with those of --reference.
     """
-    from bitwright.pipeline.evaluation import evaluate
+    with shown_progress(quiet=quiet) as progress:
+        progress.say(f"loading {model}")
+        from bitwright.pipeline.evaluation import evaluate
 
-    with TerminalProgress() as progress:
         found = evaluate(
             model, reference=reference, **texts, window=window, windows=windows, bos=bos, seed=seed or 0,
             task=task, trust_remote_code=trust_remote_code, progress=progress,

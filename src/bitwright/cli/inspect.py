@@ -2,36 +2,65 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bitwright.cli.terminal import Column, out, table
+from bitwright.cli.command import Command
+from bitwright.cli.options import json_option
+from bitwright.cli.terminal import Column, out, print_json, table
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--program", "whole", is_flag=True, help="List every operator with its buffers.")
-def command(directory: Path, whole: bool) -> None:
-    """Show the program of native operators that DIRECTORY, an encoder, runs as.
+@click.option("--program", "whole", is_flag=True, help="List every operator with what it reads and writes.")
+@json_option("the operators")
+def command(directory: Path, whole: bool, as_json: bool) -> None:
+    """Show which native operators the encoder in DIRECTORY runs as.
 
-    Without an operator for every part of the model there is no program: the
-    error says what is missing, and `load` takes the generic path.
+    If Bitwright has no operator for a part of the model, the error names that
+    part. `bitwright.load` then runs the model by its generic path, on torch.
     """
     from bitwright.engine.builders import encoder_task, lower_encoder
     from bitwright.engine.ops import Multiply
     from bitwright.engine.weights import open_weights
     from bitwright.files.directory import ModelDirectory
     from bitwright.files.sentences import engine_pooling, read_sentences
+    from bitwright.kernels.dispatch import active_isa
 
     opened = ModelDirectory(directory)
     weights = open_weights(opened)
-    modes, normalize = engine_pooling(read_sentences(opened, encoder_task(weights)))
+    task = encoder_task(weights)
+    modes, normalize = engine_pooling(read_sentences(opened, task))
     program = lower_encoder(weights, pooling=modes, normalize=normalize)
+    counts = Counter(f"linear, {op.dtype}" if isinstance(op, Multiply) else op.kind for op in program.ops)
+    found: dict[str, Any] = {
+        "model_type": weights.config["model_type"],
+        "task": task,
+        "isa": active_isa(),
+        "max_tokens": program.max_tokens,
+        "operators": dict(counts.most_common()),
+    }
+    if as_json:
+        print_json(found | ({"program": program.text().splitlines()} if whole else {}))
+        return
     if whole:
         click.echo(program.text())
         return
-    counts = Counter(f"linear, {op.dtype}" if isinstance(op, Multiply) else op.kind for op in program.ops)
-    columns: list[Column] = [("operator", "name"), ("number", "right")]
-    rows = [[kind, str(count)] for kind, count in counts.most_common()]
-    out.print(table(f"{weights.config['model_type']}, {encoder_task(weights)}", columns, rows))
-    out.print(f"texts of up to {program.max_tokens} tokens; --program lists the operators")
+    columns: list[Column] = [("operator", "name"), ("number", "right"), ("", "prose")]
+    rows = [[kind, str(count), _MEANINGS.get(kind.partition(",")[0], "")] for kind, count in counts.most_common()]
+    out.print(table(f"{found['model_type']}, {task}", columns, rows))
+    out.print(f"\nAll of it runs on Bitwright's engine, with the {found['isa']} kernels of this machine.", markup=False)
+    out.print(f"A text may have up to {program.max_tokens} tokens. --program lists each operator.", markup=False)
+
+
+# An operator -> what it does, for a reader who knows transformers.
+_MEANINGS = {
+    "embed": "looks up the token and position vectors",
+    "linear": "multiplies by a weight matrix",
+    "norm": "normalizes each token (LayerNorm, RMSNorm)",
+    "quantize": "rounds what a linear reads to 8 bits, each token by its own scale",
+    "attention": "mixes the tokens of a text",
+    "pool": "makes one vector of the tokens of a text",
+    "normalize": "scales a vector to length 1",
+}

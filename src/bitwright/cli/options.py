@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from bitwright.cli.command import Choice, completes
 from bitwright.errors import InputError
 from bitwright.families.tasks import TASKS
 
@@ -35,93 +36,113 @@ def data_options(command: F) -> F:
     def with_texts(*args: Any, **options: Any) -> Any:
         texts = {name: options.pop(name) for name in _TEXTS}
         if texts["kind"] is not None and texts["evaluation"] is None:
-            raise InputError("--kind says what --eval holds, and there is no --eval")
+            raise InputError(
+                "--kind says what the file of --eval holds, and there is no --eval; add it, or leave out --kind"
+            )
         return command(*args, texts=texts, **options)
 
-    decorated = cast(F, with_texts)
-    for option in reversed(
-        (
-            click.option(
-                "--data", "data", multiple=True, metavar="SOURCE[:WEIGHT]",
-                help="Texts: .txt, .jsonl, .csv, .tsv, .parquet or a datasets name; of language models, running text; "
-                "of a model that reads pairs, a table with two columns of texts. Repeat it to mix. Name columns as "
-                "FILE#COLUMN or FILE#FIRST,SECOND. Default: built-in texts of many kinds; builtin#news is one of them.",
-            ),
-            click.option(
-                "--eval", "evaluation", metavar="PATH",
-                help="Labelled data: pairs with scores or labels, texts with labels, or a corpus/queries/qrels "
-                "directory; columns of pairs may be named as for --data; for "
-                "a language model, plain text, whose perplexity decides. Default: agreement with the float model, "
-                "without labels; perplexity on --data.",
-            ),
-            click.option(
-                "--kind", type=click.Choice(KIND_NAMES), metavar="KIND",
-                help=f"What --eval holds, if its columns do not say: {', '.join(KIND_NAMES)}.",
-            ),
-            click.option(
-                "--metric", metavar="FILE.py:FUNCTION", help="Your own metric: a function that receives `encode`."
-            ),
-            click.option(
-                "--samples", type=click.IntRange(min=8), default=1000, show_default=True, metavar="N",
-                help="Texts for the label-free metric; of a language model, windows, 64 at most.",
-            ),
-            click.option(
-                "--seed", type=int, metavar="N", help="Seed of every random choice. Default: the recipe's, or 0."
-            ),
-        )
-    ):  # fmt: skip
-        decorated = option(decorated)
-    return decorated
+    return _decorated(
+        cast(F, with_texts),
+        click.option(
+            "--data", "data", multiple=True, metavar="FILE[:WEIGHT]",
+            help="Use texts without labels: a .txt, .jsonl, .csv, .tsv or .parquet file, or a dataset of the "
+            "Hugging Face hub. FILE#COLUMN names a column, FILE#FIRST,SECOND two for a model that reads pairs. "
+            "Repeat it to mix. Default: built-in texts of many kinds; builtin#news is one of them.",
+        ),
+        click.option(
+            "--eval", "evaluation", metavar="PATH",
+            help="Measure the loss on labelled data: pairs with scores or labels, texts with labels, or a directory "
+            "with corpus, queries and qrels; for a language model, plain text. Default: no labels; compare the outputs "
+            "with those of the original.",
+        ),
+        click.option(
+            "--kind", type=Choice(KIND_NAMES), metavar="KIND",
+            help=f"Say what --eval holds, where its columns do not: {', '.join(KIND_NAMES)}.",
+        ),
+        click.option(
+            "--metric", metavar="FILE.py:NAME",
+            help="Score the model by your own function. It gets `encode`.",
+        ),
+        click.option(
+            "--samples", type=click.IntRange(min=8), default=1000, show_default=True, metavar="N",
+            help="Measure the loss on this many texts, where there are no labels. For a language model: windows of "
+            "text, at most 64.",
+        ),
+        click.option("--seed", type=int, metavar="N", help="Start random choices from this number. Default: 0."),
+    )  # fmt: skip
 
 
-def task_option(command: F) -> F:
-    """--task: what the model is for, if its files leave it open."""
-    return click.option(
-        "--task", type=click.Choice(TASKS), metavar="TASK",
-        help=f"What the model is for, where its files do not tell or contradict each other: {', '.join(TASKS)}.",
-    )(command)  # fmt: skip
+def model_options(command: F) -> F:
+    """--task, --trust-remote-code: how the files of a model are read."""
+    return _decorated(
+        command,
+        click.option(
+            "--task", type=Choice(TASKS), metavar="TASK",
+            help=f"Say what the model is for, where its files do not: {', '.join(TASKS)}.",
+        ),
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."
+        ),
+    )  # fmt: skip
+
+
+def quiet_option(command: F) -> F:
+    """--quiet: no progress."""
+    return click.option("--quiet", "-q", is_flag=True, help="Show no progress, only the result and warnings.")(command)
+
+
+def json_option(what: str) -> Callable[[F], F]:
+    """--json: `what` is printed as JSON."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
 
 
 def scheme_options(command: F) -> F:
     """--recipe, --scheme, --method, --symmetric, --static, --range, --embeddings, --target: how linears are
     represented, and for which runtimes."""
-    for option in reversed(
-        (
-            click.option(
-                "--recipe", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE|NAME",
-                help="A recipe in YAML, or one that `bitwright recipes` lists. Options given beside it win.",
-            ),
-            click.option(
-                "--scheme", metavar="NAME",
-                help=f"How linears are stored: {', '.join(SCHEME_STEMS)}. Below 8 bits with _g128, _g64, _g32 or "
-                "_channel, else a group size that fits, and with _asym for zero points. "
-                "Default: the recipe's, or w8a8.",
-            ),
-            click.option(
-                "--method", metavar="NAME",
-                help=f"How codes are chosen: {', '.join(METHOD_NAMES)} (decided by measuring the model). "
-                "Default: the recipe's, or rtn.",
-            ),
-            click.option("--symmetric", is_flag=True, help="Symmetric activation codes. Default: asymmetric."),
-            click.option(
-                "--static", is_flag=True,
-                help="One calibrated activation scale per linear. Default: one per token, computed at run time.",
-            ),
-            click.option(
-                "--range", "range_", type=click.Choice(RANGE_NAMES), metavar="NAME",
-                help=f"How a static range is chosen: {', '.join(RANGE_NAMES)}. Default: the recipe's, or min_max.",
-            ),
-            click.option(
-                "--embeddings", type=click.Choice(["16bit", "int8"]),
-                help="How embedding tables are stored. Only Bitwright reads int8. Default: the recipe's, or 16bit.",
-            ),
-            click.option(
-                "--target", "targets", multiple=True, type=click.Choice(TARGET_NAMES), metavar="NAME",
-                help=f"A runtime that must load the result: {', '.join(TARGET_NAMES)}. Repeat it for several. "
-                "Default: the recipe's, or bitwright, and transformers if it can.",
-            ),
-        )
-    ):  # fmt: skip
+    return _decorated(
+        command,
+        click.option(
+            "--recipe", type=click.Path(path_type=Path, dir_okay=False), metavar="NAME|FILE",
+            help="Take the settings of a recipe: a name that `bitwright recipes` lists, or a YAML file. Other options "
+            "win over it.",
+        ),
+        click.option(
+            "--scheme", metavar="NAME", shell_complete=completes(SCHEME_STEMS),
+            help="Store weights in this form. Default: w8a8, 8-bit weights and activations. Others: "
+            f"{', '.join(SCHEME_STEMS[1:])}. Below 8 bits, _g128, _g64, _g32 or _channel sets the group size and "
+            "_asym adds zero points: w4a16_g64_asym.",
+        ),
+        click.option(
+            "--method", metavar="NAME", shell_complete=completes(METHOD_NAMES),
+            help="Round weights by this method. Default: rtn, to nearest. Others: "
+            f"{', '.join(METHOD_NAMES[1:-1])}; or auto, which decides by tests.",
+        ),
+        click.option(
+            "--symmetric", is_flag=True, help="Quantize activations without zero points."
+        ),
+        click.option(
+            "--static", is_flag=True,
+            help="Fix the scales of activations by calibration. Default: a scale for each token, at run time.",
+        ),
+        click.option(
+            "--range", "range_", type=Choice(RANGE_NAMES), metavar="NAME",
+            help=f"With --static, choose the range in this way: {', '.join(RANGE_NAMES)}. Default: min_max.",
+        ),
+        click.option(
+            "--embeddings", type=Choice(("16bit", "int8")), metavar="FORM",
+            help="Store embedding tables as 16bit or int8, which only Bitwright reads. Default: 16bit.",
+        ),
+        click.option(
+            "--target", "targets", multiple=True, type=Choice(TARGET_NAMES), metavar="NAME",
+            help=f"Make a result for this runtime: {', '.join(TARGET_NAMES)}. Repeat it for several. "
+            "Default: bitwright, and transformers if possible.",
+        ),
+    )  # fmt: skip
+
+
+def _decorated(command: F, *options: Callable[[F], F]) -> F:
+    """The command with these options, in this order."""
+    for option in reversed(options):
         command = option(command)
     return command
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
-from bitwright.cli.options import build_recipe, scheme_options, task_option
-from bitwright.cli.terminal import Column, TerminalProgress, fraction, out, print_json, print_remarks, table
+from bitwright.cli.command import Command
+from bitwright.cli.options import build_recipe, json_option, model_options, quiet_option, scheme_options
+from bitwright.cli.progress import shown_progress
+from bitwright.cli.terminal import Column, fraction, out, print_json, print_warnings, table
 from bitwright.families.tasks import TaskName
 from bitwright.record import Evidence, PlanRow, UnitEvidence
 
@@ -17,39 +19,39 @@ _SHORT = {"attention_output": "attn. output", "expert": "experts"}  # roles in c
 _METHODS = {"smoothquant": "smooth", "smoothquant_gptq": "smooth+gptq", "awq_gptq": "awq+gptq"}
 
 
-@click.command("plan")
-@click.argument("model")
+@click.command("plan", cls=Command)
+@click.argument("model", type=click.Path())
 @scheme_options
-@click.option("--max-loss", type=fraction, metavar="PERCENT", help="The loss you allow. Default: the recipe's, or 1%.")
-@click.option("--data", multiple=True, metavar="SOURCE[:WEIGHT]", help="Calibration texts. Default: built-in prose.")
+@click.option("--max-loss", type=fraction, metavar="PERCENT", help="Allow this loss. Default: 1%.")
+@click.option(
+    "--data", multiple=True, metavar="SOURCE[:WEIGHT]", help="Calibrate on these texts. Default: built-in ones."
+)
 @click.option(
     "--hours",
     type=click.FloatRange(min=0, min_open=True),
     metavar="H",
-    help="How long calibration may take. Default: 6.",
+    help="Choose methods whose calibration takes no longer. Default: 6.",
 )
 @click.option(
     "--memory",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GB",
-    help="Memory to plan with. Default: what is free.",
+    help="Choose methods that need no more memory. Default: what is free.",
 )
-@task_option
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the model's repository brings.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+@model_options
+@json_option("the plan and its evidence")
+@quiet_option
 def command(
     model: str, max_loss: float | None, data: tuple[str, ...], hours: float | None, memory: float | None,
-    task: TaskName | None, trust_remote_code: bool, as_json: bool, **schemes: Any,
+    task: TaskName | None, trust_remote_code: bool, as_json: bool, quiet: bool, **schemes: Any,
 ) -> None:  # fmt: skip
-    """Decide how MODEL would be quantized, and show the evidence.
+    """Show how MODEL would be quantized, and why. Nothing is written.
 
-    A small sample of text goes once through the model. For each set of linears
-    that share an input it shows how long the tails of the inputs are and how
-    far each method would move the outputs; then the choice, what was rejected,
-    and the plan with its bytes.
+    A small sample of text runs through the model. The tables show what was seen
+    there, the error that each method would leave, the choice, and the size.
 
-    Without --recipe and --method, the method is auto. MODEL may be a
-    config.json alone: then its size in every scheme is shown.
+    Without --recipe and --method, the method is auto: the evidence decides.
+    MODEL may be a config.json alone; then its size in every form is shown.
     """
     asked = {key: value for key, value in schemes.items() if value}
     if not asked.keys() & {"recipe", "method"}:
@@ -61,12 +63,12 @@ def command(
         sizes = size_plan(Path(model), recipe if asked else None, task)
         print_json(sizes) if as_json else print_sizes(sizes)
         return
-    from bitwright.pipeline import decision
-    from bitwright.pipeline.request import Texts
-    from bitwright.pipeline.resources import resources
-
-    with TerminalProgress() as progress:
+    with shown_progress(quiet=quiet) as progress:
         progress.say(f"loading {model}")
+        from bitwright.pipeline import decision
+        from bitwright.pipeline.request import Texts
+        from bitwright.pipeline.resources import resources
+
         available = resources(
             memory_bytes=None if memory is None else int(memory * 1e9), seconds=None if hours is None else hours * 3600
         )
@@ -91,7 +93,7 @@ def print_plan(found: dict[str, Any]) -> None:
         rows += [[f"not {row.method}", row.why] for row in decision.rejected]
         out.print(table("", ["", ("", "prose")], [*rows, ["cost", _cost(decision)]], header=False), "")
     _print_groups(found)
-    print_remarks(f"warning: {text}" for text in found["warnings"])
+    print_warnings(found["warnings"])
 
 
 def _print_evidence(units: Sequence[UnitEvidence]) -> None:

@@ -1,34 +1,19 @@
-"""What the commands share: the consoles, progress, tables that fit the terminal, percentages, JSON."""
+"""What the commands share: the consoles, remarks, tables that fit the terminal, percentages, JSON."""
 
 import json
 import os
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Literal, TextIO, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TextIO
 
 import click
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.segment import Segment
-from rich.table import Column as RichColumn
 from rich.table import Table
 from rich.text import Text
 
 from bitwright.errors import printable
 from bitwright.record import plain_data
-
-T = TypeVar("T")
 
 # What a column holds. Only names and prose give way where the terminal is narrow: prose wraps between words, a name
 # loses its head.
@@ -38,10 +23,8 @@ _LEAST_NAME = 12
 _LONGEST_WORD = 22  # in prose; longer ones are broken
 _GAP = 2  # characters between columns
 
-# "round 2 of 5": such a remark is out of date as soon as the next one comes.
-_COUNTS = re.compile(r"\b\d+ of \d+\b")
-_WORTH_TELLING_S = 2.0
-_TOLD_EVERY_S = 10.0  # of a long loop, where stderr is no terminal
+# Styles of what should be seen first.
+FAILURE, WARNING, SUCCESS = "bold red", "bold yellow", "bold green"
 
 
 class _Console(Console):
@@ -62,89 +45,6 @@ def console(*, stderr: bool = False, file: TextIO | None = None) -> Console:
 # Results go to stdout; progress, remarks and errors to stderr, so that --json can be piped.
 out = console()
 err = console(stderr=True)
-
-
-class TerminalProgress:
-    """Bars with the time left, and for work that cannot be counted a clock; plain lines where stderr is no terminal.
-
-    A context manager: leaving it takes what still moves off the screen, whatever happened.
-    """
-
-    def __init__(self) -> None:
-        self._live: Progress | None = None
-        self._doing: str | None = None  # what the clock runs for
-
-    def __enter__(self) -> "TerminalProgress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._settle()
-
-    def track(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Yield the items, showing how far along they are and how long the rest will take."""
-        if not err.is_terminal:
-            self.say(f"{what} …")
-            yield from counted(items, what, self.say)
-            return
-        self._settle()
-        self._live = Progress(
-            TextColumn("{task.description:<32.32}", markup=False), BarColumn(bar_width=12), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err, transient=True,
-        )  # fmt: skip
-        with self._live as bar:
-            yield from bar.track(items, total=len(items), description=what)
-
-    def say(self, text: str) -> None:
-        """What is being done now. On a terminal a clock runs beside it, and a line stays when it is over."""
-        if not err.is_terminal:
-            err.print(text, markup=False, soft_wrap=True)
-            return
-        if self._live and self._doing and _COUNTS.search(self._doing) and _COUNTS.search(text):
-            self._live.update(self._live.task_ids[0], description=text)  # the clock goes on
-            return
-        self._settle()
-        self._doing = text
-        column = RichColumn(no_wrap=True, overflow="ellipsis")
-        self._live = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", style="dim", markup=False, table_column=column),
-            TimeElapsedColumn(), console=err, transient=True,
-        )  # fmt: skip
-        self._live.add_task(text, total=None)
-        self._live.start()
-
-    def _settle(self) -> None:
-        """End what moves. A remark stays on the screen with the time it took, unless it was one of a count."""
-        live, doing = self._live, self._doing
-        self._live = self._doing = None
-        if live is None:
-            return
-        live.stop()
-        if doing is not None and not _COUNTS.search(doing):
-            seconds = live.tasks[0].elapsed or 0.0
-            took = f" ({seconds:.0f} s)" if seconds >= _WORTH_TELLING_S else ""
-            err.print(doing + took, style="dim", markup=False)
-
-
-def counted(
-    items: Sequence[T], what: str, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic
-) -> Iterator[T]:
-    """Yield the items, and say every ten seconds how many are done and about how long the rest will take. What is over
-    sooner says nothing."""
-    begun = last = clock()
-    for done, item in enumerate(items):
-        now = clock()
-        if now - last >= _TOLD_EVERY_S:
-            say(f"{what}: {done} of {len(items)}, about {_duration((now - begun) / done * (len(items) - done))} left")
-            last = now
-        yield item
-
-
-def _duration(seconds: float) -> str:
-    """As precise as a guess is: "30 s", "4 min", "2 h"."""
-    size, unit = next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if seconds >= 2 * size), (1, "s"))
-    return f"{max(1, round(seconds / size))} {unit}"
 
 
 def fraction(text: str) -> float:
@@ -225,10 +125,16 @@ def _tail(name: str, width: int) -> str:
     return tail if begins_a_part or "." not in tail[:-1] else tail[tail.index(".") + 1 :]
 
 
-def print_remarks(remarks: Iterable[str]) -> None:
-    """What a person should know, a line each, beside the result."""
-    for remark in remarks:
-        err.print(f"bitwright: {remark}", markup=False, soft_wrap=True)
+def remark(text: str, style: str = "") -> None:
+    """One line on stderr that begins with our name, in `style` where stderr is a terminal."""
+    line = Text.assemble(("bitwright:", style), " ", printable(" ".join(text.split())))
+    err.print(line, soft_wrap=True)
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """What a person should know beside the result, a line each."""
+    for text in warnings:
+        remark(f"warning: {text}", WARNING)
 
 
 def print_json(value: Any) -> None:

@@ -69,7 +69,7 @@ def verdict_notes(record: Record) -> list[str]:
         needed = number(evaluation.needed_samples)
         notes.append(f"About {needed} {unit(evaluation)}, half of which judge, would be enough to decide.")
     if record.smallest is not None:
-        notes.append(_beside_int8(record))
+        notes.append(beside_int8(record))
     if record.speed is not None and not speed_by_shape(record) and not is_quiet(record):
         notes.append(_busy(record.speed.other_load_cores))
     return notes
@@ -115,7 +115,7 @@ def _loss_sentence(evaluation: Evaluation | None) -> str:
     return f"{on}, at most {percent(upper)}." if is_finite(upper) else f"{on}."
 
 
-def _beside_int8(record: Record) -> str:
+def beside_int8(record: Record) -> str:
     """Of the goal "smallest", what it brings and costs beside 8 bits for everything."""
     assert record.smallest is not None
     saved = 1 - record.smallest.bytes / record.smallest.int8_bytes

@@ -1,0 +1,86 @@
+"""What `bitwright quantize` prints when it is done: at most twelve lines; the rest is in the report."""
+
+import textwrap
+from pathlib import Path
+
+from rich.text import Text
+
+from bitwright.cli.terminal import FAILURE, SUCCESS, WARNING, out, table
+from bitwright.record import Evaluation, Record
+
+_ONE_LINE = 66  # characters beside the first column, at 80
+# The class of `report.verdict.state` -> how its heading looks.
+_STYLES = {"met": SUCCESS, "not-met": FAILURE, "failed": FAILURE, "undecided": WARNING}
+
+
+def print_result(record: Record, directory: Path) -> None:
+    """The verdict, what was gained and lost, on what text, where it was checked, and where the report is."""
+    from bitwright.report import verdict_sentence
+    from bitwright.report.verdict import state
+
+    kind, symbol, heading = state(record)
+    out.print(Text(f"{symbol} {heading}", style=_STYLES.get(kind, "bold")))
+    out.print(verdict_sentence(record), markup=False)
+    rows = [*_gains(record), *_losses(record.evaluation), *_checks(record)]
+    out.print(table("", ["", ("", "prose")], rows, header=False))
+    out.print(f"{directory}/report.html", soft_wrap=True, markup=False)
+
+
+def _gains(record: Record) -> list[list[str]]:
+    """Size and speed."""
+    from bitwright.report.verdict import beside_int8, is_quiet, speed_by_shape
+    from bitwright.report.wording import ratio, size
+
+    rows = [["size", f"{size(record.size.source_bytes)} → {size(record.size.checkpoint_bytes)}"]]
+    if record.smallest is not None:
+        rows.append(["goal", beside_int8(record)])
+    if (front := record.front) and front.busy:
+        rows.append(["speed", "not shown: other programs disturbed the timing; run it again when the machine is quiet"])
+    elif front:
+        speed = next((row.speedup for row in front.rows if row.chosen), None)
+        rows.append(["speed", f"{ratio(speed, 1)} the faster of float32 and bf16; {front.min_speedup:g}× asked for"])
+    elif timed := speed_by_shape(record):
+        shapes = [f"{ratio(speed, 1)} at {batch} × {tokens} tokens" for (batch, tokens), speed in timed.items()]
+        rows.append(["speed", f"against float32: {', '.join(shapes)}"])
+    elif record.speed and not is_quiet(record):
+        load = f"{record.speed.other_load_cores or 0.0:.1f}"
+        rows.append(["speed", f"not measured: other programs kept {load} cores busy"])
+    return rows
+
+
+def _losses(found: Evaluation | None) -> list[list[str]]:
+    """The loss and its bound against the budget, and the texts that it was measured on."""
+    from bitwright.report.judged import judged_on, worst_kind
+    from bitwright.report.wording import alike, percent
+
+    if found is None:
+        return [["loss", "not measured: what this costs in accuracy is not known"]]
+    most = f"at most {percent(found.loss_upper)}{' on a new kind' if found.kinds else ''}"
+    rows = [["loss", f"{percent(found.loss)}; 95 % sure: {most}; {_allowed(found)}"]]
+    if not found.metric.label_free:
+        rows.append(["score", f"{found.metric.name} {' → '.join(alike(found.float_score, found.quantized_score))}"])
+    if found.kinds:
+        rows.append(["worst kind", worst_kind(found.kinds).removeprefix("most on ")])
+    return [*rows, ["judged on", judged_on(found)]]
+
+
+def _allowed(found: Evaluation) -> str:
+    from bitwright.report.wording import percent
+
+    return "no budget was set" if found.max_loss is None else f"{percent(found.max_loss)} allowed"
+
+
+def _checks(record: Record) -> list[list[str]]:
+    """Where the result was loaded again, a line for each outcome: failures first."""
+    checks = record.verify or ()
+    rows = [["FAILED in", _brief(f"{row.target}: {row.detail}")] for row in checks if row.ok is False]
+    if passed := [row.target for row in checks if row.ok]:
+        rows.append(["checked in", ", ".join(passed)])
+    if missed := [row for row in checks if row.ok is None]:
+        why = missed[0].detail.removeprefix("not checked: ")
+        rows.append(["not in", _brief(f"{', '.join(row.target for row in missed)}: {why}")])
+    return rows
+
+
+def _brief(text: str) -> str:
+    return textwrap.shorten(text, _ONE_LINE, placeholder=" …")
