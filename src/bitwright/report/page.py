@@ -66,6 +66,7 @@ def render_report(record: Record) -> str:
             sentence=verdict.verdict_sentence(record),
             state=verdict.state(record),
             notes=verdict.verdict_notes(record),
+            next_step=verdict.next_step(record),
             panels=panels.panels(record),
             decisions=tables.decisions(record.plan),
             exhibits=evidence.exhibits(as_data(record.decision)),

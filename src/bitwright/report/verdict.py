@@ -75,6 +75,26 @@ def verdict_notes(record: Record) -> list[str]:
     return notes
 
 
+# The verdict -> what a reader does next.
+_NEXT = {
+    "met": "Load it as README.md in this directory shows, and compare it with the original on your own text.",
+    "not met": "Allow more loss with --max-loss, or choose a scheme with more bits, such as --scheme w8a16.",
+    "not judged on pairs": "Give pairs of texts like yours, with --data FILE#FIRST,SECOND or with labels by --eval.",
+    NOT_USABLE: "Do not use these files. Tell us what the check said, with record.json.",
+    None: "Score it with bitwright eval DIR --reference MODEL, on your own text.",
+}
+_UNDECIDED = "Give more rows, allow more loss with --max-loss, or accept the estimate with --accept-point-estimate."
+_UNDECIDED_KINDS = "Give text like yours with --data, or allow more loss with --max-loss."
+
+
+def next_step(record: Record) -> str:
+    """What a reader does next, in one sentence or two."""
+    word = verdict_word(record)
+    if word == "undecided":
+        return _UNDECIDED_KINDS if record.evaluation and record.evaluation.kinds else _UNDECIDED
+    return _NEXT.get(word, _NEXT[None])
+
+
 def _gains(record: Record) -> str:
     """ "is 3.9 times smaller and 2.4 times as fast", or of these what was measured."""
     gains = []
