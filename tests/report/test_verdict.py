@@ -35,9 +35,9 @@ def test_met(record):
 
 
 def test_kinds_of_text_are_counted_and_the_bound_is_for_another_one(record):
-    assert headline(by_kind(record)).endswith("It loses 0.18 % on 18 kinds of text, and at most 1.23 % on another.")
+    assert headline(by_kind(record)).endswith("It loses 0.18 % on 18 kinds of text, at most 1.23 % on a new kind.")
     assert headline(by_kind(record, "undecided")).endswith(
-        "It loses about 0.18 % on 18 kinds of text, but another kind may lose 1.23 %."
+        "It loses about 0.18 % on 18 kinds of text, but a new kind may lose 1.23 %."
     )
     assert headline(by_kind(record, "not met")).endswith("It loses 0.18 % on 18 kinds of text, at least 0.11 %.")
 

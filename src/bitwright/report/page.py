@@ -126,6 +126,7 @@ def environment() -> Environment:
         tables.step_units,
         wording.breakable,
         wording.companion,
+        wording.listed,
         wording.fixed,
         wording.milliseconds,
         wording.moment,
