@@ -1,4 +1,4 @@
-"""What a page of Markdown shows: fenced blocks, commands, links, headings, sentences. For the tests of README and docs."""
+"""What a page of Markdown shows: blocks, commands, links, headings, sentences. For the tests of README and docs."""
 
 import re
 import shlex

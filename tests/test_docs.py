@@ -1,12 +1,14 @@
-"""docs/: each command and snippet runs, each link leads somewhere, what pages list is what there is, the site builds."""
+"""docs/: commands and snippets run, links lead somewhere, tables name all there is, and the site builds."""
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 
 import bitwright
 import bitwright.cli
+from bitwright.calibration.passages import ROLES as PARTS
 from bitwright.checkpoints.formats import FORMATS
 from bitwright.errors import EXIT_MEANINGS, ExitCode
 from bitwright.evaluate.loaders import KINDS
@@ -130,6 +133,13 @@ def test_roles_are_named() -> None:
     assert [role for role in ROLES if f"`{role}`" not in page] == []
 
 
+def test_kinds_of_text_are_named_by_what_they_do() -> None:
+    prose = " ".join(read("docs/verdict.md").lower().split())
+    for part, verb in (("calibration", "calibrate."), ("tuning", "choose."), ("judging", "judge.")):
+        sentence = prose[: prose.index(verb, prose.index("built-in text. "))].rpartition(". ")[2]
+        assert set(re.findall(r"[a-z]+", sentence)) - {"and"} == {k for k, does in PARTS.items() if does == part}, part
+
+
 def test_python_page_shows_every_public_name() -> None:
     page = read("docs/api.md")
     assert [name for name in bitwright.__all__ if name != "__version__" and f"::: bitwright.{name}\n" not in page] == []
@@ -178,6 +188,15 @@ def run(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[int, s
     return int(stop.value.code or 0), written.getvalue()
 
 
+def leave_out_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what quantizing checks and times in processes of its own, seconds each: tests/pipeline has it."""
+    from bitwright.pipeline import run as pipeline
+
+    asked = pipeline.Asked
+    monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
+    monkeypatch.setattr(pipeline, "Asked", lambda *args: replace(asked(*args), speed=False))
+
+
 def allowed(words: tuple[str, ...], expected: int | None) -> set[int]:
     """The exit codes that a page may mean. A random model's result may well be outside the budget."""
     if expected is not None:
@@ -188,8 +207,8 @@ def allowed(words: tuple[str, ...], expected: int | None) -> set[int]:
 @pytest.mark.full
 @pytest.mark.parametrize("page", [page for page in GUIDES if blocks(read(page))])
 def test_page_runs(page: str, folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Seconds each, in processes of their own; tests/pipeline and tests/runtime make these checks.
-    monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
+    if page != "docs/index.md":  # the one command is run whole
+        leave_out_other_processes(monkeypatch)
     names: dict[str, Any] = {}
     for block in blocks(read(page)):
         if block.title:
@@ -208,16 +227,16 @@ def test_page_runs(page: str, folder: Path, texts: list[str], monkeypatch: pytes
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` builds it: what would be a broken link or anchor ends the build."""
     pytest.importorskip("mkdocs", reason="needs mkdocs: pip install 'bitwright[docs]'")
     path = tmp_path_factory.mktemp("site")
     made = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", path],
-        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, timeout=60, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr
-    yield path
+    return path
 
 
 @pytest.mark.full
@@ -244,8 +263,7 @@ def test_page_is_shown_without_errors_or_requests(site: Path, watched_page: Any,
 @pytest.mark.browser
 def test_search_works_without_a_server(site: Path, watched_page: Any) -> None:
     shown = watched_page((site / "index.html").as_uri(), 1280)
-    shown.locator("input[name=query]").click()
-    shown.locator("input[name=query]").fill("undecided")
+    shown.locator("input[name=query]").press_sequentially("undecided")
     shown.locator(".md-search-result__link").first.wait_for(timeout=10_000)
     assert shown.problems == []
 

@@ -6,7 +6,6 @@ if (location.protocol === "file:") {
       super()
       this.frame = document.createElement("iframe")
       this.frame.hidden = true
-      this.started = new Promise((done) => (this.frame.onload = done))
       document.body.append(this.frame)
       const inside = this.frame.contentDocument
       this.frame.contentWindow.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }))
