@@ -19,6 +19,7 @@ import bitwright
 import bitwright.cli
 from bitwright.calibration.passages import ROLES as PARTS
 from bitwright.checkpoints.formats import FORMATS
+from bitwright.cli import COMMANDS
 from bitwright.errors import EXIT_MEANINGS, ExitCode
 from bitwright.evaluate.loaders import KINDS
 from bitwright.families.row import ROLES
@@ -79,6 +80,11 @@ def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_command_exists_with_its_options(page: str, line: str) -> None:
     misspelt = {"--max-los"} if page == "docs/messages.md" else set()
     assert unknown_options(line) <= misspelt
+
+
+def test_every_command_is_run_on_some_page() -> None:
+    shell = [block for page in GUIDES for block in blocks(read(page)) if block.language == "sh"]
+    assert {command.words[0] for block in shell for command in commands(block)} == set(COMMANDS)
 
 
 def test_make_targets_exist() -> None:
