@@ -33,8 +33,8 @@ class Command(NamedTuple):
 
 
 def read(page: str) -> str:
-    """The text of a page, by its path from the root."""
-    return (ROOT / page).read_text(encoding="utf-8")
+    """The text of a page, by its path from the root. Lines that a backslash continues are one."""
+    return re.sub(r" \\\n\s*", " ", (ROOT / page).read_text(encoding="utf-8"))
 
 
 def blocks(text: str) -> list[Block]:
