@@ -255,7 +255,7 @@ def test_quantize_for_people_and_for_machines(tiny_model: TinyModel, here: Path,
     shown = run("quantize", model, "--out", "out", *quick)
     assert shown.code == 0
     assert shown.out.splitlines()[-1] == "out/report.html"
-    assert shown.out.startswith("✓ Budget met\n")
+    assert shown.out.startswith("✓ Budget met: you can use it\n")
     assert "50 % allowed" in shown.out.replace("\u00a0", " ")
     assert "rounding weights" in shown.err
     assert "sensitivity" not in shown.err  # nothing has to fall back

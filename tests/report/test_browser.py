@@ -12,28 +12,15 @@ BROKEN = "$$x$$</script><img src=http://example.invalid/x onerror=document.title
 
 
 @pytest.fixture
-def open_page(browser, tmp_path):
+def open_page(watched_page, tmp_path):
     """open_page(html, width) -> a loaded page, whose console and requests were watched from the start."""
-    pages = []
 
     def opened(html: str, width: int):
         path = tmp_path / "report.html"
         path.write_text(html, encoding="utf-8")
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        pages.append(page)
-        page.problems, page.requests = [], []
-        page.on(
-            "console",
-            lambda message: page.problems.append(message.text) if message.type in ("error", "warning") else None,
-        )
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.on("request", lambda request: page.requests.append(request.url))
-        page.goto(path.as_uri())
-        return page
+        return watched_page(path.as_uri(), width)
 
-    yield opened
-    for page in pages:
-        page.close()
+    return opened
 
 
 def drawn(page, target: str):

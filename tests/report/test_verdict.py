@@ -6,7 +6,7 @@ import math
 import pytest
 
 from bitwright.record import record_of
-from bitwright.report.verdict import LONGEST, bits_per_weight, state, verdict_notes, verdict_sentence
+from bitwright.report.verdict import LONGEST, bits_per_weight, next_step, state, verdict_notes, verdict_sentence
 
 
 def headline(record) -> str:
@@ -35,9 +35,9 @@ def test_met(record):
 
 
 def test_kinds_of_text_are_counted_and_the_bound_is_for_another_one(record):
-    assert headline(by_kind(record)).endswith("It loses 0.18 % on 18 kinds of text, and at most 1.23 % on another.")
+    assert headline(by_kind(record)).endswith("It loses 0.18 % on 18 kinds of text, at most 1.23 % on a new kind.")
     assert headline(by_kind(record, "undecided")).endswith(
-        "It loses about 0.18 % on 18 kinds of text, but another kind may lose 1.23 %."
+        "It loses about 0.18 % on 18 kinds of text, but a new kind may lose 1.23 %."
     )
     assert headline(by_kind(record, "not met")).endswith("It loses 0.18 % on 18 kinds of text, at least 0.11 %.")
 
@@ -160,6 +160,25 @@ def test_speed_is_that_of_bitwright_alone(record):
 def test_no_budget(record):
     record["evaluation"] |= {"max_loss": None, "verdict": None}
     assert state(record_of(record))[0] == "no-budget"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "says"),
+    [
+        ("met", "README.md"),
+        ("not met", "--max-loss"),
+        ("undecided", "more rows"),
+        ("not judged on pairs", "--data FILE#FIRST,SECOND"),
+        (None, "bitwright eval"),
+    ],
+)
+def test_a_reader_is_told_what_to_do_next(record, verdict, says):
+    record["evaluation"]["verdict"] = verdict
+    assert says in next_step(record_of(record))
+    if verdict == "undecided":
+        assert "text like yours" in next_step(record_of(by_kind(record, verdict)))
+    record["verify"][0]["ok"] = False
+    assert "Do not use these files" in next_step(record_of(record))
 
 
 @pytest.mark.parametrize("busy", [{"too_busy": True, "rows": []}, {}])

@@ -84,15 +84,24 @@ def analyze(
     """How sensitive the linears of a model are to being quantized.
 
     Args:
-        data, evaluation, kind, metric, samples, task: as `quantize` takes them.
+        model: a model directory, or the name of a model on the hub.
+        recipe: how linears are quantized for this; as `quantize` takes it.
+        data: texts, as `quantize` takes them.
+        evaluation: labelled data, as `quantize` takes them.
+        kind: what `evaluation` holds.
+        metric: your own metric, as "file.py:function".
+        samples: how many texts are used where there are no labels.
         fisher: measure Fisher sensitivity too, which takes gradients and the whole model in memory.
         journal: a file that keeps the measurements, so that a stopped analysis goes on.
+        trust_remote_code: run code that the model's repository brings.
+        task: what the model is for, if its files leave that open.
+        progress: what is told of the steps; by default nothing.
 
     Returns:
-        {"model"} and, of a model that encodes texts, the Record's `sensitivity`: how far its outputs move when a part
-        of it is quantized. "layers": the Record's rows of how each linear was quantized, largest output error first; of
-        a language model always, else where the recipe looks at inputs. "fisher": a row {name, block, role, fisher,
-        diagonal} per unit, largest first.
+        A dict with "model" and, for a model that encodes texts, the `sensitivity` of its record: how far the outputs
+            move when a part of it is quantized. "layers" says how each linear was quantized, largest output error
+            first; it is there for a language model, and where the recipe looks at inputs. "fisher" has a row {name,
+            block, role, fisher, diagonal} for each set of linears that share an input, largest first.
 
     Raises:
         InputError: a language model that is too large for `fisher`.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bitwright.record import Elsewhere, Evaluation, KindRow
-from bitwright.report.wording import number, percent
+from bitwright.report.wording import listed, number, percent
 
 _NAMED = 4  # languages, or kinds
 
@@ -36,4 +36,4 @@ def _in_languages(languages: Sequence[str]) -> str:
     named, more = list(languages[:_NAMED]), len(languages) - _NAMED
     if more > 0:
         named.append(f"{more} more language{'s' * (more != 1)}")
-    return " in " + (" and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else named[0])
+    return f" in {listed(named)}"

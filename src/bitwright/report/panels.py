@@ -14,7 +14,7 @@ from bitwright.report.verdict import (
     speed_ratio,
     verdict_word,
 )
-from bitwright.report.wording import ABSENT, is_finite, percent, ratio, size, times
+from bitwright.report.wording import ABSENT, fixed, is_finite, percent, ratio, size, times
 
 _ROOM = 1.06  # of a scale beyond its largest mark
 _OF_BUDGET = {
@@ -86,14 +86,16 @@ def _speed(record: Record) -> Panel:
             return Panel("Speed", ABSENT, why)
         return Panel("Bits per weight", f"{bits:.2f}", f"in the linears, with their scales; {why}")
     threads = None if record.speed is None else record.speed.threads
-    on = f" on {threads} thread{'s' * (threads != 1)}" if threads else ""
+    on = f", on {threads} thread{'s' * (threads != 1)}" if threads else ""
+    if record.environment and record.environment.cpu:
+        on += f" of {record.environment.cpu}"
     scale = 100 / (_ROOM * max(1.0, *ratios.values()))
     bars = tuple(
         Bar(f"{batch} text{'s' * (batch != 1)} of {tokens} tokens", ratio(factor, 1), factor * scale)
         for (batch, tokens), factor in ratios.items()
     )
     line = Line("original", scale, "the original, float32")
-    return Panel("Speed", ratio(speed, 1), f"as fast as the float32 original{on}", bars, (line,))
+    return Panel("Speed", ratio(speed, 1), f"as fast as the original in float32, on average{on}", bars, (line,))
 
 
 def _loss(record: Record) -> Panel:
@@ -124,7 +126,7 @@ def _loss_bars(
     bars = tuple(
         Bar(
             row.kind,
-            percent(row.loss),
+            _aligned(row.loss, max(finite, default=0.0)),
             at(row.loss),
             max(0.0, at(row.upper) - at(row.loss)) if is_finite(row.upper) else 0.0,
             aside=f"at most {percent(row.upper)}" if is_finite(row.upper) else "",
@@ -133,7 +135,14 @@ def _loss_bars(
     )
     lines = []
     if is_finite(new_kind):
-        lines.append(Line("bound", at(new_kind), f"bound for another kind, {percent(new_kind)}"))
+        lines.append(Line("bound", at(new_kind), f"at most on a new kind, {percent(new_kind)}"))
     if budget is not None:
         lines.append(Line("budget", at(budget), f"budget, {percent(budget)}"))
+    if any(bar.reach for bar in bars):
+        lines.append(Line("thin", 0.0, "at most, for this kind; all bounds hold with 95 % confidence"))
     return bars, tuple(lines)
+
+
+def _aligned(loss: float, largest: float) -> str:
+    """A percentage with as many decimals as the others of its column."""
+    return f"{fixed(100 * loss, 2 if largest < 0.1 else 1)}\u00a0%" if is_finite(loss) else percent(loss)

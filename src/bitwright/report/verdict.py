@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from bitwright.record import ALL_INT8, Evaluation, PlanRow, Record, SpeedRow, Verification
-from bitwright.report.wording import is_finite, metric_phrase, number, percent, short_name, times
+from bitwright.report.wording import is_finite, listed, metric_phrase, number, percent, short_name, times
 
 OURS = "bitwright"  # the runtime's name in `Speed`, or how it begins
 NOT_USABLE = "not usable"  # the verdict on a result of which a runtime gives other outputs than those that were judged
@@ -13,12 +13,13 @@ QUIET_CORES = 0.15  # with more of them kept busy by others, ratios are no longe
 
 # The verdict -> (CSS class, symbol, heading). The symbol repeats what the colour says.
 STATES = {
-    "met": ("met", "✓", "Budget met"),
+    "met": ("met", "✓", "Budget met: you can use it"),
     "not met": ("not-met", "✕", "Budget not met"),
     "undecided": ("undecided", "?", "Undecided"),
     "not judged on pairs": ("undecided", "?", "Not judged on pairs"),
     NOT_USABLE: ("failed", "✕", "Check failed: do not use it"),
 }
+_NO_NAMES = ("model", "checkpoint", "output", "out")  # of directories that say nothing
 NO_BUDGET = ("no-budget", "–", "No budget set")
 NOT_EVALUATED = ("no-budget", "–", "Not evaluated")
 
@@ -46,13 +47,14 @@ def verdict_word(record: Record) -> str | None:
 def verdict_sentence(record: Record) -> str:
     """What was gained and what was lost, in two sentences of at most 140 characters together, such as
 
-    "MiniLM is 2.6 times smaller and 4.4 times as fast. It loses 0.14 % on 18 kinds of text, and at most 0.2 % on
-    another."
+    "MiniLM is 2.6 times smaller and 4.4 times as fast. It loses 0.14 % on 18 kinds of text, at most 0.2 % on a new
+    kind."
     """
     name = short_name(record.model.name)
+    name = "The model" if name.lower() in _NO_NAMES else name
     failed = [row.target for row in failed_checks(record)]
     if failed:
-        first, second = "must not be used", f"It gives other outputs in {_listed(failed)} than those that were judged."
+        first, second = "must not be used", f"It gives other outputs in {listed(failed)} than those that were judged."
     else:
         first, second = _gains(record), _loss_sentence(record.evaluation)
     whole = f"{name} {first}. {second}"
@@ -75,6 +77,27 @@ def verdict_notes(record: Record) -> list[str]:
     return notes
 
 
+# The verdict -> what a reader does next.
+_NEXT = {
+    "met": "README.md, beside this report, shows how to load it. "
+    "To compare it with the original on your own text: bitwright eval DIR --reference MODEL --eval FILE",
+    "not met": "Allow more loss with --max-loss, or choose a scheme with more bits, such as --scheme w8a16.",
+    "not judged on pairs": "Give pairs of texts like yours, with --data FILE#FIRST,SECOND or with labels by --eval.",
+    NOT_USABLE: "Do not use these files. Tell us what the check said, with record.json.",
+    None: "Measure what it loses on your own text: bitwright eval DIR --reference MODEL --eval FILE",
+}
+_UNDECIDED = "Give more rows, allow more loss with --max-loss, or accept the estimate with --accept-point-estimate."
+_UNDECIDED_KINDS = "Give text like yours with --data, or allow more loss with --max-loss."
+
+
+def next_step(record: Record) -> str:
+    """What a reader does next, in one sentence or two."""
+    word = verdict_word(record)
+    if word == "undecided":
+        return _UNDECIDED_KINDS if record.evaluation and record.evaluation.kinds else _UNDECIDED
+    return _NEXT.get(word, _NEXT[None])
+
+
 def _gains(record: Record) -> str:
     """ "is 3.9 times smaller and 2.4 times as fast", or of these what was measured."""
     gains = []
@@ -86,7 +109,7 @@ def _gains(record: Record) -> str:
 
 
 def _loss_sentence(evaluation: Evaluation | None) -> str:
-    """ "It loses 0.14 % on 18 kinds of text, and at most 0.2 % on another." """
+    """ "It loses 0.14 % on 18 kinds of text, at most 0.2 % on a new kind." """
     if evaluation is None or evaluation.loss is None:
         return "Its loss of accuracy was not measured."
     verdict, loss, upper = evaluation.verdict, evaluation.loss, evaluation.loss_upper
@@ -105,8 +128,8 @@ def _loss_sentence(evaluation: Evaluation | None) -> str:
         if verdict == "not met":
             return f"{on}, at least {percent(evaluation.loss_lower)}."
         if verdict == "undecided":
-            return f"{on}, but another kind may lose {percent(upper)}."
-        return f"{on}, and at most {percent(upper)} on another."
+            return f"{on}, but a new kind may lose {percent(upper)}."
+        return f"{on}, at most {percent(upper)} on a new kind."
     on = f"{what} on {held_out(evaluation)}" if evaluation.n_held_out else what
     if verdict == "undecided":
         return f"{on}, too few to be sure."
@@ -131,10 +154,6 @@ def beside_int8(record: Record) -> str:
 def _busy(cores: float | None) -> str:
     why = "" if cores is None else f": other programs kept {cores:.1f} cores busy"
     return f"Its speed was not measured{why}. The command bitwright bench measures it later."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def size_ratio(record: Record) -> float | None:

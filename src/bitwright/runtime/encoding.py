@@ -49,15 +49,19 @@ def encode(
     tokens of a pair have the types that the tokenizer gives them, if the model has more than one.
 
     Args:
-        prompt: is put before each text, before the first one of a pair. prompt_name: of a prompt in
-            config_sentence_transformers.json. With neither, the default prompt there, if it names one.
+        items: texts, pairs of texts, or sequences of token ids; or a single text.
+        prompt: is put before each text, before the first one of a pair.
+        prompt_name: of a prompt in config_sentence_transformers.json. With neither, the default prompt there, if it
+            names one.
         types: of the tokens of each item, where items are ids; by default all of type 0.
+        batch_size: how many items are computed together.
         threads: of the CPU, for a model on the engine; by default the model's. Other models use torch's setting.
         truncate: cut texts that are too long, instead of refusing them.
-        normalize_embeddings: scale embeddings to length 1. truncate_dim: keep so many values of each embedding; by
-            default what config_sentence_transformers.json says.
+        normalize_embeddings: scale embeddings to length 1.
+        truncate_dim: keep so many values of each embedding; by default what config_sentence_transformers.json says.
         convert_to_tensor: give a torch tensor, or a list of tensors, instead of numpy arrays.
-        show_progress_bar: draw one on stderr. track: wraps the loop over batches, for a progress bar of one's own.
+        show_progress_bar: draw one on stderr.
+        track: wraps the loop over batches, for a progress bar of your own.
         device: "cpu" or None.
         others: of sentence-transformers' further arguments, the values that mean what is done here anyway.
 

@@ -36,9 +36,11 @@ def predict(
     else (n, labels). Of a single pair, its score.
 
     Args:
+        items: pairs of texts, or texts; or a single one.
         activation_fn: applied to the logits, an array (n, labels), or a torch module, which gets a tensor. By default
             what the model's files say; else the sigmoid if there is one label, and nothing if there are several.
         apply_softmax: turn the scores of several labels into shares of 1.
+        convert_to_tensor: give a torch tensor instead of a numpy array.
         options: as `encode` takes them.
 
     Raises:
