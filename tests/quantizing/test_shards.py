@@ -157,7 +157,7 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path: Path) -> None:
     found.index(1)
     path = tmp_path / "shard-00000.safetensors"
     path.write_bytes(path.read_bytes()[:800])
-    with pytest.raises(CheckpointError, match="bytes early"):
+    with pytest.raises(CheckpointError, match="bytes too early"):
         [found.layer(name, SCHEMES[scheme]) for name, (scheme, _) in LAYERS.items()]
 
 
