@@ -109,8 +109,8 @@ CASES: dict[str, Case] = {
     "quantized already": quantizing(
         lambda m, t: [with_config(m, t, quantization_config={"quant_method": "gptq"})], 1, "gptq", "give the original"
     ),
-    "no texts": with_data("", "no texts in it"),
-    "texts too short": with_data("a\nb\n?\n", "all of its 3 texts are shorter than 3 characters"),
+    "no texts": with_data("", "there are no texts in this file"),
+    "texts too short": with_data("a\nb\n?\n", "none of its 3 texts is usable"),
     "no such texts": quantizing(lambda m, t: [m, "--data", "gone.txt"], 2, r"gone\.txt: no such file"),
     "recipe with an unknown key": with_recipe("shceme: w8a8\n", "recipe.yaml", "`shceme`", "did you mean 'scheme'"),
     "recipe with an unknown scheme": with_recipe("scheme: w8a9\n", "'w8a9' is unknown", "did you mean 'w8a8'"),

@@ -50,7 +50,9 @@ def test_too_few_labels_are_said_before_the_work_and_nothing_is_searched(
         progress=progress,
     )  # fmt: skip
     (said,) = [line for line in progress.lines if "would decide" in line]
-    assert said.startswith("reviews: 30 examples judge, and if not one of them changed, a loss of up to ")
+    assert said.startswith(
+        "reviews: only 30 examples are used to judge. Even if none of them changed, the loss could be up to "
+    )
     assert "rows of reviews, half of which judge, would decide" in said
     assert said in found.record["warnings"]
     assert found.record["steps"] == []

@@ -62,7 +62,7 @@ def test_too_few_calibration_texts_are_refused(tiny_model: TinyModel, tmp_path: 
 def test_texts_that_no_split_can_part_are_mentioned(tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
     pairs = write_pairs(tmp_path / "pairs.tsv", [(texts[0], text) for text in texts[1:60]])
     job = open_job(tiny_model("bert"), HERE, Texts(evaluation=pairs))
-    assert any("1 texts occur in the tuning and in the held-out data" in warning for warning in job.warnings)
+    assert any("1 texts are in the tuning data and in the held-out data" in warning for warning in job.warnings)
 
 
 def test_measurements_are_keyed_by_everything_they_depend_on(
@@ -100,7 +100,7 @@ def test_two_runs_do_not_share_a_destination(tiny_model: TinyModel, tmp_path: Pa
     (tmp_path / ".out.bitwright").mkdir()
     with (tmp_path / ".out.bitwright" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another run is writing there"):
+        with pytest.raises(InputError, match="another run is writing here"):
             quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
 
 

@@ -158,7 +158,7 @@ def test_another_run_s_work_is_refused(
         ({"model": other_model, "recipe": other_recipe}, "model and its recipe"),
     ):
         progress = Stopping()
-        with pytest.raises(InputError, match=rf"differs from this one in its {what}; repeat that run's command"):
+        with pytest.raises(InputError, match=rf"differs from this one in its {what}. Run its command again"):
             start(progress=progress, **options)
         assert not any("the same command" in text for text in progress.said)
         assert {path.name: path.read_bytes() for path in work(tmp_path).iterdir()} == before

@@ -1,4 +1,4 @@
-"""What can be learnt about a model, or about a result, without making one."""
+"""Studies a model or a result without quantizing: plan, sensitivity, comparison."""
 
 import json
 import time
@@ -119,14 +119,16 @@ def bench(
     directory: str | Path, *, source: str | Path | None = None, shapes: Sequence[tuple[int, int]] = BENCH_SHAPES,
     threads: int | None = None, rounds: int = 5, rivals: bool = True, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure a result against its float original, which lies at `source`, or where the record says it was."""
+    """Measure a result against its float original, which is at `source` or where the record says."""
     directory, progress = Path(directory), progress or Quiet()
     if source is None and (directory / RECORD_FILE).is_file():
         recorded = read_record(directory).model
         place = Path(recorded.source or "")  # as it was typed: may be relative
         source = place if (place / "config.json").is_file() else None
         if source and ModelDirectory(place).fingerprint != recorded.source_sha256:
-            raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
+            raise InputError(
+                f"{source}: this is not the model that {directory} was made from; give the right one with --source"
+            )
     return run_bench(
         directory, Schedule(shapes, threads or default_threads(), rounds), rivals=rivals,
         source=None if source is None else ModelDirectory(Path(source), find_task(ModelDirectory(directory))),
@@ -136,15 +138,22 @@ def bench(
 
 def _where_a_search_begins(job: Job) -> list[str]:
     goal = job.recipe.budget.goal
-    return [] if goal is None else [f"goal: {goal}: the search begins with this plan, and gives some units more bits"]
+    return (
+        []
+        if goal is None
+        else [f"goal: {goal}: the search begins with this plan, and then gives some layers more bits"]
+    )
 
 
 def _open_journal(journal: str | Path | None, job: Job) -> Journal:
-    """The journal at a place that the user chose, who may have mistaken it for something else."""
+    """The journal at a path that the user chose, checked to be a journal or new."""
     path = None if journal is None else Path(journal)
     begins = path.read_bytes()[:11] if path is not None and path.is_file() else b""
     if begins not in (b"", b'{"context":'):
-        raise InputError(f"{path}: is not a journal of measurements, so nothing is added to it; choose another file")
+        raise InputError(
+            f"{path}: this file is not a journal of measurements, so Bitwright does not write to it; choose another "
+            "file"
+        )
     if path is not None and not path.parent.is_dir():
-        raise InputError(f"{path}: there is no directory {path.parent}")
+        raise InputError(f"{path}: there is no directory {path.parent}; make it, or choose another file")
     return Journal(path, json.dumps(job.context()))
