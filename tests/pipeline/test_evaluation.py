@@ -119,7 +119,7 @@ def test_a_model_against_itself_lost_nothing(decoder: Callable[..., Path], text_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"window": 49}, "windows of 49 tokens: .* takes at most 48"),
+        ({"window": 49}, "windows of 49 tokens are too long: .* takes at most 48"),
         ({"kind": "similarity"}, "--kind similarity is not for language models"),
         ({"data": "other.txt"}, "on one text, but 2 were given"),
     ],
@@ -180,7 +180,7 @@ def test_what_does_not_fit_an_encoder(
     pairs = pairs_file(tmp_path / "a.tsv", texts)
     with pytest.raises(DataError, match="similarity scores embeddings; this model's task is sequence-classification"):
         evaluate(tiny_model("bert", "sequence-classification"), evaluation=pairs, kind="similarity")
-    with pytest.raises(InputError, match=r"its task is text-generation, that of .* is embedding"):
+    with pytest.raises(InputError, match=r"task is text-generation, but the task of .* is embedding"):
         evaluate(tiny_model("bert"), reference=decoder(), samples=30)
 
 

@@ -193,7 +193,7 @@ def test_a_tokenizer_whose_code_came_with_the_model_is_refused_before_the_work(
     (source / "words.py").write_text("from transformers import BertTokenizer\nclass Words(BertTokenizer):\n    pass\n")
     for trusted, wanted in (
         (False, r"tokenizer_config\.json: auto_map = "),
-        (True, r"Words is code of its own \(words"),
+        (True, r"Words has its own code \(words"),
     ):
         with pytest.raises(ModelError, match=wanted):
             open_job(source, HERE, Texts(samples=60), trust_remote_code=trusted)
@@ -206,7 +206,7 @@ def test_a_tokenizer_whose_code_came_with_the_model_is_refused_before_the_work(
         ("mixtral", {"scheme": "w8a8"}, "reads a mixture of experts only if"),
         ("bert", {"scheme": "nf4"}, "does not accept the scheme 'nf4"),
         ("bert", {"embeddings": "int8"}, "cannot read int8 embedding tables"),
-        ("bert", {"method": "smoothquant"}, "goes through a transform"),
+        ("bert", {"method": "smoothquant"}, "transforms the input"),
         ("bert", {"rules": [{"role": "head", "scheme": "w8a8"}]}, "would quantize its 2-D input as one tensor"),
     ],
 )
@@ -262,7 +262,7 @@ def test_experts_share_a_group_size_that_suits_all_their_linears(tiny_decoder: C
     experts = [row for row in plan if row.role == "expert"]
     assert {row.shape[1] for row in experts} == {64, 96}
     assert {row.scheme for row in experts} == {"w4a16_g32"}
-    assert "the unit's K are 64 and 96, so g32" in experts[0].reason
+    assert "their K are 64 and 96, so g32" in experts[0].reason
     assert {row.scheme for row in plan if row.role == "qkv"} == {"w4a16_g64"}
 
 

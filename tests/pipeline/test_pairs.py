@@ -160,7 +160,7 @@ def test_evaluate_says_what_it_was_that_it_compared(reranker: Path, pairs: str, 
     assert (found["metric"]["unit"], found["loss"]) == ("pairs", 0)
     assert found["protocol"].startswith("20 pairs of ")
     found = evaluate(reranker, reference=reranker, samples=20, data=singles)
-    assert "single ones, and this model reads pairs (it puts out one score" in found["protocol"]
+    assert "single texts, but this model reads pairs (it puts out one score" in found["protocol"]
     found = evaluate(reranker, reference=reranker, samples=20)
     assert "built-in pairs of 12 kinds" in found["protocol"]
     assert len(found["kinds"]) == 12

@@ -61,7 +61,7 @@ def test_other_outputs_are_refused(source: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(
         Library, "encode", lambda self, items: encode(self, items)[:, :9] if cut else 1.01 * encode(self, items)
     )
-    how = r"have \(9,\) and \(32,\) values" if cut else "lie 0.0"
+    how = r"have \(9,\) and \(32,\) values" if cut else "differ by 0.0"
     with pytest.raises(ModelError, match=f"float model for .* {how}"):
         bitwright.quantize(source, out=tmp_path / "out", judged=False)
 
@@ -148,7 +148,7 @@ def test_blocks_that_cannot_be_compared_are_told(too_large: Path, monkeypatch: p
     job = open_job(too_large, Recipe(method="rtn"), make_texts((), None, None, None, 8))
     (warning,) = compared_with_library(job, judges=True, progress=Quiet()).warnings
     assert "not with transformers: it needs" in warning
-    assert "blocks of it could not be compared (AttributeError" in warning
+    assert "blocks could not be compared either (AttributeError" in warning
 
 
 def test_a_result_has_a_tokenizer_that_the_engine_reads(source: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shards_file, "write_safetensors", fail)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*repeat the command"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*run the same command"):
         shards.write(0, made())
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 

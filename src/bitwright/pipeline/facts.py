@@ -184,7 +184,7 @@ def _not_as_asked(rows: Sequence[LayerRow]) -> list[str]:
     texts = []
     if starved := [row for row in rows if row.starved]:
         texts.append(
-            f"{len(starved)} linears of experts saw too few calibration tokens (the fewest: {starved[0].name} with "
+            f"{len(starved)} linears of experts saw too few calibration tokens (such as {starved[0].name} with "
             f"{starved[0].n_tokens}). The report says what was used instead; calibrate on more text"
         )
     failed = [row for row in rows if row.gave_way_to]

@@ -1,4 +1,4 @@
-"""The sections of the Record that say how fast it is, and where that was measured."""
+"""The sections of the Record about speed, and about the machine that measured it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class SpeedRow:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What was not measured. runtime: "all" for a shape that the model cannot take."""
+    """A runtime or shape that was not measured. runtime: "all" for a shape that the model cannot take."""
 
     runtime: str
     reason: str
@@ -80,8 +80,8 @@ class FrontRow:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Variants that give more and fewer of `n_units` units more bits. met: whether one is fast enough inside the
-    budget.
+    """Variants in which different numbers of the `n_units` units get more bits. met: whether one is fast enough and
+    inside the budget.
     """
 
     min_speedup: float
