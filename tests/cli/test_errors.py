@@ -109,8 +109,8 @@ CASES: dict[str, Case] = {
     "quantized already": quantizing(
         lambda m, t: [with_config(m, t, quantization_config={"quant_method": "gptq"})], 1, "gptq", "give the original"
     ),
-    "no texts": with_data("", "no texts in it"),
-    "texts too short": with_data("a\nb\n?\n", "all of its 3 texts are shorter than 3 characters"),
+    "no texts": with_data("", "there are no texts in this file"),
+    "texts too short": with_data("a\nb\n?\n", "none of its 3 texts is usable"),
     "no such texts": quantizing(lambda m, t: [m, "--data", "gone.txt"], 2, r"gone\.txt: no such file"),
     "recipe with an unknown key": with_recipe("shceme: w8a8\n", "recipe.yaml", "`shceme`", "did you mean 'scheme'"),
     "recipe with an unknown scheme": with_recipe("scheme: w8a9\n", "'w8a9' is unknown", "did you mean 'w8a8'"),
@@ -120,7 +120,7 @@ CASES: dict[str, Case] = {
     ),
     **{
         f"a goal beside {' '.join(options)}": quantizing(
-            lambda m, t, options=options: [m, "--goal", "smallest", *options], 2, "goal: ", says, "leave out one"
+            lambda m, t, options=options: [m, "--goal", "smallest", *options], 2, "goal: ", says, "leave one of the"
         )
         for options, says in (
             (("--scheme", "w4a16"), "w4a16 is named"),
@@ -129,8 +129,8 @@ CASES: dict[str, Case] = {
             (("--min-speedup", "2"), "min_speedup = 2"),
         )
     },
-    "recipe that is no YAML": with_recipe("scheme: [w8a8\n", r"recipe\.yaml, line 2: is not YAML", "expected"),
-    "recipe that is no mapping": with_recipe("- w8a8\n", "a recipe is a mapping"),
+    "recipe that is no YAML": with_recipe("scheme: [w8a8\n", r"recipe\.yaml, line 2: this is not YAML", "expected"),
+    "recipe that is no mapping": with_recipe("- w8a8\n", "a recipe must be a mapping"),
     "recipe that is missing": quantizing(lambda m, t: [m, "--recipe", "gone.yaml"], 2, r"gone\.yaml: cannot be read"),
     "int8 tables for transformers": with_recipe(
         "targets: [bitwright, transformers]\n", "transformers: cannot read int8 embedding tables",
@@ -239,7 +239,7 @@ def test_directory_that_is_no_result_is_never_replaced(tiny_model: TinyModel, he
     (here / "out" / "thesis.tex").write_text("years of work")
     outcome = run("quantize", tiny_model("bert"), "--out", "out", "--overwrite", *QUICK)
     assert outcome.code == 2
-    assert "out: is not a model directory" in outcome.remarks[0]
+    assert "out: Bitwright did not write this directory" in outcome.remarks[0]
     assert (here / "out" / "thesis.tex").read_text() == "years of work"
 
 
@@ -254,7 +254,7 @@ def test_full_disk(tiny_model: TinyModel, here: Path, run: Run, monkeypatch: pyt
     assert outcome.code == 1
     assert len(outcome.remarks) == 1
     assert "1234 are free" in outcome.remarks[0]
-    assert "free some or write to another disk" in outcome.remarks[0]
+    assert "free some space, or write to another disk" in outcome.remarks[0]
     left = [path for path in here.rglob("*") if path.is_file()]
     assert {path.name for path in left} <= {"journal.jsonl"}  # measurements, so that the next run goes on
     assert run("quantize", tiny_model("bert"), "--out", "out", *QUICK).code == 0

@@ -343,7 +343,7 @@ def test_the_shape_is_read_by_the_keys_of_the_family(tmp_path):
 
 def test_a_family_without_a_row_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "longformer", "vocab_size": 9}))
-    with pytest.raises(ModelError, match="'longformer' is not in the architecture table"):
+    with pytest.raises(ModelError, match="does not know model_type 'longformer'"):
         model_shape(ModelDirectory(tmp_path))
 
 

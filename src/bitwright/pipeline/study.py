@@ -1,4 +1,4 @@
-"""What can be learnt about a model, or about a result, without making one."""
+"""Studies a model or a result without quantizing: plan, sensitivity, comparison."""
 
 import json
 import time
@@ -130,9 +130,9 @@ def bench(
     threads: int | None = None, rounds: int = 5, rivals: bool = True, max_load: float = 0.15,
     progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure a result against its float original, which lies at `source`, or where the record says it was.
+    """Measure a result against its float original, which is at `source` or where the record says.
 
-    max_load: cores that other programs may keep busy; rounds in which they keep more are left out.
+    max_load: cores that other programs may keep busy. Rounds in which they keep more do not count.
     """
     directory, progress = Path(directory), progress or Quiet()
     if source is None and (directory / RECORD_FILE).is_file():
@@ -140,7 +140,9 @@ def bench(
         place = Path(recorded.source or "")  # as it was typed: may be relative
         source = place if (place / "config.json").is_file() else None
         if source and ModelDirectory(place).fingerprint != recorded.source_sha256:
-            raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
+            raise InputError(
+                f"{source}: this is not the model that {directory} was made from; give the right one with --source"
+            )
     limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
     return run_bench(
         directory, Schedule(shapes, threads or default_threads(), rounds, limit=limit), rivals=rivals,
@@ -151,15 +153,22 @@ def bench(
 
 def _where_a_search_begins(job: Job) -> list[str]:
     goal = job.recipe.budget.goal
-    return [] if goal is None else [f"goal: {goal}: the search begins with this plan, and gives some units more bits"]
+    return (
+        []
+        if goal is None
+        else [f"goal: {goal}: the search begins with this plan, and then gives some layers more bits"]
+    )
 
 
 def _open_journal(journal: str | Path | None, job: Job) -> Journal:
-    """The journal at a place that the user chose, who may have mistaken it for something else."""
+    """The journal at a path that the user chose, checked to be a journal or new."""
     path = None if journal is None else Path(journal)
     begins = path.read_bytes()[:11] if path is not None and path.is_file() else b""
     if begins not in (b"", b'{"context":'):
-        raise InputError(f"{path}: is not a journal of measurements, so nothing is added to it; choose another file")
+        raise InputError(
+            f"{path}: this file is not a journal of measurements, so Bitwright does not write to it; choose another "
+            "file"
+        )
     if path is not None and not path.parent.is_dir():
-        raise InputError(f"{path}: there is no directory {path.parent}")
+        raise InputError(f"{path}: there is no directory {path.parent}; make it, or choose another file")
     return Journal(path, json.dumps(job.context()))
