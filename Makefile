@@ -16,7 +16,7 @@ LONG := build/long/$(shell git rev-parse --short HEAD)
 WEIGHTS := rxnmapper
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all long check sanitize format bench report wheel clean
+.PHONY: help setup demo docs test test-all long check sanitize format bench report wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -47,6 +47,10 @@ demo: setup  ## quantize the real MiniLM within 1 % and write the report
 # Tests that measure time or memory have the machine to themselves.
 pytest = $(BIN)/python -m pytest -m "alone$(1)" && \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone$(1)"
+
+docs: setup  ## build the site of docs/ into build/site, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
 
 test: setup  ## run the tests that belong before each commit
 	$(call pytest, and not full)

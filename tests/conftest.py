@@ -73,6 +73,49 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by playwright. Skips where there is none, but fails under CI=true."""
+    missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("needs playwright: pip install playwright")
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    executable = os.environ.get("BITWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        missing("needs a Chromium: apt-get install chromium-headless-shell, or name one in BITWRIGHT_CHROMIUM")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--no-first-run"]  # fmt: skip
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def watched_page(browser: Any) -> Iterator[Callable[[str, int], Any]]:
+    """`watched_page(url, width)`: a loaded page, whose console (`problems`) and `requests` were watched."""
+    pages = []
+
+    def opened(url: str, width: int) -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        pages.append(page)
+        page.problems, page.requests = [], []
+        page.on(
+            "console",
+            lambda message: page.problems.append(message.text) if message.type in ("error", "warning") else None,
+        )
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto(url)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What quantizes and runs whole models comes first: no worker is left alone with the longest file at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("pipeline", "runtime", "tests"))

@@ -257,7 +257,7 @@ def test_quantize_for_people_and_for_machines(tiny_model: TinyModel, here: Path,
     shown = run("quantize", model, "--out", "out", *quick)
     assert shown.code == 0
     assert shown.out.splitlines()[-1] == "out/report.html"
-    assert shown.out.startswith("✓ Budget met\n")
+    assert shown.out.startswith("✓ Budget met: you can use it\n")
     assert "50 % allowed" in shown.out.replace("\u00a0", " ")
     assert "rounding weights" in shown.err
     assert "sensitivity" not in shown.err  # nothing has to fall back
@@ -323,11 +323,13 @@ def test_bench_hands_on_what_was_asked(run: Run, monkeypatch: pytest.MonkeyPatch
 
     def bench(directory: Path, **options: Any) -> dict[str, Any]:
         asked.update(options)
-        return {"rows": [], "ratio": float("inf")}
+        return {"rows": [], "ratio": float("inf"), "too_busy": True, "other_load_cores": 0.9}
 
     monkeypatch.setattr("bitwright.pipeline.bench", bench)
     outcome = run("bench", "d", "--shape", "1x2", "--shape", "3x4", "--rounds", "2", "--no-rivals", "--json")
-    assert json.loads(outcome.out) == {"rows": [], "ratio": "inf"}
+    assert json.loads(outcome.out)["ratio"] == "inf"
+    assert outcome.code == 3
+    assert "other programs kept 0.9 cores busy" in outcome.err
     assert asked["shapes"] == ((1, 2), (3, 4))
     assert (asked["rounds"], asked["rivals"], asked["threads"]) == (2, False, None)
 

@@ -105,4 +105,4 @@ def test_one_model_alone(tiny_model: TinyModel, lcqmc: Path, run: Run) -> None:
     assert "loss" not in shown.out
     refused = run("eval", tiny_model("bert"))
     assert refused.code == 2
-    assert "without labels a model can only be compared" in refused.remarks[0]
+    assert "there are no labels, so Bitwright can only compare" in refused.remarks[0]

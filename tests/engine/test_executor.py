@@ -120,7 +120,7 @@ def test_ids_and_lengths_that_do_not_fit(bert: Executor) -> None:
         bert.run_packed(np.array([5, 6, 7]), np.array([2, 2]), 1)
     one, whole = np.array([3]), np.array([5, 6, 7])
     for ids, lengths, message in (
-        (np.array([5, np.nan, 7]), one, r"token ids are float64 \(3,\); integers in one dimension are taken"),
+        (np.array([5, np.nan, 7]), one, r"token ids are float64 \(3,\); but must be integers in one dimension"),
         (np.array([True, False, True]), one, "token ids are bool"),
         (np.array([5, 2**64 - 1, 7], np.uint64), one, "token id 18446744073709551615; this model has 0 to 199"),
         (whole, np.array([3.0]), "lengths are float64"),

@@ -51,7 +51,7 @@ def change(directory: Path, name: str, value: torch.Tensor | None) -> None:
         (f"{BLOCK}intermediate.dense.bias", torch.ones(63), r"\[63\]; \(64,\) is expected"),
         (f"{BLOCK}output.dense.weight", torch.zeros(48, 64), r"\[32\]; \(48,\) is expected"),
         (f"{BLOCK}output.dense.weight", torch.zeros(64), r"\[64\]; a linear has"),
-        (f"{BLOCK}output.dense.weight", torch.zeros(32, 64, dtype=torch.int32), "is I32, a float tensor is expected"),
+        (f"{BLOCK}output.dense.weight", torch.zeros(32, 64, dtype=torch.int32), "is I32, but must be a float tensor"),
         (f"{BLOCK}output.dense.weight", None, "the files hold no 'encoder.layer.0.output.dense.weight'"),
     ],
 )
@@ -71,7 +71,7 @@ def test_a_linear_of_another_input(copy: Path) -> None:
     ("key", "value", "error", "message"),
     [
         ("num_attention_heads", 5, EngineError, "5 heads of 96 / 3 values"),
-        ("num_attention_heads", "2", CheckpointError, "num_attention_heads is '2', not a number from 1 to"),
+        ("num_attention_heads", "2", CheckpointError, "num_attention_heads is '2', but must be a number from 1 to"),
         ("num_hidden_layers", 3, CheckpointError, "the files hold no 'encoder.layer.2"),
         ("max_position_embeddings", 10**12, ModelError, "max_position_embeddings is 1000000000000; the files hold"),
         ("layer_norm_eps", "small", CheckpointError, "layer_norm_eps is 'small', not a positive number"),
@@ -79,9 +79,9 @@ def test_a_linear_of_another_input(copy: Path) -> None:
         ("layer_norm_eps", 1e300, CheckpointError, r"layer_norm_eps is 1e\+300, not a positive number"),
         ("architectures", ["BertForMultipleChoice"], ModelError, "BertForMultipleChoice in config.json is for none of"),
         ("architectures", ["BertLMHeadModel"], EngineError, "BertLMHeadModel has no builder"),
-        ("architectures", 5, ModelError, "architectures in config.json is 5; a list of names of classes is needed"),
+        ("architectures", 5, ModelError, "architectures in config.json is 5; it must be a list of class names"),
         ("architectures", {"a": 1}, ModelError, "architectures in config.json is {'a': 1}; a list"),
-        ("architectures", [["BertModel"]], ModelError, "a list of names of classes is needed"),
+        ("architectures", [["BertModel"]], ModelError, "it must be a list of class names"),
     ],
 )
 def test_configs_that_do_not_fit(copy: Path, key: str, value: object, error: type[Exception], message: str) -> None:
@@ -107,13 +107,13 @@ def test_truncated(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "key", "value", "error", "message"),
     [
-        ("roberta", "pad_token_id", -5, EngineError, "pad_token_id is -5, so positions have no beginning"),
+        ("roberta", "pad_token_id", -5, EngineError, "pad_token_id is -5, but it must be a token id"),
         ("roberta", "pad_token_id", None, EngineError, "pad_token_id is None"),
         ("modernbert", "hidden_size", 16, CheckpointError, "heads of 16 values, and 4 angles for each"),
         ("modernbert", "layer_types", ["full_attention"], EngineError, "of 1 blocks have no builder"),
         ("modernbert", "layer_types", [["a"], ["b"]], EngineError, "of 2 blocks have no builder"),
         ("modernbert", "layer_types", 7, CheckpointError, "layer_types is 7, not a list"),
-        ("modernbert", "sliding_window", 4, EngineError, "sliding_window, beside local_attention, has no builder"),
+        ("modernbert", "sliding_window", 4, EngineError, "support sliding_window together with local_attention"),
         ("modernbert", "rope_scaling", {"rope_type": "linear", "factor": 4.0}, EngineError, "has no builder"),
         ("modernbert", "rope_parameters", [1], EngineError, r"\[1\] has no builder"),
         ("modernbert", "rope_parameters", {"rope_type": "default", "rope_theta": 9.0}, EngineError, "has no builder"),
@@ -244,10 +244,10 @@ def test_floats_of_eight_bits_are_left_to_the_generic_path(written: Written, tmp
         (f"{WORDS}_scale", torch.full((200, 1), math.nan), "weight_scale: every scale must be finite and positive"),
         (f"{WORDS}_scale", torch.full((200, 1), -0.5), "every scale must be finite and positive"),
         (f"{WORDS}_scale", torch.full((200, 1), 1e300, dtype=torch.float64), "every scale must be finite and positive"),
-        (f"{WORDS}_scale", torch.ones(200, 1, dtype=torch.int32), f"{WORDS}_scale is I32, a float tensor is expected"),
+        (f"{WORDS}_scale", torch.ones(200, 1, dtype=torch.int32), f"{WORDS}_scale is I32, but must be a float tensor"),
         (f"{WORDS}_scale", torch.ones(100, 1), r"weight \[200, 1, 32\] with weight_scale \[100, 1\]"),
         (WORDS, torch.ones(200, 2, 32, dtype=torch.int8), r"weight \[200, 2, 32\] with weight_scale \[200, 1\]"),
-        (WORDS, torch.ones(200, 1, 32), f"{WORDS} is F32, expected I8"),
+        (WORDS, torch.ones(200, 1, 32), f"{WORDS} is F32, but must be I8"),
     ],
 )  # fmt: skip
 def test_tables_that_contradict(int8_words: Path, name: str, value: torch.Tensor, message: str) -> None:

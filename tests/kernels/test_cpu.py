@@ -201,7 +201,7 @@ def test_best_supported_is_active_by_default(monkeypatch, choose_again):
     ("name", "message"),
     [
         ("neon", "BITWRIGHT_ISA=neon: unknown; known are amx, avx512vnni, avx2, scalar"),
-        ("amx", "BITWRIGHT_ISA=amx: this machine lacks it; it supports avx2, scalar"),
+        ("amx", "BITWRIGHT_ISA=amx: this machine does not have this instruction set; it has avx2, scalar"),
     ],
 )
 def test_forcing_what_is_not_there_raises(monkeypatch, choose_again, name, message):

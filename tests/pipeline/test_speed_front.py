@@ -1,6 +1,7 @@
 """`--min-speedup`: variants are written, timed and judged, and what is taken is what was measured to be best."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bitwright.models.load import open_directory
 from bitwright.models.tensor_files import TensorFiles
 from bitwright.pipeline import quantize
 from bitwright.recipe import make_recipe
+from bitwright.runtime.bench_summary import Block, summarize
 
 pytestmark = pytest.mark.usefixtures("timed")
 
@@ -18,19 +20,31 @@ RECIPE = {"targets": ["bitwright"], "budget": {"max_loss": 0.5, "min_speedup": 1
 
 
 @pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def load() -> list[float]:
+    """The one number in it: cores that other programs keep busy meanwhile."""
+    return [0.0]
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch, load: list[float]) -> list[int]:
     """Speeds that depend on how many linears a checkpoint holds in int8, in place of a clock; returns those counts."""
     counts: list[int] = []
 
     def bench(directory: Path, *, others: dict[str, Path], **options: Any) -> dict[str, Any]:
-        shape = {"batch": 1, "tokens": 16}
-        rows = [shape | {"runtime": "torch fp32", "ratio_to_fp32": 1.0, "ratio_to_bf16": 0.5}]
+        ms = {"torch fp32": 8.0, "torch bf16": 1.0}
         for name, place in {"bitwright": directory, **others}.items():
             quantized = sum(tensor.endswith("weight_scale") for tensor in TensorFiles(open_directory(place)))
             counts.append(quantized)
-            rows += [shape | {"runtime": name, "ratio_to_fp32": 8.0, "ratio_to_bf16": 1.0 + quantized / 12}] * 2
-        per_runtime = {row["runtime"]: 1.0 for row in rows}
-        return {"rows": rows} | dict.fromkeys(("peak_rss_mib", "load_s", "cosine_to_fp32"), per_runtime)
+            ms[name] = 1.0 / (1.0 + quantized / 12)
+        blocks = [
+            Block(name, batch, 16, round_, 0.0, 1.0, each, load[0], 0.0)
+            for batch in (1, 8) for round_ in range(3) for name, each in ms.items()
+        ]  # fmt: skip
+        rows = summarize([(block, [block.median_ms]) for block in blocks], dict.fromkeys(ms))
+        per_runtime = dict.fromkeys(("peak_rss_mib", "load_s", "cosine_to_fp32"), dict.fromkeys(ms, 1.0))
+        busy = load[0] > options["schedule"].limit.cores
+        told = {"rows": [] if busy else rows, "too_busy": busy, "other_load_cores": load[0]}
+        return told | {"blocks": [asdict(block) for block in blocks]} | per_runtime
 
     monkeypatch.setattr("bitwright.pipeline.speed_front.run_bench", bench)
     monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
@@ -53,12 +67,23 @@ def test_the_front_is_measured_and_the_result_is_its_chosen_point(
     (chosen,) = [row for row in rows if row["chosen"]]
     kept = {row["name"] for row in result.record["plan"] if row["scheme"] == "16bit" and row["block"] is not None}
     assert len(kept) == 12 - timed[rows.index(chosen)]
-    assert {row["runtime"] for row in result.record["speed"]["rows"]} == {"torch fp32", "bitwright"}
+    assert {row["runtime"] for row in result.record["speed"]["rows"]} == {"torch fp32", "torch bf16", "bitwright"}
     ours = [row for row in result.record["speed"]["rows"] if row["runtime"] == "bitwright"]
-    assert [row["ratio_to_bf16"] for row in ours] == [chosen["speedup"]] * 2
+    assert [row["ratio_to_bf16"] for row in ours] == [pytest.approx(chosen["speedup"])] * 2
     assert result.record["evaluation"]["loss"] == pytest.approx(chosen["held_out"]["loss"])
     assert "Accuracy against speed" in (tmp_path / "out" / "report.html").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_speeds_of_a_busy_machine_meet_nothing(
+    tiny_model: Callable[..., Path], tmp_path: Path, load: list[float]
+) -> None:
+    load[0] = 0.9
+    result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), samples=60)
+    front = result.record["front"]
+    assert (result.exit_code, front["met"], front["busy"]) == (3, False, True)
+    assert next(row["speedup"] for row in front["rows"]) == pytest.approx(2.0)
+    assert result.record["speed"]["rows"] == []
 
 
 def test_a_result_that_is_not_fast_enough_is_written_and_said_to_be_slow(
@@ -91,7 +116,7 @@ def test_a_speed_that_nothing_would_measure_is_refused(
     tiny_model: Callable[..., Path], trained_decoder: Path, tmp_path: Path
 ) -> None:
     for options in ({"speed": False}, {"judged": False}):
-        with pytest.raises(InputError, match=r"min_speedup = 1\.3: this run times nothing"):
+        with pytest.raises(InputError, match=r"min_speedup = 1\.3: this run measures no speed"):
             quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), **options)
-    with pytest.raises(InputError, match="language models are not timed"):
+    with pytest.raises(InputError, match="Bitwright does not time language models"):
         quantize(trained_decoder, out=tmp_path / "out", recipe=make_recipe(RECIPE))

@@ -157,7 +157,7 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path: Path) -> None:
     found.index(1)
     path = tmp_path / "shard-00000.safetensors"
     path.write_bytes(path.read_bytes()[:800])
-    with pytest.raises(CheckpointError, match="bytes early"):
+    with pytest.raises(CheckpointError, match="bytes too early"):
         [found.layer(name, SCHEMES[scheme]) for name, (scheme, _) in LAYERS.items()]
 
 
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shards_file, "write_safetensors", fail)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*repeat the command"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*run the same command"):
         shards.write(0, made())
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 

@@ -1,10 +1,7 @@
-"""Records for the report's tests, as the JSON that a run on a six-block MiniLM would write, and a headless browser."""
+"""Records for the report's tests, as the JSON that a run on a six-block MiniLM would write."""
 
 import copy
 import math
-import os
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -369,23 +366,3 @@ def unjudged(language: Record) -> Record:
 def minimal() -> Record:
     """What a run leaves that stopped at the start."""
     return {"record_version": 1}
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """A headless Chromium, driven by playwright. Skips where there is none, but fails under CI=true."""
-    missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("needs playwright: pip install playwright")
-    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-    executable = os.environ.get("BITWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        missing("needs a Chromium: apt-get install chromium-headless-shell, or name one in BITWRIGHT_CHROMIUM")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--no-first-run"]  # fmt: skip
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=flags)
-        yield chromium
-        chromium.close()

@@ -12,28 +12,15 @@ BROKEN = "$$x$$</script><img src=http://example.invalid/x onerror=document.title
 
 
 @pytest.fixture
-def open_page(browser, tmp_path):
+def open_page(watched_page, tmp_path):
     """open_page(html, width) -> a loaded page, whose console and requests were watched from the start."""
-    pages = []
 
     def opened(html: str, width: int):
         path = tmp_path / "report.html"
         path.write_text(html, encoding="utf-8")
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        pages.append(page)
-        page.problems, page.requests = [], []
-        page.on(
-            "console",
-            lambda message: page.problems.append(message.text) if message.type in ("error", "warning") else None,
-        )
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.on("request", lambda request: page.requests.append(request.url))
-        page.goto(path.as_uri())
-        return page
+        return watched_page(path.as_uri(), width)
 
-    yield opened
-    for page in pages:
-        page.close()
+    return opened
 
 
 def drawn(page, target: str):
@@ -71,6 +58,37 @@ def test_errors_sort_by_size_not_by_text(open_page, experts):
     )
     assert values == sorted(values)
     assert len(set(values)) > 5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["record", "undecided", "not_met", "failed", "experts", "minimal"])
+def test_a_screen_reader_has_nothing_to_complain_about(open_page, request, record, name, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    record["verify"][0]["ok"] = name != "failed"
+    made = record if name == "failed" else request.getfixturevalue(name)
+    page = open_page(render_report(record_of(made)), 1280)
+    page.emulate_media(color_scheme=scheme)
+    for details in page.locator("details").all():
+        details.evaluate("element => element.open = true")
+    found = axe.run(page)
+    assert len(found.response["passes"]) > 10
+    assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found.response["violations"]] == []
+
+
+def test_the_first_screen_shows_size_speed_and_loss(open_page, record):
+    kinds = [{"kind": f"kind {i}", "n": 55, "loss": 0.001, "upper": 0.002} for i in range(18)]
+    record["evaluation"] |= {"kinds": kinds}
+    page = open_page(render_report(record_of(record)), 1280)
+    panels = page.locator("article.panel")
+    assert panels.count() == 3
+    for i in range(3):
+        box = panels.nth(i).bounding_box()
+        assert box["y"] + box["height"] <= 900
+    kinds_shown = panels.nth(2).locator("tr")
+    assert kinds_shown.count() == 18
+    tracks = kinds_shown.nth(0).locator(".track")
+    budget, bar = tracks.locator(".budget").bounding_box(), tracks.locator(".bar").bounding_box()
+    assert bar["x"] + bar["width"] < budget["x"]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

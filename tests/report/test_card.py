@@ -60,7 +60,7 @@ def test_body_holds_the_results_and_the_limits(record, not_met):
 def test_a_failed_check_is_the_first_limit(record):
     record["verify"][0]["ok"] = False
     body = front_matter(render_model_card(record_of(record), None))[1]
-    assert "is not usable as it was written" in body
+    assert "must not be used" in body
     assert "inside the" not in body
     assert body.split("## Limits\n\n")[1].startswith(f"- **Do not use it**: in {record['verify'][0]['target']} ")
 

@@ -63,4 +63,4 @@ def test_page_escapes_and_shows_both(record, undecided):
     assert "<img" not in page
     assert "<script" not in page
     assert "&lt;img src=x&gt;" in page
-    assert "too few to tell" in page
+    assert "too few to be sure" in page

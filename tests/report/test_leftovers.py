@@ -34,5 +34,5 @@ def test_report_and_card_list_what_is_left_out(record):
     page, card = render_report(found).replace(".<wbr>", "."), render_model_card(found, None)
     assert all(f"{i}.pt" in page for i in range(len(files)))
     assert "<b>0" not in page
-    assert "- `<b>0.pt`, 1.23\u00a0kB: weights beside the model's own" in card
+    assert "- `<b>0.pt`, 1.23\u00a0kB: other weights" in card
     assert "and 5 more files" in card

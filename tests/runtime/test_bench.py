@@ -154,8 +154,8 @@ def test_ratios_pair_the_blocks_of_one_round():
         return Block(runtime, 1, 4, round_, 0.0, 1.0, median_ms, 0.0, 0.0)
 
     blocks = [block("torch fp32", 0, 2.0), block("x", 0, 1.0), block("torch fp32", 1, 20.0), block("x", 1, 10.0)]
-    samples = {("torch fp32", (1, 4)): [2.0, 2.0, 20.0], ("x", (1, 4)): [1.0, 10.0, 10.0]}
-    fp32, x = summarize(blocks, samples, {"torch fp32": None, "x": "as it is"})
+    samples = [[2.0, 2.0], [1.0], [20.0], [10.0, 10.0]]
+    fp32, x = summarize(list(zip(blocks, samples, strict=True)), {"torch fp32": None, "x": "as it is"})
     assert (fp32["ratio_to_fp32"], x["ratio_to_fp32"]) == (1.0, 2.0)
     assert (fp32["median_ms"], x["median_ms"]) == (2.0, 10.0)
     assert (x["ratio_to_bf16"], x["note"]) == (None, "as it is")
@@ -343,7 +343,7 @@ def test_the_shape_is_read_by_the_keys_of_the_family(tmp_path):
 
 def test_a_family_without_a_row_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "longformer", "vocab_size": 9}))
-    with pytest.raises(ModelError, match="'longformer' is not in the architecture table"):
+    with pytest.raises(ModelError, match="does not know model_type 'longformer'"):
         model_shape(ModelDirectory(tmp_path))
 
 

@@ -56,7 +56,7 @@ def test_several_labels(tiny_model: Callable[..., Path]) -> None:
     theirs, ours = CrossEncoder(str(path), device="cpu"), bitwright.load(path)
     for how in ({}, {"apply_softmax": True}):
         np.testing.assert_allclose(ours.predict(PAIRS, **how), theirs.predict(PAIRS, **how), atol=1e-5)
-    with pytest.raises(InputError, match="rank is for rerankers"):
+    with pytest.raises(InputError, match="rank is only for rerankers"):
         ours.rank(QUERY, DOCUMENTS)
 
 
@@ -91,7 +91,7 @@ def test_a_bar_is_drawn_on_stderr(embedder: Model, capsys: pytest.CaptureFixture
         ({"precision": "int8"}, "quantize_embeddings"),
         ({"device": "cuda"}, "device='cuda': this model runs on the CPU"),
         ({"pool": 1}, "uses all processors in one process"),
-        ({"chunk_size": 8}, "batch_size= says"),
+        ({"chunk_size": 8}, "set batch_size="),
         ({"batchsize": 8}, "did you mean 'batch_size'"),
         ({"nothing_like_it": 8}, r"unexpected keyword argument 'nothing_like_it'$"),
     ],
@@ -104,7 +104,7 @@ def test_what_has_no_meaning_here_names_its_replacement(embedder: Model, given: 
 def test_vectors_are_for_embeddings(reranker: Path) -> None:
     model = bitwright.load(reranker)
     assert isinstance(model, GenericModel)
-    with pytest.raises(InputError, match="are for embeddings; this model's task is sequence-classification"):
+    with pytest.raises(InputError, match="are only for embeddings, and this model's task is sequence-classification"):
         model.encode(PAIRS, normalize_embeddings=True)
 
 

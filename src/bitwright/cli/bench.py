@@ -8,7 +8,8 @@ import click
 from bitwright.cli.command import Command
 from bitwright.cli.options import json_option, quiet_option
 from bitwright.cli.progress import shown_progress
-from bitwright.cli.terminal import Column, out, print_json, table
+from bitwright.cli.terminal import WARNING, Column, out, print_json, remark, table
+from bitwright.errors import ExitCode
 
 Shape = tuple[int, int]
 
@@ -57,36 +58,50 @@ def shape(text: str) -> Shape:
     metavar="N",
     help="Time each shape this often, all runtimes in turn.",
 )
+@click.option(
+    "--max-load",
+    type=click.FloatRange(min=0),
+    default=0.15,
+    show_default=True,
+    metavar="CORES",
+    help="Leave out rounds in which other programs kept more cores busy than this.",
+)
 @click.option("--rivals/--no-rivals", default=True, help="Leave out ONNX Runtime and OpenVINO.")
 @click.option("--profile", "by_operator", is_flag=True, help="Time the operators of the engine instead, on one thread.")
 @json_option("everything measured")
 @quiet_option
 def command(
-    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, rivals: bool,
-    by_operator: bool, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, max_load: float,
+    rivals: bool, by_operator: bool, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
     """Time the result in DIRECTORY against its original in float32 and bfloat16.
 
     The tables show latency, throughput, memory and size. The runtimes take
-    turns, so that a busy moment of the machine meets all of them.
+    turns, and only rounds on a quiet machine count.
     """
     if by_operator:
         from bitwright.runtime.profile import profile
 
         rows = profile(directory, shapes)
         print_json(rows) if as_json else print_profile(rows)
-        return
+        return ExitCode.DONE
     with shown_progress(quiet=quiet) as progress:
         progress.say(f"reading {directory}")
         from bitwright import pipeline
 
         found = pipeline.bench(
-            directory, source=source, shapes=shapes, threads=threads, rounds=rounds, rivals=rivals, progress=progress
-        )
+            directory, source=source, shapes=shapes, threads=threads, rounds=rounds, rivals=rivals, max_load=max_load,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         print_json(found)
     else:
         print_measurements(found)
+    if not found["too_busy"]:
+        return ExitCode.DONE
+    busy = f"other programs kept {found['other_load_cores']:.1f} cores busy"
+    remark(f"no speed was measured: {busy}. Wait for a quiet moment, or allow so much with --max-load", WARNING)
+    return ExitCode.NOT_SHOWN
 
 
 def print_profile(rows: list[dict[str, Any]]) -> None:
@@ -120,10 +135,12 @@ def print_measurements(found: dict[str, Any]) -> None:
         for row in found["rows"]
     ]  # fmt: skip
     threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
-    out.print(table(f"Speed with {threads}; × is how many times as fast", columns, rows), "")
+    if rows:
+        out.print(table(f"Speed with {threads}; × is how many times as fast", columns, rows), "")
     memory = [[name, f"{number(round(mib))} MiB"] for name, mib in found["peak_rss_mib"].items()]
     out.print(table("Peak memory of a process that loads and runs it", [("runtime", "name"), ("RSS", "right")], memory))
     sizes = found["size"]
     out.print(f"\nOn disk: {size(sizes['source_bytes'])} → {size(sizes['checkpoint_bytes'])}")
     for skipped in found["skipped"]:
-        out.print(f"not measured: {skipped['runtime']}: {skipped['reason']}", style="dim", markup=False)
+        what = "" if skipped["runtime"] == "all" else f"{skipped['runtime']}: "
+        out.print(f"not measured: {what}{skipped['reason']}", style="dim", markup=False)

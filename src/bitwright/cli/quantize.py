@@ -129,7 +129,9 @@ def _failures(record: Record, out_dir: Path, exit_code: int) -> list[str]:
     found, front, told = record.evaluation, record.front, []
     if found and exit_code == ExitCode.NOT_SHOWN and found.verdict != "met":
         told.append(f"budget {found.verdict}: {found.sentence}")
-    if front and not front.met:
+    if front and front.busy:
+        told.append("speed not shown: other programs disturbed the timing; run it again when the machine is quiet")
+    elif front and not front.met:
         told.append(f"no variant is {front.min_speedup:g} times as fast with its loss inside the budget")
     if failed := [row.target for row in record.verify or () if row.ok is False]:
         told.append(

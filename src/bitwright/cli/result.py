@@ -10,7 +10,7 @@ from bitwright.record import Evaluation, Record
 
 _ONE_LINE = 66  # characters beside the first column, at 80
 # The class of `report.verdict.state` -> how its heading looks.
-_STYLES = {"met": SUCCESS, "not-met": FAILURE, "undecided": WARNING}
+_STYLES = {"met": SUCCESS, "not-met": FAILURE, "failed": FAILURE, "undecided": WARNING}
 
 
 def print_result(record: Record, directory: Path) -> None:
@@ -28,17 +28,23 @@ def print_result(record: Record, directory: Path) -> None:
 
 def _gains(record: Record) -> list[list[str]]:
     """Size and speed."""
+    from bitwright.report.verdict import beside_int8, is_quiet, speed_by_shape
     from bitwright.report.wording import ratio, size
 
     rows = [["size", f"{size(record.size.source_bytes)} → {size(record.size.checkpoint_bytes)}"]]
-    if front := record.front:
+    if record.smallest is not None:
+        rows.append(["goal", beside_int8(record)])
+    if (front := record.front) and front.busy:
+        rows.append(["speed", "not shown: other programs disturbed the timing; run it again when the machine is quiet"])
+    elif front:
         speed = next((row.speedup for row in front.rows if row.chosen), None)
         rows.append(["speed", f"{ratio(speed, 1)} the faster of float32 and bf16; {front.min_speedup:g}× asked for"])
-        return rows
-    timed = [row for row in (record.speed.rows if record.speed else ()) if row.runtime == "bitwright"]
-    if timed:
-        shapes = ", ".join(f"{ratio(row.ratio_to_fp32, 1)} at {row.batch} × {row.tokens} tokens" for row in timed)
-        rows.append(["speed", f"against float32: {shapes}"])
+    elif timed := speed_by_shape(record):
+        shapes = [f"{ratio(speed, 1)} at {batch} × {tokens} tokens" for (batch, tokens), speed in timed.items()]
+        rows.append(["speed", f"against float32: {', '.join(shapes)}"])
+    elif record.speed and not is_quiet(record):
+        load = f"{record.speed.other_load_cores or 0.0:.1f}"
+        rows.append(["speed", f"not measured: other programs kept {load} cores busy"])
     return rows
 
 

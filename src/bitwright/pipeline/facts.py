@@ -1,4 +1,4 @@
-"""What the Record says of a finished job."""
+"""Fills the Record of a finished job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bitwright.evaluate import Interval, Task, judge, metric_found, without_pairs
+from bitwright.evaluate.by_kind import kind_bounds
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
 from bitwright.pipeline.enough import given
@@ -80,16 +81,16 @@ def evaluation_facts(job: Job, compared: Compared, elsewhere: Compared | None = 
         seed=job.recipe.seed,
         judge=None if job.reference is None else job.reference.library,
         texts=job.scored.source,
-        kinds=_kind_rows(interval) or None,
+        kinds=_kind_rows(compared, job.recipe.seed) or None,
         languages=job.scored.languages or None,
         languages_left_out=job.scored.unread or None,
         calibrated_on=job.scored.calibrated_on,
-        elsewhere=None if elsewhere is None else _elsewhere(elsewhere),
+        elsewhere=None if elsewhere is None else _elsewhere(elsewhere, job.recipe.seed),
     )
 
 
 def _scores(compared: Compared) -> tuple[float, float]:
-    """Scores of the float and of the quantized model; over kinds of text the mean of each kind's."""
+    """The scores of the float and of the quantized model; with several kinds of text, the mean over the kinds."""
     task, interval = compared.task, compared.interval
     float_score, quant_score = task.scores(compared.float_outputs, compared.quant_outputs)
     if interval.kinds and task.kind.label_free:  # the float model agrees with itself
@@ -97,16 +98,20 @@ def _scores(compared: Compared) -> tuple[float, float]:
     return float_score, quant_score
 
 
-def _kind_rows(interval: Interval) -> tuple[KindRow, ...]:
-    """Largest loss first."""
-    rows = (KindRow(kind.kind, kind.n, kind.loss) for kind in interval.kinds)
+def _kind_rows(compared: Compared, seed: int) -> tuple[KindRow, ...]:
+    """The kinds of text, largest loss first."""
+    kinds = compared.interval.kinds
+    if not kinds:
+        return ()
+    upper = kind_bounds(compared.task, compared.float_outputs, compared.quant_outputs, seed=seed)
+    rows = (KindRow(kind.kind, kind.n, kind.loss, max(kind.loss, upper[kind.kind])) for kind in kinds)
     return tuple(sorted(rows, key=lambda row: -row.loss))
 
 
-def _elsewhere(compared: Compared) -> Elsewhere:
+def _elsewhere(compared: Compared, seed: int) -> Elsewhere:
     interval = compared.interval
     metric, _ = metric_found(compared.task.kind, compared.float_outputs, compared.quant_outputs)
-    return Elsewhere(metric, interval.n_units, interval.loss, interval.upper, _kind_rows(interval))
+    return Elsewhere(metric, interval.n_units, interval.loss, interval.upper, _kind_rows(compared, seed))
 
 
 def model_facts(job: Job) -> ModelFacts:
@@ -167,9 +172,12 @@ def warnings_of(
     """The Record's `warnings`."""
     texts = [*job.warnings, *job.dropped, *_not_as_asked(layers)]
     if evaluation is None:
-        return (*texts, "nothing was evaluated: how much accuracy this costs is not known")
+        return (
+            *texts,
+            "nothing was evaluated, so the loss of accuracy is not known; run without --no-judge to measure it",
+        )
     if (evaluation.n_held_out or 0) < 2:
-        texts.append("the metric gives a single number: choices were made on the same data that the verdict is about")
+        texts.append("the metric gives a single number, so the choices and the verdict were made on the same data")
     texts += [f"{row.target}: {row.detail}" for row in verified if row.ok is not True]
     if journal.reused:
         texts.append(f"{journal.reused} measurements were taken by an earlier run that was interrupted")
@@ -177,25 +185,25 @@ def warnings_of(
 
 
 def _not_as_asked(rows: Sequence[LayerRow]) -> list[str]:
-    """What a reader should know of linears that did not get what the recipe asks for."""
+    """Warnings about linears that did not get what the recipe asks for."""
     texts = []
     if starved := [row for row in rows if row.starved]:
         texts.append(
-            f"{len(starved)} linears of experts saw too few calibration tokens ({starved[0].name} "
-            f"{starved[0].n_tokens}): the report says what was used instead; calibrate on more text"
+            f"{len(starved)} linears of experts saw too few calibration tokens (such as {starved[0].name} with "
+            f"{starved[0].n_tokens}). The report says what was used instead; calibrate on more text"
         )
     failed = [row for row in rows if row.gave_way_to]
     for reason in dict.fromkeys(row.reason for row in failed):
         names = [row.name for row in failed if row.reason == reason]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        texts.append(f"{names[0]}{more}: rounded to nearest: {reason}")
+        texts.append(f"{names[0]}{more}: rounded to nearest instead of the planned method: {reason}")
     crushed = {row.name: row.error_input for row in rows if not row.fallback and (row.error_input or 0.0) > _CRUSHED}
     if crushed:
         worst = max(crushed, key=lambda name: crushed[name] or 0.0)
         texts.append(
-            f"{worst}: a few tokens are so large that its input range leaves an ordinary token an error of "
-            f"{crushed[worst]:.0%} (so {len(crushed)} linears, over {_CRUSHED:.0%}): give them a dynamic scheme "
-            "by a rule"
+            f"{worst}: a few very large tokens widen the input range, so that ordinary tokens have an error of "
+            f"{crushed[worst]:.0%}. {len(crushed)} linears have over {_CRUSHED:.0%}; give them a dynamic scheme by "
+            "a rule"
         )
     return texts
 

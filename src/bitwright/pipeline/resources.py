@@ -106,8 +106,8 @@ def _count_tokens(job: Job, items: Sequence[Any]) -> int:
 
 
 def resources(*, memory_bytes: int | None = None, seconds: float | None = None) -> Resources:
-    """What this machine has: free memory, arithmetic per second as calibration does it (measured, 0.1 s), and the time
-    that a person may want to wait; by default 6 h.
+    """This machine's free memory, its arithmetic per second in calibration (measured, 0.1 s), and the time that the
+    user may want to wait; by default 6 h.
     """
     m, n, k = _PROBE
     a_MK, b_KN = torch.ones(m, k), torch.ones(k, n)
@@ -122,7 +122,7 @@ def resources(*, memory_bytes: int | None = None, seconds: float | None = None) 
 
 
 def job_cost(job: Job, available: Resources) -> Cost:
-    """What calibrating on all of the job's calibration texts would take, each as long as the recipe allows."""
+    """The cost of calibrating on all calibration texts of the job, each as long as the recipe allows."""
     model, settings = job.opened.loaded.model, job.recipe.calibration
     sites = [site for site in job.opened.sites if SCHEMES[scheme_of(job.recipe, site)[0]].weight is not None]
     shapes = {site.name: model.get_parameter(f"{site.name}.weight").shape for site in sites}
@@ -148,7 +148,7 @@ def job_cost(job: Job, available: Resources) -> Cost:
 
 
 def _tokens_per_expert(job: Job, chosen: int) -> float:
-    """The share of all tokens that reaches an expert, if each is chosen equally often."""
+    """The share of all tokens that reaches one expert, if all are chosen equally often."""
     block = max(site.block for site in job.opened.sites if site.role == "expert" and site.block is not None)
     names = {site.name.rpartition(".")[0] for site in job.opened.sites if site.role == "expert" and site.block == block}
     return min(1.0, chosen / len(names))

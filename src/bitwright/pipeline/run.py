@@ -1,4 +1,4 @@
-"""The order of the work: the only file that knows it.
+"""Runs the steps of `quantize` in order. Only this file knows the order.
 
     open ▸ (calibrate) quantize ▸ search on tuning data ▸ write ▸ reload ▸ judge on held-out data ▸ verify ▸ time ▸
     report
@@ -48,8 +48,11 @@ from bitwright.search.sensitivity import ranked_units
 class Result:
     """What a run made.
 
-    measured: the Record, typed; `record`: the same as plain data, with the keys of `record.json`.
-    exit_code: what the command ends with (`errors.ExitCode`): DONE, NOT_SHOWN, or FAILED if a runtime failed the check.
+    Attributes:
+        directory: where it lies.
+        measured: everything measured, typed. `record` is the same as plain data.
+        exit_code: what the command ends with: 0 done, 3 not shown to be inside the budget, 1 if a runtime gives other
+            outputs than those that were judged.
     """
 
     directory: Path
@@ -86,25 +89,37 @@ def quantize(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Quantize a model within an accuracy budget, write the checkpoint and its report.
+    """Quantize a model within an accuracy budget, and write the result with its report.
 
     Args:
-        model: a model directory or a hub name.
+        model: a model directory, or the name of a model on the hub.
         out: directory of the result. While the work goes on, a hidden directory beside it keeps what was measured.
-        max_loss: loss allowed, as a fraction of the float model's score; overrides the recipe's.
-        min_speedup: how many times as fast as the faster of float32 and bf16 (torch) the result should be; the
-            front of speed and loss is then measured. Overrides the recipe's.
+        max_loss: the loss allowed, as a fraction of the float model's score. By default the recipe's, or 0.01.
+        min_speedup: how many times as fast as torch (the faster of float32 and bf16) the result should be. Variants
+            with more and fewer linears in 16 bit are then timed.
         goal: "smallest" gives each set of linears that share an input 4, 8 or 16 bits, so that the model is as small as
-            the budget allows; the recipe names no schemes then.
-        recipe: a Recipe, or the path of one; by default all linears W8A8 with dynamic asymmetric activations.
-        targets: runtimes that must load the result, such as "vllm"; overrides the recipe's. Without any, they are
-            ours, and transformers if it can.
-        data, evaluation, kind, metric, samples: see `Texts`.
-        task: what the model is for, where its files do not tell or contradict each other (`files.task`).
-        judged: evaluate the result, search for a fallback, verify and time it. Without, it is quantized and written.
-        sensitivity: measure every layer of an encoder for the report; without, the units that matter to a search for a
-            fallback, if there is one. speed: time the result.
-        command: what a person would type to do this again; for the record.
+            the budget allows. The recipe names no schemes then.
+        recipe: a Recipe, the path of one, or the name of one that Bitwright brings. By default all linears get 8-bit
+            weights and activations.
+        targets: runtimes that must load the result, such as "vllm". By default the recipe's, or Bitwright, and
+            transformers if it can.
+        data: texts, as `--data` takes them: a file, a data set or "builtin#KIND", or several of those.
+        evaluation: labelled data, as `--eval` takes them: a file or a directory.
+        kind: what `evaluation` holds, if its columns leave that open, such as "similarity".
+        metric: your own metric, as "file.py:function".
+        samples: how many texts decide where there are no labels.
+        task: what the model is for, if its files leave that open, such as "embedding".
+        overwrite: replace a result that is in `out` already.
+        judged: evaluate the result, give more bits where it lost too much, check it and time it. Without this it is
+            only quantized and written.
+        sensitivity: measure every layer of an encoder for the report.
+        speed: time the result.
+        trust_remote_code: run code that the model's repository brings.
+        command: what a person would type to do this again; the record keeps it.
+        progress: what is told of the steps; by default nothing.
+
+    Returns:
+        What was made and measured, and the exit code that the command would end with.
 
     Raises:
         BitwrightError: the message says what, where, and what to do. A budget that is not met is no error: look at
@@ -115,7 +130,10 @@ def quantize(
     begun = time.perf_counter()
     _check_destination(Path(out), Path(model), overwrite=overwrite)
     if recipe.budget.goal is not None and not judged:
-        raise InputError(f"goal: {recipe.budget.goal} is found by judging, and this run judges nothing; leave one out")
+        raise InputError(
+            f"goal: {recipe.budget.goal} needs a verdict, but this run does not judge its result (--no-judge); "
+            "leave one of the two out"
+        )
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
@@ -123,11 +141,14 @@ def quantize(
     job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True, judged=judged)
     front = recipe.budget.min_speedup is not None
     if front and (job.opened.streams or not judged or not speed):
-        why = "language models are not timed" if job.opened.streams else "this run times nothing"
+        why = "Bitwright does not time language models" if job.opened.streams else "this run measures no speed"
         raise InputError(f"min_speedup = {recipe.budget.min_speedup:g}: {why}; leave it out")
     job = compared_with_library(job, judges=judged, progress=progress)
     if judged and job.scored.missing_pairs:
-        progress.say(f"this model reads pairs ({job.scored.missing_pairs}); without any it is not judged: see --data")
+        progress.say(
+            f"this model reads pairs of texts ({job.scored.missing_pairs}), and none were given, so there will be "
+            "no verdict: give pairs with --data FILE#FIRST,SECOND"
+        )
     hopeless = cannot_decide(job) if judged else None
     if hopeless is not None:
         progress.say(hopeless)
@@ -142,11 +163,11 @@ def quantize(
 
 
 def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *, searches: bool) -> Result:
-    """All of `quantize` that comes after what can be refused beforehand. searches: whether for a fallback."""
+    """The work of `quantize` after all checks. searches: whether to search for a fallback."""
     claim(work, job.context())
     journal = Journal(work / JOURNAL, "")
     if journal.values:
-        progress.say(f"going on where an earlier run stopped: {len(journal.values)} measurements are there")
+        progress.say(f"continuing an interrupted run: {len(journal.values)} measurements are already there")
 
     climbs = job_ladders(job) if asked.judged else Ladders()
     with job.timed("quantize"):
@@ -233,7 +254,7 @@ def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
 
 
 def _publish(staged: Path, record: Record, job: Job, asked: Asked) -> None:
-    """Add record, report, recipe and model card, and put the directory in its place in one step."""
+    """Add record, report, recipe and model card, then move the directory to its place in one step."""
     from bitwright.report import render_model_card, write_report  # Bokeh's memory is needed only now
 
     readme = job.opened.loaded.path / "README.md"

@@ -1,10 +1,11 @@
-"""`--min-speedup`: variants with more and fewer units in 16 bit, each written, timed and judged; which to take."""
+"""Finds the result for `--min-speedup`: writes, times and judges variants with different layers in 16 bit."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -15,9 +16,11 @@ from bitwright.pipeline.study import BENCH_SHAPES
 from bitwright.pipeline.variants import write_variant
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
-from bitwright.record import Front, FrontRow, HeldOut, Speed, SpeedRow, from_data
+from bitwright.record import Front, FrontRow, HeldOut, Speed, from_data
 from bitwright.runtime.bench import Schedule, run_bench
+from bitwright.runtime.bench_load import LoadLimit, quiet_rounds
 from bitwright.runtime.bench_runtimes import OURS
+from bitwright.runtime.bench_summary import Block
 from bitwright.runtime.load import load
 from bitwright.search.fallback import Step, measured_step
 from bitwright.search.ladder import Moves
@@ -31,7 +34,7 @@ _PLACE = ".front"  # of the checkpoints; hidden: what a killed run leaves goes w
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What was measured. steps: every combination that was tried. front, speed: the Record's."""
+    """The measurements of all variants. steps: every combination that was tried. front, speed: as in the Record."""
 
     chosen: Step
     steps: list[Step]
@@ -42,8 +45,7 @@ class Timed:
 def measure_front(
     job: Job, quantized: Quantized, moves: Moves, enough: Step, measure: Measure, folder: Path, progress: Progress
 ) -> Timed:
-    """Measure beginnings of the ranking, and take one: of those that are as fast as the recipe asks, and inside its
-    budget, the best.
+    """Measure variants along the ranking, and take the best one that is fast enough and inside the budget.
 
     Args:
         job: its recipe says how many times as fast as the faster of float32 and bf16 the result should be.
@@ -54,7 +56,9 @@ def measure_front(
         The choice looks at tuning data only; the losses on held-out data stand beside it for the reader.
     """
     tried = sorted(dict.fromkeys((*beginnings(moves), enough.kept)), key=len)
-    steps = [measured_step(job.recipe, kept, measure) for kept in progress.track(tried, "losses for the front")]
+    steps = [
+        measured_step(job.recipe, kept, measure) for kept in progress.track(tried, "measuring the loss of variants")
+    ]
     places = {_label(number): folder / _PLACE / str(number) for number in range(len(tried))}
     (folder / _PLACE).mkdir()
     try:
@@ -62,14 +66,19 @@ def measure_front(
             write_variant(job.with_recipe(step.recipe), quantized, place)
         measured = run_bench(
             places[OURS], others={label: place for label, place in places.items() if label != OURS},
-            schedule=Schedule(BENCH_SHAPES, torch.get_num_threads(), _ROUNDS), source=job.opened.loaded.directory,
-            rivals=False, progress=progress,
+            schedule=Schedule(BENCH_SHAPES, torch.get_num_threads(), _ROUNDS, limit=LoadLimit()),
+            source=job.opened.loaded.directory, rivals=False, progress=progress,
         )  # fmt: skip
         held_out = _held_out(job, list(places.values()), progress)
     finally:
         shutil.rmtree(folder / _PLACE, ignore_errors=True)
-    speed = from_data(Speed, measured)
-    points = [Point(step, _speedup(speed.rows, label)) for step, label in zip(steps, places, strict=True)]
+    speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
+    blocks = [from_data(Block, block) for block in measured["blocks"]]
+    quiet = len({(row.batch, row.tokens) for row in speed.rows}) == len({(b.batch, b.tokens) for b in blocks})
+    points = [
+        Point(step, speedup(blocks, label, LoadLimit() if quiet else None))
+        for step, label in zip(steps, places, strict=True)
+    ]
     min_speedup = job.recipe.budget.min_speedup
     assert min_speedup is not None
     chosen, met = choose(points, job.recipe.budget.max_loss, min_speedup)
@@ -87,7 +96,7 @@ def measure_front(
         )
         for point, interval, on_front in zip(points, held_out, pareto(points), strict=True)
     )
-    front = Front(min_speedup, met, rows, n_units=len({move.unit for move in moves}))
+    front = Front(min_speedup, met and quiet, rows, n_units=len({move.unit for move in moves}), busy=not quiet)
     return Timed(chosen.step, steps, front, _as_ours(speed, _label(points.index(chosen))))
 
 
@@ -99,7 +108,7 @@ def _held_out(job: Job, places: Sequence[Path], progress: Progress) -> list[Held
     """The loss of each written variant on held-out data, with its bounds."""
     reference = None if job.reference is None else job.reference.held_out
     if reference is None:
-        reference = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
+        reference = run_task(job.scored.held_out, job.model, progress, "held-out texts, float model")
     found = []
     for number, place in enumerate(places, 1):
         model = load(place, trust_remote_code=job.opened.loaded.trust_remote_code)
@@ -109,15 +118,20 @@ def _held_out(job: Job, places: Sequence[Path], progress: Progress) -> list[Held
     return found
 
 
-def _speedup(rows: Sequence[SpeedRow], label: str) -> float:
-    """Times as fast as the faster of float32 and bf16: the geometric mean over shapes."""
-    ours = [(row.ratio_to_fp32, row.ratio_to_bf16) for row in rows if row.runtime == label]
-    ratios = [min(ratio for ratio in pair if ratio is not None) for pair in ours]
+def speedup(blocks: Sequence[Block], label: str, limit: LoadLimit | None) -> float:
+    """Times as fast as the faster of float32 and bf16: the geometric mean over shapes of the median over the rounds
+    that count."""
+    ms = {((block.batch, block.tokens), block.round, block.runtime): block.median_ms for block in blocks}
+    names = {block.runtime for block in blocks if not block.runtime.startswith(OURS)}
+    ratios = [
+        min(median(ms[shape, r, name] / ms[shape, r, label] for r in rounds) for name in names)
+        for shape, rounds in quiet_rounds(blocks, limit).items()
+    ]
     return float(prod(ratios) ** (1 / len(ratios)))
 
 
 def _as_ours(speed: Speed, label: str) -> Speed:
-    """A benchmark of all variants as that of one, which then bears our name."""
+    """The benchmark of all variants, with the chosen variant under our name."""
 
     def renamed(name: str) -> str | None:
         return OURS if name == label else None if name.startswith(OURS) else name

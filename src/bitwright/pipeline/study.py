@@ -1,4 +1,4 @@
-"""What can be learnt about a model, or about a result, without making one."""
+"""Studies a model or a result without quantizing: plan, sensitivity, comparison."""
 
 import json
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
 from bitwright.record import RECORD_FILE, as_data, read_record
 from bitwright.runtime.bench import Schedule, run_bench
+from bitwright.runtime.bench_load import LoadLimit
 from bitwright.search.journal import Journal
 
 BENCH_SHAPES = ((1, 16), (8, 128))  # batch, tokens
@@ -69,15 +70,24 @@ def analyze(
     """How sensitive the linears of a model are to being quantized.
 
     Args:
-        data, evaluation, kind, metric, samples, task: as `quantize` takes them.
+        model: a model directory, or the name of a model on the hub.
+        recipe: how linears are quantized for this; as `quantize` takes it.
+        data: texts, as `quantize` takes them.
+        evaluation: labelled data, as `quantize` takes them.
+        kind: what `evaluation` holds.
+        metric: your own metric, as "file.py:function".
+        samples: how many texts are used where there are no labels.
         fisher: measure Fisher sensitivity too, which takes gradients and the whole model in memory.
         journal: a file that keeps the measurements, so that a stopped analysis goes on.
+        trust_remote_code: run code that the model's repository brings.
+        task: what the model is for, if its files leave that open.
+        progress: what is told of the steps; by default nothing.
 
     Returns:
-        {"model"} and, of a model that encodes texts, the Record's `sensitivity`: how far its outputs move when a part
-        of it is quantized. "layers": the Record's rows of how each linear was quantized, largest output error first; of
-        a language model always, else where the recipe looks at inputs. "fisher": a row {name, block, role, fisher,
-        diagonal} per unit, largest first.
+        A dict with "model" and, for a model that encodes texts, the `sensitivity` of its record: how far the outputs
+            move when a part of it is quantized. "layers" says how each linear was quantized, largest output error
+            first; it is there for a language model, and where the recipe looks at inputs. "fisher" has a row {name,
+            block, role, fisher, diagonal} for each set of linears that share an input, largest first.
 
     Raises:
         InputError: a language model that is too large for `fisher`.
@@ -103,18 +113,25 @@ def analyze(
 
 def bench(
     directory: str | Path, *, source: str | Path | None = None, shapes: Sequence[tuple[int, int]] = BENCH_SHAPES,
-    threads: int | None = None, rounds: int = 5, rivals: bool = True, progress: Progress | None = None,
+    threads: int | None = None, rounds: int = 5, rivals: bool = True, max_load: float = 0.15,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure a result against its float original, which lies at `source`, or where the record says it was."""
+    """Measure a result against its float original, which is at `source` or where the record says.
+
+    max_load: cores that other programs may keep busy. Rounds in which they keep more do not count.
+    """
     directory, progress = Path(directory), progress or Quiet()
     if source is None and (directory / RECORD_FILE).is_file():
         recorded = read_record(directory).model
         place = Path(recorded.source or "")  # as it was typed: may be relative
         source = place if (place / "config.json").is_file() else None
         if source and ModelDirectory(place).fingerprint != recorded.source_sha256:
-            raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
+            raise InputError(
+                f"{source}: this is not the model that {directory} was made from; give the right one with --source"
+            )
+    limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
     return run_bench(
-        directory, Schedule(shapes, threads or default_threads(), rounds), rivals=rivals,
+        directory, Schedule(shapes, threads or default_threads(), rounds, limit=limit), rivals=rivals,
         source=None if source is None else ModelDirectory(Path(source), find_task(ModelDirectory(directory))),
         progress=progress,
     )  # fmt: skip
@@ -122,15 +139,22 @@ def bench(
 
 def _where_a_search_begins(job: Job) -> list[str]:
     goal = job.recipe.budget.goal
-    return [] if goal is None else [f"goal: {goal}: the search begins with this plan, and gives some units more bits"]
+    return (
+        []
+        if goal is None
+        else [f"goal: {goal}: the search begins with this plan, and then gives some layers more bits"]
+    )
 
 
 def _open_journal(journal: str | Path | None, job: Job) -> Journal:
-    """The journal at a place that the user chose, who may have mistaken it for something else."""
+    """The journal at a path that the user chose, checked to be a journal or new."""
     path = None if journal is None else Path(journal)
     begins = path.read_bytes()[:11] if path is not None and path.is_file() else b""
     if begins not in (b"", b'{"context":'):
-        raise InputError(f"{path}: is not a journal of measurements, so nothing is added to it; choose another file")
+        raise InputError(
+            f"{path}: this file is not a journal of measurements, so Bitwright does not write to it; choose another "
+            "file"
+        )
     if path is not None and not path.parent.is_dir():
-        raise InputError(f"{path}: there is no directory {path.parent}")
+        raise InputError(f"{path}: there is no directory {path.parent}; make it, or choose another file")
     return Journal(path, json.dumps(job.context()))

@@ -34,7 +34,9 @@ def read_record(path: Path) -> Record:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no record here; is this a directory that `bitwright quantize` wrote?") from None
+        raise CheckpointError(
+            f"{path}: there is no record here; give a directory that `bitwright quantize` wrote"
+        ) from None
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as a record ({error}); run `bitwright quantize` again") from None
     version = data.get("record_version") if isinstance(data, dict) else None
@@ -65,7 +67,7 @@ def record_of(data: Mapping[str, Any], source: str = "record") -> Record:
 
 
 def _with_starved(row: Any) -> Any:
-    """A row of `layers` whose sentence about a starved expert, if it is one that we wrote, is told in fields."""
+    """A row of `layers` of an earlier release, with its sentence about a starved expert turned into fields."""
     said = row.get("starved") if isinstance(row, Mapping) else None
     match = _OLD_STARVED.fullmatch(said) if isinstance(said, str) else None
     if match is None or match[3] not in _OLD_POLICIES:

@@ -1,4 +1,4 @@
-"""The sections of the Record that say how fast it is, and where that was measured."""
+"""The sections of the Record about speed, and about the machine that measured it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,9 @@ class SpeedRow:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What was not measured. runtime: "all" for a shape that the model cannot take."""
+    """A runtime or shape that was not measured. runtime: "all" for a shape that is too long for the model, or that met
+    a busy machine.
+    """
 
     runtime: str
     reason: str
@@ -34,8 +36,11 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What `runtime.bench` measured. other_load_cores: cores that other programs kept busy. load_s, peak_rss_mib: by
-    runtime, and what they include. cosine_to_fp32: by runtime, of outputs for one input. more: what else it told.
+    """What `runtime.bench` measured.
+
+    other_load_cores: cores that other programs kept busy in the rounds that count. too_busy: they left too few quiet
+    rounds for any figure, so there are no rows. load_s, peak_rss_mib: by runtime, and what they include.
+    cosine_to_fp32: by runtime, of outputs for one input. more: what else it told.
     """
 
     threads: int | None = None
@@ -43,6 +48,7 @@ class Speed:
     block_s: float | None = None
     rows: tuple[SpeedRow, ...] = ()
     other_load_cores: float | None = None
+    too_busy: bool = False
     peak_rss_mib: Mapping[str, float] = field(default_factory=dict)
     peak_rss_includes: str | None = None
     load_s: Mapping[str, float] = field(default_factory=dict)
@@ -80,14 +86,15 @@ class FrontRow:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Variants that give more and fewer of `n_units` units more bits. met: whether one is fast enough inside the
-    budget.
+    """Variants in which different numbers of the `n_units` units get more bits. met: whether one is fast enough and
+    inside the budget. busy: other programs disturbed the timing, so nothing is met.
     """
 
     min_speedup: float
     met: bool
     rows: tuple[FrontRow, ...]
     n_units: int
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

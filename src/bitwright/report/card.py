@@ -14,7 +14,7 @@ from bitwright.report.judged import elsewhere_words, judged_on, worst_kind
 from bitwright.report.leftovers import left_out_rows
 from bitwright.report.schemes import scheme_tag, scheme_words
 from bitwright.report.tables import decisions
-from bitwright.report.verdict import failed_checks, is_bitwright, metric_name, verdict_sentence
+from bitwright.report.verdict import failed_checks, is_bitwright, metric_name, verdict_notes, verdict_sentence
 from bitwright.report.wording import (
     alike,
     milliseconds,
@@ -52,7 +52,7 @@ def render_model_card(record: Record, source_readme: str | None) -> str:
     sections = [
         _front_matter(record, source_readme),
         f"# {_text(short_name(record.model.name))}, quantized",
-        _text(verdict_sentence(record)),
+        _text(" ".join([verdict_sentence(record), *verdict_notes(record)])),
         _what_it_is(record),
         _how_to_load(record),
         _results(record),

@@ -1,9 +1,9 @@
-"""On what text a loss was measured, in words: how many, of which kinds, and the kind that loses most."""
+"""In words: on what text a loss was measured, how much of it, of which kinds, and which kind loses most."""
 
 from collections.abc import Sequence
 
 from bitwright.record import Elsewhere, Evaluation, KindRow
-from bitwright.report.wording import number, percent
+from bitwright.report.wording import listed, number, percent
 
 _NAMED = 4  # languages, or kinds
 
@@ -35,5 +35,5 @@ def _in_languages(languages: Sequence[str]) -> str:
         return ""
     named, more = list(languages[:_NAMED]), len(languages) - _NAMED
     if more > 0:
-        named.append(f"{more} more")
-    return " in " + (" and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else named[0])
+        named.append(f"{more} more language{'s' * (more != 1)}")
+    return f" in {listed(named)}"

@@ -8,10 +8,10 @@ from bitwright.report.wording import number
 
 # Why, in the order of what a reader misses most.
 REASONS = {
-    "weights": "weights beside the model's own; what is no safetensors may run code when it is opened",
+    "weights": "other weights; a file that is no safetensors may run code when it is opened",
     "code": "code, which is never copied",
-    "large": "large, and no part of the tokenizer",
-    "unknown": "of a kind that may hold anything",
+    "large": "a large file that is no part of the tokenizer",
+    "unknown": "a kind of file that may hold anything",
     "training": "the state of training",
     "copy": "the same model in another format",
 }

@@ -22,7 +22,18 @@ from markupsafe import Markup
 
 from bitwright.atomic import write_text_atomically
 from bitwright.record import Distribution, Evaluation, Record, Sensitivity, as_data, read_record
-from bitwright.report import account, evidence, leftovers, plots, schemes, search_plots, tables, verdict, wording
+from bitwright.report import (
+    account,
+    evidence,
+    leftovers,
+    panels,
+    plots,
+    schemes,
+    search_plots,
+    tables,
+    verdict,
+    wording,
+)
 from bitwright.report.experts import expert_blocks, expert_rows
 from bitwright.report.judged import judged_on
 
@@ -54,7 +65,9 @@ def render_report(record: Record) -> str:
             title=f"{wording.short_name(record.model.name)}: quantization report",
             sentence=verdict.verdict_sentence(record),
             state=verdict.state(record),
-            facts=verdict.facts(record),
+            notes=verdict.verdict_notes(record),
+            next_step=verdict.next_step(record),
+            panels=panels.panels(record),
             decisions=tables.decisions(record.plan),
             exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
@@ -113,6 +126,7 @@ def environment() -> Environment:
         tables.step_units,
         wording.breakable,
         wording.companion,
+        wording.listed,
         wording.fixed,
         wording.milliseconds,
         wording.moment,
@@ -173,18 +187,17 @@ def _pictures(
 
 
 def _not_run(record: Record) -> list[str]:
-    """The steps that left nothing to show; without an evaluation the page says so where it would stand."""
+    """The steps that left nothing to show. A missing evaluation is told where it would stand."""
     sensitivity = record.sensitivity or Sensitivity()
     ran = {
-        "The fallback search": record.steps,
-        "the measurement of layer errors": account.has_errors(record.layers),
-        "the sensitivity analysis": sensitivity.rows or sensitivity.units or sensitivity.groups,
-        "the recording of distributions": record.distributions,
-        "the timing": record.speed and record.speed.rows,
-        "the verification in other processes": record.verify,
+        "The search for layers that need more bits": record.steps,
+        "The measurement of layer errors": account.has_errors(record.layers),
+        "The sensitivity analysis": sensitivity.rows or sensitivity.units or sensitivity.groups,
+        "The recording of distributions": record.distributions,
+        "The timing": record.speed and (record.speed.rows or record.speed.too_busy),
+        "The verification in other processes": record.verify,
     }
-    names = [name for name, left in ran.items() if not left]
-    return [name[0].upper() + name[1:] if i == 0 else name for i, name in enumerate(names)]
+    return [name for name, left in ran.items() if not left]
 
 
 @cache

@@ -36,7 +36,7 @@ def scheme_words(name: Any) -> str:
     if scheme is None:
         return str(name)
     if scheme.weight is None:
-        return "kept in 16 bit"
+        return "16 bits"
     group = "groups of a size that fits" if scheme.choose_group else None
     return f"{_weight_words(scheme.weight, group)}, {_input_words(scheme.input)}"
 

@@ -92,7 +92,10 @@ def loss_against_speed(rows: Sequence[FrontRow], min_speedup: float, max_loss: f
         axis.start, axis.end = min(values) - margin, max(values) + margin
     tips = [("more bits", "@kept"), ("speed", "@speed_text"), ("loss", "@loss_text"), ("at most (95 %)", "@upper_text")]
     plot.add_tools(hover([*tips, ("held out", "@held_text")], points))
-    keys = [Key("on the front; the whisker is its 95 % bound", BLUE, "dot"), Key("dominated", GREY, "dot")]
+    keys = [
+        Key("no variant is better in both; the whisker is its 95 % bound", BLUE, "dot"),
+        Key("another variant is better in both", GREY, "dot"),
+    ]
     return Picture(plot, (*keys, Key("chosen", VERMILION, "ring"), Key("asked for", GREY, "dash")))
 
 

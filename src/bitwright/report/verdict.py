@@ -1,48 +1,27 @@
-"""The first thing a reader sees: one sentence, one state, four numbers."""
+"""The first thing a reader sees: one state, and two short sentences."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from bitwright.record import ALL_INT8, Evaluation, PlanRow, Record, Size, SpeedRow, Verification
-from bitwright.report.wording import (
-    ABSENT,
-    alike,
-    is_finite,
-    metric_phrase,
-    number,
-    percent,
-    ratio,
-    short_name,
-    size,
-    times,
-)
+from bitwright.record import ALL_INT8, Evaluation, PlanRow, Record, SpeedRow, Verification
+from bitwright.report.wording import is_finite, listed, metric_phrase, number, percent, short_name, times
 
 OURS = "bitwright"  # the runtime's name in `Speed`, or how it begins
 NOT_USABLE = "not usable"  # the verdict on a result of which a runtime gives other outputs than those that were judged
+LONGEST = 140  # characters of a headline
+QUIET_CORES = 0.15  # with more of them kept busy by others, ratios are no longer those of a quiet machine
 
 # The verdict -> (CSS class, symbol, heading). The symbol repeats what the colour says.
 STATES = {
-    "met": ("met", "✓", "Budget met"),
+    "met": ("met", "✓", "Budget met: you can use it"),
     "not met": ("not-met", "✕", "Budget not met"),
     "undecided": ("undecided", "?", "Undecided"),
     "not judged on pairs": ("undecided", "?", "Not judged on pairs"),
-    NOT_USABLE: ("not-met", "✕", "Check failed: do not use it"),
+    NOT_USABLE: ("failed", "✕", "Check failed: do not use it"),
 }
+_NO_NAMES = ("model", "checkpoint", "output", "out")  # of directories that say nothing
 NO_BUDGET = ("no-budget", "–", "No budget set")
 NOT_EVALUATED = ("no-budget", "–", "Not evaluated")
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One of the four numbers at the top: a label, the number, and what it is relative to."""
-
-    label: str
-    value: str
-    context: str
-
-
-_BUSY_CORES = 0.25  # with so many kept busy by others, ratios are no longer those of a quiet machine
 
 
 def state(record: Record) -> tuple[str, str, str]:
@@ -66,72 +45,134 @@ def verdict_word(record: Record) -> str | None:
 
 
 def verdict_sentence(record: Record) -> str:
-    """The verdict in one plain sentence, such as
+    """What was gained and what was lost, in two sentences of at most 140 characters together, such as
 
-    "MiniLM is 3.9 times smaller and 2.4 times faster; it loses 0.08 % (at most 0.21 % with 95 % confidence) of its
-    agreement with human judgement of similarity, inside the 1 % budget."
+    "MiniLM is 2.6 times smaller and 4.4 times as fast. It loses 0.14 % on 18 kinds of text, at most 0.2 % on a new
+    kind."
     """
     name = short_name(record.model.name)
-    if failed := failed_checks(record):
-        return f"{name} is not usable as it was written: {_failures(failed)}. {_loss_as_judged(record.evaluation)}"
+    name = "The model" if name.lower() in _NO_NAMES else name
+    failed = [row.target for row in failed_checks(record)]
+    if failed:
+        first, second = "must not be used", f"It gives other outputs in {listed(failed)} than those that were judged."
+    else:
+        first, second = _gains(record), _loss_sentence(record.evaluation)
+    whole = f"{name} {first}. {second}"
+    return whole if len(whole) <= LONGEST else f"The model {first}. {second}"
+
+
+def verdict_notes(record: Record) -> list[str]:
+    """What stands under the headline, a sentence or two each: what a reader must not miss, and why figures lack."""
+    notes = [f"The check in {row.target} failed: {row.detail}." for row in failed_checks(record) if row.detail]
+    if notes or failed_checks(record):
+        notes.append(f"Where it was judged, this was the loss: {_loss_sentence(record.evaluation)}")
+    evaluation = record.evaluation
+    if evaluation and verdict_word(record) == "undecided" and evaluation.needed_samples:
+        needed = number(evaluation.needed_samples)
+        notes.append(f"About {needed} {unit(evaluation)}, half of which judge, would be enough to decide.")
+    if record.smallest is not None:
+        notes.append(beside_int8(record))
+    if record.speed is not None and not speed_by_shape(record) and not is_quiet(record):
+        notes.append(_busy(record.speed.other_load_cores))
+    return notes
+
+
+# The verdict -> what a reader does next.
+_NEXT = {
+    "met": "README.md, beside this report, shows how to load it. "
+    "To compare it with the original on your own text: bitwright eval DIR --reference MODEL --eval FILE",
+    "not met": "Allow more loss with --max-loss, or choose a scheme with more bits, such as --scheme w8a16.",
+    "not judged on pairs": "Give pairs of texts like yours, with --data FILE#FIRST,SECOND or with labels by --eval.",
+    NOT_USABLE: "Do not use these files. Tell us what the check said, with record.json.",
+    None: "Measure what it loses on your own text: bitwright eval DIR --reference MODEL --eval FILE",
+}
+_UNDECIDED = "Give more rows, allow more loss with --max-loss, or accept the estimate with --accept-point-estimate."
+_UNDECIDED_KINDS = "Give text like yours with --data, or allow more loss with --max-loss."
+
+
+def next_step(record: Record) -> str:
+    """What a reader does next, in one sentence or two."""
+    word = verdict_word(record)
+    if word == "undecided":
+        return _UNDECIDED_KINDS if record.evaluation and record.evaluation.kinds else _UNDECIDED
+    return _NEXT.get(word, _NEXT[None])
+
+
+def _gains(record: Record) -> str:
+    """ "is 3.9 times smaller and 2.4 times as fast", or of these what was measured."""
     gains = []
     if (smaller := size_ratio(record)) is not None:
         gains.append(times(smaller, "smaller", "larger"))
-    if speed_ratios := _speed_ratios(record):
-        gains.append(times(_geometric_mean(speed_ratios), "faster", "slower") + _while_busy(record))
-    opening = f"{name} is {' and '.join(gains)}" if gains else f"{name} was processed"
-    return f"{opening}; {_loss_clause(record.evaluation)}{_beside_int8(record)}."
+    if speed := speed_ratio(record):
+        gains.append(as_fast(speed))
+    return f"is {' and '.join(gains)}" if gains else "was quantized"
 
 
-def _beside_int8(record: Record) -> str:
-    """Of the goal "smallest", what it brings and costs beside 8 bits for everything:
+def _loss_sentence(evaluation: Evaluation | None) -> str:
+    """ "It loses 0.14 % on 18 kinds of text, at most 0.2 % on a new kind." """
+    if evaluation is None or evaluation.loss is None:
+        return "Its loss of accuracy was not measured."
+    verdict, loss, upper = evaluation.verdict, evaluation.loss, evaluation.loss_upper
+    if verdict == "not judged on pairs":
+        return f"It loses {percent(loss)} on single texts, but it reads pairs, so it was not judged."
+    falls = evaluation.metric.higher_is_better is not False
+    name = evaluation.metric.name or "error"
+    loses = "It loses" if falls else f"Its {name} rises by"
+    some = percent(loss) if loss > 0 else "nothing measurable"
+    if loss <= 0 and not falls:
+        loses, some = f"Its {name} does not rise", ""
+    about = "about " if verdict == "undecided" and loss > 0 else ""
+    what = f"{loses} {about}{some}".rstrip()
+    if evaluation.kinds:
+        on = f"{what} on {len(evaluation.kinds)} kinds of text"
+        if verdict == "not met":
+            return f"{on}, at least {percent(evaluation.loss_lower)}."
+        if verdict == "undecided":
+            return f"{on}, but a new kind may lose {percent(upper)}."
+        return f"{on}, at most {percent(upper)} on a new kind."
+    on = f"{what} on {held_out(evaluation)}" if evaluation.n_held_out else what
+    if verdict == "undecided":
+        return f"{on}, too few to be sure."
+    if verdict == "not met":
+        return f"{on}, at least {percent(evaluation.loss_lower)}."
+    return f"{on}, at most {percent(upper)}." if is_finite(upper) else f"{on}."
 
-    "; its linears take 31 % fewer bytes than in all-INT8, and it is 1.4 times slower than that"
-    """
-    if record.smallest is None:
-        return ""
+
+def beside_int8(record: Record) -> str:
+    """Of the goal "smallest", what it brings and costs beside 8 bits for everything."""
+    assert record.smallest is not None
     saved = 1 - record.smallest.bytes / record.smallest.int8_bytes
-    clause = f"; its linears take {percent(abs(saved))} {'fewer' if saved >= 0 else 'more'} bytes than in all-INT8"
+    beside = f"Its linears take {percent(abs(saved))} {'fewer' if saved >= 0 else 'more'} bytes than in INT8"
     factors = _ratios_to_fp32(record)
     shapes = factors.get(ALL_INT8, {}).keys() & factors.get(OURS, {}).keys()
     if not shapes:
-        return clause
+        return f"{beside}."
     speed = _geometric_mean([factors[OURS][shape] / factors[ALL_INT8][shape] for shape in shapes])
-    slower = times(speed, "faster", "slower")
-    return f"{clause}, and it is {slower} {'as' if slower.startswith('about') else 'than'} that"
+    return f"{beside}, and it is {as_fast(speed)} as that."
 
 
-def _failures(failed: Sequence[Verification]) -> str:
-    """ "it failed the check in transformers (output shape (4, 2), expected (4, 3))"."""
-    told = (f"{row.target} ({row.detail})" if row.detail else row.target for row in failed)
-    return f"it failed the check in {' and in '.join(told)}"
-
-
-def _loss_as_judged(evaluation: Evaluation | None) -> str:
-    """The measured loss, and whose it is."""
-    if evaluation is None or evaluation.loss is None:
-        return "It was not evaluated either."
-    said = _measured_loss(evaluation, evaluation.loss)
-    return f"Where it was judged, {said}."
-
-
-def _while_busy(record: Record) -> str:
-    """A word of caution if other programs held the cores: runtimes whose threads wait for each other suffer most."""
-    cores = None if record.speed is None else record.speed.other_load_cores
-    if cores is None or cores < _BUSY_CORES:
-        return ""
-    return f" (timed while other programs kept {cores:.1f} cores busy: `bitwright bench` times it again)"
-
-
-def facts(record: Record) -> tuple[Fact, Fact, Fact, Fact]:
-    """Size, speed (bits per weight where it was not measured), loss and budget."""
-    return (_size_fact(record), _speed_fact(record), *_loss_facts(record))
+def _busy(cores: float | None) -> str:
+    why = "" if cores is None else f": other programs kept {cores:.1f} cores busy"
+    return f"Its speed was not measured{why}. The command bitwright bench measures it later."
 
 
 def size_ratio(record: Record) -> float | None:
     """Bytes of the source checkpoint / bytes of the quantized one, or None where not both are known."""
     before, after = record.size.source_bytes, record.size.checkpoint_bytes
     return before / after if before and after else None
+
+
+def speed_ratio(record: Record) -> float | None:
+    """How many times as fast as float32, the geometric mean over input shapes; None where that was not measured."""
+    ratios = speed_by_shape(record)
+    return _geometric_mean(list(ratios.values())) if ratios else None
+
+
+def as_fast(factor: float) -> str:
+    """A speed in words: 4.43 -> "4.4 times as fast", 0.5 -> "0.5 times as fast", 1.02 -> "as fast"."""
+    if 0.95 < factor < 1.05:
+        return "as fast"
+    return f"{factor:.1f} times as fast" if factor >= 0.1 else f"{factor:.2g} times as fast"
 
 
 def bits_per_weight(plan: Sequence[PlanRow]) -> float | None:
@@ -156,109 +197,30 @@ def metric_name(evaluation: Evaluation) -> str:
     return evaluation.metric.name or "the metric"
 
 
+def loss_of_what(evaluation: Evaluation) -> str:
+    """What the loss is a share of: "of its search quality (nDCG@10)"."""
+    if evaluation.metric.higher_is_better is False:
+        return f"rise of {metric_name(evaluation)}"
+    return f"of {metric_phrase(evaluation.metric.name)}"
+
+
 def is_bitwright(row: SpeedRow) -> bool:
     """Whether a row of the speed table is one of Bitwright's own runtimes."""
     return row.runtime.startswith(OURS)
 
 
-def _loss_clause(evaluation: Evaluation | None) -> str:
-    if evaluation is None or evaluation.loss is None:
-        return "it was not evaluated, so what that costs in accuracy is not known"
-    budget, verdict = f"the {percent(evaluation.max_loss)} budget", evaluation.verdict
-    clause = _measured_loss(evaluation, evaluation.loss)
-    if verdict == "met":
-        return f"{clause}, inside {budget}"
-    if verdict == "not met":
-        return f"{clause}, over {budget}"
-    if verdict == "not judged on pairs":
-        return f"{clause} on single texts, but it reads pairs, so that says nothing about {budget}"
-    if verdict != "undecided":
-        return f"{clause}; no budget was set"
-    if evaluation.kinds:
-        return f"{clause}; text of another kind than the {len(evaluation.kinds)} tried may be outside {budget}"
-    samples, needed = evaluation.n_held_out, evaluation.needed_samples
-    few = f"{number(samples)} {unit(evaluation)} are" if samples else "the sample is"
-    enough = f"; about {number(needed)}, half of which judge, would be enough" if needed else ""
-    return f"{clause}, but {few} too few to tell whether that is inside {budget}{enough}"
+def is_quiet(record: Record) -> bool:
+    """Whether other programs left the machine alone while it was timed. Records of old do not know."""
+    speed = record.speed
+    return speed is None or (not speed.too_busy and (speed.other_load_cores or 0.0) <= QUIET_CORES)
 
 
-def _measured_loss(evaluation: Evaluation, loss: float) -> str:
-    """ "it loses 0.08 % (at most 0.21 % with 95 % confidence) of its accuracy": the bound that the verdict rests on."""
-    over = evaluation.verdict == "not met"
-    side, limit = ("at least", evaluation.loss_lower) if over else ("at most", evaluation.loss_upper)
-    confidence = percent(evaluation.confidence or 0.95)
-    new_kind = " on a kind of text that was not tried," if evaluation.kinds and not over else ""
-    aside = f" ({side} {percent(limit)}{new_kind} with {confidence} confidence)" if is_finite(limit) else ""
-    if evaluation.metric.higher_is_better is False:
-        return _rise(evaluation, loss) + aside
-    what = metric_phrase(evaluation.metric.name)
-    if loss <= 0:
-        return f"it loses nothing measurable{aside} of {what}"
-    return f"it {'appears to lose' if evaluation.verdict == 'undecided' else 'loses'} {percent(loss)}{aside} of {what}"
-
-
-def _rise(evaluation: Evaluation, loss: float) -> str:
-    """ "its perplexity rises from 24.10 to 24.82, by 3 %": the loss of a metric where lower is better."""
-    name = evaluation.metric.name or "metric"
-    scores = evaluation.float_score, evaluation.quantized_score
-    change = " from {} to {}".format(*alike(*scores)) if all(map(is_finite, scores)) else ""
-    if loss <= 0:
-        return f"its {name} does not rise{change and ', going' + change}"
-    rises = "appears to rise" if evaluation.verdict == "undecided" else "rises"
-    return f"its {name} {rises}{change}{',' * bool(change)} by {percent(loss)}"
-
-
-def _size_fact(record: Record) -> Fact:
-    factor = size_ratio(record)
-    context = f"from {size(record.size.source_bytes)}" + (f", {times(factor, 'smaller', 'larger')}" if factor else "")
-    measured = record.size != Size()
-    return Fact("Size on disk", size(record.size.checkpoint_bytes), context if measured else "not measured")
-
-
-def _speed_fact(record: Record) -> Fact:
-    ratios = _speed_ratios(record)
-    if not ratios:
-        bits = bits_per_weight(record.plan)
-        if bits is None:
-            return Fact("Speed", ABSENT, "not measured")
-        return Fact("Bits per weight", f"{bits:.2f}", "of the linears, with scales and biases; speed was not measured")
-    threads = None if record.speed is None else record.speed.threads
-    on = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
-    if len(ratios) == 1:
-        return Fact("Speed", ratio(ratios[0], 1), f"that of the fp32 original{on}")
-    spread = f"{ratio(min(ratios), 1)} to {ratio(max(ratios), 1)}"
-    return Fact("Speed", ratio(_geometric_mean(ratios), 1), f"that of the fp32 original; {spread} by input shape{on}")
-
-
-def _loss_facts(record: Record) -> tuple[Fact, Fact]:
-    evaluation = record.evaluation or Evaluation()
-    loss, lower, upper, budget = evaluation.loss, evaluation.loss_lower, evaluation.loss_upper, evaluation.max_loss
-    metric = evaluation.metric
-    if loss is None:
-        return Fact("Loss", ABSENT, "not evaluated"), Fact("Budget", percent(budget), "not checked")
-    context = f"of {metric_phrase(metric.name)}"
-    if metric.higher_is_better is False:
-        context = f"rise of {metric.name}, relative to the original"
-    if is_finite(lower) and is_finite(upper):
-        new_kind = " on a new kind of text" if evaluation.kinds else ""
-        context += f"; 95 % sure of at most {percent(upper)}{new_kind}, and of at least {percent(lower)}"
-    if budget is None:
-        return Fact("Loss", percent(loss), context), Fact("Budget", ABSENT, "none was set")
-    outcome = {
-        "met": "met: with 95 % confidence the loss is inside it",
-        "not met": "not met: with 95 % confidence the loss is over it",
-        "not judged on pairs": "not judged: the loss is that of single texts, and the model reads pairs",
-        "undecided": "undecided: it lies between the two bounds of the loss",
-        NOT_USABLE: "not usable: a runtime gives other outputs than those that were judged",
-    }
-    said = outcome.get(verdict_word(record) or "", "not checked")
-    return Fact("Loss", percent(loss), context), Fact("Budget", percent(budget), said)
-
-
-def _speed_ratios(record: Record) -> list[float]:
-    """Speed of Bitwright's fastest runtime relative to fp32, one number per measured shape."""
-    ours = [list(shapes.values()) for name, shapes in _ratios_to_fp32(record).items() if name.startswith(OURS)]
-    return max(ours, key=_geometric_mean, default=[])
+def speed_by_shape(record: Record) -> dict[tuple[int, int], float]:
+    """How many times as fast as float32 Bitwright's fastest runtime is, by (batch, tokens); empty if not measured."""
+    if not is_quiet(record):
+        return {}
+    ours = [shapes for name, shapes in _ratios_to_fp32(record).items() if name.startswith(OURS)]
+    return max(ours, key=lambda shapes: _geometric_mean(list(shapes.values())), default={})
 
 
 def _ratios_to_fp32(record: Record) -> dict[str, dict[tuple[int, int], float]]:

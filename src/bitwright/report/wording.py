@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
@@ -11,9 +12,9 @@ ABSENT = "–"
 _NBSP = "\u00a0"
 
 ROLE_NAMES = {
-    "qkv": "qkv",
+    "qkv": "query, key, value",
     "attention_output": "attention output",
-    "ffn": "ffn",
+    "ffn": "feed-forward",
     "head": "head",
     "embedding": "embedding",
 }
@@ -22,7 +23,7 @@ ROLE_NAMES = {
 COMPANIONS = {
     "cosine_mean": (
         "cosine, mean",
-        "How parallel the outputs before and after are; 1 is identical. Losses hide close to 1.",
+        "How parallel the outputs before and after are; 1 is identical. A damaged model can still be close to 1.",
     ),
     "cosine_min": ("cosine, worst", "The same for the sample that changed most."),
     "spearman": ("Spearman", "Rank correlation of the scores before and after; 1 means the same order."),
@@ -188,6 +189,11 @@ def seconds(value: Any) -> str:
 def words(name: Any) -> str:
     """An identifier as words: "attention_output" -> "attention output"."""
     return ABSENT if name is None else ROLE_NAMES.get(str(name), str(name).replace("_", " "))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a row: "German, French and Greek"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def short_name(model_name: Any) -> str:

@@ -1,9 +1,9 @@
-"""How fast, how large: a quantized checkpoint against its float source and against other runtimes, on this machine.
+"""Measures speed and memory of a quantized checkpoint, its float source and other runtimes on this machine.
 
 Other work, clock changes and caches move absolute times by tens of percent from minute to minute. So the runtimes are
 interleaved: one process each, loaded once; shape by shape, and inside a shape round by round, A B C A B C. Only one
 process computes at a time. A ratio is taken between blocks of the same round, which met the same conditions, and its
-median over the rounds is reported.
+median over the rounds is reported. With a `LoadLimit` only rounds on a quiet machine count (`bench_load` says why).
 """
 
 import tempfile
@@ -23,6 +23,7 @@ from bitwright.errors import InputError, TargetError
 from bitwright.files.directory import ModelDirectory, source_bytes
 from bitwright.progress import Progress, Quiet
 from bitwright.runtime.bench_inputs import model_shape
+from bitwright.runtime.bench_load import LoadLimit, machine_cpu_s, own_cpu_s, quiet_rounds, short_of, wait_until_quiet
 from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
 from bitwright.runtime.bench_runtimes import RUNTIMES, Files, Runtime
 from bitwright.runtime.bench_summary import Block, Shape, summarize
@@ -32,28 +33,31 @@ LOAD_TIMEOUT_S = 900.0
 BLOCK_TIMEOUT_S = 900.0
 
 PEAK_RSS_INCLUDES = (
-    "largest resident memory of the runtime's own process over all shapes: interpreter, libraries, model, activations "
-    "and mapped file pages; a rival's conversion runs in another process and is not in it"
+    "the largest resident memory of the runtime's own process over all shapes: interpreter, libraries, model, "
+    "activations and mapped file pages. A conversion runs in another process and is not counted"
 )
 LOAD_INCLUDES = (
-    "importing the runtime's libraries and opening the model, files in the page cache or not as it came; "
-    "a rival's conversion is not in it"
+    "the time to import the runtime's libraries and open the model, whether its files were in the page cache or "
+    "not. A conversion is not counted"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What is timed, and how often. shapes: (batch, tokens). threads: of each runtime. block_s: length of a block."""
+    """What is timed, and how often. shapes: (batch, tokens). threads: for each runtime. block_s: the length of a block
+    in s. limit: what other programs may do meanwhile; without one every round counts.
+    """
 
     shapes: Sequence[Shape]
     threads: int
     rounds: int = 5
     block_s: float = 0.3
+    limit: LoadLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A runtime whose model is loaded. note: how a rival was converted."""
+    """A runtime with a loaded model. note: how another runtime's model was converted."""
 
     name: str
     worker: Worker
@@ -71,7 +75,8 @@ def run_bench(
     slow: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure the checkpoint `directory`, and with `source` (the float model) fp32, bf16 and, with `rivals`, others.
+    """Measure the checkpoint `directory`; with `source` (the float model) also fp32 and bf16, and with `rivals` other
+    runtimes.
 
     others: more checkpoints of the same model, by the names of their rows. slow: also rivals that take minutes.
 
@@ -81,8 +86,11 @@ def run_bench(
 
     Returns the `speed` of a Record (`bitwright.record`) with the key `size` added:
         threads, rounds, block_s
-        rows [{runtime, batch, tokens, median_ms, min_ms, per_second, ratio_to_fp32, ratio_to_bf16, note}]: `summarize`
-        blocks [the fields of `Block`] in the order in which they ran; other_load_cores, the median over them
+        rows [{runtime, batch, tokens, median_ms, min_ms, per_second, ratio_to_fp32, ratio_to_bf16, note}]: `summarize`,
+            of the rounds that count; a shape with fewer of them than the limit asks for has no rows
+        too_busy: whether no shape has rows
+        blocks [the fields of `Block`] in the order in which they ran
+        other_load_cores, the median over the blocks that count, over all where none does
         peak_rss_mib {runtime: MiB}, peak_rss_includes; load_s {runtime: s}, load_includes
         cosine_to_fp32 {runtime: cosine} of outputs for one input: evidence that the same thing was timed
         skipped [{runtime, reason}], runtime "all" for a shape that the model cannot take
@@ -121,30 +129,55 @@ def run_bench(
                         raise
                     reason = str(error).splitlines()[0]
             if reason is not None:
-                progress.say(f"{name}: skipped: {reason}")
+                progress.say(f"skipping {name}: {reason}")
                 skipped.append({"runtime": name, "reason": reason})
         cosines = _compare_outputs(running, shapes[0], scratch)
-        blocks: list[Block] = []
-        samples_ms: dict[tuple[str, Shape], list[float]] = {}
-        for block, samples in _measure(running, schedule, progress):
-            blocks.append(block)
-            samples_ms.setdefault((block.runtime, (block.batch, block.tokens)), []).extend(samples)
+        measured = list(_measure(running, schedule, progress))
         memory = {each.name: each.worker.ask({"do": "memory"}, BLOCK_TIMEOUT_S) for each in running}
+    blocks = [block for block, _ in measured]
+    counted, busy = _counted(measured, schedule)
     return {
         "threads": schedule.threads,
         "rounds": schedule.rounds,
         "block_s": schedule.block_s,
-        "rows": summarize(blocks, samples_ms, {each.name: each.note for each in running}),
+        "rows": summarize(counted, {each.name: each.note for each in running}),
+        "too_busy": len(busy) == len(schedule.shapes),
         "blocks": [asdict(block) for block in blocks],
-        "other_load_cores": median(block.other_load_cores for block in blocks),
+        "other_load_cores": median(block.other_load_cores for block, _ in counted or measured),
         "peak_rss_mib": {name: reply["peak_rss_mib"] for name, reply in memory.items()},
         "peak_rss_includes": PEAK_RSS_INCLUDES,
         "load_s": {each.name: each.load_s for each in running},
         "load_includes": LOAD_INCLUDES,
         "cosine_to_fp32": cosines,
-        "skipped": skipped,
+        "skipped": [*skipped, *busy],
         "size": size,
     }
+
+
+def _counted(
+    measured: Sequence[tuple[Block, list[float]]], schedule: Schedule
+) -> tuple[list[tuple[Block, list[float]]], list[dict[str, str]]]:
+    """(the blocks that count with their samples, the entries of `skipped` for shapes with too few quiet rounds)."""
+    limit, blocks = schedule.limit, [block for block, _ in measured]
+    rounds = quiet_rounds(blocks, limit)
+    busy = {} if limit is None else dict.fromkeys(short_of(blocks, schedule.shapes, limit))
+    entries = []
+    for shape in busy:
+        load = median(block.other_load_cores for block in blocks if (block.batch, block.tokens) == shape)
+        tried = len({block.round for block in blocks if (block.batch, block.tokens) == shape})
+        entries.append(
+            {
+                "runtime": "all",
+                "reason": f"shape {shape[0]} × {shape[1]}: the machine was busy. Other programs kept {load:.2f} cores "
+                f"busy, and {len(rounds[shape])} of {tried} rounds were quiet",
+            }
+        )
+    kept = [
+        (block, samples)
+        for block, samples in measured
+        if (shape := (block.batch, block.tokens)) not in busy and block.round in rounds[shape]
+    ]
+    return kept, entries
 
 
 def _check(schedule: Schedule) -> None:
@@ -161,7 +194,9 @@ def _fitting(shapes: Sequence[Shape], max_tokens: int | None) -> tuple[list[Shap
     too_long = [shape for shape in distinct if max_tokens is not None and shape[1] > max_tokens]
     fitting = [shape for shape in distinct if shape not in too_long]
     if not fitting:
-        raise InputError(f"shapes = {distinct}: the model takes at most {max_tokens} tokens; ask for shorter texts")
+        raise InputError(
+            f"shapes = {distinct} are too long: the model takes at most {max_tokens} tokens; ask for shorter texts"
+        )
     reason = "shape {0} × {1}: {1} tokens are more than the model's {2}"
     return fitting, [{"runtime": "all", "reason": reason.format(*shape, max_tokens)} for shape in too_long]
 
@@ -169,15 +204,15 @@ def _fitting(shapes: Sequence[Shape], max_tokens: int | None) -> tuple[list[Shap
 def _why_not(runtime: Runtime, has_source: bool) -> str | None:
     """Why a runtime cannot be measured here, or None."""
     if not has_source and not runtime.reads_checkpoint:
-        return "it runs the float model, and no source directory was given"
+        return "it runs the float model, but no source directory was given"
     missing = [package for package in runtime.needs if find_spec(package) is None]
-    return f"not installed: {', '.join(missing)}; pip install 'bitwright[rivals]'" if missing else None
+    return f"{', '.join(missing)} not installed; run: pip install 'bitwright[rivals]'" if missing else None
 
 
 def _start(
     label: str, name: str, source: Files, scratch: Path, threads: int, stack: ExitStack, progress: Progress
 ) -> _Running:
-    """Convert the model in a process of its own if the runtime needs that; load it in another, which `stack` ends.
+    """Convert the model in its own process if the runtime needs that. Load it in another process, which `stack` ends.
 
     label: of the row; name: of the runtime."""
     runtime, file_name = RUNTIMES[name], label.replace(" ", "-")
@@ -219,30 +254,50 @@ def _compare_outputs(running: Sequence[_Running], shape: Shape, scratch: Path) -
 def _measure(
     running: Sequence[_Running], schedule: Schedule, progress: Progress
 ) -> Iterator[tuple[Block, list[float]]]:
-    """Yield the blocks with their samples in ms, as they are measured: by shape, then round, then runtime."""
-    turns = [(*shape, r, each) for shape in schedule.shapes for r in range(schedule.rounds) for each in running]
-    origin_s: float | None = None
-    for batch, tokens, round_, each in progress.track(turns, "timing"):
-        request = {"do": "block", "batch": batch, "tokens": tokens, "seed": round_, "block_s": schedule.block_s}
-        busy_s, wall_s = _busy_cpu_s(), time.monotonic()
-        reply = each.worker.ask(request, BLOCK_TIMEOUT_S)
-        busy_s, wall_s = _busy_cpu_s() - busy_s, time.monotonic() - wall_s
-        origin_s = reply["start_s"] if origin_s is None else origin_s
-        block = Block(
-            runtime=each.name,
-            batch=batch,
-            tokens=tokens,
-            round=round_,
-            start_s=reply["start_s"] - origin_s,
-            end_s=reply["end_s"] - origin_s,
-            median_ms=median(reply["samples_ms"]),
-            other_load_cores=max(0.0, (busy_s - reply["cpu_s"]) / wall_s),
-            idle_cores=reply["idle_cores"],
-        )
-        yield block, reply["samples_ms"]
+    """Yield the blocks with their samples in ms, as they are measured: by shape, then round, then runtime. Shapes that
+    other programs disturbed get more rounds while the limit leaves time for them.
+    """
+    processes = [psutil.Process(), *(each.worker.process for each in running)]
+    origin_s, blocks, limit = time.monotonic(), list[Block](), schedule.limit
+
+    def timed(shape: Shape, round_: int, each: _Running) -> tuple[Block, list[float]]:
+        block, samples = _block(each, shape, round_, schedule.block_s, processes, origin_s)
+        blocks.append(block)
+        return block, samples
+
+    turns = [(shape, r, each) for shape in schedule.shapes for r in range(schedule.rounds) for each in running]
+    for shape, round_, each in progress.track(turns, "timing"):
+        yield timed(shape, round_, each)
+    if limit is None:
+        return
+    deadline, round_ = time.monotonic() + limit.retry_s, schedule.rounds
+    while (short := short_of(blocks, schedule.shapes, limit)) and time.monotonic() < deadline:
+        progress.say("timing: other programs disturb it; waiting for a quiet moment")
+        wait_until_quiet(limit, deadline, busy_s=lambda: machine_cpu_s() - own_cpu_s(processes))
+        for shape in short:
+            for each in running:
+                yield timed(shape, round_, each)
+        round_ += 1
 
 
-def _busy_cpu_s() -> float:
-    """CPU time that this machine has spent on anything, all cores together. Linux counts a guest's in user time too."""
-    times = psutil.cpu_times()._asdict()
-    return float(sum(times.values()) - sum(times.get(name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice")))
+def _block(
+    each: _Running, shape: Shape, round_: int, block_s: float, processes: Sequence[psutil.Process], origin_s: float
+) -> tuple[Block, list[float]]:
+    """One block of one runtime, with its samples in ms. processes: those whose work is the benchmark's own."""
+    batch, tokens = shape
+    request = {"do": "block", "batch": batch, "tokens": tokens, "seed": round_, "block_s": block_s}
+    others_s, wall_s = machine_cpu_s() - own_cpu_s(processes), time.monotonic()
+    reply = each.worker.ask(request, BLOCK_TIMEOUT_S)
+    others_s, wall_s = machine_cpu_s() - own_cpu_s(processes) - others_s, time.monotonic() - wall_s
+    block = Block(
+        runtime=each.name,
+        batch=batch,
+        tokens=tokens,
+        round=round_,
+        start_s=reply["start_s"] - origin_s,
+        end_s=reply["end_s"] - origin_s,
+        median_ms=median(reply["samples_ms"]),
+        other_load_cores=max(0.0, others_s / wall_s),
+        idle_cores=reply["idle_cores"],
+    )
+    return block, reply["samples_ms"]

@@ -10,10 +10,10 @@ Shape = tuple[int, int]  # (batch, tokens)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One uninterrupted run of one runtime. Times in s on one clock, since the first block began.
+    """One uninterrupted run of one runtime. Times in s on one clock, since the measurement began.
 
-    median_ms: over the block's own samples. other_load_cores: cores that other processes kept busy meanwhile.
-    idle_cores: cores that the runtime itself still burned, at most 2 s later, when it had nothing to do.
+    median_ms: over the block's own samples. other_load_cores: cores that other programs, or the host, kept busy
+    meanwhile. idle_cores: cores that the runtime itself still burned, at most 2 s later, when it had nothing to do.
     """
 
     runtime: str
@@ -28,22 +28,28 @@ class Block:
 
 
 def summarize(
-    blocks: Sequence[Block],
-    samples_ms: Mapping[tuple[str, Shape], Sequence[float]],
-    notes: Mapping[str, str | None],
+    measured: Sequence[tuple[Block, Sequence[float]]], notes: Mapping[str, str | None]
 ) -> list[dict[str, Any]]:
-    """One row per runtime and shape, in the order of `samples_ms`, which pools the samples of all rounds.
+    """One row per runtime and shape, in the order in which they first come, which pools the samples of all rounds.
 
     A ratio is the median over rounds of (block median of fp32 or bf16) / (block median of the runtime): above 1 is
     faster. It is None where the other was not measured. `per_second` is batch / median, in sequences.
+
+    Args:
+        measured: the blocks that count, with their samples in ms. notes: how each runtime was converted.
     """
-    block_ms = {(block.runtime, (block.batch, block.tokens), block.round): block.median_ms for block in blocks}
-    rounds = sorted({block.round for block in blocks})
+    block_ms: dict[tuple[str, Shape], dict[int, float]] = {}
+    samples_ms: dict[tuple[str, Shape], list[float]] = {}
+    for block, samples in measured:
+        key = block.runtime, (block.batch, block.tokens)
+        block_ms.setdefault(key, {})[block.round] = block.median_ms
+        samples_ms.setdefault(key, []).extend(samples)
 
     def times_faster(runtime: str, other: str, shape: Shape) -> float | None:
-        if (other, shape) not in samples_ms:
+        if (other, shape) not in block_ms:
             return None
-        return median(block_ms[other, shape, r] / block_ms[runtime, shape, r] for r in rounds)
+        ours, theirs = block_ms[runtime, shape], block_ms[other, shape]
+        return median(theirs[r] / ours[r] for r in ours)
 
     return [
         {

@@ -1,7 +1,7 @@
-"""One runtime in a process of its own, driven by JSON lines (`python -m bitwright.runtime.bench_worker --help`).
+"""Runs one runtime in its own process, driven by JSON lines (`python -m bitwright.runtime.bench_worker --help`).
 
     first line out                                          {"load_s"} once the model is ready
-    {"do": "block", "batch", "tokens", "seed", "block_s"}   {"samples_ms", "start_s", "end_s", "cpu_s", "idle_cores"}
+    {"do": "block", "batch", "tokens", "seed", "block_s"}   {"samples_ms", "start_s", "end_s", "idle_cores"}
     {"do": "output", "batch", "tokens", "seed", "path"}     {} once the first output is in that .npy file, as fp32
     {"do": "memory"}                                        {"peak_rss_mib"}
     end of input                                            the process ends
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--config-from", type=Path, required=True, help="directory of the config.json")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--task", choices=TASKS, help="what the model is for, if its files do not say it")
+    parser.add_argument("--task", choices=TASKS, help="the model's task, if its files do not say it")
     parser.add_argument("--prepare", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
     requests, replies = _claim_standard_streams()
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.prepare is not None:
             if runtime.prepare is None:
-                raise ValueError(f"{options.runtime} needs no preparation")
+                raise ValueError(f"the runtime {options.runtime} needs no preparation")
             reply({"note": runtime.prepare(files, options.prepare)})
             return 0
         shape = model_shape(ModelDirectory(options.config_from))
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _claim_standard_streams() -> tuple[TextIO, TextIO]:
-    """Keep stdin and stdout for the protocol; what libraries print goes to stderr, and what they read is empty."""
+    """Keep stdin and stdout for the protocol: libraries print to stderr and read an empty input."""
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -87,7 +87,7 @@ def _claim_standard_streams() -> tuple[TextIO, TextIO]:
 
 def _measure_block(forward: Forward, shape: ModelShape, request: Request) -> Reply:
     """Run for `block_s` / 3 to warm up, then for `block_s`, at least once each; a sample is one forward in ms."""
-    cpu_before, block_s = time.process_time(), request["block_s"]
+    block_s = request["block_s"]
     ids_BT, mask_BT = random_tokens(shape, batch=request["batch"], tokens=request["tokens"], seed=request["seed"])
 
     def run_for(seconds: float) -> list[float]:
@@ -103,9 +103,7 @@ def _measure_block(forward: Forward, shape: ModelShape, request: Request) -> Rep
     run_for(block_s / 3)
     samples_ms = run_for(block_s)
     end_s = time.monotonic()
-    idle_cores = _wait_until_parked()
-    cpu_s = time.process_time() - cpu_before
-    return {"samples_ms": samples_ms, "start_s": start_s, "end_s": end_s, "cpu_s": cpu_s, "idle_cores": idle_cores}
+    return {"samples_ms": samples_ms, "start_s": start_s, "end_s": end_s, "idle_cores": _wait_until_parked()}
 
 
 def _wait_until_parked() -> float:

@@ -19,27 +19,29 @@ def load(
     directory: str | Path, *, compute: str = "auto", threads: int | None = None, task: "TaskName | None" = None,
     trust_remote_code: bool = False,
 ) -> "Model":  # fmt: skip
-    """Load a quantized checkpoint, Bitwright's or compressed-tensors', or a float model (a directory or a hub name).
+    """Load a model, quantized (by Bitwright, or in the format compressed-tensors) or float.
 
-    A quantized encoder runs on the engine if that has an operator for every part of it: `model.backend` begins with
-    "engine". Anything else takes the generic path, a transformers module in which the int8 linears run on our integer
-    kernels and other schemes are dequantized at each call; `model.backend` then says why the engine does not run it.
-    `model.encode(texts)` gives embeddings, logits, or what a language model makes of each token; `model.hf` is the
-    transformers module, for the engine's models loaded when it is asked for.
+    A quantized encoder runs on Bitwright's engine if that has an operator for every part of it; `model.backend` then
+    begins with "engine". Any other model takes the generic path, a transformers module. There int8 linears run on
+    Bitwright's kernels, and other schemes are dequantized at each call; `model.backend` says why the engine does not
+    run it.
 
-    The model may be pickled (the pickle holds its absolute path, the arguments given here and a digest; unpickling
-    loads it again), copied, used by several threads at once, and used on after a fork.
+    `model.encode(texts)` gives embeddings, logits, or what a language model makes of each token. `model.hf` is the
+    transformers module; for a model on the engine it is loaded when it is asked for.
+
+    The model may be pickled, copied, used by several threads at once, and used on after a fork. A pickle holds its
+    absolute path, the arguments given here and a digest; unpickling loads it again.
 
     Args:
-        compute: "auto"; or "float32" or "bfloat16" to take the generic path with what is not quantized in that dtype
-            (see `set_compute`). A float model is always loaded in float32.
-        trust_remote_code: whether what the directory brings or names may run: code, kernels of the hub.
+        directory: a model directory, or the name of a model on the hub.
+        compute: "auto"; or "float32" or "bfloat16" to take the generic path and compute there in that dtype what is not
+            quantized. A float model is always loaded in float32.
         threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. Never
             more than the processors that the process may use, by its affinity mask and its container's quota: more are
             slower. The generic path uses torch's setting, which the first model that torch computes lowers to these.
-        task: what the model is for, where its files do not tell or contradict each other; "embedding",
-            "sequence-classification", "token-classification", "question-answering" or "text-generation". A result
-            of `quantize` knows it.
+        task: what the model is for, if its files leave that open: "embedding", "sequence-classification",
+            "token-classification", "question-answering" or "text-generation". A result of `quantize` knows it.
+        trust_remote_code: run code that the directory brings or names, kernels of the hub among it.
 
     Raises:
         InputError: another `compute`; threads < 1.
@@ -72,7 +74,7 @@ def _loaded(
 
 
 def _open(path: Path, given: str | Path, task: "TaskName | None") -> ModelDirectory:
-    """A directory as it is; a hub's name takes what reads hubs."""
+    """Open a directory; a hub name is first resolved to one."""
     if (path / CONFIG_FILE).is_file():
         return ModelDirectory(path, task)
     from bitwright.models.hub import fetch

@@ -24,7 +24,10 @@ def similarity(model: "Model", first: Any, second: Any) -> np.ndarray:
     """
     a_NH, b_MH = (np.atleast_2d(np.asarray(vectors, np.float32)) for vectors in (first, second))
     if a_NH.shape[1] != b_MH.shape[1]:
-        raise InputError(f"vectors of {a_NH.shape[1]} and of {b_MH.shape[1]} values cannot be compared")
+        raise InputError(
+            f"vectors with {a_NH.shape[1]} and {b_MH.shape[1]} values cannot be compared; give vectors of the same "
+            "model"
+        )
     return np.asarray(_SIMILARITIES[model.sentences.similarity](a_NH, b_MH), np.float32)
 
 
@@ -36,16 +39,20 @@ def predict(
     else (n, labels). Of a single pair, its score.
 
     Args:
+        items: pairs of texts, or texts; or a single one.
         activation_fn: applied to the logits, an array (n, labels), or a torch module, which gets a tensor. By default
             what the model's files say; else the sigmoid if there is one label, and nothing if there are several.
         apply_softmax: turn the scores of several labels into shares of 1.
+        convert_to_tensor: give a torch tensor instead of a numpy array.
         options: as `encode` takes them.
 
     Raises:
         InputError: a model for another task; as `encode`. TypeError: as `encode`.
     """
     if model.task != "sequence-classification":
-        raise InputError(f"predict is for classifiers and rerankers; this model's task is {model.task}: use encode")
+        raise InputError(
+            f"predict is only for classifiers and rerankers, and this model's task is {model.task}; use encode"
+        )
     single = isinstance(items, str) or _is_one_pair(items)
     logits = encode(model, [items] if single else items, **options)
     if len(logits) == 0:
@@ -77,7 +84,7 @@ def rank(
         InputError: a model of several labels; as `predict`.
     """
     if model.task != "sequence-classification" or model.width != 1:
-        raise InputError("rank is for rerankers, which give one score for a pair; use predict")
+        raise InputError("rank is only for rerankers, which give one score per pair; use predict for this model")
     texts = list(documents)
     scores = predict(model, [(query, text) for text in texts], **options)
     order = sorted(range(len(texts)), key=lambda i: -float(scores[i]))[:top_k]
