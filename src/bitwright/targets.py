@@ -98,8 +98,8 @@ def check_target(
     if int8_embeddings:
         tables = [name for name, scheme in schemes.items() if scheme == "int8"]
         raise TargetError(
-            f"{target}: this runtime cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); "
-            "use embeddings: 16bit"
+            f"{target} cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); use "
+            "embeddings: 16bit"
         )
     refused = {name: scheme for name, scheme in schemes.items() if scheme != "int8" and scheme not in row.schemes}
     if refused:

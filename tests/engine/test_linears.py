@@ -150,7 +150,7 @@ BAD_SCALE[7, 1] = -1.0
         (
             "w4a16_g32",
             {"weight_g_idx": torch.zeros(K, dtype=torch.int32)},
-            "weight_g_idx is of a format or a scheme that this release cannot read",
+            "weight_g_idx has a format or a scheme that this release cannot read",
         ),
         ("w4a16_g32", {"bias": torch.ones(N - 1)}, r"\(33,\) is expected"),
         ("w4a16_g32_asym", {"weight_zero_point": None}, "weight_zero_point is missing"),
@@ -161,7 +161,11 @@ BAD_SCALE[7, 1] = -1.0
         ),
         ("w4a16_g32_asym", {"weight_zero_point": torch.zeros(5, 3)}, "weight_zero_point is F32"),
         ("nf4_g32", {"weight_codebook": torch.ones(15)}, r"\[15\]; expected F32 \[16\]"),
-        ("nf4_g32", {"weight_codebook": torch.full((16,), torch.inf)}, r"weight_codebook = \[inf.*: the nf4 grid has"),
+        (
+            "nf4_g32",
+            {"weight_codebook": torch.full((16,), torch.inf)},
+            r"weight_codebook = \[inf.*, but the nf4 grid has",
+        ),
         (
             "log4_g32",
             {"weight": torch.full((N, 1, K // 2), 255, dtype=torch.uint8)},

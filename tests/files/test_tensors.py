@@ -93,5 +93,5 @@ def test_a_name_in_two_files_and_a_dtype_that_numpy_lacks(file: Path, tmp_path: 
     ):
         MappedTensors([file, tmp_path / "b.safetensors"])
     save_file({"x": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "c.safetensors")
-    with pytest.raises(CheckpointError, match="x: dtype F8_E4M3 cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot read the dtype F8_E4M3"):
         MappedTensors([tmp_path / "c.safetensors"])["x"]

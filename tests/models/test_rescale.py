@@ -199,7 +199,7 @@ def test_what_cannot_fold_is_refused(model_of):
         fold(bert, inputs_of(bert, "bert")[0], torch.ones(32))
     with pytest.raises(NumericsError, match=r"o_proj: 2 features share each row of .*v_proj, .* legal_scale"):
         fold(llama, output, torch.arange(1.0, 49.0))
-    with pytest.raises(NumericsError, match=r"qkv: a scale of shape \(31,\) for K = 32"):
+    with pytest.raises(NumericsError, match=r"qkv: the scale has the shape \(31,\), but there are K = 32"):
         fold(llama, qkv, torch.ones(31))
     with pytest.raises(NumericsError, match=r"qkv: the smallest scale is 0"):
         scale_readers(llama, qkv, torch.zeros(32))

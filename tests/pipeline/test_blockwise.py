@@ -62,7 +62,7 @@ def test_whatever_dtype_the_files_have(tiny_model: TinyModel, dtype: torch.dtype
         ("model.layers.2.self_attn.q_proj.weight", r"model\.layers\.2:"),
         ("model.layers.2.mlp.experts.3.down_proj.weight", r"model\.layers\.2:"),
         ("model.layers.3.mlp.gate.weight", r"model\.layers\.3:"),
-        ("model.norm.weight", r"what follows model\.layers\.3:"),
+        ("model.norm.weight", r"the head after model\.layers\.3:"),
     ],
 )
 def test_a_weight_that_is_read_wrong_is_refused(

@@ -178,7 +178,9 @@ def test_what_does_not_fit_an_encoder(
     with pytest.raises(InputError, match="and --bos are for language models, and this model's task is embedding"):
         evaluate(tiny_model("bert"), window=32)
     pairs = pairs_file(tmp_path / "a.tsv", texts)
-    with pytest.raises(DataError, match="similarity scores embeddings; this model's task is sequence-classification"):
+    with pytest.raises(
+        DataError, match="similarity scores embeddings, but this model's task is sequence-classification"
+    ):
         evaluate(tiny_model("bert", "sequence-classification"), evaluation=pairs, kind="similarity")
     with pytest.raises(InputError, match=r"task is text-generation, but the task of .* is embedding"):
         evaluate(tiny_model("bert"), reference=decoder(), samples=30)

@@ -61,7 +61,7 @@ def test_other_outputs_are_refused(source: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(
         Library, "encode", lambda self, items: encode(self, items)[:, :9] if cut else 1.01 * encode(self, items)
     )
-    how = r"have \(9,\) and \(32,\) values" if cut else "differ by 0.0"
+    how = r"have different shapes, \(9,\) and \(32,\)" if cut else "differ by 0.0"
     with pytest.raises(ModelError, match=f"float model for .* {how}"):
         bitwright.quantize(source, out=tmp_path / "out", judged=False)
 

@@ -147,7 +147,7 @@ def test_damage_is_found_and_named(tmp_path: Path, name: str, damage: str) -> No
     read: Callable[[], Any] = Shards(tmp_path).resume  # before any work is done
     if (name, damage) == ("shard-00000", "without facts"):
         read = partial(Shards(tmp_path).account, 1)
-    with pytest.raises(CheckpointError, match=rf"{name}.* kept is damaged \(.+\); delete {tmp_path} to start over"):
+    with pytest.raises(CheckpointError, match=rf"{name}.* is damaged \(.+\); delete {tmp_path} to start over"):
         read()
 
 
@@ -177,5 +177,5 @@ def test_a_full_disk_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytes
 
 
 def test_outputs_of_a_block_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a block put out a dict"):
+    with pytest.raises(CheckpointError, match="a block gave a dict"):
         Shards(tmp_path).save_inputs(1, [{"hidden": torch.zeros(2)}])

@@ -104,11 +104,11 @@ def test_none(items: Any) -> None:
         ([("a", "b"), "c"], "pair 1 is str, not two texts$"),
         ([("a", "b", "c")], "pair 0 is tuple, not two texts$"),
         ([1, 2], "item 0 is int; give texts, pairs of texts or sequences of token ids"),
-        ([[1], [1.5]], "item 1 is list: texts"),
-        ([[1], [True]], "item 1 is list: texts"),
-        ([[1], b"ab"], "item 1 is bytes: texts"),
-        ([[1], {"a": 1}], "item 1 is dict: texts"),
-        (torch.tensor([[0.5]]), "item 0 is list: texts"),
+        ([[1], [1.5]], "item 1 is list; give texts"),
+        ([[1], [True]], "item 1 is list; give texts"),
+        ([[1], b"ab"], "item 1 is bytes; give texts"),
+        ([[1], {"a": 1}], "item 1 is dict; give texts"),
+        (torch.tensor([[0.5]]), "item 0 is list; give texts"),
     ],
 )
 def test_refused(items: Any, message: str) -> None:

@@ -62,7 +62,7 @@ def test_several_labels(tiny_model: Callable[..., Path]) -> None:
 
 def test_an_embedder_has_no_scores(embedder: Model) -> None:
     for call in (lambda: embedder.predict(PAIRS), lambda: embedder.rank(QUERY, DOCUMENTS)):
-        with pytest.raises(InputError, match="is for"):
+        with pytest.raises(InputError, match="is only for"):
             call()
 
 
@@ -109,5 +109,5 @@ def test_vectors_are_for_embeddings(reranker: Path) -> None:
 
 
 def test_vectors_of_different_lengths_are_not_compared(embedder: Model) -> None:
-    with pytest.raises(InputError, match="vectors of 3 and of 4 values"):
+    with pytest.raises(InputError, match="vectors with 3 and 4 values"):
         embedder.similarity(np.ones((2, 3)), np.ones((2, 4)))

@@ -158,5 +158,5 @@ def _below(values: np.ndarray, end: int, what: str, starts: np.ndarray) -> np.nd
     if len(unsigned) and unsigned.max() >= end:
         place = int((unsigned >= end).argmax())
         sequence = int(starts.searchsorted(place, "right")) - 1
-        raise InputError(f"sequence {sequence}: {what} {int(values[place])}; this model has 0 to {end - 1}")
+        raise InputError(f"sequence {sequence}: {what} {int(values[place])}, but this model has only 0 to {end - 1}")
     return unsigned.astype(np.int32)

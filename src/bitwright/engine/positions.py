@@ -26,7 +26,9 @@ def kinds_of_layers(weights: Weights, layers: int) -> list[str]:
         where = f"{weights.directory / CONFIG_FILE}: layer_types"
         raise CheckpointError(f"{where} is {short(given)}, but must be a list with a name for each block")
     if len(given) != layers or not all(kind in _KINDS for kind in given):
-        raise EngineError(f"layer_types {sorted(set(map(str, given)))} of {len(given)} blocks have no builder")
+        raise EngineError(
+            f"the engine does not support layer_types {sorted(set(map(str, given)))} for {len(given)} blocks"
+        )
     return given
 
 

@@ -85,7 +85,8 @@ def find_linears(model: nn.Module, architecture: Architecture) -> list[LinearSit
                 continue
             if not isinstance(modules.get(name), nn.Linear):
                 raise ModelError(
-                    f"{name}: this is {_what(modules.get(name))}, but the architecture table expects a linear"
+                    f"{name}: the architecture table expects a linear here, but the model has "
+                    f"{_what(modules.get(name))}"
                 )
             flags = architecture.run_twice.get(path, ())
             twice = bool(flags) and all(getattr(model.config, flag, False) for flag in flags)
@@ -131,7 +132,7 @@ def block_linears(modules: Mapping[str, nn.Module], block: str, architecture: Ar
         experts = modules.get(f"{block}.{stem}")
         if not isinstance(experts, nn.ModuleList):
             raise ModelError(
-                f"{block}.{stem}: this is {_what(experts)}, but a list of experts is needed; call "
+                f"{block}.{stem}: a list of experts is needed here, but the model has {_what(experts)}; call "
                 "bitwright.models.experts.linearize on the model first"
             )
         each = list(paths)
@@ -169,7 +170,9 @@ def _heads(model: nn.Module, architecture: Architecture) -> Iterator[str]:
 def _entries(modules: dict[str, nn.Module], path: str) -> nn.ModuleList:
     blocks = modules.get(path)
     if not isinstance(blocks, nn.ModuleList):
-        raise ModelError(f"{path}: this is {_what(blocks)}, but the architecture table expects a list of blocks")
+        raise ModelError(
+            f"{path}: the architecture table expects a list of blocks here, but the model has {_what(blocks)}"
+        )
     return blocks
 
 

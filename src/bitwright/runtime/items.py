@@ -129,7 +129,7 @@ def check_range(rows: Sequence[Sequence[int]], end: int, what: str) -> None:
     """
     if min(chain.from_iterable(rows), default=0) < 0 or max(chain.from_iterable(rows), default=0) >= end:
         index, wrong = next((i, n) for i, row in enumerate(rows) for n in row if not 0 <= n < end)
-        raise InputError(f"item {index}: {what} {wrong} does not exist; this model has 0 to {end - 1}")
+        raise InputError(f"item {index}: {what} {wrong}, but this model has only 0 to {end - 1}")
 
 
 def cut_all(encodings: Sequence[Any], limit: int | None, side: str, *, typed: bool) -> Tokens:
