@@ -99,7 +99,7 @@ def test_positions_begin_at_zero_or_after_a_token() -> None:
     assert Positions("positions").first({"pad_token_id": 5}) == 0
     assert [after.first(config) for config in ({}, {"pad_token_id": 0}, {"pad_token_id": 5})] == [2, 1, 6]
     for wrong in (None, -1, "1", True):
-        with pytest.raises(EngineError, match="so positions have no beginning"):
+        with pytest.raises(EngineError, match="but it must be a token id"):
             after.first({"pad_token_id": wrong})
 
 
@@ -153,7 +153,7 @@ def test_the_first_class_counts() -> None:
 
 @pytest.mark.parametrize("value", ["BertModel", {"0": "BertModel"}, 5, [1], [[]]])
 def test_no_list_of_names(value: object) -> None:
-    with pytest.raises(ModelError, match=r"here: architectures in config\.json is .*a list of names of classes"):
+    with pytest.raises(ModelError, match=r"here: architectures in config\.json is .*it must be a list of class names"):
         class_of(value, "here")
 
 
@@ -164,5 +164,7 @@ def test_long_values_are_cut() -> None:
 
 
 def test_another_task_says_what_there_is() -> None:
-    with pytest.raises(ModelError, match=r"here: BertForMultipleChoice .* is for none of the tasks embedding, "):
+    with pytest.raises(
+        ModelError, match=r"here: the class BertForMultipleChoice .* is for none of the tasks embedding, "
+    ):
         task_of(["BertForMultipleChoice"], "here")

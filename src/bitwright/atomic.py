@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, also after a loss of power: the one place that writes them."""
+"""Writes files that appear complete or not at all, even after a loss of power."""
 
 import os
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the system write down which files a folder holds.
+    """Let the system store on disk which files a folder holds.
 
     Raises:
         OSError: as the file system says.

@@ -30,7 +30,7 @@ _MOST_SHOWN = 2000  # characters of a message: its beginning says where, its end
 
 
 class ExitCode(IntEnum):
-    """What a command ends with."""
+    """The exit code of a command."""
 
     DONE = 0
     FAILED = 1
@@ -41,13 +41,12 @@ class ExitCode(IntEnum):
 
 # As `bitwright quantize --help` shows it.
 EXIT_MEANINGS = {
-    ExitCode.DONE: "the result was written; where it was judged, it is inside the budget",
-    ExitCode.FAILED: "a runtime gives other outputs than those that were judged: do not use the result; or the work "
-    "failed",
-    ExitCode.REFUSED: "the command, the recipe or the data are wrong: nothing was done",
-    ExitCode.NOT_SHOWN: "the result was written, but is not shown to be what you asked for: the budget is not met, the "
-    "sample is too small to be sure, no pairs were given, or no variant is fast enough",
-    ExitCode.STOPPED: "stopped by Ctrl-C or a scheduler: the same command goes on from there",
+    ExitCode.DONE: "the result was written, and if it was judged, it is inside the budget",
+    ExitCode.FAILED: "the work failed, or a runtime gives other outputs than the judged ones; do not use the result",
+    ExitCode.REFUSED: "the command, the recipe or the data are wrong, and nothing was done",
+    ExitCode.NOT_SHOWN: "the result was written, but not shown to be inside the budget: it is over the budget, "
+    "the sample is too small, no pairs were given, or no variant is fast enough",
+    ExitCode.STOPPED: "stopped by Ctrl-C or a scheduler; run the same command again to continue",
 }
 
 
@@ -92,7 +91,7 @@ class NumericsError(BitwrightError):
 
 
 class NotFiniteError(NumericsError):
-    """Outputs of a model that are no numbers any more."""
+    """Outputs of a model that are NaN or infinite."""
 
 
 class KernelError(BitwrightError):
@@ -124,8 +123,8 @@ def named(name: str) -> Iterator[None]:
 
 @contextmanager
 def foreign(where: str, kind: type[BitwrightError], *, but: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """What a library raises on a stranger's file, as an error of ours. A panic of the tokenizers library, and what yaml
-    raises on its way, is not always an Exception.
+    """Turn what a library raises on an untrusted file into an error of ours. A panic of the tokenizers library, for
+    one, is not an Exception.
 
     Raises:
         kind: for everything but our own errors, KeyboardInterrupt, SystemExit and what `but` names.
@@ -140,12 +139,12 @@ def foreign(where: str, kind: type[BitwrightError], *, but: tuple[type[BaseExcep
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: what it would obey is shown as an escape."""
+    """Make text safe for a terminal: control characters become visible escapes."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def brief(value: object) -> str:
-    """A value of a file, in a message: no more of it is written out than is shown."""
+    """A short form of a file's value for a message. It never writes out a large value."""
     from reprlib import Repr
 
     limits = Repr()

@@ -55,14 +55,16 @@ def make_plan(
     _check_units(rows)
     check_names(recipe.targets or ())
     for target, why in refusals(recipe.targets or (), recipe, rows, model, architecture, sites).items():
-        raise TargetError(f"{why}; or do without {target}: --target bitwright, or targets: [bitwright] in the recipe")
+        raise TargetError(
+            f"{why}; or leave {target} out with --target bitwright, or targets: [bitwright] in the recipe"
+        )
     return tuple(rows)
 
 
 def fit_targets(
     recipe: Recipe, plan: Plan, model: nn.Module, architecture: Architecture, sites: list[LinearSite]
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """(the recipe with its targets named, what was left out of them and why).
+    """The recipe with its targets named, and the targets that were left out with the reasons.
 
     Of the default ones, which a recipe that names none stands for, those stay that can load what the plan makes.
     """
@@ -70,9 +72,7 @@ def fit_targets(
         return recipe, ()
     dropped = refusals(DEFAULT_TARGETS, recipe, plan, model, architecture, sites)
     kept = tuple(target for target in DEFAULT_TARGETS if target not in dropped)
-    told = tuple(
-        f"the result is not made for {target}, which could not load it: {why}" for target, why in dropped.items()
-    )
+    told = tuple(f"{target} cannot load the result: {why}" for target, why in dropped.items())
     return recipe.model_copy(update={"targets": kept}), told
 
 
@@ -80,7 +80,7 @@ def refusals(
     targets: Sequence[str], recipe: Recipe, plan: Sequence[PlanRow], model: nn.Module, architecture: Architecture,
     sites: list[LinearSite],
 ) -> dict[str, str]:  # fmt: skip
-    """Target -> why it cannot load what a plan makes; those that can are not there."""
+    """Target -> why it cannot load the result of a plan; targets that can are left out."""
     if set(targets) <= {"bitwright"}:
         return {}
     transformed = _transformed(plan, model, architecture, sites)
@@ -109,13 +109,15 @@ def _transformed(
 
 
 def _fitted(name: str, scheme: str, ks: Sequence[int], reason: str) -> tuple[str, str]:
-    """(scheme, reason) with a group size that divides every K of the unit, if the scheme leaves the size open."""
+    """The scheme and the reason. If the scheme leaves the group size open, it gets one that divides every K of the
+    unit.
+    """
     try:
         fitted, why = fit_group(SCHEMES[scheme], math.gcd(*ks))
     except NumericsError as error:
         raise RecipeError(f"{name}: {error}") from None
     if why and len(ks) > 1:
-        why = f"the unit's K are {' and '.join(map(str, ks))}"
+        why = f"these linears share a group size, and their K are {' and '.join(map(str, ks))}"
     return fitted.name, f"{reason}; {why}, so {fitted.name.removeprefix(scheme + '_')}" if why else reason
 
 
@@ -130,7 +132,7 @@ def half_names(plan: Plan) -> frozenset[str]:
 
 
 def half_dtypes(plan: Plan) -> dict[str, torch.dtype]:
-    """What "16 bit" is for each linear and table of a plan."""
+    """The dtype that "16 bit" means for each linear and table of a plan."""
     return {row.name: getattr(torch, row.half) for row in plan if row.half is not None}
 
 
@@ -144,7 +146,9 @@ def _embedding_row(name: str, module: nn.Module, mode: str, dtype: torch.dtype) 
     shape = (weight.shape[0], weight.shape[1])
     after = stored_embedding_bytes(shape, mode, source_bytes_per_value=dtype.itemsize)
     scheme, reason = (
-        ("int8", "one scale per row, as asked") if mode == "int8" else ("16bit", "portable: loads anywhere")
+        ("int8", "int8 with one scale per row, as asked")
+        if mode == "int8"
+        else ("16bit", "kept in 16 bit, which every runtime can load")
     )
     before = shape[0] * shape[1] * dtype.itemsize
     return PlanRow(
@@ -154,13 +158,13 @@ def _embedding_row(name: str, module: nn.Module, mode: str, dtype: torch.dtype) 
 
 
 def _check_units(rows: list[PlanRow]) -> None:
-    """Linears that share an input share its codes and its transform, so they must share one scheme and one method."""
+    """Check that linears with the same input, which share its codes and transform, have one scheme and one method."""
     first: dict[str, PlanRow] = {}
     for row in rows:
         other = first.setdefault(row.unit, row)
         for what, one, two in (("scheme", other.scheme, row.scheme), ("method", other.method, row.method)):
             if one != two:
                 raise RecipeError(
-                    f"{other.name} ({one}) and {row.name} ({two}) share their input and must share one {what}; write "
-                    f"the rule for the unit {row.unit!r}"
+                    f"{other.name} ({one}) and {row.name} ({two}) read the same input, so they must have one "
+                    f"{what}; write the rule for both, with match: {row.unit!r}"
                 )

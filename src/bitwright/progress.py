@@ -1,4 +1,4 @@
-"""How a person is told how far the work is."""
+"""Progress reports: how far the work is."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -9,26 +9,26 @@ Track = Callable[[Iterable[Any]], Iterable[Any]]  # wraps a loop, as `iter` and 
 
 
 class Progress(Protocol):
-    """Tells a person how far the work is."""
+    """Reports how far the work is."""
 
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
         """Yield the items while showing how many are done."""
 
     def say(self, text: str) -> None:
-        """One remark."""
+        """Show one remark."""
 
 
 class Quiet:
-    """Tells nobody."""
+    """Reports nothing."""
 
     def track(self, items: Sequence[T], what: str) -> Iterator[T]:
         """Yield the items."""
         return iter(items)
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 def tracking(progress: Progress, what: str) -> Track:
-    """What shows how far one loop is."""
+    """A function that shows the progress of one loop."""
     return lambda items: progress.track(list(items), what)

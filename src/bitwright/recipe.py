@@ -36,7 +36,7 @@ AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
 FLOAT = "16bit"
 DEFAULT_TARGETS = ("bitwright", "transformers")
-_HEADS_STAY = "heads and poolers are small and read 2-D inputs, which other runtimes quantize differently"
+_HEADS_STAY = "a head or pooler: it is small, and other runtimes quantize its 2-D input differently"
 
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -44,7 +44,7 @@ _MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """What a value cannot be made of is an error with its line, whatever Python raises there."""
+    """A YAML loader that reports a wrong value with its line, whatever Python raises."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Strict(BaseModel):
-    """Immutable, and an unknown key is an error."""
+    """A base model that is immutable and refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,7 +79,7 @@ class Rule(_Strict):
         return self
 
     def matches(self, site: LinearSite) -> bool:
-        """Whether this rule speaks of `site`."""
+        """Whether this rule matches `site`."""
         named = self.match is None or fnmatchcase(site.name, self.match) or fnmatchcase(site.unit, self.match)
         return named and self.role in (None, site.role)
 
@@ -110,7 +110,7 @@ class Options(_Strict):
     @model_validator(mode="after")
     def _alpha_is_a_share(self) -> "Options":
         if isinstance(self.alpha, float) and not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha = {self.alpha}: from 0 to 1, or search")
+            raise ValueError(f"alpha = {self.alpha}: give a number from 0 to 1, or search")
         return self
 
 
@@ -129,7 +129,7 @@ class Budget(_Strict):
 
 
 class Recipe(_Strict):
-    """All that a run is asked to do with a model.
+    """Everything that a run shall do with a model.
 
     targets: None stands for those of `DEFAULT_TARGETS` that can load the result; a plan names them.
     """
@@ -158,7 +158,7 @@ class Recipe(_Strict):
         return self
 
     def with_fallback(self, units: tuple[str, ...], reason: str, scheme: str = FLOAT) -> "Recipe":
-        """This recipe with `units` in a scheme of more bits, rounded to nearest, ahead of all other rules."""
+        """This recipe with first rules that give `units` a scheme with more bits, rounded to nearest."""
         method = None if scheme == FLOAT else "rtn"
         kept = tuple(Rule(match=_literal(unit), scheme=scheme, method=method, reason=reason) for unit in units)
         return self.model_copy(update={"rules": kept + self.rules})
@@ -176,16 +176,18 @@ def read_recipe(path: Path) -> Recipe:
     try:
         data = yaml.load(_text(path), _Loader)
     except OSError as error:
-        hint = "" if path.suffix else f", and no recipe has that name{_nearest(str(path), names)}"
+        hint = "" if path.suffix else f", and no recipe has this name{_nearest(str(path), names)}"
         raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         found, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{where}: is not YAML ({found})") from None
+        raise RecipeError(f"{path}{where}: this is not YAML ({found})") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys such as `scheme` and `rules`, this is {brief(data)}")
+        raise RecipeError(
+            f"{path}: a recipe must be a mapping of keys such as `scheme` and `rules`, but this is {brief(data)}"
+        )
     if (size := _written_out(data, {})) > _MOST_VALUES:
-        raise RecipeError(f"{path}: its aliases stand for {size} values, more than {_MOST_VALUES}; write them out")
+        raise RecipeError(f"{path}: the aliases stand for {size} values, more than {_MOST_VALUES}; write them out")
     return make_recipe(data, where=str(path))
 
 
@@ -200,7 +202,7 @@ def _text(path: Path) -> str:
 
 
 def _written_out(value: Any, known: dict[int, int]) -> int:
-    """How many values there are once aliases are written out; of a list that holds itself, infinitely many."""
+    """The number of values after all aliases are written out; infinite for a list that holds itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -230,7 +232,7 @@ def make_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
         if problem["type"] == "extra_forbidden":
             known = _keys_at(problem["loc"][:-1])
             hint = _nearest(str(problem["loc"][-1]), known)
-            raise RecipeError(f"{where}: unknown key `{path}`{hint}; keys here: {', '.join(known)}") from None
+            raise RecipeError(f"{where}: unknown key `{path}`{hint}; the keys here are {', '.join(known)}") from None
         message = problem["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{where}: {f'`{path}`: ' if path else ''}{message}") from None
 
@@ -262,7 +264,7 @@ def _why(rule: Rule) -> str:
 
 
 def _scheme_families() -> list[str]:
-    """The names of the schemes, those of one family together: "w4a16[_g128|_g64|_g32|_channel][_asym]"."""
+    """The names of the schemes, grouped by family: "w4a16[_g128|_g64|_g32|_channel][_asym]"."""
     words: list[str] = []
     for scheme in SCHEMES.values():
         if scheme.choose_group and not scheme.name.endswith("_asym"):
@@ -285,9 +287,9 @@ def check_rules(recipe: Recipe, sites: list[LinearSite]) -> None:
             continue
         if rule.match is None:
             roles = ", ".join(sorted({site.role for site in sites}))
-            raise RecipeError(f"rule for role {rule.role} matches nothing; this model has {roles}")
+            raise RecipeError(f"the rule for role {rule.role} matches nothing; this model has {roles}")
         raise RecipeError(
-            f"rule {rule.match!r} matches none of the {len(sites)} linears{_nearest(rule.match, names)}; "
+            f"the rule {rule.match!r} matches none of the {len(sites)} linears{_nearest(rule.match, names)}; "
             "`bitwright quantize MODEL --dry-run` lists them"
         )
 

@@ -98,28 +98,27 @@ def check_target(
     if int8_embeddings:
         tables = [name for name, scheme in schemes.items() if scheme == "int8"]
         raise TargetError(
-            f"{target}: cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); "
-            "use embeddings: 16bit"
+            f"{target} cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); use "
+            "embeddings: 16bit"
         )
     refused = {name: scheme for name, scheme in schemes.items() if scheme != "int8" and scheme not in row.schemes}
     if refused:
         name, scheme = next(iter(refused.items()))
         raise TargetError(
-            f"{name}: {target} does not accept the scheme {scheme!r} ({len(refused)} of {len(schemes)} rows); "
-            f"it accepts {', '.join(sorted(row.schemes))}"
+            f"{name}: {target} does not accept the scheme {scheme!r} of {len(refused)} of {len(schemes)} layers; it "
+            f"accepts {', '.join(sorted(row.schemes))}"
         )
     quantized = {name: s for name, s in schemes.items() if s != "int8" and SCHEMES[s].weight is not None}
     packed = [name for name, scheme in quantized.items() if _is_packed(SCHEMES[scheme])]
     for names, what in (
         (
             packed if needs_weights and target != "vllm" else (),
-            "transformers sets first values of this family's weights while loading, and finds packed codes instead; "
-            "use w8a8",
+            "transformers changes this family's weights while loading, and cannot do that with packed codes; use w8a8",
         ),
-        (transformed, "its input goes through a transform, for which the format has no words; use another method"),
-        (transposed, "transformers keeps its weight transposed, and finds no place for codes; keep it in 16bit"),
+        (transformed, "its method transforms the input, which the format cannot store; use another method"),
+        (transposed, "transformers keeps its weight transposed, and cannot load codes for it; keep it in 16bit"),
         # compressed-tensors takes one scale for the whole batch there: one text would change another's result.
-        (heads, f"{target} would quantize its 2-D input as one tensor, not text by text; keep heads in 16bit"),
+        (heads, f"{target} would quantize its 2-D input as one tensor and not text by text; keep heads in 16bit"),
     ):
         if found := [name for name in names if name in quantized]:
             more = f" and {len(found) - 1} more linears" if len(found) > 1 else ""
@@ -136,7 +135,7 @@ def _check_mixture(target: str, row: Target, quantized: Mapping[str, str]) -> No
     if row.mixtures == "same" or asymmetric:
         name = asymmetric[0] if row.mixtures == "symmetric" else next(iter(quantized))
         others = ", ".join(sorted(set(quantized.values()) - {quantized[name]}))
-        raise TargetError(f"{name}: {target} does not read {quantized[name]!r} beside {others}; use one scheme")
+        raise TargetError(f"{name}: {target} cannot read {quantized[name]!r} beside {others}; use one scheme")
 
 
 def _check_experts(target: str, quantized: Mapping[str, str], experts: Collection[str]) -> None:
@@ -150,9 +149,8 @@ def _check_experts(target: str, quantized: Mapping[str, str], experts: Collectio
     if wrong or len({_stored_as(scheme) for scheme in quantized.values()}) > 1:
         name = wrong[0] if wrong else next(iter(quantized))
         raise TargetError(
-            f"{name} ({quantized.get(name, '16bit')}): {target} reads a mixture of experts only if every expert, and "
-            "all else that is quantized, has the same symmetric scheme of packed weights, such as w4a16 or w8a16; "
-            "use one"
+            f"{name} ({quantized.get(name, '16bit')}): {target} reads a mixture of experts only if all quantized "
+            "layers have the same symmetric scheme with packed weights. Use one such as w4a16 or w8a16"
         )
 
 

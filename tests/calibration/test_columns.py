@@ -61,10 +61,14 @@ def test_a_pair_comes_once_in_a_seeded_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "spec", "message"),
     [
-        (("a", "b"), "", "line 1: no two columns whose names say that they are pairs; found a, b. Name the columns: "),
+        (
+            ("a", "b"),
+            "",
+            "line 1: no two columns have names that are usual for pairs; the columns are a, b. Name the columns: ",
+        ),
         (("a", "b"), "#a,c", "line 1: no columns a and c; found a, b"),
-        (("a", "b"), "#a,b,c", "#a,b,c is neither a column nor two"),
-        (("a", "b"), "#a,", "#a, is neither a column nor two"),
+        (("a", "b"), "#a,b,c", "#a,b,c must name one column or two"),
+        (("a", "b"), "#a,", "#a, must name one column or two"),
     ],
 )
 def test_missing_columns_are_named(tmp_path: Path, fields: tuple[str, str], spec: str, message: str) -> None:
@@ -77,11 +81,11 @@ def test_missing_columns_are_named(tmp_path: Path, fields: tuple[str, str], spec
 @pytest.mark.parametrize(("row", "empty"), [(("alone", " "), "document"), (("", "alone"), "query")])
 def test_half_a_pair_is_refused_with_its_line(tmp_path: Path, row: TextPair, empty: str) -> None:
     path = written(tmp_path / "t.tsv", ("query", "document"), [*PAIRS[:3], row])
-    with pytest.raises(DataError, match=f"line 5: {empty} is empty, and a pair needs both"):
+    with pytest.raises(DataError, match=f"line 5: {empty} is empty, but a pair needs two"):
         read(path)
 
 
 def test_what_takes_single_texts_refuses_pairs(tmp_path: Path) -> None:
     path = written(tmp_path / "t.tsv", ("query", "document"), PAIRS)
-    with pytest.raises(DataError, match="two columns are named, and single texts are read here"):
+    with pytest.raises(DataError, match="two columns are named, but single texts are read here"):
         load_texts(f"{path}#query,document")

@@ -99,15 +99,19 @@ def test_parquet_without_pyarrow_says_what_to_install(write, monkeypatch):
     [
         ("a.txt", "", "no texts"),
         ("a.txt", "\n\n", "no texts"),
-        ("a.txt", "ab\n12345\n...\n", "all of its 3 texts are shorter than 3 characters or have no letter"),
+        (
+            "a.txt",
+            "ab\n12345\n...\n",
+            "none of its 3 texts is usable, because all are shorter than 3 characters or have no letter",
+        ),
         ("a.txt", b"good\nna\xefve", "line 2: byte 0xef at offset 7 is not UTF-8"),
         ("a.txt#text", "x", "no such file"),
-        ("a.jsonl#body", '{"text": "x", "id": 1}\n', "line 1: no column body; found text, id"),
-        ("a.jsonl", '{"id": 1}\n', "line 1: no column text or sentence or .*found id"),
+        ("a.jsonl#body", '{"text": "x", "id": 1}\n', "line 1: no column body; the columns are text, id"),
+        ("a.jsonl", '{"id": 1}\n', "line 1: no column text or sentence or .*the columns are id"),
         ("a.jsonl", '{"text": ["x"]}\n', "line 1: text is a list"),
-        ("a.jsonl", "not json\n", "line 1: not JSON"),
+        ("a.jsonl", "not json\n", "line 1: this line is not JSON"),
         ("a.csv", 'text\n"open', "line 2: unexpected end of data"),
-        ("a.tsv", "label\tscore\n1\t2\n", "found label, score"),
+        ("a.tsv", "label\tscore\n1\t2\n", "the columns are label, score"),
         ("a.json", "[]", r"ends in \.jsonl"),
         ("a.parquet", "x", "cannot be read as parquet"),
     ],
@@ -116,7 +120,7 @@ def test_files_that_cannot_be_used(write, name, text, message):
     path, _, field = name.partition("#")
     spec = write(path, text) + (f"#{field}" if field else "")
     if path == "a.txt" and field:
-        message = "names a column, and lines of text have none"
+        message = "names a column, but this file has only lines of text"
     with pytest.raises(DataError, match=message):
         load_texts(spec)
 
@@ -154,7 +158,9 @@ def test_a_data_set_that_cannot_be_had(monkeypatch):
         raise ConnectionError("offline")
 
     fake_data_sets(monkeypatch, load_dataset)
-    with pytest.raises(DataError, match=r"org/name: no such file.*ConnectionError: offline.*give a local file"):
+    with pytest.raises(
+        DataError, match=r"org/name: there is no such file.*ConnectionError: offline.*give a local file"
+    ):
         load_texts("org/name", 5)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"bitwright\[data\]"):
@@ -177,7 +183,7 @@ def test_sources_with_weights_fields_and_colons(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf"])
 def test_weights_are_positive(weight):
-    with pytest.raises(DataError, match="a weight is a positive number"):
+    with pytest.raises(DataError, match="but must be a positive number"):
         parse_sources([f"a.txt:{weight}"])
 
 
@@ -257,14 +263,16 @@ def test_token_batches_of_pairs_are_those_of_the_tokenizer(minilm_dir):
 
 
 def test_token_batches_of_nothing():
-    with pytest.raises(DataError, match="0 texts in batches of 4"):
+    with pytest.raises(DataError, match="0 texts, batch_size = 4"):
         token_batches(WordTokenizer(), [], max_tokens=5, batch_size=4)
 
 
 def test_too_few_texts_are_refused_with_the_numbers():
-    with pytest.raises(DataError, match=r"^2 texts; static ranges need at least 8; give more with --data$"):
+    with pytest.raises(
+        DataError, match=r"^the data gives 2 texts, but static ranges need at least 8; give more with --data$"
+    ):
         require_texts(["one", "two"], LEAST_CALIBRATION_TEXTS, "static ranges")
-    with pytest.raises(DataError, match=r"^1 text; an evaluation .* 3;"):
+    with pytest.raises(DataError, match=r"^the data gives 1 text, but an evaluation .* 3;"):
         require_texts(["one"], 3, "an evaluation and its split")
     require_texts(LINES[:LEAST_CALIBRATION_TEXTS], LEAST_CALIBRATION_TEXTS, "static ranges")
 

@@ -51,16 +51,18 @@ def test_languages_that_are_spelled_letter_by_letter_are_left_out() -> None:
 
 
 def test_a_vocabulary_without_words_is_refused_with_the_numbers() -> None:
-    with pytest.raises(InputError, match=r"do not fit its vocabulary: of 20 in English 100% .*--data or --eval"):
+    with pytest.raises(
+        InputError, match=r"do not fit the model.s vocabulary. Of 20 texts in English, 100% .*--data or --eval"
+    ):
         readable(ENGLISH, by_words(lambda word: False))
 
 
 def test_given_texts_that_are_unknown_or_alike_are_refused() -> None:
     texts = [str(passage.text) for passage in RUSSIAN]
-    with pytest.raises(InputError, match=r"eval\.tsv: not text that model can read: of 20 texts 83% of the tokens"):
+    with pytest.raises(InputError, match=r"eval\.tsv: model cannot read these texts: .* 83% of the tokens of 20 texts"):
         require_fit(texts, by_words(str.isascii), "eval.tsv")
-    with pytest.raises(InputError, match="of 20 texts only 10% differ as tokens"):
+    with pytest.raises(InputError, match="only 10% of 20 texts differ as tokens"):
         require_fit([f"x{' ' * i}y" for i in range(20)], by_words(lambda word: True), "eval.tsv")
     assert require_fit(texts, by_words(lambda word: True), "eval.tsv") == []
     (told,) = require_fit(["many words " * 20 + str(i) for i in range(9)], by_words(lambda word: True), "eval.tsv")
-    assert "100% of the texts fill the model's 16 tokens" in told
+    assert "100% of the texts reach the limit of 16 tokens" in told

@@ -184,10 +184,10 @@ def test_what_cannot_be_observed_is_refused(fast: bool) -> None:
     observing = functools.partial(observe, gram=True, fast=fast)
     with pytest.raises(NumericsError, match="rows of tokens"):
         observing(None, torch.ones(2, 3, 4))
-    with pytest.raises(NumericsError, match=r"shape \(0, 4\); drop"):
+    with pytest.raises(NumericsError, match=r"shape is \(0, 4\); remove"):
         observing(None, torch.ones(0, 4))
     for bad in (torch.nan, torch.inf):
         with pytest.raises(NumericsError, match="1 of 8 are NaN"):
             observing(None, torch.tensor([[1.0] * 8, [1.0] * 7 + [bad]]))
-    with pytest.raises(NumericsError, match="K = 4 and K = 5"):
+    with pytest.raises(NumericsError, match="K = 4 and of K = 5"):
         observing(observing(None, torch.ones(1, 4)), torch.ones(1, 5))

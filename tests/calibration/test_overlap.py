@@ -16,7 +16,7 @@ def lines(path: Path, start: int, stop: int) -> str:
 def test_the_same_corpus_twice_is_refused(tmp_path: Path) -> None:
     one, copy = (lines(tmp_path / name, 0, 300) for name in ("one.txt", "copy.txt"))
     for other in (copy, one, f"{one}:3"):
-        with pytest.raises(DataError, match=r"100 of 100 texts are in both, so they are one corpus given twice"):
+        with pytest.raises(DataError, match=r"share 100 of 100 texts, so they are the same corpus"):
             mix(parse_sources([one, other]), 100)
 
 

@@ -379,10 +379,10 @@ def test_inputs_to_resume_with_are_not_changed(open_as):
 @pytest.mark.parametrize(
     ("begin", "inputs", "message"),
     [
-        (4, [1, 2, 3], "no stage 4 to resume at: the model has 4, counted from 0"),
+        (4, [1, 2, 3], "no stage 4 to resume at; the model has 4, counted from 0"),
         (-1, None, "no stage -1"),
-        (1, None, "stage 1 takes its inputs for 3 batches, got no"),
-        (1, [1, 2], "stage 1 takes its inputs for 3 batches, got 2"),
+        (1, None, "stage 1 needs inputs for 3 batches, but got no"),
+        (1, [1, 2], "stage 1 needs inputs for 3 batches, but got 2"),
     ],
 )
 def test_resuming_with_what_does_not_fit(open_as, begin, inputs, message):
@@ -408,10 +408,10 @@ class Chain(nn.Module):
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ([1, 0, 2], "call 0 of a forward runs block 1 where the architecture table expects block 0"),
-        ([0, 0, 1, 2], "call 1 of a forward runs block 0 where the architecture table expects block 1"),
-        ([0, 1, 2, 2], "call 3 of a forward runs block 2 where the architecture table expects no more"),
-        ([0, 1], "a forward ended after 2 block calls where the architecture table expects 3"),
+        ([1, 0, 2], "call 0 of a forward runs block 1, but the architecture table expects block 0"),
+        ([0, 0, 1, 2], "call 1 of a forward runs block 0, but the architecture table expects block 1"),
+        ([0, 1, 2, 2], "call 3 of a forward runs block 2, but the architecture table expects no more"),
+        ([0, 1], "a forward ended after 2 block calls, but the architecture table expects 3"),
         ([], "a forward ended after 0 block calls"),
     ],
 )

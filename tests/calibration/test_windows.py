@@ -30,7 +30,7 @@ def test_windows_are_the_texts_tokens_in_order(tmp_path: Path) -> None:
 
 
 def test_a_text_shorter_than_a_window_is_refused_with_both_numbers() -> None:
-    with pytest.raises(DataError, match="a: 4 tokens, and a window takes 5"):
+    with pytest.raises(DataError, match="a: the text has 4 tokens, but a window needs 5"):
         token_windows(_Words(), "1 2 3 4", 5, "a")
 
 
@@ -91,5 +91,5 @@ def _byte_level(text: str) -> PreTrainedTokenizerFast:
 def test_a_built_in_kind_is_its_own_text():
     law, documentation = (running_text(Source("builtin", field=kind)) for kind in ("law", "documentation"))
     assert law != documentation == running_text(Source("builtin"))
-    with pytest.raises(DataError, match="no built-in kind of text of that name"):
+    with pytest.raises(DataError, match="no built-in kind of text with this name"):
         running_text(Source("builtin", field="lawn"))

@@ -142,7 +142,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "no shape": (lambda t: t.pop("weight_shape"), "weight_shape is missing"),
     "no codes": (lambda t: t.pop("weight_packed"), "weight is missing|weight_packed is missing"),
     "no zero point": (lambda t: t.pop("weight_zero_point"), "weight_zero_point is missing"),
-    "shape of one": (lambda t: t.update(weight_shape=torch.tensor([4])), "weight_shape is missing, or is no two"),
+    "shape of one": (lambda t: t.update(weight_shape=torch.tensor([4])), "weight_shape is missing, or is not two"),
     "larger K": (lambda t: t.update(weight_shape=torch.tensor([4, 96])), r"N, K = \[4, 96\]"),
     "larger N": (lambda t: t.update(weight_shape=torch.tensor([8, 64])), r"N, K = \[8, 64\]"),
     "negative": (lambda t: t.update(weight_shape=torch.tensor([-4, -64])), r"N, K = \[-4, -64\]"),
@@ -179,7 +179,7 @@ def test_a_codebook_that_is_not_the_grids(make_linear: Make) -> None:
 def test_a_transform_that_is_no_number(make_linear: Make) -> None:
     layer = make_linear(torch.randn(4, 64), "w8a8", transform=True)
     for name, value, message in (
-        ("input_scale_K", 0.0, "input_scale_K = 0.0 .* finite and positive"),
+        ("input_scale_K", 0.0, "input_scale_K = 0.0 .* finite, positive"),
         ("input_scale_K", math.nan, "input_scale_K = nan"),
         ("input_shift_K", math.inf, "input_shift_K = .*inf: must be finite"),
     ):
@@ -199,7 +199,7 @@ def test_other_tools_spellings(make_linear: Make) -> None:
     assert np.array_equal(back.weight.codes_NK, layer.weight.codes_NK)
     assert np.array_equal(back.weight.scale_NG, layer.weight.scale_NG.bfloat16().float())
     tensors["weight_zero_point"] += 1
-    with pytest.raises(NumericsError, match=r"not zero, but config\.json says symmetric"):
+    with pytest.raises(NumericsError, match=r"not zero, but config\.json says that"):
         read_back(tensors, group)
 
 
@@ -210,5 +210,5 @@ def test_a_symmetric_input_may_have_a_zero_point_of_zeros(make_linear: Make) -> 
     tensors["input_zero_point"] = torch.zeros(1, dtype=torch.int8)
     assert read_back(tensors, group).static == StaticGrid(0.5)
     tensors["input_zero_point"] += 1
-    with pytest.raises(NumericsError, match=r"input_zero_point is not zero, but config\.json says symmetric"):
+    with pytest.raises(NumericsError, match=r"input_zero_point is not zero, but config\.json says that"):
         read_back(tensors, group)

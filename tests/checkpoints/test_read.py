@@ -124,7 +124,7 @@ def test_names_follow_the_model(tiny_classifier: Path, tmp_path: Path, quantize_
     whole = transformers.BertForSequenceClassification(base.config)
     assert Linears(found, names_of(base)).keys() == parts.layers.keys()
     assert Linears(found, names_of(whole)).keys() == found.linears.keys()
-    with pytest.raises(CheckpointError, match="is not in the model"):
+    with pytest.raises(CheckpointError, match="the model has no such module"):
         Linears(found, ModelNames("bert", ("pooler.dense",), (), {}, {}))
 
 
@@ -246,15 +246,15 @@ CONFIG_LIES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("targets as a string", lambda c: group(c).update(targets="Linear"), "list of names"),
     ("no weights", lambda c: group(c).update(weights=None), "expected an object"),
     ("no inputs", lambda c: group(c).update(input_activations=7), "expected an object"),
-    ("4-bit inputs", lambda c: group(c)["input_activations"].update(num_bits=4), "4-bit inputs"),
+    ("inputs have 4 bits", lambda c: group(c)["input_activations"].update(num_bits=4), "inputs have 4 bits"),
     ("5 bit", lambda c: group(c)["weights"].update(num_bits=5), "bits = 5"),
     ("bits as text", lambda c: group(c)["weights"].update(num_bits="8"), "8-bit int"),
-    ("group of text", lambda c: group(c)["weights"].update(strategy="group", group_size="32"), "a number is needed"),
+    ("group of text", lambda c: group(c)["weights"].update(strategy="group", group_size="32"), "must be a number"),
     ("group without size", lambda c: group(c)["weights"].update(strategy="group"), "group_size None"),
     ("columns in any order", lambda c: group(c)["weights"].update(actorder="group"), "actorder 'group'"),
     ("grid", lambda c: group(c)["weights"].update(grid="nf4"), "nf4"),
-    ("transform", lambda c: group(c).update(input_transform=["scale"]), "of 'bitwright' alone"),
-    ("unknown transform", lambda c: group(c).update(input_transform=["rotate"]), "known: shift, scale"),
+    ("transform", lambda c: group(c).update(input_transform=["scale"]), "exist only in 'bitwright'"),
+    ("unknown transform", lambda c: group(c).update(input_transform=["rotate"]), "known are shift, scale"),
     ("4 bit", lambda c: group(c)["weights"].update(num_bits=4), r"outside \[-8, 7\]"),
     ("fp8", lambda c: group(c)["weights"].update(type="float"), "8-bit float"),
     (
@@ -262,11 +262,11 @@ CONFIG_LIES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         lambda c: group(c)["weights"].update(strategy="group", group_size=32),
         r"expected F32 \[32, 2\]",
     ),
-    ("dynamic weights", lambda c: group(c)["weights"].update(dynamic=True), "dynamic weights"),
+    ("weights cannot be dynamic", lambda c: group(c)["weights"].update(dynamic=True), "weights cannot be dynamic"),
     ("symmetric as text", lambda c: group(c)["weights"].update(symmetric="yes"), "must be true or false"),
     ("static tokens", lambda c: group(c)["input_activations"].update(dynamic=False), "per token"),
     ("static inputs", lambda c: group(c)["input_activations"].update(dynamic=False, strategy="tensor"), "is missing"),
-    ("quantized outputs", lambda c: group(c).update(output_activations={"num_bits": 8}), "outputs"),
+    ("outputs are quantized", lambda c: group(c).update(output_activations={"num_bits": 8}), "outputs"),
     ("kv cache", lambda c: c.update(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme"),
     ("ignored", lambda c: c.update(ignore=[NAME]), "ignores it"),
     ("untargeted", lambda c: group(c).update(targets=["re:.*attention.*"]), "no scheme"),
@@ -321,9 +321,9 @@ def test_nothing_is_unpickled(checkpoint: Path, tiny_bert: Path, tmp_path: Path)
     for folder in (checkpoint, tiny_bert):
         (folder / "model.safetensors").unlink()
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Bomb()}, protocol=2))
-    with pytest.raises(CheckpointError, match="safetensors only"):
+    with pytest.raises(CheckpointError, match="only from safetensors"):
         read_checkpoint(ModelDirectory(checkpoint))
-    with pytest.raises(CheckpointError, match="not a plain file of tensors, and nothing else is unpickled"):
+    with pytest.raises(CheckpointError, match="not a plain file of tensors, and Bitwright unpickles nothing else"):
         write_checkpoint(
             ModelDirectory(tiny_bert),
             tmp_path / "new",

@@ -73,7 +73,10 @@ def test_a_failed_rename_puts_the_old_directory_back(tmp_path: Path, monkeypatch
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1000, used=900, free=100))
-    with pytest.raises(CheckpointError, match="needs 101 bytes, 100 are free"), atomic_directory(tmp_path / "out", 101):
+    with (
+        pytest.raises(CheckpointError, match="needs 101 bytes, but 100 are free"),
+        atomic_directory(tmp_path / "out", 101),
+    ):
         pytest.fail("not reached")
     assert names(tmp_path) == []
     with atomic_directory(tmp_path / "out", 100):
@@ -147,7 +150,7 @@ def test_overwrite_rules(tmp_path: Path) -> None:
 )
 def test_a_file_called_record_makes_no_directory_ours(tmp_path: Path, content: bytes, why: str) -> None:
     write_file(tmp_path / "out" / "record.json", content)
-    with pytest.raises(InputError, match=rf"not a model directory that Bitwright wrote \(.*{why}"):
+    with pytest.raises(InputError, match=rf"Bitwright did not write this directory \(.*{why}"):
         check_out(tmp_path / "out", tmp_path / "source", overwrite=True)
     assert (tmp_path / "out" / "record.json").read_bytes() == content
 
@@ -159,7 +162,7 @@ def test_an_empty_directory_may_be_replaced(tmp_path: Path) -> None:
 
 def test_a_model_that_somebody_else_wrote_is_never_overwritten(tmp_path: Path) -> None:
     write_file(tmp_path / "bert" / "config.json", b"{}")
-    with pytest.raises(InputError, match=r"bert: is not a model directory that Bitwright wrote \(no record\.json\)"):
+    with pytest.raises(InputError, match=r"bert: Bitwright did not write this directory \(no record\.json\)"):
         check_out(tmp_path / "bert", tmp_path / "source", overwrite=True)
 
 
@@ -174,14 +177,14 @@ def test_what_cannot_be_renamed_is_refused_early(
     monkeypatch.chdir(tmp_path / "up" / "here")
     Path("link").symlink_to(tmp_path / "result")
     Path("dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="cannot be replaced by the finished result; choose another directory"):
+    with pytest.raises(InputError, match=r"cannot replace .*; choose another directory"):
         check_out(Path(place), tmp_path / "source", overwrite=overwrite)
 
 
 def test_a_mount_point_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "disk")
     (tmp_path / "disk").mkdir()
-    with pytest.raises(InputError, match="disk: is a link, a mount point"):
+    with pytest.raises(InputError, match="disk: the result cannot replace a link, a mount point"):
         check_out(tmp_path / "disk", tmp_path / "source", overwrite=True)
     check_out(tmp_path / "disk" / "out", tmp_path / "source", overwrite=True)
 
@@ -195,7 +198,7 @@ def test_the_source_is_never_overwritten(tmp_path: Path, place: str) -> None:
 
 def test_what_is_no_model_is_never_overwritten(tmp_path: Path) -> None:
     write_file(tmp_path / "home" / "thesis.tex", b"")
-    with pytest.raises(InputError, match="not a model directory"):
+    with pytest.raises(InputError, match="did not write this directory"):
         check_out(tmp_path / "home", tmp_path / "source", overwrite=True)
 
 

@@ -100,7 +100,7 @@ CASES: dict[str, Case] = {
     "truncated weights": quantizing(lambda m, t: [truncated(m, t)], 1, "model.safetensors", "5000|bytes"),
     "lying header": quantizing(lambda m, t: [lying(m, t)], 1, "model.safetensors", r"output\.dense\.weight", "bytes"),
     "NaN in the weights": quantizing(
-        lambda m, t: [with_nan(m, t)], 1, r"encoder\.layer\.0\.output\.dense\.weight holds 1 NaN"
+        lambda m, t: [with_nan(m, t)], 1, r"encoder\.layer\.0\.output\.dense\.weight: 1 of 204"
     ),
     "unsupported architecture": quantizing(lambda m, t: [with_config(m, t, model_type="t5")], 1, "t5", "bert"),
     "config of another model": quantizing(
@@ -109,8 +109,8 @@ CASES: dict[str, Case] = {
     "quantized already": quantizing(
         lambda m, t: [with_config(m, t, quantization_config={"quant_method": "gptq"})], 1, "gptq", "give the original"
     ),
-    "no texts": with_data("", "no texts in it"),
-    "texts too short": with_data("a\nb\n?\n", "all of its 3 texts are shorter than 3 characters"),
+    "no texts": with_data("", "there are no texts in this file"),
+    "texts too short": with_data("a\nb\n?\n", "none of its 3 texts is usable"),
     "no such texts": quantizing(lambda m, t: [m, "--data", "gone.txt"], 2, r"gone\.txt: no such file"),
     "recipe with an unknown key": with_recipe("shceme: w8a8\n", "recipe.yaml", "`shceme`", "did you mean 'scheme'"),
     "recipe with an unknown scheme": with_recipe("scheme: w8a9\n", "'w8a9' is unknown", "did you mean 'w8a8'"),
@@ -120,32 +120,32 @@ CASES: dict[str, Case] = {
     ),
     **{
         f"a goal beside {' '.join(options)}": quantizing(
-            lambda m, t, options=options: [m, "--goal", "smallest", *options], 2, "goal: ", says, "leave out one"
+            lambda m, t, options=options: [m, "--goal", "smallest", *options], 2, "goal: ", says, "leave one of the"
         )
         for options, says in (
-            (("--scheme", "w4a16"), "w4a16 is named"),
-            (("--static",), "w8a8_static is named"),
-            (("--recipe", "auto"), "w8a8 is named"),
+            (("--scheme", "w4a16"), "also names w4a16"),
+            (("--static",), "also names w8a8_static"),
+            (("--recipe", "auto"), "also names w8a8"),
             (("--min-speedup", "2"), "min_speedup = 2"),
         )
     },
-    "recipe that is no YAML": with_recipe("scheme: [w8a8\n", r"recipe\.yaml, line 2: is not YAML", "expected"),
-    "recipe that is no mapping": with_recipe("- w8a8\n", "a recipe is a mapping"),
+    "recipe that is no YAML": with_recipe("scheme: [w8a8\n", r"recipe\.yaml, line 2: this is not YAML", "expected"),
+    "recipe that is no mapping": with_recipe("- w8a8\n", "a recipe must be a mapping"),
     "recipe that is missing": quantizing(lambda m, t: [m, "--recipe", "gone.yaml"], 2, r"gone\.yaml: cannot be read"),
     "int8 tables for transformers": with_recipe(
-        "targets: [bitwright, transformers]\n", "transformers: cannot read int8 embedding tables",
-        "do without transformers: --target bitwright", code=2, more=("--embeddings", "int8"),
+        "targets: [bitwright, transformers]\n", "cannot read int8 embedding tables",
+        "leave transformers out with --target bitwright", code=2, more=("--embeddings", "int8"),
     ),
-    "metric in a missing file": quantizing(lambda m, t: [m, "--metric", "gone.py:f"], 2, r"gone\.py:f: no such file"),
+    "metric in a missing file": quantizing(lambda m, t: [m, "--metric", "gone.py:f"], 2, r"gone\.py:f: there is no"),
     "metric that is not defined": quantizing(
         lambda m, t: [m, "--metric", f"{a_file(t, 'mine.py', 'def score(encode): return 1.0')}:scores"],
-        2, r"mine\.py: no function 'scores'", "it defines score",
+        2, r"mine\.py: there is no function 'scores'", "the file defines score",
     ),
     "metric that does not compile": quantizing(
-        lambda m, t: [m, "--metric", f"{a_file(t, 'mine.py', 'def score(')}:score"], 2, r"mine\.py: raised SyntaxError"
+        lambda m, t: [m, "--metric", f"{a_file(t, 'mine.py', 'def score(')}:score"], 2, r"raised SyntaxError"
     ),
     "metric and labelled data": quantizing(
-        lambda m, t: [m, "--metric", "a.py:f", "--eval", "b.tsv"], 2, "--metric and --eval", "give one of them"
+        lambda m, t: [m, "--metric", "a.py:f", "--eval", "b.tsv"], 2, "--metric and --eval", "give only one of them"
     ),
     "labelled data of no known layout": quantizing(
         lambda m, t: [m, "--eval", a_file(t, "labels/notes.md", "hello").parent], 2, "labels", "corpus"
@@ -154,13 +154,13 @@ CASES: dict[str, Case] = {
         lambda m, t: [m, "--eval", a_file(t, "pairs.tsv", "left\tright\n1\t2\n")],
         2, r"pairs\.tsv: the first row", "sentence1"
     ),
-    "labelled data that is missing": quantizing(lambda m, t: [m, "--eval", "gone.tsv"], 2, r"gone\.tsv: no such file"),
+    "labelled data that is missing": quantizing(lambda m, t: [m, "--eval", "gone.tsv"], 2, r"gone\.tsv: there is no"),
     "kind of nothing": quantizing(lambda m, t: [m, "--kind", "retrieval"], 2, "--kind", "no --eval"),
     "range of nothing": quantizing(lambda m, t: [m, "--range", "mse"], 2, "--range", "add --static"),
     "result inside the source": Case(lambda m, t: ["quantize", m, "--out", m], 2, ("choose another directory",)),
     "no destination": Case(lambda m, t: ["quantize", m], 2, ("--out DIR", "--dry-run")),
-    "nothing to report on": Case(lambda m, t: ["report", t], 1, (r"record\.json: no record", "bitwright quantize")),
-    "nothing to compare": Case(lambda m, t: ["compare", t, t], 1, (r"record\.json: no record", "bitwright quantize")),
+    "nothing to report on": Case(lambda m, t: ["report", t], 1, (r"record\.json: there is no", "bitwright quantize")),
+    "nothing to compare": Case(lambda m, t: ["compare", t, t], 1, (r"record\.json: there is no", "bitwright quantize")),
     "corrupted record": Case(
         lambda m, t: ["report", a_file(t, "record.json", '{"record_version": 1, "model": ').parent],
         1, (r"record\.json: cannot be read as a record",),
@@ -169,8 +169,12 @@ CASES: dict[str, Case] = {
         lambda m, t: ["compare", a_file(t, "record.json", "[1]"), t], 1, ("record_version is None",)
     ),
     "record of a later version": Case(
-        lambda m, t: ["report", a_file(t, "record.json", '{"record_version": 99}').parent],
-        1, ("record_version is 99, this release reads 1",),
+        lambda m, t: ["compare", a_file(t, "record.json", '{"record_version": 99, "bitwright_version": "7.1.0"}'), t],
+        1, ("record_version is 99, written by Bitwright '7.1.0'; this release reads 1: update Bitwright",),
+    ),
+    "record of an earlier version": Case(
+        lambda m, t: ["compare", a_file(t, "record.json", '{"record_version": 0, "bitwright_version": "0.0.3"}'), t],
+        1, ("record_version is 0, written by Bitwright '0.0.3'", "quantize the model again"),
     ),
     "page into a missing folder": Case(
         lambda m, t: ["compare", t, t, "--html", t / "gone" / "page.html"], 2, ("--html", "there is no directory")
@@ -179,7 +183,11 @@ CASES: dict[str, Case] = {
     "unknown command": misusing("quantise", "m", says=("quantise", "did you mean 'quantize'", "bitwright --help")),
     "unknown command, like none": misusing("xyz", says=("xyz", "quantize, plan, analyze")),
     "unknown option": misusing("quantize", "m", "--max-los", "1%", says=("--max-los", "--max-loss", "quantize --help")),
-    "unknown choice": misusing("quantize", "m", "--range", "mean", says=("--range", "'mean'", "absmax")),
+    "unknown choice": misusing("quantize", "m", "--range", "means", says=("^bitwright: --range: 'means' is", "absmax")),
+    "misspelt choice": misusing("eval", "m", "--kind", "retrival", says=("--kind", "did you mean 'retrieval'")),
+    "misspelt recipe": misusing("recipes", "lm-int4", says=("'lm-int4'", "did you mean 'llm-int4'")),
+    "misspelt scheme": misusing("plan", "m", "--scheme", "w4a61", says=("'w4a61'", "did you mean 'w4a16'")),
+    "misspelt goal": misusing("quantize", "m", "--goal", "smalest", says=("--goal", "did you mean 'smallest'")),
     "missing argument": misusing("quantize", says=("MODEL", "quantize --help")),
     "loss too large": misusing("quantize", "m", "--max-loss", "200%", says=("--max-loss", "'200%' must lie between")),
     "loss of one": misusing("quantize", "m", "--max-loss", "1", says=("'1' must lie", "0.01 and 1% mean the same")),
@@ -226,7 +234,7 @@ def test_existing_result_is_replaced_only_on_demand(tiny_model: TinyModel, here:
     refused = run("quantize", model, "--out", "out", *QUICK)
     assert refused.code == 2
     assert refused.remarks == [
-        "bitwright: out: exists already; choose another directory, or replace it with --overwrite"
+        "bitwright: out: this directory exists already; choose another one, or replace it with --overwrite"
     ]
     assert (here / "out" / "record.json").read_bytes() == before
     assert run("quantize", model, "--out", "out", "--overwrite", *QUICK).code == 0
@@ -239,7 +247,7 @@ def test_directory_that_is_no_result_is_never_replaced(tiny_model: TinyModel, he
     (here / "out" / "thesis.tex").write_text("years of work")
     outcome = run("quantize", tiny_model("bert"), "--out", "out", "--overwrite", *QUICK)
     assert outcome.code == 2
-    assert "out: is not a model directory" in outcome.remarks[0]
+    assert "out: Bitwright did not write this directory" in outcome.remarks[0]
     assert (here / "out" / "thesis.tex").read_text() == "years of work"
 
 
@@ -254,7 +262,7 @@ def test_full_disk(tiny_model: TinyModel, here: Path, run: Run, monkeypatch: pyt
     assert outcome.code == 1
     assert len(outcome.remarks) == 1
     assert "1234 are free" in outcome.remarks[0]
-    assert "free some or write to another disk" in outcome.remarks[0]
+    assert "free some space, or write to another disk" in outcome.remarks[0]
     left = [path for path in here.rglob("*") if path.is_file()]
     assert {path.name for path in left} <= {"journal.jsonl"}  # measurements, so that the next run goes on
     assert run("quantize", tiny_model("bert"), "--out", "out", *QUICK).code == 0

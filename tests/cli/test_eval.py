@@ -78,7 +78,7 @@ def test_scores_for_people_fit(chinese_model: Path, lcqmc: Path, here: Path, run
     text = " ".join(shown.out.replace("\u00a0", " ").split())
     assert f"{chinese_model.name} against " in text
     assert "(higher is better)" in text
-    assert "loss 0 %, between 0 % and 0 % (each 95 % sure)" in text
+    assert "loss 0 %; 95 % sure: at least 0 %, at most 0 %" in text
     assert "measured on lcqmc.tsv, all 40 pairs" in text
     assert "\x1b" not in shown.out + shown.err
 
@@ -94,8 +94,8 @@ def test_a_language_models_scores_fit(capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).replace("\u00a0", " ").split())
-    assert "perplexity 29.87 (lower is better) reference 24.15" in text
-    assert "loss 23.7 %, between 22.1 % and 25.1 % (each 95 % sure)" in text
+    assert "score 29.87, perplexity (lower is better) original 24.15" in text
+    assert "loss 23.7 %; 95 % sure: at least 22.1 %, at most 25.1 %" in text
     assert "first 40 non-overlapping windows of 1024 tokens, no BOS" in text
 
 
@@ -105,4 +105,4 @@ def test_one_model_alone(tiny_model: TinyModel, lcqmc: Path, run: Run) -> None:
     assert "loss" not in shown.out
     refused = run("eval", tiny_model("bert"))
     assert refused.code == 2
-    assert "without labels a model can only be compared" in refused.remarks[0]
+    assert "there are no labels, so Bitwright can only compare" in refused.remarks[0]

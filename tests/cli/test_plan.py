@@ -55,7 +55,7 @@ def test_the_choice_can_be_overruled(model: Path, run: Run) -> None:
 
 def test_limits_decide(model: Path, run: Run) -> None:
     outcome = run("plan", model, "--hours", "1e-12")
-    assert "rtn for everything" in " ".join(outcome.out.split())
+    assert "round to nearest (rtn) for everything" in " ".join(outcome.out.split())
     assert "Evidence" not in outcome.out
     outcome = run("plan", model, "--memory", "1e-6")
     assert "GB of memory" in " ".join(outcome.out.split())

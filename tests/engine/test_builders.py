@@ -86,8 +86,8 @@ def test_every_head(tiny_model: TinyModel, opened: Open, sequences: list[list[in
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        ("bert", {"hidden_act": "gelu_fast"}, "activation 'gelu_fast' has no operator; there are gelu"),
-        ("albert", {"num_hidden_groups": 2}, "num_hidden_groups = 2 has no builder"),
+        ("bert", {"hidden_act": "gelu_fast"}, "activation 'gelu_fast'; it has gelu"),
+        ("albert", {"num_hidden_groups": 2}, "does not support num_hidden_groups = 2"),
     ],
 )
 def test_settings_without_a_builder_say_so(
@@ -101,5 +101,5 @@ def test_a_family_without_a_builder_says_so(tiny_model: TinyModel, tmp_path: Pat
     copy = Path(shutil.copytree(tiny_model("bert"), tmp_path / "copy"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "funnel"}))
-    with pytest.raises(EngineError, match="no builder for model_type 'funnel'; there are: albert, bert, "):
+    with pytest.raises(EngineError, match="does not run model_type 'funnel'; it runs albert, bert, "):
         lower_encoder(open_weights(ModelDirectory(copy)))

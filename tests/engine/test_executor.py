@@ -54,11 +54,11 @@ def test_every_instruction_set(tiny_model: TinyModel, opened: Open, sequences: l
     [
         ([[5, 6], []], 1, "sequence 1 has 0 tokens; this model takes 1 to 66"),
         ([[5] * 67], 1, "sequence 0 has 67 tokens; this model takes 1 to 66"),
-        ([[5], [5, 200]], 1, "sequence 1: token id 200; this model has 0 to 199"),
-        ([[-1]], 1, "token id -1; this model has 0 to 199"),
-        ([[5]], 0, "threads = 0: at least 1"),
-        ([[5]], 1.0, "threads = 1.0: not a whole number"),
-        ([[5]], "2", "threads = '2': not a whole number"),
+        ([[5], [5, 200]], 1, "sequence 1: token id 200, but this model has only 0 to 199"),
+        ([[-1]], 1, "token id -1, but this model has only 0 to 199"),
+        ([[5]], 0, "threads = 0: give at least 1"),
+        ([[5]], 1.0, "threads = 1.0: give a whole number"),
+        ([[5]], "2", "threads = '2': give a whole number"),
         ([[1.7]], 1, r"a sequence holds something other than a token id \(required argument is not an integer\)"),
         ([[np.float64(1)]], 1, "other than a token id"),
         ([[2**70]], 1, "other than a token id"),
@@ -99,8 +99,8 @@ def test_types_are_those_of_the_model(
 @pytest.mark.parametrize(
     ("types", "message"),
     [
-        ([[0, 0, 2]], "token type 2; this model has 0 to 1"),
-        ([[0, -1, 0]], "token type -1; this model has 0 to 1"),
+        ([[0, 0, 2]], "token type 2, but this model has only 0 to 1"),
+        ([[0, -1, 0]], "token type -1, but this model has only 0 to 1"),
         ([[0, 0]], "sequence 0 has 3 tokens and 2 token types"),
         ([[0], [0, 0]], "token types of 2 sequences for 1"),
         ([None], "a sequence holds something other than a token type"),
@@ -120,9 +120,13 @@ def test_ids_and_lengths_that_do_not_fit(bert: Executor) -> None:
         bert.run_packed(np.array([5, 6, 7]), np.array([2, 2]), 1)
     one, whole = np.array([3]), np.array([5, 6, 7])
     for ids, lengths, message in (
-        (np.array([5, np.nan, 7]), one, r"token ids are float64 \(3,\); integers in one dimension are taken"),
+        (np.array([5, np.nan, 7]), one, r"token ids are float64 \(3,\), but must be integers in one dimension"),
         (np.array([True, False, True]), one, "token ids are bool"),
-        (np.array([5, 2**64 - 1, 7], np.uint64), one, "token id 18446744073709551615; this model has 0 to 199"),
+        (
+            np.array([5, 2**64 - 1, 7], np.uint64),
+            one,
+            "token id 18446744073709551615, but this model has only 0 to 199",
+        ),
         (whole, np.array([3.0]), "lengths are float64"),
         (whole, np.array([[3]]), r"lengths are int64 \(1, 1\)"),
         (whole, np.array([4, -1]), "sequence 1 has -1 tokens"),

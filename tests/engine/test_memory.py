@@ -44,7 +44,7 @@ def error_of(*batch):
 _NO_BUFFERS = """
 batch = np.full(4 * 60, 5), np.full(4, 60)
 limit_to(1)
-assert "no memory for the buffers of 240 tokens in 4 sequences" in error_of(*batch)
+assert "not enough memory for 240 tokens in 4 sequences" in error_of(*batch)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 assert np.isfinite(executor.run_packed(*batch, threads)).all()
 """

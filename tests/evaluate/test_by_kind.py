@@ -74,7 +74,7 @@ def test_the_verdict_speaks_of_a_new_kind() -> None:
     assert "of a new kind" in met.sentence
     undecided = judge(interval, interval.upper * 0.9)
     assert (undecided.verdict, undecided.needed_samples) == ("undecided", None)
-    assert "on g; text of another kind may lose up to" in undecided.sentence
+    assert "(on g); text of a new kind may lose up to" in undecided.sentence
     alike = loss_interval(*task_and_outputs(dict.fromkeys(KINDS, 0.5)))
     assert judge(alike, alike.lower / 2).verdict == "not met"
 

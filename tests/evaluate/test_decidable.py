@@ -24,8 +24,10 @@ def classifier(n, accuracy=1.0, macro_f1=False):
 def test_accuracy_on_few_examples_cannot_decide_and_says_how_many_rows_could(macro_f1):
     task, logits = classifier(250, 0.8, macro_f1)
     said = undecidable(task, logits, 0.01, Given(500, "rows of reviews.tsv"))
-    assert said.startswith("reviews: 250 examples judge, and if not one of them changed, a loss of up to 1.")
-    needed = int(re.search(r"about (\d+) rows of reviews.tsv would decide", said)[1])
+    assert said.startswith(
+        "reviews: only 250 examples are used to judge. Even if none of them changed, the loss could be up to 1."
+    )
+    needed = int(re.search(r"About (\d+) rows of reviews.tsv would decide", said)[1])
     assert needed == pytest.approx(2 * 3 / (0.01 * 0.8), rel=0.05 if not macro_f1 else 0.6)
     assert undecidable(*classifier(round(1.02 * needed / 2), 0.8, macro_f1), 0.01, Given(needed, "rows")) is None
 

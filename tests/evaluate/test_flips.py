@@ -94,7 +94,7 @@ def test_more_flips_than_margins_let_expect_are_counted_and_told(rng):
     right = np.where(ahead > 0.03, ahead, -0.03)[:, None] * [1, 0]
     name, why = metric_found(CLASSES, left, right)
     assert name == "top-1 agreement with float"
-    assert "those of 12 of 300 texts change" in why
+    assert "because 12 of 300 texts change" in why
     assert label_free_task([str(i) for i in range(300)], logits=True).loss(left, right) == pytest.approx(0.04)
 
 

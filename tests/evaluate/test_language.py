@@ -63,15 +63,15 @@ def test_bos_is_one_of_the_windows_tokens(numbers):
 
 def test_a_text_that_fills_one_window_exactly_is_enough(numbers):
     assert language_task(numbers(10), Words(), window=10).texts == (tuple(range(10)),)
-    with pytest.raises(DataError, match=r"wiki\.test\.raw: 9 tokens, and a window takes 10"):
+    with pytest.raises(DataError, match=r"wiki\.test\.raw: the text has 9 tokens, but a window needs 10"):
         language_task(numbers(9), Words(), window=10)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 1}, "40 windows of 1 tokens: at least 1 is needed, of 2 tokens or more"),
-        ({"window": 2, "bos": True}, "of 3 tokens or more"),
+        ({"window": 1}, "40 windows of 1 tokens: ask for at least 1 window of at least 2 tokens"),
+        ({"window": 2, "bos": True}, "of at least 3 tokens"),
         ({"windows": 0}, "0 windows of 1024 tokens"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_broken_model_has_a_huge_perplexity_and_every_bound_stays_a_number(bro
 
 
 def test_outputs_of_another_shape_are_refused():
-    with pytest.raises(DataError, match=r"shape \(3, 4\): \(2, tokens − 1\)"):
+    with pytest.raises(DataError, match=r"shape \(3, 4\), but a language model gives \(2, tokens − 1\)"):
         windows_task(1).score([np.ones((3, 4))])
 
 

@@ -160,12 +160,16 @@ def test_label_free_task_of_any_texts(write):
         ("a.tsv", "sentence1\tsentence2\tscore\nx\ty\t1\nx\tz\t1\n", "all 2 scores are 1"),
         ("a.tsv", "sentence1\tsentence2\tscore\n", "no rows"),
         ("a.tsv", "", "empty"),
-        ("a.tsv", "sentence1\tsentence2\tstars\nx\ty\t1\n", "columns sentence1, sentence2, stars; needed are"),
-        ("a.tsv", "x\ty\tz\tw\n", "4 columns.*add a header"),
-        ("a.tsv", "text\tlabel\ngood\tpositive\n", "line 2: label 'positive' is no class"),
-        ("a.jsonl", '{"text": "x"', "line 1: not JSON"),
-        ("a.jsonl", "[1]\n", "line 1: a JSON object"),
-        ("a.label", "NUM:dist\n", "line 1: a label and a text"),
+        (
+            "a.tsv",
+            "sentence1\tsentence2\tstars\nx\ty\t1\n",
+            "the columns are sentence1, sentence2, stars, but one of these",
+        ),
+        ("a.tsv", "x\ty\tz\tw\n", "4 columns.*Add a header"),
+        ("a.tsv", "text\tlabel\ngood\tpositive\n", "line 2: label 'positive' is not a class"),
+        ("a.jsonl", '{"text": "x"', "line 1: this line is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: every line must be a JSON object"),
+        ("a.label", "NUM:dist\n", "line 1: a line must hold a label"),
         ("a.doc", "x", "not in '.doc'"),
         ("a.npz", "x", "`texts` .strings. and `matrix`"),
     ],
@@ -178,7 +182,7 @@ def test_files_that_cannot_be_used(write, name, text, message):
 @pytest.mark.parametrize(
     ("qrels", "message"),
     [
-        ("1\td1\n", "line 1: 2 columns"),
+        ("1\td1\n", "line 1: there are 2 columns"),
         ("query\tdocument\tgain\n1\td1\tgood\n", "line 2: gain 'good'"),
         ("query\tdocument\tgain\n", "no judgements"),
         ("7\td1\t1\n", "none of its 1 judgements"),
@@ -192,7 +196,7 @@ def test_judgements_that_cannot_be_used(write, qrels, message):
 
 def test_labels_must_be_classes_of_the_model(write):
     path = write("a.tsv", "text\tlabel\ngood\t7\n")
-    with pytest.raises(DataError, match="label '7' is no class of the model; its classes are no, yes"):
+    with pytest.raises(DataError, match="label '7' is not a class of the model; its classes are no, yes"):
         load_task(path, label_names=["no", "yes"])
 
 
@@ -215,14 +219,16 @@ def damaged_npz(path, damage):
 @pytest.mark.parametrize("damage", ["empty", "truncated", "damaged", "an .npy", "texts of no shape", "words"])
 def test_an_npz_that_is_none_is_refused(tmp_path, damage):
     damaged_npz(tmp_path / "a.npz", damage)
-    with pytest.raises(DataError, match=r"a\.npz: arrays `texts`|a: not a matrix of numbers"):
+    with pytest.raises(DataError, match=r"a\.npz: this file must hold the arrays `texts`|a: not a matrix of numbers"):
         load_task(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("kind", ["classification", "similarity", "retrieval"])
 def test_an_npz_is_only_a_similarity_matrix(tmp_path, kind):
     np.savez(tmp_path / "a.npz", texts=np.array(["one", "two", "three"]), matrix=GOLD)
-    with pytest.raises(DataError, match=f"a\\.npz: an .npz is read as a similarity matrix, .* of kind {kind}"):
+    with pytest.raises(
+        DataError, match=f"a\\.npz: Bitwright reads an .npz file as a similarity matrix, .* of kind {kind}"
+    ):
         load_task(tmp_path / "a.npz", kind)
     assert isinstance(load_task(tmp_path / "a.npz", "similarity matrix").kind, SimilarityMatrix)
 
@@ -241,11 +247,11 @@ def test_a_matrix_file_that_is_none_is_refused(write, damage):
 
 
 def test_what_is_no_task(write, tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.tsv: no such file or directory"):
+    with pytest.raises(DataError, match=r"nowhere\.tsv: there is no such file or directory"):
         load_task(tmp_path / "nowhere.tsv")
-    with pytest.raises(DataError, match=r"found other\.txt"):
+    with pytest.raises(DataError, match=r"the directory holds other\.txt"):
         load_task(write("set/other.txt", "x").parent)
-    with pytest.raises(DataError, match="guess: no kind of task; known are similarity"):
+    with pytest.raises(DataError, match="guess is not a kind of task; known are similarity"):
         load_task(tmp_path, "guess")
     with pytest.raises(DataError, match="a task of kind retrieval is a directory"):
         load_task(write("a.tsv", "x"), "retrieval")
@@ -256,8 +262,8 @@ def test_what_is_no_task(write, tmp_path):
     [
         (np.ones((2, 2)), r"shape \(2, 2\) for 3 texts"),
         (np.ones((3, 3)), "all 3 scores are 1"),
-        (np.array([[1, 2, 3], [4, 1, 2], [3, 2, 1]]), r"2 at \(0, 1\), 4 at \(1, 0\)"),
-        (np.full((3, 3), np.nan), "not finite"),
+        (np.array([[1, 2, 3], [4, 1, 2], [3, 2, 1]]), r"2 at \(0, 1\), but 4 at \(1, 0\)"),
+        (np.full((3, 3), np.nan), "NaN or infinite"),
     ],
 )
 def test_matrices_that_cannot_be_used(matrix, message):
@@ -287,11 +293,11 @@ def test_a_metric_of_ones_own(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def other(encode): return 1\n", "no function 'own'; it defines other"),
-        ("own = 3\n", "no function 'own'; it defines none"),
-        ("import no_such_module\n", "raised ModuleNotFoundError when executed"),
-        ("def own(:\n", "raised SyntaxError when executed"),
-        ("class Odd(Exception): pass\nraise Odd('no')\n", "raised Odd when executed: no"),
+        ("def other(encode): return 1\n", "no function 'own'; the file defines other"),
+        ("own = 3\n", "no function 'own'; the file defines none"),
+        ("import no_such_module\n", "raised ModuleNotFoundError"),
+        ("def own(:\n", "raised SyntaxError"),
+        ("class Odd(Exception): pass\nraise Odd('no')\n", "raised Odd: no"),
     ],
 )
 def test_files_without_a_metric(write, text, message):

@@ -83,7 +83,7 @@ def test_progress_counts_windows(ids):
 
 
 def test_models_that_do_not_fit_are_refused(ids):
-    with pytest.raises(DataError, match=r"\(300, 50\) by the float model and \(300, 49\)"):
+    with pytest.raises(DataError, match=r"\(300, 50\) in the float model, but \(300, 49\)"):
         compare_windows([ids], lambda _: logits_of(1), lambda _: logits_of(1)[:, :49])
     with pytest.raises(DataError, match=r"shape \(300, 50\) for 299 tokens"):
         token_outputs(logits_of(1), ids[1:])

@@ -164,7 +164,7 @@ def test_a_document_without_a_score_ranks_last():
 
 
 def test_outputs_that_do_not_match_are_refused():
-    with pytest.raises(DataError, match="3 samples, the quantized one for 2"):
+    with pytest.raises(DataError, match="3 samples, but the quantized one for 2"):
         metrics.emd(np.ones((3, 4)), np.ones((2, 4)))
     with pytest.raises(DataError, match=r"\(3, 4\) and \(3, 5\)"):
         metrics.cosine(np.ones((3, 4)), np.ones((3, 5)))

@@ -89,16 +89,16 @@ def test_pairs_that_share_a_text_stay_on_one_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "header", "lines", "spec", "message"),
     [
-        (RERANKER, "text,label", ["a,1", "b,0"], "", "this model reads pairs of texts (one score): a table is"),
+        (RERANKER, "text,label", ["a,1", "b,0"], "", "this model reads pairs of texts (one score). Give a table"),
         (NLI, "text,label", ["a,neutral"], "", "two columns of texts, such as sentence1 and sentence2, and a col"),
-        (RERANKER, "query,document", ["a,b"], "", "and a column score. Other names of the texts: t.tsv#FIRST,SECOND"),
-        (RERANKER, "x,y,score", ["a,b,1"], "#x,z", "no column z; found x, y, score"),
-        (RERANKER, "x,y,score", ["a,b,1"], "#x", "a table is needed with two columns"),
+        (RERANKER, "query,document", ["a,b"], "", "If the texts have other names, write t.tsv#FIRST,SECOND"),
+        (RERANKER, "x,y,score", ["a,b,1"], "#x,z", "no column z; the columns are x, y, score"),
+        (RERANKER, "x,y,score", ["a,b,1"], "#x", "Give a table with two columns"),
         (RERANKER, "query,document,score", ["a,b,1", "c,,0"], "", "line 3: document is missing or empty"),
         (RERANKER, "query,document,score", ["a,b,high"], "", "line 2: score 'high' is not a number"),
         (RERANKER, "query,document,score", ["a,b,1", "c,d,1"], "", "all 2 scores are 1"),
-        (RERANKER, "query,document,score", [], "", "no rows in it"),
-        (NLI, "premise,hypothesis,label", ["a,b,maybe"], "", "line 2: label 'maybe' is no class of the model"),
+        (RERANKER, "query,document,score", [], "", "this file has no rows"),
+        (NLI, "premise,hypothesis,label", ["a,b,maybe"], "", "line 2: label 'maybe' is not a class of the model"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_of_pairs_is_refused(

@@ -175,9 +175,9 @@ def test_label_free_loss_of_a_model_of_one_score_is_one_minus_spearman(rng):
 
 
 def test_a_model_of_one_score_has_no_classes_to_agree_on(rng):
-    with pytest.raises(DataError, match="one value, so it has no classes"):
+    with pytest.raises(DataError, match="one value per text, so there are no classes"):
         label_free_task(texts_of(5), logits=True).loss(np.ones((5, 1)), np.zeros((5, 1)))
-    with pytest.raises(DataError, match="3 to 3 values per text: one score"):
+    with pytest.raises(DataError, match="3 to 3 values per text, but one score"):
         label_free_task(texts_of(5), logits=True, n_labels=1).loss(np.ones((5, 3)), np.zeros((5, 3)))
 
 
@@ -286,7 +286,7 @@ def test_custom_values_are_split_without_overlap(rng):
     parts = [part.statistics(values, values)[0].values_U for part in (tuning, held_out)]
     assert sorted(np.concatenate(parts)) == values.tolist()
     assert len(parts[0]) == 3
-    with pytest.raises(DataError, match="10 values for the float model, 9 for the quantized"):
+    with pytest.raises(DataError, match="10 values for the float model, but 9 for the quantized"):
         task.loss(values, values[:9])
 
 
@@ -337,9 +337,9 @@ def test_outputs_that_do_not_fit_are_refused(rng):
     with pytest.raises(DataError, match=r"shape \(80,\)"):
         pairs_task(rng).score(np.ones(80))
     classes = Task("classes", texts_of(4), Classification(np.array([0, 1, 2, 3])))
-    with pytest.raises(DataError, match="classes 0…3, the model puts out 2 values"):
+    with pytest.raises(DataError, match="classes 0…3, but the model gives 2 values"):
         classes.score(np.ones((4, 2)))
-    with pytest.raises(DataError, match="of 6, the model puts out 384"):
+    with pytest.raises(DataError, match="of 6, but the model gives 384"):
         Task("classes", texts_of(4), Classification(np.arange(4), n_classes=6)).score(np.ones((4, 384)))
 
 

@@ -25,23 +25,25 @@ def test_one_class_tells_nothing_apart(tmp_path: Path) -> None:
     single = table(tmp_path / "a.tsv", [(f"film {i}", "pos") for i in range(30)], "text", "label")
     pairs = table(tmp_path / "b.tsv", [(f"a {i}", f"b {i}", "pos") for i in range(30)], "text1", "text2", "label")
     for file in (single, pairs):
-        with pytest.raises(DataError, match=rf"{file.name}: all 30 labels are 'pos', so .*; give examples"):
+        with pytest.raises(DataError, match=rf"{file.name}: all 30 labels are 'pos', so .*Give examples"):
             labelled_task("sequence-classification", CONFIG, file)
 
 
 def test_ten_rows_are_refused_with_what_they_could_show(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^a.tsv: 10 examples; .* 5 that judge could not exclude a loss of 60%.*20 at"):
+    with pytest.raises(
+        DataError, match=r"^a.tsv: there are only 10 examples.* 5 can never exclude a loss of 60%.*at least 20"
+    ):
         refuse_few(load_task(reviews(tmp_path / "a.tsv", 10, 10), label_names=["neg", "pos"]), "a.tsv")
     refuse_few(load_task(reviews(tmp_path / "b.tsv", 20, 20), label_names=["neg", "pos"]), "b.tsv")
 
 
 def test_copies_are_no_evidence(tmp_path: Path) -> None:
     file = reviews(tmp_path / "a.tsv", 90, 44)
-    with pytest.raises(DataError, match="of 90 examples only 44 are distinct"):
+    with pytest.raises(DataError, match="only 44 of 90 examples are different"):
         labelled_task("sequence-classification", CONFIG, file)
     labelled_task("sequence-classification", CONFIG, reviews(file, 90, 46))
     rows = [("a", f"b {i % 5}", str(i % 3)) for i in range(30)]
-    with pytest.raises(DataError, match="of 30 pairs only 5 are distinct"):
+    with pytest.raises(DataError, match="only 5 of 30 pairs are different"):
         labelled_task("embedding", CONFIG, table(file, rows, "sentence1", "sentence2", "score"))
 
 

@@ -13,12 +13,12 @@ SHAPES = {f"layers.{layer}.{name}.weight": (64, 64) for layer in range(2) for na
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"num_hidden_layers": 10**5}, "num_hidden_layers is 100000; the files hold 7 tensors; at most 1000"),
+        ({"num_hidden_layers": 10**5}, "num_hidden_layers is 100000; the files hold 7 tensors, so at most 1000"),
         ({"n_layer": 10**9}, "n_layer is 1000000000"),
         ({"text_config": {"num_hidden_layers": 1001}}, "num_hidden_layers is 1001"),
         ({"num_local_experts": 10**6}, "num_local_experts is 1000000"),
-        ({"num_hidden_layers": 100, "n_routed_experts": 100}, "its layers and experts are 10000"),
-        ({"num_labels": 10**9}, "num_labels is 1000000000; the files hold 7 tensors; at most 30522"),
+        ({"num_hidden_layers": 100, "n_routed_experts": 100}, "it asks for 10000 layers and experts"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000; the files hold 7 tensors, so at most 30522"),
         ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000"),
         ({"vocab_size": -1}, "vocab_size is -1"),
     ],

@@ -145,7 +145,7 @@ def test_license(tmp_path, files, license_):
         ("{", "cannot be read as JSON"),
         ("\ud800", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ("[]", "config.json: not a JSON object"),
+        ("[]", "config.json: this file must hold a JSON object"),
         ("{}", "no model_type"),
         ('{"model_type": 5}', "no model_type"),
         (
@@ -165,7 +165,7 @@ def test_missing_directory_and_missing_weights_say_what_to_do(tmp_path, copy):
     with pytest.raises(ModelError, match="no such directory; give a model directory or a hub name"):
         ModelDirectory(tmp_path / "absent")
     (copy / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no weights; expected one of model\.safetensors, "):
+    with pytest.raises(ModelError, match=r"no weights; one of these files is needed: model\.safetensors, "):
         _ = ModelDirectory(copy).tensors
 
 

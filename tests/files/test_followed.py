@@ -188,11 +188,11 @@ def test_nothing_outside_is_opened_by_anything(strangers: tuple[Path, Path], tmp
 @pytest.mark.parametrize(
     ("file", "says", "message"),
     [
-        ("tokenizer_config.json", {"gguf_file": "x"}, "gguf_file is 'x', a file to open"),
+        ("tokenizer_config.json", {"gguf_file": "x"}, "gguf_file is 'x', which transformers would open"),
         ("tokenizer_config.json", {"init_inputs": ["x"]}, "init_inputs is"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.4.0.json"]}, "for other versions"),
         ("config.json", {"configuration_files": ["config.4.0.json"]}, "for other versions"),
-        ("special_tokens_map.json", {"vocab_file": "x"}, "'vocab_file' is no special token"),
+        ("special_tokens_map.json", {"vocab_file": "x"}, "'vocab_file' is not a special token"),
         ("sentence_bert_config.json", {"tokenizer_name_or_path": "x"}, "'tokenizer_name_or_path' is 'x'"),
         ("sentence_roberta_config.json", {"model_args": {"a": {"cache_dir": "x"}}}, "'cache_dir' is 'x'"),
     ],

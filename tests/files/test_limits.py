@@ -27,12 +27,16 @@ def test_a_limit_of_a_tokenizer(tmp_path: Path, length: Any, limit: list[int]) -
 @pytest.mark.parametrize("length", ["dynamic", [512], True, 0, -1, float("nan"), {"a": "b" * 1000}])
 def test_what_is_no_number_of_tokens_is_refused(tmp_path: Path, length: Any) -> None:
     directory = opened(tmp_path, "tokenizer_config.json", {"model_max_length": length})
-    with pytest.raises(ModelError, match=r"tokenizer_config\.json: model_max_length is .*; a number of tokens"):
+    with pytest.raises(
+        ModelError, match=r"tokenizer_config\.json: model_max_length is .*; it must be a number of tokens"
+    ):
         tokenizer_limit(directory)
     directory = opened(tmp_path, "config.json", {})
     (tmp_path / "modules.json").write_text(
         json.dumps([{"type": "sentence_transformers.models.Transformer", "path": ""}])
     )
     directory = opened(tmp_path, "sentence_bert_config.json", {"max_seq_length": length})
-    with pytest.raises(ModelError, match=r"sentence_bert_config\.json: max_seq_length is .*; a number of tokens"):
+    with pytest.raises(
+        ModelError, match=r"sentence_bert_config\.json: max_seq_length is .*; it must be a number of tokens"
+    ):
         read_sentences(directory, "embedding")

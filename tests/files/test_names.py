@@ -20,7 +20,7 @@ def test_only_the_ends_that_transformers_renames() -> None:
 
 @pytest.mark.parametrize("names", [("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.weight", "LayerNorm.gamma")])
 def test_both_names_of_one_tensor(names: tuple[str, str]) -> None:
-    with pytest.raises(CheckpointError, match="two names of one tensor"):
+    with pytest.raises(CheckpointError, match="two names for one tensor"):
         renamed(dict.fromkeys(names, 0), Path("m"))
 
 

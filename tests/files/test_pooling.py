@@ -106,20 +106,30 @@ def test_without_files_the_mean(tiny_model):
 @pytest.mark.parametrize(
     ("modules", "pooling", "normalize", "message"),
     [
-        ([TRANSFORMER, POOLING, {"type": "x.CNN", "path": "2_CNN"}], {}, None, "Transformer, Pooling, CNN; supp"),
+        (
+            [TRANSFORMER, POOLING, {"type": "x.CNN", "path": "2_CNN"}],
+            {},
+            None,
+            "Transformer, Pooling, CNN. Bitwright runs",
+        ),
         ([TRANSFORMER, NORMALIZE, POOLING], {}, None, "Without Normalize the embeddings"),
         ([POOLING, TRANSFORMER], {}, None, "the first module is Pooling"),
         ([TRANSFORMER | {"path": "0_Transformer"}, POOLING], {}, None, "'0_Transformer'; give that directory"),
         ([], None, None, "the first module is missing"),
         ([TRANSFORMER], None, None, "Without that order"),
-        ({"a": 1}, None, None, "not a list of modules"),
-        ([TRANSFORMER, POOLING], {"pooling_mode": "median"}, None, r"\['median'\]; known are cls"),
+        ({"a": 1}, None, None, "must be a list of modules"),
+        ([TRANSFORMER, POOLING], {"pooling_mode": "median"}, None, r"\['median'\] is unknown; known are cls"),
         ([TRANSFORMER, POOLING], {"pooling_mode": []}, None, "known are cls"),
-        ([TRANSFORMER, POOLING], {"pooling_mode": 5}, None, r"\[5\]; known are cls"),
-        ([TRANSFORMER, POOLING], [1], None, "not a JSON object"),
-        ([TRANSFORMER, POOLING], None, None, "no such file, and modules.json points to it"),
-        ([TRANSFORMER, POOLING, NORMALIZE], {}, [1], "not a JSON object"),
-        ([TRANSFORMER, POOLING, NORMALIZE], {}, {"module_input_name": "token_embeddings"}, "only sentence_embedding"),
+        ([TRANSFORMER, POOLING], {"pooling_mode": 5}, None, r"\[5\] is unknown; known are cls"),
+        ([TRANSFORMER, POOLING], [1], None, "must hold a JSON object"),
+        ([TRANSFORMER, POOLING], None, None, "modules.json names this file, but it does not exist"),
+        ([TRANSFORMER, POOLING, NORMALIZE], {}, [1], "must hold a JSON object"),
+        (
+            [TRANSFORMER, POOLING, NORMALIZE],
+            {},
+            {"module_input_name": "token_embeddings"},
+            "only on sentence_embedding",
+        ),
     ],
 )
 def test_what_cannot_be_followed_exactly_is_refused(tmp_path, modules, pooling, normalize, message):

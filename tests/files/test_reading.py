@@ -48,7 +48,7 @@ def test_a_hub_cache_links_to_its_blobs_and_nowhere_else(tmp_path: Path) -> None
     assert ModelDirectory(snapshot).config == {"model_type": "bert"}
     (cache / "refs.json").write_text("{}")
     (snapshot / "refs.json").symlink_to("../../refs.json")
-    with pytest.raises(ModelError, match=r"refs\.json: a link to .*, outside the model's directory"):
+    with pytest.raises(ModelError, match=r"refs\.json: this is a link to .*, outside the model's directory"):
         ModelDirectory(snapshot)
 
 
@@ -57,7 +57,7 @@ def test_a_hub_cache_links_to_its_blobs_and_nowhere_else(tmp_path: Path) -> None
 def test_links_out_of_the_model_are_refused(model: Path, name: str, target: str) -> None:
     (model / name).unlink(missing_ok=True)
     (model / name).symlink_to(f"../{target}" if "/" in name and target.startswith("..") else target)
-    with pytest.raises(ModelError, match=f"{name}: a link to .* outside the model's directory"):
+    with pytest.raises(ModelError, match=f"{name}: this is a link to .* outside the model's directory"):
         ModelDirectory(model)
 
 
@@ -65,7 +65,7 @@ def test_links_out_of_the_model_are_refused(model: Path, name: str, target: str)
 def test_a_pipe_is_refused_without_waiting(model: Path, name: str) -> None:
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
-    with pytest.raises(ModelError, match=f"{name}: a pipe, a socket or a device"):
+    with pytest.raises(ModelError, match=f"{name}: this is a pipe, a socket or a device"):
         ModelDirectory(model)
     with pytest.raises(ModelError, match="not a regular file"):
         read_bytes(model / name)
@@ -73,7 +73,7 @@ def test_a_pipe_is_refused_without_waiting(model: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["../secret.json", "1_Pooling/../../secret.json", "/etc/passwd", "a\0b"])
 def test_names_that_lead_out_are_refused(model: Path, name: str) -> None:
-    with pytest.raises(ModelError, match=r"modules\.json: names .* leads out of the model's directory"):
+    with pytest.raises(ModelError, match=r"modules\.json: this file names .* is outside the model's directory"):
         ModelDirectory(model).json(name, "modules.json")
 
 
@@ -86,10 +86,10 @@ def test_what_lies_in_a_hidden_folder_is_looked_at_when_it_is_named(model: Path)
 
 
 def test_files_and_directories_have_a_limit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match=r"config\.json: 22 bytes; at most 21 are read"):
+    with pytest.raises(ModelError, match=r"config\.json: the file has 22 bytes; Bitwright reads at most 21"):
         read_bytes(model / "config.json", 21)
     monkeypatch.setattr(reading, "MAX_ENTRIES", 2)
-    with pytest.raises(ModelError, match="holds over 2 files"):
+    with pytest.raises(ModelError, match="holds more than 2 files"):
         check_directory(model)
 
 

@@ -71,18 +71,18 @@ def entry(**changes: Any) -> dict[str, Any]:
         (entry(shape=[2**64, 0]), "is not a list of sizes"),
         (entry(shape=[2**40, 2**40]), "needs 4835703278458516698824704"),
         (entry(shape="2x3"), "is not a list of sizes"),
-        (entry(dtype="F31"), "dtype 'F31' is none of"),
-        (entry(dtype=["F32"]), "is none of"),
-        (entry(shape=[0, 2**62], data_offsets=[0, 0]), "no tensor has the shape [0, 4611686018427387904]"),
-        (entry(shape=[1] * 70 + [6]), "no tensor has the shape [1, 1,"),
+        (entry(dtype="F31"), "dtype 'F31' is unknown; known are"),
+        (entry(dtype=["F32"]), "is unknown; known are"),
+        (entry(shape=[0, 2**62], data_offsets=[0, 0]), "the shape [0, 4611686018427387904] is too large"),
+        (entry(shape=[1] * 70 + [6]), "the shape [1, 1,"),
         (entry(dtype="F4", shape=[3], data_offsets=[0, 1]), "and a fraction"),
         ({"a": F32, "b": F32}, "b begins at byte 0 and overlaps a, which ends at 24"),
         ({"a": F32, "b": F32 | {"data_offsets": [12, 36]}}, "b begins at byte 12 and overlaps a"),
-        ({"a": {"dtype": "F32", "shape": [6]}}, "expected exactly dtype, shape and data_offsets"),
-        (entry(extra=1), "expected exactly dtype, shape and data_offsets"),
-        ({"a": None}, "expected exactly dtype, shape and data_offsets"),
+        ({"a": {"dtype": "F32", "shape": [6]}}, "must give exactly dtype, shape and data_offsets"),
+        (entry(extra=1), "must give exactly dtype, shape and data_offsets"),
+        ({"a": None}, "must give exactly dtype, shape and data_offsets"),
         ([F32], "a JSON list, not an object"),
-        ({}, "tensors need 0 bytes, the file holds 24; the rest belongs to no tensor"),
+        ({}, "tensors need 0 bytes, but the file holds 24; the other bytes belong to no tensor"),
         (b"{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
@@ -104,7 +104,7 @@ def test_header_longer_than_the_file_is_not_allocated(tmp_path):
 
 def test_oversized_header_is_not_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", 50)
-    with pytest.raises(CheckpointError, match="over the format's limit of 50"):
+    with pytest.raises(CheckpointError, match="more than the format's limit of 50"):
         check_safetensors(write(tmp_path / "x", {"a": F32}))
 
 

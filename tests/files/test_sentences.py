@@ -173,15 +173,15 @@ def test_a_mix_of_layers(source: Path, tmp_path: Path, asked: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (SETTINGS, {"prompts": ["a"]}, r"prompts is \['a'\]; texts by name"),
-        (SETTINGS, {"default_prompt_name": "no"}, "default_prompt_name is 'no'; the prompts are"),
-        (SETTINGS, {"truncate_dim": 0}, "truncate_dim is 0; a number of values"),
+        (SETTINGS, {"prompts": ["a"]}, r"prompts is \['a'\]; it must hold texts by name"),
+        (SETTINGS, {"default_prompt_name": "no"}, "default_prompt_name is 'no', which is not one of the prompts"),
+        (SETTINGS, {"truncate_dim": 0}, "truncate_dim is 0; it must be a number of values"),
         (TRANSFORMER_FILES[0], {"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask'"),
         (TRANSFORMER_FILES[0], {"query_length": 32}, "query_length is 32"),
         (
             TRANSFORMER_FILES[0],
             {"modality_config": {"image": {"method": "f"}}},
-            "modality_config is .*; only texts",
+            "modality_config is .*; Bitwright reads only texts",
         ),
         (TRANSFORMER_FILES[0], {"processing_kwargs": {"text": {"max_length": 3}}}, "processing_kwargs is"),
     ],

@@ -124,7 +124,7 @@ def test_witnesses_that_contradict_each_other_are_all_named(
         ({"of": "BertModel", "st": "ColBERT", "task": "embedding"}, "a ColBERT of .* a vector per token"),
         ({"task": "poetry"}, "task 'poetry' is none of embedding, "),
         ({TASK_KEY: ["embedding"]}, rf"config\.json: {TASK_KEY} \['embedding'\] is none of embedding"),
-        ({"st": 5}, r"config_sentence_transformers\.json: model_type is 5, not a name"),
+        ({"st": 5}, r"config_sentence_transformers\.json: model_type is 5; it must be a name"),
     ],
 )
 def test_what_is_for_no_task_is_refused_by_name(written: Written, said: dict[str, Any], message: str) -> None:

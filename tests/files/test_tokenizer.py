@@ -121,7 +121,7 @@ def test_texts_are_cut_at_the_side_that_the_files_name(
 
 def test_a_side_that_is_none(tiny_model: TinyModel, tmp_path: Path) -> None:
     copy = changed(tiny_model("bert"), tmp_path / "copy", {"truncation_side": "up"})
-    with pytest.raises(EngineError, match="truncation_side is 'up', neither"):
+    with pytest.raises(EngineError, match="truncation_side is 'up'; it must be"):
         open_tokenizer(ModelDirectory(copy))
 
 
@@ -227,9 +227,9 @@ def test_pairs_of_long_texts_take_memory_as_their_length(tiny_model: TinyModel) 
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        (["fine", "a \ud800"], None, r"text 1 holds '\\ud800' at 2, half of a surrogate pair"),
-        (["\udc00"], ["b"], r"text 0 holds '\\udc00' at 0"),
-        (["a", "a"], ["b", "b\udfff"], r"text 1 holds '\\udfff' at 1"),
+        (["fine", "a \ud800"], None, r"text 1 holds '\\ud800' at position 2, which is half of a surrogate pair"),
+        (["\udc00"], ["b"], r"text 0 holds '\\udc00' at position 0"),
+        (["a", "a"], ["b", "b\udfff"], r"text 1 holds '\\udfff' at position 1"),
     ],
 )
 def test_half_of_a_surrogate_pair(

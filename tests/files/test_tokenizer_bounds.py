@@ -44,30 +44,30 @@ GOOD: dict[str, dict[str, Any]] = {
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two that grow": (
         {"normalizer": several("normalizers", replace("ab" * 6, Regex="."), 2)},
-        "its normalizer may make 144 characters of one",
+        "the normalizer can turn one character into 144",
     ),
-    "a table that grows": ({"normalizer": charsmap("x" * 1000)}, "its normalizer may make 1000 characters of one"),
+    "a table that grows": ({"normalizer": charsmap("x" * 1000)}, "the normalizer can turn one character into 1000"),
     "a beginning": ({"normalizer": {"type": "Prepend", "prepend": "a" * 101}}, "prepends 101 characters"),
     "many beginnings": (
         {"normalizer": several("normalizers", {"type": "Prepend", "prepend": "a" * 60}, 2)}, "prepends 120 characters"
     ),
-    "many parts": ({"normalizer": several("normalizers", {"type": "NFKD"}, 101)}, "its normalizer has 102 parts"),
+    "many parts": ({"normalizer": several("normalizers", {"type": "NFKD"}, 101)}, "the normalizer has 102 parts"),
     "parts of parts": (
         {"pre_tokenizer": several("pretokenizers", several("pretokenizers", {"type": "Whitespace"}, 11), 11)},
-        "its pre_tokenizer has 133 parts",
+        "the pre_tokenizer has 133 parts",
     ),
     "bytes of bytes": ({"pre_tokenizer": several("pretokenizers", LEVEL, 7)}, "ByteLevel 7 times"),
     "many pieces": (
-        {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {}}] * 101}}, "101 pieces together"
+        {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {}}] * 101}}, "joins 101 pieces"
     ),
     "a token of many ids": (
         {"post_processor": {"type": "TemplateProcessing", "special_tokens": {"x": {"ids": [0] * 1000}}}},
-        "puts 1000 pieces together",
+        "joins 1000 pieces",
     ),
     "long words": ({"model": {"max_input_chars_per_word": 10**9}}, "max_input_chars_per_word is 1000000000"),
-    "a long piece": ({"model": {"vocab": [["a" * 600, -1.0]]}}, "a piece of 600 characters"),
+    "a long piece": ({"model": {"vocab": [["a" * 600, -1.0]]}}, "a piece has 600 characters"),
     "a pattern": (
-        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a|aa){1,22}[bc]"}}}, "may take for ever on a text"
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a|aa){1,22}[bc]"}}}, "could take for ever on a text"
     ),
 }  # fmt: skip
 

@@ -205,11 +205,11 @@ def test_compiles_into_one_graph():
 
 def test_what_does_not_fit_says_so():
     layer = module(quantized(), None, W8A8[0], name="encoder.0.dense")
-    with pytest.raises(KernelError, match=r"encoder.0.dense: K = 70, got an input \(2, 71\)"):
+    with pytest.raises(KernelError, match=r"encoder.0.dense: the input has the shape \(2, 71\), but K = 70"):
         layer(torch.zeros(2, 71))
     with pytest.raises(NumericsError, match=r"bias must be float32 \(48,\), got torch.float32 \(47,\)"):
         module(quantized(), torch.zeros(47), W8A8[0], name="encoder.0.dense")
-    with pytest.raises(NumericsError, match="dynamic = False but input_scale is absent"):
+    with pytest.raises(NumericsError, match="dynamic = False, but input_scale is absent"):
         QuantizedLinear(quantized(), None, SCHEMES["w8a8_static"].input)
 
 

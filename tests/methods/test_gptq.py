@@ -215,9 +215,9 @@ def test_what_cannot_be_rounded_is_refused() -> None:
     spec, stats = QuantSpec(bits=4), stats_of(tokens())
     refused = functools.partial(pytest.raises, NumericsError)
     for none in (None, replace(stats, gram_KK=None)):
-        with refused(match="gram=True, or round by rtn"):
+        with refused(match="gram=True, or use rtn"):
             gptq(weight(), none, spec, RANGES["absmax"])
-    with refused(match="K = 32 but statistics of K = 64"):
+    with refused(match="K = 32, but the statistics have K = 64"):
         gptq(weight()[:, :32], stats, spec, RANGES["absmax"])
     w = weight()
     w[1, 2] = torch.nan

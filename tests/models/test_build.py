@@ -16,4 +16,4 @@ def test_a_tokenizer_class_that_is_none_builds_nothing(tiny_model: Callable[...,
     file.write_text(json.dumps(settings | {"tokenizer_class": "BertForSequenceClassification"}))
     loaded = load_model(path)
     assert loaded.tokenizer is None
-    assert "tokenizer_class: 'BertForSequenceClassification' is no tokenizer" in str(loaded.tokenizer_problem)
+    assert "tokenizer_class: 'BertForSequenceClassification' is not a tokenizer" in str(loaded.tokenizer_problem)

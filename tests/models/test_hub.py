@@ -60,7 +60,7 @@ def test_a_cached_model_loads_offline(tiny_model, tmp_path, monkeypatch, offline
 def test_offline_and_not_cached(tmp_path, monkeypatch, offline):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        ModelError, match=r"not complete in the hub cache.*HF_HUB_OFFLINE is set.*give the directory"
+        ModelError, match=r"the hub cache does not hold the whole model.*HF_HUB_OFFLINE is set.*give the directory"
     ) as caught:
         fetch(NAME)
     assert "\n" not in str(caught.value)

@@ -172,7 +172,7 @@ def test_values_that_are_not_numbers_name_file_and_tensor(copy, value):
     loaded = open_lazily(copy("mixtral", spoil))
     materialise(loaded, blocks_of(loaded)[0])
     with pytest.raises(
-        ModelError, match=r"model\.safetensors: model\.layers\.1\..*experts\.3\.w1\.weight holds 3 NaN or infinite"
+        ModelError, match=r"model\.safetensors: model\.layers\.1\..*experts\.3\.w1\.weight: 3 of 1536 values are NaN"
     ):
         materialise(loaded, blocks_of(loaded)[1])
 
@@ -202,7 +202,7 @@ def test_more_blocks_than_the_config_of_an_encoder_says(copy):
     def add(tensors: dict[str, Tensor]) -> None:
         tensors["encoder.layer.2.output.dense.bias"] = torch.ones(32)
 
-    with pytest.raises(ModelError, match=r"hold encoder\.layer\.2\.output\.dense\.bias for which config"):
+    with pytest.raises(ModelError, match=r"hold encoder\.layer\.2\.output\.dense\.bias, but config"):
         open_lazily(copy("bert", add))
 
 
@@ -218,17 +218,17 @@ def test_a_tensor_inside_a_block_that_the_model_lacks(copy):
     def add(tensors: dict[str, Tensor]) -> None:
         tensors["model.layers.0.self_attn.q_norm.weight"] = torch.ones(12)
 
-    with pytest.raises(ModelError, match=r"hold model\.layers\.0\.self_attn\.q_norm\.weight for which"):
+    with pytest.raises(ModelError, match=r"hold model\.layers\.0\.self_attn\.q_norm\.weight, but config"):
         open_lazily(copy("llama", add))
 
 
 def test_missing_weights(copy):
-    with pytest.raises(ModelError, match=r"the weights lack model\.layers\.0\.mlp\.down_proj\.weight that config"):
+    with pytest.raises(ModelError, match=r"the weights lack model\.layers\.0\.mlp\.down_proj\.weight, which config"):
         open_lazily(copy("llama", lambda tensors: tensors.pop("model.layers.0.mlp.down_proj.weight")))
 
 
 def test_a_missing_head(copy):
-    with pytest.raises(ModelError, match=r"the weights lack lm_head\.weight, without which .* text-generation"):
+    with pytest.raises(ModelError, match=r"the weights lack lm_head\.weight, so .* text-generation"):
         open_lazily(copy("llama", lambda tensors: tensors.pop("lm_head.weight")))
 
 
@@ -292,7 +292,7 @@ def test_a_skeleton_of_70_billion_parameters(tmp_path):
 
 def test_a_config_that_cannot_be_built(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(ModelError, match="'mamba' is not in the architecture table"):
+    with pytest.raises(ModelError, match="does not know model_type 'mamba'"):
         open_skeleton(tmp_path / "config.json")
 
 

@@ -195,13 +195,13 @@ def test_what_cannot_fold_is_refused(model_of):
     llama, bert = model_of("llama"), model_of("bert")
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
     qkv, output = inputs_of(llama, "llama")[:2]
-    with pytest.raises(ModelError, match=r"layer\.0\.qkv: nothing makes this input that could take a scale"):
+    with pytest.raises(ModelError, match=r"layer\.0\.qkv: no module before this input can take a scale"):
         fold(bert, inputs_of(bert, "bert")[0], torch.ones(32))
     with pytest.raises(NumericsError, match=r"o_proj: 2 features share each row of .*v_proj, .* legal_scale"):
         fold(llama, output, torch.arange(1.0, 49.0))
-    with pytest.raises(NumericsError, match=r"qkv: a scale of shape \(31,\) for K = 32"):
+    with pytest.raises(NumericsError, match=r"qkv: the scale has the shape \(31,\), but there are K = 32"):
         fold(llama, qkv, torch.ones(31))
-    with pytest.raises(NumericsError, match=r"qkv: the scale is 0 somewhere"):
+    with pytest.raises(NumericsError, match=r"qkv: the smallest scale is 0"):
         scale_readers(llama, qkv, torch.zeros(32))
     with pytest.raises(NumericsError, match=r"o_proj: the scale holds NaN"):
         fold(llama, output, torch.full((48,), torch.nan))

@@ -185,9 +185,11 @@ def test_forward_runs_and_is_finite(loaded):
 def test_missing_path_is_named(tiny_model):
     loaded = load_model(tiny_model("bert", "token-classification"))
     loaded.model.set_submodule("bert.encoder.layer.1.output.dense", nn.Identity())
-    with pytest.raises(ModelError, match=r"bert\.encoder\.layer\.1\.output\.dense: a Identity where .* a linear"):
+    with pytest.raises(
+        ModelError, match=r"bert\.encoder\.layer\.1\.output\.dense: .* a linear here, but the model has a Identity"
+    ):
         find_linears(loaded.model, loaded.architecture)
-    with pytest.raises(ModelError, match=r"bert\.layers: nothing where .* a list of blocks"):
+    with pytest.raises(ModelError, match=r"bert\.layers: .* a list of blocks here, but the model has nothing"):
         find_linears(loaded.model, architecture_of("modernbert"))
 
 
@@ -195,14 +197,16 @@ def test_a_block_with_neither_alternative_is_refused(tiny_decoder):
     model, row = tiny_decoder("qwen3_moe"), architecture_of("qwen3_moe")
     linearize(model, row)
     model.set_submodule("model.layers.0.mlp", nn.Identity())
-    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.experts: nothing where a list of experts is needed"):
+    with pytest.raises(
+        ModelError, match=r"model\.layers\.0\.mlp\.experts: a list of experts is needed here, but the model has nothing"
+    ):
         find_linears(model, row)
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_a_model_without_blocks_is_refused(tiny_model, family):
     loaded = load_model(tiny_model(family, num_hidden_layers=0))
-    with pytest.raises(ModelError, match=r"layers?: no blocks, so there are no linears"):
+    with pytest.raises(ModelError, match=r"layers?: the model has no blocks, so there are no linears"):
         find_linears(loaded.model, loaded.architecture)
 
 

@@ -84,7 +84,9 @@ def test_stacked_experts_are_taken_apart(files, dtype):
 
 def test_shapes_that_differ_are_refused(files):
     opened = files(w=random(3, 2), m__experts__down_proj=random(3, 4, 5))
-    with pytest.raises(ModelError, match=r"model\.safetensors: w is \(3, 2\) in the weights and \(2, 3\) by config"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: w is \(3, 2\) in the weights, but config.json asks for \(2, 3\)"
+    ):
         SourceTensors(opened, {"w": (2, 3)})
     with pytest.raises(ModelError, match=r"down_proj is \(3, 4, 5\) .* \(more than 0, 5, 4\): experts, rows"):
         SourceTensors(opened, {"m.experts.0.down_proj.weight": (5, 4)})

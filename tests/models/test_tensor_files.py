@@ -67,7 +67,9 @@ def test_a_file_that_shrinks_after_it_was_opened(tensors, tmp_path):
     save_file({"f64": tensors["f64"]}, file)
     opened = TensorFiles(ModelDirectory(tmp_path))
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: f64: ends 5 bytes early; the file has changed"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: f64: the file ends 5 bytes too early; it has changed"
+    ):
         opened["f64"]
 
 

@@ -198,11 +198,11 @@ def test_scales_are_stored_as_asked_and_other_dtypes_read(name: str, dtype: torc
 def test_ranges_that_weigh_errors_want_something_to_weigh_them_by(name: str) -> None:
     with pytest.raises(NumericsError, match="calibrate, or use mse"):
         RANGES[name](weight(), QuantSpec())
-    with pytest.raises(NumericsError, match="importance has K = 64, the weight 32"):
+    with pytest.raises(NumericsError, match="importance has K = 64, but the weight has K = 32"):
         RANGES[name](weight()[:, :32], QuantSpec(), importance=importance())
-    with pytest.raises(NumericsError, match="for weights, with a scale per row or group"):
+    with pytest.raises(NumericsError, match="for weights with a scale per row or group"):
         RANGES[name](Histogram.of(weight()), QuantSpec(per_tensor=True), importance=importance())
-    with pytest.raises(NumericsError, match="for weights, with a scale per row or group"):
+    with pytest.raises(NumericsError, match="for weights with a scale per row or group"):
         RANGES[name](weight(), QuantSpec(per_tensor=True), importance=importance())
     with pytest.raises(NumericsError, match="1 of 768 are NaN or infinite"):
         RANGES[name](
@@ -215,7 +215,7 @@ def test_ranges_that_weigh_errors_want_something_to_weigh_them_by(name: str) -> 
 @on_mean_scaled
 @pytest.mark.parametrize("name", ["percentile", "entropy"])
 def test_shares_of_the_values_make_no_mean(name: str, spec: QuantSpec) -> None:
-    with pytest.raises(NumericsError, match="is a mean magnitude; use the absmax"):
+    with pytest.raises(NumericsError, match="needs a mean magnitude as its scale; use the absmax"):
         RANGES[name](weight(), spec)
 
 

@@ -89,10 +89,10 @@ def test_conditions(kind: str) -> None:
     symmetric = QuantSpec(per_tensor=True)
     replace(linear, input_spec=static, static=StaticGrid(0.5, -3))
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"input_spec": dynamic, "static": StaticGrid(1.0)}, "dynamic = True but input_scale is given"),
-        ({"input_spec": static}, "dynamic = False but input_scale is absent"),
-        ({"static": StaticGrid(1.0)}, "float inputs but input_scale is given"),
-        ({"input_spec": symmetric, "static": StaticGrid(1.0, 4)}, "symmetric inputs but input_zero_point = 4"),
+        ({"input_spec": dynamic, "static": StaticGrid(1.0)}, "dynamic = True, but input_scale is given"),
+        ({"input_spec": static}, "dynamic = False, but input_scale is absent"),
+        ({"static": StaticGrid(1.0)}, "float inputs, but input_scale is given"),
+        ({"input_spec": symmetric, "static": StaticGrid(1.0, 4)}, "inputs are symmetric, but input_zero_point = 4"),
         ({"bias_N": linear.bias_N[1:]}, r"bias must be float32 \(6,\)"),
         ({"bias_N": linear.weight.codes_NK[:, 0]}, r"bias must be float32 \(6,\)"),
         ({"transform": InputTransform(linear.bias_N**2 + 1)}, r"the input transform must be float32 \(8,\)"),
@@ -100,7 +100,7 @@ def test_conditions(kind: str) -> None:
     for change, message in wrong:
         with pytest.raises(NumericsError, match=message):
             replace(linear, **change)
-    with pytest.raises(NumericsError, match="an input_shift_K without a bias"):
+    with pytest.raises(NumericsError, match="an input_shift_K, but no bias"):
         replace(linear, bias_N=None).effective()
 
 
@@ -117,7 +117,7 @@ def test_grids_and_transforms_that_are_none() -> None:
     for zero_point in (-129, 128):
         with pytest.raises(NumericsError, match="an integer from -128 to 127"):
             StaticGrid(1.0, zero_point)
-    with pytest.raises(NumericsError, match="has a scale or a shift"):
+    with pytest.raises(NumericsError, match="has neither a scale nor a shift"):
         InputTransform()
     with pytest.raises(NumericsError, match=r"input_shift_K = .*must be finite"):
         InputTransform(shift_K=torch.tensor([1.0, torch.inf]))

@@ -46,12 +46,12 @@ def patch_model(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object]
 @pytest.mark.parametrize("family", DECODERS)
 def test_blocks_of_every_family_agree(tiny_model: TinyModel, family: str) -> None:
     path = tiny_model(family, num_hidden_layers=4)
-    assert compared(path) == "block by block (0, 2 and 3 of 4; the others by Bitwright alone)"
+    assert compared(path) == "blocks 0, 2 and 3 of 4 compared; Bitwright alone ran the others"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_whatever_dtype_the_files_have(tiny_model: TinyModel, dtype: torch.dtype) -> None:
-    assert compared(tiny_model("mixtral", dtype=dtype, num_hidden_layers=1)).startswith("block by block (0 of 1;")
+    assert compared(tiny_model("mixtral", dtype=dtype, num_hidden_layers=1)).startswith("blocks 0 of 1 compared;")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_whatever_dtype_the_files_have(tiny_model: TinyModel, dtype: torch.dtype
         ("model.layers.2.self_attn.q_proj.weight", r"model\.layers\.2:"),
         ("model.layers.2.mlp.experts.3.down_proj.weight", r"model\.layers\.2:"),
         ("model.layers.3.mlp.gate.weight", r"model\.layers\.3:"),
-        ("model.norm.weight", r"what follows model\.layers\.3:"),
+        ("model.norm.weight", r"the head after model\.layers\.3:"),
     ],
 )
 def test_a_weight_that_is_read_wrong_is_refused(
@@ -70,7 +70,7 @@ def test_a_weight_that_is_read_wrong_is_refused(
 ) -> None:
     path = tiny_model("mixtral", num_hidden_layers=4)
     patch_weight(monkeypatch, name, 1.02)
-    with pytest.raises(ModelError, match=rf"{place} .* lie 0\.\d+ apart for token \d+ of .* nothing was quantized"):
+    with pytest.raises(ModelError, match=rf"{place} .* differ by 0\.\d+ for token \d+ of .* nothing was quantized"):
         compared(path)
 
 
@@ -88,7 +88,7 @@ def test_a_key_that_is_not_followed_is_refused(
 ) -> None:
     path = tiny_model(family, num_hidden_layers=4, **({"sliding_window": 8} if family == "mistral" else {}))
     patch_model(monkeypatch, change)
-    with pytest.raises(ModelError, match=r"model\.layers\.0: .* lie .* apart"):
+    with pytest.raises(ModelError, match=r"model\.layers\.0: .* differ by .* for token"):
         compared(path)
 
 
@@ -96,7 +96,7 @@ def test_a_block_of_each_kind_is_compared(tiny_model: TinyModel, monkeypatch: py
     """Every sixth block of Gemma attends to all tokens, with angles of its own."""
     path = tiny_model("gemma3_text", num_hidden_layers=9, sliding_window=8)
     assert chosen_blocks(open_lazily(path, runnable=False)) == [0, 4, 5, 8]
-    assert compared(path).startswith("block by block (0, 4, 5 and 8 of 9;")
+    assert compared(path).startswith("blocks 0, 4, 5 and 8 of 9 compared;")
     patch_model(monkeypatch, lambda model: model.model.rotary_emb.full_attention_inv_freq.mul_(1.5))
     with pytest.raises(ModelError, match=r"model\.layers\.5: "):
         compared(path)

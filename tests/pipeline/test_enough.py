@@ -33,7 +33,7 @@ def scored(tuning: Task, held_out: Task) -> Scored:
 def test_what_was_given_is_the_rows_of_the_file() -> None:
     task = Task("reviews", tuple("abcd"), Classification(np.arange(4) % 2))
     found = given(scored(task, task), 4)
-    assert (found.n, found.noun, found.enough(10, 4)) == (8, "rows of reviews, half of which judge,", 20)
+    assert (found.n, found.noun, found.enough(10, 4)) == (8, "rows of reviews (half of them judge)", 20)
     own = Task("own", (), Custom(lambda encode: 1.0, "metric.py:own"))
     assert given(scored(own, own), 30).n == 30
 
@@ -50,8 +50,10 @@ def test_too_few_labels_are_said_before_the_work_and_nothing_is_searched(
         progress=progress,
     )  # fmt: skip
     (said,) = [line for line in progress.lines if "would decide" in line]
-    assert said.startswith("reviews: 30 examples judge, and if not one of them changed, a loss of up to ")
-    assert "rows of reviews, half of which judge, would decide" in said
+    assert said.startswith(
+        "reviews: only 30 examples are used to judge. Even if none of them changed, the loss could be up to "
+    )
+    assert "rows of reviews (half of them judge) would decide" in said
     assert said in found.record["warnings"]
     assert found.record["steps"] == []
     assert found.record["evaluation"]["verdict"] in ("undecided", "not met")

@@ -119,9 +119,9 @@ def test_a_model_against_itself_lost_nothing(decoder: Callable[..., Path], text_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"window": 49}, "windows of 49 tokens: .* takes at most 48"),
-        ({"kind": "similarity"}, "--kind similarity: a language model is scored by its perplexity"),
-        ({"data": "other.txt"}, "that of one text, and there are 2"),
+        ({"window": 49}, "windows of 49 tokens are too long: .* takes at most 48"),
+        ({"kind": "similarity"}, "--kind similarity is not for language models"),
+        ({"data": "other.txt"}, "on one text, but 2 were given"),
     ],
 )
 def test_options_that_do_not_fit_a_language_model(
@@ -135,7 +135,7 @@ def test_a_text_shorter_than_a_window_is_refused_with_both_numbers(
     decoder: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "short.txt").write_text("A few words.")
-    with pytest.raises(DataError, match=r"short\.txt: \d+ tokens, and a window takes 48; give more text"):
+    with pytest.raises(DataError, match=r"short\.txt: the text has \d+ tokens, but a window needs 48; give more text"):
         evaluate(decoder(), evaluation=tmp_path / "short.txt")
 
 
@@ -175,15 +175,17 @@ def test_a_metric_of_ones_own(tiny_model: TinyModel, tmp_path: Path) -> None:
 def test_what_does_not_fit_an_encoder(
     tiny_model: TinyModel, decoder: Callable[..., Path], tmp_path: Path, texts: list[str]
 ) -> None:
-    with pytest.raises(InputError, match="windows are for language models; this model's task is embedding"):
+    with pytest.raises(InputError, match="and --bos are for language models, and this model's task is embedding"):
         evaluate(tiny_model("bert"), window=32)
     pairs = pairs_file(tmp_path / "a.tsv", texts)
-    with pytest.raises(DataError, match="similarity scores embeddings; this model's task is sequence-classification"):
+    with pytest.raises(
+        DataError, match="similarity scores embeddings, but this model's task is sequence-classification"
+    ):
         evaluate(tiny_model("bert", "sequence-classification"), evaluation=pairs, kind="similarity")
-    with pytest.raises(InputError, match=r"its task is text-generation, that of .* is embedding"):
+    with pytest.raises(InputError, match=r"task is text-generation, but the task of .* is embedding"):
         evaluate(tiny_model("bert"), reference=decoder(), samples=30)
 
 
 def test_a_reference_that_reads_other_tokens_is_refused(tiny_model: TinyModel) -> None:
-    with pytest.raises(InputError, match="its tokenizer has another vocabulary"):
+    with pytest.raises(InputError, match="have different vocabularies"):
         evaluate(tiny_model("bert"), reference=tiny_model("roberta"), samples=30)

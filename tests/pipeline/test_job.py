@@ -62,7 +62,7 @@ def test_too_few_calibration_texts_are_refused(tiny_model: TinyModel, tmp_path: 
 def test_texts_that_no_split_can_part_are_mentioned(tiny_model: TinyModel, tmp_path: Path, texts: list[str]) -> None:
     pairs = write_pairs(tmp_path / "pairs.tsv", [(texts[0], text) for text in texts[1:60]])
     job = open_job(tiny_model("bert"), HERE, Texts(evaluation=pairs))
-    assert any("1 texts occur in the tuning and in the held-out data" in warning for warning in job.warnings)
+    assert any("1 texts are in the tuning data and in the held-out data" in warning for warning in job.warnings)
 
 
 def test_measurements_are_keyed_by_everything_they_depend_on(
@@ -100,7 +100,7 @@ def test_two_runs_do_not_share_a_destination(tiny_model: TinyModel, tmp_path: Pa
     (tmp_path / ".out.bitwright").mkdir()
     with (tmp_path / ".out.bitwright" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another run is writing there"):
+        with pytest.raises(InputError, match="another run is writing here"):
             quantize(tiny_model("bert"), out=tmp_path / "out", recipe=HERE, **QUICK)
 
 
@@ -193,7 +193,7 @@ def test_a_tokenizer_whose_code_came_with_the_model_is_refused_before_the_work(
     (source / "words.py").write_text("from transformers import BertTokenizer\nclass Words(BertTokenizer):\n    pass\n")
     for trusted, wanted in (
         (False, r"tokenizer_config\.json: auto_map = "),
-        (True, r"Words is code of its own \(words"),
+        (True, r"Words has its own code \(words"),
     ):
         with pytest.raises(ModelError, match=wanted):
             open_job(source, HERE, Texts(samples=60), trust_remote_code=trusted)
@@ -206,7 +206,7 @@ def test_a_tokenizer_whose_code_came_with_the_model_is_refused_before_the_work(
         ("mixtral", {"scheme": "w8a8"}, "reads a mixture of experts only if"),
         ("bert", {"scheme": "nf4"}, "does not accept the scheme 'nf4"),
         ("bert", {"embeddings": "int8"}, "cannot read int8 embedding tables"),
-        ("bert", {"method": "smoothquant"}, "goes through a transform"),
+        ("bert", {"method": "smoothquant"}, "transforms the input"),
         ("bert", {"rules": [{"role": "head", "scheme": "w8a8"}]}, "would quantize its 2-D input as one tensor"),
     ],
 )
@@ -262,7 +262,7 @@ def test_experts_share_a_group_size_that_suits_all_their_linears(tiny_decoder: C
     experts = [row for row in plan if row.role == "expert"]
     assert {row.shape[1] for row in experts} == {64, 96}
     assert {row.scheme for row in experts} == {"w4a16_g32"}
-    assert "the unit's K are 64 and 96, so g32" in experts[0].reason
+    assert "their K are 64 and 96, so g32" in experts[0].reason
     assert {row.scheme for row in plan if row.role == "qkv"} == {"w4a16_g64"}
 
 

@@ -121,7 +121,7 @@ def test_sources_that_do_not_fit_are_refused(
     reranker: Path, tiny_model: TinyModel, pairs: str, tmp_path: Path, texts: list[str]
 ) -> None:
     (tmp_path / "t.txt").write_text("\n".join(texts), encoding="utf-8")
-    with pytest.raises(DataError, match=r"holds pairs of texts and .* single ones"):
+    with pytest.raises(DataError, match=r"holds pairs of texts, but .* holds single texts"):
         open_job(reranker, make_recipe(HERE), Texts((pairs, str(tmp_path / "t.txt"))))
     with pytest.raises(DataError, match="a model for embedding reads single texts; name one"):
         job_of(tiny_model("bert"), f"{pairs}#query,document")
@@ -160,7 +160,7 @@ def test_evaluate_says_what_it_was_that_it_compared(reranker: Path, pairs: str, 
     assert (found["metric"]["unit"], found["loss"]) == ("pairs", 0)
     assert found["protocol"].startswith("20 pairs of ")
     found = evaluate(reranker, reference=reranker, samples=20, data=singles)
-    assert "single ones, and this model reads pairs (it puts out one score" in found["protocol"]
+    assert "single texts, but this model reads pairs (it puts out one score" in found["protocol"]
     found = evaluate(reranker, reference=reranker, samples=20)
     assert "built-in pairs of 12 kinds" in found["protocol"]
     assert len(found["kinds"]) == 12

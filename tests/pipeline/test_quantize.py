@@ -365,7 +365,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(
         [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False, env=environment
     )
     assert again.returncode == 0, again.stderr
-    assert "going on where an earlier run stopped" in again.stderr
+    assert "continuing an interrupted run" in again.stderr
     fresh = subprocess.run(
         [*command, "--out", str(tmp_path / "fresh")], capture_output=True, text=True, check=False, env=environment
     )

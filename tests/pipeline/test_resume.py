@@ -92,10 +92,10 @@ def test_stopped_before_every_block(start: Callable[..., Any], undisturbed: dict
         assert len(list(work(tmp_path).glob("shard-*"))) == block
         begun = [text for text in progress.said if text.startswith("quantizing block")]
         assert begun == [f"quantizing block {i}" for i in range(max(0, block - 1), block + 1)]
-        assert any("the same command goes on from there" in text for text in progress.said) == (block > 0)
+        assert any("run the same command again to continue" in text for text in progress.said) == (block > 0)
     progress = Stopping()
     start(progress=progress)
-    assert "going on with block 3: an earlier run did those before it" in progress.said
+    assert "continuing with block 3, because an earlier run finished the blocks before it" in progress.said
     assert content(tmp_path / "out") == undisturbed
     assert not work(tmp_path).exists()
 
@@ -139,7 +139,7 @@ def test_nan_in_a_batch_loses_nothing(
     assert len(list(work(tmp_path).glob("shard-*"))) == 2
     progress = Stopping()
     start(progress=progress)
-    assert any(text.startswith("going on with block 2") for text in progress.said)
+    assert any(text.startswith("continuing with block 2") for text in progress.said)
     assert content(tmp_path / "out") == undisturbed
 
 
@@ -158,7 +158,7 @@ def test_another_run_s_work_is_refused(
         ({"model": other_model, "recipe": other_recipe}, "model and its recipe"),
     ):
         progress = Stopping()
-        with pytest.raises(InputError, match=rf"differs from this one in its {what}; repeat that run's command"):
+        with pytest.raises(InputError, match=rf"differs from this one in its {what}. Run its command again"):
             start(progress=progress, **options)
         assert not any("the same command" in text for text in progress.said)
         assert {path.name: path.read_bytes() for path in work(tmp_path).iterdir()} == before
@@ -263,5 +263,5 @@ def test_saving_takes_a_small_share_of_the_time(
     assert [path.stem for path in work(tmp_path).glob("inputs-*")] == ["inputs-00001"]
     progress = Stopping()
     start(progress=progress)
-    assert "going on with block 1: an earlier run did those before it" in progress.said
+    assert "continuing with block 1, because an earlier run finished the blocks before it" in progress.said
     assert content(tmp_path / "out") == undisturbed

@@ -149,7 +149,7 @@ def test_where_a_target_reads_one_scheme_only_16_bit_is_the_next_step(tiny_model
     recipe = make_recipe({"scheme": "w4a16_g32", "targets": ["sentence-transformers"]})
     job = open_job(tiny_model("bert"), recipe, Texts(samples=40))
     assert set(job_ladders(job).values()) == {(FLOAT,)}
-    assert "back to 16 bit at once" in job.warnings[-1]
+    assert "back to 16 bit directly" in job.warnings[-1]
     asked = make_recipe(RECIPE | {"targets": ["sentence-transformers"], "method": "gptq"})
     with pytest.raises(TargetError, match=r"goal: smallest mixes .* sentence-transformers does not read"):
         job_ladders(open_job(tiny_model("bert"), asked, Texts(samples=40)))
@@ -161,7 +161,7 @@ def test_where_a_target_reads_one_scheme_only_16_bit_is_the_next_step(tiny_model
         ({"recipe": Recipe(scheme="w8a8")}, "w8a8 is named"),
         ({"recipe": "encoder-int4"}, "w4a16_g32 is named"),
         ({"min_speedup": 2.0}, "min_speedup = 2"),
-        ({"judged": False}, "judges nothing"),
+        ({"judged": False}, "does not judge"),
         ({"goal": "fastest"}, "goal = 'fastest'"),
     ],
 )
@@ -175,4 +175,4 @@ def test_what_a_goal_cannot_go_with_is_refused_before_the_model_is_opened(
 def test_a_preview_shows_where_the_search_begins(tiny_model: Callable[..., Path]) -> None:
     shown = preview(tiny_model("bert"), recipe=make_recipe(RECIPE), texts=Texts(samples=40))
     assert {row.scheme for row in shown["plan"] if row.block is not None} == {"w4a16_g32"}
-    assert "gives some units more bits" in shown["warnings"][0]
+    assert "then gives some layers more bits" in shown["warnings"][0]

@@ -147,7 +147,7 @@ def test_damage_is_found_and_named(tmp_path: Path, name: str, damage: str) -> No
     read: Callable[[], Any] = Shards(tmp_path).resume  # before any work is done
     if (name, damage) == ("shard-00000", "without facts"):
         read = partial(Shards(tmp_path).account, 1)
-    with pytest.raises(CheckpointError, match=rf"{name}.* kept is damaged \(.+\); delete {tmp_path} to start over"):
+    with pytest.raises(CheckpointError, match=rf"{name}.* is damaged \(.+\); delete {tmp_path} to start over"):
         read()
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path: Path) -> None:
     found.index(1)
     path = tmp_path / "shard-00000.safetensors"
     path.write_bytes(path.read_bytes()[:800])
-    with pytest.raises(CheckpointError, match="bytes early"):
+    with pytest.raises(CheckpointError, match="bytes too early"):
         [found.layer(name, SCHEMES[scheme]) for name, (scheme, _) in LAYERS.items()]
 
 
@@ -171,11 +171,11 @@ def test_a_full_disk_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shards_file, "write_safetensors", fail)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*repeat the command"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*run the same command"):
         shards.write(0, made())
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
 def test_outputs_of_a_block_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a block put out a dict"):
+    with pytest.raises(CheckpointError, match="a block gave a dict"):
         Shards(tmp_path).save_inputs(1, [{"hidden": torch.zeros(2)}])

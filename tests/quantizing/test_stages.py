@@ -183,7 +183,7 @@ def test_starved_experts_are_noted_and_helped(opened, tiny_decoder, batches, inp
 def test_static_inputs_need_tokens(opened, tiny_decoder, batches):
     job = opened(tiny_decoder("mixtral"), scheme="w8a8_static")
     job.model.get_submodule("model.layers.0.mlp.experts").register_forward_pre_hook(unfair)
-    with pytest.raises(NumericsError, match=r"experts\.2\.down_proj: 3 calibration tokens .* dynamic scheme"):
+    with pytest.raises(NumericsError, match=r"experts\.2\.down_proj: only 3 calibration tokens .* dynamic scheme"):
         job.quantize(batches)
 
 
@@ -233,7 +233,7 @@ def test_methods_can_differ_between_linears(opened, tiny_decoder, batches):
 @pytest.mark.parametrize("change", [{"scheme": "w8a16"}, {"method": "awq"}])
 def test_linears_that_share_an_input_share_scheme_and_method(opened, tiny_decoder, change):
     rule = {"match": "*q_proj"} | change
-    with pytest.raises(RecipeError, match=r"q_proj \(.*\) and .*k_proj \(.*\) share their input"):
+    with pytest.raises(RecipeError, match=r"q_proj \(.*\) and .*k_proj \(.*\) read the same input"):
         opened(tiny_decoder("llama"), scheme=W4, method="gptq", rules=[rule])
 
 

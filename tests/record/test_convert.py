@@ -69,7 +69,7 @@ def test_endless_nesting_is_refused() -> None:
     deep: Any = []
     for _ in range(2000):
         deep = [deep]
-    with pytest.raises(CheckpointError, match=r"^r\.json: is nested too deeply"):
+    with pytest.raises(CheckpointError, match=r"^r\.json: the data is nested too deeply"):
         from_data(Whole, {"parts": [], "later": deep}, "r.json")
 
 

@@ -65,7 +65,12 @@ def test_errors_are_drawn_for_every_role_and_plain_rounding_where_it_differs(exp
     picture = plots.layer_errors(points)
     drawn = [r.data_source.data for r in picture.model.renderers if r.glyph.__class__.__name__ == "Scatter"]
     assert sum(len(data["block"]) for data in drawn) == len(points)
-    assert [key.label for key in picture.legend] == ["query, key, value", "attention output", "expert", "rounded to nearest"]
+    assert [key.label for key in picture.legend] == [
+        "query, key, value",
+        "attention output",
+        "expert",
+        "rounded to nearest",
+    ]
     same = [replace(point, error_rtn=point.error) for point in points]
     assert "rounded to nearest" not in [key.label for key in plots.layer_errors(same).legend]
 

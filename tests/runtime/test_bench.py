@@ -169,7 +169,7 @@ def test_rivals_that_cannot_be_measured_are_skipped_with_a_reason(float_model, f
     measured = short_bench(float_model)
     assert {row["runtime"] for row in measured["rows"]} == {"fake", "other fake"}
     reasons = {entry["runtime"]: entry["reason"] for entry in measured["skipped"]}
-    assert reasons["absent"] == "not installed: no_such_package; pip install 'bitwright[rivals]'"
+    assert reasons["absent"] == "no_such_package not installed; run: pip install 'bitwright[rivals]'"
     assert "ValueError: rival needs no preparation" in reasons["rival"]
     assert "ended unexpectedly with exit code 2" in reasons["unknown"]
     assert all("\n" not in reason for reason in reasons.values())
@@ -343,7 +343,7 @@ def test_the_shape_is_read_by_the_keys_of_the_family(tmp_path):
 
 def test_a_family_without_a_row_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "longformer", "vocab_size": 9}))
-    with pytest.raises(ModelError, match="'longformer' is not in the architecture table"):
+    with pytest.raises(ModelError, match="does not know model_type 'longformer'"):
         model_shape(ModelDirectory(tmp_path))
 
 

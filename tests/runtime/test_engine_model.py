@@ -74,9 +74,7 @@ def test_texts_that_are_too_long_are_cut_or_refused(quantized: Callable[..., Eng
     assert len(model.tokenize([long])[0]) == model.max_tokens
     for path in (model, model.generic):
         np.testing.assert_array_equal(path.encode(short, truncate=False), path.encode(short))
-        with pytest.raises(
-            InputError, match=f"text 2 has more than the {model.max_tokens} tokens that this model takes"
-        ):
+        with pytest.raises(InputError, match=f"text 2 has more than {model.max_tokens} tokens"):
             path.encode([*short, long], truncate=False)
         with pytest.raises(InputError, match="text 0 has more than"):
             path.encode([(short[0], long)], truncate=False)
@@ -110,15 +108,15 @@ def test_bad_types(quantized: Callable[..., EngineModel]) -> None:
     model = quantized("bert")
     for other in (model, model.generic):
         for items, types, message in (
-            (["a text"], [[0]], "types are those of token ids"),
-            ([[5, 6]], [[0, 2]], "item 0: token type 2; this model has 0 to 1"),
+            (["a text"], [[0]], "types can be given only with token ids"),
+            ([[5, 6]], [[0, 2]], "item 0: token type 2, but this model has only 0 to 1"),
             ([[5, 6], [7]], [[0, 1], [0, 1]], "item 1 has 1 tokens and 2 token types"),
-            ([[5, 6]], [[0, 1], [0]], "token types of 2 items for 1"),
+            ([[5, 6]], [[0, 1], [0]], "token types for 2 items, but 1"),
             ([("a", "b"), "c"], None, "pair 1 is str, not two texts"),
             ([("a", "b"), ("c",)], None, "pair 1 is tuple, not two texts"),
-            ([[5, 6]], [None], "item 0: token types are a sequence of whole numbers, this is None"),
-            ([[5, 6]], [[0, 0.5]], "item 0: token types are a sequence of whole numbers"),
-            ([[5, 6]], np.array([[0, 2]]), "item 0: token type 2; this model has 0 to 1"),
+            ([[5, 6]], [None], "item 0: token types must be a sequence of whole numbers, but this is None"),
+            ([[5, 6]], [[0, 0.5]], "item 0: token types must be a sequence of whole numbers"),
+            ([[5, 6]], np.array([[0, 2]]), "item 0: token type 2, but this model has only 0 to 1"),
         ):
             with pytest.raises(InputError, match=message):
                 other.encode(items, types=types)

@@ -151,7 +151,7 @@ def test_a_missing_tensor_is_named(write: Written) -> None:
     tensors = load_file(out / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"hold no 'model.norm.weight' \(64,\)"):
+    with pytest.raises(CheckpointError, match=r"config.json needs 'model.norm.weight' \(64,\)"):
         load(out)
 
 

@@ -59,7 +59,7 @@ def test_texts_are_tokenized_and_cut(llama: GenericModel) -> None:
     assert rows[0].shape == (2, llama.max_tokens - 1)
     ids = llama.tokenize(["a class"])[0]
     np.testing.assert_array_equal(llama.encode([ids])[0], rows[1])
-    with pytest.raises(InputError, match=f"text 1 has more than the {llama.max_tokens} tokens"):
+    with pytest.raises(InputError, match=f"text 1 has more than {llama.max_tokens} tokens"):
         llama.encode(["a class", text], truncate=False)
 
 
@@ -67,8 +67,8 @@ def test_texts_are_tokenized_and_cut(llama: GenericModel) -> None:
     ("items", "message"),
     [
         (["a", 3], "text 1 is int, not str"),
-        ([[3, 4], "a"], "item 1 is str: texts, pairs of texts or sequences of token ids"),
-        ([[3, 0.5]], "item 0 is list: texts, pairs of texts or sequences"),
+        ([[3, 4], "a"], "item 1 is str; give texts, pairs of texts or sequences of token ids"),
+        ([[3, 0.5]], "item 0 is list; give texts, pairs of texts or sequences"),
         ([None], "text 0 is NoneType"),
         ([[3], []], "item 1 has 0 tokens; this model takes 1 to 64"),
         ([[3] * 65], "item 0 has 65 tokens; this model takes 1 to 64"),

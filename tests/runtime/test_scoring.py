@@ -56,13 +56,13 @@ def test_several_labels(tiny_model: Callable[..., Path]) -> None:
     theirs, ours = CrossEncoder(str(path), device="cpu"), bitwright.load(path)
     for how in ({}, {"apply_softmax": True}):
         np.testing.assert_allclose(ours.predict(PAIRS, **how), theirs.predict(PAIRS, **how), atol=1e-5)
-    with pytest.raises(InputError, match="rank is for rerankers"):
+    with pytest.raises(InputError, match="rank is only for rerankers"):
         ours.rank(QUERY, DOCUMENTS)
 
 
 def test_an_embedder_has_no_scores(embedder: Model) -> None:
     for call in (lambda: embedder.predict(PAIRS), lambda: embedder.rank(QUERY, DOCUMENTS)):
-        with pytest.raises(InputError, match="is for"):
+        with pytest.raises(InputError, match="is only for"):
             call()
 
 
@@ -91,7 +91,7 @@ def test_a_bar_is_drawn_on_stderr(embedder: Model, capsys: pytest.CaptureFixture
         ({"precision": "int8"}, "quantize_embeddings"),
         ({"device": "cuda"}, "device='cuda': this model runs on the CPU"),
         ({"pool": 1}, "uses all processors in one process"),
-        ({"chunk_size": 8}, "batch_size= says"),
+        ({"chunk_size": 8}, "set batch_size="),
         ({"batchsize": 8}, "did you mean 'batch_size'"),
         ({"nothing_like_it": 8}, r"unexpected keyword argument 'nothing_like_it'$"),
     ],
@@ -104,10 +104,10 @@ def test_what_has_no_meaning_here_names_its_replacement(embedder: Model, given: 
 def test_vectors_are_for_embeddings(reranker: Path) -> None:
     model = bitwright.load(reranker)
     assert isinstance(model, GenericModel)
-    with pytest.raises(InputError, match="are for embeddings; this model's task is sequence-classification"):
+    with pytest.raises(InputError, match="are only for embeddings, and this model's task is sequence-classification"):
         model.encode(PAIRS, normalize_embeddings=True)
 
 
 def test_vectors_of_different_lengths_are_not_compared(embedder: Model) -> None:
-    with pytest.raises(InputError, match="vectors of 3 and of 4 values"):
+    with pytest.raises(InputError, match="vectors with 3 and 4 values"):
         embedder.similarity(np.ones((2, 3)), np.ones((2, 4)))

@@ -169,7 +169,7 @@ def test_half_linears_get_the_16_bit_type_that_is_asked_for(load: Load, dtype: t
 def test_names_that_do_not_fit_are_refused(load: Load) -> None:
     model, layers, _ = load()
     bert, layer = architecture_of("bert"), layers["encoder.layer.0.output.dense"]
-    with pytest.raises(ModelError, match=r"encoder.layer.9.x: no such module"):
+    with pytest.raises(ModelError, match=r"encoder.layer.9.x: .* has no such module"):
         swap_linears(model, {"encoder.layer.9.x": layer}, {}, bert)
     with pytest.raises(ModelError, match="cannot be replaced by a linear"):
         swap_linears(model, {"encoder.layer.0.intermediate.dense": layer}, {}, bert)

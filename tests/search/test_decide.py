@@ -111,13 +111,13 @@ def test_a_transform_that_does_not_fold_is_for_targets_that_apply_it() -> None:
     assert {site.role: methods(portable)[site.name] for site in SITES} == {"qkv": "smoothquant", "ffn": "gptq"}
     assert set(methods(decided(units)).values()) == {"smoothquant"}
     barred = decided([u for u in units if u.role == "ffn"], AUTO_W8A8.model_copy(update={"targets": ("vllm",)}))
-    assert any(row.method == "smoothquant" and "6 of 6 sets" in row.why for row in barred.rejected)
+    assert any(row.method == "smoothquant" and "6 of 6 groups" in row.why for row in barred.rejected)
 
 
 def test_what_was_rejected_is_everything_else_with_its_number() -> None:
     decision = decided(every_unit(gptq=0.04, smoothquant=0.07))
     assert [row.method for row in decision.rejected] == ["rtn", "smoothquant", "smoothquant_gptq", "awq"]
-    assert "7 % expected, the choice 4 %" in {row.why for row in decision.rejected}
+    assert "the expected error is 7 %, and 4 % with the chosen methods" in {row.why for row in decision.rejected}
 
 
 def test_a_method_that_the_recipe_names_stays() -> None:
@@ -268,7 +268,7 @@ def measure_with_range(weight: Tensor, stats: LayerStats) -> float:
 
 
 def test_a_unit_that_nothing_reached_is_refused(weight: Tensor) -> None:
-    with pytest.raises(NumericsError, match=r"layer\.0\.up: no token of the sample reached it"):
+    with pytest.raises(NumericsError, match=r"layer\.0\.up: no token of the sample reached these linears"):
         measure("layer.0.up", SITES[2:3], "w8a8", weight.numel(), [], alpha=None)
 
 

@@ -137,7 +137,7 @@ def test_linears_that_a_text_does_not_reach_score_nothing(net: Net, inputs: list
 
 
 def test_no_text_is_refused_and_more_tokens_need_more_memory(net: Net) -> None:
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="there are none"):
         fisher_scores(net, UNITS, rounded(net), [], projection)
     weights = 4 * sum(p.numel() for p in net.parameters())
     assert weights < memory_needed(net, "abc", 10) < memory_needed(net, "abc", 100)

@@ -1,1 +1,1 @@
-"""Calibration: the texts, and what a model's linears see of them."""
+"""Calibration: reads texts, and collects statistics of what enters a model's linears."""

@@ -1,4 +1,4 @@
-"""Which columns of a table are texts, or pairs of texts: named by the user, or found by their usual names."""
+"""Finds a table's columns of texts, or of pairs of texts: as the user names them, or by their usual names."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ PAIR_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where texts come from, and their share of a mix relative to the other sources'.
+    """A source of texts, and its share of a mix relative to the other sources.
 
     name: a path, a data set's name or "builtin". field: the column that is the text, None to find it by `TEXT_FIELDS`.
     pairs: whether two columns are read, as a pair: `field` and `second`, or those found by `PAIR_FIELDS`.
@@ -36,7 +36,7 @@ class Source:
 
 
 def named_columns(spec: str) -> tuple[str, list[str]]:
-    """A name, and the columns that follow its last #: "pairs.tsv#query,document"; without any, none.
+    """A name and the columns after its last #, as in "pairs.tsv#query,document"; no columns without a #.
 
     Raises:
         DataError: more than two columns, or an empty name of one.
@@ -46,13 +46,13 @@ def named_columns(spec: str) -> tuple[str, list[str]]:
         return spec, []
     columns = [field.strip() for field in fields.split(",")]
     if len(columns) > 2 or not all(columns):
-        raise DataError(f"{spec}: #{fields} is neither a column nor two; name them as {head}#FIRST,SECOND")
+        raise DataError(f"{spec}: #{fields} must name one column or two; write {head}#COLUMN or {head}#FIRST,SECOND")
     return head, columns
 
 
 def column(rows: Iterable[tuple[int, Row]], source: Source) -> Iterator[Text]:
-    """The texts of rows, or the pairs if `source.pairs`: of dicts by key, of lists by the header, which is the first of
-    them. A row whose text is null is left out.
+    """The texts of rows, or the pairs if `source.pairs`. Dicts are read by key; lists by the header, which is the first
+    list. A row whose text is null is left out.
 
     Raises:
         DataError: no such column, a cell that is no text, or an empty one in a pair.
@@ -87,20 +87,24 @@ def _fields(found: list[str], source: Source, number: int) -> list[str]:
         field = next((field for field in wanted if field in found), None)
         if field is not None:
             return [field]
-        needed, how = f"no column {' or '.join(wanted)}", f"Name the column: {source.name}#COLUMN"
+        needed, how = f"there is no column {' or '.join(wanted)}", f"Name the column: {source.name}#COLUMN"
     else:
         named = (source.field or "", source.second or "") if source.field else find_pair(found)
         if named and all(field in found for field in named):
             return list(named)
-        needed = f"no columns {' and '.join(named)}" if named else "no two columns whose names say that they are pairs"
+        needed = (
+            f"there are no columns {' and '.join(named)}"
+            if named
+            else "no two columns have names that are usual for pairs"
+        )
         how = f"Name the columns: {source.name}#FIRST,SECOND"
-    raise DataError(f"{source.name}, line {number}: {needed}; found {', '.join(found) or 'none'}. {how}")
+    raise DataError(f"{source.name}, line {number}: {needed}; the columns are {', '.join(found) or 'none'}. {how}")
 
 
 def _cell(row: dict[str, Any], field: str, source: Source, number: int) -> str | None:
     value = row[field]
     if value is not None and not isinstance(value, str):
-        raise DataError(f"{source.name}, line {number}: {field} is a {type(value).__name__}, a text is needed")
+        raise DataError(f"{source.name}, line {number}: {field} is a {type(value).__name__}, but must be a text")
     return value
 
 
@@ -108,5 +112,5 @@ def _pair(cells: list[str | None], fields: list[str], source: Source, number: in
     first, second = ((cell or "").strip() for cell in cells)
     if not (first and second):
         empty = fields[1] if first else fields[0]
-        raise DataError(f"{source.name}, line {number}: {empty} is empty, and a pair needs both of its texts")
+        raise DataError(f"{source.name}, line {number}: {empty} is empty, but a pair needs two texts")
     return first, second

@@ -1,4 +1,4 @@
-"""Texts for calibration: read, mixed, and batched as tokens. Same sources, same seed: same texts in the same order.
+"""Reads texts for calibration, mixes them, and makes token batches. The same sources and seed give the same order.
 
 A source is a file (a line is a text; in .jsonl, .csv, .tsv and .parquet a column is, or two columns are a pair), a data
 set of the Hugging Face hub ("org/name"), or "builtin": texts that every installation has (`passages`), all of them or,
@@ -38,7 +38,7 @@ _ROWS_PER_TEXT = 50  # of a data set on the hub, which may be larger than anybod
 
 
 def parse_sources(specs: Sequence[str]) -> list[Source]:
-    """Sources from "name[#field[,field]][:weight]", e.g. "news.jsonl#body:0.7"; two fields are a pair.
+    """Parse sources such as "name[#field[,field]][:weight]", e.g. "news.jsonl#body:0.7"; two fields are a pair.
 
     What follows the last colon is a weight only if it is a number, so a path may have colons; a spec that is itself the
     path of a file is taken as that.
@@ -47,12 +47,12 @@ def parse_sources(specs: Sequence[str]) -> list[Source]:
         DataError: no source, a weight that is not positive and finite, or more than two fields.
     """
     if not specs:
-        raise DataError("no source of texts; give a file, a data set, or builtin")
+        raise DataError("there is no source of texts; give a file, a data set of the hub, or builtin")
     return [_parse_source(spec) for spec in specs]
 
 
 def in_pairs(source: Source) -> Source:
-    """The source as a model that reads pairs takes it: of a table whose column is not named, two columns are read."""
+    """The source for a model that reads pairs: two columns of a table, unless one is named."""
     if source.field or not _is_table(source.name):
         return source
     return replace(source, pairs=True)
@@ -69,7 +69,7 @@ def load_texts(source: str, n: int | None = None, *, seed: int = 0) -> list[str]
     """
     (parsed,) = parse_sources([source])
     if parsed.pairs:
-        raise DataError(f"{source}: two columns are named, and single texts are read here; name one")
+        raise DataError(f"{source}: two columns are named, but single texts are read here; name one column")
     return [text for text in _sample(parsed, n, seed) if isinstance(text, str)]
 
 
@@ -83,7 +83,7 @@ def mix(sources: Sequence[Source], n: int, *, seed: int = 0) -> list[Text]:
         DataError: n < 1, no source, two that share most of their texts, or as `load_texts`.
     """
     if n < 1 or not sources:
-        raise DataError(f"{n} texts of {len(sources)} sources: give at least one of each")
+        raise DataError(f"{n} texts of {len(sources)} sources are too few; ask for at least one text per source")
     chosen: dict[Text, None] = {}
     samples = [(source, _sample(source, n, seed)) for source in sources]
     refuse_same_corpus(samples)
@@ -108,7 +108,7 @@ def require_texts(texts: Sequence[Text], least: int, what: str) -> None:
     """
     if len(texts) < least:
         noun = "text" if len(texts) == 1 else "texts"
-        raise DataError(f"{len(texts)} {noun}; {what} need at least {least}; give more with --data")
+        raise DataError(f"the data gives {len(texts)} {noun}, but {what} need at least {least}; give more with --data")
 
 
 def builtin_texts(n: int | None = None, *, seed: int | None = None) -> list[str]:
@@ -119,7 +119,7 @@ def builtin_texts(n: int | None = None, *, seed: int | None = None) -> list[str]
 
 
 def plain_text(path: Path) -> str | None:
-    """The whole of a file of plain text; None for tables, and where there is no such file.
+    """The whole content of a plain text file; None for a table or a missing file.
 
     Raises:
         DataError: unreadable, or not UTF-8.
@@ -129,13 +129,15 @@ def plain_text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        raise DataError(
+            f"{path}: this file is not UTF-8 text ({error}); convert it, e.g. with iconv -t UTF-8"
+        ) from None
 
 
 def token_batches(
     tokenizer: Any, texts: Sequence[Text], *, max_tokens: int, batch_size: int, seed: int = 0
 ) -> "list[dict[str, Tensor]]":
-    """Token batches for a forward pass: texts of similar length together, the batches in a seeded random order.
+    """Token batches for a forward pass. Texts of similar length share a batch; the batches have a seeded random order.
 
     Args:
         tokenizer: of transformers; it truncates to `max_tokens` (of a pair the longer text first) and pads to the
@@ -150,7 +152,7 @@ def token_batches(
     """
     if not texts or max_tokens < 1 or batch_size < 1:
         raise DataError(
-            f"{len(texts)} texts in batches of {batch_size}, {max_tokens} tokens each: all must be at least 1"
+            f"{len(texts)} texts, batch_size = {batch_size}, max_tokens = {max_tokens}: each must be at least 1"
         )
     limits = {"truncation": True, "max_length": max_tokens}
     lengths = [len(ids) for ids in _tokenized(tokenizer, texts, **limits)["input_ids"]]
@@ -161,7 +163,7 @@ def token_batches(
 
 
 def _tokenized(tokenizer: Any, texts: Sequence[Text], **options: Any) -> Any:
-    """What a tokenizer makes of texts, or of pairs as such: with the token types that it hands out."""
+    """The tokens of texts or of pairs, with the token types that the tokenizer gives."""
     pairs = [text for text in texts if not isinstance(text, str)]
     if not pairs:
         return tokenizer(list(texts), **options)
@@ -179,7 +181,7 @@ def _parse_source(spec: str) -> Source:
         except ValueError:
             name = spec
     if not (weight > 0 and math.isfinite(weight)):
-        raise DataError(f"{spec}: weight {weight:g}; a weight is a positive number")
+        raise DataError(f"{spec}: the weight is {weight:g}, but must be a positive number")
     if Path(name).is_file():
         return Source(name, weight)
     name, columns = named_columns(name)
@@ -188,9 +190,9 @@ def _parse_source(spec: str) -> Source:
 
 
 def _sample(source: Source, n: int | None, seed: int) -> list[Text]:
-    """The n texts of smallest priority, in its order."""
+    """The n texts with the smallest priority, in order of priority."""
     if n is not None and n < 1:
-        raise DataError(f"{source.name}: {n} texts; ask for at least one")
+        raise DataError(f"{source.name}: {n} texts are asked for; ask for at least one")
     kept: set[Text] = set()
     worst_first: list[tuple[int, Any]] = []  # of one source, all texts or all pairs
     n_read = 0
@@ -206,16 +208,17 @@ def _sample(source: Source, n: int | None, seed: int) -> list[Text]:
         else:
             kept.remove(heapq.heappushpop(worst_first, entry)[1])
     if not n_read:
-        raise DataError(f"{source.name}: no texts in it")
+        raise DataError(f"{source.name}: there are no texts in this file; give another one")
     if not kept:
         raise DataError(
-            f"{source.name}: all of its {n_read} texts are shorter than {_MIN_LENGTH} characters or have no letter"
+            f"{source.name}: none of its {n_read} texts is usable, because all are shorter than {_MIN_LENGTH} "
+            "characters or have no letter"
         )
     return [text for _, text in sorted(worst_first, reverse=True)]
 
 
 def _is_usable(text: Text) -> bool:
-    """A pair is, as somebody wrote it down as one; a line may be a rule or a number."""
+    """Whether a text is usable. A pair always is; a single line may be only a rule or a number."""
     return not isinstance(text, str) or (len(text) >= _MIN_LENGTH and any(map(str.isalpha, text)))
 
 
@@ -226,7 +229,7 @@ def _priority(text: Text, seed: int) -> int:
 
 
 def _is_table(name: str) -> bool:
-    """Whether a source has columns: a table, or a data set of the hub."""
+    """Whether a source has columns, as a table or a data set of the hub has."""
     path = Path(name)
     if path.suffix.lower() in _TABLES:
         return True
@@ -238,12 +241,16 @@ def _texts(source: Source, n: int | None) -> Iterator[Text]:
     if source.name == BUILTIN:
         return _builtin(source.field)
     if path.suffix.lower() == ".json":
-        raise DataError(f"{path}: one JSON object per line is read, from a file that ends in .jsonl")
+        raise DataError(
+            f"{path}: Bitwright does not read .json; write one JSON object per line into a file that ends in .jsonl"
+        )
     if path.suffix.lower() in _TABLES:
         return column(read_rows(path), source)
     if not _is_table(source.name):
         if source.field is not None:
-            raise DataError(f"{path}: #{source.field} names a column, and lines of text have none")
+            raise DataError(
+                f"{path}: #{source.field} names a column, but this file has only lines of text; leave the column out"
+            )
         return (line for _, line in read_lines(path) if line.strip())
     return column(enumerate(_data_set_rows(source.name, n), start=1), source)
 
@@ -260,12 +267,14 @@ def _data_set_rows(name: str, n: int | None) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise DataError(f"{name}: no such file, and data sets of the hub need: pip install 'bitwright[data]'") from None
+        raise DataError(
+            f"{name}: there is no such file. If this is a data set of the hub, run: pip install 'bitwright[data]'"
+        ) from None
     try:
         rows = datasets.load_dataset(name, split="train", streaming=True)
         yield from islice(rows, None if n is None else n * _ROWS_PER_TEXT)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{name}: no such file, and not to be had as a data set of the Hugging Face hub ({type(error).__name__}: "
-            f"{error}). Check the name and the network, or give a local file"
+            f"{name}: there is no such file, and the Hugging Face hub gave no such data set "
+            f"({type(error).__name__}: {error}). Check the name and the network, or give a local file"
         ) from None

@@ -1,4 +1,4 @@
-"""Whether texts are such as a model can read: does its vocabulary spell them, how much does it see? No torch.
+"""Checks whether a model can read texts: whether its vocabulary covers them, and how much of them it sees. No torch.
 
 A text whose tokens are mostly unknown says nothing about a model, however small the loss on it. Neither does one in a
 script that the vocabulary has letters of and no words: such a model was never taught the language.
@@ -24,8 +24,8 @@ _OFTEN_CUT = 0.2  # share of texts longer than the model, which is told
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How a model reads texts. name: for messages. tokenize: ids of each text, special tokens included, cut at
-    `max_tokens`. unknown: id of the unknown token, None if the vocabulary spells everything.
+    """How a model reads texts. name: for messages. tokenize: gives the ids of each text, special tokens included, cut
+    at `max_tokens`. unknown: the id of the unknown token; None if the vocabulary covers everything.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How some texts look as tokens. unknown: share of tokens that stand for what the vocabulary lacks.
+    """Statistics of texts as tokens. unknown: the share of unknown tokens.
 
     letters: characters other than white space, per token. distinct: share of texts that differ as tokens. cut: share
     that is as long as the model takes, and may have been longer.
@@ -50,7 +50,7 @@ class Fit:
 
 
 def fit_of(texts: Sequence[Text], reader: Reader) -> Fit:
-    """How texts look as tokens."""
+    """Compute the statistics of texts as tokens."""
     ids, unknown = [list(row) for row in reader.tokenize(texts)], reader.unknown
     n_tokens = max(1, sum(map(len, ids)))
     n_unknown = sum(row.count(unknown) for row in ids) if unknown is not None else 0
@@ -65,7 +65,7 @@ def fit_of(texts: Sequence[Text], reader: Reader) -> Fit:
 
 
 def readable(passages: Sequence[Passage], reader: Reader) -> tuple[tuple[Passage, ...], tuple[str, ...]]:
-    """(the passages in languages that a model's vocabulary spells, codes of the languages that it does not).
+    """The passages in languages that a model's vocabulary covers, and the codes of the languages that it does not.
 
     Raises:
         InputError: it spells none of them; the message has the numbers.
@@ -91,16 +91,17 @@ def readable(passages: Sequence[Passage], reader: Reader) -> tuple[tuple[Passage
     if not kept:
         name, fit = min(fits.items(), key=lambda found: found[1].unknown)
         raise InputError(
-            f"{reader.name}: the built-in texts do not fit its vocabulary: of {fit.n} in {language_name(name)} "
-            f"{fit.unknown:.0%} of the tokens are unknown, and {fit.distinct:.0%} of the texts differ as tokens. A "
-            "loss on them would say nothing; give texts like those that the model is for, with --data or --eval"
+            f"{reader.name}: the built-in texts do not fit the model's vocabulary. Of {fit.n} texts in "
+            f"{language_name(name)}, {fit.unknown:.0%} of the tokens are unknown, and only {fit.distinct:.0%} of "
+            "the texts differ as tokens. A loss on them would mean nothing. Give texts that the model is made for, "
+            "with --data or --eval"
         )
     dropped = tuple(sorted(language for language in fits if language not in kept))
     return tuple(passage for passage in passages if passage.language in kept), dropped
 
 
 def require_fit(texts: Sequence[Text], reader: Reader, what: str) -> list[str]:
-    """Refuse texts of the user's that a model cannot read.
+    """Refuse the user's texts if a model cannot read them.
 
     what: where they come from, for messages.
 
@@ -113,18 +114,21 @@ def require_fit(texts: Sequence[Text], reader: Reader, what: str) -> list[str]:
     if not texts:
         return []
     fit = fit_of(texts, reader)
-    numbers = f"of {fit.n} texts {fit.unknown:.0%} of the tokens are unknown to its vocabulary"
+    numbers = f"its vocabulary does not know {fit.unknown:.0%} of the tokens of {fit.n} texts"
     if fit.unknown > _MAX_UNKNOWN_GIVEN:
         raise InputError(
-            f"{what}: not text that {reader.name} can read: {numbers} (another language, or another notation?). A "
-            "loss on it would say nothing; give texts like those that the model is for"
+            f"{what}: {reader.name} cannot read these texts: {numbers}. They may be in another language or "
+            "notation. A loss on them would mean nothing; give texts that the model is made for"
         )
     if fit.distinct < _LEAST_DISTINCT:
         raise InputError(
-            f"{what}: of {fit.n} texts only {fit.distinct:.0%} differ as tokens of {reader.name}; give different ones"
+            f"{what}: only {fit.distinct:.0%} of {fit.n} texts differ as tokens of {reader.name}; give more "
+            "different texts"
         )
     if fit.cut > _OFTEN_CUT:
-        return [f"{what}: {fit.cut:.0%} of the texts fill the model's {reader.max_tokens} tokens, and may be cut"]
+        return [
+            (f"{what}: {fit.cut:.0%} of the texts reach the limit of {reader.max_tokens} tokens, so they may be cut")
+        ]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Hooks of modules: what happens before or after their forwards, until the end of a block. The only file with any."""
+"""Adds hooks before or after the forwards of modules until the end of a `with` block. No other file uses hooks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,8 +14,8 @@ After = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 def hooked(
     model: nn.Module, *, before: Mapping[str, Before] | None = None, after: Mapping[str, After] | None = None
 ) -> Iterator[None]:
-    """Call functions before and after forwards of modules of `model`, by name; what they return, if it is something,
-    takes the place of the inputs, or of the output.
+    """Call functions before and after the forwards of modules, by name. If a function returns something, it replaces
+    the inputs or the output.
     """
     with ExitStack() as stack:
         for name, first in (before or {}).items():

@@ -1,4 +1,4 @@
-"""What calibration sees at the input of one linear layer. It merges, so batches and calls can be observed apart.
+"""Statistics of the inputs of one linear layer. They can be merged, so batches can be observed separately.
 
     merge(observe(None, a), observe(None, b))  =  observe(observe(None, a), b)
 
@@ -57,14 +57,14 @@ class LayerStats:
     def mean_abs_K(self) -> Tensor:
         """Mean magnitude of each input feature: float64 (K,)."""
         if self.sum_abs_K is None:
-            raise NumericsError("mean magnitudes are not known after a shift; observe again")
+            raise NumericsError("the mean magnitudes are not known after a shift; observe the inputs again")
         return self.sum_abs_K / self.n_tokens
 
 
 def observe(
     stats: LayerStats | None, x_MK: Tensor, *, gram: bool = False, histogram: bool = True, fast: bool = False
 ) -> LayerStats:
-    """Add one batch to the statistics; neither argument is changed, unless `fast`.
+    """Add one batch to the statistics. Neither argument is changed unless `fast`.
 
     Args:
         stats: what was seen so far, None at first.
@@ -78,7 +78,8 @@ def observe(
     """
     if x_MK.ndim != 2 or len(x_MK) == 0:
         raise NumericsError(
-            f"statistics need rows of tokens (M, K), got shape {tuple(x_MK.shape)}; drop padding and empty batches"
+            f"statistics need rows of tokens (M, K), but the shape is {tuple(x_MK.shape)}; remove padding and empty "
+            "batches"
         )
     x_MK = x_MK.detach()
     if fast and gram and x_MK.is_cpu and cpu.has_gram() and (stats is None or stats.gram_KK is not None):
@@ -138,7 +139,7 @@ def _gram(x_MK: Tensor) -> Tensor:
 
 
 def merge(a: LayerStats, b: LayerStats) -> LayerStats:
-    """Statistics of both; the batches of `a` come first. What one of them lacks, the result lacks.
+    """The statistics of both; the batches of `a` come first. The result has only what both have.
 
     Raises:
         NumericsError: they are of layers with different numbers of input features.
@@ -158,7 +159,7 @@ def merge(a: LayerStats, b: LayerStats) -> LayerStats:
 
 def _check_features(ours: int, theirs: int) -> None:
     if ours != theirs:
-        raise NumericsError(f"cannot merge statistics of K = {ours} and K = {theirs} input features")
+        raise NumericsError(f"statistics of K = {ours} and of K = {theirs} input features cannot be merged")
 
 
 def rescaled(stats: LayerStats, transform: InputTransform) -> LayerStats:

@@ -1,4 +1,4 @@
-"""Whether sources of texts are one corpus, given several times under several names."""
+"""Finds sources that are the same corpus under different names."""
 
 from collections.abc import Collection, Hashable, Sequence
 from itertools import combinations
@@ -11,7 +11,7 @@ _MOST_SHARED = 0.5  # of the smaller source
 
 
 def refuse_same_corpus(drawn: Sequence[tuple[Source, Collection[Hashable]]]) -> None:
-    """Refuse sources that share most of their texts: what is mixed of them counts one text as several kinds.
+    """Refuse sources that share most of their texts, because a mix would count one text as several kinds.
 
     drawn: of each source its texts, or those of smallest priority, which are the same texts in a copy.
 
@@ -22,6 +22,6 @@ def refuse_same_corpus(drawn: Sequence[tuple[Source, Collection[Hashable]]]) -> 
         shared, smaller = len({*some} & {*more}), min(len({*some}), len({*more}))
         if shared >= _LEAST_SHARED and shared > _MOST_SHARED * smaller:
             raise DataError(
-                f"{one.name} and {other.name}: {shared} of {smaller} texts are in both, so they are one corpus given "
-                "twice; give one of them, or texts of another kind"
+                f"{one.name} and {other.name} share {shared} of {smaller} texts, so they are the same corpus; give "
+                "one of them, or texts of another kind"
             )

@@ -1,4 +1,4 @@
-"""Built-in texts of many kinds, written for Bitwright, and prose of Python's documentation beside them. No torch.
+"""The built-in texts: texts of many kinds, written for Bitwright, and prose of Python's documentation. No torch.
 
 A kind is a sort of text (news, mail, law …); a language is another matter, and a kind has several. `texts/KIND.jsonl`
 has a line {"language", "text"} per passage; `rerank.jsonl`, `nli.jsonl` and `questions.jsonl` there have pairs, whose
@@ -85,7 +85,9 @@ def of_kind(kind: str) -> tuple[Passage, ...]:
     if kind not in ROLES:
         near = get_close_matches(kind, ROLES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise DataError(f"builtin#{kind}: there is no built-in kind of text of that name{hint}; {', '.join(ROLES)}")
+        raise DataError(
+            f"builtin#{kind}: there is no built-in kind of text with this name{hint}; the kinds are {', '.join(ROLES)}"
+        )
     return tuple(passage for passage in passages() if passage.kind == kind)
 
 

@@ -1,4 +1,4 @@
-"""Calibration in bf16, where the CPU multiplies it: three times as fast, and enough for statistics and for ranking."""
+"""Runs calibration in bf16 if the CPU can multiply bf16: three times as fast, and precise enough for statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from bitwright.kernels.linear import cpu_multiplies_bf16
 
 @contextmanager
 def fast_matmul() -> Iterator[None]:
-    """Float32 matrices are multiplied in bf16 and summed in float32, where the CPU has instructions for it."""
+    """Multiply float32 matrices in bf16 and sum in float32, if the CPU has instructions for it."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the module replaces itself when imported
     before = settings.fp32_precision
     if cpu_multiplies_bf16():
@@ -23,6 +23,6 @@ def fast_matmul() -> Iterator[None]:
 
 @contextmanager
 def fast_forward() -> Iterator[None]:
-    """Linears and attention in bf16, on a CPU that multiplies it."""
+    """Run linears and attention in bf16, if the CPU multiplies bf16."""
     with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16(), cache_enabled=False):
         yield

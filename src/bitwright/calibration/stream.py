@@ -1,4 +1,4 @@
-"""A model run block by block: what a block's linears read, what it puts out, then the next block on what it became.
+"""Runs a model block by block: observes a block's inputs, lets it change, and passes its outputs to the next block.
 
 Memory: the output of one block per batch, what the caller keeps of one block, and, where
 blocks are filled and emptied by the caller, the weights of one block.
@@ -72,8 +72,8 @@ class _Walk:
             if call >= len(self.order) or self.order[call] != index:
                 expected = f"block {self.order[call]}" if call < len(self.order) else "no more"
                 raise ModelError(
-                    f"call {call} of a forward runs block {index} where the architecture table expects {expected}; "
-                    "its path of blocks, or how often they run, is wrong for this model"
+                    f"call {call} of a forward runs block {index}, but the architecture table expects {expected}. "
+                    "The table's path of blocks, or its number of runs, is wrong for this model"
                 )
             if call < begin:
                 return before
@@ -94,15 +94,15 @@ class _Walk:
             raise failed.error from None
         if end is not None or calls < len(self.order):
             raise ModelError(
-                f"a forward ended after {calls} block calls where the architecture table expects {len(self.order)}; "
-                "its path of blocks, or how often they run, is wrong for this model"
+                f"a forward ended after {calls} block calls, but the architecture table expects {len(self.order)}. "
+                "The table's path of blocks, or its number of runs, is wrong for this model"
             )
         return output
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Blocks that run together, or, last, what follows the blocks.
+    """Blocks that run together. The last stage is everything after the blocks.
 
     index: of the stage. blocks: indices of its blocks, () for the last stage: poolers and heads. sites: its linears.
     fast: whether it computes in bf16 where the CPU can.
@@ -123,7 +123,8 @@ class Stage:
         return self._walk.fast
 
     def outputs(self, indices: Sequence[int] | None = None) -> list[Any]:
-        """What the stage, as its modules are now, makes of its inputs: a block's output, in the last stage the model's.
+        """Run the stage with its present modules on its inputs: the output of the block, or in the last stage of the
+        model.
 
         indices: of the batches to run; by default all.
         """
@@ -131,7 +132,7 @@ class Stage:
         return [self._walk.run(self._batches[index], self.inputs[index], *self._span) for index in chosen]
 
     def observe(self, sites: Sequence[LinearSite], observe: Observe[Stats]) -> dict[str, Stats]:
-        """Statistics of what these linears of the stage read, by name, from one run over all batches.
+        """The statistics of these linears' inputs, by name, from one run over all batches.
 
         Linears that read the same tensors share one statistics object. An expert that no token reaches has no entry.
 
@@ -172,14 +173,15 @@ class Stage:
 
 
 class _Kept:
-    """Which of the tokens that a linear reads are no padding: under the mask of the batch, and the choice of experts in
-    the block that runs."""
+    """Finds the tokens of a linear's input that are not padding, from the batch's mask and the block's choice of
+    experts.
+    """
 
     mask_BT: Tensor | None = None
     chosen_MS: Tensor
 
     def route(self, _: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Note, before the experts of a block run, which of them each token goes to."""
+        """Note to which experts each token goes, before the experts of a block run."""
         self.chosen_MS = args[1]
 
     def rows(self, x: Tensor, name: str) -> Tensor:
@@ -234,10 +236,10 @@ def stream_stages(
     walk = _Walk(model, [model.get_submodule(path) for path, _ in found], order, options, fast)
     spans: list[tuple[int, int | None]] = [*_spans(order), (len(order), None)]
     if not 0 <= begin < len(spans):
-        raise ModelError(f"there is no stage {begin} to resume at: the model has {len(spans)}, counted from 0")
+        raise ModelError(f"there is no stage {begin} to resume at; the model has {len(spans)}, counted from 0")
     if begin and (inputs is None or len(inputs) != len(batches)):
         n_inputs = "no" if inputs is None else str(len(inputs))
-        raise ModelError(f"resuming at stage {begin} takes its inputs for {len(batches)} batches, got {n_inputs}")
+        raise ModelError(f"resuming at stage {begin} needs inputs for {len(batches)} batches, but got {n_inputs}")
     state: list[Any] = [None] * len(batches) if inputs is None else list(inputs)
     for index in range(begin, len(spans)):
         first, last = spans[index]
@@ -260,7 +262,7 @@ def stream_lazily(
     opened: LoadedModel, sites: Sequence[LinearSite], batches: Sequence[Batch], *, resume: Resume = (0, None),
     fast: bool = False,
 ) -> Iterator[Stage]:  # fmt: skip
-    """`stream_stages` of a model that was opened lazily: its blocks are filled from its files, and emptied again.
+    """`stream_stages` for a lazily opened model: each block is loaded from the files and emptied again.
 
     What is swapped in or folded in a block is gone when the next one begins.
     """
@@ -293,7 +295,7 @@ def stream_outputs(
 
 
 def _place(model: nn.Module) -> str:
-    """What a model is called in messages: where its config came from, or its class."""
+    """The model's name for messages: the place of its config, or its class."""
     return str(getattr(model, "name_or_path", "") or type(model).__name__)
 
 
@@ -343,7 +345,7 @@ def _spans(order: Sequence[int]) -> list[tuple[int, int]]:
 
 @contextmanager
 def _around(blocks: Sequence[nn.Module], wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Have `wrapper(index, forward, *args, **kwargs)` called in place of each block's forward.
+    """Call `wrapper(index, forward, *args, **kwargs)` instead of each block's forward.
 
     Through the instance, not by a hook: a hook cannot keep the forward from running.
     """

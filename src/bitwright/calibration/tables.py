@@ -1,4 +1,4 @@
-"""Rows of text files: csv, tsv, jsonl, parquet and plain lines, read as a stream, with line numbers for messages."""
+"""Reads rows of csv, tsv, jsonl, parquet and plain text files as a stream, with line numbers for messages."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ _csv_field_limit = 1 << 24  # the csv module's own limit, 131,072 characters, is
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers (from 1) and lines of a UTF-8 file, without their ends. A byte order mark is dropped.
+    """Read the lines of a UTF-8 file without line ends, with their numbers from 1. A byte order mark is dropped.
 
     Raises:
         DataError: no such file, a directory, or bytes that are not UTF-8 (the message says which).
@@ -40,7 +40,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Line numbers and rows of a table: lists of cells from .csv and .tsv (header included), else dicts.
+    """Read the rows of a table with their line numbers: lists of cells from .csv and .tsv (header included), else
+    dicts.
 
     A .tsv cell is what is between two tabs: quotation marks are text. A .csv follows the usual quoting. Blank lines are
     dropped.
@@ -63,17 +64,20 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         case ".parquet":
             yield from _parquet_rows(path)
         case suffix:
-            raise DataError(f"{path}: a table ends in .jsonl, .tsv, .csv or .parquet, not in {suffix or 'nothing'!r}")
+            raise DataError(
+                f"{path}: the name of a table must end in .jsonl, .tsv, .csv or .parquet, not in "
+                f"{suffix or 'nothing'!r}"
+            )
 
 
 def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+        raise DataError(f"{path}, line {number}: this line is not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(value, dict):
         raise DataError(
-            f"{path}, line {number}: a JSON object is needed on every line, here is a {type(value).__name__}"
+            f"{path}, line {number}: every line must be a JSON object, but this one is a {type(value).__name__}"
         )
     return value
 
@@ -108,4 +112,4 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
                     number += 1
                     yield number, row
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as parquet ({error})") from None
+        raise DataError(f"{path}: this file cannot be read as parquet ({error})") from None

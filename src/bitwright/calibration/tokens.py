@@ -1,4 +1,4 @@
-"""The token ids of a long text, in the memory of a piece of it.
+"""Tokenizes a long text piece by piece, so that it needs the memory of one piece.
 
 A tokenizer keeps strings, offsets and masks of all that it is given: some 150 bytes per character, ten times what a
 small model itself needs. So a long text is read in pieces that overlap. Tokens depend on what stands near them alone:
@@ -15,7 +15,7 @@ Token = tuple[int, int, int]  # id, and the characters [begin, end) of the text
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """What `tokenizer(text)` gives without special tokens.
+    """The ids that `tokenizer(text)` gives, without special tokens.
 
     A tokenizer that does not tell where its tokens stand gets the text whole, and so does one whose pieces never agree.
     """
@@ -37,7 +37,7 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _meeting(ends: list[Token], begins: list[Token]) -> tuple[int, int] | None:
-    """Indices into both from which on they agree, for as long as `_SAME` tokens."""
+    """The index in each list from which both agree for `_SAME` tokens."""
     at = {token: index for index, token in reversed(list(enumerate(begins[: len(ends)])))}
     for index, token in enumerate(ends[:-_SAME]):
         other = at.get(token)

@@ -1,4 +1,4 @@
-"""Windows of running text, for language models: equally long runs of tokens, none of them padded.
+"""Cuts running text into windows for language models: runs of tokens of equal length, without padding.
 
 A source is what `calibration.data` reads. A file of plain text is taken whole and in order; of a table, a data set or
 the built-in prose the texts are put one after another.
@@ -20,7 +20,7 @@ Window = tuple[int, ...]
 
 
 def running_text(source: Source, *, seed: int = 0) -> str:
-    """All of a source as one text.
+    """The whole source as one text.
 
     Raises:
         DataError: missing, unreadable, not UTF-8, or without any text.
@@ -51,7 +51,8 @@ def token_windows(tokenizer: Any, text: str, length: int, what: str) -> list[Win
     ids = token_ids(tokenizer, text)
     if len(ids) < length:
         raise DataError(
-            f"{what}: {len(ids)} tokens, and a window takes {length}; give more text, or ask for shorter windows"
+            f"{what}: the text has {len(ids)} tokens, but a window needs {length}; give more text, or ask for "
+            "shorter windows"
         )
     return [tuple(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
 

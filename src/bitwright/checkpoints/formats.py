@@ -58,10 +58,12 @@ def read_checkpoint(directory: ModelDirectory) -> Checkpoint:
     """
     where, said = f"{directory.path / CONFIG_FILE}: quantization_config", directory.config.get("quantization_config")
     if not isinstance(said, dict):
-        raise CheckpointError(f"{where}: no quantization_config; this is not a quantized checkpoint")
+        raise CheckpointError(f"{where}: there is none, so this is not a quantized checkpoint")
     tensors = directory.tensors
     for row in FORMATS.values():
         if row.detect(directory.config, tensors):
             return row.read(directory)
     known = " and ".join(map(repr, FORMATS))
-    raise CheckpointError(f"{where}: quant_method {said.get('quant_method')!r}; this release reads {known}")
+    raise CheckpointError(
+        f"{where}: this release does not read quant_method {said.get('quant_method')!r}; it reads {known}"
+    )

@@ -98,7 +98,7 @@ def described(
     if group.format == "int-quantized":
         shape = (stored[0], stored[-1]) if stored else (0, 0)
     elif weight_shape is None or weight_shape.dtype not in (np.int64, np.int32) or weight_shape.size != 2:
-        raise NumericsError("weight_shape is missing, or is no two integers")
+        raise NumericsError("weight_shape is missing, or is not two integers")
     else:
         n, k = weight_shape.reshape(2).tolist()
         shape = (n, k)
@@ -115,7 +115,9 @@ def described(
             )
     for suffix in sorted(header.keys() - promised.keys()):
         if suffix not in _stray(group.form):
-            raise NumericsError(f"{suffix} is unexpected: config.json speaks of a {group.format} weight without one")
+            raise NumericsError(
+                f"{suffix} is unexpected, because config.json describes a {group.format} weight without one"
+            )
     return shape, group.form, guarded
 
 
@@ -138,7 +140,7 @@ def read_linear(
     for name in _stray(group.form):
         stray = tensors.get(name)
         if isinstance(stray, np.ndarray) and stray.any():
-            raise NumericsError(f"{name} is not zero, but config.json says symmetric")
+            raise NumericsError(f"{name} is not zero, but config.json says that the weight is symmetric")
     promised = _entries(shape, group.form, group.format, guarded=guarded)
     found = {suffix: _as_promised(tensors[suffix], *entry) for suffix, entry in promised.items()}
     codes = found[_codes_name(group.format, guarded=guarded)]
@@ -154,7 +156,7 @@ def read_linear(
     if codebook is not None and spec.grid != "kmeans":
         fixed = levels_of(spec, None, like=codebook)
         if not np.array_equal(codebook, fixed):
-            raise NumericsError(f"weight_codebook = {codebook.tolist()}: the {spec.grid} grid has {fixed.tolist()}")
+            raise NumericsError(f"weight_codebook = {codebook.tolist()}, but the {spec.grid} grid has {fixed.tolist()}")
         codebook = None
     weight = QTensor(codes_NK, scale, zero, spec, codebook)
     return QuantizedLinear(weight, bias_N, group.form.input, _static(found), _transform(found))

@@ -59,13 +59,15 @@ def matcher(entries: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
         if module in plain or not compiled:
             return plain.get(module)
         if len(module) > _LONGEST_NAME:
-            raise CheckpointError(f"{brief(module)}: a name of {len(module)} characters, and patterns of names to try")
+            raise CheckpointError(
+                f"{brief(module)}: this name has {len(module)} characters, which is too many to match against patterns"
+            )
         begun = time.monotonic()
         found = next((value for pattern, value in compiled if pattern.match(module)), None)
         tried, seconds = tried + 1, seconds + time.monotonic() - begun
         if seconds > _SECONDS + _SECONDS_EACH * tried:
             raise CheckpointError(
-                f"the patterns of quantization_config take {seconds:.0f} s to try on names of modules"
+                f"the patterns of quantization_config would take {seconds:.0f} s to match against the names of modules"
             )
         return found
 
@@ -87,9 +89,11 @@ def bounded(entry: str) -> re.Pattern[str]:
     elif re.search(r"\)[*+{]", bare):
         fault = "a group is repeated"
     elif (ways := _ways(bare.replace("(?", "("))) > _MOST_WAYS:
-        fault = f"there are {ways} ways, more than {_MOST_WAYS}"
+        fault = f"there are {ways} ways to match, more than {_MOST_WAYS}"
     if fault:
-        raise CheckpointError(f"{brief(entry)}: trying this pattern could take for ever: {fault}; name the modules")
+        raise CheckpointError(
+            f"{brief(entry)}: matching this pattern could take for ever, because {fault}; list the modules by name"
+        )
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

@@ -123,7 +123,7 @@ def parse_quantization_config(config: Any, where: str, *, portable: bool) -> Qua
     config = _mapping(config, where)
     for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         if config.get(key):
-            raise CheckpointError(f"{where}: {key} is set; this release cannot read such checkpoints")
+            raise CheckpointError(f"{where}: {key} is set, and this release cannot read such checkpoints")
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or (not groups and portable):
         raise CheckpointError(f"{where}: config_groups is missing or empty")
@@ -140,7 +140,8 @@ def parse_quantization_config(config: Any, where: str, *, portable: bool) -> Qua
     )  # fmt: skip
     if portable and (parsed.embeddings or any(ours)):
         raise CheckpointError(
-            f"{where}: quant_method 'compressed-tensors' with grids, transforms or tables of 'bitwright' alone"
+            f"{where}: quant_method is 'compressed-tensors', but the grids, transforms or tables exist only in "
+            "'bitwright'"
         )
     return parsed
 
@@ -159,14 +160,16 @@ def _scheme(name: str, form: LinearForm) -> dict[str, Any]:
 def _parse_group(group: Any, default_format: Any, where: str) -> Group:
     group = _mapping(group, where)
     if group.get("output_activations"):
-        raise CheckpointError(f"{where}: quantized outputs; this release cannot read such checkpoints")
+        raise CheckpointError(f"{where}: the outputs are quantized, and this release cannot read such checkpoints")
     transform = _strings(group.get("input_transform") or [], f"{where}.input_transform")
     if not set(transform) <= set(_TRANSFORMS):
-        raise CheckpointError(f"{where}.input_transform: {list(transform)}; known: {', '.join(_TRANSFORMS)}")
+        raise CheckpointError(
+            f"{where}.input_transform: {list(transform)} is unknown; known are {', '.join(_TRANSFORMS)}"
+        )
     weight = parse_weight(group.get("weights"), f"{where}.weights")
     format_ = parse_format(group.get("format") or default_format, where)
     if (format_ == "grid-quantized") != (weight.grid != "uniform"):
-        raise CheckpointError(f"{where}: format {format_!r} with the {weight.grid} grid")
+        raise CheckpointError(f"{where}: the format {format_!r} cannot hold the {weight.grid} grid")
     return Group(
         targets=_strings(group.get("targets"), f"{where}.targets"),
         format=format_,
@@ -181,13 +184,13 @@ def _parse_group(group: Any, default_format: Any, where: str) -> Group:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: expected an object, got {brief(value)}")
+        raise CheckpointError(f"{where}: this must be an object, but is {brief(value)}")
     return value
 
 
 def _strings(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise CheckpointError(f"{where}: expected a list of names, got {brief(value)}")
+        raise CheckpointError(f"{where}: this must be a list of names, but is {brief(value)}")
     for item in value:
         if item.startswith("re:"):
             try:

@@ -64,7 +64,7 @@ class Checkpoint(NamedTuple):
         if name not in self.tensors:
             raise CheckpointError(f"{self.directory.path}: {name} is missing, but the table is quantized")
         if self.tensors.dtype(name) != "I8":
-            raise CheckpointError(f"{self.directory.path}: {name} is {self.tensors.dtype(name)}, expected I8")
+            raise CheckpointError(f"{self.directory.path}: {name} is {self.tensors.dtype(name)}, but must be I8")
         codes = self.tensors.alone(name)
         assert isinstance(codes, np.ndarray)
         return codes
@@ -88,7 +88,8 @@ def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
     missing = set(config.embeddings) - modules
     if missing:
         raise CheckpointError(
-            f"{directory.path}: {min(missing)}: config.json says int8, the file holds no scale for it"
+            f"{directory.path}: {min(missing)}: config.json says that this table is int8, but the files hold no "
+            "scale for it"
         )
     tables = tuple(sorted(modules & set(config.embeddings)))
     group_of = config.group_finder()
@@ -104,9 +105,9 @@ def _check_others(directory: ModelDirectory, taken: set[str]) -> None:
     for name in sorted(tensors.keys() - taken):
         suffix = name.rpartition(".")[2]
         if suffix in _FOREIGN:
-            raise CheckpointError(f"{directory.path}: {name} is of a format or a scheme that this release cannot read")
+            raise CheckpointError(f"{directory.path}: {name} has a format or a scheme that this release cannot read")
         if suffix in SUFFIXES[1:]:
-            raise CheckpointError(f"{directory.path}: {name} is unexpected: there is no weight_scale beside it")
+            raise CheckpointError(f"{directory.path}: {name} is unexpected, because there is no weight_scale beside it")
         if suffix == "weight" and tensors.dtype(name) in _CODES:
             raise CheckpointError(f"{directory.path}: {name} holds codes, but {name}_scale is missing")
 
@@ -118,7 +119,8 @@ def _check_targets(directory: ModelDirectory, config: QuantizationConfig, module
             plain = not target.startswith("re:") and "." in target
             if plain and target not in modules and target not in config.ignore:
                 raise CheckpointError(
-                    f"{directory.path}: {target}: config.json names it, the file holds no codes for it"
+                    f"{directory.path}: {target}: config.json says that this linear is quantized, but the files "
+                    "hold no codes for it"
                 )
 
 
@@ -127,7 +129,8 @@ def _refuse_guarded(directory: ModelDirectory, linears: Mapping[str, Any]) -> No
     for module in linears:
         if f"{module}.weight" in tensors and len(tensors.shape(f"{module}.weight")) == 3:
             raise CheckpointError(
-                f"{directory.path}: {module}.weight has the shape of a guarded weight, not a portable one"
+                f"{directory.path}: {module}.weight has the shape of a weight that only Bitwright reads, but "
+                "quantization_config describes a portable one"
             )
 
 
@@ -176,7 +179,7 @@ def read_bias(directory: ModelDirectory, module: str, n: int) -> np.ndarray | No
         return None
     bias = read_floats(directory, name)
     if bias.shape != (n,):
-        raise CheckpointError(f"{directory.path}: {name} has the shape {list(bias.shape)}; ({n},) is expected")
+        raise CheckpointError(f"{directory.path}: {name} has the shape {list(bias.shape)}, but ({n},) is expected")
     return bias
 
 
@@ -189,11 +192,11 @@ def read_floats(directory: ModelDirectory, name: str) -> np.ndarray:
     tensors = directory.tensors
     if name not in tensors:
         raise CheckpointError(
-            f"{directory.path}: the files hold no {name!r}; the download is incomplete, or config and weights are of "
-            "different models"
+            f"{directory.path}: the files hold no {name!r}. The download is incomplete, or config and weights are "
+            "of different models"
         )
     if tensors.dtype(name) not in ("F32", "F16", "F64", "BF16"):
-        raise CheckpointError(f"{directory.path}: {name} is {tensors.dtype(name)}, a float tensor is expected")
+        raise CheckpointError(f"{directory.path}: {name} is {tensors.dtype(name)}, but must be a float tensor")
     values = tensors[name]
     if isinstance(values, Bf16):
         widened: np.ndarray = values.widen()

@@ -25,21 +25,23 @@ def check_out(out: Path, source: Path, *, overwrite: bool) -> None:
     """
     here, there = out.resolve(), source.resolve()
     if here == there or here in there.parents or there in here.parents:
-        raise InputError(f"{out}: is, holds, or lies inside the source model {source}; choose another directory")
+        raise InputError(
+            f"{out}: this directory is the source model {source}, holds it, or is inside it; choose another directory"
+        )
     current = Path.cwd()
     if here == current or here in current.parents or out.name == ".." or out.is_symlink() or os.path.ismount(out):
         raise InputError(
-            f"{out}: is a link, a mount point, or holds the current directory, and cannot be replaced by the finished "
-            "result; choose another directory"
+            f"{out}: the result cannot replace a link, a mount point, or a directory that holds the current one; "
+            "choose another directory"
         )
     if not out.exists():
         return
     if not overwrite:
-        raise InputError(f"{out}: exists already; choose another directory, or replace it with --overwrite")
+        raise InputError(f"{out}: this directory exists already; choose another one, or replace it with --overwrite")
     if not out.is_dir() or (any(out.iterdir()) and (why := _no_record(out))):
         why = why if out.is_dir() else "no directory"
         raise InputError(
-            f"{out}: is not a model directory that Bitwright wrote ({why}), so it is not overwritten; remove it by "
+            f"{out}: Bitwright did not write this directory ({why}), so it does not overwrite it; remove it by "
             "hand, or choose another directory"
         )
 
@@ -64,7 +66,9 @@ def check_space(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CheckpointError(f"{folder}: needs {needed} bytes, {free} are free; free some or write to another disk")
+        raise CheckpointError(
+            f"{folder}: the result needs {needed} bytes, but {free} are free; free some space, or write to another disk"
+        )
 
 
 @contextmanager
@@ -85,7 +89,9 @@ def atomic_directory(out: Path, needed: int) -> Iterator[Path]:
         check_space(out.parent, needed)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
     except OSError as error:
-        raise CheckpointError(f"{out}: cannot be created ({error.strerror})") from error
+        raise CheckpointError(
+            f"{out}: this directory cannot be created ({error.strerror}); choose another one"
+        ) from error
     try:
         temporary.chmod(0o755)
         yield temporary
@@ -97,10 +103,10 @@ def atomic_directory(out: Path, needed: int) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if error.errno in _NO_SPACE:
             raise CheckpointError(
-                f"{out}: the disk is full or a size limit is reached ({error.strerror}): {needed} bytes are needed, "
-                f"{free} are free; nothing was left behind"
+                f"{out}: the disk is full or a size limit is reached ({error.strerror}). {needed} bytes are needed, "
+                f"but {free} are free. No partial result was left; free some space, or write to another disk"
             ) from error
-        raise CheckpointError(f"{out}: cannot be written ({error}); nothing was left behind") from error
+        raise CheckpointError(f"{out}: the result cannot be written ({error}); no partial result was left") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -29,7 +29,7 @@ def weight_args(name: str, spec: QuantSpec) -> dict[str, Any]:
         CheckpointError: a scheme that the vocabulary cannot say.
     """
     if spec.dynamic:
-        raise CheckpointError(f"{name}: {spec}: a weight's scale is stored, so it cannot be dynamic")
+        raise CheckpointError(f"{name}: {spec} cannot be dynamic, because a weight's scale is stored")
     args: dict[str, Any] = {"num_bits": spec.bits, "type": "int", "symmetric": spec.symmetric}
     if spec.group_size is None:
         args["strategy"] = "tensor" if spec.per_tensor else "channel"
@@ -48,8 +48,8 @@ def input_args(name: str, spec: QuantSpec | None) -> dict[str, Any] | None:
         return None
     if spec.bits != 8 or spec.group_size is not None or (not spec.dynamic and not spec.per_tensor):
         raise CheckpointError(
-            f"{name}: inputs with {spec} cannot be stored: they are 8-bit, dynamic per token or per tensor, or static "
-            "per tensor"
+            f"{name}: inputs with {spec} cannot be stored; they must be 8-bit, dynamic per token or per tensor, or "
+            "static per tensor"
         )
     strategy = "tensor" if spec.per_tensor else "token"
     return {
@@ -69,11 +69,11 @@ def parse_weight(args: Any, where: str) -> QuantSpec:
     """
     args = _checked(args, where, ("channel", "tensor", "group"))
     if args["dynamic"]:
-        raise CheckpointError(f"{where}: dynamic weights are not a stored scheme")
+        raise CheckpointError(f"{where}: weights cannot be dynamic in a checkpoint")
     if args.get("actorder") in ("group", "dynamic"):
         raise CheckpointError(
-            f"{where}: actorder {args['actorder']!r}: columns assigned to groups by an index cannot be read; quantize "
-            "with actorder 'static', which keeps groups contiguous"
+            f"{where}: actorder {args['actorder']!r} assigns columns to groups by an index, which this release "
+            "cannot read. Quantize with actorder 'static', which keeps groups contiguous"
         )
     try:
         return QuantSpec(
@@ -97,7 +97,9 @@ def parse_input(args: Any, where: str) -> QuantSpec | None:
         return None
     args = _checked(args, where, ("token", "tensor"))
     if args["num_bits"] != 8 or "grid" in args:
-        raise CheckpointError(f"{where}: {args['num_bits']}-bit inputs; this release reads inputs of 8-bit integers")
+        raise CheckpointError(
+            f"{where}: the inputs have {args['num_bits']} bits, but this release reads only 8-bit integers"
+        )
     if args["strategy"] == "token" and not args["dynamic"]:
         raise CheckpointError(f"{where}: static scales per token cannot be stored")
     return QuantSpec(symmetric=args["symmetric"], per_tensor=args["strategy"] == "tensor", dynamic=args["dynamic"])
@@ -112,7 +114,7 @@ def parse_format(value: Any, where: str) -> Format:
     for known in get_args(Format):
         if value == known:
             return known  # type: ignore[no-any-return]  # get_args gives the literal's own members
-    raise CheckpointError(f"{where}: format {value!r}; this release reads {', '.join(get_args(Format))}")
+    raise CheckpointError(f"{where}: the format {value!r} is unknown; this release reads {', '.join(get_args(Format))}")
 
 
 def _checked(args: Any, where: str, strategies: tuple[str, ...]) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _checked(args: Any, where: str, strategies: tuple[str, ...]) -> dict[str, An
     if not isinstance(symmetric, bool) or not isinstance(dynamic, bool):
         raise CheckpointError(f"{where}: symmetric = {symmetric!r}, dynamic = {dynamic!r}; both must be true or false")
     if size is not None and type(size) is not int:
-        raise CheckpointError(f"{where}: group_size = {size!r}; a number is needed")
+        raise CheckpointError(f"{where}: group_size = {size!r}, but it must be a number")
     return args | {
         "num_bits": bits,
         "symmetric": symmetric,

@@ -69,7 +69,9 @@ def plan_tensors(source: SourceTensors, parts: QuantizedParts, names: ModelNames
     for name, load in parts.changed.items():
         _require(source, name)
         if name in tied:
-            raise CheckpointError(f"{name}: is also the weight of another module, which must not change with it")
+            raise CheckpointError(
+                f"{name}: another module has the same weight, so this one must not change; exclude it"
+            )
         before = tensors[on_disk(name)]
         tensors[on_disk(name)] = _changed(before, load, transposed=name in names.transposed, half=name in in_16_bit)
     for name in in_16_bit & source.keys():
@@ -85,7 +87,8 @@ def plan_tensors(source: SourceTensors, parts: QuantizedParts, names: ModelNames
         shape = parts.layers[module].shape if module in parts.layers else parts.tables[module].shape
         if shape != source.shape(weight):
             raise CheckpointError(
-                f"{module}: the source has shape {list(source.shape(weight))}, the quantized tensor {list(shape)}"
+                f"{module}: the source has the shape {list(source.shape(weight))}, but the quantized tensor has "
+                f"{list(shape)}"
             )
         if module in parts.layers:
             layers[on_disk(weight).removesuffix(".weight")] = parts.layers[module]

@@ -84,7 +84,7 @@ class _Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error. It may stand anywhere.")
 @click.pass_context
 def app(ctx: click.Context, debug: bool) -> None:
-    """Make a transformer model smaller and faster, within an accuracy loss you set.
+    """Make a transformer model smaller and faster, within a loss that you set.
 
     \b
       bitwright quantize MODEL --dry-run

@@ -12,6 +12,8 @@ from bitwright.cli.terminal import out, print_json, table
 from bitwright.errors import InputError
 from bitwright.record import read_record
 
+_ALWAYS = ("verdict", "size on disk", "loss")  # shown though both have the same
+
 
 @click.command("compare", cls=Command)
 @click.argument("a", type=click.Path(path_type=Path))
@@ -26,8 +28,8 @@ from bitwright.record import read_record
 def command(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
     """Put two results side by side: directories that `bitwright quantize` wrote.
 
-    The last column says what B has that A has not: a factor, or a difference.
-    A record.json may stand for its directory.
+    The last column is how B differs from A: a factor, or a difference. What is
+    the same in both is only named. A record.json may stand for its directory.
     """
     if html and not html.absolute().parent.is_dir():
         raise InputError(f"--html {html}: there is no directory {html.absolute().parent}; make it first")
@@ -41,8 +43,11 @@ def command(a: Path, b: Path, html: Path | None, as_json: bool) -> None:
         print_json([asdict(row) for row in rows])
         return
     left, right = _names(a.resolve(), b.resolve())
-    cells = [[row.name, row.a, row.b, row.change] for row in rows]
+    shown = [row for row in rows if row.a != row.b or row.name in _ALWAYS]
+    cells = [[row.name, row.a, row.b, row.change] for row in shown]
     out.print(table("", [("", "prose"), (left, "prose"), (right, "prose"), ("change", "right")], cells))
+    if same := [row.name for row in rows if row not in shown]:
+        out.print(f"\nThe same in both: {'; '.join(same)}.", markup=False)
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:

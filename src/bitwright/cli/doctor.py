@@ -53,7 +53,7 @@ def command(as_json: bool) -> None:
     facts = ("compiled", "supported", "active")
     columns: list[Column] = ["kernels", "built in", "runs here", "in use"]
     kernels = [[row["isa"], *("yes" if row[fact] else "–" for fact in facts)] for row in found["kernels"]]
-    out.print(table("Kernels, fastest first; BITWRIGHT_ISA=avx2 forces others", columns, kernels), "")
+    out.print(table("Kernels, fastest first (BITWRIGHT_ISA=avx2 forces another set)", columns, kernels), "")
     readers: dict[str, list[str]] = {}
     for row in found["operators"]:
         readers.setdefault(row["kernel"] or "torch", []).append(row["operator"])

@@ -60,14 +60,14 @@ def print_scores(found: dict[str, Any]) -> None:
 
     metric, title = found["metric"], found["model"]
     better = "higher" if metric["higher_is_better"] else "lower"
-    rows = [[metric["name"], f"{number(found['score'])} ({better} is better)"]]
+    rows = [["score", f"{number(found['score'])}, {metric['name']} ({better} is better)"]]
     if found["reference"]:
         title += f" against {found['reference']}"
-        bounds = f"between {percent(found['loss_lower'])} and {percent(found['loss_upper'])}"
+        bounds = f"{100 * found['confidence']:g} % sure: at least {percent(found['loss_lower'])}"
         rows += [
-            ["reference", number(found["reference_score"])],
-            ["loss", f"{percent(found['loss'])}, {bounds} (each {100 * found['confidence']:g} % sure)"],
+            ["original", number(found["reference_score"])],
+            ["loss", f"{percent(found['loss'])}; {bounds}, at most {percent(found['loss_upper'])}"],
         ]
     rows += [[companion(name)[0], number(value)] for name, value in found["companions"].items()]
     rows += [["measured on", found["protocol"]], ["time", seconds(found["seconds"])]]
-    out.print(table(title, [("", "prose"), ("", "prose")], rows, header=False))
+    out.print(table(title, ["", ("", "prose")], rows, header=False))

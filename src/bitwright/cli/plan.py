@@ -24,7 +24,7 @@ _METHODS = {"smoothquant": "smooth", "smoothquant_gptq": "smooth+gptq", "awq_gpt
 @scheme_options
 @click.option("--max-loss", type=fraction, metavar="PERCENT", help="Allow this loss. Default: 1%.")
 @click.option(
-    "--data", multiple=True, metavar="SOURCE[:WEIGHT]", help="Calibrate on these texts. Default: built-in ones."
+    "--data", multiple=True, metavar="FILE[:WEIGHT]", help="Calibrate on these texts. Default: built-in ones."
 )
 @click.option(
     "--hours",
@@ -80,19 +80,20 @@ def command(
 
 
 def print_plan(found: dict[str, Any]) -> None:
-    """Evidence, decision, what was rejected, and the plan by group."""
+    """The decision, what was rejected, the plan by group, and the evidence."""
     decision: Evidence | None = found["decision"]
     if decision is None:
         out.print("Nothing to decide: the recipe names every method (`--method auto` lets the model decide).\n")
     else:
-        if decision.units:
-            _print_evidence(decision.units)
         rows = [["decision", decision.reason]]
         if decision.overruled:
             rows.append(["overruled", f"the recipe itself names the method of {decision.overruled} linears"])
         rows += [[f"not {row.method}", row.why] for row in decision.rejected]
         out.print(table("", ["", ("", "prose")], [*rows, ["cost", _cost(decision)]], header=False), "")
-    _print_groups(found)
+    print_groups(found["model"], found["plan"])
+    if decision is not None and decision.units:
+        out.print()
+        _print_evidence(decision.units)
     print_warnings(found["warnings"])
 
 
@@ -115,8 +116,9 @@ def _print_evidence(units: Sequence[UnitEvidence]) -> None:
     ]  # fmt: skip
     out.print(table("Evidence", columns, rows))
     out.print(
-        "Of the worst set, tail: largest input / 99.9th percentile; channel: largest\n"
-        "feature / median one. INT4, INT8: how far rounding the weights moves outputs.\n",
+        "A set is the linears that read one input. In the worst set, tail is the largest\n"
+        "input over the 99.9th percentile, channel the largest feature over the median.\n"
+        "INT4 and INT8 are how far rounding the weights moves the outputs.\n",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     chosen = Counter((unit.role, unit.method) for unit in units)
@@ -138,14 +140,13 @@ def _cost(decision: Evidence) -> str:
 
     cost, there = decision.cost, decision.resources
     took, had = (f"{seconds(found['seconds'])} and {size(found['memory_bytes'])}" for found in (cost, there))
-    return f"calibrating on at most {cost['n_tokens']:,} tokens takes {took} of memory; there are {had}"
+    return f"calibration takes about {took} of memory, for at most {cost['n_tokens']:,} tokens; {had} are there"
 
 
-def _print_groups(found: dict[str, Any]) -> None:
+def print_groups(model: str, plan: Sequence[PlanRow]) -> None:
     """The plan by role, scheme and method."""
     from bitwright.report.wording import size, words
 
-    plan: Sequence[PlanRow] = found["plan"]
     groups: dict[tuple[str, str, str], list[PlanRow]] = {}
     for row in plan:
         groups.setdefault((row.role, row.scheme, row.method), []).append(row)
@@ -155,8 +156,8 @@ def _print_groups(found: dict[str, Any]) -> None:
         for (role, scheme, method), members in groups.items()
     ]  # fmt: skip
     total = [size(sum(row.bytes_before for row in plan)), size(sum(row.bytes_after for row in plan))]
-    columns: list[Column] = ["group", ("n", "right"), "scheme", "method", ("before", "right"), ("after", "right")]
-    out.print(table(f"Plan for {found['model']}", columns, [*rows, ["all", str(len(plan)), "", "", *total]]))
+    columns: list[Column] = ["layers", ("number", "right"), "scheme", "method", ("before", "right"), ("after", "right")]
+    out.print(table(f"Plan for {model}", columns, [*rows, ["all", str(len(plan)), "", "", *total]]))
 
 
 def print_sizes(sizes: dict[str, Any]) -> None:
@@ -174,8 +175,9 @@ def print_sizes(sizes: dict[str, Any]) -> None:
         ]
         for row in sizes["rows"]
     ]
-    title = f"{sizes['model_type']}, {sizes['n_parameters'] / 1e9:.3g} billion parameters"
+    size_of, name = next((s, n) for s, n in ((1e9, "billion"), (1e6, "million"), (1, "")) if sizes["n_parameters"] >= s)
+    title = f"{sizes['model_type']}, {sizes['n_parameters'] / size_of:.3g} {name} parameters"
     out.print(table(title, columns, rows))
-    out.print("\nScales included; embeddings, head and norms in 16 bit from the third row on.", soft_wrap=True)
+    out.print("\nSizes include scales. From w8a8 on, embeddings, head and norms are in 16 bit.", soft_wrap=True)
     if (cache := sizes["kv_cache_bytes_per_token"]) is not None:
         out.print(f"Each token of context adds {size(cache)} of keys and values in 16 bit.", soft_wrap=True)

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from bitwright.cli.options import (
     quiet_option,
     scheme_options,
 )
+from bitwright.cli.plan import print_groups
 from bitwright.cli.progress import shown_progress
 from bitwright.cli.result import print_result
-from bitwright.cli.terminal import FAILURE, Column, fraction, out, print_json, print_warnings, remark, table
+from bitwright.cli.terminal import FAILURE, fraction, out, print_json, print_warnings, remark, table
 from bitwright.errors import EXIT_MEANINGS, ExitCode, InputError
 from bitwright.families.tasks import TaskName
 from bitwright.record import PlanRow, Record
@@ -139,30 +141,21 @@ def _failures(record: Record, out_dir: Path, exit_code: int) -> list[str]:
 
 
 def print_preview(preview: dict[str, Any]) -> None:
-    """The plan, why it is so, what the run would cost, and what to know beforehand."""
-    from bitwright.report.account import PlanLine, collapsed
-    from bitwright.report.wording import number, seconds, size, words
+    """What the run would cost, the plan by kind of layer, why it is so, and what to know beforehand."""
+    from bitwright.report.wording import number, seconds, size
 
-    def decision(row: PlanRow | PlanLine) -> tuple[str, str]:
+    def decision(row: PlanRow) -> tuple[str, str]:
         return (row.scheme if row.method == "cast" else f"{row.scheme}, {row.method}", row.reason)
 
-    plan, cost = preview["plan"], preview["estimate"]
-    decisions = list(dict.fromkeys(map(decision, plan)))
-    rows = [
-        [f"{row.name} × {number(row.count)}" if row.count else row.name, words(row.role), row.scheme,
-         str(decisions.index(decision(row)) + 1), size(row.bytes_after)]
-        for row in collapsed(plan)
-    ]  # fmt: skip
-    columns: list[Column] = [("layer", "name"), "role", "scheme", ("#", "right"), ("size", "right")]
-    out.print(table(f"Plan for {preview['model']}", columns, rows), "")
-    counts = [sum(decision(row) == made for row in plan) for made in decisions]
-    legend = [
-        [str(i), f"{number(count)} × {how}", reason]
-        for i, ((how, reason), count) in enumerate(zip(decisions, counts, strict=True), 1)
-    ]
-    out.print(table("", [("#", "right"), ("layers", "prose"), ("", "prose")], legend))
+    cost = preview["estimate"]
+    print_groups(preview["model"], preview["plan"])
+    counts = Counter(map(decision, preview["plan"]))
+    rows = [[f"{number(count)} × {how}", reason] for (how, reason), count in counts.items()]
+    out.print("", table("", [("layers", "prose"), ("reason", "prose")], rows))
     out.print(
-        f"\nAbout {seconds(cost['seconds'])} and {size(cost['memory_bytes'])} of memory. "
-        f"On disk {size(cost['source_bytes'])} → {size(cost['disk_bytes'])}."
-    )
+        f"\nThe run takes about {seconds(cost['seconds'])} if nothing else runs, and {size(cost['memory_bytes'])} of "
+        f"memory, with all its processes.\nOn disk: {size(cost['source_bytes'])} → {size(cost['disk_bytes'])}. "
+        "Nothing was written.",
+        soft_wrap=False, markup=False,
+    )  # fmt: skip
     print_warnings(preview["warnings"])

@@ -1,4 +1,4 @@
-"""How an encoder becomes a program: a builder for each way of computing a block, which reads the row of the family."""
+"""Turns an encoder into a program. There is one builder function per style of block, and it reads the family's row."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +25,9 @@ def encoder_task(weights: Weights) -> TaskName:
     """
     task = find_task(weights.source)
     if task == "text-generation":
-        raise EngineError(f"{class_of(weights.config.get('architectures'), str(weights.directory))} has no builder")
+        raise EngineError(
+            f"the engine does not run {class_of(weights.config.get('architectures'), str(weights.directory))}"
+        )
     return task
 
 
@@ -96,7 +98,7 @@ def _row_of(weights: Weights) -> Architecture:
     family = str(weights.config.get("model_type"))
     if family not in FAMILIES or FAMILIES[family].style is None:
         known = sorted(name for name, row in FAMILIES.items() if row.style is not None)
-        raise EngineError(f"no builder for model_type {family!r}; there are: {', '.join(known)}")
+        raise EngineError(f"the engine does not run model_type {family!r}; it runs {', '.join(known)}")
     return FAMILIES[family]
 
 
@@ -171,7 +173,7 @@ def _project(encoder: _Encoder, x: Value) -> Value:
 
 
 def _rest_of_block(encoder: _Encoder, block: str, mixed: Value, x: Value) -> Value:
-    """What a block does after attention has mixed its tokens."""
+    """The part of a block after attention."""
     lower, row, eps = encoder.lower, encoder.row, encoder.eps
     (out,), (up, down) = row.linears("attention_output"), row.linears("ffn")
     y = lower.linears([f"{block}.{out}"], mixed, out="f32")
@@ -222,12 +224,12 @@ def _head(encoder: _Encoder, task: TaskName, x: Value) -> Value:
 
 
 def _refuse(config: Config) -> None:
-    """Settings that change the computation and that no builder knows."""
+    """Refuse settings that change the computation and that no builder supports."""
     plain = {"position_embedding_type": "absolute", "is_decoder": False, "num_hidden_groups": 1, "inner_group_num": 1,
              "use_task_id": False, "conv_kernel_size": 0}  # fmt: skip
     for key, value in plain.items():
         if config.get(key, value) != value:
-            raise EngineError(f"{key} = {config[key]!r} has no builder")
+            raise EngineError(f"the engine does not support {key} = {config[key]!r}")
 
 
 _BUILDERS: dict[Style | None, Callable[[_Encoder], tuple[Value, str | None]]] = {

@@ -1,4 +1,4 @@
-"""Disentangled attention (He et al. 2021, 2006.03654): what DeBERTa knows of positions, as constants of a program.
+"""Disentangled attention (He et al. 2021, 2006.03654): DeBERTa's relative positions as constants of a program.
 
 A score is (q_i · k_j + q_i · K[δ(i − j)] + k_j · Q[δ(i − j)]) / √(d · terms), over keys K and queries Q that a layer
 projects from one table of relative embeddings. They are the same for every text, so a program holds them projected, a
@@ -50,7 +50,7 @@ def attention_kinds(weights: Weights) -> tuple[str, ...]:
     parts = value.lower().split("|") if isinstance(value, str) else value
     kinds = tuple(dict.fromkeys(str(part).strip() for part in parts)) if isinstance(parts, list) else ("",)
     if not set(kinds) <= {"c2p", "p2c"}:
-        raise EngineError(f"pos_att_type = {value!r} has no builder; there are c2p and p2c")
+        raise EngineError(f"the engine does not support pos_att_type = {value!r}; it supports c2p and p2c")
     return kinds
 
 
@@ -64,17 +64,19 @@ def positions_of(weights: Weights, encoder: str, limit: int, eps: float) -> Posi
     if not config.get("relative_attention", False):
         return None
     if not kinds:
-        raise EngineError("relative_attention without a pos_att_type has no builder")
+        raise EngineError("the engine does not support relative_attention without a pos_att_type")
     buckets = config.get("position_buckets", -1)
     furthest = config.get("max_relative_positions", -1)
     if not all(type(value) is int and value < _FURTHEST for value in (buckets, furthest)):
         found = f"position_buckets = {short(buckets)}, max_relative_positions = {short(furthest)}"
-        raise CheckpointError(f"{found}: not numbers below {_FURTHEST}")
+        raise CheckpointError(f"{found}: both must be numbers below {_FURTHEST}")
     furthest = furthest if furthest >= 1 else weights.number("max_position_embeddings", limit)
     span = buckets if buckets > 0 else furthest
     table_PH = weights.rows(f"{encoder}.rel_embeddings.weight", weights.number("hidden_size"))
     if len(table_PH) != 2 * span:
-        raise CheckpointError(f"{encoder}.rel_embeddings has {len(table_PH)} rows; {span} on each side are expected")
+        raise CheckpointError(
+            f"{encoder}.rel_embeddings has {len(table_PH)} rows, but {span} rows for each side are expected"
+        )
     if "layer_norm" in (part.strip() for part in str(config.get("norm_rel_ebd", "none")).lower().split("|")):
         table_PH = _layer_norm(weights, f"{encoder}.LayerNorm", table_PH, eps)
     distance_R = np.arange(limit - 1, -limit, -1)  # query − key
@@ -94,7 +96,9 @@ def log_buckets(distance_R: np.ndarray, buckets: int, furthest: int) -> np.ndarr
     """
     middle = buckets // 2
     if middle < 1 or furthest - 1 <= middle:
-        raise EngineError(f"position_buckets = {buckets} of up to {furthest} positions have no builder")
+        raise EngineError(
+            f"position_buckets = {buckets} with up to {furthest} positions are not supported by the engine"
+        )
     far_R = np.append(np.maximum(np.abs(distance_R), middle), furthest - 1).astype(np.float32)
     growth_R = np.log(far_R / np.float32(middle))
     steps_R = np.ceil(growth_R[:-1] / growth_R[-1] * np.float32(middle - 1)).astype(np.int64)
@@ -117,7 +121,8 @@ def _project(linear: Linear, x_PH: np.ndarray) -> np.ndarray:
     """A linear in float32, its weight as its codes say, its input not rounded: (P, N)."""
     if linear.shape[1] != x_PH.shape[1]:
         raise CheckpointError(
-            f"a linear of {linear.shape[1]} inputs reads relative embeddings of {x_PH.shape[1]} values"
+            f"a linear with {linear.shape[1]} inputs reads relative embeddings with {x_PH.shape[1]} values; both "
+            "must be equal"
         )
     weight_NK = linear.widened() if isinstance(linear, FloatLinear) else linear.weight.dequantize()
     seen_PH = x_PH if isinstance(linear, FloatLinear) else linear.seen(x_PH)

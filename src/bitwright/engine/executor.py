@@ -106,8 +106,8 @@ class Executor:
         done = self._native.run(batch, threads=threads, out=out.ctypes.data, seconds=timed)
         if not done:
             raise MemoryError(
-                f"no memory for the buffers of {len(ids)} tokens in {len(lengths)} sequences on {threads} threads; "
-                "fewer threads and shorter sequences need less"
+                f"there is not enough memory for {len(ids)} tokens in {len(lengths)} sequences on {threads} "
+                "threads; use fewer threads or shorter sequences"
             )
         return out
 
@@ -128,9 +128,9 @@ def check_count(what: str, value: int) -> int:
     try:
         count = index(value)
     except TypeError:
-        raise InputError(f"{what} = {value!r}: not a whole number") from None
+        raise InputError(f"{what} = {value!r}: give a whole number") from None
     if count < 1:
-        raise InputError(f"{what} = {count}: at least 1")
+        raise InputError(f"{what} = {count}: give at least 1")
     return count
 
 
@@ -148,7 +148,7 @@ def _packed(sequences: Sequence[Sequence[int]], what: str) -> tuple[np.ndarray, 
 def _integers(values: np.ndarray, what: str) -> np.ndarray:
     """int64, contiguous."""
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise InputError(f"{what} are {values.dtype} {values.shape}; integers in one dimension are taken")
+        raise InputError(f"{what} are {values.dtype} {values.shape}, but must be integers in one dimension")
     return np.ascontiguousarray(values, np.int64)
 
 
@@ -158,5 +158,5 @@ def _below(values: np.ndarray, end: int, what: str, starts: np.ndarray) -> np.nd
     if len(unsigned) and unsigned.max() >= end:
         place = int((unsigned >= end).argmax())
         sequence = int(starts.searchsorted(place, "right")) - 1
-        raise InputError(f"sequence {sequence}: {what} {int(values[place])}; this model has 0 to {end - 1}")
+        raise InputError(f"sequence {sequence}: {what} {int(values[place])}, but this model has only 0 to {end - 1}")
     return unsigned.astype(np.int32)

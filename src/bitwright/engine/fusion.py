@@ -1,4 +1,4 @@
-"""What is done to operators once all of a program are known."""
+"""Fuses operators once all operators of a program are known."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from bitwright.engine.ops.buffers import Buffer, moved, reads, writes
 def fuse_codes(
     ops: Sequence[Op], buffers: Sequence[Buffer], output: Buffer
 ) -> tuple[tuple[Op, ...], tuple[Buffer, ...], Buffer]:
-    """An int8 linear of which nothing but its codes on a static grid is read writes those itself.
+    """Let an int8 linear write codes directly if only its codes on a static grid are read.
 
     Codes on a dynamic grid need a whole row first. Codes cannot tell of a NaN: a bf16 linear writes none, for its input
     has no scale that would, and neither does a linear with a bias that is not finite.

@@ -1,4 +1,4 @@
-"""What the engine makes of a linear: which native operator computes it, on what input, and which others with it."""
+"""Decides how the engine computes a linear: which native operator, on what input, and joined with which others."""
 
 from typing import Literal
 
@@ -35,7 +35,7 @@ def group_of(linear: Linear) -> int:
 
 
 def multiplied(linear: Linear) -> str:
-    """What is multiplied, for people."""
+    """The kind of product, in readable form."""
     if isinstance(linear, FloatLinear) or operator_of(linear) == "linear_bf16":
         return "bf16"
     if operator_of(linear) == "linear_w8a8":

@@ -1,4 +1,4 @@
-"""A program under construction: what a builder says in the words of a model becomes fused operators.
+"""Builds a program: turns a builder's description of a model into fused operators.
 
 A builder speaks of values: "the linears q, k and v of x", "the norm of x + y". What a linear reads (codes on some grid,
 bf16) is derived from a value once, by the norm that makes it where there is one, else by an operator of its own.
@@ -100,8 +100,8 @@ class Lowering:
         for name, layer in zip(names, layers, strict=True):
             if layer.shape[0] != layers[0].shape[0]:
                 raise CheckpointError(
-                    f"{self.weights.directory}: {name} has {layer.shape[0]} rows; {layers[0].shape[0]}, as "
-                    f"{names[0]} has, are expected"
+                    f"{self.weights.directory}: {name} has {layer.shape[0]} rows, but {names[0]} has "
+                    f"{layers[0].shape[0]}; both must be equal"
                 )
         return self._side_by_side(names, layers, x, "bf16", None)
 
@@ -126,7 +126,7 @@ class Lowering:
         """f(a) · b of a linear whose outputs are a, then b."""
         layer, function = self.weights.linear(name), function_of(activation)
         if function != "gelu":
-            raise EngineError(f"{name}: a gate through {activation!r} has no operator")
+            raise EngineError(f"{name}: the engine has no operator for a gate with {activation!r}")
         half = layer.shape[0] // 2
         both = self._buffer("bf16", 2 * half)
         self._linear(f"{name}: activated half", [layer.rows(0, half)], x, both, 0, activation="gelu")
@@ -143,7 +143,7 @@ class Lowering:
         second. cos_TF, sin_TF: of the angles, float32, a row for each position, half a head size wide."""
         size = qkv.buffer.width // 3 // heads
         if cos_TF.shape[1] * 2 != size:
-            raise CheckpointError(f"{name}: heads of {size} values, and {cos_TF.shape[1]} angles for each")
+            raise CheckpointError(f"{name}: there are heads of {size} values, but {cos_TF.shape[1]} angles for each")
         self._add(ops.Rotate(name, qkv.buffer, 2 * heads, size, cos_TF, sin_TF))
         return qkv
 
@@ -187,7 +187,9 @@ class Lowering:
         width = x.buffer.width
         unknown = [mode for mode in modes if mode not in _POOL_MODES]
         if unknown:
-            raise EngineError(f"pooling by {unknown[0]!r} has no operator; there are {', '.join(_POOL_MODES)}")
+            raise EngineError(
+                f"the engine has no operator for pooling by {unknown[0]!r}; it has {', '.join(_POOL_MODES)}"
+            )
         out = self._buffer("f32", width * len(modes), per_sequence=True)
         for number, mode in enumerate(modes):
             self._add(ops.Pool(mode, x.buffer, out, _POOL_MODES[mode], number * width))
@@ -201,8 +203,8 @@ class Lowering:
         """
         if not 1 <= max_tokens <= self._most_tokens:
             raise CheckpointError(
-                f"{self.weights.directory}: config.json speaks of {max_tokens} tokens, the table of positions has "
-                f"{self._most_tokens} rows for them"
+                f"{self.weights.directory}: config.json allows {max_tokens} tokens, but the position table has rows "
+                f"for only {self._most_tokens}"
             )
 
     def finish(self, output: Value, *, max_tokens: int, types: int = 1) -> Program:
@@ -218,7 +220,7 @@ class Lowering:
     def _norm(self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float) -> Value:
         width = x.buffer.width
         if residual is not None and residual.buffer.width != width:
-            raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}")
+            raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}; both must be equal")
         out = self._buffer("f32", x.buffer.width, per_sequence=x.buffer.per_sequence)
         self._add(
             ops.NormRows(
@@ -297,13 +299,15 @@ class Lowering:
 
 
 def function_of(activation: str) -> Function | Literal["gelu"]:
-    """What the operators call an activation of config.json.
+    """The operators' name for an activation of config.json.
 
     Raises:
         EngineError: there is no operator for it.
     """
     if activation not in _FUNCTIONS:
-        raise EngineError(f"activation {activation!r} has no operator; there are {', '.join(sorted(_FUNCTIONS))}")
+        raise EngineError(
+            f"the engine has no operator for the activation {activation!r}; it has {', '.join(sorted(_FUNCTIONS))}"
+        )
     return _FUNCTIONS[activation]
 
 

@@ -1,4 +1,4 @@
-"""What a program holds of positions, the same for every text: rotary angles, and biases of attention by distance."""
+"""A program's constants for positions: rotary angles, and attention biases by distance."""
 
 import numpy as np
 
@@ -17,16 +17,18 @@ def kinds_of_layers(weights: Weights, layers: int) -> list[str]:
         EngineError: another kind, or not one for each block. CheckpointError: no list.
     """
     if weights.config.get("sliding_window") is not None:
-        raise EngineError("sliding_window, beside local_attention, has no builder")
+        raise EngineError("the engine does not support sliding_window together with local_attention")
     given = weights.config.get("layer_types")
     if given is None:
         every = weights.number("global_attn_every_n_layers", 3)
         return [_KINDS[layer % every > 0] for layer in range(layers)]
     if not isinstance(given, list):
         where = f"{weights.directory / CONFIG_FILE}: layer_types"
-        raise CheckpointError(f"{where} is {short(given)}, not a list of a name for each block")
+        raise CheckpointError(f"{where} is {short(given)}, but must be a list with a name for each block")
     if len(given) != layers or not all(kind in _KINDS for kind in given):
-        raise EngineError(f"layer_types {sorted(set(map(str, given)))} of {len(given)} blocks have no builder")
+        raise EngineError(
+            f"the engine does not support layer_types {sorted(set(map(str, given)))} for {len(given)} blocks"
+        )
     return given
 
 
@@ -43,7 +45,9 @@ def rotary_angles(weights: Weights, kind: str, limit: int, head_size: int) -> tu
     plain = isinstance(rope, dict) and rope.keys() <= {"rope_type", "rope_theta"}
     if rope is None or not plain or rope.get("rope_type", "default") != "default" or "rope_scaling" in found:
         wrong = short(found.get("rope_scaling", parameters))
-        raise EngineError(f"a rope of {wrong} has no builder; there is one for type 'default', by kind of attention")
+        raise EngineError(
+            f"the engine does not support a rope of {wrong}; it supports type 'default', by kind of attention"
+        )
     older = weights.real("local_rope_theta" if local else "global_rope_theta", 10_000.0 if local else 160_000.0)
     theta = weights.check_real("rope_theta", rope.get("rope_theta", older))
     if limit * head_size > _MOST_ANGLES:
@@ -60,7 +64,7 @@ def distance_bias(table_BH: np.ndarray, limit: int) -> np.ndarray:
     """
     half = len(table_BH) // 2
     if half < 4 or limit < 1:
-        raise EngineError(f"{len(table_BH)} buckets of distance for {limit} tokens have no builder")
+        raise EngineError(f"{len(table_BH)} buckets of distance for {limit} tokens are not supported by the engine")
     distance = np.arange(-(limit - 1), limit)
     near, far = half // 2, np.abs(distance)
     growth = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(near)) / np.log(np.float32(128 / near))

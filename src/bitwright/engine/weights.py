@@ -1,4 +1,4 @@
-"""What a builder asks of a quantized checkpoint: numbers of config.json, constants, linears. numpy, no torch.
+"""Reads numbers of config.json, constants and linears from a quantized checkpoint. numpy, no torch.
 
 Files are mapped, not read; values are copied when they are packed. A table of words is not packed: a program reads it
 where it is mapped, so that its file may be replaced while the program lives, but not written over.
@@ -47,7 +47,7 @@ class Weights:
             raise EngineError(f"config.json leaves out {key}")
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
             where = f"{self.directory / CONFIG_FILE}: {key}"
-            raise CheckpointError(f"{where} is {short(value)}, not a number from 1 to {_MOST}")
+            raise CheckpointError(f"{where} is {short(value)}, but must be a number from 1 to {_MOST}")
         return value
 
     def real(self, key: str, default: float) -> float:
@@ -61,7 +61,9 @@ class Weights:
     def check_real(self, key: str, value: object) -> float:
         """As `real`, of a value that lies deeper in config.json."""
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _HUGE:
-            raise CheckpointError(f"{self.directory / CONFIG_FILE}: {key} is {short(value)}, not a positive number")
+            raise CheckpointError(
+                f"{self.directory / CONFIG_FILE}: {key} is {short(value)}, but must be a positive number"
+            )
         return float(value)
 
     def floats(self, name: str) -> np.ndarray:
@@ -104,7 +106,9 @@ class Weights:
         else:
             values = self.floats(name)
         if values.ndim != 2 or not values.size:
-            raise CheckpointError(f"{self.directory}: {name} has the shape {list(values.shape)}; a table has (V, H)")
+            raise CheckpointError(
+                f"{self.directory}: {name} has the shape {list(values.shape)}, but a table has (V, H)"
+            )
         return values, None
 
     def _is_table(self, name: str) -> bool:
@@ -123,7 +127,7 @@ class Weights:
         weight_NK: np.ndarray | Bf16 = self.floats(f"{module}.weight")
         if weight_NK.ndim != 2 or not weight_NK.size:
             shape = list(weight_NK.shape)
-            raise CheckpointError(f"{self.directory}: {module}.weight has the shape {shape}; a linear has (N, K)")
+            raise CheckpointError(f"{self.directory}: {module}.weight has the shape {shape}, but a linear has (N, K)")
         if self._tensors.dtype(f"{module}.weight") == "BF16":
             stored = self._tensors[f"{module}.weight"]
             assert isinstance(stored, Bf16)

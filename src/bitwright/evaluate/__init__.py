@@ -1,4 +1,4 @@
-"""Evaluation: metrics, tasks, and whether a loss is inside its budget. Models are callables here: texts to arrays."""
+"""Evaluation: metrics, tasks, and whether a loss is inside its budget. Models are functions from texts to arrays."""
 
 from bitwright.evaluate.agreement import metric_found
 from bitwright.evaluate.budget import Given, Interval, KindLoss, Verdict, judge, paired_bootstrap, without_pairs

@@ -1,4 +1,4 @@
-"""The kinds without labels: how far a quantized model's outputs agree with those of the float model.
+"""Evaluation without labels: how far a quantized model's outputs agree with the float model's.
 
 The float model agrees with itself, so its score is 1 and the loss is the share that agreement lost. Units: texts, or
 pairs of them. Of answers, which change rarely, that share is estimated from their margins (`flips`).
@@ -29,7 +29,7 @@ from bitwright.evaluate.statistic import Estimated, IntArray, Mean, Spearman, St
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Texts or pairs without labels: the quantized model's outputs against the float one's.
+    """Texts or pairs without labels: compares the quantized model's outputs with the float model's.
 
     metric: what is compared, for people. outputs: of which sort. compare: the agreement as a statistic of the outputs.
     unit: "texts" or "pairs"; two that differ in it alone compare equal. margins: of answers, the margins from which
@@ -70,27 +70,27 @@ def _class_margins(float_outputs: Outputs, quant_outputs: Outputs) -> Margins:
     answering (rows are start and end, classes are positions); then its agreement is the mean over its rows.
     """
     if all(np.atleast_1d(row).shape[-1] == 1 for row in float_outputs):
-        raise DataError("the model puts out one value, so it has no classes that could differ; give n_labels=1")
+        raise DataError("the model gives one value per text, so there are no classes to compare; give n_labels=1")
     return class_margins(list(float_outputs), list(quant_outputs))
 
 
 def _label_margins(float_outputs: Outputs, quant_outputs: Outputs) -> Margins:
-    """The margins of the labels that a multi-label classifier assigns, or not: all whose logit is above 0."""
+    """The margins of a multi-label classifier's labels; it assigns a label if its logit is above 0."""
     return label_margins(matrix(float_outputs), matrix(quant_outputs))
 
 
 def _score_ranks(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
-    """Spearman's correlation of the scores of a model of one score each (a reranker, a regression)."""
+    """Spearman's correlation of the scores of a model with one score per item (a reranker, a regression)."""
     return Spearman(scores(float_outputs), scores(quant_outputs))
 
 
 def _classes(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
-    """Share of the top-1 classes that are as in the float model."""
+    """The share of texts whose top-1 class is the same as in the float model."""
     return kept_answers(_class_margins(float_outputs, quant_outputs))
 
 
 def _labels(float_outputs: Outputs, quant_outputs: Outputs) -> Statistic:
-    """Share of the labels that are assigned, or not, as in the float model."""
+    """The share of labels that are decided as in the float model."""
     return kept_answers(_label_margins(float_outputs, quant_outputs))
 
 
@@ -103,7 +103,7 @@ LABELS = Agreement("agreement of labels with float" + _ESTIMATED, "logits", _lab
 
 
 def metric_found(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[str, str | None]:
-    """The name of what was scored of these outputs, and where answers had to be counted against expectation, why."""
+    """The name of the metric for these outputs, and the reason if answers were counted instead of estimated."""
     if not isinstance(kind, Agreement) or kind.margins is None:
         return kind.metric, None
     margins = kind.margins(float_outputs, quant_outputs)

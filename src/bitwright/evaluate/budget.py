@@ -1,4 +1,4 @@
-"""The accuracy budget: is the loss within the limit, outside it, or is the sample too small to tell?
+"""The accuracy budget: decides whether a loss is inside it, outside it, or the sample is too small to tell.
 
 The loss is bounded from both sides by a paired bootstrap: units of the sample are drawn with replacement, both models
 are scored on the same draw, and the spread of the relative losses is the uncertainty.
@@ -57,22 +57,22 @@ class KindLoss:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the units that judge were drawn from: so many, in the words of the one who gave them ("rows of pairs.tsv").
-    Those that tuning keeps for itself are among them.
+    """What the judging units were drawn from: their number, and the user's words for them ("rows of pairs.tsv"). The
+    tuning units are among them.
     """
 
     n: int
     noun: str
 
     def enough(self, units: int, judging: int) -> int:
-        """How many must be given for so many units to judge, where now `judging` of them do."""
+        """How many must be given so that `units` of them judge; now `judging` do."""
         return math.ceil(units * self.n / judging)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a budget is met. needed_samples: how many, of what is given, would probably decide an undecided one; else
-    None.
+    """Whether a budget is met. needed_samples: for an undecided verdict, how many samples would probably decide it;
+    else None.
 
     "not judged on pairs": the loss is that of single texts, and the model reads pairs.
     """
@@ -91,7 +91,7 @@ def paired_bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """The loss of the quantized model with one-sided bounds from `n` seeded resamples.
+    """The quantized model's loss, with one-sided bounds from `n` seeded resamples.
 
     Scores on a resample are exact (see `statistic`). Where documents or texts are the units, a pair counts the product
     of its members' counts and a text is never paired with its own duplicate.
@@ -128,7 +128,7 @@ def bounds_of_pair(pair: Pair, better: bool, n: int, seed: int, confidence: floa
 
 
 def judge(interval: Interval, max_loss: float, given: Given | None = None) -> Verdict:
-    """Hold a loss against the limit: met if the upper bound is inside it, not met if the lower bound is outside.
+    """Compare a loss with the limit: met if the upper bound is inside it, not met if the lower bound is outside.
 
     Otherwise undecided, with the sample that would decide if the loss stayed what it is: bounds close in by 1/√n, by
     1/n where nothing changed. given: what the units were drawn from; by default themselves.
@@ -137,7 +137,7 @@ def judge(interval: Interval, max_loss: float, given: Given | None = None) -> Ve
         DataError: max_loss is not a positive number.
     """
     if not (max_loss > 0 and math.isfinite(max_loss)):
-        raise DataError(f"max_loss = {max_loss}: a fraction above 0 is needed, such as 0.01 for 1 %")
+        raise DataError(f"max_loss = {max_loss}: give a fraction above 0, such as 0.01 for 1 %")
     found = f"loss {percent(interval.loss)} on {interval.n_units} {interval.unit}"
     if interval.kinds:
         found += f" of {len(interval.kinds)} kinds"
@@ -150,35 +150,37 @@ def judge(interval: Interval, max_loss: float, given: Given | None = None) -> Ve
         return Verdict("not met", None, f"{found}, lower {level} {percent(interval.lower)}: outside {limit}")
     if not math.isfinite(interval.upper):
         return Verdict(
-            "undecided", None, f"{found}: a single number has no interval; return a value per example to decide {limit}"
+            "undecided",
+            None,
+            f"{found}. A single number has no bounds; return a value per example to decide about {limit}",
         )
     if interval.worst is not None:
         worst = interval.worst
-        may = f"text of another kind may lose up to {percent(interval.upper)} ({level}), over {limit}"
-        said = f"{found}, {percent(worst.loss)} on {worst.kind}; {may}: give text like yours with --data"
+        may = f"text of a new kind may lose up to {percent(interval.upper)} ({level}), which is more than {limit}"
+        said = f"{found}, at most {percent(worst.loss)} (on {worst.kind}); {may}. Give text like yours with --data"
         return Verdict("undecided", None, said)
-    between = f"{found}, {level}s {percent(interval.lower)} and {percent(interval.upper)}: {limit} lies between them"
+    between = f"{found}, {level}s {percent(interval.lower)} and {percent(interval.upper)}: {limit} is between them"
     if interval.loss >= max_loss:
-        return Verdict("undecided", None, f"{between}, and the loss itself is not inside it")
+        return Verdict("undecided", None, f"{between}, and the loss itself is outside it")
     ratio = (interval.upper - interval.loss) / (max_loss - interval.loss)
     nothing_changed = interval.lower == interval.loss == 0
     units = math.ceil(interval.n_units * (ratio if nothing_changed else ratio**2))
     given = given or Given(interval.n_units, interval.unit)
     needed = given.enough(units, interval.n_units)
-    return Verdict("undecided", needed, f"{between}; about {needed} {given.noun} would decide")
+    return Verdict("undecided", needed, f"{between}; about {needed} {given.noun} would decide it")
 
 
 def without_pairs(verdict: Verdict, evidence: str) -> Verdict:
-    """What becomes of a verdict on single texts if the model reads pairs: whatever it was, it is none.
+    """Replace a verdict on single texts by "not judged on pairs", for a model that reads pairs.
 
     evidence: what shows that it does.
     """
     return Verdict(
         "not judged on pairs",
         None,
-        f"this model reads pairs of texts ({evidence}), and it was run on single ones: {verdict.sentence}. For a "
-        "verdict give pairs: with --data FILE#FIRST,SECOND (two columns of a table), or with scores or labels with "
-        "--eval",
+        f"this model reads pairs of texts ({evidence}), but it was run on single texts: {verdict.sentence}. Give "
+        "pairs for a verdict: two columns of a table with --data FILE#FIRST,SECOND, or pairs with scores or labels "
+        "with --eval",
     )
 
 
@@ -227,7 +229,7 @@ def _losses(pair: Pair, better: bool, weights_BU: FloatArray) -> FloatArray:
 
 
 def _with_lost_unit(pair: Pair, better: bool) -> Pair | None:
-    """The same sample and one lost unit, for scores that are means of the units' own; None for correlations."""
+    """The same sample with one more unit that is lost, for scores that are means; None for correlations."""
     match pair:
         case (Mean(left), Mean(right)):
             change = float(np.abs(left - right).max()) or float(np.abs(left).max())

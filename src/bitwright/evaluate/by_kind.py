@@ -1,4 +1,4 @@
-"""The loss on text of a kind that was not tried, from the losses on K kinds that were.
+"""Bounds the loss on a new kind of text from the losses on K kinds that were tried.
 
 A bootstrap over texts answers for more texts of the same kinds. Users bring another kind. So each kind has a loss of
 its own (pairs of texts only within it), and the K of them are a sample of kinds: of a new one the loss is, with
@@ -24,7 +24,7 @@ _RESAMPLES = 300  # of one kind's texts: the bounds are shown, and decide nothin
 
 
 def loss_interval(task: Task, float_outputs: Outputs, quant_outputs: Outputs, *, seed: int = 0) -> Interval:
-    """The loss with its bounds: over kinds of text where the task has several, else by `paired_bootstrap`.
+    """The loss with its bounds: over kinds of text if the task has several, else by `paired_bootstrap`.
 
     Raises:
         DataError: as `paired_bootstrap`.
@@ -39,8 +39,8 @@ def loss_interval(task: Task, float_outputs: Outputs, quant_outputs: Outputs, *,
 
 
 def kind_losses(task: Task, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[KindLoss, ...]:
-    """The loss on each kind of text, in the order in which they come. A mean is that of the kind's own units: what
-    margins estimate of each is learnt from all.
+    """The loss on each kind of text, in the order of the task. A mean is over the kind's own units, but the estimate
+    from margins is learnt from all units.
     """
     better = task.kind.higher_is_better
     found = []
@@ -78,7 +78,8 @@ def _part(mean: Mean, units: np.ndarray) -> Mean:
 
 
 def bounds_of_new_kind(losses: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean of the losses, its lower bound, upper bound of the loss on one more kind), one-sided each.
+    """The mean of the losses, its lower bound, and the upper bound of the loss on one more kind; both bounds are
+    one-sided.
 
     Infinite where a loss is, and below where there are fewer than two.
     """
@@ -94,7 +95,7 @@ def bounds_of_new_kind(losses: Sequence[float], confidence: float = 0.95) -> tup
 
 
 def _prediction(values_K: np.ndarray, confidence: float) -> float:
-    """Upper bound of one more draw from the normal distribution that the values are from."""
+    """The upper bound of one more draw from the normal distribution of the values."""
     n = len(values_K)
     width = stdtrit(n - 1, confidence) * values_K.std(ddof=1) * math.sqrt(1 + 1 / n)
     return float(values_K.mean() + width)

@@ -1,4 +1,4 @@
-"""Companions: other distances between the two models' outputs, to be read beside the loss."""
+"""Companions: other distances between the two models' outputs, shown beside the loss."""
 
 import numpy as np
 
@@ -11,7 +11,8 @@ _MAX_TEXTS = 1000
 
 
 def companions(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
-    """Distances by name; none for a custom metric. Beyond a thousand texts, a thousand evenly spread ones count.
+    """The distances by name; none for a custom metric. With more than a thousand texts, a thousand evenly spread ones
+    count.
 
     Pairs with two labels add how well the cosine, or the score, of either model tells these apart: `roc_auc` and
     `best_accuracy`. Scored pairs that share queries add `ndcg_at_10` of the ranking within each query.
@@ -39,7 +40,7 @@ def companions(kind: Kind, float_outputs: Outputs, quant_outputs: Outputs) -> di
 
 
 def _label_companions(gold_P: FloatArray, float_P: FloatArray, quant_P: FloatArray) -> dict[str, float]:
-    """Of pairs with two labels; nothing of others. float_P, quant_P: what either model says of each pair."""
+    """Distances for pairs with two labels; none for others. float_P, quant_P: each model's score for each pair."""
     labels = np.unique(gold_P)
     if len(labels) != 2:
         return {}
@@ -52,7 +53,7 @@ def _label_companions(gold_P: FloatArray, float_P: FloatArray, quant_P: FloatArr
 
 
 def _query_companions(kind: Ranking, float_P: FloatArray, quant_P: FloatArray) -> dict[str, float]:
-    """nDCG@10, the mean over queries with several pairs, one of them relevant; nothing where there are none."""
+    """The mean nDCG@10 over queries that have several pairs with one relevant; nothing if there are no such queries."""
     _, start_Q, size_Q = np.unique(kind.query_U, return_index=True, return_counts=True)
     queries = [np.flatnonzero(kind.query_U == kind.query_U[i]) for i in start_Q[size_Q > 1]]
     queries = [rows for rows in queries if kind.gold_U[rows].max() > 0]
@@ -91,7 +92,7 @@ def _embedding_companions(left: FloatArray, right: FloatArray) -> dict[str, floa
 
 
 def _logit_companions(left: list[FloatArray], right: list[FloatArray], kind: Kind) -> dict[str, float]:
-    """A text may have several rows of logits; what needs rows of one length is averaged text by text."""
+    """Distances of logits. If a text has several rows, distances that need rows of one length are averaged per text."""
     rows = [(np.atleast_2d(u), np.atleast_2d(v)) for u, v in zip(left, right, strict=True)]
     flat = np.concatenate([u.ravel() for u in left]), np.concatenate([v.ravel() for v in right])
     distances = {

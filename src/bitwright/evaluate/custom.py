@@ -1,4 +1,4 @@
-"""A metric of the user's own, from a file: `--metric path/to/file.py:function`."""
+"""Loads the user's own metric from a file: `--metric path/to/file.py:function`."""
 
 import runpy
 from pathlib import Path
@@ -25,16 +25,16 @@ def load_custom(spec: str) -> Task:
     """
     file, _, name = spec.rpartition(":")
     if not Path(file).is_file():
-        raise DataError(f"{spec}: no such file; a metric is given as path/to/file.py:function")
+        raise DataError(f"{spec}: there is no such file; give a metric as path/to/file.py:function")
     try:
         names = runpy.run_path(file)
     except BitwrightError:
         raise
     except Exception as error:  # the user's own code may raise anything
-        raise DataError(f"{file}: raised {type(error).__name__} when executed: {error}") from error
+        raise DataError(f"{file}: running this file raised {type(error).__name__}: {error}") from error
     function = names.get(name)
     if not callable(function):
         functions = [key for key, value in names.items() if callable(value) and not key.startswith("_")]
-        raise DataError(f"{file}: no function {name!r}; it defines {', '.join(functions) or 'none'}")
+        raise DataError(f"{file}: there is no function {name!r}; the file defines {', '.join(functions) or 'none'}")
     better = bool(getattr(function, "higher_is_better", True))
     return Task(name, (), Custom(function, spec, better))

@@ -1,4 +1,4 @@
-"""How far the outputs of a quantized model are from the float model's: smooth, so that few texts tell two models apart.
+"""Measures how far a quantized model's outputs are from the float model's, smoothly enough for few texts.
 
 Metrics that decide (ranks of similarities, answers that flip) move in steps, and on few texts not at all.
 """

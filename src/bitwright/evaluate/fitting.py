@@ -1,4 +1,4 @@
-"""The evaluation that fits a model: by its task, and by what its config says of its labels."""
+"""Chooses the evaluation that fits a model, by its task and by the labels in its config."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _SCORED_BY_LABELS = ("embedding", "sequence-classification")
 
 
 def agreement_task(task: str, config: Any, texts: Sequence[Text], *, name: str = "label-free") -> Task:
-    """Agreement with the float model on `texts`, or pairs, in the way that fits what models of this task put out.
+    """Agreement with the float model on texts or pairs, in the way that fits the outputs of this task.
 
     config: of the model, as transformers reads it.
     """
@@ -32,8 +32,8 @@ def agreement_task(task: str, config: Any, texts: Sequence[Text], *, name: str =
 def labelled_task(
     task: str, config: Any, spec: str | Path, kind: str | None = None, pair_evidence: str | None = None
 ) -> Task:
-    """What a labelled file or directory scores of a model of this task. A classifier is scored on pairs of texts where
-    the file has them.
+    """The task of a labelled file or directory for a model of this task. A classifier is scored on pairs if the file
+    has them.
 
     Args:
         kind: as `load_task` takes it.
@@ -53,8 +53,8 @@ def _labelled_task(task: str, config: Any, spec: str | Path, kind: str | None, p
     names = [labels[i] for i in sorted(labels)]
     if task not in _SCORED_BY_LABELS:
         raise DataError(
-            f"{spec}: labels are scored of models for {' and '.join(_SCORED_BY_LABELS)}; this model's task is {task}. "
-            "Leave --eval out: agreement with the float model on --data decides"
+            f"{spec}: Bitwright scores labels only for {' and '.join(_SCORED_BY_LABELS)}, and this model's task is "
+            f"{task}. Leave --eval out: then agreement with the float model on --data decides"
             + (", on pairs of question and context" if task == "question-answering" else "")
         )
     if task == "sequence-classification":
@@ -64,5 +64,8 @@ def _labelled_task(task: str, config: Any, spec: str | Path, kind: str | None, p
             return on_pairs
     found = load_task(spec, kind, label_names=names)
     if found.kind.outputs != OUTPUTS[task]:
-        raise DataError(f"{spec}: {found.kind.name} scores {found.kind.outputs}; this model's task is {task}")
+        raise DataError(
+            f"{spec}: {found.kind.name} scores {found.kind.outputs}, but this model's task is {task}; give data for "
+            "that task"
+        )
     return found

@@ -1,4 +1,4 @@
-"""How many answers of a classifier quantizing changes, estimated from margins.
+"""Estimates from margins how many answers of a classifier quantization changes.
 
 Flips are rare: of 500 answers one or two change, and a count of one says little. But every text tells two things about
 them. By how much its answer is ahead of the best other one, half-way between the two models, is its *margin*; how far
@@ -36,7 +36,7 @@ _IMPROBABLE = 0.01  # a count of flips that an estimate makes so improbable refu
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """The decisions of two models: of a classifier one per text, of a token classifier one per token.
+    """The decisions of two models: one per text for a classifier, one per token for a token classifier.
 
     float_D: by how much the float model's choice is ahead of its best rival, ≥ 0. quant_D: by how much the same choice
     is ahead of its best rival in the quantized model; of a decision with one class infinity. flipped_D: whether the
@@ -56,7 +56,7 @@ class Margins:
         return result
 
     def halves(self, decisions: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Of some decisions the margin half-way between the models, and half of how far these lie apart."""
+        """For some decisions: the mean of the two models' margins, and half of their difference."""
         left, right = self.float_D[decisions], self.quant_D[decisions]
         return np.abs(left + right) / 2, np.abs(left - right) / 2
 
@@ -82,7 +82,7 @@ def class_margins(float_outputs: Sequence[Floats], quant_outputs: Sequence[Float
 
 
 def label_margins(float_UL: Floats, quant_UL: Floats) -> Margins:
-    """The margins of multi-label classifiers, which assign each label whose logit, of (texts, labels), is above 0."""
+    """The margins of multi-label classifiers, which assign each label with a logit above 0."""
     left, right = (np.asarray(side, np.float64).ravel() for side in (float_UL, quant_UL))
     broken_D = ~(np.isfinite(left) & np.isfinite(right))
     float_D, quant_D = (np.where(broken_D, 0.0, np.where(left > 0, side, -side)) for side in (left, right))
@@ -101,7 +101,7 @@ def _text_margins(text: int, left_RC: FloatArray, right_RC: FloatArray) -> Margi
 
 
 def _ahead(logits_RC: FloatArray, choice_R: IntArray) -> FloatArray:
-    """By how much the logit of a choice is above the largest other one."""
+    """How far the logit of a choice is above the largest other logit."""
     rows = np.arange(len(logits_RC))
     others_RC = logits_RC.copy()
     others_RC[rows, choice_R] = -np.inf
@@ -125,7 +125,7 @@ class Estimate:
 
 
 def estimate(margins: Margins) -> Estimate:
-    """The rate of flips that margins and their shifts predict. What is not finite has flipped."""
+    """The rate of flips that margins and their shifts predict. A decision that is not finite counts as flipped."""
     rows_D = np.bincount(margins.text_D)[margins.text_D]
     own_D, others_D = np.where(margins.broken_D, 1.0, 0.0), np.zeros(len(rows_D))
     near = _near(margins, np.flatnonzero(~margins.broken_D & np.isfinite(margins.float_D)))
@@ -141,7 +141,7 @@ def estimate(margins: Margins) -> Estimate:
 
 
 def _near(margins: Margins, usable: IntArray) -> IntArray:
-    """The usable decisions of small margin: so many that the others' are beyond all shifts that are to be expected."""
+    """The usable decisions with small margins. All others have margins beyond any shift to be expected."""
     margin_M, shift_M = margins.halves(usable)
     order_M = np.argsort(margin_M, kind="stable")
     n = max(_LEAST_NEAR, round(_NEAR * len(order_M)))
@@ -165,7 +165,7 @@ def _in_usual_shifts(margin_N: FloatArray, shift_N: FloatArray) -> tuple[FloatAr
 
 
 def _share_above(x_N: FloatArray, points_M: FloatArray, share_M: FloatArray) -> FloatArray:
-    """Of each x the summed share of the points that are larger."""
+    """For each x, the summed share of the points that are larger."""
     order_M = np.argsort(points_M)
     upto_M = np.append(0.0, np.cumsum(share_M[order_M]))
     result: FloatArray = upto_M[-1] - upto_M[np.searchsorted(points_M[order_M], x_N, side="right")]
@@ -185,8 +185,8 @@ def _size_of_one(shift_N: FloatArray, share_N: FloatArray) -> float:
 
 
 def kept_answers(margins: Margins) -> Mean:
-    """The share of the decisions that stay: estimated; counted where many change, or none moves, and where `doubt` says
-    why.
+    """The share of decisions that stay the same: estimated, or counted if many change, none moves, or `doubt` gives a
+    reason.
     """
     moved = not np.array_equal(margins.float_D, margins.quant_D)
     if moved and _changed(margins) < _MANY and doubt(margins) is None:
@@ -196,12 +196,12 @@ def kept_answers(margins: Margins) -> Mean:
 
 
 def _changed(margins: Margins) -> int:
-    """Texts with a decision that flips."""
+    """The number of texts with a decision that flips."""
     return int((margins.by_text(margins.flipped_D) > 0).sum())
 
 
 def doubt(margins: Margins) -> str | None:
-    """Why flips are counted, not estimated: there are few decisions, or more of them flip than can be expected.
+    """Why flips are counted and not estimated: there are few decisions, or more flip than the margins predict.
 
     That is a test at 1 %: the texts of which an answer changed, against a Poisson count with the mean that the
     upper 95 % bound of the estimate gives.
@@ -210,7 +210,10 @@ def doubt(margins: Margins) -> str | None:
     if changed >= _MANY:
         return None
     if decisions < _LEAST_DECISIONS:
-        return f"answers are counted: the margins of {decisions} say too little of how many would change among others"
+        return (
+            f"changed answers are counted and not estimated from margins, because the margins of {decisions} "
+            "decisions are too few for an estimate"
+        )
     found = estimate(margins)
     texts = len(found.own_U)
     rate = float(found.own_U.mean())
@@ -221,6 +224,6 @@ def doubt(margins: Margins) -> str | None:
     if changed == 0 or gammainc(changed, expected) >= _IMPROBABLE:  # P(a Poisson count reaches it)
         return None
     return (
-        f"answers are counted, not estimated from margins: those of {changed} of {texts} texts change, and their "
-        f"margins let expect {expected:.1f} at most"
+        f"changed answers are counted and not estimated from margins, because {changed} of {texts} texts change and "
+        f"their margins predict at most {expected:.1f}"
     )

@@ -1,4 +1,4 @@
-"""The kinds of evaluation: what a model's outputs are scored against, and which units its sample consists of.
+"""The kinds of evaluation: how outputs are scored, and of which units the sample consists.
 
 Each kind is a frozen dataclass with the same few members (`Kind`). Outputs are embeddings (texts, dim), logits
 (texts, classes), or what a language model makes of each token (`language`). A score is a `Statistic` over units, so
@@ -47,11 +47,11 @@ class Kind(Protocol):
 
     @property
     def unit(self) -> str:
-        """What the units are, in the plural, for messages."""
+        """The name of the units in the plural, for messages."""
 
     @property
     def outputs(self) -> OutputSort:
-        """The sort of outputs that it scores."""
+        """The kind of outputs that it scores."""
 
     @property
     def metric(self) -> str:
@@ -140,7 +140,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class SimilarityMatrix:
-    """Documents with a human score for every two of them: Spearman's correlation over pairs. Units: documents.
+    """Documents with a human score for every pair: Spearman's correlation over pairs. Units: documents.
 
     As in `agreement.EMBEDDINGS`, an even spread of MAX_PAIRS pairs counts where there are more.
     """
@@ -210,7 +210,7 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Texts or pairs with a class each, for a model that puts out logits: accuracy or macro F1. Units: examples."""
+    """Texts or pairs with a class each, for a model that gives logits: accuracy or macro F1. Units: examples."""
 
     gold_U: IntArray  # class index, as in the logits
     n_classes: int | None = None  # logits per text that the model must put out, where known
@@ -235,7 +235,7 @@ class Classification:
             raise DataError(
                 f"the labels are classes 0…{largest}"
                 + (f" of {self.n_classes}" if self.n_classes else "")
-                + f", the model puts out {classes} values per text: is it the classifier that these labels are for?"
+                + f", but the model gives {classes} values per text; give labels for this classifier"
             )
         predicted_U = _classes(logits)
         return MacroF1(self.gold_U, predicted_U) if self.macro_f1 else Mean((self.gold_U == predicted_U).astype(float))
@@ -249,7 +249,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Custom:
-    """A metric of the user's own: a function of `encode` that returns one number, or one per example (units).
+    """The user's own metric: a function of `encode` that returns one number, or one per example. Units: examples.
 
     side: which share of the examples counts, as (seed, tuning fraction, whether it is the tuning side); None for all.
     """
@@ -266,8 +266,9 @@ class Custom:
     def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
         if len(float_outputs) != len(quant_outputs):
             raise DataError(
-                f"{self.metric}: {len(float_outputs)} values for the float model, {len(quant_outputs)} for the "
-                "quantized one; return the value of the same examples in the same order for both"
+                f"{self.metric}: there are {len(float_outputs)} values for the float model, but "
+                f"{len(quant_outputs)} for the quantized one; return values of the same examples in the same order "
+                "for both"
             )
         units = self._units(len(float_outputs))
         return Mean(_values(float_outputs)[units]), Mean(_values(quant_outputs)[units])
@@ -319,7 +320,9 @@ def matrix(outputs: Outputs) -> NDArray[np.floating]:
     """
     array = np.asarray(outputs)
     if array.ndim != 2 or array.size == 0:
-        raise DataError(f"outputs of shape {array.shape}: one vector per text, (texts, values), is needed")
+        raise DataError(
+            f"the outputs have the shape {array.shape}, but one vector per text, (texts, values), is needed"
+        )
     return array
 
 
@@ -331,19 +334,19 @@ def scores(outputs: Outputs) -> FloatArray:
     """
     sizes = {np.size(row) for row in outputs}
     if sizes != {1}:
-        raise DataError(f"outputs of {min(sizes)} to {max(sizes)} values per text: one score per text is needed")
+        raise DataError(
+            f"the outputs have {min(sizes)} to {max(sizes)} values per text, but one score per text is needed"
+        )
     return np.asarray(outputs, dtype=np.float64).ravel()
 
 
 def chosen(texts: Items, indices: IntArray | Sequence[int]) -> Items:
-    """Those of the texts, or of the windows."""
+    """The chosen texts or windows."""
     return cast(Items, tuple(texts[i] for i in indices))
 
 
 def same_items(texts: Items) -> IntArray:
-    """Of each item, the index of the first that equals it, or of pairs a number that those share which a chain of
-    common texts ties together: the groups of a kind whose units are its items.
-    """
+    """The group of each item. Equal texts share a group, and so do pairs that a chain of common texts connects."""
     first: dict[object, int] = {}
     if pairs := pairs_in(texts):
         sides = ([pair[side] for pair in pairs] for side in (0, 1))
@@ -368,7 +371,7 @@ def _values(outputs: Outputs) -> FloatArray:
 
 
 def _classes(logits: NDArray[np.floating]) -> IntArray:
-    """The class of each row, −1 (which no label is) where a logit is not finite."""
+    """The class of each row; −1, which is no label, if a logit is not finite."""
     return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
 
 

@@ -1,4 +1,4 @@
-"""Rows of labelled tables: their columns found by name, whatever their case, or by place where there is no header."""
+"""Reads rows of labelled tables. Columns are found by name in any case, or by position if there is no header."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -22,7 +22,7 @@ WANTED = {"similarity": ("sentence1", "sentence2", "score"), "classification": (
 
 
 def labelled_table(path: Path, kind: str | None) -> tuple[str, list[tuple[int, dict[str, str]]]]:
-    """The kind of task a table is for, and its rows by canonical column name, with line numbers.
+    """The kind of task of a table, and its rows by canonical column name, with line numbers.
 
     Raises:
         DataError: an empty file, columns that are missing, an empty cell.
@@ -45,13 +45,13 @@ def labelled_table(path: Path, kind: str | None) -> tuple[str, list[tuple[int, d
                 for number, row in rows
             ]
     wanted = "; or ".join(f"{', '.join(WANTED[candidate])} ({candidate})" for candidate in kinds)
-    raise DataError(f"{path}: columns {', '.join(header)}; needed are {wanted}")
+    raise DataError(f"{path}: the columns are {', '.join(header)}, but one of these sets is needed: {wanted}")
 
 
 def read_header(
     path: Path, numbered: list[tuple[int, Row]], known: Collection[str]
 ) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Column names and rows as dicts. A list of cells of which none is a known name is no header, but the first row.
+    """The column names, and the rows as dicts. A first list of cells without any known name is a row, not a header.
 
     known: names of columns, in lower case.
 
@@ -78,20 +78,20 @@ def _guessed_header(path: Path, first: list[str]) -> list[str]:
         case [label, _] if _is_number(label):
             return ["label", "text"]
     raise DataError(
-        f"{path}: the first row ({len(first)} columns) is neither a header nor sentence1, sentence2, score nor "
-        "text, label; add a header"
+        f"{path}: the first row ({len(first)} columns) is not a header, and its columns cannot be guessed. Add a "
+        "header such as sentence1, sentence2, score or text, label"
     )
 
 
 def _labelled_line(line: str, path: Path, number: int) -> dict[str, str]:
     label, _, text = line.partition(" ")
     if not text.strip():
-        raise DataError(f"{path}, line {number}: a label and a text with a space between them are needed")
+        raise DataError(f"{path}, line {number}: a line must hold a label, a space and a text")
     return {"text": text.strip(), "label": label.partition(":")[0]}
 
 
 def class_index(label: str, index: Mapping[str, int], path: Path, number: int) -> int:
-    """The class of a label: a word of `index`, in lower case, or a number itself.
+    """The class of a label: a name in `index` in lower case, or a number.
 
     Raises:
         DataError: it is no class.
@@ -101,17 +101,17 @@ def class_index(label: str, index: Mapping[str, int], path: Path, number: int) -
     if label.isdecimal() and (not index or int(label) < len(index)):
         return int(label)
     raise DataError(
-        f"{path}, line {number}: label {label!r} is no class of the model; "
+        f"{path}, line {number}: label {label!r} is not a class of the model; "
         + (
             f"its classes are {', '.join(index)}"
             if index
-            else "a class index (0, 1, …) or the names of its classes are needed"
+            else "give a class index (0, 1, …), or the names of its classes"
         )
     )
 
 
 def find_column(columns: Mapping[str, str], names: Sequence[str]) -> str | None:
-    """How a table spells the first of `names` that it has. columns: its names in lower case, and as they are."""
+    """The table's spelling of the first of `names` that it has. columns: lower-case name -> spelling."""
     return next((columns[name] for name in names if name in columns), None)
 
 
@@ -123,7 +123,7 @@ def cell(row: Mapping[str, Any], name: str, path: Path, number: int) -> str:
     """
     value = row.get(name)
     if value is None or not str(value).strip():
-        raise DataError(f"{path}, line {number}: {name} is missing or empty; found {', '.join(map(str, row))}")
+        raise DataError(f"{path}, line {number}: {name} is missing or empty; the row has {', '.join(map(str, row))}")
     return str(value).strip()
 
 
@@ -150,17 +150,17 @@ def refuse_constant(gold: np.ndarray, where: str) -> None:
     DataError: scores that are all equal.
     """
     if len(gold) and (gold == gold[0]).all():
-        raise DataError(f"{where}: all {len(gold)} scores are {gold[0]:g}; nothing can be ranked by them")
+        raise DataError(f"{where}: all {len(gold)} scores are {gold[0]:g}, so they rank nothing; give different scores")
 
 
 def refuse_one_class(gold: np.ndarray, label: str, where: str) -> None:
-    """label: that of the first row.
+    """Refuse labels that are all the same. label: the label of the first row.
 
     Raises:
         DataError: all rows have the same label.
     """
     if len(gold) and (gold == gold[0]).all():
         raise DataError(
-            f"{where}: all {len(gold)} labels are {label!r}, so a model that always answers that is never wrong; give "
-            "examples of the other classes too"
+            f"{where}: all {len(gold)} labels are {label!r}, so a model that always gives this answer would be "
+            "right. Give examples of the other classes too"
         )

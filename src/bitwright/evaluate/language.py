@@ -1,4 +1,4 @@
-"""Language models: perplexity of a text, cut into windows.
+"""The perplexity of language models on a text that is cut into windows.
 
     task = language_task("wiki.test.raw", tokenizer, window=1024, windows=40)
     task.kind.protocol      'wiki.test.raw, first 40 non-overlapping windows of 1024 tokens, no BOS'
@@ -72,10 +72,10 @@ def language_task(
             window of fewer than 2 tokens, fewer than 1 window.
     """
     if window < 2 + bos or (windows is not None and windows < 1):
-        raise DataError(f"{windows} windows of {window} tokens: at least 1 is needed, of {2 + bos} tokens or more")
+        raise DataError(f"{windows} windows of {window} tokens: ask for at least 1 window of at least {2 + bos} tokens")
     start = (tokenizer.bos_token_id,) if bos else ()
     if None in start:
-        raise DataError(f"{source}: windows shall begin with BOS, and the tokenizer has none; leave it out")
+        raise DataError(f"{source}: windows shall begin with BOS, but the tokenizer has none; leave --bos out")
     name = "built-in English prose" if str(source) == BUILTIN else Path(source).name
     found = token_windows(tokenizer, running_text(Source(str(source))), window - bos, name)[:windows]
     which = "first" if len(found) == windows else "all"
@@ -87,6 +87,6 @@ def language_task(
 def _perplexity(outputs: Outputs) -> Perplexity:
     windows: list[FloatArray] = [np.asarray(window, dtype=np.float64) for window in outputs]
     if wrong := [window.shape for window in windows if window.ndim != 2 or len(window) != 2 or not window.size]:
-        raise DataError(f"an output of shape {wrong[0]}: (2, tokens − 1) is what a language model gives for a window")
+        raise DataError(f"an output has the shape {wrong[0]}, but a language model gives (2, tokens − 1) for a window")
     nll_U = np.array([window[0].sum() for window in windows])
     return Perplexity(nll_U, np.array([float(window.shape[1]) for window in windows]))

@@ -1,4 +1,4 @@
-"""Tasks from files.
+"""Loads tasks from files.
 
     retrieval          a directory: corpus.jsonl (_id or id, title, text), queries.jsonl (_id or id, text),
                        qrels.tsv or qrels/test.tsv (query, document, gain; with a header or the four columns of TREC)
@@ -40,7 +40,7 @@ _ARRAY_ERRORS = (KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.
 def load_task(
     spec: str | Path, kind: str | None = None, *, label_names: Sequence[str] | None = None, macro_f1: bool = False
 ) -> Task:
-    """The task that a file, a directory or "file.py:function" describes. Without `kind`, its layout decides.
+    """The task of a file, a directory or "file.py:function". Without `kind`, the layout decides.
 
     Args:
         kind: one of KINDS.
@@ -52,12 +52,12 @@ def load_task(
             all equal or unknown to the classifier.
     """
     if kind is not None and kind not in KINDS:
-        raise DataError(f"{kind}: no kind of task; known are {', '.join(KINDS)}")
+        raise DataError(f"{kind} is not a kind of task; known are {', '.join(KINDS)}")
     path = Path(spec)
     if kind == "custom" or (kind is None and ".py:" in str(spec)):
         return load_custom(str(spec))
     if not path.exists():
-        raise DataError(f"{path}: no such file or directory")
+        raise DataError(f"{path}: there is no such file or directory")
     if kind == "label-free":
         return label_free_task(load_texts(str(path)), name=path.stem)
     if path.is_dir():
@@ -68,7 +68,7 @@ def load_task(
 
 
 def similarity_matrix_task(texts: Sequence[str], matrix: ArrayLike, *, name: str = "similarity matrix") -> Task:
-    """A task from documents and the human similarity of every two of them, (n, n).
+    """A task of documents with the human similarity of every pair, (n, n).
 
     The diagonal is ignored; the lower triangle is either all zero or equal to the upper one.
 
@@ -82,16 +82,16 @@ def similarity_matrix_task(texts: Sequence[str], matrix: ArrayLike, *, name: str
         raise DataError(f"{name}: not a matrix of numbers ({error})") from None
     if len(texts) < 3 or gold_UU.shape != (len(texts), len(texts)):
         raise DataError(
-            f"{name}: a matrix of shape {gold_UU.shape} for {len(texts)} texts; n × n is needed, n at least 3"
+            f"{name}: the matrix has the shape {gold_UU.shape} for {len(texts)} texts, but n × n with n ≥ 3 is needed"
         )
     upper, lower = np.triu(gold_UU, 1), np.tril(gold_UU, -1)
     if not np.isfinite(gold_UU).all():
-        raise DataError(f"{name}: the matrix has values that are not finite")
+        raise DataError(f"{name}: the matrix has NaN or infinite values; correct them")
     if lower.any() and not np.allclose(lower.T, upper):
         row, column = (int(i) for i in np.argwhere(~np.isclose(lower.T, upper))[0])
         raise DataError(
-            f"{name}: the matrix is not symmetric: {gold_UU[row, column]:g} at ({row}, {column}), "
-            f"{gold_UU[column, row]:g} at ({column}, {row}); leave the lower triangle 0, or make it equal"
+            f"{name}: the matrix is not symmetric: {gold_UU[row, column]:g} at ({row}, {column}), but "
+            f"{gold_UU[column, row]:g} at ({column}, {row}). Make both equal, or leave the lower triangle 0"
         )
     refuse_constant(upper[np.triu_indices(len(texts), 1)], name)
     return Task(name, tuple(texts), SimilarityMatrix(upper + upper.T))
@@ -108,16 +108,15 @@ def _load_directory(path: Path, kind: str | None) -> Task:
             return similarity_matrix_task(_plain_texts(texts_file), _plain_matrix(matrix_file), name=path.name)
     found = ", ".join(sorted(item.name for item in path.iterdir())[:10])
     raise DataError(
-        f"{path}: a directory with corpus.jsonl, queries.jsonl and qrels.tsv (retrieval), or "
-        f"{' or '.join(_TEXT_FILES)} and {' or '.join(_MATRIX_FILES)} (similarity matrix) is needed; "
-        f"found {found or 'nothing'}"
+        f"{path}: the directory holds {found or 'nothing'}. It must hold corpus.jsonl, queries.jsonl and qrels.tsv "
+        f"(retrieval), or {' or '.join(_TEXT_FILES)} with {' or '.join(_MATRIX_FILES)} (similarity matrix)"
     )
 
 
 def _load_npz(path: Path, kind: str | None) -> Task:
     if kind not in (None, "similarity matrix"):
-        raise DataError(f"{path}: an .npz is read as a similarity matrix, not as a task of kind {kind}")
-    needed = f"{path}: arrays `texts` (strings) and `matrix` (n × n) are needed"
+        raise DataError(f"{path}: Bitwright reads an .npz file as a similarity matrix, not as a task of kind {kind}")
+    needed = f"{path}: this file must hold the arrays `texts` (strings) and `matrix` (n × n)"
     try:
         # np.load alone would give a bare array where the file is really an .npy.
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
@@ -125,7 +124,7 @@ def _load_npz(path: Path, kind: str | None) -> Task:
     except _ARRAY_ERRORS as error:
         raise DataError(f"{needed} ({error})") from None
     if texts.ndim != 1:
-        raise DataError(f"{needed}; texts has the shape {texts.shape}")
+        raise DataError(f"{needed}, but texts has the shape {texts.shape}")
     return similarity_matrix_task([str(text) for text in texts], matrix, name=path.stem)
 
 
@@ -165,7 +164,7 @@ def _load_retrieval(path: Path) -> Task:
         elif gain > 0:
             gains.setdefault(query, {})[document_index[document]] = gain
     if n_unknown == n_judged:
-        raise DataError(f"{qrels}: none of its {n_judged} judgements names a query and a document of {path}")
+        raise DataError(f"{qrels}: none of its {n_judged} judgements names a query and a document in {path}")
     judged = [key for key in queries if key in gains]
     if not judged:
         raise DataError(f"{qrels}: no query has a document with a gain above 0")
@@ -175,12 +174,12 @@ def _load_retrieval(path: Path) -> Task:
 
 
 def _identified(path: Path) -> dict[str, str]:
-    """id -> title and text, a space between them."""
+    """id -> title and text, joined by a space."""
     texts: dict[str, str] = {}
     for number, row in _dicts(path):
         key = row.get("_id", row.get("id"))
         if key is None:
-            raise DataError(f"{path}, line {number}: no _id or id; found {', '.join(row)}")
+            raise DataError(f"{path}, line {number}: there is no _id or id; the keys are {', '.join(row)}")
         title = row.get("title") or ""
         texts[str(key)] = f"{title} {_text(row, path, number)}".strip()
     if not texts:
@@ -196,7 +195,9 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, float]]:
         if not cells:
             continue
         if len(cells) not in (3, 4):
-            raise DataError(f"{path}, line {number}: {len(cells)} columns; query, document and gain are needed")
+            raise DataError(
+                f"{path}, line {number}: there are {len(cells)} columns; query, document and gain are needed"
+            )
         try:
             gain = float(cells[-1])
         except ValueError:
@@ -206,7 +207,7 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, float]]:
         empty = False
         yield cells[0], cells[-2], gain
     if empty:
-        raise DataError(f"{path}: no judgements in it")
+        raise DataError(f"{path}: this file has no judgements")
 
 
 # -- tables of sentences ----------------------------------------------------------------------------------------------
@@ -214,10 +215,10 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, float]]:
 
 def _load_table(path: Path, kind: str | None, label_names: Sequence[str] | None, macro_f1: bool) -> Task:
     if kind in ("retrieval", "similarity matrix"):
-        raise DataError(f"{path}: a file; a task of kind {kind} is a directory")
+        raise DataError(f"{path}: this is a file, but a task of kind {kind} is a directory")
     kind, rows = labelled_table(path, kind)
     if not rows:
-        raise DataError(f"{path}: no rows in it")
+        raise DataError(f"{path}: this file has no rows")
     if kind == "similarity":
         return _pairs(path, rows)
     return _classification(path, rows, label_names, macro_f1)
@@ -252,5 +253,5 @@ def _dicts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _text(row: Mapping[str, Any], path: Path, number: int) -> str:
     if not isinstance(row.get("text"), str):
-        raise DataError(f"{path}, line {number}: no text; found {', '.join(row)}")
+        raise DataError(f"{path}, line {number}: there is no text; the keys are {', '.join(row)}")
     return str(row["text"])

@@ -1,4 +1,4 @@
-"""From the logits of a language model to what is kept of them, one window at a time.
+"""Reduces the logits of a language model to the values that are kept, one window at a time.
 
 The logits of 40 windows of 1024 tokens over 150,000 of vocabulary are 25 GB; what is kept is a few numbers per token.
 """
@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 128  # of logits; temporaries are that times the vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models on the same windows, an array for each of them.
+    """The outputs of two models for the same windows, one array per window.
 
     float_outputs, quant_outputs: float32 (2, T − 1), as `language` describes them. kl: float32 (T − 1,), of each
     prediction KL(float ‖ quantized) = Σ p_float · log(p_float / p_quant) over the vocabulary, in nats; infinite where a
@@ -45,7 +45,7 @@ class Comparison:
 def compare_windows(
     windows: Iterable[Window], float_logits: Logits, quant_logits: Logits, *, track: Track = iter
 ) -> Comparison:
-    """Run two language models over the same windows; of either, one window's logits are in memory at a time.
+    """Run two language models over the same windows. Memory holds the logits of one window per model.
 
     Args:
         track: wraps the loop over windows, for a progress bar.
@@ -64,7 +64,7 @@ def compare_windows(
 
 
 def token_outputs(logits_TV: Tensor, ids: Sequence[int]) -> _Float32:
-    """What is kept of a window: float32 (2, T − 1), NLL in nats of each token after the first, and the likeliest id.
+    """The kept values of a window, float32 (2, T − 1): NLL in nats of each token after the first, and the likeliest id.
 
     Args:
         logits_TV: row t predicts token t + 1; the last row predicts nothing that is there.
@@ -75,7 +75,8 @@ def token_outputs(logits_TV: Tensor, ids: Sequence[int]) -> _Float32:
     """
     if logits_TV.ndim != 2 or len(logits_TV) != len(ids):
         raise DataError(
-            f"logits of shape {tuple(logits_TV.shape)} for {len(ids)} tokens; (tokens, vocabulary) is needed"
+            f"the logits have the shape {tuple(logits_TV.shape)} for {len(ids)} tokens, but (tokens, vocabulary) is "
+            "needed"
         )
     next_ids = torch.tensor(ids[1:])
     kept = torch.empty(2, len(next_ids))
@@ -90,8 +91,8 @@ def token_outputs(logits_TV: Tensor, ids: Sequence[int]) -> _Float32:
 def _compared(ids: Window, left_TV: Tensor, right_TV: Tensor) -> tuple[_Float32, _Float32, _Float32]:
     if left_TV.shape != right_TV.shape:
         raise DataError(
-            f"logits of shape {tuple(left_TV.shape)} by the float model and {tuple(right_TV.shape)} by the quantized "
-            "one: they do not share a vocabulary, so no token of one compares with a token of the other"
+            f"the logits have the shape {tuple(left_TV.shape)} in the float model, but {tuple(right_TV.shape)} in "
+            "the quantized one. The two have different vocabularies, so they cannot be compared"
         )
     return token_outputs(left_TV, ids), token_outputs(right_TV, ids), _kl(left_TV[:-1], right_TV[:-1])
 

@@ -1,4 +1,4 @@
-"""Metrics: how far a quantized model's outputs are from the float ones, and how good either is against labels.
+"""Metrics: how far a quantized model's outputs are from the float model's, and how well each fits labels.
 
 Pure numpy. An output is one vector per sample; `float_out` and `quant_out` hold the same samples in the same order,
 as an array (samples, values) or, if their lengths differ, as a sequence of vectors. The two models are called float
@@ -119,7 +119,7 @@ def neighbour_agreement(float_embeddings: ArrayLike, quant_embeddings: ArrayLike
     """Share of the texts (rows) whose nearest other text by cosine is the same in both models."""
     left, right = _arrays(float_embeddings, quant_embeddings)
     if len(left) < 2:
-        raise DataError(f"{len(left)} text: nearest neighbours need two or more")
+        raise DataError(f"there is {len(left)} text, but nearest neighbours need two or more")
     return float((_nearest(left) == _nearest(right)).mean())
 
 
@@ -180,7 +180,7 @@ def ranks(values: FloatArray) -> FloatArray:
 
 
 def accuracy(gold: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of the labels that are predicted."""
+    """The share of labels that are predicted."""
     return float((np.asarray(gold) == np.asarray(predicted)).mean())
 
 
@@ -255,7 +255,10 @@ def unit_rows(vectors: ArrayLike) -> FloatArray:
 def _binary(gold: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], FloatArray]:
     positive, values = np.asarray(gold) > 0, np.asarray(scores, dtype=np.float64)
     if positive.all() or not positive.any():
-        raise DataError(f"all {positive.size} labels are {int(positive.all())}: nothing can be told apart by them")
+        raise DataError(
+            f"all {positive.size} labels are {int(positive.all())}, so they tell nothing apart; give examples of "
+            "both labels"
+        )
     return positive, values
 
 
@@ -329,7 +332,7 @@ def _inversions(codes: NDArray[np.intp]) -> int:
 def _paired(float_out: Outputs, quant_out: Outputs) -> tuple[list[FloatArray], list[FloatArray]]:
     left, right = ([np.asarray(sample, dtype=np.float64).ravel() for sample in side] for side in (float_out, quant_out))
     if len(left) != len(right) or not left:
-        raise DataError(f"the float model has outputs for {len(left)} samples, the quantized one for {len(right)}")
+        raise DataError(f"the float model has outputs for {len(left)} samples, but the quantized one for {len(right)}")
     if any(len(sample) == 0 for sample in (*left, *right)):
         raise DataError("a sample has an empty output")
     return left, right

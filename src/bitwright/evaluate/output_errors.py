@@ -1,4 +1,4 @@
-"""How far a linear's outputs move when its weight is rounded, from the statistics of its inputs: no token is needed.
+"""Computes from input statistics, without tokens, how far a linear's outputs move when its weight is rounded.
 
 With G = Σ x xᵀ over the tokens seen, Σ ‖M x‖² = tr(M G Mᵀ) for any matrix M.
 """
@@ -12,7 +12,7 @@ from bitwright.calibration.observers import LayerStats
 
 
 def squared_outputs(m_NK: Tensor, stats: LayerStats | None) -> float:
-    """tr(M G Mᵀ), the sum over all tokens of ‖M x‖²; without a Gram matrix ‖M‖², that of the matrix itself.
+    """tr(M G Mᵀ), the sum of ‖M x‖² over all tokens; ‖M‖² without a Gram matrix.
 
     m_NK: floating (N, K).
     """

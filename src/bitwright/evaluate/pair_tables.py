@@ -1,4 +1,4 @@
-"""Tables of labelled pairs, for models that read both texts of a pair together: rerankers and classifiers of pairs."""
+"""Reads tables of labelled pairs, for rerankers and classifiers that read both texts of a pair together."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ _TABLES = (".tsv", ".csv", ".jsonl", ".ndjson", ".parquet")
 def load_pair_task(
     spec: str | Path, kind: str | None, *, label_names: Sequence[str] | None, evidence: str | None = None
 ) -> Task | None:
-    """The task of a table of pairs, or None where it holds something else and the model may read that.
+    """The task of a table of pairs; None if the table holds something else that the model can read.
 
     Args:
         spec: a table; "FILE#FIRST,SECOND" names the columns of the two texts, else `PAIR_FIELDS` does.
@@ -54,9 +54,9 @@ def load_pair_task(
     if found is None and (columns or evidence):
         what = "score" if label_names is None else "label"
         raise DataError(
-            f"{path}: this model reads pairs of texts ({evidence or 'columns are named'}): a table is needed with two "
-            f"columns of texts, such as sentence1 and sentence2, and a column {what}. Other names of the texts: "
-            f"{path.name}#FIRST,SECOND"
+            f"{path}: this model reads pairs of texts ({evidence or 'columns are named'}). Give a table with two "
+            f"columns of texts, such as sentence1 and sentence2, and a column {what}. If the texts have other "
+            f"names, write {path.name}#FIRST,SECOND"
         )
     if found is None:
         return None
@@ -74,7 +74,8 @@ def load_pair_task(
 
 
 def _rows(path: Path, columns: Sequence[str], gold: Sequence[str]) -> list[tuple[int, list[str]]] | None:
-    """[first text, second text, score or label] of each row, with line numbers; None where the table lacks one of them.
+    """[first text, second text, score or label] of each row, with line numbers; None if the table lacks one of the
+    columns.
 
     Raises:
         DataError: no rows; an empty cell; a named column that is missing.
@@ -85,10 +86,12 @@ def _rows(path: Path, columns: Sequence[str], gold: Sequence[str]) -> list[tuple
     known = {*(name for pair in PAIR_FIELDS for name in pair), *gold, *(name.casefold() for name in columns)}
     header, rows = read_header(path, numbered, known)
     if missing := [name for name in columns if name not in header]:
-        raise DataError(f"{path}: no column {' and no column '.join(missing)}; found {', '.join(header)}")
+        raise DataError(
+            f"{path}: there is no column {' and no column '.join(missing)}; the columns are {', '.join(header)}"
+        )
     texts, label = columns or find_pair(header), find_column({name.casefold(): name for name in header}, gold)
     if not texts or label is None:
         return None
     if not rows:
-        raise DataError(f"{path}: no rows in it")
+        raise DataError(f"{path}: this file has no rows")
     return [(number, [cell(row, name, path, number) for name in (*texts, label)]) for number, row in rows]

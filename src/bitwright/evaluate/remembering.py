@@ -1,4 +1,4 @@
-"""`encode` that does not run a text twice: metrics share texts."""
+"""Wraps `encode` so that no text runs twice, because metrics share texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from bitwright.evaluate.kinds import Encode, Outputs, Window
 
 
 def remembering(encode: Encode) -> Encode:
-    """`encode`, but that it runs only texts that it has not run before. Where that stacks its outputs, so does this."""
+    """Wrap `encode` so that it runs only new texts. It stacks its outputs if `encode` does."""
     known: dict[Any, np.ndarray] = {}
     stacks = False
 

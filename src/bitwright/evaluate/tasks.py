@@ -1,4 +1,4 @@
-"""A task: texts to encode and a way to score what a model makes of them.
+"""A task: texts to encode, and a way to score the outputs.
 
     task = load_task("stsb-test.tsv")
     tuning, held_out = split(task, seed=0)
@@ -24,7 +24,7 @@ from bitwright.evaluate.statistic import FloatArray, IntArray, Statistic
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Texts or pairs (of a language model: windows of token ids), and what the outputs for them are scored against.
+    """Texts, pairs or windows of token ids, and the data against which their outputs are scored.
 
     A custom metric brings its own texts: none here.
 
@@ -39,7 +39,7 @@ class Task:
 
     @property
     def n_units(self) -> int | None:
-        """Units that the score is made of; None for a custom metric, which tells them only when it has run."""
+        """The number of units of the score; None for a custom metric, which is known only after it has run."""
         return None if isinstance(self.kind, Custom) else len(self.kind.groups(self.texts))
 
     def run(self, encode: Encode) -> Outputs:
@@ -52,7 +52,7 @@ class Task:
             return _custom_values(self.kind, encode)
         outputs = encode(self.texts)
         if len(outputs) != len(self.texts):
-            raise DataError(f"{self.name}: {len(outputs)} outputs for {len(self.texts)} texts")
+            raise DataError(f"{self.name}: there are {len(outputs)} outputs for {len(self.texts)} texts")
         return outputs
 
     def statistics(self, float_outputs: Outputs, quant_outputs: Outputs) -> tuple[Statistic, Statistic]:
@@ -72,18 +72,21 @@ class Task:
         return self.scores(outputs, outputs)[1]
 
     def loss(self, float_outputs: Outputs, quant_outputs: Outputs) -> float:
-        """Loss of the quantized model relative to float, as a fraction; negative where it is better.
+        """The quantized model's loss relative to float, as a fraction; negative if it is better.
 
         Raises:
             DataError: the float model scores 0, so that no loss is relative to it.
         """
         float_score, quant_score = self.scores(float_outputs, quant_outputs)
         if float_score == 0:
-            raise DataError(f"{self.name}: the float model's {self.kind.metric} is 0, so no loss is relative to it")
+            raise DataError(
+                f"{self.name}: the float model's {self.kind.metric} is 0, so no relative loss can be computed; "
+                "check that labels and model belong together"
+            )
         return float(relative_loss(np.array(float_score), np.array(quant_score), self.kind.higher_is_better))
 
     def companions(self, float_outputs: Outputs, quant_outputs: Outputs) -> dict[str, float]:
-        """Other distances between the two models' outputs, to be read beside the loss. Empty for a custom metric."""
+        """Other distances between the two models' outputs, shown beside the loss. Empty for a custom metric."""
         return companions(self.kind, float_outputs, quant_outputs)
 
 
@@ -95,7 +98,7 @@ def label_free_task(
     n_labels: int | None = None,
     name: str = "label-free",
 ) -> Task:
-    """A task without labels: agreement with float of pairwise similarities, or of what the model decides if `logits`.
+    """A task without labels: agreement with float of pairwise similarities, or of decisions if `logits`.
 
     Args:
         logits: the model is a classifier. multi_label: it assigns each label by the sign of its logit, else the class
@@ -107,7 +110,9 @@ def label_free_task(
     unique = cast(Items, tuple(dict.fromkeys(texts)))
     noun = "pairs" if pairs_in(unique) else "texts"
     if len(unique) < 3:
-        raise DataError(f"{name}: {len(unique)} different {noun}; an evaluation needs three at the very least")
+        raise DataError(
+            f"{name}: there are {len(unique)} different {noun}, but an evaluation needs at least three; give more"
+        )
     kind = EMBEDDINGS
     if logits:
         kind = LABELS if multi_label else SCORES if n_labels == 1 else CLASSES
@@ -115,14 +120,14 @@ def label_free_task(
 
 
 def relative_loss(float_score: FloatArray, quant_score: FloatArray, higher_is_better: bool = True) -> FloatArray:
-    """(float − quant) / |float| of scores where higher is better, its negative where lower is; ±∞ where float is 0."""
+    """(float − quant) / |float| if a higher score is better, else its negative; ±∞ if float is 0."""
     lost = float_score - quant_score if higher_is_better else quant_score - float_score
     scale = np.abs(float_score)
     return np.divide(lost, scale, out=np.where(lost == 0, 0.0, np.copysign(np.inf, lost)), where=scale > 0)
 
 
 def split(task: Task, *, seed: int, tuning_fraction: float = 0.5) -> tuple[Task, Task]:
-    """Two tasks of disjoint units: one to make choices on, one to judge by.
+    """Split a task into two with disjoint units: one for choices, one for the verdict.
 
     Units that share a text stay together, so that no text is on both sides (but a retrieval corpus is, whole). Where a
     chain of shared texts ties most units together, that is impossible and units are drawn singly; `shared_texts` tells.
@@ -132,7 +137,7 @@ def split(task: Task, *, seed: int, tuning_fraction: float = 0.5) -> tuple[Task,
         DataError: fewer than two units for a side.
     """
     if not 0 < tuning_fraction < 1:
-        raise DataError(f"tuning_fraction = {tuning_fraction}: a fraction between 0 and 1 is needed")
+        raise DataError(f"tuning_fraction = {tuning_fraction}: give a fraction between 0 and 1")
     if isinstance(task.kind, Custom):
         tuning, held_out = (replace(task.kind, side=(seed, tuning_fraction, side)) for side in (True, False))
         return Task(task.name, task.texts, tuning), Task(task.name, task.texts, held_out)
@@ -157,13 +162,13 @@ def of_text_kinds(task: Task, kinds: Collection[str]) -> Task:
 
 
 def select_texts(task: Task, units: IntArray) -> Task:
-    """The task on some of its texts, which are its units, in the order given."""
+    """The task on some of its texts, which are its units, in the given order."""
     kind, texts = task.kind.select(units, task.texts)
     return Task(task.name, texts, kind, tuple(task.text_kinds[unit] for unit in units))
 
 
 def joined(left: Task, right: Task) -> Task:
-    """One task of the texts of two that score alike, whose units are their texts."""
+    """Join two tasks that score alike and whose units are their texts."""
     return replace(left, texts=cast(Items, (*left.texts, *right.texts)), text_kinds=left.text_kinds + right.text_kinds)
 
 
@@ -191,7 +196,8 @@ def _custom_values(kind: Custom, encode: Encode) -> FloatArray:
         raise DataError(f"{kind.metric}: the function raised {type(error).__name__}: {error}") from error
     if values.ndim != 1 or values.size == 0:
         raise DataError(
-            f"{kind.metric}: returned an array of shape {values.shape}; return a number, or one per example"
+            f"{kind.metric}: the function returned an array of shape {values.shape}; return one number, or one per "
+            "example"
         )
     if not np.isfinite(values).all():
         broken = int(np.flatnonzero(~np.isfinite(values))[0])

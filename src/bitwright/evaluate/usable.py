@@ -1,4 +1,4 @@
-"""Labelled data that could not say anything, refused before the work."""
+"""Refuses labelled data that cannot show anything, before the work."""
 
 from bitwright.errors import DataError
 from bitwright.evaluate.kinds import Custom, Pairs, Retrieval
@@ -16,9 +16,8 @@ def refuse_few(task: Task, where: str) -> None:
     if n is None or n >= LEAST_UNITS:
         return
     raise DataError(
-        f"{where}: {n} {task.kind.unit}; half of them choose and half judge, and {n // 2} that judge could not exclude "
-        f"a loss of {min(1.0, 3 / max(1, n // 2)):.0%}, whatever the model does. Give {LEAST_UNITS} at the very least; "
-        "a budget of 1 % takes several hundred"
+        f"{where}: there are only {n} {task.kind.unit}. Half of them judge, and {n // 2} can never exclude a loss "
+        f"of {min(1.0, 3 / max(1, n // 2)):.0%}. Give at least {LEAST_UNITS}; a budget of 1 % needs several hundred"
     )
 
 
@@ -30,13 +29,13 @@ def refuse_copies(task: Task, where: str) -> None:
     distinct = len(set(units))
     if distinct < _LEAST_DISTINCT * len(units):
         raise DataError(
-            f"{where}: of {len(units)} {task.kind.unit} only {distinct} are distinct, and a copy is no evidence of its "
-            "own; give each once"
+            f"{where}: only {distinct} of {len(units)} {task.kind.unit} are different, and copies prove nothing; "
+            "give each once"
         )
 
 
 def _units(task: Task) -> list[object]:
-    """What is judged, one for each unit, without its label."""
+    """The judged item of each unit, without its label."""
     match task.kind:
         case Custom():
             return []

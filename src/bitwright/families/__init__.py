@@ -1,4 +1,4 @@
-"""One row of data per model family, read by the quantizer, the engine, the tokenizer and the benchmark alike.
+"""One row of data per model family, for the quantizer, the engine, the tokenizer and the benchmark.
 
 Imports neither torch nor numpy. Nothing else in Bitwright knows a family by name.
 """
@@ -26,8 +26,8 @@ def architecture_of(model_type: str) -> Architecture:
 
     near = get_close_matches(model_type, FAMILIES, n=1)
     raise ModelError(
-        f"model_type {model_type!r} is not in the architecture table"
+        f"Bitwright does not know model_type {model_type!r}"
         + (f" (did you mean {near[0]!r}?)" if near else "")
-        + f"; known: {', '.join(sorted(FAMILIES))}. To add it, write a row in bitwright/families/encoders.py "
-        "or decoders.py: the path of its blocks and the role of each linear"
+        + f"; known: {', '.join(sorted(FAMILIES))}. To add it, write a row in bitwright/families/encoders.py or "
+        "decoders.py"
     )

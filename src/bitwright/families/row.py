@@ -1,4 +1,4 @@
-"""What one row of the table of families says: data about a model family, and nothing that runs a model."""
+"""The fields of one row of the family table: data about a model family, without code that runs it."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,7 +18,7 @@ Style = Literal["post_norm", "disentangled", "alternating"]
 
 
 class Setting(NamedTuple):
-    """A key of config.json, and what transformers takes where the file leaves it out: None if it leaves it out never.
+    """A key of config.json, and transformers' default if the file leaves it out; None if it never does.
 
     `config.get(*setting)` is its value.
     """
@@ -85,7 +85,8 @@ class Embeddings(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """How a block knows where a token is, beside what its style implies (rotary angles, disentangled attention).
+    """How a block knows the position of a token, besides what its style implies (rotary angles, disentangled
+    attention).
 
     table: embeddings of absolute positions. after: positions count from this number, or this setting, + 1 on, not from
         0.
@@ -97,7 +98,7 @@ class Positions(NamedTuple):
     distance_bias: str | None = None
 
     def first(self, config: Mapping[str, Any]) -> int:
-        """The position of a text's first token: so many rows of the table are never read.
+        """The position of a text's first token, which is the number of table rows that are never read.
 
         Raises:
             EngineError: the setting is no token id.
@@ -108,7 +109,9 @@ class Positions(NamedTuple):
             return self.after + 1
         before = config.get(*self.after)
         if type(before) is not int or before < 0:
-            raise EngineError(f"{self.after.key} is {before!r}, so positions have no beginning")
+            raise EngineError(
+                f"{self.after.key} is {before!r}, but it must be a token id, because positions begin after it"
+            )
         return before + 1
 
 
@@ -132,7 +135,7 @@ class Dense(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What follows the blocks.
+    """The parts of a model after its blocks.
 
     outputs: task -> the linear that puts out its logits; not in the base model.
     dense: before the classifier of texts; each_token: and before that of tokens.
@@ -148,7 +151,7 @@ class Head(NamedTuple):
 
 
 class FileNames(NamedTuple):
-    """Where the published files differ from the model in memory (whose experts and Conv1D have become linears).
+    """The differences of the published files from the model in memory, whose experts and Conv1D are linears.
 
     transposed: paths inside a block of linears that are stored as (K, N) and that transformers runs as Conv1D.
     renames: (pattern, replacement), applied in turn to a parameter's name in the model, give its name in the files.

@@ -1,4 +1,4 @@
-"""What a model is for, by the name of its class in config.json."""
+"""Finds a model's task from the class name in config.json."""
 
 from typing import Literal, get_args
 
@@ -33,7 +33,7 @@ _TASK_OF_CLASS: dict[str, TaskName] = {
 
 
 def class_of(architectures: object, where: str) -> str:
-    """The class that `architectures` of a config.json names first; without any, that of a model without a head.
+    """The first class in `architectures` of a config.json; without any, the class of a model without a head.
 
     where: the file, for the message.
 
@@ -44,14 +44,14 @@ def class_of(architectures: object, where: str) -> str:
         return "Model"
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
         raise ModelError(
-            f"{where}: architectures in config.json is {architectures!r:.80}; a list of names of classes is needed, "
+            f"{where}: architectures in config.json is {architectures!r:.80}; it must be a list of class names, "
             'such as ["BertModel"]'
         )
     return architectures[0]
 
 
 def task_of_class(name: str) -> TaskName | None:
-    """The task that a class stands for, None if it is none of those that Bitwright knows."""
+    """The task of a class; None if Bitwright does not know it."""
     return next((task for ending, task in _TASK_OF_CLASS.items() if name.endswith(ending)), None)
 
 
@@ -63,12 +63,12 @@ def check_task(name: object, where: str) -> TaskName:
     """
     found = next((task for task in TASKS if task == name), None)
     if found is None:
-        raise ModelError(f"{where} {name!r:.80} is none of {', '.join(TASKS)}")
+        raise ModelError(f"{where} {name!r:.80} is unknown; choose one of {', '.join(TASKS)}")
     return found
 
 
 def task_of(architectures: object, where: str) -> TaskName:
-    """The task of a model of which nothing is known but the value of `architectures` in its config.json.
+    """The task of a model from only the value of `architectures` in its config.json.
 
     Raises:
         ModelError: a class that stands for another task, or no list of names of classes.
@@ -76,7 +76,7 @@ def task_of(architectures: object, where: str) -> TaskName:
     name = class_of(architectures, where)
     if (task := task_of_class(name)) is None:
         raise ModelError(
-            f"{where}: {name} in config.json is for none of the tasks {', '.join(TASKS)}; "
-            "say which is meant with --task (in Python task=), if one of them is"
+            f"{where}: the class {name} in config.json is for none of the tasks {', '.join(TASKS)}. If the model is "
+            "for one of them, choose it with --task (in Python task=)"
         )
     return task

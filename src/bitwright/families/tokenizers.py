@@ -1,4 +1,4 @@
-"""What a tokenizer class of transformers does beside reading tokenizer.json, where that changes the tokens."""
+"""What transformers' tokenizer classes do besides reading tokenizer.json, if it changes the tokens."""
 
 from typing import NamedTuple
 

@@ -1,1 +1,1 @@
-"""A model directory as files: read without torch, for the engine and for the quantizer alike."""
+"""Reads the files of a model directory without torch. The engine and the quantizer both use it."""

@@ -1,4 +1,4 @@
-"""The modules of sentence-transformers that follow pooling: Dense, LayerNorm, Normalize, Dropout. numpy, no torch.
+"""The sentence-transformers modules that follow pooling: Dense, LayerNorm, Normalize, Dropout. numpy, no torch.
 
 They read one vector per text, so they take next to no time, and stay in float32.
 """
@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Dense(NamedTuple):
-    """activation(x Wᵀ + b), and x or x Rᵀ added to it where there is a residual.
+    """activation(x Wᵀ + b), plus x or x Rᵀ if there is a residual.
 
     weight_NK, bias_N: float32. activation: one of `ACTIVATIONS`. residual_NK: R; None with `residual`: x itself.
     """
@@ -51,7 +51,7 @@ class Dense(NamedTuple):
 
     @property
     def width(self) -> int | None:
-        """Values of what it puts out."""
+        """The number of values that it puts out."""
         return len(self.weight_NK)
 
     def __call__(self, x_BK: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ class Dense(NamedTuple):
 
 
 class LayerNorm(NamedTuple):
-    """Mean 0 and variance 1 for each vector, then w and b. float32 (H,)."""
+    """Each vector gets mean 0 and variance 1, then weight w and bias b. float32 (H,)."""
 
     weight_H: np.ndarray
     bias_H: np.ndarray
@@ -81,7 +81,7 @@ class LayerNorm(NamedTuple):
 
 
 class Normalize(NamedTuple):
-    """To length 1."""
+    """Scale each vector to length 1."""
 
     @property
     def width(self) -> int | None:
@@ -98,7 +98,7 @@ Step = Dense | LayerNorm | Normalize
 def steps_of(
     directory: ModelDirectory, modules: Sequence[Module], width: int | None, read_pickled: ReadPickled | None
 ) -> tuple[list[Step], list[str]]:
-    """What modules after pooling do, and keys of their files that are not known. Dropout does nothing here.
+    """The steps of the modules after pooling, and the unknown keys of their files. Dropout does nothing here.
 
     width: of the pooled vector, where it is known. read_pickled: reads weights that are no safetensors.
 
@@ -137,10 +137,10 @@ class _Files(NamedTuple):
         return weights_of(self.directory, self.module, self.read_pickled)
 
     def take(self, tensors: dict[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        """A tensor of this shape; None in it stands for any size."""
+        """The tensor of this name, checked for this shape; None in the shape stands for any size."""
         found = tensors.pop(name, None)
         if found is None:
-            raise ModelError(f"{self.where}: the weights lack {name}")
+            raise ModelError(f"{self.where}: the weights lack {name}; download the model again")
         if len(found.shape) != len(shape) or any(n not in (None, m) for n, m in zip(shape, found.shape, strict=True)):
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
             raise ModelError(f"{self.where}: {name} has the shape {list(found.shape)}; ({wanted}) is expected")
@@ -151,11 +151,14 @@ class _Files(NamedTuple):
     def nothing_left(self, tensors: dict[str, np.ndarray]) -> None:
         if tensors:
             names = ", ".join(sorted(tensors)[:3])
-            raise ModelError(f"{self.where}: the weights hold {names}, for which there is no place")
+            raise ModelError(
+                f"{self.where}: the weights hold {names}, but the module has no place for them; its config.json and "
+                "weights do not belong together"
+            )
 
 
 def weights_of(directory: ModelDirectory, module: Module, read_pickled: ReadPickled | None) -> dict[str, np.ndarray]:
-    """The weights in a module's folder, float32, by name.
+    """The weights in a module's folder by name, float32.
 
     Raises:
         ModelError: there are none. CheckpointError: damaged. EngineError: only torch reads them, and `read_pickled` is
@@ -170,9 +173,11 @@ def weights_of(directory: ModelDirectory, module: Module, read_pickled: ReadPick
             for name, value in stored.items()
         }
     if not os.path.isfile(folder / PICKLED):
-        raise ModelError(f"{folder}: holds neither {WEIGHTS} nor {PICKLED}; the download is incomplete")
+        raise ModelError(
+            f"{folder}: there is neither {WEIGHTS} nor {PICKLED}; the download is incomplete, download the model again"
+        )
     if read_pickled is None:
-        raise EngineError(f"{folder / PICKLED}: only torch reads it")
+        raise EngineError(f"{folder / PICKLED}: only torch reads this file")
     return {name: np.asarray(value, np.float32) for name, value in read_pickled(folder / PICKLED).items()}
 
 
@@ -201,14 +206,14 @@ def _normalize(files: _Files, width: int | None) -> tuple[Step, int | None]:
 
 
 def activation_name(path: object, where: str) -> str:
-    """Which of `ACTIVATIONS` a class of torch, given by its path, is.
+    """The name in `ACTIVATIONS` of the torch class at this path.
 
     Raises:
         ModelError: it is none of them; the library would run it, and other people's code is not replaced.
     """
     name = path.rpartition(".")[2] if isinstance(path, str) and path.startswith("torch.nn.") else ""
     if name not in ACTIVATIONS:
-        raise ModelError(f"{where} is {brief(path)}; known are torch's {', '.join(ACTIVATIONS)}")
+        raise ModelError(f"{where} is {brief(path)}; Bitwright knows these of torch: {', '.join(ACTIVATIONS)}")
     return name
 
 

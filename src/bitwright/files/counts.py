@@ -1,4 +1,4 @@
-"""How often config.json may make something: looked at before anything is built by it."""
+"""Limits for the counts in config.json, checked before a model is built from it."""
 
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -47,11 +47,11 @@ def check_counts(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         made = prod(max((values[key] for key in keys if type(values.get(key)) is int), default=1) for keys in _MADE)
         most = max(_ALWAYS, _SPARSE * parts) if shapes else _WITHOUT_FILES
         if made > most:
-            _refuse(f"its layers and experts are {made}", where, shapes, most)
+            _refuse(f"it asks for {made} layers and experts in all", where, shapes, most)
 
 
 def _configs(config: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
-    """A config, and those inside it (of texts, of images)."""
+    """A config and the configs inside it (for text, for images)."""
     yield config
     for value in config.values() if depth else ():
         if isinstance(value, dict):
@@ -59,5 +59,5 @@ def _configs(config: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any
 
 
 def _refuse(what: str, where: str, shapes: Mapping[str, tuple[int, ...]], most: int) -> None:
-    held = f"the files hold {len(shapes)} tensors; " if shapes else ""
-    raise ModelError(f"{where}: {brief(what)[1:-1]}; {held}at most {most} can be right")
+    held = f"the files hold {len(shapes)} tensors, so " if shapes else ""
+    raise ModelError(f"{where}: {brief(what)[1:-1]}; {held}at most {most} can be right. Check config.json")

@@ -1,4 +1,4 @@
-"""A model directory, opened once for both doors: its configuration and side files, its weights, its license.
+"""A model directory, opened once: its configuration, side files, weights and license.
 
 Nothing here builds a model, nothing is unpickled, and no torch is imported.
 """
@@ -38,7 +38,7 @@ _LICENSES = {  # how the first lines of a license text name it -> SPDX identifie
 
 
 class ModelDirectory:
-    """A model directory, opened: each of its JSON files is read and parsed once, its weights are mapped once.
+    """An open model directory. It parses each JSON file once and maps the weights once.
 
     path: the directory, absolute, so that what is read later does not depend on where the process is then. Links stay:
     their name is what the user calls the model.
@@ -54,7 +54,7 @@ class ModelDirectory:
         try:
             check_directory(path)
         except OSError as error:
-            raise ModelError(f"{path}: cannot be looked through ({error.strerror})") from None
+            raise ModelError(f"{path}: this directory cannot be read ({error.strerror})") from None
         self.path, self.task = absolute(path), task
         self._parsed: dict[str, Any] = {}
 
@@ -71,11 +71,13 @@ class ModelDirectory:
             raise ModelError(f"{self.path / CONFIG_FILE}: cannot be read ({error.strerror})") from None
 
     def _where_else(self) -> str:
-        """What to do where there is no config.json. sentence-transformers once put a model into a folder of its own."""
+        """What to do without a config.json. Old versions of sentence-transformers put the model into a subfolder."""
         inside = next((file.parent.name for file in sorted(self.path.glob(f"*_Transformer/{CONFIG_FILE}"))), None)
         if inside is None:
-            return "a transformers model directory has one"
-        return f'it lies in {inside}: move what is there beside modules.json, and set the path to "" in that file'
+            return "a transformers model directory has one, so check the path"
+        return (
+            f'it is in {inside}. Move the files from there beside modules.json, and set the path in modules.json to ""'
+        )
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -88,11 +90,11 @@ class ModelDirectory:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether config.json speaks of quantization, by any tool."""
+        """Whether config.json says that some tool has quantized the model."""
         return "quantization_config" in self.config
 
     def json(self, name: str, said_by: str = "") -> Any:
-        """The content of one of the model's side files, None if there is no such file.
+        """The content of one side file of the model; None if there is no such file.
 
         said_by: the file of the model that names this one, if one does.
 
@@ -105,18 +107,18 @@ class ModelDirectory:
         return self._parsed[name]
 
     def object(self, name: str, said_by: str = "") -> dict[str, Any] | None:
-        """As `json`, of a file that must hold an object."""
+        """As `json`, for a file that must hold an object."""
         content = self.json(name, said_by)
         return None if content is None else _object(content, self.path / name)
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """As the function of that name."""
+        """As the function of the same name."""
         return weight_files(self.path)
 
     @cached_property
     def tensors(self) -> MappedTensors:
-        """The weights; all of them are in safetensors files.
+        """The weights. They must all be in safetensors files.
 
         Raises:
             ModelError: there are none.
@@ -124,12 +126,12 @@ class ModelDirectory:
         """
         for file in self.weight_files:
             if file.suffix != ".safetensors":
-                raise CheckpointError(f"{file}: quantized checkpoints are read from safetensors only")
+                raise CheckpointError(f"{file}: Bitwright reads quantized checkpoints only from safetensors files")
         return MappedTensors(self.weight_files)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, by name; {} where a file holds them that is not safetensors.
+        """The shape of every tensor, by name; {} if the weights are not safetensors files.
 
         Raises:
             ModelError: there are no weights. CheckpointError: as `tensors`.
@@ -137,7 +139,7 @@ class ModelDirectory:
         return {} if any(file.suffix != ".safetensors" for file in self.weight_files) else dict(self.tensors.shapes)
 
     def check_counts(self) -> None:
-        """Compare what config.json counts with what safetensors files hold, before anything is built by it.
+        """Compare the counts in config.json with the safetensors files, before a model is built from them.
 
         Raises:
             ModelError: it counts more than there can be. CheckpointError: as `tensors`.
@@ -145,8 +147,8 @@ class ModelDirectory:
         check_counts(self.config, self.shapes, str(self.path / CONFIG_FILE))
 
     def forget_tensors(self) -> None:
-        """Unmap the weights, whose pages count as the process's memory once they were looked at; asked for again, they
-        are mapped again. What was mapped alone stays.
+        """Unmap the weights, because pages that were read count as the process's memory. The next access maps them
+        again. Tensors that were mapped alone stay mapped.
         """
         self.__dict__.pop("tensors", None)
 
@@ -155,12 +157,15 @@ class ModelDirectory:
         ModelError: no model_type in config.json, or the model is quantized already.
         """
         if not isinstance(self.config.get("model_type"), str):
-            raise ModelError(f"{self.path / CONFIG_FILE}: no model_type; only transformers models can be read")
+            raise ModelError(
+                f"{self.path / CONFIG_FILE}: there is no model_type; Bitwright reads only transformers models"
+            )
         if self.is_quantized:
             method = self.config["quantization_config"]
             method = method.get("quant_method") if isinstance(method, dict) else method
             raise ModelError(
-                f"{self.path}: already quantized (quant_method {method!r}); give the original, unquantized model"
+                f"{self.path}: this model is already quantized (quant_method {method!r}); give the original, "
+                "unquantized model"
             )
 
     @cached_property
@@ -194,15 +199,15 @@ class ModelDirectory:
 
 
 def absolute(path: Path) -> Path:
-    """The same place, wherever the process is later. Links stay, as the user named them, but for those that `..` comes
-    after: it leads out of where they lead.
+    """The absolute path. It stays right when the process changes its directory. Links stay as the user named them,
+    unless `..` follows one: then the link is resolved first.
     """
     last = max((i for i, part in enumerate(path.parts) if part == ".."), default=-1)
     return Path(os.path.realpath(Path(*path.parts[: last + 1])), *path.parts[last + 1 :])
 
 
 def read_json(file: Path) -> Any:
-    """The content of one of a model's side files.
+    """The content of one side file of a model.
 
     Raises:
         ModelError: it cannot be read, or is not JSON.
@@ -214,7 +219,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """As `read_json`, of a file that must hold an object."""
+    """As `read_json`, for a file that must hold an object."""
     return _object(read_json(file), file)
 
 
@@ -227,7 +232,7 @@ def _parse(content: bytes, file: Path) -> Any:
 
 def _object(content: Any, file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise ModelError(f"{file}: not a JSON object")
+        raise ModelError(f"{file}: this file must hold a JSON object, and does not")
     return content
 
 
@@ -240,7 +245,7 @@ def weight_files(path: Path) -> list[Path]:
     """
     found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if found is None:
-        raise ModelError(f"{path}: no weights; expected one of {', '.join(WEIGHT_FILES)}")
+        raise ModelError(f"{path}: there are no weights; one of these files is needed: {', '.join(WEIGHT_FILES)}")
     if found.suffix != ".json":
         return [found]
     try:
@@ -249,9 +254,11 @@ def weight_files(path: Path) -> list[Path]:
     except OSError as error:
         raise CheckpointError(f"{found}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f'{found}: not an index of shards: {{"weight_map": {{tensor: file}}}}') from None
+        raise CheckpointError(
+            f'{found}: this is not an index of shards, which looks like {{"weight_map": {{tensor: file}}}}'
+        ) from None
     if not shards:
-        raise CheckpointError(f"{found}: the index names no shard")
+        raise CheckpointError(f"{found}: the index names no shard; download the model again")
     for shard in shards:
         if (
             not isinstance(shard, str)
@@ -276,7 +283,7 @@ def source_bytes(path: Path) -> int:
 
 
 def license_of(path: Path) -> str | None:
-    """The license: `license:` in the README's front matter, else what a LICENSE file calls itself, else None."""
+    """The model's license: `license:` in the README's front matter, else the name in a LICENSE file, else None."""
     for line in front_matter(read_text(path / "README.md")).splitlines():
         key, _, value = line.partition(":")
         if key == "license" and value.strip():

@@ -1,4 +1,4 @@
-"""Keys of side files that transformers or sentence-transformers follow to another file: looked at before they are.
+"""Checks the keys of side files that make transformers or sentence-transformers open another file.
 
 What transformers ignores today (`tokenizer_file` of a tokenizer_config.json that was saved on another machine) stays.
 """
@@ -29,32 +29,37 @@ def check_followed(directory: ModelDirectory) -> None:
         said = directory.config if name == CONFIG_FILE else directory.object(name) or {}
         if said.get(key):
             raise ModelError(
-                f"{directory.path / name}: {key} names files for other versions of transformers; keep the one that is "
-                "meant under its usual name, and remove the key"
+                f"{directory.path / name}: {key} names files for other versions of transformers; keep the right "
+                "file under its usual name, and remove the key"
             )
     for key, value in (directory.object(TOKENIZER_CONFIG) or {}).items():
         if key in _OPENED and (isinstance(value, str) or (key == "init_inputs" and value)):
-            raise ModelError(f"{directory.path / TOKENIZER_CONFIG}: {key} is {brief(value)}, a file to open; remove it")
+            raise ModelError(
+                f"{directory.path / TOKENIZER_CONFIG}: {key} is {brief(value)}, which transformers would open as a "
+                "file; remove the key"
+            )
     for key in directory.object("special_tokens_map.json") or {}:
         if not key.endswith(("_token", "_tokens")):
-            raise ModelError(f"{directory.path / 'special_tokens_map.json'}: {brief(key)} is no special token")
+            raise ModelError(
+                f"{directory.path / 'special_tokens_map.json'}: {brief(key)} is not a special token; remove the key"
+            )
     for name in TRANSFORMER_FILES:
         for key, value in _within(directory.json(name), 0):
             if key.endswith(_NAMES) and isinstance(value, str) and value:
                 raise ModelError(
-                    f"{directory.path / name}: {brief(key)} is {brief(value)}, files of somewhere else; put them "
-                    "into the model's directory under their usual names, and remove the key"
+                    f"{directory.path / name}: {brief(key)} is {brief(value)}, so files would be read from another "
+                    "place. Put them into the model's directory under their usual names, and remove the key"
                 )
 
 
 def paths_of_tokenizer(directory: ModelDirectory) -> tuple[str, ...]:
-    """Keys of tokenizer_config.json that name files, and that some class of transformers opens as they are."""
+    """Keys of tokenizer_config.json that name files which some transformers class opens unchecked."""
     settings = directory.object(TOKENIZER_CONFIG) or {}
     return tuple(key for key in settings if key.endswith("_file") and key not in _REPLACED)
 
 
 def _within(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
-    """Every key and its value, of objects inside objects too."""
+    """Every key and its value, also those of objects inside objects."""
     if isinstance(value, dict) and depth < 8:
         for key, inner in value.items():
             yield key, inner

@@ -1,4 +1,4 @@
-"""What in a model's files would run code that came with it, fetch some, or open a file elsewhere: only if trusted.
+"""Refuses a model whose files would run foreign code, fetch code or open other files, unless the user trusts it.
 
 transformers takes its own class where a repository brings one and nobody trusts it, and says nothing. That would be
 another model than its makers meant, so it is refused here by name. No torch.
@@ -16,8 +16,8 @@ from bitwright.files.reading import lies_inside
 
 
 class _Key(NamedTuple):
-    """A key that may run or fetch something. harmless: its values that do not; begins: with which they do not either.
-    does: what others do.
+    """A key that may run or fetch code. harmless: values that do not. begins: beginnings of values that do not. does:
+    what all other values do.
     """
 
     harmless: tuple[object, ...]
@@ -25,13 +25,13 @@ class _Key(NamedTuple):
     begins: tuple[str, ...] = ()
 
 
-_KERNEL = "may be a kernel of the hub, which is fetched and run"
+_KERNEL = "may be a kernel that transformers fetches from the hub and runs"
 _ATTENTION = _Key(("eager", "sdpa", "flex_attention"), _KERNEL)
 _EXPERTS = _Key(("eager", "batched_mm", "grouped_mm"), _KERNEL)
-_ACTIVATION = _Key((), "is imported and called", begins=("torch.",))
+_ACTIVATION = _Key((), "is code that sentence-transformers imports and calls", begins=("torch.",))
 # By its name, with that of the object around it, or with that of its file. null is harmless in all of them.
 _KEYS = {
-    "auto_map": _Key(({}, []), "is code of the repository, which transformers runs in place of its own"),
+    "auto_map": _Key(({}, []), "is code of the repository, which transformers runs instead of its own"),
     "attn_implementation": _ATTENTION,
     "_attn_implementation": _ATTENTION,
     "experts_implementation": _EXPERTS,
@@ -39,7 +39,7 @@ _KEYS = {
     "use_kernels": _Key((False,), _KERNEL),
     "sbert_ce_default_activation_function": _ACTIVATION,
     "sentence_transformers.activation_fn": _ACTIVATION,
-    "adapter_config.json:base_model_name_or_path": _Key((), "is the model that is loaded in place of this, by peft"),
+    "adapter_config.json:base_model_name_or_path": _Key((), "is another model, which peft loads instead of this one"),
 }
 # Files that transformers or sentence-transformers read beside the weights.
 _SIDE_FILES = (
@@ -56,7 +56,7 @@ _OWN_MODULES = "sentence_transformers."
 
 
 def check_foreign_code(directory: ModelDirectory, *, trusted: bool) -> None:
-    """Refuse what would run, fetch or open something of others, unless it is trusted.
+    """Refuse keys that would run, fetch or open something foreign, unless the user trusts the model.
 
     Raises:
         ModelError: a key that does, unless `trusted`; a module of sentence-transformers that is none of its own, which
@@ -72,7 +72,7 @@ def check_foreign_code(directory: ModelDirectory, *, trusted: bool) -> None:
 
 
 def check_config(config: Mapping[str, Any], file: Path, *, trusted: bool) -> None:
-    """As `check_foreign_code`, of one file's content."""
+    """As `check_foreign_code`, for the content of one file."""
     for key, value in () if trusted else _items(config, _DEEPEST):
         names = (key.rpartition(".")[2], ".".join(key.split(".")[-2:]), f"{file.name}:{key}")
         row = next((_KEYS[name] for name in names if name in _KEYS), None)
@@ -89,8 +89,9 @@ def _check_modules(directory: ModelDirectory) -> None:
         kind = module.get("type") if isinstance(module, dict) else None
         if isinstance(kind, str) and not kind.startswith(_OWN_MODULES):
             raise ModelError(
-                f"{directory.path / MODULES_FILE}: type = {brief(kind)}: no module of sentence-transformers itself; "
-                "only those are run here, also with --trust-remote-code, and without this one the embeddings differ"
+                f"{directory.path / MODULES_FILE}: type = {brief(kind)} is not a module of sentence-transformers "
+                "itself. Bitwright runs only those, even with --trust-remote-code, and the embeddings would differ "
+                "without this one"
             )
 
 
@@ -101,17 +102,17 @@ def _is_harmless(value: Any, row: _Key) -> bool:
 
 
 def _is_opened(key: str) -> bool:
-    """Whether the tokenizer of transformers may open what a key names."""
+    """Whether transformers' tokenizer may open the file that a key names."""
     return key.endswith(_FILES) and (key not in _UNREAD or any(part in key for part in _ARGUMENTS))
 
 
 def _lies_outside(value: str, folder: Path) -> bool:
-    """Whether there is such a file, seen from the model's directory or from where we are, and not in the former."""
+    """Whether such a file exists outside the model's directory, seen from that directory or from the current one."""
     return any(os.path.isfile(place) and not lies_inside(folder, place) for place in (folder / value, Path(value)))
 
 
 def _items(config: Mapping[str, Any], depth: int, outer: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of an object and those inside it, "outer.key"; a list's members have its key."""
+    """Pairs (key, value) of an object and of the objects inside it, as "outer.key"; members of a list have its key."""
     for key, value in config.items():
         yield outer + key, value
         for member in value if isinstance(value, list) else (value,):
@@ -123,6 +124,6 @@ def _items(config: Mapping[str, Any], depth: int, outer: str = "") -> Iterator[t
 
 def _refuse(file: Path, key: str, value: Any, does: str) -> None:
     raise ModelError(
-        f"{file}: {brief(key)[1:-1]} = {brief(value)}: this {does}; allow it with --trust-remote-code "
-        "(trust_remote_code=True) if you trust its makers, or take the key out"
+        f"{file}: {brief(key)[1:-1]} = {brief(value)}: this {does}. Remove the key, or allow it with "
+        "--trust-remote-code (trust_remote_code=True) if you trust the model's makers"
     )

@@ -14,7 +14,9 @@ _KNOWN = ("embedding_dimension", "word_embedding_dimension", "layer_start", "num
 
 
 class LayerMix(NamedTuple):
-    """start: the first layer that counts; 0 is the embeddings. weights_L: of it and those after it, float32."""
+    """start: the first layer that counts; 0 is the embeddings. weights_L: the weight of each layer from start on,
+    float32.
+    """
 
     start: int
     weights_L: np.ndarray
@@ -23,7 +25,7 @@ class LayerMix(NamedTuple):
 def layer_mix_of(
     directory: ModelDirectory, modules: Sequence[Module], read_pickled: ReadPickled | None
 ) -> tuple[LayerMix | None, list[str]]:
-    """What the one module says, and keys of its file that are not known; None where the library skips it, because
+    """The settings of the module, and the unknown keys of its file. None if the library skips the module, because
     config.json does not ask for the layers' outputs (`output_hidden_states`).
 
     Raises:
@@ -37,9 +39,14 @@ def layer_mix_of(
     layers = directory.config.get("num_hidden_layers", directory.config.get("n_layers"))
     weights_L = weights_of(directory, module, read_pickled).get("layer_weights")
     if type(start) is not int or type(layers) is not int or weights_L is None:
-        raise ModelError(f"{where}: layer_start is {brief(start)}, the layers are {brief(layers)}; numbers are needed")
+        raise ModelError(
+            f"{where}: layer_start is {brief(start)} and the number of layers is {brief(layers)}; both must be numbers"
+        )
     if not 0 <= start <= layers or weights_L.shape != (layers + 1 - start,):
-        raise ModelError(f"{where}: {weights_L.shape} weights from layer {start} on, of {layers} layers and embeddings")
+        raise ModelError(
+            f"{where}: there are {weights_L.shape} weights from layer {start} on, but the model has {layers} layers "
+            "and embeddings; one weight for each is needed"
+        )
     if not np.isfinite(weights_L).all() or weights_L.sum() == 0:
         raise ModelError(f"{where}: the weights of the layers are not finite, or their sum is 0")
     return LayerMix(start, weights_L), unknown

@@ -1,4 +1,4 @@
-"""How long a text may be, by a model's side files: found once, for both doors. No torch."""
+"""How many tokens a text may have, as a model's side files say. No torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ NO_LIMIT = 1 << 40  # transformers writes a number around 1e30
 
 
 def text_limit(sentences: Sentences, tokenizer: Sequence[int], trained: Sequence[int], table: Sequence[int]) -> int:
-    """Tokens of a text, special ones included, at which it is cut; `NO_LIMIT` where nothing cuts it.
+    """The number of tokens at which a text is cut, special tokens included; `NO_LIMIT` if nothing cuts it.
 
     As sentence-transformers and transformers have it: what the side files say counts alone; else the least of what the
     tokenizer and config.json say, the latter only where the library looks at it (`Sentences.capped`).
@@ -26,13 +26,13 @@ def text_limit(sentences: Sentences, tokenizer: Sequence[int], trained: Sequence
 
 
 def tokenizer_limit(directory: ModelDirectory) -> list[int]:
-    """What tokenizer_config.json says: one number, or none. Raises as `length_limit`."""
+    """The limit in tokenizer_config.json: one number, or none. Raises as `length_limit`."""
     file = directory.path / "tokenizer_config.json"
     return length_limit((directory.object(file.name) or {}).get("model_max_length"), file, "model_max_length")
 
 
 def length_limit(length: Any, file: Path, key: str) -> list[int]:
-    """A number of tokens that a file gives: one number; none where it gives none, or one that is no limit.
+    """The limit that a file gives, in tokens: one number, or none if the file has no limit.
 
     Raises:
         ModelError: something else.
@@ -40,5 +40,5 @@ def length_limit(length: Any, file: Path, key: str) -> list[int]:
     if length is None:
         return []
     if not isinstance(length, int | float) or isinstance(length, bool) or not length >= 1:
-        raise ModelError(f"{file}: {key} is {brief(length)}; a number of tokens is needed, or null for no limit")
+        raise ModelError(f"{file}: {key} is {brief(length)}; it must be a number of tokens, or null for no limit")
     return [int(length)] if length < NO_LIMIT else []

@@ -1,4 +1,4 @@
-"""The modules of sentence-transformers: what modules.json says a model is made of, and the file of each."""
+"""The sentence-transformers modules of a model, as modules.json lists them, and the config file of each."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ _POOLED = "sentence_embedding"
 
 
 class Module(NamedTuple):
-    """kind: its class, without what precedes it. folder: of its files, "" for the model's own directory."""
+    """kind: the class name without its path. folder: where its files are; "" is the model's own directory."""
 
     kind: str
     folder: str
 
     def file(self, name: str) -> str:
-        """One of its files, from the model's directory."""
+        """The path of one of its files, relative to the model's directory."""
         return f"{self.folder}/{name}" if self.folder else name
 
 
 def read_modules(directory: ModelDirectory) -> list[Module] | None:
-    """In the order in which they run; None without a modules.json.
+    """The modules in the order in which they run; None without a modules.json.
 
     Raises:
         ModelError: it is no such list, or a folder leads out of the model's directory.
@@ -38,11 +38,11 @@ def read_modules(directory: ModelDirectory) -> list[Module] | None:
         isinstance(module, dict) and isinstance(module.get("type"), str) and isinstance(module.get("path"), str)
         for module in modules
     ):
-        raise ModelError(f"{file}: not a list of modules with a type and a path")
+        raise ModelError(f"{file}: this must be a list of modules, each with a type and a path")
     found = [Module(module["type"].rpartition(".")[2], module["path"].rstrip("/")) for module in modules]
     for _, folder in found:
         if folder == ".":
-            raise ModelError(f"{file}: the path of a module is '.'; \"\" is the model's own directory")
+            raise ModelError(f"{file}: the path of a module is '.'; write \"\" for the model's own directory")
         check_name(directory.path, folder, MODULES_FILE)
     return found
 
@@ -50,7 +50,7 @@ def read_modules(directory: ModelDirectory) -> list[Module] | None:
 def module_config(
     directory: ModelDirectory, module: Module, known: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """What the config.json of a module says, and its keys that are not among `known`: "folder/config.json: key".
+    """The config.json of a module, and its keys that are not among `known`, as "folder/config.json: key".
 
     Raises:
         ModelError: it is no JSON object.
@@ -61,7 +61,7 @@ def module_config(
 
 
 def check_on_pooled(directory: ModelDirectory, module: Module, config: dict[str, Any]) -> None:
-    """Newer files can point a module at something other than the pooled vector.
+    """Refuse a module that reads something other than the pooled vector; newer files can say so.
 
     Raises:
         ModelError: this one does.
@@ -69,4 +69,4 @@ def check_on_pooled(directory: ModelDirectory, module: Module, config: dict[str,
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, _POOLED):
             file = directory.path / module.file("config.json")
-            raise ModelError(f"{file}: {key} is {brief(config[key])}; only {_POOLED} is taken by a {module.kind} here")
+            raise ModelError(f"{file}: {key} is {brief(config[key])}; Bitwright runs a {module.kind} only on {_POOLED}")

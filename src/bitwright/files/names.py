@@ -1,4 +1,4 @@
-"""Names in a model's files, which may have the base model's prefix or lack it, or be of an older spelling."""
+"""Tensor names in a model's files: with or without the base model's prefix, in today's or an older spelling."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,8 +13,7 @@ _OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm
 
 
 def renamed(tensors: Mapping[str, T], where: Path) -> dict[str, T]:
-    """What a file holds under its names, by the names of today: so nothing that reads files knows the older ones, and
-    what is written has none.
+    """What a file holds, by today's names. So no reader needs to know the older names, and no writer writes them.
 
     Raises:
         CheckpointError: the file holds both names of one tensor.
@@ -23,13 +22,15 @@ def renamed(tensors: Mapping[str, T], where: Path) -> dict[str, T]:
     for name, tensor in tensors.items():
         today = next((name.removesuffix(end) + new for end, new in _OLD_ENDS.items() if name.endswith(end)), name)
         if today in found or (today != name and today in tensors):
-            raise CheckpointError(f"{where}: holds both {name} and {today}, two names of one tensor; remove one")
+            raise CheckpointError(
+                f"{where}: the file holds {name} and {today}, which are two names for one tensor; remove one"
+            )
         found[today] = tensor
     return found
 
 
 def name_in(names: Collection[str], name: str, prefix: str) -> str | None:
-    """`name` as `names` spell it: as it is, with the base model's prefix, or without it. None if it is not there.
+    """`name` as it stands in `names`: unchanged, with the base model's prefix, or without it. None if it is not there.
 
     A head on top of the base model adds the prefix ("bert.encoder…"), the base model alone has none ("encoder…");
     either may be loaded from the other's file.
@@ -52,7 +53,7 @@ def require_name_in(names: Collection[str], name: str, prefix: str, where: str) 
 
         near = get_close_matches(name, names, n=1, cutoff=0.0)
         raise CheckpointError(
-            f"{where}: holds no {name!r}, with or without the prefix {prefix!r}"
+            f"{where}: there is no {name!r}, with or without the prefix {prefix!r}"
             + (f"; the nearest of its {len(names)} names is {near[0]!r}" if near else "; it is empty")
         )
     return found

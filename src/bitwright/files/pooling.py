@@ -1,4 +1,4 @@
-"""How one vector per text is made of token vectors, as the model's own sentence-transformers files say. No torch."""
+"""Makes one vector per text from its token vectors, as the model's sentence-transformers files say. No torch."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -23,7 +23,7 @@ _KNOWN = (*_FLAGS, "pooling_mode", "include_prompt", "embedding_dimension", "wor
 
 
 class Pooling(NamedTuple):
-    """What becomes of the token vectors: pooled by each mode, concatenated, scaled to unit length if `normalize`.
+    """Pool the token vectors by each mode, concatenate the results, and scale to length 1 if `normalize`.
 
     include_prompt: whether the tokens of a prompt that is put before a text count.
     """
@@ -34,7 +34,7 @@ class Pooling(NamedTuple):
 
 
 def pooling_of(directory: ModelDirectory, module: Module) -> tuple[Pooling, list[str]]:
-    """What the module `Pooling` of a model says, not normalized yet; and keys of its file that are not known.
+    """The settings of the model's `Pooling` module, without normalization, and the unknown keys of its file.
 
     Raises:
         ModelError: no such file, or one that does not hold what it should.
@@ -42,14 +42,16 @@ def pooling_of(directory: ModelDirectory, module: Module) -> tuple[Pooling, list
     config, unknown = module_config(directory, module, _KNOWN)
     file = directory.path / module.file("config.json")
     if directory.object(module.file("config.json"), MODULES_FILE) is None:
-        raise ModelError(f"{file}: no such file, and {MODULES_FILE} points to it")
+        raise ModelError(f"{file}: {MODULES_FILE} names this file, but it does not exist; download the model again")
     named = config.get("pooling_mode")
     if named is None:
         named = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
     modes = named if isinstance(named, list) else [named]
     wrong = [mode for mode in modes if mode not in get_args(Mode)]
     if wrong or not modes or len(modes) > len(get_args(Mode)):
-        raise ModelError(f"{file}: pooling_mode {brief(wrong or named)}; known are {', '.join(get_args(Mode))}")
+        raise ModelError(
+            f"{file}: pooling_mode {brief(wrong or named)} is unknown; known are {', '.join(get_args(Mode))}"
+        )
     return Pooling(tuple(modes), include_prompt=bool(config.get("include_prompt", True))), unknown
 
 

@@ -1,4 +1,4 @@
-"""Opening a stranger's file: a regular one, inside the model's directory, and no larger than it may be. No torch.
+"""Opens untrusted files safely: only regular files, inside the model's directory, up to a size limit. No torch.
 
 A directory is looked through once, when it is opened, before anything in it is read: so what transformers or the
 tokenizers library opens there by itself has been looked at too.
@@ -18,7 +18,7 @@ _HIDDEN = "."
 
 
 def check_directory(path: Path) -> None:
-    """Look at every file that a directory holds, but for hidden ones.
+    """Check every file of a directory except hidden ones.
 
     Raises:
         ModelError: a link that leads out of the directory (those of a hub cache to its blobs stay), a pipe, a socket
@@ -27,15 +27,17 @@ def check_directory(path: Path) -> None:
     inside = _inside(path)
     for count, entry in enumerate(_entries(path)):
         if count >= MAX_ENTRIES:
-            raise ModelError(f"{path}: holds over {MAX_ENTRIES} files; give a directory that holds a model alone")
+            raise ModelError(
+                f"{path}: this directory holds more than {MAX_ENTRIES} files; give a directory that holds only a model"
+            )
         if entry.is_symlink():
             _check_link(Path(entry.path), inside)
         elif not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
-            raise ModelError(f"{entry.path}: a pipe, a socket or a device, where a model has files; remove it")
+            raise ModelError(f"{entry.path}: this is a pipe, a socket or a device, not a file; remove it")
 
 
 def check_name(path: Path, name: str, said_by: str) -> Path:
-    """The file of a directory that another of its files names.
+    """The path of a file in a directory that another file there names.
 
     said_by: the file that names it, for the message.
 
@@ -44,7 +46,7 @@ def check_name(path: Path, name: str, said_by: str) -> Path:
     """
     parts = Path(name).parts
     if Path(name).is_absolute() or ".." in parts or "\0" in name:
-        raise ModelError(f"{path / said_by}: names {name[:200]!r}, which leads out of the model's directory")
+        raise ModelError(f"{path / said_by}: this file names {name[:200]!r}, which is outside the model's directory")
     file = path / name
     hidden = any(part.startswith(_HIDDEN) for part in parts)  # or behind a folder that is; others were looked at
     if hidden and os.path.lexists(file):
@@ -61,14 +63,14 @@ def read_bytes(file: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:  # of a pipe, no waiting
         found = os.fstat(opened.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise ModelError(f"{file}: not a regular file")
+            raise ModelError(f"{file}: this is not a regular file")
         if found.st_size > limit:
-            raise ModelError(f"{file}: {found.st_size} bytes; at most {limit} are read")
+            raise ModelError(f"{file}: the file has {found.st_size} bytes; Bitwright reads at most {limit}")
         return opened.read(found.st_size)
 
 
 def read_text(file: Path) -> str:
-    """The beginning of a text, up to `MAX_TEXT_BYTES`; "" for what is no regular file."""
+    """The beginning of a text file, up to `MAX_TEXT_BYTES`; "" if it is not a regular file."""
     if not file.is_file():
         return ""
     with file.open("rb") as opened:
@@ -76,12 +78,12 @@ def read_text(file: Path) -> str:
 
 
 def lies_inside(path: Path, file: Path) -> bool:
-    """Whether a file is one of a directory's own: followed through links, it lies where those may lead."""
+    """Whether a file belongs to a directory after its links are followed."""
     return f"{os.path.realpath(file)}{os.sep}".startswith(_inside(path))
 
 
 def _inside(path: Path) -> tuple[str, ...]:
-    """The folders that a directory's links may lead into: itself, and the blobs beside a snapshot in a hub cache."""
+    """The folders to which a directory's links may lead: itself, and the blobs beside a snapshot in a hub cache."""
     here = Path(os.path.realpath(path))
     blobs = here.parent.parent / "blobs"
     is_snapshot = here.parent.name == "snapshots" and blobs.is_dir()
@@ -92,10 +94,10 @@ def _check_link(file: Path, inside: tuple[str, ...]) -> None:
     real = os.path.realpath(file)
     if not f"{real}{os.sep}".startswith(inside):
         raise ModelError(
-            f"{file}: a link to {real}, outside the model's directory; put the file itself there, or remove the link"
+            f"{file}: this is a link to {real}, outside the model's directory; copy the file here, or remove the link"
         )
     if os.path.exists(real) and not (os.path.isfile(real) or os.path.isdir(real)):
-        raise ModelError(f"{file}: a pipe, a socket or a device, where a model has files; remove it")
+        raise ModelError(f"{file}: this is a pipe, a socket or a device, not a file; remove it")
 
 
 def _entries(path: Path) -> Iterator[os.DirEntry[str]]:

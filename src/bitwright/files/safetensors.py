@@ -1,4 +1,4 @@
-"""Safetensors headers, read and checked without touching a tensor. No torch.
+"""Reads and checks the headers of safetensors files without reading a tensor. No torch.
 
 A file is: 8 bytes, the header's length as a little-endian integer; the header, JSON that maps each tensor's name to its
 dtype, shape and [begin, end) in the buffer; the buffer. Tensors fill the buffer without holes or overlaps
@@ -38,7 +38,7 @@ _MOST_DIMENSIONS = 32  # numpy has no more
 
 
 class TensorEntry(NamedTuple):
-    """One tensor of a file: dtype as the format spells it, shape, its bytes [begin, end) from the buffer's start."""
+    """One tensor of a file: its dtype as the format spells it, its shape, and its bytes [begin, end) in the buffer."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,7 +61,8 @@ def check_safetensors(path: Path) -> dict[str, TensorEntry]:
 
 
 def read_header(file: BinaryIO, path: Path) -> tuple[dict[str, TensorEntry], int]:
-    """(entries as `check_safetensors` gives them, position in the file from which their bytes count) of an open file.
+    """The entries of an open file as `check_safetensors` gives them, and the position in the file where the buffer
+    begins.
 
     Raises:
         CheckpointError: as `check_safetensors`. OSError: the file cannot be read.
@@ -70,11 +71,13 @@ def read_header(file: BinaryIO, path: Path) -> tuple[dict[str, TensorEntry], int
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
         raise CheckpointError(
-            f"{path}: the file has {size} bytes but its first 8 announce a header of {length}; "
-            "it is truncated or not a safetensors file: download it again"
+            f"{path}: the first 8 bytes announce a header of {length} bytes, but the file has only {size}. It is "
+            "truncated or not a safetensors file; download it again"
         )
     if length > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path}: a header of {length} bytes, over the format's limit of {MAX_HEADER_BYTES}")
+        raise CheckpointError(
+            f"{path}: the header has {length} bytes, more than the format's limit of {MAX_HEADER_BYTES}"
+        )
     header = _parse(path, file.read(length))
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, value) for name, value in header.items()}
@@ -88,7 +91,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) != len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise CheckpointError(f"{path}: the header names {brief(twice)} twice; which one is meant cannot be known")
+            raise CheckpointError(
+                f"{path}: the header names {brief(twice)} twice, so it is not clear which one is right"
+            )
         return keys
 
     try:
@@ -102,10 +107,14 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 def _entry(path: Path, name: str, value: Any) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{path}: {name}: expected exactly dtype, shape and data_offsets, got {str(value)[:80]}")
+        raise CheckpointError(
+            f"{path}: {name}: the header must give exactly dtype, shape and data_offsets, but gives {str(value)[:80]}"
+        )
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{path}: {name}: dtype {str(dtype)[:80]!r} is none of {', '.join(DTYPE_BITS)}")
+        raise CheckpointError(
+            f"{path}: {name}: dtype {str(dtype)[:80]!r} is unknown; known are {', '.join(DTYPE_BITS)}"
+        )
     if not _sizes(shape):
         raise CheckpointError(f"{path}: {name}: shape {str(shape)[:80]} is not a list of sizes")
     if not _sizes(offsets) or len(offsets) != 2:
@@ -118,7 +127,7 @@ def _entry(path: Path, name: str, value: Any) -> TensorEntry:
             f"needs {need}{' and a fraction' if odd else ''}"
         )
     if len(shape) > _MOST_DIMENSIONS or math.prod(size for size in shape if size) >= 2**60:  # of nothing, or of ones
-        raise CheckpointError(f"{path}: {name}: no tensor has the shape {str(shape)[:80]}")
+        raise CheckpointError(f"{path}: {name}: the shape {str(shape)[:80]} is too large for a tensor")
     return TensorEntry(dtype, tuple(shape), begin, end)
 
 
@@ -137,5 +146,5 @@ def _check_coverage(path: Path, ordered: dict[str, TensorEntry], buffer: int) ->
             )
         reached, before = entry.end, name
     if reached != buffer:
-        fault = "it is truncated: download it again" if reached > buffer else "the rest belongs to no tensor"
-        raise CheckpointError(f"{path}: tensors need {reached} bytes, the file holds {buffer}; {fault}")
+        fault = "it is truncated, so download it again" if reached > buffer else "the other bytes belong to no tensor"
+        raise CheckpointError(f"{path}: the tensors need {reached} bytes, but the file holds {buffer}; {fault}")

@@ -1,4 +1,4 @@
-"""Writing safetensors files tensor by tensor, so that no second copy of a model is ever in memory.
+"""Writes safetensors files tensor by tensor, so that memory never holds a second copy of a model.
 
 The bytes are those of the format's own writer: dtypes from wide to narrow, so that every tensor is aligned, names in
 order within a dtype, the header padded with spaces to a multiple of 8.
@@ -20,7 +20,7 @@ _RANK = {spelled: rank for rank, spelled in enumerate(DTYPES)}
 
 @dataclass(frozen=True, slots=True)
 class PendingTensor:
-    """A tensor that is to be written: what the header says about it, and how to get it when its turn comes.
+    """A tensor to write: its entry in the header, and a function that loads it when its turn comes.
 
     dtype: as safetensors spells it. load: gives a numpy array, `Bf16`, or a torch tensor.
     """
@@ -31,7 +31,7 @@ class PendingTensor:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes in the file."""
+        """Its size in the file, in bytes."""
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
@@ -49,7 +49,7 @@ def spelled(tensor: Array) -> str:
 
 
 def spelled_dtype(dtype: object) -> str:
-    """A dtype of numpy or torch as safetensors spells it."""
+    """The safetensors name of a numpy or torch dtype."""
     return _SPELLED[str(dtype).removeprefix("torch.")]
 
 
@@ -99,7 +99,7 @@ def shard(tensors: Pending, max_bytes: int) -> dict[str, Pending]:
 
 
 def shard_index(shards: Mapping[str, Pending]) -> str:
-    """`model.safetensors.index.json` of several files."""
+    """The content of `model.safetensors.index.json` for several files."""
     weight_map = {name: file for file, part in shards.items() for name in part}
     total = sum(tensor.n_bytes for part in shards.values() for tensor in part.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

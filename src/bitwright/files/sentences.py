@@ -1,4 +1,4 @@
-"""What sentence-transformers does with texts and vectors around a model: its side files, read once, for both doors.
+"""Reads the sentence-transformers files of a model: what happens to texts before it and to vectors after it.
 
 As sentence-transformers 6 reads them, and under the same condition: only where there is a modules.json. A key that is
 neither followed nor without effect on outputs is told by name. numpy, no torch.
@@ -60,7 +60,7 @@ _SETTINGS = (
 
 
 class Sentences(NamedTuple):
-    """Of an embedding model, what makes one vector of a text's token vectors; of every model, what is done to texts.
+    """What sentence-transformers does to texts, and for embedding models how it makes one vector from token vectors.
 
     pooling, steps: of the token vectors, and after them. mix: of the layers' outputs, which takes the place of the last
     one's. max_tokens: a limit that counts instead of the tokenizer's. capped: whether the library cuts texts at
@@ -91,7 +91,7 @@ NO_FILES = Sentences()
 def read_sentences(
     directory: ModelDirectory, task: TaskName, *, read_pickled: "ReadPickled | None" = None
 ) -> Sentences:
-    """What the side files of a model say.
+    """The settings in the side files of a model.
 
     read_pickled: reads weights of modules that are no safetensors.
 
@@ -142,34 +142,34 @@ def read_sentences(
 
 
 def _refuse_chat_template(directory: ModelDirectory) -> None:
-    """Without a modules.json, the library puts each text into the chat template, if there is one."""
+    """Refuse a chat template without a modules.json: the library would put each text into the template."""
     settings = directory.object("tokenizer_config.json") or {}
     names = ("chat_template.jinja", "chat_template.json")
     file = next((name for name in names if (directory.path / name).is_file()), "")
     if settings.get("chat_template") or file:
         raise ModelError(
-            f"{directory.path / (file or 'tokenizer_config.json')}: a chat template, into which sentence-transformers "
-            f"puts each text of a model without a {MODULES_FILE}; that is not followed here. Save the model with "
-            "SentenceTransformer(...).save(), or take the template out"
+            f"{directory.path / (file or 'tokenizer_config.json')}: there is a chat template and no {MODULES_FILE}, "
+            "so sentence-transformers would put each text into the template. Bitwright does not. Save the model "
+            "with SentenceTransformer(...).save(), or remove the template"
         )
 
 
 def _pooling_without_files(directory: ModelDirectory) -> Pooling:
-    """The library's choice where nothing says it: the mean; the last token of a model that looks back only."""
+    """The library's default pooling: the last token for causal models, the mean for all others."""
     config = directory.config
     name = class_of(config.get("architectures"), str(directory.path))
     return Pooling(("lasttoken",) if name.endswith("ForCausalLM") and config.get("is_causal", True) else ("mean",))
 
 
 def _transformer(directory: ModelDirectory, modules: list[Module], task: str) -> tuple[int | None, bool, list[str]]:
-    """(limit in tokens, whether texts are lowered, keys that are not followed) of the module `Transformer`."""
+    """The `Transformer` module's limit in tokens, whether it lowers texts, and the keys that are not followed."""
     first = modules[0] if modules else Module("", "")
     if first.kind != "Transformer" or first.folder:
         file = directory.path / MODULES_FILE
         where = f" in {first.folder!r}; give that directory" if first.kind == "Transformer" else ""
         raise ModelError(
-            f"{file}: the first module is {first.kind or 'missing'}{where}. Supported is Transformer with the path "
-            '"", then Pooling, then Dense, LayerNorm or Normalize'
+            f"{file}: the first module is {first.kind or 'missing'}{where}. Bitwright reads a Transformer with the "
+            'path "", then Pooling, then Dense, LayerNorm or Normalize'
         )
     name = next((name for name in TRANSFORMER_FILES if directory.object(name, MODULES_FILE)), TRANSFORMER_FILES[0])
     config = {_OLD_NAMES.get(key, key): value for key, value in (directory.object(name, MODULES_FILE) or {}).items()}
@@ -183,7 +183,7 @@ def _transformer(directory: ModelDirectory, modules: list[Module], task: str) ->
         elif key not in _WITHOUT_EFFECT:
             unknown.append(f"{name}: {key}")
         elif (allowed := _WITHOUT_EFFECT[key]) is not None and value not in allowed:
-            raise ModelError(f"{directory.path / name}: {key} is {brief(value)}, which is not followed here")
+            raise ModelError(f"{directory.path / name}: {key} is {brief(value)}, which Bitwright does not follow")
     _check_text_only(directory, name, config.get("modality_config"))
     arguments = config.get("processor_kwargs")
     arguments = arguments if isinstance(arguments, dict) else {}
@@ -191,13 +191,13 @@ def _transformer(directory: ModelDirectory, modules: list[Module], task: str) ->
     limit = arguments.get(key, config.get("max_seq_length"))
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ModelError(
-            f"{directory.path / name}: {key} is {brief(limit)}; a number of tokens is needed, or null for no limit"
+            f"{directory.path / name}: {key} is {brief(limit)}; it must be a number of tokens, or null for no limit"
         )
     return limit, bool(config.get("do_lower_case", False)), unknown
 
 
 def _check_text_only(directory: ModelDirectory, name: str, config: object) -> None:
-    """Newer files say which method of the model reads which sort of input; texts must be read as ever."""
+    """Refuse files in which texts are not read by `forward`; newer files can name another method."""
     if config is None:
         return
     text = config.get("text") if isinstance(config, dict) else None
@@ -205,15 +205,17 @@ def _check_text_only(directory: ModelDirectory, name: str, config: object) -> No
     plain = isinstance(text, dict) and text.get("method") == "forward"
     if not plain or output not in ("last_hidden_state", "logits", ["last_hidden_state"], ["logits"]):
         raise ModelError(
-            f"{directory.path / name}: modality_config is {brief(config)}; only texts that `forward` reads, and its "
-            "last_hidden_state or logits, are followed here"
+            f"{directory.path / name}: modality_config is {brief(config)}; Bitwright reads only texts, by "
+            "`forward`, and takes its last_hidden_state or logits"
         )
     if "message" in config:  # type: ignore[operator]
-        raise ModelError(f"{directory.path / name}: modality_config has texts go through a chat template")
+        raise ModelError(
+            f"{directory.path / name}: modality_config puts texts into a chat template, which Bitwright does not follow"
+        )
 
 
 def _split(directory: ModelDirectory, modules: list[Module]) -> tuple[list[Module], Module, list[Module]]:
-    """(modules before pooling, but for the transformer, the pooling, those after it)."""
+    """The modules between the transformer and pooling, the pooling module, and the modules after it."""
     kinds = [module.kind for module in modules]
     at = kinds.index("Pooling") if "Pooling" in kinds else 0
     before, after = modules[1:at], modules[at + 1 :]
@@ -221,9 +223,9 @@ def _split(directory: ModelDirectory, modules: list[Module]) -> tuple[list[Modul
     odd += [m.kind for m in after if m.kind not in AFTER_POOLING][:3]
     if not at or odd or len(before) > 1:
         raise ModelError(
-            f"{directory.path / MODULES_FILE}: the modules are {', '.join(kinds[:9])}; supported is Transformer, "
-            f"WeightedLayerPooling or not, Pooling, and then {', '.join(AFTER_POOLING)}. Without "
-            f"{', '.join(odd) or 'that order'} the embeddings would differ from the model's own"
+            f"{directory.path / MODULES_FILE}: the modules are {', '.join(kinds[:9])}. Bitwright runs Transformer, "
+            f"then WeightedLayerPooling if there is one, then Pooling, then any of {', '.join(AFTER_POOLING)}. "
+            f"Without {', '.join(odd) or 'that order'} the embeddings would differ from the model's own"
         )
     return before, modules[at], after
 
@@ -231,20 +233,25 @@ def _split(directory: ModelDirectory, modules: list[Module]) -> tuple[list[Modul
 def _check_alone(directory: ModelDirectory, modules: list[Module], task: str) -> None:
     if len(modules) > 1:
         kinds = ", ".join(module.kind for module in modules[1:9])
-        raise ModelError(f"{directory.path / MODULES_FILE}: {kinds} after the transformer of a model for {task}")
+        raise ModelError(
+            f"{directory.path / MODULES_FILE}: the model is for {task}, and Bitwright cannot run {kinds} after its "
+            "transformer"
+        )
 
 
 def _texts_of(directory: ModelDirectory, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Prompts, dimensions and similarity."""
+    """The settings for prompts, dimensions and similarity."""
     file, prompts = directory.path / SETTINGS_FILE, settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
-        raise ModelError(f"{file}: prompts is {brief(prompts)}; texts by name are needed")
+        raise ModelError(f"{file}: prompts is {brief(prompts)}; it must hold texts by name")
     prompts = {"query": "", "document": ""} | {name: text or "" for name, text in prompts.items()}
     default, kept = settings.get("default_prompt_name"), settings.get("truncate_dim")
     if default is not None and (not isinstance(default, str) or default not in prompts):
-        raise ModelError(f"{file}: default_prompt_name is {brief(default)}; the prompts are {brief(list(prompts))}")
+        raise ModelError(
+            f"{file}: default_prompt_name is {brief(default)}, which is not one of the prompts {brief(list(prompts))}"
+        )
     if kept is not None and (type(kept) is not int or kept < 1):
-        raise ModelError(f"{file}: truncate_dim is {brief(kept)}; a number of values is needed, or null")
+        raise ModelError(f"{file}: truncate_dim is {brief(kept)}; it must be a number of values, or null")
     similarity = settings.get("similarity_fn_name")
     return {
         "prompts": prompts,
@@ -255,7 +262,9 @@ def _texts_of(directory: ModelDirectory, settings: Mapping[str, Any]) -> dict[st
 
 
 def _activation(directory: ModelDirectory) -> str | None:
-    """What a CrossEncoder applies to logits: its own file's word, else that of config.json, in new and old spelling."""
+    """The function that a CrossEncoder applies to logits: from its own file, else from config.json in new or old
+    spelling.
+    """
     own = (directory.object(SETTINGS_FILE) or {}).get("activation_fn")
     nested = directory.config.get("sentence_transformers")
     given = {
@@ -276,21 +285,21 @@ def _activation(directory: ModelDirectory) -> str | None:
 
 
 def width_of(sentences: Sentences, hidden: int) -> int:
-    """Values of a vector, before `truncate_dim`, of a model whose token vectors have `hidden`."""
+    """The number of values of a text's vector before `truncate_dim`, if token vectors have `hidden` values."""
     widths = [step.width for step in sentences.steps if step.width is not None]
     return widths[-1] if widths else len(sentences.pooling.modes) * hidden
 
 
 def after_pooling(sentences: Sentences, vectors_BH: np.ndarray) -> np.ndarray:
-    """The vectors that the modules after pooling make of pooled ones, float32 (B, values)."""
+    """Run the modules after pooling on pooled vectors, float32 (B, values)."""
     for step in sentences.steps:
         vectors_BH = step(vectors_BH)
     return vectors_BH
 
 
 def engine_pooling(sentences: Sentences) -> tuple[tuple[str, ...] | None, bool]:
-    """(modes, whether to length 1) of the pooling that the engine does itself; modes None: token vectors are pooled
-    outside of it, because a prompt's tokens may not count.
+    """The pooling that the engine does itself: its modes, and whether it scales to length 1. With modes None the engine
+    does not pool, because a prompt's tokens may not count.
 
     Raises:
         EngineError: a mix of layers, for which it has no operator.

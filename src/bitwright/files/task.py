@@ -1,4 +1,4 @@
-"""What a model is for, and whether it reads pairs of texts: what its directory says, in several places. No torch.
+"""Finds a model's task, and whether it reads pairs of texts, from several files of its directory. No torch.
 
 A model's task has several witnesses: the class that config.json names, the modules and the model_type that
 sentence-transformers wrote, and the heads in the weights. Where they contradict each other, none of them is believed:
@@ -41,14 +41,14 @@ _INFERENCE = {"entailment", "contradiction", "not_entailment"}
 
 
 class Witness(NamedTuple):
-    """Something in the directory that speaks for a task, or for one of several. says: where it is, and what."""
+    """A sign in the directory for one or several tasks. says: where it is, and what it says."""
 
     tasks: tuple[TaskName, ...]
     says: str
 
 
 def find_task(directory: ModelDirectory) -> TaskName:
-    """What the model of a directory is for: as the user says, as our own result says, else as its witnesses say.
+    """The model's task: as the user says, else as our own result says, else as its files show.
 
     Modules of sentence-transformers with a pooling make an embedding model of a language model or of a pretrained one,
     whatever head its class has: that is how that library builds one.
@@ -69,13 +69,13 @@ def find_task(directory: ModelDirectory) -> TaskName:
         return fitting[0]
     meant = [task for task in TASKS if any(task in witness.tasks for witness in found)]
     raise ModelError(
-        f"{directory.path}: what this model is for is not certain: {'; '.join(one.says for one in found)}. Say which "
-        f"is meant with --task (in Python task=): {' or '.join(meant)}"
+        f"{directory.path}: the model's task is not clear: {'; '.join(one.says for one in found)}. Choose it with "
+        f"--task (in Python task=): {' or '.join(meant)}"
     )
 
 
 def witnesses(directory: ModelDirectory) -> list[Witness]:
-    """All that speaks for a task, without what another witness makes void.
+    """Every sign of a task, except those that another sign overrules.
 
     Raises:
         ModelError: as `class_of` and `read_modules`.
@@ -89,7 +89,9 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
         return [Witness(("embedding",), f"{MODULES_FILE} has a Pooling")]
     found = [Witness(("embedding",), f"{MODULES_FILE} has a Pooling, as embedding models have")] if pooled else []
     if by_class is not None:
-        found.append(Witness((by_class,), f"architectures in {CONFIG_FILE} names {name:.80}, a class for {by_class}"))
+        found.append(
+            Witness((by_class,), f"architectures in {CONFIG_FILE} names {name:.80}, which is a class for {by_class}")
+        )
     kind, where = _written_as(directory)
     if kind in _TASK_OF_TYPE:
         found.append(Witness((_TASK_OF_TYPE[kind],), f"{where} names a {kind}"))
@@ -98,7 +100,7 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
 
 
 def pair_evidence(directory: ModelDirectory, task: str) -> str | None:
-    """What shows that a model reads pairs of texts when it is used, in words; None for single texts.
+    """What shows that a model reads pairs of texts, in words; None if it reads single texts.
 
     A table of two token types shows nothing: every BERT has one. task: the model's.
     """
@@ -117,7 +119,7 @@ def pair_evidence(directory: ModelDirectory, task: str) -> str | None:
 
 
 def pair_scorer(directory: ModelDirectory, task: str) -> bool:
-    """Whether a model is one that sentence-transformers' CrossEncoder runs: it says so, or gives one score."""
+    """Whether sentence-transformers' CrossEncoder runs this model: its files say so, or it gives one score."""
     return task == "sequence-classification" and (
         _written_as(directory)[0] == "CrossEncoder" or _n_labels(directory.config) == 1
     )
@@ -128,27 +130,29 @@ def _refuse_other_outputs(directory: ModelDirectory) -> None:
     kind = next((kind for kind in named if kind in _OTHER_OUTPUTS), None)
     if kind is not None:
         raise ModelError(
-            f"{directory.path}: a {kind} of sentence-transformers, whose outputs are {_OTHER_OUTPUTS[kind]}; Bitwright "
-            f"knows models for {', '.join(TASKS)}"
+            f"{directory.path}: this is a {kind} of sentence-transformers, and its outputs are "
+            f"{_OTHER_OUTPUTS[kind]}. Bitwright does not support it; it supports models for {', '.join(TASKS)}"
         )
 
 
 def _written_as(directory: ModelDirectory) -> tuple[str, str]:
-    """(the class of sentence-transformers that a model was saved with, where that stands); "" where it stands nowhere.
+    """The sentence-transformers class that saved the model, and the file that says so; "" for both if none does.
 
     CrossEncoder puts a key of its own into config.json: one now, another before its release 4.
     """
     kind = (directory.object(_SENTENCE_TRANSFORMERS_FILE) or {}).get("model_type")
     if kind is not None:
         if not isinstance(kind, str):
-            raise ModelError(f"{directory.path / _SENTENCE_TRANSFORMERS_FILE}: model_type is {brief(kind)}, not a name")
+            raise ModelError(
+                f"{directory.path / _SENTENCE_TRANSFORMERS_FILE}: model_type is {brief(kind)}; it must be a name"
+            )
         return kind, _SENTENCE_TRANSFORMERS_FILE
     key = next((key for key in _CROSS_ENCODER_KEYS if key in directory.config), None)
     return ("CrossEncoder", f"{key} in {CONFIG_FILE}") if key else ("", "")
 
 
 def _heads(directory: ModelDirectory) -> list[Witness]:
-    """The heads of the family that the weights hold; of classifiers, with as many rows as there are labels.
+    """The family's heads that the weights hold. A classifier's head counts only if it has one row per label.
 
     A file that only torch can read tells nothing.
     """
@@ -159,12 +163,14 @@ def _heads(directory: ModelDirectory) -> list[Witness]:
         shape = next((shapes[name] for end in ("weight", "weight_packed") if (name := f"{path}.{end}") in shapes), None)
         if shape and (tasks[0] not in _LABELLED or shape[0] == _n_labels(directory.config)):
             size = " × ".join(map(str, shape))
-            found.append(Witness(tasks, f"the weights hold {path}.weight ({size}), a head for {' or '.join(tasks)}"))
+            found.append(
+                Witness(tasks, f"the weights hold {path}.weight ({size}), which is a head for {' or '.join(tasks)}")
+            )
     return found
 
 
 def _n_labels(config: Mapping[str, Any]) -> int:
-    """As transformers counts them: 2 where the file says nothing."""
+    """The number of labels as transformers counts them: 2 if the file says nothing."""
     stated = config.get("num_labels")
     return stated if type(stated) is int else len(_labels(config)) or 2
 

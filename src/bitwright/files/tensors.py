@@ -1,4 +1,4 @@
-"""The tensors of a directory's safetensors files as numpy arrays: each file is opened, checked and mapped once.
+"""The tensors of safetensors files as numpy arrays. It opens, checks and maps each file once.
 
 What is mapped is not read before it is looked at. Its pages count as the process's memory then, until the system wants
 them back; so whoever goes through a whole model reads copies (`read_into`), by plain file input from the same handle.
@@ -26,7 +26,7 @@ _NUMPY = {
 
 
 class _File(NamedTuple):
-    """An open file, all of it mapped; its tensors' bytes count from `begin`."""
+    """An open file that is mapped as a whole; its tensors' bytes count from `begin`."""
 
     path: Path
     handle: BinaryIO
@@ -51,7 +51,10 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
             entries = renamed(stored, path)
             if twice := entries.keys() & self._entries.keys():
                 name = min(twice)
-                raise CheckpointError(f"{path}: {name} is also in {self.file(name).name}; which is meant is unknown")
+                raise CheckpointError(
+                    f"{path}: {name} is also in {self.file(name).name}, so it is not clear which one is right; "
+                    "remove one"
+                )
             self._entries |= {name: (file, entry) for name, entry in entries.items()}
 
     def _open(self, path: Path) -> tuple[_File, dict[str, TensorEntry]]:
@@ -64,7 +67,7 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
 
     def __getitem__(self, name: str) -> np.ndarray | Bf16:
-        """A view that must not be written.
+        """A read-only view of the tensor.
 
         Raises:
             KeyError: no such name. CheckpointError: a dtype that numpy lacks.
@@ -75,13 +78,13 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         return Bf16(values) if entry.dtype == "BF16" else values
 
     def alone(self, name: str) -> np.ndarray | Bf16:
-        """As `tensors[name]`, in a map of its own: the rest of the file need not stay mapped with it."""
+        """As `tensors[name]`, but mapped alone, so that the rest of the file need not stay mapped."""
         file, entry = self._entries[name]
         values = np.memmap(file.handle, self._dtype(name), "r", file.begin + entry.begin, entry.shape)
         return Bf16(values) if entry.dtype == "BF16" else values
 
     def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
-        """Fill a buffer of bytes with those of a tensor from `begin` on.
+        """Fill a buffer with the bytes of a tensor from `begin` on.
 
         Raises:
             CheckpointError: the file ends early: it has changed since it was opened.
@@ -90,7 +93,10 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         place = file.begin + entry.begin + begin
         while buffer:
             if not (count := os.preadv(file.handle.fileno(), [buffer], place)):
-                raise CheckpointError(f"{file.path}: {name}: ends {len(buffer)} bytes early; the file has changed")
+                raise CheckpointError(
+                    f"{file.path}: {name}: the file ends {len(buffer)} bytes too early; it has changed since it was "
+                    "opened"
+                )
             buffer, place = buffer[count:], place + count
 
     def __iter__(self) -> Iterator[str]:
@@ -107,20 +113,20 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         return self._entries[name][0].path
 
     def dtype(self, name: str) -> str:
-        """dtype of a tensor, as safetensors spells it."""
+        """The dtype of a tensor, as safetensors spells it."""
         return self._entries[name][1].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
+        """The shape of a tensor."""
         return self._entries[name][1].shape
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every tensor."""
+        """The shape of every tensor, by name."""
         return {name: entry.shape for name, (_, entry) in self._entries.items()}
 
     def _dtype(self, name: str) -> np.dtype:
         spelled = self.dtype(name)
         if spelled not in _NUMPY:
-            raise CheckpointError(f"{self.file(name)}: {name}: dtype {spelled} cannot be read")
+            raise CheckpointError(f"{self.file(name)}: {name}: Bitwright cannot read the dtype {spelled}")
         return _NUMPY[spelled]

@@ -1,4 +1,4 @@
-"""Texts as tokens without transformers: the tokenizer of a directory, and how a text that is too long is cut.
+"""Tokenizes texts without transformers: loads a directory's tokenizer, and cuts texts that are too long.
 
 As transformers 5.23 does it, so that the engine and the generic path see the same tokens.
 """
@@ -57,13 +57,15 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTo
     file, settings_file = directory.path / "tokenizer.json", directory.path / "tokenizer_config.json"
     if not file.is_file():
         if found := next((name for name in _VOCABULARIES if (directory.path / name).is_file()), None):
-            raise EngineError(f"{directory.path}: {found} without a tokenizer.json, which only transformers reads")
+            raise EngineError(
+                f"{directory.path}: there is {found} but no tokenizer.json, and only transformers reads that"
+            )
         return None
     settings = directory.object(settings_file.name) or {}
     if settings.get(GENERIC_KEY):
         raise EngineError(f"{settings_file}: {GENERIC_KEY} says that only transformers reads this tokenizer")
     if file.stat().st_size > MAX_JSON_BYTES:
-        raise EngineError(f"{file}: {file.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
+        raise EngineError(f"{file}: the file has {file.stat().st_size} bytes; Bitwright reads at most {MAX_JSON_BYTES}")
     with foreign(f"{file}: the tokenizer cannot be built", EngineError):
         traits = _traits(settings, directory.config)
         tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, traits, settings)
@@ -72,7 +74,7 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTo
         check_growth(file, parts_of(tokenizer))
     side = settings.get("truncation_side", (tokenizer.truncation or {}).get("direction", "right"))
     if side not in ("right", "left"):
-        raise EngineError(f"{settings_file}: truncation_side is {side!r}, neither 'right' nor 'left'")
+        raise EngineError(f"{settings_file}: truncation_side is {side!r}; it must be 'right' or 'left'")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     _check_specials(tokenizer, directory, settings, traits)
@@ -85,7 +87,8 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTo
 def _check_specials(
     tokenizer: Tokenizer, directory: ModelDirectory, settings: dict[str, Any], traits: TokenizerTraits
 ) -> None:
-    """transformers adds the tokens that side files name, and puts those around a text that they call cls and sep.
+    """Check that tokenizer.json has the tokens that transformers would add from side files, with cls and sep around a
+    text.
 
     Raises:
         EngineError: tokenizer.json does not have them so.
@@ -94,13 +97,16 @@ def _check_specials(
     maps = directory.object("special_tokens_map.json") or {}
     named = [*_tokens_in(settings), *_tokens_in(maps), *(directory.object("added_tokens.json") or {})]
     if lost := next((token for token in named if token not in known), None):
-        raise EngineError(f"{directory.path}: the token {brief(lost)} of its side files is not in tokenizer.json")
+        raise EngineError(
+            f"{directory.path}: a side file names the token {brief(lost)}, which is not in tokenizer.json"
+        )
     if traits.word_piece:
         around = [_content(settings.get(key) or maps.get(key)) for key in ("cls_token", "sep_token")]
         found = encodings_of(tokenizer, [""], None, directory.path)[0].tokens
         if len(found) != 2 or any(a not in (None, b) for a, b in zip(around, found, strict=True)):
             raise EngineError(
-                f"{directory.path}: tokenizer.json puts {brief(found)} around a text, its side files {around}"
+                f"{directory.path}: tokenizer.json puts {brief(found)} around a text, but the side files ask for "
+                f"{around}"
             )
 
 
@@ -122,8 +128,8 @@ def _content(token: Any) -> str | None:
 
 
 def lower_case(tokenizer: Tokenizer) -> None:
-    """Lower texts before all else, as sentence-transformers does by `do_lower_case`, unless the normalizer lowers
-    them, or has a part of its own that does. Mutates the tokenizer.
+    """Lower texts first, as sentence-transformers does with `do_lower_case`, unless the normalizer already lowers them.
+    Mutates the tokenizer.
     """
     before = tokenizer.normalizer
     if isinstance(before, normalizers.Sequence):
@@ -135,7 +141,7 @@ def lower_case(tokenizer: Tokenizer) -> None:
 
 
 def parts_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What of a tokenizer decides how much it makes of a text, as tokenizer.json has it."""
+    """The parts of a tokenizer that decide how many tokens a text becomes, as tokenizer.json has them."""
     model, pieces = tokenizer.model, None
     if isinstance(model, models.Unigram):
         pieces = [[piece, 0.0] for piece in tokenizer.get_vocab(with_added_tokens=False)]
@@ -150,7 +156,7 @@ def parts_of(tokenizer: Tokenizer) -> dict[str, Any]:
 def encodings_of(
     tokenizer: Tokenizer, first: list[str], second: list[str] | None, where: object = "tokenizer.json"
 ) -> Sequence[Encoding]:
-    """Of texts, or of pairs of them, uncut. where: the model, for messages.
+    """The encodings of texts or of pairs of texts, uncut. where: the model, for messages.
 
     Raises:
         InputError: a text with half of a surrogate pair. EngineError: the tokenizer fails on a text.
@@ -171,16 +177,16 @@ def _encodings_of(tokenizer: Tokenizer, first: list[str], second: list[str] | No
 
 
 def _few_addresses() -> bool:
-    """Whether those of the process are limited (`ulimit -v`) to so few that malloc's 64 MiB for each of the library's
-    threads, twice that while it makes them, could leave none; the library ends the process then.
+    """Whether `ulimit -v` leaves too little address space for the library's threads. Each takes 64 MiB for malloc, and
+    twice that while it starts. Without space the library ends the process.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return limit != resource.RLIM_INFINITY and limit < (1024 + 128 * (os.cpu_count() or 1)) << 20
 
 
 def cut(encoding: Encoding, limit: int, side: str, *, typed: bool) -> tuple[list[int], list[int] | None]:
-    """Ids of at most `limit` tokens, and their types if asked for: special tokens stay, a text loses those at one side,
-    of a pair the longer one first.
+    """Cut to at most `limit` tokens: their ids, and their types if asked for. Special tokens stay. A text loses tokens
+    at one side; in a pair the longer text loses first.
 
     The library's own truncation also keeps what it cuts off: of pairs in every combination, which takes memory that
     grows with the product of their lengths.
@@ -198,18 +204,19 @@ def cut(encoding: Encoding, limit: int, side: str, *, typed: bool) -> tuple[list
 
 
 def refuse_surrogates(*texts: Sequence[str] | None) -> None:
-    """Raises:
-    InputError: a text holds half of a surrogate pair, which stands for no character.
-    """
+    """Raises: InputError: a text holds half of a surrogate pair, which is not a character."""
     for side in texts:
         for index, text in enumerate(side or ()):
             found = re.search("[\ud800-\udfff]", text)
             if found is not None:
-                raise InputError(f"text {index} holds {found[0]!r} at {found.start()}, half of a surrogate pair")
+                raise InputError(
+                    f"text {index} holds {found[0]!r} at position {found.start()}, which is half of a surrogate "
+                    "pair; remove it"
+                )
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """What is left of two lengths whose sum is cut to `room`, a token of the longer one at a time."""
+    """The two lengths after their sum is cut to `room`: the longer one loses a token at a time."""
     shorter, longer = sorted((first, second))
     if shorter + longer > room:
         shorter = min(shorter, room // 2)
@@ -218,7 +225,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def _traits(settings: dict[str, Any], config: dict[str, Any]) -> TokenizerTraits:
-    """Those of the class that transformers takes for these files."""
+    """The traits of the tokenizer class that transformers chooses for these files."""
     row = FAMILIES.get(str(config.get("model_type")))
     if row is None or row.tokenizer is None:
         return TokenizerTraits()
@@ -227,7 +234,7 @@ def _traits(settings: dict[str, Any], config: dict[str, Any]) -> TokenizerTraits
 
 
 def _as_set_up(tokenizer: Tokenizer, file: Path, traits: TokenizerTraits, settings: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a file with the settings that a class gives it."""
+    """The tokenizer of a file with the settings that its class applies."""
     if traits.word_piece:
         normalizer = normalizers.BertNormalizer(
             clean_text=True,
@@ -242,18 +249,19 @@ def _as_set_up(tokenizer: Tokenizer, file: Path, traits: TokenizerTraits, settin
     for switch in traits.switches:
         value = settings.get(switch.key, switch.default)
         if (f"'{switch.part}'" in found) != (bool(value) == switch.there):
-            raise EngineError(f"{file} does not agree with {switch.key} = {value!r} of tokenizer_config.json")
+            raise EngineError(f"{file}: this does not agree with {switch.key} = {value!r} in tokenizer_config.json")
     return tokenizer
 
 
 def _state(part: Any) -> Any:
-    """A part of a tokenizer as tokenizer.json has it."""
+    """A part of a tokenizer, as tokenizer.json has it."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def _see_to_forks() -> None:
-    """Let a forked child tokenize on one thread. The library's others are not in it: it would wait for them for ever
-    where the user has asked for them (its variable is "true"), and say so on the terminal where that is not set.
+    """Let a forked child tokenize on one thread, because the library's other threads are not in the child. It would
+    wait for them for ever if the user asked for them (its variable is "true"), and warn on the terminal if the variable
+    is not set.
     """
     lock = _thread.allocate_lock()  # held from before a fork until after it, so that two forks do not mix
     found: str | None = None

@@ -1,4 +1,4 @@
-"""What a stranger's tokenizer may cost on a text: looked at in its tokenizer.json before it reads one.
+"""Limits what an untrusted tokenizer may cost per text. It checks tokenizer.json before the tokenizer reads a text.
 
 The library bounds none of it: a normalizer may make a million characters of one, a WordPiece look at a word in cubic
 time, a pattern be tried in exponentially many ways.
@@ -24,7 +24,7 @@ _REPEAT = re.compile(r"[*+?]|\{(\d*)(,?)(\d*)\}")
 
 
 def check_growth(file: Path, content: Mapping[str, Any]) -> None:
-    """Refuse a tokenizer that makes much of little, or takes long for it.
+    """Refuse a tokenizer that could make very much out of a short text, or take very long for it.
 
     content: of tokenizer.json, or those of its parts that are known. Parts of the wrong types are left to the library.
 
@@ -34,7 +34,7 @@ def check_growth(file: Path, content: Mapping[str, Any]) -> None:
     for key, inside, check in _CHECKS:
         parts = [part for part in _leaves(content.get(key), inside) if "type" in part]
         if len(parts) > _MOST_PARTS:
-            raise EngineError(f"{file}: its {key} has {len(parts)} parts, more than {_MOST_PARTS}")
+            raise EngineError(f"{file}: the {key} has {len(parts)} parts, more than {_MOST_PARTS}")
         check(file, parts)
     model = content.get("model")
     if isinstance(model, dict):
@@ -57,16 +57,16 @@ def _check_normalizer(file: Path, parts: list[dict[str, Any]]) -> None:
         elif kind == "Prepend":
             prepended += len(str(part.get("prepend", "")))
     if grown > _MOST_GROWN:
-        raise EngineError(f"{file}: its normalizer may make {grown} characters of one, more than {_MOST_GROWN}")
+        raise EngineError(f"{file}: the normalizer can turn one character into {grown}, more than {_MOST_GROWN}")
     if prepended > _MOST_GROWN:
-        raise EngineError(f"{file}: its normalizer prepends {prepended} characters, more than {_MOST_GROWN}")
+        raise EngineError(f"{file}: the normalizer prepends {prepended} characters, more than {_MOST_GROWN}")
     _check_patterns(file, parts)
 
 
 def _check_pre_tokenizer(file: Path, parts: list[dict[str, Any]]) -> None:
     levels = sum(part["type"] == "ByteLevel" for part in parts)
     if 2**levels > _MOST_GROWN:  # each makes two characters of one that is not ASCII
-        raise EngineError(f"{file}: its pre_tokenizer has ByteLevel {levels} times: texts double each time")
+        raise EngineError(f"{file}: the pre_tokenizer has ByteLevel {levels} times, and each can double a text")
     _check_patterns(file, parts)
 
 
@@ -81,7 +81,7 @@ def _check_post_processor(file: Path, parts: list[dict[str, Any]]) -> None:
         ]
         for pieces in lists:
             if isinstance(pieces, list) and len(pieces) > _MOST_GROWN:
-                raise EngineError(f"{file}: its post_processor puts {len(pieces)} pieces together, over {_MOST_GROWN}")
+                raise EngineError(f"{file}: the post_processor joins {len(pieces)} pieces, more than {_MOST_GROWN}")
 
 
 # Part of tokenizer.json, the key of its parts where it is a sequence of them, and how they are checked.
@@ -95,16 +95,20 @@ _CHECKS: tuple[tuple[str, str, Callable[[Path, list[dict[str, Any]]], None]], ..
 def _check_model(file: Path, model: dict[str, Any]) -> None:
     length = model.get("max_input_chars_per_word")
     if isinstance(length, int) and length > _LONGEST_WORD:
-        raise EngineError(f"{file}: max_input_chars_per_word is {length}; at most {_LONGEST_WORD} take little time")
+        raise EngineError(
+            f"{file}: max_input_chars_per_word is {length}; more than {_LONGEST_WORD} would take too long"
+        )
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, list):
         longest = max((len(p[0]) for p in vocabulary if isinstance(p, list) and p and isinstance(p[0], str)), default=0)
         if longest > _LONGEST_PIECE:
-            raise EngineError(f"{file}: a piece of {longest} characters; Unigram takes long from {_LONGEST_PIECE} on")
+            raise EngineError(
+                f"{file}: a piece has {longest} characters; Unigram takes too long with more than {_LONGEST_PIECE}"
+            )
 
 
 def _leaves(part: Any, inside: str) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer, or those that it is a sequence of."""
+    """A part of a tokenizer, or all parts of a sequence."""
     waiting = [part]
     while waiting:
         if isinstance(taken := waiting.pop(), dict):
@@ -114,7 +118,7 @@ def _leaves(part: Any, inside: str) -> Iterator[dict[str, Any]]:
 
 
 def _longest_entry(charsmap: Any) -> int:
-    """Characters of the longest text that SentencePiece's table puts in the place of one.
+    """The length of the longest text that SentencePiece's table writes for one character.
 
     It is the size of a trie (4 bytes), the trie, and the texts, each ended by a zero byte.
     """
@@ -133,15 +137,15 @@ def _check_patterns(file: Path, parts: list[dict[str, Any]]) -> None:
         pattern = part.get("pattern")
         regex = pattern.get("Regex") if isinstance(pattern, dict) else None
         if isinstance(regex, str) and (fault := pattern_fault(regex)):
-            raise EngineError(f"{file}: the pattern {brief(regex)} may take for ever on a text: {fault}")
+            raise EngineError(f"{file}: the pattern {brief(regex)} could take for ever on a text: {fault}")
 
 
 def pattern_fault(regex: str) -> str:
-    """Why a pattern of a tokenizer may be tried in too many ways; "" if it may not."""
+    """Why a tokenizer's pattern could match in too many ways; "" if it could not."""
     if len(regex) > _LONGEST_PATTERN:
         return f"it has {len(regex)} characters"
     if _UNREAD.search(regex):
-        return "it has comments, the flag x, or calls itself"
+        return "it has comments or the flag x, or it calls itself"
     # (repeats, choices) of the branches of each open group: of those that ended the most, and of the one under way.
     ended, under_way = [(0, 0)], [(0, 0)]
     has_branches, last, place = [False], (0, 0), 0
@@ -173,19 +177,19 @@ def pattern_fault(regex: str) -> str:
             if letter == "{" and any(len(number or "") > 6 for number in found.groups()):
                 return "it repeats something very often"
             if letter != "?" and before != (0, 0):
-                return "what is repeated holds repeats or alternatives"
+                return "a repeated part holds repeats or alternatives"
             under_way[-1] = _sum(under_way[-1], (int(far), int(not far and (letter == "?" or bool(found[2])))))
             last = (1, 0)  # to repeat a repeat is a fault; but "?" and "+" after one say how it is tried
             if regex[place : place + 1] in ("?", "+") and letter in "*+?":
                 place += 1
     repeats, choices = _most(ended[0], under_way[0])
     if repeats > _MOST_REPEATS or choices > _MOST_CHOICES:
-        return f"{repeats} repeats and {choices} choices follow one another"
+        return f"it has {repeats} repeats and {choices} choices in a row"
     return ""
 
 
 def _end_of_class(regex: str, place: int) -> int:
-    """Where a class ends that begins before `place`; in this dialect classes may hold classes."""
+    """The end of the character class that begins before `place`; in this dialect classes may hold classes."""
     depth, first = 1, True
     while place < len(regex) and depth:
         letter = regex[place]

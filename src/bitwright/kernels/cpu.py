@@ -140,7 +140,7 @@ def add_gram(x_MK: Tensor, gram_KK: Tensor) -> FeatureStats:
             f"got {gram_KK.dtype} {tuple(gram_KK.shape)}"
         )
     if not has_gram():
-        raise KernelError(f"{active_isa()} on this machine does not multiply bf16; multiply in float32 by torch")
+        raise KernelError(f"{active_isa()} on this machine does not multiply bf16; multiply in float32 with torch")
     if x_MK.stride(1) != 1 and k > 1:
         x_MK = x_MK.contiguous()
     seen = FeatureStats(
@@ -185,7 +185,9 @@ def _mode(name: QuantizeMode) -> "_native.QuantizeMode":
 def _activation(name: str) -> "_native.Activation":
     activation: _native.Activation | None = native.load().Activation.__members__.get(name)
     if activation is None:
-        raise KernelError(f"activation {name!r}: the kernels have {', '.join(native.load().Activation.__members__)}")
+        raise KernelError(
+            f"the kernels have no activation {name!r}; they have {', '.join(native.load().Activation.__members__)}"
+        )
     return activation
 
 
@@ -193,7 +195,7 @@ def _checked_weight(linear: PackedLinear, n: int, k: int) -> list[int]:
     """Addresses of weight, colsum, scale_n, bias."""
     if not 1 <= k <= layouts.MAX_K:
         raise KernelError(
-            f"K = {k}: int8 sums are exact in int32 for K from 1 to {layouts.MAX_K}; keep this layer in 16 bit"
+            f"K = {k}: int8 sums are exact in int32 only for K from 1 to {layouts.MAX_K}; keep this layer in 16 bit"
         )
     if n < 1:
         raise KernelError(f"N = {n}: a linear has at least one output")

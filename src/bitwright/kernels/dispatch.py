@@ -65,9 +65,11 @@ def active_isa() -> str:
     if wanted is None:
         return usable[0]
     if wanted not in ISAS:
-        raise KernelError(f"BITWRIGHT_ISA={wanted}: unknown; known are {', '.join(ISAS)}")
+        raise KernelError(f"BITWRIGHT_ISA={wanted} is unknown; known are {', '.join(ISAS)}")
     if wanted not in usable:
-        raise KernelError(f"BITWRIGHT_ISA={wanted}: this machine lacks it; it supports {', '.join(usable)}")
+        raise KernelError(
+            f"BITWRIGHT_ISA={wanted}: this machine does not have this instruction set; it has {', '.join(usable)}"
+        )
     return wanted
 
 

@@ -105,7 +105,9 @@ class QuantLinear(_ExactModule):
             KernelError: the last dimension of x is not K; the int8 kernels are needed and not available.
         """
         if x.shape[-1] != self.in_features:
-            raise KernelError(f"{self.name or 'QuantLinear'}: K = {self.in_features}, got an input {tuple(x.shape)}")
+            raise KernelError(
+                f"{self.name or 'QuantLinear'}: the input has the shape {tuple(x.shape)}, but K = {self.in_features}"
+            )
         x_MK = x.detach().reshape(-1, self.in_features)
         if x.dtype != torch.bfloat16:  # which the kernels read and write themselves
             x_MK = x_MK.float()

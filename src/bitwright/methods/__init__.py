@@ -38,15 +38,19 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "rtn": Method(None, "min_max", "rtn", "no calibration; 8-bit weights rarely need more"),
-    "rtn_mse": Method(None, "mse", "rtn", "no calibration; ranges clipped to the least squared error"),
-    "imatrix": Method(None, "imatrix", "rtn", "ranges clipped to the error weighted by the inputs' mean square"),
-    "gptq": Method(None, "imatrix", "gptq", "weights below 8 bits: later columns make up for earlier errors"),
-    "awq": Method("awq", "awq_clip", "rtn", "weights below 8 bits: columns that meet large inputs lose less"),
-    "awq_gptq": Method("awq", "imatrix", "gptq", "4 bits and less: scaling and compensation together"),
-    "smoothquant": Method("smoothquant", "min_max", "rtn", "8-bit activations with outlier features"),
-    "smoothquant_gptq": Method("smoothquant", "min_max", "gptq", "8-bit activations and weights, the most accurate"),
-    "smoothquant_shift": Method("shift", "min_max", "rtn", "activations that lie off centre, in models with biases"),
+    "rtn": Method(None, "min_max", "rtn", "needs no calibration texts; enough for most 8-bit weights"),
+    "rtn_mse": Method(None, "mse", "rtn", "needs no calibration texts; clips ranges for the least squared error"),
+    "imatrix": Method(None, "imatrix", "rtn", "clips ranges for the least error, weighted by the inputs' mean square"),
+    "gptq": Method(None, "imatrix", "gptq", "for weights below 8 bits; later columns make up for earlier errors"),
+    "awq": Method("awq", "awq_clip", "rtn", "for weights below 8 bits; columns with large inputs lose less"),
+    "awq_gptq": Method("awq", "imatrix", "gptq", "for 4 bits and less; awq and gptq together"),
+    "smoothquant": Method("smoothquant", "min_max", "rtn", "for 8-bit activations with outlier features"),
+    "smoothquant_gptq": Method(
+        "smoothquant", "min_max", "gptq", "for 8-bit activations and weights; the most accurate"
+    ),
+    "smoothquant_shift": Method(
+        "shift", "min_max", "rtn", "for activations that are off centre, in models with biases"
+    ),
 }
 
 

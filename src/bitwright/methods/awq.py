@@ -53,7 +53,7 @@ def awq(
             magnitudes, as after a shift.
     """
     if grid < 1:
-        raise NumericsError(f"grid = {grid}: at least one exponent must be tried")
+        raise NumericsError(f"grid = {grid}: give at least 1, so that an exponent is tried")
     spec = fit_group(scheme, len(stats.min_K))[0].weight
     if spec is None:
         return None

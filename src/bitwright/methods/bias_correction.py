@@ -27,7 +27,7 @@ def bias_correction(w_NK: Tensor, qtensor: QTensor, stats: LayerStats | None) ->
         NumericsError: no statistics.
     """
     if stats is None:
-        raise NumericsError("bias correction needs the mean of the layer's inputs: calibrate, or do without it")
+        raise NumericsError("bias correction needs the mean of the layer's inputs; calibrate, or leave it out")
     error_NK: Tensor = w_NK.detach().double() - qtensor.dequantize()
     return (error_NK @ stats.mean_K.to(error_NK)).float()
 

@@ -99,9 +99,11 @@ def gptq(
 def _gram(stats: LayerStats | None, w_NK: Tensor) -> Tensor:
     """Σ x xᵀ in the weight's dtype."""
     if stats is None or stats.gram_KK is None:
-        raise NumericsError("gptq needs the Gram matrix of the layer's inputs: observe with gram=True, or round by rtn")
+        raise NumericsError("gptq needs the Gram matrix of the layer's inputs; observe with gram=True, or use rtn")
     if len(stats.gram_KK) != w_NK.shape[1]:
-        raise NumericsError(f"a weight with K = {w_NK.shape[1]} but statistics of K = {len(stats.gram_KK)} inputs")
+        raise NumericsError(
+            f"the weight has K = {w_NK.shape[1]}, but the statistics have K = {len(stats.gram_KK)} inputs"
+        )
     return stats.gram_KK.to(w_NK)
 
 

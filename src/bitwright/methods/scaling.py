@@ -113,7 +113,7 @@ def best_of(candidates: Iterable[Transformed], error: Error) -> Transformed | No
     before = error(None)
     if not math.isfinite(before):
         raise NumericsError(
-            f"the error before a transform is {before}: look for NaN or infinite weights or calibration inputs"
+            f"the error before a transform is {before}; look for NaN or infinity in weights or calibration inputs"
         )
     best, least = None, before
     for candidate in candidates:

@@ -61,7 +61,7 @@ def smoothquant(
         NumericsError: alpha outside [0, 1]; NaN or infinite weights, or readers with another K than the statistics.
     """
     if isinstance(alpha, float | int) and not 0 <= alpha <= 1:
-        raise NumericsError(f"alpha = {alpha}: choose one in [0, 1], or search")
+        raise NumericsError(f"alpha = {alpha}: give a number in [0, 1], or search")
     error = error or expected_error(weights, stats, scheme)
     if statistic is None:
         statistic = "absmax" if scheme.input is not None and not scheme.input.dynamic else "rms"

@@ -1,1 +1,1 @@
-"""Model families as data, loading with validation, and pooling."""
+"""Loads and checks models with transformers, and finds their linears."""

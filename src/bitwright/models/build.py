@@ -1,5 +1,5 @@
-"""A model as transformers builds it from a config, without its weights; its tokenizer; its task and limits. The only
-file that imports transformers at module level.
+"""Builds a model without weights from its config, and its tokenizer. Only this file imports transformers at module
+level.
 """
 
 import copy
@@ -105,7 +105,10 @@ def build_empty(
         if name.rpartition(".")[2] in exact:
             buffer.data = buffer.float()
     if buffers and (empty := [name for name, buffer in model.named_buffers() if buffer.is_meta]):
-        raise ModelError(f"{path}: {type(model).__name__} has buffers that it fills only later: {listed(empty)}")
+        raise ModelError(
+            f"{path}: {type(model).__name__} fills these buffers only later, so it cannot be built without weights: "
+            f"{listed(empty)}"
+        )
     linearize(model, architecture)
     return EmptyModel(model.eval(), model.config, task, architecture)
 
@@ -117,7 +120,7 @@ def max_tokens(empty: EmptyModel, tokenizer: Any, sentences: Sentences, path: Pa
     Raises:
         ModelError: a file where a number of tokens should be says something else.
     """
-    with foreign(f"{path / CONFIG_FILE}: has no config of texts", ModelError):
+    with foreign(f"{path / CONFIG_FILE}: there is no config for text", ModelError):
         says = empty.config.get_text_config().max_position_embeddings
     said = None if tokenizer is None else tokenizer.model_max_length
     trained = length_limit(says, path / CONFIG_FILE, "max_position_embeddings")
@@ -146,13 +149,14 @@ def _refuse_foreign_class(model: nn.Module, path: Path) -> None:
     kind = type(model)
     if not kind.__module__.startswith("transformers."):
         raise ModelError(
-            f"{path}: {kind.__name__} is code of its own ({kind.__module__.rpartition('.')[2]}.py), and no row of "
-            "Bitwright's table describes it; take auto_map out of config.json, if the class of transformers is as good"
+            f"{path}: {kind.__name__} has its own code ({kind.__module__.rpartition('.')[2]}.py), which Bitwright "
+            "does not know. If the class of transformers is as good, remove auto_map from config.json"
         )
 
 
 def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences) -> tuple[Any, str | None]:
-    """(tokenizer, None) or (None, why): also where its vocabulary file is absent, and it would be built empty.
+    """The tokenizer and None, or None and the reason. A missing vocabulary file is a reason, because the tokenizer
+    would be empty.
 
     It lowers texts if the side files say so.
     """
@@ -178,11 +182,14 @@ def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences)
     wanted = sorted({*type(tokenizer).vocab_files_names.values(), "tokenizer.json"})
     if any((path / file).is_file() for file in wanted):
         return tokenizer, None
-    return None, f"{path}: no vocabulary: {type(tokenizer).__name__} reads {' or '.join(wanted)}, and neither is there"
+    return None, (
+        f"{path}: there is no vocabulary; {type(tokenizer).__name__} needs {' or '.join(wanted)}. Download the "
+        "model again"
+    )
 
 
 def _check_tokenizer_class(directory: ModelDirectory) -> None:
-    """AutoTokenizer takes any class of transformers that is named; that of a model, it would build.
+    """Refuse a class that is not a tokenizer: AutoTokenizer would build any transformers class, even a model's.
 
     Raises:
         ModelError: what is named is no tokenizer.
@@ -193,7 +200,7 @@ def _check_tokenizer_class(directory: ModelDirectory) -> None:
             continue
         kind = getattr(transformers, named, None)
         if isinstance(kind, type) and not issubclass(kind, transformers.PreTrainedTokenizerBase):
-            raise ModelError(f"{directory.path / file}: tokenizer_class: {brief(named)} is no tokenizer")
+            raise ModelError(f"{directory.path / file}: tokenizer_class: {brief(named)} is not a tokenizer")
 
 
 @contextmanager

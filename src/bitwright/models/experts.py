@@ -77,8 +77,8 @@ def _split(name: str, fused: nn.Module) -> Experts:
     act_fn: Any = getattr(fused, "act_fn", None)
     if not isinstance(gate_up, Tensor) or not isinstance(down, Tensor) or act_fn is None or gate_up.ndim != 3:
         raise ModelError(
-            f"{name}: a {type(fused).__name__} without gate_up_proj (E, 2·I, K), down_proj (E, K, I) and act_fn; "
-            "this version of transformers stores experts in another way"
+            f"{name}: this {type(fused).__name__} has no gate_up_proj (E, 2·I, K), down_proj (E, K, I) and act_fn. "
+            "This version of transformers stores experts in another way; install another version"
         )
     experts = Experts()
     for gate_up_NK, down_NK in zip(gate_up, down, strict=True):

@@ -1,4 +1,4 @@
-"""A forward of transformers: what it raises where config.json says what no code can follow is an error of ours."""
+"""Wraps a transformers forward, so that what it raises on a wrong config.json becomes an error of ours."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path

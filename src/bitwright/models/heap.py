@@ -1,4 +1,4 @@
-"""What was freed, given back to the system."""
+"""Gives freed memory back to the system."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""From what a user calls a model to a directory: a local path as it is, a hub name through the hub's cache."""
+"""Finds the directory of a model: a local path, or a hub name through the hub's cache."""
 
 import re
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def fetch(name_or_dir: str | Path) -> Path:
     if name and path.is_dir():
         return absolute(path)
     if not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"{name}: neither a directory here nor a hub name of the form org/name")
+        raise ModelError(f"{name}: this is neither a directory here nor a hub name such as org/name")
     found = _snapshot(name, ("*.safetensors", "*.safetensors.index.json", *_TEXT_FILES))
     if not any((found / file).is_file() for file in WEIGHT_FILES):
         found = _snapshot(name, ("pytorch_model*.bin", "pytorch_model*.bin.index.json", *_TEXT_FILES))
@@ -49,12 +49,14 @@ def _snapshot(name: str, patterns: Sequence[str]) -> Path:
             f"{name}: this model is gated; accept its terms on its page and log in with `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
-        raise ModelError(f"{name}: no such directory here, and no such public model on {constants.ENDPOINT}") from None
+        raise ModelError(
+            f"{name}: there is no such directory here, and no such public model on {constants.ENDPOINT}; check the name"
+        ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionResolutionError, HfHubHTTPError, OSError) as error:
         why = (
             "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} gave {type(error).__name__}"
         )
         raise ModelError(
-            f"{name}: no such directory here, not complete in the hub cache, and it cannot be downloaded ({why}); "
-            "download it where there is a network and give the directory"
+            f"{name}: there is no such directory here, the hub cache does not hold the whole model, and it cannot "
+            f"be downloaded ({why}). Download it where there is a network, and give the directory"
         ) from None

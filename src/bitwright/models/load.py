@@ -1,4 +1,4 @@
-"""A model, loaded and checked: whole, or filled block by block from files whose tensors are read when they are needed.
+"""Loads and checks a model: whole, or empty, to be filled block by block from its files.
 
 Nothing that the checkpoint lacks is filled in silently.
 """
@@ -113,7 +113,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     task: TaskName | None = None,
 ) -> LoadedModel:
-    """Load a model directory or a hub name, after checking all that can be checked beforehand.
+    """Load a model directory or a hub name, after all checks that are possible beforehand.
 
     task: what the model is for; by default what its files say (`files.task`).
 
@@ -136,7 +136,7 @@ def open_lazily(
     runnable: bool = True,
     tokenizes: bool = True,
 ) -> LoadedModel:
-    """A model directory or a hub name as a model whose blocks are empty: parameters on the meta device, no memory.
+    """Open a model directory or a hub name as a model with empty blocks: parameters on the meta device, no memory.
 
     Everything else (embeddings, norms, poolers, heads, buffers) is filled. `materialise` fills a block, `release`
     empties it again.
@@ -174,7 +174,7 @@ def open_lazily(
 
 
 def open_skeleton(config: Path, *, task: TaskName | None = None) -> EmptyModel:
-    """The model that a config.json describes, all of it on the meta device: names and shapes, for who counts bytes.
+    """The model of a config.json, entirely on the meta device: names and shapes, to count bytes.
 
     Raises:
         ModelError: an architecture without a row, or a config that transformers cannot build.
@@ -278,7 +278,7 @@ def fill_buffers(model: nn.Module, source: SourceTensors) -> None:
 
 
 def _index(empty: EmptyModel, files: TensorFiles) -> SourceTensors:
-    """Where each parameter of a model without values is in its files."""
+    """Find each parameter of an empty model in its files."""
     model, architecture = empty.model, empty.architecture
     state = model.state_dict(keep_vars=True)
     return SourceTensors(

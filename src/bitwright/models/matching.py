@@ -1,4 +1,4 @@
-"""What must agree between a checkpoint and the model that its config describes."""
+"""Checks that a checkpoint and the model of its config agree."""
 
 import re
 from collections.abc import Collection
@@ -20,7 +20,7 @@ def check_names(
     architecture: Architecture,
     task: str,
 ) -> None:
-    """Hold what could not be matched between checkpoint and model against what may differ.
+    """Refuse names that only the checkpoint or only the model has, unless they may differ.
 
     A pooler that an embedding model's checkpoint lacks is removed: pooling does not use it. Nothing else is mutated.
     What the files hold beyond the last block of a decoder (layers that predict further tokens) is kept.
@@ -42,18 +42,18 @@ def check_names(
             (heads if base and not key.startswith(base) else broken).append(key)
     if broken:
         raise ModelError(
-            f"{path}: the weights lack {listed(broken)} that config.json calls for; config and weights are of "
-            "different models, or the download is incomplete"
+            f"{path}: the weights lack {listed(broken)}, which config.json needs. The download is incomplete, or "
+            "config and weights are of different models"
         )
     if surplus := sorted(key for key in kept if _is_surplus(key, model, architecture)):
         raise ModelError(
-            f"{path}: the weights hold {listed(surplus)} for which config.json has no place; config and weights are "
-            "of different models"
+            f"{path}: the weights hold {listed(surplus)}, but config.json has no place for it; config and weights "
+            "are of different models"
         )
     if heads or (poolers and task != "embedding"):
         raise ModelError(
-            f"{path}: the weights lack {listed(heads + poolers)}, without which the model's {task} outputs would be "
-            "random; give the fine-tuned model, or load this one with task='embedding'"
+            f"{path}: the weights lack {listed(heads + poolers)}, so the model's {task} outputs would be random. "
+            "Give the fine-tuned model, or load this one with task='embedding'"
         )
     if poolers:
         model.pooler = None  # type: ignore[assignment]  # transformers' own way of having none
@@ -84,13 +84,13 @@ def check_finite(tensor: Tensor, where: str) -> None:
     if tensor.is_floating_point() and not bool(tensor.sum().isfinite()) and not bool(torch.isfinite(tensor).all()):
         count = int((~torch.isfinite(tensor)).sum())
         raise ModelError(
-            f"{where} holds {count} NaN or infinite values of {tensor.numel()} as {tensor.dtype}; "
-            "the checkpoint is damaged, or its values do not fit this type"
+            f"{where}: {count} of {tensor.numel()} values are NaN or infinite as {tensor.dtype}; the checkpoint is "
+            "damaged, or its values do not fit this type"
         )
 
 
 def listed(keys: list[str]) -> str:
-    """The first three, and how many more there are."""
+    """The first three names, and how many more there are."""
     return ", ".join(keys[:3]) + and_more(len(keys) - 3)
 
 

@@ -1,4 +1,4 @@
-"""Scaling the features of the tensors that linears read, without changing what the model puts out.
+"""Scales the inputs of linears without changing the model's outputs.
 
 With x̂ = (x − z) / s per feature:  W x + b = (W · diag(s)) x̂ + (b + W z).  `fold` has the module that makes x make x̂
 instead (SmoothQuant, https://arxiv.org/abs/2211.10438, section 4; the shift z: Outlier Suppression+,
@@ -91,7 +91,8 @@ def legal_scale(shared: SharedInput, scale_K: Tensor) -> Tensor:
 
 
 def fold(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor | None = None) -> list[str]:
-    """Have the producer make (x − shift) / scale, and the readers expect it. Mutates `model`, whose outputs stay.
+    """Let the producer make (x − shift) / scale, and let the readers expect it. Mutates `model`; its outputs do not
+    change.
 
     Args:
         scale_K: positive, floating (K,), equal where `legal_scale` makes it so. shift_K: floating (K,), or None for 0.
@@ -105,7 +106,7 @@ def fold(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor
     """
     made_by = shared.producer
     if made_by is None:
-        raise ModelError(f"{shared.unit}: nothing makes this input that could take a scale; scale the readers alone")
+        raise ModelError(f"{shared.unit}: no module before this input can take a scale; scale only the readers")
     _check(model, shared, scale_K, shift_K)
     legal_K = legal_scale(shared, scale_K)
     if not torch.allclose(scale_K, legal_K, rtol=1e-5, atol=0.0):
@@ -129,7 +130,7 @@ def fold(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor
 
 
 def scale_readers(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tensor | None = None) -> list[str]:
-    """Have the sites expect (x − shift) / scale, which the caller has to give them. Mutates `model`.
+    """Let the linears expect (x − shift) / scale, which the caller must give them. Mutates `model`.
 
     Readers that are not sites (a router) go on reading x. A head that shares its weight with the embedding gets one of
     its own. Arguments, result and errors as of `fold`, but any positive scale will do.
@@ -176,7 +177,9 @@ def _producer(
         expert = reader.removeprefix(f"{block}.{stem}.").partition(".")[0]
         name = f"{block}.{stem}.{expert}.{leaf}"
     if name not in modules:
-        raise ModelError(f"{name}: nothing where the architecture table expects what makes the input of {reader}")
+        raise ModelError(
+            f"{name}: there is no such module, but the architecture table expects it to make the input of {reader}"
+        )
     if entry.made_by == "relu":
         activation = modules.get(f"{block}.{architecture.activations[path]}")
         if not isinstance(activation, nn.ReLU):
@@ -225,11 +228,15 @@ def _check(model: nn.Module, shared: SharedInput, scale_K: Tensor, shift_K: Tens
     k = _weight(model.get_submodule(shared.readers[0])).shape[-1]
     for what, tensor in (("scale", scale_K), ("shift", shift_K)):
         if tensor is not None and tuple(tensor.shape) != (k,):
-            raise NumericsError(f"{shared.unit}: a {what} of shape {tuple(tensor.shape)} for K = {k} input features")
+            raise NumericsError(
+                f"{shared.unit}: the {what} has the shape {tuple(tensor.shape)}, but there are K = {k} input features"
+            )
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise NumericsError(f"{shared.unit}: the {what} holds NaN or infinity")
     if not bool((scale_K > 0).all()):
-        raise NumericsError(f"{shared.unit}: the scale is {float(scale_K.min()):.3g} somewhere; it must be positive")
+        raise NumericsError(
+            f"{shared.unit}: the smallest scale is {float(scale_K.min()):.3g}; every scale must be positive"
+        )
     if shift_K is not None and not shared.shiftable:
         raise ModelError(f"{shared.unit}: a shift needs a bias in every reader and in the norm that makes the input")
 
@@ -258,5 +265,5 @@ def _wide(tensor: Tensor, like: Tensor) -> Tensor:
 def _weight(module: nn.Module) -> Tensor:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
-        raise ModelError(f"{type(module).__name__}: no float weight to scale; fold before the linear is replaced")
+        raise ModelError(f"{type(module).__name__} has no float weight to scale; fold before the linear is replaced")
     return weight

@@ -1,4 +1,4 @@
-"""Where the linears, blocks and tables of a given model are, as the row of its family says (`families/row.py`)."""
+"""Finds the linears, blocks and embedding tables of a model by its family's row (`families/row.py`)."""
 
 import re
 from collections import Counter
@@ -35,12 +35,12 @@ class LinearSite:
 
     @property
     def reads(self) -> tuple[str, int]:
-        """What it sees: equal for linears that see exactly the same."""
+        """A name of its input: equal for linears that read exactly the same input."""
         return self.input, self.calls
 
 
 def base_prefix(model: nn.Module) -> str:
-    """What precedes the base model's paths in the model as loaded: "bert." under a task head, "" if bare."""
+    """The prefix of the base model's paths in the loaded model: "bert." under a task head, "" without one."""
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
 
@@ -66,7 +66,7 @@ def find_blocks(model: nn.Module, architecture: Architecture) -> list[tuple[str,
 
 
 def find_linears(model: nn.Module, architecture: Architecture) -> list[LinearSite]:
-    """Every linear of `model` that the row names, but routers, in forward order, heads last.
+    """Every linear of `model` that the row names, except routers, in forward order, heads last.
 
     Raises:
         ModelError: a path of the row is not in the model, or leads to something other than a linear; there is no block.
@@ -75,14 +75,19 @@ def find_linears(model: nn.Module, architecture: Architecture) -> list[LinearSit
     sites: list[LinearSite] = []
     blocks = find_blocks(model, architecture)
     if not any(calls for _, calls in blocks):
-        raise ModelError(f"{base_prefix(model)}{architecture.blocks}: no blocks, so there are no linears to quantize")
+        raise ModelError(
+            f"{base_prefix(model)}{architecture.blocks}: the model has no blocks, so there are no linears to quantize"
+        )
     for index, (block, calls) in enumerate(blocks):
         for name, path in block_linears(modules, block, architecture).items():
             role = architecture.roles[path]
             if role == "router":
                 continue
             if not isinstance(modules.get(name), nn.Linear):
-                raise ModelError(f"{name}: {_what(modules.get(name))} where the architecture table expects a linear")
+                raise ModelError(
+                    f"{name}: the architecture table expects a linear here, but the model has "
+                    f"{_what(modules.get(name))}"
+                )
             flags = architecture.run_twice.get(path, ())
             twice = bool(flags) and all(getattr(model.config, flag, False) for flag in flags)
             shared = any(path in entry.readers and len(entry.readers) > 1 for entry in architecture.inputs)
@@ -127,7 +132,7 @@ def block_linears(modules: Mapping[str, nn.Module], block: str, architecture: Ar
         experts = modules.get(f"{block}.{stem}")
         if not isinstance(experts, nn.ModuleList):
             raise ModelError(
-                f"{block}.{stem}: {_what(experts)} where a list of experts is needed; call "
+                f"{block}.{stem}: a list of experts is needed here, but the model has {_what(experts)}; call "
                 "bitwright.models.experts.linearize on the model first"
             )
         each = list(paths)
@@ -165,7 +170,9 @@ def _heads(model: nn.Module, architecture: Architecture) -> Iterator[str]:
 def _entries(modules: dict[str, nn.Module], path: str) -> nn.ModuleList:
     blocks = modules.get(path)
     if not isinstance(blocks, nn.ModuleList):
-        raise ModelError(f"{path}: {_what(blocks)} where the architecture table expects a list of blocks")
+        raise ModelError(
+            f"{path}: the architecture table expects a list of blocks here, but the model has {_what(blocks)}"
+        )
     return blocks
 
 

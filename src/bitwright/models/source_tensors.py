@@ -1,4 +1,4 @@
-"""The tensors of a model's files under the names, and in the shapes, of the model's own parameters.
+"""Reads the tensors of a model's files by the names and in the shapes of the model's parameters.
 
 Files and model differ in five ways: the base model's prefix, names that a family changed over the years, the experts of
 a layer stacked into one tensor, weights stored transposed (GPT-2), and a parameter that repeats another one and is left
@@ -94,8 +94,8 @@ class SourceTensors(Mapping[str, Tensor]):
         stored = self.files.shape(found)
         if stored != (shape[::-1] if transposed else shape):
             raise ModelError(
-                f"{self.files.file(found)}: {found} is {stored} in the weights and "
-                f"{shape[::-1] if transposed else shape} by config.json; config and weights are of different models"
+                f"{self.files.file(found)}: {found} is {stored} in the weights, but config.json asks for "
+                f"{shape[::-1] if transposed else shape}; config and weights are of different models"
             )
         return _Place(found, 0, stored, transposed)
 
@@ -110,8 +110,9 @@ class SourceTensors(Mapping[str, Tensor]):
         stored, (rows, columns), index = self.files.shape(found), shape, int(match["index"])
         if len(stored) != 3 or index >= stored[0] or stored[1:] != (parts * rows, columns):
             raise ModelError(
-                f"{self.files.file(found)}: {found} is {stored} in the weights; by config.json it should be "
-                f"(more than {index}, {parts * rows}, {columns}): experts, rows of an expert, input features"
+                f"{self.files.file(found)}: {found} is {stored} in the weights, but config.json asks for (more than "
+                f"{index}, {parts * rows}, {columns}): experts, rows of an expert, input features. Config and "
+                "weights are of different models"
             )
         return _Place(found, (index * parts + part) * rows * columns, shape, transposed=False)
 

@@ -60,7 +60,10 @@ class TensorFiles(Mapping[str, Tensor]):
             loaded = renamed(_unpickled(file), file) if file.suffix == ".bin" else {}
             if twice := loaded.keys() & {*self._pickled, *self._mapped}:
                 name = min(twice)
-                raise CheckpointError(f"{file}: {name} is also in {self.file(name).name}; which is meant is unknown")
+                raise CheckpointError(
+                    f"{file}: {name} is also in {self.file(name).name}, so it is not clear which one is right; "
+                    "remove one"
+                )
             self._pickled |= {name: (file, tensor) for name, tensor in loaded.items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -132,7 +135,7 @@ def read_values(files: MappedTensors, name: str, start: int, shape: tuple[int, .
 def _dtype(files: MappedTensors, name: str) -> torch.dtype:
     spelled = files.dtype(name)
     if spelled not in TORCH_DTYPES:
-        raise CheckpointError(f"{files.file(name)}: {name}: dtype {spelled} cannot be read")
+        raise CheckpointError(f"{files.file(name)}: {name}: Bitwright cannot read the dtype {spelled}")
     found: torch.dtype = TORCH_DTYPES[spelled]
     return found
 
@@ -144,12 +147,11 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     except _LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{file}: not a plain file of tensors, and nothing else is unpickled ({reason[:200]}); ask for the model "
-            "as safetensors"
+            f"{file}: this is not a plain file of tensors, and Bitwright unpickles nothing else ({reason[:200]}). "
+            "Convert the model to safetensors"
         ) from None
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise CheckpointError(
-            f"{file}: holds a {type(loaded).__name__}, something other than tensors by name; ask for the model as "
-            "safetensors"
+            f"{file}: this file holds a {type(loaded).__name__}, not tensors by name; convert the model to safetensors"
         )
     return loaded

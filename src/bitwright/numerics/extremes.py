@@ -21,7 +21,7 @@ def extremes(values: Values, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """
     if spec.is_mean_scaled:
         raise NumericsError(
-            f"the scale of the {spec.grid} grid is a mean magnitude; use the absmax, mse, imatrix or awq_clip range"
+            f"the {spec.grid} grid needs a mean magnitude as its scale; use the absmax, mse, imatrix or awq_clip range"
         )
     if isinstance(values, Histogram):
         if not spec.per_tensor:

@@ -249,10 +249,12 @@ def _in_chunks(w_NK: Tensor, spec: QuantSpec, choose: Callable[[Tensor], ScaleAn
 def _checked(name: str, values: Values, spec: QuantSpec, importance: Importance | None) -> tuple[Tensor, Importance]:
     """The arguments of a range that weighs errors, as what they must be."""
     if isinstance(values, Histogram) or spec.per_tensor:
-        raise NumericsError(f"the {name} range is for weights, with a scale per row or group; use mse")
+        raise NumericsError(f"the {name} range is only for weights with a scale per row or group; use mse")
     if importance is None:
-        raise NumericsError(f"the {name} range weighs errors by the layer's inputs; calibrate, or use mse")
+        raise NumericsError(f"the {name} range needs the layer's inputs to weigh errors; calibrate, or use mse")
     check_finite(values, "the values to choose a range for")
     if len(importance.mean_square_K) != values.shape[-1]:
-        raise NumericsError(f"importance has K = {len(importance.mean_square_K)}, the weight {values.shape[-1]}")
+        raise NumericsError(
+            f"importance has K = {len(importance.mean_square_K)}, but the weight has K = {values.shape[-1]}"
+        )
     return values, importance

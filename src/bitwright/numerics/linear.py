@@ -32,14 +32,14 @@ class InputTransform:
 
     def __post_init__(self) -> None:
         if self.scale_K is None and self.shift_K is None:
-            raise NumericsError("an input transform has a scale or a shift; leave it out where it has neither")
+            raise NumericsError("this input transform has neither a scale nor a shift; leave it out")
         for name, values in (("input_scale_K", self.scale_K), ("input_shift_K", self.shift_K)):
             if values is not None and (dtype_name(values) not in ("float32", "float64") or values.ndim != 1):
                 raise NumericsError(f"{name} must be floating (K,), got {values.dtype} {tuple(values.shape)}")
         if self.scale_K is not None and not bool(((self.scale_K >= _TINY) & (self.scale_K < _INF)).all()):
             raise NumericsError(
-                f"input_scale_K = {extremes(self.scale_K)}: must be finite and positive, and no subnormal number, by "
-                "which nothing can be divided"
+                f"input_scale_K = {extremes(self.scale_K)}: it must be finite, positive and not subnormal, because "
+                "inputs are divided by it"
             )
         if self.shift_K is not None and not bool((abs(self.shift_K) < _INF).all()):
             raise NumericsError(f"input_shift_K = {extremes(self.shift_K)}: must be finite")
@@ -83,7 +83,7 @@ class InputTransform:
         if self.shift_K is None:
             return w_NK, bias_N
         if bias_N is None:
-            raise NumericsError("an input_shift_K without a bias that has taken it up")
+            raise NumericsError("there is an input_shift_K, but no bias that makes up for it")
         return w_NK, bias_N - w_NK @ cast(self.shift_K, dtype_name(w_NK))
 
     def torch(self) -> "InputTransform":
@@ -105,8 +105,8 @@ class StaticGrid:
     def __post_init__(self) -> None:
         if not _TINY <= self.scale <= _HUGE:
             raise NumericsError(
-                f"input_scale = {self.scale}: must be finite and positive, and no subnormal number, by which nothing "
-                "can be divided"
+                f"input_scale = {self.scale}: it must be finite, positive and not subnormal, because inputs are "
+                "divided by it"
             )
         if not -128 <= self.zero_point <= 127:
             raise NumericsError(f"input_zero_point = {self.zero_point}: an integer from -128 to 127 is expected")
@@ -144,9 +144,9 @@ class QuantizedLinear:
             raise NumericsError(f"bias must be float32 ({n},), got {self.bias_N.dtype} {tuple(self.bias_N.shape)}")
         if (spec is not None and not spec.dynamic) != (self.static is not None):
             how = "float inputs" if spec is None else f"dynamic = {spec.dynamic}"
-            raise NumericsError(f"{how} but input_scale is {'absent' if self.static is None else 'given'}")
+            raise NumericsError(f"{how}, but input_scale is {'absent' if self.static is None else 'given'}")
         if self.static is not None and spec is not None and spec.symmetric and self.static.zero_point:
-            raise NumericsError(f"symmetric inputs but input_zero_point = {self.static.zero_point}")
+            raise NumericsError(f"the inputs are symmetric, but input_zero_point = {self.static.zero_point}")
         parts = () if self.transform is None else (self.transform.scale_K, self.transform.shift_K)
         for values in parts:
             if values is not None and (tuple(values.shape) != (k,) or dtype_name(values) != "float32"):

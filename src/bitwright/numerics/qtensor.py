@@ -41,7 +41,7 @@ class QTensor:
             raise NumericsError("every scale must be finite and positive")
         if (zero is None) != spec.symmetric:
             raise NumericsError(
-                f"symmetric = {spec.symmetric} but zero_point is {'absent' if zero is None else 'given'}"
+                f"symmetric = {spec.symmetric}, but zero_point is {'absent' if zero is None else 'given'}"
             )
         if zero is not None and (dtype_name(zero) != "int8" or zero.shape != scale.shape):
             raise NumericsError(f"zero_point must be int8 of shape {want}, got {zero.dtype} {tuple(zero.shape)}")
@@ -50,7 +50,9 @@ class QTensor:
                 f"codes lie in [{int(codes.min())}, {int(codes.max())}], outside [{spec.code_min}, {spec.code_max}]"
             )
         if (self.codebook is None) == (spec.grid == "kmeans"):
-            raise NumericsError(f"grid {spec.grid} but a codebook is {'absent' if self.codebook is None else 'given'}")
+            raise NumericsError(
+                f"the grid is {spec.grid}, but a codebook is {'absent' if self.codebook is None else 'given'}"
+            )
         if self.codebook is not None:
             check_codebook(self.codebook, spec)
 

@@ -83,7 +83,7 @@ def percentile(
         NumericsError: percent is not in (0, 100].
     """
     if not 0 < percent <= 100:
-        raise NumericsError(f"percent = {percent}: choose one above 0 and at most 100")
+        raise NumericsError(f"percent = {percent}: give a number above 0 and at most 100")
     lo, hi = extremes(values, spec)
     share = 1 - Fraction(str(percent)) / 100  # exact; 1 − 0.999 in floats would keep one value of a thousand too many
     if spec.symmetric:
@@ -120,7 +120,7 @@ def moving_average(
         NumericsError: decay is outside [0, 1).
     """
     if decay is not None and not 0 <= decay < 1:
-        raise NumericsError(f"decay = {decay}: choose one in [0, 1), or None for the plain mean")
+        raise NumericsError(f"decay = {decay}: give a number in [0, 1), or None for the plain mean")
     if not isinstance(values, Histogram):
         return min_max(values, spec, dtype=dtype)
     extremes(values, spec)

@@ -73,13 +73,15 @@ def fit_group(scheme: Scheme, k: int) -> tuple[Scheme, str]:
         if k % weight.group_size:
             fitting = ", ".join(f"g{g}" for g in GROUP_SIZES if k % g == 0)
             raise NumericsError(
-                f"K = {k} is not a multiple of group_size = {weight.group_size}; use {fitting or 'channel'}, "
-                f"or a scheme without a size, which chooses one"
+                f"K = {k} is not a multiple of group_size = {weight.group_size}; use {fitting or 'channel'}, or "
+                "name a scheme without a size, which chooses one"
             )
         return scheme, ""
     size = next((g for g in GROUP_SIZES if k % g == 0), None)
     suffix = "_channel" if size is None else f"_g{size}"
     stem, asym = scheme.name.removesuffix("_asym"), "_asym" if scheme.name.endswith("_asym") else ""
     refused = [g for g in GROUP_SIZES if k % g]
-    why = f"K = {k} is no multiple of {' or '.join(map(str, refused))}" if refused else f"K = {k} is a multiple of 128"
+    why = (
+        f"K = {k} is not a multiple of {' or '.join(map(str, refused))}" if refused else f"K = {k} is a multiple of 128"
+    )
     return SCHEMES[stem + suffix + asym], why

@@ -46,14 +46,16 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if self.grid not in _BITS:
-            raise NumericsError(f"grid {self.grid!r} is unknown; known: {', '.join(_BITS)}")
+            raise NumericsError(f"grid {self.grid!r} is unknown; known are {', '.join(_BITS)}")
         if self.bits not in _BITS[self.grid]:
             known = " or ".join(map(str, _BITS[self.grid]))
             raise NumericsError(f"bits = {self.bits}: the {self.grid} grid has {known} bits")
         if self.grid != "uniform" and (not self.symmetric or self.dynamic or self.per_tensor):
             raise NumericsError(f"the {self.grid} grid is for weights, symmetric, with a scale per row or group")
         if self.group_size is not None and (self.group_size < 1 or self.per_tensor):
-            raise NumericsError(f"group_size = {self.group_size} with per_tensor = {self.per_tensor}: choose one")
+            raise NumericsError(
+                f"group_size = {self.group_size} and per_tensor = {self.per_tensor} exclude each other; choose one"
+            )
         if not self.symmetric and self.full_range is False:
             raise NumericsError("an asymmetric grid always uses its full range; leave full_range unset")
 

@@ -1,4 +1,4 @@
-"""Blocks of a language model that is too large for the user's library to run whole, compared with the library's own.
+"""Compares single blocks with the user's library, for language models that the library cannot run whole.
 
 What enters a block in Bitwright's forward of a window of tokens enters the library's block too; the first block gets
 what the library's embeddings give, and after the last one its head runs. So what is compared are weights and masks,
@@ -33,28 +33,30 @@ _Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    """entering: what enters some blocks but the first, (T, D), by index; after the last block that is what it puts out.
-    logits_RV: of the last tokens."""
+    """entering: the inputs (T, D) of some blocks except the first, by index; the entry after the last block is its
+    output. logits_RV: the logits of the last tokens.
+    """
 
     entering: dict[int, _Float32]
     logits_RV: _Float32
 
 
 def path_of_blocks(loaded: LoadedModel) -> str:
-    """Where the list of blocks is in the model: "model.layers"."""
+    """The path of the list of blocks in the model, such as "model.layers"."""
     return find_blocks(loaded.model, loaded.architecture)[0][0].rpartition(".")[0]
 
 
 def compared_bytes(loaded: LoadedModel) -> int:
-    """Memory in which the library loads one block with what is outside the blocks, in float32."""
+    """The memory that the library needs for one block and everything outside the blocks, in float32."""
     whole = sum(parameter.numel() for parameter in loaded.model.parameters())
     blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in _blocks(loaded)]
     return 4 * (whole - sum(blocks) + _COPIES * max(blocks))
 
 
 def chosen_blocks(loaded: LoadedModel) -> list[int]:
-    """Indices of the first, the middle and the last block, and of the first of each further kind: blocks with other
-    weights, or another type of attention by the config."""
+    """The indices of the first, the middle and the last block, and of the first block of each other kind. Kinds differ
+    in their weights' shapes or in the type of attention.
+    """
     blocks = _blocks(loaded)
     types = getattr(loaded.model.config.get_text_config(), "layer_types", None) or [""] * len(blocks)  # type: ignore[union-attr, operator]
     kinds = [(kind, _shapes(block)) for kind, block in zip(types, blocks, strict=True)]
@@ -64,7 +66,8 @@ def chosen_blocks(loaded: LoadedModel) -> list[int]:
 
 
 def compare_blocks(loaded: LoadedModel, library: Library, ids: Sequence[int]) -> str:
-    """Compare blocks with those of a `Library` that was opened for `path_of_blocks`; which they were, in words.
+    """Compare blocks with those of a `Library` that was opened for `path_of_blocks`. Returns in words which were
+    compared.
 
     ids: of a window of tokens.
 
@@ -80,14 +83,14 @@ def compare_blocks(loaded: LoadedModel, library: Library, ids: Sequence[int]) ->
         theirs_TD, *logits = library.block(index, ids, before_TD, rows)
         _check(loaded, library, name, theirs_TD, ours.entering[index + 1], before_TD)
         for logits_RV in logits:
-            _check(loaded, library, f"what follows {name}", logits_RV, ours.logits_RV, None)
+            _check(loaded, library, f"the head after {name}", logits_RV, ours.logits_RV, None)
     numbers = [str(index) for index in chosen]
     listed = " and ".join([", ".join(numbers[:-1]), numbers[-1]] if numbers[1:] else numbers)
-    return f"block by block ({listed} of {count}; the others by Bitwright alone)"
+    return f"blocks {listed} of {count} compared; Bitwright alone ran the others"
 
 
 def _outputs(loaded: LoadedModel, ids: Sequence[int], chosen: Sequence[int], rows: int) -> _Outputs:
-    """What Bitwright's forward gives, in the memory of one block."""
+    """The outputs of Bitwright's forward pass, which runs in the memory of one block."""
     batch = {"input_ids": torch.tensor([list(ids)]), "logits_to_keep": torch.arange(len(ids) - rows, len(ids))}
     wanted = {index + after for index in chosen for after in (0, 1)} - {0}
     entering: dict[int, _Float32] = {}
@@ -102,14 +105,14 @@ def _outputs(loaded: LoadedModel, ids: Sequence[int], chosen: Sequence[int], row
 def _check(
     loaded: LoadedModel, library: Library, name: str, theirs_TD: _Float32, ours_TD: _Float32, before_TD: _Float32 | None
 ) -> None:
-    """before_TD: what the outputs were added to; None where they stand for themselves."""
+    """Compare two outputs of one block. before_TD: what the outputs were added to; None if to nothing."""
     if not np.isfinite(theirs_TD).all():
         raise NotFiniteError(
             f"{loaded.path}: {name}: the outputs of {library.name} are NaN or infinite; the checkpoint is damaged, or "
             "its values do not fit float32"
         )
     if ours_TD.shape != theirs_TD.shape:
-        how = f"have {theirs_TD.shape} and {ours_TD.shape} values"
+        how = f"have different shapes, {theirs_TD.shape} and {ours_TD.shape}"
     else:
         apart_T = _length(theirs_TD - ours_TD)
         added_T = _length(theirs_TD if before_TD is None else theirs_TD - before_TD)
@@ -118,10 +121,10 @@ def _check(
             return
         far = [(float(apart_T[t] / max(added_T[t], _LEAST)), int(t)) for t in np.flatnonzero(~near_T)]
         distance, token = max(far)
-        how = f"lie {distance:.2g} apart for token {token} of {len(near_T)}"
+        how = f"differ by {distance:.2g} for token {token} of {len(near_T)}"
     raise ModelError(
-        f"{loaded.path}: {name}: the outputs of {library.name} and of Bitwright's float model {how}; the result would "
-        "answer otherwise than the model, so nothing was quantized"
+        f"{loaded.path}: {name}: the outputs of {library.name} and of Bitwright's float model {how}. The result "
+        "would not answer as the model does, so nothing was quantized"
     )
 
 

@@ -1,4 +1,4 @@
-"""The built-in texts of a run: those that its model can read, drawn kind by kind.
+"""Draws the built-in texts of a run: those that its model can read, kind by kind.
 
 Kinds that a method looks at and kinds that choices are made on do not judge (`calibration.passages.ROLES`); where no
 method looks at texts, the kinds for that judge too.
@@ -40,8 +40,8 @@ _WINDOW = 512  # tokens, at most: the shortest kinds fill three or four such win
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """kinds: the texts of each kind that fits, in a seeded order. languages: of those texts. unread: languages of which
-    the vocabulary has no words.
+    """kinds: the texts of each kind that fits, in a seeded order. languages: the languages of those texts. unread:
+    languages that the vocabulary does not cover.
     """
 
     kinds: dict[str, tuple[Passage, ...]]
@@ -49,12 +49,12 @@ class BuiltIn:
     unread: tuple[str, ...]
 
     def names(self, *parts: str) -> list[str]:
-        """The kinds that have one of these parts to play."""
+        """The kinds that have one of these roles."""
         return [kind for kind in self.kinds if ROLES[kind] in parts]
 
 
 def pair_sort(task: str, n_labels: int) -> PairSort:
-    """The sort of built-in pairs that a model for a task reads, which reads pairs."""
+    """The sort of built-in pairs for a task whose model reads pairs."""
     if task == "question-answering":
         return "questions"
     return "rerank" if n_labels == 1 else "nli"
@@ -78,8 +78,8 @@ def builtin(reader: Reader, sort: PairSort | None, *, seed: int, must_fit: bool 
     built = BuiltIn(kinds, tuple(map(language_name, languages)), tuple(map(language_name, dropped)))
     if len(built.names("judging")) < LEAST_KINDS:
         raise InputError(
-            f"{reader.name}: {len(built.names('judging'))} kinds of the built-in texts fit its vocabulary, and a "
-            f"verdict needs {LEAST_KINDS}; give texts like those that the model is for, with --data or --eval"
+            f"{reader.name}: {len(built.names('judging'))} kinds of built-in texts fit the model's vocabulary, but "
+            f"a verdict needs {LEAST_KINDS}. Give texts that the model is made for, with --data or --eval"
         )
     return built
 
@@ -99,7 +99,7 @@ def builtin_texts_of(
 
 
 def reader_of(model: Model) -> Reader:
-    """How a model reads texts; a language model reads them whole."""
+    """How a model reads texts. A language model reads them whole."""
     streams = OUTPUTS[model.task] == "tokens"
 
     def windows(texts: Sequence[Text]) -> list[list[int]]:
@@ -111,13 +111,13 @@ def reader_of(model: Model) -> Reader:
 
 
 def texts_of(built: BuiltIn, kinds: Sequence[str], per_kind: int) -> tuple[Items, tuple[str, ...]]:
-    """(so many texts of each kind, the kind of each)."""
+    """A number of texts of each kind, and the kind of each text."""
     drawn = _in_turns([built.kinds[kind][:per_kind] for kind in kinds])
     return cast(Items, tuple(passage.text for passage in drawn)), tuple(passage.kind for passage in drawn)
 
 
 def per_kind(samples: int, n_kinds: int) -> int:
-    """Texts of each kind, if there shall be so many together."""
+    """The number of texts of each kind if there shall be `n` in all."""
     return max(_LEAST_TEXTS, samples // max(1, n_kinds))
 
 
@@ -133,7 +133,7 @@ def calibration_texts(built: BuiltIn, n: int) -> Items:
 
 
 def windows_task(built: BuiltIn, kinds: Sequence[str], tokenizer: Any, *, length: int, per_kind: int) -> Task:
-    """Perplexity on windows of the texts of each kind, put one after another. Kinds that fill no window are left out.
+    """Perplexity on windows of each kind's joined texts. Kinds that do not fill a window are left out.
 
     length: of a window, in tokens; at most 512.
     """
@@ -149,12 +149,12 @@ def windows_task(built: BuiltIn, kinds: Sequence[str], tokenizer: Any, *, length
 
 
 def agreement_of(model: Model, config: Any, built: BuiltIn, kinds: Sequence[str], each: int) -> Task:
-    """Agreement with float on so many texts of each kind."""
+    """Agreement with the float model on a number of texts of each kind."""
     texts, text_kinds = texts_of(built, kinds, each)
     task = agreement_task(model.task, config, cast(Sequence[Text], texts), name=NAME)
     return replace(task, text_kinds=text_kinds)
 
 
 def _in_turns(rows: Sequence[Sequence[Passage]]) -> list[Passage]:
-    """The first of each row, then the second of each, and so on: a beginning of it has all kinds alike."""
+    """The first of each row, then the second of each, and so on, so that any beginning has all kinds equally."""
     return [passage for passage in chain.from_iterable(zip_longest(*rows)) if passage is not None]

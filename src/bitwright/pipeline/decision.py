@@ -1,4 +1,4 @@
-"""`method: auto`: what a small sample of text shows of a model decides the methods."""
+"""Chooses the methods for `method: auto` from what a small sample of text shows about the model."""
 
 import math
 from dataclasses import asdict, replace
@@ -29,7 +29,7 @@ _SAMPLE_TOKENS = 2048  # of windows of running text
 
 
 def is_open(recipe: Recipe) -> bool:
-    """Whether a recipe leaves any method to the engine."""
+    """Whether a recipe leaves the choice of any method to Bitwright."""
     return AUTO in (recipe.method, *(rule.method for rule in recipe.rules))
 
 
@@ -60,7 +60,7 @@ def plan(
     model: str | Path, *, recipe: Recipe, texts: Texts | None = None, available: Resources | None = None,
     trust_remote_code: bool = False, task: TaskName | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What `quantize` would do with a model, and why. Writes nothing.
+    """Tell what `quantize` would do with a model, and why. Writes nothing.
 
     Returns:
         {"model", "decision" and "plan": as in the Record, "recipe": YAML, "warnings": texts}
@@ -77,7 +77,9 @@ def plan(
 
 
 def decision_facts(decision: Decision) -> Evidence:
-    """The Record's `decision`: features of every unit with the method that it got, and what was rejected."""
+    """The Record's `decision`: the features and the method of every unit (linears that share an input), and what was
+    rejected.
+    """
     units = []
     for features, choice in zip(decision.features, decision.choices, strict=True):
         facts = {key: value for key, value in asdict(features).items() if key != "sites"}

@@ -1,4 +1,4 @@
-"""Whether the texts of a run can decide, asked before the work, in the words of the one who gave them."""
+"""Checks before the work whether a run's texts are enough for a verdict."""
 
 from bitwright.evaluate import Given, undecidable
 from bitwright.pipeline.job import Job
@@ -9,22 +9,22 @@ _IN_FILES = {"examples": "rows", "pairs": "rows"}
 
 
 def given(scored: Scored, n_outputs: int) -> Given:
-    """What the units that judge were drawn from, those of tuning with them. n_outputs: of a model, on the held-out
-    side; a custom metric's examples are counted by them.
+    """What the judging and the tuning examples were drawn from. n_outputs: the number of outputs on the held-out side,
+    by which a custom metric's examples are counted.
     """
     tuning, held_out = scored.tuning.n_units, scored.held_out.n_units
     kind = scored.held_out.kind
     if tuning is None or held_out is None:
-        return Given(n_outputs, f"{kind.unit}, half of which judge,")
+        return Given(n_outputs, f"{kind.unit} (half of them judge)")
     if kind.label_free:
-        return Given(tuning + held_out, f"{kind.unit} (--samples), half of which judge,")
+        return Given(tuning + held_out, f"{kind.unit} (--samples; half of them judge)")
     noun = _IN_FILES.get(kind.unit, kind.unit)
-    return Given(tuning + held_out, f"{noun} of {scored.held_out.name}, half of which judge,")
+    return Given(tuning + held_out, f"{noun} of {scored.held_out.name} (half of them judge)")
 
 
 def cannot_decide(job: Job) -> str | None:
-    """Why no result could be shown to be inside the budget on these texts, and how much would be enough; None where one
-    could, where the float model's outputs are not known yet, and on built-in texts, to which nobody adds.
+    """Why these texts can never show that a result is inside the budget, and how many would be enough. None if they
+    can, if the float model's outputs are not known yet, or for built-in texts, to which nobody can add.
 
     Raises:
         DataError: the float model scores 0.

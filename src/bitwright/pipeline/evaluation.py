@@ -1,4 +1,4 @@
-"""One model on one metric: a float or a quantized one, alone or against its float original."""
+"""Scores one model on one metric: a float or a quantized model, alone or against its float original."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +38,9 @@ from bitwright.runtime.model import Model
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Outputs of the model, and of the reference, if there is one; `extra` are companions that outputs do not tell."""
+    """The outputs of the model and of the reference, if there is one. `extra`: companion values that the outputs do not
+    show.
+    """
 
     outputs: Outputs
     reference_outputs: Outputs | None
@@ -62,7 +64,7 @@ def evaluate(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a model, and where a reference is given, what it lost against that.
+    """Score a model, and its loss against a reference if one is given.
 
     A language model is scored by its perplexity on the first windows of a text, `evaluation` or `data`; an encoder by
     the labels in `evaluation`, by the user's `metric`, or without either by its agreement with the reference.
@@ -94,7 +96,10 @@ def evaluate(
         protocol = getattr(scored.kind, "protocol", "")
     else:
         if window or windows or bos:
-            raise InputError(f"{model}: windows are for language models; this model's task is {subject.task}")
+            raise InputError(
+                f"{model}: --window, --windows and --bos are for language models, and this model's task is "
+                f"{subject.task}; leave them out"
+            )
         scored, protocol = _text_task(subject, texts, seed, has_reference=reference is not None)
         measured = _measure(subject, scored, reference, opened, progress)
     return {
@@ -112,7 +117,7 @@ def evaluate(
 
 
 def _metric(task: Task, measured: _Measured) -> str:
-    """What was scored of these outputs."""
+    """The part of these outputs that was scored."""
     if measured.reference_outputs is None:
         return task.kind.metric
     return metric_found(task.kind, measured.reference_outputs, measured.outputs)[0]
@@ -122,19 +127,29 @@ def _open(name: str | Path, *, task: TaskName | None, trust_remote_code: bool, p
     progress.say(f"loading {name}")
     model = load(name, task=task, trust_remote_code=trust_remote_code)
     if model.tokenizer is None:
-        raise InputError(f"{name}: texts cannot be scored without a tokenizer, and the model's files build none")
+        raise InputError(
+            f"{name}: scoring texts needs a tokenizer, and the model's files do not give one; add its tokenizer files"
+        )
     return model
 
 
 def _language_task(model: Model, texts: Texts, window: int | None, windows: int | None, bos: bool) -> Task:
-    """Perplexity on the text that was given, or on built-in prose."""
+    """Perplexity on the user's text, or on built-in prose."""
     given = [source for source in (texts.evaluation, *texts.data) if source is not None]
     if texts.kind is not None:
-        raise InputError(f"--kind {texts.kind}: a language model is scored by its perplexity on plain text")
+        raise InputError(
+            f"--kind {texts.kind} is not for language models, which are scored by perplexity on plain text; leave "
+            "it out"
+        )
     if len(given) > 1:
-        raise InputError(f"perplexity is that of one text, and there are {len(given)}: {', '.join(given)}")
+        raise InputError(
+            f"perplexity is measured on one text, but {len(given)} were given: {', '.join(given)}; give one of them"
+        )
     if window is not None and window > model.max_tokens:
-        raise InputError(f"windows of {window} tokens: {model.path.name} takes at most {model.max_tokens}")
+        raise InputError(
+            f"windows of {window} tokens are too long: {model.path.name} takes at most {model.max_tokens}; ask for "
+            "shorter ones"
+        )
     length = min(WINDOW, model.max_tokens) if window is None else window
     source = given[0] if given else BUILTIN_DATA[0]
     return language_task(
@@ -143,10 +158,10 @@ def _language_task(model: Model, texts: Texts, window: int | None, windows: int 
 
 
 def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) -> tuple[Task, str]:
-    """(the task, what it scores in words): labels, the user's metric, or agreement with the reference."""
+    """The task, and in words what it scores: labels, the user's metric, or agreement with the reference."""
     if texts.metric is not None:
         if texts.evaluation is not None:
-            raise InputError("--metric and --eval both say what is scored; give one of them")
+            raise InputError("--metric and --eval both choose what is scored; give only one of them")
         return load_custom(texts.metric), f"what {texts.metric} returns"
     config: Any = model.hf.config
     evidence = pair_evidence(ModelDirectory(model.path), model.task)
@@ -155,15 +170,19 @@ def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) ->
         return task, f"{Path(texts.evaluation).name}, all {task.n_units} {task.kind.unit}"
     if not has_reference:
         raise InputError(
-            "without labels a model can only be compared: give labelled data with --eval, or the float model with "
-            "--reference"
+            "there are no labels, so Bitwright can only compare the model with another. Give labelled data with "
+            "--eval, or the float model with --reference"
         )
     if not texts.data:
         return _builtin_task(model, config, texts.samples, seed)
     sources = text_sources(texts.data, model.task, evidence)
     task = agreement_task(model.task, config, mix(sources, texts.samples, seed=seed))
     drawn = " and ".join(texts.data)
-    unlike = f"; single ones, and this model reads pairs ({evidence}): see --data" if evidence else ""
+    unlike = (
+        (f"; these are single texts, but this model reads pairs ({evidence}): give pairs with --data FILE#FIRST,SECOND")
+        if evidence
+        else ""
+    )
     unlike = "" if pairs_in(task.texts) else unlike
     return task, f"{len(task.texts)} {task.kind.unit} of {drawn}, drawn with seed {seed}, without labels{unlike}"
 
@@ -180,7 +199,7 @@ def _builtin_task(model: Model, config: Any, samples: int, seed: int) -> tuple[T
 def _measure(
     model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
 ) -> _Measured:
-    """Outputs for texts, of one model after the other."""
+    """The outputs for texts, first of one model, then of the other."""
 
     def outputs(of: Model, name: str) -> Outputs:
         return task.run(partial(of.encode, track=tracking(progress, f"texts, {name}")))
@@ -194,23 +213,23 @@ def _measure(
 
 
 def _of_library(task: Task, reference: Model, progress: Progress) -> Outputs | None:
-    """What the user's own library makes of a float reference, as in a run's verdict; None where it is not asked."""
+    """The outputs of the user's own library for a float reference, as in a run's verdict; None if it is not asked."""
     if not reference.backend.startswith("torch"):  # it is quantized itself
         return None
-    progress.say("the library that users of the reference have runs it")
+    progress.say("running the float model in the user's library")
     threads, limit = torch.get_num_threads(), reference.max_tokens
     try:
         with Library(reference.path, reference.task, threads=threads, limit=limit) as library:
             return list(task.run(library.encode))
     except LibraryError as error:
-        progress.say(f"it does not ({error}); Bitwright does")
+        progress.say(f"the user's library cannot run it ({error}), so Bitwright runs it")
         return None
 
 
 def _measure_language(
     model: Model, task: Task, reference: str | Path | None, opened: Callable[[str | Path], Model], progress: Progress
 ) -> _Measured:
-    """Outputs for windows of tokens; with a reference both models run side by side, for the KL of their logits."""
+    """The outputs for windows of tokens. With a reference both models run side by side, for the KL of their logits."""
     windows = windows_in(task.texts)
     if reference is None:
         track = tracking(progress, "windows")
@@ -228,18 +247,21 @@ def _logits(model: Model, ids: Window) -> Tensor:
 
 
 def _check_alike(model: Model, reference: Model) -> None:
-    """Refuse a reference for which the same texts are another input, or which puts out something else."""
+    """Refuse a reference that tokenizes texts differently or has another kind of output."""
     if model.task != reference.task:
-        raise InputError(f"{reference.path}: its task is {reference.task}, that of {model.path} is {model.task}")
+        raise InputError(
+            f"{reference.path}: this model's task is {reference.task}, but the task of {model.path} is "
+            f"{model.task}; give the float model of the same task"
+        )
     if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise InputError(
-            f"{reference.path}: its tokenizer has another vocabulary than that of {model.path}; give the float model "
-            "that the other one was made from"
+            f"{reference.path}: this model and {model.path} have different vocabularies; give the float model that "
+            "the quantized one was made from"
         )
 
 
 def _scores(task: Task, measured: _Measured, seed: int) -> dict[str, Any]:
-    """The scores, and if there is a reference the loss with its bounds."""
+    """The scores, and the loss with its bounds if there is a reference."""
     outputs, reference = measured.outputs, measured.reference_outputs
     if reference is None:
         compared = dict.fromkeys(("reference_score", "loss", "loss_lower", "loss_upper", "confidence"))

@@ -1,4 +1,4 @@
-"""What the Record says of a finished job."""
+"""Fills the Record of a finished job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,7 +90,7 @@ def evaluation_facts(job: Job, compared: Compared, elsewhere: Compared | None = 
 
 
 def _scores(compared: Compared) -> tuple[float, float]:
-    """Scores of the float and of the quantized model; over kinds of text the mean of each kind's."""
+    """The scores of the float and of the quantized model; with several kinds of text, the mean over the kinds."""
     task, interval = compared.task, compared.interval
     float_score, quant_score = task.scores(compared.float_outputs, compared.quant_outputs)
     if interval.kinds and task.kind.label_free:  # the float model agrees with itself
@@ -99,7 +99,7 @@ def _scores(compared: Compared) -> tuple[float, float]:
 
 
 def _kind_rows(compared: Compared, seed: int) -> tuple[KindRow, ...]:
-    """Largest loss first."""
+    """The kinds of text, largest loss first."""
     kinds = compared.interval.kinds
     if not kinds:
         return ()
@@ -172,9 +172,12 @@ def warnings_of(
     """The Record's `warnings`."""
     texts = [*job.warnings, *job.dropped, *_not_as_asked(layers)]
     if evaluation is None:
-        return (*texts, "nothing was evaluated: how much accuracy this costs is not known")
+        return (
+            *texts,
+            "nothing was evaluated, so the loss of accuracy is not known; run without --no-judge to measure it",
+        )
     if (evaluation.n_held_out or 0) < 2:
-        texts.append("the metric gives a single number: choices were made on the same data that the verdict is about")
+        texts.append("the metric gives a single number, so the choices and the verdict were made on the same data")
     texts += [f"{row.target}: {row.detail}" for row in verified if row.ok is not True]
     if journal.reused:
         texts.append(f"{journal.reused} measurements were taken by an earlier run that was interrupted")
@@ -182,25 +185,25 @@ def warnings_of(
 
 
 def _not_as_asked(rows: Sequence[LayerRow]) -> list[str]:
-    """What a reader should know of linears that did not get what the recipe asks for."""
+    """Warnings about linears that did not get what the recipe asks for."""
     texts = []
     if starved := [row for row in rows if row.starved]:
         texts.append(
-            f"{len(starved)} linears of experts saw too few calibration tokens ({starved[0].name} "
-            f"{starved[0].n_tokens}): the report says what was used instead; calibrate on more text"
+            f"{len(starved)} linears of experts saw too few calibration tokens (such as {starved[0].name} with "
+            f"{starved[0].n_tokens}). The report says what was used instead; calibrate on more text"
         )
     failed = [row for row in rows if row.gave_way_to]
     for reason in dict.fromkeys(row.reason for row in failed):
         names = [row.name for row in failed if row.reason == reason]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        texts.append(f"{names[0]}{more}: rounded to nearest: {reason}")
+        texts.append(f"{names[0]}{more}: rounded to nearest instead of the planned method: {reason}")
     crushed = {row.name: row.error_input for row in rows if not row.fallback and (row.error_input or 0.0) > _CRUSHED}
     if crushed:
         worst = max(crushed, key=lambda name: crushed[name] or 0.0)
         texts.append(
-            f"{worst}: a few tokens are so large that its input range leaves an ordinary token an error of "
-            f"{crushed[worst]:.0%} (so {len(crushed)} linears, over {_CRUSHED:.0%}): give them a dynamic scheme "
-            "by a rule"
+            f"{worst}: a few very large tokens widen the input range, so that ordinary tokens have an error of "
+            f"{crushed[worst]:.0%}. {len(crushed)} linears have over {_CRUSHED:.0%}; give them a dynamic scheme by "
+            "a rule"
         )
     return texts
 

@@ -1,4 +1,4 @@
-"""Texts that the user gave, and what is drawn from them: what decides, and what methods look at."""
+"""Draws from the user's texts: some for the verdict, others for calibration."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -23,8 +23,8 @@ MAX_WINDOWS = 64  # of a language model, tuning and held-out together
 
 
 def text_sources(data: Sequence[str], task: str, evidence: str | None) -> list[Source]:
-    """The sources of a model's texts, built-in ones without any. Of a model that reads pairs, as `evidence` shows,
-    two columns of each table are read.
+    """The sources of a model's texts; built-in ones if the user gave none. If the model reads pairs, as `evidence`
+    shows, two columns of each table are read.
 
     Raises:
         DataError: pairs beside single texts, or for a model that reads no pairs.
@@ -34,17 +34,22 @@ def text_sources(data: Sequence[str], task: str, evidence: str | None) -> list[S
     paired = next((source for source in sources if source.pairs), None)
     single = next((source for source in sources if not source.pairs), None)
     if paired and single:
-        raise DataError(f"{paired.name} holds pairs of texts and {single.name} single ones; give one or the other")
+        raise DataError(
+            f"{paired.name} holds pairs of texts, but {single.name} holds single texts; give only pairs or only "
+            "single texts"
+        )
     if paired and task not in PAIR_TASKS:
-        raise DataError(f"{paired.name}: two columns are named, and a model for {task} reads single texts; name one")
+        raise DataError(
+            f"{paired.name}: two columns are named, but a model for {task} reads single texts; name one column"
+        )
     return sources
 
 
 def given_task(texts: Texts, loaded: LoadedModel, evidence: str | None) -> Task | None:
-    """The metric that the user gave, if any. evidence: that the model reads pairs."""
+    """The user's metric, if any. evidence: what shows that the model reads pairs."""
     if texts.metric is not None:
         if texts.evaluation is not None:
-            raise InputError("--metric and --eval both say what decides; give one of them")
+            raise InputError("--metric and --eval both choose what is scored; give only one of them")
         return load_custom(texts.metric)
     if texts.evaluation is None:
         return None
@@ -56,7 +61,8 @@ def given_task(texts: Texts, loaded: LoadedModel, evidence: str | None) -> Task 
 def given_texts(
     texts: Texts, sources: Sequence[Source], recipe: Recipe, labelled: Task | None, *, calibrates: bool
 ) -> tuple[Items, Items]:
-    """(texts for the label-free metric or the probe, texts for calibration): disjoint, and none that is scored.
+    """Texts for the label-free metric or the probe, and texts for calibration. They are disjoint, and no scored text is
+    among them.
 
     Raises:
         DataError: fewer calibration texts than make sense.
@@ -79,14 +85,14 @@ def given_texts(
 def given_windows(
     texts: Texts, recipe: Recipe, model: Model, sources: Sequence[Source], *, calibrates: bool
 ) -> tuple[Task, list[Window]]:
-    """(perplexity on windows of text, windows for calibration): disjoint.
+    """Perplexity on windows of text, and windows for calibration. They are disjoint.
 
     Raises:
         DataError: a text shorter than a window, or fewer calibration windows than make sense.
     """
     if texts.metric is not None:
         raise InputError(
-            "--metric is for models that encode texts; a language model is judged by perplexity: give --eval"
+            "--metric is not for language models, which are judged by perplexity; give a text with --eval instead"
         )
     length = window_length(recipe, model)
     n_calibration = recipe.calibration.samples if calibrates else 0
@@ -108,7 +114,7 @@ def given_windows(
 
 
 def calibration_windows(sources: Sequence[Source], recipe: Recipe, model: Model) -> tuple[Window, ...]:
-    """Windows of running text for methods to look at.
+    """Windows of running text for calibration.
 
     Raises:
         DataError: fewer than make sense.
@@ -120,13 +126,13 @@ def calibration_windows(sources: Sequence[Source], recipe: Recipe, model: Model)
 
 
 def window_length(recipe: Recipe, model: Model) -> int:
-    """Tokens of a window of running text."""
+    """The number of tokens in a window of running text."""
     return min(recipe.calibration.max_tokens, model.max_tokens)
 
 
 def _require_windows(n: int, length: int) -> None:
     if n < LEAST_CALIBRATION_TEXTS:
         raise DataError(
-            f"{n} windows of {length} tokens for calibration; at least {LEAST_CALIBRATION_TEXTS} are needed: give more "
-            "text with --data, or a smaller calibration.max_tokens in the recipe"
+            f"there are {n} windows of {length} tokens for calibration, but at least {LEAST_CALIBRATION_TEXTS} are "
+            "needed. Give more text with --data, or set a smaller calibration.max_tokens in the recipe"
         )

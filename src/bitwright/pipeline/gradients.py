@@ -1,4 +1,4 @@
-"""Fisher sensitivity of a quantized model's units. It takes gradients, so that the model is in memory whole."""
+"""Fisher sensitivity of a quantized model's units. It needs gradients, so the whole model must be in memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,9 +39,9 @@ def require_memory(job: Job) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise InputError(
-            f"{job.opened.loaded.name}: Fisher sensitivity takes gradients of the whole model, about "
-            f"{needed / 1e9:.1f} GB for windows of {tokens} tokens, and {free / 1e9:.1f} GB are free; leave it out, "
-            "or set a smaller calibration.max_tokens in the recipe"
+            f"{job.opened.loaded.name}: Fisher sensitivity needs about {needed / 1e9:.1f} GB for gradients of the "
+            f"whole model with windows of {tokens} tokens, but {free / 1e9:.1f} GB are free. Leave it out, or set a "
+            "smaller calibration.max_tokens in the recipe"
         )
 
 
@@ -56,7 +56,7 @@ def fisher_rows(
     sites = {site.unit: site for site in job.opened.sites if site.name in quantized.layers}
     units = {unit: [site.name for site in job.opened.sites if site.unit == unit] for unit in sites}
     items = _items(job)
-    progress.say(f"gradients of {len(items)} texts")
+    progress.say(f"computing gradients of {len(items)} texts")
     scores = fisher_of(model, quantized_modules(quantized), units, items)
     rows = [
         {"name": unit, "block": sites[unit].block, "role": sites[unit].role} | asdict(score)
@@ -86,8 +86,9 @@ def _items(job: Job) -> Items:
 
 
 def _output(model: GenericModel, tokens: Tokens) -> Tensor:
-    """What is differentiated of one item: an embedding of unit length, or logits whose last dimension is that of the
-    classes."""
+    """The outputs that are differentiated for one item: an embedding of length 1, or logits with the classes in the
+    last dimension.
+    """
     ids_BT = torch.tensor(tokens.ids)
     if model.task == "text-generation":
         logits: Tensor = model.hf(input_ids=ids_BT, use_cache=False).logits

@@ -1,4 +1,4 @@
-"""Texts that readers of the same files are known to see differently."""
+"""Texts that different tokenizers are known to read differently from the same files."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ _AROUND = ("{}", "the {} of France", "before{}after", " {} ")
 
 
 def hard_texts(added: Iterable[str], limit: int) -> list[str]:
-    """Folding, spaces, rare letters, special and added tokens in the text, and one that is longer than `limit` tokens.
+    """Texts with unusual case, spaces, rare letters, special and added tokens, and one text longer than `limit` tokens.
 
     added: contents of the tokenizer's added tokens.
     """
@@ -27,5 +27,5 @@ def hard_texts(added: Iterable[str], limit: int) -> list[str]:
 
 
 def hard_pairs(texts: list[str]) -> list[Pair]:
-    """Each text with the one before it, either of them long once."""
+    """Each text with the one before it; the first and the second text are each long once."""
     return list(zip(texts, [texts[-1], *texts[:-1]], strict=True))

@@ -1,4 +1,4 @@
-"""What every job begins with: what is asked, the model opened, its plan, and the texts and the metric that decide."""
+"""Begins a job: opens the model, resolves the recipe to a plan, and draws the texts and the metric."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ _LARGE_FILE = 64 << 20  # bytes; larger files of a model are weights, which have
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A model with all that is decided before anything is measured.
+    """A model with everything that is decided before anything is measured.
 
     recipe: what is asked, its targets named; plan: what it makes of the model. targets_fit: whether nobody named
     targets, so that those that cannot load the result go; dropped: which went, and why. model: in float, ready to run.
@@ -74,7 +74,7 @@ class Job:
         self.timings_s[step] = round(self.timings_s.get(step, 0.0) + time.perf_counter() - start, 3)
 
     def context(self) -> dict[str, str]:
-        """Digests of everything that measurements depend on, by what it is."""
+        """Digests of everything that measurements depend on, by name."""
         scored = self.scored
         other = () if scored.elsewhere is None else scored.elsewhere.texts
         judged = [scored.tuning.texts, scored.held_out.texts, other]
@@ -100,9 +100,13 @@ def _digest(parts: Any) -> str:
 
 
 def _told(loaded: LoadedModel) -> list[str]:
-    """What of the model's side files is not followed."""
+    """The warnings about side-file settings that are not followed."""
     unknown = loaded.sentences.unknown
-    return [f"not known, and not followed: {', '.join(unknown)}"] if unknown else []
+    return (
+        [f"Bitwright does not know these settings of the model's files, and ignores them: {', '.join(unknown)}"]
+        if unknown
+        else []
+    )
 
 
 def open_job(
@@ -125,9 +129,7 @@ def open_job(
     recipe = beginning(recipe, language_model=opened.streams)
     resolved, loaded = opened.resolve(recipe), opened.loaded
     if loaded.tokenizer is None:
-        raise InputError(
-            f"texts cannot be encoded without a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}"
-        )
+        raise InputError(f"encoding texts needs a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}")
     model = opened.runnable()
     calibrates = any(needs_inputs(row, recipe) for row in resolved.plan)
     scored = draw(opened, model, recipe, texts, calibrates=calibrates, judged=judged)

@@ -1,4 +1,4 @@
-"""What is known of a result only once it is written: its loss on held-out data, its outputs in runtimes, its speed."""
+"""Judges a result after it is written: its loss on held-out data, its outputs in each runtime, and its speed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ from bitwright.runtime.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the Record says of a result that was written: its loss on held-out data, its outputs in each runtime, its
-    speed; all None where it was not judged.
+    """The measurements of a written result: its loss on held-out data, its outputs in each runtime, and its speed. All
+    are None if it was not judged.
     """
 
     exit_code: int = ExitCode.DONE
@@ -42,7 +42,7 @@ def judge_result(
     job: Job, staged: Path, quantized: Quantized, asked: Asked, timed: Timed | None, progress: Progress, *,
     searched: bool, beside: Mapping[str, Path],
 ) -> Judged:  # fmt: skip
-    """Judge a result that was written, in the steps that the job's clock counts.
+    """Judge a written result, in steps that the job's clock counts.
 
     timed: what the front measured, the result's speed among it; None where there is no front. searched: whether a
     choice was made on the tuning side, which then does not judge. beside: checkpoints that are timed beside the result,
@@ -63,7 +63,7 @@ def judge_result(
         job.warnings.append(why)
     distributions = None if job.opened.streams else describe_distributions(job, quantized)
     with job.timed("verify"):
-        progress.say("reloading the result in a clean process, in every target runtime")
+        progress.say("checking the result in a clean process, in every target runtime")
         verified = verify_in_runtimes(job, staged, quantized)
     speed = None if timed is None else timed.speed
     if asked.speed and timed is None and not job.opened.streams:
@@ -79,14 +79,14 @@ def judge_result(
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """A task, and what the float model puts out for it, where that is known."""
+    """A task, and the float model's outputs for it, if they are known."""
 
     task: Task
     float_outputs: Outputs | None
 
 
 def _judging(job: Job, searched: bool) -> _Side:
-    """What judges: the held-out side, and with it the tuning side of built-in texts on which nothing was chosen."""
+    """The task that judges: the held-out side, plus the tuning side of built-in texts if nothing was chosen on it."""
     scored, known = job.scored, job.reference
     held_out = _Side(scored.held_out, None if known is None else known.held_out)
     if searched or not scored.by_kind or scored.calibration:
@@ -100,8 +100,8 @@ def _judging(job: Job, searched: bool) -> _Side:
 def _compare(job: Job, side: _Side, final: Model, progress: Progress) -> Compared:
     task, float_outputs = side.task, side.float_outputs
     if float_outputs is None:
-        float_outputs = run_task(task, job.model, progress, "held-out texts, float")
-    outputs = run_task(task, final, progress, "held-out texts, quantized")
+        float_outputs = run_task(task, job.model, progress, "held-out texts, float model")
+    outputs = run_task(task, final, progress, "held-out texts, quantized model")
     interval = loss_interval(task, float_outputs, outputs, seed=job.recipe.seed)
     return Compared(task, float_outputs, outputs, interval)
 

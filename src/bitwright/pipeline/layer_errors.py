@@ -1,4 +1,4 @@
-"""The output error of every linear: known from quantizing where the recipe looked at inputs, else measured."""
+"""The output error of every linear: known from quantizing if the recipe looked at inputs, else measured here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +25,8 @@ _BATCH = 16  # texts
 
 
 def layers_by_error(job: Job, quantized: Quantized, progress: Progress) -> list[LayerRow]:
-    """The account of a quantized model, largest relative output error first. Where the recipe looked at no input, the
-    errors are measured now: on tuning texts, in one pass over the float model in the memory of one block.
+    """The rows of a quantized model's linears, largest relative output error first. If the recipe did not look at
+    inputs, the errors are measured now: on tuning texts, in one pass over the float model in the memory of one block.
     """
     account = list(quantized.account)
     if all(row.error is None for row in account):
@@ -39,8 +39,8 @@ def layers_by_error(job: Job, quantized: Quantized, progress: Progress) -> list[
 def errors_by_linear(
     loaded: LoadedModel, quantized: Quantized, batches: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Any]]:
-    """Linear -> {n_tokens, error, sqnr_db, cosine}, as its `LayerRow` has them: how far rounding the weight moves the
-    linear's own outputs.
+    """Linear -> {n_tokens, error, sqnr_db, cosine} as in `LayerRow`: how far rounding the weight moves the linear's own
+    outputs.
 
     loaded: where the model lies; its own modules are neither used nor changed. Of an expert that no token reached, the
     error is that of its weight.

@@ -1,4 +1,4 @@
-"""The `measure` of those who search for a recipe: what a recipe's model loses, on tuning data or on a small sample."""
+"""Measures the loss of a recipe's model for a search, on tuning data or on a small sample."""
 
 import math
 import shutil
@@ -52,8 +52,8 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, folder: Pat
 
         def bounds() -> list[float]:
             if not float_outputs:
-                float_outputs.append(run_task(job.scored.tuning, job.model, progress, "tuning texts, float"))
-            what = f"tuning texts, {_with_more_bits(job, variant)} units with more bits"
+                float_outputs.append(run_task(job.scored.tuning, job.model, progress, "tuning texts, float model"))
+            what = f"tuning texts, more bits for {_with_more_bits(job, variant)} layer groups"
             try:
                 with _runnable(variant, quantized, folder) as model:
                     outputs = run_task(job.scored.tuning, model, progress, what)
@@ -70,7 +70,7 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, folder: Pat
 
 @contextmanager
 def _runnable(variant: Job, quantized: Quantized, folder: Path) -> Iterator[Model]:
-    """A variant as its result would run; of a language model, which is never whole, from what is in memory."""
+    """A variant as its result would run. A language model is never whole in memory, so it runs from its parts."""
     if variant.opened.streams:
         yield candidate(variant, quantized)
         return
@@ -84,7 +84,7 @@ def _runnable(variant: Job, quantized: Quantized, folder: Path) -> Iterator[Mode
 
 
 def on_a_sample(job: Job, progress: Progress) -> Measure:
-    """Measures any recipe, which is carried out for it, on a few tuning texts; the loss has no bound.
+    """Measures any recipe by carrying it out, on a few tuning texts. The loss has no bound.
 
     By the label-free metric; of a language model e^KL − 1, the rise of perplexity on text that the float model would
     write. Where the metric counts answers, less than one of the texts cannot be told from none: it counts as one.
@@ -114,9 +114,8 @@ def _sample_loss(job: Job, model: Model, progress: Progress) -> float:
 
 
 def distances(job: Job, quantized: Quantized, journal: Journal, folder: Path, progress: Progress) -> Probe:
-    """How far the outputs move, on a few tuning texts, when a recipe is carried out with the linears of `quantized`: of
-    a language model the mean KL divergence of the next token's distribution, else `output_distance`. folder: as
-    `on_tuning_data` takes it.
+    """How far the outputs move on a few tuning texts when a recipe is carried out with the linears of `quantized`: for
+    a language model the mean KL divergence of the next token, else `output_distance`. folder: as for `on_tuning_data`.
     """
     texts = as_texts(job.scored.probe[:: max(1, len(job.scored.probe) // _PROBE_TEXTS)])
     float_outputs: list[Outputs] = []
@@ -128,7 +127,7 @@ def distances(job: Job, quantized: Quantized, journal: Journal, folder: Path, pr
             with _runnable(variant, quantized, folder) as model:
                 if job.opened.streams:
                     return _mean_kl(job, model)
-                what = f"distance of the outputs, {_with_more_bits(job, variant)} units with more bits"
+                what = f"output distance, more bits for {_with_more_bits(job, variant)} layer groups"
                 outputs = model.encode(texts, track=tracking(progress, what))
         except NumericsError:
             return math.inf
@@ -147,7 +146,7 @@ def _bytes(job: Job, quantized: Quantized) -> int:
 
 
 def _mean_kl(job: Job, model: Model) -> float:
-    """KL divergence of a language model from the float one, per token of a few tuning windows."""
+    """The KL divergence of a language model from the float model, per token of a few tuning windows."""
     windows = [ids[:_LOSS_TOKENS] for ids in windows_in(job.scored.tuning.texts[:_LOSS_WINDOWS])]
     ids = torch.tensor(windows)
     pairs = dict(zip(windows, zip(job.model.logits(ids), model.logits(ids), strict=True), strict=True))
@@ -155,6 +154,6 @@ def _mean_kl(job: Job, model: Model) -> float:
 
 
 def _with_more_bits(job: Job, variant: Job) -> int:
-    """Units to which a variant gives more bits than the job does."""
+    """The number of units that have more bits in a variant than in the job."""
     before = {row.name: row.scheme for row in job.plan}
     return len({row.unit for row in variant.plan if row.scheme != before[row.name]})

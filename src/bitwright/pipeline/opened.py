@@ -1,4 +1,4 @@
-"""The model of a run, opened: what its files and its architecture say, before any text is drawn."""
+"""Opens the model of a run: its files, architecture and plan, before any text is drawn."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from bitwright.runtime.streamed import StreamedModel
 
 
 class Resolved(NamedTuple):
-    """A recipe resolved against a model. recipe: with its targets named. dropped: default targets that it cannot have,
-    each with the reason.
+    """A recipe resolved against a model. recipe: the recipe with its targets named. dropped: the default targets that
+    the model cannot have, each with the reason.
     """
 
     plan: Plan
@@ -44,11 +44,11 @@ class Opened:
 
     @property
     def streams(self) -> bool:
-        """Whether the model is a language model: such see windows of running text, and are whole nowhere."""
+        """Whether the model is a language model: it sees windows of running text, and is never whole in memory."""
         return self.loaded.task == "text-generation"
 
     def resolve(self, recipe: Recipe) -> Resolved:
-        """What a recipe makes of the model.
+        """The plan that a recipe gives for this model.
 
         Raises:
             RecipeError, TargetError: as `make_plan`.
@@ -73,7 +73,7 @@ class Opened:
 
 
 def open_model(name: str | Path, *, trust_remote_code: bool = False, task: TaskName | None = None) -> Opened:
-    """Open the model of a run: without values, since it runs block by block.
+    """Open the model of a run without weights in memory, because it runs block by block.
 
     task: what the model is for, if the user says it.
 
@@ -92,10 +92,11 @@ def open_model(name: str | Path, *, trust_remote_code: bool = False, task: TaskN
 
 
 def _refuse_foreign_tokenizer(loaded: LoadedModel) -> None:
-    """A result holds no code, so its texts would become tokens otherwise than the source's."""
+    """Refuse a tokenizer with code of its own: a result holds no code, so it would tokenize texts differently."""
     kind = type(loaded.tokenizer)
     if loaded.tokenizer is not None and not kind.__module__.startswith("transformers."):
         raise ModelError(
-            f"{loaded.path}: {kind.__name__} is code of its own ({kind.__module__.rpartition('.')[2]}.py), which no "
-            "result holds; take auto_map out of tokenizer_config.json, if a class of transformers makes the same tokens"
+            f"{loaded.path}: the tokenizer {kind.__name__} has its own code "
+            f"({kind.__module__.rpartition('.')[2]}.py), but a result holds no code. Remove auto_map from "
+            "tokenizer_config.json if a transformers class makes the same tokens"
         )

@@ -1,4 +1,4 @@
-"""Sensitivity: how far the outputs of a model move when a part of it is quantized, measured part by part."""
+"""Measures sensitivity: how far a model's outputs move when one part of it is quantized."""
 
 import math
 from collections.abc import Callable
@@ -27,34 +27,34 @@ _MAX_TASK_TEXTS = 400  # texts that every variant of the model encodes for its m
 def measure_parts(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Sensitivity:
     """The Record's `sensitivity`: every linear, unit and group of the model."""
     sites = [site for site in job.opened.sites if site.name in quantized.layers]
-    track = tracking(progress, "sensitivity of every layer")
+    track = tracking(progress, "measuring the sensitivity of every layer")
     read = _reader(job, quantized, folded(job.model, quantized))
     found = measure_sensitivity(sites, read, journal, track=track)
     return replace(found, n_samples=len(job.scored.probe), metric=sensitivity_task(job).kind.metric)
 
 
 def rank_units(job: Job, quantized: Quantized, journal: Journal, progress: Progress) -> Sensitivity:
-    """The Record's `sensitivity` of the units alone, as a search for a fallback needs it: an estimate of each from
-    gradients, taken in one pass, and the distance of those that matter.
+    """The Record's `sensitivity` for units only, as the search for a fallback needs it: an estimate for each from
+    gradients in one pass, and the measured distance for those that matter.
     """
     sites = [site for site in job.opened.sites if site.name in quantized.layers]
     base = folded(job.model, quantized)
     values = journal.remember("estimates", partial(_estimates, job, quantized, base, progress))
-    track = tracking(progress, "the most sensitive units")
+    track = tracking(progress, "measuring the most sensitive layers")
     numbers = {unit: float(value) for unit, value in values.items()}
     found = measure_units(sites, numbers, _reader(job, quantized, base), journal, track=track)
     return replace(found, n_samples=len(job.scored.probe), metric=sensitivity_task(job).kind.metric)
 
 
 def _estimates(job: Job, quantized: Quantized, base: GenericModel, progress: Progress) -> dict[str, str]:
-    """The Fisher score of each unit, as text for a journal; of a unit that breaks the outputs infinity."""
+    """The Fisher score of each unit, as text for a journal; infinity for a unit that breaks the outputs."""
     scores = {row["name"]: float(row["fisher"]) for row in fisher_rows(job, quantized, progress, base)}
     return {unit: repr(math.inf if math.isnan(score) else score) for unit, score in scores.items()}
 
 
 def sensitivity_task(job: Job) -> Task:
-    """The task whose loss stands beside the distance: the tuning task, or so much of it that a hundred variants of the
-    model can be measured. One that needs its whole corpus gives way to agreement with float on the probe texts.
+    """The task whose loss stands beside the distance: the tuning task, or a part that is small enough for a hundred
+    variants. A task that needs its whole corpus is replaced by agreement with float on the probe texts.
     """
     task = job.scored.tuning
     if len(task.texts) <= _MAX_TASK_TEXTS:
@@ -68,7 +68,7 @@ def sensitivity_task(job: Job) -> Task:
 
 
 def _reader(job: Job, quantized: Quantized, base: GenericModel) -> Callable[[frozenset[str]], Reading]:
-    """A function from a set of linears to how the outputs move when just these are quantized.
+    """A function that measures how far the outputs move when only a given set of linears is quantized.
 
     base: the float model after folding, whose linears give way for as long as a reading takes.
     The distance is taken over the outputs of the probe texts, the metric loss over `sensitivity_task`.

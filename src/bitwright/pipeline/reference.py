@@ -1,4 +1,4 @@
-"""What the user's own library makes of the float model: the judge, and the first look, before the work.
+"""Runs the float model in the user's own library, which is the judge, and compares it with Bitwright before the work.
 
 Bitwright reads a model by its own code. If that misses a key or a form of file, the quantized model and a float one
 that Bitwright reads are wrong alike, and no comparison of the two shows it. So a process of its own runs the library on
@@ -33,25 +33,26 @@ _PADDED = 4  # of them in a batch of ours: those of 32 would take the memory of 
 
 
 class Sides(Protocol):
-    """The two sides of what decides, as `Scored` has them."""
+    """The tasks that need the library's outputs, as in `Scored`."""
 
     @property
     def tuning(self) -> Task:
-        """What choices are made on."""
+        """The task on which choices are made."""
 
     @property
     def held_out(self) -> Task:
-        """What the verdict is about."""
+        """The task of the verdict."""
 
     @property
     def elsewhere(self) -> Task | None:
-        """What stands beside it."""
+        """The task that is shown beside the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """library: what judges, with its version, and if only blocks were compared, which; None if there is none, and `why`
-    says it. tuning, held_out, elsewhere: its outputs for the texts of `Scored`, None where it was not asked for them.
+    """library: the library that judges, with its version and the compared blocks if only some were; None if there is
+    none, and `why` says the reason. tuning, held_out, elsewhere: its outputs for the texts of `Scored`, None if it was
+    not asked.
     """
 
     library: str | None
@@ -64,7 +65,7 @@ class Reference:
 def ask_library(
     loaded: LoadedModel, model: Model, scored: Sides, *, pairs: bool, judges: bool, progress: Progress
 ) -> Reference:
-    """Compare the float model with the library, and where it judges, take its outputs for the texts that decide.
+    """Compare the float model with the library, and if the library judges, take its outputs for the texts that decide.
 
     pairs: whether the model is used on pairs. judges: whether there will be a verdict.
 
@@ -79,7 +80,7 @@ def ask_library(
         needed = 4 * sum(p.numel() for p in loaded.model.parameters())
         if why := _lack(needed, "it"):
             return _block_by_block(loaded, scored, why, progress)
-    progress.say("comparing with the library that users of the model have")
+    progress.say("comparing the float model with the user's library (transformers or sentence-transformers)")
     try:
         with _opened(loaded) as library:
             for items in [] if loaded.task == "text-generation" else _kinds_of_items(loaded, pairs):
@@ -91,29 +92,34 @@ def ask_library(
             tuning, held_out, elsewhere = (None if task is None else task.run(library.encode) for task in tasks)
             return Reference(library.name, None, tuning, held_out, elsewhere)
     except LibraryError as error:
-        return Reference(None, f"not compared with the library that users of the model have ({error})")
+        return Reference(None, f"the float model was not compared with the user's library ({error})")
 
 
 def _block_by_block(loaded: LoadedModel, scored: Sides, why: str, progress: Progress) -> Reference:
-    """Of a language model that does not fit, `why` says how: some blocks are compared, if one fits."""
-    not_theirs = f"judged against Bitwright's own forward, not transformers': {why}"
+    """Compare some blocks of a language model that does not fit in memory, if one block fits. `why`: why it does not
+    fit.
+    """
+    not_theirs = f"the verdict compares with Bitwright's own float model, not with transformers: {why}"
     if lack := _lack(compared_bytes(loaded), "one block with the embeddings"):
         return Reference(None, f"{not_theirs}; {lack}")
-    progress.say("comparing blocks with those of the library that users of the model have")
+    progress.say("comparing some blocks of the float model with transformers")
     try:
         with _opened(loaded, path_of_blocks(loaded)) as library:
             ids = [token for token in scored.tuning.texts[0] if isinstance(token, int)]
             return Reference(f"{library.name}, {compare_blocks(loaded, library, ids)}")
     except LibraryError as error:
-        return Reference(None, f"{not_theirs}; blocks of it could not be compared ({error})")
+        return Reference(None, f"{not_theirs}; its blocks could not be compared either ({error})")
 
 
 def _lack(needed: int, what: str) -> str | None:
-    """Why so many bytes are not taken; None where they are."""
+    """Why the machine has no room for so many bytes; None if it has."""
     free = psutil.virtual_memory().available
     if needed <= free // 2:
         return None
-    return f"in float32 {what} needs {needed / 1e9:.1f} GB, over half of the {free / 1e9:.1f} GB that are free"
+    return (
+        f"{what} needs {needed / 1e9:.1f} GB in float32, which is more than half of the {free / 1e9:.1f} GB of free "
+        "memory"
+    )
 
 
 def _opened(loaded: LoadedModel, blocks: str | None = None) -> Library:
@@ -129,14 +135,15 @@ def _kinds_of_items(loaded: LoadedModel, pairs: bool) -> list[Sequence[Any]]:
 
 
 def _check_tokens(loaded: LoadedModel, model: Model, library: Library, items: Sequence[Any]) -> None:
-    """Of texts that the library cuts at more tokens than the model has positions for, which it cannot run, nothing is
-    compared.
+    """Compare outputs for each item. Texts that the library cuts too late for the model's positions are left out,
+    because the library cannot run them.
     """
     for item, theirs, ours in zip(items, library.read(items), model.tokenize(items), strict=True):
         if theirs[0].tolist() != ours and theirs.shape[1] <= loaded.max_tokens:
             raise ModelError(
-                f"{loaded.path}: {library.name} reads {brief(item)} as {brief(theirs[0].tolist())}, Bitwright as "
-                f"{brief(ours)}; the result would answer otherwise than the model, so nothing was quantized"
+                f"{loaded.path}: {library.name} reads {brief(item)} as {brief(theirs[0].tolist())}, but Bitwright "
+                f"reads it as {brief(ours)}. The result would not answer as the model does, so nothing was "
+                "quantized"
             )
 
 
@@ -156,10 +163,14 @@ def _check_outputs(loaded: LoadedModel, model: Model, library: Library, items: S
         a = theirs[item]
         apart = float(np.linalg.norm(a - b)) if a.shape == b.shape else float("inf")
         if not apart <= _TOLERANCE * longest:
-            how = f"lie {apart / longest:.2g} apart" if a.shape == b.shape else f"have {a.shape} and {b.shape} values"
+            how = (
+                f"differ by {apart / longest:.2g}"
+                if a.shape == b.shape
+                else f"have different shapes, {a.shape} and {b.shape}"
+            )
             raise ModelError(
-                f"{loaded.path}: the outputs of {library.name} and of Bitwright's float model for {brief(item)} {how}; "
-                "the result would answer otherwise than the model, so nothing was quantized"
+                f"{loaded.path}: the outputs of {library.name} and of Bitwright's float model for {brief(item)} "
+                f"{how}. The result would not answer as the model does, so nothing was quantized"
             )
 
 

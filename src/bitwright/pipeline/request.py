@@ -1,4 +1,4 @@
-"""What a person asks of the pipeline, before any of it is done."""
+"""What the user asks for: texts, metric, recipe and options of a run."""
 
 import shlex
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ RECIPE_FILE = "recipe.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Where texts and the metric come from.
+    """The sources of the texts and of the metric.
 
     data: sources for the label-free metric and for calibration, as `--data` takes them; () means built-in prose.
     evaluation: labelled data; metric: "file.py:function". With neither, agreement with the float model decides.
@@ -33,7 +33,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a run is to do beside carrying out the recipe.
+    """What a run shall do besides carrying out the recipe.
 
     out: directory of the result; overwrite: whether what is there may be replaced. judged: evaluate, search for a
     fallback, verify. sensitivity: of every layer of an encoder, for the report. speed: time the result.
@@ -51,7 +51,7 @@ class Asked:
 def make_texts(
     data: str | Sequence[str], evaluation: str | Path | None, kind: str | None, metric: str | None, samples: int
 ) -> Texts:
-    """`Texts` from what the public functions take: one source may be given as a plain string."""
+    """`Texts` from the arguments of the public functions, which may give one source as a plain string."""
     sources = (data,) if isinstance(data, str) else tuple(map(str, data))
     sources = () if sources == ("builtin",) else sources  # as without any
     return Texts(sources, None if evaluation is None else str(evaluation), kind, metric, samples)
@@ -61,8 +61,7 @@ def resolve_recipe(
     recipe: Recipe | str | Path | None, max_loss: float | None = None, min_speedup: float | None = None,
     targets: str | Sequence[str] | None = None, goal: str | None = None,
 ) -> Recipe:  # fmt: skip
-    """The recipe that is meant: as it is, read from a path, or the default; with another budget, and other targets, if
-    they are given.
+    """The recipe of a run: given, read from a path, or the default. A given budget and given targets replace its own.
 
     Raises:
         RecipeError: unreadable, malformed, a budget out of range, or a goal beside schemes. TargetError: a target
@@ -70,11 +69,11 @@ def resolve_recipe(
     """
     resolved = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else read_recipe(Path(recipe))
     if max_loss is not None and not (isinstance(max_loss, float) and 0 < max_loss < 1):
-        raise RecipeError(f"max_loss = {max_loss!r}: a fraction between 0 and 1, such as 0.01 for 1 %")
+        raise RecipeError(f"max_loss = {max_loss!r}: give a fraction between 0 and 1, such as 0.01 for 1 %")
     if min_speedup is not None and not (isinstance(min_speedup, int | float) and 0 < min_speedup <= 100):
-        raise RecipeError(f"min_speedup = {min_speedup!r}: a factor between 0 and 100, such as 1.3")
+        raise RecipeError(f"min_speedup = {min_speedup!r}: give a factor between 0 and 100, such as 1.3")
     if goal not in (None, "smallest"):
-        raise RecipeError(f'goal = {goal!r}: "smallest", or None')
+        raise RecipeError(f'goal = {goal!r}: give "smallest" or None')
     given = {"max_loss": max_loss, "min_speedup": min_speedup, "goal": goal}
     changed = {key: value for key, value in given.items() if value is not None}
     update: dict[str, Any] = {"budget": resolved.budget.model_copy(update=changed)}
@@ -89,7 +88,7 @@ def resolve_recipe(
 def reproducing_command(
     model: str | Path, out: Path, recipe: Recipe, texts: Texts, task: TaskName | None = None
 ) -> str:
-    """What a person would type to get the same result; the recipe is read from the result itself."""
+    """The command that makes the same result again, with the recipe that the result holds."""
     words = ["bitwright", "quantize", str(model), "--out", str(out), "--samples", str(texts.samples)]
     words += ["--task", task] if task else []
     words += ["--recipe", str(out / RECIPE_FILE)] if recipe != Recipe() else []

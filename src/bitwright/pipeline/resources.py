@@ -1,6 +1,9 @@
-"""What there is to calibrate with, and what calibrating a model as its recipe says would take."""
+"""What a run takes in time and memory, before it begins; and what there is to calibrate with."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -9,17 +12,102 @@ from bitwright.calibration.precision import fast_matmul
 from bitwright.models.rescale import find_inputs
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.job import Job
+from bitwright.pipeline.parts import sensitivity_task
+from bitwright.plan import quantized_names
+from bitwright.quantizing.layers import needs_inputs
 from bitwright.recipe import scheme_of
 from bitwright.search.cost import Cost, Resources, Tensor, calibration_cost
+from bitwright.search.sensitivity import parts_of
 
 _PROBE = (512, 2048, 2048)  # M, N, K of the product that is timed
 _PATIENCE_S = 6 * 3600.0
 _FLOAT32 = 4  # bytes
 
+# Of a run on one core of the machine that the measurements are from: seconds of work that do not depend on the model.
+_IMPORTS_S = 5.0  # torch and transformers, in a process that computes with them
+_LIBRARY_S = 12.0  # the process that runs the user's library: its imports, and hard texts
+_VERIFY_S = 8.0
+_BLOCK_S, _BLOCKS = 0.4, 3  # of timing one runtime with one shape: warm up and measure, in each round
+_PROCESS_BYTES = 380 << 20  # of a process that has imported torch and transformers
+_ENGINE_BYTES = 60 << 20  # of one that has imported our engine alone
+_ROUNDED_PER_S = 40e6  # weights that are read, rounded to nearest and written in a second
+_ENGINE_SHARE = 0.25  # of the time of the float model in torch, that the engine takes for the same tokens
+_TIMED_TOKENS, _TIMED_TEXTS = 2048, 4  # in all, and of one length
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run takes: by the clock if nothing else runs, and at its peak all processes together."""
+
+    seconds: float
+    memory_bytes: int
+
+
+def run_cost(job: Job, *, sensitivity: bool, shapes: Sequence[tuple[int, int]]) -> Estimate:
+    """What quantizing, judging and timing would take, if no linear has to fall back.
+
+    The float model is timed on a few of the texts; the rest follows from how many tokens there are, and from what
+    processes take that run the libraries.
+
+    Args:
+        sensitivity: whether every layer of an encoder is measured. shapes: (batch, tokens) that it is timed with.
+    """
+    loaded, scored, streams = job.opened.loaded, job.scored, job.opened.streams
+    sides = [side for side in (scored.tuning, scored.held_out, scored.elsewhere) if side is not None]
+    # A metric of the user's own says nothing of its texts: as many as the probe's are assumed.
+    tokens = sum(_count_tokens(job, side.texts or scored.probe) for side in sides)
+    token_s = _seconds_per_token(job)
+    float_s = tokens * token_s
+    n_weights = sum(p.numel() for p in loaded.model.parameters())
+    quantized_s = float_s * (1.0 if streams or job.recipe.scheme[:4] != "w8a8" else _ENGINE_SHARE)
+    seconds = job.timings_s["load"] + _IMPORTS_S + _LIBRARY_S + float_s + n_weights / _ROUNDED_PER_S + quantized_s
+    seconds += _VERIFY_S + (0.0 if streams else _timing_s(shapes, token_s))
+    calibration = job_cost(job, resources()) if any(needs_inputs(row, job.recipe) for row in job.plan) else None
+    if calibration is not None:
+        seconds += calibration.seconds
+    if sensitivity and not streams:
+        names = quantized_names(job.plan)
+        parts = {part.members for part in parts_of([site for site in job.opened.sites if site.name in names])}
+        each = max(_count_tokens(job, sensitivity_task(job).texts), _count_tokens(job, scored.probe))
+        seconds += len(parts) * each * token_s
+    whole, after = _FLOAT32 * n_weights, sum(row.bytes_after for row in job.plan)
+    here = psutil.Process().memory_info().rss  # with the float model, as it was timed
+    library = _PROCESS_BYTES + whole
+    rivals = 2 * (_PROCESS_BYTES + whole) + _ENGINE_BYTES + after
+    beside = (library,) if streams else (library, _PROCESS_BYTES + rivals)
+    calibrating = 0 if calibration is None else calibration.memory_bytes
+    return Estimate(seconds, here + max(*beside, calibrating))
+
+
+def _timing_s(shapes: Sequence[tuple[int, int]], token_s: float) -> float:
+    """Of timing a result: two processes with torch that load, then it and those two in turn, with each shape."""
+    torch_s = sum(max(_BLOCK_S, 2 * batch * tokens * token_s) for batch, tokens in shapes)  # a forward each, at least
+    return 2 * _IMPORTS_S + _BLOCKS * (2 * torch_s + len(shapes) * _BLOCK_S)
+
+
+def _seconds_per_token(job: Job) -> float:
+    """How long the float model takes for a token of the texts: timed on some, short ones and long ones."""
+    texts: list[Any] = sorted(job.scored.tuning.texts or job.scored.probe, key=lambda text: _count_tokens(job, [text]))
+    # As the run does it, texts of like length are a batch: in a sample of all lengths, padding would be half the work.
+    batches = max(1, _TIMED_TOKENS * len(texts) // (_TIMED_TEXTS * _count_tokens(job, texts)))
+    places = (len(texts) * (2 * n + 1) // (2 * batches) for n in range(batches))
+    some = [text for place in places for text in texts[place : place + _TIMED_TEXTS]]
+    model = job.model.generic
+    model.encode(some[:1])
+    begun = time.perf_counter()
+    model.encode(some, batch_size=_TIMED_TEXTS)
+    return (time.perf_counter() - begun) / _count_tokens(job, some)
+
+
+def _count_tokens(job: Job, items: Sequence[Any]) -> int:
+    """Tokens of texts, of pairs of texts, or of windows of ids."""
+    windows = len(items) > 0 and not isinstance(items[0], str) and isinstance(items[0][0], int)
+    return sum(map(len, items if windows else job.model.tokenize(list(items))))
+
 
 def resources(*, memory_bytes: int | None = None, seconds: float | None = None) -> Resources:
-    """What this machine has: free memory, arithmetic per second as calibration does it (measured, 0.1 s), and the time
-    that a person may want to wait; by default 6 h.
+    """This machine's free memory, its arithmetic per second in calibration (measured, 0.1 s), and the time that the
+    user may want to wait; by default 6 h.
     """
     m, n, k = _PROBE
     a_MK, b_KN = torch.ones(m, k), torch.ones(k, n)
@@ -34,7 +122,7 @@ def resources(*, memory_bytes: int | None = None, seconds: float | None = None) 
 
 
 def job_cost(job: Job, available: Resources) -> Cost:
-    """What calibrating on all of the job's calibration texts would take, each as long as the recipe allows."""
+    """The cost of calibrating on all calibration texts of the job, each as long as the recipe allows."""
     model, settings = job.opened.loaded.model, job.recipe.calibration
     sites = [site for site in job.opened.sites if SCHEMES[scheme_of(job.recipe, site)[0]].weight is not None]
     shapes = {site.name: model.get_parameter(f"{site.name}.weight").shape for site in sites}
@@ -60,7 +148,7 @@ def job_cost(job: Job, available: Resources) -> Cost:
 
 
 def _tokens_per_expert(job: Job, chosen: int) -> float:
-    """The share of all tokens that reaches an expert, if each is chosen equally often."""
+    """The share of all tokens that reaches one expert, if all are chosen equally often."""
     block = max(site.block for site in job.opened.sites if site.role == "expert" and site.block is not None)
     names = {site.name.rpartition(".")[0] for site in job.opened.sites if site.role == "expert" and site.block == block}
     return min(1.0, chosen / len(names))

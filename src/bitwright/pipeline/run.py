@@ -1,4 +1,4 @@
-"""The order of the work: the only file that knows it.
+"""Runs the steps of `quantize` in order. Only this file knows the order.
 
     open ▸ (calibrate) quantize ▸ search on tuning data ▸ write ▸ reload ▸ judge on held-out data ▸ verify ▸ time ▸
     report
@@ -130,7 +130,10 @@ def quantize(
     begun = time.perf_counter()
     _check_destination(Path(out), Path(model), overwrite=overwrite)
     if recipe.budget.goal is not None and not judged:
-        raise InputError(f"goal: {recipe.budget.goal} is found by judging, and this run judges nothing; leave one out")
+        raise InputError(
+            f"goal: {recipe.budget.goal} needs a verdict, but this run does not judge its result (--no-judge); "
+            "leave one of the two out"
+        )
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
@@ -138,11 +141,14 @@ def quantize(
     job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True, judged=judged)
     front = recipe.budget.min_speedup is not None
     if front and (job.opened.streams or not judged or not speed):
-        why = "language models are not timed" if job.opened.streams else "this run times nothing"
+        why = "Bitwright does not time language models" if job.opened.streams else "this run measures no speed"
         raise InputError(f"min_speedup = {recipe.budget.min_speedup:g}: {why}; leave it out")
     job = compared_with_library(job, judges=judged, progress=progress)
     if judged and job.scored.missing_pairs:
-        progress.say(f"this model reads pairs ({job.scored.missing_pairs}); without any it is not judged: see --data")
+        progress.say(
+            f"this model reads pairs of texts ({job.scored.missing_pairs}), and none were given, so there will be "
+            "no verdict: give pairs with --data FILE#FIRST,SECOND"
+        )
     hopeless = cannot_decide(job) if judged else None
     if hopeless is not None:
         progress.say(hopeless)
@@ -157,11 +163,11 @@ def quantize(
 
 
 def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *, searches: bool) -> Result:
-    """All of `quantize` that comes after what can be refused beforehand. searches: whether for a fallback."""
+    """The work of `quantize` after all checks. searches: whether to search for a fallback."""
     claim(work, job.context())
     journal = Journal(work / JOURNAL, "")
     if journal.values:
-        progress.say(f"going on where an earlier run stopped: {len(journal.values)} measurements are there")
+        progress.say(f"continuing an interrupted run: {len(journal.values)} measurements are already there")
 
     climbs = job_ladders(job) if asked.judged else Ladders()
     with job.timed("quantize"):
@@ -248,7 +254,7 @@ def _check_destination(out: Path, source: Path, *, overwrite: bool) -> None:
 
 
 def _publish(staged: Path, record: Record, job: Job, asked: Asked) -> None:
-    """Add record, report, recipe and model card, and put the directory in its place in one step."""
+    """Add record, report, recipe and model card, then move the directory to its place in one step."""
     from bitwright.report import render_model_card, write_report  # Bokeh's memory is needed only now
 
     readme = job.opened.loaded.path / "README.md"

@@ -1,4 +1,4 @@
-"""The texts of a run, drawn: what decides, what methods look at, and what sensitivity compares, all disjoint."""
+"""Draws the texts of a run into disjoint parts: for the verdict, for calibration and for sensitivity."""
 
 import hashlib
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class Scored:
 def draw(
     opened: Opened, model: Model, recipe: Recipe, texts: Texts, *, calibrates: bool, judged: bool = True
 ) -> Scored:
-    """Draw the texts of a run: the user's, and built-in ones where there are none of those, or beside them.
+    """Draw the texts of a run: the user's, and built-in ones beside them or instead of them.
 
     calibrates: whether a method looks at inputs. judged: whether there will be a verdict; where there is neither,
     built-in texts need not be such as the model can read.
@@ -128,7 +128,9 @@ def _draw_builtin(
 def _draw_given(
     opened: Opened, model: Model, recipe: Recipe, texts: Texts, calibrates: bool, *, judged: bool
 ) -> Scored:
-    """The user's texts decide; built-in ones stand beside them, and are calibrated on where no other are given."""
+    """The user's texts decide. Built-in ones are shown beside them, and used for calibration if the user gave no
+    others.
+    """
     loaded = opened.loaded
     evidence = pair_evidence(loaded.directory, loaded.task)
     sources = text_sources(texts.data, loaded.task, evidence)
@@ -160,15 +162,15 @@ def _draw_given(
 
 
 def _beside(loaded: LoadedModel, model: Model, seed: int) -> tuple[BuiltIn | None, list[str]]:
-    """The built-in texts, where the user has other ones; None if the model cannot read them, and a word on that."""
+    """The built-in texts that are shown beside the user's. If the model cannot read them: None, and a warning."""
     try:
         return builtin_texts_of(model, loaded.directory, loaded.config, seed), []
     except InputError:
-        return None, ["the built-in texts do not fit the model's vocabulary: it is judged on the given ones alone"]
+        return None, ["the built-in texts do not fit the model's vocabulary, so the verdict uses only the given texts"]
 
 
 def _elsewhere(opened: Opened, built: BuiltIn, model: Model, recipe: Recipe, texts: Texts) -> Task | None:
-    """Agreement with float on built-in kinds that the run does not look at otherwise; None if hardly any are left."""
+    """Agreement with float on the built-in kinds that the run does not use otherwise; None if hardly any are left."""
     sources = [source for source in parse_sources(texts.data or BUILTIN_DATA) if source.name == BUILTIN]
     given = {source.field for source in sources} if texts.data else set()  # without a field, some of every kind
     kinds = [kind for kind in built.names("tuning", "judging") if not {kind, None} & given]
@@ -180,19 +182,20 @@ def _elsewhere(opened: Opened, built: BuiltIn, model: Model, recipe: Recipe, tex
 
 
 def as_texts(items: Items) -> list[str] | list[TextPair]:
-    """The items of a model that reads texts, or pairs of them."""
+    """The items as texts, or as pairs of texts."""
     return pairs_in(items) or [item for item in items if isinstance(item, str)]
 
 
 def doubts(scored: Scored) -> list[str]:
-    """What a reader of the verdict should know of the split, and of the texts."""
+    """Warnings about the split and about the texts."""
     found = []
     if shared := len(shared_texts(scored.tuning, scored.held_out)):
         found.append(
-            f"{shared} texts occur in the tuning and in the held-out data: they tie too many examples together"
+            f"{shared} texts are in the tuning data and in the held-out data, because they connect too many "
+            "examples; remove repeated texts to keep the two apart"
         )
     if pairs_in(scored.held_out.texts) and scored.calibration and not pairs_in(scored.calibration):
-        found.append("the model was calibrated on single texts, and it reads pairs; give pairs with --data")
+        found.append("the model reads pairs, but it was calibrated on single texts; give pairs with --data")
     return found
 
 

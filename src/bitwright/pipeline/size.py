@@ -1,4 +1,4 @@
-"""How large a model would be in each scheme, from its config.json alone: shapes are enough to count bytes."""
+"""Computes a model's size in each scheme from its config.json alone; shapes are enough to count bytes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,8 +30,9 @@ _HALF = 2  # bytes of a 16-bit value
 
 @dataclass(frozen=True, slots=True)
 class _Shapes:
-    """A model without values. sites: (linear, shape, has a bias) of each that is not a tied copy of a table. others:
-    values in parameters that are neither in a table nor in a linear: norms, routers, what the table leaves out.
+    """A model without values. sites: (linear, shape, has a bias) for each linear that is not a tied copy of a table.
+    others: the number of values outside embedding tables and linears: norms, routers, and what the architecture table
+    leaves out.
     """
 
     sites: list[tuple[LinearSite, tuple[int, int], bool]]
@@ -85,8 +86,8 @@ def size_plan(config: Path, recipe: Recipe | None = None, task: TaskName | None 
 
 
 def kv_cache_bytes(config: Any) -> int:
-    """Bytes that one token adds to the cache of keys and values, in 16 bit: of every block, as if all attended to the
-    whole sequence. Latent attention (MLA) keeps one compressed vector and the rotary part of the key.
+    """The bytes that one token adds to the key-value cache in 16 bit, if every block attends to the whole sequence.
+    Latent attention (MLA) keeps one compressed vector and the rotary part of the key.
     """
     text = config.get_text_config()
     layers = int(text.num_hidden_layers)
@@ -124,7 +125,7 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 
 
 def _groups(shapes: _Shapes, scheme_for: Callable[[LinearSite], str], embeddings: str) -> Mapping[str, int]:
-    """Bytes by group; groups without any are left out."""
+    """The bytes by group; empty groups are left out."""
 
     @cache  # of a hundred thousand experts few have shapes of their own
     def linear(shape: tuple[int, int], bias: bool, name: str) -> int:

@@ -1,4 +1,6 @@
-"""More bits for some units: which schemes they may get, and the search for the smallest model, beside all-INT8."""
+"""Searches for the smallest model: which units (linears that share an input) get more bits, and which schemes they may
+get.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +27,8 @@ _PLACE = ".int8"  # of the all-INT8 checkpoint; hidden: what a killed run leaves
 
 
 def job_ladders(job: Job) -> Ladders:
-    """The ladder of each unit that the job's plan quantizes. Where a target that the recipe names reads no 8 bits
-    beside the plan's schemes, 16 bit is the next step, and `job.warnings` says so.
+    """The schemes with more bits for each unit that the plan quantizes, in order. If a target of the recipe cannot read
+    8 bits beside the plan's schemes, 16 bit is the next step, and `job.warnings` says so.
 
     Raises:
         TargetError: there is such a target, and a goal that needs all steps.
@@ -39,8 +41,10 @@ def job_ladders(job: Job) -> Ladders:
         job.with_recipe(moved(job.recipe, (eight,), ""))
     except TargetError as error:
         if job.recipe.budget.goal is not None:
-            raise TargetError(f"goal: {job.recipe.budget.goal} mixes 4, 8 and 16 bits, but {error}") from None
-        job.warnings.append(f"what costs too much goes back to 16 bit at once, not to 8: {error}")
+            raise TargetError(
+                f"goal: {job.recipe.budget.goal} mixes 4, 8 and 16 bits, which this target cannot read: {error}"
+            ) from None
+        job.warnings.append(f"layers that lose too much go back to 16 bit directly, not to 8 bit first: {error}")
         return dict.fromkeys(climbs, (FLOAT,))
     return climbs
 
@@ -48,7 +52,7 @@ def job_ladders(job: Job) -> Ladders:
 def search_smallest(
     job: Job, quantized: Quantized, climbs: Ladders, measure: Measure, journal: Journal, work: Path, progress: Progress
 ) -> tuple[Step, list[Step]]:
-    """The outcome and the steps of `find_smallest`; the outcome's recipe names its schemes, and no goal any more."""
+    """The outcome and the steps of `find_smallest`. The outcome's recipe names its schemes and has no goal any more."""
     probe = distances(job, quantized, journal, work, progress)
     chosen, steps = find_smallest(job.recipe, climbs, probe, measure)
     budget = chosen.recipe.budget.model_copy(update={"goal": None})
@@ -62,8 +66,8 @@ def smallest_facts(job: Job, final: Plan, climbs: Ladders) -> Smallest:
 
 @contextmanager
 def all_int8(job: Job, quantized: Quantized, climbs: Ladders, work: Path, *, timed: bool) -> Iterator[dict[str, Path]]:
-    """The checkpoint with 8 bits for every unit, by the name of its rows in a benchmark; removed at the end. Nothing
-    where the job has no goal, or nothing will be timed.
+    """The checkpoint with 8 bits for every unit, by the name of its rows in a benchmark; removed at the end. Nothing if
+    the job has no goal or nothing will be timed.
     """
     if job.recipe.budget.goal is None or job.opened.streams or not timed:
         yield {}
@@ -80,5 +84,5 @@ def _all_int8(recipe: Recipe, climbs: Ladders) -> Recipe:
 
 
 def _linear_bytes(plan: Plan) -> int:
-    """What a plan's linears take in the file, with scales, zero points and biases."""
+    """The bytes of a plan's linears in the file, with scales, zero points and biases."""
     return sum(row.bytes_after for row in plan if row.role != "embedding")

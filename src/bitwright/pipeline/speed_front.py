@@ -1,4 +1,4 @@
-"""`--min-speedup`: variants with more and fewer units in 16 bit, each written, timed and judged; which to take."""
+"""Finds the result for `--min-speedup`: writes, times and judges variants with different layers in 16 bit."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _PLACE = ".front"  # of the checkpoints; hidden: what a killed run leaves goes w
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What was measured. steps: every combination that was tried. front, speed: the Record's."""
+    """The measurements of all variants. steps: every combination that was tried. front, speed: as in the Record."""
 
     chosen: Step
     steps: list[Step]
@@ -45,8 +45,7 @@ class Timed:
 def measure_front(
     job: Job, quantized: Quantized, moves: Moves, enough: Step, measure: Measure, folder: Path, progress: Progress
 ) -> Timed:
-    """Measure beginnings of the ranking, and take one: of those that are as fast as the recipe asks, and inside its
-    budget, the best.
+    """Measure variants along the ranking, and take the best one that is fast enough and inside the budget.
 
     Args:
         job: its recipe says how many times as fast as the faster of float32 and bf16 the result should be.
@@ -57,7 +56,9 @@ def measure_front(
         The choice looks at tuning data only; the losses on held-out data stand beside it for the reader.
     """
     tried = sorted(dict.fromkeys((*beginnings(moves), enough.kept)), key=len)
-    steps = [measured_step(job.recipe, kept, measure) for kept in progress.track(tried, "losses for the front")]
+    steps = [
+        measured_step(job.recipe, kept, measure) for kept in progress.track(tried, "measuring the loss of variants")
+    ]
     places = {_label(number): folder / _PLACE / str(number) for number in range(len(tried))}
     (folder / _PLACE).mkdir()
     try:
@@ -107,7 +108,7 @@ def _held_out(job: Job, places: Sequence[Path], progress: Progress) -> list[Held
     """The loss of each written variant on held-out data, with its bounds."""
     reference = None if job.reference is None else job.reference.held_out
     if reference is None:
-        reference = run_task(job.scored.held_out, job.model, progress, "held-out texts, float")
+        reference = run_task(job.scored.held_out, job.model, progress, "held-out texts, float model")
     found = []
     for number, place in enumerate(places, 1):
         model = load(place, trust_remote_code=job.opened.loaded.trust_remote_code)
@@ -130,7 +131,7 @@ def speedup(blocks: Sequence[Block], label: str, limit: LoadLimit | None) -> flo
 
 
 def _as_ours(speed: Speed, label: str) -> Speed:
-    """A benchmark of all variants as that of one, which then bears our name."""
+    """The benchmark of all variants, with the chosen variant under our name."""
 
     def renamed(name: str) -> str | None:
         return OURS if name == label else None if name.startswith(OURS) else name

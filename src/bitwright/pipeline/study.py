@@ -1,7 +1,6 @@
-"""What can be learnt about a model, or about a result, without making one."""
+"""Studies a model or a result without quantizing: plan, sensitivity, comparison."""
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,17 +15,16 @@ from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
-from bitwright.pipeline.parts import measure_parts, sensitivity_task
+from bitwright.pipeline.parts import measure_parts
 from bitwright.pipeline.request import Texts, make_texts, resolve_recipe
+from bitwright.pipeline.resources import run_cost
 from bitwright.pipeline.variants import quantize_model
-from bitwright.plan import quantized_names
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
 from bitwright.record import RECORD_FILE, as_data, read_record
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.bench_load import LoadLimit
 from bitwright.search.journal import Journal
-from bitwright.search.sensitivity import parts_of
 
 BENCH_SHAPES = ((1, 16), (8, 128))  # batch, tokens
 _DEFAULT_TEXTS = Texts()
@@ -41,36 +39,24 @@ def preview(
     Returns:
         {"model", "plan": the Record's rows, "targets", "warnings": texts, "estimate": {"seconds", "memory_bytes",
         "disk_bytes", "source_bytes"}}.
-        The time is extrapolated from one timed batch; within a factor of two if no fallback search is needed.
+        Time and memory are within a factor of two if no search for a fallback is needed (`resources.run_cost`).
     """
     progress = progress or Quiet()
     job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code, task=task)
     job = resolve_auto(job, progress)
-    sample = job.scored.probe[:32]
-    whole = job.model.generic
-    whole.encode(sample[:2])
-    start = time.perf_counter()
-    whole.encode(sample)
-    per_text = (time.perf_counter() - start) / len(sample)
-    names = quantized_names(job.plan)
-    sites = [site for site in job.opened.sites if site.name in names]
-    parts = {part.members for part in parts_of(sites)} if sensitivity else ()
-    # A metric of the user's own says nothing of its texts: as many as the probe's are assumed.
-    tuning, held_out = (len(task.texts) or len(job.scored.probe) for task in (job.scored.tuning, job.scored.held_out))
-    each = max(len(sensitivity_task(job).texts), len(job.scored.probe))
-    encoded = len(parts) * each + 2 * (tuning + held_out)
-    source, after = source_bytes(job.opened.loaded.path), sum(row.bytes_after for row in job.plan)
-    in_float32 = sum(p.numel() * 4 for p in job.opened.loaded.model.parameters())
+    progress.say("timing the float model")
+    cost = run_cost(job, sensitivity=sensitivity, shapes=BENCH_SHAPES)
+    after = sum(row.bytes_after for row in job.plan)
     return {
         "model": job.opened.loaded.name,
         "plan": job.plan,
         "targets": job.recipe.targets,
         "warnings": (*_where_a_search_begins(job), *job.warnings, *job.dropped),
         "estimate": {
-            "seconds": 30 + encoded * per_text,
-            "memory_bytes": 2 * in_float32 + 2 * after,
+            "seconds": cost.seconds,
+            "memory_bytes": cost.memory_bytes,
             "disk_bytes": after,
-            "source_bytes": source,
+            "source_bytes": source_bytes(job.opened.loaded.path),
         },
     }
 
@@ -130,9 +116,9 @@ def bench(
     threads: int | None = None, rounds: int = 5, rivals: bool = True, max_load: float = 0.15,
     progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure a result against its float original, which lies at `source`, or where the record says it was.
+    """Measure a result against its float original, which is at `source` or where the record says.
 
-    max_load: cores that other programs may keep busy; rounds in which they keep more are left out.
+    max_load: cores that other programs may keep busy. Rounds in which they keep more do not count.
     """
     directory, progress = Path(directory), progress or Quiet()
     if source is None and (directory / RECORD_FILE).is_file():
@@ -140,7 +126,9 @@ def bench(
         place = Path(recorded.source or "")  # as it was typed: may be relative
         source = place if (place / "config.json").is_file() else None
         if source and ModelDirectory(place).fingerprint != recorded.source_sha256:
-            raise InputError(f"{source}: is not the model that {directory} was made from; say which with --source")
+            raise InputError(
+                f"{source}: this is not the model that {directory} was made from; give the right one with --source"
+            )
     limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
     return run_bench(
         directory, Schedule(shapes, threads or default_threads(), rounds, limit=limit), rivals=rivals,
@@ -151,15 +139,22 @@ def bench(
 
 def _where_a_search_begins(job: Job) -> list[str]:
     goal = job.recipe.budget.goal
-    return [] if goal is None else [f"goal: {goal}: the search begins with this plan, and gives some units more bits"]
+    return (
+        []
+        if goal is None
+        else [f"goal: {goal}: the search begins with this plan, and then gives some layers more bits"]
+    )
 
 
 def _open_journal(journal: str | Path | None, job: Job) -> Journal:
-    """The journal at a place that the user chose, who may have mistaken it for something else."""
+    """The journal at a path that the user chose, checked to be a journal or new."""
     path = None if journal is None else Path(journal)
     begins = path.read_bytes()[:11] if path is not None and path.is_file() else b""
     if begins not in (b"", b'{"context":'):
-        raise InputError(f"{path}: is not a journal of measurements, so nothing is added to it; choose another file")
+        raise InputError(
+            f"{path}: this file is not a journal of measurements, so Bitwright does not write to it; choose another "
+            "file"
+        )
     if path is not None and not path.parent.is_dir():
-        raise InputError(f"{path}: there is no directory {path.parent}")
+        raise InputError(f"{path}: there is no directory {path.parent}; make it, or choose another file")
     return Journal(path, json.dumps(job.context()))

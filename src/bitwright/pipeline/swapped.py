@@ -1,4 +1,4 @@
-"""Quantized modules in the place of a float model's linears, some at a time."""
+"""Puts quantized modules in the place of some of a float model's linears."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +15,9 @@ from bitwright.runtime.swap import swap_one
 
 
 def fold_in(hf: nn.Module, changed: Mapping[str, Callable[[], Tensor]]) -> None:
-    """Give parameters of `hf`, by name, the values that folding left; those without values stay so. Mutates `hf`; where
-    all of them are given, it is the same function in other numbers."""
+    """Give parameters of `hf` the values after folding, by name; those without values stay empty. Mutates `hf`. If all
+    are given, `hf` computes the same function with other numbers.
+    """
     with torch.no_grad():
         for name, load in changed.items():
             parameter = hf.get_parameter(name)
@@ -25,7 +26,7 @@ def fold_in(hf: nn.Module, changed: Mapping[str, Callable[[], Tensor]]) -> None:
 
 
 def folded(model: FloatModel, quantized: Quantized) -> GenericModel:
-    """A float model after folding, whole, with modules of its own where anything was folded."""
+    """A whole float model after folding, with its own copies of the modules that were folded."""
     whole = model.generic
     if quantized.changed:
         if whole is model:
@@ -35,13 +36,13 @@ def folded(model: FloatModel, quantized: Quantized) -> GenericModel:
 
 
 def quantized_modules(quantized: Quantized) -> dict[str, nn.Module]:
-    """By name, the quantized module of each linear."""
+    """The quantized module of each linear, by name."""
     return {name: QuantLinear(pending.load(), name=name) for name, pending in quantized.layers.items()}
 
 
 @contextmanager
 def only_quantized(hf: nn.Module, modules: Mapping[str, nn.Module], names: frozenset[str]) -> Iterator[None]:
-    """`hf` with just these linears replaced by their quantized modules, until the end of the block."""
+    """`hf` with only these linears replaced by their quantized modules, until the end of the `with` block."""
     before = {name: swap_one(hf, name, modules[name]) for name in names}
     try:
         yield

@@ -1,4 +1,4 @@
-"""One tokenizer: what the result's own files give is what transformers reads of the model's, token by token.
+"""Makes sure that the result's tokenizer files give the same tokens as transformers reads from the model's files.
 
 The engine reads tokenizer.json alone; transformers builds a tokenizer of that and of several other files, by rules of
 each class. So both read hard texts and the run's own, before the work. Where they differ, the tokenizer as transformers
@@ -30,7 +30,7 @@ _OTHERS = ("special_tokens_map.json", "added_tokens.json")
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What a result has for its tokenizer.
+    """The tokenizer files of a result, and a warning if there is one.
 
     files: in place of the source's, by name. note: what a reader should know.
     """
@@ -43,12 +43,14 @@ NO_TOKENIZER_FILES = TokenizerFiles()
 
 
 def tokenizer_files(loaded: LoadedModel, items: Sequence[object]) -> TokenizerFiles:
-    """What a result needs so that the engine and transformers read the same in hard texts, and in `items`."""
+    """The files that a result needs so that the engine and transformers tokenize hard texts and `items` equally."""
     theirs, settings = loaded.tokenizer, dict(loaded.directory.object(SETTINGS) or {})
     only_theirs = {SETTINGS: _json(settings | {GENERIC_KEY: True})}
     if not getattr(theirs, "is_fast", False):
         kind = type(theirs).__name__
-        return TokenizerFiles(only_theirs, f"{kind} runs in Python: only transformers reads the result's tokenizer")
+        return TokenizerFiles(
+            only_theirs, f"{kind} runs in Python, so only transformers can read the result's tokenizer"
+        )
     if loaded.task == "text-generation":  # which transformers tokenizes for
         there = (loaded.path / TOKENIZER).is_file()
         return TokenizerFiles() if there else TokenizerFiles(_as_transformers_has_it(theirs, loaded.directory))
@@ -67,19 +69,23 @@ def tokenizer_files(loaded: LoadedModel, items: Sequence[object]) -> TokenizerFi
         if left is None and problem is None:
             left = _Compared(again, singles, pairs, limit, loaded.path).with_transformers(theirs)
     if left is None and problem is None:
-        return TokenizerFiles(files, f"tokenizer.json is written anew, as transformers reads the files ({difference})")
-    return TokenizerFiles(only_theirs, f"only transformers reads the result's tokenizer: {problem or left}")
+        return TokenizerFiles(
+            files,
+            "tokenizer.json was written again as transformers reads the model's files, because the two differed "
+            f"({difference})",
+        )
+    return TokenizerFiles(only_theirs, f"only transformers can read the result's tokenizer: {problem or left}")
 
 
 class _Reader(NamedTuple):
-    """What `read_texts` takes for a model."""
+    """The argument of `read_texts` for a model."""
 
     tokenizer: Any
     path: Path
 
 
 class _Compared:
-    """What one tokenizer of transformers reads, to be compared with what another one does."""
+    """The tokens of one transformers tokenizer, to compare with those of another tokenizer."""
 
     def __init__(self, theirs: Any, singles: list[str], pairs: list[Pair], limit: int, where: Path) -> None:
         self.singles, self.pairs, self.limit, self.where = singles, pairs, limit, where
@@ -96,7 +102,7 @@ class _Compared:
         return self._difference(self._read_ours(ours, self.singles, None), self._read_ours(ours, *_sides(self.pairs)))
 
     def with_transformers(self, other: Any) -> str | None:
-        """As calling it, with another tokenizer of transformers."""
+        """As calling it, but with another transformers tokenizer."""
         return self._difference(*self._read(other))
 
     def _read(self, tokenizer: Any) -> tuple[Tokens, Tokens]:
@@ -115,9 +121,12 @@ class _Compared:
         for items, expected, found in rows:
             for i, item in enumerate(items):
                 if expected.ids[i] != found.ids[i]:
-                    return f"{brief(item)} is {brief(expected.ids[i])} to transformers, {brief(found.ids[i])} to us"
+                    return (
+                        f"transformers reads {brief(item)} as {brief(expected.ids[i])}, but Bitwright reads it as "
+                        f"{brief(found.ids[i])}"
+                    )
                 if _types(expected, i) != _types(found, i):
-                    return f"the token types of {brief(item)}"
+                    return f"the token types of {brief(item)} differ"
         return None
 
 
@@ -146,7 +155,7 @@ def _as_transformers_has_it(theirs: Any, directory: ModelDirectory) -> dict[str,
 
 
 def _side_files(directory: ModelDirectory, folder: Path, files: Mapping[str, bytes]) -> ModelDirectory:
-    """A directory with the files of a tokenizer that a result will have."""
+    """A directory with the tokenizer files that a result will have."""
     for name in (CONFIG_FILE, SETTINGS, *_OTHERS):
         if (directory.path / name).is_file():
             shutil.copyfile(directory.path / name, folder / name)

@@ -1,4 +1,4 @@
-"""Features of a model, from a small calibration sample that goes once through it."""
+"""Measures features of a model in one pass over a small calibration sample."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -36,7 +36,7 @@ def measure_features(
     inputs = find_inputs(model, opened.architecture, here)
     found: list[Features] = []
     for stage in stream_lazily(opened, here, batches, fast=True):
-        progress.say(f"looking at block {stage.index}")
+        progress.say(f"analyzing block {stage.index}")
         stats = stage.observe(stage.sites, partial(observe, gram=True, fast=stage.fast))
         for unit in dict.fromkeys(site.unit for site in stage.sites):
             members = [site for site in stage.sites if site.unit == unit]
@@ -53,7 +53,7 @@ def measure_features(
 def _seen(
     model: nn.Module, sites: Sequence[LinearSite], inputs: Sequence[SharedInput], stats: Mapping[str, LayerStats]
 ) -> list[Seen]:
-    """The tensors that the linears of a unit read; of experts those of a few that tokens reached, evenly spaced."""
+    """The inputs of a unit's linears; for experts, the inputs of a few that tokens reached, evenly spaced."""
     reads = {site.name: site.reads for site in sites}
     read: list[tuple[LayerStats, list[str], bool]] = []
     for shared in inputs:

@@ -1,4 +1,4 @@
-"""What rounding does to the values of each linear: histograms of its weights and inputs, before and after."""
+"""Histograms of each linear's weights and inputs before and after rounding."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ _SAMPLE_ROWS = 512  # tokens per linear whose values the report's histograms sho
 
 
 def describe_distributions(job: Job, quantized: Quantized) -> tuple[Distribution, ...]:
-    """The Record's histograms: weights and inputs of every quantized linear, before and after."""
+    """The Record's histograms: weights and inputs of every quantized linear, before and after rounding."""
     texts = as_texts(job.scored.probe[:32])
     batches = token_batches(job.model.tokenizer, texts, max_tokens=job.model.max_tokens, batch_size=8)
     layers = quantized.layers_for(job.plan)

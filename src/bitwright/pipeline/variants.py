@@ -1,4 +1,4 @@
-"""Variants of a model: its linears quantized, and any plan carried out with them, in memory or on disk."""
+"""Makes variants of a model: quantizes its linears, and carries out any plan with them, in memory or on disk."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -29,7 +29,7 @@ from bitwright.search.ladder import Ladders
 
 
 def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantized:
-    """Quantize every linear of the job's plan. What is done is kept in `folder`, if the model must be run for it.
+    """Quantize every linear of the job's plan. Finished work is kept in `folder` if the model must run for it.
 
     Raises:
         NumericsError: NaN or infinity in a weight or in what enters a linear; the message names the linear.
@@ -54,7 +54,7 @@ def calibration_batches(job: Job, at_most: int | None = None) -> list[dict[str, 
     """
     items, settings = job.scored.calibration[:at_most], job.recipe.calibration
     if not items:
-        raise RecipeError("a method that looks at inputs needs calibration texts, and there are none; give --data")
+        raise RecipeError("a method of the recipe needs calibration texts, but there are none; give some with --data")
     if job.opened.streams:
         batches = [{"input_ids": part} for part in torch.split(torch.tensor(items), settings.batch_size)]
     else:
@@ -80,7 +80,7 @@ def with_tables(job: Job, quantized: Quantized) -> Quantized:
 
 
 def with_finer(job: Job, quantized: Quantized, climbs: Ladders) -> Quantized:
-    """The linears of fewer than 8 bits beside the 8-bit forms to which their units may climb."""
+    """The linears with fewer than 8 bits, and the 8-bit forms that may replace them."""
     rows = [replace(row, scheme=climbs[row.unit][0]) for row in job.plan if row.unit in climbs]
     finer = at_eight_bits(job.opened.loaded, quantized, tuple(rows))
     if not job.opened.streams:  # there is memory for what a search asks for again and again
@@ -89,8 +89,9 @@ def with_finer(job: Job, quantized: Quantized, climbs: Ladders) -> Quantized:
 
 
 def stored_plan(job: Job, quantized: Quantized) -> Plan:
-    """The job's plan with the bytes of input transforms, which are known once methods have looked for them: a float32
-    per feature and scale or shift."""
+    """The job's plan with the bytes of input transforms, which are known only after the methods ran: a float32 per
+    feature for each scale or shift.
+    """
     forms = {name: layer.form for name, layer in quantized.layers_for(job.plan).items()}
     parts = {name: form.scales_input + form.shifts_input for name, form in forms.items()}
     added = [4 * row.shape[1] * parts.get(row.name, 0) for row in job.plan]
@@ -98,7 +99,7 @@ def stored_plan(job: Job, quantized: Quantized) -> Plan:
 
 
 def candidate(job: Job, quantized: Quantized) -> Model:
-    """The model with everything that the job's plan says done to it: what the checkpoint will hold."""
+    """The model after the whole plan of the job: what the checkpoint will hold."""
     dtypes = half_dtypes(job.plan)
     changes = Changes(
         layers={name: layer.load for name, layer in quantized.layers_for(job.plan).items()},
@@ -122,7 +123,7 @@ def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
 
 
 def dequantized(job: Job, quantized: Quantized) -> Model:
-    """The float model whose weights are the numbers that the checkpoint's codes stand for."""
+    """The float model whose weights are the dequantized codes of the checkpoint."""
     tables, layers = quantized.tables, quantized.layers_for(job.plan)
 
     def part(name: str, number: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The hidden directory beside a result in the making."""
+"""The hidden work directory beside an unfinished result."""
 
 import fcntl
 import json
@@ -17,7 +17,7 @@ JOURNAL, STAGED, LOCK, CONTEXT = "journal.jsonl", "checkpoint", "lock", "context
 
 @contextmanager
 def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]:
-    """Where measurements and the staged checkpoint lie until the result is complete.
+    """The directory for measurements and the staged checkpoint until the result is complete.
 
     It goes when the work is done. Of a run that ends early stay the measurements and the blocks that were done, if
     there are any.
@@ -32,7 +32,7 @@ def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise InputError(f"{out}: another run is writing there now; wait for it, or choose another --out") from None
+        raise InputError(f"{out}: another run is writing here now; wait for it, or choose another --out") from None
     for leftover in work.glob(".*"):  # what a run was writing when it was killed
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     try:
@@ -43,7 +43,7 @@ def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]
         if not _kept(work):
             shutil.rmtree(work, ignore_errors=True)
         elif not isinstance(error, InputError):  # such a command is not to be repeated as it is
-            progress.say(f"what was done is kept in {work}; the same command goes on from there")
+            progress.say(f"the finished work is kept in {work}; run the same command again to continue")
         raise
     else:
         shutil.rmtree(work, ignore_errors=True)
@@ -52,7 +52,7 @@ def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]
 
 
 def claim(work: Path, context: dict[str, str]) -> None:
-    """Note in a work directory what its content depends on; an earlier run's content must depend on the same.
+    """Note what a work directory's content depends on, and refuse content of an earlier run that differs.
 
     What lies there without such a note is what the removal of a finished run's directory left: it goes.
 
@@ -75,11 +75,11 @@ def claim(work: Path, context: dict[str, str]) -> None:
     if different := [name for name, digest in context.items() if earlier.get(name) != digest]:
         what = " and its ".join(different)
         raise InputError(
-            f"{work}: holds the work of an interrupted run that differs from this one in its {what}; repeat that run's "
-            "command to finish it, choose another --out, or delete the directory to start over"
+            f"{work}: this directory holds an interrupted run that differs from this one in its {what}. Run its "
+            "command again to finish it, choose another --out, or delete the directory to start over"
         )
 
 
 def _kept(work: Path) -> list[Path]:
-    """The files that a run keeps for the next."""
+    """The files that a run keeps for the next run."""
     return [*work.glob(JOURNAL), *work.glob("shard-*"), *work.glob("inputs-*")]

@@ -1,1 +1,1 @@
-"""One stage of a model, and all of them, quantized."""
+"""Quantizes one stage of a model, or all of them."""

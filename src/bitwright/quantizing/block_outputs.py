@@ -1,4 +1,4 @@
-"""What a block puts out, before and after its linears are rounded: simulated, compared, never timed."""
+"""Compares a block's outputs before and after its linears are rounded."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,5 +1,5 @@
-"""From a plan to quantized linears: by running the model block by block where a method needs to see inputs, else tensor
-by tensor without running it at all.
+"""Quantizes the linears of a plan: block by block if a method needs the inputs, else tensor by tensor without running
+the model.
 """
 
 import time
@@ -63,7 +63,7 @@ class Quantized:
         return {row.name: self._as(row.name, SCHEMES[row.scheme]) for row in plan if row.name in names}
 
     def changed_for(self, plan: Plan) -> dict[str, Callable[[], Tensor]]:
-        """Every float parameter that is another than the source's if `plan` is carried out."""
+        """Every float parameter that differs from the source after `plan` is carried out."""
         layers = self.layers_for(plan)
         folded = {name: load for name, load in self.changed.items() if name.removesuffix(".weight") not in layers}
         as_asked = {name for name, layer in layers.items() if layer is self.layers[name]}
@@ -94,7 +94,7 @@ def quantize_linears(
     loaded: LoadedModel, plan: Plan, recipe: Recipe, batches: Sequence[Mapping[str, Tensor]], folder: Path | None,
     progress: Progress,
 ) -> Quantized:  # fmt: skip
-    """Quantize every linear that `plan` says.
+    """Quantize every linear of `plan`.
 
     Args:
         loaded: where the model lies; its own modules are neither used nor changed.
@@ -139,7 +139,7 @@ def _rounded(
 
 
 def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:
-    """Each weight is read and rounded when it is asked for."""
+    """Quantize tensor by tensor: each weight is read and rounded when it is asked for."""
     ranges = {name: RANGES[recipe.weight_range or METHODS[row.method].range] for name, row in rows.items()}
     layers = {
         name: _pending(row, partial(_rounded, row, ranges[name], loaded.source, {})) for name, row in rows.items()
@@ -180,7 +180,7 @@ def _block_by_block(
     resume = shards.resume()
     begin = resume[0]
     if begin:
-        progress.say(f"going on with block {begin}: an earlier run did those before it")
+        progress.say(f"continuing with block {begin}, because an earlier run finished the blocks before it")
     stages = stream_lazily(opened, sites, batches, resume=resume, fast=True)
     count, kept, cost = begin, time.monotonic(), 0.0
     for stage in stages:

@@ -1,4 +1,4 @@
-"""What enters the linears of a stage: statistics, and what is lent to experts that saw too little."""
+"""Observes what enters the linears of a stage, and lends statistics to experts that saw too few tokens."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

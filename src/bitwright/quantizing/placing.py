@@ -1,4 +1,4 @@
-"""A rounded linear, put in its place: as it is stored, and as the model in memory goes on with it."""
+"""Puts a rounded linear in its place: in the form that is stored, and in the model in memory."""
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def put_in_place(work: Work, name: str, rounded: Rounded, static: StaticGrid | N
 
 
 def _new_bias(work: Work, name: str, rounded: Rounded) -> Tensor | None:
-    """The bias that belongs to the rounded weight, if it is another than the model's: float32 (N,)."""
+    """The bias of the rounded weight if it differs from the model's: float32 (N,)."""
     bias, transform = work.linear(name).bias, work.applied.get(name)
     shifted = transform is not None and transform.shift_K is not None
     if rounded.bias_N is None and not shifted:

@@ -1,4 +1,4 @@
-"""The linears that read one input, rounded by what was seen of it."""
+"""Rounds the linears that read one input, with the statistics of that input."""
 
 from collections.abc import Sequence
 
@@ -73,7 +73,7 @@ def _rounded(work: Work, names: Sequence[str]) -> list[Rounded]:
 
 
 def _note_errors(work: Work, name: str, rounded: Rounded) -> None:
-    """What the rounding notes, and the errors that it leaves: for the Record."""
+    """Note the rounding's remarks and its errors, for the Record."""
     weight, stats, input_spec = weight_of(work.linear(name)), work.stats.get(name), work.scheme(name).input
     work.notes[name] |= rounded.notes
     work.notes[name] |= output_errors(weight, rounded.qtensor.dequantize(), stats)
@@ -90,8 +90,8 @@ def _static_grid(work: Work, name: str) -> StaticGrid | None:
     if stats is None:
         seen = work.notes[name]["n_tokens"]
         raise NumericsError(
-            f"{name}: {seen} calibration tokens reached it, too few for a static range; calibrate on more, or use a "
-            "dynamic scheme"
+            f"{name}: only {seen} calibration tokens reached this linear, which is too few for a static range; "
+            "calibrate on more text, or use a dynamic scheme"
         )
     range_ = work.plan.recipe.range
     if range_ in EXACT_RANGES:

@@ -1,4 +1,4 @@
-"""What became of one stage of a model, on disk: a file appears complete or not at all, and is read tensor by tensor.
+"""Keeps the result of each stage on disk. A file appears complete or not at all, and is read tensor by tensor.
 
 A work directory holds `shard-00007.safetensors` for every stage that is done, and `inputs-00008.safetensors`: what the
 next stage starts from. A run that is killed goes on from there, and loses the stage under way at most; what it computes
@@ -37,7 +37,7 @@ _FACTS = "facts"  # a tensor of bytes: JSON
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What quantizing one stage gave.
+    """The result of quantizing one stage.
 
     layers: the quantized linears by name. changed: float parameters that a fold changed, weights of quantized linears
     among them: they count where such a linear falls back to 16 bit. rebiased: quantized linears whose bias is another
@@ -163,7 +163,7 @@ class _File:
             return read_values(self.tensors, key, 0, self.tensors.shape(key))
 
     def facts(self) -> Any:
-        """What is no tensor."""
+        """The values that are not tensors."""
         told = self.tensor(_FACTS)
         with _reading(self.path):
             return json.loads(told.numpy().tobytes())
@@ -171,13 +171,13 @@ class _File:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What a damaged file makes go wrong, as one error that says what to do."""
+    """Turn every failure of a damaged file into one error that says what to do."""
     try:
         yield
     except (OSError, ValueError, KeyError, CheckpointError) as error:
         found = str(error).removeprefix(f"{path}: ").partition("; ")[0]
         raise CheckpointError(
-            f"{path}: what an earlier run kept is damaged ({found}); delete {path.parent} to start over"
+            f"{path}: this file of an earlier run is damaged ({found}); delete {path.parent} to start over"
         ) from None
 
 
@@ -210,8 +210,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
             write_safetensors(temporary, kept)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); what was done before is kept: make room, and repeat the "
-            "command to go on from there"
+            f"{path}: this file cannot be written ({error.strerror}). The work so far is kept; free some space, and "
+            "run the same command again to continue"
         ) from None
 
 
@@ -224,7 +224,7 @@ def _flatten(value: Any, key: str, into: dict[str, Tensor]) -> Any:
         return [_flatten(part, f"{key}.{number}", into) for number, part in enumerate(value)]
     if value is None:
         return None
-    raise CheckpointError(f"a block put out a {type(value).__name__}; tensors and tuples of them can be kept")
+    raise CheckpointError(f"a block gave a {type(value).__name__}, but only tensors and tuples of tensors can be kept")
 
 
 def _restored(structure: Any, file: _File) -> Any:

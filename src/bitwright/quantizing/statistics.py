@@ -1,4 +1,4 @@
-"""What calibration saw, by the linears that are quantized by it."""
+"""The calibration statistics of each linear."""
 
 from collections.abc import Callable, Iterable, Sequence
 

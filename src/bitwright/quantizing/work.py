@@ -1,4 +1,4 @@
-"""A stage under way: what is to be done with it, and what is known of its linears so far.
+"""The state of a stage during the work: its plan, and what is known about its linears.
 
 A stage is a block, or several that must be observed together. Its linears come in sets that read the same input: a
 transform is chosen for such a set, a rounding for each linear.

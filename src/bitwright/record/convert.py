@@ -58,7 +58,7 @@ def from_data(section: type[T], data: Any, source: str = "record") -> T:
     except _WrongValueError as wrong:
         raise CheckpointError(f"{source}: {wrong}") from None
     except RecursionError:
-        raise CheckpointError(f"{source}: is nested too deeply to be read") from None
+        raise CheckpointError(f"{source}: the data is nested too deeply") from None
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.atomic import write_text_atomically
-from bitwright.errors import CheckpointError
+from bitwright.errors import CheckpointError, brief
 from bitwright.record.convert import from_data, plain_data
 from bitwright.record.sections import RECORD_VERSION, Record
 
@@ -34,15 +34,24 @@ def read_record(path: Path) -> Record:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no record here; is this a directory that `bitwright quantize` wrote?") from None
+        raise CheckpointError(
+            f"{path}: there is no record here; give a directory that `bitwright quantize` wrote"
+        ) from None
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as a record ({error}); run `bitwright quantize` again") from None
     version = data.get("record_version") if isinstance(data, dict) else None
     if version != RECORD_VERSION:
-        raise CheckpointError(
-            f"{path}: record_version is {version!r}, this release reads {RECORD_VERSION}; update Bitwright"
-        )
+        raise CheckpointError(f"{path}: {_not_readable(data, version)}")
     return record_of(data, str(path))
+
+
+def _not_readable(data: Any, version: Any) -> str:
+    """Why a record of this version is not read, which release wrote it, and what to do."""
+    writer = data.get("bitwright_version") if isinstance(data, dict) else None
+    written = f", written by Bitwright {brief(writer)}" if writer else ""
+    later = isinstance(version, int) and version > RECORD_VERSION
+    remedy = "update Bitwright" if later else "quantize the model again, or use the release that wrote it"
+    return f"record_version is {brief(version)}{written}; this release reads {RECORD_VERSION}: {remedy}"
 
 
 def record_of(data: Mapping[str, Any], source: str = "record") -> Record:
@@ -58,7 +67,7 @@ def record_of(data: Mapping[str, Any], source: str = "record") -> Record:
 
 
 def _with_starved(row: Any) -> Any:
-    """A row of `layers` whose sentence about a starved expert, if it is one that we wrote, is told in fields."""
+    """A row of `layers` of an earlier release, with its sentence about a starved expert turned into fields."""
     said = row.get("starved") if isinstance(row, Mapping) else None
     match = _OLD_STARVED.fullmatch(said) if isinstance(said, str) else None
     if match is None or match[3] not in _OLD_POLICIES:

@@ -1,4 +1,4 @@
-"""The sections of the Record that say what was made, of what, and on what grounds."""
+"""The sections of the Record about what was made, from what, and why."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -122,8 +122,9 @@ ALL_INT8 = "all-INT8"  # in `Speed`, the runtime of the checkpoint with 8 bits f
 
 @dataclass(frozen=True, slots=True)
 class Smallest:
-    """What the goal "smallest" brought. bytes: of the result's linears, with scales, zero points and biases.
-    int8_bytes: of the same with 8 bits for every unit, of which `Speed` has rows too, if anything was timed.
+    """The outcome of the goal "smallest". bytes: of the result's linears, with scales, zero points and biases.
+    int8_bytes: of the same linears with 8 bits for every unit. `Speed` has rows of that variant too, if anything was
+    timed.
     """
 
     bytes: int
@@ -146,7 +147,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class RejectedMethod:
-    """A method that no unit got, and the numbers that spoke against it."""
+    """A method that no unit got, and the numbers against it."""
 
     method: str
     why: str
@@ -154,7 +155,7 @@ class RejectedMethod:
 
 @dataclass(frozen=True, slots=True)
 class UnitEvidence:
-    """What one unit of linears looked like, and the method that it got.
+    """The features of one unit of linears, and the method that it got.
 
     expected: of each method, the relative error of the outputs that it is expected to leave. The other features are as
     `search.features` measures them.
@@ -181,7 +182,7 @@ class UnitEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What `method: auto` was decided on.
+    """The evidence for the choices of `method: auto`.
 
     rtn_loss: of the whole model rounded to nearest. tolerable_error: of a unit's outputs. overruled: linears whose
     method the recipe names. cost, resources: what calibrating takes, and what there was.

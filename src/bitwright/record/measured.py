@@ -1,4 +1,4 @@
-"""The sections of the Record that say what quantizing does to the outputs."""
+"""The sections of the Record about the effect of quantization on the outputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from bitwright.record.convert import NULL
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What the loss is a loss of. unit: what a sample is, in the plural. protocol: of perplexity."""
+    """The metric of the loss. unit: the name of its samples in the plural. protocol: how perplexity was measured."""
 
     name: str | None = None
     kind: str | None = None
@@ -85,7 +85,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """What the fallback search, or the front, measured of one combination, on tuning data.
+    """The measurements of one combination of schemes in a search, on tuning data.
 
     units: those that got more bits; earlier releases named `unit`, the last of them, alone. schemes: what each of them
     got; earlier releases knew 16 bit alone. chosen: whether it was taken.

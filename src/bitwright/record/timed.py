@@ -1,4 +1,4 @@
-"""The sections of the Record that say how fast it is, and where that was measured."""
+"""The sections of the Record about speed, and about the machine that measured it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,9 @@ class SpeedRow:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What was not measured. runtime: "all" for a shape that is too long for the model, or met a busy machine."""
+    """A runtime or shape that was not measured. runtime: "all" for a shape that is too long for the model, or that met
+    a busy machine.
+    """
 
     runtime: str
     reason: str
@@ -84,8 +86,8 @@ class FrontRow:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Variants that give more and fewer of `n_units` units more bits. met: whether one is fast enough inside the
-    budget. busy: other programs disturbed the timing, so nothing is met.
+    """Variants in which different numbers of the `n_units` units get more bits. met: whether one is fast enough and
+    inside the budget. busy: other programs disturbed the timing, so nothing is met.
     """
 
     min_speedup: float

@@ -1,1 +1,1 @@
-"""Running models: `load()` for a model with the Hugging Face forward and `encode()`, and measuring how fast it is."""
+"""Runs models: `load()` gives a model with `encode()` and the Hugging Face forward; `bench` measures its speed."""

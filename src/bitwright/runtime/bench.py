@@ -1,4 +1,4 @@
-"""How fast, how large: a quantized checkpoint against its float source and against other runtimes, on this machine.
+"""Measures speed and memory of a quantized checkpoint, its float source and other runtimes on this machine.
 
 Other work, clock changes and caches move absolute times by tens of percent from minute to minute. So the runtimes are
 interleaved: one process each, loaded once; shape by shape, and inside a shape round by round, A B C A B C. Only one
@@ -33,19 +33,19 @@ LOAD_TIMEOUT_S = 900.0
 BLOCK_TIMEOUT_S = 900.0
 
 PEAK_RSS_INCLUDES = (
-    "largest resident memory of the runtime's own process over all shapes: interpreter, libraries, model, activations "
-    "and mapped file pages; a rival's conversion runs in another process and is not in it"
+    "the largest resident memory of the runtime's own process over all shapes: interpreter, libraries, model, "
+    "activations and mapped file pages. A conversion runs in another process and is not counted"
 )
 LOAD_INCLUDES = (
-    "importing the runtime's libraries and opening the model, files in the page cache or not as it came; "
-    "a rival's conversion is not in it"
+    "the time to import the runtime's libraries and open the model, whether its files were in the page cache or "
+    "not. A conversion is not counted"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What is timed, and how often. shapes: (batch, tokens). threads: of each runtime. block_s: length of a block.
-    limit: of what other programs may do meanwhile; without one every round counts.
+    """What is timed, and how often. shapes: (batch, tokens). threads: for each runtime. block_s: the length of a block
+    in s. limit: what other programs may do meanwhile; without one every round counts.
     """
 
     shapes: Sequence[Shape]
@@ -57,7 +57,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A runtime whose model is loaded. note: how a rival was converted."""
+    """A runtime with a loaded model. note: how another runtime's model was converted."""
 
     name: str
     worker: Worker
@@ -75,7 +75,8 @@ def run_bench(
     slow: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure the checkpoint `directory`, and with `source` (the float model) fp32, bf16 and, with `rivals`, others.
+    """Measure the checkpoint `directory`; with `source` (the float model) also fp32 and bf16, and with `rivals` other
+    runtimes.
 
     others: more checkpoints of the same model, by the names of their rows. slow: also rivals that take minutes.
 
@@ -128,7 +129,7 @@ def run_bench(
                         raise
                     reason = str(error).splitlines()[0]
             if reason is not None:
-                progress.say(f"{name}: skipped: {reason}")
+                progress.say(f"skipping {name}: {reason}")
                 skipped.append({"runtime": name, "reason": reason})
         cosines = _compare_outputs(running, shapes[0], scratch)
         measured = list(_measure(running, schedule, progress))
@@ -193,7 +194,9 @@ def _fitting(shapes: Sequence[Shape], max_tokens: int | None) -> tuple[list[Shap
     too_long = [shape for shape in distinct if max_tokens is not None and shape[1] > max_tokens]
     fitting = [shape for shape in distinct if shape not in too_long]
     if not fitting:
-        raise InputError(f"shapes = {distinct}: the model takes at most {max_tokens} tokens; ask for shorter texts")
+        raise InputError(
+            f"shapes = {distinct} are too long: the model takes at most {max_tokens} tokens; ask for shorter texts"
+        )
     reason = "shape {0} × {1}: {1} tokens are more than the model's {2}"
     return fitting, [{"runtime": "all", "reason": reason.format(*shape, max_tokens)} for shape in too_long]
 
@@ -201,15 +204,15 @@ def _fitting(shapes: Sequence[Shape], max_tokens: int | None) -> tuple[list[Shap
 def _why_not(runtime: Runtime, has_source: bool) -> str | None:
     """Why a runtime cannot be measured here, or None."""
     if not has_source and not runtime.reads_checkpoint:
-        return "it runs the float model, and no source directory was given"
+        return "it runs the float model, but no source directory was given"
     missing = [package for package in runtime.needs if find_spec(package) is None]
-    return f"not installed: {', '.join(missing)}; pip install 'bitwright[rivals]'" if missing else None
+    return f"{', '.join(missing)} not installed; run: pip install 'bitwright[rivals]'" if missing else None
 
 
 def _start(
     label: str, name: str, source: Files, scratch: Path, threads: int, stack: ExitStack, progress: Progress
 ) -> _Running:
-    """Convert the model in a process of its own if the runtime needs that; load it in another, which `stack` ends.
+    """Convert the model in its own process if the runtime needs that. Load it in another process, which `stack` ends.
 
     label: of the row; name: of the runtime."""
     runtime, file_name = RUNTIMES[name], label.replace(" ", "-")

@@ -15,7 +15,7 @@ FIRST_ORDINARY_TOKEN = 1000
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What a configuration says about a model's inputs and shape.
+    """The facts of a configuration about a model's inputs and shape.
 
     vocabulary: number of token ids. max_tokens: the longest text, None where neither config.json nor transformers says.
     n_heads, hidden_size: of its attention, 0 where the configuration does not say.
@@ -29,14 +29,16 @@ class ModelShape:
 
 
 def model_shape(directory: ModelDirectory) -> ModelShape:
-    """What config.json of a directory says.
+    """Read the model's shape from the config.json of a directory.
 
     Raises:
         ModelError: no such file, not JSON, no vocabulary size in it, or a family without a row.
     """
     config = directory.config
     if not isinstance(config.get("vocab_size"), int):
-        raise ModelError(f"{directory.path / CONFIG_FILE}: no vocab_size, so there are no token ids to draw from")
+        raise ModelError(
+            f"{directory.path / CONFIG_FILE}: there is no vocab_size, so the benchmark cannot draw token ids"
+        )
     row = architecture_of(str(config.get("model_type")))
     positions = config.get(*row.keys.positions)
     return ModelShape(

@@ -1,4 +1,4 @@
-"""The driver's end of a benchmark worker: start it, ask it, and tell what happened when it does not answer."""
+"""Drives a benchmark worker: starts it, sends requests, and reports what happened if it does not answer."""
 
 import json
 import os
@@ -36,7 +36,9 @@ def worker_command(
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """Our environment, with OpenMP's threads set, no network, and the usage statistics of OpenVINO and NNCF off."""
+    """Our environment with OpenMP's thread count, but without network and without OpenVINO's and NNCF's usage
+    statistics.
+    """
     return os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",

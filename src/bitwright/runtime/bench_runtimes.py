@@ -1,4 +1,4 @@
-"""What the benchmark compares: one row per runtime, each with a way to open a model and to run it.
+"""The runtimes of the benchmark: one row each, with a function to open a model and one to run it.
 
     runtime            reads                              arithmetic
     torch fp32         the float source                   fp32, transformers, scaled-dot-product attention
@@ -41,7 +41,7 @@ CALIBRATION_TOKENS = 128
 
 
 class Files(NamedTuple):
-    """What a runtime reads. task: what the model is for, if the user says it."""
+    """The files that a runtime reads. task: the model's task, if the user gives it."""
 
     path: Path
     task: TaskName | None = None
@@ -109,7 +109,7 @@ def _torch_forward(model: "nn.Module", threads: int) -> Forward:
 
 
 def _output_of(outputs: Any) -> Any:
-    """What is compared and exported: the first output; of question answering start and end, (B, T, 2)."""
+    """The output that is compared and exported: the first; for question answering start and end, (B, T, 2)."""
     import torch
 
     if "start_logits" in outputs:
@@ -127,7 +127,7 @@ def _load_source(files: Files, dtype: str) -> "nn.Module":
 
 
 def _for_export(model: "nn.Module", shape: ModelShape) -> "tuple[nn.Module, tuple[Any, Any]]":
-    """The model as a module of two positional inputs and one output, and an example of those inputs."""
+    """The model as a module with two positional inputs and one output, and an example of the inputs."""
     import torch
 
     class FirstOutput(torch.nn.Module):
@@ -143,7 +143,7 @@ def _for_export(model: "nn.Module", shape: ModelShape) -> "tuple[nn.Module, tupl
 
 
 def _prepare_onnxruntime(source: Files, output: Path) -> str | None:
-    """Export, fuse attention, layer norm and GELU as ONNX Runtime's own optimizer does, then quantize the weights."""
+    """Export the model, fuse attention, layer norm and GELU with ONNX Runtime's optimizer, and quantize the weights."""
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
@@ -199,7 +199,9 @@ def _open_onnxruntime(files: Files, threads: int) -> Forward:
 
 
 def _prepare_openvino(source: Files, output: Path) -> str | None:
-    """Convert, then quantize with NNCF's defaults for transformers. Random tokens calibrate: only speed is asked."""
+    """Convert the model, then quantize it with NNCF's defaults. Random tokens calibrate, because only speed matters
+    here.
+    """
     import nncf
     import openvino
 
@@ -237,7 +239,7 @@ def _prepare_ctranslate2(source: Files, output: Path) -> str | None:
 
     settings = ModelDirectory(source.path).config
     if "For" in (name := (settings.get("architectures") or [""])[0]):
-        raise TargetError(f"its encoder gives hidden states, and {name} has a head")
+        raise TargetError(f"its encoder gives only hidden states, but {name} has a head")
     # Its converter asks for a setting that newer transformers no longer write.
     copy = output / "source"
     copy.mkdir()

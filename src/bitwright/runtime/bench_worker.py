@@ -1,4 +1,4 @@
-"""One runtime in a process of its own, driven by JSON lines (`python -m bitwright.runtime.bench_worker --help`).
+"""Runs one runtime in its own process, driven by JSON lines (`python -m bitwright.runtime.bench_worker --help`).
 
     first line out                                          {"load_s"} once the model is ready
     {"do": "block", "batch", "tokens", "seed", "block_s"}   {"samples_ms", "start_s", "end_s", "idle_cores"}
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--config-from", type=Path, required=True, help="directory of the config.json")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--task", choices=TASKS, help="what the model is for, if its files do not say it")
+    parser.add_argument("--task", choices=TASKS, help="the model's task, if its files do not say it")
     parser.add_argument("--prepare", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
     requests, replies = _claim_standard_streams()
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.prepare is not None:
             if runtime.prepare is None:
-                raise ValueError(f"{options.runtime} needs no preparation")
+                raise ValueError(f"the runtime {options.runtime} needs no preparation")
             reply({"note": runtime.prepare(files, options.prepare)})
             return 0
         shape = model_shape(ModelDirectory(options.config_from))
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _claim_standard_streams() -> tuple[TextIO, TextIO]:
-    """Keep stdin and stdout for the protocol; what libraries print goes to stderr, and what they read is empty."""
+    """Keep stdin and stdout for the protocol: libraries print to stderr and read an empty input."""
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDONLY)

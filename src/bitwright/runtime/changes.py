@@ -1,4 +1,4 @@
-"""`Changes`: how a variant of a model differs from its float source, and what makes it so."""
+"""`Changes`: how a variant of a model differs from its float source, and how to make it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Changes:
 
     @property
     def swaps(self) -> bool:
-        """Whether any module gives way to one of ours; else the variant is a float model with other numbers."""
+        """Whether any module is replaced by one of ours; if not, the variant is a float model with other numbers."""
         return bool(self.layers or self.half or self.tables)
 
 
@@ -38,14 +38,14 @@ NO_CHANGES = Changes()
 
 
 class FloatModel(Model, Protocol):
-    """A source, of which variants can be made."""
+    """A float model from which variants can be made."""
 
     def changed(self, changes: Changes) -> Model:
-        """The variant that these changes make. The source stays as it is."""
+        """The variant with these changes. The source does not change."""
 
 
 def apply_changes(model: nn.Module, architecture: Architecture, changes: Changes, prefix: str = "") -> None:
-    """Make the changes in the modules of `model` whose names begin with `prefix` and that have values. Mutates it."""
+    """Make the changes in the modules of `model` that have values and names with `prefix`. Mutates the model."""
     real = {name for name, value in model.named_parameters() if not value.is_meta and name.startswith(prefix)}
     with torch.no_grad():
         for name in real & changes.changed.keys():

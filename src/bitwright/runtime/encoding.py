@@ -77,14 +77,20 @@ def encode(
     to_list = refuse_others("encode", others)
     refuse_device(device)
     if model.task != "embedding" and (normalize_embeddings or truncate_dim is not None):
-        raise InputError(f"normalize_embeddings and truncate_dim are for embeddings; this model's task is {model.task}")
+        raise InputError(
+            f"normalize_embeddings and truncate_dim are only for embeddings, and this model's task is {model.task}; "
+            "leave them out"
+        )
     single = isinstance(items, str)
     tokens = tokens_of(
         model, [items] if isinstance(items, str) else items, types, batch_size=batch_size, truncate=truncate,
         prompt=prompt, prompt_name=prompt_name,
     )  # fmt: skip
     if [] in tokens.ids:
-        raise InputError(f"text {tokens.ids.index([])} has no tokens, and this model's tokenizer adds none")
+        raise InputError(
+            f"text {tokens.ids.index([])} has no tokens, and this model's tokenizer adds no special tokens; leave "
+            "it out"
+        )
     rows = _run(model, tokens, batch_size, threads, chosen_track(show_progress_bar, track))
     if model.width is None:
         return _converted(rows[0] if single else rows, convert_to_tensor or to_list)
@@ -127,7 +133,7 @@ def _with_prompt(model: "Model", names: Sequence[str], options: dict[str, Any]) 
 
 
 def _run(model: "Model", tokens: Tokens, batch_size: int, threads: int | None, track: Track) -> list[np.ndarray]:
-    """An output for each item, in the order of the items."""
+    """Run batches, and return an output for each item in the order of the items."""
     batches = batches_of([len(ids) for ids in tokens.ids], batch_size, model.tokens_at_once)
     rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(tokens.ids)
     made = model.run([tokens.of(chosen) for chosen in batches], threads)
@@ -143,7 +149,9 @@ def _run(model: "Model", tokens: Tokens, batch_size: int, threads: int | None, t
 
 
 def _named(made: Iterator[Sequence[np.ndarray]], model: "Model", tokens: Tokens) -> Iterator[Sequence[np.ndarray]]:
-    """What a run gives. If it refuses an id, so does this, but by the item: a run knows the place in a batch alone."""
+    """The outputs of a run. If the run refuses an id, the error names the item, because a run knows only the place in a
+    batch.
+    """
     try:
         yield from made
     except InputError:
@@ -152,7 +160,7 @@ def _named(made: Iterator[Sequence[np.ndarray]], model: "Model", tokens: Tokens)
 
 
 def _converted(found: Any, to_tensor: bool) -> Any:
-    """The same as torch tensors, if they are wanted."""
+    """The same outputs, as torch tensors if the user wants them."""
     if not to_tensor:
         return found
     import torch
@@ -164,13 +172,15 @@ def tokens_of(
     model: "Model", items: Items, types: Sequence[Sequence[int]] | None = None, *, batch_size: int = 32,
     truncate: bool = True, prompt: str | None = None, prompt_name: str | None = None,
 ) -> Tokens:  # fmt: skip
-    """The ids of each item, and their types where the model has several. Raises as `encode`."""
+    """The ids of each item, and their types if the model has several. Raises as `encode`."""
     check_count("batch_size", batch_size)
     given, n_types = listed(items), model.n_types
     texts = texts_of(given)
     if texts is None:
         if prompt or prompt_name:
-            raise InputError("prompts are put before texts, and these are token ids; tokenize them with the texts")
+            raise InputError(
+                "a prompt cannot be put before token ids; give texts, or tokenize the prompt together with the texts"
+            )
         ids = check_ids(given, model.max_tokens)
         check_range(ids, model.vocabulary, "token id")
         return check_types(types, ids, n_types)
@@ -188,18 +198,22 @@ def tokens_of(
 
 
 def _prompt_of(model: "Model", prompt: str | None, name: str | None) -> str:
-    """What is put before each text."""
+    """The prompt that is put before each text."""
     if prompt is not None:
         return prompt
     prompts = model.sentences.prompts
     name = model.sentences.default_prompt if name is None else name
     if name is not None and name not in prompts:
-        raise InputError(f"prompt_name = {name!r}: this model's prompts are {', '.join(map(repr, prompts)) or 'none'}")
+        raise InputError(
+            f"prompt_name = {name!r} is unknown; this model's prompts are {', '.join(map(repr, prompts)) or 'none'}"
+        )
     return "" if name is None else prompts[name]
 
 
 def _length_of(model: "Model", prompt: str) -> int:
-    """Tokens of a prompt at the beginning of a text, as the library counts them: without a special one at the end."""
+    """The number of a prompt's tokens at the beginning of a text, without a special token at the end, as the library
+    counts.
+    """
     (ids,) = model.read([prompt], None, typed=False, limit=model.max_tokens).ids
     return len(ids) - (ids[-1] in model.special_ids) if ids else 0
 

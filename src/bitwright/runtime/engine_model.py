@@ -1,4 +1,4 @@
-"""`EngineModel`: a quantized encoder on the engine. Its door imports neither torch nor transformers.
+"""`EngineModel`: a quantized encoder on the engine. It imports neither torch nor transformers.
 
 What only the Hugging Face module can give (`hf`, calling the model, logits of a language model) is loaded when it is
 first asked for, and then runs the generic path.
@@ -44,7 +44,7 @@ class EngineModel:
     def __init__(
         self, directory: ModelDirectory, *, threads: int | None = None, trust_remote_code: bool = False
     ) -> None:
-        """trust_remote_code: of `generic`, when that is asked for.
+        """trust_remote_code: for the generic path, which is loaded only when it is needed.
 
         Raises:
             EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
@@ -85,13 +85,13 @@ class EngineModel:
     __reduce__ = reduce_model
 
     def __copy__(self) -> "EngineModel":
-        """A model that shares all with this one: the packed weights are not written, and any thread may run them."""
+        """A model that shares everything with this one: any thread may run the packed weights, which nobody writes."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EngineModel":
-        """As `__copy__`, but for the transformers module, if it is loaded: users may change that."""
+        """As `__copy__`, but a loaded transformers module is copied, because users may change it."""
         twin = copy.copy(self)
         twin._generic = copy.deepcopy(self._generic, memo)
         return twin
@@ -99,7 +99,7 @@ class EngineModel:
     def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
         """As `Model.read`."""
         if self._tokenizer is None:
-            raise ModelError(f"{self.path}: has no tokenizer.json; give token ids instead")
+            raise ModelError(f"{self.path}: there is no tokenizer.json; give token ids instead of texts")
         return read_with(self._tokenizer, first, second, typed=typed, limit=limit, where=self.path)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
@@ -112,8 +112,8 @@ class EngineModel:
                 yield self._outputs(self.executor.run(tokens.ids, threads, types=tokens.types), tokens)
 
     def _with_longer(self, tokens: Tokens, threads: int) -> Sequence[np.ndarray]:
-        """As a batch, with sequences for which the program has no positions: those take the generic path, one by one.
-        Only models without a table of positions, and without a limit of their tokenizer's, get any.
+        """Run a batch in which some sequences are longer than the program's positions. Those run on the generic path,
+        one by one. Only models without a position table and without a tokenizer limit get such sequences.
         """
         most, found = self.executor.program.max_tokens, {}
         short = [i for i, ids in enumerate(tokens.ids) if len(ids) <= most]
@@ -126,7 +126,7 @@ class EngineModel:
         return [found[i] for i in range(len(tokens.ids))]
 
     def _outputs(self, out: np.ndarray, tokens: Tokens) -> Sequence[np.ndarray]:
-        """What becomes of the program's rows: one for each item, or one for each token."""
+        """The outputs from the program's rows, which are one per item or one per token."""
         if self.executor.program.output.per_sequence:
             return list(after_pooling(self.sentences, out))
         rows = np.split(out, np.cumsum([len(ids) for ids in tokens.ids])[:-1])

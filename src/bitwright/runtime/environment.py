@@ -1,4 +1,4 @@
-"""What this machine is and which libraries it has: for the Record and for `bitwright doctor`."""
+"""Describes this machine and its libraries, for the Record and for `bitwright doctor`."""
 
 import importlib.metadata
 import importlib.util
@@ -16,8 +16,8 @@ OPTIONAL = {
     "compressed-tensors": "transformers reads our checkpoints with it",
     "sentence-transformers": "SentenceTransformer(DIR)",
     "vllm": "serving",
-    "onnxruntime": "a rival in `bitwright bench`",
-    "openvino": "a rival in `bitwright bench`",
+    "onnxruntime": "compared in `bitwright bench`",
+    "openvino": "compared in `bitwright bench`",
     "nncf": "quantizes for OpenVINO in `bitwright bench`",
     "datasets": "--data org/name",
     "pyarrow": "--data file.parquet",
@@ -51,7 +51,7 @@ def version_of(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor's name for itself."""
+    """The processor's name as it reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:

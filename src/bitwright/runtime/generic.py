@@ -1,4 +1,4 @@
-"""A quantized checkpoint, or a float model, as a transformers module with our linears: the generic path."""
+"""The generic path: a quantized checkpoint or a float model as a transformers module with our linears."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -29,7 +29,7 @@ from bitwright.runtime.swap import set_compute, swap_linears
 def load_generic(
     directory: ModelDirectory, *, compute: str = "auto", trust_remote_code: bool = False, why: str = ""
 ) -> GenericModel:
-    """As `runtime.load.load` without the engine. why: the engine does not run it, for `backend`."""
+    """As `runtime.load.load` without the engine. why: the reason why the engine does not run it, for `backend`."""
     if not directory.is_quantized:
         return float_model(load_model(directory, trust_remote_code=trust_remote_code))
     checkpoint = read_checkpoint(directory)
@@ -57,8 +57,9 @@ def load_generic(
 
 
 class Linears(Mapping[str, QuantizedLinear]):
-    """The quantized linears of a checkpoint by the module names of a model, loaded and checked when asked for, in
-    torch, and not kept."""
+    """The quantized linears of a checkpoint in torch, by the module names of a model. Each is loaded and checked when
+    asked for, and not kept.
+    """
 
     def __init__(self, checkpoint: Checkpoint, names: ModelNames) -> None:
         """Raises:
@@ -102,7 +103,7 @@ def read_tables(checkpoint: Checkpoint, names: ModelNames) -> dict[str, QTensor]
 def _on_disk(
     checkpoint: Checkpoint, modules: Collection[str], stored: Collection[str], names: ModelNames
 ) -> dict[str, str]:
-    """Name in the model -> name on disk, of everything `stored`."""
+    """Name in the model -> name on disk, for everything in `stored`."""
     found: dict[str, str] = {}
     for module in modules:
         renamed = names.renames.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
@@ -111,20 +112,20 @@ def _on_disk(
             found[module] = name
     if lost := set(stored) - set(found.values()):
         raise CheckpointError(
-            f"{checkpoint.directory.path}: {min(lost)} is quantized in the file but is not in the model "
-            f"({len(lost)} such modules)"
+            f"{checkpoint.directory.path}: {min(lost)} is quantized in the file, but the model has no such module "
+            f"({len(lost)} in all). Config and weights are of different models"
         )
     return found
 
 
 def _leave_out_pooler(model: nn.Module) -> None:
-    """As transformers itself has none: the source had none either, and pooling does not use it."""
+    """Remove the pooler if the files have none: the source had none either, and pooling does not use it."""
     if hasattr(model, "pooler"):
         model.pooler = None  # type: ignore[assignment]
 
 
 def _float_tensors(directory: ModelDirectory, names: ModelNames, quantized: Collection[str]) -> SourceTensors:
-    """Every tensor of the model that is not quantized, by the model's names; nothing is read yet.
+    """Every tensor of the model that is not quantized, by the model's names. Nothing is read yet.
 
     Raises:
         CheckpointError: the files lack one.
@@ -136,7 +137,8 @@ def _float_tensors(directory: ModelDirectory, names: ModelNames, quantized: Coll
     if source.missing:
         name = source.missing[0]
         raise CheckpointError(
-            f"{directory.path}: the files hold no {name!r} {shapes[name]}, nor {len(source.missing) - 1} others that "
-            "config.json calls for; the download is incomplete, or config and weights are of different models"
+            f"{directory.path}: config.json needs {name!r} {shapes[name]} and {len(source.missing) - 1} other "
+            "tensors that the files lack. The download is incomplete, or config and weights are of different "
+            "models"
         )
     return source

@@ -59,11 +59,13 @@ class GenericModel:
     __reduce__ = reduce_model
 
     def __copy__(self) -> "GenericModel":
-        """A model that shares all with this one."""
+        """A model that shares everything with this one."""
         return replace(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GenericModel":
-        """A model with modules, float parameters and a tokenizer of its own. Codes, which nobody writes, are shared."""
+        """A model with its own modules, float parameters and tokenizer. The codes are shared, because nobody writes
+        them.
+        """
         exact = (
             module for module in self.hf.modules() if isinstance(module, QuantLinear | HalfLinear | QuantEmbedding)
         )
@@ -142,7 +144,7 @@ class GenericModel:
         return logits
 
     def changed(self, changes: Changes) -> "GenericModel":
-        """A copy of a float model with the changes made, whose linears run as those of a loaded checkpoint do."""
+        """A copy of a float model with the changes. Its linears run as those of a loaded checkpoint."""
         hf, config = copy.deepcopy(self.hf), cast(Any, self.hf.config)
         apply_changes(hf, architecture_of(config.model_type), changes)
         if not changes.swaps:
@@ -152,7 +154,7 @@ class GenericModel:
 
     @property
     def _decodes(self) -> bool:
-        """Whether the module is a language model's, which keeps keys and values unless it is told not to."""
+        """Whether the module is a language model, which keeps keys and values unless told not to."""
         return architecture_of(cast(Any, self.hf.config).model_type).decodes
 
 
@@ -168,7 +170,7 @@ def padded(tokens: Tokens, config: Any) -> dict[str, Tensor]:
 
 
 def output_rows(out: Any, mask_BT: Tensor, task: str, sentences: Sentences, skip: int) -> list[np.ndarray]:
-    """What `encode` gives of a forward's outputs for a padded batch.
+    """The outputs of `encode` from a forward's outputs for a padded batch.
 
     skip: tokens at the beginning of each text that do not count in its embedding.
     """
@@ -191,21 +193,23 @@ def _vectors(out: Any, mask_BT: Tensor, sentences: Sentences, skip: int) -> np.n
 
 
 def _rows_of(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """int64 (B, T): shorter rows filled up at the right."""
+    """An int64 tensor (B, T), with shorter rows padded at the right."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
 def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
-    """`Model.read` with a tokenizer of transformers, which hands out types or does not.
+    """`Model.read` with a transformers tokenizer, which may or may not give token types.
 
     model: whatever has a `tokenizer` and a `path`.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise ModelError(f"{model.path}: has no tokenizer that transformers can build; give token ids instead")
+        raise ModelError(
+            f"{model.path}: transformers cannot build a tokenizer from these files; give token ids instead of texts"
+        )
     typed = typed and "token_type_ids" in tokenizer.model_input_names
-    with foreign(f"{model.path}: the tokenizer fails on these texts", ModelError):
+    with foreign(f"{model.path}: the tokenizer failed on these texts", ModelError):
         try:
             found = tokenizer(first, second, return_token_type_ids=typed, verbose=False)
         except TypeError:
@@ -221,12 +225,12 @@ def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed:
 
 
 def vocabulary_of(config: Any) -> int:
-    """Rows of a model's table of words."""
+    """The number of rows of a model's word table."""
     return int(config.get_text_config().vocab_size)
 
 
 def types_of(config: Any) -> int:
-    """Token types that a model has; 1 where it knows of none."""
+    """The number of a model's token types; 1 if it has none."""
     said = getattr(config, "type_vocab_size", 1)  # anything, where the family has no types
     return max(said, 1) if isinstance(said, int) else 1
 
@@ -248,7 +252,7 @@ def check_inputs(inputs: Mapping[str, Any], config: Any) -> None:
 
 
 def check_ids_in(ids_BT: object, end: int, what: str) -> None:
-    """`items.check_range`, of a tensor; anything else passes.
+    """`items.check_range` for a tensor; anything else passes.
 
     Raises:
         InputError: a number that is negative, or not below `end`.
@@ -262,11 +266,13 @@ def refuse_threads(threads: int | None) -> None:
     InputError: threads for a call of a model that runs on torch.
     """
     if threads is not None:
-        raise InputError(f"threads = {threads}: this model runs on torch, whose threads torch.set_num_threads sets")
+        raise InputError(
+            f"threads = {threads}: this model runs on torch; leave threads out, and call torch.set_num_threads"
+        )
 
 
 def next_token_rows(logits_BTV: Tensor, ids_BT: Tensor) -> list[np.ndarray]:
-    """Per sequence, float32 (2, T − 1): NLL in nats of each token after the first, and the id held most likely."""
+    """For each sequence, float32 (2, T − 1): NLL in nats of each token after the first, and the most likely id."""
     return [token_outputs(logits, ids) for logits, ids in zip(logits_BTV, ids_BT.tolist(), strict=True)]
 
 

@@ -23,7 +23,7 @@ _MISSING = ("NAType", "NaTType")
 
 
 class Tokens(NamedTuple):
-    """Of each item, token ids and their types; types None: all are of type 0.
+    """The token ids and token types of each item. types None: all are of type 0.
 
     skip: so many at the beginning of each, those of a prompt, do not count when token vectors are pooled.
     """
@@ -33,14 +33,14 @@ class Tokens(NamedTuple):
     skip: int = 0
 
     def of(self, chosen: Sequence[int]) -> "Tokens":
-        """Those of some items."""
+        """The tokens of some items."""
         types = self.types
         return Tokens([self.ids[i] for i in chosen], None if types is None else [types[i] for i in chosen], self.skip)
 
 
 def listed(items: Items) -> list[Any] | str:
-    """All items, in the order of iteration: of a list, a generator, an array, a Series, a column of a table. What
-    numpy, torch and pyarrow hold becomes values of Python. One string is left to `texts_of`.
+    """All items of a list, a generator, an array, a Series or a table's column, in order. Values of numpy, torch and
+    pyarrow become Python values. A single string is left to `texts_of`.
 
     Raises:
         InputError: what has no items, or no order of them, or names of columns instead.
@@ -52,16 +52,16 @@ def listed(items: Items) -> list[Any] | str:
     columns = any(hasattr(type(items), name) for name in ("columns", "column_names"))
     for refused, advice in (
         (columns, "; give one of its columns"),
-        (isinstance(items, set | frozenset), "; its order is undefined"),
+        (isinstance(items, set | frozenset), ", whose order is undefined; give a list"),
         (isinstance(items, Mapping | bytes | bytearray) or not _iterates(items), ""),
     ):
         if refused:
-            raise InputError(f"encode takes a list of texts, this is {type(items).__name__}{advice}")
+            raise InputError(f"encode takes a list of texts, but this is {type(items).__name__}{advice}")
     return [item if type(item) in _OF_PYTHON else _plain(item) for item in items]
 
 
 def texts_of(items: list[Any] | str) -> tuple[list[str], list[str] | None] | None:
-    """The texts, and with what each is paired; None for anything else, and for no items at all.
+    """The first texts, and the second texts of pairs. None if the items are not texts, or if there are none.
 
     items: as `listed` gives them.
 
@@ -69,7 +69,7 @@ def texts_of(items: list[Any] | str) -> tuple[list[str], list[str] | None] | Non
         InputError: a single string, or texts or pairs with something else among them.
     """
     if isinstance(items, str):
-        raise InputError("encode takes a list of texts, this is one string; pass [text]")
+        raise InputError("encode takes a list of texts, but this is one string; pass [text]")
     if not items:
         return None
     if _is_textual(items[0]):
@@ -82,7 +82,7 @@ def texts_of(items: list[Any] | str) -> tuple[list[str], list[str] | None] | Non
 
 
 def check_ids(items: list[Any] | str, max_tokens: int) -> list[list[int]]:
-    """Sequences of token ids, as lists.
+    """Check sequences of token ids, and return them as lists.
 
     Raises:
         InputError: one is something else, empty, or longer than `max_tokens`.
@@ -90,7 +90,7 @@ def check_ids(items: list[Any] | str, max_tokens: int) -> list[list[int]]:
     for index, item in enumerate(items):
         if not _are_whole(item):
             raise InputError(
-                f"item {index} is {type(item).__name__}: texts, pairs of texts or sequences of token ids are taken"
+                f"item {index} is {type(item).__name__}; give texts, pairs of texts or sequences of token ids"
             )
         if not 1 <= len(item) <= max_tokens:
             raise InputError(f"item {index} has {len(item)} tokens; this model takes 1 to {max_tokens}")
@@ -109,31 +109,31 @@ def check_types(types: Sequence[Sequence[int]] | None, ids: list[list[int]], n_t
         return Tokens(ids)
     types = [_plain(row) for row in types]
     if len(types) != len(ids):
-        raise InputError(f"token types of {len(types)} items for {len(ids)}")
+        raise InputError(f"there are token types for {len(types)} items, but {len(ids)} items")
     for index, (row, of) in enumerate(zip(types, ids, strict=True)):
         if not _are_whole(row):
-            raise InputError(f"item {index}: token types are a sequence of whole numbers, this is {str(row)[:80]}")
+            raise InputError(
+                f"item {index}: token types must be a sequence of whole numbers, but this is {str(row)[:80]}"
+            )
         if len(row) != len(of):
-            raise InputError(f"item {index} has {len(of)} tokens and {len(row)} token types")
+            raise InputError(f"item {index} has {len(of)} tokens but {len(row)} token types; give one type per token")
     check_range(types, n_types, "token type")
     return Tokens(ids, [list(map(int, row)) for row in types])
 
 
 def check_range(rows: Sequence[Sequence[int]], end: int, what: str) -> None:
-    """Refuse numbers that a model has no row of a table for. end: numbers below it exist.
+    """Refuse numbers for which a model's table has no row. end: numbers below it exist.
 
     Raises:
         InputError: one that is negative, or too large; the message names the item.
     """
     if min(chain.from_iterable(rows), default=0) < 0 or max(chain.from_iterable(rows), default=0) >= end:
         index, wrong = next((i, n) for i, row in enumerate(rows) for n in row if not 0 <= n < end)
-        raise InputError(f"item {index}: {what} {wrong}; this model has 0 to {end - 1}")
+        raise InputError(f"item {index}: {what} {wrong}, but this model has only 0 to {end - 1}")
 
 
 def cut_all(encodings: Sequence[Any], limit: int | None, side: str, *, typed: bool) -> Tokens:
-    """Encodings of the tokenizers library as tokens, with their types if `typed`; of more than `limit`, those at `side`
-    are cut off.
-    """
+    """Encodings of the tokenizers library as tokens, with types if `typed`, cut to `limit` at `side`."""
     rows = [cut(encoding, sys.maxsize if limit is None else limit, side, typed=typed) for encoding in encodings]
     return Tokens([ids for ids, _ in rows], [types or [] for _, types in rows] if typed else None)
 
@@ -151,11 +151,11 @@ def refuse_types(types: object) -> None:
     InputError: token types were given with texts.
     """
     if types is not None:
-        raise InputError("types are those of token ids; the tokens of texts get theirs from the tokenizer")
+        raise InputError("types can be given only with token ids; for texts the tokenizer gives them")
 
 
 def refuse_long(longer: Iterable[bool], max_tokens: int) -> None:
-    """longer: of each text, whether it has more tokens than the model takes.
+    """Refuse texts that are too long. longer: for each text, whether it has more tokens than the model takes.
 
     Raises:
         InputError: one has.
@@ -163,13 +163,13 @@ def refuse_long(longer: Iterable[bool], max_tokens: int) -> None:
     index = next((i for i, too_long in enumerate(longer) if too_long), None)
     if index is not None:
         raise InputError(
-            f"text {index} has more than the {max_tokens} tokens that this model takes; shorten it, or let it be cut "
-            "with truncate=True"
+            f"text {index} has more than {max_tokens} tokens, which is this model's limit; shorten it, or let it be "
+            "cut with truncate=True"
         )
 
 
 def _are_whole(numbers: Any) -> bool:
-    """Whether these are whole numbers in a sequence."""
+    """Whether this is a sequence of whole numbers."""
     if not isinstance(numbers, Sequence) or isinstance(numbers, str | bytes | bytearray):
         return False
     return all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in numbers)
@@ -184,7 +184,7 @@ def _iterates(items: Any) -> bool:
 
 
 def _plain(item: Any) -> Any:
-    """An item of numpy, torch or pyarrow as Python has it, and a sequence of such; any other as it is."""
+    """An item of numpy, torch or pyarrow, or a sequence of such items, as Python values; any other unchanged."""
     for name in ("tolist", "as_py"):
         if (convert := getattr(item, name, None)) is not None:
             return convert()
@@ -196,7 +196,7 @@ def _is_missing(item: Any) -> bool:
 
 
 def _is_textual(item: Any) -> bool:
-    """Whether this is a text, or stands where one was meant to be."""
+    """Whether this is a text, or a wrong value in the place of a text."""
     return isinstance(item, str | bytes) or _is_missing(item)
 
 

@@ -1,5 +1,6 @@
-"""Arguments of sentence-transformers' functions: those that have the same meaning here, and what takes the place of
-the others. Imports no torch."""
+"""Arguments of sentence-transformers' functions: which have the same meaning here, and what replaces the others.
+Imports no torch.
+"""
 
 from typing import Any
 
@@ -16,10 +17,10 @@ _OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
         ("float32", None),
         "quantize the vectors with sentence_transformers.util.quantize_embeddings",
     ),
-    "pool": ((None,), "a model on the engine uses all processors in one process; threads= says how many"),
-    "chunk_size": ((None,), "batch_size= says how many items are taken at a time"),
-    "processing_kwargs": ((None,), "model.max_tokens says where texts are cut"),
-    "task": ((None,), "prompt_name= says which prompt is put before the texts"),
+    "pool": ((None,), "a model on the engine uses all processors in one process; set threads= for fewer"),
+    "chunk_size": ((None,), "set batch_size= for the number of items at a time"),
+    "processing_kwargs": ((None,), "texts are cut at model.max_tokens"),
+    "task": ((None,), "choose a prompt with prompt_name="),
 }
 _OWN = (
     "prompt", "prompt_name", "types", "batch_size", "threads", "truncate", "normalize_embeddings", "truncate_dim",
@@ -42,7 +43,7 @@ def refuse_others(function: str, others: dict[str, Any]) -> bool:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
         allowed, instead = _OTHERS[name]
         if value not in allowed:
-            raise TypeError(f"{function}({name}={value!r}) is not done here: {instead}")
+            raise TypeError(f"{function}({name}={value!r}) is not supported: {instead}")
     return others.get("convert_to_numpy") is False
 
 
@@ -55,7 +56,7 @@ def refuse_device(device: Any) -> None:
 
 
 def chosen_track(show_progress_bar: bool | None, track: Track) -> Track:
-    """What wraps the loop over batches."""
+    """The function that wraps the loop over batches."""
     if not show_progress_bar:
         return track
     from rich.console import Console

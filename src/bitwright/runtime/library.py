@@ -1,4 +1,4 @@
-"""`Library`: the user's own library, running a model in a process of its own: the judge of what Bitwright reads.
+"""`Library`: runs a model in the user's own library, in its own process. It is the judge of what Bitwright reads.
 
 See `library_server.py`. The process that imports the libraries is kept for the next model; it ends by itself.
 """
@@ -23,7 +23,7 @@ _in_use = threading.Lock()  # one model at a time
 
 
 def _leave_to_parent() -> None:
-    """A fork has the pipes of its parent's server; what it writes there would be taken for the parent's."""
+    """Forget the parent's server in a fork: what a fork writes to the pipes would look like the parent's."""
     global _in_use
     _server.clear()
     _in_use = threading.Lock()
@@ -42,7 +42,7 @@ def stop_library() -> None:
 
 
 def start_library() -> None:
-    """Let the libraries be imported while something else is done."""
+    """Start to import the libraries while other work goes on."""
     if _server and _server[0].poll() is None:
         return
     stop_library()
@@ -91,12 +91,12 @@ class Library:
         self.name: str = answer["library"]
 
     def encode(self, items: Sequence[Any]) -> Any:
-        """What the library makes of texts, pairs of texts or windows of ids: an array, or a list of arrays."""
+        """The library's outputs for texts, pairs of texts or windows of ids: an array, or a list of arrays."""
         rows = self._do("encode", items)
         return np.stack(rows) if rows and len({row.shape for row in rows}) == 1 and rows[0].ndim == 1 else rows
 
     def read(self, items: Sequence[Any]) -> list[np.ndarray]:
-        """Ids and types of the tokens that the model gets for texts or pairs, int64 (2, tokens) each."""
+        """The token ids and types that the model gets for texts or pairs, int64 (2, tokens) each."""
         return self._do("read", items)
 
     def block(self, index: int, ids: Sequence[int], before_TD: np.ndarray | None, rows: int) -> list[np.ndarray]:
@@ -146,7 +146,7 @@ class Library:
             raise LibraryError(f"its process ended ({type(error).__name__})") from None
         if "error" in answer or "died" in answer:  # the child that served this model has ended
             self._serves = False
-            raise LibraryError(answer.get("error") or f"its process ended with status {answer['died']}")
+            raise LibraryError(answer.get("error") or f"its process ended with exit status {answer['died']}")
         return answer, arrays
 
 

@@ -1,4 +1,4 @@
-"""A language model as transformers runs it, with one of its blocks in memory: for models that do not fit whole.
+"""Runs a language model in transformers with one block in memory, for models that do not fit whole.
 
 Used in the library's process alone (`library_server.py`). The model is the class that transformers takes, loaded by its
 own `from_pretrained`: that decides which tensor of the files is which weight. Only, the other blocks lose their modules
@@ -17,7 +17,9 @@ import torch
 
 
 class Blocks:
-    """path: of the model. blocks: path of its list of blocks in transformers' module, "model.layers"."""
+    """One block at a time of a model. path: the model's. blocks: the path of its list of blocks, such as
+    "model.layers".
+    """
 
     def __init__(self, path: str, blocks: str, trust: bool) -> None:
         import transformers
@@ -32,7 +34,7 @@ class Blocks:
         self.library = f"transformers {transformers.__version__}"
 
     def block(self, items: list[Any], before_TD: np.ndarray | None = None) -> list[np.ndarray]:
-        """The output (T, D) of a block for one window; of the last block also the logits (R, V) of its last R tokens.
+        """The output (T, D) of a block for one window; for the last block also the logits (R, V) of the last R tokens.
 
         items: index of the block; the T ids of the window; R. before_TD: what enters the block; the embeddings of the
         library without it.
@@ -66,7 +68,7 @@ class _Done(Exception):
 
 @contextmanager
 def _others_empty(kind: type[Any], blocks: str, index: int) -> Iterator[None]:
-    """Models of this class that are made here have no modules and no weights in their blocks, but for one."""
+    """Let models of this class be built with modules and weights in only one of their blocks."""
     made: Callable[..., None] = kind.__init__
 
     @functools.wraps(made)

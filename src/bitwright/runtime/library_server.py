@@ -1,5 +1,5 @@
-"""The user's own library in processes of its own: sentence-transformers or transformers, which load a directory as a
-person would. Of Bitwright, nothing that reads a model is used here.
+"""Serves the user's own library, sentence-transformers or transformers, in separate processes. It loads a directory as
+a user would, and uses no Bitwright code that reads models.
 
 This file, run as a module, is a server: it imports the libraries once, which takes seconds, and forks for each model
 that it is asked for; the child answers until it is told to close, and its memory goes with it. The server ends when its
@@ -70,7 +70,7 @@ def _exactly(descriptor: int, count: int) -> bytes:
 
 
 def _serve() -> None:
-    """Answer on what was standard output; what the libraries print goes to standard error."""
+    """Answer requests on the old standard output; what the libraries print goes to standard error."""
     answers = os.dup(1)
     os.dup2(2, 1)
     # A parent that is killed cannot end this process, which would import for seconds before it looks at its input.
@@ -151,7 +151,7 @@ class _Sentences:
         self.library = f"sentence-transformers {sentence_transformers.__version__}"
 
     def encode(self, items: list[Item]) -> Iterator[np.ndarray]:
-        """An embedding, or logits, for each item."""
+        """The embedding or the logits of each item."""
         import torch
 
         given = [tuple(item) if isinstance(item, list) else item for item in items]
@@ -180,7 +180,7 @@ class _Sentences:
 
 
 class _Ids:
-    """A model of transformers that is given ids, of equal length: neither tokenizer nor pooling."""
+    """A transformers model that gets ids of equal length, without tokenizer and pooling."""
 
     def __init__(self, path: str, task: str, trust: bool) -> None:
         self.model, self.task = _transformer(path, task, trust), task
@@ -192,7 +192,7 @@ class _Ids:
         yield from _ROWS[self.task](out, ids_BT >= 0)
 
     def states(self, items: list[Item]) -> Iterator[np.ndarray]:
-        """Token vectors after the embeddings and after each layer (1 + layers, tokens, H)."""
+        """The token vectors after the embeddings and after each layer, (1 + layers, tokens, H)."""
         out, _ = self._run(items, output_hidden_states=True)
         for layers in zip(*out.hidden_states, strict=True):
             yield np.stack([hidden_TH.float().numpy() for hidden_TH in layers])
@@ -206,7 +206,7 @@ class _Ids:
 
 
 class _Heads:
-    """A model of transformers with the head for a task, and its tokenizer."""
+    """A transformers model with the head for a task, and its tokenizer."""
 
     def __init__(self, path: str, task: str, trust: bool, limit: int) -> None:
         import transformers
@@ -217,8 +217,9 @@ class _Heads:
         self.library = _transformers_name()
 
     def encode(self, items: list[Item]) -> Iterator[np.ndarray]:
-        """Logits for each item; of token classifiers (tokens, labels), of question answering (2, tokens); of language
-        models what `token_outputs` makes of them."""
+        """The logits of each item: (tokens, labels) for token classifiers, (2, tokens) for question answering, and the
+        result of `token_outputs` for language models.
+        """
         import torch
 
         if self.task == "text-generation":
@@ -264,7 +265,7 @@ def _transformers_name() -> str:
 
 
 def _batch_of(tokenizer: Any) -> int:
-    """Texts at a time. Padding at the left moves the positions of some models' tokens: there each text has its own."""
+    """The number of texts in a batch: 1 if padding at the left would move the positions of the tokens."""
     return 1 if getattr(tokenizer, "padding_side", "right") == "left" else _BATCH
 
 

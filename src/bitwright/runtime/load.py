@@ -74,7 +74,7 @@ def _loaded(
 
 
 def _open(path: Path, given: str | Path, task: "TaskName | None") -> ModelDirectory:
-    """A directory as it is; a hub's name takes what reads hubs."""
+    """Open a directory; a hub name is first resolved to one."""
     if (path / CONFIG_FILE).is_file():
         return ModelDirectory(path, task)
     from bitwright.models.hub import fetch

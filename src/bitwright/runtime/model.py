@@ -1,4 +1,4 @@
-"""`Model`: what callers know of a model that is ready to run, however it runs. Imports no torch.
+"""`Model`: the interface of a model that is ready to run, whatever runs it. Imports no torch.
 
     EngineModel     native operators alone; a process that only loads and encodes needs no torch
     GenericModel    a transformers module, float or with our linears in it

@@ -1,4 +1,4 @@
-"""Models in a pickle: for workers that are spawned, joblib, Spark. Imports no torch.
+"""Pickles models, for spawned workers, joblib and Spark. Imports no torch.
 
 A pickle says where a model lies and how `load` was called, in a few hundred bytes, and holds a digest of what lies
 there; weights stay in their files. To unpickle is to call `load` again, and nothing else.
@@ -20,7 +20,7 @@ Stamp = tuple[tuple[str, int, int], ...]  # name, size, time of the last change 
 
 
 class LoadedFrom(NamedTuple):
-    """Where `load` found a model. options: it was called with; stamp: of the files then."""
+    """Where `load` found a model. options: the arguments of `load`. stamp: the state of the files then."""
 
     path: Path
     options: Mapping[str, Any]
@@ -41,11 +41,13 @@ def reduce_model(model: "Model") -> tuple[Any, ...]:
     found: LoadedFrom | None = getattr(model, "loaded_from", None)
     if found is None:
         raise ModelError(
-            f"{model.path}: load() did not give this model ({model.backend}), and a pickle holds a directory, not "
-            "weights; pickle what load() gave"
+            f"{model.path}: this model ({model.backend}) does not come from load(), so it cannot be pickled: a "
+            "pickle holds a directory, not weights. Pickle a model from load()"
         )
     if not found.path.is_dir() or _stamp(found.path) != found.stamp:
-        raise ModelError(f"{found.path}: has changed since the model was loaded; load it again, then pickle it")
+        raise ModelError(
+            f"{found.path}: the files have changed since the model was loaded; load it again, then pickle it"
+        )
     return reopen, (str(found.path), dict(found.options), digest_of(found.path))
 
 
@@ -57,11 +59,13 @@ def reopen(path: str, options: dict[str, Any], digest: str) -> "Model":
     """
     from bitwright.runtime.load import load
 
-    again = "load the model from where it is now and pickle that"
+    again = "load the model from its new place and pickle it again"
     if not Path(path).is_dir():
-        raise ModelError(f"{path}: no such directory; the model that was pickled lay there. Put it back, or {again}")
+        raise ModelError(
+            f"{path}: the pickled model was in this directory, which does not exist any more. Put it back, or {again}"
+        )
     if digest_of(Path(path)) != digest:
-        raise ModelError(f"{path}: the files are not those of the model that was pickled. Put them back, or {again}")
+        raise ModelError(f"{path}: the files are not those of the pickled model. Put them back, or {again}")
     return load(path, **options)
 
 
@@ -87,6 +91,8 @@ def _stamp(path: Path) -> Stamp:
 
 def _files(path: Path) -> list[Path]:
     if not (path / CONFIG_FILE).is_file():
-        raise ModelError(f"{path}: no {CONFIG_FILE}; a transformers model directory has one")
+        raise ModelError(
+            f"{path}: there is no {CONFIG_FILE}; a transformers model directory has one, so check the path"
+        )
     record = [path / _RECORD_FILE] if (path / _RECORD_FILE).is_file() else []
     return [*record, path / CONFIG_FILE, *weight_files(path)]

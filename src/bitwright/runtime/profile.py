@@ -1,4 +1,4 @@
-"""Where the engine's time goes, by operator, on one core."""
+"""Measures how much time each operator of the engine takes, on one core."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much memory this process holds, as Linux counts it for its address space."""
+"""Measures the memory of this process, as Linux counts it."""
 
 import sys
 from pathlib import Path

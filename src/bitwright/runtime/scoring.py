@@ -24,7 +24,10 @@ def similarity(model: "Model", first: Any, second: Any) -> np.ndarray:
     """
     a_NH, b_MH = (np.atleast_2d(np.asarray(vectors, np.float32)) for vectors in (first, second))
     if a_NH.shape[1] != b_MH.shape[1]:
-        raise InputError(f"vectors of {a_NH.shape[1]} and of {b_MH.shape[1]} values cannot be compared")
+        raise InputError(
+            f"vectors with {a_NH.shape[1]} and {b_MH.shape[1]} values cannot be compared; give vectors of the same "
+            "model"
+        )
     return np.asarray(_SIMILARITIES[model.sentences.similarity](a_NH, b_MH), np.float32)
 
 
@@ -47,7 +50,9 @@ def predict(
         InputError: a model for another task; as `encode`. TypeError: as `encode`.
     """
     if model.task != "sequence-classification":
-        raise InputError(f"predict is for classifiers and rerankers; this model's task is {model.task}: use encode")
+        raise InputError(
+            f"predict is only for classifiers and rerankers, and this model's task is {model.task}; use encode"
+        )
     single = isinstance(items, str) or _is_one_pair(items)
     logits = encode(model, [items] if single else items, **options)
     if len(logits) == 0:
@@ -79,7 +84,7 @@ def rank(
         InputError: a model of several labels; as `predict`.
     """
     if model.task != "sequence-classification" or model.width != 1:
-        raise InputError("rank is for rerankers, which give one score for a pair; use predict")
+        raise InputError("rank is only for rerankers, which give one score per pair; use predict for this model")
     texts = list(documents)
     scores = predict(model, [(query, text) for text in texts], **options)
     order = sorted(range(len(texts)), key=lambda i: -float(scores[i]))[:top_k]

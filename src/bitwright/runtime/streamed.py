@@ -41,7 +41,7 @@ from bitwright.runtime.swap import set_compute
 
 @dataclass(frozen=True, slots=True)
 class StreamedModel:
-    """A float model, or a variant of it: a `Model`. loaded: where it lies, and its tokenizer."""
+    """A `Model` that is a float model or a variant of it. loaded: its directory and its tokenizer."""
 
     loaded: LoadedModel
     max_tokens: int
@@ -63,7 +63,7 @@ class StreamedModel:
     __reduce__ = reduce_model
 
     def __copy__(self) -> "StreamedModel":
-        """Itself: nothing of it changes, and every call opens the files anew."""
+        """Itself, because nothing in it changes, and every call opens the files again."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StreamedModel":
@@ -102,7 +102,7 @@ class StreamedModel:
 
     @property
     def tokens_at_once(self) -> int | None:
-        """Each window of a language model is a batch, whose logits are in memory alone."""
+        """1, so that each window is a batch and memory holds the logits of one window."""
         return 1 if self._generates else None
 
     @property
@@ -127,13 +127,15 @@ class StreamedModel:
 
     @property
     def generic(self) -> GenericModel:
-        """The source, loaded whole, each time it is asked for.
+        """The whole source, which is loaded on each access.
 
         Raises:
             ModelError: this is a variant, which is whole nowhere.
         """
         if self.changes is not NO_CHANGES:
-            raise ModelError(f"{self.path}: a variant of it that runs block by block cannot be had whole")
+            raise ModelError(
+                f"{self.path}: this variant of the model runs only block by block, so it cannot be loaded whole"
+            )
         whole = self.loaded.reopen()
         materialise(whole, "")
         return float_model(whole)
@@ -147,7 +149,7 @@ class StreamedModel:
         return read_texts(self, first, second, typed=typed, limit=limit)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
-        """As `Model.run`; the outputs come when all batches have gone through all blocks but the last."""
+        """As `Model.run`. The outputs come after all batches have passed all blocks except the last."""
         refuse_threads(threads)
         if not batches:
             return
@@ -170,7 +172,7 @@ class StreamedModel:
         return found
 
     def changed(self, changes: Changes) -> "StreamedModel":
-        """The variant of the source that these changes make."""
+        """The variant of the source with these changes."""
         return replace(self, changes=changes)
 
     @property
@@ -178,7 +180,7 @@ class StreamedModel:
         return self.task == "text-generation"
 
     def _fits_better_whole(self, batches: Sequence[Tokens]) -> bool:
-        """Whether the hidden states of all batches, which lie in memory together, are larger than the model."""
+        """Whether the hidden states of all batches together need more memory than the model."""
         tokens = sum(len(batch.ids) * max(map(len, batch.ids)) for batch in batches)
         width: int = self.loaded.config.hidden_size
         return tokens * width > sum(p.numel() for p in self.loaded.model.parameters())
@@ -198,7 +200,7 @@ class StreamedModel:
 
 
 def _change(opened: LoadedModel, changes: Changes, compute: str, path: str) -> None:
-    """Make the changes in what has values at `path` and below."""
+    """Make the changes in modules at `path` and below that have values."""
     apply_changes(opened.model, opened.architecture, changes, f"{path}." if path else "")
     set_compute(opened.model.get_submodule(path), compute)
 

@@ -1,4 +1,4 @@
-"""Replacing a model's linears and embeddings by modules that compute with codes."""
+"""Replaces a model's linears and embeddings by modules that compute with codes."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -27,8 +27,8 @@ def swap_linears(
     tables: Mapping[str, QTensor] | None = None,
     fuse_gelu: bool = True,
 ) -> None:
-    """Replace, in `model`, linears by quantized or 16-bit ones, and embeddings by int8 tables. What is kept in 16 bit
-    keeps its bias; a quantized linear brings its own.
+    """Replace linears of `model` by quantized or 16-bit ones, and embeddings by int8 tables. A linear that stays in 16
+    bit keeps its bias; a quantized linear brings its own.
 
     Where an exact GELU alone consumes a quantized linear (`architecture.activations`), the linear applies it, and the
     activation module becomes the identity.
@@ -66,10 +66,10 @@ def swap_linears(
 
 
 def set_compute(model: nn.Module, compute: str) -> torch.dtype:
-    """Let everything in `model` that is not quantized compute in "float32" or "bfloat16", or in "auto": bfloat16 where
-    the CPU multiplies it, because the rest of the model then takes less time, but float32 in a model that generates
-    text, where bfloat16 between the blocks raises perplexity by about a thousandth. Mutates the model's parameters; the
-    quantized modules keep their exact numbers, and buffers (rotary frequencies) stay as they are, as in transformers.
+    """Set the dtype in which everything that is not quantized computes: "float32", "bfloat16" or "auto". "auto" is
+    bfloat16 if the CPU multiplies it, because that takes less time. It is float32 for a model that generates text,
+    because bfloat16 between the blocks raises perplexity by about a thousandth. Mutates the model's parameters. The
+    quantized modules keep their exact numbers, and buffers (rotary frequencies) do not change, as in transformers.
 
     Returns:
         The dtype chosen.
@@ -80,7 +80,7 @@ def set_compute(model: nn.Module, compute: str) -> torch.dtype:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     dtypes["auto"] = dtypes["bfloat16" if cpu_multiplies_bf16() and not _generates(model) else "float32"]
     if compute not in dtypes:
-        raise InputError(f"compute = {compute!r}: one of {', '.join(dtypes)}")
+        raise InputError(f"compute = {compute!r} is unknown; choose one of {', '.join(dtypes)}")
     for parameter in model.parameters():
         if not parameter.is_meta:  # what has no values yet is rounded once it has
             parameter.data = parameter.data.to(dtypes[compute])
@@ -91,7 +91,7 @@ def set_compute(model: nn.Module, compute: str) -> torch.dtype:
 
 
 def swap_one(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Put `module` in the place `name` of `model`, with the training flag of the module that was there; that module."""
+    """Put `module` at `name` in `model`, with the training flag of the old module. Returns the old module."""
     old = model.get_submodule(name)
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module.train(old.training))
@@ -99,7 +99,7 @@ def swap_one(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 
 def is_exact_gelu(module: nn.Module) -> bool:
-    """Whether a module computes x·Φ(x). It is asked for values: names and classes of activations vary."""
+    """Whether a module computes x·Φ(x). The test compares values, because names and classes of activations vary."""
     probe = torch.linspace(-6.0, 6.0, 97)
     with torch.inference_mode():
         got = module(probe)
@@ -107,7 +107,7 @@ def is_exact_gelu(module: nn.Module) -> bool:
 
 
 def _fusable(model: nn.Module, layers: Collection[str], architecture: Architecture) -> dict[str, str]:
-    """Quantized linear -> the exact GELU that alone consumes its output."""
+    """Quantized linear -> the exact GELU that is the only reader of its output."""
     modules = dict(model.named_modules(remove_duplicate=False))
     pairs = (
         (f"{block}.{linear}", f"{block}.{activation}")
@@ -125,7 +125,7 @@ def _linear(model: nn.Module, name: str, shape: tuple[int, int] | None) -> nn.Li
     try:
         module = model.get_submodule(name)
     except AttributeError:
-        raise ModelError(f"{name}: no such module in {type(model).__name__}") from None
+        raise ModelError(f"{name}: {type(model).__name__} has no such module") from None
     if not isinstance(module, nn.Linear) or shape not in (None, tuple(module.weight.shape)):
         raise ModelError(f"{name}: {module} cannot be replaced by a linear with a weight of shape {shape}")
     return module

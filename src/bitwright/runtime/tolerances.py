@@ -1,4 +1,4 @@
-"""How far the outputs of a checked runtime may lie from those expected: each tolerance by the law of its arithmetic."""
+"""Tolerances for the outputs of a checked runtime, each derived from its arithmetic."""
 
 import math
 
@@ -15,7 +15,8 @@ _SIGMAS = 5.0
 
 
 def engine_distances(engine_BV: np.ndarray, generic: list[np.ndarray], plain_BV: np.ndarray) -> dict[str, float]:
-    """The engine's distances from two other computations of the same checkpoint, each with the largest allowed.
+    """The engine's distances from two other computations of the same checkpoint, and the largest distance allowed for
+    each.
 
     Engine and generic path compute the float model of the dequantized weights, and round on the way: inputs of linears
     to codes, values between the linears to bf16. Which way a value falls depends on the last bits of the one before, so

@@ -1,4 +1,4 @@
-"""Load a finished checkpoint in clean processes, in each runtime that claims it, and compare what comes out.
+"""Loads a finished checkpoint in clean processes, once per target runtime, and compares the outputs.
 
 The parent hands over token ids, and keeps what the output must be, from models in memory that never saw the file. Our
 runtime loads the directory in a new interpreter (this file, run as a module), which imports while the other runtimes
@@ -74,7 +74,7 @@ def verify(
 
 
 def compared(model: "Model", ids_BT: "Tensor") -> tuple[np.ndarray, int]:
-    """What is compared of a model, float32 (B, values), and how many calls of integer kernels it took.
+    """The outputs of a model that are compared, float32 (B, values), and its number of integer kernel calls.
 
     Pooled embeddings or logits, flattened; of a language model the logits after the last token.
     """
@@ -96,12 +96,12 @@ def _verify_library(directory: Path, target: str, ids_BT: np.ndarray, expected: 
     except LibraryError as error:
         return _row(target, False, {}, f"loading or running failed: {str(error)[:300]}")
     if found.shape != expected.shape:
-        return _row(target, False, {}, f"output shape {found.shape}, expected {expected.shape}")
+        return _row(target, False, {}, f"the outputs have the shape {found.shape}, but {expected.shape} is expected")
     apart = largest_difference(found, expected)
     checks = {"relative_error": apart, "relative_error_allowed": FLOAT_SUMS}
     if not apart <= FLOAT_SUMS:  # also for NaN
         return _row(target, False, checks, _too_far("its outputs", apart, FLOAT_SUMS, "the dequantized weights"))
-    return _row(target, True, checks, "a clean process runs the dequantized weights in float")
+    return _row(target, True, checks, "a clean process runs the dequantized weights in float, and the outputs agree")
 
 
 def _outputs_of_library(directory: Path, target: str, ids_BT: np.ndarray) -> np.ndarray:
@@ -146,25 +146,27 @@ def _verify_ours(
         try:
             _, said = child.communicate(request, timeout=_CHILD_SECONDS)
         except subprocess.TimeoutExpired:
-            return _row(_OURS, False, {}, f"no answer within {_CHILD_SECONDS} s")
+            return _row(_OURS, False, {}, f"the process gave no answer within {_CHILD_SECONDS} s")
         if child.returncode != 0 or not result.exists():
-            last = (said.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+            last = (said.strip().splitlines() or [f"the process ended with exit status {child.returncode}"])[-1]
             return _row(_OURS, False, {}, f"loading or running failed: {last[:300]}")
         with np.load(result) as file:
             found = dict(file)
     if found["generic"].shape != quantized.shape:
-        return _row(_OURS, False, {}, f"output shape {found['generic'].shape}, expected {quantized.shape}")
+        return _row(
+            _OURS, False, {}, f"the outputs have the shape {found['generic'].shape}, but {quantized.shape} is expected"
+        )
     checks, faults = _checks_of_ours(found, quantized, dequantized, n_integer)
-    detail = "a clean process gives the same bits; integer kernels counted"
+    detail = "a clean process gives the same bits, with all integer kernels in use"
     if "engine" in found:
-        detail += "; so does the engine, within the rounding of activations"
+        detail += "; the engine agrees within the rounding of activations"
     return _row(_OURS, not faults, checks, "; ".join(faults) or detail)
 
 
 def _checks_of_ours(
     found: dict[str, np.ndarray], quantized: np.ndarray, dequantized: np.ndarray, n_integer: int
 ) -> tuple[dict[str, float], list[str]]:
-    """What was measured of what `_child` wrote, and what of it is not as it must be."""
+    """The measurements of what `_child` wrote, and the faults that they show."""
     error, calls = largest_difference(found["generic"], quantized), int(found["generic_calls"])
     checks = {"relative_error": error, "relative_error_allowed": SAME_BITS}
     checks |= {"integer_kernel_calls": calls, "integer_kernel_calls_expected": n_integer}
@@ -172,7 +174,7 @@ def _checks_of_ours(
     if not error <= SAME_BITS:
         faults.append(_too_far("its outputs", error, SAME_BITS, "the model that was judged"))
     if calls != n_integer:
-        faults.append(f"{calls} calls of integer kernels, {n_integer} are expected")
+        faults.append(f"integer kernels were called {calls} times, but {n_integer} times are expected")
     if "engine" not in found:
         return checks, faults
     generic = [found[name] for name in ("generic", "generic_bf16") if name in found]
@@ -183,20 +185,20 @@ def _checks_of_ours(
         if not checks[key] <= checks[f"{key}_allowed"]:
             faults.append(_too_far("the engine's outputs", checks[key], checks[f"{key}_allowed"], other))
     if calls + folded != n_integer:
-        faults.append(f"the engine makes {calls} calls of integer kernels, {n_integer - folded} are expected")
+        faults.append(f"the engine called integer kernels {calls} times, but {n_integer - folded} times are expected")
     return checks, faults
 
 
 def _too_far(what: str, distance: float, allowed: float, other: str) -> str:
-    return f"{what} are {distance:.2g} away from those of {other}, {allowed:.2g} is allowed"
+    return f"{what} differ by {distance:.2g} from those of {other}, but at most {allowed:.2g} is allowed"
 
 
 def _unchecked(target: str) -> dict[str, Any] | None:
     """The row of a target that cannot be checked here."""
     if target not in NEEDS:
-        return _row(target, None, {}, "this release cannot check this runtime")
+        return _row(target, None, {}, "not checked: this release cannot check this runtime")
     missing = [name for name in NEEDS[target] if not _importable(name)]
-    return _row(target, None, {}, f"not checked: {', '.join(missing)} not installed") if missing else None
+    return _row(target, None, {}, f"not checked, because {', '.join(missing)} is not installed") if missing else None
 
 
 def _row(target: str, ok: bool | None, checks: dict[str, Any], detail: str) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def _importable(name: str) -> bool:
 
 @contextmanager
 def _clean_process(wanted: bool) -> Iterator["subprocess.Popen[str] | None"]:
-    """An interpreter that imports what it needs, and then reads what to do."""
+    """A new interpreter that imports what it needs, and then reads its instructions."""
     if not wanted:
         yield None
         return

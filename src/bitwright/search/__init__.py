@@ -1,1 +1,1 @@
-"""Which layers matter, and which to keep in 16 bit. Receives callables that measure; knows no model and no data."""
+"""Finds the layers that matter, and those to keep in 16 bit. It gets functions that measure, and knows no model."""

@@ -1,4 +1,4 @@
-"""What calibration costs, from shapes alone: arithmetic, time and memory, before anything is run."""
+"""Estimates the arithmetic, time and memory of calibration from shapes alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a calibration takes.
+    """The cost of a calibration.
 
     flops: of the forwards, the Gram matrices, the solves, and the search of a transform together. seconds: that at the
     measured speed. memory_bytes: one block in float32 with a working copy, its Gram matrices, and the hidden states of
@@ -39,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What there is: memory, the time that a person is willing to wait, and arithmetic per second."""
+    """The available memory, time and arithmetic per second."""
 
     memory_bytes: int
     seconds: float

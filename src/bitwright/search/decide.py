@@ -1,5 +1,5 @@
-"""Which method for which linears: from what was measured of a model to a recipe, with the evidence and what was
-rejected. Nothing here touches a model or a tensor.
+"""Chooses a method for each unit of linears from measured features, with the evidence and the rejected methods. Nothing
+here touches a model or a tensor.
 
 In this order, for every unit (linears that share an input) that the recipe leaves to `method: auto`:
 
@@ -69,7 +69,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided, and on what grounds.
+    """A decision and its evidence.
 
     recipe: the one asked for, with `auto` resolved. reason: of the decision as a whole. rtn_loss: what the whole model
     loses if it is rounded to nearest, a fraction; None if not measured. tolerable: relative error of a unit's outputs
@@ -101,17 +101,17 @@ def tolerable_error(
 
 
 def too_expensive(cost: Cost, resources: Resources, thresholds: Thresholds = THRESHOLDS) -> str:
-    """Why a calibration cannot be paid for; "" if it can."""
+    """Why a calibration costs too much memory or time; "" if it does not."""
     room = thresholds.memory_share * resources.memory_bytes
     if cost.memory_bytes > room:
         return (
-            f"calibration takes about {cost.memory_bytes / 1e9:.1f} GB of memory, of which {room / 1e9:.1f} GB "
-            "can be planned with"
+            f"calibration needs about {cost.memory_bytes / 1e9:.1f} GB of memory, but only {room / 1e9:.1f} GB can "
+            "be used"
         )
     if cost.seconds > resources.seconds:
         return (
-            f"calibration takes about {_duration(cost.seconds)} ({cost.flops / 1e12:.0f} TFLOP at "
-            f"{resources.flops_per_second / 1e9:.0f} GFLOP/s), and {_duration(resources.seconds)} are allowed"
+            f"calibration needs about {_duration(cost.seconds)} ({cost.flops / 1e12:.0f} TFLOP at "
+            f"{resources.flops_per_second / 1e9:.0f} GFLOP/s), but only {_duration(resources.seconds)} are allowed"
         )
     return ""
 
@@ -143,7 +143,7 @@ def decide(
         choices = tuple(Choice("rtn", why) for _ in features)
         others = {name for site in open_sites for name in candidates(SCHEMES[scheme_of(recipe, site)[0]])} - {"rtn"}
         rejected = tuple(Rejected(name, why) for name in sorted(others, key=COMPARED.index))
-        reason = f"rtn for everything: {why}"
+        reason = f"round to nearest (rtn) for everything: {why}"
     else:
         portable = any(target != "bitwright" for target in recipe.targets or DEFAULT_TARGETS)
         choices = tuple(_choose(unit, tolerable, portable, thresholds) for unit in features)
@@ -177,12 +177,18 @@ def _unreadable(unit: Features, method: str, portable: bool) -> bool:
 
 
 def _why(unit: Features, method: str, tolerable: float, thresholds: Thresholds) -> str:
-    """The reason of one choice, in the words of what was measured."""
+    """The reason for one choice, with the measured numbers."""
     rtn, error = unit.expected["rtn"], unit.expected[method]
     if method == "rtn":
         if rtn <= tolerable:
-            return f"robust: rounding to nearest moves outputs by {_percent(rtn)}, {_percent(tolerable)} is tolerable"
-        return f"nothing gains {_percent(thresholds.worth)} on the {_percent(rtn)} that rounding to nearest leaves"
+            return (
+                f"robust: rounding to nearest moves the outputs by {_percent(rtn)}, and {_percent(tolerable)} is "
+                "tolerable"
+            )
+        return (
+            f"rounding to nearest moves the outputs by {_percent(rtn)}, and no other method reduces that by "
+            f"{_percent(thresholds.worth)}"
+        )
     causes = []
     if METHODS[method].transform is not None:
         long = unit.tail >= thresholds.long_tail or unit.channel_ratio >= thresholds.long_tail
@@ -190,7 +196,9 @@ def _why(unit: Features, method: str, tolerable: float, thresholds: Thresholds) 
         causes.append(f"{what} (largest feature {unit.channel_ratio:.0f} × the median one)")
     if METHODS[method].rounding == "gptq":
         causes.append(f"sensitive weights (INT4 moves outputs by {_percent(unit.error_int4)})")
-    return f"{' and '.join(causes)}: {_percent(error)} expected, {_percent(rtn)} by rounding to nearest"
+    return (
+        f"{' and '.join(causes)}: the expected error is {_percent(error)}, and {_percent(rtn)} with rounding to nearest"
+    )
 
 
 def _summary(features: Sequence[Features], choices: Sequence[Choice], tolerable: float) -> str:
@@ -198,22 +206,26 @@ def _summary(features: Sequence[Features], choices: Sequence[Choice], tolerable:
     words = " and ".join(f"{method} for {count if len(counts) > 1 else 'all'}" for method, count in counts)
     before = _rms([unit.expected["rtn"] for unit in features])
     return (
-        f"{words} of {len(choices)} sets of linears; rounding to nearest moves their outputs by {_percent(before)}, "
-        f"this by {_percent(_left(features, choices))}; {_percent(tolerable)} is tolerable"
+        f"{words} of {len(choices)} groups of linears. Rounding to nearest would move their outputs by "
+        f"{_percent(before)}, and this choice moves them by {_percent(_left(features, choices))}; "
+        f"{_percent(tolerable)} is tolerable"
     )
 
 
 def _left(features: Sequence[Features], choices: Sequence[Choice]) -> float:
-    """The error expected of all that was chosen."""
+    """The expected error of all choices together."""
     return _rms([unit.expected[choice.method] for unit, choice in zip(features, choices, strict=True)])
 
 
 def _robust(rtn_loss: float | None, recipe: Recipe, thresholds: Thresholds) -> str:
-    """Why rounding everything to nearest is enough; "" if it is not, or if that is not known."""
+    """Why rounding everything to nearest is enough; "" if it is not, or if nobody knows."""
     room = thresholds.robust_share * recipe.budget.max_loss
     if rtn_loss is None or rtn_loss > room:
         return ""
-    return f"robust: rounding to nearest loses {_percent(rtn_loss)} on the sample, and {_percent(room)} is tolerable"
+    return (
+        f"the model is robust: rounding to nearest loses {_percent(rtn_loss)} on the sample, and {_percent(room)} "
+        "is tolerable"
+    )
 
 
 def _rejected(features: Sequence[Features], choices: Sequence[Choice], portable: bool) -> tuple[Rejected, ...]:
@@ -227,19 +239,22 @@ def _rejected(features: Sequence[Features], choices: Sequence[Choice], portable:
         error = _rms([unit.expected[method] for unit in of_this])
         if barred:
             why = (
-                f"{barred} of {len(of_this)} sets would need their inputs transformed at run time, which only the "
-                f"target bitwright does ({_percent(error)} expected)"
+                f"{barred} of {len(of_this)} groups of linears would need a transform of their inputs at run time, "
+                f"which only the target bitwright can do (expected error: {_percent(error)})"
             )
         elif error > ours:
-            why = f"{_percent(error)} expected, the choice {_percent(ours)}"
+            why = f"the expected error is {_percent(error)}, and {_percent(ours)} with the chosen methods"
         else:
-            why = f"{_percent(error)} expected, for more work; the choice's {_percent(ours)} will do"
+            why = (
+                f"the expected error is {_percent(error)} for more work, and the chosen methods' {_percent(ours)} "
+                "is enough"
+            )
         found.append(Rejected(method, why))
     every = {name for unit in features for name in unit.expected}
     if features and "smoothquant" not in every:
-        found.append(Rejected("smoothquant", "inputs stay float, so there is nothing to gain from smoothing them"))
+        found.append(Rejected("smoothquant", "the inputs stay float, so smoothing them gains nothing"))
     if features and "awq" not in every:
-        found.append(Rejected("awq", "scaling is for weights below 8 bits"))
+        found.append(Rejected("awq", "scaling helps only weights below 8 bits"))
     return tuple(found)
 
 

@@ -1,4 +1,5 @@
-"""Which units to give more bits so that the loss fits the budget.
+"""Finds the units that need more bits so that the loss fits the budget. A unit is the set of linears that share an
+input.
 
 The moves (a unit, and the scheme of more bits that it gets) come ranked, most sensitive first. The search finds a
 length of the ranking whose first moves suffice, by doubling and halving, and then lets go of those among them that are
@@ -20,8 +21,7 @@ WHY = "to stay inside the budget"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One combination that was measured: the moves, one of each unit, the recipe that makes them, and what it is
-    like."""
+    """A measured combination: its moves (at most one per unit), its recipe and its measurements."""
 
     kept: Moves
     recipe: Recipe
@@ -42,7 +42,7 @@ def taken(recipe: Recipe, kept: Moves, measure: Measure, steps: dict[Moves, Step
 
 
 def find_fallback(recipe: Recipe, ranking: Callable[[], Sequence[Move]], measure: Measure) -> tuple[Step, list[Step]]:
-    """Few moves that bring the upper bound of the loss inside the recipe's budget.
+    """Find few moves that bring the upper bound of the loss inside the recipe's budget.
 
     Where more bits never lose more, they are the shortest sufficient beginning of the ranking without those of its
     moves that can be spared; where they may, still a combination that was measured to be inside.

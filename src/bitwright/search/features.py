@@ -1,4 +1,4 @@
-"""What a choice among methods rests on: what one unit of a model looks like, and what each method would leave of it.
+"""Measures what the choice of a method needs: the features of a unit, and the error that each method would leave.
 
 A unit is the set of linears that share an input, or all experts of a block. Nothing here runs a model: all follows from
 the weights and from the statistics of a small calibration sample.
@@ -45,7 +45,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What one unit looks like.
+    """The features of one unit.
 
     n_weights: values in all its linears. k: input features. n_tokens: of the sample that reached it.
     tail: the largest magnitude of its inputs relative to their 99.9th percentile; kurtosis: of the inputs, 3 for a
@@ -101,7 +101,7 @@ def measure(
         NumericsError: nothing was seen; NaN or infinity in weights or inputs.
     """
     if not seen:
-        raise NumericsError(f"{unit}: no token of the sample reached it; give more text")
+        raise NumericsError(f"{unit}: no token of the sample reached these linears; give more text")
     k = len(seen[0].stats.min_K)
     tails, kurtoses, ratios = zip(*(_shape_of(tensor.stats) for tensor in seen), strict=True)
     sampled = [_sampled_rows(tensor.weights) for tensor in seen]
@@ -193,7 +193,7 @@ def _shape_of(stats: LayerStats) -> tuple[float, float, float]:
     absmax_K = stats.absmax_K.double()
     typical = float(absmax_K[absmax_K > 0].median()) if bool((absmax_K > 0).any()) else 1.0
     if stats.histogram is None:
-        raise NumericsError("the shape of inputs is read from their histogram; observe with histogram=True")
+        raise NumericsError("the shape of the inputs is computed from their histogram; observe with histogram=True")
     return (*_tail_and_kurtosis(stats.histogram), float(absmax_K.max()) / typical)
 
 

@@ -1,5 +1,5 @@
-"""Sensitivity by Fisher information: how far quantizing a linear moves the model's output, to first order, from
-gradients of the float model alone.
+"""Sensitivity by Fisher information: estimates from the float model's gradients, to first order, how far quantizing a
+linear moves the output.
 
 Let e be what quantizing a linear adds to its outputs: e = x ΔWᵀ where only the weight W is rounded. A scalar s that is
 computed from them changes by ⟨δ, e⟩ = Σ δ·e with δ = ∂s/∂y, which for a rounded weight is ⟨∂s/∂W, ΔW⟩. The score is the
@@ -85,7 +85,7 @@ def fisher_scores(
                 diagonal[unit] += sum(square.get(name, 0.0) for name in members)
             count += 1
     if not count:
-        raise InputError("Fisher scores are means over texts, and there is none")
+        raise InputError("Fisher scores are means over texts, but there are none; give texts")
     return {unit: Score(fisher[unit] / count, diagonal[unit] / count) for unit in units}
 
 

@@ -1,4 +1,4 @@
-"""A journal of measurements: what was measured before a kill is not measured again."""
+"""A journal of measurements, so that a run that was killed does not measure them again."""
 
 import json
 import os

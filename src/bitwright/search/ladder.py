@@ -1,4 +1,4 @@
-"""More bits for a unit: the schemes that it may fall back to, and what a search has given to which units.
+"""The schemes with more bits for each unit, and recipes with some of these steps made.
 
 A unit, the linears that share an input, climbs a ladder: from its own scheme to 8 bits, if that has fewer, and to 16.
 """
@@ -16,7 +16,7 @@ EIGHT_BITS, EIGHT_BITS_FLOAT_INPUT = "w8a8", "w8a16"
 
 
 class Move(NamedTuple):
-    """A unit, and a scheme of more bits that it gets."""
+    """A step to more bits: a unit and the scheme that it gets."""
 
     unit: str
     scheme: str
@@ -59,13 +59,13 @@ def rung_by_rung(units: Sequence[str], ladders: Ladders) -> Moves:
 
 
 def settled(moves: Iterable[Move]) -> Moves:
-    """Of several moves of a unit the last alone, in its place."""
+    """The last move of each unit, at its place."""
     last = {move.unit: move for move in moves}
     return tuple(move for move in dict.fromkeys(moves) if last[move.unit] == move)
 
 
 def moved(recipe: Recipe, moves: Moves, why: str) -> Recipe:
-    """A recipe with settled moves made. why: for the plan, after "kept in 8 bit "."""
+    """A recipe with these moves made. why: the reason in the plan, after "kept in 8 bit "."""
     for scheme in sorted({move.scheme for move in moves}, key=lambda name: (name == FLOAT, name)):
         units = tuple(move.unit for move in moves if move.scheme == scheme)
         bits = 16 if scheme == FLOAT else 8

@@ -1,5 +1,4 @@
-"""What is measured of a recipe, by whoever searches for a better one: the decision engine, the fallback search, the
-front of speed and loss, a tuner."""
+"""The measurements of a recipe that every search uses: method choice, fallback, speed and loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from bitwright.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a model is like that was quantized as a recipe says.
+    """The measurements of a model that was quantized by a recipe.
 
     loss: relative to the float model's score, a fraction; infinite if the outputs are no numbers any more. bound: the
     upper bound of that loss; infinite where none is known. seconds: of one run of the model; None where nothing was

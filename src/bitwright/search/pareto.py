@@ -1,4 +1,4 @@
-"""The front of speed and loss: what each length of the ranking of sensitive units brings and costs, and which to take.
+"""The Pareto front of speed and loss over variants that keep more and more sensitive units in more bits.
 
 A point is dominated if another one is at least as fast and loses no more, and is better in one of the two. What is left
 is the Pareto front: on it, speed is bought with accuracy only.
@@ -23,7 +23,7 @@ class Point:
 
     @property
     def loss(self) -> float:
-        """On tuning data."""
+        """The loss on tuning data."""
         return self.step.measured.loss
 
     @property
@@ -39,7 +39,7 @@ def beginnings(moves: Sequence[Move]) -> list[Moves]:
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
-    """Whether each point is on the front."""
+    """Whether each point is on the Pareto front of speed and loss."""
 
     def dominates(a: Point, b: Point) -> bool:
         return a.speedup >= b.speedup and a.loss <= b.loss and (a.speedup, a.loss) != (b.speedup, b.loss)
@@ -48,7 +48,7 @@ def pareto(points: Sequence[Point]) -> list[bool]:
 
 
 def choose(points: Sequence[Point], max_loss: float, min_speedup: float) -> tuple[Point, bool]:
-    """(a point, whether it is fast enough with its loss inside the budget).
+    """The chosen point, and whether it is fast enough with its loss inside the budget.
 
     Of those that are both, the fastest; of what is as fast but for noise, the one that loses least. A loss is inside if
     its upper bound is; where no fast enough point has such a bound, the estimates decide. Where none is both, the

@@ -1,4 +1,4 @@
-"""From a method for each linear to a recipe with few rules."""
+"""Turns a method per linear into a recipe with few rules."""
 
 import re
 from collections.abc import Mapping, Sequence

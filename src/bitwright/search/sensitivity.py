@@ -31,7 +31,7 @@ _MOST_MEASURED = 8
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How outputs moved.
+    """How far the outputs moved, by several measures.
 
     emd: Earth Mover's Distance, ≥ 0, infinite if outputs are not finite. sqnr_db: decibels. cosine: mean over texts.
     rank_flips: share of pair orders that turned round. metric_loss: loss of the metric that decides, a fraction.
@@ -114,7 +114,7 @@ def measure_units(
     journal: Journal,
     track: Track = iter,
 ) -> Sensitivity:
-    """Rank the units by an estimate of each, and those that matter, which are measured, among themselves.
+    """Rank the units by an estimate of each, then measure those that matter and rank them again.
 
     Args:
         sites, measure, journal, track: as of `measure_sensitivity`.

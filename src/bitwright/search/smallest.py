@@ -1,4 +1,4 @@
-"""The smallest model inside a loss: bits for each unit, by what they bring where the search stands.
+"""Searches for the smallest model inside a loss: chooses 4, 8 or 16 bits for each unit.
 
 Everything begins with the fewest bits. A move gives one unit the next scheme of its ladder. Moves are ranked by how
 much nearer they bring the outputs to the float model's, per byte that they add. That distance is smooth: a few texts
@@ -24,8 +24,9 @@ _BATCH = 0.25  # of the units, at most, that move between two rankings
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What ranks moves. distance: of the outputs from the float model's, ≥ 0, infinite if they are no numbers. bytes_:
-    of the weights."""
+    """The values that rank moves. distance: of the outputs from the float model's, ≥ 0, infinite if they are not
+    finite. bytes_: of the weights.
+    """
 
     distance: float
     bytes_: int
@@ -35,7 +36,7 @@ Probe = Callable[[Recipe], Probed]
 
 
 def check_goal(recipe: Recipe) -> None:
-    """Refuse a goal beside what it chooses itself.
+    """Refuse a goal together with settings that it chooses itself.
 
     Raises:
         RecipeError: the recipe names a scheme other than 16bit in a rule, or a speed.
@@ -46,13 +47,13 @@ def check_goal(recipe: Recipe) -> None:
     named += [rule.scheme for rule in recipe.rules if rule.scheme not in (None, FLOAT)]
     if named:
         raise RecipeError(
-            f"goal: {recipe.budget.goal} chooses the scheme of every linear, and {named[0]} is named; leave out one of "
-            "the two (rules of a recipe may keep linears in 16bit)"
+            f"goal: {recipe.budget.goal} chooses the scheme of every linear, but the recipe also names {named[0]}; "
+            "leave one of the two out. Rules may still keep linears in 16bit"
         )
     if recipe.budget.min_speedup is not None:
         raise RecipeError(
-            f"goal: {recipe.budget.goal} and min_speedup = {recipe.budget.min_speedup:g} choose by different measures; "
-            "leave out one of the two"
+            f"goal: {recipe.budget.goal} and min_speedup = {recipe.budget.min_speedup:g} choose by different "
+            "measures; leave one of the two out"
         )
 
 
@@ -71,7 +72,8 @@ def beginning(recipe: Recipe, *, language_model: bool) -> Recipe:
 
 
 def find_smallest(recipe: Recipe, ladders: Ladders, probe: Probe, measure: Measure) -> tuple[Step, list[Step]]:
-    """Few and cheap moves after which the loss is inside the recipe's budget, on other texts of the same kinds too.
+    """Find few and cheap moves after which the loss is inside the recipe's budget, also on other texts of the same
+    kinds.
 
     Args:
         recipe: with the fewest bits for everything. ladders: of its units.
@@ -188,5 +190,5 @@ def _part(moves: Sequence[Move], made: Moves, enough: Callable[[Moves], bool]) -
 
 
 def _less(before: float, after: float) -> float:
-    """By how much a distance fell; infinities that stay have not."""
+    """How far a distance fell; 0 if it stays infinite."""
     return 0.0 if before == after else before - after
