@@ -96,8 +96,9 @@ def _print_distances(found: dict[str, Any], top: int) -> None:
     agreement = found["spearman_with_metric_loss"]
     said = "not defined, one of them is constant" if agreement is None else f"{agreement:.2f}, 1 is alike"
     out.print(
-        "EMD is how far the outputs of the model move, flips the share of pairs that\nchange places. The loss is that of "
-        f"{found['metric']}.\nEMD and the loss rank the linears alike: Spearman {said}.",
+        "EMD is how far the outputs of the model move, flips the share of pairs that\n"
+        f"change places. The loss is that of {found['metric']}.\n"
+        f"EMD and the loss rank the linears alike: Spearman {said}.",
         markup=False,
     )
 
