@@ -91,5 +91,5 @@ def test_fused_experts_are_refused_with_the_remedy_and_unknown_ones_by_their_cla
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.experts: a list .* has a MixtralExperts; call .*linearize"):
         find_linears(model, row)
     model.set_submodule("model.layers.1.mlp.experts", nn.Identity())
-    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts: a Identity without gate_up_proj"):
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts: this Identity has no gate_up_proj"):
         linearize(model, row)

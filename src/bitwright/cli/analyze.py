@@ -94,8 +94,13 @@ def _print_distances(found: dict[str, Any], top: int) -> None:
         columns += [(name, "right") for name in ("EMD", "SQNR dB", "cosine", "flips", "loss")]
         out.print(table(shown, columns, [[str(i), *_cells(row)] for i, row in enumerate(rows[:top], 1)]), "")
     agreement = found["spearman_with_metric_loss"]
-    said = "not defined, one of them is constant" if agreement is None else f"{agreement:.2f}"
-    out.print(f"EMD ranks the linears as the loss does: Spearman {said}\nloss: of {found['metric']}", markup=False)
+    said = "not defined, one of them is constant" if agreement is None else f"{agreement:.2f}, 1 is alike"
+    out.print(
+        "EMD is how far the outputs of the model move, flips the share of pairs that\n"
+        f"change places. The loss is that of {found['metric']}.\n"
+        f"EMD and the loss rank the linears alike: Spearman {said}.",
+        markup=False,
+    )
 
 
 def _print_errors(found: dict[str, Any], top: int) -> None:

@@ -103,8 +103,8 @@ def _print_evidence(units: Sequence[UnitEvidence]) -> None:
 
     roles = list(dict.fromkeys(unit.role for unit in units))
     of = {role: [unit for unit in units if unit.role == role] for role in roles}
-    columns: list[Column] = ["sets of linears", *((title, "right") for title in (
-        "sets", "weights", "tail", "kurtosis", "channel", "INT4", "INT8"
+    columns: list[Column] = ["groups of linears", *((title, "right") for title in (
+        "groups", "weights", "tail", "kurtosis", "channel", "INT4", "INT8"
     ))]  # fmt: skip
     rows = [
         [
@@ -116,9 +116,10 @@ def _print_evidence(units: Sequence[UnitEvidence]) -> None:
     ]  # fmt: skip
     out.print(table("Evidence", columns, rows))
     out.print(
-        "A set is the linears that read one input. In the worst set, tail is the largest\n"
-        "input over the 99.9th percentile, channel the largest feature over the median.\n"
-        "INT4 and INT8 are how far rounding the weights moves the outputs.\n",
+        "A group is the linears that read one input. In the worst group, tail is the\n"
+        "largest input over the 99.9th percentile, channel the largest feature over the\n"
+        "median one. "
+        "INT4 and INT8: how far rounding the weights moves the outputs.\n",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     chosen = Counter((unit.role, unit.method) for unit in units)
@@ -128,7 +129,7 @@ def _print_evidence(units: Sequence[UnitEvidence]) -> None:
         [
             _METHODS.get(method, method),
             *(percent(median(u.expected[method] for u in of[role] if method in u.expected)) for role in roles),
-            f"{sum(chosen[role, method] for role in roles)} sets",
+            f"{sum(chosen[role, method] for role in roles)} groups",
         ]
         for method in methods
     ]

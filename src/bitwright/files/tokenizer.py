@@ -204,7 +204,11 @@ def cut(encoding: Encoding, limit: int, side: str, *, typed: bool) -> tuple[list
 
 
 def refuse_surrogates(*texts: Sequence[str] | None) -> None:
-    """Raises: InputError: a text holds half of a surrogate pair, which is not a character."""
+    """Refuse texts with half of a surrogate pair, which is not a character.
+
+    Raises:
+        InputError: such a text; the message says which, and where in it.
+    """
     for side in texts:
         for index, text in enumerate(side or ()):
             found = re.search("[\ud800-\udfff]", text)

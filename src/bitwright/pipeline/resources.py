@@ -86,7 +86,9 @@ def _timing_s(shapes: Sequence[tuple[int, int]], token_s: float) -> float:
 
 
 def _seconds_per_token(job: Job) -> float:
-    """How long the float model takes for a token of the texts: timed on some, short ones and long ones."""
+    """How long the float model takes for a token of the texts: timed on some, short ones and long ones, by the clock of
+    the process, so that other programs do not count.
+    """
     texts: list[Any] = sorted(job.scored.tuning.texts or job.scored.probe, key=lambda text: _count_tokens(job, [text]))
     # As the run does it, texts of like length are a batch: in a sample of all lengths, padding would be half the work.
     batches = max(1, _TIMED_TOKENS * len(texts) // (_TIMED_TEXTS * _count_tokens(job, texts)))
@@ -94,9 +96,9 @@ def _seconds_per_token(job: Job) -> float:
     some = [text for place in places for text in texts[place : place + _TIMED_TEXTS]]
     model = job.model.generic
     model.encode(some[:1])
-    begun = time.perf_counter()
+    begun = time.process_time()
     model.encode(some, batch_size=_TIMED_TEXTS)
-    return (time.perf_counter() - begun) / _count_tokens(job, some)
+    return (time.process_time() - begun) / torch.get_num_threads() / _count_tokens(job, some)
 
 
 def _count_tokens(job: Job, items: Sequence[Any]) -> int:
