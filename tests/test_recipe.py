@@ -19,7 +19,7 @@ def test_first_rule_that_matches_decides() -> None:
     assert scheme_of(recipe, QUERY)[0] == "16bit"
     swapped = make_recipe({"rules": list(reversed(recipe.model_dump()["rules"]))})
     assert scheme_of(swapped, QUERY)[0] == "w8a8_static"
-    assert scheme_of(recipe, FFN) == ("w8a8", "rtn", "default scheme")
+    assert scheme_of(recipe, FFN) == ("w8a8", "rtn", "the default of the recipe")
 
 
 def test_heads_stay_in_16_bit_unless_a_rule_says_otherwise() -> None:
