@@ -88,7 +88,7 @@ LAUGHS = "- &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("seed: !!python/object/apply:os.system [ls]", r"is not YAML"),
         (LAUGHS, r"a recipe must be a mapping"),
         ("a:\n" + LAUGHS, r"the aliases stand for \d+ values, more than 100000"),
-        ("# " + "x" * (1 << 20), r"at most 1048576 are read"),
+        ("# " + "x" * (1 << 20), r"reads at most 1048576"),
     ],
 )
 def test_malformed_recipes_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
