@@ -19,7 +19,7 @@ def test_first_rule_that_matches_decides() -> None:
     assert scheme_of(recipe, QUERY)[0] == "16bit"
     swapped = make_recipe({"rules": list(reversed(recipe.model_dump()["rules"]))})
     assert scheme_of(swapped, QUERY)[0] == "w8a8_static"
-    assert scheme_of(recipe, FFN) == ("w8a8", "rtn", "default scheme")
+    assert scheme_of(recipe, FFN) == ("w8a8", "rtn", "the default of the recipe")
 
 
 def test_heads_stay_in_16_bit_unless_a_rule_says_otherwise() -> None:
@@ -88,7 +88,7 @@ LAUGHS = "- &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("seed: !!python/object/apply:os.system [ls]", r"is not YAML"),
         (LAUGHS, r"a recipe must be a mapping"),
         ("a:\n" + LAUGHS, r"the aliases stand for \d+ values, more than 100000"),
-        ("# " + "x" * (1 << 20), r"at most 1048576 are read"),
+        ("# " + "x" * (1 << 20), r"reads at most 1048576"),
     ],
 )
 def test_malformed_recipes_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

@@ -72,7 +72,10 @@ def fit_targets(
         return recipe, ()
     dropped = refusals(DEFAULT_TARGETS, recipe, plan, model, architecture, sites)
     kept = tuple(target for target in DEFAULT_TARGETS if target not in dropped)
-    told = tuple(f"{target} cannot load the result: {why}" for target, why in dropped.items())
+    told = tuple(
+        f"the result is not made for {target}, because {target} cannot load it: {why}"
+        for target, why in dropped.items()
+    )
     return recipe.model_copy(update={"targets": kept}), told
 
 

@@ -253,7 +253,7 @@ def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str, str]:
     if by_scheme is None or by_scheme.scheme is None:
         if site.role == "head":
             return FLOAT, "cast", _HEADS_STAY
-        reason = "default scheme" if by_method is None else _why(by_method)
+        reason = "the default of the recipe" if by_method is None else _why(by_method)
         return recipe.scheme, method, reason
     return by_scheme.scheme, method if by_scheme.scheme != FLOAT else "cast", _why(by_scheme)
 

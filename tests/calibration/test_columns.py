@@ -66,7 +66,7 @@ def test_a_pair_comes_once_in_a_seeded_order(tmp_path: Path) -> None:
             "",
             "line 1: no two columns have names that are usual for pairs; the columns are a, b. Name the columns: ",
         ),
-        (("a", "b"), "#a,c", "line 1: no columns a and c; found a, b"),
+        (("a", "b"), "#a,c", "line 1: there are no columns a and c; the columns are a, b"),
         (("a", "b"), "#a,b,c", "#a,b,c must name one column or two"),
         (("a", "b"), "#a,", "#a, must name one column or two"),
     ],

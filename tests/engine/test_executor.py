@@ -62,7 +62,7 @@ def test_every_instruction_set(tiny_model: TinyModel, opened: Open, sequences: l
         ([[1.7]], 1, r"a sequence holds something other than a token id \(required argument is not an integer\)"),
         ([[np.float64(1)]], 1, "other than a token id"),
         ([[2**70]], 1, "other than a token id"),
-        ([[2**63 - 1]], 1, f"token id {2**63 - 1}; this model has 0 to 199"),
+        ([[2**63 - 1]], 1, f"token id {2**63 - 1}, but this model has only 0 to 199"),
         (["ab"], 1, "other than a token id"),
         ([5], 1, "other than a token id"),
         ([None], 1, "other than a token id"),

@@ -150,7 +150,9 @@ def run_child(before: list[str], models: Path, opened: Path, *more: str) -> str:
 def beyond(control: set[str], found: set[str], root: Path) -> list[str]:
     """What was opened that the control run did not, and that lies neither in a model nor in a result."""
     mine = re.compile(rf"{re.escape(str(root))}(/(absolute|relative)-\S*|/made.*|/hostile\S*|/\.?\w*)?$")
-    system = re.compile(r"/proc/|/sys/|/dev/|.*/site-packages/|.*/lib/python|.*\.so(\.|$)|/etc/(ld|nss|host|resolv)")
+    system = re.compile(
+        r"/proc/|/sys/|/dev/|.*/site-packages/|.*/lib/python|.*\.so(\.|$)|/etc/(ld|nss|host|resolv|ssl/openssl)"
+    )
     return sorted(path for path in found - control if not mine.match(path) and not system.match(path))
 
 

@@ -114,7 +114,7 @@ def test_prompts(source: Path, tmp_path: Path, include: bool, mode: Any) -> None
         np.testing.assert_allclose(ours.encode(TEXTS, **options), library.encode(TEXTS, **options), atol=1e-5)
     np.testing.assert_allclose(ours.encode_query(TEXTS), library.encode_query(TEXTS), atol=1e-5)
     np.testing.assert_allclose(ours.encode_document(TEXTS), library.encode_document(TEXTS), atol=1e-5)
-    with pytest.raises(InputError, match="prompt_name = 'none': this model's prompts are 'query'"):
+    with pytest.raises(InputError, match="prompt_name = 'none' is unknown; this model's prompts are 'query'"):
         ours.encode(TEXTS, prompt_name="none")
 
 

@@ -122,8 +122,8 @@ def test_witnesses_that_contradict_each_other_are_all_named(
             "a SpladePooling of ",
         ),
         ({"of": "BertModel", "st": "ColBERT", "task": "embedding"}, "a ColBERT of .* a vector per token"),
-        ({"task": "poetry"}, "task 'poetry' is none of embedding, "),
-        ({TASK_KEY: ["embedding"]}, rf"config\.json: {TASK_KEY} \['embedding'\] is none of embedding"),
+        ({"task": "poetry"}, "task 'poetry' is unknown; choose one of embedding, "),
+        ({TASK_KEY: ["embedding"]}, rf"config\.json: {TASK_KEY} \['embedding'\] is unknown; choose one of embedding"),
         ({"st": 5}, r"config_sentence_transformers\.json: model_type is 5; it must be a name"),
     ],
 )

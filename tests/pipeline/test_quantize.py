@@ -120,7 +120,7 @@ def test_a_tokenizer_of_another_model_is_refused_before_it_is_run(
     job = open_job(tiny_model("bert"), recipe, Texts(samples=60))
     assert len(calibration_batches(job)) > 1
     monkeypatch.setattr(type(job.model), "vocabulary", 20)
-    with pytest.raises(InputError, match=r"its tokenizer gives the token id \d+; this model has 0 to 19"):
+    with pytest.raises(InputError, match=r"its tokenizer gives the token id \d+, but this model has only 0 to 19"):
         calibration_batches(job)
 
 
@@ -189,7 +189,7 @@ class TestRuns:
     ) -> None:
         source = tiny_model("bert")
         recipe = make_recipe({"embeddings": "int8", "budget": {"max_loss": 0.5}})
-        with pytest.raises(TargetError, match="transformers: cannot read int8 embedding tables"):
+        with pytest.raises(TargetError, match="transformers cannot read int8 embedding tables"):
             quantize(source, out=tmp_path / "out", recipe=recipe, targets="transformers", **QUICK)
         result = quantize(source, out=tmp_path / "out", recipe=recipe, **QUICK)
         assert read_recipe(tmp_path / "out" / "recipe.yaml").targets == ("bitwright",)
@@ -295,7 +295,7 @@ class TestRuns:
             tensors["encoder.layer.0.output.dense.weight"][3, 4] = float("nan")
 
         out = tmp_path / "out"
-        with pytest.raises(ModelError, match=r"encoder\.layer\.0\.output\.dense\.weight holds 1 NaN"):
+        with pytest.raises(ModelError, match=r"encoder\.layer\.0\.output\.dense\.weight: 1 of 2048 values are NaN"):
             quantize(copied(source, tmp_path / "nan", poison), out=out, recipe=HERE, **QUICK)
         with pytest.raises(ModelError, match="neither a directory here nor a hub name"):
             quantize(tmp_path / "none", out=out, recipe=HERE, **QUICK)

@@ -170,7 +170,7 @@ def test_rivals_that_cannot_be_measured_are_skipped_with_a_reason(float_model, f
     assert {row["runtime"] for row in measured["rows"]} == {"fake", "other fake"}
     reasons = {entry["runtime"]: entry["reason"] for entry in measured["skipped"]}
     assert reasons["absent"] == "no_such_package not installed; run: pip install 'bitwright[rivals]'"
-    assert "ValueError: rival needs no preparation" in reasons["rival"]
+    assert "ValueError: the runtime rival needs no preparation" in reasons["rival"]
     assert "ended unexpectedly with exit code 2" in reasons["unknown"]
     assert all("\n" not in reason for reason in reasons.values())
 

@@ -110,7 +110,7 @@ def test_bad_types(quantized: Callable[..., EngineModel]) -> None:
         for items, types, message in (
             (["a text"], [[0]], "types can be given only with token ids"),
             ([[5, 6]], [[0, 2]], "item 0: token type 2, but this model has only 0 to 1"),
-            ([[5, 6], [7]], [[0, 1], [0, 1]], "item 1 has 1 tokens and 2 token types"),
+            ([[5, 6], [7]], [[0, 1], [0, 1]], "item 1 has 1 tokens but 2 token types"),
             ([[5, 6]], [[0, 1], [0]], "token types for 2 items, but 1"),
             ([("a", "b"), "c"], None, "pair 1 is str, not two texts"),
             ([("a", "b"), ("c",)], None, "pair 1 is tuple, not two texts"),
@@ -139,7 +139,7 @@ def test_bad_input(quantized: Callable[..., EngineModel]) -> None:
     with pytest.raises(InputError, match="threads = 0"):
         model.encode(["a text"], threads=0)
     for path in (model, model.generic):
-        with pytest.raises(InputError, match=r"batch_size = 1\.5: not a whole number"):
+        with pytest.raises(InputError, match=r"batch_size = 1\.5: give a whole number"):
             path.encode(["a text"], batch_size=1.5)
     with pytest.raises(InputError, match="threads = 0"):
         bitwright.load(model.path, threads=0)

@@ -35,7 +35,7 @@ _TABLES = (
 @click.option(
     "--journal",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep measurements in this file. After a stop, the same command goes on from there.",
+    help="Keep measurements in this file. Run the same command again to continue after a stop.",
 )
 @click.option(
     "--top",

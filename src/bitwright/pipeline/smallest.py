@@ -41,9 +41,7 @@ def job_ladders(job: Job) -> Ladders:
         job.with_recipe(moved(job.recipe, (eight,), ""))
     except TargetError as error:
         if job.recipe.budget.goal is not None:
-            raise TargetError(
-                f"goal: {job.recipe.budget.goal} mixes 4, 8 and 16 bits, which this target cannot read: {error}"
-            ) from None
+            raise TargetError(f"goal: {job.recipe.budget.goal} mixes 4, 8 and 16 bits, but {error}") from None
         job.warnings.append(f"layers that lose too much go back to 16 bit directly, not to 8 bit first: {error}")
         return dict.fromkeys(climbs, (FLOAT,))
     return climbs
