@@ -96,7 +96,9 @@ def _speed(record: Record) -> Panel:
         for (batch, tokens), factor in ratios.items()
     )
     line = Line("original", scale, "the original")
-    return Panel("Speed", f"{speed:.1f}", f"times as fast as {original_words(record)}, on average{on}", bars, (line,))
+    return Panel(
+        "Speed", f"{speed:.1f}", f"times as fast as {original_words(record)}{on}; geometric mean", bars, (line,)
+    )
 
 
 def _loss(record: Record) -> Panel:

@@ -80,11 +80,11 @@ def verdict_notes(record: Record) -> list[str]:
 # The verdict -> what a reader does next.
 _NEXT = {
     "met": "README.md, beside this report, shows how to load it. "
-    "To compare it with the original on your own text: bitwright eval DIR --reference MODEL --eval FILE",
+    "To compare it with the original on your own text: bitwright eval DIR --reference MODEL --data mine.txt",
     "not met": "Allow more loss with --max-loss, or choose a scheme with more bits, such as --scheme w8a16.",
     "not judged on pairs": "Give pairs of texts like yours, with --data FILE#FIRST,SECOND or with labels by --eval.",
     NOT_USABLE: "Do not use these files. Tell us what the check said, with record.json.",
-    None: "Measure what it loses on your own text: bitwright eval DIR --reference MODEL --eval FILE",
+    None: "Measure what it loses on your own text: bitwright eval DIR --reference MODEL --data mine.txt",
 }
 _UNDECIDED = "Give more rows, allow more loss with --max-loss, or accept the estimate with --accept-point-estimate."
 _UNDECIDED_KINDS = "Give text like yours with --data, or allow more loss with --max-loss."
