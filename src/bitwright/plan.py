@@ -151,7 +151,7 @@ def _embedding_row(name: str, module: nn.Module, mode: str, dtype: torch.dtype) 
     scheme, reason = (
         ("int8", "int8 with one scale per row, as asked")
         if mode == "int8"
-        else ("16bit", "kept in 16 bit, which every runtime can load")
+        else ("16bit", "other programs cannot load 8-bit embeddings")
     )
     before = shape[0] * shape[1] * dtype.itemsize
     return PlanRow(

@@ -36,7 +36,7 @@ AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
 FLOAT = "16bit"
 DEFAULT_TARGETS = ("bitwright", "transformers")
-_HEADS_STAY = "a head or pooler: it is small, and other runtimes quantize its 2-D input differently"
+_HEADS_STAY = "a head or pooler: it is small, and in 8 bits other programs would give other results"
 
 
 MAX_RECIPE_BYTES = 1 << 20

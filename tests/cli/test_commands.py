@@ -121,7 +121,7 @@ def test_result_fits(
     assert text.startswith(f"{lines[0]} {SENTENCE}")
     assert "loss 1.23 %; 95 % sure: at most 1.49 %; 1 % allowed" in text
     assert "size 1.11 GB → 412 MB" in text
-    assert "speed against float32: 2.4× at 64 × 512 tokens" in text
+    assert "speed 2.4× at 64 × 512 tokens; against the original in torch" in text
     assert "checked in bitwright" in text
     assert "not in transformers: compressed_tensors not installed" in text
 

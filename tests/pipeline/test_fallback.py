@@ -94,4 +94,4 @@ def test_bad_ffn_of_an_encoder_is_the_only_fallback(
     assert not result.record["sensitivity"].get("rows")
     assert 0 < sum(row.get("emd") is not None for row in units) < len(units)
     assert all(row["estimate"] is not None for row in units)
-    assert "estimate from gradients" in (result.directory / "report.html").read_text()
+    assert "to first order, from gradients" in (result.directory / "report.html").read_text()

@@ -6,7 +6,15 @@ import math
 import pytest
 
 from bitwright.record import record_of
-from bitwright.report.verdict import LONGEST, bits_per_weight, next_step, state, verdict_notes, verdict_sentence
+from bitwright.report.verdict import (
+    LONGEST,
+    bits_per_weight,
+    next_step,
+    speed_by_shape,
+    state,
+    verdict_notes,
+    verdict_sentence,
+)
 
 
 def headline(record) -> str:
@@ -155,6 +163,13 @@ def test_speed_is_that_of_bitwright_alone(record):
     for row in record["speed"]["rows"]:
         row["ratio_to_fp32"] = 4.0 if row["runtime"] == "bitwright" else 9.0
     assert "4.0 times as fast" in headline(record)
+
+
+def test_speed_is_against_the_faster_of_both_precisions(record):
+    for row in record["speed"]["rows"]:
+        row |= {"ratio_to_fp32": 8.0, "ratio_to_bf16": 3.0 if row["batch"] < 8 else 12.0}
+    assert set(speed_by_shape(record_of(record)).values()) == {3.0, 8.0}
+    assert "4.9 times as fast" in headline(record)
 
 
 def test_no_budget(record):

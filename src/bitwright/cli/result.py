@@ -28,7 +28,7 @@ def print_result(record: Record, directory: Path) -> None:
 
 def _gains(record: Record) -> list[list[str]]:
     """Size and speed."""
-    from bitwright.report.verdict import beside_int8, is_quiet, speed_by_shape
+    from bitwright.report.verdict import beside_int8, is_quiet, original_words, speed_by_shape
     from bitwright.report.wording import ratio, size
 
     rows = [["size", f"{size(record.size.source_bytes)} → {size(record.size.checkpoint_bytes)}"]]
@@ -41,7 +41,7 @@ def _gains(record: Record) -> list[list[str]]:
         rows.append(["speed", f"{ratio(speed, 1)} the faster of float32 and bf16; {front.min_speedup:g}× asked for"])
     elif timed := speed_by_shape(record):
         shapes = [f"{ratio(speed, 1)} at {batch} × {tokens} tokens" for (batch, tokens), speed in timed.items()]
-        rows.append(["speed", f"against float32: {', '.join(shapes)}"])
+        rows.append(["speed", f"{', '.join(shapes)}; against {original_words(record)}"])
     elif record.speed and not is_quiet(record):
         load = f"{record.speed.other_load_cores or 0.0:.1f}"
         rows.append(["speed", f"not measured: other programs kept {load} cores busy"])

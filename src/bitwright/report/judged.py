@@ -8,13 +8,18 @@ from bitwright.report.wording import listed, number, percent
 _NAMED = 4  # languages, or kinds
 
 
-def judged_on(evaluation: Evaluation) -> str:
-    """What decided: "990 built-in texts of 18 kinds, in English, German, French and 3 more"; "40 held-out windows"."""
+def judged_on(evaluation: Evaluation, named: int = _NAMED) -> str:
+    """What decided: "990 built-in texts of 18 kinds, in English, German, French and 3 more"; "40 held-out windows".
+
+    named: so many languages are named.
+    """
     what = f"{number(evaluation.n_held_out)} {{}}{evaluation.metric.unit or 'samples'}"
     if not evaluation.kinds:
         source = f" of {evaluation.texts}" if evaluation.texts else ""
         return what.format("held-out ") + source
-    return f"{what.format('built-in ')} of {len(evaluation.kinds)} kinds{_in_languages(evaluation.languages or ())}"
+    return (
+        f"{what.format('built-in ')} of {len(evaluation.kinds)} kinds{_in_languages(evaluation.languages or (), named)}"
+    )
 
 
 def worst_kind(kinds: Sequence[KindRow]) -> str:
@@ -30,10 +35,10 @@ def elsewhere_words(elsewhere: Elsewhere) -> str:
     return f"{percent(elsewhere.loss)} on {kinds} ({worst_kind(elsewhere.kinds)}); {bound}"
 
 
-def _in_languages(languages: Sequence[str]) -> str:
+def _in_languages(languages: Sequence[str], named: int) -> str:
     if not languages:
         return ""
-    named, more = list(languages[:_NAMED]), len(languages) - _NAMED
+    names, more = list(languages[:named]), len(languages) - named
     if more > 0:
-        named.append(f"{more} more language{'s' * (more != 1)}")
-    return f" in {listed(named)}"
+        names.append(f"{more} more language{'s' * (more != 1)}")
+    return f" in {listed(names)}"

@@ -72,7 +72,7 @@ def render_report(record: Record) -> str:
             exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
             evaluated=evaluation.loss is not None,
-            judged_on=judged_on(evaluation),
+            judged_on=judged_on(evaluation, named=len(evaluation.languages or ())),
             unit=verdict.unit(evaluation),
             scores=wording.alike(evaluation.float_score, evaluation.quantized_score),
             chosen=tables.chosen_step(record.steps, evaluation.max_loss),

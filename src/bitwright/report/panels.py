@@ -9,6 +9,7 @@ from bitwright.report.verdict import (
     held_out,
     is_quiet,
     loss_of_what,
+    original_words,
     size_ratio,
     speed_by_shape,
     speed_ratio,
@@ -94,8 +95,10 @@ def _speed(record: Record) -> Panel:
         Bar(f"{batch} text{'s' * (batch != 1)} of {tokens} tokens", ratio(factor, 1), factor * scale)
         for (batch, tokens), factor in ratios.items()
     )
-    line = Line("original", scale, "the original, float32")
-    return Panel("Speed", ratio(speed, 1), f"as fast as the original in float32, on average{on}", bars, (line,))
+    line = Line("original", scale, "the original")
+    return Panel(
+        "Speed", f"{speed:.1f}", f"times as fast as {original_words(record)}{on}; geometric mean", bars, (line,)
+    )
 
 
 def _loss(record: Record) -> Panel:

@@ -80,11 +80,11 @@ def verdict_notes(record: Record) -> list[str]:
 # The verdict -> what a reader does next.
 _NEXT = {
     "met": "README.md, beside this report, shows how to load it. "
-    "To compare it with the original on your own text: bitwright eval DIR --reference MODEL --eval FILE",
+    "To compare it with the original on your own text: bitwright eval DIR --reference MODEL --data mine.txt",
     "not met": "Allow more loss with --max-loss, or choose a scheme with more bits, such as --scheme w8a16.",
     "not judged on pairs": "Give pairs of texts like yours, with --data FILE#FIRST,SECOND or with labels by --eval.",
     NOT_USABLE: "Do not use these files. Tell us what the check said, with record.json.",
-    None: "Measure what it loses on your own text: bitwright eval DIR --reference MODEL --eval FILE",
+    None: "Measure what it loses on your own text: bitwright eval DIR --reference MODEL --data mine.txt",
 }
 _UNDECIDED = "Give more rows, allow more loss with --max-loss, or accept the estimate with --accept-point-estimate."
 _UNDECIDED_KINDS = "Give text like yours with --data, or allow more loss with --max-loss."
@@ -143,7 +143,7 @@ def beside_int8(record: Record) -> str:
     assert record.smallest is not None
     saved = 1 - record.smallest.bytes / record.smallest.int8_bytes
     beside = f"Its linears take {percent(abs(saved))} {'fewer' if saved >= 0 else 'more'} bytes than in INT8"
-    factors = _ratios_to_fp32(record)
+    factors = _ratios(record)
     shapes = factors.get(ALL_INT8, {}).keys() & factors.get(OURS, {}).keys()
     if not shapes:
         return f"{beside}."
@@ -163,7 +163,7 @@ def size_ratio(record: Record) -> float | None:
 
 
 def speed_ratio(record: Record) -> float | None:
-    """How many times as fast as float32, the geometric mean over input shapes; None where that was not measured."""
+    """How many times as fast as the original, the geometric mean over input shapes; None if it was not measured."""
     ratios = speed_by_shape(record)
     return _geometric_mean(list(ratios.values())) if ratios else None
 
@@ -216,19 +216,29 @@ def is_quiet(record: Record) -> bool:
 
 
 def speed_by_shape(record: Record) -> dict[tuple[int, int], float]:
-    """How many times as fast as float32 Bitwright's fastest runtime is, by (batch, tokens); empty if not measured."""
+    """How many times as fast as the original Bitwright's fastest runtime is, by (batch, tokens); empty if not measured.
+
+    The original runs in torch, in float32 or bf16, whichever is faster for the shape: a user would take that one.
+    """
     if not is_quiet(record):
         return {}
-    ours = [shapes for name, shapes in _ratios_to_fp32(record).items() if name.startswith(OURS)]
+    ours = [shapes for name, shapes in _ratios(record).items() if name.startswith(OURS)]
     return max(ours, key=lambda shapes: _geometric_mean(list(shapes.values())), default={})
 
 
-def _ratios_to_fp32(record: Record) -> dict[str, dict[tuple[int, int], float]]:
-    """Speed relative to fp32, by runtime and shape (batch, tokens)."""
+def original_words(record: Record) -> str:
+    """What a speed is relative to: "the original in torch (float32 or bfloat16, the faster)"."""
+    both = record.speed is not None and any(row.ratio_to_bf16 is not None for row in record.speed.rows)
+    return f"the original in torch ({'float32 or bfloat16, the faster' if both else 'float32'})"
+
+
+def _ratios(record: Record) -> dict[str, dict[tuple[int, int], float]]:
+    """Speed relative to the original, by runtime and shape (batch, tokens)."""
     found: dict[str, dict[tuple[int, int], float]] = {}
     for row in () if record.speed is None else record.speed.rows:
-        if row.ratio_to_fp32 is not None and row.ratio_to_fp32 > 0:
-            found.setdefault(row.runtime, {})[row.batch, row.tokens] = row.ratio_to_fp32
+        ratios = [ratio for ratio in (row.ratio_to_fp32, row.ratio_to_bf16) if ratio is not None and ratio > 0]
+        if ratios:
+            found.setdefault(row.runtime, {})[row.batch, row.tokens] = min(ratios)
     return found
 
 

@@ -160,7 +160,7 @@ def _counted(
     """(the blocks that count with their samples, the entries of `skipped` for shapes with too few quiet rounds)."""
     limit, blocks = schedule.limit, [block for block, _ in measured]
     rounds = quiet_rounds(blocks, limit)
-    busy = {} if limit is None else dict.fromkeys(short_of(blocks, schedule.shapes, limit))
+    busy = [] if limit is None else short_of(blocks, schedule.shapes, limit)
     entries = []
     for shape in busy:
         load = median(block.other_load_cores for block in blocks if (block.batch, block.tokens) == shape)
