@@ -144,7 +144,7 @@ def windows_task(built: BuiltIn, kinds: Sequence[str], tokenizer: Any, *, length
         ids = token_ids(tokenizer, text)[: length * per_kind]
         found += [(tuple(ids[start : start + length]), kind) for start in range(0, len(ids) - length + 1, length)]
     text_kinds = tuple(kind for _, kind in found)
-    protocol = f"{NAME} of {len(set(text_kinds))} kinds, {len(found)} windows of {length} tokens, no BOS"
+    protocol = f"{NAME}, windows of {length} tokens within one kind, no BOS"
     return Task(NAME, tuple(window for window, _ in found), LanguageModel(protocol), text_kinds)
 
 
