@@ -13,13 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.differential.compare import RIGHT, UNLOADABLE
 from tests.differential.layouts import settle
-from tests.differential.run import judge_all, judge_layout, table
+from tests.differential.run import Judged, judge_all, judge_layout, table
 
+TOLD_EVERY = 100  # layouts
 FAULTS = Path(tempfile.gettempdir()) / "differential.json"
 
 
 def main() -> None:
-    """Judge N layouts, print the table, write what is not right."""
+    """Judge N layouts, print the table, write what is not right. Ctrl-C ends it with what there is."""
     parser = argparse.ArgumentParser(prog="python -m tests.differential")
     parser.add_argument("number", type=int, nargs="?", default=1, help="of layouts")
     parser.add_argument("--layout", type=json.loads, help="one layout, as JSON; what it does not name is plain")
@@ -36,7 +37,14 @@ def main() -> None:
         return
     begun = time.perf_counter()
     seeds = range(asked.seed, asked.seed + asked.number)
-    judged = list(judge_all(seeds, jobs=asked.jobs, shrinks=asked.shrink, plain=asked.plain))
+    judged: list[Judged] = []
+    try:
+        for one in judge_all(seeds, jobs=asked.jobs, shrinks=asked.shrink, plain=asked.plain):
+            judged.append(one)
+            if len(judged) % TOLD_EVERY == 0:
+                print(f"{len(judged)} layouts, {time.perf_counter() - begun:.0f} s", flush=True)
+    except KeyboardInterrupt:
+        print(f"stopped after {len(judged)} of {asked.number}")
     print(table(judged))
     faults = [one.data() for one in judged if one.verdict.kind not in (RIGHT, UNLOADABLE)]
     asked.json.write_text(json.dumps(faults, indent=1, ensure_ascii=False))

@@ -8,7 +8,7 @@ import pytest
 
 import bitwright
 from tests.differential.compare import CRASHED, REFUSED, RIGHT, UNLOADABLE, WRONG, judge, reason_of
-from tests.differential.compatibility import DOCUMENT, document, rows
+from tests.differential.compatibility import DOCUMENT
 from tests.differential.directory import write
 from tests.differential.layouts import DIMENSIONS, draw, odd_ones, settle
 from tests.differential.run import Judged, counts, judge_all, reasons, table
@@ -89,12 +89,6 @@ def test_each_choice_is_documented() -> None:
     documented = DOCUMENT.read_text(encoding="utf-8")
     names = [dimension.name.partition(".")[2] or dimension.name for dimension in DIMENSIONS]
     assert [name for name in names if f"| {name} |" not in documented] == []
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1500)
-def test_the_page_says_what_is() -> None:
-    assert DOCUMENT.read_text(encoding="utf-8") == document(list(rows()))
 
 
 def check(judged: list[Judged], most_wrong: int = 0) -> None:

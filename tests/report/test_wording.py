@@ -17,6 +17,7 @@ from bitwright.report.wording import (
     short_name,
     size,
     times,
+    with_code,
 )
 
 
@@ -112,3 +113,8 @@ def test_names():
 )
 def test_numbers_to_be_compared_look_alike(values, texts):
     assert alike(*values) == texts
+
+
+def test_commands_and_options_of_a_sentence_are_code() -> None:
+    said = str(with_code("Use <b> bitwright eval DIR --max-loss 1%, or --data."))
+    assert said == ("Use &lt;b&gt; <code>bitwright eval</code> DIR <code>--max-loss</code> 1%, or <code>--data</code>.")

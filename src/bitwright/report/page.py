@@ -135,6 +135,7 @@ def environment() -> Environment:
         wording.ratio,
         wording.seconds,
         wording.size,
+        wording.with_code,
         wording.words,
         as_data,
     )

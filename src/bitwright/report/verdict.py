@@ -126,7 +126,7 @@ def _loss_sentence(evaluation: Evaluation | None) -> str:
     if evaluation.kinds:
         on = f"{what} on {len(evaluation.kinds)} kinds of text"
         if verdict == "not met":
-            return f"{on}, at least {percent(evaluation.loss_lower)}."
+            return f"{on}, over the {percent(evaluation.max_loss)} allowed."
         if verdict == "undecided":
             return f"{on}, but a new kind may lose {percent(upper)}."
         return f"{on}, at most {percent(upper)} on a new kind."
@@ -134,7 +134,7 @@ def _loss_sentence(evaluation: Evaluation | None) -> str:
     if verdict == "undecided":
         return f"{on}, too few to be sure."
     if verdict == "not met":
-        return f"{on}, at least {percent(evaluation.loss_lower)}."
+        return f"{on}, over the {percent(evaluation.max_loss)} allowed."
     return f"{on}, at most {percent(upper)}." if is_finite(upper) else f"{on}."
 
 

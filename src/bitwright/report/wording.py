@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 ABSENT = "–"
 _NBSP = "\u00a0"
@@ -214,6 +214,11 @@ def metric_phrase(name: Any) -> str:
 def breakable(name: Any) -> Markup:
     """A dotted name that may break after its dots, where a table is narrow."""
     return Markup(".<wbr>").join(str(name).split("."))
+
+
+def with_code(sentence: str) -> Markup:
+    """A sentence in HTML, in which commands and options do not break: "use <code>--max-loss</code>"."""
+    return Markup(re.sub(r"(bitwright [a-z]+|--[a-z-]+)", r"<code>\1</code>", str(escape(sentence))))
 
 
 def _signed(value: float, digits: int, *, keep_zeros: bool = False) -> str:
