@@ -126,6 +126,23 @@ def test_result_fits(
     assert "not in transformers: compressed_tensors not installed" in text
 
 
+def test_the_fullest_result_fits(
+    record: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "outputs differ by 0.5 where 0.1 is allowed, on a text of the hardest kind, and more of it in the report"
+    targets = ("bitwright", "transformers", "sentence-transformers", "vllm")
+    checks = [{"target": t, "ok": ok, "checks": {}, "detail": long} for t in targets for ok in (False, True, None)]
+    rows = record["speed"]["rows"]
+    shapes = [row | {"batch": n} for row in rows for n in (1, 8, 32)]
+    full = {"verify": checks, "smallest": {"bytes": 9, "int8_bytes": 10}, "speed": record["speed"] | {"rows": shapes}}
+    for kinds in ([{"kind": "news", "n": 5, "loss": 0.01}] * 18, None):
+        judged = record["evaluation"] | {"kinds": kinds, "languages": ["Portuguese"] * 9}
+        lines = result_lines(record | full | {"evaluation": judged}, capsys, monkeypatch)
+        text = " ".join(" ".join(lines).split())
+        assert "FAILED in bitwright, transformers" in text
+        assert "loss" in text
+
+
 def test_result_by_kinds_of_text_names_the_worst(
     record: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

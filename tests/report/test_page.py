@@ -139,7 +139,7 @@ def test_steps_name_few_units_and_count_many(record):
     for step, units in zip(record["steps"], (names[:2], names), strict=True):
         step |= {"units": units, "chosen": units == names[:2]}
     page = Page(render_report(record_of(record)))
-    assert "chosen: " + ", ".join(names[:2]) in page.text
+    assert "chosen – " + ", ".join(names[:2]) in page.text
     assert "6 sets of layers" in page.text
 
 

@@ -3,11 +3,15 @@
 import textwrap
 from pathlib import Path
 
+from rich.console import Group
 from rich.text import Text
 
 from bitwright.cli.terminal import FAILURE, SUCCESS, WARNING, out, table
 from bitwright.record import Evaluation, Record
 
+_MOST_LINES = 12
+# Rows that are left out where there are too many lines, the first first: the report has them all.
+_GIVE_WAY = ("score", "not in", "worst kind", "goal", "checked in", "judged on")
 _ONE_LINE = 66  # characters beside the first column, at 80
 # The class of `report.verdict.state` -> how its heading looks.
 _STYLES = {"met": SUCCESS, "not-met": FAILURE, "failed": FAILURE, "undecided": WARNING}
@@ -19,11 +23,21 @@ def print_result(record: Record, directory: Path) -> None:
     from bitwright.report.verdict import state
 
     kind, symbol, heading = state(record)
-    out.print(Text(f"{symbol} {heading}", style=_STYLES.get(kind, "bold")))
-    out.print(verdict_sentence(record), markup=False)
+    headline = Text(verdict_sentence(record))
     rows = [*_gains(record), *_losses(record.evaluation), *_checks(record)]
-    out.print(table("", ["", ("", "prose")], rows, header=False))
+    room = _MOST_LINES - 2 - len(out.render_lines(headline))
+    for name in _GIVE_WAY:
+        if len(out.render_lines(_table(rows))) <= room:
+            break
+        rows = [row for row in rows if row[0] != name]
+    out.print(Text(f"{symbol} {heading}", style=_STYLES.get(kind, "bold")))
+    out.print(headline)
+    out.print(_table(rows))
     out.print(f"{directory}/report.html", soft_wrap=True, markup=False)
+
+
+def _table(rows: list[list[str]]) -> Group:
+    return table("", ["", ("", "prose")], rows, header=False)
 
 
 def _gains(record: Record) -> list[list[str]]:
@@ -73,7 +87,8 @@ def _allowed(found: Evaluation) -> str:
 def _checks(record: Record) -> list[list[str]]:
     """Where the result was loaded again, a line for each outcome: failures first."""
     checks = record.verify or ()
-    rows = [["FAILED in", _brief(f"{row.target}: {row.detail}")] for row in checks if row.ok is False]
+    failed = [row for row in checks if row.ok is False]
+    rows = [["FAILED in", _brief(f"{', '.join(row.target for row in failed)}: {failed[0].detail}")]] if failed else []
     if passed := [row.target for row in checks if row.ok]:
         rows.append(["checked in", ", ".join(passed)])
     if missed := [row for row in checks if row.ok is None]:

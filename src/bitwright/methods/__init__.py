@@ -38,8 +38,8 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "rtn": Method(None, "min_max", "rtn", "needs no calibration texts; enough for most 8-bit weights"),
-    "rtn_mse": Method(None, "mse", "rtn", "needs no calibration texts; clips ranges for the least squared error"),
+    "rtn": Method(None, "min_max", "rtn", "looks at the weights alone; enough for most 8-bit weights"),
+    "rtn_mse": Method(None, "mse", "rtn", "looks at the weights alone; clips ranges for the least squared error"),
     "imatrix": Method(None, "imatrix", "rtn", "clips ranges for the least error, weighted by the inputs' mean square"),
     "gptq": Method(None, "imatrix", "gptq", "for weights below 8 bits; later columns make up for earlier errors"),
     "awq": Method("awq", "awq_clip", "rtn", "for weights below 8 bits; columns with large inputs lose less"),
