@@ -146,3 +146,11 @@ def record() -> dict[str, Any]:
         "warnings": [], "timings_s": {"total": 754.2},
         "environment": {"cpu": "Intel(R) Xeon(R) Platinum 8480+ Processor @ 2.00GHz", "isa": "avx512vnni"},
     }  # fmt: skip
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was printed, which must fit 80 columns."""
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert max(map(len, lines)) <= 80
+    return lines
