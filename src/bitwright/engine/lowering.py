@@ -149,16 +149,16 @@ class Lowering:
 
     def attention(
         self, name: str, qkv: Value, heads: int, *, window: int | None = None, bias_HD: np.ndarray | None = None,
-        terms: int = 1,
+        terms: int = 1, integer: bool = False,
     ) -> Value:  # fmt: skip
         """Attention over rows of q, k and v.
 
         window: how far a token sees on either side. bias_HD: float32 (heads, 2 · T − 1), added by distance key − query.
-        terms: of a score, which is divided by √(head size · terms).
+        terms: of a score, which is divided by √(head size · terms). integer: see `ops.Attend`.
         """
         size = _head_size(name, qkv, heads)
         out = self._buffer("bf16", heads * size)
-        self._add(ops.Attend(name, qkv.buffer, out, heads, size, (size * terms) ** -0.5, window, bias_HD))
+        self._add(ops.Attend(name, qkv.buffer, out, heads, size, (size * terms) ** -0.5, window, bias_HD, integer))
         return Value(out)
 
     def disentangled(self, name: str, qkv: Value, heads: int, tables: Tables) -> Value:
