@@ -1,4 +1,4 @@
-"""Our bf16 attention on one core, against torch's.
+"""Our attention on one core, in bf16 and in integers, against torch's in bf16.
 
     python benchmarks/attention.py [--json FILE] [--rounds N] [--variant NAME ...] [--tokens T ...] [--size D ...]
 
@@ -26,17 +26,18 @@ from bitwright.kernels import dispatch, native
 
 TOKENS, SIZES, HEADS = (16, 128, 512), (32, 64), 12
 BLOCK_SECONDS = 0.02
+OPERATORS = ("attention", "attention_int8")
 Run = Callable[[], object]
 
 
 def main() -> None:
     """Measure every shape, print one table, write the numbers."""
-    variants = [row.name for row in dispatch.variants("attention") if row.supported]
+    variants = [f"{op} {row.name}" for op in OPERATORS for row in dispatch.variants(op) if row.supported]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="write every number there")
     parser.add_argument("--rounds", type=int, default=15, help="blocks per contestant and shape")
     parser.add_argument(
-        "--variant", nargs="+", default=[name for name in variants if name != "scalar"], choices=variants
+        "--variant", nargs="+", default=[name for name in variants if "scalar" not in name], choices=variants
     )
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="of a head")
@@ -73,10 +74,12 @@ def seconds_per_call(run: Run) -> float:
 
 
 def ours(variant: str, qkv: torch.Tensor, size: int) -> Run:
-    """One call for all heads, on preallocated memory."""
+    """One call for all heads, on preallocated memory. variant: of an operator, "attention avx2"."""
     module, tokens, width = native.load(), len(qkv), HEADS * size
+    operator, _, name = variant.partition(" ")
+    run = getattr(module, operator)
     out = torch.empty(tokens, width, dtype=torch.bfloat16)
-    scratch = torch.empty(module.attention_scratch_bytes(tokens, size) + 64, dtype=torch.uint8)
+    scratch = torch.empty(getattr(module, f"{operator}_scratch_bytes")(tokens, size) + 64, dtype=torch.uint8)
     aligned = -(-scratch.data_ptr() // 64) * 64
     op = module.Attention(
         q=qkv.data_ptr(),
@@ -94,7 +97,7 @@ def ours(variant: str, qkv: torch.Tensor, size: int) -> Run:
         window=module.NO_WINDOW,
     )
     keep = (qkv, out, scratch)  # alive as long as the closure
-    return lambda: (module.attention(variant, op, 0, HEADS, 0, tokens, aligned), keep)
+    return lambda: (run(name, op, 0, HEADS, 0, tokens, aligned), keep)
 
 
 def torchs(qkv: torch.Tensor, size: int) -> Run:
@@ -109,18 +112,17 @@ def torchs(qkv: torch.Tensor, size: int) -> Run:
 
 
 def table_of(rows: list[dict[str, object]], variants: list[str]) -> Table:
-    """One line per shape: the speed of each contestant, and beside ours its ratio to torch's."""
+    """A line for each shape and contestant: its speed, and the ratio to torch's."""
     title = "attention, one core, GOP/s; x = ours / torch's"
     table = Table(title=title, box=None, header_style="bold", pad_edge=False)
-    for column in ("T", "D", "torch", *(name for variant in variants for name in (variant, "x"))):
-        table.add_column(column, justify="right")
+    for column in ("T", "D", "", "GOP/s", "x"):
+        table.add_column(column, justify="right" if column else "left")
     for row in rows:
         found: dict[str, list[float]] = row["rounds"]  # type: ignore[assignment]
-        cells = [str(row["T"]), str(row["D"]), f"{median(found['torch']):.0f}"]
-        for variant in variants:
-            pairs = zip(found[variant], found["torch"], strict=True)
-            cells += [f"{median(found[variant]):.0f}", f"{median(a / b for a, b in pairs):.2f}"]
-        table.add_row(*cells)
+        for name in ("torch", *variants):
+            ratio = median(a / b for a, b in zip(found[name], found["torch"], strict=True))
+            shape = [str(row["T"]), str(row["D"])] if name == "torch" else ["", ""]
+            table.add_row(*shape, name, f"{median(found[name]):.0f}", f"{ratio:.2f}")
     return table
 
 

@@ -37,7 +37,7 @@ from bitwright.numerics.schemes import SCHEMES
 ROWS = (128, 1024)
 SHAPES_NK = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (768, 3072))
 BLOCK_SECONDS = 0.02
-PEAK_REPEATS = {"avx2": 200_000, "avx512vnni": 200_000, "amx": 20_000}
+PEAK_REPEATS = {"avx2": 200_000, "avxvnni": 200_000, "avx512vnni": 200_000, "amx": 20_000}
 Run = Callable[[], object]
 
 
@@ -81,7 +81,8 @@ def measure(m: int, n: int, k: int, isas: list[str], rounds: int) -> dict[str, o
         for name, run in contestants.items():
             found[name].append(2e-9 * m * n * k / seconds_per_call(run))
         for isa in isas:
-            found[f"{isa} peak"].append(native.load().peak_int8_gops(dispatch.native_isa(isa), PEAK_REPEATS[isa]))
+            alone = native.load().peak_int8_gops(dispatch.native_isa(isa), PEAK_REPEATS[isa])
+            found[f"{isa} peak"].append(max(alone, found[f"{isa} sums"][-1]))  # the clock may have been higher then
     return {"M": m, "N": n, "K": k, "rounds": found}
 
 

@@ -52,6 +52,8 @@ bool isa_supported(Isa isa) {
             return true;
         case Isa::kAvx2:
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case Isa::kAvxVnni:  // vpdpbusd in 256 bits
+            return isa_supported(Isa::kAvx2) && avx_vnni;
         case Isa::kAvx512Vnni:
             return avx512vnni();
         case Isa::kAmx:
@@ -64,13 +66,11 @@ bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
 bool bf16_is_fast() { return __builtin_cpu_is("amd"); }
 
-bool has_avx_vnni() { return avx_vnni; }
-
 const CpuFeature* cpu_features() {
     static const CpuFeature features[] = {
         {"avx2", bool(__builtin_cpu_supports("avx2"))},
         {"fma", bool(__builtin_cpu_supports("fma"))},
-        {"avx_vnni", has_avx_vnni()},
+        {"avx_vnni", avx_vnni},
         {"avx512f", bool(__builtin_cpu_supports("avx512f"))},
         {"avx512bw", bool(__builtin_cpu_supports("avx512bw"))},
         {"avx512vnni", bool(__builtin_cpu_supports("avx512vnni"))},

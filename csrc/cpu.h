@@ -2,8 +2,8 @@
 #pragma once
 #include <stddef.h>
 
-// Each includes those before it.
-enum class Isa { kScalar, kAvx2, kAvx512Vnni, kAmx };
+// Each includes those before it, but for kAvxVnni, which the first processors with AVX-512 VNNI lack.
+enum class Isa { kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAmx };
 
 struct IsaName {
     Isa isa;
@@ -12,10 +12,8 @@ struct IsaName {
 
 // Best first.
 inline constexpr IsaName kIsas[] = {
-    {Isa::kAmx, "amx"},
-    {Isa::kAvx512Vnni, "avx512vnni"},
-    {Isa::kAvx2, "avx2"},
-    {Isa::kScalar, "scalar"},
+    {Isa::kAmx, "amx"},   {Isa::kAvx512Vnni, "avx512vnni"}, {Isa::kAvxVnni, "avxvnni"},
+    {Isa::kAvx2, "avx2"}, {Isa::kScalar, "scalar"},
 };
 
 struct CpuFeature {
@@ -34,9 +32,6 @@ bool has_avx512_bf16();
 // Whether one of those products takes less time than the two in f32 that do the same. One a cycle on Zen 4, which does
 // one vfmadd; one in two cycles on Sapphire Rapids, which does four vfmadd meanwhile (measured: 1.7 times as fast).
 bool bf16_is_fast();
-
-// vpdpbusd in 256 bits, without AVX-512: beyond what avx2 promises.
-bool has_avx_vnni();
 
 // The features that kernels, here and in torch, choose by. Ends with a null name.
 const CpuFeature* cpu_features();

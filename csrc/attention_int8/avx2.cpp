@@ -1,7 +1,6 @@
-// attention_int8, AVX2: a cell is two codes in words, as vpmaddwd takes them; vpmaddubsw would saturate. Tiles of 4 keys
-// x 2 vectors of 8 queries, and of 4 queries x 2 vectors of head dimensions.
-// Bound: compute. 8 scores at head size 32 are 32 vpmaddwd and as many additions, of two or three a cycle, and 18
-// operations more.
+// attention_int8, AVX2: a cell is two codes in words, as vpmaddwd takes them; vpmaddubsw would saturate. Tiles of 4
+// keys x 2 vectors of 8 queries, and of 4 queries x 2 vectors of head dimensions. Bound: compute. 8 scores at head size
+// 32 are 32 vpmaddwd and as many additions, of two or three a cycle, and 18 operations more.
 #include "cells_avx2.h"
 
 namespace {

@@ -4,5 +4,6 @@
 
 void attention_int8_avx512bf16(const Attention* p, size_t head_begin, size_t head_end, size_t query_begin,
                                size_t query_end, void* scratch) {
-    run<Vnni>(*p, {.attention = attention_avx512bf16, .fewest = 56}, head_begin, head_end, query_begin, query_end, scratch);
+    run<Vnni>(*p, {.attention = attention_avx512bf16, .fewest = 56}, head_begin, head_end, query_begin, query_end,
+              scratch);
 }

@@ -1,6 +1,6 @@
-// attention_int8, AVX-VNNI: a cell is four codes. Tiles of 4 keys x 2 vectors of 8 queries, and of 4 queries x 2 vectors
-// of head dimensions.
-// Bound: compute. 8 scores at head size 32 are 16 vpdpbusd, of two a cycle, and 18 operations more.
+// attention_int8, AVX-VNNI: a cell is four codes. Tiles of 4 keys x 2 vectors of 8 queries, and of 4 queries x 2
+// vectors of head dimensions. Bound: compute. 8 scores at head size 32 are 16 vpdpbusd, of two a cycle, and 18
+// operations more.
 #include "cells_avx2.h"
 
 namespace {
@@ -18,5 +18,6 @@ struct AvxVnni : Cells<4> {
 
 void attention_int8_avxvnni(const Attention* p, size_t head_begin, size_t head_end, size_t query_begin,
                             size_t query_end, void* scratch) {
-    run<AvxVnni>(*p, {.attention = attention_avx2, .fewest = 24}, head_begin, head_end, query_begin, query_end, scratch);
+    run<AvxVnni>(*p, {.attention = attention_avx2, .fewest = 24}, head_begin, head_end, query_begin, query_end,
+                 scratch);
 }

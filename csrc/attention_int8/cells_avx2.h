@@ -156,9 +156,8 @@ struct Cells : Vectors {
             V sum[4] = {zero(), zero(), zero(), zero()};
             size_t t = 0;
             for (; t + 4 <= tokens; t += 4) {
-                unroll<4>([&](auto r) INLINED {
-                    sum[r.value] = add(sum[r.value], widened(k + (t + r.value) * stride + i));
-                });
+                unroll<4>([&](auto r)
+                              INLINED { sum[r.value] = add(sum[r.value], widened(k + (t + r.value) * stride + i)); });
             }
             for (; t < tokens; ++t) sum[0] = add(sum[0], widened(k + t * stride + i));
             store(mean + i, mul(add(add(sum[0], sum[1]), add(sum[2], sum[3])), all(1.0f / tokens)));

@@ -30,12 +30,12 @@ constexpr size_t kCell = 4, kAlignment = 64;
 struct Head {
     const Attention& p;
     size_t head;
-    Range keys;               // that are packed; begins at a multiple of kKeyBlock
-    char* key;                //
-    float* key_scale;         // [keys]
-    int32_t* key_start;       // [keys], where the sum of its products begins: what is off by unsigned codes of queries
-    char* value;              //
-    float* value_scale;       // [columns]
+    Range keys;          // that are packed; begins at a multiple of kKeyBlock
+    char* key;           //
+    float* key_scale;    // [keys]
+    int32_t* key_start;  // [keys], where the sum of its products begins: what is off by unsigned codes of queries
+    char* value;         //
+    float* value_scale;  // [columns]
     size_t columns, row_cells;  // head size, rounded up to a vector; in cells
 };
 
@@ -132,7 +132,8 @@ ALWAYS_INLINE void score(const Head& h, const Queries& q, size_t j, float* out, 
 
 // The weights of `count` keys, and their sum. distance(score, lane vector): to the largest, in M::kUnit of log2.
 template <class M, int C, class Distance>
-ALWAYS_INLINE void write_weights(const Queries& q, size_t count, char* out, typename M::I (&sum)[C], Distance distance) {
+ALWAYS_INLINE void write_weights(const Queries& q, size_t count, char* out, typename M::I (&sum)[C],
+                                 Distance distance) {
     using V = typename M::V;
     using I = typename M::I;
     constexpr size_t lanes = C * M::kLanes;
@@ -172,17 +173,15 @@ ALWAYS_INLINE void weigh(const Head& h, const Queries& q, size_t key, size_t num
     char* out = q.weights + (key - q.keys.begin) / M::kPerCell * lanes * kCell;
     // One rounding less, which below this is less than half a unit: the largest is at distance zero then too.
     if (M::all_below(top, 0x1p22f)) {
-        write_weights<M, C>(q, count, out, sum, [&](V score, auto c) INLINED {
-            return M::fnma(score, scale[c.value], top[c.value]);
-        });
+        write_weights<M, C>(q, count, out, sum,
+                            [&](V score, auto c) INLINED { return M::fnma(score, scale[c.value], top[c.value]); });
     } else {
         write_weights<M, C>(q, count, out, sum, [&](V score, auto c) INLINED {
             return M::mul(M::sub(largest[c.value], score), scale[c.value]);
         });
     }
-    unroll<C>([&](auto c) INLINED {
-        M::store(q.sum + number * lanes + c.value * M::kLanes, M::to_float(sum[c.value]));
-    });
+    unroll<C>([&](auto c)
+                  INLINED { M::store(q.sum + number * lanes + c.value * M::kLanes, M::to_float(sum[c.value])); });
 }
 
 // What each block is multiplied by, and the reciprocal of the sum of all weights.

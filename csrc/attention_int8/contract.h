@@ -13,8 +13,8 @@
 //           codes of v, which is exact; times the scale of v; divided by the same sum of the weights alone, so that
 //           rounding takes no weight from a long flat tail; rounded to bf16
 //
-// A variant may compute more exactly than this, as `attention` does, where that is faster: which one does depends on the
-// number of tokens alone.
+// A variant may compute more exactly than this, as `attention` does, where that is faster: which one does depends on
+// the number of tokens alone.
 //
 // A largest magnitude below the normal numbers counts as zero, and its codes are zero. A NaN or an infinity in q gives
 // NaN in the query's row. A head with one in k or v is computed by `attention`. A NaN in the bias gives NaN in the rows

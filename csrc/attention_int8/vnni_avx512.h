@@ -1,7 +1,7 @@
-// attention_int8 by vpdpbusd in 512 bits: a cell is four codes. Tiles of 8 keys x 2 vectors of 16 queries, and of 6 queries x 2
-// vectors of head dimensions, whose sums in floats take as many registers as those in integers.
-// Bound: compute. 16 scores at head size 32 are 16 vpdpbusd, of one (Zen 4) or two a cycle, and 12 operations more:
-// 3 to a score, 8 to its weight in 16 bits, 1 to merge the blocks. Everything is internal to the file that includes it.
+// attention_int8 by vpdpbusd in 512 bits: a cell is four codes. Tiles of 8 keys x 2 vectors of 16 queries, and of 6
+// queries x 2 vectors of head dimensions, whose sums in floats take as many registers as those in integers. Bound:
+// compute. 16 scores at head size 32 are 16 vpdpbusd, of one (Zen 4) or two a cycle, and 12 operations more: 3 to a
+// score, 8 to its weight in 16 bits, 1 to merge the blocks. Everything is internal to the file that includes it.
 #pragma once
 #include <immintrin.h>
 
@@ -21,7 +21,8 @@ struct Vnni : Vectors {
     template <int N>
     static ALWAYS_INLINE bool all_below(const V (&x)[N], float end) {
         __mmask16 above = 0;
-        unroll<N>([&](auto i) INLINED { above |= _mm512_cmp_ps_mask(_mm512_abs_ps(x[i.value]), all(end), _CMP_GE_OQ); });
+        unroll<N>([&](auto i)
+                      INLINED { above |= _mm512_cmp_ps_mask(_mm512_abs_ps(x[i.value]), all(end), _CMP_GE_OQ); });
         return above == 0;
     }
     static ALWAYS_INLINE V add(V a, V b) { return _mm512_add_ps(a, b); }

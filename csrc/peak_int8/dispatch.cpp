@@ -5,7 +5,7 @@ namespace {
 constexpr Variant<PeakInt8Fn*> kVariants[] = {
     {"amx", Isa::kAmx, peak_int8_amx},
     {"avx512vnni", Isa::kAvx512Vnni, peak_int8_avx512vnni},
-    {"avxvnni", Isa::kAvx2, peak_int8_avxvnni, has_avx_vnni},
+    {"avxvnni", Isa::kAvxVnni, peak_int8_avxvnni},
     {"avx2", Isa::kAvx2, peak_int8_avx2},
 };
 

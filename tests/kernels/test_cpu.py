@@ -200,13 +200,13 @@ def test_best_supported_is_active_by_default(monkeypatch, choose_again):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("neon", "BITWRIGHT_ISA=neon is unknown; known are amx, avx512vnni, avx2, scalar"),
+        ("neon", "BITWRIGHT_ISA=neon is unknown; known are amx, avx512vnni, avxvnni, avx2, scalar"),
         ("amx", "BITWRIGHT_ISA=amx: this machine does not have this instruction set; it has avx2, scalar"),
     ],
 )
 def test_forcing_what_is_not_there_raises(monkeypatch, choose_again, name, message):
     monkeypatch.setenv("BITWRIGHT_ISA", name)
-    lacking = {"amx": False, "avx512vnni": False, "avx2": True, "scalar": True}
+    lacking = {"amx": False, "avx512vnni": False, "avxvnni": False, "avx2": True, "scalar": True}
     monkeypatch.setattr(dispatch, "_supported", lambda: lacking)
     choose_again()
     with pytest.raises(KernelError, match=message):
@@ -217,6 +217,7 @@ def test_features_agree_with_the_table():
     features = dispatch.cpu_features()
     supported = {row.name: row.supported for row in dispatch.isa_table()}
     assert supported["avx2"] <= features["avx2"]
+    assert supported["avxvnni"] == (features["avx_vnni"] and supported["avx2"])
     assert supported["avx512vnni"] <= features["avx512vnni"]
     assert supported["amx"] <= features["amx_int8"]
 

@@ -134,8 +134,7 @@ void soak_attention(Random& random, AttentionFn* fn, size_t scratch_bytes(size_t
     const bool by_distance = random.one_in(2);
     const size_t bias_row = tokens + random.between(0, 9),
                  bias_stride = by_distance ? 2 * tokens - 1 : (tokens - 1) * bias_row + tokens;
-    const Exact bias = floats(random, heads * bias_stride, 1.0f),
-                scratch(random, scratch_bytes(tokens, size), 64);
+    const Exact bias = floats(random, heads * bias_stride, 1.0f), scratch(random, scratch_bytes(tokens, size), 64);
     if (random.one_in(8))
         *qkv.at<uint16_t>(random.between(0, tokens - 1) * stride) = random.one_in(2) ? 0x7f80 : 0x7fc0;
     const uint16_t* q = qkv.at<uint16_t>();

@@ -214,9 +214,16 @@ private:
             *rows.at<int32_t>(i) = row;
             row += distance <= near || random_.one_in(4);
         }
-        AttendDisentangled op{
-            qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, nullptr, round_up(row + 1, 16), nullptr,
-            random_.one_in(2)};
+        AttendDisentangled op{qkv,
+                              out,
+                              heads,
+                              size,
+                              1.0f / sqrtf(float(size)),
+                              nullptr,
+                              nullptr,
+                              round_up(row + 1, 16),
+                              nullptr,
+                              random_.one_in(2)};
         op.row = keep<int32_t>(std::move(rows)) + (most_.longest - 1);
         const size_t table = heads * op.table_rows * round_up(size, 32);
         const size_t which = random_.between(0, 2);

@@ -21,9 +21,13 @@ MEANINGS = {
         "8-bit linears run on AVX-512 VNNI. This machine is like those that our figures without AMX come from: "
         "expect less than with AMX, and still several times the speed of float32.",
     ),
+    "avxvnni": (
+        WARNING,
+        "8-bit linears run on AVX-VNNI, without AVX-512. Every model runs, but slower than in our figures.",
+    ),
     "avx2": (
         WARNING,
-        "8-bit linears run on AVX2, without AVX-512. Every model runs, but slower than in our figures.",
+        "8-bit linears run on AVX2, without instructions for 8 bits. Every model runs, but slower than in our figures.",
     ),
     "scalar": (WARNING, "No vector instructions are in use: results are right, and slow. This is for tests."),
 }

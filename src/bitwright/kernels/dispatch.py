@@ -1,8 +1,8 @@
 """Which instruction set the CPU kernels run on. Imports no torch.
 
 The best one that this processor and this operating system support is chosen at the first call;
-BITWRIGHT_ISA=scalar|avx2|avx512vnni|amx forces one. There is no fallback: what cannot run raises KernelError. Within an
-instruction set the native module chooses each operator's variant, from the one table that operator has.
+BITWRIGHT_ISA=scalar|avx2|avxvnni|avx512vnni|amx forces one. There is no fallback: what cannot run raises KernelError.
+Within an instruction set the native module chooses each operator's variant, from the one table that operator has.
 """
 
 import functools
@@ -15,7 +15,7 @@ from bitwright.kernels import native
 if TYPE_CHECKING:
     from bitwright.kernels._native import Isa
 
-ISAS = ("amx", "avx512vnni", "avx2", "scalar")  # best first
+ISAS = ("amx", "avx512vnni", "avxvnni", "avx2", "scalar")  # best first
 
 
 class IsaRow(NamedTuple):

@@ -216,7 +216,7 @@ def attention_int8(
         scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
     weights_HQK = torch.zeros_like(scores_HQK)
     largest_HQ1 = scores_HQK.amax(dim=2, keepdim=True)
-    for keys in tokens.split(ATTENTION_BLOCK):
+    for keys in torch.split(tokens, ATTENTION_BLOCK):
         block_HQK = scores_HQK[..., keys]
         top_HQ1 = block_HQK.amax(dim=2, keepdim=True).clamp(min=torch.finfo(block_HQK.dtype).min)
         codes = ((block_HQK - top_HQ1).exp() * 255).round()
