@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "program.h"
+#include "threads/pool.h"
 
 namespace {
 
@@ -88,6 +89,7 @@ void bind_engine(nb::module_& m) {
     define_operators(m);
     bind_struct(m, "Batch", Field{"ids", &Batch::ids}, Field{"types", &Batch::types}, Field{"starts", &Batch::starts},
                 Field{"sequences", &Batch::sequences});
+    m.def("set_processors", &set_processors);
     m.def("row_bytes", [](BufferKind kind, size_t width) { return row_bytes({kind, width, 0, false}); });
     nb::class_<Program>(m, "Program")
         .def(nb::init<Isa, std::vector<Buffer>, size_t, int, size_t>(), nb::arg("isa").noconvert(), nb::arg("buffers"),

@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <new>
@@ -88,20 +90,87 @@ Worker* start_worker() {
     return nullptr;
 }
 
-// Asked of the system, which reads a file, when the module is loaded: a fork meanwhile would leave the child with a
-// constant that is for ever being made.
-const size_t processors = std::thread::hardware_concurrency();
+// How long a call waits for its turn before it runs beside the others, so that no long one holds it up for long.
+constexpr std::chrono::milliseconds kPatience(50);
 
+// A call that waits for its turn.
+struct Waiting {
+    size_t most;  // threads at work beside which it does not begin
+    bool turn = false;
+    std::condition_variable wake{};
+    Waiting* next = nullptr;
+};
+
+// Who works on what. Threads at work, callers' and workers', are no more than the processors, and calls begin in the
+// order in which they came: threads of one call on one processor would wait for each other by turns of the scheduler.
+// Among calls of one thread each there may be one more, which has the processor while the next one wakes up. How many
+// threads a call gets depends on how many calls there were lately, for the next one is best served by what is left.
 struct Pool {
     std::mutex mutex;
     Worker* idle = nullptr;
     size_t workers = 0;
+    size_t busy = 0;               // threads at work
+    size_t shared = 0;             // calls of several threads that run
+    size_t calls = 0, lately = 1;  // that run or wait
+    Waiting *first = nullptr, *last = nullptr;
+    // Asked of the system, which reads a file, when the module is loaded: a fork meanwhile would leave the child with a
+    // constant that is for ever being made.
+    size_t processors = std::thread::hardware_concurrency();
 
-    // Up to `wanted` idle workers, new ones as long as there are no more than the machine has processors, or than one
-    // call ever wanted. Returns their number.
-    size_t borrow(size_t wanted, Worker** out) {
-        std::lock_guard<std::mutex> lock(mutex);
+    // Begins a call of up to `wanted` threads, its own among them. Returns the number of workers that help it.
+    size_t enter(size_t wanted, Worker** out) {
+        std::unique_lock<std::mutex> lock(mutex);
+        ++calls;
+        lately = calls >= lately ? calls : (lately + calls) / 2;
         const size_t most = processors > wanted ? processors : wanted;
+        if (!first && may_begin(most)) {
+            ++busy;
+        } else {
+            wait(lock, most);
+        }
+        const size_t share = most / lately, left = most > busy ? most - busy : 0;
+        const size_t others = std::min({wanted - 1, share > 1 ? share - 1 : 0, left});
+        const size_t found = borrow(others, most, out);
+        busy += found;
+        shared += found > 0;
+        return found;
+    }
+
+    void leave(Worker* const* helpers, size_t count) {
+        std::lock_guard<std::mutex> lock(mutex);
+        for (size_t i = 0; i < count; ++i) {
+            helpers[i]->next = idle;
+            idle = helpers[i];
+        }
+        busy -= count + 1;
+        shared -= count > 0;
+        --calls;
+        for (; first && may_begin(first->most); ++busy) {
+            first->turn = true;
+            first->wake.notify_one();
+            first = first->next;
+        }
+    }
+
+private:
+    bool may_begin(size_t most) const { return busy < most + (shared == 0 && busy > 0 && most > 1); }
+
+    void wait(std::unique_lock<std::mutex>& lock, size_t most) {
+        Waiting self{most};
+        (first ? last->next : first) = &self;
+        last = &self;
+        // The system's clock: the sanitizers of GCC 12 do not know how C++ waits on the other one.
+        const auto end = std::chrono::system_clock::now() + kPatience;
+        if (self.wake.wait_until(lock, end, [&] { return self.turn; })) return;  // counted by who woke it
+        Waiting *before = nullptr, *at = first;
+        for (; at != &self; at = at->next) before = at;
+        (before ? before->next : first) = self.next;
+        if (last == &self) last = before;
+        ++busy;
+    }
+
+    // Up to `wanted` idle workers; new ones as long as there are no more than `most`.
+    size_t borrow(size_t wanted, size_t most, Worker** out) {
         size_t count = 0;
         for (; count < wanted && idle; idle = idle->next) out[count++] = idle;
         for (; count < wanted && workers < most; ++workers) {
@@ -110,14 +179,6 @@ struct Pool {
             out[count++] = worker;
         }
         return count;
-    }
-
-    void give_back(Worker* const* workers_back, size_t count) {
-        std::lock_guard<std::mutex> lock(mutex);
-        for (size_t i = 0; i < count; ++i) {
-            workers_back[i]->next = idle;
-            idle = workers_back[i];
-        }
     }
 };
 
@@ -128,11 +189,17 @@ Pool& pool = *new Pool;
 const int at_fork = pthread_atfork([] { pool.mutex.lock(); }, [] { pool.mutex.unlock(); },
                                    [] {
                                        pool.idle = nullptr;
-                                       pool.workers = 0;
+                                       pool.workers = pool.busy = pool.shared = pool.calls = 0;
+                                       pool.first = pool.last = nullptr;
                                        pool.mutex.unlock();
                                    });
 
 }  // namespace
+
+void set_processors(size_t count) {
+    std::lock_guard<std::mutex> lock(pool.mutex);
+    pool.processors = count ? count : 1;
+}
 
 void give_way(int& spins) {
     _mm_pause();
@@ -151,13 +218,16 @@ void Barrier::wait() {
 }
 
 void run_in_pool(int threads, void (*work)(void*, size_t, size_t), void* argument) {
-    if (threads <= 1) return work(argument, 0, 1);
     Worker* helpers[kMostThreads];
-    const size_t found = pool.borrow((size_t(threads) < kMostThreads ? size_t(threads) : kMostThreads) - 1, helpers);
+    const size_t found = pool.enter(std::clamp(size_t(threads), size_t(1), kMostThreads), helpers);
+    if (!found) {
+        work(argument, 0, 1);
+        return pool.leave(helpers, 0);
+    }
     Job job{work, argument, found + 1, {found}};
     for (size_t i = 0; i < found; ++i) helpers[i]->start(&job, i + 1);
     work(argument, 0, job.count);
     int spins = 0;
     while (job.left.load(std::memory_order_acquire)) give_way(spins);
-    pool.give_back(helpers, found);
+    pool.leave(helpers, found);
 }

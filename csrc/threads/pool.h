@@ -1,8 +1,8 @@
 // Threads of the engine: workers of one process-wide pool that spin for a while after their work, then park.
 //
-// A call borrows as many idle workers as it asked for and can have, so that calls from several Python threads share the
-// machine instead of waiting for each other. Nothing here runs inside torch's own pool, nor beside it: torch's workers
-// park between its operators, and the engine calls none.
+// Calls from several Python threads share the machine: no more threads are at work than it has processors, a call gets
+// the fewer the more calls there are, and more calls than processors wait for their turn. Nothing here runs inside
+// torch's own pool, nor beside it: torch's workers park between its operators, and the engine calls none.
 #pragma once
 #include <stddef.h>
 
@@ -10,6 +10,9 @@
 
 // That a call may use: more are not asked of the system.
 constexpr size_t kMostThreads = 512;
+
+// Processors that all calls together may use; at first those of the process's affinity mask.
+void set_processors(size_t count);
 
 // One round of waiting for another thread; `spins`: rounds so far.
 void give_way(int& spins);
@@ -26,7 +29,7 @@ private:
 };
 
 // Run work(argument, index, count) on up to `threads` threads at once, the caller's among them: index 0 to count - 1.
-// Fewer if others have them, or if the system gives no more.
+// Fewer if others work too, or if the system gives no more. It may begin a while later: calls take turns.
 // Returns when all are done. `work` must not throw.
 void run_in_pool(int threads, void (*work)(void* argument, size_t index, size_t count), void* argument);
 

@@ -5,6 +5,7 @@ from types import ModuleType
 
 from bitwright.errors import KernelError
 from bitwright.kernels import openmp
+from bitwright.kernels.processors import usable_processors
 
 
 @functools.cache
@@ -18,6 +19,7 @@ def load() -> ModuleType:
         raise KernelError(f"the native kernels are not available: {error}. Build them with: pip install -e . --no-deps")
     from bitwright.kernels import _native
 
+    _native.set_processors(usable_processors())
     return _native
 
 
