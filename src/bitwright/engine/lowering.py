@@ -149,7 +149,7 @@ class Lowering:
 
     def attention(
         self, name: str, qkv: Value, heads: int, *, window: int | None = None, bias_HD: np.ndarray | None = None,
-        terms: int = 1,
+        terms: int = 1, integer: bool = False,
     ) -> Value:  # fmt: skip
         """Attention over rows of q, k and v.
 
@@ -158,7 +158,7 @@ class Lowering:
         """
         size = _head_size(name, qkv, heads)
         out = self._buffer("bf16", heads * size)
-        self._add(ops.Attend(name, qkv.buffer, out, heads, size, (size * terms) ** -0.5, window, bias_HD))
+        self._add(ops.Attend(name, qkv.buffer, out, heads, size, (size * terms) ** -0.5, window, bias_HD, integer))
         return Value(out)
 
     def disentangled(self, name: str, qkv: Value, heads: int, tables: Tables) -> Value:

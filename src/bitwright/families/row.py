@@ -15,6 +15,8 @@ Making = Literal["norm", "norm_plus_1", "value", "latent_value", "up", "relu"]
 # How blocks are computed; `engine/builders.py` has a builder for each. post_norm: as in BERT. disentangled: so, with
 # DeBERTa's attention. alternating: ModernBERT's, which is local in most blocks.
 Style = Literal["post_norm", "disentangled", "alternating"]
+# Those whose attention the engine computes in int8, too.
+_INT8_ATTENTION: tuple[Style | None, ...] = ("post_norm", "alternating")
 
 
 class Setting(NamedTuple):
@@ -207,6 +209,16 @@ class Architecture(NamedTuple):
     def decodes(self) -> bool:
         """Whether it is a family of language models."""
         return "text-generation" in self.head.outputs
+
+    @property
+    def has_int8_attention(self) -> bool:
+        """Whether the engine can compute this family's attention in int8."""
+        return self.style in _INT8_ATTENTION
+
+    @property
+    def attention(self) -> str:
+        """Path inside a block of the module that computes attention: the one that holds the queries' linear."""
+        return self.linears("qkv")[0].rpartition(".")[0]
 
     def linears(self, role: Role) -> tuple[str, ...]:
         """Paths inside a block of the linears with a role, in forward order."""

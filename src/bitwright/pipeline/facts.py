@@ -14,7 +14,7 @@ from bitwright.files.directory import license_of, source_bytes
 from bitwright.pipeline.enough import given
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
-from bitwright.plan import Plan, quantized_names
+from bitwright.plan import Plan, int8_attention, quantized_names
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import (
     Elsewhere,
@@ -161,7 +161,8 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Ve
     elif "transformers" in targets and job.opened.loads("sentence-transformers", job.recipe, job.plan):
         targets = list(dict.fromkeys([*targets, "sentence-transformers"]))
     compute = "float32" if job.opened.streams else "auto"
-    rows = verify(staged, targets, ids.numpy(), expected, plain, calls, compute)
+    original = compared(job.model, ids)[0] if int8_attention(job.plan) else None
+    rows = verify(staged, targets, ids.numpy(), expected, plain, calls, compute, original)
     return tuple(from_data(Verification, row) for row in rows)
 
 

@@ -103,6 +103,29 @@ class StepRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionRow:
+    """The loss with int8 attention in one block alone. name: of its module, as in the plan."""
+
+    name: str
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCost:
+    """What int8 attention costs, on tuning data.
+
+    loss_float: with float attention. loss_int8: with int8 attention wherever it might be; loss: where it is. max_added:
+    what it was allowed to add. rows: of each block, if it costs too much in all of them.
+    """
+
+    loss_float: float
+    loss_int8: float
+    loss: float
+    max_added: float
+    rows: tuple[AttentionRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SensitivityRow:
     """How far the outputs moved when a linear, a unit or a group was quantized.
 

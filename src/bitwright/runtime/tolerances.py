@@ -52,6 +52,31 @@ def engine_distances(engine_BV: np.ndarray, generic: list[np.ndarray], plain_BV:
     }
 
 
+def attention_distances(
+    engine_BV: np.ndarray, float_attention_BV: np.ndarray, original_BV: np.ndarray
+) -> dict[str, float]:
+    """How far int8 attention moves the engine's outputs, and how far it may: no farther than all else that is quantized
+    moves them from the float model's. Attention is never the larger part.
+
+    Rounding q, k, v and probabilities is noise, as rounding the inputs of linears is, of the same bits and in fewer
+    places of a block. A fault (a wrong scale, head, mask or block of keys) changes what a token sees, and so moves its
+    output as far as the output is long.
+
+    Args:
+        engine_BV: float32 (B, values), a row for each text, as the checkpoint says. float_attention_BV: of the same
+            engine and checkpoint with float attention. original_BV: of the float model, nothing quantized.
+
+    Returns:
+        The Record's checks: `attention_distance` and `attention_distance_allowed`, both relative to the original's
+        outputs, as in `engine_distances`.
+    """
+    total = float(np.square(original_BV, dtype=np.float64).sum())
+    return {
+        "attention_distance": math.sqrt(_squares(engine_BV, float_attention_BV).sum() / total),
+        "attention_distance_allowed": math.sqrt(_squares(float_attention_BV, original_BV).sum() / total),
+    }
+
+
 def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
     """max |found − expected| / max |expected|; NaN if any of them is."""
     return float(np.abs(expected - found).max() / np.abs(expected).max())

@@ -56,6 +56,7 @@ class Attend:
     scale: float
     window: int | None
     bias_HD: np.ndarray | None
+    integer: bool = False
 
     def text(self) -> str:
         window = "" if self.window is None else f" ±{self.window}"
