@@ -8,7 +8,8 @@
 namespace {
 
 size_t scratch_bytes(const Attend& op, const std::vector<Buffer>&, size_t tokens) {
-    return attention_scratch_bytes(tokens, op.head_size);
+    return op.integer ? attention_int8_scratch_bytes(tokens, op.head_size)
+                      : attention_scratch_bytes(tokens, op.head_size);
 }
 
 size_t scratch_bytes(const AttendDisentangled& op, const std::vector<Buffer>&, size_t tokens) {
@@ -60,7 +61,7 @@ Attention attention_of(const Op& op, const Work& w, size_t row, size_t tokens) {
 
 void run(const Attend& op, const Work& w) {
     w.clear_padding(op.out);
-    AttentionFn* attention = best(attention_variants, w.isa);
+    AttentionFn* attention = best(op.integer ? attention_int8_variants : attention_variants, w.isa);
     share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
         Attention one = attention_of(op, w, row, tokens);
         one.bias = op.bias;

@@ -58,7 +58,8 @@ void define_operators(nb::module_& m) {
                 Field{"bias", &Packed::bias}, Field{"activation", &Packed::activation});
     bind_struct(m, "Attend", Field{"source", &Attend::in}, Field{"out", &Attend::out}, Field{"heads", &Attend::heads},
                 Field{"head_size", &Attend::head_size}, Field{"scale", &Attend::scale}, Field{"bias", &Attend::bias},
-                Field{"bias_stride", &Attend::bias_stride}, Field{"window", &Attend::window});
+                Field{"bias_stride", &Attend::bias_stride}, Field{"window", &Attend::window},
+                Field{"integer", &Attend::integer});
     using Disentangled = AttendDisentangled;
     bind_struct(m, "AttendDisentangled", Field{"source", &Disentangled::in}, Field{"out", &Disentangled::out},
                 Field{"heads", &Disentangled::heads}, Field{"head_size", &Disentangled::head_size},

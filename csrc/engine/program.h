@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention/contract.h"
+#include "attention_int8/contract.h"
 #include "cpu.h"
 #include "linear_bf16/contract.h"
 #include "linear_w8a8/contract.h"
@@ -114,13 +115,14 @@ struct MultiplyWna16 {
     Activation activation;
 };
 
-// Rows of in: q, k and v of every head. See attention/contract.h.
+// Rows of in: q, k and v of every head. See attention/contract.h, or attention_int8/contract.h if integer.
 struct Attend {
     int in, out;
     size_t heads, head_size;
     float scale;
     const float* bias;
     size_t bias_stride, window;
+    bool integer;
 };
 
 // Attention with DeBERTa's biases, see disentangled.h. Tables are packed as the weights of linear_bf16, scaled, a

@@ -146,12 +146,13 @@ class QuantizeRows:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """`attention` of one variant on q, k, v (T, H, D), which become one buffer with NaN after the last token, or not.
+    """`attention` or `attention_int8` of one variant on q, k, v (T, H, D), which become one buffer with NaN after the last token, or not.
 
     The output is NaN wherever the kernel wrote nothing; scratch is NaN before.
     """
 
     variant: str
+    operator: str = "attention"
 
     def __call__(
         self,
@@ -177,9 +178,10 @@ class Attention:
         for part, x in enumerate((q_THD, k_THD, v_THD)):
             rows[:, part * width : (part + 1) * width] = x.reshape(tokens, width)
         out = torch.full((offset + tokens * out_stride,), torch.nan, dtype=torch.bfloat16)
-        scratch = torch.full((module.attention_scratch_bytes(tokens, size) // 4 + 1024,), torch.nan)
+        scratch_bytes = getattr(module, f"{self.operator}_scratch_bytes")(tokens, size)
+        scratch = torch.full((scratch_bytes // 4 + 1024,), torch.nan)
         aligned = -(-scratch.data_ptr() // 64) * 64
-        end = (aligned - scratch.data_ptr() + module.attention_scratch_bytes(tokens, size)) // 4
+        end = (aligned - scratch.data_ptr() + scratch_bytes) // 4
         if bias_HQK is not None:
             bias, bias_strides = bias_HQK.data_ptr(), bias_HQK.stride()[:2]
         elif bias_HR is not None:
@@ -201,7 +203,8 @@ class Attention:
             bias_query_step=bias_strides[1],
             window=module.NO_WINDOW if window is None else window,
         )
-        module.attention(self.variant, op, *heads.indices(n_heads)[:2], *queries.indices(tokens)[:2], aligned)
+        run = getattr(module, self.operator)
+        run(self.variant, op, *heads.indices(n_heads)[:2], *queries.indices(tokens)[:2], aligned)
         assert scratch[end:].isnan().all(), "wrote past its scratch"
         written = out[offset:].view(tokens, out_stride)
         assert written[:, width:].isnan().all(), "wrote past the last head"
@@ -225,6 +228,12 @@ def _or_skipped(row: dispatch.VariantRow) -> Any:
 def attention(attention_variant: str) -> Attention:
     """A variant of attention that this machine supports."""
     return Attention(attention_variant)
+
+
+@pytest.fixture
+def attention_int8(attention_int8_variant: str) -> Attention:
+    """A variant of attention in integers that this machine supports."""
+    return Attention(attention_int8_variant, "attention_int8")
 
 
 @pytest.fixture(params=dispatch.ISAS)

@@ -154,7 +154,7 @@ class Lowering:
         """Attention over rows of q, k and v.
 
         window: how far a token sees on either side. bias_HD: float32 (heads, 2 · T − 1), added by distance key − query.
-        terms: of a score, which is divided by √(head size · terms).
+        terms: of a score, which is divided by √(head size · terms). integer: see `ops.Attend`.
         """
         size = _head_size(name, qkv, heads)
         out = self._buffer("bf16", heads * size)

@@ -12,6 +12,7 @@ from bitwright.errors import KernelError
 from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.spec import QuantSpec
 
+ATTENTION_BLOCK = 64  # keys whose weights share a largest, in `attention_int8`
 _CHUNK = 2**20  # values dequantized at a time: what is computed on the way stays in the cache
 
 
@@ -182,6 +183,53 @@ def attention(
     if window is not None:
         scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
     return torch.einsum("hqk,khd->qhd", scores_HQK.softmax(dim=-1), v_THD)
+
+
+def attention_int8(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    scale: float,
+    *,
+    bias_HR: Tensor | None = None,
+    bias_HQK: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """`attention` with int8 q, k and v, and with weights that are bytes: (T, H, D), in the dtype of its inputs.
+
+    q and k have a scale per token and head, v one per head and dimension; codes −127 … 127. k is taken less its mean
+    over the sequence, which changes no softmax (SageAttention, 2410.02367). The weights of 64 keys at fixed places are
+    bytes relative to the largest of them; the blocks are merged in floating point, and the result is divided by the sum
+    of the rounded weights, so that rounding takes no weight from a long flat tail.
+    """
+    q_codes, q_scale_TH1 = _symmetric_codes(q_THD, dim=2)
+    k_codes, k_scale_TH1 = _symmetric_codes(k_THD - k_THD.mean(dim=0), dim=2)
+    v_codes, v_scale_1HD = _symmetric_codes(v_THD, dim=0)
+    tokens = torch.arange(len(q_THD))
+    distance_QK = tokens - tokens[:, None]
+    scores_HQK = torch.einsum("qhd,khd->hqk", q_codes * q_scale_TH1, k_codes * k_scale_TH1) * scale
+    if bias_HR is not None:
+        scores_HQK = scores_HQK + bias_HR[:, distance_QK + len(tokens) - 1]
+    if bias_HQK is not None:
+        scores_HQK = scores_HQK + bias_HQK
+    if window is not None:
+        scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
+    weights_HQK = torch.zeros_like(scores_HQK)
+    largest_HQ1 = scores_HQK.amax(dim=2, keepdim=True)
+    for keys in tokens.split(ATTENTION_BLOCK):
+        block_HQK = scores_HQK[..., keys]
+        top_HQ1 = block_HQK.amax(dim=2, keepdim=True).clamp(min=torch.finfo(block_HQK.dtype).min)
+        codes = ((block_HQK - top_HQ1).exp() * 255).round()
+        weights_HQK[..., keys] = codes * (top_HQ1 - largest_HQ1).exp()
+    mixed_QHD = torch.einsum("hqk,khd->qhd", weights_HQK, v_codes) * v_scale_1HD
+    return mixed_QHD / weights_HQK.sum(dim=2).T[..., None]
+
+
+def _symmetric_codes(x: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
+    """Codes −127 … 127 in the dtype of x, and their scale over a dimension; 1 where all is zero."""
+    largest = x.abs().amax(dim=dim, keepdim=True)
+    scale = (largest / 127).where(largest > 0, 1.0)
+    return (x / scale).round(), scale
 
 
 def norm(

@@ -43,6 +43,7 @@ class Rotate:
 class Attend:
     """bf16 -> bf16: softmax(scale · q kᵀ + bias) v of each head; a row holds q, k and v.
 
+    integer: by codes of q, k, v and weights (`attention_int8`), not in bf16.
     window: how far a token sees on either side, None for any distance. bias_HD: float32 (heads, 2 · T − 1), by distance
     key − query, or None.
     """
@@ -60,7 +61,7 @@ class Attend:
 
     def text(self) -> str:
         window = "" if self.window is None else f" ±{self.window}"
-        return f"{self.heads} × {self.head_size}{window}{' biased' * (self.bias_HD is not None)}"
+        return f"{self.heads} × {self.head_size}{window}{' biased' * (self.bias_HD is not None)}{', int8' * self.integer}"
 
     def operations(self, tokens: int) -> int:
         return 2 * tokens * (2 * tokens) * self.heads * self.head_size  # with keys, and of values with weights
@@ -76,6 +77,7 @@ class Attend:
             bias=to.array(self.bias_HD, distances // 2),  # at distance 0
             bias_stride=distances,
             window=to.native.NO_WINDOW if self.window is None else self.window,
+            integer=self.integer,
         )
 
 
