@@ -12,6 +12,9 @@ SAME_BITS = 0.0
 FLOAT_SUMS = 1e-4
 # Of a fault that is none: 3 in ten million.
 _SIGMAS = 5.0
+# Of a vector in 8 bits, relative to its length: errors of 1/√12 of a step, of which 127 make the largest value, 3 to 4
+# times a usual one.
+_CODE_NOISE = 2**-7
 
 
 def engine_distances(engine_BV: np.ndarray, generic: list[np.ndarray], plain_BV: np.ndarray) -> dict[str, float]:
@@ -53,27 +56,33 @@ def engine_distances(engine_BV: np.ndarray, generic: list[np.ndarray], plain_BV:
 
 
 def attention_distances(
-    engine_BV: np.ndarray, float_attention_BV: np.ndarray, original_BV: np.ndarray
+    engine_BV: np.ndarray, float_attention_BV: np.ndarray, original_BV: np.ndarray, n_int8: int
 ) -> dict[str, float]:
-    """How far int8 attention moves the engine's outputs, and how far it may: no farther than all else that is quantized
-    moves them from the float model's. Attention is never the larger part.
+    """The distance of the engine from the float model, and the largest that int8 attention may make of it: attention is
+    never the larger part of what quantization costs.
 
-    Rounding q, k, v and probabilities is noise, as rounding the inputs of linears is, of the same bits and in fewer
-    places of a block. A fault (a wrong scale, head, mask or block of keys) changes what a token sees, and so moves its
-    output as far as the output is long.
+    The engine with float attention lies D from the float model: that is all else that is quantized. Rounding q, k, v and
+    probabilities adds noise of its own, and independent noise adds in squares: D² + A², with A no larger than D. Only
+    where next to nothing else is quantized may A be what 8 bits cost in themselves, `_CODE_NOISE` in each layer. (The
+    distance between the two engines says less: a little noise early on makes all later roundings independent ones.)
+    The limit is multiplied by exp(5 / √ν), as in `engine_distances`.
 
     Args:
         engine_BV: float32 (B, values), a row for each text, as the checkpoint says. float_attention_BV: of the same
             engine and checkpoint with float attention. original_BV: of the float model, nothing quantized.
+        n_int8: layers with int8 attention.
 
     Returns:
-        The Record's checks: `attention_distance` and `attention_distance_allowed`, both relative to the original's
-        outputs, as in `engine_distances`.
+        The Record's checks: `attention_distance` and `attention_distance_allowed`.
     """
     total = float(np.square(original_BV, dtype=np.float64).sum())
+    squares = _squares(float_attention_BV, original_BV)
+    rest = float(squares.sum()) / total
+    freedom = min(_degrees_of_freedom(squares), original_BV.size)
+    limit = math.sqrt(rest + max(rest, n_int8 * _CODE_NOISE**2)) * math.exp(_SIGMAS / math.sqrt(freedom))
     return {
-        "attention_distance": math.sqrt(_squares(engine_BV, float_attention_BV).sum() / total),
-        "attention_distance_allowed": math.sqrt(_squares(float_attention_BV, original_BV).sum() / total),
+        "attention_distance": math.sqrt(_squares(engine_BV, original_BV).sum() / total),
+        "attention_distance_allowed": limit,
     }
 
 

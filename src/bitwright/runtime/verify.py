@@ -168,7 +168,7 @@ def _verify_ours(
     if "engine" in found:
         detail += "; the engine agrees within the rounding of activations"
     if "engine_float_attention" in found:
-        detail += ", and int8 attention moves it by less than they do"
+        detail += ", and int8 attention adds no more than that"
     return _row(_OURS, not faults, checks, "; ".join(faults) or detail)
 
 
@@ -201,8 +201,9 @@ def _checks_of_ours(found: dict[str, np.ndarray], expected: _Expected) -> tuple[
     others = {"engine_distance": "the generic path", "engine_float_distance": "the dequantized weights"}
     if "engine_float_attention" in found:
         assert expected.original is not None
-        checks |= attention_distances(found["engine"], plain, expected.original)
-        others |= {"attention_distance": "the engine with float attention"}
+        n_int8 = int(found["engine_int8_attention"])
+        checks |= attention_distances(found["engine"], plain, expected.original, n_int8)
+        others |= {"attention_distance": "the float model"}
     calls, folded = int(found["engine_calls"]), int(found["engine_folded"])
     checks |= {"engine_integer_kernel_calls": calls, "engine_folded_calls": folded}
     for key, other in others.items():
@@ -275,6 +276,7 @@ def _child() -> None:
         found["engine"], found["engine_calls"] = compared(model, ids)
         found["engine_folded"] = model.folded
         if isinstance(model, EngineModel) and any(model.executor.program.int8_attention):
+            found["engine_int8_attention"] = sum(model.executor.program.int8_attention)
             found["engine_float_attention"], _ = compared(EngineModel(model.directory, float_attention=True), ids)
         if not cpu_multiplies_bf16():  # else it computed in bf16 above
             set_compute(model.generic.hf, "bfloat16")
