@@ -61,11 +61,11 @@ def attention_distances(
     """The distance of the engine from the float model, and the largest that int8 attention may make of it: attention is
     never the larger part of what quantization costs.
 
-    The engine with float attention lies D from the float model: that is all else that is quantized. Rounding q, k, v and
-    probabilities adds noise of its own, and independent noise adds in squares: D² + A², with A no larger than D. Only
-    where next to nothing else is quantized may A be what 8 bits cost in themselves, `_CODE_NOISE` in each layer. (The
-    distance between the two engines says less: a little noise early on makes all later roundings independent ones.)
-    The limit is multiplied by exp(5 / √ν), as in `engine_distances`.
+    The engine with float attention lies D from the float model: that is all else that is quantized. Rounding q, k, v
+    and probabilities adds noise of its own, and independent noise adds in squares: D² + A², with A no larger than D.
+    Only where next to nothing else is quantized may A be what 8 bits cost in themselves, `_CODE_NOISE` in each layer.
+    (The distance between the two engines says less: a little noise early on makes all later roundings independent
+    ones.) The limit is multiplied by exp(5 / √ν), as in `engine_distances`.
 
     Args:
         engine_BV: float32 (B, values), a row for each text, as the checkpoint says. float_attention_BV: of the same

@@ -87,7 +87,7 @@ def settle_attention(recipe: Recipe, names: Sequence[str], measure: Measure, *, 
 
 def points(loss: float) -> str:
     """A difference of losses in points, of a hundred."""
-    return f"{100 * loss:.2f}"
+    return f"{round(100 * loss, 2) + 0.0:.2f}"  # no -0.00
 
 
 def _added(found: Measured, plain: Measured) -> float:
