@@ -62,6 +62,8 @@ bool isa_supported(Isa isa) {
 
 bool has_avx512_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 
+bool bf16_is_fast() { return __builtin_cpu_is("amd"); }
+
 bool has_avx_vnni() { return avx_vnni; }
 
 const CpuFeature* cpu_features() {

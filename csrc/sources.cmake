@@ -9,7 +9,7 @@ set(flags_avx2 -mavx2 -mfma)
 set(flags_avxvnni ${flags_avx2} -mavxvnni)
 set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
 set(flags_avx512vnni ${flags_avx512} -mavx512vnni)
-set(flags_avx512bf16 ${flags_avx512} -mavx512bf16 -mprfchw)
+set(flags_avx512bf16 ${flags_avx512vnni} -mavx512bf16 -mprfchw)
 set(flags_amx ${flags_avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16)
 
 set(native_sources cpu.cpp engine/executor.cpp engine/memory.cpp threads/pool.cpp)

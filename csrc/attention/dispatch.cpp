@@ -4,10 +4,6 @@
 
 namespace {
 
-// vdpbf16ps is twice the work of a vfmadd of f32: one a cycle on Zen 4, which does one vfmadd; one in two cycles on
-// Sapphire Rapids, which does four vfmadd meanwhile (measured: 1.7 times as fast with them).
-bool bf16_is_fast() { return __builtin_cpu_is("amd"); }
-
 constexpr Variant<AttentionFn*> kVariants[] = {
     {"amx", Isa::kAmx, attention_amx},
     {"avx512bf16", Isa::kAvx512Vnni, attention_avx512bf16, has_avx512_bf16, bf16_is_fast},

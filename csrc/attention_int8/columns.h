@@ -12,7 +12,7 @@
 //   weights  [key / M::kPerCell, lanes] cells
 //
 // M: V and I (vectors of f32 and of cells), kLanes, kPerCell, kScoreRows (keys of a tile of scores), kRows (queries of
-// a tile of the output), kUnit (of weights' exponents), and what is called below.
+// a tile of the output), kUnit (of distances to the largest score), and what is called below.
 #pragma once
 #include <float.h>
 #include <math.h>
@@ -130,6 +130,24 @@ ALWAYS_INLINE void score(const Head& h, const Queries& q, size_t j, float* out, 
     });
 }
 
+// The weights of `count` keys, and their sum. distance(score, lane vector): to the largest, in M::kUnit of log2.
+template <class M, int C, class Distance>
+ALWAYS_INLINE void write_weights(const Queries& q, size_t count, char* out, typename M::I (&sum)[C], Distance distance) {
+    using V = typename M::V;
+    using I = typename M::I;
+    constexpr size_t lanes = C * M::kLanes;
+    for (size_t j = 0; j < count; j += M::kPerCell, out += lanes * kCell) {
+        unroll<C>([&](auto c) INLINED {
+            const float* rows = q.scores + j * lanes + c.value * M::kLanes;
+            V x[M::kPerCell];
+            unroll<M::kPerCell>([&](auto i) INLINED { x[i.value] = distance(M::load(rows + i.value * lanes), c); });
+            const I cells = M::weights(x);
+            M::store_cells(out + c.value * M::kLanes * kCell, cells);
+            sum[c.value] = M::add_cells(sum[c.value], cells);
+        });
+    }
+}
+
 // The weights of one block of keys, their sum, and the largest score.
 template <class M, int C>
 ALWAYS_INLINE void weigh(const Head& h, const Queries& q, size_t key, size_t number) {
@@ -152,12 +170,14 @@ ALWAYS_INLINE void weigh(const Head& h, const Queries& q, size_t key, size_t num
         sum[c.value] = M::no_cells();
     });
     char* out = q.weights + (key - q.keys.begin) / M::kPerCell * lanes * kCell;
-    for (size_t j = 0; j < count; j += M::kPerCell, out += lanes * kCell) {
-        unroll<C>([&](auto c) INLINED {
-            const float* rows = q.scores + j * lanes + c.value * M::kLanes;
-            const I cells = M::weights(rows, lanes, scale[c.value], top[c.value]);
-            M::store_cells(out + c.value * M::kLanes * kCell, cells);
-            sum[c.value] = M::add_cells(sum[c.value], cells);
+    // One rounding less, which below this is less than half a unit: the largest is at distance zero then too.
+    if (M::all_below(top, 0x1p22f)) {
+        write_weights<M, C>(q, count, out, sum, [&](V score, auto c) INLINED {
+            return M::fnma(score, scale[c.value], top[c.value]);
+        });
+    } else {
+        write_weights<M, C>(q, count, out, sum, [&](V score, auto c) INLINED {
+            return M::mul(M::sub(largest[c.value], score), scale[c.value]);
         });
     }
     unroll<C>([&](auto c) INLINED {
@@ -296,10 +316,20 @@ struct Scratch {
     }
 };
 
+// `attention` of the same instruction set: for heads that are not finite, and for sequences of so few tokens that the
+// codes take longer than what they save.
+struct InFloats {
+    AttentionFn* attention;
+    size_t fewest;  // tokens that are computed in integers
+};
+
 template <class M>
-void run(const Attention& p, AttentionFn* in_floats, size_t head_begin, size_t head_end, size_t query_begin,
+void run(const Attention& p, InFloats in_floats, size_t head_begin, size_t head_end, size_t query_begin,
          size_t query_end, void* scratch) {
     if (query_begin >= query_end) return;
+    if (p.tokens < in_floats.fewest) {
+        return in_floats.attention(&p, head_begin, head_end, query_begin, query_end, scratch);
+    }
     constexpr size_t lanes = kWide * M::kLanes;
     Range all = seen_by(p, query_begin, query_end);
     all.begin -= all.begin % kKeyBlock;
@@ -330,7 +360,7 @@ void run(const Attention& p, AttentionFn* in_floats, size_t head_begin, size_t h
     float* mean = room.take<float>(round_up(p.head_size, 32));
     for (h.head = head_begin; h.head < head_end; ++h.head) {
         if (!pack_head<M>(h, mean)) {
-            in_floats(&p, h.head, h.head + 1, query_begin, query_end, scratch);
+            in_floats.attention(&p, h.head, h.head + 1, query_begin, query_end, scratch);
             continue;
         }
         for (q.query = query_begin; q.query < query_end; q.query += lanes) {

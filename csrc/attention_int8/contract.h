@@ -13,6 +13,9 @@
 //           codes of v, which is exact; times the scale of v; divided by the same sum of the weights alone, so that
 //           rounding takes no weight from a long flat tail; rounded to bf16
 //
+// A variant may compute more exactly than this, as `attention` does, where that is faster: which one does depends on the
+// number of tokens alone.
+//
 // A largest magnitude below the normal numbers counts as zero, and its codes are zero. A NaN or an infinity in q gives
 // NaN in the query's row. A head with one in k or v is computed by `attention`. A NaN in the bias gives NaN in the rows
 // that add it. A query's result depends neither on how the range is cut nor on the other queries.
@@ -21,7 +24,8 @@
 
 enum : size_t { kKeyBlock = 64 };
 
-extern "C" AttentionFn attention_int8_scalar, attention_int8_avx2, attention_int8_avxvnni, attention_int8_avx512vnni;
+extern "C" AttentionFn attention_int8_scalar, attention_int8_avx2, attention_int8_avxvnni, attention_int8_avx512vnni,
+    attention_int8_avx512bf16, attention_int8_amx;
 
 // Enough for every variant, and for `attention`.
 size_t attention_int8_scratch_bytes(size_t tokens, size_t head_size);

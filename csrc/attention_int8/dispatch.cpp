@@ -5,7 +5,11 @@
 namespace {
 
 constexpr Variant<AttentionFn*> kVariants[] = {
+    {"amx", Isa::kAmx, attention_int8_amx},
+    {"avx512bf16", Isa::kAvx512Vnni, attention_int8_avx512bf16, has_avx512_bf16, bf16_is_fast},
     {"avx512vnni", Isa::kAvx512Vnni, attention_int8_avx512vnni},
+    {"avxvnni", Isa::kAvx2, attention_int8_avxvnni, has_avx_vnni},
+    {"avx2", Isa::kAvx2, attention_int8_avx2},
     {"scalar", Isa::kScalar, attention_int8_scalar},
 };
 

@@ -158,10 +158,13 @@ struct Writer {
             unroll<C>([&](auto c) INLINED {
                 const __m512 y = v[i.value * C + c.value];
                 char* at = out + (r + i.value) * row_bytes + c.value * 16 * bytes;
-                if constexpr (output == Output::kBf16) {
-                    _mm256_mask_storeu_epi16(at, mask[c.value], to_bf16(y));
-                } else {
+                if constexpr (output != Output::kBf16) {
                     _mm512_mask_storeu_ps(at, mask[c.value], y);
+                } else if constexpr (c.value % 2) {
+                    const __mmask32 both = (__mmask32)mask[c.value] << 16 | mask[c.value - 1];
+                    _mm512_mask_storeu_epi16(at - 32, both, to_bf16(v[i.value * C + c.value - 1], y));
+                } else if constexpr (c.value + 1 == C) {
+                    _mm256_mask_storeu_epi16(at, mask[c.value], to_bf16(y));
                 }
             });
         });

@@ -64,4 +64,4 @@ static inline size_t code_stride(size_t k) {
 using LinearW8A8Fn = void(const LinearW8A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 
 extern "C" LinearW8A8Fn linear_w8a8_scalar, linear_w8a8_avx2, linear_w8a8_avxvnni, linear_w8a8_avx512vnni,
-    linear_w8a8_amx;
+    linear_w8a8_avx512bf16, linear_w8a8_amx;

@@ -28,4 +28,22 @@ ALWAYS_INLINE __m256i to_bf16(__m512 x) {
 #endif
 }
 
+// The same of two vectors, one after the other.
+ALWAYS_INLINE __m512i to_bf16(__m512 a, __m512 b) {
+#ifdef __AVX512BF16__
+    return (__m512i)_mm512_cvtne2ps_pbh(b, a);
+#else
+    const auto rounded = [](__m512 x) INLINED {  // in the upper halves; a quiet NaN is one without its lower half
+        const __m512i bits = _mm512_castps_si512(x);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+        return _mm512_mask_add_epi32(bits, number, bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    };
+    const __m512i upper = _mm512_setr_epi32(0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011, 0x00170015,
+                                            0x001b0019, 0x001f001d, 0x00230021, 0x00270025, 0x002b0029, 0x002f002d,
+                                            0x00330031, 0x00370035, 0x003b0039, 0x003f003d);
+    return _mm512_permutex2var_epi16(rounded(a), upper, rounded(b));
+#endif
+}
+
 }  // namespace

@@ -17,7 +17,11 @@ ALWAYS_INLINE void polynomial(__m512 (&y)[N], const __m512 (&x)[N], const float 
     });
 }
 
-ALWAYS_INLINE __m512 magnitude(__m512 x, float end) { return _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(end)); }
+// The lesser of |x| and end; end of a NaN.
+ALWAYS_INLINE __m512 magnitude(__m512 x, float end) {
+    constexpr int kLesserMagnitude = 0b1010;  // without a sign
+    return _mm512_range_ps(x, _mm512_set1_ps(end), kLesserMagnitude);
+}
 
 // max(x, 0) - a * q * 2^floor(power). A NaN stays one: vmaxps gives its second operand if either is NaN.
 ALWAYS_INLINE __m512 gelu_of_tail(__m512 x, __m512 a, __m512 q, __m512 power) {
