@@ -7,13 +7,22 @@
 
 namespace {
 
+template <class Op>
+size_t own_scratch_bytes(const Op& op, size_t tokens) {
+    return (op.integer ? attention_int8_scratch_bytes : attention_scratch_bytes)(tokens, op.head_size);
+}
+
+template <class Op>
+AttentionFn* attention_fn(const Op& op, const Work& w) {
+    return best(op.integer ? attention_int8_variants : attention_variants, w.isa);
+}
+
 size_t scratch_bytes(const Attend& op, const std::vector<Buffer>&, size_t tokens) {
-    return op.integer ? attention_int8_scratch_bytes(tokens, op.head_size)
-                      : attention_scratch_bytes(tokens, op.head_size);
+    return own_scratch_bytes(op, tokens);
 }
 
 size_t scratch_bytes(const AttendDisentangled& op, const std::vector<Buffer>&, size_t tokens) {
-    return bias_scratch(op, tokens).bytes + attention_scratch_bytes(tokens, op.head_size);
+    return bias_scratch(op, tokens).bytes + own_scratch_bytes(op, tokens);
 }
 
 // Heads of sequences are handed out by what they cost, the square of the length. attend(row, tokens, first head, end of
@@ -61,7 +70,7 @@ Attention attention_of(const Op& op, const Work& w, size_t row, size_t tokens) {
 
 void run(const Attend& op, const Work& w) {
     w.clear_padding(op.out);
-    AttentionFn* attention = best(op.integer ? attention_int8_variants : attention_variants, w.isa);
+    AttentionFn* attention = attention_fn(op, w);
     share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
         Attention one = attention_of(op, w, row, tokens);
         one.bias = op.bias;
@@ -74,7 +83,7 @@ void run(const Attend& op, const Work& w) {
 
 void run(const AttendDisentangled& op, const Work& w) {
     w.clear_padding(op.out);
-    AttentionFn* attention = best(attention_variants, w.isa);
+    AttentionFn* attention = attention_fn(op, w);
     LinearBf16Fn* multiply = best(linear_bf16_variants, w.isa);
     share_heads(w, op.heads, [&](size_t row, size_t tokens, size_t head, size_t last) {
         const BiasScratch scratch = bias_scratch(op, tokens);

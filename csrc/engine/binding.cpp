@@ -65,7 +65,7 @@ void define_operators(nb::module_& m) {
                 Field{"heads", &Disentangled::heads}, Field{"head_size", &Disentangled::head_size},
                 Field{"scale", &Disentangled::scale}, Field{"key_table", &Disentangled::key_table},
                 Field{"query_table", &Disentangled::query_table}, Field{"table_rows", &Disentangled::table_rows},
-                Field{"row", &Disentangled::row});
+                Field{"row", &Disentangled::row}, Field{"integer", &Disentangled::integer});
     bind_struct(m, "Pool", Field{"source", &Pool::in}, Field{"out", &Pool::out}, Field{"mode", &Pool::mode},
                 Field{"column", &Pool::column});
     bind_struct(m, "Normalize", Field{"rows", &Normalize::rows});

@@ -136,6 +136,7 @@ struct AttendDisentangled {
     const uint16_t* query_table;
     size_t table_rows;
     const int32_t* row;
+    bool integer;
 };
 
 enum class PoolMode { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLast };

@@ -126,7 +126,7 @@ void soak_norm(Random& random, NormFn* fn) {
     must_equal(sum[1], sum[0], "norm", "sum");
 }
 
-void soak_attention(Random& random, AttentionFn* fn) {
+void soak_attention(Random& random, AttentionFn* fn, size_t scratch_bytes(size_t tokens, size_t head_size)) {
     const size_t tokens = random.between(1, random.one_in(4) ? 200 : 50), heads = random.between(1, 3),
                  size = 8 * random.between(1, random.one_in(8) ? 32 : 10), width = heads * size,
                  stride = 3 * width + random.between(0, 9), out_stride = width + random.between(0, 9);
@@ -135,7 +135,7 @@ void soak_attention(Random& random, AttentionFn* fn) {
     const size_t bias_row = tokens + random.between(0, 9),
                  bias_stride = by_distance ? 2 * tokens - 1 : (tokens - 1) * bias_row + tokens;
     const Exact bias = floats(random, heads * bias_stride, 1.0f),
-                scratch(random, attention_scratch_bytes(tokens, size), 64);
+                scratch(random, scratch_bytes(tokens, size), 64);
     if (random.one_in(8))
         *qkv.at<uint16_t>(random.between(0, tokens - 1) * stride) = random.one_in(2) ? 0x7f80 : 0x7fc0;
     const uint16_t* q = qkv.at<uint16_t>();
@@ -231,6 +231,9 @@ void soak_kernels(Random& random, Isa isa) {
     soak_linear_wna16(random, isa);
     soak_variants(rows_variants, isa, [&](const RowOperators* rows) { soak_rows(random, *rows); });
     soak_variants(norm_variants, isa, [&](NormFn* fn) { soak_norm(random, fn); });
-    soak_variants(attention_variants, isa, [&](AttentionFn* fn) { soak_attention(random, fn); });
+    soak_variants(attention_variants, isa,
+                  [&](AttentionFn* fn) { soak_attention(random, fn, attention_scratch_bytes); });
+    soak_variants(attention_int8_variants, isa,
+                  [&](AttentionFn* fn) { soak_attention(random, fn, attention_int8_scratch_bytes); });
     soak_variants(gram_variants, isa, [&](const GramKernels& kernels) { soak_gram(random, kernels); });
 }

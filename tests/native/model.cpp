@@ -193,7 +193,7 @@ private:
         if (number_ % 5 == 0) {
             disentangled(qkv, out, heads, size);
         } else {
-            Attend op{qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, 0, kNoWindow};
+            Attend op{qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, 0, kNoWindow, random_.one_in(2)};
             if (number_ & 1) {
                 op.bias_stride = 2 * most_.longest - 1;
                 op.bias = keep<float>(floats(random_, heads * op.bias_stride, 1.0f)) + (most_.longest - 1);
@@ -215,7 +215,8 @@ private:
             row += distance <= near || random_.one_in(4);
         }
         AttendDisentangled op{
-            qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, nullptr, round_up(row + 1, 16), nullptr};
+            qkv, out, heads, size, 1.0f / sqrtf(float(size)), nullptr, nullptr, round_up(row + 1, 16), nullptr,
+            random_.one_in(2)};
         op.row = keep<int32_t>(std::move(rows)) + (most_.longest - 1);
         const size_t table = heads * op.table_rows * round_up(size, 32);
         const size_t which = random_.between(0, 2);

@@ -336,7 +336,7 @@ class Attend:
 class AttendDisentangled:
     def __init__(
         self, *, source: int, out: int, heads: int, head_size: int, scale: float, key_table: int, query_table: int,
-        table_rows: int, row: int,
+        table_rows: int, row: int, integer: bool,
     ) -> None: ...  # fmt: skip
 
 class Pool:

@@ -89,7 +89,7 @@ class AttendDisentangled:
 
     keys, queries: `packing.pack_heads` of the tables, scaled; a row for each bucket of distance; either may be None.
     row_R: int32, the bucket's row by key − query from −(T − 1) to T − 1. folded: linears of the model with int8 inputs
-    that would have run once more to make the tables.
+    that would have run once more to make the tables. integer: as in `Attend`; the products with tables stay in bf16.
     """
 
     kind: ClassVar[str] = "attention"
@@ -103,6 +103,7 @@ class AttendDisentangled:
     queries: np.ndarray | None
     row_R: np.ndarray
     folded: int
+    integer: bool = False
 
     @property
     def tables(self) -> list[np.ndarray]:
@@ -130,4 +131,5 @@ class AttendDisentangled:
             query_table=to.array(self.queries),
             table_rows=self.tables[0].shape[1] * BLOCK,
             row=to.array(self.row_R, len(self.row_R) // 2),  # at distance 0
+            integer=self.integer,
         )
