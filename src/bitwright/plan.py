@@ -185,25 +185,19 @@ def _attention_rows(
     names: of the modules that compute it. rows: of the linears.
 
     Raises:
-        RecipeError: int8 is asked for, and the engine does not run the family, or has no int8 attention for it.
+        RecipeError: int8 is asked for, and the engine does not run the family.
     """
     config: Any = model.config
-    family = str(config.model_type)
     if not names and recipe.attention == "int8":
         raise RecipeError(
-            f"attention: int8 is for encoders on Bitwright's engine, which does not run {family} models; use auto or "
-            "float"
+            f"attention: int8 is for encoders on Bitwright's engine, which does not run {config.model_type} models; "
+            "use auto or float"
         )
     found = []
     for block, name in enumerate(names):
         scheme, reason = attention_of(recipe, name)
-        if scheme == "int8" and not architecture.has_int8_attention:
-            raise RecipeError(
-                f"{name}: attention: int8 is asked for, but Bitwright's engine computes the attention of {family} "
-                "models in float only; use auto or float"
-            )
         if scheme == "auto":
-            scheme, reason = _auto_attention(architecture, [row for row in rows if row.block == block])
+            scheme, reason = _auto_attention([row for row in rows if row.block == block])
         elif scheme == "int8" and not quantized_names(tuple(rows)):
             scheme, reason = "float", "no linear is quantized, and the engine runs only quantized models"
         heads = int(getattr(config, architecture.keys.heads))
@@ -213,10 +207,8 @@ def _attention_rows(
     return found
 
 
-def _auto_attention(architecture: Architecture, block: Sequence[PlanRow]) -> tuple[AttentionScheme, str]:
+def _auto_attention(block: Sequence[PlanRow]) -> tuple[AttentionScheme, str]:
     """The scheme that `attention: auto` begins with, and the reason. block: the rows of one block."""
-    if not architecture.has_int8_attention:
-        return "float", "the engine computes the attention of this family in float"
     inputs = [SCHEMES[row.scheme].input for row in block if row.role == "qkv"]
     if any(spec is None or spec.bits != 8 for spec in inputs):
         return "float", "its queries, keys and values come of linears without 8-bit inputs"

@@ -43,7 +43,8 @@ def test_all_blocks_where_it_costs_next_to_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("costly", "kept"),
-    [({2: 0.2}, {2}), ({2: 0.2, 5: 0.3}, {2, 5}), ({2: 0.02, 5: 0.02}, {2}), (dict.fromkeys(range(6), 1.0), set(range(6)))],
+    [({2: 0.2}, {2}), ({2: 0.2, 5: 0.3}, {2, 5}), ({2: 0.02, 5: 0.02}, {2}),
+     (dict.fromkeys(range(6), 1.0), {*range(6)})],
 )  # fmt: skip
 def test_the_blocks_that_cost_most_are_computed_in_float(costly: dict[int, float], kept: set[int]) -> None:
     added = {name: POINT * costly.get(i, 0.0) for i, name in enumerate(NAMES)}

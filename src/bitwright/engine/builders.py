@@ -119,22 +119,18 @@ def _opened(weights: Weights, row: Architecture) -> _Encoder:
         raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {prefix!r}")
     heads, eps = weights.number(row.keys.heads), weights.real(*row.keys.eps)
     max_tokens = weights.number(*row.keys.positions) - row.positions.first(weights.config)
-    _check_int8_attention(weights, row)
+    _check_int8_attention(weights, weights.number(row.keys.layers))
     return _Encoder(row, Lowering(weights), base, heads, eps, max_tokens)
 
 
-def _check_int8_attention(weights: Weights, row: Architecture) -> None:
+def _check_int8_attention(weights: Weights, layers: int) -> None:
     """Raises:
-    CheckpointError: config.json names a block that the model does not have. EngineError: the family's attention is
-    computed in float only.
+    CheckpointError: config.json names a block that the model does not have.
     """
-    blocks, layers = weights.int8_attention, weights.number(row.keys.layers)
+    blocks = weights.int8_attention
     if blocks and max(blocks) >= layers:
         where = f"{weights.directory / CONFIG_FILE}: {ATTENTION_KEY}"
         raise CheckpointError(f"{where}: it names block {max(blocks)}, but there are {layers}, counted from 0")
-    if blocks and not row.has_int8_attention:
-        family = weights.config.get("model_type")
-        raise EngineError(f"config.json asks for int8 attention, and the engine has none for model_type {family!r}")
 
 
 def _post_norm(encoder: _Encoder) -> tuple[Value, str | None]:
@@ -171,12 +167,13 @@ def _disentangled(encoder: _Encoder) -> tuple[Value, str | None]:
     parts = row.linears("qkv")
     for layer in range(encoder.n_layers()):
         block = encoder.block(layer)
-        qkv = lower.qkv([f"{block}.{part}" for part in parts], x)
+        qkv, integer = lower.qkv([f"{block}.{part}" for part in parts], x), encoder.int8_attention(layer)
         if positions is None:
-            mixed = lower.attention(block, qkv, heads, terms=1 + len(attention_kinds(weights)))
+            mixed = lower.attention(block, qkv, heads, terms=1 + len(attention_kinds(weights)), integer=integer)
         else:
             attention = f"{block}.{parts[0].rpartition('.')[0]}"
-            mixed = lower.disentangled(block, qkv, heads, tables_of(weights, attention, positions))
+            tables = tables_of(weights, attention, positions)
+            mixed = lower.disentangled(block, qkv, heads, tables, integer=integer)
         x = _rest_of_block(encoder, block, mixed, x)
     return x, types
 

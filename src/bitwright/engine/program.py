@@ -35,8 +35,7 @@ class Program(NamedTuple):
     @property
     def int8_attention(self) -> tuple[bool, ...]:
         """Of each operator of attention, in their order, whether it computes in int8."""
-        kinds = (Attend, AttendDisentangled)
-        return tuple(isinstance(op, Attend) and op.integer for op in self.ops if isinstance(op, kinds))
+        return tuple(op.integer for op in self.ops if isinstance(op, Attend | AttendDisentangled))
 
     def text(self) -> str:
         """The operators, a line each, by the block that they belong to; then the buffers."""

@@ -15,8 +15,6 @@ Making = Literal["norm", "norm_plus_1", "value", "latent_value", "up", "relu"]
 # How blocks are computed; `engine/builders.py` has a builder for each. post_norm: as in BERT. disentangled: so, with
 # DeBERTa's attention. alternating: ModernBERT's, which is local in most blocks.
 Style = Literal["post_norm", "disentangled", "alternating"]
-# Those whose attention the engine computes in int8, too.
-_INT8_ATTENTION: tuple[Style | None, ...] = ("post_norm", "alternating")
 
 
 class Setting(NamedTuple):
@@ -209,11 +207,6 @@ class Architecture(NamedTuple):
     def decodes(self) -> bool:
         """Whether it is a family of language models."""
         return "text-generation" in self.head.outputs
-
-    @property
-    def has_int8_attention(self) -> bool:
-        """Whether the engine can compute this family's attention in int8."""
-        return self.style in _INT8_ATTENTION
 
     @property
     def attention(self) -> str:
