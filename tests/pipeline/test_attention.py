@@ -1,11 +1,13 @@
 """A run decides by measuring in which blocks attention is computed in int8, and says what that costs."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import bitwright.search.attention
 from bitwright.checkpoints.attention import ATTENTION_KEY
@@ -13,6 +15,7 @@ from bitwright.errors import RecipeError
 from bitwright.kernels import dispatch
 from bitwright.pipeline import Texts, preview, quantize
 from bitwright.pipeline.job import open_job
+from bitwright.pipeline.judging import Judged
 from bitwright.recipe import make_recipe, read_recipe
 from bitwright.record import read_record
 from bitwright.runtime.load import load
@@ -55,34 +58,59 @@ def test_it_is_measured_checked_and_told(
     assert read_record(tmp_path / "out").attention == result.measured.attention
 
 
+@pytest.fixture(scope="module")
+def outliers(once: Callable[..., Path], tiny_model: TinyModel) -> Path:
+    """A BERT, the same function, whose first block has a dimension of large queries and small keys in each head: the
+    codes of a query have nothing left for the others."""
+
+    def write(path: Path) -> None:
+        shutil.copytree(tiny_model("bert"), path)
+        tensors = load_file(path / "model.safetensors")
+        for part, factor in (("query", 1000.0), ("key", 0.001)):
+            for name in (f"encoder.layer.0.attention.self.{part}.{kind}" for kind in ("weight", "bias")):
+                tensors[name][[0, 16]] *= factor
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+    return once("outliers in queries", write)
+
+
 def test_blocks_that_cost_too_much_are_computed_in_float(
-    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outliers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the recipe of the result makes the same plan again."""
-    monkeypatch.setattr(bitwright.search.attention, "MAX_ADDED", -1.0)
-    result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=recipe(), **QUICK)
-    assert stored(tmp_path / "out") is None
-    assert [row["scheme"] for row in rows(result.record)] == ["float", "float"]
-    assert "this block alone" in rows(result.record)[0]["reason"]
-    assert len(result.record["attention"]["rows"]) == 2
+    monkeypatch.setattr(bitwright.search.attention, "MAX_ADDED", 0.02)  # so few texts tell no less apart
+    result = quantize(outliers, out=tmp_path / "out", recipe=recipe(), **QUICK)
+    assert result.exit_code == 0
+    assert stored(tmp_path / "out") == {"int8": [1]}
+    assert load(tmp_path / "out").backend.endswith("int8 attention in 1 of 2 layers")
+    first, second = rows(result.record)
+    assert (first["scheme"], second["scheme"]) == ("float", "int8")
+    assert "and 2.00 are allowed; this block alone" in first["reason"]
+    cost = result.record["attention"]
+    assert cost["loss_int8"] - cost["loss_float"] > 0.1
+    assert cost["loss"] - cost["loss_float"] < 0.02
+    assert [row["name"] for row in cost["rows"]] == [first["name"], second["name"]]
+    assert [step["n_fallback"] for step in result.record["steps"]] == [0]  # no linear pays for it
     again = read_recipe(tmp_path / "out" / "recipe.yaml")
-    plan = open_job(tiny_model("bert"), again, Texts(samples=60)).plan
-    assert [row.scheme for row in plan if row.is_attention] == ["float", "float"]
+    plan = open_job(outliers, again, Texts(samples=60)).plan
+    assert [row.scheme for row in plan if row.is_attention] == ["float", "int8"]
 
 
-def test_linears_get_no_bits_for_what_attention_costs(
-    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_run_does_not_measure_it_again(
+    outliers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A budget between the two bounds is met by float attention alone."""
-    wide = quantize(tiny_model("bert"), out=tmp_path / "wide", recipe=recipe(attention="int8"), **QUICK)
-    plain = quantize(tiny_model("bert"), out=tmp_path / "plain", recipe=recipe(attention="float"), **QUICK)
-    bounds = [result.record["steps"][0]["loss_upper"] for result in (plain, wide)]
-    assert bounds[0] != bounds[1]
-    monkeypatch.setattr(bitwright.search.attention, "MAX_ADDED", 1.0)
-    between = sum(bounds) / 2 if bounds[0] < bounds[1] else bounds[0] * 1.001
-    found = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=recipe(), **QUICK | {"max_loss": between})
-    assert [step["n_fallback"] for step in found.record["steps"]] == [0]
-    assert any(row["scheme"] == "float" for row in rows(found.record)) == (bounds[0] < bounds[1])
+    def killed(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bitwright.pipeline.run.judge_result", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(outliers, out=tmp_path / "out", recipe=recipe(), **QUICK)
+    monkeypatch.setattr("bitwright.pipeline.measuring.run_task", killed)
+    monkeypatch.setattr("bitwright.pipeline.run.judge_result", lambda *args, **options: Judged())
+    record = quantize(outliers, out=tmp_path / "out", recipe=recipe(), **QUICK).record
+    assert record["attention"]["loss_int8"] > 0.1
+    assert rows(record)[0]["scheme"] == "float"
 
 
 def test_what_the_recipe_asks_for_is_kept_and_its_cost_is_told(tiny_model: TinyModel, tmp_path: Path) -> None:
