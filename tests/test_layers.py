@@ -12,7 +12,19 @@ import bitwright
 
 ROOT = Path(bitwright.__file__).parent
 LAYERS = (
-    *("errors", "progress", "atomic", "record", "families", "numerics", "files", "kernels", "models", "calibration"),
+    *(
+        "errors",
+        "parsing",
+        "progress",
+        "atomic",
+        "record",
+        "families",
+        "numerics",
+        "files",
+        "kernels",
+        "models",
+        "calibration",
+    ),
     *("methods", "recipe", "targets", "plan", "evaluate", "search", "checkpoints", "quantizing", "training", "engine"),
     *("runtime", "pipeline", "report", "serve", "integrations", "cli"),
 )

@@ -32,6 +32,7 @@ from bitwright.methods import METHODS, Alpha
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.ranges import RANGES
 from bitwright.numerics.schemes import SCHEMES
+from bitwright.parsing import check_text
 
 AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
@@ -202,10 +203,11 @@ def read_recipe(path: Path) -> Recipe:
         path = names[str(path)]
     try:
         data = yaml.load(_text(path), _Loader)
+        check_text(data)
     except OSError as error:
         hint = "" if path.suffix else f", and no recipe has this name{_nearest(str(path), names)}"
         raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         found, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{path}{where}: this is not YAML ({found})") from None

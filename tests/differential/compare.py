@@ -151,7 +151,7 @@ def _sixteen_bits(asked: Asked, source: Path, result: Path) -> Verdict:
 
 
 def _int8(asked: Asked, source: Path, result: Path) -> Verdict:
-    """The default recipe, quantized, written, loaded again. The library rounds no attention, so the engine is compared in
+    """The default recipe, quantized, written, loaded again. The library rounds no attention, so the engine answers in
     float attention, too. Int8 attention adds no more than all other rounding.
     """
     model = _quantized("int8", source, result, Recipe())

@@ -146,7 +146,8 @@ class QuantizeRows:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """`attention` or `attention_int8` of one variant on q, k, v (T, H, D), which become one buffer with NaN after the last token, or not.
+    """`attention` or `attention_int8` of one variant on q, k, v (T, H, D), which
+    become one buffer with NaN after the last token, or not.
 
     The output is NaN wherever the kernel wrote nothing; scratch is NaN before.
     """

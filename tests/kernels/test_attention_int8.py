@@ -107,7 +107,8 @@ def test_large_scores_do_not_overflow(attention_int8, magnitude):
     q, k, v, scale = qkv(70, 32)
     k[:, :, 1:] = 0
     q[:, :, 0] = 1
-    k[:, :, 0] = magnitude * torch.linspace(0.5, 1, 70)[torch.randperm(70, generator=torch.Generator().manual_seed(1))].bfloat16()[:, None]
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(1))
+    k[:, :, 0] = magnitude * torch.linspace(0.5, 1, 70).bfloat16()[order, None]
     assert_as_defined(attention_int8(q, k, v, scale), q, k, v, scale)
     bias = biases(70)
     bias[:, ::2] = torch.tensor(magnitude).bfloat16().float()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import DataError
+from bitwright.parsing import parse_json
 
 Row = list[str] | dict[str, Any]
 
@@ -72,9 +73,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {number}: this line is not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError as error:
+        raise DataError(f"{path}, line {number}: {error}") from None
     if not isinstance(value, dict):
         raise DataError(
             f"{path}, line {number}: every line must be a JSON object, but this one is a {type(value).__name__}"

@@ -161,9 +161,7 @@ class Lowering:
         self._add(ops.Attend(name, qkv.buffer, out, heads, size, (size * terms) ** -0.5, window, bias_HD, integer))
         return Value(out)
 
-    def disentangled(
-        self, name: str, qkv: Value, heads: int, tables: Tables, *, integer: bool = False
-    ) -> Value:
+    def disentangled(self, name: str, qkv: Value, heads: int, tables: Tables, *, integer: bool = False) -> Value:
         """Attention over rows of q, k and v, with the products of queries, keys, or both with tables of positions."""
         size = _head_size(name, qkv, heads)
         scale = (size * (1 + sum(table is not None for table in (tables.keys_PN, tables.queries_PN)))) ** -0.5

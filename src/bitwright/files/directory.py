@@ -3,7 +3,6 @@
 Nothing here builds a model, nothing is unpickled, and no torch is imported.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,6 +14,7 @@ from bitwright.families.tasks import TaskName
 from bitwright.files.counts import check_counts
 from bitwright.files.reading import check_directory, check_name, read_bytes, read_text
 from bitwright.files.tensors import MappedTensors
+from bitwright.parsing import parse_json
 
 # One file, or an index of shards: the first that exists is loaded, as transformers does.
 WEIGHT_FILES = (
@@ -225,7 +225,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def _parse(content: bytes, file: Path) -> Any:
     try:
-        return json.loads(content.decode("utf-8"))
+        return parse_json(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as JSON ({error})") from None
 
@@ -249,7 +249,7 @@ def weight_files(path: Path) -> list[Path]:
     if found.suffix != ".json":
         return [found]
     try:
-        index = json.loads(read_bytes(found).decode("utf-8"))
+        index = parse_json(read_bytes(found))
         shards = sorted(set(index["weight_map"].values()))
     except OSError as error:
         raise CheckpointError(f"{found}: cannot be read ({error.strerror})") from None

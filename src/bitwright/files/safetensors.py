@@ -5,7 +5,6 @@ dtype, shape and [begin, end) in the buffer; the buffer. Tensors fill the buffer
 (https://huggingface.co/docs/safetensors, "Format").
 """
 
-import json
 import math
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from bitwright.errors import CheckpointError, brief
+from bitwright.parsing import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 
@@ -97,7 +97,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         return keys
 
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        header = parse_json(text, pairs=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is not JSON ({error})") from None
     if not isinstance(header, dict):

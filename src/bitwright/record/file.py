@@ -8,6 +8,7 @@ from typing import Any
 
 from bitwright.atomic import write_text_atomically
 from bitwright.errors import CheckpointError, brief
+from bitwright.parsing import parse_json
 from bitwright.record.convert import from_data, plain_data
 from bitwright.record.sections import RECORD_VERSION, Record
 
@@ -32,7 +33,7 @@ def read_record(path: Path) -> Record:
     """
     path = path / RECORD_FILE if path.is_dir() else path
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: there is no record here; give a directory that `bitwright quantize` wrote"

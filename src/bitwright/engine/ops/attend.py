@@ -61,9 +61,8 @@ class Attend:
 
     def text(self) -> str:
         window = "" if self.window is None else f" ±{self.window}"
-        return (
-            f"{self.heads} × {self.head_size}{window}{' biased' * (self.bias_HD is not None)}{', int8' * self.integer}"
-        )
+        biased, integer = " biased" * (self.bias_HD is not None), ", int8" * self.integer
+        return f"{self.heads} × {self.head_size}{window}{biased}{integer}"
 
     def operations(self, tokens: int) -> int:
         return 2 * tokens * (2 * tokens) * self.heads * self.head_size  # with keys, and of values with weights
