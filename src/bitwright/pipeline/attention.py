@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from bitwright.evaluate import Task
 from bitwright.files.directory import ModelDirectory
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import write_variant
@@ -47,9 +48,12 @@ def decide_attention(
     if why := journal.remember("not on the engine", problem):
         reason = f"the engine does not run this model: {why}"
         return Settled(asked, (Rule(match="*", attention="float", reason=reason),))
-    task = job.scored.tuning
-    counts = task.kind.outputs != "embeddings"
-    return settle_attention(variant.recipe, names, measure, resolution=1 / (task.n_units or 1) if counts else 0.0)
+    return settle_attention(variant.recipe, names, measure, resolution=_resolution(job.scored.tuning))
+
+
+def _resolution(task: Task) -> float:
+    """The least loss that a task can tell from none: one of the answers that it counts."""
+    return 1 / task.n_units if task.kind.outputs == "logits" and task.n_units else 0.0
 
 
 def with_cost(plan: Plan, cost: AttentionCost | None) -> Plan:

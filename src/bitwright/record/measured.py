@@ -85,7 +85,8 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """The measurements of one combination of schemes in a search, on tuning data.
+    """The measurements of one combination of schemes in a search, on tuning data; with float attention, unless the
+    recipe asks for int8, or speed is what is searched for.
 
     units: those that got more bits; earlier releases named `unit`, the last of them, alone. schemes: what each of them
     got; earlier releases knew 16 bit alone. chosen: whether it was taken.
