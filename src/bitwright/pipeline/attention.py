@@ -52,8 +52,11 @@ def decide_attention(
 
 
 def _resolution(task: Task) -> float:
-    """The least loss that a task can tell from none: one of the answers that it counts."""
-    return 1 / task.n_units if task.kind.outputs == "logits" and task.n_units else 0.0
+    """The least loss that a task can tell from none: one of the answers that it counts. Without labels they are not
+    counted, but estimated.
+    """
+    counts = task.kind.outputs == "logits" and not task.kind.label_free
+    return 1 / task.n_units if counts and task.n_units else 0.0
 
 
 def with_cost(plan: Plan, cost: AttentionCost | None) -> Plan:
