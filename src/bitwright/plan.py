@@ -1,20 +1,24 @@
-"""`Plan`: a recipe resolved against one model: a row per linear and embedding table, with scheme, bytes and reason."""
+"""`Plan`: a recipe resolved against one model: a row per linear, per embedding table, and for the attention of each
+block, with scheme, bytes and reason.
+"""
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from bitwright.errors import NumericsError, RecipeError, TargetError
 from bitwright.families import Architecture
+from bitwright.kernels import native
 from bitwright.methods import METHODS
 from bitwright.models.rescale import find_inputs
-from bitwright.models.sites import LinearSite, is_transposed
+from bitwright.models.sites import LinearSite, find_attention, is_transposed
 from bitwright.numerics.schemes import SCHEMES, fit_group
 from bitwright.numerics.spec import stored_dtype
-from bitwright.recipe import DEFAULT_TARGETS, Recipe, check_rules, scheme_of
-from bitwright.record import PlanRow
+from bitwright.recipe import DEFAULT_TARGETS, AttentionScheme, Recipe, attention_of, check_rules, scheme_of
+from bitwright.record import ATTENTION, EMBEDDING, PlanRow
 from bitwright.targets import check_names, check_target, stored_bytes, stored_embedding_bytes
 
 Plan = tuple[PlanRow, ...]
@@ -32,7 +36,8 @@ def make_plan(
         RecipeError: a rule matches nothing, or gives linears that share an input different schemes or methods.
         TargetError: a target cannot run the plan, or would compute something else.
     """
-    check_rules(recipe, sites)
+    attention = find_attention(model, architecture)
+    check_rules(recipe, sites, attention)
     modules = dict(model.named_modules())
     read: dict[str, set[int]] = {}  # by unit: the K of its linears, which differ among those of an expert
     for site in sites:
@@ -53,6 +58,7 @@ def make_plan(
     for name in embeddings:
         rows.append(_embedding_row(name, modules[name], recipe.embeddings, dtype_of(name)))
     _check_units(rows)
+    rows += _attention_rows(recipe, attention, model, architecture, rows)
     check_names(recipe.targets or ())
     for target, why in refusals(recipe.targets or (), recipe, rows, model, architecture, sites).items():
         raise TargetError(
@@ -92,7 +98,8 @@ def refusals(
     for target in targets:
         try:
             check_target(
-                target, {row.name: row.scheme for row in plan}, int8_embeddings=recipe.embeddings == "int8",
+                target, {row.name: row.scheme for row in plan if not row.is_attention},
+                int8_embeddings=recipe.embeddings == "int8",
                 transformed=transformed, transposed=transposed,
                 experts=[row.name for row in plan if row.role == "expert"],
                 heads=[row.name for row in plan if row.role == "head"], needs_weights=architecture.needs_weights,
@@ -126,17 +133,27 @@ def _fitted(name: str, scheme: str, ks: Sequence[int], reason: str) -> tuple[str
 
 def quantized_names(plan: Plan) -> frozenset[str]:
     """Names of the linears whose weights become integers."""
-    return frozenset(row.name for row in plan if row.role != "embedding" and SCHEMES[row.scheme].weight is not None)
+    return frozenset(row.name for row in plan if row.is_linear and SCHEMES[row.scheme].weight is not None)
 
 
 def half_names(plan: Plan) -> frozenset[str]:
     """Names of the linears kept in 16 bit."""
-    return frozenset(row.name for row in plan if row.role != "embedding" and SCHEMES[row.scheme].weight is None)
+    return frozenset(row.name for row in plan if row.is_linear and SCHEMES[row.scheme].weight is None)
 
 
 def half_dtypes(plan: Plan) -> dict[str, torch.dtype]:
     """The dtype that "16 bit" means for each linear and table of a plan."""
     return {row.name: getattr(torch, row.half) for row in plan if row.half is not None}
+
+
+def attention_rows(plan: Plan) -> Plan:
+    """The rows that say how the attention of each block is computed, in the order of the blocks."""
+    return tuple(row for row in plan if row.is_attention)
+
+
+def int8_attention(plan: Plan) -> frozenset[int]:
+    """The blocks whose attention the engine computes in int8."""
+    return frozenset(row.block for row in plan if row.is_attention and row.scheme == "int8" and row.block is not None)
 
 
 def _half(source: torch.dtype) -> str:
@@ -155,9 +172,49 @@ def _embedding_row(name: str, module: nn.Module, mode: str, dtype: torch.dtype) 
     )
     before = shape[0] * shape[1] * dtype.itemsize
     return PlanRow(
-        name, None, "embedding", name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason,
+        name, None, EMBEDDING, name, shape, scheme, "rtn" if mode == "int8" else "cast", before, after, reason,
         _half(dtype),
     )  # fmt: skip
+
+
+def _attention_rows(
+    recipe: Recipe, names: Sequence[str], model: nn.Module, architecture: Architecture, rows: Sequence[PlanRow]
+) -> list[PlanRow]:
+    """How the engine computes the attention of each block.
+
+    names: of the modules that compute it. rows: of the linears.
+
+    Raises:
+        RecipeError: int8 is asked for, and the engine does not run the family.
+    """
+    config: Any = model.config
+    if not names and recipe.attention == "int8":
+        raise RecipeError(
+            f"attention: int8 is for encoders on Bitwright's engine, which does not run {config.model_type} models; "
+            "use auto or float"
+        )
+    found = []
+    for block, name in enumerate(names):
+        scheme, reason = attention_of(recipe, name)
+        if scheme == "auto":
+            scheme, reason = _auto_attention([row for row in rows if row.block == block])
+        elif scheme == "int8" and not quantized_names(tuple(rows)):
+            scheme, reason = "float", "no linear is quantized, and the engine runs only quantized models"
+        heads = int(getattr(config, architecture.keys.heads))
+        shape = (heads, int(getattr(config, architecture.keys.hidden_size)) // heads)
+        method = "rtn" if scheme == "int8" else "cast"
+        found.append(PlanRow(name, block, ATTENTION, name, shape, scheme, method, 0, 0, reason))
+    return found
+
+
+def _auto_attention(block: Sequence[PlanRow]) -> tuple[AttentionScheme, str]:
+    """The scheme that `attention: auto` begins with, and the reason. block: the rows of one block."""
+    inputs = [SCHEMES[row.scheme].input for row in block if row.role == "qkv"]
+    if any(spec is None or spec.bits != 8 for spec in inputs):
+        return "float", "its queries, keys and values come of linears without 8-bit inputs"
+    if (why := native.load_error()) is not None:
+        return "float", f"the native kernels are not available: {why}"
+    return "int8", "its queries, keys and values come of linears with 8-bit inputs"
 
 
 def _check_units(rows: list[PlanRow]) -> None:

@@ -7,6 +7,7 @@ rules:                           # the first that matches a linear decides; one 
   - {role: ffn, scheme: w8a8, method: smoothquant}
   - {role: head, scheme: 16bit}
 embeddings: 16bit                # or int8
+attention: auto                  # on our engine: int8, float; auto takes int8 where it costs next to nothing
 range: min_max                   # how a static activation range is chosen
 weight_range: mse                # how a weight's range is chosen; by default as the method says
 targets: [bitwright, vllm]       # runtimes that must load the result; by default ours, and transformers if it can
@@ -15,7 +16,7 @@ calibration: {samples: 128, max_tokens: 512}
 budget: {max_loss: 0.01}         # with goal: smallest instead of schemes, the search chooses them
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,6 +37,8 @@ from bitwright.parsing import check_text
 AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
 FLOAT = "16bit"
+AttentionScheme = Literal["int8", "float"]
+AttentionChoice = Literal["auto", "int8", "float"]
 DEFAULT_TARGETS = ("bitwright", "transformers")
 _HEADS_STAY = "a head or pooler: it is small, and in 8 bits other programs would give other results"
 
@@ -63,21 +66,36 @@ class _Strict(BaseModel):
 
 
 class Rule(_Strict):
-    """Linears chosen by name or unit (shell pattern), by role, or both, and the scheme or the method they get."""
+    """Linears chosen by name or unit (shell pattern), by role, or both, and the scheme or the method they get.
+
+    attention: how the attention is computed whose module `match` names.
+    """
 
     match: str | None = None
     role: Role | None = None
     scheme: str | None = None
     method: str | None = None
+    attention: AttentionScheme | None = None
     reason: str = ""
 
     @model_validator(mode="after")
     def _chooses_something(self) -> "Rule":
         if self.match is None and self.role is None:
             raise ValueError("a rule needs `match` (a name pattern) or `role`")
-        if self.scheme is None and self.method is None:
-            raise ValueError("a rule needs `scheme`, `method` or both")
+        if (self.scheme, self.method, self.attention) == (None, None, None):
+            raise ValueError("a rule needs `scheme`, `method` or both, or `attention`")
+        if self.attention is not None and self.match is None:
+            raise ValueError("a rule with `attention` needs `match`, because a role is one of linears")
         return self
+
+    @property
+    def is_for_linears(self) -> bool:
+        """Whether it says something of linears."""
+        return self.scheme is not None or self.method is not None
+
+    def matches_attention(self, name: str) -> bool:
+        """Whether this rule says how the attention of this name is computed."""
+        return self.attention is not None and self.match is not None and fnmatchcase(name, self.match)
 
     def matches(self, site: LinearSite) -> bool:
         """Whether this rule matches `site`."""
@@ -132,6 +150,9 @@ class Budget(_Strict):
 class Recipe(_Strict):
     """Everything that a run shall do with a model.
 
+    attention: how the engine computes attention where no rule says it; other runtimes compute it in float. "auto" is
+    int8 in each block whose queries, keys and values come of linears with int8 inputs, if measuring shows that it costs
+    next to nothing (`search/attention.py`).
     targets: None stands for those of `DEFAULT_TARGETS` that can load the result; a plan names them.
     """
 
@@ -139,6 +160,7 @@ class Recipe(_Strict):
     method: str = "rtn"
     rules: tuple[Rule, ...] = ()
     embeddings: Literal["16bit", "int8"] = "16bit"
+    attention: AttentionChoice = "auto"
     range: str = "min_max"
     weight_range: str | None = None
     options: Options = Options()
@@ -161,8 +183,13 @@ class Recipe(_Strict):
     def with_fallback(self, units: tuple[str, ...], reason: str, scheme: str = FLOAT) -> "Recipe":
         """This recipe with first rules that give `units` a scheme with more bits, rounded to nearest."""
         method = None if scheme == FLOAT else "rtn"
-        kept = tuple(Rule(match=_literal(unit), scheme=scheme, method=method, reason=reason) for unit in units)
-        return self.model_copy(update={"rules": kept + self.rules})
+        return self.with_rules(
+            [Rule(match=_literal(unit), scheme=scheme, method=method, reason=reason) for unit in units]
+        )
+
+    def with_rules(self, first: Sequence[Rule]) -> "Recipe":
+        """This recipe with further rules before its own."""
+        return self.model_copy(update={"rules": (*first, *self.rules)})
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -260,6 +287,20 @@ def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str, str]:
     return by_scheme.scheme, method if by_scheme.scheme != FLOAT else "cast", _why(by_scheme)
 
 
+def float_attention_rule(name: str, reason: str) -> Rule:
+    """The rule that has the attention of this name computed in float."""
+    return Rule(match=_literal(name), attention="float", reason=reason)
+
+
+def attention_of(recipe: Recipe, name: str) -> tuple[AttentionChoice, str]:
+    """(scheme, reason) of the attention of one block, by the name of its module: of the first rule that matches, else
+    the recipe's."""
+    rule = next((rule for rule in recipe.rules if rule.matches_attention(name)), None)
+    if rule is None or rule.attention is None:
+        return recipe.attention, "as asked"
+    return rule.attention, _why(rule)
+
+
 def _why(rule: Rule) -> str:
     chosen_by = f"match {rule.match!r}" if rule.match is not None else f"role {rule.role}"
     return rule.reason or f"rule: {chosen_by}"
@@ -277,15 +318,25 @@ def _scheme_families() -> list[str]:
     return words
 
 
-def check_rules(recipe: Recipe, sites: list[LinearSite]) -> None:
-    """Refuse a rule that matches nothing in this model.
+def check_rules(recipe: Recipe, sites: list[LinearSite], attention: Sequence[str] = ()) -> None:
+    """Refuse a rule that matches nothing in this model. attention: names of the modules that compute it.
 
     Raises:
-        RecipeError: names the rule and the nearest linear or unit.
+        RecipeError: names the rule and the nearest linear, unit or attention.
     """
     names = [name for site in sites for name in (site.name, site.unit)]
     for rule in recipe.rules:
-        if any(rule.matches(site) for site in sites):
+        if rule.match is not None and rule.attention is not None and not any(map(rule.matches_attention, attention)):
+            if not attention:
+                raise RecipeError(
+                    f"the rule {rule.match!r} says how attention is computed, but Bitwright's engine does not run this "
+                    "model; leave `attention` out of the rule"
+                )
+            raise RecipeError(
+                f"the rule {rule.match!r} (attention: {rule.attention}) matches the attention of none of the "
+                f"{len(attention)} blocks{_nearest(rule.match, attention)}; that of the first is {attention[0]}"
+            )
+        if not rule.is_for_linears or any(rule.matches(site) for site in sites):
             continue
         if rule.match is None:
             roles = ", ".join(sorted({site.role for site in sites}))

@@ -51,6 +51,12 @@ def test_options_lie_over_the_recipe(text: str, options: dict[str, Any], scheme:
     assert (recipe.seed, recipe.budget.max_loss) == (7, 0.03)
 
 
+def test_attention_is_an_option(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("attention: float")
+    given = OPTIONS | {"recipe": tmp_path / "recipe.yaml"}
+    assert [build_recipe(**given, attention=asked).attention for asked in (None, "int8")] == ["float", "int8"]
+
+
 def test_targets_are_those_that_are_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("targets: [vllm]")
     assert build_recipe(**OPTIONS | {"scheme": "ternary"}).targets is None

@@ -43,7 +43,7 @@ def test_json_holds_what_is_shown(model: Path, run: Run) -> None:
     assert found["decision"]["reason"]
     assert found["decision"]["units"]
     assert {row["method"] for row in found["plan"]} & {"gptq", "awq_gptq"}
-    assert "auto" not in found["recipe"]
+    assert "method: auto" not in found["recipe"]
 
 
 def test_the_choice_can_be_overruled(model: Path, run: Run) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from bitwright.engine.builders import lower_encoder
+from bitwright.engine.executor import Executor
 from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError
 from bitwright.files.directory import ModelDirectory
+from bitwright.kernels import dispatch
 from bitwright.models.load import load_model
 from tests.engine.conftest import Open
 from tests.families import ENCODERS
@@ -103,3 +105,20 @@ def test_a_family_without_a_builder_says_so(tiny_model: TinyModel, tmp_path: Pat
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "funnel"}))
     with pytest.raises(EngineError, match="does not run model_type 'funnel'; it runs albert, bert, "):
         lower_encoder(open_weights(ModelDirectory(copy)))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_blocks_compute_attention_as_the_checkpoint_says(written: Callable[..., Path], family: str) -> None:
+    directory = written(family)
+    program = lower_encoder(open_weights(ModelDirectory(directory)))
+    assert program.int8_attention == (True, True)
+    plain = lower_encoder(open_weights(ModelDirectory(directory), float_attention=True))
+    assert plain.int8_attention == (False, False)
+    long = [np.random.default_rng(0).integers(5, 200, 64).tolist()]  # short ones are computed in float anyway
+    got, want = (Executor(each, dispatch.native_isa()).run(long, 1) for each in (program, plain))
+    assert 0 < distance(got, want) < 0.1
+
+
+def test_some_blocks_only(written: Callable[..., Path]) -> None:
+    rules = [{"match": "encoder.layer.1.attention.self", "attention": "float"}]
+    assert lower_encoder(open_weights(ModelDirectory(written("bert", rules=rules)))).int8_attention == (True, False)

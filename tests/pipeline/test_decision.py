@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from bitwright.errors import ModelError
 from bitwright.models.load import LoadedModel, load_model
 from bitwright.models.sites import find_embeddings, find_linears
-from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline import preview, quantize
 from bitwright.pipeline.decision import decision_facts, plan, resolve_auto
 from bitwright.pipeline.job import Job, open_job
@@ -45,7 +44,7 @@ def job_of(model: Path, recipe: Recipe) -> Job:
 
 def test_every_unit_is_measured_and_gets_a_method(tiny_model: TinyModel) -> None:
     job = job_of(tiny_model("bert"), auto("w8a8"))
-    assert {row.method for row in job.plan if SCHEMES[row.scheme].weight} == {AUTO}
+    assert {row.method for row in job.plan if row.name in quantized_names(job.plan)} == {AUTO}
     decided = resolve_auto(job, available=ROOMY)
     decision = decided.decision
     assert decision is not None
@@ -58,7 +57,7 @@ def test_every_unit_is_measured_and_gets_a_method(tiny_model: TinyModel) -> None
         assert {methods[site.name] for site in unit.sites} == {choice.method}
         assert unit.expected[choice.method] <= unit.expected["rtn"]
     assert decided.recipe == decision.recipe
-    assert AUTO not in recipe_yaml(decided.recipe)
+    assert "method: auto" not in recipe_yaml(decided.recipe)
 
 
 def test_the_model_is_the_same_afterwards(tiny_model: TinyModel) -> None:
@@ -205,7 +204,7 @@ def test_every_shipped_recipe_plans_a_model(name: str, models: dict[str, LoadedM
             find_embeddings(loaded.model, loaded.architecture),
             lambda name: torch.float32,
         )
-        schemes = {row.scheme for row in made if row.role not in ("head", "embedding")}
+        schemes = {row.scheme for row in made if row.is_linear and row.role != "head"}
         assert all(scheme.startswith(recipe.scheme) for scheme in schemes)
         assert {row.method for row in made if row.name in quantized_names(made)} == {recipe.method}
 
@@ -220,7 +219,7 @@ def test_sizes_are_those_that_the_plan_counts(tiny_model: TinyModel) -> None:
     assert rows["fp32"]["bytes"] == 4 * sizes["n_parameters"]
     assert rows["16bit"]["bytes"] == 2 * sizes["n_parameters"]
     assert rows["recipe"] == rows["w4a16_g32"] | {"scheme": "recipe"}
-    linears = [row for row in job.plan if row.role not in ("embedding", "head")]
+    linears = [row for row in job.plan if row.is_linear and row.role != "head"]
     counted = sum(rows["w4a16_g32"]["groups"][group] for group in ("attention", "ffn"))
     biases = sum(row.shape[0] for row in linears)
     assert counted == sum(row.bytes_after for row in linears) - 2 * biases  # the plan's source is float32: 4 bytes each

@@ -38,7 +38,7 @@ def unverified() -> Iterator[None]:
 
 
 def linears(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in record["plan"] if row["role"] != "embedding"]
+    return [row for row in record["plan"] if row["role"] not in ("embedding", "attention")]
 
 
 def written_bytes(directory: Path, names: list[str]) -> int:
@@ -174,5 +174,5 @@ def test_what_a_goal_cannot_go_with_is_refused_before_the_model_is_opened(
 
 def test_a_preview_shows_where_the_search_begins(tiny_model: Callable[..., Path]) -> None:
     shown = preview(tiny_model("bert"), recipe=make_recipe(RECIPE), texts=Texts(samples=40))
-    assert {row.scheme for row in shown["plan"] if row.block is not None} == {"w4a16_g32"}
+    assert {row.scheme for row in shown["plan"] if row.is_linear and row.role != "head"} == {"w4a16_g32"}
     assert "then gives some layers more bits" in shown["warnings"][0]

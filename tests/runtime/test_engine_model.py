@@ -12,6 +12,7 @@ import torch
 
 import bitwright
 from bitwright.errors import InputError
+from bitwright.kernels.dispatch import active_isa
 from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.verify import compared
@@ -163,3 +164,23 @@ def test_texts_beyond_the_programs_positions_take_the_generic_path(
     np.testing.assert_array_equal(found[1], model.generic.encode(texts[1:2])[0])
     for a, b in zip(found, alone, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({}, ", int8 attention"),
+        ({"attention": "float"}, ""),
+        ({"rules": [{"match": "*.0.*", "attention": "float"}]}, ", int8 attention in 1 of 2 layers"),
+    ],
+)
+def test_the_backend_says_how_attention_is_computed(
+    quantized: Callable[..., EngineModel], texts: list[str], recipe: dict[str, Any], words: str
+) -> None:
+    model = quantized("bert", recipe=recipe)
+    assert model.backend == f"engine:{active_isa()}{words}"
+    plain = EngineModel(model.directory, float_attention=True)
+    assert plain.backend == f"engine:{active_isa()}"
+    same = np.array_equal(np.stack(model.encode(texts[:8])), np.stack(plain.encode(texts[:8])))
+    assert same == (words == "")
+    assert "attention" not in bitwright.load(model.path, compute="float32").backend

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bitwright
+from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.recipe import make_recipe
+from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.swap import set_compute
-from bitwright.runtime.tolerances import engine_distances
+from bitwright.runtime.tolerances import attention_distances, engine_distances
 from bitwright.runtime.verify import _outputs_of_library, compared
 
 Tensors = dict[str, torch.Tensor]
@@ -57,6 +59,31 @@ def test_bf16_counts_where_the_generic_path_computes_in_float32() -> None:
     assert not passes(engine_distances(engine, [plain], plain))
 
 
+def attention_passes(checks: dict[str, float]) -> bool:
+    return checks["attention_distance"] <= checks["attention_distance_allowed"]
+
+
+@pytest.mark.parametrize(("width", "texts"), [(384, 16), (64, 2)])
+def test_attention_may_add_as_much_noise_as_all_else_and_no_more(width: int, texts: int) -> None:
+    rng = np.random.default_rng(3)
+    refused = 0
+    for _ in range(100):
+        original, *noise = (rng.normal(size=(texts, width)) for _ in range(3))
+        plain = original + 0.1 * noise[0]
+        assert attention_passes(attention_distances(plain + 0.1 * noise[1], plain, original, 6))
+        refused += not attention_passes(attention_distances(plain + 0.25 * noise[1], plain, original, 6))
+    assert refused == 100 or width < 384  # few values tell little
+
+
+def test_where_little_else_is_quantized_attention_may_cost_what_8_bits_cost() -> None:
+    rng = np.random.default_rng(4)
+    original, noise = (rng.normal(size=(16, 384)) for _ in range(2))
+    assert attention_passes(attention_distances(original + 0.01 * noise, original, original, 6))
+    assert not attention_passes(attention_distances(original + 0.01 * noise, original, original, 0))
+    assert not attention_passes(attention_distances(original + 0.1 * noise, original, original, 6))
+    assert not attention_passes(attention_distances(np.full_like(noise, np.nan), original, original, 6))
+
+
 def bias(tensors: Tensors, layer: str, head: int) -> None:
     name = f"{layer}.output.dense.bias"
     tensors[name] = torch.zeros_like(tensors[name])
@@ -97,13 +124,19 @@ def test_faults_of_the_engine_are_caught(
     plain = _outputs_of_library(out, "transformers", tokens)
     set_compute(model.generic.hf, "bfloat16")
     generic, _ = compared(model.generic, ids)
-    assert passes(engine_distances(compared(model, ids)[0], [generic], plain))
+    float_attention = compared(EngineModel(ModelDirectory(out), float_attention=True), ids)[0]
+    original = compared(bitwright.load(source, compute="float32"), ids)[0]
+    assert passes(engine_distances(float_attention, [generic], plain))
+    assert attention_passes(attention_distances(compared(model, ids)[0], float_attention, original, 2))
     for fault in FAULTS:
         shutil.copytree(out, broken)
         tensors = load_file(out / "model.safetensors")
         layer = next(key for key in sorted(tensors) if "layer.0." in key).split(".0.")[0] + ".0"
         fault(tensors, layer, HEAD[name])
         save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-        found = engine_distances(compared(bitwright.load(broken), ids)[0], [generic], plain)
+        plainly = EngineModel(ModelDirectory(broken), float_attention=True)
+        found = engine_distances(compared(plainly, ids)[0], [generic], plain)
         assert not passes(found), (fault.__name__, found)
+        by_int8 = attention_distances(compared(bitwright.load(broken), ids)[0], float_attention, original, 2)
+        assert not attention_passes(by_int8), (fault.__name__, by_int8)
         shutil.rmtree(broken)

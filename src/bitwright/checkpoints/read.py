@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitwright.checkpoints.attention import parse_attention
 from bitwright.checkpoints.linear_tensors import SUFFIXES, described, read_linear
 from bitwright.checkpoints.quantization_config import Group, QuantizationConfig, parse_quantization_config
 from bitwright.errors import CheckpointError, NumericsError
@@ -29,13 +30,14 @@ class Checkpoint(NamedTuple):
     """A quantized checkpoint, by names on disk.
 
     linears: the quantized ones, their values not loaded. tables: int8 embedding tables. others: names of every other
-    tensor.
+    tensor. int8_attention: blocks whose attention the engine computes in int8.
     """
 
     directory: ModelDirectory
     linears: Mapping[str, PendingLinear]
     tables: tuple[str, ...]
     others: frozenset[str]
+    int8_attention: frozenset[int] = frozenset()
 
     @property
     def tensors(self) -> MappedTensors:
@@ -80,6 +82,7 @@ def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
         CheckpointError: not such a checkpoint, or its parts contradict one another.
     """
     where = f"{directory.path / CONFIG_FILE}: quantization_config"
+    int8_attention = parse_attention(directory.config, str(directory.path / CONFIG_FILE))
     config = parse_quantization_config(directory.config.get("quantization_config"), where, portable=portable)
     tensors = directory.tensors
     modules = {name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")}
@@ -97,7 +100,7 @@ def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
     if portable:
         _refuse_guarded(directory, linears)
     _check_targets(directory, config, modules)
-    return Checkpoint(directory, linears, tables, frozenset(tensors.keys() - taken))
+    return Checkpoint(directory, linears, tables, frozenset(tensors.keys() - taken), int8_attention)
 
 
 def _check_others(directory: ModelDirectory, taken: set[str]) -> None:

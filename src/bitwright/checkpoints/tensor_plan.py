@@ -26,7 +26,8 @@ class QuantizedParts:
 
     layers: the quantized linears, loaded one at a time. half: linears kept in 16 bit. tables: embedding tables as int8,
     a scale per row. changed: float parameters that are others than the source's. embeddings: what happens to the other
-    tables: "16bit", or "float" to leave them as they are.
+    tables: "16bit", or "float" to leave them as they are. int8_attention: blocks whose attention the engine computes in
+    int8.
     """
 
     layers: Mapping[str, PendingLinear]
@@ -34,6 +35,7 @@ class QuantizedParts:
     tables: Mapping[str, QTensor] = field(default_factory=dict)
     changed: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
     embeddings: Literal["16bit", "float"] = "16bit"
+    int8_attention: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

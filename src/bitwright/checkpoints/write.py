@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitwright.checkpoints.attention import ATTENTION_KEY, attention_section
 from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
@@ -117,11 +118,13 @@ def _config_json(source: ModelDirectory, plan: TensorPlan, parts: QuantizedParts
     Where the user named the task, the class is one for it, for other readers; and the task stands there too, since the
     files still hold what made it uncertain.
     """
-    left_out = ("torch_dtype", "dtype", "auto_map")
+    left_out = ("torch_dtype", "dtype", "auto_map", ATTENTION_KEY)
     kept: dict[str, Any] = {key: value for key, value in source.config.items() if key not in left_out}
     kept |= {"dtype": "float32"}
     if source.task is not None:
         kept |= {"architectures": [names.class_name], TASK_KEY: source.task}
+    if parts.int8_attention:
+        kept[ATTENTION_KEY] = attention_section(parts.int8_attention)
     if plan.layers or plan.tables:
         # Matrices of the file that the model lacks too: they are linears of the class that config.json names.
         matrices = {

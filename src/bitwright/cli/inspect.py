@@ -2,13 +2,16 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bitwright.cli.command import Command
 from bitwright.cli.options import json_option
 from bitwright.cli.terminal import Column, out, print_json, table
+
+if TYPE_CHECKING:
+    from bitwright.engine.ops import Op
 
 
 @click.command("inspect", cls=Command)
@@ -22,7 +25,6 @@ def command(directory: Path, whole: bool, as_json: bool) -> None:
     part. `bitwright.load` then runs the model by its generic path, on torch.
     """
     from bitwright.engine.builders import encoder_task, lower_encoder
-    from bitwright.engine.ops import Multiply
     from bitwright.engine.weights import open_weights
     from bitwright.files.directory import ModelDirectory
     from bitwright.files.sentences import engine_pooling, read_sentences
@@ -33,7 +35,7 @@ def command(directory: Path, whole: bool, as_json: bool) -> None:
     task = encoder_task(weights)
     modes, normalize = engine_pooling(read_sentences(opened, task))
     program = lower_encoder(weights, pooling=modes, normalize=normalize)
-    counts = Counter(f"linear, {op.dtype}" if isinstance(op, Multiply) else op.kind for op in program.ops)
+    counts = Counter(map(_kind, program.ops))
     found: dict[str, Any] = {
         "model_type": weights.config["model_type"],
         "task": task,
@@ -52,6 +54,15 @@ def command(directory: Path, whole: bool, as_json: bool) -> None:
     out.print(table(f"{found['model_type']}, {task}", columns, rows))
     out.print(f"\nAll of it runs on Bitwright's engine, with the {found['isa']} kernels of this machine.", markup=False)
     out.print(f"A text may have up to {program.max_tokens} tokens. --program lists each operator.", markup=False)
+
+
+def _kind(op: "Op") -> str:
+    """An operator, and in which numbers it computes, where there are several."""
+    from bitwright.engine.ops import Attend, AttendDisentangled, Multiply
+
+    if isinstance(op, Multiply):
+        return f"linear, {op.dtype}"
+    return f"{op.kind}, int8" if isinstance(op, Attend | AttendDisentangled) and op.integer else op.kind
 
 
 # An operator -> what it does, for a reader who knows transformers.

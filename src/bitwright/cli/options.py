@@ -97,8 +97,8 @@ def json_option(what: str) -> Callable[[F], F]:
 
 
 def scheme_options(command: F) -> F:
-    """--recipe, --scheme, --method, --symmetric, --static, --range, --embeddings, --target: how linears are
-    represented, and for which runtimes."""
+    """--recipe, --scheme, --method, --symmetric, --static, --range, --embeddings, --attention, --target: how linears
+    are represented, how attention is computed, and for which runtimes."""
     return _decorated(
         command,
         click.option(
@@ -131,6 +131,11 @@ def scheme_options(command: F) -> F:
         click.option(
             "--embeddings", type=Choice(("16bit", "int8")), metavar="FORM",
             help="Store embedding tables as 16bit or int8, which only Bitwright reads. Default: 16bit.",
+        ),
+        click.option(
+            "--attention", type=Choice(("auto", "int8", "float")), metavar="FORM",
+            help="Compute an encoder's attention in int8 or in float, on Bitwright's engine; other runtimes use float. "
+            "Default: auto, which is int8 where that costs next to nothing.",
         ),
         click.option(
             "--target", "targets", multiple=True, type=Choice(TARGET_NAMES), metavar="NAME",

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from bitwright.checkpoints.attention import ATTENTION_KEY
 from bitwright.engine.disentangled import attention_kinds, positions_of, tables_of
 from bitwright.engine.lowering import Lowering, Value
 from bitwright.engine.positions import distance_bias, kinds_of_layers, rotary_angles
 from bitwright.engine.program import Program
 from bitwright.engine.weights import Weights
-from bitwright.errors import EngineError
+from bitwright.errors import CheckpointError, EngineError
 from bitwright.families import FAMILIES, Architecture, Style
 from bitwright.families.row import Setting
 from bitwright.families.tasks import TaskName, class_of
+from bitwright.files.directory import CONFIG_FILE
 from bitwright.files.task import find_task
 
 Config = dict[str, Any]
@@ -90,6 +92,10 @@ class _Encoder(NamedTuple):
         blocks = self.row.blocks
         return self.base + (f"{blocks}.0".replace("*", "0") if "*" in blocks else f"{blocks}.{layer}")
 
+    def int8_attention(self, layer: int) -> bool:
+        """Whether the attention of the block that a layer runs is computed in int8."""
+        return (0 if "*" in self.row.blocks else layer) in self.lower.weights.int8_attention
+
 
 def _row_of(weights: Weights) -> Architecture:
     """Raises:
@@ -113,7 +119,18 @@ def _opened(weights: Weights, row: Architecture) -> _Encoder:
         raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {prefix!r}")
     heads, eps = weights.number(row.keys.heads), weights.real(*row.keys.eps)
     max_tokens = weights.number(*row.keys.positions) - row.positions.first(weights.config)
+    _check_int8_attention(weights, weights.number(row.keys.layers))
     return _Encoder(row, Lowering(weights), base, heads, eps, max_tokens)
+
+
+def _check_int8_attention(weights: Weights, layers: int) -> None:
+    """Raises:
+    CheckpointError: config.json names a block that the model does not have.
+    """
+    blocks = weights.int8_attention
+    if blocks and max(blocks) >= layers:
+        where = f"{weights.directory / CONFIG_FILE}: {ATTENTION_KEY}"
+        raise CheckpointError(f"{where}: it names block {max(blocks)}, but there are {layers}, counted from 0")
 
 
 def _post_norm(encoder: _Encoder) -> tuple[Value, str | None]:
@@ -132,7 +149,8 @@ def _post_norm(encoder: _Encoder) -> tuple[Value, str | None]:
     for layer in range(encoder.n_layers()):
         block = encoder.block(layer)
         qkv = lower.qkv([f"{block}.{part}" for part in encoder.row.linears("qkv")], x)
-        x = _rest_of_block(encoder, block, lower.attention(block, qkv, encoder.heads, bias_HD=bias_HD), x)
+        mixed = lower.attention(block, qkv, encoder.heads, bias_HD=bias_HD, integer=encoder.int8_attention(layer))
+        x = _rest_of_block(encoder, block, mixed, x)
     return x, types
 
 
@@ -149,12 +167,13 @@ def _disentangled(encoder: _Encoder) -> tuple[Value, str | None]:
     parts = row.linears("qkv")
     for layer in range(encoder.n_layers()):
         block = encoder.block(layer)
-        qkv = lower.qkv([f"{block}.{part}" for part in parts], x)
+        qkv, integer = lower.qkv([f"{block}.{part}" for part in parts], x), encoder.int8_attention(layer)
         if positions is None:
-            mixed = lower.attention(block, qkv, heads, terms=1 + len(attention_kinds(weights)))
+            mixed = lower.attention(block, qkv, heads, terms=1 + len(attention_kinds(weights)), integer=integer)
         else:
             attention = f"{block}.{parts[0].rpartition('.')[0]}"
-            mixed = lower.disentangled(block, qkv, heads, tables_of(weights, attention, positions))
+            tables = tables_of(weights, attention, positions)
+            mixed = lower.disentangled(block, qkv, heads, tables, integer=integer)
         x = _rest_of_block(encoder, block, mixed, x)
     return x, types
 
@@ -200,7 +219,8 @@ def _alternating(encoder: _Encoder) -> tuple[Value, None]:
         qkv = lower.linears([f"{block}.{qkv_in}"], normed, out="bf16")
         qkv = lower.rotate(f"{block}.{attention}", qkv, heads, *tables[kind])
         window = span // 2 if kind == "sliding_attention" else None
-        y = lower.linears([f"{block}.{out}"], lower.attention(block, qkv, heads, window=window), out="f32")
+        mixed = lower.attention(block, qkv, heads, window=window, integer=encoder.int8_attention(layer))
+        y = lower.linears([f"{block}.{out}"], mixed, out="f32")
         x, normed = lower.norm_of_sum(f"{block}.{between}", y, x, eps=eps)
         gated = lower.gated(f"{block}.{up}", normed, encoder.setting(row.keys.activation))
         y = lower.linears([f"{block}.{down}"], gated, out="f32")

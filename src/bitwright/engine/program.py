@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bitwright.engine.ops import AttendDisentangled, Op
+from bitwright.engine.ops import Attend, AttendDisentangled, Op
 from bitwright.engine.ops.buffers import Buffer, reads, writes
 from bitwright.errors import ModelError
 
@@ -31,6 +31,11 @@ class Program(NamedTuple):
     def folded(self) -> int:
         """Runs of int8 linears that a forward of the model has and the program does not: their result is a constant."""
         return sum(op.folded for op in self.ops if isinstance(op, AttendDisentangled))
+
+    @property
+    def int8_attention(self) -> tuple[bool, ...]:
+        """Of each operator of attention, in their order, whether it computes in int8."""
+        return tuple(op.integer for op in self.ops if isinstance(op, Attend | AttendDisentangled))
 
     def text(self) -> str:
         """The operators, a line each, by the block that they belong to; then the buffers."""

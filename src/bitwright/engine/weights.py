@@ -23,13 +23,15 @@ _HUGE = float(np.finfo(np.float32).max)
 class Weights:
     """A checkpoint, by the names in its files.
 
-    source: its directory, opened. directory: where it lies, for messages. config: config.json.
+    source: its directory, opened. directory: where it lies, for messages. config: config.json. int8_attention: blocks
+    whose attention is computed in int8.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.source: ModelDirectory = checkpoint.directory
         self.directory: Path = checkpoint.directory.path
         self.config: dict[str, Any] = checkpoint.directory.config
+        self.int8_attention: frozenset[int] = checkpoint.int8_attention
         self._checkpoint = checkpoint
         self._tensors = checkpoint.tensors
 
@@ -135,15 +137,18 @@ class Weights:
         return FloatLinear(weight_NK, read_bias(self._checkpoint.directory, module, weight_NK.shape[0]))
 
 
-def open_weights(directory: ModelDirectory) -> Weights:
+def open_weights(directory: ModelDirectory, *, float_attention: bool = False) -> Weights:
     """The weights of a quantized checkpoint, or of a float model, of which nothing is quantized.
+
+    float_attention: compute attention in float, whatever the checkpoint says.
 
     Raises:
         ModelError: no config.json, or no weights. CheckpointError: as `read_checkpoint`.
     """
     directory.check_counts()
     if directory.is_quantized:
-        return Weights(read_checkpoint(directory))
+        checkpoint = read_checkpoint(directory)
+        return Weights(checkpoint._replace(int8_attention=frozenset()) if float_attention else checkpoint)
     return Weights(Checkpoint(directory, {}, (), frozenset(directory.tensors)))
 
 

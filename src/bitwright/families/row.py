@@ -208,6 +208,11 @@ class Architecture(NamedTuple):
         """Whether it is a family of language models."""
         return "text-generation" in self.head.outputs
 
+    @property
+    def attention(self) -> str:
+        """Path inside a block of the module that computes attention: the one that holds the queries' linear."""
+        return self.linears("qkv")[0].rpartition(".")[0]
+
     def linears(self, role: Role) -> tuple[str, ...]:
         """Paths inside a block of the linears with a role, in forward order."""
         return tuple(path for path, of in self.roles.items() if of == role)

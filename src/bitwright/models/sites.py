@@ -140,6 +140,15 @@ def block_linears(modules: Mapping[str, nn.Module], block: str, architecture: Ar
     return linears
 
 
+def find_attention(model: nn.Module, architecture: Architecture) -> list[str]:
+    """Names of the modules that compute attention, one for each block of an encoder that the engine runs; none for
+    other models.
+    """
+    if architecture.style is None:
+        return []
+    return [f"{block}.{architecture.attention}" for block, _ in find_blocks(model, architecture)]
+
+
 def find_embeddings(model: nn.Module, architecture: Architecture) -> list[str]:
     """Names of the tables that turn ids into vectors: words, positions, token types; in the model's order."""
     names = {base_prefix(model) + path for path in architecture.tables()}

@@ -14,7 +14,7 @@ from bitwright.files.directory import license_of, source_bytes
 from bitwright.pipeline.enough import given
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
-from bitwright.plan import Plan, quantized_names
+from bitwright.plan import Plan, int8_attention, quantized_names
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import (
     Elsewhere,
@@ -33,6 +33,7 @@ from bitwright.search.journal import Journal
 _CRUSHED = 0.3  # error of an ordinary token from rounding the input alone; 8 bits usually leave a few percent
 # Sequences × tokens that every runtime must agree on. The engine's limits are the sharper, the more sequences.
 _VERIFY_SHAPE = (32, 32)
+_VERIFY_ATTENTION = (32, 64)  # with int8 attention, which kernels compute in float where sequences are short
 _VERIFY_STREAMED = (4, 32)  # of a language model, which is compared bit by bit
 
 
@@ -144,7 +145,9 @@ def size_facts(job: Job, staged: Path) -> Size:
 
 def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Verification, ...]:
     """The Record's `verify`: the written files against models in memory that never saw them."""
-    sequences, tokens = _VERIFY_STREAMED if job.opened.streams else _VERIFY_SHAPE
+    with_int8 = bool(int8_attention(job.plan))
+    shape = _VERIFY_ATTENTION if with_int8 else _VERIFY_SHAPE
+    sequences, tokens = _VERIFY_STREAMED if job.opened.streams else shape
     limit = min(tokens, job.model.max_tokens)
     # Real tokens: random ones are far from what the model knows. No sequence is given twice: how sure the check is,
     # comes of how they differ.
@@ -161,7 +164,8 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Ve
     elif "transformers" in targets and job.opened.loads("sentence-transformers", job.recipe, job.plan):
         targets = list(dict.fromkeys([*targets, "sentence-transformers"]))
     compute = "float32" if job.opened.streams else "auto"
-    rows = verify(staged, targets, ids.numpy(), expected, plain, calls, compute)
+    original = compared(job.model, ids)[0] if with_int8 else None
+    rows = verify(staged, targets, ids.numpy(), expected, plain, calls, compute, original)
     return tuple(from_data(Verification, row) for row in rows)
 
 

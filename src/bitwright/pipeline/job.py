@@ -17,7 +17,7 @@ from bitwright.files.directory import source_files
 from bitwright.files.task import PAIR_TASKS
 from bitwright.kernels import dispatch, native
 from bitwright.models.load import LoadedModel
-from bitwright.pipeline.opened import Opened, open_model
+from bitwright.pipeline.opened import Opened, check_attention, open_model
 from bitwright.pipeline.reference import Reference, ask_library
 from bitwright.pipeline.request import Texts
 from bitwright.pipeline.scored import Scored, doubts, draw
@@ -128,6 +128,7 @@ def open_job(
     opened = open_model(name, trust_remote_code=trust_remote_code, task=task)
     recipe = beginning(recipe, language_model=opened.streams)
     resolved, loaded = opened.resolve(recipe), opened.loaded
+    check_attention(recipe, resolved.plan, loaded)
     if loaded.tokenizer is None:
         raise InputError(f"encoding texts needs a tokenizer; {loaded.tokenizer_problem or f'{loaded.path} has none'}")
     model = opened.runnable()

@@ -156,4 +156,4 @@ def _mean_kl(job: Job, model: Model) -> float:
 def _with_more_bits(job: Job, variant: Job) -> int:
     """The number of units that have more bits in a variant than in the job."""
     before = {row.name: row.scheme for row in job.plan}
-    return len({row.unit for row in variant.plan if row.scheme != before[row.name]})
+    return len({row.unit for row in variant.plan if row.is_linear and row.scheme != before[row.name]})

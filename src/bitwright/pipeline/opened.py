@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 import torch
 
-from bitwright.errors import ModelError
+from bitwright.errors import ModelError, RecipeError
 from bitwright.families.tasks import TaskName
+from bitwright.files.directory import ModelDirectory
 from bitwright.models.load import LoadedModel, check_values, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
-from bitwright.plan import Plan, fit_targets, make_plan, refusals
+from bitwright.plan import Plan, fit_targets, make_plan, quantized_names, refusals
 from bitwright.recipe import Recipe
 from bitwright.runtime.changes import FloatModel
+from bitwright.runtime.engine_model import not_on_engine
 from bitwright.runtime.streamed import StreamedModel
 
 
@@ -89,6 +91,22 @@ def open_model(name: str | Path, *, trust_remote_code: bool = False, task: TaskN
     names = model_names(loaded.model, loaded.architecture)
     dtype = loaded.source.dtype(f"{sites[0].name}.weight")
     return Opened(loaded, names, sites, find_embeddings(loaded.model, loaded.architecture), dtype)
+
+
+def check_attention(recipe: Recipe, plan: Plan, loaded: LoadedModel) -> None:
+    """Refuse int8 attention that a recipe asks for if the engine does not run the result: nothing else follows it.
+
+    Raises:
+        RecipeError: says why it does not.
+    """
+    if "int8" not in (recipe.attention, *(rule.attention for rule in recipe.rules)):
+        return
+    # The float model, opened anew: what the engine reads of it is let go of again.
+    why = not_on_engine(ModelDirectory(loaded.path, loaded.task))
+    if not quantized_names(plan):
+        why = "no linear is quantized, and the engine runs only quantized models"
+    if why:
+        raise RecipeError(f"{loaded.path}: attention: int8 needs Bitwright's engine, but {why}; use auto or float")
 
 
 def _refuse_foreign_tokenizer(loaded: LoadedModel) -> None:

@@ -22,6 +22,7 @@ from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
 from bitwright.files.reading import read_text
+from bitwright.pipeline.attention import decide_attention, with_cost
 from bitwright.pipeline.decision import decision_facts, resolve_auto
 from bitwright.pipeline.enough import cannot_decide
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
@@ -38,6 +39,7 @@ from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe, recipe_yaml
 from bitwright.record import RECORD_FILE, Environment, Record, Sensitivity, as_data, from_data, write_record
 from bitwright.runtime.environment import environment
+from bitwright.search.attention import Settled, float_attention
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
 from bitwright.search.journal import Journal
 from bitwright.search.ladder import Ladders, Moves, rung_by_rung
@@ -188,33 +190,44 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
     def ranking() -> Moves:
         return rung_by_rung(ranked(), climbs)
 
+    # Linears are chosen with float attention; then attention is decided for them.
+    plain = job.with_recipe(float_attention(job.recipe))
+    measure = on_tuning_data(plain, quantized, journal, work, progress)
     chosen: Step | None = None
     steps: list[Step] = []
     timed: Timed | None = None
     if searches:
-        measure = on_tuning_data(job, quantized, journal, work, progress)
         with job.timed("search"):
             if goal is not None:
-                chosen, steps = search_smallest(job, quantized, climbs, measure, journal, work, progress)
+                chosen, steps = search_smallest(plain, quantized, climbs, measure, journal, work, progress)
             else:
-                chosen, steps = find_fallback(job.recipe, ranking, measure)
-            if job.recipe.budget.min_speedup is not None:
-                timed = measure_front(job, quantized, ranking(), chosen, measure, work, progress)
-                chosen = timed.chosen
-                steps += [step for step in timed.steps if step not in steps]
+                chosen, steps = find_fallback(plain.recipe, ranking, measure)
+    recipe, settled = plain.recipe if chosen is None else chosen.recipe, Settled(job.recipe.attention)
+    if asked.judged:
+        with job.timed("attention"):
+            settled = decide_attention(job, recipe, quantized, measure, journal, work)
+        job = job.with_recipe(settled.applied(job.recipe))
+    recipe = settled.applied(recipe)
+    if chosen is not None and job.recipe.budget.min_speedup is not None:
+        with job.timed("search"):
+            timed = measure_front(job, quantized, ranking(), chosen, measure, work, progress)
+        chosen, recipe = timed.chosen, timed.chosen.recipe
+        again = {step.kept: step for step in timed.steps}  # with the attention that was decided
+        steps = [again.pop(step.kept, step) for step in steps] + list(again.values())
+    if searches:
         job.timings_s["search"] = round(job.timings_s["search"] - job.timings_s.get("sensitivity", 0.0), 3)
     if asked.judged and asked.sensitivity and not job.opened.streams:
         by_sensitivity()
 
-    final = job if chosen is None else job.with_recipe(chosen.recipe)
+    final = job.with_recipe(recipe)
     staged = work / STAGED
     with job.timed("write"):
         shutil.rmtree(staged, ignore_errors=True)
         write_variant(final, quantized, staged)
-    final = replace(final, plan=stored_plan(final, quantized))
+    final = replace(final, plan=with_cost(stored_plan(final, quantized), settled.cost))
     judged = Judged()
     if asked.judged:
-        searched = len(steps) > 1 or job.decision is not None
+        searched = len(steps) > 1 or bool(settled.rules) or job.decision is not None
         with all_int8(job, quantized, climbs, work, timed=asked.speed) as beside:
             judged = judge_result(final, staged, quantized, asked, timed, progress, searched=searched, beside=beside)
     layers = layer_rows(quantized.account, final.plan)
@@ -238,6 +251,7 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
         verify=judged.verified,
         front=None if timed is None else timed.front,
         smallest=None if goal is None else smallest_facts(job, final.plan, climbs),
+        attention=settled.cost,
         speed=judged.speed,
         warnings=warnings_of(final, layers, judged.evaluation, judged.verified or (), journal),
         environment=from_data(Environment, environment()),

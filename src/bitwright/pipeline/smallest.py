@@ -83,4 +83,4 @@ def _all_int8(recipe: Recipe, climbs: Ladders) -> Recipe:
 
 def _linear_bytes(plan: Plan) -> int:
     """The bytes of a plan's linears in the file, with scales, zero points and biases."""
-    return sum(row.bytes_after for row in plan if row.role != "embedding")
+    return sum(row.bytes_after for row in plan if row.is_linear)

@@ -19,7 +19,7 @@ from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.scored import as_texts
-from bitwright.plan import Plan, half_dtypes, half_names
+from bitwright.plan import Plan, half_dtypes, half_names, int8_attention
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized, at_eight_bits, needs_inputs, quantize_linears
 from bitwright.runtime.changes import Changes
@@ -115,7 +115,9 @@ def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
     """Write the checkpoint of what the job's plan says, without a model card."""
     layers = quantized.layers_for(job.plan)
     changed = quantized.changed_for(job.plan)
-    parts = QuantizedParts(layers, half_names(job.plan), quantized.tables, changed=changed)
+    parts = QuantizedParts(
+        layers, half_names(job.plan), quantized.tables, changed=changed, int8_attention=int8_attention(job.plan)
+    )
     written = FORMATS["compressed-tensors"].write
     written(
         job.opened.loaded.directory, directory, parts, job.opened.names, model_card="", extra_files=job.tokenizer.files

@@ -79,7 +79,7 @@ class Quantized:
 
 def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
     """Whether a row's method, range, options or scheme look at what enters the linear."""
-    if row.role == "embedding" or SCHEMES[row.scheme].weight is None:
+    if not row.is_linear or SCHEMES[row.scheme].weight is None:
         return False
     if row.method == AUTO:
         return True

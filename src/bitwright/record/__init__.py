@@ -9,6 +9,8 @@ from bitwright.record.file import (
 )
 from bitwright.record.made import (
     ALL_INT8,
+    ATTENTION,
+    EMBEDDING,
     Evidence,
     LayerRow,
     LeftOut,
@@ -21,6 +23,8 @@ from bitwright.record.made import (
     UnitEvidence,
 )
 from bitwright.record.measured import (
+    AttentionCost,
+    AttentionRow,
     Distribution,
     Elsewhere,
     Evaluation,
@@ -37,8 +41,12 @@ from bitwright.record.timed import Environment, Front, FrontRow, HeldOut, Skippe
 
 __all__ = [
     "ALL_INT8",
+    "ATTENTION",
+    "EMBEDDING",
     "RECORD_FILE",
     "RECORD_VERSION",
+    "AttentionCost",
+    "AttentionRow",
     "Distribution",
     "Elsewhere",
     "Environment",

@@ -27,13 +27,20 @@ class ModelFacts:
     dtype: str | None = None
 
 
+# Roles of the rows of a plan that are no linears.
+EMBEDDING, ATTENTION = "embedding", "attention"
+
+
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """What happens to one tensor, a linear's weight or an embedding table.
+    """What happens to one tensor, a linear's weight or an embedding table, or to the attention of one block.
 
     block: None outside the blocks. unit: the set of linears that share an input. shape: (N, K). scheme: "16bit" is a
     fallback or an exclusion, and the reason says which. half: the dtype, "bfloat16" or "float16", in which the file
     holds it if it is kept in 16 bit.
+
+    Attention (the role "attention") has no bytes: the row says how the engine computes it, "int8" or "float"; its shape
+    is (heads, head size).
     """
 
     name: str
@@ -47,6 +54,16 @@ class PlanRow:
     bytes_after: int
     reason: str
     half: str | None = None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the row is one of a linear."""
+        return self.role not in (EMBEDDING, ATTENTION)
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether the row says how attention is computed, and so stands for nothing in the files."""
+        return self.role == ATTENTION
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """The measurements of one combination of schemes in a search, on tuning data.
+    """The measurements of one combination of schemes in a search, on tuning data; with float attention, unless the
+    recipe asks for int8, or speed is what is searched for.
 
     units: those that got more bits; earlier releases named `unit`, the last of them, alone. schemes: what each of them
     got; earlier releases knew 16 bit alone. chosen: whether it was taken.
@@ -100,6 +101,29 @@ class StepRow:
     loss_upper: float
     bytes: int
     decided_on: str = "tuning"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRow:
+    """The loss with int8 attention in one block alone. name: of its module, as in the plan."""
+
+    name: str
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCost:
+    """What int8 attention costs, on tuning data.
+
+    loss_float: with float attention. loss_int8: with int8 attention wherever it might be; loss: where it is. max_added:
+    what it was allowed to add. rows: of each block, if it costs too much in all of them.
+    """
+
+    loss_float: float
+    loss_int8: float
+    loss: float
+    max_added: float
+    rows: tuple[AttentionRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,9 +92,11 @@ def error_points(layers: Sequence[LayerRow]) -> list[ErrorPoint]:
 
 
 def collapsed(plan: Sequence[PlanRow], emd: Mapping[str, float | None] | None = None) -> list[PlanLine]:
-    """The plan's rows; those of experts at one place in a block that share a decision as one. emd: by linear."""
+    """The plan's tensors; those of experts at one place in a block that share a decision as one. emd: by linear."""
     groups: dict[tuple[object, ...], list[PlanRow]] = {}
     for row in plan:
+        if row.is_attention:
+            continue
         match = expert_name(row)
         decision = (row.scheme, row.method, row.reason, row.shape)
         groups.setdefault((match["experts"], match["place"], *decision) if match else (row.name,), []).append(row)

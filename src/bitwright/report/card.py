@@ -9,6 +9,7 @@ import yaml
 from bitwright.families.tasks import AUTO_CLASSES
 from bitwright.files.directory import front_matter
 from bitwright.record import Environment, Evaluation, Record, Speed
+from bitwright.report.attention import attention_words
 from bitwright.report.experts import expert_blocks
 from bitwright.report.judged import elsewhere_words, judged_on, worst_kind
 from bitwright.report.leftovers import left_out_rows
@@ -98,6 +99,8 @@ def _what_it_is(record: Record) -> str:
         reason = f": {_text(group.reason)}" if group.reason else ""
         stored = _text(scheme_words(group.scheme))
         lines.append(f"- {n} layer{'s' * (n != 1)} ({_text(roles)}): {stored}{by}{reason}")
+    if said := attention_words(record):
+        lines.append(f"- attention on Bitwright's engine: {_text(said)}")
     if plan:
         lines.insert(3, "")
     return "\n".join(lines)

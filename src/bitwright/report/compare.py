@@ -83,10 +83,11 @@ def _rows(a: Record, b: Record) -> Iterator[ComparisonRow]:
     yield difference("score, quantized", number, lambda r: _judged(r).quantized_score)
     for name in either(lambda r: _judged(r).companions):
         yield _by_difference(companion(name)[0], number, *(_judged(r).companions.get(name) for r in (a, b)))
-    for scheme in either(lambda r: (row.scheme for row in r.plan)):
+    for scheme in either(lambda r: (row.scheme for row in r.plan if not row.is_attention)):
         yield _by_difference(f"layers stored as {scheme}", number, *(_count(r, scheme=scheme) for r in (a, b)))
-    for method in either(lambda r: (row.method for row in r.plan if row.method != "cast")):
+    for method in either(lambda r: (row.method for row in r.plan if row.method != "cast" and not row.is_attention)):
         yield _by_difference(f"layers by {method}", number, *(_count(r, method=method) for r in (a, b)))
+    yield difference("blocks with 8-bit attention", number, _int8_attention)
     yield difference("bits per weight", number, lambda r: bits_per_weight(r.plan))
     yield factor("error of the worst layer", percent, _worst_error)
     yield difference("experts starved", number, _starved)
@@ -140,8 +141,15 @@ def _environment(record: Record) -> Environment:
 
 def _count(record: Record, *, scheme: str | None = None, method: str | None = None) -> int | None:
     """Rows of the plan with this scheme, or this method."""
-    chosen = [row for row in record.plan if scheme in (None, row.scheme) and method in (None, row.method)]
+    tensors = [row for row in record.plan if not row.is_attention]
+    chosen = [row for row in tensors if scheme in (None, row.scheme) and method in (None, row.method)]
     return len(chosen) if record.plan else None
+
+
+def _int8_attention(record: Record) -> int | None:
+    """Blocks with int8 attention; None for a model whose attention has no rows."""
+    schemes = [row.scheme for row in record.plan if row.is_attention]
+    return schemes.count("int8") if schemes else None
 
 
 def _worst_error(record: Record) -> float | None:

@@ -34,6 +34,7 @@ from bitwright.report import (
     verdict,
     wording,
 )
+from bitwright.report.attention import attention_words
 from bitwright.report.experts import expert_blocks, expert_rows
 from bitwright.report.judged import judged_on
 
@@ -69,6 +70,7 @@ def render_report(record: Record) -> str:
             next_step=verdict.next_step(record),
             panels=panels.panels(record),
             decisions=tables.decisions(record.plan),
+            attention=attention_words(record),
             exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
             evaluated=evaluation.loss is not None,

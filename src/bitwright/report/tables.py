@@ -52,9 +52,11 @@ class RankedRow:
 
 
 def decisions(plan: Sequence[PlanRow]) -> list[Decided]:
-    """The plan with equal decisions merged, what is kept in 16 bit last."""
+    """The plan's tensors with equal decisions merged, what is kept in 16 bit last."""
     merged: dict[tuple[str, str, str], list[PlanRow]] = {}
     for row in plan:
+        if row.is_attention:
+            continue
         merged.setdefault((row.scheme, row.method, row.reason), []).append(row)
     groups = [
         Decided(

@@ -177,7 +177,7 @@ def as_fast(factor: float) -> str:
 
 def bits_per_weight(plan: Sequence[PlanRow]) -> float | None:
     """Bits that the plan's linears take per weight, with their scales, zero points and biases; None for none."""
-    linears = [row for row in plan if row.role != "embedding" and row.bytes_after]
+    linears = [row for row in plan if row.is_linear and row.bytes_after]
     values = sum(math.prod(row.shape) for row in linears)
     return 8 * sum(row.bytes_after for row in linears) / values if values else None
 

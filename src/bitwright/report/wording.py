@@ -13,6 +13,7 @@ _NBSP = "\u00a0"
 
 ROLE_NAMES = {
     "qkv": "query, key, value",
+    "attention": "attention",
     "attention_output": "attention output",
     "ffn": "feed-forward",
     "head": "head",

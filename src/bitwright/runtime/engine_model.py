@@ -37,14 +37,17 @@ _POSITIONS = "max_position_embeddings"
 class EngineModel:
     """An encoder whose every operator is native: a `Model`.
 
-    backend: "engine:<isa>". threads: how many `encode` uses unless told otherwise. More than the process may use
-    processors (`usable_processors`) are taken as so many: they wait for each other by spinning, for the processor too.
+    backend: "engine:<isa>", and where attention is computed in int8, if anywhere. threads: how many `encode` uses
+    unless told otherwise. More than the process may use processors (`usable_processors`) are taken as so many: they
+    wait for each other by spinning, for the processor too.
     """
 
     def __init__(
-        self, directory: ModelDirectory, *, threads: int | None = None, trust_remote_code: bool = False
-    ) -> None:
-        """trust_remote_code: for the generic path, which is loaded only when it is needed.
+        self, directory: ModelDirectory, *, threads: int | None = None, trust_remote_code: bool = False,
+        float_attention: bool = False,
+    ) -> None:  # fmt: skip
+        """trust_remote_code: for the generic path, which is loaded only when it is needed. float_attention: compute
+        attention in float, whatever the checkpoint says.
 
         Raises:
             EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
@@ -52,13 +55,13 @@ class EngineModel:
         self.threads = default_threads() if threads is None else _at_most_processors(threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
-        weights = open_weights(directory)
+        weights = open_weights(directory, float_attention=float_attention)
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.sentences = read_sentences(directory, self.task)
         modes, normalize = engine_pooling(self.sentences)
         program = lower_encoder(weights, pooling=modes, normalize=normalize)
         self.executor = Executor(program, native_isa())
-        self.backend = f"engine:{active_isa()}"
+        self.backend = f"engine:{active_isa()}{_attention_words(program.int8_attention)}"
         trained = length_limit(directory.config.get(_POSITIONS), directory.path / CONFIG_FILE, _POSITIONS)
         rows = [program.max_tokens] if has_position_table(weights) else []
         self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), trained, rows)
@@ -167,6 +170,26 @@ class EngineModel:
     def __call__(self, **inputs: Any) -> Any:
         """The Hugging Face forward, on the generic path, without gradients."""
         return self.generic(**inputs)
+
+
+def not_on_engine(directory: ModelDirectory) -> str:
+    """Why the engine does not run a model, quantized or not; "" if it does.
+
+    Raises:
+        CheckpointError, ModelError: as `EngineModel`.
+    """
+    try:
+        EngineModel(directory)
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
+def _attention_words(int8: Sequence[bool]) -> str:
+    """The part of `backend` about attention. int8: of each layer, whether its attention is computed so."""
+    if not any(int8):
+        return ""
+    return ", int8 attention" if all(int8) else f", int8 attention in {sum(int8)} of {len(int8)} layers"
 
 
 def _at_most_processors(threads: int) -> int:

@@ -22,9 +22,9 @@ def load(
     """Load a model, quantized (by Bitwright, or in the format compressed-tensors) or float.
 
     A quantized encoder runs on Bitwright's engine if that has an operator for every part of it; `model.backend` then
-    begins with "engine". Any other model takes the generic path, a transformers module. There int8 linears run on
-    Bitwright's kernels, and other schemes are dequantized at each call; `model.backend` says why the engine does not
-    run it.
+    begins with "engine", and says whether attention is computed in int8, as the checkpoint may ask. Any other model
+    takes the generic path, a transformers module. There int8 linears run on Bitwright's kernels, and other schemes are
+    dequantized at each call; `model.backend` says why the engine does not run it.
 
     `model.encode(texts)` gives embeddings, logits, or what a language model makes of each token. `model.hf` is the
     transformers module; for a model on the engine it is loaded when it is asked for.
@@ -35,7 +35,7 @@ def load(
     Args:
         directory: a model directory, or the name of a model on the hub.
         compute: "auto"; or "float32" or "bfloat16" to take the generic path and compute there in that dtype what is not
-            quantized. A float model is always loaded in float32.
+            quantized, attention among it. A float model is always loaded in float32.
         threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. Never
             more than the processors that the process may use, by its affinity mask and its container's quota: more are
             slower. The generic path uses torch's setting, which the first model that torch computes lowers to these.

@@ -12,6 +12,9 @@ SAME_BITS = 0.0
 FLOAT_SUMS = 1e-4
 # Of a fault that is none: 3 in ten million.
 _SIGMAS = 5.0
+# Of a vector in 8 bits, relative to its length: errors of 1/√12 of a step, of which 127 make the largest value, 3 to 4
+# times a usual one.
+_CODE_NOISE = 2**-7
 
 
 def engine_distances(engine_BV: np.ndarray, generic: list[np.ndarray], plain_BV: np.ndarray) -> dict[str, float]:
@@ -49,6 +52,37 @@ def engine_distances(engine_BV: np.ndarray, generic: list[np.ndarray], plain_BV:
         "engine_distance_allowed": math.sqrt(2) * limit,
         "engine_float_distance": math.sqrt(_squares(engine_BV, plain_BV).sum() / total),
         "engine_float_distance_allowed": limit,
+    }
+
+
+def attention_distances(
+    engine_BV: np.ndarray, float_attention_BV: np.ndarray, original_BV: np.ndarray, n_int8: int
+) -> dict[str, float]:
+    """The distance of the engine from the float model, and the largest that int8 attention may make of it: attention is
+    never the larger part of what quantization costs.
+
+    The engine with float attention lies D from the float model: that is all else that is quantized. Rounding q, k, v
+    and probabilities adds noise of its own, and independent noise adds in squares: D² + A², with A no larger than D.
+    Only where next to nothing else is quantized may A be what 8 bits cost in themselves, `_CODE_NOISE` in each layer.
+    (The distance between the two engines says less: a little noise early on makes all later roundings independent
+    ones.) The limit is multiplied by exp(5 / √ν), as in `engine_distances`.
+
+    Args:
+        engine_BV: float32 (B, values), a row for each text, as the checkpoint says. float_attention_BV: of the same
+            engine and checkpoint with float attention. original_BV: of the float model, nothing quantized.
+        n_int8: layers with int8 attention.
+
+    Returns:
+        The Record's checks: `attention_distance` and `attention_distance_allowed`.
+    """
+    total = float(np.square(original_BV, dtype=np.float64).sum())
+    squares = _squares(float_attention_BV, original_BV)
+    rest = float(squares.sum()) / total
+    freedom = min(_degrees_of_freedom(squares), original_BV.size)
+    limit = math.sqrt(rest + max(rest, n_int8 * _CODE_NOISE**2)) * math.exp(_SIGMAS / math.sqrt(freedom))
+    return {
+        "attention_distance": math.sqrt(_squares(engine_BV, original_BV).sum() / total),
+        "attention_distance_allowed": limit,
     }
 
 

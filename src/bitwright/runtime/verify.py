@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,13 @@ from bitwright.files.pooling import pool_rows
 from bitwright.files.sentences import Sentences, after_pooling, read_sentences
 from bitwright.files.task import find_task
 from bitwright.runtime.library import Library, start_library
-from bitwright.runtime.tolerances import FLOAT_SUMS, SAME_BITS, engine_distances, largest_difference
+from bitwright.runtime.tolerances import (
+    FLOAT_SUMS,
+    SAME_BITS,
+    attention_distances,
+    engine_distances,
+    largest_difference,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +56,7 @@ def verify(
     dequantized: np.ndarray,
     n_integer: int,
     compute: str = "auto",
+    original: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Check `directory` in every target; one row per target, as the Record documents.
 
@@ -59,7 +66,9 @@ def verify(
         dequantized: the same of the float model with every weight replaced by the number that its code stands for.
         n_integer: calls of integer kernels that one forward of the "bitwright" target must make: one for each such
             linear, but for experts to which no token is routed.
+        original: the same of the float model, if `directory` has int8 attention.
     """
+    expected = _Expected(quantized, dequantized, n_integer, original)
     rows = {target: row for target in targets if (row := _unchecked(target)) is not None}
     checked = [target for target in targets if target not in rows]
     libraries = [target for target in checked if target != _OURS]
@@ -69,7 +78,7 @@ def verify(
         for target in libraries:
             rows[target] = _verify_library(directory, target, ids_BT, dequantized)
         if child is not None:
-            rows[_OURS] = _verify_ours(child, directory, ids_BT, quantized, dequantized, n_integer, compute)
+            rows[_OURS] = _verify_ours(child, directory, ids_BT, expected, compute)
     return [rows[target] for target in targets]
 
 
@@ -136,9 +145,8 @@ def _mixed(sentences: Sentences, states: Sequence[np.ndarray]) -> list[np.ndarra
 
 
 def _verify_ours(
-    child: "subprocess.Popen[str]", directory: Path, ids_BT: np.ndarray, quantized: np.ndarray,
-    dequantized: np.ndarray, n_integer: int, compute: str,
-) -> dict[str, Any]:  # fmt: skip
+    child: "subprocess.Popen[str]", directory: Path, ids_BT: np.ndarray, expected: "_Expected", compute: str
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
         given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
         np.savez(given, ids=ids_BT)
@@ -152,22 +160,31 @@ def _verify_ours(
             return _row(_OURS, False, {}, f"loading or running failed: {last[:300]}")
         with np.load(result) as file:
             found = dict(file)
-    if found["generic"].shape != quantized.shape:
-        return _row(
-            _OURS, False, {}, f"the outputs have the shape {found['generic'].shape}, but {quantized.shape} is expected"
-        )
-    checks, faults = _checks_of_ours(found, quantized, dequantized, n_integer)
+    (shape, wanted) = (found["generic"].shape, expected.quantized.shape)
+    if shape != wanted:
+        return _row(_OURS, False, {}, f"the outputs have the shape {shape}, but {wanted} is expected")
+    checks, faults = _checks_of_ours(found, expected)
     detail = "a clean process gives the same bits, with all integer kernels in use"
     if "engine" in found:
         detail += "; the engine agrees within the rounding of activations"
+    if "engine_float_attention" in found:
+        detail += ", and int8 attention adds no more than that"
     return _row(_OURS, not faults, checks, "; ".join(faults) or detail)
 
 
-def _checks_of_ours(
-    found: dict[str, np.ndarray], quantized: np.ndarray, dequantized: np.ndarray, n_integer: int
-) -> tuple[dict[str, float], list[str]]:
+class _Expected(NamedTuple):
+    """What our runtime must give, as `verify` takes it."""
+
+    quantized: np.ndarray
+    dequantized: np.ndarray
+    n_integer: int
+    original: np.ndarray | None
+
+
+def _checks_of_ours(found: dict[str, np.ndarray], expected: _Expected) -> tuple[dict[str, float], list[str]]:
     """The measurements of what `_child` wrote, and the faults that they show."""
-    error, calls = largest_difference(found["generic"], quantized), int(found["generic_calls"])
+    n_integer = expected.n_integer
+    error, calls = largest_difference(found["generic"], expected.quantized), int(found["generic_calls"])
     checks = {"relative_error": error, "relative_error_allowed": SAME_BITS}
     checks |= {"integer_kernel_calls": calls, "integer_kernel_calls_expected": n_integer}
     faults = []
@@ -178,10 +195,18 @@ def _checks_of_ours(
     if "engine" not in found:
         return checks, faults
     generic = [found[name] for name in ("generic", "generic_bf16") if name in found]
-    checks |= engine_distances(found["engine"], generic, dequantized)
+    # The generic path computes attention in float; so does the engine that it is compared with.
+    plain = found.get("engine_float_attention", found["engine"])
+    checks |= engine_distances(plain, generic, expected.dequantized)
+    others = {"engine_distance": "the generic path", "engine_float_distance": "the dequantized weights"}
+    if "engine_float_attention" in found:
+        assert expected.original is not None
+        n_int8 = int(found["engine_int8_attention"])
+        checks |= attention_distances(found["engine"], plain, expected.original, n_int8)
+        others |= {"attention_distance": "the float model"}
     calls, folded = int(found["engine_calls"]), int(found["engine_folded"])
     checks |= {"engine_integer_kernel_calls": calls, "engine_folded_calls": folded}
-    for key, other in (("engine_distance", "the generic path"), ("engine_float_distance", "the dequantized weights")):
+    for key, other in others.items():
         if not checks[key] <= checks[f"{key}_allowed"]:
             faults.append(_too_far("the engine's outputs", checks[key], checks[f"{key}_allowed"], other))
     if calls + folded != n_integer:
@@ -231,11 +256,12 @@ def _clean_process(wanted: bool) -> Iterator["subprocess.Popen[str] | None"]:
 
 
 def _child() -> None:
-    """Run a directory on the given ids, on the generic path and on the engine; write the outputs and the counts of
-    integer kernel calls."""
+    """Run a directory on the given ids, on the generic path and on the engine, there with float attention too if it has
+    int8 attention; write the outputs and the counts of integer kernel calls."""
     import torch
 
     from bitwright.kernels.linear import cpu_multiplies_bf16
+    from bitwright.runtime.engine_model import EngineModel
     from bitwright.runtime.generic import load_generic  # noqa: F401 (imported before there is something to do)
     from bitwright.runtime.load import load
     from bitwright.runtime.swap import set_compute
@@ -249,6 +275,9 @@ def _child() -> None:
     if model.generic is not model:
         found["engine"], found["engine_calls"] = compared(model, ids)
         found["engine_folded"] = model.folded
+        if isinstance(model, EngineModel) and any(model.executor.program.int8_attention):
+            found["engine_int8_attention"] = sum(model.executor.program.int8_attention)
+            found["engine_float_attention"], _ = compared(EngineModel(model.directory, float_attention=True), ids)
         if not cpu_multiplies_bf16():  # else it computed in bf16 above
             set_compute(model.generic.hf, "bfloat16")
             found["generic_bf16"], _ = compared(model.generic, ids)

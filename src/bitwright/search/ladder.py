@@ -40,7 +40,7 @@ def eight_bits(scheme: str, *, float_inputs: bool) -> str | None:
 def ladders(plan: Plan, *, float_inputs: bool) -> Ladders:
     """Of each unit that a plan quantizes, in its order, the schemes of more bits, fewest first. float_inputs: as
     `eight_bits` takes it."""
-    quantized = {row.unit: row.scheme for row in plan if row.role != "embedding" and row.scheme != FLOAT}
+    quantized = {row.unit: row.scheme for row in plan if row.is_linear and row.scheme != FLOAT}
     steps = {unit: eight_bits(scheme, float_inputs=float_inputs) for unit, scheme in quantized.items()}
     return {unit: (FLOAT,) if eight is None else (eight, FLOAT) for unit, eight in steps.items()}
 

@@ -1,0 +1,30 @@
+"""How attention is computed, in words."""
+
+from bitwright.record import Record
+from bitwright.report.wording import listed
+
+
+def attention_words(record: Record) -> str:
+    """Where Bitwright's engine computes attention in 8 bit, and what that costs; "" if there is nothing to tell.
+
+    "8 bit in 5 of 6 blocks (float in block 3); that adds 0.01 points of loss on tuning texts"
+    """
+    rows, cost = [row for row in record.plan if row.is_attention], record.attention
+    in_float = [str(row.block) for row in rows if row.scheme != "int8"]
+    n_int8 = len(rows) - len(in_float)
+    if not n_int8 and cost is None:
+        return ""
+    if cost is None:
+        said = "what that costs was not measured"
+    elif not n_int8:
+        said = f"in 8 bit it would add {_points(cost.loss_int8 - cost.loss_float)} of loss on tuning texts"
+    else:
+        said = f"that adds {_points(cost.loss - cost.loss_float)} of loss on tuning texts"
+    if not n_int8:
+        return f"float in all {len(rows)} blocks; {said}"
+    beside = f" (float in block{'s' * (len(in_float) > 1)} {listed(in_float)})" if in_float else ""
+    return f"8 bit in {n_int8} of {len(rows)} blocks{beside}; {said}"
+
+
+def _points(loss: float) -> str:
+    return f"{round(100 * loss, 2) + 0.0:.2f} points"
