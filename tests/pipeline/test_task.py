@@ -100,6 +100,18 @@ def test_a_result_knows_the_task_that_the_user_named(
     assert type(transformers.AutoModel.from_pretrained(tmp_path / "out")).__name__ == "BertModel"
 
 
+def test_a_language_model_named_an_embedder_keeps_the_pooling_of_its_class(
+    tiny_model: TinyModel, tmp_path: Path, texts: list[str]
+) -> None:
+    """Without modules.json sentence-transformers pools the last token of a ...ForCausalLM, and the mean of others."""
+    path, out = tiny_model("qwen3", "text-generation"), tmp_path / "out"
+    bitwright.quantize(path, out=out, judged=False, task="embedding")
+    theirs = SentenceTransformer(str(path), device="cpu").encode(texts[:4])
+    for library in (bitwright.load(path, task="embedding"), bitwright.load(out), SentenceTransformer(str(out))):
+        assert cosines(np.asarray(library.encode(texts[:4])), theirs).min() > 0.98
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+
+
 def test_nothing_is_noted_where_nobody_named_a_task(tiny_model: TinyModel, tmp_path: Path) -> None:
     bitwright.quantize(tiny_model("bert", "token-classification"), out=tmp_path / "out", judged=False)
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -25,6 +25,7 @@ from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.followed import TOKENIZER_CONFIG, paths_of_tokenizer
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
+from bitwright.files.sentences import pools_by_class
 from bitwright.files.task import TASK_KEY
 from bitwright.models.names import ModelNames
 from bitwright.models.tensor_files import TensorFiles, read_pickled
@@ -114,14 +115,16 @@ def _write_unpickled(source: Path, out: Path) -> None:
 
 def _config_json(source: ModelDirectory, plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
     """config.json: all that the source says, but for the dtype and code, which is not copied; and what is quantized.
-    Where the user named the task, the class is one for it, for other readers; and the task stands there too, since the
-    files still hold what made it uncertain.
+    Where the user named the task, the class is one for it, for other readers, unless it also says how an embedding is
+    pooled; and the task stands there too, since the files still hold what made it uncertain.
     """
     left_out = ("torch_dtype", "dtype", "auto_map")
     kept: dict[str, Any] = {key: value for key, value in source.config.items() if key not in left_out}
     kept |= {"dtype": "float32"}
     if source.task is not None:
-        kept |= {"architectures": [names.class_name], TASK_KEY: source.task}
+        kept |= {TASK_KEY: source.task}
+        if source.task != "embedding" or not pools_by_class(source):
+            kept |= {"architectures": [names.class_name]}
     if plan.layers or plan.tables:
         # Matrices of the file that the model lacks too: they are linears of the class that config.json names.
         matrices = {
