@@ -26,7 +26,7 @@ from bitwright.files.followed import TOKENIZER_CONFIG, paths_of_tokenizer
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
 from bitwright.files.sentences import pools_by_class
-from bitwright.files.task import TASK_KEY
+from bitwright.files.task import TASK_KEY, find_task
 from bitwright.models.names import ModelNames
 from bitwright.models.tensor_files import TensorFiles, read_pickled
 from bitwright.record import LeftOut
@@ -116,15 +116,16 @@ def _write_unpickled(source: Path, out: Path) -> None:
 def _config_json(source: ModelDirectory, plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
     """config.json: all that the source says, but for the dtype and code, which is not copied; and what is quantized.
     Where the user named the task, the class is one for it, for other readers, unless it also says how an embedding is
-    pooled; and the task stands there too, since the files still hold what made it uncertain.
+    pooled; and the task stands there too, since the files still hold what made it uncertain. So it does where only
+    torch reads the weights: heads in them, which did not count in the source, do in the result.
     """
     left_out = ("torch_dtype", "dtype", "auto_map")
     kept: dict[str, Any] = {key: value for key, value in source.config.items() if key not in left_out}
     kept |= {"dtype": "float32"}
-    if source.task is not None:
-        kept |= {TASK_KEY: source.task}
-        if source.task != "embedding" or not pools_by_class(source):
-            kept |= {"architectures": [names.class_name]}
+    if source.task is not None or not source.shapes:
+        kept |= {TASK_KEY: find_task(source)}
+    if source.task is not None and not (source.task == "embedding" and pools_by_class(source)):
+        kept |= {"architectures": [names.class_name]}
     if plan.layers or plan.tables:
         # Matrices of the file that the model lacks too: they are linears of the class that config.json names.
         matrices = {
