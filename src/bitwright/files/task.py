@@ -82,7 +82,7 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
     config = directory.config
     name = class_of(config.get("architectures"), str(directory.path)) if config.get("architectures") else None
     by_class = task_of_class(name) if name else None
-    heads, modules = _heads(directory), read_modules(directory) or []
+    heads, modules = find_heads(config, directory.shapes), read_modules(directory) or []
     pooled = any(module.kind == "Pooling" for module in modules)
     if pooled and (by_class in _BARE or (directory.shapes and not any(by_class in head.tasks for head in heads))):
         return [Witness(("embedding",), f"{MODULES_FILE} has a Pooling")]
@@ -161,17 +161,17 @@ def _left_beside(directory: ModelDirectory) -> str:
     return next((name for name in names if (directory.path / name).is_file()), "")
 
 
-def _heads(directory: ModelDirectory) -> list[Witness]:
+def find_heads(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[Witness]:
     """The family's heads that the weights hold. A classifier's head counts only if it has one row per label.
 
-    A file that only torch can read tells nothing.
+    config: config.json. shapes: of the tensors, by name; {} of a file that only torch can read, which tells nothing.
     """
-    row = FAMILIES.get(str(directory.config.get("model_type")))
-    outputs, shapes, found = row.head.outputs if row else {}, directory.shapes, []
+    row = FAMILIES.get(str(config.get("model_type")))
+    outputs, found = row.head.outputs if row else {}, []
     for path in dict.fromkeys(outputs.values()):
         tasks = tuple(task for task, of in outputs.items() if of == path)
         shape = next((shapes[name] for end in ("weight", "weight_packed") if (name := f"{path}.{end}") in shapes), None)
-        if shape and (tasks[0] not in _LABELLED or shape[0] == _n_labels(directory.config)):
+        if shape and (tasks[0] not in _LABELLED or shape[0] == _n_labels(config)):
             size = " × ".join(map(str, shape))
             found.append(
                 Witness(tasks, f"the weights hold {path}.weight ({size}), which is a head for {' or '.join(tasks)}")
