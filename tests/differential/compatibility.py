@@ -42,8 +42,11 @@ class Row(NamedTuple):
     result: str
 
 
+_HEAD: Layout = {"family": "qwen3", "sentence.modules": "absent", "weights.extra": "masked language model's head"}
 # Choices that are refused only together: (dimension, words for the choice, layout).
 _TOGETHER: tuple[tuple[str, str, Layout], ...] = (
+    ("config.architectures", "named, and a language model's head beside it", _HEAD),
+    ("config.architectures", "absent, and a language model's head", _HEAD | {"config.architectures": "absent"}),
     (
         "sentence.modules",
         "absent, and a chat template",

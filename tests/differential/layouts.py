@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from bitwright.families.tasks import TaskName
+
 Layout = dict[str, Any]
 
 
@@ -251,6 +253,12 @@ def odd_ones(layout: Layout) -> Layout:
     """What is not plain in a layout."""
     plain = {dimension.name: dimension.choices[0] for dimension in DIMENSIONS}
     return {name: value for name, value in layout.items() if name in plain and value != plain[name]}
+
+
+def named_task(layout: Layout) -> TaskName | None:
+    """The task that a user has to name: of a language model's files, that it embeds texts."""
+    named = layout.get("config.architectures") == "of the masked language model"
+    return "embedding" if named and _decodes(layout) and layout["sentence.modules"] == "absent" else None
 
 
 def _filled(layout: Layout, choose: Callable[[Dimension], Any]) -> Layout:

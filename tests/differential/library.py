@@ -47,13 +47,16 @@ class Library:
     other: dict[str, Callable[..., np.ndarray]] = field(default_factory=dict)
 
     def answers(self, items: list[Item]) -> list[Answer | None]:
-        """None where the library raises an error: a text that is too long for its positions, one without tokens."""
+        """None where the library raises an error: a text that is too long for its positions, one without tokens. Or
+        where it raises none only because padding's token is in the text, which takes no position.
+        """
         found: list[Answer | None] = []
+        most = _positions(self.hf)
         for item in items:
             try:
                 with torch.inference_mode():
                     ids, output = self.ask(item)
-                found.append((ids, output) if ids and np.isfinite(output).all() else None)
+                found.append((ids, output) if 0 < len(ids) <= most and np.isfinite(output).all() else None)
             except Exception:
                 found.append(None)
         return found
@@ -194,6 +197,25 @@ def take_weights(library: Library, result: Path) -> None:
         for stored in () if checkpoint is None else checkpoint.tables:
             codes, scale = checkpoint.table(stored)
             modules[_named(stored, modules, prefix)].weight.copy_(as_torch(codes) * as_torch(scale)[:, None])
+
+
+def compute_in_bf16(library: Library) -> None:
+    """From now on, what a module of the library's puts out is rounded to bf16; the linears multiply what they did."""
+
+    def rounded(out: Any) -> Any:
+        if isinstance(out, torch.Tensor):
+            return out.bfloat16().float() if out.is_floating_point() else out
+        return tuple(map(rounded, out)) if type(out) is tuple else out
+
+    for module in library.hf.modules():
+        module.register_forward_hook(lambda module, given, out: rounded(out))
+
+
+def _positions(hf: nn.Module) -> float:
+    """The most tokens that a table of positions holds; infinity without one that begins after padding's."""
+    tables = (module for name, module in hf.named_modules() if name.endswith("position_embeddings"))
+    rows = (table.num_embeddings - table.padding_idx - 1 for table in tables if getattr(table, "padding_idx", None))
+    return min(rows, default=float("inf"))
 
 
 def _named(stored: str, known: Any, prefix: str, default: str | None = None) -> str:

@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 import bitwright
 from bitwright.errors import InputError, ModelError
 from bitwright.files.directory import ModelDirectory
-from bitwright.files.sentences import TRANSFORMER_FILES, read_sentences
+from bitwright.files.modules import TRANSFORMER_FILES
+from bitwright.files.sentences import read_sentences
 
 TYPE = "sentence_transformers.models."
 TEXTS = ["The Quick Brown Fox", "hello", "A rather longer text of SOME more words than eight tokens", "x"]

@@ -25,11 +25,11 @@ THREE = {"id2label": {"0": "a", "1": "b", "2": "c"}}
 
 @pytest.fixture
 def written(tmp_path: Path) -> Written:
-    """`written(of, modules, heads, st, task, **config)`: a directory that says so."""
+    """`written(of, modules, heads, st, task, beside, **config)`: a directory that says so."""
 
     def write(
         of: str | None = None, modules: list[str] | None = None, heads: Mapping[str, tuple[int, int]] = {},
-        st: Any = None, task: Any = None, **config: Any,
+        st: Any = None, task: Any = None, beside: str | None = None, **config: Any,
     ) -> ModelDirectory:  # fmt: skip
         named = {"architectures": [of]} if of else {}
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **named, **config}))
@@ -39,6 +39,8 @@ def written(tmp_path: Path) -> Written:
                 for i, kind in enumerate(modules)
             ]
             (tmp_path / "modules.json").write_text(json.dumps(rows))
+        if beside is not None:
+            (tmp_path / beside).write_text(json.dumps({"max_seq_length": 9}))
         if st is not None:
             (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"model_type": st}))
         tensors = {"encoder.weight": (8, 8), **heads}
@@ -71,6 +73,12 @@ def written(tmp_path: Path) -> Written:
         ({"of": "BertForMultipleChoice", "modules": POOLED}, "embedding"),
         ({"of": "BertForSequenceClassification", "modules": POOLED}, "embedding"),  # its head is not there
         ({"of": "Qwen3ForCausalLM", **QWEN}, "text-generation"),
+        # files of sentence-transformers that its modules.json is missing from fit what it makes
+        ({"beside": "sentence_bert_config.json"}, "embedding"),
+        ({"of": "BertModel", "beside": "sentence_roberta_config.json"}, "embedding"),
+        ({"of": "BertForSequenceClassification", "beside": "sentence_bert_config.json"}, "sequence-classification"),
+        (CROSS, "sequence-classification"),
+        ({**QWEN, "heads": LM, "modules": POOLED}, "embedding"),
         # not the head that the config counts: something beside the model
         ({"of": "BertModel", "heads": {"classifier.weight": (7, 8)}, **THREE}, "embedding"),
     ],
@@ -97,6 +105,15 @@ def test_witnesses_that_agree_decide(written: Written, said: dict[str, Any], tas
             ["names a CrossEncoder", "Qwen3ForCausalLM"],
         ),
         ({"of": "Qwen3Model", **QWEN, "heads": LM}, ["lm_head", "Qwen3Model"]),
+        ({**QWEN, "heads": LM}, [r"lm_head\.weight \(9 × 8\)", "names no class", ": embedding or text-generation$"]),
+        (
+            {"of": "Qwen3ForCausalLM", **QWEN, "heads": LM, "beside": "sentence_bert_config.json"},
+            ["Qwen3ForCausalLM", "sentence_bert_config.json is a file of sentence-transformers"],
+        ),
+        (
+            {"of": "BertForQuestionAnswering", "beside": "config_sentence_transformers.json"},
+            ["BertForQuestionAnswering", "config_sentence_transformers.json is a file of"],
+        ),
     ],
 )  # fmt: skip
 def test_witnesses_that_contradict_each_other_are_all_named(

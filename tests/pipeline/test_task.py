@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 import bitwright
@@ -98,6 +100,33 @@ def test_a_result_knows_the_task_that_the_user_named(
     name = "BertModel" if task == "embedding" else "BertForSequenceClassification"
     assert (config["architectures"], config[TASK_KEY]) == ([name], task)
     assert type(transformers.AutoModel.from_pretrained(tmp_path / "out")).__name__ == "BertModel"
+
+
+def test_a_language_model_named_an_embedder_keeps_the_pooling_of_its_class(
+    tiny_model: TinyModel, tmp_path: Path, texts: list[str]
+) -> None:
+    """Without modules.json sentence-transformers pools the last token of a ...ForCausalLM, and the mean of others."""
+    path, out = tiny_model("qwen3", "text-generation"), tmp_path / "out"
+    bitwright.quantize(path, out=out, judged=False, task="embedding")
+    theirs = SentenceTransformer(str(path), device="cpu").encode(texts[:4])
+    for library in (bitwright.load(path, task="embedding"), bitwright.load(out), SentenceTransformer(str(out))):
+        assert cosines(np.asarray(library.encode(texts[:4])), theirs).min() > 0.98
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_a_head_that_only_torch_could_read_does_not_make_the_result_s_task_unclear(
+    tiny_model: TinyModel, tmp_path: Path, texts: list[str]
+) -> None:
+    path = tmp_path / "source"
+    shutil.copytree(tiny_model("qwen3", "text-generation", tie_word_embeddings=False), path)
+    edited(path / "config.json", architectures=["Qwen3Model"])
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    bitwright.quantize(path, out=tmp_path / "out", judged=False)
+    model = bitwright.load(tmp_path / "out")
+    theirs = SentenceTransformer(str(path), device="cpu").encode(texts[:4])
+    assert model.task == "embedding"
+    assert cosines(np.asarray(model.encode(texts[:4])), theirs).min() > 0.98
 
 
 def test_nothing_is_noted_where_nobody_named_a_task(tiny_model: TinyModel, tmp_path: Path) -> None:

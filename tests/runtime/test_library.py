@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers
@@ -177,3 +178,20 @@ def _runs(process: Path) -> bool:
         return "\nState:\tZ" not in (process / "status").read_text()
     except OSError:
         return False
+
+
+def test_a_model_that_hangs_is_given_up(minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(minilm_dir, "embedding") as one:
+        (server,) = library._server
+        (child,) = psutil.Process(server.pid).children()
+        child.suspend()
+        monkeypatch.setattr(library, "seconds_allowed", lambda *work: 0.5)
+        with pytest.raises(
+            LibraryError, match=rf"no answer within 0 s and was killed: {minilm_dir}, encode, \d+ tokens"
+        ):
+            one.encode(TEXTS)
+    assert not library._server
+    child.wait(20)
+    monkeypatch.undo()
+    with opened(minilm_dir, "embedding") as one:
+        assert one.encode(TEXTS).shape == (3, 384)

@@ -48,3 +48,10 @@ def test_a_decoder_gives_the_same_logits_in_a_clean_process(
     rows = verify(out, ("bitwright", "transformers"), ids, ours, theirs, calls)
     assert [(row["target"], row["ok"]) for row in rows] == [("bitwright", True), ("transformers", True)], rows
     assert rows[0]["checks"]["relative_error"] == 0.0
+
+
+def test_a_process_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitwright.runtime.verify.seconds_allowed", lambda *work: 0.1)
+    nothing = np.zeros((2, 3), np.float32)
+    (row,) = verify(tmp_path, ["bitwright"], np.ones((2, 3), np.int64), nothing, nothing, 0)
+    assert (row["ok"], row["detail"]) == (False, "the process gave no answer within 0 s, and was killed")

@@ -26,7 +26,8 @@ from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.followed import TOKENIZER_CONFIG, paths_of_tokenizer
 from bitwright.files.names import name_in
 from bitwright.files.safetensors_writer import pending, shard, shard_index, write_safetensors
-from bitwright.files.task import TASK_KEY
+from bitwright.files.sentences import pools_by_class
+from bitwright.files.task import TASK_KEY, find_heads, find_task
 from bitwright.models.names import ModelNames
 from bitwright.models.tensor_files import TensorFiles, read_pickled
 from bitwright.record import LeftOut
@@ -115,14 +116,18 @@ def _write_unpickled(source: Path, out: Path) -> None:
 
 def _config_json(source: ModelDirectory, plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
     """config.json: all that the source says, but for the dtype and code, which is not copied; and what is quantized.
-    Where the user named the task, the class is one for it, for other readers; and the task stands there too, since the
-    files still hold what made it uncertain.
+    Where the user named the task, the class is one for it, for other readers, unless it also says how an embedding is
+    pooled; and the task stands there too, since the files still hold what made it uncertain. So it does where only
+    torch reads the source's weights and they hold a head: it counts in the result, and did not in the source.
     """
     left_out = ("torch_dtype", "dtype", "auto_map", ATTENTION_KEY)
     kept: dict[str, Any] = {key: value for key, value in source.config.items() if key not in left_out}
     kept |= {"dtype": "float32"}
-    if source.task is not None:
-        kept |= {"architectures": [names.class_name], TASK_KEY: source.task}
+    shapes = {name: tuple(tensor.shape) for name, tensor in plan.tensors.items()}
+    if source.task is not None or (not source.shapes and find_heads(source.config, shapes)):
+        kept |= {TASK_KEY: find_task(source)}
+    if source.task is not None and not (source.task == "embedding" and pools_by_class(source)):
+        kept |= {"architectures": [names.class_name]}
     if parts.int8_attention:
         kept[ATTENTION_KEY] = attention_section(parts.int8_attention)
     if plan.layers or plan.tables:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitwright.errors import ModelError, brief
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
-from bitwright.files.sentences import TRANSFORMER_FILES
+from bitwright.files.modules import TRANSFORMER_FILES
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # By file: a list of files of which one is read instead of the usual one, which is the one that is checked.

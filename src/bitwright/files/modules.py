@@ -1,4 +1,6 @@
-"""The sentence-transformers modules of a model, as modules.json lists them, and the config file of each."""
+"""The sentence-transformers modules of a model, as modules.json lists them, and the config file of each; the names of
+that library's files.
+"""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -8,6 +10,12 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.files.reading import check_name
 
 MODULES_FILE = "modules.json"
+SETTINGS_FILE = "config_sentence_transformers.json"
+# The first of these that says anything counts.
+TRANSFORMER_FILES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 
 AFTER_POOLING = ("Dense", "LayerNorm", "Normalize", "Dropout")  # the kinds that are followed there
 

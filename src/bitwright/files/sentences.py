@@ -15,6 +15,8 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.files.modules import (
     AFTER_POOLING,
     MODULES_FILE,
+    SETTINGS_FILE,
+    TRANSFORMER_FILES,
     Module,
     check_on_pooled,
     module_config,
@@ -27,12 +29,6 @@ if TYPE_CHECKING:  # a model with no more than a pooling is loaded without these
     from bitwright.files.after_pooling import ReadPickled, Step
     from bitwright.files.layer_mix import LayerMix
 
-SETTINGS_FILE = "config_sentence_transformers.json"
-# The first of these that says anything counts.
-TRANSFORMER_FILES = tuple(
-    f"sentence_{family}_config.json"
-    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 # Keys of a transformer's file -> the values that change nothing here; None: whatever it says.
@@ -107,7 +103,8 @@ def read_sentences(
     if modules is None:
         if task == "embedding":
             _refuse_chat_template(directory)
-        return Sentences(_pooling_without_files(directory), activation=activation, capped=capped)
+        pooling = Pooling(("lasttoken",)) if pools_by_class(directory) else Pooling()
+        return Sentences(pooling, activation=activation, capped=capped)
     settings = directory.object(SETTINGS_FILE, MODULES_FILE) or {}
     unknown = [f"{SETTINGS_FILE}: {key}" for key in settings if key not in _SETTINGS]
     found = Sentences(activation=activation, **_texts_of(directory, settings))
@@ -154,11 +151,13 @@ def _refuse_chat_template(directory: ModelDirectory) -> None:
         )
 
 
-def _pooling_without_files(directory: ModelDirectory) -> Pooling:
-    """The library's default pooling: the last token for causal models, the mean for all others."""
+def pools_by_class(directory: ModelDirectory) -> bool:
+    """Whether sentence-transformers pools the last token only because config.json names the class of a causal model:
+    there is no modules.json. Of all other models without one it pools the mean.
+    """
     config = directory.config
     name = class_of(config.get("architectures"), str(directory.path))
-    return Pooling(("lasttoken",) if name.endswith("ForCausalLM") and config.get("is_causal", True) else ("mean",))
+    return read_modules(directory) is None and name.endswith("ForCausalLM") and bool(config.get("is_causal", True))
 
 
 def _transformer(directory: ModelDirectory, modules: list[Module], task: str) -> tuple[int | None, bool, list[str]]:

@@ -1,7 +1,7 @@
 """Finds a model's task, and whether it reads pairs of texts, from several files of its directory. No torch.
 
-A model's task has several witnesses: the class that config.json names, the modules and the model_type that
-sentence-transformers wrote, and the heads in the weights. Where they contradict each other, none of them is believed:
+A model's task has several witnesses: the class that config.json names, the files that sentence-transformers wrote and
+the model_type in them, and the heads in the weights. Where they contradict each other, none of them is believed:
 the user says what is meant (`task=`), and a result says it itself (`TASK_KEY`).
 """
 
@@ -12,12 +12,11 @@ from bitwright.errors import ModelError, brief
 from bitwright.families import FAMILIES
 from bitwright.families.tasks import TASKS, TaskName, check_task, class_of, task_of, task_of_class
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
-from bitwright.files.modules import MODULES_FILE, read_modules
+from bitwright.files.modules import MODULES_FILE, SETTINGS_FILE, TRANSFORMER_FILES, read_modules
 
 # Key of a result's config.json: the task that the user named, where the files would not tell, or tell another.
 TASK_KEY = "bitwright_task"
 
-_SENTENCE_TRANSFORMERS_FILE = "config_sentence_transformers.json"
 _CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 # model_type in that file -> what such a model is for.
 _TASK_OF_TYPE: dict[str, TaskName] = {"SentenceTransformer": "embedding", "CrossEncoder": "sequence-classification"}
@@ -62,7 +61,7 @@ def find_task(directory: ModelDirectory) -> TaskName:
     if said is not None:
         return check_task(said, "task" if directory.task else f"{directory.path / CONFIG_FILE}: {TASK_KEY}")
     found = witnesses(directory)
-    if not found:  # no class is named: a model without a head, unless the class is one that nobody knows
+    if not found:  # a class that nobody knows
         return task_of(directory.config.get("architectures"), str(directory.path))
     fitting = [task for task in TASKS if all(task in witness.tasks for witness in found)]
     if len(fitting) == 1:
@@ -83,7 +82,7 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
     config = directory.config
     name = class_of(config.get("architectures"), str(directory.path)) if config.get("architectures") else None
     by_class = task_of_class(name) if name else None
-    heads, modules = _heads(directory), read_modules(directory) or []
+    heads, modules = find_heads(config, directory.shapes), read_modules(directory) or []
     pooled = any(module.kind == "Pooling" for module in modules)
     if pooled and (by_class in _BARE or (directory.shapes and not any(by_class in head.tasks for head in heads))):
         return [Witness(("embedding",), f"{MODULES_FILE} has a Pooling")]
@@ -95,7 +94,12 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
     kind, where = _written_as(directory)
     if kind in _TASK_OF_TYPE:
         found.append(Witness((_TASK_OF_TYPE[kind],), f"{where} names a {kind}"))
+    elif by_class not in (None, *_TASK_OF_TYPE.values()) and (where := _left_beside(directory)):
+        found.append(Witness(tuple(_TASK_OF_TYPE.values()), f"{where} is a file of sentence-transformers"))
     tasks = tuple(task for task in TASKS if any(task in head.tasks for head in heads))
+    if name is None and kind != "CrossEncoder" and all(task in _BARE for task in tasks):
+        # Both libraries then build the model without a head, also one whose files still have that of a language model.
+        found.append(Witness(("embedding",), f"architectures in {CONFIG_FILE} names no class, so no head is built"))
     return [*found, Witness(tasks, ", and ".join(head.says for head in heads))] if heads else found
 
 
@@ -140,28 +144,34 @@ def _written_as(directory: ModelDirectory) -> tuple[str, str]:
 
     CrossEncoder puts a key of its own into config.json: one now, another before its release 4.
     """
-    kind = (directory.object(_SENTENCE_TRANSFORMERS_FILE) or {}).get("model_type")
+    kind = (directory.object(SETTINGS_FILE) or {}).get("model_type")
     if kind is not None:
         if not isinstance(kind, str):
-            raise ModelError(
-                f"{directory.path / _SENTENCE_TRANSFORMERS_FILE}: model_type is {brief(kind)}; it must be a name"
-            )
-        return kind, _SENTENCE_TRANSFORMERS_FILE
+            raise ModelError(f"{directory.path / SETTINGS_FILE}: model_type is {brief(kind)}; it must be a name")
+        return kind, SETTINGS_FILE
     key = next((key for key in _CROSS_ENCODER_KEYS if key in directory.config), None)
     return ("CrossEncoder", f"{key} in {CONFIG_FILE}") if key else ("", "")
 
 
-def _heads(directory: ModelDirectory) -> list[Witness]:
+def _left_beside(directory: ModelDirectory) -> str:
+    """A file of sentence-transformers, which embeds or scores texts; "" if there is none. Without modules.json that
+    library does not read it, but it shows what the model was made for.
+    """
+    names = (SETTINGS_FILE, *TRANSFORMER_FILES)
+    return next((name for name in names if (directory.path / name).is_file()), "")
+
+
+def find_heads(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[Witness]:
     """The family's heads that the weights hold. A classifier's head counts only if it has one row per label.
 
-    A file that only torch can read tells nothing.
+    config: config.json. shapes: of the tensors, by name; {} of a file that only torch can read, which tells nothing.
     """
-    row = FAMILIES.get(str(directory.config.get("model_type")))
-    outputs, shapes, found = row.head.outputs if row else {}, directory.shapes, []
+    row = FAMILIES.get(str(config.get("model_type")))
+    outputs, found = row.head.outputs if row else {}, []
     for path in dict.fromkeys(outputs.values()):
         tasks = tuple(task for task, of in outputs.items() if of == path)
         shape = next((shapes[name] for end in ("weight", "weight_packed") if (name := f"{path}.{end}") in shapes), None)
-        if shape and (tasks[0] not in _LABELLED or shape[0] == _n_labels(directory.config)):
+        if shape and (tasks[0] not in _LABELLED or shape[0] == _n_labels(config)):
             size = " × ".join(map(str, shape))
             found.append(
                 Witness(tasks, f"the weights hold {path}.weight ({size}), which is a head for {' or '.join(tasks)}")

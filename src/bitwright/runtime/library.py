@@ -1,6 +1,7 @@
 """`Library`: runs a model in the user's own library, in its own process. It is the judge of what Bitwright reads.
 
-See `library_server.py`. The process that imports the libraries is kept for the next model; it ends by itself.
+See `library_server.py`. The process that imports the libraries is kept for the next model; it ends by itself. If it
+takes far longer for an answer than the work can need (`time_limit.py`), it is killed with all that it started.
 """
 
 import atexit
@@ -17,6 +18,7 @@ import numpy as np
 
 from bitwright.errors import LibraryError
 from bitwright.runtime.library_server import receive, send
+from bitwright.runtime.time_limit import kill_group, killed_after, most_tokens, seconds_allowed, weight_bytes
 
 _server: list[subprocess.Popen[bytes]] = []
 _in_use = threading.Lock()  # one model at a time
@@ -37,7 +39,7 @@ def stop_library() -> None:
     """End the process that imports the libraries, if there is one."""
     while _server:
         server = _server.pop()
-        server.kill()
+        kill_group(server)
         server.communicate()
 
 
@@ -52,6 +54,7 @@ def start_library() -> None:
         subprocess.Popen(
             [sys.executable, "-m", "bitwright.runtime.library_server"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | quiet,
+            start_new_session=True,
         )
     ]  # fmt: skip
 
@@ -72,8 +75,10 @@ class Library:
         the one that users of the model have, and is given texts.
 
         Raises:
-            LibraryError: the library is not installed, or cannot load the model.
+            LibraryError: the library is not installed, or cannot load the model, or does not answer in time; so do the
+                methods.
         """
+        self._directory, self._weight_bytes = directory, weight_bytes(directory)
         request = {"directory": os.fspath(directory.resolve()), "task": task, "threads": threads, "limit": limit,
                    "blocks": blocks, "trust_remote_code": trust_remote_code, "runtime": runtime}  # fmt: skip
         _in_use.acquire()
@@ -106,7 +111,7 @@ class Library:
         before_TD: what enters the block, float32; None for the first, which gets the library's own embeddings.
         """
         request = {"do": "block", "items": [index, list(ids), rows]}
-        return self._asked(request, () if before_TD is None else (before_TD,))[1]
+        return self._asked(request, () if before_TD is None else (before_TD,), tokens=len(ids))[1]
 
     def forward(self, ids_BT: np.ndarray) -> list[np.ndarray]:
         """What the runtime makes of ids, for each row: an embedding, token vectors of `transformers`, or logits, of a
@@ -131,19 +136,34 @@ class Library:
 
     def _do(self, what: str, items: Sequence[Any]) -> list[np.ndarray]:
         plain = [item if isinstance(item, str) else list(item) for item in items]
-        return self._asked({"do": what, "items": plain})[1] if plain else []
+        return self._asked({"do": what, "items": plain}, tokens=most_tokens(plain))[1] if plain else []
 
     def _asked(
-        self, request: dict[str, Any], given: Sequence[np.ndarray] = ()
+        self, request: dict[str, Any], given: Sequence[np.ndarray] = (), *, tokens: int = 0
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The answer to a request that makes the model run so many tokens.
+
+        Raises:
+            LibraryError: as the class says. BrokenPipeError: the server had ended before it was asked to load.
+        """
         start_library()
-        send(_stdin(), request, given)
-        try:
-            answer, arrays = receive(_stdout())
-        except (EOFError, OSError, ValueError) as error:  # the server is gone, or what it was writing was cut off
-            self._serves = False
-            stop_library()
-            raise LibraryError(f"its process ended ({type(error).__name__})") from None
+        seconds = seconds_allowed(self._weight_bytes, tokens)
+        with killed_after(_server[0], seconds) as late:
+            try:
+                send(_stdin(), request, given)
+                answer, arrays = receive(_stdout())
+            except (EOFError, OSError, ValueError) as error:  # the server is gone, or what it was writing was cut off
+                if isinstance(error, BrokenPipeError) and "do" not in request and not late.is_set():
+                    raise  # nothing is lost yet
+                self._serves = False
+                stop_library()
+                why = f"its process ended ({type(error).__name__})"
+                if late.is_set():
+                    why = (
+                        f"its process gave no answer within {seconds:.0f} s and was killed: {self._directory}, "
+                        f"{request.get('do', 'load')}, {tokens} tokens. Try again when the machine has less other work"
+                    )
+                raise LibraryError(why) from None
         if "error" in answer or "died" in answer:  # the child that served this model has ended
             self._serves = False
             raise LibraryError(answer.get("error") or f"its process ended with exit status {answer['died']}")

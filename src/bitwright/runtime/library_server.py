@@ -73,8 +73,7 @@ def _serve() -> None:
     """Answer requests on the old standard output; what the libraries print goes to standard error."""
     answers = os.dup(1)
     os.dup2(2, 1)
-    # A parent that is killed cannot end this process, which would import for seconds before it looks at its input.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with_parent()  # a process that imports for seconds does not see that its input is closed
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
@@ -87,11 +86,17 @@ def _serve() -> None:
             return
         child = os.fork()
         if child == 0:
+            _end_with_parent()  # nor does one that computes
             _answer(request, answers)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
             send(answers, {"died": status})
+
+
+def _end_with_parent() -> None:
+    """Have this process killed when its parent ends, however that happens. A fork does not inherit it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(request: dict[str, Any], answers: int) -> None:

@@ -24,6 +24,7 @@ from bitwright.files.pooling import pool_rows
 from bitwright.files.sentences import Sentences, after_pooling, read_sentences
 from bitwright.files.task import find_task
 from bitwright.runtime.library import Library, start_library
+from bitwright.runtime.time_limit import kill_group, killed_after, seconds_allowed, weight_bytes
 from bitwright.runtime.tolerances import (
     FLOAT_SUMS,
     SAME_BITS,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from bitwright.runtime.model import Model
 
-_CHILD_SECONDS = 600
 _OURS = "bitwright"
 
 # Packages that a target needs besides ours.
@@ -151,10 +151,11 @@ def _verify_ours(
         given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
         np.savez(given, ids=ids_BT)
         request = json.dumps([compute, *map(str, (directory, given, result))])
-        try:
-            _, said = child.communicate(request, timeout=_CHILD_SECONDS)
-        except subprocess.TimeoutExpired:
-            return _row(_OURS, False, {}, f"the process gave no answer within {_CHILD_SECONDS} s")
+        seconds = seconds_allowed(weight_bytes(directory), ids_BT.size)
+        with killed_after(child, seconds) as late:
+            _, said = child.communicate(request)
+        if late.is_set():
+            return _row(_OURS, False, {}, f"the process gave no answer within {seconds:.0f} s, and was killed")
         if child.returncode != 0 or not result.exists():
             last = (said.strip().splitlines() or [f"the process ended with exit status {child.returncode}"])[-1]
             return _row(_OURS, False, {}, f"loading or running failed: {last[:300]}")
@@ -247,12 +248,12 @@ def _clean_process(wanted: bool) -> Iterator["subprocess.Popen[str] | None"]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with subprocess.Popen(
         [sys.executable, "-m", "bitwright.runtime.verify"], text=True, env=environment,
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
     ) as child:  # fmt: skip
         try:
             yield child
         finally:
-            child.kill()  # if something failed here
+            kill_group(child)  # if something failed here
 
 
 def _child() -> None:
