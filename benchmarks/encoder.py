@@ -67,7 +67,7 @@ def measure(
     """A row per shape: {model, threads, batch, tokens, ms: {runtime: median}, ratio: {runtime: theirs / ours}}."""
     quantized = scratch / f"{name}-int8"
     if not quantized.is_dir():
-        recipe = make_recipe({"scheme": "w8a8", "targets": ["bitwright"]})
+        recipe = make_recipe({"scheme": "w8a8", "attention": "int8", "targets": ["bitwright"]})
         bitwright.quantize(source, out=quantized, recipe=recipe, samples=64, judged=False)
     found = run_bench(
         quantized, Schedule(options.shape or SHAPES, threads, options.rounds), source=ModelDirectory(source),

@@ -50,7 +50,7 @@ def read_texts(file: Path) -> list[str]:
 def prepare(source: Path, folder: Path, threads: int) -> tuple[Path, Path]:
     """(our checkpoint, the rival's files)."""
     ours, theirs = folder / "int8", folder / "rival"
-    recipe = make_recipe({"scheme": "w8a8", "targets": ["bitwright"]})
+    recipe = make_recipe({"scheme": "w8a8", "attention": "int8", "targets": ["bitwright"]})
     bitwright.quantize(source, out=ours, recipe=recipe, samples=64, judged=False)
     theirs.mkdir()
     command = worker_command(RIVAL, source, config_from=source, threads=threads, prepare=theirs)

@@ -124,10 +124,15 @@ def test_what_the_recipe_asks_for_is_kept_and_its_cost_is_told(tiny_model: TinyM
     assert result.record["recipe"]["attention"] == "int8"
 
 
-def test_a_run_that_does_not_judge_follows_the_recipe(tiny_model: TinyModel, tmp_path: Path) -> None:
-    result = quantize(tiny_model("bert"), out=tmp_path / "out", recipe=recipe(), samples=60, judged=False)
-    assert stored(tmp_path / "out") == {"int8": [0, 1]}
-    assert "attention" not in result.record
+def test_a_run_that_does_not_judge_has_int8_attention_only_if_asked(tiny_model: TinyModel, tmp_path: Path) -> None:
+    def run(out: str, **settings: Any) -> Any:
+        return quantize(tiny_model("bert"), out=tmp_path / out, recipe=recipe(**settings), samples=60, judged=False)
+
+    assert "attention" not in run("auto").record
+    assert stored(tmp_path / "auto") is None
+    assert rows(run("again").record)[0]["reason"] == "what 8 bits cost was not measured"
+    run("int8", attention="int8")
+    assert stored(tmp_path / "int8") == {"int8": [0, 1]}
 
 
 def test_a_model_that_the_engine_does_not_run_has_float_attention(tiny_model: TinyModel, tmp_path: Path) -> None:

@@ -20,6 +20,14 @@ from bitwright.search.measured import Measure
 _PLACE = ".attention"  # in a work directory; hidden: what a killed run leaves goes when the next one begins
 
 
+def unmeasured_attention(job: Job) -> Settled:
+    """What is asked for, where that is said; else float attention: what int8 costs was not measured."""
+    asked, ours = job.recipe.attention, any(row.scheme == "int8" for row in attention_rows(job.plan))
+    if asked != "auto" or not ours:
+        return Settled(asked)
+    return Settled(asked, (Rule(match="*", attention="float", reason="what 8 bits cost was not measured"),))
+
+
 def decide_attention(
     job: Job, recipe: Recipe, quantized: Quantized, measure: Measure, journal: Journal, folder: Path
 ) -> Settled:

@@ -22,7 +22,7 @@ from bitwright.checkpoints.result import atomic_directory, check_out, write_file
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
 from bitwright.files.reading import read_text
-from bitwright.pipeline.attention import decide_attention, with_cost
+from bitwright.pipeline.attention import decide_attention, unmeasured_attention, with_cost
 from bitwright.pipeline.decision import decision_facts, resolve_auto
 from bitwright.pipeline.enough import cannot_decide
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
@@ -39,7 +39,7 @@ from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe, recipe_yaml
 from bitwright.record import RECORD_FILE, Environment, Record, Sensitivity, as_data, from_data, write_record
 from bitwright.runtime.environment import environment
-from bitwright.search.attention import Settled, float_attention
+from bitwright.search.attention import float_attention
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
 from bitwright.search.journal import Journal
 from bitwright.search.ladder import Ladders, Moves, rung_by_rung
@@ -113,7 +113,8 @@ def quantize(
         task: what the model is for, if its files leave that open, such as "embedding".
         overwrite: replace a result that is in `out` already.
         judged: evaluate the result, give more bits where it lost too much, check it and time it. Without this it is
-            only quantized and written.
+            only quantized and written, and attention stays float unless the recipe asks for int8: nobody measured
+            what that costs.
         sensitivity: measure every layer of an encoder for the report.
         speed: time the result.
         trust_remote_code: run code that the model's repository brings.
@@ -202,11 +203,11 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
                 chosen, steps = search_smallest(plain, quantized, climbs, measure, journal, work, progress)
             else:
                 chosen, steps = find_fallback(plain.recipe, ranking, measure)
-    recipe, settled = plain.recipe if chosen is None else chosen.recipe, Settled(job.recipe.attention)
+    recipe, settled = plain.recipe if chosen is None else chosen.recipe, unmeasured_attention(job)
     if asked.judged:
         with job.timed("attention"):
             settled = decide_attention(job, recipe, quantized, measure, journal, work)
-        job = job.with_recipe(settled.applied(job.recipe))
+    job = job.with_recipe(settled.applied(job.recipe))
     recipe = settled.applied(recipe)
     if chosen is not None and job.recipe.budget.min_speedup is not None:
         with job.timed("search"):
