@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(not dispatch.available(), reason="the native ker
 def result(once: Callable[..., Path], tiny_model: Callable[..., Path]) -> Path:
     """A portable result of a BERT of two blocks, both with int8 attention."""
     source = tiny_model("bert")
-    return once("int8 attention", lambda out: bitwright.quantize(source, out=out, samples=40, judged=False))
+    recipe = make_recipe({"attention": "int8"})
+    return once("int8 attention", lambda out: bitwright.quantize(source, out=out, recipe=recipe, judged=False))
 
 
 def changed(result: Path, to: Path, **values: Any) -> ModelDirectory:
@@ -38,7 +39,7 @@ def changed(result: Path, to: Path, **values: Any) -> ModelDirectory:
 def test_what_is_written_is_read(result: Path, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     assert json.loads((result / "config.json").read_text())[ATTENTION_KEY] == {"int8": [0, 1]}
     assert read_checkpoint(ModelDirectory(result)).int8_attention == {0, 1}
-    rules = {"rules": [{"match": "encoder.layer.0.*", "attention": "float"}]}
+    rules = {"attention": "int8", "rules": [{"match": "encoder.layer.0.*", "attention": "float"}]}
     bitwright.quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(rules), samples=40, judged=False)
     assert read_checkpoint(ModelDirectory(tmp_path / "out")).int8_attention == {1}
 

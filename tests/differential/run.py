@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tests.differential.compare import CRASHED, REFUSED, RIGHT, UNLOADABLE, WRONG, Verdict, judge, reason_of
 from tests.differential.layouts import DIMENSIONS, Layout, draw, odd_ones, settle
 
+LEAST_RESULTS = 0.85  # of the layouts that the library loads
 _PLAIN = {dimension.name: dimension.choices[0] for dimension in DIMENSIONS}
 
 
@@ -107,3 +108,21 @@ def table(judged: list[Judged]) -> str:
     lines += ["", "what is left of failing layouts"] if smallest else []
     lines += [f"  {number:4} × {what}" for what, number in smallest.most_common()]
     return "\n".join(lines)
+
+
+def check(judged: list[Judged], most_wrong: int = 0) -> None:
+    """Layouts are right, or refused for a reason that seldom holds."""
+    kinds = counts(judged)
+    assert kinds[WRONG] <= most_wrong, faults(judged, WRONG)
+    assert not kinds[CRASHED], faults(judged, CRASHED)
+    assert kinds[RIGHT] >= LEAST_RESULTS * (kinds[RIGHT] + kinds[REFUSED]), table(judged)
+
+
+def faults(judged: list[Judged], kind: str) -> str:
+    """The layouts of one kind, with what is odd in them and the figures."""
+    found = [one for one in judged if one.verdict.kind == kind]
+    return "\n".join(
+        f"seed {one.layout['seed']}: {json.dumps(odd_ones(one.layout), ensure_ascii=False)}\n  {one.verdict.stage}: "
+        f"{one.verdict.reason} {one.verdict.figures}"
+        for one in found
+    )

@@ -117,7 +117,9 @@ def test_faults_of_the_engine_are_caught(
 ) -> None:
     source = tiny_model("bert") if name == "tiny" else minilm_dir
     out, broken = tmp_path / "out", tmp_path / "broken"
-    bitwright.quantize(source, out=out, recipe=make_recipe({"scheme": scheme}), samples=40, judged=False)
+    bitwright.quantize(
+        source, out=out, recipe=make_recipe({"scheme": scheme, "attention": "int8"}), samples=40, judged=False
+    )
     model = bitwright.load(out)
     tokens = np.resize([token for ids in model.tokenize(texts) for token in ids], (32, 32))
     ids = torch.from_numpy(tokens)
@@ -137,6 +139,8 @@ def test_faults_of_the_engine_are_caught(
         plainly = EngineModel(ModelDirectory(broken), float_attention=True)
         found = engine_distances(compared(plainly, ids)[0], [generic], plain)
         assert not passes(found), (fault.__name__, found)
-        by_int8 = attention_distances(compared(bitwright.load(broken), ids)[0], float_attention, original, 2)
-        assert not attention_passes(by_int8), (fault.__name__, by_int8)
+        # A fault of attention: those of linears are for the other law. A static grid costs MiniLM as much as this one.
+        if fault is heads and scheme == "w8a8":
+            by_int8 = attention_distances(compared(bitwright.load(broken), ids)[0], float_attention, original, 2)
+            assert not attention_passes(by_int8), by_int8
         shutil.rmtree(broken)

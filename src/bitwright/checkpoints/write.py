@@ -117,17 +117,16 @@ def _write_unpickled(source: Path, out: Path) -> None:
 def _config_json(source: ModelDirectory, plan: TensorPlan, parts: QuantizedParts, names: ModelNames) -> str:
     """config.json: all that the source says, but for the dtype and code, which is not copied; and what is quantized.
     Where the user named the task, the class is one for it, for other readers, unless it also says how an embedding is
-    pooled; and the task stands there too, since the files still hold what made it uncertain. So it does where no
-    class is named and only torch reads the source's weights: a head in them counts in the result, and did not in the
-    source.
+    pooled; and the task stands there too, since the files still hold what made it uncertain. So it does where
+    the weights hold a head for another task, as they may if only torch could read the source's.
     """
     left_out = ("torch_dtype", "dtype", "auto_map", ATTENTION_KEY)
     kept: dict[str, Any] = {key: value for key, value in source.config.items() if key not in left_out}
     kept |= {"dtype": "float32"}
     shapes = {name: tuple(tensor.shape) for name, tensor in plan.tensors.items()}
-    hidden = not source.shapes and not source.config.get("architectures")
-    if source.task is not None or (hidden and find_heads(source.config, shapes)):
-        kept |= {TASK_KEY: find_task(source)}
+    task = find_task(source)
+    if source.task is not None or any(task not in head.tasks for head in find_heads(source.config, shapes)):
+        kept |= {TASK_KEY: task}
     if source.task is not None and not (source.task == "embedding" and pools_by_class(source)):
         kept |= {"architectures": [names.class_name]}
     if parts.int8_attention:
