@@ -173,15 +173,7 @@ def attention(
         bias_HQK: what is added to each score.
         window: keys further than this from the query, on either side, are left out.
     """
-    tokens = torch.arange(len(q_THD))
-    distance_QK = tokens - tokens[:, None]
-    scores_HQK = torch.einsum("qhd,khd->hqk", q_THD, k_THD) * scale
-    if bias_HR is not None:
-        scores_HQK = scores_HQK + bias_HR[:, distance_QK + len(tokens) - 1]
-    if bias_HQK is not None:
-        scores_HQK = scores_HQK + bias_HQK
-    if window is not None:
-        scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
+    scores_HQK = _scores(q_THD, k_THD, scale, bias_HR, bias_HQK, window)
     return torch.einsum("hqk,khd->qhd", scores_HQK.softmax(dim=-1), v_THD)
 
 
@@ -205,24 +197,32 @@ def attention_int8(
     q_codes, q_scale_TH1 = _symmetric_codes(q_THD, dim=2)
     k_codes, k_scale_TH1 = _symmetric_codes(k_THD - k_THD.mean(dim=0), dim=2)
     v_codes, v_scale_1HD = _symmetric_codes(v_THD, dim=0)
-    tokens = torch.arange(len(q_THD))
-    distance_QK = tokens - tokens[:, None]
-    scores_HQK = torch.einsum("qhd,khd->hqk", q_codes * q_scale_TH1, k_codes * k_scale_TH1) * scale
-    if bias_HR is not None:
-        scores_HQK = scores_HQK + bias_HR[:, distance_QK + len(tokens) - 1]
-    if bias_HQK is not None:
-        scores_HQK = scores_HQK + bias_HQK
-    if window is not None:
-        scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
+    scores_HQK = _scores(q_codes * q_scale_TH1, k_codes * k_scale_TH1, scale, bias_HR, bias_HQK, window)
     weights_HQK = torch.zeros_like(scores_HQK)
     largest_HQ1 = scores_HQK.amax(dim=2, keepdim=True)
-    for keys in torch.split(tokens, ATTENTION_BLOCK):
+    for keys in torch.split(torch.arange(len(k_THD)), ATTENTION_BLOCK):
         block_HQK = scores_HQK[..., keys]
         top_HQ1 = block_HQK.amax(dim=2, keepdim=True).clamp(min=torch.finfo(block_HQK.dtype).min)
         codes = ((block_HQK - top_HQ1).exp() * 255).round()
         weights_HQK[..., keys] = codes * (top_HQ1 - largest_HQ1).exp()
     mixed_QHD = torch.einsum("hqk,khd->qhd", weights_HQK, v_codes) * v_scale_1HD
     return mixed_QHD / weights_HQK.sum(dim=2).T[..., None]
+
+
+def _scores(
+    q_THD: Tensor, k_THD: Tensor, scale: float, bias_HR: Tensor | None, bias_HQK: Tensor | None, window: int | None
+) -> Tensor:
+    """Of each query and key, minus infinity where the key is left out: (H, T, T). Arguments as in `attention`."""
+    tokens = torch.arange(len(q_THD))
+    distance_QK = tokens - tokens[:, None]
+    scores_HQK = torch.einsum("qhd,khd->hqk", q_THD, k_THD) * scale
+    if bias_HR is not None:
+        scores_HQK = scores_HQK + bias_HR[:, distance_QK + len(tokens) - 1]
+    if bias_HQK is not None:
+        scores_HQK = scores_HQK + bias_HQK
+    if window is not None:
+        scores_HQK = scores_HQK.masked_fill(distance_QK.abs() > window, -torch.inf)
+    return scores_HQK
 
 
 def _symmetric_codes(x: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
