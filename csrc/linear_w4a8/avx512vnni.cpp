@@ -2,11 +2,10 @@
 // Layout: contract.h. A step of eight K values is, for each block, two loads, two ANDs and a shift, and for each row of
 // it two vpdpbusd. The end of a group is a conversion, a product of scales and an fma for each sum.
 //
-//   1-4 rows x 1 block    Bound: memory.
-//   5-8 rows x 2 blocks   Bound: compute; with 8 rows some 25 GB/s of weights on each core of Zen 5.
-//   6 rows x 2 blocks     more rows, in tiles. Bound: compute. vpdpbusd is 128 operations. Of the instructions that
-//   take
-//                         its ports, a sum over a group of 64 is 16 of 18.5.
+//   1-3 rows x 1 block   Bound: memory.
+//   4-8 rows x 2 blocks  Bound: memory up to some 6 rows, then compute: 25 GB/s with 8 on each core of Zen 5.
+//   6 rows x 2 blocks    more rows, in tiles. Bound: compute. vpdpbusd is 128 operations; of the instructions that
+//                        take its ports, a sum over a group of 64 is 16 of 18.5.
 //
 // A tile unpacks the weight for itself, into registers. To do it once for all rows, into a panel that stays in L2, was
 // measured as no faster at 512 rows and slower below (Zen 5): unpacking takes ports that vpdpbusd leaves idle, and
@@ -20,7 +19,7 @@
 namespace {
 
 constexpr size_t kLanes = 16, kWord = 64;   // columns of a block; bytes of it for eight K values
-constexpr size_t kMemoryRows = 4;           // up to here memory is slower
+constexpr size_t kMemoryRows = 3;           // up to here memory is slower
 constexpr int kFewRows = 8;                 // of one tile
 constexpr size_t kTileRows = 6;             // of one tile among several
 constexpr size_t kChunkBytes = 384 * 1024;  // of codes, which stay in L2 while all the weights pass by
