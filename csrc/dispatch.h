@@ -4,10 +4,12 @@
 #include "attention_int8/contract.h"
 #include "gram/contract.h"
 #include "linear_bf16/contract.h"
+#include "linear_w4a8/contract.h"
 #include "linear_w8a8/contract.h"
 #include "linear_wna16/contract.h"
 #include "norm/contract.h"
 #include "peak_int8/contract.h"
+#include "quantize_groups/contract.h"
 #include "quantize_rows/contract.h"
 #include "rows/contract.h"
 #include "variants.h"
@@ -16,10 +18,12 @@ extern const Variants<AttentionFn*> attention_variants;
 extern const Variants<AttentionFn*> attention_int8_variants;
 extern const Variants<GramKernels> gram_variants;  // only for processors that multiply bf16
 extern const Variants<LinearBf16Fn*> linear_bf16_variants;
+extern const Variants<LinearW4A8Fn*> linear_w4a8_variants;
 extern const Variants<LinearW8A8Fn*> linear_w8a8_variants;
 extern const Variants<UnpackWna16Fn*> linear_wna16_variants;
 extern const Variants<NormFn*> norm_variants;
 extern const Variants<PeakInt8Fn*> peak_int8_variants;  // none is scalar
+extern const Variants<QuantizeGroupsFn*> quantize_groups_variants;
 extern const Variants<QuantizeRowsFn*> quantize_rows_variants;
 extern const Variants<const RowOperators*> rows_variants;
 

@@ -48,10 +48,12 @@ constexpr Operator kOperators[] = {
     row<attention_int8_variants>("attention_int8"),
     row<gram_variants>("gram"),
     row<linear_bf16_variants>("linear_bf16"),
+    row<linear_w4a8_variants>("linear_w4a8"),
     row<linear_w8a8_variants>("linear_w8a8"),
     row<linear_wna16_variants>("linear_wna16"),
     row<norm_variants>("norm"),
     row<peak_int8_variants>("peak_int8"),
+    row<quantize_groups_variants>("quantize_groups"),
     row<quantize_rows_variants>("quantize_rows"),
     row<rows_variants>("rows"),
 };
@@ -102,10 +104,12 @@ NB_MODULE(_native, m) {
     bind_attention_int8(m);
     bind_gram(m);
     bind_linear_bf16(m);
+    bind_linear_w4a8(m);
     bind_linear_w8a8(m);
     bind_linear_wna16(m);
     bind_norm(m);
     bind_peak_int8(m);
+    bind_quantize_groups(m);
     bind_quantize_rows(m);
     bind_rows(m);
     bind_engine(m);

@@ -100,3 +100,36 @@ def test_groups_of_sixteen_columns_are_neighbours():
     assert packed.is_contiguous()
     assert packed[2, 1, 0] == values[32, 1]
     assert not packed[2, :, 1:].any()
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 8), (15, 40), (16, 64), (33, 96)])
+def test_w4_unpack_inverts_pack(n, k):
+    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8)
+    packed = layouts.pack_w4(codes)
+    assert packed.shape == (-(-n // 16), k // 8, 16, 4)
+    assert packed.is_contiguous()
+    assert torch.equal(layouts.unpack_w4(packed, n, k), codes)
+    assert np.array_equal(layouts.pack_w4(codes.numpy()), packed.numpy())
+    assert np.array_equal(layouts.unpack_w4(packed.numpy(), n, k), codes.numpy())
+
+
+def test_w4_halves_of_a_byte_are_four_values_apart():
+    codes = torch.randint(0, 16, (33, 72), dtype=torch.uint8)
+    flat = layouts.pack_w4(codes).flatten()
+    for row, column in ((0, 0), (5, 3), (16, 4), (20, 13), (32, 71)):
+        word, place = divmod(column, 8)
+        byte = flat[((row // 16 * 9 + word) * 16 + row % 16) * 4 + place % 4]
+        assert byte >> place // 4 * 4 & 15 == codes[row, column]
+
+
+def test_scales_are_bf16_where_that_holds_them():
+    narrow = torch.rand(17, 3).bfloat16().float()
+    packed = layouts.pack_scales(narrow)
+    assert packed.dtype == torch.bfloat16
+    assert torch.equal(packed.float(), layouts.pack_groups(narrow))
+    bits = layouts.pack_scales(narrow.numpy())
+    assert np.array_equal(bits, packed.view(torch.uint16).numpy())
+    wide = narrow.clone()
+    wide[16, 2] = torch.tensor(0.1, dtype=torch.float16)
+    assert torch.equal(layouts.pack_scales(wide), layouts.pack_groups(wide))
+    assert layouts.pack_scales(wide.numpy()).dtype == np.float32

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "exact.h"
+#include "linear_w4a8/contract.h"
 #include "linear_wna16/contract.h"
 #include "sizes.h"
 
@@ -99,6 +100,28 @@ struct WnaWeight {
         for (size_t row = n; row < round_up(n, 16); ++row) {
             for (size_t g = 0; g < groups; ++g) *scale.at<float>((row / 16 * groups + g) * 16 + row % 16) = 0.0f;
         }
+    }
+};
+
+// What linear_w4a8 takes beside codes, of `groups` groups of `group` values. K is any such product, so no group is odd.
+struct W4Weight {
+    Exact codes, scale, zero, bias;
+    W4 weight;
+
+    W4Weight(Random& random, size_t n, size_t groups, size_t group, size_t per, bool bf16)
+        : codes(bytes<uint8_t>(random, round_up(n, 16) * groups * group / 2, 64)),
+          scale(bf16 ? bf16s(random, round_up(n, 16) * groups / per, 0.01f, 64)
+                     : floats(random, round_up(n, 16) * groups / per, 0.01f, 0.0f, 64)),
+          zero(bytes<uint8_t>(random, round_up(n, 16) * groups / per, 16)),
+          bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)),
+          weight{.codes = codes.at<uint8_t>(),
+                 .scale = scale.at<void>(),
+                 .bf16_scale = bf16,
+                 .zero = random.one_in(2) ? zero.at<uint8_t>() : nullptr,
+                 .k = groups * group,
+                 .group = group,
+                 .per = per} {
+        for (size_t i = 0; i < round_up(n, 16) * groups / per; ++i) *zero.at<uint8_t>(i) &= 15;
     }
 };
 

@@ -58,6 +58,45 @@ void soak_quantize_rows(Random& random, QuantizeRowsFn* fn) {
     must_equal(zero[1], zero[0], "quantize_rows", "zero_point");
 }
 
+void soak_quantize_groups(Random& random, QuantizeGroupsFn* fn) {
+    const size_t m = random.between(1, 20), group = 8 * random.between(1, 16), groups = random.between(1, 8),
+                 k = groups * group, x_stride = k + random.between(0, 5), stride = code_stride(k),
+                 group_stride = groups + random.between(0, 3);
+    const bool bf16 = random.one_in(2), transformed = random.one_in(2);
+    const size_t count = (m - 1) * x_stride + k;
+    Exact x = bf16 ? bf16s(random, count, 1.0f) : floats(random, count, 1.0f);
+    for (size_t row = 0; row < m && !bf16; ++row) {
+        make_special(random, x, row * x_stride + random.between(0, groups - 1) * group, group);
+    }
+    const Transform transform(random, k, k);
+    Exact codes[2], scale[2], sum[2];
+    QuantizeGroups op{.x = x.at<void>(),
+                      .bf16 = bf16,
+                      .x_stride = x_stride,
+                      .k = k,
+                      .group = group,
+                      .shift = transformed ? transform.shift.at<float>() : nullptr,
+                      .multiplier = transformed ? transform.multiplier.at<float>() : nullptr,
+                      .codes = nullptr,
+                      .code_stride = stride,
+                      .scale = nullptr,
+                      .sum = nullptr,
+                      .group_stride = group_stride};
+    for (int variant = 0; variant < 2; ++variant) {
+        codes[variant] = room<int8_t>(random, (m - 1) * stride + round_up(k, 64));
+        scale[variant] = room<float>(random, (m - 1) * group_stride + groups);
+        sum[variant] = room<int32_t>(random, (m - 1) * group_stride + groups);
+        op.codes = codes[variant].at<int8_t>();
+        op.scale = scale[variant].at<float>();
+        op.sum = sum[variant].at<int32_t>();
+        QuantizeGroupsFn* each = variant ? fn : quantize_groups_scalar;
+        in_parts(random, m, 1, [&](size_t begin, size_t end) { each(&op, begin, end); });
+    }
+    must_equal(codes[1], codes[0], "quantize_groups", "codes");
+    must_equal(scale[1], scale[0], "quantize_groups", "scale");
+    must_equal(sum[1], sum[0], "quantize_groups", "sum");
+}
+
 // Each operator on rows, by the variant and by the scalar one: the same bits.
 void soak_rows(Random& random, const RowOperators& rows_of_variant) {
     const size_t n = random.between(1, 300), half = random.between(1, 40), heads = random.between(1, 4);
@@ -225,6 +264,8 @@ void soak_variants(Variants<Kernel> variants, Isa isa, Soak soak) {
 
 void soak_kernels(Random& random, Isa isa) {
     soak_variants(quantize_rows_variants, isa, [&](QuantizeRowsFn* fn) { soak_quantize_rows(random, fn); });
+    soak_variants(quantize_groups_variants, isa, [&](QuantizeGroupsFn* fn) { soak_quantize_groups(random, fn); });
+    soak_variants(linear_w4a8_variants, isa, [&](LinearW4A8Fn* fn) { soak_linear_w4a8(random, fn); });
     soak_variants(linear_w8a8_variants, isa, [&](LinearW8A8Fn* fn) { soak_linear_w8a8(random, fn); });
     soak_variants(linear_bf16_variants, isa, [&](LinearBf16Fn* fn) { soak_linear_bf16(random, fn); });
     soak_linear_wna16(random, isa);

@@ -70,6 +70,51 @@ void soak_linear_w8a8(Random& random, LinearW8A8Fn* fn) {
     must_equal(y[1], y[0], "linear_w8a8", op.output == Output::kSums ? "sums" : "values");
 }
 
+void soak_linear_w4a8(Random& random, LinearW4A8Fn* fn) {
+    const size_t m = random.between(1, random.one_in(2) ? 10 : 60), n = random.between(1, 200),
+                 per = random.between(1, 3), groups = per * random.between(1, 4), group = 8 * random.between(1, 16),
+                 k = groups * group, stride = k + random.between(0, 20), group_stride = groups + random.between(0, 3);
+    const W4Weight w(random, n, groups, group, per, random.one_in(2));
+    const Exact codes = bytes<int8_t>(random, (m - 1) * stride + k, 1),
+                scale = floats(random, (m - 1) * group_stride + groups, 0.0f, 0.02f),
+                sum = room<int32_t>(random, (m - 1) * group_stride + groups);
+    for (size_t i = 0; i < (m - 1) * stride + k; ++i) {
+        if (*codes.at<int8_t>(i) == -128) *codes.at<int8_t>(i) = 127;
+    }
+    for (size_t row = 0; row < m; ++row) {
+        for (size_t g = 0; g < groups; ++g) {
+            int32_t& total = *sum.at<int32_t>(row * group_stride + g) = 0;
+            for (size_t i = 0; i < group; ++i) total += *codes.at<int8_t>(row * stride + g * group + i);
+        }
+    }
+    LinearW4A8 op{.codes = codes.at<int8_t>(),
+                  .code_stride = stride,
+                  .scale_m = scale.at<float>(),
+                  .sum_m = sum.at<int32_t>(),
+                  .group_stride = group_stride,
+                  .weight = w.weight,
+                  .bias = w.bias.at<float>(),
+                  .y = nullptr,
+                  .out_stride = n + random.between(0, 40),
+                  .n = n,
+                  .activation = random_activation(random),
+                  .output = random.one_in(2) ? Output::kBf16 : Output::kF32};
+    const auto compute = [fn](LinearW4A8& p, size_t row, size_t row_end, size_t block, size_t block_end) {
+        fn(&p, row, row_end, block, block_end);
+    };
+    soak_cut(random, op, m, value_bytes(op.output), compute, "linear_w4a8");
+
+    op.activation = Activation::kNone;
+    Exact y[2];
+    for (int variant = 0; variant < 2; ++variant) {
+        const size_t element = value_bytes(op.output);
+        y[variant] = Exact(random, ((m - 1) * op.out_stride + n) * element, element);
+        op.y = y[variant].at<void>();
+        (variant ? fn : linear_w4a8_scalar)(&op, 0, m, 0, round_up(n, 16) / 16);
+    }
+    must_equal(y[1], y[0], "linear_w4a8", "values");
+}
+
 void soak_linear_bf16(Random& random, LinearBf16Fn* fn) {
     const size_t m = random.between(1, 100), n = random.between(1, 200),
                  k = random.between(1, random.one_in(8) ? 600 : 200), k_padded = round_up(k, 32),

@@ -188,6 +188,37 @@ class QuantizeLinearW8A8:
         scratch: int,
     ) -> None: ...
 
+class W4:
+    def __init__(
+        self,
+        *,
+        codes: int,
+        scale: int,
+        bf16_scale: bool,
+        zero: int,
+        k: int,
+        group: int,
+        per: int,
+    ) -> None: ...
+
+class LinearW4A8:
+    def __init__(
+        self,
+        *,
+        codes: int,
+        code_stride: int,
+        scale_m: int,
+        sum_m: int,
+        group_stride: int,
+        weight: W4,
+        bias: int,
+        y: int,
+        out_stride: int,
+        n: int,
+        activation: Activation,
+        output: Output,
+    ) -> None: ...
+
 class Wna16:
     def __init__(
         self,
@@ -221,6 +252,24 @@ class Norm:
         stride: int,
         n: int,
         eps: float,
+    ) -> None: ...
+
+class QuantizeGroups:
+    def __init__(
+        self,
+        *,
+        x: int,
+        bf16: bool,
+        x_stride: int,
+        k: int,
+        group: int,
+        shift: int,
+        multiplier: int,
+        codes: int,
+        code_stride: int,
+        scale: int,
+        sum: int,
+        group_stride: int,
     ) -> None: ...
 
 class QuantizeRows:
@@ -263,10 +312,14 @@ def attention_int8(
     scratch: int,
     /,
 ) -> None: ...
+def quantize_groups(variant: str, op: QuantizeGroups, row_begin: int, row_end: int, /) -> None: ...
 def quantize_rows(variant: str, op: QuantizeRows, row_begin: int, row_end: int, /) -> None: ...
 def quantize_linear_w8a8(isa: Isa, threads: int, op: QuantizeLinearW8A8, /) -> None: ...
 def linear_w8a8(
     variant: str, op: LinearW8A8, row_begin: int, row_end: int, block_begin: int, block_end: int, /
+) -> None: ...
+def linear_w4a8(
+    variant: str, op: LinearW4A8, row_begin: int, row_end: int, block_begin: int, block_end: int, /
 ) -> None: ...
 def linear_bf16(
     variant: str, op: LinearBf16, row_begin: int, row_end: int, block_begin: int, block_end: int, /

@@ -3,7 +3,8 @@
 N output features, K input features; both are padded, N to a multiple of 16, K to a multiple of 64 (int8) or 32 (bf16,
 four bits). One layout serves every instruction set: four bytes of K (four codes, two bf16 values) of sixteen columns
 are 64 contiguous bytes, the operand of one vpdpbusd or vdpbf16ps; sixteen of those are the 16 x 64 byte B tile of one
-tdpbusd or tdpbf16ps. In four bits those four bytes are eight codes of a column, to be unpacked into bf16.
+tdpbusd or tdpbf16ps. In four bits those four bytes are eight codes of a column: two neighbours in a byte where they
+become bf16 (`pack_int4`), two at a distance of four where each half of the bytes is an operand of vpdpbusd (`pack_w4`).
 
 A tile in memory, and the K of its values (int8; bf16: 0 1, 2 3 …; four bits: 0 … 7, 8 … 15 …):
 
@@ -34,6 +35,8 @@ PAD_K = 64
 GROUP_BF16 = 2
 PAD_K_BF16 = 32
 PAD_K_INT4 = 32
+WORD_W4 = 8  # of K: in the four bytes of a column. Neither K nor a group is padded to it
+MAX_GROUP_W4A8 = 128  # the sum of so many codes, int8, fits into 16 bits
 
 
 def _contiguous(view: Any) -> Any:
@@ -88,6 +91,50 @@ def unpack_int4(packed: Array, n: int, k: int) -> Array:
     codes[:, 1::2] = (pairs >> 4)[:, : k // 2]
     out: Array = codes
     return out
+
+
+def pack_w4(codes_NK: Array, copy: Copy = _contiguous) -> Array:
+    """Codes below 16, uint8 (N, K) -> (N/16, K/8, 16, 4): of eight values of K the first four in the lower halves of
+    four bytes, the others in the upper halves; zero where padded. K is a multiple of 8.
+    """
+    n, k = codes_NK.shape
+    words: Any = codes_NK.reshape(n, k // WORD_W4, 2, GROUP)
+    packed: Array = _pack((words[:, :, 0] | words[:, :, 1] << 4).reshape(n, k // 2), GROUP, GROUP, copy)
+    return packed
+
+
+def unpack_w4(packed: Array, n: int, k: int) -> Array:
+    """The inverse of `pack_w4`: uint8 (n, k), contiguous."""
+    pairs: Any = _unpack(packed, n, k // 2)
+    codes: Any = _zeros(pairs, n, k)
+    words = codes.reshape(n, k // WORD_W4, 2, GROUP)
+    words[:, :, 0] = (pairs & 15).reshape(n, -1, GROUP)
+    words[:, :, 1] = (pairs >> 4).reshape(n, -1, GROUP)
+    out: Array = codes
+    return out
+
+
+def pack_scales(scale_NG: Array) -> Array:
+    """float32 scales (N, G) -> (N/16, G, 16), zero where padded: bfloat16, in numpy its bits as uint16, if that holds
+    every one of them exactly, else float32.
+    """
+    narrow: Any
+    if isinstance(scale_NG, np.ndarray):
+        bits = np.ascontiguousarray(scale_NG).view(np.uint32)
+        narrow, exact = (bits >> 16).astype(np.uint16), not (bits & 0xFFFF).any()
+    else:
+        narrow = scale_NG.bfloat16()
+        exact = bool((narrow.float() == scale_NG).all())
+    packed: Array = pack_groups(narrow if exact else scale_NG)
+    return packed
+
+
+def input_group_w4a8(group: int) -> int | None:
+    """How many values of K share a scale of the input, where `group` of them share one of the weight: the most that
+    divide it. None where the kernels have no such group.
+    """
+    sizes = range(WORD_W4, MAX_GROUP_W4A8 + 1, WORD_W4)
+    return max((size for size in sizes if group % size == 0), default=None)
 
 
 def pack_groups(values_NG: Array) -> Array:

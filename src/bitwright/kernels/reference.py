@@ -138,6 +138,66 @@ def linear_w8a8(
     return exact_gelu(y_MN) if gelu else y_MN
 
 
+def quantize_groups(
+    x_MK: Tensor, group: int, *, shift_K: Tensor | None = None, multiplier_K: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of float rows, symmetric, with one scale for each `group` values of K: x ≈ codes · scale.
+
+    scale = max|x| / 127, code = rint(x · inv) with inv = 1 / scale; every step one float32 operation, rint half to
+    even. A group of zeros has scale 1; a scale below the smallest normal float is raised to it. A group that holds a
+    NaN or an infinity has scale NaN and codes 0.
+
+    Args:
+        x_MK, shift_K, multiplier_K: as in `quantize_rows`.
+
+    Returns:
+        codes int8 (M, K), scale float32 (M, G), the sum of each group's codes int32 (M, G).
+    """
+    x_MGg = transform_inputs(x_MK, shift_K, multiplier_K).reshape(len(x_MK), -1, group)
+    finite_MG1 = x_MGg.isfinite().all(dim=2, keepdim=True)
+    largest = x_MGg.abs().amax(dim=2, keepdim=True)
+    scale = (largest / 127).where(largest != 0.0, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
+    codes = (x_MGg * (1.0 / scale)).round().where(finite_MG1, 0.0).to(torch.int8)
+    sums_MG = codes.sum(dim=2, dtype=torch.int32)
+    return codes.flatten(1), scale.where(finite_MG1, torch.nan)[..., 0], sums_MG
+
+
+def linear_w4a8(
+    codes_MK: Tensor,
+    scale_MG: Tensor,
+    weight_NK: Tensor,
+    scale_NG: Tensor,
+    zero_NG: Tensor | None,
+    bias_N: Tensor | None,
+    *,
+    gelu: bool = False,
+) -> Tensor:
+    """Σ_g scale_mg · scale_ng · Σ_k codes[m, k] · (weight[n, k] − zero_ng) + bias_n, then GELU: float32 (M, N).
+
+    The sum over a group's K is exact; over the groups, in their order, it is y = fma(sum, scale_mg · scale_ng, y), each
+    step rounded to float32. Here that is a float64 operation rounded once more, which is the same but for a tie of
+    those two roundings.
+
+    Args:
+        codes_MK, scale_MG: of `quantize_groups`.
+        weight_NK: uint8 below 16. zero_NG: likewise; absent means 8.
+        scale_NG: float32. The weight may have fewer groups than the input, each as large as several of those.
+    """
+    groups = scale_MG.shape[1]
+    per = groups // scale_NG.shape[1]
+    zero_NG = torch.full_like(scale_NG, 8.0) if zero_NG is None else zero_NG
+    a_MGg, w_NGg = (codes.double().reshape(len(codes), groups, -1) for codes in (codes_MK, weight_NK))
+    w_NGg = w_NGg - zero_NG.double().repeat_interleave(per, dim=1)[..., None]
+    y_MN = codes_MK.new_zeros(len(codes_MK), len(weight_NK), dtype=torch.float32)
+    for g in range(groups):
+        sums_MN = a_MGg[:, g] @ w_NGg[:, g].T
+        scale_MN = scale_MG[:, g, None] * scale_NG[:, g // per]
+        y_MN = (sums_MN * scale_MN.double() + y_MN.double()).float()
+    if bias_N is not None:
+        y_MN = y_MN + bias_N
+    return exact_gelu(y_MN) if gelu else y_MN
+
+
 def linear_bf16(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
     """y[m, n] = sum_k x[m, k] · weight[n, k] + bias_n, then GELU: float32 (M, N). x and weight are rounded to bfloat16,
     their products summed in float32.

@@ -1,0 +1,203 @@
+// linear_w4a8, AVX-512 VNNI: tiles of R rows x C column blocks, whose sums over a group of K stay in registers.
+// Layout: contract.h. A step of eight K values is, for each block, two loads, two ANDs and a shift, and for each row of
+// it two vpdpbusd. The end of a group is a conversion, a product of scales and an fma for each sum.
+//
+//   1-3 rows x 1 block   Bound: memory.
+//   4-8 rows x 2 blocks  Bound: memory up to some 6 rows, then compute: 25 GB/s with 8 on each core of Zen 5.
+//   6 rows x 2 blocks    more rows, in tiles. Bound: compute. vpdpbusd is 128 operations; of the instructions that
+//                        take its ports, a sum over a group of 64 is 16 of 18.5.
+//
+// A tile unpacks the weight for itself, into registers. To do it once for all rows, into a panel that stays in L2, was
+// measured as no faster at 512 rows and slower below (Zen 5): unpacking takes ports that vpdpbusd leaves idle, and
+// packed weights are half the loads from L2.
+#include <immintrin.h>
+
+#include "contract.h"
+#include "linear/output_avx512.h"
+#include "sizes.h"
+
+namespace {
+
+constexpr size_t kLanes = 16, kWord = 64;   // columns of a block; bytes of it for eight K values
+constexpr size_t kMemoryRows = 3;           // up to here memory is slower
+constexpr int kFewRows = 8;                 // of one tile
+constexpr size_t kTileRows = 6;             // of one tile among several
+constexpr size_t kChunkBytes = 384 * 1024;  // of codes, which stay in L2 while all the weights pass by
+constexpr size_t kAhead = 4096;             // bytes of a block's weights that are fetched before they are used
+
+// As linear/output_avx512.h takes it.
+struct W4A8 {
+    using Problem = LinearW4A8;
+    using Sum = float;
+
+    template <int C, Output output>
+    struct Values {
+        __m512 bias[C];
+
+        ALWAYS_INLINE Values(const LinearW4A8& p, size_t, size_t n, size_t) {
+            unroll<C>([&](auto c) INLINED { bias[c.value] = _mm512_load_ps(p.bias + n + c.value * kLanes); });
+        }
+
+        template <int c>
+        ALWAYS_INLINE __m512 of(const float* tile, size_t, Index<c>) const {
+            return _mm512_add_ps(_mm512_load_ps(tile), bias[c]);
+        }
+    };
+};
+
+// The weight of C blocks, word by word. zeros: whether it has zero points of its own.
+template <int C, bool zeros>
+struct Words {
+    const W4& w;
+    size_t block_bytes, block_groups;
+    const uint8_t *codes, *ahead;
+    size_t at;  // of the group's scales
+
+    // From memory one stream of addresses is faster than several side by side: what is fetched ahead is this block's
+    // next words, or with two blocks the two after them, one after the other.
+    ALWAYS_INLINE Words(const W4& weight, size_t block)
+        : w(weight),
+          block_bytes(w.k / 8 * kWord),
+          block_groups(w.k / w.group / w.per * kLanes),
+          codes(w.codes + block * block_bytes),
+          ahead(codes + (C == 1 ? kAhead : C * block_bytes)),
+          at(block * block_groups) {}
+
+    // Not intrinsics: GCC 12 would keep what it loaded for low() in registers until high().
+    ALWAYS_INLINE __m512i low(int c) const {
+        __m512i half;
+        const auto* word = (const __m512i*)(codes + c * block_bytes);
+        _mm_prefetch(ahead + c * kWord, _MM_HINT_T0);
+        __asm__("vpandd %2, %1, %0" : "=v"(half) : "v"(_mm512_set1_epi8(15)), "m"(*word));
+        return half;
+    }
+    ALWAYS_INLINE __m512i high(int c) const {
+        __m512i half;
+        const auto* word = (const __m512i*)(codes + c * block_bytes);
+        __asm__("vpsrlw $4, %1, %0" : "=v"(half) : "m"(*word));
+        return _mm512_and_si512(half, _mm512_set1_epi8(15));
+    }
+    ALWAYS_INLINE void next() { codes += kWord, ahead += C * kWord; }
+
+    ALWAYS_INLINE __m512 scale(int c) const {
+        const size_t from = at + c * block_groups;
+        if (!w.bf16_scale) return _mm512_load_ps((const float*)w.scale + from);
+        const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)w.scale + from));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    }
+    // -zero * sum, of a group's sum, which fits into 16 bits: the product of the lower halves of lanes.
+    ALWAYS_INLINE __m512i start(int c, __m512i sum) const {
+        __m512i minus_zero = _mm512_set1_epi32(0xfff8);
+        if constexpr (zeros) {
+            const auto* from = (const __m128i*)(w.zero + at + c * block_groups);
+            const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(from));
+            minus_zero = _mm512_maskz_sub_epi16(0x55555555, _mm512_setzero_si512(), zero);
+        }
+        return _mm512_dpwssd_epi32(_mm512_setzero_si512(), minus_zero, sum);
+    }
+    ALWAYS_INLINE void next_group() { at += kLanes; }
+};
+
+ALWAYS_INLINE __m512i broadcast(const int8_t* codes) {
+    int32_t four;
+    __builtin_memcpy(&four, codes, 4);
+    return _mm512_set1_epi32(four);
+}
+
+// sum + w * a. Not the intrinsic: with it GCC 12 lets sums move between registers, and runs out of them.
+ALWAYS_INLINE __m512i multiply_add(__m512i sum, __m512i w, __m512i a) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));
+    return sum;
+}
+
+template <int C, Epilogue epilogue>
+void write_rows(const LinearW4A8& p, const float* y, size_t rows, size_t m, size_t n) {
+    const Writer<W4A8, C, epilogue> writer(p, m, n, p.n);
+    for (size_t r = 0; r < rows; ++r) writer.write(r, y + r * C * kLanes);
+}
+
+template <bool zeros, int R, int C>
+void tile(const LinearW4A8& p, size_t m, size_t block) {
+    constexpr bool apart = R * C <= 8;  // the sums of low and high: so few chains would wait for one another
+    const size_t groups = p.weight.k / p.weight.group, words = p.weight.group / 8;
+    const size_t stride = p.code_stride, group_stride = p.group_stride;
+    const int8_t* a = p.codes + m * stride;
+    const float* scale_m = p.scale_m + m * group_stride;
+    const int32_t* sum_m = p.sum_m + m * group_stride;
+    Words<C, zeros> weight(p.weight, block);
+    alignas(64) float y[R * C * kLanes];
+    unroll<R * C>([&](auto i) INLINED { _mm512_store_ps(y + i.value * kLanes, _mm512_setzero_ps()); });
+    for (size_t g = 0, left = p.weight.per; g < groups; ++g, ++scale_m, ++sum_m) {
+        __m512i low[R][C], high[R][C];
+        unroll<R>([&](auto r) INLINED {
+            const __m512i sum = _mm512_set1_epi32(sum_m[r.value * group_stride]);
+            unroll<C>([&](auto c) INLINED {
+                low[r.value][c.value] = weight.start(c.value, sum);
+                high[r.value][c.value] = _mm512_setzero_si512();
+            });
+        });
+        for (size_t i = 0; i < words; ++i, a += 8, weight.next()) {
+            __m512i w[C];
+            unroll<C>([&](auto c) INLINED { w[c.value] = weight.low(c.value); });
+            unroll<R>([&](auto r) INLINED {
+                const __m512i x = broadcast(a + r.value * stride);
+                unroll<C>([&](auto c)
+                              INLINED { low[r.value][c.value] = multiply_add(low[r.value][c.value], w[c.value], x); });
+            });
+            unroll<C>([&](auto c) INLINED { w[c.value] = weight.high(c.value); });
+            unroll<R>([&](auto r) INLINED {
+                const __m512i x = broadcast(a + r.value * stride + 4);
+                unroll<C>([&](auto c) INLINED {
+                    __m512i& sum = (apart ? high : low)[r.value][c.value];
+                    sum = multiply_add(sum, w[c.value], x);
+                });
+            });
+        }
+        unroll<R>([&](auto r) INLINED {
+            const __m512 row = _mm512_set1_ps(scale_m[r.value * group_stride]);
+            unroll<C>([&](auto c) INLINED {
+                __m512i sum = low[r.value][c.value];
+                if (apart) sum = _mm512_add_epi32(sum, high[r.value][c.value]);
+                const __m512 scale = _mm512_mul_ps(row, weight.scale(c.value));
+                float* at = y + (r.value * C + c.value) * kLanes;
+                _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps(at)));
+            });
+        });
+        if (--left == 0) {
+            weight.next_group();
+            left = p.weight.per;
+        }
+    }
+    for_epilogue<float>(p.activation, p.output,
+                        [&](auto known) { write_rows<C, known.value>(p, y, R, m, block * kLanes); });
+}
+
+using TileFn = void (*)(const LinearW4A8&, size_t m, size_t block);
+
+template <bool zeros>
+constexpr TileFn kTiles[kFewRows][2] = {
+    {tile<zeros, 1, 1>, tile<zeros, 1, 2>}, {tile<zeros, 2, 1>, tile<zeros, 2, 2>},
+    {tile<zeros, 3, 1>, tile<zeros, 3, 2>}, {tile<zeros, 4, 1>, tile<zeros, 4, 2>},
+    {tile<zeros, 5, 1>, tile<zeros, 5, 2>}, {tile<zeros, 6, 1>, tile<zeros, 6, 2>},
+    {tile<zeros, 7, 1>, tile<zeros, 7, 2>}, {tile<zeros, 8, 1>, tile<zeros, 8, 2>},
+};
+
+}  // namespace
+
+void linear_w4a8_avx512vnni(const LinearW4A8* p, size_t row_begin, size_t row_end, size_t block_begin,
+                            size_t block_end) {
+    const auto& tiles = p->weight.zero ? kTiles<true> : kTiles<false>;
+    const size_t rows = row_end - row_begin, most = rows <= kFewRows ? kFewRows : kTileRows;
+    const size_t width = rows <= kMemoryRows ? 1 : 2, chunk = (kChunkBytes / p->weight.k / most + 1) * most;
+    for (size_t first = row_begin; first < row_end; first += chunk) {
+        const size_t last = least(first + chunk, row_end), parts = (last - first + most - 1) / most;
+        for (size_t block = block_begin; block < block_end; block += width) {
+            const size_t columns = least(width, block_end - block);
+            for (size_t i = 0, m = first; i < parts; ++i) {  // of nearly the same size
+                const size_t end = first + (last - first) * (i + 1) / parts;
+                tiles[end - m - 1][columns - 1](*p, m, block);
+                m = end;
+            }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+// linear_w4a8: int8 rows, as quantize_groups makes them, times a weight of 4-bit codes with scales per group of K:
+//
+//   t[m, n, g] = f32(sum_k a[m, k] * (code[n, k] - zero[n, g / per])), k in group g: exact in int32, and in f32
+//   y[m, n]    = fma(t, scale_m[m, g] * scale_n[n, g / per], y[m, n]), from 0 on, g in order;
+//                + bias[n], then the activation
+//
+// Every step is one f32 operation. So y has the same bits (before a GELU, which is as exact as the output needs) for
+// every number of rows, every range of rows and columns, and every variant.
+//
+//   a        [M, K] s8 in [-127, 127], row m at codes + m * code_stride, any alignment
+//   scale_m  [M, G] f32, NaN for a group that was not finite; sum_m [M, G] i32 = sum of the group's codes; row m of
+//            both at m * group_stride (elements). G = K / group
+//   codes    [N16 / 16, K / 8, 16, 4] u8, 64-byte aligned: eight K values of a column are four bytes. Byte j holds
+//            value j in its lower half and value 4 + j in its upper half, so that one AND, and one shift more, make the
+//            u8 operands of two vpdpbusd, whose s8 operand is four codes of a row. Any code where padded
+//   scale_n  [N16 / 16, G / per, 16] f32, or bf16 if that is set; finite, 64-byte aligned. zero_n likewise, u8 in
+//            [0, 15], 16-byte aligned, or null: every zero point is 8, that of symmetric codes. Any value where padded
+//   group    K values with one scale_m: a multiple of 8 that divides K, 128 at most. per: such groups that share a
+//   scale
+//            of the weight; it divides G
+//   bias     [N16] f32, 64-byte aligned
+//   y        [M, N] f32 or bf16 (nearest, half to even), as `output` says, row m at y + m * out_stride (elements)
+//
+// Rows [row_begin, row_end), any of them, of column blocks [block_begin, block_end) of 16 are written. No allocation,
+// threads or state. Shapes and alignment are checked in Python.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "linear/output.h"
+
+struct W4 {
+    const uint8_t* codes;
+    const void* scale;
+    bool bf16_scale;
+    const uint8_t* zero;
+    size_t k, group, per;
+};
+
+struct LinearW4A8 {
+    const int8_t* codes;
+    size_t code_stride;
+    const float* scale_m;
+    const int32_t* sum_m;
+    size_t group_stride;
+    W4 weight;
+    const float* bias;
+    void* y;
+    size_t out_stride;
+    size_t n;
+    Activation activation;
+    Output output;
+};
+
+using LinearW4A8Fn = void(const LinearW4A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
+
+extern "C" LinearW4A8Fn linear_w4a8_scalar, linear_w4a8_avx2, linear_w4a8_avxvnni, linear_w4a8_avx512vnni;

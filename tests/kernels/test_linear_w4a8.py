@@ -1,0 +1,186 @@
+"""Every variant of linear_w4a8 equals the reference bit by bit, whatever rows and columns are computed at once."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu as torch_gelu
+
+from bitwright.kernels import layouts, native, reference
+
+# (M, N, K, group of the input, such groups that share a scale of the weight)
+SHAPES = [
+    (1, 1, 8, 8, 1), (2, 15, 40, 40, 1), (3, 17, 40, 8, 5), (4, 33, 96, 32, 1), (5, 33, 96, 96, 1), (6, 48, 192, 64, 3),
+    (7, 31, 576, 64, 1), (8, 47, 576, 96, 6), (9, 20, 1536, 128, 12), (13, 40, 2048, 32, 4), (17, 16, 5632, 128, 2),
+    (20, 65, 288, 72, 2), (40, 50, 256, 32, 1),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Codes of rows with their scales and sums; codes of a weight, its scales, its zero points or None; a bias."""
+
+    codes_MK: Tensor
+    scale_MG: Tensor
+    sum_MG: Tensor
+    weight_NK: Tensor
+    scale_NG: Tensor
+    zero_NG: Tensor | None
+    bias_N: Tensor
+
+    @classmethod
+    def of(
+        cls, m: int, n: int, k: int, group: int, per: int = 1, *, symmetric: bool = True, bf16: bool = True
+    ) -> "Problem":
+        g = torch.Generator().manual_seed(m * 1_000_000 + n * 1000 + k + group)
+        codes, scale, sums = reference.quantize_groups(torch.randn(m, k, generator=g), group)
+        shape = (n, k // group // per)
+        scale_NG = torch.rand(shape, generator=g) * 0.1 + 0.01
+        zero = torch.randint(0, 16, shape, dtype=torch.uint8, generator=g)
+        weight = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=g)
+        return cls(
+            codes, scale, sums, weight, scale_NG.bfloat16().float() if bf16 else scale_NG, None if symmetric else zero,
+            torch.randn(n, generator=g),
+        )  # fmt: skip
+
+    def wanted(self, *, gelu: bool = False) -> Tensor:
+        return reference.linear_w4a8(
+            self.codes_MK, self.scale_MG, self.weight_NK, self.scale_NG, self.zero_NG, self.bias_N, gelu=gelu
+        )
+
+    def rows(self, count: int) -> "Problem":
+        """The same, of the first rows alone."""
+        return Problem(
+            self.codes_MK[:count], self.scale_MG[:count], self.sum_MG[:count], self.weight_NK, self.scale_NG,
+            self.zero_NG, self.bias_N,
+        )  # fmt: skip
+
+
+def multiply(
+    variant: str,
+    p: Problem,
+    *,
+    gelu: bool = False,
+    dtype: torch.dtype = torch.float32,
+    rows: slice = slice(None),
+    blocks: slice = slice(None),
+    offset: int = 0,
+) -> Tensor:
+    """(M, N) of dtype; NaN wherever the operator wrote nothing. offset: elements between an aligned address and y."""
+    (m, k), n = p.codes_MK.shape, len(p.weight_NK)
+    module, groups = native.load(), p.scale_MG.shape[1]
+    codes = torch.full((m, module.code_stride(k) + offset), 77, dtype=torch.int8)
+    codes[:, offset : offset + k] = p.codes_MK
+    scale_m, sum_m = torch.full((m, groups + 1), torch.nan), torch.full((m, groups + 1), 2**30, dtype=torch.int32)
+    scale_m[:, :groups], sum_m[:, :groups] = p.scale_MG, p.sum_MG
+    weight, scale_n = layouts.pack_w4(p.weight_NK), layouts.pack_scales(p.scale_NG)
+    zero = None if p.zero_NG is None else layouts.pack_groups(p.zero_NG)
+    bias = layouts.pad_columns(p.bias_N)
+    y = torch.full((offset + m * (n + 3),), torch.nan, dtype=dtype)[offset:]
+    w4 = module.W4(
+        codes=weight.data_ptr(),
+        scale=scale_n.data_ptr(),
+        bf16_scale=scale_n.dtype == torch.bfloat16,
+        zero=0 if zero is None else zero.data_ptr(),
+        k=k,
+        group=k // groups,
+        per=groups // p.scale_NG.shape[1],
+    )
+    op = module.LinearW4A8(
+        codes=codes.data_ptr() + offset,
+        code_stride=codes.stride(0),
+        scale_m=scale_m.data_ptr(),
+        sum_m=sum_m.data_ptr(),
+        group_stride=groups + 1,
+        weight=w4,
+        bias=bias.data_ptr(),
+        y=y.data_ptr(),
+        out_stride=n + 3,
+        n=n,
+        activation=module.Activation["gelu" if gelu else "none"],
+        output=module.Output["bf16" if dtype == torch.bfloat16 else "f32"],
+    )
+    module.linear_w4a8(variant, op, *rows.indices(m)[:2], *blocks.indices(-(-n // 16))[:2])
+    assert y.view(m, n + 3)[:, n:].isnan().all(), "wrote past the last column"
+    return y.view(m, n + 3)[:, :n]
+
+
+@pytest.mark.parametrize(("m", "n", "k", "group", "per"), SHAPES)
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "f32"])
+def test_variant_equals_definition(
+    linear_w4a8_variant: str, m: int, n: int, k: int, group: int, per: int, symmetric: bool, bf16: bool
+) -> None:
+    p = Problem.of(m, n, k, group, per, symmetric=symmetric, bf16=bf16)
+    assert torch.equal(multiply(linear_w4a8_variant, p), p.wanted())
+    assert torch.equal(multiply(linear_w4a8_variant, p, dtype=torch.bfloat16), p.wanted().bfloat16())
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_a_row_does_not_depend_on_how_many_there_are(linear_w4a8_variant: str, symmetric: bool) -> None:
+    p = Problem.of(40, 72, 96, 32, symmetric=symmetric)
+    want = p.wanted()
+    for count in range(1, 41):
+        assert torch.equal(multiply(linear_w4a8_variant, p.rows(count)), want[:count])
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool) -> None:
+    """128 products of 127 and 15, of either sign."""
+    p = Problem.of(4, 16, 256, 128, symmetric=symmetric)
+    p.codes_MK[:] = torch.tensor([[127], [-127], [127], [0]], dtype=torch.int8)
+    p.codes_MK[2, ::2] = -127
+    p.sum_MG[:] = p.codes_MK.int().view(4, 2, 128).sum(dim=2)
+    p.weight_NK[:8], p.weight_NK[8:] = 15, 0
+    assert torch.equal(multiply(linear_w4a8_variant, p), p.wanted())
+
+
+def test_only_the_asked_rows_and_blocks_are_written(linear_w4a8_variant: str) -> None:
+    p = Problem.of(40, 100, 96, 32)
+    whole = p.wanted()
+    for rows, blocks in (
+        (slice(0, 3), slice(1, 2)),
+        (slice(5, 12), slice(2, 7)),
+        (slice(7, 40), slice(1, 6)),
+        (slice(39, 40), slice(6, 7)),
+    ):
+        inside = torch.zeros(40, 100, dtype=torch.bool)
+        inside[rows, 16 * blocks.start : 16 * blocks.stop] = True
+        part = multiply(linear_w4a8_variant, p, rows=rows, blocks=blocks)
+        assert torch.equal(part[inside], whole[inside])
+        assert part[~inside].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("m", [1, 6, 11])
+def test_rows_and_output_may_be_unaligned(linear_w4a8_variant: str, m: int, dtype: torch.dtype) -> None:
+    p = Problem.of(m, 50, 96, 32)
+    assert torch.equal(multiply(linear_w4a8_variant, p, dtype=dtype, offset=3), p.wanted().to(dtype))
+
+
+@pytest.mark.parametrize("m", [1, 6, 11])
+def test_a_group_that_was_not_finite_makes_its_row_nan(linear_w4a8_variant: str, m: int) -> None:
+    p = Problem.of(m, 50, 96, 32)
+    p.scale_MG[m // 2, 1], p.codes_MK[m // 2, 32:64], p.sum_MG[m // 2, 1] = torch.nan, 0, 0
+    y = multiply(linear_w4a8_variant, p)
+    assert y[m // 2].isnan().all()
+    assert y.isnan().sum() == 50
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("m", [1, 8, 11])
+def test_gelu_is_as_good_as_in_torch(linear_w4a8_variant: str, m: int, dtype: torch.dtype) -> None:
+    p = Problem.of(m, 50, 96, 32)
+    want = torch_gelu(p.wanted().double())
+    torchs = (p.wanted(gelu=True).to(dtype) - want).abs().max()
+    error = (multiply(linear_w4a8_variant, p, gelu=True, dtype=dtype) - want).abs().max()
+    assert error <= 2 * torchs + torch.finfo(torch.float32).eps * want.abs().max()
+
+
+def test_the_definition_is_the_product_of_what_the_codes_stand_for() -> None:
+    p = Problem.of(9, 31, 192, 32, 2, symmetric=False)
+    a = p.codes_MK * p.scale_MG.double().repeat_interleave(32, dim=1)
+    zero = p.zero_NG.double().repeat_interleave(64, dim=1)
+    w = (p.weight_NK - zero) * p.scale_NG.double().repeat_interleave(64, dim=1)
+    torch.testing.assert_close(p.wanted().double(), a @ w.T + p.bias_N, rtol=1e-5, atol=1e-4)
