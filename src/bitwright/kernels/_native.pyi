@@ -39,6 +39,10 @@ class WordKind(Enum):
     bf16 = ...
     int8 = ...
 
+class CacheKind(Enum):
+    int8 = ...
+    bf16 = ...
+
 class BufferKind(Enum):
     f32 = ...
     bf16 = ...
@@ -54,6 +58,8 @@ class PoolMode(Enum):
 
 NO_WINDOW: int
 NO_BUFFER: int
+CACHE_BLOCK: int
+CACHE_PART: int
 
 def isas() -> list[tuple[str, bool]]: ...  # best first
 def cpu_features() -> list[tuple[str, bool]]: ...
@@ -65,6 +71,8 @@ def code_stride(k: int, /) -> int: ...
 def scratch_bytes(m: int, k: int, /) -> int: ...
 def attention_scratch_bytes(tokens: int, head_size: int, /) -> int: ...
 def attention_int8_scratch_bytes(tokens: int, head_size: int, /) -> int: ...
+def cache_head_bytes(kind: CacheKind, head_size: int, /) -> int: ...
+def partial_floats(head_size: int, /) -> int: ...
 def gram_scratch_bytes(m: int, k: int, /) -> int: ...
 def wna16_scratch_bytes(k: int, /) -> int: ...
 
@@ -85,6 +93,32 @@ class Attention:
         bias_stride: int,
         bias_query_step: int,
         window: int,
+    ) -> None: ...
+
+class CacheLayer:
+    def __init__(self, *, kind: CacheKind, blocks: int, block_bytes: int, head_size: int) -> None: ...
+
+class AppendCached:
+    def __init__(self, *, cache: CacheLayer, table: int, past: int, k: int, v: int, stride: int) -> None: ...
+
+class AttendCached:
+    def __init__(
+        self,
+        *,
+        cache: CacheLayer,
+        table: int,
+        past: int,
+        rows: int,
+        q: int,
+        q_stride: int,
+        out: int,
+        out_stride: int,
+        heads_per_kv: int,
+        scale: float,
+        softcap: float,
+        causal: bool,
+        window: int,
+        sinks: int,
     ) -> None: ...
 
 class EmbedRow:
@@ -261,6 +295,23 @@ def attention_int8(
     query_begin: int,
     query_end: int,
     scratch: int,
+    /,
+) -> None: ...
+def append_cached(
+    variant: str, op: AppendCached, token_begin: int, token_end: int, head_begin: int, head_end: int, /
+) -> None: ...
+def attend_cached(
+    variant: str, op: AttendCached, head: int, line_begin: int, line_end: int, part: int, partials: int, /
+) -> None: ...
+def merge_cached(
+    variant: str,
+    op: AttendCached,
+    head: int,
+    line_begin: int,
+    line_end: int,
+    parts: int,
+    partials: int,
+    part_stride: int,
     /,
 ) -> None: ...
 def quantize_rows(variant: str, op: QuantizeRows, row_begin: int, row_end: int, /) -> None: ...

@@ -1,0 +1,259 @@
+// attend of attention_cached in tiles of lines x keys, then lines x head dimensions. Shared by the vector variants,
+// which hand in vectors M and, for each kind of cache, cells C; everything is internal to the file that includes it.
+//
+// The keys of a block are taken once for all lines of a call, up to kLines, so that from the second tile of lines on
+// they come from L1. Results on the way lie in the partials.
+//
+// M: V (vectors of f32), kLanes, kRows (lines of a tile), kColumns(lines) (vectors side by side), and what is called
+// below. C: kPerCell values that one instruction multiplies and adds; kLeft bytes of a cell of queries or weights,
+// which are broadcast; Sum, Right; what packs and multiplies cells.
+#pragma once
+#include "common.h"
+#include "vectors/gelu.h"
+#include "vectors/unroll.h"
+
+namespace {
+
+constexpr size_t kLines = 32, kCell = 4;
+
+// Lines of one head of the cache, ready to be multiplied.
+struct Lines {
+    const AttendCached& p;
+    size_t count, left_bytes;  // bytes of a line in left
+    CachedRange seen[kLines];  // keys
+    float factor[kLines];      // of a sum of products, to units of log2
+    int32_t start[kLines];     // where the sum of products begins: what is off by unsigned codes of keys
+    char* left;
+    float* partials;
+
+    float* partial(size_t i) const { return partials + i * partial_floats(p.cache.head_size); }
+};
+
+template <class C>
+void pack_lines(Lines& lines, size_t head, size_t line_begin) {
+    const AttendCached& p = lines.p;
+    const size_t size = p.cache.head_size;
+    for (size_t i = 0; i < lines.count; ++i) {
+        const Line line = line_of(p, head, line_begin + i);
+        lines.seen[i] = keys_seen(&p, line.row, line.row + 1);
+        lines.factor[i] = p.scale * kLog2E *
+                          C::pack_query(query_of(p, line), size, lines.left + i * lines.left_bytes, &lines.start[i]);
+        float* partial = lines.partial(i);
+        memset(partial, 0, (size + kSums) * sizeof(float));
+        partial[size + kLargest] = -INFINITY;
+    }
+}
+
+// 2^x, to the last bits.
+template <class M>
+ALWAYS_INLINE typename M::V exact_power(typename M::V x) {
+    const auto magic = M::all(0x1.8p23f);
+    const auto whole = M::sub(M::add(x, magic), magic), part = M::sub(x, whole);
+    auto y = M::all(kExp2[5]);
+    unroll<5>([&](auto i) INLINED { y = M::fma(y, part, M::all(kExp2[4 - i.value])); });
+    return M::mul(M::mul(M::power(whole), M::all(1.0f / kPower[0])), y);
+}
+
+// cap * tanh(score / cap), both in units of log2: tanh x = 1 - 2 / (1 + e^2x).
+template <class M>
+ALWAYS_INLINE typename M::V capped(typename M::V score, float cap) {
+    auto x = M::mul(score, M::all(2.0f * kLog2E / cap));
+    x = M::max(M::all(-60.0f), M::min(M::all(60.0f), x));  // the second operand if either is NaN
+    const auto below = M::div(M::all(2.0f), M::add(M::all(1.0f), exact_power<M>(x)));
+    return M::mul(M::sub(M::all(1.0f), below), M::all(cap));
+}
+
+// Sums of products of R lines and the 64 keys of a block, as f32: [R, 64].
+template <class M, class C, int R, int N>
+ALWAYS_INLINE void score(const char* left, size_t left_bytes, const int32_t* start, const char* keys, size_t cells,
+                         float* scores) {
+    constexpr size_t kTile = 16 * kCell, kPerTile = 16 / M::kLanes;
+    static_assert(N % kPerTile == 0);
+    for (size_t key = 0; key < kCacheBlock; key += N * M::kLanes, keys += N / kPerTile * cells * kTile) {
+        typename C::Sum sum[R][N];
+        unroll<R>([&](auto r) INLINED {
+            unroll<N>([&](auto n) INLINED { sum[r.value][n.value] = C::begin(start[r.value]); });
+        });
+        const char* line = left;
+        for (size_t cell = 0; cell < cells; ++cell, line += C::kLeft) {
+            typename C::Right right[N];
+            unroll<N>([&](auto n) INLINED {
+                constexpr size_t tile = n.value / kPerTile, part = n.value % kPerTile;
+                right[n.value] = C::load_key(keys + (tile * cells + cell) * kTile + part * M::kLanes * kCell);
+            });
+            unroll<R>([&](auto r) INLINED {
+                const auto cells_of_line = C::broadcast(line + r.value * left_bytes);
+                unroll<N>([&](auto n) INLINED {
+                    sum[r.value][n.value] = C::add_key(sum[r.value][n.value], right[n.value], cells_of_line);
+                });
+            });
+        }
+        unroll<R>([&](auto r) INLINED {
+            unroll<N>([&](auto n) INLINED {
+                M::store(scores + r.value * kCacheBlock + key + n.value * M::kLanes,
+                         C::to_float(sum[r.value][n.value]));
+            });
+        });
+    }
+}
+
+// What a line's weights of a block are: cells, a step that they count in, and the factor of what was summed before.
+struct Weights {
+    float step, factor;
+};
+
+// Scores of a line become weights; its largest score and its sum of weights go into the partial result. first, last:
+// the keys that it sees.
+template <class M, class C>
+ALWAYS_INLINE Weights weigh(const CachedHead& h, const float* scores, float scale, float cap, ptrdiff_t first,
+                            ptrdiff_t last, float* sums, char* out) {
+    using V = typename M::V;
+    constexpr int N = kCacheBlock / M::kLanes;
+    const bool all_seen = first == 0 && last == kCacheBlock;
+    if (first >= last) {
+        memset(out, 0, kCacheBlock / C::kPerCell * C::kLeft);
+        return {0.0f, 1.0f};
+    }
+    V x[N], top = M::all(-INFINITY);
+    unroll<N>([&](auto n) INLINED {
+        constexpr ptrdiff_t key = n.value * M::kLanes;
+        x[n.value] = M::mul(M::load(scores + key), C::scales(h.key_scales + key, scale));
+        if (cap > 0.0f) x[n.value] = capped<M>(x[n.value], cap);
+        if (!all_seen) x[n.value] = M::between(x[n.value], first - key, last - key, M::all(-INFINITY));
+        top = M::max(x[n.value], top);
+    });
+    const V before = M::all(sums[kLargest]);
+    top = M::max(M::largest(top), before);
+    sums[kLargest] = M::first(top);
+    V factor = M::all(1.0f);
+    if (M::first(top) > M::first(before)) factor = M::power(M::sub(before, top));
+    V sum = M::mul(M::load(sums), factor), after = M::load(sums + (M::kLanes == 16 ? 0 : 8));
+    if constexpr (M::kLanes == 8) after = M::mul(after, factor);
+    unroll<N>([&](auto n) INLINED {
+        x[n.value] = M::power(M::sub(x[n.value], top));
+        if constexpr (M::kLanes == 8 && n.value % 2) {
+            after = M::add(after, x[n.value]);
+        } else {
+            sum = M::add(sum, x[n.value]);
+        }
+    });
+    M::store(sums, sum);
+    if constexpr (M::kLanes == 8) M::store(sums + 8, after);
+    if constexpr (!C::kBytes) {
+        unroll<N>([&](auto n) INLINED { C::store_weights(out, n.value * M::kLanes, x[n.value]); });
+        return {1.0f, M::first(factor)};
+    }
+    V most = M::zero();
+    unroll<N>([&](auto n) INLINED {
+        constexpr ptrdiff_t key = n.value * M::kLanes;
+        x[n.value] = M::mul(x[n.value], M::load(h.value_scales + key));
+        if (!all_seen) x[n.value] = M::between(x[n.value], first - key, last - key, M::zero());
+        most = M::max(x[n.value], most);
+    });
+    const float largest = M::first(M::largest(most));
+    const bool some = largest >= 0x1p-119f;
+    const V inverse = M::all(some ? 255.0f / largest : 0.0f);
+    unroll<N>([&](auto n) INLINED { C::store_weights(out, n.value * M::kLanes, M::mul(x[n.value], inverse)); });
+    return {some ? largest * (1.0f / 255.0f) : 0.0f, M::first(factor)};
+}
+
+// N vectors of head dimensions of R lines, times the weights of a block.
+template <class M, class C, int R, int N>
+ALWAYS_INLINE void mix(const char* weights, const Weights* of, const char* values, size_t size, float* out,
+                       size_t out_stride) {
+    constexpr size_t kCells = kCacheBlock / C::kPerCell;
+    typename C::Sum sum[R][N];
+    unroll<R>([&](auto r) INLINED { unroll<N>([&](auto n) INLINED { sum[r.value][n.value] = C::begin(0); }); });
+    for (size_t cell = 0; cell < kCells; ++cell, weights += C::kLeft, values += size * kCell) {
+        typename C::Right right[N];
+        unroll<N>([&](auto n) INLINED { right[n.value] = C::load_value(values + n.value * M::kLanes * kCell); });
+        unroll<R>([&](auto r) INLINED {
+            const auto left = C::broadcast(weights + r.value * kCells * C::kLeft);
+            unroll<N>([&](auto n) INLINED {
+                sum[r.value][n.value] = C::add_value(sum[r.value][n.value], left, right[n.value]);
+            });
+        });
+    }
+    unroll<R>([&](auto r) INLINED {
+        unroll<N>([&](auto n) INLINED {
+            float* at = out + r.value * out_stride + n.value * M::kLanes;
+            const auto before = M::mul(M::load(at), M::all(of[r.value].factor));
+            M::store(at, M::fma(C::to_float(sum[r.value][n.value]), M::all(of[r.value].step), before));
+        });
+    });
+}
+
+// Lines [line, line + R) and one block of keys.
+template <class M, class C, int R>
+void attend_tile(const Lines& lines, size_t line, const CachedHead& h, size_t begin) {
+    const size_t size = lines.p.cache.head_size, stride = partial_floats(size);
+    alignas(64) float scores[R * kCacheBlock];
+    alignas(64) char weights[R * kCacheBlock / C::kPerCell * C::kLeft];
+    Weights of[R];
+    score<M, C, R, M::columns(R)>(lines.left + line * lines.left_bytes, lines.left_bytes, lines.start + line, h.keys,
+                                  size / C::kPerCell, scores);
+    float* partial = lines.partial(line);
+    for (int r = 0; r < R; ++r) {
+        const CachedRange seen = lines.seen[line + r];
+        const ptrdiff_t first = seen.begin > begin ? seen.begin - begin : 0,
+                        last = seen.end > begin ? least(seen.end - begin, kCacheBlock) : 0;
+        of[r] = weigh<M, C>(h, scores + r * kCacheBlock, lines.factor[line + r], lines.p.softcap * kLog2E, first, last,
+                            partial + r * stride + size, weights + r * (kCacheBlock / C::kPerCell * C::kLeft));
+    }
+    constexpr size_t N = M::columns(R), kLeast = 16 / M::kLanes;
+    size_t column = 0;
+    for (; column + N * M::kLanes <= size; column += N * M::kLanes) {
+        mix<M, C, R, N>(weights, of, h.values + column * kCell, size, partial + column, stride);
+    }
+    if constexpr (N > kLeast) {
+        for (; column < size; column += 16) {
+            mix<M, C, R, kLeast>(weights, of, h.values + column * kCell, size, partial + column, stride);
+        }
+    }
+}
+
+// The same of `count` lines, up to R.
+template <class M, class C, int R = M::kRows>
+ALWAYS_INLINE void attend_tile(const Lines& lines, size_t line, size_t count, const CachedHead& h, size_t begin) {
+    if constexpr (R > 1) {
+        if (count < R) return attend_tile<M, C, R - 1>(lines, line, count, h, begin);
+    }
+    attend_tile<M, C, R>(lines, line, h, begin);
+}
+
+template <class M, class C>
+void attend_lines(const AttendCached& p, size_t head, size_t line_begin, size_t count, size_t part, float* partials) {
+    alignas(64) char left[kLines * kMaxHeadSize * 4];
+    Lines lines{.p = p,
+                .count = count,
+                .left_bytes = p.cache.head_size / C::kPerCell * C::kLeft,
+                .seen = {},
+                .factor = {},
+                .start = {},
+                .left = left,
+                .partials = partials};
+    pack_lines<C>(lines, head, line_begin);
+    // Later lines see later keys: the first and the last line of a tile see all that one of it sees.
+    const size_t end = least(lines.seen[count - 1].end, (part + 1) * kPart);
+    for (size_t begin = part * kPart; begin < end; begin += kCacheBlock) {
+        if (lines.seen[0].begin >= begin + kCacheBlock) continue;
+        const CachedHead h = cached_head(p.cache, p.table[begin / kCacheBlock], head);
+        for (size_t line = 0; line < count; line += M::kRows) {
+            const size_t rows = least(M::kRows, count - line);
+            if (lines.seen[line].begin >= begin + kCacheBlock || lines.seen[line + rows - 1].end <= begin) continue;
+            attend_tile<M, C>(lines, line, rows, h, begin);
+        }
+    }
+}
+
+template <class M, class Int8, class Bf16>
+void attend(const AttendCached* p, size_t head, size_t line_begin, size_t line_end, size_t part, float* partials) {
+    for (size_t line = line_begin; line < line_end; line += kLines) {
+        (p->cache.kind == CacheKind::kInt8
+             ? attend_lines<M, Int8>
+             : attend_lines<M, Bf16>)(*p, head, line, least(kLines, line_end - line), part,
+                                      partials + (line - line_begin) * partial_floats(p->cache.head_size));
+    }
+}
+
+}  // namespace
