@@ -5,7 +5,8 @@
 void bind_attention_cached(nb::module_& m) {
     nb::enum_<CacheKind>(m, "CacheKind").value("int8", CacheKind::kInt8).value("bf16", CacheKind::kBf16);
     bind_struct(m, "CacheLayer", Field{"kind", &CacheLayer::kind}, Field{"blocks", &CacheLayer::blocks},
-                Field{"block_bytes", &CacheLayer::block_bytes}, Field{"head_size", &CacheLayer::head_size});
+                Field{"block_stride", &CacheLayer::block_stride}, Field{"head_stride", &CacheLayer::head_stride},
+                Field{"head_size", &CacheLayer::head_size});
     bind_struct(m, "AppendCached", Field{"cache", &AppendCached::cache}, Field{"table", &AppendCached::table},
                 Field{"past", &AppendCached::past}, Field{"k", &AppendCached::k}, Field{"v", &AppendCached::v},
                 Field{"stride", &AppendCached::stride});

@@ -19,7 +19,7 @@ struct CachedHead {
 };
 
 inline CachedHead cached_head(const CacheLayer& cache, int32_t block, size_t head) {
-    char* at = cache.blocks + (size_t)block * cache.block_bytes + head * cache_head_bytes(cache.kind, cache.head_size);
+    char* at = cache.blocks + (size_t)block * cache.block_stride + head * cache.head_stride;
     const size_t bytes = kCacheBlock * cache.head_size * (cache.kind == CacheKind::kInt8 ? 1 : 2);
     float* scales = (float*)(at + 2 * bytes);
     return {at, at + bytes, scales, scales + kCacheBlock};

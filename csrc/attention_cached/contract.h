@@ -1,12 +1,13 @@
 // attention_cached: keys and values of a sequence go into a paged cache, in 8 or 16 bits; attention over that cache.
 //
-// The cache is a pool of blocks of kCacheBlock tokens. A block holds all layers: keys and values of its tokens, of
-// layer l and head h of the keys and values, lie at
+// The cache is a pool of blocks of kCacheBlock tokens. Keys and values of the tokens of a block, of head h of the keys
+// and values, are the cache_head_bytes(kind, D) bytes, D = head_size, at
 //
-//   pool + block * block_bytes + the layer's offset + h * cache_head_bytes(kind, D)     D = head_size
+//   the layer's blocks + block * block_stride + h * head_stride
 //
-// so that a table of blocks, one for each sequence, serves every layer. In there, one after the other, as the products
-// take them:
+// so that one table of blocks for each sequence serves every layer. Blocks of a head that follow each other in memory
+// (block_stride = cache_head_bytes) are read a sixth faster than blocks anywhere. In there, one after the other, as the
+// products take them:
 //
 //   int8    keys    [4, D / 4, 16, 4] u8   code + 128: four values of each of 16 keys are a vector of 64 bytes
 //           values  [16, D, 4] s8          code: one value of each of four tokens is a cell of 4 bytes
@@ -66,8 +67,9 @@ static inline size_t partial_floats(size_t head_size) { return head_size + 32; }
 // One layer of the cache.
 struct CacheLayer {
     CacheKind kind;
-    char* blocks;  // the layer in block 0
-    size_t block_bytes;
+    char* blocks;         // head 0 in block 0
+    size_t block_stride;  // bytes
+    size_t head_stride;
     size_t head_size;
 };
 

@@ -44,6 +44,22 @@ void pack_lines(Lines& lines, size_t head, size_t line_begin) {
     }
 }
 
+// Brings into the cache what will be read after this block: blocks lie anywhere, so the processor would notice at each
+// of them anew. Evenly through all that is done to a block, and in the order of addresses: more at once than the
+// processor keeps count of would hold up the loads that are needed now.
+struct Fetch {
+    static constexpr size_t kPiece = 64;
+    const char *at, *end;
+
+    ALWAYS_INLINE void some(size_t pieces) {
+        if (at >= end) return;
+        for (size_t i = 0; i < pieces; ++i) __builtin_prefetch(at + i * kPiece);
+        at += pieces * kPiece;
+    }
+    // While so many vectors of 64 bytes are read from the block.
+    ALWAYS_INLINE void beside(size_t vectors) { some(vectors - vectors / 4); }
+};
+
 // 2^x, to the last bits.
 template <class M>
 ALWAYS_INLINE typename M::V exact_power(typename M::V x) {
@@ -66,7 +82,7 @@ ALWAYS_INLINE typename M::V capped(typename M::V score, float cap) {
 // Sums of products of R lines and the 64 keys of a block, as f32: [R, 64].
 template <class M, class C, int R, int N>
 ALWAYS_INLINE void score(const char* left, size_t left_bytes, const int32_t* start, const char* keys, size_t cells,
-                         float* scores) {
+                         float* scores, Fetch& fetch) {
     constexpr size_t kTile = 16 * kCell, kPerTile = 16 / M::kLanes;
     static_assert(N % kPerTile == 0);
     for (size_t key = 0; key < kCacheBlock; key += N * M::kLanes, keys += N / kPerTile * cells * kTile) {
@@ -81,6 +97,7 @@ ALWAYS_INLINE void score(const char* left, size_t left_bytes, const int32_t* sta
                 constexpr size_t tile = n.value / kPerTile, part = n.value % kPerTile;
                 right[n.value] = C::load_key(keys + (tile * cells + cell) * kTile + part * M::kLanes * kCell);
             });
+            fetch.beside(N / kPerTile);
             unroll<R>([&](auto r) INLINED {
                 const auto cells_of_line = C::broadcast(line + r.value * left_bytes);
                 unroll<N>([&](auto n) INLINED {
@@ -105,8 +122,8 @@ struct Weights {
 // Scores of a line become weights; its largest score and its sum of weights go into the partial result. first, last:
 // the keys that it sees.
 template <class M, class C>
-ALWAYS_INLINE Weights weigh(const CachedHead& h, const float* scores, float scale, float cap, ptrdiff_t first,
-                            ptrdiff_t last, float* sums, char* out) {
+ALWAYS_INLINE Weights weigh(const CachedHead& h, const float* scores, float scale, float cap, size_t first, size_t last,
+                            float* sums, char* out) {
     using V = typename M::V;
     constexpr int N = kCacheBlock / M::kLanes;
     const bool all_seen = first == 0 && last == kCacheBlock;
@@ -119,7 +136,8 @@ ALWAYS_INLINE Weights weigh(const CachedHead& h, const float* scores, float scal
         constexpr ptrdiff_t key = n.value * M::kLanes;
         x[n.value] = M::mul(M::load(scores + key), C::scales(h.key_scales + key, scale));
         if (cap > 0.0f) x[n.value] = capped<M>(x[n.value], cap);
-        if (!all_seen) x[n.value] = M::between(x[n.value], first - key, last - key, M::all(-INFINITY));
+        if (!all_seen)
+            x[n.value] = M::between(x[n.value], (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::all(-INFINITY));
         top = M::max(x[n.value], top);
     });
     const V before = M::all(sums[kLargest]);
@@ -147,7 +165,7 @@ ALWAYS_INLINE Weights weigh(const CachedHead& h, const float* scores, float scal
     unroll<N>([&](auto n) INLINED {
         constexpr ptrdiff_t key = n.value * M::kLanes;
         x[n.value] = M::mul(x[n.value], M::load(h.value_scales + key));
-        if (!all_seen) x[n.value] = M::between(x[n.value], first - key, last - key, M::zero());
+        if (!all_seen) x[n.value] = M::between(x[n.value], (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::zero());
         most = M::max(x[n.value], most);
     });
     const float largest = M::first(M::largest(most));
@@ -160,13 +178,14 @@ ALWAYS_INLINE Weights weigh(const CachedHead& h, const float* scores, float scal
 // N vectors of head dimensions of R lines, times the weights of a block.
 template <class M, class C, int R, int N>
 ALWAYS_INLINE void mix(const char* weights, const Weights* of, const char* values, size_t size, float* out,
-                       size_t out_stride) {
+                       size_t out_stride, Fetch& fetch) {
     constexpr size_t kCells = kCacheBlock / C::kPerCell;
     typename C::Sum sum[R][N];
     unroll<R>([&](auto r) INLINED { unroll<N>([&](auto n) INLINED { sum[r.value][n.value] = C::begin(0); }); });
     for (size_t cell = 0; cell < kCells; ++cell, weights += C::kLeft, values += size * kCell) {
         typename C::Right right[N];
         unroll<N>([&](auto n) INLINED { right[n.value] = C::load_value(values + n.value * M::kLanes * kCell); });
+        fetch.beside(N * M::kLanes / 16);
         unroll<R>([&](auto r) INLINED {
             const auto left = C::broadcast(weights + r.value * kCells * C::kLeft);
             unroll<N>([&](auto n) INLINED {
@@ -183,42 +202,45 @@ ALWAYS_INLINE void mix(const char* weights, const Weights* of, const char* value
     });
 }
 
-// Lines [line, line + R) and one block of keys.
+// Lines [line, line + R) and the block of keys from position `begin` on.
 template <class M, class C, int R>
-void attend_tile(const Lines& lines, size_t line, const CachedHead& h, size_t begin) {
-    const size_t size = lines.p.cache.head_size, stride = partial_floats(size);
+void attend_tile(const Lines& lines, size_t line, const CachedHead& h, size_t begin, Fetch fetch) {
+    const size_t size = lines.p.cache.head_size, stride = partial_floats(size),
+                 share = (fetch.end - fetch.at) / Fetch::kPiece / (3 * R) + 1;
     alignas(64) float scores[R * kCacheBlock];
     alignas(64) char weights[R * kCacheBlock / C::kPerCell * C::kLeft];
     Weights of[R];
     score<M, C, R, M::columns(R)>(lines.left + line * lines.left_bytes, lines.left_bytes, lines.start + line, h.keys,
-                                  size / C::kPerCell, scores);
+                                  size / C::kPerCell, scores, fetch);
     float* partial = lines.partial(line);
     for (int r = 0; r < R; ++r) {
         const CachedRange seen = lines.seen[line + r];
-        const ptrdiff_t first = seen.begin > begin ? seen.begin - begin : 0,
-                        last = seen.end > begin ? least(seen.end - begin, kCacheBlock) : 0;
+        const size_t first = seen.begin > begin ? seen.begin - begin : 0,
+                     last = seen.end > begin ? least(seen.end - begin, kCacheBlock) : 0;
+        fetch.some(share);
         of[r] = weigh<M, C>(h, scores + r * kCacheBlock, lines.factor[line + r], lines.p.softcap * kLog2E, first, last,
                             partial + r * stride + size, weights + r * (kCacheBlock / C::kPerCell * C::kLeft));
     }
     constexpr size_t N = M::columns(R), kLeast = 16 / M::kLanes;
     size_t column = 0;
     for (; column + N * M::kLanes <= size; column += N * M::kLanes) {
-        mix<M, C, R, N>(weights, of, h.values + column * kCell, size, partial + column, stride);
+        mix<M, C, R, N>(weights, of, h.values + column * kCell, size, partial + column, stride, fetch);
     }
     if constexpr (N > kLeast) {
         for (; column < size; column += 16) {
-            mix<M, C, R, kLeast>(weights, of, h.values + column * kCell, size, partial + column, stride);
+            mix<M, C, R, kLeast>(weights, of, h.values + column * kCell, size, partial + column, stride, fetch);
         }
     }
 }
 
 // The same of `count` lines, up to R.
 template <class M, class C, int R = M::kRows>
-ALWAYS_INLINE void attend_tile(const Lines& lines, size_t line, size_t count, const CachedHead& h, size_t begin) {
+ALWAYS_INLINE void attend_tile(const Lines& lines, size_t line, size_t count, const CachedHead& h, size_t begin,
+                               Fetch fetch) {
     if constexpr (R > 1) {
-        if (count < R) return attend_tile<M, C, R - 1>(lines, line, count, h, begin);
+        if (count < R) return attend_tile<M, C, R - 1>(lines, line, count, h, begin, fetch);
     }
-    attend_tile<M, C, R>(lines, line, h, begin);
+    attend_tile<M, C, R>(lines, line, h, begin, fetch);
 }
 
 template <class M, class C>
@@ -237,11 +259,18 @@ void attend_lines(const AttendCached& p, size_t head, size_t line_begin, size_t 
     const size_t end = least(lines.seen[count - 1].end, (part + 1) * kPart);
     for (size_t begin = part * kPart; begin < end; begin += kCacheBlock) {
         if (lines.seen[0].begin >= begin + kCacheBlock) continue;
-        const CachedHead h = cached_head(p.cache, p.table[begin / kCacheBlock], head);
+        const int32_t* block = p.table + begin / kCacheBlock;
+        const CachedHead h = cached_head(p.cache, block[0], head);
+        Fetch fetch{nullptr, nullptr};
+        if (begin + kCacheBlock < lines.seen[count - 1].end) {
+            fetch.at = cached_head(p.cache, block[1], head).keys;
+            fetch.end = fetch.at + cache_head_bytes(p.cache.kind, p.cache.head_size);
+        }
         for (size_t line = 0; line < count; line += M::kRows) {
             const size_t rows = least(M::kRows, count - line);
             if (lines.seen[line].begin >= begin + kCacheBlock || lines.seen[line + rows - 1].end <= begin) continue;
-            attend_tile<M, C>(lines, line, rows, h, begin);
+            attend_tile<M, C>(lines, line, rows, h, begin, fetch);
+            fetch.at = fetch.end;  // once for all lines
         }
     }
 }

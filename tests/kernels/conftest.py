@@ -243,7 +243,8 @@ class Cached:
         return module.CacheLayer(
             kind=module.CacheKind[self.kind],
             blocks=-(-self.memory.data_ptr() // 64) * 64,
-            block_bytes=self._block_bytes,
+            block_stride=self._block_bytes,
+            head_stride=module.cache_head_bytes(module.CacheKind[self.kind], self.size),
             head_size=self.size,
         )
 

@@ -223,10 +223,10 @@ def attention_cached(
 ) -> Tensor:
     """Attention of the last T tokens of a sequence over an int8 cache of all S: (T, H, D), in the dtype of q.
 
-    H query heads share the G heads of the cache in equal groups. q, k and v have a scale per token and head. Of each 64
-    keys at fixed places the weights, relative to the largest score so far, times the scales of their values become bytes
-    relative to the largest of these 64. The sum is that of the weights themselves: a sink with a value near zero has
-    nearly all the weight, and its byte says little of it.
+    H query heads share the G heads of the cache in equal groups. q, k and v have a scale per token and head. Of each
+    64 keys at fixed places the weights, relative to the largest score so far, times the scales of their values become
+    bytes relative to the largest of these 64. The sum is that of the weights themselves: a sink with a value near zero
+    has nearly all the weight, and its byte says little of it.
 
     Args:
         softcap: a score s becomes softcap · tanh(s / softcap).
