@@ -25,9 +25,11 @@ struct Words : Integers {
     }
     static ALWAYS_INLINE Sum add_value(Sum sum, Right weights, Right value) { return add_key(sum, value, weights); }
     // Each cell as the words 0, 2, 1, 3.
-    static ALWAYS_INLINE void store_weights(char* out, size_t key, __m256 x) {
+    static ALWAYS_INLINE void store_weights(char* out, const __m256 (&x)[8]) {
         const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-        _mm_store_si128((__m128i*)(out + 2 * key), _mm_shuffle_epi8(words(x), order));
+        unroll<8>([&](auto n) INLINED {
+            _mm_store_si128((__m128i*)out + n.value, _mm_shuffle_epi8(words(x[n.value]), order));
+        });
     }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         int8_t codes[kMaxHeadSize];

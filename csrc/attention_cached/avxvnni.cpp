@@ -17,9 +17,11 @@ struct Bytes : Integers {
     }
     static ALWAYS_INLINE Sum add_key(Sum sum, Right key, __m256i query) { return multiply(sum, key, query); }
     static ALWAYS_INLINE Sum add_value(Sum sum, __m256i weights, Right value) { return multiply(sum, weights, value); }
-    static ALWAYS_INLINE void store_weights(char* out, size_t key, __m256 x) {
-        const __m128i codes = words(x);
-        _mm_storel_epi64((__m128i*)(out + key), _mm_packus_epi16(codes, codes));
+    static ALWAYS_INLINE void store_weights(char* out, const __m256 (&x)[8]) {
+        unroll<4>([&](auto n) INLINED {
+            const __m128i low = words(x[2 * n.value]), high = words(x[2 * n.value + 1]);
+            _mm_store_si128((__m128i*)out + n.value, _mm_packus_epi16(low, high));
+        });
     }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         const float scale = row_codes(q, size, (int8_t*)out);

@@ -15,12 +15,21 @@ struct Narrow : Vectors {
     static ALWAYS_INLINE V load(const float* at) { return _mm256_loadu_ps(at); }
     static ALWAYS_INLINE V add(V a, V b) { return _mm256_add_ps(a, b); }
     static ALWAYS_INLINE V min(V a, V b) { return _mm256_min_ps(a, b); }
-    static ALWAYS_INLINE float first(V x) { return _mm256_cvtss_f32(x); }
-    // The largest lane, in all.
-    static ALWAYS_INLINE V largest(V x) {
-        x = max(x, _mm256_permute2f128_ps(x, x, 1));
-        x = max(x, _mm256_permute_ps(x, 0x4e));
-        return max(x, _mm256_permute_ps(x, 0xb1));
+    static ALWAYS_INLINE V if_greater(V a, V b, V yes, V no) {
+        return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+    }
+    // Lane r: the largest of 8 floats from x + 8 r on; r < R.
+    template <int R>
+    static ALWAYS_INLINE V largest_of(const float* x) {
+        V t[4];
+        unroll<4>([&](auto r) INLINED { t[r.value] = _mm256_load_ps(x + (r.value < R ? r.value : 0) * 8); });
+        unroll<2>([&](auto r) INLINED {  // four lanes of each of two rows
+            t[r.value] = max(_mm256_permute2f128_ps(t[r.value], t[r.value + 2], 0x20),
+                             _mm256_permute2f128_ps(t[r.value], t[r.value + 2], 0x31));
+        });
+        t[0] = max(_mm256_unpacklo_ps(t[0], t[1]), _mm256_unpackhi_ps(t[0], t[1]));
+        t[0] = max(t[0], _mm256_permute_ps(t[0], 0x4e));
+        return _mm256_permutevar8x32_ps(t[0], _mm256_setr_epi32(0, 1, 4, 5, 0, 1, 4, 5));
     }
 };
 
@@ -53,7 +62,9 @@ struct Halves {
     static ALWAYS_INLINE Sum add_value(Sum sum, Right weights, Right value) { return add_key(sum, value, weights); }
     static ALWAYS_INLINE __m256 to_float(Sum x) { return x; }
     static ALWAYS_INLINE __m256 scales(const float*, float scale) { return _mm256_set1_ps(scale); }
-    static ALWAYS_INLINE void store_weights(char* out, size_t key, __m256 x) { _mm256_store_ps((float*)out + key, x); }
+    static ALWAYS_INLINE void store_weights(char* out, const __m256 (&x)[8]) {
+        unroll<8>([&](auto n) INLINED { _mm256_store_ps((float*)out + n.value * 8, x[n.value]); });
+    }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         for (size_t i = 0; i < size; ++i) ((float*)out)[i] = widen(q[i]);
         *start = 0;
@@ -72,7 +83,7 @@ struct Integers {
     static ALWAYS_INLINE __m256 scales(const float* of_keys, float scale) {
         return _mm256_mul_ps(_mm256_load_ps(of_keys), _mm256_set1_ps(scale));
     }
-    // Words in order, twice. A NaN converts to INT_MIN; its line's sum is NaN too.
+    // Words in order. A NaN converts to INT_MIN; its line's sum is NaN too.
     static ALWAYS_INLINE __m128i words(__m256 x) {
         const __m256i codes = _mm256_cvtps_epi32(x);
         return _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));

@@ -17,13 +17,26 @@ struct Wide : Vectors {
     static ALWAYS_INLINE V load(const float* at) { return _mm512_loadu_ps(at); }
     static ALWAYS_INLINE V add(V a, V b) { return _mm512_add_ps(a, b); }
     static ALWAYS_INLINE V min(V a, V b) { return _mm512_min_ps(a, b); }
-    static ALWAYS_INLINE float first(V x) { return _mm512_cvtss_f32(x); }
-    // The largest lane, in all.
-    static ALWAYS_INLINE V largest(V x) {
-        x = max(x, _mm512_shuffle_f32x4(x, x, 0x4e));
-        x = max(x, _mm512_shuffle_f32x4(x, x, 0xb1));
-        x = max(x, _mm512_permute_ps(x, 0x4e));
-        return max(x, _mm512_permute_ps(x, 0xb1));
+    static ALWAYS_INLINE V if_greater(V a, V b, V yes, V no) {
+        return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
+    }
+    // Lane r: the largest of 16 floats from x + 16 r on; r < R.
+    template <int R>
+    static ALWAYS_INLINE V largest_of(const float* x) {
+        V t[8];
+        unroll<8>([&](auto r) INLINED { t[r.value] = _mm512_load_ps(x + (r.value < R ? r.value : 0) * 16); });
+        unroll<4>([&](auto r) INLINED {  // eight lanes of each of two rows
+            t[r.value] = max(_mm512_shuffle_f32x4(t[r.value], t[r.value + 4], 0x44),
+                             _mm512_shuffle_f32x4(t[r.value], t[r.value + 4], 0xee));
+        });
+        unroll<2>([&](auto r) INLINED {  // four lanes of each of rows r, r + 4, r + 2, r + 6
+            t[r.value] = max(_mm512_shuffle_f32x4(t[r.value], t[r.value + 2], 0x88),
+                             _mm512_shuffle_f32x4(t[r.value], t[r.value + 2], 0xdd));
+        });
+        t[0] = max(_mm512_unpacklo_ps(t[0], t[1]), _mm512_unpackhi_ps(t[0], t[1]));
+        t[0] = max(t[0], _mm512_permute_ps(t[0], 0x4e));
+        const __m512i order = _mm512_setr_epi32(0, 1, 8, 9, 4, 5, 12, 13, 0, 1, 8, 9, 4, 5, 12, 13);
+        return _mm512_permutexvar_ps(order, t[0]);
     }
 };
 
@@ -52,9 +65,13 @@ struct Bytes {
     static ALWAYS_INLINE __m512 scales(const float* of_keys, float scale) {
         return _mm512_mul_ps(_mm512_load_ps(of_keys), _mm512_set1_ps(scale));
     }
-    // A NaN converts to INT_MIN; its line's sum is NaN too.
-    static ALWAYS_INLINE void store_weights(char* out, size_t key, __m512 x) {
-        _mm_store_si128((__m128i*)(out + key), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x)));
+    // A NaN converts to INT_MIN, and becomes 0; its line's sum is NaN. The packs work within 128 bits.
+    static ALWAYS_INLINE void store_weights(char* out, const __m512 (&x)[4]) {
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        __m512i codes[4];
+        unroll<4>([&](auto n) INLINED { codes[n.value] = _mm512_cvtps_epi32(x[n.value]); });
+        const __m512i low = _mm512_packs_epi32(codes[0], codes[1]), high = _mm512_packs_epi32(codes[2], codes[3]);
+        _mm512_store_si512(out, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
     }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         const float scale = row_codes(q, size, (int8_t*)out);
@@ -83,8 +100,9 @@ struct Halves {
     static ALWAYS_INLINE Sum add_value(Sum sum, __m512i weights, Right value) { return add_key(sum, value, weights); }
     static ALWAYS_INLINE __m512 to_float(Sum x) { return x; }
     static ALWAYS_INLINE __m512 scales(const float*, float scale) { return _mm512_set1_ps(scale); }
-    static ALWAYS_INLINE void store_weights(char* out, size_t key, __m512 x) {
-        _mm256_store_si256((__m256i*)(out + 2 * key), to_bf16(x));
+    static ALWAYS_INLINE void store_weights(char* out, const __m512 (&x)[4]) {
+        _mm512_store_si512(out, to_bf16(x[0], x[1]));
+        _mm512_store_si512(out + 64, to_bf16(x[2], x[3]));
     }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         memcpy(out, q, size * sizeof *q);
@@ -118,7 +136,9 @@ struct Halves {
     static ALWAYS_INLINE Sum add_value(Sum sum, Right weights, Right value) { return add_key(sum, value, weights); }
     static ALWAYS_INLINE __m512 to_float(Sum x) { return x; }
     static ALWAYS_INLINE __m512 scales(const float*, float scale) { return _mm512_set1_ps(scale); }
-    static ALWAYS_INLINE void store_weights(char* out, size_t key, __m512 x) { _mm512_store_ps(out + 4 * key, x); }
+    static ALWAYS_INLINE void store_weights(char* out, const __m512 (&x)[4]) {
+        unroll<4>([&](auto n) INLINED { _mm512_store_ps(out + n.value * 64, x[n.value]); });
+    }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         for (size_t i = 0; i < size; ++i) ((float*)out)[i] = widen(q[i]);
         *start = 0;

@@ -114,70 +114,128 @@ ALWAYS_INLINE void score(const char* left, size_t left_bytes, const int32_t* sta
     }
 }
 
-// What a line's weights of a block are: cells, a step that they count in, and the factor of what was summed before.
+// Of each line of a tile, a lane: its largest score, the factor of what was summed before, and what its bytes count in.
 struct Weights {
-    float step, factor;
+    alignas(64) float largest[16], factor[16], step[16];
 };
 
-// Scores of a line become weights; its largest score and its sum of weights go into the partial result. first, last:
-// the keys that it sees.
+// Scores of one line, in units of log2 and -inf where it sees no key, in place; and the largest in each lane. first,
+// last: the keys that it sees.
 template <class M, class C>
-ALWAYS_INLINE Weights weigh(const CachedHead& h, const float* scores, float scale, float cap, size_t first, size_t last,
-                            float* sums, char* out) {
-    using V = typename M::V;
-    constexpr int N = kCacheBlock / M::kLanes;
+ALWAYS_INLINE void adjust(const float* key_scales, float scale, float cap, size_t first, size_t last, float* scores,
+                          float* largest) {
+    typename M::V top = M::all(-INFINITY);
     const bool all_seen = first == 0 && last == kCacheBlock;
-    if (first >= last) {
-        memset(out, 0, kCacheBlock / C::kPerCell * C::kLeft);
-        return {0.0f, 1.0f};
-    }
-    V x[N], top = M::all(-INFINITY);
-    unroll<N>([&](auto n) INLINED {
+    unroll<kCacheBlock / M::kLanes>([&](auto n) INLINED {
         constexpr ptrdiff_t key = n.value * M::kLanes;
-        x[n.value] = M::mul(M::load(scores + key), C::scales(h.key_scales + key, scale));
-        if (cap > 0.0f) x[n.value] = capped<M>(x[n.value], cap);
-        if (!all_seen)
-            x[n.value] = M::between(x[n.value], (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::all(-INFINITY));
-        top = M::max(x[n.value], top);
+        auto x = M::mul(M::load(scores + key), C::scales(key_scales + key, scale));
+        if (cap > 0.0f) x = capped<M>(x, cap);
+        if (!all_seen) x = M::between(x, (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::all(-INFINITY));
+        M::store(scores + key, x);
+        top = M::max(x, top);  // the second if either is NaN
     });
-    const V before = M::all(sums[kLargest]);
-    top = M::max(M::largest(top), before);
-    sums[kLargest] = M::first(top);
-    V factor = M::all(1.0f);
-    if (M::first(top) > M::first(before)) factor = M::power(M::sub(before, top));
-    V sum = M::mul(M::load(sums), factor), after = M::load(sums + (M::kLanes == 16 ? 0 : 8));
-    if constexpr (M::kLanes == 8) after = M::mul(after, factor);
-    unroll<N>([&](auto n) INLINED {
-        x[n.value] = M::power(M::sub(x[n.value], top));
-        if constexpr (M::kLanes == 8 && n.value % 2) {
-            after = M::add(after, x[n.value]);
-        } else {
-            sum = M::add(sum, x[n.value]);
+    M::store(largest, top);
+}
+
+// The largest score of each line so far.
+template <class M, int R>
+ALWAYS_INLINE void update_largest(const float* largest, float* partial, size_t stride, Weights& w) {
+    alignas(64) float before[M::kLanes];
+    for (int r = 0; r < R; ++r) before[r] = partial[r * stride + kLargest];
+    const auto old = M::load(before), now = M::max(M::template largest_of<R>(largest), old);
+    M::store(w.largest, now);
+    M::store(w.factor, M::if_greater(now, old, M::power(M::sub(old, now)), M::all(1.0f)));
+    for (int r = 0; r < R; ++r) partial[r * stride + kLargest] = w.largest[r];
+}
+
+// Scores of one line become weights, times the scales of values in place if they will be bytes, with the largest in
+// each lane; they are added to the line's sums.
+template <class M, class C>
+ALWAYS_INLINE void exponentiate(const float* value_scales, float top, float factor, size_t first, size_t last,
+                                float* scores, float* sums, char* cells, float* largest) {
+    using V = typename M::V;
+    const V highest = M::all(top), before = M::all(factor);
+    const bool all_seen = first == 0 && last == kCacheBlock;
+    V sum[16 / M::kLanes], most = M::zero();
+    unroll<16 / M::kLanes>([&](auto i) INLINED { sum[i.value] = M::mul(M::load(sums + i.value * M::kLanes), before); });
+    V x[kCacheBlock / M::kLanes];
+    unroll<kCacheBlock / M::kLanes>([&](auto n) INLINED {
+        constexpr ptrdiff_t key = n.value * M::kLanes;
+        x[n.value] = M::power(M::sub(M::load(scores + key), highest));
+        V& into = sum[n.value % (16 / M::kLanes)];
+        into = M::add(into, x[n.value]);
+        if constexpr (C::kBytes) {
+            V scaled = M::mul(x[n.value], M::load(value_scales + key));
+            if (!all_seen) {
+                scaled = M::between(scaled, (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::zero());
+            }
+            M::store(scores + key, scaled);
+            most = M::max(scaled, most);
         }
     });
-    M::store(sums, sum);
-    if constexpr (M::kLanes == 8) M::store(sums + 8, after);
-    if constexpr (!C::kBytes) {
-        unroll<N>([&](auto n) INLINED { C::store_weights(out, n.value * M::kLanes, x[n.value]); });
-        return {1.0f, M::first(factor)};
+    if constexpr (!C::kBytes) C::store_weights(cells, x);
+    unroll<16 / M::kLanes>([&](auto i) INLINED { M::store(sums + i.value * M::kLanes, sum[i.value]); });
+    M::store(largest, most);
+}
+
+// Weights times scales become bytes, in steps that make the largest of a line 255.
+template <class M, class C, int R>
+ALWAYS_INLINE void round_weights(const float* scaled, const float* largest, char* cells, float* step) {
+    using V = typename M::V;
+    constexpr float kLeast = 0x1p-119f;  // 255 / kLeast is finite
+    const V most = M::template largest_of<R>(largest), least = M::all(kLeast / 2), none = M::zero();
+    alignas(64) float inverse[M::kLanes];
+    M::store(inverse, M::if_greater(most, least, M::div(M::all(255.0f), most), none));
+    M::store(step, M::if_greater(most, least, M::mul(most, M::all(1.0f / 255.0f)), none));
+    for (int r = 0; r < R; ++r, scaled += kCacheBlock, cells += kCacheBlock / C::kPerCell * C::kLeft) {
+        const V times = M::all(inverse[r]);
+        V x[kCacheBlock / M::kLanes];
+        unroll<kCacheBlock / M::kLanes>(
+            [&](auto n) INLINED { x[n.value] = M::mul(M::load(scaled + n.value * M::kLanes), times); });
+        C::store_weights(cells, x);
     }
-    V most = M::zero();
-    unroll<N>([&](auto n) INLINED {
-        constexpr ptrdiff_t key = n.value * M::kLanes;
-        x[n.value] = M::mul(x[n.value], M::load(h.value_scales + key));
-        if (!all_seen) x[n.value] = M::between(x[n.value], (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::zero());
-        most = M::max(x[n.value], most);
-    });
-    const float largest = M::first(M::largest(most));
-    const bool some = largest >= 0x1p-119f;
-    const V inverse = M::all(some ? 255.0f / largest : 0.0f);
-    unroll<N>([&](auto n) INLINED { C::store_weights(out, n.value * M::kLanes, M::mul(x[n.value], inverse)); });
-    return {some ? largest * (1.0f / 255.0f) : 0.0f, M::first(factor)};
+}
+
+// Scores of the lines [line, line + R), as sums of products, become weights.
+template <class M, class C, int R>
+ALWAYS_INLINE void weigh(const Lines& lines, size_t line, const CachedHead& h, size_t begin, float* scores, char* cells,
+                         Weights& w, Fetch& fetch) {
+    const size_t size = lines.p.cache.head_size, stride = partial_floats(size),
+                 share = (fetch.end - fetch.at) / Fetch::kPiece / (2 * R) + 1;
+    const float cap = lines.p.softcap * kLog2E;
+    float* behind = lines.partial(line) + size;
+    alignas(64) float largest[R * M::kLanes];
+    size_t first[R], last[R];
+    for (int r = 0; r < R; ++r) {
+        const CachedRange seen = lines.seen[line + r];
+        first[r] = seen.begin > begin ? seen.begin - begin : 0;
+        last[r] = seen.end > begin ? least(seen.end - begin, kCacheBlock) : 0;
+        adjust<M, C>(h.key_scales, lines.factor[line + r], cap, first[r], last[r], scores + r * kCacheBlock,
+                     largest + r * M::kLanes);
+    }
+    update_largest<M, R>(largest, behind, stride, w);
+    for (int r = 0; r < R; ++r) {
+        fetch.some(share);
+        char* of_line = cells + r * (kCacheBlock / C::kPerCell * C::kLeft);
+        if (first[r] < last[r]) {
+            exponentiate<M, C>(h.value_scales, w.largest[r], w.factor[r], first[r], last[r], scores + r * kCacheBlock,
+                               behind + r * stride, of_line, largest + r * M::kLanes);
+        } else {
+            memset(scores + r * kCacheBlock, 0, kCacheBlock * sizeof *scores);
+            memset(of_line, 0, kCacheBlock / C::kPerCell * C::kLeft);
+            M::store(largest + r * M::kLanes, M::zero());
+        }
+    }
+    if constexpr (C::kBytes) {
+        round_weights<M, C, R>(scores, largest, cells, w.step);
+    } else {
+        for (float& step : w.step) step = 1.0f;
+    }
 }
 
 // N vectors of head dimensions of R lines, times the weights of a block.
 template <class M, class C, int R, int N>
-ALWAYS_INLINE void mix(const char* weights, const Weights* of, const char* values, size_t size, float* out,
+ALWAYS_INLINE void mix(const char* weights, const Weights& of, const char* values, size_t size, float* out,
                        size_t out_stride, Fetch& fetch) {
     constexpr size_t kCells = kCacheBlock / C::kPerCell;
     typename C::Sum sum[R][N];
@@ -196,8 +254,8 @@ ALWAYS_INLINE void mix(const char* weights, const Weights* of, const char* value
     unroll<R>([&](auto r) INLINED {
         unroll<N>([&](auto n) INLINED {
             float* at = out + r.value * out_stride + n.value * M::kLanes;
-            const auto before = M::mul(M::load(at), M::all(of[r.value].factor));
-            M::store(at, M::fma(C::to_float(sum[r.value][n.value]), M::all(of[r.value].step), before));
+            const auto before = M::mul(M::load(at), M::all(of.factor[r.value]));
+            M::store(at, M::fma(C::to_float(sum[r.value][n.value]), M::all(of.step[r.value]), before));
         });
     });
 }
@@ -205,22 +263,14 @@ ALWAYS_INLINE void mix(const char* weights, const Weights* of, const char* value
 // Lines [line, line + R) and the block of keys from position `begin` on.
 template <class M, class C, int R>
 void attend_tile(const Lines& lines, size_t line, const CachedHead& h, size_t begin, Fetch fetch) {
-    const size_t size = lines.p.cache.head_size, stride = partial_floats(size),
-                 share = (fetch.end - fetch.at) / Fetch::kPiece / (3 * R) + 1;
+    const size_t size = lines.p.cache.head_size, stride = partial_floats(size);
     alignas(64) float scores[R * kCacheBlock];
     alignas(64) char weights[R * kCacheBlock / C::kPerCell * C::kLeft];
-    Weights of[R];
+    Weights of;
     score<M, C, R, M::columns(R)>(lines.left + line * lines.left_bytes, lines.left_bytes, lines.start + line, h.keys,
                                   size / C::kPerCell, scores, fetch);
+    weigh<M, C, R>(lines, line, h, begin, scores, weights, of, fetch);
     float* partial = lines.partial(line);
-    for (int r = 0; r < R; ++r) {
-        const CachedRange seen = lines.seen[line + r];
-        const size_t first = seen.begin > begin ? seen.begin - begin : 0,
-                     last = seen.end > begin ? least(seen.end - begin, kCacheBlock) : 0;
-        fetch.some(share);
-        of[r] = weigh<M, C>(h, scores + r * kCacheBlock, lines.factor[line + r], lines.p.softcap * kLog2E, first, last,
-                            partial + r * stride + size, weights + r * (kCacheBlock / C::kPerCell * C::kLeft));
-    }
     constexpr size_t N = M::columns(R), kLeast = 16 / M::kLanes;
     size_t column = 0;
     for (; column + N * M::kLanes <= size; column += N * M::kLanes) {

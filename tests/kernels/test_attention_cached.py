@@ -125,17 +125,17 @@ def test_options(attention_cached_variant, kind, past, rows, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 90}, {"softcap": 5.0}], ids=lambda options: "-".join(options))
-@pytest.mark.parametrize(("past", "group"), [(0, 3), (61, 1), (1000, 9)])
+@pytest.mark.parametrize(("past", "group"), [(30, 3), (61, 1), (1000, 9)])
 def test_same_bytes_however_tokens_come(attention_cached_variant, kind, past, group, options):
     """All rows at once, in chunks, one by one; and cut by lines."""
-    rows = 67
+    rows = 40
     q, k, v, scale = problem(past, rows, group=group)
     cache = filled(attention_cached_variant, kind, k, v)
     want = cache.attend(q, scale, **options)
     assert want.isfinite().all()
-    for lines in (1, 7, 40):
+    for lines in (1, 31):
         assert same(cache.attend(q, scale, lines=lines, **options), want)
-    for chunk in (1, 2, 13, 64):
+    for chunk in (1, 13):
         cache = filled(attention_cached_variant, kind, k[:past], v[:past], chunk=29)
         for begin in range(past, past + rows, chunk):
             new = slice(begin, begin + chunk)
