@@ -16,17 +16,18 @@
 //           values  [32, D, 2]
 //
 // int8: codes -127 to 127, scale = largest magnitude / 127, one for each token and head, 0 where that is below the
-// normal numbers. A token whose key or value is not finite has the key scale NaN (int8), a key of NaN (bf16), and zeros
-// as its value: every query that sees it becomes NaN, and no other.
+// normal numbers. A token whose key or value is not finite has the key scale NaN (int8) or a key of NaN (bf16), and a
+// value of zeros: every query that sees it becomes NaN, and no other. So values and their scales are always finite.
 //
 // append: rows `tokens` of k and v are tokens past, past + 1, ... of the sequence. The first token of a block clears
 // that head's part of the block. So tokens of one block are appended in order and by one thread: a cut between two
 // calls is at a multiple of kCacheBlock of the position.
 //
 // attend, merge: attention of the last `rows` tokens of a sequence, all of them appended. heads_per_kv query heads
-// share a head of the cache. A *line* is one row of one of these: line = row * heads_per_kv + the query head within the
-// group. Lines [line_begin, line_end) of a head of the cache, over the keys of one *part*, kPart keys at a fixed place,
-// become partial results; merge turns those of the parts [first, end) of parts_seen into rows of out.
+// share a head of the cache. A *line* is a row of one query head: line = row * heads_per_kv + the query head within its
+// group. attend computes partial results: lines [line_begin, line_end) of one head of the cache, over the keys of one
+// *part*. Parts are kPart keys at fixed places. merge turns the partial results of all the parts that one of these
+// lines sees (parts_seen), the first part first, into rows of out.
 //
 //   q, out     bf16, row r at q + r * q_stride, query head n at n * head_size; any alignment
 //   scale      positive
@@ -39,14 +40,21 @@
 //              largest score in units of log2 (-inf where no key is seen); the rest is not used
 //   part_stride  f32 between the partials of two parts
 //
-// Arithmetic, int8: a row of q has codes and a scale as a key. Scores are int32 sums, exact, times scales in f32. Of
-// each 64 keys, in order: m = the largest score so far; p = 2^(score - m); out = out * 2^(old m - m) + step * sum of
-// bytes * codes of values, the sum exact, where byte = rint(p * value scale / step), step = largest p * value scale of
-// the 64 / 255, and what is below 2^-119 counts as 0; sum = sum * 2^(old m - m) + sum of p. Not the sum of the bytes: a
-// sink, the first token of most language models, has nearly all the weight and a value near zero, and a byte that is
-// made small by a value's scale says little of its weight.
-// bf16: products in f32, weights in bf16 or f32, the same order. A key that is not seen is left out by selection,
-// whatever its scale. 2^x has a relative error below 2^-13.
+// Arithmetic, int8: a row of q becomes codes with a scale, as a key. A score is an int32 sum of products of codes,
+// exact, times both scales and `scale` in f32. Then, for the keys of each block in turn, in f32 but for the sum of
+// products:
+//
+//   m     the largest score so far, in this part
+//   p     2^(score - m), in units of log2, with a relative error below 2^-13
+//   step  the largest p * value scale of the block / 255; 0 if that largest is below 2^-119
+//   byte  rint(p * value scale / step)
+//   out   out * 2^(m before - m) + step * the sum of byte * code of the value, exact
+//   sum   sum * 2^(m before - m) + the sum of p
+//
+// and out / sum is the result. The sum is not that of the bytes: the first token of most language models has nearly all
+// the weight and a value near zero, so that its byte is small and says little of its weight.
+// bf16: the same without bytes: products in f32, and weights rounded to bf16 or not. A key that is not seen is left out
+// by selection of its score, whatever its scale.
 //
 // A line has the same bytes whatever the other lines of the call, and however many tokens were appended at once. No
 // allocation, threads or state. head_size is a multiple of 16 up to kMaxHeadSize; addresses in the cache are multiples

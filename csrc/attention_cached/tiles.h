@@ -60,6 +60,12 @@ struct Fetch {
     ALWAYS_INLINE void beside(size_t vectors) { some(vectors - vectors / 4); }
 };
 
+// Of a head's part of the block that holds a position.
+inline Fetch fetch_of(const AttendCached& p, size_t head, size_t position) {
+    const char* at = cached_head(p.cache, p.table[position / kCacheBlock], head).keys;
+    return {at, at + cache_head_bytes(p.cache.kind, p.cache.head_size)};
+}
+
 // 2^x, to the last bits.
 template <class M>
 ALWAYS_INLINE typename M::V exact_power(typename M::V x) {
@@ -125,15 +131,19 @@ template <class M, class C>
 ALWAYS_INLINE void adjust(const float* key_scales, float scale, float cap, size_t first, size_t last, float* scores,
                           float* largest) {
     typename M::V top = M::all(-INFINITY);
-    const bool all_seen = first == 0 && last == kCacheBlock;
-    unroll<kCacheBlock / M::kLanes>([&](auto n) INLINED {
-        constexpr ptrdiff_t key = n.value * M::kLanes;
-        auto x = M::mul(M::load(scores + key), C::scales(key_scales + key, scale));
-        if (cap > 0.0f) x = capped<M>(x, cap);
-        if (!all_seen) x = M::between(x, (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::all(-INFINITY));
-        M::store(scores + key, x);
-        top = M::max(x, top);  // the second if either is NaN
-    });
+    const auto each = [&](auto plain) INLINED {
+        unroll<kCacheBlock / M::kLanes>([&](auto n) INLINED {
+            constexpr ptrdiff_t key = n.value * M::kLanes;
+            auto x = M::mul(M::load(scores + key), C::scales(key_scales + key, scale));
+            if constexpr (!plain.value) {
+                if (cap > 0.0f) x = capped<M>(x, cap);
+                x = M::between(x, (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::all(-INFINITY));
+            }
+            M::store(scores + key, x);
+            top = M::max(x, top);  // the second if either is NaN
+        });
+    };
+    first == 0 && last == kCacheBlock&& cap == 0.0f ? each(Index<true>{}) : each(Index<false>{});
     M::store(largest, top);
 }
 
@@ -151,11 +161,10 @@ ALWAYS_INLINE void update_largest(const float* largest, float* partial, size_t s
 // Scores of one line become weights, times the scales of values in place if they will be bytes, with the largest in
 // each lane; they are added to the line's sums.
 template <class M, class C>
-ALWAYS_INLINE void exponentiate(const float* value_scales, float top, float factor, size_t first, size_t last,
-                                float* scores, float* sums, char* cells, float* largest) {
+ALWAYS_INLINE void exponentiate(const float* value_scales, float top, float factor, float* scores, float* sums,
+                                char* cells, float* largest) {
     using V = typename M::V;
     const V highest = M::all(top), before = M::all(factor);
-    const bool all_seen = first == 0 && last == kCacheBlock;
     V sum[16 / M::kLanes], most = M::zero();
     unroll<16 / M::kLanes>([&](auto i) INLINED { sum[i.value] = M::mul(M::load(sums + i.value * M::kLanes), before); });
     V x[kCacheBlock / M::kLanes];
@@ -165,10 +174,7 @@ ALWAYS_INLINE void exponentiate(const float* value_scales, float top, float fact
         V& into = sum[n.value % (16 / M::kLanes)];
         into = M::add(into, x[n.value]);
         if constexpr (C::kBytes) {
-            V scaled = M::mul(x[n.value], M::load(value_scales + key));
-            if (!all_seen) {
-                scaled = M::between(scaled, (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::zero());
-            }
+            const V scaled = M::mul(x[n.value], M::load(value_scales + key));  // which are finite, seen or not
             M::store(scores + key, scaled);
             most = M::max(scaled, most);
         }
@@ -218,8 +224,8 @@ ALWAYS_INLINE void weigh(const Lines& lines, size_t line, const CachedHead& h, s
         fetch.some(share);
         char* of_line = cells + r * (kCacheBlock / C::kPerCell * C::kLeft);
         if (first[r] < last[r]) {
-            exponentiate<M, C>(h.value_scales, w.largest[r], w.factor[r], first[r], last[r], scores + r * kCacheBlock,
-                               behind + r * stride, of_line, largest + r * M::kLanes);
+            exponentiate<M, C>(h.value_scales, w.largest[r], w.factor[r], scores + r * kCacheBlock, behind + r * stride,
+                               of_line, largest + r * M::kLanes);
         } else {
             memset(scores + r * kCacheBlock, 0, kCacheBlock * sizeof *scores);
             memset(of_line, 0, kCacheBlock / C::kPerCell * C::kLeft);
@@ -304,18 +310,16 @@ void attend_lines(const AttendCached& p, size_t head, size_t line_begin, size_t 
                 .start = {},
                 .left = left,
                 .partials = partials};
+    // Later lines see later keys: the first and the last line of some see all that one of them sees.
+    const CachedRange seen = keys_seen(&p, line_begin / p.heads_per_kv, (line_begin + count - 1) / p.heads_per_kv + 1);
+    const size_t end = least(seen.end, (part + 1) * kPart);
+    size_t begin = part * kPart;
+    if (seen.begin > begin) begin = seen.begin / kCacheBlock * kCacheBlock;
     pack_lines<C>(lines, head, line_begin);
-    // Later lines see later keys: the first and the last line of a tile see all that one of it sees.
-    const size_t end = least(lines.seen[count - 1].end, (part + 1) * kPart);
-    for (size_t begin = part * kPart; begin < end; begin += kCacheBlock) {
-        if (lines.seen[0].begin >= begin + kCacheBlock) continue;
-        const int32_t* block = p.table + begin / kCacheBlock;
-        const CachedHead h = cached_head(p.cache, block[0], head);
-        Fetch fetch{nullptr, nullptr};
-        if (begin + kCacheBlock < lines.seen[count - 1].end) {
-            fetch.at = cached_head(p.cache, block[1], head).keys;
-            fetch.end = fetch.at + cache_head_bytes(p.cache.kind, p.cache.head_size);
-        }
+    for (; begin < end; begin += kCacheBlock) {
+        const CachedHead h = cached_head(p.cache, p.table[begin / kCacheBlock], head);
+        const size_t next = begin + kCacheBlock;
+        Fetch fetch = next < seen.end ? fetch_of(p, head, next) : Fetch{nullptr, nullptr};
         for (size_t line = 0; line < count; line += M::kRows) {
             const size_t rows = least(M::kRows, count - line);
             if (lines.seen[line].begin >= begin + kCacheBlock || lines.seen[line + rows - 1].end <= begin) continue;
