@@ -77,6 +77,7 @@ void bind_function(nb::module_& m, const char* name, Result (*function)(T...)) {
 }
 
 void bind_attention(nb::module_& m);
+void bind_attention_cached(nb::module_& m);
 void bind_attention_int8(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_gram(nb::module_& m);

@@ -1,6 +1,7 @@
 // Every operator's table of variants, each in <operator>/dispatch.cpp.
 #pragma once
 #include "attention/contract.h"
+#include "attention_cached/contract.h"
 #include "attention_int8/contract.h"
 #include "gram/contract.h"
 #include "linear_bf16/contract.h"
@@ -15,6 +16,7 @@
 #include "variants.h"
 
 extern const Variants<AttentionFn*> attention_variants;
+extern const Variants<const CachedKernels*> attention_cached_variants;
 extern const Variants<AttentionFn*> attention_int8_variants;
 extern const Variants<GramKernels> gram_variants;  // only for processors that multiply bf16
 extern const Variants<LinearBf16Fn*> linear_bf16_variants;

@@ -45,6 +45,7 @@ constexpr Operator row(const char* name) {
 
 constexpr Operator kOperators[] = {
     row<attention_variants>("attention"),
+    row<attention_cached_variants>("attention_cached"),
     row<attention_int8_variants>("attention_int8"),
     row<gram_variants>("gram"),
     row<linear_bf16_variants>("linear_bf16"),
@@ -101,6 +102,7 @@ NB_MODULE(_native, m) {
     bind_function(m, "chosen", +[](const char* name, Isa isa) { return operator_of(name).chosen(isa); });
     m.def("kernel_calls", [] { return integer_linears.load(); });
     bind_attention(m);
+    bind_attention_cached(m);
     bind_attention_int8(m);
     bind_gram(m);
     bind_linear_bf16(m);

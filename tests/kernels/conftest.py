@@ -1,7 +1,7 @@
 """Every variant of an operator, called directly on chosen rows and columns, into outputs that are poisoned."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -210,6 +210,110 @@ class Attention:
         written = out[offset:].view(tokens, out_stride)
         assert written[:, width:].isnan().all(), "wrote past the last head"
         return written[:, :width].reshape(tokens, n_heads, size)
+
+
+@dataclass(slots=True)
+class Cached:
+    """A cache of one layer and its sequence, and `attention_cached` of one variant over it.
+
+    Blocks lie in the order of a permuted table, each between bytes that are NaN as numbers, as is whatever no token
+    wrote. `append` and `attend` may be cut in any way.
+    """
+
+    variant: str
+    kind: str
+    heads: int
+    size: int
+    blocks: int = 32
+    past: int = 0
+    memory: Tensor = field(init=False)
+    table: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.memory = torch.full((self.blocks * self._block_bytes + 64,), 255, dtype=torch.uint8)
+        self.table = torch.randperm(self.blocks, generator=torch.Generator().manual_seed(0)).int()
+
+    @property
+    def _block_bytes(self) -> int:
+        module = native.load()
+        return 64 + int(self.heads * module.cache_head_bytes(module.CacheKind[self.kind], self.size))
+
+    def _layer(self) -> Any:
+        module = native.load()
+        return module.CacheLayer(
+            kind=module.CacheKind[self.kind],
+            blocks=-(-self.memory.data_ptr() // 64) * 64,
+            block_stride=self._block_bytes,
+            head_stride=module.cache_head_bytes(module.CacheKind[self.kind], self.size),
+            head_size=self.size,
+        )
+
+    def append(self, k_TGD: Tensor, v_TGD: Tensor, *, heads: slice = slice(None)) -> None:
+        """Both bfloat16; become one buffer with NaN after each row."""
+        tokens, n_heads, size = k_TGD.shape
+        module, width = native.load(), n_heads * size
+        rows = torch.full((tokens, 2 * width + 8), torch.nan, dtype=torch.bfloat16)
+        rows[:, :width], rows[:, width : 2 * width] = k_TGD.reshape(tokens, -1), v_TGD.reshape(tokens, -1)
+        op = module.AppendCached(
+            cache=self._layer(),
+            table=self.table.data_ptr(),
+            past=self.past,
+            k=rows.data_ptr(),
+            v=rows.data_ptr() + 2 * width,
+            stride=2 * width + 8,
+        )
+        module.append_cached(self.variant, op, 0, tokens, *heads.indices(n_heads)[:2])
+        self.past += tokens
+
+    def attend(
+        self,
+        q_THD: Tensor,
+        scale: float,
+        *,
+        softcap: float | None = None,
+        window: int | None = None,
+        causal: bool = True,
+        sinks_H: Tensor | None = None,
+        lines: int = 10**6,
+    ) -> Tensor:
+        """Of the last T tokens appended: (T, H, D) bfloat16, NaN wherever nothing was written. lines: of one call."""
+        tokens, n_heads, size = q_THD.shape
+        module, width = native.load(), n_heads * size
+        rows = torch.full((tokens, width + 8), torch.nan, dtype=torch.bfloat16)
+        rows[:, :width] = q_THD.reshape(tokens, width)
+        out = torch.full((tokens, width + 8), torch.nan, dtype=torch.bfloat16)
+        group, past = n_heads // self.heads, self.past - tokens
+        op = module.AttendCached(
+            cache=self._layer(),
+            table=self.table.data_ptr(),
+            past=past,
+            rows=tokens,
+            q=rows.data_ptr(),
+            q_stride=width + 8,
+            out=out.data_ptr(),
+            out_stride=width + 8,
+            heads_per_kv=group,
+            scale=scale,
+            softcap=softcap or 0.0,
+            causal=causal,
+            window=window or 0,
+            sinks=address(sinks_H),
+        )
+        parts = range(
+            (max(past + 1 - window, 0) if window else 0) // module.CACHE_PART, -(-self.past // module.CACHE_PART)
+        )
+        floats, all_lines = module.partial_floats(size), tokens * group
+        partials = torch.empty(len(parts) * all_lines * floats + 32)
+        for head in range(self.heads):
+            partials.fill_(torch.nan)
+            aligned = -(-partials.data_ptr() // 64) * 64
+            for begin in range(0, all_lines, lines):
+                end, at = min(begin + lines, all_lines), aligned + begin * floats * 4
+                for i, part in enumerate(parts):
+                    module.attend_cached(self.variant, op, head, begin, end, part, at + i * all_lines * floats * 4)
+                module.merge_cached(self.variant, op, head, begin, end, len(parts), at, all_lines * floats)
+        assert out[:, width:].isnan().all(), "wrote past the last head"
+        return out[:, :width].reshape(tokens, n_heads, size)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

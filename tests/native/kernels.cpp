@@ -165,6 +165,14 @@ void soak_norm(Random& random, NormFn* fn) {
     must_equal(sum[1], sum[0], "norm", "sum");
 }
 
+// The same NaN in all rows of bf16: its sign is that of whichever operand came first.
+void one_nan(const Exact& rows, size_t stride, size_t width) {
+    for (size_t i = 0; i < rows.bytes() / sizeof(uint16_t); ++i) {
+        uint16_t& y = *rows.at<uint16_t>(i);
+        if (i % stride < width && (y & 0x7fff) > 0x7f80) y = 0x7fc0;
+    }
+}
+
 void soak_attention(Random& random, AttentionFn* fn, size_t scratch_bytes(size_t tokens, size_t head_size)) {
     const size_t tokens = random.between(1, random.one_in(4) ? 200 : 50), heads = random.between(1, 3),
                  size = 8 * random.between(1, random.one_in(8) ? 32 : 10), width = heads * size,
@@ -199,13 +207,89 @@ void soak_attention(Random& random, AttentionFn* fn, size_t scratch_bytes(size_t
         in_parts(random, tokens, 1,
                  [&](size_t begin, size_t end) { fn(&op, head, head_end, begin, end, scratch.at<void>()); });
     });
-    for (const Exact& each : out) {  // a NaN's sign is that of whichever operand came first
-        for (size_t i = 0; i < (tokens - 1) * out_stride + width; ++i) {
-            uint16_t& y = each.at<uint16_t>()[i];
-            if (i % out_stride < width && (y & 0x7fff) > 0x7f80) y = 0x7fc0;
-        }
-    }
+    for (const Exact& each : out) one_nan(each, out_stride, width);
     must_equal(out[1], out[0], "attention", "cut otherwise");
+}
+
+// Tokens come and attend in pieces cut anywhere, over a table of blocks in any order: the same as all of them at once.
+void soak_attention_cached(Random& random, const CachedKernels& kernels) {
+    const CacheKind kind = random.one_in(2) ? CacheKind::kInt8 : CacheKind::kBf16;
+    const size_t past = random.one_in(4) ? random.between(900, 1100) : random.between(0, 130),
+                 rows = random.between(1, 40), tokens = past + rows, group = random.between(1, 9),
+                 heads = random.between(1, 3), size = 16 * random.between(1, random.one_in(8) ? 16 : 6),
+                 width = heads * size, stride = 2 * width + random.between(0, 9), q_width = group * width,
+                 q_stride = q_width + random.between(0, 9), blocks = (tokens + kCacheBlock - 1) / kCacheBlock,
+                 head_bytes = cache_head_bytes(kind, size), lines = rows * group;
+    const bool by_block = random.one_in(2);
+    const Exact kv = bf16s(random, (tokens - 1) * stride + 2 * width, 1.0f),
+                q = bf16s(random, (rows - 1) * q_stride + q_width, 1.0f), sinks = floats(random, heads * group, 1.0f),
+                table = room<int32_t>(random, blocks);
+    if (random.one_in(8)) *kv.at<uint16_t>(random.between(0, tokens - 1) * stride) = 0x7f80;
+    for (size_t i = 0; i < blocks; ++i) {  // a random permutation
+        const size_t other = random.between(0, i);
+        *table.at<int32_t>(i) = *table.at<int32_t>(other);
+        *table.at<int32_t>(other) = int32_t(i);
+    }
+    AttendCached op{.cache = {.kind = kind,
+                              .blocks = nullptr,
+                              .block_stride = by_block ? heads * head_bytes : head_bytes,
+                              .head_stride = by_block ? head_bytes : blocks * head_bytes,
+                              .head_size = size},
+                    .table = table.at<int32_t>(),
+                    .past = past,
+                    .rows = rows,
+                    .q = q.at<uint16_t>(),
+                    .q_stride = q_stride,
+                    .out = nullptr,
+                    .out_stride = q_stride,
+                    .heads_per_kv = group,
+                    .scale = 0.3f,
+                    .softcap = random.one_in(3) ? 5.0f : 0.0f,
+                    .causal = !random.one_in(4),
+                    .window = random.one_in(2) ? 0 : random.between(1, 200),
+                    .sinks = random.one_in(3) ? sinks.at<float>() : nullptr};
+    const auto append = [&](size_t begin, size_t end, size_t head_begin, size_t head_end) {
+        const AppendCached added{.cache = op.cache,
+                                 .table = op.table,
+                                 .past = begin,
+                                 .k = kv.at<uint16_t>(begin * stride),
+                                 .v = kv.at<uint16_t>(begin * stride + width),
+                                 .stride = stride};
+        kernels.append(&added, 0, end - begin, head_begin, head_end);
+    };
+    const auto attend = [&](size_t head, size_t begin, size_t end) {
+        const CachedRange parts = parts_seen(&op, begin / group, (end - 1) / group + 1);
+        const size_t count = parts.end - parts.begin, part_stride = (end - begin) * partial_floats(size);
+        const Exact partials = room<float>(random, count * part_stride, 64);
+        for (size_t i = 0; i < count; ++i) {
+            kernels.attend(&op, head, begin, end, parts.begin + i, partials.at<float>(i * part_stride));
+        }
+        kernels.merge(&op, head, begin, end, count, partials.at<float>(), part_stride);
+    };
+    Exact out[2];
+    for (int cut = 0; cut < 2; ++cut) {
+        const Exact memory(random, blocks * heads * head_bytes, 64);
+        out[cut] = room<uint16_t>(random, (rows - 1) * q_stride + q_width);
+        op.cache.blocks = memory.at<char>();
+        op.out = out[cut].at<uint16_t>();
+        if (cut) {
+            const std::vector<size_t> at = cuts(random, tokens, 1);
+            for (size_t i = 0; i + 1 < at.size(); ++i) {
+                in_parts(random, heads, 1, [&](size_t h, size_t end) { append(at[i], at[i + 1], h, end); });
+            }
+        } else {
+            append(0, tokens, 0, heads);
+        }
+        for (size_t head = 0; head < heads; ++head) {
+            if (cut) {
+                in_parts(random, lines, 1, [&](size_t begin, size_t end) { attend(head, begin, end); });
+            } else {
+                attend(head, 0, lines);
+            }
+        }
+        one_nan(out[cut], q_stride, q_width);
+    }
+    must_equal(out[1], out[0], "attention_cached", "cut otherwise");
 }
 
 void soak_gram(Random& random, const GramKernels& kernels) {
@@ -275,5 +359,7 @@ void soak_kernels(Random& random, Isa isa) {
                   [&](AttentionFn* fn) { soak_attention(random, fn, attention_scratch_bytes); });
     soak_variants(attention_int8_variants, isa,
                   [&](AttentionFn* fn) { soak_attention(random, fn, attention_int8_scratch_bytes); });
+    soak_variants(attention_cached_variants, isa,
+                  [&](const CachedKernels* kernels) { soak_attention_cached(random, *kernels); });
     soak_variants(gram_variants, isa, [&](const GramKernels& kernels) { soak_gram(random, kernels); });
 }

@@ -12,7 +12,8 @@ from bitwright.errors import KernelError
 from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.spec import QuantSpec
 
-ATTENTION_BLOCK = 64  # keys whose weights share a largest, in `attention_int8`
+ATTENTION_BLOCK = 64  # keys whose weights share a largest, in `attention_int8` and `attention_cached`
+CACHE_PART = 1024  # keys that `attention_cached` sums before it merges
 _CHUNK = 2**20  # values dequantized at a time: what is computed on the way stays in the cache
 
 
@@ -267,6 +268,65 @@ def attention_int8(
         weights_HQK[..., keys] = codes * (top_HQ1 - largest_HQ1).exp()
     mixed_QHD = torch.einsum("hqk,khd->qhd", weights_HQK, v_codes) * v_scale_1HD
     return mixed_QHD / weights_HQK.sum(dim=2).T[..., None]
+
+
+def attention_cached(
+    q_THD: Tensor,
+    k_SGD: Tensor,
+    v_SGD: Tensor,
+    scale: float,
+    *,
+    softcap: float | None = None,
+    window: int | None = None,
+    causal: bool = True,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """Attention of the last T tokens of a sequence over an int8 cache of all S: (T, H, D), in the dtype of q.
+
+    H query heads share the G heads of the cache in equal groups. q, k and v have a scale per token and head. Of each
+    64 keys at fixed places the weights, relative to the largest score so far, times the scales of their values become
+    bytes relative to the largest of these 64. The sum is that of the weights themselves: a sink with a value near zero
+    has nearly all the weight, and its byte says little of it.
+
+    Args:
+        softcap: a score s becomes softcap · tanh(s / softcap).
+        window: keys as many tokens or more from the query, on either side, are left out.
+        causal: a token sees those before it and itself; else all.
+        sinks_H: a score of each query head that adds to the sum alone.
+    """
+    group = q_THD.shape[1] // k_SGD.shape[1]
+    q_codes, q_scale_TH1 = _symmetric_codes(q_THD, dim=2)
+    k_codes, k_scale_SG1 = _symmetric_codes(k_SGD, dim=2)
+    v_codes, v_scale_SG1 = (x.repeat_interleave(group, dim=1) for x in _symmetric_codes(v_SGD, dim=2))
+    k_SHD = (k_codes * k_scale_SG1).repeat_interleave(group, dim=1)
+    scores_HTS = torch.einsum("thd,shd->hts", q_codes * q_scale_TH1, k_SHD) * scale
+    if softcap is not None:
+        scores_HTS = (scores_HTS / softcap).tanh() * softcap
+    scores_HTS = scores_HTS.masked_fill(~_seen(len(q_THD), len(k_SGD), window, causal), -torch.inf)
+    largest_HT1 = scores_HTS.amax(dim=2, keepdim=True)
+    if sinks_H is not None:
+        largest_HT1 = torch.maximum(largest_HT1, sinks_H[:, None, None].to(largest_HT1))
+    sum_HT1 = torch.zeros_like(largest_HT1) if sinks_H is None else (sinks_H[:, None, None] - largest_HT1).exp()
+    mixed_HTD = torch.zeros_like(q_THD.transpose(0, 1))
+    for part in torch.split(torch.arange(len(k_SGD)), CACHE_PART):
+        for keys in torch.split(part, ATTENTION_BLOCK):
+            so_far_HT1 = scores_HTS[..., part[0] : keys[-1] + 1].amax(dim=2, keepdim=True)
+            so_far_HT1 = so_far_HT1.clamp(min=torch.finfo(scores_HTS.dtype).min)
+            weights_HTK = (scores_HTS[..., keys] - so_far_HT1).exp()
+            scaled_HTK = weights_HTK * v_scale_SG1[keys, :, 0].T[:, None]
+            step_HT1 = scaled_HTK.amax(dim=2, keepdim=True) / 255
+            codes_HTK = (scaled_HTK / step_HT1.where(step_HT1 > 0, 1.0)).round()
+            factor_HT1 = (so_far_HT1 - largest_HT1).exp()
+            sum_HT1 = sum_HT1 + factor_HT1 * weights_HTK.sum(dim=2, keepdim=True)
+            mixed_HTD = mixed_HTD + factor_HT1 * step_HT1 * torch.einsum("htk,khd->htd", codes_HTK, v_codes[keys])
+    return (mixed_HTD / sum_HT1).transpose(0, 1)
+
+
+def _seen(rows: int, tokens: int, window: int | None, causal: bool) -> Tensor:
+    """Which of all tokens each of the last `rows` sees: bool (rows, tokens)."""
+    distance_TS = torch.arange(tokens) - torch.arange(tokens - rows, tokens)[:, None]
+    seen_TS = torch.ones(rows, tokens, dtype=torch.bool) if not causal else distance_TS <= 0
+    return seen_TS if window is None else seen_TS & (distance_TS.abs() < window)
 
 
 def _scores(
