@@ -33,7 +33,9 @@ def test_a_wrong_value_is_named(name: str, value: Any) -> None:
 def test_the_message_says_the_range() -> None:
     with pytest.raises(InputError, match=r"top_p is 1\.5; it must be a number above 0 and at most 1"):
         Sampling(top_p=1.5)
-    with pytest.raises(InputError, match="seed is -1; it must be a whole number of at least 0 and at most .*, or None"):
+    with pytest.raises(
+        InputError, match=r"seed is -1; it must be a whole number of at least 0 and at most .*, or None"
+    ):
         Sampling(seed=-1)
 
 
