@@ -1,7 +1,6 @@
 """Chat templates render as in transformers, and a hostile one ends soon, with an error that names its file."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +65,26 @@ TOOLS = """\
 {%- if enable_thinking is defined and enable_thinking %}<think>{% endif %}
 {%- if add_generation_prompt %}{{ eos_token ~ 'assistant:' }}{% endif %}
 """
+# All that a template may use, a line of each sort.
+EVERYTHING = r"""
+{%- macro arg(a, esc=True) -%}
+ {%- if a is string -%}{{- '<|"|>' + a + '<|"|>' -}}{%- elif a is boolean -%}{{- 'true' if a else 'false' -}}
+ {%- elif a is mapping -%}{{- '{' -}}{%- set ns = namespace(f=false) -%}{%- for k, v in a | dictsort -%}{%- if ns.f %},{% endif -%}{%- set ns.f = true -%}{{- k if not esc else '"' ~ k ~ '"' -}}:{{- arg(v, esc=esc) -}}{%- endfor -%}{{- '}' -}}
+ {%- elif a is sequence -%}[{%- for i in a -%}{{- arg(i, esc=esc) -}}{%- if not loop.last %},{% endif -%}{%- endfor -%}]{%- else -%}{{- a -}}{%- endif -%}
+{%- endmacro -%}
+{%- for t in tools -%}{{ arg(t, esc=False) }}|{{ arg(t) }}{%- endfor -%}
+{% macro box(n) %}[{{ caller(n) }}]{% endmacro %}{% call(x) box('q') %}zz{{x}}{% endcall %}
+{% filter upper %}abc {{ messages[0].content }}{% endfilter %}
+{%- for m in messages recursive %}<{{ m.role }}{{ loop.depth }}{% if m.tool_calls %}{{ loop(m.tool_calls) }}{% endif %}>{% else %}none{% endfor %}
+{% set user = messages | selectattr("role","equalto","user") | list %}{{ user[-1] == messages[1] }} {{ user | length }} {{ messages.0.get('nope', 3) }} {{ messages[0]['content'][:-3] }} {{ messages[-1:] }}
+{% set a, b = 1, [2,3] %}{{ a }}{{ b }}{{ (1,2) }}{{ {'a': a} }}{{ [] }}{{ {} }}{{ () }}{{ -5 % 3 }}{{ 7 // 2 }}{{ 2**10 }}{{ 'a' * 3 }}{{ [1]+[2] }}{{ 1 + 2.5 }}{{ 'x' ~ none ~ undefined_thing ~ 3 }}
+{{ "%s has %d (%.2f) %%" % ("a", 3, 2.5) }} {{ "%(a)s" % {'a': 1} }} {{ "{} {:.3f} {x!r:>6} {{}}".format('p', 1234567.891, x='y') }} {{ "{:,}".format(1234567) }} {{ 1234567 | string }} {{ 1700000000 | round(1) }} {{ 12345678 | tojson }}
+{{ messages | map(attribute='role') | join(', ') | title }} {{ 'a,b'.split(',') | last }} {{ range(3) | list }} {{ dict(a=1, b=dict(c=2)) | items | list }} {{ ['b','a'] | sort | first }} {{ messages | groupby('role') | length }} {{ 'long text here to wrap' | wordwrap(8) }} {{ 'a\nb' | indent(4) }} {{ 5 | abs }} {{ [3,1] | max }} {{ [1,2,3,4] | batch(2) | list }} {{ 'x' | center(9) }} {{ 'q'.encode() }} {{ cycler('a','b').next() }}{% set j = joiner(',') %}{{ j() }}{{ j() }}
+{{ '<b>' | e }} {{ 'abc' | replace('b', '--') }} {{ strftime_now('%Y') }} {{ namespace(a=1).a }} {{ dict.fromkeys([1,2]) }} {{ 'a' in 'abc' }} {{ [1,2] | sum }} {{ '12' | int + 1 }} {{ true }} {{ none }} {{ x is defined }}
+{%- for a in [1,2,3,4] if a % 2 == 0 %}{{ loop.index }}{{ loop.previtem }}{{ loop.cycle('o','e') }}{% if loop.changed(a) %}c{% endif %}{% endfor %}
+{% generation %}{% set hidden = 3 %}in{{ hidden }}{% endgeneration %}{{ hidden }}
+{%- set block %}captured {{ a }}{% endset %}{{ block | trim }}{% with z = 4 %}{{ z }}{% endwith %}{% raw %}{{ raw }}{% endraw %}
+"""  # noqa: E501
 TALK = [
     {"role": "system", "content": "Be brief. <b> & 'é' 汉字"},
     {"role": "user", "content": "  What is six times seven?  "},
@@ -144,6 +163,15 @@ def test_tools_documents_and_variables_are_passed_through(model: Callable[..., P
     got, want = both(model(TOOLS), TALK[1:2] * 9)
     assert got == want
     assert got.count("USER") == 6  # a {% break %}
+
+
+def test_everything_that_templates_use_is_as_in_transformers(model: Callable[..., Path]) -> None:
+    tools = [{"name": "n", "p": {"a": [1, True, "s"], "z": {"q": None}}}]
+    calls = [{"role": "call", "function": {"name": "times"}}]
+    messages = [*TALK[:2], {"role": "assistant", "content": "y", "tool_calls": calls}]
+    got, want = both(model(EVERYTHING), messages, tools=tools)
+    assert got == want
+    assert "captured 14{{ raw }}" in got
 
 
 @pytest.mark.parametrize("field", ["content", "reasoning_content", "thinking"])
@@ -240,65 +268,9 @@ def test_a_fault_in_a_template_names_its_file(model: Callable[..., Path], templa
         templates(path).render(PLAIN)
 
 
-LARGE = "{% set ns = namespace(s='abcdefgh', l=[1], n=2) %}"
-ATTACKS = [
-    "{{ 'a' * 10 ** 10 }}",
-    "{{ 'a' * 999999999 }}",
-    "{{ [1] * 999999999 }}",
-    "{{ 10 ** (10 ** 8) }}",
-    "{{ 'a' | center(10 ** 9) }}",
-    "{{ 'a'.ljust(1000000000) }}",
-    "{{ ('a\n' * 100000) | indent(100000) }}",
-    "{{ ('\t' * 100000).expandtabs(100000) }}",
-    "{{ ('a' * 100000).replace('a', 'b' * 100000) }}",
-    "{{ ('a' * 100000) | replace('a', 'b' * 100000) }}",
-    "{{ ('b' * 100000).join('a' * 100000) }}",
-    "{{ (range(90000) | list) | join('b' * 100000) }}",
-    "{{ '%999999999d' % 1 }}",
-    "{{ '%*d' % (999999999, 1) }}",
-    "{{ '%999999999d' | format(1) }}",
-    "{{ '{:>999999999}'.format(1) }}",
-    "{{ '{:>{}}'.format(1, 999999999) }}",
-    "{{ ('{0:>999}' * 100000).format(1) }}",
-    "{{ '{x:>999999999}'.format_map({'x': 1}) }}",
-    "{{ (5).to_bytes(1000000000, 'big') }}",
-    "{{ ('a'.encode() * 100000).replace('a'.encode(), 'b'.encode() * 100000) }}",
-    "{{ 'a'.encode().ljust(1000000000) }}",
-    "{{ 5 | round(1000000000, 'ceil') }}",
-    "{{ [1] | batch(1000000000, 2) | list }}",
-    "{{ messages | tojson(indent=100000000) }}",
-    "{% filter center(1000000000) %}a{% endfilter %}",
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    LARGE + "{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-    LARGE + "{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-    LARGE + "{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
-    LARGE + "{% for i in range(99) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
-    LARGE + "{% for i in range(99) %}{% set ns.l = {'a': ns.l, 'b': ns.l} %}{% endfor %}{{ ns.l | tojson }}",
-    LARGE + "{% for i in range(99) %}{% set ns.l = (ns.l, ns.l) %}{% endfor %}{{ ns.l == ns.l }}",
-    LARGE + "{% for i in range(99) %}{% set ns.l = dict(a=ns.l, b=ns.l) %}{% endfor %}{{ ns.l }}",
-    LARGE + "{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
-    LARGE + "{% for i in range(99) %}{% set t %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = t %}{% endfor %}",
-    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(90) }}",
-    "{% for x in [1] recursive %}{{ loop([1]) }}{{ loop([1]) }}{% endfor %}",
-    "{% for i in range(99999) %}" + "x" * 100000 + "{% endfor %}",
-    "{% for i in range(99999) %}{{ '" + "x" * 100000 + "' }}{% endfor %}",
-    "{% set s = 'x' * 100000 %}{% for i in range(99999) %}{{ s }}{% endfor %}",
-    "{% set s = 'x' * 100000 %}{% for i in range(99999) %}{% set t = s | upper %}{% endfor %}",
-]
-
-
-@pytest.mark.parametrize("template", ATTACKS, ids=lambda text: text[:60] + text[-20:])
-def test_a_hostile_template_ends_soon(model: Callable[..., Path], template: str) -> None:
-    made, start = templates(model(files={"chat_template.jinja": template})), time.monotonic()
-    with pytest.raises(ModelError, match=r"chat_template\.jinja: the chat template fails"):
-        made.render(PLAIN)
-    assert time.monotonic() - start < 10
-
-
-def test_the_clock_ends_what_nothing_else_does(model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitwright.generate.sandbox.MAX_SECONDS", 0.05)
-    path = model("{% set l = range(99999) | list %}{% for i in range(99999) %}{% if -1 in l %}{% endif %}{% endfor %}")
-    with pytest.raises(ModelError, match="it takes longer than"):
+def test_a_hostile_template_names_its_file(model: Callable[..., Path]) -> None:
+    path = model(files={"chat_template.jinja": "{{ 'a' * 10 ** 10 }}"})
+    with pytest.raises(ModelError, match=r"chat_template\.jinja: the chat template fails on these messages \(Security"):
         templates(path).render(PLAIN)
 
 

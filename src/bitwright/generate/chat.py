@@ -90,7 +90,8 @@ class ChatTemplates:
     def _rendered(self, name: str, chat: list[dict[str, Any]], known: dict[str, Any]) -> str:
         from jinja2 import TemplateSyntaxError  # 30 ms, which a program without chats need not wait for
 
-        from bitwright.generate.sandbox import RefusedError, allowed, compile_template, size_of
+        from bitwright.generate.allowance import allowed, size_of
+        from bitwright.generate.sandbox import RefusedError, compile_template
 
         text, where = self.templates[name]
         with foreign(f"{where}: the chat template fails on these messages", ModelError):

@@ -1,20 +1,14 @@
 """Runs a stranger's chat template: as transformers does, but within limits of time and memory. No torch.
 
-jinja2's sandbox keeps a template from the machine, not from running for ever. So whatever a template makes is paid from
-an allowance: each turn of a loop or call of a macro, each string, each list. What cannot be paid step by step (a string
-repeated or padded very often, a power) is refused before it is computed. The clock is looked at with each payment.
+jinja2's sandbox keeps a template from the machine, not from running for ever. So here a template pays for what it makes
+(`allowance.py`): the compiler puts a payment before each turn of a loop and each call of a macro, and the environment
+looks at what operators, calls and filters are given, and at what they give.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
-from itertools import chain
-from string import Formatter
-from time import monotonic
 from typing import Any
 
 from jinja2 import Environment, Template, TemplateError, Undefined, nodes
@@ -27,79 +21,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_SECONDS = 5.0
-ALLOWANCE = 1 << 25  # characters, beside `_FOR_EACH` for each character of the messages
-_FOR_EACH = 64
-_TURN, _ELEMENT = 128, 256  # what a turn of a loop and an element of a list cost, in characters
-_MAX_BITS = 4096  # of a product or a power
+from bitwright.generate.allowance import allowance
 
-# Methods and filters whose result can be as long as the sizes of two of their arguments multiplied, and those that make
-# as much as a number says.
-_MULTIPLYING = frozenset(["replace", "join", "expandtabs", "translate", "indent", "wordwrap", "xmlattr"])
-_COUNTING = frozenset(["center", "ljust", "rjust", "zfill", "batch", "slice", "round", "to_bytes"])
-_FORMATTING = frozenset(["format", "format_map"])
-_PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*([\d.*]*)")
-_WIDE = re.compile(r"\d{4}|[*{]")  # a width of 1000 or more, or one that an argument gives
-_WIDTH = 1000
+_TURN = 128  # what a turn of a loop costs, in characters, beside the constants that it may write
 
 
 class RefusedError(TemplateError):
     """The template itself refuses the messages (`raise_exception`)."""
-
-
-class Allowance:
-    """What one rendering may still make and how long it may take."""
-
-    def __init__(self, size: int) -> None:
-        """size: of the messages, in characters."""
-        self.whole = self.left = ALLOWANCE + _FOR_EACH * size
-        self.until = monotonic() + MAX_SECONDS
-
-    def pay(self, cost: int) -> None:
-        """Raises:
-        SecurityError: nothing is left, or the time is over.
-        """
-        self.left -= cost
-        if self.left < 0:
-            raise SecurityError(f"it makes more than {self.whole} characters, far more than the messages have")
-        if monotonic() > self.until:
-            raise SecurityError(f"it takes longer than {MAX_SECONDS:g} seconds")
-
-    def afford(self, cost: int) -> None:
-        """Raises:
-        SecurityError: it would be too large.
-        """
-        if cost > self.whole:
-            raise SecurityError(f"it asks for {cost} characters at once; {self.whole} are allowed")
-
-
-_allowance: ContextVar[Allowance] = ContextVar("allowance")
-
-
-@contextmanager
-def allowed(size: int) -> Iterator[None]:
-    """Give the templates that are compiled and rendered inside an allowance. size: of the messages, in characters."""
-    before = _allowance.set(Allowance(size))
-    try:
-        yield
-    finally:
-        _allowance.reset(before)
-
-
-def size_of(value: Any, limit: int) -> int:
-    """About how many characters a value has when it is written out; what is over `limit` is not looked at."""
-    total, waiting = 0, [value]
-    while waiting and total <= limit:
-        one = waiting.pop()
-        if isinstance(one, str | bytes):
-            total += len(one)
-        elif isinstance(one, list | tuple | set | frozenset):
-            total += _ELEMENT * len(one)
-            waiting.extend(one)
-        elif isinstance(one, Mapping):
-            total += _ELEMENT * len(one)
-            waiting.extend(chain(one.keys(), one.values()))
-    return total
 
 
 def compile_template(text: str) -> Template:
@@ -176,6 +104,10 @@ class _Paid(NodeTransformer):
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         return self._paid_value(node)
 
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("paid", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         return self._paid_value(node) if node.ctx == "load" else node
 
@@ -222,14 +154,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """The result of an operator, if it is not too large."""
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * (right if operator == "**" else 1) + right.bit_length()
-            if operator in ("*", "**") and bits > _MAX_BITS:
-                raise SecurityError(f"it computes a number of {bits} bits")
-        elif operator == "*":
-            _allowance.get().afford(_factor(left) * _factor(right))
-        elif operator == "%" and isinstance(left, str):
-            _check_fields(_percent_fields(left), left, right)
+        allowance().afford_operator(operator, left, right)
         return _paid(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -237,7 +162,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
         owner = getattr(method, "__self__", None)
         if owner is not None:
-            _check_growth(method.__name__, owner, [*args, *kwargs.values()])
+            allowance().afford_call(method.__name__, owner, [*args, *kwargs.values()])
         return _paid(super().call(__context, __obj, *args, **kwargs))
 
 
@@ -247,70 +172,32 @@ def _paid_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         value, *others = args[1:] if isinstance(args[0], Context | EvalContext | Environment) else args
         others = [*others, *kwargs.values()]
         if name == "format":  # by %, unlike the method
-            _check_fields(_percent_fields(str(value)), str(value), others)
+            allowance().afford_percent(str(value), others)
         else:
-            _check_growth(name, value, others)
+            allowance().afford_call(name, value, others)
         return _paid(function(*args, **kwargs))
 
     return call
 
 
 def _paid(value: Any) -> Any:
-    """The value, paid for."""
-    allowance = _allowance.get()
-    cost = size_of(value, allowance.whole)
-    allowance.afford(cost)
-    allowance.pay(cost if isinstance(value, str) else cost // _ELEMENT)  # a list holds what was paid before
-    return value
+    return allowance().pay_for(value)
 
 
 def _shown(value: Any) -> Any:
     """A value that is written into the text, paid for."""
-    allowance = _allowance.get()
-    allowance.pay(0 if isinstance(value, Undefined) else size_of(value, allowance.whole))
+    allowance().pay(0 if isinstance(value, Undefined) else allowance().size(value))
     return value
 
 
 def _turn(cost: int) -> None:
-    _allowance.get().pay(cost)
+    allowance().pay(cost)
 
 
 def _concatenated(*values: Any) -> str:
     """The operator ~."""
-    allowance = _allowance.get()
-    allowance.afford(sum(size_of(value, allowance.whole) for value in values))
+    allowance().afford(sum(map(allowance().size, values)))
     return "".join(map(str, values))
-
-
-def _check_growth(name: str, value: Any, others: list[Any]) -> None:
-    """Refuse what a method of a value, or a filter on it, would make too large."""
-    if name in _MULTIPLYING:
-        _allowance.get().afford(_factor(value) * max(map(_factor, others), default=1))
-    elif name in _COUNTING:
-        _allowance.get().afford(max((abs(one) for one in others if isinstance(one, int)), default=0))
-    elif name in _FORMATTING and isinstance(value, str):
-        specs = [spec or "" for _, _, spec, _ in Formatter().parse(value)]
-        _check_fields(specs, value, others)
-
-
-def _percent_fields(text: str) -> list[str]:
-    """Of each % of a format, what stands between it and its letter."""
-    return [found[1] for found in _PERCENT.finditer(text)]
-
-
-def _check_fields(specs: list[str], text: str, values: Any) -> None:
-    """Refuse a format with a wide field, or with so many that what they show is too large."""
-    if any(map(_WIDE.search, specs)):
-        raise SecurityError(f"it writes a value into a field of {_WIDTH} characters or more")
-    allowance = _allowance.get()
-    allowance.afford(len(text) + len(specs) * max(_WIDTH, size_of(values, allowance.whole)))
-
-
-def _factor(value: Any) -> int:
-    """The size of a value, as a factor of another's."""
-    if isinstance(value, int):
-        return abs(value)
-    return max(size_of(value, _allowance.get().whole), 1)
 
 
 def _check_name(name: Any) -> None:
@@ -330,5 +217,5 @@ def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """JSON as transformers writes it: jinja2's own filter escapes HTML."""
-    _allowance.get().afford(_factor(value) * (_factor(indent) if indent else 1))
+    allowance().afford_json(value, indent, separators)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
