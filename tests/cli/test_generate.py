@@ -139,6 +139,13 @@ def test_an_encoder_generates_nothing(run: Run, tiny_model: TinyModel) -> None:
     assert "this model generates no text, it is for embedding" in outcome.err
 
 
+def test_a_language_model_that_is_not_on_the_engine_is_told(run: Run, tiny_model: TinyModel) -> None:
+    outcome = run("generate", tiny_model("opt"), "-p", "x")
+    assert outcome.code == 1
+    assert "only models on Bitwright's engine generate text" in outcome.err
+    assert "(torch)" in outcome.err
+
+
 def test_limits_are_those_of_sampling(run: Run) -> None:
     """Written twice, because the help must not wait for the import."""
     import click

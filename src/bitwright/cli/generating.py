@@ -46,11 +46,18 @@ def load_generator(directory: str, *, threads: int | None, kv_cache: str | None,
     options: dict[str, Any] = {"threads": threads, "kv_cache": kv_cache}
     model = load(directory, **{name: value for name, value in options.items() if value is not None})
     if getattr(model, "generate", None) is None:
-        raise ModelError(
-            f"{directory}: this model generates no text, it is for {model.task}; use `model.encode` of bitwright.load, "
-            "or give a language model"
-        )
+        raise ModelError(f"{directory}: {_why_not(model)}")
     return model
+
+
+def _why_not(model: Any) -> str:
+    """Why a model does not generate, and what to do."""
+    if model.task == "text-generation":
+        return (
+            f"only models on Bitwright's engine generate text, and this one does not run there ({model.backend}); use "
+            "`bitwright.load(DIRECTORY).hf.generate`"
+        )
+    return f"this model generates no text, it is for {model.task}; give a language model"
 
 
 def has_chat_template(directory: Path) -> bool:
