@@ -111,6 +111,13 @@ def test_greedy_takes_the_lowest_of_equal_ids() -> None:
     assert chosen(processed(logits_V, [], [], Sampling()), Sampling(), 0).id == 1
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-5, 1e5])
+def test_extreme_temperatures(temperature: float) -> None:
+    asked = Sampling(temperature=temperature, seed=0, top_p=0.9)
+    scores_V = processed(random_logits(0) * 100, [], [], asked)
+    assert (chosen(scores_V, asked, 0).id == random_logits(0).argmax()) == (temperature < 1)
+
+
 @pytest.mark.parametrize(
     ("value", "says"), [(nan, "of 9 logits 1 are NaN and 0 infinite"), (inf, "0 are NaN and 1 infinite")]
 )

@@ -11,7 +11,13 @@ from bitwright.errors import InputError, ModelError, brief
 from bitwright.files.directory import ModelDirectory
 
 GENERATION_FILE = "generation_config.json"
+_GREEDY = 1e-5  # a temperature below it, as in vLLM: logits that are divided by less become infinite
 DEFAULT_MAX_TOKENS = 256  # transformers' own 20 ends in the middle of any answer
+
+
+# numpy's among them; mypy knows no order of these
+_WHOLE: Any = Integral
+_NUMBERS: Any = Real
 
 
 class Range(NamedTuple):
@@ -25,19 +31,16 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         words = f"{'a whole number' if self.whole else 'a number'} {'above' if self.above else 'of at least'}"
-        words += f" {self.least:g}" + (f" and at most {self.most:g}" if self.most < inf else "")
+        words += f" {self.least}" + (f" and at most {self.most}" if self.most < inf else "")
         return words + (", or None" if self.optional else "")
 
     def holds(self, value: Any) -> bool:
         """Whether it is such a number; NaN and True are none."""
         if value is None:
             return self.optional
-        number = value  # the classes of numbers have no order
-        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+        if isinstance(value, bool) or not isinstance(value, _WHOLE if self.whole else _NUMBERS):
             return False
-        return bool(
-            (self.least < number if self.above else self.least <= number) and (number <= self.most) and number < inf
-        )
+        return bool((self.least < value if self.above else self.least <= value) and value <= self.most and value < inf)
 
 
 RANGES = {
@@ -84,7 +87,8 @@ class Sampling:
 
     Args:
         max_tokens: new tokens, at most.
-        temperature: 0 takes the likeliest token (greedy); else logits are divided by it and a token is drawn.
+        temperature: 0, or less than 0.00001, takes the likeliest token (greedy); else logits are divided by it and a
+            token is drawn.
         top_k: draw among so many of the likeliest tokens, and those as likely as the last of them; 0: all.
         top_p: draw among the likeliest tokens that have this probability together.
         min_p: draw among tokens at least so likely as this fraction of the likeliest.
@@ -132,7 +136,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, and no random number is used."""
-        return self.temperature == 0
+        return self.temperature < _GREEDY
 
     def check(self, vocabulary: int) -> None:
         """Check what only the model can tell.
