@@ -171,6 +171,9 @@ def folder(tmp_path: Path, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatc
     }
     for name, path in models.items():
         shutil.copytree(path, tmp_path / name)
+    (tmp_path / "LLM" / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -188,6 +191,7 @@ def write(block: Block, texts: list[str]) -> None:
 def run(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     """The exit code of a command, and what it printed."""
     monkeypatch.setattr(sys, "argv", ["bitwright", *words])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody types
     written = io.StringIO()
     with redirect_stdout(written), pytest.raises(SystemExit) as stop:
         bitwright.cli.main()

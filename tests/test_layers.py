@@ -26,7 +26,7 @@ LAYERS = (
         "calibration",
     ),
     *("methods", "recipe", "targets", "plan", "evaluate", "search", "checkpoints", "quantizing", "training", "engine"),
-    *("runtime", "pipeline", "report", "serve", "integrations", "cli"),
+    *("generate", "runtime", "pipeline", "report", "serve", "integrations", "cli"),
 )
 # `report` turns a Record into pages; the pipeline writes them last.
 EXCEPTIONS = {("pipeline", "report")}
@@ -69,7 +69,13 @@ def test_only_models_build_imports_transformers_when_imported() -> None:
     assert importers == {"models/build.py"}
 
 
-@pytest.mark.parametrize("module", ["bitwright", "bitwright.cli", "bitwright.cli.options", "bitwright.cli.terminal"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("bitwright", "bitwright.cli", "bitwright.cli.options", "bitwright.cli.terminal"),
+        *("bitwright.generate.sequence", "bitwright.generate.chat", "bitwright.generate.sandbox"),
+    ],
+)
 def test_import_brings_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,7 +1,7 @@
 """Running the command line inside the test's process."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import pytest
 
 import bitwright.cli
 from bitwright.cli import terminal
+from bitwright.generate.processors import Choice
+from bitwright.generate.sequence import Generation, Step
 
 
 @dataclass(frozen=True)
@@ -154,3 +156,48 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
     assert lines
     assert max(map(len, lines)) <= 80
     return lines
+
+
+class Speaker:
+    """A language model that says the same to everyone, a letter at a time, and writes down what it was asked."""
+
+    task, backend = "text-generation", "engine:test"
+
+    def __init__(self, path: Path, says: str = "Yes, I do.", reason: Any = "stop") -> None:
+        self.path, self.says, self.reason = path, says, reason
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.conversations: list[list[dict[str, Any]]] = []
+        self.stopped_after: int | None = None  # tokens, then Ctrl-C
+
+    def chat_prompt(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
+        self.conversations.append(messages)
+        return [len(messages), len(str(messages[-1]["content"]))]
+
+    def stream(self, prompt: str | list[int], **asked: Any) -> Iterator[Step]:
+        self.asked.append((prompt, asked))
+        for i, letter in enumerate(self.says):
+            if i == self.stopped_after:
+                raise KeyboardInterrupt
+            yield Step(i, letter, finish_reason=self.reason if i == len(self.says) - 1 else None)
+
+    def generate(self, prompts: Any, **asked: Any) -> list[Generation]:
+        self.asked.append((prompts, asked))
+        scores = (Choice(3, -0.5, ((3, -0.5),)),) if asked.get("logprobs") else None
+        error = "NaN" if self.reason == "error" else None
+        return [Generation(self.says, (3, 4), self.reason, scores, 2, error) for _ in prompts]
+
+
+@pytest.fixture
+def speaker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Speaker:
+    """What `bitwright.load` gives; `speaker.loaded` are its arguments. It has a chat template."""
+    made = Speaker(tmp_path / "model")
+    made.path.mkdir()
+    (made.path / "config.json").write_text("{}")
+    (made.path / "chat_template.jinja").write_text("{{ messages }}")
+
+    def load(directory: str, **options: Any) -> Speaker:
+        made.loaded = (directory, options)  # type: ignore[attr-defined]
+        return made
+
+    monkeypatch.setattr("bitwright.load", load)
+    return made

@@ -20,6 +20,8 @@ COMMANDS = {
     "plan": "Show how a model would be quantized, and why.",
     "analyze": "Show which layers lose most when they are quantized.",
     "eval": "Score a model, alone or against its original.",
+    "generate": "Let a language model continue or answer prompts.",
+    "chat": "Talk with a language model.",
     "bench": "Time a result against its original.",
     "inspect": "Show which native operators a result runs as.",
     "compare": "Put two results side by side.",

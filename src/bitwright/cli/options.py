@@ -23,7 +23,10 @@ METHOD_NAMES = (
 TARGET_NAMES = ("bitwright", "transformers", "sentence-transformers", "vllm")
 SCHEME_STEMS = ("w8a8", "w8a16", "w4a16", "w4a8", "w3a16", "w2a16", "log4", "nf4", "kmeans4", "ternary", "binary")
 
+CACHE_NAMES = ("int8", "bf16")
+
 _TEXTS = ("data", "evaluation", "kind", "metric", "samples")  # the fields of `pipeline.Texts`
+_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")  # fields of `generate.Sampling`
 
 
 def data_options(command: F) -> F:
@@ -82,6 +85,67 @@ def model_options(command: F) -> F:
         ),
         click.option(
             "--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."
+        ),
+    )  # fmt: skip
+
+
+def sampling_options(command: F) -> F:
+    """--max-tokens, --temperature, --top-k, --top-p, --min-p, --seed, --stop: how tokens are chosen, and when to end.
+
+    The command gets those that were given as one argument `asked`, as `model.generate` takes them.
+    """
+
+    @wraps(command)
+    def with_sampling(*args: Any, **options: Any) -> Any:
+        given = {name: options.pop(name) for name in _SAMPLING}
+        return command(
+            *args, asked={name: value for name, value in given.items() if value not in (None, ())}, **options
+        )
+
+    return _decorated(
+        cast(F, with_sampling),
+        click.option(
+            "--max-tokens", type=click.IntRange(min=1), metavar="N",
+            help="End an answer after this many tokens. Default: what the model's files say, or 256 (1024 in a chat).",
+        ),
+        click.option(
+            "--temperature", type=click.FloatRange(min=0), metavar="T",
+            help="Draw each token at random: below 1 the likely ones more often, above 1 less. 0 always takes the "
+            "likeliest. Default: what the model's files say, or 0.",
+        ),
+        click.option(
+            "--top-k", type=click.IntRange(min=0), metavar="K",
+            help="Draw among the K likeliest tokens; 0 for all. Default: 50 where tokens are drawn.",
+        ),
+        click.option(
+            "--top-p", type=click.FloatRange(min=0, max=1, min_open=True), metavar="P",
+            help="Draw among the likeliest tokens that have probability P together.",
+        ),
+        click.option(
+            "--min-p", type=click.FloatRange(min=0, max=1), metavar="P",
+            help="Draw among the tokens that are at least P times as likely as the likeliest.",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(min=0, max=2**64 - 1), metavar="N",
+            help="Draw the same tokens each time, those of this number. Default: others each time.",
+        ),
+        click.option(
+            "--stop", multiple=True, metavar="TEXT", help="End an answer before this text. Repeat it for several.",
+        ),
+    )  # fmt: skip
+
+
+def engine_options(command: F) -> F:
+    """--threads, --kv-cache: how the engine runs a language model."""
+    return _decorated(
+        command,
+        click.option(
+            "--threads", type=click.IntRange(min=1), metavar="N",
+            help="Use this many threads. Default: OMP_NUM_THREADS, or one for each processor.",
+        ),
+        click.option(
+            "--kv-cache", type=Choice(CACHE_NAMES), metavar="FORM",
+            help="Store the keys and values of earlier tokens as int8 or bf16. Default: int8.",
         ),
     )  # fmt: skip
 
