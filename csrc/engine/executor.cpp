@@ -83,12 +83,21 @@ struct Run {
     float* out;
     double* seconds;
     const std::vector<Group>& groups;
-    size_t capacity, scratch;  // rows of a group; bytes per thread
+    size_t capacity, shared, scratch;  // rows of a group; bytes of all threads together; and of each
 
     void through(const Group& group, char* memory, size_t index, size_t count, Barrier* barrier) {
-        Work work{batch,        group.first, group.last, program.buffers_,
-                  program.isa_, memory,      capacity,   memory + bytes(0) + index * scratch,
-                  index,        count};
+        Work work{.batch = batch,
+                  .first = group.first,
+                  .last = group.last,
+                  .buffers = program.buffers_,
+                  .isa = program.isa_,
+                  .arena = memory,
+                  .capacity = capacity,
+                  .scratch = memory + bytes(0) + index * scratch,
+                  .shared = memory + bytes(0) - shared,
+                  .index = index,
+                  .count = count,
+                  .barrier = barrier};
         size_t op = 0;
         for (const Op& each : program.ops_) {
             const double start = seconds && index == 0 ? now() : 0.0;
@@ -103,7 +112,9 @@ struct Run {
 
     void copy_out(const Work& work) {
         const Buffer& buffer = program.buffers_[program.out_];
-        const size_t begin = buffer.per_sequence ? work.first : batch.starts[work.first];
+        const size_t begin = buffer.per == Per::kSequence ? work.first
+                             : buffer.per == Per::kOutput ? 0
+                                                          : batch.starts[work.first];
         const Share mine = work.mine(program.out_);
         for (size_t row = mine.begin; row < mine.end; ++row) {
             memcpy(out + (begin + row) * buffer.width, work.at<float>(program.out_) + row * work.stride(program.out_),
@@ -111,7 +122,9 @@ struct Run {
         }
     }
 
-    size_t bytes(size_t threads) const { return round_up(program.arena_row_ * capacity, 64) + threads * scratch; }
+    size_t bytes(size_t threads) const {
+        return round_up(program.arena_row_ * capacity, 64) + shared + threads * scratch;
+    }
 
     bool each_takes_groups(size_t threads) {
         std::atomic<size_t> next{0};
@@ -119,7 +132,7 @@ struct Run {
             Memory* memory = program.memories_.borrow(bytes(1));
             if (!memory) return;  // the others do it all, if there are any
             for (size_t i; (i = next.fetch_add(1)) < groups.size();) {
-                Run alone{program, batch, out, index == 0 ? seconds : nullptr, groups, capacity, scratch};
+                Run alone{program, batch, out, index == 0 ? seconds : nullptr, groups, capacity, shared, scratch};
                 alone.through(groups[i], memory->data, 0, 1, nullptr);
             }
             program.memories_.give_back(memory);
@@ -156,7 +169,7 @@ size_t row_stride(const Buffer& buffer) {
         case BufferKind::kBf16:
             return round_up(buffer.width, 32);
         default:
-            return code_stride(buffer.width);
+            return code_stride(buffer.width);  // bytes
     }
 }
 
@@ -167,7 +180,8 @@ size_t row_bytes(const Buffer& buffer) {
         case BufferKind::kBf16:
             return row_stride(buffer) * sizeof(uint16_t);
         default:
-            return row_stride(buffer) + sizeof(float) + sizeof(int32_t);
+            const size_t groups = buffer.group ? buffer.width / buffer.group : 1;
+            return row_stride(buffer) + groups * (sizeof(float) + sizeof(int32_t));
     }
 }
 
@@ -177,7 +191,7 @@ Program::Program(Isa isa, std::vector<Buffer> buffers, size_t arena_row, int out
 bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {
     if (batch.sequences == 0) return true;
     const size_t tokens = batch.starts[batch.sequences];
-    size_t threads = least(wanted, kMostThreads), longest = 0, scratch = 0;
+    size_t threads = least(wanted, kMostThreads), longest = 0, shared = 0, scratch = 0;
     for (size_t s = 0; s < batch.sequences; ++s) {
         const size_t length = batch.starts[s + 1] - batch.starts[s];
         longest = length > longest ? length : longest;
@@ -185,16 +199,18 @@ bool Program::run(const Batch& batch, int wanted, float* out, double* seconds) {
     for (const Op& op : ops_) {
         const size_t bytes = std::visit([&](const auto& known) { return scratch_bytes(known, buffers_, longest); }, op);
         scratch = bytes > scratch ? round_up(bytes, 64) : scratch;
+        const size_t together = std::visit([&](const auto& known) { return shared_bytes(known, batch, threads); }, op);
+        shared = together > shared ? round_up(together, 64) : shared;
     }
-    if (threads > 1 && tokens >= kTokensPerThread * threads) {
+    if (!batch.past && threads > 1 && tokens >= kTokensPerThread * threads) {
         const size_t share = (tokens + threads - 1) / threads;
         const std::vector<Group>& groups = cut(batch, least(share, group_tokens_));
         if (balanced(batch, groups, threads)) {
             const size_t rows = most_rows(batch, groups);
-            return Run{*this, batch, out, seconds, groups, rows, scratch}.each_takes_groups(threads);
+            return Run{*this, batch, out, seconds, groups, rows, shared, scratch}.each_takes_groups(threads);
         }
     }
-    const std::vector<Group>& groups = cut(batch, group_tokens_ * threads);
+    const std::vector<Group>& groups = cut(batch, batch.past ? tokens : group_tokens_ * threads);
     const size_t rows = most_rows(batch, groups);
-    return Run{*this, batch, out, seconds, groups, rows, scratch}.all_share(threads);
+    return Run{*this, batch, out, seconds, groups, rows, shared, scratch}.all_share(threads);
 }

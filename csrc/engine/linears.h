@@ -76,6 +76,24 @@ void run(const MultiplyBf16& op, const Work& w) {
     cut_multiply(linear, best(linear_bf16_variants, w.isa), w, op.in, op.n);
 }
 
+void run(const MultiplyW4A8& op, const Work& w) {
+    w.clear_padding(op.out);
+    const LinearW4A8 linear{.codes = w.at<int8_t>(op.in),
+                            .code_stride = w.stride(op.in),
+                            .scale_m = w.scale(op.in),
+                            .sum_m = w.sums(op.in),
+                            .group_stride = w.groups(op.in),
+                            .weight = op.weight,
+                            .bias = op.bias,
+                            .y = w.column(op.out, op.column),
+                            .out_stride = w.stride(op.out),
+                            .n = op.n,
+                            .activation = op.activation,
+                            .output = w.output(op.out)};
+    if (w.index == 0 && w.first == 0) integer_linears += op.linears;
+    cut_multiply(linear, best(linear_w4a8_variants, w.isa), w, op.in, op.n);
+}
+
 void run(const MultiplyWna16& op, const Work& w) {
     w.clear_padding(op.out);
     const LinearWna16 linear{.linear = linear_of(op, nullptr, w), .weight = op.weight};

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "past.h"
 #include "dispatch.h"
 #include "linears.h"
 #include "pooling.h"
@@ -20,6 +21,12 @@ size_t scratch_bytes(const Op&, const std::vector<Buffer>&, size_t) {
 
 size_t scratch_bytes(const Round& op, const std::vector<Buffer>& buffers, size_t) {
     return code_stride(buffers[op.in].width) * sizeof(float);  // codes, or values
+}
+
+// Bytes that the threads which share a step have together for an operator.
+template <class Op>
+size_t shared_bytes(const Op&, const Batch&, size_t) {
+    return 0;
 }
 
 void run(const Embed& op, const Work& w) {
@@ -44,13 +51,14 @@ void run(const Embed& op, const Work& w) {
         for (; counted < token; ++counted) place += counts(counted);
         float* out = w.at<float>(op.out) + row * stride;
         const size_t id = ids[token];
-        const size_t position = counts(token) ? op.first_position + place : op.first_position - 1;
+        const size_t position = counts(token) ? op.first_position + w.past(s) + place : op.first_position - 1;
         const size_t type = w.batch.types ? w.batch.types[token] : 0;
         rows.embed({.word = static_cast<const char*>(op.words) + id * word_bytes,
                     .kind = op.kind,
                     .scale = op.word_scale ? op.word_scale[id] : 1.0f,
                     .position = op.positions ? op.positions + position * width : nullptr,
-                    .type = op.types ? op.types + type * width : nullptr},
+                    .type = op.types ? op.types + type * width : nullptr,
+                    .factor = op.factor},
                    out, width);
     }
 }
@@ -66,22 +74,29 @@ void run(const NormRows& op, const Work& w) {
                     .bias = op.bias,
                     .stride = w.stride(op.x),
                     .n = w.buffers[op.x].width,
-                    .eps = op.eps};
+                    .eps = op.eps,
+                    .centred = op.centred};
     NormFn* norm_fn = best(norm_variants, w.isa);
     if (op.codes == kNone) return norm_fn(&norm, mine.begin, mine.end);
-    const QuantizeRows quantize = w.quantizer(op.y, op.codes, op.grid);
-    QuantizeRowsFn* quantize_fn = best(quantize_rows_variants, w.isa);
     for (size_t row = mine.begin; row < mine.end; row += kRows) {
         const size_t end = row + kRows < mine.end ? row + kRows : mine.end;
         norm_fn(&norm, row, end);
-        quantize_fn(&quantize, row, end);
+        w.quantize(op.y, op.codes, op.grid, row, end);
     }
 }
 
 void run(const Quantize& op, const Work& w) {
-    const QuantizeRows quantize = w.quantizer(op.in, op.out, op.grid);
     const Share mine = w.mine(op.in);
-    best(quantize_rows_variants, w.isa)(&quantize, mine.begin, mine.end);
+    w.quantize(op.in, op.out, op.grid, mine.begin, mine.end);
+}
+
+void run(const Select& op, const Work& w) {
+    const Share mine = w.mine(op.out);
+    const size_t stride = w.stride(op.in);
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        memcpy(w.at<float>(op.out) + row * stride, w.at<float>(op.in) + w.batch.outputs[row] * stride,
+               w.buffers[op.in].width * sizeof(float));
+    }
 }
 
 void run(const Round& op, const Work& w) {
@@ -169,14 +184,36 @@ void run(const Activate& op, const Work& w) {
     }
 }
 
+size_t scratch_bytes(const Gate& op, const std::vector<Buffer>& buffers, size_t) {
+    return round_up(buffers[op.out].width, 64) * sizeof(float);
+}
+
 void run(const Gate& op, const Work& w) {
     w.clear_padding(op.out);
     const RowOperators& rows = *best(rows_variants, w.isa);
     const Share mine = w.mine(op.in);
     const size_t width = w.buffers[op.out].width;
+    float* product = reinterpret_cast<float*>(w.scratch);
     for (size_t row = mine.begin; row < mine.end; ++row) {
         const uint16_t* in = w.at<uint16_t>(op.in) + row * w.stride(op.in);
-        rows.gate(in, in + width, w.at<uint16_t>(op.out) + row * w.stride(op.out), width);
+        rows.gate(in, in + width, op.function, product, width);
+        if (w.buffers[op.out].kind == BufferKind::kBf16) {
+            rows.round(product, w.at<uint16_t>(op.out) + row * w.stride(op.out), width);
+        } else {
+            w.quantize_row(product, op.out, op.grid, row);
+        }
+    }
+}
+
+void run(const Softcap& op, const Work& w) {
+    const Share mine = w.mine(op.rows);
+    const RowOperators& rows = *best(rows_variants, w.isa);
+    const size_t width = w.buffers[op.rows].width;
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        float* values = w.at<float>(op.rows) + row * w.stride(op.rows);
+        multiply(values, 1.0f / op.cap, width);
+        rows.activate(values, Function::kTanh, width);
+        multiply(values, op.cap, width);
     }
 }
 
@@ -188,9 +225,9 @@ void run(const Rotate& op, const Work& w) {
     size_t s = w.first;
     for (size_t row = mine.begin; row < mine.end; ++row) {
         while (w.batch.starts[s + 1] - origin <= int64_t(row)) ++s;
-        const size_t position = row - (w.batch.starts[s] - origin);
+        const size_t position = w.past(s) + row - (w.batch.starts[s] - origin);
         uint16_t* values = w.at<uint16_t>(op.rows) + row * w.stride(op.rows);
-        rows.rotate(values, op.heads, op.head_size, op.cos + position * half, op.sin + position * half);
+        rows.rotate(values, op.heads, op.head_size, op.head_size, op.cos + position * half, op.sin + position * half);
     }
 }
 

@@ -2,8 +2,11 @@
 // programs.
 //
 // A batch is any number of sequences of any lengths, laid end to end: there is no padding. Buffers have a row for each
-// token, or for each sequence; how many rows is known when a batch comes, so a buffer's place in the arena is given per
-// row. Weights belong to the caller and outlive the program.
+// token, for each sequence, or for each token whose output is wanted; how many rows is known when a batch comes, so a
+// buffer's place in the arena is given per row. Weights belong to the caller and outlive the program.
+//
+// A program with state computes a step: each sequence brings new tokens, which follow the tokens that its part of a
+// cache holds already. The cache belongs to the caller, too; a step appends to it.
 #pragma once
 #include <stdint.h>
 
@@ -11,30 +14,37 @@
 #include <vector>
 
 #include "attention/contract.h"
+#include "attention_cached/contract.h"
 #include "attention_int8/contract.h"
 #include "cpu.h"
 #include "linear_bf16/contract.h"
+#include "linear_w4a8/contract.h"
 #include "linear_w8a8/contract.h"
 #include "linear_wna16/contract.h"
 #include "memory.h"
 #include "norm/contract.h"
+#include "quantize_groups/contract.h"
 #include "quantize_rows/contract.h"
 #include "rows/contract.h"
 
-// Rows of f32 or bf16 values, or of 8-bit codes with a scale and a zero point for each row.
-enum class BufferKind { kF32, kBf16, kCodes };
+// Rows of f32 or bf16 values; of 8-bit codes with a scale and a zero point for each row; or of 8-bit codes with a scale
+// and a sum for each group of a row.
+enum class BufferKind { kF32, kBf16, kCodes, kGroups };
+// What a buffer has a row for. Outputs are the tokens whose output is wanted.
+enum class Per { kToken, kSequence, kOutput };
 
 // width: values of a row. offset: of the buffer, in bytes per row of capacity; the same for buffers that are never
-// alive together.
+// alive together. group: values of a group, which divides the width; 0 for other kinds.
 struct Buffer {
     BufferKind kind;
     size_t width, offset;
-    bool per_sequence;
+    Per per;
+    size_t group = 0;
 };
 
 // Values, or bytes of codes, from one row of a buffer to the next: whole cache lines.
 size_t row_stride(const Buffer& buffer);
-// Bytes that a row takes in the arena, with the scale and the zero point of codes.
+// Bytes that a row takes in the arena, with the scales and zero points or sums of codes.
 size_t row_bytes(const Buffer& buffer);
 
 enum : int { kNone = -1 };  // in place of a buffer
@@ -59,6 +69,7 @@ struct Embed {
     size_t first_position;
     int64_t padding;
     const float* types;
+    float factor;  // of the word
     int out;
 };
 
@@ -68,6 +79,7 @@ struct NormRows {
     const float* weight;
     const float* bias;
     float eps;
+    bool centred;
     InputGrid grid;
 };
 
@@ -107,6 +119,15 @@ struct MultiplyBf16 {
     Activation activation;
 };
 
+// See linear_w4a8/contract.h.
+struct MultiplyW4A8 {
+    int in, out;
+    size_t column, n, linears;
+    W4 weight;
+    const float* bias;
+    Activation activation;
+};
+
 struct MultiplyWna16 {
     int in, out;
     size_t column, n;
@@ -139,6 +160,33 @@ struct AttendDisentangled {
     bool integer;
 };
 
+// Attention of new tokens over the cache: rows of in are q of every head, then k, then v of every head of keys and
+// values. q and k of each head are normed if there are weights [head_size], and their first `rotary` values rotated by
+// position, the first half of those with the second; cos, sin [positions, rotary / 2], or null. Then k and v are
+// appended to the cache, and read from it. See attention_cached/contract.h for the rest; layer: where the layer begins
+// in a cache of one block, in bytes.
+struct AttendPast {
+    int in, out;
+    size_t heads, kv_heads, head_size;
+    float scale, softcap;
+    size_t window;
+    bool causal;
+    const float* sinks;
+    CacheKind kind;
+    size_t layer;
+    const float* q_weight;
+    const float* k_weight;
+    float eps;
+    size_t rotary;
+    const float* cos;
+    const float* sin;
+};
+
+// The rows of in, of tokens, whose output is wanted.
+struct Select {
+    int in, out;
+};
+
 enum class PoolMode { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLast };
 
 // One f32 row per sequence, of its rows of `in`, into columns [column, column + width of in).
@@ -159,9 +207,11 @@ struct Activate {
     Function function;
 };
 
-// a * b of the halves [a, b] of bf16 rows -> bf16 rows.
+// f(a) * b of the halves [a, b] of bf16 rows, f32 until it is rounded to `out`: bf16, or codes on the grid.
 struct Gate {
     int in, out;
+    Function function;
+    InputGrid grid;
 };
 
 // q and k of each head rotated by position, in place, bf16: the first half of a head's values with the second.
@@ -173,16 +223,33 @@ struct Rotate {
     const float* sin;
 };
 
-using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyWna16, Attend,
-                        AttendDisentangled, Pool, Normalize, Activate, Gate, Rotate>;
+// x -> cap * tanh(x / cap), in place, f32.
+struct Softcap {
+    int rows;
+    float cap;
+};
+
+using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8, MultiplyWna16,
+                        Attend, AttendDisentangled, AttendPast, Select, Pool, Normalize, Activate, Gate, Rotate,
+                        Softcap>;
 
 // starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null;
 // each has at least one token.
+// Of a step, else null or 0: past [sequences], tokens of each sequence that the cache holds; outputs [output_count],
+// ascending, the tokens whose output is wanted; cache, block_count blocks of each head of each layer, one head's after
+// another's; tables [sequences, table_stride], the blocks of each sequence, enough for its tokens.
 struct Batch {
     const int32_t* ids;
     const int32_t* types;
     const int64_t* starts;
     size_t sequences;
+    const int32_t* past = nullptr;
+    const int32_t* outputs = nullptr;
+    size_t output_count = 0;
+    char* cache = nullptr;
+    size_t block_count = 0;
+    const int32_t* tables = nullptr;
+    size_t table_stride = 0;
 };
 
 class Program {
@@ -194,11 +261,12 @@ public:
 
     void add(Op op) { ops_.push_back(op); }
 
-    // The rows of the output buffer of all sequences, in order, into out. Any number of calls may run at once.
+    // The rows of the output buffer of all sequences, in order, into out. Any number of calls may run at once, steps if
+    // no sequence is in two of them.
     //
     // Sequences are taken in groups of up to `group_tokens` tokens, or of one if that is longer, so that a group's
-    // buffers stay in L2. If the groups keep all threads busy each thread runs whole groups; else all threads share
-    // each operator, and wait for each other between two. seconds: null, or [ops] gets the time that thread 0 spent in
+    // buffers stay in L2; those of a step are one group, so that weights are read once. If the groups keep all threads
+    // busy each thread runs whole groups; else all threads share each operator, and wait for each other between two. seconds: null, or [ops] gets the time that thread 0 spent in
     // each.
     //
     // Returns false if memory runs out: nothing is lost then, but what is in out.

@@ -1,4 +1,5 @@
-// norm: s = x + residual, y = (s - mean(s)) / sqrt(mean((s - mean(s))^2) + eps) * weight + bias, row by row
+// norm: s = x + residual, y = (s - mean(s)) / sqrt(mean((s - mean(s))^2) + eps) * weight + bias, row by row; where
+// rows are not centred, RMSNorm (Zhang and Sennrich 2019, 1910.07467), 0 stands in the place of mean(s)
 //
 //   x          [M, N] f32; residual the same, or null for 0
 //   sum        null, or [M, N] f32 gets s
@@ -20,6 +21,7 @@ struct Norm {
     size_t stride;
     size_t n;
     float eps;
+    bool centred;
 };
 
 using NormFn = void(const Norm*, size_t row_begin, size_t row_end);

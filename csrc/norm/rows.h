@@ -52,7 +52,7 @@ void norm_some(const Norm& p, size_t m) {
     }
     float mean[R], factor[R];
     F32x16 squares[R] = {};
-    unroll<R>([&](auto r) INLINED { mean[r.value] = sum(total[r.value]) / n; });
+    unroll<R>([&](auto r) INLINED { mean[r.value] = p.centred ? sum(total[r.value]) / n : 0.0f; });
     const size_t whole = n / kLanes * kLanes;
     for (size_t i = 0; i < whole; i += kLanes) {
         unroll<R>([&](auto r) INLINED {

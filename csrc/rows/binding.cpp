@@ -25,18 +25,20 @@ void activate_row(const char* variant, uintptr_t x, bool bf16, Function function
     rows.activate(at<float>(x), function, n);
 }
 
-void gate_row(const char* variant, uintptr_t a, uintptr_t b, uintptr_t y, size_t n) {
-    rows_of(variant).gate(at<uint16_t>(a), at<uint16_t>(b), at<uint16_t>(y), n);
+void gate_row(const char* variant, uintptr_t a, uintptr_t b, Function function, uintptr_t y, size_t n) {
+    rows_of(variant).gate(at<uint16_t>(a), at<uint16_t>(b), function, at<float>(y), n);
 }
 
-void rotate_row(const char* variant, uintptr_t x, size_t heads, size_t head_size, uintptr_t cos, uintptr_t sin) {
-    rows_of(variant).rotate(at<uint16_t>(x), heads, head_size, at<float>(cos), at<float>(sin));
+void rotate_row(const char* variant, uintptr_t x, size_t heads, size_t head_size, size_t size, uintptr_t cos,
+                uintptr_t sin) {
+    rows_of(variant).rotate(at<uint16_t>(x), heads, head_size, size, at<float>(cos), at<float>(sin));
 }
 
 }  // namespace
 
 void bind_rows(nb::module_& m) {
     nb::enum_<Function>(m, "Function")
+        .value("identity", Function::kIdentity)
         .value("relu", Function::kRelu)
         .value("tanh", Function::kTanh)
         .value("gelu_tanh", Function::kGeluTanh)
@@ -47,7 +49,7 @@ void bind_rows(nb::module_& m) {
         .value("int8", WordKind::kInt8);
     bind_struct(m, "EmbedRow", Field{"word", &EmbedRow::word}, Field{"kind", &EmbedRow::kind},
                 Field{"scale", &EmbedRow::scale}, Field{"position", &EmbedRow::position},
-                Field{"type", &EmbedRow::type});
+                Field{"type", &EmbedRow::type}, Field{"factor", &EmbedRow::factor});
     bind_function(m, "embed_row", &embed_row);
     bind_function(m, "round_row", &round_row);
     bind_function(m, "activate_row", &activate_row);

@@ -1,14 +1,15 @@
 // rows: what operators of the engine do value by value, one row a call. Any alignment; no allocation, threads or state.
 //
-//   embed         y = word + position + type [n] f32; the word is f32, bf16, or int8 with a scale; others may be null
+//   embed         y = word * factor + position + type [n] f32; the word is f32, bf16, or int8 with a scale; others may be
+//                 null
 //   round         y = x, to the nearest bf16, half to even; a NaN stays one
 //   widen         y = x, bf16 to f32
 //   transform     y = (x - shift) * multiplier, f32; y may be x
 //   place         y = bf16((code - 128 - zero) * scale) of u8 codes
 //   activate      x = f(x), in place, f32 or bf16
-//   gate          y = a * b, bf16
-//   rotate        of each head's values the first half with the second, in place, bf16:
-//                 a, b = a * cos - b * sin, b * cos + a * sin; cos, sin [head_size / 2] f32
+//   gate          y = f(a) * b, bf16 to f32
+//   rotate        of each head's first `size` values the first half with the second, in place, bf16:
+//                 a, b = a * cos - b * sin, b * cos + a * sin; cos, sin [size / 2] f32
 //
 // The operations on a value are f32, in the same order in every variant: all give the same bits. Functions err by less
 // than 5e-7 where their result is below 1, by as much of it where it is above; tanh by as much of itself. What bf16
@@ -17,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum class Function { kRelu, kTanh, kGeluTanh, kSilu };
+enum class Function { kIdentity, kRelu, kTanh, kGeluTanh, kSilu };
 
 enum class WordKind { kF32, kBf16, kInt8 };
 
@@ -27,6 +28,7 @@ struct EmbedRow {
     float scale;  // of int8
     const float* position;
     const float* type;
+    float factor;
 };
 
 struct RowOperators {
@@ -37,8 +39,8 @@ struct RowOperators {
     void (*place)(const uint8_t* codes, float scale, int32_t zero, uint16_t* y, size_t n);
     void (*activate)(float* x, Function function, size_t n);
     void (*activate_bf16)(uint16_t* x, Function function, size_t n);
-    void (*gate)(const uint16_t* a, const uint16_t* b, uint16_t* y, size_t n);
-    void (*rotate)(uint16_t* x, size_t heads, size_t head_size, const float* cos, const float* sin);
+    void (*gate)(const uint16_t* a, const uint16_t* b, Function function, float* y, size_t n);
+    void (*rotate)(uint16_t* x, size_t heads, size_t head_size, size_t size, const float* cos, const float* sin);
 };
 
 // The variants.

@@ -46,6 +46,7 @@ constexpr float kTanh[6] = {1.0f,
 
 template <Function function>
 ALWAYS_INLINE float apply(float x) {
+    if constexpr (function == Function::kIdentity) return x;
     if constexpr (function == Function::kRelu) return x < 0.0f ? 0.0f : x;
     if constexpr (function == Function::kSilu) return x / (1.0f + power(-kLog2E * x));
     if constexpr (function == Function::kGeluTanh) {  // (1 + tanh u) / 2 = 1 / (1 + exp(-2 u))
@@ -64,8 +65,9 @@ void apply_all(T* x, size_t n) {
 
 template <class T>
 void activate(T* x, Function function, size_t n) {
-    static constexpr void (*table[])(T*, size_t) = {apply_all<Function::kRelu, T>, apply_all<Function::kTanh, T>,
-                                                    apply_all<Function::kGeluTanh, T>, apply_all<Function::kSilu, T>};
+    static constexpr void (*table[])(T*, size_t) = {apply_all<Function::kIdentity, T>, apply_all<Function::kRelu, T>,
+                                                    apply_all<Function::kTanh, T>, apply_all<Function::kGeluTanh, T>,
+                                                    apply_all<Function::kSilu, T>};
     table[(int)function](x, n);
 }
 
@@ -83,6 +85,10 @@ void embed(const EmbedRow& row, float* __restrict y, size_t n) {
         const int8_t* __restrict word = (const int8_t*)row.word;
         const float scale = row.scale;
         for (size_t i = 0; i < n; ++i) y[i] = (float)word[i] * scale;
+    }
+    if (row.factor != 1.0f) {
+        const float factor = row.factor;
+        for (size_t i = 0; i < n; ++i) y[i] *= factor;
     }
     if (row.position) add(y, row.position, n);
     if (row.type) add(y, row.type, n);
@@ -104,8 +110,16 @@ void place(const uint8_t* __restrict codes, float scale, int32_t zero, uint16_t*
     for (size_t i = 0; i < n; ++i) narrow((float)((int32_t)codes[i] - 128 - zero) * scale, y[i]);
 }
 
-void gate(const uint16_t* __restrict a, const uint16_t* __restrict b, uint16_t* __restrict y, size_t n) {
-    for (size_t i = 0; i < n; ++i) narrow(wide(a[i]) * wide(b[i]), y[i]);
+template <Function function>
+void gate_by(const uint16_t* __restrict a, const uint16_t* __restrict b, float* __restrict y, size_t n) {
+    for (size_t i = 0; i < n; ++i) y[i] = apply<function>(wide(a[i])) * wide(b[i]);
+}
+
+void gate(const uint16_t* a, const uint16_t* b, Function function, float* y, size_t n) {
+    static constexpr void (*table[])(const uint16_t*, const uint16_t*, float*, size_t) = {
+        gate_by<Function::kIdentity>, gate_by<Function::kRelu>, gate_by<Function::kTanh>, gate_by<Function::kGeluTanh>,
+        gate_by<Function::kSilu>};
+    table[(int)function](a, b, y, n);
 }
 
 ALWAYS_INLINE void rotate_head(uint16_t* __restrict first, uint16_t* __restrict second, const float* __restrict cos,
@@ -117,8 +131,8 @@ ALWAYS_INLINE void rotate_head(uint16_t* __restrict first, uint16_t* __restrict 
     }
 }
 
-void rotate(uint16_t* x, size_t heads, size_t head_size, const float* cos, const float* sin) {
-    const size_t half = head_size / 2;
+void rotate(uint16_t* x, size_t heads, size_t head_size, size_t size, const float* cos, const float* sin) {
+    const size_t half = size / 2;
     for (size_t head = 0; head < heads; ++head, x += head_size) rotate_head(x, x + half, cos, sin, half);
 }
 

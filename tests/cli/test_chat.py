@@ -51,7 +51,7 @@ def test_options_reach_the_model(talk: Callable[..., Any], speaker: Any) -> None
     talk("Hello", options=("--max-tokens", "3", "--seed", "1", "--system", "Be kind.", "--threads", "1"))
     assert speaker.asked == [([2, 5], {"max_tokens": 3, "seed": 1})]
     assert speaker.conversations == [[{"role": "system", "content": "Be kind."}, *said("Hello")]]
-    assert speaker.loaded == ("DIR", {"threads": 1})
+    assert speaker.loaded == ("DIR", {"threads": 1, "compute": "engine"})
 
 
 def test_commands(talk: Callable[..., Any], speaker: Any) -> None:

@@ -21,7 +21,7 @@ def test_one_prompt_is_streamed(run: Run, speaker: Any) -> None:
     assert outcome.remarks[0].endswith(" s")
     assert speaker.conversations == [[{"role": "user", "content": "Do you?"}]]
     assert speaker.asked == [([1, 7], {})]
-    assert speaker.loaded == ("DIR", {})
+    assert speaker.loaded == ("DIR", {"compute": "engine"})
     assert run("generate", "DIR", "-p", "Do you?", "--quiet").err == ""
 
 
@@ -33,7 +33,7 @@ def test_options_reach_the_model(run: Run, speaker: Any) -> None:
     assert run("generate", "DIR", "-p", "x", *given).code == 0
     want = {"max_tokens": 5, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7, "stop": ("a", "b")}
     assert speaker.asked == [("x", want)]
-    assert speaker.loaded == ("DIR", {"threads": 2, "kv_cache": "bf16"})
+    assert speaker.loaded == ("DIR", {"threads": 2, "kv_cache": "bf16", "compute": "engine"})
 
 
 def test_several_prompts_are_answered_together(run: Run, speaker: Any, tmp_path: Path) -> None:
@@ -142,8 +142,7 @@ def test_an_encoder_generates_nothing(run: Run, tiny_model: TinyModel) -> None:
 def test_a_language_model_that_is_not_on_the_engine_is_told(run: Run, tiny_model: TinyModel) -> None:
     outcome = run("generate", tiny_model("opt"), "-p", "x")
     assert outcome.code == 1
-    assert "only models on Bitwright's engine generate text" in outcome.err
-    assert "(torch)" in outcome.err
+    assert "the engine does not run model_type 'opt'; it runs gemma3_text, llama" in outcome.err
 
 
 def test_limits_are_those_of_sampling(run: Run) -> None:

@@ -40,13 +40,13 @@ def sequences() -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def written(tiny_model: TinyModel, once: Callable[..., Path]) -> Written:
-    """`written(family, **recipe)`: a quantized checkpoint of a tiny model, written once."""
+    """`written(family, config=…, **recipe)`: a quantized checkpoint of a tiny model, written once."""
 
-    def write(family: str, **recipe: Any) -> Path:
+    def write(family: str, *, config: dict[str, Any] | None = None, **recipe: Any) -> Path:
         if str(recipe.get("scheme", "w8a8")).startswith("w8a8"):
             recipe = {"attention": "int8"} | recipe  # nothing is measured, so it would be float
-        wanted, source = make_recipe(recipe | {"targets": ["bitwright"]}), tiny_model(family)
-        key = ("quantized", family, sorted(recipe.items()))
+        wanted, source = make_recipe(recipe | {"targets": ["bitwright"]}), tiny_model(family, **(config or {}))
+        key = ("quantized", family, sorted(recipe.items()), sorted((config or {}).items()))
         return once(key, lambda out: bitwright.quantize(source, out=out, recipe=wanted, samples=40, judged=False))
 
     return write

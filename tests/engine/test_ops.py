@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from bitwright.engine.builders import lower_encoder
+from bitwright.engine.cache_layout import CacheKind, CacheLayer, CacheLayout
+from bitwright.engine.decoders import lower_decoder
 from bitwright.engine.ops import Op
 from bitwright.engine.ops.binder import Binder
-from bitwright.engine.ops.buffers import Buffer, BufferKind, moved, reads, writes
+from bitwright.engine.ops.buffers import BufferKind, Per, moved, reads, writes
 from bitwright.engine.ops.inputs import PaddedTransform
 from bitwright.engine.ops.rows import Function, PoolMode
 from bitwright.engine.program import Program
@@ -32,7 +34,13 @@ def programs(written: Written) -> list[Program]:
     made = [written(family, scheme="w8a8") for family in ("albert", "deberta-v2", "modernbert", "mpnet")]
     made += [written("bert", scheme=scheme) for scheme in ("w8a8_static", "w4a16_g32")]
     made += [written("bert", scheme="w8a8_static", rules=[bf16])]
-    return [lower_encoder(open_weights(ModelDirectory(directory)), **whole) for directory in made]
+    decoder = written(
+        "gemma3_text", scheme="w4a16", config={"head_dim": 16, "intermediate_size": 64, "final_logit_softcapping": 3.0}
+    )
+    return [
+        *(lower_encoder(open_weights(ModelDirectory(directory)), **whole) for directory in made),
+        lower_decoder(open_weights(ModelDirectory(decoder))),
+    ]
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -53,7 +61,8 @@ def test_a_record_is_frozen_and_whole(record: type) -> None:
 def test_some_family_has_it(programs: list[Program], record: type) -> None:
     found = [op for program in programs for op in program.ops if isinstance(op, record)]
     assert found
-    binder = Binder(native.load())
+    cache = CacheLayout.of([CacheLayer(2, 16)] * 2, "int8", native.load())
+    binder = Binder(native.load(), cache)
     for op in found:
         struct = op.bind(binder)
         assert type(struct).__name__ == record.__name__
@@ -67,14 +76,21 @@ def test_native_code_refuses_what_a_struct_has_not() -> None:
     module = native.load()
     for wrong in ({}, {"out": 1, "more": 2}, {"out": 1.0}, {"out": None}):
         with pytest.raises(TypeError, match="source: int, out: int"):
-            module.Gate(source=0, **wrong)
+            module.Select(source=0, **wrong)
     with pytest.raises(TypeError, match=r"mode: bitwright\.kernels\._native\.PoolMode"):
         module.Pool(source=0, out=1, mode=1, column=0)
 
 
 @pytest.mark.parametrize(
     ("names", "enumeration"),
-    [(BufferKind, "BufferKind"), (Function, "Function"), (PoolMode, "PoolMode"), (QuantizeMode, "QuantizeMode")],
+    [
+        (BufferKind, "BufferKind"),
+        (Function, "Function"),
+        (PoolMode, "PoolMode"),
+        (QuantizeMode, "QuantizeMode"),
+        (Per, "Per"),
+        (CacheKind, "CacheKind"),
+    ],
 )
 def test_enumerations_are_those_of_the_native_module(names: Any, enumeration: str) -> None:
     assert get_args(names) == tuple(each.name for each in getattr(native.load(), enumeration))
@@ -82,7 +98,7 @@ def test_enumerations_are_those_of_the_native_module(names: Any, enumeration: st
 
 def test_an_operator_moves_to_other_buffers(programs: list[Program]) -> None:
     for program in programs:
-        new = {buffer: Buffer(buffer.number + 10, buffer.kind, buffer.width) for buffer in program.buffers}
+        new = {buffer: buffer._replace(number=buffer.number + 10) for buffer in program.buffers}
         for op in program.ops:
             there = moved(op, new)
             assert [buffer.number for buffer in (*reads(there), *writes(there))] == [

@@ -62,7 +62,8 @@ print(alone, two, threads() - before)
 
 
 FIELDS = {
-    "x": 64, "residual": 0, "sum": 0, "y": 64, "weight": 64, "bias": 0, "stride": 8, "n": 8, "eps": 1e-5
+    "x": 64, "residual": 0, "sum": 0, "y": 64, "weight": 64, "bias": 0, "stride": 8, "n": 8, "eps": 1e-5,
+    "centred": True,
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ class Problem:
     weight: Tensor
     bias: Tensor | None
     n: int
+    centred: bool = True
 
     def run(self, variant: str, rows: slice, *, keep_sum: bool) -> tuple[Tensor, Tensor]:
         y, total = torch.full_like(self.x, torch.nan), torch.full_like(self.x, torch.nan)
@@ -33,6 +34,7 @@ class Problem:
             stride=self.x.stride(0),
             n=self.n,
             eps=1e-5,
+            centred=self.centred,
         )
         native.load().norm(variant, op, rows.start, rows.stop)
         return total, y

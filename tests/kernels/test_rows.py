@@ -13,6 +13,7 @@ SIZES = [1, 7, 8, 15, 16, 17, 31, 32, 33, 63, 100, 385]
 EPS = torch.finfo(torch.float32).eps
 KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "int8"}
 TORCHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": torch.clone,
     "relu": functional.relu,
     "tanh": torch.tanh,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -85,33 +86,38 @@ def test_round(rows_variant: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_gate(rows_variant: str, n: int) -> None:
+@pytest.mark.parametrize("function", TORCHS)
+def test_gate(rows_variant: str, function: str, n: int) -> None:
     both = torch.cat([values(n), values(n, 1)]).bfloat16()
     both[n // 2] = torch.inf
-    padded, row = within(torch.zeros(n, dtype=torch.bfloat16))
-    address = both.data_ptr()
-    native.load().gate_row(rows_variant, address, address + 2 * n, row.data_ptr(), n)
-    assert torch.equal(row, both[:n] * both[n:])
+    padded, row = within(torch.zeros(n))
+    address, module = both.data_ptr(), native.load()
+    module.gate_row(rows_variant, address, address + 2 * n, module.Function[function], row.data_ptr(), n)
+    assert torch.equal(row, activated(rows_variant, function, both[:n].float()) * both[n:])
     assert (padded[n:] == 7.0).all()
 
 
 @pytest.mark.parametrize("size", [8, 16, 24, 32, 64, 72, 128])
-def test_rotate(rows_variant: str, size: int) -> None:
+@pytest.mark.parametrize("fixed", [0, 8])
+def test_rotate(rows_variant: str, size: int, fixed: int) -> None:
+    """fixed: values of a head that stay, after those that rotate."""
     heads, half = 3, size // 2
-    padded, row = within(values(heads * size).bfloat16())
+    padded, row = within(values(heads * (size + fixed)).bfloat16())
     angle = values(half, 1)
     cos, sin = angle.cos(), angle.sin()
-    a, b = row.float().reshape(heads, 2, half).unbind(1)
-    want = torch.stack([a * cos - b * sin, b * cos + a * sin], 1).bfloat16().flatten()
-    native.load().rotate_row(rows_variant, row.data_ptr(), heads, size, cos.data_ptr(), sin.data_ptr())
-    assert torch.equal(row, want)
-    assert (padded[heads * size :] == 7.0).all()
+    rotating, rest = row.clone().reshape(heads, -1).split([size, fixed], 1)
+    a, b = rotating.float().reshape(heads, 2, half).unbind(1)
+    rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], 1).bfloat16().reshape(heads, size)
+    native.load().rotate_row(rows_variant, row.data_ptr(), heads, size + fixed, size, cos.data_ptr(), sin.data_ptr())
+    assert torch.equal(row, torch.cat([rotated, rest], 1).flatten())
+    assert (padded[len(row) :] == 7.0).all()
 
 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("positions", "types"), [(True, True), (True, False), (False, True), (False, False)])
-def test_embed(rows_variant: str, n: int, kind: torch.dtype, positions: bool, types: bool) -> None:
+@pytest.mark.parametrize("factor", [1.0, 5.5])
+def test_embed(rows_variant: str, n: int, kind: torch.dtype, positions: bool, types: bool, factor: float) -> None:
     scale = 0.037 if kind == torch.int8 else 1.0
     word, position, type_ = (values(n) * 20).to(kind), values(n, 1), values(n, 2)
     padded, row = within(torch.zeros(n))
@@ -122,7 +128,8 @@ def test_embed(rows_variant: str, n: int, kind: torch.dtype, positions: bool, ty
         scale=scale,
         position=position.data_ptr() * positions,
         type=type_.data_ptr() * types,
+        factor=factor,
     )
     module.embed_row(rows_variant, op, row.data_ptr(), n)
-    assert torch.equal(row, word.float() * scale + position * positions + type_ * types)
+    assert torch.equal(row, word.float() * scale * factor + position * positions + type_ * types)
     assert (padded[n:] == 7.0).all()

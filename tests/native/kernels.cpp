@@ -99,7 +99,8 @@ void soak_quantize_groups(Random& random, QuantizeGroupsFn* fn) {
 
 // Each operator on rows, by the variant and by the scalar one: the same bits.
 void soak_rows(Random& random, const RowOperators& rows_of_variant) {
-    const size_t n = random.between(1, 300), half = random.between(1, 40), heads = random.between(1, 4);
+    const size_t n = random.between(1, 300), half = random.between(1, 40), heads = random.between(1, 4),
+                 turned = random.between(1, half);
     const Exact a = floats(random, n, 2.0f), b = floats(random, n, 1.0f), c = floats(random, n, 1.0f),
                 a16 = bf16s(random, n, 2.0f), b16 = bf16s(random, n, 1.0f), codes = bytes<uint8_t>(random, n),
                 q16 = bf16s(random, 2 * half * heads, 1.0f), cos = floats(random, half, 1.0f),
@@ -112,12 +113,13 @@ void soak_rows(Random& random, const RowOperators& rows_of_variant) {
                        .kind = kind,
                        .scale = 0.1f,
                        .position = random.one_in(2) ? b.at<float>() : nullptr,
-                       .type = random.one_in(2) ? c.at<float>() : nullptr};
-    const Function function = Function(random.between(0, 3));
+                       .type = random.one_in(2) ? c.at<float>() : nullptr,
+                       .factor = random.one_in(2) ? 3.5f : 1.0f};
+    const Function function = Function(random.between(0, 4));
     Exact out[2], out16[2], rotated[2];
     for (int variant = 0; variant < 2; ++variant) {
         const RowOperators& rows = variant ? rows_of_variant : kRowsScalar;
-        Exact &y = out[variant] = room<float>(random, 4 * n), &y16 = out16[variant] = room<uint16_t>(random, 4 * n);
+        Exact &y = out[variant] = room<float>(random, 5 * n), &y16 = out16[variant] = room<uint16_t>(random, 3 * n);
         rows.embed(row, y.at<float>(), n);
         rows.widen(a16.at<uint16_t>(), y.at<float>(n), n);
         rows.transform(a.at<float>(), b.at<float>(), c.at<float>(), y.at<float>(2 * n), n);
@@ -125,12 +127,12 @@ void soak_rows(Random& random, const RowOperators& rows_of_variant) {
         rows.activate(y.at<float>(3 * n), function, n);
         rows.round(a.at<float>(), y16.at<uint16_t>(), n);
         rows.place(codes.at<uint8_t>(), 0.1f, 7, y16.at<uint16_t>(n), n);
-        rows.gate(a16.at<uint16_t>(), b16.at<uint16_t>(), y16.at<uint16_t>(2 * n), n);
-        memcpy(y16.at<uint16_t>(3 * n), a16.at<uint16_t>(), a16.bytes());
-        rows.activate_bf16(y16.at<uint16_t>(3 * n), function, n);
+        rows.gate(a16.at<uint16_t>(), b16.at<uint16_t>(), function, y.at<float>(4 * n), n);
+        memcpy(y16.at<uint16_t>(2 * n), a16.at<uint16_t>(), a16.bytes());
+        rows.activate_bf16(y16.at<uint16_t>(2 * n), function, n);
         rotated[variant] = room<uint16_t>(random, 2 * half * heads);
         memcpy(rotated[variant].at<void>(), q16.at<void>(), q16.bytes());
-        rows.rotate(rotated[variant].at<uint16_t>(), heads, 2 * half, cos.at<float>(), sin.at<float>());
+        rows.rotate(rotated[variant].at<uint16_t>(), heads, 2 * half, 2 * turned, cos.at<float>(), sin.at<float>());
     }
     must_equal(out[1], out[0], "rows", "f32");
     must_equal(out16[1], out16[0], "rows", "bf16");

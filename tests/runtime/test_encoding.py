@@ -18,7 +18,7 @@ from bitwright.errors import InputError, ModelError, NumericsError
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model, open_lazily
 from bitwright.recipe import make_recipe
-from bitwright.runtime import encoding, engine_model
+from bitwright.runtime import encoding, on_engine
 from bitwright.runtime.encoding import batches_of
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.generic_model import GenericModel, float_model
@@ -118,7 +118,7 @@ def test_threads_beyond_the_processors_are_not_taken(models: dict[str, Model], m
     monkeypatch.setattr(
         engine.executor, "run", lambda ids, threads, **more: taken.append(threads) or run(ids, threads, **more)
     )
-    monkeypatch.setattr(engine_model, "usable_processors", lambda: 2)
+    monkeypatch.setattr(on_engine, "usable_processors", lambda: 2)
     for threads in (1, 2, 5):
         engine.encode(["a"], threads=threads)
     assert taken == [1, 2, 2]

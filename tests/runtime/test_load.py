@@ -63,14 +63,14 @@ def test_loaded_is_as_in_memory(write: Written, family: str, scheme: str) -> Non
     memory, out = write(family, scheme)
     model = load(out)
     assert model.task == "text-generation"
-    assert torch.equal(model.logits(IDS), memory.logits(IDS))
+    assert torch.equal(model.generic.logits(IDS), memory.logits(IDS))
     assert model.encode(IDS.tolist())[0].shape == (2, 10)
 
 
 @pytest.mark.parametrize(("scheme", "transformed"), [("nf4_g32", False), ("w4a16_g32", True), ("w8a8", True)])
 def test_what_only_we_can_read_is_read(write: Written, scheme: str, transformed: bool) -> None:
     memory, out = write("llama", scheme, transformed=transformed)
-    assert torch.equal(load(out).logits(IDS), memory.logits(IDS))
+    assert torch.equal(load(out).generic.logits(IDS), memory.logits(IDS))
 
 
 def test_no_float_copy_of_a_quantized_linear_is_made(write: Written) -> None:
@@ -130,7 +130,7 @@ def test_linears_in_16_bit_and_float_heads(write: Written) -> None:
     model = load(out)
     kept = {name for name, module in model.hf.named_modules() if isinstance(module, HalfLinear)}
     assert kept == {"model.layers.0.mlp.down_proj"}
-    assert torch.equal(model.logits(IDS), memory.logits(IDS))
+    assert torch.equal(model.generic.logits(IDS), memory.logits(IDS))
 
 
 def test_a_float32_head_is_rounded_as_it_will_be_stored(
@@ -152,6 +152,8 @@ def test_a_missing_tensor_is_named(write: Written) -> None:
     del tensors["model.norm.weight"]
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"config.json needs 'model.norm.weight' \(64,\)"):
+        load(out, compute="float32")
+    with pytest.raises(CheckpointError, match=r"the files hold no 'model.norm.weight'"):
         load(out)
 
 

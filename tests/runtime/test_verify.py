@@ -45,7 +45,8 @@ def test_a_decoder_gives_the_same_logits_in_a_clean_process(
     assert ours.shape == theirs.shape == (3, 200)
     assert (calls, none) == (14, 0)
     assert not np.allclose(ours, theirs, rtol=1e-3)
-    rows = verify(out, ("bitwright", "transformers"), ids, ours, theirs, calls)
+    original, _ = compared(float_model(load_model(source)), torch.from_numpy(ids))
+    rows = verify(out, ("bitwright", "transformers"), ids, ours, theirs, calls, original=original)
     assert [(row["target"], row["ok"]) for row in rows] == [("bitwright", True), ("transformers", True)], rows
     assert rows[0]["checks"]["relative_error"] == 0.0
 

@@ -77,8 +77,11 @@ def command(
     """Time the result in DIRECTORY against its original in float32 and bfloat16.
 
     The tables show latency, throughput, memory and size. The runtimes take
-    turns, and only rounds on a quiet machine count.
+    turns, and only rounds on a quiet machine count. A language model is timed
+    alone: tokens per second that the engine reads and writes.
     """
+    if _writes_text(directory):
+        return _language_model(directory, threads, rounds, max_load, as_json=as_json, quiet=quiet)
     if by_operator:
         from bitwright.runtime.profile import profile
 
@@ -102,6 +105,44 @@ def command(
     busy = f"other programs kept {found['other_load_cores']:.1f} cores busy"
     remark(f"no speed was measured: {busy}. Wait for a quiet moment, or allow so much with --max-load", WARNING)
     return ExitCode.NOT_SHOWN
+
+
+def _writes_text(directory: Path) -> bool:
+    from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+    from bitwright.files.task import find_task
+
+    return (directory / CONFIG_FILE).is_file() and find_task(ModelDirectory(directory)) == "text-generation"
+
+
+def _language_model(
+    directory: Path, threads: int | None, rounds: int, max_load: float, *, as_json: bool, quiet: bool
+) -> int:  # fmt: skip
+    with shown_progress(quiet=quiet) as progress:
+        from bitwright import pipeline
+
+        found = pipeline.bench_language_model(
+            directory, threads=threads, rounds=rounds, max_load=max_load, progress=progress
+        )
+    print_json(found) if as_json else print_tokens(found)
+    if not found["too_busy"]:
+        return ExitCode.DONE
+    busy = f"other programs kept {found['other_load_cores']:.1f} cores busy"
+    remark(f"not everything was measured: {busy}. Wait for a quiet moment, or use --max-load", WARNING)
+    return ExitCode.NOT_SHOWN
+
+
+def print_tokens(found: dict[str, Any]) -> None:
+    """Tokens per second of a language model."""
+    columns: list[Column] = [("what", "name")]
+    columns += [(name, "right") for name in ("answers", "text before", "tokens/s", "lower quartile", "rounds")]
+    kinds = {"prefill": "reads a prompt", "decode": "writes"}
+    rows = [
+        [kinds[row["kind"]], str(row["batch"]), str(row["depth"]), f"{row['tokens_per_s']:,.1f}",
+         f"{row['lower_quartile']:,.1f}", str(row["rounds"])]
+        for row in found["rows"]
+    ]  # fmt: skip
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    out.print(table(f"{found['backend']}, {threads}", columns, rows))
 
 
 def print_profile(rows: list[dict[str, Any]]) -> None:

@@ -32,32 +32,23 @@ class Answer(NamedTuple):
 
 
 def load_generator(directory: str, *, threads: int | None, kv_cache: str | None, asked: dict[str, Any]) -> Any:
-    """The model of a directory, if it is one that generates text.
+    """The model of a directory on the engine, quantized or float, if it is one that generates text.
 
     asked: checked before the model is loaded.
 
     Raises:
-        InputError: a wrong value in `asked`. ModelError: a model for something else. And what `bitwright.load` raises.
+        InputError: a wrong value in `asked`. ModelError: a model for something else. EngineError: one that the engine
+            does not run. And what `bitwright.load` raises.
     """
     from bitwright import load
     from bitwright.generate.sampling import Sampling
 
     Sampling.of({}, **asked)
-    options: dict[str, Any] = {"threads": threads, "kv_cache": kv_cache}
+    options: dict[str, Any] = {"threads": threads, "kv_cache": kv_cache, "compute": "engine"}
     model = load(directory, **{name: value for name, value in options.items() if value is not None})
     if getattr(model, "generate", None) is None:
-        raise ModelError(f"{directory}: {_why_not(model)}")
+        raise ModelError(f"{directory}: this model generates no text, it is for {model.task}; give a language model")
     return model
-
-
-def _why_not(model: Any) -> str:
-    """Why a model does not generate, and what to do."""
-    if model.task == "text-generation":
-        return (
-            f"only models on Bitwright's engine generate text, and this one does not run there ({model.backend}); use "
-            "`bitwright.load(DIRECTORY).hf.generate`"
-        )
-    return f"this model generates no text, it is for {model.task}; give a language model"
 
 
 def has_chat_template(directory: Path) -> bool:

@@ -222,7 +222,7 @@ def _alternating(encoder: _Encoder) -> tuple[Value, None]:
         mixed = lower.attention(block, qkv, heads, window=window, integer=encoder.int8_attention(layer))
         y = lower.linears([f"{block}.{out}"], mixed, out="f32")
         x, normed = lower.norm_of_sum(f"{block}.{between}", y, x, eps=eps)
-        gated = lower.gated(f"{block}.{up}", normed, encoder.setting(row.keys.activation))
+        gated = lower.gated([f"{block}.{up}"], normed, encoder.setting(row.keys.activation), f"{block}.{down}")
         y = lower.linears([f"{block}.{down}"], gated, out="f32")
         if layer + 1 < layers:
             x, normed = lower.norm_of_sum(f"{encoder.block(layer + 1)}.{before}", y, x, eps=eps)

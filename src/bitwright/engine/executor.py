@@ -5,10 +5,11 @@ from itertools import chain
 from operator import index
 from struct import error as StructError
 from struct import pack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bitwright.engine.cache_layout import CacheKind, CacheLayout
 from bitwright.engine.ops.binder import Binder
 from bitwright.engine.program import Program, place_buffers
 from bitwright.errors import InputError
@@ -24,19 +25,46 @@ _L2_BYTES = 1 << 20  # of a group's buffers
 _LEAST_GROUP = 256
 
 
+# Fields of the native module's Batch that some programs do without.
+_OF_STEPS = ("types", "past", "outputs", "output_count", "cache", "block_count", "tables", "table_stride")
+
+
+class Step(NamedTuple):
+    """New tokens of some sequences, laid end to end.
+
+    ids: int32 (tokens,). lengths: int64 (sequences,), new tokens of each, at least one. past: int32 (sequences,), what
+    the cache holds of each. tables: int32 (sequences, …), its blocks in order, enough for the new tokens too. outputs:
+    int32, ascending, which of the tokens' outputs are wanted. cache: uint8, block_count times a layout's bytes, at a
+    multiple of 64.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    past: np.ndarray
+    tables: np.ndarray
+    outputs: np.ndarray
+    cache: np.ndarray
+    block_count: int
+
+
 class Executor:
     """Runs one program. Any number of threads may call `run` at once."""
 
-    def __init__(self, program: Program, isa: "Isa", *, group_tokens: int | None = None) -> None:
+    def __init__(
+        self, program: Program, isa: "Isa", *, group_tokens: int | None = None, cache_kind: CacheKind = "int8"
+    ) -> None:
         """group_tokens: sequences are taken in groups of this many tokens; by default 256, or as
-        many as keep within L2."""
+        many as keep within L2. cache_kind: how a program with state holds keys and values."""
         module = native.load()
-        row_bytes = {b.number: module.row_bytes(module.BufferKind[b.kind], b.width) for b in program.buffers}
+        row_bytes = {b.number: module.row_bytes(module.BufferKind[b.kind], b.width, b.group) for b in program.buffers}
         offsets, size = place_buffers(program.ops, program.buffers, program.output, row_bytes)
-        self.program, self.binder = program, Binder(module)
+        self.cache = CacheLayout.of(program.layers, cache_kind, module) if program.layers else None
+        self.program, self.binder = program, Binder(module, self.cache)
         self.group_tokens = group_tokens or max(_LEAST_GROUP, _L2_BYTES // size // 32 * 32)
         buffers = [
-            module.Buffer(kind=module.BufferKind[b.kind], width=b.width, offset=offset, per_sequence=b.per_sequence)
+            module.Buffer(
+                kind=module.BufferKind[b.kind], width=b.width, offset=offset, per=module.Per[b.per], group=b.group
+            )
             for b, offset in zip(program.buffers, offsets, strict=True)
         ]
         self._native = module.Program(
@@ -94,21 +122,50 @@ class Executor:
         ids = _below(ids, self.program.vocabulary, "token id", starts)
         types = None if types is None else _below(types, self.program.types, "token type", starts)
         output = self.program.output
-        out = np.empty((len(lengths) if output.per_sequence else len(ids), output.width), np.float32)
+        out = np.empty((len(lengths) if output.per == "sequence" else len(ids), output.width), np.float32)
+        self._run(ids, starts, out, threads, seconds, types=0 if types is None else types.ctypes.data)
+        return out
+
+    def step(self, step: Step, threads: int, seconds: np.ndarray | None = None) -> np.ndarray:
+        """Compute new tokens of sequences, which the cache then holds. `step` is believed: `generate/cache.py`
+        makes it.
+
+        Returns:
+            The rows of those tokens whose output is wanted: float32 (outputs, width).
+
+        Raises:
+            MemoryError: the system has none for it. The sequences are as before.
+        """
+        starts = np.zeros(len(step.lengths) + 1, np.int64)
+        np.cumsum(step.lengths, out=starts[1:])
+        out = np.empty((len(step.outputs), self.program.output.width), np.float32)
+        self._run(
+            step.ids, starts, out, min(check_count("threads", threads), _MOST_THREADS), seconds,
+            past=step.past.ctypes.data,
+            outputs=step.outputs.ctypes.data,
+            output_count=len(step.outputs),
+            cache=step.cache.ctypes.data,
+            block_count=step.block_count,
+            tables=step.tables.ctypes.data,
+            table_stride=step.tables.shape[1],
+        )  # fmt: skip
+        return out
+
+    def _run(
+        self, ids: np.ndarray, starts: np.ndarray, out: np.ndarray, threads: int, seconds: np.ndarray | None,
+        **others: int,
+    ) -> None:  # fmt: skip
+        """others: of `Batch`, where they are not 0."""
+        fields = dict.fromkeys(_OF_STEPS, 0) | others
         batch = native.load().Batch(
-            ids=ids.ctypes.data,
-            types=0 if types is None else types.ctypes.data,
-            starts=starts.ctypes.data,
-            sequences=len(lengths),
-        )
+            ids=ids.ctypes.data, starts=starts.ctypes.data, sequences=len(starts) - 1, **fields
+        )  # fmt: skip
         timed = 0 if seconds is None else seconds.ctypes.data
-        done = self._native.run(batch, threads=threads, out=out.ctypes.data, seconds=timed)
-        if not done:
+        if not self._native.run(batch, threads=threads, out=out.ctypes.data, seconds=timed):
             raise MemoryError(
-                f"there is not enough memory for {len(ids)} tokens in {len(lengths)} sequences on {threads} "
+                f"there is not enough memory for {len(ids)} tokens in {len(starts) - 1} sequences on {threads} "
                 "threads; use fewer threads or shorter sequences"
             )
-        return out
 
     def _check_lengths(self, lengths: np.ndarray) -> None:
         above = (lengths - 1).view(np.uint64)  # what is below 1 is very large

@@ -31,7 +31,7 @@ def fuse_codes(
     instead: dict[Op, Op | None] = {}  # of operators that change or, None, go
     gone: set[Buffer] = set()
     for op in ops:
-        if not isinstance(op, Quantize) or op.source == output or op.grid.mode != "static":
+        if not isinstance(op, Quantize) or op.source == output or op.grid is None or op.grid.mode != "static":
             continue
         maker, *others = (user for user in users[op.source] if user is not op)
         if not others and isinstance(maker, MultiplyW8A8) and np.isfinite(maker.weight.bias).all():

@@ -1,31 +1,65 @@
 """Decides how the engine computes a linear: which native operator, on what input, and joined with which others."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from bitwright.engine.ops.buffers import BufferKind
 from bitwright.engine.ops.inputs import PaddedTransform
 from bitwright.errors import EngineError, KernelError
-from bitwright.kernels.input_grid import InputGrid
+from bitwright.kernels.input_grid import InputGrid, rounded_by_groups
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import levels_of
 from bitwright.numerics.spec import QuantSpec
 
 Linear = QuantizedLinear | FloatLinear
-Operator = Literal["linear_w8a8", "linear_bf16", "linear_wna16"]
+Operator = Literal["linear_w8a8", "linear_bf16", "linear_wna16", "linear_w4a8"]
+# How codes of at most 4 bits meet inputs that the checkpoint leaves in 16 bits: as they are, or rounded to int8, with a
+# scale for each token and group.
+Inputs = Literal["bf16", "int8"]
 _GROUPS = 8  # groups of K that `linear_wna16` takes are multiples of this
 
 
-def operator_of(linear: Linear) -> Operator:
+class Operand(NamedTuple):
+    """What a linear reads: rows of a kind, after a transform if there is one. grid: of codes, or on which bf16 rows
+    lie. group: inputs that share a scale, of kind "groups"."""
+
+    kind: BufferKind
+    grid: InputGrid | None = None
+    transform: PaddedTransform | None = None
+    group: int = 0
+
+
+def operand_of(linear: Linear, inputs: Inputs) -> Operand:
+    """What it reads.
+
+    Raises:
+        EngineError: as `grid_of`.
+    """
+    operator, grid, transform = operator_of(linear, inputs), grid_of(linear), transform_of(linear)
+    if operator == "linear_w4a8":
+        assert isinstance(linear, QuantizedLinear)
+        return Operand("groups", None, transform, input_group(linear))
+    return Operand("codes" if operator == "linear_w8a8" else "bf16", grid, transform)
+
+
+def operator_of(linear: Linear, inputs: Inputs = "bf16") -> Operator:
     """The native operator that computes it: whole multiples of one scale per row with rounded inputs are int8 products,
     as on the generic path (`kernels/linear.py: runs_natively`); other codes become bf16, and so do, beforehand, those
-    whose groups of K no operator takes.
+    whose groups of K no operator takes. With int8 `inputs`, uniform codes of at most 4 bits are integer products too.
     """
     if isinstance(linear, FloatLinear) or (group_of(linear) % _GROUPS and group_of(linear) < linear.shape[1]):
         return "linear_bf16"
     spec = linear.weight.spec
+    if inputs == "int8" and linear.input_spec is None and input_group(linear):
+        return "linear_w4a8"
     whole = spec.symmetric and not spec.has_codebook and spec.group_size is None
     return "linear_w8a8" if linear.input_spec is not None and whole else "linear_wna16"
+
+
+def input_group(linear: QuantizedLinear) -> int:
+    """Inputs of a linear that share a scale where they are rounded by groups; 0 where no operator takes it so."""
+    return rounded_by_groups(linear.weight.spec, linear.shape[1])
 
 
 def group_of(linear: Linear) -> int:
@@ -34,14 +68,16 @@ def group_of(linear: Linear) -> int:
     return linear.shape[1] if size is None else size
 
 
-def multiplied(linear: Linear) -> str:
+def multiplied(linear: Linear, inputs: Inputs = "bf16") -> str:
     """The kind of product, in readable form."""
-    if isinstance(linear, FloatLinear) or operator_of(linear) == "linear_bf16":
+    operator = operator_of(linear, inputs)
+    if isinstance(linear, FloatLinear) or operator == "linear_bf16":
         return "bf16"
-    if operator_of(linear) == "linear_w8a8":
+    if operator == "linear_w8a8":
         return "int8"
     group = group_of(linear)
-    return (_name(linear.weight.spec) + f" g{group}" * (group < linear.shape[1])).replace("int8", "int8×bf16")
+    name = (_name(linear.weight.spec) + f" g{group}" * (group < linear.shape[1])).replace("int8", "int8×bf16")
+    return name + "×int8" * (operator == "linear_w4a8")
 
 
 def join(one: Linear, other: Linear) -> bool:

@@ -6,24 +6,23 @@ bf16) is derived from a value once, by the norm that makes it where there is one
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from bitwright.engine import ops
+from bitwright.engine.cache_layout import CacheLayer
 from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
-from bitwright.engine.linears import Linear, grid_of, join, multiplied, transform_of
+from bitwright.engine.linears import Inputs, Linear, Operand, join, multiplied, operand_of
 from bitwright.engine.memory import Memory
-from bitwright.engine.ops.buffers import Buffer, BufferKind
-from bitwright.engine.ops.inputs import PaddedTransform
-from bitwright.engine.ops.multiply import Activation, Packed, PackedBf16, PackedW8A8
+from bitwright.engine.ops.buffers import Buffer, BufferKind, Per
+from bitwright.engine.ops.multiply import Activation, Packed, PackedBf16, PackedW4A8, PackedW8A8
 from bitwright.engine.ops.rows import Function, PoolMode
 from bitwright.engine.packing import pack, pack_heads
 from bitwright.engine.program import Program, check
 from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
-from bitwright.kernels.input_grid import InputGrid
 from bitwright.kernels.layouts import MAX_K
 
 # Activations by their names in config.json -> the function; a linear computes "gelu" itself.
@@ -33,34 +32,41 @@ _FUNCTIONS: dict[str, Function | Literal["gelu"]] = {
 }  # fmt: skip
 _POOL_MODES: dict[str, PoolMode] = {mode: mode for mode in get_args(PoolMode)}
 
-# What a linear reads of a value: its grid, None for bf16, and its transform, if it has one.
-Form = tuple[InputGrid | None, PaddedTransform | None]
+
+class HeadShape(NamedTuple):
+    """heads: of queries. kv_heads: of keys and of values. size: values of a head."""
+
+    heads: int
+    kv_heads: int
+    size: int
 
 
 @dataclass(slots=True, eq=False)
 class Value:
-    """Float rows, and the buffers of what was derived from them, codes or bf16. norm: of rows that a norm makes, its
-    place among the operators."""
+    """Rows, and the buffers of what was derived from them for linears. norm: of rows that a norm makes, its place among
+    the operators."""
 
     buffer: Buffer
     norm: int | None = None
-    codes: list[tuple[Form, Buffer]] = field(default_factory=list)
-    bf16: list[tuple[Form, Buffer]] = field(default_factory=list)
+    derived: list[tuple[Operand, Buffer]] = field(default_factory=list)
 
 
 class Lowering:
-    """Operators in order, and their buffers."""
+    """Operators in order, and their buffers. inputs: of linears of at most 4 bits, see `operator_of`."""
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, inputs: Inputs = "bf16") -> None:
+        self.weights, self._inputs = weights, inputs
         self._most_tokens = 1 << 31  # that position tables have rows for
         self._memory = Memory()
         self._packed: dict[str, Packed] = {}  # a block that runs twice has its weights once
         self._ops: list[ops.Op] = []
         self._buffers: list[Buffer] = []
 
-    def embed(self, words: str, positions: str | None, types: str | None, first_position: int = 0) -> Value:
-        """The sum of a token's embeddings; None where a model has none of a kind."""
+    def embed(
+        self, words: str, positions: str | None = None, types: str | None = None, first_position: int = 0,
+        factor: float = 1.0,
+    ) -> Value:  # fmt: skip
+        """The sum of a token's embeddings; None where a model has none of a kind. factor: of the word."""
         table, scale = self.weights.table(words)
         width = table.shape[1]
         out = self._buffer("f32", width)
@@ -77,6 +83,7 @@ class Lowering:
                 first_position=first_position,
                 padding=first_position - 1 if first_position else None,  # where positions begin after padding's
                 types_SH=self.weights.rows(types, width) if types else None,
+                factor=factor,
             )
         )
         return Value(out)
@@ -87,8 +94,19 @@ class Lowering:
 
     def norm_of_sum(self, name: str, x: Value, residual: Value, *, eps: float) -> tuple[Value, Value]:
         """x + residual, and its layer norm."""
-        kept = self._buffer("f32", x.buffer.width, per_sequence=x.buffer.per_sequence)
+        kept = self._buffer("f32", x.buffer.width, x.buffer.per)
         return Value(kept), self._norm(name, x, residual, kept, eps)
+
+    def rms_norm(self, name: str, x: Value, *, eps: float, plus: float = 0.0) -> Value:
+        """The RMSNorm of x. plus: what is added to the weight."""
+        return self._norm(name, x, None, None, eps, centred=False, plus=plus)
+
+    def rms_norm_of_sum(
+        self, name: str, x: Value, residual: Value, *, eps: float, plus: float = 0.0
+    ) -> tuple[Value, Value]:
+        """x + residual, and its RMSNorm."""
+        kept = self._buffer("f32", x.buffer.width, x.buffer.per)
+        return Value(kept), self._norm(name, x, residual, kept, eps, centred=False, plus=plus)
 
     def qkv(self, names: Sequence[str], x: Value) -> Value:
         """Queries, keys and values of as many values each, side by side.
@@ -112,7 +130,7 @@ class Lowering:
     def _side_by_side(
         self, names: Sequence[str], layers: Sequence[Linear], x: Value, out: BufferKind, activation: str | None
     ) -> Value:
-        target = self._buffer(out, sum(layer.shape[0] for layer in layers), per_sequence=x.buffer.per_sequence)
+        target = self._buffer(out, sum(layer.shape[0] for layer in layers), x.buffer.per)
         column, function = 0, function_of(activation) if activation else None
         for run in _alike(layers):
             group, label = [layers[i] for i in run], ", ".join(names[i] for i in run)
@@ -122,21 +140,27 @@ class Lowering:
             self._add(ops.Activate(f"{names[0]}: {function}", target, function))
         return Value(target)
 
-    def gated(self, name: str, x: Value, activation: str) -> Value:
-        """f(a) · b of a linear whose outputs are a, then b."""
-        layer, function = self.weights.linear(name), function_of(activation)
-        if function != "gelu":
-            raise EngineError(f"{name}: the engine has no operator for a gate with {activation!r}")
-        half = layer.shape[0] // 2
+    def gated(self, names: Sequence[str], x: Value, activation: str, reader: str) -> Value:
+        """f(a) · b of the linears that give a and b, or of one that gives a, then b. reader: the linear that reads it,
+        and nothing else does."""
+        layers, function = [self.weights.linear(name) for name in names], function_of(activation)
+        half, whole = sum(layer.shape[0] for layer in layers) // 2, len(layers) == 1
+        parts = [layers[0].rows(0, half), layers[0].rows(half, 2 * half)] if whole else layers
         both = self._buffer("bf16", 2 * half)
-        self._linear(f"{name}: activated half", [layer.rows(0, half)], x, both, 0, activation="gelu")
-        other = [layer.rows(half, 2 * half)]
-        self._linear(
-            f"{name}: other half", other, x, both, half, activation="none", linears=0
-        )  # one of the model, not two
-        out = self._buffer("bf16", half)
-        self._add(ops.Gate(name, both, out))
-        return Value(out)
+        if function != "gelu" and join(*parts):
+            self._linear(", ".join(names), layers if whole else parts, x, both, 0, activation="none")
+        else:
+            labels = [f"{names[0]}: activated half", f"{names[0]}: other half"] if whole else names
+            self._linear(labels[0], parts[:1], x, both, 0, activation="gelu" if function == "gelu" else "none")
+            count = 0 if whole else 1  # one of the model, not two
+            self._linear(labels[1], parts[1:], x, both, half, activation="none", linears=count)
+        wanted = operand_of(self.weights.linear(reader), self._inputs)
+        if wanted.kind == "bf16":
+            wanted = Operand("bf16")  # which a transform or a grid changes afterwards
+        out = self._buffer(wanted.kind, half, group=wanted.group)
+        applied = "identity" if function == "gelu" else function
+        self._add(ops.Gate(", ".join(names), both, out, applied, wanted.grid, wanted.transform))
+        return Value(out, derived=[] if wanted.kind == "bf16" else [(wanted, out)])
 
     def rotate(self, name: str, qkv: Value, heads: int, cos_TF: np.ndarray, sin_TF: np.ndarray) -> Value:
         """q and k rotated by position (Su et al. 2021, 2104.09864): of each head the first half of the values with the
@@ -182,6 +206,35 @@ class Lowering:
         )
         return Value(out)
 
+    def attention_cached(self, name: str, qkv: Value, shape: HeadShape, *, layer: int, **how: Any) -> Value:
+        """Attention of new tokens over a cache, see `ops.AttendPast`, which has what `how` says."""
+        heads, kv_heads, size = shape
+        if qkv.buffer.width != (heads + 2 * kv_heads) * size or heads % kv_heads or size % 16 or size > 256:
+            raise EngineError(
+                f"{name}: {qkv.buffer.width} values of q, k and v, with {heads} heads of {size} and {kv_heads} of "
+                "keys; the operator takes head sizes that are multiples of 16, up to 256"
+            )
+        out = self._buffer("bf16", heads * size)
+        self._add(ops.AttendPast(name, qkv.buffer, out, heads, kv_heads, size, layer=layer, **how))
+        return Value(out)
+
+    def wanted(self, x: Value) -> Value:
+        """The rows of the tokens whose output is wanted."""
+        out = self._buffer("f32", x.buffer.width, "output")
+        self._add(ops.Select("wanted tokens", x.buffer, out))
+        return Value(out)
+
+    def head(self, name: str, linear: Linear, x: Value, *, stored: bool) -> Value:
+        """The outputs of one linear in float32. stored: whether the checkpoint holds it so."""
+        out = self._buffer("f32", linear.shape[0], x.buffer.per)
+        self._linear(name, [linear], x, out, 0, activation="none", linears=int(stored))
+        return Value(out)
+
+    def softcap(self, name: str, x: Value, cap: float) -> Value:
+        """cap · tanh(x / cap), in place."""
+        self._add(ops.Softcap(name, x.buffer, cap))
+        return x
+
     def pool(self, x: Value, modes: Sequence[str], *, normalize: bool) -> Value:
         """One row for each sequence: by each mode, side by side; to unit length if asked."""
         width = x.buffer.width
@@ -190,7 +243,7 @@ class Lowering:
             raise EngineError(
                 f"the engine has no operator for pooling by {unknown[0]!r}; it has {', '.join(_POOL_MODES)}"
             )
-        out = self._buffer("f32", width * len(modes), per_sequence=True)
+        out = self._buffer("f32", width * len(modes), "sequence")
         for number, mode in enumerate(modes):
             self._add(ops.Pool(mode, x.buffer, out, _POOL_MODES[mode], number * width))
         if normalize:
@@ -207,21 +260,25 @@ class Lowering:
                 f"for only {self._most_tokens}"
             )
 
-    def finish(self, output: Value, *, max_tokens: int, types: int = 1) -> Program:
-        """The program that returns this value."""
+    def finish(self, output: Value, *, max_tokens: int, types: int = 1, layers: Sequence[CacheLayer] = ()) -> Program:
+        """The program that returns this value. layers: of its cache, if it has one."""
         self.check_tokens(max_tokens)
         embed = self._ops[0]
         assert isinstance(embed, ops.Embed)
         fused, buffers, out = fuse_codes(self._ops, self._buffers, output.buffer)
-        program = Program(fused, buffers, out, max_tokens, len(embed.words_VH), types)
+        program = Program(fused, buffers, out, max_tokens, len(embed.words_VH), types, tuple(layers))
         check(program)
         return program
 
-    def _norm(self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float) -> Value:
+    def _norm(
+        self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float, *, centred: bool = True,
+        plus: float = 0.0,
+    ) -> Value:  # fmt: skip
         width = x.buffer.width
         if residual is not None and residual.buffer.width != width:
             raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}; both must be equal")
-        out = self._buffer("f32", x.buffer.width, per_sequence=x.buffer.per_sequence)
+        out = self._buffer("f32", x.buffer.width, x.buffer.per)
+        weight_H = self.weights.vector(f"{name}.weight", width)
         self._add(
             ops.NormRows(
                 name,
@@ -230,9 +287,10 @@ class Lowering:
                 y=out,
                 codes=None,
                 sum=kept,
-                weight_H=self.weights.vector(f"{name}.weight", width),
+                weight_H=weight_H + np.float32(plus) if plus else weight_H,
                 bias_H=self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None,
                 eps=eps,
+                centred=centred,
             )
         )
         return Value(out, norm=len(self._ops) - 1)
@@ -250,48 +308,42 @@ class Lowering:
             )
         first, n = group[0], sum(layer.shape[0] for layer in group)
         if name not in self._packed:
-            self._packed[name] = pack(group, self._memory)
-        weight, grid, transform = self._packed[name], grid_of(first), transform_of(first)
+            self._packed[name] = pack(group, self._memory, self._inputs)
+        weight, count = self._packed[name], len(group) if linears is None else linears
+        source = self._operand(x, operand_of(first, self._inputs), name)
         if isinstance(weight, PackedW8A8):
-            assert grid is not None
-            source = self._codes(x, grid, transform, name)
-            count = len(group) if linears is None else linears
             self._add(ops.MultiplyW8A8(name, source, out, column, n, weight, activation, count))
-            return
-        source = self._bf16(x, grid, transform, name)
-        if isinstance(weight, PackedBf16):
+        elif isinstance(weight, PackedBf16):
             self._add(ops.MultiplyBf16(name, source, out, column, n, weight, activation))
+        elif isinstance(weight, PackedW4A8):
+            dtype = multiplied(first, self._inputs)
+            self._add(ops.MultiplyW4A8(name, dtype, source, out, column, n, weight, activation, count))
         else:
             self._add(ops.MultiplyWna16(name, source, out, column, n, weight, activation, multiplied(first)))
 
-    def _codes(self, x: Value, grid: InputGrid, transform: PaddedTransform | None, reader: str) -> Buffer:
-        """x on a grid, for a linear: by the norm that makes it, if that quantizes nothing yet."""
-        for known, buffer in x.codes:
-            if known == (grid, transform):
+    def _operand(self, x: Value, wanted: Operand, reader: str) -> Buffer:
+        """x as a linear reads it: codes by the norm that makes it, if that quantizes nothing yet."""
+        if wanted == Operand("bf16") and x.buffer.kind == "bf16":
+            return x.buffer
+        for known, buffer in x.derived:
+            if known == wanted:
                 return buffer
-        out = self._buffer("codes", x.buffer.width, per_sequence=x.buffer.per_sequence)
+        if x.buffer.kind not in ("f32", "bf16"):
+            raise EngineError(f"{reader}: it reads {wanted.kind}, but its input is kept as {x.buffer.kind} only")
+        out = self._buffer(wanted.kind, x.buffer.width, x.buffer.per, wanted.group)
         norm = None if x.norm is None else self._ops[x.norm]
-        if x.norm is not None and isinstance(norm, ops.NormRows) and norm.codes is None:
+        name, grid, transform = _input_of(reader), wanted.grid, wanted.transform
+        if wanted.kind == "bf16":
+            self._add(ops.Round(name, x.buffer, out, grid, transform))
+        elif x.norm is not None and isinstance(norm, ops.NormRows) and norm.codes is None:
             self._ops[x.norm] = replace(norm, codes=out, grid=grid, transform=transform)
         else:
-            self._add(ops.Quantize(_input_of(reader), x.buffer, out, grid, transform))
-        x.codes.append(((grid, transform), out))
+            self._add(ops.Quantize(name, x.buffer, out, grid, transform))
+        x.derived.append((wanted, out))
         return out
 
-    def _bf16(self, x: Value, grid: InputGrid | None, transform: PaddedTransform | None, reader: str) -> Buffer:
-        """x in bf16, transformed and rounded to a grid where there are these."""
-        if grid is None and transform is None and x.buffer.kind == "bf16":
-            return x.buffer
-        for known, buffer in x.bf16:
-            if known == (grid, transform):
-                return buffer
-        out = self._buffer("bf16", x.buffer.width, per_sequence=x.buffer.per_sequence)
-        self._add(ops.Round(_input_of(reader), x.buffer, out, grid, transform))
-        x.bf16.append(((grid, transform), out))
-        return out
-
-    def _buffer(self, kind: BufferKind, width: int, *, per_sequence: bool = False) -> Buffer:
-        self._buffers.append(Buffer(len(self._buffers), kind, width, per_sequence))
+    def _buffer(self, kind: BufferKind, width: int, per: Per = "token", group: int = 0) -> Buffer:
+        self._buffers.append(Buffer(len(self._buffers), kind, width, per, group))
         return self._buffers[-1]
 
     def _add(self, op: ops.Op) -> None:

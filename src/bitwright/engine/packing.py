@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bitwright.engine.linears import Linear, Operator, group_of, levels, operator_of
+from bitwright.engine.linears import Inputs, Linear, Operator, group_of, input_group, levels, operator_of
 from bitwright.engine.memory import Memory
-from bitwright.engine.ops.multiply import Packed, PackedBf16, PackedW8A8, PackedWna16
+from bitwright.engine.ops.multiply import Packed, PackedBf16, PackedW4A8, PackedW8A8, PackedWna16
 from bitwright.kernels import layouts
 from bitwright.numerics.arrays import Bf16, narrow
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 
 
-def pack(linears: Sequence[Linear], memory: Memory) -> Packed:
-    """What the operator of linears that join takes of them, side by side."""
-    return _PACK[operator_of(linears[0])](linears, memory)
+def pack(linears: Sequence[Linear], memory: Memory, inputs: Inputs = "bf16") -> Packed:
+    """What the operator of linears that join takes of them, side by side. inputs: as in `operator_of`."""
+    return _PACK[operator_of(linears[0], inputs)](linears, memory)
 
 
 def _pack_w8a8(linears: Sequence[Linear], memory: Memory) -> PackedW8A8:
@@ -54,8 +54,28 @@ def _pack_wna16(linears: Sequence[Linear], memory: Memory) -> PackedWna16:
     )
 
 
+def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
+    """Codes of at most 4 bits are held in 4, from 0 on; scales in bf16 where that holds them exactly."""
+    first = linears[0]
+    assert isinstance(first, QuantizedLinear)
+    group = input_group(first)
+    codes_NK = (_codes(linears).astype(np.int8, copy=False) + np.int8(8)).view(np.uint8)
+    zeros = [_each_row(x.weight.zero_point_NG, x.shape[0]) for x in linears
+             if isinstance(x, QuantizedLinear) and x.weight.zero_point_NG is not None]  # fmt: skip
+    zero = np.concatenate(zeros).astype(np.int8) + np.int8(8) if zeros else None
+    return PackedW4A8(
+        codes=layouts.pack_w4(codes_NK, memory.copy),
+        scale=memory.copy(layouts.pack_scales(_scales(linears).astype(np.float32, copy=False))),
+        zero=None if zero is None else memory.copy(layouts.pack_groups(zero.view(np.uint8))),
+        bias=_bias(linears, memory),
+        group=group,
+        per=group_of(first) // group,
+    )
+
+
 _PACK: dict[Operator, Callable[[Sequence[Linear], Memory], Packed]] = {
     "linear_w8a8": _pack_w8a8, "linear_bf16": _pack_bf16, "linear_wna16": _pack_wna16,
+    "linear_w4a8": _pack_w4a8,
 }  # fmt: skip
 
 

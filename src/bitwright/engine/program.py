@@ -1,14 +1,16 @@
 """`Program`: a model as a list of operators (`engine/ops`) over buffers, with a static memory plan. Builders write it,
 one native call runs it.
 
-A buffer has a row for each token, or for each sequence. Buffers that are never alive together share memory.
+A buffer has a row for each token, for each sequence, or for each token whose output is wanted. Buffers that are never
+alive together share memory.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bitwright.engine.ops import Attend, AttendDisentangled, Op
+from bitwright.engine.cache_layout import CacheLayer
+from bitwright.engine.ops import Attend, AttendDisentangled, MultiplyW4A8, Op
 from bitwright.engine.ops.buffers import Buffer, reads, writes
 from bitwright.errors import ModelError
 
@@ -17,7 +19,7 @@ class Program(NamedTuple):
     """What the executor runs.
 
     output: the buffer that a run returns. max_tokens: of a sequence. vocabulary: token ids below it exist. types: token
-    types below it exist.
+    types below it exist. layers: of the cache of a program with state, else none.
     """
 
     ops: tuple[Op, ...]
@@ -26,11 +28,17 @@ class Program(NamedTuple):
     max_tokens: int
     vocabulary: int
     types: int = 1
+    layers: tuple[CacheLayer, ...] = ()
 
     @property
     def folded(self) -> int:
         """Runs of int8 linears that a forward of the model has and the program does not: their result is a constant."""
         return sum(op.folded for op in self.ops if isinstance(op, AttendDisentangled))
+
+    @property
+    def added(self) -> int:
+        """Runs of integer linears that the program has, and whose inputs a forward of the model leaves in 16 bits."""
+        return sum(op.linears for op in self.ops if isinstance(op, MultiplyW4A8))
 
     @property
     def int8_attention(self) -> tuple[bool, ...]:
@@ -50,7 +58,7 @@ class Program(NamedTuple):
             places = f"{_names(reads(op))} → {_names(writes(op))}"
             lines.append(f"{number:>4} {op.kind:<10}{places:<15} {op.text():<18} {name}".rstrip())
         buffers = ", ".join(f"{_name(b)} {b.kind}[{b.width}]" for b in self.buffers)
-        per = "a row per token (t) or per sequence (s)"
+        per = "a row per token (t), sequence (s) or wanted output (o)"
         return "\n".join([*lines, *wrap(f"buffers, {per}: {buffers}", 80)])
 
 
@@ -98,7 +106,7 @@ def check(program: Program) -> None:
 
 
 def _name(buffer: Buffer) -> str:
-    return f"{'s' if buffer.per_sequence else 't'}{buffer.number}"
+    return f"{buffer.per[0]}{buffer.number}"
 
 
 def _names(buffers: Iterable[Buffer]) -> str:

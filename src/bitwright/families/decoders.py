@@ -3,6 +3,7 @@
 from bitwright.families.row import (
     Architecture,
     ConfigKeys,
+    Decoding,
     Embeddings,
     FileNames,
     Head,
@@ -47,7 +48,12 @@ _LLAMA = Architecture(
     keys=_KEYS,
     embeddings=_EMBEDDINGS,
     head=_HEAD,
+    decoding=Decoding(),
 )
+_MISTRAL = _LLAMA._replace(decoding=Decoding(windows="all"))
+_QWEN2 = _LLAMA._replace(decoding=Decoding(windows="listed"))
+_HEAD_NORMS = Decoding("self_attn.q_norm", "self_attn.k_norm", windows="listed")
+_QWEN3 = _LLAMA._replace(decoding=_HEAD_NORMS)
 
 # Norms after attention and FFN as well, before the residual: they make no linear's input.
 _GEMMA3 = _LLAMA._replace(
@@ -58,6 +64,9 @@ _GEMMA3 = _LLAMA._replace(
         _DOWN,
     ),
     keys=_KEYS._replace(activation=Setting("hidden_activation")),
+    decoding=_HEAD_NORMS._replace(
+        attention_norm="post_attention_layernorm", ffn_norm="post_feedforward_layernorm", plus_one=True, scaled=True
+    ),
 )
 
 # The language tower of the model that also reads images.
@@ -74,6 +83,7 @@ _GEMMA3_WITH_IMAGES = _GEMMA3._replace(
     ),
     # Calibration on texts never runs it.
     left_out=("vision_tower.*",),
+    decoding=None,
 )
 
 _FUSED_FFN: dict[str, Role] = {"mlp.gate_up_proj": "ffn", "mlp.down_proj": "ffn"}
@@ -93,6 +103,7 @@ _PHI3 = Architecture(
     keys=_KEYS,
     embeddings=_EMBEDDINGS,
     head=_HEAD,
+    decoding=Decoding(windows="all"),
 )
 
 # Norms after attention and FFN as in Gemma; the one before the FFN is called as in Llama.
@@ -213,6 +224,7 @@ _QWEN3_MOE = _LLAMA._replace(
     inputs=(*_LLAMA.inputs, *_MIXTRAL.inputs[2:]),
     either=((tuple(_FFN), tuple(_EXPERTS)),),
     activations={},
+    decoding=None,
 )
 
 _MOE_WITH_SHARED_INPUTS = (
@@ -266,11 +278,11 @@ DECODERS: dict[str, Architecture] = {
     "glm4_moe": _GLM4_MOE,
     "gpt2": _GPT2,
     "llama": _LLAMA,
-    "mistral": _LLAMA,
+    "mistral": _MISTRAL,
     "mixtral": _MIXTRAL,
     "opt": _OPT,
     "phi3": _PHI3,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
     "qwen3_moe": _QWEN3_MOE,
 }

@@ -125,6 +125,25 @@ class Norms(NamedTuple):
     final: str | None = None
 
 
+class Decoding(NamedTuple):
+    """How the engine computes a decoder: RMSNorms before the linears, rotary positions, a gated FFN, and what follows.
+
+    query_norm, key_norm: paths inside a block of norms of each head, before positions. attention_norm, ffn_norm: of
+    what attention and the FFN add to the residual. final_norm: after the last block.
+    plus_one: norms multiply by 1 + weight. scaled: a word's embedding is multiplied by the root of its width.
+    windows: which blocks see only the last tokens: none; all, if config.json has a window; or those that it lists.
+    """
+
+    query_norm: str | None = None
+    key_norm: str | None = None
+    attention_norm: str | None = None
+    ffn_norm: str | None = None
+    final_norm: str = "norm"
+    plus_one: bool = False
+    scaled: bool = False
+    windows: Literal["none", "all", "listed"] = "none"
+
+
 class Dense(NamedTuple):
     """A linear, its activation and a norm, between a pooled text and its classifier. in_base: of the base model."""
 
@@ -180,7 +199,7 @@ class Architecture(NamedTuple):
         fails where a linear holds packed codes instead.
 
     prefix: name of the base model inside a model with a head.
-    style: how the engine computes a block; None if it has no builder.
+    style: how the engine computes a block of an encoder; decoding: and a decoder; None if it has no builder.
     tokenizer: class that transformers takes where no file of the model names one (`families/tokenizers.py` has what it
         does); None if tokenizer.json is taken as it is, whatever class a file names.
     """
@@ -201,6 +220,7 @@ class Architecture(NamedTuple):
     norms: Norms = Norms()
     files: FileNames = FileNames()
     style: Style | None = None
+    decoding: Decoding | None = None
     tokenizer: str | None = None
 
     @property

@@ -85,6 +85,11 @@ class Sequence:
         self._detokenizer = detokenizer
         self._stops = StopStrings(sampling.stop)
 
+    @property
+    def remaining(self) -> int:
+        """Tokens that it takes at most from now on."""
+        return self._most - len(self.tokens)
+
     def take(self, logits_V: Floats) -> Step:
         """Choose the next token from the logits at the last one.
 

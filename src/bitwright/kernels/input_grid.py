@@ -1,9 +1,10 @@
-"""`InputGrid`: how rows of floats become 8-bit codes, for the kernels and for the programs that call them. Imports
-neither torch nor numpy."""
+"""`InputGrid`: how rows of floats become 8-bit codes, for the kernels and for the programs that call them. Imports no
+torch."""
 
 from typing import Literal, NamedTuple
 
 from bitwright.errors import KernelError
+from bitwright.kernels.layouts import input_group_w4a8
 from bitwright.numerics.linear import StaticGrid
 from bitwright.numerics.spec import QuantSpec
 
@@ -36,6 +37,17 @@ class InputGrid(NamedTuple):
         if static is None:
             return cls("symmetric" if spec.symmetric else "asymmetric", code_min=spec.code_min)
         return cls("static", static.scale, static.zero_point, spec.code_min)
+
+
+def rounded_by_groups(weight: QuantSpec, k: int) -> int:
+    """How many inputs of a linear share a scale where its 4-bit kernel rounds them to int8: as many as weights share
+    one, or the largest part of those that is not too large. 0 where the kernel does not take the weight.
+
+    weight: at most 4 bits, and whole multiples of the scale. k: inputs.
+    """
+    if weight.bits > 4 or weight.has_codebook or weight.per_tensor:
+        return 0
+    return input_group_w4a8(weight.group_size or k) or 0
 
 
 def input_runs_natively(spec: QuantSpec) -> bool:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bitwright.errors import KernelError
 from bitwright.kernels import cpu, dispatch, layouts, reference
-from bitwright.kernels.input_grid import InputGrid, input_runs_natively
+from bitwright.kernels.input_grid import InputGrid, input_runs_natively, rounded_by_groups
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
@@ -49,7 +49,11 @@ class QuantLinear(_ExactModule):
         weight: the codes, int8, packed if `native`. weight_spec: their spec.
         input_spec: None for float inputs. input_scale, input_zero_point: of a static one, tensors of one value.
         input_shift, input_multiplier: `layouts.pad_inputs`, or None.
+        rounds_groups: round float inputs to int8 by token and group, as the engine's 4-bit kernel does, where that
+            takes the weight: the same numbers, but for the order of sums. For comparisons; it takes more time.
     """
+
+    rounds_groups = False
 
     weight: Tensor
     weight_scale: Tensor
@@ -132,6 +136,8 @@ class QuantLinear(_ExactModule):
         if self.input_spec is None:
             if multiplier_K is not None:
                 x_MK = reference.transform_inputs(x_MK, shift_K, multiplier_K)
+            if self.rounds_groups and (group := rounded_by_groups(self.weight_spec, k)):
+                x_MK = reference.rounded_groups(x_MK, group)
             bias_N = None if self.bias is None else self.bias.to(dtype)
             y_MN = functional.linear(x_MK.to(dtype), weight_NK, bias_N)
         else:

@@ -358,3 +358,10 @@ def norm(
     """s = x + residual, and (s − mean) / √(variance + eps) · weight + bias, by rows, in the dtype of x: (M, N) each."""
     sum_MN = x_MN if residual_MN is None else x_MN + residual_MN
     return sum_MN, layer_norm(sum_MN, weight_N.shape, weight_N, bias_N, eps)
+
+
+def rounded_groups(x_MK: Tensor, group: int) -> Tensor:
+    """The numbers that `quantize_groups` makes codes for: x rounded by token and group of K, float32 (M, K)."""
+    codes_MK, scale_MG, _ = quantize_groups(x_MK.float(), group)
+    values_MGg: Tensor = codes_MK.reshape(len(x_MK), -1, group) * scale_MG[..., None]
+    return values_MGg.flatten(1)

@@ -164,7 +164,7 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Ve
     elif "transformers" in targets and job.opened.loads("sentence-transformers", job.recipe, job.plan):
         targets = list(dict.fromkeys([*targets, "sentence-transformers"]))
     compute = "float32" if job.opened.streams else "auto"
-    original = compared(job.model, ids)[0] if with_int8 else None
+    original = compared(job.model, ids)[0] if with_int8 or job.opened.streams else None
     rows = verify(staged, targets, ids.numpy(), expected, plain, calls, compute, original)
     return tuple(from_data(Verification, row) for row in rows)
 

@@ -49,9 +49,7 @@ def judge_result(
     by name.
     """
     with job.timed("evaluate"):
-        # Perplexity is a matter of small differences, and nothing here is timed: float32 around the integers.
-        trusted = job.opened.loaded.trust_remote_code
-        final = load(staged, trust_remote_code=trusted, compute="float32" if job.opened.streams else "auto")
+        final = load_judged(job, staged)
         compared = _compare(job, _judging(job, searched), final, progress)
         elsewhere = None
         if job.scored.elsewhere is not None:
@@ -75,6 +73,16 @@ def judge_result(
         speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
     exit_code = _exit_code(evaluation, verified, None if timed is None else timed.front)
     return Judged(exit_code, evaluation, distributions, verified, speed)
+
+
+def load_judged(job: Job, directory: Path) -> Model:
+    """A result as it is judged: as it runs here. Perplexity is a matter of small differences, and nothing is timed, so
+    that the generic path takes it in float32 around the integers."""
+    trusted = job.opened.loaded.trust_remote_code
+    found = load(directory, trust_remote_code=trusted)
+    if job.opened.streams and found.generic is found:
+        return load(directory, trust_remote_code=trusted, compute="float32")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bitwright.errors import NotFiniteError, NumericsError
+from bitwright.errors import EngineError, NotFiniteError, NumericsError
 from bitwright.evaluate import Task, agreement_task, loss_interval
 from bitwright.evaluate.distance import output_distance
 from bitwright.evaluate.kinds import Outputs, windows_in
@@ -70,15 +70,18 @@ def on_tuning_data(job: Job, quantized: Quantized, journal: Journal, folder: Pat
 
 @contextmanager
 def _runnable(variant: Job, quantized: Quantized, folder: Path) -> Iterator[Model]:
-    """A variant as its result would run. A language model is never whole in memory, so it runs from its parts."""
-    if variant.opened.streams:
-        yield candidate(variant, quantized)
-        return
+    """A variant as its result would run. A language model that the engine does not run is never whole in memory, and
+    runs from its parts."""
+    streams, trusted = variant.opened.streams, variant.opened.loaded.trust_remote_code
     place = folder / _PLACE
     shutil.rmtree(place, ignore_errors=True)
     write_variant(variant, quantized, place)
     try:
-        yield load(place, trust_remote_code=variant.opened.loaded.trust_remote_code)
+        try:
+            model: Model = load(place, trust_remote_code=trusted, compute="engine" if streams else "auto")
+        except EngineError:
+            model = candidate(variant, quantized)
+        yield model
     finally:
         shutil.rmtree(place)
 

@@ -24,10 +24,14 @@ from bitwright.recipe import Recipe
 from bitwright.record import RECORD_FILE, as_data, read_record
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.bench_load import LoadLimit
+from bitwright.runtime.bench_tokens import cells, measure_tokens
+from bitwright.runtime.decoder_model import DecoderModel
+from bitwright.runtime.load import load
 from bitwright.search.journal import Journal
 
 BENCH_SHAPES = ((1, 16), (8, 128))  # batch, tokens
 _DEFAULT_TEXTS = Texts()
+_BLOCK_S = 1.0  # of a language model, for each kind of step and round
 
 
 def preview(
@@ -135,6 +139,22 @@ def bench(
         source=None if source is None else ModelDirectory(Path(source), find_task(ModelDirectory(directory))),
         progress=progress,
     )  # fmt: skip
+
+
+def bench_language_model(
+    directory: str | Path, *, threads: int | None = None, rounds: int = 5, max_load: float = 0.15,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure how fast the engine runs a language model, quantized or float. max_load: as for `bench`.
+
+    Raises:
+        EngineError: the engine does not run it.
+    """
+    model = load(directory, threads=threads, compute="engine")
+    assert isinstance(model, DecoderModel)
+    (progress or Quiet()).say(f"timing {len(cells(model))} kinds of steps, {rounds} rounds")
+    limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
+    return measure_tokens(model, rounds=rounds, block_s=_BLOCK_S, limit=limit)
 
 
 def _where_a_search_begins(job: Job) -> list[str]:

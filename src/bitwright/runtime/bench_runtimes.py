@@ -90,7 +90,7 @@ def _open_bitwright(files: Files, threads: int) -> Forward:
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         lengths = mask_BT.sum(axis=1)
         out = executor.run_packed(ids_BT[mask_BT.astype(bool)], lengths, threads)
-        whole = executor.program.output.per_sequence or len(set(lengths)) > 1
+        whole = executor.program.output.per == "sequence" or len(set(lengths)) > 1
         return out if whole else out.reshape(*ids_BT.shape, -1)
 
     return forward

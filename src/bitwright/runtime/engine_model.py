@@ -4,16 +4,15 @@ What only the Hugging Face module can give (`hf`, calling the model, logits of a
 first asked for, and then runs the generic path.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitwright.engine.builders import encoder_task, has_position_table, lower_encoder
-from bitwright.engine.executor import Executor, check_count
+from bitwright.engine.executor import Executor
 from bitwright.engine.weights import open_weights
-from bitwright.errors import EngineError, ModelError
+from bitwright.errors import EngineError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.limits import length_limit, text_limit, tokenizer_limit
 from bitwright.files.pooling import pool_rows
@@ -21,20 +20,18 @@ from bitwright.files.sentences import after_pooling, engine_pooling, read_senten
 from bitwright.files.tokenizer import open_tokenizer
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import active_isa, native_isa
-from bitwright.kernels.processors import default_threads, usable_processors
-from bitwright.runtime import encoding, scoring
-from bitwright.runtime.items import Tokens, read_with
-from bitwright.runtime.pickling import LoadedFrom, reduce_model
+from bitwright.kernels.processors import default_threads
+from bitwright.runtime.items import Tokens
+from bitwright.runtime.on_engine import OnEngine, at_most_processors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitwright.runtime.generic_model import GenericModel
 
 _POSITIONS = "max_position_embeddings"
 
 
-class EngineModel:
+class EngineModel(OnEngine):
     """An encoder whose every operator is native: a `Model`.
 
     backend: "engine:<isa>", and where attention is computed in int8, if anywhere. threads: how many `encode` uses
@@ -52,7 +49,7 @@ class EngineModel:
         Raises:
             EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
         """
-        self.threads = default_threads() if threads is None else _at_most_processors(threads)
+        self.threads = default_threads() if threads is None else at_most_processors(threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
         weights = open_weights(directory, float_attention=float_attention)
@@ -67,47 +64,17 @@ class EngineModel:
         self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), trained, rows)
         self.vocabulary, self.n_types, self.folded = program.vocabulary, program.types, program.folded
         width = program.output.width
-        self.width = width if program.output.per_sequence else None
+        self.width = width if program.output.per == "sequence" else None
         if self.task == "embedding":
             self.width = width_of(self.sentences, width // len(modes) if modes else width)
         self.tokens_at_once = None  # sequences are never padded
         self._tokenizer = open_tokenizer(directory, lowers=self.sentences.lower_case)
         directory.forget_tensors()  # they are packed
-        self._generic: GenericModel | None = None
         self._trusted = trust_remote_code
-
-    loaded_from: LoadedFrom | None = None
-
-    encode = encoding.encode
-    encode_query = encoding.encode_query
-    encode_document = encoding.encode_document
-    tokenize = encoding.tokenize
-    similarity = scoring.similarity
-    predict = scoring.predict
-    rank = scoring.rank
-    __reduce__ = reduce_model
-
-    def __copy__(self) -> "EngineModel":
-        """A model that shares everything with this one: any thread may run the packed weights, which nobody writes."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "EngineModel":
-        """As `__copy__`, but a loaded transformers module is copied, because users may change it."""
-        twin = copy.copy(self)
-        twin._generic = copy.deepcopy(self._generic, memo)
-        return twin
-
-    def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
-        """As `Model.read`."""
-        if self._tokenizer is None:
-            raise ModelError(f"{self.path}: there is no tokenizer.json; give token ids instead of texts")
-        return read_with(self._tokenizer, first, second, typed=typed, limit=limit, where=self.path)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
-        threads = self.threads if threads is None else _at_most_processors(threads)
+        threads = self.threads if threads is None else at_most_processors(threads)
         for tokens in batches:
             if max(map(len, tokens.ids), default=0) > self.executor.program.max_tokens:
                 yield self._with_longer(tokens, threads)
@@ -130,7 +97,7 @@ class EngineModel:
 
     def _outputs(self, out: np.ndarray, tokens: Tokens) -> Sequence[np.ndarray]:
         """The outputs from the program's rows, which are one per item or one per token."""
-        if self.executor.program.output.per_sequence:
+        if self.executor.program.output.per == "sequence":
             return list(after_pooling(self.sentences, out))
         rows = np.split(out, np.cumsum([len(ids) for ids in tokens.ids])[:-1])
         if self.task == "embedding":
@@ -138,38 +105,9 @@ class EngineModel:
             return list(after_pooling(self.sentences, np.stack(pooled)))
         return [row.T for row in rows] if self.task == "question-answering" else rows
 
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """As `Model` says."""
-        found = {} if self._tokenizer is None else self._tokenizer.tokenizer.get_added_tokens_decoder()
-        return frozenset(index for index, token in found.items() if token.special)
-
-    @property
-    def generic(self) -> "GenericModel":
-        """The same checkpoint on the generic path: a transformers module with our linears. Needs torch."""
-        if self._generic is None:
-            from bitwright.runtime.generic import load_generic
-
-            self._generic = load_generic(self.directory, trust_remote_code=self._trusted)
-        return self._generic
-
-    @property
-    def hf(self) -> Any:
-        """The transformers module, on the generic path."""
-        return self.generic.hf
-
-    @property
-    def tokenizer(self) -> Any:
-        """The transformers tokenizer."""
-        return self.generic.tokenizer
-
     def logits(self, ids_BT: "Tensor") -> "Tensor":
         """As `Model.logits`, on the generic path."""
         return self.generic.logits(ids_BT)
-
-    def __call__(self, **inputs: Any) -> Any:
-        """The Hugging Face forward, on the generic path, without gradients."""
-        return self.generic(**inputs)
 
 
 def not_on_engine(directory: ModelDirectory) -> str:
@@ -190,7 +128,3 @@ def _attention_words(int8: Sequence[bool]) -> str:
     if not any(int8):
         return ""
     return ", int8 attention" if all(int8) else f", int8 attention in {sum(int8)} of {len(int8)} layers"
-
-
-def _at_most_processors(threads: int) -> int:
-    return min(check_count("threads", threads), usable_processors())

@@ -25,3 +25,14 @@ def peak_rss_mib() -> float:
 def _status(field: str) -> float:
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) / 1024
+
+
+def available_bytes() -> int:
+    """Memory that new work can have without swapping, as Linux estimates it; elsewhere all that the machine has."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(dict(line.split(":", 1) for line in lines)["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        import os
+
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

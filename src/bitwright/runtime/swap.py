@@ -90,6 +90,13 @@ def set_compute(model: nn.Module, compute: str) -> torch.dtype:
     return dtypes[compute]
 
 
+def round_groups(model: nn.Module, *, on: bool) -> None:
+    """Let 4-bit linears round float inputs as the engine does (`QuantLinear.rounds_groups`), or not."""
+    for module in model.modules():
+        if isinstance(module, QuantLinear):
+            module.rounds_groups = on
+
+
 def swap_one(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put `module` at `name` in `model`, with the training flag of the old module. Returns the old module."""
     old = model.get_submodule(name)

@@ -7,15 +7,19 @@
     record                kind       reads          writes                what
     Embed                 embed      -              f32                   word + position + type embedding of a token
     NormRows              norm       f32 [f32]      f32 [codes] [f32]     layer norm of a sum, and its quantized rows
-    Quantize              quantize   f32 or bf16    codes                 rows -> 8-bit codes, a scale and a zero point
+    Quantize              quantize   f32 or bf16    codes or groups       rows -> 8-bit codes, by rows or by groups
     Round                 round      f32 or bf16    bf16                  rows through a transform, to a grid, to bf16
     MultiplyW8A8          linear     codes          f32, bf16 or codes    int8 x int8; codes on a static grid
     MultiplyBf16          linear     bf16           f32 or bf16           bf16 x bf16
+    MultiplyW4A8          linear     groups         f32 or bf16           4 bits × int8, by groups of K
     MultiplyWna16         linear     bf16           f32 or bf16           codes of other grids, in 4 or 8 bits, x bf16
     Attend                attention  bf16           bf16                  softmax(q kᵀ + bias) v of each head
     AttendDisentangled    attention  bf16           bf16                  the same, with what DeBERTa knows of positions
+    AttendPast          attention  bf16           bf16                  the same of new tokens, over a cache
     Rotate                rotate     bf16           in place              q and k by position
-    Gate                  gate       bf16           bf16                  the product of a row's halves
+    Gate                  gate       bf16           bf16, codes, groups   f(a) · b of a row's halves a, b
+    Select                select     f32            f32, per output       the rows whose output is wanted
+    Softcap               softcap    f32            in place              cap · tanh(x / cap)
     Activate              activate   f32 or bf16    in place              an elementwise function
     Pool                  pool       f32            f32, per sequence     one row for each sequence
     Normalize             normalize  f32            in place              rows to unit length
@@ -23,18 +27,31 @@
 A linear adds its bias and may apply GELU.
 """
 
-from bitwright.engine.ops.attend import Attend, AttendDisentangled, Rotate
-from bitwright.engine.ops.multiply import Multiply, MultiplyBf16, MultiplyW8A8, MultiplyWna16
-from bitwright.engine.ops.rows import Activate, Embed, Gate, Normalize, NormRows, Pool, Quantize, Round
+from bitwright.engine.ops.attend import Attend, AttendDisentangled, AttendPast, Rotate
+from bitwright.engine.ops.multiply import Multiply, MultiplyBf16, MultiplyW4A8, MultiplyW8A8, MultiplyWna16
+from bitwright.engine.ops.rows import (
+    Activate,
+    Embed,
+    Gate,
+    Normalize,
+    NormRows,
+    Pool,
+    Quantize,
+    Round,
+    Select,
+    Softcap,
+)
 
 __all__ = [
     "Activate",
     "Attend",
     "AttendDisentangled",
+    "AttendPast",
     "Embed",
     "Gate",
     "Multiply",
     "MultiplyBf16",
+    "MultiplyW4A8",
     "MultiplyW8A8",
     "MultiplyWna16",
     "NormRows",
@@ -44,9 +61,11 @@ __all__ = [
     "Quantize",
     "Rotate",
     "Round",
+    "Select",
+    "Softcap",
 ]
 
 Op = (
-    Embed | NormRows | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyWna16 | Attend | AttendDisentangled
-    | Rotate | Gate | Activate | Pool | Normalize
+    Embed | NormRows | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyW4A8 | MultiplyWna16
+    | Attend | AttendDisentangled | AttendPast | Rotate | Gate | Select | Activate | Softcap | Pool | Normalize
 )  # fmt: skip

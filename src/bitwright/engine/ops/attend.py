@@ -132,3 +132,67 @@ class AttendDisentangled:
             row=to.array(self.row_R, len(self.row_R) // 2),  # at distance 0
             integer=self.integer,
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class AttendPast:
+    """bf16 -> bf16: attention of new tokens over what the cache holds of their sequence, with their own k and v, which
+    it appends.
+
+    qkv: q of every head, then k, then v of every head of keys and values. q_weight_D, k_weight_D: of an RMSNorm of each
+    head, float32, or None. cos_TF, sin_TF: float32 (positions, rotary / 2), which rotate the first `rotary` values of a
+    head; None: nothing rotates. window: tokens that a token sees, itself among them; None: all before it. softcap: of
+    scores, 0 for none. sinks_H: float32, a score of each head that only the denominator has, or None. causal: a token
+    sees none after it. layer: of the cache.
+    """
+
+    kind: ClassVar[str] = "attention"
+    name: str
+    qkv: Buffer = field(metadata=IN_PLACE)
+    out: Buffer = field(metadata=WRITTEN)
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    layer: int
+    softcap: float = 0.0
+    window: int | None = None
+    causal: bool = True
+    sinks_H: np.ndarray | None = None
+    q_weight_D: np.ndarray | None = None
+    k_weight_D: np.ndarray | None = None
+    eps: float = 0.0
+    cos_TF: np.ndarray | None = None
+    sin_TF: np.ndarray | None = None
+
+    def text(self) -> str:
+        window = "" if self.window is None else f" -{self.window}"
+        return f"{self.heads}/{self.kv_heads} × {self.head_size}{window} cached"
+
+    def operations(self, tokens: int) -> int:
+        seen = tokens if not self.causal else (tokens + 1) / 2
+        return int(2 * tokens * 2 * seen * self.heads * self.head_size)
+
+    def bind(self, to: Binder) -> object:
+        layout = to.cache
+        assert layout is not None, "a program with attention over a cache is bound with its layout"
+        return to.native.AttendPast(
+            source=to.buffer(self.qkv),
+            out=to.buffer(self.out),
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            scale=self.scale,
+            softcap=self.softcap,
+            window=self.window or 0,
+            causal=self.causal,
+            sinks=to.array(self.sinks_H),
+            kind=to.native.CacheKind[layout.kind],
+            layer=layout.offsets[self.layer],
+            q_weight=to.array(self.q_weight_D),
+            k_weight=to.array(self.k_weight_D),
+            eps=self.eps,
+            rotary=0 if self.cos_TF is None else 2 * self.cos_TF.shape[1],
+            cos=to.array(self.cos_TF, natural=True),
+            sin=to.array(self.sin_TF, natural=True),
+        )

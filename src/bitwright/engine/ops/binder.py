@@ -1,21 +1,25 @@
 """What a program is to native code: buffers by number, arrays by address."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitwright.engine.memory import ALIGNMENT, aligned
 from bitwright.engine.ops.buffers import Buffer
 
+if TYPE_CHECKING:
+    from bitwright.engine.cache_layout import CacheLayout
+
 
 class Binder:
     """Names for native code what an operator holds. It keeps arrays alive; one that several share is held once.
 
-    native: the native module, whose structs operators become.
+    native: the native module, whose structs operators become. cache: how the cache lies in memory, for programs with
+    state.
     """
 
-    def __init__(self, native: Any) -> None:
-        self.native = native
+    def __init__(self, native: Any, cache: "CacheLayout | None" = None) -> None:
+        self.native, self.cache = native, cache
         self._kept: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray]] = {}  # a constant, and what native code reads
 
     def buffer(self, buffer: Buffer | None) -> int:

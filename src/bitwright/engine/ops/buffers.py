@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-BufferKind = Literal["f32", "bf16", "codes"]  # the names of the native module's BufferKind
+# The names of the native module's BufferKind and Per.
+BufferKind = Literal["f32", "bf16", "codes", "groups"]
+Per = Literal["token", "sequence", "output"]
 
 READ: Mapping[str, bool] = {"read": True}
 WRITTEN: Mapping[str, bool] = {"written": True}
@@ -21,12 +23,16 @@ IN_PLACE: Mapping[str, bool] = {**READ, **WRITTEN}
 
 
 class Buffer(NamedTuple):
-    """Rows of `width` values each, one row per token or per sequence."""
+    """Rows of `width` values each, one row per token, per sequence, or per token whose output is wanted.
+
+    group: values that share a scale, of rows of kind "groups"; 0 for other kinds.
+    """
 
     number: int
     kind: BufferKind
     width: int
-    per_sequence: bool = False
+    per: Per = "token"
+    group: int = 0
 
 
 def reads(op: "DataclassInstance") -> tuple[Buffer, ...]:

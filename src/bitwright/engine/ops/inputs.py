@@ -26,7 +26,7 @@ class PaddedTransform:
 
 
 def bind_input(to: Binder, grid: InputGrid | None, transform: PaddedTransform | None) -> Any:
-    """Both as the struct that native code takes; None for rows that stay as they are."""
+    """Both as the struct that native code takes; None for rows that stay as they are, or whose groups need no grid."""
     if grid is None and transform is None:
         return None
     shift, multiplier = (None, None) if transform is None else (transform.shift_K, transform.multiplier_K)

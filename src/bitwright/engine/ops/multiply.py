@@ -4,7 +4,7 @@ Several linears of a model that read the same input and are held alike are one o
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,11 +47,49 @@ class PackedWna16(NamedTuple):
     group: int
 
 
-Packed = PackedW8A8 | PackedBf16 | PackedWna16
+class PackedW4A8(NamedTuple):
+    """codes: `layouts.pack_w4`. scale: `layouts.pack_groups` of the bits of bf16, uint16, or of float32; zero: of
+    uint8, or None for 8. bias: float32, a value for each column, padded to whole blocks.
+
+    group: inputs that share a scale of the input. per: such groups that share a scale of the weight.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None
+    bias: np.ndarray
+    group: int
+    per: int
+
+
+Packed = PackedW8A8 | PackedBf16 | PackedWna16 | PackedW4A8
 
 
 def _products(op: "Multiply", tokens: int) -> int:
-    return 2 * (1 if op.source.per_sequence else tokens) * op.source.width * op.n
+    return 2 * (tokens if op.source.per == "token" else 1) * op.source.width * op.n
+
+
+def _places(op: "Multiply", to: Binder) -> dict[str, Any]:
+    """What the structs of all linears have."""
+    return {
+        "source": to.buffer(op.source),
+        "out": to.buffer(op.out),
+        "column": op.column,
+        "n": op.n,
+        "activation": to.native.Activation[op.activation],
+    }
+
+
+def _grouped(op: "MultiplyWna16 | MultiplyW4A8", to: Binder) -> dict[str, Any]:
+    """What the structs of weights with scales for groups have."""
+    weight = op.weight
+    return {
+        "codes": to.array(weight.codes),
+        "scale": to.array(weight.scale),
+        "zero": to.array(weight.zero),
+        "k": op.source.width,
+        "group": weight.group,
+    }
 
 
 def _shape(op: "Multiply") -> str:
@@ -85,16 +123,12 @@ class MultiplyW8A8:
 
     def bind(self, to: Binder) -> object:
         return to.native.MultiplyW8A8(
-            source=to.buffer(self.source),
-            out=to.buffer(self.out),
-            column=self.column,
-            n=self.n,
+            **_places(self, to),
             linears=self.linears,
             weight=to.array(self.weight.codes),
             colsum=to.array(self.weight.colsum),
             scale_n=to.array(self.weight.scale),
             bias=to.array(self.weight.bias),
-            activation=to.native.Activation[self.activation],
             grid=bind_input(to, self.grid, self.transform),
         )
 
@@ -118,13 +152,9 @@ class MultiplyBf16:
 
     def bind(self, to: Binder) -> object:
         return to.native.MultiplyBf16(
-            source=to.buffer(self.source),
-            out=to.buffer(self.out),
-            column=self.column,
-            n=self.n,
+            **_places(self, to),
             weight=to.array(self.weight.values),
             bias=to.array(self.weight.bias),
-            activation=to.native.Activation[self.activation],
         )
 
 
@@ -147,23 +177,40 @@ class MultiplyWna16:
     operations = _products
 
     def bind(self, to: Binder) -> object:
-        weight = to.native.Wna16(
-            codes=to.array(self.weight.codes),
-            levels=to.array(self.weight.levels),
-            scale=to.array(self.weight.scale),
-            zero=to.array(self.weight.zero),
-            k=self.source.width,
-            group=self.weight.group,
-        )
-        return to.native.MultiplyWna16(
-            source=to.buffer(self.source),
-            out=to.buffer(self.out),
-            column=self.column,
-            n=self.n,
+        weight = to.native.Wna16(levels=to.array(self.weight.levels), **_grouped(self, to))
+        return to.native.MultiplyWna16(**_places(self, to), weight=weight, bias=to.array(self.weight.bias))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MultiplyW4A8:
+    """groups -> f32 or bf16: 4-bit codes × int8 by groups, then bias and GELU, into columns [column, column + n).
+
+    linears: how many of the model it stands for. dtype: what the codes are, for people.
+    """
+
+    kind: ClassVar[str] = "linear"
+    name: str
+    dtype: str
+    source: Buffer = field(metadata=READ)
+    out: Buffer = field(metadata=WRITTEN)
+    column: int
+    n: int
+    weight: PackedW4A8
+    activation: Activation
+    linears: int
+
+    text = _shape
+    operations = _products
+
+    def bind(self, to: Binder) -> object:
+        bf16 = self.weight.scale.dtype == np.uint16
+        weight = to.native.W4(bf16_scale=bf16, per=self.weight.per, **_grouped(self, to))
+        return to.native.MultiplyW4A8(
+            **_places(self, to),
+            linears=self.linears,
             weight=weight,
             bias=to.array(self.weight.bias),
-            activation=to.native.Activation[self.activation],
         )
 
 
-Multiply = MultiplyW8A8 | MultiplyBf16 | MultiplyWna16
+Multiply = MultiplyW8A8 | MultiplyBf16 | MultiplyWna16 | MultiplyW4A8

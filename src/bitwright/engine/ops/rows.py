@@ -10,7 +10,7 @@ from bitwright.engine.ops.buffers import IN_PLACE, READ, WRITTEN, Buffer
 from bitwright.engine.ops.inputs import PaddedTransform, bind_input
 from bitwright.kernels.input_grid import InputGrid
 
-Function = Literal["relu", "tanh", "gelu_tanh", "silu"]  # the names of the native module's Function
+Function = Literal["identity", "relu", "tanh", "gelu_tanh", "silu"]  # the names of the native module's Function
 # The names of the native module's PoolMode, which are those of sentence-transformers.
 PoolMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -25,13 +25,20 @@ def uncounted(op: object, tokens: int) -> int:
     return 0
 
 
+def _rounding(out: Buffer, grid: InputGrid | None) -> str:
+    """How rows become those of `out`, in readable form."""
+    if out.kind == "groups":
+        return f"int8 g{out.group}"
+    return "" if grid is None else grid.mode
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Embed:
     """-> f32: word + position + type embedding of each token.
 
     words_VH: float32, bf16 as its bits, or int8 with word_scale_V, float32. positions_TH: float32, or None; a text's
     first token has the row first_position. padding: an id that takes no place, and has the row before; None: none does.
-    types_SH: float32, or None.
+    types_SH: float32, or None. factor: of the word.
     """
 
     kind: ClassVar[str] = "embed"
@@ -43,6 +50,7 @@ class Embed:
     first_position: int
     padding: int | None
     types_SH: np.ndarray | None
+    factor: float = 1.0
 
     text = plain
     operations = uncounted
@@ -57,15 +65,17 @@ class Embed:
             first_position=self.first_position,
             padding=-1 if self.padding is None else self.padding,
             types=to.array(self.types_SH, natural=True),
+            factor=self.factor,
             out=to.buffer(self.out),
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NormRows:
-    """f32 [f32] -> f32 [codes] [f32]: the layer norm of x + residual, its quantized rows, and the sum itself.
+    """f32 [f32] -> f32 [codes] [f32]: the norm of x + residual, its quantized rows, and the sum itself.
 
-    weight_H, bias_H: float32; the bias may be None. grid, transform: of the codes.
+    weight_H, bias_H: float32; the bias may be None. centred: a layer norm; else RMSNorm, which takes no mean off. grid,
+    transform: of the codes, which may be by groups; those need no grid.
     """
 
     kind: ClassVar[str] = "norm"
@@ -78,13 +88,14 @@ class NormRows:
     weight_H: np.ndarray
     bias_H: np.ndarray | None
     eps: float
+    centred: bool = True
     grid: InputGrid | None = None
     transform: PaddedTransform | None = None
 
     operations = uncounted
 
     def text(self) -> str:
-        return "" if self.grid is None else self.grid.mode
+        return "" if self.codes is None else _rounding(self.codes, self.grid)
 
     def bind(self, to: Binder) -> object:
         return to.native.NormRows(
@@ -96,25 +107,26 @@ class NormRows:
             weight=to.array(self.weight_H),
             bias=to.array(self.bias_H),
             eps=self.eps,
+            centred=self.centred,
             grid=bind_input(to, self.grid, self.transform),
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Quantize:
-    """f32 or bf16 -> codes: rows through a transform, if there is one, to 8-bit codes with a scale and a zero point."""
+    """f32 or bf16 -> codes or groups: rows, transformed if asked, become 8-bit codes, on a grid or by groups."""
 
     kind: ClassVar[str] = "quantize"
     name: str
     source: Buffer = field(metadata=READ)
     out: Buffer = field(metadata=WRITTEN)
-    grid: InputGrid
+    grid: InputGrid | None
     transform: PaddedTransform | None
 
     operations = uncounted
 
     def text(self) -> str:
-        return self.grid.mode
+        return _rounding(self.out, self.grid)
 
     def bind(self, to: Binder) -> object:
         grid = bind_input(to, self.grid, self.transform)
@@ -167,9 +179,54 @@ class Activate:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Gate:
-    """bf16 -> bf16: the product of a row's halves."""
+    """bf16 -> bf16, codes or groups: f(a) · b of a row's halves a and b. grid, transform: of codes."""
 
     kind: ClassVar[str] = "gate"
+    name: str
+    source: Buffer = field(metadata=READ)
+    out: Buffer = field(metadata=WRITTEN)
+    function: Function = "identity"
+    grid: InputGrid | None = None
+    transform: PaddedTransform | None = None
+
+    operations = uncounted
+
+    def text(self) -> str:
+        function = "" if self.function == "identity" else self.function
+        return f"{function} {_rounding(self.out, self.grid)}".strip()
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Gate(
+            source=to.buffer(self.source),
+            out=to.buffer(self.out),
+            function=to.native.Function[self.function],
+            grid=bind_input(to, self.grid, self.transform),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Softcap:
+    """f32, in place: cap · tanh(x / cap)."""
+
+    kind: ClassVar[str] = "softcap"
+    name: str
+    rows: Buffer = field(metadata=IN_PLACE)
+    cap: float
+
+    operations = uncounted
+
+    def text(self) -> str:
+        return f"{self.cap:g}"
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Softcap(rows=to.buffer(self.rows), cap=self.cap)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Select:
+    """f32 -> f32, per output: the rows of the tokens whose output is wanted."""
+
+    kind: ClassVar[str] = "select"
     name: str
     source: Buffer = field(metadata=READ)
     out: Buffer = field(metadata=WRITTEN)
@@ -178,7 +235,7 @@ class Gate:
     operations = uncounted
 
     def bind(self, to: Binder) -> object:
-        return to.native.Gate(source=to.buffer(self.source), out=to.buffer(self.out))
+        return to.native.Select(source=to.buffer(self.source), out=to.buffer(self.out))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

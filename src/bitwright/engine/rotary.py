@@ -1,0 +1,117 @@
+"""Rotary positions (Su et al. 2021, 2104.09864) of decoders, as config.json describes them: cosines and sines."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitwright.engine.weights import Weights, short
+from bitwright.errors import EngineError
+from bitwright.files.directory import CONFIG_FILE
+
+_KINDS = ("full_attention", "sliding_attention")
+_MOST_ANGLES = 1 << 26  # positions times angles, for one kind of attention: 512 MiB of cosines and sines
+
+
+class Rotary(NamedTuple):
+    """cos_TF, sin_TF: float32, a row for each position."""
+
+    cos_TF: np.ndarray
+    sin_TF: np.ndarray
+
+
+class _Angles(NamedTuple):
+    """What a rope type makes of the plain frequencies base ** (-i / F): frequency_F, float32, and a factor of cosines
+    and sines."""
+
+    frequency_F: np.ndarray
+    factor: float = 1.0
+
+
+def rotary(weights: Weights, kind: str, head_size: int, positions: int) -> Rotary:
+    """Cosines and sines for positions 0 to `positions` - 1.
+
+    kind: of attention, where config.json has angles for each: "full_attention" or "sliding_attention".
+
+    Raises:
+        EngineError: a rope type that the engine does not know, or as many angles as no program holds.
+        CheckpointError: numbers of config.json that are none.
+    """
+    rope = _settings(weights.config, kind)
+    size = int(head_size * weights.check_real("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)))
+    if size % 2 or not 2 <= size <= head_size:
+        raise EngineError(f"{size} of {head_size} values of a head rotate; the engine rotates an even number of them")
+    if positions * (size // 2) > _MOST_ANGLES:
+        raise EngineError(f"{positions} positions with {size // 2} angles each: ask for a shorter context")
+    name = rope.get("rope_type", rope.get("type", "default"))
+    if not isinstance(name, str) or name not in _TYPES:
+        raise EngineError(f"the engine does not support rope_type {short(name)}; it supports {', '.join(_TYPES)}")
+    base = weights.check_real("rope_theta", rope.get("rope_theta", 10_000.0))
+    plain_F = np.float32(1) / np.float32(base) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
+
+    def number(key: str, default: float | None = None) -> float:
+        if default is None and key not in rope:
+            raise EngineError(f"{weights.directory / CONFIG_FILE}: the rope of type {name!r} lacks {key}")
+        return weights.check_real(key, rope.get(key, default))
+
+    trained = rope.get("original_max_position_embeddings") or weights.config.get("max_position_embeddings")
+    found = _TYPES[name](plain_F, base, number, weights.check_real("original_max_position_embeddings", trained))
+    angles_TF = np.arange(positions, dtype=np.float32)[:, None] * found.frequency_F
+    factor = np.float32(found.factor)
+    return Rotary(np.cos(angles_TF) * factor, np.sin(angles_TF) * factor)
+
+
+def _settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What config.json says of one kind of attention, in the words of transformers 5."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    by_kind = isinstance(given, dict) and bool(given) and given.keys() <= set(_KINDS)
+    rope = given.get(kind) if by_kind else given
+    if not isinstance(rope, dict):
+        raise EngineError(f"the engine does not support a rope of {short(given)}")
+    older = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
+    if not by_kind and kind == "sliding_attention" and config.get("rope_local_base_freq") is not None:
+        return {"rope_theta": config["rope_local_base_freq"]}  # gemma3 before transformers 5: local angles are plain
+    return older | {key: value for key, value in rope.items() if value is not None}
+
+
+Number = Callable[..., float]
+
+
+def _default(plain_F: np.ndarray, base: float, number: Number, trained: float) -> _Angles:
+    return _Angles(plain_F)
+
+
+def _linear(plain_F: np.ndarray, base: float, number: Number, trained: float) -> _Angles:
+    return _Angles(plain_F / np.float32(number("factor")))
+
+
+def _llama3(plain_F: np.ndarray, base: float, number: Number, trained: float) -> _Angles:
+    """Frequencies of long waves are divided by the factor, those of short ones stay, and between them it is mixed."""
+    factor, low, high = number("factor"), number("low_freq_factor"), number("high_freq_factor")
+    trained = number("original_max_position_embeddings")
+    waves_F = 2 * math.pi / plain_F
+    share_F = np.clip((trained / waves_F - low) / (high - low), 0, 1)
+    mixed_F = (1 - share_F) * plain_F / factor + share_F * plain_F
+    return _Angles(mixed_F.astype(np.float32))
+
+
+def _yarn(plain_F: np.ndarray, base: float, number: Number, trained: float) -> _Angles:
+    """Peng et al. 2023, 2309.00071, section 3.4: the same by the number of turns that a frequency makes in the trained
+    length, and cosines and sines times 0.1 · ln(factor) + 1."""
+    factor, angles = number("factor"), len(plain_F)
+    ends = [angles * math.log(trained / (number(key, turns) * 2 * math.pi)) / math.log(base)
+            for key, turns in (("beta_fast", 32.0), ("beta_slow", 1.0))]  # fmt: skip
+    first, last = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]), 2 * angles - 1)
+    share_F = np.clip((np.arange(angles) - first) / max(last - first, 0.001), 0, 1)
+    mixed_F = plain_F / factor * share_F + plain_F * (1 - share_F)
+
+    def length(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    return _Angles(mixed_F.astype(np.float32), number("attention_factor", length(1.0)))
+
+
+_TYPES: dict[str, Callable[[np.ndarray, float, Number, float], _Angles]] = {
+    "default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn,
+}  # fmt: skip

@@ -1,0 +1,157 @@
+"""Language models on the engine against transformers, each family; and a step with a past like the whole text."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bitwright.engine.decoders import Arithmetic, lower_decoder
+from bitwright.engine.executor import Executor
+from bitwright.engine.weights import open_weights
+from bitwright.errors import BitwrightError, CheckpointError, EngineError
+from bitwright.files.directory import ModelDirectory
+from bitwright.generate.cache import Cache
+from bitwright.kernels import dispatch
+
+TinyModel = Callable[..., Path]
+
+# Heads of 16 values, which the engine takes; one head of keys for two of queries.
+_HEADS = {"head_dim": 16, "max_position_embeddings": 256}
+_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 64, "rope_theta": 10000.0}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, llama3 rope": ("llama", {"rope_parameters": _LLAMA3}),
+    "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}}),
+    "llama, yarn": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, every head its keys": ("llama", {"num_key_value_heads": 4}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral, window": ("mistral", {"sliding_window": 9}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {}),
+    "gemma3_text": ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma3_text, capped": ("gemma3_text", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 40}),
+    "phi3": ("phi3", {"head_dim": 16, "hidden_size": 64, "sliding_window": 11}),
+    "phi3, partial": ("phi3", {"hidden_size": 64, "partial_rotary_factor": 0.5}),
+}  # fmt: skip
+
+
+class Running:
+    """A tiny model on the engine: the logits at tokens, which follow those before."""
+
+    def __init__(self, directory: Path, **how: Any) -> None:
+        program = lower_decoder(open_weights(ModelDirectory(directory)), **how)
+        self.executor = Executor(program, dispatch.native_isa(), cache_kind="bf16")
+        assert self.executor.cache is not None
+        self.cache = Cache(self.executor.cache, 512)
+
+    def logits(self, ids: list[int], cuts: list[int], threads: int = 1) -> np.ndarray:
+        """At every token of a text that comes in parts, cut at `cuts`."""
+        held, rows = self.cache.begin([]), []
+        for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+            self.cache.grow(held, end - begin)
+            rows.append(self.executor.step(self.cache.step([(held, ids[begin:end], end - begin)]), threads))
+            self.cache.appended(held, ids[:end])
+        self.cache.end(held)
+        return np.concatenate(rows)
+
+
+@pytest.fixture(scope="module")
+def ids() -> list[int]:
+    return np.random.default_rng(3).integers(4, 200, 90).tolist()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_transformers(tiny_model: TinyModel, ids: list[int], name: str) -> None:
+    family, config = FAMILIES[name]
+    directory = tiny_model(family, **(_HEADS | config))
+    hf = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        want = hf(torch.tensor([ids])).logits[0].numpy()
+    found = Running(directory, arithmetic=Arithmetic(head="16")).logits(ids, [])
+    spread = want - want.mean(axis=1, keepdims=True)
+    apart = np.linalg.norm(found - want, axis=1) / np.linalg.norm(spread, axis=1)
+    assert apart.max() < 0.1, apart  # weights and values between the linears are bf16; a wrong reading is 0.3 apart
+    assert np.sqrt((apart**2).mean()) < 0.03
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3"])
+def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:
+    family, config = FAMILIES[name]
+    running = Running(tiny_model(family, **(_HEADS | config)))
+    whole = running.logits(ids, [])
+    for threads, cuts in ((1, [1, 2, 3, 40, 64, 65]), (2, list(range(1, len(ids)))), (2, [63]), (3, [17, 80])):
+        np.testing.assert_array_equal(running.logits(ids, cuts, threads), whole)
+
+
+def test_company_changes_nothing(tiny_model: TinyModel, ids: list[int]) -> None:
+    running = Running(tiny_model("llama", **_HEADS))
+    texts = [ids[:1], ids[5:70], ids[3:20], ids[60:]]
+    alone = [running.logits(text, []) for text in texts]
+    held = [running.cache.begin([]) for _ in texts]
+    for one, text in zip(held, texts, strict=True):
+        running.cache.grow(one, len(text))
+    work = [(one, text, len(text)) for one, text in zip(held, texts, strict=True)]
+    np.testing.assert_array_equal(running.executor.step(running.cache.step(work), 2), np.concatenate(alone))
+
+
+def test_only_wanted_tokens_have_logits(tiny_model: TinyModel, ids: list[int]) -> None:
+    running = Running(tiny_model("llama", **_HEADS))
+    whole, held = running.logits(ids, []), running.cache.begin([])
+    running.cache.grow(held, len(ids))
+    found = running.executor.step(running.cache.step([(held, ids, 3)]), 2)
+    np.testing.assert_array_equal(found, whole[-3:])
+
+
+def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: TinyModel, ids: list[int]) -> None:
+    directory = tiny_model("llama", **_HEADS)
+    short = Running(directory, context=100)
+    assert short.executor.program.max_tokens == 100
+    np.testing.assert_array_equal(short.logits(ids, []), Running(directory).logits(ids, []))
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "error", "says"),
+    [
+        ("bert", {}, EngineError, "no language model"),
+        ("mixtral", {}, EngineError, "model_type 'mixtral'"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, EngineError, "rope_type 'dynamic'"),
+        ("llama", {"head_dim": 12}, EngineError, "multiples of 16"),
+    ],
+)
+def test_what_the_engine_cannot_run_is_refused(
+    tiny_model: TinyModel, family: str, config: dict[str, Any], error: type[BitwrightError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        lower_decoder(open_weights(ModelDirectory(tiny_model(family, **config))))
+
+
+def test_a_head_that_is_missing_is_named(tiny_model: TinyModel, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model("llama", **_HEADS), broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors.pop("lm_head.weight", None)
+    save_file(tensors, broken / "model.safetensors")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(CheckpointError, match=r"no lm_head.weight"):
+        lower_decoder(open_weights(ModelDirectory(broken)))

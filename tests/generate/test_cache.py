@@ -1,0 +1,145 @@
+"""The cache's blocks: shared, found again, copied before they are written, and never lost."""
+
+import numpy as np
+import pytest
+
+from bitwright.engine.cache_layout import CacheLayer, CacheLayout
+from bitwright.errors import InputError
+from bitwright.generate.cache import Cache, CacheFull, Held
+from bitwright.kernels import native
+
+LAYOUT = CacheLayout.of([CacheLayer(2, 16)] * 3, "int8", native.load())
+
+
+def marked(cache: Cache, blocks: list[int], value: int) -> None:
+    for layer in cache._layers:
+        layer[:, blocks] = value
+
+
+def content(cache: Cache, block: int) -> np.ndarray:
+    return np.concatenate([layer[:, block].ravel() for layer in cache._layers])
+
+
+def filled(cache: Cache, ids: list[int]) -> Held:
+    """A sequence of these tokens, each block of which is marked by its place and its text."""
+    held = cache.begin(ids)
+    try:
+        cache.grow(held, len(ids) - held.length)
+    except CacheFull:
+        cache.end(held)
+        raise
+    for number, block in enumerate(held.blocks):
+        marked(cache, [block], (sum(ids[: (number + 1) * 64]) + number) % 251)
+    cache.appended(held, ids)
+    return held
+
+
+def test_a_layout_holds_every_layer_in_each_block() -> None:
+    head = native.load().cache_head_bytes(native.load().CacheKind.int8, 16)
+    assert LAYOUT.tokens == 64
+    assert LAYOUT.offsets == (0, 2 * head, 4 * head)
+    cache = Cache(LAYOUT, 1024)
+    marked(cache, list(range(16)), 1)
+    assert cache._memory.all(), "layers have all of the memory"
+    assert LAYOUT.block_bytes == 6 * head
+
+
+def test_texts_that_begin_alike_share_full_blocks() -> None:
+    cache, ids = Cache(LAYOUT, 1024), list(range(200))
+    one = filled(cache, ids)
+    other = cache.begin([*ids[:150], 7])
+    assert other.blocks == one.blocks[:2]
+    assert other.length == 128
+    assert cache.begin([9, *ids]).length == 0, "the same tokens elsewhere are another text"
+    assert cache.begin(ids[:128]).length == 64, "the last token is computed, so that there are logits"
+
+
+def test_blocks_that_nobody_holds_are_found_until_they_are_needed() -> None:
+    cache, ids = Cache(LAYOUT, 4 * 64), list(range(130))
+    cache.end(filled(cache, ids))
+    assert cache.free == 4
+    assert cache.begin(ids).length == 128
+    again = Cache(LAYOUT, 4 * 64)
+    again.end(filled(again, ids))
+    other = again.begin([])
+    again.grow(other, 4 * 64)
+    assert again.begin(ids).length == 0
+
+
+def test_growing_beyond_what_is_free_changes_nothing() -> None:
+    cache = Cache(LAYOUT, 3 * 64)
+    held = filled(cache, list(range(100)))
+    other = cache.begin([])
+    with pytest.raises(CacheFull):
+        cache.grow(other, 65)
+    assert other.blocks == []
+    cache.grow(other, 64)
+    with pytest.raises(CacheFull):
+        cache.grow(held, 64)
+    assert cache.needs(held, 28) == 0
+
+
+def test_a_fork_has_its_own_last_block_and_shares_the_others() -> None:
+    cache = Cache(LAYOUT, 1024)
+    one = filled(cache, list(range(150)))
+    two = cache.fork(one)
+    assert two.blocks[:2] == one.blocks[:2]
+    assert two.blocks[2] != one.blocks[2]
+    np.testing.assert_array_equal(content(cache, two.blocks[2]), content(cache, one.blocks[2]))
+    cache.end(one)
+    cache.end(two)
+    assert cache.free == cache.size
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 100, 128, 150])
+def test_what_is_rolled_back_is_not_written_over_where_others_read_it(length: int) -> None:
+    cache, ids = Cache(LAYOUT, 1024), list(range(150))
+    one = filled(cache, ids)
+    two = cache.begin(ids)  # holds the first two blocks
+    before = [content(cache, block) for block in two.blocks]
+    cache.roll_back(one, length)
+    cache.grow(one, 150 - length)
+    marked(cache, one.blocks[length // 64 :], 255)
+    for block, kept in zip(two.blocks, before, strict=True):
+        np.testing.assert_array_equal(content(cache, block), kept)
+    found = cache.begin(ids)
+    for block, kept in zip(found.blocks, before, strict=False):
+        np.testing.assert_array_equal(content(cache, block), kept)
+    for held in (one, two, found):
+        cache.end(held)
+    assert cache.free == cache.size
+
+
+def test_random_lives_lose_no_block() -> None:
+    random, cache = np.random.default_rng(0), Cache(LAYOUT, 30 * 64)
+    alive: list[tuple[Held, list[int]]] = []
+    for _ in range(600):
+        what = random.random()
+        try:
+            if what < 0.35 or not alive:
+                ids = [0] * int(random.integers(0, 130)) + random.integers(0, 3, random.integers(1, 200)).tolist()
+                alive.append((filled(cache, ids), ids))
+            elif what < 0.55:
+                held, ids = alive[random.integers(len(alive))]
+                alive.append((cache.fork(held), list(ids)))
+            elif what < 0.8:
+                number = random.integers(len(alive))
+                held, ids = alive[number]
+                length = int(random.integers(1, len(ids) + 1))
+                cache.roll_back(held, length)
+                alive[number] = (held, ids[:length])
+            else:
+                cache.end(alive.pop(random.integers(len(alive)))[0])
+        except CacheFull:
+            cache.end(alive.pop(0)[0]) if alive else None
+        holders = np.bincount([block for held, _ in alive for block in held.blocks], minlength=cache.size)
+        assert holders.tolist() == cache._holders
+        assert cache.free == (holders == 0).sum()
+    for held, _ in alive:
+        cache.end(held)
+    assert cache.free == cache.size
+
+
+def test_a_cache_that_no_machine_has_is_refused() -> None:
+    with pytest.raises(InputError, match="GB, which this machine does not have"):
+        Cache(LAYOUT, 1 << 50)
