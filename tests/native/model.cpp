@@ -29,7 +29,7 @@ public:
         const int out = number_ % 4 ? head(x) : x;
         buffers_[out].last = ops_.size();
         model_->width = buffers_[out].buffer.width;
-        model_->per_sequence = buffers_[out].buffer.per_sequence;
+        model_->per = buffers_[out].buffer.per;
         static constexpr size_t groups[] = {1, 32, 100, 500, 1 << 20};
         const size_t arena_row = place();
         std::vector<Buffer> placed;
@@ -50,8 +50,8 @@ private:
         size_t first, last;  // operators between which it is alive
     };
 
-    int buffer(BufferKind kind, size_t width, bool per_sequence = false) {
-        buffers_.push_back({{kind, width, 0, per_sequence}, ops_.size(), ops_.size()});
+    int buffer(BufferKind kind, size_t width, Per per = Per::kToken) {
+        buffers_.push_back({{.kind = kind, .width = width, .offset = 0, .per = per}, ops_.size(), ops_.size()});
         return int(buffers_.size()) - 1;
     }
 
@@ -75,9 +75,16 @@ private:
         types = random_.one_in(2) ? random_.between(1, 3) : 0;
         const size_t first = random_.between(0, 2), count = vocabulary * width;
         const WordKind kind[] = {WordKind::kInt8, WordKind::kBf16, WordKind::kF32};
-        const int64_t padding = first ? int64_t(first) - 1 : kNone;  // an id that takes no place
-        Embed op{nullptr, kind[number_ % 3], nullptr, nullptr,
-                 first,   padding,           nullptr, buffer(BufferKind::kF32, width)};
+        const int64_t padding = first ? int64_t(first) - 1 : int64_t(kNone);  // an id that takes no place
+        Embed op{.words = nullptr,
+                 .kind = kind[number_ % 3],
+                 .word_scale = nullptr,
+                 .positions = nullptr,
+                 .first_position = first,
+                 .padding = padding,
+                 .types = nullptr,
+                 .factor = random_.one_in(2) ? 1.0f : 2.5f,
+                 .out = buffer(BufferKind::kF32, width)};
         if (op.kind == WordKind::kInt8) {
             Exact codes = room<int8_t>(random_, count);
             for (size_t i = 0; i < count; ++i) *codes.at<int8_t>(i) = int8_t(random_.bits());
@@ -109,6 +116,8 @@ private:
         return grid;
     }
 
+    Function function() { return Function(random_.between(0, 4)); }
+
     Activation activation() { return random_.one_in(2) ? Activation::kGelu : Activation::kNone; }
 
     InputGrid grid(size_t k) { return grid(k, 64, QuantizeMode(random_.between(0, 2))); }
@@ -118,7 +127,7 @@ private:
         const Buffer from = at(x);
         if (from.kind == BufferKind::kCodes || (from.kind == BufferKind::kBf16 && !codes && random_.one_in(2)))
             return x;
-        const int out = buffer(codes ? BufferKind::kCodes : BufferKind::kBf16, from.width, from.per_sequence);
+        const int out = buffer(codes ? BufferKind::kCodes : BufferKind::kBf16, from.width, from.per);
         if (codes) {
             add(Quantize{x, out, grid(from.width)}, {x, out});
         } else {
@@ -156,8 +165,16 @@ private:
     int norm(int x, int residual) {
         const size_t width = at(x).width;
         const bool in_place = random_.one_in(4);
-        NormRows op{x, random_.one_in(4) ? int(kNone) : residual, kNone, kNone, kNone, nullptr, nullptr, 1e-5f, {}};
-        op.weight = keep<float>(floats(random_, width, 0.1f, 1.0f));
+        NormRows op{.x = x,
+                    .residual = random_.one_in(4) ? int(kNone) : residual,
+                    .sum = kNone,
+                    .y = kNone,
+                    .codes = kNone,
+                    .weight = keep<float>(floats(random_, width, 0.1f, 1.0f)),
+                    .bias = nullptr,
+                    .eps = 1e-5f,
+                    .centred = !random_.one_in(3),
+                    .grid = {}};
         if (random_.one_in(2)) op.bias = keep<float>(floats(random_, width, 0.1f));
         op.y = in_place ? x : buffer(BufferKind::kF32, width);
         if (random_.one_in(2)) {
@@ -244,10 +261,11 @@ private:
         const int up =
             buffer(gated || random_.one_in(2) ? BufferKind::kBf16 : BufferKind::kF32, gated ? 2 * inner : inner);
         linear(in, up, 0, at(up).width, activation());
-        if (random_.one_in(2)) add(Activate{up, Function(random_.between(0, 3))}, {up});
+        if (random_.one_in(2)) add(Activate{up, function()}, {up});
         if (!gated) return output(up, x);
-        const int down = buffer(BufferKind::kBf16, inner);
-        add(Gate{up, down}, {up, down});
+        const bool coded = random_.one_in(2);
+        const int down = buffer(coded ? BufferKind::kCodes : BufferKind::kBf16, inner);
+        add(Gate{up, down, function(), coded ? grid(inner) : InputGrid{}}, {up, down});
         return output(down, x);
     }
 
@@ -260,14 +278,14 @@ private:
 
     int head(int x) {
         const size_t width = at(x).width, modes = random_.between(1, 3);
-        const int pooled = buffer(BufferKind::kF32, width * modes, true);
+        const int pooled = buffer(BufferKind::kF32, width * modes, Per::kSequence);
         for (size_t i = 0; i < modes; ++i) add(Pool{x, pooled, PoolMode((number_ + i) % 6), i * width}, {x, pooled});
         if (random_.one_in(2)) add(Normalize{pooled}, {pooled});
         if (random_.one_in(2)) return pooled;
         const size_t labels = random_.between(1, 70);
-        const int out = buffer(BufferKind::kF32, labels, true);
+        const int out = buffer(BufferKind::kF32, labels, Per::kSequence);
         linear(operand(pooled), out, 0, labels, Activation::kNone);
-        if (random_.one_in(2)) add(Activate{out, Function(random_.between(0, 3))}, {out});
+        if (random_.one_in(2)) add(Activate{out, function()}, {out});
         return out;
     }
 
@@ -336,7 +354,7 @@ std::vector<float> Model::compute(Random& random, const std::vector<size_t>& cho
         if (!pool.types.empty())
             batch.types.insert(batch.types.end(), pool.types.begin() + begin, pool.types.begin() + end);
         batch.starts.push_back(batch.starts.back() + int64_t(end - begin));
-        values += (per_sequence ? 1 : end - begin) * width;
+        values += (per == Per::kSequence ? 1 : end - begin) * width;
     }
     const Exact out = room<float>(random, values);
     std::vector<double> seconds(program->op_count());

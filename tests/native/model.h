@@ -17,7 +17,7 @@ struct Model {
     std::unique_ptr<Program> program;
     size_t operators[std::variant_size_v<Op>] = {};  // how many of each kind it has
     size_t width = 0;                                // of a row of the output
-    bool per_sequence = false;
+    Per per = Per::kToken;                           // of the output
     Sequences pool;
     std::vector<std::vector<float>> alone;  // what one thread makes of each sequence of the pool by itself
 
