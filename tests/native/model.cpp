@@ -7,6 +7,8 @@
 
 namespace {
 
+constexpr size_t kMostGrowing = 8;  // sequences of one cache: each takes many steps
+
 // Lengths around what kernels take at once, mostly short.
 size_t random_length(Random& random, size_t longest) {
     const size_t most = random.one_in(12) ? longest : random.one_in(3) ? 140 : 34;
@@ -71,11 +73,12 @@ std::unique_ptr<Model> random_model(Random& random, Isa isa, size_t number) {
     return model;
 }
 
-void Model::check(Random& random, size_t most, int most_threads) const {
+void Model::check(Random& random, size_t most, int most_threads, int callers) const {
     std::vector<size_t> chosen;
+    if (cache_bytes) most = std::min(most, kMostGrowing);
     for (size_t i = random.between(1, most); i > 0; --i) chosen.push_back(random.between(0, alone.size() - 1));
     if (cache_bytes) {
-        check_steps(random, *this, chosen, most_threads);
+        check_steps(random, *this, chosen, most_threads, callers);
     } else {
         check_batch(random, *this, chosen, int(random.between(1, most_threads)));
     }

@@ -27,8 +27,8 @@ struct Model {
     std::vector<std::vector<float>> alone;  // what one thread makes of each sequence of the pool by itself
 
     // Runs a batch, or the steps, of 1 to `most` of them on 1 to `most_threads` threads; any result must be what came
-    // alone.
-    void check(Random& random, size_t most, int most_threads) const;
+    // alone. callers: of steps of one cache at once, at most; two or one.
+    void check(Random& random, size_t most, int most_threads, int callers) const;
 };
 
 // number: consecutive ones vary what random choice would only vary now and then.

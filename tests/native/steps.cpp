@@ -162,11 +162,12 @@ std::vector<float> in_one_step(Random& random, const Model& model, size_t s) {
     return run_step(random, model, cache, {{&all[0], outputs.size(), 0}}, outputs, 1);
 }
 
-void check_steps(Random& random, const Model& model, const std::vector<size_t>& chosen, int most_threads) {
+void check_steps(Random& random, const Model& model, const std::vector<size_t>& chosen, int most_threads, int callers) {
     std::vector<Growing> first;
     for (size_t s : chosen) first.push_back({.s = s, .past = 0, .blocks = {}});
     Cache cache = open(random, model, first, random.between(0, 70));
-    const size_t half = random.one_in(2) ? first.size() / 2 : first.size();
+    if (callers == 1 || chosen.size() == 1 || random.one_in(2)) return grow(random, model, cache, first, most_threads);
+    const size_t half = first.size() / 2;
     std::vector<Growing> second(first.begin() + ptrdiff_t(half), first.end());
     first.resize(half);
     std::thread other([&, seed = random.bits()] {
