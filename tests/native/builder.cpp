@@ -1,3 +1,4 @@
+// See builder.h. Where Python decides (buffers placed, operands derived), this does it the same way or at random.
 #include "builder.h"
 
 #include <algorithm>

@@ -66,7 +66,8 @@ std::unique_ptr<Model> random_model(Random& random, Isa isa, size_t number) {
     for (size_t sequences = random.between(4, state ? 6 : 12); sequences > 0; --sequences) {
         add_sequence(random, *model, random_length(random, state ? 200 : model->longest));
     }
-    if (state && random.one_in(3)) add_sequence(random, *model, random.between(kPart, model->longest));
+    if (state && random.one_in(isa == Isa::kScalar ? 8 : 3))
+        add_sequence(random, *model, random.between(kPart, model->longest));
     for (size_t s = 0; s + 1 < model->pool.starts.size(); ++s) {
         model->alone.push_back(state ? in_one_step(random, *model, s) : compute(random, *model, {s}, 1));
     }

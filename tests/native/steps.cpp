@@ -32,7 +32,7 @@ Exact copy_of(Random& random, const std::vector<T>& values) {
 
 size_t blocks_of(size_t tokens) { return (tokens + kCacheBlock - 1) / kCacheBlock; }
 
-// Blocks anywhere in a cache, which is their owner. spare: tokens of each sequence that may be drafted.
+// Gives each sequence its blocks, anywhere in one cache. spare: tokens of each beyond its own, for drafts.
 Cache open(Random& random, const Model& model, std::vector<Growing>& all, size_t spare) {
     std::vector<int32_t> free;
     const auto tokens_of = [&](const Growing& each) {
@@ -71,21 +71,22 @@ std::vector<float> run_step(Random& random, const Model& model, Cache& cache, co
         tables.insert(tables.end(), each.of->blocks.begin(), each.of->blocks.begin() + ptrdiff_t(needed));
         tables.insert(tables.end(), stride - needed, kNoBlock);
     }
-    const Exact ids_ = copy_of(random, ids), past_ = copy_of(random, past), starts_ = copy_of(random, starts),
-                tables_ = copy_of(random, tables), outputs_ = copy_of(random, outputs);
+    const Exact exact_ids = copy_of(random, ids), exact_past = copy_of(random, past),
+                exact_starts = copy_of(random, starts), exact_tables = copy_of(random, tables),
+                exact_outputs = copy_of(random, outputs);
     const size_t values = (model.per == Per::kOutput ? outputs.size() : ids.size()) * model.width;
     const Exact out = room<float>(random, values);
     std::vector<double> seconds(model.program->op_count());
-    if (!model.program->run({.ids = ids_.at<int32_t>(),
+    if (!model.program->run({.ids = exact_ids.at<int32_t>(),
                              .types = nullptr,
-                             .starts = starts_.at<int64_t>(),
+                             .starts = exact_starts.at<int64_t>(),
                              .sequences = pieces.size(),
-                             .past = past_.at<int32_t>(),
-                             .outputs = outputs_.at<int32_t>(),
+                             .past = exact_past.at<int32_t>(),
+                             .outputs = exact_outputs.at<int32_t>(),
                              .output_count = outputs.size(),
                              .cache = cache.memory.at<char>(),
                              .block_count = cache.block_count,
-                             .tables = tables_.at<int32_t>(),
+                             .tables = exact_tables.at<int32_t>(),
                              .table_stride = stride},
                             threads, out.at<float>(), random.one_in(8) ? seconds.data() : nullptr)) {
         fail("step", "out of memory");
