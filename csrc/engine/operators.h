@@ -4,9 +4,9 @@
 #include <string.h>
 
 #include "attention.h"
-#include "past.h"
 #include "dispatch.h"
 #include "linears.h"
+#include "past.h"
 #include "pooling.h"
 #include "program.h"
 #include "work.h"
