@@ -83,6 +83,7 @@ void define_operators(nb::module_& m) {
                 Field{"sinks", &Past::sinks}, Field{"kind", &Past::kind}, Field{"layer", &Past::layer},
                 Field{"q_weight", &Past::q_weight}, Field{"k_weight", &Past::k_weight}, Field{"eps", &Past::eps},
                 Field{"rotary", &Past::rotary}, Field{"cos", &Past::cos}, Field{"sin", &Past::sin});
+    bind_struct(m, "Repeat", Field{"source", &Repeat::in}, Field{"out", &Repeat::out});
     bind_struct(m, "Select", Field{"source", &Select::in}, Field{"out", &Select::out});
     bind_struct(m, "Pool", Field{"source", &Pool::in}, Field{"out", &Pool::out}, Field{"mode", &Pool::mode},
                 Field{"column", &Pool::column});

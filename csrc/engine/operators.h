@@ -184,6 +184,17 @@ void run(const Activate& op, const Work& w) {
     }
 }
 
+void run(const Repeat& op, const Work& w) {
+    const Share mine = w.mine(op.in);
+    const size_t width = w.buffers[op.in].width;
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        const float* in = w.at<float>(op.in) + row * w.stride(op.in);
+        float* out = w.at<float>(op.out) + row * w.stride(op.out);
+        memcpy(out, in, width * sizeof(float));
+        memcpy(out + width, in, width * sizeof(float));
+    }
+}
+
 size_t scratch_bytes(const Gate& op, const std::vector<Buffer>& buffers, size_t) {
     return round_up(buffers[op.out].width, 64) * sizeof(float);
 }

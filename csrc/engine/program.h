@@ -187,6 +187,11 @@ struct Select {
     int in, out;
 };
 
+// Rows of in, f32, twice side by side.
+struct Repeat {
+    int in, out;
+};
+
 enum class PoolMode { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLast };
 
 // One f32 row per sequence, of its rows of `in`, into columns [column, column + width of in).
@@ -231,7 +236,7 @@ struct Softcap {
 
 using Op =
     std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8, MultiplyWna16, Attend,
-                 AttendDisentangled, AttendPast, Select, Pool, Normalize, Activate, Gate, Rotate, Softcap>;
+                 AttendDisentangled, AttendPast, Select, Repeat, Pool, Normalize, Activate, Gate, Rotate, Softcap>;
 
 // starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null;
 // each has at least one token.
