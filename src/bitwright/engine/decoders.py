@@ -90,6 +90,7 @@ def lower_decoder(
         y = _attention(decoder, block, layer, normed, angles[kinds[layer]])
         x, normed = lower.rms_norm_of_sum(f"{block}.{_ffn_norm(row)}", y, x, eps=eps, plus=plus)
         y = _ffn(decoder, block, normed)
+        weights.drop_pages()
         if layer + 1 < layers:
             x, normed = lower.rms_norm_of_sum(f"{base}{row.blocks}.{layer + 1}.{before}", y, x, eps=eps, plus=plus)
     x = _sum_of_wanted(decoder, y, x)
