@@ -27,6 +27,10 @@ struct Cells : Vectors {
         });
         return _mm256_movemask_ps(above) == 0;
     }
+    // a where all_below counts x as below, else b.
+    static ALWAYS_INLINE V where_below(V x, float end, V a, V b) {
+        return _mm256_blendv_ps(a, b, _mm256_cmp_ps(magnitude(x), all(end), _CMP_GE_OQ));
+    }
     static ALWAYS_INLINE V add(V a, V b) { return _mm256_add_ps(a, b); }
     static ALWAYS_INLINE V to_float(I x) { return _mm256_cvtepi32_ps(x); }
     static ALWAYS_INLINE I load_cells(const char* at) { return _mm256_load_si256((const I*)at); }

@@ -171,13 +171,16 @@ ALWAYS_INLINE void weigh(const Head& h, const Queries& q, size_t key, size_t num
         sum[c.value] = M::no_cells();
     });
     char* out = q.weights + (key - q.keys.begin) / M::kPerCell * lanes * kCell;
-    // One rounding less, which below this is less than half a unit: the largest is at distance zero then too.
-    if (M::all_below(top, 0x1p22f)) {
-        write_weights<M, C>(q, count, out, sum,
-                            [&](V score, auto c) INLINED { return M::fnma(score, scale[c.value], top[c.value]); });
+    // One rounding less, which below this is less than half a unit: the largest is at distance zero then too. Each
+    // query decides for itself: the others of its vector depend on how the range is cut.
+    constexpr float kFew = 0x1p22f;
+    const auto few_roundings = [&](V score, auto c) INLINED { return M::fnma(score, scale[c.value], top[c.value]); };
+    if (M::all_below(top, kFew)) {
+        write_weights<M, C>(q, count, out, sum, few_roundings);
     } else {
         write_weights<M, C>(q, count, out, sum, [&](V score, auto c) INLINED {
-            return M::mul(M::sub(largest[c.value], score), scale[c.value]);
+            const V far = M::mul(M::sub(largest[c.value], score), scale[c.value]);
+            return M::where_below(top[c.value], kFew, few_roundings(score, c), far);
         });
     }
     unroll<C>([&](auto c)

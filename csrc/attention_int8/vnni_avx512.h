@@ -25,6 +25,10 @@ struct Vnni : Vectors {
                       INLINED { above |= _mm512_cmp_ps_mask(_mm512_abs_ps(x[i.value]), all(end), _CMP_GE_OQ); });
         return above == 0;
     }
+    // a where all_below counts x as below, else b.
+    static ALWAYS_INLINE V where_below(V x, float end, V a, V b) {
+        return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(_mm512_abs_ps(x), all(end), _CMP_GE_OQ), b);
+    }
     static ALWAYS_INLINE V add(V a, V b) { return _mm512_add_ps(a, b); }
     static ALWAYS_INLINE V to_float(I x) { return _mm512_cvtepi32_ps(x); }
     static ALWAYS_INLINE I load_cells(const char* at) { return _mm512_load_si512(at); }

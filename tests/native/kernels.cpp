@@ -153,7 +153,8 @@ void soak_norm(Random& random, NormFn* fn) {
             .bias = random.one_in(2) ? bias.at<float>() : nullptr,
             .stride = stride,
             .n = n,
-            .eps = 1e-5f};
+            .eps = 1e-5f,
+            .centred = random.one_in(2)};
     Exact y[2], sum[2];
     for (int variant = 0; variant < 2; ++variant) {
         y[variant] = room<float>(random, count);
