@@ -77,13 +77,13 @@ void define_operators(nb::module_& m) {
                 Field{"query_table", &Disentangled::query_table}, Field{"table_rows", &Disentangled::table_rows},
                 Field{"row", &Disentangled::row}, Field{"integer", &Disentangled::integer});
     using Past = AttendPast;
-    bind_struct(m, "AttendPast", Field{"source", &Past::in}, Field{"out", &Past::out},
-                Field{"heads", &Past::heads}, Field{"kv_heads", &Past::kv_heads},
-                Field{"head_size", &Past::head_size}, Field{"scale", &Past::scale},
+    bind_struct(m, "AttendPast", Field{"source", &Past::in}, Field{"out", &Past::out}, Field{"heads", &Past::heads},
+                Field{"kv_heads", &Past::kv_heads}, Field{"head_size", &Past::head_size}, Field{"scale", &Past::scale},
                 Field{"softcap", &Past::softcap}, Field{"window", &Past::window}, Field{"causal", &Past::causal},
                 Field{"sinks", &Past::sinks}, Field{"kind", &Past::kind}, Field{"layer", &Past::layer},
                 Field{"q_weight", &Past::q_weight}, Field{"k_weight", &Past::k_weight}, Field{"eps", &Past::eps},
                 Field{"rotary", &Past::rotary}, Field{"cos", &Past::cos}, Field{"sin", &Past::sin});
+    bind_struct(m, "Repeat", Field{"source", &Repeat::in}, Field{"out", &Repeat::out});
     bind_struct(m, "Select", Field{"source", &Select::in}, Field{"out", &Select::out});
     bind_struct(m, "Pool", Field{"source", &Pool::in}, Field{"out", &Pool::out}, Field{"mode", &Pool::mode},
                 Field{"column", &Pool::column});
@@ -113,9 +113,8 @@ void bind_engine(nb::module_& m) {
                 Field{"block_count", &Batch::block_count}, Field{"tables", &Batch::tables},
                 Field{"table_stride", &Batch::table_stride});
     m.def("set_processors", &set_processors);
-    m.def("row_bytes", [](BufferKind kind, size_t width, size_t group) {
-        return row_bytes({kind, width, 0, Per::kToken, group});
-    });
+    m.def("row_bytes",
+          [](BufferKind kind, size_t width, size_t group) { return row_bytes({kind, width, 0, Per::kToken, group}); });
     nb::class_<Program>(m, "Program")
         .def(nb::init<Isa, std::vector<Buffer>, size_t, int, size_t>(), nb::arg("isa").noconvert(), nb::arg("buffers"),
              nb::arg("arena_row"), nb::arg("out"), nb::arg("group_tokens"))

@@ -4,9 +4,9 @@
 #include <string.h>
 
 #include "attention.h"
-#include "past.h"
 #include "dispatch.h"
 #include "linears.h"
+#include "past.h"
 #include "pooling.h"
 #include "program.h"
 #include "work.h"
@@ -181,6 +181,17 @@ void run(const Activate& op, const Work& w) {
         } else {
             rows.activate(w.at<float>(op.rows) + row * w.stride(op.rows), op.function, buffer.width);
         }
+    }
+}
+
+void run(const Repeat& op, const Work& w) {
+    const Share mine = w.mine(op.in);
+    const size_t width = w.buffers[op.in].width;
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        const float* in = w.at<float>(op.in) + row * w.stride(op.in);
+        float* out = w.at<float>(op.out) + row * w.stride(op.out);
+        memcpy(out, in, width * sizeof(float));
+        memcpy(out + width, in, width * sizeof(float));
     }
 }
 

@@ -187,6 +187,11 @@ struct Select {
     int in, out;
 };
 
+// Rows of in, f32, twice side by side.
+struct Repeat {
+    int in, out;
+};
+
 enum class PoolMode { kCls, kMean, kMax, kMeanSqrtLen, kWeightedMean, kLast };
 
 // One f32 row per sequence, of its rows of `in`, into columns [column, column + width of in).
@@ -229,9 +234,9 @@ struct Softcap {
     float cap;
 };
 
-using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8, MultiplyWna16,
-                        Attend, AttendDisentangled, AttendPast, Select, Pool, Normalize, Activate, Gate, Rotate,
-                        Softcap>;
+using Op =
+    std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8, MultiplyWna16, Attend,
+                 AttendDisentangled, AttendPast, Select, Repeat, Pool, Normalize, Activate, Gate, Rotate, Softcap>;
 
 // starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null;
 // each has at least one token.
@@ -266,8 +271,8 @@ public:
     //
     // Sequences are taken in groups of up to `group_tokens` tokens, or of one if that is longer, so that a group's
     // buffers stay in L2; those of a step are one group, so that weights are read once. If the groups keep all threads
-    // busy each thread runs whole groups; else all threads share each operator, and wait for each other between two. seconds: null, or [ops] gets the time that thread 0 spent in
-    // each.
+    // busy each thread runs whole groups; else all threads share each operator, and wait for each other between two.
+    // seconds: null, or [ops] gets the time that thread 0 spent in each.
     //
     // Returns false if memory runs out: nothing is lost then, but what is in out.
     bool run(const Batch& batch, int threads, float* out, double* seconds);

@@ -98,6 +98,14 @@ def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyMo
         np.testing.assert_array_equal(running.logits(ids, cuts, threads), whole)
 
 
+def test_a_head_is_held_in_8_bits_with_scales_for_groups(tiny_model: TinyModel, ids: list[int]) -> None:
+    directory = tiny_model("llama", **_HEADS)
+    want = Running(directory, arithmetic=Arithmetic(head="16")).logits(ids, [])
+    found = Running(directory, arithmetic=Arithmetic(head="int8")).logits(ids, [])
+    apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
+    assert 0.001 < apart < 0.01
+
+
 def test_company_changes_nothing(tiny_model: TinyModel, ids: list[int]) -> None:
     running = Running(tiny_model("llama", **_HEADS))
     texts = [ids[:1], ids[5:70], ids[3:20], ids[60:]]

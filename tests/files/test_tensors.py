@@ -1,5 +1,6 @@
 """Mapped tensors: each file is opened and mapped once, values are views, bf16 is bits until it is widened."""
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_each_file_is_opened_and_mapped_once(
 ) -> None:
     save_file({"e": torch.ones(2)}, tmp_path / "more.safetensors")
     opened, mapped = [], []
-    real_open, real_map = Path.open, np.memmap
+    real_open, real_map = Path.open, mmap.mmap
 
     def counted_open(path: Path, *args: object) -> object:
         opened.append(path.name)
@@ -37,15 +38,25 @@ def test_each_file_is_opened_and_mapped_once(
 
     def counted_map(*args: object, **how: object) -> object:
         mapped.append(args)
-        return real_map(*args, **how)  # type: ignore[call-overload]
+        return real_map(*args, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "open", counted_open)
-    monkeypatch.setattr(np, "memmap", counted_map)
+    monkeypatch.setattr(mmap, "mmap", counted_map)
     found = MappedTensors([file, tmp_path / "more.safetensors"])
     for name in found:
         _ = found[name], found.shape(name), found.dtype(name), found.file(name)
     assert set(found) == {*tensors, "e"}
     assert (opened, len(mapped)) == (["model.safetensors", "more.safetensors"], 2)
+
+
+def test_views_are_as_before_when_pages_were_dropped(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    found = MappedTensors([file])
+    before = {name: np.array(found[name].bits if isinstance(found[name], Bf16) else found[name]) for name in found}
+    views = {name: found[name] for name in found}
+    found.drop_pages()
+    for name, view in views.items():
+        np.testing.assert_array_equal(view.bits if isinstance(view, Bf16) else view, before[name])
+    assert before.keys() == tensors.keys()
 
 
 def test_values_are_those_of_the_file_and_are_not_written(file: Path, tensors: dict[str, torch.Tensor]) -> None:

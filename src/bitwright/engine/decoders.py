@@ -39,6 +39,7 @@ DEFAULT = Arithmetic()
 
 
 _ROWS_AT_ONCE = 4096  # of a head, while it is quantized
+_HEAD_GROUP = 64  # inputs, at most, that share a scale of a head
 
 # What changes the computation, and no builder supports; a value here is the one that changes nothing.
 _PLAIN = {"attention_multiplier": None, "logits_scaling": None, "residual_multiplier": None,
@@ -89,6 +90,7 @@ def lower_decoder(
         y = _attention(decoder, block, layer, normed, angles[kinds[layer]])
         x, normed = lower.rms_norm_of_sum(f"{block}.{_ffn_norm(row)}", y, x, eps=eps, plus=plus)
         y = _ffn(decoder, block, normed)
+        weights.drop_pages()
         if layer + 1 < layers:
             x, normed = lower.rms_norm_of_sum(f"{base}{row.blocks}.{layer + 1}.{before}", y, x, eps=eps, plus=plus)
     x = _sum_of_wanted(decoder, y, x)
@@ -224,14 +226,32 @@ def _head(decoder: _Decoder) -> Linear:
 
 
 def _rounded(linear: FloatLinear) -> QuantizedLinear:
-    """A float linear in int8, a scale for each row, with inputs rounded for each token."""
+    """A float linear in 8 bits, with a scale for each group of inputs, as one of 4 bits that reads its inputs twice.
+
+    A code c + 128 is 16 · high + low, so that c · scale = (high − 8) · 16 scale + low · scale: two 4-bit weights, side
+    by side along K. So inputs are rounded by groups, too. With one scale for each row and token, as int8 linears have,
+    the perplexity of SmolLM2-135M rose by 0.6 %, not 0.2 %.
+    """
     weight_NK, (n, k) = linear.weight_NK, linear.shape
-    codes_NK, scale_N1 = np.empty((n, k), np.int8), np.empty((n, 1), np.float32)
+    group = next((size for size in range(_HEAD_GROUP, 0, -8) if k % size == 0), None)
+    if group is None:
+        raise EngineError(f"a head with K = {k} inputs cannot be held in int8: K must be a multiple of 8")
+    codes_NK, scale_NG = np.empty((n, 2 * k), np.int8), np.empty((n, 2 * k // group), np.float32)
     for begin in range(0, n, _ROWS_AT_ONCE):
-        part = weight_NK[begin : begin + _ROWS_AT_ONCE]
-        rows_MK = part.widen() if isinstance(part, Bf16) else part
-        scale_M1 = np.maximum(abs(rows_MK).max(axis=1, keepdims=True) / np.float32(127), np.finfo(np.float32).tiny)
-        codes_NK[begin : begin + _ROWS_AT_ONCE] = np.rint(rows_MK / scale_M1)
-        scale_N1[begin : begin + _ROWS_AT_ONCE] = scale_M1
-    dynamic = QuantSpec(8, symmetric=False, dynamic=True)
-    return QuantizedLinear(QTensor(codes_NK, scale_N1, None, QuantSpec(8)), linear.bias_N, dynamic)
+        part, rows = weight_NK[begin : begin + _ROWS_AT_ONCE], slice(begin, begin + _ROWS_AT_ONCE)
+        values_MGg = (part.widen() if isinstance(part, Bf16) else part).reshape(-1, k // group, group)
+        scale_MG = _scales(abs(values_MGg).max(axis=2) / np.float32(127))
+        above_MK = np.clip(np.rint(values_MGg / scale_MG[..., None]) + 128, 0, 255).astype(np.uint8).reshape(-1, k)
+        codes_NK[rows, :k], codes_NK[rows, k:] = np.divmod(above_MK, 16)
+        scale_NG[rows] = np.concatenate([16 * scale_MG, scale_MG], axis=1)
+    zero_NG = np.zeros(scale_NG.shape, np.int8)
+    zero_NG[:, k // group :] = -8
+    spec = QuantSpec(4, symmetric=False, group_size=group)
+    return QuantizedLinear(QTensor(codes_NK - np.int8(8), scale_NG, zero_NG, spec), linear.bias_N)
+
+
+def _scales(exact: np.ndarray) -> np.ndarray:
+    """Scales that bf16 holds, not below these: kernels read such scales in half the bytes."""
+    bits = np.maximum(exact, np.float32(2.0**-100)).view(np.uint32) + np.uint32(0xFFFF)
+    held: np.ndarray = (bits & np.uint32(0xFFFF0000)).view(np.float32)
+    return held

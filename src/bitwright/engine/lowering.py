@@ -225,7 +225,13 @@ class Lowering:
         return Value(out)
 
     def head(self, name: str, linear: Linear, x: Value, *, stored: bool) -> Value:
-        """The outputs of one linear in float32. stored: whether the checkpoint holds it so."""
+        """The outputs of one linear in float32. It may read each input twice, one after the other. stored: whether the
+        checkpoint holds it so.
+        """
+        if linear.shape[1] == 2 * x.buffer.width:
+            twice = self._buffer("f32", linear.shape[1], x.buffer.per)
+            self._add(ops.Repeat(_input_of(name), x.buffer, twice))
+            x = Value(twice)
         out = self._buffer("f32", linear.shape[0], x.buffer.per)
         self._linear(name, [linear], x, out, 0, activation="none", linears=int(stored))
         return Value(out)

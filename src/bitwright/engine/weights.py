@@ -34,6 +34,12 @@ class Weights:
         self.int8_attention: frozenset[int] = checkpoint.int8_attention
         self._checkpoint = checkpoint
         self._tensors = checkpoint.tensors
+        self._latest: tuple[str, QuantizedLinear] | None = None  # asked for twice, now and then
+
+    def drop_pages(self) -> None:
+        """Give back the memory of what was read so far, which is packed."""
+        self._latest = None
+        self._tensors.drop_pages()
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -125,15 +131,15 @@ class Weights:
         CheckpointError: there is none, or its tensors contradict one another.
         """
         if module in self._checkpoint.linears:
-            return self._checkpoint.linears[module].load()
-        weight_NK: np.ndarray | Bf16 = self.floats(f"{module}.weight")
+            if self._latest is None or self._latest[0] != module:
+                self._latest = module, self._checkpoint.linears[module].load()
+            return self._latest[1]
+        name = f"{module}.weight"
+        half = name in self._tensors and self._tensors.dtype(name) == "BF16"
+        weight_NK = self._tensors[name] if half else self.floats(name)
         if weight_NK.ndim != 2 or not weight_NK.size:
             shape = list(weight_NK.shape)
             raise CheckpointError(f"{self.directory}: {module}.weight has the shape {shape}, but a linear has (N, K)")
-        if self._tensors.dtype(f"{module}.weight") == "BF16":
-            stored = self._tensors[f"{module}.weight"]
-            assert isinstance(stored, Bf16)
-            weight_NK = stored
         return FloatLinear(weight_NK, read_bias(self._checkpoint.directory, module, weight_NK.shape[0]))
 
 

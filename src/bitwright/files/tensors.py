@@ -4,6 +4,7 @@ What is mapped is not read before it is looked at. Its pages count as the proces
 them back; so whoever goes through a whole model reads copies (`read_into`), by plain file input from the same handle.
 """
 
+import mmap
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ class _File(NamedTuple):
 
     path: Path
     handle: BinaryIO
+    pages: mmap.mmap
     data: np.ndarray
     begin: int
 
@@ -62,7 +64,8 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
             handle = path.open("rb")
             weakref.finalize(self, handle.close)
             entries, begin = read_header(handle, path)
-            return _File(path, handle, np.memmap(handle, mode="r"), begin), entries
+            pages = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            return _File(path, handle, pages, np.frombuffer(pages, np.uint8), begin), entries
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -82,6 +85,11 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         file, entry = self._entries[name]
         values = np.memmap(file.handle, self._dtype(name), "r", file.begin + entry.begin, entry.shape)
         return Bf16(values) if entry.dtype == "BF16" else values
+
+    def drop_pages(self) -> None:
+        """Let the system take back the memory of what was looked at. Views stay as they are: they are read again."""
+        for file in {file.path: file for file, _ in self._entries.values()}.values():
+            file.pages.madvise(mmap.MADV_DONTNEED)
 
     def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes of a tensor from `begin` on.

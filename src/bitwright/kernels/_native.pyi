@@ -490,6 +490,9 @@ class AttendPast:
 class Select:
     def __init__(self, *, source: int, out: int) -> None: ...
 
+class Repeat:
+    def __init__(self, *, source: int, out: int) -> None: ...
+
 class Batch:
     def __init__(
         self, *, ids: int, types: int, starts: int, sequences: int, past: int, outputs: int, output_count: int,

@@ -18,6 +18,7 @@
     AttendPast          attention  bf16           bf16                  the same of new tokens, over a cache
     Rotate                rotate     bf16           in place              q and k by position
     Gate                  gate       bf16           bf16, codes, groups   f(a) · b of a row's halves a, b
+    Repeat                repeat     f32            f32                   each row twice, side by side
     Select                select     f32            f32, per output       the rows whose output is wanted
     Softcap               softcap    f32            in place              cap · tanh(x / cap)
     Activate              activate   f32 or bf16    in place              an elementwise function
@@ -37,6 +38,7 @@ from bitwright.engine.ops.rows import (
     NormRows,
     Pool,
     Quantize,
+    Repeat,
     Round,
     Select,
     Softcap,
@@ -59,6 +61,7 @@ __all__ = [
     "Op",
     "Pool",
     "Quantize",
+    "Repeat",
     "Rotate",
     "Round",
     "Select",
@@ -67,5 +70,5 @@ __all__ = [
 
 Op = (
     Embed | NormRows | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyW4A8 | MultiplyWna16
-    | Attend | AttendDisentangled | AttendPast | Rotate | Gate | Select | Activate | Softcap | Pool | Normalize
+    | Attend | AttendDisentangled | AttendPast | Rotate | Gate | Select | Repeat | Activate | Softcap | Pool | Normalize
 )  # fmt: skip

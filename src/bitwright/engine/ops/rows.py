@@ -239,6 +239,22 @@ class Select:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Repeat:
+    """f32 -> f32: each row twice, side by side."""
+
+    kind: ClassVar[str] = "repeat"
+    name: str
+    source: Buffer = field(metadata=READ)
+    out: Buffer = field(metadata=WRITTEN)
+
+    text = plain
+    operations = uncounted
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Repeat(source=to.buffer(self.source), out=to.buffer(self.out))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Pool:
     """f32 -> f32, per sequence: one row of its tokens' rows, into the columns from `column` on."""
 
