@@ -52,8 +52,16 @@ int head(Builder& b, int x) {
     const size_t width = b.at(x).width, words = b.random.between(1, 200);
     const int wanted = b.buffer(BufferKind::kF32, width, Per::kOutput);
     b.add(Select{x, wanted}, {x, wanted});
-    const int normed = b.norm(wanted, kNone), out = b.buffer(BufferKind::kF32, words, Per::kOutput);
-    b.linear(b.operand(b.newest(normed)), out, 0, words, Activation::kNone);
+    int y = b.norm(wanted, kNone);
+    if (b.number & 1) {
+        const int twice = b.buffer(BufferKind::kF32, 2 * width, Per::kOutput);
+        b.add(Repeat{y, twice}, {y, twice});
+        y = twice;
+    } else {
+        y = b.newest(y);
+    }
+    const int out = b.buffer(BufferKind::kF32, words, Per::kOutput);
+    b.linear(b.operand(y), out, 0, words, Activation::kNone);
     if (b.number & 1) b.add(Softcap{out, 3.0f}, {out});
     return out;
 }
