@@ -12,7 +12,7 @@ FILES holds a folder for each model, and in it what `RUNS` names:
     FILES/smollm2/openvino-int4/        optimum-cli export openvino --task text-generation-with-past
     FILES/smollm2/openvino-int8/            --weight-format int4 --sym --group-size 64 (128 where K allows) | int8
 
-The float models come from `../shared/tools/make_smollm2.py` and `benchmarks/llm_random.py`. The script says what it
+The float models are SmolLM2-135M as a directory, and what `benchmarks/llm_random.py` makes. The script says what it
 leaves out: a file that is not there, an engine without `--python` (ours runs in the python of this script). Each run
 has a process of its own (`llm_engines.py`), which stays loaded; in a round each cell goes through all runs in turn. A
 cell is a prompt and steps after it. The steps are timed; where there are none, the prompt is, up to the logits of its

@@ -1,8 +1,7 @@
 // rows: what operators of the engine do value by value, one row a call. Any alignment; no allocation, threads or state.
 //
-//   embed         y = word * factor + position + type [n] f32; the word is f32, bf16, or int8 with a scale; others may
-//   be
-//                 null
+//   embed         y = word * factor + position + type [n] f32; the word is f32, bf16, or int8 with a scale; the others
+//                 may be null
 //   round         y = x, to the nearest bf16, half to even; a NaN stays one
 //   widen         y = x, bf16 to f32
 //   transform     y = (x - shift) * multiplier, f32; y may be x
