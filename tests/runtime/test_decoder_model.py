@@ -135,6 +135,7 @@ def test_the_arithmetic_is_a_choice(directory: Path, model: DecoderModel) -> Non
         ("a", {"temperature": float("nan")}, "temperature is nan"),
         ("a", {"stop": [""]}, "stop is"),
         ("a", {"top": 3}, "top"),
+        (5, {}, "a prompt is a text or a list of token ids, not 5"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_work(model: DecoderModel, prompt: Any, asked: Any, says: str) -> None:

@@ -15,7 +15,7 @@ from bitwright.engine.decoders import DEFAULT, Arithmetic, lower_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.executor import Step as Batch
 from bitwright.engine.weights import open_weights
-from bitwright.errors import EngineError, InputError, ModelError
+from bitwright.errors import EngineError, InputError, ModelError, brief
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.sentences import read_sentences
@@ -146,6 +146,8 @@ class DecoderModel(OnEngine):
         sampling = Sampling.of(self.generation_config, **asked)
         if isinstance(prompt, str):
             (ids,) = self.read([prompt], None, typed=False, limit=None).ids
+        elif isinstance(prompt, int) or not hasattr(type(prompt), "__iter__"):
+            raise InputError(f"a prompt is a text or a list of token ids, not {brief(prompt)}; give a list of prompts")
         else:
             ids = list(prompt)
         detokenizer = None if self._tokenizer is None else Detokenizer(self._tokenizer.tokenizer)
