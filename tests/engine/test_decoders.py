@@ -148,6 +148,38 @@ def test_what_the_engine_cannot_run_is_refused(
         lower_decoder(open_weights(ModelDirectory(tiny_model(family, **config))))
 
 
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("mistral", "sliding_window"), ("qwen2", "use_sliding_window"), ("qwen3", "head_dim"),
+     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps")],
+)  # fmt: skip
+def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
+    tiny_model: TinyModel, tmp_path: Path, family: str, key: str
+) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(tiny_model(family, **_HEADS), tmp_path / "less")
+    config = json.loads((tmp_path / "less" / "config.json").read_text())
+    del config[key]
+    (tmp_path / "less" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineError, match=f"config.json leaves out {key}"):
+        lower_decoder(open_weights(ModelDirectory(tmp_path / "less")))
+
+
+def test_a_rope_with_keys_that_nobody_follows_is_refused(tiny_model: TinyModel) -> None:
+    rope = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+        "mscale": 0.7,
+    }
+    directory = tiny_model("llama", **(_HEADS | {"rope_parameters": rope}))
+    with pytest.raises(EngineError, match="rope's keys 'mscale'"):
+        lower_decoder(open_weights(ModelDirectory(directory)))
+
+
 def test_a_head_that_is_missing_is_named(tiny_model: TinyModel, tmp_path: Path) -> None:
     import json
     import shutil

@@ -114,6 +114,9 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
     for key, plain in _PLAIN.items():
         if config.get(key) is not None and config[key] != plain:
             raise EngineError(f"the engine does not support {key} = {short(config[key])}")
+    needed = (row.keys.eps.key, row.keys.activation.key, *row.decoding.needs)
+    if missing := [keys for keys in needed if not config.keys() & set(keys.split(" or "))]:
+        raise EngineError(f"config.json leaves out {', '.join(missing)}, and only transformers knows what that means")
     words, prefix = f"{row.embeddings.words}.weight", f"{row.prefix}."
     base = next((p for p in (prefix, "") if p + words in weights), None)
     if base is None:
@@ -124,7 +127,7 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
     if heads % kv_heads:
         where = f"{weights.directory / CONFIG_FILE}: num_key_value_heads"
         raise CheckpointError(f"{where} is {kv_heads}, which does not divide num_attention_heads = {heads}")
-    eps = weights.real(keys.eps.key, 1e-6 if keys.eps.default is None else keys.eps.default)
+    eps = weights.check_real(keys.eps.key, config[keys.eps.key])
     windows = _windows(weights, row.decoding, weights.number(keys.layers))
     return _Decoder(row, row.decoding, Lowering(weights, inputs), base, HeadShape(heads, kv_heads, size), eps, windows)
 
@@ -148,6 +151,8 @@ def _windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, 
     kinds = config.get("layer_types")
     if kinds is None and "use_sliding_window" in config:  # qwen2 and qwen3 before they listed them
         first = config.get("max_window_layers", 28)
+        if not isinstance(first, int):
+            raise EngineError(f"the engine does not support max_window_layers = {short(first)}")
         return tuple(window if layer >= first else None for layer in range(layers))
     if kinds is None:  # gemma3 before it listed them
         every = weights.number("sliding_window_pattern", 6)
@@ -192,7 +197,7 @@ def _ffn(decoder: _Decoder, block: str, normed: Value) -> Value:
     """What the FFN adds to the residual."""
     lower, row = decoder.lower, decoder.row
     *ups, down = row.linears("ffn")
-    activation = lower.weights.config.get(row.keys.activation.key, "silu")
+    activation = lower.weights.config[row.keys.activation.key]
     names = [f"{block}.{up}" for up in ups]
     gated = lower.gated(names, normed, str(activation), f"{block}.{down}")
     return _normed(decoder, block, decoder.how.ffn_norm, lower.linears([f"{block}.{down}"], gated, out="f32"))

@@ -11,6 +11,9 @@ from bitwright.errors import EngineError
 from bitwright.files.directory import CONFIG_FILE
 
 _KINDS = ("full_attention", "sliding_attention")
+# Of a rope. Others, such as YaRN's mscale and truncate, change the angles.
+_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
+         "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"}  # fmt: skip
 _MOST_ANGLES = 1 << 26  # positions times angles, for one kind of attention: 512 MiB of cosines and sines
 
 
@@ -39,6 +42,8 @@ def rotary(weights: Weights, kind: str, head_size: int, positions: int) -> Rotar
         CheckpointError: numbers of config.json that are none.
     """
     rope = _settings(weights.config, kind)
+    if unknown := sorted(rope.keys() - _KEYS):
+        raise EngineError(f"the engine does not know the rope's keys {', '.join(map(short, unknown))}")
     size = int(head_size * weights.check_real("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)))
     if size % 2 or not 2 <= size <= head_size:
         raise EngineError(f"{size} of {head_size} values of a head rotate; the engine rotates an even number of them")

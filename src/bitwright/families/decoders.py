@@ -50,9 +50,10 @@ _LLAMA = Architecture(
     head=_HEAD,
     decoding=Decoding(),
 )
-_MISTRAL = _LLAMA._replace(decoding=Decoding(windows="all"))
-_QWEN2 = _LLAMA._replace(decoding=Decoding(windows="listed"))
-_HEAD_NORMS = Decoding("self_attn.q_norm", "self_attn.k_norm", windows="listed")
+_MISTRAL = _LLAMA._replace(decoding=Decoding(windows="all", needs=("sliding_window",)))
+_QWEN_NEEDS = ("use_sliding_window", "sliding_window")
+_QWEN2 = _LLAMA._replace(decoding=Decoding(windows="listed", needs=_QWEN_NEEDS))
+_HEAD_NORMS = Decoding("self_attn.q_norm", "self_attn.k_norm", windows="listed", needs=(*_QWEN_NEEDS, "head_dim"))
 _QWEN3 = _LLAMA._replace(decoding=_HEAD_NORMS)
 
 # Norms after attention and FFN as well, before the residual: they make no linear's input.
@@ -65,7 +66,11 @@ _GEMMA3 = _LLAMA._replace(
     ),
     keys=_KEYS._replace(activation=Setting("hidden_activation")),
     decoding=_HEAD_NORMS._replace(
-        attention_norm="post_attention_layernorm", ffn_norm="post_feedforward_layernorm", plus_one=True, scaled=True
+        attention_norm="post_attention_layernorm",
+        ffn_norm="post_feedforward_layernorm",
+        plus_one=True,
+        scaled=True,
+        needs=("sliding_window", "head_dim", "query_pre_attn_scalar", "rope_parameters or rope_theta"),
     ),
 )
 

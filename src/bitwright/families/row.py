@@ -132,6 +132,8 @@ class Decoding(NamedTuple):
     what attention and the FFN add to the residual. final_norm: after the last block.
     plus_one: norms multiply by 1 + weight. scaled: a word's embedding is multiplied by the root of its width.
     windows: which blocks see only the last tokens: none; all, if config.json has a window; or those that it lists.
+    needs: keys of config.json that must be there, because transformers' defaults for them are the family's own;
+        "a or b": one of them.
     """
 
     query_norm: str | None = None
@@ -142,6 +144,7 @@ class Decoding(NamedTuple):
     plus_one: bool = False
     scaled: bool = False
     windows: Literal["none", "all", "listed"] = "none"
+    needs: tuple[str, ...] = ()
 
 
 class Dense(NamedTuple):

@@ -198,6 +198,12 @@ class DecoderModel(OnEngine):
         length = len(texts[0])
         if length > self.max_tokens:
             raise InputError(f"a text has {length} tokens; this model takes {self.max_tokens}")
+        blocks = len(texts) * -(-length // self.cache.layout.tokens)
+        if blocks > self.cache.size:
+            room = self.cache.size * self.cache.layout.tokens
+            raise InputError(
+                f"{len(texts)} texts of {length} tokens do not fit into a cache of {room}; give fewer at once"
+            )
         at_once = max(CHUNK // len(texts), 1)
         with self._turn:
             held = [self.cache.begin([]) for _ in texts]
