@@ -4,7 +4,7 @@ block, with scheme, bytes and reason.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from bitwright.models.sites import LinearSite, find_attention, is_transposed
 from bitwright.numerics.schemes import SCHEMES, fit_group
 from bitwright.numerics.spec import stored_dtype
 from bitwright.recipe import DEFAULT_TARGETS, AttentionScheme, Recipe, attention_of, check_rules, scheme_of
-from bitwright.record import ATTENTION, EMBEDDING, PlanRow
+from bitwright.record import ATTENTION, EMBEDDING, HELD, PlanRow
 from bitwright.targets import check_names, check_target, stored_bytes, stored_embedding_bytes
 
 Plan = tuple[PlanRow, ...]
@@ -59,6 +59,7 @@ def make_plan(
         rows.append(_embedding_row(name, modules[name], recipe.embeddings, dtype_of(name)))
     _check_units(rows)
     rows += _attention_rows(recipe, attention, model, architecture, rows)
+    rows += _held_rows(model, architecture, rows)
     check_names(recipe.targets or ())
     for target, why in refusals(recipe.targets or (), recipe, rows, model, architecture, sites).items():
         raise TargetError(
@@ -98,7 +99,7 @@ def refusals(
     for target in targets:
         try:
             check_target(
-                target, {row.name: row.scheme for row in plan if not row.is_attention},
+                target, {row.name: row.scheme for row in plan if row.in_files},
                 int8_embeddings=recipe.embeddings == "int8",
                 transformed=transformed, transposed=transposed,
                 experts=[row.name for row in plan if row.role == "expert"],
@@ -204,6 +205,30 @@ def _attention_rows(
         shape = (heads, int(getattr(config, architecture.keys.hidden_size)) // heads)
         method = "rtn" if scheme == "int8" else "cast"
         found.append(PlanRow(name, block, ATTENTION, name, shape, scheme, method, 0, 0, reason))
+    return found
+
+
+def _held_rows(model: nn.Module, architecture: Architecture, rows: Sequence[PlanRow]) -> list[PlanRow]:
+    """What the engine holds of a language model that no file has: a head in int8, and keys and values."""
+    name, config = architecture.head.outputs.get("text-generation", ""), cast(Any, model.config)
+    head = model.get_submodule(name) if name and hasattr(model, name) else None
+    if architecture.decoding is None or head is None:
+        return []
+    heads = int(getattr(config, architecture.keys.heads))
+    size = int(getattr(config, "head_dim", None) or getattr(config, architecture.keys.hidden_size) // heads)
+    cache = int(getattr(config, "num_key_value_heads", None) or heads), size
+
+    def held(what: str, shape: tuple[int, int], reason: str) -> PlanRow:
+        return PlanRow(f"engine: {what}", None, HELD, f"engine: {what}", shape, "int8", "rtn", 0, 0, reason)
+
+    found = [
+        held("cache", cache, "keys and values, with a scale for each token and head, unless kv_cache asks for more")
+    ]
+    if not any(row.name == name and row.scheme != "16bit" for row in rows):
+        weight = head.weight
+        assert isinstance(weight, torch.Tensor)
+        reason = "rounded when the model is loaded, because other programs read the head in 16 bit only"
+        found.insert(0, held("head", (weight.shape[0], weight.shape[1]), reason))
     return found
 
 

@@ -217,11 +217,16 @@ def test_killed_at_ten_random_moments(
         "out": tmp_path / "out",
     }  # fmt: skip
 
-    def run_for(seconds: float | None) -> float | None:
-        """How long the run took, or None if it was killed after so many seconds."""
+    def shards() -> int:
+        return len(list(work(tmp_path).glob("shard-*")))
+
+    def run(blocks: int = 0, seconds: float | None = None) -> float | None:
+        """How long the run took, or None if it was killed so many seconds after these blocks were done."""
         process = context.Process(target=quantize, args=(source,), kwargs=options)
         begun = time.monotonic()
         process.start()
+        while process.is_alive() and shards() < blocks:
+            time.sleep(0.005)
         process.join(seconds)
         took, killed = time.monotonic() - begun, process.is_alive()
         process.kill()
@@ -234,20 +239,20 @@ def test_killed_at_ten_random_moments(
         shutil.rmtree(tmp_path / "out")
         return found
 
-    run_for(None)  # which also starts the server
+    run()  # which also starts the server
     wanted = finished()
-    whole = run_for(None)
+    whole = run()
     assert whole is not None
     assert finished() == wanted
     rng, kills, reached = random.Random(4), 0, set()
     while kills < 10 or (kills < 30 and not judged and len(reached) <= 2):
-        took = run_for(whole * rng.random() ** (1 + judged))  # the checks at the end take longest
+        blocks = min(shards() + rng.randrange(2), 4)  # moments counted from the start might all be early, or late
+        took = run(blocks, whole * rng.random() * (1 if blocks == 4 else 0.1))
         kills += took is None
-        whole = min(whole, took or whole)  # the first may have been slowed down by whatever else runs here
-        reached.add(len(list(work(tmp_path).glob("shard-*"))))
+        reached.add(shards())
         if (tmp_path / "out").exists():  # it was faster, or was killed while it tidied up
             assert finished() == wanted
-    run_for(None)
+    run()
     assert finished() == wanted
     assert judged or len(reached) > 2, "the kills fell on too few different blocks to show much"
 

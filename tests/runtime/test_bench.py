@@ -81,7 +81,7 @@ def fake_runtimes(monkeypatch, tmp_path):
     """Two runtimes of ours with fake workers; returns the table, to add to. Scratch directories go to tmp_path."""
     ours = Runtime(RUNTIMES["bitwright"].open, reads_checkpoint=True)
     table = {"fake": ours, "other fake": ours}
-    monkeypatch.setattr(bench, "RUNTIMES", table)
+    monkeypatch.setattr(bench, "runtimes", lambda task: table)
     monkeypatch.setattr(bench, "worker_command", fake_command)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return table
@@ -289,7 +289,7 @@ def test_peak_memory_is_the_workers_own_and_includes_what_it_has_freed(float_mod
 def test_threads_that_go_on_spinning_are_reported(float_model, tmp_path):
     action = "threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()"
     command = fake_command("fake", float_model, config_from=float_model, threads=1, action=action)
-    block = {"do": "block", "batch": 1, "tokens": 4, "seed": 0, "block_s": 0.01}
+    block = {"do": "block", "shape": [1, 4, "forward"], "seed": 0, "block_s": 0.01}
     with start_worker(command, tmp_path / "log") as worker:
         worker.answer(timeout_s=20)
         assert worker.ask(block, timeout_s=20)["idle_cores"] > 0.1
@@ -364,7 +364,7 @@ def test_a_directory_without_a_usable_config_is_refused(tmp_path, content):
 )
 def test_a_model_with_a_head_is_measured_too(tiny_model, monkeypatch, task):
     ours = {name: RUNTIMES[name] for name in ("torch fp32", "bitwright")}
-    monkeypatch.setattr(bench, "RUNTIMES", ours)
+    monkeypatch.setattr(bench, "runtimes", lambda task: ours)
     measured = short_bench(tiny_model("bert", task), shapes=[(2, 8)])
     assert 1 - 1e-3 < measured["cosine_to_fp32"]["bitwright"] < 1 + 1e-9
 
@@ -381,7 +381,8 @@ def test_a_rival_computes_what_fp32_computes(float_model, monkeypatch, name):
     # Not importorskip: importing OpenVINO starts its usage statistics, which the workers turn off.
     if missing := [package for package in RUNTIMES[name].needs if find_spec(package) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")
-    monkeypatch.setattr(bench, "RUNTIMES", {each: RUNTIMES[each] for each in ("torch fp32", name)})
+    some = {each: RUNTIMES[each] for each in ("torch fp32", name)}
+    monkeypatch.setattr(bench, "runtimes", lambda task: some)
     measured = short_bench(float_model, slow=True)
     assert measured["skipped"] == []
     assert {row["runtime"] for row in measured["rows"]} == {"torch fp32", name}

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from bitwright.files.directory import ModelDirectory
+from bitwright.record import Shape
 from bitwright.runtime import bench
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.bench_load import LoadLimit, machine_cpu_s, own_cpu_s, quiet_rounds, short_of, wait_until_quiet
@@ -23,9 +24,10 @@ BLOCKS = [block("a", 0, 0.1), block("b", 0, 0.2), block("a", 1, 0.15), block("b"
 
 
 def test_a_round_counts_if_every_runtime_in_it_had_the_machine() -> None:
-    assert quiet_rounds(BLOCKS, LIMIT) == {(1, 4): [1], (1, 8): []}
-    assert quiet_rounds(BLOCKS, None) == {(1, 4): [0, 1], (1, 8): [2]}
-    assert short_of([*BLOCKS, block("a", 3, 0.0)], [(1, 4), (1, 8), (2, 2)], LIMIT) == [(1, 8), (2, 2)]
+    assert quiet_rounds(BLOCKS, LIMIT) == {Shape(1, 4): [1], Shape(1, 8): []}
+    assert quiet_rounds(BLOCKS, None) == {Shape(1, 4): [0, 1], Shape(1, 8): [2]}
+    shapes = [Shape(1, 4), Shape(1, 8), Shape(2, 2)]
+    assert short_of([*BLOCKS, block("a", 3, 0.0)], shapes, LIMIT) == shapes[1:]
 
 
 def test_waiting_ends_with_the_load_or_with_the_time() -> None:

@@ -39,10 +39,9 @@ def shape(text: str) -> Shape:
     "shapes",
     type=shape,
     multiple=True,
-    default=("1x16", "1x128", "8x128"),
-    show_default=True,
     metavar="BATCHxTOKENS",
-    help="Time this many sequences of this many tokens. Repeat it for several.",
+    help="Time this many sequences of this many tokens; of a language model, reading such prompts, and answers after "
+    "them. Repeat it for several. Default: 1x16, 1x128 and 8x128, or for a language model six kinds of steps.",
 )
 @click.option(
     "--threads",
@@ -77,11 +76,9 @@ def command(
     """Time the result in DIRECTORY against its original in float32 and bfloat16.
 
     The tables show latency, throughput, memory and size. The runtimes take
-    turns, and only rounds on a quiet machine count. A language model is timed
-    alone: tokens per second that the engine reads and writes.
+    turns, and only rounds on a quiet machine count. Of a language model, the
+    tokens per second that it reads and writes are compared with bfloat16.
     """
-    if _writes_text(directory):
-        return _language_model(directory, threads, rounds, max_load, as_json=as_json, quiet=quiet)
     if by_operator:
         from bitwright.runtime.profile import profile
 
@@ -107,77 +104,41 @@ def command(
     return ExitCode.NOT_SHOWN
 
 
-def _writes_text(directory: Path) -> bool:
-    from bitwright.files.directory import CONFIG_FILE, ModelDirectory
-    from bitwright.files.task import find_task
-
-    return (directory / CONFIG_FILE).is_file() and find_task(ModelDirectory(directory)) == "text-generation"
-
-
-def _language_model(
-    directory: Path, threads: int | None, rounds: int, max_load: float, *, as_json: bool, quiet: bool
-) -> int:  # fmt: skip
-    with shown_progress(quiet=quiet) as progress:
-        from bitwright import pipeline
-
-        found = pipeline.bench_language_model(
-            directory, threads=threads, rounds=rounds, max_load=max_load, progress=progress
-        )
-    print_json(found) if as_json else print_tokens(found)
-    if not found["too_busy"]:
-        return ExitCode.DONE
-    busy = f"other programs kept {found['other_load_cores']:.1f} cores busy"
-    remark(f"not everything was measured: {busy}. Wait for a quiet moment, or use --max-load", WARNING)
-    return ExitCode.NOT_SHOWN
-
-
-def print_tokens(found: dict[str, Any]) -> None:
-    """Tokens per second of a language model."""
-    columns: list[Column] = [("what", "name")]
-    columns += [(name, "right") for name in ("answers", "text before", "tokens/s", "lower quartile", "rounds")]
-    kinds = {"prefill": "reads a prompt", "decode": "writes"}
-    rows = [
-        [kinds[row["kind"]], str(row["batch"]), str(row["depth"]), f"{row['tokens_per_s']:,.1f}",
-         f"{row['lower_quartile']:,.1f}", str(row["rounds"])]
-        for row in found["rows"]
-    ]  # fmt: skip
-    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
-    out.print(table(f"{found['backend']}, {threads}", columns, rows))
-
-
 def print_profile(rows: list[dict[str, Any]]) -> None:
-    """A table for each shape."""
-    columns: list[Column] = [("operator", "name")]
-    columns += [(name, "right") for name in ("number", "ms", "GOP/s", "share")]
-    for batch, tokens in dict.fromkeys((row["batch"], row["tokens"]) for row in rows):
+    """A table for each shape. A language model has the bytes of weights that it reads beside the products."""
+    from bitwright.record import Shape, shape_words
+
+    for shape in dict.fromkeys(Shape(row["batch"], row["tokens"], row["work"]) for row in rows):
+        here = [row for row in rows if (row["batch"], row["tokens"], row["work"]) == shape]
+        reads = shape.work != "forward"
+        columns: list[Column] = [("operator", "name")]
+        columns += [(name, "right") for name in ("number", "ms", "GOP/s", *(["GB/s"] * reads), "share")]
         cells = [
-            [row["operator"], str(row["number"]), f"{row['ms']:.3f}",
-             "" if row["gops"] is None else f"{row['gops']:.0f}", f"{row['share']:.1%}"]
-            for row in rows if (row["batch"], row["tokens"]) == (batch, tokens)
+            [row["operator"], str(row["number"]), f"{row['ms']:.3f}", _rate(row["gops"], 0),
+             *([_rate(row["gb_s"], 1)] * reads), f"{row['share']:.1%}"]
+            for row in here
         ]  # fmt: skip
-        out.print(table(f"{batch} × {tokens} tokens, 1 thread", columns, cells))
-        counted = [row for row in rows if (row["batch"], row["tokens"]) == (batch, tokens)]
-        ms = sum(row["ms"] for row in counted)
-        gops = sum(row["gops"] * row["ms"] for row in counted if row["gops"] is not None) / ms
-        peak = next((row["gops"] / row["of_peak"] for row in counted if row["of_peak"]), None)
+        out.print(table(f"{shape_words(shape)}, 1 thread", columns, cells))
+        ms = sum(row["ms"] for row in here)
+        gops = sum(row["gops"] * row["ms"] for row in here if row["gops"] is not None) / ms
+        peak = next((row["gops"] / row["of_peak"] for row in here if row["of_peak"]), None)
         of_peak = f", {gops / peak:.0%} of the {peak:.0f} of int8 products alone" if peak else ""
         out.print(f"all: {ms:.3f} ms, {gops:.0f} GOP/s{of_peak}\n")
 
 
+def _rate(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def print_measurements(found: dict[str, Any]) -> None:
     """Speed, memory and size."""
-    from bitwright.report.wording import milliseconds, number, ratio, size
+    from bitwright.report.wording import number, size
 
-    columns: list[Column] = [("runtime", "name")]
-    columns += [(name, "right") for name in ("batch", "tokens", "median ms", "per s", "× fp32", "× bf16")]
-    rows = [
-        [row["runtime"], str(row["batch"]), str(row["tokens"]), milliseconds(row["median_ms"]),
-         f"{row['per_second']:,.1f}", *(ratio(row.get(f"ratio_to_{other}")) for other in ("fp32", "bf16"))]
-        for row in found["rows"]
-    ]  # fmt: skip
     threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
-    if rows:
-        out.print(table(f"Speed with {threads}; × is how many times as fast", columns, rows), "")
+    if any(row["work"] != "forward" for row in found["rows"]):
+        out.print(_token_table(found["rows"], f"Tokens per second with {threads}; × is how many times as fast"), "")
+    elif found["rows"]:
+        out.print(_forward_table(found["rows"], f"Speed with {threads}; × is how many times as fast"), "")
     memory = [[name, f"{number(round(mib))} MiB"] for name, mib in found["peak_rss_mib"].items()]
     out.print(table("Peak memory of a process that loads and runs it", [("runtime", "name"), ("RSS", "right")], memory))
     sizes = found["size"]
@@ -185,3 +146,32 @@ def print_measurements(found: dict[str, Any]) -> None:
     for skipped in found["skipped"]:
         what = "" if skipped["runtime"] == "all" else f"{skipped['runtime']}: "
         out.print(f"not measured: {what}{skipped['reason']}", style="dim", markup=False)
+
+
+def _forward_table(rows: list[dict[str, Any]], title: str) -> Any:
+    from bitwright.report.wording import milliseconds, ratio
+
+    columns: list[Column] = [("runtime", "name")]
+    columns += [(name, "right") for name in ("batch", "tokens", "median ms", "per s", "× fp32", "× bf16")]
+    cells = [
+        [row["runtime"], str(row["batch"]), str(row["tokens"]), milliseconds(row["median_ms"]),
+         f"{row['per_second']:,.1f}", *(ratio(row.get(f"ratio_to_{other}")) for other in ("fp32", "bf16"))]
+        for row in rows
+    ]  # fmt: skip
+    return table(title, columns, cells)
+
+
+def _token_table(rows: list[dict[str, Any]], title: str) -> Any:
+    """A language model: × is relative to the faster one of those that compute in bfloat16."""
+    from bitwright.report.wording import ratio
+
+    columns: list[Column] = [("runtime", "name"), ("work", "name")]
+    columns += [(name, "right") for name in ("answers", "text before", "tokens/s", "× bf16")]
+    kinds = {"prefill": "reads a prompt", "decode": "writes"}
+    cells = [
+        [row["runtime"], kinds[row["work"]], str(row["batch"]),
+         str(row["tokens"] if row["work"] == "decode" else f"0 to {row['tokens']}"), f"{row['per_second']:,.1f}",
+         ratio(row["ratio_to_bf16"])]
+        for row in rows
+    ]  # fmt: skip
+    return table(title, columns, cells)

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bitwright.cli.terminal import FAILURE, SUCCESS, WARNING, out, table
-from bitwright.record import Evaluation, Record
+from bitwright.record import Evaluation, Record, Shape, shape_words
 
 _MOST_LINES = 12
 # Rows that are left out where there are too many lines, the first first: the report has them all.
@@ -52,14 +52,18 @@ def _gains(record: Record) -> list[list[str]]:
         rows.append(["speed", "not shown: other programs disturbed the timing; run it again when the machine is quiet"])
     elif front:
         speed = next((row.speedup for row in front.rows if row.chosen), None)
-        rows.append(["speed", f"{ratio(speed, 1)} the faster of float32 and bf16; {front.min_speedup:g}× asked for"])
+        rows.append(["speed", f"{ratio(speed, 1)} {original_words(record)}; {front.min_speedup:g}× asked for"])
     elif timed := speed_by_shape(record):
-        shapes = [f"{ratio(speed, 1)} at {batch} × {tokens} tokens" for (batch, tokens), speed in timed.items()]
+        shapes = [f"{ratio(speed, 1)} {_at(shape)}" for shape, speed in timed.items()]
         rows.append(["speed", f"{', '.join(shapes)}; against {original_words(record)}"])
     elif record.speed and not is_quiet(record):
         load = f"{record.speed.other_load_cores or 0.0:.1f}"
         rows.append(["speed", f"not measured: other programs kept {load} cores busy"])
     return rows
+
+
+def _at(shape: Shape) -> str:
+    return ("at " if shape.work == "forward" else "") + shape_words(shape)
 
 
 def _losses(found: Evaluation | None) -> list[list[str]]:

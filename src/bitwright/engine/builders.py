@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from bitwright.checkpoints.attention import ATTENTION_KEY
 from bitwright.engine.disentangled import attention_kinds, positions_of, tables_of
+from bitwright.engine.linears import Inputs
 from bitwright.engine.lowering import Lowering, Value
 from bitwright.engine.positions import distance_bias, kinds_of_layers, rotary_angles
 from bitwright.engine.program import Program
@@ -33,7 +34,9 @@ def encoder_task(weights: Weights) -> TaskName:
     return task
 
 
-def lower_encoder(weights: Weights, *, pooling: Sequence[str] | None = ("mean",), normalize: bool = False) -> Program:
+def lower_encoder(
+    weights: Weights, *, pooling: Sequence[str] | None = ("mean",), normalize: bool = False, inputs: Inputs = "int8"
+) -> Program:
     """The program of an encoder, with its head if it has one.
 
     It puts out a row for each text, pooled embeddings or logits; of a token classifier, of a question answering model,
@@ -41,12 +44,13 @@ def lower_encoder(weights: Weights, *, pooling: Sequence[str] | None = ("mean",)
 
     Args:
         pooling, normalize: of an embedding model (`files/pooling.py`); None puts out what the last block gives.
+        inputs: of linears of at most 4 bits, where the checkpoint leaves them in 16 bits.
 
     Raises:
         EngineError: a family, or a setting of one, without a builder; a linear that no operator runs.
     """
     task, row = encoder_task(weights), _row_of(weights)
-    encoder = _opened(weights, row)
+    encoder = _opened(weights, row, inputs)
     x, types = _BUILDERS[row.style](encoder)
     lower = encoder.lower
     if task != "embedding":
@@ -108,7 +112,7 @@ def _row_of(weights: Weights) -> Architecture:
     return FAMILIES[family]
 
 
-def _opened(weights: Weights, row: Architecture) -> _Encoder:
+def _opened(weights: Weights, row: Architecture, inputs: Inputs) -> _Encoder:
     """Raises:
     EngineError: the table of words has neither name; positions have no beginning.
     CheckpointError: a number of config.json that is none.
@@ -120,7 +124,7 @@ def _opened(weights: Weights, row: Architecture) -> _Encoder:
     heads, eps = weights.number(row.keys.heads), weights.real(*row.keys.eps)
     max_tokens = weights.number(*row.keys.positions) - row.positions.first(weights.config)
     _check_int8_attention(weights, weights.number(row.keys.layers))
-    return _Encoder(row, Lowering(weights), base, heads, eps, max_tokens)
+    return _Encoder(row, Lowering(weights, inputs), base, heads, eps, max_tokens)
 
 
 def _check_int8_attention(weights: Weights, layers: int) -> None:

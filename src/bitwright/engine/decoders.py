@@ -36,6 +36,7 @@ class Arithmetic(NamedTuple):
 
 
 DEFAULT = Arithmetic()
+FLOAT = Arithmetic(inputs="bf16", head="16", cache="bf16")  # whatever the checkpoint does not quantize
 
 
 _ROWS_AT_ONCE = 4096  # of a head, while it is quantized

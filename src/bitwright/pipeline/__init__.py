@@ -2,6 +2,6 @@
 
 from bitwright.pipeline.request import Texts
 from bitwright.pipeline.run import Result, quantize
-from bitwright.pipeline.study import analyze, bench, bench_language_model, preview
+from bitwright.pipeline.study import analyze, bench, preview
 
-__all__ = ["Result", "Texts", "analyze", "bench", "bench_language_model", "preview", "quantize"]
+__all__ = ["Result", "Texts", "analyze", "bench", "preview", "quantize"]

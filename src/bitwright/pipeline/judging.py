@@ -14,7 +14,7 @@ from bitwright.pipeline.job import Job
 from bitwright.pipeline.measuring import run_task
 from bitwright.pipeline.request import Asked
 from bitwright.pipeline.speed_front import Timed
-from bitwright.pipeline.study import BENCH_SHAPES
+from bitwright.pipeline.study import timed_shapes
 from bitwright.pipeline.value_histograms import describe_distributions
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
@@ -28,7 +28,7 @@ from bitwright.runtime.model import Model
 @dataclass(frozen=True, slots=True)
 class Judged:
     """The measurements of a written result: its loss on held-out data, its outputs in each runtime, and its speed. All
-    are None if it was not judged.
+    are None if it was not judged. on_engine: whether Bitwright's engine gave the outputs that were judged.
     """
 
     exit_code: int = ExitCode.DONE
@@ -36,6 +36,7 @@ class Judged:
     distributions: tuple[Distribution, ...] | None = None
     verified: tuple[Verification, ...] | None = None
     speed: Speed | None = None
+    on_engine: bool = True
 
 
 def judge_result(
@@ -55,6 +56,7 @@ def judge_result(
         if job.scored.elsewhere is not None:
             known = None if job.reference is None else job.reference.elsewhere
             elsewhere = _compare(job, _Side(job.scored.elsewhere, known), final, progress)
+        on_engine = final.backend.startswith("engine")
         del final  # what follows needs the memory
     evaluation = evaluation_facts(job, compared, elsewhere)
     if why := metric_found(compared.task.kind, compared.float_outputs, compared.quant_outputs)[1]:
@@ -64,15 +66,15 @@ def judge_result(
         progress.say("checking the result in a clean process, in every target runtime")
         verified = verify_in_runtimes(job, staged, quantized)
     speed = None if timed is None else timed.speed
-    if asked.speed and timed is None and not job.opened.streams:
+    if asked.speed and timed is None:
         with job.timed("speed"):
-            schedule = Schedule(BENCH_SHAPES, torch.get_num_threads(), rounds=3, limit=LoadLimit())
+            schedule = Schedule(timed_shapes(job), torch.get_num_threads(), rounds=3, limit=LoadLimit())
             measured = run_bench(
                 staged, schedule, source=job.opened.loaded.directory, others=beside, rivals=False, progress=progress
             )
         speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
     exit_code = _exit_code(evaluation, verified, None if timed is None else timed.front)
-    return Judged(exit_code, evaluation, distributions, verified, speed)
+    return Judged(exit_code, evaluation, distributions, verified, speed, on_engine)
 
 
 def load_judged(job: Job, directory: Path) -> Model:

@@ -16,6 +16,7 @@ from bitwright.pipeline.parts import sensitivity_task
 from bitwright.plan import quantized_names
 from bitwright.quantizing.layers import needs_inputs
 from bitwright.recipe import scheme_of
+from bitwright.record import Shape
 from bitwright.search.cost import Cost, Resources, Tensor, calibration_cost
 from bitwright.search.sensitivity import parts_of
 
@@ -43,14 +44,14 @@ class Estimate:
     memory_bytes: int
 
 
-def run_cost(job: Job, *, sensitivity: bool, shapes: Sequence[tuple[int, int]]) -> Estimate:
+def run_cost(job: Job, *, sensitivity: bool, shapes: Sequence[Shape]) -> Estimate:
     """What quantizing, judging and timing would take, if no linear has to fall back.
 
     The float model is timed on a few of the texts; the rest follows from how many tokens there are, and from what
     processes take that run the libraries.
 
     Args:
-        sensitivity: whether every layer of an encoder is measured. shapes: (batch, tokens) that it is timed with.
+        sensitivity: whether every layer of an encoder is measured. shapes: that it is timed with.
     """
     loaded, scored, streams = job.opened.loaded, job.scored, job.opened.streams
     sides = [side for side in (scored.tuning, scored.held_out, scored.elsewhere) if side is not None]
@@ -61,7 +62,7 @@ def run_cost(job: Job, *, sensitivity: bool, shapes: Sequence[tuple[int, int]]) 
     n_weights = sum(p.numel() for p in loaded.model.parameters())
     quantized_s = float_s * (1.0 if streams or job.recipe.scheme[:4] != "w8a8" else _ENGINE_SHARE)
     seconds = job.timings_s["load"] + _IMPORTS_S + _LIBRARY_S + float_s + n_weights / _ROUNDED_PER_S + quantized_s
-    seconds += _VERIFY_S + (0.0 if streams else _timing_s(shapes, token_s))
+    seconds += _VERIFY_S + _timing_s(shapes, token_s)
     calibration = job_cost(job, resources()) if any(needs_inputs(row, job.recipe) for row in job.plan) else None
     if calibration is not None:
         seconds += calibration.seconds
@@ -73,15 +74,16 @@ def run_cost(job: Job, *, sensitivity: bool, shapes: Sequence[tuple[int, int]]) 
     whole, after = _FLOAT32 * n_weights, sum(row.bytes_after for row in job.plan)
     here = psutil.Process().memory_info().rss  # with the float model, as it was timed
     library = _PROCESS_BYTES + whole
-    rivals = 2 * (_PROCESS_BYTES + whole) + _ENGINE_BYTES + after
-    beside = (library,) if streams else (library, _PROCESS_BYTES + rivals)
+    rivals = 2 * (_PROCESS_BYTES + (whole // 2 if streams else whole)) + _ENGINE_BYTES + after
+    beside = (library, _PROCESS_BYTES + rivals)
     calibrating = 0 if calibration is None else calibration.memory_bytes
     return Estimate(seconds, here + max(*beside, calibrating))
 
 
-def _timing_s(shapes: Sequence[tuple[int, int]], token_s: float) -> float:
+def _timing_s(shapes: Sequence[Shape], token_s: float) -> float:
     """Of timing a result: two processes with torch that load, then it and those two in turn, with each shape."""
-    torch_s = sum(max(_BLOCK_S, 2 * batch * tokens * token_s) for batch, tokens in shapes)  # a forward each, at least
+    # A forward each, at least.
+    torch_s = sum(max(_BLOCK_S, 2 * batch * tokens * token_s) for batch, tokens, _ in shapes)
     return 2 * _IMPORTS_S + _BLOCKS * (2 * torch_s + len(shapes) * _BLOCK_S)
 
 

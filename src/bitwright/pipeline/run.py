@@ -37,7 +37,7 @@ from bitwright.pipeline.variants import quantize_model, stored_plan, with_finer,
 from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe, recipe_yaml
-from bitwright.record import RECORD_FILE, Environment, Record, Sensitivity, as_data, from_data, write_record
+from bitwright.record import HELD, RECORD_FILE, Environment, Record, Sensitivity, as_data, from_data, write_record
 from bitwright.runtime.environment import environment
 from bitwright.search.attention import float_attention
 from bitwright.search.fallback import Step, find_fallback, step_rows, units_by_error
@@ -143,9 +143,10 @@ def quantize(
     progress.say(f"loading {model}")
     job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True, judged=judged)
     front = recipe.budget.min_speedup is not None
-    if front and (job.opened.streams or not judged or not speed):
-        why = "Bitwright does not time language models" if job.opened.streams else "this run measures no speed"
-        raise InputError(f"min_speedup = {recipe.budget.min_speedup:g}: {why}; leave it out")
+    if front and not (judged and speed):
+        raise InputError(
+            f"min_speedup = {recipe.budget.min_speedup:g}: this run measures no speed; leave one of the two out"
+        )
     job = compared_with_library(job, judges=judged, progress=progress)
     if judged and job.scored.missing_pairs:
         progress.say(
@@ -231,6 +232,8 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
         searched = len(steps) > 1 or bool(settled.rules) or job.decision is not None
         with all_int8(job, quantized, climbs, work, timed=asked.speed) as beside:
             judged = judge_result(final, staged, quantized, asked, timed, progress, searched=searched, beside=beside)
+    if not judged.on_engine:
+        final = replace(final, plan=tuple(row for row in final.plan if row.role != HELD))
     layers = layer_rows(quantized.account, final.plan)
     job.timings_s["total"] = round(time.perf_counter() - begun, 3)
     record = Record(

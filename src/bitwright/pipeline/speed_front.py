@@ -12,11 +12,11 @@ import torch
 from bitwright.evaluate import loss_interval
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.measuring import run_task
-from bitwright.pipeline.study import BENCH_SHAPES
+from bitwright.pipeline.study import timed_shapes
 from bitwright.pipeline.variants import write_variant
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
-from bitwright.record import Front, FrontRow, HeldOut, Speed, from_data
+from bitwright.record import ORIGINALS, Front, FrontRow, HeldOut, Speed, from_data
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.bench_load import LoadLimit, quiet_rounds
 from bitwright.runtime.bench_runtimes import OURS
@@ -66,7 +66,7 @@ def measure_front(
             write_variant(job.with_recipe(step.recipe), quantized, place)
         measured = run_bench(
             places[OURS], others={label: place for label, place in places.items() if label != OURS},
-            schedule=Schedule(BENCH_SHAPES, torch.get_num_threads(), _ROUNDS, limit=LoadLimit()),
+            schedule=Schedule(timed_shapes(job), torch.get_num_threads(), _ROUNDS, limit=LoadLimit()),
             source=job.opened.loaded.directory, rivals=False, progress=progress,
         )  # fmt: skip
         held_out = _held_out(job, list(places.values()), progress)
@@ -74,7 +74,7 @@ def measure_front(
         shutil.rmtree(folder / _PLACE, ignore_errors=True)
     speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
     blocks = [from_data(Block, block) for block in measured["blocks"]]
-    quiet = len({(row.batch, row.tokens) for row in speed.rows}) == len({(b.batch, b.tokens) for b in blocks})
+    quiet = {(row.batch, row.tokens, row.work) for row in speed.rows} == {block.shape for block in blocks}
     points = [
         Point(step, speedup(blocks, label, LoadLimit() if quiet else None))
         for step, label in zip(steps, places, strict=True)
@@ -119,10 +119,10 @@ def _held_out(job: Job, places: Sequence[Path], progress: Progress) -> list[Held
 
 
 def speedup(blocks: Sequence[Block], label: str, limit: LoadLimit | None) -> float:
-    """Times as fast as the faster of float32 and bf16: the geometric mean over shapes of the median over the rounds
+    """Times as fast as the fastest that runs the original: the geometric mean over shapes of the median over the rounds
     that count."""
-    ms = {((block.batch, block.tokens), block.round, block.runtime): block.median_ms for block in blocks}
-    names = {block.runtime for block in blocks if not block.runtime.startswith(OURS)}
+    ms = {(block.shape, block.round, block.runtime): block.median_ms for block in blocks}
+    names = {block.runtime for block in blocks} & {name for names in ORIGINALS.values() for name in names}
     ratios = [
         min(median(ms[shape, r, name] / ms[shape, r, label] for r in rounds) for name in names)
         for shape, rounds in quiet_rounds(blocks, limit).items()
@@ -133,8 +133,10 @@ def speedup(blocks: Sequence[Block], label: str, limit: LoadLimit | None) -> flo
 def _as_ours(speed: Speed, label: str) -> Speed:
     """The benchmark of all variants, with the chosen variant under our name."""
 
+    originals = {name for names in ORIGINALS.values() for name in names}
+
     def renamed(name: str) -> str | None:
-        return OURS if name == label else None if name.startswith(OURS) else name
+        return OURS if name == label else None if name.startswith(OURS) and name not in originals else name
 
     def of_one(numbers: Mapping[str, float]) -> dict[str, float]:
         return {new: number for name, number in numbers.items() if (new := renamed(name))}

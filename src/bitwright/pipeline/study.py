@@ -21,17 +21,14 @@ from bitwright.pipeline.resources import run_cost
 from bitwright.pipeline.variants import quantize_model
 from bitwright.progress import Progress, Quiet
 from bitwright.recipe import Recipe
-from bitwright.record import RECORD_FILE, as_data, read_record
+from bitwright.record import RECORD_FILE, Shape, as_data, read_record
 from bitwright.runtime.bench import Schedule, run_bench
 from bitwright.runtime.bench_load import LoadLimit
-from bitwright.runtime.bench_tokens import cells, measure_tokens
-from bitwright.runtime.decoder_model import DecoderModel
-from bitwright.runtime.load import load
+from bitwright.runtime.bench_tokens import REPORTED, TIMED, shapes_for
 from bitwright.search.journal import Journal
 
-BENCH_SHAPES = ((1, 16), (8, 128))  # batch, tokens
+BENCH_SHAPES = (Shape(1, 16), Shape(8, 128))
 _DEFAULT_TEXTS = Texts()
-_BLOCK_S = 1.0  # of a language model, for each kind of step and round
 
 
 def preview(
@@ -49,7 +46,7 @@ def preview(
     job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code, task=task)
     job = resolve_auto(job, progress)
     progress.say("timing the float model")
-    cost = run_cost(job, sensitivity=sensitivity, shapes=BENCH_SHAPES)
+    cost = run_cost(job, sensitivity=sensitivity, shapes=timed_shapes(job))
     after = sum(row.bytes_after for row in job.plan)
     return {
         "model": job.opened.loaded.name,
@@ -116,13 +113,14 @@ def analyze(
 
 
 def bench(
-    directory: str | Path, *, source: str | Path | None = None, shapes: Sequence[tuple[int, int]] = BENCH_SHAPES,
+    directory: str | Path, *, source: str | Path | None = None, shapes: Sequence[tuple[int, int]] = (),
     threads: int | None = None, rounds: int = 5, rivals: bool = True, max_load: float = 0.15,
     progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a result against its float original, which is at `source` or where the record says.
 
-    max_load: cores that other programs may keep busy. Rounds in which they keep more do not count.
+    shapes: (batch, tokens); by default three, or for a language model prompts and answers of several sizes. max_load:
+    cores that other programs may keep busy. Rounds in which they keep more do not count.
     """
     directory, progress = Path(directory), progress or Quiet()
     if source is None and (directory / RECORD_FILE).is_file():
@@ -134,27 +132,19 @@ def bench(
                 f"{source}: this is not the model that {directory} was made from; give the right one with --source"
             )
     limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
+    opened = ModelDirectory(directory)
+    task = find_task(opened)
+    timed = shapes_for(task, shapes, TIMED)
     return run_bench(
-        directory, Schedule(shapes, threads or default_threads(), rounds, limit=limit), rivals=rivals,
-        source=None if source is None else ModelDirectory(Path(source), find_task(ModelDirectory(directory))),
+        directory, Schedule(timed, threads or default_threads(), rounds, limit=limit), rivals=rivals,
+        source=None if source is None else ModelDirectory(Path(source), task),
         progress=progress,
     )  # fmt: skip
 
 
-def bench_language_model(
-    directory: str | Path, *, threads: int | None = None, rounds: int = 5, max_load: float = 0.15,
-    progress: Progress | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Measure how fast the engine runs a language model, quantized or float. max_load: as for `bench`.
-
-    Raises:
-        EngineError: the engine does not run it.
-    """
-    model = load(directory, threads=threads, compute="engine")
-    assert isinstance(model, DecoderModel)
-    (progress or Quiet()).say(f"timing {len(cells(model))} kinds of steps, {rounds} rounds")
-    limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
-    return measure_tokens(model, rounds=rounds, block_s=_BLOCK_S, limit=limit)
+def timed_shapes(job: Job) -> Sequence[Shape]:
+    """What is timed of a result, for its report."""
+    return REPORTED if job.opened.loaded.task == "text-generation" else BENCH_SHAPES
 
 
 def _where_a_search_begins(job: Job) -> list[str]:

@@ -11,6 +11,7 @@ from bitwright.record.made import (
     ALL_INT8,
     ATTENTION,
     EMBEDDING,
+    HELD,
     Evidence,
     LayerRow,
     LeftOut,
@@ -37,12 +38,26 @@ from bitwright.record.measured import (
     Verification,
 )
 from bitwright.record.sections import RECORD_VERSION, Record
-from bitwright.record.timed import Environment, Front, FrontRow, HeldOut, Skipped, Speed, SpeedRow
+from bitwright.record.timed import (
+    ORIGINALS,
+    Environment,
+    Front,
+    FrontRow,
+    HeldOut,
+    Shape,
+    Skipped,
+    Speed,
+    SpeedRow,
+    Work,
+    shape_words,
+)
 
 __all__ = [
     "ALL_INT8",
     "ATTENTION",
     "EMBEDDING",
+    "HELD",
+    "ORIGINALS",
     "RECORD_FILE",
     "RECORD_VERSION",
     "AttentionCost",
@@ -66,6 +81,7 @@ __all__ = [
     "RejectedMethod",
     "Sensitivity",
     "SensitivityRow",
+    "Shape",
     "Size",
     "Skipped",
     "Smallest",
@@ -75,10 +91,12 @@ __all__ = [
     "StepRow",
     "UnitEvidence",
     "Verification",
+    "Work",
     "as_data",
     "from_data",
     "plain_data",
     "read_record",
     "record_of",
+    "shape_words",
     "write_record",
 ]

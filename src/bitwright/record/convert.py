@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bitwright.errors import CheckpointError
 
@@ -89,6 +89,10 @@ def _value(hint: Any, given: Any, place: str) -> Any:
         return _one_of(parts, given, place)
     if hint is Any:
         return _restored(given)
+    if origin is Literal:
+        if given not in parts:
+            raise _wrong(place, given, f"one of {', '.join(parts)}")
+        return given
     if origin is tuple:
         if not isinstance(given, (list, tuple)):
             raise _wrong(place, given, "a list")

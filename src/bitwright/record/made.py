@@ -28,19 +28,21 @@ class ModelFacts:
 
 
 # Roles of the rows of a plan that are no linears.
-EMBEDDING, ATTENTION = "embedding", "attention"
+EMBEDDING, ATTENTION, HELD = "embedding", "attention", "held"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """What happens to one tensor, a linear's weight or an embedding table, or to the attention of one block.
+    """What happens to one tensor, a linear's weight or an embedding table; to the attention of one block; or to what
+    the engine holds of a language model and no file does.
 
     block: None outside the blocks. unit: the set of linears that share an input. shape: (N, K). scheme: "16bit" is a
     fallback or an exclusion, and the reason says which. half: the dtype, "bfloat16" or "float16", in which the file
     holds it if it is kept in 16 bit.
 
     Attention (the role "attention") has no bytes: the row says how the engine computes it, "int8" or "float"; its shape
-    is (heads, head size).
+    is (heads, head size). Nor has what the engine holds (the role "held"): its head, rounded when the model is loaded,
+    whose shape is (N, K), and keys and values, whose shape is (heads, head size).
     """
 
     name: str
@@ -58,12 +60,17 @@ class PlanRow:
     @property
     def is_linear(self) -> bool:
         """Whether the row is one of a linear."""
-        return self.role not in (EMBEDDING, ATTENTION)
+        return self.in_files and self.role != EMBEDDING
 
     @property
     def is_attention(self) -> bool:
-        """Whether the row says how attention is computed, and so stands for nothing in the files."""
+        """Whether the row says how attention is computed."""
         return self.role == ATTENTION
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the row stands for a tensor in the files, not for how the engine computes."""
+        return self.role not in (ATTENTION, HELD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,46 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from bitwright.record.convert import NULL, REST
+
+Work = Literal["forward", "prefill", "decode"]
+
+# The original that a ratio is relative to: the fastest of these.
+ORIGINALS = {"fp32": ("torch fp32",), "bf16": ("torch bf16", "bitwright bf16")}
+
+
+class Shape(NamedTuple):
+    """What is timed. work: "forward", that many sequences of so many tokens; "prefill", prompts of so many tokens, up
+    to the logits of the last one; "decode", a token more of that many texts of about so many tokens.
+    """
+
+    batch: int
+    tokens: int
+    work: Work = "forward"
+
+    @property
+    def counted(self) -> int:
+        """What a sample is divided into for a rate: sequences of a forward, else tokens."""
+        return self.batch * (self.tokens if self.work == "prefill" else 1)
+
+
+def shape_words(shape: Shape) -> str:
+    """What is timed, for a reader."""
+    tokens = f"{shape.tokens} token{'s' * (shape.tokens != 1)}"
+    if shape.work == "forward":
+        return f"{shape.batch} × {tokens}"
+    if shape.work == "prefill":
+        return f"reading a prompt of {tokens}" if shape.batch == 1 else f"reading {shape.batch} prompts of {tokens}"
+    return f"writing {'an answer' if shape.batch == 1 else f'{shape.batch} answers at once'}, after {tokens}"
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedRow:
-    """One runtime and shape. per_second: sequences. ratio_to_…: how many times as fast; None if that was not measured.
-    note: how a rival was converted.
+    """One runtime and shape. work: "forward", batch sequences of so many tokens; "prefill", prompts of so many;
+    "decode", a token more of batch texts of about so many. per_second: sequences, or tokens of a language model.
+    ratio_to_…: how many times as fast; None if that was not measured. note: how a rival was converted.
     """
 
     runtime: str
@@ -22,6 +53,12 @@ class SpeedRow:
     ratio_to_fp32: float | None = field(default=None, metadata=NULL)
     ratio_to_bf16: float | None = field(default=None, metadata=NULL)
     note: str | None = field(default=None, metadata=NULL)
+    work: Work = "forward"
+
+    @property
+    def shape(self) -> Shape:
+        """What was timed."""
+        return Shape(self.batch, self.tokens, self.work)
 
 
 @dataclass(frozen=True, slots=True)

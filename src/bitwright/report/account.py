@@ -95,7 +95,7 @@ def collapsed(plan: Sequence[PlanRow], emd: Mapping[str, float | None] | None = 
     """The plan's tensors; those of experts at one place in a block that share a decision as one. emd: by linear."""
     groups: dict[tuple[object, ...], list[PlanRow]] = {}
     for row in plan:
-        if row.is_attention:
+        if not row.in_files:
             continue
         match = expert_name(row)
         decision = (row.scheme, row.method, row.reason, row.shape)

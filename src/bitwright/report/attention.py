@@ -1,6 +1,7 @@
-"""How attention is computed, in words."""
+"""How the engine computes what the files leave open, in words."""
 
-from bitwright.record import Record
+from bitwright.numerics.schemes import SCHEMES
+from bitwright.record import HELD, Record
 from bitwright.report.wording import listed
 
 
@@ -24,6 +25,20 @@ def attention_words(record: Record) -> str:
         return f"float in all {len(rows)} blocks; {said}"
     beside = f" (float in block{'s' * (len(in_float) > 1)} {listed(in_float)})" if in_float else ""
     return f"8 bit in {n_int8} of {len(rows)} blocks{beside}; {said}"
+
+
+def arithmetic_words(record: Record) -> str:
+    """In which arithmetic a language model was judged; "" for a model whose files leave nothing open.
+
+    "linears of at most 4 bits read inputs rounded to 8 bits, by token and group; the head and the cache hold 8 bits"
+    """
+    held = [row.name.removeprefix("engine: ") for row in record.plan if row.role == HELD and row.scheme == "int8"]
+    if not held:
+        return ""
+    schemes = [SCHEMES[row.scheme] for row in record.plan if row.is_linear and row.scheme in SCHEMES]
+    few = any(each.input is None and each.weight is not None and each.weight.bits <= 4 for each in schemes)
+    inputs = "linears of at most 4 bits read inputs rounded to 8 bits, by token and group; " if few else ""
+    return f"{inputs}the {' and the '.join(held)} hold{'s' * (len(held) == 1)} 8 bits"
 
 
 def _points(loss: float) -> str:

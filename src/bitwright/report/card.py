@@ -2,20 +2,21 @@
 
 import html
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from bitwright.families.tasks import AUTO_CLASSES
 from bitwright.files.directory import front_matter
-from bitwright.record import Environment, Evaluation, Record, Speed
-from bitwright.report.attention import attention_words
+from bitwright.record import ORIGINALS, Environment, Evaluation, Record, Speed, SpeedRow, shape_words
+from bitwright.report.attention import arithmetic_words, attention_words
 from bitwright.report.experts import expert_blocks
 from bitwright.report.judged import elsewhere_words, judged_on, worst_kind
 from bitwright.report.leftovers import left_out_rows
 from bitwright.report.schemes import scheme_tag, scheme_words
 from bitwright.report.tables import decisions
-from bitwright.report.verdict import failed_checks, is_bitwright, metric_name, verdict_notes, verdict_sentence
+from bitwright.report.verdict import failed_checks, is_result, metric_name, verdict_notes, verdict_sentence
 from bitwright.report.wording import (
     alike,
     milliseconds,
@@ -99,6 +100,8 @@ def _what_it_is(record: Record) -> str:
         reason = f": {_text(group.reason)}" if group.reason else ""
         stored = _text(scheme_words(group.scheme))
         lines.append(f"- {n} layer{'s' * (n != 1)} ({_text(roles)}): {stored}{by}{reason}")
+    if said := arithmetic_words(record):
+        lines.append(f"- arithmetic of Bitwright's engine, in which it was judged: {_text(said)}")
     if said := attention_words(record):
         lines.append(f"- attention on Bitwright's engine: {_text(said)}")
     if plan:
@@ -151,13 +154,7 @@ def _results(record: Record) -> str:
         at_most = "" if bound is None else f", at most {percent(bound)}{new_kind} (95 %)"
         better = ", lower is better" if evaluation.metric.higher_is_better is False else ""
         rows.append((metric_name(evaluation) + better, before, after, f"loss {percent(evaluation.loss)}{at_most}"))
-    fp32 = {(row.batch, row.tokens): row.median_ms for row in speed.rows if row.runtime == FP32}
-    for row in speed.rows:
-        if is_bitwright(row) and row.ratio_to_fp32 is not None:
-            what = f"latency, batch {number(row.batch)} × {number(row.tokens)} tokens, ms"
-            original_ms = fp32.get((row.batch, row.tokens))
-            change = f"{ratio(row.ratio_to_fp32)} the speed"
-            rows.append((what, milliseconds(original_ms), milliseconds(row.median_ms), change))
+    rows += _speed_rows(speed.rows)
     if len(rows) == 1:
         return ""
     header, *body = ("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
@@ -172,6 +169,27 @@ def _results(record: Record) -> str:
     notes = [sample] if evaluation.n_held_out else []
     notes += [f"Measured on {', '.join(where)}."] if where else []
     return "\n".join(["## Measured", "", header, "|---|---:|---:|---:|", *body, "", " ".join(notes)]).rstrip()
+
+
+def _speed_rows(timed: Sequence[SpeedRow]) -> list[tuple[str, str, str, str]]:
+    """(what, the original, the result, how many times as fast) of each shape: against float32, or of a language model
+    against the fastest in bf16."""
+    found = []
+    for row in (row for row in timed if is_result(row.runtime)):
+        dtype, factor = ("fp32", row.ratio_to_fp32) if row.work == "forward" else ("bf16", row.ratio_to_bf16)
+        if factor is None:
+            continue
+        others = [other for other in timed if other.shape == row.shape and other.runtime in ORIGINALS[dtype]]
+        change = f"{ratio(factor)} the speed"
+        if row.work == "forward":
+            original_ms = min((other.median_ms for other in others if other.median_ms is not None), default=None)
+            what = f"latency, {shape_words(row.shape)}, ms"
+            found.append((what, milliseconds(original_ms), milliseconds(row.median_ms), change))
+        else:
+            rate = max((other.per_second for other in others if other.per_second is not None), default=None)
+            what = f"{shape_words(row.shape)}, tokens per s"
+            found.append((what, milliseconds(rate), milliseconds(row.per_second), change))
+    return found
 
 
 def _how_it_was_made(record: Record) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.record import Environment, Evaluation, Record, Sensitivity, Speed
+from bitwright.record import Environment, Evaluation, Record, Sensitivity, Speed, shape_words
 from bitwright.report.account import largest
 from bitwright.report.experts import expert_blocks
 from bitwright.report.page import content_policy, environment, packaged_style
-from bitwright.report.verdict import bits_per_weight, is_bitwright, verdict_sentence, verdict_word
+from bitwright.report.verdict import bits_per_weight, is_result, verdict_sentence, verdict_word
 from bitwright.report.wording import (
     ABSENT,
     companion,
@@ -83,9 +83,9 @@ def _rows(a: Record, b: Record) -> Iterator[ComparisonRow]:
     yield difference("score, quantized", number, lambda r: _judged(r).quantized_score)
     for name in either(lambda r: _judged(r).companions):
         yield _by_difference(companion(name)[0], number, *(_judged(r).companions.get(name) for r in (a, b)))
-    for scheme in either(lambda r: (row.scheme for row in r.plan if not row.is_attention)):
+    for scheme in either(lambda r: (row.scheme for row in r.plan if row.in_files)):
         yield _by_difference(f"layers stored as {scheme}", number, *(_count(r, scheme=scheme) for r in (a, b)))
-    for method in either(lambda r: (row.method for row in r.plan if row.method != "cast" and not row.is_attention)):
+    for method in either(lambda r: (row.method for row in r.plan if row.method != "cast" and row.in_files)):
         yield _by_difference(f"layers by {method}", number, *(_count(r, method=method) for r in (a, b)))
     yield difference("blocks with 8-bit attention", number, _int8_attention)
     yield difference("bits per weight", number, lambda r: bits_per_weight(r.plan))
@@ -141,7 +141,7 @@ def _environment(record: Record) -> Environment:
 
 def _count(record: Record, *, scheme: str | None = None, method: str | None = None) -> int | None:
     """Rows of the plan with this scheme, or this method."""
-    tensors = [row for row in record.plan if not row.is_attention]
+    tensors = [row for row in record.plan if row.in_files]
     chosen = [row for row in tensors if scheme in (None, row.scheme) and method in (None, row.method)]
     return len(chosen) if record.plan else None
 
@@ -164,8 +164,8 @@ def _starved(record: Record) -> int | None:
 
 def _latencies(record: Record) -> dict[str, float | None]:
     """Median latency of Bitwright's own runtimes in ms, by shape."""
-    ours = (row for row in _timed(record).rows if is_bitwright(row))
-    return {f"{row.runtime}, batch {row.batch} × {row.tokens} tokens": row.median_ms for row in ours}
+    ours = (row for row in _timed(record).rows if is_result(row.runtime))
+    return {f"{row.runtime}, {shape_words(row.shape)}": row.median_ms for row in ours}
 
 
 def _verification(record: Record) -> dict[str, str]:

@@ -21,7 +21,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
 from bitwright.atomic import write_text_atomically
-from bitwright.record import Distribution, Evaluation, Record, Sensitivity, as_data, read_record
+from bitwright.record import Distribution, Evaluation, Record, Sensitivity, Speed, as_data, read_record
 from bitwright.report import (
     account,
     evidence,
@@ -34,7 +34,7 @@ from bitwright.report import (
     verdict,
     wording,
 )
-from bitwright.report.attention import attention_words
+from bitwright.report.attention import arithmetic_words, attention_words
 from bitwright.report.experts import expert_blocks, expert_rows
 from bitwright.report.judged import judged_on
 
@@ -71,6 +71,7 @@ def render_report(record: Record) -> str:
             panels=panels.panels(record),
             decisions=tables.decisions(record.plan),
             attention=attention_words(record),
+            arithmetic=arithmetic_words(record),
             exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
             evaluated=evaluation.loss is not None,
@@ -92,6 +93,7 @@ def render_report(record: Record) -> str:
             ranked_groups=tables.whole_groups(sensitivity),
             drawn=drawn,
             n_distributions=len(distributions),
+            tokens_timed=any(row.work != "forward" for row in (record.speed or Speed()).rows),
             recipe=yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True) if record.recipe else "",
             legends={target: picture.legend for target, picture in pictures.items()},
             data=_json_in_html({"figures": figures, "distributions": shown}),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitwright.record import Evaluation, KindRow, Record
+from bitwright.record import Evaluation, KindRow, Record, Shape, shape_words
 from bitwright.report.verdict import (
     bits_per_weight,
     held_out,
@@ -91,14 +91,17 @@ def _speed(record: Record) -> Panel:
     if record.environment and record.environment.cpu:
         on += f" of {record.environment.cpu}"
     scale = 100 / (_ROOM * max(1.0, *ratios.values()))
-    bars = tuple(
-        Bar(f"{batch} text{'s' * (batch != 1)} of {tokens} tokens", ratio(factor, 1), factor * scale)
-        for (batch, tokens), factor in ratios.items()
-    )
+    bars = tuple(Bar(_timed_words(shape), ratio(factor, 1), factor * scale) for shape, factor in ratios.items())
     line = Line("original", scale, "the original")
     return Panel(
         "Speed", f"{speed:.1f}", f"times as fast as {original_words(record)}{on}; geometric mean", bars, (line,)
     )
+
+
+def _timed_words(shape: Shape) -> str:
+    if shape.work != "forward":
+        return shape_words(shape)
+    return f"{shape.batch} text{'s' * (shape.batch != 1)} of {shape.tokens} tokens"
 
 
 def _loss(record: Record) -> Panel:

@@ -55,7 +55,7 @@ def decisions(plan: Sequence[PlanRow]) -> list[Decided]:
     """The plan's tensors with equal decisions merged, what is kept in 16 bit last."""
     merged: dict[tuple[str, str, str], list[PlanRow]] = {}
     for row in plan:
-        if row.is_attention:
+        if not row.in_files:
             continue
         merged.setdefault((row.scheme, row.method, row.reason), []).append(row)
     groups = [

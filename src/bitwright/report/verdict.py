@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from bitwright.record import ALL_INT8, Evaluation, PlanRow, Record, SpeedRow, Verification
+from bitwright.record import ALL_INT8, ORIGINALS, Evaluation, PlanRow, Record, Shape, Speed, Verification
 from bitwright.report.wording import is_finite, listed, metric_phrase, number, percent, short_name, times
 
 OURS = "bitwright"  # the runtime's name in `Speed`, or how it begins
@@ -204,9 +204,9 @@ def loss_of_what(evaluation: Evaluation) -> str:
     return f"of {metric_phrase(evaluation.metric.name)}"
 
 
-def is_bitwright(row: SpeedRow) -> bool:
-    """Whether a row of the speed table is one of Bitwright's own runtimes."""
-    return row.runtime.startswith(OURS)
+def is_result(runtime: str) -> bool:
+    """Whether a runtime of the speed table is Bitwright with a quantized model."""
+    return runtime.startswith(OURS) and not any(runtime in names for names in ORIGINALS.values())
 
 
 def is_quiet(record: Record) -> bool:
@@ -215,30 +215,33 @@ def is_quiet(record: Record) -> bool:
     return speed is None or (not speed.too_busy and (speed.other_load_cores or 0.0) <= QUIET_CORES)
 
 
-def speed_by_shape(record: Record) -> dict[tuple[int, int], float]:
-    """How many times as fast as the original Bitwright's fastest runtime is, by (batch, tokens); empty if not measured.
+def speed_by_shape(record: Record) -> dict[Shape, float]:
+    """How many times as fast as the original Bitwright's fastest runtime is, by shape; empty if not measured.
 
-    The original runs in torch, in float32 or bf16, whichever is faster for the shape: a user would take that one.
+    The original runs in torch, in float32 or bf16, whichever is faster for the shape: a user would take that one. A
+    language model's runs in bf16, in torch or on the engine.
     """
     if not is_quiet(record):
         return {}
-    ours = [shapes for name, shapes in _ratios(record).items() if name.startswith(OURS)]
+    ours = [shapes for name, shapes in _ratios(record).items() if is_result(name)]
     return max(ours, key=lambda shapes: _geometric_mean(list(shapes.values())), default={})
 
 
 def original_words(record: Record) -> str:
     """What a speed is relative to: "the original in torch (float32 or bfloat16, the faster)"."""
+    if any(row.work != "forward" for row in (record.speed or Speed()).rows):
+        return "the original in bfloat16 (in torch or on this engine, the faster)"
     both = record.speed is not None and any(row.ratio_to_bf16 is not None for row in record.speed.rows)
     return f"the original in torch ({'float32 or bfloat16, the faster' if both else 'float32'})"
 
 
-def _ratios(record: Record) -> dict[str, dict[tuple[int, int], float]]:
-    """Speed relative to the original, by runtime and shape (batch, tokens)."""
-    found: dict[str, dict[tuple[int, int], float]] = {}
+def _ratios(record: Record) -> dict[str, dict[Shape, float]]:
+    """Speed relative to the original, by runtime and shape."""
+    found: dict[str, dict[Shape, float]] = {}
     for row in () if record.speed is None else record.speed.rows:
         ratios = [ratio for ratio in (row.ratio_to_fp32, row.ratio_to_bf16) if ratio is not None and ratio > 0]
         if ratios:
-            found.setdefault(row.runtime, {})[row.batch, row.tokens] = min(ratios)
+            found.setdefault(row.runtime, {})[row.shape] = min(ratios)
     return found
 
 

@@ -20,13 +20,18 @@ import numpy as np
 import psutil
 
 from bitwright.errors import InputError, TargetError
+from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory, source_bytes
+from bitwright.files.task import find_task
 from bitwright.progress import Progress, Quiet
+from bitwright.record import Shape, shape_words
 from bitwright.runtime.bench_inputs import model_shape
 from bitwright.runtime.bench_load import LoadLimit, machine_cpu_s, own_cpu_s, quiet_rounds, short_of, wait_until_quiet
 from bitwright.runtime.bench_process import Worker, worker_command, worker_environment
-from bitwright.runtime.bench_runtimes import RUNTIMES, Files, Runtime
-from bitwright.runtime.bench_summary import Block, Shape, summarize
+from bitwright.runtime.bench_runtimes import Files, Runtime, runtimes
+from bitwright.runtime.bench_summary import Block, summarize
+from bitwright.runtime.bench_tokens import longest
+from bitwright.runtime.resident import available_bytes
 
 PREPARE_TIMEOUT_S = 3600.0
 LOAD_TIMEOUT_S = 900.0
@@ -44,11 +49,11 @@ LOAD_INCLUDES = (
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What is timed, and how often. shapes: (batch, tokens). threads: for each runtime. block_s: the length of a block
-    in s. limit: what other programs may do meanwhile; without one every round counts.
+    """What is timed, and how often. shapes: a `Shape` each, or (batch, tokens) of a forward. threads: for each runtime.
+    block_s: the length of a block in s. limit: what other programs may do meanwhile; without one every round counts.
     """
 
-    shapes: Sequence[Shape]
+    shapes: Sequence[tuple[int, int] | Shape]
     threads: int
     rounds: int = 5
     block_s: float = 0.3
@@ -80,14 +85,14 @@ def run_bench(
 
     others: more checkpoints of the same model, by the names of their rows. slow: also rivals that take minutes.
 
-    A sample is one forward of `batch` sequences of `tokens` random tokens without padding, up to the first output.
-    A block warms up for block_s / 3 and then runs for block_s. Runtimes stay loaded side by side: memory must hold
-    them all.
+    A sample is one forward of `batch` sequences of `tokens` random tokens without padding, up to the first output; of
+    language models, what `bench_tokens` says. A block warms up for block_s / 3 and then runs for block_s. Runtimes stay
+    loaded side by side: memory must hold them all.
 
     Returns the `speed` of a Record (`bitwright.record`) with the key `size` added:
         threads, rounds, block_s
-        rows [{runtime, batch, tokens, median_ms, min_ms, per_second, ratio_to_fp32, ratio_to_bf16, note}]: `summarize`,
-            of the rounds that count; a shape with fewer of them than the limit asks for has no rows
+        rows [{runtime, batch, tokens, work, median_ms, min_ms, per_second, ratio_to_fp32, ratio_to_bf16, note}]:
+            `summarize`, of the rounds that count; a shape with fewer of them than the limit asks for has no rows
         too_busy: whether no shape has rows
         blocks [the fields of `Block`] in the order in which they ran
         other_load_cores, the median over the blocks that count, over all where none does
@@ -108,24 +113,24 @@ def run_bench(
         "source_bytes": None if source is None else source_bytes(source.path),
         "checkpoint_bytes": source_bytes(directory),
     }
-    shapes, skipped = _fitting(schedule.shapes, model_shape(source or ModelDirectory(directory)).max_tokens)
-    schedule = replace(schedule, shapes=shapes)
+    opened = source or ModelDirectory(directory)
+    shapes, skipped = _fitting(schedule.shapes, model_shape(opened).max_tokens)
+    schedule, task = replace(schedule, shapes=shapes), opened.task or find_task(opened)
     running: list[_Running] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitwright-bench-")))
-        for name, runtime in RUNTIMES.items():
+        for name, runtime in runtimes(task).items():
             if (runtime.prepare is not None and not rivals) or (runtime.slow and not slow):
                 continue
-            reason, place = _why_not(runtime, source is not None), None if source is None else source.path
+            reason, place = _why_not(runtime, source, task), None if source is None else source.path
             checkpoints = {name: directory, **(others or {})} if runtime.reads_checkpoint else {name: place}
-            task = None if source is None or runtime.reads_checkpoint else source.task
             for label, path in checkpoints.items() if reason is None else ():
                 assert path is not None  # or there were a reason
                 files = Files(path, task)
                 try:
                     running.append(_start(label, name, files, scratch, schedule.threads, stack, progress))
                 except TargetError as error:
-                    if runtime.prepare is None:
+                    if runtime.prepare is None and not runtime.optional:
                         raise
                     reason = str(error).splitlines()[0]
             if reason is not None:
@@ -160,22 +165,22 @@ def _counted(
     """(the blocks that count with their samples, the entries of `skipped` for shapes with too few quiet rounds)."""
     limit, blocks = schedule.limit, [block for block, _ in measured]
     rounds = quiet_rounds(blocks, limit)
-    busy = [] if limit is None else short_of(blocks, schedule.shapes, limit)
+    busy = [] if limit is None else short_of(blocks, [Shape(*shape) for shape in schedule.shapes], limit)
     entries = []
     for shape in busy:
-        load = median(block.other_load_cores for block in blocks if (block.batch, block.tokens) == shape)
-        tried = len({block.round for block in blocks if (block.batch, block.tokens) == shape})
+        load = median(block.other_load_cores for block in blocks if block.shape == shape)
+        tried = len({block.round for block in blocks if block.shape == shape})
         entries.append(
             {
                 "runtime": "all",
-                "reason": f"shape {shape[0]} × {shape[1]}: the machine was busy. Other programs kept {load:.2f} cores "
+                "reason": f"{shape_words(shape)}: the machine was busy. Other programs kept {load:.2f} cores "
                 f"busy, and {len(rounds[shape])} of {tried} rounds were quiet",
             }
         )
     kept = [
         (block, samples)
         for block, samples in measured
-        if (shape := (block.batch, block.tokens)) not in busy and block.round in rounds[shape]
+        if block.shape not in busy and block.round in rounds[block.shape]
     ]
     return kept, entries
 
@@ -184,27 +189,36 @@ def _check(schedule: Schedule) -> None:
     shapes, threads, rounds, block_s = schedule.shapes, schedule.threads, schedule.rounds, schedule.block_s
     if threads < 1 or rounds < 1 or not block_s > 0:
         raise InputError(f"threads = {threads}, rounds = {rounds}, block_s = {block_s}: all must be positive")
-    if not shapes or any(batch < 1 or tokens < 1 for batch, tokens in shapes):
+    if not shapes or any(min(shape[:2]) < 1 for shape in shapes):
         raise InputError(f"shapes = {list(shapes)}: give at least one pair of batch and tokens, each at least 1")
 
 
-def _fitting(shapes: Sequence[Shape], max_tokens: int | None) -> tuple[list[Shape], list[dict[str, str]]]:
+def _fitting(
+    shapes: Sequence[tuple[int, int] | Shape], max_tokens: int | None
+) -> tuple[list[Shape], list[dict[str, str]]]:
     """The shapes that the model can take, once each, and the entries of `skipped` for the others."""
-    distinct = list(dict.fromkeys(shapes))
-    too_long = [shape for shape in distinct if max_tokens is not None and shape[1] > max_tokens]
+    distinct = list(dict.fromkeys(Shape(*shape) for shape in shapes))
+    too_long = [shape for shape in distinct if max_tokens is not None and longest(shape) > max_tokens]
     fitting = [shape for shape in distinct if shape not in too_long]
     if not fitting:
         raise InputError(
-            f"shapes = {distinct} are too long: the model takes at most {max_tokens} tokens; ask for shorter texts"
+            f"shapes = {[shape[:2] for shape in distinct]} are too long: the model takes at most {max_tokens} tokens; "
+            "ask for shorter texts"
         )
-    reason = "shape {0} × {1}: {1} tokens are more than the model's {2}"
-    return fitting, [{"runtime": "all", "reason": reason.format(*shape, max_tokens)} for shape in too_long]
+    return fitting, [
+        {"runtime": "all", "reason": f"{shape_words(shape)}: more tokens than the model's {max_tokens}"}
+        for shape in too_long
+    ]
 
 
-def _why_not(runtime: Runtime, has_source: bool) -> str | None:
+def _why_not(runtime: Runtime, source: ModelDirectory | None, task: TaskName | None) -> str | None:
     """Why a runtime cannot be measured here, or None."""
-    if not has_source and not runtime.reads_checkpoint:
+    if source is None and not runtime.reads_checkpoint:
         return "it runs the float model, but no source directory was given"
+    if source is not None and not runtime.reads_checkpoint and task == "text-generation":
+        needed, free = source_bytes(source.path), available_bytes()
+        if needed > free:
+            return f"the float model has {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
     missing = [package for package in runtime.needs if find_spec(package) is None]
     return f"{', '.join(missing)} not installed; run: pip install 'bitwright[rivals]'" if missing else None
 
@@ -215,9 +229,9 @@ def _start(
     """Convert the model in its own process if the runtime needs that. Load it in another process, which `stack` ends.
 
     label: of the row; name: of the runtime."""
-    runtime, file_name = RUNTIMES[name], label.replace(" ", "-")
+    (directory, task), file_name = source, label.replace(" ", "-")
+    runtime, files = runtimes(task)[name], directory
     log, environment, note = scratch / f"{file_name}.log", worker_environment(threads), None
-    files, (directory, task) = source.path, source
     if runtime.prepare is not None:
         progress.say(f"{label}: converting the model")
         files = scratch / file_name
@@ -239,7 +253,7 @@ def _compare_outputs(running: Sequence[_Running], shape: Shape, scratch: Path) -
     outputs = {}
     for each in running:
         path = scratch / f"{each.name.replace(' ', '-')}.npy"
-        request = {"do": "output", "batch": shape[0], "tokens": shape[1], "seed": 0, "path": str(path)}
+        request = {"do": "output", "shape": shape, "seed": 0, "path": str(path)}
         each.worker.ask(request, BLOCK_TIMEOUT_S)
         outputs[each.name] = np.load(path).astype(np.float64).ravel()
     reference = outputs.get("torch fp32")
@@ -265,13 +279,14 @@ def _measure(
         blocks.append(block)
         return block, samples
 
-    turns = [(shape, r, each) for shape in schedule.shapes for r in range(schedule.rounds) for each in running]
+    shapes = [Shape(*shape) for shape in schedule.shapes]
+    turns = [(shape, r, each) for shape in shapes for r in range(schedule.rounds) for each in running]
     for shape, round_, each in progress.track(turns, "timing"):
         yield timed(shape, round_, each)
     if limit is None:
         return
     deadline, round_ = time.monotonic() + limit.retry_s, schedule.rounds
-    while (short := short_of(blocks, schedule.shapes, limit)) and time.monotonic() < deadline:
+    while (short := short_of(blocks, shapes, limit)) and time.monotonic() < deadline:
         progress.say("timing: other programs disturb it; waiting for a quiet moment")
         wait_until_quiet(limit, deadline, busy_s=lambda: machine_cpu_s() - own_cpu_s(processes))
         for shape in short:
@@ -284,15 +299,15 @@ def _block(
     each: _Running, shape: Shape, round_: int, block_s: float, processes: Sequence[psutil.Process], origin_s: float
 ) -> tuple[Block, list[float]]:
     """One block of one runtime, with its samples in ms. processes: those whose work is the benchmark's own."""
-    batch, tokens = shape
-    request = {"do": "block", "batch": batch, "tokens": tokens, "seed": round_, "block_s": block_s}
+    request = {"do": "block", "shape": shape, "seed": round_, "block_s": block_s}
     others_s, wall_s = machine_cpu_s() - own_cpu_s(processes), time.monotonic()
     reply = each.worker.ask(request, BLOCK_TIMEOUT_S)
     others_s, wall_s = machine_cpu_s() - own_cpu_s(processes) - others_s, time.monotonic() - wall_s
     block = Block(
         runtime=each.name,
-        batch=batch,
-        tokens=tokens,
+        batch=shape.batch,
+        tokens=shape.tokens,
+        work=shape.work,
         round=round_,
         start_s=reply["start_s"] - origin_s,
         end_s=reply["end_s"] - origin_s,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from bitwright.runtime.bench_summary import Block, Shape
+from bitwright.record import Shape
+from bitwright.runtime.bench_summary import Block
 
 _SAMPLE_S = 0.25
 
@@ -33,7 +34,7 @@ def quiet_rounds(blocks: Iterable[Block], limit: LoadLimit | None) -> dict[Shape
     """The rounds of each shape in which every runtime ran on a quiet machine; all of them without a limit."""
     loads: dict[Shape, dict[int, float]] = {}
     for block in blocks:
-        of_shape = loads.setdefault((block.batch, block.tokens), {})
+        of_shape = loads.setdefault(block.shape, {})
         of_shape[block.round] = max(of_shape.get(block.round, 0.0), block.other_load_cores)
     most = float("inf") if limit is None else limit.cores
     return {shape: [r for r, load in of_shape.items() if load <= most] for shape, of_shape in loads.items()}

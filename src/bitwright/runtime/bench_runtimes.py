@@ -1,4 +1,5 @@
-"""The runtimes of the benchmark: one row each, with a function to open a model and one to run it.
+"""The runtimes of the benchmark of encoders: one row each, with a function to open a model and one to run it. Those of
+language models are in `bench_tokens`.
 
     runtime            reads                              arithmetic
     torch fp32         the float source                   fp32, transformers, scaled-dot-product attention
@@ -25,11 +26,14 @@ from numpy.typing import NDArray
 from bitwright.errors import TargetError
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
+from bitwright.record import Shape
 from bitwright.runtime.bench_inputs import ModelShape, model_shape, random_tokens
 
 if TYPE_CHECKING:
     from torch import nn
 
+# What is timed: computes once, and returns the first output.
+Step = Callable[[], Any]
 # (input_ids_BT, attention_mask_BT), int64 -> the first output (hidden states or logits), a torch tensor or numpy array
 Forward = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
 
@@ -47,22 +51,32 @@ class Files(NamedTuple):
     task: TaskName | None = None
 
 
+def forward_step(forward: Forward, model: ModelShape, shape: Shape, seed: int) -> Step:
+    """A forward of random tokens."""
+    ids_BT, mask_BT = random_tokens(model, batch=shape.batch, tokens=shape.tokens, seed=seed)
+    return lambda: forward(ids_BT, mask_BT)
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """One runtime.
 
-    open: (files, threads) -> forward. The files are those of the source, of the checkpoint, or what `prepare` wrote.
+    open: (files, threads) -> what is loaded. The files are those of the source, of the checkpoint, or what `prepare`
+    wrote. make: (that, the model, the shape, a seed) -> the step that is timed.
     prepare: (source, output directory) -> a remark about how it was converted, or None. Rivals have it, and only they.
     needs: the packages that `prepare` and `open` import beyond our own dependencies.
     reads_checkpoint: whether it runs the quantized checkpoint; the others start from the float source.
-    slow: whether it takes minutes to get ready; measured only when asked for.
+    slow: whether it takes minutes to get ready; measured only when asked for. optional: whether it is left out, and
+    told, where it cannot run the model; so are rivals.
     """
 
-    open: Callable[[Files, int], Forward]
+    open: Callable[[Files, int], Any]
     prepare: Callable[[Files, Path], str | None] | None = None
     needs: tuple[str, ...] = ()
     reads_checkpoint: bool = False
     slow: bool = False
+    make: Callable[[Any, ModelShape, Shape, int], Step] = forward_step
+    optional: bool = False
 
 
 def _open_torch_fp32(files: Files, threads: int) -> Forward:
@@ -291,3 +305,10 @@ RUNTIMES: dict[str, Runtime] = {
     "ctranslate2 int8": Runtime(_open_ctranslate2, _prepare_ctranslate2, needs=("ctranslate2",), slow=True),
     "torch compiled": Runtime(_open_torch_compiled, _prepare_torch_compiled, slow=True),
 }
+
+
+def runtimes(task: TaskName | None) -> dict[str, Runtime]:
+    """Those of a model for this task."""
+    from bitwright.runtime.bench_tokens import TOKEN_RUNTIMES
+
+    return TOKEN_RUNTIMES if task == "text-generation" else RUNTIMES

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-Shape = tuple[int, int]  # (batch, tokens)
+from bitwright.record import ORIGINALS, Shape, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,12 @@ class Block:
     median_ms: float
     other_load_cores: float
     idle_cores: float
+    work: Work = "forward"
+
+    @property
+    def shape(self) -> Shape:
+        """What was timed."""
+        return Shape(self.batch, self.tokens, self.work)
 
 
 def summarize(
@@ -33,7 +39,8 @@ def summarize(
     """One row per runtime and shape, in the order in which they first come, which pools the samples of all rounds.
 
     A ratio is the median over rounds of (block median of fp32 or bf16) / (block median of the runtime): above 1 is
-    faster. It is None where the other was not measured. `per_second` is batch / median, in sequences.
+    faster. It is None where the other was not measured; where two runtimes compute in bf16, the faster one counts.
+    `per_second`: sequences, or tokens of a language model, by the median.
 
     Args:
         measured: the blocks that count, with their samples in ms. notes: how each runtime was converted.
@@ -41,26 +48,26 @@ def summarize(
     block_ms: dict[tuple[str, Shape], dict[int, float]] = {}
     samples_ms: dict[tuple[str, Shape], list[float]] = {}
     for block, samples in measured:
-        key = block.runtime, (block.batch, block.tokens)
+        key = block.runtime, block.shape
         block_ms.setdefault(key, {})[block.round] = block.median_ms
         samples_ms.setdefault(key, []).extend(samples)
 
-    def times_faster(runtime: str, other: str, shape: Shape) -> float | None:
-        if (other, shape) not in block_ms:
-            return None
-        ours, theirs = block_ms[runtime, shape], block_ms[other, shape]
-        return median(theirs[r] / ours[r] for r in ours)
+    def times_faster(runtime: str, dtype: str, shape: Shape) -> float | None:
+        theirs = [block_ms[other, shape] for other in ORIGINALS[dtype] if (other, shape) in block_ms]
+        ours = block_ms[runtime, shape]
+        return min((median(ms[r] / ours[r] for r in ours) for ms in theirs), default=None)
 
     return [
         {
             "runtime": runtime,
-            "batch": shape[0],
-            "tokens": shape[1],
+            "batch": shape.batch,
+            "tokens": shape.tokens,
+            "work": shape.work,
             "median_ms": median(samples),
             "min_ms": min(samples),
-            "per_second": 1e3 * shape[0] / median(samples),
-            "ratio_to_fp32": times_faster(runtime, "torch fp32", shape),
-            "ratio_to_bf16": times_faster(runtime, "torch bf16", shape),
+            "per_second": 1e3 * shape.counted / median(samples),
+            "ratio_to_fp32": times_faster(runtime, "fp32", shape),
+            "ratio_to_bf16": times_faster(runtime, "bf16", shape),
             "note": notes[runtime],
         }
         for (runtime, shape), samples in samples_ms.items()

@@ -1,138 +1,177 @@
-"""How many tokens per second a language model takes in and writes on the engine.
+"""The runtimes of a language model's benchmark, and what is timed of one.
 
-    prefill          a prompt of 512 tokens, up to the logits after it
-    decode, batch B  steps of B answers under way, one token of each, without choosing it
-    decode, deep     the same of one answer, whose text has 4096 tokens
+    torch bf16       the float source in bf16, transformers with its own cache
+    bitwright bf16   the float source on the engine, all in bf16: the same engine without quantization
+    bitwright        the quantized checkpoint; on the engine if that can run it, else in transformers
 
-Cells take turns, round after round; only rounds in which other programs left the machine alone count.
+    prefill  a prompt, up to the logits of its last token
+    decode   a step of some answers under way, one token of each, without choosing it
+
+A speed is relative to the faster one of both in bf16: a gain over transformers alone may be the engine's, not the
+quantization's.
 """
 
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
-from bitwright.errors import InputError
+from bitwright.engine.decoders import DEFAULT, FLOAT, Arithmetic
+from bitwright.engine.executor import Step as Batch
+from bitwright.errors import EngineError, InputError
+from bitwright.families.tasks import TaskName
+from bitwright.files.directory import ModelDirectory
 from bitwright.generate.cache import Held
-from bitwright.runtime.bench_load import LoadLimit, machine_cpu_s, own_cpu_s
+from bitwright.record import Shape, shape_words
+from bitwright.runtime.bench_inputs import ModelShape, random_tokens
+from bitwright.runtime.bench_runtimes import OURS, Files, Runtime, Step
 from bitwright.runtime.decoder_model import DecoderModel
 
+if TYPE_CHECKING:
+    from torch import nn
+
 PREFILL, SHORT, DEEP = 512, 32, 4096  # tokens
-BATCHES = (1, 4, 8, 32)
-_WARM_STEPS, _LEAST_STEPS = 2, 4
+# What a report shows, and all that `bitwright bench` times.
+REPORTED = (Shape(1, PREFILL, "prefill"), Shape(1, SHORT, "decode"), Shape(8, SHORT, "decode"))
+TIMED = (
+    Shape(1, PREFILL, "prefill"),
+    *(Shape(batch, SHORT, "decode") for batch in (1, 4, 8, 32)),
+    Shape(1, DEEP, "decode"),
+)
+FORWARDS = ((1, 16), (1, 128), (8, 128))  # of an encoder
+_GROWTH = 256  # tokens that a text grows by while it is timed, before it is cut back
+_CACHE = 1 << 15  # tokens that it has room for; what is not written takes no memory
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """kind: "prefill" or "decode". batch: answers under way. depth: tokens of a text before what is timed."""
-
-    kind: str
-    batch: int
-    depth: int
-
-
-def cells(model: DecoderModel) -> list[Cell]:
-    """Those for which context and cache have room."""
-    found = [Cell("prefill", 1, 0), *(Cell("decode", batch, SHORT) for batch in BATCHES), Cell("decode", 1, DEEP)]
-    room = model.cache.size * model.cache.layout.tokens
-
-    def fits(cell: Cell) -> bool:
-        longest = PREFILL if cell.kind == "prefill" else cell.depth + 2 * model.cache.layout.tokens
-        return longest <= model.max_tokens and longest * cell.batch <= room
-
-    return [cell for cell in found if fits(cell)]
+def shapes_for(task: TaskName, asked: Sequence[tuple[int, int]], tokens: Sequence[Shape]) -> Sequence[Shape]:
+    """What is timed of a model for this task. asked: (batch, tokens) that a user names; of a language model, prompts of
+    that size, and answers after them. tokens: what is timed of one if there are none."""
+    if task != "text-generation":
+        return tuple(Shape(*shape) for shape in asked or FORWARDS)
+    return tuple(Shape(*shape, work) for shape in asked for work in ("prefill", "decode")) or tokens
 
 
-def measure_tokens(model: DecoderModel, *, rounds: int, block_s: float, limit: LoadLimit) -> dict[str, Any]:
-    """Time every cell in turn, for block_s seconds each.
-
-    Returns:
-        {"rows": [{"kind", "batch", "depth", "tokens_per_s", "lower_quartile", "rounds"}], "threads",
-        "other_load_cores": the median over all blocks, "too_busy": whether a cell had fewer quiet rounds than the limit
-        asks for; such cells have no row}
-
-    Raises:
-        InputError: a context that is too short for any cell.
-    """
-    timed = cells(model)
-    if not timed:
-        raise InputError(f"{model.path}: its context of {model.max_tokens} tokens is too short to time anything")
-    found: dict[Cell, list[tuple[float, float]]] = {cell: [] for cell in timed}
-    deadline = time.monotonic() + limit.retry_s + rounds * len(timed) * 2 * block_s
-    done = 0
-    while done < rounds or (_short(found, limit) and time.monotonic() < deadline):
-        for cell in timed:
-            if done < rounds or len(_quiet(found[cell], limit)) < limit.rounds:
-                found[cell].append(_block(model, cell, block_s))
-        done += 1
-    rows = []
-    for cell, blocks in found.items():
-        rates = _quiet(blocks, limit)
-        if len(rates) < limit.rounds:
-            continue
-        rows.append(
-            {
-                "kind": cell.kind, "batch": cell.batch, "depth": cell.depth, "rounds": len(rates),
-                "tokens_per_s": float(np.median(rates)), "lower_quartile": float(np.quantile(rates, 0.25)),
-            }
-        )  # fmt: skip
-    loads = [load for blocks in found.values() for _, load in blocks]
-    return {
-        "rows": rows, "threads": model.threads, "backend": model.backend, "too_busy": len(rows) < len(timed),
-        "other_load_cores": float(np.median(loads)),
-    }  # fmt: skip
+def longest(shape: Shape) -> int:
+    """Tokens that a text of this shape has at most."""
+    return shape.tokens + (_GROWTH if shape.work == "decode" else 0)
 
 
-def _short(found: dict[Cell, list[tuple[float, float]]], limit: LoadLimit) -> bool:
-    return any(len(_quiet(blocks, limit)) < limit.rounds for blocks in found.values())
+@dataclass(slots=True, eq=False)
+class OnEngine:
+    """A model on the engine, and the texts that are under way in its cache."""
+
+    model: DecoderModel
+    held: list[Held] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, directory: ModelDirectory, threads: int, arithmetic: Arithmetic = DEFAULT) -> "OnEngine":
+        """Raises:
+        EngineError: the engine does not run the model.
+        """
+        return cls(DecoderModel(directory, threads=threads, arithmetic=arithmetic, cache_tokens=_CACHE))
+
+    def step(
+        self, ids_BT: np.ndarray, shape: Shape, run: Callable[[Batch], np.ndarray] | None = None
+    ) -> Callable[[], np.ndarray]:
+        """What is timed, after the texts before it are computed. run: what computes a step.
+
+        Raises:
+            InputError: more texts than the cache has room for.
+        """
+        cache, run = self.model.cache, run or self.model.step
+        for one in self.held:
+            cache.end(one)
+        if shape.batch * -(-longest(shape) // cache.layout.tokens) > cache.size:
+            raise InputError(f"{shape_words(shape)}: more than the {_CACHE} tokens that are timed at once")
+        self.held[:] = [cache.begin([]) for _ in ids_BT]
+
+        def compute(held: Sequence[Held], ids_BT: np.ndarray) -> np.ndarray:
+            for one in held:
+                cache.grow(one, ids_BT.shape[1])
+            logits = run(cache.step([(one, ids.tolist(), 1) for one, ids in zip(held, ids_BT, strict=True)]))
+            for one in held:
+                one.length += ids_BT.shape[1]
+            return logits
+
+        def cut_back(length: int) -> None:
+            for one in self.held:
+                cache.roll_back(one, length)
+
+        def prefill() -> np.ndarray:
+            cut_back(0)
+            return compute(self.held, ids_BT)
+
+        def decode() -> np.ndarray:
+            if self.held[0].length >= longest(shape):
+                cut_back(shape.tokens)
+            return compute(self.held, ids_BT[:, :1])
+
+        if shape.work == "prefill":
+            return prefill
+        for one, ids in zip(self.held, ids_BT, strict=True):
+            for begin in range(0, shape.tokens, PREFILL):
+                compute([one], ids[None, begin : begin + PREFILL])
+        return decode
 
 
-def _quiet(blocks: list[tuple[float, float]], limit: LoadLimit) -> list[float]:
-    return [rate for rate, load in blocks if load <= limit.cores]
+def _open_engine(files: Files, threads: int, arithmetic: Arithmetic = DEFAULT) -> OnEngine:
+    return OnEngine.open(ModelDirectory(files.path, files.task), threads, arithmetic)
 
 
-def _block(model: DecoderModel, cell: Cell, block_s: float) -> tuple[float, float]:
-    """Tokens per second, and the cores that other programs kept busy meanwhile."""
-    random = np.random.default_rng(0)
-    held = [model.cache.begin([]) for _ in range(cell.batch)]
+def _open_result(files: Files, threads: int) -> "OnEngine | nn.Module":
     try:
-        for one in held:
-            for begin in range(0, cell.depth, PREFILL):
-                _compute(model, [one], random, min(PREFILL, cell.depth - begin))
-        tokens = PREFILL if cell.kind == "prefill" else 1
+        return _open_engine(files, threads)
+    except EngineError:
+        import torch
 
-        def step() -> None:
-            if model.cache.layout.tokens * len(held[0].blocks) >= cell.depth + PREFILL or tokens > 1:
-                for one in held:  # as deep as at first
-                    model.cache.roll_back(one, cell.depth)
-            _compute(model, held, random, tokens)
+        from bitwright.runtime.generic import load_generic
 
-        for _ in range(_WARM_STEPS):
-            step()
-        return _timed(step, tokens * cell.batch, block_s)
-    finally:
-        for one in held:
-            model.cache.end(one)
+        torch.set_num_threads(threads)
+        return load_generic(ModelDirectory(files.path, files.task)).hf
 
 
-def _compute(model: DecoderModel, held: list[Held], random: np.random.Generator, tokens: int) -> None:
-    """One step of as many tokens for each of these texts."""
-    work = [(one, random.integers(0, model.vocabulary, tokens).tolist(), 1) for one in held]
-    for one in held:
-        model.cache.grow(one, tokens)
-    model.step(model.cache.step(work))
-    for one in held:
-        one.length += tokens
+def _open_torch(files: Files, threads: int) -> "nn.Module":
+    import torch
+
+    from bitwright.models.load import load_model
+
+    torch.set_num_threads(threads)
+    return load_model(files.path, dtype=torch.bfloat16, task=files.task).model
 
 
-def _timed(step: Callable[[], None], tokens: int, block_s: float) -> tuple[float, float]:
-    process = [psutil.Process(os.getpid())]
-    before, count, begun = machine_cpu_s() - own_cpu_s(process), 0, time.perf_counter()
-    while (spent := time.perf_counter() - begun) < block_s or count < _LEAST_STEPS:
-        step()
-        count += 1
-    return count * tokens / spent, max(machine_cpu_s() - own_cpu_s(process) - before, 0.0) / spent
+def _make(opened: Any, model: ModelShape, shape: Shape, seed: int) -> Step:
+    ids_BT, _ = random_tokens(model, batch=shape.batch, tokens=shape.tokens, seed=seed)
+    return opened.step(ids_BT, shape) if isinstance(opened, OnEngine) else _in_torch(opened, ids_BT, shape)
+
+
+def _in_torch(model: Any, ids_BT: np.ndarray, shape: Shape) -> Step:
+    import torch
+    from transformers import DynamicCache
+
+    def compute(ids: "torch.Tensor", cache: Any) -> "torch.Tensor":
+        with torch.inference_mode():
+            logits: torch.Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            return logits
+
+    ids = torch.from_numpy(ids_BT)
+    if shape.work == "prefill":
+        return lambda: compute(ids, DynamicCache(config=model.config))
+    cache = DynamicCache(config=model.config)
+    compute(ids, cache)
+
+    def decode() -> "torch.Tensor":
+        if cache.get_seq_length() >= longest(shape):
+            cache.crop(shape.tokens - cache.get_seq_length())
+        return compute(ids[:, :1], cache)
+
+    return decode
+
+
+# The order of the rows, and of the blocks within a round.
+TOKEN_RUNTIMES: dict[str, Runtime] = {
+    "torch bf16": Runtime(_open_torch, make=_make),
+    "bitwright bf16": Runtime(partial(_open_engine, arithmetic=FLOAT), make=_make, optional=True),
+    OURS: Runtime(_open_result, reads_checkpoint=True, make=_make),
+}

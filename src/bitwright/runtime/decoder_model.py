@@ -83,7 +83,7 @@ class DecoderModel(OnEngine):
         self.cache = Cache(layout, cache_tokens)
         self.max_tokens = min(program.max_tokens, self.cache.size * layout.tokens)
         self.vocabulary = program.vocabulary
-        self.backend = f"engine:{active_isa()}, {arithmetic.cache} cache"
+        self.backend = f"engine:{active_isa()}{', bf16' * (arithmetic.inputs == 'bf16')}, {arithmetic.cache} cache"
         self.generation_config = generation_config(directory)
         self._eos, self._told = eos_ids(self.generation_config), set[str]()
         self.scheduler = Scheduler(self.step, self.cache, speculate=speculate)

@@ -11,6 +11,7 @@ import numpy as np
 
 from bitwright.engine.builders import encoder_task, has_position_table, lower_encoder
 from bitwright.engine.executor import Executor
+from bitwright.engine.linears import Inputs
 from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
@@ -41,10 +42,11 @@ class EngineModel(OnEngine):
 
     def __init__(
         self, directory: ModelDirectory, *, threads: int | None = None, trust_remote_code: bool = False,
-        float_attention: bool = False,
+        float_attention: bool = False, inputs: Inputs = "int8",
     ) -> None:  # fmt: skip
         """trust_remote_code: for the generic path, which is loaded only when it is needed. float_attention: compute
-        attention in float, whatever the checkpoint says.
+        attention in float, whatever the checkpoint says. inputs: of linears of at most 4 bits, where the file leaves
+        them in 16 bits.
 
         Raises:
             EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
@@ -56,9 +58,9 @@ class EngineModel(OnEngine):
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.sentences = read_sentences(directory, self.task)
         modes, normalize = engine_pooling(self.sentences)
-        program = lower_encoder(weights, pooling=modes, normalize=normalize)
+        program = lower_encoder(weights, pooling=modes, normalize=normalize, inputs=inputs)
         self.executor = Executor(program, native_isa())
-        self.backend = f"engine:{active_isa()}{_attention_words(program.int8_attention)}"
+        self.backend = f"engine:{active_isa()}{', bf16' * (inputs == 'bf16')}{_attention_words(program.int8_attention)}"
         trained = length_limit(directory.config.get(_POSITIONS), directory.path / CONFIG_FILE, _POSITIONS)
         rows = [program.max_tokens] if has_position_table(weights) else []
         self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), trained, rows)

@@ -12,6 +12,7 @@ from bitwright.files.task import find_task
 from bitwright.runtime.pickling import LoadedFrom
 
 if TYPE_CHECKING:
+    from bitwright.engine.linears import Inputs
     from bitwright.families.tasks import TaskName
     from bitwright.runtime.decoder_model import DecoderModel
     from bitwright.runtime.engine_model import EngineModel
@@ -42,7 +43,8 @@ def load(
         directory: a model directory, or the name of a model on the hub.
         compute: "auto"; or "float32" or "bfloat16" to take the generic path and compute there in that dtype what is not
             quantized, attention among it. A float model is always loaded in float32; but "engine" runs any language
-            model on the engine, a float one in bf16, and raises where that cannot.
+            model on the engine, a float one in bf16, and raises where that cannot. "bf16" does so, too, and rounds
+            nothing to int8 that the checkpoint leaves in 16 bits: neither inputs of linears nor a head.
         threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. Never
             more than the processors that the process may use, by its affinity mask and its container's quota: more are
             slower. The generic path uses torch's setting, which the first model that torch computes lowers to these.
@@ -55,7 +57,7 @@ def load(
 
     Raises:
         InputError: another `compute` or `kv_cache`; threads or context < 1; a context that does not fit into memory.
-        EngineError: compute="engine", and the engine does not run it.
+        EngineError: compute is "engine" or "bf16", and the engine does not run the model.
         ModelError: no model there, an architecture without a row in the table, a task that its files leave open, or
             weights that are not those of config.json, or hold NaN or infinity; code of others, unless it is trusted.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
@@ -75,21 +77,23 @@ def _loaded(
     kv_cache: CacheKind,
 ) -> "EngineModel | DecoderModel | GenericModel":  # fmt: skip
     why = ""
-    if compute == "engine" or (compute == "auto" and opened.is_quantized):
+    on_engine = compute in ("engine", "bf16")
+    inputs: Inputs = "bf16" if compute == "bf16" else "int8"
+    if on_engine or (compute == "auto" and opened.is_quantized):
         try:
             if find_task(opened) == "text-generation":
-                from bitwright.engine.decoders import Arithmetic
+                from bitwright.engine.decoders import DEFAULT, FLOAT
                 from bitwright.runtime.decoder_model import DecoderModel
 
-                how = Arithmetic(cache=kv_cache)
+                how = (FLOAT if compute == "bf16" else DEFAULT)._replace(cache=kv_cache)
                 return DecoderModel(
                     opened, threads=threads, trust_remote_code=trust_remote_code, context=context, arithmetic=how
                 )
             from bitwright.runtime.engine_model import EngineModel
 
-            return EngineModel(opened, threads=threads, trust_remote_code=trust_remote_code)
+            return EngineModel(opened, threads=threads, trust_remote_code=trust_remote_code, inputs=inputs)
         except EngineError as error:
-            if compute == "engine":
+            if on_engine:
                 raise
             why = f"not on the engine: {error}"
     from bitwright.runtime.generic import load_generic

@@ -171,7 +171,7 @@ def _verify_ours(
         detail += "; the engine agrees within the rounding of activations"
     if "engine_float_attention" in found:
         detail += ", and int8 attention adds no more than that"
-    if "generic_rounded" in found:
+    if "decodes" in found:
         detail = detail.replace("int8 attention adds", "an int8 cache and an int8 head add")
     return _row(_OURS, not faults, checks, "; ".join(faults) or detail)
 
@@ -271,7 +271,7 @@ def _child() -> None:
     from bitwright.runtime.engine_model import EngineModel
     from bitwright.runtime.generic import load_generic  # noqa: F401 (imported before there is something to do)
     from bitwright.runtime.load import load
-    from bitwright.runtime.swap import set_compute
+    from bitwright.runtime.swap import round_groups, set_compute
 
     compute, directory, given, result = json.loads(sys.stdin.read())
     with np.load(given) as file:
@@ -281,10 +281,13 @@ def _child() -> None:
     found["generic"], found["generic_calls"] = compared(model.generic, ids)
     if model.task == "text-generation":
         found |= _of_decoder(model.generic, ids)
-    elif model.generic is not model:
+    elif isinstance(model, EngineModel):
         found["engine"], found["engine_calls"] = compared(model, ids)
-        found["engine_folded"], found["engine_added"] = model.folded, 0
-        if isinstance(model, EngineModel) and any(model.executor.program.int8_attention):
+        found["engine_folded"], found["engine_added"] = model.folded, model.executor.program.added
+        if model.executor.program.added:
+            round_groups(model.generic.hf, on=True)
+            found["generic_rounded"], _ = compared(model.generic, ids)
+        if any(model.executor.program.int8_attention):
             found["engine_int8_attention"] = sum(model.executor.program.int8_attention)
             found["engine_float_attention"], _ = compared(EngineModel(model.directory, float_attention=True), ids)
         if not cpu_multiplies_bf16():  # else it computed in bf16 above
@@ -305,7 +308,7 @@ def _of_decoder(generic: "GenericModel", ids_BT: "Tensor") -> dict[str, Any]:
         engine = DecoderModel(directory)
     except EngineError:
         return {}
-    found: dict[str, Any] = {"engine_folded": 0, "engine_added": engine.executor.program.added}
+    found: dict[str, Any] = {"decodes": 1, "engine_folded": 0, "engine_added": engine.executor.program.added}
     found["engine"], found["engine_calls"] = compared(engine, ids_BT)
     plain = Arithmetic(head="16", cache="bf16")
     found["engine_int8_attention"] = len(engine.executor.program.layers) + 1  # and the head
