@@ -58,7 +58,7 @@ test: setup  ## run the tests that belong before each commit
 test-all: setup  ## run every test
 	$(call pytest)
 
-LONG_RUNS := properties fuzz sanitize-address sanitize-thread soak regret new-kinds no-failures
+LONG_RUNS := properties fuzz sanitize-address sanitize-thread soak soak-requests regret new-kinds no-failures
 long: $(LONG_RUNS:%=$(LONG)/%.txt)  ## fuzz, soaks, studies: hours; goes on where it stopped
 	@tail -n 3 $(LONG)/*.txt
 	@echo "The figures of $(LONG) go to docs/measurements.md."
@@ -76,6 +76,10 @@ $(LONG)/sanitize-%.txt: build/sanitize-%/soak
 
 $(LONG)/soak.txt: $(DEMO)/record.json
 	$(call keep,$(BIN)/python benchmarks/soak.py $(DEMO) --json $(@:.txt=.json))
+
+$(LONG)/soak-requests.txt: | setup
+	test -d build/random-lm || $(BIN)/python benchmarks/llm_random.py build/random-lm --small
+	$(call keep,$(BIN)/python benchmarks/soak_requests.py build/random-lm --json $(@:.txt=.json))
 
 $(LONG)/regret.txt: | setup
 	$(call keep,$(BIN)/python benchmarks/regret.py --json $(@:.txt=.json))

@@ -18,6 +18,7 @@ from bitwright.errors import EngineError, InputError
 from bitwright.files.directory import ModelDirectory
 from bitwright.recipe import make_recipe
 from bitwright.runtime.decoder_model import DecoderModel
+from tests.forks import ended_well, in_child
 
 CONFIG = {"head_dim": 16, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 256}
 PROMPTS = ["the harbour", "a", "text of some length that has more words than the others have", "the harbour was"]
@@ -83,6 +84,50 @@ def test_a_stream_that_is_closed_gives_everything_back(model: DecoderModel) -> N
     stream.close()
     assert model.scheduler.idle
     assert model.cache.free == model.cache.size
+
+
+def test_a_child_forked_in_the_middle_of_a_step_answers_too(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread holds the model's turn, and is gone in the child; what it asked for is the parent's."""
+    model = bitwright.load(directory)
+    assert isinstance(model, DecoderModel)
+    (wanted,) = model.generate("the harbour", max_tokens=5)
+    stepping, go_on = threading.Event(), threading.Event()
+    run = model.scheduler._run
+
+    def slow(batch: Any) -> np.ndarray:
+        stepping.set()
+        go_on.wait(20)
+        return run(batch)
+
+    monkeypatch.setattr(model.scheduler, "_run", slow)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.extend(model.generate("a", max_tokens=3)))
+    thread.start()
+    stream = model.stream("the harbour", max_tokens=5)
+    stepping.wait(20)
+
+    def holds() -> bool:
+        with pytest.raises(EngineError, match="forked while an answer was computed"):
+            model._advance(parents)
+        return model.generate("the harbour", max_tokens=5)[0] == wanted and model.scheduler.idle
+
+    parents = model.scheduler
+    child = in_child(holds)
+    go_on.set()
+    thread.join()
+    assert ended_well(child)
+    assert len(answers[0].ids) == 3
+    assert "".join(step.text for step in stream) == wanted.text
+
+
+def test_the_engine_in_16_bits_rounds_nothing_to_int8(directory: Path, float_directory: Path) -> None:
+    model, engine = bitwright.load(directory, compute="bf16", kv_cache="bf16"), bitwright.load(directory)
+    assert ", bf16, bf16 cache" in model.backend
+    ids = torch.tensor([np.random.default_rng(2).integers(5, 200, 60).tolist()])
+    plain = bitwright.load(directory, compute="float32").logits(ids)
+    near, far = ((found.logits(ids) - plain).norm() / plain.norm() for found in (model, engine))
+    assert near < 0.02
+    assert near < far / 1.5
 
 
 def test_greedy_answers_are_those_of_transformers(float_directory: Path) -> None:

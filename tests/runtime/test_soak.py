@@ -1,7 +1,8 @@
-"""`benchmarks/soak.py`: a short one passes, and one whose results are wrong, or whose memory grows, does not."""
+"""`benchmarks/soak.py` and `soak_requests.py`: a short one passes; one with wrong results, or that leaks, does not."""
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +17,18 @@ from bitwright.recipe import make_recipe
 TinyModel = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def soak() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("soak", Path(__file__).parents[2] / "benchmarks" / "soak.py")
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # where its dataclasses look
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def soak() -> ModuleType:
+    return benchmark("soak")
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,24 @@ def test_wrong_results_and_leaks_fail(soak: ModuleType, quantized: Path, monkeyp
 
     monkeypatch.setattr(soak.Executor, "run", wrong_once)
     assert soak.main([str(quantized), *calls]) == 1
+
+
+def test_requests_that_come_and_go(tiny_model: TinyModel, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Then one whose model answers with other tokens than alone."""
+    soak = benchmark("soak_requests")
+    model, options = tiny_model("llama", head_dim=16), {"minutes": 0.02, "callers": 3, "seed": 0, "count": 9}
+    found = soak.soak(model, **options)
+    assert (found["wrong"], found["kept_blocks"]) == (0, 0)
+    assert found["answers"] > 9
+    real, alone = soak.DecoderModel, iter([True])
+
+    def loaded(directory: Any, **how: Any) -> Any:
+        other = real(directory, **how)
+        if not next(alone, False):
+            step = other.scheduler._run
+            other.scheduler._run = lambda batch: -step(batch)
+        return other
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(soak, "DecoderModel", loaded)
+        assert soak.soak(model, **options)["wrong"] > 0

@@ -39,7 +39,7 @@ DEFAULT = Arithmetic()
 FLOAT = Arithmetic(inputs="bf16", head="16", cache="bf16")  # whatever the checkpoint does not quantize
 
 
-_ROWS_AT_ONCE = 4096  # of a head, while it is quantized
+_VALUES_AT_ONCE = 1 << 20  # of a head, while it is quantized: they stay in cache
 _HEAD_GROUP = 64  # inputs, at most, that share a scale of a head
 
 # What changes the computation, and no builder supports; a value here is the one that changes nothing.
@@ -243,12 +243,16 @@ def _rounded(linear: FloatLinear) -> QuantizedLinear:
     if group is None:
         raise EngineError(f"a head with K = {k} inputs cannot be held in int8: K must be a multiple of 8")
     codes_NK, scale_NG = np.empty((n, 2 * k), np.int8), np.empty((n, 2 * k // group), np.float32)
-    for begin in range(0, n, _ROWS_AT_ONCE):
-        part, rows = weight_NK[begin : begin + _ROWS_AT_ONCE], slice(begin, begin + _ROWS_AT_ONCE)
+    at_once = max(1, _VALUES_AT_ONCE // k)
+    for begin in range(0, n, at_once):
+        part, rows = weight_NK[begin : begin + at_once], slice(begin, begin + at_once)
         values_MGg = (part.widen() if isinstance(part, Bf16) else part).reshape(-1, k // group, group)
         scale_MG = _scales(abs(values_MGg).max(axis=2) / np.float32(127))
-        above_MK = np.clip(np.rint(values_MGg / scale_MG[..., None]) + 128, 0, 255).astype(np.uint8).reshape(-1, k)
-        codes_NK[rows, :k], codes_NK[rows, k:] = np.divmod(above_MK, 16)
+        above_MGg = np.divide(values_MGg, scale_MG[..., None])
+        np.rint(above_MGg, out=above_MGg)
+        above_MGg += np.float32(128)
+        above_MK = np.clip(above_MGg, 0, 255, out=above_MGg).astype(np.uint8).reshape(-1, k)
+        codes_NK[rows, :k], codes_NK[rows, k:] = above_MK >> 4, above_MK & 15
         scale_NG[rows] = np.concatenate([16 * scale_MG, scale_MG], axis=1)
     zero_NG = np.zeros(scale_NG.shape, np.int8)
     zero_NG[:, k // group :] = -8

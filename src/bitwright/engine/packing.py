@@ -59,7 +59,7 @@ def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
     first = linears[0]
     assert isinstance(first, QuantizedLinear)
     group = input_group(first)
-    codes_NK = (_codes(linears).astype(np.int8, copy=False) + np.int8(8)).view(np.uint8)
+    codes_NK = _codes(linears).view(np.uint8) + np.uint8(8)  # wraps, as it must
     zeros = [_each_row(x.weight.zero_point_NG, x.shape[0]) for x in linears
              if isinstance(x, QuantizedLinear) and x.weight.zero_point_NG is not None]  # fmt: skip
     zero = np.concatenate(zeros).astype(np.int8) + np.int8(8) if zeros else None

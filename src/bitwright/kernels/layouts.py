@@ -98,8 +98,10 @@ def pack_w4(codes_NK: Array, copy: Copy = _contiguous) -> Array:
     four bytes, the others in the upper halves; zero where padded. K is a multiple of 8.
     """
     n, k = codes_NK.shape
-    words: Any = codes_NK.reshape(n, k // WORD_W4, 2, GROUP)
-    packed: Array = _pack((words[:, :, 0] | words[:, :, 1] << 4).reshape(n, k // 2), GROUP, GROUP, copy)
+    fours = _padded(codes_NK, n, k).view(_int32_of(codes_NK))  # four codes are shifted as one number
+    pairs = fours[:, 1::2] << 4
+    pairs |= fours[:, 0::2]
+    packed: Array = _pack(pairs.view(codes_NK.dtype), GROUP, GROUP, copy)
     return packed
 
 

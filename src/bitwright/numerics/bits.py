@@ -103,6 +103,8 @@ def _pack(codes: np.ndarray, bits: int, lowest: int) -> np.ndarray:
 
 def _unpack(stream: np.ndarray, bits: int, count: int, lowest: int) -> np.ndarray:
     """`_pack` undone: int8 (N, `count`)."""
+    if bits == 4:
+        return _unpack_halves(stream, lowest)[:, :count]
     n_bytes, dtype = _word(bits)
     each = 8 * n_bytes // bits
     padded = _filled(stream, -(-stream.shape[1] // n_bytes) * n_bytes)
@@ -114,6 +116,16 @@ def _unpack(stream: np.ndarray, bits: int, count: int, lowest: int) -> np.ndarra
         stored[..., i] = np.bitwise_and(np.right_shift(words, dtype.type(i * bits)), dtype.type((1 << bits) - 1))
     codes = stored.reshape(len(stream), words.shape[1] * each)[:, :count] + np.uint8(lowest % 256)
     return codes.view(np.int8)
+
+
+def _unpack_halves(stream: np.ndarray, lowest: int) -> np.ndarray:
+    """Both halves of each byte side by side: int8 (N, 2 · bytes). A byte becomes two at once."""
+    pairs = stream.astype(np.uint16)
+    pairs |= np.left_shift(pairs, np.uint16(4))
+    pairs &= np.uint16(0x0F0F)
+    stored = pairs.view(np.uint8)
+    stored += np.uint8(lowest % 256)
+    return stored.view(np.int8)
 
 
 def _word(bits: int) -> tuple[int, np.dtype]:

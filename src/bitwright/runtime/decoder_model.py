@@ -4,7 +4,6 @@ What only the Hugging Face module can give (`hf`, calling the model) is loaded w
 the generic path.
 """
 
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.files.sentences import read_sentences
 from bitwright.files.tokenizer import open_tokenizer
 from bitwright.generate.cache import Cache
+from bitwright.generate.requests import Requests
 from bitwright.generate.sampling import GENERATION_FILE, Sampling, eos_ids, generation_config, not_followed
 from bitwright.generate.scheduler import CHUNK, Job, Scheduler
 from bitwright.generate.sequence import Generation, Step
@@ -80,14 +80,19 @@ class DecoderModel(OnEngine):
         if cache_tokens is None:
             fitting = int(available_bytes() * _SHARE) // layout.block_bytes * layout.tokens
             cache_tokens = max(min(_MOST_CONTEXTS * program.max_tokens, fitting), layout.tokens)
-        self.cache = Cache(layout, cache_tokens)
+        executor, steps_threads, tokens = self.executor, self.threads, cache_tokens
+
+        def scheduler() -> Scheduler:
+            return Scheduler(
+                lambda batch: executor.step(batch, steps_threads), Cache(layout, tokens), speculate=speculate
+            )
+
+        self._requests = Requests(scheduler)
         self.max_tokens = min(program.max_tokens, self.cache.size * layout.tokens)
         self.vocabulary = program.vocabulary
         self.backend = f"engine:{active_isa()}{', bf16' * (arithmetic.inputs == 'bf16')}, {arithmetic.cache} cache"
         self.generation_config = generation_config(directory)
         self._eos, self._told = eos_ids(self.generation_config), set[str]()
-        self.scheduler = Scheduler(self.step, self.cache, speculate=speculate)
-        self._turn = threading.Lock()  # of who computes a step, for all
         directory.forget_tensors()  # they are packed
         self._trusted = trust_remote_code
         self._templates: ChatTemplates | None = None
@@ -106,13 +111,13 @@ class DecoderModel(OnEngine):
         """
         given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
         requests = [self.request(prompt, **asked) for prompt in given]
-        with self._turn:
-            jobs = [self.scheduler.submit(request, priority=priority) for request in requests]
+        with self._requests.turn() as scheduler:
+            jobs = [scheduler.submit(request, priority=priority) for request in requests]
         try:
             while any(request.finish_reason is None for request in requests):
-                self._advance()
+                self._advance(scheduler)
         finally:
-            self._let_go(jobs)
+            self._let_go(jobs, scheduler)
         return [request.generation() for request in requests]
 
     def stream(self, prompt: str | Sequence[int], *, priority: int = 0, **asked: Any) -> Iterator[Step]:
@@ -124,18 +129,18 @@ class DecoderModel(OnEngine):
         return self._streamed(self.request(prompt, **asked), priority)
 
     def _streamed(self, request: Request, priority: int) -> Iterator[Step]:
-        with self._turn:
-            job = self.scheduler.submit(request, priority=priority)
+        with self._requests.turn() as scheduler:
+            job = scheduler.submit(request, priority=priority)
         try:
             while request.finish_reason is None or job.steps:
                 while job.steps:
                     yield job.steps.popleft()
                 if request.finish_reason is None:
-                    self._advance()
+                    self._advance(scheduler)
             if request.error is not None:
                 raise request.error
         finally:
-            self._let_go([job])
+            self._let_go([job], scheduler)
 
     def request(self, prompt: str | Sequence[int], **asked: Any) -> Request:
         """A request that a scheduler takes."""
@@ -198,39 +203,50 @@ class DecoderModel(OnEngine):
         length = len(texts[0])
         if length > self.max_tokens:
             raise InputError(f"a text has {length} tokens; this model takes {self.max_tokens}")
-        blocks = len(texts) * -(-length // self.cache.layout.tokens)
-        if blocks > self.cache.size:
-            room = self.cache.size * self.cache.layout.tokens
+        cache = self.cache
+        if len(texts) * -(-length // cache.layout.tokens) > cache.size:
+            room = cache.size * cache.layout.tokens
             raise InputError(
                 f"{len(texts)} texts of {length} tokens do not fit into a cache of {room}; give fewer at once"
             )
         at_once = max(CHUNK // len(texts), 1)
-        with self._turn:
-            held = [self.cache.begin([]) for _ in texts]
+        with self._requests.turn() as scheduler:
+            cache = scheduler.cache
+            held = [cache.begin([]) for _ in texts]
             try:
                 for begin in range(0, length, at_once):
                     parts = [ids[begin : begin + at_once] for ids in texts]
                     for one, part in zip(held, parts, strict=True):
-                        self.scheduler.make_room(one, len(part))
+                        scheduler.make_room(one, len(part))
                     work = [(one, part, len(part)) for one, part in zip(held, parts, strict=True)]
-                    yield self.step(self.cache.step(work), threads)
+                    yield self.step(cache.step(work), threads)
                     for one, ids in zip(held, texts, strict=True):
-                        self.cache.appended(one, ids[: begin + at_once])
+                        cache.appended(one, ids[: begin + at_once])
             finally:
                 for one in held:
-                    self.cache.end(one)
+                    cache.end(one)
 
     def step(self, step: Batch, threads: int | None = None) -> np.ndarray:
         """The logits of a step that `cache` made: float32 (outputs, vocabulary). For schedulers and benchmarks."""
         return self.executor.step(step, self.threads if threads is None else at_most_processors(threads))
 
-    def _advance(self) -> None:
-        """One step for all requests, of other threads too."""
-        with self._turn:
-            if not self.scheduler.idle:
-                self.scheduler.step()
+    @property
+    def scheduler(self) -> Scheduler:
+        """Whose turn it is: for those who know that no other thread asks."""
+        return self._requests.scheduler
 
-    def _let_go(self, jobs: Sequence[Job]) -> None:
-        with self._turn:
+    @property
+    def cache(self) -> Cache:
+        """Keys and values of all requests under way."""
+        return self.scheduler.cache
+
+    def _advance(self, scheduler: Scheduler) -> None:
+        """One step for all requests, of other threads too."""
+        with self._requests.turn(scheduler):
+            if not scheduler.idle:
+                scheduler.step()
+
+    def _let_go(self, jobs: Sequence[Job], scheduler: Scheduler) -> None:
+        with self._requests.turn():
             for job in jobs:
-                self.scheduler.cancel(job)
+                scheduler.cancel(job)
