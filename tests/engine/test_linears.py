@@ -17,7 +17,7 @@ from bitwright.checkpoints.linear_tensors import is_portable, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
 from bitwright.engine.linears import grid_of, operator_of
 from bitwright.engine.memory import Memory
-from bitwright.engine.ops.multiply import PackedWna16
+from bitwright.engine.ops.multiply import PackedW4A8, PackedWna16
 from bitwright.engine.packing import pack
 from bitwright.engine.weights import open_weights
 from bitwright.errors import CheckpointError, EngineError
@@ -120,6 +120,22 @@ def test_four_bits_index_the_levels(written: Callable[[QuantizedLinear], Path], 
     held = linear.weight
     known = code_values(held.codes_NK, np.ones(1, np.float32), None, held.spec, held.codebook)
     assert np.array_equal(levels[layouts.unpack_int4(codes, 2 * N, K)], np.concatenate([known, known]))
+
+
+@pytest.mark.parametrize("name", ["w4a16_g32", "w3a16_g32_asym", "w3a16_channel", "w2a16_g32", "ternary_g32"])
+def test_integer_products_take_codes_in_their_own_bits(written: Callable[[QuantizedLinear], Path], name: str) -> None:
+    linear = open_weights(ModelDirectory(written(stored(SPECS[name])))).linear("m")
+    assert isinstance(linear, QuantizedLinear)
+    packed, bits = pack([linear, linear], Memory(), "int8"), linear.weight.spec.bits
+    assert isinstance(packed, PackedW4A8)
+    assert (packed.bits, packed.codes.nbytes) == (bits, 80 * K * bits // 8)  # of 66 columns
+    lowest = -(1 << bits - 1)
+    codes = layouts.unpack_wna8(packed.codes, 2 * N, K, bits).astype(np.int8) + lowest
+    assert np.array_equal(codes, np.concatenate([linear.weight.codes_NK] * 2))
+    given = linear.weight.zero_point_NG
+    assert (packed.zero is None) == (given is None)
+    if packed.zero is not None:
+        assert np.array_equal(packed.zero.swapaxes(1, 2).reshape(80, -1)[:N].astype(np.int8) + lowest, given)
 
 
 WORDS, SCALE = torch.zeros(N, K // 8, dtype=torch.int32), torch.ones(N, 3)

@@ -55,16 +55,19 @@ def _pack_wna16(linears: Sequence[Linear], memory: Memory) -> PackedWna16:
 
 
 def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
-    """Codes of at most 4 bits are held in 4, from 0 on; scales in bf16 where that holds them exactly."""
+    """Codes are held from 0 on, in their own bits where groups allow it; scales in bf16 where that holds them exactly."""
     first = linears[0]
     assert isinstance(first, QuantizedLinear)
     group = input_group(first)
-    codes_NK = (_codes(linears).astype(np.int8, copy=False) + np.int8(8)).view(np.uint8)
+    bits = layouts.bits_wna8(first.weight.spec.bits, group)
+    lowest = np.int8(-(1 << bits - 1))
+    codes_NK = (_codes(linears).astype(np.int8, copy=False) - lowest).view(np.uint8)
     zeros = [_each_row(x.weight.zero_point_NG, x.shape[0]) for x in linears
              if isinstance(x, QuantizedLinear) and x.weight.zero_point_NG is not None]  # fmt: skip
-    zero = np.concatenate(zeros).astype(np.int8) + np.int8(8) if zeros else None
+    zero = np.concatenate(zeros).astype(np.int8) - lowest if zeros else None
     return PackedW4A8(
-        codes=layouts.pack_w4(codes_NK, memory.copy),
+        codes=layouts.pack_wna8(codes_NK, bits, memory.copy),
+        bits=bits,
         scale=memory.copy(layouts.pack_scales(_scales(linears).astype(np.float32, copy=False))),
         zero=None if zero is None else memory.copy(layouts.pack_groups(zero.view(np.uint8))),
         bias=_bias(linears, memory),

@@ -48,13 +48,14 @@ class PackedWna16(NamedTuple):
 
 
 class PackedW4A8(NamedTuple):
-    """codes: `layouts.pack_w4`. scale: `layouts.pack_groups` of the bits of bf16, uint16, or of float32; zero: of
-    uint8, or None for 8. bias: float32, a value for each column, padded to whole blocks.
+    """codes: `layouts.pack_wna8` of so many bits. scale: `layouts.pack_groups` of the bits of bf16, uint16, or of float32; zero: of
+    uint8, or None for 2^(bits − 1). bias: float32, a value for each column, padded to whole blocks.
 
     group: inputs that share a scale of the input. per: such groups that share a scale of the weight.
     """
 
     codes: np.ndarray
+    bits: int
     scale: np.ndarray
     zero: np.ndarray | None
     bias: np.ndarray
@@ -183,7 +184,7 @@ class MultiplyWna16:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MultiplyW4A8:
-    """groups -> f32 or bf16: 4-bit codes × int8 by groups, then bias and GELU, into columns [column, column + n).
+    """groups -> f32 or bf16: codes of up to 4 bits × int8 by groups, then bias and GELU, into columns [column, column + n).
 
     linears: how many of the model it stands for. dtype: what the codes are, for people.
     """
@@ -204,7 +205,7 @@ class MultiplyW4A8:
 
     def bind(self, to: Binder) -> object:
         bf16 = self.weight.scale.dtype == np.uint16
-        weight = to.native.W4(bf16_scale=bf16, per=self.weight.per, **_grouped(self, to))
+        weight = to.native.Wna8(bits=self.weight.bits, bf16_scale=bf16, per=self.weight.per, **_grouped(self, to))
         return to.native.MultiplyW4A8(
             **_places(self, to),
             linears=self.linears,
