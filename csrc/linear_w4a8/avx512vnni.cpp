@@ -66,19 +66,19 @@ struct Block {
     }
     template <int from, int to>
     ALWAYS_INLINE static __m512i with_bit(__m512i field, const uint8_t* at) {
-        constexpr int either_or_both_others = 0xf8;
         const __m512i bit = _mm512_set1_epi8(1 << to);
-        return _mm512_ternarylogic_epi32(field, shifted<from - to>(at), bit, either_or_both_others);
+        return _mm512_ternarylogic_epi32(field, shifted<from - to>(at), bit, 0xf8);  // the first, or both others
     }
 };
 
-// The weight of C blocks, word by word. zeros: whether it has zero points of its own.
-template <int bits, bool zeros, int C>
+// The weight of C blocks, word by word.
+template <int bits, int C>
 struct Words {
     using W = Word<bits>;
 
     const Wna8& w;
     size_t block_bytes, block_groups;
+    int minus_zero;  // where it has no zero points of its own: 16 bits
     const uint8_t *codes, *ahead;
     size_t at;  // of the group's scales
 
@@ -88,6 +88,7 @@ struct Words {
         : w(weight),
           block_bytes(w.k / W::values * W::bytes),
           block_groups(w.k / w.group / w.per * kLanes),
+          minus_zero(w.minimum ? 0 : 0xffff & -(1 << (bits - 1))),
           codes(w.codes + block * block_bytes),
           ahead(codes + (C == 1 ? kAhead : C * block_bytes)),
           at(block * block_groups) {}
@@ -100,21 +101,22 @@ struct Words {
     }
     ALWAYS_INLINE void next() { codes += W::bytes, ahead += C * W::bytes; }
 
-    ALWAYS_INLINE __m512 scale(int c) const {
+    // Of its scales, or its minima.
+    ALWAYS_INLINE __m512 of_group(const void* values, int c) const {
         const size_t from = at + c * block_groups;
-        if (!w.bf16_scale) return _mm512_load_ps((const float*)w.scale + from);
-        const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)w.scale + from));
+        if (!w.bf16_scale) return _mm512_load_ps((const float*)values + from);
+        const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)values + from));
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
     }
     // -zero * sum, of a group's sum, which fits into 16 bits: the product of the lower halves of lanes.
     ALWAYS_INLINE __m512i start(int c, __m512i sum) const {
-        __m512i minus_zero = _mm512_set1_epi32(0xffff & -(1 << (bits - 1)));
-        if constexpr (zeros) {
+        __m512i factor = _mm512_set1_epi32(minus_zero);
+        if (w.zero) {
             const auto* from = (const __m128i*)(w.zero + at + c * block_groups);
             const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(from));
-            minus_zero = _mm512_maskz_sub_epi16(0x55555555, _mm512_setzero_si512(), zero);
+            factor = _mm512_maskz_sub_epi16(0x55555555, _mm512_setzero_si512(), zero);
         }
-        return _mm512_dpwssd_epi32(_mm512_setzero_si512(), minus_zero, sum);
+        return _mm512_dpwssd_epi32(_mm512_setzero_si512(), factor, sum);
     }
     ALWAYS_INLINE void next_group() { at += kLanes; }
 };
@@ -137,7 +139,22 @@ void write_rows(const LinearW4A8& p, const float* y, size_t rows, size_t m, size
     for (size_t r = 0; r < rows; ++r) writer.write(r, y + r * C * kLanes);
 }
 
-template <int bits, bool zeros, int R, int C>
+// What the minima of a group add to y, of R rows.
+template <int R, int C, class Weight>
+ALWAYS_INLINE void add_minima(const Weight& weight, const float* scale_m, const int32_t* sum_m, size_t group_stride,
+                              float* y) {
+    unroll<R>([&](auto r) INLINED {
+        const __m512 row = _mm512_set1_ps(scale_m[r.value * group_stride]);
+        const __m512 sum = _mm512_set1_ps((float)sum_m[r.value * group_stride]);
+        unroll<C>([&](auto c) INLINED {
+            const __m512 minimum = _mm512_mul_ps(row, weight.of_group(weight.w.minimum, c.value));
+            float* at = y + (r.value * C + c.value) * kLanes;
+            _mm512_store_ps(at, _mm512_fmadd_ps(sum, minimum, _mm512_load_ps(at)));
+        });
+    });
+}
+
+template <int bits, int R, int C>
 void tile(const LinearW4A8& p, size_t m, size_t block) {
     using W = Word<bits>;
     // Sums of a row and block that do not wait for one another: few would.
@@ -147,7 +164,7 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
     const int8_t* a = p.codes + m * stride;
     const float* scale_m = p.scale_m + m * group_stride;
     const int32_t* sum_m = p.sum_m + m * group_stride;
-    Words<bits, zeros, C> weight(p.weight, block);
+    Words<bits, C> weight(p.weight, block);
     alignas(64) float y[R * C * kLanes];
     unroll<R * C>([&](auto i) INLINED { _mm512_store_ps(y + i.value * kLanes, _mm512_setzero_ps()); });
     for (size_t g = 0, left = p.weight.per; g < groups; ++g, ++scale_m, ++sum_m) {
@@ -180,11 +197,12 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
                 unroll<chains>([&](auto i) INLINED {
                     if (i.value) sum = _mm512_add_epi32(sum, sums[i.value][r.value][c.value]);
                 });
-                const __m512 scale = _mm512_mul_ps(row, weight.scale(c.value));
+                const __m512 scale = _mm512_mul_ps(row, weight.of_group(p.weight.scale, c.value));
                 float* at = y + (r.value * C + c.value) * kLanes;
                 _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps(at)));
             });
         });
+        if (p.weight.minimum) add_minima<R, C>(weight, scale_m, sum_m, group_stride, y);
         if (--left == 0) {
             weight.next_group();
             left = p.weight.per;
@@ -196,23 +214,19 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
 
 using TileFn = void (*)(const LinearW4A8&, size_t m, size_t block);
 
-template <int bits, bool zeros, int R>
-constexpr TileFn kTilesOfRows[2] = {tile<bits, zeros, R, 1>, tile<bits, zeros, R, 2>};
-
-template <int bits, bool zeros>
-constexpr const TileFn* kTiles[kFewRows] = {
-    kTilesOfRows<bits, zeros, 1>, kTilesOfRows<bits, zeros, 2>, kTilesOfRows<bits, zeros, 3>,
-    kTilesOfRows<bits, zeros, 4>, kTilesOfRows<bits, zeros, 5>, kTilesOfRows<bits, zeros, 6>,
-    kTilesOfRows<bits, zeros, 7>, kTilesOfRows<bits, zeros, 8>,
+template <int bits>
+constexpr TileFn kTiles[kFewRows][2] = {
+    {tile<bits, 1, 1>, tile<bits, 1, 2>}, {tile<bits, 2, 1>, tile<bits, 2, 2>}, {tile<bits, 3, 1>, tile<bits, 3, 2>},
+    {tile<bits, 4, 1>, tile<bits, 4, 2>}, {tile<bits, 5, 1>, tile<bits, 5, 2>}, {tile<bits, 6, 1>, tile<bits, 6, 2>},
+    {tile<bits, 7, 1>, tile<bits, 7, 2>}, {tile<bits, 8, 1>, tile<bits, 8, 2>},
 };
 
 }  // namespace
 
 void linear_w4a8_avx512vnni(const LinearW4A8* p, size_t row_begin, size_t row_end, size_t block_begin,
                             size_t block_end) {
-    const TileFn* const* tiles;
-    for_bits(p->weight.bits,
-             [&](auto bits) { tiles = p->weight.zero ? kTiles<bits.value, true> : kTiles<bits.value, false>; });
+    const TileFn(*tiles)[2];
+    for_bits(p->weight.bits, [&](auto bits) { tiles = kTiles<bits.value>; });
     const size_t rows = row_end - row_begin, most = rows <= kFewRows ? kFewRows : kTileRows;
     const size_t width = rows <= kMemoryRows ? 1 : 2, chunk = (kChunkBytes / p->weight.k / most + 1) * most;
     for (size_t first = row_begin; first < row_end; first += chunk) {

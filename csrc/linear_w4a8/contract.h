@@ -2,7 +2,9 @@
 // group of K:
 //
 //   t[m, n, g] = f32(sum_k a[m, k] * (code[n, k] - zero[n, g / per])), k in group g: exact in int32, and in f32
-//   y[m, n]    = fma(t, scale_m[m, g] * scale_n[n, g / per], y[m, n]), from 0 on, g in order;
+//   y[m, n]    = fma(t, scale_m[m, g] * scale_n[n, g / per], y[m, n]), from 0 on, g in order; and before the next g,
+//                if the weight has minima:
+//   y[m, n]    = fma(f32(sum_m[m, g]), scale_m[m, g] * minimum_n[n, g / per], y[m, n])
 //                + bias[n], then the activation
 //
 // Every step is one f32 operation. So y has the same bits (before a GELU, which is as exact as the output needs) for
@@ -25,8 +27,9 @@
 //
 //            Any code where padded
 //   scale_n  [N16 / 16, G / per, 16] f32, or bf16 if that is set; finite, 64-byte aligned. zero_n likewise, u8 in
-//            [0, 15], 16-byte aligned, or null: every zero point is 2^(bits - 1), that of symmetric codes. Any value
-//            where padded
+//            [0, 15], 16-byte aligned, or null: every zero point is 2^(bits - 1), that of symmetric codes, or 0 if
+//            there are minima. minimum_n likewise, of the type of scale_n, finite, 64-byte aligned, or null; null if
+//            there are zero points. Any value where padded
 //   group    K values with one scale_m: a multiple of V that divides K, 128 at most. per: such groups that share a
 //   scale
 //            of the weight; it divides G
@@ -47,6 +50,7 @@ struct Wna8 {
     const void* scale;
     bool bf16_scale;
     const uint8_t* zero;
+    const void* minimum;
     size_t k, group, per;
 };
 

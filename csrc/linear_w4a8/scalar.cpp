@@ -3,8 +3,9 @@
 #include "linear/output_scalar.h"
 #include "words.h"
 
-static float weight_scale(const Wna8& w, size_t at) {
-    return w.bf16_scale ? widen(((const uint16_t*)w.scale)[at]) : ((const float*)w.scale)[at];
+// A scale, or a minimum.
+static float of_group(const Wna8& w, const void* values, size_t at) {
+    return w.bf16_scale ? widen(((const uint16_t*)values)[at]) : ((const float*)values)[at];
 }
 
 template <int bits>
@@ -24,12 +25,14 @@ static float product(const LinearW4A8& p, size_t m, size_t n) {
     float y = 0.0f;
     for (size_t g = 0; g < groups; ++g) {
         const size_t at = (block * (groups / w.per) + g / w.per) * 16 + column;
-        const int32_t zero = w.zero ? w.zero[at] : 1 << (bits - 1);
+        const int32_t zero = w.zero ? w.zero[at] : w.minimum ? 0 : 1 << (bits - 1);
         int32_t sum = 0;
         for (size_t k = g * w.group; k < (g + 1) * w.group; ++k) {
             sum += p.codes[m * p.code_stride + k] * (code<bits>(codes, column, k) - zero);
         }
-        y = fmaf((float)sum, p.scale_m[m * p.group_stride + g] * weight_scale(w, at), y);
+        const float scale_m = p.scale_m[m * p.group_stride + g];
+        y = fmaf((float)sum, scale_m * of_group(w, w.scale, at), y);
+        if (w.minimum) y = fmaf((float)p.sum_m[m * p.group_stride + g], scale_m * of_group(w, w.minimum, at), y);
     }
     return y + p.bias[n];
 }

@@ -10,15 +10,16 @@ namespace {
 
 constexpr size_t kChunkBytes = 256 * 1024;  // of codes, which stay in L2 while all the weights pass by
 
-ALWAYS_INLINE __m256 weight_scale(const Wna8& w, size_t at) {
-    if (!w.bf16_scale) return _mm256_load_ps((const float*)w.scale + at);
-    const __m128i words = _mm_load_si128((const __m128i*)((const uint16_t*)w.scale + at));
+// Scales, or minima.
+ALWAYS_INLINE __m256 of_group(const Wna8& w, const void* values, size_t at) {
+    if (!w.bf16_scale) return _mm256_load_ps((const float*)values + at);
+    const __m128i words = _mm_load_si128((const __m128i*)((const uint16_t*)values + at));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
 }
 
 // -zero in the lower half of each lane; a group's sum, which it is multiplied by, fits into 16 bits.
 ALWAYS_INLINE __m256i minus_zero(const Wna8& w, size_t at) {
-    if (!w.zero) return _mm256_set1_epi32(0xffff & -(1 << (w.bits - 1)));
+    if (!w.zero) return _mm256_set1_epi32(w.minimum ? 0 : 0xffff & -(1 << (w.bits - 1)));
     const __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(w.zero + at)));
     return _mm256_and_si256(_mm256_sub_epi32(_mm256_setzero_si256(), zero), _mm256_set1_epi32(0xffff));
 }
@@ -45,11 +46,18 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
         });
         add_words<bits, R>(codes, words, a, p.code_stride, sums);
         unroll<2>([&](auto c) INLINED {
-            const __m256 scale_n = weight_scale(w, at + c.value * 8);
+            const __m256 scale_n = of_group(w, w.scale, at + c.value * 8);
             unroll<R>([&](auto r) INLINED {
                 const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(scale_m[r.value * p.group_stride + g]), scale_n);
                 const __m256 t = _mm256_cvtepi32_ps(sums[r.value][c.value]);
                 y[r.value][c.value] = _mm256_fmadd_ps(t, scale, y[r.value][c.value]);
+            });
+            if (!w.minimum) return;
+            const __m256 minimum_n = of_group(w, w.minimum, at + c.value * 8);
+            unroll<R>([&](auto r) INLINED {
+                const size_t i = r.value * p.group_stride + g;
+                const __m256 minimum = _mm256_mul_ps(_mm256_set1_ps(scale_m[i]), minimum_n);
+                y[r.value][c.value] = _mm256_fmadd_ps(_mm256_set1_ps((float)sum_m[i]), minimum, y[r.value][c.value]);
             });
         });
         if (--left == 0) {

@@ -138,12 +138,14 @@ def test_codes_are_held_in_their_bits_where_groups_are_whole_words():
 
 def test_scales_are_bf16_where_that_holds_them():
     narrow = torch.rand(17, 3).bfloat16().float()
-    packed = layouts.pack_scales(narrow)
+    (packed,) = layouts.pack_scales(narrow)
     assert packed.dtype == torch.bfloat16
     assert torch.equal(packed.float(), layouts.pack_groups(narrow))
-    bits = layouts.pack_scales(narrow.numpy())
+    (bits,) = layouts.pack_scales(narrow.numpy())
     assert np.array_equal(bits, packed.view(torch.uint16).numpy())
     wide = narrow.clone()
     wide[16, 2] = torch.tensor(0.1, dtype=torch.float16)
-    assert torch.equal(layouts.pack_scales(wide), layouts.pack_groups(wide))
-    assert layouts.pack_scales(wide.numpy()).dtype == np.float32
+    for values in ((narrow, wide), (wide, narrow)):  # both, or none
+        packed = layouts.pack_scales(*values)
+        assert all(torch.equal(a, layouts.pack_groups(b)) for a, b in zip(packed, values, strict=True))
+        assert all(held.dtype == np.float32 for held in layouts.pack_scales(*(x.numpy() for x in values)))

@@ -30,6 +30,7 @@ class Problem:
     zero_NG: Tensor | None
     bias_N: Tensor
     bits: int
+    minimum_NG: Tensor | None = None
 
     @classmethod
     def of(
@@ -50,14 +51,17 @@ class Problem:
     def wanted(self, *, gelu: bool = False) -> Tensor:
         return reference.linear_w4a8(
             self.codes_MK, self.scale_MG, self.weight_NK, self.scale_NG, self.zero_NG, self.bias_N,
-            bits=self.bits, gelu=gelu,
-        )
+            minimum_NG=self.minimum_NG, bits=self.bits, gelu=gelu,
+        )  # fmt: skip
 
     def rows(self, count: int) -> "Problem":
         """The same, of the first rows alone."""
-        return replace(
-            self, codes_MK=self.codes_MK[:count], scale_MG=self.scale_MG[:count], sum_MG=self.sum_MG[:count]
-        )
+        return replace(self, codes_MK=self.codes_MK[:count], scale_MG=self.scale_MG[:count], sum_MG=self.sum_MG[:count])
+
+    def with_minima(self) -> "Problem":
+        """Minima for zero points, as wide as the scales are."""
+        minimum_NG = -self.scale_NG.roll(1, dims=0) * 4
+        return replace(self, zero_NG=None, minimum_NG=minimum_NG)
 
     def in_four_bits(self) -> "Problem":
         """The same codes, from the middle of 16 on."""
@@ -83,7 +87,8 @@ def multiply(
     codes[:, offset : offset + k] = p.codes_MK
     scale_m, sum_m = torch.full((m, groups + 1), torch.nan), torch.full((m, groups + 1), 2**30, dtype=torch.int32)
     scale_m[:, :groups], sum_m[:, :groups] = p.scale_MG, p.sum_MG
-    weight, scale_n = layouts.pack_wna8(p.weight_NK, p.bits), layouts.pack_scales(p.scale_NG)
+    weight, given = layouts.pack_wna8(p.weight_NK, p.bits), [p.scale_NG, p.minimum_NG]
+    scale_n, *minima = layouts.pack_scales(*(x for x in given if x is not None))
     zero = None if p.zero_NG is None else layouts.pack_groups(p.zero_NG)
     bias = layouts.pad_columns(p.bias_N)
     y = torch.full((offset + m * (n + 3),), torch.nan, dtype=dtype)[offset:]
@@ -93,6 +98,7 @@ def multiply(
         scale=scale_n.data_ptr(),
         bf16_scale=scale_n.dtype == torch.bfloat16,
         zero=0 if zero is None else zero.data_ptr(),
+        minimum=minima[0].data_ptr() if minima else 0,
         k=k,
         group=k // groups,
         per=groups // p.scale_NG.shape[1],
@@ -137,6 +143,19 @@ def test_codes_in_their_own_bits_give_what_they_give_in_four(linear_w4a8_variant
         y = multiply(linear_w4a8_variant, p)
         assert torch.equal(y, multiply(linear_w4a8_variant, p.in_four_bits()))
         assert torch.equal(y, p.wanted())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_minima_are_added_to_each_group(linear_w4a8_variant: str, bits: int) -> None:
+    random = Random(bits)
+    for number in range(16):
+        m, n, group, per = random.randint(1, 20), random.randint(1, 70), 32 * random.randint(1, 4), random.randint(1, 3)
+        k = group * per * random.randint(1, 3)
+        p = Problem.of(m, n, k, group, per, bits=bits, bf16=number % 3 > 0).with_minima()
+        y = multiply(linear_w4a8_variant, p)
+        assert torch.equal(y, p.wanted())
+        first = random.randint(0, m - 1)
+        assert torch.equal(multiply(linear_w4a8_variant, p, rows=slice(first, m))[first:], y[first:])
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
@@ -205,4 +224,7 @@ def test_the_definition_is_the_product_of_what_the_codes_stand_for() -> None:
     a = p.codes_MK * p.scale_MG.double().repeat_interleave(32, dim=1)
     zero = p.zero_NG.double().repeat_interleave(64, dim=1)
     w = (p.weight_NK - zero) * p.scale_NG.double().repeat_interleave(64, dim=1)
+    torch.testing.assert_close(p.wanted().double(), a @ w.T + p.bias_N, rtol=1e-5, atol=1e-4)
+    p = p.with_minima()
+    w = (p.weight_NK * p.scale_NG.double().repeat_interleave(64, dim=1)) + p.minimum_NG.repeat_interleave(64, dim=1)
     torch.testing.assert_close(p.wanted().double(), a @ w.T + p.bias_N, rtol=1e-5, atol=1e-4)

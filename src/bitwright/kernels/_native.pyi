@@ -241,6 +241,7 @@ class Wna8:
         scale: int,
         bf16_scale: bool,
         zero: int,
+        minimum: int,
         k: int,
         group: int,
         per: int,

@@ -140,19 +140,24 @@ def unpack_wna8(packed: Array, n: int, k: int, bits: int) -> Array:
     return out
 
 
-def pack_scales(scale_NG: Array) -> Array:
-    """float32 scales (N, G) -> (N/16, G, 16), zero where padded: bfloat16, in numpy its bits as uint16, if that holds
-    every one of them exactly, else float32.
+def pack_scales(*values_NG: Array) -> tuple[Array, ...]:
+    """float32 scales (N, G), and perhaps minima -> (N/16, G, 16) each, zero where padded: bfloat16, in numpy its bits
+    as uint16, if that holds every one of all of them exactly, else float32.
     """
-    narrow: Any
-    if isinstance(scale_NG, np.ndarray):
-        bits = np.ascontiguousarray(scale_NG).view(np.uint32)
-        narrow, exact = (bits >> 16).astype(np.uint16), not (bits & 0xFFFF).any()
-    else:
-        narrow = scale_NG.bfloat16()
-        exact = bool((narrow.float() == scale_NG).all())
-    packed: Array = pack_groups(narrow if exact else scale_NG)
-    return packed
+    narrowed = [_narrowed(values) for values in values_NG]
+    exact = all(exact for _, exact in narrowed)
+    return tuple(
+        pack_groups(narrow if exact else values) for values, (narrow, _) in zip(values_NG, narrowed, strict=True)
+    )
+
+
+def _narrowed(values: Any) -> tuple[Any, bool]:
+    """In bfloat16, and whether that is exact."""
+    if isinstance(values, np.ndarray):
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        return (bits >> 16).astype(np.uint16), not (bits & 0xFFFF).any()
+    narrow = values.bfloat16()
+    return narrow, bool((narrow.float() == values).all())
 
 
 def input_group_w4a8(group: int) -> int | None:
