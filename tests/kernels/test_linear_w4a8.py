@@ -49,9 +49,10 @@ class Problem:
         )  # fmt: skip
 
     def wanted(self, *, gelu: bool = False) -> Tensor:
+        middle = 1 << self.bits - 1 if self.minimum_NG is None else 0
         return reference.linear_w4a8(
-            self.codes_MK, self.scale_MG, self.weight_NK, self.scale_NG, self.zero_NG, self.bias_N,
-            minimum_NG=self.minimum_NG, bits=self.bits, gelu=gelu,
+            self.codes_MK, self.scale_MG, self.weight_NK, self.scale_NG,
+            middle if self.zero_NG is None else self.zero_NG, self.bias_N, minimum_NG=self.minimum_NG, gelu=gelu,
         )  # fmt: skip
 
     def rows(self, count: int) -> "Problem":

@@ -170,11 +170,10 @@ def linear_w4a8(
     scale_MG: Tensor,
     weight_NK: Tensor,
     scale_NG: Tensor,
-    zero_NG: Tensor | None,
+    zero_NG: Tensor | int,
     bias_N: Tensor | None,
     *,
     minimum_NG: Tensor | None = None,
-    bits: int = 4,
     gelu: bool = False,
 ) -> Tensor:
     """Σ_g scale_mg · scale_ng · Σ_k codes[m, k] · (weight[n, k] − zero_ng) + bias_n, then GELU: float32 (M, N). With
@@ -186,14 +185,14 @@ def linear_w4a8(
 
     Args:
         codes_MK, scale_MG: of `quantize_groups`.
-        weight_NK: uint8 below 2^bits. zero_NG: likewise; absent means 2^(bits − 1), or 0 with minima.
+        weight_NK: uint8 below 16. zero_NG: likewise, or a number for all groups: the middle of the codes if they are
+            symmetric, 0 if there are minima.
         scale_NG, minimum_NG: float32. The weight may have fewer groups than the input, each as large as several of
             those.
     """
     groups = scale_MG.shape[1]
     per = groups // scale_NG.shape[1]
-    if zero_NG is None:
-        zero_NG = torch.full_like(scale_NG, 1 << bits - 1 if minimum_NG is None else 0)
+    zero_NG = torch.full_like(scale_NG, zero_NG) if isinstance(zero_NG, int) else zero_NG
     a_MGg, w_NGg = (codes.double().reshape(len(codes), groups, -1) for codes in (codes_MK, weight_NK))
     w_NGg = w_NGg - zero_NG.double().repeat_interleave(per, dim=1)[..., None]
     y_MN = codes_MK.new_zeros(len(codes_MK), len(weight_NK), dtype=torch.float32)
