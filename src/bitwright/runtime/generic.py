@@ -66,7 +66,8 @@ class Linears(Mapping[str, QuantizedLinear]):
         CheckpointError: a quantized module of the file is not in the model.
         """
         self._linears = checkpoint.linears
-        self._on_disk = _on_disk(checkpoint, names.linears, checkpoint.linears, names)
+        tables = {module for module in checkpoint.linears if name_in(names.embeddings, module, names.prefix)}
+        self._on_disk = _on_disk(checkpoint, names.linears, checkpoint.linears.keys() - tables, names)
 
     def __getitem__(self, name: str) -> QuantizedLinear:
         """Raises:
