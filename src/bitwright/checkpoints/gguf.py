@@ -25,7 +25,9 @@ def read_gguf(directory: ModelDirectory) -> Checkpoint:
     if _HEAD in tensors:
         quantized.pop(_TABLE, None)
     linears = {name.removesuffix(".weight"): _pending(directory, tensors, name) for name in sorted(quantized)}
-    return Checkpoint(directory, linears, (), frozenset(tensors.keys() - quantized.keys()) | ({_TABLE} & tensors.keys()))
+    return Checkpoint(
+        directory, linears, (), frozenset(tensors.keys() - quantized.keys()) | ({_TABLE} & tensors.keys())
+    )
 
 
 def _pending(directory: GgufDirectory, tensors: GgufTensors, name: str) -> PendingLinear:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect", cls=Command)
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--program", "whole", is_flag=True, help="List every operator with what it reads and writes.")
 @json_option("the operators")
 def command(directory: Path, whole: bool, as_json: bool) -> None:
@@ -26,11 +26,11 @@ def command(directory: Path, whole: bool, as_json: bool) -> None:
     """
     from bitwright.engine.builders import encoder_task, lower_encoder
     from bitwright.engine.weights import open_weights
-    from bitwright.files.directory import ModelDirectory
+    from bitwright.files.opening import open_path
     from bitwright.files.sentences import engine_pooling, read_sentences
     from bitwright.kernels.dispatch import active_isa
 
-    opened = ModelDirectory(directory)
+    opened = open_path(directory)
     weights = open_weights(opened)
     task = encoder_task(weights)
     modes, normalize = engine_pooling(read_sentences(opened, task))

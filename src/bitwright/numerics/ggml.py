@@ -59,8 +59,9 @@ def held(kind: BlockType, raw_NB: np.ndarray, spec: QuantSpec | None = None) -> 
     Raises:
         NumericsError: a scale or a minimum that is not finite, or a negative scale where none can be.
     """
-    assert kind.spec is not None and kind.groups is not None
+    assert kind.groups is not None
     spec, n = spec or kind.spec, raw_NB.shape[0]
+    assert spec is not None
     found = kind.groups(raw_NB.reshape(-1, kind.bytes))
     codes_NGg = found.codes.reshape(n, -1, found.codes.shape[2])
     scale_NG, zero_NG, minimum_NG = found.scale.reshape(codes_NGg.shape[:2]), None, None
@@ -86,17 +87,16 @@ def held(kind: BlockType, raw_NB: np.ndarray, spec: QuantSpec | None = None) -> 
 
 def _negated(codes_NGg: np.ndarray, negative_NG: np.ndarray, zero_NG: np.ndarray | None) -> np.ndarray:
     """The codes beside the magnitudes of their scales, where those are negative."""
-    if zero_NG is not None:
-        return np.where(negative_NG[..., None], np.int8(-1) - codes_NGg, codes_NGg)
-    if int(codes_NGg[negative_NG].min()) == -128:
+    if zero_NG is None and int(codes_NGg[negative_NG].min()) == -128:
         raise NumericsError("a scale is negative where a code is −128, which has no counterpart")
-    return np.where(negative_NG[..., None], -codes_NGg, codes_NGg)
+    negated_NGg = -codes_NGg if zero_NG is None else np.int8(-1) - codes_NGg
+    return np.where(negative_NG[..., None], negated_NGg, codes_NGg)
 
 
 def _halves(raw: np.ndarray, first: int) -> np.ndarray:
     """fp16 at one place of each block, in float32 (n, 1)."""
-    halves: np.ndarray = np.ascontiguousarray(raw[:, first : first + 2]).view("<f2").astype(np.float32)
-    return halves
+    halves: np.ndarray = np.ascontiguousarray(raw[:, first : first + 2]).view("<f2")
+    return halves.astype(np.float32)
 
 
 def _fields(raw: np.ndarray, run: int, bits: int) -> np.ndarray:

@@ -43,7 +43,9 @@ def config_of(metadata: Metadata, shapes: Shapes, factors: np.ndarray | None) ->
         raise metadata.refuse(f"{arch}.attention.head_count", f"{heads} heads share {hidden} values")
     size = metadata.number(f"{arch}.attention.key_length", hidden // heads)
     if metadata.number(f"{arch}.attention.value_length", size) != size:
-        raise metadata.refuse(f"{arch}.attention.value_length", f"keys have {size} values, and values must have as many")
+        raise metadata.refuse(
+            f"{arch}.attention.value_length", f"keys have {size} values, and values must have as many"
+        )
     if metadata.number(f"{arch}.rope.dimension_count", size) != size:
         raise metadata.refuse(f"{arch}.rope.dimension_count", f"not all {size} values of a head rotate")
     if "token_embd.weight" not in shapes:

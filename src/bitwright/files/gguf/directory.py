@@ -69,7 +69,9 @@ class GgufTensors(MappedTensors):
                 f"{file.path}: {stored}: {entry.shape[0]} rows are not pairs of {self._heads[role]} heads"
             )
         if entry.type.spec is not None and len(entry.shape) != 2:
-            raise CheckpointError(f"{file.path}: {stored} is {entry.type.name} with {len(entry.shape)} dimensions, not 2")
+            raise CheckpointError(
+                f"{file.path}: {stored} is {entry.type.name} with {len(entry.shape)} dimensions, not 2"
+            )
         if entry.type.spec is not None:
             self._made[name] = partial(self._decoded, name)
         elif role or self._naming.sums(name):
@@ -120,7 +122,7 @@ class GgufTensors(MappedTensors):
             return
         made = self._made[name]()
         values = made.bits if isinstance(made, Bf16) else made
-        buffer[:] = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))[begin : begin + len(buffer)]
+        np.frombuffer(buffer, np.uint8)[:] = values.reshape(-1).view(np.uint8)[begin : begin + len(buffer)]
 
     def _rows(self, name: str) -> np.ndarray:
         """The bytes of a tensor, uint8 (N, bytes of a row), its rows in transformers' order."""
@@ -217,7 +219,7 @@ class GgufDirectory(ModelDirectory):
         return None if content is None else json.dumps(content)
 
     @property
-    def weight_files(self) -> list[Path]:  # type: ignore[override]
+    def weight_files(self) -> list[Path]:
         """The file."""
         return [self.path]
 
@@ -231,7 +233,7 @@ class GgufDirectory(ModelDirectory):
         return GgufTensors(self.path)
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # type: ignore[override]
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, by name."""
         return dict(self.tensors.shapes)
 

@@ -162,7 +162,9 @@ def _placed(
                 f"{offset} is wrong; download it again"
             )
         if first < reached:
-            raise CheckpointError(f"{path}: {name} begins at byte {first} and overlaps {before}, which ends at {reached}")
+            raise CheckpointError(
+                f"{path}: {name} begins at byte {first} and overlaps {before}, which ends at {reached}"
+            )
         placed[name] = GgufEntry(kind, shape, first, end)
         reached, before = end, name
     return placed
@@ -177,7 +179,9 @@ class _Cursor:
     def take(self, size: int, what: str) -> memoryview:
         left = len(self.data) - self.place
         if size > left:
-            raise CheckpointError(f"{self.path}: {brief(what)[1:-1]} needs {size} bytes, but {left} are left in the file")
+            raise CheckpointError(
+                f"{self.path}: {brief(what)[1:-1]} needs {size} bytes, but {left} are left in the file"
+            )
         found = self.data[self.place : self.place + size]
         self.place += size
         return found

@@ -7,7 +7,7 @@ that Bitwright reads. A SentencePiece vocabulary holds scores, and tokenizer.jso
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bitwright.errors import CheckpointError, brief
+from bitwright.errors import brief
 from bitwright.files.gguf.header import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
@@ -15,7 +15,9 @@ _SPACE = "\u2581"  # of SentencePiece
 _NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}  # llama.cpp's spelling
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|DIGITS| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|DIGITS| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|"
@@ -165,7 +167,8 @@ def _sentence_piece(metadata: Metadata, vocabulary: Vocabulary) -> dict[str, Any
         "pre_tokenizer": None,
         "post_processor": _around(metadata, vocabulary, bos=True),
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _bpe(ids, merges_of(pieces, ids)) | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": fallback},
+        "model": _bpe(ids, merges_of(pieces, ids))
+        | {"unk_token": unknown, "fuse_unk": True, "byte_fallback": fallback},
     }
 
 
@@ -203,17 +206,17 @@ def _added(metadata: Metadata, vocabulary: Vocabulary) -> list[dict[str, Any]]:
 
 def _around(metadata: Metadata, vocabulary: Vocabulary, *, bos: bool) -> dict[str, Any] | None:
     """What is put around a text. bos: whether BOS is, where the file says nothing."""
-    first = vocabulary.special(metadata, "bos") if metadata.flag("tokenizer.ggml.add_bos_token", bos) else None
-    last = vocabulary.special(metadata, "eos") if metadata.flag("tokenizer.ggml.add_eos_token", False) else None
-    if first is None and last is None:
+    first = (metadata.flag("tokenizer.ggml.add_bos_token", bos) and vocabulary.special(metadata, "bos")) or ""
+    last = (metadata.flag("tokenizer.ggml.add_eos_token", False) and vocabulary.special(metadata, "eos")) or ""
+    if not (first or last):
         return None
 
     def around(name: str, kind: int) -> list[dict[str, Any]]:
-        before, after = ([{"SpecialToken": {"id": token, "type_id": kind}}] * (token is not None) for token in (first, last))
+        before, after = ([{"SpecialToken": {"id": token, "type_id": kind}}] * (token != "") for token in (first, last))
         return [*before, {"Sequence": {"id": name, "type_id": kind}}, *after]
 
     special = {token: {"id": token, "ids": [vocabulary.tokens.index(token)], "tokens": [token]}
-               for token in (first, last) if token is not None}  # fmt: skip
+               for token in (first, last) if token}  # fmt: skip
     return {
         "type": "TemplateProcessing", "single": around("A", 0), "pair": [*around("A", 0), *around("B", 1)],
         "special_tokens": special,
