@@ -95,8 +95,8 @@ def _negated(codes_NGg: np.ndarray, negative_NG: np.ndarray, zero_NG: np.ndarray
 
 def _halves(raw: np.ndarray, first: int) -> np.ndarray:
     """fp16 at one place of each block, in float32 (n, 1)."""
-    halves: np.ndarray = np.ascontiguousarray(raw[:, first : first + 2]).view("<f2")
-    return halves.astype(np.float32)
+    halves = np.ascontiguousarray(raw[:, first : first + 2]).view("<f2")
+    return np.asarray(halves, np.float32)
 
 
 def _fields(raw: np.ndarray, run: int, bits: int) -> np.ndarray:

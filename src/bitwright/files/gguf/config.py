@@ -10,10 +10,10 @@ import numpy as np
 
 from bitwright.files.gguf.header import GgufEntry, Metadata
 
-_THETA = 10_000.0  # llama.cpp's, where a file has none
+THETA = 10_000.0  # llama.cpp's, where a file has none
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-_GEMMA3_PATTERN = 6  # of so many blocks one sees everything
-_GEMMA3_27B = 62  # blocks; its queries are scaled otherwise
+GEMMA3_PATTERN = 6  # of so many blocks one sees everything
+GEMMA3_27B = 62  # blocks; its queries are scaled otherwise
 # Tokens that end an answer by their text, beside those that metadata names, as in llama.cpp.
 _ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>")
 _END_KEYS = ("eos", "eot", "eom")
@@ -100,11 +100,11 @@ def _qwen3(metadata: Metadata, config: Mapping[str, Any], shapes: Shapes) -> dic
 
 def _gemma3(metadata: Metadata, config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     layers, size = config["num_hidden_layers"], config["head_dim"]
-    every = metadata.number("gemma3.attention.sliding_window_pattern", _GEMMA3_PATTERN)
+    every = metadata.number("gemma3.attention.sliding_window_pattern", GEMMA3_PATTERN)
     if not every or layers > 1000:
         raise metadata.refuse("gemma3.block_count", f"{layers} blocks, of which one in {every} sees everything")
-    local = metadata.real("gemma3.rope.freq_base_swa", _THETA)
-    scalar = config["hidden_size"] // config["num_attention_heads"] if layers == _GEMMA3_27B else size
+    local = metadata.real("gemma3.rope.freq_base_swa", THETA)
+    scalar = config["hidden_size"] // config["num_attention_heads"] if layers == GEMMA3_27B else size
     found = _of_class("Gemma3ForCausalLM", "gemma3_text") | {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
@@ -134,7 +134,7 @@ _FAMILIES: dict[str, Callable[[Metadata, Mapping[str, Any], Shapes], dict[str, A
 
 def _rope(metadata: Metadata, arch: str, factors: np.ndarray | None, size: int) -> dict[str, Any]:
     """The rotary positions, in the words of transformers 5."""
-    theta = metadata.real(f"{arch}.rope.freq_base", _THETA)
+    theta = metadata.real(f"{arch}.rope.freq_base", THETA)
     kind = metadata.text(f"{arch}.rope.scaling.type", "none")
     if factors is not None:
         return _llama3(metadata, factors, theta, size)
@@ -154,12 +154,28 @@ def _rope(metadata: Metadata, arch: str, factors: np.ndarray | None, size: int) 
 
 
 def _llama3(metadata: Metadata, factors: np.ndarray, theta: float, size: int) -> dict[str, Any]:
-    """The settings of Llama 3.1 and later from what they make: the files hold only by what each angle is divided."""
+    """The settings of Llama 3.1 and later from what they make: the files hold only by what each angle is divided.
+
+    Settings that differ by one factor for both ends and the length make the same, so one end is fixed.
+    """
     rope: dict[str, Any] = {"rope_type": "llama3", "rope_theta": theta, "factor": float(factors.max()), **_LLAMA3}
-    made = llama3_factors(rope, size)
-    if factors.shape != made.shape or not np.allclose(factors, made, rtol=1e-4):
-        raise metadata.refuse("rope_freqs.weight", "these factors of the angles are not those of Llama 3")
-    return rope
+    if factors.shape == (size // 2,) and np.isfinite(factors).all() and (factors >= 1).all():
+        mixed = (factors > 1.001) & (factors < 0.999 * rope["factor"])
+        for settings in (_LLAMA3, *([_fitted(factors[mixed], mixed, rope)] if mixed.sum() > 1 else [])):
+            if np.allclose(factors, llama3_factors(rope | settings, size), rtol=1e-3):
+                return rope | settings
+    raise metadata.refuse("rope_freqs.weight", "these factors of the angles are not those of Llama 3")
+
+
+def _fitted(factors: np.ndarray, mixed: np.ndarray, rope: Mapping[str, Any]) -> dict[str, float]:
+    """The settings by which angles are mixed: their share of the plain ones is a line over their frequency."""
+    plain = (rope["rope_theta"] ** (-np.arange(len(mixed)) / len(mixed)))[mixed] / (2 * np.pi)
+    share = (1 / factors.astype(np.float64) - 1 / rope["factor"]) / (1 - 1 / rope["factor"])
+    slope, begin = np.polyfit(plain, share, 1)
+    low = _LLAMA3["low_freq_factor"]
+    high = low - low / begin
+    return {"low_freq_factor": low, "high_freq_factor": float(high),
+            "original_max_position_embeddings": round(slope * (high - low))}  # fmt: skip
 
 
 def llama3_factors(rope: Mapping[str, Any], size: int) -> np.ndarray:

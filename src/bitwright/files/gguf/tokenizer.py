@@ -12,7 +12,7 @@ from bitwright.files.gguf.header import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 _SPACE = "\u2581"  # of SentencePiece
-_NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}  # llama.cpp's spelling
+NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}  # llama.cpp's spelling
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = (
@@ -115,7 +115,7 @@ def tokenizer_settings(metadata: Metadata) -> dict[str, Any] | None:
         return None
     vocabulary = Vocabulary.of(metadata)
     found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for key, spelled in _NAMES.items():
+    for key, spelled in NAMES.items():
         if (token := vocabulary.special(metadata, spelled)) is not None:
             found[f"{key}_token"] = token
     if "tokenizer.chat_template" in metadata:
@@ -195,7 +195,7 @@ def _bpe(ids: Mapping[str, int], merges: Sequence[Sequence[str]]) -> dict[str, A
 
 def _added(metadata: Metadata, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """The tokens that are found in a text before it is cut into words: special ones, and those of users."""
-    named = {vocabulary.special(metadata, spelled) for spelled in _NAMES.values()}
+    named = {vocabulary.special(metadata, spelled) for spelled in NAMES.values()}
     return [
         {"id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
          "special": kind != USER_DEFINED}
