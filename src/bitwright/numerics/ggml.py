@@ -62,7 +62,8 @@ def held(kind: BlockType, raw_NB: np.ndarray, spec: QuantSpec | None = None) -> 
     assert kind.groups is not None
     spec, n = spec or kind.spec, raw_NB.shape[0]
     assert spec is not None
-    found = kind.groups(raw_NB.reshape(-1, kind.bytes))
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused
+        found = kind.groups(raw_NB.reshape(-1, kind.bytes))
     codes_NGg = found.codes.reshape(n, -1, found.codes.shape[2])
     scale_NG, zero_NG, minimum_NG = found.scale.reshape(codes_NGg.shape[:2]), None, None
     if not np.isfinite(scale_NG).all():
@@ -122,7 +123,8 @@ def _q4_1(raw: np.ndarray) -> Groups:
 
 def _five(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Codes of 5 bits: the highest ones of 32 values, a bit each, and the lower four."""
-    return _fields(low, 16, 4) | np.unpackbits(high, axis=1, bitorder="little") << np.uint8(4)
+    codes: np.ndarray = _fields(low, 16, 4) | np.unpackbits(high, axis=1, bitorder="little") << np.uint8(4)
+    return codes
 
 
 def _q5_0(raw: np.ndarray) -> Groups:

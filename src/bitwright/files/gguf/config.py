@@ -171,9 +171,9 @@ def _fitted(factors: np.ndarray, mixed: np.ndarray, rope: Mapping[str, Any]) -> 
     """The settings by which angles are mixed: their share of the plain ones is a line over their frequency."""
     plain = (rope["rope_theta"] ** (-np.arange(len(mixed)) / len(mixed)))[mixed] / (2 * np.pi)
     share = (1 / factors.astype(np.float64) - 1 / rope["factor"]) / (1 - 1 / rope["factor"])
-    slope, begin = np.polyfit(plain, share, 1)
+    slope, begin = map(float, np.polynomial.polynomial.polyfit(plain, share, 1)[::-1])
     low = _LLAMA3["low_freq_factor"]
-    high = low - low / begin
+    high = low - low / begin if begin else low + 1
     return {"low_freq_factor": low, "high_freq_factor": float(high),
             "original_max_position_embeddings": round(slope * (high - low))}  # fmt: skip
 

@@ -39,6 +39,8 @@ def metadata_of(config: Mapping[str, Any], where: object) -> dict[str, Any]:
             raise ModelError(f"{where}: {key} is {brief(config[key])}, which a GGUF file has no words for")
     arch, heads = ARCHITECTURES[kind], config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
+    if arch == "qwen2" and size * heads != config["hidden_size"]:
+        raise ModelError(f"{where}: head_dim is {size}, but llama.cpp computes with {config['hidden_size'] // heads}")
     entries = {
         "context_length": config["max_position_embeddings"],
         "embedding_length": config["hidden_size"],

@@ -130,8 +130,9 @@ def _special(directory: ModelDirectory, settings: Mapping[str, Any], tokenizer: 
     ):
         entries[f"tokenizer.ggml.{key}_token_id"] = index
     around = tokenizer.encode("").ids
-    entries["tokenizer.ggml.add_bos_token"] = around[:1] == [entries.get("tokenizer.ggml.bos_token_id")]
-    entries["tokenizer.ggml.add_eos_token"] = around[-1:] == [entries.get("tokenizer.ggml.eos_token_id")]
+    begins = around[:1] == [entries.get("tokenizer.ggml.bos_token_id")]
+    entries["tokenizer.ggml.add_bos_token"] = begins
+    entries["tokenizer.ggml.add_eos_token"] = around[begins:] == [entries.get("tokenizer.ggml.eos_token_id")]
     return entries
 
 
