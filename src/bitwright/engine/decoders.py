@@ -240,8 +240,10 @@ def _held_in_8_bits(linear: Linear) -> Linear:
     groups = spec.bits == 8 and spec.symmetric and spec.group_size is not None and linear.input_spec is None
     if not groups or linear.transform is not None:
         return linear
-    above_NK = linear.weight.codes_NK.view(np.uint8) ^ np.uint8(128)  # c + 128
-    codes_NK = np.concatenate([above_NK >> 4, above_NK & 15], axis=1)
+    above_NK, k = linear.weight.codes_NK.view(np.uint8) ^ np.uint8(128), linear.shape[1]  # c + 128
+    codes_NK = np.empty((linear.shape[0], 2 * k), np.uint8)
+    np.right_shift(above_NK, 4, out=codes_NK[:, :k])
+    np.bitwise_and(above_NK, 15, out=codes_NK[:, k:])
     scale_NG = linear.weight.scale_NG.astype(np.float32, copy=False)
     split = _in_halves(codes_NK, np.concatenate([16 * scale_NG, scale_NG], axis=1), spec.group_size, linear.bias_N)
     return split if input_group(split) else linear
@@ -250,11 +252,12 @@ def _held_in_8_bits(linear: Linear) -> Linear:
 def _in_halves(
     codes_NK: np.ndarray, scale_NG: np.ndarray, group: int | None, bias_N: np.ndarray | None
 ) -> QuantizedLinear:
-    """The linear of codes from 0 to 15: high halves, and beside them the low ones."""
+    """The linear of codes from 0 to 15: high halves, and beside them the low ones. Mutates the codes."""
+    codes_NK -= 8  # wraps, as it must
     zero_NG = np.zeros(scale_NG.shape, np.int8)
     zero_NG[:, scale_NG.shape[1] // 2 :] = -8
     spec = QuantSpec(4, symmetric=False, group_size=group)
-    return QuantizedLinear(QTensor(codes_NK.view(np.int8) - np.int8(8), scale_NG, zero_NG, spec), bias_N)
+    return QuantizedLinear(QTensor(codes_NK.view(np.int8), scale_NG, zero_NG, spec), bias_N)
 
 
 def _rounded(linear: FloatLinear) -> QuantizedLinear:

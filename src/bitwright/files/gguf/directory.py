@@ -38,12 +38,15 @@ class GgufTensors(MappedTensors):
     are asked for; `quantized` gives them as they are.
     """
 
-    def __init__(self, path: Path) -> None:  # not as MappedTensors, whose files have another header
+    def __init__(self, path: Path, header: GgufHeader) -> None:  # not as MappedTensors, whose files have another one
         """Raises:
-        CheckpointError: as `read_gguf_header`, or a tensor that the architecture does not have.
+        CheckpointError: a tensor that the architecture does not have, or a file that is not what its header says.
         """
-        self.header, pages, handle = open_gguf(path)
+        self.header = header
+        handle, pages = _mapped(path)
         weakref.finalize(self, handle.close)
+        if any(entry.end > len(pages) for entry in header.tensors.values()):
+            raise CheckpointError(f"{path}: the file has become shorter since it was opened")
         file = MappedFile(path, handle, pages, np.frombuffer(pages, np.uint8), 0)
         metadata = self.header.metadata
         arch = metadata.text("general.architecture")
@@ -164,8 +167,9 @@ class GgufDirectory(ModelDirectory):
             raise ModelError(f"{path}: there is no such file")
         self.path, self.task = absolute(path), task
         self._parsed: dict[str, Any] = {}
-        self._header, _, handle = open_gguf(self.path)
-        handle.close()
+        handle, pages = _mapped(self.path)
+        with handle, pages, memoryview(pages) as data:
+            self._header = read_gguf_header(data, self.path)
 
     def __repr__(self) -> str:
         return f"GgufDirectory({str(self.path)!r})"
@@ -230,7 +234,7 @@ class GgufDirectory(ModelDirectory):
         Raises:
             CheckpointError: as `GgufTensors`.
         """
-        return GgufTensors(self.path)
+        return GgufTensors(self.path, self._header)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -248,18 +252,16 @@ class GgufDirectory(ModelDirectory):
         return digest.hexdigest()
 
 
-def open_gguf(path: Path) -> tuple[GgufHeader, mmap.mmap, BinaryIO]:
-    """The header of a file, the file mapped, and its handle, which is the caller's to close.
+def _mapped(path: Path) -> tuple[BinaryIO, mmap.mmap]:
+    """A file, opened and mapped.
 
     Raises:
-        CheckpointError: as `read_gguf_header`; a file that cannot be read.
+        CheckpointError: it cannot be.
     """
     try:
         handle = path.open("rb")
         try:
-            pages = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            with memoryview(pages) as data:
-                return read_gguf_header(data, path), pages, handle
+            return handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         except BaseException:
             handle.close()
             raise

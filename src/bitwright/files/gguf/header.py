@@ -224,7 +224,27 @@ class _Cursor:
         if inner in _SCALARS:
             dtype = np.dtype(f"<{_SCALARS[inner]}")
             return np.frombuffer(self.take(number * dtype.itemsize, key), dtype).copy()  # the file may be unmapped
-        return [self.value(inner, key, depth - 1) for _ in range(number)]
+        return (
+            self._texts(number, key) if inner == _STRING else [self.value(inner, key, depth - 1) for _ in range(number)]
+        )
+
+    def _texts(self, number: int, key: str) -> list[str]:
+        """As many texts: a vocabulary has hundreds of thousands."""
+        data, length_at, found = self.data, struct.Struct("<Q").unpack_from, []
+        begin, size = self.place, len(self.data)
+        try:
+            for _ in range(number):
+                end = begin + 8 + length_at(data, begin)[0]
+                if end > size:
+                    break
+                found.append(str(data[begin + 8 : end], "utf-8"))
+                begin = end
+        except (struct.error, UnicodeDecodeError):
+            pass
+        self.place = begin
+        while len(found) < number:  # the one that cannot be says why
+            found.append(self.text(key))
+        return found
 
     def tensor(self, name: str) -> tuple[BlockType, tuple[int, ...], int]:
         """Type, shape and offset of a tensor."""
