@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitwright.checkpoints.awq import read_interleaved
-from bitwright.checkpoints.checkpoint import Checkpoint
+from bitwright.checkpoints.checkpoint import Checkpoint, own_settings
 from bitwright.checkpoints.gptq import read_packed
-from bitwright.checkpoints.module_patterns import matcher
 from bitwright.errors import CheckpointError, brief
 from bitwright.files.directory import ModelDirectory
 
@@ -43,7 +42,7 @@ def read_auto_round(directory: ModelDirectory) -> Checkpoint:
                 f"{where}: data_type {brief(kind)}, act_bits {brief(inputs)}; this release reads weights of integers, "
                 "with float inputs"
             )
-    find = matcher((f"re:{name}$", own) for name, own in extra.items())
+    find = own_settings({f"{name}$": own for name, own in extra.items()}, f"{where}: extra_config")
 
     def settings(module: str) -> Mapping[str, Any]:
         return {**said, **(extra.get(module) or find(module) or {})}

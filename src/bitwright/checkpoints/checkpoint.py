@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from bitwright.checkpoints.module_patterns import matcher
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.tensors import MappedTensors
@@ -262,6 +263,18 @@ def flag(said: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise CheckpointError(f"{where}: {key} = {value!r:.80}, but it must be true or false")
     return value
+
+
+def own_settings(patterns: Mapping[str, Mapping[str, Any]], where: str) -> Callable[[str], Mapping[str, Any] | None]:
+    """A function from a module to the settings of the first pattern that matches its name.
+
+    Raises:
+        CheckpointError: no pattern, or one that could take for ever.
+    """
+    try:
+        return matcher((f"re:{pattern}", own) for pattern, own in patterns.items())
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 def groups_of(k: int, size: int, where: str) -> tuple[int, int]:

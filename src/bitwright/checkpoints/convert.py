@@ -80,6 +80,11 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
         )
     floats = {loss.module for loss in losses if loss.as_floats}
     kept = {name: pending for name, pending in checkpoint.linears.items() if name not in floats}
+    if not kept:
+        raise InputError(
+            f"{source.path}: {to} can hold none of its {len(checkpoint.linears) + len(checkpoint.dequantized)} quantized "
+            f"linears as codes: {summary(losses)}"
+        )
     tensors = _tensors(checkpoint, spelling, kept)
     shards = shard(tensors, _SHARD_BYTES)
     text = {CONFIG_FILE: _config_json(checkpoint, spelling, kept, tensors)}

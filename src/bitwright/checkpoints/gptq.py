@@ -23,11 +23,11 @@ from bitwright.checkpoints.checkpoint import (
     flag,
     groups_of,
     modules_with,
+    own_settings,
     read_bias,
     whole,
 )
 from bitwright.checkpoints.integer_codes import by_index, in_order, integer_spec, integer_weight
-from bitwright.checkpoints.module_patterns import matcher
 from bitwright.errors import CheckpointError, NumericsError, brief
 from bitwright.files.directory import ModelDirectory
 from bitwright.numerics.bits import add_words, unpack_words
@@ -67,7 +67,8 @@ def read_gptq(directory: ModelDirectory) -> Checkpoint:
     dynamic = said.get("dynamic") or {}
     if not isinstance(dynamic, dict) or not all(isinstance(own, dict) for own in dynamic.values()):
         raise CheckpointError(f"{where}: dynamic must map patterns to settings, but is {brief(dynamic)}")
-    find = matcher((f"re:{key.removeprefix('+:')}", own) for key, own in dynamic.items() if not key.startswith("-:"))
+    patterns = {key.removeprefix("+:"): own for key, own in dynamic.items() if not key.startswith("-:")}
+    find = own_settings(patterns, f"{where}: dynamic")
     return read_packed(directory, lambda module: {**said, **(find(module) or {})}, less_one=version == "gptq")
 
 

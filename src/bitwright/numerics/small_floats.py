@@ -31,9 +31,9 @@ def e4m3_values() -> np.ndarray:
 @cache
 def e8m0_values() -> np.ndarray:
     """What each byte stands for: float32 (256,)."""
-    values = np.ldexp(np.float32(1), np.arange(256) - 127).astype(np.float32)
+    values = np.ldexp(1.0, np.arange(256) - 127)
     values[255] = np.nan
-    return values
+    return values.astype(np.float32)
 
 
 def scaled_e4m3(bytes_NK: np.ndarray, scale_NK: np.ndarray) -> Bf16:
