@@ -134,8 +134,8 @@ def test_floats_of_4_and_8_bits(tmp_path: Path) -> None:
 
 def ours(folder: Path, linears: dict[str, QuantizedLinear]) -> ModelDirectory:
     """A checkpoint of these linears in our format."""
-    modules = {name: {suffix: as_torch(tensor).clone() for suffix, tensor in linear_tensors(linear, guarded=True).items()}
-               for name, linear in linears.items()}  # fmt: skip
+    stored = {name: linear_tensors(linear, guarded=True) for name, linear in linears.items()}
+    modules = {name: {suffix: as_torch(x).clone() for suffix, x in part.items()} for name, part in stored.items()}
     for name, linear in linears.items():
         if linear.transform is not None:
             modules[name]["bias"] = torch.zeros(64)

@@ -116,8 +116,9 @@ def test_auto_round(tmp_path: Path, packing: str, less_one: bool) -> None:
         else tools.gptq(32, 64, group=group, sym=False, less_one=less_one, index=False)
         for group in (32, 16)
     ]
+    own = {r".*layers\.1\..*": {"group_size": 16}, "lm_head": {"bits": 16}}
     config = {"quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": 32, "sym": False,
-              "data_type": "int", "extra_config": {r".*layers\.1\..*": {"group_size": 16}, "lm_head": {"bits": 16}}}  # fmt: skip
+              "data_type": "int", "extra_config": own}  # fmt: skip
     found = opened(tools.save(tmp_path, {"quantization_config": config}, {M: made[0][0], other: made[1][0]}))
     assert np.array_equal(number(found), made[0][1])
     assert np.array_equal(number(found, other), made[1][1])
@@ -183,8 +184,8 @@ def test_mxfp4_and_nvfp4_keep_every_number(tmp_path: Path) -> None:
     raw[1, 1] = 0
     scale = torch.tensor(raw).view(torch.float8_e4m3fn)
     wide = np.repeat(scale.float().numpy(), 16, axis=1)
-    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
-             "input_activations": {"num_bits": 4, "type": "float", "strategy": "tensor_group"}}  # fmt: skip
+    inputs = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+    group = {"targets": ["Linear"], "weights": inputs, "input_activations": inputs}
     config = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": {"g": group}}
     part = {"weight_packed": codes, "weight_scale": scale, "weight_global_scale": torch.tensor([8.0]),
             "input_global_scale": torch.tensor([3.0])}  # fmt: skip
@@ -303,7 +304,7 @@ LIES: dict[str, tuple[str, tools.Tensors, dict[str, Any], str]] = {
     "mlx, 7 bits": ("mlx", MLX, {"bits": 7}, "bits = 7"),
     "mlx, another mode": ("mlx", MLX, {"mode": "mxfp8"}, "mode 'mxfp8'"),
     "fp8, no scale": ("fp8", change(FP8, weight_scale=None), {}, "no tensor ends in"),
-    "fp8, a scale of whole numbers": ("fp8", change(FP8, weight_scale=FP8["weight_scale"].int()), {}, "weight_scale is"),
+    "fp8, a whole scale": ("fp8", change(FP8, weight_scale=FP8["weight_scale"].int()), {}, "weight_scale is I32"),
     "fp8, blocks that it does not say": ("fp8", change(FP8, weight_scale=torch.ones(2, 2)), {}, "weight_scale has the"),
     "fp8, no block": ("fp8", FP8, {"weight_block_size": [0, 128]}, "weight_block_size must be two sizes"),
     "fp8, codes of floats": ("fp8", change(FP8, weight=torch.ones(32, 64)), {}, "weight is F32"),
@@ -336,3 +337,50 @@ def test_the_honest_ones_are_read(tmp_path: Path, method: str) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         opened(folder)
+
+
+def scheme_of(format_: str, **weights: Any) -> tuple[Any, dict[str, Any]]:
+    """The library's scheme of a weight, and the config that says it."""
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    group = {"targets": ["Linear"], "weights": weights, "format": format_}
+    said = {"quant_method": "compressed-tensors", "format": format_, "config_groups": {"group_0": group}}
+    return quantization.QuantizationScheme(**group), {"quantization_config": said}
+
+
+@pytest.mark.parametrize(
+    ("format_", "weights"),
+    [
+        ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+        ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "tensor"}),
+        ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [32, 32]}),
+        ("nvfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
+        ("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}),
+        *(("pack-quantized", {"num_bits": bits, "strategy": "group", "group_size": 32, "symmetric": sym})
+          for bits, sym in ((2, True), (3, False), (4, False), (5, False), (6, True), (7, False), (8, False))),
+    ],
+)  # fmt: skip
+def test_what_compressed_tensors_itself_writes(tmp_path: Path, format_: str, weights: dict[str, Any]) -> None:
+    """Its compressor writes a random weight, its decompressor says what was written."""
+    scheme, said = scheme_of(format_, **weights)
+    compressor = pytest.importorskip("compressed_tensors.compressors").BaseCompressor.get_value_from_registry(format_)
+    generator, (n, k) = torch.Generator().manual_seed(0), (64, 96)
+    groups = k // weights.get("group_size", k)
+    shape = {"tensor": (1,), "block": (2, 3)}.get(weights["strategy"], (n, groups))
+    scale = torch.rand(shape, generator=generator) * 0.1 + 0.02
+    scale = torch.exp2(torch.floor(torch.log2(scale))) if format_.startswith("mx") else scale
+    state = {"weight": torch.randn(n, k, generator=generator), "weight_scale": scale}
+    if format_.startswith("nv"):
+        state |= {
+            "weight_scale": (scale * 100).to(torch.float8_e4m3fn).float(),
+            "weight_global_scale": torch.tensor([90.0]),
+        }
+    if not weights.get("symmetric", True):
+        half = 1 << weights["num_bits"] - 1
+        state["weight_zero_point"] = torch.randint(-half, half, shape, generator=generator, dtype=torch.int8)
+    written = compressor.compress(dict(state), scheme)
+    expected = compressor.decompress(dict(written), scheme)["weight"].float()
+    tensors = {name: tensor.contiguous() for name, tensor in written.items()}
+    found = number(opened(tools.save(tmp_path, said, {M: tensors})))
+    # It decompresses NVFP4 to bf16, and FP8 to float32, of which ours is bf16.
+    in_bf16 = format_.startswith(("nv", "float"))
+    assert np.allclose(found, expected.numpy(), rtol=2**-8 if in_bf16 else 1e-6, atol=0)

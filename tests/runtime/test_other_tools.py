@@ -40,7 +40,10 @@ def nvfp4(n: int, k: int, seed: int) -> tuple[tools.Tensors, np.ndarray]:
 
 # Name -> what config.json says, and the tensors of a linear with the numbers that they stand for.
 FORMATS: dict[str, tuple[dict[str, Any], Callable[[int, int, int], tuple[tools.Tensors, np.ndarray]]]] = {
-    "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}, lambda n, k, s: tools.gptq(n, k, seed=s)),
+    "gptq": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True},
+        lambda n, k, s: tools.gptq(n, k, seed=s),
+    ),
     "gptq, act-order": (
         {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False},
         lambda n, k, s: tools.gptq(n, k, sym=False, order=True, seed=s),

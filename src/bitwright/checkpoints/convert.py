@@ -81,10 +81,7 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
     floats = {loss.module for loss in losses if loss.as_floats}
     kept = {name: pending for name, pending in checkpoint.linears.items() if name not in floats}
     if not kept:
-        raise InputError(
-            f"{source.path}: {to} can hold none of its {len(checkpoint.linears) + len(checkpoint.dequantized)} quantized "
-            f"linears as codes: {summary(losses)}"
-        )
+        raise InputError(f"{source.path}: {to} can hold none of its linears as codes: {summary(losses)}")
     tensors = _tensors(checkpoint, spelling, kept)
     shards = shard(tensors, _SHARD_BYTES)
     text = {CONFIG_FILE: _config_json(checkpoint, spelling, kept, tensors)}
@@ -135,8 +132,8 @@ def find_losses(checkpoint: Checkpoint, spelling: Spelling) -> list[Loss]:
     losses += [Loss(name, why, False) for name, p in kept.items() if (why := spelling.drops(p.form))]
     if spelling.scale == "F16":
         for name, pending in kept.items():
-            if why := _scale_loss(pending.load().weight.scale_NG):
-                losses.append(Loss(name, *why))
+            if lost := _scale_loss(pending.load().weight.scale_NG):
+                losses.append(Loss(name, *lost))
     return losses
 
 

@@ -127,11 +127,11 @@ def _values(module: Module, layout: _Layout) -> tuple[np.ndarray, np.ndarray, np
 def _zero_points(words: np.ndarray, layout: _Layout) -> np.ndarray:
     """Zero points int8 (G, N), as codes are held: 0 is 2^(b−1) of a file."""
     bits, n = layout.bits, layout.n
-    if not layout.less_one:
-        return unpack_words(words, bits, n)
-    if bits != 3:
-        return unpack_words(add_words(words, 1, bits), bits, n)
-    zero = unpack_words(words, bits, n)  # GPTQModel adds to whole words, but here to each code
+    words = add_words(words, 1, bits) if layout.less_one and bits != 3 else words
+    zero: np.ndarray = unpack_words(words, bits, n)
+    if not layout.less_one or bits != 3:
+        return zero
+    # GPTQModel adds to whole words, but where codes straddle words, to each code.
     return np.where(zero == 3, np.int8(-4), zero + np.int8(1))
 
 

@@ -29,7 +29,7 @@ from bitwright.numerics.linear import PendingFloat, PendingLinear, QuantizedLine
 # Ends of names that only other formats and schemes use: not to be mistaken for parameters of the model.
 _FOREIGN = (*READ_SUFFIXES, "output_scale", "output_zero_point", "k_scale", "v_scale", "qweight", "qzeros", "g_idx")
 _CACHE = (".k_scale", ".v_scale", ".k_zero_point", ".v_zero_point", "k_proj.output_scale", "v_proj.output_scale")
-_CODES = ("I8", "U8", "I32", "F8_E4M3")
+_CODES = ("I8", "U8", "I32")
 _FP4 = {
     "nvfp4-pack-quantized": Fp4("NVFP4", "weight_packed", "weight_scale", "weight_global_scale", "divides"),
     "mxfp4-pack-quantized": Fp4("MXFP4", "weight_packed", "weight_scale"),
@@ -142,7 +142,7 @@ def _open(directory: ModelDirectory, module: str, group: Group | FloatGroup | No
 
 def _open_floats(module: Module, group: FloatGroup) -> Opened:
     names = _FP4.get(group.format)
-    known = ("input_scale", "input_zero_point", "input_global_scale")
+    known: tuple[str, ...] = ("input_scale", "input_zero_point", "input_global_scale")
     known += ("weight", "weight_scale") if names is None else (names.codes, names.scale, names.whole, "weight_shape")
     for suffix in (*SUFFIXES, *READ_SUFFIXES):
         if suffix in module and suffix not in known:

@@ -82,8 +82,9 @@ class Weights:
             CheckpointError: there is none.
         """
         if (pending := self._dequantized(name)) is not None:
-            values = pending.load()
-            return values.widen() if isinstance(values, Bf16) else values
+            made = pending.load()
+            wide: np.ndarray = made.widen() if isinstance(made, Bf16) else made
+            return wide
         if self._is_table(name):
             codes_VH, scale_V = self._checkpoint.table(name.removesuffix(".weight"))
             values_VH: np.ndarray = codes_VH.astype(np.float32) * scale_V[:, None]

@@ -86,7 +86,7 @@ class TensorFiles(Mapping[str, Tensor]):
             As `tensors[name]`.
         """
         if name in self._made:
-            values = as_torch(self._made[name].load()).reshape(-1)
+            values: Tensor = as_torch(self._made[name].load()).reshape(-1)
             return values[start : start + math.prod(shape)].view(shape)
         if name in self._pickled:
             count = math.prod(shape)

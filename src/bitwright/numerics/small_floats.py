@@ -21,11 +21,11 @@ _AT_ONCE = 1 << 20  # values in float32 at a time
 def e4m3_values() -> np.ndarray:
     """What each byte stands for: float32 (256,)."""
     byte = np.arange(256)
-    exponent, mantissa = byte >> 3 & 15, byte & 7
+    exponent, mantissa = byte // 8 % 16, byte % 8
     normal = np.ldexp(1.0 + mantissa / 8, exponent - 7)
     values = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
-    values[byte & 0x7F == 0x7F] = np.nan
-    return (np.where(byte & 0x80, -1.0, 1.0) * values).astype(np.float32)
+    values[byte % 128 == 127] = np.nan
+    return (np.where(byte < 128, 1.0, -1.0) * values).astype(np.float32)
 
 
 @cache
@@ -59,4 +59,5 @@ def e2m1_codes(bytes_: np.ndarray, k: int) -> np.ndarray:
         NumericsError: another number of bytes.
     """
     stored = unpack_bytes(bytes_, FP4, k)
-    return np.where(stored < 8, stored + np.int8(8), np.int8(15) - stored)
+    codes: np.ndarray = np.where(stored < 8, stored + np.int8(8), np.int8(15) - stored)
+    return codes
