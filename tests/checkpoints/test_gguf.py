@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import bitwright
+from bitwright.checkpoints.checkpoint import Checkpoint
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.gguf_blocks import blocks_of
 from bitwright.checkpoints.gguf_write import write_gguf
-from bitwright.checkpoints.read import Checkpoint
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.gguf.directory import GgufDirectory

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from bitwright.checkpoints.read import Checkpoint, read_bias
+from bitwright.checkpoints.checkpoint import Checkpoint, read_bias
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.gguf.directory import GgufDirectory, GgufTensors

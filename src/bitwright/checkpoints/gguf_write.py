@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bitwright.atomic import atomic_file
+from bitwright.checkpoints.checkpoint import Checkpoint, read_floats
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.gguf_blocks import Blocks, blocks_of, table_blocks
-from bitwright.checkpoints.read import Checkpoint, read_floats
 from bitwright.errors import CheckpointError, ModelError, NumericsError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory, license_of
 from bitwright.files.gguf.config import llama3_factors

@@ -15,7 +15,7 @@ import numpy as np
 
 from bitwright.errors import CheckpointError
 from bitwright.files.names import renamed
-from bitwright.files.safetensors import DTYPES, TensorEntry, read_header
+from bitwright.files.safetensors import DTYPE_BITS, DTYPES, TensorEntry, read_header
 from bitwright.numerics.arrays import Bf16
 
 # What numpy holds: bf16 as its bits, under a name (`Bf16`); no float8.
@@ -79,6 +79,17 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         data = file.data[file.begin + entry.begin : file.begin + entry.end]
         values = np.frombuffer(data, self._dtype(name)).reshape(entry.shape)
         return Bf16(values) if entry.dtype == "BF16" else values
+
+    def as_bytes(self, name: str) -> np.ndarray:
+        """A read-only view of a tensor whose values are bytes, whatever they stand for: uint8, of its shape.
+
+        Raises:
+            KeyError: no such name. CheckpointError: values that are not bytes.
+        """
+        file, entry = self._entries[name]
+        if DTYPE_BITS[entry.dtype] != 8:
+            raise CheckpointError(f"{file.path}: {name} is {entry.dtype}, but its values must be bytes")
+        return file.data[file.begin + entry.begin : file.begin + entry.end].reshape(entry.shape)
 
     def alone(self, name: str) -> np.ndarray | Bf16:
         """As `tensors[name]`, but mapped alone, so that the rest of the file need not stay mapped."""

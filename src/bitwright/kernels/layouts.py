@@ -106,6 +106,12 @@ def pack_wna8(codes_NK: Array, bits: int, copy: Copy = _contiguous) -> Array:
     each of which it has some bits (linear_w4a8/contract.h).
     """
     n, k = codes_NK.shape
+    if bits == 4:
+        fours = _padded(codes_NK, n, k).view(_int32_of(codes_NK))  # four codes are shifted as one number
+        pairs = fours[:, 1::2] << 4
+        pairs |= fours[:, 0::2]
+        whole: Array = _pack(pairs.view(codes_NK.dtype), GROUP, GROUP, copy)
+        return whole
     words: Any = codes_NK.reshape(n, k // WORD_WNA8[bits], WORD_WNA8[bits] // GROUP, GROUP)
     run = [words[:, :, i] for i in range(words.shape[2])]
     if bits == 3:
@@ -117,13 +123,8 @@ def pack_wna8(codes_NK: Array, bits: int, copy: Copy = _contiguous) -> Array:
         held = _zeros(codes_NK, n, k * bits // 8)
         for i, vector in enumerate(vectors):
             held.reshape(n, -1, len(vectors), GROUP)[:, :, i] = vector
-    elif bits == 2:
-        held = run[0] | run[1] << 2 | run[2] << 4 | run[3] << 6
     else:
-        fours = _padded(codes_NK, n, k).view(_int32_of(codes_NK))  # four codes are shifted as one number
-        held = fours[:, 1::2] << 4
-        held |= fours[:, 0::2]
-        held = held.view(codes_NK.dtype)
+        held = run[0] | run[1] << 2 | run[2] << 4 | run[3] << 6
     packed: Array = _pack(held.reshape(n, k * bits // 8), GROUP, GROUP, copy)
     return packed
 
