@@ -84,7 +84,7 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
         raise InputError(f"{source.path}: {to} can hold none of its linears as codes: {summary(losses)}")
     tensors = _tensors(checkpoint, spelling, kept)
     shards = shard(tensors, _SHARD_BYTES)
-    text = {CONFIG_FILE: _config_json(checkpoint, spelling, kept, tensors)}
+    text = {CONFIG_FILE: _config_json(checkpoint, spelling, kept, tensors), **source.made_files}
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     found, left_out = split_source_files(source)

@@ -6,14 +6,15 @@ from bitwright.checkpoints.checkpoint import Checkpoint, read_bias
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.gguf.directory import GgufDirectory, GgufTensors
-from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
+from bitwright.numerics.arrays import Bf16
+from bitwright.numerics.linear import LinearForm, PendingFloat, PendingLinear, QuantizedLinear
 
-_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_TABLE = "model.embed_tokens"
 
 
 def read_gguf(directory: ModelDirectory) -> Checkpoint:
-    """Open a GGUF file as a checkpoint: every tensor of a quantized type is a linear. So is the table of words where it
-    is the head, too; as a table it is decoded.
+    """Open a GGUF file as a checkpoint: every tensor of a quantized type is a linear, but for the table of words, which
+    is decoded. A head that is tied to it multiplies its codes.
 
     Raises:
         CheckpointError: as `GgufTensors`, or a directory that only claims to be such a file.
@@ -21,13 +22,22 @@ def read_gguf(directory: ModelDirectory) -> Checkpoint:
     if not isinstance(directory, GgufDirectory):
         raise CheckpointError(f"{directory.path}: config.json says quant_method 'gguf'; give the GGUF file itself")
     tensors = directory.tensors
-    quantized = tensors.quantized
-    if _HEAD in tensors:
-        quantized.pop(_TABLE, None)
-    linears = {name.removesuffix(".weight"): _pending(directory, tensors, name) for name in sorted(quantized)}
+    codes = {name.removesuffix(".weight"): _pending(directory, tensors, name) for name in sorted(tensors.quantized)}
+    linears = {module: pending for module, pending in codes.items() if module != _TABLE}
+    tables = {module: _table(directory, module, pending) for module, pending in codes.items() if module == _TABLE}
     return Checkpoint(
-        directory, linears, (), frozenset(tensors.keys() - quantized.keys()) | ({_TABLE} & tensors.keys())
-    )
+        directory, linears, (), frozenset(tensors.keys() - tensors.quantized.keys()), dequantized=tables,
+        coded_tables={module: codes[module] for module in tables},
+    )  # fmt: skip
+
+
+def _table(directory: GgufDirectory, module: str, pending: PendingLinear) -> PendingFloat:
+    def load() -> Bf16:
+        values = directory.tensors[f"{module}.weight"]
+        assert isinstance(values, Bf16)
+        return values
+
+    return PendingFloat(pending.shape, "bfloat16", directory.tensors.type(f"{module}.weight").name, load)
 
 
 def _pending(directory: GgufDirectory, tensors: GgufTensors, name: str) -> PendingLinear:

@@ -24,6 +24,7 @@ from bitwright.files.gguf.names import NAMINGS, Naming, rows_in_gguf
 from bitwright.files.gguf.vocabulary import vocabulary_of
 from bitwright.numerics.arrays import Bf16
 from bitwright.numerics.ggml import TYPES, BlockType
+from bitwright.numerics.linear import PendingFloat, PendingLinear
 
 # general.file_type of what most of a file is.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
@@ -87,7 +88,7 @@ def write_gguf(directory: ModelDirectory, out: Path, *, allow_loss: bool = False
     entries |= {
         "general.name": directory.path.name, "general.quantization_version": 2, "general.alignment": ALIGNMENT,
         "general.file_type": _FILE_TYPES[max(types, key=lambda name: (name not in _FLOATS, types[name]))],
-        POSITIVE_KEY: all(linear.form.weight.symmetric for linear in checkpoint.linears.values()),
+        POSITIVE_KEY: all(linear.form.weight.symmetric for linear in _linears_of(checkpoint).values()),
     }  # fmt: skip
     if (license_name := license_of(directory.path)) is not None:
         entries["general.license"] = license_name
@@ -106,7 +107,8 @@ def _tensors(checkpoint: Checkpoint, naming: Naming) -> Iterator[_Tensor]:
     config = checkpoint.directory.config
     heads = {"q": config["num_attention_heads"]}
     heads["k"] = config.get("num_key_value_heads") or heads["q"]
-    names = {f"{module}.weight" for module in (*checkpoint.linears, *checkpoint.tables)} | checkpoint.others
+    coded = (*checkpoint.linears, *checkpoint.tables, *checkpoint.coded_tables)
+    names = {f"{module}.weight" for module in (*coded, *checkpoint.dequantized)} | checkpoint.others
     if config.get("tie_word_embeddings") and "model.embed_tokens.weight" in names:
         names.discard("lm_head.weight")
     for name in sorted(names):
@@ -116,29 +118,50 @@ def _tensors(checkpoint: Checkpoint, naming: Naming) -> Iterator[_Tensor]:
         if stored is None:
             raise ModelError(f"{checkpoint.directory.path}: {name}: llama.cpp's architecture has no such tensor")
         role = naming.swapped(name)
-        if module in checkpoint.linears or module in checkpoint.tables:
+        if module in coded:
             yield _coded(checkpoint, module, stored, heads[role] if role else 0)
+        elif module in checkpoint.dequantized:
+            yield _dequantized(checkpoint.dequantized[module], stored, heads[role] if role else 0)
         else:
             yield _floats(checkpoint, name, stored, heads[role] if role else 0, sums=naming.sums(name))
     yield from _factors(checkpoint)
 
 
 def _coded(checkpoint: Checkpoint, module: str, stored: str, heads: int) -> _Tensor:
+    linears = _linears_of(checkpoint)
+
     def blocks() -> Blocks:
         try:
             if module in checkpoint.tables:
                 return table_blocks(*checkpoint.table(module))
-            return blocks_of(checkpoint.linears[module].load())
+            return blocks_of(linears[module].load())
         except NumericsError as error:
             raise CheckpointError(f"{checkpoint.directory.path}: {module}: {error}") from None
 
     found = blocks()
     lost = [found.lost] if found.lost else []
-    if module in checkpoint.linears and checkpoint.linears[module].form.input is not None:
+    if module in linears and linears[module].form.input is not None:
         lost.append("how its inputs are rounded is not stored")
     n = len(found.raw)
     shape = (n, found.raw.shape[1] // found.type.bytes * found.type.values)
     return _Tensor(stored, found.type, shape, lambda: _swapped(blocks().raw, heads), "; ".join(lost))
+
+
+def _linears_of(checkpoint: Checkpoint) -> dict[str, PendingLinear]:
+    """Everything that is stored as codes of a linear."""
+    return {**checkpoint.linears, **checkpoint.coded_tables}
+
+
+def _dequantized(pending: PendingFloat, stored: str, heads: int) -> _Tensor:
+    """What is floats here because no kernel takes its codes."""
+    kind = TYPES["BF16" if pending.dtype == "bfloat16" else "F32"]
+
+    def make() -> np.ndarray:
+        values = pending.load()
+        raw = np.ascontiguousarray(values.bits if isinstance(values, Bf16) else values)
+        return _swapped(raw.view(np.uint8), heads)
+
+    return _Tensor(stored, kind, pending.shape, make, f"{pending.stored} becomes {kind.name}")
 
 
 def _floats(checkpoint: Checkpoint, name: str, stored: str, heads: int, *, sums: bool) -> _Tensor:

@@ -153,6 +153,11 @@ class ModelDirectory:
         """The text of a side file that does not lie on disk; None of those that do, or that there are not."""
         return None
 
+    @property
+    def made_files(self) -> dict[str, str]:
+        """The texts of all such files but config.json, by name."""
+        return {}
+
     @cached_property
     def weight_files(self) -> list[Path]:
         """As the function of the same name."""

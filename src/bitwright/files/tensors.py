@@ -131,6 +131,11 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         """The file that holds a tensor."""
         return self._entries[name][0].path
 
+    def n_bytes(self, name: str) -> int:
+        """The bytes of a tensor in its file."""
+        entry = self._entries[name][1]
+        return entry.end - entry.begin
+
     def dtype(self, name: str) -> str:
         """The dtype of a tensor, as safetensors spells it."""
         return self._entries[name][1].dtype

@@ -19,8 +19,7 @@ from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 
 _IQ4_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
-# Twice the values of E2M1, ascending, and where each of its codes stands among them.
-_E2M1_LEVELS = np.array([-12, -8, -6, -4, -3, -2, -1, 0, 0, 1, 2, 3, 4, 6, 8, 12], np.float32)
+# Where each code of E2M1 stands on the grid fp4, whose levels are ascending.
 _E2M1_PLACES = np.array([8, 9, 10, 11, 12, 13, 14, 15, 7, 6, 5, 4, 3, 2, 1, 0], np.int8)
 
 
@@ -38,7 +37,7 @@ class Groups(NamedTuple):
 class BlockType(NamedTuple):
     """A type. number: in files. values, bytes: of a block. spec: of the `QTensor` that holds it, None of floats.
 
-    groups: what blocks, uint8 (n, bytes), hold. codebook: the levels of the kmeans grid.
+    groups: what blocks, uint8 (n, bytes), hold.
     """
 
     name: str
@@ -47,7 +46,6 @@ class BlockType(NamedTuple):
     bytes: int
     spec: QuantSpec | None = None
     groups: Callable[[np.ndarray], Groups] | None = None
-    codebook: np.ndarray | None = None
 
 
 def held(kind: BlockType, raw_NB: np.ndarray, spec: QuantSpec | None = None) -> QTensor:
@@ -83,7 +81,7 @@ def held(kind: BlockType, raw_NB: np.ndarray, spec: QuantSpec | None = None) -> 
     scale_NG = np.where(nothing, np.float32(1), abs(scale_NG))
     if spec == _SYMMETRIC_8 and codes_NGg.size and int(codes_NGg.min()) == -128:
         spec = QuantSpec(8, group_size=32, full_range=True)  # other tools use −128 too
-    return QTensor(codes_NGg.reshape(n, -1), scale_NG, zero_NG, spec, kind.codebook, minimum_NG)
+    return QTensor(codes_NGg.reshape(n, -1), scale_NG, zero_NG, spec, None, minimum_NG)
 
 
 def _negated(codes_NGg: np.ndarray, negative_NG: np.ndarray, zero_NG: np.ndarray | None) -> np.ndarray:
@@ -188,9 +186,9 @@ def _iq4_xs(raw: np.ndarray) -> Groups:
 
 
 def _mxfp4(raw: np.ndarray) -> Groups:
-    """The scale 2^(e − 127), halved because levels are doubled; e = 255 is no number."""
+    """The scale is 2^(e − 127); e = 255 is no number."""
     exponent = raw[:, :1].astype(np.int32)
-    scale = np.where(exponent == 255, np.float32(np.nan), np.ldexp(np.float32(1), exponent - 128))
+    scale = np.where(exponent == 255, np.float32(np.nan), np.ldexp(np.float32(1), exponent - 127))
     return Groups(_E2M1_PLACES[_grouped(_fields(raw[:, 1:], 16, 4), 32)], scale)
 
 
@@ -214,7 +212,7 @@ _ALL = (
     BlockType("Q6_K", 14, 256, 210, _IN_16, _q6_k),
     BlockType("IQ4_NL", 20, 32, 18, _SYMMETRIC_8, _iq4_nl),
     BlockType("IQ4_XS", 23, 256, 136, _SYMMETRIC_8, _iq4_xs),
-    BlockType("MXFP4", 39, 32, 17, QuantSpec(4, group_size=32, grid="kmeans"), _mxfp4, _E2M1_LEVELS),
+    BlockType("MXFP4", 39, 32, 17, QuantSpec(4, group_size=32, grid="fp4"), _mxfp4),
 )
 TYPES: dict[str, BlockType] = {kind.name: kind for kind in _ALL}
 BY_NUMBER: dict[int, BlockType] = {kind.number: kind for kind in _ALL}

@@ -67,8 +67,7 @@ class Linears(Mapping[str, QuantizedLinear]):
         CheckpointError: a quantized module of the file is not in the model.
         """
         self._linears = checkpoint.linears
-        tables = {module for module in checkpoint.linears if name_in(names.embeddings, module, names.prefix)}
-        self._on_disk = _on_disk(checkpoint, names.linears, checkpoint.linears.keys() - tables, names)
+        self._on_disk = _on_disk(checkpoint, names.linears, checkpoint.linears, names)
 
     def __getitem__(self, name: str) -> QuantizedLinear:
         """Raises:

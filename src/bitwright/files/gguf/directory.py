@@ -223,6 +223,12 @@ class GgufDirectory(ModelDirectory):
         return None if content is None else json.dumps(content)
 
     @property
+    def made_files(self) -> dict[str, str]:
+        """As the class above says."""
+        found = {name: self.made(name) for name in self._files if name != CONFIG_FILE}
+        return {name: text for name, text in found.items() if text is not None}
+
+    @property
     def weight_files(self) -> list[Path]:
         """The file."""
         return [self.path]
