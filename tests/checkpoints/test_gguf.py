@@ -10,17 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import bitwright
 from bitwright.checkpoints.checkpoint import Checkpoint
+from bitwright.checkpoints.convert import convert
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.gguf_blocks import blocks_of
 from bitwright.checkpoints.gguf_write import write_gguf
+from bitwright.cli import app
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.gguf.directory import GgufDirectory
 from bitwright.files.opening import open_path
+from bitwright.files.tokenizer import open_tokenizer
+from bitwright.models.load import open_lazily
 from bitwright.numerics.arrays import Bf16
 from bitwright.numerics.ggml import held
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, ready
@@ -243,6 +248,37 @@ def test_a_value_that_is_no_number_is_refused_with_file_and_tensor(tmp_path: Pat
     linears = read_checkpoint(GgufDirectory(file)).linears
     with pytest.raises(CheckpointError, match=r"m.gguf: blk.0.ffn_up.weight: a scale is not finite"):
         linears["model.layers.0.mlp.up_proj"].load()
+
+
+def test_a_file_becomes_a_directory_with_the_same_codes(tmp_path: Path) -> None:
+    entries = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": ["a", "b", "ab"],
+               "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.eos_token_id": 2}  # fmt: skip
+    file = write_file(tmp_path / "m.gguf", LLAMA | entries)
+    convert(GgufDirectory(file), "compressed-tensors", tmp_path / "out")
+    found = ModelDirectory(tmp_path / "out")
+    want = read_checkpoint(GgufDirectory(file)).linears
+    for module, pending in read_checkpoint(found).linears.items():
+        np.testing.assert_array_equal(pending.load().weight.dequantize(), want[module].load().weight.dequantize())
+    assert found.object("generation_config.json") == {"eos_token_id": [2]}
+    tokens = open_tokenizer(found)
+    assert tokens is not None
+    assert tokens.tokenizer.encode("aab").tokens == ["a", "ab"]
+
+
+def test_a_file_is_not_quantized_but_its_model_is(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="this is a GGUF file, and Bitwright quantizes model directories"):
+        open_lazily(write_file(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "generate"])
+def test_commands_take_a_file(with_tokens: TinyModel, tmp_path: Path, command: str) -> None:
+    file = tmp_path / "m.gguf"
+    write_gguf(ModelDirectory(with_tokens("llama")), file)
+    options = {"inspect": ["--json"], "generate": ["-p", "The method", "--max-tokens", "4", "--json"]}
+    done = CliRunner().invoke(app, [command, str(file), *options[command]])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["format"] == "gguf" if command == "inspect" else found[0]["prompt"] == "The method"
 
 
 def test_a_folder_of_gguf_files_names_one(tmp_path: Path) -> None:

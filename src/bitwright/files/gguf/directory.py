@@ -247,6 +247,15 @@ class GgufDirectory(ModelDirectory):
         """The shape of every tensor, by name."""
         return dict(self.tensors.shapes)
 
+    def check_float(self) -> None:
+        """Raises:
+        ModelError: always: the user's library, which judges what is quantized, does not read this file.
+        """
+        raise ModelError(
+            f"{self.path}: this is a GGUF file, and Bitwright quantizes model directories; give the directory of the "
+            "model that it was made from"
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the file's name, size and bytes."""
