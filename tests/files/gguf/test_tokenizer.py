@@ -1,16 +1,18 @@
 """Tokenizers in GGUF files: what tokenizer.json says of them, and the other way."""
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.files.gguf.directory import GgufDirectory
-from bitwright.files.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from bitwright.files.gguf.tokenizer import BYTE, CONTROL, NORMAL, PRE, UNKNOWN, USER_DEFINED
 from bitwright.files.gguf.vocabulary import vocabulary_of
 from bitwright.files.tokenizer import open_tokenizer
 from tests.gguf_files import LLAMA, floats, small_llama, write_file
@@ -134,3 +136,72 @@ def test_an_unknown_kind_takes_the_tokenizer_that_lies_beside(
     content = tokenizer(opened(BPE)).to_str()
     (tmp_path / "tokenizer.json").write_text(content)
     assert tokenizer(opened(BPE, pre="poro")).encode("ab").tokens == ["<|begin|>", "ab"]
+
+
+def hard_texts(alphabet: str, count: int) -> list[str]:
+    """Random texts of these characters and of what pre-tokenizers treat apart."""
+    random = Random(1)
+    pieces = [
+        *alphabet,
+        "'s",
+        "I'LL",
+        "  ",
+        " \n\n ",
+        "\r\n",
+        "12345",
+        "a/b?c=1",
+        "snake_case",
+        "HTMLParser",
+        "\t\tif",
+        "…",
+    ]
+    return ["".join(random.choices(pieces, k=random.randint(1, 60))) for _ in range(count)]
+
+
+def differences(file: Path, texts: list[str]) -> list[str]:
+    """The texts of which llama.cpp has other tokens."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    theirs, ours = llama_cpp.Llama(str(file), vocab_only=True, verbose=False), tokenizer(GgufDirectory(file))
+    return [text for text in texts if theirs.tokenize(text.encode(), special=True) != ours.encode(text).ids]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", PRE)
+def test_byte_level_tokens_are_those_of_llama_cpp(
+    opened: Callable[..., GgufDirectory], texts: list[str], name: str
+) -> None:
+    """Of composed characters: llama.cpp leaves out the NFC that transformers' Qwen2 does. Marks alone are left out."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=299, initial_alphabet=letters, show_progress=False)
+    )
+    content = json.loads(trained.to_str())["model"]
+    entries = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name, "tokenizer.ggml.bos_token_id": 299,
+        "tokenizer.ggml.tokens": [*sorted(content["vocab"], key=content["vocab"].__getitem__), "<s>"],
+        "tokenizer.ggml.token_type": [NORMAL] * 299 + [CONTROL],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in content["merges"]],
+    }  # fmt: skip
+    file = opened(entries).path
+    assert not differences(
+        file, hard_texts("abcXYZéñßÀ中文日本 0123456789.,;:!?'()[]{}<>/@#$%^&*-_=+~\t\n\u00a0\u3000😀ابﬁ½Ａ", 1000)
+    )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("changed", [{}, {"add_space_prefix": False}, {"add_bos_token": False}])
+def test_sentencepiece_tokens_are_those_of_llama_cpp(
+    opened: Callable[..., GgufDirectory], changed: dict[str, Any]
+) -> None:
+    random, pieces = Random(2), dict.fromkeys("\u2581abcde")
+    while len(pieces) < 40:
+        pieces["".join(random.choices("\u2581abcde", k=random.randint(2, 6)))] = None
+    scores = random.sample(range(-40, 0), 40)
+    entries = SPM | {
+        "tokenizer.ggml.tokens": [*SPM["tokenizer.ggml.tokens"][:260], *pieces],
+        "tokenizer.ggml.scores": [0.0] * 260 + [float(score) for score in scores],
+        "tokenizer.ggml.token_type": [*SPM["tokenizer.ggml.token_type"][:260], *[NORMAL] * 40],
+    }
+    assert not differences(opened(entries, **changed).path, hard_texts("aaabbbcccddd   é", 1000))
