@@ -111,6 +111,7 @@ def _program(opened: "ModelDirectory") -> "Program":
 def _layers(checkpoint: "Checkpoint", *, on_engine: bool) -> list[dict[str, Any]]:
     """A row for each kind of layer. What a kind runs as, one of its linears tells, which is loaded."""
     from bitwright.checkpoints.summary import summarize
+    from bitwright.engine.halves import in_halves
     from bitwright.engine.linears import multiplied
     from bitwright.kernels.input_grid import input_runs_natively
 
@@ -120,7 +121,7 @@ def _layers(checkpoint: "Checkpoint", *, on_engine: bool) -> list[dict[str, Any]
         if layers.quantized:
             linear = checkpoint.linears[layers.first].load()
             native = linear.input_spec is not None and input_runs_natively(linear.input_spec)
-            runs_as = multiplied(linear, "int8") if on_engine else "int8" if native else "unpacked"
+            runs_as = multiplied(in_halves(linear, "int8"), "int8") if on_engine else "int8" if native else "unpacked"
         rows.append(layers._asdict() | {"runs_as": runs_as})
     return rows
 
