@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from bitwright.engine.decoders import Arithmetic, lower_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.linears import Linear
+from bitwright.engine.ops import Multiply
 from bitwright.engine.weights import Weights, open_weights
 from bitwright.errors import BitwrightError, CheckpointError, EngineError
 from bitwright.files.directory import ModelDirectory
@@ -108,6 +109,25 @@ def test_a_head_is_held_in_8_bits_with_scales_for_groups(tiny_model: TinyModel, 
     directory = tiny_model("llama", **_HEADS)
     want = Running(directory, arithmetic=Arithmetic(head="16")).logits(ids, [])
     found = Running(directory, arithmetic=Arithmetic(head="int8")).logits(ids, [])
+    apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
+    assert 0.001 < apart < 0.01
+
+
+def test_a_head_of_8_bits_with_groups_is_held_in_halves(
+    tiny_model: TinyModel, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its codes stay as they are; only its inputs are rounded."""
+    own, directory = Weights.linear, tiny_model("llama", **_HEADS)
+    codes_NK = np.random.default_rng(1).integers(-128, 128, (200, 32)).astype(np.int8)
+    weight = QTensor(
+        codes_NK, np.full((200, 1), 2**-10, np.float32), None, QuantSpec(8, group_size=32, full_range=True)
+    )
+    head = QuantizedLinear(weight)
+    monkeypatch.setattr(Weights, "linear", lambda self, name: head if name == "lm_head" else own(self, name))
+    want = Running(directory, arithmetic=Arithmetic(head="16")).logits(ids, [])
+    running = Running(directory, arithmetic=Arithmetic(head="int8"))
+    found = running.logits(ids, [])
+    assert [op.dtype for op in running.executor.program.ops if isinstance(op, Multiply)][-1] == "int4 g32×int8"
     apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
     assert 0.001 < apart < 0.01
 

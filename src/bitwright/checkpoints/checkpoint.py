@@ -24,7 +24,8 @@ class Checkpoint(NamedTuple):
     linears: the quantized ones, their values not loaded. tables: int8 embedding tables. others: names of every other
     tensor. int8_attention: blocks whose attention the engine computes in int8. dequantized: linears and embedding
     tables whose codes are read as floats. notes: what the file asks for and nothing here does, a sentence each.
-    format: the row of `FORMATS`.
+    format: the row of `FORMATS`. coded_tables: the codes of dequantized tables, as linears: a head that is tied to a
+    table multiplies them.
     """
 
     directory: ModelDirectory
@@ -35,6 +36,7 @@ class Checkpoint(NamedTuple):
     dequantized: Mapping[str, PendingFloat] = {}
     notes: tuple[str, ...] = ()
     format: str = ""
+    coded_tables: Mapping[str, PendingLinear] = {}
 
     @property
     def tensors(self) -> MappedTensors:

@@ -85,7 +85,7 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
     common = Common(group, any(not pending.form.weight.symmetric for pending in kept.values()))
     tensors = _tensors(checkpoint, spelling, kept, common)
     shards = shard(tensors, _SHARD_BYTES)
-    text = {CONFIG_FILE: _config_json(checkpoint, spelling, kept, common, tensors)}
+    text = {CONFIG_FILE: _config_json(checkpoint, spelling, kept, common, tensors), **source.made_files}
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     found, left_out = split_source_files(source)

@@ -5,7 +5,7 @@
     <m>.biases   float (N, G)          m
     or, of the modes mxfp4 and nvfp4, uint32 (N, K/8) of E2M1, and uint8 (N, G) of E8M0 or E4M3 (`small_float_codes`)
 
-An embedding table is read as floats: engines look rows up in it.
+An embedding table is read as floats, since rows are looked up in it; a head that is tied to it multiplies its codes.
 """
 
 from collections.abc import Mapping
@@ -54,13 +54,13 @@ def read_mlx(directory: ModelDirectory) -> Checkpoint:
     row = FAMILIES.get(str(directory.config.get("model_type")))
     words = "embed_tokens" if row is None else row.embeddings.words
 
-    def opened(name: str) -> Opened:
+    coded: dict[str, PendingLinear] = {}
+    for name in modules_with(directory, "scales"):
         own = said.get(name)
-        settings = {**said, **own} if isinstance(own, dict) else said
-        pending = _open(Module(directory, name), settings, where)
-        return _as_table(pending) if f".{name}".endswith(f".{words}") else pending
-
-    return assemble(directory, {name: opened(name) for name in modules_with(directory, "scales")}, SUFFIXES)
+        coded[name] = _open(Module(directory, name), {**said, **own} if isinstance(own, dict) else said, where)
+    tables = {name: pending for name, pending in coded.items() if f".{name}".endswith(f".{words}")}
+    opened: dict[str, Opened] = {**coded, **{name: _as_table(pending) for name, pending in tables.items()}}
+    return assemble(directory, opened, SUFFIXES)._replace(coded_tables=tables)
 
 
 def _open(module: Module, said: Mapping[str, Any], where: str) -> PendingLinear:

@@ -1,12 +1,10 @@
 """What a quantized checkpoint holds, in a few rows: its linears by kind, in which scheme, in how many bits."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from bitwright.checkpoints.checkpoint import Checkpoint
-from bitwright.files.safetensors import DTYPE_BITS
 from bitwright.numerics.linear import LinearForm
 from bitwright.numerics.spec import QuantSpec
 
@@ -97,6 +95,5 @@ def _bits(checkpoint: Checkpoint) -> Mapping[str, int]:
     for tensor in tensors:
         module, _, suffix = tensor.rpartition(".")
         if tensor not in checkpoint.others or suffix == "weight":
-            size = math.prod(tensors.shape(tensor)) * DTYPE_BITS[tensors.dtype(tensor)]
-            found[module] = found.get(module, 0) + size
+            found[module] = found.get(module, 0) + 8 * tensors.n_bytes(tensor)
     return found

@@ -1,6 +1,5 @@
 """bitwright convert: a quantized checkpoint in the format of another tool."""
 
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -29,20 +28,14 @@ def command(directory: Path, to: str, out_dir: Path, allow_loss: bool, as_json: 
     source before it appears. What the format cannot hold is listed first, and
     nothing is written then unless --allow-loss is given.
     """
-    from bitwright.errors import InputError
-    from bitwright.files.directory import ModelDirectory
+    from bitwright.files.opening import open_path
 
     if to == "gguf":
-        try:
-            writer = import_module("bitwright.checkpoints.gguf_write")
-        except ImportError:
-            raise InputError("--to gguf: this release writes no GGUF files") from None
-        writer.write_gguf(ModelDirectory(directory), out_dir, allow_loss=allow_loss)
-        out.print(f"Wrote {out_dir}.", markup=False)
+        _write_gguf(directory, out_dir, allow_loss=allow_loss, as_json=as_json)
         return
     from bitwright.checkpoints.convert import convert, summary
 
-    done = convert(ModelDirectory(directory), to, out_dir, allow_loss=allow_loss)
+    done = convert(open_path(directory), to, out_dir, allow_loss=allow_loss)
     if as_json:
         print_json({
             "format": to,
@@ -60,3 +53,19 @@ def command(directory: Path, to: str, out_dir: Path, allow_loss: bool, as_json: 
         print_warnings([f"lost: {summary(list(done.losses))}"])
     if done.left_out:
         print_warnings([f"not copied: {', '.join(file.name for file in done.left_out)}"])
+
+
+def _write_gguf(directory: Path, file: Path, *, allow_loss: bool, as_json: bool) -> None:
+    from bitwright.checkpoints.gguf_write import write_gguf
+    from bitwright.files.opening import open_path
+
+    done = write_gguf(open_path(directory), file, allow_loss=allow_loss)
+    if as_json:
+        print_json({"format": "gguf", "path": str(done.path), "bytes": done.size, "types": done.types,
+                    "losses": [{"module": name, "why": why} for name, why in done.losses.items()]})  # fmt: skip
+        return
+    types = ", ".join(f"{count} × {name}" for name, count in done.types.items())
+    out.print(f"Wrote {file}: {types}, {done.size / 1e6:.1f} MB.", markup=False)
+    if done.losses:
+        name, why = next(iter(done.losses.items()))
+        print_warnings([f"lost in {len(done.losses)} tensors, such as {name}: {why}"])

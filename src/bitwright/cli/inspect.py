@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect", cls=Command)
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--program", "whole", is_flag=True, help="List every operator with what it reads and writes.")
 @json_option("what it shows")
 def command(directory: Path, whole: bool, as_json: bool) -> None:
@@ -32,11 +32,11 @@ def command(directory: Path, whole: bool, as_json: bool) -> None:
     from bitwright.checkpoints.formats import read_checkpoint
     from bitwright.checkpoints.summary import bits_per_weight
     from bitwright.errors import EngineError
-    from bitwright.files.directory import ModelDirectory
+    from bitwright.files.opening import open_path
     from bitwright.files.task import find_task
     from bitwright.kernels.dispatch import active_isa
 
-    opened = ModelDirectory(directory)
+    opened = open_path(directory)
     opened.check_counts()
     checkpoint = read_checkpoint(opened) if opened.is_quantized else None
     program, why = None, ""

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bitwright.engine.cache_layout import CacheKind, CacheLayer
-from bitwright.engine.linears import Inputs, Linear
+from bitwright.engine.linears import Inputs, Linear, input_group
 from bitwright.engine.lowering import HeadShape, Lowering, Value
 from bitwright.engine.program import Program
 from bitwright.engine.rotary import rotary
@@ -96,8 +96,9 @@ def lower_decoder(
             x, normed = lower.rms_norm_of_sum(f"{base}{row.blocks}.{layer + 1}.{before}", y, x, eps=eps, plus=plus)
     x = _sum_of_wanted(decoder, y, x)
     linear = _head(decoder)
-    held = _rounded(linear) if arithmetic.head == "int8" and isinstance(linear, FloatLinear) else linear
-    logits = lower.head(row.head.outputs["text-generation"], held, x, stored=held is linear)
+    held = _held_in_8_bits(linear) if arithmetic.head == "int8" else linear
+    stored = held is linear or isinstance(linear, QuantizedLinear)
+    logits = lower.head(row.head.outputs["text-generation"], held, x, stored=stored)
     if (cap := config.get("final_logit_softcapping")) is not None:
         logits = lower.softcap("logits", logits, weights.check_real("final_logit_softcapping", cap))
     cache = [CacheLayer(decoder.shape.kv_heads, decoder.shape.size)] * layers
@@ -231,6 +232,34 @@ def _head(decoder: _Decoder) -> Linear:
     return weights.linear(f"{decoder.base}{decoder.row.embeddings.words}")
 
 
+def _held_in_8_bits(linear: Linear) -> Linear:
+    """A head that is float, rounded; one of 8-bit codes with scales for groups, in halves. Others stay as they are."""
+    if isinstance(linear, FloatLinear):
+        return _rounded(linear)
+    spec = linear.weight.spec
+    groups = spec.bits == 8 and spec.symmetric and spec.group_size is not None and linear.input_spec is None
+    if not groups or linear.transform is not None:
+        return linear
+    above_NK, k = linear.weight.codes_NK.view(np.uint8) ^ np.uint8(128), linear.shape[1]  # c + 128
+    codes_NK = np.empty((linear.shape[0], 2 * k), np.uint8)
+    np.right_shift(above_NK, 4, out=codes_NK[:, :k])
+    np.bitwise_and(above_NK, 15, out=codes_NK[:, k:])
+    scale_NG = linear.weight.scale_NG.astype(np.float32, copy=False)
+    split = _in_halves(codes_NK, np.concatenate([16 * scale_NG, scale_NG], axis=1), spec.group_size, linear.bias_N)
+    return split if input_group(split) else linear
+
+
+def _in_halves(
+    codes_NK: np.ndarray, scale_NG: np.ndarray, group: int | None, bias_N: np.ndarray | None
+) -> QuantizedLinear:
+    """The linear of codes from 0 to 15: high halves, and beside them the low ones. Mutates the codes."""
+    codes_NK -= 8  # wraps, as it must
+    zero_NG = np.zeros(scale_NG.shape, np.int8)
+    zero_NG[:, scale_NG.shape[1] // 2 :] = -8
+    spec = QuantSpec(4, symmetric=False, group_size=group)
+    return QuantizedLinear(QTensor(codes_NK.view(np.int8), scale_NG, zero_NG, spec), bias_N)
+
+
 def _rounded(linear: FloatLinear) -> QuantizedLinear:
     """A float linear in 8 bits, with a scale for each group of inputs, as one of 4 bits that reads its inputs twice.
 
@@ -254,10 +283,7 @@ def _rounded(linear: FloatLinear) -> QuantizedLinear:
         above_MK = np.clip(above_MGg, 0, 255, out=above_MGg).astype(np.uint8).reshape(-1, k)
         codes_NK[rows, :k], codes_NK[rows, k:] = above_MK >> 4, above_MK & 15
         scale_NG[rows] = np.concatenate([16 * scale_MG, scale_MG], axis=1)
-    zero_NG = np.zeros(scale_NG.shape, np.int8)
-    zero_NG[:, k // group :] = -8
-    spec = QuantSpec(4, symmetric=False, group_size=group)
-    return QuantizedLinear(QTensor(codes_NK - np.int8(8), scale_NG, zero_NG, spec), linear.bias_N)
+    return _in_halves(codes_NK, scale_NG, group, linear.bias_N)
 
 
 def _scales(exact: np.ndarray) -> np.ndarray:

@@ -142,9 +142,10 @@ class Weights:
         """Raises:
         CheckpointError: there is none, or its tensors contradict one another.
         """
-        if module in self._checkpoint.linears:
+        codes = self._checkpoint.linears.get(module) or self._checkpoint.coded_tables.get(module)
+        if codes is not None:
             if self._latest is None or self._latest[0] != module:
-                self._latest = module, self._checkpoint.linears[module].load()
+                self._latest = module, codes.load()
             return self._latest[1]
         name = f"{module}.weight"
         if (pending := self._dequantized(name)) is not None:

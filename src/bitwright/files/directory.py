@@ -83,6 +83,8 @@ class ModelDirectory:
 
     def _where_else(self) -> str:
         """What to do without a config.json. Old versions of sentence-transformers put the model into a subfolder."""
+        if found := sorted(file.name for file in self.path.glob("*.gguf")):
+            return f"it holds GGUF files; give one of them, such as {self.path / found[0]}"
         inside = next((file.parent.name for file in sorted(self.path.glob(f"*_Transformer/{CONFIG_FILE}"))), None)
         if inside is None:
             return "a transformers model directory has one, so check the path"
@@ -146,6 +148,15 @@ class ModelDirectory:
         """As `json`, for a file that must hold an object."""
         content = self.json(name, said_by)
         return None if content is None else _object(content, self.path / name)
+
+    def made(self, name: str) -> str | None:
+        """The text of a side file that does not lie on disk; None of those that do, or that there are not."""
+        return None
+
+    @property
+    def made_files(self) -> dict[str, str]:
+        """The texts of all such files but config.json, by name."""
+        return {}
 
     @cached_property
     def weight_files(self) -> list[Path]:
@@ -279,6 +290,8 @@ def weight_files(path: Path) -> list[Path]:
         ModelError: there are none.
         CheckpointError: an index that is not one, or that names a file outside the directory or one that is missing.
     """
+    if path.is_file():  # a model in one file
+        return [path]
     found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if found is None:
         raise ModelError(f"{path}: there are no weights; one of these files is needed: {', '.join(WEIGHT_FILES)}")

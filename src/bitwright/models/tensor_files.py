@@ -56,7 +56,7 @@ class TensorFiles(Mapping[str, Tensor]):
         self._made = dict(made or {})
         self._pickled: dict[str, tuple[Path, Tensor]] = {}
         files = directory.weight_files
-        if all(file.suffix == ".safetensors" for file in files):
+        if all(file.suffix != ".bin" for file in files):
             self._mapped = directory.tensors
             return
         self._mapped = MappedTensors([file for file in files if file.suffix == ".safetensors"])
