@@ -118,7 +118,8 @@ def summary(losses: list[Loss]) -> str:
 def find_losses(checkpoint: Checkpoint, spelling: Spelling) -> list[Loss]:
     """What the format cannot hold of a checkpoint. Where scales get fewer bits, every linear is loaded to look."""
     losses = [
-        Loss(name, f"{pending.stored}, of which it has none", True) for name, pending in checkpoint.dequantized.items()
+        Loss(name, f"it is stored as {pending.stored}, for which there are no codes", True)
+        for name, pending in checkpoint.dequantized.items()
     ]
     if not spelling.tables:
         losses += [Loss(name, "an embedding table of int8", True) for name in checkpoint.tables]
