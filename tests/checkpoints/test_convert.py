@@ -20,6 +20,7 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.numerics.arrays import Bf16, as_torch
 from bitwright.numerics.linear import QuantizedLinear
 from tests.checkpoints import other_tools as tools
+from tests.runtime.test_other_tools import SIZE, write
 
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
 OTHERS = {
@@ -90,7 +91,7 @@ def test_version_1_is_written_of_symmetric_codes_and_version_2_of_others(tmp_pat
         convert(convert_to_ours(gptq(folder / "in", sym=sym), folder / "ours"), "gptq", folder / "out")
         config = json.loads((folder / "out" / "config.json").read_text())["quantization_config"]
         assert (config["checkpoint_format"], config["sym"], config["desc_act"]) == (version, sym, False)
-        assert r"-:^model\.layers\.0\.self_attn\.q_proj$" in config["dynamic"]
+        assert r"-:^(?:model\.)?layers\.0\.self_attn\.q_proj$" in config["dynamic"]
         zeros = load_file(folder / "out" / "model.safetensors")[f"{UP}.qzeros"]
         assert word is None or set(zeros.flatten().tolist()) == {word}
 
@@ -104,7 +105,7 @@ def test_what_a_format_cannot_hold_is_named_and_becomes_floats_if_allowed(
     tmp_path: Path, make_linear: Callable[..., QuantizedLinear]
 ) -> None:
     w_NK = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
-    linears = {UP: make_linear(w_NK, "nf4_g64"), DOWN: in_16_bit(make_linear(w_NK, "w4a16_g64"))}
+    linears = {UP: make_linear(w_NK, "nf4_g64"), DOWN: in_16_bit(make_linear(w_NK, "ternary_g32"))}
     before = ours(tmp_path / "in", linears)
     with pytest.raises(InputError, match=r"1 × its levels are those of the nf4 grid, so it becomes.*--allow-loss"):
         convert(before, "gptq", tmp_path / "out")
@@ -125,7 +126,7 @@ def test_floats_of_4_and_8_bits(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"FP8.*fp4 grid, so it becomes 16-bit floats"):
             convert(before, "gptq", tmp_path / "out", allow_loss=allowed)
     done = convert(before, "bitwright", tmp_path / "out", allow_loss=True)
-    assert [loss.module for loss in done.losses] == [DOWN]
+    assert [loss.module for loss in done.losses if loss.as_floats] == [DOWN]
     assert np.array_equal(numbers(tmp_path / "out")[UP], values * np.repeat(scale.float().numpy(), 16, axis=1) / 2)
     made = ModelDirectory(tmp_path / "out").tensors[f"{DOWN}.weight"]
     assert isinstance(made, Bf16)
@@ -205,3 +206,58 @@ def test_a_copy_that_differs_is_noticed(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(CheckpointError, match="has not the bytes of its source"):
         convert(before, "awq", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_autoawq_has_one_size_of_groups_and_larger_ones_are_split(tmp_path: Path) -> None:
+    other, row = "model.layers.1.mlp.up_proj", "model.layers.2.mlp.up_proj"
+    modules = {UP: tools.gptq(64, 128, group=64)[0], DOWN: tools.gptq(64, 128, group=32, sym=False)[0],
+               other: tools.gptq(64, 128, group=128)[0], row: tools.gptq(64, 96, group=96)[0]}  # fmt: skip
+    own = {r"+:.*down": {"group_size": 32, "sym": False}, r"+:.*\.1\.": {"group_size": 128}}
+    own |= {r"+:.*\.2\.": {"group_size": -1}}
+    before = source(tmp_path / "in", {"quant_method": "gptq", "bits": 4, "group_size": 64, "dynamic": own}, modules)
+    assert convert(before, "awq", tmp_path / "out").losses == ()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["group_size"] == 32
+    expected, found = numbers(tmp_path / "in"), numbers(tmp_path / "out")
+    assert expected.keys() == found.keys() == modules.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in modules)
+    odd = tools.gptq(64, 80, group=16)[0]
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 64, "dynamic": {"+:.*down": {"group_size": 16}}}
+    uneven = source(tmp_path / "uneven", said, {UP: modules[UP], other: tools.gptq(64, 128, group=64)[0], DOWN: odd})
+    with pytest.raises(InputError, match=r"1 × its groups are no multiples of 64"):
+        convert(uneven, "awq", tmp_path / "none")
+
+
+def test_transformers_reads_what_another_tool_wrote_once_it_is_converted(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    model = write(tiny_model("llama", tie_word_embeddings=False, **SIZE), tmp_path / "in", "gptq")
+    convert(ModelDirectory(tmp_path / "in"), "compressed-tensors", tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name].float(), tensor), name
+
+
+def test_tables_of_int8_stay_in_our_format_and_become_floats_elsewhere(
+    tmp_path: Path, make_linear: Callable[..., QuantizedLinear]
+) -> None:
+    linear = in_16_bit(make_linear(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), "w4a16_g64"))
+    stored = {suffix: as_torch(tensor).clone() for suffix, tensor in linear_tensors(linear, guarded=True).items()}
+    codes, scale = torch.randint(-127, 128, (50, 1, 64), dtype=torch.int8), torch.rand(50, 1) + 0.5
+    table = "model.embed_tokens"
+    said = make_quantization_config({UP: linear.form}, (table,), (), "", portable=False)
+    modules = {UP: stored, table: {"weight": codes, "weight_scale": scale}}
+    tools.save(tmp_path / "in", {"quantization_config": said}, modules)
+    before = ModelDirectory(tmp_path / "in")
+    assert convert(before, "bitwright", tmp_path / "same").losses == ()
+    found = read_checkpoint(ModelDirectory(tmp_path / "same"))
+    assert found.tables == (table,)
+    assert np.array_equal(found.table(table)[0], codes[:, 0])
+    with pytest.raises(InputError, match="1 × an embedding table of int8"):
+        convert(before, "gptq", tmp_path / "out")
+    convert(before, "gptq", tmp_path / "out", allow_loss=True)
+    values = load_file(tmp_path / "out" / "model.safetensors")[f"{table}.weight"]
+    assert torch.equal(values, (codes[:, 0] * scale).half())

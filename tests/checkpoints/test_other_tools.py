@@ -140,6 +140,17 @@ def test_mlx(tmp_path: Path, bits: int) -> None:
     assert set(found.dequantized) == {table}
 
 
+@pytest.mark.parametrize(("mode", "group"), [("mxfp4", 32), ("nvfp4", 16)])
+def test_mlx_of_4_bit_floats(tmp_path: Path, mode: str, group: int) -> None:
+    codes, values, raw = tools.fp4(8, 64, group)
+    tensors = {"weight": codes.view(torch.int32).view(torch.uint32), "scales": torch.tensor(raw)}
+    said = {"quantization": {"bits": 4, "group_size": group, "mode": mode}}
+    found = opened(tools.save(tmp_path, said, {M: tensors}))
+    as_e4m3 = torch.tensor(raw).view(torch.float8_e4m3fn).float().numpy()
+    scale = 2.0 ** (raw.astype(int) - 127) if mode == "mxfp4" else as_e4m3
+    assert np.array_equal(number(found), values * np.repeat(scale, group, axis=1))
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (96,), (96, 1), "blocks"])
 def test_fp8(tmp_path: Path, shape: Any) -> None:
     blocks = (40, 32) if shape == "blocks" else None
@@ -280,6 +291,7 @@ LIES: dict[str, tuple[str, tools.Tensors, dict[str, Any], str]] = {
     "gptq, not sym": ("gptq", ASYM, {}, "qzeros holds zero points other than 8"),
     "gptq, of version 2": ("gptq", GPTQ, {"checkpoint_format": "gptq_v2"}, "qzeros holds zero points other than 8"),
     "gptq, of version 3": ("gptq", GPTQ, {"checkpoint_format": "gptq_v3"}, "checkpoint_format 'gptq_v3'"),
+    "gptq, as Marlin has it": ("gptq", GPTQ, {"is_marlin_format": True}, "checkpoint_format 'marlin'"),
     "gptq, group 2 of 2": ("gptq", change(GPTQ, g_idx=ORDER + 1), {}, "g_idx names groups from 1 to 2"),
     "gptq, group -1": ("gptq", change(GPTQ, g_idx=ORDER - 1), {}, "g_idx names groups from -1"),
     "gptq, a short index": ("gptq", change(GPTQ, g_idx=ORDER[:32]), {}, "qweight has the shape"),
@@ -303,6 +315,11 @@ LIES: dict[str, tuple[str, tools.Tensors, dict[str, Any], str]] = {
     "mlx, a group too small": ("mlx", MLX, {"group_size": 16}, "scales has the shape"),
     "mlx, 7 bits": ("mlx", MLX, {"bits": 7}, "bits = 7"),
     "mlx, another mode": ("mlx", MLX, {"mode": "mxfp8"}, "mode 'mxfp8'"),
+    "mlx, huge scales": ("mlx", change(MLX, scales=MLX["scales"].float().sign() * 3e38), {}, "every minimum must"),
+    "gptq, huge scales": (
+        "gptq", change(GPTQ, scales=torch.full((2, 32), 3e38), g_idx=ORDER), {}, "a scale is not finite, or so large",
+    ),
+    "fp8, huge scales": ("fp8", change(FP8, weight_scale=torch.full((1,), 3e38)), {}, "a scale is so large"),
     "fp8, no scale": ("fp8", change(FP8, weight_scale=None), {}, "no tensor ends in"),
     "fp8, a whole scale": ("fp8", change(FP8, weight_scale=FP8["weight_scale"].int()), {}, "weight_scale is I32"),
     "fp8, blocks that it does not say": ("fp8", change(FP8, weight_scale=torch.ones(2, 2)), {}, "weight_scale has the"),

@@ -50,6 +50,7 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[int, int, int], tuple[tools.T
     ),
     "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32}, lambda n, k, s: tools.awq(n, k, seed=s)),
     "mlx": ({"bits": 4, "group_size": 32}, lambda n, k, s: tools.mlx(n, k, seed=s)),
+    "mlx, tied": ({"bits": 4, "group_size": 32}, lambda n, k, s: tools.mlx(n, k, seed=s)),
     "mlx, 6 bits": ({"bits": 6, "group_size": 32}, lambda n, k, s: tools.mlx(n, k, bits=6, seed=s)),
     "fp8": ({"quant_method": "fp8", "weight_block_size": [32, 32]}, fp8_blocks),
     "nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4),
@@ -82,7 +83,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_both_doors_give_the_logits_of_the_numbers(tiny_model: TinyModel, tmp_path: Path, name: str) -> None:
-    source = tiny_model("llama", tie_word_embeddings=False, **SIZE)
+    source = tiny_model("llama", tie_word_embeddings="tied" in name, **SIZE)
     model = write(source, tmp_path / "out", name)
     with torch.inference_mode():
         expected = model(torch.tensor([IDS])).logits[0].numpy()

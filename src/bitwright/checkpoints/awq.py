@@ -6,6 +6,7 @@ inputs, 4 bits, G groups:
     <m>.scales    float (G, N)      w = (q − z) · s
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +15,27 @@ import numpy as np
 from bitwright.checkpoints.checkpoint import Checkpoint, Module, assemble, groups_of, modules_with, read_bias, whole
 from bitwright.checkpoints.gptq import SCALES, Settings
 from bitwright.checkpoints.integer_codes import integer_spec, integer_weight
+from bitwright.checkpoints.linear_tensors import Entry
+from bitwright.checkpoints.spelling import (
+    Common,
+    Contents,
+    Shape,
+    Spelling,
+    drops_inputs,
+    group_of,
+    of_rows,
+    splits,
+    uneven,
+)
 from bitwright.errors import CheckpointError, NumericsError, brief
 from bitwright.files.directory import ModelDirectory
-from bitwright.numerics.bits import unpack_awq
+from bitwright.numerics.arrays import Array
+from bitwright.numerics.bits import pack_awq, unpack_awq
 from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
 from bitwright.numerics.spec import QuantSpec
 
 SUFFIXES = ("qweight", "qzeros", "scales")
+_GROUPS = (128, 64, 32)  # that AutoAWQ's kernels have
 
 
 def read_awq(directory: ModelDirectory) -> Checkpoint:
@@ -74,3 +89,57 @@ def _load(module: Module, spec: QuantSpec, n: int) -> QuantizedLinear:
     scale_NG = np.ascontiguousarray(module.floats("scales").T)
     weight = integer_weight(codes_NK, scale_NG, spec, zero_NG=zero_NG)
     return QuantizedLinear(weight, read_bias(module.directory, module.name, n))
+
+
+def _awq_refuses(shape: Shape, form: LinearForm) -> str:
+    if form.weight.bits != 4 or form.weight.grid != "uniform":
+        return f"it has codes of {form.weight.bits} bits; AutoAWQ's have 4" if not uneven(form) else uneven(form)
+    return f"N = {shape[0]} is not a multiple of 8" if shape[0] % 8 else uneven(form)
+
+
+def _awq_group(linears: Mapping[str, tuple[Shape, LinearForm]]) -> int:
+    """That of all, or the largest usual one of which all are multiples, or that of most."""
+    sizes = Counter(group_of(form.weight) for _, form in linears.values())
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    fitting = (size for size in _GROUPS if all(splits(*linear, size) for linear in linears.values()))
+    return next(fitting, sizes.most_common(1)[0][0] if sizes else 128)
+
+
+def _awq_groups(shape: Shape, form: LinearForm, common: Common) -> int:
+    """Groups of a row, once they are as small as the common one."""
+    size = form.weight.group_size if common.group in (None, -1) else common.group
+    return shape[1] // (size or shape[1])
+
+
+def _awq_entries(shape: Shape, form: LinearForm, common: Common) -> dict[str, Entry]:
+    (n, k), groups = shape, _awq_groups(shape, form, common)
+    return {"qweight": ("I32", (k, n // 8)), "qzeros": ("I32", (groups, n // 8)), "scales": ("F16", (groups, n))}
+
+
+def _awq_tensors(linear: QuantizedLinear, common: Common) -> dict[str, Array]:
+    weight, n = linear.weight, linear.shape[0]
+    scale_GN = of_rows(weight.scale_NG, n, np.float16)
+    zero_GN = np.zeros(scale_GN.shape, np.int8)
+    if weight.zero_point_NG is not None:
+        zero_GN = of_rows(weight.zero_point_NG, n, np.int8)
+    times = _awq_groups(linear.shape, linear.form, common) // len(scale_GN)
+    return {
+        "qweight": pack_awq(np.ascontiguousarray(weight.codes_NK.T)),
+        "qzeros": pack_awq(np.repeat(zero_GN, times, axis=0)),
+        "scales": np.repeat(scale_GN, times, axis=0),
+    }
+
+
+def _awq_config(contents: Contents) -> dict[str, Any]:
+    return {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": contents.common.group,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": sorted(contents.floats) or None,
+    }
+
+
+AWQ = Spelling(_awq_refuses, drops_inputs, _awq_group, _awq_entries, _awq_tensors, _awq_config, scale="F16", half="F16")

@@ -18,8 +18,8 @@ from bitwright.checkpoints.complete import check_complete
 from bitwright.checkpoints.formats import FORMATS, read_checkpoint
 from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
-from bitwright.checkpoints.spelling import Spelling, Written
-from bitwright.errors import InputError, NumericsError
+from bitwright.checkpoints.spelling import Common, Contents, Spelling, splits
+from bitwright.errors import CheckpointError, InputError
 from bitwright.families import FAMILIES
 from bitwright.files.directory import CONFIG_FILE, QUANTIZATION_FILES, ModelDirectory
 from bitwright.files.safetensors_writer import PendingTensor, shard, shard_index, write_safetensors
@@ -31,7 +31,6 @@ __all__ = ["TARGETS", "Converted", "Loss", "convert", "find_losses"]
 
 TARGETS = tuple(name for name, row in FORMATS.items() if row.spelling is not None)
 _SHARD_BYTES = 5_000_000_000
-_HALF = {"F16": np.float16, "BF16": None}
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 _SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
 
@@ -82,9 +81,11 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
     kept = {name: pending for name, pending in checkpoint.linears.items() if name not in floats}
     if not kept:
         raise InputError(f"{source.path}: {to} can hold none of its linears as codes: {summary(losses)}")
-    tensors = _tensors(checkpoint, spelling, kept)
+    group = spelling.group({name: (pending.shape, pending.form) for name, pending in kept.items()})
+    common = Common(group, any(not pending.form.weight.symmetric for pending in kept.values()))
+    tensors = _tensors(checkpoint, spelling, kept, common)
     shards = shard(tensors, _SHARD_BYTES)
-    text = {CONFIG_FILE: _config_json(checkpoint, spelling, kept, tensors), **source.made_files}
+    text = {CONFIG_FILE: _config_json(checkpoint, spelling, kept, common, tensors), **source.made_files}
     if len(shards) > 1:
         text["model.safetensors.index.json"] = shard_index(shards)
     found, left_out = split_source_files(source)
@@ -117,16 +118,18 @@ def summary(losses: list[Loss]) -> str:
 def find_losses(checkpoint: Checkpoint, spelling: Spelling) -> list[Loss]:
     """What the format cannot hold of a checkpoint. Where scales get fewer bits, every linear is loaded to look."""
     losses = [
-        Loss(name, f"{pending.stored}, of which it has none", True) for name, pending in checkpoint.dequantized.items()
+        Loss(name, f"it is stored as {pending.stored}, for which there are no codes", True)
+        for name, pending in checkpoint.dequantized.items()
     ]
     if not spelling.tables:
         losses += [Loss(name, "an embedding table of int8", True) for name in checkpoint.tables]
-    refused = {
-        name: why
-        for name, pending in checkpoint.linears.items()
-        if (why := spelling.refuses(pending.shape, pending.form))
-    }
-    refused |= spelling.common({name: p.form for name, p in checkpoint.linears.items() if name not in refused})
+    losses += [Loss(CONFIG_FILE, f"what the file says, for {note}", False) for note in checkpoint.notes]
+    linears = {name: (pending.shape, pending.form) for name, pending in checkpoint.linears.items()}
+    refused = {name: why for name, linear in linears.items() if (why := spelling.refuses(*linear))}
+    group = spelling.group({name: linear for name, linear in linears.items() if name not in refused})
+    why = f"its groups are no multiples of {group}, and the format has one size for all"
+    uneven = [name for name, linear in linears.items() if name not in refused and not splits(*linear, group)]
+    refused |= dict.fromkeys(uneven, why)
     losses += [Loss(name, why, True) for name, why in refused.items()]
     kept = {name: pending for name, pending in checkpoint.linears.items() if name not in refused}
     losses += [Loss(name, why, False) for name, p in kept.items() if (why := spelling.drops(p.form))]
@@ -148,36 +151,37 @@ def _scale_loss(scale_NG: np.ndarray) -> tuple[str, bool] | None:
     return "its scales are rounded to 16 bits, by at most one part in 2048", False
 
 
-def _tensors(checkpoint: Checkpoint, spelling: Spelling, kept: Mapping[str, PendingLinear]) -> dict[str, PendingTensor]:
+def _tensors(
+    checkpoint: Checkpoint, spelling: Spelling, kept: Mapping[str, PendingLinear], common: Common
+) -> dict[str, PendingTensor]:
     """Every tensor of the result, by name. Of linears the one loaded last is kept, for its other tensors."""
     files = checkpoint.tensors
     tensors = {name: PendingTensor(files.dtype(name), files.shape(name), partial(_stored, checkpoint, name))
                for name in checkpoint.others}  # fmt: skip
-    zero_points = any(not pending.form.weight.symmetric for pending in kept.values())
 
     @lru_cache(maxsize=1)
     def load(module: str) -> dict[str, Array]:
-        return spelling.tensors(kept[module].load(), zero_points)
+        return spelling.tensors(kept[module].load(), common)
 
     for module, pending in kept.items():
-        for suffix, (dtype, shape) in spelling.entries(pending.shape, pending.form, zero_points).items():
+        for suffix, (dtype, shape) in spelling.entries(pending.shape, pending.form, common).items():
             tensors[f"{module}.{suffix}"] = PendingTensor(dtype, shape, partial(_pick, load, module, suffix))
     for module, linear in checkpoint.linears.items():
         if module not in kept:
             tensors |= _as_floats(checkpoint, module, linear, spelling)
+    half = spelling.half
     for module, made in checkpoint.dequantized.items():
-        tensors[f"{module}.weight"] = PendingTensor(spelling.half, made.shape, partial(_half, made.load, spelling.half))
+        load_half = partial(_half, module, made.load, half)
+        tensors[f"{module}.weight"] = PendingTensor(half, made.shape, load_half)
     for module in checkpoint.tables:
-        name = f"{module}.weight"
+        weight, scale = f"{module}.weight", f"{module}.weight_scale"
         if spelling.tables:
-            for suffix in ("weight", "weight_scale"):
-                part = f"{module}.{suffix}"
-                tensors[part] = PendingTensor(files.dtype(part), files.shape(part), partial(_stored, checkpoint, part))
+            tensors |= {part: PendingTensor(files.dtype(part), files.shape(part), partial(_stored, checkpoint, part))
+                        for part in (weight, scale)}  # fmt: skip
         else:
-            shape = (files.shape(name)[0], files.shape(name)[-1])
-            tensors[name] = PendingTensor(
-                spelling.half, shape, partial(_half, partial(_table, checkpoint, module), spelling.half)
-            )
+            shape = (files.shape(weight)[0], files.shape(weight)[-1])
+            load_half = partial(_half, module, partial(_table, checkpoint, module), half)
+            tensors[weight] = PendingTensor(half, shape, load_half)
     return tensors
 
 
@@ -193,7 +197,7 @@ def _as_floats(
         return np.asarray(_effective(pending)[1], np.float32)
 
     half = spelling.half
-    tensors = {f"{module}.weight": PendingTensor(half, pending.shape, partial(_half, weight, half))}
+    tensors = {f"{module}.weight": PendingTensor(half, pending.shape, partial(_half, module, weight, half))}
     if pending.form.shifts_input:
         tensors[f"{module}.bias"] = PendingTensor("F32", (pending.shape[0],), bias)
     return tensors
@@ -204,13 +208,13 @@ def _effective(pending: PendingLinear) -> tuple[Array, Array | None]:
     return linear.effective()
 
 
-def _half(load: Callable[[], Array], dtype: str) -> Array:
+def _half(module: str, load: Callable[[], Array], dtype: str) -> Array:
     values = load()
     if dtype == "BF16":
         return values if isinstance(values, Bf16) else narrow(values)
     wide = values.widen() if isinstance(values, Bf16) else values
     if float(np.abs(wide).max(initial=0)) > _LARGEST_HALF:
-        raise NumericsError("a weight is too large for 16 bits")
+        raise CheckpointError(f"{module}: a weight is too large for float16")
     return wide.astype(np.float16)
 
 
@@ -232,6 +236,7 @@ def _config_json(
     checkpoint: Checkpoint,
     spelling: Spelling,
     kept: Mapping[str, PendingLinear],
+    common: Common,
     tensors: Mapping[str, PendingTensor],
 ) -> str:
     """config.json: all that the source says, but for how it was quantized; and how it is now."""
@@ -250,5 +255,5 @@ def _config_json(
     linears = [name for name in floats if not (words and f".{name}".endswith(f".{words}"))]
     prefix = "" if row is None or not any(n.startswith(f"{row.prefix}.") for n in kept) else row.prefix
     tables = checkpoint.tables if spelling.tables else ()
-    said["quantization_config"] = spelling.config(Written(forms, linears, prefix, tables))
+    said["quantization_config"] = spelling.config(Contents(forms, common, linears, prefix, tables))
     return json.dumps(said, indent=2, ensure_ascii=False) + "\n"

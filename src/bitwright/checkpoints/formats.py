@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bitwright.checkpoints.attention import parse_attention
 from bitwright.checkpoints.auto_round import METHODS as AUTO_ROUND
 from bitwright.checkpoints.auto_round import read_auto_round
-from bitwright.checkpoints.awq import read_awq
+from bitwright.checkpoints.awq import AWQ, read_awq
 from bitwright.checkpoints.checkpoint import Checkpoint
+from bitwright.checkpoints.compressed import BITWRIGHT, COMPRESSED
 from bitwright.checkpoints.fp8 import read_fp8
-from bitwright.checkpoints.gptq import read_gptq
+from bitwright.checkpoints.gptq import GPTQ, read_gptq
 from bitwright.checkpoints.mlx import read_mlx
 from bitwright.checkpoints.modelopt import METHODS as MODELOPT
 from bitwright.checkpoints.modelopt import read_modelopt
 from bitwright.checkpoints.read import read_compressed
-from bitwright.checkpoints.spelling import AWQ, BITWRIGHT, COMPRESSED, GPTQ, Spelling
+from bitwright.checkpoints.spelling import Spelling
 from bitwright.errors import CheckpointError, brief
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.tensors import MappedTensors

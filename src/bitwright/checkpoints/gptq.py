@@ -10,7 +10,9 @@ Columns whose groups are no runs (act-order: `desc_act`) become a float weight: 
 gathered before each product, which no kernel does.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +30,26 @@ from bitwright.checkpoints.checkpoint import (
     whole,
 )
 from bitwright.checkpoints.integer_codes import by_index, in_order, integer_spec, integer_weight
+from bitwright.checkpoints.linear_tensors import Entry
+from bitwright.checkpoints.module_patterns import patterns
+from bitwright.checkpoints.spelling import (
+    Common,
+    Contents,
+    Shape,
+    Spelling,
+    any_group,
+    drops_inputs,
+    group_of,
+    of_rows,
+    uneven,
+)
 from bitwright.errors import CheckpointError, NumericsError, brief
 from bitwright.files.directory import ModelDirectory
-from bitwright.numerics.bits import add_words, unpack_words
+from bitwright.numerics.arrays import Array
+from bitwright.numerics.bits import add_words, pack_words, unpack_words
 from bitwright.numerics.linear import LinearForm, PendingFloat, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import QuantSpec
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 BITS = (2, 3, 4, 8)
@@ -62,13 +79,15 @@ def read_gptq(directory: ModelDirectory) -> Checkpoint:
     assert directory.quantization is not None
     where, said = directory.quantization
     version = said.get("checkpoint_format") or said.get("format") or "gptq"
+    if said.get("is_marlin_format"):
+        version = "marlin"
     if version not in ("gptq", "gptq_v2"):
         raise CheckpointError(f"{where}: checkpoint_format {brief(version)}; this release reads 'gptq' and 'gptq_v2'")
     dynamic = said.get("dynamic") or {}
     if not isinstance(dynamic, dict) or not all(isinstance(own, dict) for own in dynamic.values()):
         raise CheckpointError(f"{where}: dynamic must map patterns to settings, but is {brief(dynamic)}")
-    patterns = {key.removeprefix("+:"): own for key, own in dynamic.items() if not key.startswith("-:")}
-    find = own_settings(patterns, f"{where}: dynamic")
+    chosen = {key.removeprefix("+:"): own for key, own in dynamic.items() if not key.startswith("-:")}
+    find = own_settings(chosen, f"{where}: dynamic")
     return read_packed(directory, lambda module: {**said, **(find(module) or {})}, less_one=version == "gptq")
 
 
@@ -146,3 +165,78 @@ def _load_float(module: Module, layout: _Layout) -> np.ndarray:
     index = module.ints("g_idx") if "g_idx" in module else np.arange(layout.k) // layout.group
     in_order(index, layout.groups, layout.group)  # the file may have changed
     return by_index(*_values(module, layout), index)
+
+
+def _gptq_refuses(shape: Shape, form: LinearForm) -> str:
+    n, k = shape
+    if n % 32 or k % 32:
+        return f"N, K = {[n, k]} are not multiples of 32"
+    return uneven(form)
+
+
+def _gptq_entries(shape: Shape, form: LinearForm, common: Common) -> dict[str, Entry]:
+    (n, k), bits = shape, form.weight.bits
+    groups = k // (form.weight.group_size or k)
+    return {
+        "qweight": ("I32", (k * bits // 32, n)),
+        "qzeros": ("I32", (groups, n * bits // 32)),
+        "scales": ("F16", (groups, n)),
+        "g_idx": ("I32", (k,)),
+    }
+
+
+def _gptq_tensors(linear: QuantizedLinear, common: Common) -> dict[str, Array]:
+    weight, (n, k) = linear.weight, linear.shape
+    bits = weight.spec.bits
+    scale_GN = of_rows(weight.scale_NG, n, np.float16)
+    zero_GN = np.zeros(scale_GN.shape, np.int8)
+    if weight.zero_point_NG is not None:
+        zero_GN = of_rows(weight.zero_point_NG, n, np.int8)
+    stored = pack_words(zero_GN, bits)
+    if not common.zero_points:  # version 1 stores zero points less one; all are 2^(b−1), so none runs over
+        stored = pack_words(zero_GN - np.int8(1), bits) if bits == 3 else add_words(stored, -1, bits)
+    return {
+        "qweight": pack_words(np.ascontiguousarray(weight.codes_NK.T), bits, dim=0),
+        "qzeros": stored,
+        "scales": scale_GN,
+        "g_idx": (np.arange(k) // (weight.spec.group_size or k)).astype(np.int32),
+    }
+
+
+def _gptq_config(contents: Contents) -> dict[str, Any]:
+    forms = contents.forms
+    said = {name: _gptq_settings(form.weight) for name, form in forms.items()}
+    common = Counter(tuple(settings.items()) for settings in said.values()).most_common(1)
+    usual = dict(common[0][0]) if common else {"bits": 4, "group_size": 128, "sym": True}
+    alike: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for name, settings in said.items():
+        alike.setdefault(tuple(settings.items()), []).append(name)
+    own: dict[str, dict[str, Any]] = {}
+    for key, names in alike.items():
+        if dict(key) != usual:
+            own |= {f"+:{pattern}": dict(key) for pattern in _patterns(names, contents.prefix)}
+    own |= {f"-:{pattern}": {} for pattern in _patterns(contents.floats, contents.prefix)}
+    return {
+        "quant_method": "gptq",
+        **usual,
+        "desc_act": False,
+        "lm_head": any(name.endswith("lm_head") for name in forms),
+        "checkpoint_format": "gptq" if all(form.weight.symmetric for form in forms.values()) else "gptq_v2",
+        "pack_dtype": "int32",
+        **({"dynamic": own} if own else {}),
+    }
+
+
+def _gptq_settings(spec: QuantSpec) -> dict[str, Any]:
+    return {"bits": spec.bits, "group_size": group_of(spec), "sym": spec.symmetric}
+
+
+def _patterns(names: Collection[str], prefix: str) -> list[str]:
+    """What matches these modules, from the beginning of a name to its end; few, because readers try each on all."""
+    found = patterns(names, prefix)
+    return [f"^{entry.removeprefix('re:') if entry.startswith('re:') else f'{re.escape(entry)}$'}" for entry in found]
+
+
+GPTQ = Spelling(
+    _gptq_refuses, drops_inputs, any_group, _gptq_entries, _gptq_tensors, _gptq_config, scale="F16", half="F16"
+)

@@ -27,8 +27,9 @@ def integer_weight(
     *,
     zero_NG: np.ndarray | None = None,
     minimum_NG: np.ndarray | None = None,
+    top: int | None = None,
 ) -> QTensor:
-    """The weight of these codes, int8 and in the spec's range.
+    """The weight of these codes, int8 and in the spec's range. top: the largest, counted from 0, if not the spec's.
 
     A scale of 0, of a group that is all alike, becomes 1, and its codes those of 0. A negative scale, beside a minimum,
     becomes positive: s · c + m = (−s) · (top − c) + (m + s · top), for c counted from 0.
@@ -36,13 +37,13 @@ def integer_weight(
     Raises:
         NumericsError: a scale that is negative without a minimum, NaN or infinite.
     """
-    shape, top = scale_NG.shape, spec.code_max - spec.code_min
+    shape, top = scale_NG.shape, spec.code_max - spec.code_min if top is None else top
     codes_NGg, scale_NG = codes_NK.reshape(*shape, -1), scale_NG.astype(np.float32, copy=False)
     if minimum_NG is not None and (negative := scale_NG < 0).any():
-        # Counted from the smallest code, so that int8 arithmetic cannot run over.
-        turned = np.int8(spec.code_min + spec.code_max) - codes_NGg
+        turned = np.int8(spec.code_min + top) - (codes_NGg - np.int8(spec.code_min))  # wraps, and comes back
         codes_NGg = np.where(negative[..., None], turned, codes_NGg)
-        minimum_NG = np.where(negative, minimum_NG + scale_NG * np.float32(top), minimum_NG).astype(np.float32)
+        with np.errstate(over="ignore"):  # an infinite minimum is refused
+            minimum_NG = np.where(negative, minimum_NG + scale_NG * np.float32(top), minimum_NG).astype(np.float32)
         scale_NG = np.abs(scale_NG)
     if (empty := scale_NG == 0).any():
         nothing = np.int8(spec.code_min if minimum_NG is not None else 0)
@@ -61,14 +62,15 @@ def by_index(codes_NK: np.ndarray, scale_NG: np.ndarray, zero_NG: np.ndarray | N
     group_K: the group of each column, from 0.
 
     Raises:
-        NumericsError: a scale that is NaN or infinite.
+        NumericsError: a scale that is NaN or infinite, or makes weights so.
     """
-    if not np.isfinite(scale_NG).all():
-        raise NumericsError("every scale must be finite")
     steps = codes_NK.astype(np.float32)
     if zero_NG is not None:
         steps -= zero_NG[:, group_K]
-    steps *= scale_NG[:, group_K]
+    with np.errstate(over="ignore", invalid="ignore"):
+        steps *= scale_NG[:, group_K]
+    if not np.isfinite(steps).all():
+        raise NumericsError("a scale is not finite, or so large that weights are not")
     return steps
 
 

@@ -3,8 +3,9 @@
     <m>.weight   uint32 (N, K·b/32)    codes from 0, packed along K, lowest bits first
     <m>.scales   float (N, G)          w = q · s + m, and s may be negative
     <m>.biases   float (N, G)          m
+    or, of the modes mxfp4 and nvfp4, uint32 (N, K/8) of E2M1, and uint8 (N, G) of E8M0 or E4M3 (`small_float_codes`)
 
-An embedding table is read as floats: engines look rows up in it.
+An embedding table is read as floats, since rows are looked up in it; a head that is tied to it multiplies its codes.
 """
 
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from bitwright.checkpoints.checkpoint import (
 )
 from bitwright.checkpoints.gptq import SCALES
 from bitwright.checkpoints.integer_codes import integer_spec, integer_weight
+from bitwright.checkpoints.small_float_codes import Fp4, open_fp4
 from bitwright.errors import CheckpointError, brief
 from bitwright.families import FAMILIES
 from bitwright.files.directory import ModelDirectory
@@ -33,11 +35,15 @@ from bitwright.numerics.linear import LinearForm, PendingFloat, PendingLinear, Q
 from bitwright.numerics.spec import QuantSpec
 
 SUFFIXES = ("weight", "scales", "biases")
+_FP4 = {
+    "mxfp4": Fp4("MXFP4", "weight", "scales", words=True),
+    "nvfp4": Fp4("NVFP4", "weight", "scales", words=True),
+}
 _BITS = (2, 3, 4, 5, 6, 8)
 
 
 def read_mlx(directory: ModelDirectory) -> Checkpoint:
-    """Open an MLX checkpoint of affine codes.
+    """Open an MLX checkpoint.
 
     Raises:
         ModelError: there are no weights. CheckpointError: its parts contradict one another, or a mode that this release
@@ -48,18 +54,22 @@ def read_mlx(directory: ModelDirectory) -> Checkpoint:
     row = FAMILIES.get(str(directory.config.get("model_type")))
     words = "embed_tokens" if row is None else row.embeddings.words
 
-    def opened(name: str) -> Opened:
+    coded: dict[str, PendingLinear] = {}
+    for name in modules_with(directory, "scales"):
         own = said.get(name)
-        settings = {**said, **own} if isinstance(own, dict) else said
-        pending = _open(Module(directory, name), settings, where)
-        return _as_table(pending) if f".{name}".endswith(f".{words}") else pending
-
-    return assemble(directory, {name: opened(name) for name in modules_with(directory, "scales")}, SUFFIXES)
+        coded[name] = _open(Module(directory, name), {**said, **own} if isinstance(own, dict) else said, where)
+    tables = {name: pending for name, pending in coded.items() if f".{name}".endswith(f".{words}")}
+    opened: dict[str, Opened] = {**coded, **{name: _as_table(pending) for name, pending in tables.items()}}
+    return assemble(directory, opened, SUFFIXES)._replace(coded_tables=tables)
 
 
 def _open(module: Module, said: Mapping[str, Any], where: str) -> PendingLinear:
-    if (mode := said.get("mode", "affine")) != "affine":
-        raise CheckpointError(f"{where}: mode {brief(mode)}; this release reads 'affine'")
+    mode = said.get("mode", "affine")
+    if isinstance(mode, str) and mode in _FP4:
+        return open_fp4(module, _FP4[mode])
+    if mode != "affine":
+        known = ", ".join(map(repr, ("affine", *_FP4)))
+        raise CheckpointError(f"{where}: mode {brief(mode)}; this release reads {known}")
     if (bits := whole(said, "bits", where)) not in _BITS:
         raise CheckpointError(f"{where}: bits = {bits}; this release reads {', '.join(map(str, _BITS))}")
     n, words = module.shape("weight", ("U32",), 2)
@@ -80,7 +90,8 @@ def _load(module: Module, bits: int, spec: QuantSpec, shape: tuple[int, int]) ->
     codes_NK = unpack_words(module.ints("weight").view(np.int32), bits, k)
     if spec.bits != bits:
         codes_NK = codes_NK - np.int8(128 - (1 << bits - 1))  # held in 8 bits, from −128 up
-    weight = integer_weight(codes_NK, module.floats("scales"), spec, minimum_NG=module.floats("biases"))
+    scale_NG, minimum_NG, top = module.floats("scales"), module.floats("biases"), (1 << bits) - 1
+    weight = integer_weight(codes_NK, scale_NG, spec, minimum_NG=minimum_NG, top=top)
     return QuantizedLinear(weight, read_bias(module.directory, module.name, n))
 
 

@@ -173,7 +173,7 @@ def _indexed(
         weight = load().weight
         return by_index(weight.codes_NK, weight.scale_NG, weight.zero_point_NG, module.ints("weight_g_idx"))
 
-    return PendingFloat(shape, "float32", f"int{spec.bits} in the order of activations", load_float)
+    return PendingFloat(shape, "float32", f"int{spec.bits} in the order of activations", module.loads(load_float))
 
 
 def _load(

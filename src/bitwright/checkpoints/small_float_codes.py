@@ -25,13 +25,15 @@ _ZERO = 8  # the code of 0 on the grid "fp4"
 
 
 class Fp4(NamedTuple):
-    """Suffixes of a linear of 4-bit floats. whole: of the scale of the tensor, "" without one. how: what that does."""
+    """Suffixes of a linear of 4-bit floats. whole: of the scale of the tensor, "" without one. how: what that does.
+    words: whether codes lie in words of 32 bits, and scales in plain bytes."""
 
     kind: Literal["MXFP4", "NVFP4"]
     codes: str
     scale: str
     whole: str = ""
     how: Literal["multiplies", "divides"] = "multiplies"
+    words: bool = False
 
     @property
     def group(self) -> int:
@@ -67,13 +69,13 @@ def open_fp4(module: Module, names: Fp4) -> PendingLinear:
     Raises:
         CheckpointError: a tensor is missing, or of another dtype or shape.
     """
-    n, width = module.shape(names.codes, ("U8",), 2)
-    k, group = 2 * width, names.group
+    n, width = module.shape(names.codes, ("U32" if names.words else "U8",), 2)
+    k, group = (8 if names.words else 2) * width, names.group
     if k % group:
         raise module.fault(
             names.codes, f"holds {k} codes a row, which is no multiple of {names.kind}'s groups of {group}"
         )
-    dtypes = ("U8", "F8_E8M0") if names.kind == "MXFP4" else ("F8_E4M3",)
+    dtypes = ("U8",) if names.words else ("U8", "F8_E8M0") if names.kind == "MXFP4" else ("F8_E4M3",)
     module.expect(names.scale, dtypes, (n, k // group), f"{names.kind} codes of N, K = {[n, k]}")
     if names.whole and int(np.prod(module.shape(names.whole, ("F32",)))) != 1:
         raise module.fault(names.whole, "must be one number")
@@ -96,7 +98,8 @@ def _load_fp8(module: Module, codes: str, scale: str, shape: tuple[int, int], bl
 
 def _load_fp4(module: Module, names: Fp4, spec: QuantSpec, shape: tuple[int, int]) -> QuantizedLinear:
     n, k = shape
-    codes_NK = e2m1_codes(module.bytes(names.codes), k)
+    stored = module.ints(names.codes).view(np.uint8) if names.words else module.bytes(names.codes)
+    codes_NK = e2m1_codes(stored, k)
     table = e8m0_values() if names.kind == "MXFP4" else e4m3_values()
     scale_NG = table[module.bytes(names.scale)]
     if names.whole:

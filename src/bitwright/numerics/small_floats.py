@@ -9,11 +9,13 @@ from functools import cache
 
 import numpy as np
 
+from bitwright.errors import NumericsError
 from bitwright.numerics.arrays import Bf16, narrow
 from bitwright.numerics.bits import unpack_bytes
 from bitwright.numerics.spec import QuantSpec
 
 FP4 = QuantSpec(bits=4, grid="fp4")
+_LARGEST_BF16 = float(np.float32(2.0**127 * (2 - 2**-7)))
 _AT_ONCE = 1 << 20  # values in float32 at a time
 
 
@@ -39,7 +41,11 @@ def e8m0_values() -> np.ndarray:
 def scaled_e4m3(bytes_NK: np.ndarray, scale_NK: np.ndarray) -> Bf16:
     """E4M3 values times their scales, rounded once, to bf16.
 
-    bytes_NK: uint8 (N, K). scale_NK: float32, broadcast against it; only views, for the rows are taken part by part.
+    bytes_NK: uint8 (N, K), no NaN. scale_NK: float32, broadcast against it; only views, for the rows are taken part by
+    part.
+
+    Raises:
+        NumericsError: what comes out is not finite.
     """
     n, k = bytes_NK.shape
     scale_NK = np.broadcast_to(scale_NK, (n, k))
@@ -47,7 +53,11 @@ def scaled_e4m3(bytes_NK: np.ndarray, scale_NK: np.ndarray) -> Bf16:
     step = max(1, _AT_ONCE // max(1, k))
     for begin in range(0, n, step):
         part = slice(begin, begin + step)
-        bits[part] = narrow(e4m3_values()[bytes_NK[part]] * scale_NK[part]).bits
+        with np.errstate(over="ignore"):
+            values = e4m3_values()[bytes_NK[part]] * scale_NK[part]
+        if not (np.abs(values) <= _LARGEST_BF16).all():
+            raise NumericsError("a scale is so large that weights are not finite")
+        bits[part] = narrow(values).bits
     return Bf16(bits)
 
 
