@@ -73,6 +73,26 @@ def test_company_cuts_preemption_shared_blocks_and_guesses_change_no_token(
     assert scheduler.cache.free == scheduler.cache.size, "every block was given back"
 
 
+@pytest.mark.parametrize("how", [{"chunk": 7}, {"tokens": 320, "chunk": 33}], ids=str)
+def test_a_state_of_convolutions_changes_no_token(hybrid_schedulers: Schedulers, how: dict[str, Any]) -> None:
+    answers = []
+    for number, settings in enumerate(({"speculate": False}, how)):
+        scheduler, random = hybrid_schedulers(**settings), np.random.default_rng(3)
+        waiting = [request(prompt, **asked) for prompt, asked in requests(1)]
+        for one in waiting:
+            scheduler.submit(one)
+            if number == 0:  # alone
+                finished(scheduler)
+            elif random.random() < 0.5:
+                scheduler.step()
+        finished(scheduler)
+        answers.append([one.tokens for one in waiting])
+        assert scheduler.cache.free == scheduler.cache.size
+    assert answers[0] == answers[1]
+    assert scheduler.drafted > scheduler.accepted, "some drafts were wrong"
+    assert scheduler.preempted > 0 or "tokens" not in how
+
+
 def test_the_younger_request_gives_its_blocks_back_and_is_computed_again(schedulers: Schedulers) -> None:
     random = np.random.default_rng(4)
     asked = [

@@ -109,6 +109,8 @@ def _block(model: DecoderModel, cell: Cell, block_s: float) -> tuple[float, floa
             if model.cache.layout.tokens * len(held[0].blocks) >= cell.depth + PREFILL or tokens > 1:
                 for one in held:  # as deep as at first
                     model.cache.roll_back(one, cell.depth)
+                    if one.length < cell.depth:
+                        _compute(model, [one], random, cell.depth - one.length)
             _compute(model, held, random, tokens)
 
         for _ in range(_WARM_STEPS):
