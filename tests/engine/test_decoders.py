@@ -47,7 +47,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text, capped": ("gemma3_text", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 40}),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention", "conv", "conv"], "num_hidden_layers": 4}),
     "lfm2, biases": ("lfm2", {"conv_bias": True, "conv_L_cache": 5}),
-    "lfm2, convolutions alone": ("lfm2", {"full_attn_idxs": [], "block_auto_adjust_ff_dim": False}),
+    "lfm2, the FFN as given": ("lfm2", {"full_attn_idxs": [0], "block_auto_adjust_ff_dim": False}),
     "phi3": ("phi3", {"head_dim": 16, "hidden_size": 64, "sliding_window": 11}),
     "phi3, partial": ("phi3", {"hidden_size": 64, "partial_rotary_factor": 0.5}),
 }  # fmt: skip
@@ -230,7 +230,7 @@ def test_blocks_are_of_the_kinds_that_older_files_count(tiny_model: TinyModel, t
     shutil.copytree(directory, tmp_path / "older")
     config = json.loads((directory / "config.json").read_text())
     assert config.pop("layer_types") == ["conv", "full_attention"]
-    assert config["full_attn_idxs"] == [1]
+    assert config["full_attn_idxs"] == [1, 3]
     (tmp_path / "older" / "config.json").write_text(json.dumps(config))
     np.testing.assert_array_equal(Running(tmp_path / "older").logits(ids, []), Running(directory).logits(ids, []))
     (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"layer_types": ["conv", "mamba"]}))
