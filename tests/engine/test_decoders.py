@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import bitwright
+from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.engine.decoders import Arithmetic, lower_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import open_weights
@@ -16,6 +18,7 @@ from bitwright.errors import BitwrightError, CheckpointError, EngineError
 from bitwright.files.directory import ModelDirectory
 from bitwright.generate.cache import Cache
 from bitwright.kernels import dispatch
+from bitwright.recipe import make_recipe
 
 TinyModel = Callable[..., Path]
 
@@ -90,6 +93,28 @@ def test_logits_are_those_of_transformers(tiny_model: TinyModel, ids: list[int],
     apart = np.linalg.norm(found - want, axis=1) / np.linalg.norm(spread, axis=1)
     assert apart.max() < 0.1, apart  # weights and values between the linears are bf16; a wrong reading is 0.3 apart
     assert np.sqrt((apart**2).mean()) < 0.03
+
+
+@pytest.mark.parametrize(
+    "how", [{"scheme": "w4a16_g32", "method": "awq_gptq"}, {"scheme": "w8a8", "method": "smoothquant_gptq"}], ids=str
+)
+def test_a_quantized_file_gives_what_it_gives_in_transformers(
+    tiny_model: TinyModel, tmp_path: Path, ids: list[int], how: dict[str, str]
+) -> None:
+    """Of a family whose blocks have linears of two kinds, which read what a convolution or attention makes."""
+    family, config = FAMILIES["lfm2"]
+    source, out = tiny_model(family, **(_HEADS | config | {"hidden_size": 64})), tmp_path / "out"
+    bitwright.quantize(source, out=out, recipe=make_recipe(how), samples=40, judged=False)
+    hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        want = hf(torch.tensor([ids])).logits[0].numpy()
+    quantized = read_checkpoint(ModelDirectory(out)).linears
+    assert {name.partition(".0.")[2] for name in quantized if ".0." in name} == {
+        "conv.in_proj", "conv.out_proj", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
+    }  # fmt: skip
+    found = Running(out, arithmetic=Arithmetic("bf16", head="16")).logits(ids, [])
+    apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
+    assert apart < 0.1  # with 8-bit inputs both round independently; a wrong reading is 0.3 apart
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3", "lfm2", "lfm2, biases"])
