@@ -13,11 +13,12 @@ import bitwright
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.engine.decoders import Arithmetic, lower_decoder
 from bitwright.engine.executor import Executor
+from bitwright.engine.lowering import MOST_TAPS
 from bitwright.engine.weights import open_weights
 from bitwright.errors import BitwrightError, CheckpointError, EngineError
 from bitwright.files.directory import ModelDirectory
 from bitwright.generate.cache import Cache
-from bitwright.kernels import dispatch
+from bitwright.kernels import dispatch, native
 from bitwright.recipe import make_recipe
 
 TinyModel = Callable[..., Path]
@@ -265,8 +266,31 @@ def test_blocks_are_of_the_kinds_that_older_files_count(tiny_model: TinyModel, t
     with pytest.raises(CheckpointError, match=r"conv.in_proj"):
         Running(tmp_path / "older")
     (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"conv_L_cache": 4}))
-    with pytest.raises(CheckpointError, match=r"conv.conv.weight has the shape \[32, 1, 3\]; \(32, 1, 4\) is expected"):
+    with pytest.raises(
+        CheckpointError, match=r"conv.conv.weight has the shape \[32, 1, 3\], .* \(32, 1, 4\) and 32 are"
+    ):
         Running(tmp_path / "older")
+
+
+def test_a_convolution_as_wide_as_config_json_does_not_say_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Its cache would be as wide as the model."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_model("lfm2", **_HEADS), tmp_path / "wide")
+    tensors, name = load_file(tmp_path / "wide" / "model.safetensors"), "model.layers.0.conv."
+    tensors |= {name + part: torch.cat([tensors[name + part]] * 2) for part in ("in_proj.weight", "conv.weight")}
+    tensors[name + "out_proj.weight"] = torch.cat([tensors[name + "out_proj.weight"]] * 2, 1)
+    save_file(tensors, tmp_path / "wide" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"has the shape \[64, 1, 3\], and reads 192 / 3 values; \(32, 1, 3\) and 32"
+    ):
+        Running(tmp_path / "wide")
+
+
+def test_convolutions_are_as_long_as_native_code_takes_them() -> None:
+    assert native.load().MOST_TAPS == MOST_TAPS
 
 
 def test_a_head_that_is_missing_is_named(tiny_model: TinyModel, tmp_path: Path) -> None:

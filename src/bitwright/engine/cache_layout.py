@@ -5,9 +5,9 @@ A block holds `tokens` tokens of one sequence, for all layers. In memory the blo
 other, then come those of the next head: what attention reads of a long text at once is one stretch of memory.
 
 A convolution is one head. Its state is a row for each of the last few tokens, and a block keeps the rows of the last
-`ROWS` tokens that were written to it, no more: each row is as wide as the model, four times the keys and values of a
-token in LFM2. So the state at the end of every full block is there, for prefix reuse, and the state some tokens ago in
-the block that is being written, for drafts that turn out wrong.
+`ROWS` tokens that were written to it, no more: each row is as wide as the model, in LFM2-1.2B four times a token's keys
+and values in one layer. So the state at the end of every full block is there, for prefix reuse, and the state some
+tokens ago in the block that is being written, for drafts that turn out wrong.
 """
 
 from collections.abc import Sequence

@@ -89,7 +89,7 @@ def lower_decoder(
     for layer in range(layers):
         block = f"{base}{row.blocks}.{layer}"
         if (taps := decoder.taps[layer]) is not None:
-            y = _convolution(decoder, block, layer, normed, taps)
+            y = _convolution(decoder, block, layer, normed, ConvolutionLayer(width, taps))
         else:
             y = _attention(decoder, block, layer, normed, angles[kinds[layer]])
         x, normed = lower.rms_norm_of_sum(f"{block}.{_ffn_norm(row)}", y, x, eps=eps, plus=plus)
@@ -191,12 +191,12 @@ def _taps(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, ...
     return tuple(known[kind] for kind in kinds)
 
 
-def _convolution(decoder: _Decoder, block: str, layer: int, normed: Value, taps: int) -> Value:
+def _convolution(decoder: _Decoder, block: str, layer: int, normed: Value, shape: ConvolutionLayer) -> Value:
     """What a convolution adds to the residual."""
     lower, convolution = decoder.lower, decoder.how.convolution
     assert convolution is not None, "a block with taps has one"
     gates = lower.linears([f"{block}.{convolution.gates}"], normed, out="bf16")
-    mixed = lower.convolution_cached(f"{block}.{convolution.kernel}", gates, taps, layer=layer)
+    mixed = lower.convolution_cached(f"{block}.{convolution.kernel}", gates, shape, layer=layer)
     return lower.linears([f"{block}.{convolution.out}"], mixed, out="f32")
 
 

@@ -219,15 +219,14 @@ class Lowering:
         self._add(ops.AttendPast(name, qkv.buffer, out, heads, kv_heads, size, layer=layer, **how))
         return Value(out)
 
-    def convolution_cached(self, name: str, gates: Value, taps: int, *, layer: int) -> Value:
-        """A gated convolution of new tokens over a cache, see `ops.ConvolvePast`. name: of its weight. taps: of it."""
-        width = gates.buffer.width // 3
-        weights, shape = self.weights, (width, 1, taps)
+    def convolution_cached(self, name: str, gates: Value, shape: ConvolutionLayer, *, layer: int) -> Value:
+        """A gated convolution of new tokens over a cache, see `ops.ConvolvePast`. name: of its weight."""
+        weights, (width, taps) = self.weights, shape
         weight = weights.floats(f"{name}.weight")
-        if gates.buffer.width != 3 * width or weight.shape != shape:
+        if weight.shape != (width, 1, taps) or gates.buffer.width != 3 * width:
             raise CheckpointError(
-                f"{weights.directory}: {name}.weight has the shape {list(weight.shape)}; {shape} is expected for gates "
-                f"of {gates.buffer.width} / 3 values"
+                f"{weights.directory}: {name}.weight has the shape {list(weight.shape)}, and reads "
+                f"{gates.buffer.width} / 3 values; ({width}, 1, {taps}) and {width} are expected"
             )
         if taps > MOST_TAPS:
             raise EngineError(f"{name}: a convolution over {taps} tokens; the operator takes up to {MOST_TAPS}")
