@@ -69,6 +69,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "glm4": {},
     "glm4_moe": _MOE | _FIRST_DENSE,
     "gpt2": {},
+    "lfm2": {"full_attn_idxs": [1, 3], "block_multiple_of": 16},
     "llama": {},
     "mistral": {},
     "mixtral": _MOE,

@@ -9,13 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import bitwright
+from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.engine.decoders import Arithmetic, lower_decoder
 from bitwright.engine.executor import Executor
+from bitwright.engine.lowering import MOST_TAPS
 from bitwright.engine.weights import open_weights
 from bitwright.errors import BitwrightError, CheckpointError, EngineError
 from bitwright.files.directory import ModelDirectory
 from bitwright.generate.cache import Cache
-from bitwright.kernels import dispatch
+from bitwright.kernels import dispatch, native
+from bitwright.recipe import make_recipe
 
 TinyModel = Callable[..., Path]
 
@@ -45,6 +49,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "gemma3_text": ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     "gemma3_text, capped": ("gemma3_text", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 40}),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention", "conv", "conv"], "num_hidden_layers": 4}),
+    "lfm2, biases": ("lfm2", {"conv_bias": True, "conv_L_cache": 5}),
+    "lfm2, the FFN as given": ("lfm2", {"full_attn_idxs": [0], "block_auto_adjust_ff_dim": False}),
     "phi3": ("phi3", {"head_dim": 16, "hidden_size": 64, "sliding_window": 11}),
     "phi3, partial": ("phi3", {"hidden_size": 64, "partial_rotary_factor": 0.5}),
 }  # fmt: skip
@@ -89,13 +96,73 @@ def test_logits_are_those_of_transformers(tiny_model: TinyModel, ids: list[int],
     assert np.sqrt((apart**2).mean()) < 0.03
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3"])
+@pytest.mark.parametrize(
+    "how", [{"scheme": "w4a16_g32", "method": "awq_gptq"}, {"scheme": "w8a8", "method": "smoothquant_gptq"}], ids=str
+)
+def test_a_quantized_file_gives_what_it_gives_in_transformers(
+    tiny_model: TinyModel, tmp_path: Path, ids: list[int], how: dict[str, str]
+) -> None:
+    """Of a family whose blocks have linears of two kinds, which read what a convolution or attention makes."""
+    family, config = FAMILIES["lfm2"]
+    source, out = tiny_model(family, **(_HEADS | config | {"hidden_size": 64})), tmp_path / "out"
+    bitwright.quantize(source, out=out, recipe=make_recipe(how), samples=40, judged=False)
+    hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        want = hf(torch.tensor([ids])).logits[0].numpy()
+    quantized = read_checkpoint(ModelDirectory(out)).linears
+    assert {name.partition(".0.")[2] for name in quantized if ".0." in name} == {
+        "conv.in_proj", "conv.out_proj", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
+    }  # fmt: skip
+    found = Running(out, arithmetic=Arithmetic("bf16", head="16")).logits(ids, [])
+    apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
+    assert apart < 0.1  # with 8-bit inputs both round independently; a wrong reading is 0.3 apart
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3", "lfm2", "lfm2, biases"])
 def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:
     family, config = FAMILIES[name]
     running = Running(tiny_model(family, **(_HEADS | config)))
     whole = running.logits(ids, [])
     for threads, cuts in ((1, [1, 2, 3, 40, 64, 65]), (2, list(range(1, len(ids)))), (2, [63]), (3, [17, 80])):
         np.testing.assert_array_equal(running.logits(ids, cuts, threads), whole)
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2", "lfm2, biases"])
+def test_drafts_forks_and_what_is_taken_back_change_no_byte(tiny_model: TinyModel, name: str) -> None:
+    family, config = FAMILIES[name]
+    running, random = Running(tiny_model(family, **(_HEADS | config))), np.random.default_rng(5)
+    ids = random.integers(4, 200, 200).tolist()
+    whole, cache = running.logits(ids, []), running.cache
+    held = cache.begin(ids)
+
+    def step(most: int) -> None:
+        """Some of the next tokens, then drafts that turn out wrong."""
+        begin, tokens = held.length, int(random.integers(1, min(most, len(ids) - held.length) + 1))
+        drafts = random.integers(4, 200, random.integers(0, cache.layout.undone + 1)).tolist()
+        cache.grow(held, tokens + len(drafts))
+        new = ids[begin : begin + tokens] + drafts
+        found = running.executor.step(cache.step([(held, new, len(new))]), int(random.integers(1, 4)))
+        np.testing.assert_array_equal(found[:tokens], whole[begin : begin + tokens])
+        cache.appended(held, ids[: begin + tokens])
+
+    for _ in range(150):
+        what = random.random()
+        if held.length == len(ids) or what < 0.2:
+            length = int(random.integers(max(held.length - 30, 0), held.length + 1))
+            cache.roll_back(held, length)
+            assert length // 64 * 64 <= held.length <= length
+        elif what < 0.35:
+            other = cache.fork(held)
+            step(10)
+            cache.end(held)
+            held = other
+        elif what < 0.4:
+            cache.end(held)
+            held = cache.begin(ids)
+        else:
+            step(60)
+    cache.end(held)
+    assert cache.free == cache.size
 
 
 def test_a_head_is_held_in_8_bits_with_scales_for_groups(tiny_model: TinyModel, ids: list[int]) -> None:
@@ -139,6 +206,7 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
         ("mixtral", {}, EngineError, "model_type 'mixtral'"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, EngineError, "rope_type 'dynamic'"),
         ("llama", {"head_dim": 12}, EngineError, "multiples of 16"),
+        ("lfm2", {"conv_L_cache": 9, "head_dim": 16}, EngineError, "a convolution over 9 tokens; .* up to 8"),
     ],
 )
 def test_what_the_engine_cannot_run_is_refused(
@@ -151,7 +219,7 @@ def test_what_the_engine_cannot_run_is_refused(
 @pytest.mark.parametrize(
     ("family", "key"),
     [("mistral", "sliding_window"), ("qwen2", "use_sliding_window"), ("qwen3", "head_dim"),
-     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps")],
+     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps"), ("lfm2", "conv_L_cache")],
 )  # fmt: skip
 def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
     tiny_model: TinyModel, tmp_path: Path, family: str, key: str
@@ -178,6 +246,51 @@ def test_a_rope_with_keys_that_nobody_follows_is_refused(tiny_model: TinyModel) 
     directory = tiny_model("llama", **(_HEADS | {"rope_parameters": rope}))
     with pytest.raises(EngineError, match="rope's keys 'mscale'"):
         lower_decoder(open_weights(ModelDirectory(directory)))
+
+
+def test_blocks_are_of_the_kinds_that_older_files_count(tiny_model: TinyModel, tmp_path: Path, ids: list[int]) -> None:
+    import json
+    import shutil
+
+    directory = tiny_model("lfm2", **_HEADS)
+    shutil.copytree(directory, tmp_path / "older")
+    config = json.loads((directory / "config.json").read_text())
+    assert config.pop("layer_types") == ["conv", "full_attention"]
+    assert config["full_attn_idxs"] == [1, 3]
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(Running(tmp_path / "older").logits(ids, []), Running(directory).logits(ids, []))
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"layer_types": ["conv", "mamba"]}))
+    with pytest.raises(EngineError, match=r"does not support layer_types \['conv', 'mamba'\] for 2 blocks"):
+        Running(tmp_path / "older")
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"layer_types": ["conv"] * 2}))
+    with pytest.raises(CheckpointError, match=r"conv.in_proj"):
+        Running(tmp_path / "older")
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"conv_L_cache": 4}))
+    with pytest.raises(
+        CheckpointError, match=r"conv.conv.weight has the shape \[32, 1, 3\], .* \(32, 1, 4\) and 32 are"
+    ):
+        Running(tmp_path / "older")
+
+
+def test_a_convolution_as_wide_as_config_json_does_not_say_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Its cache would be as wide as the model."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_model("lfm2", **_HEADS), tmp_path / "wide")
+    tensors, name = load_file(tmp_path / "wide" / "model.safetensors"), "model.layers.0.conv."
+    tensors |= {name + part: torch.cat([tensors[name + part]] * 2) for part in ("in_proj.weight", "conv.weight")}
+    tensors[name + "out_proj.weight"] = torch.cat([tensors[name + "out_proj.weight"]] * 2, 1)
+    save_file(tensors, tmp_path / "wide" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"has the shape \[64, 1, 3\], and reads 192 / 3 values; \(32, 1, 3\) and 32"
+    ):
+        Running(tmp_path / "wide")
+
+
+def test_convolutions_are_as_long_as_native_code_takes_them() -> None:
+    assert native.load().MOST_TAPS == MOST_TAPS
 
 
 def test_a_head_that_is_missing_is_named(tiny_model: TinyModel, tmp_path: Path) -> None:

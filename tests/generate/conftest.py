@@ -28,9 +28,24 @@ def executor(tiny_model: Callable[..., Path]) -> Executor:
 
 
 @pytest.fixture(scope="session")
+def hybrid(tiny_model: Callable[..., Path]) -> Executor:
+    """A model most of whose blocks have convolutions in place of attention."""
+    directory = tiny_model("lfm2", head_dim=16, max_position_embeddings=1024, num_hidden_layers=3)
+    return Executor(lower_decoder(open_weights(ModelDirectory(directory))), dispatch.native_isa())
+
+
+@pytest.fixture(scope="session")
 def schedulers(executor: Executor) -> Schedulers:
     """`schedulers(tokens=…, chunk=…, speculate=…)`: a scheduler with a cache of so many tokens."""
+    return schedulers_of(executor)
 
+
+@pytest.fixture(scope="session")
+def hybrid_schedulers(hybrid: Executor) -> Schedulers:
+    return schedulers_of(hybrid)
+
+
+def schedulers_of(executor: Executor) -> Schedulers:
     def make(tokens: int = 4096, **how: Any) -> Scheduler:
         assert executor.cache is not None
         return Scheduler(lambda step: executor.step(step, 2), Cache(executor.cache, tokens), **how)

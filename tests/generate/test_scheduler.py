@@ -73,6 +73,44 @@ def test_company_cuts_preemption_shared_blocks_and_guesses_change_no_token(
     assert scheduler.cache.free == scheduler.cache.size, "every block was given back"
 
 
+@pytest.mark.parametrize("how", [{"chunk": 7}, {"tokens": 320, "chunk": 33}], ids=str)
+def test_a_state_of_convolutions_changes_no_token(
+    hybrid_schedulers: Schedulers, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    class Guesses:
+        """Any tokens, as many as there may be: nearly all are wrong."""
+
+        def __init__(self, ids: list[int]) -> None:
+            self.random = np.random.default_rng(ids)
+
+        def draft(self, most: int) -> list[int]:
+            return self.random.integers(4, VOCABULARY, most).tolist()
+
+        def learn(self, *of: object) -> None:
+            pass
+
+    monkeypatch.setattr("bitwright.generate.scheduler.Drafter", Guesses)
+    random = np.random.default_rng(3)
+    common = random.integers(4, VOCABULARY, 70).tolist()
+    prompts = [common * (n % 2) + random.integers(4, VOCABULARY, n * 9).tolist() for n in range(1, 7)]
+    answers = []
+    for number, settings in enumerate(({"speculate": False}, how)):
+        scheduler = hybrid_schedulers(**settings)
+        waiting = [
+            request(prompt, max_tokens=70, temperature=0.9 * (n % 3), seed=n) for n, prompt in enumerate(prompts)
+        ]
+        for one in waiting:
+            scheduler.submit(one)
+            if number == 0:  # alone
+                finished(scheduler)
+        finished(scheduler)
+        answers.append([one.tokens for one in waiting])
+        assert scheduler.cache.free == scheduler.cache.size
+    assert answers[0] == answers[1]
+    assert scheduler.drafted > 100 > scheduler.accepted
+    assert scheduler.preempted > 0 or "tokens" not in how
+
+
 def test_the_younger_request_gives_its_blocks_back_and_is_computed_again(schedulers: Schedulers) -> None:
     random = np.random.default_rng(4)
     asked = [

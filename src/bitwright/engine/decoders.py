@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bitwright.engine.cache_layout import CacheKind, CacheLayer
+from bitwright.engine.cache_layout import CacheKind, CacheLayer, ConvolutionLayer
 from bitwright.engine.linears import Inputs, Linear
 from bitwright.engine.lowering import HeadShape, Lowering, Value
 from bitwright.engine.program import Program
@@ -12,7 +12,7 @@ from bitwright.engine.rotary import rotary
 from bitwright.engine.weights import Weights, short
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.families import FAMILIES
-from bitwright.families.row import Architecture, Decoding
+from bitwright.families.row import Architecture, Decoding, Role
 from bitwright.files.directory import CONFIG_FILE
 from bitwright.files.task import find_task
 from bitwright.numerics.arrays import Bf16
@@ -57,6 +57,7 @@ class _Decoder(NamedTuple):
     shape: HeadShape
     eps: float
     windows: tuple[int | None, ...]  # of each block
+    taps: tuple[int | None, ...]  # of the convolution that a block has in place of attention
 
     @property
     def plus(self) -> float:
@@ -88,7 +89,10 @@ def lower_decoder(
     layers = len(decoder.windows)
     for layer in range(layers):
         block = f"{base}{row.blocks}.{layer}"
-        y = _attention(decoder, block, layer, normed, angles[kinds[layer]])
+        if (taps := decoder.taps[layer]) is not None:
+            y = _convolution(decoder, block, layer, normed, ConvolutionLayer(width, taps))
+        else:
+            y = _attention(decoder, block, layer, normed, angles[kinds[layer]])
         x, normed = lower.rms_norm_of_sum(f"{block}.{_ffn_norm(row)}", y, x, eps=eps, plus=plus)
         y = _ffn(decoder, block, normed)
         weights.drop_pages()
@@ -100,7 +104,8 @@ def lower_decoder(
     logits = lower.head(row.head.outputs["text-generation"], held, x, stored=held is linear)
     if (cap := config.get("final_logit_softcapping")) is not None:
         logits = lower.softcap("logits", logits, weights.check_real("final_logit_softcapping", cap))
-    cache = [CacheLayer(decoder.shape.kv_heads, decoder.shape.size)] * layers
+    attention = CacheLayer(decoder.shape.kv_heads, decoder.shape.size)
+    cache = [attention if taps is None else ConvolutionLayer(width, taps) for taps in decoder.taps]
     return lower.finish(logits, max_tokens=positions, layers=cache)
 
 
@@ -115,7 +120,8 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
     for key, plain in _PLAIN.items():
         if config.get(key) is not None and config[key] != plain:
             raise EngineError(f"the engine does not support {key} = {short(config[key])}")
-    needed = (row.keys.eps.key, row.keys.activation.key, *row.decoding.needs)
+    settings = [of.key for of in (row.keys.eps, row.keys.activation) if not isinstance(of, str)]
+    needed = (*settings, *row.decoding.needs)
     if missing := [keys for keys in needed if not config.keys() & set(keys.split(" or "))]:
         raise EngineError(f"config.json leaves out {', '.join(missing)}, and only transformers knows what that means")
     words, prefix = f"{row.embeddings.words}.weight", f"{row.prefix}."
@@ -129,8 +135,9 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
         where = f"{weights.directory / CONFIG_FILE}: num_key_value_heads"
         raise CheckpointError(f"{where} is {kv_heads}, which does not divide num_attention_heads = {heads}")
     eps = weights.check_real(keys.eps.key, config[keys.eps.key])
-    windows = _windows(weights, row.decoding, weights.number(keys.layers))
-    return _Decoder(row, row.decoding, Lowering(weights, inputs), base, HeadShape(heads, kv_heads, size), eps, windows)
+    layers, how = weights.number(keys.layers), row.decoding
+    windows, taps = _windows(weights, how, layers), _taps(weights, how, layers)
+    return _Decoder(row, how, Lowering(weights, inputs), base, HeadShape(heads, kv_heads, size), eps, windows, taps)
 
 
 def _trained(weights: Weights, row: Architecture) -> int:
@@ -164,13 +171,50 @@ def _windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, 
     return tuple(known[kind] for kind in kinds)
 
 
+def _taps(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, ...]:
+    """Of each block, how many tokens count for a token of its convolution; None if it has attention.
+
+    Raises:
+        EngineError: blocks of a kind that no operator computes.
+    """
+    config, convolution = weights.config, how.convolution
+    if convolution is None:
+        return (None,) * layers
+    taps, kinds = weights.number(convolution.taps), config.get("layer_types")
+    if kinds is None:
+        attends = config.get(convolution.attends)
+        if attends is not None and not isinstance(attends, list):
+            raise EngineError(f"the engine does not support {convolution.attends} = {short(attends)}")
+        kinds = ["full_attention" if attends is None or i in attends else "conv" for i in range(layers)]
+    known = {"full_attention": None, "conv": taps}
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(str(kind) in known for kind in kinds):
+        raise EngineError(f"the engine does not support layer_types {short(kinds)} for {layers} blocks")
+    return tuple(known[kind] for kind in kinds)
+
+
+def _convolution(decoder: _Decoder, block: str, layer: int, normed: Value, shape: ConvolutionLayer) -> Value:
+    """What a convolution adds to the residual."""
+    lower, convolution = decoder.lower, decoder.how.convolution
+    assert convolution is not None, "a block with taps has one"
+    gates = lower.linears([f"{block}.{convolution.gates}"], normed, out="bf16")
+    mixed = lower.convolution_cached(f"{block}.{convolution.kernel}", gates, shape, layer=layer)
+    return lower.linears([f"{block}.{convolution.out}"], mixed, out="f32")
+
+
+def _of_attention(decoder: _Decoder, role: Role) -> list[str]:
+    """The linears of a block with attention that have this role."""
+    convolution = decoder.how.convolution
+    others = () if convolution is None else (convolution.gates, convolution.out)
+    return [path for path in decoder.row.linears(role) if path not in others]
+
+
 def _attention(
     decoder: _Decoder, block: str, layer: int, normed: Value, angles: tuple[np.ndarray, np.ndarray]
 ) -> Value:
     """What attention adds to the residual."""
-    lower, row, how, shape = decoder.lower, decoder.row, decoder.how, decoder.shape
+    lower, how, shape = decoder.lower, decoder.how, decoder.shape
     weights, config = lower.weights, lower.weights.config
-    qkv = lower.linears([f"{block}.{part}" for part in row.linears("qkv")], normed, out="bf16")
+    qkv = lower.linears([f"{block}.{part}" for part in _of_attention(decoder, "qkv")], normed, out="bf16")
 
     def head_norm(path: str | None) -> np.ndarray | None:
         if path is None:
@@ -190,7 +234,7 @@ def _attention(
         cos_TF=angles[0],
         sin_TF=angles[1],
     )  # fmt: skip
-    (out,) = row.linears("attention_output")
+    (out,) = _of_attention(decoder, "attention_output")
     return _normed(decoder, block, how.attention_norm, lower.linears([f"{block}.{out}"], mixed, out="f32"))
 
 
@@ -198,7 +242,8 @@ def _ffn(decoder: _Decoder, block: str, normed: Value) -> Value:
     """What the FFN adds to the residual."""
     lower, row = decoder.lower, decoder.row
     *ups, down = row.linears("ffn")
-    activation = lower.weights.config[row.keys.activation.key]
+    given = row.keys.activation
+    activation = given if isinstance(given, str) else lower.weights.config[given.key]
     names = [f"{block}.{up}" for up in ups]
     gated = lower.gated(names, normed, str(activation), f"{block}.{down}")
     return _normed(decoder, block, decoder.how.ffn_norm, lower.linears([f"{block}.{down}"], gated, out="f32"))

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from bitwright.engine import ops
-from bitwright.engine.cache_layout import CacheLayer
+from bitwright.engine.cache_layout import CacheLayer, ConvolutionLayer
 from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
 from bitwright.engine.linears import Inputs, Linear, Operand, join, multiplied, operand_of
@@ -25,6 +25,7 @@ from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.kernels.layouts import MAX_K
 
+MOST_TAPS = 8  # of a convolution, as in csrc/engine/program.h
 # Activations by their names in config.json -> the function; a linear computes "gelu" itself.
 _FUNCTIONS: dict[str, Function | Literal["gelu"]] = {
     "gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
@@ -218,6 +219,23 @@ class Lowering:
         self._add(ops.AttendPast(name, qkv.buffer, out, heads, kv_heads, size, layer=layer, **how))
         return Value(out)
 
+    def convolution_cached(self, name: str, gates: Value, shape: ConvolutionLayer, *, layer: int) -> Value:
+        """A gated convolution of new tokens over a cache, see `ops.ConvolvePast`. name: of its weight."""
+        weights, (width, taps) = self.weights, shape
+        weight = weights.floats(f"{name}.weight")
+        if weight.shape != (width, 1, taps) or gates.buffer.width != 3 * width:
+            raise CheckpointError(
+                f"{weights.directory}: {name}.weight has the shape {list(weight.shape)}, and reads "
+                f"{gates.buffer.width} / 3 values; ({width}, 1, {taps}) and {width} are expected"
+            )
+        if taps > MOST_TAPS:
+            raise EngineError(f"{name}: a convolution over {taps} tokens; the operator takes up to {MOST_TAPS}")
+        weight_LH = np.ascontiguousarray(weight[:, 0].T)
+        bias_H = weights.vector(f"{name}.bias", width) if f"{name}.bias" in weights else None
+        out = self._buffer("bf16", width)
+        self._add(ops.ConvolvePast(name, gates.buffer, out, weight_LH, bias_H, layer))
+        return Value(out)
+
     def wanted(self, x: Value) -> Value:
         """The rows of the tokens whose output is wanted."""
         out = self._buffer("f32", x.buffer.width, "output")
@@ -266,7 +284,9 @@ class Lowering:
                 f"for only {self._most_tokens}"
             )
 
-    def finish(self, output: Value, *, max_tokens: int, types: int = 1, layers: Sequence[CacheLayer] = ()) -> Program:
+    def finish(
+        self, output: Value, *, max_tokens: int, types: int = 1, layers: Sequence[CacheLayer | ConvolutionLayer] = ()
+    ) -> Program:
         """The program that returns this value. layers: of its cache, if it has one."""
         self.check_tokens(max_tokens)
         embed = self._ops[0]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bitwright.engine.cache_layout import CacheLayer
+from bitwright.engine.cache_layout import CacheLayer, ConvolutionLayer
 from bitwright.engine.ops import Attend, AttendDisentangled, MultiplyW4A8, Op
 from bitwright.engine.ops.buffers import Buffer, reads, writes
 from bitwright.errors import ModelError
@@ -28,7 +28,7 @@ class Program(NamedTuple):
     max_tokens: int
     vocabulary: int
     types: int = 1
-    layers: tuple[CacheLayer, ...] = ()
+    layers: tuple[CacheLayer | ConvolutionLayer, ...] = ()
 
     @property
     def folded(self) -> int:

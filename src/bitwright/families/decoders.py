@@ -3,6 +3,7 @@
 from bitwright.families.row import (
     Architecture,
     ConfigKeys,
+    Convolution,
     Decoding,
     Embeddings,
     FileNames,
@@ -109,6 +110,47 @@ _PHI3 = Architecture(
     embeddings=_EMBEDDINGS,
     head=_HEAD,
     decoding=Decoding(windows="all"),
+)
+
+# Most blocks have a gated short convolution in place of attention. It scales as its kernel does, whose bias is inside
+# the gate, so that it takes no shift.
+_LFM2_ATTENTION: dict[str, Role] = {
+    "self_attn.q_proj": "qkv",
+    "self_attn.k_proj": "qkv",
+    "self_attn.v_proj": "qkv",
+    "self_attn.out_proj": "attention_output",
+}
+_LFM2_CONVOLUTION: dict[str, Role] = {"conv.in_proj": "qkv", "conv.out_proj": "attention_output"}
+_LFM2 = Architecture(
+    blocks="layers",
+    roles={
+        **_LFM2_ATTENTION,
+        **_LFM2_CONVOLUTION,
+        "feed_forward.w1": "ffn",
+        "feed_forward.w3": "ffn",
+        "feed_forward.w2": "ffn",
+    },
+    inputs=(
+        Input(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "operator_norm"),
+        Input(("self_attn.out_proj",), "self_attn.v_proj", "value"),
+        Input(("conv.in_proj",), "operator_norm"),
+        Input(("conv.out_proj",), "conv.conv", "convolved"),
+        Input(("feed_forward.w1", "feed_forward.w3"), "ffn_norm"),
+        Input(("feed_forward.w2",), "feed_forward.w3", "up"),
+    ),
+    either=((tuple(_LFM2_ATTENTION), tuple(_LFM2_CONVOLUTION)),),
+    keys=_KEYS._replace(activation="silu", eps=Setting("norm_eps")),
+    embeddings=_EMBEDDINGS,
+    head=_HEAD,
+    decoding=Decoding(
+        "self_attn.q_layernorm",
+        "self_attn.k_layernorm",
+        final_norm="embedding_norm",
+        convolution=Convolution("conv.in_proj", "conv.conv", "conv.out_proj", "conv_L_cache", "full_attn_idxs"),
+        needs=("conv_L_cache", "layer_types or full_attn_idxs", "rope_parameters or rope_theta"),
+    ),
+    # The kernels: a few weights of each feature.
+    left_out=("layers.*.conv.conv",),
 )
 
 # Norms after attention and FFN as in Gemma; the one before the FFN is called as in Llama.
@@ -282,6 +324,7 @@ DECODERS: dict[str, Architecture] = {
     "glm4": _GLM4,
     "glm4_moe": _GLM4_MOE,
     "gpt2": _GPT2,
+    "lfm2": _LFM2,
     "llama": _LLAMA,
     "mistral": _MISTRAL,
     "mixtral": _MIXTRAL,
