@@ -23,18 +23,14 @@ TinyModel = Callable[..., Path]
 _HEADS = {"head_dim": 16, "max_position_embeddings": 256}
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 64, "rope_theta": 10000.0}  # fmt: skip
+_YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+_MINISTRAL3 = _YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.7, "mscale": 1.0,
+                       "mscale_all_dim": 1.0}  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, llama3 rope": ("llama", {"rope_parameters": _LLAMA3}),
     "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}}),
-    "llama, yarn": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64,
-            }
-        },
-    ),
+    "llama, yarn": ("llama", {"rope_parameters": _YARN}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, every head its keys": ("llama", {"num_key_value_heads": 4}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
@@ -47,6 +43,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text, capped": ("gemma3_text", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 40}),
     "phi3": ("phi3", {"head_dim": 16, "hidden_size": 64, "sliding_window": 11}),
     "phi3, partial": ("phi3", {"hidden_size": 64, "partial_rotary_factor": 0.5}),
+    "llama, yarn as DeepSeek": ("llama", {"rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 1.5}}),
+    "llama, yarn not truncated": ("llama", {"rope_parameters": _YARN | {"truncate": False, "beta_fast": 3.0}}),
+    "ministral": ("ministral", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}),
+    "ministral3": ("ministral3", {"rope_parameters": _MINISTRAL3}),
+    "ministral3, window": ("ministral3", {"rope_parameters": _MINISTRAL3, "sliding_window": 20}),
+    "granite": (
+        "granite",
+        {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 8.0},
+    ),
+    "qwen3, biases": ("qwen3", {"attention_bias": True}),
+    "smollm3": ("smollm3", {"no_rope_layers": [0, 1]}),
+    "smollm3, by interval": ("smollm3", {"no_rope_layer_interval": 2, "attention_bias": True}),
+    "smollm3, windows": (
+        "smollm3", {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 7},
+    ),
 }  # fmt: skip
 
 
@@ -89,7 +100,7 @@ def test_logits_are_those_of_transformers(tiny_model: TinyModel, ids: list[int],
     assert np.sqrt((apart**2).mean()) < 0.03
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3", "ministral3, window", "smollm3"])
 def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:
     family, config = FAMILIES[name]
     running = Running(tiny_model(family, **(_HEADS | config)))
@@ -168,15 +179,8 @@ def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
 
 
 def test_a_rope_with_keys_that_nobody_follows_is_refused(tiny_model: TinyModel) -> None:
-    rope = {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "rope_theta": 1e4,
-        "original_max_position_embeddings": 64,
-        "mscale": 0.7,
-    }
-    directory = tiny_model("llama", **(_HEADS | {"rope_parameters": rope}))
-    with pytest.raises(EngineError, match="rope's keys 'mscale'"):
+    directory = tiny_model("llama", **(_HEADS | {"rope_parameters": _YARN | {"short_factor": [1.0]}}))
+    with pytest.raises(EngineError, match="rope's keys 'short_factor'"):
         lower_decoder(open_weights(ModelDirectory(directory)))
 
 
