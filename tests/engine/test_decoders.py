@@ -50,7 +50,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3, window": ("ministral3", {"rope_parameters": _MINISTRAL3, "sliding_window": 20}),
     "granite": (
         "granite",
-        {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 8.0},
+        {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 8.0,
+         "rms_norm_eps": 0.1},
     ),
     "qwen3, biases": ("qwen3", {"attention_bias": True}),
     "smollm3": ("smollm3", {"no_rope_layers": [0, 1]}),
@@ -100,7 +101,9 @@ def test_logits_are_those_of_transformers(tiny_model: TinyModel, ids: list[int],
     assert np.sqrt((apart**2).mean()) < 0.03
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3", "ministral3, window", "smollm3"])
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3", "ministral3, window", "smollm3"]
+)
 def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:
     family, config = FAMILIES[name]
     running = Running(tiny_model(family, **(_HEADS | config)))

@@ -76,7 +76,8 @@ def test_embeddings_are_those_of_sentence_transformers(
     found = model.encode(some, batch_size=7)
     assert farthest(found, library.encode(some, batch_size=7)) < _TOLERANCE
     assert farthest(model.encode_query(some), library.encode_query(some)) < _TOLERANCE
-    np.testing.assert_allclose(model.encode(some[::-1], threads=2), found[::-1], rtol=0, atol=0 if "dense" not in how else 1e-6)
+    order = 1e-6 if "dense" in how else 0  # numpy sums in an order that depends on how many texts there are
+    np.testing.assert_allclose(model.encode(some[::-1], threads=2), found[::-1], rtol=0, atol=order)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a16_g32"])

@@ -219,7 +219,7 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
 
 def _refuse(config: dict[str, Any], how: Decoding) -> None:
     """Refuse settings that change the computation, and that no builder supports."""
-    plain = dict(_PLAIN)
+    plain: dict[str, Any] = dict(_PLAIN)
     if not how.multiplied:
         plain |= dict.fromkeys(_MULTIPLIERS)
     if not how.skips:
@@ -284,9 +284,7 @@ def _windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, 
     return tuple(known[kind] for kind in kinds)
 
 
-def _attention(
-    decoder: _Decoder, block: str, layer: int, normed: Value, angles: Rotary, *, place: int
-) -> Value:
+def _attention(decoder: _Decoder, block: str, layer: int, normed: Value, angles: Rotary, *, place: int) -> Value:
     """What attention adds to the residual. place: of keys and values in the cache."""
     lower, row, how, shape = decoder.lower, decoder.row, decoder.how, decoder.shape
     weights, config = lower.weights, lower.weights.config
@@ -322,7 +320,8 @@ def _scale(decoder: _Decoder) -> float:
     weights, scalar = decoder.lower.weights, decoder.lower.weights.config.get("query_pre_attn_scalar")
     if decoder.how.multiplied:
         return weights.real("attention_multiplier", 1.0)
-    return (decoder.shape.size if scalar is None else weights.check_real("query_pre_attn_scalar", scalar)) ** -0.5
+    size = decoder.shape.size if scalar is None else weights.check_real("query_pre_attn_scalar", scalar)
+    return float(size**-0.5)
 
 
 def _ffn(decoder: _Decoder, block: str, normed: Value) -> Value:

@@ -62,15 +62,15 @@ def rotary(weights: Weights, kind: str, head_size: int, positions: int) -> Rotar
     found = _TYPES[name](_Rope(weights, name, rope, plain_F, base, trained))
     angles_TF = np.arange(positions, dtype=np.float32)[:, None] * found.frequency_F
     factor, beta = np.float32(found.factor), rope.get("llama_4_scaling_beta")
-    query_T = None if beta is None else _of_queries(weights.check_real("llama_4_scaling_beta", beta), trained, positions)
-    return Rotary(np.cos(angles_TF) * factor, np.sin(angles_TF) * factor, query_T)
+    grown = 0.0 if beta is None else weights.check_real("llama_4_scaling_beta", beta)
+    return Rotary(np.cos(angles_TF) * factor, np.sin(angles_TF) * factor, _of_queries(grown, trained, positions))
 
 
 def _of_queries(beta: float, trained: float, positions: int) -> np.ndarray | None:
     """What queries are multiplied by: 1 within the trained length, beyond it by the logarithm of how often it fits;
     None if that is 1 at all positions."""
     times_T = np.floor(np.arange(positions) / trained)
-    return (1 + beta * np.log1p(times_T)).astype(np.float32) if times_T.any() else None
+    return (1 + beta * np.log1p(times_T)).astype(np.float32) if beta and times_T.any() else None
 
 
 def _settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -53,9 +53,7 @@ _LLAMA = Architecture(
 _MISTRAL = _LLAMA._replace(decoding=Decoding(windows="all", needs=("sliding_window",)))
 _MINISTRAL = _LLAMA._replace(decoding=Decoding(windows="listed", needs=("sliding_window", "layer_types")))
 _MINISTRAL3 = _LLAMA._replace(
-    decoding=Decoding(
-        windows="all", scales_queries=True, needs=("head_dim", "rope_parameters or rope_scaling")
-    )
+    decoding=Decoding(windows="all", scales_queries=True, needs=("head_dim", "rope_parameters or rope_scaling"))
 )
 _SMOLLM3 = _LLAMA._replace(
     decoding=Decoding(
