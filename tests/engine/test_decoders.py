@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
-from bitwright.engine.decoders import Arithmetic, lower_decoder
+from bitwright.engine.decoders import Arithmetic, lower_decoder, lower_text_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import open_weights
 from bitwright.errors import BitwrightError, CheckpointError, EngineError
@@ -146,6 +146,25 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
     np.testing.assert_array_equal(short.logits(ids, []), Running(directory).logits(ids, []))
 
 
+@pytest.mark.parametrize("config", [{}, {"is_causal": False, "sliding_window": 20}])
+def test_vectors_of_texts_are_those_of_transformers_in_any_company(tiny_model: TinyModel, config: dict[str, Any]) -> None:
+    directory = tiny_model("mistral", "embedding", **(_HEADS | {"sliding_window": None} | config))
+    program = lower_text_decoder(open_weights(ModelDirectory(directory)), "embedding", pooling=None)
+    executors = [Executor(program, dispatch.native_isa(), group_tokens=size) for size in (64, 4096)]
+    generator = np.random.default_rng(4)
+    texts = [generator.integers(4, 200, length).tolist() for length in (7, 1, 64, 200, 65, 2, 40, 16, 63, 3)]
+    rows = np.split(executors[0].run(texts, 1), np.cumsum([len(text) for text in texts])[:-1])
+    hf = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    for text, found in zip(texts, rows, strict=True):
+        with torch.inference_mode():
+            want = hf(torch.tensor([text])).last_hidden_state[0].numpy()
+        assert np.linalg.norm(found - want) < 0.03 * np.linalg.norm(want)
+    for executor, threads, order in ((executors[0], 3, 1), (executors[1], 2, -1), (executors[1], 1, 1)):
+        again = executor.run(texts[::order], threads)
+        np.testing.assert_array_equal(again, np.concatenate(rows[::order]))
+    assert [executor.steps([len(text) for text in texts], 1) for executor in executors] == [7, 1]
+
+
 @pytest.mark.parametrize(
     ("family", "config", "error", "says"),
     [
@@ -153,6 +172,10 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
         ("mixtral", {}, EngineError, "model_type 'mixtral'"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, EngineError, "rope_type 'dynamic'"),
         ("llama", {"head_dim": 12}, EngineError, "multiples of 16"),
+        ("llama", _HEADS | {"residual_multiplier": 0.5}, EngineError, "residual_multiplier = 0.5"),
+        ("llama", _HEADS | {"is_causal": False}, EngineError, "generates no text"),
+        ("smollm3", _HEADS | {"no_rope_layers": [1, 2]}, EngineError, r"no_rope_layers \[1, 2\] for 2 blocks"),
+        ("llama", _HEADS | {"rope_parameters": _MINISTRAL3}, EngineError, "llama_4_scaling_beta in this family"),
     ],
 )
 def test_what_the_engine_cannot_run_is_refused(
@@ -165,7 +188,8 @@ def test_what_the_engine_cannot_run_is_refused(
 @pytest.mark.parametrize(
     ("family", "key"),
     [("mistral", "sliding_window"), ("qwen2", "use_sliding_window"), ("qwen3", "head_dim"),
-     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps")],
+     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps"), ("granite", "attention_multiplier"),
+     ("ministral3", "head_dim"), ("smollm3", "layer_types")],
 )  # fmt: skip
 def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
     tiny_model: TinyModel, tmp_path: Path, family: str, key: str

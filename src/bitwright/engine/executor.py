@@ -132,6 +132,12 @@ class Executor:
             self._run(ids, starts, out, threads, seconds, types=0 if types is None else types.ctypes.data)
         return out
 
+    def steps(self, lengths: Sequence[int], threads: int) -> int:
+        """How many times `run` goes through the program for sequences of these lengths."""
+        if self._passing is None:
+            return 1
+        return len(list(_groups(np.cumsum([0, *lengths]), self.group_tokens * threads)))
+
     def step(self, step: Step, threads: int, seconds: np.ndarray | None = None) -> np.ndarray:
         """Compute new tokens of sequences, which the cache then holds. `step` is believed: `generate/cache.py`
         makes it.

@@ -282,7 +282,9 @@ def _child() -> None:
     if model.task == "text-generation":
         found |= _of_decoder(model.generic, ids)
     elif model.generic is not model:
-        found["engine"], found["engine_calls"] = compared(model, ids)
+        found["engine"], calls = compared(model, ids)
+        steps = model.executor.steps([ids.shape[1]] * len(ids), model.threads) if isinstance(model, EngineModel) else 1
+        found["engine_calls"] = calls // steps if calls % steps == 0 else calls
         found["engine_folded"], found["engine_added"] = model.folded, 0
         if isinstance(model, EngineModel) and any(model.executor.program.int8_attention):
             found["engine_int8_attention"] = sum(model.executor.program.int8_attention)
