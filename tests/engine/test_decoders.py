@@ -147,7 +147,9 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
 
 
 @pytest.mark.parametrize("config", [{}, {"is_causal": False, "sliding_window": 20}])
-def test_vectors_of_texts_are_those_of_transformers_in_any_company(tiny_model: TinyModel, config: dict[str, Any]) -> None:
+def test_vectors_of_texts_are_those_of_transformers_in_any_company(
+    tiny_model: TinyModel, config: dict[str, Any]
+) -> None:
     directory = tiny_model("mistral", "embedding", **(_HEADS | {"sliding_window": None} | config))
     program = lower_text_decoder(open_weights(ModelDirectory(directory)), "embedding", pooling=None)
     executors = [Executor(program, dispatch.native_isa(), group_tokens=size) for size in (64, 4096)]
