@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 import bitwright
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.engine.decoders import Arithmetic, lower_decoder
+from bitwright.engine.decoders import Arithmetic, lower_decoder, lower_text_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.lowering import MOST_TAPS
 from bitwright.engine.weights import open_weights
@@ -27,18 +27,14 @@ TinyModel = Callable[..., Path]
 _HEADS = {"head_dim": 16, "max_position_embeddings": 256}
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 64, "rope_theta": 10000.0}  # fmt: skip
+_YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+_MINISTRAL3 = _YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.7, "mscale": 1.0,
+                       "mscale_all_dim": 1.0}  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, llama3 rope": ("llama", {"rope_parameters": _LLAMA3}),
     "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}}),
-    "llama, yarn": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64,
-            }
-        },
-    ),
+    "llama, yarn": ("llama", {"rope_parameters": _YARN}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, every head its keys": ("llama", {"num_key_value_heads": 4}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
@@ -54,6 +50,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2, the FFN as given": ("lfm2", {"full_attn_idxs": [0], "block_auto_adjust_ff_dim": False}),
     "phi3": ("phi3", {"head_dim": 16, "hidden_size": 64, "sliding_window": 11}),
     "phi3, partial": ("phi3", {"hidden_size": 64, "partial_rotary_factor": 0.5}),
+    "llama, yarn as DeepSeek": ("llama", {"rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 1.5}}),
+    "llama, yarn not truncated": ("llama", {"rope_parameters": _YARN | {"truncate": False, "beta_fast": 3.0}}),
+    "ministral": ("ministral", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}),
+    "ministral3": ("ministral3", {"rope_parameters": _MINISTRAL3}),
+    "ministral3, window": ("ministral3", {"rope_parameters": _MINISTRAL3, "sliding_window": 20}),
+    "granite": (
+        "granite",
+        {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 8.0,
+         "rms_norm_eps": 0.1},
+    ),
+    "qwen3, biases": ("qwen3", {"attention_bias": True}),
+    "smollm3": ("smollm3", {"no_rope_layers": [0, 1]}),
+    "smollm3, by interval": ("smollm3", {"no_rope_layer_interval": 2, "attention_bias": True}),
+    "smollm3, windows": (
+        "smollm3", {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 7},
+    ),
 }  # fmt: skip
 
 
@@ -118,7 +130,20 @@ def test_a_quantized_file_gives_what_it_gives_in_transformers(
     assert apart < 0.1  # with 8-bit inputs both round independently; a wrong reading is 0.3 apart
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3", "lfm2", "lfm2, biases"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "mistral, window",
+        "qwen3",
+        "gemma3_text",
+        "phi3",
+        "lfm2",
+        "lfm2, biases",
+        "ministral3, window",
+        "smollm3",
+    ],
+)
 def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:
     family, config = FAMILIES[name]
     running = Running(tiny_model(family, **(_HEADS | config)))
@@ -199,6 +224,27 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
     np.testing.assert_array_equal(short.logits(ids, []), Running(directory).logits(ids, []))
 
 
+@pytest.mark.parametrize("config", [{}, {"is_causal": False, "sliding_window": 20}])
+def test_vectors_of_texts_are_those_of_transformers_in_any_company(
+    tiny_model: TinyModel, config: dict[str, Any]
+) -> None:
+    directory = tiny_model("mistral", "embedding", **(_HEADS | {"sliding_window": None} | config))
+    program = lower_text_decoder(open_weights(ModelDirectory(directory)), "embedding", pooling=None)
+    executors = [Executor(program, dispatch.native_isa(), group_tokens=size) for size in (64, 4096)]
+    generator = np.random.default_rng(4)
+    texts = [generator.integers(4, 200, length).tolist() for length in (7, 1, 64, 200, 65, 2, 40, 16, 63, 3)]
+    rows = np.split(executors[0].run(texts, 1), np.cumsum([len(text) for text in texts])[:-1])
+    hf = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    for text, found in zip(texts, rows, strict=True):
+        with torch.inference_mode():
+            want = hf(torch.tensor([text])).last_hidden_state[0].numpy()
+        assert np.linalg.norm(found - want) < 0.03 * np.linalg.norm(want)
+    for executor, threads, order in ((executors[0], 3, 1), (executors[1], 2, -1), (executors[1], 1, 1)):
+        again = executor.run(texts[::order], threads)
+        np.testing.assert_array_equal(again, np.concatenate(rows[::order]))
+    assert [executor.steps([len(text) for text in texts], 1) for executor in executors] == [7, 1]
+
+
 @pytest.mark.parametrize(
     ("family", "config", "error", "says"),
     [
@@ -207,6 +253,10 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, EngineError, "rope_type 'dynamic'"),
         ("llama", {"head_dim": 12}, EngineError, "multiples of 16"),
         ("lfm2", {"conv_L_cache": 9, "head_dim": 16}, EngineError, "a convolution over 9 tokens; .* up to 8"),
+        ("llama", _HEADS | {"residual_multiplier": 0.5}, EngineError, "residual_multiplier = 0.5"),
+        ("llama", _HEADS | {"is_causal": False}, EngineError, "generates no text"),
+        ("smollm3", _HEADS | {"no_rope_layers": [1, 2]}, EngineError, r"no_rope_layers \[1, 2\] for 2 blocks"),
+        ("llama", _HEADS | {"rope_parameters": _MINISTRAL3}, EngineError, "llama_4_scaling_beta in this family"),
     ],
 )
 def test_what_the_engine_cannot_run_is_refused(
@@ -219,7 +269,8 @@ def test_what_the_engine_cannot_run_is_refused(
 @pytest.mark.parametrize(
     ("family", "key"),
     [("mistral", "sliding_window"), ("qwen2", "use_sliding_window"), ("qwen3", "head_dim"),
-     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps"), ("lfm2", "conv_L_cache")],
+     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps"), ("granite", "attention_multiplier"),
+     ("ministral3", "head_dim"), ("smollm3", "layer_types"), ("lfm2", "conv_L_cache")],
 )  # fmt: skip
 def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
     tiny_model: TinyModel, tmp_path: Path, family: str, key: str
@@ -236,15 +287,8 @@ def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
 
 
 def test_a_rope_with_keys_that_nobody_follows_is_refused(tiny_model: TinyModel) -> None:
-    rope = {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "rope_theta": 1e4,
-        "original_max_position_embeddings": 64,
-        "mscale": 0.7,
-    }
-    directory = tiny_model("llama", **(_HEADS | {"rope_parameters": rope}))
-    with pytest.raises(EngineError, match="rope's keys 'mscale'"):
+    directory = tiny_model("llama", **(_HEADS | {"rope_parameters": _YARN | {"short_factor": [1.0]}}))
+    with pytest.raises(EngineError, match="rope's keys 'short_factor'"):
         lower_decoder(open_weights(ModelDirectory(directory)))
 
 

@@ -32,6 +32,7 @@ _FUNCTIONS: dict[str, Function | Literal["gelu"]] = {
     "swish": "silu", "tanh": "tanh",
 }  # fmt: skip
 _POOL_MODES: dict[str, PoolMode] = {mode: mode for mode in get_args(PoolMode)}
+_ROTATED = 16  # values at once, where a rotation only scales; divides the sizes of heads
 
 
 class HeadShape(NamedTuple):
@@ -103,11 +104,11 @@ class Lowering:
         return self._norm(name, x, None, None, eps, centred=False, plus=plus)
 
     def rms_norm_of_sum(
-        self, name: str, x: Value, residual: Value, *, eps: float, plus: float = 0.0
+        self, name: str, x: Value, residual: Value, *, eps: float, plus: float = 0.0, factor: float = 1.0
     ) -> tuple[Value, Value]:
-        """x + residual, and its RMSNorm."""
+        """x + residual, and its RMSNorm times a factor."""
         kept = self._buffer("f32", x.buffer.width, x.buffer.per)
-        return Value(kept), self._norm(name, x, residual, kept, eps, centred=False, plus=plus)
+        return Value(kept), self._norm(name, x, residual, kept, eps, centred=False, plus=plus, factor=factor)
 
     def qkv(self, names: Sequence[str], x: Value) -> Value:
         """Queries, keys and values of as many values each, side by side.
@@ -207,6 +208,12 @@ class Lowering:
         )
         return Value(out)
 
+    def scale_queries(self, name: str, qkv: Value, shape: HeadShape, factor_T: np.ndarray) -> None:
+        """Multiply queries, in place, by what a table has for their position: a rotation by no angle does it."""
+        cos_TF = np.ascontiguousarray(np.repeat(factor_T[:, None], _ROTATED // 2, axis=1), np.float32)
+        values = shape.heads * shape.size
+        self._add(ops.Rotate(name, qkv.buffer, values // _ROTATED, _ROTATED, cos_TF, np.zeros_like(cos_TF)))
+
     def attention_cached(self, name: str, qkv: Value, shape: HeadShape, *, layer: int, **how: Any) -> Value:
         """Attention of new tokens over a cache, see `ops.AttendPast`, which has what `how` says."""
         heads, kv_heads, size = shape
@@ -285,26 +292,27 @@ class Lowering:
             )
 
     def finish(
-        self, output: Value, *, max_tokens: int, types: int = 1, layers: Sequence[CacheLayer | ConvolutionLayer] = ()
-    ) -> Program:
-        """The program that returns this value. layers: of its cache, if it has one."""
+        self, output: Value, *, max_tokens: int, types: int = 1, layers: Sequence[CacheLayer | ConvolutionLayer] = (),
+        passing: CacheLayer | None = None,
+    ) -> Program:  # fmt: skip
+        """The program that returns this value. layers, passing: as `Program` has them."""
         self.check_tokens(max_tokens)
         embed = self._ops[0]
         assert isinstance(embed, ops.Embed)
         fused, buffers, out = fuse_codes(self._ops, self._buffers, output.buffer)
-        program = Program(fused, buffers, out, max_tokens, len(embed.words_VH), types, tuple(layers))
+        program = Program(fused, buffers, out, max_tokens, len(embed.words_VH), types, tuple(layers), passing)
         check(program)
         return program
 
     def _norm(
         self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float, *, centred: bool = True,
-        plus: float = 0.0,
+        plus: float = 0.0, factor: float = 1.0,
     ) -> Value:  # fmt: skip
         width = x.buffer.width
         if residual is not None and residual.buffer.width != width:
             raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}; both must be equal")
         out = self._buffer("f32", x.buffer.width, x.buffer.per)
-        weight_H = self.weights.vector(f"{name}.weight", width)
+        weight_H = (self.weights.vector(f"{name}.weight", width) + np.float32(plus)) * np.float32(factor)
         self._add(
             ops.NormRows(
                 name,
@@ -313,7 +321,7 @@ class Lowering:
                 y=out,
                 codes=None,
                 sum=kept,
-                weight_H=weight_H + np.float32(plus) if plus else weight_H,
+                weight_H=weight_H,
                 bias_H=self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None,
                 eps=eps,
                 centred=centred,

@@ -19,7 +19,8 @@ class Program(NamedTuple):
     """What the executor runs.
 
     output: the buffer that a run returns. max_tokens: of a sequence. vocabulary: token ids below it exist. types: token
-    types below it exist. layers: of the cache of a program with state, else none.
+    types below it exist. layers: of the cache of a program with state, else none. passing: what a program without state
+    holds of keys and values, in one layer at a time; None where its attention is that of encoders.
     """
 
     ops: tuple[Op, ...]
@@ -29,6 +30,7 @@ class Program(NamedTuple):
     vocabulary: int
     types: int = 1
     layers: tuple[CacheLayer | ConvolutionLayer, ...] = ()
+    passing: CacheLayer | None = None
 
     @property
     def folded(self) -> int:

@@ -52,6 +52,18 @@ _LLAMA = Architecture(
     decoding=Decoding(),
 )
 _MISTRAL = _LLAMA._replace(decoding=Decoding(windows="all", needs=("sliding_window",)))
+_MINISTRAL = _LLAMA._replace(decoding=Decoding(windows="listed", needs=("sliding_window", "layer_types")))
+_MINISTRAL3 = _LLAMA._replace(
+    decoding=Decoding(windows="all", scales_queries=True, needs=("head_dim", "rope_parameters or rope_scaling"))
+)
+_SMOLLM3 = _LLAMA._replace(
+    decoding=Decoding(
+        windows="listed",
+        skips=True,
+        needs=("layer_types", "no_rope_layers or no_rope_layer_interval", "rope_parameters or rope_theta"),
+    )
+)
+_GRANITE = _LLAMA._replace(decoding=Decoding(multiplied=True, needs=("attention_multiplier",)))
 _QWEN_NEEDS = ("use_sliding_window", "sliding_window")
 _QWEN2 = _LLAMA._replace(decoding=Decoding(windows="listed", needs=_QWEN_NEEDS))
 _HEAD_NORMS = Decoding("self_attn.q_norm", "self_attn.k_norm", windows="listed", needs=(*_QWEN_NEEDS, "head_dim"))
@@ -71,6 +83,7 @@ _GEMMA3 = _LLAMA._replace(
         ffn_norm="post_feedforward_layernorm",
         plus_one=True,
         scaled=True,
+        both_ways=True,
         needs=("sliding_window", "head_dim", "query_pre_attn_scalar", "rope_parameters or rope_theta"),
     ),
 )
@@ -324,8 +337,11 @@ DECODERS: dict[str, Architecture] = {
     "glm4": _GLM4,
     "glm4_moe": _GLM4_MOE,
     "gpt2": _GPT2,
+    "granite": _GRANITE,
     "lfm2": _LFM2,
     "llama": _LLAMA,
+    "ministral": _MINISTRAL,
+    "ministral3": _MINISTRAL3,
     "mistral": _MISTRAL,
     "mixtral": _MIXTRAL,
     "opt": _OPT,
@@ -333,4 +349,5 @@ DECODERS: dict[str, Architecture] = {
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
     "qwen3_moe": _QWEN3_MOE,
+    "smollm3": _SMOLLM3,
 }

@@ -150,6 +150,9 @@ class Decoding(NamedTuple):
     plus_one: norms multiply by 1 + weight. scaled: a word's embedding is multiplied by the root of its width.
     convolution: in some blocks, in place of attention.
     windows: which blocks see only the last tokens: none; all, if config.json has a window; or those that it lists.
+    multiplied: config.json has factors of embeddings, scores, residuals and logits (muP).
+    skips: it lists blocks that rotate nothing. scales_queries: those far from a text's beginning, by position.
+    both_ways: `use_bidirectional_attention` is followed.
     needs: keys of config.json that must be there, because transformers' defaults for them are the family's own;
         "a or b": one of them.
     """
@@ -163,6 +166,10 @@ class Decoding(NamedTuple):
     scaled: bool = False
     convolution: Convolution | None = None
     windows: Literal["none", "all", "listed"] = "none"
+    multiplied: bool = False
+    skips: bool = False
+    scales_queries: bool = False
+    both_ways: bool = False
     needs: tuple[str, ...] = ()
 
 

@@ -186,6 +186,11 @@ def tokens_of(
         return check_types(types, ids, n_types)
     refuse_types(types)
     first, second = texts
+    if second is not None and model.sentences.pair_template:
+        raise InputError(
+            f"{model.path / model.sentences.pair_template}: sentence-transformers puts pairs into this chat template, "
+            "and Bitwright does not; give each pair as one text, written as the template has it"
+        )
     prefix = _prompt_of(model, prompt, prompt_name)
     if prefix:
         first = [prefix + text for text in first]

@@ -1,4 +1,5 @@
-"""`EngineModel`: a quantized encoder on the engine. It imports neither torch nor transformers.
+"""`EngineModel`: a model of whole texts on the engine: an encoder, or a decoder that embeds texts or scores them. It
+imports neither torch nor transformers.
 
 What only the Hugging Face module can give (`hf`, calling the model, logits of a language model) is loaded when it is
 first asked for, and then runs the generic path.
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitwright.engine.builders import encoder_task, has_position_table, lower_encoder
+from bitwright.engine.builders import encoder_task, has_position_table, lower_encoder, unread_at_the_end
 from bitwright.engine.executor import Executor
 from bitwright.engine.linears import Inputs
 from bitwright.engine.weights import open_weights
@@ -33,7 +34,7 @@ _POSITIONS = "max_position_embeddings"
 
 
 class EngineModel(OnEngine):
-    """An encoder whose every operator is native: a `Model`.
+    """A model of whole texts whose every operator is native: a `Model`.
 
     backend: "engine:<isa>", and where attention is computed in int8, if anywhere. threads: how many `encode` uses
     unless told otherwise. More than the process may use processors (`usable_processors`) are taken as so many: they
@@ -59,6 +60,7 @@ class EngineModel(OnEngine):
         self.sentences = read_sentences(directory, self.task)
         modes, normalize = engine_pooling(self.sentences)
         program = lower_encoder(weights, pooling=modes, normalize=normalize, inputs=inputs)
+        self._unread = unread_at_the_end(weights)
         self.executor = Executor(program, native_isa())
         self.backend = f"engine:{active_isa()}{', bf16' * (inputs == 'bf16')}{_attention_words(program.int8_attention)}"
         trained = length_limit(directory.config.get(_POSITIONS), directory.path / CONFIG_FILE, _POSITIONS)
@@ -77,7 +79,8 @@ class EngineModel(OnEngine):
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
         threads = self.threads if threads is None else at_most_processors(threads)
-        for tokens in batches:
+        for given in batches:
+            tokens = given if self._unread is None else _ending_before(self._unread, given)
             if max(map(len, tokens.ids), default=0) > self.executor.program.max_tokens:
                 yield self._with_longer(tokens, threads)
             else:
@@ -110,6 +113,15 @@ class EngineModel(OnEngine):
     def logits(self, ids_BT: "Tensor") -> "Tensor":
         """As `Model.logits`, on the generic path."""
         return self.generic.logits(ids_BT)
+
+
+def _ending_before(token: int, tokens: Tokens) -> Tokens:
+    """Texts without those of their last tokens that are this one, but never without a token."""
+
+    def length(ids: list[int]) -> int:
+        return next((place for place in range(len(ids), 0, -1) if ids[place - 1] != token), 1)
+
+    return tokens._replace(ids=[ids[: length(ids)] for ids in tokens.ids])
 
 
 def not_on_engine(directory: ModelDirectory) -> str:

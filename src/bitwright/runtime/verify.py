@@ -282,7 +282,9 @@ def _child() -> None:
     if model.task == "text-generation":
         found |= _of_decoder(model.generic, ids)
     elif isinstance(model, EngineModel):
-        found["engine"], found["engine_calls"] = compared(model, ids)
+        found["engine"], calls = compared(model, ids)
+        steps = model.executor.steps([ids.shape[1]] * len(ids), model.threads)
+        found["engine_calls"] = calls // steps if calls % steps == 0 else calls
         found["engine_folded"], found["engine_added"] = model.folded, model.executor.program.added
         if model.executor.program.added:
             round_groups(model.generic.hf, on=True)
