@@ -1,6 +1,7 @@
 """Language models on the engine against transformers, each family; and a step with a past like the whole text."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,10 @@ def test_vectors_of_texts_are_those_of_transformers_in_any_company(
     for executor, threads, order in ((executors[0], 3, 1), (executors[1], 2, -1), (executors[1], 1, 1)):
         again = executor.run(texts[::order], threads)
         np.testing.assert_array_equal(again, np.concatenate(rows[::order]))
+    with ThreadPoolExecutor(4) as callers:  # each call has keys and values of its own
+        found = list(callers.map(lambda k: executors[0].run(texts[k:], 1), [*range(len(texts))] * 8))
+    for k, out in enumerate(found):
+        np.testing.assert_array_equal(out, np.concatenate(rows[k % len(texts) :]))
     assert [executor.steps([len(text) for text in texts], 1) for executor in executors] == [7, 1]
 
 
