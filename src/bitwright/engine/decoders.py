@@ -190,6 +190,8 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
         raise EngineError(f"the engine does not run model_type {family!r}; it runs {', '.join(known)}")
     how, keys, layers = row.decoding, row.keys, weights.number(row.keys.layers)
     _refuse(config, how)
+    if weights.int8_attention:
+        raise EngineError("the engine computes the attention of no decoder in int8, but for its cache")
     needed = (keys.eps.key, keys.activation.key, *how.needs)
     if missing := [keys for keys in needed if not config.keys() & set(keys.split(" or "))]:
         raise EngineError(f"config.json leaves out {', '.join(missing)}, and only transformers knows what that means")
