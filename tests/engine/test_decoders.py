@@ -182,6 +182,12 @@ def test_vectors_of_texts_are_those_of_transformers_in_any_company(
         ("llama", _HEADS | {"residual_multiplier": 0.5}, EngineError, "residual_multiplier = 0.5"),
         ("llama", _HEADS | {"is_causal": False}, EngineError, "generates no text"),
         ("smollm3", _HEADS | {"no_rope_layers": [1, 2]}, EngineError, r"no_rope_layers \[1, 2\] for 2 blocks"),
+        (
+            "smollm3",
+            _HEADS | {"use_sliding_window": False, "sliding_window": 7, "layer_types": ["sliding_attention"] * 2},
+            EngineError,
+            "with use_sliding_window = False",
+        ),
         ("llama", _HEADS | {"rope_parameters": _MINISTRAL3}, EngineError, "llama_4_scaling_beta in this family"),
     ],
 )
