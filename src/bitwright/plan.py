@@ -191,7 +191,7 @@ def _attention_rows(
     config: Any = model.config
     if not names and recipe.attention == "int8":
         raise RecipeError(
-            f"attention: int8 is for encoders on Bitwright's engine, which does not run {config.model_type} models; "
+            f"attention: int8 is for encoders on Bitwright's engine, and {config.model_type} is none of them; "
             "use auto or float"
         )
     found = []

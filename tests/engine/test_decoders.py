@@ -1,6 +1,7 @@
 """Language models on the engine against transformers, each family; and a step with a past like the whole text."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,10 @@ def test_vectors_of_texts_are_those_of_transformers_in_any_company(
     for executor, threads, order in ((executors[0], 3, 1), (executors[1], 2, -1), (executors[1], 1, 1)):
         again = executor.run(texts[::order], threads)
         np.testing.assert_array_equal(again, np.concatenate(rows[::order]))
+    with ThreadPoolExecutor(4) as callers:  # each call has keys and values of its own
+        found = list(callers.map(lambda k: executors[0].run(texts[k:], 1), [*range(len(texts))] * 8))
+    for k, out in enumerate(found):
+        np.testing.assert_array_equal(out, np.concatenate(rows[k % len(texts) :]))
     assert [executor.steps([len(text) for text in texts], 1) for executor in executors] == [7, 1]
 
 
@@ -256,6 +261,12 @@ def test_vectors_of_texts_are_those_of_transformers_in_any_company(
         ("llama", _HEADS | {"residual_multiplier": 0.5}, EngineError, "residual_multiplier = 0.5"),
         ("llama", _HEADS | {"is_causal": False}, EngineError, "generates no text"),
         ("smollm3", _HEADS | {"no_rope_layers": [1, 2]}, EngineError, r"no_rope_layers \[1, 2\] for 2 blocks"),
+        (
+            "smollm3",
+            _HEADS | {"use_sliding_window": False, "sliding_window": 7, "layer_types": ["sliding_attention"] * 2},
+            EngineError,
+            "with use_sliding_window = False",
+        ),
         ("llama", _HEADS | {"rope_parameters": _MINISTRAL3}, EngineError, "llama_4_scaling_beta in this family"),
     ],
 )

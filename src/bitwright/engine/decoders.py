@@ -187,7 +187,7 @@ def _cache_layers(decoder: _Decoder) -> list[CacheLayer | ConvolutionLayer]:
 
 def _angles(decoder: _Decoder, kind: str, positions: int) -> Rotary:
     found = rotary(decoder.lower.weights, kind, decoder.shape.size, positions)
-    if found.query_T is not None and not decoder.how.scales_queries:
+    if found.of_queries is not None and not decoder.how.scales_queries:
         raise EngineError("the engine does not support llama_4_scaling_beta in this family")
     return found
 
@@ -200,6 +200,8 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
         raise EngineError(f"the engine does not run model_type {family!r}; it runs {', '.join(known)}")
     how, keys, layers = row.decoding, row.keys, weights.number(row.keys.layers)
     _refuse(config, how)
+    if weights.int8_attention:
+        raise EngineError("the engine computes the attention of no decoder in int8, but for its cache")
     settings = [of.key for of in (keys.eps, keys.activation) if not isinstance(of, str)]
     needed = (*settings, *how.needs)
     if missing := [keys for keys in needed if not config.keys() & set(keys.split(" or "))]:
@@ -272,7 +274,12 @@ def _windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, 
         EngineError: a kind of attention that no operator computes.
     """
     config = weights.config
-    if how.windows == "none" or config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+    off, kinds = config.get("use_sliding_window") is False, config.get("layer_types")
+    if off and isinstance(kinds, list) and "sliding_attention" in kinds:
+        raise EngineError(
+            "the engine does not support sliding_attention in layer_types with use_sliding_window = False"
+        )
+    if how.windows == "none" or config.get("sliding_window") is None or off:
         return (None,) * layers
     window = weights.number("sliding_window")
     if config.get(_BOTH_WAYS):
@@ -281,7 +288,6 @@ def _windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, 
         window += 1  # and here the last one that it sees, on each side
     if how.windows == "all":
         return (window,) * layers
-    kinds = config.get("layer_types")
     if kinds is None and "use_sliding_window" in config:  # qwen2 and qwen3 before they listed them
         first = config.get("max_window_layers", 28)
         if not isinstance(first, int):
@@ -344,8 +350,9 @@ def _attention(decoder: _Decoder, block: str, layer: int, normed: Value, angles:
             return None
         return weights.vector(f"{block}.{path}.weight", shape.size) + np.float32(decoder.plus)
 
-    if angles.query_T is not None:
-        lower.scale_queries(f"{block}: scale of queries", qkv, shape, angles.query_T)
+    if angles.of_queries is not None:
+        scaled = angles.of_queries
+        lower.rotate_queries(f"{block}: scale of queries", qkv, shape, scaled.cos_TF, scaled.sin_TF)
     cap, rotates = config.get("attn_logit_softcapping"), decoder.rotated[layer]
     mixed = lower.attention_cached(
         block, qkv, shape,

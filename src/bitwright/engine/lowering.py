@@ -32,7 +32,6 @@ _FUNCTIONS: dict[str, Function | Literal["gelu"]] = {
     "swish": "silu", "tanh": "tanh",
 }  # fmt: skip
 _POOL_MODES: dict[str, PoolMode] = {mode: mode for mode in get_args(PoolMode)}
-_ROTATED = 16  # values at once, where a rotation only scales; divides the sizes of heads
 
 
 class HeadShape(NamedTuple):
@@ -208,11 +207,13 @@ class Lowering:
         )
         return Value(out)
 
-    def scale_queries(self, name: str, qkv: Value, shape: HeadShape, factor_T: np.ndarray) -> None:
-        """Multiply queries, in place, by what a table has for their position: a rotation by no angle does it."""
-        cos_TF = np.ascontiguousarray(np.repeat(factor_T[:, None], _ROTATED // 2, axis=1), np.float32)
-        values = shape.heads * shape.size
-        self._add(ops.Rotate(name, qkv.buffer, values // _ROTATED, _ROTATED, cos_TF, np.zeros_like(cos_TF)))
+    def rotate_queries(
+        self, name: str, qkv: Value, shape: HeadShape, cos_TF: np.ndarray, sin_TF: np.ndarray
+    ) -> None:  # fmt: skip
+        """Queries alone, rotated in place by position, as `rotate` does it; so many values at once as there are angles
+        for, which must divide the size of a head."""
+        at_once = 2 * cos_TF.shape[1]
+        self._add(ops.Rotate(name, qkv.buffer, shape.heads * (shape.size // at_once), at_once, cos_TF, sin_TF))
 
     def attention_cached(self, name: str, qkv: Value, shape: HeadShape, *, layer: int, **how: Any) -> Value:
         """Attention of new tokens over a cache, see `ops.AttendPast`, which has what `how` says."""

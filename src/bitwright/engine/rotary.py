@@ -15,15 +15,17 @@ _KINDS = ("full_attention", "sliding_attention")
 _KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
          "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale",
          "mscale_all_dim", "truncate", "llama_4_scaling_beta", "max_position_embeddings"}  # fmt: skip
+SCALED = 16  # values of queries that are multiplied at once; it divides every size of heads
 _MOST_ANGLES = 1 << 26  # positions times angles, for one kind of attention: 512 MiB of cosines and sines
 
 
 class Rotary(NamedTuple):
-    """cos_TF, sin_TF: float32, a row for each position. query_T: what a query is multiplied by there, or None."""
+    """cos_TF, sin_TF: float32, a row for each position. of_queries: what multiplies a query there, as a rotation by no
+    angle of `SCALED` values at once; None if nothing does."""
 
     cos_TF: np.ndarray
     sin_TF: np.ndarray
-    query_T: np.ndarray | None = None
+    of_queries: "Rotary | None" = None
 
 
 class _Angles(NamedTuple):
@@ -66,11 +68,15 @@ def rotary(weights: Weights, kind: str, head_size: int, positions: int) -> Rotar
     return Rotary(np.cos(angles_TF) * factor, np.sin(angles_TF) * factor, _of_queries(grown, trained, positions))
 
 
-def _of_queries(beta: float, trained: float, positions: int) -> np.ndarray | None:
+def _of_queries(beta: float, trained: float, positions: int) -> Rotary | None:
     """What queries are multiplied by: 1 within the trained length, beyond it by the logarithm of how often it fits;
     None if that is 1 at all positions."""
     times_T = np.floor(np.arange(positions) / trained)
-    return (1 + beta * np.log1p(times_T)).astype(np.float32) if beta and times_T.any() else None
+    if not beta or not times_T.any():
+        return None
+    factor_T = (1 + beta * np.log1p(times_T)).astype(np.float32)
+    cos_TF = np.repeat(factor_T[:, None], SCALED // 2, axis=1)
+    return Rotary(cos_TF, np.zeros_like(cos_TF))
 
 
 def _settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
