@@ -169,8 +169,10 @@ def test_a_row_does_not_depend_on_how_many_there_are(linear_w4a8_variant: str, s
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool) -> None:
-    """128 products of 127 and 15, of either sign."""
+    """128 products of 127 and 15, of either sign, and with the largest zero point."""
     p = Problem.of(4, 16, 256, 128, symmetric=symmetric)
+    if p.zero_NG is not None:
+        p.zero_NG[::2] = 255
     p.codes_MK[:] = torch.tensor([[127], [-127], [127], [0]], dtype=torch.int8)
     p.codes_MK[2, ::2] = -127
     p.sum_MG[:] = p.codes_MK.int().view(4, 2, 128).sum(dim=2)

@@ -133,7 +133,6 @@ struct Wna8Weight {
                  .k = groups * group,
                  .group = group,
                  .per = per} {
-        for (size_t i = 0; i < round_up(n, 16) * groups / per; ++i) *zero.at<uint8_t>(i) &= 15;
         const size_t offset = random.between(0, 2);
         if (offset == 1) weight.zero = zero.at<uint8_t>();
         if (offset == 2) weight.minimum = minimum.at<void>();
