@@ -123,7 +123,7 @@ struct MultiplyBf16 {
 struct MultiplyW4A8 {
     int in, out;
     size_t column, n, linears;
-    W4 weight;
+    Wna8 weight;
     const float* bias;
     Activation activation;
 };

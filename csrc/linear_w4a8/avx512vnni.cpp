@@ -1,6 +1,7 @@
 // linear_w4a8, AVX-512 VNNI: tiles of R rows x C column blocks, whose sums over a group of K stay in registers.
-// Layout: contract.h. A step of eight K values is, for each block, two loads, two ANDs and a shift, and for each row of
-// it two vpdpbusd. The end of a group is a conversion, a product of scales and an fma for each sum.
+// Layout: contract.h. A run of four K values is, for each block, a load, an AND and perhaps a shift, and for each row
+// of it a vpdpbusd: 1.5 instructions to unpack it in 4 bits, 17 for eight runs in 3 bits. The end of a group is a
+// conversion, a product of scales and an fma for each sum.
 //
 //   1-3 rows x 1 block   Bound: memory.
 //   4-8 rows x 2 blocks  Bound: memory up to some 6 rows, then compute: 25 GB/s with 8 on each core of Zen 5.
@@ -15,10 +16,11 @@
 #include "contract.h"
 #include "linear/output_avx512.h"
 #include "sizes.h"
+#include "words.h"
 
 namespace {
 
-constexpr size_t kLanes = 16, kWord = 64;   // columns of a block; bytes of it for eight K values
+constexpr size_t kLanes = 16;               // columns of a block
 constexpr size_t kMemoryRows = 3;           // up to here memory is slower
 constexpr int kFewRows = 8;                 // of one tile
 constexpr size_t kTileRows = 6;             // of one tile among several
@@ -45,55 +47,72 @@ struct W4A8 {
     };
 };
 
-// The weight of C blocks, word by word. zeros: whether it has zero points of its own.
-template <int C, bool zeros>
+// Runs of a word. Not intrinsics: GCC 12 would keep what it loaded for one field of a vector in registers until the
+// next.
+struct Block {
+    template <int by>
+    ALWAYS_INLINE static __m512i shifted(const uint8_t* at) {
+        __m512i bytes;
+        __asm__("vpsrlw %2, %1, %0" : "=v"(bytes) : "m"(*(const __m512i*)at), "i"(by));
+        return bytes;
+    }
+    template <int shift, int width>
+    ALWAYS_INLINE static __m512i field(const uint8_t* at) {
+        const __m512i mask = _mm512_set1_epi8((1 << width) - 1);
+        if constexpr (shift) return _mm512_and_si512(shifted<shift>(at), mask);
+        __m512i bytes;
+        __asm__("vpandd %2, %1, %0" : "=v"(bytes) : "v"(mask), "m"(*(const __m512i*)at));
+        return bytes;
+    }
+    template <int from, int to>
+    ALWAYS_INLINE static __m512i with_bit(__m512i field, const uint8_t* at) {
+        const __m512i bit = _mm512_set1_epi8(1 << to);
+        return _mm512_ternarylogic_epi32(field, shifted<from - to>(at), bit, 0xf8);  // the first, or both others
+    }
+};
+
+// The weight of C blocks, word by word. plain: it has neither zero points of its own nor minima.
+template <int bits, bool plain, int C>
 struct Words {
-    const W4& w;
+    using W = Word<bits>;
+
+    const Wna8& w;
     size_t block_bytes, block_groups;
     const uint8_t *codes, *ahead;
     size_t at;  // of the group's scales
 
     // From memory one stream of addresses is faster than several side by side: what is fetched ahead is this block's
     // next words, or with two blocks the two after them, one after the other.
-    ALWAYS_INLINE Words(const W4& weight, size_t block)
+    ALWAYS_INLINE Words(const Wna8& weight, size_t block)
         : w(weight),
-          block_bytes(w.k / 8 * kWord),
+          block_bytes(w.k / W::values * W::bytes),
           block_groups(w.k / w.group / w.per * kLanes),
           codes(w.codes + block * block_bytes),
           ahead(codes + (C == 1 ? kAhead : C * block_bytes)),
           at(block * block_groups) {}
 
-    // Not intrinsics: GCC 12 would keep what it loaded for low() in registers until high().
-    ALWAYS_INLINE __m512i low(int c) const {
-        __m512i half;
-        const auto* word = (const __m512i*)(codes + c * block_bytes);
-        _mm_prefetch(ahead + c * kWord, _MM_HINT_T0);
-        __asm__("vpandd %2, %1, %0" : "=v"(half) : "v"(_mm512_set1_epi8(15)), "m"(*word));
-        return half;
+    template <int run>
+    ALWAYS_INLINE __m512i run_of(Index<run> index, int c) const {
+        constexpr int line = run / W::fields;
+        if (run % W::fields == 0 && run < W::whole) _mm_prefetch(ahead + c * W::bytes + line * 64, _MM_HINT_T0);
+        return W::template run_of<Block>(codes + c * block_bytes, index);
     }
-    ALWAYS_INLINE __m512i high(int c) const {
-        __m512i half;
-        const auto* word = (const __m512i*)(codes + c * block_bytes);
-        __asm__("vpsrlw $4, %1, %0" : "=v"(half) : "m"(*word));
-        return _mm512_and_si512(half, _mm512_set1_epi8(15));
-    }
-    ALWAYS_INLINE void next() { codes += kWord, ahead += C * kWord; }
+    ALWAYS_INLINE void next() { codes += W::bytes, ahead += C * W::bytes; }
 
-    ALWAYS_INLINE __m512 scale(int c) const {
+    // Of its scales, or its minima.
+    ALWAYS_INLINE __m512 of_group(const void* values, int c) const {
         const size_t from = at + c * block_groups;
-        if (!w.bf16_scale) return _mm512_load_ps((const float*)w.scale + from);
-        const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)w.scale + from));
+        if (!w.bf16_scale) return _mm512_load_ps((const float*)values + from);
+        const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)values + from));
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
     }
-    // -zero * sum, of a group's sum, which fits into 16 bits: the product of the lower halves of lanes.
-    ALWAYS_INLINE __m512i start(int c, __m512i sum) const {
-        __m512i minus_zero = _mm512_set1_epi32(0xfff8);
-        if constexpr (zeros) {
-            const auto* from = (const __m128i*)(w.zero + at + c * block_groups);
-            const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(from));
-            minus_zero = _mm512_maskz_sub_epi16(0x55555555, _mm512_setzero_si512(), zero);
-        }
-        return _mm512_dpwssd_epi32(_mm512_setzero_si512(), minus_zero, sum);
+    // -zero in the lower half of each lane; a group's sum, which it is multiplied by, fits into 16 bits.
+    ALWAYS_INLINE __m512i minus_zero(int c) const {
+        if (plain) return _mm512_set1_epi32(0xffff & -(1 << (bits - 1)));
+        if (!w.zero) return _mm512_setzero_si512();
+        const auto* from = (const __m128i*)(w.zero + at + c * block_groups);
+        const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(from));
+        return _mm512_maskz_sub_epi16(0x55555555, _mm512_setzero_si512(), zero);
     }
     ALWAYS_INLINE void next_group() { at += kLanes; }
 };
@@ -116,53 +135,72 @@ void write_rows(const LinearW4A8& p, const float* y, size_t rows, size_t m, size
     for (size_t r = 0; r < rows; ++r) writer.write(r, y + r * C * kLanes);
 }
 
-template <bool zeros, int R, int C>
+// What the minima of a group add to y, of R rows.
+template <int R, int C, class Weight>
+ALWAYS_INLINE void add_minima(const Weight& weight, const float* scale_m, const int32_t* sum_m, size_t group_stride,
+                              float* y) {
+    unroll<R>([&](auto r) INLINED {
+        const __m512 row = _mm512_set1_ps(scale_m[r.value * group_stride]);
+        const __m512 sum = _mm512_set1_ps((float)sum_m[r.value * group_stride]);
+        unroll<C>([&](auto c) INLINED {
+            const __m512 minimum = _mm512_mul_ps(row, weight.of_group(weight.w.minimum, c.value));
+            float* at = y + (r.value * C + c.value) * kLanes;
+            _mm512_store_ps(at, _mm512_fmadd_ps(sum, minimum, _mm512_load_ps(at)));
+        });
+    });
+}
+
+template <int bits, bool plain, int R, int C>
 void tile(const LinearW4A8& p, size_t m, size_t block) {
-    constexpr bool apart = R * C <= 8;  // the sums of low and high: so few chains would wait for one another
-    const size_t groups = p.weight.k / p.weight.group, words = p.weight.group / 8;
+    using W = Word<bits>;
+    // Sums of a row and block that do not wait for one another: few would.
+    constexpr int chains = R * C > 8 ? 1 : R * C > 4 || W::runs < 4 ? 2 : 4;
+    const size_t groups = p.weight.k / p.weight.group, words = p.weight.group / W::values;
     const size_t stride = p.code_stride, group_stride = p.group_stride;
     const int8_t* a = p.codes + m * stride;
     const float* scale_m = p.scale_m + m * group_stride;
     const int32_t* sum_m = p.sum_m + m * group_stride;
-    Words<C, zeros> weight(p.weight, block);
+    Words<bits, plain, C> weight(p.weight, block);
     alignas(64) float y[R * C * kLanes];
     unroll<R * C>([&](auto i) INLINED { _mm512_store_ps(y + i.value * kLanes, _mm512_setzero_ps()); });
     for (size_t g = 0, left = p.weight.per; g < groups; ++g, ++scale_m, ++sum_m) {
-        __m512i low[R][C], high[R][C];
+        __m512i sums[chains][R][C], minus_zero[C];
+        unroll<C>([&](auto c) INLINED { minus_zero[c.value] = weight.minus_zero(c.value); });
         unroll<R>([&](auto r) INLINED {
-            const __m512i sum = _mm512_set1_epi32(sum_m[r.value * group_stride]);
+            const __m512i zeros = _mm512_setzero_si512(), sum = _mm512_set1_epi32(sum_m[r.value * group_stride]);
             unroll<C>([&](auto c) INLINED {
-                low[r.value][c.value] = weight.start(c.value, sum);
-                high[r.value][c.value] = _mm512_setzero_si512();
+                sums[0][r.value][c.value] = _mm512_dpwssd_epi32(zeros, minus_zero[c.value], sum);
+                unroll<chains>([&](auto i) INLINED {
+                    if (i.value) sums[i.value][r.value][c.value] = zeros;
+                });
             });
         });
-        for (size_t i = 0; i < words; ++i, a += 8, weight.next()) {
-            __m512i w[C];
-            unroll<C>([&](auto c) INLINED { w[c.value] = weight.low(c.value); });
-            unroll<R>([&](auto r) INLINED {
-                const __m512i x = broadcast(a + r.value * stride);
-                unroll<C>([&](auto c)
-                              INLINED { low[r.value][c.value] = multiply_add(low[r.value][c.value], w[c.value], x); });
-            });
-            unroll<C>([&](auto c) INLINED { w[c.value] = weight.high(c.value); });
-            unroll<R>([&](auto r) INLINED {
-                const __m512i x = broadcast(a + r.value * stride + 4);
-                unroll<C>([&](auto c) INLINED {
-                    __m512i& sum = (apart ? high : low)[r.value][c.value];
-                    sum = multiply_add(sum, w[c.value], x);
+        for (size_t i = 0; i < words; ++i, a += W::values, weight.next()) {
+            unroll<W::runs>([&](auto run) INLINED {
+                __m512i w[C];
+                unroll<C>([&](auto c) INLINED { w[c.value] = weight.run_of(run, c.value); });
+                unroll<R>([&](auto r) INLINED {
+                    const __m512i x = broadcast(a + r.value * stride + run.value * 4);
+                    unroll<C>([&](auto c) INLINED {
+                        __m512i& sum = sums[run.value % chains][r.value][c.value];
+                        sum = multiply_add(sum, w[c.value], x);
+                    });
                 });
             });
         }
         unroll<R>([&](auto r) INLINED {
             const __m512 row = _mm512_set1_ps(scale_m[r.value * group_stride]);
             unroll<C>([&](auto c) INLINED {
-                __m512i sum = low[r.value][c.value];
-                if (apart) sum = _mm512_add_epi32(sum, high[r.value][c.value]);
-                const __m512 scale = _mm512_mul_ps(row, weight.scale(c.value));
+                __m512i sum = sums[0][r.value][c.value];
+                unroll<chains>([&](auto i) INLINED {
+                    if (i.value) sum = _mm512_add_epi32(sum, sums[i.value][r.value][c.value]);
+                });
+                const __m512 scale = _mm512_mul_ps(row, weight.of_group(p.weight.scale, c.value));
                 float* at = y + (r.value * C + c.value) * kLanes;
                 _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps(at)));
             });
         });
+        if (!plain && p.weight.minimum) add_minima<R, C>(weight, scale_m, sum_m, group_stride, y);
         if (--left == 0) {
             weight.next_group();
             left = p.weight.per;
@@ -174,19 +212,21 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
 
 using TileFn = void (*)(const LinearW4A8&, size_t m, size_t block);
 
-template <bool zeros>
+template <int bits, bool plain>
 constexpr TileFn kTiles[kFewRows][2] = {
-    {tile<zeros, 1, 1>, tile<zeros, 1, 2>}, {tile<zeros, 2, 1>, tile<zeros, 2, 2>},
-    {tile<zeros, 3, 1>, tile<zeros, 3, 2>}, {tile<zeros, 4, 1>, tile<zeros, 4, 2>},
-    {tile<zeros, 5, 1>, tile<zeros, 5, 2>}, {tile<zeros, 6, 1>, tile<zeros, 6, 2>},
-    {tile<zeros, 7, 1>, tile<zeros, 7, 2>}, {tile<zeros, 8, 1>, tile<zeros, 8, 2>},
+    {tile<bits, plain, 1, 1>, tile<bits, plain, 1, 2>}, {tile<bits, plain, 2, 1>, tile<bits, plain, 2, 2>},
+    {tile<bits, plain, 3, 1>, tile<bits, plain, 3, 2>}, {tile<bits, plain, 4, 1>, tile<bits, plain, 4, 2>},
+    {tile<bits, plain, 5, 1>, tile<bits, plain, 5, 2>}, {tile<bits, plain, 6, 1>, tile<bits, plain, 6, 2>},
+    {tile<bits, plain, 7, 1>, tile<bits, plain, 7, 2>}, {tile<bits, plain, 8, 1>, tile<bits, plain, 8, 2>},
 };
 
 }  // namespace
 
 void linear_w4a8_avx512vnni(const LinearW4A8* p, size_t row_begin, size_t row_end, size_t block_begin,
                             size_t block_end) {
-    const auto& tiles = p->weight.zero ? kTiles<true> : kTiles<false>;
+    const bool plain = !p->weight.zero && !p->weight.minimum;
+    const TileFn(*tiles)[2];
+    for_bits(p->weight.bits, [&](auto bits) { tiles = plain ? kTiles<bits.value, true> : kTiles<bits.value, false>; });
     const size_t rows = row_end - row_begin, most = rows <= kFewRows ? kFewRows : kTileRows;
     const size_t width = rows <= kMemoryRows ? 1 : 2, chunk = (kChunkBytes / p->weight.k / most + 1) * most;
     for (size_t first = row_begin; first < row_end; first += chunk) {

@@ -1,39 +1,41 @@
 // linear_w4a8, AVX-VNNI: vpdpbusd in 256 bits, for processors without AVX-512. Tiles of 4 rows x 16 columns.
-// Layout: contract.h. A step of eight K values is 2 loads, 4 ANDs and 2 shifts, 8 broadcasts of codes, 16 vpdpbusd.
-// Bound: memory up to 4 rows, then compute. vpdpbusd is 64 operations; two a cycle are the roofline.
+// Layout: contract.h. A step of eight K values of 4 bits is 2 loads, 4 ANDs and 2 shifts, 8 broadcasts of codes, 16
+// vpdpbusd. Bound: memory up to 4 rows, then compute. vpdpbusd is 64 operations; two a cycle are the roofline.
 #include <immintrin.h>
 
 #include "contract.h"
-#include "vectors/unroll.h"
+#include "words_avx2.h"
 
 namespace {
 
-template <int R>
+template <int bits, int R>
 ALWAYS_INLINE void add_words(const uint8_t* codes, size_t words, const int8_t* a, size_t stride,
                              __m256i (&sums)[R][2]) {
-    __m256i low[R][2], high[R][2];  // a chain each: few of them would wait for one another
+    // Of a sum, that do not wait for one another: few would. More than 8 of all sums would leave no registers.
+    constexpr int chains = R <= 2 ? 2 : 1;
+    __m256i parts[chains][R][2];
     unroll<R * 2>([&](auto i) INLINED {
-        low[i.value / 2][i.value % 2] = sums[i.value / 2][i.value % 2];
-        high[i.value / 2][i.value % 2] = _mm256_setzero_si256();
+        constexpr int r = i.value / 2, c = i.value % 2;
+        parts[chains - 1][r][c] = _mm256_setzero_si256();
+        parts[0][r][c] = sums[r][c];
     });
-    const __m256i half = _mm256_set1_epi8(15);
-    for (size_t i = 0; i < words; ++i, codes += 64, a += 8) {
-        unroll<2>([&](auto c) INLINED {
-            const __m256i word = _mm256_load_si256((const __m256i*)codes + c.value);
-            const __m256i first = _mm256_and_si256(word, half);
-            const __m256i second = _mm256_and_si256(_mm256_srli_epi16(word, 4), half);
-            unroll<R>([&](auto r) INLINED {
-                int32_t x[2];
-                __builtin_memcpy(x, a + r.value * stride, 8);
-                low[r.value][c.value] = _mm256_dpbusd_avx_epi32(low[r.value][c.value], first, _mm256_set1_epi32(x[0]));
-                high[r.value][c.value] =
-                    _mm256_dpbusd_avx_epi32(high[r.value][c.value], second, _mm256_set1_epi32(x[1]));
+    for (size_t i = 0; i < words; ++i, codes += Word<bits>::bytes, a += Word<bits>::values) {
+        unroll<Word<bits>::runs>([&](auto run) INLINED {
+            unroll<2>([&](auto c) INLINED {
+                const __m256i w = Word<bits>::template run_of<HalfBlock>(codes + c.value * 32, run);
+                unroll<R>([&](auto r) INLINED {
+                    int32_t x;
+                    __builtin_memcpy(&x, a + r.value * stride + run.value * 4, 4);
+                    __m256i& sum = parts[run.value % chains][r.value][c.value];
+                    sum = _mm256_dpbusd_avx_epi32(sum, w, _mm256_set1_epi32(x));
+                });
             });
         });
     }
     unroll<R * 2>([&](auto i) INLINED {
-        sums[i.value / 2][i.value % 2] =
-            _mm256_add_epi32(low[i.value / 2][i.value % 2], high[i.value / 2][i.value % 2]);
+        constexpr int r = i.value / 2, c = i.value % 2;
+        sums[r][c] = parts[0][r][c];
+        if (chains == 2) sums[r][c] = _mm256_add_epi32(sums[r][c], parts[chains - 1][r][c]);
     });
 }
 

@@ -1,31 +1,49 @@
 // linear_w4a8, the definition in C++. See contract.h.
 #include "contract.h"
 #include "linear/output_scalar.h"
+#include "words.h"
 
-static float weight_scale(const W4& w, size_t at) {
-    return w.bf16_scale ? widen(((const uint16_t*)w.scale)[at]) : ((const float*)w.scale)[at];
+// A scale, or a minimum.
+static float of_group(const Wna8& w, const void* values, size_t at) {
+    return w.bf16_scale ? widen(((const uint16_t*)values)[at]) : ((const float*)values)[at];
 }
 
+template <int bits>
+static int32_t code(const uint8_t* codes, size_t column, size_t k) {
+    using W = Word<bits>;
+    const uint8_t* word = codes + k / W::values * W::bytes + column * 4 + k % 4;
+    const size_t run = k % W::values / 4;
+    if (run < W::whole) return word[run / W::fields * 64] >> run % W::fields * bits & ((1 << bits) - 1);
+    return word[(run - 6) * 64] >> 6 | (word[128] >> run & 1) << 2;
+}
+
+template <int bits>
 static float product(const LinearW4A8& p, size_t m, size_t n) {
-    const W4& w = p.weight;
+    const Wna8& w = p.weight;
     const size_t groups = w.k / w.group, block = n / 16, column = n % 16;
+    const uint8_t* codes = w.codes + block * (w.k / Word<bits>::values * Word<bits>::bytes);
     float y = 0.0f;
     for (size_t g = 0; g < groups; ++g) {
         const size_t at = (block * (groups / w.per) + g / w.per) * 16 + column;
-        const int32_t zero = w.zero ? w.zero[at] : 8;
+        const int32_t zero = w.zero ? w.zero[at] : w.minimum ? 0 : 1 << (bits - 1);
         int32_t sum = 0;
         for (size_t k = g * w.group; k < (g + 1) * w.group; ++k) {
-            const uint8_t pair = w.codes[((block * (w.k / 8) + k / 8) * 16 + column) * 4 + k % 4];
-            sum += p.codes[m * p.code_stride + k] * ((k / 4 % 2 ? pair >> 4 : pair & 15) - zero);
+            sum += p.codes[m * p.code_stride + k] * (code<bits>(codes, column, k) - zero);
         }
-        y = fmaf((float)sum, p.scale_m[m * p.group_stride + g] * weight_scale(w, at), y);
+        const float scale_m = p.scale_m[m * p.group_stride + g];
+        y = fmaf((float)sum, scale_m * of_group(w, w.scale, at), y);
+        if (w.minimum) y = fmaf((float)p.sum_m[m * p.group_stride + g], scale_m * of_group(w, w.minimum, at), y);
     }
     return y + p.bias[n];
 }
 
 void linear_w4a8_scalar(const LinearW4A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     const size_t end = block_end * 16 < p->n ? block_end * 16 : p->n;
-    for (size_t m = row_begin; m < row_end; ++m) {
-        for (size_t n = block_begin * 16; n < end; ++n) write_output(*p, product(*p, m, n), m * p->out_stride + n);
-    }
+    for_bits(p->weight.bits, [&](auto bits) {
+        for (size_t m = row_begin; m < row_end; ++m) {
+            for (size_t n = block_begin * 16; n < end; ++n) {
+                write_output(*p, product<bits.value>(*p, m, n), m * p->out_stride + n);
+            }
+        }
+    });
 }

@@ -14,12 +14,18 @@ import bitwright
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.engine.decoders import Arithmetic, lower_decoder, lower_text_decoder
 from bitwright.engine.executor import Executor
+from bitwright.engine.linears import Linear
 from bitwright.engine.lowering import MOST_TAPS
-from bitwright.engine.weights import open_weights
+from bitwright.engine.weights import Weights, open_weights
 from bitwright.errors import BitwrightError, CheckpointError, EngineError
 from bitwright.files.directory import ModelDirectory
 from bitwright.generate.cache import Cache
 from bitwright.kernels import dispatch, native
+from bitwright.numerics.arrays import as_torch
+from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
+from bitwright.numerics.linear import FloatLinear, QuantizedLinear
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import QuantSpec
 from bitwright.recipe import make_recipe
 
 TinyModel = Callable[..., Path]
@@ -197,6 +203,42 @@ def test_a_head_is_held_in_8_bits_with_scales_for_groups(tiny_model: TinyModel, 
     found = Running(directory, arithmetic=Arithmetic(head="int8")).logits(ids, [])
     apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
     assert 0.001 < apart < 0.01
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_minima_give_what_zero_points_do(
+    tiny_model: TinyModel, ids: list[int], bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a weight that both describe. Sums are rounded elsewhere, so a code of an input differs now and then."""
+    spec, own = QuantSpec(bits=bits, symmetric=False, group_size=32), Weights.linear
+    directory = tiny_model("llama", intermediate_size=64, **_HEADS)
+
+    def with_offset(minimum: bool) -> Callable[[Weights, str], Linear]:
+        def linear(weights: Weights, name: str) -> Linear:
+            floats = own(weights, name)
+            if not isinstance(floats, FloatLinear) or "layers" not in name:
+                return floats
+            ends = torch.aminmax(grouped(as_torch(floats.widened()), spec), dim=-1)
+            scale_NG, zero_NG = scale_and_zero_point(ends.min, ends.max, spec)
+            scale_NG = scale_NG.bfloat16().float()  # so that every product of a scale and a code is exact
+            q = quantize(as_torch(floats.widened()), scale_NG, zero_NG, spec)
+            zero_NG = q.zero_point_NG.numpy()
+            lowest_NG = (spec.code_min - zero_NG.astype(np.float32)) * scale_NG.numpy()
+            codes_NK, offsets = q.codes_NK.numpy(), (None, None, lowest_NG) if minimum else (zero_NG, None, None)
+            return QuantizedLinear(QTensor(codes_NK, scale_NG.numpy(), offsets[0], spec, offsets[1], offsets[2]))
+
+        return linear
+
+    for arithmetic in (Arithmetic(), Arithmetic(inputs="bf16")):
+        found = {}
+        for minimum in (False, True):
+            monkeypatch.setattr(Weights, "linear", with_offset(minimum))
+            running = Running(directory, arithmetic=arithmetic)
+            found[minimum] = running.logits(ids, [])
+            np.testing.assert_array_equal(running.logits(ids, [1, 40, 41], 2), found[minimum])
+        apart = np.linalg.norm(found[True] - found[False], axis=1) / np.linalg.norm(found[False], axis=1)
+        assert np.median(apart) < 1e-5
+        assert apart.max() < 0.03
 
 
 def test_company_changes_nothing(tiny_model: TinyModel, ids: list[int]) -> None:

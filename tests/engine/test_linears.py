@@ -15,19 +15,19 @@ from torch import Tensor
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.linear_tensors import is_portable, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
-from bitwright.engine.linears import grid_of, operator_of
+from bitwright.engine.linears import grid_of, join, operator_of
 from bitwright.engine.memory import Memory
-from bitwright.engine.ops.multiply import PackedWna16
+from bitwright.engine.ops.multiply import PackedBf16, PackedW4A8, PackedWna16
 from bitwright.engine.packing import pack
 from bitwright.engine.weights import open_weights
-from bitwright.errors import CheckpointError, EngineError
+from bitwright.errors import CheckpointError, EngineError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import layouts
 from bitwright.models.names import ModelNames
-from bitwright.numerics.arrays import as_torch
+from bitwright.numerics.arrays import as_torch, narrow
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
-from bitwright.numerics.qtensor import code_values
+from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.generic import Linears
@@ -120,6 +120,48 @@ def test_four_bits_index_the_levels(written: Callable[[QuantizedLinear], Path], 
     held = linear.weight
     known = code_values(held.codes_NK, np.ones(1, np.float32), None, held.spec, held.codebook)
     assert np.array_equal(levels[layouts.unpack_int4(codes, 2 * N, K)], np.concatenate([known, known]))
+
+
+@pytest.mark.parametrize("name", ["w4a16_g32", "w3a16_g32_asym", "w3a16_channel", "w2a16_g32", "ternary_g32"])
+def test_integer_products_take_codes_in_their_own_bits(written: Callable[[QuantizedLinear], Path], name: str) -> None:
+    linear = open_weights(ModelDirectory(written(stored(SPECS[name])))).linear("m")
+    assert isinstance(linear, QuantizedLinear)
+    packed, bits = pack([linear, linear], Memory(), "int8"), linear.weight.spec.bits
+    assert isinstance(packed, PackedW4A8)
+    assert (packed.bits, packed.codes.nbytes) == (bits, 80 * K * bits // 8)  # of 66 columns
+    lowest = -(1 << bits - 1)
+    codes = layouts.unpack_wna8(packed.codes, 2 * N, K, bits).astype(np.int8) + lowest
+    assert np.array_equal(codes, np.concatenate([linear.weight.codes_NK] * 2))
+    given = linear.weight.zero_point_NG
+    assert (packed.zero is None) == (given is None)
+    if packed.zero is not None:
+        assert np.array_equal(packed.zero.swapaxes(1, 2).reshape(80, -1)[:N].astype(np.int8) + lowest, given)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_minima_go_beside_the_scales(bits: int, bf16: bool) -> None:
+    spec = QuantSpec(bits=bits, symmetric=False, group_size=32)
+    zero = stored(spec).weight
+    scale, minimum = (0.25 if bf16 else 0.1) * np.ones((N, 3), np.float32), np.full((N, 3), -1.5, np.float32)
+    weight = QTensor(zero.codes_NK.numpy(), scale, None, spec, minimum_NG=minimum)
+    linear = QuantizedLinear(weight)
+    packed = pack([linear, linear], Memory(), "int8")
+    assert isinstance(packed, PackedW4A8)
+    assert packed.zero is None
+    assert packed.minimum is not None
+    assert packed.minimum.dtype == packed.scale.dtype == (np.uint16 if bf16 else np.float32)
+    held = packed.minimum.astype(np.uint32) << 16 if bf16 else packed.minimum
+    assert np.array_equal(held.view(np.float32).swapaxes(1, 2).reshape(80, 3)[: 2 * N], np.tile(minimum, (2, 1)))
+    assert operator_of(linear, "bf16") == "linear_bf16"  # of what the codes stand for
+    floats = pack([linear], Memory())
+    assert isinstance(floats, PackedBf16)
+    assert np.array_equal(layouts.unpack_bf16(floats.values, N, K), narrow(weight.dequantize()).bits)
+    assert join(linear, linear)
+    assert not join(linear, QuantizedLinear(QTensor(weight.codes_NK, scale, np.zeros((N, 3), np.int8), spec)))
+    with pytest.raises(NumericsError, match="float minimum for each group cannot be stored"):
+        linear_tensors(linear, guarded=False)
+    assert not is_portable(linear.form)
 
 
 WORDS, SCALE = torch.zeros(N, K // 8, dtype=torch.int32), torch.ones(N, 3)

@@ -102,34 +102,50 @@ def test_groups_of_sixteen_columns_are_neighbours():
     assert not packed[2, :, 1:].any()
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 8), (15, 40), (16, 64), (33, 96)])
-def test_w4_unpack_inverts_pack(n, k):
-    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8)
-    packed = layouts.pack_w4(codes)
-    assert packed.shape == (-(-n // 16), k // 8, 16, 4)
+@pytest.mark.parametrize(
+    ("bits", "n", "k"), [(4, 1, 8), (4, 15, 40), (4, 33, 96), (3, 1, 32), (3, 33, 96), (2, 1, 16), (2, 33, 80)]
+)
+def test_wna8_unpack_inverts_pack(bits, n, k):
+    codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8)
+    packed = layouts.pack_wna8(codes, bits)
+    assert packed.shape == (-(-n // 16), k * bits // 32, 16, 4)
     assert packed.is_contiguous()
-    assert torch.equal(layouts.unpack_w4(packed, n, k), codes)
-    assert np.array_equal(layouts.pack_w4(codes.numpy()), packed.numpy())
-    assert np.array_equal(layouts.unpack_w4(packed.numpy(), n, k), codes.numpy())
+    assert torch.equal(layouts.unpack_wna8(packed, n, k, bits), codes)
+    assert np.array_equal(layouts.pack_wna8(codes.numpy(), bits), packed.numpy())
+    assert np.array_equal(layouts.unpack_wna8(packed.numpy(), n, k, bits), codes.numpy())
 
 
-def test_w4_halves_of_a_byte_are_four_values_apart():
-    codes = torch.randint(0, 16, (33, 72), dtype=torch.uint8)
-    flat = layouts.pack_w4(codes).flatten()
-    for row, column in ((0, 0), (5, 3), (16, 4), (20, 13), (32, 71)):
-        word, place = divmod(column, 8)
-        byte = flat[((row // 16 * 9 + word) * 16 + row % 16) * 4 + place % 4]
-        assert byte >> place // 4 * 4 & 15 == codes[row, column]
+@pytest.mark.parametrize(("bits", "values"), [(4, 8), (2, 16), (3, 32)])
+def test_wna8_runs_of_four_values_share_the_bytes_of_a_column(bits, values):
+    codes = torch.randint(0, 1 << bits, (33, 3 * values), dtype=torch.uint8)
+    flat, fields = layouts.pack_wna8(codes, bits).flatten().tolist(), 8 // bits
+    for row, column in ((0, 0), (5, 3), (16, 4), (20, values + 5), (31, 2 * values - 5), (32, 3 * values - 1)):
+        word, place = divmod(column, values)
+        run, length = place // 4, values * bits // 32
+        first = ((row // 16 * 3 + word) * length * 16 + row % 16) * 4 + place % 4
+        vectors = flat[first : first + length * 64 : 64]
+        if run < fields * length:
+            held = vectors[run // fields] >> run % fields * bits & (1 << bits) - 1
+        else:
+            held = vectors[run - 6] >> 6 | (vectors[2] >> run & 1) << 2
+        assert held == codes[row, column]
+
+
+def test_codes_are_held_in_their_bits_where_groups_are_whole_words():
+    found = [layouts.bits_wna8(bits, group) for bits, group in ((4, 8), (3, 32), (3, 48), (2, 48), (2, 40), (1, 128))]
+    assert found == [4, 3, 4, 2, 4, 4]
 
 
 def test_scales_are_bf16_where_that_holds_them():
     narrow = torch.rand(17, 3).bfloat16().float()
-    packed = layouts.pack_scales(narrow)
+    (packed,) = layouts.pack_scales(narrow)
     assert packed.dtype == torch.bfloat16
     assert torch.equal(packed.float(), layouts.pack_groups(narrow))
-    bits = layouts.pack_scales(narrow.numpy())
+    (bits,) = layouts.pack_scales(narrow.numpy())
     assert np.array_equal(bits, packed.view(torch.uint16).numpy())
     wide = narrow.clone()
     wide[16, 2] = torch.tensor(0.1, dtype=torch.float16)
-    assert torch.equal(layouts.pack_scales(wide), layouts.pack_groups(wide))
-    assert layouts.pack_scales(wide.numpy()).dtype == np.float32
+    for values in ((narrow, wide), (wide, narrow)):  # both, or none
+        packed = layouts.pack_scales(*values)
+        assert all(torch.equal(a, layouts.pack_groups(b)) for a, b in zip(packed, values, strict=True))
+        assert all(held.dtype == np.float32 for held in layouts.pack_scales(*(x.numpy() for x in values)))

@@ -1,6 +1,7 @@
 """Every variant of linear_w4a8 equals the reference bit by bit, whatever rows and columns are computed at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
 import pytest
 import torch
@@ -28,33 +29,46 @@ class Problem:
     scale_NG: Tensor
     zero_NG: Tensor | None
     bias_N: Tensor
+    bits: int
+    minimum_NG: Tensor | None = None
 
     @classmethod
     def of(
-        cls, m: int, n: int, k: int, group: int, per: int = 1, *, symmetric: bool = True, bf16: bool = True
-    ) -> "Problem":
+        cls, m: int, n: int, k: int, group: int, per: int = 1, *, bits: int = 4, symmetric: bool = True,
+        bf16: bool = True,
+    ) -> "Problem":  # fmt: skip
         g = torch.Generator().manual_seed(m * 1_000_000 + n * 1000 + k + group)
         codes, scale, sums = reference.quantize_groups(torch.randn(m, k, generator=g), group)
         shape = (n, k // group // per)
         scale_NG = torch.rand(shape, generator=g) * 0.1 + 0.01
-        zero = torch.randint(0, 16, shape, dtype=torch.uint8, generator=g)
-        weight = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=g)
+        zero = torch.randint(0, 1 << bits, shape, dtype=torch.uint8, generator=g)
+        weight = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, generator=g)
         return cls(
             codes, scale, sums, weight, scale_NG.bfloat16().float() if bf16 else scale_NG, None if symmetric else zero,
-            torch.randn(n, generator=g),
+            torch.randn(n, generator=g), bits,
         )  # fmt: skip
 
     def wanted(self, *, gelu: bool = False) -> Tensor:
+        middle = 1 << self.bits - 1 if self.minimum_NG is None else 0
         return reference.linear_w4a8(
-            self.codes_MK, self.scale_MG, self.weight_NK, self.scale_NG, self.zero_NG, self.bias_N, gelu=gelu
-        )
+            self.codes_MK, self.scale_MG, self.weight_NK, self.scale_NG,
+            middle if self.zero_NG is None else self.zero_NG, self.bias_N, minimum_NG=self.minimum_NG, gelu=gelu,
+        )  # fmt: skip
 
     def rows(self, count: int) -> "Problem":
         """The same, of the first rows alone."""
-        return Problem(
-            self.codes_MK[:count], self.scale_MG[:count], self.sum_MG[:count], self.weight_NK, self.scale_NG,
-            self.zero_NG, self.bias_N,
-        )  # fmt: skip
+        return replace(self, codes_MK=self.codes_MK[:count], scale_MG=self.scale_MG[:count], sum_MG=self.sum_MG[:count])
+
+    def with_minima(self) -> "Problem":
+        """Minima for zero points, as wide as the scales are."""
+        minimum_NG = -self.scale_NG.roll(1, dims=0) * 4
+        return replace(self, zero_NG=None, minimum_NG=minimum_NG)
+
+    def in_four_bits(self) -> "Problem":
+        """The same codes, from the middle of 16 on."""
+        up = 8 - (1 << self.bits - 1)
+        zero_NG = None if self.zero_NG is None else self.zero_NG + up
+        return replace(self, weight_NK=self.weight_NK + up, zero_NG=zero_NG, bits=4)
 
 
 def multiply(
@@ -74,15 +88,18 @@ def multiply(
     codes[:, offset : offset + k] = p.codes_MK
     scale_m, sum_m = torch.full((m, groups + 1), torch.nan), torch.full((m, groups + 1), 2**30, dtype=torch.int32)
     scale_m[:, :groups], sum_m[:, :groups] = p.scale_MG, p.sum_MG
-    weight, scale_n = layouts.pack_w4(p.weight_NK), layouts.pack_scales(p.scale_NG)
+    weight, given = layouts.pack_wna8(p.weight_NK, p.bits), [p.scale_NG, p.minimum_NG]
+    scale_n, *minima = layouts.pack_scales(*(x for x in given if x is not None))
     zero = None if p.zero_NG is None else layouts.pack_groups(p.zero_NG)
     bias = layouts.pad_columns(p.bias_N)
     y = torch.full((offset + m * (n + 3),), torch.nan, dtype=dtype)[offset:]
-    w4 = module.W4(
+    wna8 = module.Wna8(
         codes=weight.data_ptr(),
+        bits=p.bits,
         scale=scale_n.data_ptr(),
         bf16_scale=scale_n.dtype == torch.bfloat16,
         zero=0 if zero is None else zero.data_ptr(),
+        minimum=minima[0].data_ptr() if minima else 0,
         k=k,
         group=k // groups,
         per=groups // p.scale_NG.shape[1],
@@ -93,7 +110,7 @@ def multiply(
         scale_m=scale_m.data_ptr(),
         sum_m=sum_m.data_ptr(),
         group_stride=groups + 1,
-        weight=w4,
+        weight=wna8,
         bias=bias.data_ptr(),
         y=y.data_ptr(),
         out_stride=n + 3,
@@ -117,6 +134,31 @@ def test_variant_equals_definition(
     assert torch.equal(multiply(linear_w4a8_variant, p, dtype=torch.bfloat16), p.wanted().bfloat16())
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_codes_in_their_own_bits_give_what_they_give_in_four(linear_w4a8_variant: str, bits: int) -> None:
+    random = Random(bits)
+    for number in range(24):
+        m, n, group, per = random.randint(1, 20), random.randint(1, 70), 32 * random.randint(1, 4), random.randint(1, 3)
+        k, symmetric, bf16 = group * per * random.randint(1, 3), number % 2 == 0, number % 3 > 0
+        p = Problem.of(m, n, k, group, per, bits=bits, symmetric=symmetric, bf16=bf16)
+        y = multiply(linear_w4a8_variant, p)
+        assert torch.equal(y, multiply(linear_w4a8_variant, p.in_four_bits()))
+        assert torch.equal(y, p.wanted())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_minima_are_added_to_each_group(linear_w4a8_variant: str, bits: int) -> None:
+    random = Random(bits)
+    for number in range(16):
+        m, n, group, per = random.randint(1, 20), random.randint(1, 70), 32 * random.randint(1, 4), random.randint(1, 3)
+        k = group * per * random.randint(1, 3)
+        p = Problem.of(m, n, k, group, per, bits=bits, bf16=number % 3 > 0).with_minima()
+        y = multiply(linear_w4a8_variant, p)
+        assert torch.equal(y, p.wanted())
+        first = random.randint(0, m - 1)
+        assert torch.equal(multiply(linear_w4a8_variant, p, rows=slice(first, m))[first:], y[first:])
+
+
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_a_row_does_not_depend_on_how_many_there_are(linear_w4a8_variant: str, symmetric: bool) -> None:
     p = Problem.of(40, 72, 96, 32, symmetric=symmetric)
@@ -125,14 +167,17 @@ def test_a_row_does_not_depend_on_how_many_there_are(linear_w4a8_variant: str, s
         assert torch.equal(multiply(linear_w4a8_variant, p.rows(count)), want[:count])
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool) -> None:
-    """128 products of 127 and 15, of either sign."""
-    p = Problem.of(4, 16, 256, 128, symmetric=symmetric)
+def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool, bits: int) -> None:
+    """128 products of 127 and the largest code, of either sign, and with the largest zero point."""
+    p = Problem.of(4, 16, 256, 128, bits=bits, symmetric=symmetric)
+    if p.zero_NG is not None:
+        p.zero_NG[::2] = 255
     p.codes_MK[:] = torch.tensor([[127], [-127], [127], [0]], dtype=torch.int8)
     p.codes_MK[2, ::2] = -127
     p.sum_MG[:] = p.codes_MK.int().view(4, 2, 128).sum(dim=2)
-    p.weight_NK[:8], p.weight_NK[8:] = 15, 0
+    p.weight_NK[:8], p.weight_NK[8:] = (1 << bits) - 1, 0
     assert torch.equal(multiply(linear_w4a8_variant, p), p.wanted())
 
 
@@ -183,4 +228,7 @@ def test_the_definition_is_the_product_of_what_the_codes_stand_for() -> None:
     a = p.codes_MK * p.scale_MG.double().repeat_interleave(32, dim=1)
     zero = p.zero_NG.double().repeat_interleave(64, dim=1)
     w = (p.weight_NK - zero) * p.scale_NG.double().repeat_interleave(64, dim=1)
+    torch.testing.assert_close(p.wanted().double(), a @ w.T + p.bias_N, rtol=1e-5, atol=1e-4)
+    p = p.with_minima()
+    w = (p.weight_NK * p.scale_NG.double().repeat_interleave(64, dim=1)) + p.minimum_NG.repeat_interleave(64, dim=1)
     torch.testing.assert_close(p.wanted().double(), a @ w.T + p.bias_N, rtol=1e-5, atol=1e-4)

@@ -125,9 +125,9 @@ void Builder::linear(int x, int out, size_t column, size_t n, Activation activat
         const size_t groups = k / from.group;
         size_t per = random.between(1, 3);
         while (groups % per) --per;
-        W4Weight w(random, n, groups, from.group, per, random.one_in(2));
-        const W4 weight = w.weight;
-        for (Exact* each : {&w.codes, &w.scale, &w.zero}) keep<void>(std::move(*each));
+        Wna8Weight w(random, n, groups, from.group, per, random.one_in(2));
+        const Wna8 weight = w.weight;
+        for (Exact* each : {&w.codes, &w.scale, &w.zero, &w.minimum}) keep<void>(std::move(*each));
         add(MultiplyW4A8{x, out, column, n, 1, weight, keep<float>(std::move(w.bias)), activation}, {x, out});
     } else if (random.one_in(2)) {
         Bf16Weight w(random, n, k);

@@ -103,25 +103,39 @@ struct WnaWeight {
     }
 };
 
-// What linear_w4a8 takes beside codes, of `groups` groups of `group` values. K is any such product, so no group is odd.
-struct W4Weight {
-    Exact codes, scale, zero, bias;
-    W4 weight;
+// Of a linear_w4a8 with such groups: whole words of 2, 3 or 4 bits.
+inline int random_bits(Random& random, size_t group) {
+    const int bits = int(random.between(2, 4));
+    return group % (bits == 3 ? 32 : 16) ? 4 : bits;
+}
 
-    W4Weight(Random& random, size_t n, size_t groups, size_t group, size_t per, bool bf16)
-        : codes(bytes<uint8_t>(random, round_up(n, 16) * groups * group / 2, 64)),
+// What linear_w4a8 takes beside codes, of `groups` groups of `group` values. K is any such product, so no group is odd.
+struct Wna8Weight {
+    int bits;
+    Exact codes, scale, zero, minimum, bias;
+    Wna8 weight;
+
+    Wna8Weight(Random& random, size_t n, size_t groups, size_t group, size_t per, bool bf16)
+        : bits(random_bits(random, group)),
+          codes(bytes<uint8_t>(random, round_up(n, 16) * groups * group * bits / 8, 64)),
           scale(bf16 ? bf16s(random, round_up(n, 16) * groups / per, 0.01f, 64)
                      : floats(random, round_up(n, 16) * groups / per, 0.01f, 0.0f, 64)),
           zero(bytes<uint8_t>(random, round_up(n, 16) * groups / per, 16)),
+          minimum(bf16 ? bf16s(random, round_up(n, 16) * groups / per, 0.1f, 64)
+                       : floats(random, round_up(n, 16) * groups / per, 0.1f, 0.0f, 64)),
           bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)),
           weight{.codes = codes.at<uint8_t>(),
+                 .bits = bits,
                  .scale = scale.at<void>(),
                  .bf16_scale = bf16,
-                 .zero = random.one_in(2) ? zero.at<uint8_t>() : nullptr,
+                 .zero = nullptr,
+                 .minimum = nullptr,
                  .k = groups * group,
                  .group = group,
                  .per = per} {
-        for (size_t i = 0; i < round_up(n, 16) * groups / per; ++i) *zero.at<uint8_t>(i) &= 15;
+        const size_t offset = random.between(0, 2);
+        if (offset == 1) weight.zero = zero.at<uint8_t>();
+        if (offset == 2) weight.minimum = minimum.at<void>();
     }
 };
 

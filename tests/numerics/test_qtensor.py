@@ -21,6 +21,12 @@ def valid(group_size: int | None = 4) -> QTensor:
     )
 
 
+def lifted() -> QTensor:
+    """With a minimum for each group."""
+    q = valid()
+    return replace(q, zero_point_NG=None, minimum_NG=torch.linspace(-3, 2, q.scale_NG.numel()).view_as(q.scale_NG))
+
+
 def fitted(codebook: Tensor | None) -> QTensor:
     spec = QuantSpec(bits=4, grid="kmeans", group_size=4)
     return QTensor(torch.arange(16, dtype=torch.int8).reshape(2, 8), torch.rand(2, 2) + 0.5, None, spec, codebook)
@@ -44,6 +50,21 @@ def test_dequantize_is_code_minus_zero_times_scale(group_size: int | None) -> No
             assert q.dequantize()[n, k] == want
 
 
+def test_a_minimum_is_what_the_smallest_code_stands_for() -> None:
+    q, low = lifted(), -128
+    assert q.minimum_NG is not None
+    for n in range(3):
+        for k in range(8):
+            want = (q.codes_NK[n, k].float() - low) * q.scale_NG[n, k // 4] + q.minimum_NG[n, k // 4]
+            assert q.dequantize()[n, k] == want
+    half = replace(q, scale_NG=q.scale_NG.half(), minimum_NG=q.minimum_NG.half())
+    wide = replace(half, scale_NG=half.scale_NG.float(), minimum_NG=q.minimum_NG.half().float())
+    assert torch.equal(half.dequantize(), wide.dequantize())
+    assert torch.equal(q.rows(1, 3).dequantize(), q.dequantize()[1:3])
+    bare = QTensor(*(x.numpy() for x in (q.codes_NK, q.scale_NG)), None, q.spec, minimum_NG=q.minimum_NG.numpy())
+    assert torch.equal(bare.torch().dequantize(), q.dequantize())
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -54,6 +75,11 @@ def test_dequantize_is_code_minus_zero_times_scale(group_size: int | None) -> No
         (lambda q: replace(q, scale_NG=q.scale_NG / 0), "finite and positive"),
         (lambda q: replace(q, zero_point_NG=None), "zero_point is absent"),
         (lambda q: replace(q, zero_point_NG=q.zero_point_NG.int()), "zero_point must be int8"),
+        (lambda q: replace(q, minimum_NG=q.scale_NG), "zero_point is given; minimum is given"),
+        (lambda q: replace(lifted(), spec=replace(q.spec, symmetric=True)), "minimum is given"),
+        (lambda q: replace(lifted(), minimum_NG=q.scale_NG[:, :1]), "minimum must be float32 of shape"),
+        (lambda q: replace(lifted(), minimum_NG=q.scale_NG.half()), "minimum must be float32 of shape"),
+        (lambda q: replace(lifted(), minimum_NG=q.scale_NG * torch.nan), "every minimum must be finite"),
         (lambda q: replace(q, spec=replace(q.spec, symmetric=True)), "zero_point is given"),
         (lambda q: replace(q, spec=replace(q.spec, bits=4)), "outside"),
         (lambda q: replace(q, spec=replace(q.spec, group_size=3)), "not a multiple"),

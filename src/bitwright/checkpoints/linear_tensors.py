@@ -46,16 +46,26 @@ SUFFIXES = (
 
 def is_portable(form: LinearForm) -> bool:
     """Whether compressed-tensors has words for a linear."""
-    return form.weight.grid == "uniform" and not form.scales_input and not form.shifts_input
+    return form.weight.grid == "uniform" and not (form.scales_input or form.shifts_input or form.has_minimum)
 
 
 def linear_entries(shape: tuple[int, int], form: LinearForm, *, guarded: bool) -> dict[str, Entry]:
-    """dtype and shape of every tensor of a linear (N, K), by suffix."""
+    """dtype and shape of every tensor of a linear (N, K), by suffix.
+
+    Raises:
+        NumericsError: its weight has minima.
+    """
+    _check_has_words(form)
     return _entries(shape, form, format_of(form.weight, form.input), guarded=guarded)
 
 
 def linear_tensors(linear: QuantizedLinear, *, guarded: bool) -> dict[str, Array]:
-    """The tensors of a linear, by suffix: as `linear_entries` promises them."""
+    """The tensors of a linear, by suffix: as `linear_entries` promises them.
+
+    Raises:
+        NumericsError: its weight has minima.
+    """
+    _check_has_words(linear.form)
     weight, static, transform = linear.weight, linear.static, linear.transform
     spec, format_ = weight.spec, format_of(weight.spec, linear.input_spec)
     scale = cast(weight.scale_NG, "float32")
@@ -76,6 +86,14 @@ def linear_tensors(linear: QuantizedLinear, *, guarded: bool) -> dict[str, Array
         "input_shift_K": None if transform is None else transform.shift_K,
     }
     return {suffix: tensor for suffix, tensor in tensors.items() if tensor is not None}
+
+
+def _check_has_words(form: LinearForm) -> None:
+    if form.has_minimum:
+        raise NumericsError(
+            "a weight with a float minimum for each group cannot be stored, because no tensor of ours holds one; "
+            "quantize it with a zero point for each group instead"
+        )
 
 
 def described(

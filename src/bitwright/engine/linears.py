@@ -46,13 +46,16 @@ def operand_of(linear: Linear, inputs: Inputs) -> Operand:
 def operator_of(linear: Linear, inputs: Inputs = "bf16") -> Operator:
     """The native operator that computes it: whole multiples of one scale per row with rounded inputs are int8 products,
     as on the generic path (`kernels/linear.py: runs_natively`); other codes become bf16, and so do, beforehand, those
-    whose groups of K no operator takes. With int8 `inputs`, uniform codes of at most 4 bits are integer products too.
+    whose groups of K no operator takes. With int8 `inputs`, uniform codes of at most 4 bits are integer products too;
+    only that operator takes minima.
     """
     if isinstance(linear, FloatLinear) or (group_of(linear) % _GROUPS and group_of(linear) < linear.shape[1]):
         return "linear_bf16"
     spec = linear.weight.spec
     if inputs == "int8" and linear.input_spec is None and input_group(linear):
         return "linear_w4a8"
+    if linear.weight.minimum_NG is not None:
+        return "linear_bf16"
     whole = spec.symmetric and not spec.has_codebook and spec.group_size is None
     return "linear_w8a8" if linear.input_spec is not None and whole else "linear_wna16"
 
@@ -82,14 +85,20 @@ def multiplied(linear: Linear, inputs: Inputs = "bf16") -> str:
 
 def join(one: Linear, other: Linear) -> bool:
     """Whether one operator can compute both: their inputs are the same, and so is the way in which W is held."""
-    asymmetric = [isinstance(x, QuantizedLinear) and x.weight.zero_point_NG is not None for x in (one, other)]
     return (
         one.shape[1] == other.shape[1]
         and multiplied(one) == multiplied(other)
-        and asymmetric[0] == asymmetric[1]
+        and _offsets(one) == _offsets(other)
         and (grid_of(one), transform_of(one)) == (grid_of(other), transform_of(other))
         and _same_values(levels(one), levels(other))
     )
+
+
+def _offsets(linear: Linear) -> tuple[bool, bool]:
+    """Whether its weight has zero points, and minima."""
+    if isinstance(linear, FloatLinear):
+        return False, False
+    return linear.weight.zero_point_NG is not None, linear.weight.minimum_NG is not None
 
 
 def levels(linear: Linear) -> np.ndarray | None:

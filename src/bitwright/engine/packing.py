@@ -10,6 +10,7 @@ from bitwright.engine.ops.multiply import Packed, PackedBf16, PackedW4A8, Packed
 from bitwright.kernels import layouts
 from bitwright.numerics.arrays import Bf16, narrow
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
+from bitwright.numerics.qtensor import QTensor
 
 
 def pack(linears: Sequence[Linear], memory: Memory, inputs: Inputs = "bf16") -> Packed:
@@ -35,6 +36,7 @@ def _pack_bf16(linears: Sequence[Linear], memory: Memory) -> PackedBf16:
 def _pack_wna16(linears: Sequence[Linear], memory: Memory) -> PackedWna16:
     """Codes of less than 8 bits are held in 4, each as the index of its level."""
     codes_NK, first, given = _codes(linears), linears[0], levels(linears[0])
+    zero = _zero_points(linears)
     assert isinstance(first, QuantizedLinear)
     if first.weight.spec.bits == 8:
         weight, held = layouts.pack(codes_NK, memory.copy), None
@@ -48,25 +50,30 @@ def _pack_wna16(linears: Sequence[Linear], memory: Memory) -> PackedWna16:
         codes=weight,
         levels=held,
         scale=memory.copy(layouts.pack_groups(_scales(linears))),
-        zero=_zeros(linears, memory),
+        zero=None if zero is None else memory.copy(layouts.pack_groups(zero)),
         bias=_bias(linears, memory),
         group=group_of(first),
     )
 
 
 def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
-    """Codes of at most 4 bits are held in 4, from 0 on; scales in bf16 where that holds them exactly."""
+    """Codes are held from 0 on, in their own bits where groups allow it; scales in bf16 where that is exact."""
     first = linears[0]
     assert isinstance(first, QuantizedLinear)
     group = input_group(first)
-    codes_NK = _codes(linears).view(np.uint8) + np.uint8(8)  # wraps, as it must
-    zeros = [_each_row(x.weight.zero_point_NG, x.shape[0]) for x in linears
-             if isinstance(x, QuantizedLinear) and x.weight.zero_point_NG is not None]  # fmt: skip
-    zero = np.concatenate(zeros).astype(np.int8) + np.int8(8) if zeros else None
+    bits = layouts.bits_wna8(first.weight.spec.bits, group)
+    lowest = np.int8(-(1 << bits - 1))
+    codes_NK = (_codes(linears).astype(np.int8, copy=False) - lowest).view(np.uint8)
+    zero = _zero_points(linears)
+    minimum = _of_groups(linears, lambda weight: weight.minimum_NG)
+    floats = [x.astype(np.float32, copy=False) for x in (_scales(linears), minimum) if x is not None]
+    scale, *minima = map(memory.copy, layouts.pack_scales(*floats))
     return PackedW4A8(
-        codes=layouts.pack_w4(codes_NK, memory.copy),
-        scale=memory.copy(layouts.pack_scales(_scales(linears).astype(np.float32, copy=False))),
-        zero=None if zero is None else memory.copy(layouts.pack_groups(zero.view(np.uint8))),
+        codes=layouts.pack_wna8(codes_NK, bits, memory.copy),
+        bits=bits,
+        scale=scale,
+        zero=None if zero is None else memory.copy(layouts.pack_groups((zero - lowest).view(np.uint8))),
+        minimum=minima[0] if minima else None,
         bias=_bias(linears, memory),
         group=group,
         per=group_of(first) // group,
@@ -95,19 +102,20 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _scales(linears: Sequence[Linear]) -> np.ndarray:
-    """(N, G), also where a tensor has one scale."""
-    quantized = [x for x in linears if isinstance(x, QuantizedLinear)]
-    return np.concatenate([_each_row(x.weight.scale_NG, x.shape[0]) for x in quantized])
+    scale_NG = _of_groups(linears, lambda weight: weight.scale_NG)
+    assert scale_NG is not None
+    return scale_NG
 
 
-def _zeros(linears: Sequence[Linear], memory: Memory) -> np.ndarray | None:
-    quantized = [x for x in linears if isinstance(x, QuantizedLinear)]
-    given = [_each_row(x.weight.zero_point_NG, x.shape[0]) for x in quantized if x.weight.zero_point_NG is not None]
-    return memory.copy(layouts.pack_groups(np.concatenate(given))) if given else None
+def _zero_points(linears: Sequence[Linear]) -> np.ndarray | None:
+    return _of_groups(linears, lambda weight: weight.zero_point_NG)
 
 
-def _each_row(values_NG: np.ndarray, n: int) -> np.ndarray:
-    return np.broadcast_to(values_NG, (n, values_NG.shape[1]))
+def _of_groups(linears: Sequence[Linear], values: Callable[[QTensor], np.ndarray | None]) -> np.ndarray | None:
+    """(N, G), also where a tensor has one such value; None if the linears have none."""
+    weights = [x.weight for x in linears if isinstance(x, QuantizedLinear)]
+    given = [(weight.shape[0], values_NG) for weight in weights if (values_NG := values(weight)) is not None]
+    return np.concatenate([np.broadcast_to(x, (n, x.shape[1])) for n, x in given]) if given else None
 
 
 def _in_bf16(linear: Linear) -> Bf16:

@@ -239,14 +239,16 @@ class QuantizeLinearW8A8:
         scratch: int,
     ) -> None: ...
 
-class W4:
+class Wna8:
     def __init__(
         self,
         *,
         codes: int,
+        bits: int,
         scale: int,
         bf16_scale: bool,
         zero: int,
+        minimum: int,
         k: int,
         group: int,
         per: int,
@@ -261,7 +263,7 @@ class LinearW4A8:
         scale_m: int,
         sum_m: int,
         group_stride: int,
-        weight: W4,
+        weight: Wna8,
         bias: int,
         y: int,
         out_stride: int,
@@ -449,7 +451,7 @@ class MultiplyBf16:
 
 class MultiplyW4A8:
     def __init__(
-        self, *, source: int, out: int, column: int, n: int, linears: int, weight: W4, bias: int,
+        self, *, source: int, out: int, column: int, n: int, linears: int, weight: Wna8, bias: int,
         activation: Activation,
     ) -> None: ...  # fmt: skip
 

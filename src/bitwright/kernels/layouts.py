@@ -4,7 +4,8 @@ N output features, K input features; both are padded, N to a multiple of 16, K t
 four bits). One layout serves every instruction set: four bytes of K (four codes, two bf16 values) of sixteen columns
 are 64 contiguous bytes, the operand of one vpdpbusd or vdpbf16ps; sixteen of those are the 16 x 64 byte B tile of one
 tdpbusd or tdpbf16ps. In four bits those four bytes are eight codes of a column: two neighbours in a byte where they
-become bf16 (`pack_int4`), two at a distance of four where each half of the bytes is an operand of vpdpbusd (`pack_w4`).
+become bf16 (`pack_int4`), two at a distance of four where each half of the bytes is an operand of vpdpbusd
+(`pack_wna8`, which has layouts for three and two bits, too).
 
 A tile in memory, and the K of its values (int8; bf16: 0 1, 2 3 …; four bits: 0 … 7, 8 … 15 …):
 
@@ -35,7 +36,7 @@ PAD_K = 64
 GROUP_BF16 = 2
 PAD_K_BF16 = 32
 PAD_K_INT4 = 32
-WORD_W4 = 8  # of K: in the four bytes of a column. Neither K nor a group is padded to it
+WORD_WNA8 = {4: 8, 3: 32, 2: 16}  # bits -> K of a word of `pack_wna8`. Neither K nor a group is padded to it
 MAX_GROUP_W4A8 = 128  # the sum of so many codes, int8, fits into 16 bits
 
 
@@ -93,49 +94,78 @@ def unpack_int4(packed: Array, n: int, k: int) -> Array:
     return out
 
 
-def pack_w4(codes_NK: Array, copy: Copy = _contiguous) -> Array:
-    """Codes below 16, uint8 (N, K) -> (N/16, K/8, 16, 4): of eight values of K the first four in the lower halves of
-    four bytes, the others in the upper halves; zero where padded. K is a multiple of 8.
+def bits_wna8(bits: int, group: int) -> int:
+    """In how many bits `linear_w4a8` holds codes of so many: in those if a group of K is whole words, else in 4."""
+    return bits if bits in WORD_WNA8 and group % WORD_WNA8[bits] == 0 else 4
+
+
+def pack_wna8(codes_NK: Array, bits: int, copy: Copy = _contiguous) -> Array:
+    """Codes below 2^bits, uint8 (N, K) -> uint8 (N/16, K · bits/32, 16, 4), zero where padded; bits = 4, 3 or 2.
+
+    K is whole words of `WORD_WNA8[bits]` values. A word is runs of four values; run i of a column are four bytes, in
+    each of which it has some bits (linear_w4a8/contract.h).
     """
     n, k = codes_NK.shape
-    fours = _padded(codes_NK, n, k).view(_int32_of(codes_NK))  # four codes are shifted as one number
-    pairs = fours[:, 1::2] << 4
-    pairs |= fours[:, 0::2]
-    packed: Array = _pack(pairs.view(codes_NK.dtype), GROUP, GROUP, copy)
+    lying = _padded(codes_NK, n, k)
+    words = lying.view(_int32_of(lying)).reshape(n, k // WORD_WNA8[bits], -1)  # a run moves as one number
+    run = [words[:, :, i] for i in range(words.shape[2])]
+    if bits == 3:
+        vectors = [
+            run[0] | run[1] << 3 | (run[6] & 0x03030303) << 6,
+            run[2] | run[3] << 3 | (run[7] & 0x03030303) << 6,
+            run[4] | run[5] << 3 | (run[6] & 0x04040404) << 4 | (run[7] & 0x04040404) << 5,
+        ]
+    elif bits == 2:
+        vectors = [run[0] | run[1] << 2 | run[2] << 4 | run[3] << 6]
+    else:
+        vectors = [run[0] | run[1] << 4]
+    held = _zeros(codes_NK, n, k * bits // 8)
+    for i, vector in enumerate(vectors):
+        held.view(vector.dtype).reshape(n, -1, len(vectors))[:, :, i] = vector
+    packed: Array = _pack(held, GROUP, GROUP, copy)
     return packed
 
 
-def unpack_w4(packed: Array, n: int, k: int) -> Array:
-    """The inverse of `pack_w4`: uint8 (n, k), contiguous."""
-    pairs: Any = _unpack(packed, n, k // 2)
-    codes: Any = _zeros(pairs, n, k)
-    words = codes.reshape(n, k // WORD_W4, 2, GROUP)
-    words[:, :, 0] = (pairs & 15).reshape(n, -1, GROUP)
-    words[:, :, 1] = (pairs >> 4).reshape(n, -1, GROUP)
+def unpack_wna8(packed: Array, n: int, k: int, bits: int) -> Array:
+    """The inverse of `pack_wna8`: uint8 (n, k), contiguous."""
+    held: Any = _unpack(packed, n, k * bits // 8)
+    codes: Any = _zeros(held, n, k)
+    words = codes.reshape(n, k // WORD_WNA8[bits], WORD_WNA8[bits] // GROUP, GROUP)
+    vectors, fields = held.reshape(n, words.shape[1], -1, GROUP), 8 // bits
+    for i in range(fields * vectors.shape[2]):
+        words[:, :, i] = vectors[:, :, i // fields] >> i % fields * bits & (1 << bits) - 1
+    if bits == 3:
+        for i in (6, 7):
+            words[:, :, i] = vectors[:, :, i - 6] >> 6 | (vectors[:, :, 2] >> i & 1) << 2
     out: Array = codes
     return out
 
 
-def pack_scales(scale_NG: Array) -> Array:
-    """float32 scales (N, G) -> (N/16, G, 16), zero where padded: bfloat16, in numpy its bits as uint16, if that holds
-    every one of them exactly, else float32.
+def pack_scales(*values_NG: Array) -> tuple[Array, ...]:
+    """float32 scales (N, G), and perhaps minima -> (N/16, G, 16) each, zero where padded: bfloat16, in numpy its bits
+    as uint16, if that holds every one of all of them exactly, else float32.
     """
-    narrow: Any
-    if isinstance(scale_NG, np.ndarray):
-        bits = np.ascontiguousarray(scale_NG).view(np.uint32)
-        narrow, exact = (bits >> 16).astype(np.uint16), not (bits & 0xFFFF).any()
-    else:
-        narrow = scale_NG.bfloat16()
-        exact = bool((narrow.float() == scale_NG).all())
-    packed: Array = pack_groups(narrow if exact else scale_NG)
-    return packed
+    narrowed = [_narrowed(values) for values in values_NG]
+    exact = all(exact for _, exact in narrowed)
+    return tuple(
+        pack_groups(narrow if exact else values) for values, (narrow, _) in zip(values_NG, narrowed, strict=True)
+    )
+
+
+def _narrowed(values: Any) -> tuple[Any, bool]:
+    """In bfloat16, and whether that is exact."""
+    if isinstance(values, np.ndarray):
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        return (bits >> 16).astype(np.uint16), not (bits & 0xFFFF).any()
+    narrow = values.bfloat16()
+    return narrow, bool((narrow.float() == values).all())
 
 
 def input_group_w4a8(group: int) -> int | None:
     """How many values of K share a scale of the input, where `group` of them share one of the weight: the most that
     divide it. None where the kernels have no such group.
     """
-    sizes = range(WORD_W4, MAX_GROUP_W4A8 + 1, WORD_W4)
+    sizes = range(WORD_WNA8[4], MAX_GROUP_W4A8 + 1, WORD_WNA8[4])
     return max((size for size in sizes if group % size == 0), default=None)
 
 

@@ -58,6 +58,7 @@ class QuantLinear(_ExactModule):
     weight: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None
+    weight_minimum: Tensor | None
     codebook: Tensor | None
     bias: Tensor | None
     input_scale: Tensor | None
@@ -90,6 +91,7 @@ class QuantLinear(_ExactModule):
         self._keep("weight", layouts.pack(qtensor.codes_NK) if self.native else qtensor.codes_NK)
         self._keep("weight_scale", qtensor.scale_NG)
         self._keep("weight_zero_point", qtensor.zero_point_NG)
+        self._keep("weight_minimum", qtensor.minimum_NG)
         self._keep("codebook", qtensor.codebook)
         self._keep("bias", bias)
         self._keep("input_scale", input_scale)
@@ -100,7 +102,10 @@ class QuantLinear(_ExactModule):
 
     def qtensor(self) -> QTensor:
         """The quantized weight, unpacked."""
-        return QTensor(self._codes(), self.weight_scale, self.weight_zero_point, self.weight_spec, self.codebook)
+        return QTensor(
+            self._codes(), self.weight_scale, self.weight_zero_point, self.weight_spec, self.codebook,
+            self.weight_minimum,
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """x float (..., K) -> (..., N) of the same dtype.
@@ -129,8 +134,9 @@ class QuantLinear(_ExactModule):
         """x_MK float32 or bfloat16 -> (M, N) of either."""
         k, dtype = self.in_features, _matmul_dtype(x_MK)
         weight_NK = reference.dequantize(
-            self._codes(), self.weight_scale, self.weight_zero_point, self.weight_spec, self.codebook, dtype
-        )
+            self._codes(), self.weight_scale, self.weight_zero_point, self.weight_spec, self.codebook, dtype,
+            self.weight_minimum,
+        )  # fmt: skip
         shift_K = None if self.input_shift is None else self.input_shift[:k]
         multiplier_K = None if self.input_multiplier is None else self.input_multiplier[:k]
         if self.input_spec is None:

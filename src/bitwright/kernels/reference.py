@@ -24,18 +24,20 @@ def dequantize(
     spec: QuantSpec,
     codebook: Tensor | None,
     dtype: torch.dtype,
+    minimum_NG: Tensor | None = None,
 ) -> Tensor:
     """The numbers that a weight's codes stand for, computed in float32, then rounded to `dtype`: (N, K)."""
     n, k = codes_NK.shape
     out_NK = torch.empty(n, k, dtype=dtype, device=codes_NK.device)
     scale_NG1 = scale_NG.expand(n, -1)[..., None]
-    zero_NG1 = None if zero_NG is None else zero_NG.expand(n, -1)[..., None]
+    zero_NG1, minimum_NG1 = (None if x is None else x.expand(n, -1)[..., None] for x in (zero_NG, minimum_NG))
     rows = max(_CHUNK // k, 1)
     for begin in range(0, n, rows):
         part = slice(begin, begin + rows)
-        scale, zero = scale_NG1[part], None if zero_NG1 is None else zero_NG1[part]
+        scale = scale_NG1[part]
+        zero, minimum = (None if x is None else x[part] for x in (zero_NG1, minimum_NG1))
         codes = codes_NK[part].view(*scale.shape[:2], -1)
-        out_NK[part] = code_values(codes, scale, zero, spec, codebook).view(-1, k)
+        out_NK[part] = code_values(codes, scale, zero, spec, codebook, minimum).view(-1, k)
     return out_NK
 
 
@@ -168,25 +170,29 @@ def linear_w4a8(
     scale_MG: Tensor,
     weight_NK: Tensor,
     scale_NG: Tensor,
-    zero_NG: Tensor | None,
+    zero_NG: Tensor | int,
     bias_N: Tensor | None,
     *,
+    minimum_NG: Tensor | None = None,
     gelu: bool = False,
 ) -> Tensor:
-    """Σ_g scale_mg · scale_ng · Σ_k codes[m, k] · (weight[n, k] − zero_ng) + bias_n, then GELU: float32 (M, N).
+    """Σ_g scale_mg · scale_ng · Σ_k codes[m, k] · (weight[n, k] − zero_ng) + bias_n, then GELU: float32 (M, N). With
+    minima each group adds scale_mg · minimum_ng · Σ_k codes[m, k].
 
-    The sum over a group's K is exact; over the groups, in their order, it is y = fma(sum, scale_mg · scale_ng, y), each
-    step rounded to float32. Here that is a float64 operation rounded once more, which is the same but for a tie of
-    those two roundings.
+    The sums over a group's K are exact; over the groups, in their order, it is y = fma(sum, scale_mg · scale_ng, y),
+    then the same of the minimum, each step rounded to float32. Here that is a float64 operation rounded once more,
+    which is the same but for a tie of those two roundings.
 
     Args:
         codes_MK, scale_MG: of `quantize_groups`.
-        weight_NK: uint8 below 16. zero_NG: likewise; absent means 8.
-        scale_NG: float32. The weight may have fewer groups than the input, each as large as several of those.
+        weight_NK: uint8 below 16. zero_NG: likewise, or a number for all groups: the middle of the codes if they are
+            symmetric, 0 if there are minima.
+        scale_NG, minimum_NG: float32. The weight may have fewer groups than the input, each as large as several of
+            those.
     """
     groups = scale_MG.shape[1]
     per = groups // scale_NG.shape[1]
-    zero_NG = torch.full_like(scale_NG, 8.0) if zero_NG is None else zero_NG
+    zero_NG = torch.full_like(scale_NG, zero_NG) if isinstance(zero_NG, int) else zero_NG
     a_MGg, w_NGg = (codes.double().reshape(len(codes), groups, -1) for codes in (codes_MK, weight_NK))
     w_NGg = w_NGg - zero_NG.double().repeat_interleave(per, dim=1)[..., None]
     y_MN = codes_MK.new_zeros(len(codes_MK), len(weight_NK), dtype=torch.float32)
@@ -194,6 +200,9 @@ def linear_w4a8(
         sums_MN = a_MGg[:, g] @ w_NGg[:, g].T
         scale_MN = scale_MG[:, g, None] * scale_NG[:, g // per]
         y_MN = (sums_MN * scale_MN.double() + y_MN.double()).float()
+        if minimum_NG is not None:
+            minimum_MN = scale_MG[:, g, None] * minimum_NG[:, g // per]
+            y_MN = (a_MGg[:, g].sum(dim=1, keepdim=True) * minimum_MN.double() + y_MN.double()).float()
     if bias_N is not None:
         y_MN = y_MN + bias_N
     return exact_gelu(y_MN) if gelu else y_MN
@@ -212,8 +221,9 @@ def linear_bf16(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu:
 def linear_wna16(x_MK: Tensor, weight: QTensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
     """`linear_bf16` of the numbers that the codes of a weight stand for: float32 (M, N)."""
     w_NK = dequantize(
-        weight.codes_NK, weight.scale_NG.float(), weight.zero_point_NG, weight.spec, weight.codebook, torch.bfloat16
-    )
+        weight.codes_NK, weight.scale_NG.float(), weight.zero_point_NG, weight.spec, weight.codebook, torch.bfloat16,
+        weight.minimum_NG,
+    )  # fmt: skip
     return linear_bf16(x_MK, w_NK, bias_N, gelu=gelu)
 
 

@@ -43,5 +43,6 @@ def _rows(rounded: Rounded, begin: int, end: int) -> Rounded:
         codes_NK=q.codes_NK[begin:end].clone(),
         scale_NG=q.scale_NG[begin:end].clone(),
         zero_point_NG=of(q.zero_point_NG),
+        minimum_NG=of(q.minimum_NG),
     )
     return Rounded(part, of(rounded.bias_N), dict(rounded.notes))

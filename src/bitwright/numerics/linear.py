@@ -115,13 +115,15 @@ class StaticGrid:
 class LinearForm(NamedTuple):
     """How a quantized linear is represented: all of it but its shape and its values.
 
-    scales_input, shifts_input: whether it has an input transform, and which parts of one.
+    scales_input, shifts_input: whether it has an input transform, and which parts of one. has_minimum: whether its
+    weight has minima for zero points.
     """
 
     weight: QuantSpec
     input: QuantSpec | None = None
     scales_input: bool = False
     shifts_input: bool = False
+    has_minimum: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -163,7 +165,10 @@ class QuantizedLinear:
     def form(self) -> LinearForm:
         """How it is represented."""
         scale, shift = (None, None) if self.transform is None else (self.transform.scale_K, self.transform.shift_K)
-        return LinearForm(self.weight.spec, self.input_spec, scale is not None, shift is not None)
+        weight = self.weight
+        return LinearForm(
+            weight.spec, self.input_spec, scale is not None, shift is not None, weight.minimum_NG is not None
+        )
 
     def effective(self) -> tuple[Array, Array | None]:
         """(W, b), float32: what computes the same on an input as it is, but for the rounding of inputs.

@@ -86,7 +86,10 @@ class Shards:
         file = self._home[f"{prefix}codes"]
         parts = {key.removeprefix(prefix): file.tensor(key) for key in file.tensors if key.startswith(prefix)}
         assert scheme.weight is not None
-        weight = QTensor(parts["codes"], parts["scale"], parts.get("zero_point"), scheme.weight, parts.get("codebook"))
+        weight = QTensor(
+            parts["codes"], parts["scale"], parts.get("zero_point"), scheme.weight, parts.get("codebook"),
+            parts.get("minimum"),
+        )  # fmt: skip
         static = None
         if "input_scale" in parts:
             static = StaticGrid(float(parts["input_scale"]), int(parts["input_zero_point"]))
@@ -188,6 +191,7 @@ def _parts(layer: QuantizedLinear, *, rebiased: bool) -> dict[str, Tensor]:
         "scale": weight.scale_NG,
         "zero_point": weight.zero_point_NG,
         "codebook": weight.codebook,
+        "minimum": weight.minimum_NG,
         _NEW_BIAS if rebiased else _OWN_BIAS: layer.bias_N,
         "input_scale": None if static is None else torch.tensor(static.scale),
         "input_zero_point": None if static is None else torch.tensor(static.zero_point, dtype=torch.int8),

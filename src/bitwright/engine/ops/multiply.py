@@ -48,15 +48,18 @@ class PackedWna16(NamedTuple):
 
 
 class PackedW4A8(NamedTuple):
-    """codes: `layouts.pack_w4`. scale: `layouts.pack_groups` of the bits of bf16, uint16, or of float32; zero: of
-    uint8, or None for 8. bias: float32, a value for each column, padded to whole blocks.
+    """codes: `layouts.pack_wna8` of so many bits. scale: `layouts.pack_groups` of the bits of bf16, uint16, or of
+    float32; minimum: likewise, or None. zero: of uint8, or None for 2^(bits − 1), with minima for 0. bias: float32, a
+    value for each column, padded to whole blocks.
 
     group: inputs that share a scale of the input. per: such groups that share a scale of the weight.
     """
 
     codes: np.ndarray
+    bits: int
     scale: np.ndarray
     zero: np.ndarray | None
+    minimum: np.ndarray | None
     bias: np.ndarray
     group: int
     per: int
@@ -183,7 +186,8 @@ class MultiplyWna16:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MultiplyW4A8:
-    """groups -> f32 or bf16: 4-bit codes × int8 by groups, then bias and GELU, into columns [column, column + n).
+    """groups -> f32 or bf16: codes of up to 4 bits × int8 by groups, then bias and GELU, into columns [column,
+    column + n).
 
     linears: how many of the model it stands for. dtype: what the codes are, for people.
     """
@@ -203,8 +207,14 @@ class MultiplyW4A8:
     operations = _products
 
     def bind(self, to: Binder) -> object:
-        bf16 = self.weight.scale.dtype == np.uint16
-        weight = to.native.W4(bf16_scale=bf16, per=self.weight.per, **_grouped(self, to))
+        held = self.weight
+        weight = to.native.Wna8(
+            **_grouped(self, to),
+            bits=held.bits,
+            bf16_scale=held.scale.dtype == np.uint16,
+            minimum=to.array(held.minimum),
+            per=held.per,
+        )
         return to.native.MultiplyW4A8(
             **_places(self, to),
             linears=self.linears,
