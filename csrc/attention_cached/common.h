@@ -15,14 +15,18 @@ namespace {
 // A head's part of a block.
 struct CachedHead {
     char *keys, *values;
-    float *key_scales, *value_scales;  // of int8
+    char *key_scales, *value_scales;  // f32 of int8, bf16 of int4
+    char* zeros;                      // of int4
 };
 
 inline CachedHead cached_head(const CacheLayer& cache, int32_t block, size_t head) {
     char* at = cache.blocks + (size_t)block * cache.block_stride + head * cache.head_stride;
-    const size_t bytes = kCacheBlock * cache.head_size * (cache.kind == CacheKind::kInt8 ? 1 : 2);
-    float* scales = (float*)(at + 2 * bytes);
-    return {at, at + bytes, scales, scales + kCacheBlock};
+    const size_t values = kCacheBlock * cache.head_size;
+    const bool int4 = cache.kind == CacheKind::kInt4;
+    const size_t bytes = int4 ? values / 2 : cache.kind == CacheKind::kInt8 ? values : 2 * values;
+    const size_t scales = int4 ? values / int4_group(cache.head_size) * sizeof(uint16_t) : kCacheBlock * sizeof(float);
+    char* behind = at + 2 * bytes;
+    return {at, at + bytes, behind, behind + scales, behind + 2 * scales};
 }
 
 // Where value i of token t of a block lies, in values, and where PerCell of them are a cell.
@@ -35,22 +39,62 @@ inline size_t place_of_value(size_t t, size_t i, size_t size) {
     return (t / PerCell * size + i) * PerCell + t % PerCell;
 }
 
+inline void widen_row(const uint16_t* x, size_t size, float* out) {
+    for (size_t i = 0; i < size; ++i) out[i] = widen(x[i]);
+}
+
 // Codes of a row, and their scale; NaN and zeros if a value is not finite.
-inline float row_codes(const uint16_t* x, size_t size, int8_t* codes) {
+inline float row_codes(const float* x, size_t size, int8_t* codes) {
     uint32_t bits = 0;
     for (size_t i = 0; i < size; ++i) {
-        const uint32_t magnitude = x[i] & 0x7fffu;
+        const uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
         bits = magnitude > bits ? magnitude : bits;
     }
-    const float largest = widen((uint16_t)bits);
+    const float largest = float_of(bits);
     const bool some = largest >= FLT_MIN && largest <= FLT_MAX;
     const float inverse = some ? 127.0f / largest : 0.0f;
     if (!some) {
         memset(codes, 0, size);
         return largest <= FLT_MAX ? 0.0f : NAN;
     }
-    for (size_t i = 0; i < size; ++i) codes[i] = (int8_t)(int32_t)rintf(widen(x[i]) * inverse);
+    for (size_t i = 0; i < size; ++i) codes[i] = (int8_t)(int32_t)rintf(x[i] * inverse);
     return largest * (1.0f / 127.0f);
+}
+
+inline float row_codes(const uint16_t* x, size_t size, int8_t* codes) {
+    float wide[kMaxHeadSize];
+    widen_row(x, size, wide);
+    return row_codes(wide, size, codes);
+}
+
+// Multiplies each stretch of a head's values by a Hadamard matrix of ones and minus ones, in place.
+inline void rotate_head(float* x, size_t size) {
+    const size_t count = rotated_together(size), half = count / 2;
+    for (const float* end = x + size; x < end; x += count) {
+        for (size_t step = 1; step < count; step *= 2) {
+            float from[kMaxHeadSize];
+            memcpy(from, x, count * sizeof *x);
+            for (size_t i = 0; i < half; ++i) {
+                x[2 * i] = from[i] + from[i + half];
+                x[2 * i + 1] = from[i] - from[i + half];
+            }
+        }
+    }
+}
+
+// Codes of int8 of a rotated query, and their scale. start: minus eight times the sum of the codes of each group.
+inline float rotated_codes(const uint16_t* q, size_t size, int8_t* codes, int32_t* start) {
+    const size_t group = int4_group(size);
+    float wide[kMaxHeadSize];
+    widen_row(q, size, wide);
+    rotate_head(wide, size);
+    const float scale = row_codes(wide, size, codes);
+    for (size_t i = 0; i < size; i += group) {
+        int32_t sum = 0;
+        for (size_t j = i; j < i + group; ++j) sum += codes[j];
+        *start++ = -8 * sum;
+    }
+    return scale;
 }
 
 inline bool row_is_finite(const uint16_t* x, size_t size) {
@@ -63,8 +107,8 @@ inline void append_int8(const CachedHead& h, size_t t, const uint16_t* k, const 
     int8_t keys[kMaxHeadSize], values[kMaxHeadSize];
     const float key_scale = row_codes(k, size, keys), value_scale = row_codes(v, size, values);
     const bool finite = value_scale == value_scale;
-    h.key_scales[t] = finite ? key_scale : NAN;
-    h.value_scales[t] = finite && key_scale == key_scale ? value_scale : 0.0f;
+    ((float*)h.key_scales)[t] = finite ? key_scale : NAN;
+    ((float*)h.value_scales)[t] = finite && key_scale == key_scale ? value_scale : 0.0f;
     for (size_t i = 0; i < size; i += 4) {
         uint32_t cell;
         memcpy(&cell, keys + i, 4);
@@ -72,6 +116,85 @@ inline void append_int8(const CachedHead& h, size_t t, const uint16_t* k, const 
         memcpy(h.keys + place_of_key<4>(t, i, size), &cell, 4);
     }
     for (size_t i = 0; i < size; ++i) h.values[place_of_value<4>(t, i, size)] = (char)values[i];
+}
+
+// The least and the largest of some values and zero.
+struct Span {
+    float least, largest;
+};
+
+inline Span span_of(const float* x, size_t count) {
+    Span span = {0.0f, 0.0f};
+    for (size_t i = 0; i < count; ++i) {
+        span.least = x[i] < span.least ? x[i] : span.least;
+        span.largest = x[i] > span.largest ? x[i] : span.largest;
+    }
+    return span;
+}
+
+// Values become codes 0 to 15 around a zero.
+inline void nibbles(const float* x, size_t count, float scale, float zero, uint8_t* codes) {
+    const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
+    for (size_t i = 0; i < count; ++i) {
+        const float code = rintf(x[i] * inverse) + zero, above = code > 0.0f ? code : 0.0f;
+        codes[i] = (uint8_t)(int32_t)(above < 15.0f ? above : 15.0f);
+    }
+}
+
+// A scale as the cache holds it: 0 where its inverse might not be finite.
+inline uint16_t held_scale(float x) { return fabsf(x) >= 0x1p-120f ? to_bf16(x) : 0; }
+
+// values: of a token whose values are finite.
+inline void append_int4_keys(const CachedHead& h, size_t t, const float* values, size_t size) {
+    const size_t group = int4_group(size);
+    uint8_t codes[kMaxHeadSize];
+    for (size_t i = 0; i < size; i += group) {
+        const Span span = span_of(values + i, group);
+        const uint16_t scale = held_scale((span.largest > -span.least ? -span.largest : -span.least) * 0.125f);
+        ((uint16_t*)h.key_scales)[i / group * kCacheBlock + t] = scale;
+        nibbles(values + i, group, widen(scale), 8.0f, codes + i);
+    }
+    for (size_t i = 0; i < size; i += 8) {
+        uint32_t low, high;
+        memcpy(&low, codes + i, 4);
+        memcpy(&high, codes + i + 4, 4);
+        low |= high << 4;
+        memcpy(h.keys + place_of_key<4>(t, i / 2, size / 2), &low, 4);
+    }
+}
+
+inline void append_int4_values(const CachedHead& h, size_t t, const float* values, size_t size) {
+    const size_t group = int4_group(size);
+    uint8_t codes[kMaxHeadSize];
+    for (size_t i = 0; i < size; i += group) {
+        const Span span = span_of(values + i, group);
+        const uint16_t scale = held_scale((span.largest - span.least) * (1.0f / 15.0f));
+        const float zero = scale ? rintf(-span.least / widen(scale)) : 0.0f;
+        ((uint16_t*)h.value_scales)[i / group * kCacheBlock + t] = scale;
+        h.zeros[i / group * kCacheBlock + t] = (char)(int32_t)zero;
+        nibbles(values + i, group, widen(scale), zero, codes + i);
+    }
+    const unsigned shift = t % 8 / 4 * 4, kept = 0xf0u >> shift;
+    for (size_t i = 0; i < size; ++i) {
+        char& at = h.values[place_of_value<4>(t / 8 * 4 + t % 4, i, size)];
+        at = (char)(((uint8_t)at & kept) | (unsigned)codes[i] << shift);
+    }
+}
+
+inline void append_int4(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
+    float keys[kMaxHeadSize] = {0}, values[kMaxHeadSize] = {0};
+    const bool finite = row_is_finite(k, size) && row_is_finite(v, size);
+    if (finite) {
+        widen_row(k, size, keys);
+        widen_row(v, size, values);
+        const float inverse = 1.0f / (float)rotated_together(size);
+        for (size_t i = 0; i < size; ++i) keys[i] *= inverse;
+        rotate_head(keys, size);
+    }
+    append_int4_keys(h, t, keys, size);
+    append_int4_values(h, t, values, size);
+    if (finite) return;
+    for (size_t i = 0; i < size / int4_group(size); ++i) ((uint16_t*)h.key_scales)[i * kCacheBlock + t] = 0x7fc0;
 }
 
 inline void append_bf16(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
@@ -85,13 +208,15 @@ inline void append_bf16(const CachedHead& h, size_t t, const uint16_t* k, const 
 
 void append(const AppendCached* p, size_t token_begin, size_t token_end, size_t head_begin, size_t head_end) {
     const size_t size = p->cache.head_size;
+    const CacheKind kind = p->cache.kind;
+    const auto by_kind = kind == CacheKind::kInt8 ? append_int8 : kind == CacheKind::kInt4 ? append_int4 : append_bf16;
     for (size_t token = token_begin; token < token_end; ++token) {
         const size_t position = p->past + token, t = position % kCacheBlock;
         for (size_t head = head_begin; head < head_end; ++head) {
             const CachedHead h = cached_head(p->cache, p->table[position / kCacheBlock], head);
-            if (t == 0) memset(h.keys, 0, cache_head_bytes(p->cache.kind, size));
+            if (t == 0) memset(h.keys, 0, cache_head_bytes(kind, size));
             const uint16_t *k = p->k + token * p->stride + head * size, *v = p->v + token * p->stride + head * size;
-            (p->cache.kind == CacheKind::kInt8 ? append_int8 : append_bf16)(h, t, k, v, size);
+            by_kind(h, t, k, v, size);
         }
     }
 }

@@ -7,9 +7,9 @@ from bitwright.kernels import reference
 from tests.kernels.conftest import Cached
 from tests.kernels.test_attention import same
 
-KINDS = ("int8", "bf16")
+KINDS = ("int8", "int4", "bf16")
 # Of the outputs' norm: rounding to bf16 is 0.0011 of it, a byte that is one off now and then the rest.
-CLOSE = {"int8": 0.005, "bf16": 0.004}
+CLOSE = {"int8": 0.005, "int4": 0.005, "bf16": 0.004}
 PASTS = [
     (0, 1),
     (0, 3),
@@ -37,9 +37,15 @@ def problem(past, rows, *, heads=2, group=3, size=64):
     return q.bfloat16(), k.bfloat16(), v.bfloat16(), size**-0.5
 
 
-def dequantized(x):
-    """What an int8 cache keeps of it."""
-    codes, scale = reference._symmetric_codes(x.double(), dim=2)
+def kept(k, v, kind):
+    """What a cache keeps of keys, rotated where it rotates them, and of values."""
+    k_codes, k_scale, v_codes, v_scale = reference._cached(k.double(), v.double(), kind)
+    return (k_codes * k_scale).flatten(2), (v_codes * v_scale).flatten(2)
+
+
+def query(q, kind):
+    """As the kernel rounds it."""
+    codes, scale = reference._symmetric_codes(q.double() if kind == "int8" else reference.hadamard(q.double()), dim=2)
     return codes * scale
 
 
@@ -76,8 +82,8 @@ def assert_as_defined(found, kind, q, k, v, scale, **options):
         right = exact(q, k, v, scale, **options)
         assert (found - right).norm() <= CLOSE[kind] * right.norm()
         return
-    want = reference.attention_cached(q.double(), k.double(), v.double(), scale, **options)
-    right = exact(dequantized(q), dequantized(k), dequantized(v), scale, **options)
+    want = reference.attention_cached(q.double(), k.double(), v.double(), scale, kind=kind, **options)
+    right = exact(query(q, kind), *kept(k, v, kind), scale, **options)
     assert (found - want).norm() <= CLOSE[kind] * right.norm()
     assert (want - right).norm() <= 0.02 * right.norm(), "what bytes as weights may cost"
     assert (found - right).norm() <= 2 * (want - right).norm() + CLOSE[kind] * right.norm()

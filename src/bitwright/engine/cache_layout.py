@@ -7,7 +7,7 @@ other, then come those of the next head: what attention reads of a long text at 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-CacheKind = Literal["int8", "bf16"]  # the names of the native module's CacheKind
+CacheKind = Literal["int8", "int4", "bf16"]  # the names of the native module's CacheKind
 
 
 class CacheLayer(NamedTuple):

@@ -3,6 +3,8 @@
 M tokens · N output features · K input features; in attention T tokens · H heads · D head dimensions · R distances.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu as exact_gelu
@@ -13,6 +15,7 @@ from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.spec import QuantSpec
 
 ATTENTION_BLOCK = 64  # keys whose weights share a largest, in `attention_int8` and `attention_cached`
+INT4_GROUP = 64  # values of a head of an int4 cache that share a scale, at most
 CACHE_PART = 1024  # keys that `attention_cached` sums before it merges
 _CHUNK = 2**20  # values dequantized at a time: what is computed on the way stays in the cache
 
@@ -280,13 +283,15 @@ def attention_cached(
     window: int | None = None,
     causal: bool = True,
     sinks_H: Tensor | None = None,
+    kind: Literal["int8", "int4"] = "int8",
 ) -> Tensor:
-    """Attention of the last T tokens of a sequence over an int8 cache of all S: (T, H, D), in the dtype of q.
+    """Attention of the last T tokens of a sequence over a cache of all S: (T, H, D), in the dtype of q.
 
-    H query heads share the G heads of the cache in equal groups. q, k and v have a scale per token and head. Of each
-    64 keys at fixed places the weights, relative to the largest score so far, times the scales of their values become
-    bytes relative to the largest of these 64. The sum is that of the weights themselves: a sink with a value near zero
-    has nearly all the weight, and its byte says little of it.
+    H query heads share the G heads of the cache in equal groups. int8: q, k and v have a scale per token and head.
+    int4: k is rotated by `hadamard`, as is q, which then has codes of int8; k and v have a scale for each
+    `int4_group(D)` values. Of each 64 keys at fixed places the weights, relative to the largest score so far, times the
+    scales of their values become bytes relative to the largest of these 64. The sum is that of the weights themselves:
+    a sink with a value near zero has nearly all the weight, and its byte says little of it.
 
     Args:
         softcap: a score s becomes softcap · tanh(s / softcap).
@@ -295,10 +300,11 @@ def attention_cached(
         sinks_H: a score of each query head that adds to the sum alone.
     """
     group = q_THD.shape[1] // k_SGD.shape[1]
-    q_codes, q_scale_TH1 = _symmetric_codes(q_THD, dim=2)
-    k_codes, k_scale_SG1 = _symmetric_codes(k_SGD, dim=2)
-    v_codes, v_scale_SG1 = (x.repeat_interleave(group, dim=1) for x in _symmetric_codes(v_SGD, dim=2))
-    k_SHD = (k_codes * k_scale_SG1).repeat_interleave(group, dim=1)
+    values_THD = hadamard(q_THD) if kind == "int4" else q_THD
+    q_codes, q_scale_TH1 = _symmetric_codes(values_THD, dim=2)
+    k_codes_SGng, k_scale_SGn1, v_codes_SGng, v_scale_SGn1 = _cached(k_SGD, v_SGD, kind)
+    k_SHD = (k_codes_SGng * k_scale_SGn1).flatten(2).repeat_interleave(group, dim=1)
+    v_codes_SHng, v_scale_SHn1 = (x.repeat_interleave(group, dim=1) for x in (v_codes_SGng, v_scale_SGn1))
     scores_HTS = torch.einsum("thd,shd->hts", q_codes * q_scale_TH1, k_SHD) * scale
     if softcap is not None:
         scores_HTS = (scores_HTS / softcap).tanh() * softcap
@@ -307,19 +313,79 @@ def attention_cached(
     if sinks_H is not None:
         largest_HT1 = torch.maximum(largest_HT1, sinks_H[:, None, None].to(largest_HT1))
     sum_HT1 = torch.zeros_like(largest_HT1) if sinks_H is None else (sinks_H[:, None, None] - largest_HT1).exp()
-    mixed_HTD = torch.zeros_like(q_THD.transpose(0, 1))
+    mixed_HTng = torch.zeros_like(q_THD.transpose(0, 1)).unflatten(2, v_codes_SHng.shape[2:])
     for part in torch.split(torch.arange(len(k_SGD)), CACHE_PART):
         for keys in torch.split(part, ATTENTION_BLOCK):
             so_far_HT1 = scores_HTS[..., part[0] : keys[-1] + 1].amax(dim=2, keepdim=True)
             so_far_HT1 = so_far_HT1.clamp(min=torch.finfo(scores_HTS.dtype).min)
             weights_HTK = (scores_HTS[..., keys] - so_far_HT1).exp()
-            scaled_HTK = weights_HTK * v_scale_SG1[keys, :, 0].T[:, None]
-            step_HT1 = scaled_HTK.amax(dim=2, keepdim=True) / 255
-            codes_HTK = (scaled_HTK / step_HT1.where(step_HT1 > 0, 1.0)).round()
+            scaled_HTKn = weights_HTK[..., None] * v_scale_SHn1[keys, ..., 0].transpose(0, 1)[:, None]
+            step_HT1n = scaled_HTKn.amax(dim=2, keepdim=True) / 255
+            codes_HTKn = (scaled_HTKn / step_HT1n.where(step_HT1n > 0, 1.0)).round()
             factor_HT1 = (so_far_HT1 - largest_HT1).exp()
             sum_HT1 = sum_HT1 + factor_HT1 * weights_HTK.sum(dim=2, keepdim=True)
-            mixed_HTD = mixed_HTD + factor_HT1 * step_HT1 * torch.einsum("htk,khd->htd", codes_HTK, v_codes[keys])
-    return (mixed_HTD / sum_HT1).transpose(0, 1)
+            sums_HTng = torch.einsum("htkn,khng->htng", codes_HTKn, v_codes_SHng[keys])
+            mixed_HTng = mixed_HTng + (factor_HT1 * step_HT1n.squeeze(2))[..., None] * sums_HTng
+    return (mixed_HTng.flatten(2) / sum_HT1).transpose(0, 1)
+
+
+def _cached(k_SGD: Tensor, v_SGD: Tensor, kind: Literal["int8", "int4"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes and scales of k, then of v, in their dtype: (S, G, n, g) and (S, G, n, 1), of n groups of a head's values.
+
+    int4 is computed in float32, one operation after the other as kernels do, so that codes are the same.
+    """
+    if kind == "int8":
+        k_codes, k_scale, v_codes, v_scale = (
+            x.unsqueeze(2) for values in (k_SGD, v_SGD) for x in _symmetric_codes(values, dim=2)
+        )
+        return k_codes, k_scale, v_codes, v_scale
+    size = k_SGD.shape[2]
+    k_SGng, v_SGng = (
+        x.unflatten(2, (-1, int4_group(size))) for x in (hadamard(k_SGD.float() / _power_in(size)), v_SGD.float())
+    )
+    most = k_SGng.amax(dim=3, keepdim=True).clamp(min=0)
+    least = k_SGng.amin(dim=3, keepdim=True).clamp(max=0)
+    k_scale = _held_scale(torch.where(most > -least, -most, -least) / 8)
+    k_codes = _nibbles(k_SGng, k_scale, torch.tensor(8.0)) - 8
+    most = v_SGng.amax(dim=3, keepdim=True).clamp(min=0)
+    least = v_SGng.amin(dim=3, keepdim=True).clamp(max=0)
+    v_scale = _held_scale((most - least) * torch.tensor(1 / 15))
+    zero = (-least / v_scale.where(v_scale > 0, 1.0)).round()
+    v_codes = _nibbles(v_SGng, v_scale, zero) - zero
+    k_codes, k_scale, v_codes, v_scale = (x.to(k_SGD) for x in (k_codes, k_scale, v_codes, v_scale))
+    return k_codes, k_scale, v_codes, v_scale
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Each stretch of the last dimension, of the largest power of two that divides its size n, times a Hadamard matrix
+    of ones and minus ones: divide by the root of that power, and it is a rotation."""
+    count = _power_in(x.shape[-1])
+    x_Bc = x.reshape(-1, count)
+    for _ in range(count.bit_length() - 1):
+        a, b = x_Bc[:, : count // 2], x_Bc[:, count // 2 :]
+        x_Bc = torch.stack([a + b, a - b], dim=2).flatten(1)
+    return x_Bc.reshape(x.shape)
+
+
+def int4_group(size: int) -> int:
+    """Values of a head that share a scale in an int4 cache."""
+    return min(_power_in(size), INT4_GROUP)
+
+
+def _power_in(size: int) -> int:
+    """The largest power of two that divides it."""
+    return size & -size
+
+
+def _held_scale(scale: Tensor) -> Tensor:
+    """As bf16 holds it; 0 where its inverse might not be finite."""
+    return scale.bfloat16().float().where(scale.abs() >= 2.0**-120, 0.0)
+
+
+def _nibbles(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Codes 0 … 15 around a zero."""
+    inverse = (1 / scale).where(scale != 0, 0.0)
+    return ((x * inverse).round() + zero).clamp(0, 15)
 
 
 def _seen(rows: int, tokens: int, window: int | None, causal: bool) -> Tensor:
