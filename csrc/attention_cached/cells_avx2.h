@@ -48,7 +48,8 @@ struct Halves {
     static constexpr bool kGrouped = false;
     static constexpr size_t kPerCell = 2, kLeft = 8, kHalves = 1, kMostGroups = 1;
 
-    static constexpr size_t group(size_t size) { return size; }
+    static constexpr size_t key_group(size_t size) { return size; }
+    static constexpr size_t value_group(size_t size) { return size; }
     static ALWAYS_INLINE Sum begin(int32_t) { return _mm256_setzero_ps(); }
     static ALWAYS_INLINE Right load_key(const char* at, Index<0> = {}) {
         const __m256i cells = _mm256_load_si256((const __m256i*)at), upper = _mm256_set1_epi32((int)0xffff0000);
@@ -80,7 +81,8 @@ struct Integers {
     static constexpr bool kBytes = true, kGrouped = false;
     static constexpr size_t kPerCell = 4, kHalves = 1, kMostGroups = 1;
 
-    static constexpr size_t group(size_t size) { return size; }
+    static constexpr size_t key_group(size_t size) { return size; }
+    static constexpr size_t value_group(size_t size) { return size; }
     static ALWAYS_INLINE Sum begin(int32_t start) { return _mm256_set1_epi32(start); }
     static ALWAYS_INLINE __m256 to_float(Sum x) { return _mm256_cvtepi32_ps(x); }
     // Scales as the cache holds them, from the one of key i on.
@@ -120,7 +122,8 @@ struct Nibbles : Packed {
     static constexpr bool kGrouped = true;
     static constexpr size_t kHalves = 2, kMostGroups = ::kMostGroups;
 
-    static size_t group(size_t size) { return int4_group(size); }
+    static size_t key_group(size_t size) { return ::key_group(size); }
+    static size_t value_group(size_t size) { return ::value_group(size); }
     template <int Half>
     static ALWAYS_INLINE Right load_key(const char* at, Index<Half>) {
         const __m256i two = _mm256_load_si256((const __m256i*)at);

@@ -47,7 +47,8 @@ struct Bytes {
     static constexpr bool kGrouped = false;
     static constexpr size_t kPerCell = 4, kLeft = 4, kHalves = 1, kMostGroups = 1;
 
-    static constexpr size_t group(size_t size) { return size; }
+    static constexpr size_t key_group(size_t size) { return size; }
+    static constexpr size_t value_group(size_t size) { return size; }
     static ALWAYS_INLINE Sum begin(int32_t start) { return _mm512_set1_epi32(start); }
     static ALWAYS_INLINE Right load_key(const char* at, Index<0> = {}) { return _mm512_load_si512(at); }
     static ALWAYS_INLINE Right load_value(const char* at, Index<0>, const char*) { return _mm512_load_si512(at); }
@@ -91,7 +92,8 @@ struct Nibbles : Bytes {
     static constexpr bool kGrouped = true;
     static constexpr size_t kHalves = 2, kMostGroups = ::kMostGroups;
 
-    static size_t group(size_t size) { return int4_group(size); }
+    static size_t key_group(size_t size) { return ::key_group(size); }
+    static size_t value_group(size_t size) { return ::value_group(size); }
     template <int Half>
     static ALWAYS_INLINE Right load_key(const char* at, Index<Half>) {
         const __m512i two = _mm512_load_si512(at);
@@ -119,7 +121,8 @@ struct Halves {
     static constexpr bool kGrouped = false;
     static constexpr size_t kPerCell = 2, kLeft = 4, kHalves = 1, kMostGroups = 1;
 
-    static constexpr size_t group(size_t size) { return size; }
+    static constexpr size_t key_group(size_t size) { return size; }
+    static constexpr size_t value_group(size_t size) { return size; }
     static ALWAYS_INLINE Sum begin(int32_t) { return _mm512_setzero_ps(); }
     static ALWAYS_INLINE Right load_key(const char* at, Index<0> = {}) { return _mm512_load_si512(at); }
     static ALWAYS_INLINE Right load_value(const char* at, Index<0>, const char*) { return _mm512_load_si512(at); }
@@ -150,7 +153,8 @@ struct Halves {
     static constexpr bool kGrouped = false;
     static constexpr size_t kPerCell = 2, kLeft = 8, kHalves = 1, kMostGroups = 1;
 
-    static constexpr size_t group(size_t size) { return size; }
+    static constexpr size_t key_group(size_t size) { return size; }
+    static constexpr size_t value_group(size_t size) { return size; }
     static ALWAYS_INLINE Sum begin(int32_t) { return _mm512_setzero_ps(); }
     static ALWAYS_INLINE Right load_key(const char* at, Index<0> = {}) {
         const __m512i cells = _mm512_load_si512(at), upper = _mm512_set1_epi32((int)0xffff0000);

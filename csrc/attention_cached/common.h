@@ -21,12 +21,16 @@ struct CachedHead {
 
 inline CachedHead cached_head(const CacheLayer& cache, int32_t block, size_t head) {
     char* at = cache.blocks + (size_t)block * cache.block_stride + head * cache.head_stride;
-    const size_t values = kCacheBlock * cache.head_size;
-    const bool int4 = cache.kind == CacheKind::kInt4;
-    const size_t bytes = int4 ? values / 2 : cache.kind == CacheKind::kInt8 ? values : 2 * values;
-    const size_t scales = int4 ? values / int4_group(cache.head_size) * sizeof(uint16_t) : kCacheBlock * sizeof(float);
-    char* behind = at + 2 * bytes;
-    return {at, at + bytes, behind, behind + scales, behind + 2 * scales};
+    const size_t size = cache.head_size;
+    if (cache.kind == CacheKind::kInt4) {
+        const size_t bytes = kCacheBlock * size / 2;
+        char* scales = at + 2 * bytes;
+        char* of_values = scales + size / key_group(size) * kCacheBlock * sizeof(uint16_t);
+        return {at, at + bytes, scales, of_values, of_values + size / value_group(size) * kCacheBlock * sizeof(uint16_t)};
+    }
+    const size_t bytes = kCacheBlock * size * (cache.kind == CacheKind::kInt8 ? 1 : 2);
+    char* scales = at + 2 * bytes;
+    return {at, at + bytes, scales, scales + kCacheBlock * sizeof(float), nullptr};
 }
 
 // Where value i of token t of a block lies, in values, and where PerCell of them are a cell.
@@ -84,7 +88,7 @@ inline void rotate_head(float* x, size_t size) {
 
 // Codes of int8 of a rotated query, and their scale. start: minus eight times the sum of the codes of each group.
 inline float rotated_codes(const uint16_t* q, size_t size, int8_t* codes, int32_t* start) {
-    const size_t group = int4_group(size);
+    const size_t group = key_group(size);
     float wide[kMaxHeadSize];
     widen_row(q, size, wide);
     rotate_head(wide, size);
@@ -144,9 +148,8 @@ inline void nibbles(const float* x, size_t count, float scale, float zero, uint8
 // A scale as the cache holds it: 0 where its inverse might not be finite.
 inline uint16_t held_scale(float x) { return fabsf(x) >= 0x1p-120f ? to_bf16(x) : 0; }
 
-// values: of a token whose values are finite.
 inline void append_int4_keys(const CachedHead& h, size_t t, const float* values, size_t size) {
-    const size_t group = int4_group(size);
+    const size_t group = key_group(size);
     uint8_t codes[kMaxHeadSize];
     for (size_t i = 0; i < size; i += group) {
         const Span span = span_of(values + i, group);
@@ -164,7 +167,7 @@ inline void append_int4_keys(const CachedHead& h, size_t t, const float* values,
 }
 
 inline void append_int4_values(const CachedHead& h, size_t t, const float* values, size_t size) {
-    const size_t group = int4_group(size);
+    const size_t group = value_group(size);
     uint8_t codes[kMaxHeadSize];
     for (size_t i = 0; i < size; i += group) {
         const Span span = span_of(values + i, group);
@@ -181,20 +184,24 @@ inline void append_int4_values(const CachedHead& h, size_t t, const float* value
     }
 }
 
+// As int4 rotates a key or a value.
+inline void rotated(const uint16_t* x, size_t size, float* out) {
+    const float inverse = 1.0f / (float)rotated_together(size);
+    for (size_t i = 0; i < size; ++i) out[i] = widen(x[i]) * inverse;
+    rotate_head(out, size);
+}
+
 inline void append_int4(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
     float keys[kMaxHeadSize] = {0}, values[kMaxHeadSize] = {0};
     const bool finite = row_is_finite(k, size) && row_is_finite(v, size);
     if (finite) {
-        widen_row(k, size, keys);
-        widen_row(v, size, values);
-        const float inverse = 1.0f / (float)rotated_together(size);
-        for (size_t i = 0; i < size; ++i) keys[i] *= inverse;
-        rotate_head(keys, size);
+        rotated(k, size, keys);
+        rotated(v, size, values);
     }
     append_int4_keys(h, t, keys, size);
     append_int4_values(h, t, values, size);
     if (finite) return;
-    for (size_t i = 0; i < size / int4_group(size); ++i) ((uint16_t*)h.key_scales)[i * kCacheBlock + t] = 0x7fc0;
+    for (size_t i = 0; i < size / key_group(size); ++i) ((uint16_t*)h.key_scales)[i * kCacheBlock + t] = 0x7fc0;
 }
 
 inline void append_bf16(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
@@ -263,6 +270,7 @@ void merge_line(const AttendCached& p, Line line, size_t parts, const float* par
         sum += factor * sum_of_lanes(partials + size);
         for (size_t d = 0; d < size; ++d) mixed[d] += factor * partials[d];
     }
+    if (p.cache.kind == CacheKind::kInt4) rotate_head(mixed, size);
     uint16_t* out = p.out + line.row * p.out_stride + line.head * size;
     const float inverse = 1.0f / sum;
     for (size_t d = 0; d < size; ++d) out[d] = to_bf16(mixed[d] * inverse);

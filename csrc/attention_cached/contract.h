@@ -15,18 +15,18 @@
 //           scales  [64] f32 of keys, [64] f32 of values
 //   int4    keys    [4, D / 8, 16, 4] u8   codes + 8 of values 8 j + i and 8 j + 4 + i, in the lower and the upper half
 //           values  [8, D, 4] u8           codes of tokens 8 j + i and 8 j + 4 + i, likewise
-//           scales  [D / G, 64] bf16 of keys, [D / G, 64] bf16 of values
-//           zeros   [D / G, 64] u8 of values
+//           scales  [D / key_group, 64] bf16 of keys, [D / value_group, 64] bf16 of values
+//           zeros   [D / value_group, 64] u8 of values
 //   bf16    keys    [4, D / 2, 16, 2]
 //           values  [32, D, 2]
 //
 // int8: codes -127 to 127, scale = largest magnitude / 127, one for each token and head, 0 where that is below the
 // normal numbers.
-// int4: a key is first rotated, so that no value stands out: each stretch of values, as long as the largest power of two
-// that divides D, by a Hadamard matrix, in steps of sums and differences (rotate_head), after a division by its length.
-// Then each G values (int4_group) have a scale, rounded to bf16. Keys: codes -8 to 7; the value of largest magnitude has
-// the code -8, so that scales are negative, too. Values are not rotated: codes 0 to 15 of the range that they and zero
-// span, and value = (code - zero) * scale.
+// int4: keys and values are first rotated, so that none of their numbers stands out: each stretch, as long as the largest
+// power of two that divides D, is divided by its length and multiplied by a Hadamard matrix of ones and minus ones, in
+// steps of sums and differences (rotate_head). Then each key_group or value_group numbers have a scale, rounded to bf16.
+// Keys: codes -8 to 7; the number of largest magnitude has the code -8, so that scales are negative, too. Values: codes 0
+// to 15 of the range that they and zero span, and value = (code - zero) * scale.
 // A token whose key or value is not finite has key scales NaN (int8, int4) or a key of NaN (bf16), and a value of zeros:
 // every query that sees it becomes NaN, and no other. So values and their scales are always finite.
 //
@@ -53,7 +53,8 @@
 //
 // Arithmetic, int8: a row of q becomes codes with a scale, as a key. A score is an int32 sum of products of codes,
 // exact, times both scales and `scale` in f32. int4: a row of q is rotated as keys are, then becomes codes of int8 with
-// one scale; each group has its sum, exact, times the key's scale in f32; these are added in order. Then, for the keys of each block in turn, in f32 but for the sum of
+// one scale; each group has its sum, exact, times the key's scale in f32; these are added in order. out is rotated back
+// by merge. Then, for the keys of each block in turn, in f32 but for the sum of
 // products:
 //
 //   m     the largest score so far, in this part
@@ -75,21 +76,27 @@
 #include "attention/contract.h"
 
 enum class CacheKind { kInt8, kInt4, kBf16 };
-enum : size_t { kCacheBlock = 64, kPart = 1024, kInt4Group = 64, kMostGroups = kMaxHeadSize / 16 };
+enum : size_t { kCacheBlock = 64, kPart = 1024, kKeyGroup = 32, kValueGroup = 64, kMostGroups = kMaxHeadSize / 16 };
 
-// Values of a head that are rotated together: the largest power of two that divides their number.
+// Numbers of a head that are rotated together: the largest power of two that divides their number.
 static inline size_t rotated_together(size_t head_size) { return head_size & -head_size; }
 
-// Values of a head in int4 that share a scale.
-static inline size_t int4_group(size_t head_size) {
+// Numbers of a head in int4 that share a scale.
+static inline size_t key_group(size_t head_size) {
     const size_t most = rotated_together(head_size);
-    return most < kInt4Group ? most : kInt4Group;
+    return most < kKeyGroup ? most : kKeyGroup;
+}
+static inline size_t value_group(size_t head_size) {
+    const size_t most = rotated_together(head_size);
+    return most < kValueGroup ? most : kValueGroup;
 }
 
 static inline size_t cache_head_bytes(CacheKind kind, size_t head_size) {
     if (kind == CacheKind::kBf16) return kCacheBlock * head_size * 2 * sizeof(uint16_t);
     if (kind == CacheKind::kInt8) return kCacheBlock * 2 * (head_size + sizeof(float));
-    return kCacheBlock * (head_size + head_size / int4_group(head_size) * (2 * sizeof(uint16_t) + sizeof(uint8_t)));
+    const size_t of_keys = head_size / key_group(head_size) * sizeof(uint16_t),
+                 of_values = head_size / value_group(head_size) * (sizeof(uint16_t) + sizeof(uint8_t));
+    return kCacheBlock * (head_size + of_keys + of_values);
 }
 
 static inline size_t partial_floats(size_t head_size) { return head_size + 32; }

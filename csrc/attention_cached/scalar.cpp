@@ -24,7 +24,7 @@ float scaled_product(CacheKind kind, const CachedHead& h, const Query& q, size_t
         for (size_t i = 0; i < size; ++i) dot += q.codes[i] * ((uint8_t)h.keys[place_of_key<4>(t, i, size)] - 128);
         return (float)dot * (((const float*)h.key_scales)[t] * q.factor);
     }
-    const size_t group = int4_group(size);
+    const size_t group = key_group(size);
     for (size_t begin = 0; begin < size; begin += group) {
         int32_t dot = q.start[begin / group];
         for (size_t i = begin; i < begin + group; ++i) {
@@ -75,7 +75,7 @@ void mix_codes(const float* weights, float factor, size_t begin, size_t end, flo
 
 // Adds the value of each token t times weights[t].
 void mix(const AttendCached& p, const CachedHead& h, const float* weights, float factor, float* out) {
-    const size_t size = p.cache.head_size, group = int4_group(size);
+    const size_t size = p.cache.head_size, group = value_group(size);
     if (p.cache.kind == CacheKind::kBf16) return mix_bf16(h, weights, factor, size, out);
     if (p.cache.kind == CacheKind::kInt8) {
         mix_codes(

@@ -5,8 +5,10 @@
 // they come from L1. Results on the way lie in the partials.
 //
 // M: V (vectors of f32), kLanes, kRows (lines of a tile), columns(lines) (vectors side by side), and what is called
-// below. C: kPerCell values that one instruction multiplies and adds; kLeft bytes of a cell of queries or weights,
-// which are broadcast; Sum, Right; what packs and multiplies cells.
+// below. C: kPerCell numbers that one instruction multiplies and adds; kHalves cells that lie in the bytes of one; kLeft
+// bytes of a cell of queries or weights, which are broadcast; kGrouped: not the whole head has a scale, but each
+// key_group(size) and value_group(size) numbers have one, at most kMostGroups of them; Sum, Right; what packs and
+// multiplies cells.
 #pragma once
 #include "weigh.h"
 
@@ -18,7 +20,7 @@ template <class M, class C, int R, int N>
 ALWAYS_INLINE void score(const Lines& lines, size_t line, const CachedHead& h, float* scores, Fetch& fetch) {
     constexpr size_t kTile = 16 * kCell, kPerTile = 16 / M::kLanes;
     static_assert(N % kPerTile == 0);
-    const size_t size = lines.p.cache.head_size, group = C::group(size), groups = size / group;
+    const size_t size = lines.p.cache.head_size, groups = size / C::key_group(size);
     const size_t rows = size / C::kPerCell / C::kHalves;  // of a tile
     for (size_t key = 0; key < kCacheBlock; key += N * M::kLanes) {
         const char *keys = h.keys + key / 16 * rows * kTile, *left = lines.left + line * lines.left_bytes;
@@ -97,7 +99,7 @@ ALWAYS_INLINE void mix(const char* weights, const float* factor, const float* st
 template <class M, class C, int R>
 void attend_tile(const Lines& lines, size_t line, const CachedHead& h, size_t begin, Fetch fetch) {
     constexpr size_t N = M::columns(R), kLeast = 16 / M::kLanes;
-    const size_t size = lines.p.cache.head_size, stride = partial_floats(size), group = C::group(size);
+    const size_t size = lines.p.cache.head_size, stride = partial_floats(size), group = C::value_group(size);
     alignas(64) float scores[C::kMostGroups * R * kCacheBlock];
     alignas(64) char weights[C::kMostGroups * R * kBytesOfWeights<C>];
     Weights<C::kMostGroups> of;

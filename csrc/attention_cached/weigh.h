@@ -27,7 +27,7 @@ template <class C>
 void pack_lines(Lines& lines, size_t head, size_t line_begin) {
     const AttendCached& p = lines.p;
     const size_t size = p.cache.head_size;
-    const size_t groups = size / C::group(size);
+    const size_t groups = size / C::key_group(size);
     for (size_t i = 0; i < lines.count; ++i) {
         const Line line = line_of(p, head, line_begin + i);
         lines.seen[i] = keys_seen(&p, line.row, line.row + 1);
@@ -184,7 +184,7 @@ ALWAYS_INLINE void round_weights(const float* scaled, const float* largest, char
 template <class M, class C, int R>
 ALWAYS_INLINE void weigh(const Lines& lines, size_t line, const CachedHead& h, size_t begin, float* scores, char* cells,
                          Weights<C::kMostGroups>& w, Fetch& fetch) {
-    const size_t size = lines.p.cache.head_size, stride = partial_floats(size), groups = size / C::group(size),
+    const size_t size = lines.p.cache.head_size, stride = partial_floats(size), groups = size / C::value_group(size),
                  share = (fetch.end - fetch.at) / Fetch::kPiece / (2 * R) + 1;
     const float cap = lines.p.softcap * kLog2E;
     float* behind = lines.partial(line) + size;

@@ -15,7 +15,7 @@ from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.spec import QuantSpec
 
 ATTENTION_BLOCK = 64  # keys whose weights share a largest, in `attention_int8` and `attention_cached`
-INT4_GROUP = 64  # values of a head of an int4 cache that share a scale, at most
+INT4_GROUPS = (32, 64)  # numbers of a key and of a value of an int4 cache that share a scale, at most
 CACHE_PART = 1024  # keys that `attention_cached` sums before it merges
 _CHUNK = 2**20  # values dequantized at a time: what is computed on the way stays in the cache
 
@@ -288,8 +288,8 @@ def attention_cached(
     """Attention of the last T tokens of a sequence over a cache of all S: (T, H, D), in the dtype of q.
 
     H query heads share the G heads of the cache in equal groups. int8: q, k and v have a scale per token and head.
-    int4: k is rotated by `hadamard`, as is q, which then has codes of int8; k and v have a scale for each
-    `int4_group(D)` values. Of each 64 keys at fixed places the weights, relative to the largest score so far, times the
+    int4: k and v are rotated by `hadamard`, as is q, which then has codes of int8; k has a scale for each 32
+    numbers, v for each 64 (or as many as are rotated together). The result is rotated back. Of each 64 keys at fixed places the weights, relative to the largest score so far, times the
     scales of their values become bytes relative to the largest of these 64. The sum is that of the weights themselves:
     a sink with a value near zero has nearly all the weight, and its byte says little of it.
 
@@ -326,7 +326,8 @@ def attention_cached(
             sum_HT1 = sum_HT1 + factor_HT1 * weights_HTK.sum(dim=2, keepdim=True)
             sums_HTng = torch.einsum("htkn,khng->htng", codes_HTKn, v_codes_SHng[keys])
             mixed_HTng = mixed_HTng + (factor_HT1 * step_HT1n.squeeze(2))[..., None] * sums_HTng
-    return (mixed_HTng.flatten(2) / sum_HT1).transpose(0, 1)
+    out_HTD = mixed_HTng.flatten(2) / sum_HT1
+    return (hadamard(out_HTD) if kind == "int4" else out_HTD).transpose(0, 1)
 
 
 def _cached(k_SGD: Tensor, v_SGD: Tensor, kind: Literal["int8", "int4"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -339,9 +340,10 @@ def _cached(k_SGD: Tensor, v_SGD: Tensor, kind: Literal["int8", "int4"]) -> tupl
             x.unsqueeze(2) for values in (k_SGD, v_SGD) for x in _symmetric_codes(values, dim=2)
         )
         return k_codes, k_scale, v_codes, v_scale
-    size = k_SGD.shape[2]
+    count = _power_in(k_SGD.shape[2])
     k_SGng, v_SGng = (
-        x.unflatten(2, (-1, int4_group(size))) for x in (hadamard(k_SGD.float() / _power_in(size)), v_SGD.float())
+        hadamard(x.float() / count).unflatten(2, (-1, min(count, most)))
+        for x, most in zip((k_SGD, v_SGD), INT4_GROUPS, strict=True)
     )
     most = k_SGng.amax(dim=3, keepdim=True).clamp(min=0)
     least = k_SGng.amin(dim=3, keepdim=True).clamp(max=0)
@@ -365,11 +367,6 @@ def hadamard(x: Tensor) -> Tensor:
         a, b = x_Bc[:, : count // 2], x_Bc[:, count // 2 :]
         x_Bc = torch.stack([a + b, a - b], dim=2).flatten(1)
     return x_Bc.reshape(x.shape)
-
-
-def int4_group(size: int) -> int:
-    """Values of a head that share a scale in an int4 cache."""
-    return min(_power_in(size), INT4_GROUP)
 
 
 def _power_in(size: int) -> int:
