@@ -115,7 +115,8 @@ struct Packed : Integers {
     }
 };
 
-// Two cells in the halves of bytes. multiply(sum, without sign, with sign): adds products of bytes, of 255 and 15 at most.
+// Two cells in the halves of bytes. multiply(sum, without sign, with sign): adds products of bytes, of 255 and 15 at
+// most.
 template <__m256i (*multiply)(__m256i, __m256i, __m256i)>
 struct Nibbles : Packed {
     using Right = __m256i;

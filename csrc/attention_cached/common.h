@@ -26,7 +26,8 @@ inline CachedHead cached_head(const CacheLayer& cache, int32_t block, size_t hea
         const size_t bytes = kCacheBlock * size / 2;
         char* scales = at + 2 * bytes;
         char* of_values = scales + size / key_group(size) * kCacheBlock * sizeof(uint16_t);
-        return {at, at + bytes, scales, of_values, of_values + size / value_group(size) * kCacheBlock * sizeof(uint16_t)};
+        return {at, at + bytes, scales, of_values,
+                of_values + size / value_group(size) * kCacheBlock * sizeof(uint16_t)};
     }
     const size_t bytes = kCacheBlock * size * (cache.kind == CacheKind::kInt8 ? 1 : 2);
     char* scales = at + 2 * bytes;

@@ -100,11 +100,8 @@ void attend_line(const AttendCached& p, size_t head, Line line, size_t part, flo
     float *sums = partial + size, *largest = sums + kLargest;
     for (size_t i = 0; i < size + kSums; ++i) partial[i] = 0.0f;
     *largest = -INFINITY;
-    Query q{.codes = {},
-            .start = {},
-            .values = query_of(p, line),
-            .factor = p.scale * kLog2E,
-            .cap = p.softcap * kLog2E};
+    Query q{
+        .codes = {}, .start = {}, .values = query_of(p, line), .factor = p.scale * kLog2E, .cap = p.softcap * kLog2E};
     if (p.cache.kind == CacheKind::kInt8) q.factor *= row_codes(q.values, size, q.codes);
     if (p.cache.kind == CacheKind::kInt4) q.factor *= rotated_codes(q.values, size, q.codes, q.start);
     const CachedRange seen = keys_seen(&p, line.row, line.row + 1);

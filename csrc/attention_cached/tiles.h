@@ -5,8 +5,8 @@
 // they come from L1. Results on the way lie in the partials.
 //
 // M: V (vectors of f32), kLanes, kRows (lines of a tile), columns(lines) (vectors side by side), and what is called
-// below. C: kPerCell numbers that one instruction multiplies and adds; kHalves cells that lie in the bytes of one; kLeft
-// bytes of a cell of queries or weights, which are broadcast; kGrouped: not the whole head has a scale, but each
+// below. C: kPerCell numbers that one instruction multiplies and adds; kHalves cells that lie in the bytes of one;
+// kLeft bytes of a cell of queries or weights, which are broadcast; kGrouped: not the whole head has a scale, but each
 // key_group(size) and value_group(size) numbers have one, at most kMostGroups of them; Sum, Right; what packs and
 // multiplies cells.
 #pragma once
@@ -14,8 +14,8 @@
 
 namespace {
 
-// Sums of products of R lines and the 64 keys of a block, as f32: [R, 64]; where keys have a scale for each group, times
-// these.
+// Sums of products of R lines and the 64 keys of a block, as f32: [R, 64]; where keys have a scale for each group,
+// times these.
 template <class M, class C, int R, int N>
 ALWAYS_INLINE void score(const Lines& lines, size_t line, const CachedHead& h, float* scores, Fetch& fetch) {
     constexpr size_t kTile = 16 * kCell, kPerTile = 16 / M::kLanes;

@@ -31,9 +31,9 @@ void pack_lines(Lines& lines, size_t head, size_t line_begin) {
     for (size_t i = 0; i < lines.count; ++i) {
         const Line line = line_of(p, head, line_begin + i);
         lines.seen[i] = keys_seen(&p, line.row, line.row + 1);
-        lines.factor[i] = p.scale * kLog2E *
-                          C::pack_query(query_of(p, line), size, lines.left + i * lines.left_bytes,
-                                        lines.start + i * groups);
+        lines.factor[i] =
+            p.scale * kLog2E *
+            C::pack_query(query_of(p, line), size, lines.left + i * lines.left_bytes, lines.start + i * groups);
         float* partial = lines.partial(i);
         memset(partial, 0, (size + kSums) * sizeof(float));
         partial[size + kLargest] = -INFINITY;

@@ -160,4 +160,4 @@ def test_limits_are_those_of_sampling(run: Run) -> None:
             kind: Any = option.type
             most = kind.max if kind.max is not None else float("inf")
             assert (kind.min, most, kind.min_open) == (allowed.least, allowed.most, allowed.above), option.name
-    assert CACHE_NAMES == get_args(CacheKind)
+    assert get_args(CacheKind) == CACHE_NAMES

@@ -288,9 +288,10 @@ def attention_cached(
     """Attention of the last T tokens of a sequence over a cache of all S: (T, H, D), in the dtype of q.
 
     H query heads share the G heads of the cache in equal groups. int8: q, k and v have a scale per token and head.
-    int4: k and v are rotated by `hadamard`, as is q, which then has codes of int8; k has a scale for each 32
-    numbers, v for each 64 (or as many as are rotated together). The result is rotated back. Of each 64 keys at fixed places the weights, relative to the largest score so far, times the
-    scales of their values become bytes relative to the largest of these 64. The sum is that of the weights themselves:
+    int4: k and v are rotated by `hadamard`, as is q, which then has codes of int8; k has a scale for each 32 numbers, v
+    for each 64, or as many as are rotated together. The result is rotated back. Of each 64 keys at fixed places the
+    weights, relative to the largest score so far, times the scales of their values become bytes relative to the largest
+    of these 64. The sum is that of the weights themselves:
     a sink with a value near zero has nearly all the weight, and its byte says little of it.
 
     Args:
