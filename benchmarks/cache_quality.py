@@ -9,7 +9,7 @@ likeliest token is the same. ± is a standard error of the mean over tokens.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     depths = [int(depth) for depth in asked.depths.split(",")]
-    models = {kind: opened(asked.directory, kind, max(depths)) for kind in ("bf16", *KINDS)}
+    models: dict[CacheKind, DecoderModel] = {
+        kind: opened(asked.directory, kind, max(depths)) for kind in ("bf16", *KINDS)
+    }
     base = models["bf16"]
     assert base._tokenizer is not None
     text = asked.text.read_text(encoding="utf-8", errors="replace")
@@ -61,9 +63,11 @@ def opened(directory: Path, kind: CacheKind, depth: int) -> DecoderModel:
     return DecoderModel(ModelDirectory(directory), arithmetic=how, context=depth, cache_tokens=depth)
 
 
-def compared(models: dict[str, DecoderModel], windows: list[list[int]], first: int) -> Iterator[dict[str, Any]]:
+def compared(
+    models: Mapping[CacheKind, DecoderModel], windows: list[list[int]], first: int
+) -> Iterator[dict[str, Any]]:
     """A row of each cache, bf16 first. first: the token of a window whose prediction of the next one counts."""
-    found: dict[str, list[np.ndarray]] = {kind: [] for kind in models}
+    found: dict[CacheKind, list[np.ndarray]] = {kind: [] for kind in models}
     for window in windows:
         parts = (logits(model, window[:-1], first) for model in models.values())
         expected, begin = window[first + 1 :], 0

@@ -8,6 +8,7 @@ from tests.kernels.conftest import Cached
 from tests.kernels.test_attention import same
 
 KINDS = ("int8", "int4", "bf16")
+CACHED = {"int8": reference.cached_int8, "int4": reference.cached_int4}
 # Of the outputs' norm: rounding to bf16 is 0.0011 of it, a byte that is one off now and then the rest.
 CLOSE = {"int8": 0.005, "int4": 0.005, "bf16": 0.004}
 PASTS = [
@@ -39,8 +40,8 @@ def problem(past, rows, *, heads=2, group=3, size=64):
 
 def kept(k, v, kind):
     """What a cache keeps of keys and of values, rotated where it rotates them."""
-    k_codes, k_scale, v_codes, v_scale = reference._cached(k.double(), v.double(), kind)
-    return (k_codes * k_scale).flatten(2), (v_codes * v_scale).flatten(2)
+    rows = CACHED[kind](k.double(), v.double())
+    return (rows.k_codes * rows.k_scale).flatten(2), (rows.v_codes * rows.v_scale).flatten(2)
 
 
 def query(q, kind):
@@ -82,7 +83,7 @@ def assert_as_defined(found, kind, q, k, v, scale, **options):
         right = exact(q, k, v, scale, **options)
         assert (found - right).norm() <= CLOSE[kind] * right.norm()
         return
-    want = reference.attention_cached(q.double(), k.double(), v.double(), scale, kind=kind, **options)
+    want = reference.attention_cached(q.double(), CACHED[kind](k.double(), v.double()), scale, **options)
     right = exact(query(q, kind), *kept(k, v, kind), scale, **options)
     right = reference.hadamard(right) if kind == "int4" else right
     assert (found - want).norm() <= CLOSE[kind] * right.norm()
@@ -204,7 +205,7 @@ def test_int4_codes_and_scales_are_those_of_the_definition(attention_cached_vari
     k[3], v[5], v[7] = 0.0, 0.0, v[7].abs()
     cache = filled(attention_cached_variant, "int4", k, v)
     block = aligned(cache).view(cache.blocks, -1)[cache.table[0]]
-    k_codes, k_scale, v_codes, v_scale = (x[:, 0] for x in reference._cached(k.float(), v.float(), "int4"))
+    k_codes, k_scale, v_codes, v_scale = (x[:, 0] for x in reference.cached_int4(k.float(), v.float())[:4])
     n_keys, n_values = k_scale.shape[1], v_scale.shape[1]
 
     def halves(nibbles):

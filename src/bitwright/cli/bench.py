@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from bitwright.cli.command import Command
-from bitwright.cli.options import json_option, quiet_option
+from bitwright.cli.options import cache_option, json_option, quiet_option
 from bitwright.cli.progress import shown_progress
 from bitwright.cli.terminal import WARNING, Column, out, print_json, remark, table
-from bitwright.errors import ExitCode
+from bitwright.errors import ExitCode, InputError
 
 Shape = tuple[int, int]
 
@@ -50,6 +50,7 @@ def shape(text: str) -> Shape:
     metavar="N",
     help="Give each runtime this many threads. Default: OMP_NUM_THREADS, or one for each processor.",
 )
+@cache_option
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -71,8 +72,8 @@ def shape(text: str) -> Shape:
 @json_option("everything measured")
 @quiet_option
 def command(
-    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, max_load: float,
-    rivals: bool, by_operator: bool, as_json: bool, quiet: bool,
+    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, kv_cache: str | None,
+    rounds: int, max_load: float, rivals: bool, by_operator: bool, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Time the result in DIRECTORY against its original in float32 and bfloat16.
 
@@ -81,7 +82,9 @@ def command(
     alone: tokens per second that the engine reads and writes.
     """
     if _writes_text(directory):
-        return _language_model(directory, threads, rounds, max_load, as_json=as_json, quiet=quiet)
+        return _language_model(directory, threads, kv_cache, rounds, max_load, as_json=as_json, quiet=quiet)
+    if kv_cache is not None:
+        raise InputError(f"--kv-cache is for language models, and {directory} is none; leave it out")
     if by_operator:
         from bitwright.runtime.profile import profile
 
@@ -115,13 +118,18 @@ def _writes_text(directory: Path) -> bool:
 
 
 def _language_model(
-    directory: Path, threads: int | None, rounds: int, max_load: float, *, as_json: bool, quiet: bool
+    directory: Path, threads: int | None, kv_cache: Any, rounds: int, max_load: float, *, as_json: bool, quiet: bool
 ) -> int:  # fmt: skip
     with shown_progress(quiet=quiet) as progress:
         from bitwright import pipeline
 
         found = pipeline.bench_language_model(
-            directory, threads=threads, rounds=rounds, max_load=max_load, progress=progress
+            directory,
+            threads=threads,
+            kv_cache=kv_cache or "int8",
+            rounds=rounds,
+            max_load=max_load,
+            progress=progress,
         )
     print_json(found) if as_json else print_tokens(found)
     if not found["too_busy"]:

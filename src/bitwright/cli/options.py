@@ -143,11 +143,17 @@ def engine_options(command: F) -> F:
             "--threads", type=click.IntRange(min=1), metavar="N",
             help="Use this many threads. Default: OMP_NUM_THREADS, or one for each processor.",
         ),
-        click.option(
-            "--kv-cache", type=Choice(CACHE_NAMES), metavar="FORM",
-            help="Store the keys and values of earlier tokens as int8, int4 or bf16. Default: int8.",
-        ),
+        cache_option,
     )  # fmt: skip
+
+
+def cache_option(command: F) -> F:
+    """--kv-cache: how the engine holds keys and values of a language model."""
+    return click.option(
+        "--kv-cache", type=Choice(CACHE_NAMES), metavar="FORM",
+        help="Store the keys and values of earlier tokens as int8, int4 (half of that, less exact) or bf16. "
+        "Default: int8.",
+    )(command)  # fmt: skip
 
 
 def quiet_option(command: F) -> F:

@@ -3,7 +3,7 @@
 M tokens · N output features · K input features; in attention T tokens · H heads · D head dimensions · R distances.
 """
 
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -273,26 +273,59 @@ def attention_int8(
     return mixed_QHD / weights_HQK.sum(dim=2).T[..., None]
 
 
+class CachedRows(NamedTuple):
+    """What a cache holds of keys and of values: codes (S, G, n, g) and scales (S, G, n, 1) of S tokens, G heads, and n
+    groups of g numbers, in a float dtype. rotated: by `hadamard`, after a division by the power of two."""
+
+    k_codes: Tensor
+    k_scale: Tensor
+    v_codes: Tensor
+    v_scale: Tensor
+    rotated: bool
+
+
+def cached_int8(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
+    """A scale for each token and head."""
+    (k_codes, k_scale), (v_codes, v_scale) = (_symmetric_codes(x.unsqueeze(2), dim=3) for x in (k_SGD, v_SGD))
+    return CachedRows(k_codes, k_scale, v_codes, v_scale, rotated=False)
+
+
+def cached_int4(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
+    """Rotated; keys have a scale for each 32 numbers, values one and a zero for each 64, or as many as are rotated
+    together. Computed in float32, one operation after the other as kernels do, so that codes are the same."""
+    count = _power_in(k_SGD.shape[2])
+    k_SGng, v_SGng = (
+        hadamard(x.float() / count).reshape(*x.shape[:2], -1, min(count, most))
+        for x, most in zip((k_SGD, v_SGD), INT4_GROUPS, strict=True)
+    )
+    least, most = _span(k_SGng)
+    k_scale = _held_scale(torch.where(most > -least, -most, -least) / 8)
+    k_codes = _nibbles(k_SGng, k_scale, torch.tensor(8.0)) - 8
+    least, most = _span(v_SGng)
+    v_scale = _held_scale((most - least) * torch.tensor(1 / 15))
+    zero = (-least / v_scale.where(v_scale > 0, 1.0)).round()
+    v_codes = _nibbles(v_SGng, v_scale, zero) - zero
+    k_codes, k_scale, v_codes, v_scale = (x.to(k_SGD) for x in (k_codes, k_scale, v_codes, v_scale))
+    return CachedRows(k_codes, k_scale, v_codes, v_scale, rotated=True)
+
+
 def attention_cached(
     q_THD: Tensor,
-    k_SGD: Tensor,
-    v_SGD: Tensor,
+    cached: CachedRows,
     scale: float,
     *,
     softcap: float | None = None,
     window: int | None = None,
     causal: bool = True,
     sinks_H: Tensor | None = None,
-    kind: Literal["int8", "int4"] = "int8",
 ) -> Tensor:
     """Attention of the last T tokens of a sequence over a cache of all S: (T, H, D), in the dtype of q.
 
-    H query heads share the G heads of the cache in equal groups. int8: q, k and v have a scale per token and head.
-    int4: k and v are rotated by `hadamard`, as is q, which then has codes of int8; k has a scale for each 32 numbers, v
-    for each 64, or as many as are rotated together. The result is rotated back. Of each 64 keys at fixed places the
-    weights, relative to the largest score so far, times the scales of their values become bytes relative to the largest
-    of these 64. The sum is that of the weights themselves:
-    a sink with a value near zero has nearly all the weight, and its byte says little of it.
+    H query heads share the G heads of the cache in equal groups. A query, rotated where keys are, has codes of 8 bits
+    and a scale. Of each 64 keys at fixed places the weights, relative to the largest score so far, times the scales of
+    their values become bytes relative to the largest of these 64, for each group of a value's numbers. The sum is that
+    of the weights themselves: a sink with a value near zero has nearly all the weight, and its byte says little of it.
+    What values that are rotated give is rotated back.
 
     Args:
         softcap: a score s becomes softcap · tanh(s / softcap).
@@ -300,22 +333,21 @@ def attention_cached(
         causal: a token sees those before it and itself; else all.
         sinks_H: a score of each query head that adds to the sum alone.
     """
-    group = q_THD.shape[1] // k_SGD.shape[1]
-    values_THD = hadamard(q_THD) if kind == "int4" else q_THD
-    q_codes, q_scale_TH1 = _symmetric_codes(values_THD, dim=2)
-    k_codes_SGng, k_scale_SGn1, v_codes_SGng, v_scale_SGn1 = _cached(k_SGD, v_SGD, kind)
-    k_SHD = (k_codes_SGng * k_scale_SGn1).flatten(2).repeat_interleave(group, dim=1)
-    v_codes_SHng, v_scale_SHn1 = (x.repeat_interleave(group, dim=1) for x in (v_codes_SGng, v_scale_SGn1))
+    tokens, kv_heads = cached.k_codes.shape[:2]
+    group = q_THD.shape[1] // kv_heads
+    q_codes, q_scale_TH1 = _symmetric_codes(hadamard(q_THD) if cached.rotated else q_THD, dim=2)
+    k_SHD = (cached.k_codes * cached.k_scale).flatten(2).repeat_interleave(group, dim=1)
+    v_codes_SHng, v_scale_SHn1 = (x.repeat_interleave(group, dim=1) for x in (cached.v_codes, cached.v_scale))
     scores_HTS = torch.einsum("thd,shd->hts", q_codes * q_scale_TH1, k_SHD) * scale
     if softcap is not None:
         scores_HTS = (scores_HTS / softcap).tanh() * softcap
-    scores_HTS = scores_HTS.masked_fill(~_seen(len(q_THD), len(k_SGD), window, causal), -torch.inf)
+    scores_HTS = scores_HTS.masked_fill(~_seen(len(q_THD), tokens, window, causal), -torch.inf)
     largest_HT1 = scores_HTS.amax(dim=2, keepdim=True)
     if sinks_H is not None:
         largest_HT1 = torch.maximum(largest_HT1, sinks_H[:, None, None].to(largest_HT1))
     sum_HT1 = torch.zeros_like(largest_HT1) if sinks_H is None else (sinks_H[:, None, None] - largest_HT1).exp()
-    mixed_HTng = torch.zeros_like(q_THD.transpose(0, 1)).unflatten(2, v_codes_SHng.shape[2:])
-    for part in torch.split(torch.arange(len(k_SGD)), CACHE_PART):
+    mixed_HTng = torch.zeros_like(q_THD.transpose(0, 1)).view(*scores_HTS.shape[:2], *v_codes_SHng.shape[2:])
+    for part in torch.split(torch.arange(tokens), CACHE_PART):
         for keys in torch.split(part, ATTENTION_BLOCK):
             so_far_HT1 = scores_HTS[..., part[0] : keys[-1] + 1].amax(dim=2, keepdim=True)
             so_far_HT1 = so_far_HT1.clamp(min=torch.finfo(scores_HTS.dtype).min)
@@ -328,35 +360,7 @@ def attention_cached(
             sums_HTng = torch.einsum("htkn,khng->htng", codes_HTKn, v_codes_SHng[keys])
             mixed_HTng = mixed_HTng + (factor_HT1 * step_HT1n.squeeze(2))[..., None] * sums_HTng
     out_HTD = mixed_HTng.flatten(2) / sum_HT1
-    return (hadamard(out_HTD) if kind == "int4" else out_HTD).transpose(0, 1)
-
-
-def _cached(k_SGD: Tensor, v_SGD: Tensor, kind: Literal["int8", "int4"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes and scales of k, then of v, in their dtype: (S, G, n, g) and (S, G, n, 1), of n groups of a head's values.
-
-    int4 is computed in float32, one operation after the other as kernels do, so that codes are the same.
-    """
-    if kind == "int8":
-        k_codes, k_scale, v_codes, v_scale = (
-            x.unsqueeze(2) for values in (k_SGD, v_SGD) for x in _symmetric_codes(values, dim=2)
-        )
-        return k_codes, k_scale, v_codes, v_scale
-    count = _power_in(k_SGD.shape[2])
-    k_SGng, v_SGng = (
-        hadamard(x.float() / count).unflatten(2, (-1, min(count, most)))
-        for x, most in zip((k_SGD, v_SGD), INT4_GROUPS, strict=True)
-    )
-    most = k_SGng.amax(dim=3, keepdim=True).clamp(min=0)
-    least = k_SGng.amin(dim=3, keepdim=True).clamp(max=0)
-    k_scale = _held_scale(torch.where(most > -least, -most, -least) / 8)
-    k_codes = _nibbles(k_SGng, k_scale, torch.tensor(8.0)) - 8
-    most = v_SGng.amax(dim=3, keepdim=True).clamp(min=0)
-    least = v_SGng.amin(dim=3, keepdim=True).clamp(max=0)
-    v_scale = _held_scale((most - least) * torch.tensor(1 / 15))
-    zero = (-least / v_scale.where(v_scale > 0, 1.0)).round()
-    v_codes = _nibbles(v_SGng, v_scale, zero) - zero
-    k_codes, k_scale, v_codes, v_scale = (x.to(k_SGD) for x in (k_codes, k_scale, v_codes, v_scale))
-    return k_codes, k_scale, v_codes, v_scale
+    return (hadamard(out_HTD) if cached.rotated else out_HTD).transpose(0, 1)
 
 
 def hadamard(x: Tensor) -> Tensor:
@@ -373,6 +377,11 @@ def hadamard(x: Tensor) -> Tensor:
 def _power_in(size: int) -> int:
     """The largest power of two that divides it."""
     return size & -size
+
+
+def _span(x_SGng: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest of each group of numbers and zero."""
+    return x_SGng.amin(dim=3, keepdim=True).clamp(max=0), x_SGng.amax(dim=3, keepdim=True).clamp(min=0)
 
 
 def _held_scale(scale: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bitwright.engine.cache_layout import CacheKind
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory, source_bytes
@@ -142,15 +143,16 @@ def bench(
 
 
 def bench_language_model(
-    directory: str | Path, *, threads: int | None = None, rounds: int = 5, max_load: float = 0.15,
-    progress: Progress | None = None,
+    directory: str | Path, *, threads: int | None = None, kv_cache: CacheKind = "int8", rounds: int = 5,
+    max_load: float = 0.15, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure how fast the engine runs a language model, quantized or float. max_load: as for `bench`.
+    """Measure how fast the engine runs a language model, quantized or float. max_load: as for `bench`. kv_cache: as for
+    `load`.
 
     Raises:
         EngineError: the engine does not run it.
     """
-    model = load(directory, threads=threads, compute="engine")
+    model = load(directory, threads=threads, kv_cache=kv_cache, compute="engine")
     assert isinstance(model, DecoderModel)
     (progress or Quiet()).say(f"timing {len(cells(model))} kinds of steps, {rounds} rounds")
     limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
