@@ -1,5 +1,5 @@
-// What the variants of attention_cached share: append and merge. Loops over single values, which the compiler vectorizes
-// with each variant's flags. Everything is internal to the file that includes it.
+// What the variants of attention_cached share: append and merge. Loops over single values, which the compiler
+// vectorizes with each variant's flags. Everything is internal to the file that includes it.
 #pragma once
 #include "int4.h"
 
