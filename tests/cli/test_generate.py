@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from bitwright.cli.options import CACHE_NAMES
+from bitwright.engine.cache_layout import CacheKind
 from bitwright.generate.sampling import RANGES
 
 Run = Callable[..., Any]
@@ -159,4 +160,4 @@ def test_limits_are_those_of_sampling(run: Run) -> None:
             kind: Any = option.type
             most = kind.max if kind.max is not None else float("inf")
             assert (kind.min, most, kind.min_open) == (allowed.least, allowed.most, allowed.above), option.name
-    assert CACHE_NAMES == ("int8", "bf16")
+    assert get_args(CacheKind) == CACHE_NAMES

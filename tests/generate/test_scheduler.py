@@ -33,14 +33,16 @@ def requests(seed: int, count: int = 7) -> list[tuple[list[int], dict[str, Any]]
 @pytest.fixture(scope="module")
 def alone(schedulers: Schedulers) -> dict[int, list[list[int]]]:
     """The answers of each request by itself, in one piece, without guesses."""
-    answers = {}
-    for seed in (0, 1):
-        answers[seed] = []
-        for prompt, asked in requests(seed):
-            scheduler, one = schedulers(speculate=False), request(prompt, **asked)
-            scheduler.submit(one)
-            finished(scheduler)
-            answers[seed].append(one.tokens)
+    return {seed: answered_alone(schedulers, seed) for seed in (0, 1)}
+
+
+def answered_alone(schedulers: Schedulers, seed: int, **how: Any) -> list[list[int]]:
+    answers = []
+    for prompt, asked in requests(seed):
+        scheduler, one = schedulers(speculate=False, **how), request(prompt, **asked)
+        scheduler.submit(one)
+        finished(scheduler)
+        answers.append(one.tokens)
     return answers
 
 
@@ -60,6 +62,19 @@ def alone(schedulers: Schedulers) -> dict[int, list[list[int]]]:
 def test_company_cuts_preemption_shared_blocks_and_guesses_change_no_token(
     schedulers: Schedulers, alone: dict[int, list[list[int]]], seed: int, how: dict[str, Any]
 ) -> None:
+    assert answered_together(schedulers, seed, **how) == alone[seed]
+
+
+@pytest.mark.parametrize("kind", ["int4", "bf16"])
+def test_nor_do_they_with_another_cache(
+    schedulers: Schedulers, alone: dict[int, list[list[int]]], kind: str
+) -> None:  # fmt: skip
+    want = answered_alone(schedulers, 0, kind=kind)
+    assert want != alone[0], "kinds of caches give the same tokens: nothing is tested"
+    assert answered_together(schedulers, 0, kind=kind, tokens=320, chunk=33) == want
+
+
+def answered_together(schedulers: Schedulers, seed: int, **how: Any) -> list[list[int]]:
     scheduler, random = schedulers(**how), np.random.default_rng(seed + 10)
     waiting = [request(prompt, **asked) for prompt, asked in requests(seed)]
     pending = list(waiting)
@@ -69,8 +84,8 @@ def test_company_cuts_preemption_shared_blocks_and_guesses_change_no_token(
         if scheduler.idle and not pending:
             break
         scheduler.step()
-    assert [one.tokens for one in waiting] == alone[seed]
     assert scheduler.cache.free == scheduler.cache.size, "every block was given back"
+    return [one.tokens for one in waiting]
 
 
 @pytest.mark.parametrize("how", [{"chunk": 7}, {"tokens": 320, "chunk": 33}], ids=str)

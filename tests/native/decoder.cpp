@@ -27,7 +27,7 @@ int attention(Builder& b, int x) {
                   .window = random.one_in(2) ? random.between(1, 200) : 0,
                   .causal = b.model->causal,
                   .sinks = nullptr,
-                  .kind = random.one_in(2) ? CacheKind::kInt8 : CacheKind::kBf16,
+                  .kind = random_cache_kind(random),
                   .layer = b.model->cache_bytes,
                   .q_weight = nullptr,
                   .k_weight = nullptr,

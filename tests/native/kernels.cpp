@@ -237,7 +237,7 @@ void soak_attention(Random& random, AttentionFn* fn, size_t scratch_bytes(size_t
 
 // Tokens come and attend in pieces cut anywhere, over a table of blocks in any order: the same as all of them at once.
 void soak_attention_cached(Random& random, const CachedKernels& kernels) {
-    const CacheKind kind = random.one_in(2) ? CacheKind::kInt8 : CacheKind::kBf16;
+    const CacheKind kind = random_cache_kind(random);
     const size_t past = random.one_in(4) ? random.between(900, 1100) : random.between(0, 130),
                  rows = random.between(1, 40), tokens = past + rows, group = random.between(1, 9),
                  heads = random.between(1, 3), size = 16 * random.between(1, random.one_in(8) ? 16 : 6),

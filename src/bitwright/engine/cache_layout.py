@@ -13,7 +13,7 @@ tokens ago in the block that is being written, for drafts that turn out wrong.
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-CacheKind = Literal["int8", "bf16"]  # the names of the native module's CacheKind
+CacheKind = Literal["int8", "int4", "bf16"]  # the names of the native module's CacheKind
 ROWS = 16  # of a convolution in a block: its state and more drafts than a step ever has
 
 
