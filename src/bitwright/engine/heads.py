@@ -33,7 +33,8 @@ def head_in_int8(linear: FloatLinear) -> QuantizedLinear:
         np.rint(above_MGg, out=above_MGg)
         above_MGg += np.float32(128)
         above_MK = np.clip(above_MGg, 0, 255, out=above_MGg).astype(np.uint8).reshape(-1, k)
-        codes_NK[rows, :k], codes_NK[rows, k:] = above_MK >> 4, above_MK & 15
+        high_MK = above_MK // 16
+        codes_NK[rows, :k], codes_NK[rows, k:] = high_MK, above_MK - 16 * high_MK
         scale_NG[rows] = np.concatenate([16 * scale_MG, scale_MG], axis=1)
     zero_NG = np.zeros(scale_NG.shape, np.int8)
     zero_NG[:, k // group :] = -8
