@@ -40,7 +40,9 @@ def rounded(w_NK: Tensor, bias: Tensor | None, scheme: str | Scheme, *, transfor
     return QuantizedLinear(qtensor, None if bias is None else bias.float(), scheme.input, transform=transform)
 
 
-def write_rounded(source: Path, out: Path, scheme: str, *, transformed: bool = False, half: tuple[str, ...] = ()) -> Any:
+def write_rounded(
+    source: Path, out: Path, scheme: str, *, transformed: bool = False, half: tuple[str, ...] = ()
+) -> Any:
     """Write the checkpoint of a model directory, its linears rounded but for `half`, which stay in 16 bit."""
     from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
     from bitwright.files.directory import ModelDirectory

@@ -75,7 +75,9 @@ def test_the_prompt_need_not_count(quantized: Quantized, texts: list[str]) -> No
     path = quantized("bert", "w8a8", pooling="mean_tokens", settings=settings)
     model, ours = load(path), load_model(path)
     assert np.array_equal(model.encode_query(texts[:4]), ours.encode_query(texts[:4]))
-    assert not np.array_equal(model.encode(texts[:4], prompt=settings["prompts"]["query"] + " "), ours.encode(texts[:4]))
+    assert not np.array_equal(
+        model.encode(texts[:4], prompt=settings["prompts"]["query"] + " "), ours.encode(texts[:4])
+    )
 
 
 def test_texts_are_cut_where_the_user_says(directory: Path, texts: list[str]) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from bitwright.errors import InputError
-from bitwright.models.build import load_tokenizer
 from bitwright.files.directory import ModelDirectory
+from bitwright.models.build import load_tokenizer
 from bitwright.runtime.encoding import check_output, refuse_empty, tokens_of
 from bitwright.runtime.items import Tokens
 
