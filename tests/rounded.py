@@ -41,9 +41,17 @@ def rounded(w_NK: Tensor, bias: Tensor | None, scheme: str | Scheme, *, transfor
 
 
 def write_rounded(
-    source: Path, out: Path, scheme: str, *, transformed: bool = False, half: tuple[str, ...] = ()
+    source: Path,
+    out: Path,
+    scheme: str,
+    *,
+    transformed: bool = False,
+    half: tuple[str, ...] = (),
+    tables: bool = False,
 ) -> Any:
-    """Write the checkpoint of a model directory, its linears rounded but for `half`, which stay in 16 bit."""
+    """Write the checkpoint of a model directory, its linears rounded but for `half`, which stay in 16 bit. tables:
+    whether its word table is int8.
+    """
     from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
     from bitwright.files.directory import ModelDirectory
     from bitwright.models.load import load_model
@@ -52,5 +60,10 @@ def write_rounded(
     loaded = load_model(source)
     names = model_names(loaded.model, loaded.architecture)
     layers = rounded_linears(loaded.model, loaded.config.model_type, scheme, transformed=transformed)
-    parts = QuantizedParts({name: ready(layer) for name, layer in layers.items() if name not in half}, half=half)
+    words = loaded.model.get_input_embeddings().weight.detach()
+    spec = QuantSpec()
+    ends = torch.aminmax(grouped(words, spec), dim=-1)
+    codes = {names.embeddings[0]: quantize(words, *scale_and_zero_point(ends.min, ends.max, spec), spec)}
+    kept = {name: ready(layer) for name, layer in layers.items() if name not in half}
+    parts = QuantizedParts(kept, half=half, tables=codes if tables else {})
     return write_checkpoint(ModelDirectory(source), out, parts, names, model_card="card")

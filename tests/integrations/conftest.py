@@ -15,23 +15,24 @@ _WIDER = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96, "moe_inter
 
 @pytest.fixture(scope="session")
 def quantized(tiny_model: Callable[..., Path], once: Callable[..., Path]) -> Callable[..., Path]:
-    """`quantized(family, scheme, task=None, transformed=False, pooling=None, settings={}, **config)`: the directory of
-    a small model with rounded linears. pooling: of sentence-transformers, whose files are then there, with `settings`
-    in the one for the whole model.
+    """`quantized(family, scheme, task=None, transformed=False, half=(), tables=False, pooling=None, settings={},
+    **config)`: the directory of a small model with rounded linears, as `write_rounded` writes it. pooling: of
+    sentence-transformers, whose files are then there, with `settings` in the one for the whole model.
     """
 
     def make(
         family: str = "bert", scheme: str = "w8a8", task: str | None = None, *, transformed: bool = False,
-        pooling: str | None = None, settings: dict[str, Any] | None = None, **config: Any,
+        half: tuple[str, ...] = (), tables: bool = False, pooling: str | None = None,
+        settings: dict[str, Any] | None = None, **config: Any,
     ) -> Path:  # fmt: skip
         source = tiny_model(family, task, **(_WIDER if family in DECODERS else {"hidden_size": 64}) | config)
 
         def write(out: Path) -> None:
-            write_rounded(source, out, scheme, transformed=transformed)
+            write_rounded(source, out, scheme, transformed=transformed, half=half, tables=tables)
             if pooling is not None:
                 write_sentence_files(out, pooling, settings or {})
 
-        return once(("quantized", str(source), scheme, transformed, pooling, repr(settings)), write)
+        return once(("quantized", str(source), scheme, transformed, half, tables, pooling, repr(settings)), write)
 
     return make
 

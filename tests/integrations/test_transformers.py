@@ -71,11 +71,40 @@ def test_loads_what_the_generic_path_loads(
     torch.testing.assert_close(outputs(model), outputs(ours), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("family", "scheme"), [("llama", "w4a16_g32"), ("mixtral", "w4a16_g32"), ("bert", "w8a8")])
+def test_the_integer_kernels_run(enabled: None, quantized: Quantized) -> None:
+    model = transformers.AutoModel.from_pretrained(quantized("bert", "w8a8"))
+    before = dispatch.kernel_calls()
+    outputs(model)
+    assert dispatch.kernel_calls() - before == len(linears(model)) == 12
+
+
+# What stays in 16 bit beside codes: where transformers merges experts, and where it has a Conv1D; a table of int8.
+MIXED = [
+    ("bert", {"half": ("encoder.layer.1.output.dense",), "tables": True}),
+    ("gpt2", {"half": ("transformer.h.0.mlp.c_proj", "transformer.h.1.attn.c_attn")}),
+    ("llama", {"half": ("model.layers.1.mlp.down_proj",)}),
+    ("mixtral", {"half": ("model.layers.1.mlp.experts.2.down_proj",)}),
+]
+
+
+@pytest.mark.parametrize(("family", "how"), MIXED)
+def test_what_stays_in_16_bit(enabled: None, quantized: Quantized, family: str, how: dict[str, Any]) -> None:
+    path = quantized(family, "w8a8" if family == "bert" else "w4a16_g32", **how)
+    auto_class = transformers.AutoModel if family == "bert" else transformers.AutoModelForCausalLM
+    model, told = auto_class.from_pretrained(path, output_loading_info=True)
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    linear = model.get_submodule(how["half"][0])
+    assert isinstance(linear, nn.Linear)
+    assert torch.equal(linear.weight, linear.weight.bfloat16().float())
+    wanted = outputs(load(path, compute="float32").hf)
+    assert (outputs(model) - wanted).norm() < 0.01 * wanted.norm()
+
+
+@pytest.mark.parametrize(("family", "how"), MIXED)
 def test_saved_again_it_is_the_same_checkpoint(
-    enabled: None, quantized: Quantized, tmp_path: Path, family: str, scheme: str
+    enabled: None, quantized: Quantized, tmp_path: Path, family: str, how: dict[str, Any]
 ) -> None:
-    path = quantized(family, scheme, transformed=family == "bert")
+    path = quantized(family, "w8a8" if family == "bert" else "w4a16_g32", transformed=family == "bert", **how)
     auto_class = transformers.AutoModel if family == "bert" else transformers.AutoModelForCausalLM
     model = auto_class.from_pretrained(path)
     model.save_pretrained(tmp_path)

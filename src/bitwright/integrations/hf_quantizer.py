@@ -135,7 +135,9 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         assert opened is not None
         ours = tuple(f"{name}." for name in opened.aside)
         state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(ours)}
-        state = {name: _as_stored(tensor, opened.source, name) for name, tensor in state.items()}
+        place = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in state.items()}
+        made = {place[name]: _as_stored(tensor, opened.source, name) for name, tensor in state.items()}
+        state = {name: made[place[name]] for name in state}  # what is tied stays one and the same
         tensors = opened.checkpoint.tensors
         return state | {name: as_torch(tensors[name]) for name in opened.stored}, {}
 
