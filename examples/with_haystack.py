@@ -16,7 +16,7 @@ import bitwright
 TEXTS = ["Slicing a list makes a new one.", "The sky is blue today."]
 
 
-@component  # type: ignore[untyped-decorator]
+@component
 class TextEmbedder:
     """Embeds a question."""
 
@@ -29,7 +29,7 @@ class TextEmbedder:
         return {"embedding": self.model.encode_query(text).tolist()}
 
 
-@component  # type: ignore[untyped-decorator]
+@component
 class DocumentEmbedder:
     """Embeds documents."""
 
