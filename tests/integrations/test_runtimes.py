@@ -1,7 +1,6 @@
 """docs/runtimes.md is what benchmarks/runtimes.py makes of its records, and these are true."""
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,13 +10,13 @@ from tests.pages import ROOT
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
+def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("runtimes", ROOT / "benchmarks" / "runtimes.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module
+    return module
 
 
 def test_the_page_says_what_the_records_say(script: ModuleType) -> None:

@@ -284,3 +284,24 @@ def test_nothing_is_unpickled(enabled: None, quantized: Quantized, tmp_path: Pat
     with pytest.raises((BitwrightError, OSError)):
         transformers.AutoModel.from_pretrained(path)
     assert not mark.exists()
+
+
+def test_nothing_outside_the_directory_is_read(enabled: None, quantized: Quantized, tmp_path: Path) -> None:
+    path = tmp_path / "lie"
+    shutil.copytree(quantized("bert", "w8a8", transformed=True), path)
+    (path / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    names = header_of(tmp_path / "outside.safetensors")[0].keys() - {"__metadata__"}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../outside.safetensors")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside the directory"):
+        transformers.AutoModel.from_pretrained(path)
+
+
+def test_code_beside_the_weights_is_not_run(enabled: None, quantized: Quantized, tmp_path: Path) -> None:
+    path, mark = tmp_path / "lie", tmp_path / "mark"
+    shutil.copytree(quantized("bert", "w8a8", transformed=True), path)
+    (path / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass BertModel: pass\n")
+    config = json.loads((path / "config.json").read_text()) | {"auto_map": {"AutoModel": "evil.BertModel"}}
+    (path / "config.json").write_text(json.dumps(config))
+    assert linears(transformers.AutoModel.from_pretrained(path))
+    assert not mark.exists()

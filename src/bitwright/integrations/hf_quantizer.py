@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
                 "from_pretrained got a state_dict: Bitwright's linears are made from files. Give a directory alone"
             )
         with torch.device("cpu"):  # around this everything is made without values
-            self._opened = opened = _open(model, ModelDirectory(Path(checkpoint_files[0]).parent))
+            self._opened = opened = _open(model, ModelDirectory(_folder(model, checkpoint_files)))
         for name in opened.aside:
             swap_one(model, name, _Awaited(model.get_submodule(name)))
         tied = getattr(model, "all_tied_weights_keys", {})
@@ -180,6 +181,19 @@ class _Awaited(nn.Module):
             setattr(self, key, tensor)
 
 
+def _folder(model: Any, files: list[str]) -> Path:
+    """Where the files lie, of which transformers has made sure only that they exist.
+
+    Raises:
+        CheckpointError: one is outside the directory that was named.
+    """
+    named = Path(str(model.config.name_or_path))
+    for file in files:
+        if named.is_dir() and not Path(file).parent.resolve().is_relative_to(named.resolve()):
+            raise CheckpointError(f"{named}: the index of the weights names {file}, which is outside the directory")
+    return Path(files[0]).parent
+
+
 def _open(model: Any, directory: ModelDirectory) -> _Opened:
     """Check a checkpoint against a model without values; its fused experts and transposed linears become plain linears.
 
@@ -244,6 +258,13 @@ def _as_stored(tensor: Tensor, source: SourceTensors, name: str) -> Tensor:
     return stored if torch.equal(stored.to(tensor.dtype), tensor) else tensor
 
 
+# What looks at a `quantization_config` alone, before a model is built. Other formats are looked at with their files.
+_CHECKS: dict[str, Callable[[Any, str], object]] = {
+    "compressed-tensors": partial(parse_quantization_config, portable=True),
+    "bitwright": partial(parse_quantization_config, portable=False),
+}
+
+
 def rows_for(method: str, config: Any, quantizer: Any) -> tuple[Any, Any]:
     """The rows of transformers' two tables for a `quant_method`, in place of `config` and `quantizer`, which may be
     None: classes, or what is called as they are.
@@ -261,10 +282,10 @@ class _ConfigRow(NamedTuple):
         """Raises:
         CheckpointError: a config that nobody here reads.
         """
+        check = _CHECKS.get(self.method)
         try:
-            parse_quantization_config(
-                config_dict, f"{CONFIG_FILE}: quantization_config", portable=self.method != "bitwright"
-            )
+            if check is not None:
+                check(config_dict, f"{CONFIG_FILE}: quantization_config")
         except BitwrightError as error:
             if self.otherwise is None:
                 raise

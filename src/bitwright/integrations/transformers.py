@@ -15,7 +15,7 @@ transformers asks two tables which class loads a `quant_method`; they are what i
 import warnings
 from typing import Any, NamedTuple
 
-_METHODS = ("compressed-tensors", "bitwright")
+from bitwright.checkpoints.formats import FORMATS
 
 # What of transformers this relies on. Another release may lack one of them, or call them otherwise.
 _MAJOR = 5
@@ -56,7 +56,7 @@ def enable() -> bool:
 
     from bitwright.integrations.hf_quantizer import rows_for
 
-    for method in _METHODS:
+    for method in FORMATS:
         before = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method), AUTO_QUANTIZER_MAPPING.get(method)
         tables = AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
         for table, old, new in zip(tables, before, rows_for(method, *before), strict=True):
