@@ -95,6 +95,8 @@ def small_results(folder: Path, small: Iterable[tuple[str, str, str, str]] = SMA
     """A result of each of these models."""
     from bitwright.pipeline import quantize
     from bitwright.recipe import make_recipe
+
+    sys.path.insert(0, str(PAGE.parents[1]))
     from tests.families import DECODERS, write_model
 
     for i, (family, task, scheme, method) in enumerate(small):
@@ -115,12 +117,12 @@ def rows_of(directory: Path) -> Iterator[Row]:
     record, opened = read_record(directory), ModelDirectory(directory)
     said = opened.config["quantization_config"]
     kinds = {group.get("format", said["format"]) for group in said["config_groups"].values()}
-    schemes = Counter(row.scheme for row in record.layers if row.scheme != "16bit")
+    schemes = Counter(str(row.scheme) for row in record.layers if row.scheme != "16bit")
     names = [scheme for scheme, _ in schemes.most_common()]
     task = find_task(opened)
     where = f"{said['quant_method']}, {' and '.join(sorted(kinds))}", " and ".join(names)
     model = f"{opened.config['model_type']}, {task}"
-    found = {row.target: (row.ok, row.detail) for row in record.verify}
+    found = {row.target: (row.ok, row.detail) for row in record.verify or ()}
     for runtime, library in _INSIDE.items():
         if library == "transformers" or task in ("embedding", "sequence-classification"):
             found[runtime] = _in_a_process(runtime, directory)
@@ -189,7 +191,7 @@ def _of_transformers(directory: Path, model: Any, ids: list[list[int]]) -> tuple
     for name, half in [(n, module) for n, module in ours.named_modules() if isinstance(module, HalfLinear)]:
         linear = torch.nn.Linear(half.in_features, half.out_features)  # as transformers computes it: in float32
         linear.weight = torch.nn.Parameter(half.weight.float())
-        linear.bias = None if half.bias is None else torch.nn.Parameter(half.bias.float())
+        linear.register_parameter("bias", None if half.bias is None else torch.nn.Parameter(half.bias.float()))
         swap_one(ours, name, linear)
 
     def outputs(hf: Any) -> list[Any]:

@@ -1,6 +1,8 @@
 """`enable()`: AutoModel loads our checkpoints with our linears; `disable()` leaves transformers as it was."""
 
+import copy
 import json
+import pickle
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -114,6 +116,18 @@ def test_saved_again_it_is_the_same_checkpoint(
     configs = [json.loads((folder / "config.json").read_text()) for folder in (path, tmp_path)]
     assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
     assert torch.equal(outputs(auto_class.from_pretrained(tmp_path)), outputs(model))
+
+
+def test_copied_and_pickled(enabled: None, quantized: Quantized, tmp_path: Path) -> None:
+    path = quantized("bert", "w8a8", transformed=True)
+    model = transformers.AutoModel.from_pretrained(path)
+    copied, unpickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert torch.equal(outputs(copied), outputs(model))
+    assert torch.equal(outputs(unpickled), outputs(model))
+    copied.save_pretrained(tmp_path / "copied")
+    assert torch.equal(outputs(transformers.AutoModel.from_pretrained(tmp_path / "copied")), outputs(model))
+    with pytest.raises(InputError, match="unpickled"):
+        unpickled.save_pretrained(tmp_path / "unpickled")
 
 
 def test_generates(enabled: None, quantized: Quantized) -> None:

@@ -131,9 +131,16 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `save_pretrained` writes: the codes as the files have them, everything else as the model has it, in the
         dtype of the files where that loses nothing.
+
+        Raises:
+            InputError: the model was unpickled.
         """
         opened = self._opened
-        assert opened is not None
+        if opened is None:
+            raise InputError(
+                "this model was unpickled, so the files with its codes are not at hand; save the one that "
+                "from_pretrained gave, or copy its directory"
+            )
         ours = tuple(f"{name}." for name in opened.aside)
         state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(ours)}
         place = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in state.items()}
@@ -141,6 +148,14 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         state = {name: made[place[name]] for name in state}  # what is tied stays one and the same
         tensors = opened.checkpoint.tensors
         return state | {name: as_torch(tensors[name]) for name in opened.stored}, {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BitwrightQuantizer":
+        """Itself, for a copy of the model: nobody changes what it holds of the files."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files."""
+        return self.__dict__ | {"_opened": None}
 
     def is_serializable(self) -> bool:
         """Yes."""

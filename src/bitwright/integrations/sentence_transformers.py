@@ -41,7 +41,9 @@ def load(
     try:
         from bitwright.integrations.engine_module import cross_encoder, sentence_transformer
     except ImportError as error:
-        raise LibraryError(f"sentence-transformers 5.2 or newer is needed ({error}): pip install -U it") from error
+        raise LibraryError(
+            f"sentence-transformers 6 or newer is needed ({error}): pip install -U sentence-transformers"
+        ) from error
     model = load_model(_path(directory), threads=threads, compute=compute, task=task or _task(directory),
                        trust_remote_code=trust_remote_code)  # fmt: skip
     if model.task == "embedding":
