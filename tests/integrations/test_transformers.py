@@ -21,6 +21,7 @@ from bitwright.integrations.transformers import disable, enable
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import QuantLinear
 from bitwright.runtime.load import load
+from tests.families import DECODERS, ENCODERS
 
 pytestmark = pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 Quantized = Callable[..., Path]
@@ -71,6 +72,23 @@ def test_loads_what_the_generic_path_loads(
     assert not model.training
     assert not any(module.training for module in model.modules())
     torch.testing.assert_close(outputs(model), outputs(ours), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", [*ENCODERS, *DECODERS])
+def test_every_family_is_loaded_and_saved(enabled: None, quantized: Quantized, tmp_path: Path, family: str) -> None:
+    own = {"head_dim": 8} if family == "deepseek_v3" else {}
+    path = quantized(family, "w8a8" if family in (*ENCODERS, "deepseek_v3") else "w4a16_g32", **own)
+    auto_class = transformers.AutoModelForCausalLM if family in DECODERS else transformers.AutoModel
+    model, told = auto_class.from_pretrained(path, output_loading_info=True)
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
+    ours = load(path, compute="float32").hf
+    assert linears(model) == linears(ours) != set()
+    torch.testing.assert_close(outputs(model), outputs(ours), rtol=2e-5, atol=2e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(outputs(auto_class.from_pretrained(tmp_path)), outputs(model))
+    before, after = load_file(path / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
 
 
 def test_the_integer_kernels_run(enabled: None, quantized: Quantized) -> None:

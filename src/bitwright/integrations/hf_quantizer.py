@@ -114,6 +114,7 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         for module in model.modules():
             if isinstance(module, QuantEmbedding):
                 module.dtype = model.dtype
+        model._weight_conversions = []  # to undo when it is saved: `get_state_dict_and_metadata` has the files' names
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """Those that still have a target: experts are linears under the names that the files have."""
@@ -141,12 +142,11 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]
                 "this model was unpickled, so the files with its codes are not at hand; save the one that "
                 "from_pretrained gave, or copy its directory"
             )
-        ours = tuple(f"{name}." for name in opened.aside)
-        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(ours)}
-        place = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in state.items()}
-        made = {place[name]: _as_stored(tensor, opened.source, name) for name, tensor in state.items()}
-        state = {name: made[place[name]] for name in state}  # what is tied stays one and the same
-        tensors = opened.checkpoint.tensors
+        ours, source, tensors = tuple(f"{name}." for name in opened.aside), opened.source, opened.checkpoint.tensors
+        state = {}
+        for name, tensor in model.state_dict().items():
+            if not name.startswith(ours):  # what is tied has one name in the files
+                state[source.file_name(name) if name in source else name] = _as_stored(tensor, source, name)
         return state | {name: as_torch(tensors[name]) for name in opened.stored}, {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BitwrightQuantizer":
@@ -256,14 +256,18 @@ def _without_heads(checkpoint: Checkpoint, names: ModelNames) -> Checkpoint:
 
 
 def _patterns(opened: _Opened) -> Iterator[str]:
-    """What matches the names of tensors that transformers meets in the files and has no parameters for."""
-    for name in opened.stored:
-        module, _, suffix = name.rpartition(".")
-        bare = module.removeprefix(f"{opened.names.prefix}.")
-        yield rf"(^|\.){re.escape(bare)}\.{re.escape(suffix)}$"
-    for name in opened.names.fused:  # with old names of experts, which transformers merges
-        stem, experts, _ = name.removeprefix(f"{opened.names.prefix}.").rpartition(".experts.")
-        yield rf"(^|\.){re.escape(stem + experts or name)}"
+    """What matches the names of tensors that transformers meets in the files and has no parameters for: as they stand
+    there, as it renames them, and as it would merge experts.
+    """
+    stored = [name.rpartition(".") for name in opened.stored]
+    suffixes = "|".join(sorted({re.escape(suffix) for _, _, suffix in stored}))
+    inside = f"{opened.names.prefix}."
+    for module in {module.removeprefix(inside) for module in (*(module for module, _, _ in stored), *opened.aside)}:
+        yield rf"(^|\.){re.escape(module)}\.({suffixes})$"
+    for name in opened.names.fused:
+        stem, experts, _ = name.removeprefix(inside).rpartition(".experts.")
+        if experts:
+            yield rf"(^|\.){re.escape(stem + experts)}"
 
 
 def _as_stored(tensor: Tensor, source: SourceTensors, name: str) -> Tensor:
