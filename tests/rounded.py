@@ -48,9 +48,10 @@ def write_rounded(
     transformed: bool = False,
     half: tuple[str, ...] = (),
     tables: bool = False,
+    heads: tuple[str, ...] = (),
 ) -> Any:
-    """Write the checkpoint of a model directory, its linears rounded but for `half`, which stay in 16 bit. tables:
-    whether its word table is int8.
+    """Write the checkpoint of a model directory, its linears rounded but for `half`, which stay in 16 bit, and `heads`
+    rounded too. tables: whether its word table is int8.
     """
     from bitwright.checkpoints.write import QuantizedParts, write_checkpoint
     from bitwright.files.directory import ModelDirectory
@@ -60,6 +61,9 @@ def write_rounded(
     loaded = load_model(source)
     names = model_names(loaded.model, loaded.architecture)
     layers = rounded_linears(loaded.model, loaded.config.model_type, scheme, transformed=transformed)
+    for head in heads:
+        linear = loaded.model.get_submodule(head)
+        layers[head] = rounded(linear.weight.detach(), linear.bias, scheme, transformed=transformed)
     words = loaded.model.get_input_embeddings().weight.detach()
     spec = QuantSpec()
     ends = torch.aminmax(grouped(words, spec), dim=-1)

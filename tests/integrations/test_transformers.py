@@ -177,6 +177,15 @@ def test_a_base_model_of_a_language_model_and_a_new_head(enabled: None, quantize
     assert set(told["missing_keys"]) == {"score.weight"}
 
 
+def test_a_quantized_head(enabled: None, quantized: Quantized) -> None:
+    path = quantized("llama", "w4a16_g32", heads=("lm_head",), tie_word_embeddings=False)
+    whole, ours = transformers.AutoModelForCausalLM.from_pretrained(path), load(path, compute="float32").hf
+    assert "lm_head" in linears(whole)
+    torch.testing.assert_close(outputs(whole), outputs(ours), rtol=2e-5, atol=2e-5)
+    base = transformers.AutoModel.from_pretrained(path)  # which has no head
+    assert torch.equal(outputs(base), whole.model(IDS).last_hidden_state)
+
+
 def test_sentence_transformers_loads_through_it(enabled: None, quantized: Quantized, texts: list[str]) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     path = quantized("bert", "w8a8", transformed=True, pooling="mean_tokens")

@@ -32,6 +32,7 @@ from bitwright.errors import BitwrightError, CheckpointError, InputError
 from bitwright.families import Architecture, architecture_of
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.kernels.linear import QuantEmbedding
+from bitwright.models.build import refuse_foreign_class
 from bitwright.models.experts import linearize
 from bitwright.models.load import fill
 from bitwright.models.names import ModelNames, model_names
@@ -214,9 +215,11 @@ def _open(model: Any, directory: ModelDirectory) -> _Opened:
 
     Raises:
         CheckpointError: its parts contradict one another or the model, or the files lack a tensor of the base model.
-        ModelError: a family without a row; a tensor of another shape than the model's.
+        ModelError: a family without a row, or a class that is not transformers' own; a tensor of another shape than the
+            model's.
     """
     architecture = architecture_of(model.config.model_type)
+    refuse_foreign_class(model, directory.path)
     directory.check_counts()
     checkpoint = read_checkpoint(directory)
     linearize(model, architecture)
