@@ -55,6 +55,8 @@ class EngineModel(OnEngine):
         self.threads = default_threads() if threads is None else at_most_processors(threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
+        self._float_attention, self._inputs = float_attention, inputs
+        self._unpooled: Executor | None = None
         weights = open_weights(directory, float_attention=float_attention)
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.sentences = read_sentences(directory, self.task)
@@ -109,6 +111,28 @@ class EngineModel(OnEngine):
             pooled = [pool_rows(row, self.sentences.pooling, tokens.skip) for row in rows]
             return list(after_pooling(self.sentences, np.stack(pooled)))
         return [row.T for row in rows] if self.task == "question-answering" else rows
+
+    def token_vectors(self, tokens: Tokens) -> list[np.ndarray]:
+        """What the last block of an embedding model gives for each token: float32 (T, H) of each sequence.
+
+        A program that pools has no such rows, so the first call packs the weights a second time.
+
+        Raises:
+            InputError: as `Model.run`.
+        """
+        if self._unpooled is None:
+            pools = self.executor.program.output.per == "sequence"
+            self._unpooled = self._without_pooling() if pools else self.executor
+        if max(map(len, tokens.ids), default=0) > self._unpooled.program.max_tokens:
+            return self.generic.token_vectors(tokens)
+        rows = self._unpooled.run(tokens.ids, self.threads, types=tokens.types)
+        return np.split(rows, np.cumsum([len(ids) for ids in tokens.ids])[:-1])
+
+    def _without_pooling(self) -> Executor:
+        weights = open_weights(self.directory, float_attention=self._float_attention)
+        executor = Executor(lower_encoder(weights, pooling=None, inputs=self._inputs), native_isa())
+        self.directory.forget_tensors()
+        return executor
 
     def logits(self, ids_BT: "Tensor") -> "Tensor":
         """As `Model.logits`, on the generic path."""
