@@ -26,7 +26,7 @@ LAYERS = (
         "calibration",
     ),
     *("methods", "recipe", "targets", "plan", "evaluate", "search", "checkpoints", "quantizing", "training", "engine"),
-    *("generate", "runtime", "pipeline", "report", "serve", "integrations", "cli"),
+    *("generate", "runtime", "onnx", "pipeline", "report", "serve", "integrations", "cli"),
 )
 # `report` turns a Record into pages; the pipeline writes them last.
 EXCEPTIONS = {("pipeline", "report")}
