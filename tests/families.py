@@ -69,7 +69,11 @@ DECODERS: dict[str, dict[str, Any]] = {
     "glm4": {},
     "glm4_moe": _MOE | _FIRST_DENSE,
     "gpt2": {},
+    "granite": {"attention_multiplier": 0.2, "residual_multiplier": 0.4, "embedding_multiplier": 3.0},
+    "lfm2": {"full_attn_idxs": [1, 3], "block_multiple_of": 16},
     "llama": {},
+    "ministral": {},
+    "ministral3": {},
     "mistral": {},
     "mixtral": _MOE,
     "opt": {},
@@ -77,6 +81,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "qwen2": {"head_dim": 8},
     "qwen3": {},
     "qwen3_moe": _MOE | {"mlp_only_layers": [0]},
+    "smollm3": {},
 }
 
 # Sizes that a family spells in its own way, or twice, and transformers does not translate.

@@ -57,8 +57,10 @@ def test_keys_and_defaults_are_those_of_transformers(family: str) -> None:
     config, keys = transformers.AutoConfig.for_model(family).get_text_config(), FAMILIES[family].keys
     settings = (keys.positions, keys.activation, keys.eps, FAMILIES[family].positions.after, *own_settings(family))
     content = config.to_dict()
-    for key in (keys.heads, keys.layers, keys.hidden_size, keys.positions.key, keys.activation.key):
+    named = [of.key for of in (keys.positions, keys.activation) if isinstance(of, Setting)]
+    for key in (keys.heads, keys.layers, keys.hidden_size, *named):
         assert key in content
+    assert isinstance(keys.activation, Setting) or not {"hidden_act", "activation_function"} & content.keys()
     for setting in settings:
         if isinstance(setting, Setting) and setting.default is not None:
             assert content.get(setting.key, setting.default) == setting.default

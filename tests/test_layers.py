@@ -26,7 +26,7 @@ LAYERS = (
         "calibration",
     ),
     *("methods", "recipe", "targets", "plan", "evaluate", "search", "checkpoints", "quantizing", "training", "engine"),
-    *("generate", "runtime", "pipeline", "report", "serve", "integrations", "cli"),
+    *("generate", "runtime", "onnx", "pipeline", "report", "serve", "integrations", "cli"),
 )
 # `report` turns a Record into pages; the pipeline writes them last.
 EXCEPTIONS = {("pipeline", "report")}
@@ -59,14 +59,23 @@ def test_imports_point_left() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_models_build_imports_transformers_when_imported() -> None:
-    importers = {
+def importers(*packages: str) -> set[str]:
+    """The files that import one of these when they are imported."""
+    return {
         str(path.relative_to(ROOT))
         for path in ROOT.rglob("*.py")
         for name, _ in imported_names(path, top_level_only=True)
-        if name.split(".")[0] == "transformers"
+        if name.split(".")[0] in packages
     }
-    assert importers == {"models/build.py"}
+
+
+def test_few_import_transformers_when_imported() -> None:
+    assert importers("transformers") == {"models/build.py", "integrations/hf_quantizer.py"}
+
+
+def test_only_integrations_import_what_need_not_be_installed() -> None:
+    found = importers("sentence_transformers", "langchain_core", "compressed_tensors")
+    assert found == {"integrations/engine_module.py", "integrations/langchain.py"}
 
 
 @pytest.mark.parametrize(

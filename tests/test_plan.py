@@ -92,7 +92,7 @@ def test_a_decoder_has_no_rows(planned: Callable[..., Plan]) -> None:
 @pytest.mark.parametrize(
     ("family", "recipe", "message"),
     [
-        ("llama", {"attention": "int8"}, "does not run llama models; use auto or float"),
+        ("llama", {"attention": "int8"}, "and llama is none of them; use auto or float"),
         ("llama", {"rules": [{"match": "*", "attention": "int8"}]}, "leave `attention` out of the rule"),
         ("bert", {"rules": [{"match": "*.layer.7.*", "attention": "float"}]}, r"none of the 2 blocks.*first is enc"),
         ("bert", {"rules": [{"match": "*.7.*", "scheme": "16bit", "attention": "float"}]}, "none of the 2 blocks"),

@@ -99,15 +99,20 @@ def test_predicted_bytes_are_the_bytes_in_the_file(tmp_path: Path, dtype: torch.
     assert sum(tensor.nbytes for tensor in load_file(tmp_path / "out" / "model.safetensors").values()) == predicted
 
 
-@pytest.mark.parametrize("target", TARGETS)
+# Those that read the files themselves. The others get ONNX graphs, which are made of the codes.
+PLAIN = [name for name, row in TARGETS.items() if row.plain]
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "openvino"])
 def test_every_target_accepts_the_default_scheme(target: str) -> None:
     check_target(target, {"a": "w8a8", "pooler": "16bit"}, int8_embeddings=False)
 
 
-def test_only_our_runtime_reads_int8_tables() -> None:
+def test_plain_readers_read_no_int8_tables() -> None:
     schemes = {"a": "w8a8", "words": "int8"}
-    check_target("bitwright", schemes, int8_embeddings=True)
-    for target in TARGETS.keys() - {"bitwright"}:
+    for target in TARGETS.keys() - {*PLAIN, "openvino"}:
+        check_target(target, schemes, int8_embeddings=True)
+    for target in PLAIN:
         with pytest.raises(TargetError, match=rf"{target} cannot read int8 .*\(words\)"):
             check_target(target, schemes, int8_embeddings=True)
 
@@ -168,7 +173,15 @@ def test_schemes_side_by_side(target: str, first: str, second: str, accepted: bo
             check_target(target, plan, int8_embeddings=False)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+def test_openvino_wants_static_inputs() -> None:
+    check_target("openvino", {"a": "w8a8_static", "b": "16bit"}, int8_embeddings=False, transformed=["a"])
+    with pytest.raises(TargetError, match="openvino does not accept the scheme 'w8a8' of 1 of 1 layers; it accepts 16"):
+        check_target("openvino", {"a": "w8a8"}, int8_embeddings=False)
+    with pytest.raises(TargetError, match="onnx does not accept the scheme 'nf4'"):
+        check_target("onnx", {"a": "nf4"}, int8_embeddings=False)
+
+
+@pytest.mark.parametrize("target", ["bitwright", *PLAIN])
 @pytest.mark.parametrize("what", ["transformed", "transposed"])
 def test_transforms_and_transposed_linears_are_for_our_runtime_alone(target: str, what: str) -> None:
     options: dict[str, tuple[str, ...]] = {what: ("b",)}
@@ -180,7 +193,7 @@ def test_transforms_and_transposed_linears_are_for_our_runtime_alone(target: str
         check_target(target, DENSE, int8_embeddings=False, **options)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["bitwright", *PLAIN])
 def test_packed_codes_have_no_weight_to_set(target: str) -> None:
     """As `modernbert` in transformers; vLLM has models of its own."""
     check_target(target, {"a": "w8a8"}, int8_embeddings=False, needs_weights=True)

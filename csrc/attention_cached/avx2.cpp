@@ -10,11 +10,11 @@ struct Words : Integers {
     };
     static constexpr size_t kLeft = 8;
 
-    static ALWAYS_INLINE Right load_key(const char* at) {
+    static ALWAYS_INLINE Right load_key(const char* at, Index<0>) {
         const __m256i cells = _mm256_load_si256((const __m256i*)at);
         return {_mm256_and_si256(cells, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(cells, 8)};
     }
-    static ALWAYS_INLINE Right load_value(const char* at) {
+    static ALWAYS_INLINE Right load_value(const char* at, Index<0>, const char*) {
         const __m256i cells = _mm256_load_si256((const __m256i*)at);
         return {_mm256_srai_epi16(_mm256_slli_epi16(cells, 8), 8), _mm256_srai_epi16(cells, 8)};
     }
@@ -43,6 +43,12 @@ struct Words : Integers {
     }
 };
 
+// Products of codes of 4 bits fit into words, unlike those of 8: sums of two are at most 2 * 255 * 15.
+ALWAYS_INLINE __m256i multiply(__m256i sum, __m256i without_sign, __m256i with_sign) {
+    const __m256i twos = _mm256_maddubs_epi16(without_sign, with_sign);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)));
+}
+
 }  // namespace
 
-const CachedKernels kCachedAvx2 = {append, attend<Narrow, Words, Halves>, merge};
+const CachedKernels kCachedAvx2 = {append, attend<Narrow, Words, Nibbles<multiply>, Halves>, merge};

@@ -3,7 +3,10 @@
 #include "dispatch.h"
 
 void bind_attention_cached(nb::module_& m) {
-    nb::enum_<CacheKind>(m, "CacheKind").value("int8", CacheKind::kInt8).value("bf16", CacheKind::kBf16);
+    nb::enum_<CacheKind>(m, "CacheKind")
+        .value("int8", CacheKind::kInt8)
+        .value("int4", CacheKind::kInt4)
+        .value("bf16", CacheKind::kBf16);
     bind_struct(m, "CacheLayer", Field{"kind", &CacheLayer::kind}, Field{"blocks", &CacheLayer::blocks},
                 Field{"block_stride", &CacheLayer::block_stride}, Field{"head_stride", &CacheLayer::head_stride},
                 Field{"head_size", &CacheLayer::head_size});

@@ -44,11 +44,14 @@ struct Bytes {
     using Sum = __m512i;
     using Right = __m512i;
     static constexpr bool kBytes = true;
-    static constexpr size_t kPerCell = 4, kLeft = 4;
+    static constexpr bool kGrouped = false;
+    static constexpr size_t kPerCell = 4, kLeft = 4, kHalves = 1, kMostGroups = 1;
 
+    static constexpr size_t key_group(size_t size) { return size; }
+    static constexpr size_t value_group(size_t size) { return size; }
     static ALWAYS_INLINE Sum begin(int32_t start) { return _mm512_set1_epi32(start); }
-    static ALWAYS_INLINE Right load_key(const char* at) { return _mm512_load_si512(at); }
-    static ALWAYS_INLINE Right load_value(const char* at) { return _mm512_load_si512(at); }
+    static ALWAYS_INLINE Right load_key(const char* at, Index<0> = {}) { return _mm512_load_si512(at); }
+    static ALWAYS_INLINE Right load_value(const char* at, Index<0>, const char*) { return _mm512_load_si512(at); }
     static ALWAYS_INLINE __m512i broadcast(const char* at) {
         int32_t cell;
         memcpy(&cell, at, 4);
@@ -62,8 +65,10 @@ struct Bytes {
     static ALWAYS_INLINE Sum add_key(Sum sum, Right key, __m512i query) { return multiply(sum, key, query); }
     static ALWAYS_INLINE Sum add_value(Sum sum, __m512i weights, Right value) { return multiply(sum, weights, value); }
     static ALWAYS_INLINE __m512 to_float(Sum x) { return _mm512_cvtepi32_ps(x); }
-    static ALWAYS_INLINE __m512 scales(const float* of_keys, float scale) {
-        return _mm512_mul_ps(_mm512_load_ps(of_keys), _mm512_set1_ps(scale));
+    // Scales as the cache holds them, from the one of key i on.
+    static ALWAYS_INLINE __m512 held(const char* scales, size_t i) { return _mm512_load_ps((const float*)scales + i); }
+    static ALWAYS_INLINE __m512 scales(const char* of_keys, size_t key, float scale) {
+        return _mm512_mul_ps(held(of_keys, key), _mm512_set1_ps(scale));
     }
     // A NaN converts to INT_MIN, and becomes 0; its line's sum is NaN. The packs work within 128 bits.
     static ALWAYS_INLINE void store_weights(char* out, const __m512 (&x)[4]) {
@@ -82,24 +87,52 @@ struct Bytes {
     }
 };
 
+// Two cells in the halves of bytes.
+struct Nibbles : Bytes {
+    static constexpr bool kGrouped = true;
+    static constexpr size_t kHalves = 2, kMostGroups = ::kMostGroups;
+
+    static size_t key_group(size_t size) { return ::key_group(size); }
+    static size_t value_group(size_t size) { return ::value_group(size); }
+    template <int Half>
+    static ALWAYS_INLINE Right load_key(const char* at, Index<Half>) {
+        const __m512i two = _mm512_load_si512(at);
+        return _mm512_and_si512(Half ? _mm512_srli_epi16(two, 4) : two, _mm512_set1_epi8(15));
+    }
+    template <int Half>
+    static ALWAYS_INLINE Right load_value(const char* at, Index<Half> half, const char* zeros) {
+        return _mm512_sub_epi8(load_key(at, half), broadcast(zeros));
+    }
+    static ALWAYS_INLINE __m512 held(const char* scales, size_t i) {
+        return load16((const uint16_t*)scales + i, (__mmask16)-1);
+    }
+    static ALWAYS_INLINE __m512 scales(const char*, size_t, float scale) { return _mm512_set1_ps(scale); }
+    static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
+        return rotated_codes(q, size, (int8_t*)out, start);
+    }
+};
+
 // Products of bf16 where there is an instruction for them.
 #ifdef __AVX512BF16__
 struct Halves {
     using Sum = __m512;
     using Right = __m512i;
     static constexpr bool kBytes = false;
-    static constexpr size_t kPerCell = 2, kLeft = 4;
+    static constexpr bool kGrouped = false;
+    static constexpr size_t kPerCell = 2, kLeft = 4, kHalves = 1, kMostGroups = 1;
 
+    static constexpr size_t key_group(size_t size) { return size; }
+    static constexpr size_t value_group(size_t size) { return size; }
     static ALWAYS_INLINE Sum begin(int32_t) { return _mm512_setzero_ps(); }
-    static ALWAYS_INLINE Right load_key(const char* at) { return _mm512_load_si512(at); }
-    static ALWAYS_INLINE Right load_value(const char* at) { return _mm512_load_si512(at); }
+    static ALWAYS_INLINE Right load_key(const char* at, Index<0> = {}) { return _mm512_load_si512(at); }
+    static ALWAYS_INLINE Right load_value(const char* at, Index<0>, const char*) { return _mm512_load_si512(at); }
     static ALWAYS_INLINE __m512i broadcast(const char* at) { return Bytes::broadcast(at); }
     static ALWAYS_INLINE Sum add_key(Sum sum, Right key, __m512i query) {
         return _mm512_dpbf16_ps(sum, (__m512bh)key, (__m512bh)query);
     }
     static ALWAYS_INLINE Sum add_value(Sum sum, __m512i weights, Right value) { return add_key(sum, value, weights); }
     static ALWAYS_INLINE __m512 to_float(Sum x) { return x; }
-    static ALWAYS_INLINE __m512 scales(const float*, float scale) { return _mm512_set1_ps(scale); }
+    static ALWAYS_INLINE __m512 scales(const char*, size_t, float scale) { return _mm512_set1_ps(scale); }
     static ALWAYS_INLINE void store_weights(char* out, const __m512 (&x)[4]) {
         _mm512_store_si512(out, to_bf16(x[0], x[1]));
         _mm512_store_si512(out + 64, to_bf16(x[2], x[3]));
@@ -117,14 +150,17 @@ struct Halves {
         __m512 even, odd;
     };
     static constexpr bool kBytes = false;
-    static constexpr size_t kPerCell = 2, kLeft = 8;
+    static constexpr bool kGrouped = false;
+    static constexpr size_t kPerCell = 2, kLeft = 8, kHalves = 1, kMostGroups = 1;
 
+    static constexpr size_t key_group(size_t size) { return size; }
+    static constexpr size_t value_group(size_t size) { return size; }
     static ALWAYS_INLINE Sum begin(int32_t) { return _mm512_setzero_ps(); }
-    static ALWAYS_INLINE Right load_key(const char* at) {
+    static ALWAYS_INLINE Right load_key(const char* at, Index<0> = {}) {
         const __m512i cells = _mm512_load_si512(at), upper = _mm512_set1_epi32((int)0xffff0000);
         return {_mm512_castsi512_ps(_mm512_slli_epi32(cells, 16)), _mm512_castsi512_ps(_mm512_and_si512(cells, upper))};
     }
-    static ALWAYS_INLINE Right load_value(const char* at) { return load_key(at); }
+    static ALWAYS_INLINE Right load_value(const char* at, Index<0>, const char*) { return load_key(at); }
     static ALWAYS_INLINE Right broadcast(const char* at) {
         float cell[2];
         memcpy(cell, at, sizeof cell);
@@ -135,7 +171,7 @@ struct Halves {
     }
     static ALWAYS_INLINE Sum add_value(Sum sum, Right weights, Right value) { return add_key(sum, value, weights); }
     static ALWAYS_INLINE __m512 to_float(Sum x) { return x; }
-    static ALWAYS_INLINE __m512 scales(const float*, float scale) { return _mm512_set1_ps(scale); }
+    static ALWAYS_INLINE __m512 scales(const char*, size_t, float scale) { return _mm512_set1_ps(scale); }
     static ALWAYS_INLINE void store_weights(char* out, const __m512 (&x)[4]) {
         unroll<4>([&](auto n) INLINED { _mm512_store_ps(out + n.value * 64, x[n.value]); });
     }

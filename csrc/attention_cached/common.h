@@ -1,70 +1,16 @@
-// What the variants of attention_cached share: where things lie, how rows become codes, append and merge. Loops over
-// single values, which the compiler vectorizes with each variant's flags. Everything is internal to the file that
-// includes it.
+// What the variants of attention_cached share: append and merge. Loops over single values, which the compiler
+// vectorizes with each variant's flags. Everything is internal to the file that includes it.
 #pragma once
-#include <float.h>
-#include <math.h>
-#include <string.h>
-
-#include "attention/common.h"
-#include "contract.h"
-#include "vectors/bf16.h"
+#include "int4.h"
 
 namespace {
-
-// A head's part of a block.
-struct CachedHead {
-    char *keys, *values;
-    float *key_scales, *value_scales;  // of int8
-};
-
-inline CachedHead cached_head(const CacheLayer& cache, int32_t block, size_t head) {
-    char* at = cache.blocks + (size_t)block * cache.block_stride + head * cache.head_stride;
-    const size_t bytes = kCacheBlock * cache.head_size * (cache.kind == CacheKind::kInt8 ? 1 : 2);
-    float* scales = (float*)(at + 2 * bytes);
-    return {at, at + bytes, scales, scales + kCacheBlock};
-}
-
-// Where value i of token t of a block lies, in values, and where PerCell of them are a cell.
-template <size_t PerCell>
-inline size_t place_of_key(size_t t, size_t i, size_t size) {
-    return (t / 16 * (size / PerCell) + i / PerCell) * 16 * PerCell + t % 16 * PerCell + i % PerCell;
-}
-template <size_t PerCell>
-inline size_t place_of_value(size_t t, size_t i, size_t size) {
-    return (t / PerCell * size + i) * PerCell + t % PerCell;
-}
-
-// Codes of a row, and their scale; NaN and zeros if a value is not finite.
-inline float row_codes(const uint16_t* x, size_t size, int8_t* codes) {
-    uint32_t bits = 0;
-    for (size_t i = 0; i < size; ++i) {
-        const uint32_t magnitude = x[i] & 0x7fffu;
-        bits = magnitude > bits ? magnitude : bits;
-    }
-    const float largest = widen((uint16_t)bits);
-    const bool some = largest >= FLT_MIN && largest <= FLT_MAX;
-    const float inverse = some ? 127.0f / largest : 0.0f;
-    if (!some) {
-        memset(codes, 0, size);
-        return largest <= FLT_MAX ? 0.0f : NAN;
-    }
-    for (size_t i = 0; i < size; ++i) codes[i] = (int8_t)(int32_t)rintf(widen(x[i]) * inverse);
-    return largest * (1.0f / 127.0f);
-}
-
-inline bool row_is_finite(const uint16_t* x, size_t size) {
-    bool finite = true;
-    for (size_t i = 0; i < size; ++i) finite &= is_finite(x[i]);
-    return finite;
-}
 
 inline void append_int8(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
     int8_t keys[kMaxHeadSize], values[kMaxHeadSize];
     const float key_scale = row_codes(k, size, keys), value_scale = row_codes(v, size, values);
     const bool finite = value_scale == value_scale;
-    h.key_scales[t] = finite ? key_scale : NAN;
-    h.value_scales[t] = finite && key_scale == key_scale ? value_scale : 0.0f;
+    ((float*)h.key_scales)[t] = finite ? key_scale : NAN;
+    ((float*)h.value_scales)[t] = finite && key_scale == key_scale ? value_scale : 0.0f;
     for (size_t i = 0; i < size; i += 4) {
         uint32_t cell;
         memcpy(&cell, keys + i, 4);
@@ -85,13 +31,15 @@ inline void append_bf16(const CachedHead& h, size_t t, const uint16_t* k, const 
 
 void append(const AppendCached* p, size_t token_begin, size_t token_end, size_t head_begin, size_t head_end) {
     const size_t size = p->cache.head_size;
+    const CacheKind kind = p->cache.kind;
+    const auto by_kind = kind == CacheKind::kInt8 ? append_int8 : kind == CacheKind::kInt4 ? append_int4 : append_bf16;
     for (size_t token = token_begin; token < token_end; ++token) {
         const size_t position = p->past + token, t = position % kCacheBlock;
         for (size_t head = head_begin; head < head_end; ++head) {
             const CachedHead h = cached_head(p->cache, p->table[position / kCacheBlock], head);
-            if (t == 0) memset(h.keys, 0, cache_head_bytes(p->cache.kind, size));
+            if (t == 0) memset(h.keys, 0, cache_head_bytes(kind, size));
             const uint16_t *k = p->k + token * p->stride + head * size, *v = p->v + token * p->stride + head * size;
-            (p->cache.kind == CacheKind::kInt8 ? append_int8 : append_bf16)(h, t, k, v, size);
+            by_kind(h, t, k, v, size);
         }
     }
 }
@@ -138,6 +86,7 @@ void merge_line(const AttendCached& p, Line line, size_t parts, const float* par
         sum += factor * sum_of_lanes(partials + size);
         for (size_t d = 0; d < size; ++d) mixed[d] += factor * partials[d];
     }
+    if (p.cache.kind == CacheKind::kInt4) rotate_head(mixed, size);
     uint16_t* out = p.out + line.row * p.out_stride + line.head * size;
     const float inverse = 1.0f / sum;
     for (size_t d = 0; d < size; ++d) out[d] = to_bf16(mixed[d] * inverse);

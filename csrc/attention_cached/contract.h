@@ -1,4 +1,5 @@
-// attention_cached: keys and values of a sequence go into a paged cache, in 8 or 16 bits; attention over that cache.
+// attention_cached: keys and values of a sequence go into a paged cache, in 4, 8 or 16 bits; attention over that
+// cache.
 //
 // The cache is a pool of blocks of kCacheBlock tokens. Keys and values of the tokens of a block, of head h of the keys
 // and values, are the cache_head_bytes(kind, D) bytes, D = head_size, at
@@ -12,12 +13,22 @@
 //   int8    keys    [4, D / 4, 16, 4] u8   code + 128: four values of each of 16 keys are a vector of 64 bytes
 //           values  [16, D, 4] s8          code: one value of each of four tokens is a cell of 4 bytes
 //           scales  [64] f32 of keys, [64] f32 of values
+//   int4    keys    [4, D / 8, 16, 4] u8   codes + 8 of values 8 j + i and 8 j + 4 + i, in the lower and the upper half
+//           values  [8, D, 4] u8           codes of tokens 8 j + i and 8 j + 4 + i, likewise
+//           scales  [D / key_group, 64] bf16 of keys, [D / value_group, 64] bf16 of values
+//           zeros   [D / value_group, 64] u8 of values
 //   bf16    keys    [4, D / 2, 16, 2]
 //           values  [32, D, 2]
 //
 // int8: codes -127 to 127, scale = largest magnitude / 127, one for each token and head, 0 where that is below the
-// normal numbers. A token whose key or value is not finite has the key scale NaN (int8) or a key of NaN (bf16), and a
-// value of zeros: every query that sees it becomes NaN, and no other. So values and their scales are always finite.
+// normal numbers.
+// int4: keys and values are first rotated, so that none of their numbers stands out: each stretch, as long as the
+// largest power of two that divides D, is divided by its length and multiplied by a Hadamard matrix of ones and minus
+// ones, in steps of sums and differences (rotate_head). Then each key_group or value_group numbers have a scale,
+// rounded to bf16. Keys: codes -8 to 7; the number of largest magnitude has the code -8, so that scales are negative,
+// too. Values: codes 0 to 15 of the range that they and zero span, and value = (code - zero) * scale. A token whose key
+// or value is not finite has key scales NaN (int8, int4) or a key of NaN (bf16), and a value of zeros: every query that
+// sees it becomes NaN, and no other. So values and their scales are always finite.
 //
 // append: rows `tokens` of k and v are tokens past, past + 1, ... of the sequence. The first token of a block clears
 // that head's part of the block. So tokens of one block are appended in order and by one thread: a cut between two
@@ -41,7 +52,9 @@
 //   part_stride  f32 between the partials of two parts
 //
 // Arithmetic, int8: a row of q becomes codes with a scale, as a key. A score is an int32 sum of products of codes,
-// exact, times both scales and `scale` in f32. Then, for the keys of each block in turn, in f32 but for the sum of
+// exact, times both scales and `scale` in f32. int4: a row of q is rotated as keys are, then becomes codes of int8 with
+// one scale; each group has its sum, exact, times the key's scale in f32; these are added in order. out is rotated back
+// by merge. Then, for the keys of each block in turn, in f32 but for the sum of
 // products:
 //
 //   m     the largest score so far, in this part
@@ -51,10 +64,10 @@
 //   out   out * 2^(m before - m) + step * the sum of byte * code of the value, exact
 //   sum   sum * 2^(m before - m) + the sum of p
 //
-// and out / sum is the result. The sum is not that of the bytes: the first token of most language models has nearly all
-// the weight and a value near zero, so that its byte is small and says little of its weight.
-// bf16: the same without bytes: products in f32, and weights rounded to bf16 or not. A key that is not seen is left out
-// by selection of its score, whatever its scale.
+// and out / sum is the result. int4: each group of values has its own step and bytes. The sum is not that of the bytes:
+// the first token of most language models has nearly all the weight and a value near zero, so that its byte is small
+// and says little of its weight. bf16: the same without bytes: products in f32, and weights rounded to bf16 or not. A
+// key that is not seen is left out by selection of its score, whatever its scale.
 //
 // A line has the same bytes whatever the other lines of the call, and however many tokens were appended at once. No
 // allocation, threads or state. head_size is a multiple of 16 up to kMaxHeadSize; addresses in the cache are multiples
@@ -62,12 +75,28 @@
 #pragma once
 #include "attention/contract.h"
 
-enum class CacheKind { kInt8, kBf16 };
-enum : size_t { kCacheBlock = 64, kPart = 1024 };
+enum class CacheKind { kInt8, kInt4, kBf16 };
+enum : size_t { kCacheBlock = 64, kPart = 1024, kKeyGroup = 32, kValueGroup = 64, kMostGroups = kMaxHeadSize / 16 };
+
+// Numbers of a head that are rotated together: the largest power of two that divides their number.
+static inline size_t rotated_together(size_t head_size) { return head_size & -head_size; }
+
+// Numbers of a head in int4 that share a scale.
+static inline size_t key_group(size_t head_size) {
+    const size_t most = rotated_together(head_size);
+    return most < kKeyGroup ? most : kKeyGroup;
+}
+static inline size_t value_group(size_t head_size) {
+    const size_t most = rotated_together(head_size);
+    return most < kValueGroup ? most : kValueGroup;
+}
 
 static inline size_t cache_head_bytes(CacheKind kind, size_t head_size) {
     if (kind == CacheKind::kBf16) return kCacheBlock * head_size * 2 * sizeof(uint16_t);
-    return kCacheBlock * (head_size * 2 + 2 * sizeof(float));
+    if (kind == CacheKind::kInt8) return kCacheBlock * 2 * (head_size + sizeof(float));
+    const size_t of_keys = head_size / key_group(head_size) * sizeof(uint16_t),
+                 of_values = head_size / value_group(head_size) * (sizeof(uint16_t) + sizeof(uint8_t));
+    return kCacheBlock * (head_size + of_keys + of_values);
 }
 
 static inline size_t partial_floats(size_t head_size) { return head_size + 32; }

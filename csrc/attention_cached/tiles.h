@@ -5,71 +5,92 @@
 // they come from L1. Results on the way lie in the partials.
 //
 // M: V (vectors of f32), kLanes, kRows (lines of a tile), columns(lines) (vectors side by side), and what is called
-// below. C: kPerCell values that one instruction multiplies and adds; kLeft bytes of a cell of queries or weights,
-// which are broadcast; Sum, Right; what packs and multiplies cells.
+// below. C: kPerCell numbers that one instruction multiplies and adds; kHalves cells that lie in the bytes of one;
+// kLeft bytes of a cell of queries or weights, which are broadcast; kGrouped: not the whole head has a scale, but each
+// key_group(size) and value_group(size) numbers have one, at most kMostGroups of them; Sum, Right; what packs and
+// multiplies cells.
 #pragma once
 #include "weigh.h"
 
 namespace {
 
-// Sums of products of R lines and the 64 keys of a block, as f32: [R, 64].
+// Sums of products of R lines and the 64 keys of a block, as f32: [R, 64]; where keys have a scale for each group,
+// times these.
 template <class M, class C, int R, int N>
-ALWAYS_INLINE void score(const char* left, size_t left_bytes, const int32_t* start, const char* keys, size_t cells,
-                         float* scores, Fetch& fetch) {
+ALWAYS_INLINE void score(const Lines& lines, size_t line, const CachedHead& h, float* scores, Fetch& fetch) {
     constexpr size_t kTile = 16 * kCell, kPerTile = 16 / M::kLanes;
     static_assert(N % kPerTile == 0);
-    for (size_t key = 0; key < kCacheBlock; key += N * M::kLanes, keys += N / kPerTile * cells * kTile) {
-        typename C::Sum sum[R][N];
-        unroll<R>([&](auto r) INLINED {
-            unroll<N>([&](auto n) INLINED { sum[r.value][n.value] = C::begin(start[r.value]); });
-        });
-        const char* line = left;
-        for (size_t cell = 0; cell < cells; ++cell, line += C::kLeft) {
-            typename C::Right right[N];
-            unroll<N>([&](auto n) INLINED {
-                constexpr size_t tile = n.value / kPerTile, part = n.value % kPerTile;
-                right[n.value] = C::load_key(keys + (tile * cells + cell) * kTile + part * M::kLanes * kCell);
-            });
-            fetch.beside(N / kPerTile);
+    const size_t size = lines.p.cache.head_size, groups = size / C::key_group(size);
+    const size_t rows = size / C::kPerCell / C::kHalves;  // of a tile
+    for (size_t key = 0; key < kCacheBlock; key += N * M::kLanes) {
+        const char *keys = h.keys + key / 16 * rows * kTile, *left = lines.left + line * lines.left_bytes;
+        for (size_t g = 0; g < groups; ++g) {
+            typename C::Sum sum[R][N];
             unroll<R>([&](auto r) INLINED {
-                const auto cells_of_line = C::broadcast(line + r.value * left_bytes);
-                unroll<N>([&](auto n) INLINED {
-                    sum[r.value][n.value] = C::add_key(sum[r.value][n.value], right[n.value], cells_of_line);
+                const auto start = C::begin(lines.start[(line + r.value) * groups + g]);
+                unroll<N>([&](auto n) INLINED { sum[r.value][n.value] = start; });
+            });
+            for (size_t row = 0; row < rows / groups; ++row, keys += kTile) {
+                fetch.beside(N / kPerTile);
+                unroll<C::kHalves>([&](auto half) INLINED {
+                    typename C::Right right[N];
+                    unroll<N>([&](auto n) INLINED {
+                        constexpr size_t tile = n.value / kPerTile, part = n.value % kPerTile;
+                        right[n.value] = C::load_key(keys + tile * rows * kTile + part * M::kLanes * kCell, half);
+                    });
+                    unroll<R>([&](auto r) INLINED {
+                        const auto cells_of_line = C::broadcast(left + r.value * lines.left_bytes);
+                        unroll<N>([&](auto n) INLINED {
+                            sum[r.value][n.value] = C::add_key(sum[r.value][n.value], right[n.value], cells_of_line);
+                        });
+                    });
+                    left += C::kLeft;
+                });
+            }
+            unroll<N>([&](auto n) INLINED {
+                unroll<R>([&](auto r) INLINED {
+                    float* at = scores + r.value * kCacheBlock + key + n.value * M::kLanes;
+                    auto x = C::to_float(sum[r.value][n.value]);
+                    if constexpr (C::kGrouped) {
+                        x = M::mul(x, C::held(h.key_scales, g * kCacheBlock + key + n.value * M::kLanes));
+                        if (g > 0) x = M::add(M::load(at), x);
+                    }
+                    M::store(at, x);
                 });
             });
         }
-        unroll<R>([&](auto r) INLINED {
-            unroll<N>([&](auto n) INLINED {
-                M::store(scores + r.value * kCacheBlock + key + n.value * M::kLanes,
-                         C::to_float(sum[r.value][n.value]));
-            });
-        });
     }
 }
 
-// N vectors of head dimensions of R lines, times the weights of a block.
+// N vectors of head dimensions of R lines, times the weights of a block. zeros: of values that have some.
 template <class M, class C, int R, int N>
-ALWAYS_INLINE void mix(const char* weights, const Weights& of, const char* values, size_t size, float* out,
-                       size_t out_stride, Fetch& fetch) {
+ALWAYS_INLINE void mix(const char* weights, const float* factor, const float* step, const char* values,
+                       const char* zeros, size_t size, float* out, size_t out_stride, Fetch& fetch) {
     constexpr size_t kCells = kCacheBlock / C::kPerCell;
     typename C::Sum sum[R][N];
     unroll<R>([&](auto r) INLINED { unroll<N>([&](auto n) INLINED { sum[r.value][n.value] = C::begin(0); }); });
-    for (size_t cell = 0; cell < kCells; ++cell, weights += C::kLeft, values += size * kCell) {
-        typename C::Right right[N];
-        unroll<N>([&](auto n) INLINED { right[n.value] = C::load_value(values + n.value * M::kLanes * kCell); });
+    for (size_t cell = 0; cell < kCells; cell += C::kHalves, values += size * kCell) {
         fetch.beside(N * M::kLanes / 16);
-        unroll<R>([&](auto r) INLINED {
-            const auto left = C::broadcast(weights + r.value * kCells * C::kLeft);
+        unroll<C::kHalves>([&](auto half) INLINED {
+            typename C::Right right[N];
             unroll<N>([&](auto n) INLINED {
-                sum[r.value][n.value] = C::add_value(sum[r.value][n.value], left, right[n.value]);
+                right[n.value] = C::load_value(values + n.value * M::kLanes * kCell, half, zeros);
             });
+            unroll<R>([&](auto r) INLINED {
+                const auto left = C::broadcast(weights + r.value * kCells * C::kLeft);
+                unroll<N>([&](auto n) INLINED {
+                    sum[r.value][n.value] = C::add_value(sum[r.value][n.value], left, right[n.value]);
+                });
+            });
+            weights += C::kLeft;
+            zeros += C::kPerCell;
         });
     }
     unroll<R>([&](auto r) INLINED {
         unroll<N>([&](auto n) INLINED {
             float* at = out + r.value * out_stride + n.value * M::kLanes;
-            const auto before = M::mul(M::load(at), M::all(of.factor[r.value]));
-            M::store(at, M::fma(C::to_float(sum[r.value][n.value]), M::all(of.step[r.value]), before));
+            const auto before = M::mul(M::load(at), M::all(factor[r.value]));
+            M::store(at, M::fma(C::to_float(sum[r.value][n.value]), M::all(step[r.value]), before));
         });
     });
 }
@@ -77,22 +98,26 @@ ALWAYS_INLINE void mix(const char* weights, const Weights& of, const char* value
 // Lines [line, line + R) and the block of keys from position `begin` on.
 template <class M, class C, int R>
 void attend_tile(const Lines& lines, size_t line, const CachedHead& h, size_t begin, Fetch fetch) {
-    const size_t size = lines.p.cache.head_size, stride = partial_floats(size);
-    alignas(64) float scores[R * kCacheBlock];
-    alignas(64) char weights[R * kCacheBlock / C::kPerCell * C::kLeft];
-    Weights of;
-    score<M, C, R, M::columns(R)>(lines.left + line * lines.left_bytes, lines.left_bytes, lines.start + line, h.keys,
-                                  size / C::kPerCell, scores, fetch);
+    constexpr size_t N = M::columns(R), kLeast = 16 / M::kLanes;
+    const size_t size = lines.p.cache.head_size, stride = partial_floats(size), group = C::value_group(size);
+    alignas(64) float scores[C::kMostGroups * R * kCacheBlock];
+    alignas(64) char weights[C::kMostGroups * R * kBytesOfWeights<C>];
+    Weights<C::kMostGroups> of;
+    score<M, C, R, N>(lines, line, h, scores, fetch);
     weigh<M, C, R>(lines, line, h, begin, scores, weights, of, fetch);
     float* partial = lines.partial(line);
-    constexpr size_t N = M::columns(R), kLeast = 16 / M::kLanes;
     size_t column = 0;
-    for (; column + N * M::kLanes <= size; column += N * M::kLanes) {
-        mix<M, C, R, N>(weights, of, h.values + column * kCell, size, partial + column, stride, fetch);
-    }
-    if constexpr (N > kLeast) {
-        for (; column < size; column += 16) {
-            mix<M, C, R, kLeast>(weights, of, h.values + column * kCell, size, partial + column, stride, fetch);
+    for (size_t g = 0; g < size / group; ++g) {
+        const auto mixed = [&](auto n) INLINED {
+            mix<M, C, R, n.value>(weights + g * R * kBytesOfWeights<C>, of.factor, of.step + 16 * g,
+                                  h.values + column * kCell, h.zeros + g * kCacheBlock, size, partial + column, stride,
+                                  fetch);
+            column += n.value * M::kLanes;
+        };
+        const size_t end = (g + 1) * group;
+        while (column + N * M::kLanes <= end) mixed(Index<N>{});
+        if constexpr (N > kLeast) {
+            while (column < end) mixed(Index<kLeast>{});
         }
     }
 }
@@ -110,12 +135,13 @@ ALWAYS_INLINE void attend_tile(const Lines& lines, size_t line, size_t count, co
 template <class M, class C>
 void attend_lines(const AttendCached& p, size_t head, size_t line_begin, size_t count, size_t part, float* partials) {
     alignas(64) char left[kLines * kMaxHeadSize * 4];
+    int32_t start[kLines * C::kMostGroups];
     Lines lines{.p = p,
                 .count = count,
                 .left_bytes = p.cache.head_size / C::kPerCell * C::kLeft,
                 .seen = {},
                 .factor = {},
-                .start = {},
+                .start = start,
                 .left = left,
                 .partials = partials};
     // Later lines see later keys: the first and the last line of some see all that one of them sees.
@@ -137,13 +163,15 @@ void attend_lines(const AttendCached& p, size_t head, size_t line_begin, size_t 
     }
 }
 
-template <class M, class Int8, class Bf16>
+template <class M, class Int8, class Int4, class Bf16>
 void attend(const AttendCached* p, size_t head, size_t line_begin, size_t line_end, size_t part, float* partials) {
+    const CacheKind kind = p->cache.kind;
+    const auto some = kind == CacheKind::kInt8   ? attend_lines<M, Int8>
+                      : kind == CacheKind::kInt4 ? attend_lines<M, Int4>
+                                                 : attend_lines<M, Bf16>;
     for (size_t line = line_begin; line < line_end; line += kLines) {
-        (p->cache.kind == CacheKind::kInt8
-             ? attend_lines<M, Int8>
-             : attend_lines<M, Bf16>)(*p, head, line, least(kLines, line_end - line), part,
-                                      partials + (line - line_begin) * partial_floats(p->cache.head_size));
+        some(*p, head, line, least(kLines, line_end - line), part,
+             partials + (line - line_begin) * partial_floats(p->cache.head_size));
     }
 }
 

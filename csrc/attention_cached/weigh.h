@@ -16,7 +16,7 @@ struct Lines {
     size_t count, left_bytes;  // bytes of a line in left
     CachedRange seen[kLines];  // keys
     float factor[kLines];      // of a sum of products, to units of log2
-    int32_t start[kLines];     // where the sum of products begins: what is off by unsigned codes of keys
+    int32_t* start;            // where the sum of products of each group begins: what is off by unsigned codes of keys
     char* left;
     float* partials;
 
@@ -27,11 +27,13 @@ template <class C>
 void pack_lines(Lines& lines, size_t head, size_t line_begin) {
     const AttendCached& p = lines.p;
     const size_t size = p.cache.head_size;
+    const size_t groups = size / C::key_group(size);
     for (size_t i = 0; i < lines.count; ++i) {
         const Line line = line_of(p, head, line_begin + i);
         lines.seen[i] = keys_seen(&p, line.row, line.row + 1);
-        lines.factor[i] = p.scale * kLog2E *
-                          C::pack_query(query_of(p, line), size, lines.left + i * lines.left_bytes, &lines.start[i]);
+        lines.factor[i] =
+            p.scale * kLog2E *
+            C::pack_query(query_of(p, line), size, lines.left + i * lines.left_bytes, lines.start + i * groups);
         float* partial = lines.partial(i);
         memset(partial, 0, (size + kSums) * sizeof(float));
         partial[size + kLargest] = -INFINITY;
@@ -79,21 +81,27 @@ ALWAYS_INLINE typename M::V capped(typename M::V score, float cap) {
     return M::mul(M::sub(M::all(1.0f), below), M::all(cap));
 }
 
-// Of each line of a tile, a lane: its largest score, the factor of what was summed before, and what its bytes count in.
+// Of each line of a tile, a lane: its largest score, the factor of what was summed before, and what its bytes count in,
+// those of each group of values.
+template <size_t Groups>
 struct Weights {
-    alignas(64) float largest[16], factor[16], step[16];
+    alignas(64) float largest[16], factor[16], step[16 * Groups];
 };
+
+// Of one line and a block.
+template <class C>
+constexpr size_t kBytesOfWeights = kCacheBlock / C::kPerCell * C::kLeft;
 
 // Scores of one line, in units of log2 and -inf where it sees no key, in place; and the largest in each lane. first,
 // last: the keys that it sees.
 template <class M, class C>
-ALWAYS_INLINE void adjust(const float* key_scales, float scale, float cap, size_t first, size_t last, float* scores,
+ALWAYS_INLINE void adjust(const char* key_scales, float scale, float cap, size_t first, size_t last, float* scores,
                           float* largest) {
     typename M::V top = M::all(-INFINITY);
     const auto each = [&](auto plain) INLINED {
         unroll<kCacheBlock / M::kLanes>([&](auto n) INLINED {
             constexpr ptrdiff_t key = n.value * M::kLanes;
-            auto x = M::mul(M::load(scores + key), C::scales(key_scales + key, scale));
+            auto x = M::mul(M::load(scores + key), C::scales(key_scales, key, scale));
             if constexpr (!plain.value) {
                 if (cap > 0.0f) x = capped<M>(x, cap);
                 x = M::between(x, (ptrdiff_t)first - key, (ptrdiff_t)last - key, M::all(-INFINITY));
@@ -108,8 +116,8 @@ ALWAYS_INLINE void adjust(const float* key_scales, float scale, float cap, size_
 }
 
 // The largest score of each line so far.
-template <class M, int R>
-ALWAYS_INLINE void update_largest(const float* largest, float* partial, size_t stride, Weights& w) {
+template <class M, int R, class W>
+ALWAYS_INLINE void update_largest(const float* largest, float* partial, size_t stride, W& w) {
     alignas(64) float before[M::kLanes];
     for (int r = 0; r < R; ++r) before[r] = partial[r * stride + kLargest];
     const auto old = M::load(before), now = M::max(M::template largest_of<R>(largest), old);
@@ -118,30 +126,40 @@ ALWAYS_INLINE void update_largest(const float* largest, float* partial, size_t s
     for (int r = 0; r < R; ++r) partial[r * stride + kLargest] = w.largest[r];
 }
 
-// Scores of one line become weights, times the scales of values in place if they will be bytes, with the largest in
-// each lane; they are added to the line's sums.
-template <class M, class C>
-ALWAYS_INLINE void exponentiate(const float* value_scales, float top, float factor, float* scores, float* sums,
-                                char* cells, float* largest) {
+// Scores of one line become weights, and are added to the line's sums. If they will be bytes: times the scales of each
+// group of values, R lines apart from the scores on, with the largest in each lane.
+template <class M, class C, int R>
+ALWAYS_INLINE void exponentiate(const char* value_scales, size_t groups, float top, float factor, float* scores,
+                                float* sums, char* cells, float* largest) {
     using V = typename M::V;
     const V highest = M::all(top), before = M::all(factor);
     V sum[16 / M::kLanes], most = M::zero();
     unroll<16 / M::kLanes>([&](auto i) INLINED { sum[i.value] = M::mul(M::load(sums + i.value * M::kLanes), before); });
     V x[kCacheBlock / M::kLanes];
-    unroll<kCacheBlock / M::kLanes>([&](auto n) INLINED {
-        constexpr ptrdiff_t key = n.value * M::kLanes;
-        x[n.value] = M::power(M::sub(M::load(scores + key), highest));
-        V& into = sum[n.value % (16 / M::kLanes)];
-        into = M::add(into, x[n.value]);
+    const auto scale = [&](size_t g, auto n) INLINED {
         if constexpr (C::kBytes) {
-            const V scaled = M::mul(x[n.value], M::load(value_scales + key));  // which are finite, seen or not
-            M::store(scores + key, scaled);
+            constexpr ptrdiff_t key = n.value * M::kLanes;
+            const V scaled = M::mul(x[n.value], C::held(value_scales, g * kCacheBlock + key));  // finite, seen or not
+            M::store(scores + g * R * kCacheBlock + key, scaled);
             most = M::max(scaled, most);
         }
+    };
+    unroll<kCacheBlock / M::kLanes>([&](auto n) INLINED {
+        x[n.value] = M::power(M::sub(M::load(scores + n.value * M::kLanes), highest));
+        V& into = sum[n.value % (16 / M::kLanes)];
+        into = M::add(into, x[n.value]);
+        scale(0, n);
     });
     if constexpr (!C::kBytes) C::store_weights(cells, x);
     unroll<16 / M::kLanes>([&](auto i) INLINED { M::store(sums + i.value * M::kLanes, sum[i.value]); });
     M::store(largest, most);
+    if constexpr (C::kGrouped) {
+        for (size_t g = 1; g < groups; ++g) {
+            most = M::zero();
+            unroll<kCacheBlock / M::kLanes>([&](auto n) INLINED { scale(g, n); });
+            M::store(largest + g * R * M::kLanes, most);
+        }
+    }
 }
 
 // Weights times scales become bytes, in steps that make the largest of a line 255.
@@ -153,7 +171,7 @@ ALWAYS_INLINE void round_weights(const float* scaled, const float* largest, char
     alignas(64) float inverse[M::kLanes];
     M::store(inverse, M::if_greater(most, least, M::div(M::all(255.0f), most), none));
     M::store(step, M::if_greater(most, least, M::mul(most, M::all(1.0f / 255.0f)), none));
-    for (int r = 0; r < R; ++r, scaled += kCacheBlock, cells += kCacheBlock / C::kPerCell * C::kLeft) {
+    for (int r = 0; r < R; ++r, scaled += kCacheBlock, cells += kBytesOfWeights<C>) {
         const V times = M::all(inverse[r]);
         V x[kCacheBlock / M::kLanes];
         unroll<kCacheBlock / M::kLanes>(
@@ -165,12 +183,12 @@ ALWAYS_INLINE void round_weights(const float* scaled, const float* largest, char
 // Scores of the lines [line, line + R), as sums of products, become weights.
 template <class M, class C, int R>
 ALWAYS_INLINE void weigh(const Lines& lines, size_t line, const CachedHead& h, size_t begin, float* scores, char* cells,
-                         Weights& w, Fetch& fetch) {
-    const size_t size = lines.p.cache.head_size, stride = partial_floats(size),
+                         Weights<C::kMostGroups>& w, Fetch& fetch) {
+    const size_t size = lines.p.cache.head_size, stride = partial_floats(size), groups = size / C::value_group(size),
                  share = (fetch.end - fetch.at) / Fetch::kPiece / (2 * R) + 1;
     const float cap = lines.p.softcap * kLog2E;
     float* behind = lines.partial(line) + size;
-    alignas(64) float largest[R * M::kLanes];
+    alignas(64) float largest[C::kMostGroups * R * M::kLanes];
     size_t first[R], last[R];
     for (int r = 0; r < R; ++r) {
         const CachedRange seen = lines.seen[line + r];
@@ -182,18 +200,23 @@ ALWAYS_INLINE void weigh(const Lines& lines, size_t line, const CachedHead& h, s
     update_largest<M, R>(largest, behind, stride, w);
     for (int r = 0; r < R; ++r) {
         fetch.some(share);
-        char* of_line = cells + r * (kCacheBlock / C::kPerCell * C::kLeft);
+        char* of_line = cells + r * kBytesOfWeights<C>;
         if (first[r] < last[r]) {
-            exponentiate<M, C>(h.value_scales, w.largest[r], w.factor[r], scores + r * kCacheBlock, behind + r * stride,
-                               of_line, largest + r * M::kLanes);
-        } else {
-            memset(scores + r * kCacheBlock, 0, kCacheBlock * sizeof *scores);
-            memset(of_line, 0, kCacheBlock / C::kPerCell * C::kLeft);
-            M::store(largest + r * M::kLanes, M::zero());
+            exponentiate<M, C, R>(h.value_scales, groups, w.largest[r], w.factor[r], scores + r * kCacheBlock,
+                                  behind + r * stride, of_line, largest + r * M::kLanes);
+            continue;
+        }
+        memset(of_line, 0, kBytesOfWeights<C>);
+        for (size_t g = 0; g < groups; ++g) {
+            memset(scores + (g * R + r) * kCacheBlock, 0, kCacheBlock * sizeof *scores);
+            M::store(largest + (g * R + r) * M::kLanes, M::zero());
         }
     }
     if constexpr (C::kBytes) {
-        round_weights<M, C, R>(scores, largest, cells, w.step);
+        for (size_t g = 0; g < groups; ++g) {
+            round_weights<M, C, R>(scores + g * R * kCacheBlock, largest + g * R * M::kLanes,
+                                   cells + g * R * kBytesOfWeights<C>, w.step + 16 * g);
+        }
     } else {
         for (float& step : w.step) step = 1.0f;
     }

@@ -83,6 +83,10 @@ void define_operators(nb::module_& m) {
                 Field{"sinks", &Past::sinks}, Field{"kind", &Past::kind}, Field{"layer", &Past::layer},
                 Field{"q_weight", &Past::q_weight}, Field{"k_weight", &Past::k_weight}, Field{"eps", &Past::eps},
                 Field{"rotary", &Past::rotary}, Field{"cos", &Past::cos}, Field{"sin", &Past::sin});
+    using Convolve = ConvolvePast;
+    bind_struct(m, "ConvolvePast", Field{"source", &Convolve::in}, Field{"out", &Convolve::out},
+                Field{"taps", &Convolve::taps}, Field{"rows", &Convolve::rows}, Field{"layer", &Convolve::layer},
+                Field{"weight", &Convolve::weight}, Field{"bias", &Convolve::bias});
     bind_struct(m, "Repeat", Field{"source", &Repeat::in}, Field{"out", &Repeat::out});
     bind_struct(m, "Select", Field{"source", &Select::in}, Field{"out", &Select::out});
     bind_struct(m, "Pool", Field{"source", &Pool::in}, Field{"out", &Pool::out}, Field{"mode", &Pool::mode},
@@ -112,6 +116,8 @@ void bind_engine(nb::module_& m) {
                 Field{"output_count", &Batch::output_count}, Field{"cache", &Batch::cache},
                 Field{"block_count", &Batch::block_count}, Field{"tables", &Batch::tables},
                 Field{"table_stride", &Batch::table_stride});
+    m.attr("MOST_TAPS") = size_t(kMostTaps);
+    bind_function(m, "cache_rows_bytes", &cache_rows_bytes);
     m.def("set_processors", &set_processors);
     m.def("row_bytes",
           [](BufferKind kind, size_t width, size_t group) { return row_bytes({kind, width, 0, Per::kToken, group}); });

@@ -185,6 +185,8 @@ size_t row_bytes(const Buffer& buffer) {
     }
 }
 
+size_t cache_rows_bytes(size_t rows, size_t width) { return round_up(rows * width * sizeof(uint16_t), 64); }
+
 Program::Program(Isa isa, std::vector<Buffer> buffers, size_t arena_row, int out, size_t group_tokens)
     : isa_(isa), buffers_(std::move(buffers)), arena_row_(arena_row), group_tokens_(group_tokens), out_(out) {}
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "convolution.h"
 #include "dispatch.h"
 #include "linears.h"
 #include "past.h"

@@ -182,6 +182,27 @@ struct AttendPast {
     const float* sin;
 };
 
+// A gated short convolution over time: rows of in are b, c, x [width of out] each; see `convolve` in rows/contract.h.
+// The products b * x of a sequence, bf16, are its state: they are written to the cache, and those of the taps - 1
+// tokens before a token are read from there. weight [taps, width], bias [width] or null. taps: at most kMostTaps.
+//
+// layer: where the layer begins in a cache of one block, in bytes. A block has `rows` rows of a layer: the token at
+// position p has row p % kCacheBlock % rows, where it takes the place of an older one. So a block holds the products of
+// the last `rows` tokens that were written to it, and a text goes on from wherever taps - 1 of them are left: from the
+// end of the block, which is a checkpoint, and from a few tokens before the last. rows divides kCacheBlock and is at
+// least taps.
+struct ConvolvePast {
+    int in, out;
+    size_t taps, rows, layer;
+    const float* weight;
+    const float* bias;
+};
+
+enum : size_t { kMostTaps = 8 };
+
+// Bytes of these rows of a block.
+size_t cache_rows_bytes(size_t rows, size_t width);
+
 // The rows of in, of tokens, whose output is wanted.
 struct Select {
     int in, out;
@@ -234,15 +255,16 @@ struct Softcap {
     float cap;
 };
 
-using Op =
-    std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8, MultiplyWna16, Attend,
-                 AttendDisentangled, AttendPast, Select, Repeat, Pool, Normalize, Activate, Gate, Rotate, Softcap>;
+using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8, MultiplyWna16,
+                        Attend, AttendDisentangled, AttendPast, ConvolvePast, Select, Repeat, Pool, Normalize, Activate,
+                        Gate, Rotate, Softcap>;
 
 // starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null;
 // each has at least one token.
 // Of a step, else null or 0: past [sequences], tokens of each sequence that the cache holds; outputs [output_count],
 // ascending, the tokens whose output is wanted; cache, block_count blocks of each head of each layer, one head's after
-// another's; tables [sequences, table_stride], the blocks of each sequence, enough for its tokens.
+// another's (a convolution has one head); tables [sequences, table_stride], the blocks of each sequence, enough for its
+// tokens.
 struct Batch {
     const int32_t* ids;
     const int32_t* types;

@@ -1,8 +1,8 @@
 // linear_w4a8, AVX2: vpmaddubsw of four bits and codes, whose pair sums are exact: 2 * 15 * 127 = 3810. Eight of them,
-// 32 values of K, still fit into 16 bits, so that only then a vpmaddwd widens their sum. Tiles of 4 rows x 16 columns.
-// Layout: contract.h. A step of eight K values of 4 bits is 2 loads, 4 ANDs and 2 shifts, 8 broadcasts of codes, 16
-// vpmaddubsw and as many vpaddw. Bound: memory up to 2 rows, then compute. vpmaddubsw + vpaddw are 64 operations in two
-// instructions.
+// 32 values of K, still fit into 16 bits (of 3 and 2 bits more), so that only then a vpmaddwd widens their sum. Tiles
+// of 4 rows x 16 columns. Layout: contract.h. A step of eight K values of 4 bits is 2 loads, 4 ANDs and 2 shifts, 8
+// broadcasts of codes, 16 vpmaddubsw and as many vpaddw. Bound: memory up to 2 rows, then compute. vpmaddubsw + vpaddw
+// are 64 operations in two instructions.
 #include <immintrin.h>
 
 #include "contract.h"
@@ -11,7 +11,7 @@
 namespace {
 
 template <int bits>
-constexpr size_t kStretch = 8 / Word<bits>::runs;  // words whose pair sums fit
+constexpr size_t kStretch = INT16_MAX / (2 * 127 * ((1 << bits) - 1)) / Word<bits>::runs;  // words whose pair sums fit
 
 // sums + codes * a of up to kStretch words, for half a block.
 template <int bits, int R>
@@ -26,6 +26,7 @@ ALWAYS_INLINE void add_stretch(const uint8_t* codes, size_t words, const int8_t*
                 int32_t x;
                 __builtin_memcpy(&x, a + r.value * stride + run.value * 4, 4);
                 pairs[r.value] = _mm256_add_epi16(pairs[r.value], _mm256_maddubs_epi16(w, _mm256_set1_epi32(x)));
+                __asm__("" : "+x"(pairs[r.value]));  // else GCC 12 adds in a tree, and keeps all products on the stack
             });
         });
     }

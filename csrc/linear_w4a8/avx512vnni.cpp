@@ -71,14 +71,13 @@ struct Block {
     }
 };
 
-// The weight of C blocks, word by word.
-template <int bits, int C>
+// The weight of C blocks, word by word. plain: it has neither zero points of its own nor minima.
+template <int bits, bool plain, int C>
 struct Words {
     using W = Word<bits>;
 
     const Wna8& w;
     size_t block_bytes, block_groups;
-    int minus_zero;  // where it has no zero points of its own: 16 bits
     const uint8_t *codes, *ahead;
     size_t at;  // of the group's scales
 
@@ -88,7 +87,6 @@ struct Words {
         : w(weight),
           block_bytes(w.k / W::values * W::bytes),
           block_groups(w.k / w.group / w.per * kLanes),
-          minus_zero(w.minimum ? 0 : 0xffff & -(1 << (bits - 1))),
           codes(w.codes + block * block_bytes),
           ahead(codes + (C == 1 ? kAhead : C * block_bytes)),
           at(block * block_groups) {}
@@ -108,15 +106,13 @@ struct Words {
         const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)values + from));
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
     }
-    // -zero * sum, of a group's sum, which fits into 16 bits: the product of the lower halves of lanes.
-    ALWAYS_INLINE __m512i start(int c, __m512i sum) const {
-        __m512i factor = _mm512_set1_epi32(minus_zero);
-        if (w.zero) {
-            const auto* from = (const __m128i*)(w.zero + at + c * block_groups);
-            const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(from));
-            factor = _mm512_maskz_sub_epi16(0x55555555, _mm512_setzero_si512(), zero);
-        }
-        return _mm512_dpwssd_epi32(_mm512_setzero_si512(), factor, sum);
+    // -zero in the lower half of each lane; a group's sum, which it is multiplied by, fits into 16 bits.
+    ALWAYS_INLINE __m512i minus_zero(int c) const {
+        if (plain) return _mm512_set1_epi32(0xffff & -(1 << (bits - 1)));
+        if (!w.zero) return _mm512_setzero_si512();
+        const auto* from = (const __m128i*)(w.zero + at + c * block_groups);
+        const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(from));
+        return _mm512_maskz_sub_epi16(0x55555555, _mm512_setzero_si512(), zero);
     }
     ALWAYS_INLINE void next_group() { at += kLanes; }
 };
@@ -154,7 +150,7 @@ ALWAYS_INLINE void add_minima(const Weight& weight, const float* scale_m, const 
     });
 }
 
-template <int bits, int R, int C>
+template <int bits, bool plain, int R, int C>
 void tile(const LinearW4A8& p, size_t m, size_t block) {
     using W = Word<bits>;
     // Sums of a row and block that do not wait for one another: few would.
@@ -164,16 +160,18 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
     const int8_t* a = p.codes + m * stride;
     const float* scale_m = p.scale_m + m * group_stride;
     const int32_t* sum_m = p.sum_m + m * group_stride;
-    Words<bits, C> weight(p.weight, block);
+    Words<bits, plain, C> weight(p.weight, block);
     alignas(64) float y[R * C * kLanes];
     unroll<R * C>([&](auto i) INLINED { _mm512_store_ps(y + i.value * kLanes, _mm512_setzero_ps()); });
     for (size_t g = 0, left = p.weight.per; g < groups; ++g, ++scale_m, ++sum_m) {
-        __m512i sums[chains][R][C];
+        __m512i sums[chains][R][C], minus_zero[C];
+        unroll<C>([&](auto c) INLINED { minus_zero[c.value] = weight.minus_zero(c.value); });
         unroll<R>([&](auto r) INLINED {
-            const __m512i sum = _mm512_set1_epi32(sum_m[r.value * group_stride]);
+            const __m512i zeros = _mm512_setzero_si512(), sum = _mm512_set1_epi32(sum_m[r.value * group_stride]);
             unroll<C>([&](auto c) INLINED {
+                sums[0][r.value][c.value] = _mm512_dpwssd_epi32(zeros, minus_zero[c.value], sum);
                 unroll<chains>([&](auto i) INLINED {
-                    sums[i.value][r.value][c.value] = i.value ? _mm512_setzero_si512() : weight.start(c.value, sum);
+                    if (i.value) sums[i.value][r.value][c.value] = zeros;
                 });
             });
         });
@@ -202,7 +200,7 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
                 _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps(at)));
             });
         });
-        if (p.weight.minimum) add_minima<R, C>(weight, scale_m, sum_m, group_stride, y);
+        if (!plain && p.weight.minimum) add_minima<R, C>(weight, scale_m, sum_m, group_stride, y);
         if (--left == 0) {
             weight.next_group();
             left = p.weight.per;
@@ -214,19 +212,21 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
 
 using TileFn = void (*)(const LinearW4A8&, size_t m, size_t block);
 
-template <int bits>
+template <int bits, bool plain>
 constexpr TileFn kTiles[kFewRows][2] = {
-    {tile<bits, 1, 1>, tile<bits, 1, 2>}, {tile<bits, 2, 1>, tile<bits, 2, 2>}, {tile<bits, 3, 1>, tile<bits, 3, 2>},
-    {tile<bits, 4, 1>, tile<bits, 4, 2>}, {tile<bits, 5, 1>, tile<bits, 5, 2>}, {tile<bits, 6, 1>, tile<bits, 6, 2>},
-    {tile<bits, 7, 1>, tile<bits, 7, 2>}, {tile<bits, 8, 1>, tile<bits, 8, 2>},
+    {tile<bits, plain, 1, 1>, tile<bits, plain, 1, 2>}, {tile<bits, plain, 2, 1>, tile<bits, plain, 2, 2>},
+    {tile<bits, plain, 3, 1>, tile<bits, plain, 3, 2>}, {tile<bits, plain, 4, 1>, tile<bits, plain, 4, 2>},
+    {tile<bits, plain, 5, 1>, tile<bits, plain, 5, 2>}, {tile<bits, plain, 6, 1>, tile<bits, plain, 6, 2>},
+    {tile<bits, plain, 7, 1>, tile<bits, plain, 7, 2>}, {tile<bits, plain, 8, 1>, tile<bits, plain, 8, 2>},
 };
 
 }  // namespace
 
 void linear_w4a8_avx512vnni(const LinearW4A8* p, size_t row_begin, size_t row_end, size_t block_begin,
                             size_t block_end) {
+    const bool plain = !p->weight.zero && !p->weight.minimum;
     const TileFn(*tiles)[2];
-    for_bits(p->weight.bits, [&](auto bits) { tiles = kTiles<bits.value>; });
+    for_bits(p->weight.bits, [&](auto bits) { tiles = plain ? kTiles<bits.value, true> : kTiles<bits.value, false>; });
     const size_t rows = row_end - row_begin, most = rows <= kFewRows ? kFewRows : kTileRows;
     const size_t width = rows <= kMemoryRows ? 1 : 2, chunk = (kChunkBytes / p->weight.k / most + 1) * most;
     for (size_t first = row_begin; first < row_end; first += chunk) {

@@ -11,27 +11,31 @@ namespace {
 template <int bits, int R>
 ALWAYS_INLINE void add_words(const uint8_t* codes, size_t words, const int8_t* a, size_t stride,
                              __m256i (&sums)[R][2]) {
-    __m256i even[R][2], odd[R][2];  // of runs, a chain each: few of them would wait for one another
+    // Of a sum, that do not wait for one another: few would. More than 8 of all sums would leave no registers.
+    constexpr int chains = R <= 2 ? 2 : 1;
+    __m256i parts[chains][R][2];
     unroll<R * 2>([&](auto i) INLINED {
-        even[i.value / 2][i.value % 2] = sums[i.value / 2][i.value % 2];
-        odd[i.value / 2][i.value % 2] = _mm256_setzero_si256();
+        constexpr int r = i.value / 2, c = i.value % 2;
+        parts[chains - 1][r][c] = _mm256_setzero_si256();
+        parts[0][r][c] = sums[r][c];
     });
     for (size_t i = 0; i < words; ++i, codes += Word<bits>::bytes, a += Word<bits>::values) {
-        unroll<2>([&](auto c) INLINED {
-            unroll<Word<bits>::runs>([&](auto run) INLINED {
+        unroll<Word<bits>::runs>([&](auto run) INLINED {
+            unroll<2>([&](auto c) INLINED {
                 const __m256i w = Word<bits>::template run_of<HalfBlock>(codes + c.value * 32, run);
                 unroll<R>([&](auto r) INLINED {
                     int32_t x;
                     __builtin_memcpy(&x, a + r.value * stride + run.value * 4, 4);
-                    __m256i& sum = (run.value % 2 ? odd : even)[r.value][c.value];
+                    __m256i& sum = parts[run.value % chains][r.value][c.value];
                     sum = _mm256_dpbusd_avx_epi32(sum, w, _mm256_set1_epi32(x));
                 });
             });
         });
     }
     unroll<R * 2>([&](auto i) INLINED {
-        sums[i.value / 2][i.value % 2] =
-            _mm256_add_epi32(even[i.value / 2][i.value % 2], odd[i.value / 2][i.value % 2]);
+        constexpr int r = i.value / 2, c = i.value % 2;
+        sums[r][c] = parts[0][r][c];
+        if (chains == 2) sums[r][c] = _mm256_add_epi32(sums[r][c], parts[chains - 1][r][c]);
     });
 }
 

@@ -2,9 +2,9 @@
 // group of K:
 //
 //   t[m, n, g] = f32(sum_k a[m, k] * (code[n, k] - zero[n, g / per])), k in group g: exact in int32, and in f32
-//   y[m, n]    = fma(t, scale_m[m, g] * scale_n[n, g / per], y[m, n]), from 0 on, g in order; and before the next g,
-//                if the weight has minima:
-//   y[m, n]    = fma(f32(sum_m[m, g]), scale_m[m, g] * minimum_n[n, g / per], y[m, n])
+//   y[m, n]    = fma(t, scale_m[m, g] * scale_n[n, g / per], y[m, n]), from 0 on, g in order;
+//                then, if the weight has minima, before the next g,
+//   y[m, n]    = fma(f32(sum_m[m, g]), scale_m[m, g] * minimum_n[n, g / per], y[m, n]);
 //                + bias[n], then the activation
 //
 // Every step is one f32 operation. So y has the same bits (before a GELU, which is as exact as the output needs) for
@@ -13,26 +13,24 @@
 //   a        [M, K] s8 in [-127, 127], row m at codes + m * code_stride, any alignment
 //   scale_m  [M, G] f32, NaN for a group that was not finite; sum_m [M, G] i32 = sum of the group's codes; row m of
 //            both at m * group_stride (elements). G = K / group
-//   codes    [N16 / 16, K / V, L, 16, 4] u8, 64-byte aligned: words of V values of K, which are L vectors of 64 bytes,
-//   of
-//            four bytes for each of 16 columns. Byte j of a vector holds value j of several runs of four values of K,
-//            so that a shift and an AND make the u8 operand of a vpdpbusd, whose s8 operand is four codes of a row:
+//   codes    [N16 / 16, K / V, L, 16, 4] u8, 64-byte aligned: words of V values of K. A word is L vectors of 64 bytes,
+//            four for each of 16 columns. Byte j of a vector holds value j of several runs of four values of K, so
+//            that a shift and an AND make the u8 operand of a vpdpbusd, whose s8 operand is four codes of a row:
 //
 //              bits  V  L  runs in vector l, from bit 0 on
 //              4     8  1  0 and 1
 //              2    16  1  0 to 3
-//              3    32  3  2 l and 2 l + 1; then, in the two bits that are left, the lower bits of run 6 if l = 0,
-//              those of
-//                          run 7 if l = 1, and if l = 2 the third bit of either
+//              3    32  3  2 l and 2 l + 1; in the two bits left, if l = 0 the lower bits of run 6, if l = 1 those of
+//                          run 7, if l = 2 the third bit of run 6, then that of run 7
 //
 //            Any code where padded
-//   scale_n  [N16 / 16, G / per, 16] f32, or bf16 if that is set; finite, 64-byte aligned. zero_n likewise, u8 in
-//            [0, 15], 16-byte aligned, or null: every zero point is 2^(bits - 1), that of symmetric codes, or 0 if
-//            there are minima. minimum_n likewise, of the type of scale_n, finite, 64-byte aligned, or null; null if
-//            there are zero points. Any value where padded
-//   group    K values with one scale_m: a multiple of V that divides K, 128 at most. per: such groups that share a
-//   scale
-//            of the weight; it divides G
+//   scale_n  [N16 / 16, G / per, 16] f32, or bf16 if that is set; finite, 64-byte aligned
+//   zero_n   likewise, u8, 16-byte aligned, or null: every zero point is 2^(bits - 1), that of symmetric codes, or 0
+//            if there are minima
+//   minimum_n
+//            like scale_n, and of its type, or null; null if there are zero points. Any value where these are padded
+//   group    K values with one scale_m: a multiple of V that divides K, 128 at most
+//   per      such groups that share a scale of the weight; it divides G
 //   bias     [N16] f32, 64-byte aligned
 //   y        [M, N] f32 or bf16 (nearest, half to even), as `output` says, row m at y + m * out_stride (elements)
 //

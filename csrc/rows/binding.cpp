@@ -1,5 +1,7 @@
 #include "binding.h"
 
+#include <nanobind/stl/vector.h>
+
 #include "dispatch.h"
 
 namespace {
@@ -34,6 +36,15 @@ void rotate_row(const char* variant, uintptr_t x, size_t heads, size_t head_size
     rows_of(variant).rotate(at<uint16_t>(x), heads, head_size, size, at<float>(cos), at<float>(sin));
 }
 
+// before: addresses of the rows before, the oldest first; 0 for none.
+void convolve_row(const char* variant, ConvolveRow row, const std::vector<uintptr_t>& before, size_t n) {
+    std::vector<const uint16_t*> rows;
+    for (const uintptr_t each : before) rows.push_back(at<const uint16_t>(each));
+    row.taps = rows.size() + 1;
+    row.before = rows.data();
+    rows_of(variant).convolve(row, n);
+}
+
 }  // namespace
 
 void bind_rows(nb::module_& m) {
@@ -50,9 +61,14 @@ void bind_rows(nb::module_& m) {
     bind_struct(m, "EmbedRow", Field{"word", &EmbedRow::word}, Field{"kind", &EmbedRow::kind},
                 Field{"scale", &EmbedRow::scale}, Field{"position", &EmbedRow::position},
                 Field{"type", &EmbedRow::type}, Field{"factor", &EmbedRow::factor});
+    bind_struct(m, "ConvolveRow", Field{"b", &ConvolveRow::b}, Field{"c", &ConvolveRow::c}, Field{"x", &ConvolveRow::x},
+                Field{"weight", &ConvolveRow::weight}, Field{"weight_stride", &ConvolveRow::weight_stride},
+                Field{"bias", &ConvolveRow::bias}, Field{"product", &ConvolveRow::product},
+                Field{"y", &ConvolveRow::y});
     bind_function(m, "embed_row", &embed_row);
     bind_function(m, "round_row", &round_row);
     bind_function(m, "activate_row", &activate_row);
     bind_function(m, "gate_row", &gate_row);
     bind_function(m, "rotate_row", &rotate_row);
+    bind_function(m, "convolve_row", &convolve_row);
 }

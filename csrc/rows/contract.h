@@ -10,6 +10,8 @@
 //   gate          y = f(a) * b, bf16 to f32
 //   rotate        of each head's first `size` values the first half with the second, in place, bf16:
 //                 a, b = a * cos - b * sin, b * cos + a * sin; cos, sin [size / 2] f32
+//   convolve      of each feature: product = bf16(b * x); y = bf16(c * (bias + the sum of weight * product over the
+//                 rows before, the oldest first, and this one)), b, c, x, product, y bf16
 //
 // The operations on a value are f32, in the same order in every variant: all give the same bits. Functions err by less
 // than 5e-7 where their result is below 1, by as much of it where it is above; tanh by as much of itself. What bf16
@@ -31,6 +33,22 @@ struct EmbedRow {
     float factor;
 };
 
+// A row of a gated convolution over time of each feature by itself. taps: products that a row is made of, with its own;
+// weight: of tap t, the oldest first, at weight + t * weight_stride. before [taps - 1]: the products of the rows
+// before; null where there is none, which adds nothing. bias: or null.
+struct ConvolveRow {
+    const uint16_t* b;
+    const uint16_t* c;
+    const uint16_t* x;
+    size_t taps;
+    const float* weight;
+    size_t weight_stride;
+    const float* bias;
+    const uint16_t* const* before;
+    uint16_t* product;
+    uint16_t* y;
+};
+
 struct RowOperators {
     void (*embed)(const EmbedRow& row, float* y, size_t n);
     void (*round)(const float* x, uint16_t* y, size_t n);
@@ -41,6 +59,7 @@ struct RowOperators {
     void (*activate_bf16)(uint16_t* x, Function function, size_t n);
     void (*gate)(const uint16_t* a, const uint16_t* b, Function function, float* y, size_t n);
     void (*rotate)(uint16_t* x, size_t heads, size_t head_size, size_t size, const float* cos, const float* sin);
+    void (*convolve)(const ConvolveRow& row, size_t n);
 };
 
 // The variants.

@@ -136,7 +136,39 @@ void rotate(uint16_t* x, size_t heads, size_t head_size, size_t size, const floa
     for (size_t head = 0; head < heads; ++head, x += head_size) rotate_head(x, x + half, cos, sin, half);
 }
 
-constexpr RowOperators kRows = {embed, round, widen, transform, place, activate<float>, activate<uint16_t>,
-                                gate,  rotate};
+void add_tap(float* __restrict sum, const float* __restrict weight, const uint16_t* __restrict product, size_t n) {
+    for (size_t i = 0; i < n; ++i) sum[i] += weight[i] * wide(product[i]);
+}
+
+void multiply_rows(const uint16_t* __restrict a, const uint16_t* __restrict b, uint16_t* __restrict y, size_t n) {
+    for (size_t i = 0; i < n; ++i) narrow(wide(a[i]) * wide(b[i]), y[i]);
+}
+
+void apply_gate(const uint16_t* __restrict c, const float* __restrict sum, uint16_t* __restrict y, size_t n) {
+    for (size_t i = 0; i < n; ++i) narrow(wide(c[i]) * sum[i], y[i]);
+}
+
+void convolve(const ConvolveRow& row, size_t n) {
+    constexpr size_t kPiece = 256;  // whose sums stay in L1
+    alignas(64) float sum[kPiece];
+    for (size_t at = 0; at < n; at += kPiece) {
+        const size_t count = n - at < kPiece ? n - at : kPiece;
+        multiply_rows(row.b + at, row.x + at, row.product + at, count);
+        if (row.bias) {
+            memcpy(sum, row.bias + at, count * sizeof(float));
+        } else {
+            memset(sum, 0, count * sizeof(float));
+        }
+        const float* weight = row.weight + at;
+        for (size_t tap = 0; tap + 1 < row.taps; ++tap, weight += row.weight_stride) {
+            if (row.before[tap]) add_tap(sum, weight, row.before[tap] + at, count);
+        }
+        add_tap(sum, weight, row.product + at, count);
+        apply_gate(row.c + at, sum, row.y + at, count);
+    }
+}
+
+constexpr RowOperators kRows = {embed, round,  widen,   transform, place, activate<float>, activate<uint16_t>,
+                                gate,  rotate, convolve};
 
 }  // namespace

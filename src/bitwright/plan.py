@@ -19,7 +19,7 @@ from bitwright.numerics.schemes import SCHEMES, fit_group
 from bitwright.numerics.spec import stored_dtype
 from bitwright.recipe import DEFAULT_TARGETS, AttentionScheme, Recipe, attention_of, check_rules, scheme_of
 from bitwright.record import ATTENTION, EMBEDDING, HELD, PlanRow
-from bitwright.targets import check_names, check_target, stored_bytes, stored_embedding_bytes
+from bitwright.targets import TARGETS, check_names, check_target, stored_bytes, stored_embedding_bytes
 
 Plan = tuple[PlanRow, ...]
 
@@ -98,6 +98,7 @@ def refusals(
     refused = {}
     for target in targets:
         try:
+            _check_family(target, architecture)
             check_target(
                 target, {row.name: row.scheme for row in plan if row.in_files},
                 int8_embeddings=recipe.embeddings == "int8",
@@ -108,6 +109,14 @@ def refusals(
         except TargetError as error:
             refused[target] = str(error)
     return refused
+
+
+def _check_family(target: str, architecture: Architecture) -> None:
+    """Raises:
+    TargetError: a language model, for a target that runs encoders alone.
+    """
+    if target in TARGETS and TARGETS[target].encoders and architecture.decodes:
+        raise TargetError(f"{target} runs the graphs that `bitwright export` makes, and those are of encoders alone")
 
 
 def _transformed(
@@ -191,7 +200,7 @@ def _attention_rows(
     config: Any = model.config
     if not names and recipe.attention == "int8":
         raise RecipeError(
-            f"attention: int8 is for encoders on Bitwright's engine, which does not run {config.model_type} models; "
+            f"attention: int8 is for encoders on Bitwright's engine, and {config.model_type} is none of them; "
             "use auto or float"
         )
     found = []

@@ -20,11 +20,16 @@ class Target:
     mixtures: which schemes it reads side by side. "same": those whose weights are stored alike; "symmetric": any
         without zero points in packed words; "any".
     note: what it does with the checkpoint.
+    plain: whether it reads the files with a reader of its own, so that nothing of ours may be in them. ONNX graphs are
+        made by us (`bitwright export`), from the codes.
+    encoders: whether it runs encoders alone.
     """
 
     schemes: frozenset[str]
     mixtures: Literal["same", "symmetric", "any"]
     note: str
+    plain: bool = True
+    encoders: bool = False
 
 
 # A scheme without a group size stands for one of those with a size (`fit_group`), and the other way round.
@@ -39,7 +44,7 @@ _WEIGHT_ONLY = frozenset(
 )
 
 TARGETS: dict[str, Target] = {
-    "bitwright": Target(frozenset(SCHEMES), "any", "integer kernels on CPU"),
+    "bitwright": Target(frozenset(SCHEMES), "any", "integer kernels on CPU", plain=False),
     # While loading it decompresses with the first group's scheme for all; without that, on the first forward, it finds
     # no place for packed zero points.
     "transformers": Target(
@@ -53,6 +58,22 @@ TARGETS: dict[str, Target] = {
         frozenset({"16bit"}) | _W8A8 | _WEIGHT_ONLY,
         "any",
         "integer kernels on CPU and GPU (compute capability below 10.0), for models it knows",
+    ),
+    # As `onnx.graph.kind_of` has it. Inputs of 4-bit weights stay float in a graph.
+    "onnx": Target(
+        frozenset({"16bit"} | {name for name in _PORTABLE if name.startswith(("w8a", "w4a"))}),
+        "any",
+        "ONNX Runtime: integer kernels on CPU, by `bitwright export`",
+        plain=False,
+        encoders=True,
+    ),
+    # Dynamic inputs it computes in float; of 4-bit weights it does not say what it does.
+    "openvino": Target(
+        frozenset({"16bit"} | {name for name in _W8A8 if "static" in name}),
+        "any",
+        "integer kernels on CPU, by `bitwright export`",
+        plain=False,
+        encoders=True,
     ),
 }
 
@@ -93,9 +114,7 @@ def check_target(
     """
     check_names([target])
     row = TARGETS[target]
-    if target == "bitwright":
-        return
-    if int8_embeddings:
+    if row.plain and int8_embeddings:
         tables = [name for name, scheme in schemes.items() if scheme == "int8"]
         raise TargetError(
             f"{target} cannot read int8 embedding tables ({', '.join(tables) or 'embeddings: int8'}); use "
@@ -108,6 +127,8 @@ def check_target(
             f"{name}: {target} does not accept the scheme {scheme!r} of {len(refused)} of {len(schemes)} layers; it "
             f"accepts {', '.join(sorted(row.schemes))}"
         )
+    if not row.plain:
+        return
     quantized = {name: s for name, s in schemes.items() if s != "int8" and SCHEMES[s].weight is not None}
     packed = [name for name, scheme in quantized.items() if _is_packed(SCHEMES[scheme])]
     for names, what in (

@@ -17,7 +17,7 @@ from bitwright.families.encoders import ENCODERS
 from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, release
 from bitwright.models.sites import LinearSite, find_blocks, find_linears
 
-DECODERS = ("gemma3_text", "glm4_moe", "gpt2", "llama", "mixtral", "opt")
+DECODERS = ("gemma3_text", "glm4_moe", "gpt2", "lfm2", "llama", "mixtral", "opt")
 INTERLEAVED = {"num_hidden_layers": 5, "num_hidden_groups": 2, "inner_group_num": 2}
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     *((family, "embedding", {}) for family in ENCODERS),

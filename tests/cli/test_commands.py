@@ -70,7 +70,7 @@ def test_ranking_fits(record: dict[str, Any], capsys: pytest.CaptureFixture[str]
 def test_measurements_fit(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"runtime": runtime, "batch": 128, "tokens": 8192, "median_ms": 123456.7, "per_second": 98765.4,
-         "ratio_to_fp32": 12.34, "ratio_to_bf16": None}
+         "ratio_to_fp32": 12.34, "ratio_to_bf16": None, "work": "forward"}
         for runtime in ("onnxruntime int8", "bitwright")
     ]  # fmt: skip
     print_measurements({
@@ -83,6 +83,22 @@ def test_measurements_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].split("  ")[0] == "runtime"
     assert "onnxruntime int8" in lines[2]
     assert "bitwright[rivals]" in " ".join(lines)
+
+
+def test_tokens_per_second_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"runtime": runtime, "batch": 32, "tokens": 4096, "median_ms": 123456.7, "per_second": 98765.4,
+         "ratio_to_fp32": None, "ratio_to_bf16": 12.34, "work": work}
+        for work in ("prefill", "decode") for runtime in ("bitwright bf16", "bitwright")
+    ]  # fmt: skip
+    print_measurements({
+        "rows": rows, "threads": 2, "peak_rss_mib": {}, "skipped": [],
+        "size": {"source_bytes": 1, "checkpoint_bytes": 22_900_000},
+    })  # fmt: skip
+    lines = lines_of(capsys)
+    assert lines[0] == "Tokens per second with 2 threads; × is how many times as fast"
+    assert lines[2].split("  ")[0] == "bitwright bf16"
+    assert [line.split()[-1] for line in lines[2:6]] == ["12.34×"] * 4
 
 
 def test_help_lists_every_exit_code_in_80_columns() -> None:
@@ -271,7 +287,7 @@ def test_results_can_be_had_as_json_and_work_without_progress(run: Run) -> None:
         {name for name in COMMANDS if f"{option} " in run(name, "--help").out} for option in ("--json", "--quiet")
     )
     assert set(COMMANDS) - with_json == {"report", "completion", "chat"}
-    assert with_quiet == {"quantize", "plan", "analyze", "eval", "generate", "bench"}
+    assert with_quiet == {"quantize", "plan", "analyze", "eval", "generate", "bench", "export", "verify"}
 
 
 def test_no_arguments_show_where_to_begin(run: Run) -> None:

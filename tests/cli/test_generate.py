@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from bitwright.cli.options import CACHE_NAMES
+from bitwright.engine.cache_layout import CacheKind
 from bitwright.generate.sampling import RANGES
 
 Run = Callable[..., Any]
@@ -142,7 +143,7 @@ def test_an_encoder_generates_nothing(run: Run, tiny_model: TinyModel) -> None:
 def test_a_language_model_that_is_not_on_the_engine_is_told(run: Run, tiny_model: TinyModel) -> None:
     outcome = run("generate", tiny_model("opt"), "-p", "x")
     assert outcome.code == 1
-    assert "the engine does not run model_type 'opt'; it runs gemma3_text, llama" in outcome.err
+    assert "the engine does not run model_type 'opt'; it runs gemma3_text, granite, lfm2, llama" in outcome.err
 
 
 def test_limits_are_those_of_sampling(run: Run) -> None:
@@ -159,4 +160,4 @@ def test_limits_are_those_of_sampling(run: Run) -> None:
             kind: Any = option.type
             most = kind.max if kind.max is not None else float("inf")
             assert (kind.min, most, kind.min_open) == (allowed.least, allowed.most, allowed.above), option.name
-    assert CACHE_NAMES == ("int8", "bf16")
+    assert get_args(CacheKind) == CACHE_NAMES

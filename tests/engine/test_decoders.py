@@ -1,28 +1,33 @@
 """Language models on the engine against transformers, each family; and a step with a past like the whole text."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
-from bitwright.engine.decoders import Arithmetic, lower_decoder
+import bitwright
+from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.engine.decoders import Arithmetic, lower_decoder, lower_text_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.linears import Linear
+from bitwright.engine.lowering import MOST_TAPS
 from bitwright.engine.ops import Multiply
 from bitwright.engine.weights import Weights, open_weights
 from bitwright.errors import BitwrightError, CheckpointError, EngineError
 from bitwright.files.directory import ModelDirectory
 from bitwright.generate.cache import Cache
-from bitwright.kernels import dispatch
+from bitwright.kernels import dispatch, native
 from bitwright.numerics.arrays import as_torch
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
+from bitwright.recipe import make_recipe
 
 TinyModel = Callable[..., Path]
 
@@ -30,18 +35,14 @@ TinyModel = Callable[..., Path]
 _HEADS = {"head_dim": 16, "max_position_embeddings": 256}
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 64, "rope_theta": 10000.0}  # fmt: skip
+_YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+_MINISTRAL3 = _YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.7, "mscale": 1.0,
+                       "mscale_all_dim": 1.0}  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, llama3 rope": ("llama", {"rope_parameters": _LLAMA3}),
     "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}}),
-    "llama, yarn": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64,
-            }
-        },
-    ),
+    "llama, yarn": ("llama", {"rope_parameters": _YARN}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, every head its keys": ("llama", {"num_key_value_heads": 4}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
@@ -52,8 +53,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "gemma3_text": ("gemma3_text", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     "gemma3_text, capped": ("gemma3_text", {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 40}),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention", "conv", "conv"], "num_hidden_layers": 4}),
+    "lfm2, biases": ("lfm2", {"conv_bias": True, "conv_L_cache": 5}),
+    "lfm2, the FFN as given": ("lfm2", {"full_attn_idxs": [0], "block_auto_adjust_ff_dim": False}),
     "phi3": ("phi3", {"head_dim": 16, "hidden_size": 64, "sliding_window": 11}),
     "phi3, partial": ("phi3", {"hidden_size": 64, "partial_rotary_factor": 0.5}),
+    "llama, yarn as DeepSeek": ("llama", {"rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 1.5}}),
+    "llama, yarn not truncated": ("llama", {"rope_parameters": _YARN | {"truncate": False, "beta_fast": 3.0}}),
+    "ministral": ("ministral", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}),
+    "ministral3": ("ministral3", {"rope_parameters": _MINISTRAL3}),
+    "ministral3, window": ("ministral3", {"rope_parameters": _MINISTRAL3, "sliding_window": 20}),
+    "granite": (
+        "granite",
+        {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 8.0,
+         "rms_norm_eps": 0.1},
+    ),
+    "qwen3, biases": ("qwen3", {"attention_bias": True}),
+    "smollm3": ("smollm3", {"no_rope_layers": [0, 1]}),
+    "smollm3, by interval": ("smollm3", {"no_rope_layer_interval": 2, "attention_bias": True}),
+    "smollm3, windows": (
+        "smollm3", {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 7},
+    ),
 }  # fmt: skip
 
 
@@ -96,13 +116,86 @@ def test_logits_are_those_of_transformers(tiny_model: TinyModel, ids: list[int],
     assert np.sqrt((apart**2).mean()) < 0.03
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3", "gemma3_text", "phi3"])
+@pytest.mark.parametrize(
+    "how", [{"scheme": "w4a16_g32", "method": "awq_gptq"}, {"scheme": "w8a8", "method": "smoothquant_gptq"}], ids=str
+)
+def test_a_quantized_file_gives_what_it_gives_in_transformers(
+    tiny_model: TinyModel, tmp_path: Path, ids: list[int], how: dict[str, str]
+) -> None:
+    """Of a family whose blocks have linears of two kinds, which read what a convolution or attention makes."""
+    family, config = FAMILIES["lfm2"]
+    source, out = tiny_model(family, **(_HEADS | config | {"hidden_size": 64})), tmp_path / "out"
+    bitwright.quantize(source, out=out, recipe=make_recipe(how), samples=40, judged=False)
+    hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        want = hf(torch.tensor([ids])).logits[0].numpy()
+    quantized = read_checkpoint(ModelDirectory(out)).linears
+    assert {name.partition(".0.")[2] for name in quantized if ".0." in name} == {
+        "conv.in_proj", "conv.out_proj", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3",
+    }  # fmt: skip
+    found = Running(out, arithmetic=Arithmetic("bf16", head="16")).logits(ids, [])
+    apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
+    assert apart < 0.1  # with 8-bit inputs both round independently; a wrong reading is 0.3 apart
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "mistral, window",
+        "qwen3",
+        "gemma3_text",
+        "phi3",
+        "lfm2",
+        "lfm2, biases",
+        "ministral3, window",
+        "smollm3",
+    ],
+)
 def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:
     family, config = FAMILIES[name]
     running = Running(tiny_model(family, **(_HEADS | config)))
     whole = running.logits(ids, [])
     for threads, cuts in ((1, [1, 2, 3, 40, 64, 65]), (2, list(range(1, len(ids)))), (2, [63]), (3, [17, 80])):
         np.testing.assert_array_equal(running.logits(ids, cuts, threads), whole)
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2", "lfm2, biases"])
+def test_drafts_forks_and_what_is_taken_back_change_no_byte(tiny_model: TinyModel, name: str) -> None:
+    family, config = FAMILIES[name]
+    running, random = Running(tiny_model(family, **(_HEADS | config))), np.random.default_rng(5)
+    ids = random.integers(4, 200, 200).tolist()
+    whole, cache = running.logits(ids, []), running.cache
+    held = cache.begin(ids)
+
+    def step(most: int) -> None:
+        """Some of the next tokens, then drafts that turn out wrong."""
+        begin, tokens = held.length, int(random.integers(1, min(most, len(ids) - held.length) + 1))
+        drafts = random.integers(4, 200, random.integers(0, cache.layout.undone + 1)).tolist()
+        cache.grow(held, tokens + len(drafts))
+        new = ids[begin : begin + tokens] + drafts
+        found = running.executor.step(cache.step([(held, new, len(new))]), int(random.integers(1, 4)))
+        np.testing.assert_array_equal(found[:tokens], whole[begin : begin + tokens])
+        cache.appended(held, ids[: begin + tokens])
+
+    for _ in range(150):
+        what = random.random()
+        if held.length == len(ids) or what < 0.2:
+            length = int(random.integers(max(held.length - 30, 0), held.length + 1))
+            cache.roll_back(held, length)
+            assert length // 64 * 64 <= held.length <= length
+        elif what < 0.35:
+            other = cache.fork(held)
+            step(10)
+            cache.end(held)
+            held = other
+        elif what < 0.4:
+            cache.end(held)
+            held = cache.begin(ids)
+        else:
+            step(60)
+    cache.end(held)
+    assert cache.free == cache.size
 
 
 def test_a_head_is_held_in_8_bits_with_scales_for_groups(tiny_model: TinyModel, ids: list[int]) -> None:
@@ -201,6 +294,31 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
     np.testing.assert_array_equal(short.logits(ids, []), Running(directory).logits(ids, []))
 
 
+@pytest.mark.parametrize("config", [{}, {"is_causal": False, "sliding_window": 20}])
+def test_vectors_of_texts_are_those_of_transformers_in_any_company(
+    tiny_model: TinyModel, config: dict[str, Any]
+) -> None:
+    directory = tiny_model("mistral", "embedding", **(_HEADS | {"sliding_window": None} | config))
+    program = lower_text_decoder(open_weights(ModelDirectory(directory)), "embedding", pooling=None)
+    executors = [Executor(program, dispatch.native_isa(), group_tokens=size) for size in (64, 4096)]
+    generator = np.random.default_rng(4)
+    texts = [generator.integers(4, 200, length).tolist() for length in (7, 1, 64, 200, 65, 2, 40, 16, 63, 3)]
+    rows = np.split(executors[0].run(texts, 1), np.cumsum([len(text) for text in texts])[:-1])
+    hf = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    for text, found in zip(texts, rows, strict=True):
+        with torch.inference_mode():
+            want = hf(torch.tensor([text])).last_hidden_state[0].numpy()
+        assert np.linalg.norm(found - want) < 0.03 * np.linalg.norm(want)
+    for executor, threads, order in ((executors[0], 3, 1), (executors[1], 2, -1), (executors[1], 1, 1)):
+        again = executor.run(texts[::order], threads)
+        np.testing.assert_array_equal(again, np.concatenate(rows[::order]))
+    with ThreadPoolExecutor(4) as callers:  # each call has keys and values of its own
+        found = list(callers.map(lambda k: executors[0].run(texts[k:], 1), [*range(len(texts))] * 8))
+    for k, out in enumerate(found):
+        np.testing.assert_array_equal(out, np.concatenate(rows[k % len(texts) :]))
+    assert [executor.steps([len(text) for text in texts], 1) for executor in executors] == [7, 1]
+
+
 @pytest.mark.parametrize(
     ("family", "config", "error", "says"),
     [
@@ -208,6 +326,17 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
         ("mixtral", {}, EngineError, "model_type 'mixtral'"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, EngineError, "rope_type 'dynamic'"),
         ("llama", {"head_dim": 12}, EngineError, "multiples of 16"),
+        ("lfm2", {"conv_L_cache": 9, "head_dim": 16}, EngineError, "a convolution over 9 tokens; .* up to 8"),
+        ("llama", _HEADS | {"residual_multiplier": 0.5}, EngineError, "residual_multiplier = 0.5"),
+        ("llama", _HEADS | {"is_causal": False}, EngineError, "generates no text"),
+        ("smollm3", _HEADS | {"no_rope_layers": [1, 2]}, EngineError, r"no_rope_layers \[1, 2\] for 2 blocks"),
+        (
+            "smollm3",
+            _HEADS | {"use_sliding_window": False, "sliding_window": 7, "layer_types": ["sliding_attention"] * 2},
+            EngineError,
+            "with use_sliding_window = False",
+        ),
+        ("llama", _HEADS | {"rope_parameters": _MINISTRAL3}, EngineError, "llama_4_scaling_beta in this family"),
     ],
 )
 def test_what_the_engine_cannot_run_is_refused(
@@ -220,7 +349,8 @@ def test_what_the_engine_cannot_run_is_refused(
 @pytest.mark.parametrize(
     ("family", "key"),
     [("mistral", "sliding_window"), ("qwen2", "use_sliding_window"), ("qwen3", "head_dim"),
-     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps")],
+     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps"), ("granite", "attention_multiplier"),
+     ("ministral3", "head_dim"), ("smollm3", "layer_types"), ("lfm2", "conv_L_cache")],
 )  # fmt: skip
 def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
     tiny_model: TinyModel, tmp_path: Path, family: str, key: str
@@ -237,16 +367,54 @@ def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
 
 
 def test_a_rope_with_keys_that_nobody_follows_is_refused(tiny_model: TinyModel) -> None:
-    rope = {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "rope_theta": 1e4,
-        "original_max_position_embeddings": 64,
-        "mscale": 0.7,
-    }
-    directory = tiny_model("llama", **(_HEADS | {"rope_parameters": rope}))
-    with pytest.raises(EngineError, match="rope's keys 'mscale'"):
+    directory = tiny_model("llama", **(_HEADS | {"rope_parameters": _YARN | {"short_factor": [1.0]}}))
+    with pytest.raises(EngineError, match="rope's keys 'short_factor'"):
         lower_decoder(open_weights(ModelDirectory(directory)))
+
+
+def test_blocks_are_of_the_kinds_that_older_files_count(tiny_model: TinyModel, tmp_path: Path, ids: list[int]) -> None:
+    import json
+    import shutil
+
+    directory = tiny_model("lfm2", **_HEADS)
+    shutil.copytree(directory, tmp_path / "older")
+    config = json.loads((directory / "config.json").read_text())
+    assert config.pop("layer_types") == ["conv", "full_attention"]
+    assert config["full_attn_idxs"] == [1, 3]
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(Running(tmp_path / "older").logits(ids, []), Running(directory).logits(ids, []))
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"layer_types": ["conv", "mamba"]}))
+    with pytest.raises(EngineError, match=r"does not support layer_types \['conv', 'mamba'\] for 2 blocks"):
+        Running(tmp_path / "older")
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"layer_types": ["conv"] * 2}))
+    with pytest.raises(CheckpointError, match=r"conv.in_proj"):
+        Running(tmp_path / "older")
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"conv_L_cache": 4}))
+    with pytest.raises(
+        CheckpointError, match=r"conv.conv.weight has the shape \[32, 1, 3\], .* \(32, 1, 4\) and 32 are"
+    ):
+        Running(tmp_path / "older")
+
+
+def test_a_convolution_as_wide_as_config_json_does_not_say_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Its cache would be as wide as the model."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_model("lfm2", **_HEADS), tmp_path / "wide")
+    tensors, name = load_file(tmp_path / "wide" / "model.safetensors"), "model.layers.0.conv."
+    tensors |= {name + part: torch.cat([tensors[name + part]] * 2) for part in ("in_proj.weight", "conv.weight")}
+    tensors[name + "out_proj.weight"] = torch.cat([tensors[name + "out_proj.weight"]] * 2, 1)
+    save_file(tensors, tmp_path / "wide" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"has the shape \[64, 1, 3\], and reads 192 / 3 values; \(32, 1, 3\) and 32"
+    ):
+        Running(tmp_path / "wide")
+
+
+def test_convolutions_are_as_long_as_native_code_takes_them() -> None:
+    assert native.load().MOST_TAPS == MOST_TAPS
 
 
 def test_a_head_that_is_missing_is_named(tiny_model: TinyModel, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What tests of generation share: a tiny language model's steps, and schedulers over them."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bitwright.engine.cache_layout import CacheKind
 from bitwright.engine.decoders import lower_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.weights import open_weights
@@ -21,17 +23,33 @@ Schedulers = Callable[..., Scheduler]
 
 
 @pytest.fixture(scope="session")
-def executor(tiny_model: Callable[..., Path]) -> Executor:
+def executors(tiny_model: Callable[..., Path]) -> Callable[[CacheKind], Executor]:
     directory = tiny_model("llama", head_dim=16, max_position_embeddings=1024)
     program = lower_decoder(open_weights(ModelDirectory(directory)))
-    return Executor(program, dispatch.native_isa())
+    return functools.cache(lambda kind: Executor(program, dispatch.native_isa(), cache_kind=kind))
 
 
 @pytest.fixture(scope="session")
-def schedulers(executor: Executor) -> Schedulers:
-    """`schedulers(tokens=…, chunk=…, speculate=…)`: a scheduler with a cache of so many tokens."""
+def hybrid(tiny_model: Callable[..., Path]) -> Executor:
+    """A model most of whose blocks have convolutions in place of attention."""
+    directory = tiny_model("lfm2", head_dim=16, max_position_embeddings=1024, num_hidden_layers=3)
+    return Executor(lower_decoder(open_weights(ModelDirectory(directory))), dispatch.native_isa())
 
-    def make(tokens: int = 4096, **how: Any) -> Scheduler:
+
+@pytest.fixture(scope="session")
+def schedulers(executors: Callable[[CacheKind], Executor]) -> Schedulers:
+    """`schedulers(tokens=…, kind=…, chunk=…, speculate=…)`: a scheduler with a cache of so many tokens."""
+    return schedulers_of(executors)
+
+
+@pytest.fixture(scope="session")
+def hybrid_schedulers(hybrid: Executor) -> Schedulers:
+    return schedulers_of(lambda kind: hybrid)
+
+
+def schedulers_of(executors: Callable[[CacheKind], Executor]) -> Schedulers:
+    def make(tokens: int = 4096, kind: CacheKind = "int8", **how: Any) -> Scheduler:
+        executor = executors(kind)
         assert executor.cache is not None
         return Scheduler(lambda step: executor.step(step, 2), Cache(executor.cache, tokens), **how)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitwright.engine.cache_layout import CacheLayer, CacheLayout
+from bitwright.engine.cache_layout import ROWS, CacheLayer, CacheLayout, ConvolutionLayer
 from bitwright.errors import InputError
 from bitwright.generate.cache import Cache, CacheFull, Held
 from bitwright.kernels import native
@@ -28,6 +28,7 @@ def filled(cache: Cache, ids: list[int]) -> Held:
     except CacheFull:
         cache.end(held)
         raise
+    held.written = max(held.written, len(ids))
     for number, block in enumerate(held.blocks):
         marked(cache, [block], (sum(ids[: (number + 1) * 64]) + number) % 251)
     cache.appended(held, ids)
@@ -42,6 +43,42 @@ def test_a_layout_holds_every_layer_in_each_block() -> None:
     marked(cache, list(range(16)), 1)
     assert cache._memory.all(), "layers have all of the memory"
     assert LAYOUT.block_bytes == 6 * head
+
+
+def test_a_convolution_keeps_rows_of_the_last_tokens_of_a_block() -> None:
+    module = native.load()
+    layout = CacheLayout.of([ConvolutionLayer(24, 3), CacheLayer(2, 16)], "int8", module)
+    head = module.cache_head_bytes(module.CacheKind.int8, 16)
+    assert layout.head_bytes == (ROWS * 24 * 2, head)
+    assert layout.offsets == (0, ROWS * 24 * 2)
+    assert (layout.heads, layout.undone) == ((1, 2), ROWS - 2)
+    assert CacheLayout.of([ConvolutionLayer(1, 3)], "bf16", module, rows=4).head_bytes == (64,), "whole cache lines"
+    assert LAYOUT.undone == LAYOUT.tokens
+
+
+@pytest.mark.parametrize(
+    ("computed", "length", "kept"),
+    [
+        (150, 150, 150),
+        (150, 140, 140),
+        (150, 136, 136),
+        (150, 135, 128),
+        (150, 100, 64),
+        (150, 114, 114),
+        (150, 64, 64),
+    ],
+)
+def test_where_rows_are_lost_a_text_is_taken_back_to_the_beginning_of_a_block(
+    computed: int, length: int, kept: int
+) -> None:
+    layout = CacheLayout.of([ConvolutionLayer(16, 3)], "int8", native.load())
+    cache, ids = Cache(layout, 1024), list(range(computed))
+    for one in (filled(cache, ids), cache.fork(filled(cache, ids))):
+        cache.roll_back(one, length)
+        assert one.length == kept
+        assert len(one.blocks) == -(-kept // 64)
+        cache.roll_back(one, kept)
+        assert one.length == kept
 
 
 def test_texts_that_begin_alike_share_full_blocks() -> None:

@@ -33,14 +33,16 @@ def requests(seed: int, count: int = 7) -> list[tuple[list[int], dict[str, Any]]
 @pytest.fixture(scope="module")
 def alone(schedulers: Schedulers) -> dict[int, list[list[int]]]:
     """The answers of each request by itself, in one piece, without guesses."""
-    answers = {}
-    for seed in (0, 1):
-        answers[seed] = []
-        for prompt, asked in requests(seed):
-            scheduler, one = schedulers(speculate=False), request(prompt, **asked)
-            scheduler.submit(one)
-            finished(scheduler)
-            answers[seed].append(one.tokens)
+    return {seed: answered_alone(schedulers, seed) for seed in (0, 1)}
+
+
+def answered_alone(schedulers: Schedulers, seed: int, **how: Any) -> list[list[int]]:
+    answers = []
+    for prompt, asked in requests(seed):
+        scheduler, one = schedulers(speculate=False, **how), request(prompt, **asked)
+        scheduler.submit(one)
+        finished(scheduler)
+        answers.append(one.tokens)
     return answers
 
 
@@ -60,6 +62,19 @@ def alone(schedulers: Schedulers) -> dict[int, list[list[int]]]:
 def test_company_cuts_preemption_shared_blocks_and_guesses_change_no_token(
     schedulers: Schedulers, alone: dict[int, list[list[int]]], seed: int, how: dict[str, Any]
 ) -> None:
+    assert answered_together(schedulers, seed, **how) == alone[seed]
+
+
+@pytest.mark.parametrize("kind", ["int4", "bf16"])
+def test_nor_do_they_with_another_cache(
+    schedulers: Schedulers, alone: dict[int, list[list[int]]], kind: str
+) -> None:  # fmt: skip
+    want = answered_alone(schedulers, 0, kind=kind)
+    assert want != alone[0], "kinds of caches give the same tokens: nothing is tested"
+    assert answered_together(schedulers, 0, kind=kind, tokens=320, chunk=33) == want
+
+
+def answered_together(schedulers: Schedulers, seed: int, **how: Any) -> list[list[int]]:
     scheduler, random = schedulers(**how), np.random.default_rng(seed + 10)
     waiting = [request(prompt, **asked) for prompt, asked in requests(seed)]
     pending = list(waiting)
@@ -69,8 +84,46 @@ def test_company_cuts_preemption_shared_blocks_and_guesses_change_no_token(
         if scheduler.idle and not pending:
             break
         scheduler.step()
-    assert [one.tokens for one in waiting] == alone[seed]
     assert scheduler.cache.free == scheduler.cache.size, "every block was given back"
+    return [one.tokens for one in waiting]
+
+
+@pytest.mark.parametrize("how", [{"chunk": 7}, {"tokens": 320, "chunk": 33}], ids=str)
+def test_a_state_of_convolutions_changes_no_token(
+    hybrid_schedulers: Schedulers, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    class Guesses:
+        """Any tokens, as many as there may be: nearly all are wrong."""
+
+        def __init__(self, ids: list[int]) -> None:
+            self.random = np.random.default_rng(ids)
+
+        def draft(self, most: int) -> list[int]:
+            return self.random.integers(4, VOCABULARY, most).tolist()
+
+        def learn(self, *of: object) -> None:
+            pass
+
+    monkeypatch.setattr("bitwright.generate.scheduler.Drafter", Guesses)
+    random = np.random.default_rng(3)
+    common = random.integers(4, VOCABULARY, 70).tolist()
+    prompts = [common * (n % 2) + random.integers(4, VOCABULARY, n * 9).tolist() for n in range(1, 7)]
+    answers = []
+    for number, settings in enumerate(({"speculate": False}, how)):
+        scheduler = hybrid_schedulers(**settings)
+        waiting = [
+            request(prompt, max_tokens=70, temperature=0.9 * (n % 3), seed=n) for n, prompt in enumerate(prompts)
+        ]
+        for one in waiting:
+            scheduler.submit(one)
+            if number == 0:  # alone
+                finished(scheduler)
+        finished(scheduler)
+        answers.append([one.tokens for one in waiting])
+        assert scheduler.cache.free == scheduler.cache.size
+    assert answers[0] == answers[1]
+    assert scheduler.drafted > 100 > scheduler.accepted
+    assert scheduler.preempted > 0 or "tokens" not in how
 
 
 def test_the_younger_request_gives_its_blocks_back_and_is_computed_again(schedulers: Schedulers) -> None:

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from bitwright.kernels import reference
+from bitwright.kernels import native, reference
 from tests.kernels.conftest import Cached
 from tests.kernels.test_attention import same
 
-KINDS = ("int8", "bf16")
+KINDS = ("int8", "int4", "bf16")
+CACHED = {"int8": reference.cached_int8, "int4": reference.cached_int4}
 # Of the outputs' norm: rounding to bf16 is 0.0011 of it, a byte that is one off now and then the rest.
-CLOSE = {"int8": 0.005, "bf16": 0.004}
+CLOSE = {"int8": 0.005, "int4": 0.005, "bf16": 0.004}
 PASTS = [
     (0, 1),
     (0, 3),
@@ -37,9 +38,15 @@ def problem(past, rows, *, heads=2, group=3, size=64):
     return q.bfloat16(), k.bfloat16(), v.bfloat16(), size**-0.5
 
 
-def dequantized(x):
-    """What an int8 cache keeps of it."""
-    codes, scale = reference._symmetric_codes(x.double(), dim=2)
+def kept(k, v, kind):
+    """What a cache keeps of keys and of values, rotated where it rotates them."""
+    rows = CACHED[kind](k.double(), v.double())
+    return (rows.k_codes * rows.k_scale).flatten(2), (rows.v_codes * rows.v_scale).flatten(2)
+
+
+def query(q, kind):
+    """As the kernel rounds it."""
+    codes, scale = reference._symmetric_codes(q.double() if kind == "int8" else reference.hadamard(q.double()), dim=2)
     return codes * scale
 
 
@@ -76,8 +83,9 @@ def assert_as_defined(found, kind, q, k, v, scale, **options):
         right = exact(q, k, v, scale, **options)
         assert (found - right).norm() <= CLOSE[kind] * right.norm()
         return
-    want = reference.attention_cached(q.double(), k.double(), v.double(), scale, **options)
-    right = exact(dequantized(q), dequantized(k), dequantized(v), scale, **options)
+    want = reference.attention_cached(q.double(), CACHED[kind](k.double(), v.double()), scale, **options)
+    right = exact(query(q, kind), *kept(k, v, kind), scale, **options)
+    right = reference.hadamard(right) if kind == "int4" else right
     assert (found - want).norm() <= CLOSE[kind] * right.norm()
     assert (want - right).norm() <= 0.02 * right.norm(), "what bytes as weights may cost"
     assert (found - right).norm() <= 2 * (want - right).norm() + CLOSE[kind] * right.norm()
@@ -187,6 +195,38 @@ def test_int8_codes_and_scales_are_those_of_the_definition(attention_cached_vari
         largest = x[:, 0].float().abs().amax(dim=1)
         assert torch.equal(scale, largest * torch.tensor(1 / 127))
         assert torch.equal(codes.float(), (x[:, 0].float() * (torch.tensor(127.0) / largest)[:, None]).round())
+
+
+@pytest.mark.parametrize("size", [16, 64, 80, 128])
+def test_int4_codes_and_scales_are_those_of_the_definition(attention_cached_variant, size):
+    """Where contract.h says that they lie."""
+    tokens = 64
+    _, k, v, _ = problem(0, tokens, heads=1, size=size)
+    k[3], v[5], v[7] = 0.0, 0.0, v[7].abs()
+    cache = filled(attention_cached_variant, "int4", k, v)
+    block = aligned(cache).view(cache.blocks, -1)[cache.table[0]]
+    k_codes, k_scale, v_codes, v_scale = (x[:, 0] for x in reference.cached_int4(k.float(), v.float())[:4])
+    n_keys, n_values = k_scale.shape[1], v_scale.shape[1]
+
+    def halves(nibbles):
+        return torch.stack([nibbles & 15, nibbles >> 4])
+
+    ends = torch.tensor([32 * size, 32 * size, 128 * n_keys, 128 * n_values, 64 * n_values]).cumsum(0).tolist()
+    keys, values, key_scales, value_scales, zeros = block[: ends[-1]].tensor_split(ends[:-1])
+    keys = halves(keys.view(4, size // 8, 16, 4)).permute(1, 3, 2, 0, 4).reshape(tokens, size).int() - 8
+    values = halves(values.view(8, size, 4)).permute(1, 0, 3, 2).reshape(tokens, n_values, -1).int()
+    values -= zeros.view(n_values, tokens).T[..., None].int()
+    assert torch.equal(keys.float(), k_codes.flatten(1))
+    assert torch.equal(values.float(), v_codes)
+    assert torch.equal(key_scales.view(torch.bfloat16).view(n_keys, tokens).T.float(), k_scale[..., 0])
+    assert torch.equal(value_scales.view(torch.bfloat16).view(n_values, tokens).T.float(), v_scale[..., 0])
+
+
+def test_int4_takes_about_half_of_int8():
+    module = native.load()
+    for size, most in ((64, 0.53), (80, 0.63), (96, 0.56), (128, 0.54), (256, 0.55)):
+        int4, int8 = (module.cache_head_bytes(module.CacheKind[kind], size) for kind in ("int4", "int8"))
+        assert 0.5 < int4 / int8 <= most
 
 
 def test_rows_behind_a_rollback_are_overwritten(attention_cached_variant, kind):

@@ -126,6 +126,15 @@ def test_every_scheme_computes_what_its_codes_say(name, transformed, gelu):
     torch.testing.assert_close(y.double(), expected(x.view(6, 384)).view(2, 3, 24), rtol=1e-5, atol=1e-4)
 
 
+def test_a_weight_with_minima_is_what_its_codes_say():
+    spec = QuantSpec(bits=4, symmetric=False, group_size=35)
+    held = quantized(spec=spec)
+    q = QTensor(held.codes_NK, held.scale_NG, None, spec, minimum_NG=-5 * held.scale_NG.flip(0))
+    layer, x = module(q, inputs(48)), inputs(4, 70)
+    assert torch.equal(layer.qtensor().dequantize(), q.dequantize())
+    torch.testing.assert_close(layer(x), functional.linear(x, q.dequantize(), inputs(48)))
+
+
 @pytest.mark.parametrize("name", ["w4a16_g128", "w4a16_g32_asym", "nf4_g64", "ternary_channel", "w4a8_g128", "w8a8"])
 @pytest.mark.parametrize("transformed", [False, True])
 def test_bf16_in_bf16_out_within_its_rounding(name, transformed):

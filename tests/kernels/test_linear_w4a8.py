@@ -167,14 +167,17 @@ def test_a_row_does_not_depend_on_how_many_there_are(linear_w4a8_variant: str, s
         assert torch.equal(multiply(linear_w4a8_variant, p.rows(count)), want[:count])
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool) -> None:
-    """128 products of 127 and 15, of either sign."""
-    p = Problem.of(4, 16, 256, 128, symmetric=symmetric)
+def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool, bits: int) -> None:
+    """128 products of 127 and the largest code, of either sign, and with the largest zero point."""
+    p = Problem.of(4, 16, 256, 128, bits=bits, symmetric=symmetric)
+    if p.zero_NG is not None:
+        p.zero_NG[::2] = 255
     p.codes_MK[:] = torch.tensor([[127], [-127], [127], [0]], dtype=torch.int8)
     p.codes_MK[2, ::2] = -127
     p.sum_MG[:] = p.codes_MK.int().view(4, 2, 128).sum(dim=2)
-    p.weight_NK[:8], p.weight_NK[8:] = 15, 0
+    p.weight_NK[:8], p.weight_NK[8:] = (1 << bits) - 1, 0
     assert torch.equal(multiply(linear_w4a8_variant, p), p.wanted())
 
 

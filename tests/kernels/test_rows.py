@@ -114,6 +114,33 @@ def test_rotate(rows_variant: str, size: int, fixed: int) -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("taps", [1, 3, 8])
+@pytest.mark.parametrize("biased", [False, True])
+def test_convolve(rows_variant: str, n: int, taps: int, biased: bool) -> None:
+    """The rows before the text are left out, and stand for zeros."""
+    module = native.load()
+    b, c, x = (values(n, seed).bfloat16() for seed in range(3))
+    weight, bias = values(taps * n, 3).reshape(taps, n), values(n, 4)
+    earlier = values(taps * n, 5).reshape(taps, n)[1:].bfloat16()
+    missing = (taps - 1) // 2
+    before = [0 if tap < missing else row.data_ptr() for tap, row in enumerate(earlier)]
+    (product_padded, product), (padded, y) = (within(torch.zeros(n, dtype=torch.bfloat16)) for _ in range(2))
+    row = module.ConvolveRow(
+        b=b.data_ptr(), c=c.data_ptr(), x=x.data_ptr(), weight=weight.data_ptr(), weight_stride=n,
+        bias=bias.data_ptr() if biased else 0, product=product.data_ptr(), y=y.data_ptr(),
+    )  # fmt: skip
+    module.convolve_row(rows_variant, row, before, n)
+    earlier[:missing] = 0
+    assert torch.equal(product, (b.float() * x.float()).bfloat16())
+    total = bias.clone() if biased else torch.zeros(n)
+    for tap, products in enumerate([*earlier, product]):
+        total += weight[tap] * products.float()
+    assert torch.equal(y, (c.float() * total).bfloat16())
+    assert (padded[n:] == 7.0).all()
+    assert (product_padded[n:] == 7.0).all()
+
+
+@pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("positions", "types"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("factor", [1.0, 5.5])

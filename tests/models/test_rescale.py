@@ -38,6 +38,8 @@ CASES = [
     ("glm4_moe", {}, set()),
     ("gpt2", {}, {"mlp.c_proj"}),
     ("gpt2", {"activation_function": "relu"}, set()),
+    ("lfm2", {}, set()),
+    ("lfm2", {"conv_bias": True}, set()),
     ("llama", {}, set()),
     ("llama", {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True}, set()),
     ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}, set()),
@@ -111,6 +113,7 @@ def test_shifts_fold_where_norm_and_readers_have_biases(model_of):
     assert shiftable("opt") == ["qkv", "fc1"]
     assert shiftable("bert") == ["qkv", "intermediate.dense", "output.dense"]
     assert shiftable("llama", attention_bias=True, mlp_bias=True) == []  # its norms have none
+    assert shiftable("lfm2", full_attn_idxs=[0], conv_bias=True) == []  # a convolution's is inside its gate
     assert shiftable("opt", enable_bias=False) == []
     assert shiftable("modernbert", norm_bias=True, attention_bias=True, mlp_bias=True) == ["attn.Wqkv", "mlp.Wi"]
 

@@ -1,5 +1,7 @@
-// Random programs with state: an embedding, one or two blocks of attention over a cache and two linears, then rows of
-// tokens, or the head of those whose output is wanted.
+// Random programs with state: an embedding, one or two blocks of attention over a cache, or of a convolution with one,
+// and two linears, then rows of tokens, or the head of those whose output is wanted.
+#include <algorithm>
+
 #include "builder.h"
 
 namespace {
@@ -25,7 +27,7 @@ int attention(Builder& b, int x) {
                   .window = random.one_in(2) ? random.between(1, 200) : 0,
                   .causal = b.model->causal,
                   .sinks = nullptr,
-                  .kind = random.one_in(2) ? CacheKind::kInt8 : CacheKind::kBf16,
+                  .kind = random_cache_kind(random),
                   .layer = b.model->cache_bytes,
                   .q_weight = nullptr,
                   .k_weight = nullptr,
@@ -45,6 +47,26 @@ int attention(Builder& b, int x) {
         op.sin = b.keep<float>(floats(random, b.most.longest * op.rotary / 2, 0.5f));
     }
     b.add(op, {qkv, out});
+    return b.output(out, x);
+}
+
+int convolution(Builder& b, int x) {
+    static constexpr size_t row_counts[] = {8, 16, 64};
+    Random& random = b.random;
+    const size_t width = 8 * random.between(1, b.most.width / 8), rows = row_counts[random.between(0, 2)],
+                 taps = random.one_in(2) ? 3 : random.between(1, kMostTaps);
+    const int gates = b.project(x, width, width), out = b.buffer(BufferKind::kBf16, width);
+    ConvolvePast op{.in = gates,
+                    .out = out,
+                    .taps = taps,
+                    .rows = rows,
+                    .layer = b.model->cache_bytes,
+                    .weight = b.keep<float>(floats(random, taps * width, 0.5f)),
+                    .bias = nullptr};
+    if (random.one_in(2)) op.bias = b.keep<float>(floats(random, width, 0.5f));
+    b.model->cache_bytes += cache_rows_bytes(rows, width);
+    b.model->undone = std::min(b.model->undone, rows - (taps - 1));
+    b.add(op, {gates, out});
     return b.output(out, x);
 }
 
@@ -74,6 +96,8 @@ std::unique_ptr<Model> random_decoder(Random& random, Isa isa, size_t number) {
     b.model->causal = !random.one_in(6);
     int x = b.embed(b.random_width(b.most.width), kinds[number % 3], 0, kNone, 0);
     x = b.norm(x, kNone);
-    for (size_t blocks = random.between(1, 2); blocks > 0; --blocks) x = b.feed_forward(attention(b, x));
+    for (size_t blocks = random.between(1, 2); blocks > 0; --blocks) {
+        x = b.feed_forward((number + blocks) % 2 ? attention(b, x) : convolution(b, x));
+    }
     return b.finish(number % 4 ? head(b, x) : x);
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <math.h>
 
+#include "attention_cached/contract.h"
 #include "exact.h"
 #include "linear_w4a8/contract.h"
 #include "linear_wna16/contract.h"
@@ -31,6 +32,11 @@ inline Exact bf16s(Random& random, size_t count, float deviation, size_t grain =
     Exact out = room<uint16_t>(random, count, grain);
     for (size_t i = 0; i < count; ++i) *out.at<uint16_t>(i) = narrow(random.normal(deviation));
     return out;
+}
+
+inline CacheKind random_cache_kind(Random& random) {
+    static constexpr CacheKind kinds[] = {CacheKind::kInt8, CacheKind::kInt4, CacheKind::kBf16};
+    return kinds[random.between(0, 2)];
 }
 
 // A weight in the packed layout of the linears, of `group` values of K to a word of 32 bits; zero where padded.
@@ -133,7 +139,6 @@ struct Wna8Weight {
                  .k = groups * group,
                  .group = group,
                  .per = per} {
-        for (size_t i = 0; i < round_up(n, 16) * groups / per; ++i) *zero.at<uint8_t>(i) &= 15;
         const size_t offset = random.between(0, 2);
         if (offset == 1) weight.zero = zero.at<uint8_t>();
         if (offset == 2) weight.minimum = minimum.at<void>();

@@ -2,6 +2,8 @@
 // how the work is cut, and where the arithmetic is exact those of the scalar variant.
 #include <math.h>
 
+#include <vector>
+
 #include "dispatch.h"
 #include "fill.h"
 #include "linears.h"
@@ -105,6 +107,12 @@ void soak_rows(Random& random, const RowOperators& rows_of_variant) {
                 a16 = bf16s(random, n, 2.0f), b16 = bf16s(random, n, 1.0f), codes = bytes<uint8_t>(random, n),
                 q16 = bf16s(random, 2 * half * heads, 1.0f), cos = floats(random, half, 1.0f),
                 sin = floats(random, half, 1.0f);
+    const size_t taps = random.between(1, 8);
+    const Exact weight = floats(random, taps * n, 1.0f), earlier = bf16s(random, taps * n, 1.0f);
+    std::vector<const uint16_t*> before;
+    for (size_t tap = 0; tap < taps; ++tap) {
+        before.push_back(random.one_in(4) ? nullptr : earlier.at<uint16_t>(tap * n));
+    }
     const WordKind kind = WordKind(random.between(0, 2));
     const void* word = kind == WordKind::kF32    ? a.at<void>()
                        : kind == WordKind::kBf16 ? a16.at<void>()
@@ -116,7 +124,7 @@ void soak_rows(Random& random, const RowOperators& rows_of_variant) {
                        .type = random.one_in(2) ? c.at<float>() : nullptr,
                        .factor = random.one_in(2) ? 3.5f : 1.0f};
     const Function function = Function(random.between(0, 4));
-    Exact out[2], out16[2], rotated[2];
+    Exact out[2], out16[2], rotated[2], convolved[2];
     for (int variant = 0; variant < 2; ++variant) {
         const RowOperators& rows = variant ? rows_of_variant : kRowsScalar;
         Exact &y = out[variant] = room<float>(random, 5 * n), &y16 = out16[variant] = room<uint16_t>(random, 3 * n);
@@ -133,7 +141,20 @@ void soak_rows(Random& random, const RowOperators& rows_of_variant) {
         rotated[variant] = room<uint16_t>(random, 2 * half * heads);
         memcpy(rotated[variant].at<void>(), q16.at<void>(), q16.bytes());
         rows.rotate(rotated[variant].at<uint16_t>(), heads, 2 * half, 2 * turned, cos.at<float>(), sin.at<float>());
+        convolved[variant] = room<uint16_t>(random, 2 * n);
+        rows.convolve({.b = a16.at<uint16_t>(),
+                       .c = b16.at<uint16_t>(),
+                       .x = earlier.at<uint16_t>(),
+                       .taps = taps,
+                       .weight = weight.at<float>(),
+                       .weight_stride = n,
+                       .bias = row.position,
+                       .before = before.data(),
+                       .product = convolved[variant].at<uint16_t>(),
+                       .y = convolved[variant].at<uint16_t>(n)},
+                      n);
     }
+    must_equal(convolved[1], convolved[0], "rows", "convolve");
     must_equal(out[1], out[0], "rows", "f32");
     must_equal(out16[1], out16[0], "rows", "bf16");
     must_equal(rotated[1], rotated[0], "rows", "rotate");
@@ -216,7 +237,7 @@ void soak_attention(Random& random, AttentionFn* fn, size_t scratch_bytes(size_t
 
 // Tokens come and attend in pieces cut anywhere, over a table of blocks in any order: the same as all of them at once.
 void soak_attention_cached(Random& random, const CachedKernels& kernels) {
-    const CacheKind kind = random.one_in(2) ? CacheKind::kInt8 : CacheKind::kBf16;
+    const CacheKind kind = random_cache_kind(random);
     const size_t past = random.one_in(4) ? random.between(900, 1100) : random.between(0, 130),
                  rows = random.between(1, 40), tokens = past + rows, group = random.between(1, 9),
                  heads = random.between(1, 3), size = 16 * random.between(1, random.one_in(8) ? 16 : 6),

@@ -22,6 +22,7 @@ struct Model {
     size_t width = 0;                                // of a row of the output
     Per per = Per::kToken;                           // of the output
     size_t cache_bytes = 0;                          // of a block of every head of every layer; 0: it has no state
+    size_t undone = kCacheBlock;                     // tokens that a sequence can be taken back by
     bool causal = true;                              // if not, a sequence comes in one step
     Sequences pool;
     std::vector<std::vector<float>> alone;  // what one thread makes of each sequence of the pool by itself

@@ -5,9 +5,10 @@
 
 namespace {
 
-// A sequence of the pool: the tokens of it that the cache holds, and the blocks for all it may ever hold.
+// A sequence of the pool: the tokens of it that the cache holds, and the blocks for all it may ever hold. written:
+// tokens that were ever computed into these.
 struct Growing {
-    size_t s, past = 0;
+    size_t s, past = 0, written = 0;
     std::vector<int32_t> blocks;
 };
 
@@ -114,10 +115,18 @@ std::vector<Piece> next_step(Random& random, const Model& model, std::vector<Gro
                      tokens = model.causal ? random_tokens(random, left) : left,
                      most = each->blocks.size() * kCacheBlock - each->past - tokens;
         const bool drafts = model.causal && random.one_in(4);
-        pieces.push_back(
-            {each, tokens, drafts ? std::min({most, model.longest - each->past - tokens, random.between(1, 70)}) : 0});
+        const size_t wrong = std::min({model.longest - each->past - tokens, model.undone, random.between(1, 70)});
+        pieces.push_back({each, tokens, drafts ? std::min(most, wrong) : 0});
     }
     return pieces;
+}
+
+// Forgets some of its last tokens; those before, too, down to the beginning of their block, where a convolution has not
+// kept what computing goes on from.
+void set_back(Random& random, const Model& model, Growing& one) {
+    one.past -= random.between(0, std::min(one.past, size_t(70)));
+    const size_t begin = one.past / kCacheBlock * kCacheBlock;
+    if (std::min(one.written, begin + kCacheBlock) > one.past + model.undone) one.past = begin;
 }
 
 // Steps until all of these sequences are complete.
@@ -145,9 +154,9 @@ void grow(Random& random, const Model& model, Cache& cache, std::vector<Growing>
             }
         }
         for (const Piece& each : pieces) {
+            each.of->written = std::max(each.of->written, each.of->past + each.tokens + each.drafts);
             each.of->past += each.tokens;
-            if (model.causal && random.one_in(12))
-                each.of->past -= random.between(0, std::min(each.of->past, size_t(70)));
+            if (model.causal && random.one_in(12)) set_back(random, model, *each.of);
         }
     }
 }
@@ -165,7 +174,7 @@ std::vector<float> in_one_step(Random& random, const Model& model, size_t s) {
 
 void check_steps(Random& random, const Model& model, const std::vector<size_t>& chosen, int most_threads, int callers) {
     std::vector<Growing> first;
-    for (size_t s : chosen) first.push_back({.s = s, .past = 0, .blocks = {}});
+    for (size_t s : chosen) first.push_back({.s = s, .past = 0, .written = 0, .blocks = {}});
     Cache cache = open(random, model, first, random.between(0, 70));
     if (callers == 1 || chosen.size() == 1 || random.one_in(2)) return grow(random, model, cache, first, most_threads);
     const size_t half = first.size() / 2;

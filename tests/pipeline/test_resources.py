@@ -11,9 +11,10 @@ from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.request import Texts
 from bitwright.pipeline.resources import run_cost
 from bitwright.recipe import make_recipe
+from bitwright.record import Shape
 
 TinyModel = Callable[..., Path]
-SHAPES = ((1, 16), (8, 128))
+SHAPES = (Shape(1, 16), Shape(8, 128))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_time_and_memory_follow_the_work(source: Path, monkeypatch: pytest.Monke
     tokens = sum(map(len, job.model.tokenize([*job.scored.tuning.texts, *job.scored.held_out.texts])))
     assert plain.seconds > 1.25 * tokens * 1e-3
     assert run_cost(job, sensitivity=True, shapes=SHAPES).seconds > 1.5 * plain.seconds
-    slower = run_cost(job, sensitivity=False, shapes=(*SHAPES, (8, 1024)))
+    slower = run_cost(job, sensitivity=False, shapes=(*SHAPES, Shape(8, 1024)))
     assert slower.seconds - plain.seconds == pytest.approx(3 * (2 * 2 * 8 * 1024 * 1e-3 + 0.4))
     more = run_cost(job_of(source, samples=600), sensitivity=False, shapes=SHAPES)
     assert more.seconds > plain.seconds

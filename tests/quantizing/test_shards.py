@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def layer(scheme: str, seed: int = 0, **more: Any) -> QuantizedLinear:
     return QuantizedLinear(qtensor, bias, SCHEMES[scheme].input, **more)
 
 
+def lifted(linear: QuantizedLinear) -> QuantizedLinear:
+    """With minima for zero points."""
+    q = linear.weight
+    return replace(linear, weight=replace(q, zero_point_NG=None, minimum_NG=-3 * q.scale_NG))
+
+
 LAYERS = {
     "a": ("w8a8", layer("w8a8")),
     "a.b": ("w4a16_g32_asym", layer("w4a16_g32_asym", 1)),
@@ -39,6 +46,7 @@ LAYERS = {
         "w8a8_static",
         layer("w8a8_static", 3, static=StaticGrid(0.5, 3)),
     ),
+    "d": ("w4a16_g32_asym", lifted(layer("w4a16_g32_asym", 4))),
 }
 
 
@@ -50,7 +58,7 @@ def made() -> Made:
 def same(one: QuantizedLinear, other: QuantizedLinear) -> bool:
     def tensors(stored: QuantizedLinear) -> list[Tensor | None]:
         q, transform = stored.weight, stored.transform
-        own = [q.codes_NK, q.scale_NG, q.zero_point_NG, q.codebook, stored.bias_N]
+        own = [q.codes_NK, q.scale_NG, q.zero_point_NG, q.minimum_NG, q.codebook, stored.bias_N]
         return own + ([None, None] if transform is None else [transform.scale_K, transform.shift_K])
 
     pairs = zip(tensors(one), tensors(other), strict=True)

@@ -70,6 +70,17 @@ def test_answers_do_not_depend_on_company_or_threads(model: DecoderModel) -> Non
     assert model.cache.free == model.cache.size
 
 
+def test_a_cache_of_four_bits_takes_half_of_one_of_eight(directory: Path, model: DecoderModel) -> None:
+    small = bitwright.load(directory, kv_cache="int4")
+    assert isinstance(small, DecoderModel)
+    assert small.backend.endswith("int4 cache")
+    assert small.cache.layout.block_bytes < 0.6 * model.cache.layout.block_bytes
+    asked: dict[str, Any] = {"max_tokens": 12, "temperature": 0.8, "seed": 3}
+    together = small.generate(PROMPTS, **asked)
+    assert [small.generate(prompt, **asked)[0] for prompt in PROMPTS] == together
+    assert pickle.loads(pickle.dumps(small)).generate(PROMPTS, **asked) == together
+
+
 def test_a_stream_is_the_answer_in_pieces(model: DecoderModel) -> None:
     (answer,) = model.generate("the harbour", max_tokens=9)
     steps = list(model.stream("the harbour", max_tokens=9))

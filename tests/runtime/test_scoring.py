@@ -60,6 +60,18 @@ def test_several_labels(tiny_model: Callable[..., Path]) -> None:
         ours.rank(QUERY, DOCUMENTS)
 
 
+def test_pairs_that_the_library_puts_into_a_chat_template_are_refused(reranker: Path) -> None:
+    before = bitwright.load(reranker).predict(PAIRS)
+    template = "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}"
+    (reranker / "chat_template.jinja").write_text(template)
+    model, library = bitwright.load(reranker), CrossEncoder(str(reranker), device="cpu")
+    assert abs(library.predict(PAIRS) - before).max() > 0.001
+    with pytest.raises(InputError, match=r"chat_template\.jinja: sentence-transformers puts pairs"):
+        model.predict(PAIRS)
+    text = "<query> which list <document> a list of words "
+    assert model.predict([text]).shape == (1,)
+
+
 def test_an_embedder_has_no_scores(embedder: Model) -> None:
     for call in (lambda: embedder.predict(PAIRS), lambda: embedder.rank(QUERY, DOCUMENTS)):
         with pytest.raises(InputError, match="is only for"):

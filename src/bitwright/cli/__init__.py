@@ -26,6 +26,8 @@ COMMANDS = {
     "inspect": "Show what a checkpoint holds, and how it runs here.",
     "convert": "Write a quantized checkpoint in another format.",
     "compare": "Put two results side by side.",
+    "export": "Write an encoder as an ONNX graph, and prove it.",
+    "verify": "Check a result in runtimes, each in a clean process.",
     "report": "Write report.html of a result again.",
     "recipes": "List the recipes that come with Bitwright.",
     "doctor": "Show what this machine can run, and how fast it can be.",

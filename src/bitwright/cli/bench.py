@@ -70,8 +70,8 @@ def shape(text: str) -> Shape:
 @json_option("everything measured")
 @quiet_option
 def command(
-    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None, rounds: int, max_load: float,
-    rivals: bool, by_operator: bool, as_json: bool, quiet: bool,
+    directory: Path, source: Path | None, shapes: tuple[Shape, ...], threads: int | None,
+    rounds: int, max_load: float, rivals: bool, by_operator: bool, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Time the result in DIRECTORY against its original in float32 and bfloat16.
 

@@ -20,10 +20,10 @@ METHOD_NAMES = (
     "rtn", "rtn_mse", "imatrix", "gptq", "awq", "awq_gptq", "smoothquant", "smoothquant_gptq", "smoothquant_shift",
     "auto",
 )  # fmt: skip
-TARGET_NAMES = ("bitwright", "transformers", "sentence-transformers", "vllm")
+TARGET_NAMES = ("bitwright", "transformers", "sentence-transformers", "vllm", "onnx", "openvino")
 SCHEME_STEMS = ("w8a8", "w8a16", "w4a16", "w4a8", "w3a16", "w2a16", "log4", "nf4", "kmeans4", "ternary", "binary")
 
-CACHE_NAMES = ("int8", "bf16")
+CACHE_NAMES = ("int8", "int4", "bf16")
 
 _TEXTS = ("data", "evaluation", "kind", "metric", "samples")  # the fields of `pipeline.Texts`
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")  # fields of `generate.Sampling`
@@ -143,11 +143,17 @@ def engine_options(command: F) -> F:
             "--threads", type=click.IntRange(min=1), metavar="N",
             help="Use this many threads. Default: OMP_NUM_THREADS, or one for each processor.",
         ),
-        click.option(
-            "--kv-cache", type=Choice(CACHE_NAMES), metavar="FORM",
-            help="Store the keys and values of earlier tokens as int8 or bf16. Default: int8.",
-        ),
+        cache_option,
     )  # fmt: skip
+
+
+def cache_option(command: F) -> F:
+    """--kv-cache: how the engine holds keys and values of a language model."""
+    return click.option(
+        "--kv-cache", type=Choice(CACHE_NAMES), metavar="FORM",
+        help="Store the keys and values of earlier tokens as int8, int4 (half of that, less exact) or bf16. "
+        "Default: int8.",
+    )(command)  # fmt: skip
 
 
 def quiet_option(command: F) -> F:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bitwright.checkpoints.attention import ATTENTION_KEY
+from bitwright.engine.decoders import lower_text_decoder, padding_id
 from bitwright.engine.disentangled import attention_kinds, positions_of, tables_of
 from bitwright.engine.linears import Inputs
 from bitwright.engine.lowering import Lowering, Value
@@ -21,7 +22,7 @@ Config = dict[str, Any]
 
 
 def encoder_task(weights: Weights) -> TaskName:
-    """What an encoder was trained for: "embedding" if it has no head.
+    """What a model that reads whole texts was trained for: "embedding" if it has no head.
 
     Raises:
         EngineError: a language model. ModelError: as `find_task`.
@@ -37,7 +38,7 @@ def encoder_task(weights: Weights) -> TaskName:
 def lower_encoder(
     weights: Weights, *, pooling: Sequence[str] | None = ("mean",), normalize: bool = False, inputs: Inputs = "int8"
 ) -> Program:
-    """The program of an encoder, with its head if it has one.
+    """The program of an encoder, or of a decoder that is used like one, with its head if it has one.
 
     It puts out a row for each text, pooled embeddings or logits; of a token classifier, of a question answering model,
     and without `pooling`, one for each token.
@@ -50,6 +51,8 @@ def lower_encoder(
         EngineError: a family, or a setting of one, without a builder; a linear that no operator runs.
     """
     task, row = encoder_task(weights), _row_of(weights)
+    if row.style is None:
+        return lower_text_decoder(weights, task, pooling=pooling, normalize=normalize, inputs=inputs)
     encoder = _opened(weights, row, inputs)
     x, types = _BUILDERS[row.style](encoder)
     lower = encoder.lower
@@ -65,6 +68,17 @@ def has_position_table(weights: Weights) -> bool:
     row = _row_of(weights)
     names = (f"{prefix}{row.positions.table}.weight" for prefix in (f"{row.prefix}.", ""))
     return row.positions.table is not None and any(name in weights for name in names)
+
+
+def unread_at_the_end(weights: Weights) -> int | None:
+    """The token that a decoder with a classifier, which reads the last token of a text, takes for padding there. What
+    comes after the last token that it reads changes nothing, so a text may be cut. None for other models.
+
+    Raises:
+        EngineError, CheckpointError: as `padding_id`.
+    """
+    decodes = _row_of(weights).style is None and encoder_task(weights) == "sequence-classification"
+    return padding_id(weights) if decodes else None
 
 
 class _Encoder(NamedTuple):
@@ -106,10 +120,14 @@ def _row_of(weights: Weights) -> Architecture:
     EngineError: a family without a builder.
     """
     family = str(weights.config.get("model_type"))
-    if family not in FAMILIES or FAMILIES[family].style is None:
-        known = sorted(name for name, row in FAMILIES.items() if row.style is not None)
+    if family not in FAMILIES or not _has_builder(FAMILIES[family]):
+        known = sorted(name for name, row in FAMILIES.items() if _has_builder(row))
         raise EngineError(f"the engine does not run model_type {family!r}; it runs {', '.join(known)}")
     return FAMILIES[family]
+
+
+def _has_builder(row: Architecture) -> bool:
+    return row.style is not None or row.decoding is not None
 
 
 def _opened(weights: Weights, row: Architecture, inputs: Inputs) -> _Encoder:

@@ -1,23 +1,24 @@
 """Turns a language model into a program with state: one builder, which reads the family's row."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bitwright.engine.cache_layout import CacheKind, CacheLayer
-from bitwright.engine.halves import joined_halves
+from bitwright.engine.cache_layout import CacheKind, CacheLayer, ConvolutionLayer
+from bitwright.engine.heads import head_in_int8
 from bitwright.engine.linears import Inputs, Linear
 from bitwright.engine.lowering import HeadShape, Lowering, Value
 from bitwright.engine.program import Program
-from bitwright.engine.rotary import rotary
+from bitwright.engine.rotary import Rotary, rotary
 from bitwright.engine.weights import Weights, short
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.families import FAMILIES
-from bitwright.families.row import Architecture, Decoding
+from bitwright.families.row import Architecture, Decoding, Role
+from bitwright.families.tasks import TaskName
 from bitwright.files.directory import CONFIG_FILE
 from bitwright.files.task import find_task
-from bitwright.numerics.arrays import Bf16
-from bitwright.numerics.linear import FloatLinear, QuantizedLinear
+from bitwright.numerics.linear import FloatLinear
 
 HeadBits = Literal["int8", "16"]
 
@@ -38,16 +39,24 @@ DEFAULT = Arithmetic()
 FLOAT = Arithmetic(inputs="bf16", head="16", cache="bf16")  # whatever the checkpoint does not quantize
 
 
-_VALUES_AT_ONCE = 1 << 20  # of a head, while it is quantized: they stay in cache
-_HEAD_GROUP = 64  # inputs, at most, that share a scale of a head
-
 # What changes the computation, and no builder supports; a value here is the one that changes nothing.
-_PLAIN = {"attention_multiplier": None, "logits_scaling": None, "residual_multiplier": None,
-          "embedding_multiplier": None, "no_rope_layers": None, "attention_chunk_size": None}  # fmt: skip
+_PLAIN = {"attention_chunk_size": None}
+# The same, but for families whose row says so.
+_MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+_NO_POSITIONS = ("no_rope_layers", "no_rope_layer_interval")
+_BOTH_WAYS = "use_bidirectional_attention"
 
 
 class _Decoder(NamedTuple):
-    """A row, and what it says of one checkpoint. base: what the names of the base model begin with."""
+    """A row, and what it says of one checkpoint.
+
+    base: what the names of the base model begin with. windows: of each block. taps: of the convolution that a block has
+    in place of attention. rotated: of each, whether it knows
+    positions. causal: whether a token sees only those before it.
+
+    x + m · f(norm(x)) in every block is the same as y + f(norm(y)) of y = x / m, if eps is divided by m²: so a factor
+    of residuals costs nothing. embedded: the factor of a word with it; eps: with it.
+    """
 
     row: Architecture
     how: Decoding
@@ -55,7 +64,11 @@ class _Decoder(NamedTuple):
     base: str
     shape: HeadShape
     eps: float
-    windows: tuple[int | None, ...]  # of each block
+    embedded: float
+    windows: tuple[int | None, ...]
+    taps: tuple[int | None, ...]
+    rotated: tuple[bool, ...]
+    causal: bool
 
     @property
     def plus(self) -> float:
@@ -74,62 +87,179 @@ def lower_decoder(
     Raises:
         EngineError: a family, or a setting of one, without a builder; a linear that no operator runs.
     """
+    if find_task(weights.source) != "text-generation":
+        raise EngineError(f"{weights.directory}: it is no language model")
     decoder = _opened(weights, arithmetic.inputs)
-    lower, base, how, eps, plus = decoder.lower, decoder.base, decoder.how, decoder.eps, decoder.plus
-    config, row = weights.config, decoder.row
+    if not decoder.causal:
+        raise EngineError("a model whose tokens see those after them generates no text")
+    lower, config, row = decoder.lower, weights.config, decoder.row
     positions = min(context or _trained(weights, row), _trained(weights, row))
-    width = weights.number(row.keys.hidden_size)
+    y, x = _blocks(decoder, positions, passing=False)
+    factor = 1 / weights.real("logits_scaling", 1.0) if decoder.how.multiplied else 1.0
+    x = _last_norm(decoder, lower.wanted(y), lower.wanted(x), factor)
+    linear = _head(decoder)
+    held = head_in_int8(linear) if arithmetic.head == "int8" and isinstance(linear, FloatLinear) else linear
+    logits = lower.head(row.head.outputs["text-generation"], held, x, stored=held is linear)
+    if (cap := config.get("final_logit_softcapping")) is not None:
+        logits = lower.softcap("logits", logits, weights.check_real("final_logit_softcapping", cap))
+    return lower.finish(logits, max_tokens=positions, layers=_cache_layers(decoder))
+
+
+def lower_text_decoder(
+    weights: Weights, task: TaskName, *, pooling: Sequence[str] | None = ("lasttoken",), normalize: bool = False,
+    inputs: Inputs = "int8",
+) -> Program:  # fmt: skip
+    """The program of a decoder that makes a vector or scores of each text; it has no state.
+
+    It puts out a row for each text; without `pooling`, one for each token. A classifier reads the last token.
+
+    Args:
+        pooling, normalize: of an embedding model (`files/pooling.py`); None puts out what the last norm gives.
+        inputs: as `Arithmetic` has them.
+
+    Raises:
+        EngineError: as `lower_decoder`, or another task; a family with convolutions.
+    """
+    if task not in ("embedding", "sequence-classification"):
+        raise EngineError(f"the engine runs no decoder for {task}")
+    decoder = _opened(weights, inputs)
+    if any(decoder.taps):
+        raise EngineError("the engine runs no embedding model or classifier with convolutions")
+    lower, positions = decoder.lower, _trained(weights, decoder.row)
+    out = _last_norm(decoder, *_blocks(decoder, positions, passing=True))
+    if task == "sequence-classification":
+        if not decoder.causal:
+            raise EngineError("the engine runs no classifier whose tokens see those after them")
+        out = lower.pool(out, ("lasttoken",), normalize=False)
+        out = lower.linears([decoder.row.head.outputs[task]], out, out="f32")
+    elif pooling is not None:
+        out = lower.pool(out, pooling, normalize=normalize)
+    return lower.finish(out, max_tokens=positions, passing=_cache_layer(decoder))
+
+
+def padding_id(weights: Weights) -> int | None:
+    """The token that the classifier of a decoder never reads at the end of a text; None if it reads any.
+
+    Raises:
+        EngineError: config.json does not say it. CheckpointError: it is no token.
+    """
+    if "pad_token_id" not in weights.config:
+        raise EngineError("config.json leaves out pad_token_id, and only transformers knows what that means")
+    given = weights.config["pad_token_id"]
+    if given is not None and type(given) is not int:
+        where = f"{weights.directory / CONFIG_FILE}: pad_token_id"
+        raise CheckpointError(f"{where} is {short(given)}, but must be a token id or null")
+    return given
+
+
+def _blocks(decoder: _Decoder, positions: int, *, passing: bool) -> tuple[Value, Value]:
+    """What the last FFN adds to the residual, and the residual. passing: keys and values of all blocks have the same
+    place, one after the other."""
+    lower, base, row, eps, plus = decoder.lower, decoder.base, decoder.row, decoder.eps, decoder.plus
     kinds = ["full_attention" if window is None else "sliding_attention" for window in decoder.windows]
-    angles = {kind: rotary(weights, kind, decoder.shape.size, positions) for kind in dict.fromkeys(kinds)}
-    x = lower.embed(f"{base}{row.embeddings.words}.weight", factor=width**0.5 if how.scaled else 1.0)
+    angles = {kind: _angles(decoder, kind, positions) for kind in dict.fromkeys(kinds)}
+    x = lower.embed(f"{base}{row.embeddings.words}.weight", factor=decoder.embedded)
     before = row.producer(row.linears("qkv")[0])
     normed = lower.rms_norm(f"{base}{row.blocks}.0.{before}", x, eps=eps, plus=plus)
     layers = len(decoder.windows)
     for layer in range(layers):
         block = f"{base}{row.blocks}.{layer}"
-        y = _attention(decoder, block, layer, normed, angles[kinds[layer]])
+        if (taps := decoder.taps[layer]) is not None:
+            y = _convolution(decoder, block, layer, normed, ConvolutionLayer(x.buffer.width, taps))
+        else:
+            y = _attention(decoder, block, layer, normed, angles[kinds[layer]], place=0 if passing else layer)
         x, normed = lower.rms_norm_of_sum(f"{block}.{_ffn_norm(row)}", y, x, eps=eps, plus=plus)
         y = _ffn(decoder, block, normed)
-        weights.drop_pages()
+        lower.weights.drop_pages()
         if layer + 1 < layers:
             x, normed = lower.rms_norm_of_sum(f"{base}{row.blocks}.{layer + 1}.{before}", y, x, eps=eps, plus=plus)
-    x = _sum_of_wanted(decoder, y, x)
-    linear = _head(decoder)
-    held = _rounded(linear) if arithmetic.head == "int8" and isinstance(linear, FloatLinear) else linear
-    logits = lower.head(row.head.outputs["text-generation"], held, x, stored=held is linear)
-    if (cap := config.get("final_logit_softcapping")) is not None:
-        logits = lower.softcap("logits", logits, weights.check_real("final_logit_softcapping", cap))
-    cache = [CacheLayer(decoder.shape.kv_heads, decoder.shape.size)] * layers
-    return lower.finish(logits, max_tokens=positions, layers=cache)
+    return y, x
+
+
+def _cache_layer(decoder: _Decoder) -> CacheLayer:
+    return CacheLayer(decoder.shape.kv_heads, decoder.shape.size)
+
+
+def _cache_layers(decoder: _Decoder) -> list[CacheLayer | ConvolutionLayer]:
+    width = decoder.lower.weights.number(decoder.row.keys.hidden_size)
+    return [_cache_layer(decoder) if taps is None else ConvolutionLayer(width, taps) for taps in decoder.taps]
+
+
+def _angles(decoder: _Decoder, kind: str, positions: int) -> Rotary:
+    found = rotary(decoder.lower.weights, kind, decoder.shape.size, positions)
+    if found.of_queries is not None and not decoder.how.scales_queries:
+        raise EngineError("the engine does not support llama_4_scaling_beta in this family")
+    return found
 
 
 def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
     family, config = str(weights.config.get("model_type")), weights.config
     row = FAMILIES.get(family)
-    if find_task(weights.source) != "text-generation":
-        raise EngineError(f"{weights.directory}: it is no language model")
     if row is None or row.decoding is None:
         known = sorted(name for name, row in FAMILIES.items() if row.decoding is not None)
         raise EngineError(f"the engine does not run model_type {family!r}; it runs {', '.join(known)}")
-    for key, plain in _PLAIN.items():
-        if config.get(key) is not None and config[key] != plain:
-            raise EngineError(f"the engine does not support {key} = {short(config[key])}")
-    needed = (row.keys.eps.key, row.keys.activation.key, *row.decoding.needs)
+    how, keys, layers = row.decoding, row.keys, weights.number(row.keys.layers)
+    _refuse(config, how)
+    if weights.int8_attention:
+        raise EngineError("the engine computes the attention of no decoder in int8, but for its cache")
+    settings = [of.key for of in (keys.eps, keys.activation) if not isinstance(of, str)]
+    needed = (*settings, *how.needs)
     if missing := [keys for keys in needed if not config.keys() & set(keys.split(" or "))]:
         raise EngineError(f"config.json leaves out {', '.join(missing)}, and only transformers knows what that means")
     words, prefix = f"{row.embeddings.words}.weight", f"{row.prefix}."
     base = next((p for p in (prefix, "") if p + words in weights), None)
     if base is None:
         raise EngineError(f"{weights.directory}: no {words!r}, with or without the prefix {prefix!r}")
-    heads, keys = weights.number(row.keys.heads), row.keys
-    size = weights.number("head_dim", None) if config.get("head_dim") else weights.number(keys.hidden_size) // heads
+    heads, width = weights.number(keys.heads), weights.number(keys.hidden_size)
+    size = weights.number("head_dim", None) if config.get("head_dim") else width // heads
     kv_heads = weights.number("num_key_value_heads") if config.get("num_key_value_heads") else heads
     if heads % kv_heads:
         where = f"{weights.directory / CONFIG_FILE}: num_key_value_heads"
         raise CheckpointError(f"{where} is {kv_heads}, which does not divide num_attention_heads = {heads}")
-    eps = weights.check_real(keys.eps.key, config[keys.eps.key])
-    windows = _windows(weights, row.decoding, weights.number(keys.layers))
-    return _Decoder(row, row.decoding, Lowering(weights, inputs), base, HeadShape(heads, kv_heads, size), eps, windows)
+    embedded = width**0.5 if how.scaled else 1.0
+    residual = weights.real("residual_multiplier", 1.0) if how.multiplied else 1.0
+    if how.multiplied:
+        embedded *= weights.real("embedding_multiplier", 1.0)
+    return _Decoder(
+        row, how, Lowering(weights, inputs), base, HeadShape(heads, kv_heads, size),
+        eps=weights.check_real(keys.eps.key, config[keys.eps.key]) / residual**2,
+        embedded=embedded / residual,
+        windows=_windows(weights, how, layers),
+        taps=_taps(weights, how, layers),
+        rotated=_rotated(weights, how, layers),
+        causal=_is_causal(config),
+    )  # fmt: skip
+
+
+def _refuse(config: dict[str, Any], how: Decoding) -> None:
+    """Refuse settings that change the computation, and that no builder supports."""
+    plain: dict[str, Any] = dict(_PLAIN)
+    if not how.multiplied:
+        plain |= dict.fromkeys(_MULTIPLIERS)
+    if not how.skips:
+        plain |= dict.fromkeys(_NO_POSITIONS)
+    if not how.both_ways:
+        plain[_BOTH_WAYS] = False
+    elif config.get(_BOTH_WAYS) and config.get("is_causal", True) is not True:
+        plain["is_causal"] = True
+    for key, value in plain.items():
+        if config.get(key) is not None and config[key] != value:
+            raise EngineError(f"the engine does not support {key} = {short(config[key])}")
+
+
+def _is_causal(config: dict[str, Any]) -> bool:
+    return bool(config.get("is_causal", True)) and not config.get(_BOTH_WAYS)
+
+
+def _rotated(weights: Weights, how: Decoding, layers: int) -> tuple[bool, ...]:
+    """Of each block, whether it rotates queries and keys."""
+    given = weights.config.get("no_rope_layers") if how.skips else [1] * layers
+    if given is None:
+        every = weights.number("no_rope_layer_interval", 4)
+        return tuple((layer + 1) % every != 0 for layer in range(layers))
+    if not isinstance(given, list) or len(given) < layers or not all(value in (0, 1) for value in given):
+        raise EngineError(f"the engine does not support no_rope_layers {short(given)} for {layers} blocks")
+    return tuple(map(bool, given[:layers]))
 
 
 def _trained(weights: Weights, row: Architecture) -> int:
@@ -137,18 +267,27 @@ def _trained(weights: Weights, row: Architecture) -> int:
 
 
 def _windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, ...]:
-    """Of each block, how many tokens a token sees, itself among them; None for all.
+    """Of each block, how far a token sees: less than so many tokens, and no token after it if it is causal; None for
+    any distance.
 
     Raises:
         EngineError: a kind of attention that no operator computes.
     """
     config = weights.config
-    if how.windows == "none" or config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+    off, kinds = config.get("use_sliding_window") is False, config.get("layer_types")
+    if off and isinstance(kinds, list) and "sliding_attention" in kinds:
+        raise EngineError(
+            "the engine does not support sliding_attention in layer_types with use_sliding_window = False"
+        )
+    if how.windows == "none" or config.get("sliding_window") is None or off:
         return (None,) * layers
     window = weights.number("sliding_window")
+    if config.get(_BOTH_WAYS):
+        window = window // 2 + 1  # transformers counts both sides
+    elif not _is_causal(config):
+        window += 1  # and here the last one that it sees, on each side
     if how.windows == "all":
         return (window,) * layers
-    kinds = config.get("layer_types")
     if kinds is None and "use_sliding_window" in config:  # qwen2 and qwen3 before they listed them
         first = config.get("max_window_layers", 28)
         if not isinstance(first, int):
@@ -163,41 +302,90 @@ def _windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, 
     return tuple(known[kind] for kind in kinds)
 
 
-def _attention(
-    decoder: _Decoder, block: str, layer: int, normed: Value, angles: tuple[np.ndarray, np.ndarray]
-) -> Value:
-    """What attention adds to the residual."""
-    lower, row, how, shape = decoder.lower, decoder.row, decoder.how, decoder.shape
+def _taps(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, ...]:
+    """Of each block, how many tokens count for a token of its convolution; None if it has attention.
+
+    Raises:
+        EngineError: blocks of a kind that no operator computes.
+    """
+    config, convolution = weights.config, how.convolution
+    if convolution is None:
+        return (None,) * layers
+    taps, kinds = weights.number(convolution.taps), config.get("layer_types")
+    if kinds is None:
+        attends = config.get(convolution.attends)
+        if attends is not None and not isinstance(attends, list):
+            raise EngineError(f"the engine does not support {convolution.attends} = {short(attends)}")
+        kinds = ["full_attention" if attends is None or i in attends else "conv" for i in range(layers)]
+    known = {"full_attention": None, "conv": taps}
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(str(kind) in known for kind in kinds):
+        raise EngineError(f"the engine does not support layer_types {short(kinds)} for {layers} blocks")
+    return tuple(known[kind] for kind in kinds)
+
+
+def _convolution(decoder: _Decoder, block: str, layer: int, normed: Value, shape: ConvolutionLayer) -> Value:
+    """What a convolution adds to the residual."""
+    lower, convolution = decoder.lower, decoder.how.convolution
+    assert convolution is not None, "a block with taps has one"
+    gates = lower.linears([f"{block}.{convolution.gates}"], normed, out="bf16")
+    mixed = lower.convolution_cached(f"{block}.{convolution.kernel}", gates, shape, layer=layer)
+    return lower.linears([f"{block}.{convolution.out}"], mixed, out="f32")
+
+
+def _of_attention(decoder: _Decoder, role: Role) -> list[str]:
+    """The linears of a block with attention that have this role."""
+    convolution = decoder.how.convolution
+    others = () if convolution is None else (convolution.gates, convolution.out)
+    return [path for path in decoder.row.linears(role) if path not in others]
+
+
+def _attention(decoder: _Decoder, block: str, layer: int, normed: Value, angles: Rotary, *, place: int) -> Value:
+    """What attention adds to the residual. place: of keys and values in the cache."""
+    lower, how, shape = decoder.lower, decoder.how, decoder.shape
     weights, config = lower.weights, lower.weights.config
-    qkv = lower.linears([f"{block}.{part}" for part in row.linears("qkv")], normed, out="bf16")
+    qkv = lower.linears([f"{block}.{part}" for part in _of_attention(decoder, "qkv")], normed, out="bf16")
 
     def head_norm(path: str | None) -> np.ndarray | None:
         if path is None:
             return None
         return weights.vector(f"{block}.{path}.weight", shape.size) + np.float32(decoder.plus)
 
-    scalar, cap = config.get("query_pre_attn_scalar"), config.get("attn_logit_softcapping")
+    if angles.of_queries is not None:
+        scaled = angles.of_queries
+        lower.rotate_queries(f"{block}: scale of queries", qkv, shape, scaled.cos_TF, scaled.sin_TF)
+    cap, rotates = config.get("attn_logit_softcapping"), decoder.rotated[layer]
     mixed = lower.attention_cached(
         block, qkv, shape,
-        layer=layer,
-        scale=(shape.size if scalar is None else weights.check_real("query_pre_attn_scalar", scalar)) ** -0.5,
+        layer=place,
+        scale=_scale(decoder),
         softcap=0.0 if cap is None else weights.check_real("attn_logit_softcapping", cap),
         window=decoder.windows[layer],
+        causal=decoder.causal,
         q_weight_D=head_norm(how.query_norm),
         k_weight_D=head_norm(how.key_norm),
         eps=decoder.eps,
-        cos_TF=angles[0],
-        sin_TF=angles[1],
+        cos_TF=angles.cos_TF if rotates else None,
+        sin_TF=angles.sin_TF if rotates else None,
     )  # fmt: skip
-    (out,) = row.linears("attention_output")
+    (out,) = _of_attention(decoder, "attention_output")
     return _normed(decoder, block, how.attention_norm, lower.linears([f"{block}.{out}"], mixed, out="f32"))
+
+
+def _scale(decoder: _Decoder) -> float:
+    """What scores are multiplied by."""
+    weights, scalar = decoder.lower.weights, decoder.lower.weights.config.get("query_pre_attn_scalar")
+    if decoder.how.multiplied:
+        return weights.real("attention_multiplier", 1.0)
+    size = decoder.shape.size if scalar is None else weights.check_real("query_pre_attn_scalar", scalar)
+    return float(size**-0.5)
 
 
 def _ffn(decoder: _Decoder, block: str, normed: Value) -> Value:
     """What the FFN adds to the residual."""
     lower, row = decoder.lower, decoder.row
     *ups, down = row.linears("ffn")
-    activation = lower.weights.config[row.keys.activation.key]
+    given = row.keys.activation
+    activation = given if isinstance(given, str) else lower.weights.config[given.key]
     names = [f"{block}.{up}" for up in ups]
     gated = lower.gated(names, normed, str(activation), f"{block}.{down}")
     return _normed(decoder, block, decoder.how.ffn_norm, lower.linears([f"{block}.{down}"], gated, out="f32"))
@@ -213,10 +401,10 @@ def _ffn_norm(row: Architecture) -> str | None:
     return row.producer(row.linears("ffn")[0])
 
 
-def _sum_of_wanted(decoder: _Decoder, y: Value, x: Value) -> Value:
-    """The last norm, of the sum of those rows alone whose logits are wanted."""
+def _last_norm(decoder: _Decoder, y: Value, x: Value, factor: float = 1.0) -> Value:
+    """The last norm, of y + x, times a factor."""
     lower, name = decoder.lower, f"{decoder.base}{decoder.how.final_norm}"
-    _, normed = lower.rms_norm_of_sum(name, lower.wanted(y), lower.wanted(x), eps=decoder.eps, plus=decoder.plus)
+    _, normed = lower.rms_norm_of_sum(name, y, x, eps=decoder.eps, plus=decoder.plus, factor=factor)
     return normed
 
 
@@ -228,35 +416,3 @@ def _head(decoder: _Decoder) -> Linear:
     if not weights.config.get("tie_word_embeddings", True):
         raise CheckpointError(f"{weights.directory}: there is no {name}.weight, and no word embeddings stand for it")
     return weights.linear(f"{decoder.base}{decoder.row.embeddings.words}")
-
-
-def _rounded(linear: FloatLinear) -> QuantizedLinear:
-    """A float linear in 8 bits, with a scale for each group of inputs, as one of 4 bits that reads its inputs twice.
-
-    It is held in halves (`halves.py`), so inputs are rounded by groups, too. With one scale for each row and token, as
-    int8 linears have, the perplexity of SmolLM2-135M rose by 0.6 %, not 0.2 %.
-    """
-    weight_NK, (n, k) = linear.weight_NK, linear.shape
-    group = next((size for size in range(_HEAD_GROUP, 0, -8) if k % size == 0), None)
-    if group is None:
-        raise EngineError(f"a head with K = {k} inputs cannot be held in int8: K must be a multiple of 8")
-    codes_NK, scale_NG = np.empty((n, 2 * k), np.int8), np.empty((n, 2 * k // group), np.float32)
-    at_once = max(1, _VALUES_AT_ONCE // k)
-    for begin in range(0, n, at_once):
-        part, rows = weight_NK[begin : begin + at_once], slice(begin, begin + at_once)
-        values_MGg = (part.widen() if isinstance(part, Bf16) else part).reshape(-1, k // group, group)
-        scale_MG = _scales(abs(values_MGg).max(axis=2) / np.float32(127))
-        above_MGg = np.divide(values_MGg, scale_MG[..., None])
-        np.rint(above_MGg, out=above_MGg)
-        above_MGg += np.float32(128)
-        above_MK = np.clip(above_MGg, 0, 255, out=above_MGg).astype(np.uint8).reshape(-1, k)
-        codes_NK[rows, :k], codes_NK[rows, k:] = above_MK >> 4, above_MK & 15
-        scale_NG[rows] = np.concatenate([16 * scale_MG, scale_MG], axis=1)
-    return joined_halves(codes_NK, scale_NG, group, linear.bias_N)
-
-
-def _scales(exact: np.ndarray) -> np.ndarray:
-    """Scales that bf16 holds, not below these: kernels read such scales in half the bytes."""
-    bits = np.maximum(exact, np.float32(2.0**-100)).view(np.uint32) + np.uint32(0xFFFF)
-    held: np.ndarray = (bits & np.uint32(0xFFFF0000)).view(np.float32)
-    return held

@@ -1,6 +1,6 @@
 """A program bound to native code: buffers by number, weights by address."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from operator import index
 from struct import error as StructError
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bitwright.engine.cache_layout import CacheKind, CacheLayout
+from bitwright.engine.memory import ALIGNMENT, begun_at
 from bitwright.engine.ops.binder import Binder
 from bitwright.engine.program import Program, place_buffers
 from bitwright.errors import InputError
@@ -59,7 +60,9 @@ class Executor:
         row_bytes = {b.number: module.row_bytes(module.BufferKind[b.kind], b.width, b.group) for b in program.buffers}
         offsets, size = place_buffers(program.ops, program.buffers, program.output, row_bytes)
         self.cache = CacheLayout.of(program.layers, cache_kind, module) if program.layers else None
-        self.program, self.binder = program, Binder(module, self.cache)
+        self._passing = CacheLayout.of([program.passing], "bf16", module) if program.passing else None
+        self._rooms: list[np.ndarray] = []  # for what `_passing` describes, of calls that are over
+        self.program, self.binder = program, Binder(module, self.cache or self._passing)
         self.group_tokens = group_tokens or max(_LEAST_GROUP, _L2_BYTES // size // 32 * 32)
         buffers = [
             module.Buffer(
@@ -76,7 +79,7 @@ class Executor:
     @property
     def memory(self) -> int:
         """Bytes of buffers that are held now."""
-        return int(self._native.memory)
+        return int(self._native.memory) + sum(room.nbytes for room in list(self._rooms))
 
     def run(
         self, sequences: Sequence[Sequence[int]], threads: int, seconds: np.ndarray | None = None, *,
@@ -123,8 +126,17 @@ class Executor:
         types = None if types is None else _below(types, self.program.types, "token type", starts)
         output = self.program.output
         out = np.empty((len(lengths) if output.per == "sequence" else len(ids), output.width), np.float32)
-        self._run(ids, starts, out, threads, seconds, types=0 if types is None else types.ctypes.data)
+        if self._passing is not None:
+            self._run_passing(self._passing, ids, starts, out, threads, seconds)
+        else:
+            self._run(ids, starts, out, threads, seconds, types=0 if types is None else types.ctypes.data)
         return out
+
+    def steps(self, lengths: Sequence[int], threads: int) -> int:
+        """How many times `run` goes through the program for sequences of these lengths."""
+        if self._passing is None:
+            return 1
+        return len(list(_groups(np.cumsum([0, *lengths]), self.group_tokens * threads)))
 
     def step(self, step: Step, threads: int, seconds: np.ndarray | None = None) -> np.ndarray:
         """Compute new tokens of sequences, which the cache then holds. `step` is believed: `generate/cache.py`
@@ -151,6 +163,39 @@ class Executor:
         )  # fmt: skip
         return out
 
+    def _run_passing(
+        self, layout: CacheLayout, ids: np.ndarray, starts: np.ndarray, out: np.ndarray, threads: int,
+        seconds: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """Sequences in groups, each a step without a past, in a cache of one layer that is forgotten afterwards."""
+        for first, last in _groups(starts, self.group_tokens * threads):
+            begin, end = starts[first], starts[last]
+            blocks = -(-np.diff(starts[first : last + 1]) // layout.tokens)
+            ends, most = np.cumsum(blocks), int(blocks.max())
+            # What a row has beyond its sequence's blocks is not read.
+            tables = np.minimum((ends - blocks)[:, None] + np.arange(most), ends[-1] - 1).astype(np.int32)
+            rows = slice(first, last) if self.program.output.per == "sequence" else slice(begin, end)
+            room, past = self._room(int(ends[-1]) * layout.block_bytes), np.zeros(last - first, np.int32)
+            try:
+                self._run(
+                    ids[begin:end], starts[first : last + 1] - begin, out[rows], threads, seconds,
+                    past=past.ctypes.data,
+                    cache=room.ctypes.data,
+                    block_count=int(ends[-1]),
+                    tables=tables.ctypes.data,
+                    table_stride=most,
+                )  # fmt: skip
+            finally:
+                self._rooms.append(room)
+
+    def _room(self, size: int) -> np.ndarray:
+        """Memory of at least so many bytes for keys and values, that of an earlier call if that is enough."""
+        try:
+            room = self._rooms.pop()
+        except IndexError:  # other threads have them
+            return begun_at(ALIGNMENT, size)
+        return room if len(room) >= size else begun_at(ALIGNMENT, size)
+
     def _run(
         self, ids: np.ndarray, starts: np.ndarray, out: np.ndarray, threads: int, seconds: np.ndarray | None,
         **others: int,
@@ -173,6 +218,15 @@ class Executor:
             worst = int(above.argmax())
             limit = self.program.max_tokens
             raise InputError(f"sequence {worst} has {lengths[worst]} tokens; this model takes 1 to {limit}")
+
+
+def _groups(starts: np.ndarray, tokens: int) -> Iterator[tuple[int, int]]:
+    """Neighbours with at most so many tokens together, or one sequence that has more: (first, end) of each."""
+    first = 0
+    while first < len(starts) - 1:
+        last = max(int(starts.searchsorted(starts[first] + tokens, "right")) - 1, first + 1)
+        yield first, last
+        first = last
 
 
 def check_count(what: str, value: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from bitwright.engine import ops
-from bitwright.engine.cache_layout import CacheLayer
+from bitwright.engine.cache_layout import CacheLayer, ConvolutionLayer
 from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
 from bitwright.engine.halves import in_halves
@@ -26,6 +26,7 @@ from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.kernels.layouts import MAX_K
 
+MOST_TAPS = 8  # of a convolution, as in csrc/engine/program.h
 # Activations by their names in config.json -> the function; a linear computes "gelu" itself.
 _FUNCTIONS: dict[str, Function | Literal["gelu"]] = {
     "gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
@@ -104,11 +105,11 @@ class Lowering:
         return self._norm(name, x, None, None, eps, centred=False, plus=plus)
 
     def rms_norm_of_sum(
-        self, name: str, x: Value, residual: Value, *, eps: float, plus: float = 0.0
+        self, name: str, x: Value, residual: Value, *, eps: float, plus: float = 0.0, factor: float = 1.0
     ) -> tuple[Value, Value]:
-        """x + residual, and its RMSNorm."""
+        """x + residual, and its RMSNorm times a factor."""
         kept = self._buffer("f32", x.buffer.width, x.buffer.per)
-        return Value(kept), self._norm(name, x, residual, kept, eps, centred=False, plus=plus)
+        return Value(kept), self._norm(name, x, residual, kept, eps, centred=False, plus=plus, factor=factor)
 
     def qkv(self, names: Sequence[str], x: Value) -> Value:
         """Queries, keys and values of as many values each, side by side.
@@ -209,6 +210,14 @@ class Lowering:
         )
         return Value(out)
 
+    def rotate_queries(
+        self, name: str, qkv: Value, shape: HeadShape, cos_TF: np.ndarray, sin_TF: np.ndarray
+    ) -> None:  # fmt: skip
+        """Queries alone, rotated in place by position, as `rotate` does it; so many values at once as there are angles
+        for, which must divide the size of a head."""
+        at_once = 2 * cos_TF.shape[1]
+        self._add(ops.Rotate(name, qkv.buffer, shape.heads * (shape.size // at_once), at_once, cos_TF, sin_TF))
+
     def attention_cached(self, name: str, qkv: Value, shape: HeadShape, *, layer: int, **how: Any) -> Value:
         """Attention of new tokens over a cache, see `ops.AttendPast`, which has what `how` says."""
         heads, kv_heads, size = shape
@@ -219,6 +228,23 @@ class Lowering:
             )
         out = self._buffer("bf16", heads * size)
         self._add(ops.AttendPast(name, qkv.buffer, out, heads, kv_heads, size, layer=layer, **how))
+        return Value(out)
+
+    def convolution_cached(self, name: str, gates: Value, shape: ConvolutionLayer, *, layer: int) -> Value:
+        """A gated convolution of new tokens over a cache, see `ops.ConvolvePast`. name: of its weight."""
+        weights, (width, taps) = self.weights, shape
+        weight = weights.floats(f"{name}.weight")
+        if weight.shape != (width, 1, taps) or gates.buffer.width != 3 * width:
+            raise CheckpointError(
+                f"{weights.directory}: {name}.weight has the shape {list(weight.shape)}, and reads "
+                f"{gates.buffer.width} / 3 values; ({width}, 1, {taps}) and {width} are expected"
+            )
+        if taps > MOST_TAPS:
+            raise EngineError(f"{name}: a convolution over {taps} tokens; the operator takes up to {MOST_TAPS}")
+        weight_LH = np.ascontiguousarray(weight[:, 0].T)
+        bias_H = weights.vector(f"{name}.bias", width) if f"{name}.bias" in weights else None
+        out = self._buffer("bf16", width)
+        self._add(ops.ConvolvePast(name, gates.buffer, out, weight_LH, bias_H, layer))
         return Value(out)
 
     def wanted(self, x: Value) -> Value:
@@ -264,25 +290,28 @@ class Lowering:
                 f"for only {self._most_tokens}"
             )
 
-    def finish(self, output: Value, *, max_tokens: int, types: int = 1, layers: Sequence[CacheLayer] = ()) -> Program:
-        """The program that returns this value. layers: of its cache, if it has one."""
+    def finish(
+        self, output: Value, *, max_tokens: int, types: int = 1, layers: Sequence[CacheLayer | ConvolutionLayer] = (),
+        passing: CacheLayer | None = None,
+    ) -> Program:  # fmt: skip
+        """The program that returns this value. layers, passing: as `Program` has them."""
         self.check_tokens(max_tokens)
         embed = self._ops[0]
         assert isinstance(embed, ops.Embed)
         fused, buffers, out = fuse_codes(self._ops, self._buffers, output.buffer)
-        program = Program(fused, buffers, out, max_tokens, len(embed.words_VH), types, tuple(layers))
+        program = Program(fused, buffers, out, max_tokens, len(embed.words_VH), types, tuple(layers), passing)
         check(program)
         return program
 
     def _norm(
         self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float, *, centred: bool = True,
-        plus: float = 0.0,
+        plus: float = 0.0, factor: float = 1.0,
     ) -> Value:  # fmt: skip
         width = x.buffer.width
         if residual is not None and residual.buffer.width != width:
             raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}; both must be equal")
         out = self._buffer("f32", x.buffer.width, x.buffer.per)
-        weight_H = self.weights.vector(f"{name}.weight", width)
+        weight_H = (self.weights.vector(f"{name}.weight", width) + np.float32(plus)) * np.float32(factor)
         self._add(
             ops.NormRows(
                 name,
@@ -291,7 +320,7 @@ class Lowering:
                 y=out,
                 codes=None,
                 sum=kept,
-                weight_H=weight_H + np.float32(plus) if plus else weight_H,
+                weight_H=weight_H,
                 bias_H=self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None,
                 eps=eps,
                 centred=centred,

@@ -20,14 +20,14 @@ class Memory:
         """A contiguous copy that begins at a multiple of 64 bytes."""
         needed = values.nbytes + -values.nbytes % ALIGNMENT
         if needed > len(self._room):
-            self._room = _begun_at(_PAGE, max(_CHUNK, needed))
+            self._room = begun_at(_PAGE, max(_CHUNK, needed))
         memory, self._room = self._room[: values.nbytes], self._room[needed:]
         return _copied(values, memory)
 
 
 def aligned(values: np.ndarray) -> np.ndarray:
     """A contiguous copy that begins at a multiple of 64 bytes, in memory of its own."""
-    return _copied(values, _begun_at(ALIGNMENT, values.nbytes))
+    return _copied(values, begun_at(ALIGNMENT, values.nbytes))
 
 
 def _copied(values: np.ndarray, memory: np.ndarray) -> np.ndarray:
@@ -36,6 +36,7 @@ def _copied(values: np.ndarray, memory: np.ndarray) -> np.ndarray:
     return out
 
 
-def _begun_at(multiple: int, size: int) -> np.ndarray:
+def begun_at(multiple: int, size: int) -> np.ndarray:
+    """So many bytes, with any content, that begin at a multiple of a number."""
     memory = np.empty(size + multiple, np.uint8)
     return memory[-memory.ctypes.data % multiple :][:size]

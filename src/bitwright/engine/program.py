@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bitwright.engine.cache_layout import CacheLayer
+from bitwright.engine.cache_layout import CacheLayer, ConvolutionLayer
 from bitwright.engine.ops import Attend, AttendDisentangled, MultiplyW4A8, Op
 from bitwright.engine.ops.buffers import Buffer, reads, writes
 from bitwright.errors import ModelError
@@ -19,7 +19,8 @@ class Program(NamedTuple):
     """What the executor runs.
 
     output: the buffer that a run returns. max_tokens: of a sequence. vocabulary: token ids below it exist. types: token
-    types below it exist. layers: of the cache of a program with state, else none.
+    types below it exist. layers: of the cache of a program with state, else none. passing: what a program without state
+    holds of keys and values, in one layer at a time; None where its attention is that of encoders.
     """
 
     ops: tuple[Op, ...]
@@ -28,7 +29,8 @@ class Program(NamedTuple):
     max_tokens: int
     vocabulary: int
     types: int = 1
-    layers: tuple[CacheLayer, ...] = ()
+    layers: tuple[CacheLayer | ConvolutionLayer, ...] = ()
+    passing: CacheLayer | None = None
 
     @property
     def folded(self) -> int:

@@ -3,6 +3,7 @@
 from bitwright.families.row import (
     Architecture,
     ConfigKeys,
+    Convolution,
     Decoding,
     Embeddings,
     FileNames,
@@ -51,6 +52,18 @@ _LLAMA = Architecture(
     decoding=Decoding(),
 )
 _MISTRAL = _LLAMA._replace(decoding=Decoding(windows="all", needs=("sliding_window",)))
+_MINISTRAL = _LLAMA._replace(decoding=Decoding(windows="listed", needs=("sliding_window", "layer_types")))
+_MINISTRAL3 = _LLAMA._replace(
+    decoding=Decoding(windows="all", scales_queries=True, needs=("head_dim", "rope_parameters or rope_scaling"))
+)
+_SMOLLM3 = _LLAMA._replace(
+    decoding=Decoding(
+        windows="listed",
+        skips=True,
+        needs=("layer_types", "no_rope_layers or no_rope_layer_interval", "rope_parameters or rope_theta"),
+    )
+)
+_GRANITE = _LLAMA._replace(decoding=Decoding(multiplied=True, needs=("attention_multiplier",)))
 _QWEN_NEEDS = ("use_sliding_window", "sliding_window")
 _QWEN2 = _LLAMA._replace(decoding=Decoding(windows="listed", needs=_QWEN_NEEDS))
 _HEAD_NORMS = Decoding("self_attn.q_norm", "self_attn.k_norm", windows="listed", needs=(*_QWEN_NEEDS, "head_dim"))
@@ -70,6 +83,7 @@ _GEMMA3 = _LLAMA._replace(
         ffn_norm="post_feedforward_layernorm",
         plus_one=True,
         scaled=True,
+        both_ways=True,
         needs=("sliding_window", "head_dim", "query_pre_attn_scalar", "rope_parameters or rope_theta"),
     ),
 )
@@ -109,6 +123,47 @@ _PHI3 = Architecture(
     embeddings=_EMBEDDINGS,
     head=_HEAD,
     decoding=Decoding(windows="all"),
+)
+
+# Most blocks have a gated short convolution in place of attention. It scales as its kernel does, whose bias is inside
+# the gate, so that it takes no shift.
+_LFM2_ATTENTION: dict[str, Role] = {
+    "self_attn.q_proj": "qkv",
+    "self_attn.k_proj": "qkv",
+    "self_attn.v_proj": "qkv",
+    "self_attn.out_proj": "attention_output",
+}
+_LFM2_CONVOLUTION: dict[str, Role] = {"conv.in_proj": "qkv", "conv.out_proj": "attention_output"}
+_LFM2 = Architecture(
+    blocks="layers",
+    roles={
+        **_LFM2_ATTENTION,
+        **_LFM2_CONVOLUTION,
+        "feed_forward.w1": "ffn",
+        "feed_forward.w3": "ffn",
+        "feed_forward.w2": "ffn",
+    },
+    inputs=(
+        Input(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "operator_norm"),
+        Input(("self_attn.out_proj",), "self_attn.v_proj", "value"),
+        Input(("conv.in_proj",), "operator_norm"),
+        Input(("conv.out_proj",), "conv.conv", "convolved"),
+        Input(("feed_forward.w1", "feed_forward.w3"), "ffn_norm"),
+        Input(("feed_forward.w2",), "feed_forward.w3", "up"),
+    ),
+    either=((tuple(_LFM2_ATTENTION), tuple(_LFM2_CONVOLUTION)),),
+    keys=_KEYS._replace(activation="silu", eps=Setting("norm_eps")),
+    embeddings=_EMBEDDINGS,
+    head=_HEAD,
+    decoding=Decoding(
+        "self_attn.q_layernorm",
+        "self_attn.k_layernorm",
+        final_norm="embedding_norm",
+        convolution=Convolution("conv.in_proj", "conv.conv", "conv.out_proj", "conv_L_cache", "full_attn_idxs"),
+        needs=("conv_L_cache", "layer_types or full_attn_idxs", "rope_parameters or rope_theta"),
+    ),
+    # The kernels: a few weights of each feature.
+    left_out=("layers.*.conv.conv",),
 )
 
 # Norms after attention and FFN as in Gemma; the one before the FFN is called as in Llama.
@@ -282,7 +337,11 @@ DECODERS: dict[str, Architecture] = {
     "glm4": _GLM4,
     "glm4_moe": _GLM4_MOE,
     "gpt2": _GPT2,
+    "granite": _GRANITE,
+    "lfm2": _LFM2,
     "llama": _LLAMA,
+    "ministral": _MINISTRAL,
+    "ministral3": _MINISTRAL3,
     "mistral": _MISTRAL,
     "mixtral": _MIXTRAL,
     "opt": _OPT,
@@ -290,4 +349,5 @@ DECODERS: dict[str, Architecture] = {
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
     "qwen3_moe": _QWEN3_MOE,
+    "smollm3": _SMOLLM3,
 }

@@ -10,7 +10,7 @@ from bitwright.families.tasks import TaskName
 Role = Literal["qkv", "attention_output", "ffn", "expert", "router", "head", "embedding"]
 ROLES: tuple[Role, ...] = ("qkv", "attention_output", "ffn", "expert", "router", "head", "embedding")
 
-Making = Literal["norm", "norm_plus_1", "value", "latent_value", "up", "relu"]
+Making = Literal["norm", "norm_plus_1", "value", "latent_value", "up", "relu", "convolved"]
 
 # How blocks are computed; `engine/builders.py` has a builder for each. post_norm: as in BERT. disentangled: so, with
 # DeBERTa's attention. alternating: ModernBERT's, which is local in most blocks.
@@ -46,6 +46,7 @@ class Input(NamedTuple):
         value: the last rows of a linear are the values that attention averages; a head of keys and values may serve
             several query heads. latent_value: each head's rows are its keys, then its values (MLA).
         up: the last rows of a linear, multiplied by an activation of its other rows or of another linear.
+        convolved: a convolution of each feature by itself, multiplied by a gate.
         relu: a linear and ReLU, or no fold at all if the config puts another activation there.
     only_if: flag of config.json without which the producer is none; "" for no condition.
     """
@@ -60,14 +61,14 @@ class ConfigKeys(NamedTuple):
     """Names of the keys of config.json that differ between families; of a nested one, in its config of texts.
 
     positions: rows of the table of positions, or the number of tokens that relative positions were trained for.
-    activation, eps: inside the FFN of a block, and in every norm.
+    activation, eps: inside the FFN of a block, and in every norm. An activation that no key names stands here itself.
     """
 
     heads: str = "num_attention_heads"
     layers: str = "num_hidden_layers"
     hidden_size: str = "hidden_size"
     positions: Setting = _POSITIONS
-    activation: Setting = _ACTIVATION
+    activation: Setting | str = _ACTIVATION
     eps: Setting = _EPS
 
 
@@ -125,13 +126,33 @@ class Norms(NamedTuple):
     final: str | None = None
 
 
+class Convolution(NamedTuple):
+    """A gated short convolution, which blocks of the kind "conv" have in place of attention: c · convolved(b · x).
+
+    gates: path inside a block of the linear whose rows are b, then c, then x. kernel: of the convolution over time, of
+    each feature by itself. out: of the linear that reads the result.
+    taps: key of config.json, of how many tokens count for one. attends: key of the list of blocks with attention, in
+    files that do not list the kinds of all blocks.
+    """
+
+    gates: str
+    kernel: str
+    out: str
+    taps: str
+    attends: str
+
+
 class Decoding(NamedTuple):
     """How the engine computes a decoder: RMSNorms before the linears, rotary positions, a gated FFN, and what follows.
 
     query_norm, key_norm: paths inside a block of norms of each head, before positions. attention_norm, ffn_norm: of
     what attention and the FFN add to the residual. final_norm: after the last block.
     plus_one: norms multiply by 1 + weight. scaled: a word's embedding is multiplied by the root of its width.
+    convolution: in some blocks, in place of attention.
     windows: which blocks see only the last tokens: none; all, if config.json has a window; or those that it lists.
+    multiplied: config.json has factors of embeddings, scores, residuals and logits (muP).
+    skips: it lists blocks that rotate nothing. scales_queries: those far from a text's beginning, by position.
+    both_ways: `use_bidirectional_attention` is followed.
     needs: keys of config.json that must be there, because transformers' defaults for them are the family's own;
         "a or b": one of them.
     """
@@ -143,7 +164,12 @@ class Decoding(NamedTuple):
     final_norm: str = "norm"
     plus_one: bool = False
     scaled: bool = False
+    convolution: Convolution | None = None
     windows: Literal["none", "all", "listed"] = "none"
+    multiplied: bool = False
+    skips: bool = False
+    scales_queries: bool = False
+    both_ways: bool = False
     needs: tuple[str, ...] = ()
 
 

@@ -64,7 +64,8 @@ class Sentences(NamedTuple):
     alone does not. lower_case: whether texts are lowered first. prompts, default_prompt: texts put before a text, by
     name, and the name of the one that is put there unasked. truncate_dim: values of a vector that are kept. similarity:
     one of `SIMILARITIES`. activation: of a reranker's or a classifier's logits in `predict`, one of
-    `after_pooling.ACTIVATIONS`; None where nothing says it. unknown: keys that are not followed, as "file: key".
+    `after_pooling.ACTIVATIONS`; None where nothing says it. pair_template: the file of the chat template into which the
+    library would put pairs, or ""; that is not done here. unknown: keys that are not followed, as "file: key".
     """
 
     pooling: Pooling = Pooling()
@@ -78,6 +79,7 @@ class Sentences(NamedTuple):
     truncate_dim: int | None = None
     similarity: str = "cosine"
     activation: str | None = None
+    pair_template: str = ""
     unknown: tuple[str, ...] = ()
 
 
@@ -101,10 +103,12 @@ def read_sentences(
         return Sentences()
     capped = task == "embedding" or modules is not None or pair_scorer(directory, task)
     if modules is None:
-        if task == "embedding":
-            _refuse_chat_template(directory)
+        template = _chat_template(directory)
+        if task == "embedding" and template:
+            _refuse_chat_template(directory, template)
         pooling = Pooling(("lasttoken",)) if pools_by_class(directory) else Pooling()
-        return Sentences(pooling, activation=activation, capped=capped)
+        pairs = template if pair_scorer(directory, task) else ""
+        return Sentences(pooling, activation=activation, capped=capped, pair_template=pairs)
     settings = directory.object(SETTINGS_FILE, MODULES_FILE) or {}
     unknown = [f"{SETTINGS_FILE}: {key}" for key in settings if key not in _SETTINGS]
     found = Sentences(activation=activation, **_texts_of(directory, settings))
@@ -138,17 +142,21 @@ def read_sentences(
     return found._replace(unknown=tuple(unknown))
 
 
-def _refuse_chat_template(directory: ModelDirectory) -> None:
-    """Refuse a chat template without a modules.json: the library would put each text into the template."""
-    settings = directory.object("tokenizer_config.json") or {}
+def _chat_template(directory: ModelDirectory) -> str:
+    """The file that holds a chat template; "" if none does."""
     names = ("chat_template.jinja", "chat_template.json")
     file = next((name for name in names if (directory.path / name).is_file()), "")
-    if settings.get("chat_template") or file:
-        raise ModelError(
-            f"{directory.path / (file or 'tokenizer_config.json')}: there is a chat template and no {MODULES_FILE}, "
-            "so sentence-transformers would put each text into the template. Bitwright does not. Save the model "
-            "with SentenceTransformer(...).save(), or remove the template"
-        )
+    settings = directory.object("tokenizer_config.json") or {}
+    return file or ("tokenizer_config.json" if settings.get("chat_template") else "")
+
+
+def _refuse_chat_template(directory: ModelDirectory, file: str) -> None:
+    """Refuse a chat template without a modules.json: the library would put each text into the template."""
+    raise ModelError(
+        f"{directory.path / file}: there is a chat template and no {MODULES_FILE}, so sentence-transformers would put "
+        "each text into the template. Bitwright does not. Save the model with SentenceTransformer(...).save(), or "
+        "remove the template"
+    )
 
 
 def pools_by_class(directory: ModelDirectory) -> bool:

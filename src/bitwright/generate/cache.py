@@ -1,8 +1,11 @@
-"""`Cache`: keys and values of sequences under way, in blocks of tokens; planned once, and shared by all of them.
+"""`Cache`: the state of sequences under way, in blocks of tokens; planned once, and shared by all of them.
 
 A block holds the tokens of one stretch of one text, for all layers. Sequences whose texts begin alike hold the same
 full blocks. A block that nobody holds any more can be found by its text until its memory is needed. Whether a block was
 computed for this text or found changes no result: attention reads the same bytes.
+
+Of a convolution's state a block keeps the last tokens alone (`engine/cache_layout.py`). So a sequence can be taken back
+by a few tokens, or to the beginning of a block, but not to anywhere in the middle of one.
 """
 
 from collections import OrderedDict
@@ -21,11 +24,12 @@ _PAGE = 2 << 20
 @dataclass(slots=True, eq=False)
 class Held:
     """What the cache holds of one sequence: `length` tokens, and the blocks for them, in order. keys: of its full
-    blocks, by which others find them."""
+    blocks, by which others find them. written: tokens that were ever computed into these blocks."""
 
     blocks: list[int] = field(default_factory=list)
     length: int = 0
     keys: list[bytes] = field(default_factory=list)
+    written: int = 0
 
 
 class CacheFull(Exception):
@@ -82,7 +86,7 @@ class Cache:
             self._hold(block)
             held.blocks.append(block)
             held.keys.append(key)
-        held.length = len(held.blocks) * size
+        held.length = held.written = len(held.blocks) * size
         return held
 
     def needs(self, held: Held, tokens: int) -> int:
@@ -114,8 +118,13 @@ class Cache:
                 self._found[key], self._key[held.blocks[number]] = held.blocks[number], key
 
     def roll_back(self, held: Held, length: int) -> None:
-        """Forget the tokens from `length` on."""
-        keep, full = -(-length // self.layout.tokens), length // self.layout.tokens
+        """Forget the tokens from `length` on; of a layout that does not hold what computing goes on from there, also
+        those before, down to the beginning of their block. `held.length` says."""
+        size = self.layout.tokens
+        full = length // size
+        if length % size and min(held.written, (full + 1) * size) - length > self.layout.undone:
+            length = full * size
+        keep = -(-length // size)
         if keep > full:  # the last block is written anew, which others may hold, or find
             block = held.blocks[full]
             if self._holders[block] > 1:
@@ -126,7 +135,7 @@ class Cache:
         for block in held.blocks[keep:]:
             self._release(block)
         del held.blocks[keep:], held.keys[full:]
-        held.length = length
+        held.length, held.written = length, min(held.written, keep * size)
 
     def fork(self, held: Held) -> Held:
         """A second sequence with the same tokens. Full blocks are shared; the last, which each goes on writing, is
@@ -139,7 +148,8 @@ class Cache:
         last = [self._copied(held.blocks[full])] if held.length % self.layout.tokens else []
         for block in held.blocks[:full]:
             self._hold(block)
-        return Held(held.blocks[:full] + last, held.length, held.keys[:full])
+        written = min(held.written, (full + len(last)) * self.layout.tokens)
+        return Held(held.blocks[:full] + last, held.length, held.keys[:full], written)
 
     def end(self, held: Held) -> None:
         """Give all blocks of a sequence back."""
@@ -147,7 +157,9 @@ class Cache:
 
     def step(self, work: Sequence[tuple[Held, Sequence[int], int]]) -> Step:
         """What the executor computes. work: sequences, which have room, with new tokens, and of how many of the last of
-        these the output is wanted."""
+        these the output is wanted. As many of these as the layout can take back may turn out not to count."""
+        for held, ids, _ in work:
+            held.written = max(held.written, held.length + len(ids))
         lengths = np.array([len(ids) for _, ids, _ in work], np.int64)
         ends = np.cumsum(lengths)
         tables = np.zeros((len(work), max(len(held.blocks) for held, _, _ in work)), np.int32)

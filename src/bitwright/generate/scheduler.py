@@ -134,7 +134,7 @@ class Scheduler:
         for job in answering:
             if job.held is None:  # put back for an older one
                 continue
-            most = min(spare, job.sequence.remaining - 1)
+            most = min(spare, job.sequence.remaining - 1, self.cache.layout.undone)
             job.draft = job.drafter.draft(most) if job.drafter and most > 0 else []
             if self.make_room(job.held, 1 + len(job.draft), job):
                 spare -= len(job.draft)

@@ -106,26 +106,23 @@ def pack_wna8(codes_NK: Array, bits: int, copy: Copy = _contiguous) -> Array:
     each of which it has some bits (linear_w4a8/contract.h).
     """
     n, k = codes_NK.shape
-    if bits == 4:
-        fours = _padded(codes_NK, n, k).view(_int32_of(codes_NK))  # four codes are shifted as one number
-        pairs = fours[:, 1::2] << 4
-        pairs |= fours[:, 0::2]
-        whole: Array = _pack(pairs.view(codes_NK.dtype), GROUP, GROUP, copy)
-        return whole
-    words: Any = codes_NK.reshape(n, k // WORD_WNA8[bits], WORD_WNA8[bits] // GROUP, GROUP)
+    lying = _padded(codes_NK, n, k)
+    words = lying.view(_int32_of(lying)).reshape(n, k // WORD_WNA8[bits], -1)  # a run moves as one number
     run = [words[:, :, i] for i in range(words.shape[2])]
     if bits == 3:
         vectors = [
-            run[0] | run[1] << 3 | run[6] << 6,  # of run 6 the lower two bits
-            run[2] | run[3] << 3 | run[7] << 6,
-            run[4] | run[5] << 3 | run[6] >> 2 << 6 | run[7] >> 2 << 7,
+            run[0] | run[1] << 3 | (run[6] & 0x03030303) << 6,
+            run[2] | run[3] << 3 | (run[7] & 0x03030303) << 6,
+            run[4] | run[5] << 3 | (run[6] & 0x04040404) << 4 | (run[7] & 0x04040404) << 5,
         ]
-        held = _zeros(codes_NK, n, k * bits // 8)
-        for i, vector in enumerate(vectors):
-            held.reshape(n, -1, len(vectors), GROUP)[:, :, i] = vector
+    elif bits == 2:
+        vectors = [run[0] | run[1] << 2 | run[2] << 4 | run[3] << 6]
     else:
-        held = run[0] | run[1] << 2 | run[2] << 4 | run[3] << 6
-    packed: Array = _pack(held.reshape(n, k * bits // 8), GROUP, GROUP, copy)
+        vectors = [run[0] | run[1] << 4]
+    held = _zeros(codes_NK, n, k * bits // 8)
+    for i, vector in enumerate(vectors):
+        held.view(vector.dtype).reshape(n, -1, len(vectors))[:, :, i] = vector
+    packed: Array = _pack(held, GROUP, GROUP, copy)
     return packed
 
 

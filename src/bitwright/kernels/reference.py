@@ -3,6 +3,8 @@
 M tokens · N output features · K input features; in attention T tokens · H heads · D head dimensions · R distances.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu as exact_gelu
@@ -13,6 +15,7 @@ from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.spec import QuantSpec
 
 ATTENTION_BLOCK = 64  # keys whose weights share a largest, in `attention_int8` and `attention_cached`
+INT4_GROUPS = (32, 64)  # numbers of a key and of a value of an int4 cache that share a scale, at most
 CACHE_PART = 1024  # keys that `attention_cached` sums before it merges
 _CHUNK = 2**20  # values dequantized at a time: what is computed on the way stays in the cache
 
@@ -280,10 +283,45 @@ def attention_int8(
     return mixed_QHD / weights_HQK.sum(dim=2).T[..., None]
 
 
+class CachedRows(NamedTuple):
+    """What a cache holds of keys and of values: codes (S, G, n, g) and scales (S, G, n, 1) of S tokens, G heads, and n
+    groups of g numbers, in a float dtype. rotated: by `hadamard`, after a division by the power of two."""
+
+    k_codes: Tensor
+    k_scale: Tensor
+    v_codes: Tensor
+    v_scale: Tensor
+    rotated: bool
+
+
+def cached_int8(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
+    """A scale for each token and head."""
+    (k_codes, k_scale), (v_codes, v_scale) = (_symmetric_codes(x.unsqueeze(2), dim=3) for x in (k_SGD, v_SGD))
+    return CachedRows(k_codes, k_scale, v_codes, v_scale, rotated=False)
+
+
+def cached_int4(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
+    """Rotated; keys have a scale for each 32 numbers, values one and a zero for each 64, or as many as are rotated
+    together. Computed in float32, one operation after the other as kernels do, so that codes are the same."""
+    count = _power_in(k_SGD.shape[2])
+    k_SGng, v_SGng = (
+        hadamard(x.float() / count).reshape(*x.shape[:2], -1, min(count, most))
+        for x, most in zip((k_SGD, v_SGD), INT4_GROUPS, strict=True)
+    )
+    least, most = _span(k_SGng)
+    k_scale = _held_scale(torch.where(most > -least, -most, -least) / 8)
+    k_codes = _nibbles(k_SGng, k_scale, torch.tensor(8.0)) - 8
+    least, most = _span(v_SGng)
+    v_scale = _held_scale((most - least) * torch.tensor(1 / 15))
+    zero = (-least / v_scale.where(v_scale > 0, 1.0)).round()
+    v_codes = _nibbles(v_SGng, v_scale, zero) - zero
+    k_codes, k_scale, v_codes, v_scale = (x.to(k_SGD) for x in (k_codes, k_scale, v_codes, v_scale))
+    return CachedRows(k_codes, k_scale, v_codes, v_scale, rotated=True)
+
+
 def attention_cached(
     q_THD: Tensor,
-    k_SGD: Tensor,
-    v_SGD: Tensor,
+    cached: CachedRows,
     scale: float,
     *,
     softcap: float | None = None,
@@ -291,12 +329,13 @@ def attention_cached(
     causal: bool = True,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """Attention of the last T tokens of a sequence over an int8 cache of all S: (T, H, D), in the dtype of q.
+    """Attention of the last T tokens of a sequence over a cache of all S: (T, H, D), in the dtype of q.
 
-    H query heads share the G heads of the cache in equal groups. q, k and v have a scale per token and head. Of each
-    64 keys at fixed places the weights, relative to the largest score so far, times the scales of their values become
-    bytes relative to the largest of these 64. The sum is that of the weights themselves: a sink with a value near zero
-    has nearly all the weight, and its byte says little of it.
+    H query heads share the G heads of the cache in equal groups. A query, rotated where keys are, has codes of 8 bits
+    and a scale. Of each 64 keys at fixed places the weights, relative to the largest score so far, times the scales of
+    their values become bytes relative to the largest of these 64, for each group of a value's numbers. The sum is that
+    of the weights themselves: a sink with a value near zero has nearly all the weight, and its byte says little of it.
+    What values that are rotated give is rotated back.
 
     Args:
         softcap: a score s becomes softcap · tanh(s / softcap).
@@ -304,32 +343,66 @@ def attention_cached(
         causal: a token sees those before it and itself; else all.
         sinks_H: a score of each query head that adds to the sum alone.
     """
-    group = q_THD.shape[1] // k_SGD.shape[1]
-    q_codes, q_scale_TH1 = _symmetric_codes(q_THD, dim=2)
-    k_codes, k_scale_SG1 = _symmetric_codes(k_SGD, dim=2)
-    v_codes, v_scale_SG1 = (x.repeat_interleave(group, dim=1) for x in _symmetric_codes(v_SGD, dim=2))
-    k_SHD = (k_codes * k_scale_SG1).repeat_interleave(group, dim=1)
+    tokens, kv_heads = cached.k_codes.shape[:2]
+    group = q_THD.shape[1] // kv_heads
+    q_codes, q_scale_TH1 = _symmetric_codes(hadamard(q_THD) if cached.rotated else q_THD, dim=2)
+    k_SHD = (cached.k_codes * cached.k_scale).flatten(2).repeat_interleave(group, dim=1)
+    v_codes_SHng, v_scale_SHn1 = (x.repeat_interleave(group, dim=1) for x in (cached.v_codes, cached.v_scale))
     scores_HTS = torch.einsum("thd,shd->hts", q_codes * q_scale_TH1, k_SHD) * scale
     if softcap is not None:
         scores_HTS = (scores_HTS / softcap).tanh() * softcap
-    scores_HTS = scores_HTS.masked_fill(~_seen(len(q_THD), len(k_SGD), window, causal), -torch.inf)
+    scores_HTS = scores_HTS.masked_fill(~_seen(len(q_THD), tokens, window, causal), -torch.inf)
     largest_HT1 = scores_HTS.amax(dim=2, keepdim=True)
     if sinks_H is not None:
         largest_HT1 = torch.maximum(largest_HT1, sinks_H[:, None, None].to(largest_HT1))
     sum_HT1 = torch.zeros_like(largest_HT1) if sinks_H is None else (sinks_H[:, None, None] - largest_HT1).exp()
-    mixed_HTD = torch.zeros_like(q_THD.transpose(0, 1))
-    for part in torch.split(torch.arange(len(k_SGD)), CACHE_PART):
+    mixed_HTng = torch.zeros_like(q_THD.transpose(0, 1)).view(*scores_HTS.shape[:2], *v_codes_SHng.shape[2:])
+    for part in torch.split(torch.arange(tokens), CACHE_PART):
         for keys in torch.split(part, ATTENTION_BLOCK):
             so_far_HT1 = scores_HTS[..., part[0] : keys[-1] + 1].amax(dim=2, keepdim=True)
             so_far_HT1 = so_far_HT1.clamp(min=torch.finfo(scores_HTS.dtype).min)
             weights_HTK = (scores_HTS[..., keys] - so_far_HT1).exp()
-            scaled_HTK = weights_HTK * v_scale_SG1[keys, :, 0].T[:, None]
-            step_HT1 = scaled_HTK.amax(dim=2, keepdim=True) / 255
-            codes_HTK = (scaled_HTK / step_HT1.where(step_HT1 > 0, 1.0)).round()
+            scaled_HTKn = weights_HTK[..., None] * v_scale_SHn1[keys, ..., 0].transpose(0, 1)[:, None]
+            step_HT1n = scaled_HTKn.amax(dim=2, keepdim=True) / 255
+            codes_HTKn = (scaled_HTKn / step_HT1n.where(step_HT1n > 0, 1.0)).round()
             factor_HT1 = (so_far_HT1 - largest_HT1).exp()
             sum_HT1 = sum_HT1 + factor_HT1 * weights_HTK.sum(dim=2, keepdim=True)
-            mixed_HTD = mixed_HTD + factor_HT1 * step_HT1 * torch.einsum("htk,khd->htd", codes_HTK, v_codes[keys])
-    return (mixed_HTD / sum_HT1).transpose(0, 1)
+            sums_HTng = torch.einsum("htkn,khng->htng", codes_HTKn, v_codes_SHng[keys])
+            mixed_HTng = mixed_HTng + (factor_HT1 * step_HT1n.squeeze(2))[..., None] * sums_HTng
+    out_HTD = mixed_HTng.flatten(2) / sum_HT1
+    return (hadamard(out_HTD) if cached.rotated else out_HTD).transpose(0, 1)
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Each stretch of the last dimension, of the largest power of two that divides its size n, times a Hadamard matrix
+    of ones and minus ones: divide by the root of that power, and it is a rotation."""
+    count = _power_in(x.shape[-1])
+    x_Bc = x.reshape(-1, count)
+    for _ in range(count.bit_length() - 1):
+        a, b = x_Bc[:, : count // 2], x_Bc[:, count // 2 :]
+        x_Bc = torch.stack([a + b, a - b], dim=2).flatten(1)
+    return x_Bc.reshape(x.shape)
+
+
+def _power_in(size: int) -> int:
+    """The largest power of two that divides it."""
+    return size & -size
+
+
+def _span(x_SGng: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest of each group of numbers and zero."""
+    return x_SGng.amin(dim=3, keepdim=True).clamp(max=0), x_SGng.amax(dim=3, keepdim=True).clamp(min=0)
+
+
+def _held_scale(scale: Tensor) -> Tensor:
+    """As bf16 holds it; 0 where its inverse might not be finite."""
+    return scale.bfloat16().float().where(scale.abs() >= 2.0**-120, 0.0)
+
+
+def _nibbles(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Codes 0 … 15 around a zero."""
+    inverse = (1 / scale).where(scale != 0, 0.0)
+    return ((x * inverse).round() + zero).clamp(0, 15)
 
 
 def _seen(rows: int, tokens: int, window: int | None, causal: bool) -> Tensor:

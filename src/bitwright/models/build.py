@@ -97,7 +97,7 @@ def build_empty(
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
         auto_class = getattr(transformers, AUTO_CLASSES[task])
         model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    _refuse_foreign_class(model, path)
+    refuse_foreign_class(model, path)
     model.tie_weights(recompute_mapping=False)
     exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, buffer in model.named_buffers():
@@ -146,7 +146,7 @@ def position_table(model: nn.Module, architecture: Architecture) -> nn.Embedding
     return table if isinstance(table, nn.Embedding) else None
 
 
-def _refuse_foreign_class(model: nn.Module, path: Path) -> None:
+def refuse_foreign_class(model: nn.Module, path: Path) -> None:
     """The rows of the table describe the classes of transformers; others of the same model_type may compute otherwise.
 
     Raises:

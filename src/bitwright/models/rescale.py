@@ -19,6 +19,8 @@ from bitwright.families.row import Input
 from bitwright.models.sites import LinearSite, block_linears, find_blocks
 from bitwright.numerics.linear import InputTransform
 
+_NORMS = ("norm", "norm_plus_1")  # alone add a bias last, which takes a shift
+
 
 @dataclass(frozen=True, slots=True)
 class Producer:
@@ -71,7 +73,8 @@ def find_inputs(model: nn.Module, architecture: Architecture, sites: Sequence[Li
             chosen = tuple(reader for reader in readers if reader in wanted)
             if chosen:
                 producer = _producer(modules, architecture, block, readers[0], entry) if entry else None
-                shiftable = _shiftable(modules, readers if producer else chosen, producer)
+                takes = producer is None or (entry is not None and entry.made_by in _NORMS)
+                shiftable = takes and _shiftable(modules, readers if producer else chosen, producer)
                 found.append(SharedInput(unit, index, readers, chosen, producer, shiftable))
     found.sort(key=lambda shared: min(wanted[name] for name in shared.sites))
     for site in sites:
@@ -202,8 +205,7 @@ def _producer(
 
 def _shiftable(modules: dict[str, nn.Module], readers: tuple[str, ...], producer: Producer | None) -> bool:
     names = readers if producer is None else (*readers, producer.name)
-    is_linear = producer is not None and isinstance(modules[producer.name], nn.Linear)
-    return not is_linear and all(isinstance(getattr(modules[name], "bias", None), Tensor) for name in names)
+    return all(isinstance(getattr(modules[name], "bias", None), Tensor) for name in names)
 
 
 def _scale(model: nn.Module, names: tuple[str, ...], scale_K: Tensor, shift_K: Tensor | None) -> list[str]:

@@ -11,7 +11,9 @@ from bitwright.evaluate import Interval, Task, judge, metric_found, without_pair
 from bitwright.evaluate.by_kind import kind_bounds
 from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
+from bitwright.onnx.verify import RUNTIMES
 from bitwright.pipeline.enough import given
+from bitwright.pipeline.exporting import verify_graphs
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, int8_attention, quantized_names
@@ -165,8 +167,10 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Ve
         targets = list(dict.fromkeys([*targets, "sentence-transformers"]))
     compute = "float32" if job.opened.streams else "auto"
     original = compared(job.model, ids)[0] if with_int8 or job.opened.streams else None
-    rows = verify(staged, targets, ids.numpy(), expected, plain, calls, compute, original)
-    return tuple(from_data(Verification, row) for row in rows)
+    graphs = [target for target in targets if target in RUNTIMES]
+    others = [target for target in targets if target not in graphs]
+    rows = verify(staged, others, ids.numpy(), expected, plain, calls, compute, original)
+    return (*(from_data(Verification, row) for row in rows), *verify_graphs(staged, graphs))
 
 
 def warnings_of(

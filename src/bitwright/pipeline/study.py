@@ -144,8 +144,11 @@ def bench(
 
 
 def timed_shapes(job: Job) -> Sequence[Shape]:
-    """What is timed of a result, for its report."""
-    return REPORTED if job.opened.loaded.task == "text-generation" else BENCH_SHAPES
+    """What is timed of a result, for its report. A prompt is as long as the model takes, at most."""
+    if job.opened.loaded.task != "text-generation":
+        return BENCH_SHAPES
+    most = job.model.max_tokens
+    return tuple(shape._replace(tokens=min(shape.tokens, most)) for shape in REPORTED)
 
 
 def _where_a_search_begins(job: Job) -> list[str]:

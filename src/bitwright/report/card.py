@@ -28,6 +28,7 @@ from bitwright.report.wording import (
     times,
     words,
 )
+from bitwright.targets import TARGETS
 
 PIPELINE_TAGS = {
     "embedding": "sentence-similarity",
@@ -269,7 +270,7 @@ def _library(record: Record) -> str:
     """The library that loads it: Bitwright's own where no other was asked for, and none was tried."""
     tried = {row.target for row in record.verify or ()}
     targets = tried | set(record.recipe.get("targets") or ())
-    if targets == {"bitwright"}:
+    if targets and not any(name not in TARGETS or TARGETS[name].plain for name in targets):
         return "bitwright"
     embeds = record.model.task == "embedding"
     return "sentence-transformers" if "sentence-transformers" in tried or (embeds and not tried) else "transformers"

@@ -97,8 +97,10 @@ class OnEngine:
             return logits
 
         def cut_back(length: int) -> None:
-            for one in self.held:
+            for one, ids in zip(self.held, ids_BT, strict=True):
                 cache.roll_back(one, length)
+                if one.length < length:  # of a convolution not every state is kept
+                    compute([one], ids[None, one.length : length])
 
         def prefill() -> np.ndarray:
             cut_back(0)

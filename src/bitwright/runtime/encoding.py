@@ -4,6 +4,7 @@ Imports no torch.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,11 +87,7 @@ def encode(
         model, [items] if isinstance(items, str) else items, types, batch_size=batch_size, truncate=truncate,
         prompt=prompt, prompt_name=prompt_name,
     )  # fmt: skip
-    if [] in tokens.ids:
-        raise InputError(
-            f"text {tokens.ids.index([])} has no tokens, and this model's tokenizer adds no special tokens; leave "
-            "it out"
-        )
+    refuse_empty(tokens.ids)
     rows = _run(model, tokens, batch_size, threads, chosen_track(show_progress_bar, track))
     if model.width is None:
         return _converted(rows[0] if single else rows, convert_to_tensor or to_list)
@@ -139,13 +136,30 @@ def _run(model: "Model", tokens: Tokens, batch_size: int, threads: int | None, t
     made = model.run([tokens.of(chosen) for chosen in batches], threads)
     for chosen, found in zip(track(batches), _named(made, model, tokens), strict=True):
         for i, row in zip(chosen, found, strict=True):
-            if not np.isfinite(row).all():
-                raise NotFiniteError(
-                    f"{model.path}: the output for text {i} has {int((~np.isfinite(row)).sum())} values of {row.size} "
-                    "that are NaN or infinite"
-                )
+            check_output(row, i, model.path)
             rows[i] = row
     return rows
+
+
+def check_output(row: np.ndarray, i: int, where: Path) -> None:
+    """Raises:
+    NotFiniteError: NaN or infinity in the output for text i.
+    """
+    if not np.isfinite(row).all():
+        raise NotFiniteError(
+            f"{where}: the output for text {i} has {int((~np.isfinite(row)).sum())} values of {row.size} that are NaN "
+            "or infinite"
+        )
+
+
+def refuse_empty(ids: Sequence[Sequence[int]]) -> None:
+    """Raises:
+    InputError: a text without tokens.
+    """
+    if [] in ids:
+        raise InputError(
+            f"text {ids.index([])} has no tokens, and this model's tokenizer adds no special tokens; leave it out"
+        )
 
 
 def _named(made: Iterator[Sequence[np.ndarray]], model: "Model", tokens: Tokens) -> Iterator[Sequence[np.ndarray]]:
@@ -186,6 +200,11 @@ def tokens_of(
         return check_types(types, ids, n_types)
     refuse_types(types)
     first, second = texts
+    if second is not None and model.sentences.pair_template:
+        raise InputError(
+            f"{model.path / model.sentences.pair_template}: sentence-transformers puts pairs into this chat template, "
+            "and Bitwright does not; give each pair as one text, written as the template has it"
+        )
     prefix = _prompt_of(model, prompt, prompt_name)
     if prefix:
         first = [prefix + text for text in first]

@@ -1,4 +1,5 @@
-"""`EngineModel`: a quantized encoder on the engine. It imports neither torch nor transformers.
+"""`EngineModel`: a model of whole texts on the engine: an encoder, or a decoder that embeds texts or scores them. It
+imports neither torch nor transformers.
 
 What only the Hugging Face module can give (`hf`, calling the model, logits of a language model) is loaded when it is
 first asked for, and then runs the generic path.
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitwright.engine.builders import encoder_task, has_position_table, lower_encoder
+from bitwright.engine.builders import encoder_task, has_position_table, lower_encoder, unread_at_the_end
 from bitwright.engine.executor import Executor
 from bitwright.engine.linears import Inputs
 from bitwright.engine.weights import open_weights
@@ -33,7 +34,7 @@ _POSITIONS = "max_position_embeddings"
 
 
 class EngineModel(OnEngine):
-    """An encoder whose every operator is native: a `Model`.
+    """A model of whole texts whose every operator is native: a `Model`.
 
     backend: "engine:<isa>", and where attention is computed in int8, if anywhere. threads: how many `encode` uses
     unless told otherwise. More than the process may use processors (`usable_processors`) are taken as so many: they
@@ -54,11 +55,14 @@ class EngineModel(OnEngine):
         self.threads = default_threads() if threads is None else at_most_processors(threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
+        self._float_attention, self._inputs = float_attention, inputs
+        self._unpooled: Executor | None = None
         weights = open_weights(directory, float_attention=float_attention)
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.sentences = read_sentences(directory, self.task)
         modes, normalize = engine_pooling(self.sentences)
         program = lower_encoder(weights, pooling=modes, normalize=normalize, inputs=inputs)
+        self._unread = unread_at_the_end(weights)
         self.executor = Executor(program, native_isa())
         remarks = "".join(f", {remark}" for remark in weights.remarks)
         bf16 = ", bf16" * (inputs == "bf16")
@@ -79,7 +83,8 @@ class EngineModel(OnEngine):
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
         threads = self.threads if threads is None else at_most_processors(threads)
-        for tokens in batches:
+        for given in batches:
+            tokens = given if self._unread is None else _ending_before(self._unread, given)
             if max(map(len, tokens.ids), default=0) > self.executor.program.max_tokens:
                 yield self._with_longer(tokens, threads)
             else:
@@ -109,9 +114,40 @@ class EngineModel(OnEngine):
             return list(after_pooling(self.sentences, np.stack(pooled)))
         return [row.T for row in rows] if self.task == "question-answering" else rows
 
+    def token_vectors(self, tokens: Tokens) -> list[np.ndarray]:
+        """What the last block of an embedding model gives for each token: float32 (T, H) of each sequence.
+
+        A program that pools has no such rows, so the first call packs the weights a second time.
+
+        Raises:
+            InputError: as `Model.run`.
+        """
+        if self._unpooled is None:
+            pools = self.executor.program.output.per == "sequence"
+            self._unpooled = self._without_pooling() if pools else self.executor
+        if max(map(len, tokens.ids), default=0) > self._unpooled.program.max_tokens:
+            return self.generic.token_vectors(tokens)
+        rows = self._unpooled.run(tokens.ids, self.threads, types=tokens.types)
+        return np.split(rows, np.cumsum([len(ids) for ids in tokens.ids])[:-1])
+
+    def _without_pooling(self) -> Executor:
+        weights = open_weights(self.directory, float_attention=self._float_attention)
+        executor = Executor(lower_encoder(weights, pooling=None, inputs=self._inputs), native_isa())
+        self.directory.forget_tensors()
+        return executor
+
     def logits(self, ids_BT: "Tensor") -> "Tensor":
         """As `Model.logits`, on the generic path."""
         return self.generic.logits(ids_BT)
+
+
+def _ending_before(token: int, tokens: Tokens) -> Tokens:
+    """Texts without those of their last tokens that are this one, but never without a token."""
+
+    def length(ids: list[int]) -> int:
+        return next((place for place in range(len(ids), 0, -1) if ids[place - 1] != token), 1)
+
+    return tokens._replace(ids=[ids[: length(ids)] for ids in tokens.ids])
 
 
 def not_on_engine(directory: ModelDirectory) -> str:

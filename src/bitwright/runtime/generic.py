@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,13 +14,13 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.files.names import name_in
 from bitwright.files.sentences import read_sentences
 from bitwright.kernels import dispatch
-from bitwright.models.build import build_empty, load_tokenizer, max_tokens
+from bitwright.models.build import EmptyModel, build_empty, load_tokenizer, max_tokens
 from bitwright.models.load import fill, fill_buffers, load_model
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.source_tensors import SourceTensors
 from bitwright.models.tensor_files import TensorFiles, read_pickled
 from bitwright.numerics.arrays import as_torch
-from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.linear import PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.generic_model import GenericModel, float_model
@@ -32,16 +33,10 @@ def load_generic(
     """As `runtime.load.load` without the engine. why: the reason why the engine does not run it, for `backend`."""
     if not directory.is_quantized:
         return float_model(load_model(directory, trust_remote_code=trust_remote_code))
-    checkpoint = read_checkpoint(directory)
-    empty = build_empty(directory, trust_remote_code=trust_remote_code)
+    opened = open_quantized(directory, trust_remote_code=trust_remote_code)
+    empty, source = opened.empty, opened.source
     model, architecture = empty.model, empty.architecture
-    if empty.task == "embedding" and not any("pooler." in name for name in checkpoint.others):
-        _leave_out_pooler(model)
-    names = model_names(model, architecture)
-    layers = Linears(checkpoint, names)
-    tables = read_tables(checkpoint, names)
-    source = _float_tensors(checkpoint, names, {*layers, *tables})
-    swap_linears(model, layers, {}, architecture, tables=tables)
+    swap_linears(model, opened.layers, {}, architecture, tables=opened.tables)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     stored = {name: source.dtype(f"{name}.weight") for name in linears}
     half = {name: dtype for name, dtype in stored.items() if dtype in (torch.bfloat16, torch.float16)}
@@ -49,12 +44,44 @@ def load_generic(
     fill_buffers(model, source)
     swap_linears(model, {}, half, architecture)
     dtype = set_compute(model, compute)
-    remarks = "".join(f", {remark}" for remark in checkpoint.remarks)
+    remarks = "".join(f", {remark}" for remark in opened.remarks)
     backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{remarks}{why and f' ({why})'}"
     sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
     tokenizer, _ = load_tokenizer(directory, trust_remote_code, sentences)
     limit = max_tokens(empty, tokenizer, sentences, directory.path)
     return GenericModel(model, tokenizer, empty.task, sentences, limit, backend, directory.path)
+
+
+class OpenedQuantized(NamedTuple):
+    """A quantized checkpoint beside the module that it belongs to, by the module's names.
+
+    empty: the module, without values; what is quantized in it is to be replaced. layers, tables: the quantized linears
+    and embedding tables. source: every other tensor, none of them read yet. remarks: as `Checkpoint` says.
+    """
+
+    empty: EmptyModel
+    layers: "Linears"
+    tables: dict[str, QTensor]
+    source: SourceTensors
+    remarks: tuple[str, ...] = ()
+
+
+def open_quantized(directory: ModelDirectory, *, trust_remote_code: bool = False) -> OpenedQuantized:
+    """Open a quantized checkpoint for a transformers module.
+
+    Raises:
+        ModelError, CheckpointError: as `runtime.load.load`.
+    """
+    checkpoint = read_checkpoint(directory)
+    empty = build_empty(directory, trust_remote_code=trust_remote_code)
+    model = empty.model
+    if empty.task == "embedding" and not any("pooler." in name for name in checkpoint.others):
+        _leave_out_pooler(model)
+    names = model_names(model, empty.architecture)
+    layers = Linears(checkpoint, names)
+    tables = read_tables(checkpoint, names)
+    source = _float_tensors(checkpoint, names, {*layers, *tables})
+    return OpenedQuantized(empty, layers, tables, source, checkpoint.remarks)
 
 
 class Linears(Mapping[str, QuantizedLinear]):
@@ -73,7 +100,15 @@ class Linears(Mapping[str, QuantizedLinear]):
         """Raises:
         KeyError: no such linear. CheckpointError: its values contradict one another.
         """
-        return self._linears[self._on_disk[name]].load().torch()
+        return self.pending(name).load().torch()
+
+    def pending(self, name: str) -> PendingLinear:
+        """One that is not loaded yet, and gives numpy's arrays.
+
+        Raises:
+            KeyError: no such linear.
+        """
+        return self._linears[self._on_disk[name]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._on_disk)

@@ -126,16 +126,31 @@ class GenericModel:
         """As `Model.run`."""
         refuse_threads(threads)
         for tokens in batches:
-            inputs = padded(tokens, self.hf.config)
             if self.task == "text-generation":
-                yield next_token_rows(self.logits(inputs["input_ids"]), inputs["input_ids"])
+                ids_BT = padded(tokens, self.hf.config)["input_ids"]
+                yield next_token_rows(self.logits(ids_BT), ids_BT)
                 continue
-            more = {} if self.sentences.mix is None else {"output_hidden_states": True}
-            if self._decodes:
-                more["use_cache"] = False
-            with forward(self.path):
-                out = self(**inputs, **more)
-            yield output_rows(out, inputs["attention_mask"], self.task, self.sentences, tokens.skip)
+            out, mask_BT = self._forward(tokens)
+            yield output_rows(out, mask_BT, self.task, self.sentences, tokens.skip)
+
+    def _forward(self, tokens: Tokens) -> tuple[Any, Tensor]:
+        """The outputs for a padded batch, and its mask."""
+        inputs = padded(tokens, self.hf.config)
+        more = {} if self.sentences.mix is None else {"output_hidden_states": True}
+        if self._decodes:
+            more["use_cache"] = False
+        with forward(self.path):
+            return self(**inputs, **more), inputs["attention_mask"]
+
+    def token_vectors(self, tokens: Tokens) -> list[np.ndarray]:
+        """What pooling gets of an embedding model: float32 (T, H) of each sequence.
+
+        Raises:
+            InputError: as `Model.run`.
+        """
+        out, mask_BT = self._forward(tokens)
+        hidden = zip(_hidden(out, self.sentences), mask_BT.bool(), strict=True)
+        return [hidden_TH[real_T].numpy() for hidden_TH, real_T in hidden]
 
     def logits(self, ids_BT: Tensor) -> Tensor:
         """As `Model.logits`."""
@@ -179,17 +194,24 @@ def output_rows(out: Any, mask_BT: Tensor, task: str, sentences: Sentences, skip
 
 def _vectors(out: Any, mask_BT: Tensor, sentences: Sentences, skip: int) -> np.ndarray:
     """Embeddings, float32 (B, values)."""
-    hidden_BTH, mix, pooling = out.last_hidden_state.float(), sentences.mix, sentences.pooling
-    if mix is not None:
-        layers_LBTH = torch.stack(out.hidden_states[mix.start :]).float()
-        weights_L = torch.from_numpy(mix.weights_L / mix.weights_L.sum())
-        hidden_BTH = torch.einsum("l,lbth->bth", weights_L, layers_LBTH)
+    hidden_BTH, pooling = _hidden(out, sentences), sentences.pooling
     if skip:
         kept = zip(hidden_BTH, mask_BT.bool(), strict=True)
         pooled_BH = np.stack([pool_rows(hidden_TH[real_T].numpy(), pooling, skip) for hidden_TH, real_T in kept])
     else:
         pooled_BH = pool_tokens(hidden_BTH, mask_BT, pooling).numpy()
     return after_pooling(sentences, pooled_BH)
+
+
+def _hidden(out: Any, sentences: Sentences) -> Tensor:
+    """What is pooled, float32 (B, T, H): the last layer's outputs, or a mix of all layers'."""
+    mix = sentences.mix
+    if mix is None:
+        hidden: Tensor = out.last_hidden_state.float()
+        return hidden
+    layers_LBTH = torch.stack(out.hidden_states[mix.start :]).float()
+    weights_L = torch.from_numpy(mix.weights_L / mix.weights_L.sum())
+    return torch.einsum("l,lbth->bth", weights_L, layers_LBTH)
 
 
 def _rows_of(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

@@ -34,8 +34,9 @@ def load(
 
     `model.encode(texts)` gives embeddings, logits, or what a language model makes of each token. A language model on
     the engine also generates (`model.generate(prompts)`, `model.stream(prompt)`). It rounds inputs of 4-bit linears to
-    int8, and a head that the checkpoint keeps in 16 bits is held in int8. `model.hf` is the transformers module; for a
-    model on the engine it is loaded when it is asked for.
+    int8, and a head that the checkpoint keeps in 16 bits is held in int8. A decoder that embeds texts or scores them is
+    computed as an encoder is, and keeps no cache. `model.hf` is the transformers module; for a model on the engine it
+    is loaded when it is asked for.
 
     The model may be pickled, copied, used by several threads at once, and used on after a fork. A pickle holds its
     absolute path, the arguments given here and a digest; unpickling loads it again.
@@ -43,9 +44,9 @@ def load(
     Args:
         directory: a model directory, or the name of a model on the hub.
         compute: "auto"; or "float32" or "bfloat16" to take the generic path and compute there in that dtype what is not
-            quantized, attention among it. A float model is always loaded in float32; but "engine" runs any language
-            model on the engine, a float one in bf16, and raises where that cannot. "bf16" does so, too, and rounds
-            nothing to int8 that the checkpoint leaves in 16 bits: neither inputs of linears nor a head.
+            quantized, attention among it. A float model is always loaded in float32; but "engine" runs any model on the
+            engine, a float one in bf16, and raises where that cannot. "bf16" does so, too, and rounds nothing to int8
+            that the checkpoint leaves in 16 bits: neither inputs of linears nor a head.
         threads: of the CPU, that the engine uses for one call; by default OMP_NUM_THREADS, or all processors. Never
             more than the processors that the process may use, by its affinity mask and its container's quota: more are
             slower. The generic path uses torch's setting, which the first model that torch computes lowers to these.
@@ -54,7 +55,7 @@ def load(
         trust_remote_code: run code that the directory brings or names, kernels of the hub among it.
         context: of a language model on the engine, the tokens that a prompt and its answer may have together; by
             default those that it was trained for, or as many as a quarter of the free memory holds.
-        kv_cache: how that holds keys and values, "int8" or "bf16".
+        kv_cache: how that holds keys and values, "int8", "int4" (half the memory, and a small loss) or "bf16".
 
     Raises:
         InputError: another `compute` or `kv_cache`; threads or context < 1; a context that does not fit into memory.

@@ -282,7 +282,9 @@ def _child() -> None:
     if model.task == "text-generation":
         found |= _of_decoder(model.generic, ids)
     elif isinstance(model, EngineModel):
-        found["engine"], found["engine_calls"] = compared(model, ids)
+        found["engine"], calls = compared(model, ids)
+        steps = model.executor.steps([ids.shape[1]] * len(ids), model.threads)
+        found["engine_calls"] = calls // steps if calls % steps == 0 else calls
         found["engine_folded"], found["engine_added"] = model.folded, model.executor.program.added
         if model.executor.program.added:
             round_groups(model.generic.hf, on=True)
@@ -299,6 +301,7 @@ def _child() -> None:
 def _of_decoder(generic: "GenericModel", ids_BT: "Tensor") -> dict[str, Any]:
     """The outputs of a language model on the engine, if that runs it: as it is, and with cache and head as the generic
     path has them; and of the generic path with inputs rounded as the engine rounds them."""
+    from bitwright.engine.cache_layout import CacheLayer
     from bitwright.engine.decoders import Arithmetic
     from bitwright.runtime.decoder_model import DecoderModel
     from bitwright.runtime.swap import round_groups, set_compute
@@ -311,7 +314,8 @@ def _of_decoder(generic: "GenericModel", ids_BT: "Tensor") -> dict[str, Any]:
     found: dict[str, Any] = {"decodes": 1, "engine_folded": 0, "engine_added": engine.executor.program.added}
     found["engine"], found["engine_calls"] = compared(engine, ids_BT)
     plain = Arithmetic(head="16", cache="bf16")
-    found["engine_int8_attention"] = len(engine.executor.program.layers) + 1  # and the head
+    attention = [layer for layer in engine.executor.program.layers if isinstance(layer, CacheLayer)]
+    found["engine_int8_attention"] = len(attention) + 1  # and the head
     found["engine_float_attention"], _ = compared(DecoderModel(directory, arithmetic=plain), ids_BT)
     round_groups(generic.hf, on=True)
     found["generic_rounded"], _ = compared(generic, ids_BT)

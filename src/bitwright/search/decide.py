@@ -25,6 +25,7 @@ from bitwright.recipe import AUTO, DEFAULT_TARGETS, Recipe, scheme_of
 from bitwright.search.cost import Cost, Resources
 from bitwright.search.features import COMPARED, Features, candidates
 from bitwright.search.rules import with_methods
+from bitwright.targets import TARGETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def decide(
         rejected = tuple(Rejected(name, why) for name in sorted(others, key=COMPARED.index))
         reason = f"round to nearest (rtn) for everything: {why}"
     else:
-        portable = any(target != "bitwright" for target in recipe.targets or DEFAULT_TARGETS)
+        portable = any(TARGETS[target].plain for target in recipe.targets or DEFAULT_TARGETS)
         choices = tuple(_choose(unit, tolerable, portable, thresholds) for unit in features)
         rejected = _rejected(features, choices, portable)
         reason = _summary(features, choices, tolerable)

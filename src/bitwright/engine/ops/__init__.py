@@ -15,7 +15,8 @@
     MultiplyWna16         linear     bf16           f32 or bf16           codes of other grids, in 4 or 8 bits, x bf16
     Attend                attention  bf16           bf16                  softmax(q kᵀ + bias) v of each head
     AttendDisentangled    attention  bf16           bf16                  the same, with what DeBERTa knows of positions
-    AttendPast          attention  bf16           bf16                  the same of new tokens, over a cache
+    AttendPast            attention  bf16           bf16                  the same of new tokens, over a cache
+    ConvolvePast          convolve   bf16           bf16                  a gated convolution over time, with a cache
     Rotate                rotate     bf16           in place              q and k by position
     Gate                  gate       bf16           bf16, codes, groups   f(a) · b of a row's halves a, b
     Repeat                repeat     f32 or bf16    the same              each row twice, side by side
@@ -29,6 +30,7 @@ A linear adds its bias and may apply GELU.
 """
 
 from bitwright.engine.ops.attend import Attend, AttendDisentangled, AttendPast, Rotate
+from bitwright.engine.ops.convolve import ConvolvePast
 from bitwright.engine.ops.multiply import Multiply, MultiplyBf16, MultiplyW4A8, MultiplyW8A8, MultiplyWna16
 from bitwright.engine.ops.rows import (
     Activate,
@@ -49,6 +51,7 @@ __all__ = [
     "Attend",
     "AttendDisentangled",
     "AttendPast",
+    "ConvolvePast",
     "Embed",
     "Gate",
     "Multiply",
@@ -70,5 +73,6 @@ __all__ = [
 
 Op = (
     Embed | NormRows | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyW4A8 | MultiplyWna16
-    | Attend | AttendDisentangled | AttendPast | Rotate | Gate | Select | Repeat | Activate | Softcap | Pool | Normalize
+    | Attend | AttendDisentangled | AttendPast | ConvolvePast | Rotate | Gate | Select | Repeat | Activate | Softcap
+    | Pool | Normalize
 )  # fmt: skip

@@ -1,0 +1,142 @@
+"""Writes a quantized encoder as `onnx/model.onnx`, beside the files that tokenize, pool and describe it."""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Collection
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import bitwright
+from bitwright.checkpoints.leftovers import split_source_files
+from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
+from bitwright.errors import InputError, TargetError
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory, source_bytes
+from bitwright.onnx.module import DOMAIN, Exportable, exportable
+
+if TYPE_CHECKING:
+    from bitwright.onnx.graph import Kind, WeightRange
+
+MODEL_FILE = "onnx/model.onnx"  # where sentence-transformers and Optimum look for it
+# In the model's metadata: linears by kind, the range of 8-bit weights, and the task.
+LINEARS_KEY, RANGE_KEY, TASK_KEY = "bitwright.linears", "bitwright.range", "bitwright.task"
+
+_OPSET = 17  # has LayerNormalization, and all that 8 bits need
+_OPSET_BLOCKS = 21  # the first with blocks and 4-bit integers
+_LAST_TRACED = 20  # the last that torch's exporter of traces writes; 21 adds types to its operators, and changes none
+_LARGEST = 1 << 30  # bytes in one protobuf file, which must stay below 2 GiB
+
+
+class WrittenOnnx(NamedTuple):
+    """linears: those that run on codes, by kind, each as often as it runs. bytes: of the graph and its data. warnings:
+    what the graph does not do that the engine does.
+    """
+
+    path: Path
+    linears: dict[str, int]
+    bytes: int
+    warnings: tuple[str, ...]
+
+
+def write_onnx(
+    directory: ModelDirectory | Path, out: Path, *, weights: "WeightRange" = "8bit", overwrite: bool = False,
+    trust_remote_code: bool = False, check: Callable[[Path], object] | None = None,
+) -> WrittenOnnx:  # fmt: skip
+    """Write a directory with the ONNX graph of a quantized encoder and everything else that a runtime needs. The codes
+    of the graph are those of the checkpoint, bit for bit, unless `weights` is "7bit".
+
+    Args:
+        directory: what `bitwright quantize` wrote.
+        out: appears complete, or not at all.
+        weights: "7bit" keeps 8-bit weights within ±64, for processors whose u8 × s8 products saturate.
+        check: called with the directory before it appears; what it raises stops that.
+
+    Raises:
+        InputError: `out` must not be written; another `weights`.
+        TargetError: nothing is quantized; a model or a scheme that ONNX Runtime has no integer kernels for; no onnx.
+        ModelError, CheckpointError: as `runtime.load.load`; the disk is full.
+    """
+    if weights not in ("8bit", "7bit"):
+        raise InputError(f"weights = {weights!r} is unknown; choose 8bit or 7bit")
+    opened = directory if isinstance(directory, ModelDirectory) else ModelDirectory(directory)
+    check_out(out, opened.path, overwrite=overwrite)
+    if find_spec("onnx") is None:
+        raise TargetError("an ONNX graph is written with the package onnx; pip install 'bitwright[onnx]'")
+    if not opened.is_quantized:
+        raise TargetError(
+            f"{opened.path}: nothing is quantized here; run `bitwright quantize` first, then export what it wrote"
+        )
+    module = exportable(opened, trust_remote_code=trust_remote_code)
+    from bitwright.onnx.graph import kind_of
+
+    kinds = {kind_of(name, layer.form, layer.shape[1]) for name, layer in module.layers.items()}
+    # Floats are stored in 32 bits.
+    with atomic_directory(out, 3 * source_bytes(opened.path)) as staged:
+        linears, size = _write_model(staged / MODEL_FILE, module, kinds, weights)
+        _copy_side_files(opened, staged)
+        if check is not None:
+            check(staged)
+    return WrittenOnnx(out, linears, size, module.warnings)
+
+
+def _write_model(
+    file: Path, module: Exportable, kinds: "Collection[Kind]", weights: "WeightRange"
+) -> tuple[dict[str, int], int]:
+    """Write a graph; the numbers of linears by kind, and its bytes."""
+    import onnx
+
+    from bitwright.onnx.graph import rewritten
+
+    blocks = "weights" in kinds
+    model = _exported(module, _LAST_TRACED if blocks else _OPSET)
+    counts = rewritten(model, module.layers, module.tables, weights)
+    if blocks:
+        for opset in model.opset_import:
+            opset.version = _OPSET_BLOCKS if opset.domain == "" else opset.version
+    model.ir_version = 10 if blocks else 8
+    model.producer_name, model.producer_version = "bitwright", bitwright.__version__
+    linears = {kind: counts[kind] for kind in sorted(counts)}
+    told = {LINEARS_KEY: json.dumps(linears), RANGE_KEY: weights, TASK_KEY: module.task}
+    onnx.helper.set_model_props(model, told)
+    file.parent.mkdir()
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST
+    onnx.save_model(model, file, save_as_external_data=large, location=f"{file.name}_data" if large else None)
+    onnx.checker.check_model(str(file), full_check=True)
+    return linears, sum(part.stat().st_size for part in file.parent.iterdir())
+
+
+def _exported(module: Exportable, opset: int) -> Any:
+    """The graph with placeholders, as torch traces it."""
+    import onnx
+    import torch
+
+    axes = dict.fromkeys(module.inputs, ("batch", "tokens")) | dict(module.outputs)
+    # Two texts of different lengths, so that no mask is left out as one that masks nothing.
+    example = [torch.full((2, 8), 5), torch.ones(2, 8, dtype=torch.long), torch.zeros(2, 8, dtype=torch.long)]
+    example[1][1, 5:] = 0
+    with tempfile.TemporaryDirectory(prefix="bitwright-onnx-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing: what is constant in a trace is meant to be; tests compare
+        file = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            module.module,
+            tuple(example[: len(module.inputs)]),
+            str(file),
+            input_names=list(module.inputs),
+            output_names=list(module.outputs),
+            dynamic_axes={name: dict(enumerate(free)) for name, free in axes.items()},
+            opset_version=opset,
+            custom_opsets={DOMAIN: 1},
+            dynamo=False,
+        )
+        return onnx.load(str(file))
+
+
+def _copy_side_files(directory: ModelDirectory, staged: Path) -> None:
+    """Everything but the weights. config.json loses what describes them: readers would look for codes."""
+    for file in split_source_files(directory)[0]:
+        if str(file) != CONFIG_FILE:
+            copy_file(directory.path / file, staged / file)
+    config = {key: value for key, value in directory.config.items() if key != "quantization_config"}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_file(staged / CONFIG_FILE, text.encode())

@@ -1,0 +1,162 @@
+"""Exports a result for another runtime, and verifies results and exports after the fact."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bitwright.checkpoints.attention import ATTENTION_KEY
+from bitwright.errors import InputError, TargetError
+from bitwright.files.directory import ModelDirectory
+from bitwright.files.task import find_task
+from bitwright.models.load import load_model
+from bitwright.onnx.verify import RUNTIMES, verify_graph
+from bitwright.onnx.write import WrittenOnnx, write_onnx
+from bitwright.progress import Progress
+from bitwright.record import RECORD_FILE, Verification, from_data, read_record, write_record
+from bitwright.report import REPORT_FILE, write_report
+from bitwright.runtime.expected import Expected, expect
+from bitwright.runtime.generic_model import float_model
+from bitwright.runtime.verify import NEEDS, compared, verify
+
+if TYPE_CHECKING:
+    from bitwright.onnx.graph import WeightRange
+
+_ONLY_OURS = "not checked, because the checkpoint holds what only Bitwright reads (quant_method: bitwright)"
+TARGETS = (*NEEDS, *RUNTIMES)
+
+
+def export_onnx(
+    directory: Path, out: Path, *, weights: "WeightRange" = "8bit", overwrite: bool = False, check: bool = True,
+    trust_remote_code: bool = False, progress: Progress,
+) -> tuple[WrittenOnnx, Verification | None]:  # fmt: skip
+    """Write the ONNX graph of a result, and verify it in ONNX Runtime before it appears.
+
+    Raises:
+        TargetError: also a graph that ONNX Runtime computes otherwise, or without integer kernels.
+        As `write_onnx`.
+    """
+    opened = ModelDirectory(directory)
+    rows: list[Verification] = []
+
+    def checked(staged: Path) -> None:
+        progress.say("running the graph in ONNX Runtime, in a clean process")
+        row = verify_graph(staged, expect(opened))
+        if row.ok is False:
+            raise TargetError(f"{directory}: the ONNX graph is not right, and was not kept: {row.detail}")
+        rows.append(row)
+
+    progress.say(f"exporting {directory}")
+    written = write_onnx(
+        opened, out, weights=weights, overwrite=overwrite, trust_remote_code=trust_remote_code,
+        check=checked if check else None,
+    )  # fmt: skip
+    for folder in (directory, out):
+        keep(folder, rows)
+    return written, rows[0] if rows else None
+
+
+def verify_result(
+    directory: Path, targets: Sequence[str], *, export: Path | None = None, source: Path | None = None,
+    progress: Progress,
+) -> list[Verification]:  # fmt: skip
+    """Check a result in runtimes, each in a clean process; the rows go to its record.
+
+    Args:
+        targets: of `TARGETS`.
+        export: of the result, for "onnx" and "openvino"; by default one is written, and removed afterwards.
+        source: the float model, for what cannot be checked without it: int8 attention, and language models.
+
+    Raises:
+        InputError: a target that is unknown; no float model where it is needed.
+        As `runtime.load.load` and `write_onnx`.
+    """
+    if unknown := [target for target in targets if target not in TARGETS]:
+        raise InputError(f"target {unknown[0]!r} is unknown; known: {', '.join(TARGETS)}")
+    progress.say(f"running {directory} in this process")
+    opened = ModelDirectory(directory)
+    expected = expect(opened)
+    rows: dict[str, Verification] = {}
+    libraries = [target for target in targets if target in NEEDS]
+    if not _is_portable(opened):
+        rows |= {target: Verification(target, None, {}, _ONLY_OURS) for target in libraries if target != "bitwright"}
+        libraries = [target for target in libraries if target not in rows]
+    if libraries:
+        progress.say("running it in clean processes")
+        original = _original(opened, expected.ids_BT, source) if "bitwright" in libraries else None
+        found = verify(
+            directory, libraries, expected.ids_BT, expected.generic_BV, expected.plain_BV, expected.calls,
+            original=original,
+        )  # fmt: skip
+        rows |= {row["target"]: from_data(Verification, row) for row in found}
+    if graphs := [target for target in targets if target in RUNTIMES]:
+        progress.say(f"running its graph in {', '.join(RUNTIMES[target][0] for target in graphs)}")
+        rows |= {row.target: row for row in verify_graphs(directory, graphs, expected, export=export)}
+    ordered = [rows[target] for target in targets]
+    keep(directory, ordered)
+    return ordered
+
+
+def verify_graphs(
+    directory: Path, targets: Sequence[str], expected: Expected | None = None, *, export: Path | None = None
+) -> list[Verification]:
+    """Check the ONNX graph of a result in runtimes; one row per target.
+
+    expected: what the result gives, if that is known. export: of the result; by default one is written, and removed
+    afterwards.
+    """
+    if not targets:
+        return []
+    if find_spec("onnx") is None:
+        return [Verification(target, None, {}, "not checked, because onnx is not installed") for target in targets]
+    expected = expect(ModelDirectory(directory)) if expected is None else expected
+    with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
+        try:
+            export = write_onnx(directory, Path(folder) / "export").path if export is None else export
+        except TargetError as error:
+            return [Verification(target, False, {}, str(error)) for target in targets]
+        return [verify_graph(export, expected, target) for target in targets]
+
+
+def _is_portable(opened: ModelDirectory) -> bool:
+    """Whether plain readers can load the checkpoint."""
+    said = opened.config.get("quantization_config")
+    return not (isinstance(said, dict) and said.get("quant_method") == "bitwright")
+
+
+def keep(directory: Path, rows: Sequence[Verification]) -> None:
+    """Put rows into a result's record, in place of those of the same targets, and write its report again. Without a
+    record nothing is kept.
+    """
+    if not rows or not (directory / RECORD_FILE).is_file():
+        return
+    record = read_record(directory)
+    named = {row.target: row for row in (*(record.verify or ()), *rows)}
+    write_record(replace(record, verify=tuple(named.values())), directory / RECORD_FILE)
+    if (directory / REPORT_FILE).is_file():
+        write_report(directory)
+
+
+def _original(opened: ModelDirectory, ids_BT: np.ndarray, source: Path | None) -> np.ndarray | None:
+    """The outputs of the float model, where a check needs them: int8 attention, and the cache and head of a language
+    model, are compared with it.
+
+    Raises:
+        InputError: it is nowhere.
+    """
+    if ATTENTION_KEY not in opened.config and find_task(opened) != "text-generation":
+        return None
+    if source is None and (opened.path / RECORD_FILE).is_file():
+        made_from = read_record(opened.path).model.source
+        source = None if made_from is None else Path(made_from)
+    if source is None or not source.is_dir():
+        raise InputError(
+            f"{opened.path}: int8 attention and language models are compared with the float model, and it is not "
+            f"at {source or 'a known place'}; name it with --source"
+        )
+    return compared(float_model(load_model(source)), torch.from_numpy(ids_BT))[0]
