@@ -1,5 +1,7 @@
 """Reads the quantized linears of a GGUF file. No torch."""
 
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 
 from bitwright.checkpoints.checkpoint import Checkpoint, read_bias
@@ -27,8 +29,18 @@ def read_gguf(directory: ModelDirectory) -> Checkpoint:
     tables = {module: _table(directory, module, pending) for module, pending in codes.items() if module == _TABLE}
     return Checkpoint(
         directory, linears, (), frozenset(tensors.keys() - tensors.quantized.keys()), dequantized=tables,
-        coded_tables={module: codes[module] for module in tables},
+        notes=_notes(tensors, linears), coded_tables={module: codes[module] for module in tables},
     )  # fmt: skip
+
+
+def _notes(tensors: GgufTensors, linears: Mapping[str, PendingLinear]) -> tuple[str, ...]:
+    """Which types no kernel of codes takes: those with minima and more than 4 bits, or with groups of 16."""
+    kinds = Counter(
+        tensors.type(f"{module}.weight").name
+        for module, pending in linears.items()
+        if pending.form.has_minimum and (pending.form.weight.bits, pending.form.weight.group_size) != (4, 32)
+    )
+    return tuple(f"{count} × {kind} run as bf16, because they have minima" for kind, count in sorted(kinds.items()))
 
 
 def _table(directory: GgufDirectory, module: str, pending: PendingLinear) -> PendingFloat:
@@ -37,7 +49,7 @@ def _table(directory: GgufDirectory, module: str, pending: PendingLinear) -> Pen
         assert isinstance(values, Bf16)
         return values
 
-    return PendingFloat(pending.shape, "bfloat16", directory.tensors.type(f"{module}.weight").name, load)
+    return PendingFloat(pending.shape, "bfloat16", f"{directory.tensors.type(f'{module}.weight').name} table", load)
 
 
 def _pending(directory: GgufDirectory, tensors: GgufTensors, name: str) -> PendingLinear:
