@@ -187,12 +187,14 @@ void run(const Activate& op, const Work& w) {
 
 void run(const Repeat& op, const Work& w) {
     const Share mine = w.mine(op.in);
-    const size_t width = w.buffers[op.in].width;
+    const size_t value = w.buffers[op.in].kind == BufferKind::kBf16 ? sizeof(uint16_t) : sizeof(float);
+    const size_t bytes = w.buffers[op.in].width * value;
+    w.clear_padding(op.out);
     for (size_t row = mine.begin; row < mine.end; ++row) {
-        const float* in = w.at<float>(op.in) + row * w.stride(op.in);
-        float* out = w.at<float>(op.out) + row * w.stride(op.out);
-        memcpy(out, in, width * sizeof(float));
-        memcpy(out + width, in, width * sizeof(float));
+        const char* in = w.at<char>(op.in) + row * w.stride(op.in) * value;
+        char* out = w.at<char>(op.out) + row * w.stride(op.out) * value;
+        memcpy(out, in, bytes);
+        memcpy(out + bytes, in, bytes);
     }
 }
 

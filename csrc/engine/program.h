@@ -208,7 +208,7 @@ struct Select {
     int in, out;
 };
 
-// Rows of in, f32, twice side by side.
+// Rows of in, f32 or bf16, twice side by side.
 struct Repeat {
     int in, out;
 };

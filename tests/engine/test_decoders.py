@@ -16,6 +16,7 @@ from bitwright.engine.decoders import Arithmetic, lower_decoder, lower_text_deco
 from bitwright.engine.executor import Executor
 from bitwright.engine.linears import Linear
 from bitwright.engine.lowering import MOST_TAPS
+from bitwright.engine.ops import Multiply
 from bitwright.engine.weights import Weights, open_weights
 from bitwright.errors import BitwrightError, CheckpointError, EngineError
 from bitwright.files.directory import ModelDirectory
@@ -203,6 +204,32 @@ def test_a_head_is_held_in_8_bits_with_scales_for_groups(tiny_model: TinyModel, 
     found = Running(directory, arithmetic=Arithmetic(head="int8")).logits(ids, [])
     apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
     assert 0.001 < apart < 0.01
+
+
+def test_8_bits_with_groups_are_held_in_halves(
+    tiny_model: TinyModel, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every linear and the head. Codes stay as they are; only inputs are rounded."""
+    own, directory = Weights.linear, tiny_model("llama", intermediate_size=64, **_HEADS)
+    spec = QuantSpec(8, group_size=32, full_range=True)
+
+    def coded(weights: Weights, name: str) -> QuantizedLinear:
+        floats = own(weights, name)
+        assert isinstance(floats, FloatLinear)
+        q = quantize(
+            as_torch(floats.widened()), torch.full((floats.shape[0], floats.shape[1] // 32), 2**-7), None, spec
+        )
+        return QuantizedLinear(QTensor(q.codes_NK.numpy(), q.scale_NG.numpy(), None, spec))
+
+    monkeypatch.setattr(Weights, "linear", coded)
+    want = Running(directory, arithmetic=Arithmetic(inputs="bf16", head="16")).logits(ids, [])
+    running = Running(directory)
+    found = running.logits(ids, [])
+    kinds = {op.dtype for op in running.executor.program.ops if isinstance(op, Multiply)}
+    assert kinds == {"int4 g32×int8"}
+    apart = np.linalg.norm(found - want, axis=1) / np.linalg.norm(want - want.mean(axis=1, keepdims=True), axis=1)
+    assert 0.001 < np.median(apart) < 0.05
+    np.testing.assert_array_equal(running.logits(ids, [1, 40, 41], 2), found)
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -192,7 +192,7 @@ BAD_SCALE[7, 1] = -1.0
         (
             "w4a16_g32",
             {"weight_g_idx": torch.zeros(K, dtype=torch.int32)},
-            "weight_g_idx has a format or a scheme that this release cannot read",
+            "weight_g_idx is unexpected: config.json says nothing",
         ),
         ("w4a16_g32", {"bias": torch.ones(N - 1)}, r"\(33,\) is expected"),
         ("w4a16_g32_asym", {"weight_zero_point": None}, "weight_zero_point is missing"),

@@ -37,6 +37,9 @@ Entry = tuple[str, tuple[int, ...]]  # dtype as safetensors spells it, and shape
 
 _FLOATS = frozenset({"F32", "BF16", "F16"})  # in which other tools store scales
 
+# Also read of what other tools store: the group of each column, and what 4-bit floats and their inputs have.
+READ_SUFFIXES = ("weight_g_idx", "weight_global_scale", "input_global_scale")
+
 # Ends of the names of what a quantized linear may store, but for its bias.
 SUFFIXES = (
     *("weight", "weight_packed", "weight_shape", "weight_scale", "weight_zero_point", "weight_codebook"),
@@ -122,7 +125,7 @@ def described(
         shape = (n, k)
     if min(shape) < 1:
         raise NumericsError(f"N, K = {list(shape)}: a linear has at least one output and one input")
-    promised = _entries(shape, group.form, group.format, guarded=guarded)
+    promised = _entries(shape, group.form, group.format, guarded=guarded, stored_bits=group.stored_bits)
     for suffix, entry in promised.items():
         if suffix not in header:
             raise NumericsError(f"{suffix} is missing")
@@ -159,15 +162,16 @@ def read_linear(
         stray = tensors.get(name)
         if isinstance(stray, np.ndarray) and stray.any():
             raise NumericsError(f"{name} is not zero, but config.json says that the weight is symmetric")
-    promised = _entries(shape, group.form, group.format, guarded=guarded)
+    promised = _entries(shape, group.form, group.format, guarded=guarded, stored_bits=group.stored_bits)
     found = {suffix: _as_promised(tensors[suffix], *entry) for suffix, entry in promised.items()}
     codes = found[_codes_name(group.format, guarded=guarded)]
-    codes_NK = _unpack(codes[:, 0] if guarded else codes, k, spec, group.format)
+    bits = group.stored_bits or spec.bits
+    codes_NK = _unpack(codes[:, 0] if guarded else codes, k, spec, bits, group.format)
     if spec.symmetric and spec.bits == 8 and codes_NK.size and int(codes_NK.min()) == -128:
         spec = replace(spec, full_range=True)  # other tools use −128 too
     scale, zero = found["weight_scale"], found.get("weight_zero_point")
     if zero is not None and zero.dtype == np.int32:
-        zero = unpack_words(zero, spec.bits, n, dim=0)
+        zero = unpack_words(zero, bits, n, dim=0)
     if spec.per_tensor:
         scale, zero = scale.reshape(1, 1), None if zero is None else zero.reshape(1, 1)
     codebook = found.get("weight_codebook")
@@ -207,9 +211,11 @@ def _agree(suffix: str, found: Entry, promised: Entry) -> bool:
     return same_dtype and (found[1] == promised[1] or same_shape)
 
 
-def _entries(shape: tuple[int, int], form: LinearForm, format_: Format, *, guarded: bool) -> dict[str, Entry]:
+def _entries(
+    shape: tuple[int, int], form: LinearForm, format_: Format, *, guarded: bool, stored_bits: int | None = None
+) -> dict[str, Entry]:
     weight, input_spec, (n, k) = form.weight, form.input, shape
-    bits = weight.bits
+    bits = stored_bits or weight.bits
     codes: dict[Format, Entry] = {
         "int-quantized": ("I8", (n, k)),
         "pack-quantized": ("I32", (n, math.ceil(k * bits / 32))),
@@ -248,9 +254,9 @@ def _pack(codes_NK: Array, spec: QuantSpec, format_: Format) -> Array:
     return pack_bytes(codes_NK, spec)
 
 
-def _unpack(codes: np.ndarray, k: int, spec: QuantSpec, format_: Format) -> np.ndarray:
+def _unpack(codes: np.ndarray, k: int, spec: QuantSpec, bits: int, format_: Format) -> np.ndarray:
     if format_ == "int-quantized":
         return codes
-    unpacked = unpack_words(codes, spec.bits, k) if format_ == "pack-quantized" else unpack_bytes(codes, spec, k)
+    unpacked = unpack_words(codes, bits, k) if format_ == "pack-quantized" else unpack_bytes(codes, spec, k)
     assert dtype_name(unpacked) == "int8"
     return np.asarray(unpacked)

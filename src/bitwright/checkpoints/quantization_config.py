@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 from bitwright.checkpoints.module_patterns import bounded, matcher, patterns
 from bitwright.checkpoints.schemes import (
     MIXED,
+    WIDER,
+    FloatFormat,
     Format,
     format_of,
     input_args,
+    parse_float,
     parse_format,
     parse_input,
     parse_weight,
@@ -30,21 +33,39 @@ _TRANSFORMS = ("shift", "scale")
 
 
 class Group(NamedTuple):
-    """Modules that share one scheme. `targets` are class names, module names, or "re:" and a pattern."""
+    """Modules that share one scheme. `targets` are class names, module names, or "re:" and a pattern.
+
+    stored_bits: of a code in the file, where that is not the spec's. indexed: whether an index says which group each
+    column is of.
+    """
 
     targets: tuple[str, ...]
     format: Format
     form: LinearForm
+    stored_bits: int | None = None
+    indexed: bool = False
+
+
+class FloatGroup(NamedTuple):
+    """Modules whose weights are small floats. blocks: rows and columns that share a scale, if they do. rounds_inputs:
+    whether the file asks for inputs of such floats, too."""
+
+    targets: tuple[str, ...]
+    format: FloatFormat
+    blocks: tuple[int, int] | None
+    rounds_inputs: bool
 
 
 class QuantizationConfig(NamedTuple):
-    """A parsed `quantization_config`: its groups, what they leave alone, and the embedding tables stored as int8."""
+    """A parsed `quantization_config`: its groups, what they leave alone, and the embedding tables stored as int8.
+    scales_cache: whether it holds scales of keys and values."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[Group | FloatGroup, ...]
     ignore: tuple[str, ...]
     embeddings: tuple[str, ...]
+    scales_cache: bool = False
 
-    def group_finder(self) -> Callable[[str], Group | None]:
+    def group_finder(self) -> Callable[[str], Group | FloatGroup | None]:
         """A function from a linear to its group: names win over classes, as in compressed-tensors; None if ignored or
         unnamed."""
         ignored = matcher((entry, True) for entry in self.ignore)
@@ -121,8 +142,8 @@ def parse_quantization_config(config: Any, where: str, *, portable: bool) -> Qua
         CheckpointError: a key of the wrong type, or a format or a scheme that this release lacks.
     """
     config = _mapping(config, where)
-    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
-        if config.get(key):
+    for key in ("sparsity_config", "transform_config"):
+        if config.get(key) and config[key] != {"format": "dense"}:
             raise CheckpointError(f"{where}: {key} is set, and this release cannot read such checkpoints")
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or (not groups and portable):
@@ -133,10 +154,12 @@ def parse_quantization_config(config: Any, where: str, *, portable: bool) -> Qua
         groups=tuple(_parse_group(group, default, f"{where}: {name}") for name, group in groups.items()),
         ignore=_strings(config.get("ignore") or [], f"{where}: ignore"),
         embeddings=_strings(embeddings.get("targets"), f"{where}: embeddings.targets"),
+        scales_cache=bool(config.get("kv_cache_scheme")),
     )
     ours = (
         group.format == "grid-quantized" or group.form.scales_input or group.form.shifts_input
         for group in parsed.groups
+        if isinstance(group, Group)
     )  # fmt: skip
     if portable and (parsed.embeddings or any(ours)):
         raise CheckpointError(
@@ -157,21 +180,27 @@ def _scheme(name: str, form: LinearForm) -> dict[str, Any]:
     }
 
 
-def _parse_group(group: Any, default_format: Any, where: str) -> Group:
+def _parse_group(group: Any, default_format: Any, where: str) -> Group | FloatGroup:
     group = _mapping(group, where)
+    weights, targets = group.get("weights"), _strings(group.get("targets"), f"{where}.targets")
     if group.get("output_activations"):
         raise CheckpointError(f"{where}: the outputs are quantized, and this release cannot read such checkpoints")
+    if isinstance(weights, dict) and weights.get("type") == "float":
+        return FloatGroup(targets, *parse_float(weights, f"{where}.weights"), bool(group.get("input_activations")))
     transform = _strings(group.get("input_transform") or [], f"{where}.input_transform")
     if not set(transform) <= set(_TRANSFORMS):
         raise CheckpointError(
             f"{where}.input_transform: {list(transform)} is unknown; known are {', '.join(_TRANSFORMS)}"
         )
-    weight = parse_weight(group.get("weights"), f"{where}.weights")
+    weight = parse_weight(weights, f"{where}.weights")
     format_ = parse_format(group.get("format") or default_format, where)
+    bits = weights["num_bits"] if isinstance(weights, dict) and weights.get("num_bits") in WIDER else None
+    if bits is not None and format_ != "pack-quantized":
+        raise CheckpointError(f"{where}: codes of {bits} bits in the format {format_!r}; they must be pack-quantized")
     if (format_ == "grid-quantized") != (weight.grid != "uniform"):
         raise CheckpointError(f"{where}: the format {format_!r} cannot hold the {weight.grid} grid")
     return Group(
-        targets=_strings(group.get("targets"), f"{where}.targets"),
+        targets=targets,
         format=format_,
         form=LinearForm(
             weight,
@@ -179,6 +208,8 @@ def _parse_group(group: Any, default_format: Any, where: str) -> Group:
             scales_input="scale" in transform,
             shifts_input="shift" in transform,
         ),
+        stored_bits=bits,
+        indexed=isinstance(weights, dict) and weights.get("actorder") in ("group", "dynamic"),
     )
 
 

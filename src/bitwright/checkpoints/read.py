@@ -5,71 +5,35 @@ loaded.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from bitwright.checkpoints.attention import parse_attention
-from bitwright.checkpoints.linear_tensors import SUFFIXES, described, read_linear
-from bitwright.checkpoints.quantization_config import Group, QuantizationConfig, parse_quantization_config
+from bitwright.checkpoints.checkpoint import Checkpoint, Module, Opened, read_bias
+from bitwright.checkpoints.integer_codes import by_index, in_order
+from bitwright.checkpoints.linear_tensors import READ_SUFFIXES, SUFFIXES, described, read_linear
+from bitwright.checkpoints.quantization_config import (
+    FloatGroup,
+    Group,
+    QuantizationConfig,
+    parse_quantization_config,
+)
+from bitwright.checkpoints.small_float_codes import Fp4, open_fp4, open_fp8
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
-from bitwright.files.tensors import MappedTensors
 from bitwright.numerics.arrays import Bf16
-from bitwright.numerics.linear import PendingLinear, QuantizedLinear
+from bitwright.numerics.linear import PendingFloat, PendingLinear, QuantizedLinear
 
 # Ends of names that only other formats and schemes use: not to be mistaken for parameters of the model.
-_FOREIGN = ("weight_g_idx", "weight_global_scale", "input_global_scale", "output_scale", "output_zero_point", "k_scale",
-            "v_scale", "qweight", "qzeros", "g_idx")  # fmt: skip
+_FOREIGN = (*READ_SUFFIXES, "output_scale", "output_zero_point", "k_scale", "v_scale", "qweight", "qzeros", "g_idx")
+_CACHE = (".k_scale", ".v_scale", ".k_zero_point", ".v_zero_point", "k_proj.output_scale", "v_proj.output_scale")
 _CODES = ("I8", "U8", "I32")
-
-
-class Checkpoint(NamedTuple):
-    """A quantized checkpoint, by names on disk.
-
-    linears: the quantized ones, their values not loaded. tables: int8 embedding tables. others: names of every other
-    tensor. int8_attention: blocks whose attention the engine computes in int8.
-    """
-
-    directory: ModelDirectory
-    linears: Mapping[str, PendingLinear]
-    tables: tuple[str, ...]
-    others: frozenset[str]
-    int8_attention: frozenset[int] = frozenset()
-
-    @property
-    def tensors(self) -> MappedTensors:
-        """All tensors of the files."""
-        return self.directory.tensors
-
-    def table(self, module: str) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int8 (V, H), in a map of their own, which nothing has read yet, and scales float32 (V,) of one of
-        `tables`.
-
-        Raises:
-            CheckpointError: its tensors contradict one another, or a scale is not finite and positive.
-        """
-        where = f"{self.directory.path}: {module}"
-        codes, scale = self._codes(f"{module}.weight"), read_floats(self.directory, f"{module}.weight_scale")
-        if codes.ndim != 3 or codes.shape[1] != 1 or not codes.size or scale.shape != (len(codes), 1):
-            raise CheckpointError(
-                f"{where}: weight {list(codes.shape)} with weight_scale {list(scale.shape)}; an int8 table has "
-                "(V, 1, H) codes and (V, 1) scales"
-            )
-        if not ((scale > 0) & (scale < np.inf)).all():
-            raise CheckpointError(f"{where}: weight_scale: every scale must be finite and positive")
-        return codes[:, 0], scale[:, 0]
-
-    def _codes(self, name: str) -> np.ndarray:
-        if name not in self.tensors:
-            raise CheckpointError(f"{self.directory.path}: {name} is missing, but the table is quantized")
-        if self.tensors.dtype(name) != "I8":
-            raise CheckpointError(f"{self.directory.path}: {name} is {self.tensors.dtype(name)}, but must be I8")
-        codes = self.tensors.alone(name)
-        assert isinstance(codes, np.ndarray)
-        return codes
+_FP4 = {
+    "nvfp4-pack-quantized": Fp4("NVFP4", "weight_packed", "weight_scale", "weight_global_scale", "divides"),
+    "mxfp4-pack-quantized": Fp4("MXFP4", "weight_packed", "weight_scale"),
+}
 
 
 def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
@@ -82,11 +46,13 @@ def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
         CheckpointError: not such a checkpoint, or its parts contradict one another.
     """
     where = f"{directory.path / CONFIG_FILE}: quantization_config"
-    int8_attention = parse_attention(directory.config, str(directory.path / CONFIG_FILE))
     config = parse_quantization_config(directory.config.get("quantization_config"), where, portable=portable)
     tensors = directory.tensors
     modules = {name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")}
-    taken = {f"{module}.{suffix}" for module in modules for suffix in SUFFIXES} & tensors.keys()
+    suffixes = (*SUFFIXES, *READ_SUFFIXES)
+    taken = {f"{module}.{suffix}" for module in modules for suffix in suffixes} & tensors.keys()
+    if config.scales_cache:
+        taken |= {name for name in tensors if name.endswith(_CACHE)}
     _check_others(directory, taken)
     missing = set(config.embeddings) - modules
     if missing:
@@ -96,11 +62,21 @@ def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
         )
     tables = tuple(sorted(modules & set(config.embeddings)))
     group_of = config.group_finder()
-    linears = {module: _open_linear(directory, module, group_of(module)) for module in sorted(modules - set(tables))}
+    opened = {module: _open(directory, module, group_of(module)) for module in sorted(modules - set(tables))}
+    linears = {name: pending for name, pending in opened.items() if isinstance(pending, PendingLinear)}
+    floats = {name: pending for name, pending in opened.items() if isinstance(pending, PendingFloat)}
     if portable:
         _refuse_guarded(directory, linears)
     _check_targets(directory, config, modules)
-    return Checkpoint(directory, linears, tables, frozenset(tensors.keys() - taken), int8_attention)
+    others = frozenset(tensors.keys() - taken)
+    return Checkpoint(directory, linears, tables, others, dequantized=floats, notes=_notes(config))
+
+
+def _notes(config: QuantizationConfig) -> tuple[str, ...]:
+    """What the file asks for and this release does otherwise."""
+    floats = any(isinstance(group, FloatGroup) and group.rounds_inputs for group in config.groups)
+    notes = ["inputs stay floats, where the file rounds them to 4 or 8 bits"] if floats else []
+    return (*notes, *(["keys and values are not held as the file says"] if config.scales_cache else []))
 
 
 def _check_others(directory: ModelDirectory, taken: set[str]) -> None:
@@ -137,7 +113,7 @@ def _refuse_guarded(directory: ModelDirectory, linears: Mapping[str, Any]) -> No
             )
 
 
-def _open_linear(directory: ModelDirectory, module: str, group: Group | None) -> PendingLinear:
+def _open(directory: ModelDirectory, module: str, group: Group | FloatGroup | None) -> Opened:
     """A linear as its header and its group describe it.
 
     Raises:
@@ -147,8 +123,10 @@ def _open_linear(directory: ModelDirectory, module: str, group: Group | None) ->
         raise CheckpointError(
             f"{directory.path}: {module} is stored as codes, but config.json ignores it or has no scheme for it"
         )
+    if isinstance(group, FloatGroup):
+        return _open_floats(Module(directory, module), group)
     tensors = directory.tensors
-    there = [suffix for suffix in SUFFIXES if f"{module}.{suffix}" in tensors]
+    there = [suffix for suffix in (*SUFFIXES, *READ_SUFFIXES[1:]) if f"{module}.{suffix}" in tensors]
     header = {suffix: (tensors.dtype(f"{module}.{suffix}"), tensors.shape(f"{module}.{suffix}")) for suffix in there}
     two = math.prod(header.get("weight_shape", ("", (0,)))[1]) == 2
     weight_shape = tensors[f"{module}.weight_shape"] if two else None
@@ -157,7 +135,45 @@ def _open_linear(directory: ModelDirectory, module: str, group: Group | None) ->
     except NumericsError as error:
         raise CheckpointError(f"{directory.path}: {module}: {error}") from None
     load = partial(_load, directory, module, group, shape, guarded=guarded)
+    if "weight_g_idx" in (own := Module(directory, module)) or group.indexed:
+        return _indexed(own, shape, group, load) or PendingLinear(shape, form, load)
     return PendingLinear(shape, form, load)
+
+
+def _open_floats(module: Module, group: FloatGroup) -> Opened:
+    names = _FP4.get(group.format)
+    known: tuple[str, ...] = ("input_scale", "input_zero_point", "input_global_scale")
+    known += ("weight", "weight_scale") if names is None else (names.codes, names.scale, names.whole, "weight_shape")
+    for suffix in (*SUFFIXES, *READ_SUFFIXES):
+        if suffix in module and suffix not in known:
+            raise module.fault(suffix, f"is unexpected of a {group.format} weight")
+    return open_fp8(module, "weight_scale", group.blocks) if names is None else open_fp4(module, names)
+
+
+def _indexed(
+    module: Module, shape: tuple[int, int], group: Group, load: Callable[[], QuantizedLinear]
+) -> PendingFloat | None:
+    """A linear whose columns say which group they are of; None if those are runs, as if they did not say it.
+
+    Raises:
+        CheckpointError: there is no such index, or it names groups that there are not.
+    """
+    spec = group.form.weight
+    module.expect("weight_g_idx", ("I32", "I64"), (shape[1],), "K inputs")
+    if not group.indexed or spec.group_size is None or group.form.input is not None or group.form.scales_input:
+        raise module.fault("weight_g_idx", "is unexpected: config.json says nothing of actorder 'group'")
+    index = module.ints("weight_g_idx")
+    try:
+        if in_order(index, shape[1] // spec.group_size, spec.group_size):
+            return None
+    except NumericsError as error:
+        raise module.fault("weight_g_idx", str(error)) from None
+
+    def load_float() -> np.ndarray:
+        weight = load().weight
+        return by_index(weight.codes_NK, weight.scale_NG, weight.zero_point_NG, module.ints("weight_g_idx"))
+
+    return PendingFloat(shape, "float32", f"int{spec.bits} in the order of activations", module.loads(load_float))
 
 
 def _load(
@@ -169,40 +185,3 @@ def _load(
         return read_linear(stored, group, shape, read_bias(directory, module, shape[0]), guarded=guarded)
     except NumericsError as error:
         raise CheckpointError(f"{directory.path}: {module}: {error}") from None
-
-
-def read_bias(directory: ModelDirectory, module: str, n: int) -> np.ndarray | None:
-    """The bias of a linear, float32 (n,), or None.
-
-    Raises:
-        CheckpointError: another shape, or no floats.
-    """
-    name = f"{module}.bias"
-    if name not in directory.tensors:
-        return None
-    bias = read_floats(directory, name)
-    if bias.shape != (n,):
-        raise CheckpointError(f"{directory.path}: {name} has the shape {list(bias.shape)}, but ({n},) is expected")
-    return bias
-
-
-def read_floats(directory: ModelDirectory, name: str) -> np.ndarray:
-    """A float tensor of any precision, in float32. What float32 cannot hold becomes infinite, as torch has it.
-
-    Raises:
-        CheckpointError: there is none, or it is no float tensor.
-    """
-    tensors = directory.tensors
-    if name not in tensors:
-        raise CheckpointError(
-            f"{directory.path}: the files hold no {name!r}. The download is incomplete, or config and weights are "
-            "of different models"
-        )
-    if tensors.dtype(name) not in ("F32", "F16", "F64", "BF16"):
-        raise CheckpointError(f"{directory.path}: {name} is {tensors.dtype(name)}, but must be a float tensor")
-    values = tensors[name]
-    if isinstance(values, Bf16):
-        widened: np.ndarray = values.widen()
-        return widened
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)

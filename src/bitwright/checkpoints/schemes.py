@@ -3,16 +3,26 @@
     int-quantized    8-bit codes with quantized inputs, one code a byte
     pack-quantized   any other codes of the uniform grid, packed into 32-bit words
     grid-quantized   codes of the other grids, packed into bytes; ours alone
+    float-quantized, nvfp4-pack-quantized, mxfp4-pack-quantized    8-bit and 4-bit floats, which are read, not written
 A checkpoint with several of them is "mixed-precision", and its groups say which.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from bitwright.errors import CheckpointError, NumericsError, brief
 from bitwright.numerics.spec import QuantSpec
 
 Format = Literal["int-quantized", "pack-quantized", "grid-quantized"]
+WIDER = (5, 6, 7)  # bits of codes that are held in 8, without a change of any number
+FloatFormat = Literal["float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"]
 MIXED = "mixed-precision"
+# By size and bits of the floats.
+_FLOATS: dict[tuple[int, int | None], FloatFormat] = {
+    (4, 16): "nvfp4-pack-quantized",
+    (4, 32): "mxfp4-pack-quantized",
+    (8, None): "float-quantized",
+}
 
 
 def format_of(weight: QuantSpec, input_spec: QuantSpec | None) -> Format:
@@ -61,6 +71,33 @@ def input_args(name: str, spec: QuantSpec | None) -> dict[str, Any] | None:
     }
 
 
+def parse_float(args: Mapping[str, Any], where: str) -> tuple[FloatFormat, tuple[int, int] | None]:
+    """The format of a group whose "weights" are floats, and the sides of the blocks that share a scale, if they do.
+
+    Raises:
+        CheckpointError: keys of the wrong type, or a scheme that this release lacks.
+    """
+    bits, size, strategy = args.get("num_bits", 8), args.get("group_size"), args.get("strategy")
+    known = (
+        _FLOATS.get((bits, None if strategy in ("tensor", "channel", "block") else size)) if _ints(bits, size) else None
+    )
+    if known is None or args.get("symmetric", True) is not True:
+        raise CheckpointError(
+            f"{where}: {bits!s:.80}-bit floats per {strategy!s:.80}, group_size {brief(size)}; this release reads FP8 "
+            "per tensor, channel or block, NVFP4 in groups of 16 and MXFP4 in groups of 32, symmetric"
+        )
+    blocks = args.get("block_structure") if strategy == "block" else None
+    if strategy == "block" and not (
+        isinstance(blocks, list) and len(blocks) == 2 and all(type(side) is int and side > 0 for side in blocks)
+    ):
+        raise CheckpointError(f"{where}: block_structure must be two sizes such as [128, 128], but is {brief(blocks)}")
+    return known, None if blocks is None else (blocks[0], blocks[1])
+
+
+def _ints(*values: object) -> bool:
+    return all(value is None or type(value) is int for value in values)
+
+
 def parse_weight(args: Any, where: str) -> QuantSpec:
     """The spec that "weights" of a config group say; absent keys have compressed-tensors' defaults.
 
@@ -70,14 +107,9 @@ def parse_weight(args: Any, where: str) -> QuantSpec:
     args = _checked(args, where, ("channel", "tensor", "group"))
     if args["dynamic"]:
         raise CheckpointError(f"{where}: weights cannot be dynamic in a checkpoint")
-    if args.get("actorder") in ("group", "dynamic"):
-        raise CheckpointError(
-            f"{where}: actorder {args['actorder']!r} assigns columns to groups by an index, which this release "
-            "cannot read. Quantize with actorder 'static', which keeps groups contiguous"
-        )
     try:
         return QuantSpec(
-            bits=args["num_bits"],
+            bits=8 if args["num_bits"] in WIDER else args["num_bits"],
             symmetric=args["symmetric"],
             group_size=args["group_size"],
             per_tensor=args["strategy"] == "tensor",

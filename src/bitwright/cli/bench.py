@@ -27,7 +27,7 @@ def shape(text: str) -> Shape:
 
 
 @click.command("bench", cls=Command)
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--source",
     type=click.Path(path_type=Path, file_okay=False),

@@ -53,10 +53,10 @@ def load_generator(directory: str, *, threads: int | None, kv_cache: str | None,
 
 def has_chat_template(directory: Path) -> bool:
     """Whether a model's files say how a conversation is written."""
-    from bitwright.files.directory import ModelDirectory
+    from bitwright.files.opening import open_path
     from bitwright.generate.chat import ChatTemplates
 
-    return bool(ChatTemplates(ModelDirectory(directory)).templates)
+    return bool(ChatTemplates(open_path(directory)).templates)
 
 
 def streamed(steps: "Iterator[Step]", *, stops: bool) -> Answer:

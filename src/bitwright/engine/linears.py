@@ -141,6 +141,6 @@ def _same_values(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 
 def _name(spec: QuantSpec) -> str:
-    if spec.grid in ("nf4", "ternary", "binary"):  # of one width
+    if spec.grid in ("nf4", "fp4", "ternary", "binary"):  # of one width
         return spec.grid
     return f"{'int' if spec.grid == 'uniform' else spec.grid}{spec.bits}"

@@ -14,6 +14,7 @@ from bitwright.engine import ops
 from bitwright.engine.cache_layout import CacheLayer, ConvolutionLayer
 from bitwright.engine.disentangled import Tables
 from bitwright.engine.fusion import fuse_codes
+from bitwright.engine.halves import in_halves
 from bitwright.engine.linears import Inputs, Linear, Operand, join, multiplied, operand_of
 from bitwright.engine.memory import Memory
 from bitwright.engine.ops.buffers import Buffer, BufferKind, Per
@@ -58,6 +59,7 @@ class Lowering:
     def __init__(self, weights: Weights, inputs: Inputs = "bf16") -> None:
         self.weights, self._inputs = weights, inputs
         self._most_tokens = 1 << 31  # that position tables have rows for
+        self._latest: tuple[Linear, Linear] | None = None  # asked for twice, now and then
         self._memory = Memory()
         self._packed: dict[str, Packed] = {}  # a block that runs twice has its weights once
         self._ops: list[ops.Op] = []
@@ -115,7 +117,7 @@ class Lowering:
         Raises:
             CheckpointError: one has another number of values than the first.
         """
-        layers = [self.weights.linear(name) for name in names]
+        layers = [self._held(name) for name in names]
         for name, layer in zip(names, layers, strict=True):
             if layer.shape[0] != layers[0].shape[0]:
                 raise CheckpointError(
@@ -126,7 +128,7 @@ class Lowering:
 
     def linears(self, names: Sequence[str], x: Value, *, out: BufferKind, activation: str | None = None) -> Value:
         """The outputs of linears that read x, side by side, through an activation. out: how they are kept."""
-        return self._side_by_side(names, [self.weights.linear(name) for name in names], x, out, activation)
+        return self._side_by_side(names, [self._held(name) for name in names], x, out, activation)
 
     def _side_by_side(
         self, names: Sequence[str], layers: Sequence[Linear], x: Value, out: BufferKind, activation: str | None
@@ -144,7 +146,7 @@ class Lowering:
     def gated(self, names: Sequence[str], x: Value, activation: str, reader: str) -> Value:
         """f(a) · b of the linears that give a and b, or of one that gives a, then b. reader: the linear that reads it,
         and nothing else does."""
-        layers, function = [self.weights.linear(name) for name in names], function_of(activation)
+        layers, function = [self._held(name) for name in names], function_of(activation)
         half, whole = sum(layer.shape[0] for layer in layers) // 2, len(layers) == 1
         parts = [layers[0].rows(0, half), layers[0].rows(half, 2 * half)] if whole else layers
         both = self._buffer("bf16", 2 * half)
@@ -155,9 +157,10 @@ class Lowering:
             self._linear(labels[0], parts[:1], x, both, 0, activation="gelu" if function == "gelu" else "none")
             count = 0 if whole else 1  # one of the model, not two
             self._linear(labels[1], parts[1:], x, both, half, activation="none", linears=count)
-        wanted = operand_of(self.weights.linear(reader), self._inputs)
-        if wanted.kind == "bf16":
-            wanted = Operand("bf16")  # which a transform or a grid changes afterwards
+        read = self._held(reader)
+        wanted = operand_of(read, self._inputs)
+        if wanted.kind == "bf16" or read.shape[1] == 2 * half:
+            wanted = Operand("bf16")  # which a transform or a grid changes afterwards, or which is repeated
         out = self._buffer(wanted.kind, half, group=wanted.group)
         applied = "identity" if function == "gelu" else function
         self._add(ops.Gate(", ".join(names), both, out, applied, wanted.grid, wanted.transform))
@@ -251,13 +254,8 @@ class Lowering:
         return Value(out)
 
     def head(self, name: str, linear: Linear, x: Value, *, stored: bool) -> Value:
-        """The outputs of one linear in float32. It may read each input twice, one after the other. stored: whether the
-        checkpoint holds it so.
-        """
-        if linear.shape[1] == 2 * x.buffer.width:
-            twice = self._buffer("f32", linear.shape[1], x.buffer.per)
-            self._add(ops.Repeat(_input_of(name), x.buffer, twice))
-            x = Value(twice)
+        """The outputs of one linear in float32. stored: whether the checkpoint holds it so."""
+        linear = in_halves(linear, self._inputs)
         out = self._buffer("f32", linear.shape[0], x.buffer.per)
         self._linear(name, [linear], x, out, 0, activation="none", linears=int(stored))
         return Value(out)
@@ -336,6 +334,10 @@ class Lowering:
     ) -> None:  # fmt: skip
         """Linears that are alike, into columns [column, …) of out. linears: of the model, by default all of them."""
         k = group[0].shape[1]
+        if k == 2 * x.buffer.width and x.buffer.kind in ("f32", "bf16"):  # it is held in halves
+            twice = self._buffer(x.buffer.kind, k, x.buffer.per)
+            self._add(ops.Repeat(_input_of(name), x.buffer, twice))
+            x = Value(twice)
         if k != x.buffer.width or k > MAX_K or column % 16:
             raise EngineError(
                 f"{name}: K = {k} of an input of {x.buffer.width} values, at column {column}; there are operators for "
@@ -355,6 +357,13 @@ class Lowering:
             self._add(ops.MultiplyW4A8(name, dtype, source, out, column, n, weight, activation, count))
         else:
             self._add(ops.MultiplyWna16(name, source, out, column, n, weight, activation, multiplied(first)))
+
+    def _held(self, name: str) -> Linear:
+        """A linear of the checkpoint as its operator takes it."""
+        stored = self.weights.linear(name)
+        if self._latest is None or self._latest[0] is not stored:
+            self._latest = stored, in_halves(stored, self._inputs)
+        return self._latest[1]
 
     def _operand(self, x: Value, wanted: Operand, reader: str) -> Buffer:
         """x as a linear reads it: codes by the norm that makes it, if that quantizes nothing yet."""

@@ -63,7 +63,7 @@ def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
     group = input_group(first)
     bits = layouts.bits_wna8(first.weight.spec.bits, group)
     lowest = np.int8(-(1 << bits - 1))
-    codes_NK = (_codes(linears).astype(np.int8, copy=False) - lowest).view(np.uint8)
+    codes_NK = _codes(linears).view(np.uint8) - lowest.view(np.uint8)  # wraps, as it must
     zero = _zero_points(linears)
     minimum = _of_groups(linears, lambda weight: weight.minimum_NG)
     floats = [x.astype(np.float32, copy=False) for x in (_scales(linears), minimum) if x is not None]

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.checkpoints.checkpoint import Checkpoint, read_bias, read_floats
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.checkpoints.read import Checkpoint, read_bias, read_floats
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.numerics.arrays import Bf16
-from bitwright.numerics.linear import FloatLinear, QuantizedLinear
+from bitwright.numerics.linear import FloatLinear, PendingFloat, QuantizedLinear
 
 _MOST = 1 << 20  # blocks, heads or positions that a model may have
 _HUGE = float(np.finfo(np.float32).max)
@@ -24,7 +24,7 @@ class Weights:
     """A checkpoint, by the names in its files.
 
     source: its directory, opened. directory: where it lies, for messages. config: config.json. int8_attention: blocks
-    whose attention is computed in int8.
+    whose attention is computed in int8. remarks: what runs in another way than the file says.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -32,6 +32,7 @@ class Weights:
         self.directory: Path = checkpoint.directory.path
         self.config: dict[str, Any] = checkpoint.directory.config
         self.int8_attention: frozenset[int] = checkpoint.int8_attention
+        self.remarks: tuple[str, ...] = checkpoint.remarks
         self._checkpoint = checkpoint
         self._tensors = checkpoint.tensors
         self._latest: tuple[str, QuantizedLinear] | None = None  # asked for twice, now and then
@@ -80,6 +81,10 @@ class Weights:
         Raises:
             CheckpointError: there is none.
         """
+        if (pending := self._dequantized(name)) is not None:
+            made = pending.load()
+            wide: np.ndarray = made.widen() if isinstance(made, Bf16) else made
+            return wide
         if self._is_table(name):
             codes_VH, scale_V = self._checkpoint.table(name.removesuffix(".weight"))
             values_VH: np.ndarray = codes_VH.astype(np.float32) * scale_V[:, None]
@@ -108,6 +113,9 @@ class Weights:
         """An embedding table (V, H): float32 or the bits of bf16, and None; or int8 with its scale, float32 (V,)."""
         if self._is_table(name):
             return self._checkpoint.table(name.removesuffix(".weight"))
+        if (pending := self._dequantized(name)) is not None:
+            made = pending.load()
+            return made.bits if isinstance(made, Bf16) else made, None
         if name in self._tensors and self._tensors.dtype(name) in ("BF16", "F32"):
             stored = self._tensors.alone(name)
             values = stored.bits if isinstance(stored, Bf16) else stored
@@ -122,19 +130,26 @@ class Weights:
     def _is_table(self, name: str) -> bool:
         return name.endswith(".weight") and name.removesuffix(".weight") in self._checkpoint.tables
 
+    def _dequantized(self, name: str) -> PendingFloat | None:
+        return self._checkpoint.dequantized.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+
     def has_linear(self, module: str) -> bool:
         """Whether there is such a linear, whatever its scheme."""
-        return f"{module}.weight" in self or f"{module}.weight_packed" in self
+        found = self._checkpoint
+        return f"{module}.weight" in self or module in found.linears or module in found.dequantized
 
     def linear(self, module: str) -> QuantizedLinear | FloatLinear:
         """Raises:
         CheckpointError: there is none, or its tensors contradict one another.
         """
-        if module in self._checkpoint.linears:
+        codes = self._checkpoint.linears.get(module) or self._checkpoint.coded_tables.get(module)
+        if codes is not None:
             if self._latest is None or self._latest[0] != module:
-                self._latest = module, self._checkpoint.linears[module].load()
+                self._latest = module, codes.load()
             return self._latest[1]
         name = f"{module}.weight"
+        if (pending := self._dequantized(name)) is not None:
+            return FloatLinear(pending.load(), read_bias(self._checkpoint.directory, module, pending.shape[0]))
         half = name in self._tensors and self._tensors.dtype(name) == "BF16"
         weight_NK = self._tensors[name] if half else self.floats(name)
         if weight_NK.ndim != 2 or not weight_NK.size:

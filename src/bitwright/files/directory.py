@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.families.tasks import TaskName
@@ -35,6 +35,17 @@ _LICENSES = {  # how the first lines of a license text name it -> SPDX identifie
     "GNU GENERAL PUBLIC": "gpl-3.0",
     "Mozilla Public License": "mpl-2.0",
 }
+
+
+# Files beside a config.json that says nothing of quantization -> the quant_method of the tool that writes them.
+QUANTIZATION_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
+
+
+class Quantization(NamedTuple):
+    """What a model's files say of how it is quantized, an object or something that should be one, and where."""
+
+    where: str
+    said: Any
 
 
 class ModelDirectory:
@@ -72,6 +83,8 @@ class ModelDirectory:
 
     def _where_else(self) -> str:
         """What to do without a config.json. Old versions of sentence-transformers put the model into a subfolder."""
+        if found := sorted(file.name for file in self.path.glob("*.gguf")):
+            return f"it holds GGUF files; give one of them, such as {self.path / found[0]}"
         inside = next((file.parent.name for file in sorted(self.path.glob(f"*_Transformer/{CONFIG_FILE}"))), None)
         if inside is None:
             return "a transformers model directory has one, so check the path"
@@ -88,10 +101,35 @@ class ModelDirectory:
         """
         return _object(_parse(self._config_bytes, self.path / CONFIG_FILE), self.path / CONFIG_FILE)
 
+    @cached_property
+    def quantization(self) -> Quantization | None:
+        """What the files say of how the model is quantized; None of a float model.
+
+        Most tools write `quantization_config` into config.json. MLX calls it `quantization`, and older ModelOpt and
+        AutoGPTQ write a file of their own; what they leave out, the name of the format, is added.
+
+        Raises:
+            ModelError: such a file is no JSON object.
+        """
+        key = "quantization_config"
+        said = self.config.get(key)
+        # MLX writes its own under both names, and names no format.
+        if isinstance(said, dict) and "quant_method" not in said and said == self.config.get("quantization"):
+            return Quantization(f"{self.path / CONFIG_FILE}: quantization", {"quant_method": "mlx", **said})
+        if key in self.config:
+            return Quantization(f"{self.path / CONFIG_FILE}: {key}", said)
+        mlx = self.config.get("quantization")
+        if isinstance(mlx, dict) and {"group_size", "bits"} <= mlx.keys():
+            return Quantization(f"{self.path / CONFIG_FILE}: quantization", {"quant_method": "mlx", **mlx})
+        for file, method in QUANTIZATION_FILES.items():
+            if content := self.object(file):
+                return Quantization(str(self.path / file), {"quant_method": method, **content})
+        return None
+
     @property
     def is_quantized(self) -> bool:
-        """Whether config.json says that some tool has quantized the model."""
-        return "quantization_config" in self.config
+        """Whether the files say that some tool has quantized the model."""
+        return self.quantization is not None
 
     def json(self, name: str, said_by: str = "") -> Any:
         """The content of one side file of the model; None if there is no such file.
@@ -110,6 +148,15 @@ class ModelDirectory:
         """As `json`, for a file that must hold an object."""
         content = self.json(name, said_by)
         return None if content is None else _object(content, self.path / name)
+
+    def made(self, name: str) -> str | None:
+        """The text of a side file that does not lie on disk; None of those that do, or that there are not."""
+        return None
+
+    @property
+    def made_files(self) -> dict[str, str]:
+        """The texts of all such files but config.json, by name."""
+        return {}
 
     @cached_property
     def weight_files(self) -> list[Path]:
@@ -160,9 +207,9 @@ class ModelDirectory:
             raise ModelError(
                 f"{self.path / CONFIG_FILE}: there is no model_type; Bitwright reads only transformers models"
             )
-        if self.is_quantized:
-            method = self.config["quantization_config"]
-            method = method.get("quant_method") if isinstance(method, dict) else method
+        if self.quantization is not None:
+            said = self.quantization.said
+            method = said.get("quant_method") if isinstance(said, dict) else said
             raise ModelError(
                 f"{self.path}: this model is already quantized (quant_method {method!r}); give the original, "
                 "unquantized model"
@@ -243,6 +290,8 @@ def weight_files(path: Path) -> list[Path]:
         ModelError: there are none.
         CheckpointError: an index that is not one, or that names a file outside the directory or one that is missing.
     """
+    if path.is_file():  # a model in one file
+        return [path]
     found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if found is None:
         raise ModelError(f"{path}: there are no weights; one of these files is needed: {', '.join(WEIGHT_FILES)}")

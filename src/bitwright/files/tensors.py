@@ -15,7 +15,7 @@ import numpy as np
 
 from bitwright.errors import CheckpointError
 from bitwright.files.names import renamed
-from bitwright.files.safetensors import DTYPES, TensorEntry, read_header
+from bitwright.files.safetensors import DTYPE_BITS, DTYPES, TensorEntry, read_header
 from bitwright.numerics.arrays import Bf16
 
 # What numpy holds: bf16 as its bits, under a name (`Bf16`); no float8.
@@ -26,7 +26,7 @@ _NUMPY = {
 }
 
 
-class _File(NamedTuple):
+class MappedFile(NamedTuple):
     """An open file that is mapped as a whole; its tensors' bytes count from `begin`."""
 
     path: Path
@@ -47,7 +47,7 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         Raises:
             CheckpointError: a file's bytes do not say what they should, or two files hold the same name.
         """
-        self._entries: dict[str, tuple[_File, TensorEntry]] = {}
+        self._entries: dict[str, tuple[MappedFile, TensorEntry]] = {}
         for path in files:
             file, stored = self._open(path)
             entries = renamed(stored, path)
@@ -59,13 +59,13 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
                 )
             self._entries |= {name: (file, entry) for name, entry in entries.items()}
 
-    def _open(self, path: Path) -> tuple[_File, dict[str, TensorEntry]]:
+    def _open(self, path: Path) -> tuple[MappedFile, dict[str, TensorEntry]]:
         try:
             handle = path.open("rb")
             weakref.finalize(self, handle.close)
             entries, begin = read_header(handle, path)
             pages = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            return _File(path, handle, pages, np.frombuffer(pages, np.uint8), begin), entries
+            return MappedFile(path, handle, pages, np.frombuffer(pages, np.uint8), begin), entries
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -79,6 +79,17 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         data = file.data[file.begin + entry.begin : file.begin + entry.end]
         values = np.frombuffer(data, self._dtype(name)).reshape(entry.shape)
         return Bf16(values) if entry.dtype == "BF16" else values
+
+    def as_bytes(self, name: str) -> np.ndarray:
+        """A read-only view of a tensor whose values are bytes, whatever they stand for: uint8, of its shape.
+
+        Raises:
+            KeyError: no such name. CheckpointError: values that are not bytes.
+        """
+        file, entry = self._entries[name]
+        if DTYPE_BITS[entry.dtype] != 8:
+            raise CheckpointError(f"{file.path}: {name} is {entry.dtype}, but its values must be bytes")
+        return file.data[file.begin + entry.begin : file.begin + entry.end].reshape(entry.shape)
 
     def alone(self, name: str) -> np.ndarray | Bf16:
         """As `tensors[name]`, but mapped alone, so that the rest of the file need not stay mapped."""
@@ -119,6 +130,11 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
     def file(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._entries[name][0].path
+
+    def n_bytes(self, name: str) -> int:
+        """The bytes of a tensor in its file."""
+        entry = self._entries[name][1]
+        return entry.end - entry.begin
 
     def dtype(self, name: str) -> str:
         """The dtype of a tensor, as safetensors spells it."""

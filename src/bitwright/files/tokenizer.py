@@ -55,7 +55,8 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTo
         EngineError: a tokenizer that cannot be built, or settings that transformers follows and this does not.
     """
     file, settings_file = directory.path / "tokenizer.json", directory.path / "tokenizer_config.json"
-    if not file.is_file():
+    made = directory.made(file.name)
+    if made is None and not file.is_file():
         if found := next((name for name in _VOCABULARIES if (directory.path / name).is_file()), None):
             raise EngineError(
                 f"{directory.path}: there is {found} but no tokenizer.json, and only transformers reads that"
@@ -64,11 +65,13 @@ def open_tokenizer(directory: ModelDirectory, *, lowers: bool = False) -> OpenTo
     settings = directory.object(settings_file.name) or {}
     if settings.get(GENERIC_KEY):
         raise EngineError(f"{settings_file}: {GENERIC_KEY} says that only transformers reads this tokenizer")
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise EngineError(f"{file}: the file has {file.stat().st_size} bytes; Bitwright reads at most {MAX_JSON_BYTES}")
+    size = len(made) if made is not None else file.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise EngineError(f"{file}: the file has {size} bytes; Bitwright reads at most {MAX_JSON_BYTES}")
     with foreign(f"{file}: the tokenizer cannot be built", EngineError):
         traits = _traits(settings, directory.config)
-        tokenizer = _as_set_up(Tokenizer.from_file(str(file)), file, traits, settings)
+        tokenizer = Tokenizer.from_file(str(file)) if made is None else Tokenizer.from_str(made)
+        tokenizer = _as_set_up(tokenizer, file, traits, settings)
         if lowers:
             lower_case(tokenizer)
         check_growth(file, parts_of(tokenizer))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from bitwright.errors import InputError
-from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import open_path
 from bitwright.models.build import load_tokenizer
 from bitwright.runtime.encoding import check_output, refuse_empty, tokens_of
 from bitwright.runtime.items import Tokens
@@ -57,7 +57,7 @@ class EngineModule(InputModule):  # type: ignore[misc]
     def tokenizer(self) -> Any:
         """The transformers tokenizer; texts are not read with it."""
         if self._tokenizer is None:
-            self._tokenizer, _ = load_tokenizer(ModelDirectory(self.model.path), False, self.model.sentences)
+            self._tokenizer, _ = load_tokenizer(open_path(self.model.path), False, self.model.sentences)
         return self._tokenizer
 
     @property

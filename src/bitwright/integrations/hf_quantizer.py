@@ -25,9 +25,9 @@ from transformers.core_model_loading import WeightConverter
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from bitwright.checkpoints.checkpoint import Checkpoint
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.quantization_config import parse_quantization_config
-from bitwright.checkpoints.read import Checkpoint
 from bitwright.errors import BitwrightError, CheckpointError, InputError
 from bitwright.families import Architecture, architecture_of
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory

@@ -71,7 +71,7 @@ def _path(directory: str | Path) -> Path:
 
 def _task(directory: str | Path) -> "TaskName | None":
     """ "embedding" of a language model; of another, what its files say."""
-    from bitwright.files.directory import ModelDirectory
+    from bitwright.files.opening import open_path
     from bitwright.files.task import find_task
 
-    return "embedding" if find_task(ModelDirectory(_path(directory))) == "text-generation" else None
+    return "embedding" if find_task(open_path(_path(directory))) == "text-generation" else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 from torch import nn
@@ -87,9 +88,7 @@ def build_empty(
         check_config(read_object(source), source, trusted=trust_remote_code)
         check_counts(read_object(source), {}, str(source))
     with _building(path):
-        config = copy.deepcopy(config) or transformers.AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code, **_LOCAL
-        )
+        config = copy.deepcopy(config) or _config(source, trust_remote_code)
     architecture = architecture_of(config.model_type)
     task = task or task_of(config.architectures, str(config.name_or_path))
     if hasattr(config, "quantization_config"):
@@ -111,6 +110,13 @@ def build_empty(
         )
     linearize(model, architecture)
     return EmptyModel(model.eval(), model.config, task, architecture)
+
+
+def _config(source: ModelDirectory | Path, trust_remote_code: bool) -> Any:
+    if isinstance(source, ModelDirectory) and source.made(CONFIG_FILE) is not None:
+        return transformers.AutoConfig.for_model(**source.config)
+    path = source.path if isinstance(source, ModelDirectory) else source
+    return transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **_LOCAL)
 
 
 def max_tokens(empty: EmptyModel, tokenizer: Any, sentences: Sentences, path: Path) -> int:
@@ -161,6 +167,12 @@ def load_tokenizer(directory: ModelDirectory, trust: bool, sentences: Sentences)
     It lowers texts if the side files say so.
     """
     path = directory.path
+    if (made := directory.made("tokenizer.json")) is not None:
+        named = directory.object(TOKENIZER_CONFIG) or {}
+        known = {key: value for key, value in named.items() if key.endswith("_token") or key == "chat_template"}
+        with foreign(f"{path}: the tokenizer cannot be built", ModelError):
+            whole = tokenizers.Tokenizer.from_str(made)
+            return transformers.PreTrainedTokenizerFast(tokenizer_object=whole, **known), None
     try:
         file = path / "tokenizer.json"
         if file.is_file():

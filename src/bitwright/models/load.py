@@ -16,6 +16,7 @@ from torch import nn
 from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import is_gguf, open_path
 from bitwright.files.sentences import NO_FILES, Sentences, read_sentences
 from bitwright.models.build import EmptyModel, build_empty, load_tokenizer, max_tokens
 from bitwright.models.hub import fetch
@@ -102,8 +103,9 @@ def open_directory(name_or_dir: str | Path | ModelDirectory, task: TaskName | No
         ModelError: neither a directory nor a hub name, or the hub cannot be reached.
     """
     if not isinstance(name_or_dir, ModelDirectory):
-        return ModelDirectory(fetch(name_or_dir), task)
-    return name_or_dir if task in (None, name_or_dir.task) else ModelDirectory(name_or_dir.path, task)
+        path = Path(name_or_dir).expanduser()
+        return open_path(path if is_gguf(path) else fetch(name_or_dir), task)
+    return name_or_dir if task in (None, name_or_dir.task) else open_path(name_or_dir.path, task)
 
 
 def load_model(

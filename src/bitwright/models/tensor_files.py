@@ -19,6 +19,8 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.files.names import renamed
 from bitwright.files.safetensors import DTYPES
 from bitwright.files.tensors import MappedTensors
+from bitwright.numerics.arrays import as_torch
+from bitwright.numerics.linear import PendingFloat
 
 TORCH_DTYPES = {spelled: getattr(torch, name) for spelled, name in DTYPES.items()}
 
@@ -42,17 +44,19 @@ class TensorFiles(Mapping[str, Tensor]):
     .bin file is read by torch's restricted reader, which builds tensors and runs no code.
     """
 
-    def __init__(self, directory: ModelDirectory) -> None:
-        """Open the weights of `directory`.
+    def __init__(self, directory: ModelDirectory, made: Mapping[str, PendingFloat] | None = None) -> None:
+        """Open the weights of `directory`. made: tensors that codes in the files become, by name; they hide what the
+        files call so.
 
         Raises:
             CheckpointError: a file's bytes do not say what they should, or two shards hold the same name.
             ModelError: there are no weights.
         """
         self.path = directory.path
+        self._made = dict(made or {})
         self._pickled: dict[str, tuple[Path, Tensor]] = {}
         files = directory.weight_files
-        if all(file.suffix == ".safetensors" for file in files):
+        if all(file.suffix != ".bin" for file in files):
             self._mapped = directory.tensors
             return
         self._mapped = MappedTensors([file for file in files if file.suffix == ".safetensors"])
@@ -81,6 +85,9 @@ class TensorFiles(Mapping[str, Tensor]):
         Raises:
             As `tensors[name]`.
         """
+        if name in self._made:
+            values: Tensor = as_torch(self._made[name].load()).reshape(-1)
+            return values[start : start + math.prod(shape)].view(shape)
         if name in self._pickled:
             count = math.prod(shape)
             return self._pickled[name][1].reshape(-1)[start : start + count].view(shape).clone()
@@ -89,19 +96,24 @@ class TensorFiles(Mapping[str, Tensor]):
     def __iter__(self) -> Iterator[str]:
         yield from self._mapped
         yield from self._pickled
+        yield from (name for name in self._made if name not in self._mapped)
 
     def __len__(self) -> int:
-        return len(self._mapped) + len(self._pickled)
+        return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._mapped or name in self._pickled
+        return name in self._mapped or name in self._pickled or name in self._made
 
     def file(self, name: str) -> Path:
         """The file that holds a tensor."""
+        if name in self._made and name not in self._mapped:
+            return self.path
         return self._pickled[name][0] if name in self._pickled else self._mapped.file(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
+        if name in self._made:
+            return self._made[name].shape
         return tuple(self._pickled[name][1].shape) if name in self._pickled else self._mapped.shape(name)
 
     def dtype(self, name: str) -> torch.dtype:
@@ -110,6 +122,9 @@ class TensorFiles(Mapping[str, Tensor]):
         Raises:
             CheckpointError: a dtype that torch lacks.
         """
+        if name in self._made:
+            made: torch.dtype = getattr(torch, self._made[name].dtype)
+            return made
         if name in self._pickled:
             return self._pickled[name][1].dtype
         return _dtype(self._mapped, name)

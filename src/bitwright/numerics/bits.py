@@ -6,6 +6,7 @@ Rows are viewed as bytes and as words by turns: right on little-endian machines,
 
     pack_words    int32, the stream read as little-endian words; code −2^(b−1) is stored as 0. What compressed-tensors
                   calls pack-quantized: weights along K, zero points along N.
+    pack_awq      int32, the same of 4 bits, but each eight codes of a row in the order of `_AWQ`.
     pack_bytes    uint8, the smallest code of the spec is stored as 0. For grids that only Bitwright reads.
 
 Arrays are numpy's, or torch's on the CPU, of which views are taken: what comes out is what went in.
@@ -16,6 +17,8 @@ import numpy as np
 from bitwright.errors import NumericsError
 from bitwright.numerics.arrays import Array, alike, as_numpy, dtype_name
 from bitwright.numerics.spec import QuantSpec
+
+_AWQ = [0, 2, 4, 6, 1, 3, 5, 7]  # the k-th four bits of a word of AutoAWQ's hold this one of its eight codes
 
 
 def pack_words(codes: Array, bits: int, *, dim: int = 1) -> Array:
@@ -53,6 +56,32 @@ def unpack_words(words: Array, bits: int, count: int, *, dim: int = 1) -> Array:
     stream = np.ascontiguousarray(as_numpy(rows)).view(np.uint8)
     codes = _unpack(stream, bits, count, lowest=-(2 ** (bits - 1)))
     return alike(codes if dim == 1 else np.ascontiguousarray(codes.T), words)
+
+
+def pack_awq(codes_KN: np.ndarray) -> np.ndarray:
+    """Codes of 4 bits as AutoAWQ stores them: int8 (K, N), N a multiple of 8 -> int32 (K, N / 8)."""
+    k, n = codes_KN.shape
+    words: np.ndarray = pack_words(codes_KN.reshape(k, n // 8, 8)[:, :, _AWQ].reshape(k, n), 4)
+    return words
+
+
+def unpack_awq(words: np.ndarray) -> np.ndarray:
+    """The inverse of `pack_awq`.
+
+    Raises:
+        NumericsError: not int32 (K, N / 8).
+    """
+    codes: np.ndarray = unpack_words(words, 4, 8 * (words.shape[1] if words.ndim == 2 else 0))
+    k, n = codes.shape
+    return codes.reshape(k, n // 8, 8)[:, :, np.argsort(_AWQ)].reshape(k, n)
+
+
+def add_words(words: np.ndarray, step: int, bits: int) -> np.ndarray:
+    """Packed words, int32, whose every code is larger by `step`, or smaller. Whole words are added: what runs over goes
+    into the next code, and comes back when it is taken off again. 2, 4 or 8 bits.
+    """
+    ones = sum(1 << place for place in range(0, 32, bits))
+    return (words.view(np.uint32) + np.uint32(step * ones % (1 << 32))).view(np.int32)
 
 
 def pack_bytes(codes_NK: Array, spec: QuantSpec) -> Array:
@@ -130,7 +159,9 @@ def _unpack_halves(stream: np.ndarray, lowest: int) -> np.ndarray:
 
 def _word(bits: int) -> tuple[int, np.dtype]:
     """Bytes that hold a whole number of codes, and a type for them."""
-    return (1, np.dtype(np.uint8)) if 8 % bits == 0 else (bits, np.dtype(np.uint32))
+    if 8 % bits == 0:
+        return 1, np.dtype(np.uint8)
+    return bits, np.dtype(np.uint32 if bits <= 4 else np.uint64)
 
 
 def _filled(rows: np.ndarray, n_columns: int) -> np.ndarray:

@@ -1,11 +1,14 @@
-"""The fixed levels that the codes of a codebook grid stand for: ascending, between −1 and 1, times the group's scale.
+"""The fixed levels that the codes of a codebook grid stand for: ascending, between −1 and 1 but for
+fp4, times the group's scale.
 
     binary   −1, 1
     nf4      quantiles of a normal distribution, with an exact 0          (Dettmers et al. 2023, QLoRA, appendix E)
+    fp4      −6 … 6: what a sign, 2 bits of exponent and 1 of mantissa stand for (OCP Microscaling formats, 2023, E2M1)
     pot      0 and ±2^−k                                                  (Miyashita et al. 2016; Zhou et al. 2017, INQ)
     apot     0 and ± sums of powers of two, over their maximum            (Li et al. 2020, Additive Powers-of-Two)
 
-A power of two and its negative share the level 0, so signed grids of b bits have 2^b − 1 levels, not 2^b. Those of
+A power of two and its negative share the level 0, so signed grids of b bits have 2^b − 1 levels, not 2^b; but fp4
+keeps −0, the eighth level, beside 0, so that files come back as they were. Those of
 kmeans are fitted to a tensor (`codebooks.py`). Plain numbers: neither numpy nor torch is needed for them.
 """
 
@@ -19,6 +22,9 @@ from bitwright.numerics.spec import QuantSpec
 _APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {2: ((1, 2, 3),), 3: ((1, 2, 4), (3,))}
 
 
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
 @cache
 def fixed_levels(spec: QuantSpec) -> tuple[float, ...] | None:
     """The levels of a grid whose levels are fixed, as float32 holds them; None on the uniform, ternary and kmeans
@@ -29,6 +35,8 @@ def fixed_levels(spec: QuantSpec) -> tuple[float, ...] | None:
             levels = [-1.0, 1.0]
         case "nf4":
             levels = _normal_quantiles()
+        case "fp4":
+            levels = [sign * value for sign, row in ((-1.0, reversed(_E2M1)), (1.0, _E2M1)) for value in row]
         case "pot":
             levels = _signed([2.0**-k for k in range(2 ** (spec.bits - 1) - 1)])
         case "apot":

@@ -209,6 +209,19 @@ class PendingLinear(NamedTuple):
     load: Callable[[], QuantizedLinear]
 
 
+class PendingFloat(NamedTuple):
+    """A weight (N, K) whose codes become floats when it is asked for, since no `QTensor` holds them, or none may.
+
+    dtype: of the floats, "float32" or "bfloat16". stored: what the file holds, in words. load: gives a numpy array, or
+    `Bf16`; nothing keeps it.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    stored: str
+    load: Callable[[], Array]
+
+
 def ready(linear: QuantizedLinear) -> PendingLinear:
     """One that is in memory already."""
     return PendingLinear(linear.shape, linear.form, lambda: linear)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from bitwright.errors import NumericsError
 
-Grid = Literal["uniform", "pot", "apot", "nf4", "kmeans", "ternary", "binary"]
+Grid = Literal["uniform", "pot", "apot", "nf4", "fp4", "kmeans", "ternary", "binary"]
 
 # The bits that each grid can have. Indices into a codebook are kept as int8 too, so there are none of 8 bits.
 _BITS: dict[Grid, tuple[int, ...]] = {
@@ -13,6 +13,7 @@ _BITS: dict[Grid, tuple[int, ...]] = {
     "pot": (4, 3, 2),
     "apot": (4, 3),
     "nf4": (4,),
+    "fp4": (4,),
     "kmeans": (4, 3, 2),
     "ternary": (2,),
     "binary": (1,),
@@ -32,8 +33,9 @@ class QuantSpec:
 
     `grid` is where the levels lie. "uniform": at whole multiples of the scale. "ternary": −1, 0 and 1 times the scale,
     in 2 bits. On the others a code is the index, from 0, of a level in a codebook, which the scale multiplies: "pot"
-    and "apot" (sums of) powers of two, "nf4" quantiles of a normal distribution, "kmeans" levels fitted to the tensor,
-    "binary" −1 and 1. All but the uniform grid are symmetric, and for weights only.
+    and "apot" (sums of) powers of two, "nf4" quantiles of a normal distribution, "fp4" floats of 4 bits (E2M1, as in
+    MXFP4 and NVFP4), "kmeans" levels fitted to the tensor, "binary" −1 and 1. All but the uniform grid are symmetric,
+    and for weights only.
     """
 
     bits: int = 8
@@ -101,10 +103,10 @@ class QuantSpec:
     def half_steps(self) -> float:
         """Steps between zero and absmax on a symmetric grid: 127 if narrow at 8 bits, 2^(b−1) − ½ if full.
 
-        Other grids than the uniform one end at the scale itself: 1.
+        Other grids than the uniform one end at the scale itself: 1; but "fp4" at 6, the largest number of 4 bits.
         """
         if self.grid != "uniform":
-            return 1.0
+            return 6.0 if self.grid == "fp4" else 1.0
         return 2.0 ** (self.bits - 1) - (0.5 if self.uses_full_range else 1.0)
 
 

@@ -25,7 +25,7 @@ from bitwright.evaluate.kinds import OUTPUTS, Outputs, Window, pairs_in, windows
 from bitwright.evaluate.language import WINDOW, WINDOWS
 from bitwright.evaluate.logits import compare_windows, token_outputs
 from bitwright.families.tasks import TaskName
-from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import open_path
 from bitwright.files.task import pair_evidence
 from bitwright.pipeline.builtin import agreement_of, builtin_texts_of, per_kind
 from bitwright.pipeline.given import BUILTIN_DATA, text_sources
@@ -164,7 +164,7 @@ def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) ->
             raise InputError("--metric and --eval both choose what is scored; give only one of them")
         return load_custom(texts.metric), f"what {texts.metric} returns"
     config: Any = model.hf.config
-    evidence = pair_evidence(ModelDirectory(model.path), model.task)
+    evidence = pair_evidence(open_path(model.path), model.task)
     if texts.evaluation is not None:
         task = labelled_task(model.task, config, texts.evaluation, texts.kind, evidence)
         return task, f"{Path(texts.evaluation).name}, all {task.n_units} {task.kind.unit}"
@@ -189,7 +189,7 @@ def _text_task(model: Model, texts: Texts, seed: int, *, has_reference: bool) ->
 
 def _builtin_task(model: Model, config: Any, samples: int, seed: int) -> tuple[Task, str]:
     """Agreement with float on built-in texts of every kind that the model can read."""
-    built = builtin_texts_of(model, ModelDirectory(model.path), config, seed)
+    built = builtin_texts_of(model, open_path(model.path), config, seed)
     task = agreement_of(model, config, built, list(built.kinds), per_kind(samples, len(built.kinds)))
     languages = ", ".join(built.languages)
     said = f"{len(task.texts)} built-in {task.kind.unit} of {len(built.kinds)} kinds ({languages}), without labels"

@@ -8,7 +8,8 @@ from typing import Any
 
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
-from bitwright.files.directory import ModelDirectory, source_bytes
+from bitwright.files.directory import source_bytes
+from bitwright.files.opening import open_path
 from bitwright.files.task import find_task
 from bitwright.kernels.processors import default_threads
 from bitwright.pipeline.decision import resolve_auto
@@ -127,17 +128,17 @@ def bench(
         recorded = read_record(directory).model
         place = Path(recorded.source or "")  # as it was typed: may be relative
         source = place if (place / "config.json").is_file() else None
-        if source and ModelDirectory(place).fingerprint != recorded.source_sha256:
+        if source and open_path(place).fingerprint != recorded.source_sha256:
             raise InputError(
                 f"{source}: this is not the model that {directory} was made from; give the right one with --source"
             )
     limit = LoadLimit(max_load, min(rounds, LoadLimit().rounds))
-    opened = ModelDirectory(directory)
+    opened = open_path(directory)
     task = find_task(opened)
     timed = shapes_for(task, shapes, TIMED)
     return run_bench(
         directory, Schedule(timed, threads or default_threads(), rounds, limit=limit), rivals=rivals,
-        source=None if source is None else ModelDirectory(Path(source), task),
+        source=None if source is None else open_path(Path(source), task),
         progress=progress,
     )  # fmt: skip
 

@@ -119,6 +119,7 @@ def write_variant(job: Job, quantized: Quantized, directory: Path) -> None:
         layers, half_names(job.plan), quantized.tables, changed=changed, int8_attention=int8_attention(job.plan)
     )
     written = FORMATS["compressed-tensors"].write
+    assert written is not None
     written(
         job.opened.loaded.directory, directory, parts, job.opened.names, model_card="", extra_files=job.tokenizer.files
     )

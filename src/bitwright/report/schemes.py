@@ -9,6 +9,7 @@ _GRIDS = {
     "pot": "{bits}-bit weights that are powers of two",
     "apot": "{bits}-bit weights that are sums of powers of two",
     "nf4": "4-bit NormalFloat weights",
+    "fp4": "4-bit float weights",
     "kmeans": "weights from {levels} fitted levels",
     "ternary": "ternary weights (−1, 0, 1)",
     "binary": "binary weights (−1, 1)",

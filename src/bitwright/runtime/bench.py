@@ -22,6 +22,7 @@ import psutil
 from bitwright.errors import InputError, TargetError
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory, source_bytes
+from bitwright.files.opening import open_path
 from bitwright.files.task import find_task
 from bitwright.progress import Progress, Quiet
 from bitwright.record import Shape, shape_words
@@ -113,7 +114,7 @@ def run_bench(
         "source_bytes": None if source is None else source_bytes(source.path),
         "checkpoint_bytes": source_bytes(directory),
     }
-    opened = source or ModelDirectory(directory)
+    opened = source or open_path(directory)
     shapes, skipped = _fitting(schedule.shapes, model_shape(opened).max_tokens)
     schedule, task = replace(schedule, shapes=shapes), opened.task or find_task(opened)
     running: list[_Running] = []

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from bitwright.errors import TargetError
 from bitwright.families.tasks import TaskName
-from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import open_path
 from bitwright.record import Shape
 from bitwright.runtime.bench_inputs import ModelShape, model_shape, random_tokens
 
@@ -95,11 +95,11 @@ def _open_bitwright(files: Files, threads: int) -> Forward:
     from bitwright.kernels.dispatch import native_isa
 
     try:
-        executor = Executor(lower_encoder(open_weights(ModelDirectory(files.path)), pooling=None), native_isa())
+        executor = Executor(lower_encoder(open_weights(open_path(files.path)), pooling=None), native_isa())
     except EngineError:
         from bitwright.runtime.generic import load_generic
 
-        return _torch_forward(load_generic(ModelDirectory(files.path)).hf, threads)
+        return _torch_forward(load_generic(open_path(files.path)).hf, threads)
 
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         lengths = mask_BT.sum(axis=1)
@@ -162,7 +162,7 @@ def _prepare_onnxruntime(source: Files, output: Path) -> str | None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers.optimizer import MODEL_TYPES, optimize_model
 
-    shape = model_shape(ModelDirectory(source.path))
+    shape = model_shape(open_path(source.path))
     source_model: Any = _load_source(source, "float32")
     # The optimizer's patterns know eager attention; it becomes one fused operator.
     source_model.set_attn_implementation("eager")
@@ -219,7 +219,7 @@ def _prepare_openvino(source: Files, output: Path) -> str | None:
     import nncf
     import openvino
 
-    shape = model_shape(ModelDirectory(source.path))
+    shape = model_shape(open_path(source.path))
     module, example = _for_export(_load_source(source, "float32"), shape)
     model = openvino.convert_model(module, example_input=dict(zip(INPUT_NAMES, example, strict=True)))
     length = min(CALIBRATION_TOKENS, shape.max_tokens or CALIBRATION_TOKENS)
@@ -251,7 +251,7 @@ def _open_openvino(files: Files, threads: int) -> Forward:
 def _prepare_ctranslate2(source: Files, output: Path) -> str | None:
     from ctranslate2.converters import TransformersConverter
 
-    settings = ModelDirectory(source.path).config
+    settings = open_path(source.path).config
     if "For" in (name := (settings.get("architectures") or [""])[0]):
         raise TargetError(f"its encoder gives only hidden states, but {name} has a head")
     # Its converter asks for a setting that newer transformers no longer write.

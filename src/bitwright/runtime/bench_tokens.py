@@ -23,6 +23,7 @@ from bitwright.engine.executor import Step as Batch
 from bitwright.errors import EngineError, InputError
 from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import open_path
 from bitwright.generate.cache import Held
 from bitwright.record import Shape, shape_words
 from bitwright.runtime.bench_inputs import ModelShape, random_tokens
@@ -119,7 +120,7 @@ class OnEngine:
 
 
 def _open_engine(files: Files, threads: int, arithmetic: Arithmetic = DEFAULT) -> OnEngine:
-    return OnEngine.open(ModelDirectory(files.path, files.task), threads, arithmetic)
+    return OnEngine.open(open_path(files.path, files.task), threads, arithmetic)
 
 
 def _open_result(files: Files, threads: int) -> "OnEngine | nn.Module":
@@ -131,7 +132,7 @@ def _open_result(files: Files, threads: int) -> "OnEngine | nn.Module":
         from bitwright.runtime.generic import load_generic
 
         torch.set_num_threads(threads)
-        return load_generic(ModelDirectory(files.path, files.task)).hf
+        return load_generic(open_path(files.path, files.task)).hf
 
 
 def _open_torch(files: Files, threads: int) -> "nn.Module":

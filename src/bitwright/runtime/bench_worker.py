@@ -25,7 +25,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from bitwright.families.tasks import TASKS
-from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import open_path
 from bitwright.record import Shape
 from bitwright.runtime.bench_inputs import model_shape
 from bitwright.runtime.bench_runtimes import Files, Step, runtimes
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"the runtime {options.runtime} needs no preparation")
             reply({"note": runtime.prepare(files, options.prepare)})
             return 0
-        shape = model_shape(ModelDirectory(options.config_from))
+        shape = model_shape(open_path(options.config_from))
         started = time.monotonic()
         opened = runtime.open(files, options.threads)
         reply({"load_s": time.monotonic() - started})

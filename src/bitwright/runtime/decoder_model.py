@@ -73,7 +73,8 @@ class DecoderModel(OnEngine):
         self.directory, self.path = directory, directory.path
         self.sentences = read_sentences(directory, self.task)
         self._tokenizer = open_tokenizer(directory)
-        program = lower_decoder(open_weights(directory), context=context, arithmetic=arithmetic)
+        weights = open_weights(directory)
+        program = lower_decoder(weights, context=context, arithmetic=arithmetic)
         self.executor = Executor(program, native_isa(), cache_kind=arithmetic.cache)
         layout = self.executor.cache
         assert layout is not None
@@ -90,7 +91,9 @@ class DecoderModel(OnEngine):
         self._requests = Requests(scheduler)
         self.max_tokens = min(program.max_tokens, self.cache.size * layout.tokens)
         self.vocabulary = program.vocabulary
-        self.backend = f"engine:{active_isa()}{', bf16' * (arithmetic.inputs == 'bf16')}, {arithmetic.cache} cache"
+        remarks = "".join(f", {remark}" for remark in weights.remarks)
+        bf16 = ", bf16" * (arithmetic.inputs == "bf16")
+        self.backend = f"engine:{active_isa()}{bf16}, {arithmetic.cache} cache{remarks}"
         self.generation_config = generation_config(directory)
         self._eos, self._told = eos_ids(self.generation_config), set[str]()
         directory.forget_tensors()  # they are packed

@@ -64,7 +64,9 @@ class EngineModel(OnEngine):
         program = lower_encoder(weights, pooling=modes, normalize=normalize, inputs=inputs)
         self._unread = unread_at_the_end(weights)
         self.executor = Executor(program, native_isa())
-        self.backend = f"engine:{active_isa()}{', bf16' * (inputs == 'bf16')}{_attention_words(program.int8_attention)}"
+        remarks = "".join(f", {remark}" for remark in weights.remarks)
+        bf16 = ", bf16" * (inputs == "bf16")
+        self.backend = f"engine:{active_isa()}{bf16}{_attention_words(program.int8_attention)}{remarks}"
         trained = length_limit(directory.config.get(_POSITIONS), directory.path / CONFIG_FILE, _POSITIONS)
         rows = [program.max_tokens] if has_position_table(weights) else []
         self.max_tokens = text_limit(self.sentences, tokenizer_limit(directory), trained, rows)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from bitwright.checkpoints.checkpoint import Checkpoint
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.checkpoints.read import Checkpoint
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.names import name_in
@@ -44,7 +44,8 @@ def load_generic(
     fill_buffers(model, source)
     swap_linears(model, {}, half, architecture)
     dtype = set_compute(model, compute)
-    backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{why and f' ({why})'}"
+    remarks = "".join(f", {remark}" for remark in opened.remarks)
+    backend = f"kernels:{dispatch.active_isa()}, {str(dtype).removeprefix('torch.')}{remarks}{why and f' ({why})'}"
     sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
     tokenizer, _ = load_tokenizer(directory, trust_remote_code, sentences)
     limit = max_tokens(empty, tokenizer, sentences, directory.path)
@@ -55,13 +56,14 @@ class OpenedQuantized(NamedTuple):
     """A quantized checkpoint beside the module that it belongs to, by the module's names.
 
     empty: the module, without values; what is quantized in it is to be replaced. layers, tables: the quantized linears
-    and embedding tables. source: every other tensor, none of them read yet.
+    and embedding tables. source: every other tensor, none of them read yet. remarks: as `Checkpoint` says.
     """
 
     empty: EmptyModel
     layers: "Linears"
     tables: dict[str, QTensor]
     source: SourceTensors
+    remarks: tuple[str, ...] = ()
 
 
 def open_quantized(directory: ModelDirectory, *, trust_remote_code: bool = False) -> OpenedQuantized:
@@ -78,7 +80,8 @@ def open_quantized(directory: ModelDirectory, *, trust_remote_code: bool = False
     names = model_names(model, empty.architecture)
     layers = Linears(checkpoint, names)
     tables = read_tables(checkpoint, names)
-    return OpenedQuantized(empty, layers, tables, _float_tensors(directory, names, {*layers, *tables}))
+    source = _float_tensors(checkpoint, names, {*layers, *tables})
+    return OpenedQuantized(empty, layers, tables, source, checkpoint.remarks)
 
 
 class Linears(Mapping[str, QuantizedLinear]):
@@ -157,8 +160,8 @@ def _leave_out_pooler(model: nn.Module) -> None:
         model.pooler = None  # type: ignore[assignment]
 
 
-def _float_tensors(directory: ModelDirectory, names: ModelNames, quantized: Collection[str]) -> SourceTensors:
-    """Every tensor of the model that is not quantized, by the model's names. Nothing is read yet.
+def _float_tensors(checkpoint: Checkpoint, names: ModelNames, quantized: Collection[str]) -> SourceTensors:
+    """Every tensor of the model that is not quantized, or is dequantized, by the model's names. Nothing is read yet.
 
     Raises:
         CheckpointError: the files lack one.
@@ -166,12 +169,13 @@ def _float_tensors(directory: ModelDirectory, names: ModelNames, quantized: Coll
     """
     codes = {f"{name}.weight" for name in quantized}
     shapes = {name: shape for name, shape in names.shapes.items() if name not in codes}
-    source = replace(names, shapes=shapes).tensors_of(TensorFiles(directory))
+    made = {f"{name}.weight": pending for name, pending in checkpoint.dequantized.items()}
+    source = replace(names, shapes=shapes).tensors_of(TensorFiles(checkpoint.directory, made))
     if source.missing:
         name = source.missing[0]
         raise CheckpointError(
-            f"{directory.path}: config.json needs {name!r} {shapes[name]} and {len(source.missing) - 1} other "
-            "tensors that the files lack. The download is incomplete, or config and weights are of different "
+            f"{checkpoint.directory.path}: config.json needs {name!r} {shapes[name]} and {len(source.missing) - 1} "
+            "other tensors that the files lack. The download is incomplete, or config and weights are of different "
             "models"
         )
     return source

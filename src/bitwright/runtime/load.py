@@ -8,6 +8,7 @@ from bitwright.engine.executor import check_count
 from bitwright.errors import EngineError, InputError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.foreign_code import check_foreign_code
+from bitwright.files.opening import is_gguf, open_path
 from bitwright.files.task import find_task
 from bitwright.runtime.pickling import LoadedFrom
 
@@ -114,8 +115,8 @@ def _check(context: int | None, kv_cache: object) -> None:
 
 def _open(path: Path, given: str | Path, task: "TaskName | None") -> ModelDirectory:
     """Open a directory; a hub name is first resolved to one."""
-    if (path / CONFIG_FILE).is_file():
-        return ModelDirectory(path, task)
+    if (path / CONFIG_FILE).is_file() or is_gguf(path):
+        return open_path(path, task)
     from bitwright.models.hub import fetch
 
-    return ModelDirectory(fetch(given), task)
+    return open_path(fetch(given), task)

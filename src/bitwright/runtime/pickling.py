@@ -44,7 +44,7 @@ def reduce_model(model: "Model") -> tuple[Any, ...]:
             f"{model.path}: this model ({model.backend}) does not come from load(), so it cannot be pickled: a "
             "pickle holds a directory, not weights. Pickle a model from load()"
         )
-    if not found.path.is_dir() or _stamp(found.path) != found.stamp:
+    if not found.path.exists() or _stamp(found.path) != found.stamp:
         raise ModelError(
             f"{found.path}: the files have changed since the model was loaded; load it again, then pickle it"
         )
@@ -60,10 +60,8 @@ def reopen(path: str, options: dict[str, Any], digest: str) -> "Model":
     from bitwright.runtime.load import load
 
     again = "load the model from its new place and pickle it again"
-    if not Path(path).is_dir():
-        raise ModelError(
-            f"{path}: the pickled model was in this directory, which does not exist any more. Put it back, or {again}"
-        )
+    if not Path(path).exists():
+        raise ModelError(f"{path}: the pickled model was there, but nothing is any more. Put it back, or {again}")
     if digest_of(Path(path)) != digest:
         raise ModelError(f"{path}: the files are not those of the pickled model. Put them back, or {again}")
     return load(path, **options)
@@ -90,6 +88,8 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
     if not (path / CONFIG_FILE).is_file():
         raise ModelError(
             f"{path}: there is no {CONFIG_FILE}; a transformers model directory has one, so check the path"

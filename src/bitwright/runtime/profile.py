@@ -11,6 +11,7 @@ from bitwright.engine.executor import Executor
 from bitwright.engine.ops import AttendPast, Multiply, Op
 from bitwright.engine.weights import open_weights
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import open_path
 from bitwright.files.task import find_task
 from bitwright.kernels import native
 from bitwright.kernels.dispatch import native_isa
@@ -37,7 +38,7 @@ def profile(directory: Path, shapes: Sequence[tuple[int, int]]) -> list[dict[str
     Raises:
         EngineError: the engine does not run this model. InputError: it does not take so many tokens.
     """
-    opened = ModelDirectory(directory)
+    opened = open_path(directory)
     task = find_task(opened)
     timed = _decoder(opened) if task == "text-generation" else _encoder(opened)
     rows: list[dict[str, Any]] = []

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bitwright.errors import EngineError, LibraryError
-from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import open_path
 from bitwright.files.pooling import pool_rows
 from bitwright.files.sentences import Sentences, after_pooling, read_sentences
 from bitwright.files.task import find_task
@@ -124,7 +124,7 @@ def _outputs_of_library(directory: Path, target: str, ids_BT: np.ndarray) -> np.
 
     from bitwright.models.tensor_files import read_pickled
 
-    opened = ModelDirectory(directory)
+    opened = open_path(directory)
     task = find_task(opened)
     # As many threads as here: their number may decide in which order a float sum is made.
     with Library(
@@ -306,7 +306,7 @@ def _of_decoder(generic: "GenericModel", ids_BT: "Tensor") -> dict[str, Any]:
     from bitwright.runtime.decoder_model import DecoderModel
     from bitwright.runtime.swap import round_groups, set_compute
 
-    directory = ModelDirectory(generic.path)
+    directory = open_path(generic.path)
     try:
         engine = DecoderModel(directory)
     except EngineError:

@@ -19,7 +19,7 @@
     ConvolvePast          convolve   bf16           bf16                  a gated convolution over time, with a cache
     Rotate                rotate     bf16           in place              q and k by position
     Gate                  gate       bf16           bf16, codes, groups   f(a) · b of a row's halves a, b
-    Repeat                repeat     f32            f32                   each row twice, side by side
+    Repeat                repeat     f32 or bf16    the same              each row twice, side by side
     Select                select     f32            f32, per output       the rows whose output is wanted
     Softcap               softcap    f32            in place              cap · tanh(x / cap)
     Activate              activate   f32 or bf16    in place              an elementwise function

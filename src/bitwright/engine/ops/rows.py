@@ -240,7 +240,7 @@ class Select:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Repeat:
-    """f32 -> f32: each row twice, side by side."""
+    """f32 -> f32, or bf16 -> bf16: each row twice, side by side."""
 
     kind: ClassVar[str] = "repeat"
     name: str

@@ -1,0 +1,55 @@
+"""Checkpoints of NVIDIA's ModelOpt: FP8 and NVFP4. What a linear is, its tensors say:
+
+<m>.weight           E4M3 (N, K), or E2M1, two in a byte (N, K/2)
+<m>.weight_scale     float, of the tensor or of each row or block; with E2M1 E4M3 (N, K/16)
+<m>.weight_scale_2   float32 (), with E2M1: it multiplies, where compressed-tensors' divides
+<m>.input_scale      of inputs in FP8 or NVFP4, which stay floats here
+<m>.k_scale, v_scale of a cache in FP8, which the engine holds in its own way
+"""
+
+from bitwright.checkpoints.checkpoint import Checkpoint, Module, Opened, assemble, modules_with
+from bitwright.checkpoints.small_float_codes import Fp4, open_fp4, open_fp8
+from bitwright.errors import CheckpointError, brief
+from bitwright.files.directory import ModelDirectory
+
+METHODS = ("modelopt", "modelopt_fp4", "modelopt_mixed")
+SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale")
+_NVFP4 = Fp4("NVFP4", "weight", "weight_scale", "weight_scale_2")
+_BLOCKS = (128, 128)
+_CACHE = ("k_scale", "v_scale")
+_ALGORITHMS = (
+    "FP8",
+    "FP8_PER_CHANNEL_PER_TOKEN",
+    "FP8_PB_WO",
+    "FP8_PB_REAL",
+    "NVFP4",
+    "W4A16_NVFP4",
+    "MIXED_PRECISION",
+)
+
+
+def read_modelopt(directory: ModelDirectory) -> Checkpoint:
+    """Open a ModelOpt checkpoint.
+
+    Raises:
+        ModelError: there are no weights. CheckpointError: its parts contradict one another, or an algorithm that this
+        release lacks.
+    """
+    assert directory.quantization is not None
+    where, said = directory.quantization
+    said = said.get("quantization", said)  # hf_quant_config.json has it one level down
+    algorithm = said.get("quant_algo") if isinstance(said, dict) else said
+    if not isinstance(algorithm, str) or algorithm.upper() not in _ALGORITHMS:
+        raise CheckpointError(f"{where}: quant_algo {brief(algorithm)}; this release reads {', '.join(_ALGORITHMS)}")
+    modules = {name: Module(directory, name) for name in modules_with(directory, "weight_scale")}
+    opened: dict[str, Opened] = {name: _open(module) for name, module in modules.items()}
+    cache = frozenset(name for name in directory.tensors if name.endswith(_CACHE))
+    notes = (
+        ["inputs stay floats, where the file rounds them"] if any("input_scale" in m for m in modules.values()) else []
+    )
+    notes += ["keys and values are not held in the file's FP8"] if cache else []
+    return assemble(directory, opened, SUFFIXES, notes=tuple(notes), ignored=cache)
+
+
+def _open(module: Module) -> Opened:
+    return open_fp4(module, _NVFP4) if "weight_scale_2" in module else open_fp8(module, "weight_scale", _BLOCKS)

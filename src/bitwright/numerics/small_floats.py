@@ -1,0 +1,73 @@
+"""Floats of a byte and less, which numpy lacks: what their bits stand for, as tables.
+
+E4M3    1 sign, 4 exponent (bias 7), 3 mantissa bits; no infinity, NaN is 0x7f and 0xff       (OCP FP8, 2023)
+E8M0    2^(byte − 127), 0xff is NaN: the scale of a block of MXFP4                            (OCP MX, 2023)
+E2M1    1 sign, 2 exponent, 1 mantissa bit; two in a byte, the lower half first: the grid "fp4"
+"""
+
+from functools import cache
+
+import numpy as np
+
+from bitwright.errors import NumericsError
+from bitwright.numerics.arrays import Bf16, narrow
+from bitwright.numerics.bits import unpack_bytes
+from bitwright.numerics.spec import QuantSpec
+
+FP4 = QuantSpec(bits=4, grid="fp4")
+_LARGEST_BF16 = float(np.float32(2.0**127 * (2 - 2**-7)))
+_AT_ONCE = 1 << 20  # values in float32 at a time
+
+
+@cache
+def e4m3_values() -> np.ndarray:
+    """What each byte stands for: float32 (256,)."""
+    byte = np.arange(256)
+    exponent, mantissa = byte // 8 % 16, byte % 8
+    normal = np.ldexp(1.0 + mantissa / 8, exponent - 7)
+    values = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
+    values[byte % 128 == 127] = np.nan
+    return (np.where(byte < 128, 1.0, -1.0) * values).astype(np.float32)
+
+
+@cache
+def e8m0_values() -> np.ndarray:
+    """What each byte stands for: float32 (256,)."""
+    values = np.ldexp(1.0, np.arange(256) - 127)
+    values[255] = np.nan
+    return values.astype(np.float32)
+
+
+def scaled_e4m3(bytes_NK: np.ndarray, scale_NK: np.ndarray) -> Bf16:
+    """E4M3 values times their scales, rounded once, to bf16.
+
+    bytes_NK: uint8 (N, K), no NaN. scale_NK: float32, broadcast against it; only views, for the rows are taken part by
+    part.
+
+    Raises:
+        NumericsError: what comes out is not finite.
+    """
+    n, k = bytes_NK.shape
+    scale_NK = np.broadcast_to(scale_NK, (n, k))
+    bits = np.empty((n, k), np.uint16)
+    step = max(1, _AT_ONCE // max(1, k))
+    for begin in range(0, n, step):
+        part = slice(begin, begin + step)
+        with np.errstate(over="ignore"):
+            values = e4m3_values()[bytes_NK[part]] * scale_NK[part]
+        if not (np.abs(values) <= _LARGEST_BF16).all():
+            raise NumericsError("a scale is so large that weights are not finite")
+        bits[part] = narrow(values).bits
+    return Bf16(bits)
+
+
+def e2m1_codes(bytes_: np.ndarray, k: int) -> np.ndarray:
+    """Codes of the grid "fp4", int8 (N, K), of E2M1 values, uint8 (N, K / 2). The file's are a sign and a magnitude,
+    the grid's count the levels from −6 up.
+
+    Raises:
+        NumericsError: another number of bytes.
+    """
+    stored = unpack_bytes(bytes_, FP4, k)
+    codes: np.ndarray = np.where(stored < 8, stored + np.int8(8), np.int8(15) - stored)
+    return codes
