@@ -1,10 +1,11 @@
 """Turns a language model into a program with state: one builder, which reads the family's row."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from bitwright.engine import decoder_settings as settings
 from bitwright.engine.cache_layout import CacheKind, CacheLayer, ConvolutionLayer
 from bitwright.engine.heads import head_in_int8
 from bitwright.engine.linears import Inputs, Linear
@@ -37,14 +38,6 @@ class Arithmetic(NamedTuple):
 
 DEFAULT = Arithmetic()
 FLOAT = Arithmetic(inputs="bf16", head="16", cache="bf16")  # whatever the checkpoint does not quantize
-
-
-# What changes the computation, and no builder supports; a value here is the one that changes nothing.
-_PLAIN = {"attention_chunk_size": None}
-# The same, but for families whose row says so.
-_MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
-_NO_POSITIONS = ("no_rope_layers", "no_rope_layer_interval")
-_BOTH_WAYS = "use_bidirectional_attention"
 
 
 class _Decoder(NamedTuple):
@@ -93,7 +86,7 @@ def lower_decoder(
     if not decoder.causal:
         raise EngineError("a model whose tokens see those after them generates no text")
     lower, config, row = decoder.lower, weights.config, decoder.row
-    positions = min(context or _trained(weights, row), _trained(weights, row))
+    positions = min(context or settings.trained(weights, row), settings.trained(weights, row))
     y, x = _blocks(decoder, positions, passing=False)
     factor = 1 / weights.real("logits_scaling", 1.0) if decoder.how.multiplied else 1.0
     x = _last_norm(decoder, lower.wanted(y), lower.wanted(x), factor)
@@ -125,7 +118,7 @@ def lower_text_decoder(
     decoder = _opened(weights, inputs)
     if any(decoder.taps):
         raise EngineError("the engine runs no embedding model or classifier with convolutions")
-    lower, positions = decoder.lower, _trained(weights, decoder.row)
+    lower, positions = decoder.lower, settings.trained(weights, decoder.row)
     out = _last_norm(decoder, *_blocks(decoder, positions, passing=True))
     if task == "sequence-classification":
         if not decoder.causal:
@@ -199,11 +192,11 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
         known = sorted(name for name, row in FAMILIES.items() if row.decoding is not None)
         raise EngineError(f"the engine does not run model_type {family!r}; it runs {', '.join(known)}")
     how, keys, layers = row.decoding, row.keys, weights.number(row.keys.layers)
-    _refuse(config, how)
+    settings.refuse(config, how)
     if weights.int8_attention:
         raise EngineError("the engine computes the attention of no decoder in int8, but for its cache")
-    settings = [of.key for of in (keys.eps, keys.activation) if not isinstance(of, str)]
-    needed = (*settings, *how.needs)
+    named = [of.key for of in (keys.eps, keys.activation) if not isinstance(of, str)]
+    needed = (*named, *how.needs)
     if missing := [keys for keys in needed if not config.keys() & set(keys.split(" or "))]:
         raise EngineError(f"config.json leaves out {', '.join(missing)}, and only transformers knows what that means")
     words, prefix = f"{row.embeddings.words}.weight", f"{row.prefix}."
@@ -224,103 +217,11 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
         row, how, Lowering(weights, inputs), base, HeadShape(heads, kv_heads, size),
         eps=weights.check_real(keys.eps.key, config[keys.eps.key]) / residual**2,
         embedded=embedded / residual,
-        windows=_windows(weights, how, layers),
-        taps=_taps(weights, how, layers),
-        rotated=_rotated(weights, how, layers),
-        causal=_is_causal(config),
+        windows=settings.windows(weights, how, layers),
+        taps=settings.taps(weights, how, layers),
+        rotated=settings.rotated(weights, how, layers),
+        causal=settings.is_causal(config),
     )  # fmt: skip
-
-
-def _refuse(config: dict[str, Any], how: Decoding) -> None:
-    """Refuse settings that change the computation, and that no builder supports."""
-    plain: dict[str, Any] = dict(_PLAIN)
-    if not how.multiplied:
-        plain |= dict.fromkeys(_MULTIPLIERS)
-    if not how.skips:
-        plain |= dict.fromkeys(_NO_POSITIONS)
-    if not how.both_ways:
-        plain[_BOTH_WAYS] = False
-    elif config.get(_BOTH_WAYS) and config.get("is_causal", True) is not True:
-        plain["is_causal"] = True
-    for key, value in plain.items():
-        if config.get(key) is not None and config[key] != value:
-            raise EngineError(f"the engine does not support {key} = {short(config[key])}")
-
-
-def _is_causal(config: dict[str, Any]) -> bool:
-    return bool(config.get("is_causal", True)) and not config.get(_BOTH_WAYS)
-
-
-def _rotated(weights: Weights, how: Decoding, layers: int) -> tuple[bool, ...]:
-    """Of each block, whether it rotates queries and keys."""
-    given = weights.config.get("no_rope_layers") if how.skips else [1] * layers
-    if given is None:
-        every = weights.number("no_rope_layer_interval", 4)
-        return tuple((layer + 1) % every != 0 for layer in range(layers))
-    if not isinstance(given, list) or len(given) < layers or not all(value in (0, 1) for value in given):
-        raise EngineError(f"the engine does not support no_rope_layers {short(given)} for {layers} blocks")
-    return tuple(map(bool, given[:layers]))
-
-
-def _trained(weights: Weights, row: Architecture) -> int:
-    return weights.number(row.keys.positions.key)
-
-
-def _windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, ...]:
-    """Of each block, how far a token sees: less than so many tokens, and no token after it if it is causal; None for
-    any distance.
-
-    Raises:
-        EngineError: a kind of attention that no operator computes.
-    """
-    config = weights.config
-    off, kinds = config.get("use_sliding_window") is False, config.get("layer_types")
-    if off and isinstance(kinds, list) and "sliding_attention" in kinds:
-        raise EngineError(
-            "the engine does not support sliding_attention in layer_types with use_sliding_window = False"
-        )
-    if how.windows == "none" or config.get("sliding_window") is None or off:
-        return (None,) * layers
-    window = weights.number("sliding_window")
-    if config.get(_BOTH_WAYS):
-        window = window // 2 + 1  # transformers counts both sides
-    elif not _is_causal(config):
-        window += 1  # and here the last one that it sees, on each side
-    if how.windows == "all":
-        return (window,) * layers
-    if kinds is None and "use_sliding_window" in config:  # qwen2 and qwen3 before they listed them
-        first = config.get("max_window_layers", 28)
-        if not isinstance(first, int):
-            raise EngineError(f"the engine does not support max_window_layers = {short(first)}")
-        return tuple(window if layer >= first else None for layer in range(layers))
-    if kinds is None:  # gemma3 before it listed them
-        every = weights.number("sliding_window_pattern", 6)
-        return tuple(window if (layer + 1) % every else None for layer in range(layers))
-    known = {"full_attention": None, "sliding_attention": window}
-    if not isinstance(kinds, list) or len(kinds) != layers or not all(str(kind) in known for kind in kinds):
-        raise EngineError(f"the engine does not support layer_types {short(kinds)} for {layers} blocks")
-    return tuple(known[kind] for kind in kinds)
-
-
-def _taps(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, ...]:
-    """Of each block, how many tokens count for a token of its convolution; None if it has attention.
-
-    Raises:
-        EngineError: blocks of a kind that no operator computes.
-    """
-    config, convolution = weights.config, how.convolution
-    if convolution is None:
-        return (None,) * layers
-    taps, kinds = weights.number(convolution.taps), config.get("layer_types")
-    if kinds is None:
-        attends = config.get(convolution.attends)
-        if attends is not None and not isinstance(attends, list):
-            raise EngineError(f"the engine does not support {convolution.attends} = {short(attends)}")
-        kinds = ["full_attention" if attends is None or i in attends else "conv" for i in range(layers)]
-    known = {"full_attention": None, "conv": taps}
-    if not isinstance(kinds, list) or len(kinds) != layers or not all(str(kind) in known for kind in kinds):
-        raise EngineError(f"the engine does not support layer_types {short(kinds)} for {layers} blocks")
-    return tuple(known[kind] for kind in kinds)
 
 
 def _convolution(decoder: _Decoder, block: str, layer: int, normed: Value, shape: ConvolutionLayer) -> Value:
