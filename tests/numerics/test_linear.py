@@ -141,8 +141,9 @@ def test_the_floor_of_both_doors_imports_no_torch() -> None:
 
 
 def test_tensor_bits_are_unpacked_at_one_place() -> None:
-    """Only `numerics/bits.py` shifts stored codes. Others that shift: `arrays.py` bf16, `layouts.py` what kernels hold
-    in memory, the last four numbers that are no stored codes."""
+    """Only `numerics/bits.py` shifts stored codes of our formats. Others that shift: `arrays.py` bf16, `layouts.py` and
+    `halves.py` what kernels hold in memory, GGUF's and ONNX's writers, the last four numbers that are no stored codes.
+    """
     shifts = (ast.LShift, ast.RShift)
     found = set()
     for file in SOURCE.rglob("*.py"):
@@ -152,4 +153,6 @@ def test_tensor_bits_are_unpacked_at_one_place() -> None:
             if named or any(not isinstance(operand, ast.Constant) for operand in operands):  # 1 << 20 is a number
                 found.add(file.relative_to(SOURCE).as_posix())
     others = {"files/tokenizer.py", "numerics/histogram.py", "evaluate/metrics.py", "generate/processors.py"}
-    assert found == {"numerics/bits.py", "numerics/arrays.py", "kernels/layouts.py", *others}
+    memory = {"numerics/arrays.py", "kernels/layouts.py", "engine/halves.py"}
+    writers = {"checkpoints/gguf_blocks.py", "onnx/graph.py"}
+    assert found == {"numerics/bits.py", *memory, *writers, *others}

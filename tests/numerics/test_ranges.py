@@ -62,11 +62,20 @@ on_every_range = pytest.mark.parametrize(
 # The obvious versions: plain Python over a list of values.
 
 
+def as_stored(scale: float, spec: QuantSpec) -> np.float32:
+    """Of at most 4 bits, the next bfloat16 value from it on up."""
+    if spec.bits > 4:
+        return np.float32(scale)
+    stored = torch.tensor(np.float32(scale)).bfloat16()
+    above = torch.nextafter(stored, torch.tensor(math.inf, dtype=torch.bfloat16))
+    return np.float32((stored if float(stored) >= np.float32(scale) else above).float())
+
+
 def grid_of(ends: Ends, spec: QuantSpec) -> tuple[np.float32, int | None]:
     lo, hi = min(ends[0], 0.0), max(ends[1], 0.0)
     if spec.symmetric:
-        return np.float32(max(-lo, hi) / spec.half_steps or 1.0), None
-    scale = np.float32((hi - lo) / (2**spec.bits - 1) or 1.0)
+        return as_stored(max(-lo, hi) / spec.half_steps or 1.0, spec), None
+    scale = as_stored((hi - lo) / (2**spec.bits - 1) or 1.0, spec)
     return scale, round(spec.code_min - lo / float(scale))
 
 

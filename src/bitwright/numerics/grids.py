@@ -86,7 +86,8 @@ def scale_and_zero_point(
     An asymmetric range is first widened to include 0, so that zero (padding, ReLU, pruned weights) is exact; the zero
     point is chosen for the scale as stored. A range of zeros alone gets scale 1, but where 0 is no level the smallest,
     so that next to nothing is left of it. A scale too small to be stored, or whose float32 reciprocal would overflow,
-    becomes the smallest that is neither.
+    becomes the smallest that is neither. On uniform grids of at most 4 bits it is raised to what bfloat16 holds, by at
+    most 1/128, and float16 too from 2^-14 on: other formats store such scales in 16 bits, and kernels read fewer bytes.
 
     Args:
         lo, hi: ends of the ranges, floating, equal shapes, lo ≤ hi; usually (N, G).
@@ -106,6 +107,8 @@ def scale_and_zero_point(
     lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     ideal = torch.maximum(-lo, hi) / spec.half_steps if spec.symmetric else (hi - lo) / (2**spec.bits - 1)
     scale = _stored(torch.where(ideal == 0, 1.0, ideal) if spec.has_zero else ideal, dtype)
+    if spec.grid == "uniform" and spec.bits <= 4:
+        scale = _in_16_bits(scale)
     if spec.symmetric:
         return scale, None
     zero = torch.round(spec.code_min - lo / scale.double()).clamp(spec.code_min, spec.code_max)
@@ -142,6 +145,14 @@ def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
     # Subnormal float16 scales are kept: at the smallest normal, 6e-5, a row of small weights would lose most codes.
     smallest = max(info.smallest_normal * info.eps, torch.finfo(torch.float32).smallest_normal)
     return scale.clamp(min=smallest).to(dtype)
+
+
+def _in_16_bits(scale: Tensor) -> Tensor:
+    """The next values from these on up that bfloat16 holds, in the same dtype: rounded down, they would cut the ends of
+    a range."""
+    bits = scale.float().view(torch.int32)
+    raised = (bits + 0xFFFF) & -0x10000
+    return raised.view(torch.float32).to(scale.dtype)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
