@@ -32,7 +32,8 @@ def test_importing_the_table_brings_neither_torch_nor_numpy() -> None:
 
 
 def test_no_other_file_knows_a_family_by_name() -> None:
-    files = [path for path in ROOT.rglob("*.py") if path.parent.name != "families"]
+    # GGUF's names of architectures are those of llama.cpp, some of which are ours, too.
+    files = [path for path in ROOT.rglob("*.py") if path.parent.name not in ("families", "gguf")]
     found = {
         (str(path.relative_to(ROOT)), node.value)
         for path in files

@@ -232,8 +232,8 @@ def test_another_release_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_we_do_not_read_is_left_to_transformers(enabled: None) -> None:
     pytest.importorskip("compressed_tensors")
-    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "nothing"}}
-    said = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}}
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "nothing"}}
+    said = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
     with pytest.warns(UserWarning, match="left to transformers' own"), pytest.raises(ValueError, match="strategy"):
         AUTO_QUANTIZATION_CONFIG_MAPPING["compressed-tensors"].from_dict(said)
     with pytest.raises(CheckpointError):

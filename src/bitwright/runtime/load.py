@@ -25,7 +25,7 @@ def load(
     directory: str | Path, *, compute: str = "auto", threads: int | None = None, task: "TaskName | None" = None,
     trust_remote_code: bool = False, context: int | None = None, kv_cache: CacheKind = "int8",
 ) -> "Model":  # fmt: skip
-    """Load a model, quantized (by Bitwright, or in the format compressed-tensors) or float.
+    """Load a model: float, or quantized by Bitwright or another tool (`checkpoints.FORMATS`; a GGUF file, too).
 
     A quantized model runs on Bitwright's engine if that has an operator for every part of it; `model.backend` then
     begins with "engine", and says whether attention is computed in int8, as the checkpoint may ask. Any other model
@@ -42,7 +42,7 @@ def load(
     absolute path, the arguments given here and a digest; unpickling loads it again.
 
     Args:
-        directory: a model directory, or the name of a model on the hub.
+        directory: a model directory, a GGUF file, or the name of a model on the hub.
         compute: "auto"; or "float32" or "bfloat16" to take the generic path and compute there in that dtype what is not
             quantized, attention among it. A float model is always loaded in float32; but "engine" runs any model on the
             engine, a float one in bf16, and raises where that cannot. "bf16" does so, too, and rounds nothing to int8
@@ -55,7 +55,7 @@ def load(
         trust_remote_code: run code that the directory brings or names, kernels of the hub among it.
         context: of a language model on the engine, the tokens that a prompt and its answer may have together; by
             default those that it was trained for, or as many as a quarter of the free memory holds.
-        kv_cache: how that holds keys and values, "int8", "int4" (half the memory, and a small loss) or "bf16".
+        kv_cache: how that holds keys and values, "int8", "int4" (half the memory, and a loss that is felt) or "bf16".
 
     Raises:
         InputError: another `compute` or `kv_cache`; threads or context < 1; a context that does not fit into memory.
