@@ -249,7 +249,7 @@ def test_a_runtime_of_ours_that_cannot_load_is_an_error_with_its_last_messages(f
 def test_a_worker_that_hangs_is_named_and_killed(tmp_path):
     command = [sys.executable, "-c", "import sys, time; print('busy', file=sys.stderr, flush=True); time.sleep(60)"]
     with start_worker(command, tmp_path / "log") as worker:
-        child = psutil.Process().children()[-1]
+        child = worker.process
         with pytest.raises(TargetError, match=r"(?s)'some runtime' gave no answer in 2 s.*busy"):
             worker.ask({"do": "memory"}, timeout_s=2)
     assert not child.is_running()
