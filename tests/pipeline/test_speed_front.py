@@ -116,3 +116,12 @@ def test_a_speed_that_nothing_would_measure_is_refused(tiny_model: Callable[...,
     for options in ({"speed": False}, {"judged": False}):
         with pytest.raises(InputError, match=r"min_speedup = 1\.3: this run measures no speed"):
             quantize(tiny_model("bert"), out=tmp_path / "out", recipe=make_recipe(RECIPE), **options)
+
+
+def test_a_language_model_has_variants_too(trained_decoder: Path, tmp_path: Path, timed: list[int]) -> None:
+    result = quantize(trained_decoder, out=tmp_path / "out", recipe=make_recipe(RECIPE), samples=32)
+    front = result.record["front"]
+    assert len(front["rows"]) == len(timed) > 2
+    assert sum(row["chosen"] for row in front["rows"]) == 1
+    assert front["met"]
+    assert {row["runtime"] for row in result.record["speed"]["rows"]} == {"torch fp32", "torch bf16", "bitwright"}

@@ -2,6 +2,8 @@
 
 A builder speaks of values: "the linears q, k and v of x", "the norm of x + y". What a linear reads (codes on some grid,
 bf16) is derived from a value once, by the norm that makes it where there is one, else by an operator of its own.
+
+One file although long: one class, whose methods each describe one kind of value and share the buffers that it derives.
 """
 
 from collections.abc import Sequence

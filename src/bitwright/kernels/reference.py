@@ -1,6 +1,8 @@
 """Every operator in a few lines of torch: the definition that the native kernels equal, bit by bit in the integers.
 
 M tokens · N output features · K input features; in attention T tokens · H heads · D head dimensions · R distances.
+
+One file although long: a reader who checks a kernel finds every definition here.
 """
 
 from typing import NamedTuple
