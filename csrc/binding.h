@@ -90,3 +90,4 @@ void bind_peak_int8(nb::module_& m);
 void bind_quantize_groups(nb::module_& m);
 void bind_quantize_rows(nb::module_& m);
 void bind_rows(nb::module_& m);
+void bind_torch(nb::module_& m);

@@ -114,5 +114,6 @@ NB_MODULE(_native, m) {
     bind_quantize_groups(m);
     bind_quantize_rows(m);
     bind_rows(m);
+    bind_torch(m);
     bind_engine(m);
 }

@@ -1,4 +1,4 @@
-"""Dispatch, argument checks, threads, and the operator that torch.compile sees."""
+"""Dispatch, argument checks and threads."""
 
 import threading
 
@@ -155,15 +155,6 @@ def test_static_grids_are_checked():
         StaticGrid(0.1, 128)
     with pytest.raises(KernelError, match="no int8 kernel"):
         InputGrid.of(QuantSpec(bits=4, dynamic=True))
-
-
-def test_operator_is_what_torch_compile_needs():
-    (x, linear, n, _), _ = packed_problem(3, 20, 30)
-    numbers = (n, GRID.mode, GRID.scale, GRID.zero_point, GRID.code_min, "none")
-    checks = ("test_schema", "test_faketensor")
-    for transform in ((), (torch.ones(64), torch.ones(64))):
-        constants = [*linear[:4], *transform]
-        torch.library.opcheck(torch.ops.bitwright.linear_w8a8.default, (x, constants, *numbers), test_utils=checks)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """The CPU kernels on torch's tensors: one call per operator. What cannot run raises KernelError."""
 
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from bitwright.errors import KernelError
 from bitwright.kernels import layouts, native
 from bitwright.kernels.dispatch import active_isa, available, chosen, native_isa
 from bitwright.kernels.input_grid import InputGrid, QuantizeMode
+from bitwright.kernels.torch_ops import ACTIVATIONS, QUANTIZE_MODES
 from bitwright.numerics.spec import QuantSpec
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def linear_w8a8(x_MK: Tensor, linear: PackedLinear, n: int, grid: InputGrid, act
     if (linear.shift is None) != (linear.multiplier is None):
         raise KernelError("an input transform needs both a shift and a multiplier; pass zeros or ones for the other")
     if torch.compiler.is_compiling():
-        constants = [tensor for tensor in linear if tensor is not None]
+        mode, function = QUANTIZE_MODES.index(grid.mode), ACTIVATIONS.index(activation)
         y: Tensor = torch.ops.bitwright.linear_w8a8(
-            x_MK, constants, n, grid.mode, grid.scale, grid.zero_point, grid.code_min, activation
+            x_MK, *linear, n, mode, grid.scale, grid.zero_point, grid.code_min, function
         )
         return y
     return _linear_w8a8(x_MK, linear, n, grid, activation)
@@ -232,33 +232,3 @@ def _checked_input_transform(linear: PackedLinear, k: int) -> tuple[int, int]:
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
     return linear.shift.data_ptr(), linear.multiplier.data_ptr()
-
-
-@torch.library.custom_op("bitwright::linear_w8a8", mutates_args=(), device_types="cpu")
-def _operator(
-    x: Tensor,
-    constants: Sequence[Tensor],
-    n: int,
-    mode: str,
-    scale: float,
-    zero_point: int,
-    code_min: int,
-    activation: str,
-) -> Tensor:
-    """`linear_w8a8` as torch.compile sees it. constants: of a `PackedLinear`, those that it has."""
-    grid = InputGrid(cast(QuantizeMode, mode), scale, zero_point, code_min)
-    return _linear_w8a8(x, PackedLinear(*constants), n, grid, activation)
-
-
-@_operator.register_fake
-def _shape_of_linear_w8a8(
-    x: Tensor,
-    constants: Sequence[Tensor],
-    n: int,
-    mode: str,
-    scale: float,
-    zero_point: int,
-    code_min: int,
-    activation: str,
-) -> Tensor:
-    return x.new_empty((x.shape[0], n))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitwright.errors import KernelError
-from bitwright.kernels import cpu, dispatch, layouts, reference
+from bitwright.kernels import cpu, dispatch, layouts, reference, torch_ops
 from bitwright.kernels.input_grid import InputGrid, input_runs_natively, rounded_by_groups
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
@@ -84,6 +84,7 @@ class QuantLinear(_ExactModule):
         self.native = runs_natively(qtensor.spec, input_spec)
         self._grid = None
         if self.native and input_spec is not None:
+            torch_ops.load()  # for torch.compile
             self._grid = InputGrid.of(input_spec, linear.static)
             self._keep("colsum", layouts.column_sums(qtensor.codes_NK))
             self._keep("scale_n", layouts.pad_columns(qtensor.scale_NG.float().flatten().expand(n)))

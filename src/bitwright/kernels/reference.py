@@ -161,7 +161,7 @@ def quantize_groups(
     Returns:
         codes int8 (M, K), scale float32 (M, G), the sum of each group's codes int32 (M, G).
     """
-    x_MGg = transform_inputs(x_MK, shift_K, multiplier_K).reshape(len(x_MK), -1, group)
+    x_MGg = transform_inputs(x_MK, shift_K, multiplier_K).reshape(len(x_MK), x_MK.shape[1] // group, group)
     finite_MG1 = x_MGg.isfinite().all(dim=2, keepdim=True)
     largest = x_MGg.abs().amax(dim=2, keepdim=True)
     scale = (largest / 127).where(largest != 0.0, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
@@ -448,5 +448,5 @@ def norm(
 def rounded_groups(x_MK: Tensor, group: int) -> Tensor:
     """The numbers that `quantize_groups` makes codes for: x rounded by token and group of K, float32 (M, K)."""
     codes_MK, scale_MG, _ = quantize_groups(x_MK.float(), group)
-    values_MGg: Tensor = codes_MK.reshape(len(x_MK), -1, group) * scale_MG[..., None]
+    values_MGg: Tensor = codes_MK.reshape(len(x_MK), x_MK.shape[1] // group, group) * scale_MG[..., None]
     return values_MGg.flatten(1)

@@ -1,0 +1,264 @@
+// Linears of packed weights as operators of torch: torch.ops.bitwright.linear_*. See kernels/torch_ops.py for what they
+// take. A shape that does not fit raises; addresses that are not aligned, too.
+#include <stdlib.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "dispatch.h"
+#include "linear_w8a8/count.h"
+#include "linear_w8a8/float_rows.h"
+#include "sizes.h"
+#include "threads/parallel.h"
+#include "threads/share.h"
+#include "torch/abi.h"
+#include "torch/register.h"
+#include "vectors/bf16.h"
+
+namespace {
+
+using torch_abi::Tensor;
+using torch_abi::Type;
+using Optional = std::optional<Tensor>;
+
+// Weight bytes that repay waking one more thread, where they, not the products, take the time.
+constexpr size_t kBytesWorthAThread = 1 << 17;
+
+[[noreturn]] void refuse(const char* what) { throw std::invalid_argument(std::string("bitwright: ") + what); }
+
+// Memory of this thread that grows and stays: a call per linear and token allocates nothing.
+char* scratch(size_t bytes) {
+    static thread_local std::unique_ptr<char, void (*)(void*)> held(nullptr, free);
+    static thread_local size_t size = 0;
+    if (bytes > size) {
+        size = round_up(bytes + bytes / 2, 4096);
+        held.reset(static_cast<char*>(aligned_alloc(64, size)));
+        if (!held) {
+            size = 0;
+            throw std::bad_alloc();
+        }
+    }
+    return held.get();
+}
+
+// The rows of x: f32 or bf16, [M, K] or one row [K], each row's values one after the other.
+struct Rows {
+    const void* x;
+    bool bf16;
+    size_t m, k, stride;
+};
+
+Rows rows_of(const Tensor& x) {
+    if (x.type() != Type::kFloat32 && x.type() != Type::kBFloat16) refuse("x must be float32 or bfloat16");
+    if (x.dim() != 2) refuse("x must be (M, K)");
+    if (x.size(1) > 1 && x.stride(1) != 1) refuse("the values of a row of x must lie side by side");
+    return {x.data<void>(), x.type() == Type::kBFloat16, size_t(x.size(0)), size_t(x.size(1)), size_t(x.stride(0))};
+}
+
+template <class T>
+T* constant(const Tensor& tensor, Type type, size_t count, const char* what) {
+    if (tensor.type() != type || size_t(tensor.count()) < count || !tensor.contiguous()) refuse(what);
+    if (reinterpret_cast<uintptr_t>(tensor.data<void>()) % 64) refuse("constants must lie on multiples of 64 bytes");
+    return tensor.data<T>();
+}
+
+template <class T>
+T* constant(const Optional& tensor, Type type, size_t count, const char* what) {
+    return tensor ? constant<T>(*tensor, type, count, what) : nullptr;
+}
+
+int threads_for(size_t m, size_t n, size_t k, size_t bytes) {
+    const size_t useful = std::max(m * n * k / kWorthAThread, bytes / kBytesWorthAThread);
+    return int(std::clamp<size_t>(useful, 1, size_t(torch_abi::threads())));
+}
+
+// prepare(row_begin, row_end) makes the rows, multiply(row_begin, row_end, block_begin, block_end) the output: by rows
+// if there are enough for each thread, else by columns.
+template <class Prepare, class Multiply>
+void run(int threads, size_t m, size_t n, size_t least_rows, const Prepare& prepare, const Multiply& multiply) {
+    const size_t blocks = round_up(n, kBlock) / kBlock;
+    const bool by_rows = m >= least_rows * size_t(threads);
+    // A few rows are made faster than threads meet.
+    const bool before = !by_rows && m <= 2 * size_t(threads);
+    if (before) prepare(0, m);
+    parallel(threads, [&](int index, int count) {
+        if (!before) {
+            const Share mine = share_of(m, by_rows ? kRowGrain : 1, index, count);
+            prepare(mine.begin, mine.end);
+            if (by_rows) return multiply(mine.begin, mine.end, 0, blocks);
+            if (count > 1) barrier();
+        }
+        const Share columns = share_of(blocks, kBlockGrain, index, count);
+        multiply(0, m, columns.begin, columns.end);
+    });
+}
+
+Tensor output_of(const Rows& rows, size_t n) {
+    return Tensor::empty({int64_t(rows.m), int64_t(n)}, rows.bf16 ? Type::kBFloat16 : Type::kFloat32);
+}
+
+Tensor rows_w8a8(const Tensor& x, const Tensor& weight, const Tensor& colsum, const Tensor& scale, const Tensor& bias,
+                 const Optional& shift, const Optional& multiplier, int64_t n_given, int64_t mode, double static_scale,
+                 int64_t static_zero_point, int64_t code_min, int64_t activation) {
+    const Rows rows = rows_of(x);
+    const size_t n = size_t(n_given), columns = round_up(n, kBlock), k_padded = round_up(rows.k, kPadK);
+    if (n_given < 1 || rows.k < 1) refuse("a linear has inputs and outputs");
+    if (bool(shift) != bool(multiplier)) refuse("an input transform has both a shift and a multiplier");
+    Tensor y = output_of(rows, n);
+    if (rows.m == 0) return y;
+    const QuantizeLinearW8A8 op{
+        .x = rows.x,
+        .bf16 = rows.bf16,
+        .x_stride = rows.stride,
+        .m = rows.m,
+        .k = rows.k,
+        .shift = constant<float>(shift, Type::kFloat32, k_padded, "shift: float32, K padded to 64"),
+        .multiplier = constant<float>(multiplier, Type::kFloat32, k_padded, "multiplier: float32, K padded to 64"),
+        .mode = QuantizeMode(mode),
+        .static_scale = float(static_scale),
+        .static_zero_point = int32_t(static_zero_point),
+        .code_min = int32_t(code_min),
+        .weight = constant<int8_t>(weight, Type::kInt8, columns * k_padded, "weight: int8, packed, of N and K"),
+        .colsum = constant<int32_t>(colsum, Type::kInt32, columns, "colsum: int32, N padded to 16"),
+        .scale_n = constant<float>(scale, Type::kFloat32, columns, "scale: float32, N padded to 16"),
+        .bias = constant<float>(bias, Type::kFloat32, columns, "bias: float32, N padded to 16"),
+        .y = y.data<void>(),
+        .n = n,
+        .activation = Activation(activation),
+        .scratch = reinterpret_cast<uint8_t*>(scratch(scratch_bytes(rows.m, rows.k)))};
+    quantize_linear_w8a8(active_isa(), torch_abi::threads(), op);
+    return y;
+}
+
+Tensor rows_wna8(const Tensor& x, const Tensor& codes, const Tensor& scale, const Optional& zero,
+                 const Optional& minimum, const Tensor& bias, int64_t n_given, int64_t bits, int64_t group_given,
+                 int64_t per_given) {
+    const Rows rows = rows_of(x);
+    const size_t n = size_t(n_given), columns = round_up(n, kBlock), group = size_t(group_given);
+    const size_t per = size_t(per_given);
+    if (n_given < 1 || group_given < 8 || per_given < 1 || rows.k % (group * per)) refuse("groups that divide K");
+    const size_t groups = rows.k / group, held = columns * groups / per;
+    const Type scales = scale.type();
+    Tensor y = output_of(rows, n);
+    if (rows.m == 0) return y;
+    const size_t stride = code_stride(rows.k), bytes = columns * rows.k * size_t(bits) / 8;
+    char* memory = scratch(rows.m * stride + rows.m * groups * (sizeof(float) + sizeof(int32_t)));
+    int8_t* made = reinterpret_cast<int8_t*>(memory);
+    float* scale_m = reinterpret_cast<float*>(memory + rows.m * stride);
+    int32_t* sum_m = reinterpret_cast<int32_t*>(scale_m + rows.m * groups);
+    const QuantizeGroups quantize{.x = rows.x,
+                                  .bf16 = rows.bf16,
+                                  .x_stride = rows.stride,
+                                  .k = rows.k,
+                                  .group = group,
+                                  .shift = nullptr,
+                                  .multiplier = nullptr,
+                                  .codes = made,
+                                  .code_stride = stride,
+                                  .scale = scale_m,
+                                  .sum = sum_m,
+                                  .group_stride = groups};
+    if (scales != Type::kBFloat16 && scales != Type::kFloat32) refuse("scale: bfloat16 or float32");
+    const LinearW4A8 linear{
+        .codes = made,
+        .code_stride = stride,
+        .scale_m = scale_m,
+        .sum_m = sum_m,
+        .group_stride = groups,
+        .weight = {.codes = constant<uint8_t>(codes, Type::kUint8, bytes, "codes: uint8, packed, of N, K and bits"),
+                   .bits = int(bits),
+                   .scale = constant<void>(scale, scales, held, "scale: (N/16, G, 16)"),
+                   .bf16_scale = scales == Type::kBFloat16,
+                   .zero = constant<uint8_t>(zero, Type::kUint8, held, "zero: uint8 (N/16, G, 16)"),
+                   .minimum = constant<void>(minimum, scales, held, "minimum: as scale"),
+                   .k = rows.k,
+                   .group = group,
+                   .per = per},
+        .bias = constant<float>(bias, Type::kFloat32, columns, "bias: float32, N padded to 16"),
+        .y = y.data<void>(),
+        .out_stride = n,
+        .n = n,
+        .activation = Activation::kNone,
+        .output = rows.bf16 ? Output::kBf16 : Output::kF32};
+    QuantizeGroupsFn* quantize_fn = best(quantize_groups_variants, active_isa());
+    LinearW4A8Fn* multiply_fn = best(linear_w4a8_variants, active_isa());
+    ++integer_linears;
+    run(
+        threads_for(rows.m, n, rows.k, bytes), rows.m, n, 48,
+        [&](size_t begin, size_t end) { quantize_fn(&quantize, begin, end); },
+        [&](size_t begin, size_t end, size_t first, size_t last) { multiply_fn(&linear, begin, end, first, last); });
+    return y;
+}
+
+// Rows as linear_bf16 reads them: bf16, K padded to 32.
+void pad_rows(const Rows& rows, size_t k_padded, uint16_t* copy, size_t begin, size_t end) {
+    for (size_t m = begin; m < end; ++m) {
+        uint16_t* to = copy + m * k_padded;
+        if (rows.bf16) {
+            memcpy(to, static_cast<const uint16_t*>(rows.x) + m * rows.stride, rows.k * sizeof *to);
+        } else {
+            const float* from = static_cast<const float*>(rows.x) + m * rows.stride;
+            for (size_t k = 0; k < rows.k; ++k) to[k] = to_bf16(from[k]);
+        }
+        memset(to + rows.k, 0, (k_padded - rows.k) * sizeof *to);
+    }
+}
+
+Tensor rows_wna16(const Tensor& x, const Tensor& codes, const Optional& levels, const Tensor& scale,
+                  const Optional& zero, const Tensor& bias, int64_t n_given, int64_t group_given) {
+    const Rows rows = rows_of(x);
+    const size_t n = size_t(n_given), columns = round_up(n, kBlock), group = size_t(group_given);
+    if (n_given < 1 || group_given < 1 || rows.k % group) refuse("groups that divide K");
+    const size_t held = columns * (rows.k / group), k_padded = round_up(rows.k, 32);
+    const size_t bytes = levels ? columns * k_padded / 2 : columns * round_up(rows.k, kPadK);
+    Tensor y = output_of(rows, n);
+    if (rows.m == 0) return y;
+    const bool as_they_are = rows.bf16 && rows.k == k_padded && rows.m % kBlock == 0;
+    const int threads = threads_for(rows.m, n, rows.k, bytes);
+    const size_t panel = round_up(wna16_scratch_bytes(rows.k), 64);
+    char* memory = scratch(panel * threads + (as_they_are ? 0 : round_up(rows.m, kBlock) * k_padded * 2));
+    uint16_t* copy = reinterpret_cast<uint16_t*>(memory + panel * threads);
+    const LinearWna16 linear{
+        .linear = {.x = as_they_are ? static_cast<const uint16_t*>(rows.x) : copy,
+                   .x_stride = as_they_are ? rows.stride : k_padded,
+                   .weight = nullptr,
+                   .bias = constant<float>(bias, Type::kFloat32, columns, "bias: float32, N padded to 16"),
+                   .y = y.data<void>(),
+                   .out_stride = n,
+                   .n = n,
+                   .k_padded = k_padded,
+                   .activation = Activation::kNone,
+                   .output = rows.bf16 ? Output::kBf16 : Output::kF32},
+        .weight = {.codes = levels ? constant<uint8_t>(codes, Type::kUint8, bytes, "codes: uint8, packed, of N and K")
+                                   : constant<uint8_t>(codes, Type::kInt8, bytes, "codes: int8, packed, of N and K"),
+                   .levels = constant<float>(levels, Type::kFloat32, 16, "levels: float32 (16)"),
+                   .scale = constant<float>(scale, Type::kFloat32, held, "scale: float32 (N/16, G, 16)"),
+                   .zero = constant<int8_t>(zero, Type::kInt8, held, "zero: int8 (N/16, G, 16)"),
+                   .k = rows.k,
+                   .group = group}};
+    const Isa isa = active_isa();
+    run(
+        threads, rows.m, n, 256,
+        [&](size_t begin, size_t end) {
+            if (!as_they_are) pad_rows(rows, k_padded, copy, begin, end);
+        },
+        [&](size_t begin, size_t end, size_t first, size_t last) {
+            ::linear_wna16(isa, &linear, begin, end, first, last, memory + panel * omp_get_thread_num());
+        });
+    return y;
+}
+
+}  // namespace
+
+void register_linears() {
+    torch_abi::define<rows_w8a8>(
+        "linear_w8a8(Tensor x, Tensor weight, Tensor colsum, Tensor scale, Tensor bias, Tensor? shift, "
+        "Tensor? multiplier, int n, int mode, float static_scale, int static_zero_point, int code_min, "
+        "int activation) -> Tensor");
+    torch_abi::define<rows_wna8>(
+        "linear_wna8(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? minimum, Tensor bias, int n, "
+        "int bits, int group, int per) -> Tensor");
+    torch_abi::define<rows_wna16>(
+        "linear_wna16(Tensor x, Tensor codes, Tensor? levels, Tensor scale, Tensor? zero, Tensor bias, int n, "
+        "int group) -> Tensor");
+}
