@@ -25,7 +25,7 @@ foreach(operator IN LISTS operators)
   endforeach()
 endforeach()
 
-set(binding_sources module.cpp engine/binding.cpp torch/binding.cpp torch/abi.cpp torch/linears.cpp torch/register.cpp)
+set(binding_sources module.cpp engine/binding.cpp torch/binding.cpp torch/abi.cpp torch/experts.cpp torch/linears.cpp torch/register.cpp)
 foreach(operator IN LISTS operators)
   list(APPEND binding_sources ${operator}/binding.cpp)
 endforeach()

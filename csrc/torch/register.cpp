@@ -26,4 +26,5 @@ void register_torch(const char* libtorch_cpu, Isa isa) {
     torch_abi::check(torch.aoti_torch_library_init_fragment("bitwright", __FILE__, __LINE__, &schemas), "library");
     torch_abi::check(torch.aoti_torch_library_init_impl("bitwright", "CPU", __FILE__, __LINE__, &cpu), "library");
     register_linears();
+    register_experts();
 }

@@ -19,6 +19,7 @@ void define(const char* schema) {
 Isa active_isa();
 
 void register_linears();
+void register_experts();
 
 // Once in a process. libtorch_cpu: its path.
 void register_torch(const char* libtorch_cpu, Isa isa);

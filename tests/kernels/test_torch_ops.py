@@ -5,6 +5,7 @@ import torch
 
 from bitwright.kernels import cpu, layouts, reference, torch_ops
 from bitwright.kernels.input_grid import InputGrid
+from bitwright.numerics.spec import QuantSpec
 
 SIZES = [(0, 40, 64), (1, 1, 8), (3, 17, 72), (5, 33, 576), (40, 70, 192), (200, 48, 96)]  # M, N, K
 
@@ -107,3 +108,81 @@ def test_what_does_not_fit_raises(change, message):
     x, n, bias = change.get("x", torch.zeros(2, 64)), change.get("n", 40), change.get("bias", bias)
     with pytest.raises(ValueError, match=message):
         torch.ops.bitwright.linear_w8a8(x, weight, colsum, scale, bias, None, None, n, 1, 1.0, 0, -127, 0)
+
+
+def int8_experts(experts, n, k):
+    """Dequantized weights (E, N, K), and what the operator takes of one linear of all experts."""
+    packed = [int8_linear(n, k, seed) for seed in range(experts)]
+    stacked = [torch.stack(parts) for parts in zip(*packed, strict=True)]
+    codes = [layouts.unpack(weight, n, k) for weight, *_ in packed]
+    scales = [scale[:n, None] for _, _, scale, _ in packed]
+    return torch.stack([c.float() * s for c, s in zip(codes, scales, strict=True)]), stacked[3][:, :n], stacked
+
+
+def grouped_experts(experts, n, k, group):
+    made = [grouped_linear(n, k, group, 4, zeros=True, seed=seed) for seed in range(experts)]
+    weight = torch.stack([weight for (weight, _), _ in made])
+    bias = torch.stack([bias for (_, bias), _ in made])
+    codes, scale, zero, _, held = (
+        None if parts[0] is None else torch.stack(parts)
+        for parts in zip(*[packed[:5] for _, packed in made], strict=True)
+    )
+    return weight, bias, (codes, scale.float(), zero, held), made[0][1][-2:]
+
+
+def mixture(x, weights, ids, up, up_bias, down, down_bias, round_up, round_down):
+    """y of each token, expert by expert, in float64."""
+    y = torch.zeros(len(x), x.shape[1], dtype=torch.float64)
+    for t, (row, row_weights, row_ids) in enumerate(zip(x, weights, ids, strict=True)):
+        for weight, e in zip(row_weights, row_ids, strict=True):
+            gate, raised = (round_up(row[None])[0].double() @ up[e].double().T + up_bias[e]).bfloat16().double().chunk(2)
+            inner = torch.nn.functional.silu(gate) * raised
+            y[t] += weight * (round_down(inner.float()[None])[0].double() @ down[e].double().T + down_bias[e])
+    return y
+
+
+def routes(m, experts, choices):
+    draw = torch.Generator().manual_seed(m)
+    ids = torch.stack([torch.randperm(experts, generator=draw)[:choices] for _ in range(m)]).int()
+    return torch.rand(m, choices, generator=draw), ids
+
+
+def rounded_rows(x):
+    codes, scale, zero = reference.quantize_rows(x, QuantSpec(bits=8, dynamic=True, symmetric=True))
+    return (codes.float() - zero.float()) * scale
+
+
+@pytest.mark.parametrize("m", [1, 5, 60])
+def test_experts_in_int8_are_the_reference(m):
+    k, inner, count = 72, 40, 6
+    up, up_bias, up_packed = int8_experts(count, 2 * inner, k)
+    down, down_bias, down_packed = int8_experts(count, k, inner)
+    x, (weights, ids) = rows(m, k, torch.float32), routes(m, count, 2)
+    got = torch.ops.bitwright.experts_w8a8(x, weights, ids, *up_packed, *down_packed, inner)
+    want = mixture(x, weights, ids, up, up_bias, down, down_bias, rounded_rows, rounded_rows)
+    torch.testing.assert_close(got.double(), want, rtol=2e-2, atol=2e-2 * want.std().item())
+    alone = [torch.ops.bitwright.experts_w8a8(x[i : i + 1], weights[i : i + 1], ids[i : i + 1], *up_packed,
+                                              *down_packed, inner) for i in range(m)]  # fmt: skip
+    assert torch.equal(got, torch.cat(alone))  # neighbours change no bit
+
+
+@pytest.mark.parametrize("m", [1, 60])
+def test_experts_of_groups_are_the_reference(m):
+    k, inner, count = 96, 64, 5
+    up, up_bias, up_packed, up_groups = grouped_experts(count, 2 * inner, k, 32)
+    down, down_bias, down_packed, down_groups = grouped_experts(count, k, inner, 64)
+    x, (weights, ids) = rows(m, k, torch.float32), routes(m, count, 3)
+    got = torch.ops.bitwright.experts_wna8(
+        x, weights, ids, *up_packed, *down_packed, inner, 4, *up_groups, *down_groups
+    )
+    want = mixture(
+        x, weights, ids, up, up_bias, down, down_bias,
+        lambda x: reference.rounded_groups(x, 32), lambda x: reference.rounded_groups(x, 64),
+    )  # fmt: skip
+    torch.testing.assert_close(got.double(), want, rtol=2e-2, atol=2e-2 * want.std().item())
+    wrong = ids.clone()
+    wrong[0, 0] = count
+    with pytest.raises(ValueError, match="topk_ids name an expert that there is not"):
+        torch.ops.bitwright.experts_wna8(
+            x, weights, wrong, *up_packed, *down_packed, inner, 4, *up_groups, *down_groups
+        )

@@ -34,9 +34,15 @@ def load() -> None:
         raise KernelError(f"torch {torch.__version__}: {error}") from error
     for operator in ("linear_w8a8", "linear_wna8", "linear_wna16"):
         torch.library.register_fake(f"bitwright::{operator}", _shape_of_linear)
+    for operator in ("experts_w8a8", "experts_wna8"):
+        torch.library.register_fake(f"bitwright::{operator}", _shape_of_experts)
 
 
 def _shape_of_linear(x: Tensor, *arguments: Any) -> Tensor:
     """(M, N) of x's dtype; N is the one number that all linears take first."""
     n = next(argument for argument in arguments if isinstance(argument, int | torch.SymInt))
     return x.new_empty((x.shape[0], n))
+
+
+def _shape_of_experts(x: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
