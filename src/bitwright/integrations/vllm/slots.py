@@ -36,7 +36,15 @@ def fill(log: Logger) -> None:
         return
     for kind, (name, kernel) in _SLOTS.items():
         _put_first(kernel, kind, getattr(kernels, name, None))
-    log.info("Bitwright's kernels (%s) come first for: %s", active_isa(), ", ".join(_SLOTS))
+    taken = [*_SLOTS, "experts"]
+    try:
+        from bitwright.integrations.vllm import config
+    except ImportError as error:
+        log.warning("Layers of experts stay with vLLM's kernels: this vLLM is not one that we know (%s)", error)
+        taken.remove("experts")
+    else:
+        config.register()
+    log.info("Bitwright's kernels (%s) come first for: %s", active_isa(), ", ".join(taken))
 
 
 def _put_first(kernel: type, kind: str, table: Any) -> None:
