@@ -20,6 +20,10 @@ from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.small_floats import e2m1_codes, e4m3_values, e8m0_values, scaled_e4m3
 from bitwright.numerics.spec import QuantSpec
 
+# What is said of files that name the arithmetic of inputs.
+FP8_INPUTS = "inputs stay floats, where the file asks for FP8 ones"
+FP4_INPUTS = "inputs are int8 or floats of 16 bits, where the file asks for FP4 ones"
+
 _FLOATS = ("F32", "BF16", "F16")
 _ZERO = 8  # the code of 0 on the grid "fp4"
 
