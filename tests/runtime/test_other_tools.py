@@ -1,6 +1,7 @@
 """Both doors run what other tools write: the logits of the float model whose weights are what the codes stand for."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from bitwright.engine.executor import Executor
 from bitwright.engine.ops import MultiplyW4A8
 from bitwright.engine.program import Program
 from bitwright.engine.weights import open_weights
+from bitwright.errors import InputError
 from bitwright.files.directory import ModelDirectory
 from bitwright.generate.cache import Cache
 from bitwright.kernels import dispatch
+from bitwright.numerics.linear import QuantizedLinear
 from bitwright.runtime.generic import load_generic
 from bitwright.runtime.load import load
 from bitwright.runtime.swap import round_groups
@@ -142,3 +145,26 @@ def test_floats_of_4_bits_meet_inputs_in_int8(tiny_model: TinyModel, tmp_path: P
     assert distance(on_engine(program), expected) <= 0.04
     if name == "mxfp4":
         assert "inputs are int8 or floats of 16 bits" in load(directory.path).backend
+
+
+def test_fp8_in_int8_when_asked_says_what_it_loses(tiny_model: TinyModel, tmp_path: Path) -> None:
+    model = write(tiny_model("llama", **SIZE), tmp_path / "out", "fp8")
+    with torch.inference_mode():
+        expected = model(torch.tensor([IDS])).logits[0].numpy()
+    weights = open_weights(ModelDirectory(tmp_path / "out"), fp8="int8")
+    program = lower_decoder(weights, arithmetic=FLOAT._replace(inputs="int8"))
+    assert {op.source.group for op in program.ops if isinstance(op, MultiplyW4A8)} == {64, 32}
+    assert program.added == 7 * 2
+    assert 0.001 < distance(on_engine(program), expected) <= 0.05
+    loaded = load(tmp_path / "out", fp8="int8")
+    assert (found := re.search(r"14 × FP8 linears run as int8 .* changes their weights by (.*) %", loaded.backend))
+    assert "run as floats" not in loaded.backend
+    name = "model.layers.1.mlp.down_proj"
+    rounded = weights.linear(name)
+    assert isinstance(rounded, QuantizedLinear)
+    numbers = model.get_submodule(name).weight.detach().bfloat16().float().numpy()
+    assert 100 * distance(rounded.weight.dequantize(), numbers) == pytest.approx(float(found[1]), rel=0.3)
+    with pytest.raises(InputError, match="fp8 = 'int4' is unknown"):
+        load(tmp_path / "out", fp8="int4")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="compute = 'float32' takes the generic path"):
+        load(tmp_path / "out", fp8="int8", compute="float32")

@@ -64,7 +64,7 @@ def open_fp8(module: Module, scale: str, blocks: tuple[int, int] | None, codes: 
         of = f"one for the tensor, for each of {n} rows" + ("" if blocks is None else f", or blocks of {list(blocks)}")
         raise module.fault(scale, f"has the shape {list(found)}, but scales are {of}")
     load = module.loads(_load_fp8, module, codes, scale, shape, blocks if "block" in per else None)
-    return PendingFloat((n, k), "bfloat16", f"FP8 linears with a scale per {per}", load)
+    return PendingFloat((n, k), "bfloat16", f"FP8 linears with a scale per {per}", load, fp8=True)
 
 
 def open_fp4(module: Module, names: Fp4) -> PendingLinear:
