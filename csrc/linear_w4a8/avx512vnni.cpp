@@ -71,8 +71,8 @@ struct Block {
     }
 };
 
-// What is taken off codes: the middle of them; zero points or nothing, and there may be minima; the middle of bytes,
-// off the levels that codes index.
+// What is taken off codes: their middle; zero points, or nothing where there may be minima; or 128, off the levels that
+// they index, which are held so much above what they are.
 enum class Kind { kSymmetric, kOffsets, kLevels };
 
 // The weight of C blocks, word by word.
