@@ -2,7 +2,8 @@
 // 32 values of K, still fit into 16 bits (of 3 and 2 bits more), so that only then a vpmaddwd widens their sum. Tiles
 // of 4 rows x 16 columns. Layout: contract.h. A step of eight K values of 4 bits is 2 loads, 4 ANDs and 2 shifts, 8
 // broadcasts of codes, 16 vpmaddubsw and as many vpaddw. Bound: memory up to 2 rows, then compute. vpmaddubsw + vpaddw
-// are 64 operations in two instructions.
+// are 64 operations in two instructions. Levels are as wide as codes of rows: their magnitudes times codes that have
+// their signs, 2 * 128 * 127 = 32512 for a pair, are widened at once.
 #include <immintrin.h>
 
 #include "contract.h"
@@ -35,9 +36,34 @@ ALWAYS_INLINE void add_stretch(const uint8_t* codes, size_t words, const int8_t*
     });
 }
 
+// The same of levels.
 template <int bits, int R>
-ALWAYS_INLINE void add_words(const uint8_t* codes, size_t words, const int8_t* a, size_t stride,
+ALWAYS_INLINE void add_levels(const uint8_t* codes, size_t words, const int8_t* a, size_t stride, __m256i levels,
+                              __m256i (&sums)[R][2]) {
+    for (size_t i = 0; i < words; ++i, codes += Word<bits>::bytes, a += Word<bits>::values) {
+        unroll<2 * Word<bits>::runs>([&](auto i) INLINED {
+            constexpr int c = i.value % 2, run = i.value / 2;
+            const __m256i code = Word<bits>::template run_of<HalfBlock>(codes + c * 32, Index<run>{});
+            const __m256i w = _mm256_shuffle_epi8(levels, code), magnitude = _mm256_abs_epi8(w);
+            unroll<R>([&](auto r) INLINED {
+                int32_t x;
+                __builtin_memcpy(&x, a + r.value * stride + run * 4, 4);
+                const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(_mm256_set1_epi32(x), w));
+                __m256i& sum = sums[r.value][c];
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                __asm__("" : "+x"(sum));
+            });
+        });
+    }
+}
+
+constexpr int kLevelZero = 0;
+ALWAYS_INLINE __m256i levels_of(__m256i levels) { return levels; }
+
+template <int bits, bool has_levels, int R>
+ALWAYS_INLINE void add_words(const uint8_t* codes, size_t words, const int8_t* a, size_t stride, __m256i levels,
                              __m256i (&sums)[R][2]) {
+    if constexpr (has_levels) return add_levels<bits, R>(codes, words, a, stride, levels, sums);
     for (size_t i = 0; i < words; i += kStretch<bits>) {
         const size_t count = words - i < kStretch<bits> ? words - i : kStretch<bits>;
         const uint8_t* from = codes + i * Word<bits>::bytes;

@@ -1,7 +1,7 @@
 // linear_w4a8, AVX-512 VNNI: tiles of R rows x C column blocks, whose sums over a group of K stay in registers.
 // Layout: contract.h. A run of four K values is, for each block, a load, an AND and perhaps a shift, and for each row
-// of it a vpdpbusd: 1.5 instructions to unpack it in 4 bits, 17 for eight runs in 3 bits. The end of a group is a
-// conversion, a product of scales and an fma for each sum.
+// of it a vpdpbusd: 1.5 instructions to unpack it in 4 bits, one more for levels, 17 for eight runs in 3 bits. The end
+// of a group is a conversion, a product of scales and an fma for each sum.
 //
 //   1-3 rows x 1 block   Bound: memory.
 //   4-8 rows x 2 blocks  Bound: memory up to some 6 rows, then compute: 25 GB/s with 8 on each core of Zen 5.
@@ -71,8 +71,12 @@ struct Block {
     }
 };
 
-// The weight of C blocks, word by word. plain: it has neither zero points of its own nor minima.
-template <int bits, bool plain, int C>
+// What is taken off codes: their middle; zero points, or nothing where there may be minima; or 128, off the levels that
+// they index, which are held so much above what they are.
+enum class Kind { kSymmetric, kOffsets, kLevels };
+
+// The weight of C blocks, word by word.
+template <int bits, Kind kind, int C>
 struct Words {
     using W = Word<bits>;
 
@@ -80,6 +84,7 @@ struct Words {
     size_t block_bytes, block_groups;
     const uint8_t *codes, *ahead;
     size_t at;  // of the group's scales
+    __m512i levels;
 
     // From memory one stream of addresses is faster than several side by side: what is fetched ahead is this block's
     // next words, or with two blocks the two after them, one after the other.
@@ -89,13 +94,18 @@ struct Words {
           block_groups(w.k / w.group / w.per * kLanes),
           codes(w.codes + block * block_bytes),
           ahead(codes + (C == 1 ? kAhead : C * block_bytes)),
-          at(block * block_groups) {}
+          at(block * block_groups) {
+        if (kind != Kind::kLevels) return;
+        levels = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)w.levels));
+        levels = _mm512_xor_si512(levels, _mm512_set1_epi8(-128));
+    }
 
     template <int run>
     ALWAYS_INLINE __m512i run_of(Index<run> index, int c) const {
         constexpr int line = run / W::fields;
         if (run % W::fields == 0 && run < W::whole) _mm_prefetch(ahead + c * W::bytes + line * 64, _MM_HINT_T0);
-        return W::template run_of<Block>(codes + c * block_bytes, index);
+        const __m512i code = W::template run_of<Block>(codes + c * block_bytes, index);
+        return kind == Kind::kLevels ? _mm512_shuffle_epi8(levels, code) : code;
     }
     ALWAYS_INLINE void next() { codes += W::bytes, ahead += C * W::bytes; }
 
@@ -108,7 +118,8 @@ struct Words {
     }
     // -zero in the lower half of each lane; a group's sum, which it is multiplied by, fits into 16 bits.
     ALWAYS_INLINE __m512i minus_zero(int c) const {
-        if (plain) return _mm512_set1_epi32(0xffff & -(1 << (bits - 1)));
+        if (kind == Kind::kSymmetric) return _mm512_set1_epi32(0xffff & -(1 << (bits - 1)));
+        if (kind == Kind::kLevels) return _mm512_set1_epi32(0xffff & -128);
         if (!w.zero) return _mm512_setzero_si512();
         const auto* from = (const __m128i*)(w.zero + at + c * block_groups);
         const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(from));
@@ -150,7 +161,7 @@ ALWAYS_INLINE void add_minima(const Weight& weight, const float* scale_m, const 
     });
 }
 
-template <int bits, bool plain, int R, int C>
+template <int bits, Kind kind, int R, int C>
 void tile(const LinearW4A8& p, size_t m, size_t block) {
     using W = Word<bits>;
     // Sums of a row and block that do not wait for one another: few would.
@@ -160,7 +171,7 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
     const int8_t* a = p.codes + m * stride;
     const float* scale_m = p.scale_m + m * group_stride;
     const int32_t* sum_m = p.sum_m + m * group_stride;
-    Words<bits, plain, C> weight(p.weight, block);
+    Words<bits, kind, C> weight(p.weight, block);
     alignas(64) float y[R * C * kLanes];
     unroll<R * C>([&](auto i) INLINED { _mm512_store_ps(y + i.value * kLanes, _mm512_setzero_ps()); });
     for (size_t g = 0, left = p.weight.per; g < groups; ++g, ++scale_m, ++sum_m) {
@@ -200,7 +211,7 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
                 _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps(at)));
             });
         });
-        if (!plain && p.weight.minimum) add_minima<R, C>(weight, scale_m, sum_m, group_stride, y);
+        if (kind == Kind::kOffsets && p.weight.minimum) add_minima<R, C>(weight, scale_m, sum_m, group_stride, y);
         if (--left == 0) {
             weight.next_group();
             left = p.weight.per;
@@ -212,21 +223,27 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
 
 using TileFn = void (*)(const LinearW4A8&, size_t m, size_t block);
 
-template <int bits, bool plain>
+template <int bits, Kind kind>
 constexpr TileFn kTiles[kFewRows][2] = {
-    {tile<bits, plain, 1, 1>, tile<bits, plain, 1, 2>}, {tile<bits, plain, 2, 1>, tile<bits, plain, 2, 2>},
-    {tile<bits, plain, 3, 1>, tile<bits, plain, 3, 2>}, {tile<bits, plain, 4, 1>, tile<bits, plain, 4, 2>},
-    {tile<bits, plain, 5, 1>, tile<bits, plain, 5, 2>}, {tile<bits, plain, 6, 1>, tile<bits, plain, 6, 2>},
-    {tile<bits, plain, 7, 1>, tile<bits, plain, 7, 2>}, {tile<bits, plain, 8, 1>, tile<bits, plain, 8, 2>},
+    {tile<bits, kind, 1, 1>, tile<bits, kind, 1, 2>}, {tile<bits, kind, 2, 1>, tile<bits, kind, 2, 2>},
+    {tile<bits, kind, 3, 1>, tile<bits, kind, 3, 2>}, {tile<bits, kind, 4, 1>, tile<bits, kind, 4, 2>},
+    {tile<bits, kind, 5, 1>, tile<bits, kind, 5, 2>}, {tile<bits, kind, 6, 1>, tile<bits, kind, 6, 2>},
+    {tile<bits, kind, 7, 1>, tile<bits, kind, 7, 2>}, {tile<bits, kind, 8, 1>, tile<bits, kind, 8, 2>},
 };
 
 }  // namespace
 
 void linear_w4a8_avx512vnni(const LinearW4A8* p, size_t row_begin, size_t row_end, size_t block_begin,
                             size_t block_end) {
-    const bool plain = !p->weight.zero && !p->weight.minimum;
+    const bool symmetric = !p->weight.zero && !p->weight.minimum;
     const TileFn(*tiles)[2];
-    for_bits(p->weight.bits, [&](auto bits) { tiles = plain ? kTiles<bits.value, true> : kTiles<bits.value, false>; });
+    for_codes(p->weight, [&](auto bits, auto has_levels) {
+        if constexpr (has_levels.value) {
+            tiles = kTiles<bits.value, Kind::kLevels>;
+        } else {
+            tiles = symmetric ? kTiles<bits.value, Kind::kSymmetric> : kTiles<bits.value, Kind::kOffsets>;
+        }
+    });
     const size_t rows = row_end - row_begin, most = rows <= kFewRows ? kFewRows : kTileRows;
     const size_t width = rows <= kMemoryRows ? 1 : 2, chunk = (kChunkBytes / p->weight.k / most + 1) * most;
     for (size_t first = row_begin; first < row_end; first += chunk) {

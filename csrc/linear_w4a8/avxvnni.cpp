@@ -8,8 +8,12 @@
 
 namespace {
 
-template <int bits, int R>
-ALWAYS_INLINE void add_words(const uint8_t* codes, size_t words, const int8_t* a, size_t stride,
+// Levels are from 1 on, as vpdpbusd takes them: 128 above what they are.
+constexpr int kLevelZero = 128;
+ALWAYS_INLINE __m256i levels_of(__m256i levels) { return _mm256_xor_si256(levels, _mm256_set1_epi8(-128)); }
+
+template <int bits, bool has_levels, int R>
+ALWAYS_INLINE void add_words(const uint8_t* codes, size_t words, const int8_t* a, size_t stride, __m256i levels,
                              __m256i (&sums)[R][2]) {
     // Of a sum, that do not wait for one another: few would. More than 8 of all sums would leave no registers.
     constexpr int chains = R <= 2 ? 2 : 1;
@@ -22,7 +26,8 @@ ALWAYS_INLINE void add_words(const uint8_t* codes, size_t words, const int8_t* a
     for (size_t i = 0; i < words; ++i, codes += Word<bits>::bytes, a += Word<bits>::values) {
         unroll<Word<bits>::runs>([&](auto run) INLINED {
             unroll<2>([&](auto c) INLINED {
-                const __m256i w = Word<bits>::template run_of<HalfBlock>(codes + c.value * 32, run);
+                __m256i w = Word<bits>::template run_of<HalfBlock>(codes + c.value * 32, run);
+                if constexpr (has_levels) w = _mm256_shuffle_epi8(levels, w);
                 unroll<R>([&](auto r) INLINED {
                     int32_t x;
                     __builtin_memcpy(&x, a + r.value * stride + run.value * 4, 4);

@@ -1,7 +1,8 @@
 // linear_w4a8: int8 rows, as quantize_groups makes them, times a weight of codes of 4 bits or fewer, with scales per
 // group of K:
 //
-//   t[m, n, g] = f32(sum_k a[m, k] * (code[n, k] - zero[n, g / per])), k in group g: exact in int32, and in f32
+//   t[m, n, g] = f32(sum_k a[m, k] * w[n, k]), k in group g: exact in int32, and in f32;
+//                w[n, k] = code[n, k] - zero[n, g / per], or levels[code[n, k]]
 //   y[m, n]    = fma(t, scale_m[m, g] * scale_n[n, g / per], y[m, n]), from 0 on, g in order;
 //                then, if the weight has minima, before the next g,
 //   y[m, n]    = fma(f32(sum_m[m, g]), scale_m[m, g] * minimum_n[n, g / per], y[m, n]);
@@ -24,6 +25,7 @@
 //                          run 7, if l = 2 the third bit of run 6, then that of run 7
 //
 //            Any code where padded
+//   levels   [16] s8, any alignment, or null. If they are given, bits = 4, and there are neither zero points nor minima
 //   scale_n  [N16 / 16, G / per, 16] f32, or bf16 if that is set; finite, 64-byte aligned
 //   zero_n   likewise, u8, 16-byte aligned, or null: every zero point is 2^(bits - 1), that of symmetric codes, or 0
 //            if there are minima
@@ -45,6 +47,7 @@
 struct Wna8 {
     const uint8_t* codes;
     int bits;
+    const int8_t* levels;
     const void* scale;
     bool bf16_scale;
     const uint8_t* zero;

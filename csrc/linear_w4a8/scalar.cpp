@@ -28,7 +28,8 @@ static float product(const LinearW4A8& p, size_t m, size_t n) {
         const int32_t zero = w.zero ? w.zero[at] : w.minimum ? 0 : 1 << (bits - 1);
         int32_t sum = 0;
         for (size_t k = g * w.group; k < (g + 1) * w.group; ++k) {
-            sum += p.codes[m * p.code_stride + k] * (code<bits>(codes, column, k) - zero);
+            const int32_t held = code<bits>(codes, column, k);
+            sum += p.codes[m * p.code_stride + k] * (w.levels ? w.levels[held] : held - zero);
         }
         const float scale_m = p.scale_m[m * p.group_stride + g];
         y = fmaf((float)sum, scale_m * of_group(w, w.scale, at), y);

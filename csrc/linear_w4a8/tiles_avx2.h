@@ -1,6 +1,7 @@
 // What the variants in 256-bit vectors have in common: tiles of R rows x one column block of two halves. It comes after
-// add_words<bits, R>(codes, words, a, stride, sums), which adds so many words to the sums of a group. Everything is
-// internal to the file that includes it.
+// add_words<bits, has_levels, R>(codes, words, a, stride, levels, sums), which adds so many words to the sums of a
+// group, and levels_of and kLevelZero, which say how it takes levels: with this as their zero. Everything is internal
+// to the file that includes it.
 #pragma once
 #include "contract.h"
 #include "linear/output_avx2.h"
@@ -18,13 +19,15 @@ ALWAYS_INLINE __m256 of_group(const Wna8& w, const void* values, size_t at) {
 }
 
 // -zero in the lower half of each lane; a group's sum, which it is multiplied by, fits into 16 bits.
+template <bool has_levels>
 ALWAYS_INLINE __m256i minus_zero(const Wna8& w, size_t at) {
+    if (has_levels) return _mm256_set1_epi32(0xffff & -kLevelZero);
     if (!w.zero) return _mm256_set1_epi32(w.minimum ? 0 : 0xffff & -(1 << (w.bits - 1)));
     const __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(w.zero + at)));
     return _mm256_and_si256(_mm256_sub_epi32(_mm256_setzero_si256(), zero), _mm256_set1_epi32(0xffff));
 }
 
-template <int bits, int R>
+template <int bits, bool has_levels, int R>
 void tile(const LinearW4A8& p, size_t m, size_t block) {
     const Wna8& w = p.weight;
     const size_t groups = w.k / w.group, words = w.group / Word<bits>::values, n = block * 16;
@@ -33,18 +36,20 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
     const float* scale_m = p.scale_m + m * p.group_stride;
     const int32_t* sum_m = p.sum_m + m * p.group_stride;
     size_t at = block * (groups / w.per) * 16;  // of the group's scales
+    __m256i levels{};
+    if (has_levels) levels = levels_of(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)w.levels)));
     __m256 y[R][2];
     unroll<R>([&](auto r) INLINED { y[r.value][0] = y[r.value][1] = _mm256_setzero_ps(); });
     for (size_t g = 0, left = w.per; g < groups; ++g, a += w.group, codes += words * Word<bits>::bytes) {
         __m256i sums[R][2];
         unroll<2>([&](auto c) INLINED {
-            const __m256i zero = minus_zero(w, at + c.value * 8);
+            const __m256i zero = minus_zero<has_levels>(w, at + c.value * 8);
             unroll<R>([&](auto r) INLINED {
                 const __m256i sum = _mm256_set1_epi32(sum_m[r.value * p.group_stride + g]);
                 sums[r.value][c.value] = _mm256_madd_epi16(zero, sum);
             });
         });
-        add_words<bits, R>(codes, words, a, p.code_stride, sums);
+        add_words<bits, has_levels, R>(codes, words, a, p.code_stride, levels, sums);
         unroll<2>([&](auto c) INLINED {
             const __m256 scale_n = of_group(w, w.scale, at + c.value * 8);
             unroll<R>([&](auto r) INLINED {
@@ -52,7 +57,7 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
                 const __m256 t = _mm256_cvtepi32_ps(sums[r.value][c.value]);
                 y[r.value][c.value] = _mm256_fmadd_ps(t, scale, y[r.value][c.value]);
             });
-            if (!w.minimum) return;
+            if (has_levels || !w.minimum) return;
             const __m256 minimum_n = of_group(w, w.minimum, at + c.value * 8);
             unroll<R>([&](auto r) INLINED {
                 const size_t i = r.value * p.group_stride + g;
@@ -75,17 +80,18 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
 }
 
 constexpr size_t kTileRows = 4;
-template <int bits>
-constexpr decltype(&tile<4, 1>) kTiles[kTileRows] = {tile<bits, 1>, tile<bits, 2>, tile<bits, 3>, tile<bits, 4>};
+template <int bits, bool has_levels>
+constexpr decltype(&tile<4, true, 1>) kTiles[kTileRows] = {tile<bits, has_levels, 1>, tile<bits, has_levels, 2>,
+                                                           tile<bits, has_levels, 3>, tile<bits, has_levels, 4>};
 
 inline void run_tiles(const LinearW4A8& p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     const size_t chunk = (kChunkBytes / p.weight.k / kTileRows + 1) * kTileRows;
-    for_bits(p.weight.bits, [&](auto bits) {
+    for_codes(p.weight, [&](auto bits, auto has_levels) {
         for (size_t first = row_begin; first < row_end; first += chunk) {
             const size_t last = least(first + chunk, row_end);
             for (size_t block = block_begin; block < block_end; ++block) {
                 for (size_t m = first; m < last; m += kTileRows) {
-                    kTiles<bits.value>[least(kTileRows, last - m) - 1](p, m, block);
+                    kTiles<bits.value, has_levels.value>[least(kTileRows, last - m) - 1](p, m, block);
                 }
             }
         }

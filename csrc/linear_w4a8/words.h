@@ -3,6 +3,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "contract.h"
 #include "vectors/unroll.h"
 
 namespace {
@@ -34,6 +35,13 @@ ALWAYS_INLINE void for_bits(int bits, F f) {
     if (bits == 4) return f(Index<4>{});
     if (bits == 3) return f(Index<3>{});
     f(Index<2>{});
+}
+
+// f of them, and of whether the weight has levels.
+template <class F>
+ALWAYS_INLINE void for_codes(const Wna8& w, F f) {
+    if (w.levels) return f(Index<4>{}, Index<1>{});
+    for_bits(w.bits, [&](auto bits) { f(bits, Index<0>{}); });
 }
 
 }  // namespace

@@ -22,9 +22,9 @@ from bitwright.engine.packing import pack
 from bitwright.engine.weights import open_weights
 from bitwright.errors import CheckpointError, EngineError, NumericsError
 from bitwright.files.directory import ModelDirectory
-from bitwright.kernels import layouts
+from bitwright.kernels import layouts, reference
 from bitwright.models.names import ModelNames
-from bitwright.numerics.arrays import as_torch, narrow
+from bitwright.numerics.arrays import Bf16, as_torch, narrow
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor, code_values
@@ -136,6 +136,41 @@ def test_integer_products_take_codes_in_their_own_bits(written: Callable[[Quanti
     assert (packed.zero is None) == (given is None)
     if packed.zero is not None:
         assert np.array_equal(packed.zero.swapaxes(1, 2).reshape(80, -1)[:N].astype(np.int8) + lowest, given)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantSpec(bits=bits, group_size=group, grid=grid)
+        for bits, grid in (
+            (4, "fp4"), (4, "nf4"), (4, "kmeans"), (3, "kmeans"), (2, "kmeans"), (4, "apot"), (4, "pot"), (3, "pot"),
+            (2, "pot"), (1, "binary"),
+        )
+        for group in (None, 32, 16)
+    ],
+    ids=str,
+)  # fmt: skip
+def test_integer_products_take_whole_levels(spec: QuantSpec) -> None:
+    """Those of `reference.in_whole_levels`, in a table or, where they are small, as codes."""
+    held = stored(spec).weight
+    held = replace(held, scale_NG=held.scale_NG.bfloat16().float())
+    codebook = None if held.codebook is None else held.codebook.numpy()
+    weight = QTensor(held.codes_NK.numpy(), held.scale_NG.numpy(), None, spec, codebook)
+    want = reference.in_whole_levels(held)
+    packed = pack([QuantizedLinear(weight)], Memory(), "int8")
+    assert isinstance(packed, PackedW4A8)
+    assert (packed.zero, packed.minimum, packed.group * packed.per) == (None, None, spec.group_size or K)
+    codes = layouts.unpack_wna8(packed.codes, N, K, packed.bits)
+    if packed.levels is None:
+        assert packed.bits == {"pot": 4 if spec.bits > 2 else 2, "binary": 2}[spec.grid]
+        assert np.array_equal(codes.view(np.int8) - (1 << packed.bits - 1), want.codes_NK)
+    else:
+        assert (packed.bits, packed.levels.shape, packed.levels.dtype) == (4, (16,), np.int8)
+        assert packed.levels.ctypes.data % 16 == 0
+        assert np.array_equal(packed.levels[codes], want.codes_NK)
+    assert (packed.scale.dtype == np.uint16) == (spec.grid in ("fp4", "pot", "binary"))  # the step is a power of two
+    scale = Bf16(packed.scale).widen() if packed.scale.dtype == np.uint16 else packed.scale
+    assert np.array_equal(scale.swapaxes(1, 2).reshape(-1, want.scale_NG.shape[1])[:N], want.scale_NG)
 
 
 @pytest.mark.parametrize("bits", [3, 4])

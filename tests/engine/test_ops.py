@@ -32,7 +32,7 @@ def programs(written: Written) -> list[Program]:
     whole: dict[str, Any] = {"pooling": ("mean", "cls"), "normalize": True}
     bf16 = {"match": "*.intermediate.dense", "scheme": "16bit"}
     made = [written(family, scheme="w8a8") for family in ("albert", "deberta-v2", "modernbert", "mpnet")]
-    made += [written("bert", scheme=scheme) for scheme in ("w8a8_static", "w4a16_g32", "nf4_g32")]
+    made += [written("bert", scheme=scheme) for scheme in ("w8a8_static", "nf4_g32", "w8a16")]
     made += [written("bert", scheme="w8a8_static", rules=[bf16])]
     decoder = written(
         "gemma3_text", scheme="w4a16", config={"head_dim": 16, "intermediate_size": 64, "final_logit_softcapping": 3.0}

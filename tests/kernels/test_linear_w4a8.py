@@ -31,6 +31,7 @@ class Problem:
     bias_N: Tensor
     bits: int
     minimum_NG: Tensor | None = None
+    levels: Tensor | None = None
 
     @classmethod
     def of(
@@ -49,10 +50,11 @@ class Problem:
         )  # fmt: skip
 
     def wanted(self, *, gelu: bool = False) -> Tensor:
-        middle = 1 << self.bits - 1 if self.minimum_NG is None else 0
+        middle = 1 << self.bits - 1 if self.minimum_NG is None and self.levels is None else 0
         return reference.linear_w4a8(
-            self.codes_MK, self.scale_MG, self.weight_NK, self.scale_NG,
-            middle if self.zero_NG is None else self.zero_NG, self.bias_N, minimum_NG=self.minimum_NG, gelu=gelu,
+            self.codes_MK, self.scale_MG, self.weight_NK if self.levels is None else self.levels[self.weight_NK.int()],
+            self.scale_NG, middle if self.zero_NG is None else self.zero_NG, self.bias_N, minimum_NG=self.minimum_NG,
+            gelu=gelu,
         )  # fmt: skip
 
     def rows(self, count: int) -> "Problem":
@@ -63,6 +65,10 @@ class Problem:
         """Minima for zero points, as wide as the scales are."""
         minimum_NG = -self.scale_NG.roll(1, dims=0) * 4
         return replace(self, zero_NG=None, minimum_NG=minimum_NG)
+
+    def with_levels(self, levels: Tensor) -> "Problem":
+        """Codes that index levels, int8 (16,)."""
+        return replace(self, zero_NG=None, minimum_NG=None, levels=levels)
 
     def in_four_bits(self) -> "Problem":
         """The same codes, from the middle of 16 on."""
@@ -96,6 +102,7 @@ def multiply(
     wna8 = module.Wna8(
         codes=weight.data_ptr(),
         bits=p.bits,
+        levels=0 if p.levels is None else p.levels.data_ptr(),
         scale=scale_n.data_ptr(),
         bf16_scale=scale_n.dtype == torch.bfloat16,
         zero=0 if zero is None else zero.data_ptr(),
@@ -159,6 +166,22 @@ def test_minima_are_added_to_each_group(linear_w4a8_variant: str, bits: int) -> 
         assert torch.equal(multiply(linear_w4a8_variant, p, rows=slice(first, m))[first:], y[first:])
 
 
+def test_codes_index_levels(linear_w4a8_variant: str) -> None:
+    """Of any order and sign, up to the largest; in a table at any address."""
+    random, g = Random(7), torch.Generator().manual_seed(7)
+    for number in range(24):
+        m, n, group, per = random.randint(1, 20), random.randint(1, 70), 8 * random.randint(1, 16), random.randint(1, 3)
+        levels = torch.randint(-128, 128, (17,), dtype=torch.int8, generator=g)[number % 2 :][:16]
+        p = Problem.of(m, n, group * per * random.randint(1, 3), group, per, bf16=number % 3 > 0).with_levels(levels)
+        y = multiply(linear_w4a8_variant, p)
+        assert torch.equal(y, p.wanted())
+        first = random.randint(0, m - 1)
+        assert torch.equal(multiply(linear_w4a8_variant, p, rows=slice(first, m))[first:], y[first:])
+    whole = Problem.of(40, 72, 96, 32)
+    levels = torch.arange(-8, 8, dtype=torch.int8)
+    assert torch.equal(multiply(linear_w4a8_variant, whole.with_levels(levels)), whole.wanted())
+
+
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_a_row_does_not_depend_on_how_many_there_are(linear_w4a8_variant: str, symmetric: bool) -> None:
     p = Problem.of(40, 72, 96, 32, symmetric=symmetric)
@@ -179,6 +202,9 @@ def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool
     p.sum_MG[:] = p.codes_MK.int().view(4, 2, 128).sum(dim=2)
     p.weight_NK[:8], p.weight_NK[8:] = (1 << bits) - 1, 0
     assert torch.equal(multiply(linear_w4a8_variant, p), p.wanted())
+    if bits == 4:
+        p = p.with_levels(torch.tensor([-128, *range(1, 15), 127], dtype=torch.int8))
+        assert torch.equal(multiply(linear_w4a8_variant, p), p.wanted())
 
 
 def test_only_the_asked_rows_and_blocks_are_written(linear_w4a8_variant: str) -> None:

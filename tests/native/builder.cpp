@@ -127,7 +127,7 @@ void Builder::linear(int x, int out, size_t column, size_t n, Activation activat
         while (groups % per) --per;
         Wna8Weight w(random, n, groups, from.group, per, random.one_in(2));
         const Wna8 weight = w.weight;
-        for (Exact* each : {&w.codes, &w.scale, &w.zero, &w.minimum}) keep<void>(std::move(*each));
+        for (Exact* each : {&w.codes, &w.levels, &w.scale, &w.zero, &w.minimum}) keep<void>(std::move(*each));
         add(MultiplyW4A8{x, out, column, n, 1, weight, keep<float>(std::move(w.bias)), activation}, {x, out});
     } else if (random.one_in(2)) {
         Bf16Weight w(random, n, k);

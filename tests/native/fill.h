@@ -118,12 +118,13 @@ inline int random_bits(Random& random, size_t group) {
 // What linear_w4a8 takes beside codes, of `groups` groups of `group` values. K is any such product, so no group is odd.
 struct Wna8Weight {
     int bits;
-    Exact codes, scale, zero, minimum, bias;
+    Exact codes, levels, scale, zero, minimum, bias;
     Wna8 weight;
 
     Wna8Weight(Random& random, size_t n, size_t groups, size_t group, size_t per, bool bf16)
         : bits(random_bits(random, group)),
           codes(bytes<uint8_t>(random, round_up(n, 16) * groups * group * bits / 8, 64)),
+          levels(bytes<int8_t>(random, 16)),
           scale(bf16 ? bf16s(random, round_up(n, 16) * groups / per, 0.01f, 64)
                      : floats(random, round_up(n, 16) * groups / per, 0.01f, 0.0f, 64)),
           zero(bytes<uint8_t>(random, round_up(n, 16) * groups / per, 16)),
@@ -132,6 +133,7 @@ struct Wna8Weight {
           bias(floats(random, round_up(n, 16), 0.1f, 0.0f, 64)),
           weight{.codes = codes.at<uint8_t>(),
                  .bits = bits,
+                 .levels = nullptr,
                  .scale = scale.at<void>(),
                  .bf16_scale = bf16,
                  .zero = nullptr,
@@ -139,9 +141,10 @@ struct Wna8Weight {
                  .k = groups * group,
                  .group = group,
                  .per = per} {
-        const size_t offset = random.between(0, 2);
+        const size_t offset = random.between(0, bits == 4 ? 3 : 2);
         if (offset == 1) weight.zero = zero.at<uint8_t>();
         if (offset == 2) weight.minimum = minimum.at<void>();
+        if (offset == 3) weight.levels = levels.at<int8_t>();
     }
 };
 

@@ -19,6 +19,7 @@ from bitwright.numerics import (
     nearest_codes,
     quantize,
 )
+from bitwright.numerics.levels import whole_levels
 from bitwright.numerics.ranges import absmax, mse
 
 GRIDS = [
@@ -80,6 +81,34 @@ def test_fixed_levels_ascend_from_minus_one_to_one_with_a_code_for_each(spec: Qu
     if spec.grid != "nf4":
         assert torch.equal(book, -book.flip(0))
     assert (0 in book) == spec.has_zero
+
+
+@pytest.mark.parametrize(
+    ("spec", "largest"),
+    [
+        (QuantSpec(bits=4, grid="fp4"), 12), (QuantSpec(bits=4, grid="pot"), 64), (QuantSpec(bits=3, grid="pot"), 4),
+        (QuantSpec(bits=4, grid="apot"), 10), (QuantSpec(bits=3, grid="apot"), 4),
+        (QuantSpec(bits=1, grid="binary"), 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sums_of_powers_of_two_are_whole_multiples_of_a_step(spec: QuantSpec, largest: int) -> None:
+    book = codebook_of(spec)
+    assert book is not None
+    whole, step = whole_levels(book.tolist())
+    assert max(whole) == -min(whole) == largest
+    assert torch.equal((torch.tensor(whole, dtype=torch.float64) * step).float(), book)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-30, -3e20])
+def test_any_levels_are_within_half_a_step_of_whole_ones(factor: float) -> None:
+    for seed in range(20):
+        book = torch.randn(16, generator=torch.Generator().manual_seed(seed)).sort().values * factor
+        whole, step = whole_levels(book.tolist())
+        assert max(map(abs, whole)) == 127
+        assert list(whole) == [round(level * 127 / float(book.abs().max())) for level in book.tolist()]
+        assert max(abs(n * step - level) for n, level in zip(whole, book.tolist(), strict=True)) <= step * 0.5001
+    assert whole_levels([0.0] * 4) == ((0,) * 4, 1.0)
 
 
 def test_levels_are_on_the_cpu_even_where_a_model_without_values_is_built() -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from bitwright.record import record_of
+from bitwright.record import HELD, record_of
 from bitwright.report import compare_records, render_model_card, render_report
 from bitwright.report.account import collapsed
-from bitwright.report.attention import attention_words
+from bitwright.report.attention import arithmetic_words, attention_words
 from bitwright.report.tables import decisions
 
 COST = {"loss_float": 0.0012, "loss_int8": 0.0020, "loss": 0.0013, "max_added": 0.0003}
@@ -54,3 +54,25 @@ def test_attention_is_no_matrix(record: dict[str, Any]) -> None:
     assert (rows["blocks with 8-bit attention"].a, rows["blocks with 8-bit attention"].b) == ("–", "2")
     assert "layers stored as int8" not in rows
     assert "layers stored as float" not in rows
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("w8a8", "the head holds 8 bits"),
+        (
+            "w4a16_g32",
+            "linears of at most 4 bits read inputs rounded to 8 bits, by token and group; the head holds 8 bits",
+        ),
+        (
+            "nf4_g32",
+            "linears of at most 4 bits read inputs rounded to 8 bits, by token and group; levels of nf4 are rounded to "
+            "1/127 of the largest; the head holds 8 bits",
+        ),
+    ],
+)
+def test_the_words_of_the_arithmetic(record: dict[str, Any], scheme: str, words: str) -> None:
+    made = copy.deepcopy(record)
+    held = with_attention(record, "i", None)["plan"][-1] | {"name": "engine: head", "role": HELD, "scheme": "int8"}
+    made["plan"] = [*(row | {"scheme": scheme} for row in made["plan"] if row["role"] != "embedding"), held]
+    assert arithmetic_words(record_of(made)) == words

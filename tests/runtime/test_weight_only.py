@@ -132,7 +132,13 @@ def test_every_scheme_is_as_on_the_generic_path(write: Written, scheme: str) -> 
     )
 
 
-@pytest.mark.parametrize("scheme", ["w4a16_channel", "w4a16_g32_asym", "w3a16_g32", "ternary_g32", "groups of 16"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "w4a16_channel", "w4a16_g32_asym", "w3a16_g32", "ternary_g32", "groups of 16", "nf4_g64", "kmeans4_g32",
+        "kmeans3", "log4_g32", "binary_g32",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("transformed", [False, True])
 def test_inputs_of_four_bits_are_rounded_by_groups(write: Written, scheme: str, transformed: bool) -> None:
     """By default: the same codes meet inputs in int8."""

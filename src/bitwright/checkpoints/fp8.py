@@ -6,7 +6,7 @@
 """
 
 from bitwright.checkpoints.checkpoint import Checkpoint, Module, assemble, modules_with
-from bitwright.checkpoints.small_float_codes import open_fp8
+from bitwright.checkpoints.small_float_codes import FP8_INPUTS, open_fp8
 from bitwright.errors import CheckpointError, brief
 from bitwright.files.directory import ModelDirectory
 from bitwright.numerics.linear import PendingFloat
@@ -31,8 +31,7 @@ def read_fp8(directory: ModelDirectory) -> Checkpoint:
         return open_fp8(module, "weight_scale_inv" if "weight_scale_inv" in module else "weight_scale", blocks)
 
     modules = modules_with(directory, "weight_scale_inv", "weight_scale")
-    note = "inputs stay floats, where the file asks for FP8 ones"
-    return assemble(directory, {name: opened(name) for name in modules}, SUFFIXES, notes=(note,))
+    return assemble(directory, {name: opened(name) for name in modules}, SUFFIXES, notes=(FP8_INPUTS,))
 
 
 def parse_blocks(value: object, where: str) -> tuple[int, int] | None:

@@ -3,12 +3,12 @@
 <m>.weight           E4M3 (N, K), or E2M1, two in a byte (N, K/2)
 <m>.weight_scale     float, of the tensor or of each row or block; with E2M1 E4M3 (N, K/16)
 <m>.weight_scale_2   float32 (), with E2M1: it multiplies, where compressed-tensors' divides
-<m>.input_scale      of inputs in FP8 or NVFP4, which stay floats here
+<m>.input_scale      of inputs in FP8 or NVFP4, which are floats or int8 here
 <m>.k_scale, v_scale of a cache in FP8, which the engine holds in its own way
 """
 
 from bitwright.checkpoints.checkpoint import Checkpoint, Module, Opened, assemble, modules_with
-from bitwright.checkpoints.small_float_codes import Fp4, open_fp4, open_fp8
+from bitwright.checkpoints.small_float_codes import FP4_INPUTS, FP8_INPUTS, Fp4, open_fp4, open_fp8
 from bitwright.errors import CheckpointError, brief
 from bitwright.files.directory import ModelDirectory
 
@@ -44,12 +44,15 @@ def read_modelopt(directory: ModelDirectory) -> Checkpoint:
     modules = {name: Module(directory, name) for name in modules_with(directory, "weight_scale")}
     opened: dict[str, Opened] = {name: _open(module) for name, module in modules.items()}
     cache = frozenset(name for name in directory.tensors if name.endswith(_CACHE))
-    notes = (
-        ["inputs stay floats, where the file rounds them"] if any("input_scale" in m for m in modules.values()) else []
-    )
+    rounded = [module for module in modules.values() if "input_scale" in module]
+    notes = sorted({FP4_INPUTS if _is_fp4(module) else FP8_INPUTS for module in rounded})
     notes += ["keys and values are not held in the file's FP8"] if cache else []
     return assemble(directory, opened, SUFFIXES, notes=tuple(notes), ignored=cache)
 
 
+def _is_fp4(module: Module) -> bool:
+    return "weight_scale_2" in module
+
+
 def _open(module: Module) -> Opened:
-    return open_fp4(module, _NVFP4) if "weight_scale_2" in module else open_fp8(module, "weight_scale", _BLOCKS)
+    return open_fp4(module, _NVFP4) if _is_fp4(module) else open_fp8(module, "weight_scale", _BLOCKS)

@@ -20,7 +20,7 @@ from bitwright.checkpoints.quantization_config import (
     QuantizationConfig,
     parse_quantization_config,
 )
-from bitwright.checkpoints.small_float_codes import Fp4, open_fp4, open_fp8
+from bitwright.checkpoints.small_float_codes import FP4_INPUTS, FP8_INPUTS, Fp4, open_fp4, open_fp8
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.numerics.arrays import Bf16
@@ -74,8 +74,8 @@ def read_compressed(directory: ModelDirectory, *, portable: bool) -> Checkpoint:
 
 def _notes(config: QuantizationConfig) -> tuple[str, ...]:
     """What the file asks for and this release does otherwise."""
-    floats = any(isinstance(group, FloatGroup) and group.rounds_inputs for group in config.groups)
-    notes = ["inputs stay floats, where the file rounds them to 4 or 8 bits"] if floats else []
+    rounded = [group for group in config.groups if isinstance(group, FloatGroup) and group.rounds_inputs]
+    notes = sorted({FP4_INPUTS if group.format in _FP4 else FP8_INPUTS for group in rounded})
     return (*notes, *(["keys and values are not held as the file says"] if config.scales_cache else []))
 
 

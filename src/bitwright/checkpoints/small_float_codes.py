@@ -20,6 +20,10 @@ from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.small_floats import e2m1_codes, e4m3_values, e8m0_values, scaled_e4m3
 from bitwright.numerics.spec import QuantSpec
 
+# What is said of files that name the arithmetic of inputs.
+FP8_INPUTS = "inputs stay floats, where the file asks for FP8 ones"
+FP4_INPUTS = "inputs are int8 or floats of 16 bits, where the file asks for FP4 ones"
+
 _FLOATS = ("F32", "BF16", "F16")
 _ZERO = 8  # the code of 0 on the grid "fp4"
 
@@ -60,7 +64,7 @@ def open_fp8(module: Module, scale: str, blocks: tuple[int, int] | None, codes: 
         of = f"one for the tensor, for each of {n} rows" + ("" if blocks is None else f", or blocks of {list(blocks)}")
         raise module.fault(scale, f"has the shape {list(found)}, but scales are {of}")
     load = module.loads(_load_fp8, module, codes, scale, shape, blocks if "block" in per else None)
-    return PendingFloat((n, k), "bfloat16", f"FP8 linears with a scale per {per}", load)
+    return PendingFloat((n, k), "bfloat16", f"FP8 linears with a scale per {per}", load, fp8=True)
 
 
 def open_fp4(module: Module, names: Fp4) -> PendingLinear:

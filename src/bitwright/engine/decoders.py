@@ -7,6 +7,7 @@ import numpy as np
 
 from bitwright.engine import decoder_settings as settings
 from bitwright.engine.cache_layout import CacheKind, CacheLayer, ConvolutionLayer
+from bitwright.engine.fp8 import Fp8
 from bitwright.engine.heads import head_in_int8
 from bitwright.engine.linears import Inputs, Linear
 from bitwright.engine.lowering import HeadShape, Lowering, Value
@@ -28,12 +29,14 @@ class Arithmetic(NamedTuple):
     """How the engine computes what a checkpoint leaves open.
 
     inputs: of linears of at most 4 bits, where the file leaves them in 16 bits: rounded to int8 by token and group, or
-    bf16. head: how one that the file keeps in 16 bits is held. cache: how keys and values are.
+    bf16. head: how one that the file keeps in 16 bits is held. cache: how keys and values are. fp8: FP8 linears, for
+    who opens the weights.
     """
 
     inputs: Inputs = "int8"
     head: HeadBits = "int8"
     cache: CacheKind = "int8"
+    fp8: Fp8 = "bf16"
 
 
 DEFAULT = Arithmetic()

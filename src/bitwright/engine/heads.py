@@ -26,7 +26,7 @@ def head_in_int8(linear: FloatLinear) -> QuantizedLinear:
     for begin in range(0, n, at_once):
         part, rows = weight_NK[begin : begin + at_once], slice(begin, begin + at_once)
         values_MGg = (part.widen() if isinstance(part, Bf16) else part).reshape(-1, k // group, group)
-        scale_MG = _scales(abs(values_MGg).max(axis=2) / np.float32(127))
+        scale_MG = held_scales(abs(values_MGg).max(axis=2) / np.float32(127))
         above_MGg = np.divide(values_MGg, scale_MG[..., None])
         np.rint(above_MGg, out=above_MGg)
         above_MGg += np.float32(128)
@@ -37,7 +37,7 @@ def head_in_int8(linear: FloatLinear) -> QuantizedLinear:
     return joined_halves(codes_NK, scale_NG, group, linear.bias_N)
 
 
-def _scales(exact: np.ndarray) -> np.ndarray:
+def held_scales(exact: np.ndarray) -> np.ndarray:
     """Scales that bf16 holds, not below these: kernels read such scales in half the bytes."""
     bits = np.maximum(exact, np.float32(2.0**-100)).view(np.uint32) + np.uint32(0xFFFF)
     held: np.ndarray = (bits & np.uint32(0xFFFF0000)).view(np.float32)

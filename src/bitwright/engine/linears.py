@@ -46,8 +46,8 @@ def operand_of(linear: Linear, inputs: Inputs) -> Operand:
 def operator_of(linear: Linear, inputs: Inputs = "bf16") -> Operator:
     """The native operator that computes it: whole multiples of one scale per row with rounded inputs are int8 products,
     as on the generic path (`kernels/linear.py: runs_natively`); other codes become bf16, and so do, beforehand, those
-    whose groups of K no operator takes. With int8 `inputs`, uniform codes of at most 4 bits are integer products too;
-    only that operator takes minima.
+    whose groups of K no operator takes. With int8 `inputs`, codes of at most 4 bits are integer products too; only
+    that operator takes minima.
     """
     if isinstance(linear, FloatLinear) or (group_of(linear) % _GROUPS and group_of(linear) < linear.shape[1]):
         return "linear_bf16"

@@ -1,6 +1,7 @@
 """Weights as the kernels hold them (`kernels/layouts.py`), in memory that they can read."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from bitwright.engine.memory import Memory
 from bitwright.engine.ops.multiply import Packed, PackedBf16, PackedW4A8, PackedW8A8, PackedWna16
 from bitwright.kernels import layouts
 from bitwright.numerics.arrays import Bf16, narrow
+from bitwright.numerics.levels import whole_levels
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 
@@ -61,16 +63,21 @@ def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
     first = linears[0]
     assert isinstance(first, QuantizedLinear)
     group = input_group(first)
-    bits = layouts.bits_wna8(first.weight.spec.bits, group)
-    lowest = np.int8(-(1 << bits - 1))
-    codes_NK = _codes(linears).view(np.uint8) - lowest.view(np.uint8)  # wraps, as it must
+    held = _held_codes(linears, group)
+    lowest = np.int8(-(1 << held.bits - 1))
+    codes_NK = held.codes_NK.view(np.uint8)
+    if held.levels is None:
+        codes_NK = codes_NK - lowest.view(np.uint8)  # wraps, as it must
     zero = _zero_points(linears)
     minimum = _of_groups(linears, lambda weight: weight.minimum_NG)
     floats = [x.astype(np.float32, copy=False) for x in (_scales(linears), minimum) if x is not None]
+    if held.step != 1.0:
+        floats[0] = floats[0] * np.float32(held.step)
     scale, *minima = map(memory.copy, layouts.pack_scales(*floats))
     return PackedW4A8(
-        codes=layouts.pack_wna8(codes_NK, bits, memory.copy),
-        bits=bits,
+        codes=layouts.pack_wna8(codes_NK, held.bits, memory.copy),
+        bits=held.bits,
+        levels=None if held.levels is None else memory.copy(held.levels),
         scale=scale,
         zero=None if zero is None else memory.copy(layouts.pack_groups((zero - lowest).view(np.uint8))),
         minimum=minima[0] if minima else None,
@@ -78,6 +85,29 @@ def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
         group=group,
         per=group_of(first) // group,
     )
+
+
+class _HeldCodes(NamedTuple):
+    """int8 codes, held in so many bits: multiples of a step times the scale, or indices of such, the levels."""
+
+    codes_NK: np.ndarray
+    bits: int
+    levels: np.ndarray | None = None
+    step: float = 1.0
+
+
+def _held_codes(linears: Sequence[Linear], group: int) -> _HeldCodes:
+    """Where codes are indices of levels that are small whole numbers, those are the codes, of binary in 2 bits."""
+    first, given, codes_NK = linears[0], levels(linears[0]), _codes(linears)
+    assert isinstance(first, QuantizedLinear)
+    if given is None:
+        return _HeldCodes(codes_NK, layouts.bits_wna8(first.weight.spec.bits, group))
+    whole, step = whole_levels(given.tolist())
+    table = np.array(whole, np.int8)
+    for bits in (2, 3, 4):
+        if -(1 << bits - 1) <= min(whole) and max(whole) < 1 << bits - 1:
+            return _HeldCodes(table[codes_NK], layouts.bits_wna8(bits, group), step=step)
+    return _HeldCodes(codes_NK, 4, np.pad(table, (0, 16 - len(table))), step)
 
 
 _PACK: dict[Operator, Callable[[Sequence[Linear], Memory], Packed]] = {

@@ -11,6 +11,7 @@ import numpy as np
 
 from bitwright.checkpoints.checkpoint import Checkpoint, read_bias, read_floats
 from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.engine.fp8 import Change, Fp8, change_words, in_int8
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.numerics.arrays import Bf16
@@ -24,18 +25,25 @@ class Weights:
     """A checkpoint, by the names in its files.
 
     source: its directory, opened. directory: where it lies, for messages. config: config.json. int8_attention: blocks
-    whose attention is computed in int8. remarks: what runs in another way than the file says.
+    whose attention is computed in int8.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, fp8: Fp8 = "bf16") -> None:
         self.source: ModelDirectory = checkpoint.directory
         self.directory: Path = checkpoint.directory.path
         self.config: dict[str, Any] = checkpoint.directory.config
         self.int8_attention: frozenset[int] = checkpoint.int8_attention
-        self.remarks: tuple[str, ...] = checkpoint.remarks
-        self._checkpoint = checkpoint
+        self._checkpoint, self._fp8 = checkpoint, fp8
+        self._changes: dict[str, Change] = {}  # of FP8 linears in int8
         self._tensors = checkpoint.tensors
         self._latest: tuple[str, QuantizedLinear] | None = None  # asked for twice, now and then
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What runs in another way than the file says, of the linears that were asked for."""
+        kept = {name: x for name, x in self._checkpoint.dequantized.items() if name not in self._changes}
+        said = self._checkpoint._replace(dequantized=kept).remarks
+        return (*said, change_words(list(self._changes.values()))) if self._changes else said
 
     def drop_pages(self) -> None:
         """Give back the memory of what was read so far, which is packed."""
@@ -142,14 +150,16 @@ class Weights:
         """Raises:
         CheckpointError: there is none, or its tensors contradict one another.
         """
+        if self._latest is not None and self._latest[0] == module:
+            return self._latest[1]
         codes = self._checkpoint.linears.get(module) or self._checkpoint.coded_tables.get(module)
         if codes is not None:
-            if self._latest is None or self._latest[0] != module:
-                self._latest = module, codes.load()
+            self._latest = module, codes.load()
             return self._latest[1]
         name = f"{module}.weight"
         if (pending := self._dequantized(name)) is not None:
-            return FloatLinear(pending.load(), read_bias(self._checkpoint.directory, module, pending.shape[0]))
+            linear = FloatLinear(pending.load(), read_bias(self._checkpoint.directory, module, pending.shape[0]))
+            return self._rounded(module, linear) if pending.fp8 and self._fp8 == "int8" else linear
         half = name in self._tensors and self._tensors.dtype(name) == "BF16"
         weight_NK = self._tensors[name] if half else self.floats(name)
         if weight_NK.ndim != 2 or not weight_NK.size:
@@ -157,11 +167,19 @@ class Weights:
             raise CheckpointError(f"{self.directory}: {module}.weight has the shape {shape}, but a linear has (N, K)")
         return FloatLinear(weight_NK, read_bias(self._checkpoint.directory, module, weight_NK.shape[0]))
 
+    def _rounded(self, module: str, linear: FloatLinear) -> QuantizedLinear | FloatLinear:
+        """In int8, if its groups allow it."""
+        if (made := in_int8(linear)) is None:
+            return linear
+        rounded, self._changes[module] = made
+        self._latest = module, rounded
+        return rounded
 
-def open_weights(directory: ModelDirectory, *, float_attention: bool = False) -> Weights:
+
+def open_weights(directory: ModelDirectory, *, float_attention: bool = False, fp8: Fp8 = "bf16") -> Weights:
     """The weights of a quantized checkpoint, or of a float model, of which nothing is quantized.
 
-    float_attention: compute attention in float, whatever the checkpoint says.
+    float_attention: compute attention in float, whatever the checkpoint says. fp8: how FP8 linears are held.
 
     Raises:
         ModelError: no config.json, or no weights. CheckpointError: as `read_checkpoint`.
@@ -169,7 +187,7 @@ def open_weights(directory: ModelDirectory, *, float_attention: bool = False) ->
     directory.check_counts()
     if directory.is_quantized:
         checkpoint = read_checkpoint(directory)
-        return Weights(checkpoint._replace(int8_attention=frozenset()) if float_attention else checkpoint)
+        return Weights(checkpoint._replace(int8_attention=frozenset()) if float_attention else checkpoint, fp8)
     return Weights(Checkpoint(directory, {}, (), frozenset(directory.tensors)))
 
 

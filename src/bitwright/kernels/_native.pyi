@@ -246,6 +246,7 @@ class Wna8:
         *,
         codes: int,
         bits: int,
+        levels: int,
         scale: int,
         bf16_scale: bool,
         zero: int,

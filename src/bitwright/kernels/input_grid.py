@@ -43,9 +43,9 @@ def rounded_by_groups(weight: QuantSpec, k: int) -> int:
     """How many inputs of a linear share a scale where its 4-bit kernel rounds them to int8: as many as weights share
     one, or the largest part of those that is not too large. 0 where the kernel does not take the weight.
 
-    weight: at most 4 bits, and whole multiples of the scale. k: inputs.
+    weight: at most 4 bits. k: inputs.
     """
-    if weight.bits > 4 or weight.has_codebook or weight.per_tensor:
+    if weight.bits > 4 or weight.per_tensor:
         return 0
     return input_group_w4a8(weight.group_size or k) or 0
 

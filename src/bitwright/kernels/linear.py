@@ -49,8 +49,9 @@ class QuantLinear(_ExactModule):
         weight: the codes, int8, packed if `native`. weight_spec: their spec.
         input_spec: None for float inputs. input_scale, input_zero_point: of a static one, tensors of one value.
         input_shift, input_multiplier: `layouts.pad_inputs`, or None.
-        rounds_groups: round float inputs to int8 by token and group, as the engine's 4-bit kernel does, where that
-            takes the weight: the same numbers, but for the order of sums. For comparisons; it takes more time.
+        rounds_groups: round float inputs to int8 by token and group, and levels of a codebook to whole ones, as the
+            engine's 4-bit kernel does, where that takes the weight: the same numbers, but for the order of sums. For
+            comparisons; it takes more time.
     """
 
     rounds_groups = False
@@ -134,16 +135,14 @@ class QuantLinear(_ExactModule):
     def _forward_by_reference(self, x_MK: Tensor) -> Tensor:
         """x_MK float32 or bfloat16 -> (M, N) of either."""
         k, dtype = self.in_features, _matmul_dtype(x_MK)
-        weight_NK = reference.dequantize(
-            self._codes(), self.weight_scale, self.weight_zero_point, self.weight_spec, self.codebook, dtype,
-            self.weight_minimum,
-        )  # fmt: skip
+        group = rounded_by_groups(self.weight_spec, k) if self.rounds_groups and self.input_spec is None else 0
+        weight_NK = self._dequantized(dtype, whole_levels=group > 0)
         shift_K = None if self.input_shift is None else self.input_shift[:k]
         multiplier_K = None if self.input_multiplier is None else self.input_multiplier[:k]
         if self.input_spec is None:
             if multiplier_K is not None:
                 x_MK = reference.transform_inputs(x_MK, shift_K, multiplier_K)
-            if self.rounds_groups and (group := rounded_by_groups(self.weight_spec, k)):
+            if group:
                 x_MK = reference.rounded_groups(x_MK, group)
             bias_N = None if self.bias is None else self.bias.to(dtype)
             y_MN = functional.linear(x_MK.to(dtype), weight_NK, bias_N)
@@ -160,6 +159,16 @@ class QuantLinear(_ExactModule):
             y_MN = functional.linear(steps_MK, weight_NK) * scale_M1
             y_MN = y_MN if self.bias is None else y_MN + self.bias
         return functional.gelu(y_MN) if self.gelu else y_MN
+
+    def _dequantized(self, dtype: torch.dtype, *, whole_levels: bool) -> Tensor:
+        """whole_levels: those of a codebook as integer kernels take them."""
+        if whole_levels and self.weight_spec.has_codebook:
+            weight_NK: Tensor = reference.in_whole_levels(self.qtensor()).dequantize().to(dtype)
+            return weight_NK
+        return reference.dequantize(
+            self._codes(), self.weight_scale, self.weight_zero_point, self.weight_spec, self.codebook, dtype,
+            self.weight_minimum,
+        )  # fmt: skip
 
     def _codes(self) -> Tensor:
         return layouts.unpack(self.weight, self.out_features, self.in_features) if self.native else self.weight

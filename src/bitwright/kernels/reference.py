@@ -5,6 +5,7 @@ M tokens · N output features · K input features; in attention T tokens · H he
 One file although long: a reader who checks a kernel finds every definition here.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from torch.nn.functional import gelu as exact_gelu
 from torch.nn.functional import layer_norm
 
 from bitwright.errors import KernelError
-from bitwright.numerics.qtensor import QTensor, code_values
+from bitwright.numerics.levels import whole_levels
+from bitwright.numerics.qtensor import QTensor, code_values, levels_of
 from bitwright.numerics.spec import QuantSpec
 
 ATTENTION_BLOCK = 64  # keys whose weights share a largest, in `attention_int8` and `attention_cached`
@@ -170,6 +172,22 @@ def quantize_groups(
     return codes.flatten(1), scale.where(finite_MG1, torch.nan)[..., 0], sums_MG
 
 
+def in_whole_levels(weight: QTensor) -> QTensor:
+    """A weight of a codebook as `linear_w4a8` multiplies it: codes of 8 bits, which are its `whole_levels`, and scales
+    times their step. Any other weight is returned as it is.
+    """
+    if not weight.spec.has_codebook:
+        return weight
+    whole, step = whole_levels(levels_of(weight.spec, weight.codebook, like=weight.scale_NG.float()).tolist())
+    return replace(
+        weight,
+        codes_NK=torch.tensor(whole, dtype=torch.int8)[weight.codes_NK.int()],
+        scale_NG=weight.scale_NG.float() * torch.tensor(step),
+        spec=QuantSpec(group_size=weight.spec.group_size),
+        codebook=None,
+    )
+
+
 def linear_w4a8(
     codes_MK: Tensor,
     scale_MG: Tensor,
@@ -190,8 +208,8 @@ def linear_w4a8(
 
     Args:
         codes_MK, scale_MG: of `quantize_groups`.
-        weight_NK: uint8 below 16. zero_NG: likewise, or a number for all groups: the middle of the codes if they are
-            symmetric, 0 if there are minima.
+        weight_NK: uint8 below 16, or int8, the codes of `in_whole_levels`. zero_NG: of the former likewise, or a number
+            for all groups: the middle of the codes if they are symmetric, 0 if there are minima or levels.
         scale_NG, minimum_NG: float32. The weight may have fewer groups than the input, each as large as several of
             those.
     """

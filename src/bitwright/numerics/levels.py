@@ -10,8 +10,11 @@ fp4, times the group's scale.
 A power of two and its negative share the level 0, so signed grids of b bits have 2^b − 1 levels, not 2^b; but fp4
 keeps −0, the eighth level, beside 0, so that files come back as they were. Those of
 kmeans are fitted to a tensor (`codebooks.py`). Plain numbers: neither numpy nor torch is needed for them.
+
+Integer kernels multiply `whole_levels`.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 from struct import pack, unpack
@@ -44,6 +47,23 @@ def fixed_levels(spec: QuantSpec) -> tuple[float, ...] | None:
         case _:
             return None
     return unpack(f"{len(levels)}f", pack(f"{len(levels)}f", *levels))
+
+
+def whole_levels(levels: Sequence[float]) -> tuple[tuple[int, ...], float]:
+    """Levels as whole numbers n from −127 to 127 and a step, level ≈ n · step: what integer kernels multiply.
+
+    fp4, pot, apot and binary are whole multiples of a step, so n · step is the level. Other levels, of nf4 and kmeans,
+    lose up to half a step: n = round(127 · level / max|level|), step = max|level| / 127.
+    """
+    largest = max(map(abs, levels))
+    if largest == 0.0:
+        return (0,) * len(levels), 1.0
+    for most in range(1, 128):
+        steps = [level * most / largest for level in levels]
+        whole = [round(step) for step in steps]
+        if most == 127 or max(abs(step - n) for step, n in zip(steps, whole, strict=True)) < most * 2.0**-22:
+            break
+    return tuple(whole), largest / most
 
 
 def _normal_quantiles() -> list[float]:

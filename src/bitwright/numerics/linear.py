@@ -213,13 +213,14 @@ class PendingFloat(NamedTuple):
     """A weight (N, K) whose codes become floats when it is asked for, since no `QTensor` holds them, or none may.
 
     dtype: of the floats, "float32" or "bfloat16". stored: what the file holds, in words. load: gives a numpy array, or
-    `Bf16`; nothing keeps it.
+    `Bf16`; nothing keeps it. fp8: whether that is floats of 8 bits.
     """
 
     shape: tuple[int, int]
     dtype: str
     stored: str
     load: Callable[[], Array]
+    fp8: bool = False
 
 
 def ready(linear: QuantizedLinear) -> PendingLinear:

@@ -36,8 +36,10 @@ def arithmetic_words(record: Record) -> str:
     if not held:
         return ""
     schemes = [SCHEMES[row.scheme] for row in record.plan if row.is_linear and row.scheme in SCHEMES]
-    few = any(each.input is None and each.weight is not None and each.weight.bits <= 4 for each in schemes)
+    few = [x.weight for x in schemes if x.input is None and x.weight is not None and x.weight.bits <= 4]
     inputs = "linears of at most 4 bits read inputs rounded to 8 bits, by token and group; " if few else ""
+    rounded = sorted({weight.grid for weight in few if weight.grid in ("nf4", "kmeans")})
+    inputs += f"levels of {' and '.join(rounded)} are rounded to 1/127 of the largest; " if rounded else ""
     return f"{inputs}the {' and the '.join(held)} hold{'s' * (len(held) == 1)} 8 bits"
 
 

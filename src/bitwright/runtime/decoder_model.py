@@ -73,7 +73,7 @@ class DecoderModel(OnEngine):
         self.directory, self.path = directory, directory.path
         self.sentences = read_sentences(directory, self.task)
         self._tokenizer = open_tokenizer(directory)
-        weights = open_weights(directory)
+        weights = open_weights(directory, fp8=arithmetic.fp8)
         program = lower_decoder(weights, context=context, arithmetic=arithmetic)
         self.executor = Executor(program, native_isa(), cache_kind=arithmetic.cache)
         layout = self.executor.cache

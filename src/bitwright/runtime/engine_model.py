@@ -12,6 +12,7 @@ import numpy as np
 
 from bitwright.engine.builders import encoder_task, has_position_table, lower_encoder, unread_at_the_end
 from bitwright.engine.executor import Executor
+from bitwright.engine.fp8 import Fp8
 from bitwright.engine.linears import Inputs
 from bitwright.engine.weights import open_weights
 from bitwright.errors import EngineError
@@ -43,11 +44,11 @@ class EngineModel(OnEngine):
 
     def __init__(
         self, directory: ModelDirectory, *, threads: int | None = None, trust_remote_code: bool = False,
-        float_attention: bool = False, inputs: Inputs = "int8",
+        float_attention: bool = False, inputs: Inputs = "int8", fp8: Fp8 = "bf16",
     ) -> None:  # fmt: skip
         """trust_remote_code: for the generic path, which is loaded only when it is needed. float_attention: compute
         attention in float, whatever the checkpoint says. inputs: of linears of at most 4 bits, where the file leaves
-        them in 16 bits.
+        them in 16 bits. fp8: how FP8 linears are held.
 
         Raises:
             EngineError: what the engine cannot run, and why. CheckpointError: files that contradict one another.
@@ -55,9 +56,9 @@ class EngineModel(OnEngine):
         self.threads = default_threads() if threads is None else at_most_processors(threads)
         if native.load_error() is not None:
             raise EngineError(f"the native kernels are not available: {native.load_error()}")
-        self._float_attention, self._inputs = float_attention, inputs
+        self._float_attention, self._inputs, self._fp8 = float_attention, inputs, fp8
         self._unpooled: Executor | None = None
-        weights = open_weights(directory, float_attention=float_attention)
+        weights = open_weights(directory, float_attention=float_attention, fp8=fp8)
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.sentences = read_sentences(directory, self.task)
         modes, normalize = engine_pooling(self.sentences)
@@ -131,7 +132,7 @@ class EngineModel(OnEngine):
         return np.split(rows, np.cumsum([len(ids) for ids in tokens.ids])[:-1])
 
     def _without_pooling(self) -> Executor:
-        weights = open_weights(self.directory, float_attention=self._float_attention)
+        weights = open_weights(self.directory, float_attention=self._float_attention, fp8=self._fp8)
         executor = Executor(lower_encoder(weights, pooling=None, inputs=self._inputs), native_isa())
         self.directory.forget_tensors()
         return executor

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from bitwright.engine.cache_layout import CacheKind
 from bitwright.engine.executor import check_count
+from bitwright.engine.fp8 import Fp8
 from bitwright.errors import EngineError, InputError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.foreign_code import check_foreign_code
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from bitwright.runtime.generic_model import GenericModel
     from bitwright.runtime.model import Model
 
+_ON_ENGINE = ("engine", "bf16")  # what `compute` takes no other path for
+
 
 def load(
     directory: str | Path, *, compute: str = "auto", threads: int | None = None, task: "TaskName | None" = None,
-    trust_remote_code: bool = False, context: int | None = None, kv_cache: CacheKind = "int8",
+    trust_remote_code: bool = False, context: int | None = None, kv_cache: CacheKind = "int8", fp8: Fp8 = "bf16",
 ) -> "Model":  # fmt: skip
     """Load a model: float, or quantized by Bitwright or another tool (`checkpoints.FORMATS`; a GGUF file, too).
 
@@ -56,19 +59,22 @@ def load(
         context: of a language model on the engine, the tokens that a prompt and its answer may have together; by
             default those that it was trained for, or as many as a quarter of the free memory holds.
         kv_cache: how that holds keys and values, "int8", "int4" (half the memory, and a loss that is felt) or "bf16".
+        fp8: how the engine holds linears that the file has in FP8: "bf16", in which no number changes, or "int8", half
+            the bytes, with a scale for each 64 inputs; `model.backend` says how much that changes the weights.
 
     Raises:
-        InputError: another `compute` or `kv_cache`; threads or context < 1; a context that does not fit into memory.
-        EngineError: compute is "engine" or "bf16", and the engine does not run the model.
+        InputError: another `compute`, `kv_cache` or `fp8`; threads or context < 1; a context that does not fit into
+            memory; fp8="int8" with a compute that takes the generic path.
+        EngineError: compute is "engine" or "bf16", or fp8 is "int8", and the engine does not run the model.
         ModelError: no model there, an architecture without a row in the table, a task that its files leave open, or
             weights that are not those of config.json, or hold NaN or infinity; code of others, unless it is trusted.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
     opened = _open(Path(directory).expanduser(), directory, task)
     options: dict[str, Any] = {"compute": compute, "threads": threads, "trust_remote_code": trust_remote_code}
-    options |= {"context": context, "kv_cache": kv_cache}
+    options |= {"context": context, "kv_cache": kv_cache, "fp8": fp8}
     check_foreign_code(opened, trusted=trust_remote_code)
-    _check(context, kv_cache)
+    _check(context, kv_cache, fp8, compute)
     model = _loaded(opened, **options)
     model.loaded_from = LoadedFrom.of(opened.path, options | {"task": task})
     return model
@@ -76,10 +82,10 @@ def load(
 
 def _loaded(
     opened: ModelDirectory, compute: str, threads: int | None, trust_remote_code: bool, context: int | None,
-    kv_cache: CacheKind,
+    kv_cache: CacheKind, fp8: Fp8,
 ) -> "EngineModel | DecoderModel | GenericModel":  # fmt: skip
     why = ""
-    on_engine = compute in ("engine", "bf16")
+    on_engine = compute in _ON_ENGINE or (fp8 == "int8" and opened.is_quantized)
     inputs: Inputs = "bf16" if compute == "bf16" else "int8"
     if on_engine or (compute == "auto" and opened.is_quantized):
         try:
@@ -87,13 +93,13 @@ def _loaded(
                 from bitwright.engine.decoders import DEFAULT, FLOAT
                 from bitwright.runtime.decoder_model import DecoderModel
 
-                how = (FLOAT if compute == "bf16" else DEFAULT)._replace(cache=kv_cache)
+                how = (FLOAT if compute == "bf16" else DEFAULT)._replace(cache=kv_cache, fp8=fp8)
                 return DecoderModel(
                     opened, threads=threads, trust_remote_code=trust_remote_code, context=context, arithmetic=how
                 )
             from bitwright.runtime.engine_model import EngineModel
 
-            return EngineModel(opened, threads=threads, trust_remote_code=trust_remote_code, inputs=inputs)
+            return EngineModel(opened, threads=threads, trust_remote_code=trust_remote_code, inputs=inputs, fp8=fp8)
         except EngineError as error:
             if on_engine:
                 raise
@@ -103,14 +109,18 @@ def _loaded(
     return load_generic(opened, compute=compute, trust_remote_code=trust_remote_code, why=why)
 
 
-def _check(context: int | None, kv_cache: object) -> None:
+def _check(context: int | None, kv_cache: object, fp8: object, compute: str) -> None:
     """Raises:
-    InputError: no number of tokens, or a way of holding keys and values that is none.
+    InputError: no number of tokens, or a way of holding keys and values, or FP8, that is none.
     """
     if context is not None:
         check_count("context", context)
     if kv_cache not in get_args(CacheKind):
         raise InputError(f"kv_cache = {kv_cache!r} is unknown; choose one of {', '.join(get_args(CacheKind))}")
+    if fp8 not in get_args(Fp8):
+        raise InputError(f"fp8 = {fp8!r} is unknown; choose one of {', '.join(get_args(Fp8))}")
+    if fp8 == "int8" and compute not in ("auto", *_ON_ENGINE):
+        raise InputError(f"fp8 = 'int8' is for the engine, but compute = {compute!r} takes the generic path")
 
 
 def _open(path: Path, given: str | Path, task: "TaskName | None") -> ModelDirectory:

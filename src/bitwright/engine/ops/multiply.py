@@ -48,15 +48,17 @@ class PackedWna16(NamedTuple):
 
 
 class PackedW4A8(NamedTuple):
-    """codes: `layouts.pack_wna8` of so many bits. scale: `layouts.pack_groups` of the bits of bf16, uint16, or of
-    float32; minimum: likewise, or None. zero: of uint8, or None for 2^(bits − 1), with minima for 0. bias: float32, a
-    value for each column, padded to whole blocks.
+    """codes: `layouts.pack_wna8` of so many bits; of 4 they may be indices of levels, int8 (16,), or None.
+
+    scale: `layouts.pack_groups` of the bits of bf16, uint16, or of float32; minimum: likewise, or None. zero: of uint8,
+    or None for 2^(bits − 1), with minima for 0. bias: float32, a value for each column, padded to whole blocks.
 
     group: inputs that share a scale of the input. per: such groups that share a scale of the weight.
     """
 
     codes: np.ndarray
     bits: int
+    levels: np.ndarray | None
     scale: np.ndarray
     zero: np.ndarray | None
     minimum: np.ndarray | None
@@ -211,6 +213,7 @@ class MultiplyW4A8:
         weight = to.native.Wna8(
             **_grouped(self, to),
             bits=held.bits,
+            levels=to.array(held.levels),
             bf16_scale=held.scale.dtype == np.uint16,
             minimum=to.array(held.minimum),
             per=held.per,
