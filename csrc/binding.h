@@ -82,6 +82,7 @@ void bind_attention_int8(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_gram(nb::module_& m);
 void bind_linear_bf16(nb::module_& m);
+void bind_linear_w4a16(nb::module_& m);
 void bind_linear_w4a8(nb::module_& m);
 void bind_linear_w8a8(nb::module_& m);
 void bind_linear_wna16(nb::module_& m);

@@ -5,6 +5,7 @@
 #include "attention_int8/contract.h"
 #include "gram/contract.h"
 #include "linear_bf16/contract.h"
+#include "linear_w4a16/contract.h"
 #include "linear_w4a8/contract.h"
 #include "linear_w8a8/contract.h"
 #include "linear_wna16/contract.h"
@@ -20,6 +21,7 @@ extern const Variants<const CachedKernels*> attention_cached_variants;
 extern const Variants<AttentionFn*> attention_int8_variants;
 extern const Variants<GramKernels> gram_variants;  // only for processors that multiply bf16
 extern const Variants<LinearBf16Fn*> linear_bf16_variants;
+extern const Variants<W4A16Kernels> linear_w4a16_variants;
 extern const Variants<LinearW4A8Fn*> linear_w4a8_variants;
 extern const Variants<LinearW8A8Fn*> linear_w8a8_variants;
 extern const Variants<UnpackWna16Fn*> linear_wna16_variants;

@@ -49,6 +49,7 @@ constexpr Operator kOperators[] = {
     row<attention_int8_variants>("attention_int8"),
     row<gram_variants>("gram"),
     row<linear_bf16_variants>("linear_bf16"),
+    row<linear_w4a16_variants>("linear_w4a16"),
     row<linear_w4a8_variants>("linear_w4a8"),
     row<linear_w8a8_variants>("linear_w8a8"),
     row<linear_wna16_variants>("linear_wna16"),
@@ -106,6 +107,7 @@ NB_MODULE(_native, m) {
     bind_attention_int8(m);
     bind_gram(m);
     bind_linear_bf16(m);
+    bind_linear_w4a16(m);
     bind_linear_w4a8(m);
     bind_linear_w8a8(m);
     bind_linear_wna16(m);

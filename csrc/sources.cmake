@@ -3,8 +3,8 @@
 #
 # Folder = operator, file = instruction set. Only these files see more than the baseline, so that no function compiled with
 # AVX-512 can be the copy that the linker keeps for every processor.
-set(operators quantize_rows quantize_groups linear_w8a8 linear_w4a8 linear_bf16 linear_wna16 attention attention_cached
-    attention_int8 norm rows gram peak_int8)
+set(operators quantize_rows quantize_groups linear_w8a8 linear_w4a8 linear_w4a16 linear_bf16 linear_wna16 attention
+    attention_cached attention_int8 norm rows gram peak_int8)
 set(flags_scalar -fno-tree-vectorize)
 set(flags_avx2 -mavx2 -mfma)
 set(flags_avxvnni ${flags_avx2} -mavxvnni)

@@ -1,21 +1,7 @@
 // linear_w4a8, the definition in C++. See contract.h.
-#include "contract.h"
+#include "scalar.h"
+
 #include "linear/output_scalar.h"
-#include "words.h"
-
-// A scale, or a minimum.
-static float of_group(const Wna8& w, const void* values, size_t at) {
-    return w.bf16_scale ? widen(((const uint16_t*)values)[at]) : ((const float*)values)[at];
-}
-
-template <int bits>
-static int32_t code(const uint8_t* codes, size_t column, size_t k) {
-    using W = Word<bits>;
-    const uint8_t* word = codes + k / W::values * W::bytes + column * 4 + k % 4;
-    const size_t run = k % W::values / 4;
-    if (run < W::whole) return word[run / W::fields * 64] >> run % W::fields * bits & ((1 << bits) - 1);
-    return word[(run - 6) * 64] >> 6 | (word[128] >> run & 1) << 2;
-}
 
 template <int bits>
 static float product(const LinearW4A8& p, size_t m, size_t n) {

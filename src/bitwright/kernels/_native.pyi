@@ -256,6 +256,39 @@ class Wna8:
         per: int,
     ) -> None: ...
 
+class PrepareW4A16:
+    def __init__(
+        self,
+        *,
+        x: int,
+        bf16: bool,
+        x_stride: int,
+        k: int,
+        group: int,
+        rows: int,
+        row_stride: int,
+        sum: int,
+        group_stride: int,
+    ) -> None: ...
+
+class LinearW4A16:
+    def __init__(
+        self,
+        *,
+        rows: int,
+        row_stride: int,
+        sum_m: int,
+        group_stride: int,
+        weight: Wna8,
+        levels: int,
+        bias: int,
+        y: int,
+        out_stride: int,
+        n: int,
+        activation: Activation,
+        output: Output,
+    ) -> None: ...
+
 class LinearW4A8:
     def __init__(
         self,
@@ -394,6 +427,10 @@ def linear_w8a8(
 ) -> None: ...
 def linear_w4a8(
     variant: str, op: LinearW4A8, row_begin: int, row_end: int, block_begin: int, block_end: int, /
+) -> None: ...
+def prepare_w4a16(variant: str, op: PrepareW4A16, row_begin: int, row_end: int, /) -> None: ...
+def linear_w4a16(
+    variant: str, op: LinearW4A16, row_begin: int, row_end: int, block_begin: int, block_end: int, /
 ) -> None: ...
 def linear_bf16(
     variant: str, op: LinearBf16, row_begin: int, row_end: int, block_begin: int, block_end: int, /

@@ -250,6 +250,36 @@ def linear_wna16(x_MK: Tensor, weight: QTensor, bias_N: Tensor | None, *, gelu: 
     return linear_bf16(x_MK, w_NK, bias_N, gelu=gelu)
 
 
+def linear_w4a16(
+    x_MK: Tensor,
+    weight_NK: Tensor,
+    scale_NG: Tensor,
+    zero_NG: Tensor | int,
+    bias_N: Tensor | None,
+    *,
+    minimum_NG: Tensor | None = None,
+    levels: Tensor | None = None,
+    gelu: bool = False,
+) -> Tensor:
+    """Σ_g scale_ng · Σ_k x[m, k] · (weight[n, k] − zero_ng) + bias_n, then GELU: float32 (M, N). x is rounded to
+    bfloat16, the weight is not. With minima each group adds minimum_ng · Σ_k x[m, k].
+
+    Args:
+        weight_NK, zero_NG, scale_NG, minimum_NG: as in `linear_w4a8`.
+        levels: bfloat16, what codes stand for before the scale, in place of code − zero.
+    """
+    groups = scale_NG.shape[1]
+    x_MGk = x_MK.bfloat16().float().reshape(len(x_MK), groups, -1)
+    w_NGk = (weight_NK.float() if levels is None else levels.float()[weight_NK.int()]).reshape(len(weight_NK), groups, -1)
+    zero_NG1 = zero_NG.float()[..., None] if isinstance(zero_NG, Tensor) else zero_NG if levels is None else 0
+    y_MN = torch.einsum("mgk,ngk,ng->mn", x_MGk, w_NGk - zero_NG1, scale_NG)
+    if minimum_NG is not None:
+        y_MN = y_MN + x_MGk.sum(dim=2) @ minimum_NG.T
+    if bias_N is not None:
+        y_MN = y_MN + bias_N
+    return exact_gelu(y_MN) if gelu else y_MN
+
+
 def attention(
     q_THD: Tensor,
     k_THD: Tensor,

@@ -1,0 +1,166 @@
+// What the variants in vectors have in common: tiles of R rows x as many columns as a vector has lanes, whose sums over
+// a group of K stay in registers. Some groups side by side if rows are few: a sum waits for the one before it.
+// Everything is internal to the file that includes it.
+//
+// An instruction set is a type Op with
+//   F, I            vectors of f32 and of integers, and kLanes of the former
+//   kRows, kSide    rows of a tile, at most; groups side by side of a tile of so many rows, by rows - 1
+//   X, kParts       values of rows as it multiplies them: bf16, two of four parts; or f32, each alone
+//   Op(levels), weights<bits>(index)
+//                   the lowest bits of each lane looked up
+//   shifted<by>     of lanes, to the right
+//   two_and_rest    the lowest two bits of each byte, and the other bits of another vector
+//   add, fma, load, load_bf16, load_u8, store, set1, zero
+//   multiply_add    (sum, weights, x), x an address
+//   widen(x, count, out)
+//                   rows to f32, where those are X
+//   write(p, y, rows, m, block)
+#pragma once
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "levels.h"
+#include "linear_w4a8/words.h"
+#include "sizes.h"
+
+namespace {
+
+constexpr size_t kBlock = 16;               // columns
+constexpr size_t kMostGroup = 128;          // values of K
+constexpr size_t kChunkBytes = 384 * 1024;  // of rows, which stay in L2 while all the weights pass by
+constexpr size_t kAhead = 4096;             // bytes of codes that are fetched before they are used
+
+// What a part of a run looks up, in the lowest bits of lanes. The bits above are those of other fields.
+template <class Op, int bits, int run, int part>
+ALWAYS_INLINE auto index_of(const uint8_t* word) {
+    using W = Word<bits>;
+    constexpr int byte = Op::kParts == 2 ? part : part == 1 ? 2 : part == 2 ? 1 : part;
+    if constexpr (run < W::whole) {
+        return Op::template shifted<run % W::fields * bits + byte * 8>(Op::load(word + run / W::fields * 64));
+    } else {
+        const auto two = Op::template shifted<6>(Op::load(word + (run - 6) * 64));
+        return Op::template shifted<byte * 8>(
+            Op::two_and_rest(two, Op::template shifted<run - 2>(Op::load(word + 128))));
+    }
+}
+
+// Where the next groups of a tile are.
+struct Place {
+    const uint8_t* codes;
+    const uint16_t* rows;
+    const float* sum_m;
+    size_t scale, left;  // of the groups that share the scale
+};
+
+template <class Op, int R>
+ALWAYS_INLINE void add_scaled(const typename Op::F (&t)[R], typename Op::F scale, float* y) {
+    unroll<R>([&](auto r) INLINED {
+        float* at = y + r.value * kBlock;
+        Op::store(at, Op::fma(t[r.value], scale, Op::load(at)));
+    });
+}
+
+// J groups, added to y.
+template <class Op, int bits, int R, int J>
+ALWAYS_INLINE void add_groups(const LinearW4A16& p, const Op& op, Place& at, float* y) {
+    using W = Word<bits>;
+    using F = typename Op::F;
+    const Wna8& w = p.weight;
+    const size_t group = w.group, words = group / W::values, group_bytes = words * W::bytes;
+    constexpr bool widened = std::is_same_v<typename Op::X, float>;
+    alignas(64) float wide[widened ? R * J * kMostGroup : 1];
+    const typename Op::X* x;
+    size_t stride;
+    if constexpr (widened) {
+        x = wide, stride = J * kMostGroup;
+        for (int r = 0; r < R; ++r) Op::widen(at.rows + r * p.row_stride, J * group, wide + r * stride);
+    } else {
+        x = at.rows, stride = p.row_stride;
+    }
+    F sums[J][2][R];
+    unroll<J * 2 * R>(
+        [&](auto i) INLINED { sums[i.value / (2 * R)][i.value / R % 2][i.value % R] = Op::zero(); });
+    const uint8_t* codes = at.codes;
+    for (size_t i = 0; i < words; ++i, codes += W::bytes, x += W::values) {
+        unroll<J>([&](auto j) INLINED {
+            const uint8_t* word = codes + j.value * group_bytes;
+            for (size_t line = 0; line < W::bytes; line += 64) __builtin_prefetch(word + kAhead + line);
+            unroll<W::runs>([&](auto run) INLINED {
+                unroll<Op::kParts>([&](auto part) INLINED {
+                    const auto weights = op.template weights<bits>(index_of<Op, bits, run.value, part.value>(word));
+                    const typename Op::X* from = x + j.value * group + run.value * 4 + part.value * (4 / Op::kParts);
+                    unroll<R>([&](auto r) INLINED {
+                        F& sum = sums[j.value][run.value % 2][r.value];
+                        sum = Op::multiply_add(sum, weights, from + r.value * stride);
+                    });
+                });
+            });
+        });
+    }
+    unroll<J>([&](auto j) INLINED {
+        F (&t)[R] = sums[j.value][0];
+        unroll<R>([&](auto r) INLINED { t[r.value] = Op::add(t[r.value], sums[j.value][1][r.value]); });
+        const float* sum = at.sum_m + j.value;
+        if (w.zero) {
+            const F middle = Op::add(Op::set1(middle_of(w)), Op::minus_u8(w.zero + at.scale));
+            unroll<R>([&](auto r) INLINED {
+                t[r.value] = Op::fma(Op::set1(sum[r.value * p.group_stride]), middle, t[r.value]);
+            });
+        }
+        add_scaled<Op>(t, Op::of_group(w, w.scale, at.scale), y);
+        if (w.minimum) {
+            unroll<R>([&](auto r) INLINED { t[r.value] = Op::set1(sum[r.value * p.group_stride]); });
+            add_scaled<Op>(t, Op::of_group(w, w.minimum, at.scale), y);
+        }
+        if (--at.left == 0) at.scale += kBlock, at.left = w.per;
+    });
+    at.codes += J * group_bytes;
+    at.rows += J * group;
+    at.sum_m += J;
+}
+
+template <class Op, int bits, int R>
+void tile(const LinearW4A16& p, const Op& op, size_t m, size_t block) {
+    constexpr int side = Op::kSide[R - 1];
+    const Wna8& w = p.weight;
+    const size_t groups = w.k / w.group;
+    alignas(64) float y[R * kBlock] = {};
+    for (size_t lane = 0; lane < kBlock; lane += Op::kLanes) {
+        Place at = {w.codes + block * (w.k / Word<bits>::values * Word<bits>::bytes) + lane * 4,
+                    p.rows + m * p.row_stride, p.sum_m + m * p.group_stride,
+                    block * (groups / w.per) * kBlock + lane, w.per};
+        size_t g = 0;
+        for (; g + side <= groups; g += side) add_groups<Op, bits, R, side>(p, op, at, y + lane);
+        if constexpr (side > 1) {
+            for (; g < groups; ++g) add_groups<Op, bits, R, 1>(p, op, at, y + lane);
+        }
+    }
+    Op::write(p, y, R, m, block);
+}
+
+template <class Op, int bits, int R>
+void run_tile(const LinearW4A16& p, const Op& op, size_t rows, size_t m, size_t block) {
+    if (rows == R) return tile<Op, bits, R>(p, op, m, block);
+    if constexpr (R > 1) run_tile<Op, bits, R - 1>(p, op, rows, m, block);
+}
+
+template <class Op>
+void run_tiles(const LinearW4A16& p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
+    const Op op{Levels(p)};
+    const size_t chunk = (kChunkBytes / 2 / p.weight.k / Op::kRows + 1) * Op::kRows;
+    for_bits(p.weight.bits, [&](auto bits) {
+        for (size_t first = row_begin; first < row_end; first += chunk) {
+            const size_t last = least(first + chunk, row_end), parts = (last - first + Op::kRows - 1) / Op::kRows;
+            for (size_t block = block_begin; block < block_end; ++block) {
+                for (size_t i = 0, m = first; i < parts; ++i) {  // of nearly the same size
+                    const size_t end = first + (last - first) * (i + 1) / parts;
+                    run_tile<Op, bits.value, Op::kRows>(p, op, end - m, m, block);
+                    m = end;
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
