@@ -22,6 +22,7 @@ from bitwright.models.tensor_files import TensorFiles, read_pickled
 from bitwright.numerics.arrays import as_torch
 from bitwright.numerics.linear import PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
+from bitwright.generate.chat import ChatTemplates
 from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.generic_model import GenericModel, float_model
 from bitwright.runtime.swap import set_compute, swap_linears
@@ -49,7 +50,10 @@ def load_generic(
     sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
     tokenizer, _ = load_tokenizer(directory, trust_remote_code, sentences)
     limit = max_tokens(empty, tokenizer, sentences, directory.path)
-    return GenericModel(model, tokenizer, empty.task, sentences, limit, backend, directory.path)
+    templates = ChatTemplates(directory) if sentences.chat is not None else None
+    return GenericModel(
+        model, tokenizer, empty.task, sentences, limit, backend, directory.path, templates=templates
+    )  # fmt: skip
 
 
 class OpenedQuantized(NamedTuple):
