@@ -195,19 +195,18 @@ def test_a_language_model_is_a_reranker_if_the_user_says_so(
         model.predict(pairs)
 
 
+@pytest.mark.full
 def test_a_reranker_of_answers_is_quantized_as_such(answering: Callable[..., Path], tmp_path: Path) -> None:
     path = answering(tied=True, no=33)
-    recipe = make_recipe({"scheme": "w8a8", "targets": ["bitwright", "transformers"]})
-    result = bitwright.quantize(path, out=tmp_path / "out", recipe=recipe, max_loss=0.5, samples=40)
-    model = bitwright.load(tmp_path / "out")
+    recipe = make_recipe({"scheme": "w8a8", "method": "smoothquant", "targets": ["bitwright", "transformers"]})
+    result = bitwright.quantize(path, out=tmp_path / "out", recipe=recipe, samples=40, judged=False)
+    assert not any(row["role"] == "held" for row in result.record["plan"])
+    model, raw = bitwright.load(tmp_path / "out"), torch.nn.Identity()
     assert isinstance(model, EngineModel)
     pairs = [("which river is long", "the nile is a river"), ("who wrote it", "nobody knows")]
-    library = CrossEncoder(str(path), device="cpu")
-    raw = torch.nn.Identity()
-    np.testing.assert_allclose(
-        model.predict(pairs, activation_fn=raw), library.predict(pairs, activation_fn=raw), atol=0.3
-    )
-    assert all(row["ok"] for row in result.record.verify)
+    theirs = CrossEncoder(str(tmp_path / "out"), device="cpu").predict(pairs, activation_fn=raw)
+    np.testing.assert_allclose(model.predict(pairs, activation_fn=raw), theirs, atol=0.3)
+    assert "model = CrossEncoder(MODEL)" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,17 @@ def read_in_chat(
     return tokens._replace(ids=[_ending(ids, suffix) if len(ids) >= limit else ids for ids in tokens.ids])
 
 
+def in_chat(model: "Model", items: Sequence[Any]) -> list[str]:
+    """Texts or pairs as they stand in the template of a model that has one for them, with the prompt that it is meant to
+    have.
+    """
+    assert model.sentences.chat is not None, "texts of this model go into no template"
+    sentences = model.sentences
+    prompt = "" if sentences.default_prompt is None else sentences.prompts[sentences.default_prompt]
+    render = _Renderer(model.templates, model.sentences.chat, prompt)
+    return [render((item,) if isinstance(item, str) else item) for item in items]
+
+
 class _Renderer:
     def __init__(self, templates: ChatTemplates | None, chat: ChatPairs, prompt: str) -> None:
         assert templates is not None, "a model whose texts go into a template has it"

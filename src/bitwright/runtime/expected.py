@@ -81,7 +81,10 @@ def _ids(model: "Model") -> np.ndarray:
     sequences, tokens = _SHAPE_DECODING if model.task == "text-generation" else _SHAPE
     tokens = min(tokens, model.max_tokens)
     try:
-        pool = [i for ids in model.tokenize([passage.text for passage in passages()[::9]]) for i in ids]
+        texts = [passage.text for passage in passages()[::9]]
+        chats = model.sentences.chat is not None  # whose template may have no place for a text alone
+        items = list(zip(texts, texts[1:], strict=False)) if chats else texts
+        pool = [i for ids in model.tokenize(items) for i in ids]
     except ModelError:
         pool = np.random.default_rng(0).integers(0, model.vocabulary, sequences * tokens).tolist()
     sequences = min(max(len(pool) // tokens, 1), sequences)

@@ -198,7 +198,8 @@ class StreamedModel:
         for batch in batches:
             check_inputs(batch, self.loaded.config)
         # As a loaded checkpoint computes beside its linears; perplexity is judged in float32.
-        compute = "auto" if self.changes.swaps and not self._generates else "float32"
+        exact = self._generates or self.sentences.answers is not None
+        compute = "auto" if self.changes.swaps and not exact else "float32"
         with lent(self.loaded) as opened:
             _change(opened, self.changes, compute, "")
             enter, leave = partial(_enter, opened, self.changes, compute), partial(_leave, opened)
