@@ -91,8 +91,8 @@ def lower_decoder(
     y, x = _blocks(decoder, positions, passing=False)
     x = _last_norm(decoder, lower.wanted(y), lower.wanted(x), _factor_of_logits(decoder))
     linear = _head(decoder)
-    held = head_in_int8(linear) if arithmetic.head == "int8" and isinstance(linear, FloatLinear) else linear
-    logits = lower.head(row.head.outputs["text-generation"], held, x, stored=held is linear)
+    convert = head_in_int8 if arithmetic.head == "int8" and isinstance(linear, FloatLinear) else None
+    logits = lower.head(row.head.outputs["text-generation"], linear, x, convert=convert)
     if (cap := config.get("final_logit_softcapping")) is not None:
         logits = lower.softcap("logits", logits, weights.check_real("final_logit_softcapping", cap))
     return lower.finish(logits, max_tokens=positions, layers=_cache_layers(decoder))
@@ -129,7 +129,7 @@ def lower_text_decoder(
         if answers is None:
             out = lower.linears([decoder.row.head.outputs[task]], out, out="f32")
         else:
-            out = lower.head("score", _of_answers(decoder, answers), out, stored=False)
+            out = lower.head("score", _of_answers(decoder, answers), out)
     elif pooling is not None:
         out = lower.pool(out, pooling, normalize=normalize)
     return lower.finish(out, max_tokens=positions, passing=_cache_layer(decoder))
