@@ -73,7 +73,10 @@ def written(tmp_path: Path) -> Written:
         ({"of": "BertForMultipleChoice", "modules": POOLED}, "embedding"),
         ({"of": "BertForSequenceClassification", "modules": POOLED}, "embedding"),  # its head is not there
         ({"of": "Qwen3ForCausalLM", **QWEN}, "text-generation"),
-        ({"of": "Qwen3ForCausalLM", **QWEN, "modules": ["Transformer", "LogitScore"], **CROSS}, "sequence-classification"),
+        (
+            {"of": "Qwen3ForCausalLM", **QWEN, "modules": ["Transformer", "LogitScore"], **CROSS},
+            "sequence-classification",
+        ),
         # files of sentence-transformers that its modules.json is missing from fit what it makes
         ({"beside": "sentence_bert_config.json"}, "embedding"),
         ({"of": "BertModel", "beside": "sentence_roberta_config.json"}, "embedding"),

@@ -117,7 +117,8 @@ def test_scores_are_those_of_a_cross_encoder(
 _TEMPLATE = """{%- set ns = namespace(task="find it") -%}
 {%- for m in messages if m.role == "system" %}{% set ns.task = m.content %}{% endfor -%}
 [CLS] judge: {{ ns.task }} [SEP] {% for m in messages if m.role == "query" %}{{ m.content }}{% endfor %} [SEP] \
-{%- for m in messages if m.role == "document" %} {{ m.content }}{% endfor %} [SEP]{{ " so" if add_generation_prompt }}"""
+{%- for m in messages if m.role == "document" %} {{ m.content }}{% endfor %} [SEP] \
+{{- " so" if add_generation_prompt }}"""
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_answers_of_a_language_model_are_scores(
         np.testing.assert_array_equal(model.predict(pairs[3]), model.predict(pairs[3:4])[0])
     assert isinstance(model, EngineModel)
     if chats:
-        with pytest.raises(InputError, match="leaves out the message of the role 'user'.*reads pairs"):
+        with pytest.raises(InputError, match=r"leaves out the message of the role 'user'.*reads pairs"):
             model.predict(["one text"])
 
 

@@ -15,14 +15,11 @@ from bitwright.numerics.arrays import Bf16, narrow
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 
-
 _VALUES_AT_ONCE = 1 << 20  # of a weight: they stay in cache
 Convert = Callable[[Linear], Linear]
 
 
-def pack(
-    linears: Sequence[Linear], memory: Memory, inputs: Inputs = "bf16", convert: Convert | None = None
-) -> Packed:
+def pack(linears: Sequence[Linear], memory: Memory, inputs: Inputs = "bf16", convert: Convert | None = None) -> Packed:
     """What the operator of linears that join takes of them, side by side.
 
     inputs: as in `operator_of`. convert: makes of some rows of a linear those that are packed; by default themselves.
@@ -108,7 +105,7 @@ def _pack_w4a8(linears: Sequence[Linear], memory: Memory, convert: Convert) -> P
 
 
 class _Part(NamedTuple):
-    """What is kept of rows whose codes are packed. of_groups: scales, zero points, minima; None where there are none."""
+    """What is kept of rows whose codes are packed. of_groups: scales, zero points, minima, or None in their places."""
 
     rows: int
     of_groups: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
@@ -118,8 +115,8 @@ def _by_rows(
     linears: Sequence[Linear], convert: Convert, pack_codes: Callable[[np.ndarray, layouts.Copy], np.ndarray],
     memory: Memory,
 ) -> tuple[np.ndarray, list[_Part]]:  # fmt: skip
-    """The packed codes of linears side by side, and the rest of them. Some rows at a time are made, so that they stay in
-    cache, and are packed in their place, on as many threads as there are."""
+    """The packed codes of linears side by side, and the rest of them. Some rows at a time are made, so that they stay
+    in cache, and are packed in their place, on as many threads as there are."""
     pieces = _pieces(linears)
     blocks = [-(-sum(end - begin for _, begin, end in piece) // layouts.BLOCK) for piece in pieces]
     room = np.empty(0, np.uint8)

@@ -31,9 +31,9 @@ class Answers(NamedTuple):
 class ChatPairs(NamedTuple):
     """How a pair becomes one text: two messages, of the roles query and document, in the model's chat template.
 
-    structured: whether a message's content is a list of parts; None: as the template looks. variables: what the template
-    may ask for. generates: whether the beginning of an answer follows. restores: whether a text that is cut ends as the
-    template does.
+    structured: whether a message's content is a list of parts; None: as the template looks. variables: what the
+    template may ask for. generates: whether the beginning of an answer follows. restores: whether a text that is cut
+    ends as the template does.
     """
 
     structured: bool | None = None

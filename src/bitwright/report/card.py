@@ -284,10 +284,8 @@ def _library(record: Record) -> str:
 
 def _answers(record: Record) -> bool:
     """Whether a language model is a reranker, of which its answers' logits are the score."""
-    model = record.model
-    return model.task == "sequence-classification" and bool(model.architectures) and (
-        str(model.architectures[0]).endswith("ForCausalLM")
-    )  # fmt: skip
+    name = next(iter(record.model.architectures or ()), "")
+    return record.model.task == "sequence-classification" and name.endswith("ForCausalLM")
 
 
 def _weight_tags(record: Record) -> set[str]:

@@ -146,9 +146,11 @@ def _load_source(files: Files, dtype: str) -> "nn.Module":
 
 def _scoring(model: "nn.Module", sentences: "Sentences") -> "nn.Module":
     """The model; of a language model whose logits are a score, a module that puts out that."""
-    if (answers := sentences.answers) is None:
+    if sentences.answers is None:
         return model
     import torch
+
+    answers = sentences.answers
 
     class Scoring(torch.nn.Module):
         def __init__(self) -> None:

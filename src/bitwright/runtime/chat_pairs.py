@@ -40,15 +40,15 @@ def read_in_chat(
     tokens = model.read([render(pair) for pair in texts], None, typed=False, limit=limit, special=False)
     if limit is None or not chat.restores or all(len(ids) < limit for ids in tokens.ids):
         return tokens
-    a, b = model.read([render((x,) * len(texts[0])) for x in _FILLERS], None, typed=False, limit=None, special=False).ids
+    a, b = model.read(
+        [render((x,) * len(texts[0])) for x in _FILLERS], None, typed=False, limit=None, special=False
+    ).ids
     suffix = _common_end(a, b)
     return tokens._replace(ids=[_ending(ids, suffix) if len(ids) >= limit else ids for ids in tokens.ids])
 
 
 def in_chat(model: "Model", items: Sequence[Any]) -> list[str]:
-    """Texts or pairs as they stand in the template of a model that has one for them, with the prompt that it is meant to
-    have.
-    """
+    """Texts or pairs as they stand in the template of a model that has one for them, with its default prompt."""
     assert model.sentences.chat is not None, "texts of this model go into no template"
     sentences = model.sentences
     prompt = "" if sentences.default_prompt is None else sentences.prompts[sentences.default_prompt]

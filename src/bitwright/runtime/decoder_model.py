@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-
 _SHARE = 0.25  # of the free memory, that the cache takes unless told otherwise
 _MOST_CONTEXTS = 4  # whole ones, that it then holds at most
 

@@ -1,6 +1,7 @@
 """What a checkpoint must give wherever it runs, computed in this process: for checks that begin with a directory."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -83,7 +84,7 @@ def _ids(model: "Model") -> np.ndarray:
     try:
         texts = [passage.text for passage in passages()[::9]]
         chats = model.sentences.chat is not None  # whose template may have no place for a text alone
-        items = list(zip(texts, texts[1:], strict=False)) if chats else texts
+        items = list(pairwise(texts)) if chats else texts
         pool = [i for ids in model.tokenize(items) for i in ids]
     except ModelError:
         pool = np.random.default_rng(0).integers(0, model.vocabulary, sequences * tokens).tolist()

@@ -13,6 +13,7 @@ from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.names import name_in
 from bitwright.files.sentences import read_sentences
+from bitwright.generate.chat import ChatTemplates
 from bitwright.kernels import dispatch
 from bitwright.models.build import EmptyModel, build_empty, load_tokenizer, max_tokens
 from bitwright.models.load import fill, fill_buffers, load_model
@@ -22,7 +23,6 @@ from bitwright.models.tensor_files import TensorFiles, read_pickled
 from bitwright.numerics.arrays import as_torch
 from bitwright.numerics.linear import PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
-from bitwright.generate.chat import ChatTemplates
 from bitwright.numerics.spec import QuantSpec
 from bitwright.runtime.generic_model import GenericModel, float_model
 from bitwright.runtime.swap import set_compute, swap_linears

@@ -72,8 +72,8 @@ class Library:
         """limit: tokens at which texts are cut where the tokenizer does not say it. blocks: path of the list of blocks
         of a language model that has one block in memory at a time, for `block`; by default the model is loaded whole.
         runtime: "transformers" or "sentence-transformers" to give that one ids (`forward`, `states`); by default it is
-        the one that users of the model have, and is given texts. cross_encoder: a model that only sentence-transformers'
-        CrossEncoder reads as it is meant, also where no modules.json says so.
+        the one that users of the model have, and is given texts. cross_encoder: of a model that a CrossEncoder alone
+        reads as it is meant, also where no modules.json says so.
 
         Raises:
             LibraryError: the library is not installed, or cannot load the model, or does not answer in time; so do the
