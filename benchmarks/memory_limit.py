@@ -9,8 +9,8 @@ models     They are loaded one after another in one process; each answers a prom
 requests   Of so many tokens each, prompt and answer, all under way at the same time. A first process measures a few,
            another one runs as many as should fit by that; if they take more than the limit, the next tries fewer.
 
-What counts is the largest resident set of the process, interpreter and libraries included: what the limit of a container
-would count, but that pages of mapped files can be taken away there. No speed is measured.
+What counts is the largest resident set of the process, interpreter and libraries included: what a container's limit
+counts, except that it may take away pages of mapped files. No speed is measured.
 """
 
 import argparse
@@ -73,6 +73,9 @@ def requests(folder: str, compute: str, cache: str, count: int, tokens: int) -> 
     return {"count": count, "peak": int(peak_rss_mib() * 2**20), "loaded": loaded, "each": each}
 
 
+CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"models": models, "requests": requests}
+
+
 def in_process(what: str, *arguments: object) -> dict[str, Any]:
     """What a function here gives in a process of its own."""
     command = [sys.executable, __file__, "--child", what, *map(str, arguments)]
@@ -107,8 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--child"]:
         what, folder, compute, cache, *numbers = given[1:]
-        measure: Callable[..., dict[str, Any]] = {"models": models, "requests": requests}[what]
-        print(json.dumps(measure(folder, compute, cache, *map(int, numbers))))
+        print(json.dumps(CHILDREN[what](folder, compute, cache, *map(int, numbers))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("float", "int8", "w4"):
