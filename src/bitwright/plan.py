@@ -26,11 +26,12 @@ Plan = tuple[PlanRow, ...]
 
 def make_plan(
     recipe: Recipe, model: nn.Module, architecture: Architecture, sites: list[LinearSite], embeddings: list[str],
-    dtype_of: Callable[[str], torch.dtype],
+    dtype_of: Callable[[str], torch.dtype], *, generates: bool = True,
 ) -> Plan:  # fmt: skip
     """Resolve `recipe` for `model`, and check it against the targets that the recipe names, if it names any.
 
-    dtype_of: the dtype in the source's files of the weight of a linear or a table, by the module's name.
+    dtype_of: the dtype in the source's files of the weight of a linear or a table, by the module's name. generates:
+    whether a language model is used as one, and not to score.
 
     Raises:
         RecipeError: a rule matches nothing, or gives linears that share an input different schemes or methods.
@@ -59,7 +60,7 @@ def make_plan(
         rows.append(_embedding_row(name, modules[name], recipe.embeddings, dtype_of(name)))
     _check_units(rows)
     rows += _attention_rows(recipe, attention, model, architecture, rows)
-    rows += _held_rows(model, architecture, rows)
+    rows += _held_rows(model, architecture, rows) if generates else []
     check_names(recipe.targets or ())
     for target, why in refusals(recipe.targets or (), recipe, rows, model, architecture, sites).items():
         raise TargetError(

@@ -15,7 +15,9 @@ from torch import Tensor
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.linear_tensors import is_portable, linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
-from bitwright.engine.linears import grid_of, join, operator_of
+from bitwright.engine import packing
+from bitwright.engine.heads import head_in_int8
+from bitwright.engine.linears import Linear, grid_of, join, operator_of
 from bitwright.engine.memory import Memory
 from bitwright.engine.ops.multiply import PackedBf16, PackedW4A8, PackedWna16
 from bitwright.engine.packing import pack
@@ -26,7 +28,7 @@ from bitwright.kernels import layouts, reference
 from bitwright.models.names import ModelNames
 from bitwright.numerics.arrays import Bf16, as_torch, narrow
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
-from bitwright.numerics.linear import InputTransform, QuantizedLinear, StaticGrid
+from bitwright.numerics.linear import FloatLinear, InputTransform, QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor, code_values
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.numerics.spec import QuantSpec
@@ -171,6 +173,28 @@ def test_integer_products_take_whole_levels(spec: QuantSpec) -> None:
     assert (packed.scale.dtype == np.uint16) == (spec.grid in ("fp4", "pot", "binary"))  # the step is a power of two
     scale = Bf16(packed.scale).widen() if packed.scale.dtype == np.uint16 else packed.scale
     assert np.array_equal(scale.swapaxes(1, 2).reshape(-1, want.scale_NG.shape[1])[:N], want.scale_NG)
+
+
+def test_rows_that_are_packed_part_by_part_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the parts; also of a head that becomes int8 on the way, and never lies in memory whole."""
+    rng = np.random.default_rng(0)
+    heads = [FloatLinear(rng.standard_normal((n, 128), np.float32), np.arange(n, dtype=np.float32)) for n in (64, 75)]
+    heads[1] = FloatLinear(narrow(np.asarray(heads[1].weight_NK)), None)
+    asked: list[int] = []
+
+    def convert(linear: Linear) -> Linear:
+        asked.append(linear.shape[0])
+        return head_in_int8(linear)
+
+    whole = pack([head_in_int8(linear) for linear in heads], Memory(), "int8")
+    monkeypatch.setattr(packing, "_VALUES_AT_ONCE", 32 * 128)
+    for found in (pack(heads, Memory(), "int8", convert), pack([head_in_int8(x) for x in heads], Memory(), "int8")):
+        assert isinstance(found, PackedW4A8)
+        assert isinstance(whole, PackedW4A8)
+        for name in ("codes", "scale", "zero", "bias"):
+            assert np.array_equal(getattr(found, name), getattr(whole, name)), name
+        assert found.codes.ctypes.data % 64 == 0
+    assert max(asked) == 32
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -73,6 +73,10 @@ def written(tmp_path: Path) -> Written:
         ({"of": "BertForMultipleChoice", "modules": POOLED}, "embedding"),
         ({"of": "BertForSequenceClassification", "modules": POOLED}, "embedding"),  # its head is not there
         ({"of": "Qwen3ForCausalLM", **QWEN}, "text-generation"),
+        (
+            {"of": "Qwen3ForCausalLM", **QWEN, "modules": ["Transformer", "LogitScore"], **CROSS},
+            "sequence-classification",
+        ),
         # files of sentence-transformers that its modules.json is missing from fit what it makes
         ({"beside": "sentence_bert_config.json"}, "embedding"),
         ({"of": "BertModel", "beside": "sentence_roberta_config.json"}, "embedding"),
@@ -99,10 +103,6 @@ def test_witnesses_that_agree_decide(written: Written, said: dict[str, Any], tas
         (
             {"of": "BertForSequenceClassification", "modules": POOLED, "heads": CLASSIFIER, **THREE},
             [r"modules\.json has a Pooling", "BertForSequenceClassification"],
-        ),
-        (
-            {"of": "Qwen3ForCausalLM", **QWEN, "modules": ["Transformer", "LogitScore"], **CROSS},
-            ["names a CrossEncoder", "Qwen3ForCausalLM"],
         ),
         ({"of": "Qwen3Model", **QWEN, "heads": LM}, ["lm_head", "Qwen3Model"]),
         ({**QWEN, "heads": LM}, [r"lm_head\.weight \(9 × 8\)", "names no class", ": embedding or text-generation$"]),

@@ -135,7 +135,9 @@ def mixture(x, weights, ids, up, up_bias, down, down_bias, round_up, round_down)
     y = torch.zeros(len(x), x.shape[1], dtype=torch.float64)
     for t, (row, row_weights, row_ids) in enumerate(zip(x, weights, ids, strict=True)):
         for weight, e in zip(row_weights, row_ids, strict=True):
-            gate, raised = (round_up(row[None])[0].double() @ up[e].double().T + up_bias[e]).bfloat16().double().chunk(2)
+            gate, raised = (
+                (round_up(row[None])[0].double() @ up[e].double().T + up_bias[e]).bfloat16().double().chunk(2)
+            )
             inner = torch.nn.functional.silu(gate) * raised
             y[t] += weight * (round_down(inner.float()[None])[0].double() @ down[e].double().T + down_bias[e])
     return y

@@ -60,16 +60,20 @@ def test_several_labels(tiny_model: Callable[..., Path]) -> None:
         ours.rank(QUERY, DOCUMENTS)
 
 
-def test_pairs_that_the_library_puts_into_a_chat_template_are_refused(reranker: Path) -> None:
+def test_pairs_and_texts_are_put_into_a_chat_template(reranker: Path) -> None:
     before = bitwright.load(reranker).predict(PAIRS)
     template = "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}"
     (reranker / "chat_template.jinja").write_text(template)
     model, library = bitwright.load(reranker), CrossEncoder(str(reranker), device="cpu")
     assert abs(library.predict(PAIRS) - before).max() > 0.001
-    with pytest.raises(InputError, match=r"chat_template\.jinja: sentence-transformers puts pairs"):
-        model.predict(PAIRS)
-    text = "<query> which list <document> a list of words "
-    assert model.predict([text]).shape == (1,)
+    for how in ({}, {"prompt": "find it"}):
+        np.testing.assert_allclose(model.predict(PAIRS, **how), library.predict(PAIRS, **how), atol=1e-5)
+    theirs = library.preprocess([{"role": "user", "content": QUERY}])["input_ids"][0].tolist()
+    assert model.tokenize([QUERY]) == [theirs]
+    parts = "{% for m in messages %}{{ m.role }} {{ m.content[0].text }}. {% endfor %}"
+    (reranker / "chat_template.jinja").write_text(parts)
+    model, library = bitwright.load(reranker), CrossEncoder(str(reranker), device="cpu")
+    np.testing.assert_allclose(model.predict(PAIRS), library.predict(PAIRS), atol=1e-5)
 
 
 def test_an_embedder_has_no_scores(embedder: Model) -> None:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense
+from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 import bitwright
-from bitwright.errors import EngineError
+from bitwright.errors import EngineError, InputError, ModelError
 from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.generic_model import GenericModel
@@ -110,6 +111,121 @@ def test_scores_are_those_of_a_cross_encoder(
     assert ours[0]["corpus_id"] == theirs[0]["corpus_id"]
     ids = [[5, 6, padding, padding], [padding] * 3, [5, padding, 6]]
     np.testing.assert_array_equal(model.encode(ids), model.encode([[5, 6], [padding], [5, padding, 6]]))
+
+
+# As Qwen3-Reranker has it: a system message is the instruction, and the answer is begun.
+_TEMPLATE = """{%- set ns = namespace(task="find it") -%}
+{%- for m in messages if m.role == "system" %}{% set ns.task = m.content %}{% endfor -%}
+[CLS] judge: {{ ns.task }} [SEP] {% for m in messages if m.role == "query" %}{{ m.content }}{% endfor %} [SEP] \
+{%- for m in messages if m.role == "document" %} {{ m.content }}{% endfor %} [SEP] \
+{{- " so" if add_generation_prompt }}"""
+
+
+@pytest.fixture
+def answering(tiny_model: TinyModel, tmp_path: Path) -> Callable[..., Path]:
+    """`answering(tied, no)`: a language model as a reranker, as the official Qwen3-Reranker is written."""
+
+    def make(*, tied: bool, no: int | None, chats: bool = True, **more: Any) -> Path:
+        source = tiny_model("qwen3", tie_word_embeddings=tied, hidden_size=64, **_HEADS)
+        path = Path(shutil.copytree(source, tmp_path / "source"))
+        if chats:
+            (path / "chat_template.jinja").write_text(_TEMPLATE)
+        chat = {"processing_kwargs": {"chat_template": {"add_generation_prompt": True}}} if chats else {}
+        transformer = Transformer(str(path), transformer_task="text-generation", **chat)
+        library = CrossEncoder(modules=[transformer, LogitScore(21, no)], device="cpu", **more)
+        library.save(str(tmp_path / "answering"))
+        return tmp_path / "answering"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("tied", "no", "chats", "more"),
+    [
+        (True, 33, True, {"prompts": {"web": "search"}, "default_prompt_name": "web"}),
+        (False, None, True, {"activation_fn": torch.nn.Tanh()}),
+        (False, 33, False, {}),
+    ],
+)
+def test_answers_of_a_language_model_are_scores(
+    answering: Callable[..., Path], texts: list[str], tied: bool, no: int | None, chats: bool, more: dict[str, Any]
+) -> None:
+    path = answering(tied=tied, no=no, chats=chats, **more)
+    library, raw = CrossEncoder(str(path), device="cpu"), torch.nn.Identity()
+    pairs = list(zip(texts[:20], texts[5:25], strict=True))
+    pairs.append((texts[0], " ".join(texts[:8])))  # which is cut, and ends as the template does
+    expected = library.predict(pairs, activation_fn=raw)
+    for compute, tolerance in (("auto", 1e-5), ("engine", _TOLERANCE)):
+        model = bitwright.load(path, compute=compute)
+        assert [row.tolist() for row in map(np.array, model.tokenize(pairs))] == [
+            library.preprocess([pair], prompt=library.prompts.get(library.default_prompt_name))["input_ids"][0].tolist()
+            for pair in pairs
+        ]
+        found = model.predict(pairs, activation_fn=raw)
+        assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+        np.testing.assert_allclose(model.predict(pairs), library.predict(pairs), atol=0.05)
+        ours, theirs = (one.rank(texts[0], texts[1:9]) for one in (model, library))
+        assert ours[0]["corpus_id"] == theirs[0]["corpus_id"]
+        np.testing.assert_array_equal(model.predict(pairs[3]), model.predict(pairs[3:4])[0])
+    assert isinstance(model, EngineModel)
+    if chats:
+        with pytest.raises(InputError, match=r"leaves out the message of the role 'user'.*reads pairs"):
+            model.predict(["one text"])
+
+
+def test_a_language_model_is_a_reranker_if_the_user_says_so(
+    answering: Callable[..., Path], tmp_path: Path, texts: list[str]
+) -> None:
+    """As the official Qwen3-Reranker was before sentence-transformers had LogitScore."""
+    path = answering(tied=True, no=33).parent / "source"
+    words = json.loads((path / "tokenizer.json").read_text())
+    (yes, no), vocabulary = ("yes", "no"), words["model"]["vocab"]
+    for word in (yes, no):
+        if word not in vocabulary:
+            taken = next(w for w in reversed(list(vocabulary)) if w not in (yes, no))
+            vocabulary[word] = vocabulary.pop(taken)
+    (path / "tokenizer.json").write_text(json.dumps(words))
+    pairs = list(zip(texts[:9], texts[5:14], strict=True))
+    library = CrossEncoder(str(path), device="cpu")
+    model = bitwright.load(path, task="sequence-classification", compute="engine")
+    np.testing.assert_allclose(model.predict(pairs), library.predict(pairs), atol=0.02)
+    assert bitwright.load(path, compute="engine").task == "text-generation"
+    (path / "chat_template.jinja").write_text("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}x")
+    model = bitwright.load(path, task="sequence-classification")
+    with pytest.raises(InputError, match="leaves out the message of the role 'query'"):
+        model.predict(pairs)
+
+
+@pytest.mark.full
+def test_a_reranker_of_answers_is_quantized_as_such(answering: Callable[..., Path], tmp_path: Path) -> None:
+    path = answering(tied=True, no=33)
+    recipe = make_recipe({"scheme": "w8a8", "method": "smoothquant", "targets": ["bitwright", "transformers"]})
+    result = bitwright.quantize(path, out=tmp_path / "out", recipe=recipe, samples=40, judged=False)
+    assert not any(row["role"] == "held" for row in result.record["plan"])
+    model, raw = bitwright.load(tmp_path / "out"), torch.nn.Identity()
+    assert isinstance(model, EngineModel)
+    pairs = [("which river is long", "the nile is a river"), ("who wrote it", "nobody knows")]
+    theirs = CrossEncoder(str(tmp_path / "out"), device="cpu").predict(pairs, activation_fn=raw)
+    np.testing.assert_allclose(model.predict(pairs, activation_fn=raw), theirs, atol=0.3)
+    assert "model = CrossEncoder(MODEL)" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "says"),
+    [
+        ("1_LogitScore/config.json", {"true_token_id": 200}, "true_token_id is 200; it must be a token id"),
+        ("1_LogitScore/config.json", {"module_input_name": "scores"}, "module_input_name is 'scores'"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 9}}}, "follows only variables"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask'"),
+    ],
+)
+def test_a_logit_score_that_is_not_followed(
+    answering: Callable[..., Path], file: str, keys: dict[str, Any], says: str
+) -> None:
+    path = answering(tied=True, no=None)
+    edit(path / file, **keys)
+    with pytest.raises(ModelError, match=says):
+        bitwright.load(path)
 
 
 @pytest.mark.parametrize(

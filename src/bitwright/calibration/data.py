@@ -135,14 +135,14 @@ def plain_text(path: Path) -> str | None:
 
 
 def token_batches(
-    tokenizer: Any, texts: Sequence[Text], *, max_tokens: int, batch_size: int, seed: int = 0
+    tokenizer: Any, texts: Sequence[Text], *, max_tokens: int, batch_size: int, seed: int = 0, special: bool = True
 ) -> "list[dict[str, Tensor]]":
     """Token batches for a forward pass. Texts of similar length share a batch; the batches have a seeded random order.
 
     Args:
         tokenizer: of transformers; it truncates to `max_tokens` (of a pair the longer text first) and pads to the
             longest of a batch.
-        texts: all of them single, or all of them pairs.
+        texts: all of them single, or all of them pairs. special: whether special tokens are added.
 
     Returns:
         The tokenizer's tensors, each (batch, tokens) int64: input_ids, attention_mask and what else the model reads.
@@ -154,7 +154,7 @@ def token_batches(
         raise DataError(
             f"{len(texts)} texts, batch_size = {batch_size}, max_tokens = {max_tokens}: each must be at least 1"
         )
-    limits = {"truncation": True, "max_length": max_tokens}
+    limits = {"truncation": True, "max_length": max_tokens, "add_special_tokens": special}
     lengths = [len(ids) for ids in _tokenized(tokenizer, texts, **limits)["input_ids"]]
     by_length = sorted(range(len(texts)), key=lengths.__getitem__)
     batches = [[texts[i] for i in by_length[start : start + batch_size]] for start in range(0, len(texts), batch_size)]

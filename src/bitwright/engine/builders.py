@@ -15,6 +15,7 @@ from bitwright.errors import CheckpointError, EngineError
 from bitwright.families import FAMILIES, Architecture, Style
 from bitwright.families.row import Setting
 from bitwright.families.tasks import TaskName, class_of
+from bitwright.files.answers import answers_by_logits
 from bitwright.files.directory import CONFIG_FILE
 from bitwright.files.task import find_task
 
@@ -78,7 +79,9 @@ def unread_at_the_end(weights: Weights) -> int | None:
         EngineError, CheckpointError: as `padding_id`.
     """
     decodes = _row_of(weights).style is None and encoder_task(weights) == "sequence-classification"
-    return padding_id(weights) if decodes else None
+    if not decodes or answers_by_logits(weights.source, "sequence-classification"):
+        return None
+    return padding_id(weights)
 
 
 class _Encoder(NamedTuple):

@@ -18,6 +18,7 @@ from bitwright.errors import CheckpointError, EngineError
 from bitwright.families import FAMILIES
 from bitwright.families.row import Architecture, Decoding, Role
 from bitwright.families.tasks import TaskName
+from bitwright.files.answers import Answers, answers_by_logits, read_answers
 from bitwright.files.directory import CONFIG_FILE
 from bitwright.files.task import find_task
 from bitwright.numerics.linear import FloatLinear
@@ -91,11 +92,10 @@ def lower_decoder(
     lower, config, row = decoder.lower, weights.config, decoder.row
     positions = min(context or settings.trained(weights, row), settings.trained(weights, row))
     y, x = _blocks(decoder, positions, passing=False)
-    factor = 1 / weights.real("logits_scaling", 1.0) if decoder.how.multiplied else 1.0
-    x = _last_norm(decoder, lower.wanted(y), lower.wanted(x), factor)
+    x = _last_norm(decoder, lower.wanted(y), lower.wanted(x), _factor_of_logits(decoder))
     linear = _head(decoder)
-    held = head_in_int8(linear) if arithmetic.head == "int8" and isinstance(linear, FloatLinear) else linear
-    logits = lower.head(row.head.outputs["text-generation"], held, x, stored=held is linear)
+    convert = head_in_int8 if arithmetic.head == "int8" and isinstance(linear, FloatLinear) else None
+    logits = lower.head(row.head.outputs["text-generation"], linear, x, convert=convert)
     if (cap := config.get("final_logit_softcapping")) is not None:
         logits = lower.softcap("logits", logits, weights.check_real("final_logit_softcapping", cap))
     return lower.finish(logits, max_tokens=positions, layers=_cache_layers(decoder))
@@ -122,12 +122,17 @@ def lower_text_decoder(
     if any(decoder.taps):
         raise EngineError("the engine runs no embedding model or classifier with convolutions")
     lower, positions = decoder.lower, settings.trained(weights, decoder.row)
-    out = _last_norm(decoder, *_blocks(decoder, positions, passing=True))
+    answers = read_answers(weights.source)[0] if answers_by_logits(weights.source, task) else None
+    factor = 1.0 if answers is None else _factor_of_logits(decoder)
+    out = _last_norm(decoder, *_blocks(decoder, positions, passing=True), factor)
     if task == "sequence-classification":
         if not decoder.causal:
             raise EngineError("the engine runs no classifier whose tokens see those after them")
         out = lower.pool(out, ("lasttoken",), normalize=False)
-        out = lower.linears([decoder.row.head.outputs[task]], out, out="f32")
+        if answers is None:
+            out = lower.linears([decoder.row.head.outputs[task]], out, out="f32")
+        else:
+            out = lower.head("score", _of_answers(decoder, answers), out)
     elif pooling is not None:
         out = lower.pool(out, pooling, normalize=normalize)
     return lower.finish(out, max_tokens=positions, passing=_cache_layer(decoder))
@@ -310,6 +315,28 @@ def _last_norm(decoder: _Decoder, y: Value, x: Value, factor: float = 1.0) -> Va
     lower, name = decoder.lower, f"{decoder.base}{decoder.how.final_norm}"
     _, normed = lower.rms_norm_of_sum(name, y, x, eps=decoder.eps, plus=decoder.plus, factor=factor)
     return normed
+
+
+def _factor_of_logits(decoder: _Decoder) -> float:
+    return 1 / decoder.lower.weights.real("logits_scaling", 1.0) if decoder.how.multiplied else 1.0
+
+
+def _of_answers(decoder: _Decoder, answers: Answers) -> FloatLinear:
+    """The head of which only a score is wanted: the row of one answer, less that of the other."""
+    if decoder.lower.weights.config.get("final_logit_softcapping") is not None:
+        raise EngineError("the engine has no scores from logits with final_logit_softcapping")
+    linear = _head(decoder)
+
+    def row(token: int) -> tuple[np.ndarray, np.ndarray]:
+        one = linear.rows(token, token + 1)
+        weight_1K = one.widened() if isinstance(one, FloatLinear) else one.weight.dequantize()
+        return weight_1K, np.zeros(1, np.float32) if one.bias_N is None else one.bias_N
+
+    weight_1K, bias_1 = row(answers.yes)
+    if answers.no is None:
+        return FloatLinear(weight_1K, bias_1)
+    other_1K, other_1 = row(answers.no)
+    return FloatLinear(weight_1K - other_1K, bias_1 - other_1)
 
 
 def _head(decoder: _Decoder) -> Linear:

@@ -8,6 +8,7 @@ One file although long: one class, whose methods each describe one kind of value
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -22,11 +23,11 @@ from bitwright.engine.memory import Memory
 from bitwright.engine.ops.buffers import Buffer, BufferKind, Per
 from bitwright.engine.ops.multiply import Activation, Packed, PackedBf16, PackedW4A8, PackedW8A8
 from bitwright.engine.ops.rows import Function, PoolMode
-from bitwright.engine.packing import pack, pack_heads
+from bitwright.engine.packing import Convert, pack, pack_heads
 from bitwright.engine.program import Program, check
 from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
-from bitwright.kernels.layouts import MAX_K
+from bitwright.kernels.layouts import BLOCK, MAX_K
 
 MOST_TAPS = 8  # of a convolution, as in csrc/engine/program.h
 # Activations by their names in config.json -> the function; a linear computes "gelu" itself.
@@ -255,11 +256,14 @@ class Lowering:
         self._add(ops.Select("wanted tokens", x.buffer, out))
         return Value(out)
 
-    def head(self, name: str, linear: Linear, x: Value, *, stored: bool) -> Value:
-        """The outputs of one linear in float32. stored: whether the checkpoint holds it so."""
-        linear = in_halves(linear, self._inputs)
+    def head(self, name: str, linear: Linear, x: Value, *, convert: Convert | None = None) -> Value:
+        """The outputs of one linear in float32. convert: makes of some of its rows those that the engine holds, if not
+        the checkpoint says how they are held."""
+        held = convert or partial(in_halves, inputs=self._inputs)
         out = self._buffer("f32", linear.shape[0], x.buffer.per)
-        self._linear(name, [linear], x, out, 0, activation="none", linears=int(stored))
+        self._packed[name] = pack([linear], self._memory, self._inputs, held)
+        first = held(linear.rows(0, min(BLOCK, linear.shape[0])))
+        self._linear(name, [first], x, out, 0, activation="none", linears=int(convert is None), n=linear.shape[0])
         return Value(out)
 
     def softcap(self, name: str, x: Value, cap: float) -> Value:
@@ -332,9 +336,10 @@ class Lowering:
 
     def _linear(
         self, name: str, group: list[Linear], x: Value, out: Buffer, column: int, *, activation: Activation,
-        linears: int | None = None,
+        linears: int | None = None, n: int | None = None,
     ) -> None:  # fmt: skip
-        """Linears that are alike, into columns [column, …) of out. linears: of the model, by default all of them."""
+        """Linears that are alike, into columns [column, …) of out. linears: of the model, by default all of them. n:
+        their outputs, where the group has only the first of them, and they are packed."""
         k = group[0].shape[1]
         if k == 2 * x.buffer.width and x.buffer.kind in ("f32", "bf16"):  # it is held in halves
             twice = self._buffer(x.buffer.kind, k, x.buffer.per)
@@ -345,7 +350,7 @@ class Lowering:
                 f"{name}: K = {k} of an input of {x.buffer.width} values, at column {column}; there are operators for "
                 f"K up to {MAX_K} of as many, at multiples of 16"
             )
-        first, n = group[0], sum(layer.shape[0] for layer in group)
+        first, n = group[0], n or sum(layer.shape[0] for layer in group)
         if name not in self._packed:
             self._packed[name] = pack(group, self._memory, self._inputs)
         weight, count = self._packed[name], len(group) if linears is None else linears

@@ -18,19 +18,24 @@ class Memory:
 
     def copy(self, values: np.ndarray) -> np.ndarray:
         """A contiguous copy that begins at a multiple of 64 bytes."""
-        needed = values.nbytes + -values.nbytes % ALIGNMENT
+        return copied(values, self.room(values.nbytes))
+
+    def room(self, size: int) -> np.ndarray:
+        """So many bytes, with any content, that begin at a multiple of 64 bytes."""
+        needed = size + -size % ALIGNMENT
         if needed > len(self._room):
             self._room = begun_at(_PAGE, max(_CHUNK, needed))
-        memory, self._room = self._room[: values.nbytes], self._room[needed:]
-        return _copied(values, memory)
+        memory, self._room = self._room[:size], self._room[needed:]
+        return memory
 
 
 def aligned(values: np.ndarray) -> np.ndarray:
     """A contiguous copy that begins at a multiple of 64 bytes, in memory of its own."""
-    return _copied(values, begun_at(ALIGNMENT, values.nbytes))
+    return copied(values, begun_at(ALIGNMENT, values.nbytes))
 
 
-def _copied(values: np.ndarray, memory: np.ndarray) -> np.ndarray:
+def copied(values: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """A contiguous copy in these bytes."""
     out = memory.view(values.dtype).reshape(values.shape)
     out[...] = values
     return out

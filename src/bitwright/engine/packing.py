@@ -1,23 +1,40 @@
 """Weights as the kernels hold them (`kernels/layouts.py`), in memory that they can read."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from bitwright.engine.linears import Inputs, Linear, Operator, group_of, input_group, levels, operator_of
-from bitwright.engine.memory import Memory
+from bitwright.engine.memory import Memory, copied
 from bitwright.engine.ops.multiply import Packed, PackedBf16, PackedW4A8, PackedW8A8, PackedWna16
 from bitwright.kernels import layouts
+from bitwright.kernels.processors import default_threads
 from bitwright.numerics.arrays import Bf16, narrow
 from bitwright.numerics.levels import whole_levels
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 
+_VALUES_AT_ONCE = 1 << 20  # of a weight: they stay in cache
+Convert = Callable[[Linear], Linear]
 
-def pack(linears: Sequence[Linear], memory: Memory, inputs: Inputs = "bf16") -> Packed:
-    """What the operator of linears that join takes of them, side by side. inputs: as in `operator_of`."""
-    return _PACK[operator_of(linears[0], inputs)](linears, memory)
+
+def pack(linears: Sequence[Linear], memory: Memory, inputs: Inputs = "bf16", convert: Convert | None = None) -> Packed:
+    """What the operator of linears that join takes of them, side by side.
+
+    inputs: as in `operator_of`. convert: makes of some rows of a linear those that are packed; by default themselves.
+    It may run on several threads, and never gets all rows of a large linear at once.
+    """
+    made = convert or _as_it_is
+    operator = operator_of(made(linears[0].rows(0, min(layouts.BLOCK, linears[0].shape[0]))), inputs)
+    if operator == "linear_w4a8":
+        return _pack_w4a8(linears, memory, made)
+    return _PACK[operator]([made(linear) for linear in linears] if convert else linears, memory)
+
+
+def _as_it_is(linear: Linear) -> Linear:
+    return linear
 
 
 def _pack_w8a8(linears: Sequence[Linear], memory: Memory) -> PackedW8A8:
@@ -58,28 +75,34 @@ def _pack_wna16(linears: Sequence[Linear], memory: Memory) -> PackedWna16:
     )
 
 
-def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
+def _pack_w4a8(linears: Sequence[Linear], memory: Memory, convert: Convert) -> PackedW4A8:
     """Codes are held from 0 on, in their own bits where groups allow it; scales in bf16 where that is exact."""
-    first = linears[0]
+    first = convert(linears[0].rows(0, min(layouts.BLOCK, linears[0].shape[0])))
     assert isinstance(first, QuantizedLinear)
     group = input_group(first)
-    held = _held_codes(linears, group)
+    held = _held(first, group)
     lowest = np.int8(-(1 << held.bits - 1))
-    codes_NK = held.codes_NK.view(np.uint8)
-    if held.levels is None:
-        codes_NK = codes_NK - lowest.view(np.uint8)  # wraps, as it must
-    zero = _zero_points(linears)
-    minimum = _of_groups(linears, lambda weight: weight.minimum_NG)
-    floats = [x.astype(np.float32, copy=False) for x in (_scales(linears), minimum) if x is not None]
+
+    def pack_codes(codes_NK: np.ndarray, copy: layouts.Copy) -> np.ndarray:
+        found: np.ndarray = (codes_NK if held.table is None else held.table[codes_NK]).view(np.uint8)
+        if held.levels is None:
+            found = found - lowest.view(np.uint8)  # wraps, as it must
+        return layouts.pack_wna8(found, held.bits, copy)
+
+    codes, parts = _by_rows(linears, convert, pack_codes, memory)
+    scale_NG, zero_NG, minimum_NG = (
+        _stacked([(part.rows, part.of_groups[i]) for part in parts]) for i in range(len(parts[0].of_groups))
+    )
+    floats = [x.astype(np.float32, copy=False) for x in (scale_NG, minimum_NG) if x is not None]
     if held.step != 1.0:
         floats[0] = floats[0] * np.float32(held.step)
     scale, *minima = map(memory.copy, layouts.pack_scales(*floats))
     return PackedW4A8(
-        codes=layouts.pack_wna8(codes_NK, held.bits, memory.copy),
+        codes=codes,
         bits=held.bits,
         levels=None if held.levels is None else memory.copy(held.levels),
         scale=scale,
-        zero=None if zero is None else memory.copy(layouts.pack_groups((zero - lowest).view(np.uint8))),
+        zero=None if zero_NG is None else memory.copy(layouts.pack_groups((zero_NG - lowest).view(np.uint8))),
         minimum=minima[0] if minima else None,
         bias=_bias(linears, memory),
         group=group,
@@ -87,32 +110,81 @@ def _pack_w4a8(linears: Sequence[Linear], memory: Memory) -> PackedW4A8:
     )
 
 
-class _HeldCodes(NamedTuple):
-    """int8 codes, held in so many bits: multiples of a step times the scale, or indices of such, the levels."""
+class _Held(NamedTuple):
+    """In how many bits codes are held. levels: that they are indices of, whole multiples of step times the scale, int8
+    (16,). table: where those are small, they are held themselves; int8, of each code."""
 
-    codes_NK: np.ndarray
     bits: int
     levels: np.ndarray | None = None
     step: float = 1.0
+    table: np.ndarray | None = None
 
 
-def _held_codes(linears: Sequence[Linear], group: int) -> _HeldCodes:
+def _held(linear: QuantizedLinear, group: int) -> _Held:
     """Where codes are indices of levels that are small whole numbers, those are the codes, of binary in 2 bits."""
-    first, given, codes_NK = linears[0], levels(linears[0]), _codes(linears)
-    assert isinstance(first, QuantizedLinear)
+    given = levels(linear)
     if given is None:
-        return _HeldCodes(codes_NK, layouts.bits_wna8(first.weight.spec.bits, group))
+        return _Held(layouts.bits_wna8(linear.weight.spec.bits, group))
     whole, step = whole_levels(given.tolist())
     table = np.array(whole, np.int8)
     for bits in (2, 3, 4):
         if -(1 << bits - 1) <= min(whole) and max(whole) < 1 << bits - 1:
-            return _HeldCodes(table[codes_NK], layouts.bits_wna8(bits, group), step=step)
-    return _HeldCodes(codes_NK, 4, np.pad(table, (0, 16 - len(table))), step)
+            return _Held(layouts.bits_wna8(bits, group), step=step, table=table)
+    return _Held(4, np.pad(table, (0, 16 - len(table))), step)
+
+
+class _Part(NamedTuple):
+    """What is kept of rows whose codes are packed. of_groups: scales, zero points, minima, or None in their places."""
+
+    rows: int
+    of_groups: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
+
+
+def _by_rows(
+    linears: Sequence[Linear], convert: Convert, pack_codes: Callable[[np.ndarray, layouts.Copy], np.ndarray],
+    memory: Memory,
+) -> tuple[np.ndarray, list[_Part]]:  # fmt: skip
+    """The packed codes of linears side by side, and the rest of them. Some rows at a time are made, so that they stay
+    in cache, and are packed in their place, on as many threads as there are."""
+    pieces = _pieces(linears)
+    blocks = [-(-sum(end - begin for _, begin, end in piece) // layouts.BLOCK) for piece in pieces]
+    room = np.empty(0, np.uint8)
+
+    def packed(number: int) -> tuple[np.ndarray, list[_Part]]:
+        made = [convert(linear.rows(begin, end)) for linear, begin, end in pieces[number]]
+
+        def copy(values: np.ndarray) -> np.ndarray:
+            nonlocal room
+            size = values.nbytes // blocks[number]  # of a block
+            if not number:
+                room = memory.room(size * sum(blocks))
+            return copied(values, room[size * sum(blocks[:number]) :][: values.nbytes])
+
+        weights = [linear.weight for linear in made if isinstance(linear, QuantizedLinear)]
+        parts = [_Part(x.shape[0], (x.scale_NG, x.zero_point_NG, x.minimum_NG)) for x in weights]
+        return pack_codes(_joined([weight.codes_NK for weight in weights]), copy), parts
+
+    first, kept = packed(0)  # which makes the room
+    if len(pieces) > 1:
+        with ThreadPoolExecutor(default_threads()) as threads:
+            for _, parts in threads.map(packed, range(1, len(pieces))):
+                kept += parts
+    return room.view(first.dtype).reshape(sum(blocks), *first.shape[1:]), kept
+
+
+def _pieces(linears: Sequence[Linear]) -> list[list[tuple[Linear, int, int]]]:
+    """Rows that are packed at a time: of a linear, whole blocks of them; or all, where a linear ends inside a block."""
+    whole = [(linear, 0, linear.shape[0]) for linear in linears]
+    if any(rows % layouts.BLOCK for _, _, rows in whole[:-1]):
+        return [whole]
+    step = max(1, _VALUES_AT_ONCE // (linears[0].shape[1] * layouts.BLOCK)) * layouts.BLOCK
+    return [
+        [(linear, begin, min(begin + step, rows))] for linear, _, rows in whole for begin in range(0, rows, step)
+    ]  # fmt: skip
 
 
 _PACK: dict[Operator, Callable[[Sequence[Linear], Memory], Packed]] = {
     "linear_w8a8": _pack_w8a8, "linear_bf16": _pack_bf16, "linear_wna16": _pack_wna16,
-    "linear_w4a8": _pack_w4a8,
 }  # fmt: skip
 
 
@@ -144,8 +216,13 @@ def _zero_points(linears: Sequence[Linear]) -> np.ndarray | None:
 def _of_groups(linears: Sequence[Linear], values: Callable[[QTensor], np.ndarray | None]) -> np.ndarray | None:
     """(N, G), also where a tensor has one such value; None if the linears have none."""
     weights = [x.weight for x in linears if isinstance(x, QuantizedLinear)]
-    given = [(weight.shape[0], values_NG) for weight in weights if (values_NG := values(weight)) is not None]
-    return np.concatenate([np.broadcast_to(x, (n, x.shape[1])) for n, x in given]) if given else None
+    return _stacked([(weight.shape[0], values(weight)) for weight in weights])
+
+
+def _stacked(parts: Sequence[tuple[int, np.ndarray | None]]) -> np.ndarray | None:
+    """(N, G) of parts with so many rows, also where a part has one value for all."""
+    given = [np.broadcast_to(x, (rows, x.shape[1])) for rows, x in parts if x is not None]
+    return np.concatenate(given) if given else None
 
 
 def _in_bf16(linear: Linear) -> Bf16:

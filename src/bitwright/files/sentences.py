@@ -11,6 +11,15 @@ import numpy as np
 
 from bitwright.errors import EngineError, ModelError, brief
 from bitwright.families.tasks import TaskName, class_of
+from bitwright.files.answers import (
+    LOGIT_SCORE,
+    Answers,
+    ChatPairs,
+    answers_by_logits,
+    chat_in_modalities,
+    chat_of,
+    read_answers,
+)
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.modules import (
     AFTER_POOLING,
@@ -38,10 +47,12 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
     "document_length": (None,),
     "query_expansion": (None,),
     "transformer_task": ("feature-extraction", "sequence-classification"),
-    "modality_config": None,  # looked at apart
+    "modality_config": None,  # looked at apart, as this:
     "module_output_name": ("token_embeddings", "scores"),
-    "processing_kwargs": ({}, None),
+    "processing_kwargs": None,
 }
+# The same of a language model whose logits are scores.
+_ANSWERING = {"transformer_task": ("text-generation",), "module_output_name": ("causal_logits",)}
 _ARGUMENTS_WITHOUT_EFFECT = {
     "model_kwargs": ("torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "use_safetensors",
                      "low_cpu_mem_usage", "device_map", "revision", "trust_remote_code"),
@@ -64,8 +75,9 @@ class Sentences(NamedTuple):
     alone does not. lower_case: whether texts are lowered first. prompts, default_prompt: texts put before a text, by
     name, and the name of the one that is put there unasked. truncate_dim: values of a vector that are kept. similarity:
     one of `SIMILARITIES`. activation: of a reranker's or a classifier's logits in `predict`, one of
-    `after_pooling.ACTIVATIONS`; None where nothing says it. pair_template: the file of the chat template into which the
-    library would put pairs, or ""; that is not done here. unknown: keys that are not followed, as "file: key".
+    `after_pooling.ACTIVATIONS`; None where nothing says it. answers: whose logits are the score, if the model has no
+    head for it. chat: how texts and pairs are put into the model's chat template, if they are. unknown: keys that are
+    not followed, as "file: key".
     """
 
     pooling: Pooling = Pooling()
@@ -79,11 +91,17 @@ class Sentences(NamedTuple):
     truncate_dim: int | None = None
     similarity: str = "cosine"
     activation: str | None = None
-    pair_template: str = ""
+    answers: Answers | None = None
+    chat: ChatPairs | None = None
     unknown: tuple[str, ...] = ()
 
 
 NO_FILES = Sentences()
+
+
+def of_cross_encoder(sentences: Sentences) -> bool:
+    """Whether only a CrossEncoder gives what the model is meant to: its score is no head's, or it reads chats."""
+    return sentences.answers is not None or sentences.chat is not None
 
 
 def read_sentences(
@@ -101,22 +119,24 @@ def read_sentences(
     activation = _activation(directory)
     if task == "text-generation":
         return Sentences()
+    answers, unknown = read_answers(directory) if answers_by_logits(directory, task) else (None, [])
     capped = task == "embedding" or modules is not None or pair_scorer(directory, task)
     if modules is None:
         template = _chat_template(directory)
         if task == "embedding" and template:
             _refuse_chat_template(directory, template)
         pooling = Pooling(("lasttoken",)) if pools_by_class(directory) else Pooling()
-        pairs = template if pair_scorer(directory, task) else ""
-        return Sentences(pooling, activation=activation, capped=capped, pair_template=pairs)
+        chat = chat_of(directory, template, None) if template and pair_scorer(directory, task) else None
+        return Sentences(pooling, activation=activation, capped=capped, answers=answers, chat=chat)
     settings = directory.object(SETTINGS_FILE, MODULES_FILE) or {}
-    unknown = [f"{SETTINGS_FILE}: {key}" for key in settings if key not in _SETTINGS]
-    found = Sentences(activation=activation, **_texts_of(directory, settings))
-    limit, lower_case, more = _transformer(directory, modules, task)
-    found = found._replace(max_tokens=limit, lower_case=lower_case)
+    unknown += [f"{SETTINGS_FILE}: {key}" for key in settings if key not in _SETTINGS]
+    found = Sentences(activation=activation, answers=answers, **_texts_of(directory, settings))
+    limit, lower_case, chat, more = _transformer(directory, modules, task, answering=answers is not None)
+    found = found._replace(max_tokens=limit, lower_case=lower_case, chat=chat)
     unknown += more
     if task != "embedding":
-        _check_alone(directory, modules, task)
+        if answers is None:
+            _check_alone(directory, modules, task)
         return found._replace(unknown=tuple(unknown))
     before, pooled, after = _split(directory, modules)
     pooling, more = pooling_of(directory, pooled)
@@ -168,8 +188,12 @@ def pools_by_class(directory: ModelDirectory) -> bool:
     return read_modules(directory) is None and name.endswith("ForCausalLM") and bool(config.get("is_causal", True))
 
 
-def _transformer(directory: ModelDirectory, modules: list[Module], task: str) -> tuple[int | None, bool, list[str]]:
-    """The `Transformer` module's limit in tokens, whether it lowers texts, and the keys that are not followed."""
+def _transformer(
+    directory: ModelDirectory, modules: list[Module], task: str, *, answering: bool
+) -> tuple[int | None, bool, ChatPairs | None, list[str]]:
+    """The `Transformer` module's limit in tokens, whether it lowers texts, how it puts them into a chat template, and
+    the keys that are not followed.
+    """
     first = modules[0] if modules else Module("", "")
     if first.kind != "Transformer" or first.folder:
         file = directory.path / MODULES_FILE
@@ -180,18 +204,24 @@ def _transformer(directory: ModelDirectory, modules: list[Module], task: str) ->
         )
     name = next((name for name in TRANSFORMER_FILES if directory.object(name, MODULES_FILE)), TRANSFORMER_FILES[0])
     config = {_OLD_NAMES.get(key, key): value for key, value in (directory.object(name, MODULES_FILE) or {}).items()}
-    unknown = []
+    unknown, without_effect = [], _WITHOUT_EFFECT | (_ANSWERING if answering else {})
+    if answering and "transformer_task" not in config:
+        raise ModelError(
+            f"{directory.path / name}: transformer_task is missing; before a {LOGIT_SCORE} it must be 'text-generation'"
+        )
     for key, value in config.items():
         if key in ("max_seq_length", "do_lower_case"):
             continue
         if key in _ARGUMENTS_WITHOUT_EFFECT:
             given = value if isinstance(value, dict) else {}
             unknown += [f"{name}: {key}.{inner}" for inner in given if inner not in _ARGUMENTS_WITHOUT_EFFECT[key]]
-        elif key not in _WITHOUT_EFFECT:
+        elif key not in without_effect:
             unknown.append(f"{name}: {key}")
-        elif (allowed := _WITHOUT_EFFECT[key]) is not None and value not in allowed:
+        elif (allowed := without_effect[key]) is not None and value not in allowed:
             raise ModelError(f"{directory.path / name}: {key} is {brief(value)}, which Bitwright does not follow")
-    _check_text_only(directory, name, config.get("modality_config"))
+    modalities, where = config.get("modality_config"), str(directory.path / name)
+    _check_text_only(where, modalities, task)
+    chat = chat_in_modalities(directory, where, modalities, config.get("processing_kwargs"))
     arguments = config.get("processor_kwargs")
     arguments = arguments if isinstance(arguments, dict) else {}
     key = "model_max_length" if "model_max_length" in arguments else "max_seq_length"
@@ -200,10 +230,10 @@ def _transformer(directory: ModelDirectory, modules: list[Module], task: str) ->
         raise ModelError(
             f"{directory.path / name}: {key} is {brief(limit)}; it must be a number of tokens, or null for no limit"
         )
-    return limit, bool(config.get("do_lower_case", False)), unknown
+    return limit, bool(config.get("do_lower_case", False)), chat, unknown
 
 
-def _check_text_only(directory: ModelDirectory, name: str, config: object) -> None:
+def _check_text_only(where: str, config: object, task: str) -> None:
     """Refuse files in which texts are not read by `forward`; newer files can name another method."""
     if config is None:
         return
@@ -212,13 +242,11 @@ def _check_text_only(directory: ModelDirectory, name: str, config: object) -> No
     plain = isinstance(text, dict) and text.get("method") == "forward"
     if not plain or output not in ("last_hidden_state", "logits", ["last_hidden_state"], ["logits"]):
         raise ModelError(
-            f"{directory.path / name}: modality_config is {brief(config)}; Bitwright reads only texts, by "
-            "`forward`, and takes its last_hidden_state or logits"
+            f"{where}: modality_config is {brief(config)}; Bitwright reads only texts, by `forward`, and takes its "
+            "last_hidden_state or logits"
         )
-    if "message" in config:  # type: ignore[operator]
-        raise ModelError(
-            f"{directory.path / name}: modality_config puts texts into a chat template, which Bitwright does not follow"
-        )
+    if "message" in config and task == "embedding":  # type: ignore[operator]
+        raise ModelError(f"{where}: modality_config puts texts into a chat template, which Bitwright does not follow")
 
 
 def _split(directory: ModelDirectory, modules: list[Module]) -> tuple[list[Module], Module, list[Module]]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from bitwright.errors import ModelError, brief
 from bitwright.families import FAMILIES
 from bitwright.families.tasks import TASKS, TaskName, check_task, class_of, task_of, task_of_class
+from bitwright.files.answers import LOGIT_SCORE, answers_by_logits
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.files.modules import MODULES_FILE, SETTINGS_FILE, TRANSFORMER_FILES, read_modules
 
@@ -50,7 +51,7 @@ def find_task(directory: ModelDirectory) -> TaskName:
     """The model's task: as the user says, else as our own result says, else as its files show.
 
     Modules of sentence-transformers with a pooling make an embedding model of a language model or of a pretrained one,
-    whatever head its class has: that is how that library builds one.
+    whatever head its class has: that is how that library builds one. A LogitScore makes a reranker of a language model.
 
     Raises:
         ModelError: the witnesses contradict each other, or leave several tasks; a class that is for another task; a
@@ -84,6 +85,8 @@ def witnesses(directory: ModelDirectory) -> list[Witness]:
     by_class = task_of_class(name) if name else None
     heads, modules = find_heads(config, directory.shapes), read_modules(directory) or []
     pooled = any(module.kind == "Pooling" for module in modules)
+    if any(module.kind == LOGIT_SCORE for module in modules) and by_class == "text-generation":
+        return [Witness(("sequence-classification",), f"{MODULES_FILE} has a {LOGIT_SCORE}")]
     if pooled and (by_class in _BARE or (directory.shapes and not any(by_class in head.tasks for head in heads))):
         return [Witness(("embedding",), f"{MODULES_FILE} has a Pooling")]
     found = [Witness(("embedding",), f"{MODULES_FILE} has a Pooling, as embedding models have")] if pooled else []
@@ -116,6 +119,8 @@ def pair_evidence(directory: ModelDirectory, task: str) -> str | None:
     kind, where = _written_as(directory)
     if kind == "CrossEncoder":
         return f"{where} names a CrossEncoder"
+    if answers_by_logits(directory, task):
+        return "its score is that of a language model's answer, as rerankers have it"
     names = [str(name) for name in _labels(config).values()]
     if _INFERENCE.intersection(name.casefold() for name in names):
         return f"its labels are {', '.join(name[:40] for name in names[:3])}"
@@ -125,7 +130,9 @@ def pair_evidence(directory: ModelDirectory, task: str) -> str | None:
 def pair_scorer(directory: ModelDirectory, task: str) -> bool:
     """Whether sentence-transformers' CrossEncoder runs this model: its files say so, or it gives one score."""
     return task == "sequence-classification" and (
-        _written_as(directory)[0] == "CrossEncoder" or _n_labels(directory.config) == 1
+        _written_as(directory)[0] == "CrossEncoder"
+        or _n_labels(directory.config) == 1
+        or answers_by_logits(directory, task)
     )
 
 

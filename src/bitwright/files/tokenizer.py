@@ -157,23 +157,29 @@ def parts_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def encodings_of(
-    tokenizer: Tokenizer, first: list[str], second: list[str] | None, where: object = "tokenizer.json"
-) -> Sequence[Encoding]:
-    """The encodings of texts or of pairs of texts, uncut. where: the model, for messages.
+    tokenizer: Tokenizer, first: list[str], second: list[str] | None, where: object = "tokenizer.json", *,
+    special: bool = True,
+) -> Sequence[Encoding]:  # fmt: skip
+    """The encodings of texts or of pairs of texts, uncut. where: the model, for messages. special: whether special
+    tokens are added.
 
     Raises:
         InputError: a text with half of a surrogate pair. EngineError: the tokenizer fails on a text.
     """
     with foreign(f"{where}: the tokenizer fails on these texts", EngineError):
-        return _encodings_of(tokenizer, first, second)
+        return _encodings_of(tokenizer, first, second, special)
 
 
-def _encodings_of(tokenizer: Tokenizer, first: list[str], second: list[str] | None) -> Sequence[Encoding]:
+def _encodings_of(
+    tokenizer: Tokenizer, first: list[str], second: list[str] | None, special: bool
+) -> Sequence[Encoding]:  # fmt: skip
     try:
         if len(first) == 1 or _few_addresses():  # of several it makes a pool of threads, one for each core, that stays
             seconds: Iterable[str | None] = second or repeat(None, len(first))
-            return [tokenizer.encode(a, b) for a, b in zip(first, seconds, strict=True)]
-        return tokenizer.encode_batch_fast(first if second is None else list(zip(first, second, strict=True)))
+            pairs = zip(first, seconds, strict=True)
+            return [tokenizer.encode(a, b, add_special_tokens=special) for a, b in pairs]
+        texts = first if second is None else list(zip(first, second, strict=True))
+        return tokenizer.encode_batch_fast(texts, add_special_tokens=special)
     except TypeError:
         refuse_surrogates(first, second)
         raise

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from bitwright.errors import BitwrightError, EngineError, ModelError, brief, foreign
 from bitwright.families import Architecture, architecture_of
 from bitwright.families.tasks import AUTO_CLASSES, TaskName, check_task, task_of
+from bitwright.files.answers import answers_by_logits
 from bitwright.files.counts import check_counts
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory, read_object
 from bitwright.files.followed import TOKENIZER_CONFIG, check_followed, paths_of_tokenizer
@@ -94,8 +95,11 @@ def build_empty(
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.return_dict = True  # outputs by name, whatever the file says
+    answers = isinstance(source, ModelDirectory) and answers_by_logits(source, task)
+    if answers:
+        config.num_labels = 1  # the score
     with _building(path), no_init_weights(), parameters_on_meta() if buffers else torch.device("meta"):
-        auto_class = getattr(transformers, AUTO_CLASSES[task])
+        auto_class = getattr(transformers, AUTO_CLASSES["text-generation" if answers else task])
         model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     refuse_foreign_class(model, path)
     model.tie_weights(recompute_mapping=False)

@@ -26,6 +26,7 @@ from bitwright.evaluate.language import WINDOW, WINDOWS
 from bitwright.evaluate.logits import compare_windows, token_outputs
 from bitwright.families.tasks import TaskName
 from bitwright.files.opening import open_path
+from bitwright.files.sentences import of_cross_encoder
 from bitwright.files.task import pair_evidence
 from bitwright.pipeline.builtin import agreement_of, builtin_texts_of, per_kind
 from bitwright.pipeline.given import BUILTIN_DATA, text_sources
@@ -219,7 +220,10 @@ def _of_library(task: Task, reference: Model, progress: Progress) -> Outputs | N
     progress.say("running the float model in the user's library")
     threads, limit = torch.get_num_threads(), reference.max_tokens
     try:
-        with Library(reference.path, reference.task, threads=threads, limit=limit) as library:
+        with Library(
+            reference.path, reference.task, threads=threads, limit=limit,
+            cross_encoder=of_cross_encoder(reference.sentences),
+        ) as library:  # fmt: skip
             return list(task.run(library.encode))
     except LibraryError as error:
         progress.say(f"the user's library cannot run it ({error}), so Bitwright runs it")

@@ -96,6 +96,9 @@ def _output(model: GenericModel, tokens: Tokens) -> Tensor:
     mask_BT = torch.ones_like(ids_BT)
     types = {} if tokens.types is None else {"token_type_ids": torch.tensor(tokens.types)}
     out = model.hf(input_ids=ids_BT, attention_mask=mask_BT, **types)
+    if (answers := model.sentences.answers) is not None:
+        score: Tensor = answers.score(out.logits[:, -1])
+        return score
     if model.task == "embedding":
         return functional.normalize(pool_tokens(out.last_hidden_state, mask_BT, model.sentences.pooling), dim=-1)
     return torch.cat((out.start_logits, out.end_logits)) if model.task == "question-answering" else out.logits

@@ -56,7 +56,9 @@ class Opened:
             RecipeError, TargetError: as `make_plan`.
         """
         model, architecture = self.loaded.model, self.loaded.architecture
-        plan = make_plan(recipe, model, architecture, self.sites, self.embeddings, self._dtype_of)
+        plan = make_plan(
+            recipe, model, architecture, self.sites, self.embeddings, self._dtype_of, generates=self.streams
+        )  # fmt: skip
         return Resolved(plan, *fit_targets(recipe, plan, model, architecture, self.sites))
 
     def loads(self, target: str, recipe: Recipe, plan: Plan) -> bool:

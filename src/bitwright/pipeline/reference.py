@@ -18,6 +18,7 @@ import torch
 from bitwright.errors import LibraryError, ModelError, NotFiniteError, brief
 from bitwright.evaluate import Task
 from bitwright.evaluate.kinds import Outputs
+from bitwright.files.sentences import of_cross_encoder
 from bitwright.models.load import LoadedModel
 from bitwright.pipeline.blockwise import compare_blocks, compared_bytes, path_of_blocks
 from bitwright.pipeline.hard_texts import hard_pairs, hard_texts
@@ -125,12 +126,14 @@ def _lack(needed: int, what: str) -> str | None:
 def _opened(loaded: LoadedModel, blocks: str | None = None) -> Library:
     return Library(
         loaded.path, loaded.task, threads=torch.get_num_threads(), limit=loaded.max_tokens, blocks=blocks,
-        trust_remote_code=loaded.trust_remote_code,
+        trust_remote_code=loaded.trust_remote_code, cross_encoder=of_cross_encoder(loaded.sentences),
     )  # fmt: skip
 
 
 def _kinds_of_items(loaded: LoadedModel, pairs: bool) -> list[Sequence[Any]]:
     texts = hard_texts(sorted(loaded.tokenizer.get_added_vocab()), loaded.max_tokens)
+    if pairs and loaded.sentences.chat is not None:  # whose template may have no place for a text alone
+        return [hard_pairs(texts)]
     return [texts, hard_pairs(texts)] if pairs else [texts]
 
 

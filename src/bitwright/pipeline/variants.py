@@ -23,6 +23,7 @@ from bitwright.plan import Plan, half_dtypes, half_names, int8_attention
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized, at_eight_bits, needs_inputs, quantize_linears
 from bitwright.runtime.changes import Changes
+from bitwright.runtime.chat_pairs import in_chat
 from bitwright.runtime.generic_model import check_ids_in
 from bitwright.runtime.model import Model
 from bitwright.search.ladder import Ladders
@@ -58,10 +59,11 @@ def calibration_batches(job: Job, at_most: int | None = None) -> list[dict[str, 
     if job.opened.streams:
         batches = [{"input_ids": part} for part in torch.split(torch.tensor(items), settings.batch_size)]
     else:
-        limit = min(settings.max_tokens, job.model.max_tokens)
+        limit, chat = min(settings.max_tokens, job.model.max_tokens), job.model.sentences.chat
         batches = token_batches(
-            job.model.tokenizer, as_texts(items), max_tokens=limit, batch_size=settings.batch_size, seed=job.recipe.seed
-        )
+            job.model.tokenizer, as_texts(items) if chat is None else in_chat(job.model, items),
+            max_tokens=limit, batch_size=settings.batch_size, seed=job.recipe.seed, special=chat is None,
+        )  # fmt: skip
     for batch in batches:
         check_ids_in(batch["input_ids"], job.model.vocabulary, "its tokenizer gives the token id")
     return batches

@@ -36,8 +36,10 @@ PIPELINE_TAGS = {
     "token-classification": "token-classification",
     "question-answering": "question-answering",
     "text-generation": "text-generation",
+    "reranking": "text-ranking",  # by answers of a language model
 }
 _USES = {
+    "reranking": 'model.rank("a question", ["a text", "another"])',
     "embedding": 'model.encode(["A sentence to embed."])',
     "text-generation": 'ids = model.tokenizer("Once upon a time", return_tensors="pt").input_ids\n'
     "print(model.tokenizer.decode(model.hf.generate(ids, max_new_tokens=40)[0]))",
@@ -85,8 +87,8 @@ def _front_matter(record: Record, source_readme: str | None) -> str:
     if _HUB_NAME.fullmatch(model.name or ""):
         fields |= {"base_model": model.name, "base_model_relation": "quantized"}
     fields["library_name"] = _library(record)
-    if model.task in PIPELINE_TAGS:
-        fields["pipeline_tag"] = PIPELINE_TAGS[model.task]
+    if (task := "reranking" if _answers(record) else model.task) in PIPELINE_TAGS:
+        fields["pipeline_tag"] = PIPELINE_TAGS[task]
     fields["tags"] = ["bitwright", "quantized", *sorted(_weight_tags(record))]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
@@ -116,7 +118,7 @@ def _public_name(name: str | None) -> str:
 
 
 def _how_to_load(record: Record) -> str:
-    task = record.model.task or ""
+    task = "reranking" if _answers(record) else record.model.task or ""
     use = _USES.get(task, "# model.hf is the transformers model")
     blocks = [
         "## How to load it",
@@ -127,10 +129,12 @@ def _how_to_load(record: Record) -> str:
     if _library(record) == "bitwright":
         blocks.append("It was made for Bitwright alone, and tried in no other runtime.")
     elif _library(record) == "sentence-transformers":
+        kind, use = "SentenceTransformer", 'model.encode(["A sentence to embed."])'
+        if _answers(record):
+            kind, use = "CrossEncoder", _USES["reranking"]
         blocks += [
             "In Sentence Transformers (`pip install sentence-transformers compressed-tensors`):",
-            "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
-            'model = SentenceTransformer(MODEL)\nmodel.encode(["A sentence to embed."])\n```',
+            f"```python\nfrom sentence_transformers import {kind}\n\nmodel = {kind}(MODEL)\n{use}\n```",
         ]
     else:
         loader = AUTO_CLASSES.get(task, "AutoModel")
@@ -272,8 +276,16 @@ def _library(record: Record) -> str:
     targets = tried | set(record.recipe.get("targets") or ())
     if targets and not any(name not in TARGETS or TARGETS[name].plain for name in targets):
         return "bitwright"
+    if _answers(record):
+        return "sentence-transformers"
     embeds = record.model.task == "embedding"
     return "sentence-transformers" if "sentence-transformers" in tried or (embeds and not tried) else "transformers"
+
+
+def _answers(record: Record) -> bool:
+    """Whether a language model is a reranker, of which its answers' logits are the score."""
+    name = next(iter(record.model.architectures or ()), "")
+    return record.model.task == "sequence-classification" and name.endswith("ForCausalLM")
 
 
 def _weight_tags(record: Record) -> set[str]:

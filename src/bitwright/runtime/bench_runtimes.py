@@ -32,6 +32,8 @@ from bitwright.runtime.bench_inputs import ModelShape, model_shape, random_token
 if TYPE_CHECKING:
     from torch import nn
 
+    from bitwright.files.sentences import Sentences
+
 # What is timed: computes once, and returns the first output.
 Step = Callable[[], Any]
 # (input_ids_BT, attention_mask_BT), int64 -> the first output (hidden states or logits), a torch tensor or numpy array
@@ -99,7 +101,8 @@ def _open_bitwright(files: Files, threads: int) -> Forward:
     except EngineError:
         from bitwright.runtime.generic import load_generic
 
-        return _torch_forward(load_generic(open_path(files.path)).hf, threads)
+        generic = load_generic(open_path(files.path))
+        return _torch_forward(_scoring(generic.hf, generic.sentences), threads)
 
     def forward(ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> Any:
         lengths = mask_BT.sum(axis=1)
@@ -137,7 +140,33 @@ def _load_source(files: Files, dtype: str) -> "nn.Module":
 
     from bitwright.models.load import load_model
 
-    return load_model(files.path, dtype=getattr(torch, dtype), task=files.task).model
+    loaded = load_model(files.path, dtype=getattr(torch, dtype), task=files.task)
+    return _scoring(loaded.model, loaded.sentences)
+
+
+def _scoring(model: "nn.Module", sentences: "Sentences") -> "nn.Module":
+    """The model; of a language model whose logits are a score, a module that puts out that."""
+    if sentences.answers is None:
+        return model
+    import torch
+
+    answers = sentences.answers
+
+    class Scoring(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model: Any = model
+            self.set_attn_implementation = self.model.set_attn_implementation
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> tuple[Any]:
+            last_B = attention_mask.sum(1) - 1  # of which alone logits are computed
+            out = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=last_B
+            )  # fmt: skip
+            each = torch.arange(len(last_B))
+            return (answers.score(out.logits[each, each]),)
+
+    return Scoring()
 
 
 def _for_export(model: "nn.Module", shape: ModelShape) -> "tuple[nn.Module, tuple[Any, Any]]":

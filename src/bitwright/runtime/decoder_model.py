@@ -36,8 +36,6 @@ from bitwright.runtime.resident import available_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitwright.generate.chat import ChatTemplates
-
 
 _SHARE = 0.25  # of the free memory, that the cache takes unless told otherwise
 _MOST_CONTEXTS = 4  # whole ones, that it then holds at most
@@ -98,7 +96,6 @@ class DecoderModel(OnEngine):
         self._eos, self._told = eos_ids(self.generation_config), set[str]()
         directory.forget_tensors()  # they are packed
         self._trusted = trust_remote_code
-        self._templates: ChatTemplates | None = None
 
     def generate(
         self, prompts: str | Sequence[str] | Sequence[Sequence[int]], *, priority: int = 0, **asked: Any
@@ -168,11 +165,7 @@ class DecoderModel(OnEngine):
         """The token ids of a conversation, by the model's chat template."""
         if self._tokenizer is None:
             raise ModelError(f"{self.path}: there is no tokenizer.json")
-        if self._templates is None:
-            from bitwright.generate.chat import ChatTemplates  # and jinja2: not every model chats
-
-            self._templates = ChatTemplates(self.directory)
-        text = self._templates.render(messages, tools=tools)
+        text = self.templates.render(messages, tools=tools)
         return list(self._tokenizer.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:

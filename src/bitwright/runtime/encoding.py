@@ -51,7 +51,7 @@ def encode(
 
     Args:
         items: texts, pairs of texts, or sequences of token ids; or a single text.
-        prompt: is put before each text, before the first one of a pair.
+        prompt: is put before each text, before the first one of a pair; in a chat template as a system message.
         prompt_name: of a prompt in config_sentence_transformers.json. With neither, the default prompt there, if it
             names one.
         types: of the tokens of each item, where items are ids; by default all of type 0.
@@ -200,15 +200,16 @@ def tokens_of(
         return check_types(types, ids, n_types)
     refuse_types(types)
     first, second = texts
-    if second is not None and model.sentences.pair_template:
-        raise InputError(
-            f"{model.path / model.sentences.pair_template}: sentence-transformers puts pairs into this chat template, "
-            "and Bitwright does not; give each pair as one text, written as the template has it"
-        )
-    prefix = _prompt_of(model, prompt, prompt_name)
-    if prefix:
-        first = [prefix + text for text in first]
-    tokens = model.read(first, second, typed=n_types > 1, limit=model.max_tokens if truncate else None)
+    prefix, chat = _prompt_of(model, prompt, prompt_name), model.sentences.chat
+    limit = model.max_tokens if truncate else None
+    if chat is not None:
+        from bitwright.runtime.chat_pairs import read_in_chat  # few models have it
+
+        tokens = read_in_chat(model, chat, first, second, prefix, limit=limit)
+        prefix = ""
+    else:
+        first = [prefix + text for text in first] if prefix else first
+        tokens = model.read(first, second, typed=n_types > 1, limit=limit)
     if not truncate:
         refuse_long((len(ids) > model.max_tokens for ids in tokens.ids), model.max_tokens)
     checked = check_types(tokens.types, tokens.ids, n_types)

@@ -62,6 +62,8 @@ class EngineModel(OnEngine):
         self.directory, self.path, self.task = directory, directory.path, encoder_task(weights)
         self.sentences = read_sentences(directory, self.task)
         modes, normalize = engine_pooling(self.sentences)
+        if self.sentences.chat is not None:
+            _ = self.templates  # read now, as all files are
         program = lower_encoder(weights, pooling=modes, normalize=normalize, inputs=inputs)
         self._unread = unread_at_the_end(weights)
         self.executor = Executor(program, native_isa())

@@ -1,6 +1,7 @@
 """What a checkpoint must give wherever it runs, computed in this process: for checks that begin with a directory."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -81,7 +82,10 @@ def _ids(model: "Model") -> np.ndarray:
     sequences, tokens = _SHAPE_DECODING if model.task == "text-generation" else _SHAPE
     tokens = min(tokens, model.max_tokens)
     try:
-        pool = [i for ids in model.tokenize([passage.text for passage in passages()[::9]]) for i in ids]
+        texts = [passage.text for passage in passages()[::9]]
+        chats = model.sentences.chat is not None  # whose template may have no place for a text alone
+        items = list(pairwise(texts)) if chats else texts
+        pool = [i for ids in model.tokenize(items) for i in ids]
     except ModelError:
         pool = np.random.default_rng(0).integers(0, model.vocabulary, sequences * tokens).tolist()
     sequences = min(max(len(pool) // tokens, 1), sequences)

@@ -13,6 +13,7 @@ from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.names import name_in
 from bitwright.files.sentences import read_sentences
+from bitwright.generate.chat import ChatTemplates
 from bitwright.kernels import dispatch
 from bitwright.models.build import EmptyModel, build_empty, load_tokenizer, max_tokens
 from bitwright.models.load import fill, fill_buffers, load_model
@@ -49,7 +50,10 @@ def load_generic(
     sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
     tokenizer, _ = load_tokenizer(directory, trust_remote_code, sentences)
     limit = max_tokens(empty, tokenizer, sentences, directory.path)
-    return GenericModel(model, tokenizer, empty.task, sentences, limit, backend, directory.path)
+    templates = ChatTemplates(directory) if sentences.chat is not None else None
+    return GenericModel(
+        model, tokenizer, empty.task, sentences, limit, backend, directory.path, templates=templates
+    )  # fmt: skip
 
 
 class OpenedQuantized(NamedTuple):

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from bitwright.errors import InputError, ModelError, foreign
 from bitwright.evaluate.logits import token_outputs
 from bitwright.families import architecture_of
+from bitwright.files.answers import Answers
 from bitwright.files.pooling import pool_rows
 from bitwright.files.sentences import Sentences, after_pooling, width_of
 from bitwright.files.tokenizer import refuse_surrogates
+from bitwright.generate.chat import ChatTemplates
 from bitwright.kernels import dispatch
 from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
 from bitwright.models.forward import forward
@@ -38,6 +40,7 @@ class GenericModel:
     backend: what runs the linears: "torch" (float) or "kernels:<isa>".
     max_tokens: longer texts are cut there, as the tokenizer and the model say.
     loaded_from: None for a model that `load` did not give: a variant, or a model in the making.
+    templates: as `Model` says.
     """
 
     hf: nn.Module
@@ -48,6 +51,7 @@ class GenericModel:
     backend: str
     path: Path
     loaded_from: LoadedFrom | None = None
+    templates: ChatTemplates | None = None
 
     encode = encoding.encode
     encode_query = encoding.encode_query
@@ -100,8 +104,8 @@ class GenericModel:
 
     @property
     def tokens_at_once(self) -> int | None:
-        """As `Model` says: a language model is not padded."""
-        return _TOKENS_AT_ONCE if self.task == "text-generation" else None
+        """As `Model` says: a language model is not padded, so that only one token of a text needs logits."""
+        return _TOKENS_AT_ONCE if self.task == "text-generation" or self.sentences.answers is not None else None
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -118,9 +122,11 @@ class GenericModel:
         """None: every linear runs."""
         return 0
 
-    def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
+    def read(
+        self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None, special: bool = True
+    ) -> Tokens:  # fmt: skip
         """As `Model.read`."""
-        return read_texts(self, first, second, typed=typed, limit=limit)
+        return read_texts(self, first, second, typed=typed, limit=limit, special=special)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`."""
@@ -136,9 +142,11 @@ class GenericModel:
     def _forward(self, tokens: Tokens) -> tuple[Any, Tensor]:
         """The outputs for a padded batch, and its mask."""
         inputs = padded(tokens, self.hf.config)
-        more = {} if self.sentences.mix is None else {"output_hidden_states": True}
+        more: dict[str, Any] = {} if self.sentences.mix is None else {"output_hidden_states": True}
         if self._decodes:
             more["use_cache"] = False
+        if self.sentences.answers is not None and bool(inputs["attention_mask"].all()):
+            more["logits_to_keep"] = 1
         with forward(self.path):
             return self(**inputs, **more), inputs["attention_mask"]
 
@@ -189,7 +197,18 @@ def output_rows(out: Any, mask_BT: Tensor, task: str, sentences: Sentences, skip
 
     skip: tokens at the beginning of each text that do not count in its embedding.
     """
-    return list(_vectors(out, mask_BT, sentences, skip)) if task == "embedding" else _HEADS[task](out, mask_BT.bool())
+    if task == "embedding":
+        return list(_vectors(out, mask_BT, sentences, skip))
+    if sentences.answers is not None:
+        return list(_scores(out.logits.float(), mask_BT, sentences.answers).numpy())
+    return _HEADS[task](out, mask_BT.bool())
+
+
+def _scores(logits_BTV: Tensor, mask_BT: Tensor, answers: Answers) -> Tensor:
+    """The scores of texts, (B, 1), from the logits of all their tokens, padded at the right, or of the last alone."""
+    last_B = mask_BT.sum(1) - 1 if logits_BTV.shape[1] > 1 else torch.zeros(len(mask_BT), dtype=torch.int64)
+    scores: Tensor = answers.score(logits_BTV[torch.arange(len(last_B)), last_B])
+    return scores
 
 
 def _vectors(out: Any, mask_BT: Tensor, sentences: Sentences, skip: int) -> np.ndarray:
@@ -220,7 +239,9 @@ def _rows_of(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
-def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
+def read_texts(
+    model: Any, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None, special: bool = True
+) -> Tokens:  # fmt: skip
     """`Model.read` with a transformers tokenizer, which may or may not give token types.
 
     model: whatever has a `tokenizer` and a `path`.
@@ -233,7 +254,9 @@ def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed:
     typed = typed and "token_type_ids" in tokenizer.model_input_names
     with foreign(f"{model.path}: the tokenizer failed on these texts", ModelError):
         try:
-            found = tokenizer(first, second, return_token_type_ids=typed, verbose=False)
+            found = tokenizer(
+                first, second, return_token_type_ids=typed, add_special_tokens=special, verbose=False
+            )  # fmt: skip
         except TypeError:
             refuse_surrogates(first, second)
             raise
@@ -242,7 +265,9 @@ def read_texts(model: Any, first: list[str], second: list[str] | None, *, typed:
         plain = second is None and not any(map(any, tokens.types or ()))
         return tokens._replace(types=None) if plain else tokens
     if limit is not None:  # a tokenizer of Python
-        found = tokenizer(first, second, return_token_type_ids=typed, truncation=True, max_length=limit)
+        found = tokenizer(
+            first, second, return_token_type_ids=typed, add_special_tokens=special, truncation=True, max_length=limit
+        )  # fmt: skip
     return Tokens(found["input_ids"], found["token_type_ids"] if typed else None)
 
 
@@ -321,6 +346,8 @@ _HEADS: dict[str, Callable[[Any, Tensor], list[np.ndarray]]] = {
 
 def float_model(loaded: LoadedModel) -> GenericModel:
     """A source model, as loaded, ready to run in float."""
+    templates = ChatTemplates(loaded.directory) if loaded.sentences.chat is not None else None
     return GenericModel(
-        loaded.model, loaded.tokenizer, loaded.task, loaded.sentences, loaded.max_tokens, "torch", loaded.path
-    )
+        loaded.model, loaded.tokenizer, loaded.task, loaded.sentences, loaded.max_tokens, "torch", loaded.path,
+        templates=templates,
+    )  # fmt: skip

@@ -139,11 +139,13 @@ def cut_all(encodings: Sequence[Any], limit: int | None, side: str, *, typed: bo
 
 
 def read_with(
-    opened: OpenTokenizer, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None, where: object
-) -> Tokens:
+    opened: OpenTokenizer, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None,
+    where: object, special: bool = True,
+) -> Tokens:  # fmt: skip
     """`Model.read` with a tokenizer of the tokenizers library. where: the model, for messages."""
     typed = typed and (opened.single_types if second is None else opened.types)
-    return cut_all(encodings_of(opened.tokenizer, first, second, where), limit, opened.side, typed=typed)
+    found = encodings_of(opened.tokenizer, first, second, where, special=special)
+    return cut_all(found, limit, opened.side, typed=typed)
 
 
 def refuse_types(types: object) -> None:

@@ -67,12 +67,13 @@ class Library:
 
     def __init__(
         self, directory: Path, task: str, *, threads: int, limit: int, trust_remote_code: bool = False,
-        blocks: str | None = None, runtime: str | None = None,
+        blocks: str | None = None, runtime: str | None = None, cross_encoder: bool = False,
     ) -> None:  # fmt: skip
         """limit: tokens at which texts are cut where the tokenizer does not say it. blocks: path of the list of blocks
         of a language model that has one block in memory at a time, for `block`; by default the model is loaded whole.
         runtime: "transformers" or "sentence-transformers" to give that one ids (`forward`, `states`); by default it is
-        the one that users of the model have, and is given texts.
+        the one that users of the model have, and is given texts. cross_encoder: of a model that a CrossEncoder alone
+        reads as it is meant, also where no modules.json says so.
 
         Raises:
             LibraryError: the library is not installed, or cannot load the model, or does not answer in time; so do the
@@ -80,7 +81,8 @@ class Library:
         """
         self._directory, self._weight_bytes = directory, weight_bytes(directory)
         request = {"directory": os.fspath(directory.resolve()), "task": task, "threads": threads, "limit": limit,
-                   "blocks": blocks, "trust_remote_code": trust_remote_code, "runtime": runtime}  # fmt: skip
+                   "blocks": blocks, "trust_remote_code": trust_remote_code, "runtime": runtime,
+                   "cross_encoder": cross_encoder}  # fmt: skip
         _in_use.acquire()
         self._held, self._serves = True, False
         try:

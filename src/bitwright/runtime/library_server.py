@@ -131,7 +131,9 @@ def _load(request: dict[str, Any]) -> Any:
         return _Ids(path, task, trust)
     if request["runtime"] == "sentence-transformers":
         return _Sentences(path, trust, reranks=False)
-    reranks = task == "sequence-classification" and os.path.exists(os.path.join(path, "modules.json"))
+    reranks = task == "sequence-classification" and (
+        request["cross_encoder"] or os.path.exists(os.path.join(path, "modules.json"))
+    )
     if task == "embedding" or reranks:
         try:
             return _Sentences(path, trust, reranks)

@@ -21,6 +21,7 @@ from bitwright.runtime.items import Tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bitwright.generate.chat import ChatTemplates
     from bitwright.runtime.generic_model import GenericModel
 
 
@@ -83,9 +84,15 @@ class Model(Protocol):
     def folded(self) -> int:
         """Calls of integer kernels that a forward of it spares, because their results were computed beforehand."""
 
-    def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
-        """The tokens of texts, or of pairs (first, second), special ones included; if `typed`, with their types, where
-        the tokenizer hands out any and they are not all 0 anyway.
+    @property
+    def templates(self) -> "ChatTemplates | None":
+        """The chat templates into which texts are put, where `sentences.chat` says so."""
+
+    def read(
+        self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None, special: bool = True
+    ) -> Tokens:  # fmt: skip
+        """The tokens of texts, or of pairs (first, second), with special ones if `special`; if `typed`, with their
+        types, where the tokenizer hands out any and they are not all 0 anyway.
 
         limit: texts are cut to so many tokens, of a pair the longer one first; None leaves them whole.
 

@@ -16,6 +16,7 @@ from bitwright.runtime.items import Tokens, read_with
 from bitwright.runtime.pickling import LoadedFrom, reduce_model
 
 if TYPE_CHECKING:
+    from bitwright.generate.chat import ChatTemplates
     from bitwright.runtime.generic_model import GenericModel
 
 
@@ -31,6 +32,7 @@ class OnEngine:
     _tokenizer: OpenTokenizer | None
     _trusted: bool  # for the generic path
     _generic: "GenericModel | None" = None
+    _templates: "ChatTemplates | None" = None
 
     encode = encoding.encode
     encode_query = encoding.encode_query
@@ -53,11 +55,22 @@ class OnEngine:
         twin._generic = copy.deepcopy(self._generic, memo)
         return twin
 
-    def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
+    @property
+    def templates(self) -> "ChatTemplates":
+        """The model's chat templates."""
+        if self._templates is None:
+            from bitwright.generate.chat import ChatTemplates  # not every model chats
+
+            self._templates = ChatTemplates(self.directory)
+        return self._templates
+
+    def read(
+        self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None, special: bool = True
+    ) -> Tokens:  # fmt: skip
         """As `Model.read`."""
         if self._tokenizer is None:
             raise ModelError(f"{self.path}: there is no tokenizer.json; give token ids instead of texts")
-        return read_with(self._tokenizer, first, second, typed=typed, limit=limit, where=self.path)
+        return read_with(self._tokenizer, first, second, typed=typed, limit=limit, special=special, where=self.path)
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from bitwright.calibration.stream import stream_outputs
 from bitwright.errors import ModelError
 from bitwright.files.sentences import Sentences
+from bitwright.generate.chat import ChatTemplates
 from bitwright.models.heap import trim_heap
 from bitwright.models.load import LoadedModel, lent, materialise, release
 from bitwright.runtime import encoding, scoring
@@ -103,7 +104,7 @@ class StreamedModel:
     @property
     def tokens_at_once(self) -> int | None:
         """1, so that each window is a batch and memory holds the logits of one window."""
-        return 1 if self._generates else None
+        return 1 if self._generates or self.sentences.answers is not None else None
 
     @property
     def folded(self) -> int:
@@ -144,9 +145,16 @@ class StreamedModel:
         """The Hugging Face forward of the source, whole. Raises as `generic`."""
         return self.generic(**inputs)
 
-    def read(self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None) -> Tokens:
+    @property
+    def templates(self) -> ChatTemplates | None:
+        """The source's."""
+        return None if self.sentences.chat is None else ChatTemplates(self.loaded.directory)
+
+    def read(
+        self, first: list[str], second: list[str] | None, *, typed: bool, limit: int | None, special: bool = True
+    ) -> Tokens:  # fmt: skip
         """As `Model.read`."""
-        return read_texts(self, first, second, typed=typed, limit=limit)
+        return read_texts(self, first, second, typed=typed, limit=limit, special=special)
 
     def run(self, batches: Sequence[Tokens], threads: int | None = None) -> Iterator[Sequence[np.ndarray]]:
         """As `Model.run`. The outputs come after all batches have passed all blocks except the last."""
@@ -190,7 +198,8 @@ class StreamedModel:
         for batch in batches:
             check_inputs(batch, self.loaded.config)
         # As a loaded checkpoint computes beside its linears; perplexity is judged in float32.
-        compute = "auto" if self.changes.swaps and not self._generates else "float32"
+        exact = self._generates or self.sentences.answers is not None
+        compute = "auto" if self.changes.swaps and not exact else "float32"
         with lent(self.loaded) as opened:
             _change(opened, self.changes, compute, "")
             enter, leave = partial(_enter, opened, self.changes, compute), partial(_leave, opened)

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bitwright.errors import EngineError, LibraryError
+from bitwright.families.tasks import TaskName
+from bitwright.files.answers import answers_by_logits, read_answers
+from bitwright.files.directory import ModelDirectory
 from bitwright.files.opening import open_path
 from bitwright.files.pooling import pool_rows
 from bitwright.files.sentences import Sentences, after_pooling, read_sentences
@@ -120,15 +123,22 @@ def _outputs_of_library(directory: Path, target: str, ids_BT: np.ndarray) -> np.
     Raises:
         LibraryError: the target cannot load or run the directory.
     """
+    opened = open_path(directory)
+    task = find_task(opened)
+    if target == "transformers" and answers_by_logits(opened, task):
+        logits_BV = _outputs_for(opened, "text-generation", target, ids_BT)
+        return np.asarray(read_answers(opened)[0].score(logits_BV))
+    return _outputs_for(opened, task, target, ids_BT)
+
+
+def _outputs_for(opened: ModelDirectory, task: TaskName, target: str, ids_BT: np.ndarray) -> np.ndarray:
     import torch
 
     from bitwright.models.tensor_files import read_pickled
 
-    opened = open_path(directory)
-    task = find_task(opened)
     # As many threads as here: their number may decide in which order a float sum is made.
     with Library(
-        directory, task, threads=torch.get_num_threads(), limit=ids_BT.shape[1], runtime=target
+        opened.path, task, threads=torch.get_num_threads(), limit=ids_BT.shape[1], runtime=target
     ) as library:  # fmt: skip
         if task != "embedding" or target == "sentence-transformers":
             return np.stack([row.reshape(-1) for row in library.forward(ids_BT)])
