@@ -18,7 +18,7 @@ import numpy as np
 from bitwright.engine.cache_layout import CacheKind
 from bitwright.engine.decoders import Arithmetic
 from bitwright.files.directory import ModelDirectory
-from bitwright.generate.scheduler import CHUNK
+from bitwright.generate.cache import CHUNK
 from bitwright.runtime.decoder_model import DecoderModel
 
 KINDS: tuple[CacheKind, ...] = ("int8", "int4")
