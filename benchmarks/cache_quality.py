@@ -4,7 +4,8 @@
 
 A text is cut into windows of `depth` tokens. Predictions of the second half of each window are compared, as many
 windows as give `--tokens` of them, at least one: perplexity, KL(bf16 cache ‖ other) in nats, and how often the
-likeliest token is the same. Bytes are those of a text as long as a window. ± is a standard error of the mean over tokens.
+likeliest token is the same. Bytes are those of a text as long as a window. ± is a standard error of the mean over
+tokens.
 """
 
 import argparse

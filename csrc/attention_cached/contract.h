@@ -30,12 +30,13 @@
 // int8: codes -127 to 127, scale = largest magnitude / 127, one for each token and head, 0 where that is below the
 // normal numbers.
 // int4: keys and values are first rotated, so that none of their numbers stands out: each stretch, as long as the
-// largest power of two that divides D, is divided by its length and multiplied by a Hadamard matrix of ones and minus
-// ones, in steps of sums and differences (rotate_head). Then each key_group or value_group numbers have a scale,
-// rounded to bf16. In 8 bits: as int8, of the rotated numbers. Keys: codes -8 to 7; the number of largest magnitude has the code -8, so that scales are negative,
-// too. Values: codes 0 to 15 of the range that they and zero span, and value = (code - zero) * scale. A token whose key
-// or value is not finite has key scales NaN (int8, int4) or a key of NaN (bf16), and a value of zeros: every query that
-// sees it becomes NaN, and no other. So values and their scales are always finite.
+// largest power of two that divides D, is divided by its length and multiplied by a Hadamard matrix of ones and
+// minus ones, in steps of sums and differences (rotate_head). Then each key_group or value_group numbers have a
+// scale, rounded to bf16. In 8 bits: as int8, of the rotated numbers. Keys: codes -8 to 7; the number of largest
+// magnitude has the code -8, so that scales are negative, too. Values: codes 0 to 15 of the range that they and zero
+// span, and value = (code - zero) * scale. A token whose key or value is not finite has key scales NaN (int8, int4)
+// or a key of NaN (bf16), and a value of zeros: every query that sees it becomes NaN, and no other. So values and
+// their scales are always finite.
 //
 // append: rows `tokens` of k and v are tokens past, past + 1, ... of the sequence. The first token of a block clears
 // that head's part of the block. So tokens of one block are appended in order and by one thread: a cut between two
@@ -71,10 +72,10 @@
 //   out   out * 2^(m before - m) + step * the sum of byte * code of the value, exact
 //   sum   sum * 2^(m before - m) + the sum of p
 //
-// and out / sum is the result. int4: each group of values has its own step and bytes, values in 8 bits have one step. The sum is not that of the bytes:
-// the first token of most language models has nearly all the weight and a value near zero, so that its byte is small
-// and says little of its weight. bf16: the same without bytes: products in f32, and weights rounded to bf16 or not. A
-// key that is not seen is left out by selection of its score, whatever its scale.
+// and out / sum is the result. int4: each group of values has its own step and bytes, values in 8 bits have one step.
+// The sum is not that of the bytes: the first token of most language models has nearly all the weight and a value near
+// zero, so that its byte is small and says little of its weight. bf16: the same without bytes: products in f32, and
+// weights rounded to bf16 or not. A key that is not seen is left out by selection of its score, whatever its scale.
 //
 // A line has the same bytes whatever the other lines of the call, and however many tokens were appended at once. No
 // allocation, threads or state. head_size is a multiple of 16 up to kMaxHeadSize; addresses in the cache are multiples

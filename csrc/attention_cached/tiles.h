@@ -143,7 +143,8 @@ void attend_block(const Lines& lines, const CachedHead& h, size_t begin, Fetch f
     }
 }
 
-// Hot: of blocks that these lines see in 8 bits, where C has 4; else the same as C. The lines' queries lie in one block.
+// Hot: of blocks that these lines see in 8 bits, where C has 4; else the same as C. The lines' queries lie in one
+// block.
 template <class M, class C, class Hot>
 void attend_lines(const AttendCached& p, size_t head, size_t line_begin, size_t count, size_t part, float* partials) {
     constexpr bool kSome = C::kGrouped;

@@ -243,8 +243,8 @@ void soak_attention_cached(Random& random, const CachedKernels& kernels) {
                  heads = random.between(1, 3), size = 16 * random.between(1, random.one_in(8) ? 16 : 6),
                  width = heads * size, stride = 2 * width + random.between(0, 9), q_width = group * width,
                  q_stride = q_width + random.between(0, 9), blocks = (tokens + kCacheBlock - 1) / kCacheBlock,
-                 forms = kind == CacheKind::kInt4 ? 3 : 1, in_all = forms * blocks, head_bytes = cache_head_bytes(kind, size),
-                 lines = rows * group;
+                 forms = kind == CacheKind::kInt4 ? 3 : 1, in_all = forms * blocks,
+                 head_bytes = cache_head_bytes(kind, size), lines = rows * group;
     const bool by_block = random.one_in(2);
     const Exact kv = bf16s(random, (tokens - 1) * stride + 2 * width, 1.0f),
                 q = bf16s(random, (rows - 1) * q_stride + q_width, 1.0f), sinks = floats(random, heads * group, 1.0f),

@@ -73,7 +73,8 @@ std::vector<float> run_step(Random& random, const Model& model, Cache& cache, co
     }
     for (size_t form = 0; form < kForms; ++form) {
         for (const Piece& each : pieces) {
-            const size_t first = each.of->past / kCacheBlock, needed = blocks_of(each.of->past + each.tokens + each.drafts);
+            const size_t first = each.of->past / kCacheBlock,
+                         needed = blocks_of(each.of->past + each.tokens + each.drafts);
             for (size_t i = 0; i < stride; ++i) {
                 const bool read = i < needed && (form == 0 || !model.causal || is_hot(first, i));
                 tables.push_back(read ? each.of->blocks[form * each.of->room() + i] : kNoBlock);

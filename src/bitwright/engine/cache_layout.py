@@ -40,9 +40,9 @@ class ConvolutionLayer(NamedTuple):
 
 
 class Form(NamedTuple):
-    """One of the blocks of memory that 64 tokens of a text take. A step whose first token lies in block `at` of the text
-    reads this form of that block and any later one, and of `reach` blocks before it, None: all; first: and of the
-    first."""
+    """One of the blocks of memory that 64 tokens of a text take. A step whose first token lies in block `at` of the
+    text reads this form of that block and any later one, and of `reach` blocks before it, None: all; first: and of
+    the first."""
 
     reach: int | None = None
     first: bool = False
@@ -52,8 +52,8 @@ class Form(NamedTuple):
 
 
 class CacheLayout(NamedTuple):
-    """kind: how keys and values are held. block_bytes: of one block of memory, in all layers. forms: the blocks of memory
-    that the same tokens take.
+    """kind: how keys and values are held. block_bytes: of one block of memory, in all layers. forms: the blocks of
+    memory that the same tokens take.
 
     heads: of each layer, how many there are. head_bytes: what each of them takes in a block. offsets: where each layer
     begins in a cache of one block. rows: of a convolution in a block. undone: how many of the tokens last written to a

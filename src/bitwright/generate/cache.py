@@ -35,8 +35,8 @@ _Key = tuple[bytes, int]
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """What the cache holds of one sequence: `length` tokens, and the blocks for them, in order, those of all forms of the
-    same tokens side by side. keys: of its full blocks, by which others find them. written: tokens that were ever
+    """What the cache holds of one sequence: `length` tokens, and the blocks for them, in order, those of all forms of
+    the same tokens side by side. keys: of its full blocks, by which others find them. written: tokens that were ever
     computed into these blocks."""
 
     blocks: list[int] = field(default_factory=list)
@@ -141,8 +141,8 @@ class Cache:
                     self._release(block)
 
     def roll_back(self, held: Held, length: int) -> None:
-        """Forget the tokens from `length` on; where the cache does not hold what computing goes on from there, also those
-        before, down to the beginning of their block or of an earlier one. `held.length` says."""
+        """Forget the tokens from `length` on; where the cache does not hold what computing goes on from there, also
+        those before, down to the beginning of their block or of an earlier one. `held.length` says."""
         size, forms = self.layout.tokens, len(self.layout.forms)
         full = length // size
         last = self._forms(held, full)
@@ -219,7 +219,7 @@ class Cache:
         return held.blocks[number * forms : (number + 1) * forms]
 
     def _regain(self, held: Held) -> bool:
-        """Find again what was given back of a sequence and its next token reads; False if something is no more there."""
+        """Find again what was given back of a sequence and its next token reads; False if some of it is gone."""
         forms, full = self.layout.forms, len(held.keys)
         lacking = {
             number * len(forms) + place: self._found.get((held.keys[number], place))
