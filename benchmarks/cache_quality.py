@@ -4,7 +4,8 @@
 
 A text is cut into windows of `depth` tokens. Predictions of the second half of each window are compared, as many
 windows as give `--tokens` of them, at least one: perplexity, KL(bf16 cache ‖ other) in nats, and how often the
-likeliest token is the same. ± is a standard error of the mean over tokens.
+likeliest token is the same. Bytes are those of a text as long as a window. ± is a standard error of the mean over
+tokens.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 from bitwright.engine.cache_layout import CacheKind
 from bitwright.engine.decoders import Arithmetic
 from bitwright.files.directory import ModelDirectory
-from bitwright.generate.scheduler import CHUNK
+from bitwright.generate.cache import CHUNK
 from bitwright.runtime.decoder_model import DecoderModel
 
 KINDS: tuple[CacheKind, ...] = ("int8", "int4")
@@ -81,9 +82,10 @@ def compared(
     base_M = np.concatenate(found["bf16"], axis=1)[0]
     for kind, model in models.items():
         nll_M, kl_M, same_M = np.concatenate(found[kind], axis=1)
-        more_M, layout = nll_M - base_M, model.cache.layout
+        more_M, layout, depth = nll_M - base_M, model.cache.layout, len(windows[0])
         yield {
-            "cache": kind, "bytes": layout.block_bytes // layout.tokens, "perplexity": float(np.exp(nll_M.mean())),
+            "cache": kind, "bytes": layout.blocks_of(depth, 1) * layout.block_bytes // depth,
+            "perplexity": float(np.exp(nll_M.mean())),
             "change": float(100 * np.expm1(more_M.mean())), "error": float(100 * more_M.std() / len(more_M) ** 0.5),
             "kl": float(kl_M.mean()), "same": float(100 * same_M.mean()), "tokens": len(nll_M),
         }  # fmt: skip

@@ -32,6 +32,11 @@ struct Words : Integers {
         });
     }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
+        float wide[kMaxHeadSize];
+        widen_row(q, size, wide);
+        return pack_values(wide, size, out, start);
+    }
+    static float pack_values(const float* q, size_t size, char* out, int32_t* start) {
         int8_t codes[kMaxHeadSize];
         const float scale = row_codes(q, size, codes);
         int16_t* to = (int16_t*)out;

@@ -11,16 +11,18 @@ void bind_attention_cached(nb::module_& m) {
                 Field{"block_stride", &CacheLayer::block_stride}, Field{"head_stride", &CacheLayer::head_stride},
                 Field{"head_size", &CacheLayer::head_size});
     bind_struct(m, "AppendCached", Field{"cache", &AppendCached::cache}, Field{"table", &AppendCached::table},
-                Field{"past", &AppendCached::past}, Field{"k", &AppendCached::k}, Field{"v", &AppendCached::v},
-                Field{"stride", &AppendCached::stride});
+                Field{"table_stride", &AppendCached::table_stride}, Field{"past", &AppendCached::past},
+                Field{"k", &AppendCached::k}, Field{"v", &AppendCached::v}, Field{"stride", &AppendCached::stride});
     bind_struct(m, "AttendCached", Field{"cache", &AttendCached::cache}, Field{"table", &AttendCached::table},
-                Field{"past", &AttendCached::past}, Field{"rows", &AttendCached::rows}, Field{"q", &AttendCached::q},
+                Field{"table_stride", &AttendCached::table_stride}, Field{"past", &AttendCached::past},
+                Field{"rows", &AttendCached::rows}, Field{"q", &AttendCached::q},
                 Field{"q_stride", &AttendCached::q_stride}, Field{"out", &AttendCached::out},
                 Field{"out_stride", &AttendCached::out_stride}, Field{"heads_per_kv", &AttendCached::heads_per_kv},
                 Field{"scale", &AttendCached::scale}, Field{"softcap", &AttendCached::softcap},
                 Field{"causal", &AttendCached::causal}, Field{"window", &AttendCached::window},
                 Field{"sinks", &AttendCached::sinks});
     m.attr("CACHE_BLOCK") = size_t(kCacheBlock);
+    m.attr("CACHE_HOT_BLOCKS") = size_t(kHotBlocks);
     m.attr("CACHE_PART") = size_t(kPart);
     bind_function(m, "cache_head_bytes", &cache_head_bytes);
     bind_function(m, "partial_floats", &partial_floats);

@@ -6,18 +6,10 @@
 namespace {
 
 inline void append_int8(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
-    int8_t keys[kMaxHeadSize], values[kMaxHeadSize];
-    const float key_scale = row_codes(k, size, keys), value_scale = row_codes(v, size, values);
-    const bool finite = value_scale == value_scale;
-    ((float*)h.key_scales)[t] = finite ? key_scale : NAN;
-    ((float*)h.value_scales)[t] = finite && key_scale == key_scale ? value_scale : 0.0f;
-    for (size_t i = 0; i < size; i += 4) {
-        uint32_t cell;
-        memcpy(&cell, keys + i, 4);
-        cell ^= 0x80808080u;
-        memcpy(h.keys + place_of_key<4>(t, i, size), &cell, 4);
-    }
-    for (size_t i = 0; i < size; ++i) h.values[place_of_value<4>(t, i, size)] = (char)values[i];
+    float keys[kMaxHeadSize], values[kMaxHeadSize];
+    widen_row(k, size, keys);
+    widen_row(v, size, values);
+    append_bytes(h, t, keys, values, size);
 }
 
 inline void append_bf16(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
@@ -32,14 +24,21 @@ inline void append_bf16(const CachedHead& h, size_t t, const uint16_t* k, const 
 void append(const AppendCached* p, size_t token_begin, size_t token_end, size_t head_begin, size_t head_end) {
     const size_t size = p->cache.head_size;
     const CacheKind kind = p->cache.kind;
-    const auto by_kind = kind == CacheKind::kInt8 ? append_int8 : kind == CacheKind::kInt4 ? append_int4 : append_bf16;
     for (size_t token = token_begin; token < token_end; ++token) {
         const size_t position = p->past + token, t = position % kCacheBlock;
         for (size_t head = head_begin; head < head_end; ++head) {
-            const CachedHead h = cached_head(p->cache, p->table[position / kCacheBlock], head);
+            const CachedHead h = cached_head(*p, position / kCacheBlock, head);
             if (t == 0) memset(h.keys, 0, cache_head_bytes(kind, size));
             const uint16_t *k = p->k + token * p->stride + head * size, *v = p->v + token * p->stride + head * size;
-            by_kind(h, t, k, v, size);
+            if (kind == CacheKind::kInt8) append_int8(h, t, k, v, size);
+            if (kind == CacheKind::kBf16) append_bf16(h, t, k, v, size);
+            if (kind != CacheKind::kInt4) continue;
+            const CachedHead hot = hot_head(*p, position / kCacheBlock, head);
+            if (t == 0) {
+                memset(hot.keys, 0, hot_bytes(size));
+                memset(hot.values, 0, hot_bytes(size));
+            }
+            append_int4(h, hot, t, k, v, size);
         }
     }
 }

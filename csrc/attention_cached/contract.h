@@ -20,15 +20,23 @@
 //   bf16    keys    [4, D / 2, 16, 2]
 //           values  [32, D, 2]
 //
+// int4 has every token a second time in 8 bits, for the queries near it: keys with their scales in a block of a second
+// table, values with theirs in a block of a third. Each is as in int8, and no larger than a block of int4. A query at
+// position p sees the keys of the first block, of its own, of the kHotBlocks before that one, and of any later one in 8
+// bits, all others in 4 (is_hot). So what it sees is a function of two positions, whatever a step computes; and only
+// those blocks of the second and the third table need to be there which a query of this call sees in 8 bits, or to
+// which tokens are appended.
+//
 // int8: codes -127 to 127, scale = largest magnitude / 127, one for each token and head, 0 where that is below the
 // normal numbers.
 // int4: keys and values are first rotated, so that none of their numbers stands out: each stretch, as long as the
-// largest power of two that divides D, is divided by its length and multiplied by a Hadamard matrix of ones and minus
-// ones, in steps of sums and differences (rotate_head). Then each key_group or value_group numbers have a scale,
-// rounded to bf16. Keys: codes -8 to 7; the number of largest magnitude has the code -8, so that scales are negative,
-// too. Values: codes 0 to 15 of the range that they and zero span, and value = (code - zero) * scale. A token whose key
-// or value is not finite has key scales NaN (int8, int4) or a key of NaN (bf16), and a value of zeros: every query that
-// sees it becomes NaN, and no other. So values and their scales are always finite.
+// largest power of two that divides D, is divided by its length and multiplied by a Hadamard matrix of ones and
+// minus ones, in steps of sums and differences (rotate_head). Then each key_group or value_group numbers have a
+// scale, rounded to bf16. In 8 bits: as int8, of the rotated numbers. Keys: codes -8 to 7; the number of largest
+// magnitude has the code -8, so that scales are negative, too. Values: codes 0 to 15 of the range that they and zero
+// span, and value = (code - zero) * scale. A token whose key or value is not finite has key scales NaN (int8, int4)
+// or a key of NaN (bf16), and a value of zeros: every query that sees it becomes NaN, and no other. So values and
+// their scales are always finite.
 //
 // append: rows `tokens` of k and v are tokens past, past + 1, ... of the sequence. The first token of a block clears
 // that head's part of the block. So tokens of one block are appended in order and by one thread: a cut between two
@@ -46,15 +54,15 @@
 //   causal     the token at position p sees keys 0 to p; else every key of the sequence
 //   window     0 for none, or w: keys w or more from p are left out, on either side
 //   sinks      null, or f32 of every query head: a score that adds to the sum of weights, and has no value
-//   table      block of tokens 64 i to 64 i + 63 of the sequence
+//   table      block of tokens 64 i to 64 i + 63 of the sequence; int4: three of them, table_stride apart
 //   partials   f32, 64-byte aligned, partial_floats(D) for each line: out[D] without the division, sum[16] by lanes,
 //              largest score in units of log2 (-inf where no key is seen); the rest is not used
 //   part_stride  f32 between the partials of two parts
 //
 // Arithmetic, int8: a row of q becomes codes with a scale, as a key. A score is an int32 sum of products of codes,
 // exact, times both scales and `scale` in f32. int4: a row of q is rotated as keys are, then becomes codes of int8 with
-// one scale; each group has its sum, exact, times the key's scale in f32; these are added in order. out is rotated back
-// by merge. Then, for the keys of each block in turn, in f32 but for the sum of
+// one scale; each group has its sum, exact, times the key's scale in f32; these are added in order, or keys in 8 bits
+// have one sum. out is rotated back by merge. Then, for the keys of each block in turn, in f32 but for the sum of
 // products:
 //
 //   m     the largest score so far, in this part
@@ -64,10 +72,10 @@
 //   out   out * 2^(m before - m) + step * the sum of byte * code of the value, exact
 //   sum   sum * 2^(m before - m) + the sum of p
 //
-// and out / sum is the result. int4: each group of values has its own step and bytes. The sum is not that of the bytes:
-// the first token of most language models has nearly all the weight and a value near zero, so that its byte is small
-// and says little of its weight. bf16: the same without bytes: products in f32, and weights rounded to bf16 or not. A
-// key that is not seen is left out by selection of its score, whatever its scale.
+// and out / sum is the result. int4: each group of values has its own step and bytes, values in 8 bits have one step.
+// The sum is not that of the bytes: the first token of most language models has nearly all the weight and a value near
+// zero, so that its byte is small and says little of its weight. bf16: the same without bytes: products in f32, and
+// weights rounded to bf16 or not. A key that is not seen is left out by selection of its score, whatever its scale.
 //
 // A line has the same bytes whatever the other lines of the call, and however many tokens were appended at once. No
 // allocation, threads or state. head_size is a multiple of 16 up to kMaxHeadSize; addresses in the cache are multiples
@@ -77,6 +85,13 @@
 
 enum class CacheKind { kInt8, kInt4, kBf16 };
 enum : size_t { kCacheBlock = 64, kPart = 1024, kKeyGroup = 32, kValueGroup = 64, kMostGroups = kMaxHeadSize / 16 };
+// Of int4, full blocks before a query's own that it sees in 8 bits.
+enum : size_t { kHotBlocks = 3 };
+
+// Whether queries in a block see the keys of another in 8 bits, in a cache of int4.
+static inline bool is_hot(size_t block_of_query, size_t block_of_key) {
+    return block_of_key == 0 || block_of_key + kHotBlocks >= block_of_query;
+}
 
 // Numbers of a head that are rotated together: the largest power of two that divides their number.
 static inline size_t rotated_together(size_t head_size) { return head_size & -head_size; }
@@ -113,6 +128,7 @@ struct CacheLayer {
 struct AppendCached {
     CacheLayer cache;
     const int32_t* table;
+    size_t table_stride;
     size_t past;
     const uint16_t* k;  // row t at k + t * stride, head h at h * head_size
     const uint16_t* v;
@@ -122,6 +138,7 @@ struct AppendCached {
 struct AttendCached {
     CacheLayer cache;
     const int32_t* table;
+    size_t table_stride;
     size_t past, rows;
     const uint16_t* q;
     size_t q_stride;

@@ -20,12 +20,16 @@ inline void rotate_head(float* x, size_t size) {
     }
 }
 
+inline void rotated_query(const uint16_t* q, size_t size, float* out) {
+    widen_row(q, size, out);
+    rotate_head(out, size);
+}
+
 // Codes of int8 of a rotated query, and their scale. start: minus eight times the sum of the codes of each group.
 inline float rotated_codes(const uint16_t* q, size_t size, int8_t* codes, int32_t* start) {
     const size_t group = key_group(size);
     float wide[kMaxHeadSize];
-    widen_row(q, size, wide);
-    rotate_head(wide, size);
+    rotated_query(q, size, wide);
     const float scale = row_codes(wide, size, codes);
     for (size_t i = 0; i < size; i += group) {
         int32_t sum = 0;
@@ -104,7 +108,9 @@ inline void rotated(const uint16_t* x, size_t size, float* out) {
     rotate_head(out, size);
 }
 
-inline void append_int4(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
+// In 4 bits, and in 8.
+inline void append_int4(const CachedHead& h, const CachedHead& hot, size_t t, const uint16_t* k, const uint16_t* v,
+                        size_t size) {
     float keys[kMaxHeadSize] = {0}, values[kMaxHeadSize] = {0};
     const bool finite = row_is_finite(k, size) && row_is_finite(v, size);
     if (finite) {
@@ -113,7 +119,9 @@ inline void append_int4(const CachedHead& h, size_t t, const uint16_t* k, const 
     }
     append_int4_keys(h, t, keys, size);
     append_int4_values(h, t, values, size);
+    append_bytes(hot, t, keys, values, size);
     if (finite) return;
+    ((float*)hot.key_scales)[t] = NAN;
     for (size_t i = 0; i < size / key_group(size); ++i) ((uint16_t*)h.key_scales)[i * kCacheBlock + t] = 0x7fc0;
 }
 

@@ -18,8 +18,15 @@ struct CachedHead {
     char* zeros;                      // of int4
 };
 
-inline CachedHead cached_head(const CacheLayer& cache, int32_t block, size_t head) {
-    char* at = cache.blocks + (size_t)block * cache.block_stride + head * cache.head_stride;
+inline char* head_in(const CacheLayer& cache, int32_t block, size_t head) {
+    return cache.blocks + (size_t)block * cache.block_stride + head * cache.head_stride;
+}
+
+// Where the tokens of a block of a sequence lie; p: AppendCached or AttendCached.
+template <class P>
+inline CachedHead cached_head(const P& p, size_t block, size_t head) {
+    const CacheLayer& cache = p.cache;
+    char* at = head_in(cache, p.table[block], head);
     const size_t size = cache.head_size;
     if (cache.kind == CacheKind::kInt4) {
         const size_t bytes = kCacheBlock * size / 2;
@@ -31,6 +38,18 @@ inline CachedHead cached_head(const CacheLayer& cache, int32_t block, size_t hea
     const size_t bytes = kCacheBlock * size * (cache.kind == CacheKind::kInt8 ? 1 : 2);
     char* scales = at + 2 * bytes;
     return {at, at + bytes, scales, scales + kCacheBlock * sizeof(float), nullptr};
+}
+
+// Bytes of keys or values in 8 bits, with their scales.
+inline size_t hot_bytes(size_t size) { return kCacheBlock * (size + sizeof(float)); }
+
+// Where int4 has the same tokens in 8 bits.
+template <class P>
+inline CachedHead hot_head(const P& p, size_t block, size_t head) {
+    char *keys = head_in(p.cache, p.table[p.table_stride + block], head),
+         *values = head_in(p.cache, p.table[2 * p.table_stride + block], head);
+    const size_t bytes = kCacheBlock * p.cache.head_size;
+    return {keys, values, keys + bytes, values + bytes, nullptr};
 }
 
 // Where value i of token t of a block lies, in values, and where PerCell of them are a cell.
@@ -65,10 +84,20 @@ inline float row_codes(const float* x, size_t size, int8_t* codes) {
     return largest * (1.0f / 127.0f);
 }
 
-inline float row_codes(const uint16_t* x, size_t size, int8_t* codes) {
-    float wide[kMaxHeadSize];
-    widen_row(x, size, wide);
-    return row_codes(wide, size, codes);
+// Keys and values of a token go into int8; a NaN among them goes into the key's scale.
+inline void append_bytes(const CachedHead& h, size_t t, const float* k, const float* v, size_t size) {
+    int8_t keys[kMaxHeadSize], values[kMaxHeadSize];
+    const float key_scale = row_codes(k, size, keys), value_scale = row_codes(v, size, values);
+    const bool finite = value_scale == value_scale;
+    ((float*)h.key_scales)[t] = finite ? key_scale : NAN;
+    ((float*)h.value_scales)[t] = finite && key_scale == key_scale ? value_scale : 0.0f;
+    for (size_t i = 0; i < size; i += 4) {
+        uint32_t cell;
+        memcpy(&cell, keys + i, 4);
+        cell ^= 0x80808080u;
+        memcpy(h.keys + place_of_key<4>(t, i, size), &cell, 4);
+    }
+    for (size_t i = 0; i < size; ++i) h.values[place_of_value<4>(t, i, size)] = (char)values[i];
 }
 
 inline bool row_is_finite(const uint16_t* x, size_t size) {

@@ -11,6 +11,7 @@ struct Query {
     float factor, cap;
 };
 
+// kind: how the block is held.
 float scaled_product(CacheKind kind, const CachedHead& h, const Query& q, size_t t, size_t size) {
     float sum = 0.0f;
     if (kind == CacheKind::kBf16) {
@@ -37,8 +38,8 @@ float scaled_product(CacheKind kind, const CachedHead& h, const Query& q, size_t
 }
 
 // A score of a query with token t of a block, in units of log2.
-float score(const AttendCached& p, const CachedHead& h, const Query& q, size_t t) {
-    const float s = scaled_product(p.cache.kind, h, q, t, p.cache.head_size);
+float score(CacheKind kind, const CachedHead& h, const Query& q, size_t t, size_t size) {
+    const float s = scaled_product(kind, h, q, t, size);
     return q.cap > 0.0f ? q.cap * tanhf(s / q.cap) : s;
 }
 
@@ -74,10 +75,10 @@ void mix_codes(const float* weights, float factor, size_t begin, size_t end, flo
 }
 
 // Adds the value of each token t times weights[t].
-void mix(const AttendCached& p, const CachedHead& h, const float* weights, float factor, float* out) {
-    const size_t size = p.cache.head_size, group = value_group(size);
-    if (p.cache.kind == CacheKind::kBf16) return mix_bf16(h, weights, factor, size, out);
-    if (p.cache.kind == CacheKind::kInt8) {
+void mix(CacheKind kind, const CachedHead& h, const float* weights, float factor, size_t size, float* out) {
+    const size_t group = value_group(size);
+    if (kind == CacheKind::kBf16) return mix_bf16(h, weights, factor, size, out);
+    if (kind == CacheKind::kInt8) {
         mix_codes(
             weights, factor, 0, size, out, [&](size_t t) { return ((const float*)h.value_scales)[t]; },
             [&](size_t t, size_t d) { return (int8_t)h.values[place_of_value<4>(t, d, size)]; });
@@ -102,17 +103,24 @@ void attend_line(const AttendCached& p, size_t head, Line line, size_t part, flo
     *largest = -INFINITY;
     Query q{
         .codes = {}, .start = {}, .values = query_of(p, line), .factor = p.scale * kLog2E, .cap = p.softcap * kLog2E};
-    if (p.cache.kind == CacheKind::kInt8) q.factor *= row_codes(q.values, size, q.codes);
+    if (p.cache.kind == CacheKind::kInt8) {
+        float wide[kMaxHeadSize];
+        widen_row(q.values, size, wide);
+        q.factor *= row_codes(wide, size, q.codes);
+    }
     if (p.cache.kind == CacheKind::kInt4) q.factor *= rotated_codes(q.values, size, q.codes, q.start);
     const CachedRange seen = keys_seen(&p, line.row, line.row + 1);
-    const size_t end = least(seen.end, (part + 1) * kPart);
+    const size_t end = least(seen.end, (part + 1) * kPart), own = (p.past + line.row) / kCacheBlock;
     for (size_t begin = part * kPart; begin < end; begin += kCacheBlock) {
         if (seen.begin >= begin + kCacheBlock) continue;
-        const CachedHead h = cached_head(p.cache, p.table[begin / kCacheBlock], head);
+        const size_t block = begin / kCacheBlock;
+        const bool hot = p.cache.kind == CacheKind::kInt4 && is_hot(own, block);
+        const CacheKind kind = hot ? CacheKind::kInt8 : p.cache.kind;
+        const CachedHead h = hot ? hot_head(p, block, head) : cached_head(p, block, head);
         const size_t first = seen.begin > begin ? seen.begin - begin : 0, last = least(kCacheBlock, end - begin);
         float weights[kCacheBlock] = {0}, scores[kCacheBlock], top = *largest;
         for (size_t t = first; t < last; ++t) {
-            scores[t] = score(p, h, q, t);
+            scores[t] = score(kind, h, q, t, size);
             top = scores[t] > top ? scores[t] : top;
         }
         const float factor = top > *largest ? exp2f(*largest - top) : 1.0f;
@@ -121,7 +129,7 @@ void attend_line(const AttendCached& p, size_t head, Line line, size_t part, flo
             weights[t] = exp2f(scores[t] - top);
             sums[t % kSums] += weights[t];
         }
-        mix(p, h, weights, factor, partial);
+        mix(kind, h, weights, factor, size, partial);
         *largest = top;
     }
 }

@@ -132,46 +132,62 @@ ALWAYS_INLINE void attend_tile(const Lines& lines, size_t line, size_t count, co
     attend_tile<M, C, R>(lines, line, h, begin, fetch);
 }
 
+// All lines and the block of keys from position `begin` on.
 template <class M, class C>
+void attend_block(const Lines& lines, const CachedHead& h, size_t begin, Fetch fetch) {
+    for (size_t line = 0; line < lines.count; line += M::kRows) {
+        const size_t rows = least(M::kRows, lines.count - line);
+        if (lines.seen[line].begin >= begin + kCacheBlock || lines.seen[line + rows - 1].end <= begin) continue;
+        attend_tile<M, C>(lines, line, rows, h, begin, fetch);
+        fetch.at = fetch.end;  // once for all lines
+    }
+}
+
+// Hot: of blocks that these lines see in 8 bits, where C has 4; else the same as C. The lines' queries lie in one
+// block.
+template <class M, class C, class Hot>
 void attend_lines(const AttendCached& p, size_t head, size_t line_begin, size_t count, size_t part, float* partials) {
-    alignas(64) char left[kLines * kMaxHeadSize * 4];
-    int32_t start[kLines * C::kMostGroups];
-    Lines lines{.p = p,
-                .count = count,
-                .left_bytes = p.cache.head_size / C::kPerCell * C::kLeft,
-                .seen = {},
-                .factor = {},
-                .start = start,
-                .left = left,
-                .partials = partials};
+    constexpr bool kSome = C::kGrouped;
+    PackedLines<C> packed;
+    const Lines lines = pack_lines<C>(p, head, line_begin, count, packed, partials);
+    PackedLines<Hot> hot_packed;
+    const Lines hot_lines = kSome ? pack_lines<Hot>(p, head, line_begin, count, hot_packed, partials) : lines;
+    clear_partials(lines);
     // Later lines see later keys: the first and the last line of some see all that one of them sees.
     const CachedRange seen = keys_seen(&p, line_begin / p.heads_per_kv, (line_begin + count - 1) / p.heads_per_kv + 1);
     const size_t end = least(seen.end, (part + 1) * kPart);
     size_t begin = part * kPart;
     if (seen.begin > begin) begin = seen.begin / kCacheBlock * kCacheBlock;
-    pack_lines<C>(lines, head, line_begin);
+    const size_t own = (p.past + line_begin / p.heads_per_kv) / kCacheBlock;
     for (; begin < end; begin += kCacheBlock) {
-        const CachedHead h = cached_head(p.cache, p.table[begin / kCacheBlock], head);
-        const size_t next = begin + kCacheBlock;
-        Fetch fetch = next < seen.end ? fetch_of(p, head, next) : Fetch{nullptr, nullptr};
-        for (size_t line = 0; line < count; line += M::kRows) {
-            const size_t rows = least(M::kRows, count - line);
-            if (lines.seen[line].begin >= begin + kCacheBlock || lines.seen[line + rows - 1].end <= begin) continue;
-            attend_tile<M, C>(lines, line, rows, h, begin, fetch);
-            fetch.at = fetch.end;  // once for all lines
+        const size_t block = begin / kCacheBlock, next = block + 1;
+        // What is hot was read a moment ago, and lies in two places.
+        const bool fetched = next * kCacheBlock < seen.end && !(kSome && is_hot(own, next));
+        const Fetch fetch = fetched ? fetch_of(p, head, next) : Fetch{nullptr, nullptr};
+        if constexpr (kSome) {
+            if (is_hot(own, block)) {
+                attend_block<M, Hot>(hot_lines, hot_head(p, block, head), begin, fetch);
+                continue;
+            }
         }
+        attend_block<M, C>(lines, cached_head(p, block, head), begin, fetch);
     }
 }
 
 template <class M, class Int8, class Int4, class Bf16>
 void attend(const AttendCached* p, size_t head, size_t line_begin, size_t line_end, size_t part, float* partials) {
     const CacheKind kind = p->cache.kind;
-    const auto some = kind == CacheKind::kInt8   ? attend_lines<M, Int8>
-                      : kind == CacheKind::kInt4 ? attend_lines<M, Int4>
-                                                 : attend_lines<M, Bf16>;
-    for (size_t line = line_begin; line < line_end; line += kLines) {
-        some(*p, head, line, least(kLines, line_end - line), part,
-             partials + (line - line_begin) * partial_floats(p->cache.head_size));
+    const auto some = kind == CacheKind::kInt8   ? attend_lines<M, Int8, Int8>
+                      : kind == CacheKind::kInt4 ? attend_lines<M, Int4, Rotated<Int8>>
+                                                 : attend_lines<M, Bf16, Bf16>;
+    const size_t floats = partial_floats(p->cache.head_size);
+    for (size_t line = line_begin, next; line < line_end; partials += (next - line) * floats, line = next) {
+        next = least(line + kLines, line_end);
+        if (kind == CacheKind::kInt4) {  // and no further than the last line of this block
+            const size_t in_block = (p->past + line / p->heads_per_kv) % kCacheBlock;
+            next = least(next, (line / p->heads_per_kv + kCacheBlock - in_block) * p->heads_per_kv);
+        }
+        some(*p, head, line, next - line, part, partials);
     }
 }
 

@@ -16,29 +16,60 @@ struct Lines {
     size_t count, left_bytes;  // bytes of a line in left
     CachedRange seen[kLines];  // keys
     float factor[kLines];      // of a sum of products, to units of log2
-    int32_t* start;            // where the sum of products of each group begins: what is off by unsigned codes of keys
-    char* left;
+    const int32_t* start;      // where the sum of products of each group begins: what is off by unsigned codes of keys
+    const char* left;
     float* partials;
 
     float* partial(size_t i) const { return partials + i * partial_floats(p.cache.head_size); }
 };
 
+// Room for what Lines point to.
 template <class C>
-void pack_lines(Lines& lines, size_t head, size_t line_begin) {
-    const AttendCached& p = lines.p;
-    const size_t size = p.cache.head_size;
-    const size_t groups = size / C::key_group(size);
-    for (size_t i = 0; i < lines.count; ++i) {
+struct PackedLines {
+    alignas(64) char left[kLines * kMaxHeadSize / C::kPerCell * C::kLeft];
+    int32_t start[kLines * C::kMostGroups];
+};
+
+template <class C>
+Lines pack_lines(const AttendCached& p, size_t head, size_t line_begin, size_t count, PackedLines<C>& packed,
+                 float* partials) {
+    const size_t size = p.cache.head_size, groups = size / C::key_group(size);
+    Lines lines{.p = p,
+                .count = count,
+                .left_bytes = size / C::kPerCell * C::kLeft,
+                .seen = {},
+                .factor = {},
+                .start = packed.start,
+                .left = packed.left,
+                .partials = partials};
+    for (size_t i = 0; i < count; ++i) {
         const Line line = line_of(p, head, line_begin + i);
         lines.seen[i] = keys_seen(&p, line.row, line.row + 1);
         lines.factor[i] =
             p.scale * kLog2E *
-            C::pack_query(query_of(p, line), size, lines.left + i * lines.left_bytes, lines.start + i * groups);
+            C::pack_query(query_of(p, line), size, packed.left + i * lines.left_bytes, packed.start + i * groups);
+    }
+    return lines;
+}
+
+void clear_partials(const Lines& lines) {
+    const size_t size = lines.p.cache.head_size;
+    for (size_t i = 0; i < lines.count; ++i) {
         float* partial = lines.partial(i);
         memset(partial, 0, (size + kSums) * sizeof(float));
         partial[size + kLargest] = -INFINITY;
     }
 }
+
+// Cells of 8 bits in a cache that holds keys rotated.
+template <class C>
+struct Rotated : C {
+    static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
+        float wide[kMaxHeadSize];
+        rotated_query(q, size, wide);
+        return C::pack_values(wide, size, out, start);
+    }
+};
 
 // Brings into the cache what will be read after this block: blocks lie anywhere, so the processor would notice at each
 // of them anew. Evenly through all that is done to a block, and in the order of addresses: more at once than the
@@ -56,9 +87,9 @@ struct Fetch {
     ALWAYS_INLINE void beside(size_t vectors) { some(vectors - vectors / 4); }
 };
 
-// Of a head's part of the block that holds a position.
-inline Fetch fetch_of(const AttendCached& p, size_t head, size_t position) {
-    const char* at = cached_head(p.cache, p.table[position / kCacheBlock], head).keys;
+// Of a head's part of a block.
+inline Fetch fetch_of(const AttendCached& p, size_t head, size_t block) {
+    const char* at = cached_head(p, block, head).keys;
     return {at, at + cache_head_bytes(p.cache.kind, p.cache.head_size)};
 }
 

@@ -53,6 +53,7 @@ AttendCached attention_of(const AttendPast& op, const Work& w, size_t s) {
     const size_t row = w.batch.starts[s];
     return {.cache = layer_of(op, w.batch),
             .table = w.batch.tables + s * w.batch.table_stride,
+            .table_stride = w.batch.sequences * w.batch.table_stride,
             .past = w.past(s),
             .rows = size_t(w.batch.starts[s + 1]) - row,
             .q = w.at<uint16_t>(op.in) + row * w.stride(op.in),
@@ -105,6 +106,7 @@ void prepare(const AttendPast& op, const Work& w, size_t s, size_t head, size_t 
     const uint16_t* keys = in + op.heads * size;
     const AppendCached append{.cache = layer_of(op, w.batch),
                               .table = w.batch.tables + s * w.batch.table_stride,
+                              .table_stride = w.batch.sequences * w.batch.table_stride,
                               .past = w.past(s),
                               .k = keys,
                               .v = keys + op.kv_heads * size,

@@ -264,7 +264,7 @@ using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, Multiply
 // Of a step, else null or 0: past [sequences], tokens of each sequence that the cache holds; outputs [output_count],
 // ascending, the tokens whose output is wanted; cache, block_count blocks of each head of each layer, one head's after
 // another's (a convolution has one head); tables [sequences, table_stride], the blocks of each sequence, enough for its
-// tokens.
+// tokens; with an int4 cache [3, sequences, table_stride], see attention_cached/contract.h.
 struct Batch {
     const int32_t* ids;
     const int32_t* types;

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import bitwright
 from bitwright.checkpoints.formats import read_checkpoint
+from bitwright.engine.cache_layout import CacheKind
 from bitwright.engine.decoders import Arithmetic, lower_decoder, lower_text_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.linears import Linear
@@ -80,11 +81,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 class Running:
     """A tiny model on the engine: the logits at tokens, which follow those before."""
 
-    def __init__(self, directory: Path, **how: Any) -> None:
+    def __init__(self, directory: Path, *, kind: CacheKind = "bf16", tokens: int = 512, **how: Any) -> None:
         program = lower_decoder(open_weights(ModelDirectory(directory)), **how)
-        self.executor = Executor(program, dispatch.native_isa(), cache_kind="bf16")
+        self.executor = Executor(program, dispatch.native_isa(), cache_kind=kind)
         assert self.executor.cache is not None
-        self.cache = Cache(self.executor.cache, 512)
+        self.cache = Cache(self.executor.cache, tokens)
 
     def logits(self, ids: list[int], cuts: list[int], threads: int = 1) -> np.ndarray:
         """At every token of a text that comes in parts, cut at `cuts`."""
@@ -160,11 +161,43 @@ def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyMo
         np.testing.assert_array_equal(running.logits(ids, cuts, threads), whole)
 
 
-@pytest.mark.parametrize("name", ["llama", "lfm2", "lfm2, biases"])
-def test_drafts_forks_and_what_is_taken_back_change_no_byte(tiny_model: TinyModel, name: str) -> None:
+def test_what_fewer_bits_in_the_cache_cost(tiny_model: TinyModel) -> None:
+    """Against bf16, and least while all is near enough to be read in 8 bits."""
+    ids = np.random.default_rng(8).integers(4, 200, 560).tolist()
+    directory = tiny_model("llama", **({"max_position_embeddings": 600} | _HEADS))
+    exact, int8, int4 = (
+        Running(directory, kind=kind, tokens=640).logits(ids, []) for kind in ("bf16", "int8", "int4")
+    )  # fmt: skip
+
+    def loss(logits_TV: np.ndarray) -> float:
+        picked_T = logits_TV[np.arange(len(ids) - 1), ids[1:]]
+        return float((np.log(np.exp(logits_TV[:-1]).sum(axis=1)) - picked_T).mean())
+
+    assert abs(np.expm1(loss(int4) - loss(exact))) < 0.002
+    near, far = (np.linalg.norm(int4[rows] - exact[rows]) for rows in (slice(220, 320), slice(460, 560)))
+    of_int8 = np.linalg.norm(int8[220:320] - exact[220:320])
+    print(loss(int4) - loss(exact), near, far, of_int8)
+    assert near < 1.2 * of_int8 < far
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tokens"),
+    [
+        ("llama", "bf16", 200),
+        ("lfm2", "bf16", 200),
+        ("lfm2, biases", "bf16", 200),
+        ("llama", "int4", 520),  # the last tokens see three blocks in 4 bits
+        ("lfm2", "int4", 450),
+        ("mistral, window", "int8", 300),  # blocks behind the window are given back
+    ],
+)
+def test_drafts_forks_and_what_is_taken_back_change_no_byte(
+    tiny_model: TinyModel, name: str, kind: CacheKind, tokens: int
+) -> None:
     family, config = FAMILIES[name]
-    running, random = Running(tiny_model(family, **(_HEADS | config))), np.random.default_rng(5)
-    ids = random.integers(4, 200, 200).tolist()
+    directory = tiny_model(family, **({"max_position_embeddings": 600} | _HEADS | config))
+    running, random = Running(directory, kind=kind, tokens=3 * tokens), np.random.default_rng(5)
+    ids = random.integers(4, 200, tokens).tolist()
     whole, cache = running.logits(ids, []), running.cache
     held = cache.begin(ids)
 
@@ -193,7 +226,7 @@ def test_drafts_forks_and_what_is_taken_back_change_no_byte(tiny_model: TinyMode
             cache.end(held)
             held = cache.begin(ids)
         else:
-            step(60)
+            step(len(ids) // 3)
     cache.end(held)
     assert cache.free == cache.size
 

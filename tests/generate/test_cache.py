@@ -9,6 +9,12 @@ from bitwright.generate.cache import Cache, CacheFull, Held
 from bitwright.kernels import native
 
 LAYOUT = CacheLayout.of([CacheLayer(2, 16)] * 3, "int8", native.load())
+LAYOUTS = {
+    "int8": LAYOUT,
+    "int4": CacheLayout.of([CacheLayer(2, 16)] * 3, "int4", native.load()),
+    "windows": CacheLayout.of([CacheLayer(2, 16, 40), CacheLayer(2, 16, 100)], "int8", native.load()),
+    "windows, int4": CacheLayout.of([CacheLayer(2, 16, 70)], "int4", native.load()),
+}
 
 
 def marked(cache: Cache, blocks: list[int], value: int) -> None:
@@ -29,10 +35,26 @@ def filled(cache: Cache, ids: list[int]) -> Held:
         cache.end(held)
         raise
     held.written = max(held.written, len(ids))
-    for number, block in enumerate(held.blocks):
-        marked(cache, [block], (sum(ids[: (number + 1) * 64]) + number) % 251)
+    for place, block in enumerate(held.blocks):
+        if block >= 0:
+            marked(cache, [block], mark_of(cache, ids, place))
     cache.appended(held, ids)
     return held
+
+
+def mark_of(cache: Cache, ids: list[int], place: int) -> int:
+    number, form = divmod(place, len(cache.layout.forms))
+    return (sum(ids[: (number + 1) * 64]) + 7 * number + form) % 251
+
+
+def is_there(cache: Cache, held: Held, ids: list[int]) -> bool:
+    """Whether every full block that the next token reads is held, and is that of this text."""
+    forms, full = cache.layout.forms, held.length // 64
+    return all(
+        block >= 0 and (content(cache, block) == mark_of(cache, ids, place)).all()
+        for place, block in enumerate(held.blocks[: full * len(forms)])
+        if forms[place % len(forms)].reads(place // len(forms), full)
+    )
 
 
 def test_a_layout_holds_every_layer_in_each_block() -> None:
@@ -147,14 +169,15 @@ def test_what_is_rolled_back_is_not_written_over_where_others_read_it(length: in
     assert cache.free == cache.size
 
 
-def test_random_lives_lose_no_block() -> None:
-    random, cache = np.random.default_rng(0), Cache(LAYOUT, 30 * 64)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_random_lives_lose_no_block(name: str) -> None:
+    random, cache = np.random.default_rng(0), Cache(LAYOUTS[name], 30 * 64)
     alive: list[tuple[Held, list[int]]] = []
     for _ in range(600):
         what = random.random()
         try:
             if what < 0.35 or not alive:
-                ids = [0] * int(random.integers(0, 130)) + random.integers(0, 3, random.integers(1, 200)).tolist()
+                ids = [0] * int(random.integers(0, 500)) + random.integers(0, 3, random.integers(1, 200)).tolist()
                 alive.append((filled(cache, ids), ids))
             elif what < 0.55:
                 held, ids = alive[random.integers(len(alive))]
@@ -162,19 +185,56 @@ def test_random_lives_lose_no_block() -> None:
             elif what < 0.8:
                 number = random.integers(len(alive))
                 held, ids = alive[number]
-                length = int(random.integers(1, len(ids) + 1))
+                length = int(random.integers(0, len(ids) + 1))
                 cache.roll_back(held, length)
-                alive[number] = (held, ids[:length])
+                assert held.length <= length
+                alive[number] = (held, ids[: held.length])
             else:
                 cache.end(alive.pop(random.integers(len(alive)))[0])
         except CacheFull:
             cache.end(alive.pop(0)[0]) if alive else None
-        holders = np.bincount([block for held, _ in alive for block in held.blocks], minlength=cache.size)
+        held_now = [block for held, _ in alive for block in held.blocks if block >= 0]
+        holders = np.bincount(np.array(held_now, np.int64), minlength=cache.size)
+        assert all(is_there(cache, held, ids) for held, ids in alive)
         assert holders.tolist() == cache._holders
         assert cache.free == (holders == 0).sum()
     for held, _ in alive:
         cache.end(held)
     assert cache.free == cache.size
+
+
+def test_what_a_layout_reads_and_takes() -> None:
+    near, windows = LAYOUTS["int4"].forms[1], LAYOUTS["windows"].forms[0]
+    assert [block for block in range(10) if near.reads(block, 8)] == [0, 5, 6, 7, 8, 9]
+    assert [block for block in range(10) if windows.reads(block, 8)] == [6, 7, 8, 9], "99 tokens before one's own"
+    assert [LAYOUTS["int4"].blocks_of(64 * n, 1) for n in (1, 5, 6, 100)] == [3, 15, 16, 110]
+    assert [LAYOUTS["windows"].blocks_of(64 * n, 64) for n in (1, 4, 100)] == [1, 4, 4]
+    assert Cache(LAYOUTS["windows"], 4 * 64).longest(10_000) == 256, "a step may have 512 tokens"
+    assert Cache(LAYOUTS["windows"], 11 * 64).longest(10_000) == 10_000
+    assert Cache(LAYOUTS["int4"], 1000).longest(10_000) >= 1000
+
+
+@pytest.mark.parametrize("name", ["int4", "windows"])
+def test_a_sequence_gives_back_what_its_next_token_does_not_read(name: str) -> None:
+    cache, ids = Cache(LAYOUTS[name], 4096), list(range(1000))
+    held = filled(cache, ids)
+    blocks = {"int4": 16 + 2 * 5, "windows": 3}[name]
+    assert cache.size - cache.free == blocks
+    cache.roll_back(held, 900)
+    assert held.length == 900, "what was given back is found again"
+    assert is_there(cache, held, ids)
+    cache.end(held)
+    assert cache.free == cache.size
+
+
+def test_a_text_goes_on_where_all_is_there_that_its_next_token_reads() -> None:
+    cache, ids = Cache(LAYOUTS["int4"], 64), list(range(640))
+    cache = Cache(LAYOUTS["int4"], 640)  # 10 blocks, and 2 for each in 8 bits
+    cache.end(filled(cache, ids))
+    assert cache.begin(ids).length == 576
+    other = filled(cache, [5, *ids[:100]])  # takes the longest unused: what is in 8 bits of the middle
+    assert cache.begin(ids[:350]).length == 64, "blocks 2 to 4 are not there in 8 bits"
+    cache.end(other)
 
 
 def test_a_cache_that_no_machine_has_is_refused() -> None:

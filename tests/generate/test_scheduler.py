@@ -74,6 +74,31 @@ def test_nor_do_they_with_another_cache(
     assert answered_together(schedulers, 0, kind=kind, tokens=320, chunk=33) == want
 
 
+def test_nor_do_they_where_what_is_near_is_held_in_more_bits(schedulers: Schedulers) -> None:
+    """A token sees blocks in 4 bits from the sixth on: texts reach into the eighth, and half of them begin alike."""
+    random = np.random.default_rng(6)
+    common = random.integers(4, VOCABULARY, 400).tolist()
+    asked = [
+        (common[: 400 * (n % 2)] + random.integers(4, VOCABULARY, 30 + 60 * (n % 3)).tolist(), 9 * (n % 2) / 10)
+        for n in range(6)
+    ]
+    answers = []
+    for number, how in enumerate(({"speculate": False}, {"tokens": 700, "chunk": 90}, {"tokens": 2000, "chunk": 17})):
+        scheduler = schedulers(kind="int4", **how)
+        all_of_them = [
+            request(prompt, max_tokens=40, temperature=heat, seed=n) for n, (prompt, heat) in enumerate(asked)
+        ]
+        for one in all_of_them:
+            scheduler.submit(one)
+            if number == 0:  # alone
+                finished(scheduler)
+        finished(scheduler)
+        answers.append([one.tokens for one in all_of_them])
+        assert scheduler.cache.free == scheduler.cache.size
+        assert scheduler.preempted > 0 or number != 1
+    assert answers[0] == answers[1] == answers[2]
+
+
 def answered_together(schedulers: Schedulers, seed: int, **how: Any) -> list[list[int]]:
     scheduler, random = schedulers(**how), np.random.default_rng(seed + 10)
     waiting = [request(prompt, **asked) for prompt, asked in requests(seed)]

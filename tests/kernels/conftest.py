@@ -230,8 +230,9 @@ class Cached:
     table: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.memory = torch.full((self.blocks * self._block_bytes + 64,), 255, dtype=torch.uint8)
-        self.table = torch.randperm(self.blocks, generator=torch.Generator().manual_seed(0)).int()
+        forms = 3 if self.kind == "int4" else 1
+        self.memory = torch.full((forms * self.blocks * self._block_bytes + 64,), 255, dtype=torch.uint8)
+        self.table = torch.randperm(forms * self.blocks, generator=torch.Generator().manual_seed(0)).int()
 
     @property
     def _block_bytes(self) -> int:
@@ -257,6 +258,7 @@ class Cached:
         op = module.AppendCached(
             cache=self._layer(),
             table=self.table.data_ptr(),
+            table_stride=self.blocks,
             past=self.past,
             k=rows.data_ptr(),
             v=rows.data_ptr() + 2 * width,
@@ -286,6 +288,7 @@ class Cached:
         op = module.AttendCached(
             cache=self._layer(),
             table=self.table.data_ptr(),
+            table_stride=self.blocks,
             past=past,
             rows=tokens,
             q=rows.data_ptr(),

@@ -38,9 +38,8 @@ def problem(past, rows, *, heads=2, group=3, size=64):
     return q.bfloat16(), k.bfloat16(), v.bfloat16(), size**-0.5
 
 
-def kept(k, v, kind):
+def kept(rows):
     """What a cache keeps of keys and of values, rotated where it rotates them."""
-    rows = CACHED[kind](k.double(), v.double())
     return (rows.k_codes * rows.k_scale).flatten(2), (rows.v_codes * rows.v_scale).flatten(2)
 
 
@@ -50,11 +49,13 @@ def query(q, kind):
     return codes * scale
 
 
-def exact(q, k, v, scale, *, softcap=None, window=None, causal=True, sinks_H=None):
-    """Attention in float64, by softmax."""
+def exact(q, k, v, scale, *, near=None, softcap=None, window=None, causal=True, sinks_H=None):
+    """Attention in float64, by softmax. near: other k and v, and which queries see those."""
     group = q.shape[1] // k.shape[1]
-    k, v = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
-    scores = torch.einsum("thd,shd->hts", q.double(), k) * scale
+    near_k, near_v, is_near = near or (k, v, torch.ones(len(q), len(k), dtype=torch.bool))
+    k, v, near_k, near_v = (x.double().repeat_interleave(group, dim=1) for x in (k, v, near_k, near_v))
+    far, close = (torch.einsum("thd,shd->hts", q.double(), keys) * scale for keys in (k, near_k))
+    scores = torch.where(is_near, close, far)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
     at, of = torch.arange(len(k) - len(q), len(k))[:, None], torch.arange(len(k))
@@ -66,7 +67,8 @@ def exact(q, k, v, scale, *, softcap=None, window=None, causal=True, sinks_H=Non
     scores = scores.masked_fill(left_out, -torch.inf)
     if sinks_H is not None:
         scores = torch.cat([scores, sinks_H.double()[:, None, None].expand(-1, len(q), 1)], dim=2)
-    return torch.einsum("hts,shd->thd", scores.softmax(dim=2)[..., : len(k)], v)
+    weights = scores.softmax(dim=2)[..., : len(k)]
+    return torch.einsum("hts,shd->thd", weights * ~is_near, v) + torch.einsum("hts,shd->thd", weights * is_near, near_v)
 
 
 def filled(variant, kind, k, v, chunk=None):
@@ -83,8 +85,10 @@ def assert_as_defined(found, kind, q, k, v, scale, **options):
         right = exact(q, k, v, scale, **options)
         assert (found - right).norm() <= CLOSE[kind] * right.norm()
         return
-    want = reference.attention_cached(q.double(), CACHED[kind](k.double(), v.double()), scale, **options)
-    right = exact(query(q, kind), *kept(k, v, kind), scale, **options)
+    rows = CACHED[kind](k.double(), v.double())
+    want = reference.attention_cached(q.double(), rows, scale, **options)
+    near = rows.near and (*kept(rows.near), reference.is_near(len(q), len(k)))
+    right = exact(query(q, kind), *kept(rows), scale, near=near, **options)
     right = reference.hadamard(right) if kind == "int4" else right
     assert (found - want).norm() <= CLOSE[kind] * right.norm()
     assert (want - right).norm() <= 0.02 * right.norm(), "what bytes as weights may cost"
@@ -173,7 +177,7 @@ def test_every_variant_writes_the_same_cache(attention_cached_variant, kind):
 
 def aligned(cache):
     begin = -cache.memory.data_ptr() % 64
-    return cache.memory[begin : begin + cache.blocks * cache._block_bytes]
+    return cache.memory[begin : begin + len(cache.table) * cache._block_bytes]
 
 
 def test_int8_codes_and_scales_are_those_of_the_definition(attention_cached_variant):
@@ -181,7 +185,11 @@ def test_int8_codes_and_scales_are_those_of_the_definition(attention_cached_vari
     tokens, size = 64, 32
     _, k, v, _ = problem(0, tokens, heads=1, size=size)
     cache = filled(attention_cached_variant, "int8", k, v)
-    block = aligned(cache).view(cache.blocks, -1)[cache.table[0]]
+    assert_int8_as_defined(aligned(cache).view(cache.blocks, -1)[cache.table[0]], k, v)
+
+
+def assert_int8_as_defined(block, k, v):
+    tokens, _, size = k.shape
     keys = block[: tokens * size].view(4, size // 4, 16, 4).transpose(1, 2).reshape(tokens, size).int() - 128
     values = (
         block[tokens * size : 2 * tokens * size]
@@ -193,8 +201,9 @@ def test_int8_codes_and_scales_are_those_of_the_definition(attention_cached_vari
     scales = block[2 * tokens * size : 2 * tokens * size + 512].view(torch.float32).view(2, tokens)
     for x, codes, scale in ((k, keys, scales[0]), (v, values, scales[1])):
         largest = x[:, 0].float().abs().amax(dim=1)
+        inverse = torch.where(largest > 0, torch.tensor(127.0) / largest, 0.0)
         assert torch.equal(scale, largest * torch.tensor(1 / 127))
-        assert torch.equal(codes.float(), (x[:, 0].float() * (torch.tensor(127.0) / largest)[:, None]).round())
+        assert torch.equal(codes.float(), (x[:, 0].float() * inverse[:, None]).round())
 
 
 @pytest.mark.parametrize("size", [16, 64, 80, 128])
@@ -204,7 +213,12 @@ def test_int4_codes_and_scales_are_those_of_the_definition(attention_cached_vari
     _, k, v, _ = problem(0, tokens, heads=1, size=size)
     k[3], v[5], v[7] = 0.0, 0.0, v[7].abs()
     cache = filled(attention_cached_variant, "int4", k, v)
-    block = aligned(cache).view(cache.blocks, -1)[cache.table[0]]
+    blocks = aligned(cache).view(len(cache.table), -1)
+    block, keys, values = (blocks[cache.table[form * cache.blocks]] for form in range(3))
+    half = 64 * size
+    eight = [keys[:half], values[:half], keys[half : half + 256], values[half : half + 256]]
+    rotated = (reference.hadamard(x.float() / (size & -size)) for x in (k, v))
+    assert_int8_as_defined(torch.cat(eight), *rotated)
     k_codes, k_scale, v_codes, v_scale = (x[:, 0] for x in reference.cached_int4(k.float(), v.float())[:4])
     n_keys, n_values = k_scale.shape[1], v_scale.shape[1]
 

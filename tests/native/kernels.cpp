@@ -243,13 +243,14 @@ void soak_attention_cached(Random& random, const CachedKernels& kernels) {
                  heads = random.between(1, 3), size = 16 * random.between(1, random.one_in(8) ? 16 : 6),
                  width = heads * size, stride = 2 * width + random.between(0, 9), q_width = group * width,
                  q_stride = q_width + random.between(0, 9), blocks = (tokens + kCacheBlock - 1) / kCacheBlock,
+                 forms = kind == CacheKind::kInt4 ? 3 : 1, in_all = forms * blocks,
                  head_bytes = cache_head_bytes(kind, size), lines = rows * group;
     const bool by_block = random.one_in(2);
     const Exact kv = bf16s(random, (tokens - 1) * stride + 2 * width, 1.0f),
                 q = bf16s(random, (rows - 1) * q_stride + q_width, 1.0f), sinks = floats(random, heads * group, 1.0f),
-                table = room<int32_t>(random, blocks);
+                table = room<int32_t>(random, in_all);
     if (random.one_in(8)) *kv.at<uint16_t>(random.between(0, tokens - 1) * stride) = 0x7f80;
-    for (size_t i = 0; i < blocks; ++i) {  // a random permutation
+    for (size_t i = 0; i < in_all; ++i) {  // a random permutation
         const size_t other = random.between(0, i);
         *table.at<int32_t>(i) = *table.at<int32_t>(other);
         *table.at<int32_t>(other) = int32_t(i);
@@ -257,9 +258,10 @@ void soak_attention_cached(Random& random, const CachedKernels& kernels) {
     AttendCached op{.cache = {.kind = kind,
                               .blocks = nullptr,
                               .block_stride = by_block ? heads * head_bytes : head_bytes,
-                              .head_stride = by_block ? head_bytes : blocks * head_bytes,
+                              .head_stride = by_block ? head_bytes : in_all * head_bytes,
                               .head_size = size},
                     .table = table.at<int32_t>(),
+                    .table_stride = blocks,
                     .past = past,
                     .rows = rows,
                     .q = q.at<uint16_t>(),
@@ -275,6 +277,7 @@ void soak_attention_cached(Random& random, const CachedKernels& kernels) {
     const auto append = [&](size_t begin, size_t end, size_t head_begin, size_t head_end) {
         const AppendCached added{.cache = op.cache,
                                  .table = op.table,
+                                 .table_stride = op.table_stride,
                                  .past = begin,
                                  .k = kv.at<uint16_t>(begin * stride),
                                  .v = kv.at<uint16_t>(begin * stride + width),
@@ -292,7 +295,7 @@ void soak_attention_cached(Random& random, const CachedKernels& kernels) {
     };
     Exact out[2];
     for (int cut = 0; cut < 2; ++cut) {
-        const Exact memory(random, blocks * heads * head_bytes, 64);
+        const Exact memory(random, in_all * heads * head_bytes, 64);
         out[cut] = room<uint16_t>(random, (rows - 1) * q_stride + q_width);
         op.cache.blocks = memory.at<char>();
         op.out = out[cut].at<uint16_t>();

@@ -5,11 +5,15 @@
 
 namespace {
 
-// A sequence of the pool: the tokens of it that the cache holds, and the blocks for all it may ever hold. written:
-// tokens that were ever computed into these.
+constexpr size_t kForms = 3;  // blocks of the same tokens, of which int4 takes all
+
+// A sequence of the pool: the tokens of it that the cache holds, and the blocks for all it may ever hold, all of one
+// form after all of another. written: tokens that were ever computed into these.
 struct Growing {
     size_t s, past = 0, written = 0;
     std::vector<int32_t> blocks;
+
+    size_t room() const { return blocks.size() / kForms; }  // blocks of tokens
 };
 
 // Its new tokens in a step: of the sequence, then drafts, which the sequence does not go on with.
@@ -40,12 +44,12 @@ Cache open(Random& random, const Model& model, std::vector<Growing>& all, size_t
         return std::min(model.pool.tokens(each.s) + spare, model.longest);
     };
     for (const Growing& each : all) {
-        for (size_t i = blocks_of(tokens_of(each)); i > 0; --i) free.push_back(int32_t(free.size()));
+        for (size_t i = kForms * blocks_of(tokens_of(each)); i > 0; --i) free.push_back(int32_t(free.size()));
     }
     for (size_t i = free.size(); i > 1; --i) std::swap(free[i - 1], free[random.between(0, i - 1)]);
     Cache cache{free.size(), Exact(random, free.size() * model.cache_bytes, 64)};
     for (Growing& each : all) {
-        const auto begin = free.end() - ptrdiff_t(blocks_of(tokens_of(each)));
+        const auto begin = free.end() - ptrdiff_t(kForms * blocks_of(tokens_of(each)));
         each.blocks.assign(begin, free.end());
         free.erase(begin, free.end());
     }
@@ -67,10 +71,15 @@ std::vector<float> run_step(Random& random, const Model& model, Cache& cache, co
         starts.push_back(int64_t(ids.size()));
         stride = std::max(stride, blocks_of(each.of->past + each.tokens + each.drafts));
     }
-    for (const Piece& each : pieces) {
-        const size_t needed = blocks_of(each.of->past + each.tokens + each.drafts);
-        tables.insert(tables.end(), each.of->blocks.begin(), each.of->blocks.begin() + ptrdiff_t(needed));
-        tables.insert(tables.end(), stride - needed, kNoBlock);
+    for (size_t form = 0; form < kForms; ++form) {
+        for (const Piece& each : pieces) {
+            const size_t first = each.of->past / kCacheBlock,
+                         needed = blocks_of(each.of->past + each.tokens + each.drafts);
+            for (size_t i = 0; i < stride; ++i) {
+                const bool read = i < needed && (form == 0 || !model.causal || is_hot(first, i));
+                tables.push_back(read ? each.of->blocks[form * each.of->room() + i] : kNoBlock);
+            }
+        }
     }
     const Exact exact_ids = copy_of(random, ids), exact_past = copy_of(random, past),
                 exact_starts = copy_of(random, starts), exact_tables = copy_of(random, tables),
@@ -113,7 +122,7 @@ std::vector<Piece> next_step(Random& random, const Model& model, std::vector<Gro
         if (random.one_in(3) && !(last && pieces.empty())) continue;
         const size_t left = model.pool.tokens(each->s) - each->past,
                      tokens = model.causal ? random_tokens(random, left) : left,
-                     most = each->blocks.size() * kCacheBlock - each->past - tokens;
+                     most = each->room() * kCacheBlock - each->past - tokens;
         const bool drafts = model.causal && random.one_in(4);
         const size_t wrong = std::min({model.longest - each->past - tokens, model.undone, random.between(1, 70)});
         pieces.push_back({each, tokens, drafts ? std::min(most, wrong) : 0});

@@ -151,8 +151,8 @@ def cache_option(command: F) -> F:
     """--kv-cache: how the engine holds keys and values of a language model."""
     return click.option(
         "--kv-cache", type=Choice(CACHE_NAMES), metavar="FORM",
-        help="Store the keys and values of earlier tokens as int8, int4 (half of that, less exact) or bf16. "
-        "Default: int8.",
+        help="Store the keys and values of earlier tokens as int8, int4 (half of that for long texts, less exact) "
+        "or bf16. Default: int8.",
     )(command)  # fmt: skip
 
 

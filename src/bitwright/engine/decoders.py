@@ -177,13 +177,16 @@ def _blocks(decoder: _Decoder, positions: int, *, passing: bool) -> tuple[Value,
     return y, x
 
 
-def _cache_layer(decoder: _Decoder) -> CacheLayer:
-    return CacheLayer(decoder.shape.kv_heads, decoder.shape.size)
+def _cache_layer(decoder: _Decoder, window: int | None = None) -> CacheLayer:
+    return CacheLayer(decoder.shape.kv_heads, decoder.shape.size, window)
 
 
 def _cache_layers(decoder: _Decoder) -> list[CacheLayer | ConvolutionLayer]:
     width = decoder.lower.weights.number(decoder.row.keys.hidden_size)
-    return [_cache_layer(decoder) if taps is None else ConvolutionLayer(width, taps) for taps in decoder.taps]
+    return [
+        _cache_layer(decoder, window) if taps is None else ConvolutionLayer(width, taps)
+        for taps, window in zip(decoder.taps, decoder.windows, strict=True)
+    ]
 
 
 def _angles(decoder: _Decoder, kind: str, positions: int) -> Rotary:

@@ -33,10 +33,10 @@ _OF_STEPS = ("types", "past", "outputs", "output_count", "cache", "block_count",
 class Step(NamedTuple):
     """New tokens of some sequences, laid end to end.
 
-    ids: int32 (tokens,). lengths: int64 (sequences,), new tokens of each, at least one. past: int32 (sequences,), what
-    the cache holds of each. tables: int32 (sequences, …), its blocks in order, enough for the new tokens too. outputs:
-    int32, ascending, which of the tokens' outputs are wanted. cache: uint8, block_count times a layout's bytes, at a
-    multiple of 64.
+    ids: int32 (tokens,). lengths: int64 (sequences,), new tokens of each, at least one. past: int32 (sequences,),
+    what the cache holds of each. tables: int32 (forms, sequences, …), its blocks in order, enough for the new
+    tokens too, in each of the layout's forms; any number where a step reads none. outputs: int32, ascending, which
+    of the tokens' outputs are wanted. cache: uint8, block_count times a layout's bytes, at a multiple of 64.
     """
 
     ids: np.ndarray
@@ -159,7 +159,7 @@ class Executor:
             cache=step.cache.ctypes.data,
             block_count=step.block_count,
             tables=step.tables.ctypes.data,
-            table_stride=step.tables.shape[1],
+            table_stride=step.tables.shape[2],
         )  # fmt: skip
         return out
 

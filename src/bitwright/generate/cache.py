@@ -6,25 +6,38 @@ computed for this text or found changes no result: attention reads the same byte
 
 Of a convolution's state a block keeps the last tokens alone (`engine/cache_layout.py`). So a sequence can be taken back
 by a few tokens, or to the beginning of a block, but not to anywhere in the middle of one.
+
+The same tokens may take several blocks of memory, one for each of the layout's forms. Those that only queries near them
+read (int4's in 8 bits, or all blocks where every layer has a window) are given back as a sequence grows, and are then
+found by their text as others are. A text goes on at the end of a block, whether it begins, is taken back or comes again
+after others had its memory, if everything is there that its next token reads; else at an earlier one. To compute only
+what is missing is no way out: it would read what is missing before it, and so on to the beginning.
 """
 
-from collections import OrderedDict
+from bisect import bisect_right
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from bitwright.engine.cache_layout import CacheLayout
+from bitwright.engine.cache_layout import CacheLayout, Form
 from bitwright.engine.executor import Step
 from bitwright.errors import InputError
 
+CHUNK = 512  # tokens of prompts in a step, at most
 _PAGE = 2 << 20
+_NONE = -1  # in place of a block that was given back
+
+
+_Key = tuple[bytes, int]
 
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """What the cache holds of one sequence: `length` tokens, and the blocks for them, in order. keys: of its full
-    blocks, by which others find them. written: tokens that were ever computed into these blocks."""
+    """What the cache holds of one sequence: `length` tokens, and the blocks for them, in order, those of all forms of
+    the same tokens side by side. keys: of its full blocks, by which others find them. written: tokens that were ever
+    computed into these blocks."""
 
     blocks: list[int] = field(default_factory=list)
     length: int = 0
@@ -40,12 +53,14 @@ class Cache:
     """Blocks of one layout. One thread at a time may use it."""
 
     def __init__(self, layout: CacheLayout, tokens: int) -> None:
-        """tokens: that all sequences together may hold, rounded up to whole blocks.
+        """tokens: that all sequences together may hold, rounded up to whole blocks; with what one sequence takes beyond
+        that, and the others must find.
 
         Raises:
             InputError: there is not as much memory.
         """
-        self.layout, self.size = layout, -(-tokens // layout.tokens)
+        lasting = layout._replace(forms=(Form(), *layout.forms[1:]))  # several sequences, each with its window
+        self.layout, self.size = layout, lasting.blocks_of(tokens, CHUNK)
         try:
             room = np.empty(self.size * layout.block_bytes + _PAGE, np.uint8)
         except MemoryError:
@@ -59,10 +74,10 @@ class Cache:
         for heads, size, offset in zip(layout.heads, layout.head_bytes, layout.offsets, strict=True):
             part = self._memory[offset * self.size :][: heads * size * self.size]
             self._layers.append(part.reshape(heads, self.size, size))
-        self._free = list(range(self.size - 1, -1, -1))
+        self._free = deque(range(self.size))
         self._holders = [0] * self.size
-        self._found: dict[bytes, int] = {}  # full blocks by the text up to their end
-        self._key: list[bytes | None] = [None] * self.size  # of each block in `_found`
+        self._found: dict[_Key, int] = {}  # full blocks by the text up to their end, and their form
+        self._key: list[_Key | None] = [None] * self.size  # of each block in `_found`
         self._idle: OrderedDict[int, None] = OrderedDict()  # those that nobody holds, the longest unused first
 
     @property
@@ -79,19 +94,21 @@ class Cache:
         """A sequence, with the blocks that hold the beginning of its text, but never all of it: the last token is to be
         computed."""
         held, size = Held(), self.layout.tokens
-        for key in _keys(ids[: (len(ids) - 1) // size * size], size):
-            block = self._found.get(key)
-            if block is None:
-                break
-            self._hold(block)
-            held.blocks.append(block)
-            held.keys.append(key)
-        held.length = held.written = len(held.blocks) * size
+        self._resume(held, _keys(ids[: (len(ids) - 1) // size * size], size))
         return held
+
+    def longest(self, most: int) -> int:
+        """Tokens that one sequence may have, up to so many."""
+        return bisect_right(range(most + 1), self.size, key=lambda tokens: self.layout.blocks_of(tokens, CHUNK)) - 1
+
+    def fits(self, tokens: int, at_once: int = CHUNK, sequences: int = 1) -> bool:
+        """Whether so many sequences have room side by side, each of so many tokens, computed so many at once."""
+        return sequences * self.layout.blocks_of(tokens, at_once) <= self.size
 
     def needs(self, held: Held, tokens: int) -> int:
         """Blocks that a sequence lacks for this many more tokens."""
-        return -(-(held.length + tokens) // self.layout.tokens) - len(held.blocks)
+        forms = len(self.layout.forms)
+        return -(-(held.length + tokens) // self.layout.tokens) * forms - len(held.blocks)
 
     def grow(self, held: Held, tokens: int) -> None:
         """Give a sequence the blocks for this many more tokens.
@@ -102,8 +119,8 @@ class Cache:
         needed = self.needs(held, tokens)
         if needed > self.free:
             raise CacheFull
-        for _ in range(needed):
-            held.blocks.append(self._take())
+        for number in range(needed):
+            held.blocks.append(self._take(first=number % len(self.layout.forms) == 0))
 
     def appended(self, held: Held, ids: Sequence[int]) -> None:
         """Tokens `held.length` and on of a sequence were computed. ids: all its tokens so far."""
@@ -114,28 +131,40 @@ class Cache:
         before = held.keys[-1] if held.keys else b""
         for number, key in enumerate(_keys(ids[done * size : held.length // size * size], size, before), done):
             held.keys.append(key)
-            if key not in self._found:
-                self._found[key], self._key[held.blocks[number]] = held.blocks[number], key
+            for form, block in enumerate(self._forms(held, number)):
+                if (key, form) not in self._found:
+                    self._found[key, form], self._key[block] = block, (key, form)
+        for number in range(len(held.keys)):
+            for form, block in enumerate(self._forms(held, number)):
+                if block != _NONE and not self.layout.forms[form].reads(number, len(held.keys)):
+                    held.blocks[number * len(self.layout.forms) + form] = _NONE
+                    self._release(block)
 
     def roll_back(self, held: Held, length: int) -> None:
-        """Forget the tokens from `length` on; of a layout that does not hold what computing goes on from there, also
-        those before, down to the beginning of their block. `held.length` says."""
-        size = self.layout.tokens
+        """Forget the tokens from `length` on; where the cache does not hold what computing goes on from there, also
+        those before, down to the beginning of their block or of an earlier one. `held.length` says."""
+        size, forms = self.layout.tokens, len(self.layout.forms)
         full = length // size
-        if length % size and min(held.written, (full + 1) * size) - length > self.layout.undone:
+        last = self._forms(held, full)
+        shared = [block for block in last if block != _NONE and self._holders[block] > 1]
+        undone = min(held.written, (full + 1) * size) - length
+        if length % size and (undone > self.layout.undone or _NONE in last or len(shared) > self.free):
             length = full * size
         keep = -(-length // size)
         if keep > full:  # the last block is written anew, which others may hold, or find
-            block = held.blocks[full]
-            if self._holders[block] > 1:
-                held.blocks[full] = self._copied(block)
-                self._release(block)
-            else:
-                self._forget(block)
-        for block in held.blocks[keep:]:
-            self._release(block)
-        del held.blocks[keep:], held.keys[full:]
+            for place, block in enumerate(last, full * forms):
+                if block in shared:
+                    held.blocks[place] = self._copied(block)
+                    self._release(block)
+                else:
+                    self._forget(block)
+        self._release_all(held.blocks[keep * forms :])
+        del held.blocks[keep * forms :], held.keys[full:]
         held.length, held.written = length, min(held.written, keep * size)
+        if not self._regain(held):
+            self._release_all(held.blocks)
+            held.blocks.clear()
+            self._resume(held, held.keys)
 
     def fork(self, held: Held) -> Held:
         """A second sequence with the same tokens. Full blocks are shared; the last, which each goes on writing, is
@@ -144,12 +173,18 @@ class Cache:
         Raises:
             CacheFull: there is no block for the copy.
         """
-        full = held.length // self.layout.tokens
-        last = [self._copied(held.blocks[full])] if held.length % self.layout.tokens else []
-        for block in held.blocks[:full]:
-            self._hold(block)
-        written = min(held.written, (full + len(last)) * self.layout.tokens)
-        return Held(held.blocks[:full] + last, held.length, held.keys[:full], written)
+        size = self.layout.tokens
+        full, partial = divmod(held.length, size)
+        last = self._forms(held, full) if partial else []
+        if len(last) > self.free:
+            raise CacheFull
+        last = [self._copied(block) for block in last]
+        kept = held.blocks[: full * len(self.layout.forms)]
+        for block in kept:
+            if block != _NONE:
+                self._hold(block)
+        written = min(held.written, -(-held.length // size) * size)
+        return Held(kept + last, held.length, held.keys[:full], written)
 
     def end(self, held: Held) -> None:
         """Give all blocks of a sequence back."""
@@ -162,9 +197,11 @@ class Cache:
             held.written = max(held.written, held.length + len(ids))
         lengths = np.array([len(ids) for _, ids, _ in work], np.int64)
         ends = np.cumsum(lengths)
+        forms = len(self.layout.forms)
         tables = np.zeros((len(work), max(len(held.blocks) for held, _, _ in work)), np.int32)
         for row, (held, _, _) in zip(tables, work, strict=True):
             row[: len(held.blocks)] = held.blocks
+        tables = np.ascontiguousarray(tables.reshape(len(work), -1, forms).transpose(2, 0, 1))
         outputs = [np.arange(end - wanted, end) for end, (_, _, wanted) in zip(ends, work, strict=True)]
         return Step(
             ids=np.concatenate([np.asarray(ids, np.int32) for _, ids, _ in work]),
@@ -176,9 +213,53 @@ class Cache:
             block_count=self.size,
         )
 
-    def _take(self) -> int:
+    def _forms(self, held: Held, number: int) -> list[int]:
+        """The blocks of memory of one block of a sequence."""
+        forms = len(self.layout.forms)
+        return held.blocks[number * forms : (number + 1) * forms]
+
+    def _regain(self, held: Held) -> bool:
+        """Find again what was given back of a sequence and its next token reads; False if some of it is gone."""
+        forms, full = self.layout.forms, len(held.keys)
+        lacking = {
+            number * len(forms) + place: self._found.get((held.keys[number], place))
+            for number in range(full)
+            for place, form in enumerate(forms)
+            if form.reads(number, full) and held.blocks[number * len(forms) + place] == _NONE
+        }
+        if None in lacking.values():
+            return False
+        for place, block in lacking.items():
+            assert block is not None
+            self._hold(block)
+            held.blocks[place] = block
+        return True
+
+    def _resume(self, held: Held, keys: list[bytes]) -> None:
+        """Give a sequence that holds nothing the most of a text's blocks after which it can go on."""
+        forms, full = self.layout.forms, 0
+        runs = [0] * len(forms)  # blocks in a row that are there, up to this one
+        for number, key in enumerate(keys, 1):
+            runs = [run + 1 if (key, form) in self._found else 0 for form, run in enumerate(runs)]
+            if all(
+                run >= (number if form.reach is None else min(number, form.reach))
+                and (not form.first or (keys[0], place) in self._found)
+                for place, (form, run) in enumerate(zip(forms, runs, strict=True))
+            ):
+                full = number
+        for number, key in enumerate(keys[:full]):
+            for place, form in enumerate(forms):
+                block = self._found[key, place] if form.reads(number, full) else _NONE
+                held.blocks.append(block)
+                if block != _NONE:
+                    self._hold(block)
+        held.keys = keys[:full]
+        held.length = held.written = full * self.layout.tokens
+
+    def _take(self, *, first: bool = True) -> int:
+        """A block. first: of those that a step reads one after the other, and which lie so in memory where they can."""
         if self._free:
-            block = self._free.pop()
+            block = self._free.popleft() if first else self._free.pop()
         elif self._idle:
             block, _ = self._idle.popitem(last=False)
             self._forget(block)
@@ -197,12 +278,17 @@ class Cache:
         self._idle.pop(block, None)
         self._holders[block] += 1
 
+    def _release_all(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            if block != _NONE:
+                self._release(block)
+
     def _release(self, block: int) -> None:
         self._holders[block] -= 1
         if self._holders[block]:
             return
         if self._key[block] is None:
-            self._free.append(block)
+            self._free.appendleft(block)
         else:
             self._idle[block] = None
 

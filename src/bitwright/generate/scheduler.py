@@ -14,11 +14,10 @@ import numpy as np
 
 from bitwright.engine.executor import Step as Batch
 from bitwright.errors import BitwrightError, EngineError
-from bitwright.generate.cache import Cache, CacheFull, Held
+from bitwright.generate.cache import CHUNK, Cache, CacheFull, Held
 from bitwright.generate.drafts import Drafter
 from bitwright.generate.sequence import Sequence, Step
 
-CHUNK = 512  # tokens of a step, but for answers under way
 _DRAFTED_ROWS = 8  # of a step: up to about so many cost little more than one
 
 
@@ -51,7 +50,7 @@ class Scheduler:
 
     Args:
         run: computes a step: float32 (outputs, vocabulary).
-        chunk: tokens of prompts in a step.
+        chunk: tokens of prompts in a step, at most `CHUNK`.
         speculate: draft tokens by what prompt and answer held before (`generate/drafts.py`).
     """
 

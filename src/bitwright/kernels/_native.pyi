@@ -67,6 +67,7 @@ class PoolMode(Enum):
 NO_WINDOW: int
 NO_BUFFER: int
 CACHE_BLOCK: int
+CACHE_HOT_BLOCKS: int
 CACHE_PART: int
 MOST_TAPS: int
 
@@ -111,7 +112,9 @@ class CacheLayer:
     ) -> None: ...
 
 class AppendCached:
-    def __init__(self, *, cache: CacheLayer, table: int, past: int, k: int, v: int, stride: int) -> None: ...
+    def __init__(
+        self, *, cache: CacheLayer, table: int, table_stride: int, past: int, k: int, v: int, stride: int
+    ) -> None: ...
 
 class AttendCached:
     def __init__(
@@ -119,6 +122,7 @@ class AttendCached:
         *,
         cache: CacheLayer,
         table: int,
+        table_stride: int,
         past: int,
         rows: int,
         q: int,

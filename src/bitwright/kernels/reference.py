@@ -21,6 +21,7 @@ from bitwright.numerics.spec import QuantSpec
 ATTENTION_BLOCK = 64  # keys whose weights share a largest, in `attention_int8` and `attention_cached`
 INT4_GROUPS = (32, 64)  # numbers of a key and of a value of an int4 cache that share a scale, at most
 CACHE_PART = 1024  # keys that `attention_cached` sums before it merges
+CACHE_HOT_BLOCKS = 3  # full blocks before a query's own, that it sees in 8 bits in a cache of 4
 _CHUNK = 2**20  # values dequantized at a time: what is computed on the way stays in the cache
 
 
@@ -337,13 +338,15 @@ def attention_int8(
 
 class CachedRows(NamedTuple):
     """What a cache holds of keys and of values: codes (S, G, n, g) and scales (S, G, n, 1) of S tokens, G heads, and n
-    groups of g numbers, in a float dtype. rotated: by `hadamard`, after a division by the power of two."""
+    groups of g numbers, in a float dtype. rotated: by `hadamard`, after a division by the power of two. near: what
+    queries near them see instead (`is_near`)."""
 
     k_codes: Tensor
     k_scale: Tensor
     v_codes: Tensor
     v_scale: Tensor
     rotated: bool
+    near: "CachedRows | None" = None
 
 
 def cached_int8(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
@@ -368,7 +371,15 @@ def cached_int4(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
     zero = (-least / v_scale.where(v_scale > 0, 1.0)).round()
     v_codes = _nibbles(v_SGng, v_scale, zero) - zero
     k_codes, k_scale, v_codes, v_scale = (x.to(k_SGD) for x in (k_codes, k_scale, v_codes, v_scale))
-    return CachedRows(k_codes, k_scale, v_codes, v_scale, rotated=True)
+    near = cached_int8(k_SGng.flatten(2).to(k_SGD), v_SGng.flatten(2).to(v_SGD))
+    return CachedRows(k_codes, k_scale, v_codes, v_scale, rotated=True, near=near)
+
+
+def is_near(tokens: int, keys: int) -> Tensor:
+    """bool (T, S): which keys the last T tokens of S see in 8 bits, in a cache of 4: those of the first block, of their
+    own, of `CACHE_HOT_BLOCKS` before it, and of later ones."""
+    own_T1, of_S = torch.arange(keys - tokens, keys)[:, None] // ATTENTION_BLOCK, torch.arange(keys) // ATTENTION_BLOCK
+    return (of_S == 0) | (of_S >= own_T1 - CACHE_HOT_BLOCKS)
 
 
 def attention_cached(
@@ -398,9 +409,16 @@ def attention_cached(
     tokens, kv_heads = cached.k_codes.shape[:2]
     group = q_THD.shape[1] // kv_heads
     q_codes, q_scale_TH1 = _symmetric_codes(hadamard(q_THD) if cached.rotated else q_THD, dim=2)
-    k_SHD = (cached.k_codes * cached.k_scale).flatten(2).repeat_interleave(group, dim=1)
-    v_codes_SHng, v_scale_SHn1 = (x.repeat_interleave(group, dim=1) for x in (cached.v_codes, cached.v_scale))
-    scores_HTS = torch.einsum("thd,shd->hts", q_codes * q_scale_TH1, k_SHD) * scale
+
+    def scores_of(rows: CachedRows) -> Tensor:
+        k_SHD = (rows.k_codes * rows.k_scale).flatten(2).repeat_interleave(group, dim=1)
+        return torch.einsum("thd,shd->hts", q_codes * q_scale_TH1, k_SHD) * scale
+
+    scores_HTS, forms = scores_of(cached), [(cached, torch.ones(len(q_THD), tokens, dtype=torch.bool))]
+    if cached.near is not None:
+        near_TS = is_near(len(q_THD), tokens)
+        scores_HTS = torch.where(near_TS, scores_of(cached.near), scores_HTS)
+        forms = [(cached, ~near_TS), (cached.near, near_TS)]
     if softcap is not None:
         scores_HTS = (scores_HTS / softcap).tanh() * softcap
     scores_HTS = scores_HTS.masked_fill(~_seen(len(q_THD), tokens, window, causal), -torch.inf)
@@ -408,21 +426,28 @@ def attention_cached(
     if sinks_H is not None:
         largest_HT1 = torch.maximum(largest_HT1, sinks_H[:, None, None].to(largest_HT1))
     sum_HT1 = torch.zeros_like(largest_HT1) if sinks_H is None else (sinks_H[:, None, None] - largest_HT1).exp()
-    mixed_HTng = torch.zeros_like(q_THD.transpose(0, 1)).view(*scores_HTS.shape[:2], *v_codes_SHng.shape[2:])
+    mixed_HTD = torch.zeros_like(q_THD.transpose(0, 1))
     for part in torch.split(torch.arange(tokens), CACHE_PART):
         for keys in torch.split(part, ATTENTION_BLOCK):
             so_far_HT1 = scores_HTS[..., part[0] : keys[-1] + 1].amax(dim=2, keepdim=True)
             so_far_HT1 = so_far_HT1.clamp(min=torch.finfo(scores_HTS.dtype).min)
             weights_HTK = (scores_HTS[..., keys] - so_far_HT1).exp()
-            scaled_HTKn = weights_HTK[..., None] * v_scale_SHn1[keys, ..., 0].transpose(0, 1)[:, None]
-            step_HT1n = scaled_HTKn.amax(dim=2, keepdim=True) / 255
-            codes_HTKn = (scaled_HTKn / step_HT1n.where(step_HT1n > 0, 1.0)).round()
             factor_HT1 = (so_far_HT1 - largest_HT1).exp()
             sum_HT1 = sum_HT1 + factor_HT1 * weights_HTK.sum(dim=2, keepdim=True)
-            sums_HTng = torch.einsum("htkn,khng->htng", codes_HTKn, v_codes_SHng[keys])
-            mixed_HTng = mixed_HTng + (factor_HT1 * step_HT1n.squeeze(2))[..., None] * sums_HTng
-    out_HTD = mixed_HTng.flatten(2) / sum_HT1
+            for rows, seen_TS in forms:  # all keys of a block are in one form, for each token
+                mixed_HTD = mixed_HTD + factor_HT1 * _mixed(weights_HTK * seen_TS[:, keys], rows, keys, group)
+    out_HTD = mixed_HTD / sum_HT1
     return (hadamard(out_HTD) if cached.rotated else out_HTD).transpose(0, 1)
+
+
+def _mixed(weights_HTK: Tensor, rows: CachedRows, keys: Tensor, group: int) -> Tensor:
+    """(H, T, D): values of some keys, times weights that are bytes relative to the largest with a scale."""
+    v_codes_KHng, v_scale_KHn1 = (x[keys].repeat_interleave(group, dim=1) for x in (rows.v_codes, rows.v_scale))
+    scaled_HTKn = weights_HTK[..., None] * v_scale_KHn1[..., 0].transpose(0, 1)[:, None]
+    step_HT1n = scaled_HTKn.amax(dim=2, keepdim=True) / 255
+    codes_HTKn = (scaled_HTKn / step_HT1n.where(step_HT1n > 0, 1.0)).round()
+    sums_HTng = torch.einsum("htkn,khng->htng", codes_HTKn, v_codes_KHng)
+    return (step_HT1n.squeeze(2)[..., None] * sums_HTng).flatten(2)
 
 
 def hadamard(x: Tensor) -> Tensor:

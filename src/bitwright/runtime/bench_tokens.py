@@ -84,7 +84,7 @@ class OnEngine:
         cache, run = self.model.cache, run or self.model.step
         for one in self.held:
             cache.end(one)
-        if shape.batch * -(-longest(shape) // cache.layout.tokens) > cache.size:
+        if not cache.fits(longest(shape), longest(shape), shape.batch):
             raise InputError(f"{shape_words(shape)}: more than the {_CACHE} tokens that are timed at once")
         self.held[:] = [cache.begin([]) for _ in ids_BT]
 

@@ -19,10 +19,10 @@ from bitwright.families.tasks import TaskName
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.sentences import read_sentences
 from bitwright.files.tokenizer import open_tokenizer
-from bitwright.generate.cache import Cache
+from bitwright.generate.cache import CHUNK, Cache
 from bitwright.generate.requests import Requests
 from bitwright.generate.sampling import GENERATION_FILE, Sampling, eos_ids, generation_config, not_followed
-from bitwright.generate.scheduler import CHUNK, Job, Scheduler
+from bitwright.generate.scheduler import Job, Scheduler
 from bitwright.generate.sequence import Generation, Step
 from bitwright.generate.sequence import Sequence as Request
 from bitwright.generate.texts import Detokenizer
@@ -78,7 +78,8 @@ class DecoderModel(OnEngine):
         assert layout is not None
         if cache_tokens is None:
             fitting = int(available_bytes() * _SHARE) // layout.block_bytes * layout.tokens
-            cache_tokens = max(min(_MOST_CONTEXTS * program.max_tokens, fitting), layout.tokens)
+            context_blocks = layout.blocks_of(program.max_tokens, CHUNK)  # fewer where every layer has a window
+            cache_tokens = max(min(_MOST_CONTEXTS * context_blocks * layout.tokens, fitting), layout.tokens)
         executor, steps_threads, tokens = self.executor, self.threads, cache_tokens
 
         def scheduler() -> Scheduler:
@@ -87,7 +88,7 @@ class DecoderModel(OnEngine):
             )
 
         self._requests = Requests(scheduler)
-        self.max_tokens = min(program.max_tokens, self.cache.size * layout.tokens)
+        self.max_tokens = self.cache.longest(program.max_tokens)
         self.vocabulary = program.vocabulary
         remarks = "".join(f", {remark}" for remark in weights.remarks)
         bf16 = ", bf16" * (arithmetic.inputs == "bf16")
@@ -199,13 +200,12 @@ class DecoderModel(OnEngine):
         length = len(texts[0])
         if length > self.max_tokens:
             raise InputError(f"a text has {length} tokens; this model takes {self.max_tokens}")
-        cache = self.cache
-        if len(texts) * -(-length // cache.layout.tokens) > cache.size:
+        cache, at_once = self.cache, max(CHUNK // len(texts), 1)
+        if not cache.fits(length, at_once, len(texts)):
             room = cache.size * cache.layout.tokens
             raise InputError(
                 f"{len(texts)} texts of {length} tokens do not fit into a cache of {room}; give fewer at once"
             )
-        at_once = max(CHUNK // len(texts), 1)
         with self._requests.turn() as scheduler:
             cache = scheduler.cache
             held = [cache.begin([]) for _ in texts]

@@ -58,7 +58,8 @@ def load(
         trust_remote_code: run code that the directory brings or names, kernels of the hub among it.
         context: of a language model on the engine, the tokens that a prompt and its answer may have together; by
             default those that it was trained for, or as many as a quarter of the free memory holds.
-        kv_cache: how that holds keys and values, "int8", "int4" (half the memory, and a loss that is felt) or "bf16".
+        kv_cache: how that holds keys and values, "int8", "int4" (about half the memory for long texts, less exact) or
+            "bf16".
         fp8: how the engine holds linears that the file has in FP8: "bf16", in which no number changes, or "int8", half
             the bytes, with a scale for each 64 inputs; `model.backend` says how much that changes the weights.
 
