@@ -19,7 +19,7 @@ from bitwright.numerics.schemes import SCHEMES, fit_group
 from bitwright.numerics.spec import stored_dtype
 from bitwright.recipe import DEFAULT_TARGETS, AttentionScheme, Recipe, attention_of, check_rules, scheme_of
 from bitwright.record import ATTENTION, EMBEDDING, HELD, PlanRow
-from bitwright.targets import TARGETS, check_names, check_target, stored_bytes, stored_embedding_bytes
+from bitwright.targets import TARGETS, check_names, check_shapes, check_target, stored_bytes, stored_embedding_bytes
 
 Plan = tuple[PlanRow, ...]
 
@@ -93,7 +93,7 @@ def refusals(
     """Target -> why it cannot load the result of a plan; targets that can are left out."""
     if set(targets) <= {"bitwright"}:
         return {}
-    transformed = _transformed(plan, model, architecture, sites)
+    transformed = transformed_names(plan, model, architecture, sites)
     transposed = [site.name for site in sites if is_transposed(architecture, f"{site.name}.weight")]
     refused = {}
     for target in targets:
@@ -106,6 +106,7 @@ def refusals(
                 experts=[row.name for row in plan if row.role == "expert"],
                 heads=[row.name for row in plan if row.role == "head"], needs_weights=architecture.needs_weights,
             )  # fmt: skip
+            check_shapes(target, {row.name: row.scheme for row in plan}, _fused_shapes(plan))
         except TargetError as error:
             refused[target] = str(error)
     return refused
@@ -119,7 +120,16 @@ def _check_family(target: str, architecture: Architecture) -> None:
         raise TargetError(f"{target} runs the graphs that `bitwright export` makes, and those are of encoders alone")
 
 
-def _transformed(
+def _fused_shapes(plan: Sequence[PlanRow]) -> dict[str, tuple[int, int]]:
+    """(N, K) of each linear, N with all that read the same input: q, k and v, gate and up. Experts stay apart."""
+    fused: dict[str, int] = {}
+    linears = [row for row in plan if row.is_linear]
+    for row in linears:
+        fused[row.unit] = fused.get(row.unit, 0) + row.shape[0]
+    return {row.name: (row.shape[0] if row.role == "expert" else fused[row.unit], row.shape[1]) for row in linears}
+
+
+def transformed_names(
     rows: Sequence[PlanRow], model: nn.Module, architecture: Architecture, sites: list[LinearSite]
 ) -> list[str]:
     """Linears whose method transforms their input where nothing before it can take the inverse."""

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import bitwright
 from bitwright.checkpoints.checkpoint import Checkpoint
@@ -31,7 +30,7 @@ from bitwright.numerics.ggml import held
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
-from tests.gguf_files import LLAMA, small_llama, write_file
+from tests.gguf_files import LLAMA, give_tokens, small_llama, write_file
 
 TinyModel = Callable[..., Path]
 
@@ -57,30 +56,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def byte_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE in 190 entries: so few that only the bytes of these texts are among them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=190, special_tokens=["<|end|>", "<|begin|>"], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
 def with_tokens(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> TinyModel:
     """A tiny model with a tokenizer that GGUF has words for."""
-    content = byte_tokenizer(texts).to_str()
 
     def made(family: str, **config: Any) -> Path:
         path = tmp_path_factory.mktemp("model") / "m"
         shutil.copytree(tiny_model(family, **(_SIZE | config)), path)
-        for file in path.glob("*token*"):
-            file.unlink()
-        (path / "tokenizer.json").write_text(content)
-        settings = {"eos_token": "<|end|>", "bos_token": "<|begin|>", "chat_template": "{{ messages[0].content }}"}
-        (path / "tokenizer_config.json").write_text(json.dumps(settings))
-        return path
+        return give_tokens(path, texts)
 
     return made
 

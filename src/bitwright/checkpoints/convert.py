@@ -5,7 +5,7 @@ that cannot be codes there becomes 16-bit floats. numpy, no torch; one linear is
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -121,23 +121,34 @@ def find_losses(checkpoint: Checkpoint, spelling: Spelling) -> list[Loss]:
         Loss(name, f"it is stored as {pending.stored}, for which there are no codes", True)
         for name, pending in checkpoint.dequantized.items()
     ]
-    if not spelling.tables:
-        losses += [Loss(name, "an embedding table of int8", True) for name in checkpoint.tables]
     losses += [Loss(CONFIG_FILE, f"what the file says, for {note}", False) for note in checkpoint.notes]
     linears = {name: (pending.shape, pending.form) for name, pending in checkpoint.linears.items()}
+    losses += form_losses(linears, checkpoint.tables, spelling)
+    floats = {loss.module for loss in losses if loss.as_floats}
+    if spelling.scale == "F16":
+        for name, pending in checkpoint.linears.items():
+            if name not in floats and (lost := _scale_loss(pending.load().weight.scale_NG)):
+                losses.append(Loss(name, *lost))
+    return losses
+
+
+def form_losses(
+    linears: Mapping[str, tuple[tuple[int, int], LinearForm]], tables: Collection[str], spelling: Spelling
+) -> list[Loss]:
+    """What the format cannot hold whatever the values are.
+
+    Args:
+        linears: shape and form of each. tables: those of words that are int8.
+    """
+    losses = [] if spelling.tables else [Loss(name, "an embedding table of int8", True) for name in tables]
     refused = {name: why for name, linear in linears.items() if (why := spelling.refuses(*linear))}
     group = spelling.group({name: linear for name, linear in linears.items() if name not in refused})
     why = f"its groups are no multiples of {group}, and the format has one size for all"
     uneven = [name for name, linear in linears.items() if name not in refused and not splits(*linear, group)]
     refused |= dict.fromkeys(uneven, why)
     losses += [Loss(name, why, True) for name, why in refused.items()]
-    kept = {name: pending for name, pending in checkpoint.linears.items() if name not in refused}
-    losses += [Loss(name, why, False) for name, p in kept.items() if (why := spelling.drops(p.form))]
-    if spelling.scale == "F16":
-        for name, pending in kept.items():
-            if lost := _scale_loss(pending.load().weight.scale_NG):
-                losses.append(Loss(name, *lost))
-    return losses
+    kept = {name: form for name, (_, form) in linears.items() if name not in refused}
+    return losses + [Loss(name, why, False) for name, form in kept.items() if (why := spelling.drops(form))]
 
 
 def _scale_loss(scale_NG: np.ndarray) -> tuple[str, bool] | None:

@@ -13,10 +13,12 @@ from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
 from bitwright.errors import InputError, TargetError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory, source_bytes
+from bitwright.onnx.kinds import kind_of
 from bitwright.onnx.module import DOMAIN, Exportable, exportable
 
 if TYPE_CHECKING:
-    from bitwright.onnx.graph import Kind, WeightRange
+    from bitwright.onnx.graph import WeightRange
+    from bitwright.onnx.kinds import Kind
 
 MODEL_FILE = "onnx/model.onnx"  # where sentence-transformers and Optimum look for it
 # In the model's metadata: linears by kind, the range of 8-bit weights, and the task.
@@ -68,8 +70,6 @@ def write_onnx(
             f"{opened.path}: nothing is quantized here; run `bitwright quantize` first, then export what it wrote"
         )
     module = exportable(opened, trust_remote_code=trust_remote_code)
-    from bitwright.onnx.graph import kind_of
-
     kinds = {kind_of(name, layer.form, layer.shape[1]) for name, layer in module.layers.items()}
     # Floats are stored in 32 bits.
     with atomic_directory(out, 3 * source_bytes(opened.path)) as staged:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from bitwright.checkpoints.attention import ATTENTION_KEY
-from bitwright.errors import InputError, TargetError
+from bitwright.checkpoints.preflight import lost_of_result
+from bitwright.errors import BitwrightError, InputError, TargetError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.task import find_task
 from bitwright.models.load import load_model
@@ -121,6 +122,18 @@ def verify_graphs(
         except TargetError as error:
             return [Verification(target, False, {}, str(error)) for target in targets]
         return [verify_graph(export, expected, target) for target in targets]
+
+
+def verify_formats(directory: Path, targets: Sequence[str]) -> list[Verification]:
+    """Whether `bitwright convert` loses nothing of a result in these formats; one row per target."""
+    rows = []
+    for target in targets:
+        try:
+            lost = lost_of_result(target, ModelDirectory(directory))
+        except BitwrightError as error:
+            lost = str(error)
+        rows.append(Verification(target, not lost, {}, f"lost: {lost}" if lost else "converting it loses nothing"))
+    return rows
 
 
 def _is_portable(opened: ModelDirectory) -> bool:

@@ -12,7 +12,8 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.models.load import LoadedModel, check_values, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
-from bitwright.plan import Plan, fit_targets, make_plan, quantized_names, refusals
+from bitwright.pipeline.preflight import check_targets
+from bitwright.plan import Plan, fit_targets, make_plan, quantized_names, refusals, transformed_names
 from bitwright.recipe import Recipe
 from bitwright.runtime.changes import FloatModel
 from bitwright.runtime.engine_model import not_on_engine
@@ -53,10 +54,12 @@ class Opened:
         """The plan that a recipe gives for this model.
 
         Raises:
-            RecipeError, TargetError: as `make_plan`.
+            RecipeError, TargetError: as `make_plan`, and as `preflight.check_targets`.
         """
         model, architecture = self.loaded.model, self.loaded.architecture
         plan = make_plan(recipe, model, architecture, self.sites, self.embeddings, self._dtype_of)
+        transformed = transformed_names(plan, model, architecture, self.sites)
+        check_targets(recipe.targets or (), self.loaded, plan, transformed)
         return Resolved(plan, *fit_targets(recipe, plan, model, architecture, self.sites))
 
     def loads(self, target: str, recipe: Recipe, plan: Plan) -> bool:
