@@ -249,7 +249,7 @@ def test_a_file_becomes_a_directory_with_the_same_codes(tmp_path: Path) -> None:
 
 
 def test_a_file_is_not_quantized_but_its_model_is(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="this is a GGUF file, and Bitwright quantizes model directories"):
+    with pytest.raises(ModelError, match="this is a GGUF file, which holds codes, and a float model is needed here"):
         open_lazily(write_file(tmp_path / "m.gguf"))
 
 

@@ -123,7 +123,7 @@ def model_facts(job: Job) -> ModelFacts:
     loaded = job.opened.loaded
     blocks = {site.block for site in job.opened.sites if site.block is not None}
     return ModelFacts(
-        name=loaded.path.name if Path(loaded.name).is_dir() else loaded.name,
+        name=loaded.directory.origin.name if Path(loaded.name).exists() else loaded.name,
         source=loaded.name,
         model_type=loaded.config.model_type,
         architectures=tuple(loaded.config.architectures or ()),
@@ -133,13 +133,14 @@ def model_facts(job: Job) -> ModelFacts:
         license=license_of(loaded.path),
         source_sha256=job.source_sha256,
         dtype=str(job.opened.dtype).removeprefix("torch."),
+        decoded=loaded.directory.decoded_types or None,
     )
 
 
 def size_facts(job: Job, staged: Path) -> Size:
     """The Record's `size`."""
     return Size(
-        source_bytes=source_bytes(job.opened.loaded.path),
+        source_bytes=source_bytes(job.opened.loaded.directory.origin),
         checkpoint_bytes=sum(file.stat().st_size for file in staged.glob("*.safetensors")),
         weights_before=sum(row.bytes_before for row in job.plan),
         weights_after=sum(row.bytes_after for row in job.plan),

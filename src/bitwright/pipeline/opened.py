@@ -77,7 +77,9 @@ class Opened:
         return streamed if self.loaded.sentences.mix is None else streamed.generic
 
 
-def open_model(name: str | Path, *, trust_remote_code: bool = False, task: TaskName | None = None) -> Opened:
+def open_model(
+    name: str | Path | ModelDirectory, *, trust_remote_code: bool = False, task: TaskName | None = None
+) -> Opened:
     """Open the model of a run without weights in memory, because it runs block by block.
 
     task: what the model is for, if the user says it.
