@@ -22,6 +22,7 @@ from bitwright.cli import app
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.gguf.directory import GgufDirectory
+from bitwright.files.gguf.header import read_gguf_header
 from bitwright.files.opening import open_path
 from bitwright.files.tokenizer import open_tokenizer
 from bitwright.models.load import open_lazily
@@ -80,6 +81,8 @@ def test_a_model_comes_back_as_it_was(with_tokens: TinyModel, tmp_path: Path, na
     source, file = ModelDirectory(with_tokens(family, **config)), tmp_path / "model.gguf"
     written = write_gguf(source, file)
     assert written.size == file.stat().st_size
+    entries = read_gguf_header(memoryview(file.read_bytes()), file).tensors.values()
+    assert written.tensor_bytes == sum(entry.end - entry.begin for entry in entries)
     assert not written.losses
     found = GgufDirectory(file)
     want, values = floats_of(source), floats_of(found)

@@ -25,6 +25,7 @@ from bitwright.files.directory import CONFIG_FILE, QUANTIZATION_FILES, ModelDire
 from bitwright.files.safetensors_writer import PendingTensor, shard, shard_index, write_safetensors
 from bitwright.numerics.arrays import Array, Bf16, narrow
 from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
+from bitwright.progress import Progress, Quiet
 from bitwright.record import LeftOut
 
 __all__ = ["TARGETS", "Converted", "Loss", "convert", "find_losses"]
@@ -45,20 +46,25 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written. total_bytes: all files. codes: linears that are still codes. losses: what was lost, as the user
-    allowed. left_out: source files without a copy."""
+    """What was written. tensor_bytes: of tensors, as foretold. total_bytes: all files. codes: linears that are still
+    codes. losses: what was lost, as the user allowed. left_out: source files without a copy."""
 
     path: Path
+    tensor_bytes: int
     total_bytes: int
     codes: int
     losses: tuple[Loss, ...]
     left_out: tuple[LeftOut, ...]
 
 
-def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = False) -> Converted:
+def convert(
+    source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = False, progress: Progress | None = None
+) -> Converted:
     """Write a quantized checkpoint of any format that is read, in the format `to`, complete or not at all.
 
     The result is read again before it appears: every other tensor and every other file has the bytes of the source.
+
+    progress: is told the bytes of the tensors before they are written.
 
     Raises:
         InputError: a format that nothing is written in; `out` exists, or is no place to write to; losses that are not
@@ -90,8 +96,10 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
         text["model.safetensors.index.json"] = shard_index(shards)
     found, left_out = split_source_files(source)
     copied = [file for file in found if str(file) not in {*text, *QUANTIZATION_FILES}]
-    needed = sum(tensor.n_bytes for tensor in tensors.values())
-    needed += sum((source.path / file).stat().st_size for file in copied) + sum(map(len, text.values()))
+    tensor_bytes = sum(tensor.n_bytes for tensor in tensors.values())
+    (progress or Quiet()).say(f"writing {tensor_bytes:,} bytes of tensors as {to}")
+    needed = tensor_bytes + sum((source.path / file).stat().st_size for file in copied)
+    needed += sum(map(len, text.values()))
     with atomic_directory(out, needed) as folder:
         for name, part in shards.items():
             write_safetensors(folder / name, part)
@@ -101,7 +109,7 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
             write_file(folder / name, content.encode())
         check_complete(checkpoint, read_checkpoint(ModelDirectory(folder)), copied, kept)
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Converted(out, total, len(kept), tuple(losses), tuple(left_out))
+    return Converted(out, tensor_bytes, total, len(kept), tuple(losses), tuple(left_out))
 
 
 def summary(losses: list[Loss]) -> str:

@@ -25,6 +25,7 @@ from bitwright.files.gguf.vocabulary import vocabulary_of
 from bitwright.numerics.arrays import Bf16
 from bitwright.numerics.ggml import TYPES, BlockType
 from bitwright.numerics.linear import PendingFloat, PendingLinear
+from bitwright.progress import Progress, Quiet
 
 # general.file_type of what most of a file is.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
@@ -34,10 +35,12 @@ _LISTED = 5  # losses, in a message
 
 
 class WrittenGguf(NamedTuple):
-    """What was written. types: how many tensors are of each type. losses: what is not as it was, by tensor."""
+    """What was written. size: of the file, tensor_bytes: of tensors, both as foretold. types: how many tensors are of
+    each type. losses: what is not as it was, by tensor."""
 
     path: Path
     size: int
+    tensor_bytes: int
     types: dict[str, int]
     losses: dict[str, str]
 
@@ -56,7 +59,9 @@ class _Tensor(NamedTuple):
         return int(np.prod(self.shape)) // self.type.values * self.type.bytes
 
 
-def write_gguf(directory: ModelDirectory, out: Path, *, allow_loss: bool = False) -> WrittenGguf:
+def write_gguf(
+    directory: ModelDirectory, out: Path, *, allow_loss: bool = False, progress: Progress | None = None
+) -> WrittenGguf:
     """Write a model as one GGUF file.
 
     4-bit codes become Q4_0 and 8-bit codes Q8_0, exactly where their scales are fp16 values; floats stay as they are,
@@ -64,7 +69,7 @@ def write_gguf(directory: ModelDirectory, out: Path, *, allow_loss: bool = False
 
     Args:
         directory: quantized in any known format, or float. out: the file, which must not exist.
-        allow_loss: write also what a GGUF file holds only roughly.
+        allow_loss: write also what a GGUF file holds only roughly. progress: is told the size before it is written.
 
     Raises:
         ModelError: a family or a setting that GGUF has no words for; there is such a file; something would be lost.
@@ -86,8 +91,12 @@ def write_gguf(directory: ModelDirectory, out: Path, *, allow_loss: bool = False
     }  # fmt: skip
     if (license_name := license_of(directory.path)) is not None:
         entries["general.license"] = license_name
-    size = _write(out, entries, tensors)
-    return WrittenGguf(out, size, types, losses)
+    header = _header(entries, tensors)
+    tensor_bytes = sum(tensor.size for tensor in tensors)
+    size = len(header) + sum(tensor.size + -tensor.size % ALIGNMENT for tensor in tensors)
+    (progress or Quiet()).say(f"writing {size:,} bytes, {tensor_bytes:,} of them tensors, as gguf")
+    _write(out, header, tensors)
+    return WrittenGguf(out, size, tensor_bytes, types, losses)
 
 
 def check_describable(directory: ModelDirectory, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -244,14 +253,17 @@ def _swapped(raw_NB: np.ndarray, heads: int) -> np.ndarray:
     return raw_NB[rows_in_gguf(len(raw_NB), heads)] if heads else raw_NB
 
 
-def _write(out: Path, entries: dict[str, object], tensors: list[_Tensor]) -> int:
-    """Write the file, tensor by tensor; it appears complete or not at all. Returns its size in bytes."""
+def _header(entries: dict[str, object], tensors: list[_Tensor]) -> bytes:
     offsets, place = [], 0
     for tensor in tensors:
         offsets.append(place)
         place += -(-tensor.size // ALIGNMENT) * ALIGNMENT
     placed = zip(tensors, offsets, strict=True)
-    header = header_bytes(entries, [(tensor.name, tensor.type, tensor.shape, offset) for tensor, offset in placed])
+    return header_bytes(entries, [(tensor.name, tensor.type, tensor.shape, offset) for tensor, offset in placed])
+
+
+def _write(out: Path, header: bytes, tensors: list[_Tensor]) -> None:
+    """Write the file, tensor by tensor; it appears complete or not at all."""
     with atomic_file(out) as temporary, temporary.open("xb") as file:
         file.write(header)
         for tensor in tensors:
@@ -259,4 +271,3 @@ def _write(out: Path, entries: dict[str, object], tensors: list[_Tensor]) -> int
             file.write(bytes(-tensor.size % ALIGNMENT))
         file.flush()
         os.fsync(file.fileno())
-    return len(header) + place

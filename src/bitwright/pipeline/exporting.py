@@ -57,7 +57,7 @@ def export_onnx(
     progress.say(f"exporting {directory}")
     written = write_onnx(
         opened, out, weights=weights, overwrite=overwrite, trust_remote_code=trust_remote_code,
-        check=checked if check else None,
+        check=checked if check else None, progress=progress,
     )  # fmt: skip
     for folder in (directory, out):
         keep(folder, rows)
