@@ -18,7 +18,7 @@ RANGE_NAMES = ("absmax", "min_max", "percentile", "entropy", "mse", "moving_aver
 KIND_NAMES = ("similarity", "similarity matrix", "retrieval", "classification")
 METHOD_NAMES = (
     "rtn", "rtn_mse", "imatrix", "gptq", "awq", "awq_gptq", "smoothquant", "smoothquant_gptq", "smoothquant_shift",
-    "auto",
+    "reproduce", "auto",
 )  # fmt: skip
 TARGET_NAMES = (
     "bitwright", "engine", "transformers", "sentence-transformers", "vllm", "onnx", "openvino", "gptq", "awq", "gguf",

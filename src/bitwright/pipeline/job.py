@@ -141,7 +141,13 @@ def open_job(
     scored = draw(opened, model, recipe, texts, calibrates=calibrates, judged=judged)
     tasks = [task for task in (scored.tuning, scored.held_out, scored.elsewhere) if task]
     tokenizer = tokenizer_files(loaded, [text for task in tasks for text in task.texts][:_COMPARED_TEXTS])
-    warnings = [*_told(loaded), *([tokenizer.note] if tokenizer.note else []), *scored.told, *doubts(scored)]
+    warnings = [
+        *_told(loaded),
+        *opened.known.notes(resolved.plan),
+        *([tokenizer.note] if tokenizer.note else []),
+        *scored.told,
+        *doubts(scored),
+    ]
     job = Job(
         resolved.recipe, resolved.plan, opened, model, scored, loaded.directory.fingerprint, warnings,
         targets_fit=recipe.targets is None, dropped=resolved.dropped, tokenizer=tokenizer,
