@@ -1,11 +1,13 @@
 """GGUF files by an encoder of the tests' own, written from the format's description."""
 
+import json
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 
 class Tensor(NamedTuple):
@@ -86,4 +88,21 @@ def small_llama(kind: int = 2, block: bytes = b"\x00\x38" + bytes(range(16))) ->
 
 def write_file(path: Path, metadata: Mapping[str, Any] = LLAMA, tensors: Sequence[Tensor] | None = None) -> Path:
     path.write_bytes(encoded(metadata, small_llama() if tensors is None else tensors))
+    return path
+
+
+def give_tokens(path: Path, texts: list[str]) -> Path:
+    """Give a model a tokenizer that GGUF has words for: byte-level BPE in 190 entries, so few that only the bytes of
+    these texts are among them.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=190, special_tokens=["<|end|>", "<|begin|>"], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    for file in path.glob("*token*"):
+        file.unlink()
+    tokenizer.save(str(path / "tokenizer.json"))
+    settings = {"eos_token": "<|end|>", "bos_token": "<|begin|>", "chat_template": "{{ messages[0].content }}"}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
     return path

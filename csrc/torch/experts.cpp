@@ -270,6 +270,7 @@ GroupedExperts grouped_of(const Tensor& codes, const Tensor& scale, const Option
     if (held / count * width % 64) refuse("the scales of an expert must fill multiples of 64 bytes: pass float32");
     return {{.codes = constant<uint8_t>(codes, Type::kUint8, columns * k * bits / 8, "codes: uint8, of all experts"),
              .bits = int(bits),
+             .levels = nullptr,
              .scale = constant<void>(scale, scales, held, "scale: (E, N/16, G, 16)"),
              .bf16_scale = scales == Type::kBFloat16,
              .zero = constant<uint8_t>(zero, Type::kUint8, held, "zero: uint8 (E, N/16, G, 16)"),

@@ -6,7 +6,6 @@
 #include "threads/share.h"
 #include "torch/register.h"
 #include "torch/rows.h"
-#include "vectors/bf16.h"
 
 namespace {
 
@@ -68,51 +67,65 @@ Tensor rows_w8a8(const Tensor& x, const Tensor& weight, const Tensor& colsum, co
     return y;
 }
 
-Tensor rows_wna8(const Tensor& x, const Tensor& codes, const Tensor& scale, const Optional& zero,
-                 const Optional& minimum, const Tensor& bias, int64_t n_given, int64_t bits, int64_t group_given,
-                 int64_t per_given) {
-    const Rows rows = rows_of(x);
-    const size_t n = size_t(n_given), columns = round_up(n, kBlock), group = size_t(group_given);
-    const size_t per = size_t(per_given);
-    if (n_given < 1 || group_given < 8 || per_given < 1 || rows.k % (group * per)) refuse("groups that divide K");
-    const size_t groups = rows.k / group, held = columns * groups / per;
+// The weight of linear_w4a8 and linear_w4a16.
+Wna8 wna8_of(const Tensor& codes, const Tensor& scale, const Optional& zero, const Optional& minimum,
+             const int8_t* levels, size_t n, size_t k, int64_t bits, int64_t group_given, int64_t per_given) {
+    const size_t columns = round_up(n, kBlock), group = size_t(group_given), per = size_t(per_given);
+    if (group_given < 8 || per_given < 1 || bits < 2 || bits > 4 || k % (group * per)) refuse("groups that divide K");
+    const size_t held = columns * (k / group / per);
     const Type scales = scale.type();
+    if (scales != Type::kBFloat16 && scales != Type::kFloat32) refuse("scale: bfloat16 or float32");
+    return {.codes = constant<uint8_t>(codes, Type::kUint8, columns * k * size_t(bits) / 8,
+                                       "codes: uint8, packed, of N, K and bits"),
+            .bits = int(bits),
+            .levels = levels,
+            .scale = constant<void>(scale, scales, held, "scale: (N/16, G, 16)"),
+            .bf16_scale = scales == Type::kBFloat16,
+            .zero = constant<uint8_t>(zero, Type::kUint8, held, "zero: uint8 (N/16, G, 16)"),
+            .minimum = constant<void>(minimum, scales, held, "minimum: as scale"),
+            .k = k,
+            .group = group,
+            .per = per};
+}
+
+Tensor rows_wna8(const Tensor& x, const Tensor& codes, const Tensor& scale, const Optional& zero,
+                 const Optional& minimum, const Optional& levels, const Tensor& bias, const Optional& shift,
+                 const Optional& multiplier, int64_t n_given, int64_t bits, int64_t group, int64_t per) {
+    const Rows rows = rows_of(x);
+    const size_t n = size_t(n_given);
+    if (n_given < 1 || rows.k < 1) refuse("a linear has inputs and outputs");
+    if (bool(shift) != bool(multiplier)) refuse("an input transform has both a shift and a multiplier");
+    const Wna8 weight =
+        wna8_of(codes, scale, zero, minimum, constant<int8_t>(levels, Type::kInt8, 16, "levels: int8 (16)"), n, rows.k,
+                bits, group, per);
     Tensor y = output_of(rows, n);
     if (rows.m == 0) return y;
-    const size_t stride = code_stride(rows.k), bytes = columns * rows.k * size_t(bits) / 8;
+    const size_t stride = code_stride(rows.k), groups = rows.k / weight.group;
     char* memory = scratch(rows.m * stride + rows.m * groups * (sizeof(float) + sizeof(int32_t)));
     int8_t* made = reinterpret_cast<int8_t*>(memory);
     float* scale_m = reinterpret_cast<float*>(memory + rows.m * stride);
     int32_t* sum_m = reinterpret_cast<int32_t*>(scale_m + rows.m * groups);
-    const QuantizeGroups quantize{.x = rows.x,
-                                  .bf16 = rows.bf16,
-                                  .x_stride = rows.stride,
-                                  .k = rows.k,
-                                  .group = group,
-                                  .shift = nullptr,
-                                  .multiplier = nullptr,
-                                  .codes = made,
-                                  .code_stride = stride,
-                                  .scale = scale_m,
-                                  .sum = sum_m,
-                                  .group_stride = groups};
-    if (scales != Type::kBFloat16 && scales != Type::kFloat32) refuse("scale: bfloat16 or float32");
+    const QuantizeGroups quantize{
+        .x = rows.x,
+        .bf16 = rows.bf16,
+        .x_stride = rows.stride,
+        .k = rows.k,
+        .group = weight.group,
+        .shift = constant<float>(shift, Type::kFloat32, rows.k, "shift: float32 (K)"),
+        .multiplier = constant<float>(multiplier, Type::kFloat32, rows.k, "multiplier: float32 (K)"),
+        .codes = made,
+        .code_stride = stride,
+        .scale = scale_m,
+        .sum = sum_m,
+        .group_stride = groups};
     const LinearW4A8 linear{
         .codes = made,
         .code_stride = stride,
         .scale_m = scale_m,
         .sum_m = sum_m,
         .group_stride = groups,
-        .weight = {.codes = constant<uint8_t>(codes, Type::kUint8, bytes, "codes: uint8, packed, of N, K and bits"),
-                   .bits = int(bits),
-                   .scale = constant<void>(scale, scales, held, "scale: (N/16, G, 16)"),
-                   .bf16_scale = scales == Type::kBFloat16,
-                   .zero = constant<uint8_t>(zero, Type::kUint8, held, "zero: uint8 (N/16, G, 16)"),
-                   .minimum = constant<void>(minimum, scales, held, "minimum: as scale"),
-                   .k = rows.k,
-                   .group = group,
-                   .per = per},
-        .bias = constant<float>(bias, Type::kFloat32, columns, "bias: float32, N padded to 16"),
+        .weight = weight,
+        .bias = constant<float>(bias, Type::kFloat32, round_up(n, kBlock), "bias: float32, N padded to 16"),
         .y = y.data<void>(),
         .out_stride = n,
         .n = n,
@@ -122,66 +135,54 @@ Tensor rows_wna8(const Tensor& x, const Tensor& codes, const Tensor& scale, cons
     LinearW4A8Fn* multiply_fn = best(linear_w4a8_variants, active_isa());
     ++integer_linears;
     run(
-        threads_for(rows.m, n, rows.k, bytes), rows.m, n, 48,
+        threads_for(rows.m, n, rows.k, round_up(n, kBlock) * rows.k * size_t(bits) / 8), rows.m, n, 48,
         [&](size_t begin, size_t end) { quantize_fn(&quantize, begin, end); },
         [&](size_t begin, size_t end, size_t first, size_t last) { multiply_fn(&linear, begin, end, first, last); });
     return y;
 }
 
-// Rows as linear_bf16 reads them: bf16, K padded to 32.
-void pad_rows(const Rows& rows, size_t k_padded, uint16_t* copy, size_t begin, size_t end) {
-    for (size_t m = begin; m < end; ++m) {
-        uint16_t* to = copy + m * k_padded;
-        if (rows.bf16) {
-            memcpy(to, static_cast<const uint16_t*>(rows.x) + m * rows.stride, rows.k * sizeof *to);
-        } else {
-            const float* from = static_cast<const float*>(rows.x) + m * rows.stride;
-            for (size_t k = 0; k < rows.k; ++k) to[k] = to_bf16(from[k]);
-        }
-        memset(to + rows.k, 0, (k_padded - rows.k) * sizeof *to);
-    }
-}
-
-Tensor rows_wna16(const Tensor& x, const Tensor& codes, const Optional& levels, const Tensor& scale,
-                  const Optional& zero, const Tensor& bias, int64_t n_given, int64_t group_given) {
+Tensor rows_wna16(const Tensor& x, const Tensor& codes, const Tensor& scale, const Optional& zero,
+                  const Optional& minimum, const Optional& levels, const Tensor& bias, int64_t n_given, int64_t bits,
+                  int64_t group, int64_t per) {
     const Rows rows = rows_of(x);
-    const size_t n = size_t(n_given), columns = round_up(n, kBlock), group = size_t(group_given);
-    if (n_given < 1 || group_given < 1 || rows.k % group) refuse("groups that divide K");
-    const size_t held = columns * (rows.k / group), k_padded = round_up(rows.k, 32);
-    const size_t bytes = levels ? columns * k_padded / 2 : columns * round_up(rows.k, kPadK);
+    const size_t n = size_t(n_given);
+    if (n_given < 1 || rows.k < 1) refuse("a linear has inputs and outputs");
+    const Wna8 weight = wna8_of(codes, scale, zero, minimum, nullptr, n, rows.k, bits, group, per);
     Tensor y = output_of(rows, n);
     if (rows.m == 0) return y;
-    const bool as_they_are = rows.bf16 && rows.k == k_padded && rows.m % kBlock == 0;
-    const int threads = threads_for(rows.m, n, rows.k, bytes);
-    const size_t panel = round_up(wna16_scratch_bytes(rows.k), 64);
-    char* memory = scratch(panel * threads + (as_they_are ? 0 : round_up(rows.m, kBlock) * k_padded * 2));
-    uint16_t* copy = reinterpret_cast<uint16_t*>(memory + panel * threads);
-    const LinearWna16 linear{
-        .linear = {.x = as_they_are ? static_cast<const uint16_t*>(rows.x) : copy,
-                   .x_stride = as_they_are ? rows.stride : k_padded,
-                   .weight = nullptr,
-                   .bias = constant<float>(bias, Type::kFloat32, columns, "bias: float32, N padded to 16"),
-                   .y = y.data<void>(),
-                   .out_stride = n,
-                   .n = n,
-                   .k_padded = k_padded,
-                   .activation = Activation::kNone,
-                   .output = rows.bf16 ? Output::kBf16 : Output::kF32},
-        .weight = {.codes = levels ? constant<uint8_t>(codes, Type::kUint8, bytes, "codes: uint8, packed, of N and K")
-                                   : constant<uint8_t>(codes, Type::kInt8, bytes, "codes: int8, packed, of N and K"),
-                   .levels = constant<float>(levels, Type::kFloat32, 16, "levels: float32 (16)"),
-                   .scale = constant<float>(scale, Type::kFloat32, held, "scale: float32 (N/16, G, 16)"),
-                   .zero = constant<int8_t>(zero, Type::kInt8, held, "zero: int8 (N/16, G, 16)"),
-                   .k = rows.k,
-                   .group = group}};
-    const Isa isa = active_isa();
+    const size_t stride = round_up(rows.k, 32), groups = rows.k / weight.group;
+    char* memory = scratch(rows.m * (stride * sizeof(uint16_t) + groups * sizeof(float)));
+    uint16_t* made = reinterpret_cast<uint16_t*>(memory);
+    float* sum_m = reinterpret_cast<float*>(memory + rows.m * stride * sizeof(uint16_t));
+    const PrepareW4A16 prepare{.x = rows.x,
+                               .bf16 = rows.bf16,
+                               .x_stride = rows.stride,
+                               .k = rows.k,
+                               .group = weight.group,
+                               .rows = made,
+                               .row_stride = stride,
+                               .sum = sum_m,
+                               .group_stride = groups};
+    const LinearW4A16 linear{
+        .rows = made,
+        .row_stride = stride,
+        .sum_m = sum_m,
+        .group_stride = groups,
+        .weight = weight,
+        .levels = constant<uint16_t>(levels, Type::kBFloat16, size_t(1) << bits, "levels: bfloat16 (2^bits)"),
+        .bias = constant<float>(bias, Type::kFloat32, round_up(n, kBlock), "bias: float32, N padded to 16"),
+        .y = y.data<void>(),
+        .out_stride = n,
+        .n = n,
+        .activation = Activation::kNone,
+        .output = rows.bf16 ? Output::kBf16 : Output::kF32};
+    const W4A16Kernels kernels = best(linear_w4a16_variants, active_isa());
+    ++integer_linears;
     run(
-        threads, rows.m, n, 256,
-        [&](size_t begin, size_t end) {
-            if (!as_they_are) pad_rows(rows, k_padded, copy, begin, end);
-        },
+        threads_for(rows.m, n, rows.k, round_up(n, kBlock) * rows.k * size_t(bits) / 8), rows.m, n, 48,
+        [&](size_t begin, size_t end) { kernels.prepare(&prepare, begin, end); },
         [&](size_t begin, size_t end, size_t first, size_t last) {
-            ::linear_wna16(isa, &linear, begin, end, first, last, memory + panel * omp_get_thread_num());
+            kernels.multiply(&linear, begin, end, first, last);
         });
     return y;
 }
@@ -194,9 +195,9 @@ void register_linears() {
         "Tensor? multiplier, int n, int mode, float static_scale, int static_zero_point, int code_min, "
         "int activation) -> Tensor");
     torch_abi::define<rows_wna8>(
-        "linear_wna8(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? minimum, Tensor bias, int n, "
-        "int bits, int group, int per) -> Tensor");
+        "linear_wna8(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? minimum, Tensor? levels, Tensor bias, "
+        "Tensor? shift, Tensor? multiplier, int n, int bits, int group, int per) -> Tensor");
     torch_abi::define<rows_wna16>(
-        "linear_wna16(Tensor x, Tensor codes, Tensor? levels, Tensor scale, Tensor? zero, Tensor bias, int n, "
-        "int group) -> Tensor");
+        "linear_wna16(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? minimum, Tensor? levels, "
+        "Tensor bias, int n, int bits, int group, int per) -> Tensor");
 }

@@ -3,7 +3,7 @@ block, with scheme, bytes and reason.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,26 +12,29 @@ from torch import nn
 from bitwright.errors import NumericsError, RecipeError, TargetError
 from bitwright.families import Architecture
 from bitwright.kernels import native
-from bitwright.methods import METHODS
+from bitwright.methods import METHODS, REPRODUCE
 from bitwright.models.rescale import find_inputs
 from bitwright.models.sites import LinearSite, find_attention, is_transposed
-from bitwright.numerics.schemes import SCHEMES, fit_group
-from bitwright.numerics.spec import stored_dtype
+from bitwright.numerics.known_grid import is_reproducible
+from bitwright.numerics.schemes import SCHEMES, fit_group, with_sizes
+from bitwright.numerics.spec import QuantSpec, stored_dtype
 from bitwright.recipe import DEFAULT_TARGETS, AttentionScheme, Recipe, attention_of, check_rules, scheme_of
 from bitwright.record import ATTENTION, EMBEDDING, HELD, PlanRow
-from bitwright.targets import TARGETS, check_names, check_target, stored_bytes, stored_embedding_bytes
+from bitwright.targets import TARGETS, check_names, check_shapes, check_target, stored_bytes, stored_embedding_bytes
 
 Plan = tuple[PlanRow, ...]
+AreCodes = Callable[[str, QuantSpec], bool]
 
 
 def make_plan(
     recipe: Recipe, model: nn.Module, architecture: Architecture, sites: list[LinearSite], embeddings: list[str],
-    dtype_of: Callable[[str], torch.dtype], *, generates: bool = True,
+    dtype_of: Callable[[str], torch.dtype], are_codes: AreCodes | None = None, *, generates: bool = True,
 ) -> Plan:  # fmt: skip
     """Resolve `recipe` for `model`, and check it against the targets that the recipe names, if it names any.
 
-    dtype_of: the dtype in the source's files of the weight of a linear or a table, by the module's name. generates:
-    whether a language model is used as one, and not to score.
+    dtype_of: the dtype in the source's files of the weight of a linear or a table, by the module's name. are_codes:
+    whether the weight of a linear is codes of a scheme already; those are kept, whatever the method. generates: whether
+    a language model is used as one, and not to score.
 
     Raises:
         RecipeError: a rule matches nothing, or gives linears that share an input different schemes or methods.
@@ -43,12 +46,18 @@ def make_plan(
     read: dict[str, set[int]] = {}  # by unit: the K of its linears, which differ among those of an expert
     for site in sites:
         read.setdefault(site.unit, set()).add(int(modules[site.name].weight.shape[1]))
+    kept = {} if are_codes is None else _kept_codes(recipe, sites, read, are_codes)
     rows = []
     for site in sites:
         name, method, reason = scheme_of(recipe, site)
         weight = modules[site.name].weight
         shape = (weight.shape[0], weight.shape[1])
         scheme, reason = _fitted(site.name, name, sorted(read[site.unit]), reason)
+        if site.unit in kept:
+            scheme, method = kept[site.unit], REPRODUCE
+            reason = f"{reason}; its weights are codes of {scheme} already, and stay so"
+        elif method == REPRODUCE and are_codes is not None and SCHEMES[scheme].weight is not None:
+            raise RecipeError(f"{site.name}: method: {REPRODUCE}, but its weights are no codes of {scheme}")
         bias = getattr(modules[site.name], "bias", None) is not None
         values, dtype = shape[0] * (shape[1] + bias), dtype_of(site.name)
         after = stored_bytes(shape, SCHEMES[scheme], bias=bias, source_bytes_per_value=dtype.itemsize)
@@ -94,7 +103,7 @@ def refusals(
     """Target -> why it cannot load the result of a plan; targets that can are left out."""
     if set(targets) <= {"bitwright"}:
         return {}
-    transformed = _transformed(plan, model, architecture, sites)
+    transformed = transformed_names(plan, model, architecture, sites)
     transposed = [site.name for site in sites if is_transposed(architecture, f"{site.name}.weight")]
     refused = {}
     for target in targets:
@@ -107,6 +116,7 @@ def refusals(
                 experts=[row.name for row in plan if row.role == "expert"],
                 heads=[row.name for row in plan if row.role == "head"], needs_weights=architecture.needs_weights,
             )  # fmt: skip
+            check_shapes(target, {row.name: row.scheme for row in plan}, _fused_shapes(plan))
         except TargetError as error:
             refused[target] = str(error)
     return refused
@@ -120,13 +130,44 @@ def _check_family(target: str, architecture: Architecture) -> None:
         raise TargetError(f"{target} runs the graphs that `bitwright export` makes, and those are of encoders alone")
 
 
-def _transformed(
+def _fused_shapes(plan: Sequence[PlanRow]) -> dict[str, tuple[int, int]]:
+    """(N, K) of each linear, N with all that read the same input: q, k and v, gate and up. Experts stay apart."""
+    fused: dict[str, int] = {}
+    linears = [row for row in plan if row.is_linear]
+    for row in linears:
+        fused[row.unit] = fused.get(row.unit, 0) + row.shape[0]
+    return {row.name: (row.shape[0] if row.role == "expert" else fused[row.unit], row.shape[1]) for row in linears}
+
+
+def transformed_names(
     rows: Sequence[PlanRow], model: nn.Module, architecture: Architecture, sites: list[LinearSite]
 ) -> list[str]:
     """Linears whose method transforms their input where nothing before it can take the inverse."""
     methods = {row.name: row.method for row in rows if row.method in METHODS and METHODS[row.method].transform}
     chosen = [site for site in sites if site.name in methods]
     return [name for shared in find_inputs(model, architecture, chosen) if not shared.producer for name in shared.sites]
+
+
+def _kept_codes(
+    recipe: Recipe, sites: Sequence[LinearSite], read: Mapping[str, Collection[int]], are_codes: AreCodes
+) -> dict[str, str]:
+    """The scheme of each unit whose weights are codes of it already. Where the recipe leaves the group size open, the
+    largest size is taken that they have.
+    """
+    units: dict[str, list[LinearSite]] = {}
+    for site in sites:
+        units.setdefault(site.unit, []).append(site)
+    kept = {}
+    for unit, members in units.items():
+        asked = {scheme_of(recipe, site)[0] for site in members}
+        if len(asked) > 1:  # which is refused later
+            continue
+        for scheme in with_sizes(SCHEMES[asked.pop()], math.gcd(*read[unit])):
+            spec = scheme.weight
+            if spec is not None and is_reproducible(spec) and all(are_codes(site.name, spec) for site in members):
+                kept[unit] = scheme.name
+                break
+    return kept
 
 
 def _fitted(name: str, scheme: str, ks: Sequence[int], reason: str) -> tuple[str, str]:

@@ -23,6 +23,9 @@ class Target:
     plain: whether it reads the files with a reader of its own, so that nothing of ours may be in them. ONNX graphs are
         made by us (`bitwright export`), from the codes.
     encoders: whether it runs encoders alone.
+    format: whether it stands for a format that `bitwright convert` writes. What that holds is said there, once
+        (`checkpoints/preflight.py`), and not by `schemes`.
+    multiple: of which N and K must be multiples where codes are packed. What it fuses counts as one.
     """
 
     schemes: frozenset[str]
@@ -30,6 +33,8 @@ class Target:
     note: str
     plain: bool = True
     encoders: bool = False
+    format: bool = False
+    multiple: int = 1
 
 
 # A scheme without a group size stands for one of those with a size (`fit_group`), and the other way round.
@@ -43,8 +48,12 @@ _WEIGHT_ONLY = frozenset(
     name for name in _PORTABLE if name.startswith(("w4a16", "w8a16")) and not name.endswith("_asym")
 )
 
+ENGINE = "engine"
+
 TARGETS: dict[str, Target] = {
     "bitwright": Target(frozenset(SCHEMES), "any", "integer kernels on CPU", plain=False),
+    # The same, but never the generic path.
+    ENGINE: Target(frozenset(SCHEMES), "any", "Bitwright's engine, every operator native", plain=False),
     # While loading it decompresses with the first group's scheme for all; without that, on the first forward, it finds
     # no place for packed zero points.
     "transformers": Target(
@@ -58,6 +67,7 @@ TARGETS: dict[str, Target] = {
         frozenset({"16bit"}) | _W8A8 | _WEIGHT_ONLY,
         "any",
         "integer kernels on CPU and GPU (compute capability below 10.0), for models it knows",
+        multiple=32,  # of its kernels for the CPU; those for a GPU give way to others
     ),
     # As `onnx.graph.kind_of` has it. Inputs of 4-bit weights stay float in a graph.
     "onnx": Target(
@@ -75,6 +85,10 @@ TARGETS: dict[str, Target] = {
         plain=False,
         encoders=True,
     ),
+    **{
+        name: Target(frozenset(SCHEMES), "any", f"{what}, by `bitwright convert --to {name}`", plain=False, format=True)
+        for name, what in (("gptq", "readers of GPTQ"), ("awq", "readers of AutoAWQ"), ("gguf", "llama.cpp"))
+    },
 }
 
 
@@ -146,6 +160,24 @@ def check_target(
             raise TargetError(f"{found[0]}{more}: {what}")
     _check_mixture(target, row, quantized)
     _check_experts(target, quantized, experts)
+
+
+def check_shapes(target: str, schemes: Mapping[str, str], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse linears whose packed codes a target cuts otherwise.
+
+    Args:
+        shapes: (N, K) of each linear as the target holds it: N of all that it fuses with this one.
+
+    Raises:
+        TargetError: N or K is not such a multiple.
+    """
+    row = TARGETS[target]
+    for name, (n, k) in shapes.items():
+        if _is_packed(SCHEMES[schemes[name]]) and (n % row.multiple or k % row.multiple):
+            raise TargetError(
+                f"{name}: N, K = {[n, k]}, and {target} takes packed codes only in multiples of {row.multiple}; keep "
+                "it in 16bit, or use w8a8"
+            )
 
 
 def _check_mixture(target: str, row: Target, quantized: Mapping[str, str]) -> None:

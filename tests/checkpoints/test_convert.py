@@ -70,6 +70,7 @@ def test_every_number_and_everything_else_stays(tmp_path: Path, to: str, bits: i
     assert found.keys() == expected.keys() == {UP, DOWN}
     assert all(np.array_equal(found[name], expected[name]) for name in found)
     stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert done.tensor_bytes == sum(tensor.nbytes for tensor in stored.values())
     for name, tensor in OTHERS.items():
         assert stored[name].dtype == tensor.dtype
         assert torch.equal(stored[name], tensor)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import bitwright
 from bitwright.checkpoints.checkpoint import Checkpoint
@@ -23,6 +22,7 @@ from bitwright.cli import app
 from bitwright.errors import CheckpointError, ModelError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.gguf.directory import GgufDirectory
+from bitwright.files.gguf.header import read_gguf_header
 from bitwright.files.opening import open_path
 from bitwright.files.tokenizer import open_tokenizer
 from bitwright.models.load import open_lazily
@@ -31,7 +31,7 @@ from bitwright.numerics.ggml import held
 from bitwright.numerics.linear import InputTransform, QuantizedLinear, ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
-from tests.gguf_files import LLAMA, small_llama, write_file
+from tests.gguf_files import LLAMA, give_tokens, small_llama, write_file
 
 TinyModel = Callable[..., Path]
 
@@ -57,30 +57,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def byte_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE in 190 entries: so few that only the bytes of these texts are among them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=190, special_tokens=["<|end|>", "<|begin|>"], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
 def with_tokens(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> TinyModel:
     """A tiny model with a tokenizer that GGUF has words for."""
-    content = byte_tokenizer(texts).to_str()
 
     def made(family: str, **config: Any) -> Path:
         path = tmp_path_factory.mktemp("model") / "m"
         shutil.copytree(tiny_model(family, **(_SIZE | config)), path)
-        for file in path.glob("*token*"):
-            file.unlink()
-        (path / "tokenizer.json").write_text(content)
-        settings = {"eos_token": "<|end|>", "bos_token": "<|begin|>", "chat_template": "{{ messages[0].content }}"}
-        (path / "tokenizer_config.json").write_text(json.dumps(settings))
-        return path
+        return give_tokens(path, texts)
 
     return made
 
@@ -97,6 +81,8 @@ def test_a_model_comes_back_as_it_was(with_tokens: TinyModel, tmp_path: Path, na
     source, file = ModelDirectory(with_tokens(family, **config)), tmp_path / "model.gguf"
     written = write_gguf(source, file)
     assert written.size == file.stat().st_size
+    entries = read_gguf_header(memoryview(file.read_bytes()), file).tensors.values()
+    assert written.tensor_bytes == sum(entry.end - entry.begin for entry in entries)
     assert not written.losses
     found = GgufDirectory(file)
     want, values = floats_of(source), floats_of(found)
@@ -266,7 +252,7 @@ def test_a_file_becomes_a_directory_with_the_same_codes(tmp_path: Path) -> None:
 
 
 def test_a_file_is_not_quantized_but_its_model_is(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="this is a GGUF file, and Bitwright quantizes model directories"):
+    with pytest.raises(ModelError, match="this is a GGUF file, which holds codes, and a float model is needed here"):
         open_lazily(write_file(tmp_path / "m.gguf"))
 
 

@@ -20,8 +20,9 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from bitwright.onnx.graph import halved  # noqa: E402
+from bitwright.onnx.module import exportable  # noqa: E402
 from bitwright.onnx.process import OpenedGraph, open_onnxruntime  # noqa: E402
-from bitwright.onnx.write import MODEL_FILE, write_onnx  # noqa: E402
+from bitwright.onnx.write import MODEL_FILE, expected_bytes, write_onnx  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built")
 
@@ -90,6 +91,10 @@ def test_every_scheme_runs_on_codes(quantized: Made, scheme: str, transformed: b
     kind, kernels = SCHEMES[scheme]
     linears = json.loads(_metadata(tmp_path / "out")["bitwright.linears"])
     assert list(linears) == [kind]
+    constants = onnx.load(tmp_path / "out" / MODEL_FILE).graph.initializer
+    assert expected_bytes(exportable(ModelDirectory(directory))) == pytest.approx(
+        sum(len(tensor.raw_data) for tensor in constants), rel=0.05
+    )
     assert set(opened.kernels) == kernels
     assert sum(opened.kernels.values()) == linears[kind]
     limit = {"dynamic": 0.1, "static": 0.02, "weights": 0.05}[kind]

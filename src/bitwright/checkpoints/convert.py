@@ -5,7 +5,7 @@ that cannot be codes there becomes 16-bit floats. numpy, no torch; one linear is
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from bitwright.files.directory import CONFIG_FILE, QUANTIZATION_FILES, ModelDire
 from bitwright.files.safetensors_writer import PendingTensor, shard, shard_index, write_safetensors
 from bitwright.numerics.arrays import Array, Bf16, narrow
 from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
+from bitwright.progress import Progress, Quiet
 from bitwright.record import LeftOut
 
 __all__ = ["TARGETS", "Converted", "Loss", "convert", "find_losses"]
@@ -45,20 +46,25 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written. total_bytes: all files. codes: linears that are still codes. losses: what was lost, as the user
-    allowed. left_out: source files without a copy."""
+    """What was written. tensor_bytes: of tensors, as foretold. total_bytes: all files. codes: linears that are still
+    codes. losses: what was lost, as the user allowed. left_out: source files without a copy."""
 
     path: Path
+    tensor_bytes: int
     total_bytes: int
     codes: int
     losses: tuple[Loss, ...]
     left_out: tuple[LeftOut, ...]
 
 
-def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = False) -> Converted:
+def convert(
+    source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = False, progress: Progress | None = None
+) -> Converted:
     """Write a quantized checkpoint of any format that is read, in the format `to`, complete or not at all.
 
     The result is read again before it appears: every other tensor and every other file has the bytes of the source.
+
+    progress: is told the bytes of the tensors before they are written.
 
     Raises:
         InputError: a format that nothing is written in; `out` exists, or is no place to write to; losses that are not
@@ -90,8 +96,10 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
         text["model.safetensors.index.json"] = shard_index(shards)
     found, left_out = split_source_files(source)
     copied = [file for file in found if str(file) not in {*text, *QUANTIZATION_FILES}]
-    needed = sum(tensor.n_bytes for tensor in tensors.values())
-    needed += sum((source.path / file).stat().st_size for file in copied) + sum(map(len, text.values()))
+    tensor_bytes = sum(tensor.n_bytes for tensor in tensors.values())
+    (progress or Quiet()).say(f"writing {tensor_bytes:,} bytes of tensors as {to}")
+    needed = tensor_bytes + sum((source.path / file).stat().st_size for file in copied)
+    needed += sum(map(len, text.values()))
     with atomic_directory(out, needed) as folder:
         for name, part in shards.items():
             write_safetensors(folder / name, part)
@@ -101,7 +109,7 @@ def convert(source: ModelDirectory, to: str, out: Path, *, allow_loss: bool = Fa
             write_file(folder / name, content.encode())
         check_complete(checkpoint, read_checkpoint(ModelDirectory(folder)), copied, kept)
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Converted(out, total, len(kept), tuple(losses), tuple(left_out))
+    return Converted(out, tensor_bytes, total, len(kept), tuple(losses), tuple(left_out))
 
 
 def summary(losses: list[Loss]) -> str:
@@ -121,23 +129,34 @@ def find_losses(checkpoint: Checkpoint, spelling: Spelling) -> list[Loss]:
         Loss(name, f"it is stored as {pending.stored}, for which there are no codes", True)
         for name, pending in checkpoint.dequantized.items()
     ]
-    if not spelling.tables:
-        losses += [Loss(name, "an embedding table of int8", True) for name in checkpoint.tables]
     losses += [Loss(CONFIG_FILE, f"what the file says, for {note}", False) for note in checkpoint.notes]
     linears = {name: (pending.shape, pending.form) for name, pending in checkpoint.linears.items()}
+    losses += form_losses(linears, checkpoint.tables, spelling)
+    floats = {loss.module for loss in losses if loss.as_floats}
+    if spelling.scale == "F16":
+        for name, pending in checkpoint.linears.items():
+            if name not in floats and (lost := _scale_loss(pending.load().weight.scale_NG)):
+                losses.append(Loss(name, *lost))
+    return losses
+
+
+def form_losses(
+    linears: Mapping[str, tuple[tuple[int, int], LinearForm]], tables: Collection[str], spelling: Spelling
+) -> list[Loss]:
+    """What the format cannot hold whatever the values are.
+
+    Args:
+        linears: shape and form of each. tables: those of words that are int8.
+    """
+    losses = [] if spelling.tables else [Loss(name, "an embedding table of int8", True) for name in tables]
     refused = {name: why for name, linear in linears.items() if (why := spelling.refuses(*linear))}
     group = spelling.group({name: linear for name, linear in linears.items() if name not in refused})
     why = f"its groups are no multiples of {group}, and the format has one size for all"
     uneven = [name for name, linear in linears.items() if name not in refused and not splits(*linear, group)]
     refused |= dict.fromkeys(uneven, why)
     losses += [Loss(name, why, True) for name, why in refused.items()]
-    kept = {name: pending for name, pending in checkpoint.linears.items() if name not in refused}
-    losses += [Loss(name, why, False) for name, p in kept.items() if (why := spelling.drops(p.form))]
-    if spelling.scale == "F16":
-        for name, pending in kept.items():
-            if lost := _scale_loss(pending.load().weight.scale_NG):
-                losses.append(Loss(name, *lost))
-    return losses
+    kept = {name: form for name, (_, form) in linears.items() if name not in refused}
+    return losses + [Loss(name, why, False) for name, form in kept.items() if (why := spelling.drops(form))]
 
 
 def _scale_loss(scale_NG: np.ndarray) -> tuple[str, bool] | None:

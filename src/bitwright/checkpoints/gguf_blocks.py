@@ -7,7 +7,7 @@ import numpy as np
 from bitwright.errors import NumericsError
 from bitwright.numerics.arrays import Bf16, narrow
 from bitwright.numerics.ggml import TYPES, BlockType
-from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.linear import LinearForm, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 
 _GROUP = 32
@@ -23,10 +23,8 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(linear: QuantizedLinear) -> Blocks:
-    """The weight of a linear that reads inputs as they are.
-
-    Whole multiples of a scale are Q4_0, or Q8_0 where they have more than 4 bits. Those with minima, or with zero
-    points that Q4_0 does not have, are Q4_1. Everything else is decoded to BF16.
+    """The weight of a linear that reads inputs as they are, in the type that `type_of` says, or in Q4_0 if its zero
+    points are those that Q4_0 has.
 
     Raises:
         NumericsError: inputs that are shifted, or a scale that fp16 does not hold at all.
@@ -34,13 +32,14 @@ def blocks_of(linear: QuantizedLinear) -> Blocks:
     weight = linear.weight
     if linear.transform is not None and linear.transform.shift_K is not None:
         raise NumericsError("its inputs are shifted, which a GGUF file has no words for")
-    if linear.transform is not None or not _fits(weight):
+    kind = type_of(linear.shape, linear.form)
+    if kind == "BF16":
         return _decoded(linear)
     groups = weight.shape[1] // _GROUP
     codes_NGg = weight.codes_NK.reshape(-1, groups, _GROUP)
     scale_NG = _spread(weight.scale_NG, weight).astype(np.float32)
     zero_NG, minimum_NG = (None if x is None else _spread(x, weight) for x in (weight.zero_point_NG, weight.minimum_NG))
-    if weight.spec.bits == 8:
+    if kind == "Q8_0":
         return _blocks("Q8_0", codes_NGg, scale_NG)
     if minimum_NG is not None:
         minimum_NG = minimum_NG.astype(np.float32)
@@ -60,11 +59,37 @@ def table_blocks(codes_VH: np.ndarray, scale_V: np.ndarray) -> Blocks:
     return _blocks("Q8_0", codes_VGg, np.repeat(scale_V[:, None], codes_VGg.shape[1], axis=1))
 
 
-def _fits(weight: QTensor) -> bool:
-    """Whether 32 neighbours always share a scale, and codes are multiples of it."""
-    spec, k = weight.spec, weight.shape[1]
+def type_of(shape: tuple[int, int], form: LinearForm) -> str:
+    """The type that holds a linear, whatever its codes are.
+
+    Whole multiples of a scale are Q4_0, or Q8_0 where they have more than 4 bits. Those with minima or zero points are
+    Q4_1. Where inputs are transformed, codes are no multiples, or 32 neighbours do not share a scale, it is BF16.
+    """
+    spec, k = form.weight, shape[1]
     size = spec.group_size or k
-    return not spec.has_codebook and k % _GROUP == 0 and size % _GROUP == 0 and (spec.bits < 8 or spec.symmetric)
+    whole = not spec.has_codebook and k % _GROUP == 0 and size % _GROUP == 0 and (spec.bits < 8 or spec.symmetric)
+    if form.scales_input or form.shifts_input or not whole:
+        return "BF16"
+    return "Q8_0" if spec.bits == 8 else "Q4_0" if spec.symmetric else "Q4_1"
+
+
+def may_lose(shape: tuple[int, int], form: LinearForm) -> str:
+    """What a type may not hold of a linear, before its values are known; "" where nothing can be lost."""
+    kind, spec = type_of(shape, form), form.weight
+    if form.shifts_input:
+        return "its inputs are shifted, which a GGUF file has no words for"
+    if kind == "BF16":
+        return f"no type holds {spec.bits}-bit codes of the {spec.grid} grid with N, K = {list(shape)} in such groups"
+    if kind == "Q4_1":
+        return "its zero points become minima in fp16, which are rounded"
+    if not spec.scale_in_16_bits:
+        return "its scales have 32 bits, and the type's have 16"
+    return drops(form)
+
+
+def drops(form: LinearForm) -> str:
+    """What a file does not say of a linear beside its codes; "" for nothing."""
+    return "" if form.input is None else "how its inputs are rounded is not stored"
 
 
 def _spread(values_NG: np.ndarray, weight: QTensor) -> np.ndarray:

@@ -4,7 +4,7 @@ What a GGUF file does not hold as it was is listed first, and nothing is written
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from bitwright.atomic import atomic_file
 from bitwright.checkpoints.checkpoint import Checkpoint, read_floats
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.checkpoints.gguf_blocks import Blocks, blocks_of, table_blocks
+from bitwright.checkpoints.gguf_blocks import Blocks, blocks_of, drops, table_blocks
 from bitwright.errors import CheckpointError, ModelError, NumericsError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory, license_of
 from bitwright.files.gguf.config import llama3_factors
@@ -25,18 +25,22 @@ from bitwright.files.gguf.vocabulary import vocabulary_of
 from bitwright.numerics.arrays import Bf16
 from bitwright.numerics.ggml import TYPES, BlockType
 from bitwright.numerics.linear import PendingFloat, PendingLinear
+from bitwright.progress import Progress, Quiet
 
 # general.file_type of what most of a file is.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 _FLOATS = ("F32", "F16", "BF16")
+_WORDS = "token_embd.weight"
 _LISTED = 5  # losses, in a message
 
 
 class WrittenGguf(NamedTuple):
-    """What was written. types: how many tensors are of each type. losses: what is not as it was, by tensor."""
+    """What was written. size: of the file, tensor_bytes: of tensors, both as foretold. types: how many tensors are of
+    each type. losses: what is not as it was, by tensor."""
 
     path: Path
     size: int
+    tensor_bytes: int
     types: dict[str, int]
     losses: dict[str, str]
 
@@ -55,7 +59,9 @@ class _Tensor(NamedTuple):
         return int(np.prod(self.shape)) // self.type.values * self.type.bytes
 
 
-def write_gguf(directory: ModelDirectory, out: Path, *, allow_loss: bool = False) -> WrittenGguf:
+def write_gguf(
+    directory: ModelDirectory, out: Path, *, allow_loss: bool = False, progress: Progress | None = None
+) -> WrittenGguf:
     """Write a model as one GGUF file.
 
     4-bit codes become Q4_0 and 8-bit codes Q8_0, exactly where their scales are fp16 values; floats stay as they are,
@@ -63,7 +69,7 @@ def write_gguf(directory: ModelDirectory, out: Path, *, allow_loss: bool = False
 
     Args:
         directory: quantized in any known format, or float. out: the file, which must not exist.
-        allow_loss: write also what a GGUF file holds only roughly.
+        allow_loss: write also what a GGUF file holds only roughly. progress: is told the size before it is written.
 
     Raises:
         ModelError: a family or a setting that GGUF has no words for; there is such a file; something would be lost.
@@ -71,20 +77,13 @@ def write_gguf(directory: ModelDirectory, out: Path, *, allow_loss: bool = False
     """
     if out.exists():
         raise ModelError(f"{out}: there is such a file; give another name")
-    where = directory.path / CONFIG_FILE
-    entries = metadata_of(directory.config, where)
-    if directory.is_quantized:
-        checkpoint = read_checkpoint(directory)
-    else:
-        checkpoint = Checkpoint(directory, {}, (), frozenset(directory.tensors))
-    tensors = list(_tensors(checkpoint, NAMINGS[ARCHITECTURES[directory.config["model_type"]]]))
+    checkpoint, entries, tensors = _planned(directory)
     losses = {tensor.name: tensor.lost for tensor in tensors if tensor.lost}
     if losses and not allow_loss:
         raise ModelError(_refusal(directory.path, losses))
     types: dict[str, int] = {}
     for tensor in sorted(tensors, key=lambda tensor: -tensor.size):
         types[tensor.type.name] = types.get(tensor.type.name, 0) + 1
-    rows = next(tensor.shape[0] for tensor in tensors if tensor.name == "token_embd.weight")
     entries |= {
         "general.name": directory.path.name, "general.quantization_version": 2, "general.alignment": ALIGNMENT,
         "general.file_type": _FILE_TYPES[max(types, key=lambda name: (name not in _FLOATS, types[name]))],
@@ -92,8 +91,53 @@ def write_gguf(directory: ModelDirectory, out: Path, *, allow_loss: bool = False
     }  # fmt: skip
     if (license_name := license_of(directory.path)) is not None:
         entries["general.license"] = license_name
-    size = _write(out, entries | vocabulary_of(directory, rows), tensors)
-    return WrittenGguf(out, size, types, losses)
+    header = _header(entries, tensors)
+    tensor_bytes = sum(tensor.size for tensor in tensors)
+    size = len(header) + sum(tensor.size + -tensor.size % ALIGNMENT for tensor in tensors)
+    (progress or Quiet()).say(f"writing {size:,} bytes, {tensor_bytes:,} of them tensors, as gguf")
+    _write(out, header, tensors)
+    return WrittenGguf(out, size, tensor_bytes, types, losses)
+
+
+def check_describable(directory: ModelDirectory, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Whether a file has words for a model: its settings, the names of its tensors, its tokenizer.
+
+    shapes: of the tensors, by name.
+
+    Raises:
+        ModelError: for what it has none.
+    """
+    metadata_of(directory.config, directory.path / CONFIG_FILE)
+    naming = _naming(directory)
+    for name, shape in shapes.items():
+        if _name_of(naming, name, directory.path) == _WORDS:
+            vocabulary_of(directory, shape[0])
+
+
+def gguf_losses(directory: ModelDirectory) -> dict[str, str]:
+    """What a file would not hold of a model as it is, by tensor; every tensor of codes is looked at.
+
+    Raises:
+        As `write_gguf`.
+    """
+    return {tensor.name: tensor.lost for tensor in _planned(directory)[2] if tensor.lost}
+
+
+def _planned(directory: ModelDirectory) -> tuple[Checkpoint, dict[str, object], list[_Tensor]]:
+    """A model, what its settings and its tokenizer become, and the tensors of the file to be."""
+    entries = metadata_of(directory.config, directory.path / CONFIG_FILE)
+    quantized = directory.is_quantized
+    checkpoint = (
+        read_checkpoint(directory) if quantized else Checkpoint(directory, {}, (), frozenset(directory.tensors))
+    )
+    tensors = list(_tensors(checkpoint, _naming(directory)))
+    rows = next(tensor.shape[0] for tensor in tensors if tensor.name == _WORDS)
+    return checkpoint, entries | vocabulary_of(directory, rows), tensors
+
+
+def _naming(directory: ModelDirectory) -> Naming:
+    """Of a model that `metadata_of` takes."""
+    return NAMINGS[ARCHITECTURES[directory.config["model_type"]]]
 
 
 def _refusal(path: Path, losses: dict[str, str]) -> str:
@@ -112,11 +156,9 @@ def _tensors(checkpoint: Checkpoint, naming: Naming) -> Iterator[_Tensor]:
     if config.get("tie_word_embeddings") and "model.embed_tokens.weight" in names:
         names.discard("lm_head.weight")
     for name in sorted(names):
-        stored, module = naming.to_gguf(name), name.removesuffix(".weight")
-        if name.endswith("rotary_emb.inv_freq"):  # of old checkpoints; computed from config.json
-            continue
+        stored, module = _name_of(naming, name, checkpoint.directory.path), name.removesuffix(".weight")
         if stored is None:
-            raise ModelError(f"{checkpoint.directory.path}: {name}: llama.cpp's architecture has no such tensor")
+            continue
         role = naming.swapped(name)
         if module in coded:
             yield _coded(checkpoint, module, stored, heads[role] if role else 0)
@@ -125,6 +167,20 @@ def _tensors(checkpoint: Checkpoint, naming: Naming) -> Iterator[_Tensor]:
         else:
             yield _floats(checkpoint, name, stored, heads[role] if role else 0, sums=naming.sums(name))
     yield from _factors(checkpoint)
+
+
+def _name_of(naming: Naming, name: str, path: Path) -> str | None:
+    """What a file calls a tensor; None of one that it needs not have.
+
+    Raises:
+        ModelError: it has no name for it.
+    """
+    stored = naming.to_gguf(name)
+    if name.endswith("rotary_emb.inv_freq"):  # of old checkpoints; computed from config.json
+        return None
+    if stored is None:
+        raise ModelError(f"{path}: {name}: llama.cpp's architecture has no such tensor")
+    return stored
 
 
 def _coded(checkpoint: Checkpoint, module: str, stored: str, heads: int) -> _Tensor:
@@ -140,8 +196,8 @@ def _coded(checkpoint: Checkpoint, module: str, stored: str, heads: int) -> _Ten
 
     found = blocks()
     lost = [found.lost] if found.lost else []
-    if module in linears and linears[module].form.input is not None:
-        lost.append("how its inputs are rounded is not stored")
+    if module in linears and (dropped := drops(linears[module].form)):
+        lost.append(dropped)
     n = len(found.raw)
     shape = (n, found.raw.shape[1] // found.type.bytes * found.type.values)
     return _Tensor(stored, found.type, shape, lambda: _swapped(blocks().raw, heads), "; ".join(lost))
@@ -197,14 +253,17 @@ def _swapped(raw_NB: np.ndarray, heads: int) -> np.ndarray:
     return raw_NB[rows_in_gguf(len(raw_NB), heads)] if heads else raw_NB
 
 
-def _write(out: Path, entries: dict[str, object], tensors: list[_Tensor]) -> int:
-    """Write the file, tensor by tensor; it appears complete or not at all. Returns its size in bytes."""
+def _header(entries: dict[str, object], tensors: list[_Tensor]) -> bytes:
     offsets, place = [], 0
     for tensor in tensors:
         offsets.append(place)
         place += -(-tensor.size // ALIGNMENT) * ALIGNMENT
     placed = zip(tensors, offsets, strict=True)
-    header = header_bytes(entries, [(tensor.name, tensor.type, tensor.shape, offset) for tensor, offset in placed])
+    return header_bytes(entries, [(tensor.name, tensor.type, tensor.shape, offset) for tensor, offset in placed])
+
+
+def _write(out: Path, header: bytes, tensors: list[_Tensor]) -> None:
+    """Write the file, tensor by tensor; it appears complete or not at all."""
     with atomic_file(out) as temporary, temporary.open("xb") as file:
         file.write(header)
         for tensor in tensors:
@@ -212,4 +271,3 @@ def _write(out: Path, entries: dict[str, object], tensors: list[_Tensor]) -> int
             file.write(bytes(-tensor.size % ALIGNMENT))
         file.flush()
         os.fsync(file.fileno())
-    return len(header) + place

@@ -18,9 +18,11 @@ RANGE_NAMES = ("absmax", "min_max", "percentile", "entropy", "mse", "moving_aver
 KIND_NAMES = ("similarity", "similarity matrix", "retrieval", "classification")
 METHOD_NAMES = (
     "rtn", "rtn_mse", "imatrix", "gptq", "awq", "awq_gptq", "smoothquant", "smoothquant_gptq", "smoothquant_shift",
-    "auto",
+    "reproduce", "auto",
 )  # fmt: skip
-TARGET_NAMES = ("bitwright", "transformers", "sentence-transformers", "vllm", "onnx", "openvino")
+TARGET_NAMES = (
+    "bitwright", "engine", "transformers", "sentence-transformers", "vllm", "onnx", "openvino", "gptq", "awq", "gguf",
+)  # fmt: skip
 SCHEME_STEMS = ("w8a8", "w8a16", "w4a16", "w4a8", "w3a16", "w2a16", "log4", "nf4", "kmeans4", "ternary", "binary")
 
 CACHE_NAMES = ("int8", "int4", "bf16")

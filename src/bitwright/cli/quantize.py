@@ -84,7 +84,7 @@ def command(
 ) -> int:  # fmt: skip
     """Make MODEL smaller and faster, and measure what that costs in accuracy.
 
-    MODEL is a model directory or a hub name. The result is a model directory
+    MODEL is a model directory, a hub name or a GGUF file. The result is a model directory
     with a report in it, report.html.
 
     \b

@@ -25,7 +25,8 @@ def print_result(record: Record, directory: Path) -> None:
     kind, symbol, heading = state(record)
     headline = Text(verdict_sentence(record))
     rows = [*_gains(record), *_losses(record.evaluation), *_checks(record)]
-    room = _MOST_LINES - 2 - len(out.render_lines(headline))
+    commands = _conversions(record, directory)
+    room = _MOST_LINES - 2 - len(commands) - len(out.render_lines(headline))
     for name in _GIVE_WAY:
         if len(out.render_lines(_table(rows))) <= room:
             break
@@ -33,7 +34,8 @@ def print_result(record: Record, directory: Path) -> None:
     out.print(Text(f"{symbol} {heading}", style=_STYLES.get(kind, "bold")))
     out.print(headline)
     out.print(_table(rows))
-    out.print(f"{directory}/report.html", soft_wrap=True, markup=False)
+    for text in (*commands, f"{directory}/report.html"):
+        out.print(text, soft_wrap=True, markup=False)
 
 
 def _table(rows: list[list[str]]) -> Group:
@@ -99,6 +101,18 @@ def _checks(record: Record) -> list[list[str]]:
         why = missed[0].detail.removeprefix("not checked: ")
         rows.append(["not in", _brief(f"{', '.join(row.target for row in missed)}: {why}")])
     return rows
+
+
+def _conversions(record: Record, directory: Path) -> list[str]:
+    """The commands that write the formats for which the result was made."""
+    from bitwright.targets import TARGETS
+
+    formats = [row.target for row in record.verify or () if row.ok and row.target in TARGETS]
+    return [
+        f"bitwright convert {directory} --to {name} --out {directory}{'.gguf' if name == 'gguf' else f'-{name}'}"
+        for name in formats
+        if TARGETS[name].format
+    ]
 
 
 def _brief(text: str) -> str:

@@ -131,6 +131,16 @@ class ModelDirectory:
         """Whether the files say that some tool has quantized the model."""
         return self.quantization is not None
 
+    @property
+    def origin(self) -> Path:
+        """What the user named: this directory, unless it was made of something else for the time of a run."""
+        return self.path
+
+    @property
+    def decoded_types(self) -> tuple[str, ...]:
+        """The types of the codes that these floats stand for; () of a model that was float."""
+        return ()
+
     def json(self, name: str, said_by: str = "") -> Any:
         """The content of one side file of the model; None if there is no such file.
 

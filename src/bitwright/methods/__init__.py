@@ -10,17 +10,20 @@ from functools import partial
 from bitwright.methods.awq import awq
 from bitwright.methods.bias_correction import with_bias_correction
 from bitwright.methods.gptq import gptq
+from bitwright.methods.reproduce import reproduce
 from bitwright.methods.rtn import rtn
 from bitwright.methods.shift import shift
 from bitwright.methods.slots import Error, Rounded, Rounding, Transform, Transformed
 from bitwright.methods.smoothquant import Alpha, smoothquant
 
 __all__ = [
-    "METHODS", "ROUNDINGS", "TRANSFORMS", "Alpha", "Error", "Method", "Rounded", "Rounding", "Transform", "Transformed",
+    "METHODS", "REPRODUCE", "ROUNDINGS", "TRANSFORMS", "WEIGHTS_ALONE", "Alpha", "Error", "Method", "Rounded", "Rounding", "Transform", "Transformed",
     "rounding_of", "transform_of",
 ]  # fmt: skip
 
-ROUNDINGS: dict[str, Rounding] = {"rtn": rtn, "gptq": gptq}
+ROUNDINGS: dict[str, Rounding] = {"rtn": rtn, "gptq": gptq, "reproduce": reproduce}
+WEIGHTS_ALONE = ("rtn", "reproduce")  # roundings that look at no inputs
+REPRODUCE = "reproduce"
 TRANSFORMS: dict[str, Transform] = {"smoothquant": smoothquant, "shift": shift, "awq": awq}
 
 
@@ -51,6 +54,7 @@ METHODS: dict[str, Method] = {
     "smoothquant_shift": Method(
         "shift", "min_max", "rtn", "for activations that are off centre, in models with biases"
     ),
+    REPRODUCE: Method(None, "min_max", "reproduce", "for weights that are codes of 4 bits already, which it keeps"),
 }
 
 

@@ -105,7 +105,7 @@ def open_directory(name_or_dir: str | Path | ModelDirectory, task: TaskName | No
     if not isinstance(name_or_dir, ModelDirectory):
         path = Path(name_or_dir).expanduser()
         return open_path(path if is_gguf(path) else fetch(name_or_dir), task)
-    return name_or_dir if task in (None, name_or_dir.task) else open_path(name_or_dir.path, task)
+    return name_or_dir if task in (None, name_or_dir.task) else open_path(name_or_dir.origin, task)
 
 
 def load_model(
@@ -161,7 +161,7 @@ def open_lazily(
     empty = build_empty(directory, dtype=dtype, trust_remote_code=trust_remote_code)
     sentences = read_sentences(directory, empty.task, read_pickled=read_pickled)
     tokenizer, problem = load_tokenizer(directory, trust_remote_code, sentences) if tokenizes else (None, None)
-    name = str(directory.path if isinstance(name_or_dir, ModelDirectory) else name_or_dir)
+    name = str(directory.origin if isinstance(name_or_dir, ModelDirectory) else name_or_dir)
     loaded = replace(
         _from_files(empty, directory, _index(empty, files)),
         name=name,

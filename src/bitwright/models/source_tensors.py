@@ -139,6 +139,13 @@ class SourceTensors(Mapping[str, Tensor]):
         tensor = self.files.values_at(place.name, place.start, place.shape)
         return tensor.t().contiguous() if place.transposed else tensor
 
+    def first_rows(self, name: str, rows: int) -> Tensor:
+        """The first rows of a matrix, as `tensors[name]` gives it; no more is read than has to be."""
+        place = self._places[name]
+        if place.transposed:
+            return self[name][:rows]
+        return self.files.values_at(place.name, place.start, (min(rows, place.shape[0]), *place.shape[1:]))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

@@ -87,7 +87,7 @@ def scale_and_zero_point(
     point is chosen for the scale as stored. A range of zeros alone gets scale 1, but where 0 is no level the smallest,
     so that next to nothing is left of it. A scale too small to be stored, or whose float32 reciprocal would overflow,
     becomes the smallest that is neither. On uniform grids of at most 4 bits it is raised to what bfloat16 holds, by at
-    most 1/128, and float16 too from 2^-14 on: other formats store such scales in 16 bits, and kernels read fewer bytes.
+    most 1/128, and float16 too from 2^-17 on: other formats store such scales in 16 bits, and kernels read fewer bytes.
 
     Args:
         lo, hi: ends of the ranges, floating, equal shapes, lo ≤ hi; usually (N, G).
@@ -107,7 +107,7 @@ def scale_and_zero_point(
     lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     ideal = torch.maximum(-lo, hi) / spec.half_steps if spec.symmetric else (hi - lo) / (2**spec.bits - 1)
     scale = _stored(torch.where(ideal == 0, 1.0, ideal) if spec.has_zero else ideal, dtype)
-    if spec.grid == "uniform" and spec.bits <= 4:
+    if spec.scale_in_16_bits:
         scale = _in_16_bits(scale)
     if spec.symmetric:
         return scale, None

@@ -60,6 +60,15 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
+def with_sizes(scheme: Scheme, k: int) -> list[Scheme]:
+    """The schemes that a linear with K = `k` inputs may have, largest groups first: one for each of `GROUP_SIZES` that
+    divides K, where the scheme leaves the size open; else itself."""
+    if not scheme.choose_group:
+        return [scheme]
+    stem, asym = scheme.name.removesuffix("_asym"), "_asym" if scheme.name.endswith("_asym") else ""
+    return [SCHEMES[f"{stem}_g{size}{asym}"] for size in GROUP_SIZES if k % size == 0]
+
+
 def fit_group(scheme: Scheme, k: int) -> tuple[Scheme, str]:
     """The scheme that a linear with K = `k` inputs gets, and why if it is another: "" if it is `scheme` itself.
 

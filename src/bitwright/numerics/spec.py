@@ -100,6 +100,11 @@ class QuantSpec:
         return not self.symmetric or (self.bits < 8 if self.full_range is None else self.full_range)
 
     @property
+    def scale_in_16_bits(self) -> bool:
+        """Whether its scales are rounded to values that bfloat16 holds, and float16 too from 2^-17 on."""
+        return self.grid == "uniform" and self.bits <= 4
+
+    @property
     def half_steps(self) -> float:
         """Steps between zero and absmax on a symmetric grid: 127 if narrow at 8 bits, 2^(b−1) − ½ if full.
 

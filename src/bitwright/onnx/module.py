@@ -47,8 +47,8 @@ class Exportable(NamedTuple):
     """A module ready for torch.onnx.export.
 
     inputs: names of its arguments, int64 (B, T) each. outputs: as `OUTPUTS`. layers, tables: what the placeholders
-    stand for, by name; a table is in 8 bits, or in bf16 or fp16 as in the files. warnings: what the graph does not do
-    that the engine does.
+    stand for, by name; a table is in 8 bits, or in bf16 or fp16 as in the files. biased: layers with a bias. warnings:
+    what the graph does not do that the engine does.
     """
 
     module: nn.Module
@@ -57,6 +57,7 @@ class Exportable(NamedTuple):
     outputs: Mapping[str, tuple[str, ...]]
     layers: Mapping[str, PendingLinear]
     tables: Mapping[str, QTensor | Tensor]
+    biased: frozenset[str]
     warnings: tuple[str, ...]
 
 
@@ -75,6 +76,7 @@ def exportable(directory: ModelDirectory, *, trust_remote_code: bool = False) ->
             "cache. Use onnxruntime-genai's model builder on the original"
         )
     layers = {name: opened.layers.pending(name) for name in opened.layers}
+    biased = frozenset(name for name in layers if getattr(model.get_submodule(name), "bias", None) is not None)
     for name, pending in layers.items():
         swap_one(model, name, _LinearPlaceholder(name, pending.shape[0]))
     floats = [name for name in find_embeddings(model, architecture) if name not in opened.tables]
@@ -92,7 +94,7 @@ def exportable(directory: ModelDirectory, *, trust_remote_code: bool = False) ->
     if task == "embedding" and not sentences.pooling.include_prompt:
         warnings.append("the tokens of a prompt count in `sentence_embedding`, because the graph does not see prompts")
     module = _Outputs(model, task, tuple(inputs), sentences).eval()
-    return Exportable(module, task, tuple(inputs), OUTPUTS[task], layers, tables, tuple(warnings))
+    return Exportable(module, task, tuple(inputs), OUTPUTS[task], layers, tables, biased, tuple(warnings))
 
 
 def _half_tables(source: SourceTensors, names: list[str]) -> dict[str, Tensor]:

@@ -12,11 +12,15 @@ import bitwright
 from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
 from bitwright.errors import InputError, TargetError
-from bitwright.files.directory import CONFIG_FILE, ModelDirectory, source_bytes
+from bitwright.files.directory import CONFIG_FILE, ModelDirectory
+from bitwright.numerics.qtensor import QTensor
+from bitwright.onnx.kinds import block_size, kind_of
 from bitwright.onnx.module import DOMAIN, Exportable, exportable
+from bitwright.progress import Progress, Quiet
 
 if TYPE_CHECKING:
-    from bitwright.onnx.graph import Kind, WeightRange
+    from bitwright.onnx.graph import WeightRange
+    from bitwright.onnx.kinds import Kind
 
 MODEL_FILE = "onnx/model.onnx"  # where sentence-transformers and Optimum look for it
 # In the model's metadata: linears by kind, the range of 8-bit weights, and the task.
@@ -29,19 +33,20 @@ _LARGEST = 1 << 30  # bytes in one protobuf file, which must stay below 2 GiB
 
 
 class WrittenOnnx(NamedTuple):
-    """linears: those that run on codes, by kind, each as often as it runs. bytes: of the graph and its data. warnings:
-    what the graph does not do that the engine does.
+    """linears: those that run on codes, by kind, each as often as it runs. bytes: of the graph and its data.
+    foretold: what they were expected to take. warnings: what the graph does not do that the engine does.
     """
 
     path: Path
     linears: dict[str, int]
     bytes: int
+    foretold: int
     warnings: tuple[str, ...]
 
 
 def write_onnx(
     directory: ModelDirectory | Path, out: Path, *, weights: "WeightRange" = "8bit", overwrite: bool = False,
-    trust_remote_code: bool = False, check: Callable[[Path], object] | None = None,
+    trust_remote_code: bool = False, check: Callable[[Path], object] | None = None, progress: Progress | None = None,
 ) -> WrittenOnnx:  # fmt: skip
     """Write a directory with the ONNX graph of a quantized encoder and everything else that a runtime needs. The codes
     of the graph are those of the checkpoint, bit for bit, unless `weights` is "7bit".
@@ -50,7 +55,8 @@ def write_onnx(
         directory: what `bitwright quantize` wrote.
         out: appears complete, or not at all.
         weights: "7bit" keeps 8-bit weights within ±64, for processors whose u8 × s8 products saturate.
-        check: called with the directory before it appears; what it raises stops that.
+        check: called with the directory before it appears; what it raises stops that. progress: is told the size
+            before the work.
 
     Raises:
         InputError: `out` must not be written; another `weights`.
@@ -68,16 +74,36 @@ def write_onnx(
             f"{opened.path}: nothing is quantized here; run `bitwright quantize` first, then export what it wrote"
         )
     module = exportable(opened, trust_remote_code=trust_remote_code)
-    from bitwright.onnx.graph import kind_of
-
     kinds = {kind_of(name, layer.form, layer.shape[1]) for name, layer in module.layers.items()}
-    # Floats are stored in 32 bits.
-    with atomic_directory(out, 3 * source_bytes(opened.path)) as staged:
+    expected = expected_bytes(module)
+    (progress or Quiet()).say(f"writing a graph of about {expected / 1e6:.1f} MB")
+    with atomic_directory(out, expected + expected // 10) as staged:
         linears, size = _write_model(staged / MODEL_FILE, module, kinds, weights)
         _copy_side_files(opened, staged)
         if check is not None:
             check(staged)
-    return WrittenOnnx(out, linears, size, module.warnings)
+    return WrittenOnnx(out, linears, size, expected, module.warnings)
+
+
+def expected_bytes(module: Exportable) -> int:
+    """About the bytes of a graph's constants: codes, scales and zero points, tables, and floats in 32 bits. Nodes, and
+    what the exporter folds, come on top; transforms of inputs that linears share count once for each.
+    """
+    unread = "model.pooler." if module.task == "embedding" else None  # which graphs of embeddings do without
+    floats = [values for name, values in module.module.named_parameters() if not (unread and name.startswith(unread))]
+    total = sum(values.numel() * 4 for values in floats)
+    for name, pending in module.layers.items():
+        (n, k), weight = pending.shape, pending.form.weight
+        alone = kind_of(name, pending.form, k) == "weights"
+        groups = k // block_size(name, k, weight.group_size) if alone else 1
+        zeros = not weight.symmetric or not alone
+        total += n * k * weight.bits // 8 + n * groups * 4 + zeros * n * groups * weight.bits // 8
+        total += 4 * k * (pending.form.scales_input + pending.form.shifts_input)
+        total += 4 * n * (name in module.biased)
+    for table in module.tables.values():
+        rows, width = table.shape
+        total += rows * (width + 4) if isinstance(table, QTensor) else rows * width * table.element_size()
+    return total
 
 
 def _write_model(

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from bitwright.checkpoints.attention import ATTENTION_KEY
-from bitwright.errors import InputError, TargetError
+from bitwright.checkpoints.preflight import lost_of_result
+from bitwright.errors import BitwrightError, InputError, TargetError
 from bitwright.files.directory import ModelDirectory
+from bitwright.files.opening import is_gguf
 from bitwright.files.task import find_task
 from bitwright.models.load import load_model
 from bitwright.onnx.verify import RUNTIMES, verify_graph
 from bitwright.onnx.write import WrittenOnnx, write_onnx
-from bitwright.progress import Progress
+from bitwright.pipeline.decoded import float_source
+from bitwright.progress import Progress, Quiet
 from bitwright.record import RECORD_FILE, Verification, from_data, read_record, write_record
 from bitwright.report import REPORT_FILE, write_report
 from bitwright.runtime.expected import Expected, expect
@@ -54,7 +57,7 @@ def export_onnx(
     progress.say(f"exporting {directory}")
     written = write_onnx(
         opened, out, weights=weights, overwrite=overwrite, trust_remote_code=trust_remote_code,
-        check=checked if check else None,
+        check=checked if check else None, progress=progress,
     )  # fmt: skip
     for folder in (directory, out):
         keep(folder, rows)
@@ -123,6 +126,21 @@ def verify_graphs(
         return [verify_graph(export, expected, target) for target in targets]
 
 
+def verify_formats(directory: Path, targets: Sequence[str]) -> list[Verification]:
+    """Whether `bitwright convert` loses nothing of a result in these formats; one row per target. What it would lose
+    makes no output wrong: such a row is none that failed.
+    """
+    rows = []
+    for target in targets:
+        try:
+            lost = lost_of_result(target, ModelDirectory(directory))
+        except BitwrightError as error:
+            lost = str(error)
+        detail = f"converting it would lose something: {lost}" if lost else "converting it loses nothing"
+        rows.append(Verification(target, None if lost else True, {}, detail))
+    return rows
+
+
 def _is_portable(opened: ModelDirectory) -> bool:
     """Whether plain readers can load the checkpoint."""
     said = opened.config.get("quantization_config")
@@ -154,9 +172,10 @@ def _original(opened: ModelDirectory, ids_BT: np.ndarray, source: Path | None) -
     if source is None and (opened.path / RECORD_FILE).is_file():
         made_from = read_record(opened.path).model.source
         source = None if made_from is None else Path(made_from)
-    if source is None or not source.is_dir():
+    if source is None or not (source.is_dir() or is_gguf(source)):
         raise InputError(
             f"{opened.path}: int8 attention and language models are compared with the float model, and it is not "
             f"at {source or 'a known place'}; name it with --source"
         )
-    return compared(float_model(load_model(source)), torch.from_numpy(ids_BT))[0]
+    with float_source(source, None, Quiet()) as floats:
+        return compared(float_model(load_model(floats)), torch.from_numpy(ids_BT))[0]

@@ -13,7 +13,7 @@ from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
 from bitwright.onnx.verify import RUNTIMES
 from bitwright.pipeline.enough import given
-from bitwright.pipeline.exporting import verify_graphs
+from bitwright.pipeline.exporting import verify_formats, verify_graphs
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, int8_attention, quantized_names
@@ -31,6 +31,7 @@ from bitwright.record import (
 )
 from bitwright.runtime.verify import compared, verify
 from bitwright.search.journal import Journal
+from bitwright.targets import ENGINE, TARGETS
 
 _CRUSHED = 0.3  # error of an ordinary token from rounding the input alone; 8 bits usually leave a few percent
 # Sequences × tokens that every runtime must agree on. The engine's limits are the sharper, the more sequences.
@@ -122,7 +123,7 @@ def model_facts(job: Job) -> ModelFacts:
     loaded = job.opened.loaded
     blocks = {site.block for site in job.opened.sites if site.block is not None}
     return ModelFacts(
-        name=loaded.path.name if Path(loaded.name).is_dir() else loaded.name,
+        name=loaded.directory.origin.name if Path(loaded.name).exists() else loaded.name,
         source=loaded.name,
         model_type=loaded.config.model_type,
         architectures=tuple(loaded.config.architectures or ()),
@@ -132,21 +133,24 @@ def model_facts(job: Job) -> ModelFacts:
         license=license_of(loaded.path),
         source_sha256=job.source_sha256,
         dtype=str(job.opened.dtype).removeprefix("torch."),
+        decoded=loaded.directory.decoded_types or None,
     )
 
 
 def size_facts(job: Job, staged: Path) -> Size:
     """The Record's `size`."""
     return Size(
-        source_bytes=source_bytes(job.opened.loaded.path),
+        source_bytes=source_bytes(job.opened.loaded.directory.origin),
         checkpoint_bytes=sum(file.stat().st_size for file in staged.glob("*.safetensors")),
         weights_before=sum(row.bytes_before for row in job.plan),
         weights_after=sum(row.bytes_after for row in job.plan),
     )
 
 
-def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Verification, ...]:
-    """The Record's `verify`: the written files against models in memory that never saw them."""
+def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized, backend: str) -> tuple[Verification, ...]:
+    """The Record's `verify`: the written files against models in memory that never saw them. backend: of the result
+    that was judged.
+    """
     with_int8 = bool(int8_attention(job.plan))
     shape = _VERIFY_ATTENTION if with_int8 else _VERIFY_SHAPE
     sequences, tokens = _VERIFY_STREAMED if job.opened.streams else shape
@@ -168,9 +172,22 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized) -> tuple[Ve
     compute = "float32" if job.opened.streams else "auto"
     original = compared(job.model, ids)[0] if with_int8 or job.opened.streams else None
     graphs = [target for target in targets if target in RUNTIMES]
-    others = [target for target in targets if target not in graphs]
-    rows = verify(staged, others, ids.numpy(), expected, plain, calls, compute, original)
-    return (*(from_data(Verification, row) for row in rows), *verify_graphs(staged, graphs))
+    formats = [target for target in targets if TARGETS[target].format]
+    libraries = dict.fromkeys("bitwright" if target == ENGINE else target for target in targets)
+    others = [target for target in libraries if target not in (*graphs, *formats)]
+    rows = [from_data(Verification, row) for row in verify(
+        staged, others, ids.numpy(), expected, plain, calls, compute, original)]  # fmt: skip
+    if ENGINE in targets:
+        rows.append(_on_engine(next(row for row in rows if row.target == "bitwright"), backend))
+    return (*rows, *verify_graphs(staged, graphs), *verify_formats(staged, formats))
+
+
+def _on_engine(ours: Verification, backend: str) -> Verification:
+    """The row of the target "engine". ours: that of Bitwright, on whatever path it ran, which `backend` says."""
+    runs = backend.startswith("engine")
+    return replace(
+        ours, target=ENGINE, ok=ours.ok if runs else False, detail=ours.detail if runs else f"it runs as {backend}"
+    )
 
 
 def warnings_of(

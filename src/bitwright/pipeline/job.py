@@ -13,7 +13,7 @@ import torch
 
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
-from bitwright.files.directory import source_files
+from bitwright.files.directory import ModelDirectory, source_files
 from bitwright.files.task import PAIR_TASKS
 from bitwright.kernels import dispatch, native
 from bitwright.models.load import LoadedModel
@@ -100,18 +100,23 @@ def _digest(parts: Any) -> str:
 
 
 def _told(loaded: LoadedModel) -> list[str]:
-    """The warnings about side-file settings that are not followed."""
-    unknown = loaded.sentences.unknown
-    return (
-        [f"Bitwright does not know these settings of the model's files, and ignores them: {', '.join(unknown)}"]
-        if unknown
-        else []
-    )
+    """The warnings about side-file settings that are not followed, and about floats that were codes."""
+    unknown, told = loaded.sentences.unknown, []
+    if kinds := loaded.directory.decoded_types:
+        told.append(
+            f"the original is what the codes of {loaded.directory.origin.name} ({', '.join(kinds)}) stand for; what "
+            "that file had lost before does not count"
+        )
+    if unknown:
+        told.append(
+            f"Bitwright does not know these settings of the model's files, and ignores them: {', '.join(unknown)}"
+        )
+    return told
 
 
 def open_job(
-    name: str | Path, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False, task: TaskName | None = None,
-    compares: bool = False, judged: bool = True,
+    name: str | Path | ModelDirectory, recipe: Recipe, texts: Texts, *, trust_remote_code: bool = False,
+    task: TaskName | None = None, compares: bool = False, judged: bool = True,
 ) -> Job:  # fmt: skip
     """Load the model, resolve the recipe, and draw the texts. Nothing is written.
 
@@ -136,7 +141,13 @@ def open_job(
     scored = draw(opened, model, recipe, texts, calibrates=calibrates, judged=judged)
     tasks = [task for task in (scored.tuning, scored.held_out, scored.elsewhere) if task]
     tokenizer = tokenizer_files(loaded, [text for task in tasks for text in task.texts][:_COMPARED_TEXTS])
-    warnings = [*_told(loaded), *([tokenizer.note] if tokenizer.note else []), *scored.told, *doubts(scored)]
+    warnings = [
+        *_told(loaded),
+        *opened.known.notes(resolved.plan),
+        *([tokenizer.note] if tokenizer.note else []),
+        *scored.told,
+        *doubts(scored),
+    ]
     job = Job(
         resolved.recipe, resolved.plan, opened, model, scored, loaded.directory.fingerprint, warnings,
         targets_fit=recipe.targets is None, dropped=resolved.dropped, tokenizer=tokenizer,

@@ -56,7 +56,7 @@ def judge_result(
         if job.scored.elsewhere is not None:
             known = None if job.reference is None else job.reference.elsewhere
             elsewhere = _compare(job, _Side(job.scored.elsewhere, known), final, progress)
-        on_engine = final.backend.startswith("engine")
+        backend = final.backend
         del final  # what follows needs the memory
     evaluation = evaluation_facts(job, compared, elsewhere)
     if why := metric_found(compared.task.kind, compared.float_outputs, compared.quant_outputs)[1]:
@@ -64,7 +64,7 @@ def judge_result(
     distributions = None if job.opened.streams else describe_distributions(job, quantized)
     with job.timed("verify"):
         progress.say("checking the result in a clean process, in every target runtime")
-        verified = verify_in_runtimes(job, staged, quantized)
+        verified = verify_in_runtimes(job, staged, quantized, backend)
     speed = None if timed is None else timed.speed
     if asked.speed and timed is None:
         with job.timed("speed"):
@@ -74,7 +74,7 @@ def judge_result(
             )
         speed = from_data(Speed, {key: value for key, value in measured.items() if key not in ("size", "blocks")})
     exit_code = _exit_code(evaluation, verified, None if timed is None else timed.front)
-    return Judged(exit_code, evaluation, distributions, verified, speed, on_engine)
+    return Judged(exit_code, evaluation, distributions, verified, speed, backend.startswith("engine"))
 
 
 def load_judged(job: Job, directory: Path) -> Model:

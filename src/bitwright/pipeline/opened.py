@@ -12,7 +12,9 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.models.load import LoadedModel, check_values, open_lazily
 from bitwright.models.names import ModelNames, model_names
 from bitwright.models.sites import LinearSite, find_embeddings, find_linears
-from bitwright.plan import Plan, fit_targets, make_plan, quantized_names, refusals
+from bitwright.pipeline.known_codes import KnownCodes
+from bitwright.pipeline.preflight import check_targets
+from bitwright.plan import Plan, fit_targets, make_plan, quantized_names, refusals, transformed_names
 from bitwright.recipe import Recipe
 from bitwright.runtime.changes import FloatModel
 from bitwright.runtime.engine_model import not_on_engine
@@ -35,7 +37,7 @@ class Opened:
 
     loaded: without values: it runs block by block. names: of its modules and tensors, in
     memory and on disk. sites: the linears that the architecture row names. embeddings: its tables.
-    dtype: of the linears' weights on disk.
+    dtype: of the linears' weights on disk. known: which of them are codes already.
     """
 
     loaded: LoadedModel
@@ -43,6 +45,7 @@ class Opened:
     sites: list[LinearSite]
     embeddings: list[str]
     dtype: torch.dtype
+    known: KnownCodes
 
     @property
     def streams(self) -> bool:
@@ -53,12 +56,15 @@ class Opened:
         """The plan that a recipe gives for this model.
 
         Raises:
-            RecipeError, TargetError: as `make_plan`.
+            RecipeError, TargetError: as `make_plan`, and as `preflight.check_targets`.
         """
         model, architecture = self.loaded.model, self.loaded.architecture
         plan = make_plan(
-            recipe, model, architecture, self.sites, self.embeddings, self._dtype_of, generates=self.streams
+            recipe, model, architecture, self.sites, self.embeddings, self._dtype_of, self.known,
+            generates=self.streams,
         )  # fmt: skip
+        transformed = transformed_names(plan, model, architecture, self.sites)
+        check_targets(recipe.targets or (), self.loaded, plan, transformed)
         return Resolved(plan, *fit_targets(recipe, plan, model, architecture, self.sites))
 
     def loads(self, target: str, recipe: Recipe, plan: Plan) -> bool:
@@ -76,7 +82,9 @@ class Opened:
         return streamed if self.loaded.sentences.mix is None else streamed.generic
 
 
-def open_model(name: str | Path, *, trust_remote_code: bool = False, task: TaskName | None = None) -> Opened:
+def open_model(
+    name: str | Path | ModelDirectory, *, trust_remote_code: bool = False, task: TaskName | None = None
+) -> Opened:
     """Open the model of a run without weights in memory, because it runs block by block.
 
     task: what the model is for, if the user says it.
@@ -92,7 +100,9 @@ def open_model(name: str | Path, *, trust_remote_code: bool = False, task: TaskN
     sites = find_linears(loaded.model, loaded.architecture)
     names = model_names(loaded.model, loaded.architecture)
     dtype = loaded.source.dtype(f"{sites[0].name}.weight")
-    return Opened(loaded, names, sites, find_embeddings(loaded.model, loaded.architecture), dtype)
+    return Opened(
+        loaded, names, sites, find_embeddings(loaded.model, loaded.architecture), dtype, KnownCodes(loaded.source)
+    )
 
 
 def check_attention(recipe: Recipe, plan: Plan, loaded: LoadedModel) -> None:

@@ -24,6 +24,7 @@ from bitwright.families.tasks import TaskName
 from bitwright.files.reading import read_text
 from bitwright.pipeline.attention import decide_attention, unmeasured_attention, with_cost
 from bitwright.pipeline.decision import decision_facts, resolve_auto
+from bitwright.pipeline.decoded import float_source
 from bitwright.pipeline.enough import cannot_decide
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
 from bitwright.pipeline.job import Job, compared_with_library, open_job
@@ -140,8 +141,17 @@ def quantize(
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
-    progress.say(f"loading {model}")
-    job = open_job(model, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True, judged=judged)
+    with float_source(model, asked.out, progress) as source:
+        progress.say(f"loading {model}")
+        job = open_job(
+            source, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True, judged=judged
+        )
+        return _begin(job, asked, begun, progress)
+
+
+def _begin(job: Job, asked: Asked, begun: float, progress: Progress) -> Result:
+    """The checks that need the model, and then the work."""
+    recipe, judged, speed = job.recipe, asked.judged, asked.speed
     front = recipe.budget.min_speedup is not None
     if front and not (judged and speed):
         raise InputError(
@@ -159,7 +169,7 @@ def quantize(
         job = replace(job, warnings=[*job.warnings, hopeless])
     searches = judged and (hopeless is None or front or job.recipe.budget.accept_point_estimate)
     job = resolve_auto(job, progress)
-    check_out(asked.out, job.opened.loaded.path, overwrite=overwrite)
+    check_out(asked.out, job.opened.loaded.path, overwrite=asked.overwrite)
     # The result, and a candidate while it is measured. All-INT8 takes less than twice what 4 bits take.
     checkpoints = 2 + front * MOST_VARIANTS + 2 * (recipe.budget.goal is not None)
     with work_directory(asked.out, checkpoints * sum(row.bytes_after for row in job.plan), progress) as work:

@@ -13,6 +13,7 @@ from bitwright.files.opening import open_path
 from bitwright.files.task import find_task
 from bitwright.kernels.processors import default_threads
 from bitwright.pipeline.decision import resolve_auto
+from bitwright.pipeline.decoded import float_source
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
@@ -44,8 +45,12 @@ def preview(
         Time and memory are within a factor of two if no search for a fallback is needed (`resources.run_cost`).
     """
     progress = progress or Quiet()
-    job = open_job(model, recipe or Recipe(), texts, trust_remote_code=trust_remote_code, task=task)
-    job = resolve_auto(job, progress)
+    with float_source(model, None, progress) as source:
+        job = open_job(source, recipe or Recipe(), texts, trust_remote_code=trust_remote_code, task=task)
+        return _preview(resolve_auto(job, progress), sensitivity=sensitivity, progress=progress)
+
+
+def _preview(job: Job, *, sensitivity: bool, progress: Progress) -> dict[str, Any]:
     progress.say("timing the float model")
     cost = run_cost(job, sensitivity=sensitivity, shapes=timed_shapes(job))
     after = sum(row.bytes_after for row in job.plan)
@@ -58,7 +63,7 @@ def preview(
             "seconds": cost.seconds,
             "memory_bytes": cost.memory_bytes,
             "disk_bytes": after,
-            "source_bytes": source_bytes(job.opened.loaded.path),
+            "source_bytes": source_bytes(job.opened.loaded.directory.origin),
         },
     }
 
@@ -96,8 +101,12 @@ def analyze(
     """
     progress = progress or Quiet()
     texts = make_texts(data, evaluation, kind, metric, samples)
-    job = open_job(model, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code, task=task)
-    job = resolve_auto(job, progress)
+    with float_source(model, None, progress) as source:
+        job = open_job(source, resolve_recipe(recipe), texts, trust_remote_code=trust_remote_code, task=task)
+        return _analysis(resolve_auto(job, progress), fisher=fisher, journal=journal, progress=progress)
+
+
+def _analysis(job: Job, *, fisher: bool, journal: str | Path | None, progress: Progress) -> dict[str, Any]:
     notes = _open_journal(journal, job)
     if fisher:
         require_memory(job)

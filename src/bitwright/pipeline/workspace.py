@@ -15,6 +15,11 @@ from bitwright.progress import Progress
 JOURNAL, STAGED, LOCK, CONTEXT = "journal.jsonl", "checkpoint", "lock", "context.json"
 
 
+def work_path(out: Path) -> Path:
+    """The work directory of a result."""
+    return out.parent / f".{out.name}.bitwright"
+
+
 @contextmanager
 def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]:
     """The directory for measurements and the staged checkpoint until the result is complete.
@@ -22,7 +27,7 @@ def work_directory(out: Path, needed: int, progress: Progress) -> Iterator[Path]
     It goes when the work is done. Of a run that ends early stay the measurements and the blocks that were done, if
     there are any.
     """
-    work = out.parent / f".{out.name}.bitwright"
+    work = work_path(out)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from bitwright.calibration.stream import stream_lazily
 from bitwright.errors import named
-from bitwright.methods import METHODS
+from bitwright.methods import METHODS, REPRODUCE, WEIGHTS_ALONE
+from bitwright.methods.reproduce import reproduce
 from bitwright.methods.rtn import rtn
 from bitwright.models.heap import trim_heap
 from bitwright.models.load import LoadedModel, release
 from bitwright.models.rescale import find_inputs
 from bitwright.models.sites import find_linears
 from bitwright.numerics import RANGES, WEIGHT_RANGES
+from bitwright.numerics.known_grid import is_reproducible
 from bitwright.numerics.linear import LinearForm, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.ranges import RangeFunction
@@ -87,7 +89,7 @@ def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
     method = METHODS[row.method]
     static = scheme.input is not None and not scheme.input.dynamic
     weighed = (recipe.weight_range or method.range) in WEIGHT_RANGES or recipe.options.bias_correction
-    return static or weighed or method.transform is not None or method.rounding != "rtn"
+    return static or weighed or method.transform is not None or method.rounding not in WEIGHTS_ALONE
 
 
 def quantize_linears(
@@ -125,7 +127,7 @@ def at_eight_bits(loaded: LoadedModel, quantized: Quantized, plan: Plan) -> dict
 def _rounded(
     row: PlanRow, range_: RangeFunction, source: Mapping[str, Tensor], changed: Mapping[str, Callable[[], Tensor]]
 ) -> QuantizedLinear:
-    """A linear of the source, or what folding `changed` it to, rounded to nearest."""
+    """A linear of the source, or what folding `changed` it to, rounded to nearest, or reproduced."""
     scheme = SCHEMES[row.scheme]
     assert scheme.weight is not None
 
@@ -135,7 +137,10 @@ def _rounded(
     bias_name = f"{row.name}.bias"
     bias = value(bias_name).float() if bias_name in changed or bias_name in source else None
     with named(row.name):
-        return QuantizedLinear(_nearest(value(f"{row.name}.weight"), scheme.weight, range_), bias, scheme.input)
+        w_NK, spec = value(f"{row.name}.weight"), scheme.weight
+        known = row.method == REPRODUCE and is_reproducible(spec)
+        weight = reproduce(w_NK, None, spec, range_).qtensor if known else _nearest(w_NK, spec, range_)
+        return QuantizedLinear(weight, bias, scheme.input)
 
 
 def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:

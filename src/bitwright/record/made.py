@@ -12,7 +12,8 @@ class ModelFacts:
     """The model that was quantized.
 
     source: as it was typed. task: "embedding", "sequence-classification", "token-classification",
-    "question-answering" or "text-generation". dtype: of its weights.
+    "question-answering" or "text-generation". dtype: of its weights. decoded: of a file of codes, whose dequantized
+    weights were the original, their types, the most frequent first.
     """
 
     name: str | None = None
@@ -25,6 +26,7 @@ class ModelFacts:
     license: str | None = field(default=None, metadata=NULL)
     source_sha256: str | None = None
     dtype: str | None = None
+    decoded: tuple[str, ...] | None = field(default=None, metadata=NULL)
 
 
 # Roles of the rows of a plan that are no linears.

@@ -66,6 +66,11 @@ def verdict_notes(record: Record) -> list[str]:
     notes = [f"The check in {row.target} failed: {row.detail}." for row in failed_checks(record) if row.detail]
     if notes or failed_checks(record):
         notes.append(f"Where it was judged, this was the loss: {_loss_sentence(record.evaluation)}")
+    if record.model.decoded:
+        notes.append(
+            f"The original here is what the codes of {record.model.name} ({listed(record.model.decoded)}) stand for. "
+            "What that file had lost before does not count."
+        )
     evaluation = record.evaluation
     if evaluation and verdict_word(record) == "undecided" and evaluation.needed_samples:
         needed = number(evaluation.needed_samples)

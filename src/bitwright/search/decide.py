@@ -146,7 +146,7 @@ def decide(
         rejected = tuple(Rejected(name, why) for name in sorted(others, key=COMPARED.index))
         reason = f"round to nearest (rtn) for everything: {why}"
     else:
-        portable = any(TARGETS[target].plain for target in recipe.targets or DEFAULT_TARGETS)
+        portable = any(TARGETS[target].plain or TARGETS[target].format for target in recipe.targets or DEFAULT_TARGETS)
         choices = tuple(_choose(unit, tolerable, portable, thresholds) for unit in features)
         rejected = _rejected(features, choices, portable)
         reason = _summary(features, choices, tolerable)

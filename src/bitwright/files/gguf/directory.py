@@ -191,6 +191,12 @@ class GgufDirectory(ModelDirectory):
                 factors = np.frombuffer(file.read(entry.end - entry.begin), "<f4")
         return config_of(self._header.metadata, self._header.tensors, factors)
 
+    @property
+    def license(self) -> str | None:
+        """As the metadata says."""
+        said = self._header.metadata.text("general.license", "").strip()
+        return said if said.isprintable() and said else None
+
     def json(self, name: str, said_by: str = "") -> Any:
         """The content of a file that a model directory would have; None of all that a GGUF file does not say."""
         if name not in self._parsed:
@@ -249,11 +255,11 @@ class GgufDirectory(ModelDirectory):
 
     def check_float(self) -> None:
         """Raises:
-        ModelError: always: the user's library, which judges what is quantized, does not read this file.
+        ModelError: always: it holds codes. `floats.write_floats` gives the model that they stand for.
         """
         raise ModelError(
-            f"{self.path}: this is a GGUF file, and Bitwright quantizes model directories; give the directory of the "
-            "model that it was made from"
+            f"{self.path}: this is a GGUF file, which holds codes, and a float model is needed here; give the "
+            "directory of the model that it was made from"
         )
 
     @cached_property
