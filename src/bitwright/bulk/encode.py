@@ -122,26 +122,28 @@ def encode_files(
             results = run(tasks, partial(open_embedder, embedder), workers=where.workers, ray=where.ray)
             rows = len(corpus) - sum(facts["rows"] for facts in vectors.done.values())
             with closing(results):
-                _write(results, vectors, progress.track(range(rows), "texts to vectors"), where.workers)
+                idle = min(usable_processors(), len(missing)) - (where.workers or len(missing))
+                _write(results, vectors, progress.track(range(rows), "texts to vectors"), max(0, idle))
         return Encoded(out, rows, len(missing), time.monotonic() - begun, vectors.finish(_origin(corpus, embedder)))
 
 
 def _write(
-    results: Iterator[tuple[Shard, Embedded | Refused]], vectors: Vectors, shown: Iterator[int], workers: int | None
+    results: Iterator[tuple[Shard, Embedded | Refused]], vectors: Vectors, shown: Iterator[int], idle: int
 ) -> None:
-    """Write what comes. shown: is advanced by one for each row. workers: of this machine, for a warning."""
+    """Write what comes. shown: is advanced by one for each row. idle: processors that more workers could use."""
     next(shown)  # it begins
     for shard, found in results:
         if isinstance(found, Refused):
             row = shard.rows[found.row]
             raise DataError(f"{row.file}, line {row.line}: this text gives no vector: {found.why}")
         vectors.check_backend(found.backend)
-        if workers and not vectors.done and not on_engine(found.backend) and workers < usable_processors():
+        if idle and not on_engine(found.backend):
             warnings.warn(
-                f"{found.backend}: each worker uses one thread, so that the number of workers changes no byte; more "
-                f"than {workers} workers would use the other processors, too",
+                f"{found.backend}: each worker uses one thread, so that the bytes do not depend on their number; with "
+                f"{idle} more, all processors would work",
                 stacklevel=3,
             )
+            idle = 0
         vectors.add(shard.number, found.vectors, ids_of(shard))
         deque(islice(shown, len(shard.rows)), maxlen=0)
     deque(shown, maxlen=0)
@@ -157,7 +159,7 @@ def _embedding_files(opened: ModelDirectory) -> Sentences:
     if found == "embedding":
         return read_sentences(opened, found, read_pickled=_read_pickled)
     advice = (
-        "; --task embedding takes the mean of its token vectors, or what its side files say"
+        "; or say --task embedding, and it is pooled as sentence-transformers does without other files"
         if found == "text-generation"
         else ""
     )

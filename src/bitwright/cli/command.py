@@ -15,7 +15,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Accuracy and speed": ("max_loss", "goal", "min_speedup", "accept_point_estimate"),
     "Texts and labels": (
-        "reference", "data", "column", "id_column", "evaluation", "kind", "metric", "samples", "window", "windows", "bos",
+        "reference", "data", "column", "id_column", "evaluation", "kind", "metric", "samples", "window", "windows",
+        "bos",
     ),
     "Vectors": ("prompt_name", "normalize", "truncate_dim", "dtype"),
     "Answers": ("max_tokens", "stop", "temperature", "top_k", "top_p", "min_p"),

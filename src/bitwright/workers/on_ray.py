@@ -1,11 +1,15 @@
 """Workers on a Ray cluster: one actor each. Needs `pip install 'bitwright[ray]'`, on every node of the cluster."""
 
+import signal
+import socket
+import threading
 from typing import Any
 
 from bitwright.errors import InputError, WorkerError
 from bitwright.workers.tasks import Died, Outcome, Start, Work
 
 RAY_NEEDED = "a Ray cluster needs Ray: pip install 'bitwright[ray]'"
+_KNOCK_S = 10.0
 
 
 class OnRay:
@@ -22,9 +26,13 @@ class OnRay:
         except ModuleNotFoundError:
             raise InputError(f"--ray {address}: {RAY_NEEDED}") from None
         self._ray, self._joined = ray, not ray.is_initialized()
+        stopped = signal.getsignal(signal.SIGTERM)
         try:
             if self._joined:
-                ray.init(address=address, log_to_driver=False, configure_logging=True, logging_level="error")
+                _knock(address)
+                ray.init(address=address, log_to_driver=False, logging_level="error")
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, stopped)  # Ray puts a handler of its own there
             processors = int(ray.cluster_resources().get("CPU", 0))
         except (OSError, ValueError, RuntimeError, AssertionError, ray.exceptions.RayError) as error:
             why = " ".join(str(error).split())[:300]
@@ -76,6 +84,16 @@ class OnRay:
                 self._ray.kill(actor)
         if self._joined:
             self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises:
+    OSError: nobody listens at an address that names a host and a port. Ray itself would go on trying for minutes.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S):
+            pass
 
 
 class _Actor:
