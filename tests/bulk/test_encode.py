@@ -84,7 +84,7 @@ def test_a_run_that_is_killed_goes_on(embedder: Path, corpus: Path, expected: di
     again = encode(embedder, corpus, out)
     assert (again.rows, again.files, content(out)) == (0, 0, expected)
     (out / "part-00002.npy").unlink()
-    with pytest.warns(UserWarning, match="1 finished files are gone"):
+    with pytest.warns(UserWarning, match="finished files that are gone or cut short: 1"):
         assert encode(embedder, corpus, out).files == 1
     assert content(out) == expected
 
@@ -156,7 +156,10 @@ def test_vectors_of_another_processor_are_not_mixed(
     encode(embedder, corpus, tmp_path / "out")
     (tmp_path / "out" / "part-00001.npy").unlink()
     monkeypatch.setenv("BITWRIGHT_ISA", "scalar")
-    with pytest.warns(UserWarning, match="are gone"), pytest.raises(InputError, match="computes by engine:scalar"):
+    with (
+        pytest.warns(UserWarning, match="gone or cut short"),
+        pytest.raises(InputError, match="computes by engine:scalar"),
+    ):
         encode(embedder, corpus, tmp_path / "out")
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 class Embedder(NamedTuple):
-    """A model, and how it makes a vector from a text. model: a path or a name of the hub, the same for every worker.
-    prompt: is put before each text. truncate_dim: as in `encode`. dtype: "float32" or "float16".
+    """A model, and how it makes a vector from a text. model: a path, the same for every worker. prompt:
+    is put before each text. truncate_dim: as in `encode`. dtype: "float32" or "float16".
     """
 
     model: str

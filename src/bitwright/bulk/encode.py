@@ -109,10 +109,10 @@ def encode_files(
     progress.say("reading the texts")
     corpus = read_corpus(texts, out)
     if corpus.ignored:
-        warnings.warn(f"{corpus.ignored} files with other endings are not read", stacklevel=2)
+        warnings.warn(f"files with other endings, which are not read: {corpus.ignored}", stacklevel=2)
     with open_vectors(out, _facts(digest, corpus, embedder, how), how.form) as vectors:
         if lost := vectors.forget_lost():
-            warnings.warn(f"{len(lost)} finished files are gone or cut short, and are made again", stacklevel=2)
+            warnings.warn(f"finished files that are gone or cut short: {len(lost)}; they are made again", stacklevel=2)
         count = -(-len(corpus) // how.shard_rows)
         missing = [index for index in range(count) if vectors.name(index) not in vectors.done]
         begun, rows = time.monotonic(), 0

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple, cast
 from bitwright.kernels.processors import usable_processors
 from bitwright.workers.tasks import Died, Outcome, Start
 
-_LAST_LINES = 5
+_LAST_LINES, _LAST_BYTES = 5, 4096  # of what a worker that died had printed
 
 
 class _Process(NamedTuple):
@@ -109,7 +109,7 @@ class Processes:
         self._running[worker] = None
         running.socket.close()
         code = running.process.wait()
-        running.log.seek(0)
+        running.log.seek(max(0, running.log.seek(0, os.SEEK_END) - _LAST_BYTES))
         said = running.log.read().decode("utf-8", "replace").splitlines()[-_LAST_LINES:]
         running.log.close()
         return _how(code) + "".join(f"\n    {line}" for line in said)
