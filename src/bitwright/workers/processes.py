@@ -17,7 +17,7 @@ from itertools import pairwise
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import IO, Any, NamedTuple, cast
 
-from bitwright.kernels.processors import usable_processors
+from bitwright.kernels.processors import default_threads, usable_processors
 from bitwright.workers.tasks import Died, Outcome, Start
 
 _LAST_LINES, _LAST_BYTES = 5, 4096  # of what a worker that died had printed
@@ -39,7 +39,7 @@ class Processes:
         usable = usable_processors()
         self.count = usable if count is None else count
         self._shares = shares_of(sorted(os.sched_getaffinity(0)), self.count)
-        self._threads = max(1, usable // self.count)
+        self._threads = max(1, min(default_threads(), usable // self.count))
         self._start = pickle.dumps(start)
         self._running: list[_Process | None] = [None] * self.count
         self._busy: set[int] = set()
