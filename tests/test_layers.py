@@ -22,11 +22,12 @@ LAYERS = (
         "numerics",
         "files",
         "kernels",
+        "workers",
         "models",
         "calibration",
     ),
     *("methods", "recipe", "targets", "plan", "evaluate", "search", "checkpoints", "quantizing", "training", "engine"),
-    *("generate", "runtime", "onnx", "pipeline", "report", "serve", "integrations", "cli"),
+    *("generate", "runtime", "bulk", "onnx", "pipeline", "report", "serve", "integrations", "cli"),
 )
 # `report` turns a Record into pages; the pipeline writes them last.
 EXCEPTIONS = {("pipeline", "report")}

@@ -10,6 +10,7 @@
     ├── KernelError         a kernel variant that this machine lacks, or arguments it cannot take
     ├── EngineError         a model, or a part of one, that the engine has no operator for
     ├── LibraryError        the user's own library, which judges, is missing or does not take the model
+    ├── WorkerError         a worker process, or a cluster of them, that is gone
     └── TargetError         a plan that a target runtime cannot run
 
 A budget that is not met is no error but a result: see `pipeline.Result`. What a command ends with is in `ExitCode`.
@@ -100,6 +101,10 @@ class KernelError(BitwrightError):
 
 class LibraryError(BitwrightError):
     """The user's own library (sentence-transformers, transformers) is missing, or does not take a model."""
+
+
+class WorkerError(BitwrightError):
+    """A worker process that dies again and again, or fails in a way that nobody foresaw; a cluster that is gone."""
 
 
 class EngineError(BitwrightError):

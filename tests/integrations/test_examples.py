@@ -45,5 +45,18 @@ def test_runs(
     assert capsys.readouterr().out.strip()
 
 
+def test_a_corpus_is_searched(
+    quantized: Quantized, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if not dispatch.available():
+        pytest.skip("needs the native kernels")
+    (tmp_path / "corpus.txt").write_text("\n".join(texts[:20]))
+    path = quantized("bert", "w8a8", None, pooling="mean_tokens")
+    monkeypatch.setattr("sys.argv", ["encode_corpus", str(path), str(tmp_path / "corpus.txt"), texts[7]])
+    runpy.run_path(str(ROOT / "examples" / "encode_corpus.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith("1.000  text 7\n")
+
+
 def test_each_has_a_test() -> None:
     assert set(EXAMPLES) == set(NEEDS)

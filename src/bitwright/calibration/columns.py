@@ -57,31 +57,40 @@ def column(rows: Iterable[tuple[int, Row]], source: Source) -> Iterator[Text]:
     Raises:
         DataError: no such column, a cell that is no text, or an empty one in a pair.
     """
-    header: list[str] | None = None
-    fields: list[str] = []
-    for number, row in rows:
-        if isinstance(row, list) and header is None:
-            header = [cell.strip() for cell in row]
-            fields = _fields(header, source, number)
-            continue
-        if isinstance(row, list):
-            row = dict(zip(header or (), row, strict=False))
-        if not fields or not all(field in row for field in fields):
-            fields = _fields(list(row), source, number)
-        cells = [_cell(row, field, source, number) for field in fields]
+    for number, fields, row in picked(rows, source):
+        cells = [as_text(row[field], field, source, number) for field in fields]
         if source.pairs:
             yield _pair(cells, fields, source, number)
         elif cells[0] is not None:
             yield cells[0]
 
 
-def find_pair(found: Sequence[str]) -> tuple[str, str] | None:
-    """Two of the column names that usually hold pairs, whatever their case."""
-    spelled = {name.strip().casefold(): name for name in found}
-    return next(((spelled[a], spelled[b]) for a, b in PAIR_FIELDS if a in spelled and b in spelled), None)
+def picked(rows: Iterable[tuple[int, Row]], source: Source) -> Iterator[tuple[int, list[str], dict[str, Any]]]:
+    """Of each row: its line number, the columns that hold the text or the pair, and all its cells by column.
+
+    Raises:
+        DataError: no such column.
+    """
+    header: list[str] | None = None
+    fields: list[str] = []
+    for number, row in rows:
+        if isinstance(row, list) and header is None:
+            header = [cell.strip() for cell in row]
+            fields = fields_of(header, source, number)
+            continue
+        if isinstance(row, list):
+            row = dict(zip(header or (), row, strict=False))
+        if not fields or not all(field in row for field in fields):
+            fields = fields_of(list(row), source, number)
+        yield number, fields, row
 
 
-def _fields(found: list[str], source: Source, number: int) -> list[str]:
+def fields_of(found: list[str], source: Source, number: int) -> list[str]:
+    """The columns that hold the text or the pair, of those that a table has.
+
+    Raises:
+        DataError: it has none.
+    """
     if not source.pairs:
         wanted = (source.field,) if source.field else TEXT_FIELDS
         field = next((field for field in wanted if field in found), None)
@@ -101,11 +110,21 @@ def _fields(found: list[str], source: Source, number: int) -> list[str]:
     raise DataError(f"{source.name}, line {number}: {needed}; the columns are {', '.join(found) or 'none'}. {how}")
 
 
-def _cell(row: dict[str, Any], field: str, source: Source, number: int) -> str | None:
-    value = row[field]
+def as_text(value: Any, field: str, source: Source, number: int) -> str | None:
+    """The value of a cell, if it is a text or null.
+
+    Raises:
+        DataError: it is something else.
+    """
     if value is not None and not isinstance(value, str):
         raise DataError(f"{source.name}, line {number}: {field} is a {type(value).__name__}, but must be a text")
     return value
+
+
+def find_pair(found: Sequence[str]) -> tuple[str, str] | None:
+    """Two of the column names that usually hold pairs, whatever their case."""
+    spelled = {name.strip().casefold(): name for name in found}
+    return next(((spelled[a], spelled[b]) for a, b in PAIR_FIELDS if a in spelled and b in spelled), None)
 
 
 def _pair(cells: list[str | None], fields: list[str], source: Source, number: int) -> TextPair:

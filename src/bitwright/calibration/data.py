@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bitwright.calibration.columns import Source, Text, column, named_columns
 from bitwright.calibration.overlap import refuse_same_corpus
 from bitwright.calibration.passages import DOCUMENTATION, documentation_sentences, of_kind, passages
-from bitwright.calibration.tables import read_lines, read_rows
+from bitwright.calibration.tables import TABLES, lines_of_text, read_rows
 from bitwright.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ BUILTIN = "builtin"
 
 LEAST_CALIBRATION_TEXTS = 8  # a static range from fewer depends on which texts they happen to be
 
-_TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _DATA_SET = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MIN_LENGTH = 3
 _ROWS_PER_TEXT = 50  # of a data set on the hub, which may be larger than anybody wants to download
@@ -124,7 +123,7 @@ def plain_text(path: Path) -> str | None:
     Raises:
         DataError: unreadable, or not UTF-8.
     """
-    if path.suffix.lower() in (*_TABLES, ".json") or not path.is_file():
+    if path.suffix.lower() in (*TABLES, ".json") or not path.is_file():
         return None
     try:
         return path.read_text(encoding="utf-8")
@@ -231,7 +230,7 @@ def _priority(text: Text, seed: int) -> int:
 def _is_table(name: str) -> bool:
     """Whether a source has columns, as a table or a data set of the hub has."""
     path = Path(name)
-    if path.suffix.lower() in _TABLES:
+    if path.suffix.lower() in TABLES:
         return True
     return name != BUILTIN and not path.exists() and path.suffix.lower() != ".txt" and bool(_DATA_SET.fullmatch(name))
 
@@ -240,18 +239,14 @@ def _texts(source: Source, n: int | None) -> Iterator[Text]:
     path = Path(source.name)
     if source.name == BUILTIN:
         return _builtin(source.field)
-    if path.suffix.lower() == ".json":
-        raise DataError(
-            f"{path}: Bitwright does not read .json; write one JSON object per line into a file that ends in .jsonl"
-        )
-    if path.suffix.lower() in _TABLES:
+    if path.suffix.lower() in TABLES:
         return column(read_rows(path), source)
     if not _is_table(source.name):
         if source.field is not None:
             raise DataError(
                 f"{path}: #{source.field} names a column, but this file has only lines of text; leave the column out"
             )
-        return (line for _, line in read_lines(path) if line.strip())
+        return (line for _, line in lines_of_text(path))
     return column(enumerate(_data_set_rows(source.name, n), start=1), source)
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,9 @@ from bitwright.errors import DataError
 from bitwright.parsing import parse_json
 
 Row = list[str] | dict[str, Any]
+Choose = Callable[[list[str]], list[str]]
+
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # endings of files that have columns
 
 PARQUET_NEEDED = "parquet files need pyarrow: pip install 'bitwright[data]'"
 _csv_field_limit = 1 << 24  # the csv module's own limit, 131,072 characters, is less than a long document
@@ -40,12 +43,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def read_rows(path: Path, choose: Choose | None = None) -> Iterator[tuple[int, Row]]:
     """Read the rows of a table with their line numbers: lists of cells from .csv and .tsv (header included), else
     dicts.
 
     A .tsv cell is what is between two tabs: quotation marks are text. A .csv follows the usual quoting. Blank lines are
     dropped.
+
+    choose: the columns that are read of a .parquet file, from the names of all; by default all of them.
 
     Raises:
         DataError: as `read_lines`; a suffix that is no table; a line that is not a JSON object; a parquet file that is
@@ -63,12 +68,25 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         case ".csv":
             yield from _csv_rows(path)
         case ".parquet":
-            yield from _parquet_rows(path)
+            yield from _parquet_rows(path, choose)
         case suffix:
             raise DataError(
                 f"{path}: the name of a table must end in .jsonl, .tsv, .csv or .parquet, not in "
                 f"{suffix or 'nothing'!r}"
             )
+
+
+def lines_of_text(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file without columns that are not blank, with their numbers.
+
+    Raises:
+        DataError: as `read_lines`; a file that ends in .json.
+    """
+    if path.suffix.lower() == ".json":
+        raise DataError(
+            f"{path}: Bitwright does not read .json; write one JSON object per line into a file that ends in .jsonl"
+        )
+    return ((number, line) for number, line in read_lines(path) if line.strip())
 
 
 def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -99,7 +117,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
         csv.field_size_limit(before)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(path: Path, choose: Choose | None) -> Iterator[tuple[int, Row]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -110,7 +128,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         with pq.ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches(batch_size=1024):
+            columns = None if choose is None else choose(list(file.schema_arrow.names))
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

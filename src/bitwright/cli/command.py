@@ -10,14 +10,20 @@ from click.shell_completion import CompletionItem
 # Heading -> the parameters below it, in the order of the help. An option that no group names stands in the last one.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Prompts": ("prompt", "prompts", "form", "system"),
-    "What to make": ("out_dir", "overwrite", "dry_run", "recipe", "scheme", "method", "embeddings", "targets"),
+    "What to make": (
+        "out_dir", "file_format", "rows", "overwrite", "dry_run", "recipe", "scheme", "method", "embeddings", "targets",
+    ),
     "Accuracy and speed": ("max_loss", "goal", "min_speedup", "accept_point_estimate"),
-    "Texts and labels": ("reference", "data", "evaluation", "kind", "metric", "samples", "window", "windows", "bos"),
+    "Texts and labels": (
+        "reference", "data", "column", "id_column", "evaluation", "kind", "metric", "samples", "window", "windows",
+        "bos",
+    ),
+    "Vectors": ("prompt_name", "normalize", "truncate_dim", "dtype"),
     "Answers": ("max_tokens", "stop", "temperature", "top_k", "top_p", "min_p"),
-    "Limits": ("hours", "memory"),
+    "Limits": ("hours", "memory", "workers", "ray"),
     "Output": ("as_json", "quiet", "top", "journal", "_click_default_help"),
     "Advanced": (),
-}
+}  # fmt: skip
 _COLUMN = 21  # characters of the widest option that has its text beside it
 _FEW = 8  # options that need no groups
 

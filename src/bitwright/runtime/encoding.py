@@ -12,6 +12,7 @@ import numpy as np
 from bitwright.engine.executor import check_count
 from bitwright.errors import InputError, NotFiniteError
 from bitwright.files.pooling import unit
+from bitwright.files.sentences import Sentences
 from bitwright.progress import Track
 from bitwright.runtime.items import (
     Items,
@@ -200,7 +201,7 @@ def tokens_of(
         return check_types(types, ids, n_types)
     refuse_types(types)
     first, second = texts
-    prefix, chat = _prompt_of(model, prompt, prompt_name), model.sentences.chat
+    prefix, chat = prompt_of(model.sentences, prompt, prompt_name), model.sentences.chat
     limit = model.max_tokens if truncate else None
     if chat is not None:
         from bitwright.runtime.chat_pairs import read_in_chat  # few models have it
@@ -217,12 +218,16 @@ def tokens_of(
     return checked._replace(skip=_length_of(model, prefix)) if skips else checked
 
 
-def _prompt_of(model: "Model", prompt: str | None, name: str | None) -> str:
-    """The prompt that is put before each text."""
+def prompt_of(sentences: Sentences, prompt: str | None, name: str | None) -> str:
+    """The prompt that is put before each text: the one given, the one of that name, or the model's default.
+
+    Raises:
+        InputError: the model has no prompt of that name.
+    """
     if prompt is not None:
         return prompt
-    prompts = model.sentences.prompts
-    name = model.sentences.default_prompt if name is None else name
+    prompts = sentences.prompts
+    name = sentences.default_prompt if name is None else name
     if name is not None and name not in prompts:
         raise InputError(
             f"prompt_name = {name!r} is unknown; this model's prompts are {', '.join(map(repr, prompts)) or 'none'}"

@@ -21,7 +21,8 @@ OPTIONAL = {
     "openvino": "runs exported graphs; compared in `bitwright bench`",
     "nncf": "quantizes for OpenVINO in `bitwright bench`",
     "datasets": "--data org/name",
-    "pyarrow": "--data file.parquet",
+    "pyarrow": "--data file.parquet, and files of vectors",
+    "ray": "`bitwright encode --ray`",
 }
 
 

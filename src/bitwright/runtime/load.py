@@ -71,7 +71,7 @@ def load(
             weights that are not those of config.json, or hold NaN or infinity; code of others, unless it is trusted.
         CheckpointError: files whose bytes contradict one another, or that lack a tensor of the model.
     """
-    opened = _open(Path(directory).expanduser(), directory, task)
+    opened = locate(directory, task)
     options: dict[str, Any] = {"compute": compute, "threads": threads, "trust_remote_code": trust_remote_code}
     options |= {"context": context, "kv_cache": kv_cache, "fp8": fp8}
     check_foreign_code(opened, trusted=trust_remote_code)
@@ -124,8 +124,12 @@ def _check(context: int | None, kv_cache: object, fp8: object, compute: str) -> 
         raise InputError(f"fp8 = 'int8' is for the engine, but compute = {compute!r} takes the generic path")
 
 
-def _open(path: Path, given: str | Path, task: "TaskName | None") -> ModelDirectory:
-    """Open a directory; a hub name is first resolved to one."""
+def locate(given: str | Path, task: "TaskName | None" = None) -> ModelDirectory:
+    """The files of a model: a directory, a GGUF file, or a name on the hub, which is first resolved to a directory.
+
+    Raises as `load`.
+    """
+    path = Path(given).expanduser()
     if (path / CONFIG_FILE).is_file() or is_gguf(path):
         return open_path(path, task)
     from bitwright.models.hub import fetch

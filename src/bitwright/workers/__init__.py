@@ -1,0 +1,1 @@
+"""Independent tasks in worker processes: `tasks.run`, for bulk encoding and whatever else has many of them."""
