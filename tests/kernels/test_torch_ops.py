@@ -41,10 +41,10 @@ def grouped_linear(n, k, group, bits, *, zeros, seed=0):
         codes_NK += (1 << held - 1) - (1 << bits - 1)
     (scale,) = layouts.pack_scales(scale_NG)
     zero = None if zero_NG is None else layouts.pack_groups(zero_NG)
-    packed = (layouts.pack_wna8(codes_NK, held), scale, zero, None, layouts.pad_columns(bias_N))
+    packed = (layouts.pack_wna8(codes_NK, held), scale, zero, None, None, layouts.pad_columns(bias_N))
     offset_NG = torch.full_like(scale_NG, 1 << held - 1) if zero_NG is None else zero_NG.float()
     weight_NK = ((codes_NK.float().view(n, -1, group) - offset_NG[..., None]) * scale_NG[..., None]).view(n, k)
-    return (weight_NK, bias_N), (*packed, n, held, inputs, group // inputs)
+    return (weight_NK, bias_N), packed, (n, held, inputs, group // inputs)
 
 
 @pytest.mark.parametrize(("m", "n", "k"), SIZES)
@@ -64,28 +64,36 @@ def test_int8_linear_is_the_one_of_the_modules(m, n, k, dtype):
 @pytest.mark.parametrize("zeros", [False, True])
 def test_linear_of_groups_is_the_reference(m, n, k, bits, zeros):
     group = next(size for size in (64, 32, 24, 8) if k % size == 0)
-    (weight_NK, bias_N), packed = grouped_linear(n, k, group, bits, zeros=zeros)
+    (weight_NK, bias_N), packed, numbers = grouped_linear(n, k, group, bits, zeros=zeros)
     x = rows(m, k, torch.float32)
-    got = torch.ops.bitwright.linear_wna8(x, *packed)
-    want = reference.rounded_groups(x, packed[-2]).double() @ weight_NK.double().T + bias_N
+    got = torch.ops.bitwright.linear_wna8(x, *packed, None, None, *numbers)
+    want = reference.rounded_groups(x, numbers[2]).double() @ weight_NK.double().T + bias_N
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+    got = torch.ops.bitwright.linear_wna16(x, *packed, *numbers)
+    want = x.bfloat16().double() @ weight_NK.double().T + bias_N
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
 
 
 def test_strided_rows_are_read_where_they_lie():
-    _, packed = grouped_linear(48, 64, 32, 4, zeros=False)
+    _, packed, numbers = grouped_linear(48, 64, 32, 4, zeros=False)
     wide = rows(6, 200, torch.bfloat16)
     view = wide[::2, 10:74]
-    got = torch.ops.bitwright.linear_wna8(view, *packed)
-    assert torch.equal(got, torch.ops.bitwright.linear_wna8(view.contiguous(), *packed))
+    for operator, more in ((torch.ops.bitwright.linear_wna8, (None, None)), (torch.ops.bitwright.linear_wna16, ())):
+        got = operator(view, *packed, *more, *numbers)
+        assert torch.equal(got, operator(view.contiguous(), *packed, *more, *numbers))
 
 
 @pytest.mark.parametrize("m", [1, 7])
 def test_torch_compile_knows_shapes_and_leaves_no_break(m):
     int8 = int8_linear(40, 64)
-    _, grouped = grouped_linear(40, 64, 32, 4, zeros=True)
+    _, grouped, numbers = grouped_linear(40, 64, 32, 4, zeros=True)
     int8 = (*int8, None, None, 40, 1, 1.0, 0, -127, 0)
     x = rows(m, 64, torch.bfloat16)
-    for operator, arguments in (("linear_w8a8", int8), ("linear_wna8", grouped)):
+    for operator, arguments in (
+        ("linear_w8a8", int8),
+        ("linear_wna8", (*grouped, None, None, *numbers)),
+        ("linear_wna16", (*grouped, *numbers)),
+    ):
         call = getattr(torch.ops.bitwright, operator)
         torch.library.opcheck(call.default, (x, *arguments), test_utils=("test_schema", "test_faketensor"))
         compiled = torch.compile(lambda x, f=call, a=arguments: f(x * 2, *a) + 1, backend="aot_eager", fullgraph=True)
@@ -121,13 +129,13 @@ def int8_experts(experts, n, k):
 
 def grouped_experts(experts, n, k, group):
     made = [grouped_linear(n, k, group, 4, zeros=True, seed=seed) for seed in range(experts)]
-    weight = torch.stack([weight for (weight, _), _ in made])
-    bias = torch.stack([bias for (_, bias), _ in made])
-    codes, scale, zero, _, held = (
+    weight = torch.stack([weight for (weight, _), _, _ in made])
+    bias = torch.stack([bias for (_, bias), _, _ in made])
+    codes, scale, zero, _, _, held = (
         None if parts[0] is None else torch.stack(parts)
-        for parts in zip(*[packed[:5] for _, packed in made], strict=True)
+        for parts in zip(*[packed for _, packed, _ in made], strict=True)
     )
-    return weight, bias, (codes, scale.float(), zero, held), made[0][1][-2:]
+    return weight, bias, (codes, scale.float(), zero, held), made[0][2][-2:]
 
 
 def mixture(x, weights, ids, up, up_bias, down, down_bias, round_up, round_down):

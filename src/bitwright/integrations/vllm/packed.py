@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.kernels.linear import MPLinearKernel, MPLinearLayerConfig
-from vllm.model_executor.layers.quantization.utils import replace_parameter
 
-from bitwright.integrations.vllm.constants import bias_of, keep, keep_bias
+from bitwright.integrations.vllm.grouped import GroupedLinear
 from bitwright.kernels import layouts
 from bitwright.numerics.bits import unpack_words
 
@@ -15,7 +14,9 @@ _BITS = (2, 3, 4)
 
 
 class BitwrightWNA16LinearKernel(MPLinearKernel):  # type: ignore[misc]
-    """`torch.ops.bitwright.linear_wna8`: inputs rounded to int8 by token and group, as Bitwright's engine does."""
+    """`torch.ops.bitwright.linear_wna16`; or, if VLLM_CPU_INT4_W4A8=1 asks for that, `linear_wna8`: inputs are rounded
+    to int8 by token and group, as Bitwright's own engine does.
+    """
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -42,27 +43,15 @@ class BitwrightWNA16LinearKernel(MPLinearKernel):  # type: ignore[misc]
         scale = getattr(layer, self.w_s_name)
         scale_NG = scale.data.float() if scale.output_dim == 0 else scale.data.float().T
         zero = getattr(layer, self.w_zp_name or "", None) if self.config.zero_points else None
-        inputs = layouts.input_group_w4a8(group)
-        assert inputs is not None  # `can_implement` has seen to it
-        held = layouts.bits_wna8(bits, inputs)
-        self.n, self.bits, self.groups = n, held, (inputs, group // inputs)
-        lowest = -(1 << held - 1)
-        replace_parameter(layer, self.w_q_name, layouts.pack_wna8((codes_NK - lowest).view(torch.uint8), held))
-        replace_parameter(layer, self.w_s_name, layouts.pack_scales(scale_NG)[0])
-        keep_bias(layer, n)
-        zero_NG = None if zero is None else (_codes(zero, bits, n, k // group) - lowest).view(torch.uint8)
-        keep(layer, "zero", None if zero_NG is None else layouts.pack_groups(zero_NG))
-        if self.w_zp_name and hasattr(layer, self.w_zp_name):
-            setattr(layer, self.w_zp_name, None)
+        zero_NG = None if zero is None else _codes(zero, bits, n, k // group)
+        self.linear = GroupedLinear(layer, codes_NK, bits, scale_NG, zero_NG, group, None)
+        for name in (self.w_q_name, self.w_s_name, self.w_zp_name):
+            if name and hasattr(layer, name):
+                setattr(layer, name, None)
 
     def apply_weights(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., K) -> (..., N)."""
-        operator = torch.ops.bitwright.linear_wna8
-        y: Tensor = operator(
-            x.reshape(-1, x.shape[-1]), getattr(layer, self.w_q_name), getattr(layer, self.w_s_name),
-            layer.bitwright_zero, None, bias_of(layer, bias), self.n, self.bits, *self.groups,
-        )  # fmt: skip
-        return y.view(*x.shape[:-1], self.n)
+        return self.linear(layer, x, bias)
 
 
 def _group(c: MPLinearLayerConfig) -> int:
