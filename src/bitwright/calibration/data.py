@@ -153,7 +153,7 @@ def token_batches(
         raise DataError(
             f"{len(texts)} texts, batch_size = {batch_size}, max_tokens = {max_tokens}: each must be at least 1"
         )
-    limits = {"truncation": True, "max_length": max_tokens, "add_special_tokens": special}
+    limits = {"truncation": True, "max_length": max_tokens} | ({} if special else {"add_special_tokens": False})
     lengths = [len(ids) for ids in _tokenized(tokenizer, texts, **limits)["input_ids"]]
     by_length = sorted(range(len(texts)), key=lengths.__getitem__)
     batches = [[texts[i] for i in by_length[start : start + batch_size]] for start in range(0, len(texts), batch_size)]
