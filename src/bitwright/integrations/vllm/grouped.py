@@ -14,22 +14,27 @@ _CONSTANTS = ("codes", "scale", "zero", "minimum", "levels")
 class GroupedLinear:
     """Packs a weight into a layer of vLLM, and multiplies by it.
 
-    By default inputs stay in 16 bits (`linear_wna16`). VLLM_CPU_INT4_W4A8=1, vLLM's own switch, asks for inputs that are
-    rounded to int8 by token and group (`linear_wna8`), as Bitwright's engine has them; levels that are no whole numbers
-    are then rounded to 127ths of the largest.
+    By default inputs stay in 16 bits (`linear_wna16`). VLLM_CPU_INT4_W4A8=1, vLLM's own switch, asks for inputs that
+    are rounded to int8 by token and group (`linear_wna8`), as Bitwright's engine has them; levels that are no whole
+    numbers are then rounded to 127ths of the largest.
     """
 
     def __init__(
         self, layer: nn.Module, codes_NK: Tensor, bits: int, scale_NG: Tensor, zero_NG: Tensor | None, group: int,
-        levels: Tensor | None,
+        levels: Tensor | None, *, rounds: bool = False,
     ) -> None:  # fmt: skip
         """codes_NK: int8 of a signed grid, or uint8 indices of `levels`, float32 (16,). zero_NG: int8 of that grid, or
-        None. group: inputs that share a scale, one that `layouts.input_group_w4a8` takes."""
+        None. group: inputs that share a scale, one that `layouts.input_group_w4a8` takes. rounds: to int8, whatever the
+        switch says."""
         n = codes_NK.shape[0]
         inputs = layouts.input_group_w4a8(group)
         assert inputs is not None
         held = layouts.bits_wna8(bits, inputs)
-        self.n, self.numbers, self.rounds = n, (n, held, inputs, group // inputs), bool(envs.VLLM_CPU_INT4_W4A8)
+        self.n, self.numbers, self.rounds = (
+            n,
+            (n, held, inputs, group // inputs),
+            rounds or bool(envs.VLLM_CPU_INT4_W4A8),
+        )
         lowest = 0 if levels is not None else -(1 << held - 1)
         if levels is not None and self.rounds:
             whole, step = whole_levels(levels.tolist())

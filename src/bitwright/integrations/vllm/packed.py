@@ -29,7 +29,7 @@ class BitwrightWNA16LinearKernel(MPLinearKernel):  # type: ignore[misc]
         k, group, bits = c.partition_weight_shape[0], _group(c), c.weight_type.size_bits
         if bits not in _BITS:
             return False, f"weights of {bits} bits; Bitwright's kernel takes {', '.join(map(str, _BITS))}"
-        if c.act_type not in (torch.bfloat16, torch.float32):
+        if c.act_type not in (torch.bfloat16, torch.float32, torch.int8):
             return False, f"inputs in {c.act_type}; Bitwright's kernels take bfloat16 and float32 (--dtype bfloat16)"
         if k % group or layouts.input_group_w4a8(group) is None:
             return False, f"groups of {group} in K = {k}; Bitwright's kernel takes multiples of 8 that divide K"
@@ -44,7 +44,8 @@ class BitwrightWNA16LinearKernel(MPLinearKernel):  # type: ignore[misc]
         scale_NG = scale.data.float() if scale.output_dim == 0 else scale.data.float().T
         zero = getattr(layer, self.w_zp_name or "", None) if self.config.zero_points else None
         zero_NG = None if zero is None else _codes(zero, bits, n, k // group)
-        self.linear = GroupedLinear(layer, codes_NK, bits, scale_NG, zero_NG, group, None)
+        rounds = self.config.act_type == torch.int8  # that is what the file says
+        self.linear = GroupedLinear(layer, codes_NK, bits, scale_NG, zero_NG, group, None, rounds=rounds)
         for name in (self.w_q_name, self.w_s_name, self.w_zp_name):
             if name and hasattr(layer, name):
                 setattr(layer, name, None)

@@ -13,6 +13,7 @@ from vllm.model_executor.kernels import linear as kernels
 from vllm.platforms import PlatformEnum, current_platform
 
 from bitwright.errors import KernelError
+from bitwright.integrations.vllm.fp4 import BitwrightMxFp4LinearKernel, BitwrightNvFp4LinearKernel
 from bitwright.integrations.vllm.int8 import BitwrightInt8LinearKernel
 from bitwright.integrations.vllm.packed import BitwrightWNA16LinearKernel
 from bitwright.kernels import torch_ops
@@ -22,6 +23,8 @@ from bitwright.kernels.dispatch import active_isa
 _SLOTS: dict[str, tuple[str, type]] = {
     "int8": ("_POSSIBLE_INT8_KERNELS", BitwrightInt8LinearKernel),
     "mp": ("_POSSIBLE_KERNELS", BitwrightWNA16LinearKernel),
+    "mxfp4": ("_POSSIBLE_MXFP4_KERNELS", BitwrightMxFp4LinearKernel),
+    "nvfp4": ("_POSSIBLE_NVFP4_KERNELS", BitwrightNvFp4LinearKernel),
 }
 
 
@@ -48,7 +51,7 @@ def fill(log: Logger) -> None:
 
 
 def _put_first(kernel: type, kind: str, table: Any) -> None:
-    listed = table.get(PlatformEnum.CPU) if isinstance(table, dict) else None
+    listed = table.setdefault(PlatformEnum.CPU, []) if isinstance(table, dict) else None
     if isinstance(listed, list):
         if kernel not in listed:
             listed.insert(0, kernel)
