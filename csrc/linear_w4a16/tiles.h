@@ -70,12 +70,18 @@ ALWAYS_INLINE void add_groups(const LinearW4A16& p, const Op& op, Place& at, typ
         x = at.rows, stride = p.row_stride;
     }
     F sums[J][2][R];
-    unroll<J * 2 * R>(
-        [&](auto i) INLINED { sums[i.value / (2 * R)][i.value / R % 2][i.value % R] = Op::zero(); });
-    const uint8_t* codes = at.codes;
-    for (size_t i = 0; i < words; ++i, codes += W::bytes, x += W::values) {
+    unroll<J * 2 * R>([&](auto i) INLINED { sums[i.value / (2 * R)][i.value / R % 2][i.value % R] = Op::zero(); });
+    // One pointer each: GCC would make one of them and as many offsets as there are loads, more than registers.
+    const uint8_t* codes[J];
+    const typename Op::X* values[J];
+    unroll<J>([&](auto j) INLINED {
+        codes[j.value] = at.codes + j.value * group_bytes;
+        values[j.value] = x + j.value * group;
+    });
+    for (size_t i = 0; i < words; ++i) {
         unroll<J>([&](auto j) INLINED {
-            const uint8_t* from = codes + j.value * group_bytes;
+            __asm__("" : "+r"(codes[j.value]), "+r"(values[j.value]));
+            const uint8_t* from = codes[j.value];
             typename Op::I word[W::bytes / 64];
             unroll<W::bytes / 64>([&](auto line) INLINED {
                 __builtin_prefetch(from + line.value * 64 + kAhead);
@@ -84,17 +90,19 @@ ALWAYS_INLINE void add_groups(const LinearW4A16& p, const Op& op, Place& at, typ
             unroll<W::runs>([&](auto run) INLINED {
                 unroll<Op::kParts>([&](auto part) INLINED {
                     const auto weights = op.template weights<bits>(index_of<Op, bits, run.value, part.value>(word));
-                    const typename Op::X* values = x + j.value * group + run.value * 4 + part.value * (4 / Op::kParts);
+                    const typename Op::X* first = values[j.value] + run.value * 4 + part.value * (4 / Op::kParts);
                     unroll<R>([&](auto r) INLINED {
                         F& sum = sums[j.value][run.value % 2][r.value];
-                        sum = Op::multiply_add(sum, weights, values + r.value * stride);
+                        sum = Op::multiply_add(sum, weights, first + r.value * stride);
                     });
                 });
             });
+            codes[j.value] += W::bytes;
+            values[j.value] += W::values;
         });
     }
     unroll<J>([&](auto j) INLINED {
-        F (&t)[R] = sums[j.value][0];
+        F(&t)[R] = sums[j.value][0];
         unroll<R>([&](auto r) INLINED { t[r.value] = Op::add(t[r.value], sums[j.value][1][r.value]); });
         const float* sum = at.sum_m + j.value;
         if (w.zero) {
@@ -126,8 +134,8 @@ void tile(const LinearW4A16& p, const Op& op, size_t m, size_t block) {
     alignas(64) float out[R * kBlock];
     for (size_t lane = 0; lane < kBlock; lane += Op::kLanes) {
         Place at = {w.codes + block * (w.k / Word<bits>::values * Word<bits>::bytes) + lane * 4,
-                    p.rows + m * p.row_stride, p.sum_m + m * p.group_stride,
-                    block * (groups / w.per) * kBlock + lane, w.per};
+                    p.rows + m * p.row_stride, p.sum_m + m * p.group_stride, block * (groups / w.per) * kBlock + lane,
+                    w.per};
         typename Op::F y[R];
         unroll<R>([&](auto r) INLINED { y[r.value] = Op::zero(); });
         size_t g = 0;

@@ -162,7 +162,9 @@ def test_as_good_as_float32_sums_in_torch(linear_w4a16_variant: str, bits: int) 
         assert torch.equal(y.bfloat16(), multiply(linear_w4a16_variant, p, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize(("n", "k", "group", "per"), [(1, 8, 8, 1), (17, 24, 24, 1), (33, 576, 96, 6), (16, 1152, 64, 1)])
+@pytest.mark.parametrize(
+    ("n", "k", "group", "per"), [(1, 8, 8, 1), (17, 24, 24, 1), (33, 576, 96, 6), (16, 1152, 64, 1)]
+)
 def test_odd_shapes(linear_w4a16_variant: str, n: int, k: int, group: int, per: int) -> None:
     for m, offset in ((1, "zero"), (5, ""), (9, "minimum"), (70, "levels")):
         p = Problem.of(m, n, k, group, per, offset=offset)
@@ -232,16 +234,16 @@ def test_rows_are_prepared_the_same_by_every_variant(linear_w4a16_variant: str, 
         assert torch.equal(sums[1:4, :-1].nan_to_num(7), want[1:4, :-1].nan_to_num(7))
         exact = x[1].bfloat16().double().view(-1, group)
         assert ((sums[1, :-1] - exact.sum(dim=1)).abs() <= 8 * EPS * exact.abs().sum(dim=1)).all()
-        assert rows[[0, 4]].isnan().all() and rows[:, k:].isnan().all()
-        assert sums[[0, 4]].isnan().all() and sums[:, -1].isnan().all()
+        assert rows[[0, 4]].isnan().all()
+        assert rows[:, k:].isnan().all()
+        assert sums[[0, 4]].isnan().all()
+        assert sums[:, -1].isnan().all()
 
 
 def test_the_definition_is_the_product_of_what_the_codes_stand_for() -> None:
     for offset in ("", "zero", "minimum", "levels"):
         p = Problem.of(9, 31, 192, 32, 2, offset=offset)
-        scale, zero = (
-            x if x is None else x.double().repeat_interleave(64, dim=1) for x in (p.scale_NG, p.zero_NG)
-        )
+        scale, zero = (x if x is None else x.double().repeat_interleave(64, dim=1) for x in (p.scale_NG, p.zero_NG))
         codes = p.weight_NK.double() if p.levels is None else p.levels.double()[p.weight_NK.int()]
         w = (codes - (zero if zero is not None else 0 if offset in ("minimum", "levels") else 8)) * scale
         if p.minimum_NG is not None:

@@ -252,7 +252,9 @@ def linear_w4a16(
     """
     groups = scale_NG.shape[1]
     x_MGk = x_MK.bfloat16().float().reshape(len(x_MK), groups, -1)
-    w_NGk = (weight_NK.float() if levels is None else levels.float()[weight_NK.int()]).reshape(len(weight_NK), groups, -1)
+    w_NGk = (weight_NK.float() if levels is None else levels.float()[weight_NK.int()]).reshape(
+        len(weight_NK), groups, -1
+    )
     zero_NG1 = zero_NG.float()[..., None] if isinstance(zero_NG, Tensor) else zero_NG if levels is None else 0
     y_MN = torch.einsum("mgk,ngk,ng->mn", x_MGk, w_NGk - zero_NG1, scale_NG)
     if minimum_NG is not None:
