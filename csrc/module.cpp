@@ -44,20 +44,13 @@ constexpr Operator row(const char* name) {
 }
 
 constexpr Operator kOperators[] = {
-    row<attention_variants>("attention"),
-    row<attention_cached_variants>("attention_cached"),
-    row<attention_int8_variants>("attention_int8"),
-    row<gram_variants>("gram"),
-    row<linear_bf16_variants>("linear_bf16"),
-    row<linear_w4a16_variants>("linear_w4a16"),
-    row<linear_w4a8_variants>("linear_w4a8"),
-    row<linear_w8a8_variants>("linear_w8a8"),
-    row<linear_wna16_variants>("linear_wna16"),
-    row<norm_variants>("norm"),
-    row<peak_int8_variants>("peak_int8"),
-    row<quantize_groups_variants>("quantize_groups"),
-    row<quantize_rows_variants>("quantize_rows"),
-    row<rows_variants>("rows"),
+    row<attention_variants>("attention"),           row<attention_cached_variants>("attention_cached"),
+    row<attention_int8_variants>("attention_int8"), row<gram_variants>("gram"),
+    row<linear_bf16_variants>("linear_bf16"),       row<linear_w4a16_variants>("linear_w4a16"),
+    row<linear_w4a8_variants>("linear_w4a8"),       row<linear_w8a8_variants>("linear_w8a8"),
+    row<linear_wna16_variants>("linear_wna16"),     row<norm_variants>("norm"),
+    row<peak_int8_variants>("peak_int8"),           row<quantize_groups_variants>("quantize_groups"),
+    row<quantize_rows_variants>("quantize_rows"),   row<rows_variants>("rows"),
 };
 
 const Operator& operator_of(const std::string& name) {

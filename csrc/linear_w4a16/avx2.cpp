@@ -9,6 +9,7 @@ namespace {
 
 struct Halves {
     using F = __m256;
+    using I = __m256i;
     using X = float;
     static constexpr size_t kLanes = 8;
     static constexpr size_t kRows = 4;

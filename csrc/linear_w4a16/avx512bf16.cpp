@@ -3,9 +3,10 @@
 // and looked up four times: four operands, without a mask, for 8 values of K and 16 columns. Then a vdpbf16ps for each
 // of them and each row.
 //
-//   1-3 rows  Bound: memory, and at some 80 GB/s a core of Zen 5 the ports of shifts and lookups.
-//   4-8 rows  Bound: compute. vdpbf16ps is 64 operations; of the instructions that take its ports, with 8 rows it is 32
-//             of 39.
+//   1-3 rows  Bound: memory from some 60 GB/s a core down (Zen 5); above that the ports of lookups and products.
+//   4-8 rows  Bound: compute. vdpbf16ps is 64 operations; with 8 rows it is 32 of the 39 instructions on its ports.
+//
+// A vdpbf16ps waits six cycles for the one before it: 12 sums side by side are what two a cycle need.
 #include "tiles.h"
 #include "vectors_avx512.h"
 

@@ -20,8 +20,7 @@ void bind_linear_w4a16(nb::module_& m) {
         });
     bind_function(
         m, "linear_w4a16",
-        +[](const char* variant, const Op& op, size_t row_begin, size_t row_end, size_t block_begin,
-            size_t block_end) {
+        +[](const char* variant, const Op& op, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
             kernel_of(linear_w4a16_variants, variant).multiply(&op, row_begin, row_end, block_begin, block_end);
         });
 }

@@ -1,7 +1,8 @@
 // linear_w4a16, the definition in C++. See contract.h.
+#include "linear_w4a8/scalar.h"
+
 #include "levels.h"
 #include "linear/output_scalar.h"
-#include "linear_w4a8/scalar.h"
 #include "prepare.h"
 
 template <int bits>

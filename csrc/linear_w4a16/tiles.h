@@ -33,15 +33,14 @@ constexpr size_t kAhead = 4096;             // bytes of codes that are fetched b
 
 // What a part of a run looks up, in the lowest bits of lanes. The bits above are those of other fields.
 template <class Op, int bits, int run, int part>
-ALWAYS_INLINE auto index_of(const uint8_t* word) {
+ALWAYS_INLINE auto index_of(const typename Op::I (&word)[Word<bits>::bytes / 64]) {
     using W = Word<bits>;
     constexpr int byte = Op::kParts == 2 ? part : part == 1 ? 2 : part == 2 ? 1 : part;
     if constexpr (run < W::whole) {
-        return Op::template shifted<run % W::fields * bits + byte * 8>(Op::load(word + run / W::fields * 64));
+        return Op::template shifted<run % W::fields * bits + byte * 8>(word[run / W::fields]);
     } else {
-        const auto two = Op::template shifted<6>(Op::load(word + (run - 6) * 64));
-        return Op::template shifted<byte * 8>(
-            Op::two_and_rest(two, Op::template shifted<run - 2>(Op::load(word + 128))));
+        const auto two = Op::template shifted<6>(word[run - 6]), rest = Op::template shifted<run - 2>(word[2]);
+        return Op::template shifted<byte * 8>(Op::two_and_rest(two, rest));
     }
 }
 
@@ -53,17 +52,9 @@ struct Place {
     size_t scale, left;  // of the groups that share the scale
 };
 
-template <class Op, int R>
-ALWAYS_INLINE void add_scaled(const typename Op::F (&t)[R], typename Op::F scale, float* y) {
-    unroll<R>([&](auto r) INLINED {
-        float* at = y + r.value * kBlock;
-        Op::store(at, Op::fma(t[r.value], scale, Op::load(at)));
-    });
-}
-
 // J groups, added to y.
 template <class Op, int bits, int R, int J>
-ALWAYS_INLINE void add_groups(const LinearW4A16& p, const Op& op, Place& at, float* y) {
+ALWAYS_INLINE void add_groups(const LinearW4A16& p, const Op& op, Place& at, typename Op::F (&y)[R]) {
     using W = Word<bits>;
     using F = typename Op::F;
     const Wna8& w = p.weight;
@@ -79,27 +70,39 @@ ALWAYS_INLINE void add_groups(const LinearW4A16& p, const Op& op, Place& at, flo
         x = at.rows, stride = p.row_stride;
     }
     F sums[J][2][R];
-    unroll<J * 2 * R>(
-        [&](auto i) INLINED { sums[i.value / (2 * R)][i.value / R % 2][i.value % R] = Op::zero(); });
-    const uint8_t* codes = at.codes;
-    for (size_t i = 0; i < words; ++i, codes += W::bytes, x += W::values) {
+    unroll<J * 2 * R>([&](auto i) INLINED { sums[i.value / (2 * R)][i.value / R % 2][i.value % R] = Op::zero(); });
+    // One pointer each: GCC would make one of them and as many offsets as there are loads, more than registers.
+    const uint8_t* codes[J];
+    const typename Op::X* values[J];
+    unroll<J>([&](auto j) INLINED {
+        codes[j.value] = at.codes + j.value * group_bytes;
+        values[j.value] = x + j.value * group;
+    });
+    for (size_t i = 0; i < words; ++i) {
         unroll<J>([&](auto j) INLINED {
-            const uint8_t* word = codes + j.value * group_bytes;
-            for (size_t line = 0; line < W::bytes; line += 64) __builtin_prefetch(word + kAhead + line);
+            __asm__("" : "+r"(codes[j.value]), "+r"(values[j.value]));
+            const uint8_t* from = codes[j.value];
+            typename Op::I word[W::bytes / 64];
+            unroll<W::bytes / 64>([&](auto line) INLINED {
+                __builtin_prefetch(from + line.value * 64 + kAhead);
+                word[line.value] = Op::load(from + line.value * 64);
+            });
             unroll<W::runs>([&](auto run) INLINED {
                 unroll<Op::kParts>([&](auto part) INLINED {
                     const auto weights = op.template weights<bits>(index_of<Op, bits, run.value, part.value>(word));
-                    const typename Op::X* from = x + j.value * group + run.value * 4 + part.value * (4 / Op::kParts);
+                    const typename Op::X* first = values[j.value] + run.value * 4 + part.value * (4 / Op::kParts);
                     unroll<R>([&](auto r) INLINED {
                         F& sum = sums[j.value][run.value % 2][r.value];
-                        sum = Op::multiply_add(sum, weights, from + r.value * stride);
+                        sum = Op::multiply_add(sum, weights, first + r.value * stride);
                     });
                 });
             });
+            codes[j.value] += W::bytes;
+            values[j.value] += W::values;
         });
     }
     unroll<J>([&](auto j) INLINED {
-        F (&t)[R] = sums[j.value][0];
+        F(&t)[R] = sums[j.value][0];
         unroll<R>([&](auto r) INLINED { t[r.value] = Op::add(t[r.value], sums[j.value][1][r.value]); });
         const float* sum = at.sum_m + j.value;
         if (w.zero) {
@@ -108,10 +111,13 @@ ALWAYS_INLINE void add_groups(const LinearW4A16& p, const Op& op, Place& at, flo
                 t[r.value] = Op::fma(Op::set1(sum[r.value * p.group_stride]), middle, t[r.value]);
             });
         }
-        add_scaled<Op>(t, Op::of_group(w, w.scale, at.scale), y);
+        const F scale = Op::of_group(w, w.scale, at.scale);
+        unroll<R>([&](auto r) INLINED { y[r.value] = Op::fma(t[r.value], scale, y[r.value]); });
         if (w.minimum) {
-            unroll<R>([&](auto r) INLINED { t[r.value] = Op::set1(sum[r.value * p.group_stride]); });
-            add_scaled<Op>(t, Op::of_group(w, w.minimum, at.scale), y);
+            const F minimum = Op::of_group(w, w.minimum, at.scale);
+            unroll<R>([&](auto r) INLINED {
+                y[r.value] = Op::fma(Op::set1(sum[r.value * p.group_stride]), minimum, y[r.value]);
+            });
         }
         if (--at.left == 0) at.scale += kBlock, at.left = w.per;
     });
@@ -125,18 +131,21 @@ void tile(const LinearW4A16& p, const Op& op, size_t m, size_t block) {
     constexpr int side = Op::kSide[R - 1];
     const Wna8& w = p.weight;
     const size_t groups = w.k / w.group;
-    alignas(64) float y[R * kBlock] = {};
+    alignas(64) float out[R * kBlock];
     for (size_t lane = 0; lane < kBlock; lane += Op::kLanes) {
         Place at = {w.codes + block * (w.k / Word<bits>::values * Word<bits>::bytes) + lane * 4,
-                    p.rows + m * p.row_stride, p.sum_m + m * p.group_stride,
-                    block * (groups / w.per) * kBlock + lane, w.per};
+                    p.rows + m * p.row_stride, p.sum_m + m * p.group_stride, block * (groups / w.per) * kBlock + lane,
+                    w.per};
+        typename Op::F y[R];
+        unroll<R>([&](auto r) INLINED { y[r.value] = Op::zero(); });
         size_t g = 0;
-        for (; g + side <= groups; g += side) add_groups<Op, bits, R, side>(p, op, at, y + lane);
+        for (; g + side <= groups; g += side) add_groups<Op, bits, R, side>(p, op, at, y);
         if constexpr (side > 1) {
-            for (; g < groups; ++g) add_groups<Op, bits, R, 1>(p, op, at, y + lane);
+            for (; g < groups; ++g) add_groups<Op, bits, R, 1>(p, op, at, y);
         }
+        unroll<R>([&](auto r) INLINED { Op::store(out + r.value * kBlock + lane, y[r.value]); });
     }
-    Op::write(p, y, R, m, block);
+    Op::write(p, out, R, m, block);
 }
 
 template <class Op, int bits, int R>

@@ -33,11 +33,17 @@ void write_rows(const LinearW4A16& p, const float* y, size_t rows, size_t m, siz
 
 struct Avx512 {
     using F = __m512;
+    using I = __m512i;
     static constexpr size_t kLanes = 16;
     static constexpr size_t kRows = 8;
-    static constexpr int kSide[kRows] = {4, 2, 2, 1, 1, 1, 1, 1};
+    static constexpr int kSide[kRows] = {4, 4, 4, 2, 2, 1, 1, 1};
 
-    ALWAYS_INLINE static __m512i load(const uint8_t* at) { return _mm512_load_si512(at); }
+    // Once: GCC would load codes again for each shift, and loads are what few rows wait for.
+    ALWAYS_INLINE static __m512i load(const uint8_t* at) {
+        __m512i codes = _mm512_load_si512(at);
+        __asm__("" : "+v"(codes));
+        return codes;
+    }
     ALWAYS_INLINE static __m512 load(const float* at) { return _mm512_load_ps(at); }
     ALWAYS_INLINE static void store(float* at, __m512 y) { _mm512_store_ps(at, y); }
     ALWAYS_INLINE static __m512 zero() { return _mm512_setzero_ps(); }
@@ -57,8 +63,7 @@ struct Avx512 {
         return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), values));
     }
     ALWAYS_INLINE static void write(const LinearW4A16& p, const float* y, size_t rows, size_t m, size_t block) {
-        for_epilogue<float>(p.activation, p.output,
-                            [&](auto known) { write_rows<known.value>(p, y, rows, m, block); });
+        for_epilogue<float>(p.activation, p.output, [&](auto known) { write_rows<known.value>(p, y, rows, m, block); });
     }
 };
 

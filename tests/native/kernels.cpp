@@ -377,6 +377,7 @@ void soak_kernels(Random& random, Isa isa) {
     soak_variants(quantize_rows_variants, isa, [&](QuantizeRowsFn* fn) { soak_quantize_rows(random, fn); });
     soak_variants(quantize_groups_variants, isa, [&](QuantizeGroupsFn* fn) { soak_quantize_groups(random, fn); });
     soak_variants(linear_w4a8_variants, isa, [&](LinearW4A8Fn* fn) { soak_linear_w4a8(random, fn); });
+    soak_variants(linear_w4a16_variants, isa, [&](const W4A16Kernels& kernels) { soak_linear_w4a16(random, kernels); });
     soak_variants(linear_w8a8_variants, isa, [&](LinearW8A8Fn* fn) { soak_linear_w8a8(random, fn); });
     soak_variants(linear_bf16_variants, isa, [&](LinearBf16Fn* fn) { soak_linear_bf16(random, fn); });
     soak_linear_wna16(random, isa);

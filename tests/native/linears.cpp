@@ -115,6 +115,54 @@ void soak_linear_w4a8(Random& random, LinearW4A8Fn* fn) {
     must_equal(y[1], y[0], "linear_w4a8", "values");
 }
 
+void soak_linear_w4a16(Random& random, const W4A16Kernels& kernels) {
+    const size_t m = random.between(1, random.one_in(2) ? 10 : 60), n = random.between(1, 200),
+                 per = random.between(1, 3), groups = per * random.between(1, 4), group = 8 * random.between(1, 16),
+                 k = groups * group, stride = k + random.between(0, 20), group_stride = groups + random.between(0, 3);
+    const Wna8Weight w(random, n, groups, group, per, random.one_in(2));
+    const bool bf16 = random.one_in(2);
+    const Exact x = bf16 ? bf16s(random, (m - 1) * stride + k, 1.0f) : floats(random, (m - 1) * stride + k, 1.0f),
+                levels = bf16s(random, size_t(1) << w.bits, 4.0f);
+    Exact rows[2], sums[2];
+    for (int cut = 0; cut < 2; ++cut) {
+        rows[cut] = room<uint16_t>(random, (m - 1) * stride + k);
+        sums[cut] = room<float>(random, (m - 1) * group_stride + groups);
+        const PrepareW4A16 op{.x = x.at<void>(),
+                              .bf16 = bf16,
+                              .x_stride = stride,
+                              .k = k,
+                              .group = group,
+                              .rows = rows[cut].at<uint16_t>(),
+                              .row_stride = stride,
+                              .sum = sums[cut].at<float>(),
+                              .group_stride = group_stride};
+        if (cut) {
+            in_parts(random, m, 1, [&](size_t begin, size_t end) { kernels.prepare(&op, begin, end); });
+        } else {
+            prepare_w4a16_scalar(&op, 0, m);
+        }
+    }
+    must_equal(rows[1], rows[0], "linear_w4a16", "rows");
+    must_equal(sums[1], sums[0], "linear_w4a16", "sums");
+    LinearW4A16 op{.rows = rows[0].at<uint16_t>(),
+                   .row_stride = stride,
+                   .sum_m = sums[0].at<float>(),
+                   .group_stride = group_stride,
+                   .weight = w.weight,
+                   .levels = nullptr,
+                   .bias = w.bias.at<float>(),
+                   .y = nullptr,
+                   .out_stride = n + random.between(0, 40),
+                   .n = n,
+                   .activation = random_activation(random),
+                   .output = random.one_in(2) ? Output::kBf16 : Output::kF32};
+    if (!w.weight.zero && !w.weight.minimum && random.one_in(2)) op.levels = levels.at<uint16_t>();
+    const auto compute = [&](LinearW4A16& p, size_t row, size_t row_end, size_t block, size_t block_end) {
+        kernels.multiply(&p, row, row_end, block, block_end);
+    };
+    soak_cut(random, op, m, value_bytes(op.output), compute, "linear_w4a16");
+}
+
 void soak_linear_bf16(Random& random, LinearBf16Fn* fn) {
     const size_t m = random.between(1, 100), n = random.between(1, 200),
                  k = random.between(1, random.one_in(8) ? 600 : 200), k_padded = round_up(k, 32),

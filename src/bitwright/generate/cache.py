@@ -27,6 +27,7 @@ from bitwright.errors import InputError
 
 CHUNK = 512  # tokens of prompts in a step, at most
 _PAGE = 2 << 20
+_Key = bytes  # the digest of a text up to the end of a block
 _NONE = -1  # in place of a block that was given back
 
 
@@ -41,7 +42,7 @@ class Held:
 
     blocks: list[int] = field(default_factory=list)
     length: int = 0
-    keys: list[bytes] = field(default_factory=list)
+    keys: list[_Key] = field(default_factory=list)
     written: int = 0
 
 
@@ -235,7 +236,7 @@ class Cache:
             held.blocks[place] = block
         return True
 
-    def _resume(self, held: Held, keys: list[bytes]) -> None:
+    def _resume(self, held: Held, keys: list[_Key]) -> None:
         """Give a sequence that holds nothing the most of a text's blocks after which it can go on."""
         forms, full = self.layout.forms, 0
         runs = [0] * len(forms)  # blocks in a row that are there, up to this one

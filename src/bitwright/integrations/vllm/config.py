@@ -1,11 +1,11 @@
-"""compressed-tensors' quantization config of vLLM, with ours where there is no list of kernels that could be changed."""
+"""compressed-tensors' quantization config of vLLM, with ours where no list of kernels could be changed."""
 
 from typing import Any
 
 from torch import nn
+from vllm.model_executor.kernels.linear import NvFp4LinearLayerConfig
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.quantization import register_quantization_config
-from vllm.model_executor.kernels.linear import NvFp4LinearLayerConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.schemes import CompressedTensorsW4A4Fp4
 

@@ -7,7 +7,7 @@ are asked for that alone, and the rest is ours.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import CompressedTensorsMoEMethod
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe.compressed_tensors_moe_w8a8_int8 import (  # noqa: E501
     CompressedTensorsW8A8Int8MoEMethod,
@@ -23,7 +23,7 @@ from bitwright.numerics.bits import unpack_words
 _LINEARS = ("w13", "w2")  # gate and up side by side, and down
 
 
-def of_scheme(layer: nn.Module, weights: Any, inputs: Any) -> "CompressedTensorsMoEMethod | None":
+def of_scheme(layer: Any, weights: Any, inputs: Any) -> "CompressedTensorsMoEMethod | None":
     """Our method for a layer of experts of such a scheme (compressed-tensors' QuantizationArgs); None: vLLM's own."""
     moe = layer.moe_config
     if moe.has_bias or moe.activation.value != "silu" or not moe.is_act_and_mul or moe.in_dtype != torch.bfloat16:
@@ -46,7 +46,7 @@ def _groups_fit(group: int) -> bool:
 class _Method(CompressedTensorsMoEMethod):  # type: ignore[misc]
     """What both have in common: no kernel of vLLM's, the router outside."""
 
-    def get_fused_moe_quant_config(self, layer: nn.Module) -> None:
+    def get_fused_moe_quant_config(self, layer: Any) -> None:
         """Of vLLM's kernels."""
         return
 
@@ -55,7 +55,7 @@ class _Method(CompressedTensorsMoEMethod):  # type: ignore[misc]
         """False: vLLM's router chooses the experts."""
         return False
 
-    def _run(self, layer: nn.Module, operator: Any, x: Tensor, weights: Tensor, ids: Tensor, *numbers: int) -> Tensor:
+    def _run(self, layer: Any, operator: Any, x: Tensor, weights: Tensor, ids: Tensor, *numbers: int) -> Tensor:
         constants = [getattr(layer, f"bitwright_{linear}_{name}") for linear in _LINEARS for name in self.constants]
         if layer.apply_router_weight_on_input:
             x, weights = x * weights.to(x.dtype), torch.ones_like(weights)
@@ -72,7 +72,7 @@ class Int8ExpertsMethod(_Method, CompressedTensorsW8A8Int8MoEMethod):  # type: i
         CompressedTensorsMoEMethod.__init__(self, moe)
         self.weight_quant, self.input_quant, self.static_input_scales = weights, inputs, False
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Pack expert by expert in place of what vLLM loaded."""
         for linear in _LINEARS:
             codes = getattr(layer, f"{linear}_weight").data
@@ -85,7 +85,7 @@ class Int8ExpertsMethod(_Method, CompressedTensorsW8A8Int8MoEMethod):  # type: i
             for name in (f"{linear}_weight", f"{linear}_weight_scale"):
                 setattr(layer, name, None)
 
-    def apply(self, layer: nn.Module, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, shared_experts: Any,
+    def apply(self, layer: Any, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, shared_experts: Any,
               shared_experts_input: Tensor | None) -> Tensor:  # fmt: skip
         """x (M, K) -> (M, K); shared experts are vLLM's affair."""
         inner = layer.intermediate_size_per_partition
@@ -103,7 +103,7 @@ class GroupedExpertsMethod(_Method, CompressedTensorsWNA16MoEMethod):  # type: i
         self.num_bits, self.strategy, self.group_size = weights.num_bits, weights.strategy, weights.group_size
         self.packed_factor, self.is_marlin, self.is_transposed = 8, False, False
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Pack expert by expert in place of what vLLM loaded."""
         for linear in _LINEARS:
             words, scale = (getattr(layer, f"{linear}_weight_{name}").data for name in ("packed", "scale"))
@@ -112,17 +112,14 @@ class GroupedExpertsMethod(_Method, CompressedTensorsWNA16MoEMethod):  # type: i
             codes = [(unpack_words(w, 4, k) + 8).view(torch.uint8) for w in words]
             keep(layer, f"{linear}_codes", torch.stack([layouts.pack_wna8(c, 4) for c in codes]))
             keep(layer, f"{linear}_scale", torch.stack([layouts.pack_groups(s.float()) for s in scale]))
-            zeros = None
-            if zero is not None:
-                zeros = [(unpack_words(z, 4, n, dim=0) + 8).view(torch.uint8) for z in zero]
-                zeros = torch.stack([layouts.pack_groups(z) for z in zeros])
-            keep(layer, f"{linear}_zero", zeros)
+            zeros = [] if zero is None else [(unpack_words(z, 4, n, dim=0) + 8).view(torch.uint8) for z in zero]
+            keep(layer, f"{linear}_zero", torch.stack([layouts.pack_groups(z) for z in zeros]) if zeros else None)
             keep(layer, f"{linear}_bias", torch.zeros(len(codes), n + -n % layouts.BLOCK, dtype=torch.float32))
             for name in ("packed", "scale", "zero_point", "g_idx", "shape"):
                 if hasattr(layer, f"{linear}_weight_{name}"):
                     setattr(layer, f"{linear}_weight_{name}", None)
 
-    def apply(self, layer: nn.Module, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, shared_experts: Any,
+    def apply(self, layer: Any, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, shared_experts: Any,
               shared_experts_input: Tensor | None) -> Tensor:  # fmt: skip
         """x (M, K) -> (M, K); shared experts are vLLM's affair."""
         numbers = (layer.intermediate_size_per_partition, 4, *(self.group_size, 1) * 2)

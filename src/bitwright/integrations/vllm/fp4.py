@@ -3,8 +3,10 @@
 Inputs that a file wants in FP4 stay in 16 bits, or become int8 if VLLM_CPU_INT4_W4A8=1: no processor multiplies FP4.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.model_executor.kernels import linear as kernels
 
 from bitwright.integrations.vllm.grouped import GroupedLinear
@@ -23,13 +25,13 @@ class _Fp4:
         """Wherever the plug-in registers it."""
         return True, None
 
-    def _pack(self, layer: nn.Module, scale_NG: Tensor) -> None:
+    def _pack(self, layer: Any, scale_NG: Tensor) -> None:
         packed = layer.weight.data
         codes_NK = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)  # the lower half first
         self.linear = GroupedLinear(layer, codes_NK, 4, scale_NG, None, self.group, _LEVELS)
         layer.weight = layer.weight_scale = None
 
-    def apply_weights(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply_weights(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., K) -> (..., N)."""
         return self.linear(layer, x, bias)
 
@@ -44,7 +46,7 @@ class BitwrightMxFp4LinearKernel(_Fp4, kernels.MxFp4LinearKernel):  # type: igno
         """Every shape: vLLM lets only whole groups in."""
         return True, None
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Pack in place of what vLLM loaded."""
         self._pack(layer, torch.exp2(layer.weight_scale.data.float() - 127))
 
@@ -59,6 +61,6 @@ class BitwrightNvFp4LinearKernel(_Fp4, kernels.NvFp4LinearKernel):  # type: igno
         """Every shape: vLLM lets only whole groups in."""
         return True, None
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Pack in place of what vLLM loaded; it has made a factor of the global scale."""
         self._pack(layer, layer.weight_scale.data.float() * layer.weight_global_scale.data.float())

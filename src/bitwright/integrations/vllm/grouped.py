@@ -49,7 +49,7 @@ class GroupedLinear:
     def __call__(self, layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., K) -> (..., N)."""
         x_MK = x.reshape(-1, x.shape[-1])
-        constants = [layer.get_parameter(f"bitwright_{name}") for name in _CONSTANTS]
+        constants = [getattr(layer, f"bitwright_{name}") for name in _CONSTANTS]
         if self.rounds:
             y: Tensor = torch.ops.bitwright.linear_wna8(
                 x_MK, *constants, bias_of(layer, bias), None, None, *self.numbers
