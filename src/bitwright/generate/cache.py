@@ -27,11 +27,11 @@ from bitwright.errors import InputError
 
 CHUNK = 512  # tokens of prompts in a step, at most
 _PAGE = 2 << 20
-_Key = bytes  # the digest of a text up to the end of a block
 _NONE = -1  # in place of a block that was given back
 
 
-_Key = tuple[bytes, int]
+_Digest = bytes  # of a text up to the end of a block
+_Key = tuple[_Digest, int]  # and the form of the block
 
 
 @dataclass(slots=True, eq=False)
@@ -236,7 +236,7 @@ class Cache:
             held.blocks[place] = block
         return True
 
-    def _resume(self, held: Held, keys: list[_Key]) -> None:
+    def _resume(self, held: Held, keys: list[_Digest]) -> None:
         """Give a sequence that holds nothing the most of a text's blocks after which it can go on."""
         forms, full = self.layout.forms, 0
         runs = [0] * len(forms)  # blocks in a row that are there, up to this one
