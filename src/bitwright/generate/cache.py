@@ -42,7 +42,7 @@ class Held:
 
     blocks: list[int] = field(default_factory=list)
     length: int = 0
-    keys: list[_Key] = field(default_factory=list)
+    keys: list[_Digest] = field(default_factory=list)
     written: int = 0
 
 
