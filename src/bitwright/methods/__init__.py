@@ -17,8 +17,8 @@ from bitwright.methods.slots import Error, Rounded, Rounding, Transform, Transfo
 from bitwright.methods.smoothquant import Alpha, smoothquant
 
 __all__ = [
-    "METHODS", "REPRODUCE", "ROUNDINGS", "TRANSFORMS", "WEIGHTS_ALONE", "Alpha", "Error", "Method", "Rounded", "Rounding", "Transform", "Transformed",
-    "rounding_of", "transform_of",
+    "METHODS", "REPRODUCE", "ROUNDINGS", "TRANSFORMS", "WEIGHTS_ALONE", "Alpha", "Error", "Method", "Rounded",
+    "Rounding", "Transform", "Transformed", "rounding_of", "transform_of",
 ]  # fmt: skip
 
 ROUNDINGS: dict[str, Rounding] = {"rtn": rtn, "gptq": gptq, "reproduce": reproduce}
