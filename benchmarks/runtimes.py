@@ -56,7 +56,8 @@ SMALL = tuple(Small(*case) for case in (
 # What is converted, and into which formats: all that hold its scheme.
 CONVERTED = tuple((Small(*case), formats) for case, formats in (
     (("llama", "text-generation", "w4a16_g32"), ("gptq", "awq", "gguf")),
-    (("qwen3", "text-generation", "w4a16_channel"), ("gptq", "awq", "gguf")),
+    (("qwen3", "text-generation", "w4a16_channel"), ("gptq", "awq")),  # in GGUF the engine would round inputs by 32
+    (("qwen3", "text-generation", "w4a16_g32"), ("gguf",)),
     (("llama", "text-generation", "w4a16_g32_asym"), ("gptq", "awq")),
     (("bert", "embedding", "w3a16_g32"), ("gptq",)),
 ))  # fmt: skip
