@@ -17,14 +17,26 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 RECORDS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "runtimes.md"
 
-# Family, task, scheme, method: small models that have every kind of linear.
-SMALL = (
+
+class Small(NamedTuple):
+    """A small model to quantize. targets: by default those of a recipe that names none."""
+
+    family: str
+    task: str
+    scheme: str
+    method: str = "rtn"
+    targets: tuple[str, ...] | None = None
+
+
+# Models that have every kind of linear.
+SMALL = tuple(Small(*case) for case in (
     ("bert", "embedding", "w8a8", "rtn"),
     ("bert", "embedding", "w8a8_symmetric", "rtn"),
     ("bert", "embedding", "w8a8", "smoothquant"),
@@ -37,7 +49,18 @@ SMALL = (
     ("llama", "text-generation", "w4a16_g32", "rtn"),
     ("qwen3", "text-generation", "w4a16_g32_asym", "rtn"),
     ("mixtral", "text-generation", "w4a16_g32", "rtn"),
-)
+    ("bert", "embedding", "w8a8_static", "rtn", ("bitwright", "onnx", "openvino")),
+    ("bert", "embedding", "w8a16", "rtn", ("bitwright", "onnx")),
+    ("roberta", "sequence-classification", "w8a8_static", "rtn", ("bitwright", "onnx", "openvino")),
+))  # fmt: skip
+# What is converted, and into which formats: all that hold its scheme.
+CONVERTED = tuple((Small(*case), formats) for case, formats in (
+    (("llama", "text-generation", "w4a16_g32"), ("gptq", "awq", "gguf")),
+    (("qwen3", "text-generation", "w4a16_channel"), ("gptq", "awq")),  # in GGUF the engine would round inputs by 32
+    (("qwen3", "text-generation", "w4a16_g32"), ("gguf",)),
+    (("llama", "text-generation", "w4a16_g32_asym"), ("gptq", "awq")),
+    (("bert", "embedding", "w3a16_g32"), ("gptq",)),
+))  # fmt: skip
 _WIDE = {"hidden_size": 64, "intermediate_size": 96}
 
 # Runtime -> how the page heads its column, and what is compared.
@@ -47,8 +70,13 @@ RUNTIMES = {
     "transformers, enabled": ("with `enable()`", "transformers after `bitwright.integrations.transformers.enable()`"),
     "sentence-transformers": ("sentence-transformers", "alone; as transformers"),
     "sentence-transformers, ours": ("with `load()`", "`bitwright.integrations.sentence_transformers.load`"),
+    "onnx": ("ONNX Runtime", "the graph of `bitwright export`; integer kernels are counted"),
+    "openvino": ("OpenVINO", "the same graph"),
+    "llama.cpp": ("llama.cpp", 'logits beside those of `bitwright.load(compute="bf16")`'),
 }
 _INSIDE = {"transformers, enabled": "transformers", "sentence-transformers, ours": "sentence-transformers"}
+_PACKAGES = {"onnx": "onnxruntime", "llama.cpp": "llama_cpp_python"}  # where a runtime is called otherwise
+_LLAMA_CPP = 0.1  # of the spread of the logits: it rounds inputs of codes to 8 bits, and others to 16
 _ALLOWED = 1e-4  # of the largest output: the same kernels around other float sums, as `runtime.tolerances.FLOAT_SUMS`
 TEXTS = ["Slicing a list makes a new one.", "how do I copy a list?", "The sky is blue today, and the sea is not."]
 
@@ -81,9 +109,17 @@ def main() -> None:
             found = list(rows_of(directory))
             places = {row[:4] for row in found}
             rows = [row for row in rows if row[:4] not in places] + found
-            print(*(f"{row.model} {row.scheme} {row.runtime}: {row.ok} ({row.detail})" for row in found), sep="\n")
+            told(found)
+        for found in converted_rows(Path(folder)) if options.small else ():
+            rows += found
+            told(found)
     RECORDS.write_text(json.dumps([row._asdict() for row in sorted(rows)], indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(rows), encoding="utf-8")
+
+
+def told(rows: Iterable[Row]) -> None:
+    """Say what was found."""
+    print(*(f"{row.model} {row.scheme} {row.runtime}: {row.ok} ({row.detail})" for row in rows), sep="\n")
 
 
 def saved_rows() -> list[Row]:
@@ -91,21 +127,87 @@ def saved_rows() -> list[Row]:
     return [Row(**row) for row in json.loads(RECORDS.read_text(encoding="utf-8"))]
 
 
-def small_results(folder: Path, small: Iterable[tuple[str, str, str, str]] = SMALL) -> Iterator[Path]:
+def small_results(folder: Path, small: Iterable[Small] = SMALL) -> Iterator[Path]:
     """A result of each of these models."""
+    for i, case in enumerate(small):
+        yield _result(folder / f"{i}-{case.family}", case)
+
+
+def _result(folder: Path, case: Small, *, gguf_tokens: bool = False, judged: bool = True) -> Path:
     from bitwright.pipeline import quantize
     from bitwright.recipe import make_recipe
 
     sys.path.insert(0, str(PAGE.parents[1]))
     from tests.families import DECODERS, write_model
+    from tests.gguf_files import give_tokens
 
-    for i, (family, task, scheme, method) in enumerate(small):
-        source, out = folder / f"{i}-{family}", folder / f"{i}-result"
-        wide = _WIDE | {"head_dim": 16, "moe_intermediate_size": 32} if family in DECODERS else _WIDE
-        write_model(source, family, task, TEXTS, **wide)
-        recipe = make_recipe({"scheme": scheme, "method": method, "budget": {"max_loss": 0.9}})
-        quantize(source, out=out, recipe=recipe, samples=60, speed=False)
-        yield out
+    wide = _WIDE | {"head_dim": 16, "moe_intermediate_size": 32} if case.family in DECODERS else _WIDE
+    write_model(folder / "source", case.family, case.task, TEXTS, **wide)
+    if gguf_tokens:
+        give_tokens(folder / "source", TEXTS)
+    asked = {"scheme": case.scheme, "method": case.method, "budget": {"max_loss": 0.9}}
+    recipe = make_recipe(asked | ({} if case.targets is None else {"targets": list(case.targets)}))
+    quantize(folder / "source", out=folder / "result", recipe=recipe, samples=60, speed=False, judged=judged)
+    return folder / "result"
+
+
+def converted_rows(folder: Path) -> Iterator[list[Row]]:
+    """What runtimes do with results in other formats, beside what `bitwright.load` does with the result."""
+    from bitwright.checkpoints.convert import convert
+    from bitwright.checkpoints.gguf_write import write_gguf
+    from bitwright.files.directory import ModelDirectory
+
+    for i, (case, formats) in enumerate(CONVERTED):
+        result = _result(folder / f"c{i}", case, gguf_tokens="gguf" in formats, judged=False)
+        for to in formats:
+            out = folder / f"c{i}" / (f"{to}.gguf" if to == "gguf" else to)
+            write_gguf(ModelDirectory(result), out) if to == "gguf" else convert(ModelDirectory(result), to, out)
+            model = f"{case.family}, {case.task}"
+            found: dict[str, tuple[bool | None, str]] = {"bitwright": _as_the_result(out, result)}
+            if to == "gguf":
+                found["llama.cpp"] = _in_llama_cpp(out)
+            yield [Row(to, case.scheme, model, name, *row, _release(name)) for name, row in found.items()]
+
+
+def _as_the_result(converted: Path, result: Path) -> tuple[bool, str]:
+    import numpy as np
+
+    import bitwright
+
+    texts = bitwright.load(result).tokenize(TEXTS)
+    one, other = (list(bitwright.load(path, threads=1).run([_tokens(texts)])) for path in (result, converted))
+    same = all(
+        np.array_equal(a, b) for ours, theirs in zip(one, other, strict=True) for a, b in zip(ours, theirs, strict=True)
+    )
+    return same, "the same bits as the result" if same else "other outputs than the result"
+
+
+def _tokens(texts: list[list[int]]) -> Any:
+    from bitwright.runtime.items import Tokens
+
+    return Tokens(texts)
+
+
+def _in_llama_cpp(file: Path) -> tuple[bool | None, str]:
+    import numpy as np
+    import torch
+
+    import bitwright
+
+    if find_spec("llama_cpp") is None:
+        return None, "not tried: llama_cpp is not installed"
+    import llama_cpp
+
+    theirs = llama_cpp.Llama(str(file), n_ctx=64, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False)
+    ours: Any = bitwright.load(file, compute="bf16", kv_cache="bf16", threads=1)
+    (ids,) = ours.tokenize(TEXTS[:1])
+    if theirs.tokenize(TEXTS[0].encode(), add_bos=True) != ids:
+        return False, "other tokens"
+    theirs.eval(ids)
+    want, found = np.array(theirs.scores[: len(ids)]), ours.logits(torch.tensor([ids]))[0].numpy()
+    spread = np.linalg.norm(want - want.mean(axis=1, keepdims=True), axis=1)
+    apart = float((np.linalg.norm(found - want, axis=1) / spread).max())
+    return apart < _LLAMA_CPP, f"the same tokens; logits differ by {apart:.1g} of their spread"
 
 
 def rows_of(directory: Path) -> Iterator[Row]:
@@ -130,7 +232,8 @@ def rows_of(directory: Path) -> Iterator[Row]:
         yield Row(*where, model, runtime, ok, detail, _release(_INSIDE.get(runtime, runtime)))
 
 
-def _release(package: str) -> str:
+def _release(runtime: str) -> str:
+    package = _PACKAGES.get(runtime, runtime)
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
@@ -208,7 +311,8 @@ You get a table of results, and of the runtimes that gave the right outputs for 
 Small models with random weights were quantized, and each result was run in each runtime.
 *yes* means that the outputs are right: those of the model in memory from which the files were written, within the
 rounding of float sums. *no* comes with the reason, below the table. A dash means that it was not tried: the runtime has
-no words for the format, or no class for the task.
+no words for the format, no class for the task, or was not asked for.
+Rows of `gptq`, `awq` and `gguf` are results that `bitwright convert` wrote in that format.
 
 A result of yours is checked in the same way at the end of each run, and its report says what was found:
 

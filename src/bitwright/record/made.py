@@ -26,7 +26,7 @@ class ModelFacts:
     license: str | None = field(default=None, metadata=NULL)
     source_sha256: str | None = None
     dtype: str | None = None
-    decoded: tuple[str, ...] | None = field(default=None, metadata=NULL)
+    decoded: tuple[str, ...] | None = None
 
 
 # Roles of the rows of a plan that are no linears.

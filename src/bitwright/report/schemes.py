@@ -26,7 +26,7 @@ _RANGES = {
     "imatrix": "ranges of least error weighted by the inputs",
     "awq_clip": "AWQ clipping",
 }
-_ROUNDINGS = {"rtn": "rounded to nearest", "gptq": "GPTQ rounding"}
+_ROUNDINGS = {"rtn": "rounded to nearest", "gptq": "GPTQ rounding", "reproduce": "the codes that it is already"}
 
 
 def scheme_words(name: Any) -> str:
@@ -69,7 +69,7 @@ def method_words(name: Any, weight_range: str | None = None) -> str:
     range_ = weight_range or method.range
     parts = (
         _TRANSFORMS.get(method.transform or "", method.transform),
-        _RANGES.get(range_, f"{range_} ranges"),
+        None if method.rounding == "reproduce" else _RANGES.get(range_, f"{range_} ranges"),
         _ROUNDINGS.get(method.rounding, method.rounding),
     )
     return ", ".join(filter(None, parts))
