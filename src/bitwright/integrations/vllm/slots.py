@@ -14,6 +14,7 @@ from vllm.platforms import PlatformEnum, current_platform
 
 from bitwright.errors import KernelError
 from bitwright.integrations.vllm.fp4 import BitwrightMxFp4LinearKernel, BitwrightNvFp4LinearKernel
+from bitwright.integrations.vllm.fp8 import BitwrightFp8BlockLinearKernel, BitwrightFp8LinearKernel
 from bitwright.integrations.vllm.int8 import BitwrightInt8LinearKernel
 from bitwright.integrations.vllm.packed import BitwrightWNA16LinearKernel
 from bitwright.kernels import torch_ops
@@ -23,9 +24,16 @@ from bitwright.kernels.dispatch import active_isa
 _SLOTS: dict[str, tuple[str, type]] = {
     "int8": ("_POSSIBLE_INT8_KERNELS", BitwrightInt8LinearKernel),
     "mp": ("_POSSIBLE_KERNELS", BitwrightWNA16LinearKernel),
+    "fp8": ("_POSSIBLE_FP8_KERNELS", BitwrightFp8LinearKernel),
     "mxfp4": ("_POSSIBLE_MXFP4_KERNELS", BitwrightMxFp4LinearKernel),
     "nvfp4": ("_POSSIBLE_NVFP4_KERNELS", BitwrightNvFp4LinearKernel),
 }
+
+# The same for lists that the public function does not know: name, and our kernel. They are left alone where missing.
+_MORE = (
+    ("_POSSIBLE_FP8_BLOCK_KERNELS", BitwrightFp8BlockLinearKernel),
+    ("_POSSIBLE_WFP8A16_KERNELS", BitwrightFp8LinearKernel),
+)
 
 
 def fill(log: Logger) -> None:
@@ -39,6 +47,10 @@ def fill(log: Logger) -> None:
         return
     for kind, (name, kernel) in _SLOTS.items():
         _put_first(kernel, kind, getattr(kernels, name, None))
+    for name, kernel in _MORE:
+        listed = getattr(kernels, name, {}).get(PlatformEnum.CPU)
+        if isinstance(listed, list) and kernel not in listed:
+            listed.insert(0, kernel)
     taken = [*_SLOTS, "experts"]
     try:
         from bitwright.integrations.vllm import config
