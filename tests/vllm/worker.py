@@ -1,0 +1,106 @@
+"""vLLM's engine in a process of its own, told over pipes what to run: python tests/vllm/worker.py
+
+Each line of JSON that it reads gets one with the answer. The requests are the functions of `REQUESTS`, with their
+arguments. The engine runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0): the second model takes a second, and what
+is in its linears can be looked at.
+"""
+
+import gc
+import json
+import os
+import sys
+import traceback
+from collections import Counter
+from typing import Any
+
+Ids = list[int]
+
+
+class Held:
+    """The one engine that is open."""
+
+    llm: Any = None
+
+
+def open_model(path: str, **settings: Any) -> dict[str, Any]:
+    """Load a model in place of the one before. Answers with the kernels that its linears chose, and how often."""
+    import vllm
+
+    close_model()
+    asked = {"max_model_len": 64, "max_num_seqs": 8, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
+    Held.llm = vllm.LLM(path, enable_prefix_caching=False, disable_log_stats=True, **asked | settings)
+    return {"version": vllm.__version__, "kernels": Held.llm.apply_model(kernels_of)[0]}
+
+
+def close_model() -> dict[str, Any]:
+    """Forget it."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    if Held.llm is not None:
+        Held.llm = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+    return {}
+
+
+def kernels_of(model: Any) -> dict[str, int]:
+    """Class names of the kernels in a model's linears, with the number of linears that have each."""
+    found: Counter[str] = Counter()
+    for module in model.modules():
+        for holder in (getattr(module, "scheme", None), getattr(module, "quant_method", None)):
+            kernel = getattr(holder, "kernel", None)
+            if kernel is not None:
+                found[type(kernel).__name__] += 1
+    return dict(found)
+
+
+def generate(prompts: list[Ids], tokens: int) -> dict[str, Any]:
+    """Greedy tokens, and log probabilities of the prompts' tokens. calls: of our native kernels meanwhile."""
+    import vllm
+
+    from bitwright.kernels.dispatch import kernel_calls
+
+    before = kernel_calls()
+    greedy = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, prompt_logprobs=0)
+    outputs = Held.llm.generate([{"prompt_token_ids": ids} for ids in prompts], greedy, use_tqdm=False)
+    logprobs = []
+    for output in outputs:
+        rows = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        logprobs.append([row[token].logprob for token, row in rows])
+    return {
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "logprobs": logprobs,
+        "calls": kernel_calls() - before,
+    }
+
+
+def embed(texts: list[str]) -> dict[str, Any]:
+    """A vector of each text."""
+    return {"vectors": [output.outputs.embedding for output in Held.llm.embed(texts, use_tqdm=False)]}
+
+
+def score(query: str, texts: list[str]) -> dict[str, Any]:
+    """A cross-encoder's score of each text."""
+    return {"scores": [output.outputs.score for output in Held.llm.score(query, texts, use_tqdm=False)]}
+
+
+REQUESTS = {function.__name__: function for function in (open_model, close_model, generate, embed, score)}
+
+
+def main() -> None:
+    """Answer until the input ends. What goes wrong is an answer too."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            answer = REQUESTS[asked.pop("do")](**asked)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"failed": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
