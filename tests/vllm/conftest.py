@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.integrations.conftest import quantized
+
+__all__ = ["quantized"]
+
 
 @pytest.fixture(scope="session")
 def float_model(tiny_model: Callable[..., Path]) -> Path:

@@ -106,7 +106,7 @@ def serving(directory: Path, log: Path, *arguments: str) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(directory)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--enforce-eager"]
-    command += ["--dtype", "bfloat16", "--max-model-len", "64", "--max-num-seqs", "8", *arguments]
+    command += ["--dtype", "bfloat16", "--max-num-seqs", "8", *arguments]
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env=environment(VLLM_CPU_KVCACHE_SPACE="1"))
     try:

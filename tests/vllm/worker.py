@@ -7,9 +7,11 @@ takes a second, and what is in its linears can be looked at.
 
 import gc
 import json
+import logging
 import os
 import sys
 import traceback
+import types
 from collections import Counter
 from typing import Any
 
@@ -36,9 +38,8 @@ def close_model() -> dict[str, Any]:
     """Forget it."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    if Held.llm is not None:
-        Held.llm = None
-        cleanup_dist_env_and_memory()
+    Held.llm = None
+    cleanup_dist_env_and_memory()
     return {}
 
 
@@ -73,17 +74,72 @@ def generate(prompts: list[Ids], tokens: int) -> dict[str, Any]:
     }
 
 
-def embed(texts: list[str]) -> dict[str, Any]:
-    """A vector of each text."""
-    return {"vectors": [output.outputs.embedding for output in Held.llm.embed(texts, use_tqdm=False)]}
+def register_without(name: str) -> dict[str, Any]:
+    """The plug-in in a vLLM that lacks a name among its linear kernels. Answers with what was said.
+
+    The name is missing only for us: vLLM's own functions go on. `forget` undoes it.
+    """
+    from vllm.model_executor import kernels
+    from vllm.model_executor.kernels import linear
+
+    from bitwright.integrations import vllm as plugin
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda line: said.append(line.getMessage())  # type: ignore[method-assign]
+    lacking = types.ModuleType(linear.__name__)
+    lacking.__dict__.update({key: value for key, value in vars(linear).items() if key != name})
+    for loaded in [module for module in sys.modules if module.startswith(plugin.__name__ + ".")]:
+        del sys.modules[loaded]
+    logging.getLogger("vllm.bitwright").addHandler(handler)
+    os.environ["BITWRIGHT_VLLM"] = "1"
+    try:
+        sys.modules[linear.__name__] = kernels.linear = lacking
+        plugin.register()
+    finally:
+        sys.modules[linear.__name__] = kernels.linear = linear
+        os.environ["BITWRIGHT_VLLM"] = "0"
+        logging.getLogger("vllm.bitwright").removeHandler(handler)
+    return {"said": said, "disabled": os.environ.get("VLLM_DISABLED_KERNELS", "")}
 
 
-def score(query: str, texts: list[str]) -> dict[str, Any]:
-    """A cross-encoder's score of each text."""
-    return {"scores": [output.outputs.score for output in Held.llm.score(query, texts, use_tqdm=False)]}
+def another_plugin(takes: bool) -> dict[str, Any]:
+    """Another plug-in puts its kernel first in the list for int8, and calls ours again after it. takes: whether its
+    kernel implements anything."""
+    from vllm.model_executor.kernels import linear
+    from vllm.platforms import PlatformEnum
+
+    from bitwright.integrations.vllm import register
+
+    class AnotherKernel(linear.CPUInt8ScaledMMLinearKernel):  # type: ignore[misc, name-defined]
+        """Not ours."""
+
+        @classmethod
+        def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+            """All or nothing."""
+            return takes, "nothing"
+
+    linear._POSSIBLE_INT8_KERNELS[PlatformEnum.CPU].insert(0, AnotherKernel)
+    register()
+    return {}
 
 
-REQUESTS = {function.__name__: function for function in (open_model, close_model, generate, embed, score)}
+def forget() -> dict[str, Any]:
+    """Lists and environment as without plug-ins."""
+    from vllm.model_executor.kernels import linear
+    from vllm.platforms import PlatformEnum
+
+    os.environ.pop("VLLM_DISABLED_KERNELS", None)
+    for name, table in vars(linear).items():
+        if name.startswith("_POSSIBLE_") and PlatformEnum.CPU in table:
+            table[PlatformEnum.CPU][:] = [kernel for kernel in table[PlatformEnum.CPU] if "vllm.model" in str(kernel)]
+    return {}
+
+
+REQUESTS = {
+    function.__name__: function
+    for function in (open_model, close_model, generate, register_without, another_plugin, forget)
+}
 
 
 def main() -> None:
