@@ -52,11 +52,8 @@ def said_by(name: str, windows: Sequence[Sequence[int]], options: argparse.Names
         answer = worker.ask({"windows": windows}, TIMEOUT_S)
     loss = -mean(value for row in answer["logprobs"] for value in row)
     say(f"{name}: {kernels}, perplexity {math.exp(loss):.3f}")
-    return {
-        "likeliest": [token for row in answer["likeliest"] for token in row],
-        "perplexity": math.exp(loss),
-        "kernels": kernels,
-    }
+    likeliest = [token for row in answer["likeliest"] for token in row]
+    return {"likeliest": likeliest, "perplexity": math.exp(loss), "kernels": kernels}
 
 
 def agreement(one: Sequence[int], other: Sequence[int]) -> float:

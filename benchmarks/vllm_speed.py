@@ -194,8 +194,9 @@ def ratios(rows: Sequence[Row], name: str, rivals: Sequence[str], field: str) ->
 
 def table(rows: Sequence[Row]) -> str:
     """A line for each model, cell and side, of the rounds that count."""
-    lines = ["| model | OpenMP | threads | at once | side | tokens/s | decoding | / bf16 | quartile | decoding / bf16 | "
-             "/ best of vLLM's | quartile | rounds |", "|---|---|---:|---:|---|" + "---:|" * 8]  # fmt: skip
+    lines = ["| model | OpenMP | threads | at once | side | tokens/s | decoding | / bf16 | quartile | "
+             "decoding / bf16 | / best of vLLM's | quartile | rounds |",
+             "|---|---|---:|---:|---|" + "---:|" * 8]  # fmt: skip
     cells: dict[tuple[Any, ...], list[Row]] = {}
     for row in quiet(rows):
         cells.setdefault((row["model"], row["preload"], row["threads"], int(row["cell"])), []).append(row)

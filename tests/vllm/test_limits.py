@@ -63,6 +63,14 @@ def test_a_scheme_that_nobody_has_is_named(worker: Ask, float_model: Path, tmp_p
         worker(OURS, "open_model", path=str(tmp_path / "w8a16"), dtype="bfloat16")
 
 
+def test_a_checkpoint_that_vllm_itself_refuses_is_named(worker: Ask, float_model: Path, tmp_path: Path) -> None:
+    """GPTQ with zero points never gets as far as a kernel."""
+    row = Checkpoint({"scheme": "w4a16_g32_asym"}, {}, "gptq")
+    write_checkpoint(float_model, tmp_path / "gptq", row)
+    with pytest.raises(TargetError, match="sym=False"):
+        worker(OURS, "open_model", path=str(tmp_path / "gptq"), dtype="bfloat16")
+
+
 @pytest.mark.parametrize("spoil", [lambda data: data[:-100], lambda data: b"\xff" * 8 + data[8:]])
 def test_a_broken_shard_ends_in_an_error(
     spoil: Callable[[bytes], bytes], worker: Ask, checkpoint: Callable[[str], Path], copied: Callable[[Path], Path]

@@ -12,7 +12,6 @@ from tests.vllm.engines import CHECKPOINTS, LINEARS, OURS, OWN
 Ask = Callable[..., dict[str, Any]]
 PROMPTS = [[5, 9, 20, 33, 70, 8, 100], [12, 13, 14, 9, 8, 7, 60, 61, 62, 63, 64, 65, 66], [150, 3]]
 TOKENS = 12
-APART = 0.07  # log probabilities in bfloat16 beside float32, with rounded inputs; a wrong grid is 0.3 and more apart
 QUICK = ("w8a8", "w4a16_g32")  # of CI
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in CHECKPOINTS]
 
@@ -48,7 +47,7 @@ def test_linears_run_on_our_kernels(
     # transformers alone reads neither GPTQ nor AWQ: their source has the same numbers.
     source = directory if row.to is None else directory.with_name(directory.name + ".unfinished.source")
     distance = apart(answer["logprobs"], logprobs_of_transformers(source))
-    assert distance < APART
+    assert distance < row.apart
     record(name=name, side="bitwright", release=opened["version"], kernels=opened["kernels"], apart=distance)
 
 
@@ -66,17 +65,20 @@ def test_beside_the_kernels_of_vllm(
     theirs = worker(OWN, "generate", prompts=PROMPTS, tokens=1)
     assert theirs["calls"] == 0
     worker(OURS, "open_model", path=str(directory), dtype="bfloat16")
-    assert apart(theirs["logprobs"], worker(OURS, "generate", prompts=PROMPTS, tokens=1)["logprobs"]) < APART
+    assert (
+        apart(theirs["logprobs"], worker(OURS, "generate", prompts=PROMPTS, tokens=1)["logprobs"])
+        < CHECKPOINTS[name].apart
+    )
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", QUICK)
 def test_compiled_gives_the_same_tokens(name: str, checkpoint: Callable[[str], Path], worker: Ask) -> None:
-    """dynamo traces the model without a break: it asks for whole graphs."""
+    """dynamo traces the model without a break: it asks for whole graphs. In bfloat16 fused steps round less often."""
     directory = str(checkpoint(name))
-    worker(OURS, "open_model", path=directory, dtype="bfloat16")
+    worker(OURS, "open_model", path=directory, dtype="float32")
     eager = worker(OURS, "generate", prompts=PROMPTS, tokens=TOKENS)
-    opened = worker(OURS, "open_model", path=directory, dtype="bfloat16", enforce_eager=False)
+    opened = worker(OURS, "open_model", path=directory, dtype="float32", enforce_eager=False)
     assert opened["kernels"] == dict.fromkeys(CHECKPOINTS[name].ours, LINEARS)
     compiled = worker(OURS, "generate", prompts=PROMPTS, tokens=TOKENS)
     assert compiled["tokens"] == eager["tokens"]

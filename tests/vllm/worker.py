@@ -12,8 +12,12 @@ import os
 import sys
 import traceback
 import types
-from collections import Counter
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from vllm_engine import kernels_of
 
 Ids = list[int]
 
@@ -41,17 +45,6 @@ def close_model() -> dict[str, Any]:
     Held.llm = None
     cleanup_dist_env_and_memory()
     return {}
-
-
-def kernels_of(model: Any) -> dict[str, int]:
-    """Class names of the kernels in a model's linears, with the number of linears that have each."""
-    found: Counter[str] = Counter()
-    for module in model.modules():
-        for holder in (getattr(module, "scheme", None), getattr(module, "quant_method", None)):
-            kernel = getattr(holder, "kernel", None)
-            if kernel is not None:
-                found[type(kernel).__name__] += 1
-    return dict(found)
 
 
 def generate(prompts: list[Ids], tokens: int) -> dict[str, Any]:
