@@ -58,7 +58,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., A
 
 @pytest.fixture(scope="session")
 def record() -> Callable[..., None]:
-    """Adds a line to the file that BITWRIGHT_VLLM_RECORD names, from which the table of docs/vllm.md is made."""
+    """Adds a line to the file that BITWRIGHT_VLLM_RECORD names: benchmarks/vllm_kernels.py makes a table of it."""
 
     def add(**row: Any) -> None:
         if path := os.environ.get("BITWRIGHT_VLLM_RECORD"):

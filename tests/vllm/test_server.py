@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.pages import blocks, read
 from tests.vllm.engines import ENCODER_SIZES, OURS, ROOT, TIMEOUT_S, environment, serving
 
 pytestmark = pytest.mark.full
@@ -26,12 +27,15 @@ def post(address: str, **body: Any) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-def example(name: str, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+def run(program: Path, *arguments: str) -> str:
+    """What it prints, run in its own folder."""
     settings = environment(VLLM_CPU_KVCACHE_SPACE="1")
-    run = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=TIMEOUT_S, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout + run.stderr
+    command = [sys.executable, str(program), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=settings, cwd=program.parent, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def test_completions_are_those_of_the_engine(checkpoint: Callable[[str], Path], worker: Ask, tmp_path: Path) -> None:
@@ -41,7 +45,7 @@ def test_completions_are_those_of_the_engine(checkpoint: Callable[[str], Path], 
     with serving(directory, tmp_path / "log") as address:
         asked = {"model": "tiny", "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
         answer = post(f"{address}/v1/completions", prompt=PROMPTS, **asked)
-        shown = example("vllm_server.py", address)
+        shown = run(ROOT / "examples" / "vllm_server.py", address)
     assert [choice["token_ids"] for choice in answer["choices"]] == expected
     assert shown.startswith("Slicing a list makes a new one.")
     assert f"Selected {INT8}" in (tmp_path / "log").read_text()
@@ -53,7 +57,7 @@ def test_embeddings_are_those_of_sentence_transformers(quantized: Callable[..., 
     directory = quantized("bert", "w8a8", pooling="mean_tokens", **ENCODER_SIZES)
     with serving(directory, tmp_path / "log") as address:
         rows = post(f"{address}/v1/embeddings", model="tiny", input=TEXTS)["data"]
-        shown = example("vllm_server.py", address, "--embed")
+        shown = run(ROOT / "examples" / "vllm_server.py", address, "--embed")
     found = np.array([row["embedding"] for row in rows])
     expected = sentence_transformers.SentenceTransformer(str(directory)).encode(TEXTS, normalize_embeddings=True)
     assert (found * expected).sum(axis=1).min() > 0.999
@@ -82,10 +86,16 @@ def test_scores_are_those_of_transformers(quantized: Callable[..., Path], tmp_pa
 
 @pytest.mark.parametrize("name", [None, "w8a8", "w4a16_g32"])
 def test_the_same_program_runs_float_int8_and_int4(
-    name: str | None, float_model: Path, checkpoint: Callable[[str], Path]
+    name: str | None, float_model: Path, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The example, in the processes that vLLM starts by default, compiled."""
-    shown = example("vllm_offline.py", str(checkpoint(name) if name else float_model))
-    assert "'Slicing a list makes" in shown
-    assert ("Kernel for CompressedTensors" in shown) == (name is not None)
+    """The page's, or for the float model the example's, in the processes that vLLM starts by default, compiled."""
+    if name is None:
+        shown = run(ROOT / "examples" / "vllm_offline.py", str(float_model))
+    else:
+        (block,) = [block for block in blocks(read("docs/vllm.md")) if block.title == "offline.py"]
+        (tmp_path / "offline.py").write_text(block.text)
+        (tmp_path / "DIR").symlink_to(checkpoint(name))
+        shown = run(tmp_path / "offline.py")
+    assert "Slicing a list makes" in shown
+    assert ("LinearKernel for CompressedTensors" in shown) == (name is not None)
     assert shown.count("Bitwright") >= (name is not None)
