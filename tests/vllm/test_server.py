@@ -1,4 +1,4 @@
-"""`vllm serve` with our kernels: completions, embeddings and a reranker, over HTTP; the examples."""
+"""vLLM's server with our kernels: completions, embeddings and a reranker, over HTTP; the examples."""
 
 import json
 import subprocess
