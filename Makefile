@@ -16,7 +16,7 @@ LONG := build/long/$(shell git rev-parse --short HEAD)
 WEIGHTS := rxnmapper
 # Minor versions of vLLM: the one that CI tests, and the oldest and newest that work.
 VLLM     ?= 0.32
-VLLM_ALL ?= 0.31 0.32
+VLLM_ALL ?= 0.30 0.32
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo docs test test-all test-vllm test-vllm-all long check sanitize format bench report wheel clean

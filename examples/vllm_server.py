@@ -1,6 +1,7 @@
 """Asks a server of vLLM, in the words of OpenAI's interface: python examples/vllm_server.py http://127.0.0.1:8000
 
-needs: pip install bitwright[vllm], and a server: vllm serve DIR, or python -m vllm.entrypoints.openai.api_server --model DIR
+needs: pip install bitwright[vllm], and a server in another terminal: vllm serve DIR, or where that ends at once
+python -m vllm.entrypoints.openai.api_server --model DIR
 """
 
 import argparse
