@@ -7,11 +7,14 @@ one: the time of prompts and new tokens, or the most likely next token at each p
 """
 
 import argparse
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parent))  # last: -P keeps what lies here from standing for libraries
 
 from llm_engines import answer_requests, prompts_of, vllm_engine
 

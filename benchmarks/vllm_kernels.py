@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RECORDS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "vllm.md"
@@ -30,13 +30,13 @@ class Row(NamedTuple):
 
 def taken(lines: Iterable[str]) -> list[Row]:
     """Rows of what the tests recorded, for the checkpoints that were seen with and without the plug-in."""
-    sides: dict[tuple[str, str], dict[str, dict[str, object]]] = {}
+    sides: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for line in lines:
         row = json.loads(line)
         sides.setdefault((row["name"], row["release"]), {})[row["side"]] = row
     return [
         Row(seen["bitwright"]["format"], name, release, seen["bitwright"]["kernels"], seen["vllm"]["kernels"],
-            seen["bitwright"]["apart"])  # type: ignore[arg-type]
+            seen["bitwright"]["apart"])
         for (name, release), seen in sides.items() if len(seen) == 2
     ]  # fmt: skip
 

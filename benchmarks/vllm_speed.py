@@ -238,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = 1 + max((row["round"] for row in read_rows(options.json)), default=0)
     with ExitStack() as stack, options.json.open("a") as file:
         bench = Bench(options, stack)
+        if not bench.workers:
+            raise SystemExit("no side is left")
         for number in range(first, first + options.rounds):
             for row in bench.round(number, options.cell or CELLS):
                 print(json.dumps(row), file=file, flush=True)
