@@ -94,12 +94,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model-tokens", type=int, default=MODEL_TOKENS, help="of a sequence, at most")
     parser.add_argument("--eager", action="store_true")
     options = parser.parse_args()
 
     def begin() -> Requests:
         requests = Requests(vllm_engine(
-            options.path, options.threads, max_model_len=MODEL_TOKENS, max_num_batched_tokens=BATCH_TOKENS,
+            options.path, options.threads, max_model_len=options.model_tokens, max_num_batched_tokens=BATCH_TOKENS,
             enforce_eager=options.eager,
         ))  # fmt: skip
         timed(requests, [[1] * 16], 4)
