@@ -75,7 +75,7 @@ build/vllm-%/.ready: $(PACKAGES) tests/vllm/requirements.py | setup
 	$(VLLM_PIP) -r $(@D)/requirements.txt
 	touch $@
 
-test-vllm: $(VLLM_VENV)/.ready  ## test the plug-in for vLLM, as CI does; VLLM=0.31 takes another one
+test-vllm: $(VLLM_VENV)/.ready  ## test the plug-in for vLLM, as CI does; VLLM=0.30 takes another one
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm -m "not full"
 
 test-vllm-all: $(VLLM_ALL:%=test-vllm-all-%)  ## test it with all that it may meet, in two releases: minutes
