@@ -1,8 +1,9 @@
 """Weights of 4 bits and fewer with a scale for each group of inputs, as `torch.ops.bitwright` takes them."""
 
+import os
+
 import torch
 from torch import Tensor, nn
-from vllm import envs
 
 from bitwright.integrations.vllm.constants import bias_of, keep, keep_bias
 from bitwright.kernels import layouts
@@ -14,9 +15,9 @@ _CONSTANTS = ("codes", "scale", "zero", "minimum", "levels")
 class GroupedLinear:
     """Packs a weight into a layer of vLLM, and multiplies by it.
 
-    By default inputs stay in 16 bits (`linear_wna16`). VLLM_CPU_INT4_W4A8=1, vLLM's own switch, asks for inputs that
-    are rounded to int8 by token and group (`linear_wna8`), as Bitwright's engine has them; levels that are no whole
-    numbers are then rounded to 127ths of the largest.
+    Inputs stay in 16 bits (`linear_wna16`). Where the user sets VLLM_CPU_INT4_W4A8=1, vLLM's own switch (which is on
+    unless it is set, but only for its kernels with AMX), they are rounded to int8 by token and group (`linear_wna8`),
+    as Bitwright's engine has them; levels that are no whole numbers are then rounded to 127ths of the largest.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class GroupedLinear:
         self.n, self.numbers, self.rounds = (
             n,
             (n, held, inputs, group // inputs),
-            rounds or bool(envs.VLLM_CPU_INT4_W4A8),
+            rounds or os.environ.get("VLLM_CPU_INT4_W4A8") == "1",
         )
         lowest = 0 if levels is not None else -(1 << held - 1)
         if levels is not None and self.rounds:
