@@ -231,7 +231,8 @@ def vllm_engine(path: Path, threads: int, **asked: Any) -> Any:
     import vllm
 
     return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(
-        str(path), dtype="bfloat16", max_num_seqs=32, enable_prefix_caching=False, disable_log_stats=True, **asked,
+        str(path), max_num_seqs=32, enable_prefix_caching=False, disable_log_stats=True,
+        **({"dtype": "bfloat16"} | asked),
     ))  # fmt: skip
 
 

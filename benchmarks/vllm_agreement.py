@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--preload", choices=PRELOADS, default=PRELOADS[0])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of all but linears")
     parser.add_argument("--eager", action="store_true")
     options = parser.parse_args(arguments)
     options.zentorch = None

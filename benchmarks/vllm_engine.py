@@ -95,13 +95,14 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model-tokens", type=int, default=MODEL_TOKENS, help="of a sequence, at most")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--eager", action="store_true")
     options = parser.parse_args()
 
     def begin() -> Requests:
         requests = Requests(vllm_engine(
             options.path, options.threads, max_model_len=options.model_tokens, max_num_batched_tokens=BATCH_TOKENS,
-            enforce_eager=options.eager,
+            enforce_eager=options.eager, dtype=options.dtype,
         ))  # fmt: skip
         timed(requests, [[1] * 16], 4)
         return requests

@@ -97,6 +97,7 @@ def start(name: str, options: argparse.Namespace, stack: ExitStack, logs: Path) 
     python = options.zentorch if side.zentorch else options.python
     command = [python, "-P", str(Path(__file__).with_name("vllm_engine.py")), str(folder_of(side, options))]
     command += ["--threads", str(options.threads), *(["--eager"] if options.eager else [])]
+    command += ["--dtype", getattr(options, "dtype", "bfloat16")]
     environment = worker_environment(options.threads) | openmp(python, options.preload, options.threads)
     return stack.enter_context(Worker(name, command, environment | side.environment(), logs / f"{name}.log"))
 
