@@ -63,12 +63,12 @@ def _run_module(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def popen(command: Sequence[object], **options: Any) -> "subprocess.Popen[Any]":
-    """`subprocess.Popen` of `[sys.executable, "-m", module, …]`, as a fork of this process: a new interpreter takes
+    """`subprocess.Popen` of `[sys.executable, …, "-m", module, …]`, as a fork of this process: a new interpreter takes
     seconds to import what is here already."""
-    interpreter, dash_m, *rest = map(str, command)
-    assert (interpreter, dash_m) == (sys.executable, "-m")
-    environment = dict(options.get("env") or os.environ)
-    return subprocess.Popen([*map(str, command)], preexec_fn=lambda: _run_module(rest, environment), **options)
+    words = [*map(str, command)]
+    assert words[0] == sys.executable
+    module, environment = words[words.index("-m") + 1 :], dict(options.get("env") or os.environ)
+    return subprocess.Popen(words, preexec_fn=lambda: _run_module(module, environment), **options)
 
 
 # What a module of ours that starts interpreters has in place of `subprocess`, so that it forks.
