@@ -311,4 +311,4 @@ _ROWS: dict[str, Callable[[Any, Any], list[np.ndarray]]] = {
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _serve(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0)
+    _serve(float(sys.argv[1]))
