@@ -18,6 +18,9 @@ WEIGHTS := rxnmapper
 VLLM     ?= 0.32
 VLLM_ALL ?= 0.30 0.32
 
+# Tests start many interpreters, and pytest rewrites the asserts of every file: half of that need be done once only.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo docs test test-all test-vllm test-vllm-all long check sanitize format bench report wheel clean
 
@@ -47,8 +50,8 @@ setup: $(VENV)/.ready  ## make .venv: packages, and the kernels compiled
 demo: setup  ## quantize the real MiniLM within 1 % and write the report
 	$(BIN)/python examples/demo.py --out $(DEMO)
 
-# Tests that measure time or memory have the machine to themselves.
-pytest = $(BIN)/python -m pytest -m "alone$(1)" && \
+# Tests that measure time or memory have the machine to themselves; no other file is collected for them.
+pytest = $(BIN)/python -m pytest -m "alone$(1)" $(shell grep -rl --include='test_*.py' mark.alone tests) && \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone$(1)"
 
 docs: setup  ## build the site of docs/ into build/site, without a network

@@ -7,7 +7,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import bitwright.cli
 from tests.families import DECODERS, ENCODERS, write_model
+from tests.forks import FORKING
 
 # Torch on one thread, here and in processes that tests start: on tiny tensors a second one only waits, for long where
 # another worker shares the cores. Tests of threads ask for more themselves.
@@ -28,6 +33,23 @@ settings.load_profile("bitwright")
 
 TinyModel = Callable[..., Path]
 Once = Callable[[object, Callable[[Path], object]], Path]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def remarks(self) -> list[str]:
+        """The lines of stderr that are neither empty nor progress."""
+        return [line for line in self.err.splitlines() if line.startswith("bitwright: ")]
+
+
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +75,43 @@ def texts() -> list[str]:
     prose = " ".join(" ".join(topics[name].split()) for name in sorted(topics))
     sentences = re.findall(r"(?<=[.:] )[A-Z][a-z][^.:*|]{18,298}\.(?= )", prose)
     return list(dict.fromkeys(sentences))[:240]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_checks() -> Iterator[None]:
+    """The process in which a result is checked is a fork of the test's: a new interpreter imports for seconds. Tests
+    that are about that process ask for `new_interpreters`. The one that judges is new, and stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bitwright.runtime.library.IDLE_SECONDS", 3600)
+        patch.setattr("bitwright.runtime.verify.subprocess", FORKING)
+        yield
+
+
+@pytest.fixture
+def new_interpreters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process in which a result is checked is a new interpreter, as users have it."""
+    monkeypatch.setattr("bitwright.runtime.verify.subprocess", subprocess)
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are not checked; `test_quantize.py` does it."""
+    monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("quantize", model, "--out", out)`: the command line as a person starts it, inside the test's process."""
+
+    def call(*arguments: Any) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["bitwright", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            bitwright.cli.main()
+        written = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), written.out, written.err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

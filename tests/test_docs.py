@@ -26,6 +26,7 @@ from bitwright.families.row import ROLES
 from bitwright.methods import METHODS
 from bitwright.recipe import Recipe, shipped_recipes
 from bitwright.targets import TARGETS
+from tests.forks import FORKING
 from tests.pages import (
     MAKEFILE,
     ROOT,
@@ -220,6 +221,7 @@ def allowed(words: tuple[str, ...], expected: int | None) -> set[int]:
 def test_page_runs(page: str, folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if page != "docs/index.md":  # the one command is run whole
         leave_out_other_processes(monkeypatch)
+        monkeypatch.setattr("bitwright.runtime.bench_process.subprocess", FORKING)
     names: dict[str, Any] = {}
     for block in blocks(read(page)):
         if block.title:

@@ -82,27 +82,30 @@ def mean_length(found: list[str]) -> float:
     return sum(len(words(sentence)) for sentence in found) / len(found)
 
 
-MESSAGES = {
-    f"{name}: {text}": text
-    for file in sorted(SRC.rglob("*.py"))
-    if (name := str(file.relative_to(SRC))) not in OTHER
-    for text in messages(file)
-}
+@pytest.fixture(scope="module")
+def told() -> dict[str, str]:
+    """Every message of the program, by the file that has it and itself."""
+    return {
+        f"{name}: {text}": text
+        for file in sorted(SRC.rglob("*.py"))
+        if (name := str(file.relative_to(SRC))) not in OTHER
+        for text in messages(file)
+    }
 
 
-def test_sentences_of_messages_are_short() -> None:
-    assert len(MESSAGES) > 500
-    assert mean_length([sentence for text in MESSAGES.values() for sentence in sentences(text)]) <= MEAN
+def test_sentences_of_messages_are_short(told: dict[str, str]) -> None:
+    assert len(told) > 500
+    assert mean_length([sentence for text in told.values() for sentence in sentences(text)]) <= MEAN
 
 
-def test_no_sentence_of_a_message_is_very_long() -> None:
-    found = {name for name, text in MESSAGES.items() for one in sentences(text) if len(words(one)) > MOST}
-    assert {name for name in found if not MESSAGES[name].startswith(tuple(LONG))} == set()
+def test_no_sentence_of_a_message_is_very_long(told: dict[str, str]) -> None:
+    found = {name for name, text in told.items() for one in sentences(text) if len(words(one)) > MOST}
+    assert {name for name in found if not told[name].startswith(tuple(LONG))} == set()
 
 
 @pytest.mark.parametrize("pattern", PHRASES.values(), ids=PHRASES)
-def test_messages_are_free_of(pattern: str) -> None:
-    found = [name for name, text in MESSAGES.items() if re.search(pattern, text)]
+def test_messages_are_free_of(told: dict[str, str], pattern: str) -> None:
+    found = [name for name, text in told.items() if re.search(pattern, text)]
     assert found == []
 
 

@@ -203,7 +203,9 @@ def read_recipe(path: Path) -> Recipe:
         path = names[str(path)]
     try:
         data = yaml.load(_text(path), _Loader)
-        check_text(data)
+        size = _written_out(data, {})
+        if size <= _MOST_VALUES:  # it would write the aliases out
+            check_text(data)
     except OSError as error:
         hint = "" if path.suffix else f", and no recipe has this name{_nearest(str(path), names)}"
         raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
@@ -215,7 +217,7 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(
             f"{path}: a recipe must be a mapping of keys such as `scheme` and `rules`, but this is {brief(data)}"
         )
-    if (size := _written_out(data, {})) > _MOST_VALUES:
+    if size > _MOST_VALUES:
         raise RecipeError(f"{path}: the aliases stand for {size} values, more than {_MOST_VALUES}; write them out")
     return make_recipe(data, where=str(path))
 

@@ -1,34 +1,14 @@
-"""Running the command line inside the test's process."""
+"""Records with long names, and a language model that says what it is told."""
 
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import bitwright.cli
 from bitwright.cli import terminal
 from bitwright.generate.processors import Choice
 from bitwright.generate.sequence import Generation, Step
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left: its exit code and what it wrote."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def remarks(self) -> list[str]:
-        """The lines of stderr that are neither empty nor progress."""
-        return [line for line in self.err.splitlines() if line.startswith("bitwright: ")]
-
-
-Run = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
@@ -36,27 +16,6 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both consoles 80 characters wide, whatever the terminal of whoever runs the tests."""
     for console in (terminal.out, terminal.err):
         monkeypatch.setattr(console, "width", 80)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`run("quantize", model, "--out", out)`: the command line as a person starts it."""
-
-    def call(*arguments: Any) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["bitwright", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            bitwright.cli.main()
-        written = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), written.out, written.err)
-
-    return call
-
-
-@pytest.fixture
-def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the checks in other processes, seconds each; tests/pipeline makes them."""
-    monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
 
 
 @pytest.fixture

@@ -45,6 +45,9 @@ INT8_FLOOR = 5e-3  # of the length of the library's output: where that distance 
 # is typical of all texts, with more room for one of them.
 FEW_VALUES, FEW_FACTOR = 16, 4.0
 
+# Texts of which nothing depends but whether the tokenizers agree: the hard ones are read beside them, however few.
+SAMPLES = 60
+
 RIGHT, REFUSED, WRONG, CRASHED = "right", "refused", "wrong", "crashed"
 UNLOADABLE = "not loaded by the library"
 _WORST_LAST = (UNLOADABLE, RIGHT, REFUSED, WRONG, CRASHED)
@@ -202,7 +205,9 @@ def _quantized(stage: str, source: Path, result: Path, recipe: Recipe, task: Tas
     watch = _Watch()
     _refusable(
         stage,
-        lambda: bitwright.quantize(source, out=result, recipe=recipe, task=task, judged=False, progress=watch),
+        lambda: bitwright.quantize(
+            source, out=result, recipe=recipe, task=task, samples=SAMPLES, judged=False, progress=watch
+        ),
         lambda: watch.begun,
     )
     return _refusable(stage, lambda: bitwright.load(result), lambda: True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.differential.compare import REFUSED, RIGHT, judge, reason_of
+from tests.differential.compare import REFUSED, RIGHT, Verdict, judge, reason_of
 from tests.differential.layouts import DIMENSIONS, FAMILIES, Dimension, Layout, settle
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -59,9 +59,11 @@ def rows() -> Iterator[Row]:
     """Each choice, judged: takes minutes."""
     layouts = [(each.name, choice, _alone(each, choice)) for each in DIMENSIONS for choice in each.choices]
     layouts += [(name, words, settle({"seed": 0} | layout)) for name, words, layout in _TOGETHER]
+    judged: dict[str, Verdict] = {}  # the plain choice of every dimension is the same layout
     with tempfile.TemporaryDirectory(prefix="layout-") as folder:
         for name, choice, layout in layouts:
-            verdict = judge(layout, Path(folder) / "of")
+            key = repr(sorted(layout.items()))
+            verdict = judged[key] if key in judged else judged.setdefault(key, judge(layout, Path(folder) / "of"))
             said = f"refused: {reason_of(verdict.reason)}" if verdict.kind == REFUSED else verdict.kind
             if verdict.kind not in (RIGHT, REFUSED):
                 said = "the library itself does not load it" if verdict.stage == "library" else verdict.reason

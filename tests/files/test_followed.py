@@ -18,6 +18,8 @@ from bitwright.files.followed import check_followed, paths_of_tokenizer
 
 TinyModel = Callable[..., Path]
 
+ROOT = Path(__file__).parents[2]
+
 # Opens a model, quantizes it without judging, and loads the result; with a third argument it notes what is opened.
 CHILD = """
 import os, sys
@@ -29,8 +31,10 @@ def note(event, args):
     if event.startswith(("socket.connect", "socket.getaddrinfo", "subprocess.", "os.system", "os.exec", "os.posix")):
         opened.add(event)
 sys.addaudithook(note) if len(sys.argv) > 3 else None
-import bitwright
+import bitwright, bitwright.runtime.verify
 from bitwright.errors import BitwrightError
+from tests.forks import FORKING
+bitwright.runtime.verify.subprocess = FORKING
 for model, out in (line.split("\\t") for line in open(sys.argv[1])):
     out = out.strip()
     try:
@@ -138,6 +142,7 @@ def run_child(before: list[str], models: Path, opened: Path, *more: str) -> str:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
         [*before, sys.executable, "-c", CHILD, str(models), str(opened), *more],

@@ -1,6 +1,6 @@
 """A unit that the scheme destroys is found, is all that gets more bits, and the budget holds on held-out data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,6 @@ pytestmark = pytest.mark.usefixtures("unverified")
 SAMPLES = 32
 PROSE = "builtin#documentation"  # one kind of text: the thresholds here are for a loss on it
 FFN = "model.layers.1.mlp"
-
-
-@pytest.fixture(scope="module")
-def unverified() -> Iterator[None]:
-    """Without the clean-process checks, seconds each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
-        yield
 
 
 @pytest.fixture(scope="module")

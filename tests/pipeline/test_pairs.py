@@ -17,15 +17,11 @@ from bitwright.pipeline.request import Texts
 from bitwright.pipeline.variants import calibration_batches
 from bitwright.recipe import make_recipe
 
+pytestmark = pytest.mark.usefixtures("unverified")
+
 TinyModel = Callable[..., Path]
 QUICK: dict[str, Any] = {"samples": 60, "speed": False, "sensitivity": False}
 HERE = {"targets": ["bitwright"], "budget": {"max_loss": 0.9}}
-
-
-@pytest.fixture(autouse=True)
-def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the clean-process checks, which `test_quantize.py` makes."""
-    monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
 
 
 @pytest.fixture

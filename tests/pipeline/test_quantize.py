@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -25,25 +24,14 @@ from bitwright.pipeline.variants import calibration_batches
 from bitwright.recipe import make_recipe, read_recipe
 from bitwright.record import LeftOut, plain_data, read_record
 from bitwright.report import write_report
+from tests.forks import popen
 
 TinyModel = Callable[..., Path]
 
-# Verification reloads in new processes, seconds each: once for all targets, elsewhere only our own, or none.
+# Verification reloads in other processes: once for all targets, elsewhere only our own, or none.
 HERE = make_recipe({"targets": ["bitwright"], "budget": {"max_loss": 0.5}})
 FULL = pytest.mark.full
 QUICK: dict[str, Any] = {"samples": 60, "speed": False, "sensitivity": False}
-
-
-@pytest.fixture(scope="module")
-def unverified(monkeypatch_module: pytest.MonkeyPatch) -> None:
-    """Leave out the clean-process checks, which `test_result_is_complete` makes."""
-    monkeypatch_module.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
 
 
 def digest(directory: Path) -> dict[str, str]:
@@ -75,6 +63,7 @@ def plant(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{block}.intermediate.dense.weight"][:, 0] *= factor
 
 
+@pytest.mark.usefixtures("new_interpreters")
 def test_result_is_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     source = tiny_model("bert")
     recipe = make_recipe({"budget": {"max_loss": 0.5}})
@@ -325,30 +314,17 @@ class TestRuns:
         assert (stored["encoder.layer.1.output.dense.weight"] == 127).all()
 
 
-@pytest.mark.usefixtures("interruptible")
+@pytest.mark.usefixtures("interruptible", "unverified")
 @pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=FULL)])
 def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(
-    tiny_model: TinyModel, tmp_path: Path, stop: signal.Signals
+    tiny_model: TinyModel, tmp_path: Path, stop: signal.Signals, run: Callable[..., Any]
 ) -> None:
     source = tiny_model("bert")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("targets: [bitwright]\nbudget: {max_loss: 0.5}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "bitwright",
-        "quantize",
-        str(source),
-        "--recipe",
-        str(recipe),
-        "--samples",
-        "80",
-        "--no-speed",
-        "--sensitivity",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, env=environment
+    command = ["quantize", source, "--recipe", recipe, "--samples", "80", "--no-speed", "--sensitivity"]
+    child = popen(
+        [sys.executable, "-m", "bitwright", *command, "--out", tmp_path / "out"], stderr=subprocess.PIPE, text=True
     )
     journal = tmp_path / ".out.bitwright" / "journal.jsonl"
     deadline = time.monotonic() + 120
@@ -361,15 +337,11 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(
     assert child.returncode == (130 if stop is signal.SIGINT else -signal.SIGKILL)
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
-    again = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False, env=environment
-    )
-    assert again.returncode == 0, again.stderr
-    assert "continuing an interrupted run" in again.stderr
-    fresh = subprocess.run(
-        [*command, "--out", str(tmp_path / "fresh")], capture_output=True, text=True, check=False, env=environment
-    )
-    assert fresh.returncode == 0, fresh.stderr
+    again = run(*command, "--out", tmp_path / "out")
+    assert again.code == 0, again.err
+    assert "continuing an interrupted run" in again.err
+    fresh = run(*command, "--out", tmp_path / "fresh")
+    assert fresh.code == 0, fresh.err
     assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
     one, two = read_record(tmp_path / "out"), read_record(tmp_path / "fresh")
     assert one.sensitivity == two.sensitivity

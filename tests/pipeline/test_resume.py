@@ -20,11 +20,14 @@ from bitwright.pipeline.workspace import claim, work_directory
 from bitwright.progress import Quiet
 from bitwright.quantizing import layers, observing
 from bitwright.recipe import make_recipe
+from tests.forks import quantize_in_forks
 
 RECIPE = {
     "scheme": "w4a16_g32", "method": "awq_gptq", "targets": ["bitwright"], "budget": {"max_loss": 0.9},
     "calibration": {"samples": 32, "max_tokens": 16, "batch_size": 8},
 }  # fmt: skip
+# By the server whose forks the runs are. A library that judges is a fork of such a fork.
+PRELOADED = ["tests.forks", "bitwright.pipeline", "bitwright.runtime.generic", "sentence_transformers"]
 TIMED = {"report.html", "README.md", "record.json"}
 # Of the record: when it was made, how long it took, and that an earlier run was interrupted.
 PASSING = ("created", "timings_s", "warnings", "command")
@@ -211,7 +214,7 @@ def test_killed_at_ten_random_moments(
     """By SIGKILL, which nothing can prepare for. A killed run is started again until it finishes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bitwright.pipeline", "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload(PRELOADED)
     options = {
         "recipe": make_recipe(RECIPE), "data": prose, "samples": 16, "judged": judged, "speed": False,
         "out": tmp_path / "out",
@@ -222,7 +225,7 @@ def test_killed_at_ten_random_moments(
 
     def run(blocks: int = 0, seconds: float | None = None) -> float | None:
         """How long the run took, or None if it was killed so many seconds after these blocks were done."""
-        process = context.Process(target=quantize, args=(source,), kwargs=options)
+        process = context.Process(target=quantize_in_forks, args=(source,), kwargs=options)
         begun = time.monotonic()
         process.start()
         while process.is_alive() and shards() < blocks:

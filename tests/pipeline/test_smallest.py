@@ -1,6 +1,6 @@
 """`goal: smallest`: 4, 8 or 16 bits for each unit, inside the budget, and what is refused before the work."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ RECIPE = {"calibration": CALIBRATION, "budget": {"goal": "smallest"}}
 PROSE = "builtin#documentation"  # one kind of text: LOSS is for that
 QUICK: dict[str, Any] = {"data": PROSE, "samples": 120, "speed": False, "sensitivity": False}
 LOSS = 0.03  # the tiny models of random weights lose more by 4 bits, and less by 8
-
-
-@pytest.fixture(scope="module")
-def unverified() -> Iterator[None]:
-    """Without the clean-process checks, seconds each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
-        yield
 
 
 def linears(record: dict[str, Any]) -> list[dict[str, Any]]:

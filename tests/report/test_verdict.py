@@ -56,6 +56,7 @@ def test_kinds_of_text_are_counted_and_the_bound_is_for_another_one(record):
 def test_a_headline_is_two_short_plain_sentences(name, model, verdict, request):
     made = request.getfixturevalue(model)
     made["model"]["name"] = name
+    made |= dict.fromkeys(("layers", "distributions", "sensitivity"))  # of which it tells nothing; reading them is slow
     for kinds, loss, upper, smaller, busy, failed in itertools.product(
         (False, True), (0.0123, -0.001, 1.234, None), (0.0234, math.inf), (True, False), (False, True), (False, True)
     ):

@@ -355,6 +355,7 @@ def test_a_directory_without_a_usable_config_is_refused(tmp_path, content):
         model_shape(ModelDirectory(tmp_path))
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     "task",
     [

@@ -58,6 +58,7 @@ def test_own_work_is_seen_and_a_dead_process_is_no_error() -> None:
     assert own_cpu_s([process]) == 0.0
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(("load", "rows"), [(0.9, 0), (0.0, 6)])
 def test_a_busy_machine_gets_no_rows_and_is_told(tiny_model, monkeypatch, load, rows) -> None:
     """The other programs are made up, the runtimes are real."""

@@ -43,6 +43,7 @@ def test_all_runtimes_compute_the_same_step(
             assert np.corrcoef(logits.ravel(), wanted.ravel())[0, 1] > 0.999
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_report_s_rows(model: Path) -> None:
     """In real workers; the result is the float model itself."""
     schedule = Schedule([*SHAPES, Shape(1, 300, "decode")], 1, rounds=2, block_s=0.01)

@@ -19,6 +19,7 @@ from bitwright.runtime.verify import compared, verify
 
 pytestmark = [
     pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
+    pytest.mark.usefixtures("new_interpreters"),
 ]
 
 

@@ -20,6 +20,8 @@ from bitwright.errors import LibraryError
 from bitwright.runtime.library_server import receive, send
 from bitwright.runtime.time_limit import kill_group, killed_after, most_tokens, seconds_allowed, weight_bytes
 
+IDLE_SECONDS = 60  # after which a server without work ends
+
 _server: list[subprocess.Popen[bytes]] = []
 _in_use = threading.Lock()  # one model at a time
 
@@ -52,7 +54,7 @@ def start_library() -> None:
              "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}  # fmt: skip
     _server[:] = [
         subprocess.Popen(
-            [sys.executable, "-m", "bitwright.runtime.library_server"],
+            [sys.executable, "-m", "bitwright.runtime.library_server", str(IDLE_SECONDS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | quiet,
             start_new_session=True,
         )

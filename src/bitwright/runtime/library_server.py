@@ -3,7 +3,7 @@ a user would, and uses no Bitwright code that reads models.
 
 This file, run as a module, is a server: it imports the libraries once, which takes seconds, and forks for each model
 that it is asked for; the child answers until it is told to close, and its memory goes with it. The server ends when its
-input does, or after a while without work.
+input does, or after as many seconds without work as its argument says.
 
 A message is two lengths (8 bytes each, little endian), a JSON object, and arrays as an .npz file, or nothing.
 """
@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,6 @@ import numpy as np
 
 from bitwright.families.tasks import AUTO_CLASSES
 
-IDLE_SECONDS = 60
 _PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that this process gets when its parent is gone
 _BATCH = 8  # a sixth less padding than 32, of texts as long as each other; a float32 product is as fast
 
@@ -69,7 +69,7 @@ def _exactly(descriptor: int, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _serve() -> None:
+def _serve(idle_seconds: float) -> None:
     """Answer requests on the old standard output; what the libraries print goes to standard error."""
     answers = os.dup(1)
     os.dup2(2, 1)
@@ -79,7 +79,7 @@ def _serve() -> None:
 
     with contextlib.suppress(ImportError):
         import sentence_transformers  # noqa: F401
-    while select.select([0], [], [], IDLE_SECONDS)[0]:
+    while select.select([0], [], [], idle_seconds)[0]:
         try:
             request, _ = receive(0)
         except EOFError:
@@ -313,4 +313,4 @@ _ROWS: dict[str, Callable[[Any, Any], list[np.ndarray]]] = {
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _serve()
+    _serve(float(sys.argv[1]))
