@@ -193,12 +193,10 @@ def _check_mixture(target: str, row: Target, quantized: Mapping[str, str]) -> No
 
 def _check_experts(target: str, quantized: Mapping[str, str], experts: Collection[str]) -> None:
     """Refuse what transformers cannot stack. It unpacks experts only if all are packed, symmetric, and like everything
-    else that is quantized; and where anything is quantized it takes experts to be. vLLM takes w8a8 experts, too.
+    else that is quantized; and where anything is quantized it takes experts to be.
     """
     floats = [name for name in experts if name not in quantized]
     if not quantized or not experts or (target == "vllm" and len(floats) == len(experts)):
-        return
-    if target == "vllm" and {quantized.get(name) for name in experts} == {"w8a8_symmetric"}:
         return
     wrong = floats or [name for name, s in quantized.items() if s.endswith("_asym") or not _is_packed(SCHEMES[s])]
     if wrong or len({_stored_as(scheme) for scheme in quantized.values()}) > 1:

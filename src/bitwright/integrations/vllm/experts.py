@@ -16,6 +16,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
     CompressedTensorsWNA16MoEMethod,
 )
 
+from bitwright.integrations.vllm import tally
 from bitwright.integrations.vllm.constants import keep
 from bitwright.kernels import layouts
 from bitwright.numerics.bits import unpack_words
@@ -84,6 +85,7 @@ class Int8ExpertsMethod(_Method, CompressedTensorsW8A8Int8MoEMethod):  # type: i
             keep(layer, f"{linear}_bias", torch.zeros(len(codes), n + -n % layouts.BLOCK, dtype=torch.float32))
             for name in (f"{linear}_weight", f"{linear}_weight_scale"):
                 setattr(layer, name, None)
+        tally.add(self)
 
     def apply(self, layer: Any, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, shared_experts: Any,
               shared_experts_input: Tensor | None) -> Tensor:  # fmt: skip
@@ -118,6 +120,7 @@ class GroupedExpertsMethod(_Method, CompressedTensorsWNA16MoEMethod):  # type: i
             for name in ("packed", "scale", "zero_point", "g_idx", "shape"):
                 if hasattr(layer, f"{linear}_weight_{name}"):
                     setattr(layer, f"{linear}_weight_{name}", None)
+        tally.add(self)
 
     def apply(self, layer: Any, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, shared_experts: Any,
               shared_experts_input: Tensor | None) -> Tensor:  # fmt: skip

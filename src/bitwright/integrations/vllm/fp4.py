@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from vllm.model_executor.kernels import linear as kernels
 
+from bitwright.integrations.vllm import tally
 from bitwright.integrations.vllm.grouped import GroupedLinear
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -30,6 +31,7 @@ class _Fp4:
         codes_NK = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)  # the lower half first
         self.linear = GroupedLinear(layer, codes_NK, 4, scale_NG, None, self.group, _LEVELS)
         layer.weight = layer.weight_scale = None
+        tally.add(self)
 
     def apply_weights(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., K) -> (..., N)."""

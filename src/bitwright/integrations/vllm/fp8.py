@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from vllm.model_executor.kernels import linear as kernels
 
+from bitwright.integrations.vllm import tally
 from bitwright.integrations.vllm.constants import bias_of, keep, keep_bias
 from bitwright.kernels import layouts
 from bitwright.kernels.torch_ops import QUANTIZE_MODES
@@ -53,6 +54,7 @@ class _Fp8:
         for name in ("weight", "weight_scale", "weight_scale_inv", "input_scale"):
             if hasattr(layer, name):
                 setattr(layer, name, None)
+        tally.add(self)
 
     def apply_weights(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., K) -> (..., N)."""

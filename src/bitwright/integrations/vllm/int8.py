@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from vllm.model_executor.kernels.linear import Int8ScaledMMLinearKernel, Int8ScaledMMLinearLayerConfig
 from vllm.model_executor.layers.quantization.utils import replace_parameter
 
+from bitwright.integrations.vllm import tally
 from bitwright.integrations.vllm.constants import bias_of, keep, keep_bias
 from bitwright.kernels import layouts
 from bitwright.kernels.torch_ops import QUANTIZE_MODES
@@ -35,6 +36,7 @@ class BitwrightInt8LinearKernel(Int8ScaledMMLinearKernel):  # type: ignore[misc]
         keep(layer, "scale", layouts.pad_columns(scale.data.float().flatten()))
         keep_bias(layer, n)
         replace_parameter(layer, self.layer_param_names[0], layouts.pack(codes_NK))
+        tally.add(self)
 
     def _grid(self, scale: Tensor | None, zero_point: Tensor | None) -> tuple[int, float, int, int]:
         """Mode, scale, zero point and smallest code of the input, as the operator takes them."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.kernels.linear import MPLinearKernel, MPLinearLayerConfig
 
+from bitwright.integrations.vllm import tally
 from bitwright.integrations.vllm.grouped import GroupedLinear
 from bitwright.kernels import layouts
 from bitwright.numerics.bits import unpack_words
@@ -49,6 +50,7 @@ class BitwrightWNA16LinearKernel(MPLinearKernel):  # type: ignore[misc]
         for name in (self.w_q_name, self.w_s_name, self.w_zp_name):
             if name and hasattr(layer, name):
                 setattr(layer, name, None)
+        tally.add(self)
 
     def apply_weights(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., K) -> (..., N)."""

@@ -6,6 +6,7 @@ by the public function and vLLM's kernels of that slot are named in VLLM_DISABLE
 """
 
 import os
+from importlib import import_module
 from logging import Logger
 from typing import Any
 
@@ -13,27 +14,30 @@ from vllm.model_executor.kernels import linear as kernels
 from vllm.platforms import PlatformEnum, current_platform
 
 from bitwright.errors import KernelError
-from bitwright.integrations.vllm.fp4 import BitwrightMxFp4LinearKernel, BitwrightNvFp4LinearKernel
-from bitwright.integrations.vllm.fp8 import BitwrightFp8BlockLinearKernel, BitwrightFp8LinearKernel
-from bitwright.integrations.vllm.int8 import BitwrightInt8LinearKernel
-from bitwright.integrations.vllm.packed import BitwrightWNA16LinearKernel
 from bitwright.kernels import torch_ops
 from bitwright.kernels.dispatch import active_isa
 
-# kind, as `register_linear_kernel` calls it -> the list, and our kernel
-_SLOTS: dict[str, tuple[str, type]] = {
-    "int8": ("_POSSIBLE_INT8_KERNELS", BitwrightInt8LinearKernel),
-    "mp": ("_POSSIBLE_KERNELS", BitwrightWNA16LinearKernel),
-    "fp8": ("_POSSIBLE_FP8_KERNELS", BitwrightFp8LinearKernel),
-    "mxfp4": ("_POSSIBLE_MXFP4_KERNELS", BitwrightMxFp4LinearKernel),
-    "nvfp4": ("_POSSIBLE_NVFP4_KERNELS", BitwrightNvFp4LinearKernel),
+# vLLM's own for CPUs, by kind
+_OWN: dict[str, tuple[str, ...]] = {
+    "int8": ("ZentorchInt8ScaledMMLinearKernel", "CPUInt8ScaledMMLinearKernel"),
+    "mp": ("Dynamic4bitLinearKernel", "ZentorchWNA16LinearKernel", "CPUWNA16LinearKernel"),
+    "fp8": ("PerTensorTorchFP8ScaledMMLinearKernel", "ChannelWiseTorchFP8ScaledMMLinearKernel"),
+    "mxfp4": (),
+    "nvfp4": (),
 }
-
-# The same for lists that the public function does not know: name, and our kernel. They are left alone where missing.
-_MORE = (
-    ("_POSSIBLE_FP8_BLOCK_KERNELS", BitwrightFp8BlockLinearKernel),
-    ("_POSSIBLE_WFP8A16_KERNELS", BitwrightFp8LinearKernel),
-)
+# kind, as `register_linear_kernel` calls it -> vLLM's list, our file and class
+_SLOTS = {
+    "int8": ("_POSSIBLE_INT8_KERNELS", "int8", "BitwrightInt8LinearKernel"),
+    "mp": ("_POSSIBLE_KERNELS", "packed", "BitwrightWNA16LinearKernel"),
+    "fp8": ("_POSSIBLE_FP8_KERNELS", "fp8", "BitwrightFp8LinearKernel"),
+    "mxfp4": ("_POSSIBLE_MXFP4_KERNELS", "fp4", "BitwrightMxFp4LinearKernel"),
+    "nvfp4": ("_POSSIBLE_NVFP4_KERNELS", "fp4", "BitwrightNvFp4LinearKernel"),
+}
+# The same of lists that the public function does not know; they are left alone where missing.
+_MORE = {
+    "fp8 in blocks": ("_POSSIBLE_FP8_BLOCK_KERNELS", "fp8", "BitwrightFp8BlockLinearKernel"),
+    "fp8 weights alone": ("_POSSIBLE_WFP8A16_KERNELS", "fp8", "BitwrightFp8LinearKernel"),
+}
 
 
 def fill(log: Logger) -> None:
@@ -45,30 +49,44 @@ def fill(log: Logger) -> None:
     except KernelError as error:
         log.warning("Bitwright's kernels stay out: %s", error)
         return
-    for kind, (name, kernel) in _SLOTS.items():
-        _put_first(kernel, kind, getattr(kernels, name, None))
-    for name, kernel in _MORE:
-        listed = getattr(kernels, name, {}).get(PlatformEnum.CPU)
-        if isinstance(listed, list) and kernel not in listed:
-            listed.insert(0, kernel)
-    taken = [*_SLOTS, "experts"]
+    taken, left = [], []
+    for kind, (name, file, kernel) in (_SLOTS | _MORE).items():
+        table = getattr(kernels, name, None)
+        try:
+            found = getattr(_file(file), kernel)
+        except (ImportError, AttributeError) as error:
+            left.append(f"{kind} ({error})")
+            continue
+        if _put_first(found, table):
+            taken.append(kind)
+        elif kind in _SLOTS:
+            _append(found, kind)
+            taken.append(kind)
     try:
-        from bitwright.integrations.vllm import config
-    except ImportError as error:
-        log.warning("Layers of experts stay with vLLM's kernels: this vLLM is not one that we know (%s)", error)
-        taken.remove("experts")
-    else:
-        config.register()
+        _file("config").register()
+        taken.append("experts")
+    except (ImportError, AttributeError) as error:
+        left.append(f"experts ({error})")
     log.info("Bitwright's kernels (%s) come first for: %s", active_isa(), ", ".join(taken))
+    if left:
+        log.warning("Bitwright does not know this vLLM's kernels for %s: its own run", "; ".join(left))
 
 
-def _put_first(kernel: type, kind: str, table: Any) -> None:
+def _file(name: str) -> Any:
+    return import_module(f"bitwright.integrations.vllm.{name}")
+
+
+def _put_first(kernel: type, table: Any) -> bool:
+    """False where vLLM's list is not what it is taken for."""
     listed = table.setdefault(PlatformEnum.CPU, []) if isinstance(table, dict) else None
-    if isinstance(listed, list):
-        if kernel not in listed:
-            listed.insert(0, kernel)
-        return
+    if not isinstance(listed, list):
+        return False
+    if kernel not in listed:
+        listed.insert(0, kernel)
+    return True
+
+
+def _append(kernel: type, kind: str) -> None:
     kernels.register_linear_kernel(kernel, PlatformEnum.CPU, kind)
-    own = [name for name in ("CPUInt8ScaledMMLinearKernel", "CPUWNA16LinearKernel") if hasattr(kernels, name)]
-    disabled = filter(None, [os.environ.get("VLLM_DISABLED_KERNELS"), *own])
+    disabled = filter(None, [os.environ.get("VLLM_DISABLED_KERNELS"), *_OWN[kind]])
     os.environ["VLLM_DISABLED_KERNELS"] = ",".join(disabled)
