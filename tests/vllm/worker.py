@@ -84,6 +84,7 @@ def register_without(name: str) -> dict[str, Any]:
     lacking.__dict__.update({key: value for key, value in vars(linear).items() if key != name})
     for loaded in [module for module in sys.modules if module.startswith(plugin.__name__ + ".")]:
         del sys.modules[loaded]
+        vars(plugin).pop(loaded.rpartition(".")[2], None)
     logging.getLogger("vllm.bitwright").addHandler(handler)
     os.environ["BITWRIGHT_VLLM"] = "1"
     try:
