@@ -287,7 +287,9 @@ def test_results_can_be_had_as_json_and_work_without_progress(run: Run) -> None:
         {name for name in COMMANDS if f"{option} " in run(name, "--help").out} for option in ("--json", "--quiet")
     )
     assert set(COMMANDS) - with_json == {"report", "completion", "chat"}
-    assert with_quiet == {"quantize", "plan", "analyze", "eval", "generate", "encode", "bench", "export", "verify"}
+    assert with_quiet == {
+        "quantize", "plan", "analyze", "eval", "generate", "encode", "bench", "convert", "export", "verify",
+    }  # fmt: skip
 
 
 def test_no_arguments_show_where_to_begin(run: Run) -> None:

@@ -142,8 +142,8 @@ def test_the_floor_of_both_doors_imports_no_torch() -> None:
 
 def test_tensor_bits_are_unpacked_at_one_place() -> None:
     """Only `numerics/bits.py` shifts stored codes of our formats, and `ggml.py` those of GGUF. Others that shift:
-    `arrays.py` bf16, `layouts.py` and `halves.py` what kernels hold in memory, GGUF's and ONNX's writers, the last four
-    numbers that are no stored codes.
+    `arrays.py` bf16, `layouts.py`, `halves.py` and `heads.py` what kernels hold in memory, GGUF's and ONNX's writers,
+    `fp4.py` what vLLM has loaded, the last four numbers that are no stored codes.
     """
     shifts = (ast.LShift, ast.RShift)
     found = set()
@@ -154,6 +154,6 @@ def test_tensor_bits_are_unpacked_at_one_place() -> None:
             if named or any(not isinstance(operand, ast.Constant) for operand in operands):  # 1 << 20 is a number
                 found.add(file.relative_to(SOURCE).as_posix())
     others = {"files/tokenizer.py", "numerics/histogram.py", "evaluate/metrics.py", "generate/processors.py"}
-    memory = {"numerics/arrays.py", "kernels/layouts.py", "engine/halves.py"}
-    writers = {"checkpoints/gguf_blocks.py", "onnx/graph.py"}
+    memory = {"numerics/arrays.py", "kernels/layouts.py", "engine/halves.py", "engine/heads.py"}
+    writers = {"checkpoints/gguf_blocks.py", "onnx/graph.py", "integrations/vllm/fp4.py"}
     assert found == {"numerics/bits.py", "numerics/ggml.py", *memory, *writers, *others}
