@@ -30,7 +30,8 @@ _PAGE = 2 << 20
 _NONE = -1  # in place of a block that was given back
 
 
-_Key = tuple[bytes, int]
+_Text = bytes  # stands for a text up to the end of a block
+_Key = tuple[_Text, int]  # and a form
 
 
 @dataclass(slots=True, eq=False)
@@ -235,7 +236,7 @@ class Cache:
             held.blocks[place] = block
         return True
 
-    def _resume(self, held: Held, keys: list[bytes]) -> None:
+    def _resume(self, held: Held, keys: list[_Text]) -> None:
         """Give a sequence that holds nothing the most of a text's blocks after which it can go on."""
         forms, full = self.layout.forms, 0
         runs = [0] * len(forms)  # blocks in a row that are there, up to this one
