@@ -29,9 +29,11 @@ def kernels_of(model: Any) -> dict[str, int]:
     found: Counter[str] = Counter()
     for module in model.modules():
         for holder in (getattr(module, "scheme", None), getattr(module, "quant_method", None)):
-            kernel = getattr(holder, "kernel", None)
+            kernel = getattr(holder, "kernel", None) or getattr(holder, "fp8_linear", None)
             if kernel is not None:
                 found[type(kernel).__name__] += 1
+            elif "Experts" in type(holder).__name__:
+                found[type(holder).__name__] += 1
     return dict(found)
 
 

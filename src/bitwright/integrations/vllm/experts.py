@@ -35,9 +35,9 @@ def of_scheme(layer: Any, weights: Any, inputs: Any) -> "CompressedTensorsMoEMet
         return None
     if inputs is None:
         fits = weights.num_bits == 4 and weights.strategy == "group" and not weights.actorder
-        return GroupedExpertsMethod(weights, moe) if fits and _groups_fit(weights.group_size) else None
+        return BitwrightGroupedExpertsMethod(weights, moe) if fits and _groups_fit(weights.group_size) else None
     fits = weights.num_bits == inputs.num_bits == 8 and weights.strategy == "channel" and weights.symmetric
-    return Int8ExpertsMethod(weights, inputs, moe) if fits and inputs.dynamic and inputs.symmetric else None
+    return BitwrightInt8ExpertsMethod(weights, inputs, moe) if fits and inputs.dynamic and inputs.symmetric else None
 
 
 def _groups_fit(group: int) -> bool:
@@ -64,7 +64,7 @@ class _Method(CompressedTensorsMoEMethod):  # type: ignore[misc]
         return y
 
 
-class Int8ExpertsMethod(_Method, CompressedTensorsW8A8Int8MoEMethod):  # type: ignore[misc]
+class BitwrightInt8ExpertsMethod(_Method, CompressedTensorsW8A8Int8MoEMethod):  # type: ignore[misc]
     """`torch.ops.bitwright.experts_w8a8`."""
 
     constants = ("weight", "colsum", "scale", "bias")
@@ -94,7 +94,7 @@ class Int8ExpertsMethod(_Method, CompressedTensorsW8A8Int8MoEMethod):  # type: i
         return self._run(layer, torch.ops.bitwright.experts_w8a8, x, topk_weights, topk_ids, inner)
 
 
-class GroupedExpertsMethod(_Method, CompressedTensorsWNA16MoEMethod):  # type: ignore[misc]
+class BitwrightGroupedExpertsMethod(_Method, CompressedTensorsWNA16MoEMethod):  # type: ignore[misc]
     """`torch.ops.bitwright.experts_wna8`: inputs are rounded to int8 by token and group."""
 
     constants = ("codes", "scale", "zero", "bias")

@@ -1,0 +1,40 @@
+"""What vLLM has no kernel for on CPUs, or a slow one: FP8, MXFP4, NVFP4, and layers of experts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vllm.engines import LINEARS, OURS, Checkpoint, write_checkpoint
+from tests.vllm.test_linears import PROMPTS, Ask, apart, logprobs_of_transformers
+
+KERNELS = {"fp8": "Fp8", "mxfp4": "MxFp4", "nvfp4": "NvFp4"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_small_floats_run_on_our_kernels(kind: str, float_model: Path, worker: Ask, tmp_path: Path) -> None:
+    from tests.vllm.small_floats import write
+
+    floats = write(float_model, tmp_path / kind, kind)
+    opened = worker(OURS, "open_model", path=str(tmp_path / kind), dtype="bfloat16")
+    assert opened["kernels"] == {f"Bitwright{KERNELS[kind]}LinearKernel": LINEARS}
+    answer = worker(OURS, "generate", prompts=PROMPTS, tokens=2)
+    assert apart(answer["logprobs"], logprobs_of_transformers(floats)) < 0.05
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")  # of transformers and compressed-tensors
+def test_experts_run_on_our_kernels(tiny_model: Callable[..., Path], worker: Ask, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 64, "intermediate_size": 64,
+    }  # fmt: skip
+    source, out = tiny_model("qwen3_moe", **sizes), tmp_path / "out"  # its first layer has no experts
+    write_checkpoint(source, out, Checkpoint({"scheme": "w4a16_g32"}, {}))
+    opened = worker(OURS, "open_model", path=str(out), dtype="bfloat16")
+    assert opened["kernels"] == {"BitwrightGroupedExpertsMethod": 1, "BitwrightWNA16LinearKernel": 6}
+    answer = worker(OURS, "generate", prompts=PROMPTS, tokens=2)
+    assert apart(answer["logprobs"], logprobs_of_transformers(out)) < 0.07
