@@ -32,7 +32,7 @@ def kernels_of(model: Any) -> dict[str, int]:
             kernel = getattr(holder, "kernel", None) or getattr(holder, "fp8_linear", None)
             if kernel is not None:
                 found[type(kernel).__name__] += 1
-            elif "Experts" in type(holder).__name__:
+            elif type(holder).__name__.startswith("Bitwright"):
                 found[type(holder).__name__] += 1
     return dict(found)
 

@@ -203,6 +203,19 @@ def test_gradient_stops_here():
     assert not module(quantized(), None, W8A8[0])(x).requires_grad
 
 
+def test_the_default_dtype_of_torch_changes_nothing():
+    """vLLM builds models with bfloat16 as the default."""
+    x, weight = inputs(2, 70), quantized()
+    want = [module(weight, None, spec)(x) for spec in W8A8]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = [module(weight, None, spec)(x) for spec in W8A8]
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+
+
 def test_compiles_into_one_graph():
     torch.compiler.reset()
     layer, x = module(quantized(), inputs(48), W8A8[0], gelu=True), inputs(2, 5, 70)

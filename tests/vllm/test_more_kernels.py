@@ -38,3 +38,34 @@ def test_experts_run_on_our_kernels(tiny_model: Callable[..., Path], worker: Ask
     assert opened["kernels"] == {"BitwrightGroupedExpertsMethod": 1, "BitwrightWNA16LinearKernel": 6}
     answer = worker(OURS, "generate", prompts=PROMPTS, tokens=2)
     assert apart(answer["logprobs"], logprobs_of_transformers(out)) < 0.07
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["nf4_g32", "log4_g32", "ternary_g32", "mixed"])
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_our_own_format_runs(scheme: str, float_model: Path, worker: Ask, tmp_path: Path) -> None:
+    """Beside the engine's generic path, which dequantizes; every part of a joined linear by itself."""
+    import torch
+
+    import bitwright
+
+    rules = [{"match": "*.o_proj", "scheme": "log4_g64"}, {"match": "*.down_proj", "scheme": "w8a8"}]
+    recipe = {"scheme": "nf4_g32", "rules": rules} if scheme == "mixed" else {"scheme": scheme}
+    out = tmp_path / "out"
+    write_checkpoint(float_model, out, Checkpoint(recipe, {}))
+    opened = worker(OURS, "open_model", path=str(out), dtype="bfloat16")
+    answer = worker(OURS, "generate", prompts=PROMPTS, tokens=2)
+    model: Any = bitwright.load(out, compute="float32").hf
+    found = []
+    for ids in PROMPTS:
+        with torch.inference_mode():
+            rows_TV = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        found.append([float(rows_TV[at, token]) for at, token in enumerate(ids[1:])])
+    assert apart(answer["logprobs"], found) < 0.06
+    assert answer["calls"] > 0
+    assert opened["kernels"] == {"BitwrightLinearMethod": LINEARS}
+    if scheme == "mixed":
+        worker(OURS, "open_model", path=str(out), dtype="bfloat16", enforce_eager=False)
+        compiled = worker(OURS, "generate", prompts=PROMPTS, tokens=2)
+        assert apart(compiled["logprobs"], answer["logprobs"]) < 0.06
+        assert compiled["calls"] == answer["calls"]

@@ -144,8 +144,8 @@ def add_gram(x_MK: Tensor, gram_KK: Tensor) -> FeatureStats:
     if x_MK.stride(1) != 1 and k > 1:
         x_MK = x_MK.contiguous()
     seen = FeatureStats(
-        torch.full((k,), torch.inf),
-        torch.full((k,), -torch.inf),
+        torch.full((k,), torch.inf, dtype=torch.float32),
+        torch.full((k,), -torch.inf, dtype=torch.float32),
         torch.zeros(k, dtype=torch.float64),
         torch.zeros(k, dtype=torch.float64),
     )

@@ -89,7 +89,9 @@ class QuantLinear(_ExactModule):
             self._grid = InputGrid.of(input_spec, linear.static)
             self._keep("colsum", layouts.column_sums(qtensor.codes_NK))
             self._keep("scale_n", layouts.pad_columns(qtensor.scale_NG.float().flatten().expand(n)))
-            self._keep("bias_n", layouts.pad_columns(torch.zeros(n) if bias is None else bias.float()))
+            self._keep(
+                "bias_n", layouts.pad_columns(torch.zeros(n, dtype=torch.float32) if bias is None else bias.float())
+            )
         self._keep("weight", layouts.pack(qtensor.codes_NK) if self.native else qtensor.codes_NK)
         self._keep("weight_scale", qtensor.scale_NG)
         self._keep("weight_zero_point", qtensor.zero_point_NG)
@@ -195,7 +197,7 @@ def _static_tensors(linear: QuantizedLinear) -> tuple[Tensor | None, Tensor | No
     if spec is None or static is None:
         return None, None
     zero = None if spec.symmetric else torch.tensor([static.zero_point], dtype=torch.int8)
-    return torch.tensor([static.scale]), zero
+    return torch.tensor([static.scale], dtype=torch.float32), zero
 
 
 def _padded_transform(transform: InputTransform | None) -> tuple[Tensor | None, Tensor | None]:
@@ -203,8 +205,8 @@ def _padded_transform(transform: InputTransform | None) -> tuple[Tensor | None, 
     if transform is None:
         return None, None
     scale_K, shift_K = transform.scale_K, transform.shift_K
-    shift = torch.zeros(transform.width) if shift_K is None else shift_K
-    multiplier = torch.ones(transform.width) if scale_K is None else 1.0 / scale_K
+    shift = torch.zeros(transform.width, dtype=torch.float32) if shift_K is None else shift_K
+    multiplier = torch.ones(transform.width, dtype=torch.float32) if scale_K is None else 1.0 / scale_K
     return layouts.pad_inputs(shift), layouts.pad_inputs(multiplier)
 
 

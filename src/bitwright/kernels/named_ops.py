@@ -129,8 +129,8 @@ def _scaled_mm(
     codes[:m, :k] = a.view(torch.uint8) ^ 128  # + 128
     scale_m, scale_n = scale_a.float().reshape(-1).expand(m).contiguous(), scale_b.float().reshape(-1).expand(n)
     zero_m = torch.zeros(m, dtype=torch.int32) if azp is None else azp.int().reshape(-1).expand(m).contiguous()
-    columns, shift = layouts.pad_columns(scale_n), torch.zeros(n) if bias is None else bias.float()
-    padded, y = layouts.pad_columns(shift), torch.empty(m, n)
+    columns, shift = layouts.pad_columns(scale_n), torch.zeros(n, dtype=torch.float32) if bias is None else bias.float()
+    padded, y = layouts.pad_columns(shift), torch.empty(m, n, dtype=torch.float32)
     variant = chosen("linear_w8a8")
     assert variant is not None
     op = module.LinearW8A8(

@@ -183,7 +183,7 @@ def in_whole_levels(weight: QTensor) -> QTensor:
     return replace(
         weight,
         codes_NK=torch.tensor(whole, dtype=torch.int8)[weight.codes_NK.int()],
-        scale_NG=weight.scale_NG.float() * torch.tensor(step),
+        scale_NG=weight.scale_NG.float() * torch.tensor(step, dtype=torch.float32),
         spec=QuantSpec(group_size=weight.spec.group_size),
         codebook=None,
     )
@@ -365,9 +365,9 @@ def cached_int4(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
     )
     least, most = _span(k_SGng)
     k_scale = _held_scale(torch.where(most > -least, -most, -least) / 8)
-    k_codes = _nibbles(k_SGng, k_scale, torch.tensor(8.0)) - 8
+    k_codes = _nibbles(k_SGng, k_scale, torch.tensor(8.0, dtype=torch.float32)) - 8
     least, most = _span(v_SGng)
-    v_scale = _held_scale((most - least) * torch.tensor(1 / 15))
+    v_scale = _held_scale((most - least) * torch.tensor(1 / 15, dtype=torch.float32))
     zero = (-least / v_scale.where(v_scale > 0, 1.0)).round()
     v_codes = _nibbles(v_SGng, v_scale, zero) - zero
     k_codes, k_scale, v_codes, v_scale = (x.to(k_SGD) for x in (k_codes, k_scale, v_codes, v_scale))

@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm.model_executor.kernels import linear as kernels
 
 from bitwright.integrations.vllm import tally
-from bitwright.integrations.vllm.grouped import GroupedLinear
+from bitwright.integrations.vllm.grouped import GroupedLinear, GroupedWeight
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LEVELS = torch.tensor([*_E2M1, *(-level for level in _E2M1)], dtype=torch.float32)
@@ -29,7 +29,7 @@ class _Fp4:
     def _pack(self, layer: Any, scale_NG: Tensor) -> None:
         packed = layer.weight.data
         codes_NK = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)  # the lower half first
-        self.linear = GroupedLinear(layer, codes_NK, 4, scale_NG, None, self.group, _LEVELS)
+        self.linear = GroupedLinear(layer, GroupedWeight(codes_NK, 4, scale_NG, None, self.group, _LEVELS))
         layer.weight = layer.weight_scale = None
         tally.add(self)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vllm.model_executor.kernels.linear import MPLinearKernel, MPLinearLayerConfig
 
 from bitwright.integrations.vllm import tally
-from bitwright.integrations.vllm.grouped import GroupedLinear
+from bitwright.integrations.vllm.grouped import GroupedLinear, GroupedWeight
 from bitwright.kernels import layouts
 from bitwright.numerics.bits import unpack_words
 
@@ -46,7 +46,8 @@ class BitwrightWNA16LinearKernel(MPLinearKernel):  # type: ignore[misc]
         zero = getattr(layer, self.w_zp_name or "", None) if self.config.zero_points else None
         zero_NG = None if zero is None else _codes(zero, bits, n, k // group)
         rounds = self.config.act_type == torch.int8  # that is what the file says
-        self.linear = GroupedLinear(layer, codes_NK, bits, scale_NG, zero_NG, group, None, rounds=rounds)
+        weight = GroupedWeight(codes_NK, bits, scale_NG, zero_NG, group, None)
+        self.linear = GroupedLinear(layer, weight, rounds=rounds)
         for name in (self.w_q_name, self.w_s_name, self.w_zp_name):
             if name and hasattr(layer, name):
                 setattr(layer, name, None)

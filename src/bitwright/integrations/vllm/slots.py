@@ -62,11 +62,12 @@ def fill(log: Logger) -> None:
         elif kind in _SLOTS:
             _append(found, kind)
             taken.append(kind)
-    try:
-        _file("config").register()
-        taken.append("experts")
-    except (ImportError, AttributeError) as error:
-        left.append(f"experts ({error})")
+    for what, file in (("experts", "config"), ("quant_method bitwright", "own")):
+        try:
+            _file(file).register()
+            taken.append(what)
+        except (ImportError, AttributeError) as error:
+            left.append(f"{what} ({error})")
     log.info("Bitwright's kernels (%s) come first for: %s", active_isa(), ", ".join(taken))
     if left:
         log.warning("Bitwright does not know this vLLM's kernels for %s: its own run", "; ".join(left))
