@@ -205,12 +205,13 @@ def test_gradient_stops_here():
 
 def test_the_default_dtype_of_torch_changes_nothing():
     """vLLM builds models with bfloat16 as the default."""
-    x, weight = inputs(2, 70), quantized()
-    want = [module(weight, None, spec)(x) for spec in W8A8]
+    x, statics = inputs(2, 70), [None if s.dynamic else StaticGrid(0.03, 0 if s.symmetric else 5) for s in W8A8]
+    linears = [QuantizedLinear(quantized(), None, s, static) for s, static in zip(W8A8, statics, strict=True)]
+    want = [QuantLinear(linear)(x) for linear in linears]
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        got = [module(weight, None, spec)(x) for spec in W8A8]
+        got = [QuantLinear(linear)(x) for linear in linears]
     finally:
         torch.set_default_dtype(before)
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
