@@ -138,6 +138,10 @@ def quantize(
             f"goal: {recipe.budget.goal} needs a verdict, but this run does not judge its result (--no-judge); "
             "leave one of the two out"
         )
+    if recipe.budget.min_speedup is not None and not (judged and speed):
+        raise InputError(
+            f"min_speedup = {recipe.budget.min_speedup:g}: this run measures no speed; leave one of the two out"
+        )
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
@@ -151,12 +155,8 @@ def quantize(
 
 def _begin(job: Job, asked: Asked, begun: float, progress: Progress) -> Result:
     """The checks that need the model, and then the work."""
-    recipe, judged, speed = job.recipe, asked.judged, asked.speed
+    recipe, judged = job.recipe, asked.judged
     front = recipe.budget.min_speedup is not None
-    if front and not (judged and speed):
-        raise InputError(
-            f"min_speedup = {recipe.budget.min_speedup:g}: this run measures no speed; leave one of the two out"
-        )
     job = compared_with_library(job, judges=judged, progress=progress)
     if judged and job.scored.missing_pairs:
         progress.say(
