@@ -31,6 +31,8 @@ def of_scheme(layer: Any, weights: Any, inputs: Any) -> "CompressedTensorsMoEMet
         return None
     if moe.moe_parallel_config.tp_size > 1 or moe.moe_parallel_config.use_ep:
         return None
+    if getattr(moe, "swiglu_limit", None) is not None:  # silu alone, without a clamp
+        return None
     if weights is None or weights.type != "int" or weights.dynamic:
         return None
     if inputs is None:
