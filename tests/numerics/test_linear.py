@@ -143,7 +143,7 @@ def test_the_floor_of_both_doors_imports_no_torch() -> None:
 def test_tensor_bits_are_unpacked_at_one_place() -> None:
     """Only `numerics/bits.py` shifts stored codes of our formats, and `ggml.py` those of GGUF. Others that shift:
     `arrays.py` bf16, `layouts.py`, `halves.py` and `heads.py` what kernels hold in memory, GGUF's and ONNX's writers,
-    `fp4.py` what vLLM has loaded, the last four numbers that are no stored codes.
+    `fp4.py` and `named_ops.py` what vLLM has loaded, the last four numbers that are no stored codes.
     """
     shifts = (ast.LShift, ast.RShift)
     found = set()
@@ -155,5 +155,5 @@ def test_tensor_bits_are_unpacked_at_one_place() -> None:
                 found.add(file.relative_to(SOURCE).as_posix())
     others = {"files/tokenizer.py", "numerics/histogram.py", "evaluate/metrics.py", "generate/processors.py"}
     memory = {"numerics/arrays.py", "kernels/layouts.py", "engine/halves.py", "engine/heads.py"}
-    writers = {"checkpoints/gguf_blocks.py", "onnx/graph.py", "integrations/vllm/fp4.py"}
+    writers = {"checkpoints/gguf_blocks.py", "onnx/graph.py", "integrations/vllm/fp4.py", "kernels/named_ops.py"}
     assert found == {"numerics/bits.py", "numerics/ggml.py", *memory, *writers, *others}
