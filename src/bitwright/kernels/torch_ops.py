@@ -1,7 +1,7 @@
 """Our linears as operators of torch: `torch.ops.bitwright`, in C++ (csrc/torch), with what torch.compile must know.
 
 They are defined through torch's stable C interface, looked up in the libtorch of the process: nothing links torch, and
-a call costs some 2 microseconds where an operator written in Python costs 15.
+a call of a tiny linear, its work included, takes 3 microseconds (Zen 5) where an empty operator in Python takes 6.
 """
 
 import functools
