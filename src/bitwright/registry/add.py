@@ -41,7 +41,9 @@ def add(
     """
     check_name(name)
     if not directory.is_dir():
-        raise InputError(f"{directory}: give the directory of a model; a registry holds no single files and no hub names")
+        raise InputError(
+            f"{directory}: give the directory of a model; a registry holds no single files and no hub names"
+        )
     opened = open_path(directory)
     record = read_record(directory) if (directory / RECORD_FILE).exists() else None
     facts = {

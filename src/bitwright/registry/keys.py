@@ -1,4 +1,4 @@
-"""The registry's key: ECDSA over P-256, the kind that `model-signing` takes, too. `cryptography` is imported when used."""
+"""The registry's key: ECDSA over P-256, the kind that `model-signing` takes, too. Imports `cryptography` when used."""
 
 import base64
 import os
@@ -43,7 +43,7 @@ def sign(folder: Path, message: bytes) -> str:
         text = (folder / PRIVATE).read_bytes()
     except OSError as error:
         raise InputError(
-            f"{folder / PRIVATE}: {error.strerror}. Only who can read the registry's private key may change the registry"
+            f"{folder / PRIVATE}: {error.strerror}. Only who can read the private key may change the registry"
         ) from None
     key = serialization.load_pem_private_key(text, None)
     return base64.b64encode(key.sign(message, ec.ECDSA(hashes.SHA256()))).decode()

@@ -1,7 +1,7 @@
 """The registry in MLflow: versions with tags, and the aliases champion, challenger and previous.
 
-MLflow takes seconds to import, so it is written by a process of its own (this file, run as a module), which nobody waits
-for. It reads the log from where the last one stopped (`mirror.json`), and writes what the log says of each model that
+MLflow takes seconds to import, so it is written by a process of its own (this file, run as a module), for which nobody
+waits. It reads the log from where the last one stopped (`mirror.json`), and writes what the log says of each model that
 occurs there. What is there already is left alone, so a killed mirror begins again at the same place.
 """
 
@@ -39,7 +39,10 @@ def start(registry: Registry) -> bool:
     """Let MLflow follow the log, in a process that outlives this one. Whether one was started."""
     if not can_mirror(registry) or read_cursor(registry) >= len(read_log(registry.root).lines):
         return False
-    nothing, log = os.open(os.devnull, os.O_RDWR), os.open(registry.root / OUTPUT, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+    nothing, log = (
+        os.open(os.devnull, os.O_RDWR),
+        os.open(registry.root / OUTPUT, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644),
+    )
     try:
         streams = [(os.POSIX_SPAWN_DUP2, nothing, 0), (os.POSIX_SPAWN_DUP2, nothing, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
         os.posix_spawn(

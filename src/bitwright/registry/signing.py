@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from bitwright.errors import InputError, RegistryError
 from bitwright.registry.keys import PRIVATE
@@ -18,7 +19,8 @@ def sign_directory(directory: Path, signature: Path, key: Path) -> bool:
         return False
     from model_signing import signing
 
-    signing.Config().use_elliptic_key_signer(private_key=key / PRIVATE).sign(directory, signature)
+    config: Any = signing.Config
+    config().use_elliptic_key_signer(private_key=key / PRIVATE).sign(directory, signature)
     return True
 
 
@@ -34,7 +36,8 @@ def check_signature(directory: Path, signature: Path, public_key: Path) -> None:
     from model_signing import verifying
 
     try:
-        verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(directory, signature)
+        config: Any = verifying.Config
+        config().use_elliptic_key_verifier(public_key=public_key).verify(directory, signature)
     except Exception as error:  # its errors have no common kind
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise RegistryError(f"{directory}: the signature {signature.name} does not match: {said}") from None

@@ -150,7 +150,9 @@ def _checked(model: Model, entry: Entry) -> Model:
     facts = entry.facts
     check = Checked(entry.time, facts["against"], facts["passed"], facts["space"], tuple(facts["outcomes"]))
     version = model.versions[facts["version"]]
-    return replace(model, versions={**model.versions, version.number: replace(version, checks=(*version.checks, check))})
+    return replace(
+        model, versions={**model.versions, version.number: replace(version, checks=(*version.checks, check))}
+    )
 
 
 def _changing(model: Model, entry: Entry) -> Model:

@@ -77,7 +77,8 @@ def make_registry(root: Path, *, mlflow: str | None = OWN_MLFLOW) -> Registry:
     """Make a registry, or open the one that is there.
 
     Raises:
-        InputError: the folder holds something else; as `open_registry` and `make_key`. OSError: as the file system says.
+        InputError: the folder holds something else; as `open_registry` and `make_key`. OSError: as the file
+            system says.
     """
     if not (root / SETTINGS).exists():
         if (root / LOG).exists():
@@ -86,7 +87,7 @@ def make_registry(root: Path, *, mlflow: str | None = OWN_MLFLOW) -> Registry:
             raise InputError(f"{root}: this folder holds other files; give an empty or a new one")
         root.mkdir(parents=True, exist_ok=True)
         make_key(root / KEY)
-        settings = {"schema": SCHEMA, "mlflow": mlflow, "limits": {}}
+        settings: dict[str, Any] = {"schema": SCHEMA, "mlflow": mlflow, "limits": {}}
         write_text_atomically(root / SETTINGS, json.dumps(settings, indent=1) + "\n")
     return open_registry(root)
 
@@ -133,7 +134,9 @@ def _unknown(registry: Registry, name: str) -> Model:
     known = sorted(read_models(registry))
     near = get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise InputError(f"{registry.root}: no model is called {name!r}{hint}; `bitwright registry list` shows {len(known)}")
+    raise InputError(
+        f"{registry.root}: no model is called {name!r}{hint}; `bitwright registry list` shows {len(known)}"
+    )
 
 
 class Writer:
