@@ -79,3 +79,12 @@ def killed_after(lines: int, do: Callable[[], Any]) -> bool:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, -signal.SIGKILL)
     return code != 0
+
+
+def lines_of(do: Callable[[], object]) -> int:
+    """The lines of our code that something takes, about."""
+    low, high = 0, 20_000
+    while high - low > 10:
+        middle = (low + high) // 2
+        low, high = (middle, high) if killed_after(middle, do) else (low, middle)
+    return low

@@ -15,7 +15,7 @@ from bitwright.registry.log import LOG, read_log
 from bitwright.registry.state import Model
 from bitwright.registry.store import CURRENT, Registry, linked, model_of, open_registry, read_models, writing
 from bitwright.registry.verify import verify
-from tests.registry.conftest import Made, killed_after
+from tests.registry.conftest import Made, killed_after, lines_of
 
 KILLS = 50
 
@@ -60,7 +60,7 @@ def test_without_passed_gates_nothing_is_promoted(made: Made) -> None:
     outcome = {"gate": "size", "state": "failed", "detail": "too large", "figures": {}}
     with writing(registry, "gates") as writer:
         writer.append("gates", "m", version=1, against=None, passed=False, space=None, outcomes=[outcome])
-    with pytest.raises(InputError, match="did not pass size against no champion. too large"):
+    with pytest.raises(InputError, match=r"did not pass size against no champion\. too large"):
         promote(registry, "m", 1)
     assert served(registry) is None
     with writing(registry, "gates") as writer:
@@ -121,15 +121,6 @@ def test_killed_at_any_moment_it_is_done_or_undone(made: Made, copied: Callable[
     assert {champion for _, champion, _ in seen} == {1, 2}
 
 
-def lines_of(do: Callable[[], object]) -> int:
-    """The lines of our code that something takes, about."""
-    low, high = 0, 20_000
-    while high - low > 10:
-        middle = (low + high) // 2
-        low, high = (middle, high) if killed_after(middle, do) else (low, middle)
-    return low
-
-
 def test_a_swap_that_was_cut_has_the_time_of_the_swap(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = made(2)
     force(registry, 1)
@@ -175,9 +166,9 @@ def test_two_at_once_are_told_who_is_there(made: Made) -> None:
     with (
         locked(registry.root, "promote other"),
         pytest.raises(InputError, match=rf"process {os.getpid()} of .*`promote"),
+        writing(registry, "x", wait_s=0.05),
     ):
-        with writing(registry, "x", wait_s=0.05):
-            pass
+        pass
     force(registry, 1)  # the lock is free again
 
 

@@ -58,7 +58,7 @@ CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_change_is_found(root: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
     (root / LOG).write_bytes(b"".join(change(lines(root))))
-    with pytest.raises(RegistryError, match="line|cut"):
+    with pytest.raises(RegistryError, match=r"line|cut"):
         read_log(root)
 
 
