@@ -13,6 +13,9 @@ import pytest
 
 from bitwright.registry.add import add
 from bitwright.registry.store import Registry, make_registry
+from tests.integrations.conftest import quantized
+
+__all__ = ["quantized"]
 
 Made = Callable[..., Registry]
 

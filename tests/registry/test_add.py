@@ -16,7 +16,7 @@ from bitwright.registry.store import Registry, make_registry, model_of, read_mod
 from bitwright.registry.verify import verify
 from tests.registry.conftest import Made, killed_after, lines_of
 
-KILLS = 20
+KILLS = 12
 
 
 def test_a_copy_is_independent_and_read_only(made: Made, plain: Path) -> None:

@@ -17,8 +17,6 @@ from bitwright.registry.store import CURRENT, Registry, linked, model_of, open_r
 from bitwright.registry.verify import verify
 from tests.registry.conftest import Made, killed_after, lines_of
 
-KILLS = 50
-
 
 def force(registry: Registry, version: int) -> None:
     promote(registry, "m", version, force=True, reason="a test")
@@ -96,16 +94,19 @@ def test_what_is_promoted_exists_and_is_not_served_yet(made: Made) -> None:
         model_of(registry, "mm")
 
 
-def test_killed_at_any_moment_it_is_done_or_undone(made: Made, copied: Callable[[Registry], Registry]) -> None:
+@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.full)])
+def test_killed_at_any_moment_it_is_done_or_undone(
+    made: Made, copied: Callable[[Registry], Registry], kills: int
+) -> None:
     """A link is the old one or the new one, and what the next command reads is what the link says, for ever."""
     registry = made(2)
     force(registry, 1)
     lines = lines_of(lambda: force(copied(registry), 2))
-    assert lines > 3 * KILLS
+    assert lines > 150
     seen = set()
-    for kill in range(KILLS):
+    for kill in range(kills):
         copy = copied(registry)
-        assert killed_after(round(lines * kill / KILLS), lambda copy=copy: force(copy, 2))
+        assert killed_after(round(lines * kill / kills), lambda copy=copy: force(copy, 2))
         found = served(copy)
         assert found in (1, 2)
         model = model_of(copy, "m")  # the next command

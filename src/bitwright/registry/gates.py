@@ -39,6 +39,8 @@ LIMITS = {
     "agreement": 0.8,  # share of the ten nearest documents, lower bound
 }
 
+_TIMED = 100  # texts
+
 State = Literal["passed", "failed", "skipped"]
 Drift = Callable[[Path], tuple[bool, str]]
 
@@ -240,7 +242,8 @@ def latency(trial: Trial) -> Said:
 
     limit = trial.limits["latency"]
     candidate, champion = trial.opened(trial.place), trial.opened(trial.champion_place)
-    found = latency_ratio(candidate, champion, _search_texts(trial, candidate).queries[:200], limit=limit)
+    texts = _search_texts(trial, candidate).queries
+    found = latency_ratio(candidate, champion, texts[:: max(1, len(texts) // _TIMED)][:_TIMED], limit=limit)
     fast = found.ratio <= limit if found.lower <= limit < found.upper else found.upper <= limit
     detail = (
         f"p95 of a call {found.candidate_ms:.2f} ms, {found.ratio:.2f} times the champion's {found.champion_ms:.2f} ms "
