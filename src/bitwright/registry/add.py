@@ -63,7 +63,7 @@ def add(
         with writing(registry, f"add {name}") as writer:
             number = max(writer.model(name, new=True).versions, default=0) + 1
             writer.append("add", name, version=number, content=content, signed=signed, part=part.name, **facts)
-            put_in_place(versions / str(number), part.name)
+            put_in_place(writer, name, versions / str(number), part.name)
             return writer.model(name).versions[number]
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,15 +58,15 @@ class Followed:
     A method that is kept (`encode = model.encode`) follows, too. `status` says what is served, and what is wrong.
     """
 
-    def __init__(self, folder: Path, poll_s: float, load: Callable[[Path], "Model"]) -> None:
-        self._folder, self._poll_s, self._load = folder, poll_s, load
+    def __init__(self, folder: Path, poll_s: float, options: Mapping[str, Any]) -> None:
+        self._folder, self._poll_s, self._options = folder, poll_s, options
         self._stop = threading.Event()
         version = _wanted(folder)
         if version is None:
             raise InputError(
                 f"{folder}: no version is promoted yet; `bitwright registry promote {folder.name}` does it"
             )
-        self._serving = _Serving(version, load(_place(folder, version)))
+        self._serving = self._loaded(version)
         self._status = Status(version, self._serving.model.path, time.time())
         self._starting = threading.Lock()
         self._thread = self._started()
@@ -148,6 +148,14 @@ class Followed:
         found: Iterator[Any] = self.__getattr__("stream")(*prompts, **options)
         return found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Followed, (self._folder, self._poll_s, dict(self._options))
+
+    def _loaded(self, version: int) -> _Serving:
+        from bitwright.runtime.load import load
+
+        return _Serving(version, load(self._folder / VERSIONS / str(version), **self._options))
+
     def _started(self) -> threading.Thread:
         """The thread. It knows the object weakly, so that an object that nobody has any more ends it."""
         thread = threading.Thread(
@@ -170,7 +178,7 @@ class Followed:
         if tried is not None and tried[0] == version and time.monotonic() - tried[1] < _RETRY_S:
             return tried
         try:
-            serving = _Serving(version, self._load(_place(self._folder, version)))
+            serving = self._loaded(version)
             _try(serving.model)
         except Exception as error:  # whatever is wrong with it, what works goes on
             said = str(error) if isinstance(error, BitwrightError) else f"{type(error).__name__}: {error}"
@@ -210,13 +218,7 @@ def follow(registry: str | Path, name: str, *, poll_s: float = 0.25, **options: 
         raise InputError(f"poll_s = {poll_s}: give seconds above 0")
     if not folder.is_dir():
         raise InputError(f"{registry}: this registry has no model {name!r}, or is no registry; check the path")
-
-    def loaded(place: Path) -> "Model":
-        from bitwright.runtime.load import load
-
-        return load(place, **options)
-
-    return Followed(folder, poll_s, loaded)
+    return Followed(folder, poll_s, options)
 
 
 def _watch(followed: "weakref.ref[Followed]", stop: threading.Event, poll_s: float) -> None:
@@ -231,10 +233,6 @@ def _watch(followed: "weakref.ref[Followed]", stop: threading.Event, poll_s: flo
 
 def _wanted(folder: Path) -> int | None:
     return linked(folder / CURRENT)
-
-
-def _place(folder: Path, version: int) -> Path:
-    return folder / VERSIONS / str(version)
 
 
 def _try(model: "Model") -> None:

@@ -165,6 +165,8 @@ def _changing(model: Model, entry: Entry) -> Model:
 
 
 def _done(model: Model, entry: Entry) -> Model:
+    if entry.facts["of"] == "add":
+        return model
     *earlier, change = model.changes
     if change.what == "promote":
         champions = (*model.champions, change.version)

@@ -177,7 +177,7 @@ def writing(registry: Registry, what: str, *, wait_s: float = 5.0) -> Iterator[W
 
 def _is_cut(log: Log) -> bool:
     last = log.last
-    return bool(log.behind or log.torn or (last and last.what in CHANGES))
+    return bool(log.behind or log.torn or (last and last.what in ("add", *CHANGES)))
 
 
 def _end(writer: Writer, last: Entry) -> None:
@@ -187,9 +187,7 @@ def _end(writer: Writer, last: Entry) -> None:
         return
     place = registry.version(name, last.facts["version"])
     if last.what == "add":
-        put_in_place(place, last.facts["part"])
-        if not place.is_dir():
-            writer.append("undone", name, of="add", version=last.facts["version"], why="its files are gone")
+        put_in_place(writer, name, place, last.facts["part"])
     elif place.is_dir():
         finish(writer, name, last.facts["version"])
     else:
@@ -197,13 +195,20 @@ def _end(writer: Writer, last: Entry) -> None:
         writer.append("undone", name, of=last.what, version=last.facts["version"], why=why)
 
 
-def put_in_place(place: Path, part: str) -> None:
-    """Rename the files of a version that were copied to a name of their own. What is in its place already stays."""
+def put_in_place(writer: Writer, name: str, place: Path, part: str) -> None:
+    """Rename the files of a version that were copied to a name of their own, and say so in the log. What is in its
+    place already stays.
+    """
     for ending in (".manifest", ".sig", ""):
         copied = place.with_name(part + ending)
         if copied.exists():
             copied.rename(place.with_name(place.name + ending))
     sync_folder(place.parent)
+    version = int(place.name)
+    if place.is_dir():
+        writer.append("done", name, of="add", version=version)
+    else:
+        writer.append("undone", name, of="add", version=version, why="its files are gone")
 
 
 def finish(writer: Writer, name: str, version: int) -> None:
@@ -214,7 +219,7 @@ def finish(writer: Writer, name: str, version: int) -> None:
     assert intent is not None
     if linked(link) != version:
         swap(link, version)
-    writer.append("done", name, version=version, since=max(intent.time, as_time(link.lstat().st_mtime)))
+    writer.append("done", name, of=intent.what, version=version, since=max(intent.time, as_time(link.lstat().st_mtime)))
 
 
 def linked(link: Path) -> int | None:
