@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,9 +69,9 @@ def _candidates(model: Path, results: list[Path], steps: list[int], folder: Path
     for result in results:
         yield result.name, result
     for size in _NOISE:
-        yield f"noise {size:.0%}", _changed(model, folder / f"noise{size}", lambda w, size=size: _noise(w, "", size))
+        yield f"noise {size:.0%}", _changed(model, folder / f"noise{size}", partial(_noise, "", size))
     last = max(name for name in load_file(model / "model.safetensors") if name.endswith("output.dense.weight"))
-    yield f"noise 30% on {last}", _changed(model, folder / "one", lambda w: _noise(w, last, 0.3))
+    yield f"noise 30% on {last}", _changed(model, folder / "one", partial(_noise, last, 0.3))
     yield f"{last} = 0", _changed(model, folder / "zero", lambda w: w[last].zero_())
     pooled = _changed(model, folder / "pooling", lambda w: None)
     modes = json.loads((pooled / "1_Pooling" / "config.json").read_text())
@@ -89,7 +90,7 @@ def _changed(model: Path, path: Path, change: Callable[[Weights], object]) -> Pa
     return path
 
 
-def _noise(weights: Weights, only: str, size: float) -> None:
+def _noise(only: str, size: float, weights: Weights) -> None:
     """Noise on the linears of the blocks, relative to the spread of each."""
     generator = torch.Generator().manual_seed(0)
     for name, weight in weights.items():

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -82,7 +83,7 @@ def _commands(registry: Registry) -> Iterator[tuple[str, list[float]]]:
         rest = [
             ["registry", *of(i), "--registry", str(registry.root)] if of(i) else ["--version"] for i in range(TIMES)
         ]
-        yield name, [_timed(lambda line=[*command, *line]: _run(line)) for line in rest]
+        yield name, [_timed(partial(_run, [*command, *line])) for line in rest]
 
 
 def _run(command: list[str]) -> None:
@@ -95,7 +96,7 @@ def _changes(registry: Registry) -> list[float]:
     found = []
     for i in range(TIMES):
         name = f"model-{i:03d}"
-        found.append(_timed(lambda name=name: promote(registry, name, 1, force=True, reason="timing")))
+        found.append(_timed(partial(promote, registry, name, 1, force=True, reason="timing")))
         rollback(registry, name)
     return found
 

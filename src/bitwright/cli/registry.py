@@ -5,6 +5,7 @@ Promoting and rolling back import no tables, no records and no library: they tak
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ import click
 
 from bitwright.cli.command import Command, nearest
 from bitwright.cli.options import json_option
-from bitwright.errors import ExitCode, InputError
+from bitwright.errors import BitwrightError, ExitCode, InputError
 
 if TYPE_CHECKING:
     from bitwright.registry.state import Change
@@ -102,6 +103,8 @@ def add_command(
     from bitwright.registry.store import check_name, make_registry
 
     check_name(name)
+    if texts and gates:
+        gate_table.search(texts)  # before anything is copied
     registry = make_registry(root, **_mirror(mlflow, root))
     version = add(registry, directory, name, link=link, note=note)
     if not version.signed and not installed():
@@ -132,14 +135,15 @@ def promote_command(
     """Serve VERSION, by default the newest one, from now on.
 
     It must have passed the gates against the version that is served now; they
-    run first, if they have not yet.
+    run first, if they have not yet, or again with --index or --texts.
     """
     from bitwright.registry.change import candidate, promote
     from bitwright.registry.store import open_registry
 
     registry = open_registry(root)
     model, number = candidate(registry, name, version)
-    if not force and model.versions[number].checked_against(model.champion) is None:
+    known = model.versions[number].checked_against(model.champion)
+    if not force and (known is None or ((texts or index) and not known.passed)):
         from bitwright.cli.registry_tables import print_gates
         from bitwright.registry.gates import check
 
@@ -275,9 +279,11 @@ def _mirror(mlflow: str | None, root: Path) -> dict[str, Any]:
 
 
 def _let_follow(registry: "Registry") -> None:
+    """Let MLflow follow. What was done is done, even if no process can be started for that."""
     from bitwright.registry.mirror import start
 
-    start(registry)
+    with suppress(OSError, BitwrightError):
+        start(registry)
 
 
 def _print_change(change: "Change", *, as_json: bool) -> None:
