@@ -85,19 +85,19 @@ def make_registry(root: Path, *, mlflow: str | None = OWN_MLFLOW) -> Registry:
     if (root / LOG).exists():
         raise RegistryError(f"{root / SETTINGS}: the file is gone, but the log is there; put it back from a copy")
     root.mkdir(parents=True, exist_ok=True)
-    if not (root / LOCK).exists():
-        _refuse_others(root)  # before there is a file of ours
+    _refuse_others(root)  # before there is a file of ours
     with locked(root, "make the registry"):
         if not (root / SETTINGS).exists():
-            _refuse_others(root)
+            _refuse_others(root, ours=True)
             make_key(root / KEY)
             settings: dict[str, Any] = {"schema": SCHEMA, "mlflow": mlflow, "limits": {}}
             write_text_atomically(root / SETTINGS, json.dumps(settings, indent=1) + "\n")
     return open_registry(root)
 
 
-def _refuse_others(root: Path) -> None:
-    if {file.name for file in root.iterdir()} - {KEY, LOCK}:
+def _refuse_others(root: Path, *, ours: bool = False) -> None:
+    """Refuse a folder with files of others. Not `ours`: who else makes the registry now has made the lock first."""
+    if {file.name for file in root.iterdir()} - {KEY, LOCK} and (ours or not (root / LOCK).exists()):
         raise InputError(f"{root}: this folder holds other files; give an empty or a new one")
 
 
