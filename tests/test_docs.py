@@ -206,6 +206,7 @@ def leave_out_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked = pipeline.Asked
     monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
+    monkeypatch.setattr("bitwright.registry.mirror.can_mirror", lambda registry: False)
     monkeypatch.setattr(pipeline, "Asked", lambda *args: replace(asked(*args), speed=False))
 
 

@@ -7,17 +7,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from bitwright.errors import BitwrightError
     from bitwright.pipeline import analyze, quantize
+    from bitwright.registry.follow import follow
     from bitwright.runtime.load import load
 
 # Where each public name lives. Loaded on first use, so that `bitwright --help` need not import torch.
 _HOMES = {
     "BitwrightError": "bitwright.errors",
     "analyze": "bitwright.pipeline",
+    "follow": "bitwright.registry.follow",
     "load": "bitwright.runtime.load",
     "quantize": "bitwright.pipeline",
 }
 
-__all__ = ["BitwrightError", "__version__", "analyze", "load", "quantize"]
+__all__ = ["BitwrightError", "__version__", "analyze", "follow", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "Show what a checkpoint holds, and how it runs here.",
     "convert": "Write a quantized checkpoint in another format.",
     "compare": "Put two results side by side.",
+    "registry": "Keep versions of models, and decide which one is served.",
     "export": "Write an encoder as an ONNX graph, and prove it.",
     "verify": "Check a result in runtimes, each in a clean process.",
     "report": "Write report.html of a result again.",
