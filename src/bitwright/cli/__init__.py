@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "Let a language model continue or answer prompts.",
     "chat": "Talk with a language model.",
     "fleet": "Quantize many models by one command.",
+    "drift": "Tell whether texts are like those of the calibration.",
     "encode": "Turn every text of files into a vector, in many processes.",
     "bench": "Time a result against its original.",
     "inspect": "Show what a checkpoint holds, and how it runs here.",

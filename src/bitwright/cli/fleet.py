@@ -37,9 +37,7 @@ def command() -> None:
     metavar="ADDRESS",
     help="Use the workers of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local. All must see the same files.",
 )
-@click.option(
-    "--memory", metavar="SIZE", help="Keep all workers together within this, such as 8GB."
-)
+@click.option("--memory", metavar="SIZE", help="Keep all workers together within this, such as 8GB.")
 @json_option("what fleet.json holds")
 @quiet_option
 def run(

@@ -87,7 +87,8 @@ def run(
         ends_at_deaths: whether that ends the run; if not, the result of such a task is `Died`.
 
     Raises:
-        WorkerError: as many died of one task, and that ends the run; an error of a task that nobody foresaw; the cluster is gone.
+        WorkerError: as many died of one task, and that ends the run; an error of a task that nobody foresaw; the
+            cluster is gone.
         InputError: Ray is not installed, or gives no cluster at that address.
         BitwrightError, OSError, MemoryError: as a task raised it.
     """
