@@ -11,6 +11,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,7 @@ def main() -> None:
         "Medline": Encoded(model, [json.loads(line)["text"] for line in lines]),
         "Chinese": Encoded(model, sentences(stsb / "stsb-zh-dev.tsv")),
         "typos in 20 % of words": Encoded(model, [with_typos(text, words) for text in english[:6000]]),
-        "doubled length": Encoded(
-            model, [" ".join(pair) for pair in zip(english[:6000], english[1:6001], strict=True)]
-        ),
+        "doubled length": Encoded(model, [" ".join(pair) for pair in pairwise(english[:6000])]),
     }
     found: dict[str, Any] = {}
     for n in (256, 1000, 3000):

@@ -1,6 +1,7 @@
 """How far a window of unchanged texts strays from a reference: by drawing both, again and again, from the reference.
 
-Drawn windows and the rest that they are compared with share no text, so that the error of a small reference counts too.
+A window and a reference, of as many texts as the real ones, are drawn with repetitions, so that the error of a small
+reference counts too (the bootstrap of two samples).
 A threshold is passed by ALARMS of the windows, all statistics together; an alarm takes PERSISTENCE windows in a row.
 """
 
@@ -39,17 +40,9 @@ def spread(sample: Sample) -> np.ndarray:
 
 
 def _draws(n: int, window: int, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(how often each text is in a window, in the rest), (draws, n) each. Of few texts, a random half gives the window,
-    with repetitions, and the other half is the rest.
-    """
-    drawn, rest = np.zeros((draws, n), np.float32), np.ones((draws, n), np.float32)
-    for i in range(draws):
-        order = rng.permutation(n)
-        pool = order[: window if n >= 3 * window else n // 2]
-        chosen = pool if n >= 3 * window else rng.choice(pool, window)
-        drawn[i] = np.bincount(chosen, minlength=n)
-        rest[i, pool] = 0
-    return drawn, rest
+    """(how often each text is in a window, in a reference), (draws, n) each."""
+    even = np.full(n, 1 / n)
+    return tuple(rng.multinomial(size, even, draws).astype(np.float32) for size in (window, n))  # type: ignore[return-value]
 
 
 def _wasserstein(values_PN: np.ndarray, drawn: np.ndarray, rest: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bitwright.calibration.data import parse_sources
-from bitwright.errors import InputError
+from bitwright.errors import BitwrightError, InputError
 from bitwright.families.tasks import TaskName
 from bitwright.files.yaml_file import complaint, nearest, read_mapping
 from bitwright.pipeline.request import Texts, make_texts, resolve_recipe
@@ -166,7 +166,7 @@ def _entry(model: Model, defaults: Settings, base: Path, out: Path, file: Path) 
         for sources in (data, fresh):
             if sources:
                 parse_sources(sources)
-    except InputError as error:
+    except BitwrightError as error:
         text = str(error)
         raise InputError(text if text.startswith(str(file)) else f"{where}: {text}") from None
     texts = make_texts(

@@ -176,7 +176,9 @@ class FleetRun:
             return
         self._rows[entry.name] = replace(self._rows[entry.name], why=_why(last, parts))
         receipt = Receipt(entry.name, "begun", str(entry.out), parts, parts, before, at=now())
-        if _made_by(entry.out, command):  # the run was killed before it could say so
+        if (
+            last is not None and last.state == "begun" and _made_by(entry.out, command)
+        ):  # the run was killed before it could say so
             self._receipts[entry.name] = receipt
             self._settle(entry.name, None)
             return
