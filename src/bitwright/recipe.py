@@ -17,7 +17,6 @@ budget: {max_loss: 0.01}         # with goal: smallest instead of schemes, the s
 """
 
 from collections.abc import Collection, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +24,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bitwright.errors import ModelError, RecipeError, brief
+from bitwright.errors import RecipeError
 from bitwright.families import Role
-from bitwright.files.reading import read_bytes
+from bitwright.files.yaml_file import complaint, nearest, read_mapping
 from bitwright.methods import METHODS, Alpha
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.ranges import RANGES
 from bitwright.numerics.schemes import SCHEMES
-from bitwright.parsing import check_text
 
 AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
@@ -41,22 +39,6 @@ AttentionScheme = Literal["int8", "float"]
 AttentionChoice = Literal["auto", "int8", "float"]
 DEFAULT_TARGETS = ("bitwright", "transformers")
 _HEADS_STAY = "a head or pooler: it is small, and in 8 bits other programs would give other results"
-
-
-MAX_RECIPE_BYTES = 1 << 20
-_MOST_VALUES = 100_000
-
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that reports a wrong value with its line, whatever Python raises."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except yaml.YAMLError:
-            raise
-        except Exception as error:
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
 class _Strict(BaseModel):
@@ -177,7 +159,7 @@ class Recipe(_Strict):
         for kind, name in used:
             if name is not None and name not in known[kind]:
                 words = ", ".join(known[kind]) if kind != "scheme" else ", ".join(_scheme_families())
-                raise ValueError(f"{kind} {name!r} is unknown{_nearest(name, known[kind])}; known: {words}")
+                raise ValueError(f"{kind} {name!r} is unknown{nearest(name, known[kind])}; known: {words}")
         return self
 
     def with_fallback(self, units: tuple[str, ...], reason: str, scheme: str = FLOAT) -> "Recipe":
@@ -201,46 +183,9 @@ def read_recipe(path: Path) -> Recipe:
     names = shipped_recipes()
     if str(path) in names and not path.exists():
         path = names[str(path)]
-    try:
-        data = yaml.load(_text(path), _Loader)
-        size = _written_out(data, {})
-        if size <= _MOST_VALUES:  # it would write the aliases out
-            check_text(data)
-    except OSError as error:
-        hint = "" if path.suffix else f", and no recipe has this name{_nearest(str(path), names)}"
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}){hint}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        found, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{where}: this is not YAML ({found})") from None
-    if not isinstance(data, dict):
-        raise RecipeError(
-            f"{path}: a recipe must be a mapping of keys such as `scheme` and `rules`, but this is {brief(data)}"
-        )
-    if size > _MOST_VALUES:
-        raise RecipeError(f"{path}: the aliases stand for {size} values, more than {_MOST_VALUES}; write them out")
-    return make_recipe(data, where=str(path))
-
-
-def _text(path: Path) -> str:
-    """Raises:
-    RecipeError: larger than any recipe. OSError, UnicodeDecodeError: it cannot be read.
-    """
-    try:
-        return read_bytes(path, MAX_RECIPE_BYTES).decode("utf-8")
-    except ModelError as error:
-        raise RecipeError(str(error)) from None
-
-
-def _written_out(value: Any, known: dict[int, int]) -> int:
-    """The number of values after all aliases are written out; infinite for a list that holds itself."""
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = _MOST_VALUES + 1  # of one that holds itself
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_written_out(part, known) for part in parts)
-    return known[id(value)]
+    what = "a recipe must be a mapping of keys such as `scheme` and `rules`"
+    hint = "" if path.suffix else f", and no recipe has this name{nearest(str(path), names)}"
+    return make_recipe(read_mapping(path, what, RecipeError, hint=hint), where=str(path))
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -257,15 +202,7 @@ def make_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        # An unknown key is the cause of most other complaints: a misspelt `scheme` is also a missing one.
-        problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-        path = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _keys_at(problem["loc"][:-1])
-            hint = _nearest(str(problem["loc"][-1]), known)
-            raise RecipeError(f"{where}: unknown key `{path}`{hint}; the keys here are {', '.join(known)}") from None
-        message = problem["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{where}: {f'`{path}`: ' if path else ''}{message}") from None
+        raise RecipeError(complaint(error, where, _keys_at)) from None
 
 
 def recipe_yaml(recipe: Recipe) -> str:
@@ -336,7 +273,7 @@ def check_rules(recipe: Recipe, sites: list[LinearSite], attention: Sequence[str
                 )
             raise RecipeError(
                 f"the rule {rule.match!r} (attention: {rule.attention}) matches the attention of none of the "
-                f"{len(attention)} blocks{_nearest(rule.match, attention)}; that of the first is {attention[0]}"
+                f"{len(attention)} blocks{nearest(rule.match, attention)}; that of the first is {attention[0]}"
             )
         if not rule.is_for_linears or any(rule.matches(site) for site in sites):
             continue
@@ -344,7 +281,7 @@ def check_rules(recipe: Recipe, sites: list[LinearSite], attention: Sequence[str
             roles = ", ".join(sorted({site.role for site in sites}))
             raise RecipeError(f"the rule for role {rule.role} matches nothing; this model has {roles}")
         raise RecipeError(
-            f"the rule {rule.match!r} matches none of the {len(sites)} linears{_nearest(rule.match, names)}; "
+            f"the rule {rule.match!r} matches none of the {len(sites)} linears{nearest(rule.match, names)}; "
             "`bitwright quantize MODEL --dry-run` lists them"
         )
 
@@ -356,11 +293,6 @@ def _keys_at(path: tuple[int | str, ...]) -> list[str]:
     }  # fmt: skip
     model = models.get(str(path[0]), Recipe) if path else Recipe
     return list(model.model_fields)
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _literal(name: str) -> str:

@@ -22,6 +22,8 @@ COMMANDS = {
     "eval": "Score a model, alone or against its original.",
     "generate": "Let a language model continue or answer prompts.",
     "chat": "Talk with a language model.",
+    "fleet": "Quantize many models by one command.",
+    "drift": "Tell whether texts are like those of the calibration.",
     "encode": "Turn every text of files into a vector, in many processes.",
     "bench": "Time a result against its original.",
     "inspect": "Show what a checkpoint holds, and how it runs here.",
@@ -128,7 +130,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
     """(what to tell a person, exit code)."""
     match error:
         case KeyboardInterrupt() | click.Abort():
-            resumes = arguments[:1] in (["quantize"], ["encode"])
+            resumes = arguments[:1] in (["quantize"], ["encode"], ["fleet"])
             goes_on = "; the same command goes on where this one stopped" if resumes else ""
             return f"stopped; nothing half-written is left{goes_on}", ExitCode.STOPPED
         case click.NoSuchOption() | click.MissingParameter():
