@@ -1,0 +1,1 @@
+"""Training: from the linears that a method rounded to better ones."""
