@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def blend_at(progress: float, after: float, ramp: float) -> float:
-    """How far a model is on its grids, 0 to 1, when a share `progress` of the steps is done: 0 until the share `after`, then
-    rising during the share `ramp`."""
+    """How far a model is on its grids, 0 to 1, when a share `progress` of the steps is done: 0 until the share `after`,
+    then rising during the share `ramp`."""
     if progress < after:
         return 0.0
     return 1.0 if ramp <= 0 else min(1.0, (progress - after) / ramp)
@@ -30,7 +30,7 @@ def delayed(model: nn.Module, *, after: float = 0.0, ramp: float = 0.0) -> "Trai
     """
     from transformers import TrainerCallback
 
-    if not (0 <= after and 0 <= ramp and after + ramp < 1):
+    if not (after >= 0 and ramp >= 0 and after + ramp < 1):
         raise InputError(f"after = {after} and ramp = {ramp}: both are shares of the steps, together below 1")
 
     class Delayed(TrainerCallback):  # type: ignore[misc]  # transformers is untyped

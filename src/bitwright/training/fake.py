@@ -1,8 +1,8 @@
 """`FakeLinear`: a linear that trains on its quantization grid.
 
-Its forward computes with what its codes stand for; its backward lets the gradient through the rounding (straight-through).
-Codes, scales and inputs are those of `numerics.grids` and `kernels.reference`, so the codes of a file are the codes of the
-last forward.
+Its forward computes with what its codes stand for; its backward lets the gradient through the rounding
+(straight-through). Codes, scales and inputs are those of `numerics.grids` and `kernels.reference`, so the codes of a
+file are the codes of the last forward.
 
 N output features · K input features · G groups of K · g values of a group · M tokens.
 """
@@ -32,14 +32,17 @@ class FakeLinear(nn.Linear):
 
     Attributes:
         weight: float32 (N, K), what is rounded; b̂ and Ŵ of `QuantizedLinear` where the input is transformed.
-        scale_gain: float32 (N, G); the scale is `scale_start` · exp(gain), rounded as it is stored. Weight decay draws it
-            to the scale of the start. None where the scale follows from the weights (`scale_rule`).
+        scale_gain: float32 (N, G); the scale is `scale_start` · exp(gain), rounded as it is stored. Weight decay draws
+            it to the scale of the start. None where the scale follows from the weights (`scale_rule`).
         input_gain: float32 (1,), the same of a static input's scale; None for other inputs.
         blend: 0 computes in float, 1 on the grid, and what is between mixes both: for a slow start.
-        rounds_groups: whether float inputs are rounded to int8 by token and group, as the engine does in language models.
+        rounds_groups: whether float inputs are rounded to int8 by token and group, as the engine does in language
+        models.
     """
 
     scale_start: Tensor
+    scale_gain: nn.Parameter | None
+    input_gain: nn.Parameter | None
     zero_point: Tensor | None
     codebook: Tensor | None
     input_start: Tensor | None
@@ -48,10 +51,15 @@ class FakeLinear(nn.Linear):
     input_multiplier: Tensor | None
 
     def __init__(
-        self, linear: nn.Linear, start: QuantizedLinear, *, scale_rule: ScaleRule = "learned", rounds_groups: bool = False
+        self,
+        linear: nn.Linear,
+        start: QuantizedLinear,
+        *,
+        scale_rule: ScaleRule = "learned",
+        rounds_groups: bool = False,
     ) -> None:
-        """A linear in training that takes the place of `linear`, whose parameters it keeps and changes: its first forward
-        has the codes, the bias and the grids of `start`.
+        """A linear in training that takes the place of `linear`, whose parameters it keeps and changes: its first
+        forward has the codes, the bias and the grids of `start`.
 
         linear: float; its weight is the one that `start` was rounded from, or near it.
         """
@@ -97,7 +105,7 @@ class FakeLinear(nn.Linear):
     def fake_weight(self) -> Tensor:
         """What the codes of the weight stand for: float32 (N, K)."""
         gain = self.scale_gain if self.scale_gain is not None else self.scale_start
-        value: Tensor = OnGrid.apply(
+        value: Tensor = OnGrid.apply(  # type: ignore[no-untyped-call]
             self.weight.float(), gain, self.stored_scale(), self.zero_point, self.spec, self.codebook
         )
         return value if self.blend >= 1 else torch.lerp(self.weight.float(), value, self.blend)
@@ -110,7 +118,9 @@ class FakeLinear(nn.Linear):
             return x
         x_MK = x.float().reshape(-1, self.in_features)
         if self.input_gain is not None:
-            value = OnStaticGrid.apply(x_MK, self.input_gain, self.static_scale(), self.input_zero_point, self.input_spec)
+            value = OnStaticGrid.apply(
+                x_MK, self.input_gain, self.static_scale(), self.input_zero_point, self.input_spec
+            )
         else:
             with torch.no_grad():
                 value = self._rounded(x_MK)
@@ -169,8 +179,8 @@ def rounded_start(linear: nn.Linear, spec: QuantSpec, input_spec: QuantSpec | No
 
 
 def nearest_inside(w_NK: Tensor, rounded: QTensor) -> Tensor:
-    """Weights that have the codes of `rounded` and lie as near to w as they can: so training begins with a method's codes,
-    and knows more of each weight than its code.
+    """Weights that have the codes of `rounded` and lie as near to w as they can: so training begins with a method's
+    codes, and knows more of each weight than its code.
 
     On the uniform and ternary grids each is w, moved just inside the cell of its code; on the others it is w where that
     has the code, else the code's level. Float32 (N, K).

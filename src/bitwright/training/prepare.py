@@ -1,8 +1,8 @@
 """`prepare` a transformers model for training on its quantization grid, and `convert` what was trained.
 
-    plan = prepare(model, "w4a8_channel")
-    Trainer(model, …, callbacks=[delayed(model, after=0.1)]).train()
-    linears = convert(model)
+plan = prepare(model, "w4a8_channel")
+Trainer(model, …, callbacks=[delayed(model, after=0.1)]).train()
+linears = convert(model)
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,8 +28,8 @@ def prepare(
     model: nn.Module, plan: Plan | Recipe | str | Path, *, start: Mapping[str, QuantizedLinear] | None = None,
     scale_rule: ScaleRule = "learned",
 ) -> Plan:  # fmt: skip
-    """Put a `FakeLinear` in the place of every linear that the plan quantizes. Mutates `model`, whose parameters stay the
-    same objects under the same names.
+    """Put a `FakeLinear` in the place of every linear that the plan quantizes. Mutates `model`, whose parameters stay
+    the same objects under the same names.
 
     Args:
         model: of transformers, or a module around one, such as a SentenceTransformer; in float32.
@@ -68,8 +68,8 @@ def prepare(
 
 
 def convert(model: nn.Module) -> dict[str, QuantizedLinear]:
-    """The quantized linears of a prepared model, by their names in the transformers model. Mutates `model`: each becomes a
-    plain linear again, whose weight is what its codes stand for.
+    """The quantized linears of a prepared model, by their names in the transformers model. Mutates `model`: each
+    becomes a plain linear again, whose weight is what its codes stand for.
 
     Raises:
         InputError: the model has none. NumericsError: NaN or infinity in a weight; the message names it.
@@ -132,7 +132,9 @@ def plan_of(model: nn.Module, recipe: Recipe | str | Path) -> Plan:
 
     sites = find_linears(model, architecture)
     recipe = recipe.model_copy(update={"targets": None})
-    return make_plan(recipe, model, architecture, sites, find_embeddings(model, architecture), dtype_of, generates=False)
+    return make_plan(
+        recipe, model, architecture, sites, find_embeddings(model, architecture), dtype_of, generates=False
+    )
 
 
 def _users(model: nn.Module) -> dict[int, list[str]]:
@@ -160,7 +162,8 @@ def _check(model: nn.Module, row: PlanRow, start: QuantizedLinear | None, users:
     others = [name for name in users[id(linear.weight)] if name != row.name]
     if others:
         raise InputError(
-            f"{row.name}: cannot be trained: {others[0]} has the same weight, which would be rounded too; keep it in 16 "
+            f"{row.name}: cannot be trained: {others[0]} has the same weight, which would be rounded too; keep it in "
+            f"16 "
             f'bit, with the rule {{match: "{row.name}", scheme: 16bit}}'
         )
     if start is None and scheme.input is not None and not scheme.input.dynamic:
@@ -172,6 +175,7 @@ def _check(model: nn.Module, row: PlanRow, start: QuantizedLinear | None, users:
         raise InputError(f"{row.name}: cannot be trained: its grid has minima; use a scheme with zero points")
     if start is not None and start.shape != tuple(linear.weight.shape):
         raise InputError(
-            f"{row.name}: its weight is {tuple(linear.weight.shape)}, but the start is {start.shape}; take the start of "
+            f"{row.name}: its weight is {tuple(linear.weight.shape)}, but the start is {start.shape}; take the start "
+            f"of "
             "this model"
         )

@@ -1,9 +1,9 @@
 """Where the scale of a weight in training comes from.
 
-    learned    a parameter, trained with the weights                              (Esser et al. 2020, LSQ)
-    weights    the weights themselves, at each step: their largest magnitude, on the ternary and binary grids their mean
-                                                                                  (Ma et al. 2024, BitNet b1.58)
-    median     the median magnitude, for the ternary grid: it moves less          (Nielsen et al. 2025)
+learned    a parameter, trained with the weights                              (Esser et al. 2020, LSQ)
+weights    the weights themselves, at each step: their largest magnitude, on the ternary and binary grids their mean
+                                                                              (Ma et al. 2024, BitNet b1.58)
+median     the median magnitude, for the ternary grid: it moves less          (Nielsen et al. 2025)
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,8 @@ ScaleRule = Literal["learned", "weights", "median"]
 
 
 def of_weights(w_NK: Tensor, spec: QuantSpec) -> Tensor:
-    """The scale that keeps every value, or that is the mean magnitude where the grid is scaled by it: float32 (N, G)."""
+    """The scale that keeps every value, or that is the mean magnitude where the grid is scaled by it: float32 (N,
+    G)."""
     return RANGES["absmax"](w_NK, spec)[0]
 
 

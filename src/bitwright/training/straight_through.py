@@ -4,9 +4,9 @@
     dy/dw = 1 inside the range, 0 beyond it
     dy/ds = round(w / s) − w / s inside, the end's level beyond it; times 1 / √(values of the scale · highest level)
 
-Esser et al. 2020, LSQ, equations 2 to 5. Scales are given as s = start · exp(gain), so the gradient of the gain is that of
-s, times s. Grids with few or no even steps (ternary, binary, codebooks) let the gradient of w through everywhere: beyond
-their end levels lie many of their weights, which must be able to come back (Bengio et al. 2013).
+Esser et al. 2020, LSQ, equations 2 to 5. Scales are given as s = start · exp(gain), so the gradient of the gain is that
+of s, times s. Grids with few or no even steps (ternary, binary, codebooks) let the gradient of w through everywhere:
+beyond their end levels lie many of their weights, which must be able to come back (Bengio et al. 2013).
 """
 
 from typing import Any
@@ -27,7 +27,8 @@ class OnGrid(torch.autograd.Function):
         ctx: Any, w_NK: Tensor, gain_NG: Tensor, scale_NG: Tensor, zero_NG: Tensor | None, spec: QuantSpec,
         codebook: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """gain_NG: who gets the gradient. scale_NG: as stored, which gets none. zero_NG, codebook: as in a `QTensor`."""
+        """gain_NG: who gets the gradient. scale_NG: as stored, which gets none. zero_NG, codebook: as in a
+        `QTensor`."""
         w, scale = grouped(w_NK, spec), scale_NG[..., None]
         zero = None if zero_NG is None else zero_NG[..., None]
         codes = nearest_codes(w, scale, zero, spec, codebook).to(torch.int8)
@@ -76,8 +77,8 @@ class OnStaticGrid(torch.autograd.Function):
 
 
 def ends(spec: QuantSpec, zero_NG: Tensor | None) -> tuple[Any, Any]:
-    """The lowest and the highest w / scale that rounding alone moves: of a uniform or ternary grid (N, G, 1) if there are
-    zero points, else numbers; half a step beyond the end levels."""
+    """The lowest and the highest w / scale that rounding alone moves: of a uniform or ternary grid (N, G, 1) if there
+    are zero points, else numbers; half a step beyond the end levels."""
     if spec.has_codebook:
         return -spec.half_steps, spec.half_steps
     zero = 0.0 if zero_NG is None else zero_NG[..., None].float()
