@@ -118,7 +118,7 @@ class FakeLinear(nn.Linear):
             return x
         x_MK = x.float().reshape(-1, self.in_features)
         if self.input_gain is not None:
-            value = OnStaticGrid.apply(
+            value = OnStaticGrid.apply(  # type: ignore[no-untyped-call]
                 x_MK, self.input_gain, self.static_scale(), self.input_zero_point, self.input_spec
             )
         else:
