@@ -99,6 +99,8 @@ def train_linears(
     trained = train(model, data, settings, folder, progress)
     if trained.stopped:
         progress.say(f"the training stopped: {trained.stopped}; the best state before it is kept")
+    if not trained.best:
+        progress.say("no step of the training made the texts that it kept apart better; the linears stay as they were")
     made = _made(job, quantized, model)
     return made, _facts(job, lesson, settings, trained, round(time.perf_counter() - begun, 1))
 
@@ -191,7 +193,7 @@ def _teacher(job: Job, asked: TrainingAsked, texts: TrainingTexts) -> Target:
     """
     name, task, loaded = asked.teacher, job.model.task, job.opened.loaded
     if task in _CACHED:
-        teacher = job.model if name is None else load(name, task=loaded.task)
+        teacher = job.model if name is None else load(name)
         if teacher.task != task:
             raise InputError(f"--teacher {name}: its task is {teacher.task}, but that of the model is {task}")
         if teacher.width != job.model.width:
@@ -209,7 +211,7 @@ def _teacher(job: Job, asked: TrainingAsked, texts: TrainingTexts) -> Target:
             return rows[0][list(chosen)]
 
         return cached
-    other = loaded.reopen() if name is None else load_model(name, task=loaded.task)
+    other = loaded.reopen() if name is None else load_model(name)
     if name is None:
         materialise(other, "")
     if vocabulary_of(other.model.config) != vocabulary_of(loaded.model.config) or (
