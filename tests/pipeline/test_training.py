@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
     ("scheme", "method"),
     [("w4a8_channel", "rtn"), pytest.param("w8a8_static", "rtn", 1e-4, marks=pytest.mark.full),
      pytest.param("w2a16_g32", "gptq", 1e-4, marks=pytest.mark.full),
-     pytest.param("ternary_channel", "rtn", 1e-3, marks=pytest.mark.full)],
+     pytest.param("ternary_a8_channel", "rtn", 1e-3, marks=pytest.mark.full)],
 )  # fmt: skip
 def test_an_encoder_loses_less_and_the_record_says_so(
     run: Callable[..., Result], tiny_model: TinyModel, scheme: str, method: str, rate: float

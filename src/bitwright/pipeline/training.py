@@ -71,7 +71,7 @@ def open_lesson(job: Job, asked: TrainingAsked) -> Lesson:
         raise InputError("this recipe quantizes no linear, so there is nothing to train; name a scheme below 16 bits")
     if asked.steps is None and asked.minutes is None:
         raise InputError("say how long to train: minutes or steps")
-    texts = training_texts(job, asked.texts, asked.labels)
+    texts = training_texts(job, asked, _batch(job))
     return Lesson(asked, texts, _teacher(job, asked, texts))
 
 
@@ -91,7 +91,7 @@ def train_linears(
     for table in job.opened.embeddings:  # words that no text has would stay behind, and the files hold 16 bits
         model.get_submodule(table).requires_grad_(False)
     data = _data(job, model, lesson)
-    batch = min(_BATCH.get(job.model.task, 32), len(data.train))
+    batch = min(_batch(job), len(data.train))
     rate = lesson.asked.rate or _RATES.get(job.model.task, 1e-4)
     settings = Settings(steps=1, batch=batch, rate=rate, bf16=cpu_multiplies_bf16(), seed=job.recipe.seed)
     settings = replace(settings, steps=_steps(model, data, settings, lesson.asked, journal))
@@ -103,6 +103,11 @@ def train_linears(
         progress.say("no step of the training made the texts that it kept apart better; the linears stay as they were")
     made = _made(job, quantized, model)
     return made, _facts(job, lesson, settings, trained, round(time.perf_counter() - begun, 1))
+
+
+def _batch(job: Job) -> int:
+    """Texts of a step."""
+    return _BATCH.get(job.model.task, 32)
 
 
 def _begun(job: Job, quantized: Quantized) -> LoadedModel:
@@ -122,7 +127,7 @@ def _data(job: Job, model: nn.Module, lesson: Lesson) -> Data:
     n = len(texts.items)
     order = np.random.default_rng(job.recipe.seed).permutation(n).tolist()
     apart = min(_MOST_KEPT_APART, max(1, round(_KEPT_APART * n)))
-    size = _BATCH.get(task, 32)
+    size = _batch(job)
     by_length = sorted(order[:apart], key=lambda i: texts.lengths[i]) if n < 4096 else order[:apart]
 
     def loss(chosen: Sequence[int]) -> Tensor:

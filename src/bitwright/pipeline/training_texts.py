@@ -17,11 +17,13 @@ from bitwright.files.task import pair_evidence
 from bitwright.pipeline.builtin import NAME, builtin_texts_of
 from bitwright.pipeline.given import BUILTIN_DATA, text_sources
 from bitwright.pipeline.job import Job
+from bitwright.pipeline.request import TrainingAsked
 from bitwright.runtime.encoding import refuse_empty, tokens_of
 from bitwright.runtime.items import Tokens
 
 LEAST_TEXTS, LEAST_WINDOWS = 256, 16
 _MOST_TEXTS, _MOST_WINDOWS = 100_000, 20_000
+_PER_MINUTE = 1000  # texts drawn for each minute of training: the teacher reads each of them once
 _LONGEST = 128  # tokens of a text: longer ones cost more than they teach
 _WINDOW = 256  # tokens
 
@@ -46,12 +48,19 @@ class TrainingTexts:
         return [sum(len(self.tokens.ids[i]) for i in item) for item in self.items]
 
 
-def training_texts(job: Job, sources: Sequence[str], labels: str | None) -> TrainingTexts:
+def texts_for(asked: TrainingAsked, batch: int) -> int:
+    """How many texts a training draws: as many as its steps take, or are worth drawing in its time."""
+    wanted = asked.steps * batch if asked.steps else int((asked.minutes or 0) * _PER_MINUTE)
+    return min(_MOST_TEXTS, wanted + 4 * LEAST_TEXTS)
+
+
+def training_texts(job: Job, asked: TrainingAsked, batch: int) -> TrainingTexts:
     """The texts of a training: the user's, a labelled file, or built-in texts of the kinds that neither tune nor judge.
 
     Raises:
         DataError: too few; the message says how many more. InputError: labels that the model has no output for.
     """
+    sources, labels = asked.texts, asked.labels
     if job.opened.streams:
         if labels is not None:
             raise InputError(f"--labels {labels}: a language model is trained on text alone; give it with --texts")
@@ -60,7 +69,7 @@ def training_texts(job: Job, sources: Sequence[str], labels: str | None) -> Trai
         return _labelled(job, labels)
     if sources:
         parsed = text_sources(sources, job.model.task, pair_evidence(job.opened.loaded.directory, job.model.task))
-        drawn = mix(parsed, _MOST_TEXTS, seed=job.recipe.seed)
+        drawn = mix(parsed, texts_for(asked, batch), seed=job.recipe.seed)
         words = " and ".join(source.name for source in parsed)
     else:
         config = job.opened.loaded.config

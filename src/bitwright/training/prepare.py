@@ -109,7 +109,9 @@ def transformer_of(model: nn.Module) -> nn.Module:
         InputError: there is none.
     """
     for module in model.modules():
-        if getattr(getattr(module, "config", None), "model_type", None):
+        if hasattr(type(module), "base_model_prefix") and hasattr(
+            module, "config"
+        ):  # what is around one may hand it on
             return module
     raise InputError(f"{type(model).__name__} holds no transformers model; prepare takes one, or a module around one")
 
