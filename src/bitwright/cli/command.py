@@ -14,6 +14,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "out_dir", "file_format", "rows", "overwrite", "dry_run", "recipe", "scheme", "method", "embeddings", "targets",
     ),
     "Accuracy and speed": ("max_loss", "goal", "min_speedup", "accept_point_estimate"),
+    "Training": ("minutes", "steps", "train_texts", "labels", "teacher", "rate", "train_minutes"),
     "Texts and labels": (
         "reference", "data", "column", "id_column", "evaluation", "kind", "metric", "samples", "window", "windows",
         "bos",

@@ -23,7 +23,22 @@ METHOD_NAMES = (
 TARGET_NAMES = (
     "bitwright", "engine", "transformers", "sentence-transformers", "vllm", "onnx", "openvino", "gptq", "awq", "gguf",
 )  # fmt: skip
-SCHEME_STEMS = ("w8a8", "w8a16", "w4a16", "w4a8", "w3a16", "w2a16", "log4", "nf4", "kmeans4", "ternary", "binary")
+SCHEME_STEMS = (
+    "w8a8",
+    "w8a16",
+    "w4a16",
+    "w4a8",
+    "w3a16",
+    "w3a8",
+    "w2a16",
+    "w2a8",
+    "log4",
+    "nf4",
+    "kmeans4",
+    "ternary",
+    "ternary_a8",
+    "binary",
+)
 
 CACHE_NAMES = ("int8", "int4", "bf16")
 

@@ -59,6 +59,12 @@ def exit_code_lines() -> str:
     default=None,
     help="Exit with 0 where the measured loss is small enough, but the text too little to be sure.",
 )
+@click.option(
+    "--train-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="If the loss is over the budget, train for this time before layers get more bits (`bitwright train --help`).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result in DIR.")
 @click.option(
     "--judge/--no-judge",
@@ -79,8 +85,8 @@ def exit_code_lines() -> str:
 def command(
     model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None, goal: str | None,
     accept_point_estimate: bool | None, dry_run: bool, as_json: bool, quiet: bool, overwrite: bool, judged: bool,
-    sensitivity: bool, speed: bool, task: TaskName | None, trust_remote_code: bool, texts: dict[str, Any],
-    **schemes: Any,
+    sensitivity: bool, speed: bool, train_minutes: float | None, task: TaskName | None, trust_remote_code: bool,
+    texts: dict[str, Any], **schemes: Any,
 ) -> int:  # fmt: skip
     """Make MODEL smaller and faster, and measure what that costs in accuracy.
 
@@ -112,11 +118,17 @@ def command(
         progress.say(f"loading {model}")
         from bitwright import pipeline
 
+        asked = None if train_minutes is None else pipeline.TrainingAsked(minutes=train_minutes, only_if_over=True)
         result = pipeline.quantize(
             model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, judged=judged, sensitivity=sensitivity,
-            speed=speed, task=task, trust_remote_code=trust_remote_code, progress=progress,
+            speed=speed, task=task, trust_remote_code=trust_remote_code, progress=progress, training=asked,
             command=shlex.join(["bitwright", *sys.argv[1:]]),
         )  # fmt: skip
+    return finish(result, out_dir, as_json=as_json)
+
+
+def finish(result: Any, out_dir: Path, *, as_json: bool) -> int:
+    """Show what a run made, and return its exit code. result: of `pipeline.quantize`."""
     print_json(result.record) if as_json else print_result(result.measured, result.directory)
     print_warnings(result.measured.warnings)
     for text in _failures(result.measured, out_dir, result.exit_code):

@@ -50,11 +50,14 @@ SCHEMES: dict[str, Scheme] = {
         *_family("w4a16", QuantSpec(bits=4), None),
         *_family("w4a8", QuantSpec(bits=4), _DYNAMIC),
         *_family("w3a16", QuantSpec(bits=3), None),
+        *_family("w3a8", QuantSpec(bits=3), _DYNAMIC),
         *_family("w2a16", QuantSpec(bits=2), None),
+        *_family("w2a8", QuantSpec(bits=2), _DYNAMIC),
         *_family("log4", QuantSpec(bits=4, grid="apot"), None, asymmetric=False),
         *_family("nf4", QuantSpec(bits=4, grid="nf4"), None, asymmetric=False),
         *_family("kmeans4", QuantSpec(bits=4, grid="kmeans"), None, asymmetric=False),
         *_family("ternary", QuantSpec(bits=2, grid="ternary"), None, asymmetric=False),
+        *_family("ternary_a8", QuantSpec(bits=2, grid="ternary"), _DYNAMIC_SYMMETRIC, asymmetric=False),
         *_family("binary", QuantSpec(bits=1, grid="binary"), None, asymmetric=False),
     )
 }

@@ -32,12 +32,28 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingAsked:
+    """How a run shall train. minutes or steps: for how long. texts, labels: what on; built-in texts without either.
+    teacher: another model than the float one. rate: of the weights; None takes one for the task. only_if_over: whether
+    only a result that is not inside the budget is trained.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    texts: tuple[str, ...] = ()
+    labels: str | None = None
+    teacher: str | None = None
+    rate: float | None = None
+    only_if_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What a run shall do besides carrying out the recipe.
 
     out: directory of the result; overwrite: whether what is there may be replaced. judged: evaluate, search for a
     fallback, verify. sensitivity: of every layer of an encoder, for the report. speed: time the result.
-    command: what a person would type to do this again.
+    command: what a person would type to do this again. training: whether and how to train.
     """
 
     out: Path
@@ -46,6 +62,7 @@ class Asked:
     sensitivity: bool
     speed: bool
     command: str
+    training: TrainingAsked | None = None
 
 
 def make_texts(

@@ -51,6 +51,7 @@ from bitwright.record.timed import (
     Work,
     shape_words,
 )
+from bitwright.record.trained import LookRow, Training
 
 __all__ = [
     "ALL_INT8",
@@ -74,6 +75,7 @@ __all__ = [
     "KindRow",
     "LayerRow",
     "LeftOut",
+    "LookRow",
     "Metric",
     "ModelFacts",
     "PlanRow",
@@ -89,6 +91,7 @@ __all__ = [
     "SpeedRow",
     "Starved",
     "StepRow",
+    "Training",
     "UnitEvidence",
     "Verification",
     "Work",

@@ -31,6 +31,7 @@ from bitwright.report import (
     schemes,
     search_plots,
     tables,
+    training,
     verdict,
     wording,
 )
@@ -72,6 +73,7 @@ def render_report(record: Record) -> str:
             decisions=tables.decisions(record.plan),
             attention=attention_words(record),
             arithmetic=arithmetic_words(record),
+            training=training.training_words(record.training),
             exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
             evaluated=evaluation.loss is not None,
@@ -183,6 +185,8 @@ def _pictures(
         pictures["loss-size"] = search_plots.loss_against_size(
             measured, tables.chosen_step(measured, max_loss), max_loss
         )
+    if record.training is not None:
+        pictures["training-curve"] = training.training_curve(record.training)
     if front := record.front:
         pictures["loss-speed"] = search_plots.loss_against_speed(front.rows, front.min_speedup, max_loss)
     timed = () if record.speed is None else record.speed.rows
