@@ -51,6 +51,7 @@ from bitwright.record.timed import (
     Work,
     shape_words,
 )
+from bitwright.record.tuned import Influence, TrialRow, Tuning
 
 __all__ = [
     "ALL_INT8",
@@ -71,6 +72,7 @@ __all__ = [
     "FrontRow",
     "HeldOut",
     "Histogram",
+    "Influence",
     "KindRow",
     "LayerRow",
     "LeftOut",
@@ -89,6 +91,8 @@ __all__ = [
     "SpeedRow",
     "Starved",
     "StepRow",
+    "TrialRow",
+    "Tuning",
     "UnitEvidence",
     "Verification",
     "Work",

@@ -12,6 +12,7 @@ ever write the same file.
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -92,6 +93,20 @@ def run(
     pool = _open(start, workers, ray)
     try:
         yield from _results((_Task(*task) for task in tasks), pool, tries)
+    finally:
+        pool.close()
+
+
+@contextmanager
+def kept(
+    start: Start, *, workers: int | None = None, ray: str | None = None, tries: int = TRIES
+) -> Iterator[Callable[[Iterable[tuple[Key, Any]]], Iterator[tuple[Key, Any]]]]:
+    """`run` several times with the same workers: a function from tasks to their results. All results of one call must
+    be taken before the next call. The arguments and errors are those of `run`.
+    """
+    pool = _open(start, workers, ray)
+    try:
+        yield lambda tasks: _results((_Task(*task) for task in tasks), pool, tries)
     finally:
         pool.close()
 
