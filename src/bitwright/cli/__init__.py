@@ -17,6 +17,7 @@ from bitwright.errors import BitwrightError, ExitCode, InputError
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
     "quantize": "Make a model smaller and faster within an accuracy budget.",
+    "tune": "Find the settings that lose least, and quantize by them.",
     "plan": "Show how a model would be quantized, and why.",
     "analyze": "Show which layers lose most when they are quantized.",
     "eval": "Score a model, alone or against its original.",
@@ -127,7 +128,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
     """(what to tell a person, exit code)."""
     match error:
         case KeyboardInterrupt() | click.Abort():
-            resumes = arguments[:1] in (["quantize"], ["encode"])
+            resumes = arguments[:1] in (["quantize"], ["tune"], ["encode"])
             goes_on = "; the same command goes on where this one stopped" if resumes else ""
             return f"stopped; nothing half-written is left{goes_on}", ExitCode.STOPPED
         case click.NoSuchOption() | click.MissingParameter():

@@ -72,6 +72,12 @@ def exit_code_lines() -> str:
     help="Measure what each layer of an encoder loses. Takes minutes.",
 )
 @click.option("--speed/--no-speed", default=True, help="Do not time the result.")
+@click.option(
+    "--tune",
+    type=click.IntRange(min=4),
+    metavar="N",
+    help="Where too much is lost, look for better settings in at most N trials, before layers get more bits.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan, its time and memory. Write nothing.")
 @model_options
 @json_option("the record of the run, or the plan,")
@@ -79,7 +85,8 @@ def exit_code_lines() -> str:
 def command(
     model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None, goal: str | None,
     accept_point_estimate: bool | None, dry_run: bool, as_json: bool, quiet: bool, overwrite: bool, judged: bool,
-    sensitivity: bool, speed: bool, task: TaskName | None, trust_remote_code: bool, texts: dict[str, Any],
+    sensitivity: bool, speed: bool, tune: int | None, task: TaskName | None, trust_remote_code: bool,
+    texts: dict[str, Any],
     **schemes: Any,
 ) -> int:  # fmt: skip
     """Make MODEL smaller and faster, and measure what that costs in accuracy.
@@ -114,17 +121,17 @@ def command(
 
         result = pipeline.quantize(
             model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, judged=judged, sensitivity=sensitivity,
-            speed=speed, task=task, trust_remote_code=trust_remote_code, progress=progress,
+            speed=speed, tune=tune, task=task, trust_remote_code=trust_remote_code, progress=progress,
             command=shlex.join(["bitwright", *sys.argv[1:]]),
         )  # fmt: skip
     print_json(result.record) if as_json else print_result(result.measured, result.directory)
     print_warnings(result.measured.warnings)
-    for text in _failures(result.measured, out_dir, result.exit_code):
+    for text in failures(result.measured, out_dir, result.exit_code):
         remark(text, FAILURE)
     return int(result.exit_code)
 
 
-def _failures(record: Record, out_dir: Path, exit_code: int) -> list[str]:
+def failures(record: Record, out_dir: Path, exit_code: int) -> list[str]:
     """Why the command does not end with 0."""
     found, front, told = record.evaluation, record.front, []
     if found and exit_code == ExitCode.NOT_SHOWN and found.verdict != "met":

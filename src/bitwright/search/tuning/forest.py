@@ -30,11 +30,11 @@ from bitwright.search.tuning.space import (
 )
 from bitwright.search.tuning.trials import Asked, Proposed, Seen
 
-TREES = 48
-_CANDIDATES = 2000  # drawn at random, beside all neighbours of the best few
+TREES = 32
+_CANDIDATES = 600  # drawn at random, beside all neighbours of the best few
 _BEST = 3
 _EVERY_RANDOM = 5  # each so manieth configuration is drawn at random, so that no part of the space is never seen
-_MARGINALS = 256  # configurations over which a parameter's influence is averaged
+_MARGINALS = 128  # configurations over which a parameter's influence is averaged
 
 
 def propose(asked: Asked) -> Proposed:
