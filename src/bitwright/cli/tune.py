@@ -12,7 +12,7 @@ from bitwright.cli.options import build_recipe, data_options, json_option, model
 from bitwright.cli.progress import shown_progress
 from bitwright.cli.quantize import failures
 from bitwright.cli.result import print_result
-from bitwright.cli.terminal import FAILURE, fraction, out, print_json, print_warnings, remark, share, table
+from bitwright.cli.terminal import FAILURE, Column, fraction, out, print_json, print_warnings, remark, share, table
 from bitwright.families.tasks import TaskName
 from bitwright.record import Tuning
 
@@ -98,7 +98,7 @@ def print_study(study: Tuning) -> None:
         [str(row.number + 1), "chosen" if row.chosen else row.source, number(row.objective), config_words(row, study)]
         for row in ranked_trials(study)[:3]
     ]
-    columns = ["trial", "from", (study.objective, "right"), ("settings", "prose")]
+    columns: list[Column] = ["trial", "from", (study.objective, "right"), ("settings", "prose")]
     out.print(table("", columns, rows))
     out.print(f"{len(study.trials)} trials: {study.ended}.", markup=False)
     if words := influences(study):
