@@ -4,8 +4,8 @@
     python benchmarks/tuner_table.py int4 --out benchmarks/tuner_int4.json
 
 The model is MiniLM, with static INT8 or with 4-bit weights that have one scale per row. Calibration and tuning texts
-are few and short, so that a configuration takes seconds. They are measured in a random order, so that the beginning of a
-table is a sample of all. What is measured goes to a journal beside the table; a run that was stopped goes on.
+are few and short, so that a configuration takes seconds. They come in a random order, so that the beginning of a table
+is a sample of all. What is measured goes to a journal beside the table; a run that was stopped goes on.
 `tuner_regret.py` replays the table.
 """
 

@@ -54,14 +54,14 @@ class Finished:
 
 def run_study(
     study: Study, evaluate: Evaluate, forecast: Forecast, limits_of: Callable[[Trial], Limits], journal: Journal,
-    *, enough: Callable[[Trial], bool] = lambda plain: False, told: Callable[[Trial], None] = lambda trial: None,
+    *, enough: Callable[[Trial], bool] = lambda plain: False, stops: bool = True,
 ) -> Finished:  # fmt: skip
     """Try configurations until `ended` says why not, or a sampler finds no new one.
 
     Args:
         forecast: what is over the limits already is not run. limits_of: the limits, which follow from the plain
             recipe's trial. journal: of this study alone.
-        enough: whether the plain recipe's trial ends the study. told: hears of each trial.
+        enough: whether the plain recipe's trial ends the study. stops: whether it may end before its cap.
 
     Raises:
         InputError: the journal holds another trial than the one proposed.
@@ -73,7 +73,7 @@ def run_study(
     def allowed(config: Config) -> bool:
         return limits.hold(*forecast(config))
 
-    while (why := ended(trials, study.cap)) is None:
+    while (why := ended(trials, study.cap, early=stops)) is None:
         sources, proposed = _next(study, trials, allowed)
         if not proposed.configs:
             why = "every configuration was tried"
@@ -95,17 +95,16 @@ def run_study(
                 number, config, source, outcome, limits.hold(outcome.bytes_, outcome.work), proposed.improvement
             )
             trials.append(trial)
-            told(trial)
         if first == 0 and enough(trials[0]):
             return Finished(tuple(trials), "the plain recipe is inside the budget")
     return Finished(tuple(trials), why)
 
 
-def ended(trials: Sequence[Trial], cap: int) -> str | None:
-    """Why a study ends after these trials; None if it goes on."""
+def ended(trials: Sequence[Trial], cap: int, *, early: bool = True) -> str | None:
+    """Why a study ends after these trials; None if it goes on. early: whether it may end before its cap."""
     if len(trials) >= cap:
         return f"the {cap} trials that were asked for are done"
-    if len(trials) < _FIRST:
+    if len(trials) < _FIRST or not early:
         return None
     rounds = [trial.improvement for trial in trials[::-BATCH]][:_ROUNDS]
     if len(rounds) == _ROUNDS and all(gain is not None and gain < LITTLE for gain in rounds):
