@@ -1,6 +1,7 @@
 """The tuner on models: the winner is what it says, budgets hold, and a killed study goes on to the same bytes."""
 
 import json
+import math
 import os
 import signal
 import sqlite3
@@ -91,6 +92,7 @@ def test_the_winner_is_what_is_quantized(tiny_model: Callable[..., Path], tmp_pa
         assert database.execute("select count(*) from trials").fetchone() == (5,)
 
 
+@pytest.mark.full
 def test_it_continues_after_every_stop_to_the_same_bytes(
     tiny_model: Callable[..., Path], tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +196,7 @@ def test_language_models_are_tuned_by_the_divergence_of_the_next_token(
     study = study_of(result)
     assert study.objective == "KL divergence"
     assert 0 < min(trial.objective for trial in study.trials) < study.trials[0].objective
-    assert all(trial.loss > 0 for trial in study.trials)
+    assert all(math.isfinite(trial.loss) and 0 <= trial.rank_flips < 1 for trial in study.trials)
 
 
 @pytest.mark.parametrize(
@@ -226,9 +228,11 @@ def test_missing_library_names_the_pip_line(
 
 def test_work_counts_16_bit_inputs_twice(tiny_model: Callable[..., Path]) -> None:
     job = open_job(tiny_model("bert"), Recipe(), Texts(samples=40))
-    plain = work_of(job.plan)
-    assert work_of(job.with_recipe(make_recipe({"scheme": "16bit"})).plan) == 2 * plain
-    assert plain == sum(row.shape[0] * row.shape[1] for row in job.plan if row.is_linear)
+    products = {row.role != "head": row.shape[0] * row.shape[1] for row in job.plan if row.is_linear}
+    for slow in (1, 2):
+        plan = job.plan if slow == 1 else job.with_recipe(make_recipe({"scheme": "16bit"})).plan
+        inside = sum(row.shape[0] * row.shape[1] for row in plan if row.is_linear and row.role != "head")
+        assert work_of(plan) == slow * inside + 2 * products[False]
 
 
 @pytest.mark.full

@@ -101,6 +101,8 @@ def command(
     """
     if out_dir is None and not dry_run:
         raise InputError("say where the result goes: --out DIR (or --dry-run to see the plan only)")
+    if tune is not None and dry_run:
+        raise InputError("--dry-run shows the plan of the recipe as it is, and --tune would change it; leave one out")
     recipe = build_recipe(
         max_loss=max_loss, min_speedup=min_speedup, goal=goal, accept_point_estimate=accept_point_estimate, **schemes
     )

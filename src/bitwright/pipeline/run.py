@@ -158,7 +158,7 @@ def quantize(
         source = stack.enter_context(float_source(model, asked.out, progress))
         if tune is not None:
             setup = Setup(model, recipe, texts, task, trust_remote_code)
-            found = stack.enter_context(tuned(source, setup, asked.out, tune, progress))
+            found = stack.enter_context(tuned(source, setup, asked, tune, progress))
             recipe, asked = found.recipe, replace(asked, tuning=found.section, study_files=found.files)
         progress.say(f"loading {model}")
         job = open_job(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from bitwright.runtime.model import Model
 from bitwright.search.sensitivity import read_outputs
 from bitwright.search.tuning.trials import Outcome
 
-_WINDOWS, _TOKENS = 8, 128  # of a language model's tuning windows, and of each
+_WINDOWS, _TOKENS = 8, 64  # of a language model's tuning windows, and of each
 _SLOW = 2  # products with 16-bit inputs take as long as so many with 8-bit ones
 
 
@@ -127,25 +126,36 @@ def _texts_reader(job: Job) -> Callable[[Model], Outcome]:
 
 
 def _windows_reader(job: Job) -> Callable[[Model], Outcome]:
-    """For a language model: the Kullback-Leibler divergence of its next token, on some of the tuning windows."""
-    windows = [ids[:_TOKENS] for ids in windows_in(job.scored.tuning.texts[:_WINDOWS])]
+    """For a language model: the Kullback-Leibler divergence of its next token, on some of the tuning windows. Rank
+    flips are tokens whose likeliest successor is another one.
+    """
+    task = job.scored.tuning
+    windows = [ids[:_TOKENS] for ids in windows_in(task.texts[:_WINDOWS])]
     ids = torch.tensor(windows)
-    float_logits = dict(zip(windows, job.model.logits(ids), strict=True))
-    float_outputs: list[Any] = []
+    float_logits = job.model.logits(ids)
+    float_outputs = run_task(task, job.model, Quiet(), "")
 
     def read(model: Model) -> Outcome:
-        logits = dict(zip(windows, model.logits(ids), strict=True))
-        kl = compare_windows(windows, float_logits.__getitem__, logits.__getitem__).mean_kl
-        flat = [
-            np.concatenate([np.asarray(some[window]).ravel() for window in windows]) for some in (float_logits, logits)
-        ]
-        if not float_outputs:
-            float_outputs.append(run_task(job.scored.tuning, job.model, Quiet(), ""))
-        outputs = run_task(job.scored.tuning, model, Quiet(), "")
-        interval = loss_interval(job.scored.tuning, float_outputs[0], outputs, seed=job.recipe.seed)
-        reading = read_outputs([flat[0]], [flat[1]], interval.loss)
+        pairs = dict(zip(windows, zip(float_logits, model.logits(ids), strict=True), strict=True))
+        compared = compare_windows(windows, lambda window: pairs[window][0], lambda window: pairs[window][1])
+        signal = sum(_power(left) for left, _ in pairs.values())
+        noise = sum(_power(right - left) for left, right in pairs.values())
+        sides = (
+            np.concatenate([rows[1] for rows in side]) for side in (compared.float_outputs, compared.quant_outputs)
+        )
+        flips = float(np.not_equal(*sides).mean())
+        interval = loss_interval(task, float_outputs, run_task(task, model, Quiet(), ""), seed=job.recipe.seed)
         return Outcome(
-            kl, 0, 0.0, kl, reading.sqnr_db, reading.rank_flips, interval.loss, interval.upper
+            compared.mean_kl, 0, 0.0, noise / signal, _decibels(signal, noise), flips, interval.loss,
+            interval.upper,
         )  # fmt: skip
 
     return read
+
+
+def _power(values: torch.Tensor) -> float:
+    return float(values.float().square().sum(dtype=torch.float64))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    return math.inf if noise == 0 else 10 * math.log10(signal / noise)

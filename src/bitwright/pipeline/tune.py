@@ -12,12 +12,14 @@ from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from bitwright.checkpoints.result import check_out
 from bitwright.errors import InputError, RecipeError
 from bitwright.files.directory import ModelDirectory
 from bitwright.kernels.processors import usable_processors
 from bitwright.methods import METHODS, REPRODUCE
 from bitwright.pipeline.decision import resolve_auto
 from bitwright.pipeline.job import Job, open_job
+from bitwright.pipeline.request import Asked
 from bitwright.pipeline.trials import Setup, open_trials
 from bitwright.pipeline.tunable import forecast_of, tunable
 from bitwright.pipeline.tuned_files import keep_study
@@ -93,12 +95,12 @@ def check_tune(tune: Tune, recipe: Recipe) -> None:
 
 @contextmanager
 def tuned(
-    source: str | Path | ModelDirectory, setup: Setup, out: Path, tune: Tune, progress: Progress
+    source: str | Path | ModelDirectory, setup: Setup, asked: Asked, tune: Tune, progress: Progress
 ) -> Iterator[Tuned]:
     """The winner of a study, whose directory stays until the block ends without an error: a run that was stopped after
     its study does not begin it again.
 
-    setup: what a worker opens, and this process too. source: where the model lies.
+    setup: what a worker opens, and this process too. source: where the model lies. asked: of the run.
 
     Raises:
         BitwrightError: as `open_job` and `tasks.run`. InputError: a directory that holds another study.
@@ -111,7 +113,8 @@ def tuned(
         recipe = job.recipe.model_copy(update={"targets": recipe.targets})
     if recipe.method not in METHODS or not quantized_names(job.plan):
         raise RecipeError("this recipe quantizes no linear, so there is nothing to tune; give a scheme such as w8a8")
-    with work_directory(out.with_name(out.name + _STUDY), _ROOM, progress) as work:
+    check_out(asked.out, opened.opened.loaded.path, overwrite=asked.overwrite)
+    with work_directory(asked.out.parent / (asked.out.name + _STUDY), _ROOM, progress) as work:
         yield _tuned(job, replace(setup, model=where, recipe=recipe), tune, work, progress)
 
 
@@ -131,7 +134,7 @@ def _tuned(job: Job, setup: Setup, tune: Tune, work: Path, progress: Progress) -
         return Limits(tune.max_bytes * plain.outcome.bytes_, tune.max_work * plain.outcome.work)
 
     def enough(plain: Trial) -> bool:
-        return tune.if_needed and plain.outcome.loss_upper <= base.budget.max_loss
+        return plain.outcome.loss_upper <= base.budget.max_loss
 
     with ExitStack() as stack:
 
@@ -148,7 +151,7 @@ def _tuned(job: Job, setup: Setup, tune: Tune, work: Path, progress: Progress) -
                 yield tasks[key][0], outcome
 
         forecast = forecast_of(job, base, space, facts)
-        found = run_study(study, evaluate, forecast, limits, journal, enough=enough)
+        found = run_study(study, evaluate, forecast, limits, journal, enough=enough if tune.if_needed else None)
     best = best_of(found.trials)
     progress.say(
         f"{len(found.trials)} trials: {found.why}. The best is trial {best.number + 1}, with {_objective(job)} "

@@ -54,14 +54,15 @@ class Finished:
 
 def run_study(
     study: Study, evaluate: Evaluate, forecast: Forecast, limits_of: Callable[[Trial], Limits], journal: Journal,
-    *, enough: Callable[[Trial], bool] = lambda plain: False, stops: bool = True,
+    *, enough: Callable[[Trial], bool] | None = None, stops: bool = True,
 ) -> Finished:  # fmt: skip
     """Try configurations until `ended` says why not, or a sampler finds no new one.
 
     Args:
         forecast: what is over the limits already is not run. limits_of: the limits, which follow from the plain
             recipe's trial. journal: of this study alone.
-        enough: whether the plain recipe's trial ends the study. stops: whether it may end before its cap.
+        enough: whether the plain recipe's trial ends the study; it is then the first batch alone.
+        stops: whether the study may end before its cap.
 
     Raises:
         InputError: the journal holds another trial than the one proposed.
@@ -74,7 +75,8 @@ def run_study(
         return limits.hold(*forecast(config))
 
     while (why := ended(trials, study.cap, early=stops)) is None:
-        sources, proposed = _next(study, trials, allowed)
+        batch = 1 if enough is not None and not trials else BATCH
+        sources, proposed = _next(study, trials, min(batch, study.cap - len(trials)), allowed)
         if not proposed.configs:
             why = "every configuration was tried"
             break
@@ -95,7 +97,7 @@ def run_study(
                 number, config, source, outcome, limits.hold(outcome.bytes_, outcome.work), proposed.improvement
             )
             trials.append(trial)
-        if first == 0 and enough(trials[0]):
+        if first == 0 and enough is not None and enough(trials[0]):
             return Finished(tuple(trials), "the plain recipe is inside the budget")
     return Finished(tuple(trials), why)
 
@@ -115,9 +117,10 @@ def ended(trials: Sequence[Trial], cap: int, *, early: bool = True) -> str | Non
     return None
 
 
-def _next(study: Study, trials: Sequence[Trial], allowed: Callable[[Config], bool]) -> tuple[list[str], Proposed]:
-    """The next batch, and where each of its configurations comes from."""
-    n = min(BATCH, study.cap - len(trials))
+def _next(
+    study: Study, trials: Sequence[Trial], n: int, allowed: Callable[[Config], bool]
+) -> tuple[list[str], Proposed]:
+    """The next `n` configurations at most, and where each comes from."""
     if len(trials) < len(study.start):
         some = study.start[len(trials) : len(trials) + n]
         return [source for _, source in some], Proposed(tuple(config for config, _ in some))
