@@ -17,6 +17,7 @@ from bitwright.errors import BitwrightError, ExitCode, InputError
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
     "quantize": "Make a model smaller and faster within an accuracy budget.",
+    "tune": "Find the settings that lose least, and quantize by them.",
     "train": "Quantize a model, then train it to lose less.",
     "plan": "Show how a model would be quantized, and why.",
     "analyze": "Show which layers lose most when they are quantized.",
@@ -40,7 +41,7 @@ COMMANDS = {
 }
 
 # Those that go on where they were stopped.
-RESUMES = ("encode", "fleet", "quantize", "train")
+RESUMES = ("encode", "fleet", "quantize", "train", "tune")
 
 # Where a newcomer begins.
 FIRST_STEPS = """\

@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Vectors": ("prompt_name", "normalize", "truncate_dim", "dtype"),
     "Answers": ("max_tokens", "stop", "temperature", "top_k", "top_p", "min_p"),
+    "Search": ("trials", "sampler", "max_bytes", "max_work", "tune"),
     "Limits": ("hours", "memory", "workers", "ray"),
     "Output": ("as_json", "quiet", "top", "journal", "_click_default_help"),
     "Advanced": (),

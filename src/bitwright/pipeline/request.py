@@ -1,18 +1,20 @@
 """What the user asks for: texts, metric, recipe and options of a run."""
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import RecipeError
 from bitwright.families.tasks import TaskName
 from bitwright.recipe import Recipe, read_recipe
+from bitwright.record import Tuning
 from bitwright.search.smallest import check_goal
 from bitwright.targets import check_names
 
 RECIPE_FILE = "recipe.yaml"
+STUDY_FOLDER = "tuning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Asked:
 
     out: directory of the result; overwrite: whether what is there may be replaced. judged: evaluate, search for a
     fallback, verify. sensitivity: of every layer of an encoder, for the report. speed: time the result.
-    command: what a person would type to do this again. training: whether and how to train.
+    command: what a person would type to do this again. training: whether and how to train. tuning: the study that chose
+    the recipe; study_files: what the result keeps of it, by name.
     """
 
     out: Path
@@ -63,6 +66,8 @@ class Asked:
     speed: bool
     command: str
     training: TrainingAsked | None = None
+    tuning: Tuning | None = None
+    study_files: Mapping[str, Path] = field(default_factory=dict)
 
 
 def make_texts(

@@ -10,6 +10,7 @@ complete or not at all.
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -33,6 +34,7 @@ from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts, rank_units
 from bitwright.pipeline.request import (
     RECIPE_FILE,
+    STUDY_FOLDER,
     Asked,
     TrainingAsked,
     make_texts,
@@ -43,6 +45,8 @@ from bitwright.pipeline.smallest import all_int8, job_ladders, search_smallest, 
 from bitwright.pipeline.speed_front import MOST_VARIANTS, Timed, measure_front
 from bitwright.pipeline.stages import improve, stages_of
 from bitwright.pipeline.training import Lesson, open_lesson
+from bitwright.pipeline.trials import Setup
+from bitwright.pipeline.tune import Tune, check_tune, tuned
 from bitwright.pipeline.variants import quantize_model, stored_plan, with_finer, with_tables, write_variant
 from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
 from bitwright.progress import Progress, Quiet
@@ -97,6 +101,7 @@ def quantize(
     judged: bool = True,
     sensitivity: bool = False,
     speed: bool = True,
+    tune: Tune | int | None = None,
     trust_remote_code: bool = False,
     training: TrainingAsked | None = None,
     command: str | None = None,
@@ -128,6 +133,8 @@ def quantize(
             what that costs.
         sensitivity: measure every layer of an encoder for the report.
         speed: time the result.
+        tune: how a tuner looks for a better recipe first. A number is the most configurations that it tries, and it
+            tries them only if the recipe loses too much on tuning texts.
         trust_remote_code: run code that the model's repository brings.
         training: how to train what was quantized, with the float model as teacher. With `only_if_over`, only if the
             loss is over the budget, before more bits are given; else always, and no bits are given.
@@ -159,7 +166,15 @@ def quantize(
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, Path(out), recipe, texts, task)
     asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command, training)
-    with float_source(model, asked.out, progress) as source:
+    tune = Tune(tune, if_needed=True) if isinstance(tune, int) else tune
+    if tune is not None:
+        check_tune(tune, recipe)
+    with ExitStack() as stack:
+        source = stack.enter_context(float_source(model, asked.out, progress))
+        if tune is not None:
+            setup = Setup(model, recipe, texts, task, trust_remote_code)
+            found = stack.enter_context(tuned(source, setup, asked, tune, progress))
+            recipe, asked = found.recipe, replace(asked, tuning=found.section, study_files=found.files)
         progress.say(f"loading {model}")
         job = open_job(
             source, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True, judged=judged
@@ -290,6 +305,7 @@ def _run(
         verify=judged.verified,
         front=None if timed is None else timed.front,
         smallest=None if goal is None else smallest_facts(job, final.plan, climbs),
+        tuning=asked.tuning,
         attention=settled.cost,
         speed=judged.speed,
         warnings=warnings_of(final, layers, judged.evaluation, judged.verified or (), journal),
@@ -317,6 +333,9 @@ def _publish(staged: Path, record: Record, job: Job, asked: Asked) -> None:
     for name, content in written.items():
         (staged / name).unlink(missing_ok=True)
         write_file(staged / name, content.encode())
+    for name, file in asked.study_files.items():
+        (staged / STUDY_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(file, staged / STUDY_FOLDER / name)
     write_record(record, staged / RECORD_FILE)
     write_report(staged)
     with atomic_directory(asked.out, 0) as folder:

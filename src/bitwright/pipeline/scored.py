@@ -88,8 +88,15 @@ def draw(
     built-in texts need not be such as the model can read.
 
     Raises:
-        DataError, InputError: texts or a metric that cannot be used, or that the model cannot read.
+        DataError, InputError: texts or a metric that cannot be used, or that the model cannot read; a mix of kinds
+            where methods look at other texts.
     """
+    if recipe.calibration.mix is not None and (texts.data or opened.streams):
+        looked_at = "those of --data" if texts.data else "documentation alone, as it is a language model"
+        raise InputError(
+            f"calibration: mix says how built-in texts are mixed, but the texts that methods look at are {looked_at}; "
+            "leave it out" + (", or give weights as FILE:WEIGHT" if texts.data else "")
+        )
     if texts.data or texts.evaluation or texts.metric:
         drawn = _draw_given(opened, model, recipe, texts, calibrates, judged=judged)
     else:
@@ -101,7 +108,7 @@ def _draw_builtin(
     opened: Opened, model: Model, recipe: Recipe, texts: Texts, calibrates: bool, *, must_fit: bool
 ) -> Scored:
     """Built-in texts alone: kinds for calibration, for choices, and for the verdict."""
-    loaded = opened.loaded
+    loaded, settings = opened.loaded, recipe.calibration
     built = builtin_texts_of(model, loaded.directory, loaded.config, recipe.seed, must_fit=must_fit)
     tunes = built.names("tuning")
     if opened.streams:  # methods look at prose of the documentation alone, so what else is of that part judges
@@ -117,7 +124,7 @@ def _draw_builtin(
         judges = built.names("judging", *([] if calibrates else ["calibration"]))
         each = per_kind(texts.samples, len([*tunes, *judges]))
         tuning, held_out = (agreement_of(model, loaded.config, built, kinds, each) for kinds in (tunes, judges))
-        calibration = calibration_texts(built, recipe.calibration.samples) if calibrates else ()
+        calibration = calibration_texts(built, settings.samples, settings.mix) if calibrates else ()
         looked_at = built.names("calibration")
     return Scored(
         tuning, held_out, calibration, tuning.texts[:MAX_PROBE], "", languages=built.languages, unread=built.unread,
@@ -131,7 +138,7 @@ def _draw_given(
     """The user's texts decide. Built-in ones are shown beside them, and used for calibration if the user gave no
     others.
     """
-    loaded = opened.loaded
+    loaded, settings = opened.loaded, recipe.calibration
     evidence = pair_evidence(loaded.directory, loaded.task)
     sources = text_sources(texts.data, loaded.task, evidence)
     names = " and ".join(source.name for source in sources) if texts.data else NAME
@@ -146,7 +153,7 @@ def _draw_given(
             pool, calibration = given_texts(texts, sources, recipe, labelled, calibrates=calibrates)
         else:
             pool, _ = texts_of(built, built.names("tuning"), per_kind(MAX_PROBE, len(built.names("tuning"))))
-            calibration = calibration_texts(built, recipe.calibration.samples) if calibrates else ()
+            calibration = calibration_texts(built, settings.samples, settings.mix) if calibrates else ()
         task = labelled or agreement_task(loaded.task, loaded.config, cast(Sequence[Text], pool))
         where = texts.evaluation or " and ".join(texts.data)
         told += require_fit(cast(Sequence[Text], task.texts), reader_of(model), where)

@@ -18,6 +18,7 @@ from bitwright.numerics.linear import StaticGrid
 from bitwright.quantizing.observing import see_histograms
 from bitwright.quantizing.placing import put_in_place
 from bitwright.quantizing.work import EXACT_RANGES, Work
+from bitwright.recipe import chosen_range
 
 
 def round_linears(work: Work, shared: SharedInput) -> None:
@@ -69,7 +70,7 @@ def _rounded(work: Work, names: Sequence[str]) -> list[Rounded]:
     )  # fmt: skip
     weights = [weight_of(work.linear(name)).float() for name in names]
     with named(", ".join(names)):
-        return round_together(rounding, weights, stats, spec, RANGES[range_])
+        return round_together(rounding, weights, stats, spec, chosen_range(range_, options))
 
 
 def _note_errors(work: Work, name: str, rounded: Rounded) -> None:
@@ -93,7 +94,7 @@ def _static_grid(work: Work, name: str) -> StaticGrid | None:
             f"{name}: only {seen} calibration tokens reached this linear, which is too few for a static range; "
             "calibrate on more text, or use a dynamic scheme"
         )
-    range_ = work.plan.recipe.range
+    range_ = work.input_range(name)
     if range_ in EXACT_RANGES:
         lo, hi = stats.min_K.min().reshape(1, 1), stats.max_K.max().reshape(1, 1)
         reach = torch.maximum(-lo, hi)
@@ -101,5 +102,5 @@ def _static_grid(work: Work, name: str) -> StaticGrid | None:
     else:
         histogram = work.histograms.get(name, stats.histogram)
         assert histogram is not None
-        scale, zero = RANGES[range_](histogram, spec)
+        scale, zero = chosen_range(range_, work.plan.recipe.options)(histogram, spec)
     return StaticGrid(float(scale.float()), 0 if zero is None else int(zero))

@@ -52,6 +52,7 @@ from bitwright.record.timed import (
     shape_words,
 )
 from bitwright.record.trained import LookRow, Training
+from bitwright.record.tuned import Influence, TrialRow, Tuning
 
 __all__ = [
     "ALL_INT8",
@@ -72,6 +73,7 @@ __all__ = [
     "FrontRow",
     "HeldOut",
     "Histogram",
+    "Influence",
     "KindRow",
     "LayerRow",
     "LeftOut",
@@ -92,6 +94,8 @@ __all__ = [
     "Starved",
     "StepRow",
     "Training",
+    "TrialRow",
+    "Tuning",
     "UnitEvidence",
     "Verification",
     "Work",

@@ -14,6 +14,7 @@ from bitwright.record.made import Evidence, LayerRow, LeftOut, ModelFacts, PlanR
 from bitwright.record.measured import AttentionCost, Distribution, Evaluation, Sensitivity, StepRow, Verification
 from bitwright.record.timed import Environment, Front, Speed
 from bitwright.record.trained import Training
+from bitwright.record.tuned import Tuning
 
 RECORD_VERSION = 1
 
@@ -24,7 +25,8 @@ class Record:
 
     created: UTC, ISO 8601. command: what reproduces the run. recipe: the resolved one, fallbacks included, as
     `recipe.yaml` has it. steps: what the fallback search and then the front measured, in order. front: with a
-    min_speedup. training: where linears were trained. smallest: with the goal "smallest". attention: where there was
+    min_speedup. training: where linears were trained. smallest: with the goal "smallest". tuning: where a tuner chose
+    the recipe. attention: where there was
     int8 attention to decide on. left_out: files beside the source model that the result does not hold; records of
     earlier releases do not say. warnings: texts. timings_s: by step.
     """
@@ -49,6 +51,7 @@ class Record:
     verify: tuple[Verification, ...] | None = None
     front: Front | None = None
     smallest: Smallest | None = None
+    tuning: Tuning | None = None
     attention: AttentionCost | None = None
     speed: Speed | None = None
     warnings: tuple[str, ...] = ()

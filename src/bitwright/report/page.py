@@ -32,6 +32,7 @@ from bitwright.report import (
     search_plots,
     tables,
     training,
+    tuned,
     verdict,
     wording,
 )
@@ -96,6 +97,8 @@ def render_report(record: Record) -> str:
             drawn=drawn,
             n_distributions=len(distributions),
             tokens_timed=any(row.work != "forward" for row in (record.speed or Speed()).rows),
+            tried=tuned.trial_rows(record.tuning),
+            influences=tuned.influences(record.tuning),
             recipe=yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True) if record.recipe else "",
             legends={target: picture.legend for target, picture in pictures.items()},
             data=_json_in_html({"figures": figures, "distributions": shown}),
@@ -187,6 +190,8 @@ def _pictures(
         )
     if record.training is not None:
         pictures["training-curve"] = training.training_curve(record.training)
+    if record.tuning is not None and tuned.finite_trials(record.tuning):
+        pictures["incumbents"] = search_plots.incumbent_curve(record.tuning)
     if front := record.front:
         pictures["loss-speed"] = search_plots.loss_against_speed(front.rows, front.min_speedup, max_loss)
     timed = () if record.speed is None else record.speed.rows
