@@ -31,6 +31,8 @@ from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
 from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts, rank_units
+from bitwright.pipeline.polish_lessons import check_polish
+from bitwright.pipeline.polishing import compared, polish_model, without_polish
 from bitwright.pipeline.request import RECIPE_FILE, Asked, make_texts, reproducing_command, resolve_recipe
 from bitwright.pipeline.smallest import all_int8, job_ladders, search_smallest, smallest_facts
 from bitwright.pipeline.speed_front import MOST_VARIANTS, Timed, measure_front
@@ -169,6 +171,7 @@ def _begin(job: Job, asked: Asked, begun: float, progress: Progress) -> Result:
         job = replace(job, warnings=[*job.warnings, hopeless])
     searches = judged and (hopeless is None or front or job.recipe.budget.accept_point_estimate)
     job = resolve_auto(job, progress)
+    check_polish(job)
     check_out(asked.out, job.opened.loaded.path, overwrite=asked.overwrite)
     # The result, and a candidate while it is measured. All-INT8 takes less than twice what 4 bits take.
     checkpoints = 2 + front * MOST_VARIANTS + 2 * (recipe.budget.goal is not None)
@@ -185,7 +188,12 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
 
     climbs = job_ladders(job) if asked.judged else Ladders()
     with job.timed("quantize"):
-        quantized = with_finer(job, with_tables(job, quantize_model(job, work, progress)), climbs)
+        quantized = with_tables(job, quantize_model(job, work, progress))
+    rounded, polished = quantized, None
+    if job.recipe.polish is not None:
+        with job.timed("polish"):
+            quantized, polished = polish_model(job, quantized, work, progress)
+    quantized = with_finer(job, quantized, climbs)
     found: list[Sensitivity] = []
 
     def by_sensitivity() -> tuple[str, ...]:
@@ -205,6 +213,13 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
     # Linears are chosen with float attention; then attention is decided for them.
     plain = job.with_recipe(float_attention(job.recipe))
     measure = on_tuning_data(plain, quantized, journal, work, progress)
+    if polished is not None and asked.judged:
+        with job.timed("polish"):
+            unpolished = on_tuning_data(plain, rounded, journal, work, progress)
+            polished = compared(plain, polished, unpolished, measure)
+        if not polished.kept:
+            job, plain = without_polish(job), without_polish(plain)
+            quantized, measure = with_finer(job, rounded, climbs), unpolished
     chosen: Step | None = None
     steps: list[Step] = []
     timed: Timed | None = None
@@ -265,6 +280,7 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
         verify=judged.verified,
         front=None if timed is None else timed.front,
         smallest=None if goal is None else smallest_facts(job, final.plan, climbs),
+        polish=polished,
         attention=settled.cost,
         speed=judged.speed,
         warnings=warnings_of(final, layers, judged.evaluation, judged.verified or (), journal),

@@ -87,4 +87,4 @@ def claim(work: Path, context: dict[str, str]) -> None:
 
 def _kept(work: Path) -> list[Path]:
     """The files that a run keeps for the next run."""
-    return [*work.glob(JOURNAL), *work.glob("shard-*"), *work.glob("inputs-*")]
+    return [*work.glob(JOURNAL), *work.glob("shard-*"), *work.glob("inputs-*"), *work.glob("polish-*")]

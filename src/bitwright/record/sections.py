@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitwright.record.convert import NULL
-from bitwright.record.made import Evidence, LayerRow, LeftOut, ModelFacts, PlanRow, Size, Smallest
+from bitwright.record.made import Evidence, LayerRow, LeftOut, ModelFacts, PlanRow, Polished, Size, Smallest
 from bitwright.record.measured import AttentionCost, Distribution, Evaluation, Sensitivity, StepRow, Verification
 from bitwright.record.timed import Environment, Front, Speed
 
@@ -23,7 +23,8 @@ class Record:
 
     created: UTC, ISO 8601. command: what reproduces the run. recipe: the resolved one, fallbacks included, as
     `recipe.yaml` has it. steps: what the fallback search and then the front measured, in order. front: with a
-    min_speedup. smallest: with the goal "smallest". attention: where there was int8 attention to decide on. left_out:
+    min_speedup. smallest: with the goal "smallest". polish: where
+    the recipe has scales trained. attention: where there was int8 attention to decide on. left_out:
     files beside the source model that the result does not hold; records of earlier releases do not say. warnings:
     texts. timings_s: by step.
     """
@@ -47,6 +48,7 @@ class Record:
     verify: tuple[Verification, ...] | None = None
     front: Front | None = None
     smallest: Smallest | None = None
+    polish: Polished | None = None
     attention: AttentionCost | None = None
     speed: Speed | None = None
     warnings: tuple[str, ...] = ()
