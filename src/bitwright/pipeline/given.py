@@ -147,7 +147,7 @@ def polishing_texts(recipe: Recipe) -> int:
 
 
 def _most_looked_at(n: int, recipe: Recipe) -> int:
-    """Of so many texts or windows, how many may be looked at: polishing, which wants many, leaves half to the verdict."""
+    """Of so many texts or windows, how many may be looked at. Polishing wants many, and leaves half to the verdict."""
     return n if recipe.polish is None else n // 2
 
 

@@ -39,7 +39,7 @@ LOSSES = {
     "embedding": "distance to float embeddings",
     "sequence-classification": "KL to float",
 }
-_TEXTS_AT_ONCE = 32  # of an encoder's batch, whose similarities to each other are compared
+_TEXTS_AT_ONCE = 16  # of an encoder's batch, whose similarities to each other are compared
 _LEAST = 8  # windows or batches to train on: with fewer each step sees one kind of text
 _KEPT_PER_OUTPUT = 8  # bytes that a gradient needs per output of a linear: activations, norms and attention in bf16
 _LOGIT_BYTES = 14  # per token of the vocabulary: logits in bf16 and float32, their softmax and its gradient

@@ -52,8 +52,9 @@ class Scored:
     """The texts of a run.
 
     tuning, held_out: the two sides of what decides. calibration: texts, or windows of token ids, that methods look at,
-    on neither side. polishing: those that scales are trained on, the former among them. probe: texts whose outputs sensitivity compares; from the tuning side. sha256: of the labels, or of
-    the user's metric. Of a model that reads pairs, the texts are pairs where the user gave some.
+    on neither side. probe: texts whose outputs sensitivity compares; from the tuning side. sha256: of the labels, or of
+    the user's metric. polishing: those that scales are trained on, the calibration's among them. Of a model that reads
+    pairs, the texts are pairs where the user gave some.
 
     missing_pairs: what shows that the model reads pairs, where the two sides are single texts; None where they are what
     the model reads. elsewhere: agreement with float on built-in texts, beside the user's own texts that decide.

@@ -211,7 +211,8 @@ def _parts(layer: QuantizedLinear, *, rebiased: bool) -> dict[str, Tensor]:
 
 
 def keep_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
-    """Write tensors and plain data through a temporary file, so that a reader sees all of it or nothing, also after a loss of power.
+    """Write tensors and plain data through a temporary file, so that a reader sees all of it or nothing, also after a
+    loss of power.
 
     Raises:
         CheckpointError: the disk is full, or writing fails otherwise.

@@ -237,10 +237,10 @@ class PolishPoint:
 class Polished:
     """How the floats beside the codes were trained.
 
-    loss: what was made small, "KL to float" or "distance to float embeddings". tokens: that were trained on in an epoch; held_out_tokens:
-    of the text that chose among the steps. points: the losses, the first before any step. best: the step that was kept.
-    stopped: why training ended early. tuning: (before, after), the loss on tuning texts, where it was measured. kept:
-    whether the result has what was trained: not if it was worse there.
+    loss: what was made small, "KL to float" or "distance to float embeddings". tokens: that were trained on in an
+    epoch; held_out_tokens: of the text that chose among the steps. points: the losses, the first before any step. best:
+    the step that was kept. stopped: why training ended early. tuning: (before, after), the loss on tuning texts, where
+    it was measured. kept: whether the result has what was trained: not if it was worse there.
     """
 
     loss: str

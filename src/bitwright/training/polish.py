@@ -168,7 +168,7 @@ def _advance(
 
 
 def _measure(state: _State, held_out: Callable[[], float]) -> None:
-    """Note the loss on held-out text, keep the values if it is the least so far, and stop if it has not been for long."""
+    """Note the loss on held-out text, keep the values if it is the least so far, and stop if none was for long."""
     loss, best = held_out(), state.best_point
     state.points.append(PolishPoint(state.step, sum(state.since) / len(state.since), loss))
     state.since = []

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bitwright.numerics.linear import QuantizedLinear, StaticGrid
 from bitwright.numerics.qtensor import QTensor, levels_of
-from bitwright.training.rounded_inputs import round_input, round_static
+from bitwright.numerics.spec import QuantSpec
+from bitwright.training.rounded_inputs import applied, round_input, round_static
 
 
 class PolishedLinear(nn.Module):
@@ -35,6 +36,7 @@ class PolishedLinear(nn.Module):
     bias: nn.Parameter | None
     log_input: nn.Parameter | None
     steps: Tensor
+    bias_unit: Tensor
 
     def __init__(self, linear: QuantizedLinear, *, group: int = 0) -> None:
         super().__init__()
@@ -63,12 +65,13 @@ class PolishedLinear(nn.Module):
         scale_NG, minimum_NG = self._stored()
         x_MK = x_MK.to(dtype)
         if scale_NG.shape[1] == 1 and minimum_NG is None:
-            y_MN = _StepsProduct.apply(x_MK, self.steps) * scale_NG[:, 0].to(dtype)
+            y_MN = applied(_StepsProduct, x_MK, self.steps) * scale_NG[:, 0].to(dtype)
         else:
-            y_MN = _GroupedProduct.apply(x_MK, self.steps, scale_NG, minimum_NG)
+            y_MN = applied(_GroupedProduct, x_MK, self.steps, scale_NG, minimum_NG)
         if self.bias is not None:
             y_MN = y_MN + self._bias().to(dtype)
-        return y_MN.reshape(*x.shape[:-1], self.out_features)
+        y: Tensor = y_MN.reshape(*x.shape[:-1], self.out_features)
+        return y
 
     def trained(self) -> QuantizedLinear:
         """The linear with the floats that were trained, as they are stored: same codes, same form."""
@@ -88,15 +91,19 @@ class PolishedLinear(nn.Module):
     def _stored(self) -> tuple[Tensor, Tensor | None]:
         """Scales and minima as they are stored, in float32."""
         weight = self.linear.weight
-        before = weight.scale_NG.float()
-        scale_NG = _rounded(before * self.log_scale.exp(), weight)
-        if self.minimum is None:
+        before: Tensor = weight.scale_NG.float()
+        smallest = before.clamp(max=torch.finfo(weight.scale_NG.dtype).tiny)  # none may become 0
+        scale_NG = torch.maximum(before * self.log_scale.exp(), smallest)
+        scale_NG = stored(scale_NG, weight.scale_NG, weight.spec)
+        if self.minimum is None or weight.minimum_NG is None:
             return scale_NG, None
-        return scale_NG, _rounded(weight.minimum_NG.float() + before * self.minimum, weight)
+        return scale_NG, stored(weight.minimum_NG.float() + before * self.minimum, weight.minimum_NG, weight.spec)
 
     def _bias(self) -> Tensor:
         assert self.bias is not None
-        return self.linear.bias_N + self.bias * self.bias_unit
+        assert self.linear.bias_N is not None
+        bias_N: Tensor = self.linear.bias_N + self.bias * self.bias_unit
+        return bias_N
 
     def _input_scale(self) -> Tensor:
         assert self.linear.static is not None
@@ -104,32 +111,30 @@ class PolishedLinear(nn.Module):
         return self.linear.static.scale * self.log_input.exp()
 
 
-def stored_scales(scale_NG: Tensor, weight: QTensor) -> Tensor:
-    """Scales as a weight stores them: float32, the nearest that its dtype holds, and bfloat16 (float16, too, from 2^-17
-    on) where its spec has them in 16 bits."""
-    stored = scale_NG.float()
-    if weight.spec.scale_in_16_bits:
-        stored = stored.bfloat16().float()
-    return stored.to(weight.scale_NG.dtype).float()
-
-
-def _rounded(values_NG: Tensor, weight: QTensor) -> Tensor:
-    """`stored_scales`, whose gradient passes straight through."""
-    return values_NG + (stored_scales(values_NG, weight) - values_NG).detach()
+def stored(values_NG: Tensor, before_NG: Tensor, spec: QuantSpec) -> Tensor:
+    """Scales or minima as a weight will store them, in float32: in the dtype of those that it has, and in 16 bits where
+    its spec has scales so and all that it has are such. The gradient passes straight through.
+    """
+    dtype = before_NG.dtype
+    in_16_bits = spec.scale_in_16_bits and torch.equal(before_NG.bfloat16().to(dtype), before_NG)
+    with torch.no_grad():
+        rounded_NG = (values_NG.bfloat16() if in_16_bits else values_NG).to(dtype).float()
+    return values_NG + (rounded_NG - values_NG).detach()
 
 
 def _steps(weight: QTensor) -> Tensor:
     """What the codes stand for at scale 1 (and minimum 0), in the smallest dtype that holds it: (N, K)."""
     codes_NK, spec = weight.codes_NK, weight.spec
+    steps_NK: Tensor = codes_NK
     if spec.has_codebook:
-        return levels_of(spec, weight.codebook, like=torch.zeros(0))[codes_NK.int()]  # type: ignore[no-any-return]
-    if weight.minimum_NG is not None:
-        return (codes_NK.to(torch.int16) - spec.code_min).to(torch.uint8)
-    if weight.zero_point_NG is None:
-        return codes_NK
-    n, groups = weight.scale_NG.shape
-    wide = codes_NK.to(torch.int16).reshape(n, groups, -1) - weight.zero_point_NG[..., None].to(torch.int16)
-    return wide.reshape(codes_NK.shape).to(torch.int8 if spec.bits < 8 else torch.int16)
+        steps_NK = levels_of(spec, weight.codebook, like=torch.zeros(0))[codes_NK.int()]
+    elif weight.minimum_NG is not None:
+        steps_NK = (codes_NK.to(torch.int16) - spec.code_min).to(torch.uint8)
+    elif weight.zero_point_NG is not None:
+        wide_NGg = codes_NK.to(torch.int16).reshape(*weight.scale_NG.shape, -1)
+        wide_NGg = wide_NGg - weight.zero_point_NG[..., None].to(torch.int16)
+        steps_NK = wide_NGg.reshape(codes_NK.shape).to(torch.int8 if spec.bits < 8 else torch.int16)
+    return steps_NK
 
 
 class _StepsProduct(torch.autograd.Function):

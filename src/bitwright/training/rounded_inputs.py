@@ -23,12 +23,18 @@ def round_input(x_MK: Tensor, spec: QuantSpec | None, group: int) -> Tensor:
         else:
             codes_MK, scale_M1, zero_M1 = reference.quantize_rows(x_MK, spec)
             rounded_MK = (codes_MK.float() - zero_M1.float()) * scale_M1
-    return _Straight.apply(x_MK, rounded_MK)  # type: ignore[no-any-return]
+    return applied(_Straight, x_MK, rounded_MK)
 
 
 def round_static(x_MK: Tensor, scale: Tensor, zero_point: int, spec: QuantSpec) -> Tensor:
     """x rounded to one grid. scale: a scalar, which gets a gradient."""
-    return _OnGrid.apply(x_MK, scale, zero_point, spec)  # type: ignore[no-any-return]
+    return applied(_OnGrid, x_MK, scale, zero_point, spec)
+
+
+def applied(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """What a function with a gradient of its own gives: one tensor."""
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _rounded_groups(x_MK: Tensor, group: int) -> Tensor:

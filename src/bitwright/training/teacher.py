@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bitwright.errors import CheckpointError
+from bitwright.progress import Track
 
 _ENTRY = np.dtype([("id", "<i4"), ("log_p", "<f4")])
 _AT_ONCE = 16  # windows that pass the float model together: their hidden states are in memory
@@ -37,14 +37,14 @@ def cache_top_logits(
     windows: Sequence[Sequence[int]],
     top: int,
     logits_of: Callable[[Sequence[Sequence[int]]], Iterator[Tensor]],
-    track: Callable[[Sequence[Any]], Sequence[Any]] = lambda parts: parts,
+    track: Track = iter,
 ) -> TopLogits:
     """Run the float model over windows of equal length, and keep the `top` most likely tokens of every position.
 
     Args:
         path: of the file, which may hold the first windows already.
         logits_of: of some windows, one (T, V) after the other.
-        track: given the parts of the work, yields them and shows how far it is.
+        track: shows how far it is.
 
     Raises:
         CheckpointError: the disk is full, or writing fails otherwise.
