@@ -40,7 +40,7 @@ LOSSES = {
     "sequence-classification": "KL to float",
 }
 _TEXTS_AT_ONCE = 16  # of an encoder's batch, whose similarities to each other are compared
-_LEAST = 8  # windows or batches to train on: with fewer each step sees one kind of text
+_LEAST, _LEAST_BATCHES = 8, 4  # windows of a language model, batches of texts, to train on; beside those held out
 _KEPT_PER_OUTPUT = 8  # bytes that a gradient needs per output of a linear: activations, norms and attention in bf16
 _LOGIT_BYTES = 14  # per token of the vocabulary: logits in bf16 and float32, their softmax and its gradient
 
@@ -81,7 +81,7 @@ def check_polish(job: Job) -> None:
                 f"{free / 1e9:.1f} GB are free. Leave polish out, or set a smaller calibration.max_tokens"
             )
     else:
-        _require_text(len(job.scored.polishing), "texts", (_LEAST + 1) * _TEXTS_AT_ONCE // 2)
+        _require_text(len(job.scored.polishing), "texts", (_LEAST_BATCHES + 1) * _TEXTS_AT_ONCE)
 
 
 def prepare(job: Job, quantized: Quantized, settings: Polish, folder: Path, progress: Progress) -> Prepared:
@@ -129,7 +129,7 @@ def _language(job: Job, quantized: Quantized, settings: Polish, folder: Path, pr
 def _encoder(job: Job, quantized: Quantized, settings: Polish, folder: Path, progress: Progress) -> Prepared:
     batches = _text_batches(job, settings)
     n_held = _held_out(len(batches))
-    _require_text(len(batches) - n_held, f"batches of {_TEXTS_AT_ONCE} texts", _LEAST)
+    _require_text(len(batches) - n_held, f"batches of {_TEXTS_AT_ONCE} texts", _LEAST_BATCHES)
     task, sentences = job.opened.loaded.task, job.model.sentences
     whole = job.model.generic.hf
     with torch.no_grad():
@@ -206,12 +206,13 @@ def _output(model: nn.Module, batch: Batch, task: str, sentences: Sentences) -> 
 
 def _held_out(n: int) -> int:
     """How many of `n` windows or batches are held out."""
-    return max(1, n // (HELD_OUT + 1))
+    return -(-n // (HELD_OUT + 1))
 
 
 def _require_text(found: int, what: str, least: int) -> None:
     if found < least:
         raise DataError(
-            f"polish needs at least {least} {what} to train on, beside those that it holds out, and the data gives "
-            f"{max(found, 0)}: {least - max(found, 0)} more are needed. Give more text with --data, or leave polish out"
+            f"polish needs at least {least} {what} to train on, beside those that it holds out, and there are "
+            f"{max(found, 0)}: {least - max(found, 0)} more are needed. Give more text with --data, set a larger "
+            "polish.tokens, or leave polish out"
         )

@@ -21,7 +21,7 @@ from bitwright.training.polish import Schedule, train
 from bitwright.training.student import Student
 
 STATE, RESULT = "polish-state.safetensors", "polish-result.safetensors"
-_RATES = {"text-generation": 1e-3, "embedding": 1e-3, "sequence-classification": 1e-3}
+_RATE = 2e-3
 
 
 def polish_model(job: Job, quantized: Quantized, folder: Path, progress: Progress) -> tuple[Quantized, Polished]:
@@ -37,7 +37,7 @@ def polish_model(job: Job, quantized: Quantized, folder: Path, progress: Progres
     progress.say("polishing: the scales and norms are trained")
     student, lesson, tokens = prepare(job, quantized, settings, folder, progress)
     task = job.opened.loaded.task
-    rate = settings.learning_rate or _RATES[task]
+    rate = settings.learning_rate or _RATE
     schedule = Schedule(lesson.items, 1, settings.epochs, rate, job.recipe.seed)
     trained = train(
         student.parameters, student.units, lesson.backward, lesson.held_out_loss, schedule, folder / STATE, progress

@@ -12,6 +12,7 @@ from bitwright.kernels.input_grid import rounded_by_groups
 from bitwright.models.load import LoadedModel, materialise
 from bitwright.models.sites import find_blocks
 from bitwright.numerics.linear import PendingLinear, QuantizedLinear
+from bitwright.numerics.spec import QuantSpec
 from bitwright.training.polished_linear import PolishedLinear
 
 
@@ -34,9 +35,16 @@ class Student:
 
     @property
     def units(self) -> dict[str, float]:
-        """What a relative step of 1 is of each parameter: a linear's count in units of their own."""
+        """What a step of 1 is of each parameter: relative to it, and to the error that so many bits leave."""
+        found: dict[str, float] = {}
+        for name, linear in self.linears.items():
+            weight, inputs = linear.linear.weight.spec, linear.linear.input_spec
+            found |= {f"{name}.{part}": _coarseness(weight) for part, _ in linear.named_parameters()}
+            if inputs is not None and linear.log_input is not None:
+                found[f"{name}.log_input"] = _coarseness(inputs)
+        mean = sum(_coarseness(x.linear.weight.spec) for x in self.linears.values()) / len(self.linears)
         norms = {name: float(p.detach().square().mean().sqrt()) or 1.0 for name, p in self.norms.items()}
-        return dict.fromkeys(self.parameters, 1.0) | norms
+        return found | {name: mean * size for name, size in norms.items()}
 
 
 def make_student(
@@ -82,6 +90,11 @@ def recompute_blocks(opened: LoadedModel) -> None:
     for path, _ in find_blocks(opened.model, opened.architecture):
         block = opened.model.get_submodule(path)
         block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _coarseness(spec: QuantSpec) -> float:
+    """How large a step of the grid is, beside one of 4 bits: a scale may move further where rounding lost more."""
+    return 2.0 ** (4 - spec.bits)
 
 
 def _polished(linear: QuantizedLinear, *, rounds_groups: bool) -> PolishedLinear:
