@@ -13,6 +13,7 @@ weight_range: mse                # how a weight's range is chosen; by default as
 targets: [bitwright, vllm]       # runtimes that must load the result; by default ours, and transformers if it can
 options: {alpha: search}         # of the methods and of the ranges
 calibration: {samples: 128, max_tokens: 512}
+polish: {tokens: 65536}          # or true: train scales and norms after rounding, with the float model as teacher
 budget: {max_loss: 0.01}         # with goal: smallest instead of schemes, the search chooses them
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bitwright.errors import RecipeError
 from bitwright.families import Role
@@ -126,6 +127,20 @@ class Calibration(_Strict):
     mix: Mix | None = None
 
 
+class Polish(_Strict):
+    """The training of scales and norms after rounding.
+
+    tokens: of text that is trained on in each epoch; an eighth as many more choose among the steps. epochs: passes over
+    it. learning_rate: the largest step of a 4-bit scale, relative to it, of 3 bits twice that; None takes 0.002. top:
+    the most likely tokens of the float language model that are kept for each position.
+    """
+
+    tokens: int = Field(default=65536, ge=256)
+    epochs: int = Field(default=2, ge=1, le=100)
+    learning_rate: float | None = Field(default=None, gt=0, lt=0.1)
+    top: int = Field(default=256, ge=1, le=1 << 16)
+
+
 class Options(_Strict):
     """Options of the methods.
 
@@ -172,6 +187,7 @@ class Recipe(_Strict):
     int8 in each block whose queries, keys and values come of linears with int8 inputs, if measuring shows that it costs
     next to nothing (`search/attention.py`).
     targets: None stands for those of `DEFAULT_TARGETS` that can load the result; a plan names them.
+    polish: None trains nothing; true in its place stands for the defaults.
     """
 
     scheme: str = "w8a8"
@@ -184,8 +200,14 @@ class Recipe(_Strict):
     options: Options = Options()
     targets: tuple[str, ...] | None = None
     calibration: Calibration = Calibration()
+    polish: Polish | None = None
     budget: Budget = Budget()
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("polish", mode="before")
+    @classmethod
+    def _polish_by_default(cls, value: Any) -> Any:
+        return (Polish() if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Recipe":
@@ -337,7 +359,7 @@ def check_rules(recipe: Recipe, sites: list[LinearSite], attention: Sequence[str
 def _keys_at(path: tuple[int | str, ...]) -> list[str]:
     """The keys allowed where pydantic found an unknown one."""
     models: dict[str, type[BaseModel]] = {
-        "rules": Rule, "calibration": Calibration, "budget": Budget, "options": Options
+        "rules": Rule, "calibration": Calibration, "polish": Polish, "budget": Budget, "options": Options
     }  # fmt: skip
     model = Mix if path[1:2] == ("mix",) else models.get(str(path[0]), Recipe) if path else Recipe
     return list(model.model_fields)

@@ -32,6 +32,8 @@ from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
 from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts, rank_units
+from bitwright.pipeline.polish_lessons import check_polish
+from bitwright.pipeline.polishing import without_polish
 from bitwright.pipeline.request import (
     RECIPE_FILE,
     STUDY_FOLDER,
@@ -201,6 +203,7 @@ def _begin(job: Job, asked: Asked, begun: float, progress: Progress) -> Result:
     lesson = None if asked.training is None else open_lesson(job, asked.training)
     if lesson is not None and not lesson.asked.only_if_over:
         searches = False  # the scheme is what the user trains for
+    check_polish(job)
     check_out(asked.out, job.opened.loaded.path, overwrite=asked.overwrite)
     # The result, and a candidate while it is measured. All-INT8 takes less than twice what 4 bits take.
     checkpoints = 2 + front * MOST_VARIANTS + 2 * (recipe.budget.goal is not None)
@@ -222,8 +225,9 @@ def _run(
         quantized = with_tables(job, quantize_model(job, work, progress))
     with job.timed("improve"):
         stages = stages_of(job, lesson, journal, work, progress)
-        over = lesson is not None and lesson.asked.only_if_over
-        better = improve(job, quantized, stages, journal, work, progress, only_if_over=over)
+        better = improve(job, quantized, stages, journal, work, progress, judged=asked.judged)
+    if (polished := better.told.get("polish")) is not None and not polished.kept:
+        job = without_polish(job)
     quantized, journal = with_finer(job, better.quantized, climbs), better.journal
     found: list[Sensitivity] = []
 
@@ -306,6 +310,7 @@ def _run(
         front=None if timed is None else timed.front,
         smallest=None if goal is None else smallest_facts(job, final.plan, climbs),
         tuning=asked.tuning,
+        polish=polished,
         attention=settled.cost,
         speed=judged.speed,
         warnings=warnings_of(final, layers, judged.evaluation, judged.verified or (), journal),

@@ -8,22 +8,26 @@ from typing import Any, NamedTuple
 
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.measuring import on_tuning_data
+from bitwright.pipeline.polishing import polish_model
 from bitwright.pipeline.training import Lesson, train_linears
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
-from bitwright.record import Training
+from bitwright.record import Polished, Training
 from bitwright.search.attention import float_attention
 from bitwright.search.journal import Journal
 from bitwright.search.measured import Measured
 
+Told = Training | Polished
+
 
 class Stage(NamedTuple):
-    """One way to make it better. minutes: that it takes. improve: gives the better one, and what the Record says of
-    it."""
+    """One way to make it better. minutes: that it takes. only_if_over: whether it runs only while the loss is not shown
+    to be inside the budget. improve: gives the better one, and what the Record says of it."""
 
     name: str
     minutes: float
-    improve: Callable[[Quantized], tuple[Quantized, Any]]
+    only_if_over: bool
+    improve: Callable[[Quantized], tuple[Quantized, Told]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +42,23 @@ class Improved:
 def stages_of(job: Job, lesson: Lesson | None, journal: Journal, work: Path, progress: Progress) -> list[Stage]:
     """The stages that a run asks for."""
     stages = []
+    if job.recipe.polish is not None:
+        minutes = 0.0  # less than any training: it begins with the best codes there are
+        stages.append(Stage("polish", minutes, False, lambda q: polish_model(job, q, work, progress)))
     if lesson is not None:
         minutes = math.inf if lesson.asked.minutes is None else lesson.asked.minutes
-        stages.append(Stage("train", minutes, lambda q: train_linears(job, q, lesson, journal, work, progress)))
+        over = lesson.asked.only_if_over
+        stages.append(Stage("train", minutes, over, lambda q: train_linears(job, q, lesson, journal, work, progress)))
     return sorted(stages, key=lambda stage: stage.minutes)
 
 
 def improve(
     job: Job, quantized: Quantized, stages: Sequence[Stage], journal: Journal, work: Path, progress: Progress, *,
-    only_if_over: bool,
+    judged: bool,
 ) -> Improved:  # fmt: skip
     """Run the stages one after another. What does not lower the loss on tuning data is undone.
 
-    only_if_over: whether a stage runs only while the loss is not shown to be inside the budget.
+    judged: whether anything is measured; if not, every stage is believed.
     """
     plain = job.with_recipe(float_attention(job.recipe))
 
@@ -59,21 +67,22 @@ def improve(
 
     found = Improved(quantized, journal, {})
     for stage in stages:
-        before = measured(found.quantized, found.journal)
-        if only_if_over and before.bound <= job.recipe.budget.max_loss:
+        before = measured(found.quantized, found.journal) if judged else None
+        if stage.only_if_over and before is not None and before.bound <= job.recipe.budget.max_loss:
             break
         better, told = stage.improve(found.quantized)
         after = Journal(journal.path, f"after {stage.name}")
-        loss = measured(better, after).loss
-        kept = loss <= before.loss
-        if isinstance(told, Training):
-            told = replace(told, before=before.loss, after=loss, kept=kept)
-        if not kept:
-            progress.say(
-                f"{stage.name}: the loss on tuning data is {loss:.2%} after it and {before.loss:.2%} before, so the "
-                "model stays as it was"
-            )
+        if before is not None and told.kept:
+            loss = measured(better, after).loss
+            told = replace(told, before=before.loss, after=loss, kept=loss <= before.loss)
+            if not told.kept:
+                progress.say(
+                    f"{stage.name}: the loss on tuning data is {loss:.2%} after it and {before.loss:.2%} before, so "
+                    "the model stays as it was"
+                )
         found = Improved(
-            better if kept else found.quantized, after if kept else found.journal, found.told | {stage.name: told}
+            better if told.kept else found.quantized,
+            after if told.kept else found.journal,
+            found.told | {stage.name: told},
         )
     return found

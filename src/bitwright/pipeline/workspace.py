@@ -88,4 +88,5 @@ def claim(work: Path, context: dict[str, str]) -> None:
 
 def _kept(work: Path) -> list[Path]:
     """The files that a run keeps for the next run."""
-    return [*work.glob(JOURNAL), *work.glob("shard-*"), *work.glob("inputs-*"), *work.glob(STATE_FILE)]
+    patterns = (JOURNAL, "shard-*", "inputs-*", "polish-*", STATE_FILE)
+    return [file for pattern in patterns for file in work.glob(pattern)]

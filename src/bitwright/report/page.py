@@ -39,6 +39,7 @@ from bitwright.report import (
 from bitwright.report.attention import arithmetic_words, attention_words
 from bitwright.report.experts import expert_blocks, expert_rows
 from bitwright.report.judged import judged_on
+from bitwright.report.polishing import loss_by_step, polish_words
 
 REPORT_FILE = "report.html"
 MAX_EXPERTS_LISTED = 100  # in one page, those that saw least first
@@ -75,6 +76,7 @@ def render_report(record: Record) -> str:
             attention=attention_words(record),
             arithmetic=arithmetic_words(record),
             training=training.training_words(record.training),
+            polished=polish_words(record.polish) if record.polish else "",
             exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
             evaluated=evaluation.loss is not None,
@@ -182,6 +184,8 @@ def _pictures(
         first = distributions[0]
         pictures["weights"] = plots.histogram("weight", plots.histogram_columns(first.weight))
         pictures["activations"] = plots.histogram("activation", plots.histogram_columns(first.activation))
+    if record.polish is not None:
+        pictures["polish-loss"] = loss_by_step(record.polish)
     max_loss = None if record.evaluation is None else record.evaluation.max_loss
     measured = [step for step in record.steps if wording.is_finite(step.loss)]
     if len(measured) > 1:
