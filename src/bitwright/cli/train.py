@@ -74,7 +74,7 @@ def command(
 
     \b
       bitwright train MODEL --scheme w4a8_channel --out DIR
-      bitwright train MODEL --recipe encoder-int4 --texts own.txt --minutes 30 --out DIR
+      bitwright train MODEL --recipe encoder-int4 --texts own.txt --out DIR
     """
     if out_dir is None:
         raise InputError("say where the result goes: --out DIR")
