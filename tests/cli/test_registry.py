@@ -145,10 +145,29 @@ print([name for name in ("torch", "numpy", "mlflow", "model_signing", "transform
 
 def test_changes_import_no_library(run: Run, root: Path, plain: Path) -> None:
     """Milliseconds count here, and a machine without torch may promote."""
-    for _ in range(2):
-        run("registry", "add", plain, "--name", "m", "--no-gates")
+    for mirrored in (("--mlflow", "none"), ()):
+        assert run("registry", "add", plain, "--name", "m", "--no-gates", *mirrored).code == 0
     forced = ("--force", "--reason", "a test")
     for words in (("promote", "m", "1", *forced), ("promote", "m", "2", *forced), ("rollback", "m"), ("list",)):
         done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "[]", words
+
+
+def test_texts_that_cannot_be_used_are_told_before_anything_is_copied(run: Run, root: Path, plain: Path) -> None:
+    outcome = run("registry", "add", plain, "--name", "m", "--texts", "nowhere.txt")
+    assert outcome.code == 2
+    assert "nowhere.txt" in outcome.err
+    assert not root.exists()
+
+
+def test_a_process_that_cannot_be_started_fails_nothing(
+    run: Run, root: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    def fail(registry: object) -> None:
+        raise OSError("no memory")
+
+    monkeypatch.setattr(mirror, "start", fail)
+    assert run("registry", "add", plain, "--name", "m", "--no-gates").code == 0
+    assert run("registry", "promote", "m", "--force", "--reason", "a test").code == 0
+    assert served(root) == 1

@@ -13,7 +13,16 @@ from bitwright.registry.change import candidate, promote, rollback
 from bitwright.registry.lock import LOCK, locked
 from bitwright.registry.log import LOG, read_log
 from bitwright.registry.state import Model
-from bitwright.registry.store import CURRENT, Registry, linked, model_of, open_registry, read_models, writing
+from bitwright.registry.store import (
+    CURRENT,
+    Registry,
+    linked,
+    make_registry,
+    model_of,
+    open_registry,
+    read_models,
+    writing,
+)
 from bitwright.registry.verify import verify
 from tests.registry.conftest import Made, killed_after, lines_of
 
@@ -232,3 +241,21 @@ def test_a_model_without_versions_is_empty() -> None:
     model = Model("m")
     assert (model.champion, model.previous, model.challenger) == (None, None, None)
     assert model.serving_at("2026") is None
+
+
+def test_two_make_the_same_registry(tmp_path: Path, plain: Path) -> None:
+    """One key, and no version lost, whoever was first."""
+    children = []
+    for name in "abcd":
+        child = os.fork()
+        if child == 0:
+            try:
+                add(make_registry(tmp_path / "registry", mlflow=None), plain, name, sign=False)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    registry = open_registry(tmp_path / "registry")
+    assert sorted(read_models(registry)) == list("abcd")
+    assert verify(registry).damage == ()

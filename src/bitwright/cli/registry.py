@@ -1,6 +1,11 @@
-"""bitwright registry: versions of models, which one is served, and the proof."""
+"""bitwright registry: versions of models, which one is served, and the proof.
 
+Promoting and rolling back import no tables, no records and no library: they take milliseconds.
+"""
+
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,11 +14,10 @@ import click
 
 from bitwright.cli.command import Command, nearest
 from bitwright.cli.options import json_option
-from bitwright.cli.terminal import FAILURE, SUCCESS, Column, out, print_json, remark, table
-from bitwright.errors import ExitCode, InputError
+from bitwright.errors import BitwrightError, ExitCode, InputError
 
 if TYPE_CHECKING:
-    from bitwright.registry.state import Change, Checked, Model, Version
+    from bitwright.registry.state import Change
     from bitwright.registry.store import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,12 +95,16 @@ def add_command(
 
     The exit code is 3 if the version did not pass. It is added all the same.
     """
+    from bitwright.cli.registry_tables import print_gates
+    from bitwright.cli.terminal import out, print_json, remark
     from bitwright.registry import gates as gate_table
     from bitwright.registry.add import add
     from bitwright.registry.signing import installed
     from bitwright.registry.store import check_name, make_registry
 
     check_name(name)
+    if texts and gates:
+        gate_table.search(texts)  # before anything is copied
     registry = make_registry(root, **_mirror(mlflow, root))
     version = add(registry, directory, name, link=link, note=note)
     if not version.signed and not installed():
@@ -107,7 +115,8 @@ def add_command(
         print_json({"name": name, **asdict(version), "gates": checked and asdict(checked)})
     else:
         out.print(f"{name} {version.number}: {version.bytes / 1e6:.1f} MB of weights", markup=False)
-        _print_gates(checked)
+        if checked is not None:
+            print_gates(checked)
     _exit(checked is None or checked.passed)
 
 
@@ -126,19 +135,21 @@ def promote_command(
     """Serve VERSION, by default the newest one, from now on.
 
     It must have passed the gates against the version that is served now; they
-    run first, if they have not yet.
+    run first, if they have not yet, or again with --index or --texts.
     """
     from bitwright.registry.change import candidate, promote
     from bitwright.registry.store import open_registry
 
     registry = open_registry(root)
     model, number = candidate(registry, name, version)
-    if not force and model.versions[number].checked_against(model.champion) is None:
+    known = model.versions[number].checked_against(model.champion)
+    if not force and (known is None or ((texts or index) and not known.passed)):
+        from bitwright.cli.registry_tables import print_gates
         from bitwright.registry.gates import check
 
         checked = check(registry, name, number, index=index, texts=texts)
         if not as_json:
-            _print_gates(checked)
+            print_gates(checked)
     change = promote(registry, name, number, force=force, reason=reason)
     _print_change(change, as_json=as_json)
     _let_follow(registry)
@@ -167,18 +178,20 @@ def rollback_command(name: str, to: int | None, reason: str | None, root: Path, 
 @json_option("all there is")
 def list_command(name: str | None, root: Path, as_json: bool) -> None:
     """List the models, or the versions of NAME."""
+    from bitwright.cli.registry_tables import model_facts, print_models, print_versions
+    from bitwright.cli.terminal import print_json
     from bitwright.registry.store import model_of, open_registry, read_models
 
     registry = open_registry(root)
     if name is None:
         models = read_models(registry)
         if as_json:
-            print_json([_model_facts(model) for model in models.values()])
+            print_json([model_facts(model) for model in models.values()])
         else:
-            _print_models(models)
+            print_models(models)
     else:
         model = model_of(registry, name)
-        print_json(_model_facts(model)) if as_json else _print_versions(model)
+        print_json(model_facts(model)) if as_json else print_versions(model)
     _let_follow(registry)
 
 
@@ -191,6 +204,8 @@ def list_command(name: str | None, root: Path, as_json: bool) -> None:
 @json_option("the changes")
 def history_command(name: str | None, at: str | None, root: Path, as_json: bool) -> None:
     """Show every promotion and rollback: when, by whom, and why."""
+    from bitwright.cli.registry_tables import print_changes
+    from bitwright.cli.terminal import print_json
     from bitwright.registry.history import changes, moment, served_at
     from bitwright.registry.store import model_of, open_registry, read_models
 
@@ -200,13 +215,8 @@ def history_command(name: str | None, at: str | None, root: Path, as_json: bool)
     found = changes(models) if time is None else served_at(models, time)
     if as_json:
         print_json([asdict(change) for change in found])
-        return
-    columns: list[Column] = ["since (UTC)", "model", ("version", "right"), "what", "by", ("why", "prose")]
-    rows = [
-        [_short(change.since or change.time), change.name, str(change.version), _what(change), change.by, _why(change)]
-        for change in found
-    ]
-    out.print(table("" if at is None else f"Served at {time}", columns, rows))
+    else:
+        print_changes(found, "" if time is None else f"Served at {time}")
 
 
 @command.command("verify", cls=Command)
@@ -219,6 +229,8 @@ def verify_command(name: str | None, quick: bool, root: Path, as_json: bool) -> 
 
     The exit code is 1 if the log or a version is damaged.
     """
+    from bitwright.cli.registry_tables import print_verified
+    from bitwright.cli.terminal import print_json
     from bitwright.registry.store import open_registry
     from bitwright.registry.verify import verify
 
@@ -226,15 +238,7 @@ def verify_command(name: str | None, quick: bool, root: Path, as_json: bool) -> 
     if as_json:
         print_json(asdict(found))
     else:
-        for text in found.repaired:
-            out.print(f"mended: {text}", markup=False)
-        for text in found.remarks:
-            out.print(text, markup=False)
-        for text in found.damage:
-            remark(text, FAILURE)
-        if not found.damage:
-            said = f"{found.entries} entries, {found.versions} versions: as they were written"
-            out.print(f"{said}; the last entry is {found.head}", style=SUCCESS, markup=False)
+        print_verified(found)
     _exit(not found.damage, ExitCode.FAILED)
 
 
@@ -246,6 +250,8 @@ def verify_command(name: str | None, quick: bool, root: Path, as_json: bool) -> 
 @json_option("the rows")
 def diff_command(name: str, a: int, b: int, root: Path, as_json: bool) -> None:
     """Put two versions of NAME side by side."""
+    from bitwright.cli.registry_tables import print_difference
+    from bitwright.cli.terminal import print_json
     from bitwright.registry.history import difference
     from bitwright.registry.store import model_of, open_registry
 
@@ -253,11 +259,8 @@ def diff_command(name: str, a: int, b: int, root: Path, as_json: bool) -> None:
     rows = difference(registry, model_of(registry, name), a, b)
     if as_json:
         print_json([asdict(row) for row in rows])
-        return
-    columns: list[Column] = [("", "prose"), (f"{name} {a}", "prose"), (f"{name} {b}", "prose"), ("change", "right")]
-    out.print(table("", columns, [[row.name, row.a, row.b, row.change] for row in rows if row.a != row.b]))
-    if same := [row.name for row in rows if row.a == row.b]:
-        out.print(f"\nThe same in both: {'; '.join(same)}.", markup=False)
+    else:
+        print_difference(rows, f"{name} {a}", f"{name} {b}")
 
 
 def _mirror(mlflow: str | None, root: Path) -> dict[str, Any]:
@@ -276,91 +279,19 @@ def _mirror(mlflow: str | None, root: Path) -> dict[str, Any]:
 
 
 def _let_follow(registry: "Registry") -> None:
+    """Let MLflow follow. What was done is done, even if no process can be started for that."""
     from bitwright.registry.mirror import start
 
-    start(registry)
+    with suppress(OSError, BitwrightError):
+        start(registry)
 
 
 def _print_change(change: "Change", *, as_json: bool) -> None:
     if as_json:
-        print_json(asdict(change))
+        click.echo(json.dumps(asdict(change), indent=1, ensure_ascii=False))
         return
     before = "" if change.replaces is None else f", which was {change.replaces}"
-    out.print(f"{change.name}: version {change.version} is served{before}, since {change.since}", markup=False)
-
-
-def _print_gates(checked: "Checked | None") -> None:
-    if checked is None:
-        return
-    columns: list[Column] = ["gate", "", ("", "prose")]
-    rows = [[str(one["gate"]), str(one["state"]), str(one["detail"])] for one in checked.outcomes]
-    out.print(table("", columns, rows, header=False))
-
-
-def _print_models(models: "dict[str, Model]") -> None:
-    columns: list[Column] = [
-        ("model", "name"), ("served", "right"), ("before", "right"), ("next", "right"), "gates of it", "since (UTC)",
-        "vectors",
-    ]  # fmt: skip
-    rows = []
-    for model in models.values():
-        served = None if model.champion is None else model.versions[model.champion]
-        following = None if model.challenger is None else model.versions[model.challenger]
-        since = next((change.since for change in reversed(model.changes) if change.since), None)
-        rows.append([
-            model.name, _number(model.champion), _number(model.previous), _number(model.challenger),
-            "–" if following is None else _gates(following), _short(since or ""), served.space[:8] if served else "–",
-        ])  # fmt: skip
-    out.print(table("", columns, rows))
-
-
-def _print_versions(model: "Model") -> None:
-    columns: list[Column] = [
-        ("", "right"),
-        "",
-        "added (UTC)",
-        ("MB", "right"),
-        "verdict",
-        "gates",
-        "vectors",
-        ("note", "prose"),
-    ]
-    names = {model.champion: "served", model.previous: "before", model.challenger: "next"}
-    rows = [
-        [str(version.number), names.get(version.number, ""), _short(version.time), f"{version.bytes / 1e6:.1f}",
-         version.verdict or "–", _gates(version), version.space[:8], version.note or ""]
-        for version in model.versions.values() if not version.gone
-    ]  # fmt: skip
-    out.print(table(model.name, columns, rows))
-
-
-def _model_facts(model: "Model") -> dict[str, Any]:
-    return {
-        "name": model.name, "champion": model.champion, "previous": model.previous, "challenger": model.challenger,
-        "versions": [asdict(version) | {"space": version.space} for version in model.versions.values()],
-    }  # fmt: skip
-
-
-def _gates(version: "Version") -> str:
-    if not version.checks:
-        return "not run"
-    return "passed" if version.checks[-1].passed else f"not {', '.join(version.checks[-1].failed)}"
-
-
-def _what(change: "Change") -> str:
-    return ("forced " if change.forced else "") + change.what + (", undone" if change.undone else "")
-
-
-def _why(change: "Change") -> str:
-    return change.reason or ""
-
-
-def _number(number: int | None) -> str:
-    return "–" if number is None else str(number)
-
-
-def _short(time: str) -> str:
-    return time[:19].replace("T", " ")
+    click.echo(f"{change.name}: version {change.version} is served{before}, since {change.since}")
 
 
 def _exit(good: bool, code: int = ExitCode.NOT_SHOWN) -> None:

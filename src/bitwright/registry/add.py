@@ -13,8 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from bitwright.atomic import sync_folder
-from bitwright.errors import InputError, RegistryError
-from bitwright.files.directory import source_bytes, source_files
+from bitwright.errors import InputError, ModelError, RegistryError
+from bitwright.files.directory import ModelDirectory, source_bytes, source_files
 from bitwright.files.opening import open_path
 from bitwright.files.task import find_task
 from bitwright.record import RECORD_FILE, Record, read_record
@@ -48,7 +48,7 @@ def add(
     record = read_record(directory) if (directory / RECORD_FILE).exists() else None
     facts = {
         "bytes": source_bytes(directory), "verdict": _verdict(record), "source": str(directory.absolute()),
-        "claimed": (record.model.source_sha256 if record else None) or opened.fingerprint, "task": find_task(opened),
+        "claimed": (record.model.source_sha256 if record else None) or opened.fingerprint, "task": _task(opened),
         "note": note,
     }  # fmt: skip
     versions = registry.folder(name) / VERSIONS
@@ -84,6 +84,14 @@ def changed_files(place: Path, content: str) -> list[str]:
         raise RegistryError(f"{path}: this is not the manifest that the log names; put it back from a copy")
     before, after = ({line[66:]: line[:64] for line in text.splitlines()} for text in (said, manifest_of(place)))
     return sorted(file for file in before.keys() | after.keys() if before.get(file) != after.get(file))
+
+
+def _task(opened: ModelDirectory) -> str | None:
+    """What the model is for; None where its files leave that open, which is for those to say who load it."""
+    try:
+        return find_task(opened)
+    except ModelError:
+        return None
 
 
 def _verdict(record: Record | None) -> str | None:

@@ -67,7 +67,7 @@ class Trial:
     version: Version
     champion: Version | None
     index: tuple[Path, str] | None
-    texts: str | None
+    texts: "SearchTexts | None"
     drift: Drift | None
     limits: Mapping[str, float]
     opened: Callable[..., "Runnable"]
@@ -114,11 +114,11 @@ def check(
         InputError: no such version. DataError: `texts` cannot be used. And as `writing`.
     """
     model = model_of(registry, name)
-    version, limits = model.version(number), limits_of(registry)
+    version, limits, given = model.version(number), limits_of(registry), search(texts) if texts else None
     champion = None if model.champion is None else model.versions[model.champion]
     opened: dict[tuple[Path, bool], Runnable] = {}
     trial = Trial(
-        registry, model, version, champion, index_of(registry, model, version, index), texts, drift, limits,
+        registry, model, version, champion, index_of(registry, model, version, index), given, drift, limits,
         partial(_opened, opened),
     )  # fmt: skip
     outcomes = [_outcome(gate, ask, trial) for gate, ask in GATES.items()]
@@ -128,6 +128,13 @@ def check(
     with writing(registry, f"gates {name} {number}") as writer:
         writer.append("gates", name, version=number, outcomes=[asdict(outcome) for outcome in outcomes], **facts)
         return writer.model(name).versions[number].checks[-1]
+
+
+def search(source: str) -> "SearchTexts":
+    """`spaces.search_texts`, for those who do not import numpy before they must."""
+    from bitwright.registry.spaces import search_texts
+
+    return search_texts(source)
 
 
 def index_of(registry: Registry, model: Model, version: Version, given: Path | None) -> tuple[Path, str] | None:
@@ -154,8 +161,6 @@ def _outcome(gate: str, ask: "Gate", trial: Trial) -> Outcome:
     """What a gate says; an error of ours is a failure, with its reason."""
     try:
         state, detail, figures = ask(trial)
-    except InputError:
-        raise
     except BitwrightError as error:
         state, detail, figures = "failed", str(error), {}
     return Outcome(gate, state, detail, figures)
@@ -285,9 +290,9 @@ def space(trial: Trial) -> Said:
 
 
 def _search_texts(trial: Trial, model: "Runnable") -> "SearchTexts":
-    from bitwright.registry.spaces import builtin_search, search_texts
+    from bitwright.registry.spaces import builtin_search
 
-    return search_texts(trial.texts) if trial.texts else builtin_search(model)
+    return trial.texts or builtin_search(model)
 
 
 # In the order in which they are asked; nothing is spared after one that failed, so that a person sees all there is.

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from bitwright.errors import InputError
-from bitwright.record import RECORD_FILE, Record, read_record
 from bitwright.registry.log import as_time
 from bitwright.registry.state import Change, Model, Version
 from bitwright.registry.store import Registry
-from bitwright.report.compare import ComparisonRow, compare_records
+
+if TYPE_CHECKING:
+    from bitwright.record import Record
+    from bitwright.report.compare import ComparisonRow
 
 
 def changes(models: Mapping[str, Model]) -> list[Change]:
@@ -35,19 +38,23 @@ def moment(text: str) -> str:
     return as_time((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
 
 
-def difference(registry: Registry, model: Model, a: int, b: int) -> list[ComparisonRow]:
+def difference(registry: Registry, model: Model, a: int, b: int) -> "list[ComparisonRow]":
     """Two versions side by side: what the registry knows of them, then their records.
 
     Raises:
         InputError: no such version. CheckpointError: a record that cannot be read.
     """
+    from bitwright.report.compare import ComparisonRow, compare_records
+
     left, right = model.version(a), model.version(b)
     own = [(name, of(left), of(right)) for name, of in _FACTS.items()]
     rows = [ComparisonRow(name, x, y, "same" if x == y else "differs") for name, x, y in own]
     return rows + compare_records(*(_record(registry, model, version) for version in (left, right)))
 
 
-def _record(registry: Registry, model: Model, version: Version) -> Record:
+def _record(registry: Registry, model: Model, version: Version) -> "Record":
+    from bitwright.record import RECORD_FILE, Record, read_record
+
     place = registry.version(model.name, version.number)
     return read_record(place) if (place / RECORD_FILE).exists() else Record()
 

@@ -21,7 +21,7 @@ from typing import Any
 from bitwright.atomic import sync_folder, write_text_atomically
 from bitwright.errors import InputError, RegistryError
 from bitwright.registry.keys import make_key
-from bitwright.registry.lock import locked
+from bitwright.registry.lock import LOCK, locked
 from bitwright.registry.log import KEY, LOG, Entry, Log, append, as_time, read_log, write_head
 from bitwright.registry.state import CHANGES, Model, fold
 
@@ -80,16 +80,25 @@ def make_registry(root: Path, *, mlflow: str | None = OWN_MLFLOW) -> Registry:
         InputError: the folder holds something else; as `open_registry` and `make_key`. OSError: as the file
             system says.
     """
-    if not (root / SETTINGS).exists():
-        if (root / LOG).exists():
-            raise RegistryError(f"{root / SETTINGS}: the file is gone, but the log is there; put it back from a copy")
-        if root.is_dir() and {file.name for file in root.iterdir()} - {KEY}:
-            raise InputError(f"{root}: this folder holds other files; give an empty or a new one")
-        root.mkdir(parents=True, exist_ok=True)
-        make_key(root / KEY)
-        settings: dict[str, Any] = {"schema": SCHEMA, "mlflow": mlflow, "limits": {}}
-        write_text_atomically(root / SETTINGS, json.dumps(settings, indent=1) + "\n")
+    if (root / SETTINGS).exists():
+        return open_registry(root)
+    if (root / LOG).exists():
+        raise RegistryError(f"{root / SETTINGS}: the file is gone, but the log is there; put it back from a copy")
+    root.mkdir(parents=True, exist_ok=True)
+    _refuse_others(root)  # before there is a file of ours
+    with locked(root, "make the registry"):
+        if not (root / SETTINGS).exists():
+            _refuse_others(root, ours=True)
+            make_key(root / KEY)
+            settings: dict[str, Any] = {"schema": SCHEMA, "mlflow": mlflow, "limits": {}}
+            write_text_atomically(root / SETTINGS, json.dumps(settings, indent=1) + "\n")
     return open_registry(root)
+
+
+def _refuse_others(root: Path, *, ours: bool = False) -> None:
+    """Refuse a folder with files of others. Not `ours`: who else makes the registry now has made the lock first."""
+    if {file.name for file in root.iterdir()} - {KEY, LOCK} and (ours or not (root / LOCK).exists()):
+        raise InputError(f"{root}: this folder holds other files; give an empty or a new one")
 
 
 def check_name(name: str) -> None:
