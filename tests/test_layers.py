@@ -27,7 +27,8 @@ LAYERS = (
         "calibration",
     ),
     *("methods", "recipe", "targets", "plan", "evaluate", "search", "checkpoints", "quantizing", "training", "engine"),
-    *("generate", "runtime", "bulk", "onnx", "pipeline", "report", "drift", "registry", "fleet", "serve", "integrations", "cli"),
+    *("generate", "runtime", "bulk", "onnx", "pipeline", "report", "drift", "registry", "fleet"),
+    *("serve", "integrations", "cli"),
 )
 # `report` turns a Record into pages; the pipeline writes them last.
 EXCEPTIONS = {("pipeline", "report")}
