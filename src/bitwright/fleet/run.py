@@ -161,7 +161,11 @@ class FleetRun:
                     f"{entry.out}: this directory exists already, and this fleet did not write it; choose another `out`"
                 )
         except (BitwrightError, OSError) as error:
-            self._close(entry.name, failed(str(error), getattr(error, "exit_code", 1)))
+            outcome = failed(str(error), int(getattr(error, "exit_code", 1)))
+            # Its `out` says whose the directory is, and that has not changed.
+            known = last or Receipt(entry.name, "failed", "", {}, {})
+            self._write(replace(known, state="failed", outcome=outcome, result="", at=now()))
+            self._close(entry.name, outcome)
             return
         command = f"{self._command(entry.name)}  # {key_of(parts)[:16]}"
         same = last is not None and last.state == "done" and dict(last.plain) == plain
