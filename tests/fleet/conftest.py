@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from bitwright.fleet.config import Fleet, read_fleet
-from bitwright.fleet.run import FleetRun, Row
+from bitwright.fleet.rows import Row
+from bitwright.fleet.run import FleetRun
 from bitwright.workers.tasks import Done, Failed, Work
 
 MakeFleet = Callable[..., Fleet]

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from bitwright.drift.reference import read_reference
+from bitwright.drift.requests import file_request
 from bitwright.errors import ExitCode, InputError
 from bitwright.fleet import digests, work
 from bitwright.fleet.receipts import FOLDER, Outcome, read_receipt, write_receipt
-from bitwright.fleet.run import FleetRun, Row, alone, exit_code, status_rows
+from bitwright.fleet.rows import Row, alone, exit_code, status_rows
+from bitwright.fleet.run import STALE_REQUEST, FleetRun
 from bitwright.pipeline.workspace import work_path
+from bitwright.record import read_record
 from tests.fleet.conftest import MakeFleet, go
 
 
@@ -121,10 +125,11 @@ def test_an_error_that_nobody_foresaw_fails_alone(
 def test_what_others_wrote_is_not_replaced(make_fleet: MakeFleet, here: list[str]) -> None:
     fleet = make_fleet(["bert"])
     (fleet.out / "bert").mkdir(parents=True)
-    row = go(fleet)["bert"]
-    assert here == []
-    assert row.outcome
-    assert "this fleet did not write it" in row.outcome.error
+    for _ in range(2):  # nor does a receipt of the failure make it ours
+        row = go(fleet)["bert"]
+        assert here == []
+        assert row.outcome
+        assert "this fleet did not write it" in row.outcome.error
 
 
 def test_a_run_that_was_killed_before_it_could_say_so(make_fleet: MakeFleet, here: list[str]) -> None:
@@ -252,3 +257,55 @@ def test_a_digest_is_kept_only_while_the_file_is_as_it_was(tmp_path: Path, monke
     assert again.of_file(file) != first
     memo.write_text("[[")
     assert digests.Digests(memo).of_file(file) == again.of_file(file)
+
+
+def test_a_request_for_a_new_calibration_is_followed(make_fleet: MakeFleet, here: list[str], tmp_path: Path) -> None:
+    queue = tmp_path / "queue"
+    bert = {"name": "bert", "model": make_fleet(["bert"]).entries[0].model, "fresh_data": ["today.txt"]}
+    (tmp_path / "today.txt").write_text("\n".join(f"A text of today, number {i}, is here." for i in range(300)))
+    fleet = make_fleet([bert])
+    go(fleet)
+    assert file_request(queue, "bert", "drifted", {}, {}) is not None
+    assert file_request(queue, "bert", "drifted more", {}, {}) is None  # one is open
+    here.clear()
+    row = go(fleet, queue=queue)["bert"]
+    assert (here, row.why) == (["bert"], ("request",))
+    assert [file.parent.name for file in queue.rglob("*.json")] == ["done"]
+    record = read_record(fleet.out / "bert")
+    assert record.exit_code == 0
+
+    here.clear()
+    assert go(fleet, queue=queue)["bert"].state == "unchanged"  # nor is it undone by an ordinary run
+    file_request(queue, "bert", "drifted", {}, {})
+    row = go(fleet, queue=queue)["bert"]
+    assert (here, row.state, row.why) == ([], "unchanged", (STALE_REQUEST,))
+    assert [file.name for file in queue.glob("*.json")] == ["bert.json"]  # it stays until there are other texts
+
+
+def test_a_request_that_is_none(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    fleet = make_fleet(["bert"])
+    with pytest.raises(InputError, match="no such folder of requests"):
+        FleetRun(fleet, queue=tmp_path / "none")
+    (tmp_path / "queue").mkdir()
+    (tmp_path / "queue" / "bert.json").write_text(
+        '{"request_version": 9, "model": "bert", "reason": "", "created": ""}'
+    )
+    with pytest.raises(InputError, match=r"bert\.json: this is no request"):
+        FleetRun(fleet, queue=tmp_path / "queue")
+
+
+def test_a_reference_for_drift_is_made_beside_a_result(
+    make_fleet: MakeFleet, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitwright.drift.reference._LEAST_TEXTS", 100)
+    model = make_fleet(["bert"]).entries[0].model
+    fleet = make_fleet([{"name": "a", "model": model, "drift": True}])
+    assert go(fleet)["a"].state == "not judged"
+    reference = read_reference(fleet.out / "a")
+    assert (reference.n, reference.width) == (240, 32)
+    assert go(fleet)["a"].state == "unchanged"
+    monkeypatch.setattr("bitwright.drift.reference._LEAST_TEXTS", 300)
+    row = go(make_fleet([{"name": "b", "model": model, "drift": True}]))["b"]
+    assert row.outcome
+    assert "240 texts are too few for a reference of drift" in row.outcome.error
+    assert not row.out.exists()  # it was told before the work

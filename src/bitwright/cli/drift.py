@@ -59,9 +59,8 @@ def command(
             found = check_texts(model, data, queue=queue, name=name, window=window, progress=progress)
     if make:
         facts = {"file": str(made.file), "texts": made.reference.n, "thresholds": made.reference.thresholds}
-        print_json(facts) if as_json else out.print(
-            f"{made.file}: a reference of {made.reference.n} texts", markup=False
-        )
+        told = f"{made.file}: a reference of {made.reference.n} texts"
+        print_json(facts) if as_json else out.print(told, markup=False, soft_wrap=True)
         return 0
     if as_json:
         print_json(found)

@@ -12,7 +12,7 @@ from rich.text import Text
 from bitwright.cli.terminal import Column, err, table
 
 if TYPE_CHECKING:
-    from bitwright.fleet.run import Row
+    from bitwright.fleet.rows import Row
 
 _PER_SECOND = 2
 

@@ -11,6 +11,7 @@ from bitwright.drift.reference import (
     Reference,
     make_reference,
     read_reference,
+    require_enough,
     write_reference,
 )
 from bitwright.drift.watch import Watch
@@ -36,7 +37,7 @@ def make_from_files(
     Raises:
         BitwrightError: the model or the texts cannot be read, or are too few. OSError: it cannot be written.
     """
-    texts = _texts(data)
+    texts = reference_texts(data)
     loaded = load(model)
     (progress or Quiet()).say(f"encoding {len(texts)} texts")
     made = make_reference(loaded, texts, window=window or WINDOW)
@@ -75,6 +76,17 @@ def check_texts(
     drifted = bool(watch.alarms) or (watch.windows == 1 and watch.in_excess != ())
     alarms = [str(alarm) for alarm in watch.alarms] or [f"one window is past {', '.join(watch.in_excess)}"] * drifted
     return {"windows": windows, "thresholds": reference.thresholds, "alarms": alarms, "drifted": drifted}
+
+
+def reference_texts(data: Sequence[str]) -> list[str]:
+    """The texts of a reference.
+
+    Raises:
+        DataError: they cannot be read, hold pairs, or are too few.
+    """
+    texts = _texts(data)
+    require_enough(texts)
+    return texts
 
 
 def _texts(data: Sequence[str]) -> list[str]:

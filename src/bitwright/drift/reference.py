@@ -47,14 +47,21 @@ def make_reference(model: "Model", texts: Sequence[str], *, window: int = WINDOW
         DataError: too few texts to tell chance from change.
     """
     texts = texts[:MOST_TEXTS]
-    if len(texts) < _LEAST_TEXTS:
-        raise DataError(
-            f"{len(texts)} texts are too few for a reference of drift; give at least {_LEAST_TEXTS}, better "
-            f"{3 * window} and more"
-        )
+    require_enough(texts)
     ids = model.tokenize(list(texts))
     embeddings = model.encode(ids) if model.width is not None else None
     return reference_from(ids, embeddings, unknown_id_of(model), window=window, seed=seed)
+
+
+def require_enough(texts: Sequence[str]) -> None:
+    """Raises:
+    DataError: too few texts to tell chance from change.
+    """
+    if len(texts) < _LEAST_TEXTS:
+        raise DataError(
+            f"{len(texts)} texts are too few for a reference of drift; give at least {_LEAST_TEXTS}, better "
+            f"{2 * WINDOW} and more"
+        )
 
 
 def reference_from(

@@ -73,7 +73,7 @@ def parts_of(entry: Entry, digests: Digests) -> Parts:
     Raises:
         BitwrightError, OSError: the model, or a file that the entry names, is not there.
     """
-    options = [entry.recipe.model_dump(mode="json"), entry.task, entry.judged, entry.speed]
+    options = [entry.recipe.model_dump(mode="json"), entry.task, entry.judged, entry.speed, entry.drift]
     versions = [*map(version_of, ("torch", "transformers"))]
     return {
         "model": digests.of_path(model_path(entry)),

@@ -13,7 +13,8 @@ from urllib.parse import quote
 import bitwright
 from bitwright.atomic import write_text_atomically
 from bitwright.fleet.receipts import FAILED, SKIPPED, Outcome, now
-from bitwright.fleet.run import Row, exit_code
+from bitwright.fleet.rows import Row, exit_code
+from bitwright.fleet.run import STALE_REQUEST
 from bitwright.record import plain_data
 from bitwright.report.page import REPORT_FILE, content_policy, environment, packaged_style
 from bitwright.report.verdict import NOT_EVALUATED, STATES
@@ -34,6 +35,7 @@ _WHY = {
     "release": "another release of Bitwright or its libraries", "instruction set": "another instruction set",
     "result": "the result was changed or removed", "failed": "it had failed", "interrupted": "it had been interrupted",
     "request": "a new calibration was asked for",
+    STALE_REQUEST: "a new calibration was asked for, but its texts are the same as before: give fresh_data",
 }  # fmt: skip
 
 
@@ -119,13 +121,14 @@ def line(row: Row, out: Path | None = None) -> Line:
         row.name, state,
         f"{percent(found.loss)}, at most {percent(found.loss_upper)}" if found.loss is not None else ABSENT,
         percent(found.max_loss), f"{size(found.before)} → {size(found.after)}" if has_sizes else ABSENT,
-        seconds(found.seconds) if found.seconds else ABSENT, "; ".join(_since(row)) or "unchanged",
+        seconds(found.seconds) if found.seconds else ABSENT, "; ".join(_since(row)) or ABSENT,
         found.error or found.sentence or row.step, _link(out, row) if out else "",
     )  # fmt: skip
 
 
 def _since(row: Row) -> Iterator[str]:
     """What changed since last time: the reasons for doing it again, and what came of it."""
+    yield from ["unchanged"] * (row.state == "unchanged")
     yield from (_WHY.get(name, name) for name in row.why)
     a, b = row.before, row.outcome
     if a is None or b is None or row.state == "unchanged":

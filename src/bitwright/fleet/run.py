@@ -6,18 +6,18 @@ becomes of one model.
             ▸ skipped                        what it is `after` failed
 """
 
-import fcntl
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-from bitwright.errors import BitwrightError, ExitCode, InputError
+from bitwright.drift.requests import Request, close_request, read_requests
+from bitwright.errors import BitwrightError, InputError
 from bitwright.files.opening import open_path
 from bitwright.files.yaml_file import nearest
 from bitwright.fleet.config import Entry, Fleet
@@ -35,12 +35,14 @@ from bitwright.fleet.receipts import (
     step_file,
     write_receipt,
 )
+from bitwright.fleet.rows import Row, alone
 from bitwright.fleet.work import Failure, Order, quantizing, read_step
 from bitwright.pipeline.resources import memory_needed
 from bitwright.record import RECORD_FILE, read_record
 from bitwright.workers import tasks
 
 _SHARE_OF_FREE = 0.8  # of the free memory, that a fleet takes unless told otherwise
+STALE_REQUEST = "stale request"  # in `Row.why`: a new calibration is asked for, but there are no new texts
 _TRIES = 2  # workers that may die of one model
 
 
@@ -55,33 +57,18 @@ class Where(NamedTuple):
 HERE = Where()
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One model of a run under way, or of a finished one.
-
-    state: "waiting", "running", "unchanged", or the verdict of its outcome. step: what its worker does now. why: what
-    changed since its result was made, so that it is made again. before: the outcome of the last time.
-    """
-
-    name: str
-    state: str
-    out: Path
-    step: str = ""
-    outcome: Outcome | None = None
-    why: tuple[str, ...] = ()
-    before: Outcome | None = None
-
-
 class FleetRun:
     """One run of a fleet. `rows` may be asked by another thread while `go` works."""
 
     def __init__(
-        self, fleet: Fleet, where: Where = HERE, *, only: Sequence[str] = (), told: Callable[[Row], None] | None = None
-    ) -> None:
-        """only: names of models; by default all. told: is called with the row of each model that is settled.
+        self, fleet: Fleet, where: Where = HERE, *, only: Sequence[str] = (), queue: Path | None = None,
+        told: Callable[[Row], None] | None = None,
+    ) -> None:  # fmt: skip
+        """only: names of models; by default all. queue: a folder of requests for new calibrations, to be followed.
+        told: is called with the row of each model that is settled.
 
         Raises:
-            InputError: `only` names a model that the fleet does not have.
+            InputError: `only` names a model that the fleet does not have; the queue cannot be read.
         """
         names = [entry.name for entry in fleet.entries]
         for name in only:
@@ -90,6 +77,8 @@ class FleetRun:
         self._fleet, self._where, self._told = fleet, where, told
         self._entries = [entry for entry in fleet.entries if not only or entry.name in only]
         self._folder = fleet.out / FOLDER
+        requests = [] if queue is None else read_requests(queue)
+        self._requests = {request.model: request for request in requests}
         self._rows = {entry.name: Row(entry.name, "waiting", entry.out) for entry in self._entries}
         self._orders: dict[str, Order] = {}
         self._receipts: dict[str, Receipt] = {}
@@ -161,21 +150,35 @@ class FleetRun:
         last = read_receipt(self._folder, entry.name)
         before = last.outcome if last else None
         self._rows[entry.name] = replace(self._rows[entry.name], before=before)
+        request = self._requests.get(entry.name)
         try:
-            parts = parts_of(entry, self._digests)
+            plain = parts_of(entry, self._digests)
+            if request is not None and entry.fresh:
+                entry = replace(entry, texts=replace(entry.texts, data=entry.fresh))
+            parts = plain if request is None else parts_of(entry, self._digests)
             if entry.out.exists() and not (last and last.out == str(entry.out)):
                 raise InputError(
                     f"{entry.out}: this directory exists already, and this fleet did not write it; choose another `out`"
                 )
         except (BitwrightError, OSError) as error:
-            self._close(entry.name, failed(str(error), getattr(error, "exit_code", 1)))
+            outcome = failed(str(error), int(getattr(error, "exit_code", 1)))
+            # Its `out` says whose the directory is, and that has not changed.
+            known = last or Receipt(entry.name, "failed", "", {}, {})
+            self._write(replace(known, state="failed", outcome=outcome, result="", at=now()))
+            self._close(entry.name, outcome)
             return
         command = f"{self._command(entry.name)}  # {key_of(parts)[:16]}"
-        if last is not None and last.state == "done" and dict(last.plain) == parts and self._is_whole(entry, last):
+        same = last is not None and last.state == "done" and dict(last.plain) == plain
+        if request is not None and last is not None:
+            same = same and dict(last.parts) == parts
+        if same and last is not None and self._is_whole(entry, last):
+            if request is not None:
+                self._rows[entry.name] = replace(self._rows[entry.name], why=(STALE_REQUEST,))
             self._close(entry.name, last.outcome, unchanged=True)
             return
-        self._rows[entry.name] = replace(self._rows[entry.name], why=_why(last, parts))
-        receipt = Receipt(entry.name, "begun", str(entry.out), parts, parts, before, at=now())
+        self._rows[entry.name] = replace(self._rows[entry.name], why=_why(last, plain, request))
+        named = request.file.name if request else ""
+        receipt = Receipt(entry.name, "begun", str(entry.out), parts, plain, before, request=named, at=now())
         if (
             last is not None and last.state == "begun" and _made_by(entry.out, command)
         ):  # the run was killed before it could say so
@@ -212,6 +215,9 @@ class FleetRun:
             outcome = failed(str(error))
         state = "failed" if outcome.verdict == FAILED else "done"
         self._write(replace(receipt, state=state, outcome=outcome, at=now()))
+        if state == "done" and name in self._requests:
+            with suppress(OSError):  # it stays open, and is found followed next time
+                close_request(self._requests[name])
         self._close(name, outcome)
 
     def _close(self, name: str, outcome: Outcome | None, *, unchanged: bool = False) -> None:
@@ -246,63 +252,15 @@ class FleetRun:
         return shlex.join(["bitwright", "fleet", "run", str(self._fleet.file), "--only", name])
 
 
-def exit_code(rows: Sequence[Row]) -> ExitCode:
-    """0: every model is inside its budget; 1: one has no result, or none to be used; 3: one is not shown to be."""
-    codes = [row.outcome.exit_code if row.outcome else ExitCode.FAILED for row in rows]
-    bad = [row for row in rows if row.outcome is None or row.outcome.verdict in (FAILED, SKIPPED)]
-    if bad or ExitCode.FAILED in codes:
-        return ExitCode.FAILED
-    return ExitCode.NOT_SHOWN if any(codes) else ExitCode.DONE
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Have a fleet's hidden folder to oneself.
-
-    Raises:
-        InputError: another run has it, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another `out`") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder.parent}: another run of this fleet is at work; wait for it") from None
-        yield
-
-
-def is_at_work(folder: Path) -> bool:
-    """Whether a run has a fleet's hidden folder now."""
-    try:
-        with alone(folder):
-            return False
-    except InputError:
-        return True
-
-
-def status_rows(fleet: Fleet) -> list[Row]:
-    """What the receipts of a fleet say of each model, for somebody who does not run it."""
-    folder, rows = fleet.out / FOLDER, []
-    for entry in fleet.entries:
-        receipt, step = read_receipt(folder, entry.name), read_step(step_file(folder, entry.name))
-        outcome = receipt.outcome if receipt else None
-        state = "waiting" if receipt is None else "running" if step is not None else receipt.state
-        state = outcome.verdict if outcome is not None and state in ("done", "failed") else state
-        rows.append(Row(entry.name, state, entry.out, step or "", outcome))
-    return rows
-
-
 def _with_step(row: Row, step: str | None) -> Row:
     """A model that no worker has taken yet is waiting."""
     return replace(row, state="waiting") if step is None else replace(row, step=step)
 
 
-def _why(last: Receipt | None, parts: Parts) -> tuple[str, ...]:
+def _why(last: Receipt | None, parts: Parts, request: Request | None) -> tuple[str, ...]:
     """What is no longer as when the last result was made."""
+    if request is not None:
+        return ("request",)
     if last is None:
         return ("new",)
     changed = tuple(name for name, digest in parts.items() if last.plain.get(name) != digest)

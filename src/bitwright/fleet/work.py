@@ -59,18 +59,25 @@ def _carry_out(order: Order) -> Failure | None:
 
 
 def _quantize(order: Order) -> None:
+    from bitwright.calibration.data import BUILTIN
+    from bitwright.drift.check import make_from_files, reference_texts
     from bitwright.pipeline import quantize
     from bitwright.pipeline.workspace import work_path
 
     entry, texts, steps = order.entry, order.entry.texts, Steps(order.steps)
     if order.stale:
         shutil.rmtree(work_path(entry.out), ignore_errors=True)
+    sources = texts.data or (BUILTIN,)
+    if entry.drift:
+        reference_texts(sources)  # too few are told before the work
     steps.say("loading")
     quantize(
         entry.model, out=entry.out, recipe=entry.recipe, data=texts.data, evaluation=texts.evaluation, kind=texts.kind,
         metric=texts.metric, samples=texts.samples, task=entry.task, overwrite=True, judged=entry.judged,
         speed=entry.speed and entry.judged, command=order.command, progress=steps,
     )  # fmt: skip
+    if entry.drift:
+        make_from_files(entry.out, sources, progress=steps)
 
 
 class Steps:
