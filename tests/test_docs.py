@@ -218,7 +218,9 @@ def allowed(words: tuple[str, ...], expected: int | None) -> set[int]:
     """The exit codes that a page may mean. A random model's result may well be outside the budget."""
     if expected is not None:
         return {expected}
-    return {ExitCode.DONE, ExitCode.NOT_SHOWN} if words[0] in ("quantize", "train", "tune", "fleet") else {ExitCode.DONE}
+    return (
+        {ExitCode.DONE, ExitCode.NOT_SHOWN} if words[0] in ("quantize", "train", "tune", "fleet") else {ExitCode.DONE}
+    )
 
 
 @pytest.mark.full

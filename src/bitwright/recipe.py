@@ -20,7 +20,7 @@ budget: {max_loss: 0.01}         # with goal: smallest instead of schemes, the s
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -32,7 +32,8 @@ from bitwright.methods import METHODS, Alpha
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.least_error import LEAST_CLIP
 from bitwright.numerics.ranges import PERCENT, RANGES, RangeFunction, range_named
-from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.schemes import SCHEMES, scheme_families
+from bitwright.record import PlanRow
 
 AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
@@ -47,17 +48,6 @@ class _Strict(BaseModel):
     """A base model that is immutable and refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Place(Protocol):
-    """What a rule looks at of a linear."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def role(self) -> str: ...
 
 
 class Rule(_Strict):
@@ -94,7 +84,7 @@ class Rule(_Strict):
         """Whether this rule says how the attention of this name is computed."""
         return self.attention is not None and self.match is not None and fnmatchcase(name, self.match)
 
-    def matches(self, site: Place) -> bool:
+    def matches(self, site: LinearSite | PlanRow) -> bool:
         """Whether this rule matches `site`."""
         named = self.match is None or fnmatchcase(site.name, self.match) or fnmatchcase(site.unit, self.match)
         return named and self.role in (None, site.role)
@@ -159,6 +149,10 @@ class Options(_Strict):
     percent: float = Field(default=PERCENT, gt=50, le=100)
     clip: float = Field(default=LEAST_CLIP, ge=0.05, le=1)
 
+    def range(self, name: str) -> RangeFunction:
+        """The range of this name, with its options bound."""
+        return range_named(name, percent=self.percent, clip=self.clip)
+
     @model_validator(mode="after")
     def _alpha_is_a_share(self) -> "Options":
         if isinstance(self.alpha, float) and not 0 <= self.alpha <= 1:
@@ -216,7 +210,7 @@ class Recipe(_Strict):
         used += [(kind, getattr(rule, kind)) for rule in self.rules for kind in known]
         for kind, name in used:
             if name is not None and name not in known[kind]:
-                words = ", ".join(known[kind]) if kind != "scheme" else ", ".join(_scheme_families())
+                words = ", ".join(known[kind]) if kind != "scheme" else ", ".join(scheme_families())
                 raise ValueError(f"{kind} {name!r} is unknown{nearest(name, known[kind])}; known: {words}")
         return self
 
@@ -284,16 +278,11 @@ def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str, str]:
     return by_scheme.scheme, method if by_scheme.scheme != FLOAT else "cast", _why(by_scheme)
 
 
-def range_of(recipe: Recipe, site: Place) -> str:
+def range_of(recipe: Recipe, site: LinearSite | PlanRow) -> str:
     """How the static activation range of a linear is chosen: by the first rule that matches and names a range, else as
     the recipe says."""
     named = (rule.range for rule in recipe.rules if rule.range is not None and rule.matches(site))
     return next(named, recipe.range)
-
-
-def chosen_range(name: str, options: Options) -> RangeFunction:
-    """A range with the options of a recipe."""
-    return range_named(name, percent=options.percent, clip=options.clip)
 
 
 def float_attention_rule(name: str, reason: str) -> Rule:
@@ -313,18 +302,6 @@ def attention_of(recipe: Recipe, name: str) -> tuple[AttentionChoice, str]:
 def _why(rule: Rule) -> str:
     chosen_by = f"match {rule.match!r}" if rule.match is not None else f"role {rule.role}"
     return rule.reason or f"rule: {chosen_by}"
-
-
-def _scheme_families() -> list[str]:
-    """The names of the schemes, grouped by family: "w4a16[_g128|_g64|_g32|_channel][_asym]"."""
-    words: list[str] = []
-    for scheme in SCHEMES.values():
-        if scheme.choose_group and not scheme.name.endswith("_asym"):
-            asym = "[_asym]" if f"{scheme.name}_asym" in SCHEMES else ""
-            words.append(f"{scheme.name}[_g128|_g64|_g32|_channel]{asym}")
-        elif scheme.weight is None or scheme.weight.bits == 8:
-            words.append(scheme.name)
-    return words
 
 
 def check_rules(recipe: Recipe, sites: list[LinearSite], attention: Sequence[str] = ()) -> None:

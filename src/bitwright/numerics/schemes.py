@@ -97,3 +97,15 @@ def fit_group(scheme: Scheme, k: int) -> tuple[Scheme, str]:
         f"K = {k} is not a multiple of {' or '.join(map(str, refused))}" if refused else f"K = {k} is a multiple of 128"
     )
     return SCHEMES[stem + suffix + asym], why
+
+
+def scheme_families() -> list[str]:
+    """The names of the schemes, grouped by family: "w4a16[_g128|_g64|_g32|_channel][_asym]"."""
+    words: list[str] = []
+    for scheme in SCHEMES.values():
+        if scheme.choose_group and not scheme.name.endswith("_asym"):
+            asym = "[_asym]" if f"{scheme.name}_asym" in SCHEMES else ""
+            words.append(f"{scheme.name}[_g128|_g64|_g32|_channel]{asym}")
+        elif scheme.weight is None or scheme.weight.bits == 8:
+            words.append(scheme.name)
+    return words

@@ -28,6 +28,7 @@ from bitwright.plan import quantized_names
 from bitwright.progress import Progress
 from bitwright.recipe import AUTO, Recipe
 from bitwright.record import Influence, TrialRow, Tuning
+from bitwright.runtime.resident import available_bytes
 from bitwright.search.journal import Journal
 from bitwright.search.tuning.forest import importance
 from bitwright.search.tuning.recipes import as_recipe, manual_config, recipe_space
@@ -40,7 +41,8 @@ from bitwright.workers.tasks import kept
 DEFAULT_TRIALS, FEWEST_TRIALS = 30, 4
 SLACK = 1.01  # of the plain recipe's bytes and work: the scales of transformed inputs are less than that
 _STUDY, _RANKING = ".tune", "ranking.jsonl"  # what a study's directory is called after its result's name; a file in it
-_ROOM = 1 << 20  # bytes that a study takes
+_ROOM = 1 << 20  # bytes that a study takes on disk
+_PROCESS_BYTES, _COPIES = 512 << 20, 3  # of a worker with torch; of the model in float32 that it holds at its peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,7 @@ def _tuned(job: Job, setup: Setup, tune: Tune, work: Path, progress: Progress) -
 
         @cache
         def do() -> Callable[..., Iterator[tuple[str, Outcome]]]:  # not before there is something to do
-            count = min(BATCH, tune.workers or usable_processors())
-            workers = count if tune.ray is None else tune.workers
+            workers = tune.workers if tune.ray is not None else _workers(job, tune)
             return stack.enter_context(kept(partial(open_trials, setup), workers=workers, ray=tune.ray))
 
         def evaluate(batch: Sequence[tuple[int, Config]]) -> Iterator[tuple[int, Outcome]]:
@@ -166,6 +167,13 @@ def _study(space: Space, tune: Tune, seed: int) -> Study:
     plain, manual = default_config(space), manual_config(space)
     start = [(plain, PLAIN)] + ([(manual, MANUAL)] if key_of(manual) != key_of(plain) else [])
     return Study(space, tuple(start), tune.sampler, SAMPLERS[tune.sampler], tune.trials, seed)
+
+
+def _workers(job: Job, tune: Tune) -> int:
+    """As many processes as a batch has trials, but no more than there are processors or the memory holds."""
+    values = sum(parameter.numel() for parameter in job.opened.loaded.model.parameters())
+    fit = available_bytes() // (_PROCESS_BYTES + _COPIES * 4 * values)
+    return max(1, min(BATCH, tune.workers or min(usable_processors(), fit)))
 
 
 def _objective(job: Job) -> str:

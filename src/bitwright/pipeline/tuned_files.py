@@ -25,6 +25,7 @@ def keep_study(work: Path, space: Space, trials: Sequence[Trial], progress: Prog
     found = {_JOURNAL_KEPT: work / JOURNAL}
     try:
         import optuna
+        from sqlalchemy import URL
     except ImportError:
         progress.say("the study is not written as a database, because Optuna is not installed: pip install optuna")
         return found
@@ -32,7 +33,7 @@ def keep_study(work: Path, space: Space, trials: Sequence[Trial], progress: Prog
     path.unlink(missing_ok=True)
     with quiet():
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        storage = optuna.storages.RDBStorage(str(URL.create("sqlite", database=str(path))))
         study = optuna.create_study(storage=storage, study_name=_NAME, direction="minimize")
         study.add_trials([_row(optuna, space, trial) for trial in trials])
         storage.engine.dispose()

@@ -32,7 +32,7 @@ from bitwright.progress import Progress
 from bitwright.quantizing.shards import Shards
 from bitwright.quantizing.stages import quantize_stage
 from bitwright.quantizing.work import StagePlan
-from bitwright.recipe import AUTO, FLOAT, Recipe, chosen_range
+from bitwright.recipe import AUTO, FLOAT, Recipe
 from bitwright.record import LayerRow, PlanRow
 
 _VALUES_AT_ONCE = 1 << 20  # of a weight, in float32 with what rounding makes of them
@@ -146,8 +146,7 @@ def _rounded(
 def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:
     """Quantize tensor by tensor: each weight is read and rounded when it is asked for."""
     ranges = {
-        name: chosen_range(recipe.weight_range or METHODS[row.method].range, recipe.options)
-        for name, row in rows.items()
+        name: recipe.options.range(recipe.weight_range or METHODS[row.method].range) for name, row in rows.items()
     }
     layers = {
         name: _pending(row, partial(_rounded, row, ranges[name], loaded.source, {})) for name, row in rows.items()

@@ -18,7 +18,6 @@ from bitwright.numerics.linear import StaticGrid
 from bitwright.quantizing.observing import see_histograms
 from bitwright.quantizing.placing import put_in_place
 from bitwright.quantizing.work import EXACT_RANGES, Work
-from bitwright.recipe import chosen_range
 
 
 def round_linears(work: Work, shared: SharedInput) -> None:
@@ -70,7 +69,7 @@ def _rounded(work: Work, names: Sequence[str]) -> list[Rounded]:
     )  # fmt: skip
     weights = [weight_of(work.linear(name)).float() for name in names]
     with named(", ".join(names)):
-        return round_together(rounding, weights, stats, spec, chosen_range(range_, options))
+        return round_together(rounding, weights, stats, spec, options.range(range_))
 
 
 def _note_errors(work: Work, name: str, rounded: Rounded) -> None:
@@ -102,5 +101,5 @@ def _static_grid(work: Work, name: str) -> StaticGrid | None:
     else:
         histogram = work.histograms.get(name, stats.histogram)
         assert histogram is not None
-        scale, zero = chosen_range(range_, work.plan.recipe.options)(histogram, spec)
+        scale, zero = work.plan.recipe.options.range(range_)(histogram, spec)
     return StaticGrid(float(scale.float()), 0 if zero is None else int(zero))
