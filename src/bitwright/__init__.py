@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from bitwright.drift.watch import Watch
     from bitwright.errors import BitwrightError
     from bitwright.pipeline import analyze, quantize
     from bitwright.registry.follow import follow
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
 # Where each public name lives. Loaded on first use, so that `bitwright --help` need not import torch.
 _HOMES = {
     "BitwrightError": "bitwright.errors",
+    "Watch": "bitwright.drift.watch",
     "analyze": "bitwright.pipeline",
     "follow": "bitwright.registry.follow",
     "load": "bitwright.runtime.load",
     "quantize": "bitwright.pipeline",
 }
 
-__all__ = ["BitwrightError", "__version__", "analyze", "follow", "load", "quantize"]
+__all__ = ["BitwrightError", "Watch", "__version__", "analyze", "follow", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from bitwright.errors import BitwrightError, InputError, WorkerError
 from bitwright.workers.processes import shares_of
-from bitwright.workers.tasks import run
+from bitwright.workers.tasks import Died, kept, run
 from tests.workers.jobs import facts, failing, squares, unloadable, victims
 
 NAMES = [(f"number {i}", i) for i in range(12)]
@@ -58,6 +58,31 @@ def test_the_task_of_a_worker_that_dies_is_handed_on(ray: str | None, tmp_path: 
     if ray is None:
         assert "SIGKILL" in str(error.value)
         assert "about to die" in str(error.value)
+
+
+def test_a_run_need_not_end_when_workers_die_of_a_task(tmp_path: Path) -> None:
+    found = dict(run(NAMES, partial(victims, tmp_path, 9), workers=2, tries=2, ends_at_deaths=False))
+    died = found.pop("number 3")
+    assert isinstance(died, Died)
+    assert "2 workers died of this task" in died.how
+    assert found == {name: i * i for name, i in NAMES if i != 3}
+
+
+def test_tasks_may_wait_for_results() -> None:
+    """Each but the first two needs the results of the two before it."""
+    done: set[int] = set()
+
+    def tasks() -> Iterator[tuple[int, int] | None]:
+        for i in range(8):
+            while not {i - 1, i - 2} - {-1, -2} <= done:
+                yield None
+            yield i, i
+
+    found = []
+    for key, result in run(tasks(), squares, workers=3):
+        done.add(key)
+        found.append(result)
+    assert found == [i * i for i in range(8)]
 
 
 @PLACES
@@ -119,3 +144,14 @@ def test_no_tasks_no_results() -> None:
     nothing: list[tuple[Any, Any]] = []
     assert list(run(nothing, squares, workers=1)) == []
     assert issubclass(WorkerError, BitwrightError)
+
+
+def test_workers_may_stay_for_several_runs() -> None:
+    with kept(facts, workers=2) as do:
+        first = dict(do([("a", 0.0), ("b", 0.1)]))
+        again = dict(do([("c", 0.1), ("d", 0.0), ("e", 0.0)]))
+    pids = {found["pid"] for found in (*first.values(), *again.values())}
+    assert len(pids) == 2
+    assert not any(is_alive(pid) for pid in pids)
+    with pytest.raises(InputError, match="line 3"), kept(failing, workers=1) as do:
+        list(do([("a", "input")]))

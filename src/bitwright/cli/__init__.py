@@ -17,11 +17,15 @@ from bitwright.errors import BitwrightError, ExitCode, InputError
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
     "quantize": "Make a model smaller and faster within an accuracy budget.",
+    "tune": "Find the settings that lose least, and quantize by them.",
+    "train": "Quantize a model, then train it to lose less.",
     "plan": "Show how a model would be quantized, and why.",
     "analyze": "Show which layers lose most when they are quantized.",
     "eval": "Score a model, alone or against its original.",
     "generate": "Let a language model continue or answer prompts.",
     "chat": "Talk with a language model.",
+    "fleet": "Quantize many models by one command.",
+    "drift": "Tell whether texts are like those of the calibration.",
     "encode": "Turn every text of files into a vector, in many processes.",
     "bench": "Time a result against its original.",
     "inspect": "Show what a checkpoint holds, and how it runs here.",
@@ -35,6 +39,9 @@ COMMANDS = {
     "doctor": "Show what this machine can run, and how fast it can be.",
     "completion": "Print the script that completes commands in your shell.",
 }
+
+# Those that go on where they were stopped.
+RESUMES = ("encode", "fleet", "quantize", "train", "tune")
 
 # Where a newcomer begins.
 FIRST_STEPS = """\
@@ -128,7 +135,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
     """(what to tell a person, exit code)."""
     match error:
         case KeyboardInterrupt() | click.Abort():
-            resumes = arguments[:1] in (["quantize"], ["encode"])
+            resumes = arguments and arguments[0] in RESUMES
             goes_on = "; the same command goes on where this one stopped" if resumes else ""
             return f"stopped; nothing half-written is left{goes_on}", ExitCode.STOPPED
         case click.NoSuchOption() | click.MissingParameter():

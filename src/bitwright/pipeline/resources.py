@@ -1,5 +1,6 @@
 """What a run takes in time and memory, before it begins; and what there is to calibrate with."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ import psutil
 import torch
 
 from bitwright.calibration.precision import fast_matmul
+from bitwright.files.directory import ModelDirectory, source_bytes
+from bitwright.files.task import find_task
 from bitwright.models.rescale import find_inputs
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.job import Job
@@ -156,3 +159,18 @@ def _tokens_per_expert(job: Job, chosen: int) -> float:
     block = max(site.block for site in job.opened.sites if site.role == "expert" and site.block is not None)
     names = {site.name.rpartition(".")[0] for site in job.opened.sites if site.role == "expert" and site.block == block}
     return min(1.0, chosen / len(names))
+
+
+def memory_needed(directory: ModelDirectory, *, judged: bool, timed: bool) -> int:
+    """About what a run takes at its peak, in bytes, all its processes together: from the headers of the model's files,
+    before anything is loaded. `run_cost` knows more, and takes longer.
+
+    Raises:
+        BitwrightError: the files cannot be read.
+    """
+    whole = _FLOAT32 * sum(map(math.prod, directory.shapes.values())) or 2 * source_bytes(directory.path)
+    streams = find_task(directory) == "text-generation"
+    held = whole // 2 if streams else whole
+    library = (_PROCESS_BYTES + whole) * judged
+    rivals = (2 * (_PROCESS_BYTES + held) + _ENGINE_BYTES + whole // 4) * timed
+    return _PROCESS_BYTES + held + max(library, rivals)

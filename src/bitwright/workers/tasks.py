@@ -4,6 +4,7 @@
     start      is called once in each worker, and gives the function that does a task there: payload -> result
     a worker   that dies is started again and its task is handed on, at most `tries` times
     an error   that a task raises ends the run: the same payload would raise it again
+    None       in place of a task: there is none now, but there may be one after the next result
 
 Workers only compute. Who calls `run` reads and writes files, so workers need no disk in common, and no two of them
 ever write the same file.
@@ -12,6 +13,7 @@ ever write the same file.
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -69,8 +71,8 @@ class _Task:
 
 
 def run(
-    tasks: Iterable[tuple[Key, Any]], start: Start, *, workers: int | None = None, ray: str | None = None,
-    tries: int = TRIES,
+    tasks: Iterable[tuple[Key, Any] | None], start: Start, *, workers: int | None = None, ray: str | None = None,
+    tries: int = TRIES, ends_at_deaths: bool = True,
 ) -> Generator[tuple[Key, Any], None, None]:  # fmt: skip
     """Do tasks in workers, and yield (key, result) in the order of completion.
 
@@ -83,15 +85,31 @@ def run(
         workers: how many; by default one for each processor that may be used, of this machine or of the cluster.
         ray: the address of a Ray cluster, as `ray.init` takes it; None for processes of this machine.
         tries: how many workers may die of one task.
+        ends_at_deaths: whether that ends the run; if not, the result of such a task is `Died`.
 
     Raises:
-        WorkerError: as many died of one task; an error of a task that nobody foresaw; the cluster is gone.
+        WorkerError: as many died of one task, and that ends the run; an error of a task that nobody foresaw; the
+            cluster is gone.
         InputError: Ray is not installed, or gives no cluster at that address.
         BitwrightError, OSError, MemoryError: as a task raised it.
     """
     pool = _open(start, workers, ray)
     try:
-        yield from _results((_Task(*task) for task in tasks), pool, tries)
+        yield from _results(iter(tasks), pool, tries, ends_at_deaths=ends_at_deaths)
+    finally:
+        pool.close()
+
+
+@contextmanager
+def kept(
+    start: Start, *, workers: int | None = None, ray: str | None = None, tries: int = TRIES
+) -> Iterator[Callable[[Iterable[tuple[Key, Any]]], Iterator[tuple[Key, Any]]]]:
+    """`run` several times with the same workers: a function from tasks to their results. All results of one call must
+    be taken before the next call. The arguments and errors are those of `run`.
+    """
+    pool = _open(start, workers, ray)
+    try:
+        yield lambda tasks: _results(iter(tasks), pool, tries, ends_at_deaths=True)
     finally:
         pool.close()
 
@@ -106,18 +124,26 @@ def _open(start: Start, workers: int | None, ray: str | None) -> Workers:
     return OnRay(start, workers, ray)
 
 
-def _results(tasks: Iterator[_Task], pool: Workers, tries: int) -> Iterator[tuple[Any, Any]]:
+def _results(
+    tasks: Iterator[tuple[Any, Any] | None], pool: Workers, tries: int, *, ends_at_deaths: bool
+) -> Iterator[tuple[Any, Any]]:
     idle, busy = list(reversed(range(pool.count))), dict[int, _Task]()
     done: list[tuple[Any, Any]] = []
-    waiting = deque(islice(tasks, pool.count))
-    while waiting or busy:
+    waiting = deque[_Task]()
+
+    def hand_out() -> None:
         while idle and waiting:
             worker = idle.pop()
             busy[worker] = waiting.popleft()
             pool.give(worker, busy[worker].payload)
+
+    waiting.extend(_ready(tasks, pool.count))
+    while waiting or busy:
+        hand_out()
         # Every worker has work again: now there is time for what the caller does with results, and for reading on.
         yield from done
-        waiting.extend(islice(tasks, max(0, pool.count - len(waiting))))
+        waiting.extend(_ready(tasks, pool.count - len(waiting)))
+        hand_out()  # what is ready only since then
         done = []
         for worker, outcome in pool.wait():
             task = busy.pop(worker)
@@ -127,12 +153,28 @@ def _results(tasks: Iterator[_Task], pool: Workers, tries: int) -> Iterator[tupl
                     raise error
                 case Died(how):
                     task.deaths += 1
-                    if task.deaths >= tries:
-                        raise WorkerError(f"{task.key}: {task.deaths} workers died of this task, in turn; {how}")
-                    waiting.appendleft(task)
+                    if task.deaths < tries:
+                        waiting.appendleft(task)
+                        continue
+                    how = f"{task.deaths} workers died of this task, in turn; {how}"
+                    if ends_at_deaths:
+                        raise WorkerError(f"{task.key}: {how}")
+                    done.append((task.key, Died(how)))
                 case Done(result):
                     done.append((task.key, result))
+        if not waiting and not busy:  # what waited for these results
+            yield from done
+            done = []
+            waiting.extend(_ready(tasks, pool.count))
     yield from done
+
+
+def _ready(tasks: Iterator[tuple[Any, Any] | None], most: int) -> Iterator[_Task]:
+    """The next tasks, at most so many, up to the first None."""
+    for task in islice(tasks, max(0, most)):
+        if task is None:
+            return
+        yield _Task(*task)
 
 
 class Work:
