@@ -8,6 +8,8 @@ and how much of it the change takes. No gates run, and MLflow does not follow (`
 import argparse
 import contextlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from bitwright.registry import mirror
 from bitwright.registry.add import add
 from bitwright.registry.change import promote, rollback
 from bitwright.registry.log import read_log
-from bitwright.registry.store import Registry, make_registry, read_models
+from bitwright.registry.store import Registry, finish, make_registry, put_in_place, read_models, writing
 from bitwright.registry.verify import verify
 
 TIMES = 10
@@ -53,18 +55,31 @@ def main() -> None:
 
 
 def _fill(registry: Registry, source: Path, models: int, versions: int) -> None:
-    """Versions of every model; each of them was served, the last but one is."""
+    """Versions of every model, of which the last three were served. One session writes them all: each of its own would
+    read the log anew."""
     source.mkdir()
     (source / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     (source / "modules.json").write_text("[]")
     header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (source / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\0\0")
-    for i in range(models):
-        name = f"model-{i:03d}"
-        for _ in range(versions):
-            version = add(registry, source, name, link=True, sign=False)
-            promote(registry, name, version.number, force=True, reason="filling")
-        rollback(registry, name)
+    first = add(registry, source, "model-000", sign=False)
+    facts = {"bytes": first.bytes, "verdict": None, "source": first.source, "claimed": first.claimed, "task": None}
+    manifest = registry.version("model-000", 1).with_name("1.manifest").read_text()
+    with writing(registry, "fill") as writer:
+        for i in range(models):
+            name = f"model-{i:03d}"
+            for number in range(2 if i == 0 else 1, versions + 1):
+                place = registry.version(name, number)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(source, place.with_name("part-0"), copy_function=os.link)
+                place.with_name("part-0.manifest").write_text(manifest)
+                writer.append(
+                    "add", name, version=number, content=first.content, part="part-0", signed=False, note="", **facts
+                )
+                put_in_place(writer, name, place, "part-0")
+            for number in range(max(1, versions - 2), versions + 1):
+                writer.append("promote", name, version=number, replaces=None, reason="filling", forced=True)
+                finish(writer, name, number)
 
 
 def _commands(registry: Registry) -> Iterator[tuple[str, list[float]]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bitwright.cli.registry import command
 from bitwright.registry import mirror
 from bitwright.registry.store import linked
 from tests.conftest import Run
@@ -171,3 +172,11 @@ def test_a_process_that_cannot_be_started_fails_nothing(
     assert run("registry", "add", plain, "--name", "m", "--no-gates").code == 0
     assert run("registry", "promote", "m", "--force", "--reason", "a test").code == 0
     assert served(root) == 1
+
+
+def test_every_command_has_json_and_its_help_fits(run: Run) -> None:
+    for name in command.commands:
+        shown = run("registry", name, "--help").out
+        assert "--json " in shown
+        assert max(map(len, shown.splitlines())) <= 80
+    assert set(command.commands) == {"add", "list", "promote", "rollback", "history", "verify", "diff"}

@@ -1,9 +1,13 @@
 """Vectors of one space find the same neighbours, whoever made them; vectors of another one do not."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from bitwright.errors import DataError
+from bitwright.registry import spaces
 from bitwright.registry.spaces import SearchTexts, Sides, compare, search_texts
 
 D, Q, H = 400, 60, 24
@@ -90,10 +94,24 @@ def test_vectors_of_another_length_are_refused(sides: Sides) -> None:
         compare(texts(), (sides[0][:, :12], sides[1][:, :12]), sides)
 
 
-def test_texts_of_the_user(tmp_path: object, texts: list[str]) -> None:
-    from pathlib import Path
+def test_a_collection_is_cut_but_keeps_what_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spaces, "_MOST_DOCUMENTS", 60)
+    for name, n in (("corpus", 200), ("queries", 30)):
+        rows = [json.dumps({"_id": f"{name[0]}{i}", "text": f"{name} {i}"}) for i in range(n)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    rows = [f"q{i}\tc{199 - i}\t{i + 1}" for i in range(30)]
+    (tmp_path / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]))
+    found = search_texts(str(tmp_path))
+    assert (len(found.documents), len(found.queries)) == (60, 30)
+    assert found.gains_QD is not None
+    for i, query in enumerate(found.queries):
+        assert query == f"queries {i}"
+        assert found.gains_QD[i, found.documents.index(f"corpus {199 - i}")] == i + 1
+    assert np.count_nonzero(found.gains_QD) == 30
 
-    file = Path(str(tmp_path)) / "mine.txt"
+
+def test_texts_of_the_user(tmp_path: Path, texts: list[str]) -> None:
+    file = tmp_path / "mine.txt"
     file.write_text("\n".join(texts))
     found = search_texts(str(file))
     assert len(found.queries) == -(-len(texts) // 10)

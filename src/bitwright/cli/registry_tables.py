@@ -92,7 +92,7 @@ def print_verified(found: "Verified") -> None:
         remark(text, FAILURE)
     if not found.damage:
         said = f"{found.entries} entries, {found.versions} versions: as they were written"
-        out.print(f"{said}; the last entry is {found.head}", style=SUCCESS, markup=False)
+        out.print(f"{said}; the last entry is {found.head}", style=SUCCESS, markup=False, soft_wrap=True)
 
 
 def _gates(version: "Version") -> str:

@@ -168,10 +168,10 @@ def _outcome(gate: str, ask: "Gate", trial: Trial) -> Outcome:
 
 def _space(trial: Trial, outcomes: list[Outcome]) -> str | None:
     """The id of the space of a version's vectors: that of the index if it was shown to be, a new one if not."""
-    state = next(outcome.state for outcome in outcomes if outcome.gate == "space")
-    if trial.index is None or state == "skipped":
+    said = next(outcome for outcome in outcomes if outcome.gate == "space")
+    if trial.index is None or not said.figures:  # it was not measured
         return None
-    return trial.index[1] if state == "passed" else trial.version.content
+    return trial.index[1] if said.state == "passed" else trial.version.content
 
 
 def _record(place: Path) -> Record | None:

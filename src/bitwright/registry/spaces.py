@@ -94,11 +94,7 @@ def search_texts(source: str) -> SearchTexts:
     if Path(source).is_dir():
         task = load_task(source, "retrieval")
         assert isinstance(task.kind, Retrieval)
-        texts, n = tuple(map(str, task.texts)), task.kind.n_documents
-        gains_QD = np.zeros((len(texts) - n, n))
-        for row_D, (places, gains) in zip(gains_QD, task.kind.relevant, strict=True):
-            row_D[places] = gains
-        return _enough(SearchTexts(source, texts[:n], texts[n:][:_MOST_QUERIES], (), gains_QD[:_MOST_QUERIES]))
+        return _enough(_judged(source, tuple(map(str, task.texts)), task.kind))
     from bitwright.calibration.data import load_texts
 
     found = load_texts(source)
@@ -106,6 +102,20 @@ def search_texts(source: str) -> SearchTexts:
     chosen = set(asked)
     documents = [text for text in found if text not in chosen][:_MOST_DOCUMENTS]
     return _enough(SearchTexts(source, tuple(documents), tuple(asked)))
+
+
+def _judged(name: str, texts: tuple[str, ...], kind: Retrieval) -> SearchTexts:
+    """Queries with judgements, and their documents; of very many documents the judged ones first."""
+    n, relevant = kind.n_documents, kind.relevant[:_MOST_QUERIES]
+    judged = dict.fromkeys(int(place) for places, _ in relevant for place in places)
+    kept = sorted([*judged, *(place for place in range(n) if place not in judged)][:_MOST_DOCUMENTS])
+    row_of = {place: row for row, place in enumerate(kept)}
+    gains_QD = np.zeros((len(relevant), len(kept)))
+    for row_D, (places, gains) in zip(gains_QD, relevant, strict=True):
+        for place, gain in zip(places.tolist(), gains.tolist(), strict=True):
+            if place in row_of:
+                row_D[row_of[place]] = gain
+    return SearchTexts(name, tuple(texts[i] for i in kept), texts[n:][: len(relevant)], (), gains_QD)
 
 
 def _enough(texts: SearchTexts) -> SearchTexts:
