@@ -92,6 +92,7 @@ def main() -> None:
         "doubled length": Encoded(model, [" ".join(pair) for pair in pairwise(english[:6000])]),
     }
     found: dict[str, Any] = {}
+    trials = TRIALS // asked.references * asked.references
     for n in (256, 1000, 3000):
         alarms, seen, cost = [], dict.fromkeys(shifted, 0), 0.0
         for draw in range(asked.references):
@@ -110,7 +111,7 @@ def main() -> None:
                     seen[name] += bool(watch.alarms)
         texts = asked.references * WINDOWS * reference.window
         found[str(n)] = {
-            "alarms in 200 windows": alarms, "power": {name: hits / TRIALS for name, hits in seen.items()},
+            "alarms in 200 windows": alarms, "power": {name: f"{hits} of {trials}" for name, hits in seen.items()},
             "thresholds": reference.thresholds, "us per text": 1e6 * cost / texts,
             "share of encoding": cost / texts / (known.seconds / len(english)),
         }  # fmt: skip

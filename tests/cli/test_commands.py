@@ -288,7 +288,8 @@ def test_results_can_be_had_as_json_and_work_without_progress(run: Run) -> None:
     )
     assert set(COMMANDS) - with_json == {"report", "completion", "chat", "registry"}
     assert with_quiet == {
-        "quantize", "train", "plan", "analyze", "eval", "generate", "encode", "bench", "convert", "export", "verify",
+        "quantize", "tune", "train", "plan", "analyze", "eval", "generate", "encode", "bench", "convert", "export",
+        "verify", "fleet", "drift",
     }  # fmt: skip
 
 

@@ -57,7 +57,8 @@ def command(
 
     \b
     Exit codes: 0 every model is inside its budget; 1 a model has no result, or
-    none to be used; 2 wrong input; 3 a model is not shown to be inside its budget.
+    none to be used; 2 wrong input; 3 a model is not shown to be inside its
+    budget.
     """
     from bitwright.fleet.config import parse_bytes, read_fleet
     from bitwright.fleet.run import FleetRun, Where

@@ -19,8 +19,6 @@ from bitwright.errors import DataError, InputError
 from bitwright.progress import Progress, Quiet
 from bitwright.runtime.load import load
 
-_BATCH = 256
-
 
 class Made(NamedTuple):
     """A reference that was written."""
@@ -68,11 +66,11 @@ def check_texts(
         )
     watch = Watch(loaded, name=name, reference=reference, queue=queue)
     windows: list[dict[str, float]] = []
-    for begin in (progress or Quiet()).track(range(0, len(texts), _BATCH), "encoding"):
-        watch.encode(texts[begin : begin + _BATCH])
+    whole = range(0, len(texts) - reference.window + 1, reference.window)
+    for begin in (progress or Quiet()).track(whole, "encoding"):
+        watch.encode(texts[begin : begin + reference.window])
         watch.flush()
-        if watch.windows > len(windows):
-            windows.append(watch.statistics)
+        windows.append(watch.statistics)
     drifted = bool(watch.alarms) or (watch.windows == 1 and watch.in_excess != ())
     alarms = [str(alarm) for alarm in watch.alarms] or [f"one window is past {', '.join(watch.in_excess)}"] * drifted
     return {"windows": windows, "thresholds": reference.thresholds, "alarms": alarms, "drifted": drifted}

@@ -10,8 +10,11 @@ import numpy as np
 from bitwright.drift.sketch import Sample, psi
 
 PERSISTENCE = 2  # windows in a row in which one statistic passes its threshold
-ALARMS = 0.01  # of windows of unchanged texts pass some threshold
-DRAWS = 1000
+# Of windows of unchanged texts pass some threshold. Against a reference that happens to be odd it is many more, and all
+# windows are compared with the same one: hence so few.
+ALARMS = 0.002
+DRAWS = 2000
+_BLOCK = 200  # draws that are in memory at once
 
 # Less than this is no drift, however sure it is: octaves, share of tokens, PSI, standard deviations.
 _LEAST = {"length": 0.1, "unknown": 0.005, "tokens": 0.02, "embeddings": 0.03}
@@ -20,7 +23,17 @@ _LEAST = {"length": 0.1, "unknown": 0.005, "tokens": 0.02, "embeddings": 0.03}
 def find_thresholds(sample: Sample, window: int, *, seed: int = 0, draws: int = DRAWS) -> dict[str, float]:
     """The threshold of each statistic for windows of so many texts. The same seed gives the same thresholds."""
     rng = np.random.default_rng(seed)
-    drawn, rest = _draws(len(sample.octaves_N), window, draws, rng)
+    blocks = [_drawn(sample, window, min(_BLOCK, draws - done), rng) for done in range(0, draws, _BLOCK)]
+    found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    level = _joint_level(np.stack(list(found.values())), ALARMS)
+    return {name: max(_LEAST[name], float(np.quantile(values, 1 - level))) for name, values in found.items()}
+
+
+def _drawn(sample: Sample, window: int, draws: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Each statistic of drawn windows against drawn references, (draws,)."""
+    even = np.full(len(sample.octaves_N), 1 / len(sample.octaves_N))
+    # How often each text is in a window, and in a reference: (draws, N).
+    drawn, rest = (rng.multinomial(size, even, draws).astype(np.float32) for size in (window, len(even)))
     found = {
         "length": _wasserstein(sample.octaves_N[None], drawn, rest)[:, 0],
         "unknown": np.abs(_rates(sample, drawn) - _rates(sample, rest)),
@@ -28,8 +41,7 @@ def find_thresholds(sample: Sample, window: int, *, seed: int = 0, draws: int = 
     }
     if len(sample.along_PN):
         found["embeddings"] = (_wasserstein(sample.along_PN, drawn, rest) / spread(sample)).mean(1)
-    level = _joint_level(np.stack(list(found.values())), ALARMS)
-    return {name: max(_LEAST[name], float(np.quantile(values, 1 - level))) for name, values in found.items()}
+    return found
 
 
 def spread(sample: Sample) -> np.ndarray:
@@ -37,12 +49,6 @@ def spread(sample: Sample) -> np.ndarray:
     deviation: np.ndarray = sample.along_PN.std(1)
     deviation[deviation == 0] = 1.0
     return deviation
-
-
-def _draws(n: int, window: int, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(how often each text is in a window, in a reference), (draws, n) each."""
-    even = np.full(n, 1 / n)
-    return tuple(rng.multinomial(size, even, draws).astype(np.float32) for size in (window, n))  # type: ignore[return-value]
 
 
 def _wasserstein(values_PN: np.ndarray, drawn: np.ndarray, rest: np.ndarray) -> np.ndarray:
