@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
 @pytest.mark.parametrize(
     ("scheme", "method", "rate"),
     [("w4a8_channel", "rtn", 1e-3), pytest.param("w8a8_static", "rtn", 1e-4, marks=pytest.mark.full),
-     pytest.param("w2a16_g32", "rtn", 1e-3, marks=pytest.mark.full),
+     pytest.param("w3a8_channel", "rtn", 1e-3, marks=pytest.mark.full),
      pytest.param("ternary_a8_channel", "rtn", 1e-3, marks=pytest.mark.full)],
 )  # fmt: skip
 def test_an_encoder_loses_less_and_the_record_says_so(
