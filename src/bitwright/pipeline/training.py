@@ -212,7 +212,8 @@ def _teacher(job: Job, asked: TrainingAsked, texts: TrainingTexts) -> Target:
         def cached(chosen: Sequence[int]) -> Tensor:
             if not rows:
                 items: Any = list(texts.texts)
-                rows.append(torch.from_numpy(np.array(teacher.encode(items))))
+                with torch.autocast("cpu", enabled=False):  # whoever asks first
+                    rows.append(torch.from_numpy(np.array(teacher.encode(items))))
             return rows[0][list(chosen)]
 
         return cached
