@@ -80,7 +80,7 @@ def main() -> None:
     job = open_job(Path(found.origin).parent / "model", recipe, texts)
     facts = Facts((), frozenset({"qkv", "attention_output", "ffn"}))
     measure = trial_of(job, texts)
-    journal = Journal(options.out.with_suffix(".journal"), job.context()["machine or release"])
+    journal = Journal(options.out.with_suffix(".journal"), json.dumps(job.context()))
     everything = list(configurations(space))
     random.Random(_SEED).shuffle(everything)
     begun = time.monotonic()
