@@ -26,7 +26,7 @@ from bitwright.pipeline.trials import trial_of
 from bitwright.recipe import make_recipe
 from bitwright.search.journal import Journal
 from bitwright.search.tuning.recipes import EVEN, Facts, as_recipe
-from bitwright.search.tuning.space import Parameter, Space, configurations, key_of
+from bitwright.search.tuning.space import Parameter, Space, Value, configurations, key_of
 
 _TEXTS = 112  # eight of each kind; those of four kinds are tuned on
 _TOKENS = 32
@@ -38,6 +38,9 @@ SETTINGS = {
     "int4": {"scheme": "w4a16_channel", "calibration": {"samples": 24, "max_tokens": _TOKENS}},
 }
 _MIN_MAX_AND_OTHERS = ("min_max", "percentile", "mse", "moving_average")
+_LOOKS_AT_TEXT: dict[str, tuple[Value, ...]] = {
+    "transform": ("awq",), "rounding": ("gptq",), "weight_range": ("imatrix", "awq_clip")
+}  # fmt: skip
 SPACES: dict[str, Space] = {
     "int8": (
         Parameter("transform", ("none", "smoothquant"), "none"),
@@ -56,8 +59,8 @@ SPACES: dict[str, Space] = {
         Parameter("damping", (0.003, 0.01, 0.1), 0.01, {"rounding": ("gptq",)}),
         Parameter("weight_range", ("min_max", "mse", "imatrix", "awq_clip"), "min_max"),
         Parameter("clip", (0.55, 0.8), 0.55, {"weight_range": ("awq_clip",)}),
-        Parameter("samples", (8, 24), 24),
-        Parameter("mix", (EVEN, "documentation", "code"), EVEN),
+        Parameter("samples", (8, 24), 24, _LOOKS_AT_TEXT),
+        Parameter("mix", (EVEN, "documentation", "code"), EVEN, _LOOKS_AT_TEXT),
     ),
 }
 
@@ -77,7 +80,7 @@ def main() -> None:
     job = open_job(Path(found.origin).parent / "model", recipe, texts)
     facts = Facts((), frozenset({"qkv", "attention_output", "ffn"}))
     measure = trial_of(job, texts)
-    journal = Journal(options.out.with_suffix(".journal"), job.context()["machine or release"])
+    journal = Journal(options.out.with_suffix(".journal"), json.dumps(job.context()))
     everything = list(configurations(space))
     random.Random(_SEED).shuffle(everything)
     begun = time.monotonic()

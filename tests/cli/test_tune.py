@@ -17,7 +17,7 @@ def test_the_best_trials_are_printed(capsys: pytest.CaptureFixture[str]) -> None
     rows = [line.split() for line in printed.splitlines()[1:4]]
     assert [row[:2] for row in rows] == [["3", "chosen"], ["1", "plain"], ["5", "</script><img"]]
     assert "5 trials: the 5 trials that were asked for are done." in printed
-    assert "What mattered most: range_ffn (80 %)." in printed
+    assert "What mattered most: range_ffn (80\N{NO-BREAK SPACE}%)." in printed
     assert max(map(len, printed.splitlines())) <= 80
 
 

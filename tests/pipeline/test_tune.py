@@ -235,27 +235,37 @@ def test_work_counts_16_bit_inputs_twice(tiny_model: Callable[..., Path]) -> Non
         assert work_of(plan) == slow * inside + 2 * products[False]
 
 
+_RUN = """
+import sys
+from bitwright.pipeline import quantize
+from bitwright.pipeline.tune import Tune
+from bitwright.recipe import make_recipe
+
+model, out, workers = sys.argv[1:]
+calibration = {"samples": 16, "max_tokens": 32}
+recipe = make_recipe({"scheme": "w8a8_static", "calibration": calibration, "targets": ["bitwright"]})
+quantize(model, out=out, recipe=recipe, samples=40, judged=False, tune=Tune(6, "random", workers=int(workers)))
+"""
+
+
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_workers_and_kills_change_no_byte(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """One worker, two, and two killed at several moments give the same journal and the same weights."""
-    (tmp_path / "mine.yaml").write_text(
-        "scheme: w8a8_static\ncalibration: {samples: 16, max_tokens: 32}\ntargets: [bitwright]\n"
-    )
 
     def start(out: str, workers: int) -> subprocess.Popen[bytes]:
-        command = ["-m", "bitwright", "tune", tiny_model("bert"), "--recipe", tmp_path / "mine.yaml", "--trials", 6,
-                   "--samples", 40, "--no-speed", "--workers", workers, "--out", tmp_path / out, "-q"]  # fmt: skip
-        return subprocess.Popen([sys.executable, *map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        command = [sys.executable, "-c", _RUN, tiny_model("bert"), tmp_path / out, workers]
+        return subprocess.Popen(list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"})
 
-    assert {start("one", 1).wait(), start("two", 2).wait()} <= {0, 3}
+    assert [start("one", 1).wait(), start("two", 2).wait()] == [0, 0]
     journal = tmp_path / ".killed.tune.bitwright" / "journal.jsonl"
-    for lines in (1, 3, 5):
+    for lines in (1, 4):
         process = start("killed", 2)
         while process.poll() is None and not (journal.is_file() and journal.read_text().count("\n") >= lines):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert start("killed", 2).wait() in (0, 3)
+    assert start("killed", 2).wait() == 0
     for name in ("model.safetensors", "recipe.yaml", "tuning/trials.jsonl"):
         assert len({(tmp_path / out / name).read_bytes() for out in ("one", "two", "killed")}) == 1, name
 

@@ -39,7 +39,7 @@ def test_words() -> None:
         "keep_0 on",
         "range_ffn mse, bias_correction on",
     ]
-    assert influences(STUDY) == "range_ffn (80 %)"
+    assert influences(STUDY) == "range_ffn (80\N{NO-BREAK SPACE}%)"
     assert influences(None) == ""
     assert trial_rows(None) == []
     assert [row.note for row in trial_rows(STUDY)] == [

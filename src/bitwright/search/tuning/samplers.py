@@ -5,12 +5,14 @@ seed that follows from how many that is; so a study that was stopped goes on as 
 """
 
 import logging
+import math
 import random
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 from bitwright.errors import InputError
@@ -52,7 +54,7 @@ def by_optuna(name: str, asked: Asked) -> Proposed:
         )
         study = optuna.create_study(sampler=sampler)
         study.add_trials([_optuna_trial(optuna, asked.space, one) for one in asked.seen])
-        return _new(asked, (_suggested(asked.space, study.ask()) for _ in iter(int, 1)))
+        return _new(asked, (_suggested(asked.space, study.ask()) for _ in repeat(None)))
 
 
 def by_smac(asked: Asked) -> Proposed:
@@ -75,8 +77,8 @@ def by_smac(asked: Asked) -> Proposed:
         for one in asked.seen:
             told = smac.runhistory.TrialInfo(spaces.Configuration(space, values=dict(one.config)), seed=0)
             # SMAC takes the logarithm itself, of a positive cost.
-            optimizer.tell(told, smac.runhistory.TrialValue(cost=float(2.718281828459045 ** (one.value - least))))
-        return _new(asked, (_plain(asked.space, optimizer.ask().config) for _ in iter(int, 1)))
+            optimizer.tell(told, smac.runhistory.TrialValue(cost=math.exp(one.value - least)))
+        return _new(asked, (_plain(asked.space, optimizer.ask().config) for _ in repeat(None)))
 
 
 SAMPLERS: dict[str, Propose] = {
