@@ -16,6 +16,7 @@ from bitwright.errors import InputError
 from bitwright.files.directory import source_bytes
 from bitwright.files.opening import open_path
 from bitwright.record import Evaluation, ModelFacts, Record, Size, Verification, write_record
+from bitwright.registry import gates, spaces
 from bitwright.registry.add import add
 from bitwright.registry.change import promote
 from bitwright.registry.gates import GATES, LIMITS, check, limits_of, of_traffic
@@ -282,10 +283,13 @@ def test_the_ratio_of_percentiles_is_bounded() -> None:
 
 @pytest.mark.full
 def test_int8_queries_find_what_float_documents_hold_and_those_of_a_trained_model_do_not(
-    minilm_dir: Path, empty: Registry, tmp_path: Path
+    minilm_dir: Path, empty: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     from tests.rounded import write_rounded
 
+    monkeypatch.setattr(gates, "GATES", {gate: GATES[gate] for gate in ("verdict", "space")})
+    monkeypatch.setattr(spaces, "_BUILTIN_QUERIES", 12)
+    monkeypatch.setattr(spaces, "_BUILTIN_DOCUMENTS", 40)
     int8 = tmp_path / "int8"
     write_rounded(minilm_dir, int8, "w8a8")
     beside(minilm_dir, int8)

@@ -114,8 +114,10 @@ def add_command(
     version = add(registry, directory, name, link=link, note=note)
     if not version.signed and not installed():
         remark("the version is not signed by model-signing, which is not installed: pip install 'bitwright[platform]'")
-    asked = {"index": index, "texts": texts, "drift": gate_table.of_traffic(traffic) if traffic else None}
-    checked = gate_table.check(registry, name, version.number, **asked) if gates else None
+    watch = gate_table.of_traffic(traffic) if traffic else None
+    checked = None
+    if gates:
+        checked = gate_table.check(registry, name, version.number, index=index, texts=texts, drift=watch)
     _let_follow(registry)
     if as_json:
         print_json({"name": name, **asdict(version), "gates": checked and asdict(checked)})
