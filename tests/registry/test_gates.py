@@ -16,9 +16,10 @@ from bitwright.errors import InputError
 from bitwright.files.directory import source_bytes
 from bitwright.files.opening import open_path
 from bitwright.record import Evaluation, ModelFacts, Record, Size, Verification, write_record
+from bitwright.registry import gates, spaces
 from bitwright.registry.add import add
 from bitwright.registry.change import promote
-from bitwright.registry.gates import GATES, LIMITS, check, limits_of
+from bitwright.registry.gates import GATES, LIMITS, check, limits_of, of_traffic
 from bitwright.registry.latency import latency_ratio, ratio_of
 from bitwright.registry.state import Checked
 from bitwright.registry.store import Registry, make_registry, model_of
@@ -197,6 +198,29 @@ def test_the_watch_of_the_traffic_is_asked(empty: Registry, result: Path, corpus
     assert asked == [empty.version("m", 1)]
 
 
+def test_texts_of_the_traffic_are_compared(empty: Registry, result: Path, corpus: str, tmp_path: Path) -> None:
+    from itertools import islice
+
+    from bitwright.calibration.passages import documentation_sentences
+    from bitwright.drift.check import make_from_files
+
+    sentences = list(islice(documentation_sentences(), 700))
+    same = sentences[1::2]
+    files = {"before": sentences[::2], "same": same, "other": [" ".join(text.split()[:3]) for text in same]}
+    for name, some in files.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(some))
+    make_from_files(result, [str(tmp_path / "before.txt")], window=100)
+    add(empty, result, "m", sign=False)
+    for name, state in (("same", "passed"), ("other", "failed")):
+        watch = of_traffic(str(tmp_path / f"{name}.txt"))
+        assert said(check(empty, "m", 1, texts=corpus, drift=watch))["drift"][0] == state
+    (result / "drift.json").unlink()
+    number = add(empty, result, "m", sign=False).number
+    found = said(check(empty, "m", number, texts=corpus, drift=of_traffic(str(tmp_path / "same.txt"))))
+    assert found["drift"][0] == "failed"
+    assert "drift.json" in found["drift"][1]
+
+
 def test_a_classifier_has_no_space(empty: Registry, tiny_model: Callable[..., Path], corpus: str) -> None:
     found = tried(empty, tiny_model("bert", "sequence-classification"), corpus)
     assert found["space"] == ("skipped", "it makes no vectors that an index could hold")
@@ -259,10 +283,13 @@ def test_the_ratio_of_percentiles_is_bounded() -> None:
 
 @pytest.mark.full
 def test_int8_queries_find_what_float_documents_hold_and_those_of_a_trained_model_do_not(
-    minilm_dir: Path, empty: Registry, tmp_path: Path
+    minilm_dir: Path, empty: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     from tests.rounded import write_rounded
 
+    monkeypatch.setattr(gates, "GATES", {gate: GATES[gate] for gate in ("verdict", "space")})
+    monkeypatch.setattr(spaces, "_BUILTIN_QUERIES", 12)
+    monkeypatch.setattr(spaces, "_BUILTIN_DOCUMENTS", 40)
     int8 = tmp_path / "int8"
     write_rounded(minilm_dir, int8, "w8a8")
     beside(minilm_dir, int8)

@@ -69,6 +69,11 @@ def _gate_options(function: F) -> F:
             help="Compare them on these texts: a file, or a directory with corpus, queries and qrels. Default: "
             "built-in texts.",
         ),
+        click.option(
+            "--traffic", metavar="FILE",
+            help="Compare these texts, of the last days, with those that the version was calibrated on. It takes the "
+            "drift.json that `bitwright drift --make` writes beside a model.",
+        ),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -89,7 +94,7 @@ def _gate_options(function: F) -> F:
 @json_option("the version")
 def add_command(
     directory: Path, name: str, link: bool, note: str | None, gates: bool, mlflow: str | None, index: Path | None,
-    texts: str | None, root: Path, as_json: bool,
+    texts: str | None, traffic: str | None, root: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Add a model directory as a new version, and let it pass the gates.
 
@@ -109,7 +114,10 @@ def add_command(
     version = add(registry, directory, name, link=link, note=note)
     if not version.signed and not installed():
         remark("the version is not signed by model-signing, which is not installed: pip install 'bitwright[platform]'")
-    checked = gate_table.check(registry, name, version.number, index=index, texts=texts) if gates else None
+    watch = gate_table.of_traffic(traffic) if traffic else None
+    checked = None
+    if gates:
+        checked = gate_table.check(registry, name, version.number, index=index, texts=texts, drift=watch)
     _let_follow(registry)
     if as_json:
         print_json({"name": name, **asdict(version), "gates": checked and asdict(checked)})
@@ -129,13 +137,13 @@ def add_command(
 @registry_option
 @json_option("the change")
 def promote_command(
-    name: str, version: int | None, force: bool, reason: str | None, index: Path | None, texts: str | None, root: Path,
-    as_json: bool,
+    name: str, version: int | None, force: bool, reason: str | None, index: Path | None, texts: str | None,
+    traffic: str | None, root: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Serve VERSION, by default the newest one, from now on.
 
     It must have passed the gates against the version that is served now; they
-    run first, if they have not yet, or again with --index or --texts.
+    run first, if they have not yet, or again with --index, --texts or --traffic.
     """
     from bitwright.registry.change import candidate, promote
     from bitwright.registry.store import open_registry
@@ -143,11 +151,12 @@ def promote_command(
     registry = open_registry(root)
     model, number = candidate(registry, name, version)
     known = model.versions[number].checked_against(model.champion)
-    if not force and (known is None or ((texts or index) and not known.passed)):
+    if not force and (known is None or ((texts or index or traffic) and not known.passed)):
         from bitwright.cli.registry_tables import print_gates
-        from bitwright.registry.gates import check
+        from bitwright.registry.gates import check, of_traffic
 
-        checked = check(registry, name, number, index=index, texts=texts)
+        watch = of_traffic(traffic) if traffic else None
+        checked = check(registry, name, number, index=index, texts=texts, drift=watch)
         if not as_json:
             print_gates(checked)
     change = promote(registry, name, number, force=force, reason=reason)

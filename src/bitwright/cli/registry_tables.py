@@ -92,7 +92,7 @@ def print_verified(found: "Verified") -> None:
         remark(text, FAILURE)
     if not found.damage:
         said = f"{found.entries} entries, {found.versions} versions: as they were written"
-        out.print(f"{said}; the last entry is {found.head}", style=SUCCESS, markup=False, soft_wrap=True)
+        out.print(f"{said}; the hash of the last entry is\n{found.head}", style=SUCCESS, markup=False)
 
 
 def _gates(version: "Version") -> str:

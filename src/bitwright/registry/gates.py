@@ -137,6 +137,20 @@ def search(source: str) -> "SearchTexts":
     return search_texts(source)
 
 
+def of_traffic(source: str) -> Drift:
+    """Says whether texts of the traffic are still like those of the reference that lies beside a version."""
+
+    def look(place: Path) -> tuple[bool, str]:
+        from bitwright.drift.check import check_texts
+
+        found = check_texts(place, [source])
+        windows = f"in {len(found['windows'])} windows of {source}"
+        same = f"{windows}, texts are like those that it was calibrated on"
+        return not found["drifted"], f"{windows}: {found['alarms'][-1]}" if found["drifted"] else same
+
+    return look
+
+
 def index_of(registry: Registry, model: Model, version: Version, given: Path | None) -> tuple[Path, str] | None:
     """Whose vectors are in the index, and the id of their space.
 
@@ -260,7 +274,7 @@ def latency(trial: Trial) -> Said:
 def drift(trial: Trial) -> Said:
     """Whether the traffic is still like the calibration texts, as the caller's function says."""
     if trial.drift is None:
-        return "skipped", "no watch of the traffic was given", {}
+        return "skipped", "no texts of the traffic were given", {}
     same, why = trial.drift(trial.place)
     return "passed" if same else "failed", why, {}
 
