@@ -8,7 +8,7 @@ becomes of one model.
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -112,8 +112,9 @@ class FleetRun:
                         chain([first], todo), quantizing, workers=self._where.workers, ray=self._where.ray,
                         tries=_TRIES, ends_at_deaths=False,
                     )  # fmt: skip
-                    for name, result in results:
-                        self._settle(name, result)
+                    with closing(results):
+                        for name, result in results:
+                            self._settle(name, result)
             finally:
                 self._save()
         return list(self._rows.values())
