@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+
 from bitwright.cli import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +75,9 @@ def unknown_options(line: str) -> set[str]:
     assert name in COMMANDS, line
     command = app.get_command(None, name)  # type: ignore[arg-type]
     assert command is not None
+    if isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, line
+        command = command.commands[words[0]]
     known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help", "--debug"}
     return {word for word in words if word.startswith("--")} - known
 

@@ -209,6 +209,8 @@ def leave_out_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked = pipeline.Asked
     monkeypatch.setattr("bitwright.pipeline.facts.verify", lambda *args, **kwargs: [])
+    monkeypatch.setattr("bitwright.registry.mirror.can_mirror", lambda registry: False)
+    monkeypatch.setattr("bitwright.pipeline.training.steps_in", lambda *args: 2)  # whatever the minutes
     monkeypatch.setattr(pipeline, "Asked", lambda *args: replace(asked(*args), speed=False))
 
 
@@ -216,7 +218,9 @@ def allowed(words: tuple[str, ...], expected: int | None) -> set[int]:
     """The exit codes that a page may mean. A random model's result may well be outside the budget."""
     if expected is not None:
         return {expected}
-    return {ExitCode.DONE, ExitCode.NOT_SHOWN} if words[0] in ("quantize", "fleet") else {ExitCode.DONE}
+    return (
+        {ExitCode.DONE, ExitCode.NOT_SHOWN} if words[0] in ("quantize", "train", "tune", "fleet") else {ExitCode.DONE}
+    )
 
 
 @pytest.mark.full

@@ -94,7 +94,7 @@ def test_import_brings_no_torch(module: str) -> None:
 
 def test_public_names() -> None:
     assert bitwright.__all__ == sorted(bitwright.__all__, key=str)
-    assert set(bitwright.__all__) == {"BitwrightError", "Watch", "__version__", "analyze", "load", "quantize"}
+    assert set(bitwright.__all__) == {"BitwrightError", "Watch", "__version__", "analyze", "follow", "load", "quantize"}
     for name in bitwright.__all__:
         assert getattr(bitwright, name) is not None
     with pytest.raises(AttributeError, match="it has BitwrightError"):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from bitwright.calibration.passages import ROLES
 from bitwright.errors import RecipeError
 from bitwright.models.sites import LinearSite
-from bitwright.recipe import Recipe, check_rules, make_recipe, read_recipe, recipe_yaml, scheme_of
+from bitwright.recipe import Mix, Recipe, check_rules, make_recipe, range_of, read_recipe, recipe_yaml, scheme_of
 
 QUERY = LinearSite("encoder.layer.0.attention.self.query", 0, "qkv", "encoder.layer.0.qkv")
 FFN = LinearSite("encoder.layer.0.output.dense", 0, "ffn", "encoder.layer.0.output.dense")
@@ -81,7 +82,7 @@ LAUGHS = "- &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("attention: int4", r"`attention`"),
         ("rules: [{match: x, attention: auto}]", r"`rules.0.attention`"),
         ("rules: [{role: qkv, attention: float}]", r"a rule with `attention` needs `match`"),
-        ("rules: [{match: x}]", r"needs `scheme`, `method` or both, or `attention`"),
+        ("rules: [{match: x}]", r"needs `scheme`, `method`, `range` or several of them, or `attention`"),
         ("budget: {max_loss: 3}", r"`budget.max_loss`"),
         ("- a\n- b", r"a recipe must be a mapping"),
         ("a: [", r"is not YAML"),
@@ -118,3 +119,39 @@ def test_a_rule_that_matches_nothing_names_the_nearest() -> None:
         check_rules(recipe, [QUERY, FFN])
     with pytest.raises(RecipeError, match="role head matches nothing; this model has ffn, qkv"):
         check_rules(make_recipe({"rules": [{"role": "head", "scheme": "16bit"}]}), [QUERY, FFN])
+
+
+def test_a_range_is_decided_apart_from_scheme_and_method() -> None:
+    recipe = make_recipe(
+        {
+            "scheme": "w8a8_static",
+            "range": "mse",
+            "rules": [{"role": "qkv", "range": "entropy"}, {"role": "qkv"} | BITS],
+        }
+    )
+    assert (range_of(recipe, QUERY), range_of(recipe, FFN)) == ("entropy", "mse")
+    assert scheme_of(recipe, QUERY)[0] == "16bit"
+    with pytest.raises(RecipeError, match=r"range 'entrpy' is unknown \(did you mean 'entropy'\?\)"):
+        make_recipe({"rules": [{"role": "ffn", "range": "entrpy"}]})
+    with pytest.raises(RecipeError, match="role router matches nothing"):
+        check_rules(make_recipe({"rules": [{"role": "router", "range": "mse"}]}), [QUERY, FFN])
+
+
+BITS = {"scheme": "16bit"}
+
+
+def test_a_mix_names_the_kinds_that_methods_look_at() -> None:
+    assert list(Mix.model_fields) == [kind for kind, part in ROLES.items() if part == "calibration"]
+    made = make_recipe({"calibration": {"mix": {"code": 3}}})
+    assert made.calibration.mix == Mix(code=3)
+    hash(made)  # recipes are keys
+    with pytest.raises(RecipeError, match=r"unknown key `calibration.mix.codes` \(did you mean 'code'\?\)"):
+        make_recipe({"calibration": {"mix": {"codes": 3}}})
+    with pytest.raises(RecipeError, match="every kind counts 0"):
+        make_recipe({"calibration": {"mix": dict.fromkeys(Mix.model_fields, 0)}})
+
+
+@pytest.mark.parametrize("options", [{"percent": 101}, {"percent": 50}, {"clip": 0}, {"clip": 1.5}])
+def test_options_of_ranges_have_bounds(options: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match=f"options.{next(iter(options))}"):
+        make_recipe({"options": options})

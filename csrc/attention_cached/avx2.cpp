@@ -33,12 +33,9 @@ struct Words : Integers {
     }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         float wide[kMaxHeadSize];
-        widen_row(q, size, wide);
-        return pack_values(wide, size, out, start);
-    }
-    static float pack_values(const float* q, size_t size, char* out, int32_t* start) {
+        rotated_query(q, size, wide);
         int8_t codes[kMaxHeadSize];
-        const float scale = row_codes(q, size, codes);
+        const float scale = row_codes(wide, size, codes);
         int16_t* to = (int16_t*)out;
         for (size_t i = 0; i < size; i += 4, to += 4) {
             to[0] = codes[i], to[1] = codes[i + 2], to[2] = codes[i + 1], to[3] = codes[i + 3];

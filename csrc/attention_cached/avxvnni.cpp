@@ -18,11 +18,8 @@ struct Bytes : Packed {
     static ALWAYS_INLINE Sum add_value(Sum sum, __m256i weights, Right value) { return multiply(sum, weights, value); }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         float wide[kMaxHeadSize];
-        widen_row(q, size, wide);
-        return pack_values(wide, size, out, start);
-    }
-    static float pack_values(const float* q, size_t size, char* out, int32_t* start) {
-        const float scale = row_codes(q, size, (int8_t*)out);
+        rotated_query(q, size, wide);
+        const float scale = row_codes(wide, size, (int8_t*)out);
         *start = start_of((const int8_t*)out, size);
         return scale;
     }

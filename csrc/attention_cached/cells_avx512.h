@@ -80,11 +80,8 @@ struct Bytes {
     }
     static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
         float wide[kMaxHeadSize];
-        widen_row(q, size, wide);
-        return pack_values(wide, size, out, start);
-    }
-    static float pack_values(const float* q, size_t size, char* out, int32_t* start) {
-        const float scale = row_codes(q, size, (int8_t*)out);
+        rotated_query(q, size, wide);
+        const float scale = row_codes(wide, size, (int8_t*)out);
         int32_t sum = 0;
         for (size_t i = 0; i < size; ++i) sum += (int8_t)out[i];
         *start = -128 * sum;

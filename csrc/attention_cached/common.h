@@ -7,8 +7,8 @@ namespace {
 
 inline void append_int8(const CachedHead& h, size_t t, const uint16_t* k, const uint16_t* v, size_t size) {
     float keys[kMaxHeadSize], values[kMaxHeadSize];
-    widen_row(k, size, keys);
-    widen_row(v, size, values);
+    rotated(k, size, keys);
+    rotated(v, size, values);
     append_bytes(h, t, keys, values, size);
 }
 
@@ -85,7 +85,7 @@ void merge_line(const AttendCached& p, Line line, size_t parts, const float* par
         sum += factor * sum_of_lanes(partials + size);
         for (size_t d = 0; d < size; ++d) mixed[d] += factor * partials[d];
     }
-    if (p.cache.kind == CacheKind::kInt4) rotate_head(mixed, size);
+    if (p.cache.kind != CacheKind::kBf16) rotate_head(mixed, size);
     uint16_t* out = p.out + line.row * p.out_stride + line.head * size;
     const float inverse = 1.0f / sum;
     for (size_t d = 0; d < size; ++d) out[d] = to_bf16(mixed[d] * inverse);

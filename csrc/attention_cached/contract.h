@@ -27,16 +27,16 @@
 // those blocks of the second and the third table need to be there which a query of this call sees in 8 bits, or to
 // which tokens are appended.
 //
+// int8 and int4: keys and values are first rotated, so that none of their numbers stands out: each stretch, as long as
+// the largest power of two that divides D, is divided by its length and multiplied by a Hadamard matrix of ones and
+// minus ones, in steps of sums and differences (rotate_head).
 // int8: codes -127 to 127, scale = largest magnitude / 127, one for each token and head, 0 where that is below the
 // normal numbers.
-// int4: keys and values are first rotated, so that none of their numbers stands out: each stretch, as long as the
-// largest power of two that divides D, is divided by its length and multiplied by a Hadamard matrix of ones and
-// minus ones, in steps of sums and differences (rotate_head). Then each key_group or value_group numbers have a
-// scale, rounded to bf16. In 8 bits: as int8, of the rotated numbers. Keys: codes -8 to 7; the number of largest
-// magnitude has the code -8, so that scales are negative, too. Values: codes 0 to 15 of the range that they and zero
-// span, and value = (code - zero) * scale. A token whose key or value is not finite has key scales NaN (int8, int4)
-// or a key of NaN (bf16), and a value of zeros: every query that sees it becomes NaN, and no other. So values and
-// their scales are always finite.
+// int4: each key_group or value_group numbers have a scale, rounded to bf16. In 8 bits: as int8. Keys: codes -8 to 7;
+// the number of largest magnitude has the code -8, so that scales are negative, too. Values: codes 0 to 15 of the
+// range that they and zero span, and value = (code - zero) * scale. A token whose key or value is not finite has key
+// scales NaN (int8, int4) or a key of NaN (bf16), and a value of zeros: every query that sees it becomes NaN, and no
+// other. So values and their scales are always finite.
 //
 // append: rows `tokens` of k and v are tokens past, past + 1, ... of the sequence. The first token of a block clears
 // that head's part of the block. So tokens of one block are appended in order and by one thread: a cut between two
@@ -59,11 +59,10 @@
 //              largest score in units of log2 (-inf where no key is seen); the rest is not used
 //   part_stride  f32 between the partials of two parts
 //
-// Arithmetic, int8: a row of q becomes codes with a scale, as a key. A score is an int32 sum of products of codes,
-// exact, times both scales and `scale` in f32. int4: a row of q is rotated as keys are, then becomes codes of int8 with
-// one scale; each group has its sum, exact, times the key's scale in f32; these are added in order, or keys in 8 bits
-// have one sum. out is rotated back by merge. Then, for the keys of each block in turn, in f32 but for the sum of
-// products:
+// Arithmetic: a row of q is multiplied by the same Hadamard matrix, then becomes codes of int8 with a scale, as a key.
+// int8: a score is an int32 sum of products of codes, exact, times both scales and `scale` in f32. int4: each group has
+// its sum, exact, times the key's scale in f32; these are added in order, or keys in 8 bits have one sum. out is
+// rotated back by merge. Then, for the keys of each block in turn, in f32 but for the sum of products:
 //
 //   m     the largest score so far, in this part
 //   p     2^(score - m), in units of log2, with a relative error below 2^-13

@@ -1,29 +1,8 @@
-// How keys, values and queries are rotated, and how a token goes into a cache of 4 bits. Everything is internal to the
-// file that includes it.
+// How a token goes into a cache of 4 bits. Everything is internal to the file that includes it.
 #pragma once
-#include "layout.h"
+#include "rotate.h"
 
 namespace {
-
-// Multiplies each stretch of a head's values by a Hadamard matrix of ones and minus ones, in place.
-inline void rotate_head(float* x, size_t size) {
-    const size_t count = rotated_together(size), half = count / 2;
-    for (const float* end = x + size; x < end; x += count) {
-        for (size_t step = 1; step < count; step *= 2) {
-            float from[kMaxHeadSize];
-            memcpy(from, x, count * sizeof *x);
-            for (size_t i = 0; i < half; ++i) {
-                x[2 * i] = from[i] + from[i + half];
-                x[2 * i + 1] = from[i] - from[i + half];
-            }
-        }
-    }
-}
-
-inline void rotated_query(const uint16_t* q, size_t size, float* out) {
-    widen_row(q, size, out);
-    rotate_head(out, size);
-}
 
 // Codes of int8 of a rotated query, and their scale. start: minus eight times the sum of the codes of each group.
 inline float rotated_codes(const uint16_t* q, size_t size, int8_t* codes, int32_t* start) {
@@ -99,13 +78,6 @@ inline void append_int4_values(const CachedHead& h, size_t t, const float* value
         char& at = h.values[place_of_value<4>(t / 8 * 4 + t % 4, i, size)];
         at = (char)(((uint8_t)at & kept) | (unsigned)codes[i] << shift);
     }
-}
-
-// As int4 rotates a key or a value.
-inline void rotated(const uint16_t* x, size_t size, float* out) {
-    const float inverse = 1.0f / (float)rotated_together(size);
-    for (size_t i = 0; i < size; ++i) out[i] = widen(x[i]) * inverse;
-    rotate_head(out, size);
 }
 
 // In 4 bits, and in 8.

@@ -105,7 +105,7 @@ void attend_line(const AttendCached& p, size_t head, Line line, size_t part, flo
         .codes = {}, .start = {}, .values = query_of(p, line), .factor = p.scale * kLog2E, .cap = p.softcap * kLog2E};
     if (p.cache.kind == CacheKind::kInt8) {
         float wide[kMaxHeadSize];
-        widen_row(q.values, size, wide);
+        rotated_query(q.values, size, wide);
         q.factor *= row_codes(wide, size, q.codes);
     }
     if (p.cache.kind == CacheKind::kInt4) q.factor *= rotated_codes(q.values, size, q.codes, q.start);

@@ -178,7 +178,7 @@ template <class M, class Int8, class Int4, class Bf16>
 void attend(const AttendCached* p, size_t head, size_t line_begin, size_t line_end, size_t part, float* partials) {
     const CacheKind kind = p->cache.kind;
     const auto some = kind == CacheKind::kInt8   ? attend_lines<M, Int8, Int8>
-                      : kind == CacheKind::kInt4 ? attend_lines<M, Int4, Rotated<Int8>>
+                      : kind == CacheKind::kInt4 ? attend_lines<M, Int4, Int8>
                                                  : attend_lines<M, Bf16, Bf16>;
     const size_t floats = partial_floats(p->cache.head_size);
     for (size_t line = line_begin, next; line < line_end; partials += (next - line) * floats, line = next) {

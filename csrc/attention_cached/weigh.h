@@ -61,16 +61,6 @@ void clear_partials(const Lines& lines) {
     }
 }
 
-// Cells of 8 bits in a cache that holds keys rotated.
-template <class C>
-struct Rotated : C {
-    static float pack_query(const uint16_t* q, size_t size, char* out, int32_t* start) {
-        float wide[kMaxHeadSize];
-        rotated_query(q, size, wide);
-        return C::pack_values(wide, size, out, start);
-    }
-};
-
 // Brings into the cache what will be read after this block: blocks lie anywhere, so the processor would notice at each
 // of them anew. Evenly through all that is done to a block, and in the order of addresses: more at once than the
 // processor keeps count of would hold up the loads that are needed now.

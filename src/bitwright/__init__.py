@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from bitwright.drift.watch import Watch
     from bitwright.errors import BitwrightError
     from bitwright.pipeline import analyze, quantize
+    from bitwright.registry.follow import follow
     from bitwright.runtime.load import load
 
 # Where each public name lives. Loaded on first use, so that `bitwright --help` need not import torch.
@@ -15,11 +16,12 @@ _HOMES = {
     "BitwrightError": "bitwright.errors",
     "Watch": "bitwright.drift.watch",
     "analyze": "bitwright.pipeline",
+    "follow": "bitwright.registry.follow",
     "load": "bitwright.runtime.load",
     "quantize": "bitwright.pipeline",
 }
 
-__all__ = ["BitwrightError", "Watch", "__version__", "analyze", "load", "quantize"]
+__all__ = ["BitwrightError", "Watch", "__version__", "analyze", "follow", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

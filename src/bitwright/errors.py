@@ -11,6 +11,7 @@
     ├── EngineError         a model, or a part of one, that the engine has no operator for
     ├── LibraryError        the user's own library, which judges, is missing or does not take the model
     ├── WorkerError         a worker process, or a cluster of them, that is gone
+    ├── RegistryError       a registry whose log, links or versions are not what was written
     └── TargetError         a plan that a target runtime cannot run
 
 A budget that is not met is no error but a result: see `pipeline.Result`. What a command ends with is in `ExitCode`.
@@ -105,6 +106,10 @@ class LibraryError(BitwrightError):
 
 class WorkerError(BitwrightError):
     """A worker process that dies again and again, or fails in a way that nobody foresaw; a cluster that is gone."""
+
+
+class RegistryError(BitwrightError):
+    """A registry whose log, links or versions are not what was written."""
 
 
 class EngineError(BitwrightError):

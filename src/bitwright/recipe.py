@@ -11,8 +11,9 @@ attention: auto                  # on our engine: int8, float; auto takes int8 w
 range: min_max                   # how a static activation range is chosen
 weight_range: mse                # how a weight's range is chosen; by default as the method says
 targets: [bitwright, vllm]       # runtimes that must load the result; by default ours, and transformers if it can
-options: {alpha: search}         # of the methods
+options: {alpha: search}         # of the methods and of the ranges
 calibration: {samples: 128, max_tokens: 512}
+polish: {tokens: 65536}          # or true: train scales and norms after rounding, with the float model as teacher
 budget: {max_loss: 0.01}         # with goal: smallest instead of schemes, the search chooses them
 """
 
@@ -22,15 +23,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bitwright.errors import RecipeError
 from bitwright.families import Role
 from bitwright.files.yaml_file import complaint, nearest, read_mapping
 from bitwright.methods import METHODS, Alpha
 from bitwright.models.sites import LinearSite
-from bitwright.numerics.ranges import RANGES
-from bitwright.numerics.schemes import SCHEMES
+from bitwright.numerics.least_error import LEAST_CLIP
+from bitwright.numerics.ranges import PERCENT, RANGES, RangeFunction, range_named
+from bitwright.numerics.schemes import SCHEMES, scheme_families
+from bitwright.record import PlanRow
 
 AUTO = "auto"  # the method that lets the decision engine choose
 SHIPPED = Path(__file__).parent / "recipes"  # a comment in each says when to use it
@@ -50,13 +53,15 @@ class _Strict(BaseModel):
 class Rule(_Strict):
     """Linears chosen by name or unit (shell pattern), by role, or both, and the scheme or the method they get.
 
-    attention: how the attention is computed whose module `match` names.
+    range: how a static activation range is chosen for them. attention: how the attention is computed whose module
+    `match` names.
     """
 
     match: str | None = None
     role: Role | None = None
     scheme: str | None = None
     method: str | None = None
+    range: str | None = None
     attention: AttentionScheme | None = None
     reason: str = ""
 
@@ -64,8 +69,8 @@ class Rule(_Strict):
     def _chooses_something(self) -> "Rule":
         if self.match is None and self.role is None:
             raise ValueError("a rule needs `match` (a name pattern) or `role`")
-        if (self.scheme, self.method, self.attention) == (None, None, None):
-            raise ValueError("a rule needs `scheme`, `method` or both, or `attention`")
+        if not self.is_for_linears and self.attention is None:
+            raise ValueError("a rule needs `scheme`, `method`, `range` or several of them, or `attention`")
         if self.attention is not None and self.match is None:
             raise ValueError("a rule with `attention` needs `match`, because a role is one of linears")
         return self
@@ -73,24 +78,57 @@ class Rule(_Strict):
     @property
     def is_for_linears(self) -> bool:
         """Whether it says something of linears."""
-        return self.scheme is not None or self.method is not None
+        return (self.scheme, self.method, self.range) != (None, None, None)
 
     def matches_attention(self, name: str) -> bool:
         """Whether this rule says how the attention of this name is computed."""
         return self.attention is not None and self.match is not None and fnmatchcase(name, self.match)
 
-    def matches(self, site: LinearSite) -> bool:
+    def matches(self, site: LinearSite | PlanRow) -> bool:
         """Whether this rule matches `site`."""
         named = self.match is None or fnmatchcase(site.name, self.match) or fnmatchcase(site.unit, self.match)
         return named and self.role in (None, site.role)
 
 
+class Mix(_Strict):
+    """How many built-in texts of each kind methods look at, relative to the other kinds."""
+
+    documentation: int = Field(default=1, ge=0, le=100)
+    encyclopaedia: int = Field(default=1, ge=0, le=100)
+    reviews: int = Field(default=1, ge=0, le=100)
+    code: int = Field(default=1, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> "Mix":
+        if not any(self.model_dump().values()):
+            raise ValueError("every kind counts 0, so no text is left; give one of them a larger number")
+        return self
+
+
 class Calibration(_Strict):
-    """The texts that methods look at: whole texts for encoders, windows of running text for language models."""
+    """The texts that methods look at: whole texts for encoders, windows of running text for language models.
+
+    mix: of built-in texts; by default as many of each kind as there are.
+    """
 
     samples: int = Field(default=256, ge=1)
     max_tokens: int = Field(default=256, ge=2)
     batch_size: int = Field(default=16, ge=1)
+    mix: Mix | None = None
+
+
+class Polish(_Strict):
+    """The training of scales and norms after rounding.
+
+    tokens: of text that is trained on in each epoch; an eighth as many more choose among the steps. epochs: passes over
+    it. learning_rate: the largest step of a 4-bit scale, relative to it, of 3 bits twice that; None takes 0.002. top:
+    the most likely tokens of the float language model that are kept for each position.
+    """
+
+    tokens: int = Field(default=65536, ge=256)
+    epochs: int = Field(default=2, ge=1, le=100)
+    learning_rate: float | None = Field(default=None, gt=0, lt=0.1)
+    top: int = Field(default=256, ge=1, le=1 << 16)
 
 
 class Options(_Strict):
@@ -99,7 +137,8 @@ class Options(_Strict):
     alpha: SmoothQuant's exponent, or "search" by the block's output error; None takes 0.4 for dynamic inputs, and
     searches by the expected error for static ones. act_order: GPTQ rounds the columns with the largest inputs first.
     damping: of GPTQ's Gram matrix, relative to its mean diagonal. sequential: observe again after each shared input of
-    a block, instead of once per block. bias_correction: add the mean output error to biases.
+    a block, instead of once per block. bias_correction: add the mean output error to biases. percent: of the values
+    that the percentile range keeps. clip: the least share of a group's range that AWQ's clipping tries.
     """
 
     alpha: Alpha = None
@@ -107,6 +146,12 @@ class Options(_Strict):
     damping: float = Field(default=0.01, gt=0, lt=1)
     sequential: bool = False
     bias_correction: bool = False
+    percent: float = Field(default=PERCENT, gt=50, le=100)
+    clip: float = Field(default=LEAST_CLIP, ge=0.05, le=1)
+
+    def range(self, name: str) -> RangeFunction:
+        """The range of this name, with its options bound."""
+        return range_named(name, percent=self.percent, clip=self.clip)
 
     @model_validator(mode="after")
     def _alpha_is_a_share(self) -> "Options":
@@ -136,6 +181,7 @@ class Recipe(_Strict):
     int8 in each block whose queries, keys and values come of linears with int8 inputs, if measuring shows that it costs
     next to nothing (`search/attention.py`).
     targets: None stands for those of `DEFAULT_TARGETS` that can load the result; a plan names them.
+    polish: None trains nothing; true in its place stands for the defaults.
     """
 
     scheme: str = "w8a8"
@@ -148,17 +194,23 @@ class Recipe(_Strict):
     options: Options = Options()
     targets: tuple[str, ...] | None = None
     calibration: Calibration = Calibration()
+    polish: Polish | None = None
     budget: Budget = Budget()
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("polish", mode="before")
+    @classmethod
+    def _polish_by_default(cls, value: Any) -> Any:
+        return (Polish() if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Recipe":
         known: dict[str, Collection[str]] = {"scheme": SCHEMES, "method": [*METHODS, AUTO], "range": RANGES}
         used = [("scheme", self.scheme), ("method", self.method), ("range", self.range), ("range", self.weight_range)]
-        used += [(kind, getattr(rule, kind)) for rule in self.rules for kind in ("scheme", "method")]
+        used += [(kind, getattr(rule, kind)) for rule in self.rules for kind in known]
         for kind, name in used:
             if name is not None and name not in known[kind]:
-                words = ", ".join(known[kind]) if kind != "scheme" else ", ".join(_scheme_families())
+                words = ", ".join(known[kind]) if kind != "scheme" else ", ".join(scheme_families())
                 raise ValueError(f"{kind} {name!r} is unknown{nearest(name, known[kind])}; known: {words}")
         return self
 
@@ -226,6 +278,13 @@ def scheme_of(recipe: Recipe, site: LinearSite) -> tuple[str, str, str]:
     return by_scheme.scheme, method if by_scheme.scheme != FLOAT else "cast", _why(by_scheme)
 
 
+def range_of(recipe: Recipe, site: LinearSite | PlanRow) -> str:
+    """How the static activation range of a linear is chosen: by the first rule that matches and names a range, else as
+    the recipe says."""
+    named = (rule.range for rule in recipe.rules if rule.range is not None and rule.matches(site))
+    return next(named, recipe.range)
+
+
 def float_attention_rule(name: str, reason: str) -> Rule:
     """The rule that has the attention of this name computed in float."""
     return Rule(match=_literal(name), attention="float", reason=reason)
@@ -243,18 +302,6 @@ def attention_of(recipe: Recipe, name: str) -> tuple[AttentionChoice, str]:
 def _why(rule: Rule) -> str:
     chosen_by = f"match {rule.match!r}" if rule.match is not None else f"role {rule.role}"
     return rule.reason or f"rule: {chosen_by}"
-
-
-def _scheme_families() -> list[str]:
-    """The names of the schemes, grouped by family: "w4a16[_g128|_g64|_g32|_channel][_asym]"."""
-    words: list[str] = []
-    for scheme in SCHEMES.values():
-        if scheme.choose_group and not scheme.name.endswith("_asym"):
-            asym = "[_asym]" if f"{scheme.name}_asym" in SCHEMES else ""
-            words.append(f"{scheme.name}[_g128|_g64|_g32|_channel]{asym}")
-        elif scheme.weight is None or scheme.weight.bits == 8:
-            words.append(scheme.name)
-    return words
 
 
 def check_rules(recipe: Recipe, sites: list[LinearSite], attention: Sequence[str] = ()) -> None:
@@ -289,9 +336,9 @@ def check_rules(recipe: Recipe, sites: list[LinearSite], attention: Sequence[str
 def _keys_at(path: tuple[int | str, ...]) -> list[str]:
     """The keys allowed where pydantic found an unknown one."""
     models: dict[str, type[BaseModel]] = {
-        "rules": Rule, "calibration": Calibration, "budget": Budget, "options": Options
+        "rules": Rule, "calibration": Calibration, "polish": Polish, "budget": Budget, "options": Options
     }  # fmt: skip
-    model = models.get(str(path[0]), Recipe) if path else Recipe
+    model = Mix if path[1:2] == ("mix",) else models.get(str(path[0]), Recipe) if path else Recipe
     return list(model.model_fields)
 
 

@@ -286,10 +286,10 @@ def test_results_can_be_had_as_json_and_work_without_progress(run: Run) -> None:
     with_json, with_quiet = (
         {name for name in COMMANDS if f"{option} " in run(name, "--help").out} for option in ("--json", "--quiet")
     )
-    assert set(COMMANDS) - with_json == {"report", "completion", "chat"}
+    assert set(COMMANDS) - with_json == {"report", "completion", "chat", "registry"}
     assert with_quiet == {
-        "quantize", "plan", "analyze", "eval", "generate", "encode", "bench", "convert", "export", "verify",
-        "fleet", "drift",
+        "quantize", "tune", "train", "plan", "analyze", "eval", "generate", "encode", "bench", "convert", "export",
+        "verify", "fleet", "drift",
     }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_nor_do_they_with_another_cache(
     schedulers: Schedulers, alone: dict[int, list[list[int]]], kind: str
 ) -> None:  # fmt: skip
     want = answered_alone(schedulers, 0, kind=kind)
-    assert want != alone[0], "kinds of caches give the same tokens: nothing is tested"
+    assert (want == alone[0]) == (kind == "int4"), "short texts lie in 8 bits in a cache of int4, as in one of int8"
     assert answered_together(schedulers, 0, kind=kind, tokens=320, chunk=33) == want
 
 

@@ -43,9 +43,9 @@ def kept(rows):
     return (rows.k_codes * rows.k_scale).flatten(2), (rows.v_codes * rows.v_scale).flatten(2)
 
 
-def query(q, kind):
-    """As the kernel rounds it."""
-    codes, scale = reference._symmetric_codes(q.double() if kind == "int8" else reference.hadamard(q.double()), dim=2)
+def query(q):
+    """As the kernel rotates and rounds it."""
+    codes, scale = reference._symmetric_codes(reference.hadamard(q.double()), dim=2)
     return codes * scale
 
 
@@ -88,8 +88,8 @@ def assert_as_defined(found, kind, q, k, v, scale, **options):
     rows = CACHED[kind](k.double(), v.double())
     want = reference.attention_cached(q.double(), rows, scale, **options)
     near = rows.near and (*kept(rows.near), reference.is_near(len(q), len(k)))
-    right = exact(query(q, kind), *kept(rows), scale, near=near, **options)
-    right = reference.hadamard(right) if kind == "int4" else right
+    right = exact(query(q), *kept(rows), scale, near=near, **options)
+    right = reference.hadamard(right)
     assert (found - want).norm() <= CLOSE[kind] * right.norm()
     assert (want - right).norm() <= 0.02 * right.norm(), "what bytes as weights may cost"
     assert (found - right).norm() <= 2 * (want - right).norm() + CLOSE[kind] * right.norm()
@@ -190,6 +190,7 @@ def test_int8_codes_and_scales_are_those_of_the_definition(attention_cached_vari
 
 def assert_int8_as_defined(block, k, v):
     tokens, _, size = k.shape
+    k, v = (reference.hadamard(x.float() / (size & -size)) for x in (k, v))
     keys = block[: tokens * size].view(4, size // 4, 16, 4).transpose(1, 2).reshape(tokens, size).int() - 128
     values = (
         block[tokens * size : 2 * tokens * size]
@@ -200,10 +201,10 @@ def assert_int8_as_defined(block, k, v):
     )
     scales = block[2 * tokens * size : 2 * tokens * size + 512].view(torch.float32).view(2, tokens)
     for x, codes, scale in ((k, keys, scales[0]), (v, values, scales[1])):
-        largest = x[:, 0].float().abs().amax(dim=1)
+        largest = x[:, 0].abs().amax(dim=1)
         inverse = torch.where(largest > 0, torch.tensor(127.0) / largest, 0.0)
         assert torch.equal(scale, largest * torch.tensor(1 / 127))
-        assert torch.equal(codes.float(), (x[:, 0].float() * inverse[:, None]).round())
+        assert torch.equal(codes.float(), (x[:, 0] * inverse[:, None]).round())
 
 
 @pytest.mark.parametrize("size", [16, 64, 80, 128])
@@ -217,8 +218,7 @@ def test_int4_codes_and_scales_are_those_of_the_definition(attention_cached_vari
     block, keys, values = (blocks[cache.table[form * cache.blocks]] for form in range(3))
     half = 64 * size
     eight = [keys[:half], values[:half], keys[half : half + 256], values[half : half + 256]]
-    rotated = (reference.hadamard(x.float() / (size & -size)) for x in (k, v))
-    assert_int8_as_defined(torch.cat(eight), *rotated)
+    assert_int8_as_defined(torch.cat(eight), k, v)
     k_codes, k_scale, v_codes, v_scale = (x[:, 0] for x in reference.cached_int4(k.float(), v.float())[:4])
     n_keys, n_values = k_scale.shape[1], v_scale.shape[1]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitwright.errors import NumericsError
 from bitwright.numerics import RANGES, WEIGHT_RANGES, Histogram, Importance, QuantSpec, quantize, scale_and_zero_point
-from bitwright.numerics.ranges import absmax, awq_clip, imatrix, min_max, mse
+from bitwright.numerics.ranges import absmax, awq_clip, imatrix, min_max, mse, percentile, range_named
 
 N, K = 12, 64
 GRANULARITIES: list[dict[str, Any]] = [{}, {"group_size": 16}]
@@ -232,3 +232,22 @@ def test_shares_of_the_values_make_no_mean(name: str, spec: QuantSpec) -> None:
 def test_importance_is_checked(mean_square: Tensor, gram: Tensor | None, message: str) -> None:
     with pytest.raises(NumericsError, match=message):
         Importance(mean_square, gram)
+
+
+def test_a_share_bounds_how_far_awq_clips() -> None:
+    spec = QuantSpec(bits=4, group_size=16)
+    full, default = min_max(weight(), spec)[0], awq_clip(weight(), spec, importance=importance())[0]
+    for least in (1.0, 0.9, 0.7):
+        scale = awq_clip(weight(), spec, least=least, importance=importance())[0]
+        assert (scale >= 0.995 * least * full).all()
+        assert (scale >= default).all()
+    assert torch.equal(awq_clip(weight(), spec, least=1.0, importance=importance())[0], full)
+    with pytest.raises(NumericsError, match="clip = 0"):
+        awq_clip(weight(), spec, least=0.0, importance=importance())
+
+
+def test_a_range_by_name_has_its_options() -> None:
+    spec = QuantSpec(bits=8, symmetric=True)
+    bound = range_named("percentile", percent=90.0)(weight(), spec)
+    assert torch.equal(bound[0], percentile(weight(), spec, percent=90.0)[0])
+    assert range_named("mse", percent=90.0) is mse

@@ -53,9 +53,10 @@ OTHERS = {
 NAMED = [
     "w8a8", "w8a8_symmetric", "w8a16", "w4a16_channel", "w4a16_g32", "w4a16_g64", "w4a16_channel_asym",
     "w4a16_g32_asym", "w4a16_g64_asym", "w3a16_g32", "w3a16_channel_asym", "w2a16_g32", "w2a16_g32_asym", "log4_g32",
-    "nf4_g64", "nf4_channel", "kmeans4_g32", "ternary_g32", "binary_g32", "w4a8_channel",
-    "w4a8_channel_asym", "w4a8_g32", "w4a8_g64_asym",
+    "nf4_g64", "nf4_channel", "kmeans4_g32", "ternary_g32", "binary_g32", "w4a8_channel", "w2a8_channel",
+    "ternary_a8_channel", "w4a8_channel_asym", "w4a8_g32", "w4a8_g64_asym",
 ]  # fmt: skip
+INTEGER = ("w8a8", "w8a8_symmetric", "w4a8_channel", "w2a8_channel", "ternary_a8_channel")  # on the int8 kernels
 ALL = {name: SCHEMES[name] for name in NAMED} | OTHERS
 
 Written = Callable[..., Path]
@@ -125,11 +126,7 @@ def test_every_scheme_is_as_on_the_generic_path(write: Written, scheme: str) -> 
     directory = write(ALL[scheme])
     assert distance(directory) < (TOLERANCE if ALL[scheme].input is None else CODES_TOLERANCE)
     engine, generic = on_engine(directory), load_generic(ModelDirectory(directory))
-    assert (
-        compared(engine, IDS)[1]
-        == compared(generic, IDS)[1]
-        == 12 * (scheme in ("w8a8", "w8a8_symmetric", "w4a8_channel"))
-    )
+    assert compared(engine, IDS)[1] == compared(generic, IDS)[1] == 12 * (scheme in INTEGER)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from bitwright.errors import BitwrightError, InputError, WorkerError
 from bitwright.workers.processes import shares_of
-from bitwright.workers.tasks import Died, run
+from bitwright.workers.tasks import Died, kept, run
 from tests.workers.jobs import facts, failing, squares, unloadable, victims
 
 NAMES = [(f"number {i}", i) for i in range(12)]
@@ -144,3 +144,14 @@ def test_no_tasks_no_results() -> None:
     nothing: list[tuple[Any, Any]] = []
     assert list(run(nothing, squares, workers=1)) == []
     assert issubclass(WorkerError, BitwrightError)
+
+
+def test_workers_may_stay_for_several_runs() -> None:
+    with kept(facts, workers=2) as do:
+        first = dict(do([("a", 0.0), ("b", 0.1)]))
+        again = dict(do([("c", 0.1), ("d", 0.0), ("e", 0.0)]))
+    pids = {found["pid"] for found in (*first.values(), *again.values())}
+    assert len(pids) == 2
+    assert not any(is_alive(pid) for pid in pids)
+    with pytest.raises(InputError, match="line 3"), kept(failing, workers=1) as do:
+        list(do([("a", "input")]))

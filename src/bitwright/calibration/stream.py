@@ -277,17 +277,19 @@ def stream_outputs(
     batches: Sequence[Batch],
     enter: Paths | None = None,
     leave: Paths | None = None,
+    *,
+    fast: bool = False,
 ) -> Iterator[Any]:
     """The model's outputs, batch by batch, in the memory of one block and the hidden states of all batches.
 
-    enter, leave: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from its
-        files and emptied again.
+    enter, leave, fast: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from
+        its files and emptied again.
     """
     is_empty = any(parameter.is_meta for parameter in loaded.model.parameters())
     if is_empty and enter is None and leave is None:
-        stages = stream_lazily(loaded, (), batches)
+        stages = stream_lazily(loaded, (), batches, fast=fast)
     else:
-        stages = stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave)
+        stages = stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave, fast=fast)
     for stage in stages:
         if not stage.blocks:
             for index in range(len(batches)):

@@ -17,6 +17,8 @@ from bitwright.errors import BitwrightError, ExitCode, InputError
 # name -> one line of help. The module of a command is imported when it runs, so that --help answers at once.
 COMMANDS = {
     "quantize": "Make a model smaller and faster within an accuracy budget.",
+    "tune": "Find the settings that lose least, and quantize by them.",
+    "train": "Quantize a model, then train it to lose less.",
     "plan": "Show how a model would be quantized, and why.",
     "analyze": "Show which layers lose most when they are quantized.",
     "eval": "Score a model, alone or against its original.",
@@ -29,6 +31,7 @@ COMMANDS = {
     "inspect": "Show what a checkpoint holds, and how it runs here.",
     "convert": "Write a quantized checkpoint in another format.",
     "compare": "Put two results side by side.",
+    "registry": "Keep versions of models, and decide which one is served.",
     "export": "Write an encoder as an ONNX graph, and prove it.",
     "verify": "Check a result in runtimes, each in a clean process.",
     "report": "Write report.html of a result again.",
@@ -36,6 +39,9 @@ COMMANDS = {
     "doctor": "Show what this machine can run, and how fast it can be.",
     "completion": "Print the script that completes commands in your shell.",
 }
+
+# Those that go on where they were stopped.
+RESUMES = ("encode", "fleet", "quantize", "train", "tune")
 
 # Where a newcomer begins.
 FIRST_STEPS = """\
@@ -129,7 +135,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
     """(what to tell a person, exit code)."""
     match error:
         case KeyboardInterrupt() | click.Abort():
-            resumes = arguments[:1] in (["quantize"], ["encode"], ["fleet"])
+            resumes = arguments and arguments[0] in RESUMES
             goes_on = "; the same command goes on where this one stopped" if resumes else ""
             return f"stopped; nothing half-written is left{goes_on}", ExitCode.STOPPED
         case click.NoSuchOption() | click.MissingParameter():

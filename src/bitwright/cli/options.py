@@ -23,7 +23,22 @@ METHOD_NAMES = (
 TARGET_NAMES = (
     "bitwright", "engine", "transformers", "sentence-transformers", "vllm", "onnx", "openvino", "gptq", "awq", "gguf",
 )  # fmt: skip
-SCHEME_STEMS = ("w8a8", "w8a16", "w4a16", "w4a8", "w3a16", "w2a16", "log4", "nf4", "kmeans4", "ternary", "binary")
+SCHEME_STEMS = (
+    "w8a8",
+    "w8a16",
+    "w4a16",
+    "w4a8",
+    "w3a16",
+    "w3a8",
+    "w2a16",
+    "w2a8",
+    "log4",
+    "nf4",
+    "kmeans4",
+    "ternary",
+    "ternary_a8",
+    "binary",
+)
 
 CACHE_NAMES = ("int8", "int4", "bf16")
 
@@ -169,8 +184,8 @@ def json_option(what: str) -> Callable[[F], F]:
 
 
 def scheme_options(command: F) -> F:
-    """--recipe, --scheme, --method, --symmetric, --static, --range, --embeddings, --attention, --target: how linears
-    are represented, how attention is computed, and for which runtimes."""
+    """--recipe, --scheme, --method, --symmetric, --static, --range, --embeddings, --attention, --polish, --target: how
+    linears are represented, how attention is computed, whether scales are trained, and for which runtimes."""
     return _decorated(
         command,
         click.option(
@@ -208,6 +223,11 @@ def scheme_options(command: F) -> F:
             "--attention", type=Choice(("auto", "int8", "float")), metavar="FORM",
             help="Compute an encoder's attention in int8 or in float, on Bitwright's engine; other runtimes use float. "
             "Default: auto, which is int8 where that costs next to nothing.",
+        ),
+        click.option(
+            "--polish/--no-polish", default=None,
+            help="Train scales and norms after rounding, with the original as teacher. Codes, kernels and format stay "
+            "as they are. Takes minutes.",
         ),
         click.option(
             "--target", "targets", multiple=True, type=Choice(TARGET_NAMES), metavar="NAME",

@@ -59,6 +59,12 @@ def exit_code_lines() -> str:
     default=None,
     help="Exit with 0 where the measured loss is small enough, but the text too little to be sure.",
 )
+@click.option(
+    "--train-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="If the loss is over the budget, train for this time before layers get more bits (`bitwright train --help`).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result in DIR.")
 @click.option(
     "--judge/--no-judge",
@@ -72,6 +78,12 @@ def exit_code_lines() -> str:
     help="Measure what each layer of an encoder loses. Takes minutes.",
 )
 @click.option("--speed/--no-speed", default=True, help="Do not time the result.")
+@click.option(
+    "--tune",
+    type=click.IntRange(min=4),
+    metavar="N",
+    help="Where too much is lost, look for better settings in at most N trials, before layers get more bits.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan, its time and memory. Write nothing.")
 @model_options
 @json_option("the record of the run, or the plan,")
@@ -79,8 +91,8 @@ def exit_code_lines() -> str:
 def command(
     model: str, out_dir: Path | None, max_loss: float | None, min_speedup: float | None, goal: str | None,
     accept_point_estimate: bool | None, dry_run: bool, as_json: bool, quiet: bool, overwrite: bool, judged: bool,
-    sensitivity: bool, speed: bool, task: TaskName | None, trust_remote_code: bool, texts: dict[str, Any],
-    **schemes: Any,
+    sensitivity: bool, speed: bool, tune: int | None, train_minutes: float | None, task: TaskName | None,
+    trust_remote_code: bool, texts: dict[str, Any], **schemes: Any,
 ) -> int:  # fmt: skip
     """Make MODEL smaller and faster, and measure what that costs in accuracy.
 
@@ -94,6 +106,8 @@ def command(
     """
     if out_dir is None and not dry_run:
         raise InputError("say where the result goes: --out DIR (or --dry-run to see the plan only)")
+    if tune is not None and dry_run:
+        raise InputError("--dry-run shows the plan of the recipe as it is, and --tune would change it; leave one out")
     recipe = build_recipe(
         max_loss=max_loss, min_speedup=min_speedup, goal=goal, accept_point_estimate=accept_point_estimate, **schemes
     )
@@ -112,19 +126,25 @@ def command(
         progress.say(f"loading {model}")
         from bitwright import pipeline
 
+        asked = None if train_minutes is None else pipeline.TrainingAsked(minutes=train_minutes, only_if_over=True)
         result = pipeline.quantize(
             model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, judged=judged, sensitivity=sensitivity,
-            speed=speed, task=task, trust_remote_code=trust_remote_code, progress=progress,
+            speed=speed, tune=tune, training=asked, task=task, trust_remote_code=trust_remote_code, progress=progress,
             command=shlex.join(["bitwright", *sys.argv[1:]]),
         )  # fmt: skip
+    return finish(result, out_dir, as_json=as_json)
+
+
+def finish(result: Any, out_dir: Path, *, as_json: bool) -> int:
+    """Show what a run made, and return its exit code. result: of `pipeline.quantize`."""
     print_json(result.record) if as_json else print_result(result.measured, result.directory)
     print_warnings(result.measured.warnings)
-    for text in _failures(result.measured, out_dir, result.exit_code):
+    for text in failures(result.measured, out_dir, result.exit_code):
         remark(text, FAILURE)
     return int(result.exit_code)
 
 
-def _failures(record: Record, out_dir: Path, exit_code: int) -> list[str]:
+def failures(record: Record, out_dir: Path, exit_code: int) -> list[str]:
     """Why the command does not end with 0."""
     found, front, told = record.evaluation, record.front, []
     if found and exit_code == ExitCode.NOT_SHOWN and found.verdict != "met":

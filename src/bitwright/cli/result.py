@@ -48,6 +48,11 @@ def _gains(record: Record) -> list[list[str]]:
     from bitwright.report.wording import ratio, size
 
     rows = [["size", f"{size(record.size.source_bytes)} → {size(record.size.checkpoint_bytes)}"]]
+    if (trained := record.training) and trained.before is not None and trained.after is not None:
+        from bitwright.report.wording import percent
+
+        kept = "" if trained.kept else "; not kept"
+        rows.append(["trained", f"loss on tuning text {percent(trained.before)} → {percent(trained.after)}{kept}"])
     if record.smallest is not None:
         rows.append(["goal", beside_int8(record)])
     if (front := record.front) and front.busy:

@@ -53,13 +53,29 @@ def fraction(text: str) -> float:
     Raises:
         click.BadParameter: no number, or not between 0 and 1, both excluded.
     """
-    try:
-        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no percentage; write 1% or 0.01") from None
+    number = _part(text, "1% or 0.01")
     if not 0 < number < 1:
         raise click.BadParameter(f"{text!r} must lie between 0 and 100 % (0.01 and 1% mean the same; 1 means 100 %)")
     return number
+
+
+def share(text: str) -> float:
+    """The number that "105%" or "1.05" writes, which may be above 1.
+
+    Raises:
+        click.BadParameter: no number, or not from 0.1 to 10.
+    """
+    number = _part(text, "105% or 1.05")
+    if not 0.1 <= number <= 10:
+        raise click.BadParameter(f"{text!r} must lie between 10 and 1000 % (1.05 and 105% mean the same)")
+    return number
+
+
+def _part(text: str, example: str) -> float:
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no percentage; write {example}") from None
 
 
 def table(

@@ -338,29 +338,30 @@ def attention_int8(
 
 class CachedRows(NamedTuple):
     """What a cache holds of keys and of values: codes (S, G, n, g) and scales (S, G, n, 1) of S tokens, G heads, and n
-    groups of g numbers, in a float dtype. rotated: by `hadamard`, after a division by the power of two. near: what
-    queries near them see instead (`is_near`)."""
+    groups of g numbers, in a float dtype; of rows that were rotated (`_rotated`). near: what queries near them see
+    instead (`is_near`)."""
 
     k_codes: Tensor
     k_scale: Tensor
     v_codes: Tensor
     v_scale: Tensor
-    rotated: bool
     near: "CachedRows | None" = None
 
 
 def cached_int8(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
     """A scale for each token and head."""
-    (k_codes, k_scale), (v_codes, v_scale) = (_symmetric_codes(x.unsqueeze(2), dim=3) for x in (k_SGD, v_SGD))
-    return CachedRows(k_codes, k_scale, v_codes, v_scale, rotated=False)
+    (k_codes, k_scale), (v_codes, v_scale) = (
+        _symmetric_codes(_rotated(x).to(x.dtype).unsqueeze(2), dim=3) for x in (k_SGD, v_SGD)
+    )
+    return CachedRows(k_codes, k_scale, v_codes, v_scale)
 
 
 def cached_int4(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
-    """Rotated; keys have a scale for each 32 numbers, values one and a zero for each 64, or as many as are rotated
-    together. Computed in float32, one operation after the other as kernels do, so that codes are the same."""
+    """Keys have a scale for each 32 numbers, values one and a zero for each 64, or as many as are rotated together.
+    Computed in float32, one operation after the other as kernels do, so that codes are the same."""
     count = _power_in(k_SGD.shape[2])
     k_SGng, v_SGng = (
-        hadamard(x.float() / count).reshape(*x.shape[:2], -1, min(count, most))
+        _rotated(x).reshape(*x.shape[:2], -1, min(count, most))
         for x, most in zip((k_SGD, v_SGD), INT4_GROUPS, strict=True)
     )
     least, most = _span(k_SGng)
@@ -371,8 +372,7 @@ def cached_int4(k_SGD: Tensor, v_SGD: Tensor) -> CachedRows:
     zero = (-least / v_scale.where(v_scale > 0, 1.0)).round()
     v_codes = _nibbles(v_SGng, v_scale, zero) - zero
     k_codes, k_scale, v_codes, v_scale = (x.to(k_SGD) for x in (k_codes, k_scale, v_codes, v_scale))
-    near = cached_int8(k_SGng.flatten(2).to(k_SGD), v_SGng.flatten(2).to(v_SGD))
-    return CachedRows(k_codes, k_scale, v_codes, v_scale, rotated=True, near=near)
+    return CachedRows(k_codes, k_scale, v_codes, v_scale, near=cached_int8(k_SGD, v_SGD))
 
 
 def is_near(tokens: int, keys: int) -> Tensor:
@@ -394,11 +394,11 @@ def attention_cached(
 ) -> Tensor:
     """Attention of the last T tokens of a sequence over a cache of all S: (T, H, D), in the dtype of q.
 
-    H query heads share the G heads of the cache in equal groups. A query, rotated where keys are, has codes of 8 bits
-    and a scale. Of each 64 keys at fixed places the weights, relative to the largest score so far, times the scales of
+    H query heads share the G heads of the cache in equal groups. A query, rotated as keys are, has codes of 8 bits and
+    a scale. Of each 64 keys at fixed places the weights, relative to the largest score so far, times the scales of
     their values become bytes relative to the largest of these 64, for each group of a value's numbers. The sum is that
     of the weights themselves: a sink with a value near zero has nearly all the weight, and its byte says little of it.
-    What values that are rotated give is rotated back.
+    The result is rotated back.
 
     Args:
         softcap: a score s becomes softcap · tanh(s / softcap).
@@ -408,7 +408,7 @@ def attention_cached(
     """
     tokens, kv_heads = cached.k_codes.shape[:2]
     group = q_THD.shape[1] // kv_heads
-    q_codes, q_scale_TH1 = _symmetric_codes(hadamard(q_THD) if cached.rotated else q_THD, dim=2)
+    q_codes, q_scale_TH1 = _symmetric_codes(hadamard(q_THD), dim=2)
 
     def scores_of(rows: CachedRows) -> Tensor:
         k_SHD = (rows.k_codes * rows.k_scale).flatten(2).repeat_interleave(group, dim=1)
@@ -437,7 +437,7 @@ def attention_cached(
             for rows, seen_TS in forms:  # all keys of a block are in one form, for each token
                 mixed_HTD = mixed_HTD + factor_HT1 * _mixed(weights_HTK * seen_TS[:, keys], rows, keys, group)
     out_HTD = mixed_HTD / sum_HT1
-    return (hadamard(out_HTD) if cached.rotated else out_HTD).transpose(0, 1)
+    return hadamard(out_HTD).transpose(0, 1)
 
 
 def _mixed(weights_HTK: Tensor, rows: CachedRows, keys: Tensor, group: int) -> Tensor:
@@ -448,6 +448,11 @@ def _mixed(weights_HTK: Tensor, rows: CachedRows, keys: Tensor, group: int) -> T
     codes_HTKn = (scaled_HTKn / step_HT1n.where(step_HT1n > 0, 1.0)).round()
     sums_HTng = torch.einsum("htkn,khng->htng", codes_HTKn, v_codes_KHng)
     return (step_HT1n.squeeze(2)[..., None] * sums_HTng).flatten(2)
+
+
+def _rotated(x: Tensor) -> Tensor:
+    """Keys or values as a cache rotates them, float32: `hadamard`, after a division by the power of two."""
+    return hadamard(x.float() / _power_in(x.shape[-1]))
 
 
 def hadamard(x: Tensor) -> Tensor:

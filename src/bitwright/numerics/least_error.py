@@ -26,7 +26,7 @@ Measure = Callable[[Tensor], Tensor]
 
 _CHUNK = 2**19  # weights searched at a time: few enough for the caches, enough to be worth waking every core
 _COARSE, _STEPS = range(88, 27, -12), (6, 3, 1)  # % of the full range; then around the best so far
-_CLIPS = range(95, 54, -5)  # %, as AWQ's published code
+LEAST_CLIP, _CLIP_STEP = 0.55, 5  # of the full range, and in %, as AWQ's published code
 _MULTIPLES = range(250, 49, -10)  # % of the mean magnitude, where that is the full range
 _BINS = 8192
 
@@ -68,25 +68,33 @@ def imatrix(
 
 
 def awq_clip(
-    values: Values, spec: QuantSpec, *, dtype: torch.dtype = torch.float32, importance: Importance | None = None
+    values: Values,
+    spec: QuantSpec,
+    *,
+    least: float = LEAST_CLIP,
+    dtype: torch.dtype = torch.float32,
+    importance: Importance | None = None,
 ) -> ScaleAndZero:
-    """[smallest, largest], shrunk by that factor of 1.00, 0.95, …, 0.55 which changes the group's output least.
+    """[smallest, largest], shrunk by that factor of 1.00, 0.95, …, `least` which changes the group's output least.
 
     The change is Δw G Δwᵀ with the block of the Gram matrix that belongs to the group's inputs (Lin et al. 2023, AWQ,
     and its code, which samples tokens instead); without a Gram matrix it is that of `imatrix`. On the ternary and
     binary grids the factors are 1, 2.5, 2.4, …, 0.5, of the mean magnitude.
 
     Raises:
-        NumericsError: as `imatrix`.
+        NumericsError: as `imatrix`; least is not in (0, 1].
     """
+    if not 0 < least <= 1:
+        raise NumericsError(f"clip = {least}: give a share of the full range above 0 and at most 1")
     w_NK, importance = _checked("awq_clip", values, spec, importance)
+    clips = range(100 - _CLIP_STEP, round(100 * least) - 1, -_CLIP_STEP)
     size = spec.group_size or w_NK.shape[1]
     measure = (
         _weighted_squares(_root_weights(importance.mean_square_K.to(w_NK.device), size))
         if importance.gram_KK is None
         else _change_of_output(importance.gram_KK.to(w_NK.device), size)
     )
-    return _least(w_NK, spec, dtype, measure, _MULTIPLES if spec.is_mean_scaled else _CLIPS)
+    return _least(w_NK, spec, dtype, measure, _MULTIPLES if spec.is_mean_scaled else clips)
 
 
 def _least_squares(w_NK: Tensor, spec: QuantSpec, weight_K: Tensor | None, dtype: torch.dtype) -> ScaleAndZero:

@@ -10,6 +10,7 @@ histogram describes one whole tensor, so it needs a `per_tensor` spec.
 """
 
 from fractions import Fraction
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -21,8 +22,10 @@ from bitwright.numerics.extremes import ScaleAndZero, Values, clipped, extremes,
 from bitwright.numerics.grids import grouped, scale_and_zero_point
 from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.importance import Importance
-from bitwright.numerics.least_error import awq_clip, imatrix, mse
+from bitwright.numerics.least_error import LEAST_CLIP, awq_clip, imatrix, mse
 from bitwright.numerics.spec import QuantSpec
+
+PERCENT = 99.99  # of the values that the percentile range keeps
 
 
 class RangeFunction(Protocol):
@@ -70,7 +73,7 @@ def percentile(
     values: Values,
     spec: QuantSpec,
     *,
-    percent: float = 99.99,
+    percent: float = PERCENT,
     dtype: torch.dtype = torch.float32,
     importance: Importance | None = None,
 ) -> ScaleAndZero:
@@ -152,6 +155,14 @@ RANGES: dict[str, RangeFunction] = {
 }
 # Those of them that weigh errors by the inputs a weight meets: for calibrated weights, not for the inputs themselves.
 WEIGHT_RANGES = ("imatrix", "awq_clip")
+
+
+def range_named(name: str, *, percent: float = PERCENT, clip: float = LEAST_CLIP) -> RangeFunction:
+    """A range of `RANGES` with its options bound: those of `percentile` and of `awq_clip`."""
+    bound: dict[str, RangeFunction] = {
+        "percentile": partial(percentile, percent=percent), "awq_clip": partial(awq_clip, least=clip)
+    }  # fmt: skip
+    return bound.get(name, RANGES[name])
 
 
 def _largest_kept(x_NGg: Tensor, share: Fraction) -> Tensor:

@@ -50,11 +50,14 @@ SCHEMES: dict[str, Scheme] = {
         *_family("w4a16", QuantSpec(bits=4), None),
         *_family("w4a8", QuantSpec(bits=4), _DYNAMIC),
         *_family("w3a16", QuantSpec(bits=3), None),
+        *_family("w3a8", QuantSpec(bits=3), _DYNAMIC),
         *_family("w2a16", QuantSpec(bits=2), None),
+        *_family("w2a8", QuantSpec(bits=2), _DYNAMIC),
         *_family("log4", QuantSpec(bits=4, grid="apot"), None, asymmetric=False),
         *_family("nf4", QuantSpec(bits=4, grid="nf4"), None, asymmetric=False),
         *_family("kmeans4", QuantSpec(bits=4, grid="kmeans"), None, asymmetric=False),
         *_family("ternary", QuantSpec(bits=2, grid="ternary"), None, asymmetric=False),
+        *_family("ternary_a8", QuantSpec(bits=2, grid="ternary"), _DYNAMIC_SYMMETRIC, asymmetric=False),
         *_family("binary", QuantSpec(bits=1, grid="binary"), None, asymmetric=False),
     )
 }
@@ -94,3 +97,15 @@ def fit_group(scheme: Scheme, k: int) -> tuple[Scheme, str]:
         f"K = {k} is not a multiple of {' or '.join(map(str, refused))}" if refused else f"K = {k} is a multiple of 128"
     )
     return SCHEMES[stem + suffix + asym], why
+
+
+def scheme_families() -> list[str]:
+    """The names of the schemes, grouped by family: "w4a16[_g128|_g64|_g32|_channel][_asym]"."""
+    words: list[str] = []
+    for scheme in SCHEMES.values():
+        if scheme.choose_group and not scheme.name.endswith("_asym"):
+            asym = "[_asym]" if f"{scheme.name}_asym" in SCHEMES else ""
+            words.append(f"{scheme.name}[_g128|_g64|_g32|_channel]{asym}")
+        elif scheme.weight is None or scheme.weight.bits == 8:
+            words.append(scheme.name)
+    return words

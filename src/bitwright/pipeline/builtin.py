@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from bitwright.calibration.columns import Text
 from bitwright.calibration.data import LEAST_CALIBRATION_TEXTS, require_texts
@@ -31,7 +31,10 @@ from bitwright.evaluate.kinds import OUTPUTS, Items
 from bitwright.evaluate.language import LanguageModel
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.task import pair_evidence
+from bitwright.recipe import Mix
 from bitwright.runtime.model import Model
+
+T = TypeVar("T")
 
 NAME = "built-in texts"
 _LEAST_TEXTS = 8  # of a kind; a rank correlation of fewer is mostly chance
@@ -121,13 +124,17 @@ def per_kind(samples: int, n_kinds: int) -> int:
     return max(_LEAST_TEXTS, samples // max(1, n_kinds))
 
 
-def calibration_texts(built: BuiltIn, n: int) -> Items:
-    """`n` texts of the kinds that methods look at, as many of each as there are.
+def calibration_texts(built: BuiltIn, n: int, mix: Mix | None = None) -> Items:
+    """`n` texts of the kinds that methods look at, as many of each as there are. mix: how many of each kind come in
+    one turn; one by default.
 
     Raises:
         DataError: too few for a static range.
     """
-    drawn = _in_turns([built.kinds[kind] for kind in built.names("calibration")])
+    asked = (mix or Mix()).model_dump()
+    counts = {kind: asked[kind] for kind in built.names("calibration")}
+    parts = _in_turns([_in_parts(built.kinds[kind], count) for kind, count in counts.items() if count])
+    drawn = list(chain.from_iterable(parts))
     require_texts([passage.text for passage in drawn[:n]], LEAST_CALIBRATION_TEXTS, "static ranges")
     return cast(Items, tuple(passage.text for passage in drawn[:n]))
 
@@ -155,6 +162,10 @@ def agreement_of(model: Model, config: Any, built: BuiltIn, kinds: Sequence[str]
     return replace(task, text_kinds=text_kinds)
 
 
-def _in_turns(rows: Sequence[Sequence[Passage]]) -> list[Passage]:
+def _in_turns(rows: Sequence[Sequence[T]]) -> list[T]:
     """The first of each row, then the second of each, and so on, so that any beginning has all kinds equally."""
-    return [passage for passage in chain.from_iterable(zip_longest(*rows)) if passage is not None]
+    return [item for item in chain.from_iterable(zip_longest(*rows)) if item is not None]
+
+
+def _in_parts(passages: Sequence[Passage], count: int) -> list[Sequence[Passage]]:
+    return [passages[start : start + count] for start in range(0, len(passages), count)]

@@ -18,6 +18,8 @@ from bitwright.recipe import Recipe
 from bitwright.runtime.model import Model
 
 BUILTIN_DATA = ("builtin",)
+HELD_OUT = 8  # an eighth of what is polished with, beside it, chooses among the steps
+_SHORT_TEXT = 16  # tokens
 MAX_PROBE = 200  # texts whose outputs sensitivity compares
 MAX_WINDOWS = 64  # of a language model, tuning and held-out together
 
@@ -61,14 +63,14 @@ def given_task(texts: Texts, loaded: LoadedModel, evidence: str | None) -> Task 
 def given_texts(
     texts: Texts, sources: Sequence[Source], recipe: Recipe, labelled: Task | None, *, calibrates: bool
 ) -> tuple[Items, Items]:
-    """Texts for the label-free metric or the probe, and texts for calibration. They are disjoint, and no scored text is
-    among them.
+    """Texts for the label-free metric or the probe, and texts to calibrate and polish with. They are disjoint, and no
+    scored text is among them.
 
     Raises:
         DataError: fewer calibration texts than make sense.
     """
     n_pool = texts.samples if labelled is None else 0 if labelled.texts else MAX_PROBE
-    n_calibration = recipe.calibration.samples if calibrates else 0
+    n_calibration = max(recipe.calibration.samples if calibrates else 0, polishing_texts(recipe))
     if n_pool + n_calibration == 0:
         return (), ()
     scored: set[object] = set(labelled.texts) if labelled else set()
@@ -76,7 +78,7 @@ def given_texts(
     drawn = mix(sources, wanted + len(scored), seed=recipe.seed)
     drawn = [text for text in drawn if text not in scored][:wanted]
     if len(drawn) < wanted:  # both get their share of what there is
-        n_calibration = len(drawn) * n_calibration // wanted
+        n_calibration = min(len(drawn) * n_calibration // wanted, _most_looked_at(len(drawn), recipe))
     if calibrates:
         require_texts(drawn[:n_calibration], LEAST_CALIBRATION_TEXTS, "static ranges")
     return cast(Items, tuple(drawn[n_calibration:])), cast(Items, tuple(drawn[:n_calibration]))
@@ -85,7 +87,7 @@ def given_texts(
 def given_windows(
     texts: Texts, recipe: Recipe, model: Model, sources: Sequence[Source], *, calibrates: bool
 ) -> tuple[Task, list[Window]]:
-    """Perplexity on windows of text, and windows for calibration. They are disjoint.
+    """Perplexity on windows of text, and windows to calibrate and polish with. They are disjoint.
 
     Raises:
         DataError: a text shorter than a window, or fewer calibration windows than make sense.
@@ -95,12 +97,12 @@ def given_windows(
             "--metric is not for language models, which are judged by perplexity; give a text with --eval instead"
         )
     length = window_length(recipe, model)
-    n_calibration = recipe.calibration.samples if calibrates else 0
+    n_calibration = max(recipe.calibration.samples if calibrates else 0, polishing_windows(recipe, model))
     n_scored = 0 if texts.evaluation else min(texts.samples, MAX_WINDOWS)
     wanted = n_calibration + n_scored
     drawn = mix_windows(model.tokenizer, sources, wanted, length, seed=recipe.seed) if wanted else []
     if len(drawn) < wanted:  # both get their share of what there is
-        n_calibration = len(drawn) * n_calibration // wanted
+        n_calibration = min(len(drawn) * n_calibration // wanted, _most_looked_at(len(drawn), recipe))
     if calibrates:
         _require_windows(n_calibration, length)
     if texts.evaluation:
@@ -114,13 +116,14 @@ def given_windows(
 
 
 def calibration_windows(sources: Sequence[Source], recipe: Recipe, model: Model) -> tuple[Window, ...]:
-    """Windows of running text for calibration.
+    """Windows of running text to calibrate and polish with.
 
     Raises:
         DataError: fewer than make sense.
     """
     length = window_length(recipe, model)
-    drawn = mix_windows(model.tokenizer, sources, recipe.calibration.samples, length, seed=recipe.seed)
+    wanted = max(recipe.calibration.samples, polishing_windows(recipe, model))
+    drawn = mix_windows(model.tokenizer, sources, wanted, length, seed=recipe.seed)
     _require_windows(len(drawn), length)
     return tuple(drawn)
 
@@ -128,6 +131,24 @@ def calibration_windows(sources: Sequence[Source], recipe: Recipe, model: Model)
 def window_length(recipe: Recipe, model: Model) -> int:
     """The number of tokens in a window of running text."""
     return min(recipe.calibration.max_tokens, model.max_tokens)
+
+
+def polishing_windows(recipe: Recipe, model: Model) -> int:
+    """Windows that polishing takes: to train on, and to choose among the steps."""
+    if recipe.polish is None:
+        return 0
+    trained = max(1, recipe.polish.tokens // window_length(recipe, model))
+    return trained + -(-trained // HELD_OUT)
+
+
+def polishing_texts(recipe: Recipe) -> int:
+    """Texts that polishing takes at most, as short as a sentence; those beyond `polish.tokens` are left."""
+    return 0 if recipe.polish is None else -(-recipe.polish.tokens // _SHORT_TEXT)
+
+
+def _most_looked_at(n: int, recipe: Recipe) -> int:
+    """Of so many texts or windows, how many may be looked at. Polishing wants many, and leaves half to the verdict."""
+    return n if recipe.polish is None else n // 2
 
 
 def _require_windows(n: int, length: int) -> None:

@@ -78,7 +78,7 @@ class Job:
         scored = self.scored
         other = () if scored.elsewhere is None else scored.elsewhere.texts
         judged = [scored.tuning.texts, scored.held_out.texts, other]
-        texts = [scored.tuning.name, *judged, scored.probe, scored.calibration]
+        texts = [scored.tuning.name, *judged, scored.probe, scored.calibration, scored.polishing]
         machine = [
             dispatch.active_isa(),
             torch.get_num_threads(),

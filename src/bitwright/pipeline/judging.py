@@ -99,7 +99,7 @@ def _judging(job: Job, searched: bool) -> _Side:
     """The task that judges: the held-out side, plus the tuning side of built-in texts if nothing was chosen on it."""
     scored, known = job.scored, job.reference
     held_out = _Side(scored.held_out, None if known is None else known.held_out)
-    if searched or not scored.by_kind or scored.calibration:
+    if searched or not scored.by_kind or scored.calibration or scored.polishing:
         return held_out
     outputs = None
     if known is not None and known.held_out is not None and known.tuning is not None:

@@ -1,18 +1,20 @@
 """What the user asks for: texts, metric, recipe and options of a run."""
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import RecipeError
 from bitwright.families.tasks import TaskName
 from bitwright.recipe import Recipe, read_recipe
+from bitwright.record import Tuning
 from bitwright.search.smallest import check_goal
 from bitwright.targets import check_names
 
 RECIPE_FILE = "recipe.yaml"
+STUDY_FOLDER = "tuning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,29 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingAsked:
+    """How a run shall train. minutes or steps: for how long. texts, labels: what on; built-in texts without either.
+    teacher: another model than the float one. rate: of the weights; None takes one for the task. only_if_over: whether
+    only a result that is not inside the budget is trained.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    texts: tuple[str, ...] = ()
+    labels: str | None = None
+    teacher: str | None = None
+    rate: float | None = None
+    only_if_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What a run shall do besides carrying out the recipe.
 
     out: directory of the result; overwrite: whether what is there may be replaced. judged: evaluate, search for a
     fallback, verify. sensitivity: of every layer of an encoder, for the report. speed: time the result.
-    command: what a person would type to do this again.
+    command: what a person would type to do this again. training: whether and how to train. tuning: the study that chose
+    the recipe; study_files: what the result keeps of it, by name.
     """
 
     out: Path
@@ -46,6 +65,9 @@ class Asked:
     sensitivity: bool
     speed: bool
     command: str
+    training: TrainingAsked | None = None
+    tuning: Tuning | None = None
+    study_files: Mapping[str, Path] = field(default_factory=dict)
 
 
 def make_texts(

@@ -1,7 +1,7 @@
 """Runs the steps of `quantize` in order. Only this file knows the order.
 
-    open ▸ (calibrate) quantize ▸ search on tuning data ▸ write ▸ reload ▸ judge on held-out data ▸ verify ▸ time ▸
-    report
+    open ▸ (calibrate) quantize ▸ (train) ▸ search on tuning data ▸ write ▸ reload ▸ judge on held-out data ▸ verify ▸
+    time ▸ report
 
 What is measured before an interruption is kept in a journal beside the result and used again; the result itself appears
 complete or not at all.
@@ -10,6 +10,7 @@ complete or not at all.
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -31,9 +32,23 @@ from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
 from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts, rank_units
-from bitwright.pipeline.request import RECIPE_FILE, Asked, make_texts, reproducing_command, resolve_recipe
+from bitwright.pipeline.polish_lessons import check_polish
+from bitwright.pipeline.polishing import without_polish
+from bitwright.pipeline.request import (
+    RECIPE_FILE,
+    STUDY_FOLDER,
+    Asked,
+    TrainingAsked,
+    make_texts,
+    reproducing_command,
+    resolve_recipe,
+)
 from bitwright.pipeline.smallest import all_int8, job_ladders, search_smallest, smallest_facts
 from bitwright.pipeline.speed_front import MOST_VARIANTS, Timed, measure_front
+from bitwright.pipeline.stages import improve, stages_of
+from bitwright.pipeline.training import Lesson, open_lesson
+from bitwright.pipeline.trials import Setup
+from bitwright.pipeline.tune import Tune, check_tune, tuned
 from bitwright.pipeline.variants import quantize_model, stored_plan, with_finer, with_tables, write_variant
 from bitwright.pipeline.workspace import JOURNAL, STAGED, claim, work_directory
 from bitwright.progress import Progress, Quiet
@@ -88,7 +103,9 @@ def quantize(
     judged: bool = True,
     sensitivity: bool = False,
     speed: bool = True,
+    tune: Tune | int | None = None,
     trust_remote_code: bool = False,
+    training: TrainingAsked | None = None,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -118,7 +135,11 @@ def quantize(
             what that costs.
         sensitivity: measure every layer of an encoder for the report.
         speed: time the result.
+        tune: how a tuner looks for a better recipe first. A number is the most configurations that it tries, and it
+            tries them only if the recipe loses too much on tuning texts.
         trust_remote_code: run code that the model's repository brings.
+        training: how to train what was quantized, with the float model as teacher. With `only_if_over`, only if the
+            loss is over the budget, before more bits are given; else always, and no bits are given.
         command: what a person would type to do this again; the record keeps it.
         progress: what is told of the steps; by default nothing.
 
@@ -142,10 +163,20 @@ def quantize(
         raise InputError(
             f"min_speedup = {recipe.budget.min_speedup:g}: this run measures no speed; leave one of the two out"
         )
+    if training is not None and not judged:
+        raise InputError("training is compared with what it began with, but this run judges nothing; leave one out")
     texts = make_texts(data, evaluation, kind, metric, samples)
     command = command or reproducing_command(model, Path(out), recipe, texts, task)
-    asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command)
-    with float_source(model, asked.out, progress) as source:
+    asked = Asked(Path(out), overwrite, judged, sensitivity, speed, command, training)
+    tune = Tune(tune, if_needed=True) if isinstance(tune, int) else tune
+    if tune is not None:
+        check_tune(tune, recipe)
+    with ExitStack() as stack:
+        source = stack.enter_context(float_source(model, asked.out, progress))
+        if tune is not None:
+            setup = Setup(model, recipe, texts, task, trust_remote_code)
+            found = stack.enter_context(tuned(source, setup, asked, tune, progress))
+            recipe, asked = found.recipe, replace(asked, tuning=found.section, study_files=found.files)
         progress.say(f"loading {model}")
         job = open_job(
             source, recipe, texts, trust_remote_code=trust_remote_code, task=task, compares=True, judged=judged
@@ -169,23 +200,35 @@ def _begin(job: Job, asked: Asked, begun: float, progress: Progress) -> Result:
         job = replace(job, warnings=[*job.warnings, hopeless])
     searches = judged and (hopeless is None or front or job.recipe.budget.accept_point_estimate)
     job = resolve_auto(job, progress)
+    lesson = None if asked.training is None else open_lesson(job, asked.training)
+    if lesson is not None and not lesson.asked.only_if_over:
+        searches = False  # the scheme is what the user trains for
+    check_polish(job)
     check_out(asked.out, job.opened.loaded.path, overwrite=asked.overwrite)
     # The result, and a candidate while it is measured. All-INT8 takes less than twice what 4 bits take.
     checkpoints = 2 + front * MOST_VARIANTS + 2 * (recipe.budget.goal is not None)
     with work_directory(asked.out, checkpoints * sum(row.bytes_after for row in job.plan), progress) as work:
-        return _run(job, asked, work, begun, progress, searches=searches)
+        return _run(job, asked, work, begun, progress, lesson, searches=searches)
 
 
-def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *, searches: bool) -> Result:
+def _run(
+    job: Job, asked: Asked, work: Path, begun: float, progress: Progress, lesson: Lesson | None, *, searches: bool
+) -> Result:  # fmt: skip
     """The work of `quantize` after all checks. searches: whether to search for a fallback."""
-    claim(work, job.context())
+    claim(work, job.context() | ({} if lesson is None else {"training": lesson.digest()}))
     journal = Journal(work / JOURNAL, "")
     if journal.values:
         progress.say(f"continuing an interrupted run: {len(journal.values)} measurements are already there")
 
     climbs = job_ladders(job) if asked.judged else Ladders()
     with job.timed("quantize"):
-        quantized = with_finer(job, with_tables(job, quantize_model(job, work, progress)), climbs)
+        quantized = with_tables(job, quantize_model(job, work, progress))
+    with job.timed("improve"):
+        stages = stages_of(job, lesson, journal, work, progress)
+        better = improve(job, quantized, stages, journal, work, progress, judged=asked.judged)
+    if (polished := better.told.get("polish")) is not None and not polished.kept:
+        job = without_polish(job)
+    quantized, journal = with_finer(job, better.quantized, climbs), better.journal
     found: list[Sensitivity] = []
 
     def by_sensitivity() -> tuple[str, ...]:
@@ -256,6 +299,7 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
         plan=final.plan,
         layers=layers,
         steps=step_rows(steps, chosen),
+        training=better.told.get("train"),
         sensitivity=found[0] if found else None,
         size=size_facts(final, staged),
         left_out=tuple(split_source_files(job.opened.loaded.directory)[1]),
@@ -265,6 +309,8 @@ def _run(job: Job, asked: Asked, work: Path, begun: float, progress: Progress, *
         verify=judged.verified,
         front=None if timed is None else timed.front,
         smallest=None if goal is None else smallest_facts(job, final.plan, climbs),
+        tuning=asked.tuning,
+        polish=polished,
         attention=settled.cost,
         speed=judged.speed,
         warnings=warnings_of(final, layers, judged.evaluation, judged.verified or (), journal),
@@ -292,6 +338,9 @@ def _publish(staged: Path, record: Record, job: Job, asked: Asked) -> None:
     for name, content in written.items():
         (staged / name).unlink(missing_ok=True)
         write_file(staged / name, content.encode())
+    for name, file in asked.study_files.items():
+        (staged / STUDY_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(file, staged / STUDY_FOLDER / name)
     write_record(record, staged / RECORD_FILE)
     write_report(staged)
     with atomic_directory(asked.out, 0) as folder:

@@ -35,6 +35,7 @@ from bitwright.pipeline.given import (
     given_task,
     given_texts,
     given_windows,
+    polishing_texts,
     text_sources,
     window_length,
 )
@@ -52,7 +53,8 @@ class Scored:
 
     tuning, held_out: the two sides of what decides. calibration: texts, or windows of token ids, that methods look at,
     on neither side. probe: texts whose outputs sensitivity compares; from the tuning side. sha256: of the labels, or of
-    the user's metric. Of a model that reads pairs, the texts are pairs where the user gave some.
+    the user's metric. polishing: those that scales are trained on, the calibration's among them. Of a model that reads
+    pairs, the texts are pairs where the user gave some.
 
     missing_pairs: what shows that the model reads pairs, where the two sides are single texts; None where they are what
     the model reads. elsewhere: agreement with float on built-in texts, beside the user's own texts that decide.
@@ -65,6 +67,7 @@ class Scored:
     calibration: Items
     probe: Items
     sha256: str
+    polishing: Items = ()
     missing_pairs: str | None = None
     elsewhere: Task | None = None
     source: str = NAME
@@ -88,8 +91,15 @@ def draw(
     built-in texts need not be such as the model can read.
 
     Raises:
-        DataError, InputError: texts or a metric that cannot be used, or that the model cannot read.
+        DataError, InputError: texts or a metric that cannot be used, or that the model cannot read; a mix of kinds
+            where methods look at other texts.
     """
+    if recipe.calibration.mix is not None and (texts.data or opened.streams):
+        looked_at = "those of --data" if texts.data else "documentation alone, as it is a language model"
+        raise InputError(
+            f"calibration: mix says how built-in texts are mixed, but the texts that methods look at are {looked_at}; "
+            "leave it out" + (", or give weights as FILE:WEIGHT" if texts.data else "")
+        )
     if texts.data or texts.evaluation or texts.metric:
         drawn = _draw_given(opened, model, recipe, texts, calibrates, judged=judged)
     else:
@@ -111,17 +121,19 @@ def _draw_builtin(
         tuning, held_out = (
             windows_task(built, kinds, model.tokenizer, length=length, per_kind=each) for kinds in (tunes, judges)
         )
-        calibration: Items = calibration_windows(parse_sources(BUILTIN_DATA), recipe, model) if calibrates else ()
+        looks = calibrates or recipe.polish is not None
+        looked: Items = calibration_windows(parse_sources(BUILTIN_DATA), recipe, model) if looks else ()
         looked_at = [DOCUMENTATION]
     else:
-        judges = built.names("judging", *([] if calibrates else ["calibration"]))
+        judges = built.names("judging", *([] if calibrates or recipe.polish else ["calibration"]))
         each = per_kind(texts.samples, len([*tunes, *judges]))
         tuning, held_out = (agreement_of(model, loaded.config, built, kinds, each) for kinds in (tunes, judges))
-        calibration = calibration_texts(built, recipe.calibration.samples) if calibrates else ()
+        looked = _builtin_texts(built, recipe, calibrates=calibrates)
         looked_at = built.names("calibration")
+    calibration, polishing = _divided(looked, recipe, calibrates=calibrates)
     return Scored(
-        tuning, held_out, calibration, tuning.texts[:MAX_PROBE], "", languages=built.languages, unread=built.unread,
-        calibrated_on=f"{NAME} ({', '.join(looked_at)})" if calibrates else None,
+        tuning, held_out, calibration, tuning.texts[:MAX_PROBE], "", polishing, languages=built.languages,
+        unread=built.unread, calibrated_on=f"{NAME} ({', '.join(looked_at)})" if looked else None,
     )  # fmt: skip
 
 
@@ -139,26 +151,38 @@ def _draw_given(
     pool: Items = ()
     if opened.streams:
         task, windows = given_windows(texts, recipe, model, sources, calibrates=calibrates)
-        calibration: Items = tuple(windows)
+        looked: Items = tuple(windows)
     else:
         labelled = given_task(texts, loaded, evidence)
         if texts.data or labelled is None or built is None:
-            pool, calibration = given_texts(texts, sources, recipe, labelled, calibrates=calibrates)
+            pool, looked = given_texts(texts, sources, recipe, labelled, calibrates=calibrates)
         else:
             pool, _ = texts_of(built, built.names("tuning"), per_kind(MAX_PROBE, len(built.names("tuning"))))
-            calibration = calibration_texts(built, recipe.calibration.samples) if calibrates else ()
+            looked = _builtin_texts(built, recipe, calibrates=calibrates)
         task = labelled or agreement_task(loaded.task, loaded.config, cast(Sequence[Text], pool))
         where = texts.evaluation or " and ".join(texts.data)
         told += require_fit(cast(Sequence[Text], task.texts), reader_of(model), where)
     tuning, held_out = split(task, seed=recipe.seed)
+    calibration, polishing = _divided(looked, recipe, calibrates=calibrates)
     return Scored(
-        tuning, held_out, calibration, tuning.texts[:MAX_PROBE] or pool[:MAX_PROBE], "",
+        tuning, held_out, calibration, tuning.texts[:MAX_PROBE] or pool[:MAX_PROBE], "", polishing,
         missing_pairs=None if texts.metric or pairs_in(held_out.texts) else evidence,
         elsewhere=None if built is None or not judged else _elsewhere(opened, built, model, recipe, texts),
         source=Path(texts.evaluation).name if texts.evaluation else texts.metric or names,
-        calibrated_on=names if calibrates else None,
+        calibrated_on=names if looked else None,
         told=tuple(told),
     )  # fmt: skip
+
+
+def _builtin_texts(built: BuiltIn, recipe: Recipe, *, calibrates: bool) -> Items:
+    """Built-in texts to calibrate and polish with."""
+    wanted = max(recipe.calibration.samples if calibrates else 0, polishing_texts(recipe))
+    return calibration_texts(built, wanted, recipe.calibration.mix) if wanted else ()
+
+
+def _divided(looked: Items, recipe: Recipe, *, calibrates: bool) -> tuple[Items, Items]:
+    """What methods look at, and what scales are trained on: the one may be part of the other."""
+    return looked[: recipe.calibration.samples] if calibrates else (), () if recipe.polish is None else looked
 
 
 def _beside(loaded: LoadedModel, model: Model, seed: int) -> tuple[BuiltIn | None, list[str]]:

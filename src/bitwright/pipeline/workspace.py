@@ -11,6 +11,7 @@ from bitwright.atomic import write_text_atomically
 from bitwright.checkpoints.result import check_space
 from bitwright.errors import InputError
 from bitwright.progress import Progress
+from bitwright.training.state import STATE_FILE
 
 JOURNAL, STAGED, LOCK, CONTEXT = "journal.jsonl", "checkpoint", "lock", "context.json"
 
@@ -87,4 +88,5 @@ def claim(work: Path, context: dict[str, str]) -> None:
 
 def _kept(work: Path) -> list[Path]:
     """The files that a run keeps for the next run."""
-    return [*work.glob(JOURNAL), *work.glob("shard-*"), *work.glob("inputs-*")]
+    patterns = (JOURNAL, "shard-*", "inputs-*", "polish-*", STATE_FILE)
+    return [file for pattern in patterns for file in work.glob(pattern)]

@@ -145,7 +145,9 @@ def _rounded(
 
 def _tensor_by_tensor(loaded: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe) -> Quantized:
     """Quantize tensor by tensor: each weight is read and rounded when it is asked for."""
-    ranges = {name: RANGES[recipe.weight_range or METHODS[row.method].range] for name, row in rows.items()}
+    ranges = {
+        name: recipe.options.range(recipe.weight_range or METHODS[row.method].range) for name, row in rows.items()
+    }
     layers = {
         name: _pending(row, partial(_rounded, row, ranges[name], loaded.source, {})) for name, row in rows.items()
     }

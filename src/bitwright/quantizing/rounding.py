@@ -69,7 +69,7 @@ def _rounded(work: Work, names: Sequence[str]) -> list[Rounded]:
     )  # fmt: skip
     weights = [weight_of(work.linear(name)).float() for name in names]
     with named(", ".join(names)):
-        return round_together(rounding, weights, stats, spec, RANGES[range_])
+        return round_together(rounding, weights, stats, spec, options.range(range_))
 
 
 def _note_errors(work: Work, name: str, rounded: Rounded) -> None:
@@ -93,7 +93,7 @@ def _static_grid(work: Work, name: str) -> StaticGrid | None:
             f"{name}: only {seen} calibration tokens reached this linear, which is too few for a static range; "
             "calibrate on more text, or use a dynamic scheme"
         )
-    range_ = work.plan.recipe.range
+    range_ = work.input_range(name)
     if range_ in EXACT_RANGES:
         lo, hi = stats.min_K.min().reshape(1, 1), stats.max_K.max().reshape(1, 1)
         reach = torch.maximum(-lo, hi)
@@ -101,5 +101,5 @@ def _static_grid(work: Work, name: str) -> StaticGrid | None:
     else:
         histogram = work.histograms.get(name, stats.histogram)
         assert histogram is not None
-        scale, zero = RANGES[range_](histogram, spec)
+        scale, zero = work.plan.recipe.options.range(range_)(histogram, spec)
     return StaticGrid(float(scale.float()), 0 if zero is None else int(zero))

@@ -55,7 +55,7 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._home: dict[str, _File] = {}  # key of a tensor -> its shard
+        self._home: dict[str, KeptTensors] = {}  # key of a tensor -> its shard
 
     def write(self, index: int, made: Made) -> None:
         """Keep what stage `index` gave."""
@@ -63,7 +63,7 @@ class Shards:
         for name, layer in made.layers.items():
             parts = _parts(layer, rebiased=name in made.rebiased)
             tensors |= {f"{_LAYER}{name}/{part}": value for part, value in parts.items()}
-        _write(self._path(index), tensors, as_data(made.account))
+        keep_tensors(self._path(index), tensors, as_data(made.account))
 
     def account(self, count: int) -> list[LayerRow]:
         """What the Record keeps, of the first `count` stages.
@@ -71,13 +71,13 @@ class Shards:
         Raises:
             CheckpointError: a shard is damaged. So do all that read.
         """
-        told = (self._open(self._path(index)).facts() for index in range(count))
+        told = (KeptTensors.open(self._path(index)).facts() for index in range(count))
         return [from_data(LayerRow, row) for rows in told for row in rows]
 
     def index(self, count: int) -> None:
         """Look up what the first `count` stages hold; needed before `layer` and `changed`."""
         for number in range(count):
-            file = self._open(self._path(number))
+            file = KeptTensors.open(self._path(number))
             self._home |= dict.fromkeys(file.tensors, file)
 
     def layer(self, name: str, scheme: Scheme) -> QuantizedLinear:
@@ -122,7 +122,7 @@ class Shards:
         """Keep what stage `index` starts from, in place of what was kept before."""
         tensors: dict[str, Tensor] = {}
         structure = [_flatten(value, f"{number}", tensors) for number, value in enumerate(inputs)]
-        _write(self._inputs_path(index), tensors, structure)
+        keep_tensors(self._inputs_path(index), tensors, structure)
         for path in self._saved_inputs():
             if path != self._inputs_path(index):
                 path.unlink()
@@ -133,8 +133,10 @@ class Shards:
             index = int(path.stem.removeprefix("inputs-"))
             if all(self._path(done).is_file() for done in range(index)):
                 for done in range(index):
-                    self._open(self._path(done))  # what is damaged is better known now than after all other blocks
-                file = self._open(path)
+                    KeptTensors.open(
+                        self._path(done)
+                    )  # what is damaged is better known now than after all other blocks
+                file = KeptTensors.open(path)
                 return index, [_restored(value, file) for value in file.facts()]
         return 0, None
 
@@ -147,18 +149,25 @@ class Shards:
     def _saved_inputs(self) -> list[Path]:
         return sorted(self.folder.glob("inputs-*.safetensors"))
 
-    @staticmethod
-    def _open(path: Path) -> "_File":
-        with _reading(path):
-            return _File(path, MappedTensors([path]))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _File:
-    """One file, its header checked."""
+class KeptTensors:
+    """One file that `keep_tensors` wrote, its header checked."""
 
     path: Path
     tensors: MappedTensors
+
+    @classmethod
+    def open(cls, path: Path) -> "KeptTensors":
+        """Raises:
+        CheckpointError: the file is damaged. So do all methods.
+        """
+        with _reading(path):
+            return cls(path, MappedTensors([path]))
+
+    def names(self) -> list[str]:
+        """The keys of all tensors."""
+        return [key for key in self.tensors if key != _FACTS]
 
     def tensor(self, key: str) -> Tensor:
         """The whole tensor, in memory of its own."""
@@ -201,8 +210,9 @@ def _parts(layer: QuantizedLinear, *, rebiased: bool) -> dict[str, Tensor]:
     return {name: value for name, value in parts.items() if value is not None}
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
-    """Through a temporary file, so that a reader sees all of it or nothing, also after a loss of power.
+def keep_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    """Write tensors and plain data through a temporary file, so that a reader sees all of it or nothing, also after a
+    loss of power.
 
     Raises:
         CheckpointError: the disk is full, or writing fails otherwise.
@@ -231,7 +241,7 @@ def _flatten(value: Any, key: str, into: dict[str, Tensor]) -> Any:
     raise CheckpointError(f"a block gave a {type(value).__name__}, but only tensors and tuples of tensors can be kept")
 
 
-def _restored(structure: Any, file: _File) -> Any:
+def _restored(structure: Any, file: KeptTensors) -> Any:
     if isinstance(structure, list):
         return tuple(_restored(part, file) for part in structure)
     return None if structure is None else file.tensor(structure)

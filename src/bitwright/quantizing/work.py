@@ -17,7 +17,7 @@ from bitwright.numerics.histogram import Histogram
 from bitwright.numerics.linear import InputTransform, QuantizedLinear
 from bitwright.numerics.schemes import SCHEMES, Scheme
 from bitwright.quantizing.statistics import Statistics
-from bitwright.recipe import Recipe
+from bitwright.recipe import Recipe, range_of
 from bitwright.record import PlanRow
 
 EXACT_RANGES = ("absmax", "min_max")  # static input ranges that follow from each feature's extremes
@@ -76,5 +76,10 @@ class Work:
 
     def needs_histogram(self, names: Iterable[str]) -> bool:
         """Whether a range of these linears' inputs is static and follows from more than extremes."""
-        specs = [self.scheme(name).input for name in names]
-        return self.plan.recipe.range not in EXACT_RANGES and any(spec and not spec.dynamic for spec in specs)
+        searched = [name for name in names if self.input_range(name) not in EXACT_RANGES]
+        specs = [self.scheme(name).input for name in searched]
+        return any(spec and not spec.dynamic for spec in specs)
+
+    def input_range(self, name: str) -> str:
+        """How the range of one linear's static input is chosen."""
+        return range_of(self.plan.recipe, self.plan.rows[name])

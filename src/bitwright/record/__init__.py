@@ -17,6 +17,8 @@ from bitwright.record.made import (
     LeftOut,
     ModelFacts,
     PlanRow,
+    Polished,
+    PolishPoint,
     RejectedMethod,
     Size,
     Smallest,
@@ -51,6 +53,8 @@ from bitwright.record.timed import (
     Work,
     shape_words,
 )
+from bitwright.record.trained import LookRow, Training
+from bitwright.record.tuned import Influence, TrialRow, Tuning
 
 __all__ = [
     "ALL_INT8",
@@ -71,12 +75,16 @@ __all__ = [
     "FrontRow",
     "HeldOut",
     "Histogram",
+    "Influence",
     "KindRow",
     "LayerRow",
     "LeftOut",
+    "LookRow",
     "Metric",
     "ModelFacts",
     "PlanRow",
+    "PolishPoint",
+    "Polished",
     "Record",
     "RejectedMethod",
     "Sensitivity",
@@ -89,6 +97,9 @@ __all__ = [
     "SpeedRow",
     "Starved",
     "StepRow",
+    "Training",
+    "TrialRow",
+    "Tuning",
     "UnitEvidence",
     "Verification",
     "Work",

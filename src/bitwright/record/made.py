@@ -222,3 +222,36 @@ class Evidence:
     rejected: tuple[RejectedMethod, ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
     resources: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PolishPoint:
+    """The losses of polishing after a step. train: the mean since the point before; None before any step."""
+
+    step: int
+    train: float | None
+    held_out: float
+
+
+@dataclass(frozen=True, slots=True)
+class Polished:
+    """How the floats beside the codes were trained.
+
+    loss: what was made small, "KL to float" or "distance to float embeddings". tokens: that were trained on in an
+    epoch; held_out_tokens: of the text that chose among the steps. points: the losses, the first before any step. best:
+    the step that was kept. stopped: why training ended early. before, after: the loss on tuning texts, where it was
+    measured. kept: whether the result has what was trained: not if it was worse there.
+    """
+
+    loss: str
+    tokens: int
+    held_out_tokens: int
+    epochs: int
+    learning_rate: float
+    points: tuple[PolishPoint, ...]
+    best: int
+    seconds: float
+    stopped: str | None = None
+    before: float | None = None
+    after: float | None = None
+    kept: bool = True

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitwright.record.convert import NULL
-from bitwright.record.made import Evidence, LayerRow, LeftOut, ModelFacts, PlanRow, Size, Smallest
+from bitwright.record.made import Evidence, LayerRow, LeftOut, ModelFacts, PlanRow, Polished, Size, Smallest
 from bitwright.record.measured import AttentionCost, Distribution, Evaluation, Sensitivity, StepRow, Verification
 from bitwright.record.timed import Environment, Front, Speed
+from bitwright.record.trained import Training
+from bitwright.record.tuned import Tuning
 
 RECORD_VERSION = 1
 
@@ -23,9 +25,10 @@ class Record:
 
     created: UTC, ISO 8601. command: what reproduces the run. recipe: the resolved one, fallbacks included, as
     `recipe.yaml` has it. steps: what the fallback search and then the front measured, in order. front: with a
-    min_speedup. smallest: with the goal "smallest". attention: where there was int8 attention to decide on. left_out:
-    files beside the source model that the result does not hold; records of earlier releases do not say. warnings:
-    texts. timings_s: by step.
+    min_speedup. polish, training: where scales or linears were trained. smallest: with the goal "smallest". tuning:
+    where a tuner chose the recipe. attention: where there was int8 attention to decide on. left_out: files beside the
+    source model that the result does not hold; records of earlier releases do not say. warnings: texts. timings_s: by
+    step.
     """
 
     record_version: int = RECORD_VERSION
@@ -42,11 +45,14 @@ class Record:
     size: Size = field(default_factory=Size)
     decision: Evidence | None = None
     left_out: tuple[LeftOut, ...] | None = None
+    training: Training | None = None
     evaluation: Evaluation | None = None
     distributions: tuple[Distribution, ...] | None = field(default=None, metadata=NULL)
     verify: tuple[Verification, ...] | None = None
     front: Front | None = None
     smallest: Smallest | None = None
+    tuning: Tuning | None = None
+    polish: Polished | None = None
     attention: AttentionCost | None = None
     speed: Speed | None = None
     warnings: tuple[str, ...] = ()

@@ -31,12 +31,15 @@ from bitwright.report import (
     schemes,
     search_plots,
     tables,
+    training,
+    tuned,
     verdict,
     wording,
 )
 from bitwright.report.attention import arithmetic_words, attention_words
 from bitwright.report.experts import expert_blocks, expert_rows
 from bitwright.report.judged import judged_on
+from bitwright.report.polishing import loss_by_step, polish_words
 
 REPORT_FILE = "report.html"
 MAX_EXPERTS_LISTED = 100  # in one page, those that saw least first
@@ -72,6 +75,8 @@ def render_report(record: Record) -> str:
             decisions=tables.decisions(record.plan),
             attention=attention_words(record),
             arithmetic=arithmetic_words(record),
+            training=training.training_words(record.training),
+            polished=polish_words(record.polish) if record.polish else "",
             exhibits=evidence.exhibits(as_data(record.decision)),
             evaluation=evaluation,
             evaluated=evaluation.loss is not None,
@@ -94,6 +99,8 @@ def render_report(record: Record) -> str:
             drawn=drawn,
             n_distributions=len(distributions),
             tokens_timed=any(row.work != "forward" for row in (record.speed or Speed()).rows),
+            tried=tuned.trial_rows(record.tuning),
+            influences=tuned.influences(record.tuning),
             recipe=yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True) if record.recipe else "",
             legends={target: picture.legend for target, picture in pictures.items()},
             data=_json_in_html({"figures": figures, "distributions": shown}),
@@ -177,12 +184,18 @@ def _pictures(
         first = distributions[0]
         pictures["weights"] = plots.histogram("weight", plots.histogram_columns(first.weight))
         pictures["activations"] = plots.histogram("activation", plots.histogram_columns(first.activation))
+    if record.polish is not None:
+        pictures["polish-loss"] = loss_by_step(record.polish)
     max_loss = None if record.evaluation is None else record.evaluation.max_loss
     measured = [step for step in record.steps if wording.is_finite(step.loss)]
     if len(measured) > 1:
         pictures["loss-size"] = search_plots.loss_against_size(
             measured, tables.chosen_step(measured, max_loss), max_loss
         )
+    if record.training is not None:
+        pictures["training-curve"] = training.training_curve(record.training)
+    if record.tuning is not None and tuned.finite_trials(record.tuning):
+        pictures["incumbents"] = search_plots.incumbent_curve(record.tuning)
     if front := record.front:
         pictures["loss-speed"] = search_plots.loss_against_speed(front.rows, front.min_speedup, max_loss)
     timed = () if record.speed is None else record.speed.rows

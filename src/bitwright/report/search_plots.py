@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 from bokeh.models import ColumnDataSource, Span, Whisker
 
-from bitwright.record import FrontRow, StepRow
+from bitwright.record import FrontRow, StepRow, Tuning
 from bitwright.report.plots import BLUE, GREY, VERMILION, Key, Picture, blank, hover
 from bitwright.report.tables import step_units
+from bitwright.report.tuned import config_words
 from bitwright.report.wording import is_finite, percent, ratio, size
 
 
@@ -97,6 +99,35 @@ def loss_against_speed(rows: Sequence[FrontRow], min_speedup: float, max_loss: f
         Key("another variant is better in both", GREY, "dot"),
     ]
     return Picture(plot, (*keys, Key("chosen", VERMILION, "ring"), Key("asked for", GREY, "dash")))
+
+
+def incumbent_curve(study: Tuning) -> Picture:
+    """A tuner's trials, and the best so far that may win as a line."""
+    trials = [trial for trial in study.trials if is_finite(trial.objective)]
+    source = ColumnDataSource(
+        {
+            "trial": [trial.number + 1 for trial in trials],
+            "objective": [trial.objective for trial in trials],
+            "color": [BLUE if trial.feasible else GREY for trial in trials],
+            "source": [trial.source for trial in trials],
+            "settings": [config_words(trial, study) for trial in trials],
+            "loss_text": [percent(trial.loss) for trial in trials],
+        }
+    )
+    plot = blank(height=300, x_axis_label="trial", y_axis_label=study.objective)
+    able = [trial for trial in trials if trial.feasible]
+    best = list(accumulate((trial.objective for trial in able), min))
+    plot.step([trial.number + 1 for trial in able], best, mode="after", color=BLUE, line_alpha=0.45, line_width=2)
+    points = plot.scatter("trial", "objective", source=source, size=9, color="color")
+    chosen = [trial for trial in able if trial.chosen]
+    plot.scatter(
+        [trial.number + 1 for trial in chosen], [trial.objective for trial in chosen],
+        size=17, fill_color=None, line_color=VERMILION, line_width=2.5,
+    )  # fmt: skip
+    tips = [("trial", "@trial"), ("from", "@source"), (study.objective, "@objective"), ("loss", "@loss_text")]
+    plot.add_tools(hover([*tips, ("settings", "@settings")], points))
+    keys = [Key("a configuration that may win", BLUE, "dot"), Key("over a limit", GREY, "dot")]
+    return Picture(plot, (*keys, Key("chosen", VERMILION, "ring")))
 
 
 def _finite_or(value: float, otherwise: float) -> float:

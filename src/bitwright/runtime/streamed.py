@@ -179,6 +179,14 @@ class StreamedModel:
         found: Tensor = next(iter(self._outputs([{"input_ids": ids_BT}]))).logits
         return found
 
+    def window_logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """The logits of a language model for each window: float32 (T, V), one after another. All windows pass a block
+        before the next is read. Linears and attention run in bf16 if the CPU multiplies it.
+        """
+        batches = [{"input_ids": torch.tensor([list(window)])} for window in windows]
+        for out in self._outputs(batches, fast=True):
+            yield out.logits[0]
+
     def changed(self, changes: Changes) -> "StreamedModel":
         """The variant of the source with these changes."""
         return replace(self, changes=changes)
@@ -193,8 +201,8 @@ class StreamedModel:
         width: int = self.loaded.config.hidden_size
         return tokens * width > sum(p.numel() for p in self.loaded.model.parameters())
 
-    def _outputs(self, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Any]:
-        """The outputs of the forward for each batch, one at a time."""
+    def _outputs(self, batches: Sequence[Mapping[str, Tensor]], *, fast: bool = False) -> Iterator[Any]:
+        """The outputs of the forward for each batch, one at a time. fast: as `stream_outputs` takes it."""
         for batch in batches:
             check_inputs(batch, self.loaded.config)
         # As a loaded checkpoint computes beside its linears; perplexity is judged in float32.
@@ -203,7 +211,7 @@ class StreamedModel:
         with lent(self.loaded) as opened:
             _change(opened, self.changes, compute, "")
             enter, leave = partial(_enter, opened, self.changes, compute), partial(_leave, opened)
-            yield from stream_outputs(opened, batches, enter=enter, leave=leave)
+            yield from stream_outputs(opened, batches, enter=enter, leave=leave, fast=fast)
         del opened, enter, leave  # another one, it may be
         trim_heap()
 

@@ -13,6 +13,7 @@ ever write the same file.
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -95,6 +96,20 @@ def run(
     pool = _open(start, workers, ray)
     try:
         yield from _results(iter(tasks), pool, tries, ends_at_deaths=ends_at_deaths)
+    finally:
+        pool.close()
+
+
+@contextmanager
+def kept(
+    start: Start, *, workers: int | None = None, ray: str | None = None, tries: int = TRIES
+) -> Iterator[Callable[[Iterable[tuple[Key, Any]]], Iterator[tuple[Key, Any]]]]:
+    """`run` several times with the same workers: a function from tasks to their results. All results of one call must
+    be taken before the next call. The arguments and errors are those of `run`.
+    """
+    pool = _open(start, workers, ray)
+    try:
+        yield lambda tasks: _results(iter(tasks), pool, tries, ends_at_deaths=True)
     finally:
         pool.close()
 
