@@ -20,6 +20,7 @@ from bitwright.drift.requests import Request, close_request, read_requests
 from bitwright.errors import BitwrightError, InputError
 from bitwright.files.opening import open_path
 from bitwright.files.yaml_file import nearest
+from bitwright.fleet.adding import add_result
 from bitwright.fleet.config import Entry, Fleet
 from bitwright.fleet.digests import Digests, Parts, key_of, model_path, parts_of, result_digest
 from bitwright.fleet.receipts import (
@@ -215,6 +216,11 @@ class FleetRun:
         except (BitwrightError, OSError) as error:
             outcome = failed(str(error))
         state = "failed" if outcome.verdict == FAILED else "done"
+        if state == "done" and outcome.exit_code == 0 and self._fleet.registry is not None:
+            try:
+                add_result(self._fleet.registry, name, out)
+            except (BitwrightError, OSError) as error:  # still begun: the next run adds it, and does nothing else
+                state, outcome = "begun", failed(f"the result is there, but was not added to the registry: {error}")
         self._write(replace(receipt, state=state, outcome=outcome, at=now()))
         if state == "done" and name in self._requests:
             with suppress(OSError):  # it stays open, and is found followed next time
