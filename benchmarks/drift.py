@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--references", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1000, 3000])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     model: Any = bitwright.load(asked.model)
@@ -93,7 +94,7 @@ def main() -> None:
     }
     found: dict[str, Any] = {}
     trials = TRIALS // asked.references * asked.references
-    for n in (256, 1000, 3000):
+    for n in asked.sizes:
         alarms, seen, cost = [], dict.fromkeys(shifted, 0), 0.0
         for draw in range(asked.references):
             order = np.random.default_rng(draw).permutation(len(english))

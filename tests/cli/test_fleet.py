@@ -42,7 +42,7 @@ def test_run_and_status(file: Path, run: Run) -> None:
     assert [line.partition("nowhere")[0] for line in shown.remarks] == ["bitwright: b: "]
     again = run("fleet", "run", file, "--json", "--only", "a", "--quiet")
     assert (again.code, again.err) == (0, "")
-    assert [row["state"] for row in json.loads(again.out)["models"]] == ["unchanged"]
+    assert {row["name"]: row["state"] for row in json.loads(again.out)["models"]} == {"a": "unchanged", "b": "failed"}
     status = json.loads(run("fleet", "status", file, "--json").out)
     assert {row["name"]: row["state"] for row in status["models"]} == {"a": "not judged", "b": "failed"}
     assert status["at_work"] is False

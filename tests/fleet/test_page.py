@@ -7,6 +7,7 @@ from pathlib import Path
 from bitwright.fleet.page import headline, line, render, write_summary
 from bitwright.fleet.receipts import Outcome
 from bitwright.fleet.rows import Row
+from tests.fleet.conftest import MakeFleet
 
 MET = Outcome("met", 0, "", "MiniLM is smaller.", 0.001, 0.002, 0.01, 90_000_000, 35_000_000, 75.0)
 WORSE = Outcome("not met", 3, "", "It loses much.", 0.02, 0.03, 0.01, 90_000_000, 30_000_000, 60.0)
@@ -45,10 +46,13 @@ def test_names_and_errors_stay_text(tmp_path: Path) -> None:
     assert not re.search(r'(src|href)="(https?:)?//', page)
 
 
-def test_the_summary_is_for_machines(tmp_path: Path) -> None:
-    assert write_summary(tmp_path, rows_in(tmp_path)) == 1
+def test_the_summary_is_for_machines(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    fleet = make_fleet([{"name": name, "model": "org/m"} for name in ("search", "labels", "other")], out=".")
+    written = write_summary(fleet, rows_in(tmp_path)[:2])
     data = json.loads((tmp_path / "fleet.json").read_text())
-    assert (data["exit_code"], data["counts"]) == (1, {"met": 1, "not met": 1, "failed": 1})
+    assert data == written
+    # A model that this run left out is shown, and does not count.
+    assert (data["exit_code"], data["counts"]) == (3, {"met": 1, "not met": 1, "waiting": 1})
     assert data["models"][0]["outcome"]["loss_upper"] == 0.002
     assert data["models"][0]["changed"] == ["recipe", "texts"]
     assert (tmp_path / "fleet.html").is_file()

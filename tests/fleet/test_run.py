@@ -14,11 +14,13 @@ from bitwright.drift.reference import read_reference
 from bitwright.drift.requests import file_request
 from bitwright.errors import ExitCode, InputError
 from bitwright.fleet import digests, work
+from bitwright.fleet.adding import add_result
 from bitwright.fleet.receipts import FOLDER, Outcome, read_receipt, write_receipt
 from bitwright.fleet.rows import Row, alone, exit_code, status_rows
 from bitwright.fleet.run import STALE_REQUEST, FleetRun
 from bitwright.pipeline.workspace import work_path
 from bitwright.record import read_record
+from bitwright.registry.store import open_registry, read_models
 from tests.fleet.conftest import MakeFleet, go
 
 
@@ -309,3 +311,20 @@ def test_a_reference_for_drift_is_made_beside_a_result(
     assert row.outcome
     assert "240 texts are too few for a reference of drift" in row.outcome.error
     assert not row.out.exists()  # it was told before the work
+
+
+def test_results_are_added_to_a_registry(
+    make_fleet: MakeFleet, here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = make_fleet(["bert"], registry="models")
+    busy = pytest.MonkeyPatch()
+    busy.setattr("bitwright.fleet.run.add_result", lambda *_: (_ for _ in ()).throw(InputError("it is locked")))
+    row = go(fleet)["bert"]
+    assert row.outcome == Outcome("failed", 1, "the result is there, but was not added to the registry: it is locked")
+    busy.undo()
+    for _ in range(2):  # the result is taken as it is, and added once
+        assert go(fleet)["bert"].outcome
+        assert here == ["bert"]
+        (version,) = read_models(open_registry(tmp_path / "models"), "bert")["bert"].versions
+        assert version == 1
+    assert add_result(tmp_path / "models", "bert", fleet.out / "bert") == 1

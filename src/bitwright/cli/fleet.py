@@ -82,11 +82,12 @@ def command(
 def _show_result(fleet: "Fleet", rows: "list[Row]", *, as_json: bool) -> int:
     """Write the page, and print what became of each model. Returns the exit code."""
     from bitwright.cli.fleet_table import rows_table
-    from bitwright.fleet.page import FLEET_PAGE, headline, summary, write_summary
+    from bitwright.fleet.page import FLEET_PAGE, headline, write_summary
 
-    code = write_summary(fleet.out, rows)
+    data = write_summary(fleet, rows)
+    code = int(data["exit_code"])
     if as_json:
-        print_json(summary(fleet.out, rows))
+        print_json(data)
         return code
     out.print(rows_table(rows))
     out.print(headline(rows), markup=False)

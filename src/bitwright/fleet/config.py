@@ -2,6 +2,7 @@
 
 out: results                     # folder of the results, of fleet.html and fleet.json
 memory: 8GB                      # of all workers together; by default 80 % of what is free
+registry: models                 # results inside their budgets are added there
 defaults: {max_loss: 1%, data: [mine.txt]}
 models:
   - {name: search, model: all-MiniLM-L6-v2}
@@ -92,6 +93,7 @@ class _File(_Strict):
 
     out: str = "fleet"
     memory: str | int | None = None
+    registry: str | None = None
     defaults: Settings = Settings()
     models: tuple[Model, ...] = Field(min_length=1)
 
@@ -120,13 +122,15 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """file: the fleet.yaml. out: the folder of everything. memory: bytes for all workers, None for most of what is
-    free. entries: in an order in which each comes behind those that it is `after`.
+    free. entries: in an order in which each comes behind those that it is `after`. registry: where results are added
+    that are inside their budgets.
     """
 
     file: Path
     out: Path
     memory: int | None
     entries: tuple[Entry, ...]
+    registry: Path | None = None
 
 
 def read_fleet(file: Path) -> Fleet:
@@ -148,7 +152,8 @@ def read_fleet(file: Path) -> Fleet:
     entries = {entry.name: entry for entry in (_entry(model, said.defaults, base, out, file) for model in said.models)}
     _check_unique(said.models, list(entries.values()), file)
     order = _order(said.models, file)
-    return Fleet(file, out, _bytes(said.memory, file), tuple(entries[name] for name in order))
+    registry = None if said.registry is None else base / said.registry
+    return Fleet(file, out, _bytes(said.memory, file), tuple(entries[name] for name in order), registry)
 
 
 def _entry(model: Model, defaults: Settings, base: Path, out: Path, file: Path) -> Entry:

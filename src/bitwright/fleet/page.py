@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 import bitwright
 from bitwright.atomic import write_text_atomically
+from bitwright.fleet.config import Fleet
 from bitwright.fleet.receipts import FAILED, SKIPPED, Outcome, now
-from bitwright.fleet.rows import Row, exit_code
+from bitwright.fleet.rows import Row, exit_code, status_rows
 from bitwright.fleet.run import STALE_REQUEST
 from bitwright.record import plain_data
 from bitwright.report.page import REPORT_FILE, content_policy, environment, packaged_style
@@ -54,16 +55,20 @@ class Line:
     link: str
 
 
-def write_summary(out: Path, rows: Sequence[Row]) -> int:
-    """Write fleet.json and fleet.html, and return the exit code.
+def write_summary(fleet: Fleet, rows: Sequence[Row]) -> dict[str, Any]:
+    """Write fleet.json and fleet.html, and return what fleet.json holds.
+
+    Models that this run left out (`--only`) are shown as their receipts have them, and do not count for the exit code.
 
     Raises:
         OSError: they cannot be written.
     """
-    data = summary(out, rows)
+    out, done = fleet.out, {row.name: row for row in rows}
+    whole = [done.get(row.name, row) for row in status_rows(fleet)]
+    data = summary(out, whole) | {"exit_code": int(exit_code(rows))}
     write_text_atomically(out / FLEET_JSON, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text_atomically(out / FLEET_PAGE, render(out, rows))
-    return int(data["exit_code"])
+    write_text_atomically(out / FLEET_PAGE, render(out, whole))
+    return data
 
 
 def summary(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def render(out: Path, rows: Sequence[Row]) -> str:
     template = files("bitwright.fleet").joinpath("fleet.html.j2").read_text(encoding="utf-8")
     known = [row.outcome for row in rows if row.outcome is not None]
     before, after = (sum(getattr(one, key) or 0 for one in known) for key in ("before", "after"))
-    worked = [row.outcome.seconds for row in rows if row.outcome and row.state != "unchanged"]
+    worked = [row.outcome.seconds for row in rows if row.outcome and row.why and row.state != "unchanged"]
     return (
         environment()
         .from_string(template)

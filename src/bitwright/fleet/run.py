@@ -8,7 +8,7 @@ becomes of one model.
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from bitwright.drift.requests import Request, close_request, read_requests
 from bitwright.errors import BitwrightError, InputError
 from bitwright.files.opening import open_path
 from bitwright.files.yaml_file import nearest
+from bitwright.fleet.adding import add_result
 from bitwright.fleet.config import Entry, Fleet
 from bitwright.fleet.digests import Digests, Parts, key_of, model_path, parts_of, result_digest
 from bitwright.fleet.receipts import (
@@ -112,8 +113,9 @@ class FleetRun:
                         chain([first], todo), quantizing, workers=self._where.workers, ray=self._where.ray,
                         tries=_TRIES, ends_at_deaths=False,
                     )  # fmt: skip
-                    for name, result in results:
-                        self._settle(name, result)
+                    with closing(results):
+                        for name, result in results:
+                            self._settle(name, result)
             finally:
                 self._save()
         return list(self._rows.values())
@@ -214,6 +216,11 @@ class FleetRun:
         except (BitwrightError, OSError) as error:
             outcome = failed(str(error))
         state = "failed" if outcome.verdict == FAILED else "done"
+        if state == "done" and outcome.exit_code == 0 and self._fleet.registry is not None:
+            try:
+                add_result(self._fleet.registry, name, out)
+            except (BitwrightError, OSError) as error:  # still begun: the next run adds it, and does nothing else
+                state, outcome = "begun", failed(f"the result is there, but was not added to the registry: {error}")
         self._write(replace(receipt, state=state, outcome=outcome, at=now()))
         if state == "done" and name in self._requests:
             with suppress(OSError):  # it stays open, and is found followed next time
