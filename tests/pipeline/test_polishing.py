@@ -15,7 +15,7 @@ from bitwright.progress import Quiet
 from bitwright.recipe import make_recipe, recipe_yaml
 from bitwright.training import polish
 
-POLISH = {"tokens": 1440, "epochs": 2, "learning_rate": 0.01}
+POLISH = {"tokens": 1440, "epochs": 2, "learning_rate": 0.004}
 RECIPE = {
     "scheme": "w3a16_g32", "targets": ["bitwright"], "budget": {"max_loss": 0.9}, "seed": 3,
     "calibration": {"samples": 16, "max_tokens": 48},
@@ -74,8 +74,12 @@ def test_a_judged_result_is_compared_on_tuning_texts(source: Path, prose: str, t
     result = run(
         source, tmp_path / "out", RECIPE | {"polish": POLISH}, data=prose, judged=True, speed=False, samples=32
     )
-    before, after = result.measured.polish.tuning
-    assert after < before
+    told = result.measured.polish
+    before, after = told.tuning
+    assert told.best > 0
+    assert after != before
+    assert told.kept == (after <= before)
+    assert (result.record["recipe"]["polish"] is None) != told.kept
     assert (result.directory / "report.html").read_text(encoding="utf-8").count("Polishing")
 
 

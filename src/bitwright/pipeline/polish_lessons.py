@@ -28,7 +28,7 @@ from bitwright.runtime.streamed import StreamedModel
 from bitwright.targets import ENGINE
 from bitwright.training.lessons import Lesson, embedding_loss, logits_loss, next_token_loss
 from bitwright.training.student import Student, make_student, recompute_blocks
-from bitwright.training.teacher import cache_top_logits
+from bitwright.training.teacher import cache_top_logits, teacher_bytes
 
 TEACHER = "polish-teacher.bin"
 Batch = Mapping[str, Tensor]
@@ -110,6 +110,14 @@ def memory_needed(job: Job, *, recomputing: bool) -> int:
     if recomputing:
         kept = kept // max(1, len(blocks)) + 4 * job.opened.loaded.config.get_text_config().hidden_size * len(blocks)
     return codes + 4 * floats + length * (kept + _LOGIT_BYTES * job.model.vocabulary)
+
+
+def disk_needed(job: Job) -> int:
+    """Bytes of the float model's outputs, which stay in the work directory until the run is done."""
+    settings, windows = job.recipe.polish, job.scored.polishing
+    if settings is None or not job.opened.streams:
+        return 0
+    return teacher_bytes(len(windows), max(map(len, windows)), min(settings.top, job.model.vocabulary))
 
 
 def _language(job: Job, quantized: Quantized, settings: Polish, folder: Path, progress: Progress) -> Prepared:

@@ -20,7 +20,7 @@ from bitwright.training.polish import Schedule, train
 from bitwright.training.student import Student
 
 STATE, RESULT = "polish-state.safetensors", "polish-result.safetensors"
-_RATE = 2e-3
+_RATE = 5e-4
 
 
 def polish_model(job: Job, quantized: Quantized, folder: Path, progress: Progress) -> tuple[Quantized, Polished]:

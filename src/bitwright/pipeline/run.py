@@ -32,7 +32,7 @@ from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
 from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts, rank_units
-from bitwright.pipeline.polish_lessons import check_polish
+from bitwright.pipeline.polish_lessons import check_polish, disk_needed
 from bitwright.pipeline.polishing import without_polish
 from bitwright.pipeline.request import (
     RECIPE_FILE,
@@ -207,7 +207,8 @@ def _begin(job: Job, asked: Asked, begun: float, progress: Progress) -> Result:
     check_out(asked.out, job.opened.loaded.path, overwrite=asked.overwrite)
     # The result, and a candidate while it is measured. All-INT8 takes less than twice what 4 bits take.
     checkpoints = 2 + front * MOST_VARIANTS + 2 * (recipe.budget.goal is not None)
-    with work_directory(asked.out, checkpoints * sum(row.bytes_after for row in job.plan), progress) as work:
+    needed = checkpoints * sum(row.bytes_after for row in job.plan) + disk_needed(job)
+    with work_directory(asked.out, needed, progress) as work:
         return _run(job, asked, work, begun, progress, lesson, searches=searches)
 
 

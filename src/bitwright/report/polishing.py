@@ -36,7 +36,8 @@ def loss_by_step(told: Polished) -> Picture:
     points = plot.scatter("step", "held_out", source=source, size=8, color=BLUE)
     best = min(told.points, key=lambda point: point.held_out)
     plot.scatter([best.step], [best.held_out], size=17, fill_color=None, line_color=VERMILION, line_width=2.5)
-    plot.y_range.start, plot.y_range.end = 0.0, 1.08 * max([*held_out, *train])
+    highest = max(max(point.held_out, point.train or 0.0) for point in told.points)
+    plot.y_range.start, plot.y_range.end = 0.0, 1.08 * highest
     plot.add_tools(hover([("step", "@step"), ("held out", "@held_out{0.0000}"), ("train", "@train{0.0000}")], points))
     keys = (Key("held-out text", BLUE, "dot"), Key("training text", GREY, "line"), Key("taken", VERMILION, "ring"))
     return Picture(plot, keys)
