@@ -33,6 +33,7 @@ from bitwright.training.prepare import convert, fake_linears, prepare
 from bitwright.training.trainer import Data, Settings, Trained, steps_in, train
 
 _KEPT_APART, _MOST_KEPT_APART = 0.1, 256  # of the texts
+_STEPS_PER_LOOK = 10  # at least: trying what is kept apart takes as long as a few steps
 _LABELS = 0.5  # of the loss, where there are labels
 _CACHED = ("embedding", "sequence-classification")  # tasks whose teacher is asked once for each text
 _BATCH = {"text-generation": 4}
@@ -94,7 +95,8 @@ def train_linears(
     batch = min(_batch(job), len(data.train))
     rate = lesson.asked.rate or _RATES.get(job.model.task, 1e-4)
     settings = Settings(steps=1, batch=batch, rate=rate, bf16=cpu_multiplies_bf16(), seed=job.recipe.seed)
-    settings = replace(settings, steps=_steps(model, data, settings, lesson.asked, journal))
+    steps = _steps(model, data, settings, lesson.asked, journal)
+    settings = replace(settings, steps=steps, looks=min(settings.looks, max(1, steps // _STEPS_PER_LOOK)))
     progress.say(f"training on {len(data.train)} texts for {settings.steps} steps")
     trained = train(model, data, settings, folder, progress)
     if trained.stopped:
