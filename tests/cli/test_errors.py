@@ -181,7 +181,7 @@ CASES: dict[str, Case] = {
     ),
     "benchmark of no model": Case(lambda m, t: ["bench", t], 1, ("config.json|weights",)),
     "unknown command": misusing("quantise", "m", says=("quantise", "did you mean 'quantize'", "bitwright --help")),
-    "unknown command, like none": misusing("xyz", says=("xyz", "quantize, plan, analyze")),
+    "unknown command, like none": misusing("xyz", says=("xyz", "quantize, tune, train")),
     "unknown option": misusing("quantize", "m", "--max-los", "1%", says=("--max-los", "--max-loss", "quantize --help")),
     "unknown choice": misusing("quantize", "m", "--range", "means", says=("^bitwright: --range: 'means' is", "absmax")),
     "misspelt choice": misusing("eval", "m", "--kind", "retrival", says=("--kind", "did you mean 'retrieval'")),
