@@ -288,7 +288,7 @@ def test_results_can_be_had_as_json_and_work_without_progress(run: Run) -> None:
     )
     assert set(COMMANDS) - with_json == {"report", "completion", "chat"}
     assert with_quiet == {
-        "quantize", "plan", "analyze", "eval", "generate", "encode", "bench", "convert", "export", "verify",
+        "quantize", "tune", "plan", "analyze", "eval", "generate", "encode", "bench", "convert", "export", "verify",
     }  # fmt: skip
 
 
