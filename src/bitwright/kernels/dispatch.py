@@ -7,6 +7,8 @@ Within an instruction set the native module chooses each operator's variant, fro
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from bitwright.errors import KernelError
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from bitwright.kernels._native import Isa
 
 ISAS = ("amx", "avx512vnni", "avxvnni", "avx2", "scalar")  # best first
+_limit: str | None = None
 
 
 class IsaRow(NamedTuple):
@@ -88,10 +91,24 @@ def _supported() -> dict[str, bool]:
     return dict(native.load().isas())
 
 
-@functools.cache
+@contextmanager
+def without_amx() -> Iterator[None]:
+    """What is loaded inside, by any thread, runs as on a processor without AMX, where this one has it.
+
+    AMX computes an encoder's int8 attention in bf16 (`csrc/attention_int8/amx.cpp`), so it cannot tell what 8 bits
+    cost on other processors.
+    """
+    global _limit
+    before, _limit = _limit, "avx512vnni" if active_isa() == "amx" else None
+    try:
+        yield
+    finally:
+        _limit = before
+
+
 def native_isa(name: str | None = None) -> "Isa":
-    """An instruction set as native functions take it; by default the active one."""
-    isa: Isa = native.load().Isa[name or active_isa()]
+    """An instruction set as native functions take it; by default the active one, or what `without_amx` leaves of it."""
+    isa: Isa = native.load().Isa[name or _limit or active_isa()]
     return isa
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bitwright.evaluate import Task
 from bitwright.files.directory import ModelDirectory
+from bitwright.kernels.dispatch import without_amx
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import write_variant
 from bitwright.plan import Plan, attention_rows
@@ -35,6 +36,8 @@ def decide_attention(
 
     job: as it was asked for. recipe: the linears that were chosen for it. measure: of any recipe, as `on_tuning_data`
     gives it. folder: a work directory.
+
+    The result may run on any processor, so what int8 costs is measured with kernels that do compute in int8.
     """
     asked = job.recipe.attention
     variant = job.with_recipe(recipe.model_copy(update={"attention": asked}))
@@ -56,7 +59,8 @@ def decide_attention(
     if why := journal.remember("not on the engine", problem):
         reason = f"the engine does not run this model: {why}"
         return Settled(asked, (Rule(match="*", attention="float", reason=reason),))
-    return settle_attention(variant.recipe, names, measure, resolution=_resolution(job.scored.tuning))
+    with without_amx():
+        return settle_attention(variant.recipe, names, measure, resolution=_resolution(job.scored.tuning))
 
 
 def _resolution(task: Task) -> float:
