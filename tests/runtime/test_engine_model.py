@@ -12,7 +12,7 @@ import torch
 
 import bitwright
 from bitwright.errors import InputError
-from bitwright.kernels.dispatch import active_isa
+from bitwright.kernels.dispatch import active_isa, chosen
 from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.verify import compared
@@ -185,5 +185,5 @@ def test_the_backend_says_how_attention_is_computed(
     plain = EngineModel(model.directory, float_attention=True)
     assert plain.backend == f"engine:{active_isa()}"
     same = np.array_equal(np.stack(model.encode(texts[:8])), np.stack(plain.encode(texts[:8])))
-    assert same == (words == "")
+    assert same == (words == "" or chosen("attention_int8") == "amx")  # which computes it in bf16
     assert "attention" not in bitwright.load(model.path, compute="float32").backend
