@@ -78,7 +78,7 @@ def test_it_learns_and_ends_in_the_best_state() -> None:
     assert [look.step for look in found.curve] == [0, 6, 12, 18, 24]
     assert found.best_loss < 0.7 * found.start_loss
     assert found.best_loss == min(look.loss for look in found.curve)
-    loss = float(data_of(model).loss(range(64, 72)))
+    loss = float(data_of(model).loss(range(64, 72)).detach())
     assert loss == pytest.approx(found.best_loss, rel=1e-6)
 
 
