@@ -23,7 +23,7 @@ from bitwright.registry.store import OWN_MLFLOW, Registry, open_registry
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-CURSOR, OUTPUT = "mirror.json", "mirror.log"
+CURSOR, OUTPUT, DATABASE = "mirror.json", "mirror.log", "mlflow.db"
 ABSENT = "MLflow is not installed; run: pip install 'bitwright[platform]'"
 _WORKING, _WAITING = "mirror.lock", "mirror.waiting"
 _TAG = "bitwright."
@@ -91,8 +91,11 @@ def read_cursor(registry: Registry) -> int:
 
 def address(registry: Registry) -> str:
     """MLflow's address."""
-    own = registry.mlflow == OWN_MLFLOW
-    return f"sqlite:///{registry.root}/mlflow.db" if own else str(registry.mlflow)
+    return _sqlite(registry.root / DATABASE) if registry.mlflow == OWN_MLFLOW else str(registry.mlflow)
+
+
+def _sqlite(file: Path) -> str:
+    return f"sqlite:///{file}"
 
 
 def catch_up(registry: Registry, *, everything: bool = False) -> dict[str, Any]:
@@ -106,6 +109,8 @@ def catch_up(registry: Registry, *, everything: bool = False) -> dict[str, Any]:
     models = fold(log.entries())
     since = 0 if everything else read_cursor(registry)
     names = dict.fromkeys(entry.name for entry in log.entries() if entry.number > since and entry.name)
+    if registry.mlflow == OWN_MLFLOW:
+        _make_database(registry.root / DATABASE)
     client = MlflowClient(tracking_uri=address(registry), registry_uri=address(registry))
     repaired: list[str] = []
     seen = 0
@@ -113,6 +118,18 @@ def catch_up(registry: Registry, *, everything: bool = False) -> dict[str, Any]:
         seen = max(seen, _follow(client, registry, models[name], len(log.lines), repaired))
     write_text_atomically(registry.root / CURSOR, json.dumps({"entries": len(log.lines)}) + "\n")
     return {"entries": len(log.lines), "seen": seen, "repaired": repaired}
+
+
+def _make_database(file: Path) -> None:
+    """Make MLflow's tables under another name first: half of them, as a kill leaves them, cannot be completed."""
+    from mlflow.tracking import MlflowClient
+
+    if file.exists():
+        return
+    part = file.with_name(file.name + ".part")
+    part.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=_sqlite(part), registry_uri=_sqlite(part)).search_registered_models(max_results=1)
+    part.replace(file)
 
 
 def _follow(client: "MlflowClient", registry: Registry, model: Model, entries: int, repaired: list[str]) -> int:
