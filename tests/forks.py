@@ -74,6 +74,9 @@ def popen(command: Sequence[object], **options: Any) -> "subprocess.Popen[Any]":
 # What a module of ours that starts interpreters has in place of `subprocess`, so that it forks.
 FORKING = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
 
+# By multiprocessing's server whose forks `quantize_in_forks` are. A library that judges is a fork of such a fork.
+PRELOADED = ["tests.forks", "bitwright.pipeline", "bitwright.runtime.generic", "sentence_transformers"]
+
 
 def quantize_in_forks(source: Path, **options: Any) -> None:
     """`quantize` in a process that imported and did nothing else: it forks where a user's starts interpreters."""

@@ -163,7 +163,6 @@ def choose_again():
 
     def forget():
         dispatch.active_isa.cache_clear()
-        dispatch.native_isa.cache_clear()
         cpu.has_gram.cache_clear()
 
     yield forget

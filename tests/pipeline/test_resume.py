@@ -20,14 +20,12 @@ from bitwright.pipeline.workspace import claim, work_directory
 from bitwright.progress import Quiet
 from bitwright.quantizing import layers, observing
 from bitwright.recipe import make_recipe
-from tests.forks import quantize_in_forks
+from tests.forks import PRELOADED, quantize_in_forks
 
 RECIPE = {
     "scheme": "w4a16_g32", "method": "awq_gptq", "targets": ["bitwright"], "budget": {"max_loss": 0.9},
     "calibration": {"samples": 32, "max_tokens": 16, "batch_size": 8},
 }  # fmt: skip
-# By the server whose forks the runs are. A library that judges is a fork of such a fork.
-PRELOADED = ["tests.forks", "bitwright.pipeline", "bitwright.runtime.generic", "sentence_transformers"]
 TIMED = {"report.html", "README.md", "record.json"}
 # Of the record: when it was made, how long it took, and that an earlier run was interrupted.
 PASSING = ("created", "timings_s", "warnings", "command")

@@ -1,24 +1,24 @@
 """A run that trains what it quantized: what it makes, how it goes on after a kill, and what it refuses."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from bitwright.errors import DataError, InputError
-from bitwright.files.safetensors import check_safetensors
 from bitwright.pipeline import Result, TrainingAsked, quantize
 from bitwright.pipeline.workspace import work_path
 from bitwright.recipe import make_recipe
 from bitwright.runtime.load import load
+from bitwright.training import trainer
+from bitwright.training.state import State
+from tests.forks import PRELOADED, quantize_in_forks
 
 TinyModel = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("unverified")
@@ -148,58 +148,45 @@ def test_over_the_budget_it_is_trained_before_bits_are_added(tiny_model: TinyMod
     assert load(result.directory).encode(["a text"]).shape == (1, 32)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from bitwright.pipeline import TrainingAsked, quantize
-from bitwright.recipe import make_recipe
-import bitwright.training.trainer as trainer
-trainer.Settings.__init__.__kwdefaults__["save_seconds"] = 0.0
-quantize(Path(sys.argv[1]), out=Path(sys.argv[2]), recipe=make_recipe({"scheme": sys.argv[3]}), samples=160,
-         speed=False, training=TrainingAsked(steps=40, rate=1e-3))
-"""
+def _killed_at(step: int, source: Path, **options: Any) -> None:
+    """Quantize and train in a fork that saves after every step, and that is killed when this step is saved."""
+    torch.set_num_threads(1)
+    save = trainer.save_state
 
+    def saved(folder: Path, state: State, *rest: Any) -> None:
+        save(folder, state, *rest)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def started(model: Path, out: Path, scheme: str = "w4a8_channel") -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(model), str(out), scheme], stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    trainer.save_state = saved
+    trainer.Settings.__init__.__kwdefaults__["save_seconds"] = 0.0  # type: ignore[attr-defined]
+    quantize_in_forks(source, samples=160, speed=False, training=TrainingAsked(steps=40, rate=1e-3), **options)
 
 
 @pytest.mark.full
-def test_killed_while_it_trains_it_goes_on_in_the_same_bytes(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_killed_while_it_trains_it_goes_on_in_the_same_bytes(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model = tiny_model("bert")
-    undisturbed = started(model, tmp_path / "whole")
-    process = started(model, tmp_path / "out")
-    state = work_path(tmp_path / "out") / "training.safetensors"
-    while process.poll() is None and not (state.exists() and _step(state) >= 10):
-        time.sleep(0.01)
-    assert process.poll() is None, "it was done before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+
+    def run(out: Path, step: int = 0, scheme: str = "w4a8_channel") -> int | None:
+        options = {"out": out, "recipe": make_recipe({"scheme": scheme})}
+        process = context.Process(target=_killed_at, args=(step, model), kwargs=options)
+        process.start()
+        process.join()
+        return process.exitcode
+
+    assert run(tmp_path / "out", step=10) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "out", scheme="w8a8") == 1
+    assert "differs from this one in its recipe" in capfd.readouterr().err
 
-    other = started(model, tmp_path / "out", "w8a8")
-    assert "differs from this one in its recipe" in other.communicate()[1]
-    assert other.returncode != 0
-
-    for run in (started(model, tmp_path / "out"), undisturbed):
-        assert run.communicate()[0] is None
-        assert run.returncode in (0, 3)
+    assert run(tmp_path / "out", step=25) == -signal.SIGKILL
+    assert (run(tmp_path / "out"), run(tmp_path / "whole")) == (0, 0)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     told = [json.loads((tmp_path / out / "record.json").read_text())["training"]["curve"] for out in ("out", "whole")]
     assert told[0] == told[1]
-
-
-def _step(state: Path) -> int:
-    try:
-        entries = check_safetensors(state)
-    except OSError:
-        return 0
-    with state.open("rb") as file:
-        head = int(np.frombuffer(file.read(8), np.uint64)[0])
-        entry = entries["facts"]
-        file.seek(8 + head + entry.begin)
-        return int(json.loads(file.read(entry.end - entry.begin))["step"])
