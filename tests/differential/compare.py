@@ -5,7 +5,7 @@ import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -56,12 +56,14 @@ _WORST_LAST = (UNLOADABLE, RIGHT, REFUSED, WRONG, CRASHED)
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """kind: one of the five above. stage: "library", "float", "16bit" or "int8". reason: the message of a refusal, the
-    error of a crash, else what differs. figures: of the texts, what was measured."""
+    error of a crash, else what differs. figures: of the texts, what was measured. strict: how many texts INT8 had,
+    and of how many INT8_FACTOR times the library's first draw is less than our distance, and than its second draw."""
 
     kind: str
     stage: str
     reason: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+    strict: tuple[int, int, int] = (0, 0, 0)
 
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -132,7 +134,7 @@ def _judge(layout: Layout, folder: Path) -> Verdict:
     worst = max(verdicts, key=lambda verdict: _WORST_LAST.index(verdict.kind))
     if worst.kind in (REFUSED, WRONG) and _guesses(layout, source, asked):
         return Verdict(UNLOADABLE, "library", "its answers are random: the files lack a weight that it fills in")
-    return worst
+    return replace(worst, strict=verdicts[-1].strict)
 
 
 def _stage(run: Callable[[], Verdict]) -> Verdict:
@@ -185,7 +187,9 @@ def _int8(asked: Asked, source: Path, result: Path) -> Verdict:
     take_weights(asked.library, result)
     exact = _distances_of_library(asked)
     compute_in_bf16(asked.library)
-    theirs = [INT8_FACTOR * max(far) for far in zip(exact, _distances_of_library(asked), strict=True)]
+    in_bf16 = _distances_of_library(asked)
+    strict = (len(ours), *(_beyond(draw, exact, _lengths(asked)) for draw in (ours, in_bf16)))
+    theirs = [INT8_FACTOR * max(far) for far in zip(exact, in_bf16, strict=True)]
     typical = _mean_square(theirs)
     theirs = [max(far, typical) for far in theirs]  # rounding errors of one text may happen to cancel
     if _few(asked):
@@ -196,8 +200,14 @@ def _int8(asked: Asked, source: Path, result: Path) -> Verdict:
     rows = [distance / most for distance, most in zip(far, allowed, strict=True)]
     figures = {"distance over what is allowed": _rounded(rows), "backend": model.backend}
     if max(rows) > 1.0:
-        return Verdict(WRONG, "int8", f"output differs, {_worst(asked.items, rows)}", figures)
-    return Verdict(RIGHT, "int8", "", figures)
+        return Verdict(WRONG, "int8", f"output differs, {_worst(asked.items, rows)}", figures, strict)
+    return Verdict(RIGHT, "int8", "", figures, strict)
+
+
+def _beyond(draw: list[float], other: list[float], lengths: list[float]) -> int:
+    """Of how many texts one draw of the rounding errors is farther from the library than INT8_FACTOR times another."""
+    rows = zip(draw, other, lengths, strict=True)
+    return sum(one > INT8_FLOOR * length + INT8_FACTOR * two for one, two, length in rows)
 
 
 def _quantized(stage: str, source: Path, result: Path, recipe: Recipe, task: TaskName | None) -> Any:

@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.differential.compare import CRASHED, REFUSED, RIGHT, UNLOADABLE, WRONG, Verdict, judge, reason_of
+from tests.differential.compare import (
+    CRASHED,
+    INT8_FACTOR,
+    REFUSED,
+    RIGHT,
+    UNLOADABLE,
+    WRONG,
+    Verdict,
+    judge,
+    reason_of,
+)
 from tests.differential.layouts import DIMENSIONS, Layout, draw, odd_ones, settle
 
 LEAST_RESULTS = 0.85  # of the layouts that the library loads
@@ -86,12 +96,21 @@ def reasons(judged: Iterable[Judged]) -> Counter[str]:
 
 def table(judged: list[Judged]) -> str:
     """What is printed: figures, the reasons of each kind, and the choices that fail most."""
+    if not judged:
+        return "no layouts"
     kinds = counts(judged)
     loaded = len(judged) - kinds[UNLOADABLE]
     lines = [f"{len(judged)} layouts, {loaded} loaded by the library; of these"]
     lines += [
         f"  {kinds[kind]:5} {kind:8} {kinds[kind] / max(loaded, 1):6.1%}" for kind in (RIGHT, WRONG, CRASHED, REFUSED)
     ]
+    texts, ours, theirs = (sum(numbers) for numbers in zip(*(one.verdict.strict for one in judged), strict=True))
+    layouts = [sum(one.verdict.strict[at] > 0 for one in judged) for at in (1, 2)]
+    lines.append(
+        f"INT8, {texts} texts: more than {INT8_FACTOR:g} times as far as the library's forward with the same rounded "
+        f"weights are {ours} of our answers (in {layouts[0]} layouts), and {theirs} of its own when it has bf16 "
+        f"between the linears (in {layouts[1]})"
+    )
     for kind in (UNLOADABLE, REFUSED, CRASHED, WRONG):
         seeds = defaultdict(list)
         for one in judged:
