@@ -21,6 +21,7 @@ from bitwright.fleet.run import STALE_REQUEST, FleetRun
 from bitwright.pipeline.workspace import work_path
 from bitwright.record import read_record
 from bitwright.registry.store import open_registry, read_models
+from tests.conftest import Run
 from tests.fleet.conftest import MakeFleet, go
 
 
@@ -282,6 +283,17 @@ def test_a_request_for_a_new_calibration_is_followed(make_fleet: MakeFleet, here
     row = go(fleet, queue=queue)["bert"]
     assert (here, row.state, row.why) == ([], "unchanged", (STALE_REQUEST,))
     assert [file.name for file in queue.glob("*.json")] == ["bert.json"]  # it stays until there are other texts
+
+
+def test_a_request_for_a_model_of_another_fleet_is_told(
+    make_fleet: MakeFleet, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fleet = make_fleet(["bert"])
+    file_request(tmp_path / "queue", "brett", "drifted", {}, {})
+    monkeypatch.setattr(FleetRun, "go", FleetRun.rows)
+    told = run("fleet", "run", fleet.file, "--queue", tmp_path / "queue").err
+    assert "has no model 'brett', so this request stays where it is" in " ".join(told.split())
+    assert (tmp_path / "queue" / "brett.json").exists()
 
 
 def test_a_request_that_is_none(make_fleet: MakeFleet, tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def command(
     where = Where(workers, ray, None if memory is None else parse_bytes(memory, "--memory"))
     live = err.is_terminal and not quiet
     going = FleetRun(fleet, where, only=only, queue=queue, told=None if quiet or live else _tell)
+    for request in going.strangers:
+        remark(f"{request.file}: {file} has no model {request.model!r}, so this request stays where it is")
     if live:
         from bitwright.cli.fleet_table import live_table
 

@@ -80,6 +80,7 @@ class FleetRun:
         self._folder = fleet.out / FOLDER
         requests = [] if queue is None else read_requests(queue)
         self._requests = {request.model: request for request in requests}
+        self.strangers = [request for request in requests if request.model not in names]  # whom nobody here can follow
         self._rows = {entry.name: Row(entry.name, "waiting", entry.out) for entry in self._entries}
         self._orders: dict[str, Order] = {}
         self._receipts: dict[str, Receipt] = {}
