@@ -2,14 +2,12 @@
 
 import importlib.util
 import json
-import os
 import resource
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,10 @@ from bitwright.fleet.receipts import FOLDER, read_receipt
 from bitwright.fleet.run import Where
 from bitwright.pipeline import quantize
 from bitwright.recipe import make_recipe
+from bitwright.workers import processes
 from tests.fleet.conftest import DEFAULTS, MakeFleet, go
 from tests.fleet.jobs import copying
+from tests.forks import FORKING, in_fork
 
 RAY = importlib.util.find_spec("ray") is not None
 
@@ -45,6 +45,7 @@ def test_a_worker_that_dies_costs_its_model_alone(
     marks = tmp_path / "marks"
     marks.mkdir()
     monkeypatch.setattr("bitwright.fleet.run.quantizing", partial(copying, result, marks))
+    monkeypatch.setattr(processes, "subprocess", FORKING)
     model = make_fleet(["bert"]).entries[0].model
     names = ["a", "victim", "b", "c"]
     fleet = make_fleet([{"name": name, "model": model} for name in names])
@@ -57,16 +58,24 @@ def test_a_worker_that_dies_costs_its_model_alone(
     assert list((fleet.out / FOLDER).glob("*.step")) == []
 
 
-def start(fleet: Fleet, *, largest_file: int | None = None) -> "subprocess.Popen[bytes]":
+def _run(file: Path, largest_file: int | None) -> None:
+    from bitwright.cli import main
+
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv = ["bitwright", "fleet", "run", str(file), "--workers", "2", "--quiet"]
+    main()
+
+
+def start(fleet: Fleet, *, largest_file: int | None = None) -> BaseProcess:
     """`bitwright fleet run` with two workers, in a process of its own."""
+    return in_fork(fleet.file.parent / "log", _run, fleet.file, largest_file)
 
-    def limit() -> None:
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
-    code = "import sys; from bitwright.cli import main; sys.argv[0] = 'bitwright'; main()"
-    words = [sys.executable, "-W", "ignore", "-c", code, "fleet", "run", str(fleet.file), "--workers", "2", "--quiet"]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit)
+def ended(process: BaseProcess) -> int | None:
+    """Its exit code, when it has ended."""
+    process.join(240)
+    return process.exitcode
 
 
 @pytest.mark.full
@@ -82,14 +91,12 @@ def test_a_killed_run_goes_on(make_fleet: MakeFleet) -> None:
     until = time.monotonic() + 240
     while len(done()) < 2 and time.monotonic() < until:
         time.sleep(0.02)
-    os.kill(running.pid, signal.SIGKILL)
-    running.communicate()
+    running.kill()
+    ended(running)
     first = done()
     assert 2 <= len(first) < 6
     written = {name: (fleet.out / name / "model.safetensors").stat().st_ino for name in first}
-    again = start(fleet)
-    again.communicate(timeout=240)
-    assert (again.returncode, done()) == (0, set("abcdef"))
+    assert (ended(start(fleet)), done()) == (0, set("abcdef"))
     assert written == {name: (fleet.out / name / "model.safetensors").stat().st_ino for name in first}
     report = json.loads((fleet.out / "fleet.json").read_text())
     assert {row["name"] for row in report["models"] if row["state"] == "unchanged"} >= first
@@ -100,14 +107,11 @@ def test_what_does_not_fit_on_the_disk_fails_alone(make_fleet: MakeFleet, tiny_m
     large = tiny_model("bert", hidden_size=512, intermediate_size=2048)
     small = {"name": "small", "model": str(tiny_model("bert"))}
     fleet = make_fleet([{"name": "large", "model": str(large)}, small, small | {"name": "other"}])
-    running = start(fleet, largest_file=3_000_000)
-    _, said = running.communicate(timeout=240)
+    code = ended(start(fleet, largest_file=3_000_000))
+    said = (fleet.file.parent / "log").read_text()
     states = {row["name"]: row["state"] for row in json.loads((fleet.out / "fleet.json").read_text())["models"]}
-    assert (running.returncode, states) == (
-        1,
-        {"large": "failed", "small": "not judged", "other": "not judged"},
-    ), said.decode()
-    assert "size limit is reached" in said.decode()
+    assert (code, states) == (1, {"large": "failed", "small": "not judged", "other": "not judged"}), said
+    assert "size limit is reached" in said
     assert not list(fleet.out.glob(".large*"))
 
 

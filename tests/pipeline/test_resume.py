@@ -1,11 +1,11 @@
 """A run that is stopped, at whatever moment, goes on to the same bytes; what belongs to another run is left alone."""
 
 import json
-import multiprocessing
 import random
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from bitwright.pipeline.workspace import claim, work_directory
 from bitwright.progress import Quiet
 from bitwright.quantizing import layers, observing
 from bitwright.recipe import make_recipe
-from tests.forks import PRELOADED, quantize_in_forks
+from tests.forks import in_fork
 
 RECIPE = {
     "scheme": "w4a16_g32", "method": "awq_gptq", "targets": ["bitwright"], "budget": {"max_loss": 0.9},
@@ -211,8 +211,6 @@ def test_killed_at_ten_random_moments(
 ) -> None:
     """By SIGKILL, which nothing can prepare for. A killed run is started again until it finishes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     options = {
         "recipe": make_recipe(RECIPE), "data": prose, "samples": 16, "judged": judged, "speed": False,
         "out": tmp_path / "out",
@@ -223,9 +221,8 @@ def test_killed_at_ten_random_moments(
 
     def run(blocks: int = 0, seconds: float | None = None) -> float | None:
         """How long the run took, or None if it was killed so many seconds after these blocks were done."""
-        process = context.Process(target=quantize_in_forks, args=(source,), kwargs=options)
         begun = time.monotonic()
-        process.start()
+        process = in_fork(tmp_path / "log", partial(quantize, source, **options))
         while process.is_alive() and shards() < blocks:
             time.sleep(0.005)
         process.join(seconds)

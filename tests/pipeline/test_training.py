@@ -1,7 +1,6 @@
 """A run that trains what it quantized: what it makes, how it goes on after a kill, and what it refuses."""
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bitwright.errors import DataError, InputError
 from bitwright.pipeline import Result, TrainingAsked, quantize
@@ -18,7 +16,7 @@ from bitwright.recipe import make_recipe
 from bitwright.runtime.load import load
 from bitwright.training import trainer
 from bitwright.training.state import State
-from tests.forks import PRELOADED, quantize_in_forks
+from tests.forks import in_fork
 
 TinyModel = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("unverified")
@@ -148,9 +146,8 @@ def test_over_the_budget_it_is_trained_before_bits_are_added(tiny_model: TinyMod
     assert load(result.directory).encode(["a text"]).shape == (1, 32)
 
 
-def _killed_at(step: int, source: Path, **options: Any) -> None:
-    """Quantize and train in a fork that saves after every step, and that is killed when this step is saved."""
-    torch.set_num_threads(1)
+def _killed_at(step: int, source: Path, out: Path, scheme: str) -> None:
+    """Quantize and train, saving after every step; killed when this step is saved."""
     save = trainer.save_state
 
     def saved(folder: Path, state: State, *rest: Any) -> None:
@@ -160,32 +157,29 @@ def _killed_at(step: int, source: Path, **options: Any) -> None:
 
     trainer.save_state = saved
     trainer.Settings.__init__.__kwdefaults__["save_seconds"] = 0.0  # type: ignore[attr-defined]
-    quantize_in_forks(source, samples=160, speed=False, training=TrainingAsked(steps=40, rate=1e-3), **options)
+    training = TrainingAsked(steps=40, rate=1e-3)
+    quantize(source, out=out, recipe=make_recipe({"scheme": scheme}), samples=160, speed=False, training=training)
 
 
 @pytest.mark.full
 def test_killed_while_it_trains_it_goes_on_in_the_same_bytes(
-    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    model = tiny_model("bert")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    model, log = tiny_model("bert"), tmp_path / "log"
 
-    def run(out: Path, step: int = 0, scheme: str = "w4a8_channel") -> int | None:
-        options = {"out": out, "recipe": make_recipe({"scheme": scheme})}
-        process = context.Process(target=_killed_at, args=(step, model), kwargs=options)
-        process.start()
+    def run(out: str, step: int = 0, scheme: str = "w4a8_channel") -> int | None:
+        process = in_fork(log, _killed_at, step, model, tmp_path / out, scheme)
         process.join()
         return process.exitcode
 
-    assert run(tmp_path / "out", step=10) == -signal.SIGKILL
+    assert run("out", step=10) == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert run(tmp_path / "out", scheme="w8a8") == 1
-    assert "differs from this one in its recipe" in capfd.readouterr().err
+    assert run("out", scheme="w8a8") == 1
+    assert "differs from this one in its recipe" in log.read_text()
 
-    assert run(tmp_path / "out", step=25) == -signal.SIGKILL
-    assert (run(tmp_path / "out"), run(tmp_path / "whole")) == (0, 0)
+    assert run("out", step=25) == -signal.SIGKILL
+    assert (run("out"), run("whole")) == (0, 0), log.read_text()
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     told = [json.loads((tmp_path / out / "record.json").read_text())["training"]["curve"] for out in ("out", "whole")]

@@ -2,15 +2,13 @@
 
 import json
 import math
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from bitwright.pipeline.trials import trial_of, work_of
 from bitwright.pipeline.tune import Tune
 from bitwright.recipe import Recipe, make_recipe
 from bitwright.record import Tuning
+from tests.forks import in_fork
 
 STATIC = make_recipe(
     {"scheme": "w8a8_static", "calibration": {"samples": 16, "max_tokens": 32}, "targets": ["bitwright"]}
@@ -235,37 +234,36 @@ def test_work_counts_16_bit_inputs_twice(tiny_model: Callable[..., Path]) -> Non
         assert work_of(plan) == slow * inside + 2 * products[False]
 
 
-_RUN = """
-import sys
-from bitwright.pipeline import quantize
-from bitwright.pipeline.tune import Tune
-from bitwright.recipe import make_recipe
-
-model, out, workers = sys.argv[1:]
-calibration = {"samples": 16, "max_tokens": 32}
-recipe = make_recipe({"scheme": "w8a8_static", "calibration": calibration, "targets": ["bitwright"]})
-quantize(model, out=out, recipe=recipe, samples=40, judged=False, tune=Tune(6, "random", workers=int(workers)))
-"""
+def _tune(model: Path, out: Path, workers: int) -> None:
+    calibration = {"samples": 16, "max_tokens": 32}
+    recipe = make_recipe({"scheme": "w8a8_static", "calibration": calibration, "targets": ["bitwright"]})
+    quantize(model, out=out, recipe=recipe, samples=40, judged=False, tune=Tune(6, "random", workers=workers))
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
-def test_workers_and_kills_change_no_byte(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_workers_and_kills_change_no_byte(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One worker, two, and two killed at several moments give the same journal and the same weights."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model, log = tiny_model("bert"), tmp_path / "log"
 
-    def start(out: str, workers: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", _RUN, tiny_model("bert"), tmp_path / out, workers]
-        return subprocess.Popen(list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"})
+    def start(out: str, workers: int) -> BaseProcess:
+        return in_fork(log, _tune, model, tmp_path / out, workers)
 
-    assert [start("one", 1).wait(), start("two", 2).wait()] == [0, 0]
+    def ended(process: BaseProcess) -> int | None:
+        process.join()
+        return process.exitcode
+
+    assert [ended(start("one", 1)), ended(start("two", 2))] == [0, 0], log.read_text()
     journal = tmp_path / ".killed.tune.bitwright" / "journal.jsonl"
     for lines in (1, 4):
         process = start("killed", 2)
-        while process.poll() is None and not (journal.is_file() and journal.read_text().count("\n") >= lines):
+        while process.is_alive() and not (journal.is_file() and journal.read_text().count("\n") >= lines):
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert start("killed", 2).wait() == 0
+        process.kill()
+        assert ended(process) == -signal.SIGKILL
+    assert ended(start("killed", 2)) == 0, log.read_text()
     for name in ("model.safetensors", "recipe.yaml", "tuning/trials.jsonl"):
         assert len({(tmp_path / out / name).read_bytes() for out in ("one", "two", "killed")}) == 1, name
 
