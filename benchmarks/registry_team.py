@@ -3,7 +3,7 @@
     python benchmarks/registry_team.py RESULT [RESULT …] --truth COLLECTION [--names 300] [--months 12] [--changes 100]
 
 RESULT: encoders that `quantize` made of one original, which is still where it was; the good candidates. Bad ones are
-made of the first: another pooling, a tokenizer whose words are mixed up, a damaged linear, and what --bad names. No
+made of the first: another pooling, a tokenizer whose words are mixed up, a linear whose outputs are, and what --bad names. No
 gate asks for such faults by name. COLLECTION: corpus, queries and qrels, which no gate sees: a candidate is truly bad
 if its queries find 2 % less in an index of the original (nDCG@10; documents are cut at 300 characters).
 
@@ -201,12 +201,14 @@ def _tokenizer(path: Path) -> None:
 
 
 def _damaged(path: Path) -> None:
-    """The scales of one linear, each times a number of its own between 0 and 2."""
+    """The outputs of one linear that attention reads, in another order in each head: a conversion that went wrong."""
     file = next(path.glob("*.safetensors"))
     tensors = load_file(file)
-    name = sorted(name for name in tensors if name.endswith("output.dense.weight_scale"))[-1]
-    factors = 2 * torch.rand(tensors[name].shape, generator=torch.Generator().manual_seed(0))
-    tensors[name] = (tensors[name].float() * factors).to(tensors[name].dtype)
+    name = next(name for name in sorted(tensors) if name.endswith(".0.attention.self.query.weight"))
+    order = torch.randperm(len(tensors[name]), generator=torch.Generator().manual_seed(0))
+    for part in ("weight", "weight_scale", "bias"):
+        whole = name.removesuffix("weight") + part
+        tensors[whole] = tensors[whole][order].contiguous()
     save_file(tensors, file, {"format": "pt"})
 
 
