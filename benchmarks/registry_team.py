@@ -3,9 +3,9 @@
     python benchmarks/registry_team.py RESULT [RESULT …] --truth COLLECTION [--names 300] [--months 12] [--changes 100]
 
 RESULT: encoders that `quantize` made of one original, which is still where it was; the good candidates. Bad ones are
-made of the first: another pooling, a tokenizer whose words are mixed up, a linear whose outputs are, and what --bad names. No
-gate asks for such faults by name. COLLECTION: corpus, queries and qrels, which no gate sees: a candidate is truly bad
-if its queries find 2 % less in an index of the original (nDCG@10; documents are cut at 300 characters).
+made of the first: another pooling, a tokenizer whose words are mixed up, a linear whose outputs are, and what --bad
+names. No gate asks for such faults by name. COLLECTION: corpus, queries and qrels, which no gate sees: a candidate is
+truly bad if its queries find 2 % less in an index of the original (nDCG@10; documents are cut at 300 characters).
 
 Time is simulated, and a gate that saw the same files before says the same again. All else is real: versions, log,
 links. A bad version that was promoted is rolled back two days later. Printed: how many bad ones passed, how many good
