@@ -2,16 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
 from bitwright.pipeline import resources
 from bitwright.pipeline.job import Job, open_job
-from bitwright.pipeline.request import Texts
+from bitwright.pipeline.request import Texts, TrainingAsked
 from bitwright.pipeline.resources import run_cost
+from bitwright.pipeline.stages import stages_of
+from bitwright.progress import Quiet
 from bitwright.recipe import make_recipe
 from bitwright.record import Shape
+from bitwright.search.journal import Journal
 
 TinyModel = Callable[..., Path]
 SHAPES = (Shape(1, 16), Shape(8, 128))
@@ -43,6 +48,31 @@ def test_time_and_memory_follow_the_work(source: Path, monkeypatch: pytest.Monke
     assert calibrated.seconds > plain.seconds
     here = psutil.Process().memory_info().rss  # beside it two processes with torch at least, that are timed
     assert plain.memory_bytes > here + 2 * resources._PROCESS_BYTES
+
+
+def test_polishing_takes_as_many_passes_as_it_has_epochs(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_seconds_per_token", lambda job: 1e-3)
+
+    def job(**polish: int) -> Job:
+        recipe = make_recipe({"targets": ["bitwright"], "polish": polish} if polish else {"targets": ["bitwright"]})
+        return open_job(source, recipe, Texts(samples=60))
+
+    once, twice = job(tokens=4096, epochs=1), job(tokens=4096, epochs=2)
+    assert resources.polish_minutes(once) == pytest.approx(4096 * 1e-3 * 5.25 / 60)
+    assert resources.polish_minutes(twice) == pytest.approx(4096 * 1e-3 * 9.25 / 60)
+    assert resources.polish_minutes(job()) == 0
+    monkeypatch.setattr(resources, "_seconds_per_token", lambda job: 1.0)
+    plain, polished = (run_cost(each, sensitivity=False, shapes=()).seconds for each in (job(), once))
+    assert polished - plain == pytest.approx(4096 * 5.25, rel=0.2)  # fewer texts are left to judge on
+
+
+def test_stages_run_the_quickest_first(source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = make_recipe({"targets": ["bitwright"], "polish": {"tokens": 4096}})
+    job, journal = open_job(source, recipe, Texts(samples=60)), Journal(tmp_path / "journal.jsonl", "")
+    lesson = SimpleNamespace(asked=TrainingAsked(minutes=2.0))
+    for minutes, names in ((1.0, ["polish", "train"]), (3.0, ["train", "polish"])):
+        monkeypatch.setattr("bitwright.pipeline.stages.polish_minutes", lambda job, minutes=minutes: minutes)
+        assert [stage.name for stage in stages_of(job, cast(Any, lesson), journal, tmp_path, Quiet())] == names
 
 
 def test_the_float_model_is_timed_on_short_and_long_texts_without_padding(

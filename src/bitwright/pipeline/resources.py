@@ -37,6 +37,9 @@ _ENGINE_BYTES = 60 << 20  # of one that has imported our engine alone
 _ROUNDED_PER_S = 40e6  # weights that are read, rounded to nearest and written in a second
 _ENGINE_SHARE = 0.25  # of the time of the float model in torch, that the engine takes for the same tokens
 _TIMED_TOKENS, _TIMED_TEXTS = 2048, 4  # in all, and of one length
+# Of polishing, in forwards of the float model for the same tokens: a step goes forward and back through linears that
+# are rounded anew each time; what is held out, an eighth, and the float model's own outputs come once.
+_STEP_PASSES, _ONCE_PASSES = 4.0, 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ def run_cost(job: Job, *, sensitivity: bool, shapes: Sequence[Shape]) -> Estimat
     calibration = job_cost(job, resources()) if any(needs_inputs(row, job.recipe) for row in job.plan) else None
     if calibration is not None:
         seconds += calibration.seconds
+    seconds += _polish_s(job, token_s)
     if sensitivity and not streams:
         names = quantized_names(job.plan)
         parts = {part.members for part in parts_of([site for site in job.opened.sites if site.name in names])}
@@ -81,6 +85,19 @@ def run_cost(job: Job, *, sensitivity: bool, shapes: Sequence[Shape]) -> Estimat
     beside = (library, _PROCESS_BYTES + rivals)
     calibrating = 0 if calibration is None else calibration.memory_bytes
     return Estimate(seconds, here + max(*beside, calibrating))
+
+
+def polish_minutes(job: Job) -> float:
+    """What polishing would take, if the recipe asks for it. The float model is timed for this."""
+    return _polish_s(job, _seconds_per_token(job)) / 60 if job.recipe.polish is not None else 0.0
+
+
+def _polish_s(job: Job, token_s: float) -> float:
+    settings = job.recipe.polish
+    if settings is None:
+        return 0.0
+    tokens = min(settings.tokens, _count_tokens(job, job.scored.polishing))
+    return tokens * token_s * (_ONCE_PASSES + settings.epochs * _STEP_PASSES)
 
 
 def _timing_s(shapes: Sequence[Shape], token_s: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.polishing import polish_model
+from bitwright.pipeline.resources import polish_minutes
 from bitwright.pipeline.training import Lesson, train_linears
 from bitwright.progress import Progress
 from bitwright.quantizing.layers import Quantized
@@ -40,10 +41,10 @@ class Improved:
 
 
 def stages_of(job: Job, lesson: Lesson | None, journal: Journal, work: Path, progress: Progress) -> list[Stage]:
-    """The stages that a run asks for."""
+    """The stages that a run asks for, in the order of the minutes that they will take."""
     stages = []
     if job.recipe.polish is not None:
-        minutes = 0.0  # less than any training: it begins with the best codes there are
+        minutes = 0.0 if lesson is None else polish_minutes(job)
         stages.append(Stage("polish", minutes, False, lambda q: polish_model(job, q, work, progress)))
     if lesson is not None:
         minutes = math.inf if lesson.asked.minutes is None else lesson.asked.minutes
