@@ -5,8 +5,7 @@
 
 The model is MiniLM, with static INT8 or with 4-bit weights that have one scale per row. Calibration and tuning texts
 are few and short, so that a configuration takes seconds. They come in a random order, so that the beginning of a table
-is a sample of all. What is measured goes to a journal beside the table; a run that was stopped goes on.
-`tuner_regret.py` replays the table.
+is a sample of all. A run that was stopped goes on with the table that it left. `tuner_regret.py` replays the table.
 """
 
 import argparse
@@ -17,14 +16,16 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from bitwright.atomic import write_text_atomically
+from bitwright.kernels.dispatch import active_isa
 from bitwright.pipeline.job import open_job
 from bitwright.pipeline.request import Texts
 from bitwright.pipeline.trials import trial_of
 from bitwright.recipe import make_recipe
-from bitwright.search.journal import Journal
 from bitwright.search.tuning.recipes import EVEN, Facts, as_recipe
 from bitwright.search.tuning.space import Parameter, Space, Value, configurations, key_of
 
@@ -80,33 +81,46 @@ def main() -> None:
     job = open_job(Path(found.origin).parent / "model", recipe, texts)
     facts = Facts((), frozenset({"qkv", "attention_output", "ffn"}))
     measure = trial_of(job, texts)
-    journal = Journal(options.out.with_suffix(".journal"), json.dumps(job.context()))
+    # Rows of several processors may stand in one table: each says which instruction set it was measured with.
+    context = {name: value for name, value in job.context().items() if name != "machine or release"}
+    known = _read(options.out, context)
     everything = list(configurations(space))
     random.Random(_SEED).shuffle(everything)
     begun = time.monotonic()
-    rows = []
     for number, config in enumerate(everything):
-
-        def row(config: dict[str, object] = dict(config)) -> dict[str, object]:  # noqa: B006 (made for each turn)
-            outcome = measure(as_recipe(recipe, space, config, facts))  # type: ignore[arg-type]
+        if (key := key_of(config)) not in known:
+            outcome = measure(as_recipe(recipe, space, config, facts))
             values = {"emd": outcome.objective, "distance": outcome.distance, "loss": outcome.loss,
                       "rank_flips": outcome.rank_flips, "sqnr_db": outcome.sqnr_db}  # fmt: skip
-            return {"config": config, **{name: round(value, 9) for name, value in values.items()}}
-
-        rows.append(journal.remember(key_of(config), row))
-        if number % 20 == 19:
-            _write(options.out, rows)
+            known[key] = {
+                "config": dict(config),
+                "isa": active_isa(),
+                **{name: round(value, 9) for name, value in values.items()},
+            }
+        if number % 10 == 9:
+            _write(options.out, context, list(known.values()))
             print(f"{number + 1} of {len(everything)}, {time.monotonic() - begun:.0f} s", flush=True)
+    rows = list(known.values())
     best = min(row["emd"] for row in rows)
     near = sum(row["emd"] <= 1.02 * best for row in rows) / len(rows)
     print(f"{len(rows)} configurations; the best has EMD {best:.6f}; {near:.1%} are within 2 % of it")
     assert all(math.isfinite(row["emd"]) for row in rows)
-    _write(options.out, rows)
+    _write(options.out, context, rows)
 
 
-def _write(out: Path, rows: Sequence[object]) -> None:
+def _read(out: Path, context: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The rows of a table by configuration, if it is of the same model, texts and settings."""
+    empty: dict[str, Any] = {"context": context, "rows": []}
+    table = json.loads(out.read_text(encoding="utf-8")) if out.exists() else empty
+    if table["context"] != context:
+        raise SystemExit(f"{out} is of another model, other texts or other settings; choose another --out")
+    return {key_of(row["config"]): row for row in table["rows"]}
+
+
+def _write(out: Path, context: dict[str, str], rows: Sequence[object]) -> None:
     lines = ",\n".join(json.dumps(row) for row in rows)
-    out.write_text(f'{{"model": "all-MiniLM-L6-v2", "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    head = f'"model": "all-MiniLM-L6-v2", "context": {json.dumps(context)}'
+    write_text_atomically(out, f'{{{head}, "rows": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":
