@@ -45,11 +45,17 @@ def _open(directory: Path, rng: Random) -> None:
     from bitwright.pipeline.opened import open_model
     from bitwright.recipe import Recipe
 
+    if file := next(directory.glob("*.gguf"), None):
+        model: Any = load(file, threads=1)
+        model.encode(_IDS, batch_size=1)
+        if b"tokenizer.ggml.tokens" in file.read_bytes():
+            model.encode([text for text in _TEXTS if text], batch_size=2)
+        return
     config = directory / "config.json"
     if config.exists() and b"quantization_config" not in config.read_bytes() and rng.random() < 0.6:
         opened = open_model(directory)
         opened.resolve(Recipe())
-        model: Any = opened.runnable()
+        model = opened.runnable()
     else:
         model = load(directory, compute=rng.choice(("auto", "auto", "auto", "float32")), threads=1)
     license_of(directory)
