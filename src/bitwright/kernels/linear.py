@@ -217,8 +217,8 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
 
 
 class HalfLinear(_ExactModule):
-    """A linear kept in 16 bit: bf16 or fp16 weight (N, K), the input's dtype in and out. A bias (N,) that 16 bits cannot
-    hold stays float32, as files and other readers have it, and is added to the product.
+    """A linear kept in 16 bit: bf16 or fp16 weight (N, K), the input's dtype in and out. A bias (N,) that 16 bits
+    cannot hold stays float32, as files and other readers have it, and is added to the product.
 
     On a CPU that multiplies bf16 (AVX512-BF16, AMX) a bf16 layer rounds its input to bf16 and sums in float32. On other
     CPUs, and for fp16 on any, weight and input are raised to float32: torch's bf16 emulation is slower than that, and

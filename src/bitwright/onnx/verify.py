@@ -25,6 +25,7 @@ from bitwright.record import Verification
 from bitwright.runtime.expected import Expected
 from bitwright.runtime.time_limit import killed_after, seconds_allowed
 from bitwright.runtime.tolerances import engine_distances
+from bitwright.runtime.verify_library import mean_cosine
 
 # Target -> its name, and the packages that it needs.
 RUNTIMES = {"onnx": ("ONNX Runtime", ("onnx", "onnxruntime")), "openvino": ("OpenVINO", ("openvino",))}
@@ -97,13 +98,6 @@ def _compared(found_BV: np.ndarray, expected: Expected, least: float | None) -> 
             allowed = checks[f"{key}_allowed"]
             faults.append(f"its outputs differ by {checks[key]:.2g} from those of {other}; {allowed:.2g} is allowed")
     return checks, faults
-
-
-def mean_cosine(a_BV: np.ndarray, b_BV: np.ndarray) -> float:
-    """The mean cosine between rows."""
-    a, b = a_BV.astype(np.float64), b_BV.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(((a * b).sum(axis=1) / np.maximum(lengths, 1e-30)).mean())
 
 
 def _words(checks: Mapping[str, float]) -> str:
