@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bitwright.errors import BitwrightError, printable
+from bitwright.errors import BitwrightError, NumericsError, printable
 
 _LONGEST_MESSAGE = 4000  # characters: a message that nobody can read shows a structure
 _IDS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 4, 4, 4, 4, 4, 3]]
@@ -26,6 +26,8 @@ def attempt(how: str, directory: Path, rng: Random) -> str:
     except BitwrightError as error:
         message = str(error)
         assert message == printable(message), f"raw text in {message!r:.300}"
+        told = how != "open" or type(error) is not NumericsError
+        assert told, f"no file is named in {message!r:.300}"
         assert 0 < len(message) < _LONGEST_MESSAGE, f"a message of {len(message)} characters: {message!r:.300}"
         return type(error).__name__
     return "result"
