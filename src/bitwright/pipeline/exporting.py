@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bitwright.calibration.passages import ROLES, passages
 from bitwright.checkpoints.attention import ATTENTION_KEY
 from bitwright.checkpoints.convert import convert
 from bitwright.checkpoints.gguf_write import write_gguf
@@ -28,6 +29,7 @@ from bitwright.report import REPORT_FILE, write_report
 from bitwright.runtime.expected import Expected, expect
 from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.library import start_library
+from bitwright.runtime.load import load
 from bitwright.runtime.verify import CHECKED, compared, verify
 from bitwright.runtime.verify_library import Given, beside_engine, check_library, missing
 from bitwright.targets import ENGINE
@@ -44,10 +46,12 @@ TARGETS = tuple(name for name in TARGET_TABLE if name in (*CHECKED, ENGINE, *RUN
 
 
 def export_onnx(
-    directory: Path, out: Path, *, weights: "WeightRange" = "8bit", overwrite: bool = False, check: bool = True,
-    trust_remote_code: bool = False, progress: Progress,
+    directory: Path, out: Path, *, weights: "WeightRange" = "8bit", residuals: bool = False, overwrite: bool = False,
+    check: bool = True, trust_remote_code: bool = False, progress: Progress,
 ) -> tuple[WrittenOnnx, Verification | None]:  # fmt: skip
     """Write the ONNX graph of a result, and verify it in ONNX Runtime before it appears.
+
+    residuals: compute residual additions in 8 bits, too, on grids from the built-in texts for calibration.
 
     Raises:
         TargetError: also a graph that ONNX Runtime computes otherwise, or without integer kernels.
@@ -67,10 +71,19 @@ def export_onnx(
     written = write_onnx(
         opened, out, weights=weights, overwrite=overwrite, trust_remote_code=trust_remote_code,
         check=checked if check else None, progress=progress,
+        residuals=_calibrating_ids(directory) if residuals else (),
     )  # fmt: skip
     for folder in (directory, out):
         keep(folder, rows)
     return written, rows[0] if rows else None
+
+
+def _calibrating_ids(directory: Path) -> list[np.ndarray]:
+    """Token ids of some of the built-in texts that calibrate, a text a batch."""
+    model = load(directory)
+    texts = [passage.text for passage in passages() if ROLES[passage.kind] == "calibration"]
+    ids = model.tokenize(texts[::10])
+    return [np.array([row[: model.max_tokens]], np.int64) for row in ids]
 
 
 def verify_result(
