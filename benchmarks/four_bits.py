@@ -82,7 +82,7 @@ def report(rows: list[dict[str, Any]], sizes: dict[str, int]) -> int:
 def held_bytes(name: str, shape: Shape) -> int:
     """Bytes of weights that one token reads."""
     bits = {"INT4": 4.5, "Q4_K": 4.5, "MXFP4": 4.25}[name]
-    head = shape["vocab_size"] * shape["hidden_size"]
+    head: int = shape["vocab_size"] * shape["hidden_size"]
     return round(sum(n * k for _, _, n, k in linears(shape)) * bits / 8) + head
 
 

@@ -234,9 +234,7 @@ class HalfLinear(_ExactModule):
             raise KernelError(f"HalfLinear holds bfloat16 or float16, got {weight_NK.dtype}")
         self.out_features, self.in_features = weight_NK.shape
         self.register_buffer("weight", weight_NK.detach())
-        rounded = None if bias is None else bias.detach().to(weight_NK.dtype)
-        exact = rounded is None or torch.equal(rounded.float(), bias.float())
-        self.register_buffer("bias", rounded if exact else bias.detach().float())
+        self.register_buffer("bias", None if bias is None else _held_bias(bias.detach(), weight_NK.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """x float (..., K) -> (..., N) of the same dtype."""
@@ -251,6 +249,12 @@ class HalfLinear(_ExactModule):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"{self.in_features} -> {self.out_features}, {self.weight.dtype}"
+
+
+def _held_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """In 16 bits, if those hold it."""
+    rounded = bias.to(dtype)
+    return rounded if torch.equal(rounded.float(), bias.float()) else bias.float()
 
 
 @functools.cache
