@@ -99,7 +99,7 @@ def weights_of(model: Any) -> Weights:
     found = {}
     with torch.inference_mode():
         for name, module in linears(model):
-            k = module.in_features
+            k = getattr(module, "in_features", None) or module.infeatures
             wide = module(torch.eye(k)).float().T
             bias = getattr(module, "bias", None)
             found[name] = (wide if bias is None else wide - bias.float()[:, None]).contiguous()
