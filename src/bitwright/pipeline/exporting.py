@@ -118,7 +118,7 @@ def verify_result(
         progress.say("running it in clean processes")
         original = _original(opened, expected.ids_BT, source) if "bitwright" in libraries else None
         found = verify(
-            directory, libraries, expected.ids_BT, expected.generic_BV, expected.plain_BV, expected.calls,
+            directory, libraries, Given(expected.ids_BT, expected.plain_BV, expected.generic_BV), expected.calls,
             original=original, engine=expected.engine_BV,
         )  # fmt: skip
         rows |= {row["target"]: from_data(Verification, row) for row in found}

@@ -30,6 +30,7 @@ from bitwright.record import (
     from_data,
 )
 from bitwright.runtime.verify import compared, verify
+from bitwright.runtime.verify_library import Given
 from bitwright.search.journal import Journal
 from bitwright.targets import ENGINE, TARGETS
 
@@ -176,7 +177,7 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized, backend: st
     libraries = dict.fromkeys("bitwright" if target == ENGINE else target for target in targets)
     others = [target for target in libraries if target not in (*graphs, *formats)]
     rows = [from_data(Verification, row) for row in verify(
-        staged, others, ids.numpy(), expected, plain, calls, compute, original)]  # fmt: skip
+        staged, others, Given(ids.numpy(), plain, expected), calls, compute, original)]  # fmt: skip
     if ENGINE in targets:
         rows.append(on_engine(next(row for row in rows if row.target == "bitwright"), backend))
     return (*rows, *verify_graphs(staged, graphs), *verify_formats(staged, formats))

@@ -40,9 +40,7 @@ CHECKED = (_OURS, "transformers", "sentence-transformers")
 def verify(
     directory: Path,
     targets: Sequence[str],
-    ids_BT: np.ndarray,
-    quantized: np.ndarray,
-    dequantized: np.ndarray,
+    given: Given,
     n_integer: int,
     compute: str = "auto",
     original: np.ndarray | None = None,
@@ -51,25 +49,22 @@ def verify(
     """Check `directory` in every target; one row per target, as the Record documents.
 
     Args:
-        ids_BT: int64 token ids, sequences of equal length; where the engine runs, two at least, and of distinct texts.
-        quantized: float32 (B, values), what `compared` says of the quantized model.
-        dequantized: the same of the float model with every weight replaced by the number that its code stands for.
+        given: where the engine runs, two texts at least, and distinct ones; `rounded` is of the quantized model.
         n_integer: calls of integer kernels that one forward of the "bitwright" target must make: one for each such
             linear, but for experts to which no token is routed.
-        original: the same of the float model, if `directory` has int8 attention.
+        original: what `compared` says of the float model, if `directory` has int8 attention.
         engine: the same of the engine, beside which libraries are shown; by default that of the clean process.
     """
-    expected = _Expected(quantized, dequantized, n_integer, original)
+    expected = _Expected(given.rounded, given.dequantized, n_integer, original)
     rows = {target: row for target in targets if (row := _unchecked(target)) is not None}
     checked = [target for target in targets if target not in rows]
     libraries = [target for target in checked if target != _OURS]
     if libraries:
         start_library()
-    given = Given(ids_BT, dequantized, quantized)
     with _clean_process(_OURS in checked) as child:
         found = {target: check_library(directory, target, given) for target in libraries}
         if child is not None:
-            rows[_OURS], ran = _verify_ours(child, directory, ids_BT, expected, compute)
+            rows[_OURS], ran = _verify_ours(child, directory, given.ids_BT, expected, compute)
             engine = ran if engine is None else engine
     for target, check in found.items():
         checks = check.checks
