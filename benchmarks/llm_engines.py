@@ -52,11 +52,11 @@ class Engine(NamedTuple):
 def open_bitwright(path: Path, threads: int) -> Engine:
     """Ours, on the level of the scheduler's steps."""
     import bitwright
-    from bitwright.files.directory import ModelDirectory
+    from bitwright.files.opening import open_path
     from bitwright.generate.cache import Held
     from bitwright.runtime.decoder_model import DecoderModel
 
-    model = DecoderModel(ModelDirectory(path), threads=threads, cache_tokens=CACHE_TOKENS)
+    model = DecoderModel(open_path(path), threads=threads, cache_tokens=CACHE_TOKENS)
     held: list[Held] = []
 
     def open_session(sequences: int, prompt: int, steps: int) -> Session:

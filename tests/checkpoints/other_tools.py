@@ -3,12 +3,15 @@ without a line of the readers. Each encoder gives the tensors of one linear, and
 """
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 Tensors = dict[str, torch.Tensor]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -112,3 +115,74 @@ def save(folder: Path, config: dict[str, Any], modules: dict[str, Tensors], **ot
     save_file(tensors | others, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     return folder
+
+
+def fp8_blocks(n: int, k: int, seed: int) -> tuple[Tensors, np.ndarray]:
+    tensors, expected = fp8(n, k, (-(-n // 32), -(-k // 32)), (32, 32))
+    return {"weight": tensors["weight"], "weight_scale_inv": tensors["weight_scale"] / 50}, expected / 50
+
+
+def nvfp4(n: int, k: int, seed: int) -> tuple[Tensors, np.ndarray]:
+    codes, values, raw = fp4(n, k, 16, seed)
+    scale = torch.tensor(raw % 40).view(torch.float8_e4m3fn)
+    part = {"weight": codes, "weight_scale": scale, "weight_scale_2": torch.tensor(0.25)}
+    return part, values * np.repeat(scale.float().numpy(), 16, axis=1) / 4
+
+
+MXFP4 = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
+MXFP4_GROUP = {"targets": ["Linear"], "weights": MXFP4, "input_activations": MXFP4}
+
+
+def mxfp4(n: int, k: int, seed: int) -> tuple[Tensors, np.ndarray]:
+    codes, values, raw = fp4(n, k, 32, seed)
+    raw = raw % 4 + 120
+    part = {"weight_packed": codes, "weight_scale": torch.tensor(raw)}
+    return part, values * np.repeat(2.0 ** (raw.astype(int) - 127), 32, axis=1)
+
+
+# Name -> what config.json says, and the tensors of a linear with the numbers that they stand for.
+FORMATS: dict[str, tuple[dict[str, Any], Callable[[int, int, int], tuple[Tensors, np.ndarray]]]] = {
+    "gptq": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True},
+        lambda n, k, s: gptq(n, k, seed=s),
+    ),
+    "gptq, act-order": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False},
+        lambda n, k, s: gptq(n, k, sym=False, order=True, seed=s),
+    ),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32}, lambda n, k, s: awq(n, k, seed=s)),
+    "auto-round": (
+        {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": 4, "group_size": 32,
+         "sym": False, "data_type": "int", "extra_config": {"lm_head": {"bits": 16}}},
+        lambda n, k, s: awq(n, k, seed=s),
+    ),
+    "mlx": ({"bits": 4, "group_size": 32}, lambda n, k, s: mlx(n, k, seed=s)),
+    "mlx, tied": ({"bits": 4, "group_size": 32}, lambda n, k, s: mlx(n, k, seed=s)),
+    "mlx, 6 bits": ({"bits": 6, "group_size": 32}, lambda n, k, s: mlx(n, k, bits=6, seed=s)),
+    "fp8": ({"quant_method": "fp8", "weight_block_size": [32, 32]}, fp8_blocks),
+    "mxfp4": (
+        {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized", "config_groups": {"g": MXFP4_GROUP}},
+        mxfp4,
+    ),
+    "nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4),
+}  # fmt: skip
+
+
+def write_model(source: Path, out: Path, name: str) -> Any:
+    """The model with other linears, as a tool writes it; and the float model of the same numbers."""
+    said, encode = FORMATS[name]
+    shutil.copytree(source, out)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    tensors = load_file(source / "model.safetensors")
+    mlx = name.startswith("mlx")
+    modules = [n.removesuffix(".weight") for n, t in tensors.items() if ".layers." in n and t.ndim == 2]
+    for seed, module in enumerate([*modules, *(["model.embed_tokens"] if mlx else [])]):
+        n, k = tensors.pop(f"{module}.weight").shape
+        part, numbers = encode(n, k, seed)
+        tensors |= {f"{module}.{suffix}": tensor for suffix, tensor in part.items()}
+        with torch.no_grad():
+            model.get_submodule(module).weight.copy_(torch.tensor(numbers))
+    save_file(tensors, out / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"quantization" if mlx else "quantization_config": said}))
+    return model

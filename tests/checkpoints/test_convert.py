@@ -20,7 +20,8 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.numerics.arrays import Bf16, as_torch
 from bitwright.numerics.linear import QuantizedLinear
 from tests.checkpoints import other_tools as tools
-from tests.runtime.test_other_tools import SIZE, write
+from tests.checkpoints.other_tools import write_model
+from tests.runtime.test_other_tools import SIZE
 
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
 OTHERS = {
@@ -235,7 +236,7 @@ def test_transformers_reads_what_another_tool_wrote_once_it_is_converted(
     pytest.importorskip("compressed_tensors")
     from transformers import AutoModelForCausalLM
 
-    model = write(tiny_model("llama", tie_word_embeddings=False, **SIZE), tmp_path / "in", "gptq")
+    model = write_model(tiny_model("llama", tie_word_embeddings=False, **SIZE), tmp_path / "in", "gptq")
     convert(ModelDirectory(tmp_path / "in"), "compressed-tensors", tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, tensor in model.state_dict().items():

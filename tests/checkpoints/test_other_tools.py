@@ -98,6 +98,38 @@ def test_awq(tmp_path: Path, keys: tuple[str, str]) -> None:
     assert np.array_equal(number(found), expected)
 
 
+def test_autoawq_leaves_parts_of_names_to_the_files(tmp_path: Path) -> None:
+    """AutoAWQ finds "mlp.gate" in "mlp.gate_proj", transformers does not: codes are codes, and floats are floats."""
+    config = {"quant_method": "awq", "bits": 4, "group_size": 32, "modules_to_not_convert": ["mlp.gate", "lm_head"]}
+    linear, expected = tools.awq(40, 64)
+    gate = "model.layers.0.mlp.gate_proj"
+    others = {"model.layers.0.mlp.gate.weight": torch.ones(4, 64), "lm_head.weight": torch.ones(8, 64)}
+    found = opened(tools.save(tmp_path, {"quantization_config": config}, {gate: linear}, **others))
+    assert np.array_equal(number(found, gate), expected)
+    assert others.keys() <= found.others
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "bits"),
+    [
+        ({r"\.1\.": 8}, "model.layers.1.mlp.up_proj", 8),  # anywhere in a name
+        ({"up_proj": 8}, "model.layers.1.mlp.up_proj", 8),
+        ({"model.layers.1.mlp": 8, "up_proj": 2}, "model.layers.1.mlp.up_proj", 8),  # the first counts
+        ({"model.layers.1.mlp.up_proj": 8, "up_proj": 4}, "model.layers.1.mlp.up_proj", 8),  # a whole name comes first
+        ({"model.layers.0.mlp.up_proj": 8}, "model.layers.1.mlp.up_proj", 4),
+    ],
+)
+def test_auto_round_matches_anywhere(tmp_path: Path, said: dict[str, int], name: str, bits: int) -> None:
+    """As `_expand_regex_config` of AutoRound 0.16."""
+    own = {key: {"bits": bits_} for key, bits_ in said.items()}
+    config = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "extra_config": own}
+    tensors, expected = tools.gptq(32, 64, bits=bits)
+    eight, _ = tools.gptq(32, 64, bits=said.get(M, 4))
+    modules = {name: tensors} | ({M: eight} if M in said else {})
+    found = opened(tools.save(tmp_path, {"quantization_config": config}, modules))
+    assert np.array_equal(number(found, name), expected)
+
+
 @pytest.mark.parametrize(
     ("packing", "less_one"),
     [
@@ -299,6 +331,9 @@ LIES: dict[str, tuple[str, tools.Tensors, dict[str, Any], str]] = {
     "gptq, a weight too": ("gptq", GPTQ | {"weight": torch.ones(32, 64)}, {}, r"weight is unexpected"),
     "gptq, a stranger's scale": ("gptq", GPTQ | {"weight_scale": torch.ones(1)}, {}, "weight_scale is unexpected"),
     "gptq, dynamic of a list": ("gptq", GPTQ, {"dynamic": [1]}, "dynamic must map"),
+    "gptq, codes of what it leaves": ("gptq", GPTQ, {"dynamic": {"-:.*up_proj": {}}}, "leaves .*up_proj in floats"),
+    "awq, codes of what it leaves": ("awq", AWQ, {"modules_to_not_convert": ["up_proj"]}, "leaves .*up_proj in floats"),
+    "awq, a list of numbers": ("awq", AWQ, {"modules_to_not_convert": [1]}, "modules_to_not_convert must list"),
     "gptq, a pattern without end": ("gptq", GPTQ, {"dynamic": {"+:(a*)*b": {}}}, "could take for ever"),
     "awq, gemv": ("awq", AWQ, {"version": "gemv"}, "version 'gemv'"),
     "awq, 3 bits": ("awq", AWQ, {"bits": 3}, "bits = 3"),

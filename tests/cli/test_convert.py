@@ -12,7 +12,8 @@ from bitwright.cli import app
 from bitwright.cli.convert import FORMAT_NAMES
 from bitwright.errors import InputError
 from tests.checkpoints import other_tools as tools
-from tests.runtime.test_other_tools import SIZE, write
+from tests.checkpoints.other_tools import write_model
+from tests.runtime.test_other_tools import SIZE
 
 
 def run(*arguments: Any) -> None:
@@ -26,7 +27,7 @@ def test_the_formats_of_the_option_are_those_that_are_written() -> None:
 def test_inspect_says_what_a_checkpoint_holds_and_how_it_runs(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tiny_model("llama", tie_word_embeddings=False, **SIZE), tmp_path / "out", "gptq")
+    write_model(tiny_model("llama", tie_word_embeddings=False, **SIZE), tmp_path / "out", "gptq")
     run("inspect", tmp_path / "out", "--json")
     found = json.loads(capsys.readouterr().out)
     assert (found["format"], found["runs_on"], found["problems"]) == ("gptq", "engine", [])
@@ -43,7 +44,7 @@ def test_inspect_says_what_a_checkpoint_holds_and_how_it_runs(
 def test_inspect_names_what_runs_in_another_way(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tiny_model("llama", tie_word_embeddings=False, **SIZE), tmp_path / "out", "fp8")
+    write_model(tiny_model("llama", tie_word_embeddings=False, **SIZE), tmp_path / "out", "fp8")
     run("inspect", tmp_path / "out")
     told = capsys.readouterr()
     assert "14 × FP8 linears with a scale per 32×32 block run as floats" in " ".join(told.err.split())

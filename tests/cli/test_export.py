@@ -39,5 +39,24 @@ def test_export_then_verify(run: Callable[..., Any], tiny_model: Callable[..., P
     assert run("export", result, "--out", out).code == 2
 
 
+@pytest.mark.full
+def test_verify_a_converted_checkpoint(
+    run: Callable[..., Any], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, result, out = tiny_model("llama", hidden_size=64, intermediate_size=96), tmp_path / "r", tmp_path / "g"
+    recipe = make_recipe({"scheme": "w4a16_g32", "targets": ["bitwright"]})
+    bitwright.quantize(source, out=result, recipe=recipe, samples=40, judged=False)
+    assert run("convert", result, "--to", "gptq", "--out", out).code == 0
+    for checked in ([out, "--target", "gptq"], [result, "--target", "gptq", "--target", "awq", "--export", out]):
+        found = run("verify", *checked, "--json", "--quiet")
+        rows = {row["target"]: row for row in json.loads(found.out)}
+        assert rows["gptq"]["ok"], rows
+        assert {"relative_error", "engine_top1_agreement", "seconds"} <= rows["gptq"]["checks"].keys()
+    assert rows["awq"]["ok"] is False  # that export is none
+    found = run("verify", result, "--target", "engine", "--source", source)
+    assert found.code == 0, found.out
+    assert {"gptq", "engine"} <= {row.target for row in read_record(result).verify or ()}
+
+
 def test_targets_are_those_of_the_pipeline() -> None:
     assert TARGET_NAMES == TARGETS

@@ -175,6 +175,15 @@ def test_integer_products_take_whole_levels(spec: QuantSpec) -> None:
     assert np.array_equal(scale.swapaxes(1, 2).reshape(-1, want.scale_NG.shape[1])[:N], want.scale_NG)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_head_that_is_not_finite_is_refused(value: float) -> None:
+    """Fuzzing found it: the message named no file."""
+    weight = np.ones((16, 64), np.float32)
+    weight[3, 5] = value
+    with pytest.raises(EngineError, match="NaN or infinity"):
+        head_in_int8(FloatLinear(weight, None))
+
+
 def test_rows_that_are_packed_part_by_part_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the parts; also of a head that becomes int8 on the way, and never lies in memory whole."""
     rng = np.random.default_rng(0)
@@ -217,6 +226,10 @@ def test_minima_go_beside_the_scales(bits: int, bf16: bool) -> None:
     assert isinstance(floats, PackedBf16)
     assert np.array_equal(layouts.unpack_bf16(floats.values, N, K), narrow(weight.dequantize()).bits)
     assert join(linear, linear)
+    # Q2_K beside Q4_1, which fuzzing found: both are floats in bf16, and their groups differ in int8.
+    halves = np.repeat(scale, 2, axis=1), np.repeat(minimum, 2, axis=1)
+    spec16 = QuantSpec(bits=bits, symmetric=False, group_size=16)
+    assert not join(linear, QuantizedLinear(QTensor(weight.codes_NK, halves[0], None, spec16, minimum_NG=halves[1])))
     assert not join(linear, QuantizedLinear(QTensor(weight.codes_NK, scale, np.zeros((N, 3), np.int8), spec)))
     with pytest.raises(NumericsError, match="float minimum for each group cannot be stored"):
         linear_tensors(linear, guarded=False)

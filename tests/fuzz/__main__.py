@@ -2,6 +2,7 @@
 
     python -m tests.fuzz [--inputs 100000] [--quantized 2000] [--seed 0] [--minutes M] [--json fuzz.json] [--keep DIR]
     python -m tests.fuzz --only 17 --how open --keep DIR      # makes one input again, and tries it
+    python -m tests.fuzz --reader gptq --minutes 20           # what one reader of checkpoints reads, and nothing else
 
 Of `--inputs`, most are opened, planned, loaded and run, some are recipes and some are records; `--quantized` go
 through the whole of `quantize`. The exit code is 1 if one fails: a signal, over 5 s or 1.5 GB, an exception that is not
@@ -39,12 +40,13 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, root: Path) -> int:
-    from tests.fuzz.seeds import FLOAT, QUANTIZED, write_seeds
+    from tests.fuzz.seeds import FLOAT, QUANTIZED, READERS, write_seeds
 
     (root / "seeds").mkdir()
     (root / "work").mkdir()
     context = get_context("spawn")
     names = ("bert", "distilbert", "llama", "bert-w8a8", "roberta-w4a16") if arguments.few else (*FLOAT, *QUANTIZED)
+    names = READERS.get(arguments.reader, names)
     writer = context.Process(target=write_seeds, args=(root / "seeds", names))
     writer.start()
     writer.join()
@@ -63,8 +65,12 @@ def _run(arguments: argparse.Namespace, root: Path) -> int:
         "quantize": [seed for seed in seeds if (seed / "config.json").exists() and not (seed / "record.json").exists()],
     }
     seeds_of["judge"] = seeds_of["quantize"]
+    if arguments.reader:
+        seeds_of["open"] = [root / "seeds" / name for name in names]
     if arguments.only is not None:
         plan = {arguments.how: [arguments.only]}
+    elif arguments.reader:
+        plan = {"open": list(range(arguments.first, arguments.first + arguments.inputs))}
     else:
         shares = {how: round(arguments.inputs * share) for how, share in SHARES.items()}
         plan = {how: list(range(arguments.first, arguments.first + n)) for how, n in shares.items()}
@@ -111,6 +117,8 @@ def _tell(tried: object) -> None:
 
 
 def _arguments() -> argparse.Namespace:
+    from tests.fuzz.seeds import READERS
+
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--quantized", type=int, default=2000)
@@ -118,6 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--few", action="store_true", help="begin with few models, which are written quickly")
     parser.add_argument("--minutes", type=float, help="of each kind, at most")
+    parser.add_argument("--reader", choices=list(READERS), help="begin with the checkpoints of this one")
     parser.add_argument("--only", type=int, help="index of the only input")
     parser.add_argument("--how", default="open")
     parser.add_argument("--keep", type=Path, help="where inputs that fail are kept")

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bitwright.errors import BitwrightError, printable
+from bitwright.errors import BitwrightError, NumericsError, printable
 
 _LONGEST_MESSAGE = 4000  # characters: a message that nobody can read shows a structure
 _IDS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 4, 4, 4, 4, 4, 3]]
@@ -26,6 +26,8 @@ def attempt(how: str, directory: Path, rng: Random) -> str:
     except BitwrightError as error:
         message = str(error)
         assert message == printable(message), f"raw text in {message!r:.300}"
+        told = how != "open" or type(error) is not NumericsError
+        assert told, f"no file is named in {message!r:.300}"
         assert 0 < len(message) < _LONGEST_MESSAGE, f"a message of {len(message)} characters: {message!r:.300}"
         return type(error).__name__
     return "result"
@@ -45,11 +47,17 @@ def _open(directory: Path, rng: Random) -> None:
     from bitwright.pipeline.opened import open_model
     from bitwright.recipe import Recipe
 
+    if file := next(directory.glob("*.gguf"), None):
+        model: Any = load(file, threads=1)
+        model.encode(_IDS, batch_size=1)
+        if b"tokenizer.ggml.tokens" in file.read_bytes():
+            model.encode([text for text in _TEXTS if text], batch_size=2)
+        return
     config = directory / "config.json"
     if config.exists() and b"quantization_config" not in config.read_bytes() and rng.random() < 0.6:
         opened = open_model(directory)
         opened.resolve(Recipe())
-        model: Any = opened.runnable()
+        model = opened.runnable()
     else:
         model = load(directory, compute=rng.choice(("auto", "auto", "auto", "float32")), threads=1)
     license_of(directory)

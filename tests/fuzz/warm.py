@@ -16,7 +16,7 @@ def warm(seeds: Path) -> None:
     import bitwright.runtime.generic  # noqa: F401
 
     torch.set_num_threads(1)
-    for name in ("bert", "llama"):
+    for name in ("bert", "llama", "wide", "mpnet", "mixtral"):  # one at least is of each run
         if (seeds / name).is_dir():
             open_seed(seeds / name)
     assert threading.active_count() == 1

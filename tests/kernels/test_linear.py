@@ -248,6 +248,15 @@ def test_half_linear_is_close_to_float(dtype):
     assert layer(x.half()).dtype == torch.float16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_linear_rounds_no_bias_of_the_files(dtype):
+    """As every other reader: the same weight, and a bias that 16 bits cannot hold, is a sum in float32."""
+    weight, bias, x = inputs(48, 70).to(dtype), inputs(48) + 1e-5, inputs(3, 70).to(dtype).float()
+    layer, plain = HalfLinear(weight, bias), HalfLinear(weight, None)
+    assert torch.allclose(layer(x), plain(x) + bias, rtol=0, atol=1e-6)
+    assert HalfLinear(weight, bias.to(dtype).float()).bias.dtype == dtype
+
+
 def test_half_linear_takes_16_bit_only():
     with pytest.raises(KernelError, match=r"got torch.float32"):
         HalfLinear(torch.zeros(2, 2), None)

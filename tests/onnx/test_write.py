@@ -201,3 +201,19 @@ def test_what_cannot_be_exported_is_refused(quantized: Made, tiny_model: Callabl
 
 def _metadata(out: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(out / MODEL_FILE).metadata_props}
+
+
+@pytest.mark.parametrize("family", ["bert", pytest.param("modernbert", marks=pytest.mark.full)])
+def test_residual_additions_in_8_bits(quantized: Made, family: str, tmp_path: Path) -> None:
+    """Two in each of two blocks; their outputs feed a norm, and ONNX Runtime adds codes."""
+    directory = quantized(family, "w8a8_static")
+    write_onnx(directory, tmp_path / "out", residuals=[np.array([text]) for text in TEXTS])
+    opened = open_onnxruntime(tmp_path / "out" / MODEL_FILE, 1)
+    linears = json.loads(_metadata(tmp_path / "out")["bitwright.linears"])
+    assert linears["residual"] == 4
+    assert opened.kernels["QLinearAdd"] == 4
+    assert sum(opened.kernels.values()) == linears["static"] + 4
+    plain = run(exported(directory, tmp_path / "plain"), TEXTS)["sentence_embedding"]
+    found = run(opened, TEXTS)["sentence_embedding"]
+    apart = largest_difference(found, plain)
+    assert 1e-4 < apart < 0.05

@@ -16,7 +16,8 @@ from bitwright.recipe import make_recipe
 from bitwright.runtime.engine_model import EngineModel
 from bitwright.runtime.swap import set_compute
 from bitwright.runtime.tolerances import attention_distances, engine_distances
-from bitwright.runtime.verify import _outputs_of_library, compared
+from bitwright.runtime.verify import compared
+from bitwright.runtime.verify_library import _outputs
 
 Tensors = dict[str, torch.Tensor]
 HEAD = {"tiny": 16, "minilm": 32}
@@ -123,7 +124,7 @@ def test_faults_of_the_engine_are_caught(
     model = bitwright.load(out)
     tokens = np.resize([token for ids in model.tokenize(texts) for token in ids], (32, 32))
     ids = torch.from_numpy(tokens)
-    plain = _outputs_of_library(out, "transformers", tokens)
+    plain = _outputs(ModelDirectory(out), "transformers", tokens).outputs
     set_compute(model.generic.hf, "bfloat16")
     generic, _ = compared(model.generic, ids)
     float_attention = compared(EngineModel(ModelDirectory(out), float_attention=True), ids)[0]

@@ -16,6 +16,7 @@ from bitwright.numerics.linear import QuantizedLinear, ready
 from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.swap import set_compute, swap_linears
 from bitwright.runtime.verify import compared, verify
+from bitwright.runtime.verify_library import Given
 
 pytestmark = [
     pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
@@ -47,7 +48,7 @@ def test_a_decoder_gives_the_same_logits_in_a_clean_process(
     assert (calls, none) == (14, 0)
     assert not np.allclose(ours, theirs, rtol=1e-3)
     original, _ = compared(float_model(load_model(source)), torch.from_numpy(ids))
-    rows = verify(out, ("bitwright", "transformers"), ids, ours, theirs, calls, original=original)
+    rows = verify(out, ("bitwright", "transformers"), Given(ids, theirs, ours), calls, original=original)
     assert [(row["target"], row["ok"]) for row in rows] == [("bitwright", True), ("transformers", True)], rows
     assert rows[0]["checks"]["relative_error"] == 0.0
 
@@ -55,5 +56,5 @@ def test_a_decoder_gives_the_same_logits_in_a_clean_process(
 def test_a_process_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitwright.runtime.verify.seconds_allowed", lambda *work: 0.1)
     nothing = np.zeros((2, 3), np.float32)
-    (row,) = verify(tmp_path, ["bitwright"], np.ones((2, 3), np.int64), nothing, nothing, 0)
+    (row,) = verify(tmp_path, ["bitwright"], Given(np.ones((2, 3), np.int64), nothing, nothing), 0)
     assert (row["ok"], row["detail"]) == (False, "the process gave no answer within 0 s, and was killed")

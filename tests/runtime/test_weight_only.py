@@ -24,6 +24,7 @@ from bitwright.runtime.generic import load_generic
 from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.swap import round_groups, set_compute, swap_linears
 from bitwright.runtime.verify import compared, verify
+from bitwright.runtime.verify_library import Given
 
 pytestmark = [
     pytest.mark.skipif(not dispatch.available(), reason="the native kernels are not built"),
@@ -240,7 +241,7 @@ def test_a_clean_process_agrees(
     plain, _ = compared(float_model(loaded), IDS)
     set_compute(loaded.model, "auto")
     ours, calls = compared(float_model(loaded), IDS)
-    rows = verify(directory, ("bitwright",), IDS.numpy(), ours, plain, calls)
+    rows = verify(directory, ("bitwright",), Given(IDS.numpy(), plain, ours), calls)
     assert rows[0]["ok"], rows
     assert calls == 0
     assert rows[0]["checks"]["engine_integer_kernel_calls"] == rows[0]["checks"]["engine_added_calls"] == 12

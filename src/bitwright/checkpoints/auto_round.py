@@ -3,7 +3,7 @@
 packing_format    auto_round:auto_gptq              zero points less one (GPTQ v1)
                   auto_round, …:gptqmodel           zero points as they are (GPTQ v2)
                   auto_round:auto_awq               AutoAWQ's
-extra_config      settings of single modules, by name or by pattern
+extra_config      settings of single modules, by name or by pattern, which may match anywhere in a name
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,10 @@ def read_auto_round(directory: ModelDirectory) -> Checkpoint:
                 f"{where}: data_type {brief(kind)}, act_bits {brief(inputs)}; this release reads weights of integers, "
                 "with float inputs"
             )
-    find = own_settings({f"{name}$": own for name, own in extra.items()}, f"{where}: extra_config")
+    # As AutoRound has it: what is no name of a module is a pattern, which may match anywhere in one; {} says nothing.
+    names = {name.rpartition(".")[0] for name in directory.tensors}
+    patterns = {key: own for key, own in extra.items() if own and key not in names}
+    find = own_settings(patterns, f"{where}: extra_config", anywhere=True)
 
     def settings(module: str) -> Mapping[str, Any]:
         return {**said, **(extra.get(module) or find(module) or {})}

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.checkpoints.checkpoint import Checkpoint, Module, assemble, groups_of, modules_with, read_bias, whole
+from bitwright.checkpoints.checkpoint import (
+    Checkpoint,
+    Module,
+    assemble,
+    groups_of,
+    modules_with,
+    read_bias,
+    refuse_excluded,
+    whole,
+)
 from bitwright.checkpoints.gptq import SCALES, Settings
 from bitwright.checkpoints.integer_codes import integer_spec, integer_weight
 from bitwright.checkpoints.linear_tensors import Entry
@@ -27,7 +36,7 @@ from bitwright.checkpoints.spelling import (
     splits,
     uneven,
 )
-from bitwright.errors import CheckpointError, NumericsError, brief
+from bitwright.errors import CheckpointError, InputError, NumericsError, brief
 from bitwright.files.directory import ModelDirectory
 from bitwright.numerics.arrays import Array
 from bitwright.numerics.bits import pack_awq, unpack_awq
@@ -54,6 +63,16 @@ def read_awq(directory: ModelDirectory) -> Checkpoint:
         "bits": said.get("bits", said.get("w_bit", 4)),
         "group_size": said.get("group_size", said.get("q_group_size")),
     }
+    kept = said.get("modules_to_not_convert") or []
+    if not isinstance(kept, list) or not all(isinstance(part, str) for part in kept):
+        raise CheckpointError(f"{where}: modules_to_not_convert must list names, but is {brief(kept)}")
+    # The files decide what is quantized, as some readers match these parts anywhere in a name ("mlp.gate" in
+    # "mlp.gate_proj"), and some only at its ends. Where all of them do, no reader would take the codes.
+    refuse_excluded(
+        modules_with(directory, "qweight"),
+        lambda module: any(module.startswith(f"{part}.") or module.endswith(part) for part in kept),
+        f"{where}: modules_to_not_convert",
+    )
     return read_interleaved(directory, lambda module: own)
 
 
@@ -132,6 +151,16 @@ def _awq_tensors(linear: QuantizedLinear, common: Common) -> dict[str, Array]:
 
 
 def _awq_config(contents: Contents) -> dict[str, Any]:
+    """Raises:
+    InputError: AutoAWQ and vLLM look for each of `modules_to_not_convert` anywhere in a name, and would find one in
+        that of a quantized linear.
+    """
+    for left in contents.floats:
+        if taken := next((name for name in contents.forms if left in name), None):
+            raise InputError(
+                f"{left} stays in floats, and AutoAWQ's readers would leave {taken} so, too, because its name holds "
+                "that one; quantize both or neither, or choose another format"
+            )
     return {
         "quant_method": "awq",
         "bits": 4,

@@ -1,7 +1,7 @@
 """`Checkpoint`: what every reader makes of a quantized checkpoint, and what readers share. numpy, no torch."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -193,6 +193,15 @@ _QUANTIZED = frozenset({
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"})
 
 
+def refuse_excluded(modules: Iterable[str], excluded: Callable[[str], object], where: str) -> None:
+    """Raises:
+    CheckpointError: the files hold codes of a module that is excluded: its tool's own reader would take none of them.
+    """
+    for module in modules:
+        if excluded(module):
+            raise CheckpointError(f"{where} leaves {module} in floats, but the files hold codes of it")
+
+
 def modules_with(directory: ModelDirectory, *suffixes: str) -> list[str]:
     """Modules that have a tensor of one of these suffixes, sorted.
 
@@ -267,14 +276,14 @@ def flag(said: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
     return value
 
 
-def own_settings(patterns: Mapping[str, Mapping[str, Any]], where: str) -> Callable[[str], Mapping[str, Any] | None]:
-    """A function from a module to the settings of the first pattern that matches its name.
+def own_settings(patterns: Mapping[str, T], where: str, *, anywhere: bool = False) -> Callable[[str], T | None]:
+    """A function from a module to the settings of the first pattern that matches its name, as `matcher` says.
 
     Raises:
         CheckpointError: no pattern, or one that could take for ever.
     """
     try:
-        return matcher((f"re:{pattern}", own) for pattern, own in patterns.items())
+        return matcher(((f"re:{pattern}", own) for pattern, own in patterns.items()), anywhere=anywhere)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
 

@@ -27,6 +27,7 @@ from bitwright.checkpoints.checkpoint import (
     modules_with,
     own_settings,
     read_bias,
+    refuse_excluded,
     whole,
 )
 from bitwright.checkpoints.integer_codes import by_index, in_order, integer_spec, integer_weight
@@ -54,6 +55,7 @@ from bitwright.numerics.spec import QuantSpec
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 BITS = (2, 3, 4, 8)
 SCALES = ("F16", "BF16", "F32")
+_FLOATS: Mapping[str, Any] = {}  # what "-:" says of a module
 Settings = Callable[[str], Mapping[str, Any]]  # of a module: the whole checkpoint's, and its own over them
 
 
@@ -86,8 +88,12 @@ def read_gptq(directory: ModelDirectory) -> Checkpoint:
     dynamic = said.get("dynamic") or {}
     if not isinstance(dynamic, dict) or not all(isinstance(own, dict) for own in dynamic.values()):
         raise CheckpointError(f"{where}: dynamic must map patterns to settings, but is {brief(dynamic)}")
-    chosen = {key.removeprefix("+:"): own for key, own in dynamic.items() if not key.startswith("-:")}
-    find = own_settings(chosen, f"{where}: dynamic")
+    # As GPTQModel has it: the first pattern that matches counts, and "-:" leaves a module as it was.
+    rules: dict[str, Mapping[str, Any]] = {}
+    for key, own in dynamic.items():
+        rules.setdefault(key.removeprefix("+:").removeprefix("-:"), _FLOATS if key.startswith("-:") else own)
+    find = own_settings(rules, f"{where}: dynamic")
+    refuse_excluded(modules_with(directory, "qweight"), lambda module: find(module) is _FLOATS, f"{where}: dynamic")
     return read_packed(directory, lambda module: {**said, **(find(module) or {})}, less_one=version == "gptq")
 
 

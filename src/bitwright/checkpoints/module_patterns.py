@@ -41,14 +41,15 @@ def patterns(names: Iterable[str], prefix: str) -> list[str]:
     return sorted(found)
 
 
-def matcher(entries: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
+def matcher(entries: Iterable[tuple[str, T]], *, anywhere: bool = False) -> Callable[[str], T | None]:
     """A function from a module's name to the value of the entry that is that name, or else of the first pattern that
-    matches it."""
+    matches it: from its beginning, or `anywhere` in it."""
     plain: dict[str, T] = {}
-    compiled: list[tuple[re.Pattern[str], T]] = []
+    compiled: list[tuple[Callable[[str], object], T]] = []
     for entry, value in entries:
         if entry.startswith("re:"):
-            compiled.append((bounded(entry), value))
+            pattern = bounded(entry)
+            compiled.append((pattern.search if anywhere else pattern.match, value))
         else:
             plain.setdefault(entry, value)
 
@@ -63,7 +64,7 @@ def matcher(entries: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
                 f"{brief(module)}: this name has {len(module)} characters, which is too many to match against patterns"
             )
         begun = time.monotonic()
-        found = next((value for pattern, value in compiled if pattern.match(module)), None)
+        found = next((value for match, value in compiled if match(module)), None)
         tried, seconds = tried + 1, seconds + time.monotonic() - begun
         if seconds > _SECONDS + _SECONDS_EACH * tried:
             raise CheckpointError(

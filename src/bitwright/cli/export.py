@@ -25,13 +25,14 @@ from bitwright.cli.terminal import WARNING, out, print_json, remark
     help="Keep 8-bit weights as they are, or within 7bit for x86 processors without VNNI, where ONNX Runtime's 8-bit "
     "products saturate.",
 )  # fmt: skip
+@click.option("--residuals", is_flag=True, help="Compute residual additions in 8 bits, too. This costs accuracy.")
 @click.option("--verify/--no-verify", "check", default=True, help="Do not run the export before it appears.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
 @json_option("what was written and measured")
 @quiet_option
 def command(
-    directory: Path, to: str, out_dir: Path, overwrite: bool, weights: Any, check: bool, trust_remote_code: bool,
-    as_json: bool, quiet: bool,
+    directory: Path, to: str, out_dir: Path, overwrite: bool, weights: Any, residuals: bool, check: bool,
+    trust_remote_code: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Export the quantized encoder in DIRECTORY to ONNX.
 
@@ -44,7 +45,7 @@ def command(
         from bitwright.pipeline.exporting import export_onnx
 
         written, row = export_onnx(
-            directory, out_dir, weights=weights, overwrite=overwrite, check=check,
+            directory, out_dir, weights=weights, residuals=residuals, overwrite=overwrite, check=check,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
     if as_json:

@@ -5,25 +5,27 @@ from pathlib import Path
 import click
 
 from bitwright.cli.command import Choice, Command
+from bitwright.cli.options import TARGET_NAMES as ALL_TARGETS
 from bitwright.cli.options import json_option, quiet_option
 from bitwright.cli.progress import shown_progress
 from bitwright.cli.terminal import Column, out, print_json, table
 from bitwright.errors import ExitCode
 
-TARGET_NAMES = ("bitwright", "transformers", "sentence-transformers", "onnx", "openvino")
+TARGET_NAMES = tuple(name for name in ALL_TARGETS if name != "vllm")
 
 
 @click.command("verify", cls=Command)
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--target", "targets", multiple=True, type=Choice(TARGET_NAMES), default=("bitwright",), show_default=True,
     metavar="NAME", help=f"Check this runtime: {', '.join(TARGET_NAMES)}. Repeat it for several.",
 )  # fmt: skip
 @click.option(
     "--export",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Check this export of the result, for onnx and openvino. Default: one that is made for it.",
+    help="Check this export of the result: a graph for onnx and openvino, or what `convert` wrote for gptq, awq and "
+    "gguf. Default: one that is made for it.",
 )
 @click.option(
     "--source",
@@ -38,8 +40,9 @@ def command(
 ) -> int:
     """Check the result in DIRECTORY in runtimes, each in a clean process.
 
-    Outputs are compared, integer kernels are counted, and the rows go to
-    DIRECTORY/record.json. The exit code is 1 if a runtime fails.
+    DIRECTORY may also be a checkpoint of another tool, or a GGUF file. Outputs
+    are compared, integer kernels are counted where the runtime has them, and
+    the rows go to DIRECTORY/record.json. The exit code is 1 if a runtime fails.
     """
     with shown_progress(quiet=quiet) as progress:
         progress.say(f"reading {directory}")

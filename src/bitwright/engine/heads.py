@@ -23,7 +23,10 @@ def head_in_int8(linear: Linear) -> Linear:
     if group is None:
         raise EngineError(f"a head with K = {k} inputs cannot be held in int8: K must be a multiple of 8")
     values_NGg = linear.widened().reshape(n, k // group, group)
-    scale_NG = held_scales(abs(values_NGg).max(axis=2) / np.float32(127))
+    largest_NG = abs(values_NGg).max(axis=2)
+    if not np.isfinite(largest_NG).all():  # the generic path, which is tried next, names the tensor
+        raise EngineError("a head that holds NaN or infinity cannot be held in int8")
+    scale_NG = held_scales(largest_NG / np.float32(127))
     above_NGg = np.divide(values_NGg, scale_NG[..., None])
     np.rint(above_NGg, out=above_NGg)
     above_NGg += np.float32(128)

@@ -1,6 +1,6 @@
 """Decides how the engine computes a linear: which native operator, on what input, and joined with which others."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -84,10 +84,11 @@ def multiplied(linear: Linear, inputs: Inputs = "bf16") -> str:
 
 
 def join(one: Linear, other: Linear) -> bool:
-    """Whether one operator can compute both: their inputs are the same, and so is the way in which W is held."""
+    """Whether one operator can compute both: their inputs are the same, and so is the way in which W is held, whichever
+    inputs the program has."""
     return (
         one.shape[1] == other.shape[1]
-        and multiplied(one) == multiplied(other)
+        and all(multiplied(one, inputs) == multiplied(other, inputs) for inputs in get_args(Inputs))
         and _offsets(one) == _offsets(other)
         and (grid_of(one), transform_of(one)) == (grid_of(other), transform_of(other))
         and _same_values(levels(one), levels(other))

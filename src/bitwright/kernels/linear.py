@@ -217,7 +217,8 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
 
 
 class HalfLinear(_ExactModule):
-    """A linear kept in 16 bit: bf16 or fp16 weight (N, K) and bias (N,), the input's dtype in and out.
+    """A linear kept in 16 bit: bf16 or fp16 weight (N, K), the input's dtype in and out. A bias (N,) that 16 bits
+    cannot hold stays float32, as files and other readers have it, and is added to the product.
 
     On a CPU that multiplies bf16 (AVX512-BF16, AMX) a bf16 layer rounds its input to bf16 and sums in float32. On other
     CPUs, and for fp16 on any, weight and input are raised to float32: torch's bf16 emulation is slower than that, and
@@ -233,19 +234,27 @@ class HalfLinear(_ExactModule):
             raise KernelError(f"HalfLinear holds bfloat16 or float16, got {weight_NK.dtype}")
         self.out_features, self.in_features = weight_NK.shape
         self.register_buffer("weight", weight_NK.detach())
-        self.register_buffer("bias", None if bias is None else bias.detach().to(weight_NK.dtype))
+        self.register_buffer("bias", None if bias is None else _held_bias(bias.detach(), weight_NK.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """x float (..., K) -> (..., N) of the same dtype."""
         dtype = self.weight.dtype
         if x.device.type == "cpu" and not (dtype == torch.bfloat16 and cpu_multiplies_bf16()):
             dtype = torch.float32
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return functional.linear(x.detach().to(dtype), self.weight.to(dtype), bias).to(x.dtype)
+        x_MK, weight_NK, bias = x.detach().to(dtype), self.weight.to(dtype), self.bias
+        if bias is None or bias.dtype == self.weight.dtype or dtype == torch.float32:
+            return functional.linear(x_MK, weight_NK, None if bias is None else bias.to(dtype)).to(x.dtype)
+        return (functional.linear(x_MK, weight_NK) + bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"{self.in_features} -> {self.out_features}, {self.weight.dtype}"
+
+
+def _held_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """In 16 bits, if those hold it."""
+    rounded = bias.to(dtype)
+    return rounded if torch.equal(rounded.float(), bias.float()) else bias.float()
 
 
 @functools.cache

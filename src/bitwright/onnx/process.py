@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# What ONNX Runtime makes of quantized linears. Each reads codes, and multiplies integers, or unpacks in registers.
+# What ONNX Runtime makes of quantized linears, and of residual additions. Each reads codes, and multiplies or adds
+# integers, or unpacks in registers.
 ORT_KERNELS = (
     "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulNBits", "MatMulInteger", "QGemm",
-    "QAttention",
+    "QAttention", "QLinearAdd",
 )  # fmt: skip
 # A tensor of OpenVINO has several names; an output's own is one of these.
 OUTPUT_NAMES = ("sentence_embedding", "last_hidden_state", "logits", "start_logits", "end_logits")

@@ -19,20 +19,22 @@ import numpy as np
 from bitwright.errors import CheckpointError, EngineError, foreign
 from bitwright.kernels import dispatch
 from bitwright.kernels.processors import default_threads
-from bitwright.onnx.write import LINEARS_KEY, MODEL_FILE, RANGE_KEY
+from bitwright.onnx.write import LINEARS_KEY, MODEL_FILE, RANGE_KEY, RESIDUAL
 from bitwright.parsing import parse_json
 from bitwright.record import Verification
 from bitwright.runtime.expected import Expected
 from bitwright.runtime.time_limit import killed_after, seconds_allowed
 from bitwright.runtime.tolerances import engine_distances
+from bitwright.runtime.verify_library import mean_cosine
 
 # Target -> its name, and the packages that it needs.
 RUNTIMES = {"onnx": ("ONNX Runtime", ("onnx", "onnxruntime")), "openvino": ("OpenVINO", ("openvino",))}
 
 # The least mean cosine to the engine's outputs where the graph computes in another arithmetic, by kind of linear:
 # one scale for all tokens of a batch; inputs of 4-bit weights rounded in blocks, as ONNX Runtime does by default. On
-# models that 8 bits suit at all both cost less than this; a wrong linear costs all. 7 bits cost as much as one scale.
-_LEAST = {"dynamic": 0.95, "weights": 0.99}
+# models that 8 bits suit at all both cost less than this; a wrong linear costs all. 7 bits cost as much as one scale,
+# and so do residual additions in 8 bits.
+_LEAST = {"dynamic": 0.95, "weights": 0.99, RESIDUAL: 0.95}
 _LEAST_7BIT = 0.95
 
 
@@ -61,6 +63,7 @@ def verify_graph(directory: Path, expected: Expected, target: str = "onnx") -> V
     if checks["integer_kernels"] < wanted and not (target == "openvino" and "weights" in linears):
         faults.append(
             f"{name} runs {checks['integer_kernels']:.0f} integer kernels, but the graph has {wanted} quantized linears"
+            + " and additions" * (RESIDUAL in linears)
         )
     kernels = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     detail = f"{name} {told['version']} on {_instructions()}: {kernels or 'no integer kernel'}; {_words(checks)}"
@@ -97,13 +100,6 @@ def _compared(found_BV: np.ndarray, expected: Expected, least: float | None) -> 
             allowed = checks[f"{key}_allowed"]
             faults.append(f"its outputs differ by {checks[key]:.2g} from those of {other}; {allowed:.2g} is allowed")
     return checks, faults
-
-
-def mean_cosine(a_BV: np.ndarray, b_BV: np.ndarray) -> float:
-    """The mean cosine between rows."""
-    a, b = a_BV.astype(np.float64), b_BV.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(((a * b).sum(axis=1) / np.maximum(lengths, 1e-30)).mean())
 
 
 def _words(checks: Mapping[str, float]) -> str:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,12 +19,16 @@ from bitwright.onnx.module import DOMAIN, Exportable, exportable
 from bitwright.progress import Progress, Quiet
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bitwright.onnx.graph import WeightRange
     from bitwright.onnx.kinds import Kind
 
 MODEL_FILE = "onnx/model.onnx"  # where sentence-transformers and Optimum look for it
 # In the model's metadata: linears by kind, the range of 8-bit weights, and the task.
 LINEARS_KEY, RANGE_KEY, TASK_KEY = "bitwright.linears", "bitwright.range", "bitwright.task"
+
+RESIDUAL = "residual"  # a kind beside those of linears: an addition in 8 bits
 
 _OPSET = 17  # has LayerNormalization, and all that 8 bits need
 _OPSET_BLOCKS = 21  # the first with blocks and 4-bit integers
@@ -33,8 +37,9 @@ _LARGEST = 1 << 30  # bytes in one protobuf file, which must stay below 2 GiB
 
 
 class WrittenOnnx(NamedTuple):
-    """linears: those that run on codes, by kind, each as often as it runs. bytes: of the graph and its data.
-    foretold: what they were expected to take. warnings: what the graph does not do that the engine does.
+    """linears: those that run on codes, by kind, each as often as it runs; and residual additions in 8 bits. bytes: of
+    the graph and its data. foretold: what they were expected to take. warnings: what the graph does not do that the
+    engine does.
     """
 
     path: Path
@@ -47,6 +52,7 @@ class WrittenOnnx(NamedTuple):
 def write_onnx(
     directory: ModelDirectory | Path, out: Path, *, weights: "WeightRange" = "8bit", overwrite: bool = False,
     trust_remote_code: bool = False, check: Callable[[Path], object] | None = None, progress: Progress | None = None,
+    residuals: "Sequence[np.ndarray]" = (),
 ) -> WrittenOnnx:  # fmt: skip
     """Write a directory with the ONNX graph of a quantized encoder and everything else that a runtime needs. The codes
     of the graph are those of the checkpoint, bit for bit, unless `weights` is "7bit".
@@ -57,6 +63,8 @@ def write_onnx(
         weights: "7bit" keeps 8-bit weights within ±64, for processors whose u8 × s8 products saturate.
         check: called with the directory before it appears; what it raises stops that. progress: is told the size
             before the work.
+        residuals: int64 token ids (B, T) of texts. If there are any, residual additions are computed in 8 bits, too,
+            on the grids that these texts need.
 
     Raises:
         InputError: `out` must not be written; another `weights`.
@@ -78,7 +86,7 @@ def write_onnx(
     expected = expected_bytes(module)
     (progress or Quiet()).say(f"writing a graph of about {expected / 1e6:.1f} MB")
     with atomic_directory(out, expected + expected // 10) as staged:
-        linears, size = _write_model(staged / MODEL_FILE, module, kinds, weights)
+        linears, size = _write_model(staged / MODEL_FILE, module, kinds, weights, residuals)
         _copy_side_files(opened, staged)
         if check is not None:
             check(staged)
@@ -107,20 +115,28 @@ def expected_bytes(module: Exportable) -> int:
 
 
 def _write_model(
-    file: Path, module: Exportable, kinds: "Collection[Kind]", weights: "WeightRange"
+    file: Path,
+    module: Exportable,
+    kinds: "Collection[Kind]",
+    weights: "WeightRange",
+    residuals: "Sequence[np.ndarray]",
 ) -> tuple[dict[str, int], int]:
     """Write a graph; the numbers of linears by kind, and its bytes."""
     import onnx
 
     from bitwright.onnx.graph import rewritten
+    from bitwright.onnx.residuals import quantize_residuals, residual_sums
 
     blocks = "weights" in kinds
     model = _exported(module, _LAST_TRACED if blocks else _OPSET)
+    sums = residual_sums(model) if residuals else []
     counts = rewritten(model, module.layers, module.tables, weights)
     if blocks:
         for opset in model.opset_import:
             opset.version = _OPSET_BLOCKS if opset.domain == "" else opset.version
     model.ir_version = 10 if blocks else 8
+    if sums:
+        counts[RESIDUAL] = quantize_residuals(model, sums, residuals)
     model.producer_name, model.producer_version = "bitwright", bitwright.__version__
     linears = {kind: counts[kind] for kind in sorted(counts)}
     told = {LINEARS_KEY: json.dumps(linears), RANGE_KEY: weights, TASK_KEY: module.task}

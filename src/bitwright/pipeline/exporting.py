@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bitwright.calibration.passages import ROLES, passages
 from bitwright.checkpoints.attention import ATTENTION_KEY
+from bitwright.checkpoints.convert import convert
+from bitwright.checkpoints.gguf_write import write_gguf
 from bitwright.checkpoints.preflight import lost_of_result
 from bitwright.errors import BitwrightError, InputError, TargetError
 from bitwright.files.directory import ModelDirectory
-from bitwright.files.opening import is_gguf
+from bitwright.files.opening import is_gguf, open_path
 from bitwright.files.task import find_task
 from bitwright.models.load import load_model
 from bitwright.onnx.verify import RUNTIMES, verify_graph
@@ -25,20 +28,30 @@ from bitwright.record import RECORD_FILE, Verification, from_data, read_record, 
 from bitwright.report import REPORT_FILE, write_report
 from bitwright.runtime.expected import Expected, expect
 from bitwright.runtime.generic_model import float_model
-from bitwright.runtime.verify import NEEDS, compared, verify
+from bitwright.runtime.library import start_library
+from bitwright.runtime.load import load
+from bitwright.runtime.verify import CHECKED, compared, verify
+from bitwright.runtime.verify_library import Given, beside_engine, check_library, missing
+from bitwright.targets import ENGINE
+from bitwright.targets import TARGETS as TARGET_TABLE
 
 if TYPE_CHECKING:
     from bitwright.onnx.graph import WeightRange
 
+# Format -> the runtimes that read it, where there are several.
+_RUNTIMES_OF = {"gguf": ("gguf", "llama.cpp")}
 _ONLY_OURS = "not checked, because the checkpoint holds what only Bitwright reads (quant_method: bitwright)"
-TARGETS = (*NEEDS, *RUNTIMES)
+_FORMATS = tuple(name for name, target in TARGET_TABLE.items() if target.format)
+TARGETS = tuple(name for name in TARGET_TABLE if name in (*CHECKED, ENGINE, *RUNTIMES, *_FORMATS))
 
 
 def export_onnx(
-    directory: Path, out: Path, *, weights: "WeightRange" = "8bit", overwrite: bool = False, check: bool = True,
-    trust_remote_code: bool = False, progress: Progress,
+    directory: Path, out: Path, *, weights: "WeightRange" = "8bit", residuals: bool = False, overwrite: bool = False,
+    check: bool = True, trust_remote_code: bool = False, progress: Progress,
 ) -> tuple[WrittenOnnx, Verification | None]:  # fmt: skip
     """Write the ONNX graph of a result, and verify it in ONNX Runtime before it appears.
+
+    residuals: compute residual additions in 8 bits, too, on grids from the built-in texts for calibration.
 
     Raises:
         TargetError: also a graph that ONNX Runtime computes otherwise, or without integer kernels.
@@ -58,10 +71,19 @@ def export_onnx(
     written = write_onnx(
         opened, out, weights=weights, overwrite=overwrite, trust_remote_code=trust_remote_code,
         check=checked if check else None, progress=progress,
+        residuals=_calibrating_ids(directory) if residuals else (),
     )  # fmt: skip
     for folder in (directory, out):
         keep(folder, rows)
     return written, rows[0] if rows else None
+
+
+def _calibrating_ids(directory: Path) -> list[np.ndarray]:
+    """Token ids of some of the built-in texts that calibrate, a text a batch."""
+    model = load(directory)
+    texts = [passage.text for passage in passages() if ROLES[passage.kind] == "calibration"]
+    ids = model.tokenize(texts[::10])
+    return [np.array([row[: model.max_tokens]], np.int64) for row in ids]
 
 
 def verify_result(
@@ -71,8 +93,10 @@ def verify_result(
     """Check a result in runtimes, each in a clean process; the rows go to its record.
 
     Args:
+        directory: a result, a checkpoint of another format, or a GGUF file.
         targets: of `TARGETS`.
-        export: of the result, for "onnx" and "openvino"; by default one is written, and removed afterwards.
+        export: of the result, for "onnx" and "openvino", or converted, for a format; by default one is written, and
+            removed afterwards. A checkpoint that is of the format already is checked itself.
         source: the float model, for what cannot be checked without it: int8 attention, and language models.
 
     Raises:
@@ -82,10 +106,11 @@ def verify_result(
     if unknown := [target for target in targets if target not in TARGETS]:
         raise InputError(f"target {unknown[0]!r} is unknown; known: {', '.join(TARGETS)}")
     progress.say(f"running {directory} in this process")
-    opened = ModelDirectory(directory)
+    opened = open_path(directory)
     expected = expect(opened)
     rows: dict[str, Verification] = {}
-    libraries = [target for target in targets if target in NEEDS]
+    libraries = list(dict.fromkeys("bitwright" if target == ENGINE else target for target in targets))
+    libraries = [target for target in libraries if target in CHECKED]
     if not _is_portable(opened):
         rows |= {target: Verification(target, None, {}, _ONLY_OURS) for target in libraries if target != "bitwright"}
         libraries = [target for target in libraries if target not in rows]
@@ -93,16 +118,61 @@ def verify_result(
         progress.say("running it in clean processes")
         original = _original(opened, expected.ids_BT, source) if "bitwright" in libraries else None
         found = verify(
-            directory, libraries, expected.ids_BT, expected.generic_BV, expected.plain_BV, expected.calls,
-            original=original,
+            directory, libraries, Given(expected.ids_BT, expected.plain_BV, expected.generic_BV), expected.calls,
+            original=original, engine=expected.engine_BV,
         )  # fmt: skip
         rows |= {row["target"]: from_data(Verification, row) for row in found}
+    if ENGINE in targets:
+        rows[ENGINE] = on_engine(rows["bitwright"], expected.backend)
     if graphs := [target for target in targets if target in RUNTIMES]:
         progress.say(f"running its graph in {', '.join(RUNTIMES[target][0] for target in graphs)}")
         rows |= {row.target: row for row in verify_graphs(directory, graphs, expected, export=export)}
-    ordered = [rows[target] for target in targets]
+    ordered = [rows[target] for target in targets if target not in _FORMATS]
+    for target in (target for target in targets if target in _FORMATS):
+        progress.say(f"running it as {target}")
+        ordered += _verify_format(opened, target, expected, export)
     keep(directory, ordered)
     return ordered
+
+
+def on_engine(ours: Verification, backend: str) -> Verification:
+    """The row of the target "engine". ours: that of Bitwright, on whatever path it ran, which `backend` says."""
+    runs = backend.startswith("engine")
+    return replace(
+        ours, target=ENGINE, ok=ours.ok if runs else False, detail=ours.detail if runs else f"it runs as {backend}"
+    )
+
+
+def _verify_format(opened: ModelDirectory, target: str, expected: Expected, export: Path | None) -> list[Verification]:
+    """The rows of a format: of each runtime that reads it, the format's own first."""
+    with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
+        try:
+            path = export or _converted(opened, target, Path(folder) / "export")
+        except BitwrightError as error:
+            return [Verification(target, None, {}, f"not checked: {error}")]
+        start_library()
+        rows = []
+        for runtime in _RUNTIMES_OF.get(target, (target,)):
+            if why := missing(runtime):
+                rows.append(Verification(runtime, None, {}, why))
+                continue
+            found = check_library(path, runtime, Given(expected.ids_BT, expected.plain_BV, expected.engine_BV))
+            checks = found.checks
+            if found.outputs is not None:
+                checks |= beside_engine(found.outputs, expected.engine_BV, find_task(opened))
+            rows.append(Verification(runtime, found.ok, checks, found.detail))
+        return rows
+
+
+def _converted(opened: ModelDirectory, to: str, out: Path) -> Path:
+    """The checkpoint in a format: as it is, or converted without loss.
+
+    Raises:
+        InputError, ModelError, CheckpointError: it would lose something.
+    """
+    if opened.quantization is not None and opened.quantization.said.get("quant_method") == to:
+        return opened.path
+    return write_gguf(opened, out.with_suffix(".gguf")).path if to == "gguf" else convert(opened, to, out).path
 
 
 def verify_graphs(
@@ -142,7 +212,7 @@ def verify_formats(directory: Path, targets: Sequence[str]) -> list[Verification
 
 
 def _is_portable(opened: ModelDirectory) -> bool:
-    """Whether plain readers can load the checkpoint."""
+    """Whether plain readers know the checkpoint's format."""
     said = opened.config.get("quantization_config")
     return not (isinstance(said, dict) and said.get("quant_method") == "bitwright")
 

@@ -13,7 +13,7 @@ from bitwright.evaluate.kinds import Outputs
 from bitwright.files.directory import license_of, source_bytes
 from bitwright.onnx.verify import RUNTIMES
 from bitwright.pipeline.enough import given
-from bitwright.pipeline.exporting import verify_formats, verify_graphs
+from bitwright.pipeline.exporting import on_engine, verify_formats, verify_graphs
 from bitwright.pipeline.job import Job
 from bitwright.pipeline.variants import candidate, dequantized
 from bitwright.plan import Plan, int8_attention, quantized_names
@@ -30,6 +30,7 @@ from bitwright.record import (
     from_data,
 )
 from bitwright.runtime.verify import compared, verify
+from bitwright.runtime.verify_library import Given
 from bitwright.search.journal import Journal
 from bitwright.targets import ENGINE, TARGETS
 
@@ -176,18 +177,10 @@ def verify_in_runtimes(job: Job, staged: Path, quantized: Quantized, backend: st
     libraries = dict.fromkeys("bitwright" if target == ENGINE else target for target in targets)
     others = [target for target in libraries if target not in (*graphs, *formats)]
     rows = [from_data(Verification, row) for row in verify(
-        staged, others, ids.numpy(), expected, plain, calls, compute, original)]  # fmt: skip
+        staged, others, Given(ids.numpy(), plain, expected), calls, compute, original)]  # fmt: skip
     if ENGINE in targets:
-        rows.append(_on_engine(next(row for row in rows if row.target == "bitwright"), backend))
+        rows.append(on_engine(next(row for row in rows if row.target == "bitwright"), backend))
     return (*rows, *verify_graphs(staged, graphs), *verify_formats(staged, formats))
-
-
-def _on_engine(ours: Verification, backend: str) -> Verification:
-    """The row of the target "engine". ours: that of Bitwright, on whatever path it ran, which `backend` says."""
-    runs = backend.startswith("engine")
-    return replace(
-        ours, target=ENGINE, ok=ours.ok if runs else False, detail=ours.detail if runs else f"it runs as {backend}"
-    )
 
 
 def warnings_of(

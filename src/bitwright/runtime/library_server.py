@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.families.tasks import AUTO_CLASSES
+from bitwright.runtime.library_formats import OPENERS, LlamaCpp, open_transformers
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that this process gets when its parent is gone
 _BATCH = 8  # a sixth less padding than 32, of texts as long as each other; a float32 product is as fast
@@ -127,8 +127,10 @@ def _load(request: dict[str, Any]) -> Any:
         from bitwright.runtime.library_blocks import Blocks
 
         return Blocks(path, request["blocks"], trust)
-    if request["runtime"] == "transformers":
-        return _Ids(path, task, trust)
+    if request["runtime"] == "llama.cpp":
+        return LlamaCpp(path, request["threads"], request["limit"])
+    if request["runtime"] in OPENERS:
+        return _Ids(*OPENERS[request["runtime"]](path, task, trust), task)
     if request["runtime"] == "sentence-transformers":
         return _Sentences(path, trust, reranks=False)
     reranks = task == "sequence-classification" and (
@@ -189,9 +191,8 @@ class _Sentences:
 class _Ids:
     """A transformers model that gets ids of equal length, without tokenizer and pooling."""
 
-    def __init__(self, path: str, task: str, trust: bool) -> None:
-        self.model, self.task = _transformer(path, task, trust), task
-        self.library = _transformers_name()
+    def __init__(self, model: Any, library: str, task: str) -> None:
+        self.model, self.library, self.task = model, library, task
 
     def forward(self, items: list[Item]) -> Iterator[np.ndarray]:
         """Token vectors (tokens, H), logits as of `_Heads`, of a language model those after the last token."""
@@ -218,10 +219,9 @@ class _Heads:
     def __init__(self, path: str, task: str, trust: bool, limit: int) -> None:
         import transformers
 
-        self.model: Any = _transformer(path, task, trust)
+        self.model, self.library = open_transformers(path, task, trust)
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
         self.task, self.limit = task, min(limit, self.tokenizer.model_max_length)
-        self.library = _transformers_name()
 
     def encode(self, items: list[Item]) -> Iterator[np.ndarray]:
         """The logits of each item: (tokens, labels) for token classifiers, (2, tokens) for question answering, and the
@@ -255,20 +255,6 @@ class _Heads:
         pairs = not isinstance(items[0], str)
         sides = [[item[i] for item in items] for i in (0, 1)] if pairs else [items]
         return self.tokenizer(*sides, padding=padding, truncation=True, max_length=self.limit, return_tensors="pt")
-
-
-def _transformer(path: str, task: str, trust: bool) -> Any:
-    import torch
-    import transformers
-
-    made = getattr(transformers, AUTO_CLASSES[task])
-    return made.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust).eval()
-
-
-def _transformers_name() -> str:
-    import transformers
-
-    return f"transformers {transformers.__version__}"
 
 
 def _batch_of(tokenizer: Any) -> int:

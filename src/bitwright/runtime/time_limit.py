@@ -25,8 +25,9 @@ def seconds_allowed(weight_bytes: int, tokens: int) -> float:
 
 
 def weight_bytes(directory: Path) -> int:
-    """The size of all files in a directory that may hold weights."""
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.suffix in (".safetensors", ".bin"))
+    """The size of all files in a directory that may hold weights, or of one file."""
+    files = directory.rglob("*") if directory.is_dir() else [directory]
+    return sum(file.stat().st_size for file in files if file.suffix in (".safetensors", ".bin", ".gguf"))
 
 
 def most_tokens(items: Sequence[Any]) -> int:

@@ -3,7 +3,7 @@
 The parent hands over token ids, and keeps what the output must be, from models in memory that never saw the file. Our
 runtime loads the directory in a new interpreter (this file, run as a module), which imports while the other runtimes
 are checked; those load it in forks of the process that has imported them and nothing that reads a model
-(`runtime/library.py`), and get the pooling from us and nothing else.
+(`runtime/verify_library.py`), and get the pooling from us and nothing else.
 """
 
 import json
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bitwright.errors import EngineError, LibraryError
-from bitwright.families.tasks import TaskName
-from bitwright.files.answers import answers_by_logits, read_answers
-from bitwright.files.directory import ModelDirectory
+from bitwright.errors import EngineError
 from bitwright.files.opening import open_path
-from bitwright.files.pooling import pool_rows
-from bitwright.files.sentences import Sentences, after_pooling, read_sentences
 from bitwright.files.task import find_task
-from bitwright.runtime.library import Library, start_library
+from bitwright.runtime.library import start_library
 from bitwright.runtime.time_limit import kill_group, killed_after, seconds_allowed, weight_bytes
-from bitwright.runtime.tolerances import (
-    FLOAT_SUMS,
-    SAME_BITS,
-    attention_distances,
-    engine_distances,
-    largest_difference,
-)
+from bitwright.runtime.tolerances import SAME_BITS, attention_distances, engine_distances, largest_difference
+from bitwright.runtime.verify_library import Given, beside_engine, check_library, missing, too_far
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,46 +34,43 @@ if TYPE_CHECKING:
     from bitwright.runtime.model import Model
 
 _OURS = "bitwright"
-
-# Packages that a target needs besides ours.
-NEEDS: dict[str, tuple[str, ...]] = {
-    _OURS: (),
-    "transformers": ("compressed_tensors",),
-    "sentence-transformers": ("compressed_tensors", "sentence_transformers"),
-}
+CHECKED = (_OURS, "transformers", "sentence-transformers")
 
 
 def verify(
     directory: Path,
     targets: Sequence[str],
-    ids_BT: np.ndarray,
-    quantized: np.ndarray,
-    dequantized: np.ndarray,
+    given: Given,
     n_integer: int,
     compute: str = "auto",
     original: np.ndarray | None = None,
+    engine: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Check `directory` in every target; one row per target, as the Record documents.
 
     Args:
-        ids_BT: int64 token ids, sequences of equal length; where the engine runs, two at least, and of distinct texts.
-        quantized: float32 (B, values), what `compared` says of the quantized model.
-        dequantized: the same of the float model with every weight replaced by the number that its code stands for.
+        given: where the engine runs, two texts at least, and distinct ones; `rounded` is of the quantized model.
         n_integer: calls of integer kernels that one forward of the "bitwright" target must make: one for each such
             linear, but for experts to which no token is routed.
-        original: the same of the float model, if `directory` has int8 attention.
+        original: what `compared` says of the float model, if `directory` has int8 attention.
+        engine: the same of the engine, beside which libraries are shown; by default that of the clean process.
     """
-    expected = _Expected(quantized, dequantized, n_integer, original)
+    expected = _Expected(given.rounded, given.dequantized, n_integer, original)
     rows = {target: row for target in targets if (row := _unchecked(target)) is not None}
     checked = [target for target in targets if target not in rows]
     libraries = [target for target in checked if target != _OURS]
     if libraries:
         start_library()
     with _clean_process(_OURS in checked) as child:
-        for target in libraries:
-            rows[target] = _verify_library(directory, target, ids_BT, dequantized)
+        found = {target: check_library(directory, target, given) for target in libraries}
         if child is not None:
-            rows[_OURS] = _verify_ours(child, directory, ids_BT, expected, compute)
+            rows[_OURS], ran = _verify_ours(child, directory, given.ids_BT, expected, compute)
+            engine = ran if engine is None else engine
+    for target, check in found.items():
+        checks = check.checks
+        if engine is not None and check.outputs is not None:
+            checks |= beside_engine(check.outputs, engine, find_task(open_path(directory)))
+        rows[target] = _row(target, check.ok, checks, check.detail)
     return [rows[target] for target in targets]
 
 
@@ -103,61 +91,10 @@ def compared(model: "Model", ids_BT: "Tensor") -> tuple[np.ndarray, int]:
     return np.stack([row.reshape(-1) for row in rows]), dispatch.kernel_calls() - before
 
 
-def _verify_library(directory: Path, target: str, ids_BT: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
-    try:
-        found = _outputs_of_library(directory, target, ids_BT)
-    except LibraryError as error:
-        return _row(target, False, {}, f"loading or running failed: {str(error)[:300]}")
-    if found.shape != expected.shape:
-        return _row(target, False, {}, f"the outputs have the shape {found.shape}, but {expected.shape} is expected")
-    apart = largest_difference(found, expected)
-    checks = {"relative_error": apart, "relative_error_allowed": FLOAT_SUMS}
-    if not apart <= FLOAT_SUMS:  # also for NaN
-        return _row(target, False, checks, _too_far("its outputs", apart, FLOAT_SUMS, "the dequantized weights"))
-    return _row(target, True, checks, "a clean process runs the dequantized weights in float, and the outputs agree")
-
-
-def _outputs_of_library(directory: Path, target: str, ids_BT: np.ndarray) -> np.ndarray:
-    """float32 (B, values), as `compared` gives them.
-
-    Raises:
-        LibraryError: the target cannot load or run the directory.
-    """
-    opened = open_path(directory)
-    task = find_task(opened)
-    if target == "transformers" and answers_by_logits(opened, task):
-        logits_BV = _outputs_for(opened, "text-generation", target, ids_BT)
-        return np.asarray(read_answers(opened)[0].score(logits_BV))
-    return _outputs_for(opened, task, target, ids_BT)
-
-
-def _outputs_for(opened: ModelDirectory, task: TaskName, target: str, ids_BT: np.ndarray) -> np.ndarray:
-    import torch
-
-    from bitwright.models.tensor_files import read_pickled
-
-    # As many threads as here: their number may decide in which order a float sum is made.
-    with Library(
-        opened.path, task, threads=torch.get_num_threads(), limit=ids_BT.shape[1], runtime=target
-    ) as library:  # fmt: skip
-        if task != "embedding" or target == "sentence-transformers":
-            return np.stack([row.reshape(-1) for row in library.forward(ids_BT)])
-        sentences = read_sentences(opened, task, read_pickled=read_pickled)
-        tokens = library.forward(ids_BT) if sentences.mix is None else _mixed(sentences, library.states(ids_BT))
-        return after_pooling(sentences, np.stack([pool_rows(row, sentences.pooling, 0) for row in tokens]))
-
-
-def _mixed(sentences: Sentences, states: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The weighted mean of the layers' token vectors. states: (1 + layers, T, H) for each text."""
-    mix = sentences.mix
-    assert mix is not None
-    weights_L = mix.weights_L / mix.weights_L.sum()
-    return [np.einsum("l,lth->th", weights_L, layers_LTH[mix.start :]) for layers_LTH in states]
-
-
 def _verify_ours(
     child: "subprocess.Popen[str]", directory: Path, ids_BT: np.ndarray, expected: "_Expected", compute: str
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The row, and the engine's outputs, if that runs the directory."""
     with tempfile.TemporaryDirectory(prefix="bitwright-verify-") as folder:
         given, result = Path(folder) / "given.npz", Path(folder) / "result.npz"
         np.savez(given, ids=ids_BT)
@@ -166,15 +103,15 @@ def _verify_ours(
         with killed_after(child, seconds) as late:
             _, said = child.communicate(request)
         if late.is_set():
-            return _row(_OURS, False, {}, f"the process gave no answer within {seconds:.0f} s, and was killed")
+            return _row(_OURS, False, {}, f"the process gave no answer within {seconds:.0f} s, and was killed"), None
         if child.returncode != 0 or not result.exists():
             last = (said.strip().splitlines() or [f"the process ended with exit status {child.returncode}"])[-1]
-            return _row(_OURS, False, {}, f"loading or running failed: {last[:300]}")
+            return _row(_OURS, False, {}, f"loading or running failed: {last[:300]}"), None
         with np.load(result) as file:
             found = dict(file)
     (shape, wanted) = (found["generic"].shape, expected.quantized.shape)
     if shape != wanted:
-        return _row(_OURS, False, {}, f"the outputs have the shape {shape}, but {wanted} is expected")
+        return _row(_OURS, False, {}, f"the outputs have the shape {shape}, but {wanted} is expected"), None
     checks, faults = _checks_of_ours(found, expected)
     detail = "a clean process gives the same bits, with all integer kernels in use"
     if "engine" in found:
@@ -183,7 +120,7 @@ def _verify_ours(
         detail += ", and int8 attention adds no more than that"
     if "decodes" in found:
         detail = detail.replace("int8 attention adds", "an int8 cache and an int8 head add")
-    return _row(_OURS, not faults, checks, "; ".join(faults) or detail)
+    return _row(_OURS, not faults, checks, "; ".join(faults) or detail), found.get("engine")
 
 
 class _Expected(NamedTuple):
@@ -201,9 +138,10 @@ def _checks_of_ours(found: dict[str, np.ndarray], expected: _Expected) -> tuple[
     error, calls = largest_difference(found["generic"], expected.quantized), int(found["generic_calls"])
     checks = {"relative_error": error, "relative_error_allowed": SAME_BITS}
     checks |= {"integer_kernel_calls": calls, "integer_kernel_calls_expected": n_integer}
+    checks |= {"seconds": float(found["seconds"])}
     faults = []
     if not error <= SAME_BITS:
-        faults.append(_too_far("its outputs", error, SAME_BITS, "the model that was judged"))
+        faults.append(too_far("its outputs", error, SAME_BITS, "the model that was judged"))
     if calls != n_integer:
         faults.append(f"integer kernels were called {calls} times, but {n_integer} times are expected")
     if "engine" not in found:
@@ -224,33 +162,23 @@ def _checks_of_ours(found: dict[str, np.ndarray], expected: _Expected) -> tuple[
     checks |= {"engine_integer_kernel_calls": calls, "engine_folded_calls": folded, "engine_added_calls": added}
     for key, other in others.items():
         if not checks[key] <= checks[f"{key}_allowed"]:
-            faults.append(_too_far("the engine's outputs", checks[key], checks[f"{key}_allowed"], other))
+            faults.append(too_far("the engine's outputs", checks[key], checks[f"{key}_allowed"], other))
     if calls + folded - added != n_integer:
         expected_calls = n_integer - folded + added
         faults.append(f"the engine called integer kernels {calls} times, but {expected_calls} times are expected")
     return checks, faults
 
 
-def _too_far(what: str, distance: float, allowed: float, other: str) -> str:
-    return f"{what} differ by {distance:.2g} from those of {other}, but at most {allowed:.2g} is allowed"
-
-
 def _unchecked(target: str) -> dict[str, Any] | None:
     """The row of a target that cannot be checked here."""
-    if target not in NEEDS:
-        return _row(target, None, {}, "not checked: this release cannot check this runtime")
-    missing = [name for name in NEEDS[target] if not _importable(name)]
-    return _row(target, None, {}, f"not checked, because {', '.join(missing)} is not installed") if missing else None
+    if target == _OURS:
+        return None
+    why = missing(target) if target in CHECKED else "not checked: this release cannot check this runtime"
+    return _row(target, None, {}, why) if why else None
 
 
 def _row(target: str, ok: bool | None, checks: dict[str, Any], detail: str) -> dict[str, Any]:
     return {"target": target, "ok": ok, "checks": checks, "detail": detail}
-
-
-def _importable(name: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None
 
 
 @contextmanager
@@ -288,11 +216,15 @@ def _child() -> None:
         ids = torch.from_numpy(file["ids"])
     model = load(directory, compute=compute)
     found: dict[str, Any] = {}
+    begun = time.perf_counter()
     found["generic"], found["generic_calls"] = compared(model.generic, ids)
+    found["seconds"] = time.perf_counter() - begun
     if model.task == "text-generation":
         found |= _of_decoder(model.generic, ids)
     elif isinstance(model, EngineModel):
+        begun = time.perf_counter()
         found["engine"], calls = compared(model, ids)
+        found["seconds"] = time.perf_counter() - begun
         steps = model.executor.steps([ids.shape[1]] * len(ids), model.threads)
         found["engine_calls"] = calls // steps if calls % steps == 0 else calls
         found["engine_folded"], found["engine_added"] = model.folded, model.executor.program.added
@@ -322,7 +254,9 @@ def _of_decoder(generic: "GenericModel", ids_BT: "Tensor") -> dict[str, Any]:
     except EngineError:
         return {}
     found: dict[str, Any] = {"decodes": 1, "engine_folded": 0, "engine_added": engine.executor.program.added}
+    begun = time.perf_counter()
     found["engine"], found["engine_calls"] = compared(engine, ids_BT)
+    found["seconds"] = time.perf_counter() - begun
     plain = Arithmetic(head="16", cache="bf16")
     attention = [layer for layer in engine.executor.program.layers if isinstance(layer, CacheLayer)]
     found["engine_int8_attention"] = len(attention) + 1  # and the head
