@@ -53,6 +53,7 @@ _LATENT = {"q_lora_rank": 20, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nop
 
 # Family -> what its small config has beyond SIZE and DECODER_SIZE.
 DECODERS: dict[str, dict[str, Any]] = {
+    "bitnet": {"head_dim": 8},
     "deepseek_v3": {"num_key_value_heads": 4, "head_dim": 8} | _MOE | _FIRST_DENSE | _LATENT,
     "gemma3": {
         "mm_tokens_per_image": 4,

@@ -67,22 +67,31 @@ void run(const Embed& op, const Work& w) {
 void run(const NormRows& op, const Work& w) {
     constexpr size_t kRows = 8;  // that stay in L1 until they are quantized
     const Share mine = w.mine(op.x);
-    const Norm norm{.x = w.at<float>(op.x),
+    const bool bf16 = w.buffers[op.x].kind == BufferKind::kBf16;
+    const RowOperators& rows = *best(rows_variants, w.isa);
+    const auto widen = [&](size_t begin, size_t end) {  // x as y, which the norm then takes it from
+        for (size_t row = begin; bf16 && row < end; ++row) {
+            const uint16_t* x = w.at<uint16_t>(op.x) + row * w.stride(op.x);
+            rows.widen(x, w.at<float>(op.y) + row * w.stride(op.y), w.buffers[op.x].width);
+        }
+    };
+    const Norm norm{.x = w.at<float>(bf16 ? op.y : op.x),
                     .residual = w.at<float>(op.residual),
                     .sum = w.at<float>(op.sum),
                     .y = w.at<float>(op.y),
                     .weight = op.weight,
                     .bias = op.bias,
-                    .stride = w.stride(op.x),
+                    .stride = w.stride(op.y),
                     .n = w.buffers[op.x].width,
                     .eps = op.eps,
                     .centred = op.centred};
     NormFn* norm_fn = best(norm_variants, w.isa);
-    if (op.codes == kNone) return norm_fn(&norm, mine.begin, mine.end);
-    for (size_t row = mine.begin; row < mine.end; row += kRows) {
-        const size_t end = row + kRows < mine.end ? row + kRows : mine.end;
+    const size_t step = bf16 || op.codes != kNone ? kRows : mine.end - mine.begin;
+    for (size_t row = mine.begin; row < mine.end; row += step) {
+        const size_t end = row + step < mine.end ? row + step : mine.end;
+        widen(row, end);
         norm_fn(&norm, row, end);
-        w.quantize(op.y, op.codes, op.grid, row, end);
+        if (op.codes != kNone) w.quantize(op.y, op.codes, op.grid, row, end);
     }
 }
 
@@ -211,10 +220,15 @@ void run(const Gate& op, const Work& w) {
     for (size_t row = mine.begin; row < mine.end; ++row) {
         const uint16_t* in = w.at<uint16_t>(op.in) + row * w.stride(op.in);
         rows.gate(in, in + width, op.function, product, width);
-        if (w.buffers[op.out].kind == BufferKind::kBf16) {
-            rows.round(product, w.at<uint16_t>(op.out) + row * w.stride(op.out), width);
-        } else {
-            w.quantize_row(product, op.out, op.grid, row);
+        switch (w.buffers[op.out].kind) {
+            case BufferKind::kF32:
+                memcpy(w.at<float>(op.out) + row * w.stride(op.out), product, width * sizeof(float));
+                break;
+            case BufferKind::kBf16:
+                rows.round(product, w.at<uint16_t>(op.out) + row * w.stride(op.out), width);
+                break;
+            default:
+                w.quantize_row(product, op.out, op.grid, row);
         }
     }
 }

@@ -49,7 +49,8 @@ size_t row_bytes(const Buffer& buffer);
 
 enum : int { kNone = -1 };  // in place of a buffer
 
-// How float rows become codes: the fields of QuantizeRows that do not depend on a batch.
+// How float rows become codes: the fields of QuantizeRows that do not depend on a batch. Rows of groups know the shift,
+// the multiplier and, of the modes, kSymmetric: one scale for a row, which all of its groups have.
 struct InputGrid {
     const float* shift;
     const float* multiplier;
@@ -73,7 +74,7 @@ struct Embed {
     int out;
 };
 
-// See norm/contract.h. residual, sum and codes may be kNone; codes: quantized y.
+// See norm/contract.h. residual, sum and codes may be kNone; x may be bf16; codes: quantized y.
 struct NormRows {
     int x, residual, sum, y, codes;
     const float* weight;
@@ -233,7 +234,7 @@ struct Activate {
     Function function;
 };
 
-// f(a) * b of the halves [a, b] of bf16 rows, f32 until it is rounded to `out`: bf16, or codes on the grid.
+// f(a) * b of the halves [a, b] of bf16 rows, f32 until it is rounded to `out`: f32, bf16, or codes on the grid.
 struct Gate {
     int in, out;
     Function function;

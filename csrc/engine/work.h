@@ -101,6 +101,7 @@ struct Work {
                 .x_stride = stride(in),
                 .k = buffers[in].width,
                 .group = buffers[out].group,
+                .by_row = g.mode == QuantizeMode::kSymmetric,
                 .shift = g.shift,
                 .multiplier = g.multiplier,
                 .codes = at<int8_t>(out),

@@ -206,6 +206,10 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
                 unroll<chains>([&](auto i) INLINED {
                     if (i.value) sum = _mm512_add_epi32(sum, sums[i.value][r.value][c.value]);
                 });
+                if constexpr (bits == 1) {  // twice the code less 1, from the code less 1
+                    const __m512i ones = _mm512_set1_epi32(sum_m[r.value * group_stride]);
+                    sum = _mm512_add_epi32(_mm512_add_epi32(sum, sum), ones);
+                }
                 const __m512 scale = _mm512_mul_ps(row, weight.of_group(p.weight.scale, c.value));
                 float* at = y + (r.value * C + c.value) * kLanes;
                 _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps(at)));
@@ -240,6 +244,8 @@ void linear_w4a8_avx512vnni(const LinearW4A8* p, size_t row_begin, size_t row_en
     for_codes(p->weight, [&](auto bits, auto has_levels) {
         if constexpr (has_levels.value) {
             tiles = kTiles<bits.value, Kind::kLevels>;
+        } else if constexpr (bits.value == 1) {
+            tiles = kTiles<1, Kind::kSymmetric>;
         } else {
             tiles = symmetric ? kTiles<bits.value, Kind::kSymmetric> : kTiles<bits.value, Kind::kOffsets>;
         }

@@ -2,7 +2,7 @@
 // group of K:
 //
 //   t[m, n, g] = f32(sum_k a[m, k] * w[n, k]), k in group g: exact in int32, and in f32;
-//                w[n, k] = code[n, k] - zero[n, g / per], or levels[code[n, k]]
+//                w[n, k] = code[n, k] - zero[n, g / per], or levels[code[n, k]]; in 1 bit 2 code[n, k] - 1
 //   y[m, n]    = fma(t, scale_m[m, g] * scale_n[n, g / per], y[m, n]), from 0 on, g in order;
 //                then, if the weight has minima, before the next g,
 //   y[m, n]    = fma(f32(sum_m[m, g]), scale_m[m, g] * minimum_n[n, g / per], y[m, n]);
@@ -21,6 +21,7 @@
 //              bits  V  L  runs in vector l, from bit 0 on
 //              4     8  1  0 and 1
 //              2    16  1  0 to 3
+//              1    32  1  0 to 7
 //              3    32  3  2 l and 2 l + 1; in the two bits left, if l = 0 the lower bits of run 6, if l = 1 those of
 //                          run 7, if l = 2 the third bit of run 6, then that of run 7
 //
@@ -28,7 +29,7 @@
 //   levels   [16] s8, any alignment, or null. If they are given, bits = 4, and there are neither zero points nor minima
 //   scale_n  [N16 / 16, G / per, 16] f32, or bf16 if that is set; finite, 64-byte aligned
 //   zero_n   likewise, u8, 16-byte aligned, or null: every zero point is 2^(bits - 1), that of symmetric codes, or 0
-//            if there are minima
+//            if there are minima. Codes of 1 bit have neither
 //   minimum_n
 //            like scale_n, and of its type, or null; null if there are zero points. Any value where these are padded
 //   group    K values with one scale_m: a multiple of V that divides K, 128 at most

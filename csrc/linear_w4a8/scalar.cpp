@@ -15,7 +15,8 @@ static float product(const LinearW4A8& p, size_t m, size_t n) {
         int32_t sum = 0;
         for (size_t k = g * w.group; k < (g + 1) * w.group; ++k) {
             const int32_t held = code<bits>(codes, column, k);
-            sum += p.codes[m * p.code_stride + k] * (w.levels ? w.levels[held] : held - zero);
+            const int32_t value = w.levels ? w.levels[held] : (bits == 1 ? 2 * held : held) - zero;
+            sum += p.codes[m * p.code_stride + k] * value;
         }
         const float scale_m = p.scale_m[m * p.group_stride + g];
         y = fmaf((float)sum, scale_m * of_group(w, w.scale, at), y);
@@ -26,7 +27,7 @@ static float product(const LinearW4A8& p, size_t m, size_t n) {
 
 void linear_w4a8_scalar(const LinearW4A8* p, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end) {
     const size_t end = block_end * 16 < p->n ? block_end * 16 : p->n;
-    for_bits(p->weight.bits, [&](auto bits) {
+    for_codes(p->weight, [&](auto bits, auto) {
         for (size_t m = row_begin; m < row_end; ++m) {
             for (size_t n = block_begin * 16; n < end; ++n) {
                 write_output(*p, product<bits.value>(*p, m, n), m * p->out_stride + n);

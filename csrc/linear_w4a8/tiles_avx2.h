@@ -51,6 +51,13 @@ void tile(const LinearW4A8& p, size_t m, size_t block) {
         });
         add_words<bits, has_levels, R>(codes, words, a, p.code_stride, levels, sums);
         unroll<2>([&](auto c) INLINED {
+            if constexpr (bits == 1) {  // twice the code less 1, from the code less 1
+                unroll<R>([&](auto r) INLINED {
+                    __m256i& sum = sums[r.value][c.value];
+                    const __m256i ones = _mm256_set1_epi32(sum_m[r.value * p.group_stride + g]);
+                    sum = _mm256_add_epi32(_mm256_add_epi32(sum, sum), ones);
+                });
+            }
             const __m256 scale_n = of_group(w, w.scale, at + c.value * 8);
             unroll<R>([&](auto r) INLINED {
                 const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(scale_m[r.value * p.group_stride + g]), scale_n);

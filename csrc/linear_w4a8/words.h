@@ -10,7 +10,7 @@ namespace {
 
 template <int bits>
 struct Word {
-    static constexpr size_t values = bits == 4 ? 8 : bits == 3 ? 32 : 16;  // of K
+    static constexpr size_t values = bits == 4 ? 8 : bits == 2 ? 16 : 32;  // of K
     static constexpr size_t bytes = values * bits * 2;                     // of 16 columns
     static constexpr int runs = values / 4;                                // of four values: operands of vpdpbusd
     static constexpr int fields = 8 / bits;                                // in a byte, each of a run
@@ -29,7 +29,7 @@ struct Word {
     }
 };
 
-// f of a weight's bits as a type.
+// f of a weight's bits as a type, but of 1.
 template <class F>
 ALWAYS_INLINE void for_bits(int bits, F f) {
     if (bits == 4) return f(Index<4>{});
@@ -41,6 +41,7 @@ ALWAYS_INLINE void for_bits(int bits, F f) {
 template <class F>
 ALWAYS_INLINE void for_codes(const Wna8& w, F f) {
     if (w.levels) return f(Index<4>{}, Index<1>{});
+    if (w.bits == 1) return f(Index<1>{}, Index<0>{});
     for_bits(w.bits, [&](auto bits) { f(bits, Index<0>{}); });
 }
 

@@ -15,10 +15,11 @@ void quantize_groups(const QuantizeGroups& p, size_t row_begin, size_t row_end) 
     for (size_t m = row_begin; m < row_end; ++m) {
         const Values<T, transformed> values = {(const T*)p.x + m * p.x_stride, p.shift, p.multiplier};
         int8_t* codes = p.codes + m * p.code_stride;
+        uint32_t largest = p.by_row ? largest_bits(values, 0, p.k) : 0;
         for (size_t g = 0, begin = 0; begin < p.k; ++g, begin += p.group) {
             const size_t end = begin + p.group, at = m * p.group_stride + g;
             // As integers magnitudes have the same order, and NaNs lie beyond the infinities
-            const uint32_t largest = largest_bits(values, begin, end);
+            if (!p.by_row) largest = largest_bits(values, begin, end);
             if (largest >= bits_of(__builtin_inff())) {
                 memset(codes + begin, 0, p.group);
                 p.scale[at] = __builtin_nanf("");

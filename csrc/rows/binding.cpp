@@ -53,7 +53,8 @@ void bind_rows(nb::module_& m) {
         .value("relu", Function::kRelu)
         .value("tanh", Function::kTanh)
         .value("gelu_tanh", Function::kGeluTanh)
-        .value("silu", Function::kSilu);
+        .value("silu", Function::kSilu)
+        .value("relu2", Function::kRelu2);
     nb::enum_<WordKind>(m, "WordKind")
         .value("f32", WordKind::kF32)
         .value("bf16", WordKind::kBf16)

@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum class Function { kIdentity, kRelu, kTanh, kGeluTanh, kSilu };
+enum class Function { kIdentity, kRelu, kTanh, kGeluTanh, kSilu, kRelu2 };
 
 enum class WordKind { kF32, kBf16, kInt8 };
 

@@ -48,6 +48,7 @@ template <Function function>
 ALWAYS_INLINE float apply(float x) {
     if constexpr (function == Function::kIdentity) return x;
     if constexpr (function == Function::kRelu) return x < 0.0f ? 0.0f : x;
+    if constexpr (function == Function::kRelu2) return x < 0.0f ? 0.0f : x * x;
     if constexpr (function == Function::kSilu) return x / (1.0f + power(-kLog2E * x));
     if constexpr (function == Function::kGeluTanh) {  // (1 + tanh u) / 2 = 1 / (1 + exp(-2 u))
         const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
@@ -67,7 +68,7 @@ template <class T>
 void activate(T* x, Function function, size_t n) {
     static constexpr void (*table[])(T*, size_t) = {apply_all<Function::kIdentity, T>, apply_all<Function::kRelu, T>,
                                                     apply_all<Function::kTanh, T>, apply_all<Function::kGeluTanh, T>,
-                                                    apply_all<Function::kSilu, T>};
+                                                    apply_all<Function::kSilu, T>,     apply_all<Function::kRelu2, T>};
     table[(int)function](x, n);
 }
 
@@ -118,7 +119,7 @@ void gate_by(const uint16_t* __restrict a, const uint16_t* __restrict b, float* 
 void gate(const uint16_t* a, const uint16_t* b, Function function, float* y, size_t n) {
     static constexpr void (*table[])(const uint16_t*, const uint16_t*, float*, size_t) = {
         gate_by<Function::kIdentity>, gate_by<Function::kRelu>, gate_by<Function::kTanh>, gate_by<Function::kGeluTanh>,
-        gate_by<Function::kSilu>};
+        gate_by<Function::kSilu>,     gate_by<Function::kRelu2>};
     table[(int)function](a, b, y, n);
 }
 

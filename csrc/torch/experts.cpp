@@ -102,6 +102,7 @@ struct GroupedExperts {
                                 .x_stride = k,
                                 .k = k,
                                 .group = weight.group,
+                                .by_row = false,
                                 .shift = nullptr,
                                 .multiplier = nullptr,
                                 .codes = to.codes + row * code_stride(k),

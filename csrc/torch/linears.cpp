@@ -111,6 +111,7 @@ Tensor rows_wna8(const Tensor& x, const Tensor& codes, const Tensor& scale, cons
         .x_stride = rows.stride,
         .k = rows.k,
         .group = weight.group,
+        .by_row = false,
         .shift = constant<float>(shift, Type::kFloat32, rows.k, "shift: float32 (K)"),
         .multiplier = constant<float>(multiplier, Type::kFloat32, rows.k, "multiplier: float32 (K)"),
         .codes = made,

@@ -69,6 +69,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 8.0,
          "rms_norm_eps": 0.1},
     ),
+    "bitnet": ("bitnet", {"hidden_size": 64}),
+    "bitnet, silu": ("bitnet", {"hidden_size": 64, "hidden_act": "silu", "attention_bias": True}),
     "qwen3, biases": ("qwen3", {"attention_bias": True}),
     "smollm3": ("smollm3", {"no_rope_layers": [0, 1]}),
     "smollm3, by interval": ("smollm3", {"no_rope_layer_interval": 2, "attention_bias": True}),
@@ -151,6 +153,7 @@ def test_a_quantized_file_gives_what_it_gives_in_transformers(
         "lfm2, biases",
         "ministral3, window",
         "smollm3",
+        "bitnet",
     ],
 )
 def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:

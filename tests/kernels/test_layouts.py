@@ -103,7 +103,8 @@ def test_groups_of_sixteen_columns_are_neighbours():
 
 
 @pytest.mark.parametrize(
-    ("bits", "n", "k"), [(4, 1, 8), (4, 15, 40), (4, 33, 96), (3, 1, 32), (3, 33, 96), (2, 1, 16), (2, 33, 80)]
+    ("bits", "n", "k"),
+    [(4, 1, 8), (4, 15, 40), (4, 33, 96), (3, 1, 32), (3, 33, 96), (2, 1, 16), (2, 33, 80), (1, 33, 96)],
 )
 def test_wna8_unpack_inverts_pack(bits, n, k):
     codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8)
@@ -115,7 +116,7 @@ def test_wna8_unpack_inverts_pack(bits, n, k):
     assert np.array_equal(layouts.unpack_wna8(packed.numpy(), n, k, bits), codes.numpy())
 
 
-@pytest.mark.parametrize(("bits", "values"), [(4, 8), (2, 16), (3, 32)])
+@pytest.mark.parametrize(("bits", "values"), [(4, 8), (2, 16), (3, 32), (1, 32)])
 def test_wna8_runs_of_four_values_share_the_bytes_of_a_column(bits, values):
     codes = torch.randint(0, 1 << bits, (33, 3 * values), dtype=torch.uint8)
     flat, fields = layouts.pack_wna8(codes, bits).flatten().tolist(), 8 // bits
@@ -132,8 +133,9 @@ def test_wna8_runs_of_four_values_share_the_bytes_of_a_column(bits, values):
 
 
 def test_codes_are_held_in_their_bits_where_groups_are_whole_words():
-    found = [layouts.bits_wna8(bits, group) for bits, group in ((4, 8), (3, 32), (3, 48), (2, 48), (2, 40), (1, 128))]
-    assert found == [4, 3, 4, 2, 4, 4]
+    groups = ((4, 8), (3, 32), (3, 48), (2, 48), (2, 40), (1, 128), (1, 48))
+    found = [layouts.bits_wna8(bits, group) for bits, group in groups]
+    assert found == [4, 3, 4, 2, 4, 1, 4]
 
 
 def test_scales_are_bf16_where_that_holds_them():

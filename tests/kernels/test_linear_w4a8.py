@@ -51,6 +51,8 @@ class Problem:
 
     def wanted(self, *, gelu: bool = False) -> Tensor:
         middle = 1 << self.bits - 1 if self.minimum_NG is None and self.levels is None else 0
+        if self.bits == 1:  # which stands for −1 or 1
+            return self.in_four_bits().wanted(gelu=gelu)
         return reference.linear_w4a8(
             self.codes_MK, self.scale_MG, self.weight_NK if self.levels is None else self.levels[self.weight_NK.int()],
             self.scale_NG, middle if self.zero_NG is None else self.zero_NG, self.bias_N, minimum_NG=self.minimum_NG,
@@ -72,6 +74,8 @@ class Problem:
 
     def in_four_bits(self) -> "Problem":
         """The same codes, from the middle of 16 on."""
+        if self.bits == 1:
+            return replace(self, weight_NK=2 * self.weight_NK + 7, bits=4)
         up = 8 - (1 << self.bits - 1)
         zero_NG = None if self.zero_NG is None else self.zero_NG + up
         return replace(self, weight_NK=self.weight_NK + up, zero_NG=zero_NG, bits=4)
@@ -141,12 +145,12 @@ def test_variant_equals_definition(
     assert torch.equal(multiply(linear_w4a8_variant, p, dtype=torch.bfloat16), p.wanted().bfloat16())
 
 
-@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("bits", [1, 2, 3])
 def test_codes_in_their_own_bits_give_what_they_give_in_four(linear_w4a8_variant: str, bits: int) -> None:
     random = Random(bits)
     for number in range(24):
         m, n, group, per = random.randint(1, 20), random.randint(1, 70), 32 * random.randint(1, 4), random.randint(1, 3)
-        k, symmetric, bf16 = group * per * random.randint(1, 3), number % 2 == 0, number % 3 > 0
+        k, symmetric, bf16 = group * per * random.randint(1, 3), number % 2 == 0 or bits == 1, number % 3 > 0
         p = Problem.of(m, n, k, group, per, bits=bits, symmetric=symmetric, bf16=bf16)
         y = multiply(linear_w4a8_variant, p)
         assert torch.equal(y, multiply(linear_w4a8_variant, p.in_four_bits()))

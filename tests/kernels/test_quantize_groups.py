@@ -27,6 +27,7 @@ def quantize(
     group: int,
     begin: int = 0,
     *,
+    by_row: bool = False,
     shift_K: Tensor | None = None,
     multiplier_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,6 +43,7 @@ def quantize(
         x_stride=x_MK.stride(0),
         k=k,
         group=group,
+        by_row=by_row,
         shift=0 if shift_K is None else shift_K.data_ptr(),
         multiplier=0 if multiplier_K is None else multiplier_K.data_ptr(),
         codes=codes.data_ptr(),
@@ -69,7 +71,9 @@ def assert_same(found: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_variant_equals_definition(quantize_groups_variant: str, dtype: torch.dtype, k: int, group: int) -> None:
     x = rows(k).to(dtype)
-    assert_same(quantize(quantize_groups_variant, x, group), reference.quantize_groups(x, group))
+    for by_row in (False, True):
+        want = reference.quantize_groups(x, group, by_row=by_row)
+        assert_same(quantize(quantize_groups_variant, x, group, by_row=by_row), want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

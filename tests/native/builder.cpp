@@ -125,7 +125,7 @@ void Builder::linear(int x, int out, size_t column, size_t n, Activation activat
         const size_t groups = k / from.group;
         size_t per = random.between(1, 3);
         while (groups % per) --per;
-        Wna8Weight w(random, n, groups, from.group, per, random.one_in(2));
+        Wna8Weight w(random, n, groups, from.group, per, random.one_in(2), 1);
         const Wna8 weight = w.weight;
         for (Exact* each : {&w.codes, &w.levels, &w.scale, &w.zero, &w.minimum}) keep<void>(std::move(*each));
         add(MultiplyW4A8{x, out, column, n, 1, weight, keep<float>(std::move(w.bias)), activation}, {x, out});
@@ -163,7 +163,7 @@ void Builder::rotate(int rows, size_t heads, size_t head_size) {
 int Builder::norm(int x, int residual) {
     const size_t width = at(x).width;
     const Per per = at(x).per;
-    const bool in_place = random.one_in(4);
+    const bool in_place = at(x).kind == BufferKind::kF32 && random.one_in(4);
     NormRows op{.x = x,
                 .residual = random.one_in(4) ? int(kNone) : residual,
                 .sum = kNone,
@@ -206,7 +206,8 @@ int Builder::feed_forward(int x) {
     linear(in, up, 0, at(up).width, activation());
     if (random.one_in(2)) add(Activate{up, function()}, {up});
     if (!gated) return output(up, x);
-    const int down = operand_buffer(operand_kind(inner), inner, Per::kToken);
+    const int down = random.one_in(4) ? buffer(BufferKind::kF32, inner)
+                                      : operand_buffer(operand_kind(inner), inner, Per::kToken);
     add(Gate{up, down, function(), grid_of(down)}, {up, down});
     return output(down, x);
 }

@@ -41,7 +41,7 @@ public:
     }
 
     Activation activation() { return random.one_in(2) ? Activation::kGelu : Activation::kNone; }
-    Function function() { return Function(random.between(0, 4)); }
+    Function function() { return Function(random.between(0, 5)); }
     // 1 to `most`, every second one a multiple of 8: groups have no other width.
     size_t random_width(size_t most);
 

@@ -47,7 +47,7 @@ int attention(Builder& b, int x) {
         op.sin = b.keep<float>(floats(random, b.most.longest * op.rotary / 2, 0.5f));
     }
     b.add(op, {qkv, out});
-    return b.output(out, x);
+    return b.output(random.one_in(3) ? b.newest(b.norm(out, kNone)) : out, x);
 }
 
 int convolution(Builder& b, int x) {

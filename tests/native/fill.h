@@ -109,10 +109,10 @@ struct WnaWeight {
     }
 };
 
-// Of a linear_w4a8 with such groups: whole words of 2, 3 or 4 bits.
-inline int random_bits(Random& random, size_t group) {
-    const int bits = int(random.between(2, 4));
-    return group % (bits == 3 ? 32 : 16) ? 4 : bits;
+// With such groups: whole words of 4 bits or fewer.
+inline int random_bits(Random& random, size_t group, int fewest) {
+    const int bits = int(random.between(fewest, 4));
+    return group % (bits % 2 ? 32 : 16) ? 4 : bits;
 }
 
 // What linear_w4a8 takes beside codes, of `groups` groups of `group` values. K is any such product, so no group is odd.
@@ -121,8 +121,8 @@ struct Wna8Weight {
     Exact codes, levels, scale, zero, minimum, bias;
     Wna8 weight;
 
-    Wna8Weight(Random& random, size_t n, size_t groups, size_t group, size_t per, bool bf16)
-        : bits(random_bits(random, group)),
+    Wna8Weight(Random& random, size_t n, size_t groups, size_t group, size_t per, bool bf16, int fewest_bits)
+        : bits(random_bits(random, group, fewest_bits)),
           codes(bytes<uint8_t>(random, round_up(n, 16) * groups * group * bits / 8, 64)),
           levels(bytes<int8_t>(random, 16)),
           scale(bf16 ? bf16s(random, round_up(n, 16) * groups / per, 0.01f, 64)
@@ -141,7 +141,7 @@ struct Wna8Weight {
                  .k = groups * group,
                  .group = group,
                  .per = per} {
-        const size_t offset = random.between(0, bits == 4 ? 3 : 2);
+        const size_t offset = bits == 1 ? 0 : random.between(0, bits == 4 ? 3 : 2);
         if (offset == 1) weight.zero = zero.at<uint8_t>();
         if (offset == 2) weight.minimum = minimum.at<void>();
         if (offset == 3) weight.levels = levels.at<int8_t>();

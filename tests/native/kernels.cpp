@@ -77,6 +77,7 @@ void soak_quantize_groups(Random& random, QuantizeGroupsFn* fn) {
                       .x_stride = x_stride,
                       .k = k,
                       .group = group,
+                      .by_row = random.one_in(2),
                       .shift = transformed ? transform.shift.at<float>() : nullptr,
                       .multiplier = transformed ? transform.multiplier.at<float>() : nullptr,
                       .codes = nullptr,
@@ -123,7 +124,7 @@ void soak_rows(Random& random, const RowOperators& rows_of_variant) {
                        .position = random.one_in(2) ? b.at<float>() : nullptr,
                        .type = random.one_in(2) ? c.at<float>() : nullptr,
                        .factor = random.one_in(2) ? 3.5f : 1.0f};
-    const Function function = Function(random.between(0, 4));
+    const Function function = Function(random.between(0, 5));
     Exact out[2], out16[2], rotated[2], convolved[2];
     for (int variant = 0; variant < 2; ++variant) {
         const RowOperators& rows = variant ? rows_of_variant : kRowsScalar;

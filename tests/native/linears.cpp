@@ -74,7 +74,7 @@ void soak_linear_w4a8(Random& random, LinearW4A8Fn* fn) {
     const size_t m = random.between(1, random.one_in(2) ? 10 : 60), n = random.between(1, 200),
                  per = random.between(1, 3), groups = per * random.between(1, 4), group = 8 * random.between(1, 16),
                  k = groups * group, stride = k + random.between(0, 20), group_stride = groups + random.between(0, 3);
-    const Wna8Weight w(random, n, groups, group, per, random.one_in(2));
+    const Wna8Weight w(random, n, groups, group, per, random.one_in(2), 1);
     const Exact codes = bytes<int8_t>(random, (m - 1) * stride + k, 1),
                 scale = floats(random, (m - 1) * group_stride + groups, 0.0f, 0.02f),
                 sum = room<int32_t>(random, (m - 1) * group_stride + groups);
@@ -119,7 +119,7 @@ void soak_linear_w4a16(Random& random, const W4A16Kernels& kernels) {
     const size_t m = random.between(1, random.one_in(2) ? 10 : 60), n = random.between(1, 200),
                  per = random.between(1, 3), groups = per * random.between(1, 4), group = 8 * random.between(1, 16),
                  k = groups * group, stride = k + random.between(0, 20), group_stride = groups + random.between(0, 3);
-    const Wna8Weight w(random, n, groups, group, per, random.one_in(2));
+    const Wna8Weight w(random, n, groups, group, per, random.one_in(2), 2);
     const bool bf16 = random.one_in(2);
     const Exact x = bf16 ? bf16s(random, (m - 1) * stride + k, 1.0f) : floats(random, (m - 1) * stride + k, 1.0f),
                 levels = bf16s(random, size_t(1) << w.bits, 4.0f);

@@ -17,7 +17,7 @@ from bitwright.training.fake import FakeLinear, nearest_inside, rounded_start
 N, K = 24, 64
 NAMES = [
     "w8a8", "w8a8_symmetric", "w8a16", "w4a8_channel", "w4a16_g32", "w4a16_g32_asym", "w3a16_g64", "w2a16_g32",
-    "ternary_g32", "ternary_channel", "binary_g32", "nf4_g32", "log4_g64", "kmeans4_g32",
+    "ternary_g32", "ternary_channel", "ternary_a8_tensor", "binary_g32", "nf4_g32", "log4_g64", "kmeans4_g32",
 ]  # fmt: skip
 
 
@@ -158,6 +158,24 @@ def test_ternary_scales_follow_the_weights_by_rule() -> None:
     torch.testing.assert_close(by_median.scale_NG[:, 0], w.abs().median(1).values)
     assert set(by_mean.codes_NK.unique().tolist()) == {-1, 0, 1}
     assert "scale_gain" not in dict(FakeLinear(float_linear(), start, scale_rule="weights").named_parameters())
+
+
+@pytest.mark.parametrize("blend", [0.0, 1.0])
+def test_one_scale_for_all_weights_trains_as_bitnet_does(blend: float) -> None:
+    """Forward and gradients are those of b1.58's formulas (Ma et al. 2024), and of float before the switch to them."""
+    linear, x = float_linear(), torch.randn(9, K, generator=torch.Generator().manual_seed(2))
+    w = linear.weight.detach().clone().requires_grad_()
+    fake = FakeLinear(linear, start_of(linear, "ternary_a8_tensor"), scale_rule="weights")
+    fake.blend = blend
+    scale, row = w.detach().abs().mean(), 127 / x.abs().amax(dim=1, keepdim=True)
+    seen, held = (x * row).round() / row, (w.detach() / scale).round().clamp(-1, 1) * scale
+    rounded = (functional.linear(seen, w + (held - w).detach(), fake.bias), functional.linear(x, w, fake.bias))
+    want = rounded[0] if blend else rounded[1]
+    torch.testing.assert_close(fake(x), want)
+    (of_fake,) = torch.autograd.grad(fake(x).square().sum(), fake.weight)
+    (wanted,) = torch.autograd.grad(want.square().sum(), w)
+    torch.testing.assert_close(of_fake, wanted, rtol=1e-4, atol=1e-4)
+    assert fake.quantized().weight.scale_NG.shape == (1, 1)
 
 
 def test_blending_goes_from_float_to_the_grid() -> None:

@@ -11,6 +11,7 @@ from bitwright.checkpoints.attention import parse_attention
 from bitwright.checkpoints.auto_round import METHODS as AUTO_ROUND
 from bitwright.checkpoints.auto_round import read_auto_round
 from bitwright.checkpoints.awq import AWQ, read_awq
+from bitwright.checkpoints.bitnet import BITNET, read_bitnet
 from bitwright.checkpoints.checkpoint import Checkpoint
 from bitwright.checkpoints.compressed import BITWRIGHT, COMPRESSED
 from bitwright.checkpoints.fp8 import read_fp8
@@ -70,6 +71,7 @@ FORMATS: dict[str, CheckpointFormat] = {
     ),
     "gptq": CheckpointFormat(partial(_says, ("gptq",)), read_gptq, spelling=GPTQ),
     "awq": CheckpointFormat(partial(_says, ("awq",)), read_awq, spelling=AWQ),
+    "bitnet": CheckpointFormat(partial(_says, ("bitnet",)), read_bitnet, spelling=BITNET),
     "auto-round": CheckpointFormat(partial(_says, AUTO_ROUND), read_auto_round),
     "fp8": CheckpointFormat(partial(_says, ("fp8",)), read_fp8),
     "modelopt": CheckpointFormat(partial(_says, MODELOPT), read_modelopt),

@@ -10,7 +10,7 @@ from bitwright.cli.progress import shown_progress
 from bitwright.cli.terminal import out, print_json, print_warnings
 
 # A copy of `convert.TARGETS` and what has a writer of its own: --help imports neither.
-FORMAT_NAMES = ("compressed-tensors", "bitwright", "gptq", "awq", "gguf")
+FORMAT_NAMES = ("compressed-tensors", "bitwright", "gptq", "awq", "bitnet", "gguf")
 
 
 @click.command("convert", cls=Command)

@@ -279,6 +279,7 @@ def _attention(decoder: _Decoder, block: str, layer: int, normed: Value, angles:
         cos_TF=angles.cos_TF if rotates else None,
         sin_TF=angles.sin_TF if rotates else None,
     )  # fmt: skip
+    mixed = _normed(decoder, block, how.attention_sub_norm, mixed)
     (out,) = _of_attention(decoder, "attention_output")
     return _normed(decoder, block, how.attention_norm, lower.linears([f"{block}.{out}"], mixed, out="f32"))
 
@@ -299,8 +300,10 @@ def _ffn(decoder: _Decoder, block: str, normed: Value) -> Value:
     given = row.keys.activation
     activation = given if isinstance(given, str) else lower.weights.config[given.key]
     names = [f"{block}.{up}" for up in ups]
-    gated = lower.gated(names, normed, str(activation), f"{block}.{down}")
-    return _normed(decoder, block, decoder.how.ffn_norm, lower.linears([f"{block}.{down}"], gated, out="f32"))
+    sub_norm, reader = decoder.how.ffn_sub_norm, f"{block}.{down}"
+    gated = lower.gated(names, normed, str(activation), reader if sub_norm is None else None)
+    gated = _normed(decoder, block, sub_norm, gated)
+    return _normed(decoder, block, decoder.how.ffn_norm, lower.linears([reader], gated, out="f32"))
 
 
 def _normed(decoder: _Decoder, block: str, norm: str | None, y: Value) -> Value:

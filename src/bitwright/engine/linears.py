@@ -7,7 +7,7 @@ import numpy as np
 from bitwright.engine.ops.buffers import BufferKind
 from bitwright.engine.ops.inputs import PaddedTransform
 from bitwright.errors import EngineError, KernelError
-from bitwright.kernels.input_grid import InputGrid, rounded_by_groups
+from bitwright.kernels.input_grid import InputGrid, input_runs_natively, rounded_by_groups
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import levels_of
 from bitwright.numerics.spec import QuantSpec
@@ -20,9 +20,12 @@ Inputs = Literal["bf16", "int8"]
 _GROUPS = 8  # groups of K that `linear_wna16` takes are multiples of this
 
 
+_NARROW = 2  # bits of a weight that is held in them, whatever its inputs
+
+
 class Operand(NamedTuple):
     """What a linear reads: rows of a kind, after a transform if there is one. grid: of codes, or on which bf16 rows
-    lie. group: inputs that share a scale, of kind "groups"."""
+    lie. group: inputs that share a scale, of kind "groups"; with a grid all of a row do."""
 
     kind: BufferKind
     grid: InputGrid | None = None
@@ -39,7 +42,7 @@ def operand_of(linear: Linear, inputs: Inputs) -> Operand:
     operator, grid, transform = operator_of(linear, inputs), grid_of(linear), transform_of(linear)
     if operator == "linear_w4a8":
         assert isinstance(linear, QuantizedLinear)
-        return Operand("groups", None, transform, input_group(linear))
+        return Operand("groups", grid, transform, input_group(linear))
     return Operand("codes" if operator == "linear_w8a8" else "bf16", grid, transform)
 
 
@@ -47,17 +50,24 @@ def operator_of(linear: Linear, inputs: Inputs = "bf16") -> Operator:
     """The native operator that computes it: whole multiples of one scale per row with rounded inputs are int8 products,
     as on the generic path (`kernels/linear.py: runs_natively`); other codes become bf16, and so do, beforehand, those
     whose groups of K no operator takes. With int8 `inputs`, codes of at most 4 bits are integer products too; only
-    that operator takes minima.
+    that operator takes minima. It also holds ternary and binary weights in their bits where the file has inputs with a
+    scale for each token: int8 products would read four times the bytes.
     """
     if isinstance(linear, FloatLinear) or (group_of(linear) % _GROUPS and group_of(linear) < linear.shape[1]):
         return "linear_bf16"
     spec = linear.weight.spec
-    if inputs == "int8" and linear.input_spec is None and input_group(linear):
+    by_groups = inputs == "int8" if linear.input_spec is None else spec.bits <= _NARROW and _by_token(linear.input_spec)
+    if by_groups and input_group(linear):
         return "linear_w4a8"
     if linear.weight.minimum_NG is not None:
         return "linear_bf16"
     whole = spec.symmetric and not spec.has_codebook and spec.group_size is None
     return "linear_w8a8" if linear.input_spec is not None and whole else "linear_wna16"
+
+
+def _by_token(inputs: QuantSpec) -> bool:
+    """Whether they are codes from −127 to 127, with a scale for each token."""
+    return inputs.dynamic and inputs.symmetric and input_runs_natively(inputs)
 
 
 def input_group(linear: QuantizedLinear) -> int:

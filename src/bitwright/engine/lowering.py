@@ -28,12 +28,13 @@ from bitwright.engine.program import Program, check
 from bitwright.engine.weights import Weights
 from bitwright.errors import CheckpointError, EngineError
 from bitwright.kernels.layouts import BLOCK, MAX_K
+from bitwright.numerics.linear import QuantizedLinear
 
 MOST_TAPS = 8  # of a convolution, as in csrc/engine/program.h
 # Activations by their names in config.json -> the function; a linear computes "gelu" itself.
 _FUNCTIONS: dict[str, Function | Literal["gelu"]] = {
     "gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu",
-    "swish": "silu", "tanh": "tanh",
+    "swish": "silu", "tanh": "tanh", "relu2": "relu2",
 }  # fmt: skip
 _POOL_MODES: dict[str, PoolMode] = {mode: mode for mode in get_args(PoolMode)}
 
@@ -146,9 +147,9 @@ class Lowering:
             self._add(ops.Activate(f"{names[0]}: {function}", target, function))
         return Value(target)
 
-    def gated(self, names: Sequence[str], x: Value, activation: str, reader: str) -> Value:
-        """f(a) · b of the linears that give a and b, or of one that gives a, then b. reader: the linear that reads it,
-        and nothing else does."""
+    def gated(self, names: Sequence[str], x: Value, activation: str, reader: str | None) -> Value:
+        """f(a) · b of the linears that give a and b, or of one that gives a, then b. reader: the linear that alone
+        reads it; None where a norm does."""
         layers, function = [self._held(name) for name in names], function_of(activation)
         half, whole = sum(layer.shape[0] for layer in layers) // 2, len(layers) == 1
         parts = [layers[0].rows(0, half), layers[0].rows(half, 2 * half)] if whole else layers
@@ -160,14 +161,17 @@ class Lowering:
             self._linear(labels[0], parts[:1], x, both, 0, activation="gelu" if function == "gelu" else "none")
             count = 0 if whole else 1  # one of the model, not two
             self._linear(labels[1], parts[1:], x, both, half, activation="none", linears=count)
-        read = self._held(reader)
-        wanted = operand_of(read, self._inputs)
-        if wanted.kind == "bf16" or read.shape[1] == 2 * half:
-            wanted = Operand("bf16")  # which a transform or a grid changes afterwards, or which is repeated
+        wanted = Operand("f32") if reader is None else self._gate_operand(self._held(reader), half)
         out = self._buffer(wanted.kind, half, group=wanted.group)
         applied = "identity" if function == "gelu" else function
         self._add(ops.Gate(", ".join(names), both, out, applied, wanted.grid, wanted.transform))
-        return Value(out, derived=[] if wanted.kind == "bf16" else [(wanted, out)])
+        return Value(out, derived=[] if wanted.kind in ("f32", "bf16") else [(wanted, out)])
+
+    def _gate_operand(self, reader: Linear, width: int) -> Operand:
+        """What a gate of so many values writes for the linear that reads it: bf16 where a transform or a grid changes
+        it afterwards, or where it is repeated."""
+        wanted = operand_of(reader, self._inputs)
+        return Operand("bf16") if wanted.kind == "bf16" or reader.shape[1] == 2 * width else wanted
 
     def rotate(self, name: str, qkv: Value, heads: int, cos_TF: np.ndarray, sin_TF: np.ndarray) -> Value:
         """q and k rotated by position (Su et al. 2021, 2104.09864): of each head the first half of the values with the
@@ -361,7 +365,8 @@ class Lowering:
             self._add(ops.MultiplyBf16(name, source, out, column, n, weight, activation))
         elif isinstance(weight, PackedW4A8):
             dtype = multiplied(first, self._inputs)
-            self._add(ops.MultiplyW4A8(name, dtype, source, out, column, n, weight, activation, count))
+            added = isinstance(first, QuantizedLinear) and first.input_spec is None
+            self._add(ops.MultiplyW4A8(name, dtype, source, out, column, n, weight, activation, count, added))
         else:
             self._add(ops.MultiplyWna16(name, source, out, column, n, weight, activation, multiplied(first)))
 

@@ -121,12 +121,15 @@ class _Held(NamedTuple):
 
 
 def _held(linear: QuantizedLinear, group: int) -> _Held:
-    """Where codes are indices of levels that are small whole numbers, those are the codes, of binary in 2 bits."""
+    """Where codes are indices of levels that are small whole numbers, those are the codes. Binary ones stay indices if
+    they are held in 1 bit, which the operator takes for −1 or 1."""
     given = levels(linear)
     if given is None:
         return _Held(layouts.bits_wna8(linear.weight.spec.bits, group))
     whole, step = whole_levels(given.tolist())
     table = np.array(whole, np.int8)
+    if whole == (-1, 1) and layouts.bits_wna8(1, group) == 1:
+        return _Held(1, step=step, table=np.array([-1, 0], np.int8))
     for bits in (2, 3, 4):
         if -(1 << bits - 1) <= min(whole) and max(whole) < 1 << bits - 1:
             return _Held(layouts.bits_wna8(bits, group), step=step, table=table)

@@ -40,7 +40,7 @@ class Program(NamedTuple):
     @property
     def added(self) -> int:
         """Runs of integer linears that the program has, and whose inputs a forward of the model leaves in 16 bits."""
-        return sum(op.linears for op in self.ops if isinstance(op, MultiplyW4A8))
+        return sum(op.linears for op in self.ops if isinstance(op, MultiplyW4A8) and op.added)
 
     @property
     def int8_attention(self) -> tuple[bool, ...]:

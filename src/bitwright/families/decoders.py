@@ -69,6 +69,22 @@ _QWEN2 = _LLAMA._replace(decoding=Decoding(windows="listed", needs=_QWEN_NEEDS))
 _HEAD_NORMS = Decoding("self_attn.q_norm", "self_attn.k_norm", windows="listed", needs=(*_QWEN_NEEDS, "head_dim"))
 _QWEN3 = _LLAMA._replace(decoding=_HEAD_NORMS)
 
+# Norms before the last linears of attention and FFN as well.
+_BITNET = _LLAMA._replace(
+    inputs=(
+        _ATTENTION_INPUTS[0],
+        Input(("self_attn.o_proj",), "self_attn.attn_sub_norm"),
+        Input(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
+        Input(("mlp.down_proj",), "mlp.ffn_sub_norm"),
+    ),
+    head=Head({"text-generation": "lm_head"}),
+    decoding=Decoding(
+        attention_sub_norm="self_attn.attn_sub_norm",
+        ffn_sub_norm="mlp.ffn_sub_norm",
+        needs=("num_key_value_heads", "rope_parameters or rope_theta"),
+    ),
+)
+
 # Norms after attention and FFN as well, before the residual: they make no linear's input.
 _GEMMA3 = _LLAMA._replace(
     inputs=(
@@ -331,6 +347,7 @@ _DEEPSEEK_V3 = _GLM4_MOE._replace(
 
 # model_type of config.json -> row.
 DECODERS: dict[str, Architecture] = {
+    "bitnet": _BITNET,
     "deepseek_v3": _DEEPSEEK_V3,
     "gemma3": _GEMMA3_WITH_IMAGES,
     "gemma3_text": _GEMMA3,

@@ -146,7 +146,8 @@ class Decoding(NamedTuple):
     """How the engine computes a decoder: RMSNorms before the linears, rotary positions, a gated FFN, and what follows.
 
     query_norm, key_norm: paths inside a block of norms of each head, before positions. attention_norm, ffn_norm: of
-    what attention and the FFN add to the residual. final_norm: after the last block.
+    what attention and the FFN add to the residual. attention_sub_norm, ffn_sub_norm: of what their last linear reads
+    (Wang et al. 2022, SubLN). final_norm: after the last block.
     plus_one: norms multiply by 1 + weight. scaled: a word's embedding is multiplied by the root of its width.
     convolution: in some blocks, in place of attention.
     windows: which blocks see only the last tokens: none; all, if config.json has a window; or those that it lists.
@@ -161,6 +162,8 @@ class Decoding(NamedTuple):
     key_norm: str | None = None
     attention_norm: str | None = None
     ffn_norm: str | None = None
+    attention_sub_norm: str | None = None
+    ffn_sub_norm: str | None = None
     final_norm: str = "norm"
     plus_one: bool = False
     scaled: bool = False

@@ -45,7 +45,7 @@ def rounded_by_groups(weight: QuantSpec, k: int) -> int:
 
     weight: at most 4 bits. k: inputs.
     """
-    if weight.bits > 4 or weight.per_tensor:
+    if weight.bits > 4:
         return 0
     return input_group_w4a8(weight.group_size or k) or 0
 

@@ -5,7 +5,7 @@ four bits). One layout serves every instruction set: four bytes of K (four codes
 are 64 contiguous bytes, the operand of one vpdpbusd or vdpbf16ps; sixteen of those are the 16 x 64 byte B tile of one
 tdpbusd or tdpbf16ps. In four bits those four bytes are eight codes of a column: two neighbours in a byte where they
 become bf16 (`pack_int4`), two at a distance of four where each half of the bytes is an operand of vpdpbusd
-(`pack_wna8`, which has layouts for three and two bits, too).
+(`pack_wna8`, which has layouts for fewer bits, too).
 
 A tile in memory, and the K of its values (int8; bf16: 0 1, 2 3 …; four bits: 0 … 7, 8 … 15 …):
 
@@ -18,6 +18,8 @@ A tile in memory, and the K of its values (int8; bf16: 0 1, 2 3 …; four bits: 
 Then the next tile of the same columns; after K the next sixteen columns.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,7 +38,7 @@ PAD_K = 64
 GROUP_BF16 = 2
 PAD_K_BF16 = 32
 PAD_K_INT4 = 32
-WORD_WNA8 = {4: 8, 3: 32, 2: 16}  # bits -> K of a word of `pack_wna8`. Neither K nor a group is padded to it
+WORD_WNA8 = {4: 8, 3: 32, 2: 16, 1: 32}  # bits -> K of a word of `pack_wna8`. Neither K nor a group is padded to it
 MAX_GROUP_W4A8 = 128  # the sum of so many codes, int8, fits into 16 bits
 
 
@@ -100,7 +102,7 @@ def bits_wna8(bits: int, group: int) -> int:
 
 
 def pack_wna8(codes_NK: Array, bits: int, copy: Copy = _contiguous) -> Array:
-    """Codes below 2^bits, uint8 (N, K) -> uint8 (N/16, K · bits/32, 16, 4), zero where padded; bits = 4, 3 or 2.
+    """Codes below 2^bits, uint8 (N, K) -> uint8 (N/16, K · bits/32, 16, 4), zero where padded; bits = 1 to 4.
 
     K is whole words of `WORD_WNA8[bits]` values. A word is runs of four values; run i of a column are four bytes, in
     each of which it has some bits (linear_w4a8/contract.h).
@@ -115,10 +117,8 @@ def pack_wna8(codes_NK: Array, bits: int, copy: Copy = _contiguous) -> Array:
             run[2] | run[3] << 3 | (run[7] & 0x03030303) << 6,
             run[4] | run[5] << 3 | (run[6] & 0x04040404) << 4 | (run[7] & 0x04040404) << 5,
         ]
-    elif bits == 2:
-        vectors = [run[0] | run[1] << 2 | run[2] << 4 | run[3] << 6]
     else:
-        vectors = [run[0] | run[1] << 4]
+        vectors = [functools.reduce(operator.or_, (part << i * bits for i, part in enumerate(run)))]
     held = _zeros(codes_NK, n, k * bits // 8)
     for i, vector in enumerate(vectors):
         held.view(vector.dtype).reshape(n, -1, len(vectors))[:, :, i] = vector

@@ -150,8 +150,9 @@ def linear_w8a8(
 
 
 def quantize_groups(
-    x_MK: Tensor, group: int, *, shift_K: Tensor | None = None, multiplier_K: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x_MK: Tensor, group: int, *, by_row: bool = False, shift_K: Tensor | None = None,
+    multiplier_K: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Codes of float rows, symmetric, with one scale for each `group` values of K: x ≈ codes · scale.
 
     scale = max|x| / 127, code = rint(x · inv) with inv = 1 / scale; every step one float32 operation, rint half to
@@ -159,14 +160,17 @@ def quantize_groups(
     NaN or an infinity has scale NaN and codes 0.
 
     Args:
-        x_MK, shift_K, multiplier_K: as in `quantize_rows`.
+        x_MK, shift_K, multiplier_K: as in `quantize_rows`. by_row: whether all groups of a row have its scale.
 
     Returns:
         codes int8 (M, K), scale float32 (M, G), the sum of each group's codes int32 (M, G).
     """
     x_MGg = transform_inputs(x_MK, shift_K, multiplier_K).reshape(len(x_MK), x_MK.shape[1] // group, group)
+    alike = (1, 2) if by_row else (2,)  # axes whose values have one scale
     finite_MG1 = x_MGg.isfinite().all(dim=2, keepdim=True)
-    largest = x_MGg.abs().amax(dim=2, keepdim=True)
+    if by_row:
+        finite_MG1 = finite_MG1.all(dim=1, keepdim=True).expand(finite_MG1.shape)
+    largest = x_MGg.abs().amax(dim=alike, keepdim=True).expand(finite_MG1.shape)
     scale = (largest / 127).where(largest != 0.0, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
     codes = (x_MGg * (1.0 / scale)).round().where(finite_MG1, 0.0).to(torch.int8)
     sums_MG = codes.sum(dim=2, dtype=torch.int32)

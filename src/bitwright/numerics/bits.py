@@ -76,6 +76,21 @@ def unpack_awq(words: np.ndarray) -> np.ndarray:
     return codes.reshape(k, n // 8, 8)[:, :, np.argsort(_AWQ)].reshape(k, n)
 
 
+def pack_bitnet(codes_NK: np.ndarray) -> np.ndarray:
+    """Ternary codes as transformers' BitNet stores them: int8 (N, K), N a multiple of 4 -> uint8 (N / 4, K)."""
+    n, k = codes_NK.shape
+    stored_4RK = (codes_NK + np.int8(1)).view(np.uint8).reshape(4, n // 4, k)
+    packed: np.ndarray = stored_4RK[0] | stored_4RK[1] << 2 | stored_4RK[2] << 4 | stored_4RK[3] << 6
+    return packed
+
+
+def unpack_bitnet(packed: np.ndarray) -> np.ndarray:
+    """The inverse of `pack_bitnet`: int8 (4 · rows, K) from −1 to 2, of which 2 is no ternary code."""
+    stored = np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)])
+    codes: np.ndarray = stored.view(np.int8) - np.int8(1)
+    return codes
+
+
 def add_words(words: np.ndarray, step: int, bits: int) -> np.ndarray:
     """Packed words, int32, whose every code is larger by `step`, or smaller. Whole words are added: what runs over goes
     into the next code, and comes back when it is taken off again. 2, 4 or 8 bits.

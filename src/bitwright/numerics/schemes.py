@@ -58,6 +58,9 @@ SCHEMES: dict[str, Scheme] = {
         *_family("kmeans4", QuantSpec(bits=4, grid="kmeans"), None, asymmetric=False),
         *_family("ternary", QuantSpec(bits=2, grid="ternary"), None, asymmetric=False),
         *_family("ternary_a8", QuantSpec(bits=2, grid="ternary"), _DYNAMIC_SYMMETRIC, asymmetric=False),
+        # As in BitNet b1.58, one scale for all weights of a linear.
+        Scheme("ternary_tensor", QuantSpec(bits=2, grid="ternary", per_tensor=True)),
+        Scheme("ternary_a8_tensor", QuantSpec(bits=2, grid="ternary", per_tensor=True), _DYNAMIC_SYMMETRIC),
         *_family("binary", QuantSpec(bits=1, grid="binary"), None, asymmetric=False),
     )
 }
@@ -106,6 +109,6 @@ def scheme_families() -> list[str]:
         if scheme.choose_group and not scheme.name.endswith("_asym"):
             asym = "[_asym]" if f"{scheme.name}_asym" in SCHEMES else ""
             words.append(f"{scheme.name}[_g128|_g64|_g32|_channel]{asym}")
-        elif scheme.weight is None or scheme.weight.bits == 8:
+        elif scheme.weight is None or scheme.weight.bits == 8 or scheme.weight.per_tensor:
             words.append(scheme.name)
     return words

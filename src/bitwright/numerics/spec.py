@@ -52,8 +52,10 @@ class QuantSpec:
         if self.bits not in _BITS[self.grid]:
             known = " or ".join(map(str, _BITS[self.grid]))
             raise NumericsError(f"bits = {self.bits}: the {self.grid} grid has {known} bits")
-        if self.grid != "uniform" and (not self.symmetric or self.dynamic or self.per_tensor):
-            raise NumericsError(f"the {self.grid} grid is for weights, symmetric, with a scale per row or group")
+        if self.grid != "uniform" and (not self.symmetric or self.dynamic):
+            raise NumericsError(f"the {self.grid} grid is for weights, and symmetric")
+        if self.per_tensor and self.grid not in ("uniform", "ternary"):
+            raise NumericsError(f"the {self.grid} grid has a scale per row or group")
         if self.group_size is not None and (self.group_size < 1 or self.per_tensor):
             raise NumericsError(
                 f"group_size = {self.group_size} and per_tensor = {self.per_tensor} exclude each other; choose one"

@@ -91,6 +91,7 @@ def _weight_words(spec: QuantSpec, group: str | None) -> str:
         group = f"groups of {spec.group_size}"
     if group is None:
         by, zeros = ("", " with zero points") if spec.bits == 8 else (" with a scale per row", " and zero points")
+        by = " with one scale" if spec.per_tensor else by
     else:
         by, zeros = f"{'' if spec.grid == 'uniform' else ','} in {group}", " with zero points"
     return codes + by + ("" if spec.symmetric else zeros)

@@ -11,7 +11,7 @@
     Round                 round      f32 or bf16    bf16                  rows through a transform, to a grid, to bf16
     MultiplyW8A8          linear     codes          f32, bf16 or codes    int8 x int8; codes on a static grid
     MultiplyBf16          linear     bf16           f32 or bf16           bf16 x bf16
-    MultiplyW4A8          linear     groups         f32 or bf16           2 to 4 bits × int8, by groups of K
+    MultiplyW4A8          linear     groups         f32 or bf16           1 to 4 bits × int8, by groups of K
     MultiplyWna16         linear     bf16           f32 or bf16           codes of other grids, in 4 or 8 bits, x bf16
     Attend                attention  bf16           bf16                  softmax(q kᵀ + bias) v of each head
     AttendDisentangled    attention  bf16           bf16                  the same, with what DeBERTa knows of positions

@@ -51,7 +51,8 @@ class PackedW4A8(NamedTuple):
     """codes: `layouts.pack_wna8` of so many bits; of 4 they may be indices of levels, int8 (16,), or None.
 
     scale: `layouts.pack_groups` of the bits of bf16, uint16, or of float32; minimum: likewise, or None. zero: of uint8,
-    or None for 2^(bits − 1), with minima for 0. bias: float32, a value for each column, padded to whole blocks.
+    or None for 2^(bits − 1), with minima for 0; of 1 bit 0 stands for −1. bias: float32,
+    a value for each column, padded to whole blocks.
 
     group: inputs that share a scale of the input. per: such groups that share a scale of the weight.
     """
@@ -188,10 +189,11 @@ class MultiplyWna16:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MultiplyW4A8:
-    """groups -> f32 or bf16: codes of up to 4 bits × int8 by groups, then bias and GELU, into columns [column,
+    """groups -> f32 or bf16: codes of 1 to 4 bits × int8 by groups, then bias and GELU, into columns [column,
     column + n).
 
-    linears: how many of the model it stands for. dtype: what the codes are, for people.
+    linears: how many of the model it stands for. dtype: what the codes are, for people. added: whether the checkpoint
+    leaves its inputs in 16 bits.
     """
 
     kind: ClassVar[str] = "linear"
@@ -204,6 +206,7 @@ class MultiplyW4A8:
     weight: PackedW4A8
     activation: Activation
     linears: int
+    added: bool = True
 
     text = _shape
     operations = _products

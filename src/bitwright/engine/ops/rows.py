@@ -10,7 +10,9 @@ from bitwright.engine.ops.buffers import IN_PLACE, READ, WRITTEN, Buffer
 from bitwright.engine.ops.inputs import PaddedTransform, bind_input
 from bitwright.kernels.input_grid import InputGrid
 
-Function = Literal["identity", "relu", "tanh", "gelu_tanh", "silu"]  # the names of the native module's Function
+Function = Literal[
+    "identity", "relu", "tanh", "gelu_tanh", "silu", "relu2"
+]  # the names of the native module's Function
 # The names of the native module's PoolMode, which are those of sentence-transformers.
 PoolMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -28,7 +30,7 @@ def uncounted(op: object, tokens: int) -> int:
 def _rounding(out: Buffer, grid: InputGrid | None) -> str:
     """How rows become those of `out`, in readable form."""
     if out.kind == "groups":
-        return f"int8 g{out.group}"
+        return f"int8 g{out.group}{' by row' * (grid is not None)}"
     return "" if grid is None else grid.mode
 
 
@@ -72,10 +74,10 @@ class Embed:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NormRows:
-    """f32 [f32] -> f32 [codes] [f32]: the norm of x + residual, its quantized rows, and the sum itself.
+    """f32 or bf16 [f32] -> f32 [codes] [f32]: the norm of x + residual, its quantized rows, and the sum itself.
 
     weight_H, bias_H: float32; the bias may be None. centred: a layer norm; else RMSNorm, which takes no mean off. grid,
-    transform: of the codes, which may be by groups; those need no grid.
+    transform: of the codes, which may be by groups; those need no grid, or the symmetric one of a row.
     """
 
     kind: ClassVar[str] = "norm"
@@ -179,7 +181,7 @@ class Activate:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Gate:
-    """bf16 -> bf16, codes or groups: f(a) · b of a row's halves a and b. grid, transform: of codes."""
+    """bf16 -> f32, bf16, codes or groups: f(a) · b of a row's halves a and b. grid, transform: of codes."""
 
     kind: ClassVar[str] = "gate"
     name: str
