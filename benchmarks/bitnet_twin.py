@@ -25,6 +25,7 @@ from bitwright.training.trainer import Data, Settings, Trained, steps_in, train
 
 SIXTEEN_BITS = 0.2  # of the steps of 16 -> 1.58, before the grids
 APART = 10  # one part of so many is kept apart
+MOST_APART = 1024  # windows of all that is kept apart are tried, evenly spread
 
 
 class Run(NamedTuple):
@@ -47,11 +48,11 @@ def windows(texts: Sequence[Path], context: int) -> tuple[Tensor, int]:
     parts: list[list[Tensor]] = [[], []]
     for text in texts:
         rows = torch.frombuffer(bytearray(text.read_bytes()), dtype=torch.uint8).long().unfold(0, context + 1, context)
-        apart = max(1, len(rows) // APART)
-        parts[0].append(rows[:-apart])
-        parts[1].append(rows[-apart:])
-    trained = torch.cat(parts[0])
-    return torch.cat([trained, *parts[1]]), len(trained)
+        count = max(1, len(rows) // APART)
+        parts[0].append(rows[:-count])
+        parts[1].append(rows[-count:])
+    trained, apart = torch.cat(parts[0]), torch.cat(parts[1])
+    return torch.cat([trained, apart[:: -(-len(apart) // MOST_APART)]]), len(trained)
 
 
 def model_of(run: Run, asked: argparse.Namespace) -> nn.Module:

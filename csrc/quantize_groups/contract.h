@@ -8,8 +8,8 @@
 //   f32 multiplier   operations, wherever x stands below codes        [M, >= K64] s8 in [-127, 127], row m at codes + m
 //   * code_stride; K64 = K rounded up to 64; bytes
 //                [K, K64) become 0
-//   scale        [M, G] f32 = max|x| / 127 of the group, or of the row; sum [M, G] i32 = sum of its codes. Row m of both is at
-//                m * group_stride (elements)
+//   scale        [M, G] f32 = max|x| / 127 of the group, or of the row; sum [M, G] i32 = sum of its codes. Row m of
+//                both is at m * group_stride (elements)
 //
 // code = rint(x * inv) with inv = 1 / scale; every step one f32 operation, rint half to even.
 //

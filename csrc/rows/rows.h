@@ -66,9 +66,9 @@ void apply_all(T* x, size_t n) {
 
 template <class T>
 void activate(T* x, Function function, size_t n) {
-    static constexpr void (*table[])(T*, size_t) = {apply_all<Function::kIdentity, T>, apply_all<Function::kRelu, T>,
-                                                    apply_all<Function::kTanh, T>, apply_all<Function::kGeluTanh, T>,
-                                                    apply_all<Function::kSilu, T>,     apply_all<Function::kRelu2, T>};
+    static constexpr void (*table[])(T*, size_t) = {
+        apply_all<Function::kIdentity, T>, apply_all<Function::kRelu, T>, apply_all<Function::kTanh, T>,
+        apply_all<Function::kGeluTanh, T>, apply_all<Function::kSilu, T>, apply_all<Function::kRelu2, T>};
     table[(int)function](x, n);
 }
 
@@ -118,8 +118,8 @@ void gate_by(const uint16_t* __restrict a, const uint16_t* __restrict b, float* 
 
 void gate(const uint16_t* a, const uint16_t* b, Function function, float* y, size_t n) {
     static constexpr void (*table[])(const uint16_t*, const uint16_t*, float*, size_t) = {
-        gate_by<Function::kIdentity>, gate_by<Function::kRelu>, gate_by<Function::kTanh>, gate_by<Function::kGeluTanh>,
-        gate_by<Function::kSilu>,     gate_by<Function::kRelu2>};
+        gate_by<Function::kIdentity>, gate_by<Function::kRelu>, gate_by<Function::kTanh>,
+        gate_by<Function::kGeluTanh>, gate_by<Function::kSilu>, gate_by<Function::kRelu2>};
     table[(int)function](a, b, y, n);
 }
 

@@ -206,8 +206,8 @@ int Builder::feed_forward(int x) {
     linear(in, up, 0, at(up).width, activation());
     if (random.one_in(2)) add(Activate{up, function()}, {up});
     if (!gated) return output(up, x);
-    const int down = random.one_in(4) ? buffer(BufferKind::kF32, inner)
-                                      : operand_buffer(operand_kind(inner), inner, Per::kToken);
+    const int down =
+        random.one_in(4) ? buffer(BufferKind::kF32, inner) : operand_buffer(operand_kind(inner), inner, Per::kToken);
     add(Gate{up, down, function(), grid_of(down)}, {up, down});
     return output(down, x);
 }
