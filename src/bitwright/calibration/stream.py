@@ -34,7 +34,8 @@ from bitwright.models.sites import LinearSite, find_blocks
 
 Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]
-Observe = Callable[[Stats | None, Tensor], Stats]
+Observe = Callable[..., Stats]
+Beside = Callable[[int], Mapping[str, Tensor]]
 Paths = Callable[[Sequence[str]], object]
 Resume = tuple[int, Sequence[Any] | None]  # index of a stage, and what it starts from
 
@@ -108,15 +109,18 @@ class Stage:
     fast: whether it computes in bf16 where the CPU can.
     inputs: what it starts from, by batch: the output of the stage before; None for the first. The list is filled anew
         when the next stage begins. Saved, they let `stream_stages` resume here.
+    originals: what it would start from in the float model, likewise; empty where that is not followed.
     """
 
     index: int
     blocks: tuple[int, ...]
     sites: tuple[LinearSite, ...]
     inputs: list[Any]
+    originals: list[Any]
     _walk: _Walk = field(repr=False)
     _batches: Sequence[Batch] = field(repr=False)
     _span: tuple[int, int | None] = field(repr=False)
+    _ahead: dict[int, Any] = field(repr=False)  # what the next stage would start from in the float model
 
     @property
     def fast(self) -> bool:
@@ -131,13 +135,37 @@ class Stage:
         chosen = range(len(self._batches)) if indices is None else indices
         return [self._walk.run(self._batches[index], self.inputs[index], *self._span) for index in chosen]
 
-    def observe(self, sites: Sequence[LinearSite], observe: Observe[Stats]) -> dict[str, Stats]:
+    def original_inputs(self, sites: Sequence[LinearSite], index: int) -> dict[str, Tensor]:
+        """What these linears read of one batch in the float model: only of those that run once, and see the same tokens
+        in both models.
+
+        The stage's modules must compute as the float model's. This must have run for all batches before they do not:
+        the next stage starts from what it puts out.
+        """
+        names = {site.name for site in sites if site.is_whole}
+        found: dict[str, Tensor] = {}
+
+        def note(_: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
+            found[name] = args[0]
+            if index in self._ahead and len(found) == len(names):
+                raise _Reached(None)
+
+        with hooked(self._walk.model, before={name: partial(note, name=name) for name in names}):
+            output = self._walk.run(self._batches[index], self.originals[index], *self._span)
+        self._ahead.setdefault(index, output)
+        return found
+
+    def observe(
+        self, sites: Sequence[LinearSite], observe: Observe[Stats], beside: Beside | None = None
+    ) -> dict[str, Stats]:
         """The statistics of these linears' inputs, by name, from one run over all batches.
 
         Linears that read the same tensors share one statistics object. An expert that no token reaches has no entry.
 
         observe: `observe(stats or None, x_MK) -> stats`, x_MK the inputs of one call, floating, without those of
             padding tokens.
+        beside: gives, by the index of a batch, what else is known of the tokens that enter a linear, by name. If there
+            is something, it is cut as the inputs are, and handed to `observe` after them.
         """
         leaders: dict[tuple[str, int], str] = {}
         for site in sites:
@@ -146,15 +174,17 @@ class Stage:
         kept = _Kept()
 
         # Once everything that is asked for was seen, the rest of the stage is not worth running.
-        stops = all(site.calls == 1 and site.role != "expert" for site in sites)
+        stops = all(site.is_whole for site in sites)
         unseen: set[str] = set()
+        more: Mapping[str, Tensor] = {}
 
         def note(_: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
             rows_MK = kept.rows(args[0], name)
+            besides = [kept.rows(more[name], name)] if name in more else []
             if len(rows_MK):
                 with torch.autocast("cpu", enabled=False):  # whose products would come out in bf16
                     try:
-                        stats[name] = observe(stats.get(name), rows_MK)
+                        stats[name] = observe(stats.get(name), rows_MK, *besides)
                     except Exception as error:
                         raise _Failed(error) from error
             unseen.discard(name)
@@ -163,10 +193,11 @@ class Stage:
 
         experts = {site.name.rsplit(".", 2)[0] for site in sites if site.role == "expert"}
         hooks = {name: partial(note, name=name) for name in leaders.values()} | dict.fromkeys(experts, kept.route)
-        with hooked(self._walk.model, before=hooks):
-            for batch, before in zip(self._batches, self.inputs, strict=True):
-                kept.mask_BT = batch["attention_mask"].bool() if "attention_mask" in batch else None
-                unseen.update(leaders.values())
+        for index, (batch, before) in enumerate(zip(self._batches, self.inputs, strict=True)):
+            more = {} if beside is None else beside(index)
+            kept.mask_BT = batch["attention_mask"].bool() if "attention_mask" in batch else None
+            unseen.update(leaders.values())
+            with hooked(self._walk.model, before=hooks):
                 self._walk.run(batch, before, *self._span)
         found = {site.name: leaders[site.reads] for site in sites}
         return {name: stats[leader] for name, leader in found.items() if leader in stats}
@@ -207,6 +238,7 @@ def stream_stages(
     leave: Paths | None = None,
     resume: Resume = (0, None),
     fast: bool = False,
+    originals: bool = False,
 ) -> Iterator[Stage]:
     """The stages of `model` in forward order, poolers and heads last.
 
@@ -219,9 +251,11 @@ def stream_stages(
         batches: keyword arguments of the model's forward: token ids (B, T), and their 0/1 attention_mask (B, T) where
             there is padding; what the mask excludes is not observed.
         enter: called with the paths of a stage's blocks before it runs; () for the last. leave: called after it.
-        resume: the stage to begin with, and the `inputs` that it had.
+        resume: the stage to begin with, and the `inputs` that it had; its `originals` behind them if they are followed.
         fast: what linears and attention put out is bf16 where the CPU multiplies that; the residual stream and the
             norms stay float32. For calibration, never to judge a model.
+        originals: follow the float model beside the one that changes. A caller that changes a stage asks for its
+            `original_inputs` first.
 
     Raises:
         ModelError: there are no batches, the blocks are not run as the architecture table says, or there is no such
@@ -237,10 +271,12 @@ def stream_stages(
     spans: list[tuple[int, int | None]] = [*_spans(order), (len(order), None)]
     if not 0 <= begin < len(spans):
         raise ModelError(f"there is no stage {begin} to resume at; the model has {len(spans)}, counted from 0")
-    if begin and (inputs is None or len(inputs) != len(batches)):
+    n_states = len(batches) * (1 + originals)
+    if begin and (inputs is None or len(inputs) != n_states):
         n_inputs = "no" if inputs is None else str(len(inputs))
         raise ModelError(f"resuming at stage {begin} needs inputs for {len(batches)} batches, but got {n_inputs}")
-    state: list[Any] = [None] * len(batches) if inputs is None else list(inputs)
+    states: list[Any] = [None] * n_states if inputs is None else list(inputs)
+    state, original = states[: len(batches)], states[len(batches) :]
     for index in range(begin, len(spans)):
         first, last = spans[index]
         blocks = tuple(dict.fromkeys(order[first:last]))
@@ -249,9 +285,14 @@ def stream_stages(
         if enter is not None:
             enter(paths)
         try:
-            yield Stage(index, blocks, here, state, walk, batches, (first, last))
+            ahead: dict[int, Any] = {}
+            yield Stage(index, blocks, here, state, original, walk, batches, (first, last), ahead)
             if last is not None:
                 for number, batch in enumerate(batches):
+                    if originals:
+                        if number not in ahead:  # nobody observed the stage, so that nobody changed it
+                            ahead[number] = walk.run(batch, original[number], first, last)
+                        original[number] = ahead.pop(number)
                     state[number] = walk.run(batch, state[number], first, last)
         finally:
             if leave is not None:
@@ -260,14 +301,14 @@ def stream_stages(
 
 def stream_lazily(
     opened: LoadedModel, sites: Sequence[LinearSite], batches: Sequence[Batch], *, resume: Resume = (0, None),
-    fast: bool = False,
+    fast: bool = False, originals: bool = False,
 ) -> Iterator[Stage]:  # fmt: skip
     """`stream_stages` for a lazily opened model: each block is loaded from the files and emptied again.
 
     What is swapped in or folded in a block is gone when the next one begins.
     """
     return stream_stages(
-        opened.model, opened.architecture, sites, batches, resume=resume, fast=fast,
+        opened.model, opened.architecture, sites, batches, resume=resume, fast=fast, originals=originals,
         enter=partial(_each, materialise, opened), leave=partial(_each, release, opened),
     )  # fmt: skip
 
