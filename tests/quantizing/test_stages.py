@@ -281,14 +281,14 @@ def test_the_last_hidden_states_come_nearer_to_the_float_models(opened, tiny_dec
     """On the tokens that calibrate, and with all that is random in such a model."""
     source = tiny_decoder("llama", num_hidden_layers=4)
     *_, last = opened(source).stages(batches, fast=False)
-    wanted = torch.cat([hidden for hidden in last.inputs])
+    wanted = torch.cat(last.inputs)
     moved = {}
     for share in (0.0, 1.0):
         job = opened(source, scheme="w3a16_g32", method="gptq", options={"mismatch": share})
         plan = job.stage_plan()
         for stage in job.stages(batches, fast=False):
             quantize_stage(job.model, stage, plan)
-        moved[share] = relative(torch.cat([hidden for hidden in stage.inputs]), wanted)
+        moved[share] = relative(torch.cat(stage.inputs), wanted)
     assert moved[1.0] < moved[0.0]
 
 
