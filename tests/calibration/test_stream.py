@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitwright.calibration.stream import Stage, stream_outputs, stream_stages
+from bitwright.calibration.stream import Stage, Visit, stream_outputs, stream_stages
 from bitwright.errors import ModelError
 from bitwright.families.encoders import ENCODERS
 from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, release
@@ -147,8 +147,10 @@ def sites_of(loaded: LoadedModel) -> list[LinearSite]:
 def stages_of(loaded: LoadedModel, inputs: Batches, /, **options: Any) -> Iterator[Stage]:
     """The stages; the blocks of a model that was opened lazily are filled and emptied on the way."""
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
-        options["enter"] = lambda paths: [materialise(loaded, path) for path in paths]
-        options["leave"] = lambda paths: [release(loaded, path) for path in paths]
+        options["visit"] = Visit(
+            lambda paths: [materialise(loaded, path) for path in paths],
+            lambda paths: [release(loaded, path) for path in paths],
+        )
     return stream_stages(loaded.model, loaded.architecture, sites_of(loaded), inputs, **options)
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,16 @@ Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]
 Observe = Callable[..., Stats]
 Beside = Callable[[int], Mapping[str, Tensor]]
-Paths = Callable[[Sequence[str]], object]
 Resume = tuple[int, Sequence[Any] | None]  # index of a stage, and what it starts from
 
 _EXPERT = re.compile(r"\.experts\.(?P<index>\d+)\.")
+
+
+class Visit(NamedTuple):
+    """What is done to the blocks of these paths before they run, and after."""
+
+    enter: Callable[[Sequence[str]], object]
+    leave: Callable[[Sequence[str]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +240,7 @@ def stream_stages(
     sites: Sequence[LinearSite],
     batches: Sequence[Batch],
     *,
-    enter: Paths | None = None,
-    leave: Paths | None = None,
+    visit: Visit | None = None,
     resume: Resume = (0, None),
     fast: bool = False,
     originals: bool = False,
@@ -250,7 +255,7 @@ def stream_stages(
         sites: linears, from `find_linears`, to be handed out with their stage.
         batches: keyword arguments of the model's forward: token ids (B, T), and their 0/1 attention_mask (B, T) where
             there is padding; what the mask excludes is not observed.
-        enter: called with the paths of a stage's blocks before it runs; () for the last. leave: called after it.
+        visit: called with the paths of a stage's blocks before it runs, and after it; with () for the last.
         resume: the stage to begin with, and the `inputs` that it had; its `originals` behind them if they are followed.
         fast: what linears and attention put out is bf16 where the CPU multiplies that; the residual stream and the
             norms stay float32. For calibration, never to judge a model.
@@ -282,8 +287,8 @@ def stream_stages(
         blocks = tuple(dict.fromkeys(order[first:last]))
         here = tuple(site for site in sites if (site.block in blocks if blocks else site.block is None))
         paths = [found[block][0] for block in blocks]
-        if enter is not None:
-            enter(paths)
+        if visit is not None:
+            visit.enter(paths)
         try:
             ahead: dict[int, Any] = {}
             yield Stage(index, blocks, here, state, original, walk, batches, (first, last), ahead)
@@ -295,8 +300,8 @@ def stream_stages(
                         original[number] = ahead.pop(number)
                     state[number] = walk.run(batch, state[number], first, last)
         finally:
-            if leave is not None:
-                leave(paths)
+            if visit is not None:
+                visit.leave(paths)
 
 
 def stream_lazily(
@@ -309,28 +314,27 @@ def stream_lazily(
     """
     return stream_stages(
         opened.model, opened.architecture, sites, batches, resume=resume, fast=fast, originals=originals,
-        enter=partial(_each, materialise, opened), leave=partial(_each, release, opened),
+        visit=Visit(partial(_each, materialise, opened), partial(_each, release, opened)),
     )  # fmt: skip
 
 
 def stream_outputs(
     loaded: LoadedModel,
     batches: Sequence[Batch],
-    enter: Paths | None = None,
-    leave: Paths | None = None,
+    visit: Visit | None = None,
     *,
     fast: bool = False,
 ) -> Iterator[Any]:
     """The model's outputs, batch by batch, in the memory of one block and the hidden states of all batches.
 
-    enter, leave, fast: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from
+    visit, fast: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from
         its files and emptied again.
     """
     is_empty = any(parameter.is_meta for parameter in loaded.model.parameters())
-    if is_empty and enter is None and leave is None:
+    if is_empty and visit is None:
         stages = stream_lazily(loaded, (), batches, fast=fast)
     else:
-        stages = stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave, fast=fast)
+        stages = stream_stages(loaded.model, loaded.architecture, (), batches, visit=visit, fast=fast)
     for stage in stages:
         if not stage.blocks:
             for index in range(len(batches)):
