@@ -6,6 +6,8 @@ at W x keeps that error; aiming at W x₀ takes back what a linear map of x can.
     Σ ‖W x₀ − Q x‖² + λ ‖W − Q‖²  =  tr((V − Q)(H + λ)(V − Q)ᵀ) + const,    V = W + W D (H + λ)⁻¹
 
 so that any rounding that makes tr((V − Q) H (V − Q)ᵀ) small does it when it is given V. Where x = x₀, D = 0 and V = W.
+V is computed with every token divided by ‖x‖, which leaves the optimum where tokens agree: a few tokens of a language
+model have inputs so large that the sums would be theirs, and the correction would repair them and spoil all others.
 The asymmetric target is that of GPTAQ (Li et al. 2025, 2504.02692) and Qronos (Zhang et al. 2025, 2505.11695), which
 weave it into the rounding of the columns; once a square is completed, it is a change of the weight alone.
 """
@@ -26,17 +28,17 @@ def towards_float(w_NK: Tensor, stats: LayerStats, *, share: float = 1.0, dampin
 
     Args:
         w_NK: float weight; not modified.
-        stats: with a Gram matrix and a mismatch.
+        stats: with a mismatch.
         damping: λ relative to the mean of H's diagonal: where x is small, little is corrected.
 
     Raises:
         NumericsError: NaN or infinity in the mismatch.
     """
-    assert stats.gram_KK is not None
+    assert stats.even_KK is not None
     assert stats.mismatch_KK is not None
     check_finite(stats.mismatch_KK, "the mismatch to the float model's inputs")
     w_NK = w_NK.detach() if w_NK.dtype == torch.float64 else w_NK.detach().float()
-    damped_KK = stats.gram_KK.to(w_NK, copy=True)
+    damped_KK = stats.even_KK.to(w_NK, copy=True)
     damped_KK.diagonal().add_(damping * damped_KK.diagonal().mean())
     lower_KK, failed = torch.linalg.cholesky_ex(damped_KK)
     if bool(failed):
