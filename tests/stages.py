@@ -79,7 +79,10 @@ class Opened:
         return StagePlan(rows, inputs, self.recipe)
 
     def stages(self, batches: Batches, *, fast: bool = True) -> Any:
-        return stream_stages(self.model, self.loaded.architecture, self.sites, batches, fast=fast)
+        originals = self.recipe.options.mismatch > 0
+        return stream_stages(
+            self.model, self.loaded.architecture, self.sites, batches, fast=fast, originals=originals
+        )  # fmt: skip
 
     def quantize(self, batches: Batches, *, fast: bool = True) -> list[Made]:
         """Every stage, in memory: afterwards the model computes with the rounded weights."""

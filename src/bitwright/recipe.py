@@ -137,7 +137,10 @@ class Options(_Strict):
     alpha: SmoothQuant's exponent, or "search" by the block's output error; None takes 0.4 for dynamic inputs, and
     searches by the expected error for static ones. act_order: GPTQ rounds the columns with the largest inputs first.
     damping: of GPTQ's Gram matrix, relative to its mean diagonal. sequential: observe again after each shared input of
-    a block, instead of once per block. bias_correction: add the mean output error to biases. percent: of the values
+    a block, instead of once per block. mismatch: the share of what earlier layers' rounding did to a linear's inputs
+    that GPTQ makes up for. loss_groups: so many groups of a linear's outputs get a Gram matrix of their own in GPTQ,
+    weighted by the gradients of the loss; 0 weighs nothing. bias_correction: add the mean output error to biases.
+    percent: of the values
     that the percentile range keeps. clip: the least share of a group's range that AWQ's clipping tries.
     """
 
@@ -145,6 +148,8 @@ class Options(_Strict):
     act_order: bool = True
     damping: float = Field(default=0.01, gt=0, lt=1)
     sequential: bool = False
+    mismatch: float = Field(default=0.0, ge=0, le=1)
+    loss_groups: int = Field(default=0, ge=0, le=64)
     bias_correction: bool = False
     percent: float = Field(default=PERCENT, gt=50, le=100)
     clip: float = Field(default=LEAST_CLIP, ge=0.05, le=1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitwright.calibration.stream import Stage, stream_outputs, stream_stages
+from bitwright.calibration.stream import Stage, Visit, stream_outputs, stream_stages
 from bitwright.errors import ModelError
 from bitwright.families.encoders import ENCODERS
 from bitwright.models.load import LoadedModel, load_model, materialise, open_lazily, release
@@ -147,8 +147,10 @@ def sites_of(loaded: LoadedModel) -> list[LinearSite]:
 def stages_of(loaded: LoadedModel, inputs: Batches, /, **options: Any) -> Iterator[Stage]:
     """The stages; the blocks of a model that was opened lazily are filled and emptied on the way."""
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
-        options["enter"] = lambda paths: [materialise(loaded, path) for path in paths]
-        options["leave"] = lambda paths: [release(loaded, path) for path in paths]
+        options["visit"] = Visit(
+            lambda paths: [materialise(loaded, path) for path in paths],
+            lambda paths: [release(loaded, path) for path in paths],
+        )
     return stream_stages(loaded.model, loaded.architecture, sites_of(loaded), inputs, **options)
 
 
@@ -363,6 +365,32 @@ def test_resumed_from_saved_inputs_the_rest_is_the_same(make_one, tmp_path):
         for ours, theirs in zip(resumed, done[begin:], strict=True):
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[name].gram_KK, theirs[name].gram_KK) for name in ours)
+
+
+def test_the_float_model_is_followed_beside_the_one_that_changes(open_as):
+    """Its path is that of a model that nobody changes, whether or not a stage was observed; it can be resumed."""
+    loaded, untouched = open_as(load_model, "llama"), open_as(load_model, "llama")
+    inputs = batches(loaded)
+    saved: dict[int, list[Any]] = {}
+    followed = stages_of(loaded, inputs, originals=True)
+    for stage, wanted in zip(followed, stages_of(untouched, inputs), strict=True):
+        if stage.index:
+            assert_outputs(stage.originals, wanted.inputs)
+            saved[stage.index] = [*stage.inputs, *stage.originals]
+        if stage.index != 1:  # a stage that nobody looks at
+            read = [stage.original_inputs(stage.sites, index) for index in range(len(inputs))]
+            assert all(set(found) == {site.name for site in stage.sites} for found in read)
+            assert all(
+                torch.equal(stage.original_inputs(stage.sites, index)[name], x)
+                for index, found in enumerate(read)
+                for name, x in found.items()
+            )
+            swap(loaded.model, [site.name for site in stage.sites])
+    again = next(stages_of(open_as(load_model, "llama"), inputs, resume=(2, saved[2]), originals=True))
+    assert_outputs(again.originals, saved[2][len(inputs) :])
+    assert_outputs(again.inputs, saved[2][: len(inputs)])
+    with pytest.raises(ModelError, match="needs inputs for"):
+        next(stages_of(open_as(load_model, "llama"), inputs, resume=(2, saved[2][: len(inputs)]), originals=True))
 
 
 def test_inputs_to_resume_with_are_not_changed(open_as):

@@ -1,12 +1,14 @@
 """One stage after another: what is left in memory is what the files say, and the account is true."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bitwright.calibration.observers import merge, observe
+from bitwright.calibration.observers import merge, observe, observe_beside
 from bitwright.errors import NumericsError, RecipeError
 from bitwright.kernels import dispatch
 from bitwright.methods import METHODS
@@ -45,6 +47,9 @@ CASES = [
     ("bert", "smoothquant_shift", {"sequential": True, "bias_correction": True}),
     ("bert", "smoothquant_gptq", {"alpha": "search"}),
     ("mixtral", "gptq", {"sequential": True}),
+    ("mixtral", "gptq", {"mismatch": 1.0}),
+    ("llama", "awq_gptq", {"mismatch": 1.0}),
+    ("bert", "awq_gptq", {"mismatch": 0.5, "sequential": True, "bias_correction": True}),
     ("glm4_moe", "smoothquant_gptq", {}),
 ]
 
@@ -246,3 +251,64 @@ def test_stage_without_anything_to_quantize_costs_nothing(opened, tiny_decoder, 
     assert (first.layers, first.account) == (heads.layers, heads.account) == ({}, [])
     assert len(second.layers) == 7
     assert len(observed) == 3 * 4
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_mismatch_is_what_rounding_changed_before(opened, tiny_decoder, batches, inputs_of, sequential):
+    """At the first linears of the first block it is nothing; later it is the float model's inputs less those seen."""
+    source, settings = tiny_decoder("llama"), {"scheme": W4, "method": "gptq"}
+    options = {"mismatch": 1.0, "sequential": sequential}
+    untouched, job = opened(source), opened(source, **settings, options=options)
+    plain = opened(source, **settings, options={"sequential": sequential}).quantize(batches, fast=False)
+    originals = untouched.stages(batches, fast=False)
+    for stage, original, made in zip(job.stages(batches, fast=False), originals, plain, strict=True):
+        name = f"model.layers.{stage.index}.self_attn.q_proj"
+        if stage.blocks:
+            sites = [site for site in stage.sites if site.name == name]
+            found = stage.observe(sites, observe_beside, partial(stage.original_inputs, stage.sites))
+            x, wanted = inputs_of(stage, name), inputs_of(original, name)
+            assert torch.allclose(
+                found[name].mismatch_KK, (wanted - x).T @ (x / x.square().sum(-1, keepdim=True)), rtol=1e-3, atol=1e-4
+            )
+            assert bool(found[name].mismatch_KK.any()) == (stage.index > 0)
+        ours = quantize_stage(job.model, stage, job.stage_plan())
+        for row in ours.account:
+            moved = stage.index > 0 or (sequential and not row.name.endswith(("q_proj", "k_proj", "v_proj")))
+            assert (row.more["mismatch_moved"] > 0) == moved
+            same = torch.equal(ours.layers[row.name].weight.codes_NK, made.layers[row.name].weight.codes_NK)
+            assert same or moved
+
+
+def test_the_last_hidden_states_come_nearer_to_the_float_models(opened, tiny_decoder, batches):
+    """On the tokens that calibrate, and with all that is random in such a model."""
+    source = tiny_decoder("llama", num_hidden_layers=4)
+    *_, last = opened(source).stages(batches, fast=False)
+    wanted = torch.cat(last.inputs)
+    moved = {}
+    for share in (0.0, 1.0):
+        job = opened(source, scheme="w3a16_g32", method="gptq", options={"mismatch": share})
+        plan = job.stage_plan()
+        for stage in job.stages(batches, fast=False):
+            quantize_stage(job.model, stage, plan)
+        moved[share] = relative(torch.cat(stage.inputs), wanted)
+    assert moved[1.0] < moved[0.0]
+
+
+@pytest.mark.parametrize("options", [{}, {"sequential": True}, {"mismatch": 1.0}])
+def test_loss_weights_count_in_rounding(opened, tiny_decoder, batches, options):
+    """Equal weights change nothing; where only some tokens count, others are rounded worse."""
+    settings = {"scheme": W4, "method": "gptq", "options": options}
+
+    def made_with(weights: Any) -> dict[str, Tensor]:
+        job = opened(tiny_decoder("llama"), **settings)
+        plan = replace(job.stage_plan(), loss_weights=weights)
+        made = [quantize_stage(job.model, stage, plan) for stage in job.stages(batches)]
+        return {name: layer.weight.codes_NK for part in made for name, layer in part.layers.items()}
+
+    names = [site.name for site in opened(tiny_decoder("llama"), **settings).sites]
+    plain = made_with(None)
+    equal = made_with(lambda index: {name: torch.ones(4, 24, 2) for name in names})
+    some = made_with(lambda index: {name: (torch.arange(24) < 8).float().expand(4, 24)[..., None] for name in names})
+    assert len(plain) == 14
+    assert all(torch.equal(plain[name], equal[name]) for name in plain)
+    assert not any(torch.equal(plain[name], some[name]) for name in plain)

@@ -32,6 +32,8 @@ class LayerStats:
         there is one. sum_abs_K is None once a shift was taken out: it does not follow from the rest.
     histogram: of all values, all features together; None once features were scaled: it takes a second pass.
     gram_KK: float32, Σ x xᵀ, where asked for.
+    mismatch_KK, even_KK: float32, Σ (x₀ − x) xᵀ / ‖x‖² and Σ x xᵀ / ‖x‖², where the inputs x₀ of the float model were
+        seen beside; None once a shift was taken out.
     """
 
     n_tokens: int
@@ -42,6 +44,8 @@ class LayerStats:
     sum_sq_K: Tensor
     histogram: Histogram | None
     gram_KK: Tensor | None = None
+    mismatch_KK: Tensor | None = None
+    even_KK: Tensor | None = None
 
     @property
     def absmax_K(self) -> Tensor:
@@ -101,6 +105,35 @@ def observe(
     return batch if stats is None else merge(stats, batch)
 
 
+def observe_beside(
+    stats: LayerStats | None, x_MK: Tensor, original_MK: Tensor | None = None, *, histogram: bool = True,
+    fast: bool = False,
+) -> LayerStats:  # fmt: skip
+    """`observe` with a Gram matrix, and with the mismatch to the float model's inputs.
+
+    original_MK: floating, those of the same tokens; without them there is no mismatch.
+
+    Raises:
+        NumericsError: as `observe`; NaN or infinity among the float model's inputs; others had them, or had none.
+    """
+    seen = observe(stats, x_MK, gram=True, histogram=histogram, fast=fast)
+    if stats is not None and (stats.mismatch_KK is None) != (original_MK is None):
+        raise NumericsError("the float model's inputs must be given with every batch, or with none")
+    if original_MK is None:
+        return seen
+    if original_MK.shape != x_MK.shape:
+        raise NumericsError(f"inputs are {tuple(x_MK.shape)}, but the float model's {tuple(original_MK.shape)}")
+    # Of a language model's first tokens some features are thousands of times as large as of all others: not weighed
+    # down, those tokens alone would be corrected.
+    x_MK = x_MK.detach().float()
+    even_MK = x_MK / x_MK.square().sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    mismatch_KK, even_KK = ((original_MK.detach().float() - x_MK).T @ even_MK).cpu(), (x_MK.T @ even_MK).cpu()
+    check_finite(mismatch_KK.diagonal(), "the inputs of the float model")
+    if stats is not None and stats.mismatch_KK is not None and stats.even_KK is not None:
+        mismatch_KK, even_KK = stats.mismatch_KK + mismatch_KK, stats.even_KK + even_KK
+    return replace(seen, mismatch_KK=mismatch_KK, even_KK=even_KK)
+
+
 def _observe_fast(stats: LayerStats | None, x_MK: Tensor, histogram: bool) -> LayerStats:
     """`observe` with a Gram matrix, which is taken over from `stats`."""
     k = x_MK.shape[1]
@@ -154,6 +187,8 @@ def merge(a: LayerStats, b: LayerStats) -> LayerStats:
         a.sum_sq_K + b.sum_sq_K,
         None if a.histogram is None or b.histogram is None else a.histogram + b.histogram,
         None if a.gram_KK is None or b.gram_KK is None else a.gram_KK + b.gram_KK,
+        None if a.mismatch_KK is None or b.mismatch_KK is None else a.mismatch_KK + b.mismatch_KK,
+        None if a.even_KK is None or b.even_KK is None else a.even_KK + b.even_KK,
     )
 
 
@@ -178,6 +213,10 @@ def rescaled(stats: LayerStats, transform: InputTransform) -> LayerStats:
         if shift_K is not None:
             gram = gram.double() - torch.outer(s, z) - torch.outer(z, s) + n * torch.outer(z, z)
         gram = (gram / scale.to(gram.dtype)[:, None] / scale.to(gram.dtype)).float()
+    mismatch, even = (
+        None if matrix is None or shift_K is not None else matrix / scale.float()[:, None] / scale.float()
+        for matrix in (stats.mismatch_KK, stats.even_KK)
+    )
     return LayerStats(
         n,
         ((stats.min_K - z) / scale).float(),
@@ -187,4 +226,6 @@ def rescaled(stats: LayerStats, transform: InputTransform) -> LayerStats:
         (stats.sum_sq_K - 2 * z * s + n * z.square()).clamp(min=0) / scale.square(),
         None,
         gram,
+        mismatch,
+        even,
     )

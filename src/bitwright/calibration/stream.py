@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,18 @@ from bitwright.models.sites import LinearSite, find_blocks
 
 Stats = TypeVar("Stats")
 Batch = Mapping[str, Tensor]
-Observe = Callable[[Stats | None, Tensor], Stats]
-Paths = Callable[[Sequence[str]], object]
+Observe = Callable[..., Stats]
+Beside = Callable[[int], Mapping[str, Tensor]]
 Resume = tuple[int, Sequence[Any] | None]  # index of a stage, and what it starts from
 
 _EXPERT = re.compile(r"\.experts\.(?P<index>\d+)\.")
+
+
+class Visit(NamedTuple):
+    """What is done to the blocks of these paths before they run, and after."""
+
+    enter: Callable[[Sequence[str]], object]
+    leave: Callable[[Sequence[str]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +115,18 @@ class Stage:
     fast: whether it computes in bf16 where the CPU can.
     inputs: what it starts from, by batch: the output of the stage before; None for the first. The list is filled anew
         when the next stage begins. Saved, they let `stream_stages` resume here.
+    originals: what it would start from in the float model, likewise; empty where that is not followed.
     """
 
     index: int
     blocks: tuple[int, ...]
     sites: tuple[LinearSite, ...]
     inputs: list[Any]
+    originals: list[Any]
     _walk: _Walk = field(repr=False)
     _batches: Sequence[Batch] = field(repr=False)
     _span: tuple[int, int | None] = field(repr=False)
+    _ahead: dict[int, Any] = field(repr=False)  # what the next stage would start from in the float model
 
     @property
     def fast(self) -> bool:
@@ -131,13 +141,37 @@ class Stage:
         chosen = range(len(self._batches)) if indices is None else indices
         return [self._walk.run(self._batches[index], self.inputs[index], *self._span) for index in chosen]
 
-    def observe(self, sites: Sequence[LinearSite], observe: Observe[Stats]) -> dict[str, Stats]:
+    def original_inputs(self, sites: Sequence[LinearSite], index: int) -> dict[str, Tensor]:
+        """What these linears read of one batch in the float model: only of those that run once, and see the same tokens
+        in both models.
+
+        The stage's modules must compute as the float model's. This must have run for all batches before they do not:
+        the next stage starts from what it puts out.
+        """
+        names = {site.name for site in sites if site.is_whole}
+        found: dict[str, Tensor] = {}
+
+        def note(_: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
+            found[name] = args[0]
+            if index in self._ahead and len(found) == len(names):
+                raise _Reached(None)
+
+        with hooked(self._walk.model, before={name: partial(note, name=name) for name in names}):
+            output = self._walk.run(self._batches[index], self.originals[index], *self._span)
+        self._ahead.setdefault(index, output)
+        return found
+
+    def observe(
+        self, sites: Sequence[LinearSite], observe: Observe[Stats], beside: Beside | None = None
+    ) -> dict[str, Stats]:
         """The statistics of these linears' inputs, by name, from one run over all batches.
 
         Linears that read the same tensors share one statistics object. An expert that no token reaches has no entry.
 
         observe: `observe(stats or None, x_MK) -> stats`, x_MK the inputs of one call, floating, without those of
             padding tokens.
+        beside: gives, by the index of a batch, what else is known of the tokens that enter a linear, by name. If there
+            is something, it is cut as the inputs are, and handed to `observe` after them.
         """
         leaders: dict[tuple[str, int], str] = {}
         for site in sites:
@@ -146,15 +180,17 @@ class Stage:
         kept = _Kept()
 
         # Once everything that is asked for was seen, the rest of the stage is not worth running.
-        stops = all(site.calls == 1 and site.role != "expert" for site in sites)
+        stops = all(site.is_whole for site in sites)
         unseen: set[str] = set()
+        more: Mapping[str, Tensor] = {}
 
         def note(_: nn.Module, args: tuple[Tensor, ...], *, name: str) -> None:
             rows_MK = kept.rows(args[0], name)
+            besides = [kept.rows(more[name], name)] if name in more else []
             if len(rows_MK):
                 with torch.autocast("cpu", enabled=False):  # whose products would come out in bf16
                     try:
-                        stats[name] = observe(stats.get(name), rows_MK)
+                        stats[name] = observe(stats.get(name), rows_MK, *besides)
                     except Exception as error:
                         raise _Failed(error) from error
             unseen.discard(name)
@@ -163,10 +199,11 @@ class Stage:
 
         experts = {site.name.rsplit(".", 2)[0] for site in sites if site.role == "expert"}
         hooks = {name: partial(note, name=name) for name in leaders.values()} | dict.fromkeys(experts, kept.route)
-        with hooked(self._walk.model, before=hooks):
-            for batch, before in zip(self._batches, self.inputs, strict=True):
-                kept.mask_BT = batch["attention_mask"].bool() if "attention_mask" in batch else None
-                unseen.update(leaders.values())
+        for index, (batch, before) in enumerate(zip(self._batches, self.inputs, strict=True)):
+            more = {} if beside is None else beside(index)
+            kept.mask_BT = batch["attention_mask"].bool() if "attention_mask" in batch else None
+            unseen.update(leaders.values())
+            with hooked(self._walk.model, before=hooks):
                 self._walk.run(batch, before, *self._span)
         found = {site.name: leaders[site.reads] for site in sites}
         return {name: stats[leader] for name, leader in found.items() if leader in stats}
@@ -203,10 +240,10 @@ def stream_stages(
     sites: Sequence[LinearSite],
     batches: Sequence[Batch],
     *,
-    enter: Paths | None = None,
-    leave: Paths | None = None,
+    visit: Visit | None = None,
     resume: Resume = (0, None),
     fast: bool = False,
+    originals: bool = False,
 ) -> Iterator[Stage]:
     """The stages of `model` in forward order, poolers and heads last.
 
@@ -218,10 +255,12 @@ def stream_stages(
         sites: linears, from `find_linears`, to be handed out with their stage.
         batches: keyword arguments of the model's forward: token ids (B, T), and their 0/1 attention_mask (B, T) where
             there is padding; what the mask excludes is not observed.
-        enter: called with the paths of a stage's blocks before it runs; () for the last. leave: called after it.
-        resume: the stage to begin with, and the `inputs` that it had.
+        visit: called with the paths of a stage's blocks before it runs, and after it; with () for the last.
+        resume: the stage to begin with, and the `inputs` that it had; its `originals` behind them if they are followed.
         fast: what linears and attention put out is bf16 where the CPU multiplies that; the residual stream and the
             norms stay float32. For calibration, never to judge a model.
+        originals: follow the float model beside the one that changes. A caller that changes a stage asks for its
+            `original_inputs` first.
 
     Raises:
         ModelError: there are no batches, the blocks are not run as the architecture table says, or there is no such
@@ -237,59 +276,65 @@ def stream_stages(
     spans: list[tuple[int, int | None]] = [*_spans(order), (len(order), None)]
     if not 0 <= begin < len(spans):
         raise ModelError(f"there is no stage {begin} to resume at; the model has {len(spans)}, counted from 0")
-    if begin and (inputs is None or len(inputs) != len(batches)):
+    n_states = len(batches) * (1 + originals)
+    if begin and (inputs is None or len(inputs) != n_states):
         n_inputs = "no" if inputs is None else str(len(inputs))
         raise ModelError(f"resuming at stage {begin} needs inputs for {len(batches)} batches, but got {n_inputs}")
-    state: list[Any] = [None] * len(batches) if inputs is None else list(inputs)
+    states: list[Any] = [None] * n_states if inputs is None else list(inputs)
+    state, original = states[: len(batches)], states[len(batches) :]
     for index in range(begin, len(spans)):
         first, last = spans[index]
         blocks = tuple(dict.fromkeys(order[first:last]))
         here = tuple(site for site in sites if (site.block in blocks if blocks else site.block is None))
         paths = [found[block][0] for block in blocks]
-        if enter is not None:
-            enter(paths)
+        if visit is not None:
+            visit.enter(paths)
         try:
-            yield Stage(index, blocks, here, state, walk, batches, (first, last))
+            ahead: dict[int, Any] = {}
+            yield Stage(index, blocks, here, state, original, walk, batches, (first, last), ahead)
             if last is not None:
                 for number, batch in enumerate(batches):
+                    if originals:
+                        if number not in ahead:  # nobody observed the stage, so that nobody changed it
+                            ahead[number] = walk.run(batch, original[number], first, last)
+                        original[number] = ahead.pop(number)
                     state[number] = walk.run(batch, state[number], first, last)
         finally:
-            if leave is not None:
-                leave(paths)
+            if visit is not None:
+                visit.leave(paths)
 
 
 def stream_lazily(
     opened: LoadedModel, sites: Sequence[LinearSite], batches: Sequence[Batch], *, resume: Resume = (0, None),
-    fast: bool = False,
+    fast: bool = False, originals: bool = False,
 ) -> Iterator[Stage]:  # fmt: skip
     """`stream_stages` for a lazily opened model: each block is loaded from the files and emptied again.
 
     What is swapped in or folded in a block is gone when the next one begins.
     """
     return stream_stages(
-        opened.model, opened.architecture, sites, batches, resume=resume, fast=fast,
-        enter=partial(_each, materialise, opened), leave=partial(_each, release, opened),
+        opened.model, opened.architecture, sites, batches, resume=resume, fast=fast, originals=originals,
+        visit=Visit(partial(_each, materialise, opened), partial(_each, release, opened)),
     )  # fmt: skip
 
 
 def stream_outputs(
     loaded: LoadedModel,
     batches: Sequence[Batch],
-    enter: Paths | None = None,
-    leave: Paths | None = None,
+    visit: Visit | None = None,
     *,
     fast: bool = False,
 ) -> Iterator[Any]:
     """The model's outputs, batch by batch, in the memory of one block and the hidden states of all batches.
 
-    enter, leave, fast: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from
+    visit, fast: as in `stream_stages`; by default the blocks of a model that was opened lazily are filled from
         its files and emptied again.
     """
     is_empty = any(parameter.is_meta for parameter in loaded.model.parameters())
-    if is_empty and enter is None and leave is None:
+    if is_empty and visit is None:
         stages = stream_lazily(loaded, (), batches, fast=fast)
     else:
-        stages = stream_stages(loaded.model, loaded.architecture, (), batches, enter=enter, leave=leave, fast=fast)
+        stages = stream_stages(loaded.model, loaded.architecture, (), batches, visit=visit, fast=fast)
     for stage in stages:
         if not stage.blocks:
             for index in range(len(batches)):

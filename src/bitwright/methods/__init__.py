@@ -4,12 +4,16 @@ A method fills three slots. A **transform** moves difficulty between activations
 function, a **range** chooses scale and zero point (`numerics.RANGES`), a **rounding** chooses the codes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from bitwright.calibration.observers import LayerStats
 from bitwright.methods.awq import awq
 from bitwright.methods.bias_correction import with_bias_correction
 from bitwright.methods.gptq import gptq
+from bitwright.methods.loss_weighted import with_loss_weights
+from bitwright.methods.mismatch import with_mismatch_correction
 from bitwright.methods.reproduce import reproduce
 from bitwright.methods.rtn import rtn
 from bitwright.methods.shift import shift
@@ -73,8 +77,21 @@ def transform_of(method: str, *, alpha: Alpha, shiftable: bool) -> Transform | N
     return bound.get(name, TRANSFORMS[name])
 
 
-def rounding_of(method: str, *, act_order: bool, damping: float, bias_correction: bool) -> Rounding:
-    """The rounding of a method with its options bound."""
+def rounding_of(
+    method: str, *, act_order: bool, damping: float, bias_correction: bool, mismatch: float = 0.0,
+    weighted: Sequence[LayerStats] = (),
+) -> Rounding:  # fmt: skip
+    """The rounding of a method with its options bound.
+
+    mismatch: the share of the mismatch to the float model's inputs that GPTQ makes up for. weighted: statistics of the
+    inputs weighted by the loss, of each group of rows, for GPTQ.
+    """
     name = METHODS[method].rounding
     rounding: Rounding = partial(gptq, act_order=act_order, damping=damping) if name == "gptq" else ROUNDINGS[name]
-    return with_bias_correction(rounding) if bias_correction else rounding
+    if name == "gptq" and weighted:
+        rounding = with_loss_weights(rounding, weighted)
+    if bias_correction:
+        rounding = with_bias_correction(rounding)
+    if name == "gptq" and mismatch:
+        rounding = with_mismatch_correction(rounding, share=mismatch, damping=damping)
+    return rounding

@@ -31,6 +31,25 @@ def round_together(
     return [_rows(rounded, end - len(w_NK), end) for w_NK, end in zip(weights, ends, strict=True)]
 
 
+def stacked(parts: Sequence[Rounded]) -> Rounded:
+    """Weights with the same spec, each row with a scale of its own, as one. Of notes that differ the last counts."""
+
+    def of(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        found = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(found) if found else None
+
+    weights = [part.qtensor for part in parts]
+    whole = replace(
+        weights[0],
+        codes_NK=torch.cat([q.codes_NK for q in weights]),
+        scale_NG=torch.cat([q.scale_NG for q in weights]),
+        zero_point_NG=of([q.zero_point_NG for q in weights]),
+        minimum_NG=of([q.minimum_NG for q in weights]),
+    )
+    notes = {key: value for part in parts for key, value in part.notes.items()}
+    return Rounded(whole, of([part.bias_N for part in parts]), notes)
+
+
 def _rows(rounded: Rounded, begin: int, end: int) -> Rounded:
     """Rows [begin, end), copied, so that no weight keeps the others' memory."""
 

@@ -34,6 +34,11 @@ class LinearSite:
             object.__setattr__(self, "input", self.unit)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it runs once in a forward, on all tokens."""
+        return self.calls == 1 and self.role != "expert"
+
+    @property
     def reads(self) -> tuple[str, int]:
         """A name of its input: equal for linears that read exactly the same input."""
         return self.input, self.calls

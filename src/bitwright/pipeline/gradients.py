@@ -21,20 +21,22 @@ from bitwright.quantizing.layers import Quantized
 from bitwright.runtime.encoding import tokens_of
 from bitwright.runtime.generic_model import GenericModel
 from bitwright.runtime.items import Tokens
-from bitwright.search.fisher import Score, fisher_scores, log_likelihood, memory_needed, projection
+from bitwright.search.fisher import Draw, Score, fisher_scores, log_likelihood, memory_needed, projection
 
 _TEXTS, _WINDOWS = 64, 8  # that gradients are taken of: of encoders, of language models
 
 
-def require_memory(job: Job) -> None:
+def require_memory(job: Job, tokens: int | None = None) -> None:
     """Refuse a language model whose gradients do not fit.
+
+    tokens: of the longest window; by default of those that Fisher scores are computed on.
 
     Raises:
         InputError: says how much is needed, and how much there is.
     """
     if not job.opened.streams:  # encoders fit, and their texts are short
         return
-    tokens = max(map(len, _items(job)))
+    tokens = tokens or max(map(len, _items(job)))
     needed = memory_needed(job.opened.loaded.model, quantized_names(job.plan), tokens)
     free = psutil.virtual_memory().available
     if needed > free:
@@ -75,10 +77,15 @@ def fisher_of(
     """
     tokens = tokens_of(model, items)
     texts = [partial(_output, model, tokens.of([i])) for i in range(len(tokens.ids))]
+    return fisher_scores(model.hf, units, modules, texts, scalar_for(model))
+
+
+def scalar_for(model: GenericModel) -> Draw:
+    """How a scalar is drawn from an output of this model."""
     config: Any = model.hf.config
     several = getattr(config, "problem_type", None) == "multi_label_classification" or config.num_labels == 1
     is_vector = model.task == "embedding" or (model.task == "sequence-classification" and several)
-    return fisher_scores(model.hf, units, modules, texts, projection if is_vector else log_likelihood)
+    return projection if is_vector else log_likelihood
 
 
 def _items(job: Job) -> Items:
@@ -90,12 +97,17 @@ def _output(model: GenericModel, tokens: Tokens) -> Tensor:
     last dimension.
     """
     ids_BT = torch.tensor(tokens.ids)
-    if model.task == "text-generation":
-        logits: Tensor = model.hf(input_ids=ids_BT, use_cache=False).logits
-        return logits[0, :-1]
-    mask_BT = torch.ones_like(ids_BT)
     types = {} if tokens.types is None else {"token_type_ids": torch.tensor(tokens.types)}
-    out = model.hf(input_ids=ids_BT, attention_mask=mask_BT, **types)
+    return output_of(model, {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), **types})
+
+
+def output_of(model: GenericModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """The outputs that are differentiated for a batch of one text, as the model's forward takes it."""
+    if model.task == "text-generation":
+        logits: Tensor = model.hf(input_ids=batch["input_ids"], use_cache=False).logits
+        return logits[0, :-1]
+    mask_BT = batch["attention_mask"]
+    out = model.hf(**batch)
     if (answers := model.sentences.answers) is not None:
         score: Tensor = answers.score(out.logits[:, -1])
         return score

@@ -30,6 +30,7 @@ from bitwright.pipeline.enough import cannot_decide
 from bitwright.pipeline.facts import layer_rows, model_facts, size_facts, warnings_of
 from bitwright.pipeline.job import Job, compared_with_library, open_job
 from bitwright.pipeline.judging import Judged, judge_result
+from bitwright.pipeline.loss_weights import without_weights_that_do_not_fit
 from bitwright.pipeline.measuring import on_tuning_data
 from bitwright.pipeline.parts import measure_parts, rank_units
 from bitwright.pipeline.polish_lessons import check_polish, disk_needed
@@ -221,6 +222,7 @@ def _run(
     if journal.values:
         progress.say(f"continuing an interrupted run: {len(journal.values)} measurements are already there")
 
+    job = without_weights_that_do_not_fit(job)
     climbs = job_ladders(job) if asked.judged else Ladders()
     with job.timed("quantize"):
         quantized = with_tables(job, quantize_model(job, work, progress))

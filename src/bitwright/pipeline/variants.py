@@ -18,10 +18,11 @@ from bitwright.numerics.linear import ready
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.pipeline.job import Job
+from bitwright.pipeline.loss_weights import loss_weights
 from bitwright.pipeline.scored import as_texts
 from bitwright.plan import Plan, half_dtypes, half_names, int8_attention
 from bitwright.progress import Progress
-from bitwright.quantizing.layers import Quantized, at_eight_bits, needs_inputs, quantize_linears
+from bitwright.quantizing.layers import Quantized, at_eight_bits, in_parts, needs_inputs, quantize_linears
 from bitwright.runtime.changes import Changes
 from bitwright.runtime.chat_pairs import in_chat
 from bitwright.runtime.generic_model import check_ids_in
@@ -37,7 +38,11 @@ def quantize_model(job: Job, folder: Path | None, progress: Progress) -> Quantiz
     """
     batches = calibration_batches(job) if any(needs_inputs(row, job.recipe) for row in job.plan) else []
     opened = job.opened
-    quantized = quantize_linears(opened.loaded, job.plan, job.recipe, batches, folder, progress)
+    weights = None
+    if batches and folder is not None:
+        batches = in_parts(batches)
+        weights = loss_weights(job, batches, folder, progress)
+    quantized = quantize_linears(opened.loaded, job.plan, job.recipe, batches, folder, progress, weights)
     if opened.streams:
         return quantized
     layers = {

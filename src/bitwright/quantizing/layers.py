@@ -3,7 +3,7 @@ the model.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from bitwright.plan import Plan, quantized_names
 from bitwright.progress import Progress
 from bitwright.quantizing.shards import Shards
 from bitwright.quantizing.stages import quantize_stage
-from bitwright.quantizing.work import StagePlan
+from bitwright.quantizing.work import LossWeights, StagePlan
 from bitwright.recipe import AUTO, FLOAT, Recipe
 from bitwright.record import LayerRow, PlanRow
 
@@ -94,7 +94,7 @@ def needs_inputs(row: PlanRow, recipe: Recipe) -> bool:
 
 def quantize_linears(
     loaded: LoadedModel, plan: Plan, recipe: Recipe, batches: Sequence[Mapping[str, Tensor]], folder: Path | None,
-    progress: Progress,
+    progress: Progress, loss_weights: LossWeights | None = None,
 ) -> Quantized:  # fmt: skip
     """Quantize every linear of `plan`.
 
@@ -102,6 +102,7 @@ def quantize_linears(
         loaded: where the model lies; its own modules are neither used nor changed.
         batches: calibration batches, if a row needs inputs.
         folder: keeps what is done, so that a stopped run goes on; needed if a row needs inputs.
+        loss_weights: how much each token counts in a linear's outputs, by the number of a batch of `in_parts(batches)`.
 
     Raises:
         NumericsError: NaN or infinity in a weight or among the inputs; the message names the linear.
@@ -110,7 +111,7 @@ def quantize_linears(
     if not any(needs_inputs(row, recipe) for row in rows.values()):
         return _tensor_by_tensor(loaded, rows, recipe)
     assert folder is not None
-    return _block_by_block(loaded.reopen(), rows, recipe, batches, Shards(folder), progress)
+    return _block_by_block(loaded.reopen(), rows, recipe, batches, Shards(folder), progress, loss_weights)
 
 
 def at_eight_bits(loaded: LoadedModel, quantized: Quantized, plan: Plan) -> dict[str, PendingLinear]:
@@ -174,26 +175,27 @@ def _nearest(w_NK: Tensor, spec: QuantSpec, range_function: RangeFunction) -> QT
 
 def _block_by_block(
     opened: LoadedModel, rows: Mapping[str, PlanRow], recipe: Recipe, batches: Sequence[Mapping[str, Tensor]],
-    shards: Shards, progress: Progress,
+    shards: Shards, progress: Progress, loss_weights: LossWeights | None,
 ) -> Quantized:  # fmt: skip
     model, architecture = opened.model, opened.architecture
     sites = [site for site in find_linears(model, architecture) if site.name in rows]
-    plan = StagePlan(rows, find_inputs(model, architecture, sites), recipe)
+    plan = StagePlan(rows, find_inputs(model, architecture, sites), recipe, loss_weights)
     heads = [site.name for site in find_linears(model, architecture) if site.block is None]
     if not any(name in rows for name in heads):
         for name in heads:  # never run: a language model's is as large as several blocks
             release(opened, name)
-    batches = [part for batch in batches for part in _split(batch)]
+    batches = in_parts(batches)
     resume = shards.resume()
     begin = resume[0]
     if begin:
         progress.say(f"continuing with block {begin}, because an earlier run finished the blocks before it")
-    stages = stream_lazily(opened, sites, batches, resume=resume, fast=True)
+    originals = recipe.options.mismatch > 0 and any(map(plan.is_gptq, rows))
+    stages = stream_lazily(opened, sites, batches, resume=resume, fast=True, originals=originals)
     count, kept, cost = begin, time.monotonic(), 0.0
     for stage in stages:
         if stage.index > begin and cost <= max(_SAVING * (time.monotonic() - kept), _QUICK_SAVE):
             started = time.monotonic()
-            shards.save_inputs(stage.index, stage.inputs)
+            shards.save_inputs(stage.index, [*stage.inputs, *stage.originals])
             kept = time.monotonic()
             cost = kept - started
         trim_heap()
@@ -213,6 +215,11 @@ def _block_by_block(
         {name: partial(shards.bias, name) for name in rows if shards.is_rebiased(name)},
         shards.account(count),
     )
+
+
+def in_parts(batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Batches in parts that run at once."""
+    return [part for batch in batches for part in _split(batch)]
 
 
 def _split(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, reduce
 
 from torch import Tensor
 
-from bitwright.calibration.observers import LayerStats, merge, observe, rescaled
+from bitwright.calibration.observers import LayerStats, merge, observe, observe_beside, rescaled
 from bitwright.calibration.stream import Stage
 from bitwright.errors import named
+from bitwright.methods.loss_weighted import observe_weighted
 from bitwright.models.rescale import SharedInput
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.linear import InputTransform
-from bitwright.quantizing.work import Work
+from bitwright.quantizing.work import Weights, Work
 
 _FEWEST_TOKENS = 32  # an expert that saw fewer is starved: its own statistics say little
 
@@ -27,8 +29,11 @@ def observe_inputs(work: Work, inputs: Sequence[SharedInput]) -> None:
     sites = [site for site in work.sites if site.name in wanted]
     with _named_stage(work.stage):
         needs_histogram = work.needs_histogram(wanted)
-        see = partial(observe, gram=True, histogram=needs_histogram, fast=work.stage.fast)
-        found = work.stage.observe(sites, see)
+        see, beside = partial(observe, gram=True, histogram=needs_histogram, fast=work.stage.fast), None
+        if work.stage.originals:
+            see = partial(observe_beside, histogram=needs_histogram, fast=work.stage.fast)
+            beside = partial(_original_inputs, work, sites)
+        found = work.stage.observe(sites, see, beside)
     for site in sites:
         seen = found[site.name].n_tokens if site.name in found else 0
         work.notes[site.name] = work.notes.get(site.name, {}) | {"n_tokens": seen}
@@ -39,6 +44,24 @@ def observe_inputs(work: Work, inputs: Sequence[SharedInput]) -> None:
         if names := [name for name in shared.sites if name in found and name in work.applied]:
             rescale(work, names, work.applied[names[0]])
     _lend_to_starved(work, inputs)
+
+
+def observe_weighted_inputs(work: Work, names: Sequence[str]) -> None:
+    """Statistics of what these linears read, weighted by the loss, where weights are known. Mutates `work`."""
+    if (weights := work.plan.loss_weights) is None:
+        return
+    sites = [
+        replace(site, input=site.name)  # the weights of linears that read the same differ
+        for site in work.sites
+        if site.name in names and site.is_whole and work.plan.is_gptq(site.name)
+    ]
+    if not sites:
+        return
+    with _named_stage(work.stage):
+        found = work.stage.observe(sites, partial(observe_weighted, fast=work.stage.fast), weights)
+    for name, groups in found.items():
+        transform = work.applied.get(name)
+        work.weighted[name] = groups if transform is None else tuple(rescaled(stats, transform) for stats in groups)
 
 
 def rescale(work: Work, names: Sequence[str], transform: InputTransform) -> None:
@@ -60,6 +83,23 @@ def see_histograms(work: Work, names: Sequence[str]) -> None:
         seen = every if "starved" in work.notes[name] else found[name].histogram
         assert seen is not None
         work.histograms[name] = seen
+
+
+def _original_inputs(work: Work, sites: Sequence[LinearSite], index: int) -> dict[str, Tensor]:
+    """What linears read of one batch in the float model, while the stage computes as that does."""
+    with _with_weights(work, work.originals):
+        return work.stage.original_inputs(sites, index)
+
+
+@contextmanager
+def _with_weights(work: Work, weights: Weights) -> Iterator[None]:
+    """The stage with these weights and biases, by linear, until the end of the block."""
+    before = work.weights(weights)
+    try:
+        work.put(weights)
+        yield
+    finally:
+        work.put(before)
 
 
 def _that_read_the_same(sites: Sequence[LinearSite]) -> list[list[str]]:

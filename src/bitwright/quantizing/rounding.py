@@ -63,13 +63,20 @@ def _rounded(work: Work, names: Sequence[str]) -> list[Rounded]:
         range_ = "mse"
     has_bias = all(work.linear(name).bias is not None for name in names)
     options = recipe.options
-    rounding = rtn if stats is None else rounding_of(
-        row.method, act_order=options.act_order, damping=options.damping,
-        bias_correction=options.bias_correction and has_bias,
-    )  # fmt: skip
-    weights = [weight_of(work.linear(name)).float() for name in names]
-    with named(", ".join(names)):
-        return round_together(rounding, weights, stats, spec, options.range(range_))
+
+    def together(names: Sequence[str]) -> list[Rounded]:
+        rounding = rtn if stats is None else rounding_of(
+            row.method, act_order=options.act_order, damping=options.damping,
+            bias_correction=options.bias_correction and has_bias, mismatch=options.mismatch,
+            weighted=work.weighted.get(names[0], ()),
+        )  # fmt: skip
+        weights = [weight_of(work.linear(name)).float() for name in names]
+        with named(", ".join(names)):
+            return round_together(rounding, weights, stats, spec, options.range(range_))
+
+    if any(name in work.weighted for name in names):  # each has Gram matrices of its own
+        return [rounded for name in names for rounded in together([name])]
+    return together(names)
 
 
 def _note_errors(work: Work, name: str, rounded: Rounded) -> None:

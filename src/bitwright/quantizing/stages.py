@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from bitwright.calibration.stream import Stage
 from bitwright.models.sites import LinearSite
 from bitwright.quantizing.block_outputs import distance
-from bitwright.quantizing.observing import observe_inputs
+from bitwright.quantizing.observing import observe_inputs, observe_weighted_inputs
 from bitwright.quantizing.rounding import error_by_rtn, round_linears
 from bitwright.quantizing.shards import Made
 from bitwright.quantizing.transforming import transform
@@ -35,9 +35,15 @@ def quantize_stage(model: nn.Module, stage: Stage, plan: StagePlan) -> Made:
     for shared in inputs:
         transform(work, shared)
     changed = {name: _as_kept(work, name) for name in dict.fromkeys(work.changed)}
+    if plan.recipe.options.sequential and stage.originals:
+        work.keep_originals(site.name for site in sites)
+    if not plan.recipe.options.sequential:
+        observe_weighted_inputs(work, [site.name for site in sites])
     for number, shared in enumerate(inputs):
-        if plan.recipe.options.sequential and number:
-            observe_inputs(work, [shared])
+        if plan.recipe.options.sequential:
+            if number:
+                observe_inputs(work, [shared])
+            observe_weighted_inputs(work, shared.sites)
         round_linears(work, shared)
     moved = distance(work.before, stage.outputs(sample))
     return Made(work.layers, changed, work.rebiased, [_account_row(work, site, moved) for site in sites])

@@ -4,13 +4,15 @@ A stage is a block, or several that must be observed together. Its linears come 
 transform is chosen for such a set, a rounding for each linear.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from bitwright.calibration.observers import LayerStats
 from bitwright.calibration.stream import Stage
+from bitwright.methods import METHODS
 from bitwright.models.rescale import SharedInput
 from bitwright.models.sites import LinearSite
 from bitwright.numerics.histogram import Histogram
@@ -20,6 +22,9 @@ from bitwright.quantizing.statistics import Statistics
 from bitwright.recipe import Recipe, range_of
 from bitwright.record import PlanRow
 
+LossWeights = Callable[[int], Mapping[str, Tensor]]  # by batch: (B, T, groups) for linears, by name
+Weights = dict[str, tuple[Tensor, Tensor | None]]  # weight and bias of linears, by name
+
 EXACT_RANGES = ("absmax", "min_max")  # static input ranges that follow from each feature's extremes
 
 
@@ -28,11 +33,17 @@ class StagePlan:
     """What is to be done with the stages of a model.
 
     rows: the plan's rows of the linears to quantize, by name. inputs: the sets that read one input, in forward order.
+    loss_weights: where errors are weighted by the loss, how much each token counts in each group of a linear's outputs.
     """
 
     rows: Mapping[str, PlanRow]
     inputs: Sequence[SharedInput]
     recipe: Recipe
+    loss_weights: LossWeights | None = None
+
+    def is_gptq(self, name: str) -> bool:
+        """Whether a linear is rounded by GPTQ."""
+        return METHODS[self.rows[name].method].rounding == "gptq"
 
 
 @dataclass(slots=True)
@@ -43,7 +54,8 @@ class Work:
     for them before anything was changed. stats: of every linear's input, transformed. applied: transforms that did not
     fold, by linear. histograms: of transformed inputs, where a static range needs them. notes: what the Record says of
     each linear. changed: parameters that a fold changed. layers: what was made; rebiased: those of them whose bias is
-    another than the model's.
+    another than the model's. originals: weights before they were rounded, where inputs are observed again afterwards.
+    weighted: statistics of inputs weighted by the loss, for each group of a linear's outputs.
     """
 
     model: nn.Module
@@ -53,12 +65,34 @@ class Work:
     sample: range
     before: list[Any]
     stats: Statistics = field(default_factory=Statistics)
+    weighted: dict[str, tuple[LayerStats, ...]] = field(default_factory=dict)
     applied: dict[str, InputTransform] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     layers: dict[str, QuantizedLinear] = field(default_factory=dict)
     rebiased: set[str] = field(default_factory=set)
+    originals: Weights = field(default_factory=dict)
+
+    def weights(self, names: Iterable[str]) -> Weights:
+        """What these linears hold, not copied."""
+        linears = {name: self.linear(name) for name in names}
+        return {name: (x.weight.data, None if x.bias is None else x.bias.data) for name, x in linears.items()}
+
+    def keep_originals(self, names: Iterable[str]) -> None:
+        """Copy what these linears hold, before it is rounded."""
+        self.originals = {
+            name: (weight_NK.clone(), None if bias_N is None else bias_N.clone())
+            for name, (weight_NK, bias_N) in self.weights(names).items()
+        }
+
+    def put(self, weights: Weights) -> None:
+        """Let these linears hold these, not copied."""
+        for name, (weight_NK, bias_N) in weights.items():
+            linear = self.linear(name)
+            linear.weight.data = weight_NK
+            if bias_N is not None:
+                linear.bias.data = bias_N
 
     def scheme(self, name: str) -> Scheme:
         """The scheme of one linear."""

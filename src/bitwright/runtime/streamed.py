@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.calibration.stream import stream_outputs
+from bitwright.calibration.stream import Visit, stream_outputs
 from bitwright.errors import ModelError
 from bitwright.files.sentences import Sentences
 from bitwright.generate.chat import ChatTemplates
@@ -211,7 +211,7 @@ class StreamedModel:
         with lent(self.loaded) as opened:
             _change(opened, self.changes, compute, "")
             enter, leave = partial(_enter, opened, self.changes, compute), partial(_leave, opened)
-            yield from stream_outputs(opened, batches, enter=enter, leave=leave, fast=fast)
+            yield from stream_outputs(opened, batches, visit=Visit(enter, leave), fast=fast)
         del opened, enter, leave  # another one, it may be
         trim_heap()
 
