@@ -4,9 +4,10 @@
 //   x            [M, K] f32, or bf16 if that is set, row m starts at x + m * x_stride (in elements, any alignment)
 //   group        K values of a group: a multiple of 8 that divides K, 128 at most. G = K / group
 //   by_row       whether all groups of a row have one scale, that of the row; if it is not finite, none of them is
-//   shift,       [K] f32, any alignment, or both null. What is quantized is then (x - shift[k]) * multiplier[k], two
-//   f32 multiplier   operations, wherever x stands below codes        [M, >= K64] s8 in [-127, 127], row m at codes + m
-//   * code_stride; K64 = K rounded up to 64; bytes
+//   shift, multiplier
+//                [K] f32, any alignment, or both null. With them (x - shift[k]) * multiplier[k], two f32 operations,
+//                is quantized, wherever x stands below
+//   codes        [M, >= K64] s8 in [-127, 127], row m at codes + m * code_stride; K64 = K rounded up to 64; bytes
 //                [K, K64) become 0
 //   scale        [M, G] f32 = max|x| / 127 of the group, or of the row; sum [M, G] i32 = sum of its codes. Row m of
 //                both is at m * group_stride (elements)
