@@ -101,5 +101,5 @@ def test_copied_names_are_those_of_their_owners() -> None:
     assert set(KIND_NAMES) == set(KINDS) - {"label-free", "custom"}
     assert list(METHOD_NAMES) == [*METHODS, AUTO]
     assert list(TARGET_NAMES) == list(TARGETS)
-    sizes = r"_(g\d+|channel|asym|static|symmetric).*"
+    sizes = r"_(g\d+|channel|tensor|asym|static|symmetric).*"
     assert {re.sub(sizes, "", name) for name in SCHEMES} - {"16bit"} == set(SCHEME_STEMS)

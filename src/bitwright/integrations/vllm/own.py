@@ -138,8 +138,9 @@ def _part(layer: nn.Module, i: int, linear: QuantizedLinear) -> Callable[[Tensor
         if spec.has_codebook:
             given = levels_of(spec, weight.codebook, like=weight.scale_NG)
             levels = nn.functional.pad(given.float(), (0, 16 - len(given)))
-        bits, scale_NG = spec.bits if levels is None else 4, weight.scale_NG.float().expand(weight.shape[0], -1)
-        held = GroupedWeight(weight.codes_NK, bits, scale_NG, weight.zero_point_NG, group, levels)
+        bits, n = spec.bits if levels is None else 4, weight.shape[0]  # rows, which may share one scale
+        zero_NG = None if weight.zero_point_NG is None else weight.zero_point_NG.expand(n, -1)
+        held = GroupedWeight(weight.codes_NK, bits, weight.scale_NG.float().expand(n, -1), zero_NG, group, levels)
         grouped = GroupedLinear(layer, held, prefix=f"{i}_")
         return lambda x: grouped(layer, x, None)
     module = QuantLinear(linear)
