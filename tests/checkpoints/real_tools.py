@@ -42,7 +42,8 @@ def auto_round(source: Path, out: Path, form: str) -> Weights:
     how = {"bits": int(bits), "group_size": 32, "sym": sym == "sym", "iters": 0, "disable_opt_rtn": True}
     made = AutoRound(opened(source), AutoTokenizer.from_pretrained(source), device_map="cpu", **how)
     made.quantize_and_save(str(out), format=name)
-    return weights_of(opened(next(out.rglob("config.json")).parent))
+    folder = next(out.rglob("config.json")).parent
+    return weights_of(opened(folder))
 
 
 def gptqmodel(source: Path, out: Path, form: str) -> Weights:

@@ -271,6 +271,24 @@ def test_compressed_tensors_with_an_index_and_of_6_bits(tmp_path: Path, bits: in
     assert np.array_equal(number(found), tools.numbers(codes, zeros, scale, group_of))
 
 
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_negative_scales_are_codes_the_other_way_round(tmp_path: Path, sym: bool, bits: int) -> None:
+    """AutoRound's symmetric grid has 8 · |s|, and not −8 · |s|, where the largest weight is positive."""
+    tensors, expected = tools.gptq(32, 64, bits=bits, sym=sym)
+    tensors["scales"][0] *= -1
+    expected[:, :32] *= -1
+    found = opened(tools.save(tmp_path / "gptq", gptq_config(bits=bits, sym=sym), {M: tensors}))
+    assert np.array_equal(number(found), expected)
+    if (sym, bits) != (False, 4):
+        return
+    tensors, expected = tools.awq(32, 64)
+    tensors["scales"][0] *= -1
+    expected[:, :32] *= -1
+    config = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32}}
+    assert np.array_equal(number(opened(tools.save(tmp_path / "awq", config, {M: tensors}))), expected)
+
+
 def test_a_scale_of_0_is_a_group_of_zeros(tmp_path: Path) -> None:
     tensors, expected = tools.gptq(32, 64, sym=False)
     tensors["scales"][1, 3] = 0
@@ -310,7 +328,6 @@ LIES: dict[str, tuple[str, tools.Tensors, dict[str, Any], str]] = {
     "gptq, scales of whole numbers": ("gptq", change(GPTQ, scales=GPTQ["scales"].int()), {}, "scales is I32"),
     "gptq, few scales": ("gptq", change(GPTQ, scales=GPTQ["scales"][:1]), {}, "scales has the shape"),
     "gptq, NaN": ("gptq", change(GPTQ, scales=GPTQ["scales"] * torch.nan), {}, "scales holds NaN"),
-    "gptq, a negative scale": ("gptq", change(GPTQ, scales=-GPTQ["scales"]), {}, "every scale must be"),
     "gptq, a group too large": ("gptq", GPTQ, {"group_size": 64}, "scales has the shape"),
     "gptq, a group of 0": ("gptq", GPTQ, {"group_size": 0}, "group_size = 0"),
     "gptq, a group of -2": ("gptq", GPTQ, {"group_size": -2}, "group_size = -2"),

@@ -43,7 +43,11 @@ def test_export_then_verify(run: Callable[..., Any], tiny_model: Callable[..., P
 def test_verify_a_converted_checkpoint(
     run: Callable[..., Any], tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    source, result, out = tiny_model("llama", hidden_size=64, intermediate_size=96), tmp_path / "r", tmp_path / "g"
+    source, result, out = (
+        tiny_model("llama", hidden_size=64, intermediate_size=96, head_dim=16),
+        tmp_path / "r",
+        tmp_path / "g",
+    )
     recipe = make_recipe({"scheme": "w4a16_g32", "targets": ["bitwright"]})
     bitwright.quantize(source, out=result, recipe=recipe, samples=40, judged=False)
     assert run("convert", result, "--to", "gptq", "--out", out).code == 0

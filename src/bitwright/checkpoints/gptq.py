@@ -60,7 +60,8 @@ Settings = Callable[[str], Mapping[str, Any]]  # of a module: the whole checkpoi
 
 
 class _Layout(NamedTuple):
-    """What the header of a linear says. less_one: whether zero points are stored so."""
+    """What the header of a linear says. less_one: whether zero points are stored so. turned: whether it is symmetric
+    and has negative scales, as AutoRound's: codes from 1 − 2^(b−1) to 2^(b−1), which zero points say."""
 
     n: int
     k: int
@@ -69,6 +70,12 @@ class _Layout(NamedTuple):
     groups: int
     symmetric: bool
     less_one: bool
+    turned: bool
+
+    @property
+    def spec(self) -> QuantSpec:
+        """Of its codes."""
+        return integer_spec(self.bits, self.group, self.k, symmetric=self.symmetric and not self.turned)
 
 
 def read_gptq(directory: ModelDirectory) -> Checkpoint:
@@ -119,8 +126,7 @@ def _open(module: Module, said: Mapping[str, Any], where: str, less_one: bool) -
     if not runs or k % group:
         stored = f"int{layout.bits} {'in the order of activations' if not runs else 'with an incomplete group'}"
         return PendingFloat((n, k), "float32", stored, module.loads(_load_float, module, layout))
-    form = LinearForm(integer_spec(layout.bits, group, k, symmetric=layout.symmetric))
-    return PendingLinear((n, k), form, module.loads(_load, module, layout))
+    return PendingLinear((n, k), LinearForm(layout.spec), module.loads(_load, module, layout))
 
 
 def _layout(module: Module, said: Mapping[str, Any], where: str, less_one: bool) -> _Layout:
@@ -135,7 +141,9 @@ def _layout(module: Module, said: Mapping[str, Any], where: str, less_one: bool)
     what = f"{what} in groups of {group}"
     module.expect("scales", SCALES, (groups, n), what)
     module.expect("qzeros", ("I32",), (groups, -(-n * bits // 32)), what)
-    return _Layout(n, k, bits, group, groups, flag(said, "sym", where, True), less_one)
+    symmetric = flag(said, "sym", where, True)
+    turned = symmetric and bool((module.floats("scales") < 0).any())
+    return _Layout(n, k, bits, group, groups, symmetric, less_one, turned)
 
 
 def _values(module: Module, layout: _Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -162,8 +170,7 @@ def _zero_points(words: np.ndarray, layout: _Layout) -> np.ndarray:
 
 def _load(module: Module, layout: _Layout) -> QuantizedLinear:
     codes, scale, zero = _values(module, layout)
-    spec = integer_spec(layout.bits, layout.group, layout.k, symmetric=layout.symmetric)
-    weight: QTensor = integer_weight(codes, scale, spec, zero_NG=zero)
+    weight: QTensor = integer_weight(codes, scale, layout.spec, zero_NG=zero)
     return QuantizedLinear(weight, read_bias(module.directory, module.name, layout.n))
 
 

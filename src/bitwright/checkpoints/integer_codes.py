@@ -32,10 +32,11 @@ def integer_weight(
     """The weight of these codes, int8 and in the spec's range. top: the largest, counted from 0, if not the spec's.
 
     A scale of 0, of a group that is all alike, becomes 1, and its codes those of 0. A negative scale, beside a minimum,
-    becomes positive: s · c + m = (−s) · (top − c) + (m + s · top), for c counted from 0.
+    becomes positive: s · c + m = (−s) · (top − c) + (m + s · top), for c counted from 0. So does one beside a zero
+    point, if the spec has those: s · (c − z) = (−s) · (~c − ~z), where ~c is −1 − c.
 
     Raises:
-        NumericsError: a scale that is negative without a minimum, NaN or infinite.
+        NumericsError: a scale that is NaN or infinite, or negative and the spec is symmetric.
     """
     shape, top = scale_NG.shape, spec.code_max - spec.code_min if top is None else top
     codes_NGg, scale_NG = codes_NK.reshape(*shape, -1), scale_NG.astype(np.float32, copy=False)
@@ -45,6 +46,10 @@ def integer_weight(
         with np.errstate(over="ignore"):  # an infinite minimum is refused
             minimum_NG = np.where(negative, minimum_NG + scale_NG * np.float32(top), minimum_NG).astype(np.float32)
         scale_NG = np.abs(scale_NG)
+    elif not spec.symmetric and (negative := scale_NG < 0).any():
+        codes_NGg = np.where(negative[..., None], ~codes_NGg, codes_NGg)
+        zeros = np.zeros(shape, np.int8) if zero_NG is None else zero_NG
+        zero_NG, scale_NG = np.where(negative, ~zeros, zeros), np.abs(scale_NG)
     if (empty := scale_NG == 0).any():
         nothing = np.int8(spec.code_min if minimum_NG is not None else 0)
         zeros = np.full(shape, nothing) if zero_NG is None else zero_NG

@@ -15,7 +15,7 @@ from bitwright.checkpoints.attention import ATTENTION_KEY
 from bitwright.checkpoints.convert import convert
 from bitwright.checkpoints.gguf_write import write_gguf
 from bitwright.checkpoints.preflight import lost_of_result
-from bitwright.errors import BitwrightError, InputError, TargetError
+from bitwright.errors import BitwrightError, InputError, TargetError, brief
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.opening import is_gguf, open_path
 from bitwright.files.task import find_task
@@ -150,6 +150,8 @@ def _verify_format(opened: ModelDirectory, target: str, expected: Expected, expo
             path = export or _converted(opened, target, Path(folder) / "export")
         except BitwrightError as error:
             return [Verification(target, None, {}, f"not checked: {error}")]
+        if (form := _method(open_path(path))) != target:
+            return [Verification(target, False, {}, f"{path} is no {target}; its quant_method is {brief(form)}")]
         start_library()
         rows = []
         for runtime in _RUNTIMES_OF.get(target, (target,)):
@@ -164,13 +166,19 @@ def _verify_format(opened: ModelDirectory, target: str, expected: Expected, expo
         return rows
 
 
+def _method(opened: ModelDirectory) -> object:
+    """The `quant_method` that a model's files name."""
+    said = None if opened.quantization is None else opened.quantization.said
+    return said.get("quant_method") if isinstance(said, dict) else None
+
+
 def _converted(opened: ModelDirectory, to: str, out: Path) -> Path:
     """The checkpoint in a format: as it is, or converted without loss.
 
     Raises:
         InputError, ModelError, CheckpointError: it would lose something.
     """
-    if opened.quantization is not None and opened.quantization.said.get("quant_method") == to:
+    if _method(opened) == to:
         return opened.path
     return write_gguf(opened, out.with_suffix(".gguf")).path if to == "gguf" else convert(opened, to, out).path
 
