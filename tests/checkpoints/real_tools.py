@@ -62,7 +62,7 @@ def modelopt(source: Path, out: Path, config: str) -> Weights:
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
 
-    model = opened(source).bfloat16()
+    model = opened(source)
     mtq.quantize(model, getattr(mtq, config), lambda m: m(input_ids=torch.tensor(IDS)))
     found = {
         name: module.weight_quantizer(module.weight.detach()).float()
