@@ -138,10 +138,10 @@ class Options(_Strict):
     searches by the expected error for static ones. act_order: GPTQ rounds the columns with the largest inputs first.
     damping: of GPTQ's Gram matrix, relative to its mean diagonal. sequential: observe again after each shared input of
     a block, instead of once per block. mismatch: the share of what earlier layers' rounding did to a linear's inputs
-    that GPTQ makes up for. loss_groups: so many groups of a linear's outputs get a Gram matrix of their own in GPTQ,
-    weighted by the gradients of the loss; 0 weighs nothing. bias_correction: add the mean output error to biases.
-    percent: of the values
-    that the percentile range keeps. clip: the least share of a group's range that AWQ's clipping tries.
+    that GPTQ makes up for; it observes sequentially. loss_groups: so many groups of a linear's outputs get a Gram
+    matrix of their own in GPTQ, weighted by the gradients of the loss; 0 weighs nothing. bias_correction: add the mean
+    output error to biases. percent: of the values that the percentile range keeps. clip: the least share of a group's
+    range that AWQ's clipping tries.
     """
 
     alpha: Alpha = None
@@ -153,6 +153,12 @@ class Options(_Strict):
     bias_correction: bool = False
     percent: float = Field(default=PERCENT, gt=50, le=100)
     clip: float = Field(default=LEAST_CLIP, ge=0.05, le=1)
+
+    @property
+    def observes_again(self) -> bool:
+        """Whether inputs are observed again after each shared input of a block. Without that, every linear of a block
+        would make up for the same mismatch, which those before it have made up for already."""
+        return self.sequential or self.mismatch > 0
 
     def range(self, name: str) -> RangeFunction:
         """The range of this name, with its options bound."""

@@ -35,12 +35,13 @@ def quantize_stage(model: nn.Module, stage: Stage, plan: StagePlan) -> Made:
     for shared in inputs:
         transform(work, shared)
     changed = {name: _as_kept(work, name) for name in dict.fromkeys(work.changed)}
-    if plan.recipe.options.sequential and stage.originals:
+    again = plan.recipe.options.observes_again
+    if again and stage.originals:
         work.keep_originals(site.name for site in sites)
-    if not plan.recipe.options.sequential:
+    if not again:
         observe_weighted_inputs(work, [site.name for site in sites])
     for number, shared in enumerate(inputs):
-        if plan.recipe.options.sequential:
+        if again:
             if number:
                 observe_inputs(work, [shared])
             observe_weighted_inputs(work, shared.sites)
