@@ -40,6 +40,6 @@ def test_torch_computes_in_a_child() -> None:
     thread = threading.Thread(target=fork_once)
     thread.start()
     thread.join()
-    children.append(in_child(lambda: ended_well(in_child(same, 5)), 15))  # a child of a child
+    children.append(in_child(lambda: ended_well(in_child(same, 20)), 40))  # a child of a child
     assert [ended_well(child) for child in children] == [True] * 4
     assert torch.equal(work(), want)
