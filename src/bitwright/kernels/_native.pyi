@@ -357,6 +357,7 @@ class QuantizeGroups:
         x_stride: int,
         k: int,
         group: int,
+        by_row: bool,
         shift: int,
         multiplier: int,
         codes: int,
