@@ -6,6 +6,8 @@
 
 A row says what a result's record says under `verify`. Beside it stand the runtimes that run Bitwright's linears or
 engine inside another library; they are checked here, in a process of their own.
+
+One file although a little long: the cases, what is checked of each, and the page that shows it are read together.
 """
 
 import argparse

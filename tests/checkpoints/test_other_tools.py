@@ -1,4 +1,7 @@
-"""What GPTQModel, AutoAWQ, AutoRound, llm-compressor, ModelOpt, MLX and model vendors write is read right."""
+"""What GPTQModel, AutoAWQ, AutoRound, llm-compressor, ModelOpt, MLX and model vendors write is read right.
+
+One file although long: each format has its file written here, and all are held to the same reading.
+"""
 
 import json
 from pathlib import Path

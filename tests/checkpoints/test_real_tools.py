@@ -41,6 +41,13 @@ CASES = {
     "modelopt": {"FP8_DEFAULT_CFG": "modelopt", "NVFP4_DEFAULT_CFG": "modelopt"},
     "mlx": {"4,32": "mlx", "8,64": "mlx", "3,32": "mlx"},
 }  # fmt: skip
+# What some release of a tool fails to write on a CPU, or with packages that its environment lacks. All else that it
+# does not write is a fault of `real_tools.py`.
+MAY_FAIL = {
+    ("llmcompressor", "NVFP4A16"), ("llmcompressor", "MXFP4A16"), ("auto_round", "auto_round,asym,4"),
+    ("auto_round", "auto_round:auto_awq,asym,4"), ("auto_round", "auto_gptq,sym,4"), ("auto_round", "auto_awq,asym,4"),
+    ("modelopt", "NVFP4_DEFAULT_CFG"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +66,9 @@ def test_weights_are_those_of_the_tool(source: Path, tmp_path: Path, tool: str, 
     out = tmp_path / "out"
     script = str(ROOT / "tests" / "checkpoints" / "real_tools.py")
     done = subprocess.run([python, script, tool, form, source, out], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"{tool} cannot write {form} here: {done.stderr.strip().splitlines()[-1][:300]}")
+    if done.returncode and (tool, form) in MAY_FAIL:
+        pytest.skip(f"{tool} cannot write {form} here: {done.stderr.strip()[-300:]}")
+    assert done.returncode == 0, done.stderr
     expected = load_file(tmp_path / REFERENCE)
     folder = next(file.parent for file in [out / "config.json", *sorted(out.rglob("config.json"))] if file.is_file())
     checkpoint = read_checkpoint(ModelDirectory(folder))

@@ -1,4 +1,7 @@
-"""Language models on the engine against transformers, each family; and a step with a past like the whole text."""
+"""Language models on the engine against transformers, each family; and a step with a past like the whole text.
+
+One file although long: every test asks the same questions of the same small models.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

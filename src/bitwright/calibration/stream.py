@@ -10,6 +10,8 @@ block under way. What precedes the blocks is computed anew each time: embeddings
 
 A stage is as many block calls as have to be run together: one block; of blocks that run several times in one forward
 (ALBERT), all runs, and all blocks whose runs interleave with them.
+
+One file although a little long: a stage and the walk that makes stages share the state of every batch.
 """
 
 import inspect
