@@ -94,3 +94,55 @@ def test_reading_all_tensors_takes_the_memory_of_one(tmp_path: Path):
         [sys.executable, "-c", _READ, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
     )
     assert int(run.stdout) * 1024 < 2.5 * one.nbytes
+
+
+def test_pieces_are_the_whole(files, tensors, monkeypatch):
+    monkeypatch.setattr("bitwright.models.tensor_files._PIECE", 4)
+    for name, tensor in tensors.items():
+        pieces = list(files.pieces(name, 0, tensor.numel()))
+        assert [len(piece) for piece in pieces[:-1]] == [4] * (len(pieces) - 1)
+        whole = torch.cat(pieces) if pieces else torch.empty(0, dtype=tensor.dtype)
+        assert whole.dtype == tensor.dtype
+        assert torch.equal(whole.float(), tensor.flatten().float()), name
+    assert torch.equal(torch.cat(list(files.pieces("int", 3, 6))), tensors["int"][3:9])
+
+
+def test_a_table_that_is_looked_up_has_the_same_values_and_is_the_processs_own(files, tensors, tmp_path):
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    seen = []
+    for name, tensor in tensors.items():
+        found = files.looked_up(name, seen.append)
+        if found is None:  # read as ever
+            continue
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found.float(), tensor.float()), name
+        found.zero_()
+    assert (len(seen) > 5) == (tmp_path / "model.safetensors").is_file()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+_LOOK_UP = """
+import sys
+from pathlib import Path
+import torch
+from bitwright.files.directory import ModelDirectory
+from bitwright.models.tensor_files import TensorFiles
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+files = TensorFiles(ModelDirectory(Path(sys.argv[1])))
+before = resident()
+table = files.looked_up("table", torch.Tensor.sum)
+table[torch.tensor([0, 5000])].sum()
+print(resident() - before)
+"""
+
+
+def test_a_table_takes_the_memory_of_the_rows_that_are_looked_up(tmp_path: Path):
+    table = torch.zeros(1 << 14, 1 << 10)  # 64 MiB
+    save_file({"table": table}, tmp_path / "model.safetensors")
+    run = subprocess.run(
+        [sys.executable, "-c", _LOOK_UP, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert int(run.stdout) * 1024 < table.nbytes / 8

@@ -1,5 +1,6 @@
 """What a checkpoint will hold, tensor by tensor: what is quantized or changed, and everything else of the source."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -183,11 +184,14 @@ def _require(source: SourceTensors, name: str) -> None:
 
 
 def _as_is(files: TensorFiles, name: str) -> PendingTensor:
-    return PendingTensor(spelled_dtype(files.dtype(name)), files.shape(name), lambda: files[name])
+    shape = files.shape(name)
+    pieces = partial(files.pieces, name, 0, math.prod(shape))
+    return PendingTensor(spelled_dtype(files.dtype(name)), shape, lambda: files[name], pieces)
 
 
 def _from_source(source: SourceTensors, name: str) -> PendingTensor:
-    return PendingTensor(spelled_dtype(source.dtype(name)), source.shape(name), lambda: source[name])
+    pieces = partial(source.pieces, name)
+    return PendingTensor(spelled_dtype(source.dtype(name)), source.shape(name), lambda: source[name], pieces)
 
 
 def _changed(before: PendingTensor, load: Callable[[], Array], *, transposed: bool, half: bool) -> PendingTensor:
@@ -202,4 +206,5 @@ def _in_16_bit(tensor: PendingTensor) -> PendingTensor:
     kept = stored_dtype(DTYPES[tensor.dtype])
     if tensor.dtype not in ("F16", "F32", "F64") or kept == DTYPES[tensor.dtype]:
         return tensor
-    return PendingTensor(spelled_dtype(kept), tensor.shape, lambda: cast(tensor.load(), kept))
+    pieces = lambda: (cast(piece, kept) for piece in tensor.in_pieces())  # noqa: E731
+    return PendingTensor(spelled_dtype(kept), tensor.shape, lambda: cast(tensor.load(), kept), pieces)

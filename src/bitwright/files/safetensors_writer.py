@@ -7,7 +7,7 @@ order within a dtype, the header padded with spaces to a multiple of 8.
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +22,23 @@ _RANK = {spelled: rank for rank, spelled in enumerate(DTYPES)}
 class PendingTensor:
     """A tensor to write: its entry in the header, and a function that loads it when its turn comes.
 
-    dtype: as safetensors spells it. load: gives a numpy array, `Bf16`, or a torch tensor.
+    dtype: as safetensors spells it. load: gives a numpy array, `Bf16`, or a torch tensor. pieces: the same values in
+    consecutive arrays of any shape, so that a large one need not be in memory as a whole; None where only `load` is.
     """
 
     dtype: str
     shape: tuple[int, ...]
     load: Callable[[], Array]
+    pieces: Callable[[], Iterable[Array]] | None = None
 
     @property
     def n_bytes(self) -> int:
         """Its size in the file, in bytes."""
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+    def in_pieces(self) -> Iterable[Array]:
+        """The values in consecutive arrays: `pieces`, or all at once."""
+        return (self.load(),) if self.pieces is None else self.pieces()
 
 
 Pending = Mapping[str, PendingTensor]
@@ -72,10 +78,11 @@ def write_safetensors(path: Path, tensors: Pending) -> None:
         file.write(header)
         for name in sorted(tensors):
             promised = tensors[name]
-            tensor = promised.load()
-            assert (spelled(tensor), tuple(tensor.shape)) == (promised.dtype, promised.shape), name
             file.seek(len(header) + begins[name])
-            file.write(raw_bytes(tensor))
+            for piece in promised.in_pieces():
+                assert spelled(piece) == promised.dtype, name
+                file.write(raw_bytes(piece))
+            assert file.tell() == len(header) + begins[name] + promised.n_bytes, name
         file.flush()
         os.fsync(file.fileno())
 

@@ -97,6 +97,16 @@ class MappedTensors(Mapping[str, np.ndarray | Bf16]):
         values = np.memmap(file.handle, self._dtype(name), "r", file.begin + entry.begin, entry.shape)
         return Bf16(values) if entry.dtype == "BF16" else values
 
+    def copied_on_write(self, name: str) -> np.memmap:
+        """The bytes of a tensor, mapped alone: what is written there is the process's own and not the file's. For large
+        tensors of which a few rows are looked at. uint8, one-dimensional.
+
+        Raises:
+            KeyError: no such name.
+        """
+        file, entry = self._entries[name]
+        return np.memmap(file.handle, np.uint8, "c", file.begin + entry.begin, (entry.end - entry.begin,))
+
     def drop_pages(self) -> None:
         """Let the system take back the memory of what was looked at. Views stay as they are: they are read again."""
         for file in {file.path: file for file, _ in self._entries.values()}.values():

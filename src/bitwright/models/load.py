@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.files.opening import is_gguf, open_path
 from bitwright.files.sentences import NO_FILES, Sentences, read_sentences
 from bitwright.models.build import EmptyModel, build_empty, load_tokenizer, max_tokens
+from bitwright.models.heap import trim_heap
 from bitwright.models.hub import fetch
 from bitwright.models.matching import check_finite, check_names
 from bitwright.models.sites import file_name, find_blocks, is_transposed
@@ -232,7 +234,7 @@ def check_values(loaded: LoadedModel) -> None:
 def release(loaded: LoadedModel, path: str) -> None:
     """Empty the module at `path`: every module in it is again the one that was built, its parameters without values.
 
-    What was swapped in, folded or added is gone.
+    What was swapped in, folded or added is gone, and the system has the memory back.
     """
     prefix = f"{path}." if path else ""
     for name, (module, parameters) in loaded.built.items():
@@ -242,6 +244,7 @@ def release(loaded: LoadedModel, path: str) -> None:
             loaded.model.set_submodule(name, module)
         module._parameters.clear()
         module._parameters.update(parameters)
+    trim_heap()
 
 
 def fill(model: nn.Module, source: SourceTensors, path: str = "", *, but: tuple[str, ...] = ()) -> None:
@@ -253,6 +256,10 @@ def fill(model: nn.Module, source: SourceTensors, path: str = "", *, but: tuple[
     """
     prefix = f"{path}." if path else ""
     filled: dict[int, nn.Parameter] = {}
+    multiplied = {  # not only looked up: a tied head, say
+        id(parameter) for module in model.modules() if not isinstance(module, nn.Embedding)
+        for parameter in module._parameters.values()
+    }  # fmt: skip
     for name, module in list(model.named_modules()):
         if not f"{name}.".startswith(prefix) or f"{name}.".startswith(but):
             continue
@@ -261,8 +268,12 @@ def fill(model: nn.Module, source: SourceTensors, path: str = "", *, but: tuple[
                 continue
             if id(parameter) not in filled:
                 full = f"{name}.{key}" if name else key
-                tensor = source[full].to(parameter.dtype)
-                check_finite(tensor, source.where(full))
+                check = partial(check_finite, where=source.where(full))
+                looked_up = id(parameter) not in multiplied and source.dtype(full) == parameter.dtype
+                tensor = source.looked_up(full, check) if looked_up else None
+                if tensor is None:
+                    tensor = source[full].to(parameter.dtype)
+                    check(tensor)
                 filled[id(parameter)] = nn.Parameter(tensor, parameter.requires_grad)
             module._parameters[key] = filled[id(parameter)]
 

@@ -7,7 +7,7 @@ out of the file.
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,6 @@ _EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<index>\d+)\.(?P<part>gate_p
 
 # Part of an expert -> the stacked tensor that holds it, and which of how many equal parts of an expert's rows it is.
 _STACKED = {"gate_proj": ("gate_up_proj", 0, 2), "up_proj": ("gate_up_proj", 1, 2), "down_proj": ("down_proj", 0, 1)}
-
-_COMPARED = 1 << 24  # values compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +119,8 @@ class SourceTensors(Mapping[str, Tensor]):
         a, b = self._places.get(name), self._places.get(other)
         if a is None or b is None or a == b:
             return False
-        count = math.prod(a.shape)
-        sizes = {start: (min(_COMPARED, count - start),) for start in range(0, count, _COMPARED)}
-        return not all(
-            torch.equal(self.files.values_at(a.name, start, size), self.files.values_at(b.name, start, size))
-            for start, size in sizes.items()
-        )
+        both = (self.files.pieces(place.name, 0, math.prod(a.shape)) for place in (a, b))
+        return not all(map(torch.equal, *both))
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor in the dtype of the file, contiguous.
@@ -138,6 +132,18 @@ class SourceTensors(Mapping[str, Tensor]):
         place = self._places[name]
         tensor = self.files.values_at(place.name, place.start, place.shape)
         return tensor.t().contiguous() if place.transposed else tensor
+
+    def pieces(self, name: str) -> Iterable[Tensor]:
+        """The values of `tensors[name]` in consecutive tensors, of which one is in memory at a time where the file has
+        them in this order."""
+        place = self._places[name]
+        return (self[name],) if place.transposed else self.files.pieces(place.name, place.start, math.prod(place.shape))
+
+    def looked_up(self, name: str, check: Callable[[Tensor], None]) -> Tensor | None:
+        """As `tensors[name]`, of which only what is looked at comes into memory: `TensorFiles.looked_up`."""
+        place = self._places[name]
+        whole = place.start == 0 and place.shape == self.files.shape(place.name) and not place.transposed
+        return self.files.looked_up(place.name, check) if whole else None
 
     def first_rows(self, name: str, rows: int) -> Tensor:
         """The first rows of a matrix, as `tensors[name]` gives it; no more is read than has to be."""

@@ -1,13 +1,15 @@
 """Tensors of a model directory by name, in torch, read one at a time from safetensors or .bin files.
 
 Safetensors are read by plain file input, not through their map: pages that were read there count as the process's
-memory until the system wants them back, so that a model twice the size of the memory would seem to fill it.
+memory until the system wants them back, so that a model twice the size of the memory would seem to fill it. Tables of
+which a forward looks up a few rows are the exception.
 """
 
 import math
+import mmap
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,8 @@ _LOAD_ERRORS = (
     TypeError,
     AttributeError,
 )
+
+_PIECE = 1 << 21  # values
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -92,6 +96,34 @@ class TensorFiles(Mapping[str, Tensor]):
             count = math.prod(shape)
             return self._pickled[name][1].reshape(-1)[start : start + count].view(shape).clone()
         return read_values(self._mapped, name, start, shape)
+
+    def pieces(self, name: str, start: int, count: int) -> Iterator[Tensor]:
+        """`count` consecutive values of a tensor, from its flat position `start` on, 8 MiB or so at a time.
+
+        Raises:
+            As `tensors[name]`.
+        """
+        size = count if name in self._made else _PIECE  # what is made is made whole
+        for begin in range(start, start + count, max(size, 1)):
+            yield self.values_at(name, begin, (min(size, start + count - begin),))
+
+    def looked_up(self, name: str, check: Callable[[Tensor], None]) -> Tensor | None:
+        """The whole tensor, of which only what is looked at comes into memory; None where a file cannot give it so: no
+        safetensors file, or values that do not lie as processors want them. check: is given the tensor once.
+
+        Raises:
+            As `check`.
+        """
+        if name in self._made or name in self._pickled or not math.prod(self.shape(name)):
+            return None
+        raw = self._mapped.copied_on_write(name)
+        dtype = _dtype(self._mapped, name)
+        if raw.ctypes.data % dtype.itemsize:
+            return None
+        tensor = torch.from_numpy(raw).view(dtype).reshape(self.shape(name))
+        check(tensor)
+        raw._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         yield from self._mapped

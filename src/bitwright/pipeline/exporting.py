@@ -25,7 +25,6 @@ from bitwright.onnx.write import WrittenOnnx, write_onnx
 from bitwright.pipeline.decoded import float_source
 from bitwright.progress import Progress, Quiet
 from bitwright.record import RECORD_FILE, Verification, from_data, read_record, write_record
-from bitwright.report import REPORT_FILE, write_report
 from bitwright.runtime.expected import Expected, expect
 from bitwright.runtime.generic_model import float_model
 from bitwright.runtime.library import start_library
@@ -231,6 +230,8 @@ def keep(directory: Path, rows: Sequence[Verification]) -> None:
     """
     if not rows or not (directory / RECORD_FILE).is_file():
         return
+    from bitwright.report import REPORT_FILE, write_report  # Bokeh's memory is needed only now
+
     record = read_record(directory)
     named = {row.target: row for row in (*(record.verify or ()), *rows)}
     write_record(replace(record, verify=tuple(named.values())), directory / RECORD_FILE)

@@ -19,19 +19,22 @@ from bitwright.pipeline.swapped import fold_in
 from bitwright.quantizing.layers import Quantized
 from bitwright.record import Distribution
 
+_BATCH = 2  # texts: what a forward holds grows with it
 _SAMPLE_ROWS = 512  # tokens per linear whose values the report's histograms show
 
 
 def describe_distributions(job: Job, quantized: Quantized) -> tuple[Distribution, ...]:
     """The Record's histograms: weights and inputs of every quantized linear, before and after rounding."""
     texts = as_texts(job.scored.probe[:32])
-    batches = token_batches(job.model.tokenizer, texts, max_tokens=job.model.max_tokens, batch_size=8)
+    batches = token_batches(job.model.tokenizer, texts, max_tokens=job.model.max_tokens, batch_size=_BATCH)
     layers = quantized.layers_for(job.plan)
     sites = [site for site in job.opened.sites if site.name in layers]
     found: dict[str, Distribution] = {}
 
     def keep(seen: Tensor | None, x_MK: Tensor) -> Tensor:
-        return x_MK[:_SAMPLE_ROWS] if seen is None else torch.cat((seen, x_MK))[:_SAMPLE_ROWS]
+        if seen is None:
+            return x_MK[:_SAMPLE_ROWS].clone()  # no view, which would keep all rows
+        return torch.cat((seen, x_MK[: _SAMPLE_ROWS - len(seen)]))
 
     with lent(job.opened.loaded) as opened:
         for stage in stream_lazily(opened, sites, batches):

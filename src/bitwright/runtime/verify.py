@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from bitwright.runtime.model import Model
 
 _OURS = "bitwright"
+ROWS_AT_ONCE = 8  # in a comparison: what a forward holds grows with them
 CHECKED = (_OURS, "transformers", "sentence-transformers")
 
 
@@ -75,7 +77,8 @@ def verify(
 
 
 def compared(model: "Model", ids_BT: "Tensor") -> tuple[np.ndarray, int]:
-    """The outputs of a model that are compared, float32 (B, values), and its number of integer kernel calls.
+    """The outputs of a model that are compared, float32 (B, values), and the number of integer kernel calls of one
+    forward of at most `ROWS_AT_ONCE` rows.
 
     Pooled embeddings or logits, flattened; of a language model the logits after the last token.
     """
@@ -84,11 +87,17 @@ def compared(model: "Model", ids_BT: "Tensor") -> tuple[np.ndarray, int]:
     from bitwright.runtime.items import Tokens
 
     before = dispatch.kernel_calls()
+    batches = [ids_BT[i : i + ROWS_AT_ONCE] for i in range(0, len(ids_BT), ROWS_AT_ONCE)]
     if OUTPUTS[model.task] == "tokens":
-        rows: Sequence[np.ndarray] = list(model.logits(ids_BT)[:, -1].float().numpy())
+        rows = [row for ids in batches for row in model.logits(ids)[:, -1].float().numpy()]
     else:
-        (rows,) = model.run([Tokens(ids_BT.tolist())])
-    return np.stack([row.reshape(-1) for row in rows]), dispatch.kernel_calls() - before
+        rows = list(chain.from_iterable(model.run([Tokens(ids.tolist()) for ids in batches])))
+    return np.stack([row.reshape(-1) for row in rows]), _each(dispatch.kernel_calls() - before, len(batches))
+
+
+def _each(calls: int, forwards: int) -> int:
+    """The calls of one of several forwards; all of them, where the forwards differ."""
+    return calls // forwards if calls % forwards == 0 else calls
 
 
 def _verify_ours(
@@ -225,8 +234,8 @@ def _child() -> None:
         begun = time.perf_counter()
         found["engine"], calls = compared(model, ids)
         found["seconds"] = time.perf_counter() - begun
-        steps = model.executor.steps([ids.shape[1]] * len(ids), model.threads)
-        found["engine_calls"] = calls // steps if calls % steps == 0 else calls
+        steps = model.executor.steps([ids.shape[1]] * min(len(ids), ROWS_AT_ONCE), model.threads)
+        found["engine_calls"] = _each(calls, steps)
         found["engine_folded"], found["engine_added"] = model.folded, model.executor.program.added
         if model.executor.program.added:
             round_groups(model.generic.hf, on=True)
