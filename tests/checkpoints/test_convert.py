@@ -205,6 +205,25 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
         convert(ModelDirectory(float_model), "awq", tmp_path / "out")
 
 
+def test_autoawq_takes_no_module_left_out_whose_name_is_inside_that_of_a_quantized_one(tmp_path: Path) -> None:
+    """Its readers look for what is left out anywhere in a name: `mlp.up_proj` would leave `mlp.up_proj_2` out too."""
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    inside, beside = tmp_path / "inside", tmp_path / "beside"
+    codes, others = tools.gptq(64, 64)[0], tools.gptq(64, 64, seed=1)[0]
+    floats = {"weight": torch.ones(64, 64).bfloat16()}
+    before = source(inside, said, {f"{UP}_2": codes, DOWN: others, UP: floats})
+    message = rf"{UP} stays in floats, and AutoAWQ's readers would leave {UP}_2 so, too.*quantize both or neither"
+    with pytest.raises(InputError, match=message):
+        convert(before, "awq", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert(before, "gptq", tmp_path / "gptq")  # whose patterns have an end
+    before = source(beside, said, {UP: codes, DOWN: others, f"{UP}_2": floats})  # the other way around
+    convert(before, "awq", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert f"{UP}_2" in config["modules_to_not_convert"]
+    assert numbers(tmp_path / "out").keys() == {UP, DOWN}
+
+
 @pytest.mark.parametrize("to", ["gptq", "awq"])
 def test_zero_points_that_do_not_fit_are_refused(
     tmp_path: Path, make_linear: Callable[..., QuantizedLinear], to: str
