@@ -69,9 +69,12 @@ def command(
         from bitwright.pipeline.request import Texts
         from bitwright.pipeline.resources import resources
 
-        available = resources(
-            memory_bytes=None if memory is None else int(memory * 1e9), seconds=None if hours is None else hours * 3600
-        )
+        available = None
+        if decision.is_open(recipe):  # else nothing depends on them, and the machine need not be timed
+            available = resources(
+                memory_bytes=None if memory is None else int(memory * 1e9),
+                seconds=None if hours is None else hours * 3600,
+            )
         found = decision.plan(
             model, recipe=recipe, texts=Texts(data=data), available=available, trust_remote_code=trust_remote_code,
             task=task, progress=progress,
