@@ -66,7 +66,7 @@ def open_bitwright(path: Path, threads: int) -> Engine:
             work = [(one, ids, 1) for ids, one in zip(part, each, strict=True)]
             logits_BV: np.ndarray = model.executor.step(model.cache.step(work), threads)
             for ids, one in zip(part, each, strict=True):
-                one.length += len(ids)
+                model.cache.advanced(one, len(ids))
             return logits_BV
 
         def begin(prompts: Sequence[Ids]) -> np.ndarray:

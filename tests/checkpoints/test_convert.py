@@ -15,10 +15,12 @@ from bitwright.checkpoints.convert import TARGETS, convert
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.checkpoints.linear_tensors import linear_tensors
 from bitwright.checkpoints.quantization_config import make_quantization_config
-from bitwright.errors import CheckpointError, InputError
+from bitwright.errors import CheckpointError, InputError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.numerics.arrays import Bf16, as_torch
 from bitwright.numerics.linear import QuantizedLinear
+from bitwright.numerics.qtensor import QTensor
+from bitwright.numerics.spec import QuantSpec
 from tests.checkpoints import other_tools as tools
 from tests.checkpoints.other_tools import write_model
 from tests.runtime.test_other_tools import SIZE
@@ -201,6 +203,39 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     float_model = tools.save(tmp_path / "float", {}, {}, **OTHERS)
     with pytest.raises(InputError, match="not quantized"):
         convert(ModelDirectory(float_model), "awq", tmp_path / "out")
+
+
+def test_autoawq_takes_no_module_left_out_whose_name_is_inside_that_of_a_quantized_one(tmp_path: Path) -> None:
+    """Its readers look for what is left out anywhere in a name: `mlp.up_proj` would leave `mlp.up_proj_2` out too."""
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    inside, beside = tmp_path / "inside", tmp_path / "beside"
+    codes, others = tools.gptq(64, 64)[0], tools.gptq(64, 64, seed=1)[0]
+    floats = {"weight": torch.ones(64, 64).bfloat16()}
+    before = source(inside, said, {f"{UP}_2": codes, DOWN: others, UP: floats})
+    message = rf"{UP} stays in floats, and AutoAWQ's readers would leave {UP}_2 so, too.*quantize both or neither"
+    with pytest.raises(InputError, match=message):
+        convert(before, "awq", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert(before, "gptq", tmp_path / "gptq")  # whose patterns have an end
+    before = source(beside, said, {UP: codes, DOWN: others, f"{UP}_2": floats})  # the other way around
+    convert(before, "awq", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert f"{UP}_2" in config["modules_to_not_convert"]
+    assert numbers(tmp_path / "out").keys() == {UP, DOWN}
+
+
+@pytest.mark.parametrize("to", ["gptq", "awq"])
+def test_zero_points_that_do_not_fit_are_refused(
+    tmp_path: Path, make_linear: Callable[..., QuantizedLinear], to: str
+) -> None:
+    """Of one zero point for a whole tensor, a file has a byte."""
+    weight = make_linear(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), "w4a16_g32").weight
+    spec, one = QuantSpec(4, symmetric=False, per_tensor=True), np.ones((1, 1), np.float32)
+    linear = QuantizedLinear(QTensor(np.asarray(weight.codes_NK), one, np.full((1, 1), 20, np.int8), spec))
+    before = ours(tmp_path / "in", {UP: linear})
+    with pytest.raises(NumericsError, match=rf"{UP}: zero points lie in \[20, 20\], and 4 bits hold \[-8, 7\]"):
+        convert(before, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_copy_that_differs_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

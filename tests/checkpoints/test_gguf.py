@@ -16,10 +16,10 @@ import bitwright
 from bitwright.checkpoints.checkpoint import Checkpoint
 from bitwright.checkpoints.convert import convert
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.checkpoints.gguf_blocks import blocks_of
+from bitwright.checkpoints.gguf_blocks import _blocks, blocks_of
 from bitwright.checkpoints.gguf_write import write_gguf
 from bitwright.cli import app
-from bitwright.errors import CheckpointError, ModelError
+from bitwright.errors import CheckpointError, ModelError, NumericsError
 from bitwright.files.directory import ModelDirectory
 from bitwright.files.gguf.directory import GgufDirectory
 from bitwright.files.gguf.header import read_gguf_header
@@ -159,6 +159,12 @@ def test_a_weight_is_held_exactly_where_a_type_can(kind: str, made: QuantizedLin
 def test_what_is_lost_is_said(made: QuantizedLinear, says: str) -> None:
     found = blocks_of(made)
     assert re.search(says, found.lost)
+
+
+def test_codes_that_do_not_fit_are_refused() -> None:
+    """They would change their neighbours."""
+    with pytest.raises(NumericsError, match=r"codes lie in \[0, 16\], and 4 bits hold \[0, 15\]"):
+        _blocks("Q4_0", np.array([[[0, 16] * 16]], np.int8), np.ones((1, 1), np.float32))
 
 
 def test_a_file_that_is_read_and_written_has_the_same_blocks(tmp_path: Path) -> None:

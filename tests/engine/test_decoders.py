@@ -22,7 +22,7 @@ from bitwright.engine.linears import Linear
 from bitwright.engine.lowering import MOST_TAPS
 from bitwright.engine.ops import Multiply
 from bitwright.engine.weights import Weights, open_weights
-from bitwright.errors import BitwrightError, CheckpointError, EngineError
+from bitwright.errors import BitwrightError, CheckpointError, EngineError, InputError
 from bitwright.files.directory import ModelDirectory
 from bitwright.generate.cache import Cache
 from bitwright.kernels import dispatch, native
@@ -101,6 +101,16 @@ class Running:
             self.cache.appended(held, ids[:end])
         self.cache.end(held)
         return np.concatenate(rows)
+
+
+def test_a_step_beyond_the_last_position_is_refused(tiny_model: TinyModel) -> None:
+    """There are no angles for it: logits would be NaN, or whatever lies behind the table."""
+    running = Running(tiny_model("llama", **(_HEADS | {"max_position_embeddings": 96})), kind="int8")
+    ids = np.random.default_rng(0).integers(4, 200, 100).tolist()
+    for cuts, message in (([], "has 0 tokens and gets 97 more"), ([90], "has 90 tokens and gets 7 more")):
+        with pytest.raises(InputError, match=rf"sequence 0 {message}; this model has 96 positions"):
+            running.logits(ids[:97], cuts)
+    assert np.isfinite(running.logits(ids[:96], [90])).all()
 
 
 @pytest.fixture(scope="module")

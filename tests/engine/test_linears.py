@@ -140,6 +140,15 @@ def test_integer_products_take_codes_in_their_own_bits(written: Callable[[Quanti
         assert np.array_equal(packed.zero.swapaxes(1, 2).reshape(80, -1)[:N].astype(np.int8) + lowest, given)
 
 
+def test_zero_points_that_no_unsigned_byte_holds_are_refused() -> None:
+    """A file can say so where zero points are bytes of their own; they would become 255."""
+    held = stored(SPECS["int4 per tensor"]).weight
+    lowest = np.full((1, 1), -9, np.int8)
+    weight = QTensor(held.codes_NK.numpy(), held.scale_NG.numpy(), lowest, held.spec)
+    with pytest.raises(NumericsError, match=r"zero points lie in \[-9, -9\], and unsigned bytes hold \[-8, 247\]"):
+        pack([QuantizedLinear(weight)], Memory(), "int8")
+
+
 @pytest.mark.parametrize(
     "spec",
     [

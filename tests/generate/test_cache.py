@@ -57,6 +57,21 @@ def is_there(cache: Cache, held: Held, ids: list[int]) -> bool:
     )
 
 
+def test_what_advanced_alone_is_found_by_nobody() -> None:
+    cache, ids = Cache(LAYOUT, 512), list(range(200))
+    held = cache.begin([])
+    cache.grow(held, len(ids))
+    step = cache.step([(held, ids, 1)])
+    cache.advanced(held, len(ids))
+    assert (held.length, int(step.past[0])) == (len(ids), 0)
+    assert int(cache.step([(held, [1], 1)]).past[0]) == len(ids)
+    assert cache.begin(ids).length == 0
+    cache.roll_back(held, 128)
+    assert (held.length, len(held.blocks)) == (128, 2)
+    cache.end(held)
+    assert cache.free == cache.size
+
+
 def test_a_layout_holds_every_layer_in_each_block() -> None:
     head = native.load().cache_head_bytes(native.load().CacheKind.int8, 16)
     assert LAYOUT.tokens == 64

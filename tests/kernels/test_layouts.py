@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from bitwright.errors import NumericsError
 from bitwright.kernels import layouts
 
 
@@ -83,6 +84,20 @@ def test_int4_unpack_inverts_pack(n, k):
     assert int(((packed & 15) + (packed >> 4)).sum()) == int(codes.sum()), "padding is zero"
     assert np.array_equal(layouts.pack_int4(codes.numpy()), packed.numpy())
     assert np.array_equal(layouts.unpack_int4(packed.numpy(), n, k), codes.numpy())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_codes_that_do_not_fit_are_refused(bits):
+    """They would change their neighbours."""
+    codes = torch.zeros(16, 64, dtype=torch.uint8)
+    codes[3, 5] = 1 << bits
+    message = rf"codes lie in \[0, {1 << bits}\], and {bits} bits hold \[0, {(1 << bits) - 1}\]"
+    for given in (codes, codes.numpy()):
+        with pytest.raises(NumericsError, match=message):
+            layouts.pack_wna8(given, bits)
+        if bits == 4:
+            with pytest.raises(NumericsError, match=message):
+                layouts.pack_int4(given)
 
 
 def test_eight_codes_of_a_column_are_four_bytes():

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu as torch_gelu
 
-from bitwright.kernels import layouts, native, reference
+from bitwright.kernels import native, reference
+from tests.kernels.wna8 import assert_gelu_is_as_good_as_in_torch, assert_only_the_asked_are_written, multiplied
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -90,54 +92,17 @@ def prepare(variant: str, x_MK: Tensor, group: int, rows: slice = slice(None)) -
     return out, sums
 
 
-def multiply(
-    variant: str,
-    p: Problem,
-    *,
-    gelu: bool = False,
-    dtype: torch.dtype = torch.float32,
-    rows: slice = slice(None),
-    blocks: slice = slice(None),
-    offset: int = 0,
-) -> Tensor:
-    """(M, N) of dtype; NaN wherever the operator wrote nothing. offset: elements between an aligned address and y."""
-    (m, k), n, groups = p.x_MK.shape, len(p.weight_NK), p.x_MK.shape[1] // p.group
-    module = native.load()
+def multiply(variant: str, p: Problem, **asked: Any) -> Tensor:
+    """asked: as `multiplied` takes it."""
     x, sums = prepare(variant, p.x_MK, p.group)
-    weight, given = layouts.pack_wna8(p.weight_NK, p.bits), [p.scale_NG, p.minimum_NG]
-    scale_n, *minima = layouts.pack_scales(*(x for x in given if x is not None))
-    zero = None if p.zero_NG is None else layouts.pack_groups(p.zero_NG)
-    bias = layouts.pad_columns(p.bias_N)
-    y = torch.full((offset + m * (n + 3),), torch.nan, dtype=dtype)[offset:]
-    wna8 = module.Wna8(
-        codes=weight.data_ptr(),
-        bits=p.bits,
-        levels=0,
-        scale=scale_n.data_ptr(),
-        bf16_scale=scale_n.dtype == torch.bfloat16,
-        zero=0 if zero is None else zero.data_ptr(),
-        minimum=minima[0].data_ptr() if minima else 0,
-        k=k,
-        group=p.group,
-        per=groups // p.scale_NG.shape[1],
-    )
-    op = module.LinearW4A16(
-        rows=x.data_ptr(),
-        row_stride=x.stride(0),
-        sum_m=sums.data_ptr(),
-        group_stride=sums.stride(0),
-        weight=wna8,
-        levels=0 if p.levels is None else p.levels.data_ptr(),
-        bias=bias.data_ptr(),
-        y=y.data_ptr(),
-        out_stride=n + 3,
-        n=n,
-        activation=module.Activation["gelu" if gelu else "none"],
-        output=module.Output["bf16" if dtype == torch.bfloat16 else "f32"],
-    )
-    module.linear_w4a16(variant, op, *rows.indices(m)[:2], *blocks.indices(-(-n // 16))[:2])
-    assert y.view(m, n + 3)[:, n:].isnan().all(), "wrote past the last column"
-    return y.view(m, n + 3)[:, :n]
+    of_rows = {
+        "rows": x.data_ptr(),
+        "row_stride": x.stride(0),
+        "sum_m": sums.data_ptr(),
+        "group_stride": sums.stride(0),
+        "levels": 0 if p.levels is None else p.levels.data_ptr(),
+    }
+    return multiplied("W4A16", variant, p, of_rows, m=len(x), group=p.group, **asked)
 
 
 def random_problem(random: Random, bits: int, number: int) -> Problem:
@@ -178,17 +143,9 @@ def test_a_row_does_not_depend_on_what_is_computed_with_it(linear_w4a16_variant:
     whole = multiply(linear_w4a16_variant, p)
     for count in range(1, 40):
         assert torch.equal(multiply(linear_w4a16_variant, p.rows(slice(count))), whole[:count])
-    for rows, blocks in (
-        (slice(0, 3), slice(1, 2)),
-        (slice(5, 12), slice(2, 7)),
-        (slice(7, 40), slice(1, 6)),
-        (slice(39, 40), slice(6, 7)),
-    ):
-        inside = torch.zeros(40, 100, dtype=torch.bool)
-        inside[rows, 16 * blocks.start : 16 * blocks.stop] = True
-        part = multiply(linear_w4a16_variant, p, rows=rows, blocks=blocks)
-        assert torch.equal(part[inside], whole[inside])
-        assert part[~inside].isnan().all()
+    assert_only_the_asked_are_written(
+        lambda rows, blocks: multiply(linear_w4a16_variant, p, rows=rows, blocks=blocks), whole
+    )
 
 
 def test_output_may_be_unaligned(linear_w4a16_variant: str) -> None:
@@ -216,10 +173,8 @@ def test_what_is_not_finite_stays_in_its_row(linear_w4a16_variant: str, m: int, 
 def test_gelu_is_as_good_as_in_torch(linear_w4a16_variant: str, dtype: torch.dtype) -> None:
     for m in (1, 8, 11):
         p = Problem.of(m, 50, 96, 32)
-        want = torch_gelu(multiply(linear_w4a16_variant, p).double())
-        torchs = (torch_gelu(want.float()).to(dtype) - torch_gelu(want)).abs().max()
-        error = (multiply(linear_w4a16_variant, p, gelu=True, dtype=dtype) - want).abs().max()
-        assert error <= 2 * torchs + EPS * want.abs().max()
+        before, found = multiply(linear_w4a16_variant, p), multiply(linear_w4a16_variant, p, gelu=True, dtype=dtype)
+        assert_gelu_is_as_good_as_in_torch(found, torch_gelu(before).to(dtype), torch_gelu(before.double()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

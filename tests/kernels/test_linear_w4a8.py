@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu as torch_gelu
 
-from bitwright.kernels import layouts, native, reference
+from bitwright.kernels import native, reference
+from tests.kernels.wna8 import assert_gelu_is_as_good_as_in_torch, assert_only_the_asked_are_written, multiplied
 
 # (M, N, K, group of the input, such groups that share a scale of the weight)
 SHAPES = [
@@ -81,57 +83,23 @@ class Problem:
         return replace(self, weight_NK=self.weight_NK + up, zero_NG=zero_NG, bits=4)
 
 
-def multiply(
-    variant: str,
-    p: Problem,
-    *,
-    gelu: bool = False,
-    dtype: torch.dtype = torch.float32,
-    rows: slice = slice(None),
-    blocks: slice = slice(None),
-    offset: int = 0,
-) -> Tensor:
-    """(M, N) of dtype; NaN wherever the operator wrote nothing. offset: elements between an aligned address and y."""
-    (m, k), n = p.codes_MK.shape, len(p.weight_NK)
-    module, groups = native.load(), p.scale_MG.shape[1]
+def multiply(variant: str, p: Problem, *, offset: int = 0, **asked: Any) -> Tensor:
+    """asked: as `multiplied` takes it. offset: of the codes of rows, too."""
+    (m, k), module, groups = p.codes_MK.shape, native.load(), p.scale_MG.shape[1]
     codes = torch.full((m, module.code_stride(k) + offset), 77, dtype=torch.int8)
     codes[:, offset : offset + k] = p.codes_MK
     scale_m, sum_m = torch.full((m, groups + 1), torch.nan), torch.full((m, groups + 1), 2**30, dtype=torch.int32)
     scale_m[:, :groups], sum_m[:, :groups] = p.scale_MG, p.sum_MG
-    weight, given = layouts.pack_wna8(p.weight_NK, p.bits), [p.scale_NG, p.minimum_NG]
-    scale_n, *minima = layouts.pack_scales(*(x for x in given if x is not None))
-    zero = None if p.zero_NG is None else layouts.pack_groups(p.zero_NG)
-    bias = layouts.pad_columns(p.bias_N)
-    y = torch.full((offset + m * (n + 3),), torch.nan, dtype=dtype)[offset:]
-    wna8 = module.Wna8(
-        codes=weight.data_ptr(),
-        bits=p.bits,
-        levels=0 if p.levels is None else p.levels.data_ptr(),
-        scale=scale_n.data_ptr(),
-        bf16_scale=scale_n.dtype == torch.bfloat16,
-        zero=0 if zero is None else zero.data_ptr(),
-        minimum=minima[0].data_ptr() if minima else 0,
-        k=k,
-        group=k // groups,
-        per=groups // p.scale_NG.shape[1],
-    )
-    op = module.LinearW4A8(
-        codes=codes.data_ptr() + offset,
-        code_stride=codes.stride(0),
-        scale_m=scale_m.data_ptr(),
-        sum_m=sum_m.data_ptr(),
-        group_stride=groups + 1,
-        weight=wna8,
-        bias=bias.data_ptr(),
-        y=y.data_ptr(),
-        out_stride=n + 3,
-        n=n,
-        activation=module.Activation["gelu" if gelu else "none"],
-        output=module.Output["bf16" if dtype == torch.bfloat16 else "f32"],
-    )
-    module.linear_w4a8(variant, op, *rows.indices(m)[:2], *blocks.indices(-(-n // 16))[:2])
-    assert y.view(m, n + 3)[:, n:].isnan().all(), "wrote past the last column"
-    return y.view(m, n + 3)[:, :n]
+    of_rows = {
+        "codes": codes.data_ptr() + offset,
+        "code_stride": codes.stride(0),
+        "scale_m": scale_m.data_ptr(),
+        "sum_m": sum_m.data_ptr(),
+        "group_stride": groups + 1,
+    }
+    return multiplied(
+        "W4A8", variant, p, of_rows, m=m, group=k // groups, levels=p.levels, offset=offset, **asked
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("m", "n", "k", "group", "per"), SHAPES)
@@ -213,18 +181,9 @@ def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool
 
 def test_only_the_asked_rows_and_blocks_are_written(linear_w4a8_variant: str) -> None:
     p = Problem.of(40, 100, 96, 32)
-    whole = p.wanted()
-    for rows, blocks in (
-        (slice(0, 3), slice(1, 2)),
-        (slice(5, 12), slice(2, 7)),
-        (slice(7, 40), slice(1, 6)),
-        (slice(39, 40), slice(6, 7)),
-    ):
-        inside = torch.zeros(40, 100, dtype=torch.bool)
-        inside[rows, 16 * blocks.start : 16 * blocks.stop] = True
-        part = multiply(linear_w4a8_variant, p, rows=rows, blocks=blocks)
-        assert torch.equal(part[inside], whole[inside])
-        assert part[~inside].isnan().all()
+    assert_only_the_asked_are_written(
+        lambda rows, blocks: multiply(linear_w4a8_variant, p, rows=rows, blocks=blocks), p.wanted()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -248,9 +207,8 @@ def test_a_group_that_was_not_finite_makes_its_row_nan(linear_w4a8_variant: str,
 def test_gelu_is_as_good_as_in_torch(linear_w4a8_variant: str, m: int, dtype: torch.dtype) -> None:
     p = Problem.of(m, 50, 96, 32)
     want = torch_gelu(p.wanted().double())
-    torchs = (p.wanted(gelu=True).to(dtype) - want).abs().max()
-    error = (multiply(linear_w4a8_variant, p, gelu=True, dtype=dtype) - want).abs().max()
-    assert error <= 2 * torchs + torch.finfo(torch.float32).eps * want.abs().max()
+    found = multiply(linear_w4a8_variant, p, gelu=True, dtype=dtype)
+    assert_gelu_is_as_good_as_in_torch(found, p.wanted(gelu=True).to(dtype), want)
 
 
 def test_the_definition_is_the_product_of_what_the_codes_stand_for() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bitwright.errors import NumericsError
 from bitwright.numerics import QuantSpec
-from bitwright.numerics.bits import pack_bytes, pack_words, unpack_bytes, unpack_words
+from bitwright.numerics.bits import pack_awq, pack_bitnet, pack_bytes, pack_words, unpack_bytes, unpack_words
 
 SIGNED = (8, 4, 3, 2)
 COUNTS = (1, 7, 8, 11, 31, 32, 33, 96)
@@ -103,6 +103,13 @@ def test_codes_that_do_not_fit_are_refused() -> None:
         pack_words(torch.full((1, 8), 8, dtype=torch.int8), 4)
     with pytest.raises(NumericsError, match=r"codes lie in \[-1, -1\], and 1 bits hold \[0, 1\]"):
         pack_bytes(torch.full((1, 8), -1, dtype=torch.int8), QuantSpec(bits=1, grid="binary"))
+    with pytest.raises(NumericsError, match=r"zero points lie in \[-9, -9\], and 4 bits hold \[-8, 7\]"):
+        pack_words(torch.full((1, 8), -9, dtype=torch.int8), 4, dim=0, what="zero points")
+    with pytest.raises(NumericsError, match=r"zero points lie in \[8, 8\], and 4 bits hold \[-8, 7\]"):
+        pack_awq(np.full((1, 8), 8, np.int8), what="zero points")
+    for code in (-2, 2, 127):  # 2 has two bits, but is no ternary code
+        with pytest.raises(NumericsError, match=rf"codes lie in \[{code}, {code}\], and 2 bits of ternary codes"):
+            pack_bitnet(np.full((4, 8), code, np.int8))
     with pytest.raises(NumericsError, match="codes to pack are int8"):
         pack_words(torch.zeros(1, 8), 4)
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bitwright.checkpoints.formats import read_checkpoint
-from bitwright.errors import InputError, TargetError
+from bitwright.errors import InputError, NumericsError, TargetError
 from bitwright.files.directory import ModelDirectory
 from bitwright.kernels import dispatch
 from bitwright.runtime.load import load
@@ -19,7 +19,7 @@ from bitwright.runtime.tolerances import largest_difference
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from bitwright.onnx.graph import halved  # noqa: E402
+from bitwright.onnx.graph import _Writer, halved  # noqa: E402
 from bitwright.onnx.module import exportable  # noqa: E402
 from bitwright.onnx.process import OpenedGraph, open_onnxruntime  # noqa: E402
 from bitwright.onnx.write import MODEL_FILE, expected_bytes, write_onnx  # noqa: E402
@@ -197,6 +197,12 @@ def test_what_cannot_be_exported_is_refused(quantized: Made, tiny_model: Callabl
     with pytest.raises(InputError, match="exists already"):
         write_onnx(quantized("bert", "w8a8_static"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_integers_that_do_not_fit_are_refused() -> None:
+    """Four bits of them would be other ones."""
+    with pytest.raises(NumericsError, match=r"m\.zero_point: integers lie in \[0, 9\], and 4 bits hold \[-8, 7\]"):
+        _Writer().integers("m.zero_point", np.array([[0], [9]], np.int8), 4)
 
 
 def _metadata(out: Path) -> dict[str, str]:

@@ -8,14 +8,19 @@ from typing import Any, cast
 import psutil
 import pytest
 
+from bitwright.models.rescale import SharedInput
 from bitwright.pipeline import resources
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.request import Texts, TrainingAsked
 from bitwright.pipeline.resources import run_cost
 from bitwright.pipeline.stages import stages_of
+from bitwright.pipeline.variants import quantize_model
 from bitwright.progress import Quiet
+from bitwright.quantizing.rounding import round_linears
+from bitwright.quantizing.work import Work
 from bitwright.recipe import make_recipe
 from bitwright.record import Shape
+from bitwright.search.cost import Resources
 from bitwright.search.journal import Journal
 
 TinyModel = Callable[..., Path]
@@ -48,6 +53,40 @@ def test_time_and_memory_follow_the_work(source: Path, monkeypatch: pytest.Monke
     assert calibrated.seconds > plain.seconds
     here = psutil.Process().memory_info().rss  # beside it two processes with torch at least, that are timed
     assert plain.memory_bytes > here + 2 * resources._PROCESS_BYTES
+
+
+GPTQ: dict[str, Any] = {
+    "scheme": "w4a16_g32", "method": "gptq", "targets": ["bitwright"],
+    "calibration": {"samples": 10, "max_tokens": 24, "batch_size": 8},
+}  # fmt: skip
+SPEED = Resources(memory_bytes=1 << 40, seconds=1e9, flops_per_second=1e9)
+
+
+@pytest.mark.parametrize("options", [{"mismatch": 0.5}, {"loss_groups": 3}, {"mismatch": 1.0, "loss_groups": 2}])
+def test_options_of_gptq_are_counted_as_they_are_held(
+    trained_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """In bytes, to the last one: what the largest stage holds once all its inputs were observed."""
+    most: list[int] = []
+
+    def noting(work: Work, shared: SharedInput) -> None:
+        round_linears(work, shared)
+        stats = work.stats.distinct(site.name for site in work.sites)
+        held = [x.mismatch_KK for x in stats] + [x.even_KK for x in stats]
+        held += [group.gram_KK for groups in work.weighted.values() for group in groups]
+        held += [weight for weight, _ in work.originals.values()]
+        held += [*work.stage.originals, *work.stage._ahead.values()]
+        most.append(sum(tensor.nbytes for tensor in held if tensor is not None))
+
+    monkeypatch.setattr("bitwright.quantizing.stages.round_linears", noting)
+    jobs = [
+        open_job(trained_decoder, make_recipe(GPTQ | {"options": given}), Texts(samples=4)) for given in ({}, options)
+    ]
+    quantize_model(jobs[1], tmp_path, Quiet())
+    plain, more = (resources.job_cost(job, SPEED) for job in jobs)
+    assert more.memory_bytes - plain.memory_bytes == max(most)
+    assert more.seconds > 1.2 * plain.seconds
+    assert (resources._weighting_bytes(jobs[1]) > 0) == ("loss_groups" in options)
 
 
 def test_polishing_takes_as_many_passes_as_it_has_epochs(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 import bitwright
 from bitwright.errors import ModelError
+from bitwright.files.safetensors import read_header
 from bitwright.kernels import dispatch
 from bitwright.models.load import load_model, open_lazily
 from bitwright.recipe import make_recipe
@@ -166,11 +167,31 @@ def rewritten(file: Path) -> None:
     file.write_text(json.dumps(content | {"changed": 1}))
 
 
+def with_other_bytes(tensor: str, place: float) -> Callable[[Path], None]:
+    """Changes two bytes at a place of a tensor, from 0 to 1, as if it had been trained on: size and header stay."""
+
+    def change(path: Path) -> None:
+        file = path / "model.safetensors"
+        with file.open("r+b") as stream:
+            entries, buffer = read_header(stream, file)
+            (entry,) = (entry for name, entry in entries.items() if name.endswith(tensor))
+            at = buffer + min(int(entry.begin + place * (entry.end - entry.begin)), entry.end - 2)
+            stream.seek(at)
+            old = stream.read(2)
+            stream.seek(at)
+            stream.write(bytes(byte ^ 1 for byte in old))
+
+    return change
+
+
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "the record": lambda path: rewritten(path / RECORD_FILE),
     "no record": lambda path: (path / RECORD_FILE).unlink(),
     "the configuration": lambda path: rewritten(path / "config.json"),
     "the weights": lambda path: (path / "model.safetensors").write_bytes(b"other"),
+    "the codes": with_other_bytes("layer.0.attention.self.query.weight", 0),
+    "scales": with_other_bytes("layer.0.attention.self.query.weight_scale", 1),
+    "a norm": with_other_bytes("layer.0.attention.output.LayerNorm.bias", 0.5),
 }
 
 
@@ -183,6 +204,18 @@ def test_another_model_in_its_place_is_refused(lent: Path, change: str) -> None:
         pickle.loads(pickled)
     with pytest.raises(ModelError, match=f"{lent}: the files have changed since the model was loaded; load it again"):
         pickle.dumps(model)
+
+
+def test_a_file_of_another_format_is_looked_into(tmp_path: Path) -> None:
+    """GGUF and .bin: at places of equal distance."""
+    file, weights = tmp_path / "model.gguf", np.random.default_rng(0).bytes(1 << 20)
+    found = set()
+    for content in (weights, weights[::-1], bytes(1 << 20), b"", weights[:100]):
+        file.write_bytes(content)
+        found.add(pickling.digest_of(file))
+    assert len(found) == 5
+    file.write_bytes(weights)
+    assert pickling.digest_of(file) in found
 
 
 def test_what_does_not_change_the_model_may_change(lent: Path) -> None:

@@ -145,7 +145,7 @@ def _awq_tensors(linear: QuantizedLinear, common: Common) -> dict[str, Array]:
     times = _awq_groups(linear.shape, linear.form, common) // len(scale_GN)
     return {
         "qweight": pack_awq(np.ascontiguousarray(weight.codes_NK.T)),
-        "qzeros": pack_awq(np.repeat(zero_GN, times, axis=0)),
+        "qzeros": pack_awq(np.repeat(zero_GN, times, axis=0), what="zero points"),
         "scales": np.repeat(scale_GN, times, axis=0),
     }
 

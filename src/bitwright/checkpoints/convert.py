@@ -19,7 +19,7 @@ from bitwright.checkpoints.formats import FORMATS, read_checkpoint
 from bitwright.checkpoints.leftovers import split_source_files
 from bitwright.checkpoints.result import atomic_directory, check_out, copy_file, write_file
 from bitwright.checkpoints.spelling import Common, Contents, Spelling, splits
-from bitwright.errors import CheckpointError, InputError
+from bitwright.errors import CheckpointError, InputError, named
 from bitwright.families import FAMILIES
 from bitwright.files.directory import CONFIG_FILE, QUANTIZATION_FILES, ModelDirectory
 from bitwright.files.safetensors_writer import PendingTensor, shard, shard_index, write_safetensors
@@ -180,7 +180,9 @@ def _tensors(
 
     @lru_cache(maxsize=1)
     def load(module: str) -> dict[str, Array]:
-        return spelling.tensors(kept[module].load(), common)
+        linear = kept[module].load()
+        with named(module):
+            return spelling.tensors(linear, common)
 
     for module, pending in kept.items():
         for suffix, (dtype, shape) in spelling.entries(pending.shape, pending.form, common).items():

@@ -6,6 +6,7 @@ import numpy as np
 
 from bitwright.errors import NumericsError
 from bitwright.numerics.arrays import Bf16, narrow
+from bitwright.numerics.bits import check_fit
 from bitwright.numerics.ggml import TYPES, BlockType
 from bitwright.numerics.linear import LinearForm, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
@@ -27,7 +28,7 @@ def blocks_of(linear: QuantizedLinear) -> Blocks:
     points are those that Q4_0 has.
 
     Raises:
-        NumericsError: inputs that are shifted, or a scale that fp16 does not hold at all.
+        NumericsError: inputs that are shifted, a scale that fp16 does not hold at all, or codes that do not fit.
     """
     weight = linear.weight
     if linear.transform is not None and linear.transform.shift_K is not None:
@@ -117,6 +118,7 @@ def _blocks(
         floats.append(half_NG[..., None].view(np.uint8))
     codes: np.ndarray = codes_NGg.view(np.uint8)
     if name != "Q8_0":
+        check_fit(codes, 0, 15, "4 bits")
         codes = codes[..., :16] | codes[..., 16:] << 4
     raw = np.concatenate([*floats, codes], axis=2)
     return Blocks(TYPES[name], raw.reshape(len(raw), -1), "; ".join(lost))

@@ -205,7 +205,7 @@ def _gptq_tensors(linear: QuantizedLinear, common: Common) -> dict[str, Array]:
     zero_GN = np.zeros(scale_GN.shape, np.int8)
     if weight.zero_point_NG is not None:
         zero_GN = of_rows(weight.zero_point_NG, n, np.int8)
-    stored = pack_words(zero_GN, bits)
+    stored = pack_words(zero_GN, bits, what="zero points")
     if not common.zero_points:  # version 1 stores zero points less one; all are 2^(b−1), so none runs over
         stored = pack_words(zero_GN - np.int8(1), bits) if bits == 3 else add_words(stored, -1, bits)
     return {

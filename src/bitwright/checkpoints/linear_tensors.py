@@ -66,7 +66,7 @@ def linear_tensors(linear: QuantizedLinear, *, guarded: bool) -> dict[str, Array
     """The tensors of a linear, by suffix: as `linear_entries` promises them.
 
     Raises:
-        NumericsError: its weight has minima.
+        NumericsError: its weight has minima, or zero points that do not fit into as many bits as its codes.
     """
     _check_has_words(linear.form)
     weight, static, transform = linear.weight, linear.static, linear.transform
@@ -74,7 +74,7 @@ def linear_tensors(linear: QuantizedLinear, *, guarded: bool) -> dict[str, Array
     scale = cast(weight.scale_NG, "float32")
     zero = weight.zero_point_NG
     if zero is not None and format_ == "pack-quantized" and not spec.per_tensor:
-        zero = pack_words(zero, spec.bits, dim=0)
+        zero = pack_words(zero, spec.bits, dim=0, what="zero points")
     codes = _pack(weight.codes_NK, spec, format_)
     asymmetric = linear.input_spec is not None and not linear.input_spec.symmetric
     tensors = {

@@ -8,7 +8,7 @@ from typing import Literal
 
 from bitwright.checkpoints.linear_tensors import is_portable, linear_entries, linear_tensors
 from bitwright.checkpoints.schemes import format_of
-from bitwright.errors import CheckpointError
+from bitwright.errors import CheckpointError, named
 from bitwright.files.names import name_in, require_name_in
 from bitwright.files.safetensors import DTYPES
 from bitwright.files.safetensors_writer import PendingTensor, pending, spelled_dtype
@@ -110,7 +110,9 @@ def pending_linears(layers: Mapping[str, PendingLinear], *, guarded: bool) -> di
 
     @lru_cache(maxsize=1)
     def load(module: str) -> dict[str, Array]:
-        return linear_tensors(layers[module].load(), guarded=guarded)
+        linear = layers[module].load()
+        with named(module):
+            return linear_tensors(linear, guarded=guarded)
 
     return {
         f"{module}.{suffix}": PendingTensor(dtype, shape, partial(_pick, load, module, suffix))

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from bitwright.cli.command import Choice, Command
-from bitwright.cli.options import json_option, model_options, quiet_option
+from bitwright.cli.options import json_option, model_options, quiet_option, worker_options
 from bitwright.cli.progress import shown_progress
 from bitwright.cli.terminal import out, print_json
 from bitwright.families.tasks import TaskName
@@ -72,17 +72,7 @@ FORMAT_NAMES = ("parquet", "npy")  # a copy of bulk.vectors.FORMATS
     metavar="N",
     help="Put so many vectors into each file.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Use so many processes, each on its share of the processors. Default: one for each processor.",
-)
-@click.option(
-    "--ray",
-    metavar="ADDRESS",
-    help="Use the workers of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local.",
-)
+@worker_options("Use so many processes, each on its share of the processors.")
 @model_options
 @json_option("the manifest")
 @quiet_option

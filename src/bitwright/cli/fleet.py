@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitwright.cli.command import Choice, Command
-from bitwright.cli.options import json_option, quiet_option
+from bitwright.cli.options import json_option, quiet_option, worker_options
 from bitwright.cli.terminal import FAILURE, err, out, print_json, remark
 
 if TYPE_CHECKING:
@@ -21,17 +21,7 @@ ACTIONS = ("run", "status")
 @click.argument("action", type=Choice(ACTIONS), metavar="run|status")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--only", multiple=True, metavar="NAME", help="Do only this model. Repeat it for several.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Use so many processes, each on its share of the processors. Default: one for each processor.",
-)
-@click.option(
-    "--ray",
-    metavar="ADDRESS",
-    help="Use the workers of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local. All must see the same files.",
-)
+@worker_options("Use so many processes, each on its share of the processors.", " All must see the same files.")
 @click.option("--memory", metavar="SIZE", help="Keep all workers together within this, such as 8GB.")
 @click.option(
     "--queue",

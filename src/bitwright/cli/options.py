@@ -1,5 +1,7 @@
 """Options that several commands share, and what they mean together."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from bitwright.cli.command import Choice, completes
+from bitwright.cli.terminal import fraction
 from bitwright.errors import InputError
 from bitwright.families.tasks import TASKS
 
@@ -152,6 +155,37 @@ def sampling_options(command: F) -> F:
     )  # fmt: skip
 
 
+def max_loss_option(command: F) -> F:
+    """--max-loss: the budget."""
+    return click.option(
+        "--max-loss", type=fraction, metavar="PERCENT", help="Allow this loss against the original. Default: 1%."
+    )(command)
+
+
+def result_options(command: F) -> F:
+    """--overwrite, --speed: how a result is written, and whether it is timed."""
+    return _decorated(
+        command,
+        click.option("--overwrite", is_flag=True, help="Replace an earlier result in DIR."),
+        click.option("--speed/--no-speed", default=True, help="Do not time the result."),
+    )
+
+
+def worker_options(workers: str, ray: str = "") -> Callable[[F], F]:
+    """--workers, --ray: where work is done. workers: what so many of them do. ray: more of that option."""
+    return lambda command: _decorated(
+        command,
+        click.option(
+            "--workers", type=click.IntRange(min=1), metavar="N",
+            help=f"{workers} Default: one for each processor.",
+        ),
+        click.option(
+            "--ray", metavar="ADDRESS",
+            help=f"Use the workers of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local.{ray}",
+        ),
+    )  # fmt: skip
+
+
 def engine_options(command: F) -> F:
     """--threads, --kv-cache: how the engine runs a language model."""
     return _decorated(
@@ -242,6 +276,11 @@ def _decorated(command: F, *options: Callable[[F], F]) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def this_command() -> str:
+    """The command line as it was given."""
+    return shlex.join(["bitwright", *sys.argv[1:]])
 
 
 def build_recipe(

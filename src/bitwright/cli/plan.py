@@ -9,9 +9,16 @@ from typing import Any
 import click
 
 from bitwright.cli.command import Command
-from bitwright.cli.options import build_recipe, json_option, model_options, quiet_option, scheme_options
+from bitwright.cli.options import (
+    build_recipe,
+    json_option,
+    max_loss_option,
+    model_options,
+    quiet_option,
+    scheme_options,
+)
 from bitwright.cli.progress import shown_progress
-from bitwright.cli.terminal import Column, fraction, out, print_json, print_warnings, table
+from bitwright.cli.terminal import Column, out, print_json, print_warnings, table
 from bitwright.families.tasks import TaskName
 from bitwright.record import Evidence, PlanRow, UnitEvidence
 
@@ -22,7 +29,7 @@ _METHODS = {"smoothquant": "smooth", "smoothquant_gptq": "smooth+gptq", "awq_gpt
 @click.command("plan", cls=Command)
 @click.argument("model", type=click.Path())
 @scheme_options
-@click.option("--max-loss", type=fraction, metavar="PERCENT", help="Allow this loss. Default: 1%.")
+@max_loss_option
 @click.option(
     "--data", multiple=True, metavar="FILE[:WEIGHT]", help="Calibrate on these texts. Default: built-in ones."
 )
@@ -69,9 +76,12 @@ def command(
         from bitwright.pipeline.request import Texts
         from bitwright.pipeline.resources import resources
 
-        available = resources(
-            memory_bytes=None if memory is None else int(memory * 1e9), seconds=None if hours is None else hours * 3600
-        )
+        available = None
+        if decision.is_open(recipe):  # else nothing depends on them, and the machine need not be timed
+            available = resources(
+                memory_bytes=None if memory is None else int(memory * 1e9),
+                seconds=None if hours is None else hours * 3600,
+            )
         found = decision.plan(
             model, recipe=recipe, texts=Texts(data=data), available=available, trust_remote_code=trust_remote_code,
             task=task, progress=progress,

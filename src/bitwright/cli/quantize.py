@@ -1,7 +1,5 @@
 """bitwright quantize: the main job."""
 
-import shlex
-import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -14,14 +12,17 @@ from bitwright.cli.options import (
     build_recipe,
     data_options,
     json_option,
+    max_loss_option,
     model_options,
     quiet_option,
+    result_options,
     scheme_options,
+    this_command,
 )
 from bitwright.cli.plan import print_groups
 from bitwright.cli.progress import shown_progress
 from bitwright.cli.result import print_result
-from bitwright.cli.terminal import FAILURE, fraction, out, print_json, print_warnings, remark, table
+from bitwright.cli.terminal import FAILURE, out, print_json, print_warnings, remark, table
 from bitwright.errors import EXIT_MEANINGS, ExitCode, InputError
 from bitwright.families.tasks import TaskName
 from bitwright.record import PlanRow, Record
@@ -38,7 +39,7 @@ def exit_code_lines() -> str:
 @click.command("quantize", cls=Command, epilog=f"\b\nExit codes:\n{exit_code_lines()}")
 @click.argument("model", type=click.Path())
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), metavar="DIR", help="Write the result to DIR.")
-@click.option("--max-loss", type=fraction, metavar="PERCENT", help="Allow this loss against the original. Default: 1%.")
+@max_loss_option
 @click.option(
     "--min-speedup",
     type=click.FloatRange(min=0, max=100, min_open=True),
@@ -65,7 +66,7 @@ def exit_code_lines() -> str:
     metavar="N",
     help="If the loss is over the budget, train for this time before layers get more bits (`bitwright train --help`).",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an earlier result in DIR.")
+@result_options
 @click.option(
     "--judge/--no-judge",
     "judged",
@@ -77,7 +78,6 @@ def exit_code_lines() -> str:
     default=False,
     help="Measure what each layer of an encoder loses. Takes minutes.",
 )
-@click.option("--speed/--no-speed", default=True, help="Do not time the result.")
 @click.option(
     "--tune",
     type=click.IntRange(min=4),
@@ -130,7 +130,7 @@ def command(
         result = pipeline.quantize(
             model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, judged=judged, sensitivity=sensitivity,
             speed=speed, tune=tune, training=asked, task=task, trust_remote_code=trust_remote_code, progress=progress,
-            command=shlex.join(["bitwright", *sys.argv[1:]]),
+            command=this_command(),
         )  # fmt: skip
     return finish(result, out_dir, as_json=as_json)
 

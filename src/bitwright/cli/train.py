@@ -1,7 +1,5 @@
 """bitwright train: better than rounding alone, with the float model as teacher."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,15 @@ from bitwright.cli.options import (
     build_recipe,
     data_options,
     json_option,
+    max_loss_option,
     model_options,
     quiet_option,
+    result_options,
     scheme_options,
+    this_command,
 )
 from bitwright.cli.progress import shown_progress
 from bitwright.cli.quantize import exit_code_lines, finish
-from bitwright.cli.terminal import fraction
 from bitwright.errors import InputError
 from bitwright.families.tasks import TaskName
 
@@ -55,11 +55,10 @@ from bitwright.families.tasks import TaskName
     metavar="R",
     help="Set the learning rate of the weights. Default: 1e-4; 2e-5 for language models.",
 )
-@click.option("--max-loss", type=fraction, metavar="PERCENT", help="Allow this loss against the original. Default: 1%.")
+@max_loss_option
 @scheme_options
 @data_options
-@click.option("--overwrite", is_flag=True, help="Replace an earlier result in DIR.")
-@click.option("--speed/--no-speed", default=True, help="Do not time the result.")
+@result_options
 @model_options
 @json_option("the record of the run")
 @quiet_option
@@ -95,6 +94,6 @@ def command(
             model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, speed=speed, task=task,
             trust_remote_code=trust_remote_code, progress=progress,
             training=pipeline.TrainingAsked(texts=tuple(train_on), **asked),
-            command=shlex.join(["bitwright", *sys.argv[1:]]),
+            command=this_command(),
         )  # fmt: skip
     return finish(result, out_dir, as_json=as_json)

@@ -1,18 +1,26 @@
 """bitwright tune: looks for a better recipe, then quantizes by it."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bitwright.cli.command import Choice, Command
-from bitwright.cli.options import build_recipe, data_options, json_option, model_options, quiet_option, scheme_options
+from bitwright.cli.options import (
+    build_recipe,
+    data_options,
+    json_option,
+    max_loss_option,
+    model_options,
+    quiet_option,
+    result_options,
+    scheme_options,
+    this_command,
+    worker_options,
+)
 from bitwright.cli.progress import shown_progress
-from bitwright.cli.quantize import failures
-from bitwright.cli.result import print_result
-from bitwright.cli.terminal import FAILURE, Column, fraction, out, print_json, print_warnings, remark, share, table
+from bitwright.cli.quantize import finish
+from bitwright.cli.terminal import Column, out, share, table
 from bitwright.families.tasks import TaskName
 from bitwright.record import Tuning
 
@@ -24,7 +32,7 @@ SAMPLER_NAMES = ("forest", "smac", "tpe", "gp", "random")  # a copy of search.tu
 @click.option(
     "--out", "out_dir", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Write the result to DIR."
 )
-@click.option("--max-loss", type=fraction, metavar="PERCENT", help="Allow this loss against the original. Default: 1%.")
+@max_loss_option
 @click.option(
     "--trials", type=click.IntRange(min=4), default=30, show_default=True, metavar="N",
     help="Try at most this many configurations.",
@@ -41,15 +49,10 @@ SAMPLER_NAMES = ("forest", "smac", "tpe", "gp", "random")  # a copy of search.tu
     "--max-work", type=share, metavar="PERCENT",
     help="Allow this much arithmetic for a token, relative to the same. Default: 101%.",
 )  # fmt: skip
-@click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N",
-    help="Try so many configurations at a time, at most 2. Default: one for each processor.",
-)  # fmt: skip
-@click.option("--ray", metavar="ADDRESS", help="Use the workers of a Ray cluster: auto, HOST:PORT, or local.")
+@worker_options("Try so many configurations at a time, at most 2.")
 @scheme_options
 @data_options
-@click.option("--overwrite", is_flag=True, help="Replace an earlier result in DIR.")
-@click.option("--speed/--no-speed", default=True, help="Do not time the result.")
+@result_options
 @model_options
 @json_option("the record of the run")
 @quiet_option
@@ -75,18 +78,11 @@ def command(
         tune = Tune(trials, sampler, max_bytes or SLACK, max_work or SLACK, workers, ray)
         result = pipeline.quantize(
             model, out=out_dir, recipe=recipe, **texts, overwrite=overwrite, speed=speed, tune=tune, task=task,
-            trust_remote_code=trust_remote_code, progress=progress, command=shlex.join(["bitwright", *sys.argv[1:]]),
+            trust_remote_code=trust_remote_code, progress=progress, command=this_command(),
         )  # fmt: skip
-    if as_json:
-        print_json(result.record)
-    else:
-        if result.measured.tuning is not None:
-            print_study(result.measured.tuning)
-        print_result(result.measured, result.directory)
-    print_warnings(result.measured.warnings)
-    for text in failures(result.measured, out_dir, result.exit_code):
-        remark(text, FAILURE)
-    return int(result.exit_code)
+    if not as_json and result.measured.tuning is not None:
+        print_study(result.measured.tuning)
+    return finish(result, out_dir, as_json=as_json)
 
 
 def print_study(study: Tuning) -> None:

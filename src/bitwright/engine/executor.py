@@ -139,15 +139,17 @@ class Executor:
         return len(list(_groups(np.cumsum([0, *lengths]), self.group_tokens * threads)))
 
     def step(self, step: Step, threads: int, seconds: np.ndarray | None = None) -> np.ndarray:
-        """Compute new tokens of sequences, which the cache then holds. `step` is believed: `generate/cache.py`
-        makes it.
+        """Compute new tokens of sequences, which the cache then holds. `step` is believed, but for where its tokens
+        stand: `generate/cache.py` makes it.
 
         Returns:
             The rows of those tokens whose output is wanted: float32 (outputs, width).
 
         Raises:
+            InputError: a sequence goes on beyond the last position that the program has; nothing is computed.
             MemoryError: the system has none for it. The sequences are as before.
         """
+        self._check_ends(step)
         starts = np.zeros(len(step.lengths) + 1, np.int64)
         np.cumsum(step.lengths, out=starts[1:])
         out = np.empty((len(step.outputs), self.program.output.width), np.float32)
@@ -210,6 +212,15 @@ class Executor:
             raise MemoryError(
                 f"there is not enough memory for {len(ids)} tokens in {len(starts) - 1} sequences on {threads} "
                 "threads; use fewer threads or shorter sequences"
+            )
+
+    def _check_ends(self, step: Step) -> None:
+        ends, limit = step.past + step.lengths, self.program.max_tokens
+        if len(ends) and ends.max() > limit:
+            worst = int(ends.argmax())
+            raise InputError(
+                f"sequence {worst} has {step.past[worst]} tokens and gets {step.lengths[worst]} more; this model has "
+                f"{limit} positions"
             )
 
     def _check_lengths(self, lengths: np.ndarray) -> None:

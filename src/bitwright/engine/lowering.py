@@ -26,7 +26,7 @@ from bitwright.engine.ops.rows import Function, PoolMode
 from bitwright.engine.packing import Convert, pack, pack_heads
 from bitwright.engine.program import Program, check
 from bitwright.engine.weights import Weights
-from bitwright.errors import CheckpointError, EngineError
+from bitwright.errors import CheckpointError, EngineError, named
 from bitwright.kernels.layouts import BLOCK, MAX_K
 from bitwright.numerics.linear import QuantizedLinear
 
@@ -265,7 +265,8 @@ class Lowering:
         the checkpoint says how they are held."""
         held = convert or partial(in_halves, inputs=self._inputs)
         out = self._buffer("f32", linear.shape[0], x.buffer.per)
-        self._packed[name] = pack([linear], self._memory, self._inputs, held)
+        with named(name):
+            self._packed[name] = pack([linear], self._memory, self._inputs, held)
         first = held(linear.rows(0, min(BLOCK, linear.shape[0])))
         self._linear(name, [first], x, out, 0, activation="none", linears=int(convert is None), n=linear.shape[0])
         return Value(out)
@@ -356,7 +357,8 @@ class Lowering:
             )
         first, n = group[0], n or sum(layer.shape[0] for layer in group)
         if name not in self._packed:
-            self._packed[name] = pack(group, self._memory, self._inputs)
+            with named(name):
+                self._packed[name] = pack(group, self._memory, self._inputs)
         weight, count = self._packed[name], len(group) if linears is None else linears
         source = self._operand(x, operand_of(first, self._inputs), name)
         if isinstance(weight, PackedW8A8):

@@ -12,6 +12,7 @@ from bitwright.engine.ops.multiply import Packed, PackedBf16, PackedW4A8, Packed
 from bitwright.kernels import layouts
 from bitwright.kernels.processors import default_threads
 from bitwright.numerics.arrays import Bf16, narrow
+from bitwright.numerics.bits import check_fit
 from bitwright.numerics.levels import whole_levels
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
@@ -25,6 +26,9 @@ def pack(linears: Sequence[Linear], memory: Memory, inputs: Inputs = "bf16", con
 
     inputs: as in `operator_of`. convert: makes of some rows of a linear those that are packed; by default themselves.
     It may run on several threads, and never gets all rows of a large linear at once.
+
+    Raises:
+        NumericsError: codes or zero points that do not fit into the bits that the operator has for them.
     """
     made = convert or _as_it_is
     operator = operator_of(made(linears[0].rows(0, min(layouts.BLOCK, linears[0].shape[0]))), inputs)
@@ -97,6 +101,8 @@ def _pack_w4a8(linears: Sequence[Linear], memory: Memory, convert: Convert) -> P
     if held.step != 1.0:
         floats[0] = floats[0] * np.float32(held.step)
     scale, *minima = map(memory.copy, layouts.pack_scales(*floats))
+    if zero_NG is not None:
+        check_fit(zero_NG, int(lowest), int(lowest) + 255, "unsigned bytes", "zero points")
     return PackedW4A8(
         codes=codes,
         bits=held.bits,

@@ -141,6 +141,11 @@ class Cache:
                     held.blocks[number * len(self.layout.forms) + form] = _NONE
                     self._release(block)
 
+    def advanced(self, held: Held, tokens: int) -> None:
+        """So many more tokens of a sequence were computed, for whose text nobody looks: its blocks are found by no
+        other, and none is given back while it grows."""
+        held.length += tokens
+
     def roll_back(self, held: Held, length: int) -> None:
         """Forget the tokens from `length` on; where the cache does not hold what computing goes on from there, also
         those before, down to the beginning of their block or of an earlier one. `held.length` says."""

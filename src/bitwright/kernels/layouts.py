@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from bitwright.numerics.bits import check_fit
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -79,7 +81,11 @@ def unpack_bf16(packed: Array, n: int, k: int) -> Array:
 def pack_int4(codes_NK: Array, copy: Copy = _contiguous) -> Array:
     """Codes below 16, uint8 (N, K) -> (N/16, K/8, 16, 4): two of K in a byte, the first in its lower half; zero where
     padded.
+
+    Raises:
+        NumericsError: a code that does not fit.
     """
+    check_fit(codes_NK, 0, 15, "4 bits")
     n, k = codes_NK.shape
     even = _padded(codes_NK, n, k + k % 2)
     packed: Array = _pack(even[:, 0::2] | even[:, 1::2] << 4, GROUP, PAD_K_INT4 // 2, copy)
@@ -106,7 +112,11 @@ def pack_wna8(codes_NK: Array, bits: int, copy: Copy = _contiguous) -> Array:
 
     K is whole words of `WORD_WNA8[bits]` values. A word is runs of four values; run i of a column are four bytes, in
     each of which it has some bits (linear_w4a8/contract.h).
+
+    Raises:
+        NumericsError: a code that does not fit.
     """
+    check_fit(codes_NK, 0, (1 << bits) - 1, f"{bits} bits")
     n, k = codes_NK.shape
     lying = _padded(codes_NK, n, k)
     words = lying.view(_int32_of(lying)).reshape(n, k // WORD_WNA8[bits], -1)  # a run moves as one number

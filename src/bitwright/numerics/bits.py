@@ -9,7 +9,8 @@ Rows are viewed as bytes and as words by turns: right on little-endian machines,
     pack_awq      int32, the same of 4 bits, but each eight codes of a row in the order of `_AWQ`.
     pack_bytes    uint8, the smallest code of the spec is stored as 0. For grids that only Bitwright reads.
 
-Arrays are numpy's, or torch's on the CPU, of which views are taken: what comes out is what went in.
+Arrays are numpy's, or torch's on the CPU, of which views are taken: what comes out is what went in. Whoever packs, here
+or elsewhere, asks `check_fit` first: bits that run over would change the neighbours, or be lost.
 """
 
 import numpy as np
@@ -21,12 +22,30 @@ from bitwright.numerics.spec import QuantSpec
 _AWQ = [0, 2, 4, 6, 1, 3, 5, 7]  # the k-th four bits of a word of AutoAWQ's hold this one of its eight codes
 
 
-def pack_words(codes: Array, bits: int, *, dim: int = 1) -> Array:
+def check_fit(values: Array, lowest: int, highest: int, held_in: str, what: str = "codes") -> None:
+    """Refuse whole numbers that do not fit.
+
+    Args:
+        values: of numpy or of torch; of any shape, none at all too. lowest, highest: what fits. held_in: what holds
+            them, "4 bits". what: they are called so.
+
+    Raises:
+        NumericsError: one does not fit.
+    """
+    if 0 in values.shape:
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < lowest or high > highest:
+        raise NumericsError(f"{what} lie in [{low}, {high}], and {held_in} hold [{lowest}, {highest}]")
+
+
+def pack_words(codes: Array, bits: int, *, dim: int = 1, what: str = "codes") -> Array:
     """Codes of a signed grid as compressed-tensors stores them.
 
     Args:
         codes: int8 (N, C), each in [−2^(b−1), 2^(b−1) − 1].
         dim: 1 packs along rows, giving (N, ⌈C·b / 32⌉); 0 along columns, giving (⌈N·b / 32⌉, C).
+        what: they are called so in an error.
 
     Returns:
         int32, contiguous.
@@ -35,7 +54,7 @@ def pack_words(codes: Array, bits: int, *, dim: int = 1) -> Array:
         NumericsError: codes that do not fit into so many bits.
     """
     rows = as_numpy(codes if dim == 1 else codes.T)
-    stream = _pack(rows, bits, lowest=-(2 ** (bits - 1)))
+    stream = _pack(rows, bits, lowest=-(2 ** (bits - 1)), what=what)
     words = _filled(stream, -(-stream.shape[1] // 4) * 4).view(np.int32)
     return alike(words if dim == 1 else np.ascontiguousarray(words.T), codes)
 
@@ -58,10 +77,16 @@ def unpack_words(words: Array, bits: int, count: int, *, dim: int = 1) -> Array:
     return alike(codes if dim == 1 else np.ascontiguousarray(codes.T), words)
 
 
-def pack_awq(codes_KN: np.ndarray) -> np.ndarray:
-    """Codes of 4 bits as AutoAWQ stores them: int8 (K, N), N a multiple of 8 -> int32 (K, N / 8)."""
+def pack_awq(codes_KN: np.ndarray, *, what: str = "codes") -> np.ndarray:
+    """Codes of 4 bits as AutoAWQ stores them: int8 (K, N), N a multiple of 8 -> int32 (K, N / 8).
+
+    what: they are called so in an error.
+
+    Raises:
+        NumericsError: codes that do not fit into 4 bits.
+    """
     k, n = codes_KN.shape
-    words: np.ndarray = pack_words(codes_KN.reshape(k, n // 8, 8)[:, :, _AWQ].reshape(k, n), 4)
+    words: np.ndarray = pack_words(codes_KN.reshape(k, n // 8, 8)[:, :, _AWQ].reshape(k, n), 4, what=what)
     return words
 
 
@@ -77,7 +102,12 @@ def unpack_awq(words: np.ndarray) -> np.ndarray:
 
 
 def pack_bitnet(codes_NK: np.ndarray) -> np.ndarray:
-    """Ternary codes as transformers' BitNet stores them: int8 (N, K), N a multiple of 4 -> uint8 (N / 4, K)."""
+    """Ternary codes as transformers' BitNet stores them: int8 (N, K), N a multiple of 4 -> uint8 (N / 4, K).
+
+    Raises:
+        NumericsError: codes that are not −1, 0 or 1.
+    """
+    check_fit(codes_NK, -1, 1, "2 bits of ternary codes")
     n, k = codes_NK.shape
     stored_4RK = (codes_NK + np.int8(1)).view(np.uint8).reshape(4, n // 4, k)
     packed: np.ndarray = stored_4RK[0] | stored_4RK[1] << 2 | stored_4RK[2] << 4 | stored_4RK[3] << 6
@@ -122,16 +152,12 @@ def unpack_bytes(packed: Array, spec: QuantSpec, k: int) -> Array:
     return alike(_unpack(as_numpy(packed), spec.bits, k, lowest=spec.code_min), packed)
 
 
-def _pack(codes: np.ndarray, bits: int, lowest: int) -> np.ndarray:
+def _pack(codes: np.ndarray, bits: int, lowest: int, what: str = "codes") -> np.ndarray:
     """The stream of each row: uint8 (N, ⌈C·b / 8⌉). Words of a whole number of codes are put together, a code at a
     time of all of them."""
     if codes.dtype != np.int8 or codes.ndim != 2:
         raise NumericsError(f"codes to pack are int8 (N, K), got {codes.dtype} {codes.shape}")
-    if codes.size and (int(codes.min()) < lowest or int(codes.max()) >= lowest + 2**bits):
-        raise NumericsError(
-            f"codes lie in [{int(codes.min())}, {int(codes.max())}], and {bits} bits hold "
-            f"[{lowest}, {lowest + 2**bits - 1}]"
-        )
+    check_fit(codes, lowest, lowest + 2**bits - 1, f"{bits} bits", what)
     count, (n_bytes, dtype) = codes.shape[1], _word(bits)
     each = 8 * n_bytes // bits  # codes in a word
     stored = _filled(codes.view(np.uint8) + np.uint8(-lowest % 256), -(-count // each) * each)  # wraps, as it must

@@ -23,8 +23,9 @@ from typing import Any, Literal
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from bitwright.errors import TargetError
+from bitwright.errors import TargetError, named
 from bitwright.numerics.arrays import as_numpy, dtype_name, raw_bytes
+from bitwright.numerics.bits import check_fit
 from bitwright.numerics.linear import InputTransform, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.onnx.kinds import Kind, block_size, kind_of
@@ -188,10 +189,16 @@ class _Writer:
         return name
 
     def integers(self, name: str, values: np.ndarray, bits: int) -> str:
-        """Add signed integers of 4 or 8 bits, once; of 4 bits two to a byte, the first in the low half."""
+        """Add signed integers of 4 or 8 bits, once; of 4 bits two to a byte, the first in the low half.
+
+        Raises:
+            NumericsError: one that does not fit.
+        """
         if bits == 8:
             return self.constant(name, values)
         if name not in self.initializers:
+            with named(name):
+                check_fit(values, -8, 7, "4 bits", "integers")
             flat = values.reshape(-1).view(np.uint8) & 15
             flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
             packed = flat[::2] | flat[1::2] << 4

@@ -26,7 +26,7 @@ from bitwright.runtime.generic_model import GenericModel
 def without_weights_that_do_not_fit(job: Job) -> Job:
     """The job, unweighted where the gradients of the whole model do not fit into memory; its warnings say so."""
     options = job.recipe.options
-    if not _weighted_names(job):
+    if not weighted_names(job):
         return job
     try:
         require_memory(job, len(job.scored.calibration[0]) if job.opened.streams else 0)
@@ -45,7 +45,7 @@ def loss_weights(
     They are the mean squares of gradients of log p(y), with y drawn from the model, or of a random projection of its
     output: the diagonal of Fisher information (`search/fisher.py`). A file in `folder` keeps each batch.
     """
-    names = _weighted_names(job)
+    names = weighted_names(job)
     if not names:
         return None
     missing = [index for index in range(len(batches)) if not _path(folder, index).is_file()]
@@ -95,8 +95,8 @@ def _gradients(
     return {name: gradient[0] for name, gradient in pairs if gradient.ndim == 3}
 
 
-def _weighted_names(job: Job) -> list[str]:
-    """The linears whose errors are weighted."""
+def weighted_names(job: Job) -> list[str]:
+    """The linears whose errors are weighted by the loss."""
     if not job.recipe.options.loss_groups:
         return []
     chosen = {row.name for row in job.plan if row.name in quantized_names(job.plan) and row.method in METHODS}

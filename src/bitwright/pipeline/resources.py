@@ -12,15 +12,18 @@ import torch
 from bitwright.calibration.precision import fast_matmul
 from bitwright.files.directory import ModelDirectory, source_bytes
 from bitwright.files.task import find_task
+from bitwright.methods import METHODS
 from bitwright.models.rescale import find_inputs
 from bitwright.numerics.schemes import SCHEMES
 from bitwright.pipeline.job import Job
+from bitwright.pipeline.loss_weights import weighted_names
 from bitwright.pipeline.parts import sensitivity_task
 from bitwright.plan import quantized_names
 from bitwright.quantizing.layers import needs_inputs
-from bitwright.recipe import scheme_of
+from bitwright.recipe import AUTO, scheme_of
 from bitwright.record import Shape
 from bitwright.search.cost import Cost, Resources, Tensor, calibration_cost
+from bitwright.search.fisher import gradient_bytes
 from bitwright.search.sensitivity import parts_of
 
 _PROBE = (512, 2048, 2048)  # M, N, K of the product that is timed
@@ -84,7 +87,14 @@ def run_cost(job: Job, *, sensitivity: bool, shapes: Sequence[Shape]) -> Estimat
     rivals = 2 * (_PROCESS_BYTES + (whole // 2 if streams else whole)) + _ENGINE_BYTES + after
     beside = (library, _PROCESS_BYTES + rivals)
     calibrating = 0 if calibration is None else calibration.memory_bytes
-    return Estimate(seconds, here + max(*beside, calibrating))
+    return Estimate(seconds, here + max(*beside, calibrating, _weighting_bytes(job)))
+
+
+def _weighting_bytes(job: Job) -> int:
+    """Of the gradients of one text, before anything is rounded; the float model is there."""
+    names = weighted_names(job)
+    tokens = len(job.scored.calibration[0]) if job.opened.streams else job.recipe.calibration.max_tokens
+    return gradient_bytes(job.opened.loaded.model, quantized_names(job.plan), tokens) if names else 0
 
 
 def polish_minutes(job: Job) -> float:
@@ -152,12 +162,17 @@ def job_cost(job: Job, available: Resources) -> Cost:
     shapes = {site.name: model.get_parameter(f"{site.name}.weight").shape for site in sites}
     experts = {site.name for site in sites if site.role == "expert"}
     config = job.opened.loaded.config.get_text_config()
+    methods = {site.name: scheme_of(job.recipe, site)[1] for site in sites}
+    gptq = {name for name, method in methods.items() if method == AUTO or METHODS[method].rounding == "gptq"}
+    whole = gptq.intersection(site.name for site in sites if site.is_whole)
+    options = job.recipe.options
     share = _tokens_per_expert(job, config.num_experts_per_tok) if experts else 1.0
     inputs = find_inputs(model, job.opened.loaded.architecture, sites)
     tensors = [
         Tensor(
             sum(shapes[name][0] for name in shared.sites), shapes[shared.sites[0]][1], shared.block,
             share if experts.intersection(shared.sites) else 1.0,
+            options.loss_groups * len(whole.intersection(shared.sites)),
         )
         for shared in inputs
     ]  # fmt: skip
@@ -168,6 +183,8 @@ def job_cost(job: Job, available: Resources) -> Cost:
         hidden=config.hidden_size,
         resident_bytes=_FLOAT32 * sum(table.numel() for table in tables),
         flops_per_second=available.flops_per_second,
+        again=options.observes_again,
+        mismatch=options.mismatch > 0 and bool(gptq),
     )
 
 

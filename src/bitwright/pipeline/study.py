@@ -17,6 +17,7 @@ from bitwright.pipeline.decoded import float_source
 from bitwright.pipeline.gradients import fisher_rows, require_memory
 from bitwright.pipeline.job import Job, open_job
 from bitwright.pipeline.layer_errors import layers_by_error
+from bitwright.pipeline.loss_weights import without_weights_that_do_not_fit
 from bitwright.pipeline.parts import measure_parts
 from bitwright.pipeline.request import Texts, make_texts, resolve_recipe
 from bitwright.pipeline.resources import run_cost
@@ -52,6 +53,7 @@ def preview(
 
 def _preview(job: Job, *, sensitivity: bool, progress: Progress) -> dict[str, Any]:
     progress.say("timing the float model")
+    job = without_weights_that_do_not_fit(job)
     cost = run_cost(job, sensitivity=sensitivity, shapes=timed_shapes(job))
     after = sum(row.bytes_after for row in job.plan)
     return {

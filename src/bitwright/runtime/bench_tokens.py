@@ -93,7 +93,7 @@ class OnEngine:
                 cache.grow(one, ids_BT.shape[1])
             logits = run(cache.step([(one, ids.tolist(), 1) for one, ids in zip(held, ids_BT, strict=True)]))
             for one in held:
-                one.length += ids_BT.shape[1]
+                cache.advanced(one, ids_BT.shape[1])
             return logits
 
         def cut_back(length: int) -> None:

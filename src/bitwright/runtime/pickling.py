@@ -2,19 +2,27 @@
 
 A pickle says where a model lies and how `load` was called, in a few hundred bytes, and holds a digest of what lies
 there; weights stay in their files. To unpickle is to call `load` again, and nothing else.
+
+The digest is no signature: of weights it reads a few bytes of every tensor, which takes a thousandth of the time that
+all of them would. Whoever trains or quantizes a model again changes some of them.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bitwright.errors import ModelError
+from bitwright.errors import CheckpointError, ModelError
 from bitwright.files.directory import CONFIG_FILE, weight_files
+from bitwright.files.safetensors import read_header
 
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
 
 _RECORD_FILE = "record.json"  # record.RECORD_FILE; importing that would take loading a model 20 ms
+
+_PIECE = 64  # bytes that are read at a place
+_PLACES = 1024  # of a file whose tensors are not known
 
 Stamp = tuple[tuple[str, int, int], ...]  # name, size, time of the last change in nanoseconds, of each file
 
@@ -68,7 +76,8 @@ def reopen(path: str, options: dict[str, Any], digest: str) -> "Model":
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 over record.json, if there is one, and config.json, and names and sizes of the weight files.
+    """SHA-256 over record.json, if there is one, and config.json; and of the weight files over names, sizes, and the
+    first, middle and last bytes of every tensor.
 
     Raises:
         ModelError: there are no weights, or no config.json.
@@ -79,8 +88,27 @@ def digest_of(path: Path) -> str:
     for file in _files(path):
         whole = file.name in (_RECORD_FILE, CONFIG_FILE)
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        digest.update(file.read_bytes() if whole else b"")
+        for piece in [file.read_bytes()] if whole else _pieces(file):
+            digest.update(piece)
     return digest.hexdigest()
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    """A few bytes of each tensor; of a file that is not safetensors, of places at equal distances."""
+    with file.open("rb") as stream:
+        try:
+            entries, buffer = read_header(stream, file)
+        except CheckpointError:
+            size = file.stat().st_size
+            places = list(range(0, size, max(size // _PLACES, _PIECE)))
+        else:
+            places = [
+                buffer + place
+                for entry in entries.values()
+                for place in (entry.begin, (entry.begin + entry.end) // 2, max(entry.begin, entry.end - _PIECE))
+            ]
+        for place in places:
+            yield os.pread(stream.fileno(), _PIECE, place)
 
 
 def _stamp(path: Path) -> Stamp:

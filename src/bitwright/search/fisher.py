@@ -106,8 +106,13 @@ def memory_needed(model: nn.Module, names: Iterable[str], tokens: int) -> int:
 
     model: its parameters may be on the meta device. names: of its linears.
     """
+    return 4 * sum(p.numel() for p in model.parameters()) + gradient_bytes(model, names, tokens)
+
+
+def gradient_bytes(model: nn.Module, names: Iterable[str], tokens: int) -> int:
+    """`memory_needed` beside the model itself."""
     outputs = sum(model.get_parameter(f"{name}.weight").shape[0] for name in names)
-    return 4 * (sum(p.numel() for p in model.parameters()) + _KEPT_PER_OUTPUT * tokens * outputs)
+    return 4 * _KEPT_PER_OUTPUT * tokens * outputs
 
 
 def _noting(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bitwright.integrations.vllm.constants import bias_of, keep, keep_bias
 from bitwright.kernels import layouts
+from bitwright.numerics.bits import check_fit
 from bitwright.numerics.levels import whole_levels
 
 _CONSTANTS = ("codes", "scale", "zero", "minimum", "levels")
@@ -51,6 +52,8 @@ class GroupedLinear:
         if levels is not None and self.rounds:
             whole, step = whole_levels(levels.tolist())
             scale_NG, levels = scale_NG * step, torch.tensor(whole, dtype=torch.int8)
+        if zero_NG is not None:
+            check_fit(zero_NG, lowest, lowest + 255, "unsigned bytes", "zero points")
         self._prefix = prefix
         keep(layer, prefix + "codes", layouts.pack_wna8((codes_NK - lowest).view(torch.uint8), held))
         keep(layer, prefix + "scale", layouts.pack_scales(scale_NG)[0])
