@@ -475,8 +475,11 @@ class Embed:
 class NormRows:
     def __init__(
         self, *, x: int, residual: int, sum: int, y: int, codes: int, weight: int, bias: int, eps: float,
-        centred: bool, grid: InputGrid | None,
+        centred: bool, residual_after: bool, grid: InputGrid | None,
     ) -> None: ...  # fmt: skip
+
+class NormColumns:
+    def __init__(self, *, rows: int, column: int, n: int, weight: int, eps: float) -> None: ...
 
 class Quantize:
     def __init__(self, *, source: int, out: int, grid: InputGrid) -> None: ...
@@ -540,7 +543,7 @@ class AttendPast:
     def __init__(
         self, *, source: int, out: int, heads: int, kv_heads: int, head_size: int, scale: float, softcap: float,
         window: int, causal: bool, sinks: int, kind: CacheKind, layer: int, q_weight: int, k_weight: int, eps: float,
-        rotary: int, cos: int, sin: int,
+        rotary: int, interleaved: bool, cos: int, sin: int,
     ) -> None: ...  # fmt: skip
 
 class ConvolvePast:
@@ -564,6 +567,7 @@ class Program:
         self,
         op: Embed
         | NormRows
+        | NormColumns
         | Quantize
         | Round
         | MultiplyW8A8

@@ -7,6 +7,7 @@
     record                kind       reads          writes                what
     Embed                 embed      -              f32                   word + position + type embedding of a token
     NormRows              norm       f32 [f32]      f32 [codes] [f32]     layer norm of a sum, and its quantized rows
+    NormColumns           norm       bf16           in place              RMSNorm of some columns of a row
     Quantize              quantize   f32 or bf16    codes or groups       rows -> 8-bit codes, by rows or by groups
     Round                 round      f32 or bf16    bf16                  rows through a transform, to a grid, to bf16
     MultiplyW8A8          linear     codes          f32, bf16 or codes    int8 x int8; codes on a static grid
@@ -37,6 +38,7 @@ from bitwright.engine.ops.rows import (
     Embed,
     Gate,
     Normalize,
+    NormColumns,
     NormRows,
     Pool,
     Quantize,
@@ -59,6 +61,7 @@ __all__ = [
     "MultiplyW4A8",
     "MultiplyW8A8",
     "MultiplyWna16",
+    "NormColumns",
     "NormRows",
     "Normalize",
     "Op",
@@ -72,7 +75,7 @@ __all__ = [
 ]
 
 Op = (
-    Embed | NormRows | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyW4A8 | MultiplyWna16
+    Embed | NormRows | NormColumns | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyW4A8 | MultiplyWna16
     | Attend | AttendDisentangled | AttendPast | ConvolvePast | Rotate | Gate | Select | Repeat | Activate | Softcap
     | Pool | Normalize
 )  # fmt: skip
