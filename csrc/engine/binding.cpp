@@ -102,6 +102,7 @@ void define_operators(nb::module_& m) {
                 Field{"head_size", &Rotate::head_size}, Field{"cos", &Rotate::cos}, Field{"sin", &Rotate::sin});
     bind_struct(m, "Gate", Field{"source", &Gate::in}, Field{"out", &Gate::out}, Field{"function", &Gate::function},
                 Field{"grid", &Gate::grid});
+    bind_struct(m, "Add", Field{"rows", &Add::rows}, Field{"source", &Add::in});
     bind_struct(m, "Softcap", Field{"rows", &Softcap::rows}, Field{"cap", &Softcap::cap});
 }
 

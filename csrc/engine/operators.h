@@ -264,6 +264,15 @@ void run(const Gate& op, const Work& w) {
     }
 }
 
+void run(const Add& op, const Work& w) {
+    const Share mine = w.mine(op.rows);
+    const size_t stride = w.stride(op.rows);
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        const float* in = w.at<float>(op.in) + row * stride;
+        add_scaled(w.at<float>(op.rows) + row * stride, in, 1.0f, w.buffers[op.rows].width);
+    }
+}
+
 void run(const Softcap& op, const Work& w) {
     const Share mine = w.mine(op.rows);
     const RowOperators& rows = *best(rows_variants, w.isa);

@@ -260,6 +260,11 @@ struct Rotate {
     const float* sin;
 };
 
+// Rows of `rows` plus those of in, in place, f32.
+struct Add {
+    int rows, in;
+};
+
 // x -> cap * tanh(x / cap), in place, f32.
 struct Softcap {
     int rows;
@@ -268,7 +273,7 @@ struct Softcap {
 
 using Op = std::variant<Embed, NormRows, NormColumns, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8,
                         MultiplyWna16, Attend, AttendDisentangled, AttendPast, ConvolvePast, Select, Repeat, Pool,
-                        Normalize, Activate, Gate, Rotate, Softcap>;
+                        Normalize, Activate, Gate, Rotate, Add, Softcap>;
 
 // starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null;
 // each has at least one token.

@@ -102,6 +102,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "helium": ("helium", {"hidden_size": 64, "num_key_value_heads": 4}),
     "ernie4_5": ("ernie4_5", {}),
     "ernie4_5, biases": ("ernie4_5", {"use_bias": True}),
+    "hyperclovax": (
+        "hyperclovax",
+        {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 0.25,
+         "rms_norm_eps": 0.1},
+    ),
     "glm": ("glm", {}),
     "glm, all of a head": ("glm", {"rope_parameters": {"rope_theta": 5000.0, "partial_rotary_factor": 1.0}}),
     "glm4": ("glm4", {}),
@@ -111,6 +116,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", {"hidden_size": 64}),
     "stablelm, biases": ("stablelm", {"hidden_size": 64, "use_qkv_bias": True, "partial_rotary_factor": 0.75}),
     "starcoder2": ("starcoder2", {}),
+    "cohere": ("cohere", {"logit_scale": 0.3}),
+    "cohere2": ("cohere2", {"hidden_size": 64, "sliding_window": 9, "layer_types": _KINDS}),
+    "phi": ("phi", {"hidden_size": 64}),
+    "phi, every head its keys": ("phi", {"hidden_size": 64, "num_key_value_heads": 4, "partial_rotary_factor": 0.75}),
     "starcoder2, window": ("starcoder2", {"sliding_window": 9, "use_bias": False}),
 }  # fmt: skip
 
@@ -177,7 +186,7 @@ def test_a_quantized_file_gives_what_it_gives_in_transformers(
 
 
 @pytest.mark.parametrize("how", [{"scheme": "w4a16_g32", "method": "gptq"}, {"scheme": "w8a8"}], ids=str)
-@pytest.mark.parametrize("name", ["olmo3", "exaone4", "glm4", "nemotron", "starcoder2", "gemma2"])
+@pytest.mark.parametrize("name", ["olmo3", "exaone4", "glm4", "nemotron", "starcoder2", "gemma2", "cohere2", "phi"])
 def test_a_quantized_file_of_other_norms_gives_what_it_gives_in_transformers(
     tiny_model: TinyModel, tmp_path: Path, ids: list[int], name: str, how: dict[str, str]
 ) -> None:
@@ -215,6 +224,7 @@ def test_a_quantized_file_of_other_norms_gives_what_it_gives_in_transformers(
         "exaone4",
         "gemma2",
         "glm4",
+        "cohere2",
         "starcoder2, window",
     ],
 )
@@ -438,6 +448,8 @@ def test_vectors_of_texts_are_those_of_transformers_in_any_company(
         ("llama", _HEADS | {"rope_parameters": _MINISTRAL3}, EngineError, "llama_4_scaling_beta in this family"),
         ("stablelm", _WIDE | {"use_parallel_residual": True}, EngineError, "use_parallel_residual = True"),
         ("stablelm", _WIDE | {"qk_layernorm": True}, EngineError, "qk_layernorm = True"),
+        ("cohere", _HEADS | {"use_qk_norm": True}, EngineError, "use_qk_norm = True"),
+        ("hyperclovax", _HEADS | {"use_post_norm": False}, EngineError, "use_post_norm = False"),
         ("gemma", _HEADS | {"use_bidirectional_attention": True}, EngineError, "use_bidirectional_attention = True"),
     ],
 )
@@ -454,7 +466,7 @@ def test_what_the_engine_cannot_run_is_refused(
      ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps"), ("granite", "attention_multiplier"),
      ("ministral3", "head_dim"), ("smollm3", "layer_types"), ("lfm2", "conv_L_cache"), ("olmo3", "sliding_window"),
      ("olmo3", "rope_parameters"), ("exaone4", "layer_types"), ("gemma2", "attn_logit_softcapping"),
-     ("helium", "rope_parameters"), ("glm4", "head_dim"), ("starcoder2", "norm_epsilon")],
+     ("helium", "rope_parameters"), ("cohere", "logit_scale"), ("glm4", "head_dim"), ("starcoder2", "norm_epsilon")],
 )  # fmt: skip
 def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
     tiny_model: TinyModel, tmp_path: Path, family: str, key: str
@@ -509,6 +521,9 @@ def test_blocks_are_of_the_kinds_that_older_files_count(tiny_model: TinyModel, t
         ("gemma", {}, (), {"hidden_act": "gelu"}),
         ("glm", {}, ("rope_parameters",), {"rope_theta": 5000.0}),
         ("nemotron", {}, ("rope_parameters",), {}),
+        ("phi", {"hidden_size": 64}, ("rope_parameters",), {"partial_rotary_factor": 0.25}),
+        ("cohere2", {"hidden_size": 64, "sliding_window": 7, "num_hidden_layers": 3}, ("layer_types",),
+         {"sliding_window_pattern": 3}),
         ("stablelm", {"hidden_size": 64}, ("rope_parameters",), {}),
         ("olmo3", {"sliding_window": 7}, ("rope_parameters",), {"rope_theta": 500000.0}),
         ("olmo3", {"sliding_window": 7, "layer_types": ["full_attention"] * 2}, ("rope_parameters",),

@@ -7,7 +7,10 @@ from bitwright.errors import EngineError
 from bitwright.families.row import Architecture, Decoding
 
 # What changes the computation, and no builder supports; a value here is the one that changes nothing.
-_PLAIN = {"attention_chunk_size": None, "qk_layernorm": False, "use_parallel_residual": False}
+_PLAIN = {
+    "attention_chunk_size": None, "qk_layernorm": False, "use_qk_norm": False, "use_parallel_residual": False,
+    "use_post_norm": True,
+}  # fmt: skip
 # The same, but for families whose row says so.
 _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _NO_POSITIONS = ("no_rope_layers", "no_rope_layer_interval")
@@ -37,7 +40,7 @@ def is_causal(config: dict[str, Any]) -> bool:
 
 def rotated(weights: Weights, how: Decoding, layers: int) -> tuple[bool, ...]:
     """Of each block, whether it rotates queries and keys."""
-    if how.skips == "full" and weights.config.get("sliding_window") is not None:
+    if how.skips == "full" or (how.skips == "full_beside" and weights.config.get("sliding_window") is not None):
         return tuple(window is not None for window in windows(weights, how, layers))
     given = weights.config.get("no_rope_layers") if how.skips == "listed" else [1] * layers
     if given is None:

@@ -52,7 +52,8 @@ class _Decoder(NamedTuple):
     positions. causal: whether a token sees only those before it.
 
     x + m · f(norm(x)) in every block is the same as y + f(norm(y)) of y = x / m, if eps is divided by m²: so a factor
-    of residuals costs nothing. embedded: the factor of a word with it; eps: with it.
+    of residuals costs nothing. embedded: the factor of a word with it; eps: with it, inner_eps: of norms of other
+    values than y.
     """
 
     row: Architecture
@@ -61,6 +62,7 @@ class _Decoder(NamedTuple):
     base: str
     shape: HeadShape
     eps: float
+    inner_eps: float
     embedded: float
     windows: tuple[int | None, ...]
     taps: tuple[int | None, ...]
@@ -73,7 +75,7 @@ class _Decoder(NamedTuple):
 
     @property
     def norms(self) -> dict[str, Any]:
-        """How every norm of a whole row is computed."""
+        """How every norm of the residual is computed."""
         return {"eps": self.eps, "centred": self.how.centred, "plus": self.plus}
 
 
@@ -174,8 +176,11 @@ def _blocks(decoder: _Decoder, positions: int, *, passing: bool) -> list[Value]:
             y = _convolution(decoder, block, layer, normed, ConvolutionLayer(x.buffer.width, taps))
         else:
             y = _attention(decoder, block, layer, normed, angles[kinds[layer]], place=0 if passing else layer)
-        x, normed = _added(decoder, block, how.attention_norm, between and f"{block}.{between}", y, x)
-        y = _ffn(decoder, block, normed)
+        if between is not None and between == before:
+            y = lower.add(f"{block}: attention and FFN", y, _ffn(decoder, block, normed))
+        else:
+            x, normed = _added(decoder, block, how.attention_norm, between and f"{block}.{between}", y, x)
+            y = _ffn(decoder, block, normed)
         lower.weights.drop_pages()
         if layer + 1 < layers or before is None:
             following = before and f"{base}{row.blocks}.{layer + 1}.{before}"
@@ -233,9 +238,11 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
     residual = weights.real("residual_multiplier", 1.0) if how.multiplied else 1.0
     if how.multiplied:
         embedded *= weights.real("embedding_multiplier", 1.0)
+    eps = weights.check_real(keys.eps.key, config[keys.eps.key])
     return _Decoder(
         row, how, Lowering(weights, inputs), base, HeadShape(heads, kv_heads, size),
-        eps=weights.check_real(keys.eps.key, config[keys.eps.key]) / residual**2,
+        eps=eps / residual**2,
+        inner_eps=eps,
         embedded=embedded / residual,
         windows=settings.windows(weights, how, layers),
         taps=settings.taps(weights, how, layers),
@@ -274,7 +281,7 @@ def _attention(decoder: _Decoder, block: str, layer: int, normed: Value, angles:
     if how.whole_norms:
         column = 0
         for path, heads in ((how.query_norm, shape.heads), (how.key_norm, shape.kv_heads)):
-            column = lower.rms_norm_columns(f"{block}.{path}", qkv, column, heads * shape.size, eps=decoder.eps)
+            column = lower.rms_norm_columns(f"{block}.{path}", qkv, column, heads * shape.size, eps=decoder.inner_eps)
     if angles.of_queries is not None:
         scaled = angles.of_queries
         lower.rotate_queries(f"{block}: scale of queries", qkv, shape, scaled.cos_TF, scaled.sin_TF)
@@ -288,7 +295,7 @@ def _attention(decoder: _Decoder, block: str, layer: int, normed: Value, angles:
         causal=decoder.causal,
         q_weight_D=None if how.whole_norms else head_norm(how.query_norm),
         k_weight_D=None if how.whole_norms else head_norm(how.key_norm),
-        eps=decoder.eps,
+        eps=decoder.inner_eps,
         cos_TF=angles.cos_TF if rotates else None,
         sin_TF=angles.sin_TF if rotates else None,
         interleaved=how.interleaved,
@@ -326,7 +333,7 @@ def _ffn(decoder: _Decoder, block: str, normed: Value) -> Value:
 def _normed(decoder: _Decoder, block: str, norm: str | None, y: Value) -> Value:
     if norm is None:
         return y
-    return decoder.lower.norm(f"{block}.{norm}", y, **decoder.norms)
+    return decoder.lower.norm(f"{block}.{norm}", y, **(decoder.norms | {"eps": decoder.inner_eps}))
 
 
 def _added(
@@ -348,7 +355,10 @@ def _last_norm(decoder: _Decoder, values: Sequence[Value], factor: float = 1.0) 
 
 
 def _factor_of_logits(decoder: _Decoder) -> float:
-    return 1 / decoder.lower.weights.real("logits_scaling", 1.0) if decoder.how.multiplied else 1.0
+    how, weights = decoder.how, decoder.lower.weights
+    if how.logits is not None:
+        return weights.real(how.logits, 1.0)
+    return 1 / weights.real("logits_scaling", 1.0) if how.multiplied else 1.0
 
 
 def _of_answers(decoder: _Decoder, answers: Answers) -> FloatLinear:

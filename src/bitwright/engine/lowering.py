@@ -277,6 +277,11 @@ class Lowering:
         self._linear(name, [first], x, out, 0, activation="none", linears=int(convert is None), n=linear.shape[0])
         return Value(out)
 
+    def add(self, name: str, x: Value, y: Value) -> Value:
+        """x + y, in place of x."""
+        self._add(ops.Add(name, x.buffer, y.buffer))
+        return x
+
     def softcap(self, name: str, x: Value, cap: float) -> Value:
         """cap · tanh(x / cap), in place."""
         self._add(ops.Softcap(name, x.buffer, cap))

@@ -1,5 +1,8 @@
 """The rows of the decoders, dense and mixtures of experts. All but OLMo 2 and 3, EXAONE 4 and one size of OPT normalize
-before each linear."""
+before each linear.
+
+One file although long: one table, whose rows say what is different from the one before.
+"""
 
 from bitwright.families.row import (
     Architecture,
@@ -77,6 +80,16 @@ _HELIUM = _LLAMA._replace(
     decoding=Decoding(interleaved=True, needs=("head_dim", "num_key_value_heads", "rope_parameters or rope_theta"))
 )
 _GRANITE = _LLAMA._replace(decoding=Decoding(multiplied=True, needs=("attention_multiplier",)))
+# Norms after attention and FFN as well.
+_HYPERCLOVAX = _LLAMA._replace(
+    decoding=Decoding(
+        attention_norm="post_norm1",
+        ffn_norm="post_norm2",
+        multiplied=True,
+        logits="logits_scaling",
+        needs=("attention_multiplier",),
+    )
+)
 _QWEN_NEEDS = ("use_sliding_window", "sliding_window")
 _QWEN2 = _LLAMA._replace(decoding=Decoding(windows="listed", needs=_QWEN_NEEDS))
 _HEAD_NORMS = Decoding("self_attn.q_norm", "self_attn.k_norm", windows="listed", needs=(*_QWEN_NEEDS, "head_dim"))
@@ -119,6 +132,53 @@ _STARCODER2 = _LLAMA._replace(
     decoding=Decoding(centred=True, gated=False, windows="all", needs=("num_key_value_heads",)),
 )
 
+# One norm before attention and the FFN, side by side.
+_COHERE = _LLAMA._replace(
+    inputs=(
+        Input(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"),
+            "input_layernorm",
+        ),
+        _ATTENTION_INPUTS[1],
+        _DOWN,
+    ),
+    keys=_KEYS._replace(eps=Setting("layer_norm_eps")),
+    decoding=Decoding(
+        centred=True, interleaved=True, logits="logit_scale", needs=("logit_scale", "rope_parameters or rope_theta")
+    ),
+)
+_COHERE2 = _COHERE._replace(
+    decoding=Decoding(
+        centred=True,
+        interleaved=True,
+        logits="logit_scale",
+        windows="listed",
+        skips="full",
+        needs=("logit_scale", "sliding_window", "layer_types or sliding_window_pattern"),
+    )
+)
+_PHI = Architecture(
+    blocks="layers",
+    roles={
+        "self_attn.q_proj": "qkv",
+        "self_attn.k_proj": "qkv",
+        "self_attn.v_proj": "qkv",
+        "self_attn.dense": "attention_output",
+        "mlp.fc1": "ffn",
+        "mlp.fc2": "ffn",
+    },
+    inputs=(
+        Input(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"), "input_layernorm"),
+        Input(("self_attn.dense",), "self_attn.v_proj", "value"),
+        Input(("mlp.fc2",), "mlp.fc1", "relu"),
+    ),
+    activations={"mlp.fc1": "mlp.activation_fn"},
+    keys=_KEYS._replace(eps=Setting("layer_norm_eps")),
+    embeddings=_EMBEDDINGS,
+    head=_HEAD,
+    decoding=Decoding(final_norm="final_layernorm", centred=True, gated=False, share=0.5),
+)
+
 # Norms after attention and FFN alone, before the residual: linears read the residual itself.
 _POST_NORM = _LLAMA._replace(
     inputs=(
@@ -146,7 +206,7 @@ _OLMO3 = _POST_NORM._replace(
 )
 _EXAONE4 = _POST_NORM._replace(
     decoding=_AFTER._replace(
-        windows="listed", skips="full", needs=("sliding_window", "layer_types", "num_key_value_heads")
+        windows="listed", skips="full_beside", needs=("sliding_window", "layer_types", "num_key_value_heads")
     )
 )
 
@@ -468,6 +528,8 @@ _DEEPSEEK_V3 = _GLM4_MOE._replace(
 DECODERS: dict[str, Architecture] = {
     "arcee": _ARCEE,
     "bitnet": _BITNET,
+    "cohere": _COHERE,
+    "cohere2": _COHERE2,
     "cwm": _CWM,
     "deepseek_v3": _DEEPSEEK_V3,
     "ernie4_5": _HELIUM,
@@ -482,6 +544,7 @@ DECODERS: dict[str, Architecture] = {
     "gpt2": _GPT2,
     "granite": _GRANITE,
     "helium": _HELIUM,
+    "hyperclovax": _HYPERCLOVAX,
     "jais2": _JAIS2,
     "lfm2": _LFM2,
     "llama": _LLAMA,
@@ -493,6 +556,7 @@ DECODERS: dict[str, Architecture] = {
     "olmo2": _OLMO2,
     "olmo3": _OLMO3,
     "opt": _OPT,
+    "phi": _PHI,
     "phi3": _PHI3,
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,

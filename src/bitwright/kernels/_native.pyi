@@ -536,6 +536,9 @@ class Rotate:
 class Gate:
     def __init__(self, *, source: int, out: int, function: Function, grid: InputGrid | None) -> None: ...
 
+class Add:
+    def __init__(self, *, rows: int, source: int) -> None: ...
+
 class Softcap:
     def __init__(self, *, rows: int, cap: float) -> None: ...
 
@@ -579,7 +582,8 @@ class Program:
         | Normalize
         | Activate
         | Gate
-        | Rotate,
+        | Rotate
+        | Add,
         /,
     ) -> None: ...
     def run(self, batch: Batch, threads: int, out: int, seconds: int) -> bool: ...

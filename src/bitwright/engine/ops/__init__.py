@@ -22,6 +22,7 @@
     Gate                  gate       bf16           bf16, codes, groups   f(a) · b of a row's halves a, b
     Repeat                repeat     f32 or bf16    the same              each row twice, side by side
     Select                select     f32            f32, per output       the rows whose output is wanted
+    Add                   add        f32, f32       in place              the sum of rows
     Softcap               softcap    f32            in place              cap · tanh(x / cap)
     Activate              activate   f32 or bf16    in place              an elementwise function
     Pool                  pool       f32            f32, per sequence     one row for each sequence
@@ -35,6 +36,7 @@ from bitwright.engine.ops.convolve import ConvolvePast
 from bitwright.engine.ops.multiply import Multiply, MultiplyBf16, MultiplyW4A8, MultiplyW8A8, MultiplyWna16
 from bitwright.engine.ops.rows import (
     Activate,
+    Add,
     Embed,
     Gate,
     Normalize,
@@ -50,6 +52,7 @@ from bitwright.engine.ops.rows import (
 
 __all__ = [
     "Activate",
+    "Add",
     "Attend",
     "AttendDisentangled",
     "AttendPast",
@@ -76,6 +79,6 @@ __all__ = [
 
 Op = (
     Embed | NormRows | NormColumns | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyW4A8 | MultiplyWna16
-    | Attend | AttendDisentangled | AttendPast | ConvolvePast | Rotate | Gate | Select | Repeat | Activate | Softcap
-    | Pool | Normalize
+    | Attend | AttendDisentangled | AttendPast | ConvolvePast | Rotate | Gate | Select | Repeat | Activate | Add
+    | Softcap | Pool | Normalize
 )  # fmt: skip

@@ -239,6 +239,22 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Add:
+    """f32, in place: rows plus those of another buffer."""
+
+    kind: ClassVar[str] = "add"
+    name: str
+    rows: Buffer = field(metadata=IN_PLACE)
+    source: Buffer = field(metadata=READ)
+
+    text = plain
+    operations = uncounted
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Add(rows=to.buffer(self.rows), source=to.buffer(self.source))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Softcap:
     """f32, in place: cap · tanh(x / cap)."""
 
