@@ -403,11 +403,19 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
     np.testing.assert_array_equal(short.logits(ids, []), Running(directory).logits(ids, []))
 
 
-@pytest.mark.parametrize("config", [{}, {"is_causal": False, "sliding_window": 20}])
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"is_causal": False, "sliding_window": 20}),
+        ("olmo3", {"sliding_window": 20}),
+        ("cohere", {}),
+    ],
+)
 def test_vectors_of_texts_are_those_of_transformers_in_any_company(
-    tiny_model: TinyModel, config: dict[str, Any]
+    tiny_model: TinyModel, family: str, config: dict[str, Any]
 ) -> None:
-    directory = tiny_model("mistral", "embedding", **(_HEADS | {"sliding_window": None} | config))
+    directory = tiny_model(family, "embedding", **(_HEADS | config))
     program = lower_text_decoder(open_weights(ModelDirectory(directory)), "embedding", pooling=None)
     executors = [Executor(program, dispatch.native_isa(), group_tokens=size) for size in (64, 4096)]
     generator = np.random.default_rng(4)
