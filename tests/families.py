@@ -53,8 +53,16 @@ _LATENT = {"q_lora_rank": 20, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nop
 
 # Family -> what its small config has beyond SIZE and DECODER_SIZE.
 DECODERS: dict[str, dict[str, Any]] = {
+    "arcee": {},
     "bitnet": {"head_dim": 8},
+    "cohere": {},
+    "cohere2": {"head_dim": 8},
+    "cwm": {},
     "deepseek_v3": {"num_key_value_heads": 4, "head_dim": 8} | _MOE | _FIRST_DENSE | _LATENT,
+    "ernie4_5": {},
+    "exaone4": {},
+    "gemma": {},
+    "gemma2": {},
     "gemma3": {
         "mm_tokens_per_image": 4,
         "vision_config": {
@@ -67,22 +75,34 @@ DECODERS: dict[str, dict[str, Any]] = {
         },
     },
     "gemma3_text": {},
+    "glm": {},
     "glm4": {},
     "glm4_moe": _MOE | _FIRST_DENSE,
     "gpt2": {},
     "granite": {"attention_multiplier": 0.2, "residual_multiplier": 0.4, "embedding_multiplier": 3.0},
+    "helium": {"head_dim": 8},
+    "hyperclovax": {"residual_multiplier": 0.4, "embedding_multiplier": 3.0},
+    "jais2": {},
     "lfm2": {"full_attn_idxs": [1, 3], "block_multiple_of": 16},
     "llama": {},
     "ministral": {},
     "ministral3": {},
     "mistral": {},
     "mixtral": _MOE,
+    "nemotron": {},
+    "olmo2": {},
+    "olmo3": {},
     "opt": {},
+    "phi": {"head_dim": 8},
     "phi3": {"head_dim": 8},
     "qwen2": {"head_dim": 8},
     "qwen3": {},
     "qwen3_moe": _MOE | {"mlp_only_layers": [0]},
+    "seed_oss": {},
     "smollm3": {},
+    "stablelm": {"head_dim": 8},
+    "starcoder2": {},
+    "vaultgemma": {},
 }
 
 # Sizes that a family spells in its own way, or twice, and transformers does not translate.

@@ -44,7 +44,11 @@ void define_operators(nb::module_& m) {
     bind_struct(m, "NormRows", Field{"x", &NormRows::x}, Field{"residual", &NormRows::residual},
                 Field{"sum", &NormRows::sum}, Field{"y", &NormRows::y}, Field{"codes", &NormRows::codes},
                 Field{"weight", &NormRows::weight}, Field{"bias", &NormRows::bias}, Field{"eps", &NormRows::eps},
-                Field{"centred", &NormRows::centred}, Field{"grid", &NormRows::grid});
+                Field{"centred", &NormRows::centred}, Field{"residual_after", &NormRows::residual_after},
+                Field{"grid", &NormRows::grid});
+    using Columns = NormColumns;
+    bind_struct(m, "NormColumns", Field{"rows", &Columns::rows}, Field{"column", &Columns::column},
+                Field{"n", &Columns::n}, Field{"weight", &Columns::weight}, Field{"eps", &Columns::eps});
     bind_struct(m, "Quantize", Field{"source", &Quantize::in}, Field{"out", &Quantize::out},
                 Field{"grid", &Quantize::grid});
     bind_struct(m, "Round", Field{"source", &Round::in}, Field{"out", &Round::out}, Field{"on_grid", &Round::on_grid},
@@ -82,7 +86,8 @@ void define_operators(nb::module_& m) {
                 Field{"softcap", &Past::softcap}, Field{"window", &Past::window}, Field{"causal", &Past::causal},
                 Field{"sinks", &Past::sinks}, Field{"kind", &Past::kind}, Field{"layer", &Past::layer},
                 Field{"q_weight", &Past::q_weight}, Field{"k_weight", &Past::k_weight}, Field{"eps", &Past::eps},
-                Field{"rotary", &Past::rotary}, Field{"cos", &Past::cos}, Field{"sin", &Past::sin});
+                Field{"rotary", &Past::rotary}, Field{"interleaved", &Past::interleaved}, Field{"cos", &Past::cos},
+                Field{"sin", &Past::sin});
     using Convolve = ConvolvePast;
     bind_struct(m, "ConvolvePast", Field{"source", &Convolve::in}, Field{"out", &Convolve::out},
                 Field{"taps", &Convolve::taps}, Field{"rows", &Convolve::rows}, Field{"layer", &Convolve::layer},
@@ -97,6 +102,7 @@ void define_operators(nb::module_& m) {
                 Field{"head_size", &Rotate::head_size}, Field{"cos", &Rotate::cos}, Field{"sin", &Rotate::sin});
     bind_struct(m, "Gate", Field{"source", &Gate::in}, Field{"out", &Gate::out}, Field{"function", &Gate::function},
                 Field{"grid", &Gate::grid});
+    bind_struct(m, "Add", Field{"rows", &Add::rows}, Field{"source", &Add::in});
     bind_struct(m, "Softcap", Field{"rows", &Softcap::rows}, Field{"cap", &Softcap::cap});
 }
 

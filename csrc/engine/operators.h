@@ -76,7 +76,7 @@ void run(const NormRows& op, const Work& w) {
         }
     };
     const Norm norm{.x = w.at<float>(bf16 ? op.y : op.x),
-                    .residual = w.at<float>(op.residual),
+                    .residual = op.residual_after ? nullptr : w.at<float>(op.residual),
                     .sum = w.at<float>(op.sum),
                     .y = w.at<float>(op.y),
                     .weight = op.weight,
@@ -86,12 +86,43 @@ void run(const NormRows& op, const Work& w) {
                     .eps = op.eps,
                     .centred = op.centred};
     NormFn* norm_fn = best(norm_variants, w.isa);
-    const size_t step = bf16 || op.codes != kNone ? kRows : mine.end - mine.begin;
+    const auto add_residual = [&](size_t begin, size_t end) {
+        for (size_t row = begin; op.residual_after && row < end; ++row) {
+            add_scaled(w.at<float>(op.y) + row * norm.stride, w.at<float>(op.residual) + row * norm.stride, 1.0f,
+                       norm.n);
+        }
+    };
+    const size_t step = bf16 || op.residual_after || op.codes != kNone ? kRows : mine.end - mine.begin;
     for (size_t row = mine.begin; row < mine.end; row += step) {
         const size_t end = row + step < mine.end ? row + step : mine.end;
         widen(row, end);
         norm_fn(&norm, row, end);
+        add_residual(row, end);
         if (op.codes != kNone) w.quantize(op.y, op.codes, op.grid, row, end);
+    }
+}
+
+size_t scratch_bytes(const NormColumns& op, const std::vector<Buffer>&, size_t) { return op.n * sizeof(float); }
+
+void run(const NormColumns& op, const Work& w) {
+    const Share mine = w.mine(op.rows);
+    const RowOperators& rows = *best(rows_variants, w.isa);
+    float* values = reinterpret_cast<float*>(w.scratch);
+    const Norm norm{.x = values,
+                    .residual = nullptr,
+                    .sum = nullptr,
+                    .y = values,
+                    .weight = op.weight,
+                    .bias = nullptr,
+                    .stride = op.n,
+                    .n = op.n,
+                    .eps = op.eps,
+                    .centred = false};
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        uint16_t* columns = w.at<uint16_t>(op.rows) + row * w.stride(op.rows) + op.column;
+        rows.widen(columns, values, op.n);
+        best(norm_variants, w.isa)(&norm, 0, 1);
+        rows.round(values, columns, op.n);
     }
 }
 
@@ -230,6 +261,15 @@ void run(const Gate& op, const Work& w) {
             default:
                 w.quantize_row(product, op.out, op.grid, row);
         }
+    }
+}
+
+void run(const Add& op, const Work& w) {
+    const Share mine = w.mine(op.rows);
+    const size_t stride = w.stride(op.rows);
+    for (size_t row = mine.begin; row < mine.end; ++row) {
+        const float* in = w.at<float>(op.in) + row * stride;
+        add_scaled(w.at<float>(op.rows) + row * stride, in, 1.0f, w.buffers[op.rows].width);
     }
 }
 

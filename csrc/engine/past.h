@@ -5,6 +5,7 @@
 // task are shared out too, and merged once all are there. Who computes what changes no result.
 #pragma once
 #include <math.h>
+#include <string.h>
 
 #include "attention_cached/contract.h"
 #include "dispatch.h"
@@ -68,9 +69,10 @@ AttendCached attention_of(const AttendPast& op, const Work& w, size_t s) {
             .sinks = op.sinks};
 }
 
+constexpr size_t kMostValues = 256;  // values of a head
+
 void norm_heads(const AttendPast& op, const Work& w, uint16_t* values, size_t heads, const float* weight) {
-    constexpr size_t kMost = 256;  // values of a head
-    float in[kMost], out[kMost];
+    float in[kMostValues], out[kMostValues];
     const RowOperators& rows = *best(rows_variants, w.isa);
     const Norm norm{.x = in,
                     .residual = nullptr,
@@ -78,7 +80,7 @@ void norm_heads(const AttendPast& op, const Work& w, uint16_t* values, size_t he
                     .y = out,
                     .weight = weight,
                     .bias = nullptr,
-                    .stride = kMost,
+                    .stride = kMostValues,
                     .n = op.head_size,
                     .eps = op.eps,
                     .centred = false};
@@ -86,6 +88,20 @@ void norm_heads(const AttendPast& op, const Work& w, uint16_t* values, size_t he
         rows.widen(values, in, op.head_size);
         best(norm_variants, w.isa)(&norm, 0, 1);
         rows.round(out, values, op.head_size);
+    }
+}
+
+// Of the values that rotate, interleaved, the even ones of each head first, then the odd ones, which then rotate as the
+// halves of others do. q and k change places alike, so scores stay.
+void part_pairs(const AttendPast& op, uint16_t* values, size_t heads) {
+    const size_t half = op.rotary / 2;
+    uint16_t odd[kMostValues / 2];
+    for (; heads > 0; --heads, values += op.head_size) {
+        for (size_t i = 0; i < half; ++i) {
+            odd[i] = values[2 * i + 1];
+            values[i] = values[2 * i];
+        }
+        memcpy(values + half, odd, half * sizeof(uint16_t));
     }
 }
 
@@ -99,6 +115,7 @@ void prepare(const AttendPast& op, const Work& w, size_t s, size_t head, size_t 
         if (op.q_weight) norm_heads(op, w, q, group, op.q_weight);
         if (op.k_weight) norm_heads(op, w, k, 1, op.k_weight);
         if (!op.rotary) continue;
+        if (op.interleaved) part_pairs(op, q, group), part_pairs(op, k, 1);
         const size_t angles = (w.past(s) + row) * half;
         rows.rotate(q, group, size, op.rotary, op.cos + angles, op.sin + angles);
         rows.rotate(k, 1, size, op.rotary, op.cos + angles, op.sin + angles);

@@ -74,14 +74,23 @@ struct Embed {
     int out;
 };
 
-// See norm/contract.h. residual, sum and codes may be kNone; x may be bf16; codes: quantized y.
+// See norm/contract.h. residual, sum and codes may be kNone; x may be bf16; codes: quantized y. residual_after: the
+// residual is added to the norm of x, and y is their sum; there is no other sum.
 struct NormRows {
     int x, residual, sum, y, codes;
     const float* weight;
     const float* bias;
     float eps;
-    bool centred;
+    bool centred, residual_after;
     InputGrid grid;
+};
+
+// The RMSNorm of columns [column, column + n) of bf16 rows, in place.
+struct NormColumns {
+    int rows;
+    size_t column, n;
+    const float* weight;
+    float eps;
 };
 
 // f32 or bf16 rows -> codes.
@@ -163,9 +172,9 @@ struct AttendDisentangled {
 
 // Attention of new tokens over the cache: rows of in are q of every head, then k, then v of every head of keys and
 // values. q and k of each head are normed if there are weights [head_size], and their first `rotary` values rotated by
-// position, the first half of those with the second; cos, sin [positions, rotary / 2], or null. Then k and v are
-// appended to the cache, and read from it. See attention_cached/contract.h for the rest; layer: where the layer begins
-// in a cache of one block, in bytes.
+// position, the first half of those with the second, or, if they are interleaved, each even one with the next; cos, sin
+// [positions, rotary / 2], or null. Then k and v are appended to the cache, and read from it. See
+// attention_cached/contract.h for the rest; layer: where the layer begins in a cache of one block, in bytes.
 struct AttendPast {
     int in, out;
     size_t heads, kv_heads, head_size;
@@ -179,6 +188,7 @@ struct AttendPast {
     const float* k_weight;
     float eps;
     size_t rotary;
+    bool interleaved;
     const float* cos;
     const float* sin;
 };
@@ -250,15 +260,20 @@ struct Rotate {
     const float* sin;
 };
 
+// Rows of `rows` plus those of in, in place, f32.
+struct Add {
+    int rows, in;
+};
+
 // x -> cap * tanh(x / cap), in place, f32.
 struct Softcap {
     int rows;
     float cap;
 };
 
-using Op = std::variant<Embed, NormRows, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8, MultiplyWna16,
-                        Attend, AttendDisentangled, AttendPast, ConvolvePast, Select, Repeat, Pool, Normalize, Activate,
-                        Gate, Rotate, Softcap>;
+using Op = std::variant<Embed, NormRows, NormColumns, Quantize, Round, MultiplyW8A8, MultiplyBf16, MultiplyW4A8,
+                        MultiplyWna16, Attend, AttendDisentangled, AttendPast, ConvolvePast, Select, Repeat, Pool,
+                        Normalize, Activate, Gate, Rotate, Add, Softcap>;
 
 // starts [sequences + 1]: sequence s is tokens [starts[s], starts[s + 1]) of ids, and of types unless that is null;
 // each has at least one token.

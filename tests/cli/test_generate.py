@@ -143,7 +143,7 @@ def test_an_encoder_generates_nothing(run: Run, tiny_model: TinyModel) -> None:
 def test_a_language_model_that_is_not_on_the_engine_is_told(run: Run, tiny_model: TinyModel) -> None:
     outcome = run("generate", tiny_model("opt"), "-p", "x")
     assert outcome.code == 1
-    assert "the engine does not run model_type 'opt'; it runs bitnet, gemma3_text, granite, lfm2, llama" in outcome.err
+    assert "the engine does not run model_type 'opt'; it runs arcee, bitnet, cohere, cohere2, cwm" in outcome.err
 
 
 def test_limits_are_those_of_sampling(run: Run) -> None:

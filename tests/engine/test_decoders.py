@@ -42,6 +42,9 @@ _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_f
 _YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
 _MINISTRAL3 = _YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.7, "mscale": 1.0,
                        "mscale_all_dim": 1.0}  # fmt: skip
+_WIDE = _HEADS | {"hidden_size": 64}  # as wide as its heads
+_KINDS = ["sliding_attention", "full_attention"]
+_EACH_KIND = {"full_attention": _YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 2000.0}}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, llama3 rope": ("llama", {"rope_parameters": _LLAMA3}),
@@ -80,6 +83,44 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3, windows": (
         "smollm3", {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 7},
     ),
+    "olmo2": ("olmo2", {}),
+    "olmo2, every head its keys": ("olmo2", {"num_key_value_heads": 4, "attention_bias": True}),
+    "olmo3": ("olmo3", {"sliding_window": 9, "layer_types": _KINDS, "rope_parameters": _EACH_KIND}),
+    "olmo3, by its pattern": ("olmo3", {"sliding_window": 7, "num_hidden_layers": 4}),
+    "exaone4": ("exaone4", {"sliding_window": 9, "layer_types": _KINDS}),
+    "exaone4, no windows": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "exaone4, a window that no block has": ("exaone4", {"layer_types": ["full_attention"] * 2}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 40, "attn_logit_softcapping": 2.0,
+                          "final_logit_softcapping": 3.0}),
+    "vaultgemma": ("vaultgemma", {"sliding_window": 8, "attn_logit_softcapping": 2.0}),
+    "seed_oss": ("seed_oss", {}),
+    "seed_oss, biases": ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
+    "arcee": ("arcee", {}),
+    "arcee, biases": ("arcee", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
+    "cwm": ("cwm", {"sliding_window": 9, "layer_types": _KINDS}),
+    "helium": ("helium", {"hidden_size": 64, "num_key_value_heads": 4}),
+    "ernie4_5": ("ernie4_5", {}),
+    "ernie4_5, biases": ("ernie4_5", {"use_bias": True}),
+    "hyperclovax": (
+        "hyperclovax",
+        {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 0.25,
+         "rms_norm_eps": 0.1},
+    ),
+    "glm": ("glm", {}),
+    "glm, all of a head": ("glm", {"rope_parameters": {"rope_theta": 5000.0, "partial_rotary_factor": 1.0}}),
+    "glm4": ("glm4", {}),
+    "nemotron": ("nemotron", {}),
+    "nemotron, biases": ("nemotron", {"attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 0.25}),
+    "jais2": ("jais2", {}),
+    "stablelm": ("stablelm", {"hidden_size": 64}),
+    "stablelm, biases": ("stablelm", {"hidden_size": 64, "use_qkv_bias": True, "partial_rotary_factor": 0.75}),
+    "starcoder2": ("starcoder2", {}),
+    "cohere": ("cohere", {"logit_scale": 0.3}),
+    "cohere2": ("cohere2", {"hidden_size": 64, "sliding_window": 9, "layer_types": _KINDS}),
+    "phi": ("phi", {"hidden_size": 64}),
+    "phi, every head its keys": ("phi", {"hidden_size": 64, "num_key_value_heads": 4, "partial_rotary_factor": 0.75}),
+    "starcoder2, window": ("starcoder2", {"sliding_window": 9, "use_bias": False}),
 }  # fmt: skip
 
 
@@ -154,6 +195,27 @@ def test_a_quantized_file_gives_what_it_gives_in_transformers(
     assert apart < 0.1  # with 8-bit inputs both round independently; a wrong reading is 0.3 apart
 
 
+@pytest.mark.parametrize("how", [{"scheme": "w4a16_g32", "method": "gptq"}, {"scheme": "w8a8"}], ids=str)
+@pytest.mark.parametrize("name", ["olmo3", "exaone4", "glm4", "nemotron", "starcoder2", "gemma2", "cohere2", "phi"])
+def test_a_quantized_file_of_other_norms_gives_what_it_gives_in_transformers(
+    tiny_model: TinyModel, tmp_path: Path, ids: list[int], name: str, how: dict[str, str]
+) -> None:
+    """Of families whose linears read the residual, what layer norms make, or what has no gate."""
+    family, config = FAMILIES[name]
+    source = tiny_model(family, **(_HEADS | config | {"hidden_size": 64, "intermediate_size": 64}))
+    out = tmp_path / "out"
+    bitwright.quantize(source, out=out, recipe=make_recipe(how), samples=8, judged=False)
+    hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        want = hf(torch.tensor([ids])).logits[0].numpy()
+    running = Running(out, arithmetic=Arithmetic("bf16", head="16"))
+    assert {op.dtype for op in running.executor.program.ops if isinstance(op, Multiply)} > {"bf16"}
+    found = running.logits(ids, [])
+    apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
+    assert apart < 0.1
+    np.testing.assert_array_equal(running.logits(ids, [1, 40, 41], 2), found)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -167,6 +229,13 @@ def test_a_quantized_file_gives_what_it_gives_in_transformers(
         "ministral3, window",
         "smollm3",
         "bitnet",
+        "olmo2",
+        "olmo3",
+        "exaone4",
+        "gemma2",
+        "glm4",
+        "cohere2",
+        "starcoder2, window",
     ],
 )
 def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:
@@ -204,6 +273,7 @@ def test_what_fewer_bits_in_the_cache_cost(tiny_model: TinyModel) -> None:
         ("llama", "int4", 520),  # the last tokens see three blocks in 4 bits
         ("lfm2", "int4", 450),
         ("mistral, window", "int8", 300),  # blocks behind the window are given back
+        ("olmo3", "int8", 300),
     ],
 )
 def test_drafts_forks_and_what_is_taken_back_change_no_byte(
@@ -343,11 +413,19 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
     np.testing.assert_array_equal(short.logits(ids, []), Running(directory).logits(ids, []))
 
 
-@pytest.mark.parametrize("config", [{}, {"is_causal": False, "sliding_window": 20}])
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"is_causal": False, "sliding_window": 20}),
+        ("olmo3", {"sliding_window": 20}),
+        ("cohere", {}),
+    ],
+)
 def test_vectors_of_texts_are_those_of_transformers_in_any_company(
-    tiny_model: TinyModel, config: dict[str, Any]
+    tiny_model: TinyModel, family: str, config: dict[str, Any]
 ) -> None:
-    directory = tiny_model("mistral", "embedding", **(_HEADS | {"sliding_window": None} | config))
+    directory = tiny_model(family, "embedding", **(_HEADS | config))
     program = lower_text_decoder(open_weights(ModelDirectory(directory)), "embedding", pooling=None)
     executors = [Executor(program, dispatch.native_isa(), group_tokens=size) for size in (64, 4096)]
     generator = np.random.default_rng(4)
@@ -386,6 +464,11 @@ def test_vectors_of_texts_are_those_of_transformers_in_any_company(
             "with use_sliding_window = False",
         ),
         ("llama", _HEADS | {"rope_parameters": _MINISTRAL3}, EngineError, "llama_4_scaling_beta in this family"),
+        ("stablelm", _WIDE | {"use_parallel_residual": True}, EngineError, "use_parallel_residual = True"),
+        ("stablelm", _WIDE | {"qk_layernorm": True}, EngineError, "qk_layernorm = True"),
+        ("cohere", _HEADS | {"use_qk_norm": True}, EngineError, "use_qk_norm = True"),
+        ("hyperclovax", _HEADS | {"use_post_norm": False}, EngineError, "use_post_norm = False"),
+        ("gemma", _HEADS | {"use_bidirectional_attention": True}, EngineError, "use_bidirectional_attention = True"),
     ],
 )
 def test_what_the_engine_cannot_run_is_refused(
@@ -399,7 +482,9 @@ def test_what_the_engine_cannot_run_is_refused(
     ("family", "key"),
     [("mistral", "sliding_window"), ("qwen2", "use_sliding_window"), ("qwen3", "head_dim"),
      ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps"), ("granite", "attention_multiplier"),
-     ("ministral3", "head_dim"), ("smollm3", "layer_types"), ("lfm2", "conv_L_cache")],
+     ("ministral3", "head_dim"), ("smollm3", "layer_types"), ("lfm2", "conv_L_cache"), ("olmo3", "sliding_window"),
+     ("olmo3", "rope_parameters"), ("exaone4", "layer_types"), ("gemma2", "attn_logit_softcapping"),
+     ("helium", "rope_parameters"), ("cohere", "logit_scale"), ("glm4", "head_dim"), ("starcoder2", "norm_epsilon")],
 )  # fmt: skip
 def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
     tiny_model: TinyModel, tmp_path: Path, family: str, key: str
@@ -407,7 +492,7 @@ def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
     import json
     import shutil
 
-    shutil.copytree(tiny_model(family, **_HEADS), tmp_path / "less")
+    shutil.copytree(tiny_model(family, **(_WIDE if family == "helium" else _HEADS)), tmp_path / "less")
     config = json.loads((tmp_path / "less" / "config.json").read_text())
     del config[key]
     (tmp_path / "less" / "config.json").write_text(json.dumps(config))
@@ -442,6 +527,70 @@ def test_blocks_are_of_the_kinds_that_older_files_count(tiny_model: TinyModel, t
     with pytest.raises(
         CheckpointError, match=r"conv.conv.weight has the shape \[32, 1, 3\], .* \(32, 1, 4\) and 32 are"
     ):
+        Running(tmp_path / "older")
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "left_out", "old"),
+    [
+        ("olmo3", {"sliding_window": 7, "num_hidden_layers": 4}, ("layer_types",), {}),
+        ("gemma2", {"sliding_window": 7, "num_hidden_layers": 3}, ("layer_types",), {}),
+        ("vaultgemma", {"sliding_window": 7, "num_hidden_layers": 3}, ("layer_types",), {}),
+        ("gemma", {}, (), {"hidden_act": "gelu"}),
+        ("glm", {}, ("rope_parameters",), {"rope_theta": 5000.0}),
+        ("nemotron", {}, ("rope_parameters",), {}),
+        ("phi", {"hidden_size": 64}, ("rope_parameters",), {"partial_rotary_factor": 0.25}),
+        ("cohere2", {"hidden_size": 64, "sliding_window": 7, "num_hidden_layers": 3}, ("layer_types",),
+         {"sliding_window_pattern": 3}),
+        ("stablelm", {"hidden_size": 64}, ("rope_parameters",), {}),
+        ("olmo3", {"sliding_window": 7}, ("rope_parameters",), {"rope_theta": 500000.0}),
+        ("olmo3", {"sliding_window": 7, "layer_types": ["full_attention"] * 2}, ("rope_parameters",),
+         {"rope_theta": 3000.0}),
+        ("olmo3", {"sliding_window": 7, "layer_types": _KINDS}, ("rope_parameters",),
+         {"rope_theta": 500000.0, "rope_scaling": {key: _YARN[key] for key in _YARN if key != "rope_theta"}}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_older_files_mean_what_they_mean_to_transformers(
+    tiny_model: TinyModel, tmp_path: Path, ids: list[int], family: str, config: dict[str, Any],
+    left_out: tuple[str, ...], old: dict[str, Any],
+) -> None:  # fmt: skip
+    import json
+    import shutil
+
+    shutil.copytree(tiny_model(family, **(_HEADS | config)), tmp_path / "older")
+    file = tmp_path / "older" / "config.json"
+    said = json.loads(file.read_text())
+    for key in left_out:
+        del said[key]
+    file.write_text(json.dumps(said | old))
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "older", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        want = hf(torch.tensor([ids])).logits[0].numpy()
+    found = Running(tmp_path / "older", arithmetic=Arithmetic(head="16")).logits(ids, [])
+    assert np.linalg.norm(found - want) < 0.03 * np.linalg.norm(want - want.mean(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("old", "says"),
+    [
+        ({"rope_theta": 3000.0}, "rope_theta = 3000.0 where config.json has not rope_parameters for each kind"),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, "a rope of .* in this family"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "a rope of .* in this family"),
+    ],
+)
+def test_angles_that_versions_of_transformers_read_differently_are_refused(
+    tiny_model: TinyModel, tmp_path: Path, old: dict[str, Any], says: str
+) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(tiny_model("olmo3", **_HEADS), tmp_path / "older")
+    file = tmp_path / "older" / "config.json"
+    said = json.loads(file.read_text())
+    del said["rope_parameters"]
+    file.write_text(json.dumps(said | old))
+    with pytest.raises(EngineError, match=says):
         Running(tmp_path / "older")
 
 

@@ -38,9 +38,14 @@ def programs(written: Written) -> list[Program]:
         "gemma3_text", scheme="w4a16", config={"head_dim": 16, "intermediate_size": 64, "final_logit_softcapping": 3.0}
     )
     hybrid = written("lfm2", scheme="w4a16", config={"head_dim": 16, "block_multiple_of": 64})
+    parallel = written("cohere", scheme="w4a16", config={"head_dim": 16, "intermediate_size": 64})
+    whole_norms = written("olmo2", scheme="w4a16", config={"head_dim": 16, "intermediate_size": 64})
     return [
         *(lower_encoder(open_weights(ModelDirectory(directory)), **whole) for directory in made),
-        *(lower_decoder(open_weights(ModelDirectory(directory))) for directory in (decoder, hybrid)),
+        *(
+            lower_decoder(open_weights(ModelDirectory(directory)))
+            for directory in (decoder, hybrid, parallel, whole_norms)
+        ),
     ]
 
 

@@ -173,6 +173,7 @@ int Builder::norm(int x, int residual) {
                 .bias = nullptr,
                 .eps = 1e-5f,
                 .centred = random.one_in(2),
+                .residual_after = false,
                 .grid = {}};
     if (random.one_in(2)) op.bias = keep<float>(floats(random, width, 0.1f));
     op.y = in_place ? x : buffer(BufferKind::kF32, width, per);
@@ -183,6 +184,7 @@ int Builder::norm(int x, int residual) {
     }
     codes_ = op.codes;
     if (random.one_in(3)) op.sum = buffer(BufferKind::kF32, width, per);
+    op.residual_after = op.residual != kNone && op.sum == kNone && random.one_in(3);
     add(op, {op.x, op.residual, op.sum, op.y, op.codes});
     return op.sum != kNone && random.one_in(2) ? op.sum : op.y;
 }
@@ -215,6 +217,7 @@ int Builder::feed_forward(int x) {
 int Builder::output(int in, int x) {
     const int h = buffer(BufferKind::kF32, at(x).width);
     linear(operand(in), h, 0, at(x).width, Activation::kNone);
+    if (at(x).kind == BufferKind::kF32 && random.one_in(3)) add(Add{h, x}, {h, x});
     return norm(h, x);
 }
 

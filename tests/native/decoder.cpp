@@ -33,10 +33,15 @@ int attention(Builder& b, int x) {
                   .k_weight = nullptr,
                   .eps = 1e-6f,
                   .rotary = 0,
+                  .interleaved = random.one_in(3),
                   .cos = nullptr,
                   .sin = nullptr};
     b.model->cache_bytes += kv_heads * cache_head_bytes(op.kind, size);
     if (random.one_in(3)) op.sinks = b.keep<float>(floats(random, heads, 1.0f));
+    if (random.one_in(3)) {
+        const size_t column = random.one_in(2) ? 0 : heads * size, n = (column ? kv_heads : heads) * size;
+        b.add(NormColumns{qkv, column, n, b.keep<float>(floats(random, n, 0.1f, 1.0f)), 1e-6f}, {qkv});
+    }
     if (random.one_in(2)) op.q_weight = b.keep<float>(floats(random, size, 0.1f, 1.0f));
     if (random.one_in(2)) op.k_weight = b.keep<float>(floats(random, size, 0.1f, 1.0f));
     if (random.one_in(4)) {

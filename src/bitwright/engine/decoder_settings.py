@@ -7,7 +7,10 @@ from bitwright.errors import EngineError
 from bitwright.families.row import Architecture, Decoding
 
 # What changes the computation, and no builder supports; a value here is the one that changes nothing.
-_PLAIN = {"attention_chunk_size": None}
+_PLAIN = {
+    "attention_chunk_size": None, "qk_layernorm": False, "use_qk_norm": False, "use_parallel_residual": False,
+    "use_post_norm": True,
+}  # fmt: skip
 # The same, but for families whose row says so.
 _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 _NO_POSITIONS = ("no_rope_layers", "no_rope_layer_interval")
@@ -19,7 +22,7 @@ def refuse(config: dict[str, Any], how: Decoding) -> None:
     plain: dict[str, Any] = dict(_PLAIN)
     if not how.multiplied:
         plain |= dict.fromkeys(_MULTIPLIERS)
-    if not how.skips:
+    if how.skips != "listed":
         plain |= dict.fromkeys(_NO_POSITIONS)
     if not how.both_ways:
         plain[_BOTH_WAYS] = False
@@ -37,7 +40,9 @@ def is_causal(config: dict[str, Any]) -> bool:
 
 def rotated(weights: Weights, how: Decoding, layers: int) -> tuple[bool, ...]:
     """Of each block, whether it rotates queries and keys."""
-    given = weights.config.get("no_rope_layers") if how.skips else [1] * layers
+    if how.skips == "full" or (how.skips == "full_beside" and weights.config.get("sliding_window") is not None):
+        return tuple(window is not None for window in windows(weights, how, layers))
+    given = weights.config.get("no_rope_layers") if how.skips == "listed" else [1] * layers
     if given is None:
         every = weights.number("no_rope_layer_interval", 4)
         return tuple((layer + 1) % every != 0 for layer in range(layers))
@@ -79,7 +84,7 @@ def windows(weights: Weights, how: Decoding, layers: int) -> tuple[int | None, .
             raise EngineError(f"the engine does not support max_window_layers = {short(first)}")
         return tuple(window if layer >= first else None for layer in range(layers))
     if kinds is None:  # gemma3 before it listed them
-        every = weights.number("sliding_window_pattern", 6)
+        every = how.full_every or weights.number("sliding_window_pattern", 6)
         return tuple(window if (layer + 1) % every else None for layer in range(layers))
     known = {"full_attention": None, "sliding_attention": window}
     if not isinstance(kinds, list) or len(kinds) != layers or not all(str(kind) in known for kind in kinds):

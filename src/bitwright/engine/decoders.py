@@ -1,7 +1,7 @@
 """Turns a language model into a program with state: one builder, which reads the family's row."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,8 @@ class _Decoder(NamedTuple):
     positions. causal: whether a token sees only those before it.
 
     x + m · f(norm(x)) in every block is the same as y + f(norm(y)) of y = x / m, if eps is divided by m²: so a factor
-    of residuals costs nothing. embedded: the factor of a word with it; eps: with it.
+    of residuals costs nothing. embedded: the factor of a word with it; eps: with it, inner_eps: of norms of other
+    values than y.
     """
 
     row: Architecture
@@ -61,6 +62,7 @@ class _Decoder(NamedTuple):
     base: str
     shape: HeadShape
     eps: float
+    inner_eps: float
     embedded: float
     windows: tuple[int | None, ...]
     taps: tuple[int | None, ...]
@@ -70,6 +72,11 @@ class _Decoder(NamedTuple):
     @property
     def plus(self) -> float:
         return 1.0 if self.how.plus_one else 0.0
+
+    @property
+    def norms(self) -> dict[str, Any]:
+        """How every norm of the residual is computed."""
+        return {"eps": self.eps, "centred": self.how.centred, "plus": self.plus}
 
 
 def lower_decoder(
@@ -91,8 +98,8 @@ def lower_decoder(
         raise EngineError("a model whose tokens see those after them generates no text")
     lower, config, row = decoder.lower, weights.config, decoder.row
     positions = min(context or settings.trained(weights, row), settings.trained(weights, row))
-    y, x = _blocks(decoder, positions, passing=False)
-    x = _last_norm(decoder, lower.wanted(y), lower.wanted(x), _factor_of_logits(decoder))
+    ends = [lower.wanted(value) for value in _blocks(decoder, positions, passing=False)]
+    x = _last_norm(decoder, ends, _factor_of_logits(decoder))
     linear = _head(decoder)
     convert = head_in_int8 if arithmetic.head == "int8" and isinstance(linear, FloatLinear) else None
     logits = lower.head(row.head.outputs["text-generation"], linear, x, convert=convert)
@@ -124,7 +131,7 @@ def lower_text_decoder(
     lower, positions = decoder.lower, settings.trained(weights, decoder.row)
     answers = read_answers(weights.source)[0] if answers_by_logits(weights.source, task) else None
     factor = 1.0 if answers is None else _factor_of_logits(decoder)
-    out = _last_norm(decoder, *_blocks(decoder, positions, passing=True), factor)
+    out = _last_norm(decoder, _blocks(decoder, positions, passing=True), factor)
     if task == "sequence-classification":
         if not decoder.causal:
             raise EngineError("the engine runs no classifier whose tokens see those after them")
@@ -153,15 +160,15 @@ def padding_id(weights: Weights) -> int | None:
     return given
 
 
-def _blocks(decoder: _Decoder, positions: int, *, passing: bool) -> tuple[Value, Value]:
-    """What the last FFN adds to the residual, and the residual. passing: keys and values of all blocks have the same
-    place, one after the other."""
-    lower, base, row, eps, plus = decoder.lower, decoder.base, decoder.row, decoder.eps, decoder.plus
+def _blocks(decoder: _Decoder, positions: int, *, passing: bool) -> list[Value]:
+    """What the last norm reads the sum of: what the last FFN adds and the residual, or the residual with it. passing:
+    keys and values of all blocks have the same place, one after the other."""
+    lower, base, row, how = decoder.lower, decoder.base, decoder.row, decoder.how
     kinds = ["full_attention" if window is None else "sliding_attention" for window in decoder.windows]
     angles = {kind: _angles(decoder, kind, positions) for kind in dict.fromkeys(kinds)}
     x = lower.embed(f"{base}{row.embeddings.words}.weight", factor=decoder.embedded)
-    before = row.producer(row.linears("qkv")[0])
-    normed = lower.rms_norm(f"{base}{row.blocks}.0.{before}", x, eps=eps, plus=plus)
+    before, between = (row.producer(row.linears(role)[0]) for role in ("qkv", "ffn"))
+    normed = x if before is None else lower.norm(f"{base}{row.blocks}.0.{before}", x, **decoder.norms)
     layers = len(decoder.windows)
     for layer in range(layers):
         block = f"{base}{row.blocks}.{layer}"
@@ -169,12 +176,16 @@ def _blocks(decoder: _Decoder, positions: int, *, passing: bool) -> tuple[Value,
             y = _convolution(decoder, block, layer, normed, ConvolutionLayer(x.buffer.width, taps))
         else:
             y = _attention(decoder, block, layer, normed, angles[kinds[layer]], place=0 if passing else layer)
-        x, normed = lower.rms_norm_of_sum(f"{block}.{_ffn_norm(row)}", y, x, eps=eps, plus=plus)
-        y = _ffn(decoder, block, normed)
+        if between is not None and between == before:
+            y = lower.add(f"{block}: attention and FFN", y, _ffn(decoder, block, normed))
+        else:
+            x, normed = _added(decoder, block, how.attention_norm, between and f"{block}.{between}", y, x)
+            y = _ffn(decoder, block, normed)
         lower.weights.drop_pages()
-        if layer + 1 < layers:
-            x, normed = lower.rms_norm_of_sum(f"{base}{row.blocks}.{layer + 1}.{before}", y, x, eps=eps, plus=plus)
-    return y, x
+        if layer + 1 < layers or before is None:
+            following = before and f"{base}{row.blocks}.{layer + 1}.{before}"
+            x, normed = _added(decoder, block, how.ffn_norm, following, y, x)
+    return [x] if before is None else [_normed(decoder, block, how.ffn_norm, y), x]
 
 
 def _cache_layer(decoder: _Decoder, window: int | None = None) -> CacheLayer:
@@ -190,8 +201,11 @@ def _cache_layers(decoder: _Decoder) -> list[CacheLayer | ConvolutionLayer]:
 
 
 def _angles(decoder: _Decoder, kind: str, positions: int) -> Rotary:
-    found = rotary(decoder.lower.weights, kind, decoder.shape.size, positions)
-    if found.of_queries is not None and not decoder.how.scales_queries:
+    how = decoder.how
+    found = rotary(
+        decoder.lower.weights, kind, decoder.shape.size, positions, share=how.share, window_theta=how.window_theta
+    )
+    if found.of_queries is not None and not how.scales_queries:
         raise EngineError("the engine does not support llama_4_scaling_beta in this family")
     return found
 
@@ -224,9 +238,11 @@ def _opened(weights: Weights, inputs: Inputs) -> _Decoder:
     residual = weights.real("residual_multiplier", 1.0) if how.multiplied else 1.0
     if how.multiplied:
         embedded *= weights.real("embedding_multiplier", 1.0)
+    eps = weights.check_real(keys.eps.key, config[keys.eps.key])
     return _Decoder(
         row, how, Lowering(weights, inputs), base, HeadShape(heads, kv_heads, size),
-        eps=weights.check_real(keys.eps.key, config[keys.eps.key]) / residual**2,
+        eps=eps / residual**2,
+        inner_eps=eps,
         embedded=embedded / residual,
         windows=settings.windows(weights, how, layers),
         taps=settings.taps(weights, how, layers),
@@ -262,6 +278,10 @@ def _attention(decoder: _Decoder, block: str, layer: int, normed: Value, angles:
             return None
         return weights.vector(f"{block}.{path}.weight", shape.size) + np.float32(decoder.plus)
 
+    if how.whole_norms:
+        column = 0
+        for path, heads in ((how.query_norm, shape.heads), (how.key_norm, shape.kv_heads)):
+            column = lower.rms_norm_columns(f"{block}.{path}", qkv, column, heads * shape.size, eps=decoder.inner_eps)
     if angles.of_queries is not None:
         scaled = angles.of_queries
         lower.rotate_queries(f"{block}: scale of queries", qkv, shape, scaled.cos_TF, scaled.sin_TF)
@@ -273,15 +293,16 @@ def _attention(decoder: _Decoder, block: str, layer: int, normed: Value, angles:
         softcap=0.0 if cap is None else weights.check_real("attn_logit_softcapping", cap),
         window=decoder.windows[layer],
         causal=decoder.causal,
-        q_weight_D=head_norm(how.query_norm),
-        k_weight_D=head_norm(how.key_norm),
-        eps=decoder.eps,
+        q_weight_D=None if how.whole_norms else head_norm(how.query_norm),
+        k_weight_D=None if how.whole_norms else head_norm(how.key_norm),
+        eps=decoder.inner_eps,
         cos_TF=angles.cos_TF if rotates else None,
         sin_TF=angles.sin_TF if rotates else None,
+        interleaved=how.interleaved,
     )  # fmt: skip
     mixed = _normed(decoder, block, how.attention_sub_norm, mixed)
     (out,) = _of_attention(decoder, "attention_output")
-    return _normed(decoder, block, how.attention_norm, lower.linears([f"{block}.{out}"], mixed, out="f32"))
+    return lower.linears([f"{block}.{out}"], mixed, out="f32")
 
 
 def _scale(decoder: _Decoder) -> float:
@@ -297,34 +318,47 @@ def _ffn(decoder: _Decoder, block: str, normed: Value) -> Value:
     """What the FFN adds to the residual."""
     lower, row = decoder.lower, decoder.row
     *ups, down = row.linears("ffn")
-    given = row.keys.activation
-    activation = given if isinstance(given, str) else lower.weights.config[given.key]
+    given, how = row.keys.activation, decoder.how
+    activation = given if isinstance(given, str) else str(lower.weights.config[given.key])
+    activation = how.names.get(activation, activation)
     names = [f"{block}.{up}" for up in ups]
-    sub_norm, reader = decoder.how.ffn_sub_norm, f"{block}.{down}"
-    gated = lower.gated(names, normed, str(activation), reader if sub_norm is None else None)
-    gated = _normed(decoder, block, sub_norm, gated)
-    return _normed(decoder, block, decoder.how.ffn_norm, lower.linears([reader], gated, out="f32"))
+    sub_norm, reader = how.ffn_sub_norm, f"{block}.{down}"
+    if how.gated:
+        inner = lower.gated(names, normed, activation, reader if sub_norm is None else None)
+    else:
+        inner = lower.linears(names, normed, out="bf16", activation=activation)
+    return lower.linears([reader], _normed(decoder, block, sub_norm, inner), out="f32")
 
 
 def _normed(decoder: _Decoder, block: str, norm: str | None, y: Value) -> Value:
     if norm is None:
         return y
-    return decoder.lower.rms_norm(f"{block}.{norm}", y, eps=decoder.eps, plus=decoder.plus)
+    return decoder.lower.norm(f"{block}.{norm}", y, **(decoder.norms | {"eps": decoder.inner_eps}))
 
 
-def _ffn_norm(row: Architecture) -> str | None:
-    return row.producer(row.linears("ffn")[0])
+def _added(
+    decoder: _Decoder, block: str, after: str | None, before: str | None, y: Value, x: Value
+) -> tuple[Value, Value]:
+    """The residual x with what is added to it, and what the next linears read. after: the norm of y. before: that of
+    what they read, by its whole name; None where they read the residual."""
+    lower = decoder.lower
+    if before is None:
+        x = lower.norm_and_sum(f"{block}.{after}", y, x, **decoder.norms)
+        return x, x
+    return lower.norm_of_sum(before, _normed(decoder, block, after, y), x, **decoder.norms)
 
 
-def _last_norm(decoder: _Decoder, y: Value, x: Value, factor: float = 1.0) -> Value:
-    """The last norm, of y + x, times a factor."""
+def _last_norm(decoder: _Decoder, values: Sequence[Value], factor: float = 1.0) -> Value:
+    """The last norm, of the sum of one or two values, times a factor."""
     lower, name = decoder.lower, f"{decoder.base}{decoder.how.final_norm}"
-    _, normed = lower.rms_norm_of_sum(name, y, x, eps=decoder.eps, plus=decoder.plus, factor=factor)
-    return normed
+    return lower.norm(name, *values, factor=factor, **decoder.norms)
 
 
 def _factor_of_logits(decoder: _Decoder) -> float:
-    return 1 / decoder.lower.weights.real("logits_scaling", 1.0) if decoder.how.multiplied else 1.0
+    how, weights = decoder.how, decoder.lower.weights
+    if how.logits is not None:
+        return weights.real(how.logits, 1.0)
+    return 1 / weights.real("logits_scaling", 1.0) if how.multiplied else 1.0
 
 
 def _of_answers(decoder: _Decoder, answers: Answers) -> FloatLinear:

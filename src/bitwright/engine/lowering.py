@@ -95,25 +95,32 @@ class Lowering:
         )
         return Value(out)
 
-    def norm(self, name: str, x: Value, residual: Value | None = None, *, eps: float) -> Value:
-        """The layer norm of x + residual."""
-        return self._norm(name, x, residual, None, eps)
+    def norm(
+        self, name: str, x: Value, residual: Value | None = None, *, eps: float, centred: bool = True,
+        plus: float = 0.0, factor: float = 1.0,
+    ) -> Value:  # fmt: skip
+        """The layer norm of x + residual, or, not centred, its RMSNorm, times a factor. plus: what is added to the
+        weight."""
+        return self._norm(name, x, residual, None, eps, centred=centred, plus=plus, factor=factor)
 
-    def norm_of_sum(self, name: str, x: Value, residual: Value, *, eps: float) -> tuple[Value, Value]:
-        """x + residual, and its layer norm."""
+    def norm_of_sum(
+        self, name: str, x: Value, residual: Value, *, eps: float, centred: bool = True, plus: float = 0.0,
+        factor: float = 1.0,
+    ) -> tuple[Value, Value]:  # fmt: skip
+        """x + residual, and its norm times a factor."""
         kept = self._buffer("f32", x.buffer.width, x.buffer.per)
-        return Value(kept), self._norm(name, x, residual, kept, eps)
+        return Value(kept), self._norm(name, x, residual, kept, eps, centred=centred, plus=plus, factor=factor)
 
-    def rms_norm(self, name: str, x: Value, *, eps: float, plus: float = 0.0) -> Value:
-        """The RMSNorm of x. plus: what is added to the weight."""
-        return self._norm(name, x, None, None, eps, centred=False, plus=plus)
+    def norm_and_sum(
+        self, name: str, x: Value, residual: Value, *, eps: float, centred: bool = True, plus: float = 0.0
+    ) -> Value:
+        """The norm of x, plus the residual."""
+        return self._norm(name, x, residual, None, eps, centred=centred, plus=plus, after=True)
 
-    def rms_norm_of_sum(
-        self, name: str, x: Value, residual: Value, *, eps: float, plus: float = 0.0, factor: float = 1.0
-    ) -> tuple[Value, Value]:
-        """x + residual, and its RMSNorm times a factor."""
-        kept = self._buffer("f32", x.buffer.width, x.buffer.per)
-        return Value(kept), self._norm(name, x, residual, kept, eps, centred=False, plus=plus, factor=factor)
+    def rms_norm_columns(self, name: str, rows: Value, column: int, width: int, *, eps: float) -> int:
+        """The RMSNorm of so many columns of rows from `column` on, in place. Returns the column after them."""
+        self._add(ops.NormColumns(name, rows.buffer, column, self.weights.vector(f"{name}.weight", width), eps))
+        return column + width
 
     def qkv(self, names: Sequence[str], x: Value) -> Value:
         """Queries, keys and values of as many values each, side by side.
@@ -271,6 +278,11 @@ class Lowering:
         self._linear(name, [first], x, out, 0, activation="none", linears=int(convert is None), n=linear.shape[0])
         return Value(out)
 
+    def add(self, name: str, x: Value, y: Value) -> Value:
+        """x + y, in place of x."""
+        self._add(ops.Add(name, x.buffer, y.buffer))
+        return x
+
     def softcap(self, name: str, x: Value, cap: float) -> Value:
         """cap · tanh(x / cap), in place."""
         self._add(ops.Softcap(name, x.buffer, cap))
@@ -315,14 +327,15 @@ class Lowering:
         return program
 
     def _norm(
-        self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float, *, centred: bool = True,
-        plus: float = 0.0, factor: float = 1.0,
+        self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float, *, centred: bool,
+        plus: float, factor: float = 1.0, after: bool = False,
     ) -> Value:  # fmt: skip
         width = x.buffer.width
         if residual is not None and residual.buffer.width != width:
             raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}; both must be equal")
         out = self._buffer("f32", x.buffer.width, x.buffer.per)
         weight_H = (self.weights.vector(f"{name}.weight", width) + np.float32(plus)) * np.float32(factor)
+        bias_H = self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None
         self._add(
             ops.NormRows(
                 name,
@@ -332,9 +345,10 @@ class Lowering:
                 codes=None,
                 sum=kept,
                 weight_H=weight_H,
-                bias_H=self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None,
+                bias_H=None if bias_H is None else bias_H * np.float32(factor),
                 eps=eps,
                 centred=centred,
+                residual_after=after,
             )
         )
         return Value(out, norm=len(self._ops) - 1)

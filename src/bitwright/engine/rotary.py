@@ -36,19 +36,28 @@ class _Angles(NamedTuple):
     factor: float = 1.0
 
 
-def rotary(weights: Weights, kind: str, head_size: int, positions: int) -> Rotary:
+def rotary(
+    weights: Weights,
+    kind: str,
+    head_size: int,
+    positions: int,
+    *,
+    share: float = 1.0,
+    window_theta: float | None = None,
+) -> Rotary:
     """Cosines and sines for positions 0 to `positions` - 1.
 
     kind: of attention, where config.json has angles for each: "full_attention" or "sliding_attention".
+    share, window_theta: what the family takes where it says nothing, see `Decoding`.
 
     Raises:
         EngineError: a rope type that the engine does not know, or as many angles as no program holds.
         CheckpointError: numbers of config.json that are none.
     """
-    rope = _settings(weights.config, kind)
+    rope = _settings(weights.config, kind, window_theta)
     if unknown := sorted(rope.keys() - _KEYS):
         raise EngineError(f"the engine does not know the rope's keys {', '.join(map(short, unknown))}")
-    size = int(head_size * weights.check_real("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)))
+    size = int(head_size * weights.check_real("partial_rotary_factor", rope.get("partial_rotary_factor", share)))
     if size % 2 or not 2 <= size <= head_size:
         raise EngineError(f"{size} of {head_size} values of a head rotate; the engine rotates an even number of them")
     if positions * (size // 2) > _MOST_ANGLES:
@@ -79,7 +88,7 @@ def _of_queries(beta: float, trained: float, positions: int) -> Rotary | None:
     return Rotary(cos_TF, np.zeros_like(cos_TF))
 
 
-def _settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any], kind: str, window_theta: float | None) -> dict[str, Any]:
     """What config.json says of one kind of attention, in the words of transformers 5."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     by_kind = isinstance(given, dict) and bool(given) and given.keys() <= set(_KINDS)
@@ -89,6 +98,16 @@ def _settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     older = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
     if not by_kind and kind == "sliding_attention" and config.get("rope_local_base_freq") is not None:
         return {"rope_theta": config["rope_local_base_freq"]}  # gemma3 before transformers 5: local angles are plain
+    if not by_kind and window_theta is not None:  # olmo3 before transformers 5: so are its
+        if given and (config.get("rope_parameters") or "rope_type" not in given):
+            raise EngineError(f"the engine does not support a rope of {short(given)} in this family")
+        if kind == "sliding_attention":
+            if older.get("rope_theta", window_theta) != window_theta:  # versions of transformers read it differently
+                raise EngineError(
+                    f"the engine does not support rope_theta = {short(older['rope_theta'])} where config.json has not "
+                    "rope_parameters for each kind of attention"
+                )
+            return {"rope_theta": window_theta}
     return older | {key: value for key, value in rope.items() if value is not None}
 
 

@@ -1,4 +1,8 @@
-"""The rows of the decoders, dense and mixtures of experts. All but one size of OPT normalize before each linear."""
+"""The rows of the decoders, dense and mixtures of experts. All but OLMo 2 and 3, EXAONE 4 and one size of OPT normalize
+before each linear.
+
+One file although long: one table, whose rows say what is different from the one before.
+"""
 
 from bitwright.families.row import (
     Architecture,
@@ -59,15 +63,152 @@ _MINISTRAL3 = _LLAMA._replace(
 _SMOLLM3 = _LLAMA._replace(
     decoding=Decoding(
         windows="listed",
-        skips=True,
+        skips="listed",
         needs=("layer_types", "no_rope_layers or no_rope_layer_interval", "rope_parameters or rope_theta"),
     )
 )
+# Biases of attention are q's, k's and v's, or also o's.
+_SEED_OSS = _LLAMA._replace(decoding=Decoding(needs=("head_dim", "num_key_value_heads")))
+_CWM = _LLAMA._replace(
+    decoding=Decoding(
+        windows="listed",
+        needs=("sliding_window", "layer_types", "head_dim", "num_key_value_heads", "rope_parameters or rope_theta"),
+    )
+)
+# Neighbours rotate together.
+_HELIUM = _LLAMA._replace(
+    decoding=Decoding(interleaved=True, needs=("head_dim", "num_key_value_heads", "rope_parameters or rope_theta"))
+)
 _GRANITE = _LLAMA._replace(decoding=Decoding(multiplied=True, needs=("attention_multiplier",)))
+# Norms after attention and FFN as well.
+_HYPERCLOVAX = _LLAMA._replace(
+    decoding=Decoding(
+        attention_norm="post_norm1",
+        ffn_norm="post_norm2",
+        multiplied=True,
+        logits="logits_scaling",
+        needs=("attention_multiplier",),
+    )
+)
 _QWEN_NEEDS = ("use_sliding_window", "sliding_window")
 _QWEN2 = _LLAMA._replace(decoding=Decoding(windows="listed", needs=_QWEN_NEEDS))
 _HEAD_NORMS = Decoding("self_attn.q_norm", "self_attn.k_norm", windows="listed", needs=(*_QWEN_NEEDS, "head_dim"))
 _QWEN3 = _LLAMA._replace(decoding=_HEAD_NORMS)
+
+# No gate in the FFN.
+_UNGATED: dict[str, Role] = {"mlp.up_proj": "ffn", "mlp.down_proj": "ffn"}
+_UNGATED_INPUTS = (
+    Input(("mlp.up_proj",), "post_attention_layernorm"),
+    Input(("mlp.down_proj",), "mlp.up_proj", "relu"),
+)
+_ARCEE = _LLAMA._replace(
+    roles=_ATTENTION | _UNGATED,
+    inputs=(*_ATTENTION_INPUTS, *_UNGATED_INPUTS),
+    activations={"mlp.up_proj": "mlp.act_fn"},
+    decoding=Decoding(gated=False),
+)
+# Layer norms: of the weight plus 1, as it is, or in blocks with a gate.
+_NEMOTRON = _ARCEE._replace(
+    inputs=tuple(each._replace(made_by="norm_plus_1") if each.made_by == "norm" else each for each in _ARCEE.inputs),
+    keys=_KEYS._replace(eps=Setting("norm_eps")),
+    decoding=Decoding(centred=True, plus_one=True, gated=False, share=0.5),
+)
+_JAIS2 = _ARCEE._replace(
+    keys=_KEYS._replace(eps=Setting("layer_norm_eps")), decoding=Decoding(centred=True, gated=False)
+)
+_STABLELM = _LLAMA._replace(
+    keys=_KEYS._replace(eps=Setting("layer_norm_eps")),
+    decoding=Decoding(centred=True, share=0.25, needs=("num_key_value_heads",)),
+)
+_STARCODER2 = _LLAMA._replace(
+    roles={**_ATTENTION, "mlp.c_fc": "ffn", "mlp.c_proj": "ffn"},
+    inputs=(
+        *_ATTENTION_INPUTS,
+        Input(("mlp.c_fc",), "post_attention_layernorm"),
+        Input(("mlp.c_proj",), "mlp.c_fc", "relu"),
+    ),
+    activations={"mlp.c_fc": "mlp.act"},
+    keys=_KEYS._replace(eps=Setting("norm_epsilon")),
+    decoding=Decoding(centred=True, gated=False, windows="all", needs=("num_key_value_heads",)),
+)
+
+# One norm before attention and the FFN, side by side.
+_COHERE = _LLAMA._replace(
+    inputs=(
+        Input(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"),
+            "input_layernorm",
+        ),
+        _ATTENTION_INPUTS[1],
+        _DOWN,
+    ),
+    keys=_KEYS._replace(eps=Setting("layer_norm_eps")),
+    decoding=Decoding(
+        centred=True, interleaved=True, logits="logit_scale", needs=("logit_scale", "rope_parameters or rope_theta")
+    ),
+)
+_COHERE2 = _COHERE._replace(
+    decoding=Decoding(
+        centred=True,
+        interleaved=True,
+        logits="logit_scale",
+        windows="listed",
+        skips="full",
+        needs=("logit_scale", "sliding_window", "layer_types or sliding_window_pattern"),
+    )
+)
+_PHI = Architecture(
+    blocks="layers",
+    roles={
+        "self_attn.q_proj": "qkv",
+        "self_attn.k_proj": "qkv",
+        "self_attn.v_proj": "qkv",
+        "self_attn.dense": "attention_output",
+        "mlp.fc1": "ffn",
+        "mlp.fc2": "ffn",
+    },
+    inputs=(
+        Input(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"), "input_layernorm"),
+        Input(("self_attn.dense",), "self_attn.v_proj", "value"),
+        Input(("mlp.fc2",), "mlp.fc1", "relu"),
+    ),
+    activations={"mlp.fc1": "mlp.activation_fn"},
+    keys=_KEYS._replace(eps=Setting("layer_norm_eps")),
+    embeddings=_EMBEDDINGS,
+    head=_HEAD,
+    decoding=Decoding(final_norm="final_layernorm", centred=True, gated=False, share=0.5),
+)
+
+# Norms after attention and FFN alone, before the residual: linears read the residual itself.
+_POST_NORM = _LLAMA._replace(
+    inputs=(
+        Input(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        _ATTENTION_INPUTS[1],
+        Input(("mlp.gate_proj", "mlp.up_proj")),
+        _DOWN,
+    )
+)
+_AFTER = Decoding(
+    "self_attn.q_norm",
+    "self_attn.k_norm",
+    attention_norm="post_attention_layernorm",
+    ffn_norm="post_feedforward_layernorm",
+)
+_OLMO2 = _POST_NORM._replace(decoding=_AFTER._replace(whole_norms=True))
+_OLMO3 = _POST_NORM._replace(
+    decoding=_AFTER._replace(
+        whole_norms=True,
+        windows="listed",
+        full_every=4,
+        window_theta=500_000.0,
+        needs=("sliding_window", "rope_parameters or rope_theta"),
+    )
+)
+_EXAONE4 = _POST_NORM._replace(
+    decoding=_AFTER._replace(
+        windows="listed", skips="full_beside", needs=("sliding_window", "layer_types", "num_key_value_heads")
+    )
+)
 
 # Norms before the last linears of attention and FFN as well.
 _BITNET = _LLAMA._replace(
@@ -82,6 +223,21 @@ _BITNET = _LLAMA._replace(
         attention_sub_norm="self_attn.attn_sub_norm",
         ffn_sub_norm="mlp.ffn_sub_norm",
         needs=("num_key_value_heads", "rope_parameters or rope_theta"),
+    ),
+)
+
+_GEMMA = _LLAMA._replace(
+    inputs=(
+        _ATTENTION_INPUTS[0]._replace(made_by="norm_plus_1"),
+        _ATTENTION_INPUTS[1],
+        Input(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm", "norm_plus_1"),
+        _DOWN,
+    ),
+    decoding=Decoding(
+        plus_one=True,
+        scaled=True,
+        names={"gelu": "gelu_pytorch_tanh"},  # which older files mean
+        needs=("head_dim", "num_key_value_heads"),
     ),
 )
 
@@ -103,6 +259,19 @@ _GEMMA3 = _LLAMA._replace(
         needs=("sliding_window", "head_dim", "query_pre_attn_scalar", "rope_parameters or rope_theta"),
     ),
 )
+
+_CAPPED = Decoding(
+    plus_one=True,
+    scaled=True,
+    windows="listed",
+    full_every=2,
+    needs=("sliding_window", "head_dim", "num_key_value_heads", "query_pre_attn_scalar", "attn_logit_softcapping",
+           "final_logit_softcapping"),
+)  # fmt: skip
+_GEMMA2 = _GEMMA3._replace(
+    decoding=_CAPPED._replace(attention_norm="post_attention_layernorm", ffn_norm="post_feedforward_layernorm")
+)
+_VAULTGEMMA = _GEMMA3._replace(decoding=_CAPPED)
 
 # The language tower of the model that also reads images.
 _GEMMA3_WITH_IMAGES = _GEMMA3._replace(
@@ -182,14 +351,24 @@ _LFM2 = Architecture(
     left_out=("layers.*.conv.conv",),
 )
 
-# Norms after attention and FFN as in Gemma; the one before the FFN is called as in Llama.
-_GLM4 = Architecture(
+_GLM = Architecture(
     blocks="layers",
     roles=_ATTENTION | _FUSED_FFN,
     inputs=(*_ATTENTION_INPUTS, *_FUSED_FFN_INPUTS),
     keys=_KEYS,
     embeddings=_EMBEDDINGS,
     head=_HEAD,
+    decoding=Decoding(interleaved=True, share=0.5, needs=("head_dim", "num_key_value_heads")),
+)
+# Norms after attention and FFN as in Gemma; the one before the FFN is called as in Llama.
+_GLM4 = _GLM._replace(
+    decoding=Decoding(
+        attention_norm="post_self_attn_layernorm",
+        ffn_norm="post_mlp_layernorm",
+        interleaved=True,
+        share=0.5,
+        needs=("head_dim", "num_key_value_heads"),
+    )
 )
 
 _GPT2 = Architecture(
@@ -347,24 +526,44 @@ _DEEPSEEK_V3 = _GLM4_MOE._replace(
 
 # model_type of config.json -> row.
 DECODERS: dict[str, Architecture] = {
+    "arcee": _ARCEE,
     "bitnet": _BITNET,
+    "cohere": _COHERE,
+    "cohere2": _COHERE2,
+    "cwm": _CWM,
     "deepseek_v3": _DEEPSEEK_V3,
+    "ernie4_5": _HELIUM,
+    "exaone4": _EXAONE4,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA2,
     "gemma3": _GEMMA3_WITH_IMAGES,
     "gemma3_text": _GEMMA3,
+    "glm": _GLM,
     "glm4": _GLM4,
     "glm4_moe": _GLM4_MOE,
     "gpt2": _GPT2,
     "granite": _GRANITE,
+    "helium": _HELIUM,
+    "hyperclovax": _HYPERCLOVAX,
+    "jais2": _JAIS2,
     "lfm2": _LFM2,
     "llama": _LLAMA,
     "ministral": _MINISTRAL,
     "ministral3": _MINISTRAL3,
     "mistral": _MISTRAL,
     "mixtral": _MIXTRAL,
+    "nemotron": _NEMOTRON,
+    "olmo2": _OLMO2,
+    "olmo3": _OLMO3,
     "opt": _OPT,
+    "phi": _PHI,
     "phi3": _PHI3,
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
     "qwen3_moe": _QWEN3_MOE,
+    "seed_oss": _SEED_OSS,
     "smollm3": _SMOLLM3,
+    "stablelm": _STABLELM,
+    "starcoder2": _STARCODER2,
+    "vaultgemma": _VAULTGEMMA,
 }

@@ -145,14 +145,22 @@ class Convolution(NamedTuple):
 class Decoding(NamedTuple):
     """How the engine computes a decoder: RMSNorms before the linears, rotary positions, a gated FFN, and what follows.
 
-    query_norm, key_norm: paths inside a block of norms of each head, before positions. attention_norm, ffn_norm: of
-    what attention and the FFN add to the residual. attention_sub_norm, ffn_sub_norm: of what their last linear reads
-    (Wang et al. 2022, SubLN). final_norm: after the last block.
-    plus_one: norms multiply by 1 + weight. scaled: a word's embedding is multiplied by the root of its width.
-    convolution: in some blocks, in place of attention.
+    query_norm, key_norm: paths inside a block of norms of each head, before positions; whole_norms: of all heads
+    together. attention_norm, ffn_norm: of what attention and the FFN add to the residual. Where no `Input` names a norm
+    before them they read it as it is; where it is the same norm they read that side by side. attention_sub_norm,
+    ffn_sub_norm: of what their last linear reads (Wang et al. 2022, SubLN). final_norm: after the last block.
+    centred: norms are layer norms. plus_one: they multiply by 1 + weight.
+    gated: the FFN is f(a) · b, else f(a). names: activations that config.json calls otherwise.
+    scaled: a word's embedding is multiplied by the root of its width. convolution: in some blocks, in place of
+    attention.
     windows: which blocks see only the last tokens: none; all, if config.json has a window; or those that it lists.
-    multiplied: config.json has factors of embeddings, scores, residuals and logits (muP).
-    skips: it lists blocks that rotate nothing. scales_queries: those far from a text's beginning, by position.
+    full_every: where it lists none, so many blocks end with one that sees all; None: a key of it says how many.
+    multiplied: config.json has factors of embeddings, scores, residuals and logits (muP). logits: its key of what
+    multiplies logits; else such a factor divides them.
+    interleaved: neighbours rotate together, not the halves of a head. share: of a head, that rotates where config.json
+    does not say. window_theta: base of the angles of blocks with a window, where config.json has not angles for each
+    kind. skips: blocks that rotate nothing: none; those that config.json lists; those that see all, always or
+    ("full_beside") if it has a window. scales_queries: those far from a text's beginning, by position.
     both_ways: `use_bidirectional_attention` is followed.
     needs: keys of config.json that must be there, because transformers' defaults for them are the family's own;
         "a or b": one of them.
@@ -160,17 +168,26 @@ class Decoding(NamedTuple):
 
     query_norm: str | None = None
     key_norm: str | None = None
+    whole_norms: bool = False
     attention_norm: str | None = None
     ffn_norm: str | None = None
     attention_sub_norm: str | None = None
     ffn_sub_norm: str | None = None
     final_norm: str = "norm"
+    centred: bool = False
     plus_one: bool = False
+    gated: bool = True
+    names: Mapping[str, str] = _NONE
     scaled: bool = False
     convolution: Convolution | None = None
     windows: Literal["none", "all", "listed"] = "none"
+    full_every: int | None = None
     multiplied: bool = False
-    skips: bool = False
+    logits: str | None = None
+    interleaved: bool = False
+    share: float = 1.0
+    window_theta: float | None = None
+    skips: Literal["none", "listed", "full", "full_beside"] = "none"
     scales_queries: bool = False
     both_ways: bool = False
     needs: tuple[str, ...] = ()

@@ -475,8 +475,11 @@ class Embed:
 class NormRows:
     def __init__(
         self, *, x: int, residual: int, sum: int, y: int, codes: int, weight: int, bias: int, eps: float,
-        centred: bool, grid: InputGrid | None,
+        centred: bool, residual_after: bool, grid: InputGrid | None,
     ) -> None: ...  # fmt: skip
+
+class NormColumns:
+    def __init__(self, *, rows: int, column: int, n: int, weight: int, eps: float) -> None: ...
 
 class Quantize:
     def __init__(self, *, source: int, out: int, grid: InputGrid) -> None: ...
@@ -533,6 +536,9 @@ class Rotate:
 class Gate:
     def __init__(self, *, source: int, out: int, function: Function, grid: InputGrid | None) -> None: ...
 
+class Add:
+    def __init__(self, *, rows: int, source: int) -> None: ...
+
 class Softcap:
     def __init__(self, *, rows: int, cap: float) -> None: ...
 
@@ -540,7 +546,7 @@ class AttendPast:
     def __init__(
         self, *, source: int, out: int, heads: int, kv_heads: int, head_size: int, scale: float, softcap: float,
         window: int, causal: bool, sinks: int, kind: CacheKind, layer: int, q_weight: int, k_weight: int, eps: float,
-        rotary: int, cos: int, sin: int,
+        rotary: int, interleaved: bool, cos: int, sin: int,
     ) -> None: ...  # fmt: skip
 
 class ConvolvePast:
@@ -564,6 +570,7 @@ class Program:
         self,
         op: Embed
         | NormRows
+        | NormColumns
         | Quantize
         | Round
         | MultiplyW8A8
@@ -575,7 +582,8 @@ class Program:
         | Normalize
         | Activate
         | Gate
-        | Rotate,
+        | Rotate
+        | Add,
         /,
     ) -> None: ...
     def run(self, batch: Batch, threads: int, out: int, seconds: int) -> bool: ...

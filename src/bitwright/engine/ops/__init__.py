@@ -7,6 +7,7 @@
     record                kind       reads          writes                what
     Embed                 embed      -              f32                   word + position + type embedding of a token
     NormRows              norm       f32 [f32]      f32 [codes] [f32]     layer norm of a sum, and its quantized rows
+    NormColumns           norm       bf16           in place              RMSNorm of some columns of a row
     Quantize              quantize   f32 or bf16    codes or groups       rows -> 8-bit codes, by rows or by groups
     Round                 round      f32 or bf16    bf16                  rows through a transform, to a grid, to bf16
     MultiplyW8A8          linear     codes          f32, bf16 or codes    int8 x int8; codes on a static grid
@@ -21,6 +22,7 @@
     Gate                  gate       bf16           bf16, codes, groups   f(a) · b of a row's halves a, b
     Repeat                repeat     f32 or bf16    the same              each row twice, side by side
     Select                select     f32            f32, per output       the rows whose output is wanted
+    Add                   add        f32, f32       in place              the sum of rows
     Softcap               softcap    f32            in place              cap · tanh(x / cap)
     Activate              activate   f32 or bf16    in place              an elementwise function
     Pool                  pool       f32            f32, per sequence     one row for each sequence
@@ -34,9 +36,11 @@ from bitwright.engine.ops.convolve import ConvolvePast
 from bitwright.engine.ops.multiply import Multiply, MultiplyBf16, MultiplyW4A8, MultiplyW8A8, MultiplyWna16
 from bitwright.engine.ops.rows import (
     Activate,
+    Add,
     Embed,
     Gate,
     Normalize,
+    NormColumns,
     NormRows,
     Pool,
     Quantize,
@@ -48,6 +52,7 @@ from bitwright.engine.ops.rows import (
 
 __all__ = [
     "Activate",
+    "Add",
     "Attend",
     "AttendDisentangled",
     "AttendPast",
@@ -59,6 +64,7 @@ __all__ = [
     "MultiplyW4A8",
     "MultiplyW8A8",
     "MultiplyWna16",
+    "NormColumns",
     "NormRows",
     "Normalize",
     "Op",
@@ -72,7 +78,7 @@ __all__ = [
 ]
 
 Op = (
-    Embed | NormRows | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyW4A8 | MultiplyWna16
-    | Attend | AttendDisentangled | AttendPast | ConvolvePast | Rotate | Gate | Select | Repeat | Activate | Softcap
-    | Pool | Normalize
+    Embed | NormRows | NormColumns | Quantize | Round | MultiplyW8A8 | MultiplyBf16 | MultiplyW4A8 | MultiplyWna16
+    | Attend | AttendDisentangled | AttendPast | ConvolvePast | Rotate | Gate | Select | Repeat | Activate | Add
+    | Softcap | Pool | Normalize
 )  # fmt: skip

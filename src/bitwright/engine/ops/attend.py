@@ -141,9 +141,10 @@ class AttendPast:
 
     qkv: q of every head, then k, then v of every head of keys and values. q_weight_D, k_weight_D: of an RMSNorm of each
     head, float32, or None. cos_TF, sin_TF: float32 (positions, rotary / 2), which rotate the first `rotary` values of a
-    head; None: nothing rotates. window: tokens that a token sees, itself among them; None: all before it. softcap: of
-    scores, 0 for none. sinks_H: float32, a score of each head that only the denominator has, or None. causal: a token
-    sees none after it. layer: of the cache.
+    head; None: nothing rotates. interleaved: each even value with the next; else the first half of them with the
+    second. window: tokens that a token sees, itself among them; None: all before it. softcap: of scores, 0 for none.
+    sinks_H: float32, a score of each head that only the denominator has, or None. causal: a token sees none after it.
+    layer: of the cache.
     """
 
     kind: ClassVar[str] = "attention"
@@ -164,6 +165,7 @@ class AttendPast:
     eps: float = 0.0
     cos_TF: np.ndarray | None = None
     sin_TF: np.ndarray | None = None
+    interleaved: bool = False
 
     def text(self) -> str:
         window = "" if self.window is None else f" -{self.window}"
@@ -193,6 +195,7 @@ class AttendPast:
             k_weight=to.array(self.k_weight_D),
             eps=self.eps,
             rotary=0 if self.cos_TF is None else 2 * self.cos_TF.shape[1],
+            interleaved=self.interleaved,
             cos=to.array(self.cos_TF, natural=True),
             sin=to.array(self.sin_TF, natural=True),
         )

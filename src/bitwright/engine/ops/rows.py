@@ -76,8 +76,9 @@ class Embed:
 class NormRows:
     """f32 or bf16 [f32] -> f32 [codes] [f32]: the norm of x + residual, its quantized rows, and the sum itself.
 
-    weight_H, bias_H: float32; the bias may be None. centred: a layer norm; else RMSNorm, which takes no mean off. grid,
-    transform: of the codes, which may be by groups; those need no grid, or the symmetric one of a row.
+    weight_H, bias_H: float32; the bias may be None. centred: a layer norm; else RMSNorm, which takes no mean off.
+    residual_after: y is the norm of x, plus the residual. grid, transform: of the codes, which may be by groups; those
+    need no grid, or the symmetric one of a row.
     """
 
     kind: ClassVar[str] = "norm"
@@ -91,6 +92,7 @@ class NormRows:
     bias_H: np.ndarray | None
     eps: float
     centred: bool = True
+    residual_after: bool = False
     grid: InputGrid | None = None
     transform: PaddedTransform | None = None
 
@@ -110,7 +112,37 @@ class NormRows:
             bias=to.array(self.bias_H),
             eps=self.eps,
             centred=self.centred,
+            residual_after=self.residual_after,
             grid=bind_input(to, self.grid, self.transform),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class NormColumns:
+    """bf16, in place: the RMSNorm of as many columns as there are weights, from `column` on.
+
+    weight_N: float32.
+    """
+
+    kind: ClassVar[str] = "norm"
+    name: str
+    rows: Buffer = field(metadata=IN_PLACE)
+    column: int
+    weight_N: np.ndarray
+    eps: float
+
+    operations = uncounted
+
+    def text(self) -> str:
+        return f"[{self.column}, {self.column + len(self.weight_N)})"
+
+    def bind(self, to: Binder) -> object:
+        return to.native.NormColumns(
+            rows=to.buffer(self.rows),
+            column=self.column,
+            n=len(self.weight_N),
+            weight=to.array(self.weight_N),
+            eps=self.eps,
         )
 
 
@@ -204,6 +236,22 @@ class Gate:
             function=to.native.Function[self.function],
             grid=bind_input(to, self.grid, self.transform),
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Add:
+    """f32, in place: rows plus those of another buffer."""
+
+    kind: ClassVar[str] = "add"
+    name: str
+    rows: Buffer = field(metadata=IN_PLACE)
+    source: Buffer = field(metadata=READ)
+
+    text = plain
+    operations = uncounted
+
+    def bind(self, to: Binder) -> object:
+        return to.native.Add(rows=to.buffer(self.rows), source=to.buffer(self.source))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
