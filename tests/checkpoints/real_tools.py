@@ -8,6 +8,7 @@ A linear's weight is what comes out for the identity matrix, so it does not matt
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def llmcompressor(source: Path, out: Path, scheme: str) -> Weights:
     oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"]))
     model.save_pretrained(out, save_compressed=True)
     back = opened(out)
-    back(input_ids=torch.tensor(IDS))  # decompresses
+    with suppress(RuntimeError):  # of some schemes it makes bf16, which it cannot multiply with the rest
+        back(input_ids=torch.tensor(IDS))  # decompresses
+    torch.nn.Module.float(back)
     for module in back.modules():
         module.quantization_enabled = False  # of inputs
     return weights_of(back)

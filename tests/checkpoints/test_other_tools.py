@@ -252,6 +252,52 @@ def test_mxfp4_and_nvfp4_keep_every_number(tmp_path: Path) -> None:
     assert len(multiplied.remarks) == 2
 
 
+def e4m3(n: int, k: int) -> torch.Tensor:
+    """Every number of E4M3, (n, k)."""
+    bytes_ = torch.arange(n * k).to(torch.uint8).reshape(n, k)
+    return torch.where(bytes_ & 0x7F == 0x7F, 0, bytes_).view(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("tool", ["compressed-tensors", "modelopt", "mlx"])
+def test_mxfp8_keeps_every_number(tmp_path: Path, tool: str) -> None:
+    codes, raw = e4m3(16, 64), np.random.default_rng(0).integers(60, 200, (16, 2)).astype(np.uint8)
+    expected = codes.float().numpy() * np.repeat(2.0 ** (raw.astype(int) - 127), 32, axis=1)
+    weights = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}
+    groups = {"g": {"targets": ["Linear"], "weights": weights, "input_activations": weights}}
+    said: dict[str, Any] = {"quantization_config": {
+        "compressed-tensors": {"quant_method": tool, "format": "mxfp8-quantized", "config_groups": groups},
+        "modelopt": {"quant_method": tool, "quant_algo": "MXFP8", "group_size": 32},
+    }.get(tool)}  # fmt: skip
+    part = {"weight": codes, "weight_scale": torch.tensor(raw)}
+    if tool == "mlx":
+        said = {"quantization": {"bits": 8, "group_size": 32, "mode": "mxfp8"}}
+        part = {"weight": codes.view(torch.uint32), "scales": torch.tensor(raw)}
+    found = opened(tools.save(tmp_path, said, {M: part}))
+    assert found.dequantized[M].fp8
+    assert np.array_equal(number(found), expected)
+
+
+def test_mxfp6_keeps_every_number_as_8_bit_integers(tmp_path: Path) -> None:
+    """Bits by hand: a sign, two of the exponent, three of the mantissa, from the lowest bit on."""
+    random = np.random.default_rng(0)
+    stored, raw = random.permutation(np.arange(8 * 64) % 64).reshape(8, 64), random.integers(100, 140, (8, 2))
+    text = ["".join(f"{code:06b}"[::-1] for code in row) for row in stored]
+    packed = [[int(row[i : i + 8][::-1], 2) for i in range(0, len(row), 8)] for row in text]
+    sign, exponent, mantissa = stored >> 5, stored >> 3 & 3, stored & 7
+    size = np.where(exponent == 0, mantissa / 8, (1 + mantissa / 8) * 2.0 ** (exponent - 1))
+    expected = np.where(sign == 1, -size, size) * np.repeat(2.0 ** (raw - 127), 32, axis=1)
+    weights = {"num_bits": 6, "type": "float", "strategy": "group", "group_size": 32}
+    config = {"quant_method": "compressed-tensors", "format": "mxfp6-pack-quantized",
+              "config_groups": {"g": {"targets": ["Linear"], "weights": weights}}}  # fmt: skip
+    part = {
+        "weight_packed": torch.tensor(packed, dtype=torch.uint8),
+        "weight_scale": torch.tensor(raw.astype(np.uint8)),
+    }
+    found = opened(tools.save(tmp_path, {"quantization_config": config}, {M: part}))
+    assert found.linears[M].form.weight == QuantSpec(bits=8, group_size=32)
+    assert np.array_equal(number(found), expected)
+
+
 @pytest.mark.parametrize("bits", [4, 6])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_compressed_tensors_with_an_index_and_of_6_bits(tmp_path: Path, bits: int, ordered: bool) -> None:
@@ -320,6 +366,8 @@ SAID: dict[str, dict[str, Any]] = {
     "fp8": {},
     "modelopt": {"quant_algo": "NVFP4"},
 }
+BYTES = torch.full((16, 2), 120, dtype=torch.uint8)
+MXFP8 = {"weight": e4m3(16, 64), "weight_scale": BYTES}
 # What is wrong -> the format, its tensors, and what its config says; the tensor or the key that the message names.
 LIES: dict[str, tuple[str, tools.Tensors, dict[str, Any], str]] = {
     "gptq, no scales": ("gptq", change(GPTQ, scales=None), {}, "scales is missing"),
@@ -369,7 +417,8 @@ LIES: dict[str, tuple[str, tools.Tensors, dict[str, Any], str]] = {
     "mlx, signed words": ("mlx", change(MLX, weight=MLX["weight"].view(torch.int32)), {}, "weight is I32"),
     "mlx, a group too small": ("mlx", MLX, {"group_size": 16}, "scales has the shape"),
     "mlx, 7 bits": ("mlx", MLX, {"bits": 7}, "bits = 7"),
-    "mlx, another mode": ("mlx", MLX, {"mode": "mxfp8"}, "mode 'mxfp8'"),
+    "mlx, another mode": ("mlx", MLX, {"mode": "mxfp6"}, "mode 'mxfp6'"),
+    "mlx, mxfp8 with floats as scales": ("mlx", MLX, {"mode": "mxfp8"}, "scales is F16, but must be U8"),
     "mlx, huge scales": ("mlx", change(MLX, scales=MLX["scales"].float().sign() * 3e38), {}, "every minimum must"),
     "gptq, huge scales": (
         "gptq", change(GPTQ, scales=torch.full((2, 32), 3e38), g_idx=ORDER), {}, "a scale is not finite, or so large",
@@ -386,6 +435,15 @@ LIES: dict[str, tuple[str, tools.Tensors, dict[str, Any], str]] = {
     "modelopt, two scales": ("modelopt", change(NVFP4, weight_scale_2=torch.ones(2)), {}, "weight_scale_2 must be one"),
     "modelopt, a scale of -1": ("modelopt", change(NVFP4, weight_scale_2=-torch.ones(1)), {}, "weight_scale_2 is -1"),
     "modelopt, few scales": ("modelopt", change(NVFP4, weight_scale=NVFP4["weight_scale"][:9]), {}, "weight_scale has"),
+    "modelopt, mxfp8 with a power that is no number": ("modelopt", change(MXFP8, weight_scale=BYTES | 255),
+                                                       {"quant_algo": "MXFP8"}, "every scale must be a number"),
+    "modelopt, mxfp8 with few powers": ("modelopt", change(MXFP8, weight_scale=BYTES[:, :1].clone()),
+                                        {"quant_algo": "MXFP8"}, "weight_scale has the shape"),
+    "modelopt, mxfp8 of half a group": ("modelopt", change(MXFP8, weight=MXFP8["weight"][:, :48].contiguous()),
+                                        {"quant_algo": "MXFP8"}, "no multiple of MX's groups"),
+    "modelopt, mxfp8 too large": ("modelopt", change(MXFP8, weight_scale=BYTES | 254),
+                                  {"quant_algo": "MXFP8"}, "a scale is so large"),
+    "modelopt, no codes": ("modelopt", change(MXFP8, weight=None), {"quant_algo": "MXFP8"}, "weight is missing"),
     "modelopt, scaled inputs": ("modelopt", NVFP4 | {"pre_quant_scale": torch.ones(64)}, {}, "pre_quant_scale is unex"),
 }  # fmt: skip
 
@@ -427,6 +485,8 @@ def scheme_of(format_: str, **weights: Any) -> tuple[Any, dict[str, Any]]:
         ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [32, 32]}),
         ("nvfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
         ("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}),
+        ("mxfp6-pack-quantized", {"num_bits": 6, "type": "float", "strategy": "group", "group_size": 32}),
+        ("mxfp8-quantized", {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}),
         *(("pack-quantized", {"num_bits": bits, "strategy": "group", "group_size": 32, "symmetric": sym})
           for bits, sym in ((2, True), (3, False), (4, False), (5, False), (6, True), (7, False), (8, False))),
     ],

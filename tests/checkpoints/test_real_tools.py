@@ -28,7 +28,8 @@ CASES = {
     "llmcompressor": {
         "W4A16": "compressed-tensors", "W4A16_ASYM": "compressed-tensors", "W8A16": "compressed-tensors",
         "W8A8": "compressed-tensors", "FP8_DYNAMIC": "compressed-tensors", "FP8_BLOCK": "compressed-tensors",
-        "NVFP4A16": "compressed-tensors", "MXFP4A16": "compressed-tensors",
+        "NVFP4A16": "compressed-tensors", "MXFP4A16": "compressed-tensors", "MXFP8A16": "compressed-tensors",
+        "MXFP6A16": "compressed-tensors",
     },
     "auto_round": {
         "auto_round,sym,4": "auto-round", "auto_round,asym,4": "auto-round", "auto_round,sym,2": "auto-round",
@@ -38,15 +39,18 @@ CASES = {
         "sym,plain,4": "gptq", "asym,plain,4": "gptq", "sym,order,4": "gptq", "sym,plain,3": "gptq",
         "sym,plain,8": "gptq",
     },
-    "modelopt": {"FP8_DEFAULT_CFG": "modelopt", "NVFP4_DEFAULT_CFG": "modelopt"},
+    "modelopt": {
+        "FP8_DEFAULT_CFG": "modelopt", "NVFP4_DEFAULT_CFG": "modelopt", "MXFP8_DEFAULT_CFG": "modelopt",
+        "MXFP4_DEFAULT_CFG": "modelopt", "W4A8_MXFP4_FP8_CFG": "modelopt",
+    },
     "mlx": {"4,32": "mlx", "8,64": "mlx", "3,32": "mlx"},
 }  # fmt: skip
 # What some release of a tool fails to write on a CPU, or with packages that its environment lacks. All else that it
 # does not write is a fault of `real_tools.py`.
 MAY_FAIL = {
-    ("llmcompressor", "NVFP4A16"), ("llmcompressor", "MXFP4A16"), ("auto_round", "auto_round,asym,4"),
+    ("llmcompressor", "MXFP6A16"), ("auto_round", "auto_round,asym,4"),
     ("auto_round", "auto_round:auto_awq,asym,4"), ("auto_round", "auto_gptq,sym,4"), ("auto_round", "auto_awq,asym,4"),
-    ("modelopt", "NVFP4_DEFAULT_CFG"),
+    *(("modelopt", form) for form in CASES["modelopt"] if form != "FP8_DEFAULT_CFG"),  # CUDA rounds to them
 }  # fmt: skip
 
 

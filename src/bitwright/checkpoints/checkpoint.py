@@ -92,6 +92,11 @@ class Module:
         tensors = self.directory.tensors
         return CheckpointError(f"{tensors.file(name) if name in tensors else self.directory.path}: {name} {problem}")
 
+    def dtype(self, suffix: str) -> str:
+        """The dtype of a tensor as safetensors spells it, "" of one that is missing."""
+        name = f"{self.name}.{suffix}"
+        return self.directory.tensors.dtype(name) if suffix in self else ""
+
     def shape(self, suffix: str, dtypes: tuple[str, ...], ndim: int | None = None) -> tuple[int, ...]:
         """The shape of a tensor that must be there.
 

@@ -3,7 +3,8 @@
     <m>.weight   uint32 (N, K·b/32)    codes from 0, packed along K, lowest bits first
     <m>.scales   float (N, G)          w = q · s + m, and s may be negative
     <m>.biases   float (N, G)          m
-    or, of the modes mxfp4 and nvfp4, uint32 (N, K/8) of E2M1, and uint8 (N, G) of E8M0 or E4M3 (`small_float_codes`)
+    or, of the modes mxfp4, nvfp4 and mxfp8, uint32 of E2M1 or E4M3, and uint8 (N, G) of E8M0 or E4M3
+    (`small_float_codes`)
 
 An embedding table is read as floats, since rows are looked up in it; a head that is tied to it multiplies its codes.
 """
@@ -25,7 +26,7 @@ from bitwright.checkpoints.checkpoint import (
 )
 from bitwright.checkpoints.gptq import SCALES
 from bitwright.checkpoints.integer_codes import integer_spec, integer_weight
-from bitwright.checkpoints.small_float_codes import Fp4, open_fp4
+from bitwright.checkpoints.small_float_codes import Fp4, open_fp4, open_mxfp8
 from bitwright.errors import CheckpointError, brief
 from bitwright.families import FAMILIES
 from bitwright.files.directory import ModelDirectory
@@ -54,21 +55,26 @@ def read_mlx(directory: ModelDirectory) -> Checkpoint:
     row = FAMILIES.get(str(directory.config.get("model_type")))
     words = "embed_tokens" if row is None else row.embeddings.words
 
-    coded: dict[str, PendingLinear] = {}
+    coded: dict[str, Opened] = {}
     for name in modules_with(directory, "scales"):
         own = said.get(name)
         coded[name] = _open(Module(directory, name), {**said, **own} if isinstance(own, dict) else said, where)
-    tables = {name: pending for name, pending in coded.items() if f".{name}".endswith(f".{words}")}
-    opened: dict[str, Opened] = {**coded, **{name: _as_table(pending) for name, pending in tables.items()}}
+    tables = {
+        name: pending for name, pending in coded.items()
+        if isinstance(pending, PendingLinear) and f".{name}".endswith(f".{words}")
+    }  # fmt: skip
+    opened = coded | {name: _as_table(pending) for name, pending in tables.items()}
     return assemble(directory, opened, SUFFIXES)._replace(coded_tables=tables)
 
 
-def _open(module: Module, said: Mapping[str, Any], where: str) -> PendingLinear:
+def _open(module: Module, said: Mapping[str, Any], where: str) -> Opened:
     mode = said.get("mode", "affine")
     if isinstance(mode, str) and mode in _FP4:
         return open_fp4(module, _FP4[mode])
+    if mode == "mxfp8":
+        return open_mxfp8(module, "weight", "scales", words=True)
     if mode != "affine":
-        known = ", ".join(map(repr, ("affine", *_FP4)))
+        known = ", ".join(map(repr, ("affine", *_FP4, "mxfp8")))
         raise CheckpointError(f"{where}: mode {brief(mode)}; this release reads {known}")
     if (bits := whole(said, "bits", where)) not in _BITS:
         raise CheckpointError(f"{where}: bits = {bits}; this release reads {', '.join(map(str, _BITS))}")

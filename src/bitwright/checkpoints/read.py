@@ -20,7 +20,15 @@ from bitwright.checkpoints.quantization_config import (
     QuantizationConfig,
     parse_quantization_config,
 )
-from bitwright.checkpoints.small_float_codes import FP4_INPUTS, FP8_INPUTS, Fp4, open_fp4, open_fp8
+from bitwright.checkpoints.small_float_codes import (
+    FP4_INPUTS,
+    FP8_INPUTS,
+    Fp4,
+    open_fp4,
+    open_fp8,
+    open_mxfp6,
+    open_mxfp8,
+)
 from bitwright.errors import CheckpointError, NumericsError
 from bitwright.files.directory import CONFIG_FILE, ModelDirectory
 from bitwright.numerics.arrays import Bf16
@@ -141,13 +149,18 @@ def _open(directory: ModelDirectory, module: str, group: Group | FloatGroup | No
 
 
 def _open_floats(module: Module, group: FloatGroup) -> Opened:
-    names = _FP4.get(group.format)
-    known: tuple[str, ...] = ("input_scale", "input_zero_point", "input_global_scale")
-    known += ("weight", "weight_scale") if names is None else (names.codes, names.scale, names.whole, "weight_shape")
+    names, packed = _FP4.get(group.format), "pack" in group.format
+    known: tuple[str, ...] = ("input_scale", "input_zero_point", "input_global_scale", "weight_scale")
+    known += ("weight_packed", "weight_shape") if packed else ("weight",)
+    known += () if names is None else (names.whole,)
     for suffix in (*SUFFIXES, *READ_SUFFIXES):
         if suffix in module and suffix not in known:
             raise module.fault(suffix, f"is unexpected of a {group.format} weight")
-    return open_fp8(module, "weight_scale", group.blocks) if names is None else open_fp4(module, names)
+    if names is not None:
+        return open_fp4(module, names)
+    if group.format == "mxfp6-pack-quantized":
+        return open_mxfp6(module)
+    return open_mxfp8(module) if group.format == "mxfp8-quantized" else open_fp8(module, "weight_scale", group.blocks)
 
 
 def _indexed(

@@ -3,7 +3,7 @@
     int-quantized    8-bit codes with quantized inputs, one code a byte
     pack-quantized   any other codes of the uniform grid, packed into 32-bit words
     grid-quantized   codes of the other grids, packed into bytes; ours alone
-    float-quantized, nvfp4-pack-quantized, mxfp4-pack-quantized    8-bit and 4-bit floats, which are read, not written
+    float-quantized, nvfp4-pack-quantized, and mx…   floats of 8 to 4 bits, which are read, not written
 A checkpoint with several of them is "mixed-precision", and its groups say which.
 """
 
@@ -15,12 +15,16 @@ from bitwright.numerics.spec import QuantSpec
 
 Format = Literal["int-quantized", "pack-quantized", "grid-quantized"]
 WIDER = (5, 6, 7)  # bits of codes that are held in 8, without a change of any number
-FloatFormat = Literal["float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"]
+FloatFormat = Literal[
+    "float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized"
+]
 MIXED = "mixed-precision"
 # By size and bits of the floats.
 _FLOATS: dict[tuple[int, int | None], FloatFormat] = {
     (4, 16): "nvfp4-pack-quantized",
     (4, 32): "mxfp4-pack-quantized",
+    (6, 32): "mxfp6-pack-quantized",
+    (8, 32): "mxfp8-quantized",
     (8, None): "float-quantized",
 }
 
@@ -84,7 +88,7 @@ def parse_float(args: Mapping[str, Any], where: str) -> tuple[FloatFormat, tuple
     if known is None or args.get("symmetric", True) is not True:
         raise CheckpointError(
             f"{where}: {bits!s:.80}-bit floats per {strategy!s:.80}, group_size {brief(size)}; this release reads FP8 "
-            "per tensor, channel or block, NVFP4 in groups of 16 and MXFP4 in groups of 32, symmetric"
+            "per tensor, channel or block, NVFP4 in groups of 16 and MXFP4, MXFP6 and MXFP8 in groups of 32, symmetric"
         )
     blocks = args.get("block_structure") if strategy == "block" else None
     if strategy == "block" and not (

@@ -1,11 +1,13 @@
-"""Linears of 8-bit and 4-bit floats, of whichever tool. N outputs, K inputs:
+"""Linears of floats of 8 to 4 bits, of whichever tool. N outputs, K inputs:
 
     FP8      codes E4M3 (N, K); a float scale of the tensor, of each row, or of each block of rows and columns
     MXFP4    codes E2M1, two in a byte (N, K/2); scale E8M0 (N, K/32)
     NVFP4    the same codes; scale E4M3 (N, K/16), and one float of the whole tensor, which multiplies or divides
+    MXFP6    codes E2M3, four in three bytes (N, 3K/4); scale E8M0 (N, K/32)
+    MXFP8    codes E4M3 (N, K); scale E8M0 (N, K/32)
 
 FP8 becomes bf16, rounded once: no kernel multiplies it, and its 256 levels are no grid of ours. FP4 is the grid "fp4",
-of which every number stays.
+and FP6 are eighths, which 8-bit integers hold: every number of them stays.
 """
 
 from typing import Literal, NamedTuple
@@ -17,7 +19,7 @@ from bitwright.errors import NumericsError
 from bitwright.numerics.arrays import Bf16
 from bitwright.numerics.linear import LinearForm, PendingFloat, PendingLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
-from bitwright.numerics.small_floats import e2m1_codes, e4m3_values, e8m0_values, scaled_e4m3
+from bitwright.numerics.small_floats import e2m1_codes, e2m3_eighths, e4m3_values, e8m0_values, scaled_e4m3
 from bitwright.numerics.spec import QuantSpec
 
 # What is said of files that name the arithmetic of inputs.
@@ -25,6 +27,7 @@ FP8_INPUTS = "inputs stay floats, where the file asks for FP8 ones"
 FP4_INPUTS = "inputs are int8 or floats of 16 bits, where the file asks for FP4 ones"
 
 _FLOATS = ("F32", "BF16", "F16")
+_MX = 32  # values that share a power of two
 _ZERO = 8  # the code of 0 on the grid "fp4"
 
 
@@ -87,10 +90,74 @@ def open_fp4(module: Module, names: Fp4) -> PendingLinear:
     return PendingLinear((n, k), LinearForm(spec), module.loads(_load_fp4, module, names, spec, (n, k)))
 
 
-def _load_fp8(module: Module, codes: str, scale: str, shape: tuple[int, int], blocks: tuple[int, int] | None) -> Bf16:
-    values, bytes_NK = module.floats(scale).reshape(shape), module.bytes(codes)
+def open_mxfp8(
+    module: Module, codes: str = "weight", scale: str = "weight_scale", *, words: bool = False
+) -> PendingFloat:
+    """A linear of FP8 with a power of two for each 32 inputs. words: whether codes lie in words of 32 bits.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another dtype or shape.
+    """
+    n, width = module.shape(codes, ("U32" if words else "F8_E4M3",), 2)
+    shape = (n, 4 * width if words else width)
+    _expect_powers(module, codes, scale, shape)
+    load = module.loads(_load_mxfp8, module, codes, scale, words)
+    return PendingFloat(shape, "bfloat16", "MXFP8 linears", load, fp8=True)
+
+
+def open_mxfp6(module: Module) -> PendingLinear:
+    """A linear of 6-bit floats with a power of two for each 32 inputs, as 8-bit integers.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another dtype or shape.
+    """
+    n, width = module.shape("weight_packed", ("U8",), 2)
+    if width % (_MX * 3 // 4):
+        raise module.fault("weight_packed", f"has {width} bytes a row, which are no whole groups of {_MX} 6-bit codes")
+    shape = (n, width * 4 // 3)
+    _expect_powers(module, "weight_packed", "weight_scale", shape)
+    spec = QuantSpec(bits=8, group_size=_MX if shape[1] > _MX else None)
+    return PendingLinear(shape, LinearForm(spec), module.loads(_load_mxfp6, module, spec, shape))
+
+
+def _expect_powers(module: Module, codes: str, scale: str, shape: tuple[int, int]) -> None:
+    n, k = shape
+    if k % _MX:
+        raise module.fault(codes, f"holds {k} codes a row, which is no multiple of MX's groups of {_MX}")
+    module.expect(scale, ("U8", "F8_E8M0"), (n, k // _MX), f"MX codes of N, K = {[n, k]}")
+
+
+def _powers(module: Module, scale: str) -> np.ndarray:
+    """E8M0 scales: float32 (N, G)."""
+    found: np.ndarray = e8m0_values()[module.bytes(scale)]
+    if np.isnan(found).any():
+        raise NumericsError(f"{scale}: every scale must be a number")
+    return found
+
+
+def _load_mxfp8(module: Module, codes: str, scale: str, words: bool) -> Bf16:
+    bytes_NK = module.ints(codes).view(np.uint8) if words else module.bytes(codes)
+    return scaled_e4m3(_numbers(module, codes, bytes_NK), _powers(module, scale))
+
+
+def _load_mxfp6(module: Module, spec: QuantSpec, shape: tuple[int, int]) -> QuantizedLinear:
+    codes_NK = e2m3_eighths(module.bytes("weight_packed"), shape[1])
+    scale_NG = _powers(module, "weight_scale") / np.float32(8)
+    if not (scale_NG > 0).all():
+        raise NumericsError("weight_scale: a scale is so small that an eighth of it is 0")
+    weight = QTensor(codes_NK, scale_NG, None, spec)
+    return QuantizedLinear(weight, read_bias(module.directory, module.name, shape[0]))
+
+
+def _numbers(module: Module, codes: str, bytes_NK: np.ndarray) -> np.ndarray:
+    """The same bytes of E4M3, none of which is NaN."""
     if (bytes_NK & 0x7F == 0x7F).any():
         raise module.fault(codes, "holds NaN")
+    return bytes_NK
+
+
+def _load_fp8(module: Module, codes: str, scale: str, shape: tuple[int, int], blocks: tuple[int, int] | None) -> Bf16:
+    values, bytes_NK = module.floats(scale).reshape(shape), _numbers(module, codes, module.bytes(codes))
     if blocks is not None:
         values = np.repeat(values, blocks[1], axis=1)[:, : bytes_NK.shape[1]]
         parts = [
