@@ -101,7 +101,7 @@ class Lowering:
     ) -> Value:  # fmt: skip
         """The layer norm of x + residual, or, not centred, its RMSNorm, times a factor. plus: what is added to the
         weight."""
-        return self._norm(name, x, residual, None, eps, centred=centred, plus=plus, factor=factor)
+        return self._norm(name, x, residual, None, self._affine(name, x, plus, factor), eps, centred=centred)
 
     def norm_of_sum(
         self, name: str, x: Value, residual: Value, *, eps: float, centred: bool = True, plus: float = 0.0,
@@ -109,13 +109,14 @@ class Lowering:
     ) -> tuple[Value, Value]:  # fmt: skip
         """x + residual, and its norm times a factor."""
         kept = self._buffer("f32", x.buffer.width, x.buffer.per)
-        return Value(kept), self._norm(name, x, residual, kept, eps, centred=centred, plus=plus, factor=factor)
+        affine = self._affine(name, x, plus, factor)
+        return Value(kept), self._norm(name, x, residual, kept, affine, eps, centred=centred)
 
     def norm_and_sum(
         self, name: str, x: Value, residual: Value, *, eps: float, centred: bool = True, plus: float = 0.0
     ) -> Value:
         """The norm of x, plus the residual."""
-        return self._norm(name, x, residual, None, eps, centred=centred, plus=plus, after=True)
+        return self._norm(name, x, residual, None, self._affine(name, x, plus), eps, centred=centred, after=True)
 
     def rms_norm_columns(self, name: str, rows: Value, column: int, width: int, *, eps: float) -> int:
         """The RMSNorm of so many columns of rows from `column` on, in place. Returns the column after them."""
@@ -326,16 +327,24 @@ class Lowering:
         check(program)
         return program
 
+    def _affine(self, name: str, x: Value, plus: float, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weight and bias of a norm of x: (weight + plus) · factor, and the bias times the factor."""
+        width = x.buffer.width
+        weight_H = (self.weights.vector(f"{name}.weight", width) + np.float32(plus)) * np.float32(factor)
+        if f"{name}.bias" not in self.weights:
+            return weight_H, None
+        return weight_H, self.weights.vector(f"{name}.bias", width) * np.float32(factor)
+
     def _norm(
-        self, name: str, x: Value, residual: Value | None, kept: Buffer | None, eps: float, *, centred: bool,
-        plus: float, factor: float = 1.0, after: bool = False,
+        self, name: str, x: Value, residual: Value | None, kept: Buffer | None,
+        affine: tuple[np.ndarray, np.ndarray | None], eps: float, *, centred: bool, after: bool = False,
     ) -> Value:  # fmt: skip
+        """The norm of x + residual, or, after, of x, to which the residual is added. kept: where x + residual stays."""
         width = x.buffer.width
         if residual is not None and residual.buffer.width != width:
             raise CheckpointError(f"{name}: {width} values are added to {residual.buffer.width}; both must be equal")
-        out = self._buffer("f32", x.buffer.width, x.buffer.per)
-        weight_H = (self.weights.vector(f"{name}.weight", width) + np.float32(plus)) * np.float32(factor)
-        bias_H = self.weights.vector(f"{name}.bias", width) if f"{name}.bias" in self.weights else None
+        out = self._buffer("f32", width, x.buffer.per)
+        weight_H, bias_H = affine
         self._add(
             ops.NormRows(
                 name,
@@ -345,7 +354,7 @@ class Lowering:
                 codes=None,
                 sum=kept,
                 weight_H=weight_H,
-                bias_H=None if bias_H is None else bias_H * np.float32(factor),
+                bias_H=bias_H,
                 eps=eps,
                 centred=centred,
                 residual_after=after,

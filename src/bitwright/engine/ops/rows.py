@@ -247,8 +247,10 @@ class Add:
     rows: Buffer = field(metadata=IN_PLACE)
     source: Buffer = field(metadata=READ)
 
-    text = plain
     operations = uncounted
+
+    def text(self) -> str:
+        return f"{self.rows.width} columns"
 
     def bind(self, to: Binder) -> object:
         return to.native.Add(rows=to.buffer(self.rows), source=to.buffer(self.source))
