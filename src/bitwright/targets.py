@@ -87,7 +87,12 @@ TARGETS: dict[str, Target] = {
     ),
     **{
         name: Target(frozenset(SCHEMES), "any", f"{what}, by `bitwright convert --to {name}`", plain=False, format=True)
-        for name, what in (("gptq", "readers of GPTQ"), ("awq", "readers of AutoAWQ"), ("gguf", "llama.cpp"))
+        for name, what in (
+            ("gptq", "readers of GPTQ"),
+            ("awq", "readers of AutoAWQ"),
+            ("bitnet", "transformers' BitNet"),
+            ("gguf", "llama.cpp"),
+        )
     },
 }
 

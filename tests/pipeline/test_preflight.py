@@ -18,7 +18,7 @@ from bitwright.recipe import make_recipe
 from tests.gguf_files import give_tokens
 
 TinyModel = Callable[..., Path]
-FORMATS = ("gptq", "awq", "gguf")
+FORMATS = ("gptq", "awq", "bitnet", "gguf")
 # Scheme -> the formats that hold all of it.
 HELD = {
     "w4a16_g32": {"gptq", "awq", "gguf"},
@@ -28,6 +28,8 @@ HELD = {
     "w8a16": set[str](),  # a scale of 32 bits
     "w4a8_g32": set[str](),  # inputs
     "nf4_g32": set[str](),
+    "ternary_a8_tensor": {"bitnet"},
+    "ternary_tensor": set[str](),  # its inputs are rounded there
 }
 SIZE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
 

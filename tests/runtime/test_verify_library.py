@@ -105,6 +105,20 @@ def test_each_format_gives_the_numbers_of_the_result(texts: list[str], tmp_path:
     assert 0 < beside["engine_logit_error"] < 0.2
 
 
+@native
+def test_bitnet_gives_what_the_result_gives(texts: list[str], tmp_path: Path) -> None:
+    source, result = tmp_path / "source", tmp_path / "result"
+    write_model(source, "bitnet", "text-generation", texts, **WIDE, head_dim=16)
+    recipe = make_recipe({"scheme": "ternary_a8_tensor", "method": "rtn", "targets": ["bitnet"]})
+    bitwright.quantize(source, out=result, recipe=recipe, samples=40, judged=False)
+    expected = expect(ModelDirectory(result))
+    convert(ModelDirectory(result), "bitnet", tmp_path / "bitnet")
+    right = check_library(tmp_path / "bitnet", "bitnet", given(expected))
+    assert right.ok, right.detail
+    wrong = check_library(spoil(tmp_path / "bitnet", tmp_path / "wrong", "weight_scale"), "bitnet", given(expected))
+    assert wrong.ok is False
+
+
 def test_a_file_that_transformers_cannot_load_fails(tmp_path: Path) -> None:
     tensors, _ = tools.gptq(32, 64)
     del tensors["scales"]

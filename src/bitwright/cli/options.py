@@ -24,7 +24,8 @@ METHOD_NAMES = (
     "reproduce", "auto",
 )  # fmt: skip
 TARGET_NAMES = (
-    "bitwright", "engine", "transformers", "sentence-transformers", "vllm", "onnx", "openvino", "gptq", "awq", "gguf",
+    "bitwright", "engine", "transformers", "sentence-transformers", "vllm", "onnx", "openvino", "gptq", "awq", "bitnet",
+    "gguf",
 )  # fmt: skip
 SCHEME_STEMS = (
     "w8a8",

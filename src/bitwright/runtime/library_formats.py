@@ -149,5 +149,6 @@ def _named(*packages: str) -> str:
 
 # What opens a model that is given ids, by the name of the runtime.
 OPENERS: dict[str, Callable[[str, str, bool], tuple[Any, str]]] = {
-    "transformers": open_transformers, "gptq": open_codes, "awq": open_codes, "gguf": open_gguf
+    "transformers": open_transformers, "gptq": open_codes, "awq": open_codes, "bitnet": open_transformers,
+    "gguf": open_gguf,
 }  # fmt: skip

@@ -29,11 +29,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "sentence-transformers": ("compressed_tensors", "sentence_transformers"),
     "gptq": ("safetensors",),
     "awq": ("safetensors",),
+    "bitnet": (),
     "gguf": ("gguf",),
     "llama.cpp": ("llama_cpp",),
 }
 # Runtimes that round inputs of linears whatever the file says of them.
-_ROUNDING = ("llama.cpp",)
+_ROUNDING = ("bitnet", "llama.cpp")
 
 
 class Given(NamedTuple):
