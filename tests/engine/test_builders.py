@@ -103,7 +103,7 @@ def test_a_family_without_a_builder_says_so(tiny_model: TinyModel, tmp_path: Pat
     copy = Path(shutil.copytree(tiny_model("bert"), tmp_path / "copy"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "funnel"}))
-    with pytest.raises(EngineError, match="does not run model_type 'funnel'; it runs albert, bert, "):
+    with pytest.raises(EngineError, match="does not run model_type 'funnel'; it runs albert, arcee, bert, "):
         lower_encoder(open_weights(ModelDirectory(copy)))
 
 

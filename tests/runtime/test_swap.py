@@ -11,7 +11,7 @@ from torch.nn import functional
 from bitwright.errors import ModelError
 from bitwright.families import architecture_of
 from bitwright.kernels import dispatch
-from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear
+from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, RoundedEmbedding
 from bitwright.models.sites import find_linears
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
@@ -177,3 +177,16 @@ def test_names_that_do_not_fit_are_refused(load: Load) -> None:
         swap_linears(model, {}, {"embeddings": torch.bfloat16}, bert)
     with pytest.raises(ModelError, match="an int8 table of shape"):
         swap_linears(model, {}, {}, bert, tables={WORDS: layer.weight})
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_table_is_rounded_where_it_is_looked_up(half: torch.dtype) -> None:
+    """As if the whole table had been rounded first, to 16 bits and then to what the model computes in."""
+    torch.manual_seed(0)
+    table, ids = torch.nn.Embedding(50, 16), torch.randint(0, 50, (3, 7))
+    rounded = RoundedEmbedding(table, half)
+    for dtype in (torch.float32, torch.bfloat16):
+        rounded.to(torch.bfloat16)  # which leaves the table alone
+        rounded.dtype = dtype
+        assert torch.equal(rounded(ids), table.weight.to(half).to(dtype)[ids])
+    assert rounded.weight.data_ptr() == table.weight.data_ptr()

@@ -325,6 +325,7 @@ class Lowering:
         fused, buffers, out = fuse_codes(self._ops, self._buffers, output.buffer)
         program = Program(fused, buffers, out, max_tokens, len(embed.words_VH), types, tuple(layers), passing)
         check(program)
+        self.weights.drop_pages()
         return program
 
     def _affine(self, name: str, x: Value, plus: float, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray | None]:

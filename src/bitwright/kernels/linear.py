@@ -264,6 +264,29 @@ def cpu_multiplies_bf16() -> bool:
     return features.get("avx512_bf16", False) or features.get("amx_bf16", False)
 
 
+class RoundedEmbedding(_ExactModule):
+    """Rows of a float table (V, D), rounded to 16 bits as they are looked up: no second table is in memory.
+
+    half: bf16 or fp16, to which rows are rounded first; then to the attribute `dtype`.
+    """
+
+    dtype = torch.float32
+    weight: Tensor
+
+    def __init__(self, embedding: nn.Embedding, half: torch.dtype) -> None:
+        super().__init__()
+        self.half_dtype, self.padding_idx = half, embedding.padding_idx
+        self.register_buffer("weight", embedding.weight.detach())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids integer (...) -> `dtype` (..., D)."""
+        return functional.embedding(ids, self.weight).to(self.half_dtype).to(self.dtype)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{len(self.weight)} x {self.weight.shape[1]}, as {self.half_dtype}"
+
+
 class QuantEmbedding(_ExactModule):
     """Rows of an int8 table (V, D): codes[ids] · scale[ids], in float32, then rounded to the attribute `dtype`."""
 

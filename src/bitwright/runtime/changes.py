@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.families import Architecture
+from bitwright.kernels.linear import RoundedEmbedding
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.runtime.model import Model
-from bitwright.runtime.swap import swap_linears
+from bitwright.runtime.swap import swap_linears, swap_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +52,21 @@ def apply_changes(model: nn.Module, architecture: Architecture, changes: Changes
         for name in real & changes.changed.keys():
             model.get_parameter(name).copy_(changes.changed[name]())
         for name in real & changes.in_16_bit.keys():
-            value = model.get_parameter(name)
-            value.copy_(value.to(changes.in_16_bit[name]))
+            _round(model, architecture, name, changes.in_16_bit[name])
     modules = {name.rpartition(".")[0] for name in real}
     layers = {name: load() for name, load in changes.layers.items() if name in modules}
     tables = {name: table for name, table in changes.tables.items() if name in modules}
     half = {name: dtype for name, dtype in changes.half.items() if name in modules}
     swap_linears(model, layers, half, architecture, tables=tables)
+
+
+def _round(model: nn.Module, architecture: Architecture, name: str, dtype: torch.dtype) -> None:
+    """Round a parameter. The table of words, if nothing but a look-up reads it, is rounded where it is looked up: it is
+    large, and few of its rows are."""
+    value, path = model.get_parameter(name), name.rpartition(".")[0]
+    module = model.get_submodule(path)
+    readers = sum(value is one for part in model.modules() for one in part._parameters.values())
+    if type(module) is nn.Embedding and readers == 1 and f".{path}".endswith(f".{architecture.embeddings.words}"):
+        swap_one(model, path, RoundedEmbedding(module, dtype))
+    else:
+        value.copy_(value.to(dtype))

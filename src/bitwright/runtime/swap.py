@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from bitwright.errors import InputError, ModelError
 from bitwright.families import Architecture
-from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, cpu_multiplies_bf16
+from bitwright.kernels.linear import HalfLinear, QuantEmbedding, QuantLinear, RoundedEmbedding, cpu_multiplies_bf16
 from bitwright.models.sites import find_blocks
 from bitwright.numerics.linear import QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
@@ -85,7 +85,7 @@ def set_compute(model: nn.Module, compute: str) -> torch.dtype:
         if not parameter.is_meta:  # what has no values yet is rounded once it has
             parameter.data = parameter.data.to(dtypes[compute])
     for module in model.modules():
-        if isinstance(module, QuantEmbedding):
+        if isinstance(module, QuantEmbedding | RoundedEmbedding):
             module.dtype = dtypes[compute]
     return dtypes[compute]
 
