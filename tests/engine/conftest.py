@@ -50,3 +50,8 @@ def written(tiny_model: TinyModel, once: Callable[..., Path]) -> Written:
         return once(key, lambda out: bitwright.quantize(source, out=out, recipe=wanted, samples=40, judged=False))
 
     return write
+
+
+@pytest.fixture(scope="session")
+def ids() -> list[int]:
+    return np.random.default_rng(3).integers(4, 200, 90).tolist()

@@ -16,40 +16,29 @@ from transformers import AutoModel, AutoModelForCausalLM
 import bitwright
 from bitwright.checkpoints.formats import read_checkpoint
 from bitwright.engine.cache_layout import CacheKind
-from bitwright.engine.decoders import Arithmetic, lower_decoder, lower_text_decoder
+from bitwright.engine.decoders import Arithmetic, lower_text_decoder
 from bitwright.engine.executor import Executor
 from bitwright.engine.linears import Linear
-from bitwright.engine.lowering import MOST_TAPS
 from bitwright.engine.ops import Multiply
 from bitwright.engine.weights import Weights, open_weights
-from bitwright.errors import BitwrightError, CheckpointError, EngineError, InputError
+from bitwright.errors import InputError
 from bitwright.files.directory import ModelDirectory
-from bitwright.generate.cache import Cache
-from bitwright.kernels import dispatch, native
+from bitwright.kernels import dispatch
 from bitwright.numerics.arrays import as_torch
 from bitwright.numerics.grids import grouped, quantize, scale_and_zero_point
 from bitwright.numerics.linear import FloatLinear, QuantizedLinear
 from bitwright.numerics.qtensor import QTensor
 from bitwright.numerics.spec import QuantSpec
 from bitwright.recipe import make_recipe
+from tests.engine.running import EACH_KIND, HEADS, KINDS, LLAMA3, MINISTRAL3, YARN, Running
 
 TinyModel = Callable[..., Path]
 
-# Heads of 16 values, which the engine takes; one head of keys for two of queries.
-_HEADS = {"head_dim": 16, "max_position_embeddings": 256}
-_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-           "original_max_position_embeddings": 64, "rope_theta": 10000.0}  # fmt: skip
-_YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
-_MINISTRAL3 = _YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.7, "mscale": 1.0,
-                       "mscale_all_dim": 1.0}  # fmt: skip
-_WIDE = _HEADS | {"hidden_size": 64}  # as wide as its heads
-_KINDS = ["sliding_attention", "full_attention"]
-_EACH_KIND = {"full_attention": _YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 2000.0}}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
-    "llama, llama3 rope": ("llama", {"rope_parameters": _LLAMA3}),
+    "llama, llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
     "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}}),
-    "llama, yarn": ("llama", {"rope_parameters": _YARN}),
+    "llama, yarn": ("llama", {"rope_parameters": YARN}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, every head its keys": ("llama", {"num_key_value_heads": 4}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
@@ -65,11 +54,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2, the FFN as given": ("lfm2", {"full_attn_idxs": [0], "block_auto_adjust_ff_dim": False}),
     "phi3": ("phi3", {"head_dim": 16, "hidden_size": 64, "sliding_window": 11}),
     "phi3, partial": ("phi3", {"hidden_size": 64, "partial_rotary_factor": 0.5}),
-    "llama, yarn as DeepSeek": ("llama", {"rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 1.5}}),
-    "llama, yarn not truncated": ("llama", {"rope_parameters": _YARN | {"truncate": False, "beta_fast": 3.0}}),
+    "llama, yarn as DeepSeek": ("llama", {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.5}}),
+    "llama, yarn not truncated": ("llama", {"rope_parameters": YARN | {"truncate": False, "beta_fast": 3.0}}),
     "ministral": ("ministral", {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}),
-    "ministral3": ("ministral3", {"rope_parameters": _MINISTRAL3}),
-    "ministral3, window": ("ministral3", {"rope_parameters": _MINISTRAL3, "sliding_window": 20}),
+    "ministral3": ("ministral3", {"rope_parameters": MINISTRAL3}),
+    "ministral3, window": ("ministral3", {"rope_parameters": MINISTRAL3, "sliding_window": 20}),
     "granite": (
         "granite",
         {"attention_multiplier": 0.4, "residual_multiplier": 0.3, "embedding_multiplier": 5.0, "logits_scaling": 8.0,
@@ -85,9 +74,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmo2": ("olmo2", {}),
     "olmo2, every head its keys": ("olmo2", {"num_key_value_heads": 4, "attention_bias": True}),
-    "olmo3": ("olmo3", {"sliding_window": 9, "layer_types": _KINDS, "rope_parameters": _EACH_KIND}),
+    "olmo3": ("olmo3", {"sliding_window": 9, "layer_types": KINDS, "rope_parameters": EACH_KIND}),
     "olmo3, by its pattern": ("olmo3", {"sliding_window": 7, "num_hidden_layers": 4}),
-    "exaone4": ("exaone4", {"sliding_window": 9, "layer_types": _KINDS}),
+    "exaone4": ("exaone4", {"sliding_window": 9, "layer_types": KINDS}),
     "exaone4, no windows": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "exaone4, a window that no block has": ("exaone4", {"layer_types": ["full_attention"] * 2}),
     "gemma": ("gemma", {}),
@@ -98,7 +87,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss, biases": ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
     "arcee": ("arcee", {}),
     "arcee, biases": ("arcee", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
-    "cwm": ("cwm", {"sliding_window": 9, "layer_types": _KINDS}),
+    "cwm": ("cwm", {"sliding_window": 9, "layer_types": KINDS}),
     "helium": ("helium", {"hidden_size": 64, "num_key_value_heads": 4}),
     "ernie4_5": ("ernie4_5", {}),
     "ernie4_5, biases": ("ernie4_5", {"use_bias": True}),
@@ -117,36 +106,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm, biases": ("stablelm", {"hidden_size": 64, "use_qkv_bias": True, "partial_rotary_factor": 0.75}),
     "starcoder2": ("starcoder2", {}),
     "cohere": ("cohere", {"logit_scale": 0.3}),
-    "cohere2": ("cohere2", {"hidden_size": 64, "sliding_window": 9, "layer_types": _KINDS}),
+    "cohere2": ("cohere2", {"hidden_size": 64, "sliding_window": 9, "layer_types": KINDS}),
     "phi": ("phi", {"hidden_size": 64}),
     "phi, every head its keys": ("phi", {"hidden_size": 64, "num_key_value_heads": 4, "partial_rotary_factor": 0.75}),
     "starcoder2, window": ("starcoder2", {"sliding_window": 9, "use_bias": False}),
 }  # fmt: skip
 
 
-class Running:
-    """A tiny model on the engine: the logits at tokens, which follow those before."""
-
-    def __init__(self, directory: Path, *, kind: CacheKind = "bf16", tokens: int = 512, **how: Any) -> None:
-        program = lower_decoder(open_weights(ModelDirectory(directory)), **how)
-        self.executor = Executor(program, dispatch.native_isa(), cache_kind=kind)
-        assert self.executor.cache is not None
-        self.cache = Cache(self.executor.cache, tokens)
-
-    def logits(self, ids: list[int], cuts: list[int], threads: int = 1) -> np.ndarray:
-        """At every token of a text that comes in parts, cut at `cuts`."""
-        held, rows = self.cache.begin([]), []
-        for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
-            self.cache.grow(held, end - begin)
-            rows.append(self.executor.step(self.cache.step([(held, ids[begin:end], end - begin)]), threads))
-            self.cache.appended(held, ids[:end])
-        self.cache.end(held)
-        return np.concatenate(rows)
-
-
 def test_a_step_beyond_the_last_position_is_refused(tiny_model: TinyModel) -> None:
     """There are no angles for it: logits would be NaN, or whatever lies behind the table."""
-    running = Running(tiny_model("llama", **(_HEADS | {"max_position_embeddings": 96})), kind="int8")
+    running = Running(tiny_model("llama", **(HEADS | {"max_position_embeddings": 96})), kind="int8")
     ids = np.random.default_rng(0).integers(4, 200, 100).tolist()
     for cuts, message in (([], "has 0 tokens and gets 97 more"), ([90], "has 90 tokens and gets 7 more")):
         with pytest.raises(InputError, match=rf"sequence 0 {message}; this model has 96 positions"):
@@ -154,15 +123,10 @@ def test_a_step_beyond_the_last_position_is_refused(tiny_model: TinyModel) -> No
     assert np.isfinite(running.logits(ids[:96], [90])).all()
 
 
-@pytest.fixture(scope="module")
-def ids() -> list[int]:
-    return np.random.default_rng(3).integers(4, 200, 90).tolist()
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_those_of_transformers(tiny_model: TinyModel, ids: list[int], name: str) -> None:
     family, config = FAMILIES[name]
-    directory = tiny_model(family, **(_HEADS | config))
+    directory = tiny_model(family, **(HEADS | config))
     hf = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     with torch.inference_mode():
         want = hf(torch.tensor([ids])).logits[0].numpy()
@@ -181,7 +145,7 @@ def test_a_quantized_file_gives_what_it_gives_in_transformers(
 ) -> None:
     """Of a family whose blocks have linears of two kinds, which read what a convolution or attention makes."""
     family, config = FAMILIES["lfm2"]
-    source, out = tiny_model(family, **(_HEADS | config | {"hidden_size": 64})), tmp_path / "out"
+    source, out = tiny_model(family, **(HEADS | config | {"hidden_size": 64})), tmp_path / "out"
     bitwright.quantize(source, out=out, recipe=make_recipe(how), samples=40, judged=False)
     hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     with torch.inference_mode():
@@ -202,7 +166,7 @@ def test_a_quantized_file_of_other_norms_gives_what_it_gives_in_transformers(
 ) -> None:
     """Of families whose linears read the residual, what layer norms make, or what has no gate."""
     family, config = FAMILIES[name]
-    source = tiny_model(family, **(_HEADS | config | {"hidden_size": 64, "intermediate_size": 64}))
+    source = tiny_model(family, **(HEADS | config | {"hidden_size": 64, "intermediate_size": 64}))
     out = tmp_path / "out"
     bitwright.quantize(source, out=out, recipe=make_recipe(how), samples=8, judged=False)
     hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
@@ -240,7 +204,7 @@ def test_a_quantized_file_of_other_norms_gives_what_it_gives_in_transformers(
 )
 def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyModel, ids: list[int], name: str) -> None:
     family, config = FAMILIES[name]
-    running = Running(tiny_model(family, **(_HEADS | config)))
+    running = Running(tiny_model(family, **(HEADS | config)))
     whole = running.logits(ids, [])
     for threads, cuts in ((1, [1, 2, 3, 40, 64, 65]), (2, list(range(1, len(ids)))), (2, [63]), (3, [17, 80])):
         np.testing.assert_array_equal(running.logits(ids, cuts, threads), whole)
@@ -249,7 +213,7 @@ def test_a_step_with_a_past_gives_the_bytes_of_the_whole_text(tiny_model: TinyMo
 def test_what_fewer_bits_in_the_cache_cost(tiny_model: TinyModel) -> None:
     """Against bf16, and least while all is near enough to be read in 8 bits."""
     ids = np.random.default_rng(8).integers(4, 200, 560).tolist()
-    directory = tiny_model("llama", **(_HEADS | {"max_position_embeddings": 600}))
+    directory = tiny_model("llama", **(HEADS | {"max_position_embeddings": 600}))
     exact, int8, int4 = (
         Running(directory, kind=kind, tokens=640).logits(ids, []) for kind in ("bf16", "int8", "int4")
     )  # fmt: skip
@@ -280,7 +244,7 @@ def test_drafts_forks_and_what_is_taken_back_change_no_byte(
     tiny_model: TinyModel, name: str, kind: CacheKind, tokens: int
 ) -> None:
     family, config = FAMILIES[name]
-    directory = tiny_model(family, **(_HEADS | config | {"max_position_embeddings": 600}))
+    directory = tiny_model(family, **(HEADS | config | {"max_position_embeddings": 600}))
     running, random = Running(directory, kind=kind, tokens=3 * tokens), np.random.default_rng(5)
     ids = random.integers(4, 200, tokens).tolist()
     whole, cache = running.logits(ids, []), running.cache
@@ -318,7 +282,7 @@ def test_drafts_forks_and_what_is_taken_back_change_no_byte(
 
 
 def test_a_head_is_held_in_8_bits_with_scales_for_groups(tiny_model: TinyModel, ids: list[int]) -> None:
-    directory = tiny_model("llama", **_HEADS)
+    directory = tiny_model("llama", **HEADS)
     want = Running(directory, arithmetic=Arithmetic(head="16")).logits(ids, [])
     found = Running(directory, arithmetic=Arithmetic(head="int8")).logits(ids, [])
     apart = np.linalg.norm(found - want) / np.linalg.norm(want - want.mean(axis=1, keepdims=True))
@@ -329,7 +293,7 @@ def test_8_bits_with_groups_are_held_in_halves(
     tiny_model: TinyModel, ids: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every linear and the head. Codes stay as they are; only inputs are rounded."""
-    own, directory = Weights.linear, tiny_model("llama", intermediate_size=64, **_HEADS)
+    own, directory = Weights.linear, tiny_model("llama", intermediate_size=64, **HEADS)
     spec = QuantSpec(8, group_size=32, full_range=True)
 
     def coded(weights: Weights, name: str) -> QuantizedLinear:
@@ -357,7 +321,7 @@ def test_minima_give_what_zero_points_do(
 ) -> None:
     """Of a weight that both describe. Sums are rounded elsewhere, so a code of an input differs now and then."""
     spec, own = QuantSpec(bits=bits, symmetric=False, group_size=32), Weights.linear
-    directory = tiny_model("llama", intermediate_size=64, **_HEADS)
+    directory = tiny_model("llama", intermediate_size=64, **HEADS)
 
     def with_offset(minimum: bool) -> Callable[[Weights, str], Linear]:
         def linear(weights: Weights, name: str) -> Linear:
@@ -388,7 +352,7 @@ def test_minima_give_what_zero_points_do(
 
 
 def test_company_changes_nothing(tiny_model: TinyModel, ids: list[int]) -> None:
-    running = Running(tiny_model("llama", **_HEADS))
+    running = Running(tiny_model("llama", **HEADS))
     texts = [ids[:1], ids[5:70], ids[3:20], ids[60:]]
     alone = [running.logits(text, []) for text in texts]
     held = [running.cache.begin([]) for _ in texts]
@@ -399,7 +363,7 @@ def test_company_changes_nothing(tiny_model: TinyModel, ids: list[int]) -> None:
 
 
 def test_only_wanted_tokens_have_logits(tiny_model: TinyModel, ids: list[int]) -> None:
-    running = Running(tiny_model("llama", **_HEADS))
+    running = Running(tiny_model("llama", **HEADS))
     whole, held = running.logits(ids, []), running.cache.begin([])
     running.cache.grow(held, len(ids))
     found = running.executor.step(running.cache.step([(held, ids, 3)]), 2)
@@ -407,7 +371,7 @@ def test_only_wanted_tokens_have_logits(tiny_model: TinyModel, ids: list[int]) -
 
 
 def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: TinyModel, ids: list[int]) -> None:
-    directory = tiny_model("llama", **_HEADS)
+    directory = tiny_model("llama", **HEADS)
     short = Running(directory, context=100)
     assert short.executor.program.max_tokens == 100
     np.testing.assert_array_equal(short.logits(ids, []), Running(directory).logits(ids, []))
@@ -425,7 +389,7 @@ def test_a_shorter_context_needs_fewer_angles_and_changes_nothing(tiny_model: Ti
 def test_vectors_of_texts_are_those_of_transformers_in_any_company(
     tiny_model: TinyModel, family: str, config: dict[str, Any]
 ) -> None:
-    directory = tiny_model(family, "embedding", **(_HEADS | config))
+    directory = tiny_model(family, "embedding", **(HEADS | config))
     program = lower_text_decoder(open_weights(ModelDirectory(directory)), "embedding", pooling=None)
     executors = [Executor(program, dispatch.native_isa(), group_tokens=size) for size in (64, 4096)]
     generator = np.random.default_rng(4)
@@ -444,189 +408,3 @@ def test_vectors_of_texts_are_those_of_transformers_in_any_company(
     for k, out in enumerate(found):
         np.testing.assert_array_equal(out, np.concatenate(rows[k % len(texts) :]))
     assert [executor.steps([len(text) for text in texts], 1) for executor in executors] == [7, 1]
-
-
-@pytest.mark.parametrize(
-    ("family", "config", "error", "says"),
-    [
-        ("bert", {}, EngineError, "no language model"),
-        ("mixtral", {}, EngineError, "model_type 'mixtral'"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, EngineError, "rope_type 'dynamic'"),
-        ("llama", {"head_dim": 12}, EngineError, "multiples of 16"),
-        ("lfm2", {"conv_L_cache": 9, "head_dim": 16}, EngineError, "a convolution over 9 tokens; .* up to 8"),
-        ("llama", _HEADS | {"residual_multiplier": 0.5}, EngineError, "residual_multiplier = 0.5"),
-        ("llama", _HEADS | {"is_causal": False}, EngineError, "generates no text"),
-        ("smollm3", _HEADS | {"no_rope_layers": [1, 2]}, EngineError, r"no_rope_layers \[1, 2\] for 2 blocks"),
-        (
-            "smollm3",
-            _HEADS | {"use_sliding_window": False, "sliding_window": 7, "layer_types": ["sliding_attention"] * 2},
-            EngineError,
-            "with use_sliding_window = False",
-        ),
-        ("llama", _HEADS | {"rope_parameters": _MINISTRAL3}, EngineError, "llama_4_scaling_beta in this family"),
-        ("stablelm", _WIDE | {"use_parallel_residual": True}, EngineError, "use_parallel_residual = True"),
-        ("stablelm", _WIDE | {"qk_layernorm": True}, EngineError, "qk_layernorm = True"),
-        ("cohere", _HEADS | {"use_qk_norm": True}, EngineError, "use_qk_norm = True"),
-        ("hyperclovax", _HEADS | {"use_post_norm": False}, EngineError, "use_post_norm = False"),
-        ("gemma", _HEADS | {"use_bidirectional_attention": True}, EngineError, "use_bidirectional_attention = True"),
-    ],
-)
-def test_what_the_engine_cannot_run_is_refused(
-    tiny_model: TinyModel, family: str, config: dict[str, Any], error: type[BitwrightError], says: str
-) -> None:
-    with pytest.raises(error, match=says):
-        lower_decoder(open_weights(ModelDirectory(tiny_model(family, **config))))
-
-
-@pytest.mark.parametrize(
-    ("family", "key"),
-    [("mistral", "sliding_window"), ("qwen2", "use_sliding_window"), ("qwen3", "head_dim"),
-     ("gemma3_text", "query_pre_attn_scalar"), ("llama", "rms_norm_eps"), ("granite", "attention_multiplier"),
-     ("ministral3", "head_dim"), ("smollm3", "layer_types"), ("lfm2", "conv_L_cache"), ("olmo3", "sliding_window"),
-     ("olmo3", "rope_parameters"), ("exaone4", "layer_types"), ("gemma2", "attn_logit_softcapping"),
-     ("helium", "rope_parameters"), ("cohere", "logit_scale"), ("glm4", "head_dim"), ("starcoder2", "norm_epsilon")],
-)  # fmt: skip
-def test_a_key_whose_default_is_the_familys_own_is_left_to_transformers(
-    tiny_model: TinyModel, tmp_path: Path, family: str, key: str
-) -> None:
-    import json
-    import shutil
-
-    shutil.copytree(tiny_model(family, **(_WIDE if family == "helium" else _HEADS)), tmp_path / "less")
-    config = json.loads((tmp_path / "less" / "config.json").read_text())
-    del config[key]
-    (tmp_path / "less" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(EngineError, match=f"config.json leaves out {key}"):
-        lower_decoder(open_weights(ModelDirectory(tmp_path / "less")))
-
-
-def test_a_rope_with_keys_that_nobody_follows_is_refused(tiny_model: TinyModel) -> None:
-    directory = tiny_model("llama", **(_HEADS | {"rope_parameters": _YARN | {"short_factor": [1.0]}}))
-    with pytest.raises(EngineError, match="rope's keys 'short_factor'"):
-        lower_decoder(open_weights(ModelDirectory(directory)))
-
-
-def test_blocks_are_of_the_kinds_that_older_files_count(tiny_model: TinyModel, tmp_path: Path, ids: list[int]) -> None:
-    import json
-    import shutil
-
-    directory = tiny_model("lfm2", **_HEADS)
-    shutil.copytree(directory, tmp_path / "older")
-    config = json.loads((directory / "config.json").read_text())
-    assert config.pop("layer_types") == ["conv", "full_attention"]
-    assert config["full_attn_idxs"] == [1, 3]
-    (tmp_path / "older" / "config.json").write_text(json.dumps(config))
-    np.testing.assert_array_equal(Running(tmp_path / "older").logits(ids, []), Running(directory).logits(ids, []))
-    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"layer_types": ["conv", "mamba"]}))
-    with pytest.raises(EngineError, match=r"does not support layer_types \['conv', 'mamba'\] for 2 blocks"):
-        Running(tmp_path / "older")
-    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"layer_types": ["conv"] * 2}))
-    with pytest.raises(CheckpointError, match=r"conv.in_proj"):
-        Running(tmp_path / "older")
-    (tmp_path / "older" / "config.json").write_text(json.dumps(config | {"conv_L_cache": 4}))
-    with pytest.raises(
-        CheckpointError, match=r"conv.conv.weight has the shape \[32, 1, 3\], .* \(32, 1, 4\) and 32 are"
-    ):
-        Running(tmp_path / "older")
-
-
-@pytest.mark.parametrize(
-    ("family", "config", "left_out", "old"),
-    [
-        ("olmo3", {"sliding_window": 7, "num_hidden_layers": 4}, ("layer_types",), {}),
-        ("gemma2", {"sliding_window": 7, "num_hidden_layers": 3}, ("layer_types",), {}),
-        ("vaultgemma", {"sliding_window": 7, "num_hidden_layers": 3}, ("layer_types",), {}),
-        ("gemma", {}, (), {"hidden_act": "gelu"}),
-        ("glm", {}, ("rope_parameters",), {"rope_theta": 5000.0}),
-        ("nemotron", {}, ("rope_parameters",), {}),
-        ("phi", {"hidden_size": 64}, ("rope_parameters",), {"partial_rotary_factor": 0.25}),
-        ("cohere2", {"hidden_size": 64, "sliding_window": 7, "num_hidden_layers": 3}, ("layer_types",),
-         {"sliding_window_pattern": 3}),
-        ("stablelm", {"hidden_size": 64}, ("rope_parameters",), {}),
-        ("olmo3", {"sliding_window": 7}, ("rope_parameters",), {"rope_theta": 500000.0}),
-        ("olmo3", {"sliding_window": 7, "layer_types": ["full_attention"] * 2}, ("rope_parameters",),
-         {"rope_theta": 3000.0}),
-        ("olmo3", {"sliding_window": 7, "layer_types": _KINDS}, ("rope_parameters",),
-         {"rope_theta": 500000.0, "rope_scaling": {key: _YARN[key] for key in _YARN if key != "rope_theta"}}),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_older_files_mean_what_they_mean_to_transformers(
-    tiny_model: TinyModel, tmp_path: Path, ids: list[int], family: str, config: dict[str, Any],
-    left_out: tuple[str, ...], old: dict[str, Any],
-) -> None:  # fmt: skip
-    import json
-    import shutil
-
-    shutil.copytree(tiny_model(family, **(_HEADS | config)), tmp_path / "older")
-    file = tmp_path / "older" / "config.json"
-    said = json.loads(file.read_text())
-    for key in left_out:
-        del said[key]
-    file.write_text(json.dumps(said | old))
-    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "older", dtype=torch.float32).eval()
-    with torch.inference_mode():
-        want = hf(torch.tensor([ids])).logits[0].numpy()
-    found = Running(tmp_path / "older", arithmetic=Arithmetic(head="16")).logits(ids, [])
-    assert np.linalg.norm(found - want) < 0.03 * np.linalg.norm(want - want.mean(axis=1, keepdims=True))
-
-
-@pytest.mark.parametrize(
-    ("old", "says"),
-    [
-        ({"rope_theta": 3000.0}, "rope_theta = 3000.0 where config.json has not rope_parameters for each kind"),
-        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, "a rope of .* in this family"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "a rope of .* in this family"),
-    ],
-)
-def test_angles_that_versions_of_transformers_read_differently_are_refused(
-    tiny_model: TinyModel, tmp_path: Path, old: dict[str, Any], says: str
-) -> None:
-    import json
-    import shutil
-
-    shutil.copytree(tiny_model("olmo3", **_HEADS), tmp_path / "older")
-    file = tmp_path / "older" / "config.json"
-    said = json.loads(file.read_text())
-    del said["rope_parameters"]
-    file.write_text(json.dumps(said | old))
-    with pytest.raises(EngineError, match=says):
-        Running(tmp_path / "older")
-
-
-def test_a_convolution_as_wide_as_config_json_does_not_say_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """Its cache would be as wide as the model."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(tiny_model("lfm2", **_HEADS), tmp_path / "wide")
-    tensors, name = load_file(tmp_path / "wide" / "model.safetensors"), "model.layers.0.conv."
-    tensors |= {name + part: torch.cat([tensors[name + part]] * 2) for part in ("in_proj.weight", "conv.weight")}
-    tensors[name + "out_proj.weight"] = torch.cat([tensors[name + "out_proj.weight"]] * 2, 1)
-    save_file(tensors, tmp_path / "wide" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"has the shape \[64, 1, 3\], and reads 192 / 3 values; \(32, 1, 3\) and 32"
-    ):
-        Running(tmp_path / "wide")
-
-
-def test_convolutions_are_as_long_as_native_code_takes_them() -> None:
-    assert native.load().MOST_TAPS == MOST_TAPS
-
-
-def test_a_head_that_is_missing_is_named(tiny_model: TinyModel, tmp_path: Path) -> None:
-    import json
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_model("llama", **_HEADS), broken)
-    tensors = load_file(broken / "model.safetensors")
-    tensors.pop("lm_head.weight", None)
-    save_file(tensors, broken / "model.safetensors")
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    with pytest.raises(CheckpointError, match=r"no lm_head.weight"):
-        lower_decoder(open_weights(ModelDirectory(broken)))

@@ -16,7 +16,7 @@ from bitwright.files.directory import ModelDirectory
 from bitwright.recipe import make_recipe
 from bitwright.runtime.generic import load_generic
 from bitwright.runtime.swap import round_groups
-from tests.engine.test_decoders import Running
+from tests.engine.running import Running
 
 TinyModel = Callable[..., Path]
 SIZE = {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128,
