@@ -82,8 +82,15 @@ def e2m3_eighths(bytes_: np.ndarray, k: int) -> np.ndarray:
     Raises:
         NumericsError: another number of bytes.
     """
-    stored = unpack_words(np.ascontiguousarray(bytes_).view(np.int32), 6, k).view(np.uint8) + np.uint8(32)  # wraps
-    exponent, mantissa = stored >> 3 & 3, stored & 7
-    eighths = np.where(exponent == 0, mantissa, (mantissa + 8) << np.maximum(exponent, 1) - 1).astype(np.int8)
-    found: np.ndarray = np.where(stored & 32, -eighths, eighths)
-    return found
+    signed = unpack_words(np.ascontiguousarray(bytes_).view(np.int32), 6, k)
+    eighths: np.ndarray = _eighths()[signed.view(np.uint8) + np.uint8(32)]  # wraps to the code as it is stored
+    return eighths
+
+
+@cache
+def _eighths() -> np.ndarray:
+    """What each code of E2M3 stands for, in eighths: int8 (64,)."""
+    code = np.arange(64)
+    exponent, mantissa = code // 8 % 4, code % 8
+    size = np.where(exponent == 0, mantissa, np.ldexp(mantissa + 8, exponent - 1))
+    return np.where(code < 32, size, -size).astype(np.int8)
