@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +13,7 @@ from torch import Tensor
 from bitwright.errors import CheckpointError
 from bitwright.files.directory import ModelDirectory
 from bitwright.models.tensor_files import TensorFiles
+from bitwright.numerics.linear import PendingFloat
 
 
 @pytest.fixture
@@ -78,6 +80,7 @@ import resource, sys
 from pathlib import Path
 from bitwright.files.directory import ModelDirectory
 from bitwright.models.tensor_files import TensorFiles
+from bitwright.numerics.linear import PendingFloat
 files = TensorFiles(ModelDirectory(Path(sys.argv[1])))
 files["0"]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -107,6 +110,17 @@ def test_pieces_are_the_whole(files, tensors, monkeypatch):
     assert torch.equal(torch.cat(list(files.pieces("int", 3, 6))), tensors["int"][3:9])
 
 
+def test_what_is_made_is_made_once_and_comes_in_pieces_as_large(tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitwright.models.tensor_files._PIECE", 4)
+    save_file({"int": tensors["int"]}, tmp_path / "model.safetensors")
+    loads = []
+    made = PendingFloat((3, 5), "float32", "", lambda: loads.append(1) or np.arange(15, dtype=np.float32).reshape(3, 5))
+    pieces = list(TensorFiles(ModelDirectory(tmp_path), {"made": made}).pieces("made", 0, 15))
+    assert [len(piece) for piece in pieces] == [4, 4, 4, 3]
+    assert torch.cat(pieces).tolist() == list(range(15))
+    assert len(loads) == 1
+
+
 def test_a_table_that_is_looked_up_has_the_same_values_and_is_the_processs_own(files, tensors, tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     seen = []
@@ -127,6 +141,7 @@ from pathlib import Path
 import torch
 from bitwright.files.directory import ModelDirectory
 from bitwright.models.tensor_files import TensorFiles
+from bitwright.numerics.linear import PendingFloat
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))

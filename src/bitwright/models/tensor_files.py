@@ -103,9 +103,11 @@ class TensorFiles(Mapping[str, Tensor]):
         Raises:
             As `tensors[name]`.
         """
-        size = count if name in self._made else _PIECE  # what is made is made whole
-        for begin in range(start, start + count, max(size, 1)):
-            yield self.values_at(name, begin, (min(size, start + count - begin),))
+        if name in self._made:  # which is made whole, and once
+            yield from self.values_at(name, start, (count,)).split(_PIECE)  # type: ignore[no-untyped-call]
+            return
+        for begin in range(start, start + count, _PIECE):
+            yield self.values_at(name, begin, (min(_PIECE, start + count - begin),))
 
     def looked_up(self, name: str, check: Callable[[Tensor], None]) -> Tensor | None:
         """The whole tensor, of which only what is looked at comes into memory; None where a file cannot give it so: no
