@@ -82,7 +82,8 @@ def main() -> None:
     facts = Facts((), frozenset({"qkv", "attention_output", "ffn"}))
     measure = trial_of(job, texts)
     # Rows of several processors may stand in one table: each says which instruction set it was measured with.
-    context = {name: value for name, value in job.context().items() if name != "machine or release"}
+    # A new field of recipes, with a default that changes nothing, leaves the rows valid.
+    context = {name: job.context()[name] for name in ("model", "texts")} | {"settings": SETTINGS[options.name]}
     known = _read(options.out, context)
     everything = list(configurations(space))
     random.Random(_SEED).shuffle(everything)
@@ -108,7 +109,7 @@ def main() -> None:
     _write(options.out, context, rows)
 
 
-def _read(out: Path, context: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _read(out: Path, context: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rows of a table by configuration, if it is of the same model, texts and settings."""
     empty: dict[str, Any] = {"context": context, "rows": []}
     table = json.loads(out.read_text(encoding="utf-8")) if out.exists() else empty
@@ -117,7 +118,7 @@ def _read(out: Path, context: dict[str, str]) -> dict[str, dict[str, Any]]:
     return {key_of(row["config"]): row for row in table["rows"]}
 
 
-def _write(out: Path, context: dict[str, str], rows: Sequence[object]) -> None:
+def _write(out: Path, context: dict[str, Any], rows: Sequence[object]) -> None:
     lines = ",\n".join(json.dumps(row) for row in rows)
     head = f'"model": "all-MiniLM-L6-v2", "context": {json.dumps(context)}'
     write_text_atomically(out, f'{{{head}, "rows": [\n{lines}\n]}}\n')

@@ -104,18 +104,20 @@ class _Watch:
         self.begun |= text.startswith("quantizing")
 
 
-def judge(layout: Layout, folder: Path) -> Verdict:
-    """What becomes of a layout; `folder` is made, and removed again."""
+def judge(layout: Layout, folder: Path, *, sixteen_bits: bool = True) -> Verdict:
+    """What becomes of a layout; `folder` is made, and removed again. sixteen_bits: whether a result in 16 bit is judged
+    beside that in INT8, a third of the work.
+    """
     with quiet():
         try:
-            return _judge(layout, folder)
+            return _judge(layout, folder, sixteen_bits)
         except _Fails as failed:
             return failed.verdict
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _judge(layout: Layout, folder: Path) -> Verdict:
+def _judge(layout: Layout, folder: Path, sixteen_bits: bool) -> Verdict:
     source = folder / "model"
     write(layout, source)
     try:
@@ -126,11 +128,10 @@ def _judge(layout: Layout, folder: Path) -> Verdict:
     if not items:
         return Verdict(UNLOADABLE, "library", "it answers no text with finite numbers")
     asked = Asked(library, items, answers, asked_of(layout), named_task(layout))
-    verdicts = [
-        _stage(lambda: _float(asked, source)),
-        _stage(lambda: _sixteen_bits(asked, source, folder / "16bit")),
-        _stage(lambda: _int8(asked, source, folder / "int8")),
-    ]
+    verdicts = [_stage(lambda: _float(asked, source))]
+    if sixteen_bits:
+        verdicts.append(_stage(lambda: _sixteen_bits(asked, source, folder / "16bit")))
+    verdicts.append(_stage(lambda: _int8(asked, source, folder / "int8")))
     worst = max(verdicts, key=lambda verdict: _WORST_LAST.index(verdict.kind))
     if worst.kind in (REFUSED, WRONG) and _guesses(layout, source, asked):
         return Verdict(UNLOADABLE, "library", "its answers are random: the files lack a weight that it fills in")

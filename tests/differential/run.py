@@ -40,10 +40,10 @@ class Judged(NamedTuple):
 
 
 def judge_all(
-    seeds: Iterable[int], *, jobs: int = 1, shrinks: bool = False, plain: Sequence[str] = ()
+    seeds: Iterable[int], *, jobs: int = 1, shrinks: bool = False, plain: Sequence[str] = (), in_16_bit: int = 1
 ) -> Iterator[Judged]:
     """In the order of the seeds. The rest as in `judge_seed`."""
-    one = partial(judge_seed, shrinks=shrinks, plain=tuple(plain))
+    one = partial(judge_seed, shrinks=shrinks, plain=tuple(plain), in_16_bit=in_16_bit)
     if jobs == 1:
         yield from map(one, seeds)
         return
@@ -51,25 +51,26 @@ def judge_all(
         yield from pool.imap(one, seeds, chunksize=4)
 
 
-def judge_seed(seed: int, *, shrinks: bool = False, plain: Sequence[str] = ()) -> Judged:
+def judge_seed(seed: int, *, shrinks: bool = False, plain: Sequence[str] = (), in_16_bit: int = 1) -> Judged:
     """The layout of a seed.
 
     shrinks: whether the smallest one is looked for, of a layout that is not right. plain: dimensions that are made so.
+    in_16_bit: one in so many seeds is judged in 16 bit, too.
     """
     layout = settle(draw(seed) | {name: _PLAIN[name] for name in plain})
-    return judge_layout(layout, shrinks=shrinks)
+    return judge_layout(layout, shrinks=shrinks, sixteen_bits=seed % in_16_bit == 0)
 
 
-def judge_layout(layout: Layout, *, shrinks: bool = False) -> Judged:
+def judge_layout(layout: Layout, *, shrinks: bool = False, sixteen_bits: bool = True) -> Judged:
     """As `judge_seed`, of a layout that is given."""
-    verdict = _judge(layout)
+    verdict = _judge(layout, sixteen_bits=sixteen_bits)
     failed = verdict.kind in (WRONG, CRASHED, REFUSED)
     return Judged(layout, verdict, _shrunk(layout, verdict) if shrinks and failed else None)
 
 
-def _judge(layout: Layout) -> Verdict:
+def _judge(layout: Layout, *, sixteen_bits: bool = True) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="layout-") as folder:
-        return judge(layout, Path(folder) / "of")
+        return judge(layout, Path(folder) / "of", sixteen_bits=sixteen_bits)
 
 
 def _shrunk(layout: Layout, verdict: Verdict) -> Layout:

@@ -189,7 +189,7 @@ class Broken:
     """A model whose outputs are not finite for one token."""
 
     path, width, tokens_at_once, n_types, max_tokens, vocabulary = Path("broken"), 2, None, 1, 9, 8
-    task = "sequence-classification"
+    task, pads = "sequence-classification", False
     encode = encoding.encode
 
     def run(self, batches: Any, threads: int | None = None) -> Any:
@@ -210,6 +210,10 @@ def test_batches() -> None:
     assert batches_of(lengths, 4, 6) == [[1], [5], [0, 2], [4], [3]]
     assert batches_of(lengths, 4, 1) == [[1], [5], [0], [2], [4], [3]]
     assert batches_of([], 4, None) == []
+    lengths = [40, 39, 20, 10, 9, 8, 8, 8, 5, 4]
+    assert batches_of(lengths, 8, None, pads=True) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert batches_of([9, 8, 8, 7, 7, 7], 5, None, pads=True) == [[0, 1, 2, 3, 4], [5]]
+    assert batches_of(lengths, 2, None, pads=True) == batches_of(lengths, 2, None)
 
 
 def test_a_model_on_the_generic_path_is_its_own(models: dict[str, Model]) -> None:

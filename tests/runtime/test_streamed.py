@@ -141,7 +141,7 @@ def test_encoder_gives_the_same_bits(tiny_model: Callable[..., Path], family: st
     assert np.array_equal(before, generic.encode(ENCODER_TEXTS))
     assert np.array_equal(after, generic.changed(changes).encode(ENCODER_TEXTS))
     assert not np.allclose(before, after, atol=1e-3)
-    for name in ("task", "max_tokens", "vocabulary", "n_types", "width", "special_ids", "tokens_at_once"):
+    for name in ("task", "max_tokens", "vocabulary", "n_types", "width", "special_ids", "tokens_at_once", "pads"):
         assert getattr(streams, name) == getattr(generic, name)
 
 

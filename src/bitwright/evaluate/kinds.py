@@ -36,7 +36,8 @@ OUTPUTS: dict[str, OutputSort] = {
 
 MAX_PAIRS = 50_000  # pairs of texts compared; more would cost time and hardly narrow the interval
 _QUERIES_AT_ONCE = 64
-_MAX_MATRIX = 4096  # texts whose similarities to each other, all of them, are 128 MB
+_MAX_MATRIX = 4096  # texts: beyond, the similarities of all to all cost more than they save
+_BLOCK = 128  # texts whose similarities to all are in memory at a time
 
 
 class Kind(Protocol):
@@ -304,8 +305,12 @@ def pair_cosines(outputs: Outputs, pairs_P2: IntArray) -> FloatArray:
     """Cosine of each pair of embeddings; NaN where one is zero or not finite."""
     rows = metrics.unit_rows(matrix(outputs))
     n, dim = rows.shape
-    if n <= _MAX_MATRIX:  # one product is faster than gathering the rows of every pair
-        result: FloatArray = (rows @ rows.T)[pairs_P2[:, 0], pairs_P2[:, 1]]
+    if n <= _MAX_MATRIX:  # products of whole blocks are faster than gathering the rows of every pair
+        result: FloatArray = np.empty(len(pairs_P2))
+        for start in range(0, n, _BLOCK):
+            here = np.flatnonzero((pairs_P2[:, 0] >= start) & (pairs_P2[:, 0] < start + _BLOCK))
+            block = rows[start : start + _BLOCK] @ rows.T
+            result[here] = block[pairs_P2[here, 0] - start, pairs_P2[here, 1]]
         return result
     step = max(1, (1 << 22) // dim)
     pieces = [pairs_P2[start : start + step] for start in range(0, len(pairs_P2), step)]

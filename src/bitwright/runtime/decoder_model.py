@@ -49,7 +49,7 @@ class DecoderModel(OnEngine):
     """
 
     task: TaskName = "text-generation"
-    n_types, width, folded, tokens_at_once = 1, None, 0, None
+    n_types, width, folded, tokens_at_once, pads = 1, None, 0, None, False
 
     def __init__(
         self, directory: ModelDirectory, *, threads: int | None = None, trust_remote_code: bool = False,

@@ -30,6 +30,10 @@ from bitwright.runtime.keywords import chosen_track, refuse_device, refuse_other
 if TYPE_CHECKING:
     from bitwright.runtime.model import Model
 
+# Of a padded batch: the least share of the longest sequence that another one has, once there are a few. 32 texts of 9
+# to 256 tokens then take 3.5 times fewer tokens.
+_LEAST_FILLED, _FEWEST = 0.75, 4
+
 
 def encode(
     model: "Model", items: Items | str, *, prompt: str | None = None, prompt_name: str | None = None,
@@ -132,7 +136,7 @@ def _with_prompt(model: "Model", names: Sequence[str], options: dict[str, Any]) 
 
 def _run(model: "Model", tokens: Tokens, batch_size: int, threads: int | None, track: Track) -> list[np.ndarray]:
     """Run batches, and return an output for each item in the order of the items."""
-    batches = batches_of([len(ids) for ids in tokens.ids], batch_size, model.tokens_at_once)
+    batches = batches_of([len(ids) for ids in tokens.ids], batch_size, model.tokens_at_once, pads=model.pads)
     rows: list[np.ndarray] = [np.empty(0, np.float32)] * len(tokens.ids)
     made = model.run([tokens.of(chosen) for chosen in batches], threads)
     for chosen, found in zip(track(batches), _named(made, model, tokens), strict=True):
@@ -243,11 +247,14 @@ def _length_of(model: "Model", prompt: str) -> int:
     return len(ids) - (ids[-1] in model.special_ids) if ids else 0
 
 
-def batches_of(lengths: Sequence[int], batch_size: int, tokens_at_once: int | None) -> list[list[int]]:
+def batches_of(
+    lengths: Sequence[int], batch_size: int, tokens_at_once: int | None, *, pads: bool = False
+) -> list[list[int]]:
     """Indices of sequences with these lengths in tokens, longest first, in batches of at most `batch_size`.
 
     tokens_at_once: if given, the sequences of a batch have one length, and no more tokens together; but one sequence at
-    least is in each.
+    least is in each. pads: whether sequences cost as much as the longest of their batch: those that are far shorter
+    then begin another one.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches, begin = [], 0
@@ -257,6 +264,9 @@ def batches_of(lengths: Sequence[int], batch_size: int, tokens_at_once: int | No
             length = lengths[order[begin]]
             end = min(end, begin + max(tokens_at_once // length, 1))
             end = next((i for i in range(begin, end) if lengths[order[i]] != length), end)
+        elif pads:
+            least = _LEAST_FILLED * lengths[order[begin]]
+            end = next((i for i in range(begin + _FEWEST, end) if lengths[order[i]] < least), end)
         batches.append(order[begin:end])
         begin = end
     return batches

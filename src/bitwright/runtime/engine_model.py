@@ -78,7 +78,7 @@ class EngineModel(OnEngine):
         self.width = width if program.output.per == "sequence" else None
         if self.task == "embedding":
             self.width = width_of(self.sentences, width // len(modes) if modes else width)
-        self.tokens_at_once = None  # sequences are never padded
+        self.tokens_at_once, self.pads = None, False
         self._tokenizer = open_tokenizer(directory, lowers=self.sentences.lower_case)
         directory.forget_tensors()  # they are packed
         self._trusted = trust_remote_code

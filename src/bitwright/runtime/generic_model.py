@@ -118,6 +118,11 @@ class GenericModel:
         return self
 
     @property
+    def pads(self) -> bool:
+        """They are, where they differ."""
+        return True
+
+    @property
     def folded(self) -> int:
         """None: every linear runs."""
         return 0

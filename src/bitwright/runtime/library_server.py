@@ -79,6 +79,7 @@ def _serve(idle_seconds: float) -> None:
 
     with contextlib.suppress(ImportError):
         import sentence_transformers  # noqa: F401
+    _warm_up()
     while select.select([0], [], [], idle_seconds)[0]:
         try:
             request, _ = receive(0)
@@ -92,6 +93,15 @@ def _serve(idle_seconds: float) -> None:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
             send(answers, {"died": status})
+
+
+def _warm_up() -> None:
+    """Do now what transformers does when it loads its first model, or every child would do it anew (0.2 s)."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from transformers import AutoModel, AutoTokenizer  # noqa: F401
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("bert")  # compiles the patterns of all families
 
 
 def _end_with_parent() -> None:

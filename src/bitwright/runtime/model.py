@@ -69,6 +69,10 @@ class Model(Protocol):
         """A batch holds sequences of one length and no more tokens than these, but one sequence at least. None: any."""
 
     @property
+    def pads(self) -> bool:
+        """Whether the sequences of a batch are padded to the longest of them."""
+
+    @property
     def tokenizer(self) -> Any:
         """The transformers tokenizer; None where the directory's files build none."""
 

@@ -107,6 +107,11 @@ class StreamedModel:
         return 1 if self._generates or self.sentences.answers is not None else None
 
     @property
+    def pads(self) -> bool:
+        """They are, where they differ."""
+        return True
+
+    @property
     def folded(self) -> int:
         """None: every linear runs."""
         return 0
