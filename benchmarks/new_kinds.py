@@ -11,7 +11,8 @@ is the truth that the bound should hold for. `--foreign`: a folder of other peop
 .txt, .tsv, .jsonl or .csv files); what the default verdict promises is held against the loss on each of them.
 
 Models: MiniLM; its first three layers; classifiers of six and of two classes and a reranker on MiniLM's layers, with a
-head of random weights; DeBERTa and ModernBERT of random weights with MiniLM's tokenizer; and what `--models` names.
+head of random weights; DeBERTa, ModernBERT and ALBERT of random weights with MiniLM's tokenizer; and what `--models`
+names.
 
 A cell is a model with a recipe. Reported: the share of left-out kinds whose loss is inside the bound, how often a
 budget of twice the loss and of 1 % is called met, how often wrongly, and bound / loss.
@@ -137,6 +138,8 @@ def made_models(minilm: Path, folder: Path) -> Iterator[Path]:
     modern = transformers.ModernBertConfig(**size, pad_token_id=0, bos_token_id=101, eos_token_id=102, cls_token_id=101,
                                            sep_token_id=102)  # fmt: skip
     yield _written(transformers.ModernBertModel(modern), minilm, folder / "modernbert-random")
+    albert = transformers.AlbertConfig(**size, embedding_size=64, pad_token_id=0, bos_token_id=101, eos_token_id=102)
+    yield _written(transformers.AlbertModel(albert), minilm, folder / "albert-random")
 
 
 def _written(model: Any, tokenizer: Path, to: Path) -> Path:

@@ -80,10 +80,12 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session", autouse=True)
 def forked_checks() -> Iterator[None]:
     """The process in which a result is checked is a fork of the test's: a new interpreter imports for seconds. Tests
-    that are about that process ask for `new_interpreters`. The one that judges is new, and stays."""
+    that are about that process ask for `new_interpreters`. The one that judges is new, and stays.
+    Nor does anything wait for a quiet machine: another worker runs tests beside it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bitwright.runtime.library.IDLE_SECONDS", 3600)
         patch.setattr("bitwright.runtime.verify.subprocess", FORKING)
+        patch.setattr("bitwright.runtime.bench_load.RETRY_S", 0.5)
         yield
 
 

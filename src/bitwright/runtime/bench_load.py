@@ -7,13 +7,14 @@ round counts only if the cores were this benchmark's own, and a busy machine get
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 
 from bitwright.record import Shape
 from bitwright.runtime.bench_summary import Block
 
+RETRY_S = 20.0
 _SAMPLE_S = 0.25
 
 
@@ -27,7 +28,7 @@ class LoadLimit:
 
     cores: float = 0.15
     rounds: int = 3
-    retry_s: float = 20.0
+    retry_s: float = field(default_factory=lambda: RETRY_S)
 
 
 def quiet_rounds(blocks: Iterable[Block], limit: LoadLimit | None) -> dict[Shape, list[int]]:
