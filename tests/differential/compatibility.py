@@ -21,6 +21,7 @@ SECTIONS = {
     "items": "Tasks and families", "config": "config.json", "weights": "Weight files", "tokenizer": "Tokenizers",
     "sentence": "Files of sentence-transformers", "cross": "Files of CrossEncoder",
 }  # fmt: skip
+_WEIGHTLESS = ("tokenizer", "sentence", "cross")  # dimensions that say nothing of weights: results in 16 bit add nothing
 # What a dimension needs beside it to apply, the first that does.
 _BASES: tuple[Layout, ...] = (
     {},
@@ -63,7 +64,9 @@ def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="layout-") as folder:
         for name, choice, layout in layouts:
             key = repr(sorted(layout.items()))
-            verdict = judged[key] if key in judged else judged.setdefault(key, judge(layout, Path(folder) / "of"))
+            if key not in judged:
+                judged[key] = judge(layout, Path(folder) / "of", sixteen_bits=not name.startswith(_WEIGHTLESS))
+            verdict = judged[key]
             said = f"refused: {reason_of(verdict.reason)}" if verdict.kind == REFUSED else verdict.kind
             if verdict.kind not in (RIGHT, REFUSED):
                 said = "the library itself does not load it" if verdict.stage == "library" else verdict.reason
