@@ -29,7 +29,8 @@ def kernels_of(model: Any) -> dict[str, int]:
     found: Counter[str] = Counter()
     for module in model.modules():
         for holder in (getattr(module, "scheme", None), getattr(module, "quant_method", None)):
-            kernel = getattr(holder, "kernel", None) or getattr(holder, "fp8_linear", None)
+            inner = getattr(getattr(holder, "scheme", None), "linear_method", holder)  # AutoRound's is wrapped twice
+            kernel = getattr(inner, "kernel", None) or getattr(holder, "fp8_linear", None)
             if kernel is not None:
                 found[type(kernel).__name__] += 1
             elif type(holder).__name__.startswith("Bitwright"):

@@ -55,7 +55,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def _named(kernels: dict[str, int]) -> str:
-    return ", ".join(f"`{name}` ({number})" for name, number in sorted(kernels.items()))
+    return ", ".join(f"`{name}` ({number})" for name, number in sorted(kernels.items())) or "refused"
 
 
 def with_table(page: str, rows: Iterable[Row]) -> str:

@@ -21,7 +21,7 @@ SECTIONS = {
     "items": "Tasks and families", "config": "config.json", "weights": "Weight files", "tokenizer": "Tokenizers",
     "sentence": "Files of sentence-transformers", "cross": "Files of CrossEncoder",
 }  # fmt: skip
-_WEIGHTLESS = ("tokenizer", "sentence", "cross")  # dimensions that say nothing of weights: results in 16 bit add nothing
+_WEIGHTLESS = ("tokenizer", "sentence", "cross")  # dimensions that say nothing of weights: 16 bit adds nothing
 # What a dimension needs beside it to apply, the first that does.
 _BASES: tuple[Layout, ...] = (
     {},

@@ -65,8 +65,8 @@ def test_a_scheme_that_nobody_has_is_named(worker: Ask, float_model: Path, tmp_p
 
 
 def test_a_checkpoint_that_vllm_itself_refuses_is_named(worker: Ask, float_model: Path, tmp_path: Path) -> None:
-    """GPTQ with zero points never gets as far as a kernel."""
-    row = Checkpoint({"scheme": "w4a16_g32_asym"}, {}, "gptq")
+    """GPTQ in 8 bits with zero points never gets as far as a kernel."""
+    row = Checkpoint({"scheme": "w8a16_g32_asym"}, {}, "gptq")
     write_checkpoint(float_model, tmp_path / "gptq", row)
     with pytest.raises(TargetError, match="sym=False"):
         worker(OURS, "open_model", path=str(tmp_path / "gptq"), dtype="bfloat16")

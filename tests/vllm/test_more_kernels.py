@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bitwright.kernels.dispatch import active_isa
 from tests.vllm.engines import LINEARS, OURS, Checkpoint, write_checkpoint
 from tests.vllm.test_linears import PROMPTS, Ask, apart, logprobs_of_transformers
 
@@ -20,9 +21,11 @@ def test_small_floats_run_on_our_kernels(kind: str, float_model: Path, worker: A
 
     floats = write(float_model, tmp_path / kind, kind)
     opened = worker(OURS, "open_model", path=str(tmp_path / kind), dtype="bfloat16")
-    assert opened["kernels"] == {f"Bitwright{KERNELS[kind]}LinearKernel": LINEARS}
+    own = kind == "fp8" and active_isa() == "amx"  # vLLM's is used there, which rounds inputs, too
+    ours = f"Bitwright{KERNELS[kind]}LinearKernel"
+    assert opened["kernels"] == {"ChannelWiseTorchFP8ScaledMMLinearKernel" if own else ours: LINEARS}
     answer = worker(OURS, "generate", prompts=PROMPTS, tokens=2)
-    assert apart(answer["logprobs"], logprobs_of_transformers(floats)) < 0.05
+    assert apart(answer["logprobs"], logprobs_of_transformers(floats)) < (0.15 if own else 0.05)
 
 
 @pytest.mark.full

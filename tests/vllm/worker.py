@@ -38,6 +38,13 @@ def open_model(path: str, **settings: Any) -> dict[str, Any]:
     return {"version": vllm.__version__, "kernels": Held.llm.apply_model(kernels_of)[0]}
 
 
+def release() -> dict[str, Any]:
+    """vLLM's."""
+    import vllm
+
+    return {"release": vllm.__version__}
+
+
 def close_model() -> dict[str, Any]:
     """Forget it."""
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -132,7 +139,7 @@ def forget() -> dict[str, Any]:
 
 REQUESTS = {
     function.__name__: function
-    for function in (open_model, close_model, generate, register_without, another_plugin, forget)
+    for function in (open_model, close_model, release, generate, register_without, another_plugin, forget)
 }
 
 

@@ -149,7 +149,7 @@ def _layout(module: Module, said: Mapping[str, Any], where: str, less_one: bool)
 def _values(module: Module, layout: _Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """codes int8 (N, K), scale float32 (N, G), zero point int8 (N, G) or None."""
     codes_KN = unpack_words(module.ints("qweight"), layout.bits, layout.k, dim=0)
-    zero_GN = _zero_points(module.ints("qzeros"), layout)
+    zero_GN = zero_points(module.ints("qzeros"), layout.bits, layout.n, less_one=layout.less_one)
     scale_NG = np.ascontiguousarray(module.floats("scales").T)
     if layout.symmetric and zero_GN.any():
         raise module.fault("qzeros", f"holds zero points other than {1 << layout.bits - 1}, but the file says sym")
@@ -157,12 +157,11 @@ def _values(module: Module, layout: _Layout) -> tuple[np.ndarray, np.ndarray, np
     return np.ascontiguousarray(codes_KN.T), scale_NG, zero_NG
 
 
-def _zero_points(words: np.ndarray, layout: _Layout) -> np.ndarray:
-    """Zero points int8 (G, N), as codes are held: 0 is 2^(b−1) of a file."""
-    bits, n = layout.bits, layout.n
-    words = add_words(words, 1, bits) if layout.less_one and bits != 3 else words
+def zero_points(words: np.ndarray, bits: int, n: int, *, less_one: bool) -> np.ndarray:
+    """Zero points int8 (G, N), as codes are held: 0 is 2^(b−1) of a file. less_one: whether they are stored so."""
+    words = add_words(words, 1, bits) if less_one and bits != 3 else words
     zero: np.ndarray = unpack_words(words, bits, n)
-    if not layout.less_one or bits != 3:
+    if not less_one or bits != 3:
         return zero
     # GPTQModel adds to whole words, but where codes straddle words, to each code.
     return np.where(zero == 3, np.int8(-4), zero + np.int8(1))

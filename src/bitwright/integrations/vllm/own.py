@@ -16,6 +16,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from bitwright.checkpoints.linear_tensors import SUFFIXES, described, read_linear
 from bitwright.checkpoints.quantization_config import Group, parse_quantization_config
 from bitwright.integrations.vllm import tally
+from bitwright.integrations.vllm.collected import Collected
 from bitwright.integrations.vllm.grouped import GroupedLinear, GroupedWeight
 from bitwright.kernels.input_grid import rounded_by_groups
 from bitwright.kernels.linear import QuantLinear
@@ -92,28 +93,13 @@ class BitwrightLinearMethod(LinearMethodBase):  # type: ignore[misc]
         """Places for tensors of any shape."""
         if input_size_per_partition != input_size or sum(output_partition_sizes) != output_size:
             raise ValueError(f"{self._prefix}: quant_method 'bitwright' does not split a linear among processes")
-        self._found: dict[Any, dict[str, Tensor]] = {}
-        for suffix in SUFFIXES:
-            place = nn.Parameter(torch.empty(0), requires_grad=False)
-            place.weight_loader = self._loader(suffix)  # type: ignore[attr-defined]
-            layer.register_parameter(suffix, place)
-
-    def _loader(self, suffix: str) -> Callable[..., None]:
-        def load(place: nn.Parameter, tensor: Tensor, shard: Any = None) -> None:
-            self._found.setdefault(shard, {})[suffix] = tensor
-
-        return load
+        self._collected = Collected(layer, SUFFIXES)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Read each part, and pack it."""
-        for suffix in SUFFIXES:
-            layer.register_parameter(suffix, None)
-        order = {name: i for i, name in enumerate(("q", "k", "v"))}
-        shards = sorted(self._found, key=lambda shard: order.get(shard, shard) or 0)
         self._parts = []
-        for i, (shard, group) in enumerate(zip(shards, self._groups, strict=True)):
-            self._parts.append(_part(layer, i, self._read(self._found[shard], group)))
-        self._found.clear()
+        for i, (tensors, group) in enumerate(zip(self._collected.take(layer), self._groups, strict=True)):
+            self._parts.append(_part(layer, i, self._read(tensors, group)))
         tally.add(self)
 
     def _read(self, tensors: dict[str, Tensor], group: Group) -> QuantizedLinear:

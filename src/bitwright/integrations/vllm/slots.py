@@ -62,7 +62,7 @@ def fill(log: Logger) -> None:
         elif kind in _SLOTS:
             _append(found, kind)
             taken.append(kind)
-    for what, file in (("experts", "config"), ("quant_method bitwright", "own")):
+    for what, file in (("experts", "config"), ("quant_method bitwright", "own"), ("gptq and auto-round", "gptq")):
         try:
             _file(file).register()
             taken.append(what)
