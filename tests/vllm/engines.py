@@ -55,14 +55,17 @@ class Checkpoint(NamedTuple):
 
 
 def _as_auto_round(out: Path) -> None:
-    """A checkpoint of GPTQ as AutoRound writes it: zero points less one, and other words in config.json."""
+    """A checkpoint of GPTQ as AutoRound writes it: other words in config.json, no g_idx, and zero points less one,
+    except in 3 bits."""
     said, tensors = _opened(out)
-    if said["checkpoint_format"] == "gptq_v2":
+    _decode(out)
+    three = said["bits"] == 3
+    if said["checkpoint_format"] == "gptq_v2" and not three:
         for name in [name for name in tensors if name.endswith("qzeros")]:
             tensors[name] = torch.from_numpy(add_words(tensors[name].numpy(), -1, said["bits"]))
     _save(out, {key: said[key] for key in ("bits", "group_size", "sym")} | {
-        "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "data_type": "int",
-        "block_name_to_quantize": "model.layers", "autoround_version": "0.9.0",
+        "quant_method": "auto-round", "packing_format": "auto_round" if three else "auto_round:auto_gptq",
+        "data_type": "int", "block_name_to_quantize": "model.layers", "autoround_version": "0.9.0",
     }, {name: tensor for name, tensor in tensors.items() if not name.endswith("g_idx")})  # fmt: skip
 
 
@@ -139,6 +142,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         {"scheme": "w4a16_g32"}, _GPTQ, "gptq", edit=_in_another_order, only_ours=True, calls=14
     ),
     "auto_round": Checkpoint({"scheme": "w4a16_g32"}, _GPTQ, "gptq", edit=_as_auto_round),
+    "auto_round_w3": Checkpoint({"scheme": "w3a16_g32_asym"}, _GPTQ, "gptq", edit=_as_auto_round, only_ours=True),
     "auto_round_asym": Checkpoint({"scheme": "w4a16_g32_asym"}, _GPTQ, "gptq", edit=_as_auto_round, only_ours=True),
     "awq": Checkpoint({"scheme": "w4a16_g32_asym"}, {_PACKED: LINEARS}, "awq"),
     "mixed": Checkpoint({"scheme": "w8a8", "rules": _MIXED}, {_INT8: 4, _PACKED: 2}),

@@ -66,8 +66,9 @@ def test_a_scheme_that_nobody_has_is_named(worker: Ask, float_model: Path, tmp_p
 
 def test_a_checkpoint_that_vllm_itself_refuses_is_named(worker: Ask, float_model: Path, tmp_path: Path) -> None:
     """GPTQ in 8 bits with zero points never gets as far as a kernel."""
-    row = Checkpoint({"scheme": "w8a16_g32_asym"}, {}, "gptq")
-    write_checkpoint(float_model, tmp_path / "gptq", row)
+    write_checkpoint(float_model, tmp_path / "gptq", Checkpoint({"scheme": "w4a16_g32_asym"}, {}, "gptq"))
+    config = tmp_path / "gptq" / "config.json"
+    config.write_text(config.read_text().replace('"bits": 4', '"bits": 8'))
     with pytest.raises(TargetError, match="sym=False"):
         worker(OURS, "open_model", path=str(tmp_path / "gptq"), dtype="bfloat16")
 

@@ -126,11 +126,15 @@ def another_plugin(takes: bool) -> dict[str, Any]:
 
 
 def forget() -> dict[str, Any]:
-    """Lists and environment as without plug-ins."""
+    """Lists, configs and environment as without plug-ins."""
     from vllm.model_executor.kernels import linear
+    from vllm.model_executor.layers import quantization
     from vllm.platforms import PlatformEnum
 
     os.environ.pop("VLLM_DISABLED_KERNELS", None)
+    quantization._CUSTOMIZED_METHOD_TO_QUANT_CONFIG.clear()
+    if "bitwright" in quantization.QUANTIZATION_METHODS:
+        quantization.QUANTIZATION_METHODS.remove("bitwright")
     for name, table in vars(linear).items():
         if name.startswith("_POSSIBLE_") and PlatformEnum.CPU in table:
             table[PlatformEnum.CPU][:] = [kernel for kernel in table[PlatformEnum.CPU] if "vllm.model" in str(kernel)]

@@ -16,7 +16,8 @@ from bitwright.errors import CheckpointError, brief
 from bitwright.files.directory import ModelDirectory
 
 METHODS = ("auto-round", "intel/auto-round", "inc")
-_LESS_ONE = {"auto_round:auto_gptq": True, "auto_round": False, "auto_round:gptqmodel": False}
+# How codes are packed as GPTQ packs them -> whether zero points are stored less one.
+LESS_ONE = {"auto_round:auto_gptq": True, "auto_round": False, "auto_round:gptqmodel": False}
 _AWQ = "auto_round:auto_awq"
 
 
@@ -30,8 +31,8 @@ def read_auto_round(directory: ModelDirectory) -> Checkpoint:
     assert directory.quantization is not None
     where, said = directory.quantization
     packing, extra = said.get("packing_format", "auto_round:auto_gptq"), said.get("extra_config") or {}
-    if packing not in (*_LESS_ONE, _AWQ):
-        known = ", ".join((*_LESS_ONE, _AWQ))
+    if packing not in (*LESS_ONE, _AWQ):
+        known = ", ".join((*LESS_ONE, _AWQ))
         raise CheckpointError(f"{where}: packing_format {brief(packing)}; this release reads {known}")
     if not isinstance(extra, dict) or not all(isinstance(own, dict) for own in extra.values()):
         raise CheckpointError(f"{where}: extra_config must map modules to settings, but is {brief(extra)}")
@@ -52,4 +53,4 @@ def read_auto_round(directory: ModelDirectory) -> Checkpoint:
 
     if packing == _AWQ:
         return read_interleaved(directory, settings)
-    return read_packed(directory, settings, less_one=_LESS_ONE[packing])
+    return read_packed(directory, settings, less_one=LESS_ONE[packing])

@@ -18,6 +18,7 @@ from vllm.model_executor.layers.quantization.utils.marlin_utils import (
 )
 from vllm.scalar_type import ScalarType
 
+from bitwright.checkpoints.auto_round import LESS_ONE
 from bitwright.checkpoints.gptq import SUFFIXES, zero_points
 from bitwright.integrations.vllm import tally
 from bitwright.integrations.vllm.collected import Collected
@@ -161,12 +162,20 @@ def _method(prefix: str, config: AutoGPTQConfig) -> LinearMethodBase:
 class BitwrightIncConfig(INCConfig):  # type: ignore[misc]
     """AutoRound's, likewise."""
 
+    SUPPORTED_FORMATS: ClassVar[set[str]] = INCConfig.SUPPORTED_FORMATS | LESS_ONE.keys()
+
+    def _validate_int_quantization(self) -> None:
+        if self.packing_format not in LESS_ONE:
+            super()._validate_int_quantization()
+
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
         """Ours for codes packed as GPTQ's in 2 to 4 bits, else vLLM's."""
-        if isinstance(layer, LinearBase):
+        packing = self.packing_format
+        if isinstance(layer, LinearBase) and packing in LESS_ONE:
             config = self.config_parser.resolve(layer, prefix)
-            if config.is_wna16_int and config.is_gptq and config.bits in _BITS:
-                return BitwrightGptqLinearMethod(Layout(config.bits, config.group_size, less_one=True), prefix)
+            if config.is_wna16_int and config.bits in _BITS:
+                layout = Layout(config.bits, config.group_size, less_one=LESS_ONE[packing])
+                return BitwrightGptqLinearMethod(layout, prefix)
         return super().get_quant_method(layer, prefix)
 
 
