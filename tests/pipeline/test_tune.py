@@ -70,7 +70,7 @@ def test_the_winner_is_what_is_quantized(tiny_model: Callable[..., Path], tmp_pa
     out = tmp_path / "out"
     result = quantize(tiny_model("bert"), out=out, recipe=STATIC, tune=Tune(5, max_bytes=1.1, max_work=1.1), **QUICK)
     study = study_of(result)
-    assert [trial.source for trial in study.trials[:3]] == ["plain recipe", "manual", "forest"]
+    assert [trial.source for trial in study.trials[:3]] == ["plain recipe", "manual", "tpe"]
     assert len(here) == len(study.trials) == 5
     best = min((trial for trial in study.trials if trial.feasible), key=lambda trial: trial.objective)
     assert best.chosen
@@ -202,7 +202,7 @@ def test_language_models_are_tuned_by_the_divergence_of_the_next_token(
     ("recipe", "tune", "message"),
     [
         ({}, Tune(2), "trials = 2: give at least 4"),
-        ({}, Tune(9, "annealing"), "sampler 'annealing' is unknown; known: forest"),
+        ({}, Tune(9, "annealing"), "sampler 'annealing' is unknown; known: tpe"),
         ({}, Tune(9, max_bytes=0.0), "max_bytes = 0: give a share of the plain recipe's"),
         ({"budget": {"goal": "smallest"}}, Tune(9), "goal: smallest chooses the bits"),
         ({"scheme": "w4a16", "method": "reproduce"}, Tune(9), "nothing is left to tune"),

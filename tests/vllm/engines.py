@@ -141,7 +141,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     "gptq_act_order": Checkpoint(
         {"scheme": "w4a16_g32"}, _GPTQ, "gptq", edit=_in_another_order, only_ours=True, calls=14
     ),
-    "auto_round": Checkpoint({"scheme": "w4a16_g32"}, _GPTQ, "gptq", edit=_as_auto_round),
+    "auto_round": Checkpoint({"scheme": "w4a16_g32"}, {_PACKED: LINEARS}, "gptq", edit=_as_auto_round),
     "auto_round_w3": Checkpoint({"scheme": "w3a16_g32_asym"}, _GPTQ, "gptq", edit=_as_auto_round, only_ours=True),
     "auto_round_asym": Checkpoint({"scheme": "w4a16_g32_asym"}, _GPTQ, "gptq", edit=_as_auto_round, only_ours=True),
     "awq": Checkpoint({"scheme": "w4a16_g32_asym"}, {_PACKED: LINEARS}, "awq"),

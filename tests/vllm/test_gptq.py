@@ -67,5 +67,7 @@ def test_what_is_refused() -> None:
         linear(torch.zeros(K), [None])
     with pytest.raises(ValueError, match="x: groups of 12 in K = 60; Bitwright's kernel takes multiples of 8"):
         linear(torch.arange(60) // 12, [None], 60, 12)
+    with pytest.raises(ValueError, match=r"x: inputs in torch\.float16; .* \(--dtype bfloat16\)"):
+        BitwrightGptqLinearMethod(Layout(4, 16, True), "x").create_weights(nn.Module(), 32, [8], 32, 8, torch.float16)
     with pytest.raises(ValueError, match="is not split among processes"):
         BitwrightGptqLinearMethod(Layout(4, 16, True), "x").create_weights(nn.Module(), 32, [8], 64, 8, torch.bfloat16)

@@ -24,7 +24,7 @@ from bitwright.cli.terminal import Column, out, share, table
 from bitwright.families.tasks import TaskName
 from bitwright.record import Tuning
 
-SAMPLER_NAMES = ("forest", "smac", "tpe", "gp", "random")  # a copy of search.tuning.samplers.SAMPLERS
+SAMPLER_NAMES = ("tpe", "gp", "forest", "smac", "random")  # a copy of search.tuning.samplers.SAMPLERS
 
 
 @click.command("tune", cls=Command)
@@ -38,7 +38,7 @@ SAMPLER_NAMES = ("forest", "smac", "tpe", "gp", "random")  # a copy of search.tu
     help="Try at most this many configurations.",
 )  # fmt: skip
 @click.option(
-    "--sampler", type=Choice(SAMPLER_NAMES), default="forest", show_default=True, metavar="NAME",
+    "--sampler", type=Choice(SAMPLER_NAMES), default=SAMPLER_NAMES[0], show_default=True, metavar="NAME",
     help=f"Choose the next configuration by this method: {', '.join(SAMPLER_NAMES)}.",
 )  # fmt: skip
 @click.option(

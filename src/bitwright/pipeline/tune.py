@@ -55,7 +55,7 @@ class Tune:
     """
 
     trials: int = DEFAULT_TRIALS
-    sampler: str = "forest"
+    sampler: str = "tpe"
     max_bytes: float = SLACK
     max_work: float = SLACK
     workers: int | None = None

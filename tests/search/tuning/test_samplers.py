@@ -50,7 +50,7 @@ def test_proposals(sampler: str, seen: int) -> None:
     for config in first.configs:
         assert allowed(config)
         assert config == completed(SPACE, config)
-    assert (first.improvement is not None) == (sampler == "forest" and seen >= 8)
+    assert (first.improvement is not None) == (sampler == "forest" and seen >= 4)
 
 
 @pytest.mark.parametrize("sampler", ["forest", "tpe", "random"])

@@ -22,6 +22,7 @@ from bitwright.checkpoints.auto_round import LESS_ONE
 from bitwright.checkpoints.gptq import SUFFIXES, zero_points
 from bitwright.integrations.vllm import tally
 from bitwright.integrations.vllm.collected import Collected
+from bitwright.integrations.vllm.constants import keep
 from bitwright.integrations.vllm.grouped import GroupedLinear, GroupedWeight
 from bitwright.kernels import layouts
 from bitwright.numerics.bits import unpack_words
@@ -50,8 +51,13 @@ class BitwrightGptqLinearMethod(LinearMethodBase):  # type: ignore[misc]
         """Places for the tensors.
 
         Raises:
-            ValueError: a group that our kernel does not take, or one of several processes.
+            ValueError: a group or inputs that our kernel does not take, or one of several processes.
         """
+        if params_dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(
+                f"{self._prefix}: inputs in {params_dtype}; Bitwright's kernel takes bfloat16 and float32 (--dtype "
+                "bfloat16), and vLLM has none for this checkpoint"
+            )
         if input_size_per_partition != input_size or sum(output_partition_sizes) != output_size:
             raise ValueError(f"{self._prefix}: GPTQ with {self._layout} is not split among processes")
         self._k = input_size
@@ -68,10 +74,11 @@ class BitwrightGptqLinearMethod(LinearMethodBase):  # type: ignore[misc]
         weights, orders = zip(*map(self._read, self._collected.take(layer)), strict=True)
         if all(order is None for order in orders):
             weights, orders = (_joined(weights),), (None,)
-        self._parts = [
-            (order, GroupedLinear(layer, weight, prefix=f"{i}_" * (len(weights) > 1)))
-            for i, (weight, order) in enumerate(zip(weights, orders, strict=True))
-        ]
+        self._parts = []
+        for i, (weight, order) in enumerate(zip(weights, orders, strict=True)):
+            prefix = f"{i}_" * (len(weights) > 1)
+            keep(layer, f"{prefix}order", order)
+            self._parts.append((f"bitwright_{prefix}order", GroupedLinear(layer, weight, prefix=prefix)))
         tally.add(self)
 
     def _read(self, tensors: dict[str, Tensor]) -> tuple[GroupedWeight, Tensor | None]:
@@ -90,10 +97,14 @@ class BitwrightGptqLinearMethod(LinearMethodBase):  # type: ignore[misc]
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., K) -> (..., N)."""
-        if len(self._parts) == 1:
-            order, linear = self._parts[0]
-            return linear(layer, x if order is None else x[..., order], bias)
-        parts = [linear(layer, x if order is None else x[..., order], None) for order, linear in self._parts]
+        whole = len(self._parts) == 1
+        parts = []
+        for name, linear in self._parts:
+            order = getattr(layer, name)
+            ordered = x if order is None else x.index_select(-1, order)
+            parts.append(linear(layer, ordered, bias if whole else None))
+        if whole:
+            return parts[0]
         y = torch.cat(parts, dim=-1)
         return y if bias is None else y + bias
 
@@ -148,10 +159,15 @@ class BitwrightGptqConfig(AutoGPTQConfig):  # type: ignore[misc]
         return get_linear_quant_method(self, layer, prefix, partial(_method, prefix))
 
 
+def _vllm_has_it(bits: int, group: object, *, symmetric: bool) -> bool:
+    """Whether vLLM's own method takes such codes on a CPU, or says itself that it does not."""
+    return bits not in _BITS or (bits == 4 and symmetric and group in MARLIN_SUPPORTED_GROUP_SIZES)
+
+
 def _method(prefix: str, config: AutoGPTQConfig) -> LinearMethodBase:
     """Of a linear, with the settings that hold for it."""
-    plain = config.is_sym and not config.desc_act and config.group_size in MARLIN_SUPPORTED_GROUP_SIZES
-    if config.weight_bits not in _BITS or (config.weight_bits == 4 and plain):
+    plain = _vllm_has_it(config.weight_bits, config.group_size, symmetric=config.is_sym)
+    if plain and not (config.desc_act and config.weight_bits in _BITS):
         method = AutoGPTQLinearMethod(config)
         method.input_dtype = get_marlin_input_dtype(prefix)
         return method
@@ -169,11 +185,13 @@ class BitwrightIncConfig(INCConfig):  # type: ignore[misc]
             super()._validate_int_quantization()
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
-        """Ours for codes packed as GPTQ's in 2 to 4 bits, else vLLM's."""
+        """vLLM's where it takes them, else ours for codes packed as GPTQ's."""
         packing = self.packing_format
         if isinstance(layer, LinearBase) and packing in LESS_ONE:
             config = self.config_parser.resolve(layer, prefix)
-            if config.is_wna16_int and config.bits in _BITS:
+            plain = _vllm_has_it(config.bits, config.group_size, symmetric=config.sym)
+            plain = plain and packing in INCConfig.SUPPORTED_FORMATS
+            if config.is_wna16_int and config.bits in _BITS and not plain:
                 layout = Layout(config.bits, config.group_size, less_one=LESS_ONE[packing])
                 return BitwrightGptqLinearMethod(layout, prefix)
         return super().get_quant_method(layer, prefix)

@@ -23,7 +23,6 @@ from bitwright.search.tuning.space import (
     Space,
     completed,
     draw,
-    draw_new,
     key_of,
     neighbours,
     vectors,
@@ -33,7 +32,6 @@ from bitwright.search.tuning.trials import Asked, Proposed, Seen
 TREES = 32
 _CANDIDATES = 600  # drawn at random, beside all neighbours of the best few
 _BEST = 3
-_EVERY_RANDOM = 5  # each so manieth configuration is drawn at random, so that no part of the space is never seen
 _MARGINALS = 128  # configurations over which a parameter's influence is averaged
 
 
@@ -44,13 +42,8 @@ def propose(asked: Asked) -> Proposed:
     rng = random.Random(f"{asked.seed}, {len(seen)}")
     found: list[Config] = []
     improvements: list[float] = []
-    for place in range(asked.n):
+    for _ in range(asked.n):
         tried = {key_of(one.config) for one in seen}
-        if (len(seen) + 1) % _EVERY_RANDOM == 0:
-            drawn = draw_new(space, 1, rng, tried, asked.allowed)
-            found += drawn
-            seen += [Seen(config, float(np.median([one.value for one in seen]))) for config in drawn]
-            continue
         candidates = _candidates(asked, seen, rng, tried)
         if not candidates:
             break
@@ -58,8 +51,7 @@ def propose(asked: Asked) -> Proposed:
         mean_C, spread_C = predicted(forest, vectors(space, candidates))
         gain_C = expected_improvement(mean_C, spread_C, min(one.value for one in seen))
         best = int(gain_C.argmax())
-        if place == 0 or not improvements:
-            improvements.append(float(gain_C[best]))
+        improvements.append(float(gain_C[best]))
         found.append(candidates[best])
         seen.append(Seen(candidates[best], float(mean_C[best])))
     return Proposed(tuple(found), improvements[0] if improvements else None)

@@ -20,7 +20,7 @@ from bitwright.search.tuning import forest
 from bitwright.search.tuning.space import Config, Parameter, Space, completed, draw_new, key_of
 from bitwright.search.tuning.trials import Asked, Propose, Proposed, Seen
 
-_STARTUP = 8  # configurations at random before a model of the objective is made
+_STARTUP = 4  # configurations at random before a model of the objective is made
 _PATIENCE = 20  # configurations seen before, in a row, that end the search for a new one
 
 
@@ -82,10 +82,10 @@ def by_smac(asked: Asked) -> Proposed:
 
 
 SAMPLERS: dict[str, Propose] = {
-    "forest": partial(after_random, forest.propose),
-    "smac": partial(after_random, by_smac),
     "tpe": partial(after_random, partial(by_optuna, "tpe")),
     "gp": partial(after_random, partial(by_optuna, "gp")),
+    "forest": partial(after_random, forest.propose),
+    "smac": partial(after_random, by_smac),
     "random": random_search,
 }
 
