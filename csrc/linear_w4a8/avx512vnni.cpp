@@ -11,65 +11,16 @@
 // A tile unpacks the weight for itself, into registers. To do it once for all rows, into a panel that stays in L2, was
 // measured as no faster at 512 rows and slower below (Zen 5): unpacking takes ports that vpdpbusd leaves idle, and
 // packed weights are half the loads from L2.
-#include <immintrin.h>
-
-#include "contract.h"
-#include "linear/output_avx512.h"
+#include "avx512.h"
 #include "sizes.h"
-#include "words.h"
 
 namespace {
 
-constexpr size_t kLanes = 16;               // columns of a block
 constexpr size_t kMemoryRows = 3;           // up to here memory is slower
 constexpr int kFewRows = 8;                 // of one tile
 constexpr size_t kTileRows = 6;             // of one tile among several
 constexpr size_t kChunkBytes = 384 * 1024;  // of codes, which stay in L2 while all the weights pass by
 constexpr size_t kAhead = 4096;             // bytes of a block's weights that are fetched before they are used
-
-// As linear/output_avx512.h takes it.
-struct W4A8 {
-    using Problem = LinearW4A8;
-    using Sum = float;
-
-    template <int C, Output output>
-    struct Values {
-        __m512 bias[C];
-
-        ALWAYS_INLINE Values(const LinearW4A8& p, size_t, size_t n, size_t) {
-            unroll<C>([&](auto c) INLINED { bias[c.value] = _mm512_load_ps(p.bias + n + c.value * kLanes); });
-        }
-
-        template <int c>
-        ALWAYS_INLINE __m512 of(const float* tile, size_t, Index<c>) const {
-            return _mm512_add_ps(_mm512_load_ps(tile), bias[c]);
-        }
-    };
-};
-
-// Runs of a word. Not intrinsics: GCC 12 would keep what it loaded for one field of a vector in registers until the
-// next.
-struct Block {
-    template <int by>
-    ALWAYS_INLINE static __m512i shifted(const uint8_t* at) {
-        __m512i bytes;
-        __asm__("vpsrlw %2, %1, %0" : "=v"(bytes) : "m"(*(const __m512i*)at), "i"(by));
-        return bytes;
-    }
-    template <int shift, int width>
-    ALWAYS_INLINE static __m512i field(const uint8_t* at) {
-        const __m512i mask = _mm512_set1_epi8((1 << width) - 1);
-        if constexpr (shift) return _mm512_and_si512(shifted<shift>(at), mask);
-        __m512i bytes;
-        __asm__("vpandd %2, %1, %0" : "=v"(bytes) : "v"(mask), "m"(*(const __m512i*)at));
-        return bytes;
-    }
-    template <int from, int to>
-    ALWAYS_INLINE static __m512i with_bit(__m512i field, const uint8_t* at) {
-        const __m512i bit = _mm512_set1_epi8(1 << to);
-        return _mm512_ternarylogic_epi32(field, shifted<from - to>(at), bit, 0xf8);  // the first, or both others
-    }
-};
 
 // What is taken off codes: their middle; zero points, or nothing where there may be minima; or 128, off the levels that
 // they index, which are held so much above what they are.
@@ -109,12 +60,8 @@ struct Words {
     }
     ALWAYS_INLINE void next() { codes += W::bytes, ahead += C * W::bytes; }
 
-    // Of its scales, or its minima.
     ALWAYS_INLINE __m512 of_group(const void* values, int c) const {
-        const size_t from = at + c * block_groups;
-        if (!w.bf16_scale) return _mm512_load_ps((const float*)values + from);
-        const __m256i words = _mm256_load_si256((const __m256i*)((const uint16_t*)values + from));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+        return ::of_group(w, values, at + c * block_groups);
     }
     // -zero in the lower half of each lane; a group's sum, which it is multiplied by, fits into 16 bits.
     ALWAYS_INLINE __m512i minus_zero(int c) const {
@@ -138,12 +85,6 @@ ALWAYS_INLINE __m512i broadcast(const int8_t* codes) {
 ALWAYS_INLINE __m512i multiply_add(__m512i sum, __m512i w, __m512i a) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));
     return sum;
-}
-
-template <int C, Epilogue epilogue>
-void write_rows(const LinearW4A8& p, const float* y, size_t rows, size_t m, size_t n) {
-    const Writer<W4A8, C, epilogue> writer(p, m, n, p.n);
-    for (size_t r = 0; r < rows; ++r) writer.write(r, y + r * C * kLanes);
 }
 
 // What the minima of a group add to y, of R rows.

@@ -28,8 +28,8 @@
 //            Any code where padded
 //   levels   [16] s8, any alignment, or null. If they are given, bits = 4, and there are neither zero points nor minima
 //   scale_n  [N16 / 16, G / per, 16] f32, or bf16 if that is set; finite, 64-byte aligned
-//   zero_n   likewise, u8, 16-byte aligned, or null: every zero point is 2^(bits - 1), that of symmetric codes, or 0
-//            if there are minima. Codes of 1 bit have neither
+//   zero_n   likewise, u8, 128 at most, 16-byte aligned, or null: every zero point is 2^(bits - 1), that of symmetric
+//            codes, or 0 if there are minima. Codes of 1 bit have neither
 //   minimum_n
 //            like scale_n, and of its type, or null; null if there are zero points. Any value where these are padded
 //   group    K values with one scale_m: a multiple of V that divides K, 128 at most
@@ -73,4 +73,5 @@ struct LinearW4A8 {
 
 using LinearW4A8Fn = void(const LinearW4A8*, size_t row_begin, size_t row_end, size_t block_begin, size_t block_end);
 
-extern "C" LinearW4A8Fn linear_w4a8_scalar, linear_w4a8_avx2, linear_w4a8_avxvnni, linear_w4a8_avx512vnni;
+extern "C" LinearW4A8Fn linear_w4a8_scalar, linear_w4a8_avx2, linear_w4a8_avxvnni, linear_w4a8_avx512vnni,
+    linear_w4a8_amx;

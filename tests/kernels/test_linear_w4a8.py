@@ -168,7 +168,7 @@ def test_largest_codes_do_not_overflow(linear_w4a8_variant: str, symmetric: bool
     """128 products of 127 and the largest code, of either sign, and with the largest zero point."""
     p = Problem.of(4, 16, 256, 128, bits=bits, symmetric=symmetric)
     if p.zero_NG is not None:
-        p.zero_NG[::2] = 255
+        p.zero_NG[::2] = 128
     p.codes_MK[:] = torch.tensor([[127], [-127], [127], [0]], dtype=torch.int8)
     p.codes_MK[2, ::2] = -127
     p.sum_MG[:] = p.codes_MK.int().view(4, 2, 128).sum(dim=2)
